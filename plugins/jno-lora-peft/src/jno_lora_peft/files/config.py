@@ -10,8 +10,7 @@ from jno.lora.extending import bullets, warn
 
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from ..types import TYPES, Setting, Type
-from ._checks import malformed
-from .refusals import KNOWN, refused_settings, refused_type
+from .refusals import KNOWN, malformed, refused_settings, refused_type
 
 
 @dataclasses.dataclass(frozen=True)

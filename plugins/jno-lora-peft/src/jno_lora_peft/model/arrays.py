@@ -1,7 +1,12 @@
-"""New arrays for a model: trained biases, rows of embeddings, and whole modules."""
+"""New arrays for a model: trained biases, rows of embeddings, and whole modules.
 
+The arrays are known by identity, so that `save_peft` writes them again: a model cannot tell which
+of its arrays are pretrained. Training a loaded array makes a new array, which is not known.
+"""
+
+import weakref
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,9 +19,19 @@ from jno.lora.extending import path_str, sharded_like, show_array, show_path
 
 from .._names import show_index
 from .layouts import Shape, is_transposed
-from .loaded import Source, remember
 
 M = TypeVar("M")
+
+
+class Source(NamedTuple):
+    """The tensors and settings that a file of this type had in place of the array."""
+
+    type: str
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+_by_id: dict[int, tuple["weakref.ref[jax.Array]", Source | None]] = {}
 
 
 class NewArrays:
@@ -124,7 +139,8 @@ class NewArrays:
 
     def _put(self, key: str, old: Any, new: jax.Array, source: Source | None = None) -> None:
         self._new[key], self._old[key] = new, old
-        remember(new, source)
+        identity = id(new)
+        _by_id[identity] = weakref.ref(new, lambda _: _by_id.pop(identity, None)), source
 
     def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
         """The path of an array of `layer`, and the array. A property is not an array to replace."""
@@ -150,3 +166,14 @@ def _kind(array: Any) -> type:
     """The kind of the numbers. A cast within one kind only rounds."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
     return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)
+
+
+def is_loaded(array: object) -> bool:
+    """Whether `load_peft` read this array."""
+    reference, _ = _by_id.get(id(array), (None, None))
+    return reference is not None and reference() is array
+
+
+def source_of(array: object) -> Source | None:
+    """The source of this array; `None` if the file had the array, or if it was not loaded."""
+    return _by_id[id(array)][1] if is_loaded(array) else None

@@ -14,8 +14,8 @@ from jno.lora.extending import modules_by_path, path_str, show_path
 
 from .._errors import MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, is_embedding, module_name, peft_name, show_index
+from ..model.arrays import is_loaded, source_of
 from ..model.layouts import is_transposed, layout_of
-from ..model.loaded import is_loaded, source_of
 from ..model.ties import Ties
 from ..model.untied import Untied, is_array, is_table
 from ._wrappers import values_for_peft

@@ -12,8 +12,8 @@ from jno_lora_zoo import Method
 
 from .._errors import MisfitError
 from .._names import show_index
+from ..model.arrays import is_loaded
 from ..model.layouts import Shape, layout_of
-from ..model.loaded import is_loaded
 from ..types import METHODS, TYPE_OF, Adapter, Written, widened
 
 Arrays = dict[str, np.ndarray]

@@ -6,14 +6,15 @@ folder of the tests, adds it to docs/peft.md.
 """
 
 from ._conversion import (
+    METHODS as METHODS,
     Adapter as Adapter,
     Converted as Converted,
     Module as Module,
     Written as Written,
+    alpha_for as alpha_for,
     floating as floating,
     widened as widened,
 )
-from ._methods import METHODS as METHODS, alpha_for as alpha_for
 from ._starts import refused_start as refused_start
 from ._type import Modules as Modules, Setting as Setting, Type as Type
 from .adalora import ADALORA as ADALORA

@@ -1,18 +1,42 @@
 """One adapter in a file of PEFT and here: `Module` is converted, and an `Adapter` is written."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jno_lora_zoo import METHODS as _METHODS
+
 from .._errors import MisfitError
 from ..model.layouts import Layout, Shape
-from ._factors import Factors, factors
-from ._methods import METHODS, alpha_for
 
 Tensors = Mapping[str, np.ndarray]
+Factors = tuple[np.ndarray, np.ndarray]
+
+# The methods of the zoo, by variant.
+METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
+
+
+def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+    """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
+    alpha = scale / METHODS[variant].scale_for(rank, 1.0)
+    return float(given) if math.isclose(alpha, given) else alpha
+
+
+def factors(kernel: np.ndarray) -> Factors:
+    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, that may have any rank."""
+    matrix = kernel.reshape(len(kernel), -1)
+    outputs, inputs = matrix.shape
+    eye = np.eye(min(outputs, inputs), dtype=matrix.dtype)
+    return (matrix, eye) if outputs <= inputs else (eye, matrix)
+
+
+def tucker_kernel(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A kernel from its core and the factors of its outputs and inputs (a Tucker decomposition)."""
+    return np.einsum("ijkl,jr,ip->prkl", core, b, a)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +44,7 @@ class Converted:
     """The adapter of a module as an adapter here.
 
     - `variant`: of the method, `None` if only the bias changes; `state`: the method's arrays.
-    - `bias_shift`: the array to add to the layer's bias, if there is one.
-    - `shared`: arrays that it shares with the other adapters of the file, by the names here.
+    - `bias_shift`: added to the layer's bias; `shared`: arrays of all adapters of the file.
     """
 
     variant: str | None
@@ -32,7 +55,6 @@ class Converted:
     shared: Tensors = dataclasses.field(default_factory=dict)
 
     def with_arrays(self, **arrays: np.ndarray) -> "Converted":
-        """This adapter with further arrays, or with these in the place of its arrays."""
         return dataclasses.replace(self, state={**self.state, **arrays})
 
 
@@ -55,8 +77,8 @@ class Module:
     index: Shape
     layout: Layout
 
-    def check(self, shapes: Mapping[str, Shape], ignored: str = "") -> None:
-        """**Raises:** `MisfitError` unless its tensors have exactly these names and shapes."""
+    def take(self, shapes: Mapping[str, Shape], ignored: str = "") -> list[np.ndarray]:
+        """The tensors of these names. **Raises:** `MisfitError` if names or shapes differ."""
         tensors = self.tensors
         lines = [f"{name}: missing" for name in shapes if name not in tensors]
         lines += [
@@ -71,6 +93,7 @@ class Module:
         ]
         if lines:
             raise MisfitError(*lines)
+        return [tensors[name] for name in shapes]
 
     @property
     def W(self) -> np.ndarray:
@@ -96,8 +119,7 @@ class Module:
             raise MisfitError(
                 f"its rank {self.rank} is more than the ({outputs}, {inputs}) of its weight"
             )
-        self.check(dict(names.values()))
-        state = {field: self.tensors[name] for field, (name, _) in names.items()}
+        state = dict(zip(names, self.take(dict(names.values())), strict=True))
         return Converted(variant, self.rank, self.alpha if alpha is None else alpha, state)
 
     def low_rank(
@@ -135,8 +157,7 @@ class Adapter:
     """One adapter here, to be written: its arrays without the axes of a stack.
 
     - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
-    - `scale`: the factor of its update, if it is LoRA.
-    - `shared`: the arrays that it shares with other adapters, by field.
+    - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
     """
 
     path: str
@@ -159,7 +180,6 @@ class Adapter:
         alpha: float | None = None,
         shared: Tensors | None = None,
     ) -> "Written":
-        """The adapter with these tensors in PEFT, with the rank and alpha here if not given."""
         rank = self.rank if rank is None else rank
         alpha = self.alpha if alpha is None else alpha
         return Written(self, tensors, settings or {}, rank, alpha, shared or {})
@@ -167,11 +187,7 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """One adapter as PEFT has it.
-
-    - `settings`: beside the rank and alpha.
-    - `shared`: slices of the tensors that all modules share, as large as this module needs.
-    """
+    """One adapter as PEFT has it; `shared` are the module's slices of tensors of all modules."""
 
     adapter: Adapter
     tensors: Tensors
@@ -182,7 +198,6 @@ class Written:
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """The array in float32 at least."""
     return array.astype(np.promote_types(array.dtype, np.float32))
 
 

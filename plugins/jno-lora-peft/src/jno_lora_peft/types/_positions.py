@@ -1,11 +1,11 @@
 """Positions of entries in a weight, counted row by row: the zoo's digits, and Torch's draws."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .._errors import MisfitError
-from ..model.layouts import Layout
 from ._conversion import Adapter, Module, Written
 from ._torch_random import permuted
 
@@ -15,19 +15,18 @@ SEED = 777
 
 def to_digits(m: Module, flat: np.ndarray) -> np.ndarray:
     """Positions as the zoo has them: four digits each, lowest first."""
-    if flat.size and (flat.min() < 0 or flat.max() >= _size(m.layout)):
+    if flat.size and (flat.min() < 0 or flat.max() >= math.prod(m.layout.matrix)):
         raise MisfitError("its positions are not all within the weight")
     return ((flat[:, None] >> np.arange(0, 32, 8)) & 255).astype(np.uint8)
 
 
 def from_digits(digits: np.ndarray) -> np.ndarray:
-    """Positions as numbers."""
     return (np.rint(digits).astype(np.int64) << np.arange(0, 32, 8)).sum(1)
 
 
 def drawn(m: Module) -> np.ndarray:
     """The positions that PEFT draws for this layer, as digits."""
-    seed, size = m.settings.get("random_loc_seed", SEED), _size(m.layout)
+    seed, size = m.settings.get("random_loc_seed", SEED), math.prod(m.layout.matrix)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise MisfitError(f"random_loc_seed is {seed!r}, and its positions are not in the file")
     if size >= 2**32 // 20:
@@ -38,15 +37,10 @@ def drawn(m: Module) -> np.ndarray:
 def write_spectrum(adapter: Adapter, name: str, settings: dict[str, Any]) -> Written:
     """Coefficients of a transform, at the positions that the default seed gives."""
     values, flat = adapter.state["coefficients"], from_digits(adapter.state["positions"])
-    if not np.array_equal(flat, permuted(_size(adapter.layout), len(values), SEED)):
+    if not np.array_equal(flat, permuted(math.prod(adapter.layout.matrix), len(values), SEED)):
         raise MisfitError(
             "Torch draws PEFT's positions by a seed, and no file holds other positions. Only "
             f"positions of the seed {SEED}, which `load_peft` has read, can be written"
         )
-    settings = {**settings, "random_loc_seed": SEED}
-    return adapter.written({f"{name}_spectrum": values}, settings, rank=len(values))
-
-
-def _size(layout: Layout) -> int:
-    outputs, inputs = layout.matrix
-    return outputs * inputs
+    tensors, settings = {f"{name}_spectrum": values}, {**settings, "random_loc_seed": SEED}
+    return adapter.written(tensors, settings, rank=len(values))

@@ -1,10 +1,12 @@
-"""Matrices that all modules of a file share. Each module uses their first rows and columns."""
+"""Matrices and settings that all modules of a file share.
+
+Each module uses the first rows and columns of the matrices.
+"""
 
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Module, Tensors
-from ._factors import Factors
+from ._conversion import Factors, Module, Tensors
 from ._type import Modules
 
 
@@ -44,3 +46,17 @@ def joined(modules: Modules) -> Tensors:
         for x in slices:
             whole[name][tuple(map(slice, x.shape))] = x
     return whole
+
+
+def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:
+    """The size and the number of blocks, one of them 0. **Raises:** `MisfitError`."""
+    sizes = {written.rank for written in modules.values()}
+    counts = {written.adapter.layout.inputs // written.rank for written in modules.values()}
+    if len(sizes) == 1:
+        return {size_name: sizes.pop(), count_name: 0}
+    if len(counts) == 1:
+        return {size_name: 0, count_name: counts.pop()}
+    raise MisfitError(
+        f"PEFT has one size or one number of blocks for all layers, and these have the sizes "
+        f"{sorted(sizes)}"
+    )

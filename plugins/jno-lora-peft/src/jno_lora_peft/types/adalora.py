@@ -16,15 +16,15 @@ def _read(m: Module) -> Converted:
         names = {name: (name, shape) for name, shape in shapes.items()}
         adapter = dataclasses.replace(m, rank=left).as_method("adalora", names, scale * left)
         return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
-    m.check(shapes)
-    return m.low_rank((m.tensors["lora_E"] * m.tensors["lora_A"], m.tensors["lora_B"]), scale)
+    A, B, E = m.take(shapes)
+    return m.low_rank((E * A, B), scale)
 
 
 def _write(adapter: Adapter) -> Written:
     """PEFT divides by the rank and 1e-5."""
-    r, state = adapter.rank, adapter.state
-    tensors = {"lora_A": state["lora_A"], "lora_B": state["lora_B"]}
-    tensors["lora_E"] = state["lora_E"][:, None]
+    r = adapter.rank
+    tensors = {name: adapter.state[name] for name in ("lora_A", "lora_B")}
+    tensors["lora_E"] = adapter.state["lora_E"][:, None]
     schedule = {"target_r": r, "total_step": 1, "tinit": 0, "tfinal": 0}
     return adapter.written(tensors, schedule, alpha=adapter.alpha * (r + 1e-5) / r)
 

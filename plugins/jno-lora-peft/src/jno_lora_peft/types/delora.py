@@ -18,8 +18,8 @@ def _read(m: Module) -> Converted:
 def _write(adapter: Adapter) -> Written:
     state = adapter.state
     tensors = {"delora_A": state["lora_A"], "delora_B": state["lora_B"]}
-    strength = state["strength"].reshape(1)
-    return adapter.written({**tensors, "delora_lambda": strength, "delora_w_norm": state["norms"]})
+    tensors |= {"delora_lambda": state["strength"].reshape(1), "delora_w_norm": state["norms"]}
+    return adapter.written(tensors)
 
 
 DELORA = Type(

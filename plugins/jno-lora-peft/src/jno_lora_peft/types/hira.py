@@ -1,15 +1,12 @@
 """HiRA: the weight times `1 + B A`, number by number. PEFT has no scale."""
 
-from ._factors import factors
-from ._layers import CONVOLUTIONS
-from ._methods import METHODS
+from ._conversion import METHODS, factors
 from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
     table = m.layout.pair("hira", m.rank)
-    m.check(dict(table.values()))
-    A, B = (m.tensors[name].reshape(shape[0], -1) for name, shape in table.values())
+    A, B = (tensor.reshape(len(tensor), -1) for tensor in m.take(dict(table.values())))
     if m.rank > min(m.layout.matrix):
         A, B = factors((B @ A).astype(A.dtype))
     return Converted("hira", len(A), float(len(A)), {"lora_A": A, "lora_B": B})
@@ -34,7 +31,7 @@ HIRA = Type(
     tensors="hira_(?:embedding_)?[AB]",
     reader=_read,
     writer=_write,
-    layers=("linear", *CONVOLUTIONS, "embedding"),
+    layers=("linear", "conv1d", "conv2d", "conv3d", "embedding"),
     rank=Setting("r", 32),
     settings="hira_dropout runtime_offload_base_weight",
 )

@@ -9,8 +9,7 @@ from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
 
 def _read(m: Module) -> Converted:
     """An odd number of reflections gets one more, by a vector of zeros, which reflects nothing."""
-    m.check({"hra_u": (m.layout.matrix[1], m.rank)})
-    U, orthogonal = m.tensors["hra_u"], m.settings.get("apply_GS")
+    (U,), orthogonal = m.take({"hra_u": (m.layout.matrix[1], m.rank)}), m.settings.get("apply_GS")
     if m.rank % 2:
         if orthogonal:
             raise MisfitError(f"its rank {m.rank} is odd, and apply_GS is set")

@@ -13,7 +13,7 @@ def _read(m: Module) -> Converted:
     shapes = {"randlora_lambda": (r, n), "randlora_gamma": (n, smaller)}
     trained = {name: x for name, x in m.tensors.items() if name[-1] not in "AB"}
     if {name: x.shape for name, x in trained.items()} != shapes:
-        m.check(shapes)
+        m.take(shapes)
     A, B = shared_pair(m, "randlora")
     if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (r, 1) or B.shape[2] != r:
         raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {r}")
@@ -42,9 +42,8 @@ def _write(adapter: Adapter) -> Written:
         "randlora_A": state["basis_A"][:, None],
         "randlora_B": state["basis_B"].reshape(len(state["basis_B"]), -1, r),
     }
-    return adapter.written(
-        tensors, {"save_projection": True, "sparse": False, "very_sparse": False}
-    )
+    settings = {"save_projection": True, "sparse": False, "very_sparse": False}
+    return adapter.written(tensors, settings)
 
 
 def _shared_bases(modules: Modules) -> Tensors:

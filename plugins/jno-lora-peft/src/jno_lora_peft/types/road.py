@@ -11,11 +11,8 @@ def _read(m: Module) -> Converted:
         raise MisfitError(
             f"variant {variant!r} and group_size {size!r} do not fit {outputs} outputs"
         )
-    m.check(dict.fromkeys(("road_theta", "road_alpha"), (outputs // 2 * per_pair,)))
-    theta, scale = (
-        m.tensors[name].reshape(-1, per_pair, size // 2).swapaxes(0, 1)
-        for name in ("road_theta", "road_alpha")
-    )
+    tensors = m.take(dict.fromkeys(("road_theta", "road_alpha"), (outputs // 2 * per_pair,)))
+    theta, scale = (x.reshape(-1, per_pair, size // 2).swapaxes(0, 1) for x in tensors)
     return Converted("road", 1, 1.0, {"theta": theta, "scale": scale})
 
 

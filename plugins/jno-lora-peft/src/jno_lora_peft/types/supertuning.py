@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..model.layouts import Shape
-from ._factors import factors
+from ._conversion import factors
 from ._positions import from_digits, to_digits
 from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
@@ -18,17 +18,17 @@ def _read(m: Module) -> Converted:
         flat = _largest_entries(m, count)
     else:
         shapes["supertuning_indices"] = (count,)
-    names, r = [f"supertuning_lora_{letter}.weight" for letter in "AB"], m.settings.get("r")
-    if r:
-        shapes |= dict(zip(names, ((r, inputs), (outputs, r)), strict=True))
-    m.check(shapes)
-    values = m.tensors["supertuning_values"]
+    if r := m.settings.get("r"):
+        shapes["supertuning_lora_A.weight"] = (r, inputs)
+        shapes["supertuning_lora_B.weight"] = (outputs, r)
+    tensors = m.take(shapes)
+    values = tensors[0]
     positions = to_digits(m, flat.astype(np.int64))
     if not r:
         return Converted("supertuning", 1, 1.0, {"values": values, "positions": positions})
     U = np.zeros(outputs * inputs)
     np.add.at(U, flat, values)
-    A, B = (m.tensors[name] for name in names)
+    A, B = tensors[-2:]
     scale = float(m.settings.get("lora_alpha") or 0) / r
     return m.low_rank(factors((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype)))
 

@@ -24,9 +24,8 @@ def _read(m: Module) -> Converted:
     if m.tensors.keys().isdisjoint(names.values()):
         A, B = _chosen(m, grids, k, bank)
         return m.low_rank((A.reshape(m.rank, -1), B.swapaxes(1, 2).reshape(-1, m.rank)))
-    m.check({names[letter]: (*grid, n) for letter, grid in grids.items()})
-    state = {f"logits_{letter}": m.tensors[name] for letter, name in names.items()}
-    state["sizes"] = np.zeros((k, length), np.uint8)
+    A, B = m.take({names[letter]: (*grid, n) for letter, grid in grids.items()})
+    state = {"logits_A": A, "logits_B": B, "sizes": np.zeros((k, length), np.uint8)}
     return Converted("vb-lora", m.rank, 1.0, state, shared={"vb-lora-bank": bank})
 
 
@@ -38,7 +37,7 @@ def _chosen(
     for letter, grid in grids.items():
         shapes[f"vblora_logits_{letter}_topk_weights"] = (*grid, k - 1)
         shapes[f"vblora_logits_{letter}_topk_indices"] = (*grid, k)
-    m.check(shapes)
+    m.take(shapes)
     pieces: list[np.ndarray] = []
     for name in (f"vblora_logits_{letter}" for letter in grids):
         first, chosen = (m.tensors[f"{name}_topk_{kind}"] for kind in ("weights", "indices"))
@@ -64,11 +63,9 @@ def _write(adapter: Adapter) -> Written:
     tensors = {f"vblora_logits_{letter}": adapter.state[f"logits_{letter}"] for letter in "AB"}
     n = tensors["vblora_logits_A"].shape[-1]
     settings = {"num_vectors": n, "vector_length": length, "topk": top_k}
-    return adapter.written(
-        tensors,
-        {**settings, "save_only_topk_weights": False},
-        shared={_BANK: adapter.shared["bank"][:n, :length]},
-    )
+    settings["save_only_topk_weights"] = False
+    bank = adapter.shared["bank"][:n, :length]
+    return adapter.written(tensors, settings, shared={_BANK: bank})
 
 
 VBLORA = Type(
