@@ -52,10 +52,7 @@ class Layout:
         end = ".weight" if prefix == "lora" and not infix else ""
         A = (rank, self.inputs, *self.kernel)
         B = (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
-        return {
-            "lora_A": (f"{prefix}_{infix}A{end}", A),
-            "lora_B": (f"{prefix}_{infix}B{end}", B),
-        }
+        return {"lora_A": (f"{prefix}_{infix}A{end}", A), "lora_B": (f"{prefix}_{infix}B{end}", B)}
 
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.

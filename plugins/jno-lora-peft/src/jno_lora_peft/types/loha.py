@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._conversion import factors, tucker_kernel
+from ._conversion import check_layer, factors, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._conversion import Factors, alpha_for, factors, tucker_kernel
+from ._conversion import Factors, alpha_for, check_layer, factors, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, MisfitError, Module, Type, Written
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._names import PREFIX
-from ._conversion import METHODS, Adapter, Converted, Module, Tensors, Written
+from ._conversion import METHODS, Adapter, Converted, Module, Tensors, Written, refuse_layer
 from ._starts import initial_factors
 from ._type import R_PATTERN, MisfitError, Modules, Setting, Type
 
