@@ -40,16 +40,13 @@ class Config:
 
     @property
     def type(self) -> Type:
-        """The type of the adapter."""
         return TYPES[self.settings["peft_type"]]
 
     @property
     def is_dora(self) -> bool:
-        """Whether an adapter of the type `"LORA"` is a DoRA."""
         return bool(self.settings.get("use_dora"))
 
     def rank(self, module: str) -> int:
-        """The rank for the module of that name."""
         return self._for(module, self.type.rank)
 
     def alpha(self, module: str) -> float:
@@ -88,7 +85,6 @@ class Config:
         return any(map(may_be_tied, targets or ()))
 
     def saves(self, module: str) -> bool:
-        """Whether the module of that name is one of `modules_to_save`."""
         return any(module.endswith(name) for name in self._saved)
 
     def rows(self, module: str) -> list[int] | None:

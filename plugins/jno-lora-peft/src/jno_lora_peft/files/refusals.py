@@ -40,16 +40,8 @@ _COMMON = (
 )
 
 
-def _known_settings() -> frozenset[str]:
-    names = {*_SETTINGS, *_COMMON.split()}
-    for kind in TYPES.values():
-        names |= {*kind.settings.split(), *kind.only}
-        names |= {name for setting in (kind.rank, kind.alpha) if setting for name in setting.names}
-    return frozenset(names)
-
-
 # Settings that are read, or refused, or do not change the outputs.
-KNOWN = _known_settings()
+KNOWN = {*_SETTINGS, *_COMMON.split()}.union(*(kind.known_settings for kind in TYPES.values()))
 
 
 def refused_type(peft_type: Any) -> str:
@@ -117,14 +109,6 @@ def _bad_regexes(settings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
@@ -139,9 +123,9 @@ def _is_indices(value: Any) -> bool:
 
 
 _NAMES = ("a list of names or a regular expression", lambda v: isinstance(v, str) or _is_names(v))
-_RANK = ("a whole number above 0", _is_rank)
-_NUMBER = ("a number", _is_number)
-_RANKS = ("a table of ranks", _is_table(_is_rank))
+_RANK = ("a whole number above 0", lambda v: type(v) is int and v > 0)
+_NUMBER = ("a number", lambda v: type(v) in (int, float) and math.isfinite(v))
+_RANKS = ("a table of ranks", _is_table(_RANK[1]))
 # By setting: the words for it, and the check.
 _CHECKS: dict[str, tuple[str, Any]] = {
     "target_modules": _NAMES,
@@ -150,7 +134,7 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "layers_pattern": _NAMES,
     "modules_to_save": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
-    "alpha_pattern": ("a table of numbers", _is_table(_is_number)),
+    "alpha_pattern": ("a table of numbers", _is_table(_NUMBER[1])),
     "rank_pattern": _RANKS,
     "n_frequency_pattern": _RANKS,
 }

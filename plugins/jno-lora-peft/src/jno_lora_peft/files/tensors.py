@@ -34,7 +34,6 @@ class Tensors:
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def without(self, modules: Iterable[str]) -> "Tensors":
-        """The tensors, except the tensors of these modules."""
         left_out = frozenset(modules)
         adapters, plain, base, rows = (
             {module: tensors for module, tensors in table.items() if module not in left_out}
@@ -44,7 +43,6 @@ class Tensors:
 
     @property
     def modules(self) -> list[str]:
-        """The names of the modules."""
         return [*dict.fromkeys(module for table in self._tables for module in table)]
 
     @property

@@ -46,7 +46,6 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
 
 
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
-    """The adapters by the paths of their layers, and by the index in a stack."""
     norms = norms_around(placement.model, placement.layers)
     shared = placement.tensors.shared
     by_path: dict[str, dict[Shape, Converted]] = {}
@@ -74,7 +73,6 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
 def _shift_bias(
     config: Config, placement: Placement, path: str, ordered: list[Converted], stack: Shape
 ) -> None:
-    """Add the shifts of the adapters of a layer, or of a stack, to its bias."""
     shifts = [adapter.bias_shift for adapter in ordered]
     example = next((shift for shift in shifts if shift is not None), None)
     if example is None:
@@ -175,7 +173,6 @@ def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Convert
 
 
 def _stacked(layers: Sequence[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
-    """The arrays of the layers of a stack, in its order, as arrays of the stack."""
     return {
         name: np.stack([arrays[name] for arrays in layers]).reshape((*stack, *first.shape))
         for name, first in layers[0].items()

@@ -15,7 +15,7 @@ from ..files.config import Config
 from ..files.tensors import ByModule, Tensors
 from ..model.arrays import NewArrays
 from ..model.ties import Ties, modules_at
-from ..model.untied import Untied, inner_path, is_table, with_untied
+from ..model.untied import INNER, Untied, is_table, with_untied
 from ._heads import check_head, heads_of_tables, tied_heads
 
 # The path of a layer, and its index in a stack, which is `()` for a single layer.
@@ -38,7 +38,6 @@ class Paths:
             self._by_name.setdefault(path.replace("/", "."), []).append(path)
 
     def find(self, dotted: str) -> Place | None:
-        """The place that is `dotted` when dots stand for its slashes, if there is one."""
         paths, index = self._by_name.get(dotted, []), ()
         if not paths and (in_stack := _SLICE.fullmatch(dotted)):
             paths = self._by_name.get(in_stack[1], [])
@@ -62,7 +61,6 @@ class Paths:
         return lines
 
     def none_found(self, modules: list[str]) -> str:
-        """The message for a file without a module of the model: the names on both sides."""
         paths = [path for path in self.all if path]
         near = dict.fromkeys(
             path
@@ -118,16 +116,15 @@ class Placement:
     def _without_tied_heads(self, tensors: Tensors) -> Tensors:
         """The tensors, except the tensors of heads that read the table of their embedding."""
         served: set[str] = set()
-        for head in tied_heads(self._config, tensors):
-            self.heads.add(head.module)
-            self.heads.add(head.embedding)
-            embedding = self._place(head.embedding)
-            is_tied = embedding is not None and self._ties.of(embedding[0])
-            if is_tied or self._place(head.module) is None:
-                served.add(head.module)
-                with self.problems.of(show_path(head.module)):
-                    check_head(self._config, head, tensors)
-                    if embedding is not None and self._ties.is_untied(embedding[0]):
+        for head, embedding in tied_heads(self._config, tensors):
+            self.heads |= {head, embedding}
+            place = self._place(embedding)
+            is_tied = place is not None and self._ties.of(place[0])
+            if is_tied or self._place(head) is None:
+                served.add(head)
+                with self.problems.of(show_path(head)):
+                    check_head(self._config, head, embedding, tensors)
+                    if place is not None and self._ties.is_untied(place[0]):
                         raise MisfitError(
                             "the file ties it to its embedding, which is untied in the model. Load "
                             "into the model as it was before"
@@ -157,7 +154,11 @@ class Placement:
     def _enter_untied(self, model: PyTree) -> None:
         """Set `places`, with each `Untied` replaced by its inner embedding, and `layers`."""
         layers = modules_at(model, {path for path, _ in self.places.values()})
-        inner = {path: inner_path(path) for path, x in layers.items() if isinstance(x, Untied)}
+        inner = {
+            path: f"{path}/{INNER}" if path else INNER
+            for path, layer in layers.items()
+            if isinstance(layer, Untied)
+        }
         self.places = {m: (inner.get(path, path), i) for m, (path, i) in self.places.items()}
         self.layers = modules_at(model, {path for path, _ in self.places.values()})
 

@@ -31,19 +31,16 @@ class Layout:
 
     @property
     def weight_shape(self) -> Shape:
-        """The shape of the layer's weight."""
         if self.kind == "embedding":
             return self.inputs, self.outputs
         return self.outputs, self.inputs // self.groups, *self.kernel
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """The shape of the weight as a matrix."""
         return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
 
     @property
     def row(self) -> Shape:
-        """The shape of an array with a number for each output."""
         return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
 
     def pair(self, prefix: str, rank: int) -> dict[str, tuple[str, Shape]]:

@@ -39,7 +39,8 @@ class Ties:
         # How often the model has an array outside of embeddings.
         self._counts = collections.Counter(map(id, jax.tree.leaves(plain))) - tables
         self._plain = plain  # its arrays are known by their ids
-        self._shared = {id(array) for array in self._shared_arrays()}
+        shared = [x for x in self._layers.values() if isinstance(x, eqx.nn.Shared)]
+        self._shared = {id(x) for node in shared for x in jax.tree.leaves(node.get(node.pytree))}
 
     def of(self, path: str) -> bool | None:
         """Whether other layers read the weight of the layer at `path`; `None` if unknown."""
@@ -68,7 +69,6 @@ class Ties:
         ]
 
     def is_untied(self, path: str) -> bool:
-        """Whether an `Untied` is at `path`."""
         return isinstance(self._layers.get(path), Untied)
 
     def outer(self, path: str) -> str:
@@ -93,11 +93,6 @@ class Ties:
                 if isinstance(flag, bool):
                     yield flag
 
-    def _shared_arrays(self) -> Iterator[Any]:
-        for layer in self._layers.values():
-            if isinstance(layer, eqx.nn.Shared):
-                yield from jax.tree.leaves(layer.get(layer.pytree))
-
 
 def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     """The modules of a model at these paths, also modules inside of modules.
@@ -113,6 +108,5 @@ def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
 
 
 def _parents(path: str) -> list[str]:
-    """The paths of the nodes that may hold the node at `path`."""
     keys = path.split("/") if path else []
     return ["/".join(keys[:length]) for length in range(len(keys))]

@@ -174,11 +174,6 @@ def is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
     return isinstance(value, jax.Array | np.ndarray)
 
 
-def inner_path(path: str) -> str:
-    """The path of the embedding in the `Untied` at `path`."""
-    return f"{path}/{INNER}" if path else INNER
-
-
 def _refuse(table: Table, use: str) -> NoReturn:
     raise TypeError(
         f"The table {table.shape} of an embedding {use}. Its lookups carry an adapter that its "

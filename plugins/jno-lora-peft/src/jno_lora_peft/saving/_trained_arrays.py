@@ -18,7 +18,7 @@ from ..model.arrays import is_loaded, source_of
 from ..model.layouts import is_transposed, layout_of
 from ..model.ties import Ties
 from ..model.untied import Untied, is_array, is_table
-from ._wrappers import values_for_peft
+from ._adapters import values_for_peft
 
 
 class TrainedArrays:
@@ -83,7 +83,6 @@ class TrainedArrays:
         return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
-        """The paths of arrays that train or match; and of loaded arrays."""
         loaded = (
             path
             for path, array in self._arrays

@@ -140,13 +140,11 @@ class Module:
         self, variant: str, names: Mapping[str, tuple[str, Shape]], alpha: float | None = None
     ) -> Converted:
         """A method with these tensors as its arrays: names and shapes in the file, by field."""
-        outputs, inputs = self.layout.matrix
-        if METHODS[variant].effective_rank(self.rank, outputs, inputs) != self.rank:
-            raise MisfitError(
-                f"its rank {self.rank} is more than the ({outputs}, {inputs}) of its weight"
-            )
+        rank, matrix = self.rank, self.layout.matrix
+        if METHODS[variant].effective_rank(rank, *matrix) != rank:
+            raise MisfitError(f"its rank {rank} is more than the {matrix} of its weight")
         state = dict(zip(names, self.take(dict(names.values())), strict=True))
-        return Converted(variant, self.rank, self.alpha if alpha is None else alpha, state)
+        return Converted(variant, rank, self.alpha if alpha is None else alpha, state)
 
     def low_rank(
         self,

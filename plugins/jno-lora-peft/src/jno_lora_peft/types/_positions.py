@@ -1,4 +1,7 @@
-"""Positions of entries in a weight, counted row by row: the zoo's digits, and Torch's draws."""
+"""Positions of entries in a weight, counted row by row: the zoo's digits, and Torch's draws.
+
+Torch draws numbers on a CPU from a seed by a Mersenne twister, which NumPy has too.
+"""
 
 import math
 from typing import Any
@@ -7,7 +10,6 @@ import numpy as np
 
 from .._errors import MisfitError
 from ._conversion import Adapter, Module, Written
-from ._torch_random import permuted
 
 # PEFT's default for `random_loc_seed`.
 SEED = 777
@@ -44,3 +46,27 @@ def write_spectrum(adapter: Adapter, name: str, settings: dict[str, Any]) -> Wri
         )
     tensors, settings = {f"{name}_spectrum": values}, {**settings, "random_loc_seed": SEED}
     return adapter.written(tensors, settings, rank=len(values))
+
+
+def permuted(size: int, count: int, seed: int) -> np.ndarray:
+    """The first `count` numbers of Torch's `randperm(size)`."""
+    moved: dict[int, int] = {}
+    chosen = np.empty(count, np.int64)
+    for i, draw in enumerate(_twister(seed, count).tolist()):
+        j = i + (draw % (size - i) if i < size - 1 else 0)
+        chosen[i], moved[j] = moved.get(j, j), moved.get(i, i)
+    return chosen
+
+
+def normal(count: int, seed: int) -> np.ndarray:
+    """The first 16 of `count` (16 or more) normal numbers, to rounding.
+
+    They come in pairs, eight apart, by the method of Box and Muller.
+    """
+    first = _twister(seed, 16) % 2**24 / 2**24
+    radius, angle = np.sqrt(-2 * np.log(1 - first[:8])), 2 * np.pi * first[8:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+
+
+def _twister(seed: int, count: int) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)

@@ -49,7 +49,6 @@ def _feedforward(modules: Modules) -> dict[str, Any]:
 
 
 def _scales_inputs(settings: Mapping[str, Any], module: str) -> bool:
-    """Whether the inputs of the module of that name are scaled, not its outputs."""
     names = settings.get("feedforward_modules") or ()
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None

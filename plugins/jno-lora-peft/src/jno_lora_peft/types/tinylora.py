@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._torch_random import normal
+from ._positions import normal
 from ._type import Converted, MisfitError, Module, Setting, Type
 
 _VECTOR = "base_model.tinylora_v."

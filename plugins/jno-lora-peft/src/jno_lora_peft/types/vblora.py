@@ -13,11 +13,11 @@ def _read(m: Module) -> Converted:
     bank, k = m.shared.get(_BANK), m.settings.get("topk", 2)
     if bank is None or bank.ndim != 2 or not isinstance(k, int) or not 0 < k <= len(bank):
         raise MisfitError("the bank of vectors is missing, or `topk` is not a number of them")
-    outputs, inputs = m.layout.matrix
+    outputs, inputs = matrix = m.layout.matrix
     n, length = bank.shape
     if outputs % length or inputs % length:
         raise MisfitError(
-            f"its vectors of length {length} do not divide the ({outputs}, {inputs}) of its weight"
+            f"its vectors of length {length} do not divide the {matrix} of its weight"
         )
     grids = {"A": (m.rank, inputs // length), "B": (outputs // length, m.rank)}
     names = {letter: f"vblora_logits_{letter}" for letter in grids}
@@ -50,7 +50,6 @@ def _chosen(
 
 
 def _write(adapter: Adapter) -> Written:
-    """All logits are written."""
     top_k, length = adapter.state["sizes"].shape
     outputs, inputs = adapter.layout.matrix
     if adapter.alpha != 1:
