@@ -51,10 +51,7 @@ class Tensors:
 
 
 def by_module(tensors: Mapping[str, np.ndarray], of_adapter: str, shared: str) -> Tensors:
-    """The tensors of a file, sorted by module.
-
-    - `of_adapter`, `shared`: regular expressions for tensors of a module's adapter, and of all.
-    """
+    """The tensors of a file, sorted by module, by regular expressions for names of tensors."""
     adapter_pattern, shared_pattern = re.compile(rf"(?:(.*)\.)?({of_adapter})"), re.compile(shared)
     result = Tensors()
     for key, tensor in tensors.items():

@@ -70,10 +70,10 @@ def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[s
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
     for module, written in modules.items():
-        alpha = written.alpha
+        rank, alpha = written.adapter.rank, written.adapter.alpha
         if kind.name == "LORA":
-            alpha = alpha_for(variant, written.rank, written.adapter.scale, alpha)
-        ranks[module] = written.rank
+            alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
+        ranks[module] = rank
         alphas[module] = int(alpha) if alpha.is_integer() else alpha
     if head is not None:
         embedding = next(module for module in modules if is_embedding(module))

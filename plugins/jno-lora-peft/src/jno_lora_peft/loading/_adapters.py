@@ -37,9 +37,10 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
             ordered = _in_order(by_index, stack)
             _shift_bias(config, placement, path, ordered, stack)
             if cls is not None:
-                arrays = _on_device(_stacked([adapter.state for adapter in ordered], stack))
+                state = _stacked([adapter.state for adapter in ordered], stack)
+                arrays = {name: jnp.asarray(array) for name, array in state.items()}
                 # The same arrays for every module of the file.
-                shared |= _on_device({n: x for n, x in first.shared.items() if n not in shared})
+                shared |= {n: jnp.asarray(x) for n, x in first.shared.items() if n not in shared}
                 form = LayerForm.of(layer, ndim)
                 adapters[path] = LooseAdapter(arrays, cls, first.rank, first.alpha, form)
     return AdapterSet(adapters, shared)
@@ -176,12 +177,4 @@ def _stacked(layers: Sequence[Mapping[str, np.ndarray]], stack: Shape) -> dict[s
     return {
         name: np.stack([arrays[name] for arrays in layers]).reshape((*stack, *first.shape))
         for name, first in layers[0].items()
-    }
-
-
-def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The arrays as JAX holds them: 64-bit numbers in 32 bits, unless told otherwise."""
-    return {
-        name: jnp.asarray(value, jax.dtypes.canonicalize_dtype(value.dtype))
-        for name, value in arrays.items()
     }

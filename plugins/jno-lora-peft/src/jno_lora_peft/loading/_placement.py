@@ -169,10 +169,8 @@ class Placement:
         for module, tensors in self.tensors.rows.items():
             if module in self.places:
                 path, index = self.places[module]
-                rows = self._config.rows(module)
-                self.problems += arrays.replace_rows(
-                    path, self.layers[path], index, rows, tensors["weight"]
-                )
+                layer, rows = self.layers[path], self._config.rows(module)
+                self.problems += arrays.replace_rows(path, layer, index, rows, tensors["weight"])
         return arrays.put_into(model, everywhere=True)
 
     def _replace(self, arrays: NewArrays, tensors: ByModule) -> None:

@@ -89,9 +89,7 @@ class Table(eqx.Module):
     def T(self) -> Array:
         return self._plain.T
 
-    @property
-    def mT(self) -> Array:
-        return self._plain.T
+    mT = T
 
     @property
     def shape(self) -> tuple[int, ...]:

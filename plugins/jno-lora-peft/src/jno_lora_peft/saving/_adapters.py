@@ -80,14 +80,11 @@ class WrittenAdapters:
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
         if is_tied is not False:
-            self._tie(module, written, wrapper, is_tied)
+            self._tie(module, written, is_tied)
 
-    def _tie(
-        self, module: str, written: Written, wrapper: LoRAWrapper, is_tied: bool | None
-    ) -> None:
+    def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
         """Let the head that reads an adapted table have the update as well, as it has here."""
-        layout = layout_of(wrapper.base)
-        if layout is None or layout.kind != "embedding":
+        if written.adapter.layout.kind != "embedding":
             raise MisfitError(
                 "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer "
                 "alone. Let the embedding hold the weight"

@@ -83,19 +83,14 @@ class TrainedArrays:
         return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
-        loaded = (
-            path
-            for path, array in self._arrays
-            if is_loaded(array) and not self._is_base_table(path, array)
-        )
         if pattern is not None:
             selected = self._matching(pattern)
         else:
             flags = jtu.tree_leaves_with_path(trainable)
-            trains = {path_str(keys) for keys, flag in flags if flag}
-            selected = {path for path, _ in self._arrays if path in trains}
-        chosen = selected | {*loaded}
-        return (path for path, _ in self._arrays if path in chosen)
+            selected = {path_str(keys) for keys, flag in flags if flag}
+        for path, array in self._arrays:
+            if path in selected or (is_loaded(array) and not self._is_base_table(path, array)):
+                yield path
 
     def _matching(self, pattern: str) -> set[str]:
         try:

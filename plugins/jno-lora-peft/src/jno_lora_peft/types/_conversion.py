@@ -195,18 +195,9 @@ class Adapter:
     scale: float = 1.0
     shared: Tensors = dataclasses.field(default_factory=dict)
 
-    def written(
-        self,
-        tensors: Tensors,
-        settings: Mapping[str, Any] | None = None,
-        *,
-        rank: int | None = None,
-        alpha: float | None = None,
-        shared: Tensors | None = None,
-    ) -> "Written":
-        rank = self.rank if rank is None else rank
-        alpha = self.alpha if alpha is None else alpha
-        return Written(self, tensors, settings or {}, rank, alpha, shared or {})
+    def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
+        """The adapter with these tensors in PEFT; `changes` are the rank and alpha there."""
+        return Written(dataclasses.replace(self, **changes), tensors, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +207,7 @@ class Written:
     adapter: Adapter
     tensors: Tensors
     settings: Mapping[str, Any]
-    rank: int
-    alpha: float
-    shared: Tensors
+    shared: Tensors = dataclasses.field(default_factory=dict)
 
 
 def widened(array: np.ndarray) -> np.ndarray:

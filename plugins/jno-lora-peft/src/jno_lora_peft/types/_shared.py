@@ -50,8 +50,9 @@ def joined(modules: Modules) -> Tensors:
 
 def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:
     """The size and the number of blocks, one of them 0. **Raises:** `MisfitError`."""
-    sizes = {written.rank for written in modules.values()}
-    counts = {written.adapter.layout.inputs // written.rank for written in modules.values()}
+    adapters = [written.adapter for written in modules.values()]
+    sizes = {adapter.rank for adapter in adapters}
+    counts = {adapter.layout.inputs // adapter.rank for adapter in adapters}
     if len(sizes) == 1:
         return {size_name: sizes.pop(), count_name: 0}
     if len(counts) == 1:

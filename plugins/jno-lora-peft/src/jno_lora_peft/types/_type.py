@@ -40,7 +40,7 @@ class Type:
 
     - `name`: the `peft_type`; `held`: how it is held here, for the documentation.
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
-    - `reader`, `writer`: of one adapter; they raise `MisfitError`. Types without adapters have none.
+    - `reader`, `writer`: of one adapter; they raise `MisfitError`.
     - `methods`: the variants that are written as this type, if not the one of the same name.
     - `layers`: the kinds that PEFT has the type for; if `None`, `reader` and `writer` check.
     - `settings`: names of further settings that are read or do not change outputs, with spaces.

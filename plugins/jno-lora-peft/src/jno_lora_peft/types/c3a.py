@@ -10,7 +10,7 @@ def _read(m: Module) -> Converted:
 
 
 def _write(adapter: Adapter) -> Written:
-    return adapter.written({"c3a_kernel": adapter.state["kernel"]})
+    return adapter.written({"c3a_kernel": adapter.state["kernel"]}, {})
 
 
 C3A = Type(

@@ -19,7 +19,7 @@ def _write(adapter: Adapter) -> Written:
     state = adapter.state
     tensors = {"delora_A": state["lora_A"], "delora_B": state["lora_B"]}
     tensors |= {"delora_lambda": state["strength"].reshape(1), "delora_w_norm": state["norms"]}
-    return adapter.written(tensors)
+    return adapter.written(tensors, {})
 
 
 DELORA = Type(

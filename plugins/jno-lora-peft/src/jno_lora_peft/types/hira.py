@@ -14,15 +14,12 @@ def _read(m: Module) -> Converted:
 
 def _write(adapter: Adapter) -> Written:
     """Its scale goes into `B`."""
+    A, B = adapter.state["lora_A"], adapter.state["lora_B"]
     scale = METHODS["hira"].scale_for(adapter.rank, adapter.alpha)
-    arrays = {"lora_A": adapter.state["lora_A"], "lora_B": adapter.state["lora_B"] * scale}
+    arrays = {"lora_A": A, "lora_B": (B * scale).astype(B.dtype)}
     table = adapter.layout.pair("hira", adapter.rank)
-    return adapter.written(
-        {
-            name: arrays[field].astype(adapter.state[field].dtype).reshape(shape)
-            for field, (name, shape) in table.items()
-        }
-    )
+    tensors = {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
+    return adapter.written(tensors, {})
 
 
 HIRA = Type(

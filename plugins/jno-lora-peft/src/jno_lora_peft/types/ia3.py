@@ -40,7 +40,7 @@ def _write(adapter: Adapter) -> Written:
         if not (by_channel == by_channel[:, :1]).all():
             raise MisfitError("PEFT's IA3 has one factor for all of a channel's places in a kernel")
         scale = np.tile(by_channel[:, 0], layout.groups)
-    return adapter.written({"ia3_l": scale.reshape(shape)}, rank=1)
+    return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
 
 
 def _feedforward(modules: Modules) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _shared_bases(modules: Modules) -> Tensors:
     # PEFT makes it for a layer with the most outputs and the most inputs of all.
     most = np.max([written.adapter.layout.matrix for written in modules.values()], axis=0)
     smaller, larger = sorted(most.tolist())
-    r = next(iter(modules.values())).rank
+    r = next(iter(modules.values())).adapter.rank
     bases = {
         "randlora_A": np.zeros((r, 1, smaller), np.float32),
         "randlora_B": np.zeros((larger, -(-smaller // r), r), np.float32),

@@ -21,7 +21,7 @@ def _write(adapter: Adapter) -> Written:
     if len(values) != adapter.rank * (outputs + inputs):
         raise MisfitError(f"PEFT's SHiRA of rank {adapter.rank} has more values than this layer")
     indices = np.stack([flat // inputs, flat % inputs]).astype(np.int32)
-    return adapter.written({"shira_weight": values, "shira_indices": indices})
+    return adapter.written({"shira_weight": values, "shira_indices": indices}, {})
 
 
 SHIRA = Type(

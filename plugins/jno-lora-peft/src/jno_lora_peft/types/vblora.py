@@ -63,8 +63,7 @@ def _write(adapter: Adapter) -> Written:
     n = tensors["vblora_logits_A"].shape[-1]
     settings = {"num_vectors": n, "vector_length": length, "topk": top_k}
     settings["save_only_topk_weights"] = False
-    bank = adapter.shared["bank"][:n, :length]
-    return adapter.written(tensors, settings, shared={_BANK: bank})
+    return Written(adapter, tensors, settings, {_BANK: adapter.shared["bank"][:n, :length]})
 
 
 VBLORA = Type(

@@ -21,7 +21,7 @@ def _write(adapter: Adapter) -> Written:
         "base_model.vera_B": adapter.shared["B"][:outputs, :r],
     }
     tensors = {"vera_lambda_b": b, "vera_lambda_d": adapter.state["d"]}
-    return adapter.written(tensors, {"save_projection": True}, shared=shared)
+    return Written(adapter, tensors, {"save_projection": True}, shared)
 
 
 VERA = Type(
