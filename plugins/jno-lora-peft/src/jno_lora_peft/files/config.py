@@ -51,7 +51,7 @@ class Config:
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
-        return self._for(module, self.type.alpha)
+        return 1.0 if self.type.alpha is None else self._for(module, self.type.alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""

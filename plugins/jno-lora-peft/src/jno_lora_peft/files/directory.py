@@ -46,9 +46,8 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write both files into `directory`, which is made if need be.
 
-    Both files are on the disk before an old file is touched, and there is no configuration while
-    the tensors change. If writing fails or is killed, the old files are whole, or the configuration
-    is missing, so that nothing loads.
+    If writing fails or is killed, the old files are whole, or the configuration is missing, so that
+    nothing loads.
     """
     # Here, because only saving needs them.
     import safetensors

@@ -20,9 +20,8 @@ _WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.
 class Tensors:
     """The tensors of a file, by the names that the modules have in the model without PEFT.
 
-    - `adapters`: tensors of adapters: `{module: {name: tensor}}`, such as `lora_A.weight`.
-    - `plain`: whole arrays of modules: `{module: {name: tensor}}`, such as `weight`.
-    - `base`: the same for layers in adapters, whose arrays PEFT writes for embeddings and biases.
+    - `adapters`, `plain`: tensors of adapters, and whole arrays: `{module: {name: tensor}}`.
+    - `base`: the arrays of layers in adapters, which PEFT writes for embeddings and biases.
     - `rows`: rows of the weights of embeddings: `{module: {"weight": rows}}`.
     - `shared`: tensors of all modules, by their whole names.
     """

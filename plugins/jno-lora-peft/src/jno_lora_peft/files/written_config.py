@@ -62,10 +62,7 @@ def common_variant(modules: Modules) -> str:
 
 
 def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[str, Any]:
-    """The settings of an adapter of PEFT, without the settings that name modules.
-
-    - `head`: the head that PEFT ties to an embedding, with the same rank and scale.
-    """
+    """The settings, except names of modules; `head` is tied to an embedding, with its scale."""
     kind = TYPE_OF[variant]
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}

@@ -118,10 +118,7 @@ def _checked_layout(
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
-    """The class of a variant that fits the layer at `path`.
-
-    **Raises:** `MisfitError` if none fits; `PluginError` if a plugin is missing.
-    """
+    """The class that fits. **Raises:** `MisfitError` if none does; `PluginError` for a plugin."""
     reasons: list[str] = []
     for cls in _classes(registry, variant):
         if cls.applies_to(layer):
@@ -151,10 +148,7 @@ def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
 
 
 def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Converted]:
-    """The adapters of the layers of a stack, by index.
-
-    **Raises:** `MisfitError` unless each layer of the stack has an adapter, all of one scale.
-    """
+    """The adapters of a stack, sorted. **Raises:** `MisfitError` unless all are there, and alike."""
     indices = list(np.ndindex(*stack))
     if not stack and list(adapters) != indices:
         raise MisfitError("the model has one layer there, not a stack with an index")

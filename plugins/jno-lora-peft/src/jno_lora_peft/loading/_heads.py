@@ -12,10 +12,7 @@ from ..model.ties import Ties
 
 
 def tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:
-    """The heads that PEFT has tied by `ensure_weight_tying`, which its settings do not name.
-
-    Each comes with the embedding whose tensors the head repeats.
-    """
+    """The heads that PEFT has tied by `ensure_weight_tying`, with the embeddings they repeat."""
     for embedding in tensors.modules if config.ties else ():
         adapter, saved = tensors.adapters.get(embedding, {}), tensors.plain.get(embedding, {})
         if "lora_embedding_A" in adapter:

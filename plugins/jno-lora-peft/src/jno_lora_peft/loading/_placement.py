@@ -81,9 +81,8 @@ class Placement:
 
     - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
     - `arrays`: further new arrays, which do not depend on adapters.
-    - `places`, `layers`: the places by module, the layers by path.
-    - `tensors`: of the modules; `heads`: modules that PEFT adapts without targeting them.
-    - `problems`: a line for each module that does not fit.
+    - `places`: by module; `layers`: by path; `tensors`: of the modules.
+    - `heads`: modules that PEFT adapts without targeting them.
     """
 
     def __init__(self, model: PyTree, config: Config, tensors: Tensors, rename: Rename, ties: Ties):

@@ -42,10 +42,7 @@ class NewArrays:
         self._old: dict[str, Any] = {}
 
     def put_into(self, model: M, *, everywhere: bool = False) -> M:
-        """`model` with these arrays. **Raises:** `SelectionError` if two have one path.
-
-        - `everywhere`: also at other paths where the model has the very array that is replaced.
-        """
+        """`model` with these arrays, `everywhere` also at further paths of a replaced array."""
         replaced: set[str] = set()
         by_id = {id(old): self._new[key] for key, old in self._old.items()} if everywhere else {}
 

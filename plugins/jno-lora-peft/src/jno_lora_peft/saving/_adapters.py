@@ -36,12 +36,10 @@ _MAY_BE_TIED = (
 
 
 class WrittenAdapters:
-    """The adapters of a model for PEFT.
+    """The adapters of a model for PEFT, by PEFT's names, and their tensors.
 
-    - `modules`: by PEFT's names; `tensors`: by the names in the file.
     - `ties_adapter`: whether PEFT must adapt the head that is tied to an embedding.
     - `has_bias`: whether biases of adapted layers changed.
-    - `problems`: a line for each adapter that PEFT cannot have.
     """
 
     def __init__(self, model: PyTree, trainable: PyTree | None, rename: Rename, ties: Ties):
@@ -190,12 +188,7 @@ def _without_multiplier(state: Arrays) -> Arrays:
 
 
 def _trained_in_base(trains: Any) -> frozenset[str]:
-    """The names of the arrays in the layer of an adapter that train: `"bias"` or none.
-
-    - `trains`: bools in the structure of the adapter.
-
-    **Raises:** `MisfitError` for any other array of the layer that trains.
-    """
+    """`"bias"` if the layer's bias trains. **Raises:** `MisfitError` if another array trains."""
     leaves = jtu.tree_leaves_with_path(trains.base)
     names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
     if refused := names - {"bias"}:

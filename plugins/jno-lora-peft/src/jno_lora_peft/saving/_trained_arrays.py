@@ -26,7 +26,6 @@ class TrainedArrays:
 
     - `names`: PEFT's names for them; `tensors`: all of their arrays, by the names in the file.
     - `ties`: whether PEFT must tie a saved head to a saved embedding.
-    - `problems`: a line for each array that PEFT cannot save.
     """
 
     def __init__(self, model: PyTree, rename: Rename, ties: Ties, adapted: Collection[str]):

@@ -1,8 +1,6 @@
 """PEFT's types that are held here, one file each. A new type is one more line here.
 
-The file of a type has its reader, its writer if a method of the zoo has the same law, and a `Type`,
-which says how PEFT calls its settings and tensors. `python -m peft_cases.listing --write`, in the
-folder of the tests, adds it to docs/peft.md.
+`python -m peft_cases.listing --write`, in the folder of the tests, adds it to docs/peft.md.
 """
 
 from ._conversion import (

@@ -136,23 +136,15 @@ class Module:
             return np.zeros(self.layout.outputs)
         return np.asarray(bias[self.index], np.float64).reshape(-1)
 
-    def as_method(
-        self, variant: str, names: Mapping[str, tuple[str, Shape]], alpha: float | None = None
-    ) -> Converted:
+    def as_method(self, variant: str, names: Mapping[str, tuple[str, Shape]]) -> Converted:
         """A method with these tensors as its arrays: names and shapes in the file, by field."""
         rank, matrix = self.rank, self.layout.matrix
         if METHODS[variant].effective_rank(rank, *matrix) != rank:
             raise MisfitError(f"its rank {rank} is more than the {matrix} of its weight")
         state = dict(zip(names, self.take(dict(names.values())), strict=True))
-        return Converted(variant, rank, self.alpha if alpha is None else alpha, state)
+        return Converted(variant, rank, self.alpha, state)
 
-    def low_rank(
-        self,
-        product: Factors,
-        scale: float = 1.0,
-        variant: str = "lora",
-        bias_shift: np.ndarray | None = None,
-    ) -> Converted:
+    def low_rank(self, product: Factors, scale: float = 1.0, variant: str = "lora") -> Converted:
         """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives it."""
         A, B = product
         outputs, inputs = self.layout.matrix
@@ -168,12 +160,11 @@ class Module:
         elif len(A) == 0:  # AdaLoRA has pruned all components
             A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
         alpha = alpha_for(variant, len(A), scale, self.alpha)
-        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B}, bias_shift)
+        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B})
 
-    def update(self, U: np.ndarray, bias_shift: np.ndarray | None = None) -> Converted:
-        """`W + U` as LoRA, for an update of any rank."""
-        shift = None if bias_shift is None else bias_shift.astype(np.float32)
-        return self.low_rank(factors(U.astype(np.float32)), bias_shift=shift)
+    def update(self, U: np.ndarray, scale: float = 1.0) -> Converted:
+        """`W + s U` as LoRA, for an update of any rank."""
+        return self.low_rank(factors(U), scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,10 +206,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def floating(tensors: Tensors) -> Tensors:
-    """The tensors in float32 at least, except indices and sizes, which are whole numbers.
-
-    **Raises:** `MisfitError` for tensors with other numbers.
-    """
+    """The tensors in float32 at least, except indices and sizes, which must be whole numbers."""
     wide: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         is_whole = "indices" in name or "_s_size." in name

@@ -1,7 +1,4 @@
-"""Positions of entries in a weight, counted row by row: the zoo's digits, and Torch's draws.
-
-Torch draws numbers on a CPU from a seed by a Mersenne twister, which NumPy has too.
-"""
+"""Positions of entries in a weight, counted row by row: the zoo's digits, and Torch's draws."""
 
 import math
 from typing import Any
@@ -59,14 +56,12 @@ def permuted(size: int, count: int, seed: int) -> np.ndarray:
 
 
 def normal(count: int, seed: int) -> np.ndarray:
-    """The first 16 of `count` (16 or more) normal numbers, to rounding.
-
-    They come in pairs, eight apart, by the method of Box and Muller.
-    """
+    """The first 16 of `count` (16 or more) normal numbers: pairs by Box and Muller, 8 apart."""
     first = _twister(seed, 16) % 2**24 / 2**24
     radius, angle = np.sqrt(-2 * np.log(1 - first[:8])), 2 * np.pi * first[8:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
+# Torch draws on a CPU by a Mersenne twister, which NumPy has too.
 def _twister(seed: int, count: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)

@@ -1,7 +1,4 @@
-"""Matrices and settings that all modules of a file share.
-
-Each module uses the first rows and columns of the matrices.
-"""
+"""Matrices that all modules share, of which each uses the first rows and columns; and settings."""
 
 import numpy as np
 
@@ -22,7 +19,6 @@ def shared_pair(m: Module, prefix: str) -> Factors:
 
 
 def projections(m: Module, prefix: str, rank: int) -> Factors:
-    """The slices of the shared random matrices that this layer uses."""
     A, B = shared_pair(m, prefix)
     outputs, inputs = m.layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):

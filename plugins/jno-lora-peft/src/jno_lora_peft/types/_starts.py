@@ -1,8 +1,4 @@
-"""Starts that take a matrix out of the layer's weight, which the file does not hold: found again.
-
-PEFT decomposes the weight again whenever it loads such a file, and so does this module. The matrix
-must not depend on rounding, or on numbers that only Torch draws.
-"""
+"""Starts that take a matrix out of the layer's weight: found again, as PEFT does when it loads."""
 
 import re
 from typing import Any
@@ -35,9 +31,7 @@ _UNCLEAR = (
 
 def refused_start(start: Any) -> list[str]:
     """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
-    if _FOUND.fullmatch(str(start).lower()) or any(
-        start is pure or start == pure for pure in _PURE
-    ):
+    if start in _PURE or _FOUND.fullmatch(str(start).lower()):
         return []
     line = (
         f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "

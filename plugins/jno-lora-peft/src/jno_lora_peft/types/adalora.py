@@ -14,7 +14,7 @@ def _read(m: Module) -> Converted:
     shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
     if 0 < left <= min(outputs, inputs):
         names = {name: (name, shape) for name, shape in shapes.items()}
-        adapter = dataclasses.replace(m, rank=left).as_method("adalora", names, scale * left)
+        adapter = dataclasses.replace(m, rank=left, alpha=scale * left).as_method("adalora", names)
         return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
     A, B, E = m.take(shapes)
     return m.low_rank((E * A, B), scale)

@@ -11,7 +11,7 @@ def _read(m: Module) -> Converted:
         "strength": ("delora_lambda", (1,)),
         "norms": ("delora_w_norm", (inputs,)),
     }
-    adapter = m.as_method("delora", names, alpha=1.0)
+    adapter = m.as_method("delora", names)
     return adapter.with_arrays(strength=adapter.state["strength"].reshape(()))
 
 

@@ -25,7 +25,7 @@ def _read(m: Module) -> Converted:
     U = np.where(lengths > 1e-12, U / np.maximum(lengths, 1e-12), 0).astype(np.float32)
     middle = np.diag(diagonal.astype(np.float64))
     np.add.at(middle, tuple(indices), sparse)
-    return m.update(U @ middle @ V.T - m.W)
+    return m.update((U @ middle @ V.T - m.W).astype(np.float32))
 
 
 def _category(module: str) -> str:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ._conversion import factors
 from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 
@@ -21,7 +20,7 @@ def _read(m: Module) -> Converted:
     A = A.reshape(k, inputs // k, k, m.rank // k)
     B = B.reshape(k, k, m.rank // k, outputs // k)
     U = np.einsum("nqjs,jnsp->jpnq", A, B).reshape(outputs, inputs) + general_B @ general_A
-    return m.low_rank(factors(U), m.alpha / (m.rank + hybrid))
+    return m.update(U, m.alpha / (m.rank + hybrid))
 
 
 def _write(adapter: Adapter) -> Written:

@@ -15,7 +15,7 @@ def _read(m: Module) -> Converted:
             raise MisfitError(f"its rank {m.rank} is odd, and apply_GS is set")
         U = np.pad(U, ((0, 0), (0, 1)))
     even = dataclasses.replace(m, rank=U.shape[1], tensors={"hra_u": U})
-    adapter = even.as_method("hra", {"U": ("hra_u", U.shape)}, alpha=1.0)
+    adapter = even.as_method("hra", {"U": ("hra_u", U.shape)})
     return adapter.with_arrays(gram_schmidt=np.ones((), U.dtype)) if orthogonal else adapter
 
 

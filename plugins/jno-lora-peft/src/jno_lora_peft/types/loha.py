@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._conversion import check_layer, factors, refuse_layer, tucker_kernel
+from ._conversion import check_layer, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")
@@ -35,10 +35,9 @@ def _read_as_lora(m: Module) -> Converted:
     shapes = dict(zip(_NAMES.values(), (a, b, a, b), strict=True))
     b1, a1, b2, a2, *cores = m.take(shapes | core_shapes)
     if has_cores:
-        U = tucker_kernel(cores[0], b1, a1) * tucker_kernel(cores[1], b2, a2)
-        return m.low_rank(factors(U), scale)
+        return m.update(tucker_kernel(cores[0], b1, a1) * tucker_kernel(cores[1], b2, a2), scale)
     if m.rank * m.rank >= min(outputs, inputs):
-        return m.low_rank(factors((b1 @ a1) * (b2 @ a2)), scale)
+        return m.update((b1 @ a1) * (b2 @ a2), scale)
     A = np.einsum("ix,jx->ijx", a1, a2).reshape(-1, inputs)
     return m.low_rank((A, np.einsum("oi,oj->oij", b1, b2).reshape(outputs, -1)), scale)
 

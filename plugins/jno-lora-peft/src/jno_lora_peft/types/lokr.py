@@ -39,10 +39,10 @@ def _read_as_lora(m: Module) -> Converted:
     if w2 is not None and w2.ndim == 3:
         # PEFT multiplies the kernel of a Conv1d as an array of three axes, so that the axes of the
         # first factor meet other axes than with a Conv2d.
-        return m.low_rank(factors(np.kron(b1 @ a1, w2).reshape(outputs, inputs)), scale)
+        return m.update(np.kron(b1 @ a1, w2).reshape(outputs, inputs), scale)
     if len(a1) * len(a2) > min(outputs, inputs):
         # The product is smaller than the factors, however large the factors' rank is.
-        return m.low_rank(factors(np.kron(b1 @ a1, b2 @ a2)), scale)
+        return m.update(np.kron(b1 @ a1, b2 @ a2), scale)
     return m.low_rank((np.kron(a1, a2), np.kron(b1, b2)), scale)
 
 

@@ -36,9 +36,9 @@ def _read(m: Module) -> Converted:
         )
     if (initial := initial_factors(m, scale)) is not None:
         name = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
-        adapter = m.low_rank(product, scale, bias_shift=bias_shift).with_arrays(**initial)
-        return dataclasses.replace(adapter, variant=name)
-    adapter = m.low_rank(product, scale, variant, bias_shift)
+        adapter = m.low_rank(product, scale).with_arrays(**initial)
+        return dataclasses.replace(adapter, variant=name, bias_shift=bias_shift)
+    adapter = dataclasses.replace(m.low_rank(product, scale, variant), bias_shift=bias_shift)
     return adapter.with_arrays(magnitude=arrays["magnitude"].reshape(-1)) if is_dora else adapter
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..model.layouts import Shape
-from ._conversion import factors
 from ._positions import from_digits, to_digits
 from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
@@ -30,7 +29,7 @@ def _read(m: Module) -> Converted:
     np.add.at(U, flat, values)
     A, B = tensors[-2:]
     scale = float(m.settings.get("lora_alpha") or 0) / r
-    return m.low_rank(factors((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype)))
+    return m.update((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype))
 
 
 def _largest_entries(m: Module, count: int) -> np.ndarray:
