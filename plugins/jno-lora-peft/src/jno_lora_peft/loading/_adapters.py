@@ -118,7 +118,7 @@ def _checked_layout(
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
-    """The class that fits. **Raises:** `MisfitError` if none does; `PluginError` for a plugin."""
+    """The class that fits. **Raises:** `MisfitError`; `PluginError` if a plugin is missing."""
     reasons: list[str] = []
     for cls in _classes(registry, variant):
         if cls.applies_to(layer):
@@ -148,7 +148,7 @@ def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
 
 
 def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Converted]:
-    """The adapters of a stack, sorted. **Raises:** `MisfitError` unless all are there, and alike."""
+    """The adapters of a stack, in its order. **Raises:** `MisfitError` if they are not a stack."""
     indices = list(np.ndindex(*stack))
     if not stack and list(adapters) != indices:
         raise MisfitError("the model has one layer there, not a stack with an index")

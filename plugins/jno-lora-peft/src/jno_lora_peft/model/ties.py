@@ -1,7 +1,7 @@
 """Layers whose weight other layers read: output heads that are tied to an embedding."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -56,8 +56,11 @@ class Ties:
             return self._given
         if self._counts[id(weight)] or self._has_head(*weight.shape):
             return False
-        flags = set(self._flags())
-        return (True in flags) if flags else None
+        layers = self._layers.values()
+        holders = [*layers, *(getattr(layer, "config", None) for layer in layers)]
+        flags = [getattr(holder, "tie_word_embeddings", None) for holder in holders]
+        flags = [flag for flag in flags if isinstance(flag, bool)]
+        return any(flags) if flags else None
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:
         """The paths of embeddings, also of `Untied`, with that shape that a head may read."""
@@ -86,19 +89,9 @@ class Ties:
         has_shape = any(lay.weight_shape == (rows, size) for lay in linear)
         return has_shape and not any(lay.inputs == rows for lay in linear)
 
-    def _flags(self) -> Iterator[bool]:
-        for layer in self._layers.values():
-            for holder in (layer, getattr(layer, "config", None)):
-                flag = getattr(holder, "tie_word_embeddings", None)
-                if isinstance(flag, bool):
-                    yield flag
-
 
 def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
-    """The modules of a model at these paths, also modules inside of modules.
-
-    **Raises:** `SelectionError` if two modules have one of the paths.
-    """
+    """The modules at these paths, also modules inside of modules."""
     wanted, modules = set(paths), {}
     while wanted:
         inner = {path for path in wanted if not wanted.isdisjoint(_parents(path))}

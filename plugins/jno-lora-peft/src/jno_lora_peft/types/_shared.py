@@ -1,4 +1,4 @@
-"""Matrices that all modules share, of which each uses the first rows and columns; and settings."""
+"""Matrices and settings of all modules. Each module uses a matrix's first rows and columns."""
 
 import numpy as np
 

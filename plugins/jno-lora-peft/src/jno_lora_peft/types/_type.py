@@ -38,7 +38,7 @@ Modules = Mapping[str, Written]
 class Type:
     """One type of adapter.
 
-    - `name`: the `peft_type`; `held`: how it is held here, for the documentation.
+    - `name`: the `peft_type`; `held`: how it is held, for the documentation; else as its method.
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
     - `reader`, `writer`: of one adapter; they raise `MisfitError`.
     - `methods`: the variants that are written as this type, if not the one of the same name.
@@ -50,7 +50,7 @@ class Type:
     """
 
     name: str
-    held: str
+    held: str = ""
     tensors: str = "(?!)"
     reader: Callable[[Module], Converted] | None = None
     writer: Callable[[Adapter], Written] | None = None

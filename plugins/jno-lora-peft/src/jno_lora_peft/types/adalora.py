@@ -6,7 +6,6 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    """AdaLoRA; LoRA if no component is left, or more components than fit the layer."""
     A = m.tensors.get("lora_A")
     left = m.rank if A is None or A.ndim == 0 else len(A)
     outputs, inputs = m.layout.matrix

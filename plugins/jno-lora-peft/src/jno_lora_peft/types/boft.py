@@ -28,7 +28,6 @@ def _write(adapter: Adapter) -> Written:
 
 BOFT = Type(
     "BOFT",
-    held="BOFT",
     tensors="boft_[Rs]",
     reader=_read,
     writer=_write,

@@ -15,7 +15,6 @@ def _write(adapter: Adapter) -> Written:
 
 C3A = Type(
     "C3A",
-    held="C3A",
     tensors="c3a_kernel",
     reader=_read,
     writer=_write,

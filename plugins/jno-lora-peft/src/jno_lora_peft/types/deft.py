@@ -43,7 +43,6 @@ def _signs(P: np.ndarray, method: str) -> np.ndarray:
 
 DEFT = Type(
     "DEFT",
-    held="DEFT",
     tensors="deft_[PR]",
     reader=_read,
     writer=_write,

@@ -24,7 +24,6 @@ def _write(adapter: Adapter) -> Written:
 
 DELORA = Type(
     "DELORA",
-    held="DeLoRA",
     tensors="delora_(?:A|B|lambda|w_norm)",
     reader=_read,
     writer=_write,

@@ -24,7 +24,6 @@ def _write(adapter: Adapter) -> Written:
 
 HIRA = Type(
     "HIRA",
-    held="HiRA",
     tensors="hira_(?:embedding_)?[AB]",
     reader=_read,
     writer=_write,

@@ -29,7 +29,6 @@ def _write(adapter: Adapter) -> Written:
 
 HRA = Type(
     "HRA",
-    held="HRA",
     tensors="hra_u",
     reader=_read,
     writer=_write,

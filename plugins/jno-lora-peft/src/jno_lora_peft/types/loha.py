@@ -11,7 +11,6 @@ _NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w
 
 
 def _read(m: Module) -> Converted:
-    """LoHa, but LoRA with the same update if kernels have cores, and for ranks too large."""
     has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
     if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
         return _read_as_lora(m)

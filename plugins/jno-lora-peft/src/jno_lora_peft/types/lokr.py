@@ -7,7 +7,6 @@ from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, MisfitError, Mo
 
 
 def _read(m: Module) -> Converted:
-    """LoKr if the settings make square first factors, and both whole; else LoRA."""
     w1, w2 = m.tensors.get("lokr_w1"), m.tensors.get("lokr_w2")
     as_lora = _read_as_lora(m)  # which checks the tensors
     if m.layout.kind != "linear" or w1 is None or w2 is None or m.rank < max(m.layout.matrix):

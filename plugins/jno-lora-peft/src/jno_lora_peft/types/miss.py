@@ -28,7 +28,6 @@ def _write(adapter: Adapter) -> Written:
 
 MISS = Type(
     "MISS",
-    held="MiSS",
     tensors="miss_block",
     reader=_read,
     writer=_write,

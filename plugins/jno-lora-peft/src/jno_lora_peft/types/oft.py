@@ -19,20 +19,16 @@ def _read(m: Module) -> Converted:
     if inputs % size or size < 2:
         raise MisfitError(f"its blocks are of {size} inputs, and the layer has {inputs}")
     if m.settings.get("coft"):
-        Q = _near_identity(Q, m.settings.get("eps", 6e-5))
+        # No further from zero than `eps`. The packed arrays hold half the entries.
+        limit = m.settings.get("eps", 6e-5) / math.sqrt(len(Q))
+        length = np.linalg.norm(Q, axis=1, keepdims=True) * math.sqrt(2)
+        Q = np.where(length > limit, Q * (limit / np.maximum(length, 1e-30)), Q).astype(Q.dtype)
     if not m.settings.get("use_cayley_neumann", True):
         return Converted("oft-in", size, 1.0, {"Q_packed": -Q})
     terms = m.settings.get("num_cayley_neumann_terms", 5)
     if not isinstance(terms, int) or terms < 2:
         raise MisfitError(f"num_cayley_neumann_terms is {terms!r}, and a series has 2 or more")
     return Converted("oft-in", size, 1.0, {"Q_packed": Q, "series": np.asarray(series_for(terms))})
-
-
-def _near_identity(Q: np.ndarray, eps: float) -> np.ndarray:
-    """The generators, no further from zero than `eps`. The packed arrays hold half the entries."""
-    limit = eps / math.sqrt(len(Q))
-    length = np.linalg.norm(Q, axis=1, keepdims=True) * math.sqrt(2)
-    return np.where(length > limit, Q * (limit / np.maximum(length, 1e-30)), Q).astype(Q.dtype)
 
 
 def _write(adapter: Adapter) -> Written:

@@ -30,7 +30,6 @@ def _read(m: Module) -> Converted:
 
 
 def _write(adapter: Adapter) -> Written:
-    """Its bases are written for each module and for all."""
     state, r = adapter.state, adapter.rank
     if "basis_A" not in state:
         raise MisfitError(

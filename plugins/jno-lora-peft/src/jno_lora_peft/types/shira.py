@@ -26,7 +26,6 @@ def _write(adapter: Adapter) -> Written:
 
 SHIRA = Type(
     "SHIRA",
-    held="SHiRA",
     tensors="shira_(?:weight|indices)",
     reader=_read,
     writer=_write,

@@ -8,7 +8,6 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 
 
 def _read(m: Module) -> Converted:
-    """Super-Tuning; LoRA with the same update if there is a LoRA beside the values."""
     outputs, inputs = m.layout.matrix
     values, flat = m.tensors.get("supertuning_values"), m.tensors.get("supertuning_indices")
     count = 0 if values is None else values.size

@@ -9,7 +9,6 @@ _BANK = "base_model.vblora_vector_bank"
 
 
 def _read(m: Module) -> Converted:
-    """VB-LoRA; LoRA if the file has the chosen logits alone, and no logits to train."""
     bank, k = m.shared.get(_BANK), m.settings.get("topk", 2)
     if bank is None or bank.ndim != 2 or not isinstance(k, int) or not 0 < k <= len(bank):
         raise MisfitError("the bank of vectors is missing, or `topk` is not a number of them")
