@@ -16,7 +16,6 @@ from ..types import TYPE_OF, Modules, Setting, alpha_for
 
 T = TypeVar("T")
 
-# PEFT's types of tasks.
 TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 
 
@@ -98,9 +97,7 @@ def from_all(function: Callable[[Modules], T], modules: Modules) -> T:
         raise PeftFormatError(f"{err}. Nothing was written.") from err
 
 
-def _numbers(
-    setting: Setting | None, numbers: Mapping[str, Any], modules: Modules
-) -> dict[str, Any]:
+def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
     """A setting with a number, and a pattern for the modules that have another number."""
     if setting is None:
         return {}

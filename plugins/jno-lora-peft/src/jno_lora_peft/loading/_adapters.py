@@ -48,7 +48,6 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
 
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
     norms = norms_around(placement.model, placement.layers)
-    shared = placement.tensors.shared
     by_path: dict[str, dict[Shape, Converted]] = {}
     for module, tensors in placement.tensors.adapters.items():
         if module not in placement.places:
@@ -56,17 +55,9 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
         path, index = placement.places[module]
         with placement.problems.of(show_path(module)):
             layout = _checked_layout(config, placement, norms, module)
-            m = Module(
-                name=module,
-                settings=config.settings,
-                rank=config.rank(module),
-                alpha=config.alpha(module),
-                tensors=floating(tensors),
-                shared=floating(shared),
-                layer=placement.layers[path],
-                index=index,
-                layout=layout,
-            )
+            layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
+            arrays, shared = floating(tensors), floating(placement.tensors.shared)
+            m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
             by_path.setdefault(path, {})[index] = config.type.read(m)
     return by_path
 

@@ -62,11 +62,8 @@ class Paths:
 
     def none_found(self, modules: list[str]) -> str:
         paths = [path for path in self.all if path]
-        near = dict.fromkeys(
-            path
-            for module in modules[:_HINTS]
-            for path in nearest(module.replace(".", "/"), paths, 2)
-        )
+        names = [module.replace(".", "/") for module in modules[:_HINTS]]
+        near = dict.fromkeys(path for name in names for path in nearest(name, paths, 2))
         return (
             f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
             f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
@@ -153,12 +150,9 @@ class Placement:
     def _enter_untied(self, model: PyTree) -> None:
         """Set `places`, with each `Untied` replaced by its inner embedding, and `layers`."""
         layers = modules_at(model, {path for path, _ in self.places.values()})
-        inner = {
-            path: f"{path}/{INNER}" if path else INNER
-            for path, layer in layers.items()
-            if isinstance(layer, Untied)
-        }
-        self.places = {m: (inner.get(path, path), i) for m, (path, i) in self.places.items()}
+        for module, (path, index) in self.places.items():
+            if isinstance(layers.get(path), Untied):
+                self.places[module] = f"{path}/{INNER}" if path else INNER, index
         self.layers = modules_at(model, {path for path, _ in self.places.values()})
 
     def _with_base_arrays(self, model: PyTree) -> PyTree:

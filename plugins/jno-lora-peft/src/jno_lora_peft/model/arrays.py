@@ -106,9 +106,8 @@ class NewArrays:
         if not all(0 <= row < shape[0] for row in rows) or len({*rows}) < len(rows):
             return [f"{key}: the rows {rows} are not different rows of its {shape[0]}"]
         new = jnp.asarray(old).at[(*index, jnp.asarray(rows))].set(tensor.astype(old.dtype))
-        source = Source(
-            "TRAINABLE_TOKENS", {"trainable_tokens_delta": tensor}, {"token_indices": rows}
-        )
+        saved, settings = {"trainable_tokens_delta": tensor}, {"token_indices": rows}
+        source = Source("TRAINABLE_TOKENS", saved, settings)
         self._put(key, vars(layer)["weight"], sharded_like(new, old), None if index else source)
         return []
 
@@ -116,15 +115,13 @@ class NewArrays:
         self, path: str, layer: Any, shift: np.ndarray, source: Source | None = None
     ) -> list[str]:
         """Add `shift` to a layer's bias; a line if the layer has no such array."""
-        key, old = self._present(path, layer, "bias")
+        (key, old), kind = self._present(path, layer, "bias"), type(layer).__name__
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
-            return [
-                f"{key}: the {type(layer).__name__} computes it, and has no such array to change"
-            ]
+            return [f"{key}: the {kind} computes it, and has no such array to change"]
         if old is None:
             line = (
-                f"{show_path(path)}: the file adds to what the layer returns, and the "
-                f"{type(layer).__name__} has no bias to hold it"
+                f"{show_path(path)}: the file adds to what the layer returns, and the {kind} has "
+                "no bias to hold it"
             )
             return [line] if shift.any() else []
         if not _fits("bias", shift.shape, old.shape, ()):

@@ -33,9 +33,7 @@ class Ties:
         self._given = given
         plain = unwrap_lora(model)
         self._layers: dict[str, Any] = modules_by_path(plain)
-        tables = collections.Counter(
-            id(layer.weight) for layer in self._layers.values() if is_table(layer)
-        )
+        tables = collections.Counter(id(x.weight) for x in self._layers.values() if is_table(x))
         # How often the model has an array outside of embeddings.
         self._counts = collections.Counter(map(id, jax.tree.leaves(plain))) - tables
         self._plain = plain  # its arrays are known by their ids

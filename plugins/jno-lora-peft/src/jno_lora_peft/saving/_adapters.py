@@ -98,11 +98,7 @@ class WrittenAdapters:
 
 
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
-    """The adapter at `path`, of a model that was resolved, or one for each layer of a stack.
-
-    **Raises:** `MisfitError` if PEFT has no exact equivalent; `PeftFormatError` for values that
-    cannot be read.
-    """
+    """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(
@@ -136,7 +132,7 @@ def _write_layers(
 ) -> list[Written]:
     """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""
     base: Any = wrapper.base
-    layout, kind = layout_of(base), TYPE_OF[variant]
+    layout, kind, rank = layout_of(base), TYPE_OF[variant], wrapper.rank
     assert layout is not None
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(values_for_peft(bias, f"the bias at {path!r}").any())
@@ -147,17 +143,9 @@ def _write_layers(
         alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
         if alpha != wrapper.alpha and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        layer = f"{path}[{show_index(index)}]" if index else path
         adapter = Adapter(
-            path=f"{path}[{show_index(index)}]" if index else path,
-            index=index,
-            variant=variant,
-            state=state,
-            rank=wrapper.rank,
-            alpha=alpha,
-            layout=layout,
-            has_bias=has_bias,
-            scale=scale,
-            shared=shared,
+            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared
         )
         layers.append(kind.write(adapter))
     return layers

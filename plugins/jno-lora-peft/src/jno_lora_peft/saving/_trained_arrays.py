@@ -60,9 +60,8 @@ class TrainedArrays:
         first = next(iter(sources.values()), None)
         if first is None or len(sources) < len(loaded):
             return self._alone_as_modules()
-        for source in sources.values():
-            if (source.type, source.settings) != (first.type, first.settings):
-                return self._alone_as_modules()
+        if any((x.type, x.settings) != (first.type, first.settings) for x in sources.values()):
+            return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
             module = path.rpartition("/")[0]

@@ -16,7 +16,6 @@ from ..model.layouts import Layout, Shape
 Tensors = Mapping[str, np.ndarray]
 Factors = tuple[np.ndarray, np.ndarray]
 
-# The methods of the zoo, by variant.
 METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
 
 
@@ -52,10 +51,7 @@ def check_layer(layout: Layout, kinds: tuple[str, ...], groups: bool = False) ->
 
 
 def refuse_layer(layout: Layout, *, dora: bool = False, dilated: bool = False) -> None:
-    """**Raises:** `MisfitError` if PEFT's update of the layer is not an update of its weight.
-
-    - `dilated`: whether PEFT runs the update as dilated as the layer.
-    """
+    """**Raises:** `MisfitError` if PEFT's (`dilated`) update of the layer is not of its weight."""
     if layout.odd and not (dilated and "padding_mode" not in layout.odd):
         raise MisfitError(
             f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "

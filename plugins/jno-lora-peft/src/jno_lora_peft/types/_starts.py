@@ -12,7 +12,6 @@ from ._conversion import Module
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
-# The starts that PEFT can convert when it saves.
 _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 _SAVE_AS_LORA = (
     "Save it as plain LoRA in PEFT: `save_pretrained(directory, "
@@ -43,10 +42,7 @@ def refused_start(start: Any) -> list[str]:
 
 
 def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
-    """The factors that a LoRA took out of the weight at its start; `None` if it took nothing.
-
-    **Raises:** `MisfitError` if two computers would find different factors.
-    """
+    """The factors that a LoRA took out of the weight, if any. **Raises:** `MisfitError`."""
     start = m.settings.get("init_lora_weights")
     match = _FOUND.fullmatch(str(start).lower())
     if match is None:

@@ -67,7 +67,6 @@ class Type:
 
     @property
     def known_settings(self) -> set[str]:
-        """The settings that are read or do not change outputs."""
         numbers = [setting for setting in (self.rank, self.alpha) if setting is not None]
         names = {name for setting in numbers for name in (setting.name, setting.pattern) if name}
         return {*self.settings.split(), *self.only, *names}

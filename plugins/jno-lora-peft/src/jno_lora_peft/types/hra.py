@@ -21,8 +21,7 @@ def _read(m: Module) -> Converted:
 
 def _write(adapter: Adapter) -> Written:
     U = adapter.state["U"]
-    if not (reflects := U.any(axis=0)).all():
-        U = U[:, reflects]
+    U = U[:, U.any(axis=0)]
     tensors, settings = {"hra_u": U}, {"apply_GS": "gram_schmidt" in adapter.state}
     return adapter.written(tensors, settings, rank=U.shape[1])
 
