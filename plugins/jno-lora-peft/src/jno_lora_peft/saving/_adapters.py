@@ -47,8 +47,7 @@ class WrittenAdapters:
         self.modules: dict[str, Written] = {}
         self.tensors: dict[str, Any] = {}
         self.ties_adapter = self.has_bias = False
-        self._rename = rename
-        self._ties = ties
+        self._rename, self._ties = rename, ties
         flags = () if trainable is None else (trainable,)
         # With the arrays that adapters share; not for the flags, which have the model's structure.
         resolved = (wrapper for _, wrapper in adapted_layers(resolve(model)))

@@ -33,9 +33,7 @@ class TrainedArrays:
         self.tensors: dict[str, np.ndarray] = {}
         self.ties = False
         self.problems = Problems()
-        self._rename = rename
-        self._ties = ties
-        self._adapted = adapted
+        self._rename, self._ties, self._adapted = rename, ties, adapted
         leaves = jtu.tree_leaves_with_path(model, is_leaf=_is_wrapper)
         self._arrays = [(path_str(keys), leaf) for keys, leaf in leaves if is_array(leaf)]
         self._layers: dict[str, Any] = modules_by_path(model)

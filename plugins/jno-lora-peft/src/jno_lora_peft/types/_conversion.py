@@ -42,9 +42,8 @@ def check_layer(layout: Layout, kinds: tuple[str, ...], groups: bool = False) ->
     """**Raises:** `MisfitError` unless the layer is of one of these kinds."""
     kind = f"conv{len(layout.kernel)}d" if layout.kind == "conv" else layout.kind
     if kind not in kinds:
-        raise MisfitError(
-            f"PEFT has adapters of this type for {', '.join(kinds)}, and this is {kind}"
-        )
+        names = ", ".join(kinds)
+        raise MisfitError(f"PEFT has adapters of this type for {names}, and this is {kind}")
     if layout.groups > 1 and not groups:
         raise MisfitError("PEFT has adapters of this type for convolutions without groups")
     refuse_layer(layout)
