@@ -22,8 +22,7 @@ class Tensors:
 
     - `adapters`, `plain`: tensors of adapters, and whole arrays: `{module: {name: tensor}}`.
     - `base`: the arrays of layers in adapters, which PEFT writes for embeddings and biases.
-    - `rows`: rows of the weights of embeddings: `{module: {"weight": rows}}`.
-    - `shared`: tensors of all modules, by their whole names.
+    - `rows`: of embeddings: `{module: {"weight": rows}}`; `shared`: of all modules, by whole names.
     """
 
     adapters: ByModule = dataclasses.field(default_factory=dict)

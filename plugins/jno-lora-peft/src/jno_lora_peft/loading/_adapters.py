@@ -73,8 +73,7 @@ def _shift_bias(
     shift, source = _stacked([{"": shift} for shift in shifts], stack)[""], None
     if ordered[0].variant is None and not stack:
         source = Source(config.type.name, {"beft_bias": shift[None]}, {})
-    layer = placement.layers[path]
-    placement.problems += placement.arrays.shift_bias(path, layer, shift, source)
+    placement.problems += placement.arrays.shift_bias(path, placement.layers[path], shift, source)
 
 
 def _checked_layout(

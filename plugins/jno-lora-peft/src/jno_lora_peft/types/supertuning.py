@@ -20,8 +20,7 @@ def _read(m: Module) -> Converted:
         shapes["supertuning_lora_A.weight"] = (r, inputs)
         shapes["supertuning_lora_B.weight"] = (outputs, r)
     tensors = m.take(shapes)
-    values = tensors[0]
-    positions = to_digits(m, flat.astype(np.int64))
+    values, positions = tensors[0], to_digits(m, flat.astype(np.int64))
     if not r:
         return Converted("supertuning", 1, 1.0, {"values": values, "positions": positions})
     U = np.zeros(outputs * inputs)
