@@ -10,7 +10,7 @@ from peft_cases.files import PREFIX, normal, read_files, write_files
 import jno.lora
 from jno.lora import PeftFormatError, SelectionError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft.types._torch_random import normal as drawn, permuted
+from jno_lora_peft.types._positions import normal as drawn, permuted
 
 KEY = jax.random.key(0)
 PLAIN = {

@@ -6,8 +6,8 @@ model = load_peft(model, "adapter/", rename={"^model/": ""})
 save_peft(model, "adapter/")
 """
 
-from ._load import load_peft
-from ._save import save_peft
+from .loading import load_peft
 from .model.untied import Untied, untie
+from .saving import save_peft
 
 __all__ = ["Untied", "load_peft", "save_peft", "untie"]

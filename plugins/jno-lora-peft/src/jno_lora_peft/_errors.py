@@ -9,8 +9,6 @@ class MisfitError(ValueError):
 
 
 class Problems(list[str]):
-    """The lines of an error."""
-
     @contextlib.contextmanager
     def of(self, place: str) -> Iterator[None]:
         """Add the reasons of a `MisfitError` that is raised inside, for this place."""

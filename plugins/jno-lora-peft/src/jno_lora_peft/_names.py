@@ -69,5 +69,4 @@ def may_be_tied(module: str) -> bool:
 
 
 def show_index(index: tuple[int, ...]) -> str:
-    """An index in a stack as it is written."""
     return ",".join(map(str, index))

@@ -10,8 +10,7 @@ from jno.lora.extending import bullets, warn
 
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from ..types import TYPES, Setting, Type
-from ._checks import malformed
-from .refusals import KNOWN, refused_settings, refused_type
+from .refusals import KNOWN, malformed, refused_settings, refused_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +40,18 @@ class Config:
 
     @property
     def type(self) -> Type:
-        """The type of the adapter."""
         return TYPES[self.settings["peft_type"]]
 
     @property
     def is_dora(self) -> bool:
-        """Whether an adapter of the type `"LORA"` is a DoRA."""
         return bool(self.settings.get("use_dora"))
 
     def rank(self, module: str) -> int:
-        """The rank for the module of that name."""
         return self._for(module, self.type.rank)
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module of that name."""
-        return self._for(module, self.type.alpha)
+        return 1.0 if self.type.alpha is None else self._for(module, self.type.alpha)
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module of that name."""
@@ -89,7 +85,6 @@ class Config:
         return any(map(may_be_tied, targets or ()))
 
     def saves(self, module: str) -> bool:
-        """Whether the module of that name is one of `modules_to_save`."""
         return any(module.endswith(name) for name in self._saved)
 
     def rows(self, module: str) -> list[int] | None:

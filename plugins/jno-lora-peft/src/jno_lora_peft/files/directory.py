@@ -46,9 +46,8 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write both files into `directory`, which is made if need be.
 
-    Both files are on the disk before an old file is touched, and there is no configuration while
-    the tensors change. If writing fails or is killed, the old files are whole, or the configuration
-    is missing, so that nothing loads.
+    If writing fails or is killed, the old files are whole, or the configuration is missing, so that
+    nothing loads.
     """
     # Here, because only saving needs them.
     import safetensors
@@ -63,23 +62,18 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
             f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
             "A newer version may."
         ) from err
-    folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
+    folder, shown = Path(directory), repr(os.fspath(directory))
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_together({folder / TENSORS: content, folder / CONFIG: text.encode()})
     except OSError as err:
-        raise PeftFormatError(
-            f"{os.fspath(directory)!r} cannot be written: {err.strerror}"
-        ) from err
+        raise PeftFormatError(f"{shown} cannot be written: {err.strerror}") from err
     except CheckpointError as err:
         raise PeftFormatError(str(err)) from err
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """A line for each tensor that holds NaN or infinity."""
-    lines: list[str] = []
-    for name, tensor in tensors.items():
-        count = tensor.size - np.count_nonzero(np.isfinite(tensor))
-        if count:
-            lines.append(f"{name}: {count:,} of {tensor.size:,} numbers")
-    return lines
+    counts = {name: np.count_nonzero(~np.isfinite(tensor)) for name, tensor in tensors.items()}
+    return [f"{name}: {n:,} of {tensors[name].size:,} numbers" for name, n in counts.items() if n]

@@ -20,11 +20,9 @@ _WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.
 class Tensors:
     """The tensors of a file, by the names that the modules have in the model without PEFT.
 
-    - `adapters`: tensors of adapters: `{module: {name: tensor}}`, such as `lora_A.weight`.
-    - `plain`: whole arrays of modules: `{module: {name: tensor}}`, such as `weight`.
-    - `base`: the same for layers in adapters, whose arrays PEFT writes for embeddings and biases.
-    - `rows`: rows of the weights of embeddings: `{module: {"weight": rows}}`.
-    - `shared`: tensors of all modules, by their whole names.
+    - `adapters`, `plain`: tensors of adapters, and whole arrays: `{module: {name: tensor}}`.
+    - `base`: the arrays of layers in adapters, which PEFT writes for embeddings and biases.
+    - `rows`: of embeddings: `{module: {"weight": rows}}`; `shared`: of all modules, by whole names.
     """
 
     adapters: ByModule = dataclasses.field(default_factory=dict)
@@ -34,7 +32,6 @@ class Tensors:
     shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def without(self, modules: Iterable[str]) -> "Tensors":
-        """The tensors, except the tensors of these modules."""
         left_out = frozenset(modules)
         adapters, plain, base, rows = (
             {module: tensors for module, tensors in table.items() if module not in left_out}
@@ -44,7 +41,6 @@ class Tensors:
 
     @property
     def modules(self) -> list[str]:
-        """The names of the modules."""
         return [*dict.fromkeys(module for table in self._tables for module in table)]
 
     @property
@@ -53,10 +49,7 @@ class Tensors:
 
 
 def by_module(tensors: Mapping[str, np.ndarray], of_adapter: str, shared: str) -> Tensors:
-    """The tensors of a file, sorted by module.
-
-    - `of_adapter`, `shared`: regular expressions for tensors of a module's adapter, and of all.
-    """
+    """The tensors of a file, sorted by module, by regular expressions for names of tensors."""
     adapter_pattern, shared_pattern = re.compile(rf"(?:(.*)\.)?({of_adapter})"), re.compile(shared)
     result = Tensors()
     for key, tensor in tensors.items():

@@ -12,11 +12,10 @@ from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from .._errors import MisfitError
 from .._names import EMBEDDING, Rename, is_embedding, module_name
-from ..types import TYPE_OF, Modules, Setting, Written, alpha_for
+from ..types import TYPE_OF, Modules, Setting, alpha_for
 
 T = TypeVar("T")
 
-# PEFT's types of tasks.
 TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 
 
@@ -39,20 +38,20 @@ def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:
 
 def common_variant(modules: Modules) -> str:
     """A variant of all these adapters' type. **Raises:** `PeftFormatError` if they have several."""
-    by_kind: dict[str, list[Written]] = {}
+    by_kind: dict[str, list[str]] = {}
     for written in modules.values():
         variant = written.adapter.variant
         # Every rsLoRA is a LoRA with another alpha.
         kind = "lora" if variant == "rslora" else variant
         name = TYPE_OF[variant].name
-        by_kind.setdefault(kind if name == "LORA" else name, []).append(written)
+        paths = by_kind.setdefault(kind if name == "LORA" else name, [])
+        paths.append(show_path(written.adapter.path))
     if len(by_kind) == 1:
         variants = {written.adapter.variant for written in modules.values()}
         return "lora" if variants == {"lora", "rslora"} else next(iter(variants))
     kinds = (
-        f"{kind}: {', '.join(show_path(written.adapter.path) for written in adapters[:3])}"
-        f"{', ...' if len(adapters) > 3 else ''}"
-        for kind, adapters in by_kind.items()
+        f"{kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
+        for kind, paths in by_kind.items()
     )
     raise PeftFormatError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
@@ -62,29 +61,29 @@ def common_variant(modules: Modules) -> str:
 
 
 def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[str, Any]:
-    """The settings of an adapter of PEFT, without the settings that name modules.
-
-    - `head`: the head that PEFT ties to an embedding, with the same rank and scale.
-    """
+    """The settings, except names of modules; `head` is tied to an embedding, with its scale."""
     kind = TYPE_OF[variant]
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
     for module, written in modules.items():
-        alpha = written.alpha
+        rank, alpha = written.adapter.rank, written.adapter.alpha
         if kind.name == "LORA":
-            alpha = alpha_for(variant, written.rank, written.adapter.scale, alpha)
-        ranks[module] = written.rank
+            alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
+        ranks[module] = rank
         alphas[module] = int(alpha) if alpha.is_integer() else alpha
     if head is not None:
         embedding = next(module for module in modules if is_embedding(module))
         ranks[head], alphas[head] = ranks[embedding], alphas[embedding]
+    settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
+    for written in modules.values():
+        for name, value in written.settings.items():
+            if settings.setdefault(name, value) != value:
+                raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
     return {
         "peft_type": kind.name,
         "inference_mode": True,
         "fan_in_fan_out": False,
-        **_numbers(kind.rank, ranks, modules),
-        **_numbers(kind.alpha, alphas, modules),
-        **_common_settings(modules),
+        **settings,
         **({"use_rslora": variant == "rslora"} if kind.name == "LORA" else {}),
         **from_all(kind.common, modules),
     }
@@ -98,19 +97,7 @@ def from_all(function: Callable[[Modules], T], modules: Modules) -> T:
         raise PeftFormatError(f"{err}. Nothing was written.") from err
 
 
-def _common_settings(modules: Modules) -> dict[str, Any]:
-    """The settings that all adapters share. **Raises:** `PeftFormatError` if they differ."""
-    settings: dict[str, Any] = {}
-    for written in modules.values():
-        for name, value in written.settings.items():
-            if settings.setdefault(name, value) != value:
-                raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
-    return settings
-
-
-def _numbers(
-    setting: Setting | None, numbers: Mapping[str, Any], modules: Modules
-) -> dict[str, Any]:
+def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
     """A setting with a number, and a pattern for the modules that have another number."""
     if setting is None:
         return {}
@@ -131,10 +118,7 @@ def _numbers(
 
 
 def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> PeftFormatError:
-    lines = (
-        f"{show_path(written.adapter.path)}: {values[module]!r}"
-        for module, written in modules.items()
-    )
+    lines = (f"{show_path(w.adapter.path)}: {values[module]!r}" for module, w in modules.items())
     return PeftFormatError(
         f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
         f"several:\n{bullets(lines, 8)}\n"

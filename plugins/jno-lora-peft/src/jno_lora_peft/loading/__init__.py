@@ -1,4 +1,79 @@
-"""The steps of `load_peft`."""
+"""Loading PEFT's files: adapters around the layers of a model."""
 
-from ._adapters import adapters_of as adapters_of
-from ._placement import Placement as Placement
+import os
+from typing import TypeVar
+
+from jno.lora import PeftFormatError, Registry
+from jno.lora.extending import bullets, default_registry, expect_model, put_around, warn
+
+from .._names import Rename
+from ..files.config import Config
+from ..files.directory import Directory, not_finite, read
+from ..files.tensors import by_module
+from ..model.ties import Ties
+from ._adapters import adapters_of
+from ._placement import Placement
+
+M = TypeVar("M")
+
+
+def load_peft(
+    model: M,
+    directory: Directory,
+    *,
+    rename: Rename = None,
+    tied: bool | None = None,
+    registry: Registry | None = None,
+) -> M:
+    """`model` with the adapter that PEFT saved into `directory`.
+
+    A type that the zoo has a method for becomes adapters of the method, in float32 at least. Other
+    types that update the weight become LoRA with the same update, of the rank that this takes. The
+    page "Coming from PEFT" lists them. The outputs are PEFT's. An adapter without an exact
+    equivalent here is an error.
+
+    Trained biases, the modules of `modules_to_save` and trained rows of embeddings replace arrays
+    of the model, in the dtype of the model. So does a bias that PEFT changes by its adapter
+    (`lora_bias`, BEFT): `unwrap_lora` does not bring the former bias back.
+
+    An adapter of PEFT on an embedding acts on lookups, and not on an output head that is tied to
+    the embedding, unless the file says `ensure_weight_tying`. If a head may read the table, the
+    embedding becomes an `Untied` that holds the adapter, and the head reads the plain table.
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not. Its layers are found by PEFT's names for them, with
+        slashes for dots.
+    - `directory`: with `adapter_config.json` and `adapter_model.safetensors`.
+    - `rename`: from PEFT's names of modules to the paths of layers here: a table of regular
+        expressions and replacements, each used in turn on the slash-joined name, such as
+        `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is layer 3
+        of a stack; all layers of a stack must be there.
+    - `tied`: whether an output head reads the table of the model's embedding. By default,
+        `load_peft` looks at `eqx.nn.Shared`, at a head with a weight of its own, and at a
+        `tie_word_embeddings` of the model or of its `config`. If nothing tells, a head may.
+    - `registry`: where adapter classes are looked up, instead of among the installed plugins.
+        Plugins other than the zoo are loaded only for layers that the zoo has no adapters for.
+
+    **Returns:** the model, with the adapters around its layers. Adapters of the model stay. Tensors
+    that hold NaN or infinity are loaded, with a `JnoLoraWarning`.
+
+    **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
+    not fit the model (everything at once); `SelectionError` for a bad `rename`, a `Net`, two places
+    of one path, or an adapter that cannot be built; `PluginError` if a plugin is missing.
+    """
+    expect_model(model, "load_peft")
+    settings, tensors = read(directory)
+    config = Config.parse(settings)
+    registry, ties = default_registry(registry), Ties(model, tied)
+    sorted_tensors = by_module(tensors, config.type.tensors, config.type.shared)
+    placement = Placement(model, config, sorted_tensors, rename, ties)
+    adapters = adapters_of(config, placement, registry)
+    if placement.problems:
+        raise PeftFormatError(
+            f"The {config.type.name} adapter does not fit the model:\n"
+            f"{bullets(placement.problems)}\nNothing was loaded."
+        )
+    if lines := not_finite(tensors):
+        warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
+    return put_around(placement.arrays.put_into(placement.model), adapters)

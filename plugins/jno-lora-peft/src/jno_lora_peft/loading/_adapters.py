@@ -1,22 +1,24 @@
 """The adapters of a file, for the layers of a model."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import AdapterSet, LoRAWrapper, Registry
-from jno.lora.extending import norms_around, show_path
+from jno.lora import AdapterSet, LoRAWrapper, PluginError, Registry, SelectionError
+from jno.lora.extending import bullets, norms_around, show_path
 from jno.lora.types import LayerForm, LooseAdapter
 
 from .._errors import MisfitError
+from .._names import show_index
 from ..files.config import Config
+from ..model.arrays import Source
 from ..model.layouts import Layout, Shape, layout_of
-from ..model.loaded import Source
-from ..types import Converted, Module, floating
-from ._classes import adapter_class
+from ..types import METHODS, Converted, Module, floating
 from ._placement import Placement
-from ._stacks import in_order, on_device, stacked
 
 
 def adapters_of(config: Config, placement: Placement, registry: Registry) -> AdapterSet:
@@ -29,24 +31,23 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
             if first.variant is None:
                 cls, ndim = None, len(next(iter(by_index)))
             else:
-                cls = adapter_class(registry, first.variant, layer, path)
+                cls = _adapter_class(registry, first.variant, layer, path)
                 ndim = cls.stack_ndim(layer)
             stack = layer.weight.shape[:ndim]
-            ordered = in_order(by_index, stack)
+            ordered = _in_order(by_index, stack)
             _shift_bias(config, placement, path, ordered, stack)
             if cls is not None:
-                arrays = on_device(stacked([adapter.state for adapter in ordered], stack))
+                state = _stacked([adapter.state for adapter in ordered], stack)
+                arrays = {name: jnp.asarray(array) for name, array in state.items()}
                 # The same arrays for every module of the file.
-                shared |= on_device({n: x for n, x in first.shared.items() if n not in shared})
+                shared |= {n: jnp.asarray(x) for n, x in first.shared.items() if n not in shared}
                 form = LayerForm.of(layer, ndim)
                 adapters[path] = LooseAdapter(arrays, cls, first.rank, first.alpha, form)
     return AdapterSet(adapters, shared)
 
 
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
-    """The adapters by the paths of their layers, and by the index in a stack."""
     norms = norms_around(placement.model, placement.layers)
-    shared = placement.tensors.shared
     by_path: dict[str, dict[Shape, Converted]] = {}
     for module, tensors in placement.tensors.adapters.items():
         if module not in placement.places:
@@ -54,17 +55,9 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
         path, index = placement.places[module]
         with placement.problems.of(show_path(module)):
             layout = _checked_layout(config, placement, norms, module)
-            m = Module(
-                name=module,
-                settings=config.settings,
-                rank=config.rank(module),
-                alpha=config.alpha(module),
-                tensors=floating(tensors),
-                shared=floating(shared),
-                layer=placement.layers[path],
-                index=index,
-                layout=layout,
-            )
+            layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
+            arrays, shared = floating(tensors), floating(placement.tensors.shared)
+            m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
             by_path.setdefault(path, {})[index] = config.type.read(m)
     return by_path
 
@@ -72,17 +65,15 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
 def _shift_bias(
     config: Config, placement: Placement, path: str, ordered: list[Converted], stack: Shape
 ) -> None:
-    """Add the shifts of the adapters of a layer, or of a stack, to its bias."""
     shifts = [adapter.bias_shift for adapter in ordered]
     example = next((shift for shift in shifts if shift is not None), None)
     if example is None:
         return
     shifts = [np.zeros_like(example) if shift is None else shift for shift in shifts]
-    shift, source = stacked([{"": shift} for shift in shifts], stack)[""], None
+    shift, source = _stacked([{"": shift} for shift in shifts], stack)[""], None
     if ordered[0].variant is None and not stack:
         source = Source(config.type.name, {"beft_bias": shift[None]}, {})
-    layer = placement.layers[path]
-    placement.problems += placement.arrays.shift_bias(path, layer, shift, source)
+    placement.problems += placement.arrays.shift_bias(path, placement.layers[path], shift, source)
 
 
 def _checked_layout(
@@ -114,3 +105,60 @@ def _checked_layout(
             "convolutions and embeddings"
         )
     return layout
+
+
+def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
+    """The class that fits. **Raises:** `MisfitError`; `PluginError` if a plugin is missing."""
+    reasons: list[str] = []
+    for cls in _classes(registry, variant):
+        if cls.applies_to(layer):
+            return cls
+        reasons += filter(None, [cls.why_not(layer)])
+    layout = layout_of(layer)
+    if not reasons and layout is not None and layout.kind == "embedding":
+        raise PluginError(
+            f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
+            "Install them with\n    pip install jno-lora-embedding"
+        )
+    raise MisfitError(
+        f"no adapter of the variant {variant!r} fits its {type(layer).__name__}"
+        f"{': ' if reasons else ''}{'; '.join(reasons[:1])}"
+    )
+
+
+def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
+    """The classes of a variant. A plugin is loaded only when the classes before do not fit."""
+    method = METHODS[variant].__name__
+    yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
+    with contextlib.suppress(PluginError):
+        yield registry.provided("jno-lora-embedding", f"{method}Embedding").cls
+    yield from registry.resolve(variant)
+    with contextlib.suppress(SelectionError):
+        yield from registry.resolve(f"{variant}-embedding")
+
+
+def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Converted]:
+    """The adapters of a stack, in its order. **Raises:** `MisfitError` if they are not a stack."""
+    indices = list(np.ndindex(*stack))
+    if not stack and list(adapters) != indices:
+        raise MisfitError("the model has one layer there, not a stack with an index")
+    lines = [f"{show_index(i)}: not in the file" for i in indices if i not in adapters]
+    lines += [f"{show_index(i)}: not in the model" for i in adapters if i not in indices]
+    if lines:
+        raise MisfitError(
+            f"the model has a stack of {' x '.join(map(str, stack))} layers there. Each must be in "
+            f"the file, and needs an index by `rename`, such as '[{show_index(indices[0])}]':\n"
+            f"{bullets(lines, 4)}"
+        )
+    scales = sorted({(adapter.rank, adapter.alpha) for adapter in adapters.values()})
+    if len(scales) > 1:
+        shown = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in scales)
+        raise MisfitError(f"the layers of a stack need one rank and alpha, but these have {shown}")
+    return [adapters[index] for index in indices]
+
+
+def _stacked(layers: Sequence[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
+    return {
+        name: np.stack([arrays[name] for arrays in layers]).reshape((*stack, *first.shape))
+        for name, first in layers[0].items()
+    }

@@ -1,7 +1,6 @@
 """Heads that are tied to an embedding, whose tensors PEFT writes a second time."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,33 +11,25 @@ from ..files.tensors import Tensors
 from ..model.ties import Ties
 
 
-class Head(NamedTuple):
-    """A head in a file, and the embedding whose tensors the head repeats."""
-
-    module: str
-    embedding: str
-
-
-def tied_heads(config: Config, tensors: Tensors) -> Iterator[Head]:
-    """The heads that PEFT has tied by `ensure_weight_tying`, which its settings do not name."""
+def tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:
+    """The heads that PEFT has tied by `ensure_weight_tying`, with the embeddings they repeat."""
     for embedding in tensors.modules if config.ties else ():
         adapter, saved = tensors.adapters.get(embedding, {}), tensors.plain.get(embedding, {})
         if "lora_embedding_A" in adapter:
             for module, factors in tensors.adapters.items():
                 is_head = module.endswith(HEAD) or not config.is_target(module)
                 if is_head and _has_transposed_shapes(factors, adapter):
-                    yield Head(module, embedding)
+                    yield module, embedding
         elif is_embedding(embedding) and "weight" in saved:
             for module, arrays in tensors.plain.items():
                 if module == embedding or config.saves(module) or "weight" not in arrays:
                     continue
                 if arrays["weight"].shape == saved["weight"].shape:
-                    yield Head(module, embedding)
+                    yield module, embedding
 
 
-def check_head(config: Config, head: Head, tensors: Tensors) -> None:
+def check_head(config: Config, module: str, embedding: str, tensors: Tensors) -> None:
     """**Raises:** `MisfitError` if one table cannot serve the embedding and its head."""
-    module, embedding = head
     if module in tensors.plain:
         if not np.array_equal(tensors.plain[module]["weight"], tensors.plain[embedding]["weight"]):
             raise MisfitError(f"its weight differs from the weight of {embedding!r}, {_ONE_TABLE}")

@@ -1,21 +1,76 @@
 """The layers of a model that the modules of a file stand for."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, PeftFormatError
-from jno.lora.extending import show_path
+from jno.lora import LoRAWrapper, PeftFormatError, SelectionError
+from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from .._errors import MisfitError, Problems
 from .._names import Rename, dotted_path
 from ..files.config import Config
 from ..files.tensors import ByModule, Tensors
 from ..model.arrays import NewArrays
-from ..model.paths import Paths, Place
 from ..model.ties import Ties, modules_at
-from ..model.untied import Untied, inner_path, is_table, with_untied
+from ..model.untied import INNER, Untied, is_table, with_untied
 from ._heads import check_head, heads_of_tables, tied_heads
+
+# The path of a layer, and its index in a stack, which is `()` for a single layer.
+Place = tuple[str, tuple[int, ...]]
+
+# One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
+_SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
+# How many missing names get hints, and how many names a message shows.
+_HINTS = 8
+_SHOWN = 12
+
+
+class Paths:
+    """The paths of a model's modules, without the insides of adapters, and how to find a path."""
+
+    def __init__(self, model: PyTree):
+        self.all = list(modules_by_path(model))
+        self._by_name: dict[str, list[str]] = {}
+        for path in self.all:
+            self._by_name.setdefault(path.replace("/", "."), []).append(path)
+
+    def find(self, dotted: str) -> Place | None:
+        paths, index = self._by_name.get(dotted, []), ()
+        if not paths and (in_stack := _SLICE.fullmatch(dotted)):
+            paths = self._by_name.get(in_stack[1], [])
+            index = tuple(map(int, in_stack[2].split(",")))
+        if len(paths) > 1:
+            raise SelectionError(
+                f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
+                "Rename the key."
+            )
+        return (paths[0], index) if paths else None
+
+    def not_found(self, missing: Mapping[str, str]) -> list[str]:
+        """A line for each missing module, from PEFT's names and the paths that they stand for."""
+        lines: list[str] = []
+        for number, (module, dotted) in enumerate(missing.items()):
+            path = dotted.replace(".", "/")
+            meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
+            near = nearest(path, self.all, n=3) if number < _HINTS else []
+            hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
+            lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
+        return lines
+
+    def none_found(self, modules: list[str]) -> str:
+        paths = [path for path in self.all if path]
+        names = [module.replace(".", "/") for module in modules[:_HINTS]]
+        near = dict.fromkeys(path for name in names for path in nearest(name, paths, 2))
+        return (
+            f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
+            f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
+            'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
+            "slash-joined names) or a function from PEFT's name to the path here. One layer of a "
+            r'stack has an index at the end: rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
+        )
 
 
 class Placement:
@@ -23,9 +78,8 @@ class Placement:
 
     - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
     - `arrays`: further new arrays, which do not depend on adapters.
-    - `places`, `layers`: the places by module, the layers by path.
-    - `tensors`: of the modules; `heads`: modules that PEFT adapts without targeting them.
-    - `problems`: a line for each module that does not fit.
+    - `places`: by module; `layers`: by path; `tensors`: of the modules.
+    - `heads`: modules that PEFT adapts without targeting them.
     """
 
     def __init__(self, model: PyTree, config: Config, tensors: Tensors, rename: Rename, ties: Ties):
@@ -58,16 +112,15 @@ class Placement:
     def _without_tied_heads(self, tensors: Tensors) -> Tensors:
         """The tensors, except the tensors of heads that read the table of their embedding."""
         served: set[str] = set()
-        for head in tied_heads(self._config, tensors):
-            self.heads.add(head.module)
-            self.heads.add(head.embedding)
-            embedding = self._place(head.embedding)
-            is_tied = embedding is not None and self._ties.of(embedding[0])
-            if is_tied or self._place(head.module) is None:
-                served.add(head.module)
-                with self.problems.of(show_path(head.module)):
-                    check_head(self._config, head, tensors)
-                    if embedding is not None and self._ties.is_untied(embedding[0]):
+        for head, embedding in tied_heads(self._config, tensors):
+            self.heads |= {head, embedding}
+            place = self._place(embedding)
+            is_tied = place is not None and self._ties.of(place[0])
+            if is_tied or self._place(head) is None:
+                served.add(head)
+                with self.problems.of(show_path(head)):
+                    check_head(self._config, head, embedding, tensors)
+                    if place is not None and self._ties.is_untied(place[0]):
                         raise MisfitError(
                             "the file ties it to its embedding, which is untied in the model. Load "
                             "into the model as it was before"
@@ -97,8 +150,9 @@ class Placement:
     def _enter_untied(self, model: PyTree) -> None:
         """Set `places`, with each `Untied` replaced by its inner embedding, and `layers`."""
         layers = modules_at(model, {path for path, _ in self.places.values()})
-        inner = {path: inner_path(path) for path, x in layers.items() if isinstance(x, Untied)}
-        self.places = {m: (inner.get(path, path), i) for m, (path, i) in self.places.items()}
+        for module, (path, index) in self.places.items():
+            if isinstance(layers.get(path), Untied):
+                self.places[module] = f"{path}/{INNER}" if path else INNER, index
         self.layers = modules_at(model, {path for path, _ in self.places.values()})
 
     def _with_base_arrays(self, model: PyTree) -> PyTree:
@@ -108,10 +162,8 @@ class Placement:
         for module, tensors in self.tensors.rows.items():
             if module in self.places:
                 path, index = self.places[module]
-                rows = self._config.rows(module)
-                self.problems += arrays.replace_rows(
-                    path, self.layers[path], index, rows, tensors["weight"]
-                )
+                layer, rows = self.layers[path], self._config.rows(module)
+                self.problems += arrays.replace_rows(path, layer, index, rows, tensors["weight"])
         return arrays.put_into(model, everywhere=True)
 
     def _replace(self, arrays: NewArrays, tensors: ByModule) -> None:

@@ -1,7 +1,12 @@
-"""New arrays for a model: trained biases, rows of embeddings, and whole modules."""
+"""New arrays for a model: trained biases, rows of embeddings, and whole modules.
 
+The arrays are known by identity, so that `save_peft` writes them again: a model cannot tell which
+of its arrays are pretrained. Training a loaded array makes a new array, which is not known.
+"""
+
+import weakref
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,9 +19,19 @@ from jno.lora.extending import path_str, sharded_like, show_array, show_path
 
 from .._names import show_index
 from .layouts import Shape, is_transposed
-from .loaded import Source, remember
 
 M = TypeVar("M")
+
+
+class Source(NamedTuple):
+    """The tensors and settings that a file of this type had in place of the array."""
+
+    type: str
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+_by_id: dict[int, tuple["weakref.ref[jax.Array]", Source | None]] = {}
 
 
 class NewArrays:
@@ -27,10 +42,7 @@ class NewArrays:
         self._old: dict[str, Any] = {}
 
     def put_into(self, model: M, *, everywhere: bool = False) -> M:
-        """`model` with these arrays. **Raises:** `SelectionError` if two have one path.
-
-        - `everywhere`: also at other paths where the model has the very array that is replaced.
-        """
+        """`model` with these arrays, `everywhere` also at further paths of a replaced array."""
         replaced: set[str] = set()
         by_id = {id(old): self._new[key] for key, old in self._old.items()} if everywhere else {}
 
@@ -94,9 +106,8 @@ class NewArrays:
         if not all(0 <= row < shape[0] for row in rows) or len({*rows}) < len(rows):
             return [f"{key}: the rows {rows} are not different rows of its {shape[0]}"]
         new = jnp.asarray(old).at[(*index, jnp.asarray(rows))].set(tensor.astype(old.dtype))
-        source = Source(
-            "TRAINABLE_TOKENS", {"trainable_tokens_delta": tensor}, {"token_indices": rows}
-        )
+        saved, settings = {"trainable_tokens_delta": tensor}, {"token_indices": rows}
+        source = Source("TRAINABLE_TOKENS", saved, settings)
         self._put(key, vars(layer)["weight"], sharded_like(new, old), None if index else source)
         return []
 
@@ -104,15 +115,13 @@ class NewArrays:
         self, path: str, layer: Any, shift: np.ndarray, source: Source | None = None
     ) -> list[str]:
         """Add `shift` to a layer's bias; a line if the layer has no such array."""
-        key, old = self._present(path, layer, "bias")
+        (key, old), kind = self._present(path, layer, "bias"), type(layer).__name__
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
-            return [
-                f"{key}: the {type(layer).__name__} computes it, and has no such array to change"
-            ]
+            return [f"{key}: the {kind} computes it, and has no such array to change"]
         if old is None:
             line = (
-                f"{show_path(path)}: the file adds to what the layer returns, and the "
-                f"{type(layer).__name__} has no bias to hold it"
+                f"{show_path(path)}: the file adds to what the layer returns, and the {kind} has "
+                "no bias to hold it"
             )
             return [line] if shift.any() else []
         if not _fits("bias", shift.shape, old.shape, ()):
@@ -124,7 +133,8 @@ class NewArrays:
 
     def _put(self, key: str, old: Any, new: jax.Array, source: Source | None = None) -> None:
         self._new[key], self._old[key] = new, old
-        remember(new, source)
+        identity = id(new)
+        _by_id[identity] = weakref.ref(new, lambda _: _by_id.pop(identity, None)), source
 
     def _present(self, path: str, layer: Any, name: str) -> tuple[str, Any]:
         """The path of an array of `layer`, and the array. A property is not an array to replace."""
@@ -150,3 +160,14 @@ def _kind(array: Any) -> type:
     """The kind of the numbers. A cast within one kind only rounds."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
     return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)
+
+
+def is_loaded(array: object) -> bool:
+    """Whether `load_peft` read this array."""
+    reference, _ = _by_id.get(id(array), (None, None))
+    return reference is not None and reference() is array
+
+
+def source_of(array: object) -> Source | None:
+    """The source of this array; `None` if the file had the array, or if it was not loaded."""
+    return _by_id[id(array)][1] if is_loaded(array) else None

@@ -31,19 +31,16 @@ class Layout:
 
     @property
     def weight_shape(self) -> Shape:
-        """The shape of the layer's weight."""
         if self.kind == "embedding":
             return self.inputs, self.outputs
         return self.outputs, self.inputs // self.groups, *self.kernel
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """The shape of the weight as a matrix."""
         return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
 
     @property
     def row(self) -> Shape:
-        """The shape of an array with a number for each output."""
         return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
 
     def pair(self, prefix: str, rank: int) -> dict[str, tuple[str, Shape]]:
@@ -52,10 +49,7 @@ class Layout:
         end = ".weight" if prefix == "lora" and not infix else ""
         A = (rank, self.inputs, *self.kernel)
         B = (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
-        return {
-            "lora_A": (f"{prefix}_{infix}A{end}", A),
-            "lora_B": (f"{prefix}_{infix}B{end}", B),
-        }
+        return {"lora_A": (f"{prefix}_{infix}A{end}", A), "lora_B": (f"{prefix}_{infix}B{end}", B)}
 
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.

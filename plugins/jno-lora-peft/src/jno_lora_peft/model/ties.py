@@ -1,7 +1,7 @@
 """Layers whose weight other layers read: output heads that are tied to an embedding."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -33,13 +33,12 @@ class Ties:
         self._given = given
         plain = unwrap_lora(model)
         self._layers: dict[str, Any] = modules_by_path(plain)
-        tables = collections.Counter(
-            id(layer.weight) for layer in self._layers.values() if is_table(layer)
-        )
+        tables = collections.Counter(id(x.weight) for x in self._layers.values() if is_table(x))
         # How often the model has an array outside of embeddings.
         self._counts = collections.Counter(map(id, jax.tree.leaves(plain))) - tables
         self._plain = plain  # its arrays are known by their ids
-        self._shared = {id(array) for array in self._shared_arrays()}
+        shared = [x for x in self._layers.values() if isinstance(x, eqx.nn.Shared)]
+        self._shared = {id(x) for node in shared for x in jax.tree.leaves(node.get(node.pytree))}
 
     def of(self, path: str) -> bool | None:
         """Whether other layers read the weight of the layer at `path`; `None` if unknown."""
@@ -55,8 +54,11 @@ class Ties:
             return self._given
         if self._counts[id(weight)] or self._has_head(*weight.shape):
             return False
-        flags = set(self._flags())
-        return (True in flags) if flags else None
+        layers = self._layers.values()
+        holders = [*layers, *(getattr(layer, "config", None) for layer in layers)]
+        flags = [getattr(holder, "tie_word_embeddings", None) for holder in holders]
+        flags = [flag for flag in flags if isinstance(flag, bool)]
+        return any(flags) if flags else None
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:
         """The paths of embeddings, also of `Untied`, with that shape that a head may read."""
@@ -68,7 +70,6 @@ class Ties:
         ]
 
     def is_untied(self, path: str) -> bool:
-        """Whether an `Untied` is at `path`."""
         return isinstance(self._layers.get(path), Untied)
 
     def outer(self, path: str) -> str:
@@ -86,24 +87,9 @@ class Ties:
         has_shape = any(lay.weight_shape == (rows, size) for lay in linear)
         return has_shape and not any(lay.inputs == rows for lay in linear)
 
-    def _flags(self) -> Iterator[bool]:
-        for layer in self._layers.values():
-            for holder in (layer, getattr(layer, "config", None)):
-                flag = getattr(holder, "tie_word_embeddings", None)
-                if isinstance(flag, bool):
-                    yield flag
-
-    def _shared_arrays(self) -> Iterator[Any]:
-        for layer in self._layers.values():
-            if isinstance(layer, eqx.nn.Shared):
-                yield from jax.tree.leaves(layer.get(layer.pytree))
-
 
 def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
-    """The modules of a model at these paths, also modules inside of modules.
-
-    **Raises:** `SelectionError` if two modules have one of the paths.
-    """
+    """The modules at these paths, also modules inside of modules."""
     wanted, modules = set(paths), {}
     while wanted:
         inner = {path for path in wanted if not wanted.isdisjoint(_parents(path))}
@@ -113,6 +99,5 @@ def modules_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
 
 
 def _parents(path: str) -> list[str]:
-    """The paths of the nodes that may hold the node at `path`."""
     keys = path.split("/") if path else []
     return ["/".join(keys[:length]) for length in range(len(keys))]

@@ -89,9 +89,7 @@ class Table(eqx.Module):
     def T(self) -> Array:
         return self._plain.T
 
-    @property
-    def mT(self) -> Array:
-        return self._plain.T
+    mT = T
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,11 +170,6 @@ def is_table(layer: Any) -> bool:
 def is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
     """Whether `value` is an array, of NumPy too."""
     return isinstance(value, jax.Array | np.ndarray)
-
-
-def inner_path(path: str) -> str:
-    """The path of the embedding in the `Untied` at `path`."""
-    return f"{path}/{INNER}" if path else INNER
 
 
 def _refuse(table: Table, use: str) -> NoReturn:

@@ -1,4 +1,118 @@
-"""The steps of `save_peft`."""
+"""Saving a model's adapters as PEFT's files."""
 
-from ._adapters import WrittenAdapters as WrittenAdapters
-from ._trained_arrays import TrainedArrays as TrainedArrays
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jno.lora import Net, PeftFormatError
+from jno.lora.extending import bullets, expect_model
+
+from .._names import HEAD, Rename, may_be_tied
+from ..files.directory import Directory, write
+from ..files.written_config import common_variant, config_of, described, from_all, targets
+from ..model.ties import Ties
+from ..types import TYPE_OF
+from ._adapters import WrittenAdapters
+from ._trained_arrays import TrainedArrays
+
+
+def save_peft(
+    model: PyTree | Net,
+    directory: Directory,
+    *,
+    rename: Rename = None,
+    modules_to_save: str | None = None,
+    tied: bool | None = None,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+) -> None:
+    """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
+
+    A method that PEFT has as well is written as PEFT's type. Another method is written as LoRA with
+    the same update if the update is a product of two factors of low rank (of twice the rank for
+    methods such as PiSSA, which change the weight at the start). So is a mix of LoRA and rsLoRA.
+    The page "Coming from PEFT" lists them. The adapted layers are not written, because PEFT puts
+    the adapters around its own layers.
+
+    Trained arrays outside the adapters are written as PEFT's `modules_to_save`: arrays that a `Net`
+    trains, arrays that `modules_to_save` names, and arrays that `load_peft` read from a file and
+    that did not change since. A plain model does not tell which arrays were trained. A model
+    without adapters is written with these arrays alone, in the type that was read or as
+    `LN_TUNING`.
+
+    **Arguments:**
+
+    - `model`: a `Net`, or an adapted model.
+    - `directory`: made if it does not exist. An adapter in it is replaced.
+    - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
+        expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
+        slashes become dots, or a function of the path that returns the dotted name. Each layer of a
+        stack has a path such as `layers/q_proj[3]`.
+    - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
+        `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
+    - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
+        adapter that a head sees too is written with PEFT's `ensure_weight_tying`; an adapter that
+        acts on lookups alone is in an `Untied`.
+    - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
+    - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
+        the model's class.
+
+    **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
+    equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
+    keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
+    written: then the old files are whole, or without a configuration, so that nothing loads.
+    `SelectionError` for a bad `rename`, `modules_to_save` or model.
+    """
+    settings = described(base_model_name_or_path, task_type)
+    trainable = None
+    if isinstance(model, Net):
+        model, trainable = model.module, model.trainable
+    expect_model(model, "save_peft")
+    ties = Ties(model, tied)
+    adapters = WrittenAdapters(model, trainable, rename, ties)
+    if adapters.problems:
+        raise PeftFormatError(
+            f"These adapters have no exact equivalent in PEFT:\n{bullets(adapters.problems)}\n"
+            "Nothing was written."
+        )
+    modules = adapters.modules
+    arrays = TrainedArrays(model, rename, ties, modules)
+    # Without adapters, only arrays that `load_peft` read are meant.
+    arrays.choose(trainable if modules else None, modules_to_save)
+    if arrays.problems:
+        raise PeftFormatError(
+            f"PEFT cannot save these arrays beside the adapters:\n{bullets(arrays.problems)}\n"
+            "Nothing was written. To write the adapters alone, save `net.module`."
+        )
+    if modules:
+        settings |= _settings(adapters, arrays, model, rename)
+        shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)
+        write(directory, settings, {**adapters.tensors, **arrays.tensors, **shared})
+    elif arrays.names:
+        settings_alone, tensors = arrays.alone()
+        write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
+    else:
+        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+
+
+def _settings(
+    adapters: WrittenAdapters, arrays: TrainedArrays, model: PyTree, rename: Rename
+) -> dict[str, Any]:
+    variant = common_variant(adapters.modules)
+    kind = TYPE_OF[variant]
+    if (arrays.ties and kind.name != "LORA") or (
+        adapters.ties_adapter and any(map(may_be_tied, arrays.names))
+    ):
+        raise PeftFormatError(
+            "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
+            f"modules_to_save, but these adapters are beside {', '.join(arrays.names)}. Nothing "
+            "was written."
+        )
+    settings = config_of(adapters.modules, variant, HEAD if adapters.ties_adapter else None)
+    settings["target_modules"] = targets(adapters.modules, model, rename)
+    settings["modules_to_save"] = arrays.names or None
+    if kind.bias:
+        settings["bias"] = kind.bias if adapters.has_bias else "none"
+    if kind.name == "LORA":
+        settings["ensure_weight_tying"] = adapters.ties_adapter or arrays.ties
+    return settings

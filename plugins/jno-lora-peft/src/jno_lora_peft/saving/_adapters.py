@@ -1,28 +1,45 @@
-"""The adapters of a model as the tensors of one file."""
+"""The adapters of a model as PEFT has them, or the reasons why PEFT cannot have them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, resolve
-from jno.lora.extending import adapted_layers, show_path
+from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared, resolve
+from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
+from jno_lora_zoo import Method
 
 from .._errors import MisfitError, Problems
-from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name
-from ..model.layouts import layout_of
+from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
+from ..model.arrays import is_loaded
+from ..model.layouts import Shape, layout_of
 from ..model.ties import Ties
-from ..types import TYPE_OF, Written
-from ._wrappers import trained_in_base, write_adapter, written_base
+from ..types import METHODS, TYPE_OF, Adapter, Written, widened
+
+Arrays = dict[str, np.ndarray]
+
+_LORA = ("lora", "rslora", "dora")
+_LIMIT = (
+    "PEFT lets a head see the adapter of its embedding only for LoRA and rsLoRA on an embedding of "
+    "the name 'embed_tokens' (`ensure_weight_tying`)"
+)
+_NOT_TIED = (
+    f"a head reads the adapted table. {_LIMIT}. Train it on lookups alone: `untie` the embedding "
+    "before it is adapted"
+)
+_MAY_BE_TIED = (
+    f"a head may read the adapted table, which a model does not tell. {_LIMIT}. If no head reads "
+    "it, say tied=False; if one does, `untie` the embedding before it is adapted"
+)
 
 
 class WrittenAdapters:
-    """The adapters of a model for PEFT.
+    """The adapters of a model for PEFT, by PEFT's names, and their tensors.
 
-    - `modules`: by PEFT's names; `tensors`: by the names in the file.
     - `ties_adapter`: whether PEFT must adapt the head that is tied to an embedding.
     - `has_bias`: whether biases of adapted layers changed.
-    - `problems`: a line for each adapter that PEFT cannot have.
     """
 
     def __init__(self, model: PyTree, trainable: PyTree | None, rename: Rename, ties: Ties):
@@ -30,16 +47,15 @@ class WrittenAdapters:
         self.modules: dict[str, Written] = {}
         self.tensors: dict[str, Any] = {}
         self.ties_adapter = self.has_bias = False
-        self._rename = rename
-        self._ties = ties
+        self._rename, self._ties = rename, ties
         flags = () if trainable is None else (trainable,)
         # With the arrays that adapters share; not for the flags, which have the model's structure.
         resolved = (wrapper for _, wrapper in adapted_layers(resolve(model)))
         layers = zip(adapted_layers(model, *flags), resolved, strict=True)
         for (path, wrapper, *trains), whole in layers:
             with self.problems.of(f"{show_path(path)} ({type(wrapper).__name__})"):
-                trained = trained_in_base(trains[0]) if trains else frozenset()
-                for written in write_adapter(whole, ties.outer(path)):
+                trained = _trained_in_base(trains[0]) if trains else frozenset()
+                for written in _write_adapter(whole, ties.outer(path)):
                     self._add(written, wrapper, trained, ties.of(path))
 
     def _add(
@@ -52,7 +68,7 @@ class WrittenAdapters:
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
         self.modules[module] = written
         self._put(module, written.tensors)
-        arrays = written_base(wrapper, written.adapter.index, trained)
+        arrays = _written_base(wrapper, written.adapter.index, trained)
         kind = TYPE_OF[written.adapter.variant]
         if "bias" in arrays and not kind.bias:
             raise MisfitError(
@@ -61,14 +77,11 @@ class WrittenAdapters:
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
         if is_tied is not False:
-            self._tie(module, written, wrapper, is_tied)
+            self._tie(module, written, is_tied)
 
-    def _tie(
-        self, module: str, written: Written, wrapper: LoRAWrapper, is_tied: bool | None
-    ) -> None:
+    def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
         """Let the head that reads an adapted table have the update as well, as it has here."""
-        layout = layout_of(wrapper.base)
-        if layout is None or layout.kind != "embedding":
+        if written.adapter.layout.kind != "embedding":
             raise MisfitError(
                 "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer "
                 "alone. Let the embedding hold the weight"
@@ -83,15 +96,112 @@ class WrittenAdapters:
         self.tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in tensors.items()}
 
 
-_LIMIT = (
-    "PEFT lets a head see the adapter of its embedding only for LoRA and rsLoRA on an embedding of "
-    "the name 'embed_tokens' (`ensure_weight_tying`)"
-)
-_NOT_TIED = (
-    f"a head reads the adapted table. {_LIMIT}. Train it on lookups alone: `untie` the embedding "
-    "before it is adapted"
-)
-_MAY_BE_TIED = (
-    f"a head may read the adapted table, which a model does not tell. {_LIMIT}. If no head reads "
-    "it, say tied=False; if one does, `untie` the embedding before it is adapted"
-)
+def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
+    """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
+    where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
+    if layout_of(wrapper.base) is None:
+        raise MisfitError(
+            f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
+            f"{type(wrapper.base).__name__}"
+        )
+    # First: nothing can be computed with arrays that cannot be read.
+    state = _values(wrapper.state(), where)
+    fields = vars(wrapper).items()
+    shared = _values({n: field.array for n, field in fields if isinstance(field, Shared)}, where)
+    same_type = _in_same_type(wrapper, state)
+    try:
+        if same_type is None:
+            raise MisfitError(
+                "its update is not a product of two factors of low rank. `to_lora` approximates it "
+                "by one"
+            )
+        variant, scale, arrays = same_type
+        return _write_layers(wrapper, path, variant, scale, arrays, shared)
+    except MisfitError:
+        is_lora = same_type is not None and same_type[0] in _LORA
+        product = None if is_lora else known_factors(wrapper)
+        if product is None:
+            raise
+    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
+    return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
+
+
+def _write_layers(
+    wrapper: LoRAWrapper, path: str, variant: str, scale: float, arrays: Arrays, shared: Arrays
+) -> list[Written]:
+    """The adapter in this variant. **Raises:** `MisfitError` if PEFT's type does not have it."""
+    base: Any = wrapper.base
+    layout, kind, rank = layout_of(base), TYPE_OF[variant], wrapper.rank
+    assert layout is not None
+    bias = getattr(base, "bias", None)
+    has_bias = bias is not None and bool(values_for_peft(bias, f"the bias at {path!r}").any())
+    layers: list[Written] = []
+    for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
+        state = {name: np.asarray(array[index]) for name, array in arrays.items()}
+        # Where a method has a scale, it is linear in alpha.
+        alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
+        if alpha != wrapper.alpha and kind.alpha is None:
+            raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        layer = f"{path}[{show_index(index)}]" if index else path
+        adapter = Adapter(
+            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared
+        )
+        layers.append(kind.write(adapter))
+    return layers
+
+
+def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
+    """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
+    cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
+    # An adapter may have a variant for its kind of layer, such as "lora-embedding".
+    variant = str(cls.method.variant if issubclass(cls, Method) else cls.variant)
+    scale = cls.low_rank_scale(rank, alpha)
+    if scale is not None:
+        return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
+    if variant not in TYPE_OF or not issubclass(cls, METHODS[variant]):
+        return None
+    if variant == "dora":
+        return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
+    return variant, 1.0, state
+
+
+def _without_multiplier(state: Arrays) -> Arrays:
+    """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
+    if not {"multiplier", "lora_B"} <= state.keys():
+        return state
+    B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
+    arrays = {name: array for name, array in state.items() if name != "multiplier"}
+    return arrays | {"lora_B": B * multiplier[..., None, None]}
+
+
+def _trained_in_base(trains: Any) -> frozenset[str]:
+    """`"bias"` if the layer's bias trains. **Raises:** `MisfitError` if another array trains."""
+    leaves = jtu.tree_leaves_with_path(trains.base)
+    names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
+    if refused := names - {"bias"}:
+        raise MisfitError(
+            f"its own {', '.join(sorted(refused))} trains too, and PEFT saves adapters beside "
+            "frozen weights. Freeze the layer"
+        )
+    return names
+
+
+def _written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = ()) -> Arrays:
+    """The arrays of the layer in an adapter that train or that `load_peft` read, for PEFT."""
+    fields = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
+    chosen = {name: x for name, x in fields.items() if is_loaded(x) or name in trained}
+    arrays = _values(chosen, f"in the {type(wrapper).__name__}")
+    slices = {name: x[index] for name, x in arrays.items()}
+    return {name: x.reshape(-1) if name == "bias" else x for name, x in slices.items()}
+
+
+def values_for_peft(array: Any, description: str) -> np.ndarray:
+    """The numbers of an array. **Raises:** `PeftFormatError` if they cannot be read."""
+    try:
+        return values_of(array, description)
+    except CheckpointError as err:
+        raise PeftFormatError(f"{err} Nothing was written.") from err
+
+
+def _values(arrays: Any, where: str) -> Arrays:
+    return {n: values_for_peft(x, f"the array {n!r} {where}") for n, x in arrays.items()}

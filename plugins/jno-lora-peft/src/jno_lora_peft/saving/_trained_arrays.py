@@ -14,11 +14,11 @@ from jno.lora.extending import modules_by_path, path_str, show_path
 
 from .._errors import MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, is_embedding, module_name, peft_name, show_index
+from ..model.arrays import is_loaded, source_of
 from ..model.layouts import is_transposed, layout_of
-from ..model.loaded import is_loaded, source_of
 from ..model.ties import Ties
 from ..model.untied import Untied, is_array, is_table
-from ._wrappers import values_for_peft
+from ._adapters import values_for_peft
 
 
 class TrainedArrays:
@@ -26,7 +26,6 @@ class TrainedArrays:
 
     - `names`: PEFT's names for them; `tensors`: all of their arrays, by the names in the file.
     - `ties`: whether PEFT must tie a saved head to a saved embedding.
-    - `problems`: a line for each array that PEFT cannot save.
     """
 
     def __init__(self, model: PyTree, rename: Rename, ties: Ties, adapted: Collection[str]):
@@ -34,9 +33,7 @@ class TrainedArrays:
         self.tensors: dict[str, np.ndarray] = {}
         self.ties = False
         self.problems = Problems()
-        self._rename = rename
-        self._ties = ties
-        self._adapted = adapted
+        self._rename, self._ties, self._adapted = rename, ties, adapted
         leaves = jtu.tree_leaves_with_path(model, is_leaf=_is_wrapper)
         self._arrays = [(path_str(keys), leaf) for keys, leaf in leaves if is_array(leaf)]
         self._layers: dict[str, Any] = modules_by_path(model)
@@ -61,9 +58,8 @@ class TrainedArrays:
         first = next(iter(sources.values()), None)
         if first is None or len(sources) < len(loaded):
             return self._alone_as_modules()
-        for source in sources.values():
-            if (source.type, source.settings) != (first.type, first.settings):
-                return self._alone_as_modules()
+        if any((x.type, x.settings) != (first.type, first.settings) for x in sources.values()):
+            return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
             module = path.rpartition("/")[0]
@@ -83,20 +79,14 @@ class TrainedArrays:
         return {"peft_type": "LN_TUNING", "target_modules": self.names}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
-        """The paths of arrays that train or match; and of loaded arrays."""
-        loaded = (
-            path
-            for path, array in self._arrays
-            if is_loaded(array) and not self._is_base_table(path, array)
-        )
         if pattern is not None:
             selected = self._matching(pattern)
         else:
             flags = jtu.tree_leaves_with_path(trainable)
-            trains = {path_str(keys) for keys, flag in flags if flag}
-            selected = {path for path, _ in self._arrays if path in trains}
-        chosen = selected | {*loaded}
-        return (path for path, _ in self._arrays if path in chosen)
+            selected = {path_str(keys) for keys, flag in flags if flag}
+        for path, array in self._arrays:
+            if path in selected or (is_loaded(array) and not self._is_base_table(path, array)):
+                yield path
 
     def _matching(self, pattern: str) -> set[str]:
         try:

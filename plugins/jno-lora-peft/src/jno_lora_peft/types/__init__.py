@@ -1,19 +1,18 @@
 """PEFT's types that are held here, one file each. A new type is one more line here.
 
-The file of a type has its reader, its writer if a method of the zoo has the same law, and a `Type`,
-which says how PEFT calls its settings and tensors. `python -m peft_cases.listing --write`, in the
-folder of the tests, adds it to docs/peft.md.
+`python -m peft_cases.listing --write`, in the folder of the tests, adds it to docs/peft.md.
 """
 
 from ._conversion import (
+    METHODS as METHODS,
     Adapter as Adapter,
     Converted as Converted,
     Module as Module,
     Written as Written,
+    alpha_for as alpha_for,
     floating as floating,
     widened as widened,
 )
-from ._methods import METHODS as METHODS, alpha_for as alpha_for
 from ._starts import refused_start as refused_start
 from ._type import Modules as Modules, Setting as Setting, Type as Type
 from .adalora import ADALORA as ADALORA

@@ -1,18 +1,63 @@
 """One adapter in a file of PEFT and here: `Module` is converted, and an `Adapter` is written."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jno_lora_zoo import METHODS as _METHODS
+
 from .._errors import MisfitError
 from ..model.layouts import Layout, Shape
-from ._factors import Factors, factors
-from ._methods import METHODS, alpha_for
 
 Tensors = Mapping[str, np.ndarray]
+Factors = tuple[np.ndarray, np.ndarray]
+
+METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
+
+
+def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+    """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
+    alpha = scale / METHODS[variant].scale_for(rank, 1.0)
+    return float(given) if math.isclose(alpha, given) else alpha
+
+
+def factors(kernel: np.ndarray) -> Factors:
+    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, that may have any rank."""
+    matrix = kernel.reshape(len(kernel), -1)
+    outputs, inputs = matrix.shape
+    eye = np.eye(min(outputs, inputs), dtype=matrix.dtype)
+    return (matrix, eye) if outputs <= inputs else (eye, matrix)
+
+
+def tucker_kernel(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A kernel from its core and the factors of its outputs and inputs (a Tucker decomposition)."""
+    return np.einsum("ijkl,jr,ip->prkl", core, b, a)
+
+
+def check_layer(layout: Layout, kinds: tuple[str, ...], groups: bool = False) -> None:
+    """**Raises:** `MisfitError` unless the layer is of one of these kinds."""
+    kind = f"conv{len(layout.kernel)}d" if layout.kind == "conv" else layout.kind
+    if kind not in kinds:
+        names = ", ".join(kinds)
+        raise MisfitError(f"PEFT has adapters of this type for {names}, and this is {kind}")
+    if layout.groups > 1 and not groups:
+        raise MisfitError("PEFT has adapters of this type for convolutions without groups")
+    refuse_layer(layout)
+
+
+def refuse_layer(layout: Layout, *, dora: bool = False, dilated: bool = False) -> None:
+    """**Raises:** `MisfitError` if PEFT's (`dilated`) update of the layer is not of its weight."""
+    if layout.odd and not (dilated and "padding_mode" not in layout.odd):
+        raise MisfitError(
+            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "
+            "so that no kernel does the same"
+        )
+    if dora and layout.groups > 1:
+        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +65,7 @@ class Converted:
     """The adapter of a module as an adapter here.
 
     - `variant`: of the method, `None` if only the bias changes; `state`: the method's arrays.
-    - `bias_shift`: the array to add to the layer's bias, if there is one.
-    - `shared`: arrays that it shares with the other adapters of the file, by the names here.
+    - `bias_shift`: added to the layer's bias; `shared`: arrays of all adapters of the file.
     """
 
     variant: str | None
@@ -32,7 +76,6 @@ class Converted:
     shared: Tensors = dataclasses.field(default_factory=dict)
 
     def with_arrays(self, **arrays: np.ndarray) -> "Converted":
-        """This adapter with further arrays, or with these in the place of its arrays."""
         return dataclasses.replace(self, state={**self.state, **arrays})
 
 
@@ -55,8 +98,8 @@ class Module:
     index: Shape
     layout: Layout
 
-    def check(self, shapes: Mapping[str, Shape], ignored: str = "") -> None:
-        """**Raises:** `MisfitError` unless its tensors have exactly these names and shapes."""
+    def take(self, shapes: Mapping[str, Shape], ignored: str = "") -> list[np.ndarray]:
+        """The tensors of these names. **Raises:** `MisfitError` if names or shapes differ."""
         tensors = self.tensors
         lines = [f"{name}: missing" for name in shapes if name not in tensors]
         lines += [
@@ -71,6 +114,7 @@ class Module:
         ]
         if lines:
             raise MisfitError(*lines)
+        return [tensors[name] for name in shapes]
 
     @property
     def W(self) -> np.ndarray:
@@ -87,26 +131,15 @@ class Module:
             return np.zeros(self.layout.outputs)
         return np.asarray(bias[self.index], np.float64).reshape(-1)
 
-    def as_method(
-        self, variant: str, names: Mapping[str, tuple[str, Shape]], alpha: float | None = None
-    ) -> Converted:
+    def as_method(self, variant: str, names: Mapping[str, tuple[str, Shape]]) -> Converted:
         """A method with these tensors as its arrays: names and shapes in the file, by field."""
-        outputs, inputs = self.layout.matrix
-        if METHODS[variant].effective_rank(self.rank, outputs, inputs) != self.rank:
-            raise MisfitError(
-                f"its rank {self.rank} is more than the ({outputs}, {inputs}) of its weight"
-            )
-        self.check(dict(names.values()))
-        state = {field: self.tensors[name] for field, (name, _) in names.items()}
-        return Converted(variant, self.rank, self.alpha if alpha is None else alpha, state)
+        rank, matrix = self.rank, self.layout.matrix
+        if METHODS[variant].effective_rank(rank, *matrix) != rank:
+            raise MisfitError(f"its rank {rank} is more than the {matrix} of its weight")
+        state = dict(zip(names, self.take(dict(names.values())), strict=True))
+        return Converted(variant, rank, self.alpha, state)
 
-    def low_rank(
-        self,
-        product: Factors,
-        scale: float = 1.0,
-        variant: str = "lora",
-        bias_shift: np.ndarray | None = None,
-    ) -> Converted:
+    def low_rank(self, product: Factors, scale: float = 1.0, variant: str = "lora") -> Converted:
         """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives it."""
         A, B = product
         outputs, inputs = self.layout.matrix
@@ -122,12 +155,11 @@ class Module:
         elif len(A) == 0:  # AdaLoRA has pruned all components
             A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
         alpha = alpha_for(variant, len(A), scale, self.alpha)
-        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B}, bias_shift)
+        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B})
 
-    def update(self, U: np.ndarray, bias_shift: np.ndarray | None = None) -> Converted:
-        """`W + U` as LoRA, for an update of any rank."""
-        shift = None if bias_shift is None else bias_shift.astype(np.float32)
-        return self.low_rank(factors(U.astype(np.float32)), bias_shift=shift)
+    def update(self, U: np.ndarray, scale: float = 1.0) -> Converted:
+        """`W + s U` as LoRA, for an update of any rank."""
+        return self.low_rank(factors(U), scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +167,7 @@ class Adapter:
     """One adapter here, to be written: its arrays without the axes of a stack.
 
     - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
-    - `scale`: the factor of its update, if it is LoRA.
-    - `shared`: the arrays that it shares with other adapters, by field.
+    - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
     """
 
     path: str
@@ -150,47 +181,27 @@ class Adapter:
     scale: float = 1.0
     shared: Tensors = dataclasses.field(default_factory=dict)
 
-    def written(
-        self,
-        tensors: Tensors,
-        settings: Mapping[str, Any] | None = None,
-        *,
-        rank: int | None = None,
-        alpha: float | None = None,
-        shared: Tensors | None = None,
-    ) -> "Written":
-        """The adapter with these tensors in PEFT, with the rank and alpha here if not given."""
-        rank = self.rank if rank is None else rank
-        alpha = self.alpha if alpha is None else alpha
-        return Written(self, tensors, settings or {}, rank, alpha, shared or {})
+    def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
+        """The adapter with these tensors in PEFT; `changes` are the rank and alpha there."""
+        return Written(dataclasses.replace(self, **changes), tensors, settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """One adapter as PEFT has it.
-
-    - `settings`: beside the rank and alpha.
-    - `shared`: slices of the tensors that all modules share, as large as this module needs.
-    """
+    """One adapter as PEFT has it; `shared` are the module's slices of tensors of all modules."""
 
     adapter: Adapter
     tensors: Tensors
     settings: Mapping[str, Any]
-    rank: int
-    alpha: float
-    shared: Tensors
+    shared: Tensors = dataclasses.field(default_factory=dict)
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """The array in float32 at least."""
     return array.astype(np.promote_types(array.dtype, np.float32))
 
 
 def floating(tensors: Tensors) -> Tensors:
-    """The tensors in float32 at least, except indices and sizes, which are whole numbers.
-
-    **Raises:** `MisfitError` for tensors with other numbers.
-    """
+    """The tensors in float32 at least, except indices and sizes, which must be whole numbers."""
     wide: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         is_whole = "indices" in name or "_s_size." in name

@@ -1,10 +1,9 @@
-"""Matrices that all modules of a file share. Each module uses their first rows and columns."""
+"""Matrices and settings of all modules. Each module uses a matrix's first rows and columns."""
 
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Module, Tensors
-from ._factors import Factors
+from ._conversion import Factors, Module, Tensors
 from ._type import Modules
 
 
@@ -20,7 +19,6 @@ def shared_pair(m: Module, prefix: str) -> Factors:
 
 
 def projections(m: Module, prefix: str, rank: int) -> Factors:
-    """The slices of the shared random matrices that this layer uses."""
     A, B = shared_pair(m, prefix)
     outputs, inputs = m.layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):
@@ -44,3 +42,18 @@ def joined(modules: Modules) -> Tensors:
         for x in slices:
             whole[name][tuple(map(slice, x.shape))] = x
     return whole
+
+
+def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:
+    """The size and the number of blocks, one of them 0. **Raises:** `MisfitError`."""
+    adapters = [written.adapter for written in modules.values()]
+    sizes = {adapter.rank for adapter in adapters}
+    counts = {adapter.layout.inputs // adapter.rank for adapter in adapters}
+    if len(sizes) == 1:
+        return {size_name: sizes.pop(), count_name: 0}
+    if len(counts) == 1:
+        return {size_name: 0, count_name: counts.pop()}
+    raise MisfitError(
+        f"PEFT has one size or one number of blocks for all layers, and these have the sizes "
+        f"{sorted(sizes)}"
+    )

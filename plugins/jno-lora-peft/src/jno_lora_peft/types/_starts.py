@@ -1,8 +1,4 @@
-"""Starts that take a matrix out of the layer's weight, which the file does not hold: found again.
-
-PEFT decomposes the weight again whenever it loads such a file, and so does this module. The matrix
-must not depend on rounding, or on numbers that only Torch draws.
-"""
+"""Starts that take a matrix out of the layer's weight: found again, as PEFT does when it loads."""
 
 import re
 from typing import Any
@@ -16,7 +12,6 @@ from ._conversion import Module
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
-# The starts that PEFT can convert when it saves.
 _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 _SAVE_AS_LORA = (
     "Save it as plain LoRA in PEFT: `save_pretrained(directory, "
@@ -33,14 +28,9 @@ _UNCLEAR = (
 )
 
 
-def is_found(start: object) -> bool:
-    """Whether the factors that this `init_lora_weights` takes out can be found again."""
-    return isinstance(start, str) and _FOUND.fullmatch(start.lower()) is not None
-
-
 def refused_start(start: Any) -> list[str]:
     """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
-    if is_found(start) or any(start is pure or start == pure for pure in _PURE):
+    if start in _PURE or _FOUND.fullmatch(str(start).lower()):
         return []
     line = (
         f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
@@ -52,25 +42,22 @@ def refused_start(start: Any) -> list[str]:
 
 
 def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
-    """The factors that a LoRA took out of the weight at its start; `None` if it took nothing.
-
-    **Raises:** `MisfitError` if two computers would find different factors.
-    """
+    """The factors that a LoRA took out of the weight, if any. **Raises:** `MisfitError`."""
     start = m.settings.get("init_lora_weights")
-    if not is_found(start):
+    match = _FOUND.fullmatch(str(start).lower())
+    if match is None:
         return None
     if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
         raise MisfitError(
             f"init_lora_weights={start!r} is read for LoRA of a scale above 0, on linear layers"
         )
-    if str(start).lower() == "olora":
+    if match[0] == "olora":
         Q, R = np.linalg.qr(m.W)
         if np.linalg.cond(m.W[:, : m.rank]) > _LARGEST_CONDITION:
             raise MisfitError(f"the first {m.rank} columns of its weight {_UNCLEAR}")
-        return {"initial_A": float32(R[: m.rank]), "initial_B": float32(Q[:, : m.rank])}
+        return _initial(R[: m.rank], Q[:, : m.rank])
     U, S, Vt = largest_triplets(m, m.rank)
-    match = _FOUND.fullmatch(str(start).lower())
-    if match is not None and match[1] is not None and m.rank < len(S):
+    if match[1] is not None and m.rank < len(S):
         ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
         if ratio > _CONVERGED:
             raise MisfitError(
@@ -78,7 +65,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
                 f"iterations leave {ratio:.0e} of them: PEFT finds another part each time"
             )
     root = np.sqrt(S[: m.rank] / scale)
-    return {"initial_A": float32(root[:, None] * Vt), "initial_B": float32(U * root)}
+    return _initial(root[:, None] * Vt, U * root)
 
 
 def largest_triplets(m: Module, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,6 +76,5 @@ def largest_triplets(m: Module, r: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return U[:, :r], S, Vt[:r]
 
 
-def float32(array: np.ndarray) -> np.ndarray:
-    """The array in float32."""
-    return array.astype(np.float32)
+def _initial(A: np.ndarray, B: np.ndarray) -> dict[str, np.ndarray]:
+    return {"initial_A": A.astype(np.float32), "initial_B": B.astype(np.float32)}

@@ -11,8 +11,8 @@ from ._conversion import (
     Module as Module,
     Tensors as Tensors,
     Written as Written,
+    check_layer,
 )
-from ._layers import check_layer
 
 
 class Setting(NamedTuple):
@@ -26,11 +26,6 @@ class Setting(NamedTuple):
     pattern: str = ""
     by_name: bool = False
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the setting and of the table."""
-        return (self.name, self.pattern) if self.pattern else (self.name,)
-
 
 R = Setting("r", 8)
 R_PATTERN = Setting("r", 8, "rank_pattern")
@@ -43,22 +38,19 @@ Modules = Mapping[str, Written]
 class Type:
     """One type of adapter.
 
-    - `name`: the `peft_type`; `held`: how it is held here, for the documentation.
+    - `name`: the `peft_type`; `held`: how it is held, for the documentation; else as its method.
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
-    - `reader`, `writer`: of one adapter; they raise `MisfitError`. A type that only trains arrays
-        of the model has neither, and no tensors.
+    - `reader`, `writer`: of one adapter; they raise `MisfitError`.
     - `methods`: the variants that are written as this type, if not the one of the same name.
     - `layers`: the kinds that PEFT has the type for; if `None`, `reader` and `writer` check.
-    - `rank`, `alpha`: the settings for them, if it has them.
     - `settings`: names of further settings that are read or do not change outputs, with spaces.
     - `only`: settings that may have one value only, and why.
-    - `common`: settings that depend on all modules, which come by name.
-    - `shares`: tensors of all modules together, by their whole names.
-    - `bias`: the value of its setting `bias` with which the adapted layers' own biases train.
+    - `common`, `shares`: settings, and tensors by whole names, that depend on all modules.
+    - `bias`: the value of its setting `bias` with which the adapted layers' biases train.
     """
 
     name: str
-    held: str
+    held: str = ""
     tensors: str = "(?!)"
     reader: Callable[[Module], Converted] | None = None
     writer: Callable[[Adapter], Written] | None = None
@@ -74,19 +66,22 @@ class Type:
     bias: str = ""
 
     @property
+    def known_settings(self) -> set[str]:
+        numbers = [setting for setting in (self.rank, self.alpha) if setting is not None]
+        names = {name for setting in numbers for name in (setting.name, setting.pattern) if name}
+        return {*self.settings.split(), *self.only, *names}
+
+    @property
     def variants(self) -> tuple[str, ...]:
-        """The variants of the methods that are written as this type."""
         return self.methods or ((self.name.lower(),) if self.writer else ())
 
     def read(self, m: Module) -> Converted:
-        """The adapter here of one module of a file. **Raises:** `MisfitError`."""
         assert self.reader is not None, f"{self.name} has no adapters"
         if self.layers is not None:
             check_layer(m.layout, self.layers)
         return self.reader(m)
 
     def write(self, adapter: Adapter) -> Written:
-        """One adapter as PEFT has it. **Raises:** `MisfitError`."""
         assert self.writer is not None, f"{self.name} is not written"
         if self.layers is not None:
             check_layer(adapter.layout, self.layers)

@@ -6,7 +6,6 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    """AdaLoRA; LoRA if no component is left, or more components than fit the layer."""
     A = m.tensors.get("lora_A")
     left = m.rank if A is None or A.ndim == 0 else len(A)
     outputs, inputs = m.layout.matrix
@@ -14,17 +13,17 @@ def _read(m: Module) -> Converted:
     shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
     if 0 < left <= min(outputs, inputs):
         names = {name: (name, shape) for name, shape in shapes.items()}
-        adapter = dataclasses.replace(m, rank=left).as_method("adalora", names, scale * left)
+        adapter = dataclasses.replace(m, rank=left, alpha=scale * left).as_method("adalora", names)
         return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
-    m.check(shapes)
-    return m.low_rank((m.tensors["lora_E"] * m.tensors["lora_A"], m.tensors["lora_B"]), scale)
+    A, B, E = m.take(shapes)
+    return m.low_rank((E * A, B), scale)
 
 
 def _write(adapter: Adapter) -> Written:
     """PEFT divides by the rank and 1e-5."""
-    r, state = adapter.rank, adapter.state
-    tensors = {"lora_A": state["lora_A"], "lora_B": state["lora_B"]}
-    tensors["lora_E"] = state["lora_E"][:, None]
+    r = adapter.rank
+    tensors = {name: adapter.state[name] for name in ("lora_A", "lora_B")}
+    tensors["lora_E"] = adapter.state["lora_E"][:, None]
     schedule = {"target_r": r, "total_step": 1, "tinit": 0, "tfinal": 0}
     return adapter.written(tensors, schedule, alpha=adapter.alpha * (r + 1e-5) / r)
 

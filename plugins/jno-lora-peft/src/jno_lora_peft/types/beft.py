@@ -4,8 +4,8 @@ from ._type import Converted, Module, Type
 
 
 def _read(m: Module) -> Converted:
-    m.check({"beft_bias": (1, m.layout.outputs)})
-    return Converted(None, 1, 1.0, {}, m.tensors["beft_bias"].reshape(-1))
+    (bias,) = m.take({"beft_bias": (1, m.layout.outputs)})
+    return Converted(None, 1, 1.0, {}, bias.reshape(-1))
 
 
 BEFT = Type("BEFT", held="the layer's bias changed", tensors="beft_bias", reader=_read, layers=None)

@@ -1,6 +1,6 @@
 """BOFT: butterfly factors. PEFT rotates by the transpose of each block."""
 
-from ._blocks import block_settings
+from ._shared import block_settings
 from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
@@ -10,8 +10,7 @@ def _read(m: Module) -> Converted:
     factors, size = (len(R), R.shape[-1]) if R is not None and R.ndim == 4 else (0, 0)
     if size < 1 or inputs % size:
         raise MisfitError(f"its blocks are of {size} inputs, and the layer has {inputs}")
-    m.check({"boft_R": (factors, inputs // size, size, size), "boft_s": (outputs, 1)})
-    blocks, s = m.tensors["boft_R"], m.tensors["boft_s"]
+    blocks, s = m.take({"boft_R": (factors, inputs // size, size, size), "boft_s": (outputs, 1)})
     return Converted("boft", size, 1.0, {"Q_blocks": blocks.swapaxes(2, 3), "s": s[:, 0]})
 
 
@@ -29,7 +28,6 @@ def _write(adapter: Adapter) -> Written:
 
 BOFT = Type(
     "BOFT",
-    held="BOFT",
     tensors="boft_[Rs]",
     reader=_read,
     writer=_write,

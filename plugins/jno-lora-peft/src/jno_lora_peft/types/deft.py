@@ -15,7 +15,7 @@ def _read(m: Module) -> Converted:
     names = {"P": ("deft_P", (m.layout.outputs, r))}
     if not para:
         names["R"] = ("deft_R", (r, m.layout.inputs))
-    adapter = dataclasses.replace(m, rank=r).as_method("deft", names, alpha=1.0)
+    adapter = dataclasses.replace(m, rank=r).as_method("deft", names)
     if not para:
         P, R = adapter.state["P"], adapter.state["R"]
         scale = m.settings["alpha"] / r if m.settings.get("alpha") else 1.0
@@ -43,7 +43,6 @@ def _signs(P: np.ndarray, method: str) -> np.ndarray:
 
 DEFT = Type(
     "DEFT",
-    held="DEFT",
     tensors="deft_[PR]",
     reader=_read,
     writer=_write,

@@ -11,20 +11,19 @@ def _read(m: Module) -> Converted:
         "strength": ("delora_lambda", (1,)),
         "norms": ("delora_w_norm", (inputs,)),
     }
-    adapter = m.as_method("delora", names, alpha=1.0)
+    adapter = m.as_method("delora", names)
     return adapter.with_arrays(strength=adapter.state["strength"].reshape(()))
 
 
 def _write(adapter: Adapter) -> Written:
     state = adapter.state
     tensors = {"delora_A": state["lora_A"], "delora_B": state["lora_B"]}
-    strength = state["strength"].reshape(1)
-    return adapter.written({**tensors, "delora_lambda": strength, "delora_w_norm": state["norms"]})
+    tensors |= {"delora_lambda": state["strength"].reshape(1), "delora_w_norm": state["norms"]}
+    return adapter.written(tensors, {})
 
 
 DELORA = Type(
     "DELORA",
-    held="DeLoRA",
     tensors="delora_(?:A|B|lambda|w_norm)",
     reader=_read,
     writer=_write,

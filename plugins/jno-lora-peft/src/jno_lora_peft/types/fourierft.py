@@ -5,9 +5,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    m.check({"fourierft_spectrum": (m.rank,)})
-    state = {"coefficients": m.tensors["fourierft_spectrum"], "positions": drawn(m)}
-    return Converted("fourierft", 1, m.alpha, state)
+    (values,) = m.take({"fourierft_spectrum": (m.rank,)})
+    return Converted("fourierft", 1, m.alpha, {"coefficients": values, "positions": drawn(m)})
 
 
 def _write(adapter: Adapter) -> Written:

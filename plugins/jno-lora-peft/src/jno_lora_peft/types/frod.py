@@ -18,14 +18,14 @@ def _read(m: Module) -> Converted:
     if V.shape != (inputs, inputs) or size.tolist() != [inputs, inputs]:
         raise MisfitError(f"the shared matrix is {V.shape}, the layer has {inputs} inputs")
     count = indices.shape[1] if indices.ndim == 2 else 0
-    m.check({"frod_lambda_l": (inputs,), "frod_lambda_s_values": (count,)})
+    diagonal, sparse = m.take({"frod_lambda_l": (inputs,), "frod_lambda_s_values": (count,)})
     V = V.astype(np.float64)
     U = np.linalg.solve(V, m.W.T).T
     lengths = np.linalg.norm(U, axis=0)
     U = np.where(lengths > 1e-12, U / np.maximum(lengths, 1e-12), 0).astype(np.float32)
-    middle = np.diag(m.tensors["frod_lambda_l"].astype(np.float64))
-    np.add.at(middle, tuple(indices), m.tensors["frod_lambda_s_values"])
-    return m.update(U @ middle @ V.T - m.W)
+    middle = np.diag(diagonal.astype(np.float64))
+    np.add.at(middle, tuple(indices), sparse)
+    return m.update((U @ middle @ V.T - m.W).astype(np.float32))
 
 
 def _category(module: str) -> str:

@@ -1,5 +1,7 @@
 """GLoRA: `W + W A + B` and `b + b D + E + W C`, and each of the five has one of four forms."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..model.layouts import Shape
@@ -12,7 +14,8 @@ def _read(m: Module) -> Converted:
     shapes |= {"D": (outputs,), "E": (outputs,)}
     A, B, C, D, E = (_support(m, letter, shape) for letter, shape in shapes.items())
     shift = m.b * D + E + (m.W @ C)[:, 0]
-    return m.update(m.W * A + B, shift if shift.any() else None)
+    adapter = m.update((m.W * A + B).astype(np.float32))
+    return replace(adapter, bias_shift=shift.astype(np.float32)) if shift.any() else adapter
 
 
 def _support(m: Module, letter: str, shape: Shape) -> np.ndarray:

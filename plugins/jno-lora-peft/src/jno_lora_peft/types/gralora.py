@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ._factors import factors
 from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 
@@ -15,13 +14,13 @@ def _read(m: Module) -> Converted:
     if not hybrid:
         names = {letter: (f"gralora_{letter}", shapes[f"gralora_{letter}"]) for letter in "AB"}
         return m.as_method("gralora", names)
-    general = [f"gralora_{letter}_general.weight" for letter in "AB"]
-    m.check(shapes | dict(zip(general, ((hybrid, inputs), (outputs, hybrid)), strict=True)))
-    A = m.tensors["gralora_A"].reshape(k, inputs // k, k, m.rank // k)
-    B = m.tensors["gralora_B"].reshape(k, k, m.rank // k, outputs // k)
-    U = np.einsum("nqjs,jnsp->jpnq", A, B).reshape(outputs, inputs)
-    U = U + m.tensors[general[1]] @ m.tensors[general[0]]
-    return m.low_rank(factors(U), m.alpha / (m.rank + hybrid))
+    general = {"A": (hybrid, inputs), "B": (outputs, hybrid)}
+    general = {f"gralora_{letter}_general.weight": shape for letter, shape in general.items()}
+    A, B, general_A, general_B = m.take(shapes | general)
+    A = A.reshape(k, inputs // k, k, m.rank // k)
+    B = B.reshape(k, k, m.rank // k, outputs // k)
+    U = np.einsum("nqjs,jnsp->jpnq", A, B).reshape(outputs, inputs) + general_B @ general_A
+    return m.update(U, m.alpha / (m.rank + hybrid))
 
 
 def _write(adapter: Adapter) -> Written:

@@ -1,15 +1,12 @@
 """HiRA: the weight times `1 + B A`, number by number. PEFT has no scale."""
 
-from ._factors import factors
-from ._layers import CONVOLUTIONS
-from ._methods import METHODS
+from ._conversion import METHODS, factors
 from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
     table = m.layout.pair("hira", m.rank)
-    m.check(dict(table.values()))
-    A, B = (m.tensors[name].reshape(shape[0], -1) for name, shape in table.values())
+    A, B = (tensor.reshape(len(tensor), -1) for tensor in m.take(dict(table.values())))
     if m.rank > min(m.layout.matrix):
         A, B = factors((B @ A).astype(A.dtype))
     return Converted("hira", len(A), float(len(A)), {"lora_A": A, "lora_B": B})
@@ -17,24 +14,20 @@ def _read(m: Module) -> Converted:
 
 def _write(adapter: Adapter) -> Written:
     """Its scale goes into `B`."""
+    A, B = adapter.state["lora_A"], adapter.state["lora_B"]
     scale = METHODS["hira"].scale_for(adapter.rank, adapter.alpha)
-    arrays = {"lora_A": adapter.state["lora_A"], "lora_B": adapter.state["lora_B"] * scale}
+    arrays = {"lora_A": A, "lora_B": (B * scale).astype(B.dtype)}
     table = adapter.layout.pair("hira", adapter.rank)
-    return adapter.written(
-        {
-            name: arrays[field].astype(adapter.state[field].dtype).reshape(shape)
-            for field, (name, shape) in table.items()
-        }
-    )
+    tensors = {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
+    return adapter.written(tensors, {})
 
 
 HIRA = Type(
     "HIRA",
-    held="HiRA",
     tensors="hira_(?:embedding_)?[AB]",
     reader=_read,
     writer=_write,
-    layers=("linear", *CONVOLUTIONS, "embedding"),
+    layers=("linear", "conv1d", "conv2d", "conv3d", "embedding"),
     rank=Setting("r", 32),
     settings="hira_dropout runtime_offload_base_weight",
 )

@@ -14,8 +14,7 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 def _read(m: Module) -> Converted:
     """The inputs of `feedforward_modules` are scaled, the outputs of all other layers."""
     on_inputs = _scales_inputs(m.settings, m.name)
-    m.check({"ia3_l": _shape(m.layout, on_inputs)})
-    scale = m.tensors["ia3_l"].reshape(-1)
+    scale = m.take({"ia3_l": _shape(m.layout, on_inputs)})[0].reshape(-1)
     if not on_inputs:
         has_bias = getattr(m.layer, "bias", None) is not None
         return Converted("ia3-out" if has_bias else "ia3", 1, 1.0, {"scale": scale})
@@ -30,8 +29,7 @@ def _read(m: Module) -> Converted:
 
 
 def _write(adapter: Adapter) -> Written:
-    layout, scale = adapter.layout, adapter.state["scale"]
-    on_inputs = adapter.variant == "ia3-in"
+    layout, scale, on_inputs = adapter.layout, adapter.state["scale"], adapter.variant == "ia3-in"
     shape = _shape(layout, on_inputs)
     if adapter.variant == "ia3" and adapter.has_bias:
         raise MisfitError(
@@ -42,17 +40,15 @@ def _write(adapter: Adapter) -> Written:
         if not (by_channel == by_channel[:, :1]).all():
             raise MisfitError("PEFT's IA3 has one factor for all of a channel's places in a kernel")
         scale = np.tile(by_channel[:, 0], layout.groups)
-    return adapter.written({"ia3_l": scale.reshape(shape)}, rank=1)
+    return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
 
 
 def _feedforward(modules: Modules) -> dict[str, Any]:
-    """The setting that names the modules whose inputs are scaled."""
     names = [re.escape(n) for n, written in modules.items() if written.adapter.variant == "ia3-in"]
     return {"feedforward_modules": "|".join(names) if names else []}
 
 
 def _scales_inputs(settings: Mapping[str, Any], module: str) -> bool:
-    """Whether the inputs of the module of that name are scaled, not its outputs."""
     names = settings.get("feedforward_modules") or ()
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None

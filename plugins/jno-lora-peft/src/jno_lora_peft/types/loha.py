@@ -2,17 +2,14 @@
 
 import numpy as np
 
-from ._factors import factors, tucker_kernel
-from ._layers import check_layer, refuse_layer
+from ._conversion import check_layer, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")
-# PEFT's names of the factors.
 _NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
 
 
 def _read(m: Module) -> Converted:
-    """LoHa, but LoRA with the same update if kernels have cores, and for ranks too large."""
     has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
     if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
         return _read_as_lora(m)
@@ -28,19 +25,17 @@ def _read_as_lora(m: Module) -> Converted:
     refuse_layer(m.layout, dilated=True)
     outputs, inputs = m.layout.matrix
     has_cores, scale = "hada_t1" in m.tensors, m.alpha / m.rank
-    a, b, shapes = (outputs, m.rank), (m.rank, inputs), {}
+    a, b, core_shapes = (outputs, m.rank), (m.rank, inputs), {}
     if has_cores:
         a, b = (m.rank, outputs), (m.rank, m.layout.inputs // m.layout.groups)
         core = (m.rank, m.rank, *(*m.layout.kernel, 1)[:2])
-        shapes = dict.fromkeys(("hada_t1", "hada_t2"), core)
-    shapes |= {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": a, "hada_w2_b": b}
-    m.check(shapes)
-    b1, a1, b2, a2 = (m.tensors[name] for name in _NAMES.values())
+        core_shapes = {"hada_t1": core, "hada_t2": core}
+    shapes = dict(zip(_NAMES.values(), (a, b, a, b), strict=True))
+    b1, a1, b2, a2, *cores = m.take(shapes | core_shapes)
     if has_cores:
-        first = tucker_kernel(m.tensors["hada_t1"], b1, a1)
-        return m.low_rank(factors(first * tucker_kernel(m.tensors["hada_t2"], b2, a2)), scale)
+        return m.update(tucker_kernel(cores[0], b1, a1) * tucker_kernel(cores[1], b2, a2), scale)
     if m.rank * m.rank >= min(outputs, inputs):
-        return m.low_rank(factors((b1 @ a1) * (b2 @ a2)), scale)
+        return m.update((b1 @ a1) * (b2 @ a2), scale)
     A = np.einsum("ix,jx->ijx", a1, a2).reshape(-1, inputs)
     return m.low_rank((A, np.einsum("oi,oj->oij", b1, b2).reshape(outputs, -1)), scale)
 

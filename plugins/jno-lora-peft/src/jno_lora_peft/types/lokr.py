@@ -2,14 +2,11 @@
 
 import numpy as np
 
-from ._factors import Factors, factors, tucker_kernel
-from ._layers import check_layer, refuse_layer
-from ._methods import alpha_for
+from ._conversion import Factors, alpha_for, check_layer, factors, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, MisfitError, Module, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    """LoKr if the settings make square first factors, and both whole; else LoRA."""
     w1, w2 = m.tensors.get("lokr_w1"), m.tensors.get("lokr_w2")
     as_lora = _read_as_lora(m)  # which checks the tensors
     if m.layout.kind != "linear" or w1 is None or w2 is None or m.rank < max(m.layout.matrix):
@@ -29,7 +26,7 @@ def _read_as_lora(m: Module) -> Converted:
     names |= {"lokr_w2"} if "lokr_w2" in tensors else {"lokr_w2_a", "lokr_w2_b"}
     names |= {"lokr_t2"} if "lokr_w2" not in tensors and "lokr_t2" in tensors else set()
     # Only the product of the shapes is constrained.
-    m.check({name: tensors[name].shape if name in tensors else () for name in sorted(names)})
+    m.take({name: tensors[name].shape if name in tensors else () for name in sorted(names)})
     (a1, b1), (a2, b2) = (_kronecker_factor(m, name) for name in ("lokr_w1", "lokr_w2"))
     outputs, inputs = m.layout.matrix
     if (len(b1) * len(b2), a1.shape[1] * a2.shape[1]) != (outputs, inputs):
@@ -41,15 +38,14 @@ def _read_as_lora(m: Module) -> Converted:
     if w2 is not None and w2.ndim == 3:
         # PEFT multiplies the kernel of a Conv1d as an array of three axes, so that the axes of the
         # first factor meet other axes than with a Conv2d.
-        return m.low_rank(factors(np.kron(b1 @ a1, w2).reshape(outputs, inputs)), scale)
+        return m.update(np.kron(b1 @ a1, w2).reshape(outputs, inputs), scale)
     if len(a1) * len(a2) > min(outputs, inputs):
         # The product is smaller than the factors, however large the factors' rank is.
-        return m.low_rank(factors(np.kron(b1 @ a1, b2 @ a2)), scale)
+        return m.update(np.kron(b1 @ a1, b2 @ a2), scale)
     return m.low_rank((np.kron(a1, a2), np.kron(b1, b2)), scale)
 
 
 def _kronecker_factor(m: Module, name: str) -> Factors:
-    """One Kronecker factor, itself as two factors."""
     tensors, rank = m.tensors, m.rank
     if name in tensors:
         if tensors[name].ndim < 2 or tensors[name].size == 0:
@@ -75,8 +71,8 @@ def _write(adapter: Adapter) -> Written:
         raise MisfitError(
             f"PEFT's factors must divide the sizes {adapter.layout.matrix} of the weight, not {r}"
         )
-    settings = {"decompose_factor": r, "decompose_both": False}
     whole, tensors = max(adapter.layout.matrix), {"lokr_w1": A, "lokr_w2": B}
+    settings = {"decompose_factor": r, "decompose_both": False}
     return adapter.written(tensors, settings, rank=whole, alpha=adapter.alpha * whole / r)
 
 

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._names import PREFIX
-from ._conversion import Adapter, Converted, Module, Tensors, Written
-from ._layers import refuse_layer
-from ._methods import METHODS
+from ._conversion import METHODS, Adapter, Converted, Module, Tensors, Written, refuse_layer
 from ._starts import initial_factors
 from ._type import R_PATTERN, MisfitError, Modules, Setting, Type
 
@@ -26,10 +24,10 @@ def _read(m: Module) -> Converted:
     if is_dora:
         variant, table["magnitude"] = "dora", ("lora_magnitude_vector", m.layout.row)
     bias = {BIAS: (m.layout.outputs,)} if m.settings.get("lora_bias") else {}
-    m.check(dict(table.values()) | bias, ignored="lora_velora_embed")
+    tensors = m.take(dict(table.values()) | bias, ignored="lora_velora_embed")
     refuse_layer(m.layout, dora=is_dora)
-    arrays = {field: m.tensors[name] for field, (name, _) in table.items()}
-    bias_shift = scale * m.tensors[BIAS] if bias else None
+    arrays = dict(zip([*table, *bias], tensors, strict=True))
+    bias_shift = scale * arrays[BIAS] if bias else None
     product = m.layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
     if product is None:
         raise MisfitError(
@@ -38,9 +36,9 @@ def _read(m: Module) -> Converted:
         )
     if (initial := initial_factors(m, scale)) is not None:
         name = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
-        adapter = m.low_rank(product, scale, bias_shift=bias_shift).with_arrays(**initial)
-        return dataclasses.replace(adapter, variant=name)
-    adapter = m.low_rank(product, scale, variant, bias_shift)
+        adapter = m.low_rank(product, scale).with_arrays(**initial)
+        return dataclasses.replace(adapter, variant=name, bias_shift=bias_shift)
+    adapter = dataclasses.replace(m.low_rank(product, scale, variant), bias_shift=bias_shift)
     return adapter.with_arrays(magnitude=arrays["magnitude"].reshape(-1)) if is_dora else adapter
 
 
@@ -72,12 +70,11 @@ def _write(adapter: Adapter) -> Written:
 
 
 def _lora_bias(modules: Modules) -> dict[str, Any]:
-    """The setting that all layers have an update of their bias."""
     return {"lora_bias": any(BIAS in written.tensors for written in modules.values())}
 
 
 def _zero_biases(modules: Modules) -> Tensors:
-    """Updates of zero for the layers whose bias has no update, if other layers' biases have."""
+    """Updates of zero for the layers whose bias has no update, if another layer's bias has."""
     if not _lora_bias(modules)["lora_bias"]:
         return {}
     return {

@@ -7,15 +7,15 @@ def _read(m: Module) -> Converted:
     start = m.settings.get("init_weights", True)
     if start == "bat":
         blocks = m.layout.outputs // m.rank
-        m.check({"miss_block": (blocks, m.rank, m.rank)})
+        (D,) = m.take({"miss_block": (blocks, m.rank, m.rank)})
         if m.layout.outputs % m.rank or m.layout.inputs % m.rank:
             raise MisfitError(f"its blocks of {m.rank} do not divide the layer's weight")
     else:
         columns = m.settings.get("mini_r", 1) if start == "mini" else m.layout.outputs
-        m.check({"miss_block": (m.rank, columns)})
+        (D,) = m.take({"miss_block": (m.rank, columns)})
         if m.rank > m.layout.inputs or m.layout.outputs % columns:
             raise MisfitError(f"its matrix ({m.rank}, {columns}) does not fit the layer's weight")
-    return Converted("miss", m.rank, 1.0, {"D": m.tensors["miss_block"]})
+    return Converted("miss", m.rank, 1.0, {"D": D})
 
 
 def _write(adapter: Adapter) -> Written:
@@ -28,7 +28,6 @@ def _write(adapter: Adapter) -> Written:
 
 MISS = Type(
     "MISS",
-    held="MiSS",
     tensors="miss_block",
     reader=_read,
     writer=_write,

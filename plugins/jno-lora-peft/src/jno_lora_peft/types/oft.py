@@ -6,7 +6,7 @@ import numpy as np
 
 from jno_lora_zoo import series_for
 
-from ._blocks import block_settings
+from ._shared import block_settings
 from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
@@ -15,26 +15,20 @@ def _read(m: Module) -> Converted:
     n = packed.shape[1] if packed is not None and packed.ndim == 2 else 0
     size = round((1 + math.sqrt(1 + 8 * n)) / 2)
     blocks = 1 if m.settings.get("block_share") else inputs // size
-    m.check({"oft_R.weight": (blocks, size * (size - 1) // 2)})
+    (Q,) = m.take({"oft_R.weight": (blocks, size * (size - 1) // 2)})
     if inputs % size or size < 2:
         raise MisfitError(f"its blocks are of {size} inputs, and the layer has {inputs}")
-    Q = m.tensors["oft_R.weight"]
     if m.settings.get("coft"):
-        Q = _near_identity(Q, m.settings.get("eps", 6e-5))
+        # No further from zero than `eps`. The packed arrays hold half the entries.
+        limit = m.settings.get("eps", 6e-5) / math.sqrt(len(Q))
+        length = np.linalg.norm(Q, axis=1, keepdims=True) * math.sqrt(2)
+        Q = np.where(length > limit, Q * (limit / np.maximum(length, 1e-30)), Q).astype(Q.dtype)
     if not m.settings.get("use_cayley_neumann", True):
         return Converted("oft-in", size, 1.0, {"Q_packed": -Q})
     terms = m.settings.get("num_cayley_neumann_terms", 5)
     if not isinstance(terms, int) or terms < 2:
         raise MisfitError(f"num_cayley_neumann_terms is {terms!r}, and a series has 2 or more")
-    state = {"Q_packed": Q, "series": np.asarray(series_for(terms))}
-    return Converted("oft-in", size, 1.0, state)
-
-
-def _near_identity(Q: np.ndarray, eps: float) -> np.ndarray:
-    """The generators, no further from zero than `eps`. The packed arrays hold half the entries."""
-    limit = eps / math.sqrt(len(Q))
-    length = np.linalg.norm(Q, axis=1, keepdims=True) * math.sqrt(2)
-    return np.where(length > limit, Q * (limit / np.maximum(length, 1e-30)), Q).astype(Q.dtype)
+    return Converted("oft-in", size, 1.0, {"Q_packed": Q, "series": np.asarray(series_for(terms))})
 
 
 def _write(adapter: Adapter) -> Written:

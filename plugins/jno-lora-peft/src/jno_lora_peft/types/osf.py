@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._starts import float32, largest_triplets
+from ._starts import largest_triplets
 from ._type import Converted, MisfitError, Module, Type
 
 
@@ -11,8 +11,7 @@ def _read(m: Module) -> Converted:
     S = m.tensors.get(names[1])
     outputs, inputs = m.layout.matrix
     r = 0 if S is None else S.size
-    m.check(dict(zip(names, ((outputs, r), (r,), (r, inputs)), strict=True)))
-    U, S, V = (m.tensors[name] for name in names)
+    U, S, V = m.take(dict(zip(names, ((outputs, r), (r,), (r, inputs)), strict=True)))
     frozen = min(outputs, inputs) - r
     if frozen < 1 or r < 1:
         raise MisfitError(f"it trains {r} of the {min(outputs, inputs)} triplets of its weight")
@@ -22,8 +21,8 @@ def _read(m: Module) -> Converted:
     state = {
         "lora_A": S[:, None] * V,
         "lora_B": U,
-        "initial_A": float32(rest_S[:r, None] * rest_V[:r]),
-        "initial_B": float32(rest_U[:, :r]),
+        "initial_A": (rest_S[:r, None] * rest_V[:r]).astype(np.float32),
+        "initial_B": rest_U[:, :r].astype(np.float32),
     }
     return Converted("milora", r, float(r), state)
 

@@ -5,10 +5,9 @@ from ._type import Converted, Module, Setting, Type
 
 
 def _read(m: Module) -> Converted:
-    m.check({"pvera_lambda_b": (m.layout.outputs,), "pvera_lambda_d": (2 * m.rank,)})
+    b, d = m.take({"pvera_lambda_b": (m.layout.outputs,), "pvera_lambda_d": (2 * m.rank,)})
     A, B = projections(m, "pvera", 2 * m.rank)
-    d, b = m.tensors["pvera_lambda_d"][: m.rank], m.tensors["pvera_lambda_b"]
-    return m.low_rank((d[:, None] * A[: m.rank], b[:, None] * B))
+    return m.low_rank((d[: m.rank, None] * A[: m.rank], b[:, None] * B))
 
 
 PVERA = Type(

@@ -13,7 +13,7 @@ def _read(m: Module) -> Converted:
     shapes = {"randlora_lambda": (r, n), "randlora_gamma": (n, smaller)}
     trained = {name: x for name, x in m.tensors.items() if name[-1] not in "AB"}
     if {name: x.shape for name, x in trained.items()} != shapes:
-        m.check(shapes)
+        m.take(shapes)
     A, B = shared_pair(m, "randlora")
     if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (r, 1) or B.shape[2] != r:
         raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {r}")
@@ -30,7 +30,6 @@ def _read(m: Module) -> Converted:
 
 
 def _write(adapter: Adapter) -> Written:
-    """Its bases are written for each module and for all."""
     state, r = adapter.state, adapter.rank
     if "basis_A" not in state:
         raise MisfitError(
@@ -42,9 +41,8 @@ def _write(adapter: Adapter) -> Written:
         "randlora_A": state["basis_A"][:, None],
         "randlora_B": state["basis_B"].reshape(len(state["basis_B"]), -1, r),
     }
-    return adapter.written(
-        tensors, {"save_projection": True, "sparse": False, "very_sparse": False}
-    )
+    settings = {"save_projection": True, "sparse": False, "very_sparse": False}
+    return adapter.written(tensors, settings)
 
 
 def _shared_bases(modules: Modules) -> Tensors:
@@ -52,7 +50,7 @@ def _shared_bases(modules: Modules) -> Tensors:
     # PEFT makes it for a layer with the most outputs and the most inputs of all.
     most = np.max([written.adapter.layout.matrix for written in modules.values()], axis=0)
     smaller, larger = sorted(most.tolist())
-    r = next(iter(modules.values())).rank
+    r = next(iter(modules.values())).adapter.rank
     bases = {
         "randlora_A": np.zeros((r, 1, smaller), np.float32),
         "randlora_B": np.zeros((larger, -(-smaller // r), r), np.float32),

@@ -9,11 +9,10 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 def _read(m: Module) -> Converted:
     outputs, inputs = m.layout.matrix
     count = m.rank * (outputs + inputs)
-    m.check({"shira_weight": (count,), "shira_indices": (2, count)})
-    rows, columns = m.tensors["shira_indices"].astype(np.int64)
+    values, indices = m.take({"shira_weight": (count,), "shira_indices": (2, count)})
+    rows, columns = indices.astype(np.int64)
     positions = to_digits(m, rows * inputs + columns)
-    state = {"values": m.tensors["shira_weight"], "positions": positions}
-    return Converted("shira", m.rank, 1.0, state)
+    return Converted("shira", m.rank, 1.0, {"values": values, "positions": positions})
 
 
 def _write(adapter: Adapter) -> Written:
@@ -22,12 +21,11 @@ def _write(adapter: Adapter) -> Written:
     if len(values) != adapter.rank * (outputs + inputs):
         raise MisfitError(f"PEFT's SHiRA of rank {adapter.rank} has more values than this layer")
     indices = np.stack([flat // inputs, flat % inputs]).astype(np.int32)
-    return adapter.written({"shira_weight": values, "shira_indices": indices})
+    return adapter.written({"shira_weight": values, "shira_indices": indices}, {})
 
 
 SHIRA = Type(
     "SHIRA",
-    held="SHiRA",
     tensors="shira_(?:weight|indices)",
     reader=_read,
     writer=_write,

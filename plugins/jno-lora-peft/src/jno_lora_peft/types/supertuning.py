@@ -3,13 +3,11 @@
 import numpy as np
 
 from ..model.layouts import Shape
-from ._factors import factors
 from ._positions import from_digits, to_digits
 from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    """Super-Tuning; LoRA with the same update if there is a LoRA beside the values."""
     outputs, inputs = m.layout.matrix
     values, flat = m.tensors.get("supertuning_values"), m.tensors.get("supertuning_indices")
     count = 0 if values is None else values.size
@@ -18,19 +16,18 @@ def _read(m: Module) -> Converted:
         flat = _largest_entries(m, count)
     else:
         shapes["supertuning_indices"] = (count,)
-    names, r = [f"supertuning_lora_{letter}.weight" for letter in "AB"], m.settings.get("r")
-    if r:
-        shapes |= dict(zip(names, ((r, inputs), (outputs, r)), strict=True))
-    m.check(shapes)
-    values = m.tensors["supertuning_values"]
-    positions = to_digits(m, flat.astype(np.int64))
+    if r := m.settings.get("r"):
+        shapes["supertuning_lora_A.weight"] = (r, inputs)
+        shapes["supertuning_lora_B.weight"] = (outputs, r)
+    tensors = m.take(shapes)
+    values, positions = tensors[0], to_digits(m, flat.astype(np.int64))
     if not r:
         return Converted("supertuning", 1, 1.0, {"values": values, "positions": positions})
     U = np.zeros(outputs * inputs)
     np.add.at(U, flat, values)
-    A, B = (m.tensors[name] for name in names)
+    A, B = tensors[-2:]
     scale = float(m.settings.get("lora_alpha") or 0) / r
-    return m.low_rank(factors((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype)))
+    return m.update((U.reshape(outputs, inputs) + scale * (B @ A)).astype(A.dtype))
 
 
 def _largest_entries(m: Module, count: int) -> np.ndarray:

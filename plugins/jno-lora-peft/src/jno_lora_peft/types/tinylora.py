@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._torch_random import normal
+from ._positions import normal
 from ._type import Converted, MisfitError, Module, Setting, Type
 
 _VECTOR = "base_model.tinylora_v."
@@ -16,12 +16,12 @@ def _read(m: Module) -> Converted:
         raise MisfitError(
             "its random matrices are not in the file: save it in PEFT with save_projection=True"
         )
-    m.check({"tinylora_A": (r, inputs), "tinylora_B": (outputs, r), "tinylora_P": (u, r, r)})
+    shapes = {"tinylora_A": (r, inputs), "tinylora_B": (outputs, r), "tinylora_P": (u, r, r)}
+    A, B, P = m.take(shapes)
     v = m.shared.get(f"{_VECTOR}{_number_of_vector(m, P, r)}")
     if v is None or v.shape != (u,):
         raise MisfitError("its trained vector is not in the file")
-    arrays = {"lora_A": m.tensors["tinylora_A"], "lora_B": m.tensors["tinylora_B"], "P": P}
-    return Converted("tinylora", r, 1.0, {**arrays, "v": v})
+    return Converted("tinylora", r, 1.0, {"lora_A": A, "lora_B": B, "P": P, "v": v})
 
 
 def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:

@@ -6,14 +6,12 @@ from ._type import Converted, MisfitError, Module, Setting, Type
 def _read(m: Module) -> Converted:
     theta = m.shared.get("base_model.unilora_theta_d")
     outputs, inputs = m.layout.matrix
-    shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
     if theta is None:
         raise MisfitError("the vector that all layers share is not in the file")
-    m.check({f"unilora_{kind}_{n}": s for kind in ("indices", "scales") for n, s in shapes.items()})
-    A, B = (
-        theta[m.tensors[f"unilora_indices_{n}"].astype(int)] * m.tensors[f"unilora_scales_{n}"]
-        for n in shapes
-    )
+    shapes = ((m.rank, inputs), (outputs, m.rank))
+    names = [f"unilora_{kind}_{n}" for kind in ("indices", "scales") for n in "AB"]
+    indices_A, indices_B, scales_A, scales_B = m.take(dict(zip(names, shapes * 2, strict=True)))
+    A, B = theta[indices_A.astype(int)] * scales_A, theta[indices_B.astype(int)] * scales_B
     return m.low_rank((A, B))
 
 

@@ -9,24 +9,22 @@ _BANK = "base_model.vblora_vector_bank"
 
 
 def _read(m: Module) -> Converted:
-    """VB-LoRA; LoRA if the file has the chosen logits alone, and no logits to train."""
     bank, k = m.shared.get(_BANK), m.settings.get("topk", 2)
     if bank is None or bank.ndim != 2 or not isinstance(k, int) or not 0 < k <= len(bank):
         raise MisfitError("the bank of vectors is missing, or `topk` is not a number of them")
-    outputs, inputs = m.layout.matrix
+    outputs, inputs = matrix = m.layout.matrix
     n, length = bank.shape
     if outputs % length or inputs % length:
         raise MisfitError(
-            f"its vectors of length {length} do not divide the ({outputs}, {inputs}) of its weight"
+            f"its vectors of length {length} do not divide the {matrix} of its weight"
         )
     grids = {"A": (m.rank, inputs // length), "B": (outputs // length, m.rank)}
     names = {letter: f"vblora_logits_{letter}" for letter in grids}
     if m.tensors.keys().isdisjoint(names.values()):
         A, B = _chosen(m, grids, k, bank)
         return m.low_rank((A.reshape(m.rank, -1), B.swapaxes(1, 2).reshape(-1, m.rank)))
-    m.check({names[letter]: (*grid, n) for letter, grid in grids.items()})
-    state = {f"logits_{letter}": m.tensors[name] for letter, name in names.items()}
-    state["sizes"] = np.zeros((k, length), np.uint8)
+    A, B = m.take({names[letter]: (*grid, n) for letter, grid in grids.items()})
+    state = {"logits_A": A, "logits_B": B, "sizes": np.zeros((k, length), np.uint8)}
     return Converted("vb-lora", m.rank, 1.0, state, shared={"vb-lora-bank": bank})
 
 
@@ -38,7 +36,7 @@ def _chosen(
     for letter, grid in grids.items():
         shapes[f"vblora_logits_{letter}_topk_weights"] = (*grid, k - 1)
         shapes[f"vblora_logits_{letter}_topk_indices"] = (*grid, k)
-    m.check(shapes)
+    m.take(shapes)
     pieces: list[np.ndarray] = []
     for name in (f"vblora_logits_{letter}" for letter in grids):
         first, chosen = (m.tensors[f"{name}_topk_{kind}"] for kind in ("weights", "indices"))
@@ -51,7 +49,6 @@ def _chosen(
 
 
 def _write(adapter: Adapter) -> Written:
-    """All logits are written."""
     top_k, length = adapter.state["sizes"].shape
     outputs, inputs = adapter.layout.matrix
     if adapter.alpha != 1:
@@ -64,11 +61,8 @@ def _write(adapter: Adapter) -> Written:
     tensors = {f"vblora_logits_{letter}": adapter.state[f"logits_{letter}"] for letter in "AB"}
     n = tensors["vblora_logits_A"].shape[-1]
     settings = {"num_vectors": n, "vector_length": length, "topk": top_k}
-    return adapter.written(
-        tensors,
-        {**settings, "save_only_topk_weights": False},
-        shared={_BANK: adapter.shared["bank"][:n, :length]},
-    )
+    settings["save_only_topk_weights"] = False
+    return Written(adapter, tensors, settings, {_BANK: adapter.shared["bank"][:n, :length]})
 
 
 VBLORA = Type(

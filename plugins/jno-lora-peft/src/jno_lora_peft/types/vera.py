@@ -7,11 +7,10 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 def _read(m: Module) -> Converted:
-    m.check({"vera_lambda_b": (m.layout.outputs,), "vera_lambda_d": (m.rank,)})
+    b, d = m.take({"vera_lambda_b": (m.layout.outputs,), "vera_lambda_d": (m.rank,)})
     projections(m, "vera", m.rank)  # checks them
-    state = {"b": m.tensors["vera_lambda_b"], "d": m.tensors["vera_lambda_d"]}
     shared = {f"vera-{letter}": m.shared[f"base_model.vera_{letter}"] for letter in "AB"}
-    return Converted("vera-shared", m.rank, 1.0, state, shared=shared)
+    return Converted("vera-shared", m.rank, 1.0, {"b": b, "d": d}, shared=shared)
 
 
 def _write(adapter: Adapter) -> Written:
@@ -22,7 +21,7 @@ def _write(adapter: Adapter) -> Written:
         "base_model.vera_B": adapter.shared["B"][:outputs, :r],
     }
     tensors = {"vera_lambda_b": b, "vera_lambda_d": adapter.state["d"]}
-    return adapter.written(tensors, {"save_projection": True}, shared=shared)
+    return Written(adapter, tensors, {"save_projection": True}, shared)
 
 
 VERA = Type(

@@ -16,15 +16,15 @@ def _read(m: Module) -> Converted:
     values = m.tensors.get("waveft_spectrum")
     if m.settings.get("proportional_parameters") and values is not None:
         m = dataclasses.replace(m, rank=values.size)
-    m.check({"waveft_spectrum": (m.rank,)})
+    (values,) = m.take({"waveft_spectrum": (m.rank,)})
     family = m.settings.get("wavelet_family", "db1")
     taps = np.zeros(0)
     if m.settings.get("use_idwt", True):
         if family not in _FAMILIES:
             raise MisfitError(f"wavelet_family is {family!r}, and 'db1' to 'db10' are known here")
         taps = daubechies(_FAMILIES[family])
-    state = {"coefficients": m.tensors["waveft_spectrum"], "positions": drawn(m)}
-    return Converted("waveft", 1, m.alpha, {**state, "low_pass": taps.astype(np.float32)})
+    state = {"coefficients": values, "positions": drawn(m), "low_pass": taps.astype(np.float32)}
+    return Converted("waveft", 1, m.alpha, state)
 
 
 def _write(adapter: Adapter) -> Written:
