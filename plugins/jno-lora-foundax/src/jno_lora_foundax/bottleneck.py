@@ -61,13 +61,7 @@ class Bottleneck(LayerKind):
     alpha: float = eqx.field(static=True)
 
     def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
     ):
         outputs, inputs = eqx.filter_eval_shape(self.matrix, base).shape
         dtype = adapter_dtype_for(base.weight, adapter_dtype)

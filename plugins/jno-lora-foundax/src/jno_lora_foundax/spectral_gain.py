@@ -50,12 +50,7 @@ class GainSpectral(SpectralAdapter):
     gain: dict[str, Float[Array, "_ ... _"]]
 
     def __init__(
-        self,
-        base: eqx.Module,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        per: Any = "mode",
+        self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None, per: Any = "mode"
     ):
         if per not in ("mode", "output"):
             raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')

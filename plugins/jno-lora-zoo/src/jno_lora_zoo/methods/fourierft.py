@@ -25,13 +25,7 @@ class Transformed(Additive):
     positions: Shaped[Array, "n 4"]
 
     def start(
-        self,
-        W: Matrix,
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        n_frequency: Any = None,
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, n_frequency: Any = None
     ) -> dict[str, Any]:
         n = count_of(W.shape, r, n_frequency, "n_frequency")
         return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}

@@ -45,14 +45,7 @@ class TinyLoRA(Method):
     lora_B: Float[Array, "out r"]
 
     def start(
-        self,
-        W: Matrix,
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        u: Any = 64,
-        svd: str = "auto",
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, u: Any = 64, svd: str = "auto"
     ) -> dict[str, Any]:
         u = whole_number(u, "u")
         for_svd, for_P = jax.random.split(key)
