@@ -1,7 +1,5 @@
 """The layer kinds of the zoo, in one table."""
 
-from typing import Any
-
 from .._layer_kind import LayerKind
 from .conv import ConvLayer, ConvTransposeLayer
 from .embedding import EmbeddingLayer
@@ -20,12 +18,6 @@ LAYER_KINDS: tuple[type[LayerKind], ...] = (
     InNormLayer,
 )
 
-
-def kind_of(layer: Any) -> type[LayerKind] | None:
-    """The kind in `LAYER_KINDS` that `layer` is of, or `None`."""
-    return next((kind for kind in LAYER_KINDS if kind.applies_to(layer)), None)
-
-
 __all__ = [
     "LAYER_KINDS",
     "ConvLayer",
@@ -35,5 +27,4 @@ __all__ = [
     "KernelLayer",
     "LinearLayer",
     "RecurrentLayer",
-    "kind_of",
 ]

@@ -58,7 +58,6 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(num_embeddings, embedding_size)`."""
         return leaf.weight.ndim - 2
 
     @classmethod

@@ -46,7 +46,6 @@ class InNormLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the inner layer's stack."""
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod

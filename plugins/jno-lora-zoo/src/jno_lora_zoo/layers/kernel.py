@@ -46,7 +46,6 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(out, in / groups, *kernel_size)`."""
         return leaf.weight.ndim - len(kernel_shape(leaf))
 
     @classmethod

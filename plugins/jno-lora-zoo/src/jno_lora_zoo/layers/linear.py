@@ -51,7 +51,6 @@ class LinearLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(out, in)`."""
         return leaf.weight.ndim - 2
 
     @classmethod

@@ -49,7 +49,6 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weights before `(gates h, in)`."""
         return leaf.weight_ih.ndim - 2
 
     @classmethod

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated, scaled
-from .._cayley import cayley
 from .._method import Method
 from .._options import whole_number
+from .._orthogonal import cayley
 
 
 class BOFT(Method):
@@ -72,7 +72,6 @@ class BOFT(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"factors": len(state["Q_blocks"])}
 
     def rotations(self, W: Matrix) -> Float[Array, "m blocks r r"]:

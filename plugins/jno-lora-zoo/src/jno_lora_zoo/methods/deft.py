@@ -65,7 +65,6 @@ class DEFT(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"inject": "R" in state, "orthogonal": "orthogonal" in state}
 
     def projection(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "out r"]]:

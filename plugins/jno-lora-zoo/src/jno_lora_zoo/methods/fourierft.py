@@ -36,7 +36,6 @@ class Transformed(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies."""
         return {**super().options_of(state), "n_frequency": len(state["coefficients"])}
 
 

@@ -66,7 +66,6 @@ class GraLoRA(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave arrays of these shapes."""
         return {**super().options_of(state), "k": len(state["A"])}
 
     def blocks(self, dtype: Any) -> tuple[Array, Array]:

@@ -41,6 +41,5 @@ class HiRA(Additive):
 
     def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         w = self.matrix(self.base)[:, i]
-        return w * (self.times_scale(self.lora_B) @ in_compute_dtype(self.lora_A[:, i])).astype(
-            w.dtype
-        )
+        factors = self.times_scale(self.lora_B) @ in_compute_dtype(self.lora_A[:, i])
+        return w * factors.astype(w.dtype)

@@ -61,14 +61,13 @@ class HRA(Method):
                 f"are orthonormal, but there are {inputs} inputs: {most}leave out `gram_schmidt`"
             )
         if gram_schmidt:
-            U = jax.random.normal(key, (W.shape[1], r), dtype)
+            U = jax.random.normal(key, (inputs, r), dtype)
             return {"U": U, "gram_schmidt": jnp.ones(())}
-        half = jax.random.normal(key, (W.shape[1], r // 2), dtype)
+        half = jax.random.normal(key, (inputs, r // 2), dtype)
         return {"U": jnp.repeat(half, 2, axis=1), "gram_schmidt": None}
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"gram_schmidt": "gram_schmidt" in state}
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "r r"]]:

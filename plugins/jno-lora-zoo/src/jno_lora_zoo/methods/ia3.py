@@ -79,16 +79,8 @@ class IA3In(Method):
         if self.reads_features():
             return self.product(x, before=lambda v: scaled(v, self.scale))
         W = self.matrix(self.base)
-        return self.plus(x, Update(lambda: W * self.change(W)[None], column=self.column))
-
-    def column(self, i: Array) -> Float[Array, " out"]:
-        """`(W diag(scale) - W)[:, i]`."""
-        W = self.matrix(self.base)
-        return W[:, i] * self.change(W)[i]
-
-    def change(self, W: Matrix) -> Float[Array, " in"]:
-        """`scale - 1`, in the dtype of `W`."""
-        return self.scale.astype(W.dtype) - 1
+        change = self.scale.astype(W.dtype) - 1
+        return self.plus(x, Update(lambda: W * change[None], column=lambda i: W[:, i] * change[i]))
 
 
 class IA3Out(IA3):

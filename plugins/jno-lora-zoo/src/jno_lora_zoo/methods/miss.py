@@ -77,7 +77,6 @@ class MiSS(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave arrays of these shapes."""
         D = state["D"]
         option = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
         return {**super().options_of(state), **option}
@@ -108,5 +107,5 @@ class MiSS(Additive):
         return self.plus(x, Update(Partial(MiSS.own_update, self)))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`D` is replicated, for it is small: only the axes of a stack are sharded."""
+        # `D` is small, so only the axes of a stack are sharded.
         return {"D": PartitionSpec(*self.mesh_axes(self.base).stack)}

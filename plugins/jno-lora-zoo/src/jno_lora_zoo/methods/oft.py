@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
-from .._cayley import cayley
 from .._method import Method
+from .._orthogonal import cayley
 
 
 class OFT(Method):

@@ -79,7 +79,6 @@ class OFTIn(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         terms = len(state["series"]) if "series" in state else None
         return {"terms": terms, "block_share": len(state["Q_packed"]) == 1}
 

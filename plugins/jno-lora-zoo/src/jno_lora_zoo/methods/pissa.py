@@ -79,7 +79,6 @@ class Split(Method):
         return A, self.scaling * B
 
     def unwrap(self) -> eqx.Module:
-        """The original layer: the residual plus the initial factors' product, to rounding."""
         W = self.matrix(self.base)
         return self.with_matrix(self.base, W + self.update(self.initial_B, self.initial_A, W))
 
@@ -87,7 +86,6 @@ class Split(Method):
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
     ) -> LoRAWrapper:
-        """Restore from the saved factors; the residual follows from the initial ones."""
         restored: Any = super().from_state(base, state, rank, alpha)
         W = cls.matrix(base)
         residual = W - restored.update(restored.initial_B, restored.initial_A, W)
@@ -95,10 +93,7 @@ class Split(Method):
 
 
 class SingularSplit(Split):
-    """A split by singular triplets of the weight, half of each value in each factor.
-
-    A layer whose weight is zero stays zero: both factors and every gradient start at zero.
-    """
+    """A split by singular triplets of the weight. A layer whose weight is zero stays zero."""
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"

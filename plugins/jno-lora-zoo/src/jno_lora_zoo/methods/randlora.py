@@ -74,7 +74,6 @@ class RandLoRA(Scaled):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave these arrays."""
         options = super().options_of(state)
         if "basis_A" in state:
             options["bases"] = (state["basis_A"], state["basis_B"])

@@ -76,7 +76,6 @@ class RoAd(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         per_pair, groups, half = state["theta"].shape
         # One group may have an odd number of outputs, which `group_size` cannot ask for.
         return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}

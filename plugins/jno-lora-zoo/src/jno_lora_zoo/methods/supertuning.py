@@ -56,7 +56,6 @@ class SuperTuning(Scattered):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies."""
         return {"count": len(state["values"])}
 
 

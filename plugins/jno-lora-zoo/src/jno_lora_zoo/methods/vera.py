@@ -40,10 +40,8 @@ class BetweenVectors(Scaled):
 
     def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
-        b = self.times_scale(self.b)
-        return self.low_rank(
-            x, A, B, between=lambda h: scaled(h, self.d), after=lambda y: scaled(y, b)
-        )
+        d, b = self.d, self.times_scale(self.b)
+        return self.low_rank(x, A, B, lambda h: scaled(h, d), lambda y: scaled(y, b))
 
 
 class VeRA(BetweenVectors):
