@@ -32,13 +32,7 @@ class Bottleneck(LayerKind):
     A bottleneck does not change the weight, so `merge` raises, and the weight reads as the base's.
     With groups, `A` and `a` serve each group, and the rows of `B` are divided among the groups.
 
-    **Arguments:**
-
-    - `base`: the layer.
-    - `rank`: the width of the bottleneck.
-    - `alpha`: the numerator of its scale.
-    - `key`: for `A`.
-    - `adapter_dtype`: of the arrays; by default the weight's, float32 at least.
+    `adapter_dtype` is by default the weight's, float32 at least.
 
     Papers: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751; He et
     al., "Towards a Unified View of Parameter-Efficient Transfer Learning", arXiv:2110.04366, for
@@ -86,7 +80,6 @@ class Bottleneck(LayerKind):
         """The axis of the layer's output that has the channels."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output and the bottleneck's, for the arguments that the layer takes."""
         y = self.base(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         h = self.bottleneck_features(*args, **kwargs)
         a = self.down_bias.astype(h.dtype)
@@ -106,7 +99,6 @@ class Bottleneck(LayerKind):
         }
 
     def merge(self) -> eqx.Module:
-        """**Raises:** `WrapperError`, always: a bottleneck cannot be merged."""
         raise WrapperError(_NO_MERGE)
 
 

@@ -50,7 +50,6 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(*kernel_size, in / groups, out)`."""
         dims = cls.num_spatial_dims(leaf)
         return 0 if dims is None else leaf.weight.ndim - dims - 2
 

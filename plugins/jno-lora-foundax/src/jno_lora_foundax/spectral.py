@@ -20,10 +20,7 @@ from ._spectral_adapter import SpectralAdapter, complex_product
 class SpectralLowRank(SpectralAdapter):
     """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
 
-    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, modes from
-    there to below 12 have rank 2, and higher modes have no update. The frequency of a mode is the
-    largest `|k_j|` over the axes of the layer's transform. foundax's FNOs pad their input to twice
-    its size, so a frequency of the transform is half as high in the domain.
+    The option `bands` gives ranks by frequency: see `LoRASpectral`.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -90,13 +87,12 @@ class SpectralLowRank(SpectralAdapter):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The bands, by the names and shapes of the arrays."""
-        factors = {
-            key: A for key, A in state.items() if key.startswith("lora_A/") and _BELOW in key
+        bands = {
+            int(field.rpartition(_BELOW)[2]): A.shape[-2]
+            for field, A in state.items()
+            if field.startswith("lora_A/") and _BELOW in field
         }
-        if not factors:
-            return {}
-        return {"bands": {int(k.rpartition(_BELOW)[2]): A.shape[-2] for k, A in factors.items()}}
+        return {"bands": bands} if bands else {}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """`A` is cut like the modes and inputs of its family's weight, `B` like modes and outputs.
@@ -182,12 +178,12 @@ class LoRASpectral(SpectralLowRank):
     **Arguments:**
 
     - `base`: the layer, its weights real arrays of any floating dtype.
-    - `rank`, `alpha`: of every mode.
-    - `key`: for the `A_k`.
+    - `rank`: of every mode, unless `bands` says otherwise.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
     - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
-        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. The
-        highest must not exceed `rank`.
+        `|k_j|` over the axes of the transform, is below 4, rank 2 from there to below 12, and no
+        update above. foundax's FNOs pad their input to twice its size, so a frequency of the
+        transform is half as high in the domain.
 
     **Raises:** `ValueError` for `bands` that are not positive integers, that exceed `rank`, or of a
     layer whose modes have no known frequencies (GeoFNO, PCNO, `AFNO2D`).

@@ -55,13 +55,11 @@ class GainSpectral(SpectralAdapter):
         if per not in ("mode", "output"):
             raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
         self.base = base
-        self.gain = {
-            name: jnp.zeros(
-                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
-                adapter_dtype_for(W, adapter_dtype),
-            )
-            for name, W in self._matrices(base).items()
-        }
+        self.gain = {}
+        for name, W in self._matrices(base).items():
+            gains = W.shape[-2] if per == "output" else 1
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            self.gain[name] = jnp.zeros((*W.shape[:-2], gains), dtype)
 
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
@@ -71,7 +69,6 @@ class GainSpectral(SpectralAdapter):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """Whether there are gains per output, by the shapes of the arrays."""
         has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
         return {"per": "mode" if has_one_gain else "output"}
 

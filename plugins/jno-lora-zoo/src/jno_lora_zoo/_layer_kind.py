@@ -67,14 +67,12 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
-        # Every node of a model is asked about, and `isinstance` is slow for modules.
+        # `isinstance` is slow for modules.
         if not issubclass(type(leaf), eqx.Module) or issubclass(type(leaf), LoRAWrapper):
             return False
         try:
             return bool(cls.fits(leaf))
-        except Exception:
-            # The attributes of a look-alike may mean something else: arrays for sizes, a property
-            # that raises.
+        except Exception:  # the attributes of a look-alike may mean something else
             return False
 
     @classmethod
@@ -163,7 +161,7 @@ class LayerKind(LoRAWrapper):
         - `after`: a map that multiplies each entry of the output axis by a number.
         - `seen`: the input of the low-rank product, `x` unless given.
 
-        Both maps are applied to features here; a kind may apply them to the factors instead.
+        A kind may apply both maps to the factors instead.
         """
         # The layer's product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)

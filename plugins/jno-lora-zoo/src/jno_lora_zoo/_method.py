@@ -36,12 +36,11 @@ FAMILIES = (
 class Method(LayerKind):
     """One paper: its arrays, how they start, its law `W -> W'`, and a fast way to compute `W' x`.
 
-    The law is the definition. `forward` must equal it, and is used where the layer's `__call__` is
-    known to compute `W x + b`. Every other layer gets the law's weight and is called.
-
-    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward` if
-    `W' x` costs less without the matrix `W'`. Keyword-only parameters of `start` are options of the
-    constructor (`options={...}` of `apply_lora`).
+    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward`,
+    which must equal the law, if `W' x` costs less without the matrix `W'`: it is used where the
+    layer's `__call__` is known to compute `W x + b`. Every other layer gets the law's weight and is
+    called. Keyword-only parameters of `start` are options of the constructor (`options={...}` of
+    `apply_lora`).
 
     An adapter class joins a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
     `adapters_for`. Its attributes `method` and `kind` are these two bases, and subclasses of the
@@ -161,9 +160,9 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        methods = [base for base in cls.__bases__ if issubclass(base, Method)]
-        layer_kinds = [base for base in cls.__bases__ if issubclass(base, LayerKind)]
-        layer_kinds = [base for base in layer_kinds if base not in methods]
+        kinds = [base for base in cls.__bases__ if issubclass(base, LayerKind)]
+        methods = [base for base in kinds if issubclass(base, Method)]
+        layer_kinds = [base for base in kinds if base not in methods]
         if layer_kinds:
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:

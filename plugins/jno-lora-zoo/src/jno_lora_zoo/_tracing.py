@@ -18,14 +18,12 @@ from jno.lora.extending import static_key
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     """`function(layer, x)`. While JAX traces, layers of one form share one trace.
 
-    A deep model has many layers of one form. JAX then traces, differentiates and batches the
-    function once for all these layers, and the compiler inlines the function.
+    JAX then traces, differentiates and batches the function once for all these layers, and the
+    compiler inlines it.
 
     Layers share no trace if none of their arrays is traced, if a leaf is not an array, if a static
     field could change, or in Taylor mode, which treats all arguments of a nested jit as varying,
-    and fails at loops over factors.
-
-    **Arguments:** `function` must be pure: its result depends only on its arguments.
+    and fails at loops over factors. `function` must be pure.
     """
     leaves, treedef = jax.tree.flatten((layer, x))
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer))
@@ -43,13 +41,12 @@ def _program(function: Callable[[Any, Any], Any], treedef: Any, key: Any) -> Cal
     return jax.jit(lambda leaves: function(*jtu.tree_unflatten(treedef, leaves)))
 
 
-_PLAIN = (int, bool, str, type(None))
-
-
 def _constant(value: Any) -> Any:
     """A key for a static value. **Raises:** `TypeError` if it could change."""
     kind = type(value)
-    is_plain = kind in _PLAIN or isinstance(value, type | np.dtype | enum.Enum)
+    is_plain = kind in (int, bool, str, type(None)) or isinstance(
+        value, type | np.dtype | enum.Enum
+    )
     # A marker, such as Equinox's marker of a missing value, is an object without attributes.
     if is_plain or (getattr(value, "__dict__", None) == {} and not callable(value)):
         return kind, value

@@ -174,11 +174,9 @@ class _Convolution:
 def is_narrow(frame: Any, r: int) -> bool:
     """Whether `r` channels for each group are few: together at most half of the outputs.
 
-    This picks the path of a convolution, by static shapes only. The derivative with respect to `A`
-    and `B` costs two convolutions to those channels, against one for the gradient of the whole
-    kernel: the factored rule pays with few channels. With more (as in a depthwise convolution) the
-    kernel is merged and differentiated as it stands. And with few channels one dense product with a
-    block-diagonal `B` is faster than a product for each group.
+    The derivative with respect to `A` and `B` costs two convolutions to those channels, against one
+    for the gradient of the whole kernel: the factored rule pays with few channels. With few
+    channels, one dense product with a block-diagonal `B` is faster than a product for each group.
     """
     return 2 * frame.groups * r <= frame.out_channels
 
@@ -188,7 +186,8 @@ def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r grou
     # ten times as long for the kernel's gradient of a convolution with groups.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
-    ungrouped = _with_one_group(frame)
+    ungrouped = copy.copy(frame)
+    object.__setattr__(ungrouped, "groups", 1)
     h = jax.vmap(lambda group: _convolve(ungrouped, group, kernel))(groups)
     return jnp.swapaxes(h, 0, 1)
 
@@ -204,13 +203,6 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
     kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
     return y[0]
-
-
-def _with_one_group(frame: Any) -> Any:
-    """The frame for the inputs of one group."""
-    ungrouped = copy.copy(frame)
-    object.__setattr__(ungrouped, "groups", 1)
-    return ungrouped
 
 
 def _merged_product_rule(

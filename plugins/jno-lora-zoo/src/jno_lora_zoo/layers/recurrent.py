@@ -59,11 +59,8 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        split = base.weight_ih.shape[1]
-        weights = (
-            cast_like(matrix[:, :split], base.weight_ih),
-            cast_like(matrix[:, split:], base.weight_hh),
-        )
+        ih, hh = jnp.split(matrix, [base.weight_ih.shape[1]], axis=1)
+        weights = (cast_like(ih, base.weight_ih), cast_like(hh, base.weight_hh))
         return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
 
     @classmethod
