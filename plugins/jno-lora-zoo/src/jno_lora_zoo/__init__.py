@@ -39,10 +39,10 @@ from .layers import (
     ConvTransposeLayer,
     EmbeddingLayer,
     InNormLayer,
-    KernelLayer,
     LinearLayer,
     RecurrentLayer,
 )
+from .layers.kernel import KernelLayer
 from .methods import *
 from .methods.waveft import daubechies
 from .plugin import adapters_defined_in

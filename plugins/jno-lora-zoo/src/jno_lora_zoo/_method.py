@@ -52,6 +52,8 @@ class Method(LayerKind):
 
     # One of `FAMILIES`, by which lists are sorted.
     family: ClassVar[str | None]
+    # The sizes of the matrix that the rank does not exceed.
+    _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
     # Whether the law changes nothing but the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
@@ -92,7 +94,8 @@ class Method(LayerKind):
     @classmethod
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         """The rank that a matrix of this size allows."""
-        return min(rank, outputs, inputs)
+        sizes = {"out": outputs, "in": inputs}
+        return min([rank, *map(sizes.__getitem__, cls._rank_limits)])
 
     @abc.abstractmethod
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:

@@ -41,12 +41,13 @@ def _program(function: Callable[[Any, Any], Any], treedef: Any, key: Any) -> Cal
     return jax.jit(lambda leaves: function(*jtu.tree_unflatten(treedef, leaves)))
 
 
+_PLAIN = (int, bool, str, type(None))
+
+
 def _constant(value: Any) -> Any:
     """A key for a static value. **Raises:** `TypeError` if it could change."""
     kind = type(value)
-    is_plain = kind in (int, bool, str, type(None)) or isinstance(
-        value, type | np.dtype | enum.Enum
-    )
+    is_plain = kind in _PLAIN or isinstance(value, type | np.dtype | enum.Enum)
     # A marker, such as Equinox's marker of a missing value, is an object without attributes.
     if is_plain or (getattr(value, "__dict__", None) == {} and not callable(value)):
         return kind, value

@@ -4,7 +4,6 @@ from .._layer_kind import LayerKind
 from .conv import ConvLayer, ConvTransposeLayer
 from .embedding import EmbeddingLayer
 from .in_norm import InNormLayer
-from .kernel import KernelLayer
 from .linear import LinearLayer
 from .recurrent import RecurrentLayer
 
@@ -17,14 +16,3 @@ LAYER_KINDS: tuple[type[LayerKind], ...] = (
     RecurrentLayer,
     InNormLayer,
 )
-
-__all__ = [
-    "LAYER_KINDS",
-    "ConvLayer",
-    "ConvTransposeLayer",
-    "EmbeddingLayer",
-    "InNormLayer",
-    "KernelLayer",
-    "LinearLayer",
-    "RecurrentLayer",
-]

@@ -25,9 +25,6 @@ class C3A(Additive):
     out, in)`. `alpha` is ignored: the paper has no scale. In an embedding, whose outputs sum over a
     single entry, `C` is not divided.
 
-    A linear layer with blocks of 32 or more convolves by FFT. With smaller blocks it makes the
-    matrix, as convolutions do.
-
     Paper: Chen et al., "Parameter-Efficient Fine-Tuning via Circular Convolution",
     arXiv:2407.19342. PEFT starts from random kernels unless told otherwise, which change the model
     at once: `init="xavier_uniform"`. Blocks need not divide the sizes of the matrix here.

@@ -37,15 +37,12 @@ class DEFT(Method):
     family = "low rank"
     paper = "2509.22793"
     formula = "r (in + out)"
+    _rank_limits = ("out",)
     cost = "reads the whole weight at every call, to project it: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None
     orthogonal: Float[Array, ""] | None
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, outputs)
 
     def start(
         self,

@@ -36,13 +36,10 @@ class GraLoRA(Additive):
     family = "structured"
     paper = "2505.20355"
     formula = "k r (ceil(in / k) + ceil(out / k))"
+    _rank_limits = ()
 
     A: Float[Array, "k q r"]
     B: Float[Array, "k r p"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: Any = None

@@ -21,9 +21,6 @@ class HRA(Method):
     random, and two equal reflections are the identity. An odd rank is therefore rounded up; it may
     exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is ignored.
 
-    The product is computed as `I - U T U^T` for a small triangular `T`: three thin products for a
-    batch, however many reflections there are.
-
     `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
     paper's regulariser at infinity). No such product is the identity: the adapted model starts
     elsewhere. The array of that name only records the option.

@@ -26,13 +26,10 @@ class IA3(Method):
     family = "scale"
     paper = "2205.05638"
     formula = "out"
+    _rank_limits = ()
     scales_rows_only = True
 
     scale: Float[Array, " out"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return {"scale": jnp.ones(W.shape[0], dtype)}
@@ -62,12 +59,9 @@ class IA3In(Method):
     family = "scale"
     paper = "2205.05638"
     formula = "in"
+    _rank_limits = ()
 
     scale: Float[Array, " in"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return {"scale": jnp.ones(W.shape[1], dtype)}

@@ -20,8 +20,6 @@ class MiSS(Additive):
     Law: `W' = W + [D^T D^T ...]`, cut to `in` columns, with `D` `(r, out)` `= 0`. `r out`
     parameters train. `r = min(rank, in)`. `alpha` is ignored: the paper has no scale.
 
-    A linear layer sums its inputs in `r` classes and multiplies the sums by `D`.
-
     At most one option may be given:
 
     - `mini=n`: `D` is `(r, n)`, repeated over the outputs as well. `r n` parameters train.
@@ -40,14 +38,11 @@ class MiSS(Additive):
     family = "structured"
     paper = "2409.15371"
     formula = "r out"
+    _rank_limits = ("in",)
     cost = "with `bat`, makes a matrix as large as the weight at every call: merge before decoding."
 
     # `(r, out)`; `(r, n)` with `mini`; `(out / r, r, r)` with `bat`.
     D: Float[Array, "*blocks r columns"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, inputs)
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:

@@ -42,13 +42,10 @@ class RoAd(Method):
     family = "rotation"
     paper = "2409.00119"
     formula = "2 ceil(out / 2)"
+    _rank_limits = ()
 
     theta: Angles
     scale: Angles
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self,

@@ -49,16 +49,13 @@ class VBLoRA(Scaled):
     family = "low rank"
     paper = "2405.15179"
     formula = "n r (in + out) / l, and n l once"
+    _rank_limits = ()
 
     logits_A: Float[Array, "r pieces n"]
     logits_B: Float[Array, "pieces r n"]
     bank: Shared
     # Zeros. A saved state tells by its shape how many logits count, and how long vectors are.
     sizes: Shaped[Array, "k l"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self,

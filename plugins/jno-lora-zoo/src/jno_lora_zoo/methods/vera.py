@@ -18,13 +18,10 @@ class BetweenVectors(Scaled):
     adapter_fields = ("b", "d")
     family = "structured"
     formula = "out + r"
+    _rank_limits = ()
 
     b: Float[Array, " out"]
     d: Float[Array, " r"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     @abc.abstractmethod
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
