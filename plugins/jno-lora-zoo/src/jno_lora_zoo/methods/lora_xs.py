@@ -10,7 +10,7 @@ from .._scaled import Scaled
 from .._singular_core import SingularCore, singular_factors
 
 
-class LoRAXS(SingularCore, Scaled):
+class LoRAXS(Scaled, SingularCore):
     """LoRA-XS: only an `(r, r)` matrix trains, between the weight's own principal directions.
 
     Law: `W' = W + (alpha / r) B R A`, `A = V_r^T` and `B = U_r S_r` from the `r` largest singular
