@@ -112,9 +112,8 @@ class PrefixAttention(AttentionUnit):
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
         """The queries' attention to the prefix, times the gate."""
         dtype = queries.dtype
-        keys, values, gate = (
-            array.astype(dtype) for array in (self.prefix_keys, self.prefix_values, self.gate)
-        )
+        arrays = (self.prefix_keys, self.prefix_values, self.gate)
+        keys, values, gate = (array.astype(dtype) for array in arrays)
         queries = queries / math.sqrt(queries.shape[-1])
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
         weights = jax.nn.softmax(in_compute_dtype(logits)).astype(dtype)
@@ -138,6 +137,4 @@ def _of_random_tokens(
     """The output of `linear` for standard normal tokens, in float32 at least."""
     W = in_compute_dtype(linear.weight)
     projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
-    if linear.bias is None:
-        return projected
-    return projected + jnp.asarray(linear.bias, W.dtype)[None, :]
+    return projected if linear.bias is None else projected + jnp.asarray(linear.bias, W.dtype)

@@ -103,7 +103,7 @@ class Bottleneck(LayerKind):
 
 
 def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` is a `cls` with the `__call__` of `cls`, which says where the channels lie."""
+    """Whether `leaf` has the `__call__` of its base `cls`, which says where the channels lie."""
     return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
 
 

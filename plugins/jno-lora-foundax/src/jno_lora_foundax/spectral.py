@@ -28,8 +28,8 @@ class SpectralLowRank(SpectralAdapter):
     formula = "2 r (in + out) per mode"
 
     base: eqx.Module
-    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by
-    # family and band, `weight_below_4`, and the modes of a band lie on one axis.
+    # By family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by family and band,
+    # `weight_below_4`, and the modes of a band lie on one axis.
     lora_A: dict[str, Float[Array, "_ ... r _"]]
     lora_B: dict[str, Float[Array, "_ ... r"]]
     rank: int = eqx.field(static=True)
@@ -59,7 +59,7 @@ class SpectralLowRank(SpectralAdapter):
             if ranks is not None:
                 bands_modes = self._band_modes(name, W.shape, sorted(ranks))
                 sizes = {
-                    _name_of_band(name, end): ([len(modes)], min(most, ranks[end]))
+                    f"{name}{_BELOW}{end}": ([len(modes)], min(most, ranks[end]))
                     for end, modes in bands_modes.items()
                 }
             of_arrays = [family_key] if ranks is None else jax.random.split(family_key, len(sizes))
@@ -82,7 +82,7 @@ class SpectralLowRank(SpectralAdapter):
         ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
         new = W.reshape(W.shape[0], -1, *W.shape[-2:])
         for end, modes in self._band_modes(name, W.shape, ends).items():
-            new = new.at[:, modes].add(self._update(_name_of_band(name, end), W.dtype))
+            new = new.at[:, modes].add(self._update(f"{name}{_BELOW}{end}", W.dtype))
         return new.reshape(W.shape)
 
     @classmethod
@@ -133,10 +133,6 @@ class SpectralLowRank(SpectralAdapter):
 _BELOW = "_below_"
 
 
-def _name_of_band(family: str, end: int) -> str:
-    return f"{family}{_BELOW}{end}"
-
-
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
     """The rank of each band. **Raises:** `ValueError` unless positive integers up to `rank`."""
     is_mapping = isinstance(bands, Mapping) and len(bands) > 0
@@ -167,8 +163,6 @@ class LoRASpectral(SpectralLowRank):
     each mode: of a layer in d dimensions, `2^d r (in + out) prod(n_modes)`, since `2^(d-1)` corners
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
-    Per mode, since the matrices act on different frequencies and are never added up, so that no
-    single matrix could have a low rank. (Sharing `A` or `B` would tie the frequencies together.)
     A merged model still runs at every resolution that the model runs at.
 
     Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO

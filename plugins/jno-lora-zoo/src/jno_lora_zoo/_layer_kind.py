@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
-from jno.lora.coded import row_products
+from jno.lora.coded import is_coded, row_products
 
 from ._arrays import Matrix, cast_like, is_float_array, mixed
 
@@ -125,6 +125,10 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def row_products(cls, layer: eqx.Module, A: Factor) -> tuple[Array, Array]:
         """`W A^T`, and the squared norm of each row of `W`, in the dtype of `W`."""
+        weight = getattr(layer, "weight", None)
+        # The rows of codes are the rows of `W` if the outputs come first.
+        if is_coded(weight) and (cls.weight_axes or "").startswith("o"):
+            return weight.row_products(A)
         W = cls.matrix(layer)
         return row_products(W, A.astype(W.dtype))
 

@@ -132,7 +132,7 @@ class Method(LayerKind):
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
             return self.finished(traced_once(type(self).forward, self, args[0]))
-        # The law needs plain arrays, not the forms in which a layer may store them.
+        # The law needs plain arrays.
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def finished(self, y: Array) -> Array:
@@ -156,9 +156,7 @@ class Method(LayerKind):
         """The base layer with the law's weight and bias, computed in float32 at least."""
         layer = self.with_matrix(self.base, self.law(self.matrix(self.base)))
         b = self.bias_of(self.base)
-        if b is None:
-            return layer
-        adapted = self.bias_law(b)
+        adapted = b if b is None else self.bias_law(b)
         return layer if adapted is b else self.replace_bias(layer, adapted)
 
     def __init_subclass__(cls, **kwargs: Any):

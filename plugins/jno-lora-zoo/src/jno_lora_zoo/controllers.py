@@ -177,8 +177,7 @@ class AdaLoRAController:
         """The number of directions after this step: from `initial` to `target`, as a cube."""
         between = self.total - self.final - self.warmup
         left = 1 - (jnp.asarray(step, jnp.float32) - self.warmup) / between
-        cube = jnp.clip(left, 0, 1) ** 3
-        return target + jnp.round((initial - target) * cube).astype(jnp.int32)
+        return target + jnp.round((initial - target) * jnp.clip(left, 0, 1) ** 3).astype(jnp.int32)
 
     def _first_and_last_budget(self, members: "list[_Member]") -> tuple[int, int]:
         layers = sum(member.gate.size // member.gate.shape[-1] for member in members)

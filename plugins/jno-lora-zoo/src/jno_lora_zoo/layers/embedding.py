@@ -27,8 +27,7 @@ class EmbeddingLayer(LayerKind):
     "Per output" (the scale of IA3, the magnitude of DoRA, the rotation of OFT) therefore means per
     dimension of the embedding, the same for every token.
 
-    `A e_i` is a column of `A`, never a product with a one-hot vector. Features are float32 at
-    least and are rounded once, at the end, as `merge` does; a row is too small for that to cost.
+    `A e_i` is a column of `A`. Features are float32 at least, and are rounded once, at the end.
 
     Duck types must declare `num_embeddings` and `embedding_size`, and their weight must have that
     shape (after the axes of a stack). The `__call__` of a duck type or of a subclass may do more
@@ -44,7 +43,6 @@ class EmbeddingLayer(LayerKind):
         if not callable(leaf) or len(sizes) < 2:
             return False
         weight: Any = getattr(leaf, "weight", None)
-        # The side of a `Shared` that holds a placeholder for the weight carries no adapter.
         return is_float_array(weight) and weight.shape[-2:] == shape
 
     @classmethod
@@ -75,9 +73,7 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
-        # A lookup reads one column. Variance 1/num would make the first updates of a large table
-        # vanish.
-        return 1
+        return 1  # a lookup reads one column
 
     def computes(self, x: Any) -> bool:
         return type(self.base) is eqx.nn.Embedding

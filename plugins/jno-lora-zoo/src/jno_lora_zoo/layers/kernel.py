@@ -57,12 +57,6 @@ class KernelLayer(LayerKind):
         return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
 
     @classmethod
-    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
-        if is_coded(layer.weight):
-            return layer.weight.row_products(A)
-        return super().row_products(layer, A)
-
-    @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches of all groups and positions: the outputs for kernels with a single 1."""
         if class_of(layer) not in cls.exact_classes:
@@ -121,7 +115,6 @@ class KernelLayer(LayerKind):
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
-        # Differentiated through the whole kernel.
         return _convolve(frame, x, _adapted(weight, A, B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
@@ -140,8 +133,7 @@ class KernelLayer(LayerKind):
 
     @property
     def _weight(self) -> Array:
-        # NumPy's arrays too have a dtype of JAX then.
-        return jnp.asarray(self.base.weight)
+        return jnp.asarray(self.base.weight)  # NumPy's arrays too have a dtype of JAX then
 
     @property
     def _rounds(self) -> bool:

@@ -62,12 +62,6 @@ class LinearLayer(LayerKind):
         return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
 
     @classmethod
-    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
-        if is_coded(layer.weight):
-            return layer.weight.row_products(A)
-        return super().row_products(layer, A)
-
-    @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         x = jnp.asarray(args[0])
         # `eqx.nn.Linear` takes a matrix as well, whose columns are the inputs.

@@ -21,8 +21,8 @@ class RecurrentLayer(LayerKind):
     `lora_A` reads input and state, `lora_B` writes to the gates, and "per output" means per gate
     and unit. Biases are untouched.
 
-    The cell itself is called, with the law's weights in it, at every step. In a `lax.scan` that
-    merges anew for each step; `merge_lora` before the scan does it once.
+    The cell is called with the law's weights in it. In a `lax.scan` that merges anew for each step;
+    `merge_lora` before the scan does it once.
     """
 
     @classmethod

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arrays import Matrix, compute_dtype
 from .._scaled import Additive
 
-# On a CPU, for 512 units and a batch of 64, a step takes 1.42 of LoRA's by FFT and 1.67 by the
-# matrix with blocks of 64; 1.6 and 1.7 with 32; 2.3 and 1.75 with 8.
+# On a CPU, for 512 units and a batch of 64, a step takes 1.6 of LoRA's by FFT and 1.7 by the
+# matrix with blocks of 32; 2.3 and 1.75 with 8.
 _SMALLEST_FOR_FFT = 32
 
 

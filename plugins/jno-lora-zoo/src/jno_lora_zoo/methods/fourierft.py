@@ -12,10 +12,7 @@ from .._scaled import Additive
 
 
 class Transformed(Additive):
-    """`W' = W + U`, where a transform of `U` has trained coefficients at some positions.
-
-    The scale is `alpha` itself: the rank counts coefficients here, and does not divide.
-    """
+    """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
     family = "transform"

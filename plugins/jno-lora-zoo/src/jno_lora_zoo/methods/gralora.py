@@ -90,5 +90,5 @@ class GraLoRA(Additive):
 
 
 def _fits(k: int, shape: tuple[int, ...]) -> bool:
-    """Whether all of the `k` blocks of `ceil(size / k)` in a row have entries, along both axes."""
+    """Whether each of the `k x k` blocks has an entry."""
     return all(-(-size // k) * (k - 1) < size for size in shape)

@@ -18,8 +18,7 @@ from .._svd import Triplets, largest, smallest
 class Split(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first term is frozen as `base`, the second term trains.
 
-    The initial factors are stored, so that `unwrap` gives the original weight back (to rounding)
-    and a checkpoint is restored without another decomposition.
+    By the stored initial factors, `unwrap` gives the original weight back, to rounding.
     """
 
     adapter_fields = ("lora_A", "lora_B")

@@ -63,11 +63,11 @@ class RoAd(Method):
             raise ValueError(f"`per_pair` must be 1, 2 or 4, but is {per_pair!r}")
         if group_size is not None:
             size = whole_number(group_size, "group_size")
-        if group_size is not None and (size % 2 or outputs % size):
-            raise ValueError(
-                f"`group_size` must be even and divide the {outputs} outputs, but is {size}: give "
-                "another, or None for one group"
-            )
+            if size % 2 or outputs % size:
+                raise ValueError(
+                    f"`group_size` must be even and divide the {outputs} outputs, but is {size}: "
+                    "give another, or None for one group"
+                )
         shape = (per_pair, -(-outputs // size), size // 2)
         return {"theta": jnp.zeros(shape, dtype), "scale": jnp.ones(shape, dtype)}
 

@@ -90,7 +90,6 @@ class VBLoRA(Scaled):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies. Its values need no particular start."""
         top_k, length = state["sizes"].shape
         sizes = {"vectors": state["logits_A"].shape[-1], "vector_length": length, "top_k": top_k}
         return {**super().options_of(state), **sizes, "initial": "random"}

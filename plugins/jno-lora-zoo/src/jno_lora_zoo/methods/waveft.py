@@ -68,8 +68,7 @@ class WaveFT(Transformed):
         height, width = ((size + more + 1) // 2 for size in W.shape)
         rows, columns = row_and_column(self.positions, W.shape)
         rows, columns = rows + (2 * height - outputs) // 2, columns + (2 * width - inputs) // 2
-        # The quarters: averages, details of the rows; details of the columns, details of both.
-        # Those on the right are details along the first axis, in PEFT's order.
+        # The quarters on the right are details along the first axis, in PEFT's order.
         quarters = jnp.zeros((2, height, 2, width), W.dtype)
         quarters = quarters.at[columns // width, rows % height, rows // height, columns % width]
         low = self.low_pass.astype(W.dtype)
@@ -78,7 +77,7 @@ class WaveFT(Transformed):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies. Only the number of taps: they are saved."""
+        # The state has the taps, so only their number matters.
         return {**super().options_of(state), "wavelet": (0.0,) * len(state["low_pass"])}
 
 
