@@ -137,4 +137,6 @@ def _of_random_tokens(
     """The output of `linear` for standard normal tokens, in float32 at least."""
     W = in_compute_dtype(linear.weight)
     projected = jax.random.normal(key, (count, W.shape[1]), W.dtype) @ W.T
-    return projected if linear.bias is None else projected + jnp.asarray(linear.bias, W.dtype)
+    if linear.bias is None:
+        return projected
+    return projected + jnp.asarray(linear.bias, W.dtype)[None, :]

@@ -18,17 +18,13 @@ class GainSpectral(SpectralAdapter):
 
     Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
     train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
-    option `per="output"` gives each output channel a gain: `W_k' = diag(1 + g_k) W_k`, with `2 out`
-    for each mode. There is no rank.
+    option `per="output"`, instead of `"mode"`, gives each output channel a gain: `W_k' = diag(1 +
+    g_k) W_k`, with `2 out` for each mode. There is no rank.
 
     A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
     with the frequency, and by a phase.
 
-    **Arguments:**
-
-    - `base`: a layer as for `LoRASpectral`.
-    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
-    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
+    **Arguments:** as for `LoRASpectral`, and `per`.
 
     **Raises:** `ValueError` for another `per`.
 

@@ -73,7 +73,7 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
-        return 1  # a lookup reads one column
+        return 1  # A lookup reads one column: 1/num would make first updates of a table vanish.
 
     def computes(self, x: Any) -> bool:
         return type(self.base) is eqx.nn.Embedding

@@ -74,6 +74,7 @@ class DEFT(Method):
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "r in"]]:
         """`P` (or `Q`) and `R - relu(P)^T W` (or `R - Q^T W`): the update is their product."""
+        # Once for a batch: projecting each output apart takes 1.5 to 2 times as long in a step.
         P, right = self.projection(W)
         taken = right.T @ W
         return P, -taken if self.R is None else self.R.astype(W.dtype) - taken
