@@ -58,7 +58,6 @@ class IA3Attention(AttentionUnit):
         return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its keys and values scaled, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
@@ -68,7 +67,6 @@ class IA3Attention(AttentionUnit):
         return eqx.tree_at(_key_and_value, self.base, (key, value))(*args, **kwargs)
 
     def merge(self) -> eqx.nn.MultiheadAttention:
-        """The attention layer with scaled weights and biases, computed in float32 at least."""
         key = _scaled(self.base.key_proj, self.key_scale)
         value = _scaled(self.base.value_proj, self.value_scale)
         return eqx.tree_at(_key_and_value, self.base, (key, value))

@@ -97,14 +97,12 @@ class LoRAAttention(AttentionUnit):
         return self.alpha / self.rank
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its projections adapted, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
         return self._with_projections(_LowRankProjection)(*args, **kwargs)
 
     def merge(self) -> eqx.nn.MultiheadAttention:
-        """The attention layer with the updates in its weights, computed in float32 at least."""
         return self._with_projections(_with_update)
 
     @classmethod

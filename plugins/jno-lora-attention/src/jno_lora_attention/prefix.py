@@ -91,7 +91,6 @@ class PrefixAttention(AttentionUnit):
         }
 
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
-        """The output of `base` with the prefix, for the arguments of `base`."""
         queries: list[Array] = []
 
         def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:

@@ -76,7 +76,6 @@ class SpectralLowRank(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """`W_k + s B_k A_k`."""
         if name in self.lora_A:
             return W + self._update(name, W.dtype)
         ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
@@ -95,10 +94,7 @@ class SpectralLowRank(SpectralAdapter):
         return {"bands": bands} if bands else {}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` is cut like the modes and inputs of its family's weight, `B` like modes and outputs.
-
-        The modes of a band are not cut.
-        """
+        """`A` and `B` are cut like their family's weight, but the modes of a band are not cut."""
         specs: dict[str, PartitionSpec] = {}
         families = self._families(self.base)
         for array in self.lora_A:

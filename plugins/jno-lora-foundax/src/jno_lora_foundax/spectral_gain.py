@@ -60,7 +60,6 @@ class GainSpectral(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """`diag(1 + g_k) W_k`."""
         return W + complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
 
     @classmethod

@@ -29,9 +29,8 @@ class EmbeddingLayer(LayerKind):
 
     `A e_i` is a column of `A`. Features are float32 at least, and are rounded once, at the end.
 
-    Duck types must declare `num_embeddings` and `embedding_size`, and their weight must have that
-    shape (after the axes of a stack). The `__call__` of a duck type or of a subclass may do more
-    than a lookup, so it is called as it is, with the adapted table in it.
+    Duck types must declare `num_embeddings` and `embedding_size`. A duck type or a subclass may do
+    more than a lookup, so it is called as it is, with the adapted table in it.
     """
 
     weight_axes = "io"

@@ -58,8 +58,7 @@ class FourierFT(Transformed):
     cost = "an FFT of the size of the weight at every call: merge before decoding."
 
     def update(self, W: Matrix) -> Matrix:
-        # The even part has a real inverse transform, and needs half of the frequencies. Indices
-        # beyond that half are dropped.
+        # The even part has a real inverse transform, and needs half of the frequencies.
         rows, columns = row_and_column(self.positions, W.shape)
         outputs, inputs = W.shape
         opposite = (outputs - rows) % outputs, (inputs - columns) % inputs

@@ -64,8 +64,7 @@ class LoHa(Additive):
         return None if full else self.products()
 
     def products(self) -> tuple[Float[Array, "rr in"], Float[Array, "out rr"]]:
-        """The factors of rank `r^2`, whose product is the update."""
-        # A pair of terms is one term: (b1 a1ᵀ) ⊙ (b2 a2ᵀ) = (b1 ⊙ b2) (a1 ⊙ a2)ᵀ.
+        """The factors of the update: (b1 a1ᵀ) ⊙ (b2 a2ᵀ) = (b1 ⊙ b2) (a1 ⊙ a2)ᵀ."""
         A1, B1, A2, B2 = self.factors(compute_dtype(self.B2))
         A, B = A1[:, None] * A2[None], B1[:, :, None] * B2[:, None]
         return A.reshape(-1, A.shape[-1]), B.reshape(len(B), -1)

@@ -46,7 +46,6 @@ class Split(Method):
         return self.split(W, A, B)
 
     def split(self, W: Matrix, A: Array, B: Array) -> dict[str, Any]:
-        """The fields, for a start from these factors."""
         return {
             "lora_A": A,
             "lora_B": B,

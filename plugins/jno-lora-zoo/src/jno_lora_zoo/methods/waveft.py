@@ -29,8 +29,6 @@ class WaveFT(Transformed):
     is `taps - 2` larger than `W` each way (1 more if that is odd); positions are drawn in the
     middle of it, where PEFT draws them.
 
-    **Arguments:**
-
     - `n_frequency`: how many coefficients train.
     - `wavelet`: `"db1"` (Haar) to `"db10"`, `"none"` (the coefficients are entries of the update),
         or the taps of an orthogonal low-pass filter whose sum is sqrt(2).
