@@ -156,7 +156,9 @@ class Method(LayerKind):
         """The base layer with the law's weight and bias, computed in float32 at least."""
         layer = self.with_matrix(self.base, self.law(self.matrix(self.base)))
         b = self.bias_of(self.base)
-        adapted = b if b is None else self.bias_law(b)
+        if b is None:
+            return layer
+        adapted = self.bias_law(b)
         return layer if adapted is b else self.replace_bias(layer, adapted)
 
     def __init_subclass__(cls, **kwargs: Any):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora.types import Triplets
+from jno.lora.types import Triplets as Triplets
 
 # With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
 # triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.

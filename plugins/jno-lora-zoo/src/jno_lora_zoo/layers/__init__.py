@@ -1,11 +1,11 @@
 """The layer kinds of the zoo, in one table."""
 
 from .._layer_kind import LayerKind
-from .conv import ConvLayer, ConvTransposeLayer
-from .embedding import EmbeddingLayer
-from .in_norm import InNormLayer
-from .linear import LinearLayer
-from .recurrent import RecurrentLayer
+from .conv import ConvLayer as ConvLayer, ConvTransposeLayer as ConvTransposeLayer
+from .embedding import EmbeddingLayer as EmbeddingLayer
+from .in_norm import InNormLayer as InNormLayer
+from .linear import LinearLayer as LinearLayer
+from .recurrent import RecurrentLayer as RecurrentLayer
 
 # No layer is of two of these kinds. `LayerKind.weight_axes` says how each stores its weight.
 LAYER_KINDS: tuple[type[LayerKind], ...] = (
