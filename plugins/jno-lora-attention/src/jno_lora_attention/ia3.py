@@ -52,7 +52,6 @@ class IA3Attention(AttentionUnit):
         self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """Each scale lies as the outputs of its projection's weight do."""
         *keys, _ = sharded_over(self.base.key_proj.weight)
         *values, _ = sharded_over(self.base.value_proj.weight)
         return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}

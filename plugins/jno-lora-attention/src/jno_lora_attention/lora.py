@@ -78,7 +78,6 @@ class LoRAAttention(AttentionUnit):
         self.lora_B = {p: jnp.zeros((out, r), dtype) for p, (out, _) in shapes.items()}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the inputs of its projection's weight do, `B` as the outputs."""
         specs: dict[str, PartitionSpec] = {}
         for p, linear in zip(self.projections, self._chosen(self.base), strict=True):
             *stack, outputs, inputs = sharded_over(linear.weight)

@@ -90,7 +90,6 @@ class Bottleneck(LayerKind):
         return y + update.astype(y.dtype).reshape(y.shape)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the weight's inputs do, and `B` as its outputs."""
         axes = self.mesh_axes(self.base)
         return {
             "down_weight": PartitionSpec(*axes.stack, None, axes.inputs),

@@ -81,7 +81,6 @@ class CPSpectral(SpectralAdapter):
         return W + self.alpha / self.rank * complex_product(jnp.matmul, weighted_B, A)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The factors are cut like the inputs, outputs and modes of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, inputs = family.mesh_axes(self.base)

@@ -68,7 +68,6 @@ class GainSpectral(SpectralAdapter):
         return {"per": "mode" if has_one_gain else "output"}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The gains are cut like the modes, and perhaps the outputs, of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, _ = family.mesh_axes(self.base)

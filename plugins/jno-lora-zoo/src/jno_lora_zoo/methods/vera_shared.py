@@ -27,8 +27,7 @@ class VeRAShared(BetweenVectors):
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper has no scale, which is the default `alpha = 1`. Call `jno.lora.resolve(model)` in the
-    loss.
+    paper has no scale: the default `alpha = 1`. Call `jno.lora.resolve(model)` in the loss.
     """
 
     variant = "vera-shared"
