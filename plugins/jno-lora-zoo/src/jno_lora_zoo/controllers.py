@@ -167,7 +167,8 @@ class AdaLoRAController:
             if member is None:
                 return adapter
             gate = jnp.where(next(open_gates), member.gate, 0)
-            return eqx.tree_at(lambda node: getattr(node, member.cls.rank_gate), adapter, gate)
+            name = next(iter(member.fields))
+            return eqx.tree_at(lambda node: getattr(node, name), adapter, gate)
 
         gated_model = map_adapters(gated, model, grads, model)
         return gated_model, AdaLoRAState(step + 1, sensitivity, uncertainty, masks, is_final)

@@ -19,7 +19,6 @@ class LoRAXS(Scaled, SingularCore):
     Paper: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
     arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
     so that the adapted model equals the original exactly. A layer whose weight is zero stays zero.
-
     The option `svd` is PiSSA's.
     """
 

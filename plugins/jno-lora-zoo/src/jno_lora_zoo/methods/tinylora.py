@@ -22,9 +22,7 @@ class TinyLoRA(SingularCore):
 
     Paper: Morris et al., "Learning to Reason in 13 Parameters", arXiv:2602.04118. The paper can
     share one `v` among layers; here each layer has its own. PEFT gives `sqrt(S_r)` to each factor
-    instead of `S_r` to `B`. A layer whose weight is zero stays zero.
-
-    The option `svd` is PiSSA's.
+    instead of `S_r` to `B`. A layer whose weight is zero stays zero. The option `svd` is PiSSA's.
 
     **Raises:** `ValueError` unless `u` is a whole number of 1 or more.
     """
