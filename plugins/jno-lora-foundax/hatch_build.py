@@ -6,13 +6,11 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_GENERATOR = pathlib.Path(__file__).parents[1] / "jno-lora-zoo/stubs.py"
-
 
 class StubsHook(BuildHookInterface):
-    """Runs the generator where the repository is there."""
+    """Before a wheel, an sdist or an editable install, where the repository is there."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Before a wheel, an sdist or an editable install."""
-        if _GENERATOR.exists():
-            runpy.run_path(str(_GENERATOR))["write"](pathlib.Path(self.root))
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: D102
+        root = pathlib.Path(self.root)
+        if (generator := root.parent / "jno-lora-zoo/stubs.py").exists():
+            runpy.run_path(str(generator))["write"](root)

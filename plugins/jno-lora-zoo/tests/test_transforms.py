@@ -8,7 +8,7 @@ import pytest
 from zoo_cases import assert_close, perturb
 
 from jno_lora_zoo import FourierFTLinear, WaveFTLinear
-from jno_lora_zoo._wavelets import daubechies
+from jno_lora_zoo.methods.waveft import daubechies
 
 SIZES = [(5, 6), (6, 5), (8, 4), (7, 7), (1, 4), (4, 1), (2, 2)]
 

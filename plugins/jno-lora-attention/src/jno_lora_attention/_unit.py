@@ -18,6 +18,10 @@ class AttentionUnit(LoRAWrapper):
     carries an adapter already, or shares its weight.
     """
 
+    base: eqx.nn.MultiheadAttention
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is multi-head attention with four plain linear projections."""
@@ -30,7 +34,6 @@ class AttentionUnit(LoRAWrapper):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the query projection's weight before `(out, in)`."""
         return leaf.query_proj.weight.ndim - 2
 
 

@@ -18,14 +18,8 @@ class IA3Attention(AttentionUnit):
     Law: `K' = l_k * (W_k x + b_k)` and `V' = l_v * (W_v x + b_v)`, `l_k` and `l_v` at first 1. As
     in the paper the *activations* are scaled, so the bias is too, if there is one (the zoo's
     `IA3Linear` scales the weight alone); `process_heads` sees the scaled heads. `merge` scales the
-    rows of the weights, and the biases. `heads (qk_size + vo_size)` parameters train.
-
-    **Arguments:**
-
-    - `base`: the attention layer.
-    - `rank`, `alpha`: ignored.
-    - `key`: ignored, nothing is random.
-    - `adapter_dtype`: the dtype of the factors; by default the base's, float32 at least.
+    rows of the weights, and the biases. `heads (qk_size + vo_size)` parameters train. `rank`,
+    `alpha` and `key` are ignored. `adapter_dtype` is by default the base's, float32 at least.
 
     Paper: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
     In-Context Learning", arXiv:2205.05638. The paper's third vector scales the inner activations of
@@ -39,11 +33,8 @@ class IA3Attention(AttentionUnit):
     family = "scale"
     formula = "heads (qk + vo)"
 
-    base: eqx.nn.MultiheadAttention
     key_scale: Float[Array, " heads*qk"]
     value_scale: Float[Array, " heads*vo"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -54,20 +45,18 @@ class IA3Attention(AttentionUnit):
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
     ):
-        del key  # nothing is random
+        del key
         dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         self.base, self.rank, self.alpha = base, rank, alpha
         self.key_scale = jnp.ones(base.key_proj.weight.shape[0], dtype)
         self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """Each scale lies as the outputs of its projection's weight do."""
         *keys, _ = sharded_over(self.base.key_proj.weight)
         *values, _ = sharded_over(self.base.value_proj.weight)
         return {"key_scale": PartitionSpec(*keys), "value_scale": PartitionSpec(*values)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its keys and values scaled, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
@@ -77,7 +66,6 @@ class IA3Attention(AttentionUnit):
         return eqx.tree_at(_key_and_value, self.base, (key, value))(*args, **kwargs)
 
     def merge(self) -> eqx.nn.MultiheadAttention:
-        """The attention layer with scaled weights and biases, computed in float32 at least."""
         key = _scaled(self.base.key_proj, self.key_scale)
         value = _scaled(self.base.value_proj, self.value_scale)
         return eqx.tree_at(_key_and_value, self.base, (key, value))

@@ -1,7 +1,7 @@
 """LoRA on the projections of an attention layer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -32,9 +32,7 @@ class LoRAAttention(AttentionUnit):
 
     **Arguments:**
 
-    - `base`: the attention layer.
-    - `rank`, `alpha`: of every chosen projection.
-    - `key`: for `A`. Each projection has its own key: one more projection changes no other start.
+    - `key`: each projection has its own key: one more projection changes no other start.
     - `projections`: letters out of `"qkvo"` (query, key, value, output); by default `"qv"`, as in
         the paper: `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
     - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.
@@ -52,12 +50,9 @@ class LoRAAttention(AttentionUnit):
     family = "low rank"
     formula = "r (in + out) per projection"
 
-    base: eqx.nn.MultiheadAttention
     # By the letter of the projection: (r, in) and (out, r).
     lora_A: dict[str, Float[Array, "r _"]]
     lora_B: dict[str, Float[Array, "_ r"]]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -83,7 +78,6 @@ class LoRAAttention(AttentionUnit):
         self.lora_B = {p: jnp.zeros((out, r), dtype) for p, (out, _) in shapes.items()}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the inputs of its projection's weight do, `B` as the outputs."""
         specs: dict[str, PartitionSpec] = {}
         for p, linear in zip(self.projections, self._chosen(self.base), strict=True):
             *stack, outputs, inputs = sharded_over(linear.weight)
@@ -102,29 +96,25 @@ class LoRAAttention(AttentionUnit):
         return self.alpha / self.rank
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """The output of `base` with its projections adapted, for the arguments of `base`."""
         if type(self.base) is not eqx.nn.MultiheadAttention:
             # A subclass may read the weights in other ways.
             return self.merge()(*args, **kwargs)
-        adapted = [
-            _LowRankProjection(linear, self.lora_A[p], self.lora_B[p], self.scaling)
-            for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
-        ]
-        return eqx.tree_at(self._chosen, self.base, adapted)(*args, **kwargs)
+        return self._with_projections(_LowRankProjection)(*args, **kwargs)
 
     def merge(self) -> eqx.nn.MultiheadAttention:
-        """The attention layer with the updates in its weights, computed in float32 at least."""
-        merged = [
-            _with_update(linear, self.lora_A[p], self.lora_B[p], self.scaling)
-            for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
-        ]
-        return eqx.tree_at(self._chosen, self.base, merged)
+        return self._with_projections(_with_update)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The projections, by the names in `state`."""
         letters = "".join(p for p in FIELDS if f"lora_A/{p}" in state or f"lora_B/{p}" in state)
         return {"projections": letters} if letters else {}
+
+    def _with_projections(self, adapted: Callable[..., Any]) -> eqx.nn.MultiheadAttention:
+        projections = [
+            adapted(linear, self.lora_A[p], self.lora_B[p], self.scaling)
+            for p, linear in zip(self.projections, self._chosen(self.base), strict=True)
+        ]
+        return eqx.tree_at(self._chosen, self.base, projections)
 
     def _chosen(self, attention: Any) -> list[Any]:
         return [getattr(attention, FIELDS[p]) for p in self.projections]

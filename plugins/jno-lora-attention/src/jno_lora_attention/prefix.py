@@ -32,16 +32,10 @@ class PrefixAttention(AttentionUnit):
     Queries are taken after `process_heads`; the prefix, which has no position, does not go through
     it. Masks and dropout apply to the real tokens only.
 
+    The layer's projections make the first prefix from random tokens, so that it has the size of
+    real keys and values. `adapter_dtype` is by default the base's, float32 at least.
+
     A prefix cannot be merged: `merge` raises. The projections read as the base's projections.
-
-    **Arguments:**
-
-    - `base`: the attention layer.
-    - `rank`: the number of prefix tokens.
-    - `alpha`: ignored.
-    - `key`: for the prefix. The layer's projections make the prefix from random tokens, so that it
-        has the size of real keys and values.
-    - `adapter_dtype`: of the prefix and the gate; by default the base's, float32 at least.
 
     Papers: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
     arXiv:2101.00190, whose prefix shares one softmax with the real tokens and so changes the model
@@ -57,16 +51,12 @@ class PrefixAttention(AttentionUnit):
     formula = "r heads (qk + vo) + heads"
     mergeable = False
 
-    base: eqx.nn.MultiheadAttention
     prefix_keys: Float[Array, "rank heads qk"]
     prefix_values: Float[Array, "rank heads vo"]
     gate: Float[Array, " heads"]
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is multi-head attention with the `__call__` of Equinox."""
         # The law speaks of heads, which a subclass may arrange in another way.
         plain = eqx.nn.MultiheadAttention
         return super().applies_to(leaf) and type(leaf).__call__ is plain.__call__
@@ -101,7 +91,6 @@ class PrefixAttention(AttentionUnit):
         }
 
     def __call__(self, *args: Any, process_heads: Any = None, **kwargs: Any) -> Array:
-        """The output of `base` with the prefix, for the arguments of `base`."""
         queries: list[Array] = []
 
         def keep_queries(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
@@ -117,15 +106,13 @@ class PrefixAttention(AttentionUnit):
         return jax.vmap(self.base.output_proj)(heads + prefix)
 
     def merge(self) -> eqx.Module:
-        """**Raises:** `WrapperError`, always: a prefix cannot be merged."""
         raise WrapperError(_NO_MERGE)
 
     def _attend(self, queries: Float[Array, "q_seq heads qk"]) -> Float[Array, "q_seq heads vo"]:
         """The queries' attention to the prefix, times the gate."""
         dtype = queries.dtype
-        keys, values, gate = (
-            array.astype(dtype) for array in (self.prefix_keys, self.prefix_values, self.gate)
-        )
+        arrays = (self.prefix_keys, self.prefix_values, self.gate)
+        keys, values, gate = (array.astype(dtype) for array in arrays)
         queries = queries / math.sqrt(queries.shape[-1])
         logits = jnp.einsum("shd,phd->hsp", queries, keys)
         weights = jax.nn.softmax(in_compute_dtype(logits)).astype(dtype)

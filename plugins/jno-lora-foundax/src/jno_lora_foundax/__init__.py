@@ -10,12 +10,7 @@ from . import adapters
 from ._mode_weights import ModeWeights
 from ._spectral_adapter import SpectralAdapter
 from .adapters import *
-from .bottleneck import (
-    Bottleneck,
-    BottleneckChannelLastConv,
-    BottleneckConv,
-    BottleneckLinear,
-)
+from .bottleneck import Bottleneck, BottleneckChannelLastConv, BottleneckConv, BottleneckLinear
 from .layers import (
     ChannelLastConvLayer,
     ChannelLastConvTransposeLayer,

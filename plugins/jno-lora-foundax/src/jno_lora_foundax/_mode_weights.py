@@ -10,17 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from jno.lora.extending import show_array
-from jno_lora_zoo import cast_like, in_compute_dtype, is_float_array, sharded_over
+from jno_lora_zoo import MeshAxes, cast_like, in_compute_dtype, is_float_array, sharded_over
 
 from ._classes import value_for
-
-
-class MatrixAxes(NamedTuple):
-    """The mesh axes that cut the stack, parts and modes together, the outputs and the inputs."""
-
-    batch: tuple[Any, ...]
-    outputs: Any
-    inputs: Any
 
 
 class ModeWeights(NamedTuple):
@@ -69,7 +61,9 @@ class ModeWeights(NamedTuple):
             return f"{first}, which is empty"
         if arrays[0].ndim < len(self.axes):
             return f"{first}, but is declared with the {len(self.axes)} axes {self.axes!r}"
-        n_parts = arrays[0].shape[self._axis("p")] if "p" in self.axes else len(arrays)
+        n_parts = len(arrays)
+        if "p" in self.axes:
+            n_parts = arrays[0].shape[self.axes.index("p") - len(self.axes)]
         if n_parts not in (1, 2):
             return f"{first}: it has {n_parts} parts, and complex numbers have two"
         return None
@@ -93,13 +87,13 @@ class ModeWeights(NamedTuple):
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
-    def mesh_axes(self, layer: Any) -> MatrixAxes:
-        """The mesh axes that cut the matrices."""
+    def mesh_axes(self, layer: Any) -> MeshAxes:
+        """The mesh axes that cut the matrices. Those of parts and modes follow the stack's."""
         mesh_axes = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
         axes = dict(zip(self.axes, mesh_axes[stack:], strict=True))
         batch = (*mesh_axes[:stack], axes.get("p"), *(axes[letter] for letter in self.modes))
-        return MatrixAxes(batch, axes["o"], axes["i"])
+        return MeshAxes(batch, axes["o"], axes["i"])
 
     @property
     def modes(self) -> str:
@@ -111,9 +105,6 @@ class ModeWeights(NamedTuple):
 
     def _canonical(self) -> str:
         return f"p{self.modes}oi"
-
-    def _axis(self, letter: str) -> int:
-        return self.axes.index(letter) - len(self.axes)
 
 
 def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:
@@ -147,8 +138,8 @@ def _pairs(axes: str, *names: str) -> dict[str, ModeWeights]:
 
 
 def _geometric(axes: str) -> dict[str, ModeWeights]:
-    # The layers multiply with the cosine's weight as the real part, and with the sine's weight as
-    # the imaginary part. The constant mode has a real weight.
+    # The cosine's weight acts as real part, and the sine's as imaginary part. The constant mode
+    # has a real weight.
     return {
         "weights": ModeWeights(("weights_c", "weights_s"), axes),
         "weights_0": ModeWeights(("weights_0",), axes),

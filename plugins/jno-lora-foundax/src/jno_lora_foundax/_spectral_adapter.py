@@ -39,20 +39,16 @@ class SpectralAdapter(LoRAWrapper):
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        """Whether `leaf` is a layer with declared spectral weights. Never raises."""
         try:
             families = (cls.mode_weights(leaf) or {}).values()
-            return (
-                all(family.fits(leaf) for family in families)
-                and len({family.stack_ndim(leaf) for family in families}) == 1
-            )
+            one_stack = len({family.stack_ndim(leaf) for family in families}) == 1
+            return one_stack and all(family.fits(leaf) for family in families)
         except Exception:
             # A subclass without those fields is not laid out as declared.
             return False
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        """For a layer with declared weights: the first array that is not as declared."""
         try:
             families = (cls.mode_weights(leaf) or {}).values()
             return next((why for family in families if (why := family.misfit(leaf))), None)
@@ -61,7 +57,6 @@ class SpectralAdapter(LoRAWrapper):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The number of axes of a stack, which come before the axes of one layer."""
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

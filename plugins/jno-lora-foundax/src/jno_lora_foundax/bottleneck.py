@@ -32,13 +32,7 @@ class Bottleneck(LayerKind):
     A bottleneck does not change the weight, so `merge` raises, and the weight reads as the base's.
     With groups, `A` and `a` serve each group, and the rows of `B` are divided among the groups.
 
-    **Arguments:**
-
-    - `base`: the layer.
-    - `rank`: the width of the bottleneck.
-    - `alpha`: the numerator of its scale.
-    - `key`: for `A`.
-    - `adapter_dtype`: of the arrays; by default the weight's, float32 at least.
+    `adapter_dtype` is by default the weight's, float32 at least.
 
     Papers: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751; He et
     al., "Towards a Unified View of Parameter-Efficient Transfer Learning", arXiv:2110.04366, for
@@ -61,13 +55,7 @@ class Bottleneck(LayerKind):
     alpha: float = eqx.field(static=True)
 
     def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
     ):
         outputs, inputs = eqx.filter_eval_shape(self.matrix, base).shape
         dtype = adapter_dtype_for(base.weight, adapter_dtype)
@@ -92,7 +80,6 @@ class Bottleneck(LayerKind):
         """The axis of the layer's output that has the channels."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output and the bottleneck's, for the arguments that the layer takes."""
         y = self.base(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         h = self.bottleneck_features(*args, **kwargs)
         a = self.down_bias.astype(h.dtype)
@@ -103,7 +90,6 @@ class Bottleneck(LayerKind):
         return y + update.astype(y.dtype).reshape(y.shape)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` lies as the weight's inputs do, and `B` as its outputs."""
         axes = self.mesh_axes(self.base)
         return {
             "down_weight": PartitionSpec(*axes.stack, None, axes.inputs),
@@ -112,12 +98,11 @@ class Bottleneck(LayerKind):
         }
 
     def merge(self) -> eqx.Module:
-        """**Raises:** `WrapperError`, always: a bottleneck cannot be merged."""
         raise WrapperError(_NO_MERGE)
 
 
 def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` is a `cls` with the `__call__` of `cls`, which says where the channels lie."""
+    """Whether `leaf` has the `__call__` of its base `cls`, which says where the channels lie."""
     return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
 
 

@@ -31,9 +31,8 @@ class ChannelLastKernelLayer(LayerKind):
     Neither the layers nor their arrays say which axis is which: `num_spatial_dims` says it for
     known classes. Every other kernel is refused. A subclass declares the layers of another library.
 
-    There are no fast paths: every layer is called with the law's kernel in it, which a batch
-    shares. Convolving with `A` apart would save the gradient of the whole kernel, and cost one more
-    thin convolution. For UNets on a CPU that was slower more often than faster.
+    There are no fast paths: convolving with `A` apart was slower for UNets on a CPU more often than
+    faster.
     """
 
     @classmethod
@@ -50,7 +49,6 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(*kernel_size, in / groups, out)`."""
         dims = cls.num_spatial_dims(leaf)
         return 0 if dims is None else leaf.weight.ndim - dims - 2
 
@@ -85,8 +83,7 @@ class ChannelLastKernelLayer(LayerKind):
         stack = cls.stack_ndim(base)
         *spatial, inputs, outputs = sharded_over(base.weight)
         # A row of the matrix is cut like the inputs, unless the spatial axes are cut as well.
-        if any(spatial[stack:]):
-            inputs = None
+        inputs = None if any(spatial[stack:]) else inputs
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
 
 

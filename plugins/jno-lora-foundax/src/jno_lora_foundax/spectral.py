@@ -20,10 +20,7 @@ from ._spectral_adapter import SpectralAdapter, complex_product
 class SpectralLowRank(SpectralAdapter):
     """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
 
-    With the option `bands={4: 8, 12: 2}`, modes whose frequency is below 4 have rank 8, modes from
-    there to below 12 have rank 2, and higher modes have no update. The frequency of a mode is the
-    largest `|k_j|` over the axes of the layer's transform. foundax's FNOs pad their input to twice
-    its size, so a frequency of the transform is half as high in the domain.
+    The option `bands` gives ranks by frequency: see `LoRASpectral`.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -31,8 +28,8 @@ class SpectralLowRank(SpectralAdapter):
     formula = "2 r (in + out) per mode"
 
     base: eqx.Module
-    # By the name of the family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by
-    # family and band, `weight_below_4`, and the modes of a band lie on one axis.
+    # By family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by family and band,
+    # `weight_below_4`, and the modes of a band lie on one axis.
     lora_A: dict[str, Float[Array, "_ ... r _"]]
     lora_B: dict[str, Float[Array, "_ ... r"]]
     rank: int = eqx.field(static=True)
@@ -62,7 +59,7 @@ class SpectralLowRank(SpectralAdapter):
             if ranks is not None:
                 bands_modes = self._band_modes(name, W.shape, sorted(ranks))
                 sizes = {
-                    _name_of_band(name, end): ([len(modes)], min(most, ranks[end]))
+                    f"{name}{_BELOW}{end}": ([len(modes)], min(most, ranks[end]))
                     for end, modes in bands_modes.items()
                 }
             of_arrays = [family_key] if ranks is None else jax.random.split(family_key, len(sizes))
@@ -79,30 +76,25 @@ class SpectralLowRank(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """`W_k + s B_k A_k`."""
         if name in self.lora_A:
             return W + self._update(name, W.dtype)
         ends = sorted({int(array.rpartition(_BELOW)[2]) for array in self.lora_A})
         new = W.reshape(W.shape[0], -1, *W.shape[-2:])
         for end, modes in self._band_modes(name, W.shape, ends).items():
-            new = new.at[:, modes].add(self._update(_name_of_band(name, end), W.dtype))
+            new = new.at[:, modes].add(self._update(f"{name}{_BELOW}{end}", W.dtype))
         return new.reshape(W.shape)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The bands, by the names and shapes of the arrays."""
-        factors = {
-            key: A for key, A in state.items() if key.startswith("lora_A/") and _BELOW in key
+        bands = {
+            int(field.rpartition(_BELOW)[2]): A.shape[-2]
+            for field, A in state.items()
+            if field.startswith("lora_A/") and _BELOW in field
         }
-        if not factors:
-            return {}
-        return {"bands": {int(k.rpartition(_BELOW)[2]): A.shape[-2] for k, A in factors.items()}}
+        return {"bands": bands} if bands else {}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` is cut like the modes and inputs of its family's weight, `B` like modes and outputs.
-
-        The modes of a band are not cut.
-        """
+        """`A` and `B` are cut like their family's weight, but the modes of a band are not cut."""
         specs: dict[str, PartitionSpec] = {}
         families = self._families(self.base)
         for array in self.lora_A:
@@ -137,10 +129,6 @@ class SpectralLowRank(SpectralAdapter):
 _BELOW = "_below_"
 
 
-def _name_of_band(family: str, end: int) -> str:
-    return f"{family}{_BELOW}{end}"
-
-
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
     """The rank of each band. **Raises:** `ValueError` unless positive integers up to `rank`."""
     is_mapping = isinstance(bands, Mapping) and len(bands) > 0
@@ -171,8 +159,6 @@ class LoRASpectral(SpectralLowRank):
     each mode: of a layer in d dimensions, `2^d r (in + out) prod(n_modes)`, since `2^(d-1)` corners
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
-    Per mode, since the matrices act on different frequencies and are never added up, so that no
-    single matrix could have a low rank. (Sharing `A` or `B` would tie the frequencies together.)
     A merged model still runs at every resolution that the model runs at.
 
     Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO
@@ -182,12 +168,12 @@ class LoRASpectral(SpectralLowRank):
     **Arguments:**
 
     - `base`: the layer, its weights real arrays of any floating dtype.
-    - `rank`, `alpha`: of every mode.
-    - `key`: for the `A_k`.
+    - `rank`: of every mode, unless `bands` says otherwise.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
     - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
-        `|k_j|` over the axes, is below 4, rank 2 from there to below 12, and no update above. The
-        highest must not exceed `rank`.
+        `|k_j|` over the axes of the transform, is below 4, rank 2 from there to below 12, and no
+        update above. foundax's FNOs pad their input to twice its size, so a frequency of the
+        transform is half as high in the domain.
 
     **Raises:** `ValueError` for `bands` that are not positive integers, that exceed `rank`, or of a
     layer whose modes have no known frequencies (GeoFNO, PCNO, `AFNO2D`).

@@ -73,17 +73,14 @@ class CPSpectral(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """`W_k + (alpha / r) B diag(c_k) A`."""
         modes = range(1, W.ndim - 2)
         A = jnp.expand_dims(self.lora_A[name].astype(W.dtype), modes)
         B = jnp.expand_dims(self.lora_B[name].astype(W.dtype), modes)
         c = self.mode_factors[name].astype(W.dtype)[..., None, :]
-        return W + self.alpha / self.rank * complex_product(
-            jnp.matmul, complex_product(jnp.multiply, B, c), A
-        )
+        weighted_B = complex_product(jnp.multiply, B, c)
+        return W + self.alpha / self.rank * complex_product(jnp.matmul, weighted_B, A)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The factors are cut like the inputs, outputs and modes of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, inputs = family.mesh_axes(self.base)

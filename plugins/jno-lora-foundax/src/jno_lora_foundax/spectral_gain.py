@@ -18,17 +18,13 @@ class GainSpectral(SpectralAdapter):
 
     Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
     train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
-    option `per="output"` gives each output channel a gain: `W_k' = diag(1 + g_k) W_k`, with `2 out`
-    for each mode. There is no rank.
+    option `per="output"`, instead of `"mode"`, gives each output channel a gain: `W_k' = diag(1 +
+    g_k) W_k`, with `2 out` for each mode. There is no rank.
 
     A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
     with the frequency, and by a phase.
 
-    **Arguments:**
-
-    - `base`: a layer as for `LoRASpectral`.
-    - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
-    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
+    **Arguments:** as for `LoRASpectral`, and `per`.
 
     **Raises:** `ValueError` for another `per`.
 
@@ -50,38 +46,28 @@ class GainSpectral(SpectralAdapter):
     gain: dict[str, Float[Array, "_ ... _"]]
 
     def __init__(
-        self,
-        base: eqx.Module,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
-        per: Any = "mode",
+        self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None, per: Any = "mode"
     ):
         if per not in ("mode", "output"):
             raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
         self.base = base
-        self.gain = {
-            name: jnp.zeros(
-                (*W.shape[:-2], W.shape[-2] if per == "output" else 1),
-                adapter_dtype_for(W, adapter_dtype),
-            )
-            for name, W in self._matrices(base).items()
-        }
+        self.gain = {}
+        for name, W in self._matrices(base).items():
+            gains = W.shape[-2] if per == "output" else 1
+            dtype = adapter_dtype_for(W, adapter_dtype)
+            self.gain[name] = jnp.zeros((*W.shape[:-2], gains), dtype)
 
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """`diag(1 + g_k) W_k`."""
         return W + complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """Whether there are gains per output, by the shapes of the arrays."""
         has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
         return {"per": "mode" if has_one_gain else "output"}
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The gains are cut like the modes, and perhaps the outputs, of their family's weight."""
         specs: dict[str, PartitionSpec] = {}
         for name, family in self._families(self.base).items():
             batch, outputs, _ = family.mesh_axes(self.base)

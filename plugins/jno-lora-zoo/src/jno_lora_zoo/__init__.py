@@ -24,15 +24,13 @@ from ._arrays import (
     sharded_over,
 )
 from ._bibtex import bibtex_of
-from ._cayley import cayley
 from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
 from ._method import FAMILIES, Method, adapter_dtype_for
-from ._orthogonal import series_for
+from ._orthogonal import cayley, series_for
 from ._random import low_rank_start, uniform_matrix
 from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
-from ._wavelets import daubechies
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
 from .layers import (
@@ -41,12 +39,12 @@ from .layers import (
     ConvTransposeLayer,
     EmbeddingLayer,
     InNormLayer,
-    KernelLayer,
     LinearLayer,
     RecurrentLayer,
-    kind_of,
 )
+from .layers.kernel import KernelLayer
 from .methods import *
+from .methods.waveft import daubechies
 from .plugin import adapters_defined_in
 
 __all__ = [
@@ -85,7 +83,6 @@ __all__ = [
     "in_form_of",
     "in_taylor_mode",
     "is_float_array",
-    "kind_of",
     "largest",
     "low_rank_start",
     "mixed",

@@ -17,9 +17,7 @@ def adapters_for(
     variant: str = "{}",
     former_variant: str | None = None,
 ) -> dict[str, Any]:
-    """The adapters of all methods for one kind of layer, by name.
-
-    `DoRA` and `ConvLayer` make what `class DoRAConv(DoRA, ConvLayer): ...` would be.
+    """The adapters of all methods for one kind of layer, by name: `DoRAConv` for `ConvLayer`.
 
     **Arguments:**
 
@@ -38,11 +36,8 @@ def adapters_for(
     adapters: dict[str, Any] = {}
     for method in METHODS if methods is None else methods:
         name = f"{method.__name__}{suffix}"
-        body = {
-            "__module__": module,
-            "auto": method is auto,
-            "variant": variant.format(method.variant),
-        }
+        body = {"__module__": module, "auto": method is auto}
+        body["variant"] = variant.format(method.variant)
         if former_variant is not None:
             body["former_variant"] = former_variant.format(method.variant)
         adapters[name] = type(name, (method, kind), body)

@@ -21,10 +21,7 @@ _ARRAYS = (jax.Array, np.ndarray)
 
 
 def is_float_array(weight: Any) -> bool:
-    """Whether `weight` is a real floating array, or codes of such an array (`CodedArray`).
-
-    `Shared` puts placeholders in the place of weights.
-    """
+    """Whether `weight` is a real floating array, or codes of such an array (`CodedArray`)."""
     return (isinstance(weight, _ARRAYS) or is_coded(weight)) and _is_floating(weight.dtype)
 
 
@@ -122,8 +119,7 @@ def with_stored_gradient(a: Array) -> Array:
     """`a` itself, whose gradient the compiler stores as an array of this shape.
 
     Otherwise XLA may choose a layout in which a product takes ten times as long, or compute the
-    gradient again, entry by entry, in an order that suits its reader. The function contains no
-    operation, for Taylor mode.
+    gradient again, entry by entry.
     """
     return a
 
@@ -146,5 +142,4 @@ def row_norms(V: Matrix) -> Float[Array, " out"]:
     """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
     largest = jnp.max(jnp.abs(V), axis=1)
     unit = jnp.where(largest > 0, largest, 1)
-    scaled_rows = V / unit[:, None]
-    return unit * jnp.sqrt(jnp.sum(scaled_rows * scaled_rows, axis=1))
+    return unit * jnp.sqrt(jnp.sum(jnp.square(V / unit[:, None]), axis=1))

@@ -41,10 +41,9 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 def recomputed(function: _Function) -> _Function:
     """`function(*arguments)`, whose backward pass keeps only the arguments.
 
-    The backward pass computes all intermediate values again. Everything that is differentiated must
-    be an argument: an array, or a tree with arrays such as a module. `jax.checkpoint` alone would
-    stop Taylor mode. Outside of loops, XLA for CPUs (of JAX 0.10) merges the two computations, and
-    stores the values after all.
+    Everything that is differentiated must be an argument: an array, or a tree with arrays such as a
+    module. `jax.checkpoint` alone would stop Taylor mode. Outside of loops, XLA for CPUs (of JAX
+    0.10) merges the two computations, and stores the values after all.
     """
     checkpointed = eqx.filter_checkpoint(function)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
-from jno.lora.coded import row_products
+from jno.lora.coded import is_coded, row_products
 
 from ._arrays import Matrix, cast_like, is_float_array, mixed
 
@@ -67,14 +67,12 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
-        # Every node of a model is asked about, and `isinstance` is slow for modules.
+        # `isinstance` is slow for modules.
         if not issubclass(type(leaf), eqx.Module) or issubclass(type(leaf), LoRAWrapper):
             return False
         try:
             return bool(cls.fits(leaf))
-        except Exception:
-            # The attributes of a look-alike may mean something else: arrays for sizes, a property
-            # that raises.
+        except Exception:  # the attributes of a look-alike may mean something else
             return False
 
     @classmethod
@@ -127,6 +125,10 @@ class LayerKind(LoRAWrapper):
     @classmethod
     def row_products(cls, layer: eqx.Module, A: Factor) -> tuple[Array, Array]:
         """`W A^T`, and the squared norm of each row of `W`, in the dtype of `W`."""
+        weight = getattr(layer, "weight", None)
+        # The rows of codes are the rows of `W` if the outputs come first.
+        if is_coded(weight) and (cls.weight_axes or "").startswith("o"):
+            return weight.row_products(A)
         W = cls.matrix(layer)
         return row_products(W, A.astype(W.dtype))
 
@@ -163,7 +165,7 @@ class LayerKind(LoRAWrapper):
         - `after`: a map that multiplies each entry of the output axis by a number.
         - `seen`: the input of the low-rank product, `x` unless given.
 
-        Both maps are applied to features here; a kind may apply them to the factors instead.
+        A kind may apply both maps to the factors instead.
         """
         # The layer's product first: XLA keeps to the order, and holds less at once.
         y = self.product(x)

@@ -36,12 +36,11 @@ FAMILIES = (
 class Method(LayerKind):
     """One paper: its arrays, how they start, its law `W -> W'`, and a fast way to compute `W' x`.
 
-    The law is the definition. `forward` must equal it, and is used where the layer's `__call__` is
-    known to compute `W x + b`. Every other layer gets the law's weight and is called.
-
-    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward` if
-    `W' x` costs less without the matrix `W'`. Keyword-only parameters of `start` are options of the
-    constructor (`options={...}` of `apply_lora`).
+    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward`,
+    which must equal the law, if `W' x` costs less without the matrix `W'`: it is used where the
+    layer's `__call__` is known to compute `W x + b`. Every other layer gets the law's weight and is
+    called. Keyword-only parameters of `start` are options of the constructor (`options={...}` of
+    `apply_lora`).
 
     An adapter class joins a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
     `adapters_for`. Its attributes `method` and `kind` are these two bases, and subclasses of the
@@ -53,6 +52,8 @@ class Method(LayerKind):
 
     # One of `FAMILIES`, by which lists are sorted.
     family: ClassVar[str | None]
+    # The sizes of the matrix that the rank does not exceed.
+    _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
     # Whether the law changes nothing but the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
@@ -93,7 +94,8 @@ class Method(LayerKind):
     @classmethod
     def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
         """The rank that a matrix of this size allows."""
-        return min(rank, outputs, inputs)
+        sizes = {"out": outputs, "in": inputs}
+        return min([rank, *map(sizes.__getitem__, cls._rank_limits)])
 
     @abc.abstractmethod
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class Method(LayerKind):
         only_input = len(args) == 1 and kwargs.keys() <= {"key"}
         if only_input and self.computes(args[0]) and self.has_fast_path():
             return self.finished(traced_once(type(self).forward, self, args[0]))
-        # The law needs plain arrays, not the forms in which a layer may store them.
+        # The law needs plain arrays.
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def finished(self, y: Array) -> Array:
@@ -161,9 +163,9 @@ class Method(LayerKind):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        methods = [base for base in cls.__bases__ if issubclass(base, Method)]
-        layer_kinds = [base for base in cls.__bases__ if issubclass(base, LayerKind)]
-        layer_kinds = [base for base in layer_kinds if base not in methods]
+        kinds = [base for base in cls.__bases__ if issubclass(base, LayerKind)]
+        methods = [base for base in kinds if issubclass(base, Method)]
+        layer_kinds = [base for base in kinds if base not in methods]
         if layer_kinds:
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:

@@ -29,14 +29,14 @@ def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
 
 
 def drawn_positions(key: PRNGKeyArray, n: int, size: int) -> Positions:
-    """`n` different positions below `size`: one in each of `n` stretches, shifted around the end.
+    """`n` different positions below `size`, equally likely: one in each of `n` stretches.
 
-    All entries are equally likely. A permutation of all entries would take far longer.
+    The stretches are shifted around the end. A permutation of all entries would take far longer.
     """
     # The remainders of random words: the bias is below `size` over 2^32.
     words = jax.random.bits(key, (n + 1,), jnp.uint32)
     stretch = jnp.arange(n, dtype=jnp.uint32)
-    length, longer = divmod(size, n)  # the first ones are longer by 1
+    length, longer = divmod(size, n)  # the first stretches are longer by 1
     first = stretch * jnp.uint32(length) + jnp.minimum(stretch, jnp.uint32(longer))
     lengths = jnp.uint32(length) + (stretch < longer).astype(jnp.uint32)
     flat = first + words[:n] % lengths

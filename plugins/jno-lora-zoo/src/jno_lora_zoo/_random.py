@@ -27,8 +27,8 @@ def uniform_matrix(
     """A matrix of independent uniform numbers with mean 0, the same for the same seed and stream.
 
     A counter goes through two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
-    fuses into its consumer. Not for cryptography; `jax.random` costs several times as much. `seed`
-    has four numbers from 0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
+    fuses into its consumer. `jax.random` costs several times as much. `seed` has four numbers from
+    0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
     """
     word = _hash(number_of(seed) ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
     rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))

@@ -17,10 +17,10 @@ from ._method import Method
 
 
 class Scaled(Method):
-    """A method whose update is multiplied by a number that depends on `alpha` and the rank.
+    """A method whose update is multiplied by a static number, from `alpha` and the rank.
 
-    That number is static. With the option `multiplier`, the update is also multiplied by a frozen
-    scalar array, which may differ from model to model without compiling anew, and be mapped over.
+    With the option `multiplier`, the update is also multiplied by a frozen scalar array, which may
+    differ from model to model without compiling anew, and be mapped over.
     """
 
     multiplier: Float[Array, ""] | None
@@ -28,7 +28,6 @@ class Scaled(Method):
     def _initial_fields(
         self, *start: Any, multiplier: Any = None, **options: Any
     ) -> dict[str, Any]:
-        """The fields of `start`, and the multiplier."""
         return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
 
     @classmethod

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora.types import Triplets
+from jno.lora.types import Triplets as Triplets
 
 # With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
 # triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.
@@ -22,7 +22,7 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
     `svd` is `"exact"`, `"randomized"` (in a random subspace, by `key`), or `"auto"`: the second for
     matrices that are large beside the rank.
     """
-    _check(svd, ("auto", "exact", "randomized"))
+    _check(svd, "auto", "exact", "randomized")
     smaller = min(W.shape)
     large = smaller >= 512 and smaller >= 3 * (r + _OVERSAMPLING) * (1 + _STEPS)
     if svd == "randomized" or (svd == "auto" and large):
@@ -38,12 +38,11 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     half the time. That squares the condition: singular values below `1e-4` times the largest are
     noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
-    _check(svd, ("auto", "exact", "gram"))
+    _check(svd, "auto", "exact", "gram")
     if svd != "gram":
         U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
         return Triplets(U[:, -r:], S[-r:], Vt[-r:])
     tall = W.shape[0] >= W.shape[1]
-    # Eigenvalues come smallest first.
     vectors = jnp.linalg.eigh(W.T @ W if tall else W @ W.T)[1][:, :r][:, ::-1]
     images = W @ vectors if tall else W.T @ vectors
     S = jnp.sqrt(jnp.sum(images * images, axis=0))
@@ -84,7 +83,6 @@ def _scaled(Y: Float[Array, "n k"]) -> Float[Array, "n k"]:
     return Y / jnp.where(largest > 0, largest, 1)
 
 
-def _check(svd: str, ways: tuple[str, ...]) -> None:
+def _check(svd: str, *ways: str) -> None:
     if svd not in ways:
-        names = ", ".join(map(repr, ways))
-        raise ValueError(f"`svd` must be one of {names}, but is {svd!r}")
+        raise ValueError(f"`svd` must be one of {', '.join(map(repr, ways))}, but is {svd!r}")

@@ -18,14 +18,12 @@ from jno.lora.extending import static_key
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     """`function(layer, x)`. While JAX traces, layers of one form share one trace.
 
-    A deep model has many layers of one form. JAX then traces, differentiates and batches the
-    function once for all these layers, and the compiler inlines the function.
+    JAX then traces, differentiates and batches the function once for all these layers, and the
+    compiler inlines it.
 
     Layers share no trace if none of their arrays is traced, if a leaf is not an array, if a static
     field could change, or in Taylor mode, which treats all arguments of a nested jit as varying,
-    and fails at loops over factors.
-
-    **Arguments:** `function` must be pure: its result depends only on its arguments.
+    and fails at loops over factors. `function` must be pure.
     """
     leaves, treedef = jax.tree.flatten((layer, x))
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer))

@@ -50,9 +50,8 @@ class AdaLoRAController:
     the distance of the sensitivity from this average; the product is the importance of the number.
     The importance of a direction is the importance of its gate, plus the mean importance of its row
     of `A` and of its column of `B`. The budget, a number of directions of all layers together,
-    falls from all to `target_rank` for each layer, as a cube. Every `every` steps, the gates of the
-    directions beyond the budget become zero. In between they train, and may come back. From step
-    `total - final` on, gates that are zero stay zero.
+    falls as a cube. Between two allocations all gates train, and directions may come back. From
+    step `total - final` on, gates that are zero stay zero.
 
     It works on every adapter with a `rank_gate`, of any plugin, and on stacks. No shape depends on
     a value: under `jit` nothing is compiled anew. At the end, `jno.lora.shrink` makes the model
@@ -96,16 +95,13 @@ class AdaLoRAController:
                 raise ValueError(f"`{name}` must be in (0, 1), but is {getattr(self, name)}")
 
     def init(self, model: PyTree) -> AdaLoRAState:
-        """The state before the first step.
-
-        **Arguments:** `model`: the trainable arrays, as `eqx.partition` gives them, or the whole
-        model.
+        """The state before the first step, for the trainable arrays or the whole model.
 
         **Raises:** `ValueError` if no adapter has a `rank_gate`, or if all adapters together have
         less rank than `target_rank` asks for.
         """
         members = _members(model, model)
-        budget, directions = self._last_budget(members), _count(members)
+        directions, budget = self._first_and_last_budget(members)
         if not members:
             raise ValueError(
                 "No adapter of this model has a `rank_gate` that trains, so that no rank can move. "
@@ -117,12 +113,11 @@ class AdaLoRAController:
                 f"have {directions} in all. Start with a larger `rank`."
             )
 
-        def zeros() -> tuple[dict[str, Array], ...]:
-            return jax.tree.map(jnp.zeros_like, tuple(member.sensitivity() for member in members))
-
-        masks = tuple(jnp.ones(member.gate.shape, bool) for member in members)
+        numbers = tuple(member.sensitivity() for member in members)
         # Separate buffers, so that all can be donated.
-        return AdaLoRAState(jnp.asarray(0, jnp.int32), zeros(), zeros(), masks, jnp.asarray(False))
+        zeros, more_zeros = (jax.tree.map(jnp.zeros_like, numbers) for _ in range(2))
+        masks = tuple(jnp.ones(member.gate.shape, bool) for member in members)
+        return AdaLoRAState(jnp.asarray(0, jnp.int32), zeros, more_zeros, masks, jnp.asarray(False))
 
     def update(
         self, model: T, grads: PyTree, state: AdaLoRAState, step: Int[Array, ""] | int | None = None
@@ -155,14 +150,13 @@ class AdaLoRAController:
         distance = jax.tree.map(lambda x, mean: jnp.abs(x - mean), now, sensitivity)
         uncertainty = _smoothed(self.beta2, state.uncertainty, distance)
         scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
-        pairs = zip(members, scores, strict=True)
-        importance = [member.of_directions(score) for member, score in pairs]
+        importance = list(map(_Member.of_directions, members, scores))
 
         last = self.total - self.final
         is_last = (step >= last) & ~state.is_final
         is_due = is_last | ((self.warmup < step) & (step < last) & (step % self.every == 0))
         is_final = state.is_final | is_last
-        budget = self.budget(step, _count(members), self._last_budget(members))
+        budget = self.budget(step, *self._first_and_last_budget(members))
         masks = zip(_largest(importance, budget), state.kept, strict=True)
         masks = tuple(jnp.where(is_due, new, old) for new, old in masks)
         # Between two allocations all directions train, also directions that were switched off.
@@ -183,12 +177,11 @@ class AdaLoRAController:
         """The number of directions after this step: from `initial` to `target`, as a cube."""
         between = self.total - self.final - self.warmup
         left = 1 - (jnp.asarray(step, jnp.float32) - self.warmup) / between
-        cube = jnp.clip(left, 0, 1) ** 3
-        return target + jnp.round((initial - target) * cube).astype(jnp.int32)
+        return target + jnp.round((initial - target) * jnp.clip(left, 0, 1) ** 3).astype(jnp.int32)
 
-    def _last_budget(self, members: "list[_Member]") -> int:
+    def _first_and_last_budget(self, members: "list[_Member]") -> tuple[int, int]:
         layers = sum(member.gate.size // member.gate.shape[-1] for member in members)
-        return round(self.target_rank * layers)
+        return sum(member.gate.size for member in members), round(self.target_rank * layers)
 
 
 class _Member(NamedTuple):
@@ -201,7 +194,6 @@ class _Member(NamedTuple):
 
     @property
     def gate(self) -> Float[Array, "*stack r"]:
-        """The array whose zeros switch directions off."""
         return next(iter(self.fields.values()))
 
     def sensitivity(self) -> dict[str, Array]:
@@ -233,10 +225,6 @@ def _member(path: str, adapter: LoRAWrapper, grads: Any) -> _Member | None:
         return None
     fields = {name: getattr(adapter, name) for name in trained}
     return _Member(path, cls, fields, {name: getattr(grads, name) for name in trained})
-
-
-def _count(members: list[_Member]) -> int:
-    return sum(member.gate.size for member in members)
 
 
 def _smoothed(beta: float, mean: T, now: T) -> T:

@@ -1,14 +1,11 @@
 """The layer kinds of the zoo, in one table."""
 
-from typing import Any
-
 from .._layer_kind import LayerKind
-from .conv import ConvLayer, ConvTransposeLayer
-from .embedding import EmbeddingLayer
-from .in_norm import InNormLayer
-from .kernel import KernelLayer
-from .linear import LinearLayer
-from .recurrent import RecurrentLayer
+from .conv import ConvLayer as ConvLayer, ConvTransposeLayer as ConvTransposeLayer
+from .embedding import EmbeddingLayer as EmbeddingLayer
+from .in_norm import InNormLayer as InNormLayer
+from .linear import LinearLayer as LinearLayer
+from .recurrent import RecurrentLayer as RecurrentLayer
 
 # No layer is of two of these kinds. `LayerKind.weight_axes` says how each stores its weight.
 LAYER_KINDS: tuple[type[LayerKind], ...] = (
@@ -19,21 +16,3 @@ LAYER_KINDS: tuple[type[LayerKind], ...] = (
     RecurrentLayer,
     InNormLayer,
 )
-
-
-def kind_of(layer: Any) -> type[LayerKind] | None:
-    """The kind in `LAYER_KINDS` that `layer` is of, or `None`."""
-    return next((kind for kind in LAYER_KINDS if kind.applies_to(layer)), None)
-
-
-__all__ = [
-    "LAYER_KINDS",
-    "ConvLayer",
-    "ConvTransposeLayer",
-    "EmbeddingLayer",
-    "InNormLayer",
-    "KernelLayer",
-    "LinearLayer",
-    "RecurrentLayer",
-    "kind_of",
-]

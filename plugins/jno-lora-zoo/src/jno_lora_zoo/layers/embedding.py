@@ -27,12 +27,10 @@ class EmbeddingLayer(LayerKind):
     "Per output" (the scale of IA3, the magnitude of DoRA, the rotation of OFT) therefore means per
     dimension of the embedding, the same for every token.
 
-    `A e_i` is a column of `A`, never a product with a one-hot vector. Features are float32 at
-    least and are rounded once, at the end, as `merge` does; a row is too small for that to cost.
+    `A e_i` is a column of `A`. Features are float32 at least, and are rounded once, at the end.
 
-    Duck types must declare `num_embeddings` and `embedding_size`, and their weight must have that
-    shape (after the axes of a stack). The `__call__` of a duck type or of a subclass may do more
-    than a lookup, so it is called as it is, with the adapted table in it.
+    Duck types must declare `num_embeddings` and `embedding_size`. A duck type or a subclass may do
+    more than a lookup, so it is called as it is, with the adapted table in it.
     """
 
     weight_axes = "io"
@@ -44,7 +42,6 @@ class EmbeddingLayer(LayerKind):
         if not callable(leaf) or len(sizes) < 2:
             return False
         weight: Any = getattr(leaf, "weight", None)
-        # The side of a `Shared` that holds a placeholder for the weight carries no adapter.
         return is_float_array(weight) and weight.shape[-2:] == shape
 
     @classmethod
@@ -58,7 +55,6 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(num_embeddings, embedding_size)`."""
         return leaf.weight.ndim - 2
 
     @classmethod
@@ -76,9 +72,7 @@ class EmbeddingLayer(LayerKind):
 
     @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
-        # A lookup reads one column. Variance 1/num would make the first updates of a large table
-        # vanish.
-        return 1
+        return 1  # A lookup reads one column: 1/num would make first updates of a table vanish.
 
     def computes(self, x: Any) -> bool:
         return type(self.base) is eqx.nn.Embedding

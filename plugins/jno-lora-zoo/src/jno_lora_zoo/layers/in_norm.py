@@ -28,7 +28,8 @@ class InNormLayer(LayerKind):
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        return _is_normed(leaf) and not (_scales_rows_only(cls) and _norms_rows(leaf))
+        scales_rows_only = issubclass(cls, Method) and cls.scales_rows_only
+        return _is_normed(leaf) and not (scales_rows_only and _norms_rows(leaf))
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
@@ -46,7 +47,6 @@ class InNormLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the inner layer's stack."""
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
@@ -87,10 +87,6 @@ def _is_normed(leaf: Any) -> bool:
         and leaf.weight_name == "weight"
         and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
     )
-
-
-def _scales_rows_only(cls: type) -> bool:
-    return issubclass(cls, Method) and cls.scales_rows_only
 
 
 def _norms_rows(norm: Any) -> bool:

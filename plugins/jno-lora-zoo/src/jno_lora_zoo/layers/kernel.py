@@ -46,7 +46,6 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(out, in / groups, *kernel_size)`."""
         return leaf.weight.ndim - len(kernel_shape(leaf))
 
     @classmethod
@@ -56,12 +55,6 @@ class KernelLayer(LayerKind):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
-
-    @classmethod
-    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
-        if is_coded(layer.weight):
-            return layer.weight.row_products(A)
-        return super().row_products(layer, A)
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -122,7 +115,6 @@ class KernelLayer(LayerKind):
         A, B = between(A.astype(weight.dtype)), after(B.astype(weight.dtype))
         if is_narrow(frame, A.shape[0]):
             return _merged_product(x, weight, A, B, frame=frame)
-        # Differentiated through the whole kernel.
         return _convolve(frame, x, _adapted(weight, A, B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
@@ -141,8 +133,7 @@ class KernelLayer(LayerKind):
 
     @property
     def _weight(self) -> Array:
-        # NumPy's arrays too have a dtype of JAX then.
-        return jnp.asarray(self.base.weight)
+        return jnp.asarray(self.base.weight)  # NumPy's arrays too have a dtype of JAX then
 
     @property
     def _rounds(self) -> bool:
@@ -175,11 +166,9 @@ class _Convolution:
 def is_narrow(frame: Any, r: int) -> bool:
     """Whether `r` channels for each group are few: together at most half of the outputs.
 
-    This picks the path of a convolution, by static shapes only. The derivative with respect to `A`
-    and `B` costs two convolutions to those channels, against one for the gradient of the whole
-    kernel: the factored rule pays with few channels. With more (as in a depthwise convolution) the
-    kernel is merged and differentiated as it stands. And with few channels one dense product with a
-    block-diagonal `B` is faster than a product for each group.
+    The derivative with respect to `A` and `B` costs two convolutions to those channels, against one
+    for the gradient of the whole kernel: the factored rule pays with few channels. With few
+    channels, one dense product with a block-diagonal `B` is faster than a product for each group.
     """
     return 2 * frame.groups * r <= frame.out_channels
 
@@ -189,7 +178,8 @@ def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r grou
     # ten times as long for the kernel's gradient of a convolution with groups.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
-    ungrouped = _with_one_group(frame)
+    ungrouped = copy.copy(frame)
+    object.__setattr__(ungrouped, "groups", 1)
     h = jax.vmap(lambda group: _convolve(ungrouped, group, kernel))(groups)
     return jnp.swapaxes(h, 0, 1)
 
@@ -205,13 +195,6 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
     kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
     return y[0]
-
-
-def _with_one_group(frame: Any) -> Any:
-    """The frame for the inputs of one group."""
-    ungrouped = copy.copy(frame)
-    object.__setattr__(ungrouped, "groups", 1)
-    return ungrouped
 
 
 def _merged_product_rule(

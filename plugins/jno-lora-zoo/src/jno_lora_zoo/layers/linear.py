@@ -51,7 +51,6 @@ class LinearLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weight before `(out, in)`."""
         return leaf.weight.ndim - 2
 
     @classmethod
@@ -61,12 +60,6 @@ class LinearLayer(LayerKind):
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
-
-    @classmethod
-    def row_products(cls, layer: Any, A: Factor) -> tuple[Array, Array]:
-        if is_coded(layer.weight):
-            return layer.weight.row_products(A)
-        return super().row_products(layer, A)
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:

@@ -21,8 +21,8 @@ class RecurrentLayer(LayerKind):
     `lora_A` reads input and state, `lora_B` writes to the gates, and "per output" means per gate
     and unit. Biases are untouched.
 
-    The cell itself is called, with the law's weights in it, at every step. In a `lax.scan` that
-    merges anew for each step; `merge_lora` before the scan does it once.
+    The cell is called with the law's weights in it. In a `lax.scan` that merges anew for each step;
+    `merge_lora` before the scan does it once.
     """
 
     @classmethod
@@ -49,7 +49,6 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The axes of the weights before `(gates h, in)`."""
         return leaf.weight_ih.ndim - 2
 
     @classmethod
@@ -60,11 +59,8 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        split = base.weight_ih.shape[1]
-        weights = (
-            cast_like(matrix[:, :split], base.weight_ih),
-            cast_like(matrix[:, split:], base.weight_hh),
-        )
+        ih, hh = jnp.split(matrix, [base.weight_ih.shape[1]], axis=1)
+        weights = (cast_like(ih, base.weight_ih), cast_like(hh, base.weight_hh))
         return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
 
     @classmethod

@@ -1,7 +1,6 @@
 """The methods of the zoo, one paper each. A new method is one line more here.
 
-The method's adapters on every kind of layer follow from this line. `python tests/zoo/listings.py
---write` writes the stubs and lists that name them.
+`python tests/zoo/listings.py --write` writes the stubs and lists that name its adapters.
 """
 
 from .._method import Method

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated, scaled
-from .._cayley import cayley
 from .._method import Method
 from .._options import whole_number
+from .._orthogonal import cayley
 
 
 class BOFT(Method):
@@ -32,9 +32,7 @@ class BOFT(Method):
     arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`: its
     matrices are the transposes of these matrices.
 
-    A linear layer and a convolution with a kernel of size 1 rotate their inputs. Every other layer
-    gets the law's weight: a column of the product depends on `2^(m-1)` blocks in each factor. In a
-    `WeightNorm` of rows, `s` does not act.
+    In a `WeightNorm` of rows, `s` does not act.
 
     **Raises:** `ValueError` for `factors` below 1, above 1 where `r` is odd, and if the last factor
     would have no two halves to rotate: `2^(m-2) r` must be below `in`.
@@ -45,14 +43,11 @@ class BOFT(Method):
     family = "rotation"
     paper = "2311.06243"
     formula = "m h r^2 ceil(in/hr) + out, h = 2^(m-1)"
+    _rank_limits = ("in",)
     cost = "rotates the whole weight at every call, unless the layer reads features."
 
     Q_blocks: Float[Array, "m blocks r r"]
     s: Float[Array, " out"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, inputs)
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, factors: Any = None
@@ -72,7 +67,6 @@ class BOFT(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"factors": len(state["Q_blocks"])}
 
     def rotations(self, W: Matrix) -> Float[Array, "m blocks r r"]:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arrays import Matrix, compute_dtype
 from .._scaled import Additive
 
-# On a CPU, for 512 units and a batch of 64, a step takes 1.42 of LoRA's by FFT and 1.67 by the
-# matrix with blocks of 64; 1.6 and 1.7 with 32; 2.3 and 1.75 with 8.
+# On a CPU, for 512 units and a batch of 64, a step takes 1.6 of LoRA's by FFT and 1.7 by the
+# matrix with blocks of 32; 2.3 and 1.75 with 8.
 _SMALLEST_FOR_FFT = 32
 
 
@@ -24,9 +24,6 @@ class C3A(Additive):
     The rank `r` is the size of a block: a *larger* rank trains fewer parameters. It is `min(rank,
     out, in)`. `alpha` is ignored: the paper has no scale. In an embedding, whose outputs sum over a
     single entry, `C` is not divided.
-
-    A linear layer with blocks of 32 or more convolves by FFT. With smaller blocks it makes the
-    matrix, as convolutions do.
 
     Paper: Chen et al., "Parameter-Efficient Fine-Tuning via Circular Convolution",
     arXiv:2407.19342. PEFT starts from random kernels unless told otherwise, which change the model

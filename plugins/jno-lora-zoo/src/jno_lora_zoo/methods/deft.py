@@ -37,15 +37,12 @@ class DEFT(Method):
     family = "low rank"
     paper = "2509.22793"
     formula = "r (in + out)"
+    _rank_limits = ("out",)
     cost = "reads the whole weight at every call, to project it: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None
     orthogonal: Float[Array, ""] | None
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, outputs)
 
     def start(
         self,
@@ -65,7 +62,6 @@ class DEFT(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"inject": "R" in state, "orthogonal": "orthogonal" in state}
 
     def projection(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "out r"]]:
@@ -77,10 +73,8 @@ class DEFT(Method):
         return Q, Q
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "r in"]]:
-        """`P` (or `Q`) and `R - relu(P)^T W` (or `R - Q^T W`): the update is their product.
-
-        Once for a batch. Projecting each output apart takes 1.5 to 2 times as long in a step.
-        """
+        """`P` (or `Q`) and `R - relu(P)^T W` (or `R - Q^T W`): the update is their product."""
+        # Once for a batch: projecting each output apart takes 1.5 to 2 times as long in a step.
         P, right = self.projection(W)
         taken = right.T @ W
         return P, -taken if self.R is None else self.R.astype(W.dtype) - taken

@@ -9,6 +9,8 @@ from .._arrays import Matrix, in_compute_dtype, row_norms, scaled
 from .._method import Method
 from .._random import low_rank_start
 
+_LEAST = 1e-4  # norm
+
 
 class DeLoRA(Method):
     """DeLoRA: decoupled low-rank adaptation, an update of bounded size.
@@ -77,6 +79,3 @@ class DeLoRA(Method):
 def _norms(X: Float[Array, "_ _"], axis: int) -> Float[Array, " r"]:
     # At the least norm the derivative is zero. The derivative of a root would be infinite.
     return jnp.sqrt(jnp.maximum(jnp.sum(X * X, axis=axis), _LEAST**2))
-
-
-_LEAST = 1e-4

@@ -56,7 +56,6 @@ class DoRA(Scaled):
         return scaled(y, self.row_factor(self.factored_norms()))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
-        """`m / ||V||_row`, the norm detached."""
         norms = jax.lax.stop_gradient(norms)
         return self.magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
 

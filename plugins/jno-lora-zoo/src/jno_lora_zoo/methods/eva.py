@@ -23,8 +23,7 @@ class EVA(LowRank):
 
     - `whiten`: with `True`, each row of `A` is divided by the root of its eigenvalue, so that the
         entries of `A (x - E[x])` have the variance 1.
-    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for covariances
-        that are large beside the rank.
+    - `svd`: as PiSSA's, for the covariance.
 
     Paper: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
     arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,

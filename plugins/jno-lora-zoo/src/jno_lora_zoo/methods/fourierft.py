@@ -12,10 +12,7 @@ from .._scaled import Additive
 
 
 class Transformed(Additive):
-    """`W' = W + U`, where a transform of `U` has trained coefficients at some positions.
-
-    The scale is `alpha` itself: the rank counts coefficients here, and does not divide.
-    """
+    """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
     family = "transform"
@@ -25,13 +22,7 @@ class Transformed(Additive):
     positions: Shaped[Array, "n 4"]
 
     def start(
-        self,
-        W: Matrix,
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        n_frequency: Any = None,
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, n_frequency: Any = None
     ) -> dict[str, Any]:
         n = count_of(W.shape, r, n_frequency, "n_frequency")
         return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}
@@ -42,7 +33,6 @@ class Transformed(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies."""
         return {**super().options_of(state), "n_frequency": len(state["coefficients"])}
 
 
@@ -68,8 +58,7 @@ class FourierFT(Transformed):
     cost = "an FFT of the size of the weight at every call: merge before decoding."
 
     def update(self, W: Matrix) -> Matrix:
-        # The even part has a real inverse transform, and needs half of the frequencies. Indices
-        # beyond that half are dropped.
+        # The even part has a real inverse transform, and needs half of the frequencies.
         rows, columns = row_and_column(self.positions, W.shape)
         outputs, inputs = W.shape
         opposite = (outputs - rows) % outputs, (inputs - columns) % inputs

@@ -36,13 +36,10 @@ class GraLoRA(Additive):
     family = "structured"
     paper = "2505.20355"
     formula = "k r (ceil(in / k) + ceil(out / k))"
+    _rank_limits = ()
 
     A: Float[Array, "k q r"]
     B: Float[Array, "k r p"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: Any = None
@@ -66,7 +63,6 @@ class GraLoRA(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave arrays of these shapes."""
         return {**super().options_of(state), "k": len(state["A"])}
 
     def blocks(self, dtype: Any) -> tuple[Array, Array]:
@@ -94,5 +90,5 @@ class GraLoRA(Additive):
 
 
 def _fits(k: int, shape: tuple[int, ...]) -> bool:
-    """Whether all of the `k` blocks of `ceil(size / k)` in a row have entries, along both axes."""
+    """Whether each of the `k x k` blocks has an entry."""
     return all(-(-size // k) * (k - 1) < size for size in shape)

@@ -15,9 +15,6 @@ class HiRA(Additive):
     Law: `W' = W ⊙ (1 + (alpha / r) B A)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters
     train. `r = min(rank, in, out)`. An entry of `W` that is zero stays zero.
 
-    The update has the rank of `W`, so that no product with its factors computes it. The layer makes
-    the adapted matrix and multiplies by it once; an embedding makes one column.
-
     Paper: Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language
     Models", OpenReview:TwJrTz9cRS. The paper has no scale: `alpha = r` gives its factor
     of 1. With groups, a convolution has one `A` for all groups, where PEFT refuses.
@@ -41,6 +38,5 @@ class HiRA(Additive):
 
     def column(self, shape: tuple[int, ...], i: Array) -> Float[Array, " out"]:
         w = self.matrix(self.base)[:, i]
-        return w * (self.times_scale(self.lora_B) @ in_compute_dtype(self.lora_A[:, i])).astype(
-            w.dtype
-        )
+        factors = self.times_scale(self.lora_B) @ in_compute_dtype(self.lora_A[:, i])
+        return w * factors.astype(w.dtype)

@@ -21,9 +21,6 @@ class HRA(Method):
     random, and two equal reflections are the identity. An odd rank is therefore rounded up; it may
     exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is ignored.
 
-    The product is computed as `I - U T U^T` for a small triangular `T`: three thin products for a
-    batch, however many reflections there are.
-
     `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
     paper's regulariser at infinity). No such product is the identity: the adapted model starts
     elsewhere. The array of that name only records the option.
@@ -61,14 +58,13 @@ class HRA(Method):
                 f"are orthonormal, but there are {inputs} inputs: {most}leave out `gram_schmidt`"
             )
         if gram_schmidt:
-            U = jax.random.normal(key, (W.shape[1], r), dtype)
+            U = jax.random.normal(key, (inputs, r), dtype)
             return {"U": U, "gram_schmidt": jnp.ones(())}
-        half = jax.random.normal(key, (W.shape[1], r // 2), dtype)
+        half = jax.random.normal(key, (inputs, r // 2), dtype)
         return {"U": jnp.repeat(half, 2, axis=1), "gram_schmidt": None}
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         return {"gram_schmidt": "gram_schmidt" in state}
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "r r"]]:

@@ -26,13 +26,10 @@ class IA3(Method):
     family = "scale"
     paper = "2205.05638"
     formula = "out"
+    _rank_limits = ()
     scales_rows_only = True
 
     scale: Float[Array, " out"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return {"scale": jnp.ones(W.shape[0], dtype)}
@@ -62,12 +59,9 @@ class IA3In(Method):
     family = "scale"
     paper = "2205.05638"
     formula = "in"
+    _rank_limits = ()
 
     scale: Float[Array, " in"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         return {"scale": jnp.ones(W.shape[1], dtype)}
@@ -79,16 +73,8 @@ class IA3In(Method):
         if self.reads_features():
             return self.product(x, before=lambda v: scaled(v, self.scale))
         W = self.matrix(self.base)
-        return self.plus(x, Update(lambda: W * self.change(W)[None], column=self.column))
-
-    def column(self, i: Array) -> Float[Array, " out"]:
-        """`(W diag(scale) - W)[:, i]`."""
-        W = self.matrix(self.base)
-        return W[:, i] * self.change(W)[i]
-
-    def change(self, W: Matrix) -> Float[Array, " in"]:
-        """`scale - 1`, in the dtype of `W`."""
-        return self.scale.astype(W.dtype) - 1
+        change = self.scale.astype(W.dtype) - 1
+        return self.plus(x, Update(lambda: W * change[None], column=lambda i: W[:, i] * change[i]))
 
 
 class IA3Out(IA3):

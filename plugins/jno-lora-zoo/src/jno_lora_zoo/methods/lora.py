@@ -70,7 +70,6 @@ class LowRank(Scaled):
         return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output, with dropout in training if the adapter has any."""
         if self.dropout is None or self.dropout.inference:
             return super().__call__(*args, **kwargs)
         x = jnp.asarray(args[0]) if len(args) == 1 else None
@@ -98,7 +97,6 @@ class LowRank(Scaled):
 
     @classmethod
     def low_rank_scale(cls, rank: int, alpha: float) -> float:
-        """The factor `s` of the update."""
         return cls.scale_for(rank, alpha)
 
 

@@ -22,8 +22,7 @@ class LoRAGA(Split):
     the vectors of `A` and `B` still span the gradient.
 
     - `gamma`: a positive number, 16 by default. A larger `gamma` makes both factors smaller.
-    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for gradients
-        that are large beside the rank.
+    - `svd`: as PiSSA's, for the gradient.
 
     Paper: Wang, Yu and Li, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
     arXiv:2407.05000. The paper's scale is rsLoRA's, `alpha / sqrt(r)`: for its start, multiply its

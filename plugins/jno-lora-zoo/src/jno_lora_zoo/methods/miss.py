@@ -20,8 +20,6 @@ class MiSS(Additive):
     Law: `W' = W + [D^T D^T ...]`, cut to `in` columns, with `D` `(r, out)` `= 0`. `r out`
     parameters train. `r = min(rank, in)`. `alpha` is ignored: the paper has no scale.
 
-    A linear layer sums its inputs in `r` classes and multiplies the sums by `D`.
-
     At most one option may be given:
 
     - `mini=n`: `D` is `(r, n)`, repeated over the outputs as well. `r n` parameters train.
@@ -40,14 +38,11 @@ class MiSS(Additive):
     family = "structured"
     paper = "2409.15371"
     formula = "r out"
+    _rank_limits = ("in",)
     cost = "with `bat`, makes a matrix as large as the weight at every call: merge before decoding."
 
     # `(r, out)`; `(r, n)` with `mini`; `(out / r, r, r)` with `bat`.
     D: Float[Array, "*blocks r columns"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, inputs)
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
@@ -77,7 +72,6 @@ class MiSS(Additive):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave arrays of these shapes."""
         D = state["D"]
         option = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
         return {**super().options_of(state), **option}
@@ -108,5 +102,5 @@ class MiSS(Additive):
         return self.plus(x, Update(Partial(MiSS.own_update, self)))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`D` is replicated, for it is small: only the axes of a stack are sharded."""
+        # `D` is small, so only the axes of a stack are sharded.
         return {"D": PartitionSpec(*self.mesh_axes(self.base).stack)}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
-from .._cayley import cayley
 from .._method import Method
+from .._orthogonal import cayley
 
 
 class OFT(Method):
@@ -35,12 +35,9 @@ class OFT(Method):
     family = "rotation"
     paper = "2306.07280"
     formula = "ceil(out / r) r^2"
+    _rank_limits = ("out",)
 
     Q_blocks: Float[Array, "blocks r r"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, outputs)
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         if r == 1 < W.shape[0]:

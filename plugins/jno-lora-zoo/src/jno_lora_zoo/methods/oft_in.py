@@ -32,9 +32,7 @@ class OFTIn(Method):
     rotates by `R^T`: PEFT's vectors equal these vectors for its series, and their negatives for
     its exact map. The distance from the identity is not constrained (COFT).
 
-    A linear layer and a convolution with a kernel of size 1 rotate their inputs. A lookup in a
-    table rotates one block: it mixes the vectors of the block's `r` ids. Other layers rotate the
-    rows of their kernel.
+    In an embedding, a block mixes the vectors of its `r` ids.
 
     **Raises:** `ValueError` for a rank of 1, where nothing could train, for `block_share` where
     `r` does not divide `in`, and unless `terms` is `None` or a whole number above 1.
@@ -45,13 +43,10 @@ class OFTIn(Method):
     family = "rotation"
     paper = "2506.19847"
     formula = "ceil(in / r) r (r - 1) / 2"
+    _rank_limits = ("in",)
 
     Q_packed: Float[Array, "blocks packed"]
     series: Float[Array, " terms"] | None
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, inputs)
 
     def start(
         self,
@@ -79,7 +74,6 @@ class OFTIn(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         terms = len(state["series"]) if "series" in state else None
         return {"terms": terms, "block_share": len(state["Q_packed"]) == 1}
 

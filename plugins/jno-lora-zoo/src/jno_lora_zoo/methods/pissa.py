@@ -18,8 +18,7 @@ from .._svd import Triplets, largest, smallest
 class Split(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first term is frozen as `base`, the second term trains.
 
-    The initial factors are stored, so that `unwrap` gives the original weight back (to rounding)
-    and a checkpoint is restored without another decomposition.
+    By the stored initial factors, `unwrap` gives the original weight back, to rounding.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -47,7 +46,6 @@ class Split(Method):
         return self.split(W, A, B)
 
     def split(self, W: Matrix, A: Array, B: Array) -> dict[str, Any]:
-        """The fields, for a start from these factors."""
         return {
             "lora_A": A,
             "lora_B": B,
@@ -79,7 +77,6 @@ class Split(Method):
         return A, self.scaling * B
 
     def unwrap(self) -> eqx.Module:
-        """The original layer: the residual plus the initial factors' product, to rounding."""
         W = self.matrix(self.base)
         return self.with_matrix(self.base, W + self.update(self.initial_B, self.initial_A, W))
 
@@ -87,7 +84,6 @@ class Split(Method):
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: int, alpha: float
     ) -> LoRAWrapper:
-        """Restore from the saved factors; the residual follows from the initial ones."""
         restored: Any = super().from_state(base, state, rank, alpha)
         W = cls.matrix(base)
         residual = W - restored.update(restored.initial_B, restored.initial_A, W)
@@ -95,10 +91,7 @@ class Split(Method):
 
 
 class SingularSplit(Split):
-    """A split by singular triplets of the weight, half of each value in each factor.
-
-    A layer whose weight is zero stays zero: both factors and every gradient start at zero.
-    """
+    """A split by singular triplets of the weight. A layer whose weight is zero stays zero."""
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"

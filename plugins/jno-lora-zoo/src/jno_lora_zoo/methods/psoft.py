@@ -6,13 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arrays import Matrix, mixed
-from .._method import Method
+from .._arrays import Matrix
 from .._orthogonal import antisymmetric, rotation, series_for
-from .._svd import largest
+from .._singular_core import SingularCore, singular_factors
 
 
-class PSOFT(Method):
+class PSOFT(SingularCore):
     """PSOFT: the weight is rotated within its own principal subspace.
 
     Law: `W' = W + B (diag(b) R diag(a) - I) A` with `R = (I - Q)(I + Q)^-1`. `A = V_r^T` and
@@ -24,8 +23,7 @@ class PSOFT(Method):
     - `scale_inputs=False`, `scale_outputs=False`: without the trained `a`, without `b`.
     - `terms`: with a whole number, `R` is the series `I - 2 Q + 2 Q^2 - ...` with that many terms,
         the last of them once. Its coefficients are kept as `series`.
-    - `svd`: `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
-        are large beside the rank.
+    - `svd`: as PiSSA's.
 
     Paper: Wu et al., "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation",
     arXiv:2505.11235. The authors' code (and PEFT) rotates by `R^T`: its vectors are the negatives
@@ -37,12 +35,9 @@ class PSOFT(Method):
 
     adapter_fields = ("Q_packed", "a", "b")
     variant = "psoft"
-    family = "singular"
     paper = "2505.11235"
     formula = "r (r - 1) / 2 + 2 r"
 
-    lora_A: Float[Array, "r in"]
-    lora_B: Float[Array, "out r"]
     Q_packed: Float[Array, " packed"]
     a: Float[Array, " r"] | None
     b: Float[Array, " r"] | None
@@ -65,10 +60,8 @@ class PSOFT(Method):
                 "a rotation of one direction is the identity, so that nothing would train: give a "
                 "rank of 2 or more, or leave `scale_inputs` or `scale_outputs` on"
             )
-        U, S, Vt = largest(W, r, svd, key)
         return {
-            "lora_A": Vt.astype(dtype),
-            "lora_B": (U * S[None, :]).astype(dtype),
+            **singular_factors(W, r, svd, key, dtype),
             "Q_packed": jnp.zeros(r * (r - 1) // 2, dtype),
             "a": jnp.ones(r, dtype) if scale_inputs else None,
             "b": jnp.ones(r, dtype) if scale_outputs else None,
@@ -77,26 +70,14 @@ class PSOFT(Method):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         terms = len(state["series"]) if "series" in state else None
         return {"scale_inputs": "a" in state, "scale_outputs": "b" in state, "terms": terms}
 
-    def between(self, W: Matrix) -> Float[Array, "r r"]:
-        """`diag(b) R diag(a) - I`, in the dtype of `W`."""
-        R = rotation(antisymmetric(self.Q_packed.astype(W.dtype), self.rank), self.series)
+    def core(self, dtype: Any) -> Float[Array, "r r"]:
+        """`diag(b) R diag(a) - I`."""
+        R = rotation(antisymmetric(self.Q_packed.astype(dtype), self.rank), self.series)
         if self.a is not None:
-            R = R * self.a.astype(W.dtype)[None, :]
+            R = R * self.a.astype(dtype)[None, :]
         if self.b is not None:
-            R = R * self.b.astype(W.dtype)[:, None]
-        return R - jnp.eye(self.rank, dtype=W.dtype)
-
-    def law(self, W: Matrix) -> Matrix:
-        return W + self.lora_B.astype(W.dtype) @ self.between(W) @ self.lora_A.astype(W.dtype)
-
-    def low_rank_update(self) -> tuple[Array, Array]:
-        W = self.matrix(self.base)
-        return self.lora_A, self.lora_B.astype(W.dtype) @ self.between(W)
-
-    def forward(self, x: Any) -> Array:
-        M = self.between(self.matrix(self.base))
-        return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: mixed(h, M))
+            R = R * self.b.astype(dtype)[:, None]
+        return R - jnp.eye(self.rank, dtype=dtype)

@@ -39,6 +39,7 @@ class RandLoRA(Scaled):
     family = "structured"
     paper = "2502.00987"
     formula = "ceil(m / r) (r + m), m = min(in, out)"
+    _rank_limits = ()
     cost = "draws matrices as large as the weight at every call: merge before decoding."
 
     lambdas: Float[Array, "r n"]
@@ -47,10 +48,6 @@ class RandLoRA(Scaled):
     seed: Shaped[Array, "4"]
     basis_A: Float[Array, "r smaller"] | None
     basis_B: Float[Array, "larger rn"] | None
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, bases: Any = None
@@ -74,11 +71,8 @@ class RandLoRA(Scaled):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options of the constructor that gave these arrays."""
-        options = super().options_of(state)
-        if "basis_A" in state:
-            options["bases"] = (state["basis_A"], state["basis_B"])
-        return options
+        bases = (state["basis_A"], state["basis_B"]) if "basis_A" in state else None
+        return {**super().options_of(state), "bases": bases}
 
     def projections(self, W: Array) -> tuple[Float[Array, "r smaller"], Float[Array, "larger rn"]]:
         """The random matrices `A` and `B`, in the dtype of `W`."""

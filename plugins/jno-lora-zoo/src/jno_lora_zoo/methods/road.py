@@ -42,13 +42,10 @@ class RoAd(Method):
     family = "rotation"
     paper = "2409.00119"
     formula = "2 ceil(out / 2)"
+    _rank_limits = ()
 
     theta: Angles
     scale: Angles
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self,
@@ -66,17 +63,16 @@ class RoAd(Method):
             raise ValueError(f"`per_pair` must be 1, 2 or 4, but is {per_pair!r}")
         if group_size is not None:
             size = whole_number(group_size, "group_size")
-        if group_size is not None and (size % 2 or outputs % size):
-            raise ValueError(
-                f"`group_size` must be even and divide the {outputs} outputs, but is {size}: give "
-                "another, or None for one group"
-            )
+            if size % 2 or outputs % size:
+                raise ValueError(
+                    f"`group_size` must be even and divide the {outputs} outputs, but is {size}: "
+                    "give another, or None for one group"
+                )
         shape = (per_pair, -(-outputs // size), size // 2)
         return {"theta": jnp.zeros(shape, dtype), "scale": jnp.ones(shape, dtype)}
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that the saved arrays show."""
         per_pair, groups, half = state["theta"].shape
         # One group may have an odd number of outputs, which `group_size` cannot ask for.
         return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}

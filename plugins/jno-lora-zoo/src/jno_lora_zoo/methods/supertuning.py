@@ -23,10 +23,8 @@ class SuperTuning(Scattered):
     chooses by size or by activations; this is the choice by size, as in PEFT. Its mixture with LoRA
     ("Supra") is left out. Paper and PEFT have no rank, and choose by `options={"sparsity": 0.99}`.
 
-    **Arguments:** `sparsity` or `count`, or neither.
-
     - `sparsity`: the fraction of the entries that do not train, from 0 to less than 1.
-    - `count`: how many entries train.
+    - `count`, instead of `sparsity`: how many entries train.
     - `largest`: `False` for the smallest entries.
 
     **Raises:** `ValueError` unless between one entry and all entries train.
@@ -56,7 +54,6 @@ class SuperTuning(Scattered):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies."""
         return {"count": len(state["values"])}
 
 

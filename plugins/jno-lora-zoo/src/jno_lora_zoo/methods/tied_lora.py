@@ -38,13 +38,10 @@ class TiedLoRA(BetweenVectors):
     family = "low rank"
     paper = "2311.09578"
     formula = "out + r, and r (in + out) once"
+    _rank_limits = ("out", "in")
 
     lora_A: Shared
     lora_B: Shared
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return min(rank, outputs, inputs)
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, zero: str = "B"

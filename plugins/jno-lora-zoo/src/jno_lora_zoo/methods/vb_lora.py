@@ -49,16 +49,13 @@ class VBLoRA(Scaled):
     family = "low rank"
     paper = "2405.15179"
     formula = "n r (in + out) / l, and n l once"
+    _rank_limits = ()
 
     logits_A: Float[Array, "r pieces n"]
     logits_B: Float[Array, "pieces r n"]
     bank: Shared
     # Zeros. A saved state tells by its shape how many logits count, and how long vectors are.
     sizes: Shaped[Array, "k l"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     def start(
         self,
@@ -76,17 +73,14 @@ class VBLoRA(Scaled):
         into, out = (-(-size // vector_length) for size in reversed(W.shape))
         for_A, for_B = jax.random.split(key)
         exact = initial == "zero"
+        make_bank = functools.partial(uniform, dtype=dtype, in_pairs=exact)
         logits_B = 0.1 * jax.random.normal(for_B, (out, r, vectors), dtype)
         if exact:
             logits_B = jnp.repeat(logits_B[..., ::2], 2, axis=-1)
         return {
             "logits_A": 0.1 * jax.random.normal(for_A, (r, into, vectors), dtype),
             "logits_B": logits_B,
-            "bank": Shared(
-                "vb-lora-bank",
-                (vectors, vector_length),
-                functools.partial(uniform, dtype=dtype, in_pairs=exact),
-            ),
+            "bank": Shared("vb-lora-bank", (vectors, vector_length), make_bank),
             "sizes": jnp.zeros((top_k, vector_length), jnp.uint8),
         }
 
@@ -96,7 +90,6 @@ class VBLoRA(Scaled):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies. Its values need no particular start."""
         top_k, length = state["sizes"].shape
         sizes = {"vectors": state["logits_A"].shape[-1], "vector_length": length, "top_k": top_k}
         return {**super().options_of(state), **sizes, "initial": "random"}
@@ -130,15 +123,13 @@ class VBLoRA(Scaled):
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, in_pairs: bool) -> Array:
     """A bank of vectors; `in_pairs`: each second vector is the negative of the first."""
     bank = jax.random.uniform(key, shape, dtype, -_BOUND, _BOUND)
-    if not in_pairs:
-        return bank
-    return bank.at[1::2].set(-bank[: shape[0] // 2 * 2 : 2])
+    return bank.at[1::2].set(-bank[: shape[0] // 2 * 2 : 2]) if in_pairs else bank
 
 
 def _check(vectors: Any, vector_length: Any, top_k: Any, initial: Any) -> None:
-    given = {"vectors": vectors, "vector_length": vector_length, "top_k": top_k}
-    for name, value in given.items():
-        whole_number(value, name)
+    whole_number(vectors, "vectors")
+    whole_number(vector_length, "vector_length")
+    whole_number(top_k, "top_k")
     if top_k > vectors:
         raise ValueError(f"`top_k` is {top_k}, but the bank has only {vectors} vectors")
     if initial not in ("zero", "random"):

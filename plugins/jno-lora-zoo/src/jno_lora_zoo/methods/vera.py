@@ -18,13 +18,10 @@ class BetweenVectors(Scaled):
     adapter_fields = ("b", "d")
     family = "structured"
     formula = "out + r"
+    _rank_limits = ()
 
     b: Float[Array, " out"]
     d: Float[Array, " r"]
-
-    @classmethod
-    def effective_rank(cls, rank: int, outputs: int, inputs: int) -> int:
-        return rank
 
     @abc.abstractmethod
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
@@ -40,10 +37,8 @@ class BetweenVectors(Scaled):
 
     def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
-        b = self.times_scale(self.b)
-        return self.low_rank(
-            x, A, B, between=lambda h: scaled(h, self.d), after=lambda y: scaled(y, b)
-        )
+        d, b = self.d, self.times_scale(self.b)
+        return self.low_rank(x, A, B, lambda h: scaled(h, d), lambda y: scaled(y, b))
 
 
 class VeRA(BetweenVectors):

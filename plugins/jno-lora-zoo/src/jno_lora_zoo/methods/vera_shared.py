@@ -27,8 +27,7 @@ class VeRAShared(BetweenVectors):
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper has no scale, which is the default `alpha = 1`. Call `jno.lora.resolve(model)` in the
-    loss.
+    paper has no scale: the default `alpha = 1`. Call `jno.lora.resolve(model)` in the loss.
     """
 
     variant = "vera-shared"
@@ -42,17 +41,13 @@ class VeRAShared(BetweenVectors):
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, d_initial: float = 0.1
     ) -> dict[str, Any]:
         outputs, inputs = W.shape
-        looks_up = self.fan_in(W) == 1 < inputs
         kaiming = functools.partial(kaiming_uniform, dtype=dtype)
-        for_lookups = functools.partial(kaiming_uniform, dtype=dtype, fan_in=1)
-        return {
-            "b": jnp.zeros(outputs, dtype),
-            "d": jnp.full(r, d_initial, dtype),
-            "A": Shared("vera-A-of-lookups", (r, inputs), for_lookups)
-            if looks_up
-            else Shared("vera-A", (r, inputs), kaiming),
-            "B": Shared("vera-B", (outputs, r), kaiming),
-        }
+        A = Shared("vera-A", (r, inputs), kaiming)
+        if self.fan_in(W) == 1 < inputs:
+            for_lookups = functools.partial(kaiming_uniform, dtype=dtype, fan_in=1)
+            A = Shared("vera-A-of-lookups", (r, inputs), for_lookups)
+        b, d = jnp.zeros(outputs, dtype), jnp.full(r, d_initial, dtype)
+        return {"b": b, "d": d, "A": A, "B": Shared("vera-B", (outputs, r), kaiming)}
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:

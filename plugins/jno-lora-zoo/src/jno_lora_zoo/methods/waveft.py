@@ -1,14 +1,16 @@
 """WaveFT: train a few coefficients of the update's wavelet transform."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
 from .._positions import row_and_column, scattered
-from .._wavelets import daubechies, synthesised
 from .fourierft import Transformed
 
 _DAUBECHIES = {f"db{moments}": moments for moments in range(1, 11)}
@@ -26,8 +28,6 @@ class WaveFT(Transformed):
     arXiv:2505.12532. The transform has one level, as in PEFT. Its four quarters form a matrix that
     is `taps - 2` larger than `W` each way (1 more if that is odd); positions are drawn in the
     middle of it, where PEFT draws them.
-
-    **Arguments:**
 
     - `n_frequency`: how many coefficients train.
     - `wavelet`: `"db1"` (Haar) to `"db10"`, `"none"` (the coefficients are entries of the update),
@@ -66,8 +66,7 @@ class WaveFT(Transformed):
         height, width = ((size + more + 1) // 2 for size in W.shape)
         rows, columns = row_and_column(self.positions, W.shape)
         rows, columns = rows + (2 * height - outputs) // 2, columns + (2 * width - inputs) // 2
-        # The quarters: averages, details of the rows; details of the columns, details of both.
-        # Those on the right are details along the first axis, in PEFT's order.
+        # The quarters on the right are details along the first axis, in PEFT's order.
         quarters = jnp.zeros((2, height, 2, width), W.dtype)
         quarters = quarters.at[columns // width, rows % height, rows // height, columns % width]
         low = self.low_pass.astype(W.dtype)
@@ -76,7 +75,7 @@ class WaveFT(Transformed):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        """The options that a saved state implies. Only the number of taps: they are saved."""
+        # The state has the taps, so only their number matters.
         return {**super().options_of(state), "wavelet": (0.0,) * len(state["low_pass"])}
 
 
@@ -97,3 +96,44 @@ def _taps(wavelet: str | Sequence[float]) -> Any:
             "low-pass filter of an orthogonal wavelet"
         )
     return wavelet
+
+
+def daubechies(moments: int) -> np.ndarray:
+    """The low-pass filter with `2 moments` taps, shortest delay first, whose sum is sqrt(2).
+
+    By spectral factorisation: half of the zeros are at -1, and half inside the unit circle
+    (Daubechies, "Ten Lectures on Wavelets", section 6.1).
+    """
+    zeros = [-1.0 + 0j] * moments
+    for y in np.roots([math.comb(moments - 1 + k, k) for k in range(moments)][::-1]):
+        pair = np.roots([1, 4 * y - 2, 1])
+        zeros.append(pair[np.argmin(np.abs(pair))])
+    taps = np.real(np.poly(zeros))
+    return taps * math.sqrt(2) / np.sum(taps)
+
+
+def synthesised(
+    c: Float[Array, "_ _"], low: Float[Array, " taps"], axis: int
+) -> Float[Array, "_ _"]:
+    """One level of the inverse transform along an axis, which becomes `taps - 2` shorter.
+
+    `c` has the averages `a`, then the details `d`: `y_k = sum_i low[k - 2 i] a_i + high[k - 2 i]
+    d_i`, for the `k` where all taps meet coefficients.
+    """
+    averages, details = jnp.split(c, 2, axis)
+    signs = jnp.where(jnp.arange(low.size) % 2 == 0, 1, -1).astype(low.dtype)
+    high = signs * low[::-1]
+    taps = low.size // 2  # of every second output
+    n = averages.shape[axis] - taps + 1
+
+    def every_second(first: int) -> Array:
+        terms = []
+        for j in range(taps):
+            start, tap = taps - 1 - j, first + 2 * j
+            a, d = (lax.slice_in_dim(x, start, start + n, axis=axis) for x in (averages, details))
+            terms.append(low[tap] * a + high[tap] * d)
+        return sum(terms[1:], terms[0])
+
+    # A transposition would take more time than the sums.
+    pairs = jnp.stack([every_second(0), every_second(1)], axis + 1)
+    return pairs.reshape(*c.shape[:axis], 2 * n, *c.shape[axis + 1 :])
