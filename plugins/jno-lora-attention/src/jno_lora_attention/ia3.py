@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno_lora_zoo import IA3, adapter_dtype_for, scaled, sharded_over
+from jno_lora_zoo import adapter_dtype_for, bibtex_of, scaled, sharded_over
 
 from ._unit import AttentionUnit
 
@@ -29,7 +29,7 @@ class IA3Attention(AttentionUnit):
     adapter_fields = ("key_scale", "value_scale")
     variant = "ia3-attention"
     paper = "2205.05638"
-    bibtex = IA3.bibtex
+    bibtex = bibtex_of()
     family = "scale"
     formula = "heads (qk + vo)"
 

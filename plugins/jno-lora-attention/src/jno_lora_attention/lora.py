@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno_lora_zoo import (
-    LoRA,
     adapter_dtype_for,
+    bibtex_of,
     cast_like,
     dtype_of,
     in_compute_dtype,
@@ -46,7 +46,7 @@ class LoRAAttention(AttentionUnit):
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora-attention"
     paper = "2106.09685"
-    bibtex = LoRA.bibtex
+    bibtex = bibtex_of()
     family = "low rank"
     formula = "r (in + out) per projection"
 

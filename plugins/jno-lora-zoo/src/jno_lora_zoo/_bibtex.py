@@ -3,6 +3,7 @@
 import functools
 import importlib.resources
 import re
+from typing import Any
 
 
 @functools.cache
@@ -13,9 +14,23 @@ def entries() -> dict[str, str]:
     return {re.findall(r"eprint = {(.+)}", text)[0]: text for text in texts}
 
 
-def bibtex_of(*papers: str) -> str:
-    """The BibTeX entries of papers, by their numbers on arXiv or OpenReview.
+class _Entries:
+    """A class attribute that reads `papers.bib` when somebody asks, not when it is imported."""
 
-    **Raises:** `KeyError` for a paper that `papers.bib` does not hold.
+    def __init__(self, papers: tuple[str, ...]):
+        self.papers = papers
+
+    def __get__(self, instance: object, cls: Any) -> str | None:
+        if not self.papers:
+            return entries().get(str(cls.paper))
+        return "\n".join(entries()[paper] for paper in self.papers)
+
+
+def bibtex_of(*papers: str) -> Any:
+    """The class attribute `bibtex`: the BibTeX entries of papers, `None` without an entry.
+
+    **Arguments:** `papers`: numbers on arXiv or OpenReview; by default the class's `paper`.
+
+    **Raises:** when it is read, `KeyError` for a number that `papers.bib` does not hold.
     """
-    return "\n".join(entries()[paper] for paper in papers)
+    return _Entries(papers)
