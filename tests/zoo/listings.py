@@ -3,7 +3,7 @@
     python tests/zoo/listings.py            # which files are out of date
     python tests/zoo/listings.py --write    # writes them
 
-The files are the stubs of adapters for type checkers, the names that the core reserves, the tables
+The files are the stubs of adapters for type checkers, the tables
 in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
 `jno_lora_zoo/methods/__init__.py`; everything else is read from its class.
 """

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 from zoo_cases import ADAPTERS, assert_close, build, perturb
 
-from jno.lora.extending import equations_in
 from jno_lora_zoo.layers import kernel
 
 LORA, VERA = (next(a for a in ADAPTERS if a.name == name) for name in ("LoRAConv", "VeRAConv"))
@@ -33,11 +32,16 @@ def loss_of(adapter, groups, rank):
 
 def convolutions(jaxpr):
     """The sizes of the results of all convolutions in a traced function."""
-    return [
-        math.prod(equation.outvars[0].aval.shape)
-        for equation in equations_in(jaxpr)
-        if equation.primitive.name == "conv_general_dilated"
-    ]
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            found.append(math.prod(equation.outvars[0].aval.shape))
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    found += convolutions(inner)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from jno.lora import (
     take_adapters,
     to_lora,
 )
-from jno.lora.extending import equations_in
 from jno_lora_zoo import LoRALinear
 
 from ._tools import layers, relative, trained, update, updates
@@ -61,7 +60,16 @@ def largest_array(model, adapted, x):
         return run(*eqx.combine(arrays, static), own, x)
 
     jaxpr = jax.make_jaxpr(program)(arrays, jnp.asarray(OWN), x)
-    return max(var.aval.size for eqn in equations_in(jaxpr.jaxpr) for var in eqn.outvars)
+    return max(var.aval.size for eqn in all_equations(jaxpr.jaxpr) for var in eqn.outvars)
+
+
+def all_equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)  # closed, or not
+            if hasattr(inner, "eqns"):
+                yield from all_equations(inner)
 
 
 def test_the_base_is_not_copied_for_the_examples(getkey):

@@ -21,7 +21,7 @@ from jno.lora.extending import (
     show_path,
 )
 from jno.lora.types import LooseAdapter
-from jno_lora_zoo import IA3, DoRA, IA3Out, Method, row_norms
+from jno_lora_zoo import IA3, DoRA, Method, row_norms
 
 from ._slots import slots_class
 
@@ -117,9 +117,8 @@ def _of_layer(adapter: LoRAWrapper) -> Values | None:
 
 def _scales_rows(adapter: LoRAWrapper) -> bool:
     """Whether the law is `diag(g) (W + B A)`, perhaps without `B A`."""
-    if not isinstance(adapter, Method) or adapter.method not in (DoRA, IA3, IA3Out):
-        return False
-    return type(adapter).law is adapter.method.law  # a subclass may have a law of its own
+    methods = [method for method in (DoRA, IA3) if isinstance(adapter, method)]
+    return any(type(adapter).law is method.law for method in methods)  # not another law
 
 
 @eqx.filter_jit

@@ -24,7 +24,10 @@ class GainSpectral(SpectralAdapter):
     A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
     with the frequency, and by a phase.
 
-    **Arguments:** as for `LoRASpectral`, and `per`.
+    **Arguments:**
+
+    - `base`, `adapter_dtype`: as for `LoRASpectral`.
+    - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
 
     **Raises:** `ValueError` for another `per`.
 

@@ -56,7 +56,6 @@ class Method(LayerKind):
     _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
     # Whether the law changes nothing but the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
-    bibtex = bibtex_of()  # of its `paper`
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
@@ -171,6 +170,8 @@ class Method(LayerKind):
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:
             cls.method = cls
+        if "paper" in vars(cls) and "bibtex" not in vars(cls):
+            cls.bibtex = bibtex_of()
         # A constructor that somebody wrote is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (

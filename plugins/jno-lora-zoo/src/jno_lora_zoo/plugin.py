@@ -7,7 +7,7 @@ from types import ModuleType
 from jno.lora import LoRAWrapper, hookimpl
 
 jno_lora_api = 1
-# The adapters of `net.lora(rank=4)`, in order of priority. Only the zoo can name some.
+# The adapters of `net.lora(rank=4)`, in order of priority. The core asks the zoo alone for them.
 jno_lora_defaults: tuple[str, ...] = ("LoRALinear", "LoRAConv")
 
 

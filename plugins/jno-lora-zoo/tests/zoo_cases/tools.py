@@ -1,13 +1,12 @@
 """Small tools: comparisons with a stated bound, casts, and a look into a jaxpr."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora.extending import equations_in
 from jno.lora.testing import WrapperCase, run_checks
 
 
@@ -60,9 +59,18 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
 
 def shapes_in_jaxpr(function: Any, *args: Any) -> set[tuple[int, ...]]:
     """The shapes of everything that `function` computes on the way, its arguments left out."""
-    equations = equations_in(jax.make_jaxpr(function)(*args).jaxpr)
-    results = (var.aval for equation in equations for var in equation.outvars)
-    return {tuple(getattr(aval, "shape", ())) for aval in results}
+    return set(_shapes(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def _shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for equation in jaxpr.eqns:
+        yield from (tuple(getattr(var.aval, "shape", ())) for var in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _shapes(inner)
 
 
 # The checks of the part that a kind of layer has in an adapter. The rest of the kit looks at the

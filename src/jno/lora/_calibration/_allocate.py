@@ -16,7 +16,7 @@ from .._showing import Printed, Table, table_by_path
 
 @dataclasses.dataclass(frozen=True)
 class AllocationRow:
-    """The rank of one layer, and the fraction `part` of its energy in as many directions."""
+    """The rank of one layer, and `part`, the fraction of its energy in that many directions."""
 
     path: str
     rank: int

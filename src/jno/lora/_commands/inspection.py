@@ -85,4 +85,4 @@ def _size(tensors: Iterable[Any]) -> int:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:g}"

@@ -100,8 +100,10 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{name}` must be a classmethod"
     if not isinstance(cls.mergeable, bool):
         yield f"`mergeable` must be True or False, but is {cls.mergeable!r}"
-    for name in ("variant", "paper", "formula", "bibtex"):
-        value = getattr(cls, name)
+    for name in ("variant", "former_variant", "paper", "formula", "bibtex"):
+        value = inspect.getattr_static(cls, name)
+        if hasattr(type(value), "__get__"):  # reads it when somebody asks
+            continue
         if not (value is None or (isinstance(value, str) and value)):
             yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
 

@@ -114,7 +114,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        """The number of axes of a stack, which lead in `leaf`'s arrays. Default 0.
+        """The number of leading axes that a stack adds to `leaf`'s arrays. Default 0.
 
         `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
         mapped over those axes: each method sees one layer only.

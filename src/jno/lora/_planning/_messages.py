@@ -132,13 +132,19 @@ def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
     return ", ".join(dict.fromkeys(f'wrapper="{cls.variant or cls.__name__}"' for cls in classes))
 
 
+def _by_former_variant(rule: Rule) -> set[type[LoRAWrapper]]:
+    """The classes that a rule has by nothing but a former variant."""
+    *tiers, last = rule.tiers
+    return set(last).difference(*tiers) if rule.former and last == rule.former else set()
+
+
 def warn_of_former_variants(walk: Walk) -> None:
     def advice(row: PlanRow) -> str:
         cls: Any = row.wrapper
         return f": {_new_words([cls])}, not {cls.former_variant!r}"
 
     chosen = [row for row in walk.rows if row.status == "wrapped" and row.spec is not None]
-    rows = [row for row in chosen if row.wrapper in walk.rules[row.spec or 0].former]
+    rows = [row for row in chosen if row.wrapper in _by_former_variant(walk.rules[row.spec or 0])]
     if rows:
         warn(
             "These layers were found by the former variant of their adapter, which the next "

@@ -126,6 +126,8 @@ class Catalog:
     def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `names` mean by nothing but the variant of an earlier release."""
         bare = {name.rpartition(":")[2] for name in names}
+        if not bare:
+            return ()
         variants = set(map(squash, bare))
         return tuple(
             cls
@@ -137,7 +139,7 @@ class Catalog:
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         declared = [record.defaults for record in self.records if record.defaults]
         if not declared:
-            raise self.without_zoo("The adapter of `wrapper=None`")
+            raise self.without_zoo("The default adapter")
         return tuple(self.zoo_class(name) for name in declared[0])
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
@@ -196,7 +198,8 @@ class Catalog:
 
     def without_zoo(self, wanted: str) -> PluginError:
         self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
-        return PluginError(f"{wanted} is not available. {self._zoo_advice()}")
+        advice = f"{self._zoo_advice()}\nor pass adapter classes of your own as `wrapper=`."
+        return PluginError(f"{wanted} is not available. {advice}")
 
     def _unknown(self, name: str) -> SelectionError:
         variants = sorted({wrapper.cls.variant or "" for wrapper in self.wrappers} - {""})

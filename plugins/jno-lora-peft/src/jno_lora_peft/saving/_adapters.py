@@ -153,8 +153,10 @@ def _write_layers(
 def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
-    # An adapter may have a variant for its kind of layer, such as "lora-embedding".
-    variant = str(cls.method.variant if issubclass(cls, Method) else cls.variant)
+    # The method's, since a kind of layer may have its own variants, such as "lora-embedding". A
+    # subclass with another law has another variant.
+    is_method = issubclass(cls, Method) and cls.law is cls.method.law
+    variant = str(cls.method.variant if is_method else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)

@@ -71,8 +71,10 @@ class RandLoRA(Scaled):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        bases = (state["basis_A"], state["basis_B"]) if "basis_A" in state else None
-        return {**super().options_of(state), "bases": bases}
+        options = super().options_of(state)
+        if "basis_A" in state:
+            options["bases"] = (state["basis_A"], state["basis_B"])
+        return options
 
     def projections(self, W: Array) -> tuple[Float[Array, "r smaller"], Float[Array, "larger rn"]]:
         """The random matrices `A` and `B`, in the dtype of `W`."""
