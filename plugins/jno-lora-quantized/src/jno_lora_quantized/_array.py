@@ -105,7 +105,7 @@ class QuantizedArray(CodedArray):
         dtype = getattr(index, "dtype", int if isinstance(index, int) else bool)
         if self.codes.ndim > 2 or not jnp.issubdtype(dtype, jnp.integer):
             return self.decoded()[index]
-        # JAX's own rules: negative numbers count from the end, and numbers out of range are clamped.
+        # As JAX: negative numbers count from the end, and numbers out of range are clamped.
         rows = jnp.arange(self.form[0])[index]
         return self._matrix(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
 

@@ -139,7 +139,7 @@ class Catalog:
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         declared = [record.defaults for record in self.records if record.defaults]
         if not declared:
-            raise self.without_zoo("The default adapter")
+            raise self.without_zoo("The adapter of `wrapper=None`")
         return tuple(self.zoo_class(name) for name in declared[0])
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:

@@ -22,8 +22,8 @@ class BOFT(Method):
     `r = min(rank, in)`. In factor `i`, a block rotates two halves of `r / 2` inputs that lie
     `2^i` halves apart: each factor doubles the number of inputs that an output of the product sees.
     `m blocks r^2 + out` parameters train, with `blocks = ceil(in / (2^(m-1) r)) 2^(m-1)`; only
-    the antisymmetric part of a block acts. Surplus inputs of the last blocks are masked before the Cayley
-    map. `alpha` is ignored.
+    the antisymmetric part of a block acts. Surplus inputs of the last blocks are masked before the
+    Cayley map. `alpha` is ignored.
 
     `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves, or where
     one block holds all inputs. One factor is OFT of the inputs, with a scale.
