@@ -18,7 +18,7 @@ from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, wh
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The plugins that are known at one time, by their identity, always in the same order."""
+    """The plugins that are known at one time, by their identity."""
 
     plugins: Mapping[Hashable, PluginRecord]
     discover: bool  # whether the registry looks for installed plugins
@@ -26,9 +26,7 @@ class Catalog:
     def having(self, identity: Hashable, record: PluginRecord) -> "Catalog":
         """This catalog with one more plugin. It replaces a plugin of the same identity."""
         plugins = {key: value for key, value in self.plugins.items() if key != identity}
-        plugins[identity] = record
-        in_order = dict(sorted(plugins.items(), key=lambda item: order(item[1])))
-        return Catalog(in_order, self.discover)
+        return Catalog({**plugins, identity: record}, self.discover)
 
     def of_this_process(self) -> "Catalog":
         plugins = self.plugins.items()
@@ -36,8 +34,13 @@ class Catalog:
         return Catalog(in_process, self.discover)
 
     @functools.cached_property
+    def _in_order(self) -> list[PluginRecord]:
+        return sorted(self.plugins.values(), key=order)
+
+    @functools.cached_property
     def records(self) -> tuple[PluginRecord, ...]:
-        return tuple(map(self._with_conflicts, self.plugins.values()))
+        """All records, with their conflicts, always in the same order."""
+        return tuple(map(self._with_conflicts, self._in_order))
 
     def _with_conflicts(self, record: PluginRecord) -> PluginRecord:
         names = [
@@ -73,7 +76,7 @@ class Catalog:
 
     @functools.cached_property
     def _provided(self) -> list[RegisteredWrapper]:
-        return [wrapper for record in self.plugins.values() for wrapper in record.wrappers]
+        return [wrapper for record in self._in_order for wrapper in record.wrappers]
 
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
