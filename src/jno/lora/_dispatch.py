@@ -42,7 +42,7 @@ from ._planning import (
     warn_of_omissions,
 )
 from ._registry import Registry, default_registry
-from ._sharding import on_the_mesh, place_like_base, start_on_one_device, with_dtypes_of_base
+from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
 from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
 
@@ -194,16 +194,17 @@ def _build_all(
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
-    calls = []
-    for row, layer in zip(rows, layers, strict=True):
+
+    def arguments(row: PlanRow, layer: Any) -> tuple[Any, ...]:
         cls: Any = row.wrapper
         settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
         number = np.asarray(stable_hash(row.path), np.uint32)
-        calls.append((settings, data, layer, number, _statistics_for(row, layer, statistics)))
-    steps = list(zip(rows, calls, start_on_one_device(_construct, calls), strict=True))
+        return settings, data, layer, number, _statistics_for(row, layer, statistics)
+
+    calls = start_together(_construct, map(arguments, rows, layers))
     show = not is_traced(key, layers[:1])
-    with contextlib.closing(tracked(steps, "Adapting layers", show=show)) as shown:
-        return [_build(*step) for step in shown]
+    with contextlib.closing(tracked(rows, "Adapting layers", show=show)) as shown:
+        return [_build(row, *call) for row, call in zip(shown, calls, strict=True)]
 
 
 def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:

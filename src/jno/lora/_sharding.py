@@ -1,7 +1,8 @@
 """Sharded layers: adapters, and merged layers, lie on the mesh of their layer."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -23,6 +24,8 @@ from ._contract import LoRAWrapper, over_stack
 from ._paths import KeyPath, path_str
 
 T = TypeVar("T")
+# More calls would keep more objects that the garbage collector looks at.
+_TOGETHER = 64
 
 
 def on_the_mesh(
@@ -60,15 +63,23 @@ def on_the_mesh(
         return call_compiled(function, *args, signed=signed)
 
 
-def start_on_one_device(
-    function: Callable[..., Any], calls: list[tuple[Any, ...]]
-) -> list[Started | None]:
-    """Start `function(*args)` for each `args` of `calls`, if all arrays lie on one device.
+def start_together(
+    function: Callable[..., Any], calls: Iterator[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Started | None]]:
+    """Start `function(*args)` for each `args` of `calls`, some calls ahead of the caller.
 
     The programs start back to back: the threads of XLA spin between two programs, and Python's work
-    on a layer in between would cost more than the programs do. Calls that must go through
-    `on_the_mesh` are `None`.
+    on a layer in between would cost more than the programs do.
+
+    **Yields:** `args`, and the call, which is `None` if it must go through `on_the_mesh`.
     """
+    while batch := list(itertools.islice(calls, _TOGETHER)):
+        yield from zip(batch, _start_on_one_device(function, batch), strict=True)
+
+
+def _start_on_one_device(
+    function: Callable[..., Any], calls: list[tuple[Any, ...]]
+) -> list[Started | None]:
     try:
         signed = [signature_of(args) for args in calls]
     except TracedError:
