@@ -197,7 +197,9 @@ def _build_all(
 
     def arguments(row: PlanRow, layer: Any) -> tuple[Any, ...]:
         cls: Any = row.wrapper
-        settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
+        with _failing_to_build(row):
+            ndim = cls.stack_ndim(layer)
+        settings = (cls, row.rank, row.alpha, ndim, dict(row.options), impl)
         number = np.asarray(stable_hash(row.path), np.uint32)
         return settings, data, layer, number, _statistics_for(row, layer, statistics)
 
@@ -231,12 +233,18 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
 
 
 def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRAWrapper:
-    cls, layer = args[0][0], args[2]
-    with failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"):
-        if started is not None:
-            return with_dtypes_of_base(started.result(), layer)
-        adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
+    layer = args[2]
+    with _failing_to_build(row):
+        if started is None:
+            adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
+        else:
+            adapter = started.result()
         return with_dtypes_of_base(adapter, layer)
+
+
+def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
+    cls: Any = row.wrapper
+    return failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}")
 
 
 def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
