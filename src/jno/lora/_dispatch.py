@@ -13,6 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ._compute import Started
 from ._contract import (
     LoRAWrapper,
     check_key,
@@ -41,7 +42,7 @@ from ._planning import (
     warn_of_omissions,
 )
 from ._registry import Registry, default_registry
-from ._sharding import on_the_mesh, place_like_base, with_dtypes_of_base
+from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
 from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
 
@@ -193,13 +194,19 @@ def _build_all(
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
-    calls = list(zip(rows, layers, strict=True))
+
+    def arguments(row: PlanRow, layer: Any) -> tuple[Any, ...]:
+        cls: Any = row.wrapper
+        with _failing_to_build(row):
+            ndim = cls.stack_ndim(layer)
+        settings = (cls, row.rank, row.alpha, ndim, dict(row.options), impl)
+        number = np.asarray(stable_hash(row.path), np.uint32)
+        return settings, data, layer, number, _statistics_for(row, layer, statistics)
+
+    calls = start_together(_construct, map(arguments, rows, layers))
     show = not is_traced(key, layers[:1])
-    with contextlib.closing(tracked(calls, "Adapting layers", show=show)) as steps:
-        return [
-            _build(row, layer, impl, data, _statistics_for(row, layer, statistics))
-            for row, layer in steps
-        ]
+    with contextlib.closing(tracked(rows, "Adapting layers", show=show)) as shown:
+        return [_build(row, *call) for row, call in zip(shown, calls, strict=True)]
 
 
 def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
@@ -225,16 +232,19 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     return {name: collected[name] for name in shapes}
 
 
-def _build(
-    row: PlanRow, layer: Any, impl: Any, key: Any, statistics: dict[str, Any] | None
-) -> LoRAWrapper:
-    cls: Any = row.wrapper
-    number = np.asarray(stable_hash(row.path), np.uint32)
-    with failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"):
-        settings = (cls, row.rank, row.alpha, cls.stack_ndim(layer), dict(row.options), impl)
-        args = settings, key, layer, number, statistics
-        adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
+def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRAWrapper:
+    layer = args[2]
+    with _failing_to_build(row):
+        if started is None:
+            adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
+        else:
+            adapter = started.result()
         return with_dtypes_of_base(adapter, layer)
+
+
+def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
+    cls: Any = row.wrapper
+    return failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}")
 
 
 def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:

@@ -1,7 +1,8 @@
 """Sharded layers: adapters, and merged layers, lie on the mesh of their layer."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -11,11 +12,20 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._compute import TracedError, call_compiled, in_dtypes_of, signature_of
+from ._compute import (
+    Started,
+    TracedError,
+    call_compiled,
+    in_dtypes_of,
+    signature_of,
+    start_compiled,
+)
 from ._contract import LoRAWrapper, over_stack
 from ._paths import KeyPath, path_str
 
 T = TypeVar("T")
+# More calls would keep more objects that the garbage collector looks at.
+_TOGETHER = 64
 
 
 def on_the_mesh(
@@ -37,7 +47,7 @@ def on_the_mesh(
         signed = signature_of(args)
     except TracedError:  # the compiler of the program around this call decides
         return function(*args)
-    homes = {x.sharding for x in signed.arrays if isinstance(x, jax.Array)}
+    homes = _homes(signed.arrays)
     if len(homes) > 1 or any(isinstance(home, NamedSharding) for home in homes):
         mesh = _mesh(layer if len(homes) > 1 else args)
         if mesh is not None:
@@ -51,6 +61,38 @@ def on_the_mesh(
     # For arrays that depend on no argument, such as zeros.
     with jax.default_device(next(iter(homes.pop().device_set))):
         return call_compiled(function, *args, signed=signed)
+
+
+def start_together(
+    function: Callable[..., Any], calls: Iterator[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Started | None]]:
+    """Start `function(*args)` for each `args` of `calls`, some calls ahead of the caller.
+
+    The programs start back to back: the threads of XLA spin between two programs, and Python's work
+    on a layer in between would cost more than the programs do.
+
+    **Yields:** `args`, and the call, which is `None` if it must go through `on_the_mesh`.
+    """
+    while batch := list(itertools.islice(calls, _TOGETHER)):
+        yield from zip(batch, _start_on_one_device(function, batch), strict=True)
+
+
+def _start_on_one_device(
+    function: Callable[..., Any], calls: list[tuple[Any, ...]]
+) -> list[Started | None]:
+    try:
+        signed = [signature_of(args) for args in calls]
+    except TracedError:
+        return [None] * len(calls)
+    homes = _homes(array for _, arrays in signed for array in arrays)
+    if len(homes) != 1 or any(isinstance(home, NamedSharding) for home in homes):
+        return [None] * len(calls)
+    with jax.default_device(next(iter(homes.pop().device_set))):
+        return [start_compiled(function, *call) for call in zip(calls, signed, strict=True)]
+
+
+def _homes(arrays: Iterable[Any]) -> set[Any]:
+    return {array.sharding for array in arrays if isinstance(array, jax.Array)}
 
 
 def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...]) -> T:

@@ -38,9 +38,8 @@ def call_compiled(
     """
     try:
         signature, arrays = signed or signature_of(args)
-        # Programs differ by whether 64 bits are enabled.
-        program = _program(function, signature, jax.dtypes.canonicalize_dtype(float))
-        return program(args, arrays)
+        program = _program_for(function, signature)
+        return program.result(args, arrays, program.start(arrays))
     except jax.errors.JaxRuntimeError as err:
         if "RESOURCE_EXHAUSTED" in str(err):
             raise  # operation by operation, it would need still more memory
@@ -48,6 +47,37 @@ def call_compiled(
         _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
     # A function that fails by itself fails again here, with its own traceback.
     return function(*args)
+
+
+class Started(NamedTuple):
+    """A call whose program runs."""
+
+    program: "Program"
+    args: tuple[Any, ...]
+    arrays: list[Any]
+    computed: list[Array]
+
+    def result(self) -> Any:
+        """The result of the call."""
+        return self.program.result(self.args, self.arrays, self.computed)
+
+
+def start_compiled(
+    function: Callable[..., Any], args: tuple[Any, ...], signed: SignedTree
+) -> Started | None:
+    """Start `call_compiled`. `None` if the call must be made alone: it fails, or calls LAPACK."""
+    try:
+        program = _program_for(function, signed.signature)
+        if not program.decomposes:
+            return Started(program, args, signed.arrays, program.start(signed.arrays))
+    except Exception as err:
+        _log.debug("%s, so a program is not started early: %s", type(err).__name__, err)
+    return None
+
+
+def _program_for(function: Callable[..., Any], signature: Signature) -> "Program":
+    # Programs differ by whether 64 bits are enabled.
+    return _program(function, signature, jax.dtypes.canonicalize_dtype(float))
 
 
 @remembered(512)
@@ -80,23 +110,25 @@ class Program:
         self._jitted = jax.jit(self._compute)
         traced = self._jitted.trace(signature.abstract())
         self._computes = bool(traced.jaxpr.out_avals)
-        self._decomposes = decomposes(traced.jaxpr.jaxpr)
+        self.decomposes = decomposes(traced.jaxpr.jaxpr)
 
-    def __call__(self, args: tuple[Any, ...], arrays: list[Any]) -> Any:
-        """The function's result for `args`, which hold `arrays`."""
-        computed = iter(self._run(self._jitted, arrays) if self._computes else ())
-        given = (*args, *arrays)
+    def start(self, arrays: list[Any]) -> list[Array]:
+        """The arrays that the function makes, which a CPU may still be computing."""
+        if not self._computes:
+            return []
+        if not self.decomposes:
+            return self._jitted(arrays)
+        with one_blas_thread():
+            return jax.block_until_ready(self._jitted(arrays))
+
+    def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
+        """The function's result for `args`, which hold `arrays`, from what `start` returned."""
+        remaining, given = iter(computed), (*args, *arrays)
         leaves = [
-            given[x.place] if type(x) is _Given else next(computed) if x is _COMPUTED else x
+            given[x.place] if type(x) is _Given else next(remaining) if x is _COMPUTED else x
             for x in self._leaves
         ]
         return jtu.tree_unflatten(self._treedef, leaves)
-
-    def _run(self, jitted: Callable[..., list[Array]], arrays: list[Any]) -> list[Array]:
-        if not self._decomposes:
-            return jitted(arrays)
-        with one_blas_thread():
-            return jax.block_until_ready(jitted(arrays))
 
     def _compute(self, arrays: list[Array]) -> list[Array]:
         """The arrays of the result that are not arguments."""
