@@ -114,12 +114,7 @@ class Program:
 
     def start(self, arrays: list[Any]) -> list[Array]:
         """The arrays that the function makes, which a CPU may still be computing."""
-        if not self._computes:
-            return []
-        if not self.decomposes:
-            return self._jitted(arrays)
-        with one_blas_thread():
-            return jax.block_until_ready(self._jitted(arrays))
+        return self._run(self._jitted, arrays) if self._computes else []
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
         """The function's result for `args`, which hold `arrays`, from what `start` returned."""
@@ -129,6 +124,12 @@ class Program:
             for x in self._leaves
         ]
         return jtu.tree_unflatten(self._treedef, leaves)
+
+    def _run(self, jitted: Callable[..., list[Array]], arrays: list[Any]) -> list[Array]:
+        if not self.decomposes:
+            return jitted(arrays)
+        with one_blas_thread():
+            return jax.block_until_ready(jitted(arrays))
 
     def _compute(self, arrays: list[Array]) -> list[Array]:
         """The arrays of the result that are not arguments."""
