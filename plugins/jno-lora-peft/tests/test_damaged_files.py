@@ -1,6 +1,7 @@
 """The errors of `load_peft` for damaged files, and for types that are not held."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -36,10 +37,30 @@ def test_a_configuration_that_is_not_held_says_why(config, reason, linear, tmp_p
         load_peft({"fc": linear}, folder)
 
 
-def test_what_is_not_known_warns_as_in_peft(linear, tmp_path):
-    folder = write_files(tmp_path, lora_tensors("fc", 3, 4), use_news=True, no_news=False)
-    with pytest.warns(JnoLoraWarning, match="sets 'use_news', which is not known"):
+@pytest.mark.parametrize("setting", ["use_news", "lora_aplha", "boft_block_size"])
+@pytest.mark.parametrize("value", [True, False, 2])
+def test_a_setting_that_the_type_lacks_in_peft_warns(setting, value, linear, tmp_path):
+    folder = write_files(tmp_path, lora_tensors("fc", 3, 4), **{setting: value})
+    with pytest.warns(JnoLoraWarning, match=f"sets '{setting}', which PEFT 0.21 does not have"):
         load_peft({"fc": linear}, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advised", "not_advised"),
+    [
+        ("PSOFT", "merge_and_unload(.|\n)*save_as_lora", "PEFT cannot"),
+        ("PEANUT", "merge_and_unload", "save_as_lora"),
+        ("XLORA", "directories of their own", "merge_and_unload|save_as_lora"),
+        ("PROMPT_TUNING", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
+        ("LILY", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
+        ("POLY", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
+    ],
+)
+def test_only_what_peft_can_do_is_advised(kind, advised, not_advised, linear, tmp_path):
+    folder = write_files(tmp_path, lora_tensors("fc", 3, 4), peft_type=kind)
+    with pytest.raises(PeftFormatError, match=advised) as error:
+        load_peft({"fc": linear}, folder)
+    assert not re.search(not_advised, str(error.value))
 
 
 @pytest.mark.parametrize(

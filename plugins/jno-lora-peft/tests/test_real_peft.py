@@ -1,5 +1,6 @@
 """Against PEFT itself, on Torch: `make test-peft`."""
 
+import dataclasses
 import importlib.util
 import os
 
@@ -12,6 +13,8 @@ from peft_cases.twins import assert_close, outputs, twin
 
 from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter
 from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft.files.refusals import known_settings
+from jno_lora_peft.types import TYPES
 
 if importlib.util.find_spec("peft") is None:
     message = "needs torch and peft, which `make test-peft` installs"
@@ -34,6 +37,12 @@ def saved(theirs, directory):
 
 def test_the_twins_agree(plain):
     assert_close(outputs(plain), torch.outputs(torch.model()))
+
+
+def test_no_setting_of_peft_is_taken_for_a_misspelling():
+    for kind, config in torch.configurations().items():
+        if kind in TYPES:
+            assert {field.name for field in dataclasses.fields(config)} <= known_settings(kind)
 
 
 # The cases of types that are held by LoRA, or by the weight itself, and are written otherwise.

@@ -243,6 +243,17 @@ def test_empty_weights_and_other_reasons(getkey):
     assert len(plan.quantized) == 4  # the projections of the attention
 
 
+def test_equal_blocks_print_as_one_row(getkey):
+    blocks = [{"q": eqx.nn.Linear(8, 8, key=getkey())} for _ in range(12)]
+    plan = plan_quantization({"blocks": blocks, "head": eqx.nn.Linear(8, 4, key=getkey())})
+    assert len(plan) == 13
+    lines = [line.split() for line in str(plan).splitlines()]
+    assert [line[:4] for line in lines if "Linear" in line] == [
+        ["blocks/[0-11]/q", "x", "12", "Linear"],
+        ["head", "Linear", "nf4", "128"],
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_sizes_at_the_ends_of_a_dtype(getkey, scheme):
     W = jr.normal(getkey(), (8, 64))

@@ -27,6 +27,7 @@ from ._contract import (
 )
 from ._errors import SelectionError, failing
 from ._paths import show_path, stable_hash
+from ._peft_words import knows_words_of_peft
 from ._planning import (
     MaskLike,
     Plan,
@@ -51,6 +52,7 @@ M = TypeVar("M")
 Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
+@knows_words_of_peft
 def apply_lora(
     model: M,
     rank: int | None = None,
@@ -103,6 +105,7 @@ def apply_lora(
     return carry_out(model, plan, key=key, statistics=statistics)
 
 
+@knows_words_of_peft
 def plan_lora(
     model: PyTree,
     rank: int | None = None,

@@ -45,13 +45,13 @@ def weighted(sets, path):
     return [w * update(s[path]) for w, s in zip(WEIGHTS, sets, strict=True) if path in s]
 
 
-def trim(matrix):
+def trim(matrix, round_down=False):
     """The largest entries, one by one; of a stack for each slice."""
     if matrix.ndim == 3:
-        return np.stack([trim(one) for one in matrix])
+        return np.stack([trim(one, round_down) for one in matrix])
     order = sorted(np.ndindex(matrix.shape), key=lambda at: -abs(matrix[at]))
     kept = np.zeros_like(matrix)
-    for at in order[: round(DENSITY * matrix.size)]:
+    for at in order[: (int if round_down else round)(DENSITY * matrix.size)]:
         kept[at] = matrix[at]
     return kept
 
@@ -88,6 +88,26 @@ def test_a_method_does_to_the_updates_what_it_says(sets, method):
         expected = NAIVE[method](weighted(sets, path))
         assert relative(found, expected) < 3e-6
     assert report.error == 0
+
+
+def test_ties_svd_elects_signs_before_it_weights(sets):
+    """PEFT's law, entry by entry: trim the updates, elect, and take the mean of `w_i U_i`."""
+    for path in ("linear", "stack"):
+        pairs = [(w, update(s[path])) for w, s in zip(WEIGHTS, sets, strict=True) if path in s]
+        trimmed = [trim(matrix, round_down=True) for _, matrix in pairs]
+        expected = np.zeros_like(trimmed[0])
+        for at in np.ndindex(expected.shape):
+            sign = 1.0 if sum(matrix[at] for matrix in trimmed) >= 0 else -1.0
+            agreeing = [
+                weight * matrix[at]
+                for (weight, _), matrix in zip(pairs, trimmed, strict=True)
+                if np.sign(matrix[at]) == sign
+            ]
+            expected[at] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+        for method, equal in (("ties_svd", True), ("ties", False)):
+            combined = combine(sets, WEIGHTS, method, density=DENSITY, rank=LARGE)
+            error = relative(update(combined[path]), expected)
+            assert (error < 3e-6) if equal else (error > 0.1)
 
 
 def test_the_sign_of_most_updates_may_be_elected(sets):

@@ -227,6 +227,11 @@ def quiet():
         yield
 
 
+def configurations():
+    """The class of the configuration of each type, by the name of the type."""
+    return {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
 def model():
     torch.manual_seed(0)
     return Model().eval()
@@ -281,3 +286,30 @@ def outputs(module):
             name: inner.get_submodule(name)(torch.from_numpy(x)).numpy()
             for name, x in inputs().items()
         }
+
+
+def two_adapters():
+    """A linear layer (20 -> 24) with two adapters of rank 4, all of whose factors are random."""
+    torch.manual_seed(0)
+    ours = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+    adapted = peft.get_peft_model(nn.Sequential(nn.Linear(20, 24)), ours, "first")
+    adapted.add_adapter("second", peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    return adapted
+
+
+def linear_of(adapted):
+    """The weight and bias of the layer of `two_adapters`."""
+    layer = adapted.base_model.model[0].base_layer
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+
+def combined_update(adapted, weights, method, **settings):
+    """The update of `add_weighted_adapter`, as an array."""
+    names = ["first", "second"]
+    adapted.add_weighted_adapter(names, weights, "both", combination_type=method, **settings)
+    update = adapted.base_model.model[0].get_delta_weight("both").detach().numpy()
+    adapted.delete_adapter("both")
+    return update

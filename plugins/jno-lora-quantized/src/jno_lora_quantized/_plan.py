@@ -59,7 +59,8 @@ class QuantizationPlan(Printed[QuantizationRow]):
         before = sum(row.before for row in self.rows)
         after = sum(row.after for row in self.rows)
         title = f"{len(self.quantized)} of {len(self.rows)} layers are quantised"
-        return table(title, columns, rows, f"{before:,} bytes become {after:,}.")
+        caption = f"{before:,} bytes become {after:,}."
+        return table(title, columns, rows, caption, by_path=True)
 
 
 def plan_quantization(

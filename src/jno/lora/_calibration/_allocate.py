@@ -11,7 +11,7 @@ from .._contract import check_rank
 from .._errors import SelectionError
 from .._paths import show_path
 from .._planning import Spec
-from .._showing import Printed, Table, table_by_path
+from .._showing import Printed, Table, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Allocation(Printed[AllocationRow]):
         columns = [("path", "left"), ("rank", "right"), ("energy kept", "right")]
         rows = ((show_path(row.path), str(row.rank), f"{row.part:.1%}") for row in self.rows)
         total = sum(row.rank for row in self.rows)
-        return table_by_path("Ranks", columns, rows, f"{total:,} in all")
+        return table("Ranks", columns, rows, f"{total:,} in all", by_path=True)
 
 
 def allocate(

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from .._checkpoint import FilePath, read_file, values_of, write_together
 from .._errors import CheckpointError
 from .._paths import show_array, show_path
-from .._showing import Printed, Table, table_by_path
+from .._showing import Printed, Table, table
 
 # The end of the key of `F`, `(..., width, size)`, which stands for the covariance `F F^T`.
 FACTOR = "/factor"
@@ -78,7 +78,7 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
             (show_path(path), ", ".join(f"{_name(k)} {show_array(x)}" for k, x in arrays.items()))
             for path, arrays in self._means.items()
         )
-        return table_by_path("Statistics", [("path", "left"), ("means", "left")], rows)
+        return table("Statistics", [("path", "left"), ("means", "left")], rows, by_path=True)
 
 
 def _name(key: str) -> str:

@@ -276,6 +276,11 @@ class Holder(Handle):
             )
 
     def _find(self, name: str) -> InactiveAdapters | None:
+        if not isinstance(name, str):
+            raise SelectionError(
+                f"The name of adapters must be a string, but is {name!r}. The model of a net has "
+                "the adapters of one name; `combine` makes one set of several sets."
+            )
         if name in self._named:
             return self._named[name]
         near = nearest(str(name), self._named, n=1)

@@ -12,6 +12,7 @@ from .._contract import check_key
 from .._dispatch import carry_out, plan_lora
 from .._errors import SelectionError
 from .._paths import bullets, show_path
+from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, report_on
@@ -91,6 +92,7 @@ class Net(Holder):
         self._mask = mask
         return self
 
+    @knows_words_of_peft
     def lora(
         self,
         rank: int = 4,
@@ -158,6 +160,7 @@ class Net(Holder):
             state = state.adapted(module, originals_of(state.module, module))
         return self._become(state)
 
+    @knows_words_of_peft
     def plan(
         self,
         rank: int = 4,

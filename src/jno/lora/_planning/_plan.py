@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from .._contract import LoRAWrapper
 from .._paths import KeyPath, show_path
-from .._showing import Printed, Table, table_by_path
+from .._showing import Printed, Table, table
 
 PlanStatus = Literal[
     "wrapped",
@@ -99,4 +99,4 @@ class Plan(Printed[PlanRow]):
             for row in self.rows
         )
         columns += [("rank", "right"), ("alpha", "right")]
-        return table_by_path(self._title(), columns, rows, self.problem or "")
+        return table(self._title(), columns, rows, self.problem or "", by_path=True)

@@ -59,7 +59,10 @@ class LinearInBlocks:
 
 @dataclasses.dataclass(frozen=True)
 class NamedLayers:
-    """A target of names, which matches the paths that end in one of the names."""
+    """A target of names, which matches the paths that end in one of the names.
+
+    A dot counts as a slash, as in PEFT's names of modules.
+    """
 
     names: tuple[str, ...]
 
@@ -68,7 +71,8 @@ class NamedLayers:
         return ", ".join(self.names)
 
     def search(self, path: str) -> bool:
-        return f"/{path}".endswith(tuple(f"/{name}" for name in self.names))
+        ends = tuple(f"/{name}".replace(".", "/") for name in self.names)
+        return f"/{path}".replace(".", "/").endswith(ends)
 
     def missing_from(self, paths: list[str]) -> list[str]:
         return [name for name in self.names if not any(map(NamedLayers((name,)).search, paths))]

@@ -12,7 +12,8 @@ import numpy as np
 
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
-from .._paths import nearest
+from .._paths import bullets, nearest
+from .._peft_words import WORDS, in_our_words
 from .._registry import Registry
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
@@ -97,6 +98,14 @@ def parse_specs(
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
+            arguments, advice = in_our_words({key: values[key] for key in unknown})
+            if WORDS.intersection(unknown):
+                words = [f'"{name}": {text}' for name, text in arguments.items()]
+                lines = [*words, *(f"{name}: {text}" for name, text in advice.items())]
+                raise SelectionError(
+                    f"{label} has the keys {', '.join(map(repr, unknown))}, words of PEFT. Here, "
+                    f"the keys are:\n{bullets(lines)}"
+                )
             near = nearest(str(unknown[0]), _KEYS, n=1)[0]
             raise SelectionError(
                 f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "

@@ -11,6 +11,7 @@ import pluggy
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
+from .._peft_words import method_of_peft
 from ._hookspecs import new_manager
 from ._plugins import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE, is_of_zoo, normalise, order
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, why_unusable
@@ -208,6 +209,8 @@ class Catalog:
         variants = sorted({wrapper.cls.variant or "" for wrapper in self.wrappers} - {""})
         qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
+        if method := method_of_peft(name):
+            return SelectionError(f"{lines[0]} In PEFT, {name} {method}. docs/peft.md says more.")
         if near := ", ".join(map(repr, nearest(name, [*self.by_name, *variants, *qualified]))):
             lines.append(f"The nearest names are {near}.")
         unusable = [record for record in self.records if not record.usable]

@@ -23,7 +23,7 @@ from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler
-from .._showing import Printed, Table, table_by_path
+from .._showing import Printed, Table, table
 from .._trainability import lora_trainable_filter, may_train
 from .._tree import adapted_layers
 
@@ -102,7 +102,7 @@ class LoraReport(Printed[ReportRow]):
         )
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
-        return table_by_path(self._title(), columns, cells, "\n".join(lines))
+        return table(self._title(), columns, cells, "\n".join(lines), by_path=True)
 
 
 def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:

@@ -15,7 +15,7 @@ from .._paths import stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
 from ._products import Factors, Triplets, check_combinable, factors_of, widest
-from ._recipe import EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
+from ._recipe import EXACT, SPARSE, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def combine(
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
-    scale (most of PEFT's act on `A` and `B` separately). With weights `w_i`:
+    scale. With weights `w_i`:
 
     | method | update | rank |
     |---|---|---|
@@ -48,12 +48,15 @@ def combine(
     | `"ties"` | `agree(trim(w_i U_i))` | `rank` |
     | `"dare_linear"` | `sum_i w_i drop(U_i)` | `rank` |
     | `"dare_ties"` | `agree(drop(w_i U_i))` | `rank` |
+    | `"ties_svd"` and further names in `_svd` | PEFT's methods of these names | `rank` |
 
     `trim` keeps the fraction `density` of the entries of `U_i`, the largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
     `agree` elects a sign for each entry, and takes the mean of the updates that have this sign. A
     singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
-    an adapter at a path adds zero.
+    an adapter at a path adds zero. PEFT's `"ties_svd"` and `"dare_ties_svd"` elect signs before
+    they weight, and `trim` of PEFT's methods rounds the number of entries down. PEFT's methods
+    without `_svd`, except `"cat"`, act on `A` and `B` separately; no method here does so.
 
     May run inside `jit`, with traced arrays and weights. Cuts call LAPACK: not for training steps.
 
@@ -110,17 +113,17 @@ def combine_with_report(
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
-    check_combinable(sets, density if method in TRIMMING else None)
+    check_combinable(sets, recipe)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
         present = [i for i, adapter_set in enumerate(sets) if path in adapter_set.adapters]
         first = sets[present[0]][path]
         states = [sets[i][path].state for i in present]
-        scales = [sets[i][path].scale * weights[i] for i in present]
+        scales = [sets[i][path].scale for i in present]
         # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
-        args = recipe, first.wrapper, states, scales, key, numbers
+        args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
         state, error = on_the_mesh(states, _combined, *args)
         r = state["lora_A"].shape[-2]
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
@@ -148,13 +151,16 @@ def _combined(
     recipe: Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
-    scales: list[Array],
+    scales: list[Any],
+    weights: list[Array],
     key: PRNGKeyArray | None,
     numbers: list[Any],
 ) -> tuple[dict[str, Array], Array]:
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
+    if recipe.method not in SPARSE:
+        scales = [scale * weight for scale, weight in zip(scales, weights, strict=True)]
     updates = factors_of(states, scales, wide)
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
     is_exact = recipe.method in EXACT
@@ -169,7 +175,8 @@ def _combined(
         products = jnp.stack([update.B @ update.A for update in updates])
         fold = jax.random.fold_in
         keys = [] if key is None else [fold(fold(key, path), i) for path, i in numbers]
-        triplets = Triplets.of(recipe.sparse_sum(products, keys))
+        shares = jnp.stack(weights).astype(wide)
+        triplets = Triplets.of(recipe.sparse_sum(products, shares, keys))
     rank = min(rank, largest)
     return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
 

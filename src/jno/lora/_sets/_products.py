@@ -15,6 +15,7 @@ from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
 from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set
+from ._recipe import TRIMMING, Recipe
 
 
 class Factors(NamedTuple):
@@ -143,7 +144,7 @@ def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> 
     return updates
 
 
-def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
+def check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
     """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
     check_products(sets, "added up")
     misfits: list[str] = []
@@ -152,7 +153,7 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
     for index, adapters in enumerate(sets):
         for path, adapter in adapters.adapters.items():
             entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-            if density is not None and round(density * entries) == 0:
+            if recipe.method in TRIMMING and recipe.entries_to_keep(entries) == 0:
                 empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
             if first.layer.kinds != adapter.layer.kinds:
@@ -169,7 +170,9 @@ def check_combinable(sets: Sequence[AdapterSet], density: float | None) -> None:
         message = f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
         raise SelectionError(message)
     if empty:
-        message = f"The `density` {density} keeps no entry of these matrices:\n{bullets(empty)}"
+        message = (
+            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
+        )
         raise SelectionError(message)
 
 

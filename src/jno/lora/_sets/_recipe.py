@@ -11,14 +11,27 @@ from .._contract import check_fraction, check_rank
 from .._errors import SelectionError
 from .._paths import nearest
 
-Combination = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+Combination = Literal[
+    "linear",
+    "cat",
+    "svd",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+    "ties_svd",
+    "dare_linear_svd",
+    "dare_ties_svd",
+    "magnitude_prune_svd",
+]
 MajoritySign = Literal["total", "frequency"]
 
 _METHODS = get_args(Combination)
 EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
-TRIMMING = ("ties", "magnitude_prune")  # keep the largest entries
-_RANDOM = ("dare_linear", "dare_ties")  # keep random entries
-_ELECTING = ("ties", "dare_ties")  # elect a sign for each entry
+# Keep the largest entries; keep random entries; elect a sign for each entry.
+TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd")
+_RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
+_ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")
 SPARSE = [method for method in _METHODS if method in TRIMMING + _RANDOM]
 
 
@@ -65,37 +78,49 @@ class Recipe:
         if self.rank is not None:
             check_rank(self.rank)
 
+    @property
+    def is_of_peft(self) -> bool:
+        """Whether PEFT's law decides: signs are elected before weighting, and counts round down."""
+        return self.method.endswith("_svd")
+
+    def entries_to_keep(self, entries: int) -> int:
+        """How many of the entries of a matrix `trim` keeps."""
+        assert self.density is not None
+        kept = self.density * entries
+        return int(kept) if self.is_of_peft else round(kept)
+
     def sparse_sum(
-        self, updates: Float[Array, "n *stack out in"], keys: list[PRNGKeyArray]
+        self,
+        updates: Float[Array, "n *stack out in"],
+        weights: Float[Array, " n"],
+        keys: list[PRNGKeyArray],
     ) -> Float[Array, "*stack out in"]:
-        """The sum of sparse updates. `keys` has one key per update if the method is random."""
+        """The weighted sum of sparse updates. A random method needs one key per update."""
         assert self.density is not None
         if self.method in TRIMMING:
-            sparse = _trimmed(updates, self.density)
+            sparse = self._trimmed(updates)
         else:  # `drop`: each entry stays with probability `density`, divided by it
             stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
             sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
-        return (
-            self._mean_of_elected(sparse) if self.method in _ELECTING else jnp.sum(sparse, axis=0)
-        )
+        weighted = weights.reshape(-1, *[1] * (updates.ndim - 1)) * sparse
+        if self.method not in _ELECTING:
+            return jnp.sum(weighted, axis=0)
+        return self._mean_of_elected(weighted, sparse if self.is_of_peft else weighted)
 
     def _mean_of_elected(
-        self, updates: Float[Array, "n *stack out in"]
+        self, weighted: Float[Array, "n *stack out in"], voters: Float[Array, "n *stack out in"]
     ) -> Float[Array, "*stack out in"]:
-        """For each entry, the mean of the updates that have the elected sign. 0 has no sign."""
-        signs = jnp.sign(updates)
-        votes = jnp.sum(updates if self.majority_sign == "total" else signs, axis=0)
-        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(updates.dtype)[None]
-        count = jnp.sum(agrees, axis=0).astype(updates.dtype)
-        return jnp.sum(jnp.where(agrees, updates, 0), axis=0) / jnp.maximum(count, 1)
+        """For each entry, the mean over the voters that have the elected sign. 0 has no sign."""
+        signs = jnp.sign(voters)
+        votes = jnp.sum(voters if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(signs.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(signs.dtype)
+        return jnp.sum(jnp.where(agrees, weighted, 0), axis=0) / jnp.maximum(count, 1)
 
-
-def _trimmed(
-    updates: Float[Array, "n *stack out in"], density: float
-) -> Float[Array, "n *stack out in"]:
-    """Zero all but the fraction `density` of largest magnitude of each matrix's entries."""
-    *batch, outputs, inputs = updates.shape
-    sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
-    dropped = outputs * inputs - round(density * outputs * inputs)
-    smallest_to_stay = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
-    return jnp.where(jnp.abs(updates) >= smallest_to_stay, updates, 0)
+    def _trimmed(self, updates: Float[Array, "n *stack out in"]) -> Float[Array, "n *stack out in"]:
+        """Zero all but the largest entries of each matrix in magnitude."""
+        *batch, outputs, inputs = updates.shape
+        sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
+        dropped = outputs * inputs - self.entries_to_keep(outputs * inputs)
+        smallest_to_stay = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
+        return jnp.where(jnp.abs(updates) >= smallest_to_stay, updates, 0)

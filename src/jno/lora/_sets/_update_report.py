@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper
 from .._paths import show_path
-from .._showing import Printed, Table, table_by_path
+from .._showing import Printed, Table, table
 
 
 class UpdateRow(eqx.Module):
@@ -42,4 +42,4 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
             names = show_path(row.path), row.former.__name__, row.wrapper.__name__
             rows.append((*names, f"{row.rank}", f"{float(row.error):.1e}"))
         caption = "error: the fraction of the update that is lost"
-        return table_by_path(f"{len(self.rows)} adapters", columns, rows, caption)
+        return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)

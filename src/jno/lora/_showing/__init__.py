@@ -4,4 +4,4 @@
 """
 
 from ._progress import Bar, tracked
-from ._tables import Printed, Table, table, table_by_path
+from ._tables import Printed, Table, table

@@ -97,21 +97,27 @@ class Printed(abc.ABC, Generic[Row]):
 
 
 def table(
-    title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
+    title: str,
+    columns: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    *,
+    by_path: bool = False,
 ) -> Table:
-    """A table. `columns` are (heading, justification) pairs."""
+    """A table. `columns` are (heading, justification) pairs.
+
+    - `by_path`: whether the first column holds paths. Rows that differ only in the indices of their
+        paths become one row then.
+    """
+    if by_path:
+        groups = grouped((path, tuple(cells)) for path, *cells in rows)
+        rows = [(path, *cells) for path, _, cells in groups]
+        if any(count > 1 for _, count, _ in groups):
+            columns = [columns[0], ("", "right"), *columns[1:]]
+            rows = [
+                (path, f"x {count:,}" if count > 1 else "", *cells) for path, count, cells in groups
+            ]
     return Table(title, tuple(columns), tuple(map(tuple, rows)), caption)
-
-
-def table_by_path(
-    title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = ""
-) -> Table:
-    """A table whose first column holds paths. Rows that differ only in indices become one row."""
-    groups = grouped((path, tuple(cells)) for path, *cells in rows)
-    if all(count == 1 for _, count, _ in groups):
-        return table(title, columns, ((path, *cells) for path, _, cells in groups), caption)
-    counted = ((path, f"x {count:,}" if count > 1 else "", *cells) for path, count, cells in groups)
-    return table(title, [columns[0], ("", "right"), *columns[1:]], counted, caption)
 
 
 def _cell(tag: str, text: str, justify: str) -> str:

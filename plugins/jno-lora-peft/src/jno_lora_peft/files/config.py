@@ -10,7 +10,7 @@ from jno.lora.extending import bullets, warn
 
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from ..types import TYPES, Setting, Type
-from .refusals import KNOWN, malformed, refused_settings, refused_type
+from .refusals import known_settings, malformed, refused_settings, refused_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Config":
-        """Check a configuration. Unknown settings only warn, as in PEFT."""
+        """Check a configuration. Settings that its type lacks in PEFT only warn, as in PEFT."""
         peft_type = settings.get("peft_type")
         if peft_type not in TYPES:
             raise PeftFormatError(refused_type(peft_type))
@@ -30,11 +30,11 @@ class Config:
             raise PeftFormatError(
                 f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
             )
-        unknown = sorted(key for key in settings.keys() - KNOWN if settings[key])
-        if unknown:
+        if unknown := sorted(settings.keys() - known_settings(peft_type)):
             warn(
-                f"adapter_config.json sets {', '.join(map(repr, unknown))}, which is not known "
-                "here and is left out: it may come from a newer PEFT."
+                f"adapter_config.json sets {', '.join(map(repr, unknown))}, which PEFT 0.21 does "
+                f"not have for {peft_type}, and which is left out: it may come from a newer PEFT, "
+                "or be misspelt."
             )
         return cls(settings)
 

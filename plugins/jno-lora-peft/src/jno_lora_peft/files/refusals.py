@@ -12,12 +12,22 @@ _BY_REASON = {
     "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
     "it mixes several adapters, by weights that depend on the input": "XLORA POLY LILY",
     "it runs a small network beside the model": "SHADOW",
-    "its update depends on the input through an activation function": "PEANUT",
+    "its update is a small network of the layer's weight": "PEANUT",
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
     "libraries": "PSOFT",
 }
 REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
+
+_MERGE = "merge in PEFT (`model.merge_and_unload()`), and take over the merged weights"
+_CONVERT = "let PEFT approximate it by LoRA (`peft.save_as_lora`), and load that LoRA"
+# What PEFT can do with an adapter of such a type. It can merge no type that is not listed.
+_ADVICE = {
+    "ADAMSS": f"You can {_MERGE}.",
+    "PEANUT": f"You can {_MERGE}.",
+    "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
+    "XLORA": "The LoRAs that it mixes have directories of their own, which load.",
+}
 
 # Settings that change what an adapter computes into something that no adapter here does.
 _SETTINGS = {
@@ -40,8 +50,11 @@ _COMMON = (
 )
 
 
-# Settings that are read, or refused, or do not change the outputs.
-KNOWN = {*_SETTINGS, *_COMMON.split()}.union(*(kind.known_settings for kind in TYPES.values()))
+def known_settings(peft_type: str) -> set[str]:
+    """The settings of a type that are read, or refused, or do not change the outputs."""
+    settings = {*_SETTINGS, *_COMMON.split(), *TYPES[peft_type].known_settings}
+    # In PEFT, the configuration of AdaLoRA has all settings of LoRA.
+    return settings | TYPES["LORA"].known_settings if peft_type == "ADALORA" else settings
 
 
 def refused_type(peft_type: Any) -> str:
@@ -52,11 +65,10 @@ def refused_type(peft_type: Any) -> str:
             '"LORA", as PEFT writes it.'
         )
     reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
+    advice = "PEFT cannot merge it either." if peft_type in REASONS else f"If PEFT can, {_MERGE}."
     return (
-        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}.\n"
-        f"The types {', '.join(TYPES)} have one. For other types, merge in PEFT "
-        "(`model.merge_and_unload()`) and take over the merged weights, or let PEFT approximate "
-        "the adapter by LoRA (`peft.save_as_lora`), and load that."
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}. "
+        f"{_ADVICE.get(peft_type, advice)}\nThe types with an equivalent are {', '.join(TYPES)}."
     )
 
 

@@ -28,6 +28,6 @@ DELORA = Type(
     reader=_read,
     writer=_write,
     rank=R_PATTERN,
-    settings="delora_lambda lambda_pattern",
+    settings="delora_lambda lambda_pattern module_dropout",
     bias="delora_only",
 )

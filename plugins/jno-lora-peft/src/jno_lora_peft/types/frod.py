@@ -45,5 +45,6 @@ FROD = Type(
     reader=_read,
     layers=None,
     shared=r"base_model\.frod_(?:V|s_indices|s_size)\..*",
-    settings="frod_dropout sparse_rate regularization_alpha progressbar save_projection",
+    settings="frod_dropout sparse_rate regularization_alpha progressbar projection_prng_key "
+    "runtime_offload_base_weight save_projection",
 )

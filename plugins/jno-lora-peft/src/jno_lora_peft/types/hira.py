@@ -29,5 +29,5 @@ HIRA = Type(
     writer=_write,
     layers=("linear", "conv1d", "conv2d", "conv3d", "embedding"),
     rank=Setting("r", 32),
-    settings="hira_dropout runtime_offload_base_weight",
+    settings="hira_dropout rank_pattern runtime_offload_base_weight",
 )

@@ -33,5 +33,5 @@ OSF = Type(
     tensors=r"osf_svd_params\.[USV]_low",
     reader=_read,
     layers=None,
-    settings="effective_rank target_svd_config",
+    settings="effective_rank rank_pattern target_svd_config",
 )

@@ -18,6 +18,6 @@ PVERA = Type(
     layers=None,
     rank=Setting("r", 256),
     shared=r"base_model\.pvera_[AB]",
-    settings="pvera_dropout d_initial projection_prng_key save_projection",
+    settings="pvera_dropout d_initial generator_seed projection_prng_key save_projection",
     only={"sample_at_inference": (False, "its outputs are drawn at random")},
 )

@@ -72,6 +72,6 @@ SUPERTUNING = Type(
     tensors=r"supertuning_(?:values|indices|lora_[AB]\.weight)",
     reader=_read,
     writer=_write,
-    settings="r lora_alpha sparsity select_top save_precomputed_indices",
+    settings="r lora_alpha lora_dropout sparsity select_top save_precomputed_indices",
     common=_sparsity,
 )

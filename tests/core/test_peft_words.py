@@ -1,0 +1,135 @@
+"""A user of PEFT types PEFT's words first. The error gives the call in our words."""
+
+import inspect
+import re
+
+import equinox as eqx
+import jax
+import pytest
+
+from jno.lora import LoRAWrapper, Net, Registry, SelectionError, apply_lora, plan_lora
+
+from .toys import ToyLinear
+
+KEY = jax.random.key(0)
+MODEL = {"self_attn": {"q_proj": eqx.nn.Linear(3, 4, key=KEY)}, "out": eqx.nn.Linear(4, 2, key=KEY)}
+
+
+def registry_of(cls) -> Registry:
+    registry = Registry(discover=False)
+    registry.register(cls)
+    return registry
+
+
+def the_call_in(error) -> str:
+    lines = str(error.value).splitlines()
+    return lines[lines.index("Here, the call is:") + 1].strip()
+
+
+def test_the_error_gives_a_call_that_works():
+    net = Net(MODEL, registry=registry_of(ToyLinear))
+    with pytest.raises(SelectionError, match="words of PEFT") as error:
+        net.lora(r=2, lora_alpha=8, target_modules=["self_attn.q_proj"], wrapper=ToyLinear)
+    call = the_call_in(error)
+    assert call == (
+        f"net.lora(wrapper={ToyLinear!r}, rank=2, alpha=8, target=['self_attn.q_proj'])"
+    )
+    eval(call.replace(repr(ToyLinear), "ToyLinear"), {"net": net, "ToyLinear": ToyLinear})
+    (row,) = net.summary()
+    assert (row.path, row.rank, row.alpha) == ("self_attn/q_proj", 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "translated"),
+    [
+        ({"use_dora": True}, "wrapper='dora'"),
+        ({"use_rslora": True}, "wrapper='rslora'"),
+        ({"init_lora_weights": "lora_ga"}, "wrapper='lora-ga'"),
+        ({"lora_dropout": 0.1, "lora_bias": True}, 'options={"dropout": 0.1, "bias": "train"}'),
+    ],
+)
+def test_switches_of_peft_are_wrappers_and_options(arguments, translated):
+    with pytest.raises(TypeError, match="PEFT") as error:
+        Net(MODEL).lora(**arguments)
+    assert the_call_in(error) == f"net.lora({translated})"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "modules_to_save",
+        "exclude_modules",
+        "rank_pattern",
+        "layers_to_transform",
+        "bias",
+        "task_type",
+    ],
+)
+def test_words_without_an_argument_here_get_advice(word):
+    with pytest.raises(SelectionError, match=rf"  - {word}: \w+"):
+        Net(MODEL).plan(**{word: "all"})
+
+
+def test_functions_use_their_argument_for_adapters():
+    with pytest.raises(SelectionError) as error:
+        apply_lora(MODEL, r=2, use_dora=True, key=KEY)
+    assert the_call_in(error) == "apply_lora(model, key=key, rank=2, wrappers='dora')"
+    with pytest.raises(SelectionError, match=r"plan_lora\(\) has no argument 'r'"):
+        plan_lora(MODEL, r=2)
+
+
+def test_any_unknown_argument_gets_the_nearest_and_stays_a_type_error():
+    with pytest.raises(
+        TypeError, match=r"'wrapper'; did you mean 'wrappers'.*Its arguments are model"
+    ):
+        apply_lora(MODEL, 2, wrapper="lora", key=KEY)
+
+
+def test_the_signature_is_the_signature_of_the_function():
+    assert list(inspect.signature(Net.lora).parameters)[:3] == ["self", "rank", "alpha"]
+
+
+def test_keys_of_specs_too():
+    with pytest.raises(
+        SelectionError, match=r'specs\[0\].*words of PEFT(.|\n)*"rank": 2(.|\n)*bias'
+    ):
+        plan_lora(MODEL, specs=[{"r": 2, "bias": "all"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("prompt_tuning", "further tokens"),
+        ("loftq", "jno_lora_quantized.loftq"),
+        ("lora+", "lora_plus"),
+        ("QLoRA", "jno_lora_quantized.quantize"),
+        ("X-LoRA", "by weights that depend on the input"),
+    ],
+)
+def test_methods_of_peft_get_a_true_answer(name, truth):
+    registry = Registry(discover=False)
+    with pytest.raises(SelectionError, match=re.escape(truth)):
+        registry.resolve(name)
+
+
+def test_an_adapter_of_that_name_comes_first():
+    class LoftQ(ToyLinear):
+        variant = "loftq"
+
+    assert registry_of(LoftQ).resolve("loftq") == (LoftQ,)
+    assert issubclass(LoftQ, LoRAWrapper)
+
+
+def test_a_dot_in_a_list_of_names_is_a_slash():
+    dots, slashes = (
+        plan_lora(MODEL, 2, target=[name], wrappers=ToyLinear)
+        for name in ("self_attn.q_proj", "self_attn/q_proj")
+    )
+    assert dots.rows == slashes.rows
+    assert dots.wrapped[0].path == "self_attn/q_proj"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_several_names_to_activate_are_refused():
+    with pytest.raises(SelectionError, match=r"must be a string, but is \['a', 'b'\].*`combine`"):
+        Net(MODEL).activate(["a", "b"])
