@@ -119,6 +119,15 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
 
+def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path):
+    bank = AdapterBank(model, {"first": sets["lora"]}, slots=4, rank=5)
+    bank.replace("first", sets["lora"])
+    save_adapters(adapters_of(model, seed=7, rank=3), tmp_path / "new.safetensors")
+    with Compilations() as compilations:
+        bank.add(tmp_path / "new.safetensors", "new")
+    assert compilations.count == 0
+
+
 def test_adapters_come_and_go_without_compiling(model, sets, xs):
     bank = AdapterBank(model, {"a": sets["lora"]}, slots=3, rank=4, fixed=True)
     names = ["a", None] * (BATCH // 2)

@@ -218,8 +218,7 @@ def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | No
         arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
         if path in old_layers:
             for field, array in old_layers[path].state().items():
-                inside = tuple(slice(0, size) for size in array.shape)
-                arrays[field] = arrays[field].at[inside].set(array)
+                arrays[field] = _with_corner(arrays[field], array)
         else:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
         adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
@@ -228,6 +227,17 @@ def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | No
         for (_, field), place in larger.places.items():
             larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
     return larger
+
+
+def _with_corner(array: Array, corner: Array) -> Array:
+    """`array` with `corner` at its beginning. NumPy writes it, for JAX would compile a program."""
+    inside = tuple(slice(0, size) for size in corner.shape)
+    if not (array.is_fully_addressable and corner.is_fully_addressable):
+        return array.at[inside].set(corner)
+    values = np.array(array)
+    values[inside] = corner
+    place = array.sharding if array.committed else None
+    return jax.device_put(values, place, may_alias=False)
 
 
 def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:

@@ -94,15 +94,22 @@ def adapters_in(
         lines = _problems_of(entry, cls, arrays)
         problems |= dict.fromkeys(lines)
         if not lines:
-            # Copies: JAX might share NumPy's memory, which cannot be donated then.
-            state = {name: jnp.array(array) for name, array in arrays.items()}
+            state = {name: _copied(array) for name, array in arrays.items()}
             adapters[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
     shared: dict[str, Any] = {}
     for name, tensor in configuration.shared_tensors.items():
-        shared[name] = jnp.array(contents.values[tensor])
+        shared[name] = _copied(contents.values[tensor])
         if problem := _dtype_problem(name, contents.values[tensor]):
             problems[problem] = None
     return AdapterSet(adapters, shared), problems
+
+
+def _copied(array: np.ndarray) -> jax.Array:
+    """`array` for JAX, which might share NumPy's memory, and could not donate the memory then.
+
+    `jnp.array` would compile a program for each shape.
+    """
+    return jax.device_put(array, may_alias=False)
 
 
 def _classes_of(
