@@ -238,7 +238,7 @@ def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRA
         if started is None:
             adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
         else:
-            adapter = started.result()
+            adapter = started()
         return with_dtypes_of_base(adapter, layer)
 
 

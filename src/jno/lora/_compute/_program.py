@@ -6,6 +6,7 @@ program also spares the memory of intermediate results, such as a float32 copy o
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -38,7 +39,7 @@ def call_compiled(
     """
     try:
         signature, arrays = signed or signature_of(args)
-        program = _program_for(function, signature)
+        program = _program(function, signature)
         return program.result(args, arrays, program.start(arrays))
     except jax.errors.JaxRuntimeError as err:
         if "RESOURCE_EXHAUSTED" in str(err):
@@ -49,17 +50,8 @@ def call_compiled(
     return function(*args)
 
 
-class Started(NamedTuple):
-    """A call whose program runs."""
-
-    program: "Program"
-    args: tuple[Any, ...]
-    arrays: list[Any]
-    computed: list[Array]
-
-    def result(self) -> Any:
-        """The result of the call."""
-        return self.program.result(self.args, self.arrays, self.computed)
+# A call whose program runs: a function that returns the result.
+Started = Callable[[], Any]
 
 
 def start_compiled(
@@ -67,22 +59,12 @@ def start_compiled(
 ) -> Started | None:
     """Start `call_compiled`. `None` if the call must be made alone: it fails, or calls LAPACK."""
     try:
-        program = _program_for(function, signed.signature)
+        program = _program(function, signed.signature)
         if not program.decomposes:
-            return Started(program, args, signed.arrays, program.start(signed.arrays))
+            return partial(program.result, args, signed.arrays, program.start(signed.arrays))
     except Exception as err:
         _log.debug("%s, so a program is not started early: %s", type(err).__name__, err)
     return None
-
-
-def _program_for(function: Callable[..., Any], signature: Signature) -> "Program":
-    # Programs differ by whether 64 bits are enabled.
-    return _program(function, signature, jax.dtypes.canonicalize_dtype(float))
-
-
-@remembered(512)
-def _program(function: Callable[..., Any], signature: Signature, widest: Any) -> "Program":
-    return Program(function, signature)
 
 
 class _Given(NamedTuple):
@@ -114,7 +96,12 @@ class Program:
 
     def start(self, arrays: list[Any]) -> list[Array]:
         """The arrays that the function makes, which a CPU may still be computing."""
-        return self._run(self._jitted, arrays) if self._computes else []
+        if not self._computes:
+            return []
+        if not self.decomposes:
+            return self._jitted(arrays)
+        with one_blas_thread():
+            return jax.block_until_ready(self._jitted(arrays))
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
         """The function's result for `args`, which hold `arrays`, from what `start` returned."""
@@ -124,12 +111,6 @@ class Program:
             for x in self._leaves
         ]
         return jtu.tree_unflatten(self._treedef, leaves)
-
-    def _run(self, jitted: Callable[..., list[Array]], arrays: list[Any]) -> list[Array]:
-        if not self.decomposes:
-            return jitted(arrays)
-        with one_blas_thread():
-            return jax.block_until_ready(jitted(arrays))
 
     def _compute(self, arrays: list[Array]) -> list[Array]:
         """The arrays of the result that are not arguments."""
@@ -147,3 +128,6 @@ class Program:
             for x in leaves
         )
         return [x for x in new if eqx.is_array(x)]
+
+
+_program = remembered(512)(Program)
