@@ -4,20 +4,20 @@ Without programs, a large model is adapted by thousands of small operations, whi
 program also spares the memory of intermediate results, such as a float32 copy of a weight.
 """
 
+import functools
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+from jax.core import Tracer
 from jaxtyping import Array
 
 from .._caches import remembered
 from ._lapack import decomposes, one_blas_thread
 from ._signature import Signature, SignedTree, TracedError, signature_of
-from ._tracers import keeps_tracer, static_fields_keep_tracer
 
 _log = logging.getLogger("jno.lora")
 
@@ -61,7 +61,8 @@ def start_compiled(
     try:
         program = _program(function, signed.signature)
         if not program.decomposes:
-            return partial(program.result, args, signed.arrays, program.start(signed.arrays))
+            computed = program.start(signed.arrays)
+            return functools.partial(program.result, args, signed.arrays, computed)
     except Exception as err:
         _log.debug("%s, so a program is not started early: %s", type(err).__name__, err)
     return None
@@ -121,7 +122,7 @@ class Program:
         )
         new = [x for x in leaves if id(x) not in places]
         constants = (x for x in new if not eqx.is_array(x))
-        if static_fields_keep_tracer(self._treedef) or any(map(keeps_tracer, constants)):
+        if _static_fields_keep_tracer(self._treedef) or any(map(_keeps_tracer, constants)):
             raise TracedError("an array was put into a static field or a function")
         self._leaves = tuple(
             _Given(places[id(x)]) if id(x) in places else _COMPUTED if eqx.is_array(x) else x
@@ -131,3 +132,43 @@ class Program:
 
 
 _program = remembered(512)(Program)
+
+
+# JAX does not look for traced arrays in static fields and in functions. A result that keeps such an
+# array is broken as soon as its program has been compiled.
+def _static_fields_keep_tracer(treedef: Any) -> bool:
+    data = treedef.node_data()
+    return data is not None and (
+        any(map(_keeps_tracer, jtu.tree_leaves(data[1])))
+        or any(map(_static_fields_keep_tracer, treedef.children()))
+    )
+
+
+def _keeps_tracer(value: Any) -> bool:
+    """Whether `value` is a traced array, or a function that keeps one: in a closure, a default."""
+    seen: set[int] = set()
+    queue = [value]
+    while queue:
+        item = queue.pop()
+        if isinstance(item, Tracer):
+            return True
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, functools.partial):
+            queue += [item.func, *item.args, *item.keywords.values()]
+        elif callable(item) and not isinstance(item, type):
+            cells = getattr(item, "__closure__", None) or ()
+            defaults = getattr(item, "__defaults__", None) or ()
+            inner = (getattr(item, name, None) for name in ("__wrapped__", "__self__"))
+            queue += [*map(_content, cells), *defaults, *inner]
+        elif isinstance(item, tuple | list | dict):
+            queue += jtu.tree_leaves(item)
+    return False
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
