@@ -4,6 +4,7 @@ from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refu
 from ._checks import (
     Handle,
     Loose,
+    check_adapter_name,
     check_fraction,
     check_key,
     check_number,

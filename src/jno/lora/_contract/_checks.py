@@ -118,3 +118,10 @@ def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = Tru
             f"{what} changes {path!r} from {show_array(old)} to {came}: keep the shape, and cast "
             "back to the base's dtype."
         )
+
+
+def check_adapter_name(name: Any) -> None:
+    """**Raises:** `SelectionError` for a name of adapters that is not a string."""
+    if not isinstance(name, str):
+        hint = " `combine` makes one set of several." if isinstance(name, list | tuple) else ""
+        raise SelectionError(f"The name of adapters must be a string, but is {name!r}.{hint}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from jaxtyping import PyTree
 
 from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
-from .._contract import Handle, expect_model
+from .._contract import Handle, check_adapter_name, expect_model
 from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, show_path
 from .._planning import MaskLike
@@ -113,8 +113,7 @@ class Holder(Handle):
         a name, or if `adapters` do not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
-        if not isinstance(name, str):
-            raise SelectionError(f"The name of adapters must be a string, but is {name!r}.")
+        check_adapter_name(name)
         if name in self._named:
             raise SelectionError(
                 f"There are adapters called {name!r} already. Choose another name, or call "
@@ -276,11 +275,7 @@ class Holder(Handle):
             )
 
     def _find(self, name: str) -> InactiveAdapters | None:
-        if not isinstance(name, str):
-            raise SelectionError(
-                f"The name of adapters must be a string, but is {name!r}. The model of a net has "
-                "the adapters of one name; `combine` makes one set of several sets."
-            )
+        check_adapter_name(name)
         if name in self._named:
             return self._named[name]
         near = nearest(str(name), self._named, n=1)
