@@ -1,6 +1,6 @@
 """A complex gain for each mode of spectral weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno.lora.extending import Term
+from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype
 
 from ._spectral_adapter import SpectralAdapter, complex_product
 
@@ -69,6 +70,17 @@ class GainSpectral(SpectralAdapter):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
         return {"per": "mode" if has_one_gain else "output"}
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term]) -> Term:
+        gains = {name: [in_compute_dtype(t.state[name]) for t in terms] for name in terms[0].state}
+        weights = [term.weight for term in terms]
+        state = {
+            # A gain for each mode is the same gain for each of its outputs.
+            name: sum(g * jnp.asarray(w, g.dtype) for g, w in zip(arrays, weights, strict=True))
+            for name, arrays in gains.items()
+        }
+        return Term(state, None, None)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

@@ -22,6 +22,9 @@ _CLASSMETHODS = (
     "inputs_of",
     "outputs_of",
     "low_rank_scale",
+    "matrices",
+    "with_products",
+    "sum_of",
 )
 
 _REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"

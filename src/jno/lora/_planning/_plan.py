@@ -76,7 +76,7 @@ class Plan(Printed[PlanRow]):
 
     rows: tuple[PlanRow, ...]
     problem: str | None = None
-    left_out: LeftOut = LeftOut()
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:

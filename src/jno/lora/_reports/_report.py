@@ -69,7 +69,7 @@ class LoraReport(Printed[ReportRow]):
     trainable: int
     total: int
     merge_errors: bool = False
-    left_out: LeftOut = LeftOut()
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def percentage(self) -> float:

@@ -1,0 +1,56 @@
+"""Optional members of adapters that update several matrices, or whose changes add up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Inexact
+
+
+class Term(NamedTuple):
+    """One adapter of a weighted sum: `state()` of one layer, rank and alpha, and the weight."""
+
+    state: Mapping[str, Array]
+    rank: Any
+    alpha: Any
+    weight: Any = 1.0
+
+
+class Updates:
+    """Members of `LoRAWrapper` with defaults, for tools that combine, convert and compare."""
+
+    @classmethod
+    def matrices(cls, layer: Any) -> Mapping[str, Inexact[Array, "*modes out in"]]:
+        """By name, the matrices of one plain `layer` that the adapter updates, if several.
+
+        They may be complex, and have axes in front, such as the modes of a Fourier transform. By
+        default none: see `matrix`.
+        """
+        return {}
+
+    @classmethod
+    def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
+        """The adapter that adds `B A` to each of the `matrices` of a plain `layer`.
+
+        `None` (the default) for adapters that are not plain LoRA of several matrices.
+
+        - `factors`: by name, `A` `(*modes, r, in)` and `B` `(*modes, out, r)`, with one `r`.
+        """
+        return None
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term]) -> Term | None:
+        """The adapter that changes a layer by `sum_i w_i change_i`, exactly, with the weight 1.
+
+        `None` (the default) if the changes of this class do not add up. Zeros in the state must
+        change nothing, also at the end of any axis: banks pad states with zeros.
+
+        - `terms`: adapters of this class for one layer. Arrays and weights may be traced.
+
+        **Raises:** `ValueError`, with the reason, if these states have no sum.
+        """
+        return None
+
+
+def adds_up(cls: type[Updates]) -> bool:
+    """Whether a class of adapters defines `sum_of`."""
+    return getattr(cls.sum_of, "__func__", None) is not getattr(Updates.sum_of, "__func__", None)
