@@ -15,11 +15,13 @@ def joined(
     axes: Mapping[str, int],
     scaled: str,
     factor: Callable[[Term, str], Any],
+    more: int = 0,
 ) -> dict[str, Array]:
     """The states of `terms` with the directions of all terms side by side.
 
     - `axes`: by field, the axis of directions of its arrays, counted from the end.
     - `scaled`, `factor`: each array of the field `scaled` is multiplied by `factor(term, name)`.
+    - `more`: how many directions of zeros follow.
 
     **Raises:** `ValueError` if the terms have arrays of other names, as bands of frequencies do.
     """
@@ -38,7 +40,9 @@ def joined(
             # Half precision would round the factor itself.
             arrays = [_times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
         arrays = [array.astype(dtype) for array in arrays]
-        state[name] = jnp.concatenate(arrays, axis=axes[field])
+        widths = [(0, 0)] * arrays[0].ndim
+        widths[axes[field]] = (0, max(more, 0))
+        state[name] = jnp.pad(jnp.concatenate(arrays, axis=axes[field]), widths)
     return state
 
 

@@ -93,13 +93,16 @@ class Bottleneck(LayerKind):
         return y + update.astype(y.dtype).reshape(y.shape)
 
     @classmethod
-    def sum_of(cls, terms: Sequence[Term]) -> Term:
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         axes = {"down_weight": -2, "down_bias": -1, "up_weight": -1}
-        state = joined(
-            terms, axes, "up_weight", lambda term, _: term.weight * term.alpha / term.rank
-        )
-        rank = sum(term.rank for term in terms)
-        return Term(state, rank, float(rank))
+        total = sum(term.rank for term in terms)
+
+        def factor(term: Term, _: str) -> Any:
+            return term.weight * term.alpha / term.rank
+
+        most = max(total, rank or 0)
+        state = joined(terms, axes, "up_weight", factor, more=most - total)
+        return Term(state, most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         axes = self.mesh_axes(self.base)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LoRAWrapper
 from jno.lora.extending import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
@@ -101,17 +102,20 @@ class SpectralLowRank(SpectralAdapter):
         return {"bands": bands} if bands else {}
 
     @classmethod
-    def sum_of(cls, terms: Sequence[Term]) -> Term:
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         """The rank is the sum of the ranks, at most the smaller side of the matrices."""
 
         def factor(term: Term, name: str) -> Any:
             return term.weight * cls.scale_of(term.state[name].shape[-1], term.alpha)
 
-        state = joined(terms, {"lora_A": -2, "lora_B": -1}, "lora_B", factor)
-        arrays = [name.partition("/")[2] for name in state if name.startswith("lora_A/")]
-        sides = [(state[f"lora_B/{n}"].shape[-2], state[f"lora_A/{n}"].shape[-1]) for n in arrays]
+        first = terms[0].state
+        arrays = [name.partition("/")[2] for name in first if name.startswith("lora_A/")]
+        sides = [(first[f"lora_B/{n}"].shape[-2], first[f"lora_A/{n}"].shape[-1]) for n in arrays]
         most = min(map(min, sides))
-        rank = min(most, sum(term.rank for term in terms))
+        total = sum(term.rank for term in terms)
+        rank = min(most, max(total, rank or 0))
+        axes = {"lora_A": -2, "lora_B": -1}
+        state = joined(terms, axes, "lora_B", factor, more=rank - total)
         for name in arrays:
             A, B = _cut_to(most, state[f"lora_A/{name}"], state[f"lora_B/{name}"])
             B = B / cls.scale_of(A.shape[-2], float(rank))
@@ -239,9 +243,7 @@ class LoRASpectral(SpectralLowRank):
         return alpha / rank
 
     @classmethod
-    def with_products(
-        cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]
-    ) -> "LoRASpectral":
+    def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> LoRAWrapper:
         rank = next(iter(factors.values()))[0].shape[-2]
         states = {"lora_A": {n: A for n, (A, _) in factors.items()}}
         states |= {"lora_B": {n: B for n, (_, B) in factors.items()}}

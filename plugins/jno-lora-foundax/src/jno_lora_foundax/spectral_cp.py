@@ -84,11 +84,16 @@ class CPSpectral(SpectralAdapter):
         return W + self.alpha / self.rank * complex_product(jnp.matmul, weighted_B, A)
 
     @classmethod
-    def sum_of(cls, terms: Sequence[Term]) -> Term:
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         axes = {"lora_A": -2, "lora_B": -1, "mode_factors": -1}
-        state = joined(terms, axes, "lora_B", lambda term, _: term.weight * term.alpha / term.rank)
-        rank = sum(term.rank for term in terms)
-        return Term(state, rank, float(rank))
+        total = sum(term.rank for term in terms)
+
+        def factor(term: Term, _: str) -> Any:
+            return term.weight * term.alpha / term.rank
+
+        most = max(total, rank or 0)
+        state = joined(terms, axes, "lora_B", factor, more=most - total)
+        return Term(state, most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

@@ -72,7 +72,7 @@ class GainSpectral(SpectralAdapter):
         return {"per": "mode" if has_one_gain else "output"}
 
     @classmethod
-    def sum_of(cls, terms: Sequence[Term]) -> Term:
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         gains = {name: [in_compute_dtype(t.state[name]) for t in terms] for name in terms[0].state}
         weights = [term.weight for term in terms]
         state = {

@@ -38,13 +38,14 @@ class Updates:
         return None
 
     @classmethod
-    def sum_of(cls, terms: Sequence[Term]) -> Term | None:
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term | None:
         """The adapter that changes a layer by `sum_i w_i change_i`, exactly, with the weight 1.
 
-        `None` (the default) if the changes of this class do not add up. Zeros in the state must
-        change nothing, also at the end of any axis: banks pad states with zeros.
+        `None` (the default) if the changes of this class do not add up. A state of zeros must
+        change nothing.
 
         - `terms`: adapters of this class for one layer. Arrays and weights may be traced.
+        - `rank`: the least rank of the result. A bank holds adapters of one rank.
 
         **Raises:** `ValueError`, with the reason, if these states have no sum.
         """
