@@ -258,9 +258,9 @@ class SumSlots(LoRAWrapper):
         return self.adapter.from_state(self.base, state, self.rank, self.alpha)
 
 
-def slots_class(adapter: type) -> Any:
+def slots_class(adapter: type[LoRAWrapper]) -> Any:
     """The slots for an adapter class: of its layer kind, or for its `sum_of`; else `None`."""
-    if issubclass(adapter, LoRAWrapper) and adds_up(adapter):
+    if adds_up(adapter) and adapter.mergeable:
         return _slots_of_sums(adapter)
     has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
     return _slots_of_kind(adapter.kind) if has_kind else None

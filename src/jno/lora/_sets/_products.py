@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from .._compute import at_least_float32
 from .._contract import LoRAWrapper, Term, adds_up, check_number, over_stack
@@ -20,8 +20,8 @@ from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set
 class Factors(NamedTuple):
     """The update `B A` of a matrix."""
 
-    A: Float[Array, "*stack k in"]
-    B: Float[Array, "*stack out k"]
+    A: Inexact[Array, "*stack k in"]
+    B: Inexact[Array, "*stack out k"]
 
     @property
     def rank(self) -> int:
@@ -49,12 +49,12 @@ class Factors(NamedTuple):
 class Triplets(NamedTuple):
     """Singular triplets of a matrix, largest first: `U`, the values `S`, and `V` transposed."""
 
-    U: Float[Array, "*stack out k"]
+    U: Inexact[Array, "*stack out k"]
     S: Float[Array, "*stack k"]
-    Vt: Float[Array, "*stack k in"]
+    Vt: Inexact[Array, "*stack k in"]
 
     @classmethod
-    def of(cls, matrix: Float[Array, "*stack out in"]) -> "Triplets":
+    def of(cls, matrix: Inexact[Array, "*stack out in"]) -> "Triplets":
         """All triplets of `matrix`."""
         return cls(*jnp.linalg.svd(matrix, full_matrices=False))
 
@@ -73,7 +73,7 @@ class Triplets(NamedTuple):
 
         The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
         """
-        B = self.U[..., :rank] * self.S[..., None, :rank]
+        B = self.U[..., :rank] * self.S[..., None, :rank].astype(self.U.dtype)
         return Factors(self.Vt[..., :rank, :], B).padded_to(rank)
 
     def lost_by_cutting(self, rank: int) -> Float[Array, ""]:
