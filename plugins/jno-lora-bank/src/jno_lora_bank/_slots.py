@@ -240,8 +240,8 @@ class SumSlots(LoRAWrapper):
         """The same adapters with that rank at least."""
         if (self.rank or 0) >= rank:
             return self
-        cls, ndim = type(self), self.stack_ndim(self.base)
-        term = cls.at_rank(self.term, rank, ndim + 1)
+        cls: Any = type(self)
+        term = cls.at_rank(self.term, rank, self.stack_ndim(self.base) + 1)
         return cls(self.base, dict(term.state), self.scale, self.slot, term.rank, term.alpha)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +258,7 @@ class SumSlots(LoRAWrapper):
         return self.adapter.from_state(self.base, state, self.rank, self.alpha)
 
 
-def slots_class(adapter: type[LoRAWrapper]) -> Any:
+def slots_class(adapter: Any) -> Any:
     """The slots for an adapter class: of its layer kind, or for its `sum_of`; else `None`."""
     if adds_up(adapter) and adapter.mergeable:
         return _slots_of_sums(adapter)

@@ -38,7 +38,7 @@ def joined(
         dtype = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
         if field == scaled:
             # Half precision would round the factor itself.
-            arrays = [_times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
+            arrays = [times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
         arrays = [array.astype(dtype) for array in arrays]
         widths = [(0, 0)] * arrays[0].ndim
         widths[axes[field]] = (0, max(more, 0))
@@ -46,6 +46,7 @@ def joined(
     return state
 
 
-def _times(array: Array, factor: Any) -> Array:
+def times(array: Array, factor: Any) -> Array:
+    """`factor * array`, in float32 at least."""
     wide = in_compute_dtype(array)
     return wide * jnp.asarray(factor, wide.dtype)

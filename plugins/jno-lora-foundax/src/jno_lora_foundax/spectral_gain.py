@@ -1,5 +1,6 @@
 """A complex gain for each mode of spectral weights."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora.extending import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype
+from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
+from ._sums import times
 
 
 class GainSpectral(SpectralAdapter):
@@ -73,13 +75,11 @@ class GainSpectral(SpectralAdapter):
 
     @classmethod
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
-        gains = {name: [in_compute_dtype(t.state[name]) for t in terms] for name in terms[0].state}
-        weights = [term.weight for term in terms]
-        state = {
+        state: dict[str, Array] = {}
+        for name in terms[0].state:
             # A gain for each mode is the same gain for each of its outputs.
-            name: sum(g * jnp.asarray(w, g.dtype) for g, w in zip(arrays, weights, strict=True))
-            for name, arrays in gains.items()
-        }
+            gains = [times(term.state[name], term.weight) for term in terms]
+            state[name] = functools.reduce(jnp.add, gains)
         return Term(state, None, None)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:

@@ -57,7 +57,8 @@ def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
 
 def matrices_of(layer: Any) -> dict[str, str]:
     """The direct fields of `layer` with matrices, arrays of two axes or more: dtypes and shapes."""
-    values = ((field.name, getattr(layer, field.name, None)) for field in dataclasses.fields(layer))
+    fields = dataclasses.fields(layer)
+    values: list[tuple[str, Any]] = [(f.name, getattr(layer, f.name, None)) for f in fields]
     return {
         name: show_array(value)
         for name, value in values

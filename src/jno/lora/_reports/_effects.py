@@ -174,13 +174,13 @@ def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
             name: _flattened(np.moveaxis(np.asarray(W), -2, ndim), ndim)
             for name, W in families.items()
         }
-    declared = over_stack(cls.matrix, ndim)(layer)
+    declared: Any = over_stack(cls.matrix, ndim)(layer)
+    declared = np.zeros(0) if declared is None else declared
     matrices: dict[str, Any] = {}
     for keys, array in jtu.tree_leaves_with_path(layer):
         if eqx.is_inexact_array(array) and array.size:
             # A matrix of as many numbers is this array, with its axes in another order.
-            is_declared = array.ndim > ndim + 1 and declared is not None
-            is_declared = is_declared and declared.size == array.size
+            is_declared = array.ndim > ndim + 1 and jnp.size(declared) == array.size
             matrices[path_str(keys)] = _flattened(declared if is_declared else array, ndim)
     return matrices
 

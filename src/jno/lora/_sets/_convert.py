@@ -189,7 +189,7 @@ def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Ar
 
     def rounding(W: Array, V: Array) -> Array:
         norms = (jnp.linalg.norm(x, axis=(-2, -1)) for x in (W, V))
-        return max(W.shape[-2:]) * float(jnp.finfo(W.dtype).eps) * sum(norms)
+        return max(W.shape[-2:]) * float(jnp.finfo(W.dtype).eps) * jnp.add(*norms)
 
     return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
 
