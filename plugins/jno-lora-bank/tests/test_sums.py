@@ -22,7 +22,7 @@ from jno_lora_foundax import (
 class Layer(eqx.Module):
     w: jax.Array
 
-    def __call__(self, x):
+    def __call__(self, x, *, key=None):
         modes = jnp.einsum("xi,xio->xo", jnp.fft.rfft(x, axis=0)[:4], self.w)
         return jnp.fft.irfft(modes, len(x), axis=0)
 

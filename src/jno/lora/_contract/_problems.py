@@ -10,23 +10,11 @@ from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._statistics import BUILT_IN, Statistic
+from ._updates import Updates
 from ._wrapper import LoRAWrapper
 
-_CLASSMETHODS = (
-    "applies_to",
-    "why_not",
-    "stack_ndim",
-    "options_of",
-    "from_state",
-    "matrix",
-    "inputs_of",
-    "outputs_of",
-    "low_rank_scale",
-    "matrices",
-    "with_products",
-    "sum_of",
-)
-
+_MEMBERS = [*vars(Updates).items(), *vars(LoRAWrapper).items()]
+_CLASSMETHODS = [name for name, member in _MEMBERS if isinstance(member, classmethod)]
 _REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
 
 
