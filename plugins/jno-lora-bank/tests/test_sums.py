@@ -88,6 +88,15 @@ def test_what_has_no_room_is_refused(model):
     with pytest.raises(SelectionError, match="cannot train in a bank"):
         bank.optimiser(lambda rate: None, {"a": 1e-3})
     assert eqx.tree_equal(bank.snapshot().model, before.model)
-    linear = eqx.nn.Linear(3, 3, key=jr.key(0))
-    with pytest.raises(SelectionError, match=r"Bottleneck.*(?s:.*)stack_adapters serves several"):
-        AdapterBank({"l": linear}, [set_of({"l": linear}, BottleneckLinear, 0)])
+
+
+def test_bottlenecks_have_slots_as_well():
+    model = {"layer": eqx.nn.Linear(3, 4, key=jr.key(0))}
+    sets = {name: set_of(model, BottleneckLinear, seed, seed + 1) for seed, name in enumerate("ab")}
+    bank, xs = AdapterBank(model, sets), jr.normal(jr.key(1), (3, 3)).at[1].set(jnp.inf)
+    call = lambda model, x: model["layer"](x)  # noqa: E731
+    ys = bank.run(["b", None, "a"], xs, function=call)
+    alone = [call(swap_adapters(model, sets[name]), x) for name, x in (("b", xs[0]), ("a", xs[2]))]
+    np.testing.assert_allclose(ys[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(ys[2], alone[1], atol=1e-5)
+    np.testing.assert_array_equal(ys[1], call(model, xs[1]))  # infinite, and not NaN

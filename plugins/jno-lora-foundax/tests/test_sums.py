@@ -200,5 +200,7 @@ def test_a_gain_says_how_it_becomes_lora(plain_lora):
         to_lora(model, registry=plain_lora)
     converted, _ = to_lora(model, energy=1.0, registry=plain_lora)
     np.testing.assert_allclose(change_of(converted), change_of(model), atol=1e-5)
-    with pytest.raises(WrapperError, match=r"no registered LoRA is for a OwnSpectral.*`sum_of`"):
+    with pytest.raises(
+        WrapperError, match=r"no plain LoRA of the registry is for a OwnSpectral.*`sum_of`"
+    ):
         to_lora(model, energy=1.0)

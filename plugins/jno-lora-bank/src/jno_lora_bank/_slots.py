@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -245,7 +246,10 @@ class SumSlots(LoRAWrapper):
         return cls(self.base, dict(term.state), self.scale, self.slot, term.rank, term.alpha)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.in_slot()(*args, **kwargs)
+        """The output of the adapter in `slot`; in slot 0, of the base itself, bit for bit."""
+        base: Any = self.base
+        outputs = base(*args, **kwargs), self.in_slot()(*args, **kwargs)
+        return jax.tree.map(lambda b, y: jnp.where(self.slot == 0, b, y), *outputs)
 
     def merge(self) -> eqx.Module:
         return self.in_slot().merge()
@@ -260,7 +264,7 @@ class SumSlots(LoRAWrapper):
 
 def slots_class(adapter: Any) -> Any:
     """The slots for an adapter class: of its layer kind, or for its `sum_of`; else `None`."""
-    if adds_up(adapter) and adapter.mergeable:
+    if adds_up(adapter):
         return _slots_of_sums(adapter)
     has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
     return _slots_of_kind(adapter.kind) if has_kind else None
@@ -274,7 +278,7 @@ def _slots_of_kind(kind: type[LayerKind]) -> type[Slots]:
 
 @functools.cache
 def _slots_of_sums(adapter: type[LoRAWrapper]) -> type[SumSlots]:
-    body = {"adapter": adapter, "__module__": __name__}
+    body = {"adapter": adapter, "mergeable": adapter.mergeable, "__module__": __name__}
     return type(f"SlotsOf{adapter.__name__}", (SumSlots,), body)
 
 

@@ -48,7 +48,7 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
-        if adds_up(a.wrapper) and a.wrapper.mergeable
+        if adds_up(a.wrapper)
     }
     values |= {
         path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
@@ -67,10 +67,10 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
         raise SelectionError(
             "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
             "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
-            "`sum_of` (spectral weights). These adapters do not "
+            "`sum_of` (spectral weights, bottlenecks). These adapters do not "
             f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
-            "cannot be merged, such as bottlenecks: stack_adapters serves several of one structure."
+            "cannot be merged, such as prefixes: stack_adapters serves several of one structure."
         )
 
 

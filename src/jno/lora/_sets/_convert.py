@@ -127,8 +127,8 @@ def _converted(
     cls = next((cls for cls in classes if cls.applies_to(layer)), None)
     if cls is None:
         raise WrapperError(
-            f"no registered LoRA is for a {type(layer).__name__}. Adapters of one class with a "
-            "`sum_of` need no conversion to be combined"
+            f"no plain LoRA of the registry is for a {type(layer).__name__}. Adapters of one "
+            "class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
         return _converted_family(cls, adapter, layer, rank, energy)
