@@ -326,7 +326,7 @@ def test_a_row_names_the_installed_adapters_that_apply(getkey):
         registry.register(cls)
     model = own_model(getkey)
     row = rows_of(plan_lora(model, 1, wrappers=ToyLinear, registry=registry))["own/0"]
-    assert row.explanation == "none of this call; ForOwnLayer ((in-process)) do"
+    assert row.explanation == "none of this call; ForOwnLayer ((in-process)) does"
     assert row.status == "no wrapper applies"
 
 

@@ -39,7 +39,8 @@ def _advised_row(row: PlanRow, layer: Any, registry: Registry) -> PlanRow:
                 fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
     if fitting:
         names = "; ".join(_names(*adapters) for adapters in fitting.items())
-        return dataclasses.replace(row, advice=f"none of this call; {names} do")
+        do = "does" if sum(map(len, fitting.values())) == 1 else "do"
+        return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
     if row.reason is not None:
         return row
     arrays = ", ".join(matrices)
