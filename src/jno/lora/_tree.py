@@ -132,7 +132,7 @@ class LeftOut:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return (
             f"{left_out:,} parameters ({100 * left_out / self.total:.0f} %) in {layers} "
-            f"{'layer has' if layers == 1 else 'layers have'} no adapter: "
+            f"{'layer' if layers == 1 else 'layers'} have no adapter: "
             f"{', '.join(names[:_NAMED])}{more}"
         )
 
