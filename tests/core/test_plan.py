@@ -2,9 +2,10 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, SelectionError, apply_lora, plan_lora
+from jno.lora import JnoLoraWarning, Net, Registry, SelectionError, apply_lora, plan_lora
 
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in, same
 
@@ -274,3 +275,79 @@ def test_layers_beside_a_container_of_containers_are_all_found(getkey):
     model = [{"a": (Block(2, key=getkey()), eqx.nn.Identity())}]
     plan = plan_lora(model, 1, wrappers=ToyLinear)
     assert [row.path for row in plan.wrapped] == ["0/a/0/up", "0/a/0/down"]
+
+
+# --- layers with matrices that a call leaves out
+
+
+class OwnLayer(eqx.Module):
+    """A layer that no adapter knows."""
+
+    w: jax.Array
+    bias: jax.Array
+
+    @classmethod
+    def of_width(cls, width):
+        return cls(jnp.ones((width, 5)), jnp.ones(5))
+
+
+class ForOwnLayer(ToyLinear):
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, OwnLayer)
+
+
+class Raises(ToyLinear):
+    @classmethod
+    def applies_to(cls, leaf):
+        raise RuntimeError("not for this layer")
+
+
+def own_model(getkey):
+    layers = [OwnLayer.of_width(40), OwnLayer.of_width(40)]
+    return {"own": layers, "head": eqx.nn.Linear(2, 2, key=getkey())}
+
+
+def test_plan_and_summary_count_what_has_no_adapter(getkey):
+    model = own_model(getkey)
+    line = "400 parameters (96 %) in 2 layers have no adapter: own/[0-1]"
+    plan = plan_lora(model, 1, wrappers=ToyLinear, registry=Registry(discover=False))
+    assert str(plan).endswith(line) and plan.left_out.sizes == {"own/0": 200, "own/1": 200}
+    net = Net(model, registry=Registry(discover=False)).freeze().lora(1, wrapper=ToyLinear)
+    assert str(net.summary()).endswith(line)
+    # What trains in full is not left out, and a net without adapters has chosen nothing.
+    assert "no adapter" not in str(net.unfreeze().summary())
+    assert "no adapter" not in str(Net(model).freeze().summary())
+
+
+def test_a_row_names_the_installed_adapters_that_apply(getkey):
+    registry = Registry(discover=False)
+    for cls in (ForOwnLayer, Raises):
+        registry.register(cls)
+    model = own_model(getkey)
+    row = rows_of(plan_lora(model, 1, wrappers=ToyLinear, registry=registry))["own/0"]
+    assert row.explanation == "none of this call; ForOwnLayer ((in-process)) does"
+    assert row.status == "no wrapper applies"
+
+
+def test_a_row_says_how_to_declare_what_no_installed_adapter_knows(getkey):
+    registry = Registry(discover=False)
+    row = rows_of(plan_lora(own_model(getkey), 1, wrappers=ToyLinear, registry=registry))["own/0"]
+    assert row.explanation == "no installed adapter applies; declare w (jno_lora_arrays)"
+
+
+def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
+    def records(*_, **__):
+        raise AssertionError("`net.lora` loads plugins to give advice")
+
+    monkeypatch.setattr(Registry, "records", records)
+    net = Net(own_model(getkey)).freeze().lora(1, wrapper=ToyLinear)
+    assert "400 parameters" in str(net.summary())
+
+
+def test_the_error_names_the_layers_passed_over_and_the_two_ways(getkey):
+    with pytest.raises(SelectionError) as caught:
+        Net(own_model(getkey)).lora(specs=[{"wrapper": ToyConv}, {"wrapper": ToyLinear}])
+    message = str(caught.value)
+    assert "  - own/[0-1]: OwnLayer (w float32[40, 5])\n" in message
+    assert "`ModeWeights`" in message and "`declare`" in message

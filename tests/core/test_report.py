@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jno.lora import apply_lora, lora_report, merge_lora, register
+from jno.lora import Net, apply_lora, lora_report, merge_lora, register
 
 from .toys import ToyLinear, ToyScale, ToyStacked, UserEmbedding
 
@@ -76,6 +76,12 @@ def test_a_stacked_layer_counts_every_slice(getkey):
 def test_a_template_of_shapes_counts_like_the_model(model, getkey):
     adapted = apply_lora(model, 2, key=getkey(), wrappers=ToyLinear)
     assert lora_report(eqx.filter_eval_shape(lambda: adapted)) == lora_report(adapted)
+
+
+def test_a_complex_number_counts_as_two_parameters(getkey):
+    model = {"w": jnp.ones((3, 2), jnp.complex64), "l": eqx.nn.Linear(2, 2, key=getkey())}
+    report = Net(model).lora(1, wrapper=ToyLinear).summary()
+    assert (report.trainable, report.total) == (12 + 4, 12 + 6 + 4)
 
 
 def test_where_an_adapter_comes_from_is_shown(model, getkey, registry):

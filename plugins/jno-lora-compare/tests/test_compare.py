@@ -20,7 +20,7 @@ import jno_lora_train._trainer as trainer_module
 from jno.lora import Net, Registry, SelectionError, Shared, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
-from jno_lora_compare._fitting import running_means
+from jno_lora_compare._fitting import parameter_count, running_means
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,10 @@ def comparison(model, batches, registry) -> Comparison:
 
 def row_of(comparison, name):
     return next(row for row in comparison if row.name == name)
+
+
+def test_a_complex_number_counts_as_two_parameters():
+    assert parameter_count({"w": jnp.ones((2, 3), jnp.complex64), "b": jnp.ones(3)}) == 12 + 3
 
 
 def test_a_row_for_each_candidate_in_the_order_given(comparison):

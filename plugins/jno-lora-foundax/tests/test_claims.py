@@ -221,12 +221,6 @@ def test_calls_of_a_kernel_are_measured_as_its_patches(getkey):
     np.testing.assert_allclose(found["input_covariance"], patches.T @ patches / 6, atol=1e-5)
 
 
-def test_complex_spectral_weights_are_refused_with_the_reason(getkey):
-    layer = Spectrum(jnp.ones((2, 2, 3), jnp.complex64), jnp.ones((2, 2, 3)))
-    with pytest.raises(SelectionError, match=r"re is complex64\[2, 2, 3\]: keep its real"):
-        apply_lora(layer, 1, key=getkey(), wrappers=LoRASpectrum)
-
-
 def test_subclasses_are_called_as_they_are(getkey):
     base = Scaled(3, 5, 3, key=getkey())
     wrapper = perturbed(LoRAChannelLastConv(base, 2, 2.0, key=getkey()))

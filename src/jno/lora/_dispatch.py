@@ -36,6 +36,7 @@ from ._planning import (
     SpecLike,
     TargetLike,
     WrapperLike,
+    advised,
     make_plan,
     parse_specs,
     selector,
@@ -92,7 +93,7 @@ def apply_lora(
     """
     expect_model(model, "apply_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
-    plan = _plan(model, specs, call, param_mask, registry)
+    plan = plan_call(model, specs, call, param_mask, registry)
     return carry_out(model, plan, key=key, statistics=statistics)
 
 
@@ -111,17 +112,20 @@ def plan_lora(
 ) -> Plan:
     """The plan of `apply_lora` with the same arguments: every candidate, and why it is left out.
 
-    **Returns:** a `Plan`; `print` it for a table.
+    **Returns:** a `Plan`; `print` it for a table. If it leaves out layers with matrices, their rows
+    name the adapters of all installed plugins that apply.
 
     **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built. If a
     target selects nothing, the plan says so in `problem`.
     """
     expect_model(model, "plan_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
-    return _plan(model, specs, call, param_mask, registry)
+    plan = plan_call(model, specs, call, param_mask, registry)
+    return advised(plan, model, default_registry(registry))
 
 
-def _plan(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
+def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
+    """The plan of a call, which asks no adapters but those that the call names."""
     registry = default_registry(registry)
     plan = make_plan(registry, model, parse_specs(registry, specs, call), selector(model, mask))
     wrapped = plan.wrapped

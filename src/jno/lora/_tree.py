@@ -1,19 +1,25 @@
 """The layers of a model by their paths: find layers, tell which are adapted, replace them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
+from ._compute import count_reals
 from ._contract import LoRAWrapper, is_adapter, is_coded
 from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
+from ._showing import grouped
 
 M = TypeVar("M")
+_NAMED = 6  # how many layers, or groups of alike layers, a line names
 
 # Norms read and rewrite the weight of the layer inside. They would bypass an adapter there, or
 # normalise it away. The texts are the status of such a layer in a plan.
@@ -102,6 +108,68 @@ def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
     for keys, module in modules_in(model):
         modules.setdefault(path_str(keys), module)
     return modules
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """The layers that hold matrices (arrays of two axes or more) without an adapter.
+
+    - `sizes`: the parameters in these matrices, by the path of their layer.
+    - `total`: the parameters of the whole model, without adapters.
+    """
+
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    total: int = 0
+
+    @property
+    def is_worth_a_line(self) -> bool:
+        """Whether the matrices hold one percent of the parameters, or more."""
+        return sum(self.sizes.values()) > 0.01 * self.total
+
+    def __str__(self) -> str:
+        left_out, layers = sum(self.sizes.values()), len(self.sizes)
+        names = [path for path, _, _ in grouped((show_path(path), ()) for path in self.sizes)]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return (
+            f"{left_out:,} parameters ({100 * left_out / self.total:.0f} %) in {layers} "
+            f"{'layer' if layers == 1 else 'layers'} have no adapter: "
+            f"{', '.join(names[:_NAMED])}{more}"
+        )
+
+
+def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ()) -> LeftOut:
+    """The layers of `model` with matrices outside of adapters, and outside of `wrapped` layers."""
+    modules = {keys for keys, _ in modules_in(model)}
+    sizes: dict[str, int] = {}
+    for keys, leaf in jtu.tree_leaves_with_path(model, is_leaf=_is_unit):
+        outer = [keys[:length] for length in range(len(keys), -1, -1)]
+        if (
+            not is_parameter(leaf)
+            or len(leaf.shape) < 2
+            or any(place in wrapped for place in outer)
+        ):
+            continue
+        # An array that no module holds is a layer of its own.
+        layer = path_str(next((place for place in outer if place in modules), keys))
+        sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
+    return LeftOut(sizes, total)
+
+
+def count_plain(model: PyTree) -> int:
+    """The parameters of `model`, without its adapters."""
+    plain = map_adapters(lambda _, adapter: adapter.base, model)
+    leaves = jax.tree.leaves(plain, is_leaf=is_coded)
+    return sum(count_reals(leaf) for leaf in leaves if is_parameter(leaf))
+
+
+def is_parameter(leaf: Any) -> bool:
+    """Whether `leaf` is an array of real or complex numbers, or stands for such an array."""
+    is_array = isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or is_coded(leaf)
+    return is_array and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _is_unit(node: Any) -> bool:
+    return is_adapter(node) or is_coded(node)
 
 
 def holds_adapters(tree: Any) -> bool:

@@ -10,6 +10,7 @@ from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
 from ._sets import AdapterSet, LayerForm, LooseAdapter, Triplets, UpdateReport, UpdateRow
 from ._showing import Table
+from ._tree import LeftOut
 
 if TYPE_CHECKING:
     from jno_lora_compare import Comparison as Comparison, ComparisonRow as ComparisonRow
@@ -23,6 +24,7 @@ __all__ = [
     "ConvLike",
     "JnoLoraWarning",
     "LayerForm",
+    "LeftOut",
     "LinearLike",
     "LooseAdapter",
     "LoraReport",

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper, SelectionError
@@ -49,21 +50,35 @@ class DeclaredArray(NotAnArray, eqx.Module):
     Called with the values of its input axes, it gives the values of its output axes. Models do not
     call it: `through` computes the model's own function, and `plain` gives the bare array back.
 
-    - `array`: the values, with the axes of a stack first.
-    - `axes`: one letter for each axis of the bare array, as `declare` takes them.
+    - `array`: the real values, with the axes of a stack first.
+    - `axes`: one letter for each axis of the bare array, as `declare` takes them. A complex array
+        has an `s` more, in front: its two parts are a stack of two real arrays.
+    - `is_complex`: whether the bare array is complex.
     """
 
     array: Any
     axes: str = eqx.field(static=True)
+    is_complex: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def of(cls, plain: Any, axes: str) -> "DeclaredArray":
         """The box of a bare array with these axes."""
-        return cls(_transposed(plain, _stack_first(axes)), axes)
+        is_complex = jnp.iscomplexobj(plain)
+        if is_complex:
+            plain, axes = jnp.stack([jnp.real(plain), jnp.imag(plain)]), f"s{axes}"
+        return cls(_transposed(plain, _stack_first(axes)), axes, is_complex)
 
     def plain(self) -> Any:
         """The bare array."""
+        return self.joined(self.in_order())
+
+    def in_order(self) -> Any:
+        """The real values, with their axes in the order of the bare array."""
         return _transposed(self.array, np.argsort(_stack_first(self.axes)).tolist())
+
+    def joined(self, in_order: Any) -> Any:
+        """The bare array, for the values that `in_order` gives."""
+        return lax.complex(in_order[0], in_order[1]) if self.is_complex else in_order
 
     @property
     def own_axes(self) -> str:
@@ -86,7 +101,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
         """A box with the same axes for an `(out, in)` matrix."""
         array = matrix.reshape(self.sizes("o") + self.sizes(INPUTS))
         order = np.argsort(_outputs_first(self.own_axes))
-        return DeclaredArray(array.transpose(order), self.axes)
+        return DeclaredArray(array.transpose(order), self.axes, self.is_complex)
 
     def __call__(self, x: Array) -> Array:
         """The values of the output axes, for the values `x` of the input axes."""

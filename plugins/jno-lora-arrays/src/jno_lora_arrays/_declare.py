@@ -35,9 +35,12 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
         of a stack, whose slices are adapted separately, and `e` an input that is looked up by
         number, such as the words of an embedding. Letters may come in any order, and repeat.
 
+    The box of a complex array holds its two parts as a stack of real arrays, and each part is
+    adapted separately. `plain` and `through` make the complex array of them.
+
     **Raises:** `SelectionError`, which names the path, if a regex matches no array, or matches an
-    array that has another number of axes, is not real and floating, or is declared already; and if
-    the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
+    array that has another number of axes, is not floating or complex, or is declared already; and
+    if the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
     """
     expect_model(params, "declare")
     if isinstance(axes, InferredAxes):
@@ -107,13 +110,10 @@ def _declared(node: Any, letters: str, path: str) -> DeclaredArray:
             "declare it anew, take `plain` of it first."
         )
     array = jnp.asarray(node) if isinstance(node, np.ndarray) else node
-    if not eqx.is_array(array) or not jnp.issubdtype(array.dtype, jnp.floating):
+    if not eqx.is_array(array) or not jnp.issubdtype(array.dtype, jnp.inexact):
         came = show_array(array) if eqx.is_array(array) else repr(node)
-        advice = ""
-        if eqx.is_array(array) and jnp.iscomplexobj(array):
-            advice = " Keep its real and imaginary parts in two arrays; the function joins them."
         raise SelectionError(
-            f"{show_path(path)} is {came}, and adapters need real floating arrays.{advice}"
+            f"{show_path(path)} is {came}, and adapters need floating or complex arrays."
         )
     if array.ndim != len(letters):
         raise SelectionError(

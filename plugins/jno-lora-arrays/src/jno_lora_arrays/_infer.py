@@ -153,8 +153,6 @@ def _why_never(array: Any) -> str | None:
         return "not an array"
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return f"{array.dtype}{_NOT_A_PARAMETER}"
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return f"{array.dtype}: keep its real and imaginary parts in two arrays"
     if len(array.shape) < 2:
         return "one axis: a bias, or the scale of a norm"
     return None

@@ -80,7 +80,9 @@ def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> 
     static_results: list[Any] = []
 
     def traced(arrays: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(treedef, eqx.combine(arrays, static))
+        values = zip(leaves, eqx.combine(arrays, static), strict=True)
+        joined = [unadapted(leaf).joined(x) if is_declared(leaf) else x for leaf, x in values]
+        args, kwargs = jax.tree.unflatten(treedef, joined)
         with weights_read_by(read_marked), _separate_traces():
             result = function(*args, **kwargs)
         computed, static_result = eqx.partition(result, _is_array)

@@ -20,7 +20,7 @@ from jno.lora.extending import adapted_layers, bullets, expect_model
 from ._running import at_slot, call_batch, call_one, check_names, in_slot
 from ._state import Snapshot, State, axis_size, grown, room_for
 from ._training import slots_to_train, slotwise
-from ._values import Values, values_of, with_factors, without_factors
+from ._values import Values, at_rank_of, values_of, with_factors, without_factors
 
 Source = AdapterSet | str | os.PathLike[str]
 
@@ -285,7 +285,9 @@ class AdapterBank:
                 f"The bank is fixed, and the adapters need more room:\n{bullets(lacking)}\n"
                 "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a new bank."
             )
-        state = grown(state, self._plain, rooms, self._axis) if lacking else state
+        values = at_rank_of(rooms, values)
+        state = grown(state, self._plain, rooms, self._axis, values) if lacking else state
+        state.check_forms(values)
         self._state = state.filled(name, values)
         self._sets[name] = without_factors(adapters)
         return self._state.slots[name]

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jno.lora import SelectionError
 from jno.lora.extending import map_adapters
 
-from ._slots import Slots, layers_with_slots
+from ._slots import Slots, SumSlots, layers_with_slots
 
 M = TypeVar("M")
 
@@ -49,7 +49,7 @@ def at_slot(model: M, slot: Any) -> M:
     index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
 
     def put(_: str, adapter: Any) -> Any:
-        if not isinstance(adapter, Slots):
+        if not isinstance(adapter, Slots | SumSlots):
             return adapter
         indices = jnp.broadcast_to(index, adapter.slot.shape)
         return eqx.tree_at(lambda slots: slots.slot, adapter, indices)

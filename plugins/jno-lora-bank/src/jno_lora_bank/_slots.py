@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from jno.lora.extending import adapted_layers
+from jno.lora import LoRAWrapper
+from jno.lora.extending import Term, adapted_layers, adds_up, over_stack
 from jno_lora_zoo import (
     Bias,
     EmbeddingLayer,
@@ -172,8 +175,97 @@ def _with_biases(cell: Any, **changes: Array) -> Any:
     return changed
 
 
-def slots_class(adapter: type) -> type[Slots] | None:
-    """The slots for the layer kind of an adapter class, if it has a kind."""
+class SumSlots(LoRAWrapper):
+    """The states of adapters of one class with a `sum_of`, one in each slot, at one rank.
+
+    A call builds the adapter of `slot`. A state of zeros changes nothing: slot 0 is the base.
+
+    - `states`: by the names of `adapter.state()`. `scale` is NaN for an empty slot.
+    """
+
+    adapter_fields = ("slot",)  # a whole number: nothing in these slots trains
+    adapter: AbstractClassVar[type[LoRAWrapper]]
+
+    base: Any
+    states: dict[str, Float[Array, "slots ..."]]
+    scale: Float[Array, " slots"]
+    slot: Int[Array, ""]
+    rank: Any = eqx.field(static=True)
+    alpha: Any = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        return cls.adapter.applies_to(leaf)
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return cls.adapter.stack_ndim(leaf)
+
+    @classmethod
+    def from_state(
+        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+    ) -> LoRAWrapper:
+        states = {name.partition("/")[2]: x for name, x in state.items() if "/" in name}
+        return cls(base, states, state["scale"], state["slot"], rank, alpha)  # pyright: ignore
+
+    @classmethod
+    def at_rank(cls, term: Term, rank: int, ndim: int) -> Term:
+        """A term, with `ndim` axes of a stack in front of its arrays, with that rank at least."""
+
+        def of_layer(state: Any) -> Any:
+            return cls.adapter.sum_of([term._replace(state=state)], rank)
+
+        return over_stack(of_layer, ndim)(dict(term.state))
+
+    @staticmethod
+    def empty_slots(
+        form: Mapping[str, Array], slots: int, ndim: int, *, has_slots: bool
+    ) -> dict[str, Array]:
+        """Arrays of `SumSlots`. `form`: a state, with the axes of a stack, and perhaps of slots."""
+        arrays = {
+            f"states/{name}": jnp.zeros(
+                (*x.shape[:ndim], slots, *x.shape[ndim + has_slots :]), x.dtype
+            )
+            for name, x in form.items()
+        }
+        stack = next(iter(form.values())).shape[:ndim]
+        empty = jnp.full((*stack, slots), jnp.nan).at[..., 0].set(0)
+        return {**arrays, "scale": empty, "slot": jnp.zeros(stack, jnp.int32)}
+
+    @property
+    def term(self) -> Term:
+        """The states, with the axis of slots behind the axes of a stack."""
+        return Term(self.states, self.rank, self.alpha)
+
+    def at_higher_rank(self, rank: int) -> "SumSlots":
+        """The same adapters with that rank at least."""
+        if (self.rank or 0) >= rank:
+            return self
+        cls: Any = type(self)
+        term = cls.at_rank(self.term, rank, self.stack_ndim(self.base) + 1)
+        return cls(self.base, dict(term.state), self.scale, self.slot, term.rank, term.alpha)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the adapter in `slot`; in slot 0, of the base itself, bit for bit."""
+        base: Any = self.base
+        outputs = base(*args, **kwargs), self.in_slot()(*args, **kwargs)
+        return jax.tree.map(lambda b, y: jnp.where(self.slot == 0, b, y), *outputs)
+
+    def merge(self) -> eqx.Module:
+        return self.in_slot().merge()
+
+    def in_slot(self) -> LoRAWrapper:
+        """The adapter of `slot`; with NaN in the place of its numbers if the slot is empty."""
+        nearest = jnp.clip(self.slot, 0, len(self.scale) - 1)
+        is_empty = (self.slot != nearest) | jnp.isnan(self.scale[nearest])
+        state = {name: jnp.where(is_empty, jnp.nan, x[nearest]) for name, x in self.states.items()}
+        return self.adapter.from_state(self.base, state, self.rank, self.alpha)
+
+
+def slots_class(adapter: Any) -> Any:
+    """The slots for an adapter class: of its layer kind, or for its `sum_of`; else `None`."""
+    if adds_up(adapter):
+        return _slots_of_sums(adapter)
     has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
     return _slots_of_kind(adapter.kind) if has_kind else None
 
@@ -184,5 +276,11 @@ def _slots_of_kind(kind: type[LayerKind]) -> type[Slots]:
     return classes.get(kind) or next(iter(adapters_for(kind, __name__, methods=[Slots]).values()))
 
 
-def layers_with_slots(model: PyTree) -> Iterator[tuple[str, Slots]]:
-    return (pair for pair in adapted_layers(model) if isinstance(pair[1], Slots))
+@functools.cache
+def _slots_of_sums(adapter: type[LoRAWrapper]) -> type[SumSlots]:
+    body = {"adapter": adapter, "mergeable": adapter.mergeable, "__module__": __name__}
+    return type(f"SlotsOf{adapter.__name__}", (SumSlots,), body)
+
+
+def layers_with_slots(model: PyTree) -> Iterator[tuple[str, Any]]:
+    return (pair for pair in adapted_layers(model) if isinstance(pair[1], Slots | SumSlots))

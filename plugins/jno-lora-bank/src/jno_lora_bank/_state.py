@@ -24,14 +24,15 @@ from jno.lora.extending import (
 )
 from jno.lora.types import LayerForm, LooseAdapter
 
-from ._slots import Slots, layers_with_slots, slots_class
-from ._values import Values
+from ._slots import Slots, SumSlots, layers_with_slots, slots_class
+from ._values import Values, rank_needed
 
-# The number of axes of each array of `Slots`, from its axis of slots on.
-SLOT_NDIM = {"lora_A": 3, "lora_Bt": 3, "scale": 1, "gain": 2, "shift": 2}
+# The fields with an axis of slots, which follows the axes of a stack.
+_FIELDS = ("lora_A", "lora_Bt", "scale", "gain", "shift", "states")
+FACTOR_NDIM = 3  # the number of axes of a factor, from its axis of slots on
 # The fields of `Slots` that a layer may lack.
 _OPTIONAL = frozenset({"gain", "shift"})
-# The path of a layer, and the field of `Slots`.
+# The path of a layer, and the path of an array in its slots: `lora_A`, `states/lora_A/weight`.
 Key = tuple[str, str]
 
 
@@ -69,6 +70,7 @@ class State(NamedTuple):
     """The model as leaves, and what its slots hold.
 
     - `places`: the index in `leaves` of each array of slots.
+    - `stacks`: the number of axes of a stack, by the path of each layer with slots.
     - `free`: the empty slots. The next adapter goes into the first.
     - `is_shared`: whether somebody else may hold the arrays of slots.
     """
@@ -76,6 +78,7 @@ class State(NamedTuple):
     leaves: list[Any]
     treedef: Any
     places: Mapping[Key, int]
+    stacks: Mapping[str, int]
     slots: Mapping[str, int]
     free: tuple[int, ...]
     is_shared: bool = False
@@ -84,13 +87,15 @@ class State(NamedTuple):
     def of(cls, model: PyTree, slots: Mapping[str, int], free: tuple[int, ...]) -> "State":
         """The state with this model, whose arrays of slots nobody else holds."""
         leaves, treedef = jtu.tree_flatten_with_path(model)
-        paths = {path for path, _ in layers_with_slots(model)}
+        layers = dict(layers_with_slots(model))
+        stacks = {path: type(layer).stack_ndim(layer.base) for path, layer in layers.items()}
         places: dict[Key, int] = {}
         for place, (keys, _) in enumerate(leaves):
-            path, _, field = path_str(keys).rpartition("/")
-            if path in paths and field in SLOT_NDIM:
-                places[path, field] = place
-        return cls([leaf for _, leaf in leaves], treedef, places, slots, free)
+            for length in range(len(keys)):
+                path, field = path_str(keys[:length]), path_str(keys[length:])
+                if path in layers and field.partition("/")[0] in _FIELDS:
+                    places[path, field] = place
+        return cls([leaf for _, leaf in leaves], treedef, places, stacks, slots, free)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -103,7 +108,7 @@ class State(NamedTuple):
 
     def in_slot(self, slot: int, path: str, field: str) -> Array:
         array = self.leaves[self.places[path, field]]
-        return lax.index_in_dim(array, slot, _slot_axis(field, array), keepdims=False)
+        return lax.index_in_dim(array, slot, self.stacks[path], keepdims=False)
 
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
         """The state with only `values` in the slot of `name`. This state may become unusable."""
@@ -118,6 +123,22 @@ class State(NamedTuple):
         # All arrays of slots are new.
         return self._written(slot, every)._replace(slots=slots, free=free, is_shared=False)
 
+    def check_forms(self, values: Mapping[str, Values]) -> None:
+        """**Raises:** `SelectionError` if a state in `values` differs in form from its slots."""
+        for path, fields in values.items():
+            expected = {
+                field: self.in_slot(0, at, field).shape
+                for at, field in self.places
+                if at == path and field.startswith("states/")
+            }
+            given = {name: x.shape for name, x in fields.items() if name.startswith("states/")}
+            if given != expected:
+                raise SelectionError(
+                    f"{show_path(path)}: the adapter has arrays of other shapes than the adapters "
+                    "in the bank. All adapters of a layer need the same options, such as `bands` "
+                    "or `per`: give adapters with other options another bank."
+                )
+
     def emptied(self, name: str) -> "State":
         """The state without an adapter of this name. This state may become unusable."""
         slots = dict(self.slots)
@@ -128,22 +149,20 @@ class State(NamedTuple):
 
     def _written(self, slot: int, values: Mapping[Key, Any]) -> "State":
         arrays = {key: self.leaves[self.places[key]] for key in values}
-        entries = {key: _padded(value, key[1], arrays[key]) for key, value in values.items()}
+        entries = {
+            key: _padded(value, self.stacks[key[0]], arrays[key]) for key, value in values.items()
+        }
         write = _write if self.is_shared else _write_in_place
-        written = sharded_like(write(arrays, entries, np.int32(slot)), arrays)
+        stacks = tuple(self.stacks.items())
+        written = sharded_like(write(arrays, entries, np.int32(slot), stacks), arrays)
         leaves = list(self.leaves)
         for key, array in written.items():
             leaves[self.places[key]] = array
         return self._replace(leaves=leaves)
 
 
-def _slot_axis(field: str, array: Array) -> int:
-    return array.ndim - SLOT_NDIM[field]
-
-
-def _padded(value: Any, field: str, array: Array) -> Any:
-    """`value` as an entry of `array`, with zeros at the end of each axis that is too short."""
-    axis = _slot_axis(field, array)
+def _padded(value: Any, axis: int, array: Array) -> Any:
+    """`value` as an entry of `array` along `axis`, with zeros at the end of axes too short."""
     shape = (*array.shape[:axis], *array.shape[axis + 1 :])
     if isinstance(value, jax.Array) and value.shape == shape:
         return value.astype(array.dtype)
@@ -155,21 +174,24 @@ def _padded(value: Any, field: str, array: Array) -> Any:
     return padded
 
 
-def _write_slot(arrays: dict[Key, Any], entries: dict[Key, Any], slot: Any) -> dict[Key, Array]:
-    def write(field: str, array: Array, entry: Any) -> Array:
-        return lax.dynamic_update_index_in_dim(array, entry, slot, _slot_axis(field, array))
+def _write_slot(
+    arrays: dict[Key, Any], entries: dict[Key, Any], slot: Any, stacks: tuple[tuple[str, int], ...]
+) -> dict[Key, Array]:
+    axes = dict(stacks)
+    return {
+        key: lax.dynamic_update_index_in_dim(array, entries[key], slot, axes[key[0]])
+        for key, array in arrays.items()
+    }
 
-    return {key: write(key[1], arrays[key], entries[key]) for key in arrays}
 
-
-_write = jax.jit(_write_slot)
-_write_in_place = jax.jit(_write_slot, donate_argnums=0)
+_write = jax.jit(_write_slot, static_argnums=3)
+_write_in_place = jax.jit(_write_slot, donate_argnums=0, static_argnums=3)
 
 
 class Room(NamedTuple):
     """What the slots of one layer have room for: a class, a rank, and optional fields."""
 
-    cls: type[Slots]
+    cls: type[Slots | SumSlots]
     rank: int
     fields: frozenset[str]
 
@@ -182,13 +204,13 @@ def room_for(
     **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
     """
     rooms = {
-        path: Room(type(slots), slots.lora_A.shape[-2], _OPTIONAL & slots.state().keys())
+        path: Room(type(slots), slots.rank or 0, _OPTIONAL & slots.state().keys())
         for path, slots in layers_with_slots(state.snapshot.model)
     }
     lacking: list[str] = []
     for path, fields in values.items():
         cls: Any = slots_class(adapters[path].wrapper)
-        needed = Room(cls, max(rank, fields["lora_A"].shape[-2]), _OPTIONAL & fields.keys())
+        needed = Room(cls, rank_needed(cls, fields, rank), _OPTIONAL & fields.keys())
         if path not in rooms:
             lacking.append(f"slots in the layer {show_path(path)!r}")
             rooms[path] = needed
@@ -207,25 +229,43 @@ def room_for(
     return rooms, lacking
 
 
-def grown(state: State, model: PyTree, rooms: Mapping[str, Room], axis: str | None) -> State:
-    """The state with the plain `model`, and with `rooms` that are at least as large as now."""
+def grown(
+    state: State,
+    model: PyTree,
+    rooms: Mapping[str, Room],
+    axis: str | None,
+    values: Mapping[str, Values],
+) -> State:
+    """The state with the plain `model`, and with `rooms` that are at least as large as now.
+
+    - `values`: the values to come. Slots of a new layer with a `sum_of` get their form.
+    """
     layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
     used = np.asarray([0, *state.slots.values()])
     adapters: dict[str, LooseAdapter] = {}
     for path, room in rooms.items():
         layer = layers[path]
         ndim = room.cls.stack_ndim(layer)
-        arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
-        if path in old_layers:
-            for field, array in old_layers[path].state().items():
+        old, scales = old_layers.get(path), (room.rank, 1.0)
+        if issubclass(room.cls, SumSlots):
+            old = None if old is None else old.at_higher_rank(room.rank)
+            form = values[path]["sum"] if old is None else old.term
+            arrays = SumSlots.empty_slots(
+                form.state, state.capacity, ndim, has_slots=old is not None
+            )
+            scales = form.rank, form.alpha
+        else:
+            arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
+        if old is not None:
+            for field, array in old.state().items():
                 arrays[field] = _with_corner(arrays[field], array)
         else:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
-        adapters[path] = LooseAdapter(arrays, room.cls, room.rank, 1.0, LayerForm.of(layer, ndim))
+        adapters[path] = LooseAdapter(arrays, room.cls, *scales, LayerForm.of(layer, ndim))
     larger = State.of(put_around(model, AdapterSet(adapters)), state.slots, state.free)
     if axis is not None:
-        for (_, field), place in larger.places.items():
-            larger.leaves[place] = _split(larger.leaves[place], SLOT_NDIM[field], axis)
+        for (path, _), place in larger.places.items():
+            larger.leaves[place] = _split(larger.leaves[place], larger.stacks[path], axis)
     return larger
 
 
@@ -257,12 +297,12 @@ def axis_size(model: PyTree, axis: str) -> int:
     raise SelectionError(f"`axis` is {axis!r}, but the mesh of the model has the axes: {axes}.")
 
 
-def _split(array: Array, ndim: int, axis: str) -> Array:
+def _split(array: Array, slot_axis: int, axis: str) -> Array:
     """`array` with its axis of slots, and no other axis, split over a mesh axis."""
     sharding = array.sharding
     if not isinstance(sharding, NamedSharding):
         return array
     spec: list[Any] = [*sharding.spec, *(None,) * (array.ndim - len(sharding.spec))]
     spec = [None if name == axis else name for name in spec]
-    spec[-ndim] = axis
+    spec[slot_axis] = axis
     return jax.device_put(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))

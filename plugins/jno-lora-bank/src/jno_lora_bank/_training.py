@@ -13,10 +13,9 @@ from jno.lora import AdapterSet, SelectionError
 from jno.lora.extending import imported_for, path_str, show_path
 
 from ._slots import Slots
-from ._state import SLOT_NDIM, State
+from ._state import FACTOR_NDIM, State
 from ._values import FACTORS
 
-_FACTOR_NDIM = SLOT_NDIM["lora_A"]
 # Which slots train, by the path of a layer and the field.
 Moving = dict[tuple[str, str], Bool[np.ndarray, " slots"]]
 
@@ -74,7 +73,7 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         args = rates_like(updates), updates, state, _slots_first(params)
         updates, state = jax.vmap(lambda rate, *trees: make(rate).update(*trees))(*args)
         updates = jtu.tree_map_with_path(only_moving, updates)
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -_FACTOR_NDIM), updates), state
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -FACTOR_NDIM), updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -89,6 +88,6 @@ def _slots_first(tree: PyTree) -> PyTree:
                 f"{path} is not a factor of a slot. Give the optimiser of a bank the trainable "
                 "tree that bank.partition() returns."
             )
-        return jnp.moveaxis(x, -_FACTOR_NDIM, 0)
+        return jnp.moveaxis(x, -FACTOR_NDIM, 0)
 
     return jtu.tree_map_with_path(move, tree)

@@ -1,7 +1,7 @@
 """The values that a slot holds for the adapters of a set, and how to get the set back."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +12,9 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
+    Term,
     adapted_layers,
+    adds_up,
     bullets,
     known_factors,
     layers_at,
@@ -44,6 +46,11 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     _refuse(adapters, without_kind, "which is not of a layer kind")
     values: dict[str, Any] = {
+        path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
+        for path, a in adapters.adapters.items()
+        if adds_up(a.wrapper)
+    }
+    values |= {
         path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
     }
     if len(values) < len(adapters):
@@ -59,9 +66,11 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
     if problems:
         raise SelectionError(
             "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-            "similar methods), and a scale for each output (DoRA, IA3). These adapters do not "
+            "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
+            "`sum_of` (spectral weights, bottlenecks). These adapters do not "
             f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
-            "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0])"
+            "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
+            "cannot be merged, such as prefixes: stack_adapters serves several of one structure."
         )
 
 
@@ -136,6 +145,29 @@ def _of_rows(adapter: Any) -> Values:
     V = W + B @ adapter.lora_A.astype(W.dtype)
     gain = adapter.row_factor(row_norms(V))
     return {"lora_A": adapter.lora_A, "lora_B": B, "scale": jnp.ones(()), "gain": gain}
+
+
+def rank_needed(cls: Any, fields: Values, rank: int) -> int:
+    """The rank that slots of class `cls` need for these values, at least `rank` if possible."""
+    if "sum" not in fields:
+        return max(rank, fields["lora_A"].shape[-2])
+    # A small layer may clamp the rank.
+    return eqx.filter_eval_shape(cls.at_rank, fields["sum"], rank, fields["ndim"]).rank or 0
+
+
+def at_rank_of(rooms: Mapping[str, Any], values: Mapping[str, Values]) -> dict[str, Values]:
+    """The values, with the states of adapters with a `sum_of` at the rank of their slots.
+
+    - `rooms`: class and rank of the slots of each layer.
+    """
+    expanded: dict[str, Values] = dict(values)
+    for path, fields in values.items():
+        if "sum" in fields:
+            cls: Any = rooms[path].cls
+            term = cls.at_rank(fields["sum"], rooms[path].rank, fields["ndim"])
+            states = {f"states/{name}": x for name, x in term.state.items()}
+            expanded[path] = {"sum": term, "scale": 1.0, **states}
+    return expanded
 
 
 def _shift(adapter: Any) -> Any:

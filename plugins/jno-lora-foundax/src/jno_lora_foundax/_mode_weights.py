@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from jno.lora.extending import show_array
@@ -16,12 +17,12 @@ from ._classes import value_for
 
 
 class ModeWeights(NamedTuple):
-    """A family of matrices, one for each mode, complex as a rule, in real arrays.
+    """A family of matrices, one for each mode, complex as a rule: how a layer stores them.
 
     **Arguments:**
 
     - `fields`: the layer's fields that hold the matrices: real part, then imaginary part. One field
-        is enough for real matrices, or if it has an axis for the two parts.
+        is enough for a complex array, for real matrices, or if it has an axis for the two parts.
     - `axes`: a letter for each axis of these arrays: `i` for the inputs, `o` for the outputs, `p`
         for the parts, any other letter for modes.
     - `frequency`: a function of the sizes of the modes' axes. It gives an integer array of these
@@ -45,14 +46,14 @@ class ModeWeights(NamedTuple):
             return f"its weights are declared in a field {missing[0]!r}, which it lacks"
         arrays = [getattr(layer, field) for field in self.fields]
         for field, array in zip(self.fields, arrays, strict=True):
-            if eqx.is_array(array) and jnp.iscomplexobj(array):
+            if _is_complex(array) and (len(arrays) > 1 or "p" in self.axes):
                 return (
-                    f"{field} is {show_array(array)}: keep its real and imaginary parts in two "
-                    "real arrays"
+                    f"{field} is {show_array(array)}, which holds both parts: declare it as the "
+                    "one field, without an axis p"
                 )
-            if not is_float_array(array):
+            if not (_is_complex(array) or is_float_array(array)):
                 came = show_array(array) if eqx.is_array(array) else f"a {type(array).__name__}"
-                return f"{field} is {came}, and adapters need real floating arrays"
+                return f"{field} is {came}, and adapters need floating or complex arrays"
         shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
         if len(shapes) > 1 or len(dtypes) > 1:
             return f"{' and '.join(self.fields)} differ: {', '.join(map(show_array, arrays))}"
@@ -74,7 +75,10 @@ class ModeWeights(NamedTuple):
 
     def read(self, layer: Any) -> Float[Array, "parts *modes out in"]:
         """The matrices, in float32 at least. The first axis has the real and imaginary parts."""
-        arrays = [in_compute_dtype(getattr(layer, field)) for field in self.fields]
+        arrays = [getattr(layer, field) for field in self.fields]
+        if _is_complex(arrays[0]):
+            arrays = [jnp.real(arrays[0]), jnp.imag(arrays[0])]
+        arrays = [in_compute_dtype(array) for array in arrays]
         stacked = arrays[0] if "p" in self.axes else jnp.stack(arrays)
         return jnp.einsum(f"{self._stored()}->{self._canonical()}", stacked)
 
@@ -83,7 +87,10 @@ class ModeWeights(NamedTuple):
     ) -> dict[str, Shaped[Array, "..."]]:
         """Arrays for the fields of `layer`, in their layout and dtype, that hold these matrices."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
-        stacked = cast_like(stacked, getattr(layer, self.fields[0]))
+        first = getattr(layer, self.fields[0])
+        if _is_complex(first):
+            return {self.fields[0]: cast_like(lax.complex(stacked[0], stacked[1]), first)}
+        stacked = cast_like(stacked, first)
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
@@ -105,6 +112,10 @@ class ModeWeights(NamedTuple):
 
     def _canonical(self) -> str:
         return f"p{self.modes}oi"
+
+
+def _is_complex(array: Any) -> bool:
+    return eqx.is_array_like(array) and jnp.iscomplexobj(array)
 
 
 def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper
 
@@ -74,6 +75,10 @@ class SpectralAdapter(LoRAWrapper):
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
     @classmethod
+    def matrices(cls, layer: Any) -> Mapping[str, Array]:
+        return {name: _as_complex(W) for name, W in cls._matrices(layer).items()}
+
+    @classmethod
     def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
         return {name: family.read(base) for name, family in cls._families(base).items()}
 
@@ -86,6 +91,10 @@ class SpectralAdapter(LoRAWrapper):
                 f"{type(layer).__name__}"
             )
         return families
+
+
+def _as_complex(parts: Float[Array, "parts ..."]) -> Inexact[Array, "..."]:
+    return parts[0] if len(parts) == 1 else lax.complex(parts[0], parts[1])
 
 
 def complex_product(

@@ -1,6 +1,7 @@
 """Bottleneck adapters: a small nonlinear network beside a layer, on its channels."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,9 +11,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
+from jno.lora.extending import Term
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
 
 from ._classes import loaded_class
+from ._sums import joined
 from .layers import ChannelLastConvLayer
 
 _NO_MERGE = (
@@ -88,6 +91,18 @@ class Bottleneck(LayerKind):
         update = jnp.einsum("gor,rg...->go...", B.reshape(h.shape[1], -1, self.rank), h)
         update = jnp.moveaxis(update.reshape(-1, *h.shape[2:]), 0, self.channel_axis())
         return y + update.astype(y.dtype).reshape(y.shape)
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
+        axes = {"down_weight": -2, "down_bias": -1, "up_weight": -1}
+        total = sum(term.rank for term in terms)
+
+        def factor(term: Term, _: str) -> Any:
+            return term.weight * term.alpha / term.rank
+
+        most = max(total, rank or 0)
+        state = joined(terms, axes, "up_weight", factor, more=most - total)
+        return Term(state, most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         axes = self.mesh_axes(self.base)

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,9 +12,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LoRAWrapper
+from jno.lora.extending import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
+from ._sums import joined
 
 
 class SpectralLowRank(SpectralAdapter):
@@ -69,9 +72,14 @@ class SpectralLowRank(SpectralAdapter):
                 self.lora_A[array] = A / math.sqrt(n_parts * inputs)
                 self.lora_B[array] = jnp.zeros((n_parts, *batch, outputs, r), dtype)
 
+    @classmethod
     @abc.abstractmethod
-    def scale_for(self, rank: int) -> float:
+    def scale_of(cls, rank: int, alpha: float) -> float:
         """The factor `s` of an update of this rank."""
+
+    def scale_for(self, rank: int) -> float:
+        """`scale_of` with the adapter's alpha."""
+        return self.scale_of(rank, self.alpha)
 
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
@@ -92,6 +100,27 @@ class SpectralLowRank(SpectralAdapter):
             if field.startswith("lora_A/") and _BELOW in field
         }
         return {"bands": bands} if bands else {}
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
+        """The rank is the sum of the ranks, at most the smaller side of the matrices."""
+
+        def factor(term: Term, name: str) -> Any:
+            return term.weight * cls.scale_of(term.state[name].shape[-1], term.alpha)
+
+        first = terms[0].state
+        arrays = [name.partition("/")[2] for name in first if name.startswith("lora_A/")]
+        sides = [(first[f"lora_B/{n}"].shape[-2], first[f"lora_A/{n}"].shape[-1]) for n in arrays]
+        most = min(map(min, sides))
+        total = sum(term.rank for term in terms)
+        rank = min(most, max(total, rank or 0))
+        axes = {"lora_A": -2, "lora_B": -1}
+        state = joined(terms, axes, "lora_B", factor, more=rank - total)
+        for name in arrays:
+            A, B = _cut_to(most, state[f"lora_A/{name}"], state[f"lora_B/{name}"])
+            B = B / cls.scale_of(A.shape[-2], float(rank))
+            state |= {f"lora_A/{name}": A, f"lora_B/{name}": B}
+        return Term(state, rank, float(rank))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """`A` and `B` are cut like their family's weight, but the modes of a band are not cut."""
@@ -127,6 +156,25 @@ class SpectralLowRank(SpectralAdapter):
 
 
 _BELOW = "_below_"
+
+
+def _cut_to(most: int, A: Array, B: Array) -> tuple[Array, Array]:
+    """Factors of the same products with at most `most` directions.
+
+    **Raises:** `ValueError` if the products may need more.
+    """
+    if A.shape[-2] <= most:
+        return A, B
+    outputs, inputs = B.shape[-2], A.shape[-1]
+    if min(outputs, inputs) > most:
+        raise ValueError(
+            f"the sum has rank {A.shape[-2]}, but the smallest matrices of the layer allow {most}"
+        )
+    product = complex_product(jnp.matmul, B, A)
+    # The complex identity: its imaginary part is zero.
+    shape = (*product.shape[:-2], most, most)
+    identity = jnp.broadcast_to(jnp.eye(most, dtype=product.dtype), shape).at[1:].set(0)
+    return (product, identity) if outputs <= inputs else (identity, product)
 
 
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
@@ -190,8 +238,22 @@ class LoRASpectral(SpectralLowRank):
     paper = "2106.09685"
     bibtex = bibtex_of("2106.09685", "2010.08895", "2509.23173")
 
-    def scale_for(self, rank: int) -> float:
-        return self.alpha / rank
+    @classmethod
+    def scale_of(cls, rank: int, alpha: float) -> float:
+        return alpha / rank
+
+    @classmethod
+    def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> LoRAWrapper:
+        rank = next(iter(factors.values()))[0].shape[-2]
+        states = {"lora_A": {n: A for n, (A, _) in factors.items()}}
+        states |= {"lora_B": {n: B for n, (_, B) in factors.items()}}
+        n_parts = {name: len(W) for name, W in cls._matrices(layer).items()}
+        state = {
+            f"{field}/{name}": jnp.stack([jnp.real(x), jnp.imag(x)][: n_parts[name]])
+            for field, arrays in states.items()
+            for name, x in arrays.items()
+        }
+        return cls.from_state(layer, state, rank, float(rank))
 
 
 class rsLoRASpectral(SpectralLowRank):
@@ -209,5 +271,6 @@ class rsLoRASpectral(SpectralLowRank):
     paper = "2312.03732"
     bibtex = bibtex_of("2312.03732", "2010.08895")
 
-    def scale_for(self, rank: int) -> float:
-        return self.alpha / math.sqrt(rank)
+    @classmethod
+    def scale_of(cls, rank: int, alpha: float) -> float:
+        return alpha / math.sqrt(rank)

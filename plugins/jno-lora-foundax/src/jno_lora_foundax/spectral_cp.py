@@ -1,6 +1,7 @@
 """A low-rank update of spectral weights whose factors all modes share."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora.extending import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
+from ._sums import joined
 
 
 class CPSpectral(SpectralAdapter):
@@ -79,6 +82,18 @@ class CPSpectral(SpectralAdapter):
         c = self.mode_factors[name].astype(W.dtype)[..., None, :]
         weighted_B = complex_product(jnp.multiply, B, c)
         return W + self.alpha / self.rank * complex_product(jnp.matmul, weighted_B, A)
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
+        axes = {"lora_A": -2, "lora_B": -1, "mode_factors": -1}
+        total = sum(term.rank for term in terms)
+
+        def factor(term: Term, _: str) -> Any:
+            return term.weight * term.alpha / term.rank
+
+        most = max(total, rank or 0)
+        state = joined(terms, axes, "lora_B", factor, more=most - total)
+        return Term(state, most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

@@ -1,6 +1,7 @@
 """A complex gain for each mode of spectral weights."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora.extending import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
+from ._sums import times
 
 
 class GainSpectral(SpectralAdapter):
@@ -69,6 +72,15 @@ class GainSpectral(SpectralAdapter):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
         return {"per": "mode" if has_one_gain else "output"}
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
+        state: dict[str, Array] = {}
+        for name in terms[0].state:
+            # A gain for each mode is the same gain for each of its outputs.
+            gains = [times(term.state[name], term.weight) for term in terms]
+            state[name] = functools.reduce(jnp.add, gains)
+        return Term(state, None, None)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

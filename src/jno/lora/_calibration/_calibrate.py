@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._contract import Statistic, expect_model, mean_shape, over_stack, statistics_of
-from .._dispatch import plan_lora
+from .._dispatch import plan_call
 from .._errors import SelectionError
 from .._paths import FEW, bullets, show_path
-from .._planning import MaskLike, PlanRow, SpecLike, TargetLike, WrapperLike
+from .._planning import MaskLike, PlanRow, Spec, SpecLike, TargetLike, WrapperLike
 from .._registry import Registry
 from .._sharding import replicated_beside
 from .._showing import tracked
@@ -70,8 +70,8 @@ def calibrate(
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
-    selection = {"target": target, "specs": specs, "wrappers": wrappers, "param_mask": param_mask}
-    plan = plan_lora(model, 1, registry=registry, **selection)
+    call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrappers)
+    plan = plan_call(model, specs, call, param_mask, registry)
     rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
     if not rows:
         raise SelectionError(

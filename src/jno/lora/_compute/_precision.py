@@ -15,6 +15,11 @@ def held_dtype(array: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
 
 
+def count_reals(array: Any) -> int:
+    """How many parameters `array` has: its real numbers, so a complex number counts twice."""
+    return array.size * (2 if jnp.issubdtype(array.dtype, jnp.complexfloating) else 1)
+
+
 def count_non_finite(array: np.ndarray) -> int:
     """The number of NaN and infinite values in an array."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):

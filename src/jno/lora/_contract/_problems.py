@@ -10,9 +10,11 @@ from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._statistics import BUILT_IN, Statistic
+from ._updates import Updates
 from ._wrapper import LoRAWrapper
 
-_CLASSMETHODS = [name for name, x in vars(LoRAWrapper).items() if isinstance(x, classmethod)]
+_MEMBERS = [*vars(Updates).items(), *vars(LoRAWrapper).items()]
+_CLASSMETHODS = [name for name, member in _MEMBERS if isinstance(member, classmethod)]
 _REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
 
 

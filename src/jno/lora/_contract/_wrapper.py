@@ -23,9 +23,10 @@ from ._constructing import construct
 from ._reading import in_scope, read_weight, rows_of
 from ._shared import is_shared, replaced
 from ._statistics import Statistic, zero_statistics
+from ._updates import Updates
 
 
-class LoRAWrapper(eqx.nn.StatefulLayer):
+class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
     """Base class of every adapter: an `eqx.Module` that stands in the place of one layer.
 
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap

@@ -9,11 +9,11 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._calibration import calibrate as collect
 from .._contract import check_key
-from .._dispatch import carry_out, plan_lora
+from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError
 from .._paths import bullets, show_path
 from .._peft_words import knows_words_of_peft
-from .._planning import MaskLike, Plan, SpecLike, TargetLike, WrapperLike, parse_mask
+from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry
 from .._reports import LoraReport, report_on
 from .._shared_arrays import resolve
@@ -145,7 +145,8 @@ class Net(Holder):
                     f"`loss(model, batch)`, but is {calibrate!r}."
                 )
             statistics = collect(state.module, *calibrate, **selection)
-        plan = plan_lora(state.module, rank, alpha, options=options, **selection)
+        call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
+        plan = plan_call(state.module, specs, call, self._mask, self._registry)
         adapted = [row for row in plan.having("already adapted") if row.spec is not None]
         if adapted and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)

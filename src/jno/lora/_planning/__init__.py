@@ -1,5 +1,6 @@
 """The selection of a call: its arguments parsed, one walk over the model, and a plan."""
 
+from ._advice import advised
 from ._making import make_plan
 from ._masks import MaskLike, compiled, parse_mask, selector
 from ._messages import warn_of_clamped_ranks, warn_of_omissions

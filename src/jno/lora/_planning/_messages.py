@@ -7,7 +7,9 @@ from typing import Any
 from .._contract import LoRAWrapper
 from .._errors import warn
 from .._paths import FEW, bullets, nearest, show_path
-from .._tree import NORMALISED
+from .._showing import grouped
+from .._tree import NORMALISED, modules_in
+from ._advice import matrices_of
 from ._plan import Plan, PlanRow
 from ._roles import LinearInBlocks, NamedLayers
 from ._specs import Rule
@@ -22,6 +24,12 @@ _WHY_REFUSED = (
 _MORE_ADAPTERS = (
     '`wrapper="auto"` asks every installed adapter that has `auto = True`; a name or variant asks '
     "for any adapter (`jno-lora adapters` lists them)."
+)
+_PASSED_OVER = "No wrapper of this call applies to these layers, which hold matrices:"
+_YOUR_LAYERS = (
+    "To adapt a layer of your own, say what the axes of its arrays mean: for spectral weights, by "
+    "`ModeWeights` in a subclass of an adapter of jno_lora_foundax; for any array, by `declare` of "
+    'jno_lora_arrays. "Your own spectral layer", in docs/operators.md, shows both.'
 )
 _CAN_ADAPT = "The layers that the wrappers of this call can adapt are:"
 _NO_MODULE = (
@@ -77,6 +85,10 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _listed(taken, lambda row: _taker(walk, row.path))
     if isinstance(rule.target, re.Pattern | NamedLayers):
         yield from _nearest_paths(rule, rows, adaptable)
+    if passed_over := _passed_over(walk):
+        yield _PASSED_OVER
+        yield bullets(passed_over, FEW)
+        yield _YOUR_LAYERS
     if rule.former:
         yield f"Some adapters have another variant than before: {_new_words(rule.former)}."
     if adaptable:
@@ -116,6 +128,18 @@ def _taker(walk: Walk, path: str) -> str:
             within = "" if row.path == path else f", inside {show_path(row.path)}"
             return f": {walk.rules[row.spec].label}{within}"
     return ""
+
+
+def _passed_over(walk: Walk) -> list[str]:
+    """Lines for the layers with matrices, of other classes than Equinox's, that nothing adapts."""
+    layers = dict(modules_in(walk.model))
+    passed_over: list[tuple[str, str]] = []
+    for row in walk.rows:
+        layer: Any = layers.get(row.keys)
+        if row.status == "no wrapper applies" and not type(layer).__module__.startswith("equinox."):
+            matrices = ", ".join(f"{name} {form}" for name, form in matrices_of(layer).items())
+            passed_over += [(row.path, f"{row.layer} ({matrices})")] if matrices else []
+    return [f"{show_path(path)}: {layer}" for path, _, layer in grouped(passed_over)]
 
 
 def _layer(row: PlanRow) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from .._contract import LoRAWrapper
 from .._paths import KeyPath, show_path
 from .._showing import Printed, Table, table
+from .._tree import LeftOut
 
 PlanStatus = Literal[
     "wrapped",
@@ -30,6 +31,8 @@ class PlanRow:
     - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies.
     - `options`: further arguments of the wrapper's constructor.
     - `role`: `"output head"` or `"router"` if the name of a layer to wrap says so.
+    - `advice`: for a layer with matrices to which no wrapper of the call applies: the installed
+        adapters that apply, or how to declare its arrays. Only `plan_lora` and `net.plan` ask.
     """
 
     path: str
@@ -42,6 +45,7 @@ class PlanRow:
     reason: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     role: str | None = dataclasses.field(default=None, compare=False)
+    advice: str | None = dataclasses.field(default=None, compare=False)
     # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -49,6 +53,8 @@ class PlanRow:
     @property
     def explanation(self) -> str:
         """The status as a phrase: "wrapped by DoRALinear", "no wrapper applies: its weight ..."."""
+        if self.advice is not None:
+            return self.advice
         if self.reason is not None:
             return f"{self.status}: {self.reason}"
         if self.wrapper is None or self.status not in ("wrapped", "already adapted"):
@@ -65,10 +71,12 @@ class Plan(Printed[PlanRow]):
     (`layers/[0-11]/query`).
 
     - `problem`: the error that the call raises, if a target or spec selects nothing.
+    - `left_out`: the layers whose matrices would have no adapter.
     """
 
     rows: tuple[PlanRow, ...]
     problem: str | None = None
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:
@@ -99,4 +107,6 @@ class Plan(Printed[PlanRow]):
             for row in self.rows
         )
         columns += [("rank", "right"), ("alpha", "right")]
-        return table(self._title(), columns, rows, self.problem or "", by_path=True)
+        lines = [str(self.left_out)] if self.left_out.is_worth_a_line else []
+        lines += [] if self.problem is None else [self.problem]
+        return table(self._title(), columns, rows, "\n".join(lines), by_path=True)

@@ -13,7 +13,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, check_same_structure, expect_model, refusal_of_template
+from .._contract import (
+    LoRAWrapper,
+    check_same_structure,
+    expect_model,
+    over_stack,
+    refusal_of_template,
+)
 from .._errors import SelectionError, WrapperError, failing
 from .._merge import wide_layers
 from .._paths import bullets, path_str, show_path, show_place
@@ -30,8 +36,11 @@ class AdapterEffect:
     """The change `dW` of one matrix: the merged weight minus the weight before adapting.
 
     - `path`: of the layer; `array`: the name of the array (`"weight"`); `part`: the slice of a
-        stacked layer. `label` joins the three.
-    - `shape`: of the matrix. A kernel is flattened behind its first axis, a vector is one column.
+        stacked layer. `label` joins the three. Arrays that hold one family of matrices together,
+        such as real and imaginary parts, have the name of the family.
+    - `shape`: of the matrix. Its rows are the outputs that the adapter declares, and all modes of
+        spectral weights lie side by side: `(out, in * modes)`. Without a declaration, the rows are
+        the first axis. A vector is one column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
     - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
         `p = s / sum(s)` for the singular values `s`. It is `r` for `r` directions of equal weight,
@@ -121,7 +130,9 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
                 continue
         # These dtypes are wider than the layer's dtypes, and an adapter may return any of them.
         check_same_structure(*layers, f"`merge()` of {where}", dtypes=False)
-        rows += _effects_of(path, adapter, *layers)
+        with failing(what, WrapperError), jax.enable_x64(True):
+            before, after = (_matrices_of(adapter, layer) for layer in layers)
+        rows += _effects_of(path, adapter, before, after)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 
@@ -153,25 +164,48 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     return draw_effects(effects.rows).saved(path)
 
 
+def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
+    """The matrices of `layer`, `(*stack, rows, columns)`, by the names of families or arrays."""
+    cls: Any = type(adapter)
+    ndim = cls.stack_ndim(adapter.base)
+    families = over_stack(cls.matrices, ndim)(layer)
+    if families:
+        return {
+            name: _flattened(np.moveaxis(np.asarray(W), -2, ndim), ndim)
+            for name, W in families.items()
+        }
+    declared: Any = over_stack(cls.matrix, ndim)(layer)
+    declared = np.zeros(0) if declared is None else declared
+    matrices: dict[str, Any] = {}
+    for keys, array in jtu.tree_leaves_with_path(layer):
+        if eqx.is_inexact_array(array) and array.size:
+            # A matrix of as many numbers is this array, with its axes in another order.
+            is_declared = array.ndim > ndim + 1 and jnp.size(declared) == array.size
+            matrices[path_str(keys)] = _flattened(declared if is_declared else array, ndim)
+    return matrices
+
+
+def _flattened(array: Any, ndim: int) -> Any:
+    """`array` with one axis of rows and one of columns behind the axes of a stack."""
+    array = np.asarray(array)
+    return (
+        array.reshape(*array.shape[: ndim + 1], -1) if array.ndim > ndim else array[..., None, None]
+    )
+
+
 def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
-    ndim = type(adapter).stack_ndim(adapter.base)
+    dtypes = [x.dtype for x in jax.tree.leaves(adapter.base) if eqx.is_inexact_array(x)]
+    eps = min(float(jnp.finfo(dtype).eps) for dtype in (*dtypes, jnp.float32))
     effects: list[AdapterEffect] = []
-    leaves = jtu.tree_leaves(after), jtu.tree_leaves(adapter.base)
-    for (keys, old), new, base in zip(jtu.tree_leaves_with_path(before), *leaves, strict=True):
-        if not eqx.is_inexact_array(old) or old.size == 0:
-            continue
-        eps = min(float(jnp.finfo(dtype).eps) for dtype in (base.dtype, jnp.float32))
-        old, new = np.asarray(old), np.asarray(new)
-        for part in np.ndindex(old.shape[:ndim]):
-            changes = old[part], new[part] - old[part]
-            W, dW = (x.reshape(len(x) if x.ndim else 1, -1) for x in changes)
+    for name, old in before.items():
+        for part in np.ndindex(old.shape[:-2]):
+            W, dW = old[part], after[name][part] - old[part]
             norm = float(np.linalg.norm(W))
             values = _singular_values(dW, eps * norm)
             change = float(np.linalg.norm(values))
             relative = change / norm if norm else math.inf if change else 0.0
-            place = path, path_str(keys), part, type(adapter), W.shape
             sizes = relative, _effective_rank(values), tuple(values.tolist())
-            effects.append(AdapterEffect(*place, *sizes))
+            effects.append(AdapterEffect(path, name, part, type(adapter), W.shape, *sizes))
     changed = {effect.array for effect in effects if effect.relative_norm != 0}
     if changed:
         return [effect for effect in effects if effect.array in changed]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._compute import count_reals
 from .._contract import (
     LoRAWrapper,
     check_same_structure,
@@ -25,7 +26,7 @@ from .._sharding import on_the_mesh
 from .._shared_arrays import filler
 from .._showing import Printed, Table, table
 from .._trainability import lora_trainable_filter, may_train
-from .._tree import adapted_layers
+from .._tree import LeftOut, adapted_layers, count_plain, layers_left_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +59,17 @@ class LoraReport(Printed[ReportRow]):
     Prints as a table that joins rows which differ only in the indices of their paths
     (`layers/[0-11]/query`, with the numbers of a single layer). `rows` is not joined.
 
-    - `trainable`, `total`: the parameters of the whole model with adapters.
+    - `trainable`, `total`: the parameters of the whole model with adapters. Real numbers count, so
+        a complex number counts as two parameters.
     - `merge_errors`: whether the merge errors were measured.
+    - `left_out`: the layers whose matrices have no adapter and do not train.
     """
 
     rows: tuple[ReportRow, ...]
     trainable: int
     total: int
     merge_errors: bool = False
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def percentage(self) -> float:
@@ -102,6 +106,8 @@ class LoraReport(Printed[ReportRow]):
         )
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
+        if self.rows and self.left_out.is_worth_a_line:
+            lines.append(str(self.left_out))
         return table(self._title(), columns, cells, "\n".join(lines), by_path=True)
 
 
@@ -140,7 +146,8 @@ def report_on(
         error = _error_of_merging(fill(adapter), path) if measure else None
         rows.append(ReportRow(path, *classes, distribution, *numbers, error))
     total = count(model, parameters) + coded_size(model)
-    return LoraReport(tuple(rows), count(model, trainable), total, measure)
+    left_out = layers_left_out(eqx.filter(model, trainable, inverse=True), count_plain(model))
+    return LoraReport(tuple(rows), count(model, trainable), total, measure, left_out)
 
 
 def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
@@ -173,6 +180,6 @@ def _distance(first: Any, second: Any) -> float:
 
 
 def count(model: PyTree, mask: PyTree[bool]) -> int:
-    """The total size of the selected arrays of `model`."""
-    sizes = jax.tree.map(lambda leaf, selected: leaf.size if selected else 0, model, mask)
+    """The parameters in the selected arrays of `model`."""
+    sizes = jax.tree.map(lambda leaf, selected: count_reals(leaf) if selected else 0, model, mask)
     return sum(jax.tree.leaves(sizes))

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .._contract import LoRAWrapper, check_key, check_number
+from .._contract import LoRAWrapper, adds_up, check_key, check_number
 from .._errors import SelectionError, warn
-from .._paths import stable_hash
+from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
-from ._products import Factors, Triplets, check_combinable, factors_of, widest
+from ._products import Factors, Triplets, check_combinable, factors_of, summed, widest
 from ._recipe import EXACT, SPARSE, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
@@ -63,7 +63,8 @@ def combine(
     **Arguments:**
 
     - `sets`: of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA). `to_lora(model)`
-        converts other adapters.
+        converts other adapters. `"linear"` and `"cat"` also add up adapters with a `sum_of`
+        (spectral weights, bottlenecks), exactly.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
         take a mean: weights of 1 give the method of the paper.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
@@ -113,12 +114,19 @@ def combine_with_report(
     recipe.check(has_key=key is not None)
     if key is not None:
         check_key(key)
+    if method not in EXACT:
+        _refuse_sums(sets, method)
     check_combinable(sets, recipe)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
         present = [i for i, adapter_set in enumerate(sets) if path in adapter_set.adapters]
         first = sets[present[0]][path]
+        if adds_up(first.wrapper):
+            total = summed(path, [sets[i][path] for i in present], [weights[i] for i in present])
+            adapters[path] = total
+            rows.append(UpdateRow(path, first.wrapper, first.wrapper, total.rank, jnp.zeros(())))
+            continue
         states = [sets[i][path].state for i in present]
         scales = [sets[i][path].scale for i in present]
         # Path and position give each update a different key.
@@ -129,6 +137,21 @@ def combine_with_report(
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
     return AdapterSet(adapters), UpdateReport(tuple(rows))
+
+
+def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:
+    """**Raises:** `SelectionError` for adapters with a `sum_of`, which `method` cannot cut."""
+    sums = {
+        f"{show_path(path)}: a {adapter.wrapper.__name__}"
+        for adapters in sets
+        for path, adapter in adapters.adapters.items()
+        if adds_up(adapter.wrapper)
+    }
+    if sums:
+        raise SelectionError(
+            f"{method!r} changes the entries or the rank of one matrix. Adapters of several "
+            f"matrices are only added up, by 'linear' or 'cat':\n{bullets(sorted(sums))}"
+        )
 
 
 def _listed_weights(weights: Any, number: int) -> list[Array]:

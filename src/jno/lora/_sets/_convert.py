@@ -16,6 +16,7 @@ from .._contract import (
     check_fraction,
     check_rank,
     expect_model,
+    has_products,
     is_traced,
     over_stack,
     refusal_of_template,
@@ -32,6 +33,10 @@ from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
+_SAY_HOW_MUCH = (
+    "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
+    "`energy=0.99`"
+)
 
 
 def to_lora(
@@ -42,6 +47,8 @@ def to_lora(
     registry: Registry | None = None,
 ) -> tuple[M, UpdateReport]:
     """`model` with every adapter as plain LoRA around the layer as it was before adapting.
+
+    An adapter of several matrices, such as spectral weights, becomes the LoRA of such a layer.
 
     An adapter with a `low_rank_update` gives its factors, without loss if their rank is allowed.
     Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both in float32 at
@@ -78,6 +85,7 @@ def to_lora(
         with contextlib.suppress(SelectionError):  # a registry may hold no such class
             named += registry.resolve(variant)
     classes = tuple(cls for cls in named if cls.low_rank_scale(1, 1.0) is not None)
+    classes += tuple(cls for cls in named if has_products(cls))
     rows: list[UpdateRow] = []
     problems: list[str] = []
     fill = filler(model)
@@ -106,8 +114,10 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
+    classes = (type(adapter), *classes) if has_products(type(adapter)) else classes
     if type(adapter) in classes:
-        if extra := sorted(adapter.state().keys() - PRODUCT_STATE):
+        is_alone = has_products(type(adapter))
+        if extra := [] if is_alone else sorted(adapter.state().keys() - PRODUCT_STATE):
             raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
         if energy is None and (rank is None or adapter.rank <= rank):
             return adapter, jnp.zeros(())
@@ -116,14 +126,18 @@ def _converted(
     layer = plain_layer(adapter)
     cls = next((cls for cls in classes if cls.applies_to(layer)), None)
     if cls is None:
-        raise WrapperError(f"no plain LoRA with one matrix is for a {type(layer).__name__}")
+        raise WrapperError(
+            f"no plain LoRA of the registry is for a {type(layer).__name__}. Adapters of one "
+            "class with a `sum_of` need no conversion to be combined"
+        )
+    if has_products(cls):
+        return _converted_family(cls, adapter, layer, rank, energy)
     factors = known_factors(adapter)
+    if factors is None and not type(adapter).mergeable:
+        raise WrapperError("it cannot be merged, so its update is not a low-rank product")
     if factors is None:
         if rank is None and energy is None:
-            raise WrapperError(
-                "its update is not known as a low-rank product; say how much of it to keep, by "
-                "`rank=` or by `energy=0.99`"
-            )
+            raise WrapperError(_SAY_HOW_MUCH)
         triplets = _decomposed(cls, adapter)
     else:
         if energy is None:
@@ -138,6 +152,51 @@ def _converted(
     assert rank is not None
     update = triplets.cut_to(min(rank, triplets.S.shape[-1]))
     return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
+
+
+def _converted_family(
+    cls: Any, adapter: LoRAWrapper, layer: Any, rank: int | None, energy: float | None
+) -> tuple[LoRAWrapper, Array]:
+    """As `_converted`, for the LoRA `cls` of a layer with several matrices."""
+    ndim = cls.stack_ndim(layer)
+    updates = on_the_mesh(adapter, _family_updates, cls, adapter)
+    triplets = {name: _without_noise(Triplets.of(U), scale) for name, (U, scale) in updates.items()}
+    values = [np.asarray(t.S) for t in triplets.values()]
+    if not all(np.isfinite(S).all() for S in values):
+        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
+    if energy is not None:
+        rank = max(t.rank_for(energy) for t in triplets.values())
+    if rank is None:
+        rank = max(1, *(int((S > 0).sum(axis=-1).max()) for S in values))
+        if adapter.rank is None or rank > adapter.rank:
+            raise WrapperError(_SAY_HOW_MUCH)
+    rank = min(rank, *(S.shape[-1] for S in values))
+    factors = {name: tuple(t.cut_to(rank)) for name, t in triplets.items()}
+    lost = sum(np.sum(S[..., rank:] ** 2) for S in values) / (
+        sum(np.sum(S**2) for S in values) or 1
+    )
+    lora = over_stack(cls.with_products, ndim)(layer, factors)
+    return lora, jnp.asarray(lost**0.5, jnp.float32)
+
+
+def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
+    """By name, the update of each of several matrices, and the size of its rounding."""
+
+    def of_layer(adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
+        wide: Any = at_least_float32(adapter)
+        before, after = cls.matrices(wide.unwrap()), cls.matrices(wide.merge())
+        return {name: (after[name] - W, rounding(W, after[name])) for name, W in before.items()}
+
+    def rounding(W: Array, V: Array) -> Array:
+        norms = (jnp.linalg.norm(x, axis=(-2, -1)) for x in (W, V))
+        return max(W.shape[-2:]) * float(jnp.finfo(W.dtype).eps) * jnp.add(*norms)
+
+    return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def _without_noise(triplets: Triplets, noise: Array) -> Triplets:
+    """The triplets with zero in the place of singular values that may come from rounding."""
+    return triplets._replace(S=jnp.where(noise[..., None] >= triplets.S, 0, triplets.S))
 
 
 def _decomposed(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> Triplets:

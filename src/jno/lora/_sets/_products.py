@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from .._compute import at_least_float32
-from .._contract import LoRAWrapper, check_number, over_stack
-from .._errors import SelectionError
+from .._contract import LoRAWrapper, Term, adds_up, check_number, over_stack
+from .._errors import SelectionError, failing
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
@@ -21,8 +21,8 @@ from ._recipe import TRIMMING, Recipe
 class Factors(NamedTuple):
     """The update `B A` of a matrix."""
 
-    A: Float[Array, "*stack k in"]
-    B: Float[Array, "*stack out k"]
+    A: Inexact[Array, "*stack k in"]
+    B: Inexact[Array, "*stack out k"]
 
     @property
     def rank(self) -> int:
@@ -50,12 +50,12 @@ class Factors(NamedTuple):
 class Triplets(NamedTuple):
     """Singular triplets of a matrix, largest first: `U`, the values `S`, and `V` transposed."""
 
-    U: Float[Array, "*stack out k"]
+    U: Inexact[Array, "*stack out k"]
     S: Float[Array, "*stack k"]
-    Vt: Float[Array, "*stack k in"]
+    Vt: Inexact[Array, "*stack k in"]
 
     @classmethod
-    def of(cls, matrix: Float[Array, "*stack out in"]) -> "Triplets":
+    def of(cls, matrix: Inexact[Array, "*stack out in"]) -> "Triplets":
         """All triplets of `matrix`."""
         return cls(*jnp.linalg.svd(matrix, full_matrices=False))
 
@@ -74,7 +74,7 @@ class Triplets(NamedTuple):
 
         The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
         """
-        B = self.U[..., :rank] * self.S[..., None, :rank]
+        B = self.U[..., :rank] * self.S[..., None, :rank].astype(self.U.dtype)
         return Factors(self.Vt[..., :rank, :], B).padded_to(rank)
 
     def lost_by_cutting(self, rank: int) -> Float[Array, ""]:
@@ -112,25 +112,46 @@ def widest(dtypes: Iterable[Any]) -> Any:
 
 
 def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
-    """`adapters` with every update multiplied by `factor`, which goes into `lora_B`.
+    """`adapters` with every update multiplied by `factor` (of LoRA: in `lora_B`).
 
     **Arguments:**
 
-    - `adapters`: a set of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA).
+    - `adapters`: a set of adapters that `combine` takes.
     - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
     **Raises:** `SelectionError` that lists every other adapter.
     """
     check_set(adapters, "adapters")
     check_number("factor", factor)
-    check_products([adapters], "scaled")
+    check_products([adapters], "scaled", sums=True)
     scaled: dict[str, LooseAdapter] = {}
     for path, adapter in adapters.adapters.items():
+        if adds_up(adapter.wrapper):
+            scaled[path] = summed(path, [adapter], [factor])
+            continue
         B = jnp.asarray(adapter.state["lora_B"])
         wide = at_least_float32(B)  # half precision would round the factor itself
         B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
         scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
     return AdapterSet(scaled, adapters.shared)
+
+
+def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) -> LooseAdapter:
+    """The weighted sum of adapters of one class with a `sum_of`.
+
+    **Raises:** `SelectionError` that names the path, if these adapters have no sum.
+    """
+    first = adapters[0]
+
+    def sum_of_layer(states: list[Mapping[str, Any]]) -> Any:
+        triples = zip(states, adapters, weights, strict=True)
+        terms = [Term(state, a.rank, a.alpha, weight) for state, a, weight in triples]
+        return first.wrapper.sum_of(terms)
+
+    states = [adapter.state for adapter in adapters]
+    with failing(f"add up the adapters at {show_path(path)!r}", SelectionError):
+        total = over_stack(sum_of_layer, first.layer.stack_ndim)(states)
+    return dataclasses.replace(first, state=dict(total.state), rank=total.rank, alpha=total.alpha)
 
 
 def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> list[Factors]:
@@ -146,15 +167,16 @@ def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> 
 
 def check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
     """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
-    check_products(sets, "added up")
+    check_products(sets, "added up", sums=True)
     misfits: list[str] = []
     empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
     for index, adapters in enumerate(sets):
         for path, adapter in adapters.adapters.items():
-            entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-            if recipe.method in TRIMMING and recipe.entries_to_keep(entries) == 0:
-                empty[f"{show_path(path)}: of {entries:,} entries"] = None
+            if adapter.is_product and recipe.method in TRIMMING:
+                entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
+                if recipe.entries_to_keep(entries) == 0:
+                    empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
             if first.layer.kinds != adapter.layer.kinds:
                 misfits.append(
@@ -176,13 +198,16 @@ def check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
         raise SelectionError(message)
 
 
-def check_products(sets: Sequence[AdapterSet], done: str) -> None:
-    """**Raises:** `SelectionError` that lists every adapter that is not a product."""
+def check_products(sets: Sequence[AdapterSet], done: str, *, sums: bool = False) -> None:
+    """**Raises:** `SelectionError` that lists every adapter that is not a product.
+
+    - `sums`: whether adapters with a `sum_of` will do as well.
+    """
     lines: list[str] = []
     for index, adapters in enumerate(sets):
         place = f" in set {index}" if len(sets) > 1 else ""
         for path, adapter in adapters.adapters.items():
-            if adapter.is_product:
+            if adapter.is_product or (sums and adds_up(adapter.wrapper)):
                 continue
             extra = adapter.state.keys() - PRODUCT_STATE if adapter.scale is not None else ()
             beside = f", with {', '.join(sorted(extra))} beside its product" if extra else ""

@@ -19,7 +19,7 @@ class UpdateRow(eqx.Module):
     path: str = eqx.field(static=True)
     former: type[LoRAWrapper] = eqx.field(static=True)
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
-    rank: int = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
     error: Float[Array, ""]
 
 
@@ -40,6 +40,7 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
             names = show_path(row.path), row.former.__name__, row.wrapper.__name__
-            rows.append((*names, f"{row.rank}", f"{float(row.error):.1e}"))
+            rank = "" if row.rank is None else f"{row.rank}"
+            rows.append((*names, rank, f"{float(row.error):.1e}"))
         caption = "error: the fraction of the update that is lost"
         return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)

@@ -214,6 +214,10 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
         return tree
 
     def cast(leaf: Any) -> Any:
-        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) or is_coded(leaf) else leaf
+        if not (eqx.is_inexact_array(leaf) or is_coded(leaf)):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):  # complex64 is the shortest
+            return leaf.astype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+        return leaf.astype(dtype)
 
     return jax.tree.map(cast, tree, is_leaf=is_coded)

@@ -91,11 +91,11 @@ class Evaluation:
         return [read(env, var) for var in jaxpr.outvars]
 
     def value_of(self, leaf: Any) -> Any:
-        """The value of a declared array, or of its adapter, in the evaluation."""
+        """The real values of a declared array, or of its adapter, in the evaluation."""
         if not is_declared(leaf):
             return leaf
         if unadapted(leaf) is leaf:
-            return leaf.plain()
+            return leaf.in_order()
         dropout = getattr(leaf, "dropout", None)
         if dropout is not None and not dropout.inference:
             raise WrapperError(
@@ -105,9 +105,9 @@ class Evaluation:
             )
         weight = virtual(leaf)
         if weight is None:
-            plain = merge_lora(leaf).plain()
-            self._note(Use(type(leaf).__name__, plain.shape, "read", _NO_RULES))
-            return plain
+            merged = merge_lora(leaf).in_order()
+            self._note(Use(type(leaf).__name__, merged.shape, "read", _NO_RULES))
+            return merged
         return weight
 
     def merged(self, value: Any, operation: str, reason: str) -> Any:

@@ -39,8 +39,8 @@ def is_known(adapter: Any) -> bool:
 
 
 def weight_of(layer: Any) -> Array:
-    """The bare weight of a layer, as a model reads it."""
-    weight = layer.plain() if type(layer) is DeclaredArray else layer.weight
+    """The bare weight of a layer, as a model reads it; of a complex array, the two parts."""
+    weight = layer.in_order() if type(layer) is DeclaredArray else layer.weight
     return weight.decoded() if is_coded(weight) else weight
 
 

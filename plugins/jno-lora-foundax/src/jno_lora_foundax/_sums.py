@@ -1,0 +1,52 @@
+"""Weighted sums of adapters that are sums over directions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jno.lora.extending import Term
+from jno_lora_zoo import in_compute_dtype
+
+
+def joined(
+    terms: Sequence[Term],
+    axes: Mapping[str, int],
+    scaled: str,
+    factor: Callable[[Term, str], Any],
+    more: int = 0,
+) -> dict[str, Array]:
+    """The states of `terms` with the directions of all terms side by side.
+
+    - `axes`: by field, the axis of directions of its arrays, counted from the end.
+    - `scaled`, `factor`: each array of the field `scaled` is multiplied by `factor(term, name)`.
+    - `more`: how many directions of zeros follow.
+
+    **Raises:** `ValueError` if the terms have arrays of other names, as bands of frequencies do.
+    """
+    names = list(terms[0].state)
+    if strangers := {name for term in terms for name in term.state}.difference(names):
+        raise ValueError(
+            f"their arrays differ: {', '.join(sorted(strangers))} are not in all of them. Only "
+            "adapters with the same options, such as `bands`, have a sum"
+        )
+    state: dict[str, Array] = {}
+    for name in names:
+        field = name.partition("/")[0]
+        arrays = [jnp.asarray(term.state[name]) for term in terms]
+        dtype = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
+        if field == scaled:
+            # Half precision would round the factor itself.
+            arrays = [times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
+        arrays = [array.astype(dtype) for array in arrays]
+        widths = [(0, 0)] * arrays[0].ndim
+        widths[axes[field]] = (0, max(more, 0))
+        state[name] = jnp.pad(jnp.concatenate(arrays, axis=axes[field]), widths)
+    return state
+
+
+def times(array: Array, factor: Any) -> Array:
+    """`factor * array`, in float32 at least."""
+    wide = in_compute_dtype(array)
+    return wide * jnp.asarray(factor, wide.dtype)

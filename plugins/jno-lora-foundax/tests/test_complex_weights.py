@@ -1,0 +1,159 @@
+"""Complex arrays: one field holds both parts, and adapters see two real arrays."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from foundax_cases import perturbed
+from foundax_cases.tools import run_spectral
+
+from jno.lora import (
+    Net,
+    SelectionError,
+    adapter_effects,
+    apply_lora,
+    load_adapters,
+    lora_report,
+    merge_lora,
+    save_adapters,
+    unwrap_lora,
+)
+from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_foundax import CPSpectral, LoRASpectral, ModeWeights
+
+MODES, INPUTS, OUTPUTS = 4, 3, 5
+
+
+class ComplexSpectral(eqx.Module):
+    """A spectral layer of one complex array, as many checkpoints have it."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        modes = jnp.einsum("xi,xio->xo", jnp.fft.rfft(x, axis=0)[:MODES], self.w)
+        return jnp.fft.irfft(modes, len(x), axis=0)
+
+
+class PairSpectral(eqx.Module):
+    """The same matrices in two real arrays, with the axes in another order."""
+
+    re: jax.Array
+    im: jax.Array
+
+
+class PartsSpectral(eqx.Module):
+    """The same matrices in one real array, with an axis for the parts."""
+
+    w: jax.Array
+
+
+FAMILIES = {
+    ComplexSpectral: ModeWeights(("w",), "xio"),
+    PairSpectral: ModeWeights(("re", "im"), "oxi"),
+    PartsSpectral: ModeWeights(("w",), "iopx"),
+}
+
+
+class OwnCP(CPSpectral):
+    @classmethod
+    def mode_weights(cls, leaf):
+        return {"w": FAMILIES[type(leaf)]} if type(leaf) in FAMILIES else None
+
+
+class OwnLoRA(LoRASpectral):
+    mode_weights = OwnCP.mode_weights
+
+
+def complex_layer(key):
+    re, im = jr.normal(key, (2, MODES, INPUTS, OUTPUTS))
+    return ComplexSpectral(jax.lax.complex(re, im))
+
+
+def in_every_form(key):
+    w = complex_layer(key).w
+    re, im = (part.transpose(2, 0, 1) for part in (w.real, w.imag))
+    parts = jnp.stack([w.real, w.imag]).transpose(2, 3, 0, 1)
+    return ComplexSpectral(w), PairSpectral(re, im), PartsSpectral(parts)
+
+
+@parametrize_with_checks(
+    [
+        WrapperCase(
+            OwnCP,
+            base=complex_layer,
+            inputs=lambda key: (jr.normal(key, (12, INPUTS)),),
+            rank=2,
+            call=run_spectral,
+            parameters=2 * 2 * (INPUTS + OUTPUTS + MODES),
+        )
+    ]
+)
+def test_conformance(check):
+    check()
+
+
+@pytest.mark.parametrize("cls", [OwnCP, OwnLoRA])
+def test_a_complex_array_is_adapted_as_two_real_arrays(cls):
+    layers = in_every_form(jr.key(0))
+    adapters = [perturbed(cls(layer, 2, 3.0, key=jr.key(1))) for layer in layers]
+    assert all(eqx.tree_equal(adapters[0].state(), other.state()) for other in adapters[1:])
+    of_complex, of_pair, of_parts = map(merge_lora, adapters)
+    assert of_complex.w.dtype == jnp.complex64
+    pair = jax.lax.complex(of_pair.re, of_pair.im).transpose(1, 2, 0)
+    np.testing.assert_allclose(of_complex.w, pair, rtol=1e-5, atol=1e-6)
+    imag = of_parts.w.transpose(2, 3, 0, 1)[1]
+    np.testing.assert_allclose(of_complex.w.imag, imag, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(unwrap_lora(adapters[0]).w, layers[0].w)
+
+
+def test_double_precision_stays(getkey):
+    with jax.enable_x64(True):
+        layer = ComplexSpectral(jnp.ones((MODES, INPUTS, OUTPUTS), jnp.complex128))
+        adapter = perturbed(OwnCP(layer, 1, 2.0, key=getkey()))
+        A, B, c = (
+            np.asarray(x["w"]) for x in (adapter.lora_A, adapter.lora_B, adapter.mode_factors)
+        )
+        A, B, c = (x[0] + 1j * x[1] for x in (A, B, c))
+        assert A.dtype == np.complex128
+        update = 2.0 * np.einsum("or,kr,ri->kio", B, c, A)
+        merged = merge_lora(adapter)
+        assert merged.w.dtype == jnp.complex128
+        np.testing.assert_allclose(merged.w, 1 + update, rtol=1e-12)
+
+
+def test_files_and_the_report(tmp_path):
+    net = Net({"layer": complex_layer(jr.key(0))}).freeze().lora(2, wrapper=OwnCP)
+    moved = perturbed(net.module)
+    save_adapters(moved, tmp_path / "a.safetensors")
+    loaded = load_adapters(
+        {"layer": complex_layer(jr.key(0))}, tmp_path / "a.safetensors", wrappers=[OwnCP]
+    )
+    assert eqx.tree_equal(loaded, moved)
+    # A complex number counts as two parameters, as a pair does.
+    reports = [
+        lora_report(apply_lora(layer, 2, key=jr.key(1), wrappers=OwnCP))
+        for layer in in_every_form(jr.key(0))
+    ]
+    assert {report.total for report in reports} == {2 * 60 + 2 * 2 * 12}
+    assert {report.rows[0].total for report in reports} == {2 * 60 + 2 * 2 * 12}
+
+
+def test_effects_are_the_same_in_every_form():
+    rows = [
+        row
+        for layer in in_every_form(jr.key(0))
+        for row in adapter_effects(perturbed(OwnLoRA(layer, 2, 3.0, key=jr.key(1))))
+    ]
+    assert [(row.array, row.shape) for row in rows] == [("w", (OUTPUTS, INPUTS * MODES))] * 3
+    for row in rows[1:]:
+        assert row.relative_norm == pytest.approx(rows[0].relative_norm, rel=1e-6)
+        assert row.effective_rank == pytest.approx(rows[0].effective_rank, rel=1e-6)
+        np.testing.assert_allclose(row.singular_values, rows[0].singular_values, rtol=1e-5)
+
+
+def test_a_complex_array_needs_no_second_field(getkey):
+    layer = PairSpectral(jnp.ones((5, 4, 3), jnp.complex64), jnp.ones((5, 4, 3)))
+    with pytest.raises(SelectionError, match=r"re is complex64\[5, 4, 3\], which holds both parts"):
+        apply_lora(layer, 1, key=getkey(), wrappers=OwnLoRA)

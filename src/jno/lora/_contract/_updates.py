@@ -1,0 +1,66 @@
+"""Optional members of adapters that update several matrices, or whose changes add up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Inexact
+
+
+class Term(NamedTuple):
+    """One adapter of a weighted sum: `state()` of one layer, rank and alpha, and the weight."""
+
+    state: Mapping[str, Array]
+    rank: Any
+    alpha: Any
+    weight: Any = 1.0
+
+
+class Updates:
+    """Members of `LoRAWrapper` with defaults, for tools that combine, convert and compare."""
+
+    @classmethod
+    def matrices(cls, layer: Any) -> Mapping[str, Inexact[Array, "*modes out in"]]:
+        """By name, the matrices of one plain `layer` that the adapter updates, if several.
+
+        They may be complex, and have axes in front, such as the modes of a Fourier transform. By
+        default none: see `matrix`.
+        """
+        return {}
+
+    @classmethod
+    def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
+        """The adapter that adds `B A` to each of the `matrices` of a plain `layer`.
+
+        `None` (the default) for adapters that are not plain LoRA of several matrices.
+
+        - `factors`: by name, `A` `(*modes, r, in)` and `B` `(*modes, out, r)`, with one `r`.
+        """
+        return None
+
+    @classmethod
+    def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term | None:
+        """The adapter that changes a layer by `sum_i w_i change_i`, exactly, with the weight 1.
+
+        `None` (the default) if the changes of this class do not add up. A state of zeros must
+        change nothing.
+
+        - `terms`: adapters of this class for one layer. Arrays and weights may be traced.
+        - `rank`: the least rank of the result. A bank holds adapters of one rank.
+
+        **Raises:** `ValueError`, with the reason, if these states have no sum.
+        """
+        return None
+
+
+def has_products(cls: type[Updates]) -> bool:
+    """Whether a class of adapters defines `with_products`: plain LoRA of several matrices."""
+    return _function(cls.with_products) is not _function(Updates.with_products)
+
+
+def adds_up(cls: type[Updates]) -> bool:
+    """Whether a class of adapters defines `sum_of`."""
+    return _function(cls.sum_of) is not _function(Updates.sum_of)
+
+
+def _function(method: Any) -> Any:
+    return method.__func__

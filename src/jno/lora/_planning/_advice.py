@@ -1,0 +1,67 @@
+"""What a plan says about layers with matrices that the call leaves without an adapter."""
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import PyTree
+
+from .._contract import LoRAWrapper
+from .._paths import show_array
+from .._registry import Registry
+from .._tree import claims, count_plain, is_parameter, layers_left_out, modules_in
+from ._plan import Plan, PlanRow
+
+_NAMED = 4  # how many adapters of a distribution a row names
+
+
+def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
+    """`plan`, with the layers that it leaves out, and with advice in their rows.
+
+    Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
+    So `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would
+    have to keep the model, and would change as plugins are loaded.
+    """
+    adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
+    left_out = layers_left_out(model, count_plain(model), adapted)
+    layers = dict(modules_in(model))
+    rows = tuple(_advised_row(row, layers.get(row.keys), registry) for row in plan.rows)
+    return dataclasses.replace(plan, rows=rows, left_out=left_out)
+
+
+def _advised_row(row: PlanRow, layer: Any, registry: Registry) -> PlanRow:
+    matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
+    if not matrices:
+        return row
+    fitting: dict[str, list[type[LoRAWrapper]]] = {}
+    for record in registry.records(strict=False):
+        for wrapper in record.wrappers:
+            if claims(wrapper.cls, layer):
+                fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
+    if fitting:
+        names = "; ".join(_names(*adapters) for adapters in fitting.items())
+        do = "does" if sum(map(len, fitting.values())) == 1 else "do"
+        return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
+    if row.reason is not None:
+        return row
+    arrays = ", ".join(matrices)
+    advice = f"no installed adapter applies; declare {arrays} (jno_lora_arrays)"
+    return dataclasses.replace(row, advice=advice)
+
+
+def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
+    # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
+    names = [cls.__name__ for cls in sorted(classes, key=lambda cls: not cls.auto)]
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more"]
+    return f"{', '.join(names)} ({distribution})"
+
+
+def matrices_of(layer: Any) -> dict[str, str]:
+    """The direct fields of `layer` with matrices, arrays of two axes or more: dtypes and shapes."""
+    fields = dataclasses.fields(layer)
+    values: list[tuple[str, Any]] = [(f.name, getattr(layer, f.name, None)) for f in fields]
+    return {
+        name: show_array(value)
+        for name, value in values
+        if is_parameter(value) and len(value.shape) > 1
+    }
