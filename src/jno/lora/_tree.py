@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._contract import LoRAWrapper, is_adapter, is_coded
-from ._errors import SelectionError
+from ._errors import INTERRUPTS, SelectionError
 from ._paths import KeyPath, path_str, show_path
 
 M = TypeVar("M")
@@ -27,7 +27,9 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
     """Whether `cls` applies to `layer`. A class that raises does not."""
     try:
         return bool(cls.applies_to(layer))
-    except Exception:
+    except INTERRUPTS:
+        raise
+    except BaseException:
         return False
 
 
