@@ -5,9 +5,8 @@ import jax
 import pytest
 
 from jno.lora import (
-    JnoLoraError,
+    JnoLoraWarning,
     Net,
-    PluginError,
     Registry,
     SelectionError,
     apply_lora,
@@ -35,6 +34,10 @@ class FamilyOne(ToyLinear):
 
 class FamilyTwo(ToyLinear):
     variant = "twins"
+
+
+class Stop(BaseException):
+    """An error of a plugin that `except Exception` lets pass."""
 
 
 class Chooser:
@@ -88,8 +91,8 @@ def test_a_tie_is_an_error_naming_the_layer_and_both_with_their_origins(model, r
         wrapped(model, 1, wrappers="twins")
     message = str(caught.value)
     assert "claim 'encoder/0', a Linear" in message
-    assert "FamilyOne (from (in-process))" in message
-    assert "FamilyTwo (from (in-process))" in message
+    assert 'FamilyOne (from (in-process)), wrapper="(in-process):FamilyOne"' in message
+    assert 'FamilyTwo (from (in-process)), wrapper="(in-process):FamilyTwo"' in message
     assert "`wrapper=`" in message and "`jno_lora_select`" in message
 
 
@@ -121,25 +124,43 @@ def test_a_hook_that_passes_leaves_the_choice_to_the_next_and_in_the_end_to_the_
     assert set(wrapped(model, 1, wrappers="twins").values()) == {FamilyOne}
 
 
-def test_a_hook_that_chooses_no_candidate_is_an_error_saying_what_it_chose(model, registry):
-    for item in (FamilyOne, FamilyTwo, Chooser(ToyConv)):
+def test_a_hook_that_chooses_no_candidate_is_passed_over_with_one_warning(model, registry):
+    for item in (FamilyOne, FamilyTwo, Chooser(FamilyTwo), Chooser(ToyConv)):
         register(item)
-    with pytest.raises(PluginError) as caught:
-        wrapped(model, 1, wrappers="twins")
-    message = str(caught.value)
+    with pytest.warns(JnoLoraWarning) as caught:
+        assert set(wrapped(model, 1, wrappers="twins").values()) == {FamilyTwo}
+    (message,) = (str(warning.message) for warning in caught)
     assert "ToyConv" in message and "'encoder/0'" in message
-    assert "['FamilyOne', 'FamilyTwo']" in message and "or None" in message
+    assert "(FamilyOne, FamilyTwo)" in message and "neither None" in message
 
 
-def test_a_hook_that_raises_is_an_error_of_ours_naming_the_layer(model, registry):
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, Stop])
+def test_a_hook_that_raises_is_passed_over_and_leaves_the_choice_to_the_user(
+    model, registry, error
+):
     class Raising:
         @hookimpl
         def jno_lora_select(self, path, leaf, candidates):
-            raise RuntimeError("no idea")
+            raise error("no idea")
 
     for item in (FamilyOne, FamilyTwo, Raising()):
         register(item)
-    with pytest.raises(JnoLoraError, match=r"(?s)'encoder/0'.*no idea"):
+    with (
+        pytest.warns(JnoLoraWarning, match=rf"{error.__name__}: no idea[^$]*'encoder/0'"),
+        pytest.raises(SelectionError, match="Several adapters of equal priority"),
+    ):
+        wrapped(model, 1, wrappers="twins")
+
+
+def test_a_hook_that_is_interrupted_stays_interrupted(model, registry):
+    class Interrupted:
+        @hookimpl
+        def jno_lora_select(self, path, leaf, candidates):
+            raise KeyboardInterrupt
+
+    for item in (FamilyOne, FamilyTwo, Interrupted()):
+        register(item)
+    with pytest.raises(KeyboardInterrupt):
         wrapped(model, 1, wrappers="twins")
 
 

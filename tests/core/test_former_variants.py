@@ -127,6 +127,36 @@ def test_a_call_with_two_old_words_has_one_warning(model):
     assert of_old_word(model, 1, specs=specs) == {"model/embedding": Embedding, "norm": Norm}
 
 
+class TheirEmbedding(Embedding):
+    variant = "their-embedding"
+
+
+def test_a_third_party_with_an_old_word_of_ours_does_not_make_the_word_ambiguous(site, model):
+    entries = f"from {__name__} import Embedding as E, TheirEmbedding as T"
+    for distribution, cls in [("jno-lora-embedding", "E"), ("acme-lora", "T")]:
+        hook = "@hookimpl\ndef jno_lora_wrappers():"
+        site.install(distribution, f"{entries}\n{hook}\n    return [{cls}]\n")
+    registry = Registry()
+    assert registry.resolve("toy") == (Embedding, TheirEmbedding)
+    found = of_old_word(model, 1, wrappers="toy", registry=registry)
+    assert found == {"embedding": Embedding}
+
+
+def test_auto_beside_a_variant_is_not_taken_for_an_old_word(site, model):
+    site.install_zoo()
+    code = """
+        Embedding = adapter("OurEmbedding", "lora-embedding", auto=True, layer=eqx.nn.Embedding)
+        Embedding.former_variant = "lora"
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Embedding]
+    """
+    site.install("jno-lora-embedding", code)
+    found = wrapped(model, 1, wrappers=["lora", "auto"])  # a warning would be an error
+    names = {path: cls.__name__ for path, cls in found.items()}
+    assert names == {"embedding": "OurEmbedding", **dict.fromkeys(MODEL_LINEARS, "LoRALinear")}
+
+
 def test_auto_and_explicit_classes_know_no_old_words(model):
     assert wrapped(model, 1, wrappers=[Linear]) == dict.fromkeys(MODEL_LINEARS, Linear)
     assert "toy-embedding" not in (plan_lora(model, 1, wrappers=ToyConv).problem or "")

@@ -83,7 +83,7 @@ class Rule:
     rank: int
     alpha: float
     options: Mapping[str, Any]
-    former: tuple[type[LoRAWrapper], ...]  # tried last, if the rule selects nothing without them
+    former: Tiers  # tried last, if the rule selects nothing without them
 
 
 def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
@@ -98,24 +98,34 @@ def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
     if isinstance(wrapper, list):
         return tuple(tier for item in wrapper for tier in tiers_of(item, installed))
     if wrapper == "auto":
-        takes_part = tuple(c for c in installed.values() if c.auto and c not in DEFAULTS)
-        return (*tiers_of(None, installed), takes_part)
+        takes_part = [c for c in installed.values() if c.auto and c not in DEFAULTS]
+        return (*tiers_of(None, installed), *_by_owner(takes_part, installed))
     named = [cls for name, cls in installed.items() if wrapper in (name, name.split(":")[1])]
     if named:
         return (tuple(named[:1]),)
     family = [c for c in installed.values() if c.variant and _plain(c.variant) == _plain(wrapper)]
     assert family, wrapper
-    return (tuple(family),)
+    return _by_owner(family, installed)
 
 
-def former_of(
-    wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]
-) -> tuple[type[LoRAWrapper], ...]:
+def _by_owner(
+    classes: list[type[LoRAWrapper]], installed: Mapping[str, type[LoRAWrapper]]
+) -> Tiers:
+    """The classes of the zoo, then of our other plugins, then of everybody else."""
+    names = {cls: name.split(":")[0] for name, cls in installed.items()}
+    of_zoo = tuple(cls for cls in classes if names[cls] == "jno-lora-zoo")
+    foreign = tuple(cls for cls in classes if names[cls] == "(in-process)")
+    ours = tuple(cls for cls in classes if cls not in (*of_zoo, *foreign))
+    return tuple(tier for tier in (of_zoo, ours, foreign) if tier)
+
+
+def former_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
     """The adapters that had one of the variants in `wrapper=` in an earlier release."""
     words = wrapper if isinstance(wrapper, list) else [wrapper]
     variants = {_plain(word) for word in words if isinstance(word, str)}
     classes = (cls for cls in installed.values() if cls.former_variant)
-    return tuple(cls for cls in classes if _plain(str(cls.former_variant)) in variants)
+    formerly = [cls for cls in classes if _plain(str(cls.former_variant)) in variants]
+    return _by_owner(formerly, installed)
 
 
 def _plain(variant: str) -> str:
@@ -173,7 +183,7 @@ def selection(
     widened = [
         rule
         if number in first.selecting or not rule.former
-        else dataclasses.replace(rule, tiers=(*rule.tiers, rule.former))
+        else dataclasses.replace(rule, tiers=(*rule.tiers, *rule.former))
         for number, rule in enumerate(rules)
     ]
     second = _selection(model, widened, chosen, choose)

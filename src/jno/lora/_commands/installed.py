@@ -11,7 +11,15 @@ import jax
 import jno
 
 from .. import __path__ as _package_path
-from .._registry import BROKEN, ZOO_DISTRIBUTION, PluginRecord, methods_of
+from .._registry import (
+    BROKEN,
+    ZOO_DISTRIBUTION,
+    PluginRecord,
+    RegisteredWrapper,
+    methods_of,
+    shared_variants,
+    standing,
+)
 from .._showing import Table, table
 from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
@@ -157,4 +165,29 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
                 f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
                 "slow. Its entry point should import nothing heavy."
             )
+    for adapters_of_variant in shared_variants(records):
+        yield from _variant_troubles(adapters_of_variant)
     yield from (f"Left out of the command line: {line}" for line in left_out)
+
+
+def _variant_troubles(adapters: list[RegisteredWrapper]) -> Iterator[str]:
+    """The troubles with one variant of several distributions, whose adapters these are."""
+    spellings = {wrapper.cls.variant: wrapper.distribution for wrapper in reversed(adapters)}
+    if len(spellings) > 1:
+        words = ", ".join(f"{variant!r} ({origin})" for variant, origin in spellings.items())
+        yield f"These variants are one variant, because case and dashes do not count: {words}."
+    for name, (make, _) in standard_layers().items():
+        layer = make(jax.random.key(0))
+        rivals = [wrapper for wrapper in adapters if claims(wrapper.cls, layer)]
+        if len({wrapper.distribution for wrapper in rivals}) < 2:
+            continue
+        names = ", ".join(wrapper.qualified_name for wrapper in rivals)
+        is_tie = standing(rivals[0]) == standing(rivals[1])
+        effect = "is an error" if is_tie else f"chooses {rivals[0].qualified_name}"
+        word = adapters[0].cls.variant
+        yield (
+            f'Several plugins adapt {name} with the variant "{word}": {names}. There, '
+            f'`wrapper="{word}"` {effect}. To get one of the adapters, name it: '
+            f'`wrapper="{rivals[-1].qualified_name}"`.'
+        )
+        return  # the plugins clash on similar layers as well

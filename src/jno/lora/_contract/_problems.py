@@ -11,6 +11,7 @@ from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._statistics import BUILT_IN, Statistic
 from ._updates import Updates
+from ._variants import variant_problem
 from ._wrapper import LoRAWrapper
 
 _MEMBERS = [*vars(Updates).items(), *vars(LoRAWrapper).items()]
@@ -89,9 +90,16 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             yield f"`{name}` must be a classmethod"
-    if not isinstance(cls.mergeable, bool):
-        yield f"`mergeable` must be True or False, but is {cls.mergeable!r}"
-    for name in ("variant", "former_variant", "paper", "formula", "bibtex"):
+    for name in ("auto", "mergeable"):
+        if not isinstance(getattr(cls, name), bool):
+            yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
+    if ":" in cls.__name__:
+        yield f'its name must hold no ":", but is {cls.__name__!r}'
+    # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
+    for name in ("variant", "former_variant"):
+        if problem := variant_problem(getattr(cls, name)):
+            yield f"`{name}` {problem}, but is {getattr(cls, name)!r}"
+    for name in ("paper", "formula", "bibtex"):
         value = inspect.getattr_static(cls, name)
         if hasattr(type(value), "__get__"):  # reads it when somebody asks
             continue

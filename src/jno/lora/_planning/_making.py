@@ -8,6 +8,7 @@ from .._registry import Registry
 from ._masks import Selector
 from ._messages import problem_of, warn_of_former_variants
 from ._plan import Plan
+from ._questions import Questions
 from ._specs import Rule
 from ._walk import Walk
 
@@ -15,13 +16,14 @@ from ._walk import Walk
 def make_plan(
     registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
 ) -> Plan:
-    walk = Walk(registry, model, rules, selects)
+    questions = Questions(registry, {cls for rule in rules for cls in rule.named})
+    walk = Walk(questions, model, rules, selects)
     widened = list(rules)
     for index, rule in enumerate(rules):
         if rule.former and index not in walk.selecting:
-            widened[index] = dataclasses.replace(rule, tiers=(*rule.tiers, rule.former))
+            widened[index] = dataclasses.replace(rule, tiers=(*rule.tiers, *rule.former))
     if widened != [*rules]:
-        second = Walk(registry, model, tuple(widened), selects)
+        second = Walk(questions, model, tuple(widened), selects)
         walk = second if second.selecting - walk.selecting else walk
     warn_of_former_variants(walk)
     return Plan(tuple(walk.rows), problem_of(walk))

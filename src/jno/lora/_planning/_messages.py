@@ -68,7 +68,7 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
         yield rule.target.missing
     # What the rule would do if it were the only rule.
-    alone = Walk(walk.registry, walk.model, (rule,), walk.selects).rows
+    alone = Walk(walk.questions, walk.model, (rule,), walk.selects).rows
     # Without a target the rule matches everything, which is listed below if that is the reason.
     matches = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
     unclaimed = [row for row in matches if row.spec is None]
@@ -90,7 +90,8 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield bullets(passed_over, FEW)
         yield _YOUR_LAYERS
     if rule.former:
-        yield f"Some adapters have another variant than before: {_new_words(rule.former)}."
+        words = _new_words(_by_former_variant(rule))
+        yield f"Some adapters have another variant than before: {words}."
     if adaptable:
         yield _CAN_ADAPT
         yield _listed(adaptable.values())
@@ -156,10 +157,9 @@ def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
     return ", ".join(dict.fromkeys(f'wrapper="{cls.variant or cls.__name__}"' for cls in classes))
 
 
-def _by_former_variant(rule: Rule) -> set[type[LoRAWrapper]]:
+def _by_former_variant(rule: Rule) -> list[type[LoRAWrapper]]:
     """The classes that a rule has by nothing but a former variant."""
-    *tiers, last = rule.tiers
-    return set(last).difference(*tiers) if rule.former and last == rule.former else set()
+    return [cls for tier in rule.former for cls in tier]
 
 
 def warn_of_former_variants(walk: Walk) -> None:

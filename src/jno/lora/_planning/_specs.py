@@ -5,8 +5,8 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
 from .._paths import bullets, nearest
 from .._peft_words import WORDS, in_our_words
-from .._registry import Registry
+from .._registry import THIRD_PARTY, Registry, standing
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
@@ -57,7 +57,8 @@ class Rule:
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
-    former: tuple[type[LoRAWrapper], ...]  # its last tier, if it selects nothing otherwise
+    named: frozenset[type[LoRAWrapper]]  # the classes that the user names
+    former: Tiers  # adapters by their former variants: its last tiers, if it selects nothing else
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -119,12 +120,11 @@ def parse_specs(
 
 
 def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
-    tiers = parse_wrapper(registry, spec.wrapper)
+    adapters = parse_wrapper(registry, spec.wrapper)
+    tiers = adapters.tiers
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
-    wrappers = spec.wrapper if isinstance(spec.wrapper, list | tuple) else [spec.wrapper]
-    names = [wrapper for wrapper in wrappers if isinstance(wrapper, str)]
     options = {} if spec.options is None else spec.options
     if not isinstance(options, Mapping):
         raise SelectionError(
@@ -139,7 +139,8 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
-        former=tuple(cls for cls in registry.formerly(names) if cls not in wrappers),
+        named=adapters.named,
+        former=adapters.former,
     )
 
 
@@ -167,29 +168,76 @@ def _checked_alpha(alpha: Any, label: str) -> float:
     raise SelectionError(f"The alpha of {label} must be a finite number, but is {value}.")
 
 
-def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Tiers:
-    """The adapter classes that `wrapper=` means, in tiers of equal priority."""
-    if wrapper is None or (isinstance(wrapper, str) and wrapper == "auto"):
-        defaults = registry.defaults()
-        tiers = (*((cls,) for cls in defaults), LAYERS_OWN)
-        further = tuple(cls for cls in registry.auto() if cls not in defaults) if wrapper else ()
-        return (*tiers, further) if further else tiers
-    if isinstance(wrapper, type):
-        check_contract(wrapper)
-        return ((wrapper,),)
-    if isinstance(wrapper, str):
-        return (registry.resolve(wrapper),)
+class Adapters(NamedTuple):
+    """The adapters that `wrapper=` means."""
+
+    tiers: Tiers
+    named: frozenset[type[LoRAWrapper]]  # as classes, or by the names of classes
+    former: Tiers  # which the words would mean by nothing but former variants
+
+
+def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Adapters:
+    """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`."""
+    tiers: list[tuple[type[LoRAWrapper], ...]] = []
+    named: set[type[LoRAWrapper]] = set()
+    automatic: set[type[LoRAWrapper]] = set()
+    words: list[str] = []
+    for item in _items_of(wrapper):
+        if item is None or item == "auto":
+            further = _automatic(registry, with_auto=item == "auto")
+            automatic.update(*further)
+        elif isinstance(item, str):
+            classes = registry.resolve(item)
+            further = _by_standing(registry, classes)
+            words.append(item)
+            if [cls.__name__ for cls in classes] == [item.rpartition(":")[2]]:
+                named.update(classes)
+        else:
+            check_contract(item)
+            further = ((item,),)
+            named.add(item)
+        tiers += further
+    former = [cls for cls in registry.formerly(words) if cls not in named | automatic]
+    return Adapters(tuple(tiers), frozenset(named), _by_standing(registry, former))
+
+
+def _items_of(wrapper: Any) -> Iterator[type[LoRAWrapper] | str | None]:
+    """The classes and words in `wrapper=`, in order of priority; `None` for the default."""
+    if wrapper is None or isinstance(wrapper, type | str):
+        yield wrapper
+        return
     if isinstance(wrapper, set | frozenset | Mapping):
         raise SelectionError(
             f"`wrapper` must list adapters in order of priority, and a {type(wrapper).__name__} "
             f"has none: {wrapper!r}. Give a list."
         )
-    if isinstance(wrapper, Iterable):
-        tiers = tuple(tier for item in wrapper for tier in parse_wrapper(registry, item))
-        if tiers:
-            return tiers
+    if not isinstance(wrapper, Iterable):
+        raise WrapperError(
+            "`wrapper` must be an adapter class, a registered name or variant, a list of those, "
+            f'"auto" or None, but is {wrapper!r}. (Pass the class itself, not an instance.)'
+        )
+    items = list(wrapper)
+    if not items:
         raise SelectionError("`wrapper` is an empty list. Name at least one adapter.")
-    raise WrapperError(
-        "`wrapper` must be an adapter class, a registered name or variant, a list of those, "
-        f'"auto" or None, but is {wrapper!r}. (Pass the class itself, not an instance.)'
-    )
+    for item in items:
+        yield from _items_of(item)
+
+
+def _automatic(registry: Registry, *, with_auto: bool) -> Tiers:
+    """The tiers of the default adapters, and `with_auto` of the adapters that have `auto`."""
+    defaults = registry.defaults()
+    auto = [cls for cls in registry.auto() if cls not in defaults] if with_auto else []
+    return (*((cls,) for cls in defaults), LAYERS_OWN, *_by_standing(registry, auto))
+
+
+def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Tiers:
+    """The registered classes in tiers: of the zoo, of our other plugins, of third parties.
+
+    So a plugin takes no layer away from an adapter of the zoo that has the same variant.
+    """
+    tiers: dict[int, list[type[LoRAWrapper]]] = {}
+    for cls in classes:
+        provider = registry.provider(cls)  # none if another thread refreshes the registry
+        place = THIRD_PARTY if provider is None else standing(provider)
+        tiers.setdefault(place, []).append(cls)
+    return tuple(tuple(tiers[place]) for place in sorted(tiers))

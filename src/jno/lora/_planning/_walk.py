@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_adapter, is_coded, takes
-from .._errors import SelectionError, WrapperError
+from .._contract import is_adapter, is_coded, takes
+from .._errors import SelectionError
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
-from .._registry import Registry
-from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in
+from .._tree import NORMALISED, holds_adapters, modules_in
 from ._masks import Selector
 from ._plan import PlanRow
+from ._questions import AdapterClass, Questions, StartOverError
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
 
-AdapterClass = type[LoRAWrapper]
 _NORMS = tuple(NORMALISED)
 
 
@@ -40,19 +39,28 @@ class Walk:
     """
 
     def __init__(
-        self, registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
+        self, questions: Questions, model: PyTree, rules: tuple[Rule, ...], selects: Selector
     ):
-        self.registry, self.model, self.selects = registry, model, selects
+        self.questions, self.model, self.selects = questions, model, selects
         self.rules = tuple(rule.on(model) for rule in rules)
         self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
         self.classes = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
+        self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
+        while not self._is_complete():
+            pass
+
+    def _is_complete(self) -> bool:
+        """Walk. Returns whether the walk came to its end, else it starts over without a class."""
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()
         self.selecting: set[int] = set()
-        self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
         self._mixtures: set[KeyPath] = set()  # modules with a field for experts
-        self._visit((), model)
+        try:
+            self._visit((), self.model)
+        except StartOverError:
+            return False
+        return True
 
     def claim(self, path: str, node: Any) -> Claim | None:
         """The claim of the first rule whose target matches and one of whose wrappers applies."""
@@ -61,8 +69,9 @@ class Walk:
             if not self.rules[rule].matches(path):
                 continue
             if tier not in applying:
-                classes = default_adapters(node) if tier == LAYERS_OWN else tier
-                applying[tier] = [cls for cls in classes if _ask(cls, "applies_to", path, node)]
+                classes = self.questions.layers_own(path, node) if tier == LAYERS_OWN else tier
+                applies = self.questions.applies
+                applying[tier] = [cls for cls in classes if applies(cls, path, node)]
             if applying[tier]:
                 return Claim(order, rule, applying[tier])
         return None
@@ -119,13 +128,14 @@ class Walk:
     def _row_without_claim(
         self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
     ) -> PlanRow | None:
-        classes = self.classes + (default_adapters(node) if self.asks_layers else ())
-        if any(_ask(cls, "applies_to", path, node) for cls in classes):
+        ask = self.questions
+        classes = self.classes + (ask.layers_own(path, node) if self.asks_layers else ())
+        if any(ask.applies(cls, path, node) for cls in classes):
             return row("target does not match")
         if not _owns_arrays(node):
             return None
-        reasons = [_why_quantized(node), *(_ask(cls, "why_not", path, node) for cls in classes)]
-        reason = next((str(reason) for reason in reasons if reason is not None), None)
+        reasons = [_why_quantized(node), *(ask.why_not(cls, path, node) for cls in classes)]
+        reason = next((reason for reason in reasons if reason is not None), None)
         return row("no wrapper applies", reason=reason)
 
     def _refuse_layers_in(self, keys: KeyPath, norm: eqx.Module) -> None:
@@ -177,36 +187,33 @@ class Walk:
     def _select(self, path: str, node: Any, claimed_paths: dict[AdapterClass, str]) -> AdapterClass:
         """The class that plugins choose among the classes, each with the path that it claims."""
         classes = list(claimed_paths)
-        chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
+        registry = self.questions.registry
+        chosen = classes[0] if len(classes) == 1 else registry.select(path, node, classes)
         if chosen is not None:
             return chosen
         candidates = (
-            f"{cls.__name__} (from {self._distribution(cls) or cls.__module__})"
+            self._candidate(cls)
             + ("" if claimed == path else f", for {show_path(claimed)!r} inside of it")
             for cls, claimed in claimed_paths.items()
         )
         raise SelectionError(
             f"Several adapters of equal priority claim {show_path(path)!r}, a "
             f"{type(node).__name__}:\n{bullets(candidates, FEW)}\n"
-            "Name the adapter you want with `wrapper=` (a list is in order of priority), or "
+            "Name the adapter you want (a list in `wrapper=` is in order of priority), or "
             "register a `jno_lora_select` hook that chooses."
         )
 
+    def _candidate(self, cls: AdapterClass) -> str:
+        """A class, where it comes from, and the `wrapper=` that means this class alone."""
+        provider = self.questions.registry.provider(cls)
+        if provider is None:
+            return f"{cls.__name__} (from {cls.__module__})"
+        name = provider.qualified_name
+        return f'{cls.__name__} (from {provider.distribution}), wrapper="{name}"'
+
     def _distribution(self, cls: AdapterClass) -> str | None:
-        provider = self.registry.provider(cls)
+        provider = self.questions.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-
-def _ask(cls: AdapterClass, question: str, path: str, node: Any) -> Any:
-    try:
-        return getattr(cls, question)(node)
-    except Exception as err:
-        raise WrapperError(
-            f"{cls.__name__}.{question} raised {type(err).__name__} on the "
-            f"{type(node).__name__} at {show_path(path)!r}: {err}\n"
-            "It is asked about every module of a model, and must answer False (or None) to what "
-            "it does not know."
-        ) from err
 
 
 def _owns_arrays(node: eqx.Module) -> bool:

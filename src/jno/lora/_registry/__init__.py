@@ -1,7 +1,8 @@
 """The registry: which adapters there are, and where they come from."""
 
-from ._catalog import methods_of, squash
+from .._contract import squash
+from ._grouping import methods_of, shared_variants
 from ._hookspecs import API_VERSION, hookimpl
-from ._plugins import FIRST_PARTY, ZOO_DISTRIBUTION, normalise
+from ._plugins import FIRST_PARTY, THIRD_PARTY, ZOO_DISTRIBUTION, how_to_block, normalise, standing
 from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, why_unusable
 from ._registry import Registry, default_registry, refresh, register, registered

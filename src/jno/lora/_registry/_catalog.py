@@ -2,18 +2,25 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
 
 import pluggy
 
-from .._contract import LoRAWrapper
+from .._contract import RESERVED_WORDS, LoRAWrapper, squash
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
 from .._peft_words import method_of_peft
+from ._grouping import by_family, grouped
 from ._hookspecs import new_manager
-from ._plugins import FIRST_PARTY, ZOO_DISTRIBUTION, ZOO_PACKAGE, is_of_zoo, normalise, order
+from ._plugins import (
+    THIRD_PARTY,
+    ZOO_DISTRIBUTION,
+    ZOO_PACKAGE,
+    is_of_zoo,
+    normalise,
+    order,
+    standing,
+)
 from ._records import IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of, why_unusable
 
 
@@ -47,12 +54,16 @@ class Catalog:
         names = [
             wrapper.name
             for wrapper in record.wrappers
-            if [namesake.cls for namesake in self.by_name[wrapper.name]] != [wrapper.cls]
+            if [namesake.cls for namesake in self._named(wrapper.name)] != [wrapper.cls]
         ]
         if not names or record.distribution == ZOO_DISTRIBUTION:
             return record
+        words = [squash(name) for name in names]
+        owners = {w.distribution for word in words for w in self._by_word.get(word, ())}
+        owners -= {record.distribution}
         reason = PluginError(
-            f"the names {', '.join(names)} belong to another plugin too; write "
+            f"the names {', '.join(names)} are also names or variants of "
+            f"{', '.join(sorted(owners)) or 'jno-lora itself'}; write "
             f'"{record.distribution}:{names[0]}"'
         )
         return dataclasses.replace(record, status="conflict", error=reason)
@@ -66,14 +77,17 @@ class Catalog:
         return list(by_plugin.values())
 
     @functools.cached_property
-    def select(self) -> pluggy.HookCaller:
-        """The hook `jno_lora_select` of all plugins. pluggy calls the last plugin first."""
+    def selectors(self) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
+        """The plugins with a hook `jno_lora_select`, in pluggy's order: the last goes first."""
         manager = new_manager()
-        for record, _ in self.hooks("jno_lora_select"):
+        by_plugin: dict[int, tuple[PluginRecord, pluggy.HookCaller]] = {}
+        for record, hook in self.hooks("jno_lora_select"):
             plugin = plugin_of(record)
-            if not manager.is_registered(plugin):
-                manager.register(plugin, name=f"{id(plugin)}")
-        return manager.hook.jno_lora_select
+            by_plugin[id(plugin)] = (record, hook)
+            manager.register(plugin, name=f"{id(plugin)}")
+        implementations = reversed(manager.hook.jno_lora_select.get_hookimpls())
+        in_order = dict.fromkeys(id(implementation.plugin) for implementation in implementations)
+        return [by_plugin[plugin] for plugin in in_order]
 
     @functools.cached_property
     def _provided(self) -> list[RegisteredWrapper]:
@@ -82,10 +96,14 @@ class Catalog:
     @functools.cached_property
     def wrappers(self) -> tuple[RegisteredWrapper, ...]:
         """Every usable adapter. A class that two plugins provide counts for the first plugin."""
+        return tuple(self.by_class.values())
+
+    @functools.cached_property
+    def by_class(self) -> dict[type[LoRAWrapper], RegisteredWrapper]:
         unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
         for wrapper in self._provided:
             unique.setdefault(wrapper.cls, wrapper)
-        return tuple(unique.values())
+        return unique
 
     @functools.cached_property
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
@@ -93,16 +111,51 @@ class Catalog:
         return {wrapper.name: wrapper.cls for wrapper in reversed(of_zoo)}
 
     @functools.cached_property
+    def _by_variant(self) -> dict[str, list[RegisteredWrapper]]:
+        """The adapters of each variant, as `squash` gives it. The zoo goes first."""
+        return grouped(self.wrappers, lambda wrapper: squash(wrapper.cls.variant or ""))
+
+    @functools.cached_property
+    def _by_former_variant(self) -> dict[str, list[RegisteredWrapper]]:
+        return grouped(self.wrappers, lambda wrapper: squash(wrapper.cls.former_variant or ""))
+
+    @functools.cached_property
+    def _by_word(self) -> dict[str, list[RegisteredWrapper]]:
+        """The adapters whose name or variant `squash` makes to the word. The zoo goes first."""
+        by_word = grouped(self.wrappers, lambda wrapper: squash(wrapper.name))
+        for variant, wrappers in self._by_variant.items():
+            by_word[variant] = sorted([*by_word.get(variant, []), *wrappers], key=standing)
+        return by_word
+
+    @functools.cached_property
     def by_name(self) -> dict[str, list[RegisteredWrapper]]:
-        """The adapters of each bare name. The zoo goes first, then our other plugins."""
+        """The adapters of each bare name.
+
+        A word belongs to the zoo if the zoo has it as a name or variant, else to our plugins. A
+        class of another plugin whose name is this word has no bare name.
+        """
         groups: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self.wrappers:
-            groups.setdefault(wrapper.name, []).append(wrapper)
-        for name, namesakes in groups.items():
-            of_zoo = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
-            ours = [wrapper for wrapper in namesakes if wrapper.distribution in FIRST_PARTY]
-            groups[name] = of_zoo[:1] or ours or namesakes
-        return groups
+            word = squash(wrapper.name)
+            (owner, *_) = self._by_word.get(word, [wrapper])
+            if standing(wrapper) == standing(owner) and word not in RESERVED_WORDS:
+                groups.setdefault(wrapper.name, []).append(wrapper)
+        return {
+            name: namesakes[:1] if is_of_zoo(namesakes[0]) else namesakes
+            for name, namesakes in groups.items()
+        }
+
+    def _named(self, name: str) -> list[RegisteredWrapper]:
+        """The adapters that a bare name may mean: several if third parties clash.
+
+        They also clash if the name is a variant that another plugin has, and the class has not.
+        """
+        named = self.by_name.get(name, [])
+        of_variant = self._by_variant.get(squash(name), [])
+        if not named or standing(named[0]) < THIRD_PARTY or named[0] in of_variant:
+            return named
+        plugins = {wrapper.distribution for wrapper in named}
+        return [*named, *(w for w in of_variant if w.distribution not in plugins)]
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         distribution, colon, bare = name.partition(":")
@@ -110,7 +163,7 @@ class Catalog:
             if wrapper := self._adapter_of(normalise(distribution), bare, wanted=name):
                 return (wrapper.cls,)
             raise self._unknown(name)
-        named = self.by_name.get(name, [])
+        named = self._named(name)
         if len(named) > 1:
             choices = bullets(
                 f'wrapper="{wrapper.qualified_name}"  ({wrapper.version or wrapper.cls.__module__})'
@@ -121,23 +174,20 @@ class Catalog:
             )
         if named:
             return (named[0].cls,)
-        variants = {wrapper.cls: squash(wrapper.cls.variant or ":") for wrapper in self.wrappers}
-        of_variant = tuple(cls for cls, variant in variants.items() if variant == squash(name))
+        of_variant = tuple(wrapper.cls for wrapper in self._by_variant.get(squash(name), ()))
         if classes := of_variant or self.formerly([name]):
             return classes
         raise self._unknown(name)
 
     def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
         """The classes that `names` mean by nothing but the variant of an earlier release."""
-        bare = {name.rpartition(":")[2] for name in names}
-        if not bare:
-            return ()
-        variants = set(map(squash, bare))
+        bare = dict.fromkeys(name.rpartition(":")[2] for name in names)
+        variants = dict.fromkeys(map(squash, bare))
+        formerly = [w.cls for word in variants for w in self._by_former_variant.get(word, ())]
         return tuple(
             cls
-            for cls in (wrapper.cls for wrapper in self.wrappers)
-            if squash(cls.former_variant or ":") in variants
-            and not (cls.__name__ in bare or squash(cls.variant or ":") in variants)
+            for cls in formerly
+            if not (cls.__name__ in bare or squash(cls.variant or "") in variants)
         )
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
@@ -218,7 +268,7 @@ class Catalog:
             reasons = bullets(map(why_unusable, unusable))
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
-            lines += ["The variants are, by family:", bullets(_by_family(self.wrappers))]
+            lines += ["The variants are, by family:", bullets(by_family(self.wrappers))]
         if not any(record.distribution == ZOO_DISTRIBUTION for record in unusable):
             lines.append(self._zoo_advice())
         lines.append(
@@ -232,29 +282,3 @@ class Catalog:
 
 class _UnknownWithoutZooError(SelectionError, PluginError):
     """A name that no adapter has. The zoo may have it, but cannot be used."""
-
-
-def squash(name: str) -> str:
-    """A variant as it is compared, without case, dashes and underscores: "LoRA-FA" is "lora_fa"."""
-    return re.sub(r"[-_ ]", "", name).lower()
-
-
-def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
-    """The name of each adapter's method: the shortest variant with its paper and formula."""
-    methods: dict[Any, list[type[LoRAWrapper]]] = {}
-    for cls in classes:
-        key = (cls.paper, cls.formula) if cls.paper else cls.variant or cls.__name__
-        methods.setdefault(key, []).append(cls)
-    names: dict[type[LoRAWrapper], str] = {}
-    for adapters in methods.values():
-        name = min((cls.variant or cls.__name__ for cls in adapters), key=len)
-        names |= dict.fromkeys(adapters, name)
-    return names
-
-
-def _by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
-    classes = [wrapper.cls for wrapper in wrappers if wrapper.cls.variant]
-    families: dict[str, set[str]] = {}
-    for cls, method in methods_of(classes).items():
-        families.setdefault(cls.family or "others", set()).add(method)
-    return [f"{family}: {', '.join(sorted(names))}" for family, names in sorted(families.items())]

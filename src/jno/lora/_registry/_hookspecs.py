@@ -38,8 +38,9 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
     """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
 
     Called only for such a tie (`wrapper="auto"`, or a variant that several plugins provide). Return
-    one of `candidates`, or `None` to leave the choice to the next plugin. If no plugin chooses, the
-    user gets an error that names the candidates.
+    one of `candidates`, or `None` to leave the choice to the next plugin. A plugin that raises, or
+    returns anything else, is passed over with a warning. If no plugin chooses, the user gets an
+    error that names the candidates.
     """
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pluggy
 
 from .._contract import check_contract
-from .._errors import PluginError
+from .._errors import INTERRUPTS, PluginError
 from .._paths import nearest
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
@@ -100,7 +100,7 @@ def normalise(name: str) -> str:
 
 
 def load(installed: InstalledPlugin) -> PluginRecord | None:
-    """Import an installed plugin and classify it. The record keeps any `Exception`.
+    """Import an installed plugin and classify it. The record keeps any error.
 
     **Returns:** `None` if the plugin is still being imported, further up in this thread, or by a
     thread that waits for this thread. The plugin can be loaded later.
@@ -126,15 +126,25 @@ def load(installed: InstalledPlugin) -> PluginRecord | None:
             return record("incompatible", PluginError(f"{needs}: {advice}"))
         hooks = hooks_of(plugin)
         wrappers = wrappers_of(hooks, installed.distribution, installed.version)
-        is_zoo = installed.distribution == ZOO_DISTRIBUTION
-        defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
+        defaults = _defaults_of(plugin) if installed.distribution == ZOO_DISTRIBUTION else ()
         return record("loaded", wrappers=wrappers, hooks=hooks, defaults=defaults)
     except _DeadlockError:  # the threads import modules that wait for each other
         return None
-    except SystemExit as err:
-        return record("failed", PluginError(f"it tried to end the program: SystemExit: {err}"))
-    except Exception as err:  # not Ctrl-C: the next question loads the plugin again
+    except INTERRUPTS:  # the next question loads the plugin again
+        raise
+    except Exception as err:
         return record("failed", err)
+    except BaseException as err:
+        what = "tried to end the program" if isinstance(err, SystemExit) else "raised"
+        return record("failed", PluginError(f"it {what}: {type(err).__name__}: {err}"))
+
+
+def _defaults_of(zoo: Any) -> tuple[str, ...]:
+    """The names of the adapters of `wrapper=None`. **Raises:** `TypeError`."""
+    defaults = getattr(zoo, "jno_lora_defaults", ())
+    if isinstance(defaults, tuple) and all(isinstance(name, str) for name in defaults):
+        return defaults
+    raise TypeError(f"`jno_lora_defaults` must be a tuple of class names, but is {defaults!r}")
 
 
 def _is_imported(module: str) -> bool:
@@ -160,7 +170,7 @@ def take_in(item: Any) -> PluginRecord:
         wrappers = wrappers_of(hooks, IN_PROCESS, "")
     # Nothing is imported here: whoever has a class of the zoo has imported the zoo.
     zoo = sys.modules.get(f"{ZOO_PACKAGE}.plugin") if any(map(is_of_zoo, wrappers)) else None
-    defaults = getattr(zoo, "jno_lora_defaults", ())
+    defaults = _defaults_of(zoo)
     name: str = getattr(item, "__name__", repr(item))
     origin = (name, IN_PROCESS, "", name)
     return PluginRecord(*origin, "loaded", wrappers=wrappers, hooks=hooks, defaults=defaults)
@@ -171,6 +181,16 @@ def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
     if wrapper.distribution == IN_PROCESS:
         return wrapper.cls.__module__.partition(".")[0] == ZOO_PACKAGE
     return wrapper.distribution == ZOO_DISTRIBUTION
+
+
+ZOO, FIRST_PARTIES, THIRD_PARTY = range(3)
+
+
+def standing(wrapper: RegisteredWrapper) -> int:
+    """Who goes first where several plugins want one word: the zoo, our plugins, third parties."""
+    if is_of_zoo(wrapper):
+        return ZOO
+    return FIRST_PARTIES if wrapper.distribution in FIRST_PARTY else THIRD_PARTY
 
 
 def hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
@@ -233,7 +253,15 @@ def complaint_about(record: PluginRecord) -> str | None:
     # Our own plugins are slow only on slow machines, and nobody would block them.
     if record.seconds > PATIENCE and record.distribution not in FIRST_PARTY:
         return (
-            f"The plugin {record.describe()} took {record.seconds:.1f} s to load. To do without "
-            f"it, set the environment variable JNO_LORA_BLOCK={record.distribution}."
+            f"The plugin {record.describe()} took {record.seconds:.1f} s to load."
+            f"{how_to_block(record.distribution)}"
         )
     return None
+
+
+def how_to_block(distribution: str | None) -> str:
+    """The end of a message about a plugin: how to do without the plugin, if it is installed."""
+    if distribution in (None, IN_PROCESS):
+        return ""
+    variable = f"JNO_LORA_BLOCK={distribution}"
+    return f" To do without this plugin, set the environment variable {variable}."

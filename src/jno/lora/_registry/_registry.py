@@ -10,7 +10,7 @@ import pluggy
 
 from .._caches import forget
 from .._contract import LoRAWrapper
-from .._errors import PluginError, failing, warn
+from .._errors import INTERRUPTS, PluginError, warn
 from .._paths import show_path
 from ._catalog import Catalog
 from ._plugins import (
@@ -18,6 +18,7 @@ from ._plugins import (
     InstalledPlugin,
     complaint_about,
     find_plugins,
+    how_to_block,
     load,
     take_in,
 )
@@ -43,12 +44,25 @@ class _Generation:
     def __init__(self, catalog: Catalog):
         self.catalog = catalog
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
+        self._blamed: set[int] = set()  # the plugins of whose hooks there was a warning
 
     def find(self, distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
         plugins = self._found.get(distribution) or find_plugins(distribution)
         self._found[distribution] = plugins
         return plugins
+
+    def blame(self, record: PluginRecord, path: str, failure: str) -> None:
+        """Warn once that the hook `jno_lora_select` of a plugin has failed."""
+        plugin = id(plugin_of(record))
+        if plugin in self._blamed:
+            return
+        self._blamed.add(plugin)
+        warn(
+            f"The hook `jno_lora_select` of the plugin {record.describe()} {failure}, when it was "
+            f"asked about the layer at {show_path(path)!r}. Its answer is left out, and the next "
+            f"plugin is asked.{how_to_block(record.distribution)}"
+        )
 
     def publish(self, identity: Hashable, record: PluginRecord) -> None:
         with _LOCK:
@@ -137,16 +151,19 @@ class Registry:
         return self._catalog(ZOO_DISTRIBUTION).zoo_class(name)
 
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
-        """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo."""
-        return self._catalog(ZOO_DISTRIBUTION).zoo_classes
+        """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
+
+        Warns about a broken zoo, and does not raise in strict mode: `dir(jno.lora)` asks.
+        """
+        return self._catalog(ZOO_DISTRIBUTION, strict=False).zoo_classes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
-        """The classes that a name or variant stands for. The names of the zoo go first.
+        """The classes that a name or variant stands for. The classes of the zoo go first.
 
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        zoo_classes = {} if ":" in name else self.zoo_classes()
+        zoo_classes = {} if ":" in name else self._catalog(ZOO_DISTRIBUTION).zoo_classes
         if name in zoo_classes:
             return (zoo_classes[name],)
         return self._catalog().resolve(name)
@@ -161,8 +178,7 @@ class Registry:
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
-        wrappers = self._now.catalog.wrappers
-        return next((wrapper for wrapper in wrappers if wrapper.cls is cls), None)
+        return self._now.catalog.by_class.get(cls)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
@@ -194,17 +210,16 @@ class Registry:
     ) -> type[LoRAWrapper] | None:
         """The first choice of a `jno_lora_select` hook, if any. As in pluggy, the last goes first.
 
-        **Raises:** `PluginError` if a hook fails, or chooses something that is not a candidate.
+        Warns, once for each plugin, if its hook fails or chooses something that is not a candidate.
         """
-        with failing(f"ask `jno_lora_select` about the layer at {show_path(path)!r}", PluginError):
-            chosen = self._now.catalog.select(path=path, leaf=leaf, candidates=candidates)
-        if chosen is not None and chosen not in candidates:
-            raise PluginError(
-                f"A `jno_lora_select` hook chose {chosen!r} for {show_path(path)!r}, which is not "
-                f"among the candidates {[c.__name__ for c in candidates]}. Return one of them, or "
-                "None."
-            )
-        return chosen
+        now = self._now
+        for record, hook in now.catalog.selectors:
+            chosen, failure = _ask_to_choose(hook, path, leaf, candidates)
+            if chosen is not None:
+                return chosen
+            if failure:
+                now.blame(record, path, failure)
+        return None
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.
@@ -238,6 +253,22 @@ class Registry:
         with _LOCK:
             self._now = _Generation(self._now.catalog.of_this_process())
         forget()
+
+
+def _ask_to_choose(
+    hook: pluggy.HookCaller, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
+) -> tuple[type[LoRAWrapper] | None, str]:
+    """The choice of one plugin, and what its hook did wrong, if anything."""
+    try:
+        chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
+        if chosen is None or any(chosen is cls for cls in candidates):
+            return chosen, ""
+        names = ", ".join(cls.__name__ for cls in candidates)
+        return None, f"chose {chosen!r}, which is neither None nor one of the candidates ({names})"
+    except INTERRUPTS:
+        raise
+    except BaseException as err:
+        return None, f"raised {type(err).__name__}: {err}"
 
 
 _DEFAULT = Registry()

@@ -27,7 +27,7 @@ from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
-from .._tree import adapted_layers, holds_adapters, map_adapters, refuse_second
+from .._tree import adapted_layers, claims, holds_adapters, map_adapters, refuse_second
 from ._adapter_set import PRODUCT_STATE
 from ._products import Factors, Triplets, known_factors
 from ._update_report import UpdateReport, UpdateRow
@@ -124,7 +124,7 @@ def _converted(
     if template := refusal_of_template(adapter, "Give the model itself."):
         raise WrapperError(template)
     layer = plain_layer(adapter)
-    cls = next((cls for cls in classes if cls.applies_to(layer)), None)
+    cls = next((cls for cls in classes if claims(cls, layer)), None)
     if cls is None:
         raise WrapperError(
             f"no plain LoRA of the registry is for a {type(layer).__name__}. Adapters of one "

@@ -41,7 +41,7 @@ def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
                 f"pass jno.lora.{item.__name__}, or its name. jno.lora.in_jno.disable() gives jNO "
                 "its own adapters back."
             )
-    tiers = parse_wrapper(default_registry(), wrapper)
+    tiers = parse_wrapper(default_registry(), wrapper).tiers
     if wrapper is None:
         return tuple(cls for tier in tiers for cls in tier)
     return tuple(items)

@@ -1,0 +1,332 @@
+"""Installed plugins with one fault each: no other plugin is hurt, and the user is told."""
+
+import re
+import warnings
+
+import equinox as eqx
+import pytest
+
+import jno.lora
+from jno.lora import JnoLoraWarning, PluginError, Registry, SelectionError, WrapperError, plan_lora
+from jno.lora.extending import default_adapters
+
+from .asking import one, run, statuses, wrapped
+from .toys import MODEL_LINEARS
+
+LINEARS = dict.fromkeys(MODEL_LINEARS, "LoRALinear")
+
+
+def names(*args, **kwargs):
+    return {path: cls.__name__ for path, cls in wrapped(*args, **kwargs).items()}
+
+
+def words_of(registry):
+    return {name: one(registry, name).__name__ for name in ("LoRALinear", "dora", "DoRA", "Acme")}
+
+
+# --- reserved words
+
+
+@pytest.mark.parametrize("name", ["lora", "LoRA", "DORA", "loralinear", "LORA_linear"])
+def test_a_class_cannot_take_a_word_of_the_zoo_by_its_name(site, name):
+    site.install_zoo()
+    site.plugin("acme-lora", f'"{name}", variant="other"', '"Acme"')
+    registry = Registry()
+    assert [cls.__name__ for cls in registry.resolve("lora")] == ["LoRALinear", "LoRAConv"]
+    assert words_of(registry)["dora"] == words_of(registry)["DoRA"] == "DoRALinear"
+    assert one(registry, "LoRALinear").variant == "lora"
+    assert one(registry, f"acme-lora:{name}").variant == "other"
+    assert one(registry, "other").__name__ == name
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "acme-lora": "conflict"}
+    trouble = " ".join(run("doctor", code=1).partition("TROUBLE")[2].split())
+    assert f"the names {name} are also names or variants of jno-lora-zoo" in trouble
+    assert f'write "acme-lora:{name}"' in trouble
+
+
+@pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
+def test_a_class_cannot_take_a_word_of_our_other_plugins_either(site, name):
+    site.plugin("jno-lora-embedding", '"OurEmbedding", variant="lora-embedding"')
+    site.plugin("acme-lora", f'"{name}", variant="other"')
+    registry = Registry()
+    assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
+    assert one(registry, "lora_embedding") is one(registry, "OurEmbedding")
+    assert statuses(registry)["acme-lora"] == "conflict"
+
+
+@pytest.mark.parametrize("name", ["auto", "All", "none", "all_linear"])
+def test_a_class_named_by_a_word_of_the_core_has_no_bare_name(site, name):
+    site.plugin("acme-lora", f'"{name}"')
+    (record,) = Registry().records()
+    assert "also names or variants of jno-lora itself" in str(record.error)
+    assert one(Registry(), f"acme-lora:{name}").__name__ == name
+    with pytest.raises((PluginError, SelectionError)):
+        Registry().resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('"Bad", variant="auto"', "`variant` must be another word"),
+        ('"Bad", variant="All-Linear"', "`variant` must be another word"),
+        ('"Bad", variant="zoo:lora"', '`variant` must hold no ":"'),
+        ('"Bad", variant="-_"', "`variant` must hold more than dashes"),
+        ('"Bad:Name", variant="fine"', 'its name must hold no ":"'),
+        ('"Bad", auto=1.5', "`auto` must be True or False"),
+    ],
+)
+def test_a_plugin_with_a_word_that_is_refused_is_left_out_alone(site, arguments, said):
+    site.install_zoo()
+    site.plugin("acme-lora", arguments)
+    site.plugin("bolt-lora", '"Acme"')
+    registry = Registry()
+    with pytest.warns(JnoLoraWarning, match=rf"acme-lora 1.0[^$]*{said}"):
+        assert statuses(registry)["acme-lora"] == "failed"
+    assert words_of(registry)["Acme"] == "Acme"
+
+
+def test_a_variant_that_cannot_be_read_hurts_its_plugin_alone(site):
+    code = """
+        class Raising:
+            def __get__(self, instance, owner):
+                raise RuntimeError("unreadable")
+        @hookimpl
+        def jno_lora_wrappers():
+            return [adapter("Bad", variant=Raising())]
+    """
+    site.install("acme-lora", code)
+    site.plugin("bolt-lora", '"Acme", variant="acme"')
+    registry = Registry()
+    with pytest.warns(JnoLoraWarning, match="acme-lora 1.0[^$]*unreadable"):
+        assert one(registry, "acme").__name__ == "Acme"
+
+
+def test_a_name_that_is_another_third_partys_variant_is_ambiguous(site):
+    site.plugin("acme-lora", '"Twist"')
+    site.plugin("bolt-lora", '"BoltLinear", variant="twist"')
+    registry = Registry()
+    with pytest.raises(PluginError, match=r'"acme-lora:Twist"[^$]*"bolt-lora:BoltLinear"'):
+        registry.resolve("Twist")
+    assert one(registry, "twist").__name__ == "BoltLinear"
+    assert statuses(registry) == {"acme-lora": "conflict", "bolt-lora": "loaded"}
+
+
+# --- ties within a variant
+
+
+def test_the_zoo_wins_within_its_variants_on_the_layers_that_it_covers(site, model, getkey):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme", variant="LoRA"', '"Around", variant="lora", layer=eqx.nn.MLP')
+    model = {"model": model, "mlp": eqx.nn.MLP(2, 2, 2, 0, key=getkey())}
+    with_plugin = names(model, 1, wrappers="lora")
+    assert with_plugin == names(model, 1, wrappers="LoRALinear")
+    assert with_plugin["mlp/layers/0"] == "LoRALinear"
+    assert names(model, 1, wrappers="acme-lora:Acme")["model/head"] == "Acme"
+    assert names(model, 1, wrappers=["Around", "lora"])["mlp"] == "Around"
+
+
+@pytest.mark.parametrize("word", ["lora", "auto"])
+def test_a_plugin_extends_a_variant_to_layers_that_nobody_covers(site, model, word):
+    site.install_zoo()
+    site.plugin("acme-lora", '"AcmeEmb", variant="lora", auto=True, layer=eqx.nn.Embedding')
+    assert names(model, 1, wrappers=word) == {"embedding": "AcmeEmb", **LINEARS}
+    ours = '"OurEmb", variant="lora", auto=True, layer=eqx.nn.Embedding'
+    site.plugin("jno-lora-embedding", ours)
+    jno.lora.refresh()
+    assert names(model, 1, wrappers=word) == {"embedding": "OurEmb", **LINEARS}
+
+
+def test_a_tie_of_third_parties_offers_the_names_to_write(site, model):
+    site.install_zoo()
+    site.plugin("acme-lora", '"AcmeEmb", variant="Emb-1", layer=eqx.nn.Embedding')
+    site.plugin("bolt-lora", '"BoltEmb", variant="emb1", layer=eqx.nn.Embedding')
+    with pytest.raises(SelectionError) as caught:
+        names(model, 1, wrappers="EMB1")
+    for word, name in [("acme-lora:AcmeEmb", "AcmeEmb"), ("bolt-lora:BoltEmb", "BoltEmb")]:
+        assert f'wrapper="{word}"' in str(caught.value)
+        assert names(model, 1, wrappers=word) == {"embedding": name}
+
+
+def test_doctor_lists_variants_that_two_plugins_claim_on_one_layer(site):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme", variant="LoRA"', '"AcmeEmb", "emb", layer=eqx.nn.Embedding')
+    site.plugin("bolt-lora", '"BoltEmb", variant="emb", layer=eqx.nn.Embedding')
+    site.plugin("calm-lora", '"Calm", variant="dora", layer=eqx.nn.LayerNorm')
+    text = run("doctor", code=1)
+    assert "'LoRA' (acme-lora)" in text and "'lora' (jno-lora-zoo)" in text
+    assert '"lora": jno-lora-zoo:LoRALinear, acme-lora:Acme' in text
+    assert '`wrapper="lora"` chooses jno-lora-zoo:LoRALinear' in text
+    assert 'Embedding with the variant "emb": acme-lora:AcmeEmb, bolt-lora:BoltEmb' in text
+    assert '`wrapper="emb"` is an error' in text
+    assert "calm-lora:" not in text and "3 troubles found" in text
+
+
+# --- adapters that raise
+
+FAULTS = {
+    "an error": ("raise RuntimeError('boom')", "RuntimeError.*boom"),
+    "an exit": ("raise SystemExit('boom')", "SystemExit.*boom"),
+    "an error below BaseException": ("raise Stop('boom')", "Stop.*boom"),
+    "an array": ("return np.ones(3)", r"TypeError.*True or False.*float64\[3\]"),
+    "a number": ("return jnp.ones(())", r"TypeError.*True or False.*float32\[\]"),
+    "a traced bool": ("return jax.jit(ask)(1)", "TracerBoolConversionError"),
+}
+
+
+def with_fault(body, question="applies_to", variant="dora"):
+    """A plugin whose class `Bad` fails on embeddings, after it has claimed a norm."""
+    return f"""
+        import jax, jax.numpy as jnp, numpy as np
+        class Stop(BaseException): pass
+        def fault(leaf):
+            {body}
+        def ask(number):
+            return bool(number == 1)
+        def answer(cls, leaf):
+            return fault(leaf) if isinstance(leaf, eqx.nn.Embedding) else (
+                isinstance(leaf, eqx.nn.LayerNorm) if {question!r} == "applies_to" else None
+            )
+        Bad = adapter("Bad", {variant!r}, auto=True, layer=eqx.nn.LayerNorm)
+        Bad.{question} = classmethod(answer)
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Bad]
+    """
+
+
+@pytest.fixture
+def mixed(model):
+    """A model with a layer before the layer at which `Bad` fails."""
+    return {"a": eqx.nn.LayerNorm(2), "b": model}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("word", ["dora", "auto"])
+def test_an_applies_to_that_fails_leaves_the_class_out_with_one_warning(site, mixed, word, fault):
+    site.install_zoo()
+    code, error = FAULTS[fault]
+    site.install("acme-lora", with_fault(code))
+    with pytest.warns(JnoLoraWarning) as caught:
+        found = names(mixed, 1, wrappers=word)
+    assert found.keys() == {f"b/{path}" for path in MODEL_LINEARS}
+    (message,) = (str(warning.message) for warning in caught)
+    assert re.search(rf"Bad.applies_to raised {error}", message)
+    assert "'b/embedding'" in message and "from acme-lora" in message
+    assert "JNO_LORA_BLOCK=acme-lora" in message
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_that_the_user_names_raises(site, mixed, fault):
+    site.install_zoo()
+    code, error = FAULTS[fault]
+    site.install("acme-lora", with_fault(code))
+    for wrapper in ("Bad", "acme-lora:Bad", one(Registry(), "Bad"), ["dora", "Bad"]):
+        with pytest.raises(WrapperError, match=rf"Bad.applies_to raised {error}"):
+            names(mixed, 1, wrappers=wrapper)
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "GeneratorExit"])
+@pytest.mark.parametrize("question", ["applies_to", "why_not"])
+def test_an_interrupt_passes(site, mixed, error, question):
+    site.install_zoo()
+    site.install("acme-lora", with_fault(f"raise {error}", question))
+    with pytest.raises(eval(error)):
+        names(mixed, 1, wrappers="dora")
+
+
+@pytest.mark.parametrize("fault", ["an error", "an exit", "an error below BaseException"])
+@pytest.mark.parametrize("wrapper", ["dora", "auto", "Bad"])
+def test_a_why_not_that_raises_costs_its_reason_alone(site, mixed, wrapper, fault):
+    site.install_zoo()
+    code, error = FAULTS[fault]
+    site.install("acme-lora", with_fault(code, "why_not"))
+    model = {**mixed, "c": mixed["b"].embedding}
+    with pytest.warns(JnoLoraWarning, match=rf"Bad.why_not raised {error}[^$]*JNO_LORA_BL") as seen:
+        plan = plan_lora(model, 1, wrappers=wrapper)
+    assert len(seen) == 1
+    assert {row.path for row in plan.wrapped} >= {"a"}
+    assert [row.reason for row in plan.rows if row.layer == "Embedding"] == [None, None]
+
+
+def test_a_call_that_finds_nothing_without_the_class_says_both(site, mixed):
+    site.install("acme-lora", with_fault("raise RuntimeError('boom')", variant="acme"))
+    for _ in range(2):  # each call says it
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            problem = plan_lora(mixed, 1, wrappers="acme").problem
+        assert len(caught) == 1 and "boom" in str(caught[0].message)
+        assert problem is not None and "selects no layer" in problem
+
+
+class OddLayer(eqx.Module):
+    """A layer whose class registers adapters by a function that fails."""
+
+    weight: object = None
+
+
+def test_a_registration_that_fails_is_a_warning(site, model):
+    @default_adapters.register(OddLayer)
+    def _(layer):
+        raise RuntimeError("boom")
+
+    site.install_zoo()
+    model = [OddLayer(model.head.weight), OddLayer(model.head.weight), model]
+    with pytest.warns(JnoLoraWarning, match=f"{__name__} registered[^$]*OddLayer raised") as seen:
+        assert names(model, 1) == {f"2/{path}": name for path, name in LINEARS.items()}
+    assert len(seen) == 1
+
+
+# --- hooks that raise
+
+
+@pytest.mark.parametrize("error", ["raise Stop('boom')", "raise SystemExit('boom')"])
+@pytest.mark.parametrize("hook", ["jno_lora_wrappers()", "jno_lora_commands(group)", ""])
+def test_a_hook_or_an_import_that_raises_names_its_distribution(site, hook, error):
+    stop = "class Stop(BaseException): pass\n"
+    code = f"@hookimpl\ndef {hook}:\n    {error}\n" if hook else error
+    site.install("acme-lora", stop + code)
+    site.plugin("bolt-lora", '"Acme"')
+    text = run("--help")
+    assert re.search(r"Left out.*acme-lora 1.0.*boom", text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert one(Registry(), "Acme")
+    assert all("acme-lora" in str(warning.message) for warning in caught)
+    assert len(caught) == ("commands" not in hook)
+
+
+@pytest.mark.parametrize("answer", ["raise RuntimeError('boom')", "candidates = 1 / 0", "return 3"])
+def test_a_choice_that_fails_is_left_to_the_next_plugin(site, mixed, answer):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Emb1", variant="emb", layer=eqx.nn.Embedding')
+    site.plugin("bolt-lora", '"Emb2", variant="emb", layer=eqx.nn.Embedding')
+    hook = "@hookimpl\ndef jno_lora_select(path, leaf, candidates):\n    {}\n"
+    site.install("calm-lora", hook.format("return candidates[1]"))
+    site.install("zany-lora", hook.format(answer))  # asked first
+    model = {**mixed, "c": mixed["b"].embedding}
+    registry = Registry()
+    with pytest.warns(JnoLoraWarning, match=r"zany-lora 1.0[^$]*JNO_LORA_BLOCK=zany-lora") as seen:
+        found = names(model, 1, wrappers="emb", registry=registry)
+    assert found == {"b/embedding": "Emb2", "c": "Emb2"}
+    assert len(seen) == 1
+
+
+# --- the zoo itself
+
+
+def test_names_are_listed_in_strict_mode_though_the_zoo_is_broken(site, monkeypatch):
+    site.install("jno-lora-zoo", "raise RuntimeError('zoo is broken')")
+    monkeypatch.setenv("JNO_LORA_STRICT", "1")
+    with pytest.warns(JnoLoraWarning, match="zoo is broken"):
+        assert "apply_lora" in dir(jno.lora)
+    with pytest.raises(PluginError, match="zoo is broken"):
+        Registry().resolve("LoRALinear")
+
+
+@pytest.mark.parametrize("defaults", ["'LoRALinear'", "(1,)", "None"])
+def test_defaults_of_another_type_are_a_mistake_of_the_zoo(site, defaults):
+    site.install_zoo(f"\njno_lora_defaults = {defaults}\n")
+    with (
+        pytest.warns(JnoLoraWarning, match="`jno_lora_defaults` must be a tuple of class names"),
+        pytest.raises(PluginError, match="`wrapper=None` is not available"),
+    ):
+        Registry().defaults()
