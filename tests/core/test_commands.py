@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from textwrap import dedent
 
 import equinox as eqx
 import jax
 import pytest
+from click.testing import CliRunner
 
 import jno.lora
 from jno.lora import (
@@ -17,6 +19,7 @@ from jno.lora import (
     apply_lora,
 )
 from jno.lora._commands._cli import cli
+from jno.lora._commands.distributions import is_within
 from jno.lora._commands.installed import plugins_as_table
 from jno.lora.testing import CHECKS, run_checks, standard_cases
 
@@ -169,6 +172,160 @@ def test_doctor_notices_another_owner_of_jno(site, tmp_path, monkeypatch):
     text = run("doctor", code=1)
     assert "does not hold this jno.lora" in text
     assert str(tmp_path / "other" / "jno") in text
+
+
+@pytest.mark.parametrize("group", ["jno_lora", "jno.lora.plugins", "jno-lora", "Jno.Lora"])
+def test_doctor_and_check_see_a_group_that_nearly_is_ours(group, site):
+    site.install_zoo()
+    site.install("acme-lora", GOOD, group=group, version="1.5")
+    advice = (
+        f"TROUBLE: acme-lora 1.5 has entry points in the group {group!r}, but plugins are found by "
+        'the group "jno.lora". In its pyproject.toml, write [project.entry-points."jno.lora"]'
+    )
+    text = run("doctor", code=1)
+    assert advice in text and "1 trouble found" in text
+    text = run("check", "acme-lora", code=1)
+    assert advice in text and "No installed plugin belongs to" in text
+
+
+def test_doctor_and_check_see_a_plugin_without_an_entry_point(site):
+    site.install_zoo()
+    site.install("jno-lora-acme", GOOD, group="console_scripts")
+    site.install("jno-lora-train", "", group="console_scripts")  # ours, which users import
+    text = run("doctor", code=1)
+    assert "TROUBLE: jno-lora-acme 1.0 is named like a plugin, but has no entry point" in text
+    assert "1 trouble found" in text
+    assert "jno-lora-acme 1.0 is named like a plugin" in run("check", "JNO_LoRA.acme", code=1)
+
+
+def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site):
+    site.install_zoo()
+    site.install("acme", "", group="console_scripts", requires=("numpy", "jno-lora[zoo] >= 0.1"))
+    site.install("bolt", "", group="console_scripts", requires=("jno-lora>=0.1; extra == 'lora'",))
+    text = run("doctor")
+    assert "NOTE: acme 1.0 uses jno-lora, and has no entry point" in text
+    assert "bolt" not in text and "0 troubles found" in text
+
+
+NEEDS = {
+    "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
+    "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora>=0.1,<0.2, but jno-lora {} is installed",
+    "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
+}
+
+
+@pytest.mark.parametrize("requirement", NEEDS)
+def test_doctor_and_check_see_a_version_that_does_not_fit(requirement, site):
+    site.install_zoo()
+    site.install("acme-lora", "@hookimpl\ndef jno_lora_commands(): pass", requires=(requirement,))
+    trouble = f"TROUBLE: acme-lora 1.0 {NEEDS[requirement].format(jno.lora.__version__)}"
+    assert trouble in run("doctor", code=1)
+    assert trouble in run("check", "acme-lora", code=1)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        f"jno-lora=={jno.lora.__version__}",
+        "jno-lora>=0.1,!=0.1.7",
+        "jno-lora-zoo==1.*",
+        "jno-lora-zoo ~=1.0.0",
+        "jno-lora",
+        "jno-lora @ https://example.org/jno-lora.whl",
+        "jno-lora>=9; python_version < '3'",
+        "jno-lora-embedding>=9",  # pip says that it is missing
+    ],
+)
+def test_doctor_is_content_with_a_version_that_fits(requirement, site):
+    site.install_zoo()
+    site.install("acme-lora", GOOD, requires=(requirement,))
+    assert "0 troubles found" in run("doctor")
+
+
+VERSIONS = ["0.2", "0.2.0", "1", "1.0.1", "1.2.3", "1.10", "2.0.0", "10.1"]
+NUMBERS = ["0.2", "0.2.0", "1.0", "1.2", "1.2.3", "1.9", "1.10.0", "9.0"]
+BOUNDS = [
+    *(f"{relation}{n}" for relation in ("~=", "==", "!=", "<=", ">=", "<", ">") for n in NUMBERS),
+    *("==1.*", "!=1.*", "==1.2.*", "==0.2.0.*", ">=0.2,<0.3", ">1.2, <10", ""),
+]
+
+
+def test_bounds_mean_what_they_mean_to_pip():
+    specifiers = pytest.importorskip("packaging.specifiers")
+    pairs = [(version, bounds) for version in VERSIONS for bounds in BOUNDS]
+    expected = [specifiers.SpecifierSet(bounds).contains(version) for version, bounds in pairs]
+    assert [is_within(*pair) for pair in pairs] == expected
+    assert is_within("1.0rc1", ">=1") and is_within("unknown", "<9") and is_within("1", "===1")
+
+
+def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme"', entry="acme")
+    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
+    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-embedding,acme_lora,acme")
+    text = run("doctor", code=1)
+    assert "JNO_LORA_BLOCK names 'acme-lroa', but no installed plugin has this name" in text
+    assert "The nearest names are: acme-lora" in text
+    # A list of allowed names holds distributions, and ours need not be installed.
+    assert "JNO_LORA_PLUGINS names 'acme', but" in text and "2 troubles found" in text
+
+
+def test_doctor_and_check_see_what_a_plugin_does_while_it_loads(site):
+    site.install_zoo()
+    loud = "print('a banner')\nimport jax\njax.config.update('jax_enable_x64', True)\n"
+    site.install("loud-lora", loud + GOOD)
+    site.plugin("quiet-lora", '"Quiet"')
+    text = run("doctor", code=1)
+    assert "The plugin loud-lora 1.0 " in text and "quiet-lora 1.0 (" not in text
+    assert "which are set back: jax_enable_x64 = True." in text
+    assert "prints while it loads" in text and "2 troubles found" in text
+    text = run("check", "loud-lora", "--only", "output-dtype", code=1)
+    assert "0 of 1 checks fail" in text and "jax_enable_x64 = True" in text
+
+
+def test_output_for_programs_is_json_also_if_a_plugin_prints(site):
+    site.install("loud-lora", "print('a banner')\n" + GOOD)
+    result = CliRunner().invoke(cli, ["plugins", "--json"])
+    assert json.loads(result.stdout)[0]["distribution"] == "loud-lora"
+    assert result.stderr == "a banner\n"
+
+
+def test_doctor_names_what_each_plugin_adds(site):
+    site.install_zoo()
+    commands = """
+        @hookimpl
+        def jno_lora_commands(group):
+            import click
+            group.add_command(click.Command("greet"))
+            group.add_command(click.Command("doctor"))
+    """
+    needy = """
+        class Needy(Shift):
+            needs = ("input_mean",)
+            variant = "needy"
+
+            @classmethod
+            def matrix(cls, layer):
+                return layer.weight
+
+            def __init__(self, base, rank, alpha, *, key, statistics):
+                pass
+    """
+    code = GOOD.replace("\n@hookimpl", f"\n{dedent(needy)}\n@hookimpl")
+    code = code.replace("[Shift]", "[Shift, Needy]")
+    site.install("acme-lora", code + dedent(commands), version="2.0")
+    many = [f'"A{number}", variant="kind-{number % 3}"' for number in range(13)]
+    site.plugin("bolt-lora", *many)
+    lines = [re.split("  +", line.strip()) for line in run("doctor", code=1).splitlines()]
+    names = [line[0] for line in lines]
+    acme, bolt = names.index("acme-lora 2.0"), names.index("bolt-lora 1.0")
+    assert lines[acme + 1 : bolt] == [
+        ["adapters", "Shift, Needy"],
+        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
+        ["commands", "greet"],  # the name `doctor` is taken
+        ["statistics", "input_mean"],
+    ]
+    assert lines[bolt + 1] == ["13 adapters", "kind-0, kind-1, kind-2"]
 
 
 def test_new_writes_six_files_and_never_overwrites(tmp_path):
