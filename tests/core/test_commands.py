@@ -1,11 +1,14 @@
 """The command line's plugins, adapters, doctor, new and check, with plugins whole and broken."""
 
 import errno
-import importlib
+import importlib.util
 import json
+import os
+import pathlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from textwrap import dedent
 
 import equinox as eqx
@@ -15,13 +18,12 @@ from click.testing import CliRunner
 
 import jno.lora
 from jno.lora import (
-    LoRAWrapper,
     apply_lora,
 )
 from jno.lora._commands._cli import cli
 from jno.lora._commands.distributions import is_within
 from jno.lora._commands.installed import plugins_as_table
-from jno.lora.testing import CHECKS, run_checks, standard_cases
+from jno.lora.testing import CHECKS, run_checks
 
 from .asking import run
 
@@ -328,23 +330,59 @@ def test_doctor_names_what_each_plugin_adds(site):
     assert lines[bolt + 1] == ["13 adapters", "kind-0, kind-1, kind-2"]
 
 
-def test_new_writes_six_files_and_never_overwrites(tmp_path):
+def test_new_writes_nine_files_and_never_overwrites(tmp_path):
     run("new", "my-adapter", "--output", str(tmp_path))
-    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    folder = tmp_path / "jno-lora-my-adapter"
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     assert files == [
-        "jno-lora-my-adapter/LICENSE",
-        "jno-lora-my-adapter/README.md",
-        "jno-lora-my-adapter/pyproject.toml",
-        "jno-lora-my-adapter/src/jno_lora_my_adapter/__init__.py",
-        "jno-lora-my-adapter/src/jno_lora_my_adapter/plugin.py",
-        "jno-lora-my-adapter/tests/test_conformance.py",
+        ".github/workflows/test.yml",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "src/jno_lora_my_adapter/__init__.py",
+        "src/jno_lora_my_adapter/plugin.py",
+        "tests/conftest.py",
+        "tests/test_conformance.py",
     ]
+    steps = (folder / ".github" / "workflows" / "test.yml").read_text()
+    assert "python-version: ${{ matrix.python }}\n" in steps
+    assert all(f"- run: {command}" in steps for command in ("pip install", "pytest", "jno-lora"))
     assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (None, "--xla_force_host_platform_device_count=8"),
+        ("--xla_a", "--xla_a --xla_force_host_platform_device_count=8"),
+        (
+            "--xla_force_host_platform_device_count=2",
+            "--xla_force_host_platform_device_count=2",
+        ),
+    ],
+)
+def test_the_tests_that_new_writes_have_eight_devices(flags, expected, tmp_path, monkeypatch):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    monkeypatch.delenv("XLA_FLAGS")
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    (conftest,) = tmp_path.rglob("conftest.py")
+    exec(conftest.read_text(), {})
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
 def test_new_refuses_names_that_make_no_package(name, tmp_path):
     assert "is not a package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none", "TRUE", "false"])
+def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path):
+    text = run("new", name, "--output", str(tmp_path), code=1)
+    assert f"a class named {name.capitalize()}, which is a word of Python" in text
+    assert f"such as my-{name.lower()}" in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -364,38 +402,70 @@ def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_p
     assert not output.exists()
 
 
+def written(folder, monkeypatch, name, *options):
+    """The package that `jno-lora new` writes, and its test module."""
+    run("new", name, "--output", str(folder), *options)
+    (code,) = folder.rglob("src/*/__init__.py")
+    monkeypatch.syspath_prepend(code.parent.parent)
+    (test,) = folder.rglob("test_conformance.py")
+    spec = importlib.util.spec_from_file_location(f"test_of_{code.parent.name}", test)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    return importlib.import_module(code.parent.name), tests
+
+
+# The checks that see a shape, a scale or a missing bias.
+_OF_SHAPES = ("law", "parameter-count", "identity-at-init", "merge-equals-call", "ranks")
+
+
 @pytest.mark.parametrize(
-    ("name", "inputs", "make"),
+    ("name", "make"),
     [
-        ("kit-gain", "normal(key, (6,))", lambda key: eqx.nn.Linear(6, 4, key=key)),
-        ("kit-embedding", "randint(key, ()", lambda key: eqx.nn.Embedding(6, 4, key=key)),
+        ("kit-gain", lambda key: eqx.nn.Linear(6, 4, key=key)),
+        ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
     ],
 )
 def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
-    name, inputs, make, tmp_path, getkey
+    name, make, tmp_path, monkeypatch, getkey
 ):
-    run("new", name, "--output", str(tmp_path))
-    (test,) = tmp_path.rglob("test_conformance.py")
-    assert f"jax.random.{inputs}" in test.read_text()
-    (code,) = tmp_path.rglob("src/*/__init__.py")
-    sys.path.insert(0, str(code.parent.parent))
-    try:
-        module = importlib.import_module(code.parent.name)
-    finally:
-        sys.path.remove(str(code.parent.parent))
-    (adapter,) = (
-        v for v in vars(module).values() if v.__class__ is type(LoRAWrapper) and v.variant
-    )
-    for result in run_checks(standard_cases(adapter)[0]):
+    module, tests = written(tmp_path, monkeypatch, name)
+    first, second, third = tests.CASES
+    (adapter,) = {case.wrapper for case in tests.CASES}
+    assert adapter is vars(module)[adapter.__name__]
+    for result in run_checks(first):
         assert result.error is None
         # An index has no derivatives.
         is_lookup = result.not_applicable == "no input of the layer is a floating array"
-        unknown = result.check in ("parameter-count", "law")  # which only a written case knows
         extension = (result.not_applicable or "").startswith("the adapter ")
-        assert result.not_applicable is None or unknown or is_lookup or extension
+        assert result.not_applicable is None or is_lookup or extension
+    for case in (second, third):
+        results = run_checks(case, _OF_SHAPES)
+        assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
+    shapes = [sorted(case.make_base().weight.shape) for case in tests.CASES]
+    assert shapes == [[4, 6], [3, 5], [4, 4]]
+    assert [(case.rank, case.alpha) for case in tests.CASES] == [(2, 4.0), (2, 4.0), (3, 3.0)]
+    assert name != "kit-gain" or second.make_base().bias is None
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
     adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
     assert adapted[0].left.shape[0] == 3
+
+
+def test_the_law_that_new_writes_notices_a_wrong_scale_and_a_transposed_matrix(
+    tmp_path, monkeypatch
+):
+    module, tests = written(tmp_path, monkeypatch, "kit-mistaken")
+    source = pathlib.Path(module.__file__)
+    text = source.read_text()
+    mistakes = {
+        "(self.alpha / self.rank)": "(self.alpha / 2)",
+        "self.left @ self.right)": "self.left[::-1] @ self.right)",
+    }
+    for right, wrong in mistakes.items():
+        assert right in text
+        mistaken = {"__name__": "mistaken"}
+        exec(text.replace(right, wrong), mistaken)
+        cases = [replace(case, wrapper=mistaken["KitMistaken"]) for case in tests.CASES]
+        assert any(result.error for case in cases for result in run_checks(case, ("law",)))
 
 
 @pytest.mark.parametrize(("name", "layer"), [("tint", "Linear"), ("embedding-tint", "Embedding")])

@@ -179,7 +179,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
 def new(name: str, layer: str | None, method: bool, output: Path) -> None:
-    """Write a plugin to start from: six files that work.
+    """Write a plugin to start from: nine files that work.
 
     NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
     """
