@@ -207,6 +207,8 @@ def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site)
     text = run("doctor")
     assert "NOTE: acme 1.0 uses jno-lora, and has no entry point" in text
     assert "bolt" not in text and "0 troubles found" in text
+    # Who asks to check a distribution takes it for a plugin.
+    assert "TROUBLE: acme 1.0 uses jno-lora, and has no entry" in run("check", "acme", code=1)
 
 
 NEEDS = {

@@ -220,12 +220,13 @@ def check(
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    troubles = [] if ":" in what else list(installed.troubles_of(what, records()))
-    for trouble in troubles:
-        click.echo(f"TROUBLE: {trouble}\n")
+    troubles: list[str] = []
     if ":" in what:
         wrappers = [conformance.imported_class(what)]
     else:
+        troubles += installed.troubles_of(what, records())
+        for trouble in troubles:
+            click.echo(f"TROUBLE: {trouble}\n")
         wrappers = conformance.classes_of(what, records())
     results, unchecked = conformance.run(wrappers, only or ("*",), layers, rank)
     _print(results, lambda results: conformance.as_table(results, unchecked))

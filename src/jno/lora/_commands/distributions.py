@@ -98,7 +98,7 @@ def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[s
 def notes(distributions: Mapping[str, Distribution]) -> Iterator[str]:
     """A text for each distribution that may be a plugin without an entry point, or a program."""
     for name, distribution in distributions.items():
-        is_named = name.startswith("jno-lora")
+        is_named = f"{name}-".startswith("jno-lora-")
         is_plugin = any(g == ENTRY_POINT_GROUP or _is_near(g) for g in distribution.groups)
         if "jno-lora" in distribution.needs and not is_named and not is_plugin:
             yield (

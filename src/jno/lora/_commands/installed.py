@@ -197,8 +197,9 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
 
 def troubles_of(distribution: str, records: tuple[PluginRecord, ...]) -> Iterator[str]:
     """A text for each problem that `jno-lora check` sees in a distribution beside its adapters."""
-    name = normalise(distribution)
-    yield from distributions.troubles(distributions.installed_distributions(), name)
+    name, present = normalise(distribution), distributions.installed_distributions()
+    yield from distributions.troubles(present, name)
+    yield from distributions.notes({key: present[key] for key in present if key == name})
     for record in records:
         if record.distribution == name:
             yield from _side_effects(record)
