@@ -84,16 +84,20 @@ class Site:
         entry: str = "main",
         version: str = "1.0",
         entries: dict[str, str] | None = None,
+        group: str = "jno.lora",
+        requires: tuple[str, ...] = (),
     ) -> str:
         """Write a distribution whose plugin module holds `code`, and return that module's name.
 
         `entries` are further entry points: name -> code of a module of its own.
+        `group`: the group of the entry points. `requires`: the requirements.
         """
         where = self.root / f"{distribution}-{next(_numbers)}"
         info = where / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+            + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
         )
         modules = {}
         for name, source in {entry: code, **(entries or {})}.items():
@@ -101,7 +105,7 @@ class Site:
             text = PREAMBLE + textwrap.dedent(source)
             (where / f"{modules[name]}.py").write_text(text)
         lines = [f"{name} = {module}" for name, module in modules.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[jno.lora]", *lines, ""]))
+        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
         self.monkeypatch.syspath_prepend(where)
         return modules[entry]
 

@@ -33,6 +33,19 @@ class MeanSquare(Statistic):
         return mean[0]
 
 
+MEAN_SQUARE = f"{__name__.partition('.')[0]}.mean_square"
+
+
+class ForeignMean(MeanSquare):
+    """Takes the name of a built-in statistic."""
+
+    name = "input_mean"
+
+
+class OtherMeanSquare(MeanSquare):
+    """A second statistic of one name in one package."""
+
+
 class Informed(LoRAWrapper):
     """A low-rank update that starts in the directions of the largest inputs."""
 
@@ -106,7 +119,7 @@ def test_statistics_are_means_over_all_examples() -> None:
         close(found[path]["input_mean"], rows.mean(axis=0))
     y = jax.vmap(model)(x)
     close(found["layers/1"]["output_covariance"], y.T @ y / 8)
-    close(found["layers/1"]["mean_square"], (y**2).mean(axis=0))
+    close(found["layers/1"][MEAN_SQUARE], (y**2).mean(axis=0))
     grads = [eqx.filter_grad(loss)(model, batch) for batch in batches]
     mean = sum(grad.layers[0].weight for grad in grads) / 2
     close(found["layers/0"]["gradient"], mean)
@@ -302,12 +315,99 @@ def test_inputs_that_are_not_rows_of_the_matrix() -> None:
         (["gradient"], "must be a tuple"),
         (("hessian",), "neither one of input_covariance"),
         ((Statistic,), "neither one of"),
+        ((ForeignMean,), r"test_calibration.ForeignMean\) belongs to a built-in.*another name"),
+        ((type("Colon", (MeanSquare,), {"name": "a:b"}),), "may hold letters"),
+        ((MeanSquare, OtherMeanSquare), r"'mean_square' \(.*MeanSquare\) and .*rename one"),
     ],
 )
 def test_mistaken_needs(needs: Any, problem: str) -> None:
     wrong = type("Wrong", (Informed,), {"needs": needs})
     with pytest.raises(WrapperError, match=problem):
         Net(eqx.nn.Linear(3, 2, key=jax.random.key(0))).lora(wrapper=wrong)
+
+
+def test_two_statistics_of_one_package_and_name_are_refused_together() -> None:
+    class OtherInformed(Informed):
+        needs = tuple(OtherMeanSquare if need is MeanSquare else need for need in Informed.needs)
+
+    model, batches = model_and_batches()
+    specs = [
+        {"target": "layers/0", "wrapper": Informed},
+        {"target": "layers/1", "wrapper": OtherInformed},
+    ]
+    with pytest.raises(WrapperError, match=r"(?s)\.MeanSquare\) and .*OtherMeanSquare.*Rename one"):
+        jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)
+    specs[1]["wrapper"] = Informed
+    assert len(jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)) == 2
+
+
+FISHER = """
+    import jax.numpy as jnp
+    from jno.lora import Statistic
+
+    class Measure(Statistic):
+        name = "{name}"
+
+        @staticmethod
+        def value(mean):
+            return {value}
+
+    class {cls}(LoRAWrapper):
+        adapter_fields = ("delta",)
+        needs = (Measure,)
+        base: object
+        delta: object
+
+        @classmethod
+        def applies_to(cls, leaf):
+            return isinstance(leaf, eqx.nn.Linear)
+
+        @classmethod
+        def matrix(cls, layer):
+            return layer.weight
+
+        def __init__(self, base, *, key, statistics):
+            self.base, self.delta = base, statistics["{name}"]
+
+        def __call__(self, x):
+            return self.base(x)
+
+        def merge(self):
+            return self.base
+
+    @hookimpl
+    def jno_lora_wrappers():
+        return [{cls}]
+"""
+
+
+def test_two_plugins_whose_statistics_have_one_name_never_meet(site: Any, tmp_path: Any) -> None:
+    site.install("acme-lora", FISHER.format(name="fisher", cls="Acme", value="mean"))
+    site.install("bolt-lora", FISHER.format(name="fisher", cls="Bolt", value="2 * mean"))
+    model, batches = model_and_batches()
+    specs = [
+        {"target": "layers/0", "rank": 1, "wrapper": "Acme"},
+        {"target": "layers/1", "rank": 1, "wrapper": "Bolt"},
+    ]
+    statistics = jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)
+    adapted = jno.lora.apply_lora(model, specs=specs, statistics=statistics, key=jax.random.key(0))
+    x, h = jnp.concatenate(batches), hidden(model, batches)
+    close(adapted.layers[0].delta, x.T @ x / 8)
+    close(adapted.layers[1].delta, 2 * h.T @ h / 8)
+    statistics.save(tmp_path / "statistics.safetensors")
+    again = Statistics.load(tmp_path / "statistics.safetensors")
+    with pytest.raises(SelectionError, match=r"Acme starts from data.*\.fisher \(5, 5\)"):
+        Net(model).lora(1, target="layers/1", wrapper="Acme", statistics=again)
+
+
+def test_a_plugin_with_a_built_in_name_is_left_out_and_reaches_nobody(site: Any) -> None:
+    module = site.install("acme-lora", FISHER.format(name="input_mean", cls="Acme", value="mean"))
+    with pytest.warns(jno.lora.JnoLoraWarning, match=rf"{module}.Measure\) belongs to a built-in"):
+        (record,) = jno.lora.registered()
+    assert record.status == "failed"
+    model, batches = model_and_batches()
+    mean = calibrated(model, batches)["layers/0"]["input_mean"]
+    close(mean, jnp.concatenate(batches).mean(axis=0))
 
 
 def test_needs_without_a_matrix_or_a_keyword() -> None:

@@ -1,24 +1,29 @@
 """The command line's plugins, adapters, doctor, new and check, with plugins whole and broken."""
 
 import errno
-import importlib
+import importlib.util
 import json
+import os
+import pathlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from textwrap import dedent
 
 import equinox as eqx
 import jax
 import pytest
+from click.testing import CliRunner
 
 import jno.lora
 from jno.lora import (
-    LoRAWrapper,
     apply_lora,
 )
 from jno.lora._commands._cli import cli
+from jno.lora._commands.distributions import is_within
 from jno.lora._commands.installed import plugins_as_table
-from jno.lora.testing import CHECKS, run_checks, standard_cases
+from jno.lora.testing import CHECKS, run_checks
 
 from .asking import run
 
@@ -171,23 +176,215 @@ def test_doctor_notices_another_owner_of_jno(site, tmp_path, monkeypatch):
     assert str(tmp_path / "other" / "jno") in text
 
 
-def test_new_writes_six_files_and_never_overwrites(tmp_path):
-    run("new", "my-adapter", "--output", str(tmp_path))
-    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert files == [
-        "jno-lora-my-adapter/LICENSE",
-        "jno-lora-my-adapter/README.md",
-        "jno-lora-my-adapter/pyproject.toml",
-        "jno-lora-my-adapter/src/jno_lora_my_adapter/__init__.py",
-        "jno-lora-my-adapter/src/jno_lora_my_adapter/plugin.py",
-        "jno-lora-my-adapter/tests/test_conformance.py",
+@pytest.mark.parametrize("group", ["jno_lora", "jno.lora.plugins", "jno-lora", "Jno.Lora"])
+def test_doctor_and_check_see_a_group_that_nearly_is_ours(group, site):
+    site.install_zoo()
+    site.install("acme-lora", GOOD, group=group, version="1.5")
+    advice = (
+        f"TROUBLE: acme-lora 1.5 has entry points in the group {group!r}, but plugins are found by "
+        'the group "jno.lora". In its pyproject.toml, write [project.entry-points."jno.lora"]'
+    )
+    text = run("doctor", code=1)
+    assert advice in text and "1 trouble found" in text
+    text = run("check", "acme-lora", code=1)
+    assert advice in text and "No installed plugin belongs to" in text
+
+
+def test_doctor_and_check_see_a_plugin_without_an_entry_point(site):
+    site.install_zoo()
+    site.install("jno-lora-acme", GOOD, group="console_scripts")
+    site.install("jno-lora-train", "", group="console_scripts")  # ours, which users import
+    text = run("doctor", code=1)
+    assert "TROUBLE: jno-lora-acme 1.0 is named like a plugin, but has no entry point" in text
+    assert "1 trouble found" in text
+    assert "jno-lora-acme 1.0 is named like a plugin" in run("check", "JNO_LoRA.acme", code=1)
+
+
+def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site):
+    site.install_zoo()
+    site.install("acme", "", group="console_scripts", requires=("numpy", "jno-lora[zoo] >= 0.1"))
+    site.install("bolt", "", group="console_scripts", requires=("jno-lora>=0.1; extra == 'lora'",))
+    text = run("doctor")
+    assert "NOTE: acme 1.0 uses jno-lora, and has no entry point" in text
+    assert "bolt" not in text and "0 troubles found" in text
+    # Who asks to check a distribution takes it for a plugin.
+    assert "TROUBLE: acme 1.0 uses jno-lora, and has no entry" in run("check", "acme", code=1)
+
+
+NEEDS = {
+    "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
+    "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora>=0.1,<0.2, but jno-lora {} is installed",
+    "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
+}
+
+
+@pytest.mark.parametrize("requirement", NEEDS)
+def test_doctor_and_check_see_a_version_that_does_not_fit(requirement, site):
+    site.install_zoo()
+    site.install("acme-lora", "@hookimpl\ndef jno_lora_commands(): pass", requires=(requirement,))
+    trouble = f"TROUBLE: acme-lora 1.0 {NEEDS[requirement].format(jno.lora.__version__)}"
+    assert trouble in run("doctor", code=1)
+    assert trouble in run("check", "acme-lora", code=1)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        f"jno-lora=={jno.lora.__version__}",
+        "jno-lora>=0.1,!=0.1.7",
+        "jno-lora-zoo==1.*",
+        "jno-lora-zoo ~=1.0.0",
+        "jno-lora",
+        "jno-lora @ https://example.org/jno-lora.whl",
+        "jno-lora>=9; python_version < '3'",
+        "jno-lora-embedding>=9",  # pip says that it is missing
+    ],
+)
+def test_doctor_is_content_with_a_version_that_fits(requirement, site):
+    site.install_zoo()
+    site.install("acme-lora", GOOD, requires=(requirement,))
+    assert "0 troubles found" in run("doctor")
+
+
+VERSIONS = ["0.2", "0.2.0", "1", "1.0.1", "1.2.3", "1.10", "2.0.0", "10.1"]
+NUMBERS = ["0.2", "0.2.0", "1.0", "1.2", "1.2.3", "1.9", "1.10.0", "9.0"]
+BOUNDS = [
+    *(f"{relation}{n}" for relation in ("~=", "==", "!=", "<=", ">=", "<", ">") for n in NUMBERS),
+    *("==1.*", "!=1.*", "==1.2.*", "==0.2.0.*", ">=0.2,<0.3", ">1.2, <10", ""),
+]
+
+
+def test_bounds_mean_what_they_mean_to_pip():
+    specifiers = pytest.importorskip("packaging.specifiers")
+    pairs = [(version, bounds) for version in VERSIONS for bounds in BOUNDS]
+    expected = [specifiers.SpecifierSet(bounds).contains(version) for version, bounds in pairs]
+    assert [is_within(*pair) for pair in pairs] == expected
+    assert is_within("1.0rc1", ">=1") and is_within("unknown", "<9") and is_within("1", "===1")
+
+
+def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme"', entry="acme")
+    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
+    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-embedding,acme_lora,acme")
+    text = run("doctor", code=1)
+    assert "JNO_LORA_BLOCK names 'acme-lroa', but no installed plugin has this name" in text
+    assert "The nearest names are: acme-lora" in text
+    # A list of allowed names holds distributions, and ours need not be installed.
+    assert "JNO_LORA_PLUGINS names 'acme', but" in text and "2 troubles found" in text
+
+
+def test_doctor_and_check_see_what_a_plugin_does_while_it_loads(site):
+    site.install_zoo()
+    loud = "print('a banner')\nimport jax\njax.config.update('jax_enable_x64', True)\n"
+    site.install("loud-lora", loud + GOOD)
+    site.plugin("quiet-lora", '"Quiet"')
+    text = run("doctor", code=1)
+    assert "The plugin loud-lora 1.0 " in text and "quiet-lora 1.0 (" not in text
+    assert "which are set back: jax_enable_x64 = True." in text
+    assert "prints while it loads" in text and "2 troubles found" in text
+    text = run("check", "loud-lora", "--only", "output-dtype", code=1)
+    assert "0 of 1 checks fail" in text and "jax_enable_x64 = True" in text
+
+
+def test_output_for_programs_is_json_also_if_a_plugin_prints(site):
+    site.install("loud-lora", "print('a banner')\n" + GOOD)
+    result = CliRunner().invoke(cli, ["plugins", "--json"])
+    assert json.loads(result.stdout)[0]["distribution"] == "loud-lora"
+    assert result.stderr == "a banner\n"
+
+
+def test_doctor_names_what_each_plugin_adds(site):
+    site.install_zoo()
+    commands = """
+        @hookimpl
+        def jno_lora_commands(group):
+            import click
+            group.add_command(click.Command("greet"))
+            group.add_command(click.Command("doctor"))
+    """
+    needy = """
+        class Needy(Shift):
+            needs = ("input_mean",)
+            variant = "needy"
+
+            @classmethod
+            def matrix(cls, layer):
+                return layer.weight
+
+            def __init__(self, base, rank, alpha, *, key, statistics):
+                pass
+    """
+    code = GOOD.replace("\n@hookimpl", f"\n{dedent(needy)}\n@hookimpl")
+    code = code.replace("[Shift]", "[Shift, Needy]")
+    site.install("acme-lora", code + dedent(commands), version="2.0")
+    many = [f'"A{number}", variant="kind-{number % 3}"' for number in range(13)]
+    site.plugin("bolt-lora", *many)
+    lines = [re.split("  +", line.strip()) for line in run("doctor", code=1).splitlines()]
+    names = [line[0] for line in lines]
+    acme, bolt = names.index("acme-lora 2.0"), names.index("bolt-lora 1.0")
+    assert lines[acme + 1 : bolt] == [
+        ["adapters", "Shift, Needy"],
+        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
+        ["commands", "greet"],  # the name `doctor` is taken
+        ["statistics", "input_mean"],
     ]
+    assert lines[bolt + 1] == ["13 adapters", "kind-0, kind-1, kind-2"]
+
+
+def test_new_writes_nine_files_and_never_overwrites(tmp_path):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    folder = tmp_path / "jno-lora-my-adapter"
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert files == [
+        ".github/workflows/test.yml",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "src/jno_lora_my_adapter/__init__.py",
+        "src/jno_lora_my_adapter/plugin.py",
+        "tests/conftest.py",
+        "tests/test_conformance.py",
+    ]
+    steps = (folder / ".github" / "workflows" / "test.yml").read_text()
+    assert "python-version: ${{ matrix.python }}\n" in steps
+    assert all(f"- run: {command}" in steps for command in ("pip install", "pytest", "jno-lora"))
     assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (None, "--xla_force_host_platform_device_count=8"),
+        ("--xla_a", "--xla_a --xla_force_host_platform_device_count=8"),
+        (
+            "--xla_force_host_platform_device_count=2",
+            "--xla_force_host_platform_device_count=2",
+        ),
+    ],
+)
+def test_the_tests_that_new_writes_have_eight_devices(flags, expected, tmp_path, monkeypatch):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    monkeypatch.delenv("XLA_FLAGS")
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    (conftest,) = tmp_path.rglob("conftest.py")
+    exec(conftest.read_text(), {})
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
 def test_new_refuses_names_that_make_no_package(name, tmp_path):
     assert "is not a package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none", "TRUE", "false"])
+def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path):
+    text = run("new", name, "--output", str(tmp_path), code=1)
+    assert f"a class named {name.capitalize()}, which is a word of Python" in text
+    assert f"such as my-{name.lower()}" in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,38 +404,70 @@ def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_p
     assert not output.exists()
 
 
+def written(folder, monkeypatch, name, *options):
+    """The package that `jno-lora new` writes, and its test module."""
+    run("new", name, "--output", str(folder), *options)
+    (code,) = folder.rglob("src/*/__init__.py")
+    monkeypatch.syspath_prepend(code.parent.parent)
+    (test,) = folder.rglob("test_conformance.py")
+    spec = importlib.util.spec_from_file_location(f"test_of_{code.parent.name}", test)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    return importlib.import_module(code.parent.name), tests
+
+
+# The checks that see a shape, a scale or a missing bias.
+_OF_SHAPES = ("law", "parameter-count", "identity-at-init", "merge-equals-call", "ranks")
+
+
 @pytest.mark.parametrize(
-    ("name", "inputs", "make"),
+    ("name", "make"),
     [
-        ("kit-gain", "normal(key, (6,))", lambda key: eqx.nn.Linear(6, 4, key=key)),
-        ("kit-embedding", "randint(key, ()", lambda key: eqx.nn.Embedding(6, 4, key=key)),
+        ("kit-gain", lambda key: eqx.nn.Linear(6, 4, key=key)),
+        ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
     ],
 )
 def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
-    name, inputs, make, tmp_path, getkey
+    name, make, tmp_path, monkeypatch, getkey
 ):
-    run("new", name, "--output", str(tmp_path))
-    (test,) = tmp_path.rglob("test_conformance.py")
-    assert f"jax.random.{inputs}" in test.read_text()
-    (code,) = tmp_path.rglob("src/*/__init__.py")
-    sys.path.insert(0, str(code.parent.parent))
-    try:
-        module = importlib.import_module(code.parent.name)
-    finally:
-        sys.path.remove(str(code.parent.parent))
-    (adapter,) = (
-        v for v in vars(module).values() if v.__class__ is type(LoRAWrapper) and v.variant
-    )
-    for result in run_checks(standard_cases(adapter)[0]):
+    module, tests = written(tmp_path, monkeypatch, name)
+    first, second, third = tests.CASES
+    (adapter,) = {case.wrapper for case in tests.CASES}
+    assert adapter is vars(module)[adapter.__name__]
+    for result in run_checks(first):
         assert result.error is None
         # An index has no derivatives.
         is_lookup = result.not_applicable == "no input of the layer is a floating array"
-        unknown = result.check in ("parameter-count", "law")  # which only a written case knows
         extension = (result.not_applicable or "").startswith("the adapter ")
-        assert result.not_applicable is None or unknown or is_lookup or extension
+        assert result.not_applicable is None or is_lookup or extension
+    for case in (second, third):
+        results = run_checks(case, _OF_SHAPES)
+        assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
+    shapes = [sorted(case.make_base().weight.shape) for case in tests.CASES]
+    assert shapes == [[4, 6], [3, 5], [4, 4]]
+    assert [(case.rank, case.alpha) for case in tests.CASES] == [(2, 4.0), (2, 4.0), (3, 3.0)]
+    assert name != "kit-gain" or second.make_base().bias is None
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
     adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
     assert adapted[0].left.shape[0] == 3
+
+
+def test_the_law_that_new_writes_notices_a_wrong_scale_and_a_transposed_matrix(
+    tmp_path, monkeypatch
+):
+    module, tests = written(tmp_path, monkeypatch, "kit-mistaken")
+    source = pathlib.Path(module.__file__)
+    text = source.read_text()
+    mistakes = {
+        "(self.alpha / self.rank)": "(self.alpha / 2)",
+        "self.left @ self.right)": "self.left[::-1] @ self.right)",
+    }
+    for right, wrong in mistakes.items():
+        assert right in text
+        mistaken = {"__name__": "mistaken"}
+        exec(text.replace(right, wrong), mistaken)
+        cases = [replace(case, wrapper=mistaken["KitMistaken"]) for case in tests.CASES]
+        assert any(result.error for case in cases for result in run_checks(case, ("law",)))
 
 
 @pytest.mark.parametrize(("name", "layer"), [("tint", "Linear"), ("embedding-tint", "Embedding")])

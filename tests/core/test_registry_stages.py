@@ -18,7 +18,7 @@ from jno.lora._registry._plugins import (
     wrappers_of,
 )
 
-from .toys import ToyLinear, ToyScale
+from .toys import ToyConv, ToyLinear, ToyScale
 
 # --- find
 
@@ -173,6 +173,18 @@ def test_the_hooks_of_loaded_plugins_come_in_the_order_of_the_records(site):
         "(in-process)",
     ]
     assert registry.hooks("jno_lora_wrappers") == []
+
+
+def test_of_two_installed_plugins_the_last_chooses_and_a_registered_policy_before_them(site):
+    select = "@hookimpl\ndef jno_lora_select(candidates):\n    return candidates[{number}]\n"
+    for number, name in enumerate(["jno-lora-zoo", "acme-lora", "bolt-lora"]):
+        site.install(name, select.format(number=number))
+    registry, candidates = Registry(), [ToyConv, ToyLinear, ToyScale]
+    registry.records()
+    assert registry.select("head", None, candidates) is ToyScale
+    policy = hookimpl(lambda candidates: candidates[0], specname="jno_lora_select")
+    registry.register(types.SimpleNamespace(__name__="policy", choose=policy))
+    assert registry.select("head", None, candidates) is ToyConv
 
 
 @pytest.mark.parametrize("option", [{}, {"tryfirst": True}, {"trylast": True}])

@@ -156,7 +156,7 @@ def a_scaffolded_plugin(environment):
     environment.run("jno-lora", "new", "embedding-bias", "--output", str(folder))
     project = folder / "jno-lora-embedding-bias"
     files = [path for path in project.rglob("*") if path.is_file()]
-    assert len(files) <= 6
+    assert len(files) <= 9
     environment.build(project)
     environment.install("--no-deps", environment.wheel("jno-lora-embedding-bias"))
     tests = environment.run("pytest", "-q", "-W", "error", "tests", cwd=project)

@@ -45,7 +45,21 @@ def test_it_depends_on_the_zoo_and_its_test_runs_every_adapter(written):
     tests = {}
     exec((written / "tests" / "test_conformance.py").read_text(), tests)
     names = {str(case) for case in tests["CASES"]}
-    assert {"KitTurnLinear-Linear", "KitTurnConv-Conv2d"} <= names
+    assert {"KitTurnLinear-tall", "KitTurnConv-Conv2d"} <= names
+    tests["test_every_adapter_is_checked"]()
+    for case in tests["LINEAR_CASES"]:
+        results = run_checks(case, ("law", "parameter-count"))
+        assert [(r.error, r.not_applicable) for r in results] == 2 * [(None, None)]
+
+
+@pytest.mark.parametrize("name", ["linear-layer", "additive"])
+def test_a_method_may_have_the_name_of_a_class_that_it_uses(name, tmp_path, monkeypatch):
+    run("new", name, "--method", "--output", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path / f"jno-lora-{name}" / "src")
+    module = importlib.import_module(f"jno_lora_{name.replace('-', '_')}")
+    method = "".join(map(str.capitalize, name.split("-")))
+    names = [cls.__name__ for cls in adapters_defined_in(module)]
+    assert names == [f"{method}{kind}" for kind in ("Linear", "Conv", "ConvTranspose")]
 
 
 def test_a_method_is_for_all_layers(tmp_path):

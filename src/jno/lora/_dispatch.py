@@ -23,6 +23,7 @@ from ._contract import (
     keys_for_stack,
     option_names,
     over_stack,
+    statistic_keys,
     zero_statistics,
 )
 from ._errors import SelectionError, failing
@@ -211,7 +212,8 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     if not cls.needs:
         return None
     zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
-    shapes = {name: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
+    keys = statistic_keys(cls)
+    shapes = {keys[name]: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
     collected = statistics.get(row.path, {})
     given = {name: jnp.shape(x) for name, x in collected.items()}
     lacking = [name for name in shapes if given.get(name) != shapes[name]]
@@ -225,7 +227,7 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
             f"wrappers={cls.variant or cls.__name__!r})\n"
             "or let `net.lora(..., calibrate=(batches, loss))` do both."
         )
-    return {name: collected[name] for name in shapes}
+    return {name: collected[key] for name, key in keys.items()}
 
 
 def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRAWrapper:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._contract import Statistic, expect_model, mean_shape, over_stack, statistics_of
+from .._contract import (
+    Statistic,
+    expect_model,
+    mean_shape,
+    namesakes,
+    over_stack,
+    statistic_key,
+    statistics_of,
+)
 from .._dispatch import plan_call
-from .._errors import SelectionError
+from .._errors import SelectionError, WrapperError
 from .._paths import FEW, bullets, show_path
 from .._planning import MaskLike, PlanRow, Spec, SpecLike, TargetLike, WrapperLike
 from .._registry import Registry
@@ -26,6 +35,9 @@ from ._statistics import FACTOR, Statistics
 
 # Without `sketch`, larger statistics are refused.
 _MOST_BYTES = 2 * 2**30
+
+# The keys of the sums that count rows.
+_COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
 
 Loss = Callable[[Any, Any], Any]
 
@@ -65,7 +77,8 @@ def calibrate(
 
     **Raises:** `SelectionError` if no selected adapter needs statistics, `batches` is empty, the
     loss does not reach a layer, a covariance is too large, or statistics are not finite;
-    `WrapperError` if the inputs of a layer are not vectors of its matrix.
+    `WrapperError` if the inputs of a layer are not vectors of its matrix, or if two statistics have
+    one name.
     """
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
@@ -78,6 +91,7 @@ def calibrate(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
             'adapters that do, such as calibrate(model, batches, loss, wrappers="eva").'
         )
+    _check_names(rows.values())
     layers = layers_at(model, rows)
     probes = {path: _probe(row, layers[path], sketch) for path, row in rows.items()}
     totals: Any = None
@@ -93,6 +107,16 @@ def calibrate(
     means = {path: _means(probe, totals[path], count) for path, probe in probes.items()}
     shapes = {path: _matrix_of(p.base, p.wrapper).shape[-2:] for path, p in probes.items()}
     return Statistics(means, shapes)
+
+
+def _check_names(rows: Iterable[PlanRow]) -> None:
+    needs = (statistics_of(row.wrapper) for row in rows)
+    if pair := namesakes(itertools.chain.from_iterable(needs), statistic_key):
+        raise WrapperError(
+            f"Adapters of this call need {pair}. A package may have only one statistic of a name, "
+            "because files hold statistics by package and name. Rename one of them, or select "
+            "adapters that need only one of them."
+        )
 
 
 def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
@@ -114,7 +138,7 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
                 "(a table of embeddings has an input for each token), or keep fewer columns: "
                 f"sketch=512. `sketch={m}` keeps all columns."
             )
-        sums[statistic.name] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
+        sums[statistic_key(statistic)] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
     return probe(layer, sums, tuple(measured), cls)
 
@@ -144,7 +168,7 @@ def _sums(
             base = eqx.combine(grads[path].base, fixed[path].base)
             ndim = probe.wrapper.stack_ndim(probe.base)
             G = over_stack(probe.wrapper.matrix, ndim)(base)
-            by_path[path] |= {s.name: over_stack(s.right, ndim)(G) for s in statistics}
+            by_path[path] |= {statistic_key(s): over_stack(s.right, ndim)(G) for s in statistics}
     return by_path
 
 
@@ -174,7 +198,7 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
         f"{show_path(path)}: {name}"
         for path, sums in totals.items()
         for name, total in sums.items()
-        if name not in (Rows.name, RowsOut.name) and not np.all(np.isfinite(total))
+        if name not in _COUNTERS.values() and not np.all(np.isfinite(total))
     ]
     if lines:
         raise SelectionError(
@@ -184,23 +208,25 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
 
 
 def _is_reached(sums: dict[str, Array]) -> bool:
-    counts = [sums[counter.name] for counter in (Rows, RowsOut) if counter.name in sums]
+    counts = [sums[counter] for counter in _COUNTERS.values() if counter in sums]
     return all(map(np.all, counts)) if counts else all(map(np.any, sums.values()))
 
 
 def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array]:
-    counts = {"inputs": sums.get(Rows.name), "outputs": sums.get(RowsOut.name), "gradient": batches}
+    counts: dict[str, Any] = {"gradient": batches}
+    counts |= {of: sums.get(counter) for of, counter in _COUNTERS.items()}
     means: dict[str, Array] = {}
     for statistic in statistics_of(probe.wrapper):
-        mean = sums[statistic.name] / counts[statistic.of]
+        key = statistic_key(statistic)
+        mean = sums[key] / counts[statistic.of]
         if statistic.is_covariance and mean.shape[-1] < mean.shape[-2]:
             *stack, width, size = mean.shape
             factors = map(_nystrom, np.asarray(mean).reshape(-1, width, size))
             F = np.stack(list(factors)).reshape(*stack, width, size)
-            means[statistic.name + FACTOR] = jnp.asarray(F)
+            means[key + FACTOR] = jnp.asarray(F)
         else:
             ndim = probe.wrapper.stack_ndim(probe.base)
-            means[statistic.name] = over_stack(statistic.value, ndim)(mean)
+            means[key] = over_stack(statistic.value, ndim)(mean)
     return means
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._contract import LoRAWrapper, Statistic
+from .._contract import LoRAWrapper, Statistic, statistic_key
 from .._errors import WrapperError
 
 
@@ -66,7 +66,7 @@ class Probe(LoRAWrapper):
             rows["outputs"] = self.wrapper.outputs_of(self.base, y)
         rows = jax.lax.stop_gradient(rows)
         for statistic in self.measured:
-            sums = self.sums[statistic.name]
+            sums = self.sums[statistic_key(statistic)]
             V = rows[statistic.of].astype(sums.dtype)
             left, right = statistic.left(V), statistic.right(V)
             if right.shape[1] > (size := sums.shape[1]):

@@ -20,8 +20,8 @@ _KEY = "jno.lora.statistics"  # in the metadata of a file
 class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
     """The statistics of each layer, by path and then by name. Prints as a table.
 
-    Arrays of stacked layers have the axes of the stack in front. Indexing computes a covariance
-    from its sketch.
+    A statistic of a plugin has the name `"package.name"`. Arrays of stacked layers have the axes of
+    the stack in front. Indexing computes a covariance from its sketch.
 
     - `shapes`: the `(out, in)` of each layer's matrix, by path.
     """

@@ -25,13 +25,13 @@ def records() -> tuple[PluginRecord, ...]:
         return default_registry().records(strict=False)
 
 
-def _plugin_commands() -> tuple[dict[str, click.Command], list[str]]:
+def _plugin_commands() -> tuple[dict[str, tuple[PluginRecord, click.Command]], list[str]]:
     """The commands that plugins add, by name, and a line for each that is left out.
 
     Each plugin gets an empty group, so that it cannot touch the commands of other plugins.
     """
     records()  # loads the plugins without their warnings
-    commands: dict[str, click.Command] = {}
+    commands: dict[str, tuple[PluginRecord, click.Command]] = {}
     left_out: list[str] = []
     for record, add_commands in default_registry().hooks("jno_lora_commands"):
         plugin, group = record.describe(), click.Group()
@@ -49,7 +49,7 @@ def _plugin_commands() -> tuple[dict[str, click.Command], list[str]]:
             if name in commands or name in cli.commands:
                 left_out.append(f"the command {name!r} of {plugin}: the name is taken")
             else:
-                commands[name] = command
+                commands[name] = (record, command)
     return commands, left_out
 
 
@@ -76,7 +76,8 @@ class Group(click.Group):
                     f"The command {cmd_name!r} needs jno-lora-compare, which is not installed. "
                     f'Install what it needs with\n    pip install "jno-lora[{cmd_name}]"'
                 )
-        return added.get(cmd_name)
+            return None
+        return added[cmd_name][1]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -137,10 +138,17 @@ def adapters(variant: str | None, as_json: bool) -> None:
 @click.pass_context
 def doctor(ctx: click.Context) -> None:
     """Look for trouble in this installation. Exits with 1 if there is trouble."""
-    from . import installed
+    from . import distributions, installed
 
-    click.echo(installed.facts(records()))
-    troubles = list(installed.troubles(records(), _plugin_commands()[1]))
+    commands, left_out = _plugin_commands()
+    owners = {name: record for name, (record, _) in commands.items()}
+    click.echo(installed.facts(records(), owners))
+    present = distributions.installed_distributions()
+    troubles = list(installed.troubles(records(), left_out))
+    troubles += (text for name in present for text in distributions.troubles(present, name))
+    troubles += distributions.unmatched_names(records())
+    for note in distributions.notes(present):
+        click.echo(f"\nNOTE: {note}")
     for trouble in troubles:
         click.echo(f"\nTROUBLE: {trouble}")
     click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
@@ -173,7 +181,7 @@ def inspect(file: Path, as_json: bool, values: bool) -> None:
     "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
 )
 def new(name: str, layer: str | None, method: bool, output: Path) -> None:
-    """Write a plugin to start from: six files that work.
+    """Write a plugin to start from: nine files that work.
 
     NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
     """
@@ -205,17 +213,22 @@ def check(
     """Run the conformance kit on an adapter class, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
-    required check fails: users rely on it. Advice is printed, too. --only and --layer can be given
-    several times.
+    required check fails: users rely on it. Advice is printed, too. For a DISTRIBUTION, the command
+    also looks for trouble in its metadata and in what it does while it is imported. --only and
+    --layer can be given several times.
     """
     from ..testing import messages
-    from . import conformance
+    from . import conformance, installed
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
+    troubles: list[str] = []
     if ":" in what:
         wrappers = [conformance.imported_class(what)]
     else:
+        troubles += installed.troubles_of(what, records())
+        for trouble in troubles:
+            click.echo(f"TROUBLE: {trouble}\n")
         wrappers = conformance.classes_of(what, records())
     results, unchecked = conformance.run(wrappers, only or ("*",), layers, rank)
     _print(results, lambda results: conformance.as_table(results, unchecked))
@@ -224,7 +237,7 @@ def check(
     advice = [result for result in failed if result.level == "advice"]
     for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
         click.echo(f"\n{message}")
-    ctx.exit(1 if broken or (strict and advice) else 0)
+    ctx.exit(1 if broken or troubles or (strict and advice) else 0)
 
 
 def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

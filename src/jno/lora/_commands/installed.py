@@ -1,9 +1,11 @@
 """`jno-lora plugins`, `adapters` and `doctor`: what is installed, and whether it is in order."""
 
+import functools
 import platform
 import re
+import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +13,15 @@ import jax
 import jno
 
 from .. import __path__ as _package_path
+from .._contract import statistic_keys
+from .._paths import FEW
 from .._registry import (
     BROKEN,
     ZOO_DISTRIBUTION,
     PluginRecord,
     RegisteredWrapper,
     methods_of,
+    normalise,
     shared_variants,
     standing,
 )
@@ -24,6 +29,7 @@ from .._showing import Table, table
 from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 from ..testing import standard_layers
+from . import distributions
 
 SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
@@ -119,8 +125,11 @@ def _few_layers(adapters: list[dict[str, Any]]) -> str:
     return f"{shown} ({len(adapters)})"
 
 
-def facts(records: tuple[PluginRecord, ...]) -> str:
-    """The versions of libraries and plugins, a line each."""
+def facts(records: tuple[PluginRecord, ...], commands: Mapping[str, PluginRecord]) -> str:
+    """The versions of libraries, and each plugin with what it adds.
+
+    - `commands`: the names of commands that plugins add, each with its plugin.
+    """
     import importlib_metadata
 
     lines = [("Python", platform.python_version())]
@@ -135,8 +144,34 @@ def facts(records: tuple[PluginRecord, ...]) -> str:
     for record in records:
         plugin = f"{record.distribution} {record.version}"
         lines.append((plugin, f"{record.status}, {record.seconds:.2f} s"))
+        lines += ((f"  {kind}", names) for kind, names in _additions(record, commands))
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    wrap = functools.partial(
+        textwrap.fill,
+        width=100,
+        subsequent_indent=(width + 2) * " ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(wrap(f"{name:<{width}}  {value}") for name, value in lines)
+
+
+def _additions(
+    record: PluginRecord, commands: Mapping[str, PluginRecord]
+) -> Iterator[tuple[str, str]]:
+    """Everything that a plugin adds: a kind, and names."""
+    classes = [wrapper.cls for wrapper in record.wrappers]
+    adapters, word = [cls.__name__ for cls in classes], "adapters"
+    if len(adapters) > FEW:
+        adapters = sorted({cls.variant or cls.__name__ for cls in classes})
+        word = f"{len(classes)} adapters"
+    names = {
+        word: adapters,
+        "hooks": sorted(hook.name for hook in record.hooks),
+        "commands": [name for name, owner in commands.items() if owner is record],
+        "statistics": sorted({key for cls in classes for key in statistic_keys(cls).values()}),
+    }
+    yield from ((kind, ", ".join(listed)) for kind, listed in names.items() if listed)
 
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
@@ -165,9 +200,34 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
                 f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
                 "slow. Its entry point should import nothing heavy."
             )
+        yield from _side_effects(record)
     for adapters_of_variant in shared_variants(records):
         yield from _variant_troubles(adapters_of_variant)
     yield from (f"Left out of the command line: {line}" for line in left_out)
+
+
+def troubles_of(distribution: str, records: tuple[PluginRecord, ...]) -> Iterator[str]:
+    """A text for each problem that `jno-lora check` sees in a distribution beside its adapters."""
+    name, present = normalise(distribution), distributions.installed_distributions()
+    yield from distributions.troubles(present, name)
+    yield from distributions.notes({key: present[key] for key in present if key == name})
+    for record in records:
+        if record.distribution == name:
+            yield from _side_effects(record)
+
+
+def _side_effects(record: PluginRecord) -> Iterator[str]:
+    plugin = f"The plugin {record.describe()}"
+    if record.settings_changed:
+        yield (
+            f"{plugin} changes settings of the whole program while it loads, which are set back: "
+            f"{'; '.join(record.settings_changed)}. Leave them to the programs that use the plugin."
+        )
+    if record.prints:
+        yield (
+            f"{plugin} prints while it loads. The text went to standard error, because programs "
+            "read standard output. Use `logging`."
+        )
 
 
 def _variant_troubles(adapters: list[RegisteredWrapper]) -> Iterator[str]:

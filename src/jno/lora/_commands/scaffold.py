@@ -1,4 +1,4 @@
-"""`jno-lora new`: a plugin to start from, as six files that work."""
+"""`jno-lora new`: a plugin to start from, as nine files that work."""
 
 import keyword
 import pathlib
@@ -7,6 +7,26 @@ import string
 
 from .._errors import JnoLoraError
 from .._registry import API_VERSION, FIRST_PARTY, ZOO_DISTRIBUTION, PluginRecord, squash
+
+# By the layer that is wrapped, the layers and inputs of three cases for the kit.
+_CASES = {
+    "linear": {
+        "first_layer": "eqx.nn.Linear(6, 4, key=key)",
+        "first_input": "jax.random.normal(key, (6,))",
+        "second_layer": "eqx.nn.Linear(3, 5, use_bias=False, key=key)",
+        "second_input": "jax.random.normal(key, (3,))",
+        "third_layer": "eqx.nn.Linear(4, 4, key=key)",
+        "third_input": "jax.random.normal(key, (4,))",
+    },
+    "embedding": {
+        "first_layer": "eqx.nn.Embedding(6, 4, key=key)",
+        "first_input": "jax.random.randint(key, (), 0, 6)",
+        "second_layer": "eqx.nn.Embedding(3, 5, key=key)",
+        "second_input": "jax.random.randint(key, (), -3, 0)",  # rows from the end
+        "third_layer": "eqx.nn.Embedding(4, 4, key=key)",
+        "third_input": "jax.random.randint(key, (), 0, 4)",
+    },
+}
 
 
 def create(
@@ -39,7 +59,7 @@ def create(
         "variant": variant,
         "layer": layer.capitalize(),
         "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
-        "sample": "normal(key, (6,))" if layer == "linear" else "randint(key, (), 0, 6)",
+        **_CASES[layer],
         "api": str(API_VERSION),
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
@@ -57,10 +77,15 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
     """The variant of a new adapter. **Raises:** `JnoLoraError` for a name that cannot be used."""
     variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
     is_name = re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", variant)
-    if not is_name or keyword.iskeyword(_camel_case(variant)):
+    if not is_name:
         raise JnoLoraError(
             f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
             "letter, such as embedding-bias."
+        )
+    if keyword.iskeyword(adapter := _camel_case(variant)):
+        raise JnoLoraError(
+            f"{name!r} would be a class named {adapter}, which is a word of Python. Choose another "
+            f"name, such as my-{variant}."
         )
     distribution = f"jno-lora-{variant}"
     if distribution in FIRST_PARTY:

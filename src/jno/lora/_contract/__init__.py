@@ -18,7 +18,15 @@ from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
 from ._reading import merged_layer, weights_read_by
 from ._shared import Box, Shared, is_shared, replaced
-from ._statistics import BUILT_IN, Statistic, mean_shape, statistics_of, zero_statistics
+from ._statistics import (
+    Statistic,
+    mean_shape,
+    namesakes,
+    statistic_key,
+    statistic_keys,
+    statistics_of,
+    zero_statistics,
+)
 from ._updates import Term, adds_up, has_products
 from ._variants import RESERVED_WORDS, squash
 from ._wrapper import LoRAWrapper, is_adapter, unwrapped_layer

@@ -9,7 +9,7 @@ from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
-from ._statistics import BUILT_IN, Statistic
+from ._statistics import namesakes, need_mistake, statistics_of
 from ._updates import Updates
 from ._variants import variant_problem
 from ._wrapper import LoRAWrapper
@@ -115,13 +115,10 @@ def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             f"{needs!r}"
         )
         return
-    for need in needs:
-        is_class = isinstance(need, type) and issubclass(need, Statistic) and hasattr(need, "name")
-        if not is_class and not (isinstance(need, str) and need in BUILT_IN):
-            yield (
-                f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
-                "subclass of jno.lora.Statistic with a name"
-            )
+    mistakes = [mistake for need in needs if (mistake := need_mistake(need)) is not None]
+    yield from mistakes
+    if not mistakes and (pair := namesakes(statistics_of(cls), lambda s: s.name)):
+        yield f"`needs` lists {pair}. The constructor gets them by name, so rename one of them"
     if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 

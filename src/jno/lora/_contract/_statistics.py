@@ -1,5 +1,7 @@
 """Statistics of a layer's data, which an adapter class may ask for: see `LoRAWrapper.needs`."""
 
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -18,7 +20,10 @@ class Statistic:
     With `of = "gradient"`, `V` is the gradient `(out, in)` of the loss by the matrix, and the mean
     of `right(V)` over the batches is taken.
 
-    A subclass gives a `name` and the maps that it needs. An adapter class lists it in `needs`.
+    A subclass gives a `name` and the maps that it needs. An adapter class lists the subclass in
+    `needs`. The constructor gets the array by `name`. `Statistics` hold the array by
+    `"package.name"`, with the first package of the subclass's module, so that two plugins may use
+    one name. The names of the built-in statistics are taken.
     """
 
     name: ClassVar[str]
@@ -84,9 +89,58 @@ BUILT_IN: dict[str, type[Statistic]] = {
 }
 
 
+def statistic_key(statistic: type[Statistic]) -> str:
+    """The key in `Statistics`: `"package.name"`, or the name alone of a built-in statistic."""
+    if BUILT_IN.get(statistic.name) is statistic:
+        return statistic.name
+    return f"{statistic.__module__.partition('.')[0]}.{statistic.name}"
+
+
+def need_mistake(need: Any) -> str | None:
+    """The mistake in an item of `needs`; `None` if `calibrate` can collect the statistic."""
+    if isinstance(need, str) and need in BUILT_IN:
+        return None
+    is_class = isinstance(need, type) and issubclass(need, Statistic)
+    statistic: Any = need if is_class else None
+    if not isinstance(getattr(statistic, "name", None), str):
+        return (
+            f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+            "subclass of jno.lora.Statistic with a name"
+        )
+    if not re.fullmatch(r"[\w.-]+", statistic.name):
+        return f"the name of {_place(statistic)} may hold letters, digits, '_', '-' and '.' only"
+    if BUILT_IN.get(statistic.name, statistic) is not statistic:
+        return (
+            f"the name of {_place(statistic)} belongs to a built-in statistic. Choose another "
+            f'name, or write `needs = ("{statistic.name}",)` for the built-in statistic'
+        )
+    return None
+
+
+def namesakes(
+    statistics: Iterable[type[Statistic]], name_of: Callable[[type[Statistic]], str]
+) -> str | None:
+    """Two different statistics of one name, for a message; `None` if no name has two."""
+    by_name: dict[str, type[Statistic]] = {}
+    for statistic in statistics:
+        first = by_name.setdefault(name_of(statistic), statistic)
+        if first is not statistic:
+            return f"{_place(first)} and {_place(statistic)}"
+    return None
+
+
+def _place(statistic: type[Statistic]) -> str:
+    return f"the statistic {statistic.name!r} ({statistic.__module__}.{statistic.__qualname__})"
+
+
 def statistics_of(cls: Any) -> tuple[type[Statistic], ...]:
     """The statistics that an adapter class needs."""
     return tuple(BUILT_IN[need] if isinstance(need, str) else need for need in cls.needs)
+
+
+def statistic_keys(cls: Any) -> dict[str, str]:
+    """The key in `Statistics` of each name by which the constructor of `cls` gets a statistic."""
+    return {statistic.name: statistic_key(statistic) for statistic in statistics_of(cls)}
 
 
 def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int, ...]:

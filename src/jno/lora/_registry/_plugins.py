@@ -1,5 +1,6 @@
 """Find and load plugins, each so that nothing it does can reach the other plugins."""
 
+import dataclasses
 import importlib
 import itertools
 import os
@@ -17,6 +18,7 @@ from .._contract import check_contract
 from .._errors import INTERRUPTS, PluginError
 from .._paths import nearest
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
+from ._hygiene import contained
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
 if TYPE_CHECKING:
@@ -80,16 +82,17 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
 
 
 def reason_to_block(installed: InstalledPlugin) -> str | None:
-    blocked = _names_in("JNO_LORA_BLOCK")
+    blocked = names_in("JNO_LORA_BLOCK")
     if installed.distribution in blocked or normalise(installed.name) in blocked:
         return "it is named in JNO_LORA_BLOCK"
-    allowed = {*FIRST_PARTY, *_names_in("JNO_LORA_PLUGINS")}
+    allowed = {*FIRST_PARTY, *names_in("JNO_LORA_PLUGINS")}
     if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
         return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
     return None
 
 
-def _names_in(variable: str) -> set[str]:
+def names_in(variable: str) -> set[str]:
+    """The normalised names in an environment variable, which commas separate."""
     names = os.environ.get(variable, "").split(",")
     return {normalise(name.strip()) for name in names if name.strip()}
 
@@ -100,6 +103,16 @@ def normalise(name: str) -> str:
 
 
 def load(installed: InstalledPlugin) -> PluginRecord | None:
+    """As `_classified`, but nothing that the plugin changes in the whole program stays changed."""
+    with contained() as effects:
+        record = _classified(installed)
+    if record is None:
+        return None
+    told = {"settings_changed": effects.settings, "prints": effects.prints}
+    return dataclasses.replace(record, **told)
+
+
+def _classified(installed: InstalledPlugin) -> PluginRecord | None:
     """Import an installed plugin and classify it. The record keeps any error.
 
     **Returns:** `None` if the plugin is still being imported, further up in this thread, or by a
@@ -244,11 +257,18 @@ def wrappers_of(
 
 
 def complaint_about(record: PluginRecord) -> str | None:
-    """The warning about a plugin that was just loaded, if it failed or took long."""
+    """The warning about a plugin that was just loaded: it failed, changed settings, took long."""
     if record.status in BROKEN:
         return (
             f"The plugin {record.describe()} could not be loaded and is left out: "
             f"{type(record.error).__name__}: {record.error}"
+        )
+    if record.settings_changed:
+        return (
+            f"The plugin {record.describe()} changed settings of the whole program while it "
+            f"loaded: {'; '.join(record.settings_changed)}. They were set back, for they belong "
+            "to the program that uses the plugin. To do without the plugin, set the environment "
+            f"variable JNO_LORA_BLOCK={record.distribution}."
         )
     # Our own plugins are slow only on slow machines, and nobody would block them.
     if record.seconds > PATIENCE and record.distribution not in FIRST_PARTY:

@@ -43,6 +43,9 @@ class PluginRecord:
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
     - `hooks`: the hooks that the plugin implements; pluggy's callers, which call this plugin alone.
+    - `settings_changed`: a text for each setting of the whole program (options of JAX, filters of
+        warnings) that the plugin changed while it loaded. The settings were set back.
+    - `prints`: whether the plugin wrote to standard output while it loaded.
     - `defaults`: the names of the adapters of `wrapper=None`. Only the zoo has any.
     """
 
@@ -56,6 +59,8 @@ class PluginRecord:
     wrappers: tuple[RegisteredWrapper, ...] = ()
     hooks: tuple[pluggy.HookCaller, ...] = ()
     defaults: tuple[str, ...] = ()
+    settings_changed: tuple[str, ...] = ()
+    prints: bool = False
 
     def __repr__(self) -> str:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"

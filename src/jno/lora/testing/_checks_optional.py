@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import LoRAWrapper, is_shared, with_arrays
+from .._contract import LoRAWrapper, is_shared, statistic_keys, with_arrays
 from .._merge import merge_lora
 from .._paths import path_str
 from .._penalty import penalty
@@ -63,7 +63,8 @@ def check_calibration(case: WrapperCase) -> None:
         for batches in (alone, [together])
     )
     for name, array in (random_statistics(case.wrapper, base) or {}).items():
-        x, y = single[name], mapped[name]
+        key = statistic_keys(case.wrapper)[name]
+        x, y = single[key], mapped[key]
         require(
             x.shape == array.shape,
             f"Calibration gives {name!r} the shape {x.shape}, but `matrix` asks for {array.shape}.",
