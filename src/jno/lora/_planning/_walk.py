@@ -47,11 +47,12 @@ class Walk:
         self.classes = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
         self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
-        while not self._is_complete():
-            pass
+        ended = False
+        while not ended:
+            ended = self._walk()
 
-    def _is_complete(self) -> bool:
-        """Walk. Returns whether the walk came to its end, else it starts over without a class."""
+    def _walk(self) -> bool:
+        """Fill the rows. Returns whether the walk ended, or must start over without a class."""
         self.rows: list[PlanRow] = []
         self.matched: set[int] = set()
         self.selecting: set[int] = set()

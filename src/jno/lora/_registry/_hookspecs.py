@@ -37,10 +37,11 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 ) -> "type[LoRAWrapper] | None":
     """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
 
-    Called only for such a tie (`wrapper="auto"`, or a variant that several plugins provide). Return
-    one of `candidates`, or `None` to leave the choice to the next plugin. A plugin that raises, or
-    returns anything else, is passed over with a warning. If no plugin chooses, the user gets an
-    error that names the candidates.
+    Called only for such a tie, in `wrapper="auto"` or in a variant that several third parties
+    provide: the zoo and our other plugins go before third parties. Return one of `candidates`, or
+    `None` to leave the choice to the next plugin. A plugin that raises, or returns anything else,
+    is passed over with a warning. If no plugin chooses, the user gets an error that names the
+    candidates.
     """
 
 
