@@ -12,6 +12,7 @@ from jno.lora import (
     Net,
     SelectionError,
     WrapperError,
+    adapter_effects,
     apply_lora,
     extract_adapters,
     load_adapters,
@@ -325,3 +326,15 @@ def test_double_precision_and_a_bank_for_a_complex_array():
     ys = bank.run(["a", None], jnp.stack([x, x]), function=call)
     assert jnp.allclose(ys[0], call(net.module, x), atol=1e-5)
     assert jnp.allclose(ys[1], call(declared, x), atol=1e-6)
+
+
+def test_effects_do_not_depend_on_the_order_of_the_axes():
+    w = jr.normal(jr.key(0), (4, 2, 3))  # (in, out, out)
+    effects = []
+    for array, axes in ((w, "ioo"), (w.transpose(1, 2, 0), "ooi")):
+        net = trained(Net(declare({"w": array}, {"w": axes})).freeze().lora(rank=2))
+        effects.append(next(iter(adapter_effects(net.module))))
+    first, second = effects
+    assert first.shape == second.shape == (6, 4)
+    assert first.relative_norm == pytest.approx(second.relative_norm, rel=1e-6)
+    np.testing.assert_allclose(first.singular_values, second.singular_values, rtol=1e-5, atol=1e-7)

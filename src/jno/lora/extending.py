@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_file, read_json, values_of, write_together
-from ._compute import count_reals, equations_in, gauss_jordan, jaxprs_in, static_key
-from ._contract import Term, adds_up, expect_model, over_stack, weights_read_by
+from ._compute import equations_in, gauss_jordan, jaxprs_in, static_key
+from ._contract import expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
@@ -31,12 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "Printed",
-    "Term",
     "adapted_layers",
-    "adds_up",
     "bullets",
     "callable_for",
-    "count_reals",
     "default_adapters",
     "default_registry",
     "equations_in",

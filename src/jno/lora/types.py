@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ._calibration import Allocation, AllocationRow, Statistics
-from ._contract import ConvLike, LinearLike
+from ._contract import ConvLike, LinearLike, Term
 from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError, imported_for
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
@@ -38,6 +38,7 @@ __all__ = [
     "ReportRow",
     "Statistics",
     "Table",
+    "Term",
     "Triplets",
     "UpdateReport",
     "UpdateRow",

@@ -12,9 +12,7 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
-    Term,
     adapted_layers,
-    adds_up,
     bullets,
     known_factors,
     layers_at,
@@ -22,10 +20,10 @@ from jno.lora.extending import (
     over_stack,
     show_path,
 )
-from jno.lora.types import LooseAdapter
+from jno.lora.types import LooseAdapter, Term
 from jno_lora_zoo import IA3, DoRA, Method, row_norms
 
-from ._slots import slots_class
+from ._slots import adds_up, slots_class
 
 # By field of `Slots`, without the axis of the slots.
 Values = dict[str, Any]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jno.lora import Net, resolve
-from jno.lora.extending import count_reals, imported_for
+from jno.lora.extending import imported_for
 from jno_lora_train import Trainer
 
 from ._row import ComparisonRow
@@ -83,4 +83,5 @@ def adam() -> Any:
 
 
 def parameter_count(tree: PyTree) -> int:
-    return sum(map(count_reals, jax.tree.leaves(tree)))
+    # Real numbers: a complex number is two parameters.
+    return sum(leaf.size * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree))

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora.extending import Term
+from jno.lora.types import Term
 from jno_lora_zoo import in_compute_dtype
 
 

@@ -246,7 +246,9 @@ class Net(Holder):
         return self._become(self._now.plain(), self._without(self.active))
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
-        """The adapted layers, and how many parameters train. Prints as a table.
+        """The adapted layers, how many parameters train, and which matrices have no adapter.
+
+        Prints as a table.
 
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
