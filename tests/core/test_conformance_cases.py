@@ -176,3 +176,46 @@ def test_what_a_case_makes_is_made_once_for_each_dtype_seed_and_precision():
     with jax.enable_x64(True):
         (double,) = doubles.make_inputs()
     assert (single.dtype, double.dtype) == (jnp.float32, jnp.float64)
+
+
+class Mixing(eqx.Module):
+    """A complex matrix, and a real bias that is added to the real part."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __init__(self, inputs, outputs, *, key):
+        # Promotes, which is the layer's affair.
+        self.weight = jax.random.normal(key, (outputs, inputs)) * jnp.complex64(1 + 1j)
+        self.bias = jnp.ones(outputs)
+
+    def __call__(self, x):
+        y = self.weight @ x
+        return y + self.bias.astype(y.dtype)
+
+
+class ComplexUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        is_array = type(leaf) is Mixing and eqx.is_inexact_array(leaf.weight)
+        return is_array and leaf.weight.ndim == 2
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        outputs, inputs = base.weight.shape
+        self.lora_A = jax.random.normal(key, (rank, inputs), base.weight.dtype)
+        self.lora_B = jnp.zeros((outputs, rank), base.weight.dtype)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + update(self))
+
+
+def test_a_correct_adapter_of_a_complex_layer_passes():
+    case = WrapperCase(
+        ComplexUpdate,
+        base=lambda key: Mixing(6, 4, key=key),
+        inputs=lambda key: (jax.random.normal(key, (6,), jnp.complex64),),
+    )
+    assert case.make_base(jnp.bfloat16).weight.dtype == jnp.complex64
+    assert case.make_base(jnp.bfloat16).bias.dtype == jnp.bfloat16
+    assert [str(r.error) for r in run_checks(case) if r.error is not None] == []

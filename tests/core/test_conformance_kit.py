@@ -103,6 +103,7 @@ def test_the_levels_are_those_that_users_rely_on_or_not():
         "applies-to-needs-arrays",
         "adapter-dtype",
         "double-precision",
+        "jet-rules",
         "stacked-layers",
         "sharding",
     } == ADVICE

@@ -1,5 +1,6 @@
 """The kit's messages: the author's own line, and one message for failures that are the same."""
 
+import dataclasses
 import importlib
 import sys
 
@@ -117,6 +118,34 @@ def test_the_command_prints_one_message_for_all(package):
     ]
     # One for what is required, one for advice.
     assert [line.startswith("Advice: ") for line in stopped] == [False, True]
+
+
+def test_one_cause_has_one_message_for_all_cases(package):
+    cases = [
+        dataclasses.replace(case_of(package.Adapter), name=name, rank=rank)
+        for name, rank in (("narrow", 1), ("wide", 3))
+    ]
+    (text,) = messages(r for case in cases for r in run_checks(case, ["jit", "identity-at-init"]))
+    assert text.startswith("[identity-at-init, jit] narrow: 2 checks stopped at an exception, Type")
+    assert text.endswith("\nThe same in wide.")
+
+
+class StartsLarge(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        Good.__init__(self, base, rank, alpha, key=key)
+        self.lora_B = self.lora_B + alpha
+
+
+def test_one_problem_with_other_numbers_has_one_message_for_all_cases():
+    cases = [
+        dataclasses.replace(case_of(StartsLarge), name=f"alpha {alpha}", alpha=alpha)
+        for alpha in (1.0, 2.0, 5.0)
+    ]
+    results = [r for case in cases for r in run_checks(case, ["identity-at-init"])]
+    problems = {r.error.problem for r in results}
+    assert len(problems) == 3
+    (text,) = messages(results)
+    assert text == f"{results[0].error}\nThe same in alpha 2.0, alpha 5.0."
 
 
 def test_other_failures_keep_a_message_each():

@@ -81,13 +81,15 @@ class WrapperCase:
 
     @_cached
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
-        """The layer, its floating arrays cast to `dtype`."""
-        return _cast(self.base(jax.random.key(seed)), dtype)
+        """The layer, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
+        with jax.numpy_dtype_promotion("standard"):  # promises are the adapter's, not the layer's
+            return _cast(self.base(jax.random.key(seed)), dtype)
 
     @_cached
     def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
-        """The inputs, their floating arrays cast to `dtype`."""
-        return _cast(self.inputs(jax.random.key(seed)), dtype)
+        """The inputs, cast like `make_base`."""
+        with jax.numpy_dtype_promotion("standard"):
+            return _cast(self.inputs(jax.random.key(seed)), dtype)
 
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
@@ -212,8 +214,11 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     if dtype is None:
         return tree
+    complex_dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64  # no half precision
 
     def cast(leaf: Any) -> Any:
-        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) or is_coded(leaf) else leaf
+        if not (eqx.is_inexact_array(leaf) or is_coded(leaf)):
+            return leaf
+        return leaf.astype(complex_dtype if jnp.iscomplexobj(leaf) else dtype)
 
     return jax.tree.map(cast, tree, is_leaf=is_coded)

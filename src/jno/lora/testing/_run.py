@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -83,24 +84,36 @@ _CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-cal
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """The messages of failed checks. Checks that stopped at the same line share a message.
+    """The messages of failed checks, one for each cause.
 
-    Likely causes of other failures come first.
+    Checks that stopped at the same line share a message, and so do cases in which one check found
+    one problem, whatever the numbers in it. Likely causes of other failures come first.
     """
-    groups: dict[tuple[str, ...], list[CheckResult]] = {}
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
     for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
-        exception = result.error and result.error.exception
-        key = (exception.kind, exception.place) if exception else (result.check,)
-        groups.setdefault((result.case, *key), []).append(result)
+        if result.error is not None:
+            groups.setdefault(_cause(result.check, result.error), []).append(result)
     return [_message(results) for results in groups.values()]
 
 
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
+
+
+def _cause(check: str, error: ConformanceError) -> tuple[str, str]:
+    if error.exception is not None:
+        return error.exception.kind, error.exception.place
+    return check, _NUMBER.sub("", error.problem)
+
+
 def _message(results: list[CheckResult]) -> str:
-    case, error = results[0].case, results[0].error
-    if len(results) == 1 or error is None:
-        return f"{error}"
-    names = ", ".join(result.check for result in results)
-    return f"[{names}] {case}: {len(results)} checks stopped at an exception, {error.exception}"
+    case, *further_cases = dict.fromkeys(result.case for result in results)
+    checks = dict.fromkeys(result.check for result in results)
+    error: Any = results[0].error
+    text = f"{error}"
+    if len(checks) > 1:
+        names = ", ".join(checks)
+        text = f"[{names}] {case}: {len(checks)} checks stopped at an exception, {error.exception}"
+    return f"{text}\nThe same in {', '.join(further_cases)}." if further_cases else text
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
