@@ -170,7 +170,7 @@ def rows(text):
 def test_the_command_runs_chosen_checks_on_chosen_layers_at_a_chosen_rank(package):
     own = "someones_adapters:Adapter"
     text = run("check", own, "--only", "contract", "--only", "applies-*", "--layer", "Linear")
-    assert rows(text) == [["Adapter-Linear", "4/4"]]
+    assert rows(text) == [["Adapter-Linear", "4/4"]]  # further cases have no such checks
     assert run("check", f"{__name__}:Picky", "--only", "key-forms", "--rank", "5", code=0)
     assert "only even ranks" in run("check", f"{__name__}:Picky", "--only", "key-forms", code=1)
     assert "Linears are not" not in text
@@ -192,6 +192,68 @@ class Picky(Good):
         if rank < 4:
             raise ValueError("only even ranks")
         Good.__init__(self, base, rank, alpha, key=key)
+
+
+class Doubling(eqx.Module):
+    """A layer of an author's own."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return 2 * (self.weight @ x)
+
+
+class DoublingUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        is_array = type(leaf) is Doubling and eqx.is_inexact_array(leaf.weight)
+        return is_array and leaf.weight.ndim == 2
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+
+def doubling(outputs):
+    return WrapperCase(
+        DoublingUpdate,
+        base=lambda key: Doubling(jax.random.normal(key, (outputs, 3))),
+        inputs=lambda key: (jax.random.normal(key, (3,)),),
+        name=f"Doubling-{outputs}",
+    )
+
+
+CASES = [doubling(2), doubling(4)]
+CASE = CASES[0]
+UNNAMED = [dataclasses.replace(case, name="") for case in CASES]
+
+
+def cases():
+    return CASES
+
+
+def no_cases():
+    return ["Doubling"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("CASES", 2), ("cases", 2), ("CASE", 1)])
+def test_the_command_runs_cases_of_layers_of_one_s_own(name, count):
+    text = run("check", f"{__name__}:{name}", "--only", "contract", "--only", "identity-at-init")
+    lines = [line.split()[:2] for line in text.splitlines() if "Doubling-" in line]
+    assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("UNNAMED",), 1, "has several cases called DoublingUpdate: give each case a `name`"),
+        (("no_cases",), 1, "which returns ['Doubling']. It must be a subclass of jno.lora.LoRA"),
+        (("Doubling",), 1, "a function without arguments that returns such a list"),
+        (("CASES", "--layer", "Linear"), 2, "cases have layers already"),
+    ],
+)
+def test_the_command_says_what_cases_are(arguments, code, said):
+    name, *options = arguments
+    assert said in " ".join(run("check", f"{__name__}:{name}", *options, code=code).split())
 
 
 class KeepsAnArrayAsStatic(Good):

@@ -48,32 +48,42 @@ class CheckResult:
 
 
 def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
-    """The checks of `case`: functions without arguments, by their ids.
+    """The checks of `case` (see `case.checks`): functions without arguments, by their ids.
 
     A check (also advice) raises `ConformanceError` if it fails. It returns `None` if it passes, and
     the reason if it is not applicable. Checks set strict dtype promotion and forbid rank promotion.
     """
-    return {name: functools.partial(check, case) for name, check in CHECKS.items()}
+    return {name: functools.partial(CHECKS[name], case) for name in _matching(case.checks)}
 
 
-def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
-    """Run all checks of `case`, also after a failure. Shows its progress.
+def _matching(patterns: Iterable[str]) -> tuple[str, ...]:
+    """The ids of the checks that match one of the patterns.
 
-    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all.
-
-    **Raises:** `SelectionError` if a pattern in `only` matches no check.
+    **Raises:** `SelectionError` if a pattern matches no check.
     """
     matches: set[str] = set()
-    for pattern in only:
+    for pattern in patterns:
         if not (names := fnmatch.filter(CHECKS, pattern)):
             raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
         matches.update(names)
-    chosen = tuple(name for name in CHECKS if name in matches)
+    return tuple(name for name in CHECKS if name in matches)
+
+
+def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
+    """Run the checks of `case`, also after a failure. Shows its progress.
+
+    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all of the
+    case.
+
+    **Raises:** `SelectionError` if a pattern in `only` or in `case.checks` matches no check.
+    """
+    checks = wrapper_checks(case)
+    chosen = tuple(name for name in _matching(only) if name in checks)
     results: list[CheckResult] = []
     with contextlib.closing(tracked(chosen, f"Checking {case}")) as names:
         for name in names:
             try:
-                results.append(CheckResult(str(case), name, None, CHECKS[name](case)))
+                results.append(CheckResult(str(case), name, None, checks[name]()))
             except ConformanceError as err:
                 results.append(CheckResult(str(case), name, err))
     return results
@@ -123,11 +133,12 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
 
     **Raises:** `ConformanceError` that lists every broken promise.
     """
-    failed = [result for result in run_checks(case) if result.error is not None]
+    results = run_checks(case)
+    failed = [result for result in results if result.error is not None]
     broken = [result for result in failed if strict or result.level == "required"]
     if broken:
         listed = "\n\n".join(messages(broken))
-        raise ConformanceError(f"{case} fails {len(broken)} of {len(CHECKS)} checks.\n\n{listed}")
+        raise ConformanceError(f"{case} fails {len(broken)} of {len(results)} checks.\n\n{listed}")
     for message in messages(failed):
         warn(f"Advice: {message}")
 
