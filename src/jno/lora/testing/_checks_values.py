@@ -129,7 +129,7 @@ def check_ranks(case: WrapperCase) -> None:
         require_close(plain, trained, 4 * _FLOAT32, problem)
 
 
-@required()
+@required("put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`.")
 def check_merge_restores_form(case: WrapperCase) -> None:
     """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
     if not case.mergeable:
