@@ -4,6 +4,7 @@ from ._elimination import gauss_jordan
 from ._jaxprs import equations_in, jaxprs_in
 from ._precision import (
     at_least_float32,
+    compute_dtype,
     count_non_finite,
     count_reals,
     held_dtype,

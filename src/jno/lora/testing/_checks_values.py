@@ -129,7 +129,7 @@ def check_ranks(case: WrapperCase) -> None:
         require_close(plain, trained, 4 * _FLOAT32, problem)
 
 
-@required()
+@required("put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`.")
 def check_merge_restores_form(case: WrapperCase) -> None:
     """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
     if not case.mergeable:
@@ -192,11 +192,11 @@ def check_output_dtype(case: WrapperCase) -> None:
 
 @advice("create the arrays as float32 (small updates vanish in half precision); cast on use.")
 def check_adapter_dtype(case: WrapperCase) -> None:
-    """The trainable arrays of a half-precision layer's adapter are float32."""
+    """The trainable arrays of a half-precision layer's adapter are float32 (or complex64)."""
     for dtype in _HALVES:
         dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(split(case.make(dtype))[0])}
         require(
-            dtypes == {"float32"},
+            dtypes <= {"float32", "complex64"},
             f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(dtypes)}.",
         )
 

@@ -16,6 +16,8 @@ Check: TypeAlias = Callable[[Any], None]
 # The checks by their ids, which return a reason if they are not applicable.
 CHECKS: dict[str, Callable[[Any], str | None]] = {}
 ADVICE: set[str] = set()
+# By the same ids, what to do after a failure.
+REMEDIES: dict[str, str] = {}
 
 
 class NotApplicableError(Exception):
@@ -48,13 +50,15 @@ class Exceptional(NamedTuple):
 class ConformanceError(AssertionError):
     """An adapter fails a check. The message names the check, the problem and the remedy.
 
+    - `problem`: the problem alone, without the check, the case and the remedy.
     - `exception`: the exception that stopped the check, if any.
     """
 
+    problem: str = ""
     exception: Exceptional | None = None
 
 
-def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], Check]:
+def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check]:
     """Register a check of a promise. If it fails, a documented use fails, or nothing trains.
 
     - `remedy`: the advice after a failure, unless `require` gives other advice.
@@ -73,9 +77,11 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                     return f"{reason}"
                 except ConformanceError as err:
                     problem, specific = err.args
-                    raise ConformanceError(
+                    failure = ConformanceError(
                         f"[{name}] {case}: {problem}\nWhat to do: {specific or remedy}"
-                    ) from err
+                    )
+                    failure.problem = problem
+                    raise failure from err
                 except Exception as err:
                     place = raised_in(err, case.wrapper)
                     exception = Exceptional(type(err).__name__, f"{err}", place)
@@ -88,7 +94,7 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                     raise stopped from err
             return None
 
-        CHECKS[name] = checked
+        CHECKS[name], REMEDIES[name] = checked, remedy
         if is_advice:
             ADVICE.add(name)
         return check
