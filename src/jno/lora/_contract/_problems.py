@@ -99,7 +99,7 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in ("variant", "former_variant"):
         if problem := variant_problem(getattr(cls, name)):
             yield f"`{name}` {problem}, but is {getattr(cls, name)!r}"
-    for name in ("paper", "formula", "bibtex"):
+    for name in ("family", "cost", "paper", "formula", "bibtex"):
         value = inspect.getattr_static(cls, name)
         if hasattr(type(value), "__get__"):  # reads it when somebody asks
             continue
