@@ -190,6 +190,36 @@ def test_what_calls_itself_lora_and_is_no_product_is_refused(getkey):
         to_lora(model, registry=registry)
 
 
+class RaisesAsked(ScalesBias):
+    """A third party's LoRA that fails when it is asked about a layer."""
+
+    variant = "lora"
+
+    @classmethod
+    def applies_to(cls, leaf):
+        raise RuntimeError("boom")
+
+    @classmethod
+    def low_rank_scale(cls, rank, alpha):
+        return alpha / rank
+
+
+class RaisesScale(RaisesAsked):
+    @classmethod
+    def low_rank_scale(cls, rank, alpha):
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("faulty", [RaisesAsked, RaisesScale])
+def test_a_faulty_lora_of_a_third_party_is_passed_over(getkey, faulty):
+    registry = Registry()
+    registry.register(faulty)
+    cell = eqx.nn.GRUCell(2, 2, key=getkey())  # an adapter of the zoo is not for this layer
+    model = apply_lora([cell], 1, key=getkey(), wrappers="LoRARecurrent")
+    converted, _ = to_lora(model, rank=1, registry=registry)
+    assert type(converted[0]).__name__ == "LoRARecurrent"
+
+
 def test_all_that_cannot_be_converted_is_listed_with_its_path(getkey):
     model = {name: eqx.nn.Linear(2, 2, key=getkey()) for name in ("bias", "never", "fine")}
     for target, wrapper in [("bias", ScalesBias), ("never", NeverMerges), ("fine", "lora")]:
