@@ -17,6 +17,7 @@ from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
+from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry
@@ -58,9 +59,25 @@ def save_adapters(
         return
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
+        _refuse_half(model)
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
     layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
     save(adapters, path, default_registry(registry), layers)
+
+
+def _refuse_half(model: PyTree) -> None:
+    """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
+    for path, adapter in adapted_layers(model):
+        fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
+        halves = eqx.filter((fields, adapter.base), eqx.is_array)
+        if not all(map(jax.tree.leaves, halves)):
+            raise CheckpointError(
+                f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
+                "the arrays of its layer, or all that train: this is one half of a model, as "
+                "net.partition() splits it. Call net.update(trainable), and then "
+                "net.save_adapters(path); without a net, "
+                "save_adapters(eqx.combine(trainable, frozen), path)."
+            )
 
 
 def layers_to_hash(

@@ -65,10 +65,12 @@ class Plan(Printed[PlanRow]):
     (`layers/[0-11]/query`).
 
     - `problem`: the error that the call raises, if a target or spec selects nothing.
+    - `notes`: what else the call may not mean: a target `layers/1` that selects `layers/10` too.
     """
 
     rows: tuple[PlanRow, ...]
     problem: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:
@@ -99,4 +101,5 @@ class Plan(Printed[PlanRow]):
             for row in self.rows
         )
         columns += [("rank", "right"), ("alpha", "right")]
-        return table_by_path(self._title(), columns, rows, self.problem or "")
+        caption = "\n".join([*filter(None, [self.problem]), *self.notes])
+        return table_by_path(self._title(), columns, rows, caption)

@@ -1,7 +1,9 @@
 """The adapters of a model, their parameter counts, and the loss by merging each of them."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -32,8 +34,8 @@ from .._tree import adapted_layers
 class ReportRow:
     """One adapted layer.
 
-    - `rank`, `alpha`: the actual values (a small layer clamps the requested rank); `None` if the
-        adapter lacks them.
+    - `rank`, `alpha`: the actual values; `None` if the adapter lacks them.
+    - `asked_rank`: the rank that `net.lora` was asked for, if the layer is too small for that rank.
     - `trainable`, `total`: the parameters of the layer and its adapter that train, and all of them.
         Constants of an adapter (PiSSA's initial factors) are not counted.
     - `merge_error`: the fraction of the update that is lost to rounding when it is merged into the
@@ -49,6 +51,7 @@ class ReportRow:
     trainable: int
     total: int
     merge_error: float | None = None
+    asked_rank: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -92,7 +95,7 @@ class LoraReport(Printed[ReportRow]):
                 row.layer,
                 row.wrapper.__name__,
                 row.distribution or "",
-                "" if row.rank is None else f"{row.rank}",
+                _shown_rank(row),
                 "" if row.alpha is None else f"{row.alpha:g}",
                 f"{row.trainable:,}",
                 f"{row.total:,}",
@@ -102,6 +105,8 @@ class LoraReport(Printed[ReportRow]):
         )
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
+        if any(row.asked_rank is not None for row in self.rows):
+            lines.append('Rank "2 of 4": the call asked for 4, and the layer allows no more than 2')
         return table_by_path(self._title(), columns, cells, "\n".join(lines))
 
 
@@ -124,10 +129,24 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     return report_on(model, trainable, default_registry(), measure=merge_error)
 
 
+def _shown_rank(row: ReportRow) -> str:
+    if row.rank is None:
+        return ""
+    return f"{row.rank}" if row.asked_rank is None else f"{row.rank} of {row.asked_rank}"
+
+
 def report_on(
-    model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
+    model: PyTree,
+    trainable: PyTree[bool],
+    registry: Registry,
+    asked_ranks: Mapping[str, int] = MappingProxyType({}),
+    *,
+    measure: bool,
 ) -> LoraReport:
-    """`lora_report`, for the leaves that `trainable` marks."""
+    """`lora_report`, for the leaves that `trainable` marks.
+
+    - `asked_ranks`: the ranks that a call was asked for, by path.
+    """
     parameters = may_train(model)
     rows: list[ReportRow] = []
     fill = filler(model)
@@ -138,7 +157,10 @@ def report_on(
         total = count(adapter, counted) + coded_size(adapter)
         numbers = adapter.rank, adapter.alpha, count(adapter, trained), total
         error = _error_of_merging(fill(adapter), path) if measure else None
-        rows.append(ReportRow(path, *classes, distribution, *numbers, error))
+        asked = asked_ranks.get(path)
+        is_clamped = asked is not None and adapter.rank is not None and adapter.rank < asked
+        asked = asked if is_clamped else None
+        rows.append(ReportRow(path, *classes, distribution, *numbers, error, asked))
     total = count(model, parameters) + coded_size(model)
     return LoraReport(tuple(rows), count(model, trainable), total, measure)
 
