@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .._contract import Handle, expect_model
@@ -103,6 +102,8 @@ def save(
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
         write_atomically(path, content)
         return
+    from jax.experimental import multihost_utils  # here, because only many processes need it
+
     # Every process is here, and all raise if the first one fails.
     error = None
     if jax.process_index() == 0:
@@ -182,6 +183,8 @@ def values_of(array: Any, what: str) -> np.ndarray:
             "the step returned."
         )
     if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array).reshape(array.shape)
 
