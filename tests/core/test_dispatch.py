@@ -227,13 +227,16 @@ def test_a_container_whose_layers_are_adapted_is_not_wrapped_around_them(getkey)
 # --- clamping
 
 
-def test_one_warning_names_every_layer_whose_rank_was_clamped(model, getkey):
-    with pytest.warns(JnoLoraWarning) as caught:
-        adapted = apply_lora(model, 8, key=getkey(), wrappers=ToyLinear)
-    assert len(caught) == 1
-    message = str(caught[0].message)
-    assert "encoder/0: 8 -> 3" in message and "head: 8 -> 2" in message and "clamped" in message
-    assert adapted.head.rank == 2
+def test_the_summary_says_which_ranks_were_clamped_and_nothing_warns(model, getkey):
+    net = Net(model).lora(8, wrapper=ToyLinear)  # warnings are errors here
+    rows = {row.path: (row.rank, row.asked_rank) for row in net.summary()}
+    assert rows["encoder/0"] == (3, 8) and rows["head"] == (2, 8)
+    shown = str(net.summary())
+    assert "2 of 8" in shown and "the layer allows no more than" in shown
+    assert all(row.asked_rank is None for row in Net(model).lora(2, wrapper=ToyLinear).summary())
+    net.unwrap().lora(2, wrapper=ToyLinear)
+    assert "2 of" not in str(net.summary())
+    assert apply_lora(model, 8, key=getkey(), wrappers=ToyLinear).head.rank == 2
 
 
 def test_a_rank_that_fits_does_not_warn(model, getkey):

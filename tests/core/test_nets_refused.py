@@ -113,10 +113,11 @@ def test_a_net_says_why_it_cannot_be_pickled(model):
     assert copy.deepcopy(net).module is net.module
 
 
-def test_no_empty_file_is_written_for_a_net(model, tmp_path):
+def test_an_error_says_that_equinox_has_emptied_the_file(model, tmp_path):
     with pytest.raises(Exception, match="leaf with path") as error:
         eqx.tree_serialise_leaves(tmp_path / "net.eqx", Net(model))
     assert isinstance(error.value.__cause__, SelectionError)
+    assert "has emptied its file already" in str(error.value.__cause__)
 
 
 def test_a_net_may_be_closed_over(model):

@@ -351,3 +351,21 @@ def test_the_error_names_the_layers_passed_over_and_the_two_ways(getkey):
     message = str(caught.value)
     assert "  - own/[0-1]: OwnLayer (w float32[40, 5])\n" in message
     assert "`ModeWeights`" in message and "`declare`" in message
+
+
+def test_a_plan_says_where_a_digit_continues_a_target():
+    model = {"layers": [eqx.nn.Linear(2, 2, key=jax.random.key(0)) for _ in range(12)]}
+
+    def notes(target):
+        plan = plan_lora(model, 2, target=target, wrappers=ToyLinear)
+        assert bool(plan.notes) == ("ends in a number" in str(plan))
+        return plan.notes
+
+    (note,) = notes("layers/1")
+    assert "- layers/10\n  - layers/11\n" in note and "- layers/1\n" not in note
+    assert repr("layers/1(/|$)") in note
+    assert "layers/11" in notes("layers/[12]")[0] and notes("layers/(1|2)")
+    for target in ("layers/1(/|$)", "layers/2", "layers/[0-9]", r"layers/\d", "layers", ["1"]):
+        assert notes(target) == ()
+    selected = plan_lora(model, 2, target="layers/1(/|$)", wrappers=ToyLinear).wrapped
+    assert [row.path for row in selected] == ["layers/1"]

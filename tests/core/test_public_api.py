@@ -227,8 +227,6 @@ SCRIPT = """
         "left out, load_adapters": lambda: jno.lora.load_adapters([], sys.argv[1], **loading),
         "left out, both": lambda: jno.lora.load_adapters(Net([]), sys.argv[1], **loading),
         "nan, read_adapters": lambda: jno.lora.read_adapters(sys.argv[2], wrappers=[Mine]),
-        "clamped, apply_lora": lambda: apply_lora(model, 9, key=key, wrappers=Mine),
-        "clamped, Net": lambda: Net(model).lora(9, wrapper=Mine),
         "masked, apply_lora": lambda: apply_lora(model, 1, key=key, wrappers=Mine, param_mask="x"),
         "masked, Net": lambda: Net(model).mask("x").lora(1, wrapper=Mine),
         "adapted, apply_lora": lambda: apply_lora(adapted, 1, key=key, wrappers=Mine),
@@ -267,8 +265,6 @@ def test_a_wrapper_of_ones_own_needs_no_plugin(fresh):
 @pytest.mark.parametrize(
     "call",
     [
-        "clamped, apply_lora",
-        "clamped, Net",
         "masked, apply_lora",
         "masked, Net",
         "adapted, apply_lora",

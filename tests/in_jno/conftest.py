@@ -65,6 +65,10 @@ FILES = {
         class Model:
             def __init__(self, module):
                 self.module, self._lora_config = module, None
+                self._trainable_param_mask = None
+            def freeze(self):
+                self._trainable_param_mask = None
+                return self
             def lora(self, rank=4, alpha=1.0, *, target=None, wrapper=None, specs=None):
                 if specs is None:
                     specs = [dict(target=target, rank=rank, alpha=alpha, wrapper=wrapper)]

@@ -1,17 +1,25 @@
 """Every way of calling `net.lora`, trained by jNO: what trains, what stays, what is merged."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 from problems import copy_of, data_driven, mlp, operator, output, pinn
 
+import jno
 from jno.lora import (
     DoRALinear,
+    JnoLoraWarning,
     LinearLike,
     LoRALinear,
     LoRAWrapper,
+    Net,
+    SelectionError,
     apply_lora,
+    calibrate,
+    extract_adapters,
     in_jno,
     merge_lora,
     register,
@@ -158,3 +166,86 @@ def test_the_model_computes_the_same_until_it_is_trained():
     net.lora(rank=2, wrapper="pissa")
     adapted = apply_lora(net.module, 2, wrappers="pissa", key=jax.random.key(0))
     assert jnp.allclose(output(net.module), output(adapted), atol=1e-5)
+
+
+def rows_of(model, batch):
+    """A loss of the outputs, by which calibration reaches every layer."""
+    return jnp.sum(jax.vmap(model)(batch))
+
+
+BATCHES = [jnp.linspace(-1.0, 1.0, 8)[:, None]]
+
+
+@pytest.mark.parametrize("by", ["calibrate", "statistics", "specs"])
+def test_adapters_that_start_from_data_are_calibrated(by):
+    net = mlp()
+    if by == "calibrate":
+        net.freeze().lora(rank=2, wrapper="eva", calibrate=(iter(BATCHES), rows_of))
+    elif by == "specs":
+        specs = [{"target": "output", "wrapper": "lora"}, {"wrapper": "eva", "rank": 1}]
+        net.freeze().lora(specs=specs, calibrate=(BATCHES, rows_of))
+    else:
+        statistics = calibrate(net.module, BATCHES, rows_of, wrappers="eva")
+        net.freeze().lora(rank=2, wrapper="eva", statistics=statistics)
+    expected = Net(copy_of(net.module)).lora(2, wrapper="eva", calibrate=(BATCHES, rows_of))
+    core = pinn(net)
+    core.solve(2)
+    adapters = in_jno.trained_adapters(net)
+    assert "EVALinear" in {adapter.wrapper.__name__ for adapter in adapters.adapters.values()}
+    # Two small steps leave the directions nearly as they start.
+    start = extract_adapters(expected.module)["hidden_layers/0"].state["lora_A"]
+    trained = adapters["hidden_layers/0"].state["lora_A"]
+    assert jnp.allclose(trained[:1], start[:1], atol=0.1)
+    core.solve(1)  # the batches are still there
+
+
+def test_data_that_is_missing_or_given_twice_is_explained():
+    net = mlp()
+    with pytest.raises(SelectionError, match="not both"):
+        net.lora(wrapper="eva", statistics={}, calibrate=(BATCHES, rows_of))
+    with pytest.raises(SelectionError, match=r"a pair `\(batches, loss\)`"):
+        net.lora(wrapper="eva", calibrate=BATCHES)
+    with pytest.raises(SelectionError, match=r"net.lora\(..., calibrate=\(batches, loss\)\)"):
+        pinn(net.freeze().lora(wrapper="eva")).solve(1)
+
+
+def adapted_mlp():
+    """A model with a trained LoRA around its hidden layers, as from a file."""
+    module = mlp().module
+    adapted = apply_lora(module, 2, wrappers="lora", target="hidden", key=jax.random.key(0))
+    moved = jax.tree.map(lambda array: array + 0.1, extract_adapters(adapted))
+    return swap_adapters(module, moved)
+
+
+def test_a_wrapped_adapted_model_does_not_train_the_layers_in_its_adapters():
+    net = jno.nn.wrap(copy_of(adapted_mlp()))
+    before = copy_of(net.module)
+    pinn(net).solve(3)
+    touched = changed(before, net.module)
+    assert f"{HIDDEN}.lora_A" in touched and f"{OUTPUT}.weight" in touched
+    assert not any(".base" in name for name in touched)
+    net.reset()
+    mask = mask_of(net.module, lambda m: m.output_layer.weight)
+    before = copy_of(net.module)
+    pinn(net.mask(mask).freeze()).solve(3)
+    touched = changed(before, net.module)
+    assert f"{HIDDEN}.lora_A" in touched and f"{OUTPUT}.weight" not in touched
+    assert not any(".base" in name for name in touched)
+    net.reset()
+    core = pinn(net.freeze(), mlp(key=1))
+    before = copy_of(net.module)
+    core.solve(1)
+    assert not changed(before, net.module)
+
+
+def test_saved_adapters_train_on_without_a_warning():
+    net = jno.nn.wrap(copy_of(adapted_mlp()))
+    before = copy_of(net.module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JnoLoraWarning)
+        pinn(net.freeze().lora(rank=2, target="hidden")).solve(3)
+    adapters, start = in_jno.trained_adapters(net), extract_adapters(before)
+    assert set(adapters) == set(start)
+    assert not eqx.tree_equal(adapters, start)
+    merged = merge_lora(swap_adapters(before, adapters))
+    assert jnp.allclose(output(merged), output(net.module), atol=1e-6)

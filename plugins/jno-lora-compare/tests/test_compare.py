@@ -99,6 +99,37 @@ def test_an_adapter_that_starts_from_data_is_calibrated_on_the_first_batches(mod
     np.testing.assert_allclose(mean, first_eight.mean(axis=0), rtol=1e-5)
 
 
+def test_a_candidate_may_bring_its_own_arguments_and_calibration(model, batches):
+    far = [(x + 5, y) for x, y in batches]
+    ranks = {"specs": [{"target": "layers/0", "rank": 1}, {"alpha": 8.0}], "wrapper": ToyLinear}
+    rows = compare(
+        model,
+        loss,
+        batches,
+        [
+            {"name": "mixed", **ranks},
+            {"wrapper": ToyLinear, "rank": 1, "alpha": 3.0, "target": "layers/1"},
+            ToyFromData,
+            {"name": "near", "wrapper": ToyFromData, "calibrate": (batches, loss)},
+            ToyLinear,
+        ],
+        rank=2,
+        target="layers",
+        calibrate=(iter(far), loss),
+        **SETTINGS,
+    )
+    names = ["mixed", "ToyLinear rank=1 alpha=3.0 target='layers/1'"]
+    assert [row.name for row in rows][:2] == names
+    assert all(row.error is None for row in rows)
+    mixed, own, _, _, plain = ([*lora_report(row.model)] for row in rows)
+    assert [(row.rank, row.alpha) for row in mixed] == [(1, 1.0), (2, 8.0)]
+    assert [(row.path, row.rank, row.alpha) for row in own] == [("layers/1", 1, 3.0)]
+    assert [row.rank for row in plain] == [2, 2]
+    mean = np.concatenate([x for x, _ in batches]).mean(axis=0)
+    for row, expected in ((rows[2], mean + 5), (rows[3], mean)):
+        np.testing.assert_allclose(row.model.layers[0].mean, expected, rtol=1e-4, atol=1e-5)
+
+
 def ones(key, shape):
     return jnp.ones(shape)
 
@@ -268,6 +299,17 @@ def test_arguments_that_make_no_sense_are_refused_before_training(
     task = {"model": model, "loss": loss, "batches": batches, "wrappers": ["full"], **SETTINGS}
     with pytest.raises(SelectionError, match=f"(?s){message}"):
         compare(**{**task, **changed})
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [({"wraper": "lora"}, "did you mean 'wrapper'"), ({"rank": 2}, "names no adapter")],
+)
+def test_a_dict_with_other_keys_is_no_candidate(model, batches, candidate, message):
+    with pytest.raises(SelectionError, match=message):
+        compare(model, loss, batches, ["full", candidate], **SETTINGS)
+    with pytest.raises(SelectionError, match=r"a pair `\(batches, loss\)`"):
+        compare(model, loss, batches, ["full"], calibrate=3, **SETTINGS)
 
 
 @pytest.mark.parametrize("candidate", [None, 3, eqx.nn.Linear, ["lora", None]])

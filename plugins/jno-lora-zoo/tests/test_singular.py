@@ -62,3 +62,12 @@ def test_the_trained_change_is_a_plain_lora_of_twice_the_rank(adapter, base):
     A = np.concatenate([f.lora_A, f.initial_A])
     B = np.concatenate([f.lora_B, -f.initial_B], axis=1)
     assert_close(matrix_of(wrapper.merge()) - base.matrix(), s * B @ A, 1e-5)
+
+
+@pytest.mark.parametrize("variant", ["pissa", "olora", "lora-xs"])
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf])
+def test_a_decomposition_of_nan_is_an_error_that_names_the_array(variant, number):
+    layer = eqx.nn.Linear(4, 3, key=jax.random.key(0))
+    broken = eqx.tree_at(lambda layer: layer.weight, layer, layer.weight.at[0, 1].set(number))
+    with pytest.raises(WrapperError, match=r"Linear at 'b'.*its weight holds NaN or infinity"):
+        apply_lora({"a": layer, "b": broken}, 2, key=jax.random.key(0), wrappers=variant)

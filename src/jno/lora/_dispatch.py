@@ -26,8 +26,8 @@ from ._contract import (
     statistic_keys,
     zero_statistics,
 )
-from ._errors import SelectionError, failing
-from ._paths import show_path, stable_hash
+from ._errors import SelectionError, WrapperError, failing
+from ._paths import path_str, show_path, stable_hash
 from ._peft_words import knows_words_of_peft
 from ._planning import (
     MaskLike,
@@ -41,7 +41,6 @@ from ._planning import (
     make_plan,
     parse_specs,
     selector,
-    warn_of_clamped_ranks,
     warn_of_omissions,
 )
 from ._registry import Registry, default_registry
@@ -153,7 +152,6 @@ def carry_out(
     rows = [wrapped[keys] for keys, _ in nodes if keys in wrapped]
     layers = [node for keys, node in nodes if keys in wrapped]
     adapters = _build_all(rows, layers, key, {} if statistics is None else statistics)
-    warn_of_clamped_ranks(rows, adapters)
     by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
     model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
     return with_shared_arrays(model, key=key) if any(map(uses_shared, adapters)) else model
@@ -235,9 +233,36 @@ def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRA
     with _failing_to_build(row):
         if started is None:
             adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
+            _refuse_nan(adapter, layer)
         else:
             adapter = started()
         return with_dtypes_of_base(adapter, layer)
+
+
+def _refuse_nan(adapter: LoRAWrapper, layer: Any) -> None:
+    """**Raises:** `WrapperError` if a start from a decomposition (PiSSA) found no numbers.
+
+    Such a start is computed when this is called. Others are still running.
+    """
+    fields = {name: value for name, value in vars(adapter).items() if name != "base"}
+    if any(map(_holds_nan, jax.tree.leaves(fields))):
+        broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _holds_nan(x)]
+        where = (
+            f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
+        )
+        raise WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
+
+
+def _holds_nan(array: Any) -> bool:
+    """Whether a floating array of this process holds NaN or infinity. A traced array does not."""
+    is_here = isinstance(array, np.ndarray) or (
+        isinstance(array, jax.Array) and not is_traced(array) and array.is_fully_addressable
+    )
+    return (
+        is_here
+        and jnp.issubdtype(array.dtype, jnp.inexact)
+        and not bool(np.all(np.isfinite(np.asarray(array))))
+    )
 
 
 def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jno.lora import (
     AdapterSet,
     CheckpointError,
+    Net,
     SelectionError,
     apply_lora,
     extract_adapters,
@@ -289,3 +290,11 @@ def test_the_names_of_dtypes_are_those_of_the_format(tmp_path):
         safetensors.numpy.save_file({"x": np.zeros(2, dtype)}, tmp_path / name)
         header = (tmp_path / name).read_bytes()[8:].split(b"}")[0]
         assert json.loads(header + b"}}")["x"]["dtype"] == name
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_half_a_model_is_refused_and_nothing_is_written(half, model, file):
+    net = Net(model).freeze().lora(2, wrapper=ToyLinear)
+    with pytest.raises(CheckpointError, match=r"one half of a model.*net\.update\(trainable\)"):
+        save_adapters(net.partition()[half], file)
+    assert not file.exists()

@@ -14,6 +14,7 @@ from jno.lora import (
     SelectionError,
     combine,
     extract_adapters,
+    lora_trainable_filter,
     stack_adapters,
     swap_adapters,
     take_adapters,
@@ -238,3 +239,30 @@ def test_the_axes_of_a_stack_must_be_the_same():
 def test_no_sets():
     with pytest.raises(SelectionError, match="no sets to stack"):
         stack_adapters([])
+
+
+def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(getkey):
+    """The recipe of docs/training.md, against each set alone. The keys of the sets differ."""
+    model, x = model_of(getkey()), jax.random.normal(getkey(), (2, WIDTH))
+
+    def step(adapters, x):
+        adapted = swap_adapters(model, adapters)
+        trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+        grads = eqx.filter_grad(lambda t: jnp.sum(eqx.combine(t, frozen)(x) ** 2))(trainable)
+        stepped = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+        return extract_adapters(eqx.combine(stepped, frozen))
+
+    for variant in ("vera", "lora-fa", "randlora"):
+        adapted = [trained(model, variant, seed, rank=2) for seed in range(2)]
+        sets = [extract_adapters(one) for one in adapted]
+        constants = "lora_A" if variant == "lora-fa" else "seed"
+        first, second = (adapters["layers/0"].state[constants] for adapters in sets)
+        assert not jnp.array_equal(first, second)
+        together = eqx.filter_jit(eqx.filter_vmap(step))(stack_adapters(sets), x)
+        for index, adapters in enumerate(sets):
+            stepped = take_adapters(together, index)
+            assert not eqx.tree_equal(stepped, adapters)
+            assert jnp.array_equal(stepped["layers/0"].state[constants], (first, second)[index])
+            alone = jax.tree.leaves(step(adapters, x[index]))
+            for a, b in zip(jax.tree.leaves(stepped), alone, strict=True):
+                assert jnp.allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -17,8 +17,9 @@ from jaxtyping import PyTree
 from jno.lora import AdapterSet, SelectionError, lora_trainable_filter, read_adapters
 from jno.lora.extending import adapted_layers, bullets, expect_model
 
+from ._growth import axis_size, grown, room_for
 from ._running import at_slot, call_batch, call_one, check_names, in_slot
-from ._state import Snapshot, State, axis_size, grown, room_for
+from ._state import Snapshot, State
 from ._training import slots_to_train, slotwise
 from ._values import Values, at_rank_of, values_of, with_factors, without_factors
 

@@ -4,8 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
+from jno.lora.extending import nearest
 
-Candidate: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
+Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
+Candidate: TypeAlias = Wrapper | Mapping[str, Any]
+
+# The keys of a candidate that is a dict: its name, and arguments of `Net.lora`.
+_KEYS = ("name", "wrapper", "specs", "rank", "alpha", "target", "options", "calibrate")
 
 # Everything trains, nothing trains, and one candidate per variant that adapts a layer.
 _FULL, _NONE, _ALL = "full", "none", "all"
@@ -15,12 +20,28 @@ def check_candidates(candidates: list[Any]) -> None:
     if not candidates:
         raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
     for candidate in candidates:
+        if isinstance(candidate, Mapping):
+            _check_keys(candidate)
+            continue
         adapters = candidate if isinstance(candidate, list | tuple) else [candidate]
         if not adapters or not all(map(_names_an_adapter, adapters)):
             raise SelectionError(
-                "A candidate is the name, variant or class of an adapter, a list of these, "
-                f'"full", "none" or "all", but `wrappers` holds {candidate!r}.'
+                "A candidate is the name, variant or class of an adapter, a list of these, a dict "
+                f'of arguments, "full", "none" or "all", but `wrappers` holds {candidate!r}.'
             )
+
+
+def _check_keys(candidate: Mapping[str, Any]) -> None:
+    if unknown := [key for key in candidate if key not in _KEYS]:
+        raise SelectionError(
+            f"The candidate {dict(candidate)!r} has an unknown key {unknown[0]!r}; did you mean "
+            f"{nearest(str(unknown[0]), _KEYS, n=1)[0]!r}? A candidate has the keys "
+            f"{', '.join(_KEYS)}."
+        )
+    if "wrapper" not in candidate and "specs" not in candidate:
+        raise SelectionError(
+            f"The candidate {dict(candidate)!r} names no adapter: give it a `wrapper`, or `specs`."
+        )
 
 
 def _names_an_adapter(item: Any) -> bool:
@@ -50,7 +71,7 @@ def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str
         if candidate in (_FULL, _NONE):
             continue
         try:
-            plan = net.plan(wrapper=candidate, **settings)
+            plan = net.plan(**_arguments(candidate, settings))
         except JnoLoraError as err:
             errors.append(err)
             continue
@@ -66,15 +87,35 @@ def name_of(candidate: Candidate) -> str:
         return candidate
     if isinstance(candidate, type):
         return candidate.__name__
+    if isinstance(candidate, Mapping):
+        keys = [key for key in ("rank", "alpha", "target") if key in candidate]
+        shown = (f"{key}={candidate[key]!r}" for key in keys)
+        words = " ".join([name_of(candidate.get("wrapper") or "specs"), *shown])
+        return str(candidate.get("name", words))
     return ", ".join(map(name_of, candidate))
 
 
+def _arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Net.plan` for a candidate, which `settings` complete."""
+    if not isinstance(candidate, Mapping):
+        return {"wrapper": candidate, **settings}
+    given = {key: value for key, value in candidate.items() if key not in ("name", "calibrate")}
+    defaults = {k: v for k, v in settings.items() if k != "target" or "specs" not in given}
+    return {**defaults, **given}
+
+
 def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
-    """Put the adapters into `net`. Those that start from data are calibrated on `data`."""
+    """Put the adapters into `net`.
+
+    Those that start from data are calibrated on the candidate's `calibrate`, or else on `data`.
+    """
     if candidate != _FULL:
         net.freeze()
     if candidate in (_FULL, _NONE):
         return
-    rows = net.plan(wrapper=candidate, **settings).wrapped
+    arguments = _arguments(candidate, settings)
+    rows = net.plan(**arguments).wrapped
+    if isinstance(candidate, Mapping):
+        data = candidate.get("calibrate", data)
     starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)
-    net.lora(wrapper=candidate, calibrate=data if starts_from_data else None, **settings)
+    net.lora(**arguments, calibrate=data if starts_from_data else None)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import Net, Registry
+from jno.lora import Net, Registry, SelectionError
 from jno.lora.extending import Bar, default_registry
 
 from ._candidates import Candidate, adapt, check_candidates, check_plans, name_of, replace_all
@@ -32,6 +32,7 @@ def compare(
     alpha: float = 1.0,
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
+    calibrate: Sequence[Any] | None = None,
     learning_rate: float | Sequence[float] | Array | np.ndarray | None = None,
     optimizer: Any = None,
     score: Callable[[Any], Any] | None = None,
@@ -54,10 +55,15 @@ def compare(
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         these in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
         `"all"` stands for every registered variant that takes a layer of the model; `options` must
-        then suit all of them.
+        then suit all of them. A candidate may also be a dict of arguments of `Net.lora`, with a
+        `name`: `{"name": "mixed", "specs": [...], "rank": 8, "alpha": 16}`. It has `wrapper` or
+        `specs`, and may have `target`, `options` and `calibrate`. The call gives the arguments that
+        the dict lacks; its `target` is not for candidates with `specs`.
     - `steps`: how many steps each candidate trains.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
+    - `calibrate`: `(batches, loss)` for adapters that start from data (EVA), instead of the first 8
+        of `batches` with `loss`.
     - `learning_rate`: the rate of Adam, by default 0.001. With several rates (a list or an array),
         each candidate trains from the start at each rate, and its best rate counts.
     - `optimizer`: an optax optimiser instead of Adam, with its learning rate set.
@@ -80,6 +86,13 @@ def compare(
     check_steps(steps)
     rates = checked_rates(learning_rate, optimizer)
     optimizer = adam() if optimizer is None else optimizer
+    if calibrate is not None and not (
+        isinstance(calibrate, tuple | list) and len(calibrate) == 2 and callable(calibrate[1])
+    ):
+        raise SelectionError(
+            "`calibrate` must be a pair `(batches, loss)`, with a function `loss(model, batch)`, "
+            f"but is {calibrate!r}."
+        )
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
     candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
@@ -88,11 +101,13 @@ def compare(
     read_batches = list(itertools.islice(batches, steps))
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
+    # All candidates read the calibration's batches, which may be an iterator.
+    data = (read_batches[:8], loss) if calibrate is None else (list(calibrate[0]), calibrate[1])
     task = Task(loss, read_batches, steps, optimizer, rates, score)
 
     def train_candidate(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
-        adapt(net, candidate, (read_batches[:8], loss), settings)
+        adapt(net, candidate, data, settings)
         return task.train(name_of(candidate), net, on_step)
 
     return _train_all(candidates, train_candidate, task)

@@ -119,6 +119,21 @@ def _check_names(rows: Iterable[PlanRow]) -> None:
         )
 
 
+def check_calibrate(calibrate: Any, statistics: Any) -> tuple[Iterable[Any], Loss]:
+    """The batches and the loss of the argument `calibrate`.
+
+    **Raises:** `SelectionError` if `calibrate` is not such a pair, or `statistics` are given too.
+    """
+    if statistics is not None:
+        raise SelectionError("Give `statistics` or `calibrate`, not both.")
+    if isinstance(calibrate, tuple | list) and len(calibrate) == 2 and callable(calibrate[1]):
+        return calibrate[0], calibrate[1]
+    raise SelectionError(
+        "`calibrate` must be a pair `(batches, loss)`, with a function `loss(model, batch)`, but "
+        f"is {calibrate!r}."
+    )
+
+
 def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
     cls: Any = row.wrapper
     measured = [statistic for statistic in statistics_of(cls) if statistic.of != "gradient"]

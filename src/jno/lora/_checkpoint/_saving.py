@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .._contract import Handle, expect_model
@@ -17,6 +16,7 @@ from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
+from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry
@@ -58,9 +58,25 @@ def save_adapters(
         return
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
+        _refuse_half(model)
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
     layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
     save(adapters, path, default_registry(registry), layers)
+
+
+def _refuse_half(model: PyTree) -> None:
+    """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
+    for path, adapter in adapted_layers(model):
+        fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
+        halves = eqx.filter((fields, adapter.base), eqx.is_array)
+        if not all(map(jax.tree.leaves, halves)):
+            raise CheckpointError(
+                f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
+                "the arrays of its layer, or all that train: this is one half of a model, as "
+                "net.partition() splits it. Call net.update(trainable), and then "
+                "net.save_adapters(path); without a net, "
+                "save_adapters(eqx.combine(trainable, frozen), path)."
+            )
 
 
 def layers_to_hash(
@@ -86,6 +102,8 @@ def save(
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
         write_atomically(path, content)
         return
+    from jax.experimental import multihost_utils  # here, because only many processes need it
+
     # Every process is here, and all raise if the first one fails.
     error = None
     if jax.process_index() == 0:
@@ -165,6 +183,8 @@ def values_of(array: Any, what: str) -> np.ndarray:
             "the step returned."
         )
     if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array).reshape(array.shape)
 

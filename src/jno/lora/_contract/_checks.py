@@ -35,7 +35,8 @@ def _refuse_to_flatten(net: Handle) -> Any:
     raise SelectionError(
         f"A {type(net).__name__} is a handle on a model and not a pytree, but was given to a "
         "function of pytrees (of JAX, Equinox or optax), alone or inside of another tree. Give "
-        "it the model, `net.module`, or a tree that `net.partition()` returns."
+        "it the model, `net.module`, or a tree that `net.partition()` returns. (If that was "
+        "`eqx.tree_serialise_leaves`, it has emptied its file already: write the file again.)"
     )
 
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._calibration import calibrate as collect
+from .._calibration import calibrate as collect, check_calibrate
 from .._contract import check_key
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError
@@ -137,14 +137,8 @@ class Net(Holder):
         state = self._now
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
-            if statistics is not None:
-                raise SelectionError("Give `statistics` or `calibrate`, not both.")
-            if len(calibrate) != 2 or not callable(calibrate[1]):
-                raise SelectionError(
-                    "`calibrate` must be a pair `(batches, loss)`, with a function "
-                    f"`loss(model, batch)`, but is {calibrate!r}."
-                )
-            statistics = collect(state.module, *calibrate, **selection)
+            batches, loss = check_calibrate(calibrate, statistics)
+            statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         plan = plan_call(state.module, specs, call, self._mask, self._registry)
         adapted = [row for row in plan.having("already adapted") if row.spec is not None]
@@ -159,7 +153,9 @@ class Net(Holder):
         key = self._key if key is None else key
         module = carry_out(state.module, plan, key=key, statistics=statistics)
         if module is not state.module:
-            state = state.adapted(module, originals_of(state.module, module))
+            asked = {row.path: row.rank for row in plan.wrapped if row.rank is not None}
+            originals = originals_of(state.module, module)
+            state = state.adapted(module, originals, asked_ranks=asked)
         return self._become(state)
 
     @knows_words_of_peft
@@ -252,7 +248,8 @@ class Net(Holder):
 
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
-        return report_on(self.module, self.trainable, self._registry, measure=merge_error)
+        asked = self._now.asked_ranks
+        return report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
         selection = {"target": target, "wrappers": wrapper, "specs": specs}

@@ -4,6 +4,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Container, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -41,20 +42,32 @@ class NetState:
     """A model, which of its arrays train, and the original layers that its adapters changed.
 
     - `identity`: an object that stands for its adapters, whatever their values; else `None`.
+    - `asked_ranks`: by path, the ranks that `lora` was asked for, which a small layer clamps.
     """
 
     module: PyTree
     trainable: PyTree[bool]
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
     identity: object = dataclasses.field(default_factory=object)
+    asked_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def adapted(
-        self, module: PyTree, originals: Mapping[str, Original], replaced: Container[str] = ()
+        self,
+        module: PyTree,
+        originals: Mapping[str, Original],
+        replaced: Container[str] = (),
+        asked_ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> "NetState":
         """With `module`, whose new adapters changed `originals`, and replaced adapters."""
-        remaining = {path: layer for path, layer in self.originals.items() if path not in replaced}
+        remaining = {path: x for path, x in self.originals.items() if path not in replaced}
+        ranks = {path: rank for path, rank in self.asked_ranks.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
-        return NetState(module, trainable, remaining | dict(originals))
+        return NetState(
+            module,
+            trainable,
+            {**remaining, **originals},
+            asked_ranks={**ranks, **asked_ranks},
+        )
 
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict

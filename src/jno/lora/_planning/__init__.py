@@ -3,6 +3,6 @@
 from ._advice import advised
 from ._making import make_plan
 from ._masks import MaskLike, compiled, parse_mask, selector
-from ._messages import warn_of_clamped_ranks, warn_of_omissions
+from ._messages import warn_of_omissions
 from ._plan import Plan, PlanRow
 from ._specs import Spec, SpecLike, TargetLike, WrapperLike, parse_specs, parse_wrapper

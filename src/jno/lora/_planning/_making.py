@@ -5,6 +5,7 @@ import dataclasses
 from jaxtyping import PyTree
 
 from .._registry import Registry
+from ._continued import continued_numbers
 from ._masks import Selector
 from ._messages import problem_of, warn_of_former_variants
 from ._plan import Plan
@@ -26,4 +27,4 @@ def make_plan(
         second = Walk(questions, model, tuple(widened), selects)
         walk = second if second.selecting - walk.selecting else walk
     warn_of_former_variants(walk)
-    return Plan(tuple(walk.rows), problem_of(walk))
+    return Plan(tuple(walk.rows), problem_of(walk), notes=tuple(continued_numbers(walk)))

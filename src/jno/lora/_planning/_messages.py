@@ -195,14 +195,3 @@ def warn_of_omissions(plan: Plan) -> None:
             "The mask selects no layer that could be adapted, so nothing was. These carry an "
             f"adapter already:\n{_listed(carriers)}"
         )
-
-
-def warn_of_clamped_ranks(rows: list[PlanRow], adapters: list[LoRAWrapper]) -> None:
-    clamped = [
-        f"{show_path(row.path)}: {row.rank} -> {adapter.rank}"
-        for row, adapter in zip(rows, adapters, strict=True)
-        if row.rank is not None and adapter.rank is not None and adapter.rank < row.rank
-    ]
-    if clamped:
-        listed = bullets(clamped, FEW)
-        warn(f"The rank is larger than these layers allow, and was clamped:\n{listed}")

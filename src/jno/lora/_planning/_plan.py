@@ -72,11 +72,13 @@ class Plan(Printed[PlanRow]):
 
     - `problem`: the error that the call raises, if a target or spec selects nothing.
     - `left_out`: the layers whose matrices would have no adapter.
+    - `notes`: what else the call may not mean: a target `layers/1` that selects `layers/10` too.
     """
 
     rows: tuple[PlanRow, ...]
     problem: str | None = None
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+    notes: tuple[str, ...] = ()
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:
@@ -108,5 +110,5 @@ class Plan(Printed[PlanRow]):
         )
         columns += [("rank", "right"), ("alpha", "right")]
         lines = [str(self.left_out)] if self.left_out.is_worth_a_line else []
-        lines += [] if self.problem is None else [self.problem]
+        lines += [*filter(None, [self.problem]), *self.notes]
         return table(self._title(), columns, rows, "\n".join(lines), by_path=True)

@@ -1,7 +1,9 @@
 """The adapters of a model, their parameter counts, and the loss by merging each of them."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -33,8 +35,8 @@ from .._tree import LeftOut, adapted_layers, count_plain, layers_left_out
 class ReportRow:
     """One adapted layer.
 
-    - `rank`, `alpha`: the actual values (a small layer clamps the requested rank); `None` if the
-        adapter lacks them.
+    - `rank`, `alpha`: the actual values; `None` if the adapter lacks them.
+    - `asked_rank`: the rank that `net.lora` was asked for, if the layer is too small for that rank.
     - `trainable`, `total`: the parameters of the layer and its adapter that train, and all of them.
         Constants of an adapter (PiSSA's initial factors) are not counted.
     - `merge_error`: the fraction of the update that is lost to rounding when it is merged into the
@@ -50,6 +52,7 @@ class ReportRow:
     trainable: int
     total: int
     merge_error: float | None = None
+    asked_rank: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -96,7 +99,7 @@ class LoraReport(Printed[ReportRow]):
                 row.layer,
                 row.wrapper.__name__,
                 row.distribution or "",
-                "" if row.rank is None else f"{row.rank}",
+                _shown_rank(row),
                 "" if row.alpha is None else f"{row.alpha:g}",
                 f"{row.trainable:,}",
                 f"{row.total:,}",
@@ -106,6 +109,8 @@ class LoraReport(Printed[ReportRow]):
         )
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
+        if any(row.asked_rank is not None for row in self.rows):
+            lines.append('Rank "2 of 4": the call asked for 4, and the layer allows no more than 2')
         if self.rows and self.left_out.is_worth_a_line:
             lines.append(str(self.left_out))
         return table(self._title(), columns, cells, "\n".join(lines), by_path=True)
@@ -130,10 +135,24 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     return report_on(model, trainable, default_registry(), measure=merge_error)
 
 
+def _shown_rank(row: ReportRow) -> str:
+    if row.rank is None:
+        return ""
+    return f"{row.rank}" if row.asked_rank is None else f"{row.rank} of {row.asked_rank}"
+
+
 def report_on(
-    model: PyTree, trainable: PyTree[bool], registry: Registry, *, measure: bool
+    model: PyTree,
+    trainable: PyTree[bool],
+    registry: Registry,
+    asked_ranks: Mapping[str, int] = MappingProxyType({}),
+    *,
+    measure: bool,
 ) -> LoraReport:
-    """`lora_report`, for the leaves that `trainable` marks."""
+    """`lora_report`, for the leaves that `trainable` marks.
+
+    - `asked_ranks`: the ranks that a call was asked for, by path.
+    """
     parameters = may_train(model)
     rows: list[ReportRow] = []
     fill = filler(model)
@@ -144,7 +163,10 @@ def report_on(
         total = count(adapter, counted) + coded_size(adapter)
         numbers = adapter.rank, adapter.alpha, count(adapter, trained), total
         error = _error_of_merging(fill(adapter), path) if measure else None
-        rows.append(ReportRow(path, *classes, distribution, *numbers, error))
+        asked = asked_ranks.get(path)
+        is_clamped = asked is not None and adapter.rank is not None and adapter.rank < asked
+        asked = asked if is_clamped else None
+        rows.append(ReportRow(path, *classes, distribution, *numbers, error, asked))
     total = count(model, parameters) + coded_size(model)
     left_out = layers_left_out(eqx.filter(model, trainable, inverse=True), count_plain(model))
     return LoraReport(tuple(rows), count(model, trainable), total, measure, left_out)

@@ -21,7 +21,7 @@ from .._contract import (
     over_stack,
     refusal_of_template,
 )
-from .._errors import INTERRUPTS, SelectionError, WrapperError, reason_of, warn
+from .._errors import SelectionError, WrapperError, reason_of, warn
 from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
@@ -29,7 +29,7 @@ from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
 from .._tree import adapted_layers, claims, holds_adapters, map_adapters, refuse_second
 from ._adapter_set import PRODUCT_STATE
-from ._products import Factors, Triplets, known_factors
+from ._products import Factors, Triplets, is_product_class, known_factors
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -84,7 +84,7 @@ def to_lora(
     for variant in ("lora-in-norm", "lora-embedding", "lora-recurrent"):
         with contextlib.suppress(SelectionError):  # a registry may hold no such class
             named += registry.resolve(variant)
-    classes = (*filter(_is_product, named), *filter(has_products, named))
+    classes = (*filter(is_product_class, named), *filter(has_products, named))
     rows: list[UpdateRow] = []
     problems: list[str] = []
     fill = filler(model)
@@ -104,16 +104,6 @@ def to_lora(
             f"Not every adapter can be converted to plain LoRA like this:\n{bullets(problems)}"
         )
     return converted, UpdateReport(tuple(rows))
-
-
-def _is_product(cls: type[LoRAWrapper]) -> bool:
-    """Whether the whole effect of `cls` is a product. A class that raises is left out."""
-    try:
-        return cls.low_rank_scale(1, 1.0) is not None
-    except INTERRUPTS:
-        raise
-    except BaseException:
-        return False
 
 
 def _converted(

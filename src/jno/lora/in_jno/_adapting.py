@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .. import _merge
+from .._calibration import calibrate
 from .._contract import LoRAWrapper
-from .._dispatch import apply_lora as _apply_lora
+from .._dispatch import Statistics, carry_out, plan_lora
 from .._errors import JnoLoraError, SelectionError, warn
 from .._paths import bullets, path_str
 from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
@@ -21,6 +22,9 @@ from .._sets import AdapterSet, extract_adapters
 from .._shared_arrays import names_shared_in
 
 JNO_ADAPTERS = "jno.architectures.lora"
+
+# Keys of jNO's specs that are the call's, and the same in all of its specs.
+DATA_KEYS = ("statistics", "calibrate")
 
 # The adapters of the last solve by the identity of the merged model that jNO keeps. Models have no
 # hash, so a weak reference takes the entry out when jNO drops the model.
@@ -58,15 +62,24 @@ def apply_lora(
     wrappers: Any = None,
     param_mask: Any = None,
 ) -> Any:
-    """`model` with adapters, from the specs that jNO's `Model` keeps (with the key `wrappers`)."""
+    """`model` with adapters, from the specs that jNO's `Model` keeps (with the key `wrappers`).
+
+    Adapters that the model carries train on. If it carries all that are asked for, it is returned.
+    """
     if specs is None:
         if rank <= 0:
             return model
         specs = [{"target": target, "rank": rank, "alpha": alpha}]
-    specs = [_spec_of(spec, wrappers) for spec in specs]
+    configs = list(specs)
+    specs = [_spec_of(config, wrappers) for config in configs]
     mask = None if param_mask is None else _mask_of(model, param_mask)
     try:
-        adapted = _apply_lora(model, specs=specs, key=key, param_mask=mask)
+        plan = plan_lora(model, specs=specs, param_mask=mask)
+        carriers = [row for row in plan.having("already adapted") if row.spec is not None]
+        if carriers and not plan.wrapped:
+            return model
+        statistics = _statistics(model, configs, specs, mask)
+        adapted = carry_out(model, plan, key=key, statistics=statistics)
     except SelectionError as err:
         constrained = _constrained_arrays(model, specs)
         if not constrained:
@@ -87,8 +100,28 @@ def apply_lora(
 def _spec_of(spec: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
     """A spec of jNO as a spec of `jno.lora`."""
     wrapper = spec.get("wrappers", spec.get("wrapper", wrappers))
-    fields = {name: value for name, value in spec.items() if name != "wrappers"}
+    left_out = ("wrappers", *DATA_KEYS)
+    fields = {name: value for name, value in spec.items() if name not in left_out}
     return {**fields, "wrapper": list(_normalize_wrappers(wrapper))}
+
+
+def _statistics(
+    model: Any, configs: list[Mapping[str, Any]], specs: list[dict[str, Any]], mask: Any
+) -> Statistics | None:
+    """The statistics that `lora` was given, or those of its batches and the model before a solve.
+
+    A solve trains the model that it starts from, so the batches are looked at only now.
+    """
+    config = configs[0] if configs else {}
+    if (calibration := config.get("calibrate")) is None:
+        return config.get("statistics")
+    batches, loss = calibration
+    paramax = sys.modules.get("paramax")
+
+    def loss_of_values(model: Any, batch: Any) -> Any:
+        return loss(model if paramax is None else paramax.unwrap(model), batch)
+
+    return calibrate(model, batches, loss_of_values, wrappers=None, specs=specs, param_mask=mask)
 
 
 def merge_lora(model: Any) -> Any:

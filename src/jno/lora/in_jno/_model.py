@@ -2,19 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+from jaxtyping import PyTree
+
+from .._calibration import check_calibrate
+from .._dispatch import Statistics
 from .._errors import SelectionError
 from .._planning import Spec, TargetLike, parse_specs
 from .._registry import default_registry
-from ._adapting import _normalize_wrappers
+from .._trainability import partial_lora_trainable_filter
+from .._tree import holds_adapters
+from ._adapting import DATA_KEYS, _normalize_wrappers
 
 _SPEC_KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 
 
 def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Model.lora` with `options`, names of adapters, and specs that are checked at the call."""
+    """`Model.lora` with our arguments and names of adapters, which are checked at the call."""
 
     @functools.wraps(original)
     def lora(
@@ -26,7 +34,12 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         target: TargetLike = None,
         specs: Iterable[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        statistics: Statistics | None = None,
+        calibrate: Sequence[Any] | None = None,
     ) -> Any:
+        if calibrate is not None:
+            batches, loss = check_calibrate(calibrate, statistics)
+            calibrate = (list(batches), loss)  # an iterator would serve only one solve
         call = {"target": target, "rank": rank, "alpha": alpha, "wrapper": wrapper}
         checked = _check_specs(specs, {**call, "options": options})
         if specs is None:
@@ -36,6 +49,9 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         for config, spec in zip(self._lora_config, checked, strict=True):
             if spec["options"] is not None:
                 config["options"] = dict(spec["options"])
+            for name, value in zip(DATA_KEYS, (statistics, calibrate), strict=True):
+                if value is not None:
+                    config[name] = value
         return self
 
     return lora
@@ -72,6 +88,28 @@ def tune_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, lora=lora, **named)
 
     return tune
+
+
+class TrainableMask:
+    """The attribute `_trainable_param_mask` of jNO's `Model`: which arrays of the model train.
+
+    jNO trains all arrays of a model for which neither `lora` nor `freeze` was called. If the model
+    carries adapters, these and the arrays outside train, and the layers in the adapters do not.
+    """
+
+    name = "_trainable_param_mask"
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        if model is None:
+            return self
+        mask = vars(model).get(self.name)
+        if model._lora_config is not None or not holds_adapters(model.module):
+            return mask
+        trains: PyTree[bool] = partial_lora_trainable_filter(model.module)
+        return trains if mask is None else jax.tree.map(operator.and_, trains, mask)
+
+    def __set__(self, model: Any, mask: Any) -> None:
+        vars(model)[self.name] = mask
 
 
 def _check_specs(

@@ -12,6 +12,7 @@ from .._errors import JnoLoraError
 from .._trainability import lora_trainable_filter, partial_lora_trainable_filter
 from . import _adapting, _model
 from ._installs import describe_jno, jno_version
+from ._model import TrainableMask
 
 # By the names in jNO's modules.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -57,6 +58,10 @@ class Replacement:
             ours = stand_in(theirs)
             problems += _differences(where, theirs, ours)
             self._methods.append((cls, name, theirs, ours))
+        self._model: Any = getattr(trace, "Model", None)
+        freeze = getattr(self._model, "freeze", None)
+        if not inspect.isfunction(freeze) or TrainableMask.name not in freeze.__code__.co_names:
+            problems.append(f"{trace.__name__}.Model.freeze does not set {TrainableMask.name}")
         if problems:
             raise JnoLoraError(
                 f"The adapters of jno.lora cannot be used by {describe_jno()}, which differs from "
@@ -68,6 +73,7 @@ class Replacement:
         _swap({id(theirs): ours for theirs, ours in self._pairs})
         for cls, name, _, ours in self._methods:
             setattr(cls, name, ours)
+        setattr(self._model, TrainableMask.name, TrainableMask())
 
     def take_back(self) -> None:
         """Let jNO use its own adapters again, also in modules that were imported since."""
@@ -75,6 +81,7 @@ class Replacement:
         for cls, name, theirs, ours in self._methods:
             if vars(cls).get(name) is ours:
                 setattr(cls, name, theirs)
+        delattr(self._model, TrainableMask.name)
 
 
 def forbid_lora(reason: str) -> None:
