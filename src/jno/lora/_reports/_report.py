@@ -106,7 +106,7 @@ class LoraReport(Printed[ReportRow]):
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
         if any(row.asked_rank is not None for row in self.rows):
-            lines.append('Rank "2 of 4": the call asked for 4, and the layer allows no more than 2')
+            lines.append('Rank "r of q": the call asked for q, and the layer allows no more than r')
         return table_by_path(self._title(), columns, cells, "\n".join(lines))
 
 
