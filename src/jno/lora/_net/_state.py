@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Container, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -28,6 +28,8 @@ from .._trainability import (
     partial_lora_trainable_filter,
 )
 from .._tree import adapted_layers, map_adapters, replace_layers
+
+T = TypeVar("T")
 
 # The identity of the adapters of a tree that comes from no net.
 UNKNOWN = object()
@@ -59,15 +61,10 @@ class NetState:
         asked_ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> "NetState":
         """With `module`, whose new adapters changed `originals`, and replaced adapters."""
-        remaining = {path: x for path, x in self.originals.items() if path not in replaced}
-        ranks = {path: rank for path, rank in self.asked_ranks.items() if path not in replaced}
         trainable = carry_to_adapted(self.trainable, module, replaced)
-        return NetState(
-            module,
-            trainable,
-            {**remaining, **originals},
-            asked_ranks={**ranks, **asked_ranks},
-        )
+        originals = _without(self.originals, replaced) | dict(originals)
+        asked_ranks = _without(self.asked_ranks, replaced) | dict(asked_ranks)
+        return NetState(module, trainable, originals, asked_ranks=asked_ranks)
 
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
@@ -171,6 +168,10 @@ class InactiveAdapters:
 
         trainable = map_adapters(restore, module, carry_to_adapted(plain.trainable, module))
         return NetState(module, trainable, originals_of(plain.module, module), self.identity)
+
+
+def _without(by_path: Mapping[str, T], paths: Container[str]) -> dict[str, T]:
+    return {path: value for path, value in by_path.items() if path not in paths}
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class LoraReport(Printed[ReportRow]):
         costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
         lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
         if any(row.asked_rank is not None for row in self.rows):
-            lines.append('Rank "2 of 4": the call asked for 4, and the layer allows no more than 2')
+            lines.append('Rank "r of q": the call asked for q, and the layer allows no more than r')
         if self.rows and self.left_out.is_worth_a_line:
             lines.append(str(self.left_out))
         return table(self._title(), columns, cells, "\n".join(lines), by_path=True)

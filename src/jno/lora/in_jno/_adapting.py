@@ -108,7 +108,7 @@ def _spec_of(spec: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
 def _statistics(
     model: Any, configs: list[Mapping[str, Any]], specs: list[dict[str, Any]], mask: Any
 ) -> Statistics | None:
-    """The statistics that `lora` was given, or those of its batches and the model before a solve.
+    """The statistics that `lora` was given, or that its batches give in the model of this solve.
 
     A solve trains the model that it starts from, so the batches are looked at only now.
     """
