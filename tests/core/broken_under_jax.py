@@ -33,6 +33,8 @@ from .gated_adapters import MixesItsDirections, PenaltyPullsOnTheBase
 
 
 class StopsGradient(Good):
+    """The gradient of `A` is stopped."""
+
     def __call__(self, x):
         A, B = (jax.lax.stop_gradient(a).astype(x.dtype) for a in (self.lora_A, self.lora_B))
         moving = self.lora_B.astype(x.dtype)
@@ -45,6 +47,8 @@ class StopsGradient(Good):
 
 
 class MergeStopsGradient(Good):
+    """`merge` stops the gradient of the update."""
+
     def merge(self):
         W = float_of(self.base.weight) + jax.lax.stop_gradient(update(self))
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
@@ -99,6 +103,8 @@ class AbstractlyOther(Good):
 
 
 class Solves(Good):
+    """The call solves a linear system."""
+
     def __call__(self, x):
         eye = jnp.eye(x.shape[0], dtype=jnp.float32)
         same = jnp.linalg.solve(eye, x.astype(jnp.float32)).astype(x.dtype)
@@ -139,6 +145,8 @@ class CallsBackInInit(Good):
 
 
 class NamesAnotherMesh(Good):
+    """`partition_specs` names an axis of another mesh."""
+
     def partition_specs(self):
         return {"lora_A": jax.sharding.PartitionSpec(None, "an axis of another mesh")}
 
@@ -148,7 +156,7 @@ def low_rank(wrapper, x, A, B):
 
 
 class TakesRowsOfTheWeight(Good):
-    """There are only four."""
+    """Takes `rank` rows of the weight, which has four."""
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -158,6 +166,8 @@ class TakesRowsOfTheWeight(Good):
 
 
 class StopsItsInput(Good):
+    """The call stops the gradient of the input."""
+
     def __call__(self, x):
         constant = jax.lax.stop_gradient(x)
         return self.base(x) + low_rank(self, constant, self.lora_A, self.lora_B)

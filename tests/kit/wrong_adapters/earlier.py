@@ -1,0 +1,15 @@
+"""An adapter for each check, which makes this check fail, and few others."""
+
+from tests.core.broken_adapters import MisspeltField
+from tests.core.broken_under_jax import BROKEN
+
+from jno.lora.testing import ADVICE
+
+from ._rows import wrong
+
+wrong("contract")(MisspeltField)
+for _check, (_adapter, _) in BROKEN.items():
+    if _check in ADVICE:
+        wrong(None, survives=f"the check `{_check}` is advice")(_adapter)
+    else:
+        wrong(_check)(_adapter)
