@@ -8,8 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import LoRAWrapper, WrapperError
-from jno.lora.testing import ConformanceError, WrapperCase, run_checks, wrapper_checks
+from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora.extending import compute_dtype
+from jno.lora.testing import (
+    ConformanceError,
+    WrapperCase,
+    run_checks,
+    standard_cases,
+    standard_layers,
+    wrapper_checks,
+)
 
 from .broken_adapters import Good, case_of, update
 from .toys import ToyScale
@@ -176,3 +184,174 @@ def test_what_a_case_makes_is_made_once_for_each_dtype_seed_and_precision():
     with jax.enable_x64(True):
         (double,) = doubles.make_inputs()
     assert (single.dtype, double.dtype) == (jnp.float32, jnp.float64)
+
+
+class Mixing(eqx.Module):
+    """A complex matrix, and a real bias that is added to the real part."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __init__(self, inputs, outputs, *, key):
+        # Promotes, which is the layer's affair.
+        self.weight = jax.random.normal(key, (outputs, inputs)) * jnp.complex64(1 + 1j)
+        self.bias = jnp.ones(outputs)
+
+    def __call__(self, x):
+        y = self.weight @ x
+        return y + self.bias.astype(y.dtype)
+
+
+class ComplexUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        is_array = type(leaf) is Mixing and eqx.is_inexact_array(leaf.weight)
+        return is_array and leaf.weight.ndim == 2
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        outputs, inputs = base.weight.shape
+        self.lora_A = jax.random.normal(key, (rank, inputs), base.weight.dtype)
+        self.lora_B = jnp.zeros((outputs, rank), base.weight.dtype)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + update(self))
+
+
+def test_a_correct_adapter_of_a_complex_layer_passes():
+    case = WrapperCase(
+        ComplexUpdate,
+        base=lambda key: Mixing(6, 4, key=key),
+        inputs=lambda key: (jax.random.normal(key, (6,), jnp.complex64),),
+    )
+    assert case.make_base(jnp.bfloat16).weight.dtype == jnp.complex64
+    assert case.make_base(jnp.bfloat16).bias.dtype == jnp.bfloat16
+    assert [str(r.error) for r in run_checks(case) if r.error is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float16, jnp.float32),
+        (np.float32, jnp.float32),
+        (np.float64, jnp.float32),  # as JAX has it without x64
+        (np.complex64, jnp.complex64),
+    ],
+)
+def test_the_dtype_to_compute_in_is_never_a_half_precision(dtype, expected):
+    assert compute_dtype(np.ones(3, dtype)) == expected
+
+
+def test_the_dtype_to_compute_in_is_double_for_a_double_layer():
+    with jax.enable_x64(True):
+        assert compute_dtype(jnp.ones(3, jnp.float64)) == jnp.float64
+
+
+# --- standard cases
+
+
+def test_three_linear_layers_show_what_one_hides():
+    first, *further = standard_cases(
+        Good, law=law, parameters=lambda layer, rank: rank * sum(layer.weight.shape)
+    )
+    facts = {}
+    for case in (first, *further):
+        base = case.make_base()
+        form = base.in_features, base.out_features, base.use_bias
+        facts[str(case)] = (*form, case.rank, case.alpha, case.parameters)
+    assert facts == {
+        "Good-Linear": (6, 4, True, 2, 4.0, 20),
+        "Good-Linear-widening": (3, 5, False, 2, 4.0, 16),
+        "Good-Linear-square": (4, 4, True, 3, 3.0, 24),
+    }
+    assert len(wrapper_checks(first)) > 30
+    assert {len(wrapper_checks(case)) for case in further} == {5}
+    results = [result for case in further for result in run_checks(case)]
+    assert [result.not_applicable or result.error for result in results] == 10 * [None]
+
+
+def in_call_and_merge(formula):
+    """An adapter whose update is `formula`, and the law is not."""
+
+    class Wrong(Good):
+        def __call__(self, x):
+            return self.merge()(x)
+
+        def merge(self):
+            W = self.base.weight
+            new = (W + formula(self)).astype(W.dtype)
+            return eqx.tree_at(lambda m: m.weight, self.base, new)
+
+    return Wrong
+
+
+class ForgetsThatABiasMayLack(Good):
+    def __call__(self, x):
+        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
+        scale = self.alpha / self.rank
+        return self.base.weight @ x + scale * (B @ (A @ x)) + self.base.bias
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "noticed"),
+    [
+        # 4 - 2 and 4 / 2 are equal, 3 - 3 and 3 / 3 are not.
+        (in_call_and_merge(lambda a: (a.alpha - a.rank) * (a.lora_B @ a.lora_A)), "square"),
+        # The first case's rank is 2.
+        (in_call_and_merge(lambda a: a.alpha / 2 * (a.lora_B @ a.lora_A)), "square"),
+        (in_call_and_merge(lambda a: a.alpha**0.5 * (a.lora_B @ a.lora_A)), "square"),
+        (ForgetsThatABiasMayLack, "widening"),
+    ],
+)
+def test_a_mistake_that_the_first_linear_layer_hides_shows_on_a_further_one(wrapper, noticed):
+    first, *further = standard_cases(wrapper, law=law)
+    only = ["identity-at-init", "adapter-acts", "merge-equals-call", "law"]
+    assert [r.error for r in run_checks(first, only) if r.error] == []
+    failed = {r.case for case in further for r in run_checks(case) if r.error}
+    assert f"Wrong-Linear-{noticed}" in failed or f"{wrapper.__name__}-Linear-{noticed}" in failed
+
+
+def test_further_cases_are_of_layers_that_the_adapter_claims():
+    class Biased(Good):
+        @classmethod
+        def applies_to(cls, leaf):
+            return Good.applies_to(leaf) and leaf.bias is not None
+
+    assert [str(case) for case in standard_cases(Biased)] == [
+        "Biased-Linear",
+        "Biased-Linear-square",
+    ]
+    assert standard_cases(Good, ["Conv1d"]) == []
+
+
+def test_a_case_runs_the_checks_that_it_names():
+    case = dataclasses.replace(case_of(Good), checks=("merge-*", "jit"))
+    names = ["jit", "merge-equals-call", "merge-gradients", "merge-restores-form"]
+    assert sorted(wrapper_checks(case)) == names
+    assert [r.check for r in run_checks(case, ["j*", "vmap"])] == ["jit"]
+    with pytest.raises(SelectionError, match="'merges' is not a check"):
+        run_checks(dataclasses.replace(case, checks=("merges",)))
+
+
+class EveryLayer(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.Module)
+
+
+def test_further_layers_have_the_arguments_that_adapters_forget():
+    cases = {str(case).removeprefix("EveryLayer-"): case for case in standard_cases(EveryLayer)}
+    assert len([name for name in cases if "-" not in name]) == len(standard_layers())
+    for name in ("Conv1d-dilated", "ConvTranspose1d-dilated"):
+        base = cases[name].make_base()
+        assert (base.dilation, base.groups, base.use_bias) == ((2,), 2, False)
+    assert cases["Conv2d-reflecting"].make_base().padding_mode == "REFLECT"
+    assert [int(i) for i in cases["Embedding-ends"].make_inputs()] == [0, 8, -1, -9]
+    attention = cases["MultiheadAttention-masked"]
+    with_mask = attention.run(attention.make_base())
+    q, k, v, mask, key = attention.make_inputs()
+    assert not jnp.allclose(with_mask, attention.make_base()(q, k, v, key=key))
+    assert not jnp.allclose(with_mask, attention.make_base()(q, k, v, mask, inference=True))
+    undropped = cases["MultiheadAttention-inference"]
+    undropped.run(undropped.make_base())  # would raise for want of a key

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora.testing import ConformanceError, wrapper_checks
+from jno.lora.testing import ADVICE, ConformanceError, run_checks, wrapper_checks
 
 from .broken_adapters import Good, case_of
-from .broken_under_jax import DERIVATIVES
+from .broken_under_jax import DERIVATIVES, HidesItsProduct, SetsAnOutput
 
 
 def test_an_input_of_integers_has_no_derivatives_to_check():
@@ -56,6 +56,34 @@ def test_derivatives_that_only_the_adapter_lacks_are_a_failure():
             return jax.pure_callback(lambda y: y, x[:4], Good.__call__(self, x))
 
     checks = wrapper_checks(case_of(Rounds))
-    for name in DERIVATIVES:
+    for name in ("input-derivatives", "residual-gradients"):
         with pytest.raises(ConformanceError, match="the check stopped at an exception"):
             checks[name]()
+
+
+def test_an_operation_that_jet_itself_cannot_follow_is_advice_and_named_as_a_gap_of_jax():
+    checks = wrapper_checks(case_of(SetsAnOutput))
+    assert checks["input-jet"]() == "`jet` has a gap, which `jet-rules` names"
+    assert checks["input-derivatives"]() is None
+    with pytest.raises(ConformanceError, match=r"itself fails .*: KeyError: scatter\n") as failure:
+        checks["jet-rules"]()
+    assert "the gap is in JAX" in str(failure.value)
+    assert "jet-rules" in ADVICE
+
+
+class Clips(Good):
+    def __call__(self, x):
+        return jnp.clip(Good.__call__(self, x), -100, 100)
+
+
+def test_a_clip_fails_nothing_that_is_required():
+    # Whether `jet` can follow it depends on the version of JAX.
+    names = ["input-derivatives", "input-jet", "residual-gradients"]
+    assert [r.error for r in run_checks(case_of(Clips), names)] == [None, None, None]
+
+
+def test_a_rule_of_the_author_that_jet_ignores_is_not_a_gap_of_jax():
+    checks = wrapper_checks(case_of(HidesItsProduct))
+    assert checks["jet-rules"]() is None
+    with pytest.raises(ConformanceError):
+        checks["input-jet"]()

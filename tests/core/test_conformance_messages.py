@@ -1,5 +1,6 @@
 """The kit's messages: the author's own line, and one message for failures that are the same."""
 
+import dataclasses
 import importlib
 import sys
 
@@ -119,6 +120,34 @@ def test_the_command_prints_one_message_for_all(package):
     assert [line.startswith("Advice: ") for line in stopped] == [False, True]
 
 
+def test_one_cause_has_one_message_for_all_cases(package):
+    cases = [
+        dataclasses.replace(case_of(package.Adapter), name=name, rank=rank)
+        for name, rank in (("narrow", 1), ("wide", 3))
+    ]
+    (text,) = messages(r for case in cases for r in run_checks(case, ["jit", "identity-at-init"]))
+    assert text.startswith("[identity-at-init, jit] narrow: 2 checks stopped at an exception, Type")
+    assert text.endswith("\nThe same in wide.")
+
+
+class StartsLarge(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        Good.__init__(self, base, rank, alpha, key=key)
+        self.lora_B = self.lora_B + alpha
+
+
+def test_one_problem_with_other_numbers_has_one_message_for_all_cases():
+    cases = [
+        dataclasses.replace(case_of(StartsLarge), name=f"alpha {alpha}", alpha=alpha)
+        for alpha in (1.0, 2.0, 5.0)
+    ]
+    results = [r for case in cases for r in run_checks(case, ["identity-at-init"])]
+    problems = {r.error.problem for r in results}
+    assert len(problems) == 3
+    (text,) = messages(results)
+    assert text == f"{results[0].error}\nThe same in alpha 2.0, alpha 5.0."
+
+
 def test_other_failures_keep_a_message_each():
     failed = [r for r in run_checks(case_of(HalfPrecisionAdapter)) if r.error is not None]
     (text,) = messages(failed)
@@ -141,7 +170,7 @@ def rows(text):
 def test_the_command_runs_chosen_checks_on_chosen_layers_at_a_chosen_rank(package):
     own = "someones_adapters:Adapter"
     text = run("check", own, "--only", "contract", "--only", "applies-*", "--layer", "Linear")
-    assert rows(text) == [["Adapter-Linear", "4/4"]]
+    assert rows(text) == [["Adapter-Linear", "4/4"]]  # further cases have no such checks
     assert run("check", f"{__name__}:Picky", "--only", "key-forms", "--rank", "5", code=0)
     assert "only even ranks" in run("check", f"{__name__}:Picky", "--only", "key-forms", code=1)
     assert "Linears are not" not in text
@@ -163,6 +192,68 @@ class Picky(Good):
         if rank < 4:
             raise ValueError("only even ranks")
         Good.__init__(self, base, rank, alpha, key=key)
+
+
+class Doubling(eqx.Module):
+    """A layer of an author's own."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return 2 * (self.weight @ x)
+
+
+class DoublingUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        is_array = type(leaf) is Doubling and eqx.is_inexact_array(leaf.weight)
+        return is_array and leaf.weight.ndim == 2
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+
+def doubling(outputs):
+    return WrapperCase(
+        DoublingUpdate,
+        base=lambda key: Doubling(jax.random.normal(key, (outputs, 3))),
+        inputs=lambda key: (jax.random.normal(key, (3,)),),
+        name=f"Doubling-{outputs}",
+    )
+
+
+CASES = [doubling(2), doubling(4)]
+CASE = CASES[0]
+UNNAMED = [dataclasses.replace(case, name="") for case in CASES]
+
+
+def cases():
+    return CASES
+
+
+def no_cases():
+    return ["Doubling"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("CASES", 2), ("cases", 2), ("CASE", 1)])
+def test_the_command_runs_cases_of_layers_of_one_s_own(name, count):
+    text = run("check", f"{__name__}:{name}", "--only", "contract", "--only", "identity-at-init")
+    lines = [line.split()[:2] for line in text.splitlines() if "Doubling-" in line]
+    assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("UNNAMED",), 1, "has several cases called DoublingUpdate: give each case a `name`"),
+        (("no_cases",), 1, "which returns ['Doubling']. It must be a subclass of jno.lora.LoRA"),
+        (("Doubling",), 1, "a function without arguments that returns such a list"),
+        (("CASES", "--layer", "Linear"), 2, "cases have layers already"),
+    ],
+)
+def test_the_command_says_what_cases_are(arguments, code, said):
+    name, *options = arguments
+    assert said in " ".join(run("check", f"{__name__}:{name}", *options, code=code).split())
 
 
 class KeepsAnArrayAsStatic(Good):

@@ -64,7 +64,8 @@ def test_the_documented_names_are_exported():
     assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ERRORS
     assert set(jno.lora.types.__all__) >= RESULTS
     assert len(jno.lora.__all__) <= 40
-    assert len(jno.lora.extending.__all__) <= 33
+    # The 34th is `compute_dtype`, which the kit asks of every adapter (`adapter-dtype`).
+    assert len(jno.lora.extending.__all__) <= 34
 
 
 @pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ._checkpoint import read_file, read_json, values_of, write_together
-from ._compute import equations_in, gauss_jordan, jaxprs_in, static_key
+from ._compute import compute_dtype, equations_in, gauss_jordan, jaxprs_in, static_key
 from ._contract import expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
@@ -34,6 +34,7 @@ __all__ = [
     "adapted_layers",
     "bullets",
     "callable_for",
+    "compute_dtype",
     "default_adapters",
     "default_registry",
     "equations_in",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
 from jno.lora.coded import is_coded
+from jno.lora.extending import compute_dtype
 
 from ._derivatives import differentiated_by
 
@@ -47,12 +48,6 @@ def sharded_over(weight: Any) -> tuple[Any, ...]:
 def dtype_of(weight: Any) -> Any:
     """The dtype that JAX has for `weight`: float32 for NumPy's float64 unless that is enabled."""
     return jax.dtypes.canonicalize_dtype(weight.dtype)
-
-
-def compute_dtype(weight: Any) -> Any:
-    """The dtype to compute in with `weight`: the weight's dtype, or float32 if that is wider."""
-    dtype = dtype_of(weight)
-    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def in_compute_dtype(weight: Any) -> Array:

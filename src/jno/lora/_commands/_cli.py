@@ -186,7 +186,7 @@ def new(name: str, layer: str | None, method: bool, output: Path) -> None:
 
 
 @cli.command()
-@click.argument("what", metavar="MODULE:CLASS | DISTRIBUTION")
+@click.argument("what", metavar="MODULE:CLASS | MODULE:CASES | DISTRIBUTION")
 @click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
 @click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
 @click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
@@ -200,22 +200,27 @@ def check(
     rank: int | None,
     strict: bool,
 ) -> None:
-    """Run the conformance kit on an adapter class, or on all adapters of a plugin.
+    """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
 
-    Every check runs on every common Equinox layer that an adapter claims. Exits with 1 if a
-    required check fails: users rely on it. Advice is printed, too. --only and --layer can be given
-    several times.
+    Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
+    CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
+    with 1 if a required check fails: users rely on it. Advice is printed, too. --only and --layer
+    can be given several times.
     """
     from ..testing import messages
     from . import conformance
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
-    if ":" in what:
-        wrappers = [conformance.imported_class(what)]
+    named = conformance.imported(what) if ":" in what else None
+    if named is None or conformance.is_adapter_class(named):
+        wrappers = conformance.classes_of(what, records()) if named is None else [named]
+        cases, unchecked = conformance.common_cases(wrappers, layers)
+    elif layers:
+        raise click.BadParameter("--layer chooses common layers; cases have layers already")
     else:
-        wrappers = conformance.classes_of(what, records())
-    results, unchecked = conformance.run(wrappers, only or ("*",), layers, rank)
+        cases, unchecked = conformance.cases_in(what, named), ""
+    results = conformance.run(cases, only or ("*",), rank)
     _print(results, lambda results: conformance.as_table(results, unchecked))
     failed = [result for result in results if result.error is not None]
     broken = [result for result in failed if result.level == "required"]

@@ -3,26 +3,56 @@
 import collections
 import dataclasses
 import importlib
+from collections.abc import Sequence
+from typing import Any
 
 from .._contract import LoRAWrapper
 from .._errors import PluginError, SelectionError, WrapperError
 from .._registry import PluginRecord, normalise, why_unusable
 from .._showing import Table, table
-from ..testing import CheckResult, run_checks, standard_cases, standard_layers
+from ..testing import CheckResult, WrapperCase, run_checks, standard_cases, standard_layers
 
 
-def imported_class(what: str) -> type[LoRAWrapper]:
+def imported(what: str) -> Any:
+    """The object called MODULE:NAME.
+
+    **Raises:** `PluginError` if it cannot be imported.
+    """
     module, _, name = what.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
             f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
             "such as my_package.adapters:MyAdapter, and run this where the module can be imported."
         ) from err
-    if not (isinstance(cls, type) and issubclass(cls, LoRAWrapper)):
-        raise PluginError(f"{what!r} is {cls!r}, not a subclass of jno.lora.LoRAWrapper.")
-    return cls
+
+
+def is_adapter_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, LoRAWrapper)
+
+
+def cases_in(what: str, value: Any) -> list[WrapperCase]:
+    """The cases that an author wrote: `value` is a case, a list of cases, or a function of them.
+
+    **Raises:** `PluginError` for any other value, and for two cases of one name.
+    """
+    result: Any = value() if callable(value) and not isinstance(value, type) else value
+    cases: Any = [result] if isinstance(result, WrapperCase) else result
+    is_listed = isinstance(cases, Sequence) and len(cases) > 0
+    if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
+        is_returned = "" if result is value else f", which returns {result!r}"
+        raise PluginError(
+            f"{what!r} is {value!r}{is_returned}. It must be a subclass of jno.lora.LoRAWrapper, "
+            "a list of jno.lora.testing.WrapperCase, or a function without arguments that returns "
+            "such a list."
+        )
+    names = collections.Counter(map(str, cases))
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise PluginError(
+            f"{what!r} has several cases called {', '.join(repeated)}: give each case a `name`."
+        )
+    return list(cases)
 
 
 def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
@@ -43,13 +73,10 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
     return wrappers
 
 
-def run(
-    wrappers: list[type[LoRAWrapper]],
-    only: tuple[str, ...],
-    layers: tuple[str, ...],
-    rank: int | None,
-) -> tuple[list[CheckResult], str]:
-    """Run checks on the common Equinox layers that the classes claim: on all, or on `layers`.
+def common_cases(
+    wrappers: list[type[LoRAWrapper]], layers: tuple[str, ...]
+) -> tuple[list[WrapperCase], str]:
+    """Cases of the common Equinox layers that the classes claim: of all, or of `layers`.
 
     Also returns a sentence about classes that claim no such layer, or an empty one.
 
@@ -65,16 +92,20 @@ def run(
     sentence = (
         f"Not checked, for they claim no {' or '.join(layers) or 'layer that this command knows'}: "
         f"{', '.join(unchecked)}. "
-        "For another layer, write a test with `jno.lora.testing.WrapperCase` and "
-        '`parametrize_with_checks`: see docs/extending.md, "Keep the promises".'
+        "For another layer, write cases with `jno.lora.testing.WrapperCase`, and give their list: "
+        'MODULE:CASES. See docs/extending.md, "Keep the promises".'
     )
     if len(unchecked) == len(wrappers):
         raise WrapperError(sentence)
-    chosen = [case for wrapper in wrappers for case in cases[wrapper]]
+    listed = [case for wrapper in wrappers for case in cases[wrapper]]
+    return listed, sentence if unchecked else ""
+
+
+def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
+    """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`."""
     if rank is not None:
-        chosen = [dataclasses.replace(case, rank=rank) for case in chosen]
-    results = [result for case in chosen for result in run_checks(case, only)]
-    return results, sentence if unchecked else ""
+        cases = [dataclasses.replace(case, rank=rank) for case in cases]
+    return [result for case in cases for result in run_checks(case, only)]
 
 
 _OUTCOMES = ("passed", "failed", "advice", "not applicable")

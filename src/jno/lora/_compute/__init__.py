@@ -2,6 +2,13 @@
 
 from ._elimination import gauss_jordan
 from ._jaxprs import equations_in, jaxprs_in
-from ._precision import at_least_float32, count_non_finite, held_dtype, in_dtypes_of, widened
+from ._precision import (
+    at_least_float32,
+    compute_dtype,
+    count_non_finite,
+    held_dtype,
+    in_dtypes_of,
+    widened,
+)
 from ._program import Started, call_compiled, start_compiled
 from ._signature import TracedError, signature_of, static_key

@@ -15,6 +15,19 @@ def held_dtype(array: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(array.dtype) if is_numpy else array.dtype
 
 
+def compute_dtype(weight: Any) -> Any:
+    """The dtype to compute in with `weight`, and of arrays that train beside it.
+
+    It is the dtype that JAX has for `weight`, or float32 in the place of a half precision, in which
+    small updates vanish: `jnp.zeros(shape, compute_dtype(weight))`, and
+    `weight.astype(compute_dtype(weight))` before a sum or a decomposition.
+
+    **Arguments:** `weight`: a floating or complex array, or its shape and dtype.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(weight.dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
 def count_non_finite(array: np.ndarray) -> int:
     """The number of NaN and infinite values in an array."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):

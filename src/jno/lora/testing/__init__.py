@@ -23,7 +23,7 @@ Most checks are *required*: users of an adapter rely on them. Some are *advice* 
 adapter that fails them works for fewer layers, or less precisely.
 """
 
-from ._case import WrapperCase, standard_cases, standard_layers
+from ._case import WrapperCase
 from ._conformance import ConformanceError
 from ._run import (
     ADVICE,
@@ -35,6 +35,7 @@ from ._run import (
     run_checks,
     wrapper_checks,
 )
+from ._standard_cases import standard_cases, standard_layers
 
 __all__ = [
     "ADVICE",

@@ -4,6 +4,7 @@ Each layer is restricted to a plane through the case's inputs, since derivatives
 cheap to compile.
 """
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ from jax.experimental.jet import jet
 from jaxtyping import Array, Float, PyTree
 
 from ._case import NOT_MERGEABLE, WrapperCase
-from ._comparisons import require_close
-from ._conformance import required, skip_unless
+from ._comparisons import require, require_close
+from ._conformance import advice, required, skip_unless
 from ._programs import loss_of, merged, require_gradients_of_merge
 
 _TOLERANCE = 2e-4
@@ -56,13 +57,23 @@ def check_input_derivatives(case: WrapperCase) -> None:
 )
 def check_input_jet(case: WrapperCase) -> None:
     """Taylor terms (`jax.experimental.jet`) along the input equal the merged layer's."""
-    plane = _plane(case)
-    skip_unless(_can(case, plane, _taylor_terms), "`jet` cannot follow the layer itself")
+    plane = _plane_for_jet(case)
+    skip_unless(not _gap_of_jet(case, plane), "`jet` has a gap, which `jet-rules` names")
     trained = case.make_trained()
     got = _taylor_terms(trained, case.call, plane)
     expected = _taylor_terms(merged(trained), case.call, plane)
     problem = "The Taylor terms that `jet` gives differ from the merged layer's"
     require_close(got, expected, _TOLERANCE, problem)
+
+
+@advice(
+    "the gap is in JAX, and only users of Taylor mode meet it. If they matter to you, compute the "
+    "same by other operations: `jnp.where` instead of `jnp.clip` and `.at[...].set`."
+)
+def check_jet_rules(case: WrapperCase) -> None:
+    """JAX's Taylor mode (`jax.experimental.jet`) can follow every operation of the call."""
+    gap = _gap_of_jet(case, _plane_for_jet(case))
+    require(not gap, f"`jax.experimental.jet` itself fails at an operation of the call: {gap}")
 
 
 @required(
@@ -110,6 +121,26 @@ def _plane(case: WrapperCase) -> _Plane:
 
     keys = jax.random.split(jax.random.key(8), _ORDER)
     return _Plane(point, [direction(key) for key in keys], fixed)
+
+
+def _plane_for_jet(case: WrapperCase) -> _Plane:
+    plane = _plane(case)
+    skip_unless(_can(case, plane, _taylor_terms), "`jet` cannot follow the layer itself")
+    return plane
+
+
+def _gap_of_jet(case: WrapperCase, plane: _Plane) -> str:
+    """The exception that JAX's `jet` raises by itself for the adapter, or nothing."""
+    try:
+        _taylor_terms(case.make_trained(), case.call, plane)
+    except jax.errors.UnexpectedTracerError:
+        return ""  # an author's rule that `jet` ignores
+    except Exception as err:
+        frames = traceback.walk_tb(err.__traceback__)
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+        callers = [module for module in modules if not module.startswith("jax._src.")]
+        return f"{type(err).__name__}: {err}" if callers[-1] == jet.__module__ else ""
+    return ""
 
 
 def _can(case: WrapperCase, plane: _Plane, function: Callable[..., Any], *args: Any) -> bool:

@@ -192,11 +192,11 @@ def check_output_dtype(case: WrapperCase) -> None:
 
 @advice("create the arrays as float32 (small updates vanish in half precision); cast on use.")
 def check_adapter_dtype(case: WrapperCase) -> None:
-    """The trainable arrays of a half-precision layer's adapter are float32."""
+    """The trainable arrays of a half-precision layer's adapter are float32 (or complex64)."""
     for dtype in _HALVES:
         dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(split(case.make(dtype))[0])}
         require(
-            dtypes == {"float32"},
+            dtypes <= {"float32", "complex64"},
             f"With {jnp.dtype(dtype).name}, the trainable arrays are {sorted(dtypes)}.",
         )
 

@@ -48,9 +48,11 @@ class Exceptional(NamedTuple):
 class ConformanceError(AssertionError):
     """An adapter fails a check. The message names the check, the problem and the remedy.
 
+    - `problem`: the problem alone, without the check, the case and the remedy.
     - `exception`: the exception that stopped the check, if any.
     """
 
+    problem: str = ""
     exception: Exceptional | None = None
 
 
@@ -73,9 +75,11 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                     return f"{reason}"
                 except ConformanceError as err:
                     problem, specific = err.args
-                    raise ConformanceError(
+                    failure = ConformanceError(
                         f"[{name}] {case}: {problem}\nWhat to do: {specific or remedy}"
-                    ) from err
+                    )
+                    failure.problem = problem
+                    raise failure from err
                 except Exception as err:
                     place = raised_in(err, case.wrapper)
                     exception = Exceptional(type(err).__name__, f"{err}", place)

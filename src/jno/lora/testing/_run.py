@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -47,32 +48,42 @@ class CheckResult:
 
 
 def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
-    """The checks of `case`: functions without arguments, by their ids.
+    """The checks of `case` (see `case.checks`): functions without arguments, by their ids.
 
     A check (also advice) raises `ConformanceError` if it fails. It returns `None` if it passes, and
     the reason if it is not applicable. Checks set strict dtype promotion and forbid rank promotion.
     """
-    return {name: functools.partial(check, case) for name, check in CHECKS.items()}
+    return {name: functools.partial(CHECKS[name], case) for name in _matching(case.checks)}
 
 
-def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
-    """Run all checks of `case`, also after a failure. Shows its progress.
+def _matching(patterns: Iterable[str]) -> tuple[str, ...]:
+    """The ids of the checks that match one of the patterns.
 
-    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all.
-
-    **Raises:** `SelectionError` if a pattern in `only` matches no check.
+    **Raises:** `SelectionError` if a pattern matches no check.
     """
     matches: set[str] = set()
-    for pattern in only:
+    for pattern in patterns:
         if not (names := fnmatch.filter(CHECKS, pattern)):
             raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
         matches.update(names)
-    chosen = tuple(name for name in CHECKS if name in matches)
+    return tuple(name for name in CHECKS if name in matches)
+
+
+def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
+    """Run the checks of `case`, also after a failure. Shows its progress.
+
+    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all of the
+    case.
+
+    **Raises:** `SelectionError` if a pattern in `only` or in `case.checks` matches no check.
+    """
+    checks = wrapper_checks(case)
+    chosen = tuple(name for name in _matching(only) if name in checks)
     results: list[CheckResult] = []
     with contextlib.closing(tracked(chosen, f"Checking {case}")) as names:
         for name in names:
             try:
-                results.append(CheckResult(str(case), name, None, CHECKS[name](case)))
+                results.append(CheckResult(str(case), name, None, checks[name]()))
             except ConformanceError as err:
                 results.append(CheckResult(str(case), name, err))
     return results
@@ -83,24 +94,36 @@ _CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-cal
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """The messages of failed checks. Checks that stopped at the same line share a message.
+    """The messages of failed checks, one for each cause.
 
-    Likely causes of other failures come first.
+    Checks that stopped at the same line share a message, and so do cases in which one check found
+    one problem, whatever the numbers in it. Likely causes of other failures come first.
     """
-    groups: dict[tuple[str, ...], list[CheckResult]] = {}
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
     for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
-        exception = result.error and result.error.exception
-        key = (exception.kind, exception.place) if exception else (result.check,)
-        groups.setdefault((result.case, *key), []).append(result)
+        if result.error is not None:
+            groups.setdefault(_cause(result.check, result.error), []).append(result)
     return [_message(results) for results in groups.values()]
 
 
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
+
+
+def _cause(check: str, error: ConformanceError) -> tuple[str, str]:
+    if error.exception is not None:
+        return error.exception.kind, error.exception.place
+    return check, _NUMBER.sub("", error.problem)
+
+
 def _message(results: list[CheckResult]) -> str:
-    case, error = results[0].case, results[0].error
-    if len(results) == 1 or error is None:
-        return f"{error}"
-    names = ", ".join(result.check for result in results)
-    return f"[{names}] {case}: {len(results)} checks stopped at an exception, {error.exception}"
+    case, *further_cases = dict.fromkeys(result.case for result in results)
+    checks = dict.fromkeys(result.check for result in results)
+    error: Any = results[0].error
+    text = f"{error}"
+    if len(checks) > 1:
+        names = ", ".join(checks)
+        text = f"[{names}] {case}: {len(checks)} checks stopped at an exception, {error.exception}"
+    return f"{text}\nThe same in {', '.join(further_cases)}." if further_cases else text
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
@@ -110,11 +133,12 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
 
     **Raises:** `ConformanceError` that lists every broken promise.
     """
-    failed = [result for result in run_checks(case) if result.error is not None]
+    results = run_checks(case)
+    failed = [result for result in results if result.error is not None]
     broken = [result for result in failed if strict or result.level == "required"]
     if broken:
         listed = "\n\n".join(messages(broken))
-        raise ConformanceError(f"{case} fails {len(broken)} of {len(CHECKS)} checks.\n\n{listed}")
+        raise ConformanceError(f"{case} fails {len(broken)} of {len(results)} checks.\n\n{listed}")
     for message in messages(failed):
         warn(f"Advice: {message}")
 
