@@ -58,7 +58,8 @@ class Tied(Good):
     def low_rank_update(self):
         dtype = self.lora_B.dtype
         scale = self.alpha / self.rank
-        return self.lora_A.array.astype(dtype), scale * self.lora_B
+        A = self.lora_A.array[: self.rank, : self.base.weight.shape[1]]
+        return A.astype(dtype), scale * self.lora_B
 
     def __call__(self, x):
         A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())

@@ -87,7 +87,7 @@ def gated_law(adapter, rank, alpha):
 
 
 def tied_law(adapter, rank, alpha):
-    A, B = numbers(adapter.lora_A.array), numbers(adapter.lora_B)
+    A, B = numbers(adapter.low_rank_update()[0]), numbers(adapter.lora_B)
     return numbers(adapter.base.weight) + alpha / rank * (B @ A)
 
 

@@ -88,7 +88,7 @@ def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:
         if with_law:
             matrix = bases_matrix(base, case.make_base())
             settings["parameters"] = count(*matrix.shape, case.rank)
-            settings["law"] = _with_numbers(law, case)
+            settings["law"] = _by_the_adapter(law)
         name = str(case).replace(base.__name__, adapter.__name__)
         cases.append(dataclasses.replace(case, name=name, **settings))
     return cases
@@ -98,13 +98,13 @@ def bases_matrix(base: Any, layer: Any) -> jax.Array:
     return layer.weight if base in (Gated, Tied, bases.Good) else base.matrix(layer)
 
 
-def _with_numbers(law: Callable[..., Any], case: WrapperCase) -> Callable[[Any], Any]:
-    return lambda adapter: law(adapter, case.rank, case.alpha)
+def _by_the_adapter(law: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda adapter: law(adapter, adapter.rank, adapter.alpha)
 
 
 def complex_case(adapter: Any, with_law: bool) -> WrapperCase:
     """A case with a complex layer, which is not a standard layer."""
-    law = (lambda adapter: bases.lora_law(adapter, 2, 4.0)) if with_law else None
+    law = _by_the_adapter(bases.lora_law) if with_law else None
 
     def layer(key: Any) -> eqx.Module:
         return bases.ComplexLinear(jax.random.normal(key, (4, 6), jnp.complex64))

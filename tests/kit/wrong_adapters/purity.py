@@ -229,7 +229,7 @@ class StartsWithTheLargeRows(LoRA):
     def start(cls, W, rank, key):
         A, B = super().start(W, rank, key)
         (rows,) = jnp.nonzero(jnp.linalg.norm(W, axis=1) > 0)
-        return A + 0 * W[rows][0], B
+        return A + 0 * W[rows][:1], B
 
 
 @wrong("?")

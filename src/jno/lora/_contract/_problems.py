@@ -98,9 +98,10 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod):
             yield f"`{name}` must be a classmethod"
-    if not isinstance(cls.mergeable, bool):
-        yield f"`mergeable` must be True or False, but is {cls.mergeable!r}"
-    for name in ("variant", "former_variant", "paper", "formula", "bibtex"):
+    for name in ("mergeable", "auto"):
+        if not isinstance(getattr(cls, name), bool):
+            yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
+    for name in ("variant", "former_variant", "family", "cost", "paper", "formula", "bibtex"):
         value = inspect.getattr_static(cls, name)
         if hasattr(type(value), "__get__"):  # reads it when somebody asks
             continue

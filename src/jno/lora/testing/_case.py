@@ -86,13 +86,13 @@ class WrapperCase:
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
         """The layer, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
         with jax.numpy_dtype_promotion("standard"):  # promises are the adapter's, not the layer's
-            return _cast(self.base(jax.random.key(seed)), dtype)
+            return cast(self.base(jax.random.key(seed)), dtype)
 
     @_cached
     def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
         """The inputs, cast like `make_base`."""
         with jax.numpy_dtype_promotion("standard"):
-            return _cast(self.inputs(jax.random.key(seed)), dtype)
+            return cast(self.inputs(jax.random.key(seed)), dtype)
 
     def build(self, base: Any, key: Any = None) -> Any:
         """The adapter around `base`, which is one layer (not a stack)."""
@@ -170,14 +170,15 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
     return eqx.combine(jax.tree.map(moved, trainable), frozen)
 
 
-def _cast(tree: PyTree, dtype: Any) -> PyTree:
+def cast(tree: PyTree, dtype: Any) -> Any:
+    """`tree`, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
     if dtype is None:
         return tree
     complex_dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64  # no half precision
 
-    def cast(leaf: Any) -> Any:
+    def cast_leaf(leaf: Any) -> Any:
         if not (eqx.is_inexact_array(leaf) or is_coded(leaf)):
             return leaf
         return leaf.astype(complex_dtype if jnp.iscomplexobj(leaf) else dtype)
 
-    return jax.tree.map(cast, tree, is_leaf=is_coded)
+    return jax.tree.map(cast_leaf, tree, is_leaf=is_coded)

@@ -48,6 +48,12 @@ def check_input_derivatives(case: WrapperCase) -> None:
     for name in names:
         problem = f"`{name}` with respect to the input differs from the merged layer's"
         require_close(got[name], expected[name], _TOLERANCE, problem)
+    zero = eqx.tree_at(lambda node: node.point, plane, jax.tree.map(jnp.zeros_like, plane.point))
+    expected = _derivatives(merged(trained), case.call, zero, names)
+    got = _derivatives(trained, case.call, zero, names)
+    for name in names:
+        problem = f"At an input of zeros, `{name}` is not finite, but the merged layer's is"
+        require(np.all(np.isfinite(got[name])) or not np.all(np.isfinite(expected[name])), problem)
 
 
 @required(

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import LoRAWrapper, is_shared, with_arrays
+from .._contract import LoRAWrapper, is_shared, replaced, with_arrays
 from .._merge import merge_lora
 from .._paths import path_str
 from .._penalty import penalty
@@ -18,7 +18,7 @@ from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_ar
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import required, skip_unless
+from ._conformance import ConformanceError, required, skip_unless
 from ._programs import gradients, output
 
 _TOLERANCE = 1e-5
@@ -86,11 +86,35 @@ def check_shared_arrays(case: WrapperCase) -> None:
         "give a `Shared` the same name in every layer that is to use one array.",
     )
     _check_sum_of_gradients(case, model)
+    _check_larger_array(case, model[0])
     if case.mergeable:
         merged, resolved = merge_lora(with_arrays(model)), resolve(model)
         problem = "With shared arrays, the merged layer differs from the adapter"
         for plain, adapter in zip(merged, resolved, strict=True):
             require_close(case.run(plain), case.run(adapter), 10 * _TOLERANCE, problem)
+
+
+def _check_larger_array(case: WrapperCase, adapter: Any) -> None:
+    """**Raises:** `ConformanceError` if entries that only a wider layer needs have an effect."""
+
+    def larger(shared: Any) -> Any:
+        if not is_shared(shared) or shared.value is None:
+            return shared
+        array = jnp.pad(shared.value, [(0, 1)] * shared.value.ndim, constant_values=3.0)
+        return replaced(shared, value=array, shape=array.shape)
+
+    beside_wider = jax.tree.map(larger, adapter, is_leaf=is_shared)
+    try:
+        outputs = case.run(beside_wider)
+    except Exception as err:
+        problem = f"fails: {type(err).__name__}: {err}"
+        raise ConformanceError(f"Beside a wider layer, the adapter {problem}", _SLICE) from err
+    problem = "Beside a wider layer, whose shared array is larger, the output differs"
+    error = relative_error(outputs, case.run(adapter))
+    require(error <= 10 * _TOLERANCE, f"{problem} (relative error {error:.1e}).", _SLICE)
+
+
+_SLICE = "read the part of the shared array that this layer needs: `array[:rank, :inputs]`."
 
 
 def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
@@ -113,9 +137,14 @@ def check_penalty(case: WrapperCase) -> None:
     """The penalty is one finite number, and moves only trained arrays."""
     is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
     skip_unless(is_defined, "the adapter defines no `penalty`")
+    differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
+    for path, grad in jtu.tree_leaves_with_path(differentiated(case.make())):
+        where = f"At the start, the penalty or its gradient{path_str(path[1:]) and ' by '}"
+        where += path_str(path[1:])
+        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     trained = case.make_trained()
     value = penalty(trained)
-    compiled, grads = eqx.filter_jit(eqx.filter_value_and_grad(penalty))(trained)
+    compiled, grads = differentiated(trained)
     require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
     require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
     moving, fixed = eqx.partition(grads, lora_trainable_filter(trained))

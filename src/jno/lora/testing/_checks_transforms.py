@@ -35,7 +35,13 @@ _TOLERANCE = 2e-5
 def check_gradients(case: WrapperCase) -> None:
     """Gradients by the trainable arrays are finite, and nonzero after a step."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
-        for path, grad in jtu.tree_leaves_with_path(_gradients(case, adapter)):
+        grads = _gradients(case, adapter)
+        require(
+            any(map(np.any, jax.tree.leaves(grads))),
+            f"All gradients {stage} are zero, so nothing trains.",
+            "let one factor of a product start with random numbers.",
+        )
+        for path, grad in jtu.tree_leaves_with_path(grads):
             where = f"The gradient of `{path_str(path)}` {stage}"
             require(
                 np.all(np.isfinite(grad)),
@@ -195,6 +201,7 @@ def check_sharding(case: WrapperCase) -> None:
 
     The check needs several devices (see `--xla_force_host_platform_device_count`).
     """
+    skip_unless(len(jax.devices()) > 1, "there is only one device")
     plain = case.make_base()
     layer, shardings = _shard(plain)
     skip_unless(shardings, "the layer has no array that could be cut")

@@ -88,14 +88,19 @@ def check_merge_equals_call(case: WrapperCase) -> None:
 )
 def check_law(case: WrapperCase) -> None:
     """The merged layer is the layer that the case's `law` gives."""
-    law: Any = case.law
-    skip_unless(law is not None, "the case has no `law`")
+    skip_unless(case.law is not None, "the case has no `law`")
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
-    plain, expected = merged(trained), law(trained)
+    require_law(case, trained, merged(trained))
+
+
+def require_law(case: WrapperCase, trained: Any, plain: Any, setting: str = "") -> None:
+    """**Raises:** `ConformanceError` if `plain` is not the layer that the law of the case gives."""
+    law: Any = case.law
+    expected = law(trained)
     attributes = expected if isinstance(expected, Mapping) else {"weight": expected}
     for name, array in attributes.items():
-        problem = f"`merge().{name}` and the law differ"
+        problem = f"{setting}`merge().{name}` and the law differ"
         require_close(getattr(plain, name), array, 4 * _FLOAT32, problem)
 
 
@@ -111,7 +116,9 @@ def check_ranks(case: WrapperCase) -> None:
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
         try:
-            start, trained, plain = call_compiled(start_and_merge, ranked, base, case.make_inputs())
+            start, trained, plain, adapter, layer = call_compiled(
+                start_and_merge, ranked, base, case.make_inputs()
+            )
         except Exception as err:
             require(
                 is_refusal(err),
@@ -127,6 +134,8 @@ def check_ranks(case: WrapperCase) -> None:
         require_close(start, output(case, base), _FLOAT32, problem)
         problem = f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
         require_close(plain, trained, 4 * _FLOAT32, problem)
+        if case.law is not None and case.mergeable:
+            require_law(case, adapter, layer, f"With rank {rank}, ")
 
 
 @required()

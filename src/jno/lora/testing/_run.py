@@ -13,8 +13,10 @@ from .._showing import tracked
 
 # The modules of checks put them into `CHECKS`, in this order.
 from . import (  # noqa: F401
+    _checks_claims,
     _checks_class,
     _checks_derivatives,
+    _checks_inputs,
     _checks_optional,
     _checks_transforms,
     _checks_values,

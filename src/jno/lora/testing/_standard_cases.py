@@ -77,7 +77,8 @@ def _normal(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _three_sequences(key: Any) -> tuple[Any, ...]:
-    return 3 * _normal(5, 8)(key)  # queries, keys and values
+    """Queries, keys and values."""
+    return tuple(jax.random.normal(drawn, (5, 8)) for drawn in jax.random.split(key, 3))
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
