@@ -82,15 +82,20 @@ def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:
         return [complex_case(adapter, with_law)]
     base = next(base for base in LAWS if issubclass(adapter, base))
     cases: list[WrapperCase] = []
-    for case in standard_cases(base):
+    standard = standard_cases(base)
+    for case in standard:
         law, count = LAWS[base]
-        settings: dict[str, Any] = {"wrapper": adapter, "mergeable": adapter.mergeable}
+        settings: dict[str, Any] = {"wrapper": adapter, "mergeable": adapter.mergeable is not False}
         if with_law:
             matrix = bases_matrix(base, case.make_base())
             settings["parameters"] = count(*matrix.shape, case.rank)
             settings["law"] = _by_the_adapter(law)
         name = str(case).replace(base.__name__, adapter.__name__)
         cases.append(dataclasses.replace(case, name=name, **settings))
+    claims = inspect.getattr_static(adapter, "applies_to")
+    if claims is not inspect.getattr_static(base, "applies_to"):  # perhaps of further layers
+        kinds = {type(case.make_base()) for case in standard}
+        cases += [case for case in standard_cases(adapter) if type(case.make_base()) not in kinds]
     return cases
 
 

@@ -584,13 +584,3 @@ class OutputsOfLosesAnOutput(Informed):
     @classmethod
     def outputs_of(cls, layer, y):
         return super().outputs_of(layer, y)[:, :-1]
-
-
-@wrong("?")
-class InputsOfAreNormalised(Informed):
-    """`inputs_of` gives the mean over the batch for every row."""
-
-    @classmethod
-    def inputs_of(cls, layer, *args, **kwargs):
-        rows = super().inputs_of(layer, *args)
-        return jnp.broadcast_to(rows.mean(axis=0, keepdims=True), rows.shape)

@@ -42,11 +42,11 @@ class ClipsTheTerm(LoRA):
 
 
 @wrong("?")
-class OverflowsForLargeInputs(LoRA):
-    """The call takes the logarithm of an exponential of the input."""
+class SaturatesForLargeInputs(LoRA):
+    """The call goes through `tanh` and back, which gives infinity for large inputs."""
 
     def added(self, x):
-        return super().added(jnp.log(jnp.exp(x)))
+        return super().added(jnp.arctanh(jnp.tanh(x)))
 
 
 @wrong("?")

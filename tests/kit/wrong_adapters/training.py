@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tests.core.broken_adapters import float_of
 from tests.core.gated_adapters import Gated
 
@@ -108,16 +107,6 @@ class TrainsABooleanMask(LoRA):
 
     def update(self):
         return super().update() * self.mask.astype(self.lora_A.dtype)
-
-
-@wrong("?")
-class TrainsNumPyArrays(LoRA):
-    """The factors are NumPy arrays, which filters take for constants."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        A = np.linspace(-1, 1, rank * W.shape[1], dtype=W.dtype).reshape(rank, -1)
-        return A, np.zeros((W.shape[0], rank), W.dtype)
 
 
 @wrong("?")

@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.experimental import io_callback
 from tests.core.broken_adapters import float_of
 
 from ._bases import LoRA, Magnitude
@@ -119,15 +118,6 @@ class CallsBackInMerge(LoRA):
     def update(self):
         update = super().update()
         return jax.pure_callback(lambda value: value, update, update, vmap_method="sequential")
-
-
-@wrong("?")
-class LogsItsStart(LoRA):
-    """The constructor writes a log by an ordered callback, which `vmap` refuses."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        io_callback(lambda: None, None, ordered=True)
 
 
 @wrong("?")
