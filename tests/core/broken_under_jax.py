@@ -258,7 +258,7 @@ BROKEN = {
         {"jet-rules"} if jax.__version_info__ >= (0, 11) else set[str](),
     ),
     "constructor-vmap-and-scan": (CallsBackInInit, {"ranks"}),
-    "sharding": (NamesAnotherMesh, set()),
+    "sharding": (NamesAnotherMesh, {"partition-specs"}),
     "poor-statistics": (DividesByTheVariance, set()),
     "calibration": (SeesOtherInputs, set()),
     "shared-arrays": (ReadsTheValue, set()),

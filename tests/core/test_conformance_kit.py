@@ -1,6 +1,7 @@
 """The conformance kit bites: for every check there is a broken adapter that it catches."""
 
 import dataclasses
+import re
 
 import equinox as eqx
 import jax
@@ -22,6 +23,7 @@ from jno.lora.testing._checks_transforms import _shard
 from jno.lora.testing._comparisons import relative_error
 
 from .broken_adapters import DoesNothing, Good, HalfPrecisionAdapter, MisspeltField, case_of
+from .broken_claims import CLAIMS
 from .broken_under_jax import BROKEN, DERIVATIVES
 from .data_adapters import Informed, Tied
 from .gated_adapters import Gated
@@ -106,6 +108,7 @@ def test_the_levels_are_those_that_users_rely_on_or_not():
         "jet-rules",
         "stacked-layers",
         "sharding",
+        "state-size",
     } == ADVICE
     assert set(CHECKS) > ADVICE
 
@@ -133,6 +136,15 @@ def test_each_check_catches_its_broken_adapter(name):
     assert set(failed) <= {name, *others}
     assert f"[{name}] {wrapper.__name__}" in str(failed[name])
     assert "What to do" in str(failed[name]) or "What is checked" in str(failed[name])
+
+
+@pytest.mark.parametrize("wrapper", CLAIMS)
+def test_each_wrong_claim_is_noticed(wrapper):
+    name, message = CLAIMS[wrapper]
+    with pytest.raises(ConformanceError, match=rf"^\[{name}\] {wrapper.__name__}: ") as error:
+        wrapper_checks(case_of(wrapper))[name]()
+    assert re.search(message, str(error.value))
+    assert "What to do" in str(error.value) or "What is checked" in str(error.value)
 
 
 class ForgetsStackNdim(Good):
@@ -197,6 +209,10 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
     case = dataclasses.replace(case_of(OneLayerOnly), parameters=None)
     found = {r.check: r.not_applicable for r in run_checks(case) if r.not_applicable is not None}
     assert found == {
+        "matrix": "the adapter says no `matrix`",
+        "low-rank-update": "the adapter claims no low-rank update",
+        "low-rank-scale": "the adapter claims no scale of a low-rank update",
+        "subclass": "the adapter does not claim subclasses",
         "parameter-count": "the case has no `parameters`",
         "law": "the case has no `law`",
         "stacked-layers": "the adapter does not claim stacked layers",
@@ -245,7 +261,12 @@ def test_a_layer_of_which_nothing_can_be_cut_has_no_sharding_to_check():
 
 
 def test_every_check_has_a_broken_adapter():
-    assert set(CHECKS) == {*BROKEN, "contract", "law"}  # those two have tests of their own
+    assert set(CHECKS) == {
+        *BROKEN,
+        *(name for name, _ in CLAIMS.values()),
+        "contract",
+        "law",
+    }  # those two have tests of their own
 
 
 def test_a_class_that_breaks_the_contract_is_told_so():

@@ -75,19 +75,10 @@ def apply_lora(
     - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`).
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
         layer's path, so that adapting one layer more never changes the start of other adapters.
-    - `target`: a regex, searched in the slash-joined path of each layer; a list of names that paths
-        end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated blocks,
-        which leaves out output heads, and without routers of experts.
-    - `specs`: a list of `Spec`s, or of dicts with the keys `target`, `rank`, `alpha`, `wrapper`,
-        `options`. The call gives what a spec leaves out. The first spec whose target matches and
-        whose wrapper applies wins.
-    - `wrappers`: an adapter class, a registered name or variant, a list of those in order of
-        priority, `"auto"`, or `None` for `LoRALinear` and `LoRAConv`.
+    - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
+    - `wrappers`: as `wrapper` of `Net.lora`.
     - `param_mask`: bools in the structure of `model`, or a regex on paths: only layers with a
         selected leaf are wrapped.
-    - `options`: further keyword arguments for the adapters' constructors, such as
-        `{"adapter_dtype": jnp.bfloat16}`; a spec may have `options` of its own.
-    - `statistics`: what `calibrate` returned, for adapters whose start depends on data (EVA).
     - `registry`: where names are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
@@ -161,7 +152,6 @@ def carry_out(
 
 
 def _check_options(row: PlanRow, rows: Sequence[PlanRow]) -> None:
-    """**Raises:** `SelectionError` for an option that the constructor of `row.wrapper` lacks."""
     cls: Any = row.wrapper
     names = option_names(cls)
     for name in row.options:
@@ -189,7 +179,6 @@ def _option_hint(name: Any, names: list[str], rows: Sequence[PlanRow]) -> str:
 def _build_all(
     rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
-    """The adapter around each layer."""
     # JAX takes long to look up where a typed key lies, and there is one call for each layer.
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
@@ -238,7 +227,7 @@ def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRA
         if started is None:
             adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
         else:
-            adapter = started.result()
+            adapter = started()
         return with_dtypes_of_base(adapter, layer)
 
 

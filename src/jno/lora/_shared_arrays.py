@@ -89,9 +89,17 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     """
     arrays = shared_arrays(model)
     first_users: dict[str, tuple[Any, Shared]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # with room for every adapter's part
     for layer, shared in _users(model):
-        first_users.setdefault(shared.name, (layer, shared))
-    for name, shape in _shapes_needed(model).items():
+        name, shape = shared.name, shapes.get(shared.name, shared.shape)
+        first_users.setdefault(name, (layer, shared))
+        if len(shape) != len(shared.shape):
+            raise SelectionError(
+                f"Two adapters share an array {name!r}, but need the shapes {shape} and "
+                f"{shared.shape}. Their authors must choose different names."
+            )
+        shapes[name] = tuple(map(max, shape, shared.shape))
+    for name, shape in shapes.items():
         if name not in arrays:
             layer, shared = first_users[name]
             if shared.make is None:  # the array was taken away, and a new array would be wrong
@@ -107,20 +115,6 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     return put_shared(model, arrays)
 
 
-def _shapes_needed(model: Any) -> dict[str, tuple[int, ...]]:
-    """By name, the least shape that has room for every adapter's part of the shared array."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for _, shared in _users(model):
-        name, shape = shared.name, shapes.get(shared.name, shared.shape)
-        if len(shape) != len(shared.shape):
-            raise SelectionError(
-                f"Two adapters share an array {name!r}, but need the shapes {shape} and "
-                f"{shared.shape}. Their authors must choose different names."
-            )
-        shapes[name] = tuple(map(max, shape, shared.shape))
-    return shapes
-
-
 def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
     """`model` in which the first adapter that uses each of `arrays` keeps it.
 
@@ -132,24 +126,19 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 
     def put(shared: Shared) -> Shared:
         array = shared.value if shared.value is not None else _array_of(shared, arrays)
-        _check_size(shared, array)
+        stacked = array.ndim - len(shared.shape)  # sets that `stack_adapters` made
+        is_small = stacked < 0 or any(map(operator.lt, array.shape[stacked:], shared.shape))
+        if is_small or not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise SelectionError(
+                f"The shared array {shared.name!r} is {show_array(array)}, but an adapter needs "
+                f"floating numbers of the shape {shared.shape}."
+            )
         keeps = shared.value is not None or shared.name not in placed
         placed.add(shared.name)
         return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
 
     arrays = {**arrays, **shared_arrays(model)}
     return _on_shared(put, model)
-
-
-def _check_size(shared: Shared, array: Any) -> None:
-    """**Raises:** `SelectionError` if `array` is too small for an adapter, or of another rank."""
-    stacked = array.ndim - len(shared.shape)  # sets that `stack_adapters` made
-    is_small = stacked < 0 or any(map(operator.lt, array.shape[stacked:], shared.shape))
-    if is_small or not jnp.issubdtype(array.dtype, jnp.inexact):
-        raise SelectionError(
-            f"The shared array {shared.name!r} is {show_array(array)}, but an adapter needs "
-            f"floating numbers of the shape {shared.shape}."
-        )
 
 
 def without_shared(adapter: LoRAWrapper) -> tuple[LoRAWrapper, dict[str, Array]]:

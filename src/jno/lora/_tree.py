@@ -91,7 +91,7 @@ def modules_in(
         modules.append(((*keys, *inner), node))
         return is_adapter(node) or (bool(inner) and issubclass(type(node), norms))
 
-    # JAX walks, because a recursion in Python would fail for deep trees.
+    # JAX walks, and `visit` collects.
     jtu.tree_flatten_with_path(tree, is_leaf=visit, is_leaf_takes_path=True)
     return modules
 
@@ -145,7 +145,7 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     """
     wanted = frozenset(paths)
     layers: dict[str, Any] = {}
-    is_place = _is_place(wanted)
+    is_place = functools.partial(_is_place, wanted)
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
         path = path_str(keys)
         if isinstance(node, eqx.Module) and path in wanted:
@@ -160,7 +160,8 @@ def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
     def replace(keys: KeyPath, node: Any) -> Any:
         return nodes.get(path_str(keys), node) if isinstance(node, eqx.Module) else node
 
-    return jtu.tree_map_with_path(replace, model, is_leaf=_is_place(nodes), is_leaf_takes_path=True)
+    is_place = functools.partial(_is_place, nodes)
+    return jtu.tree_map_with_path(replace, model, is_leaf=is_place, is_leaf_takes_path=True)
 
 
 def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
@@ -208,8 +209,5 @@ def _enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[t
                 yield path, path[:length]
 
 
-def _is_place(paths: Container[str]) -> Any:
-    def is_place(keys: KeyPath, node: Any) -> bool:
-        return isinstance(node, eqx.Module) and (is_adapter(node) or path_str(keys) in paths)
-
-    return is_place
+def _is_place(paths: Container[str], keys: KeyPath, node: Any) -> bool:
+    return isinstance(node, eqx.Module) and (is_adapter(node) or path_str(keys) in paths)

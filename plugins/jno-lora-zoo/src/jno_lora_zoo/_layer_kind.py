@@ -84,7 +84,7 @@ class LayerKind(LoRAWrapper):
     def why_not(cls, leaf: Any) -> str | None:
         """Why `leaf`, which looks like a layer of this kind, is not one. Never raises."""
         try:
-            return cls.misfit(leaf)
+            return None if cls.applies_to(leaf) else cls.misfit(leaf)
         except Exception:
             return None
 

@@ -130,8 +130,7 @@ def _variance(arrays: Mapping[str, Any]) -> np.ndarray:
 
 
 def _gradient(arrays: Mapping[str, Any]) -> np.ndarray:
-    G = np.asarray(arrays["gradient"], np.float64)
-    return np.square(np.linalg.svd(G, compute_uv=False))
+    return np.square(np.linalg.svd(np.asarray(arrays["gradient"], np.float64), compute_uv=False))
 
 
 # The statistic that each method reads, and the energies that it gives.

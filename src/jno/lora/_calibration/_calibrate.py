@@ -185,8 +185,7 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
 
 def _is_reached(sums: dict[str, Array]) -> bool:
     counts = [sums[counter.name] for counter in (Rows, RowsOut) if counter.name in sums]
-    gradients = sums.values()
-    return all(map(np.all, counts)) if counts else all(map(np.any, gradients))
+    return all(map(np.all, counts)) if counts else all(map(np.any, sums.values()))
 
 
 def _means(probe: Probe, sums: dict[str, Array], batches: int) -> dict[str, Array]:

@@ -166,11 +166,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31  # a bool is an `int`, too
 
 
-def _is_shape(value: Any) -> bool:
-    is_list = isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
-    return is_list and fits_numpy(value)
-
-
 def _matching(name: str, pattern: str) -> _Kind:
     return _Kind(name, lambda x: isinstance(x, str) and re.fullmatch(pattern, x) is not None)
 
@@ -182,6 +177,10 @@ _PATH = _Kind(
     "the path of an adapter: printable names between slashes, not empty, '.' or '..'",
     # The path of the root is empty.
     lambda x: _is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
+)
+_SHAPE = _Kind(
+    "a list of whole numbers, or is too large",
+    lambda x: isinstance(x, list) and all(type(n) is int and n >= 0 for n in x) and fits_numpy(x),
 )
 _TEXTS = _Kind("a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x)))
 _ADAPTER = {
@@ -202,12 +201,7 @@ _ADAPTER = {
     "layer": {
         "class": _TEXT,
         "stack_ndim": _Kind("a whole number from 0 to 32", lambda x: _is_count(x) and x <= 32),
-        "arrays": {
-            _TEXT: {
-                "dtype": _TEXT,
-                "shape": _Kind("a list of whole numbers, or is too large", _is_shape),
-            }
-        },
+        "arrays": {_TEXT: {"dtype": _TEXT, "shape": _SHAPE}},
     },
 }
 _VERSIONED = {"format_version": _Kind("a whole number from 1", lambda x: _is_count(x) and x > 0)}

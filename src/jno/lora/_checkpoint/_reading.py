@@ -110,8 +110,7 @@ def _classes_of(
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     by_class: dict[Any, list[Entry]] = {}
     for entry in entries:
-        key = (entry.distribution, entry.version, entry.wrapper)
-        by_class.setdefault(key, []).append(entry)
+        by_class.setdefault((entry.distribution, entry.version, entry.wrapper), []).append(entry)
     classes: dict[str, type[LoRAWrapper]] = {}
     problems: Problems = {}
     for alike in by_class.values():

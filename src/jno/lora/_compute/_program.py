@@ -4,6 +4,7 @@ Without programs, a large model is adapted by thousands of small operations, whi
 program also spares the memory of intermediate results, such as a float32 copy of a weight.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,12 +12,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+from jax.core import Tracer
 from jaxtyping import Array
 
 from .._caches import remembered
 from ._lapack import decomposes, one_blas_thread
 from ._signature import Signature, SignedTree, TracedError, signature_of
-from ._tracers import keeps_tracer, static_fields_keep_tracer
 
 _log = logging.getLogger("jno.lora")
 
@@ -38,7 +39,7 @@ def call_compiled(
     """
     try:
         signature, arrays = signed or signature_of(args)
-        program = _program_for(function, signature)
+        program = _program(function, signature)
         return program.result(args, arrays, program.start(arrays))
     except jax.errors.JaxRuntimeError as err:
         if "RESOURCE_EXHAUSTED" in str(err):
@@ -49,17 +50,8 @@ def call_compiled(
     return function(*args)
 
 
-class Started(NamedTuple):
-    """A call whose program runs."""
-
-    program: "Program"
-    args: tuple[Any, ...]
-    arrays: list[Any]
-    computed: list[Array]
-
-    def result(self) -> Any:
-        """The result of the call."""
-        return self.program.result(self.args, self.arrays, self.computed)
+# A call whose program runs: a function that returns the result.
+Started = Callable[[], Any]
 
 
 def start_compiled(
@@ -67,22 +59,13 @@ def start_compiled(
 ) -> Started | None:
     """Start `call_compiled`. `None` if the call must be made alone: it fails, or calls LAPACK."""
     try:
-        program = _program_for(function, signed.signature)
+        program = _program(function, signed.signature)
         if not program.decomposes:
-            return Started(program, args, signed.arrays, program.start(signed.arrays))
+            computed = program.start(signed.arrays)
+            return functools.partial(program.result, args, signed.arrays, computed)
     except Exception as err:
         _log.debug("%s, so a program is not started early: %s", type(err).__name__, err)
     return None
-
-
-def _program_for(function: Callable[..., Any], signature: Signature) -> "Program":
-    # Programs differ by whether 64 bits are enabled.
-    return _program(function, signature, jax.dtypes.canonicalize_dtype(float))
-
-
-@remembered(512)
-def _program(function: Callable[..., Any], signature: Signature, widest: Any) -> "Program":
-    return Program(function, signature)
 
 
 class _Given(NamedTuple):
@@ -114,7 +97,12 @@ class Program:
 
     def start(self, arrays: list[Any]) -> list[Array]:
         """The arrays that the function makes, which a CPU may still be computing."""
-        return self._run(self._jitted, arrays) if self._computes else []
+        if not self._computes:
+            return []
+        if not self.decomposes:
+            return self._jitted(arrays)
+        with one_blas_thread():
+            return jax.block_until_ready(self._jitted(arrays))
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
         """The function's result for `args`, which hold `arrays`, from what `start` returned."""
@@ -125,12 +113,6 @@ class Program:
         ]
         return jtu.tree_unflatten(self._treedef, leaves)
 
-    def _run(self, jitted: Callable[..., list[Array]], arrays: list[Any]) -> list[Array]:
-        if not self.decomposes:
-            return jitted(arrays)
-        with one_blas_thread():
-            return jax.block_until_ready(jitted(arrays))
-
     def _compute(self, arrays: list[Array]) -> list[Array]:
         """The arrays of the result that are not arguments."""
         args = self._signature.tree_of(arrays)
@@ -140,10 +122,53 @@ class Program:
         )
         new = [x for x in leaves if id(x) not in places]
         constants = (x for x in new if not eqx.is_array(x))
-        if static_fields_keep_tracer(self._treedef) or any(map(keeps_tracer, constants)):
+        if _static_fields_keep_tracer(self._treedef) or any(map(_keeps_tracer, constants)):
             raise TracedError("an array was put into a static field or a function")
         self._leaves = tuple(
             _Given(places[id(x)]) if id(x) in places else _COMPUTED if eqx.is_array(x) else x
             for x in leaves
         )
         return [x for x in new if eqx.is_array(x)]
+
+
+_program = remembered(512)(Program)
+
+
+# JAX does not look for traced arrays in static fields and in functions. A result that keeps such an
+# array is broken as soon as its program has been compiled.
+def _static_fields_keep_tracer(treedef: Any) -> bool:
+    data = treedef.node_data()
+    return data is not None and (
+        any(map(_keeps_tracer, jtu.tree_leaves(data[1])))
+        or any(map(_static_fields_keep_tracer, treedef.children()))
+    )
+
+
+def _keeps_tracer(value: Any) -> bool:
+    """Whether `value` is a traced array, or a function that keeps one: in a closure, a default."""
+    seen: set[int] = set()
+    queue = [value]
+    while queue:
+        item = queue.pop()
+        if isinstance(item, Tracer):
+            return True
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, functools.partial):
+            queue += [item.func, *item.args, *item.keywords.values()]
+        elif callable(item) and not isinstance(item, type):
+            cells = getattr(item, "__closure__", None) or ()
+            defaults = getattr(item, "__defaults__", None) or ()
+            inner = (getattr(item, name, None) for name in ("__wrapped__", "__self__"))
+            queue += [*map(_content, cells), *defaults, *inner]
+        elif isinstance(item, tuple | list | dict):
+            queue += jtu.tree_leaves(item)
+    return False
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

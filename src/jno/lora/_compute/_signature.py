@@ -6,7 +6,6 @@ Classes, static fields, shapes and dtypes; not the values of arrays, nor the dev
 import dataclasses
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +30,12 @@ class Signature(NamedTuple):
     treedef: Any
     types: Any  # of the static fields
     leaves: tuple[Any, ...]  # an `_Array` for an array, else the type and the leaf
+    widest: Any  # the dtype of floats, which tells whether 64 bits are enabled
 
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
         """Arrays without values, to trace a function with."""
         # NumPy's arrays may have 64 bits where JAX has 32. Newer versions of JAX warn of that.
-        held = partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
+        held = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
         return [
             jax.ShapeDtypeStruct(leaf.shape, held(leaf.dtype), weak_type=leaf.weak_type)
             for leaf in self.leaves
@@ -70,7 +70,8 @@ def signature_of(tree: Any) -> SignedTree:
             arrays.append(leaf)
         else:
             signatures.append((type(leaf), leaf))
-    return SignedTree(Signature(treedef, static_key(treedef), tuple(signatures)), arrays)
+    widest = jax.dtypes.canonicalize_dtype(float)
+    return SignedTree(Signature(treedef, static_key(treedef), tuple(signatures), widest), arrays)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeGuard
 
@@ -95,7 +96,7 @@ class CodedArray(eqx.Module):
         return np.asarray(self.decoded(), dtype)
 
     def __matmul__(self, x: Any) -> Array:
-        return self.applied(_times, jnp.asarray(x))
+        return self.applied(operator.matmul, jnp.asarray(x))
 
     def __rmatmul__(self, x: Any) -> Array:
         return self.applied(_times_from_the_left, jnp.asarray(x))
@@ -104,19 +105,15 @@ class CodedArray(eqx.Module):
         return self.decoded()
 
 
-def _by_decoding(operator: str) -> Callable[..., Array]:
+def _by_decoding(name: str) -> Callable[..., Array]:
     def operate(self: CodedArray, *operands: Any) -> Array:
-        return getattr(self.decoded(), operator)(*operands)
+        return getattr(self.decoded(), name)(*operands)
 
     return operate
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow"):
     setattr(CodedArray, f"__{_name}__", _by_decoding(f"__{_name}__"))
-
-
-def _times(W: Array, x: Array) -> Array:
-    return W @ x
 
 
 def _times_from_the_left(W: Array, x: Array) -> Array:

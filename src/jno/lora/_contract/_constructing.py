@@ -49,9 +49,7 @@ def construct(
     statistics: Mapping[str, Any] | None = None,
 ) -> Any:
     """The adapter of class `cls` around `base`, which is one layer."""
-    args, kwargs = _scale(cls, rank, alpha)
-    if cls.needs:
-        kwargs["statistics"] = statistics
+    args, kwargs = _arguments(cls, rank, alpha, statistics)
     adapter = cls(base, *args, **kwargs, key=key, **options)
     fields = [id(value) for value in vars(adapter).values() if is_shared(value)]
     leaves = jax.tree.leaves(adapter, is_leaf=is_shared)
@@ -60,12 +58,15 @@ def construct(
     return adapter
 
 
-def _scale(cls: Any, rank: Any, alpha: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments for `rank` and `alpha`."""
+def _arguments(
+    cls: Any, rank: Any, alpha: Any, statistics: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments behind `base`, without key and options."""
     parameters = _parameters(cls)
+    kwargs = {"statistics": statistics} if cls.needs else {}
     if parameters.by_position:
-        return (rank, alpha), {}
-    return (), {name: rank if name == "rank" else alpha for name in parameters.scale}
+        return (rank, alpha), kwargs
+    return (), kwargs | {n: rank if n == "rank" else alpha for n in parameters.scale}
 
 
 def takes(cls: Any) -> tuple[str, ...]:
@@ -80,9 +81,7 @@ def option_names(cls: Any) -> list[str] | None:
 
 def constructor_problem(cls: Any) -> str | None:
     """Why the constructor of `cls` cannot be called; else `None`."""
-    args, kwargs = _scale(cls, 4, 1.0)
-    if cls.needs:
-        kwargs["statistics"] = {}
+    args, kwargs = _arguments(cls, 4, 1.0, {})
     try:
         inspect.signature(cls.__init__).bind(None, None, *args, **kwargs, key=None)
     except TypeError as err:

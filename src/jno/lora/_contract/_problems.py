@@ -12,18 +12,7 @@ from ._constructing import constructor_problem, takes
 from ._statistics import BUILT_IN, Statistic
 from ._wrapper import LoRAWrapper
 
-_CLASSMETHODS = (
-    "applies_to",
-    "why_not",
-    "stack_ndim",
-    "options_of",
-    "from_state",
-    "matrix",
-    "inputs_of",
-    "outputs_of",
-    "low_rank_scale",
-)
-
+_CLASSMETHODS = [name for name, x in vars(LoRAWrapper).items() if isinstance(x, classmethod)]
 _REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
 
 

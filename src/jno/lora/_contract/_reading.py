@@ -26,12 +26,8 @@ def merged_layer(adapter: Any) -> eqx.Module:
     return over_stack(lambda layer: layer.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
 
 
-def _read_merged(adapter: Any, name: str) -> Any:
-    return getattr(merged_layer(with_arrays(adapter)), name)
-
-
 _read_weight: ContextVar[Callable[[Any, str], Any]] = ContextVar(
-    "_read_weight", default=_read_merged
+    "_read_weight", default=lambda adapter, name: getattr(merged_layer(with_arrays(adapter)), name)
 )
 
 

@@ -118,8 +118,9 @@ class Net(Holder):
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of these in order of priority, `"auto"`, or `None` for LoRA on linear and
             convolution layers.
-        - `specs`: a list of `jno.lora.Spec`s, or of dicts with their fields. The arguments of the
-            call are defaults for specs. The first spec that matches and applies wins.
+        - `specs`: a list of `jno.lora.Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
+            `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
+            matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
         - `statistics`: what `jno.lora.calibrate` returned, for adapters that start from data (EVA).
@@ -248,6 +249,5 @@ class Net(Holder):
         return report_on(self.module, self.trainable, self._registry, measure=merge_error)
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
-        """Arguments of `plan_lora` and of `calibrate`."""
         selection = {"target": target, "wrappers": wrapper, "specs": specs}
         return selection | {"param_mask": self._mask, "registry": self._registry}

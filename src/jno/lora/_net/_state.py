@@ -108,8 +108,7 @@ class NetState:
         return self._without_adapters(merge_lora(self.module))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
-        trainable = carry_to_plain(self.trainable, self.module, module)
-        return NetState(module, trainable, identity=None)
+        return NetState(module, carry_to_plain(self.trainable, self.module, module), identity=None)
 
     def trained_outside(self) -> list[str]:
         """The paths of the arrays that train and belong to no adapter."""

@@ -25,7 +25,7 @@ _LARGE = 100
 
 @required("mind divisions by norms, clipping, and indices that count from the end.")
 def check_special_inputs(case: WrapperCase) -> None:
-    """Merge and call agree for inputs of zeros, large and negative inputs, indices 0 and -1."""
+    """Zeros, large and negative inputs, and the indices 0 and -1 give the merged outputs."""
     trained = case.make_trained()
     # A fresh adapter that cannot be merged has the layer's outputs.
     adapter, plain = (

@@ -1,5 +1,6 @@
 """Checks of optional members: statistics, shared arrays, a penalty, and a rank gate."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import LoRAWrapper, is_shared, replaced, with_arrays
+from .._contract import LoRAWrapper, is_shared, statistics_of, with_arrays
 from .._merge import merge_lora
 from .._paths import path_str
 from .._penalty import penalty
@@ -18,7 +19,7 @@ from .._shared_arrays import resolve, shared_arrays, uses_shared, with_shared_ar
 from .._trainability import lora_trainable_filter
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close
-from ._conformance import ConformanceError, required, skip_unless
+from ._conformance import ConformanceError, raised_in, required, skip_unless
 from ._programs import gradients, output
 
 _TOLERANCE = 1e-5
@@ -49,6 +50,8 @@ def check_poor_statistics(case: WrapperCase) -> None:
 def check_calibration(case: WrapperCase) -> None:
     """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
     skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    for statistic in statistics_of(case.wrapper):
+        _check_statistic(statistic)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
 
     def loss(layer: Any, batch: Any) -> Any:
@@ -71,6 +74,20 @@ def check_calibration(case: WrapperCase) -> None:
         require_close(x, y, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
 
 
+def _check_statistic(statistic: Any) -> None:
+    """**Raises:** `ConformanceError` if the sum over a batch is not the sum over its parts."""
+    if statistic.of == "gradient":
+        return
+    V = np.random.default_rng(7).normal(size=(6, 4)).astype(np.float32)
+    whole, *parts = (
+        np.asarray(statistic.left(rows).T @ statistic.right(rows))
+        for rows in map(jnp.asarray, (V, V[:1], V[1:3], V[3:]))
+    )
+    problem = f"The value of the statistic {statistic.name!r} depends on how rows are batched"
+    remedy = "let `left` and `right` map each row alone: no mean, maximum or length over the rows."
+    require(relative_error(sum(parts), whole) <= 1e-4, f"{problem}.", remedy)
+
+
 @required("read a shared array by `self.field.array` each time; keep no copy of it.")
 def check_shared_arrays(case: WrapperCase) -> None:
     """Two adapters keep one array of each name, whose gradient is the sum over both."""
@@ -86,7 +103,7 @@ def check_shared_arrays(case: WrapperCase) -> None:
         "give a `Shared` the same name in every layer that is to use one array.",
     )
     _check_sum_of_gradients(case, model)
-    _check_larger_array(case, model[0])
+    _check_two_widths(case)
     if case.mergeable:
         merged, resolved = merge_lora(with_arrays(model)), resolve(model)
         problem = "With shared arrays, the merged layer differs from the adapter"
@@ -94,24 +111,38 @@ def check_shared_arrays(case: WrapperCase) -> None:
             require_close(case.run(plain), case.run(adapter), 10 * _TOLERANCE, problem)
 
 
-def _check_larger_array(case: WrapperCase, adapter: Any) -> None:
-    """**Raises:** `ConformanceError` if entries that only a wider layer needs have an effect."""
-
-    def larger(shared: Any) -> Any:
-        if not is_shared(shared) or shared.value is None:
-            return shared
-        array = jnp.pad(shared.value, [(0, 1)] * shared.value.ndim, constant_values=3.0)
-        return replaced(shared, value=array, shape=array.shape)
-
-    beside_wider = jax.tree.map(larger, adapter, is_leaf=is_shared)
+def _check_two_widths(case: WrapperCase) -> None:
+    """**Raises:** `ConformanceError` if a wider layer, whose arrays are larger, changes outputs."""
+    narrow = case.make_base()
+    if type(narrow) is not eqx.nn.Linear:  # other layers cannot be widened here
+        return
+    outputs, inputs = narrow.weight.shape
+    wide = eqx.nn.Linear(inputs + 2, outputs + 1, key=jax.random.key(63))
+    keys = jax.random.split(jax.random.key(64), 2)
+    vectors = [
+        np.asarray(jax.random.normal(k, (n,)))
+        for k, n in zip(keys, (inputs, inputs + 2), strict=True)
+    ]
+    layers = [narrow, wide]
+    pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
     try:
-        outputs = case.run(beside_wider)
+        model = with_shared_arrays(pair, key=jax.random.key(3))
+        fresh, trained = (resolve(adapters) for adapters in (model, perturbed(model)))
+        started, moved = (
+            [case.call(adapter, x) for adapter, x in zip(adapters, vectors, strict=True)]
+            for adapters in (fresh, trained)
+        )
     except Exception as err:
-        problem = f"fails: {type(err).__name__}: {err}"
-        raise ConformanceError(f"Beside a wider layer, the adapter {problem}", _SLICE) from err
-    problem = "Beside a wider layer, whose shared array is larger, the output differs"
-    error = relative_error(outputs, case.run(adapter))
-    require(error <= 10 * _TOLERANCE, f"{problem} (relative error {error:.1e}).", _SLICE)
+        problem = f"Two layers of different widths fail: {type(err).__name__}: {err}"
+        raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", _SLICE) from err
+    plain = [case.call(layer, x) for layer, x in zip(layers, vectors, strict=True)]
+    problem = "Two fresh adapters of layers of different widths differ from the layers"
+    require_close(started, plain, 10 * _TOLERANCE, problem)
+    if case.mergeable:
+        merged = merge_lora(with_arrays(perturbed(model)))
+        expected = [case.call(layer, x) for layer, x in zip(merged, vectors, strict=True)]
+        problem = "Two adapters of layers of different widths differ from their merged layers"
+        require_close(moved, expected, 10 * _TOLERANCE, problem)
 
 
 _SLICE = "read the part of the shared array that this layer needs: `array[:rank, :inputs]`."
@@ -138,9 +169,10 @@ def check_penalty(case: WrapperCase) -> None:
     is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
     skip_unless(is_defined, "the adapter defines no `penalty`")
     differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
-    for path, grad in jtu.tree_leaves_with_path(differentiated(case.make())):
-        where = f"At the start, the penalty or its gradient{path_str(path[1:]) and ' by '}"
-        where += path_str(path[1:])
+    at_start, start_grads = differentiated(case.make())
+    require(np.isfinite(at_start), f"At the start, the penalty is {at_start}.", "mind divisions.")
+    for path, grad in jtu.tree_leaves_with_path(start_grads):
+        where = f"At the start, the gradient of the penalty by `{path_str(path)}`"
         require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     trained = case.make_trained()
     value = penalty(trained)
@@ -169,6 +201,7 @@ def check_rank_gate(case: WrapperCase) -> None:
     opened, inputs = case.make_trained(), case.make_inputs()
     gate = getattr(opened, name)
     _check_rank_axes(opened, name, gate)
+    _check_no_axis_is_missing(case, name)
     traces: list[None] = []
 
     @eqx.filter_jit
@@ -204,6 +237,22 @@ def _check_rank_axes(adapter: Any, name: str, gate: Any) -> None:
             shape[axis : axis + 1] == gate.shape,
             f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate has "
             f"{gate.size} directions.",
+        )
+
+
+def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
+    """**Raises:** `ConformanceError` if an array that grows with the rank is not in `rank_axes`."""
+    cases = (case, dataclasses.replace(case, rank=1 if case.rank > 1 else 2))
+    key = jax.random.key(3)
+    grown = [eqx.filter_eval_shape(constructed, ranked, case.make_base(), key) for ranked in cases]
+    for name in {*case.wrapper.adapter_fields} - {gate}:
+        shapes = [getattr(getattr(adapter, name), "shape", ()) for adapter in grown]
+        axes = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len({*sizes}) > 1]
+        named = [axis for field, axis in case.wrapper.rank_axes.items() if field == name]
+        require(
+            axes == named or len(axes) != 1,
+            f"The shape of {name!r} grows with the rank along axis {axes}, but `rank_axes` gives "
+            f"{named or 'no axis'}: a controller would not shrink the array.",
         )
 
 

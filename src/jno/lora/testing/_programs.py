@@ -61,7 +61,7 @@ def mapped_and_scanned(
 
 
 def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The outputs of the fresh and the trained adapter and the merged layer; and the last two."""
+    """The outputs of the fresh adapter, the trained adapter and its merged layer; the last two."""
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merged_layer(with_arrays(trained)) if case.mergeable else trained

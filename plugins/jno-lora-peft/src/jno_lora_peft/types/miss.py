@@ -6,8 +6,7 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 def _read(m: Module) -> Converted:
     start = m.settings.get("init_weights", True)
     if start == "bat":
-        blocks = m.layout.outputs // m.rank
-        (D,) = m.take({"miss_block": (blocks, m.rank, m.rank)})
+        (D,) = m.take({"miss_block": (m.layout.outputs // m.rank, m.rank, m.rank)})
         if m.layout.outputs % m.rank or m.layout.inputs % m.rank:
             raise MisfitError(f"its blocks of {m.rank} do not divide the layer's weight")
     else:
