@@ -92,6 +92,8 @@ class ReadsAWrongAxis(Good):
 
 
 class AbstractlyOther(Good):
+    """A static field says whether the weight was traced."""
+
     tag: str = eqx.field(static=True)
 
     def __init__(self, base, rank, alpha, *, key):

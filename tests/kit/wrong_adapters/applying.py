@@ -8,7 +8,7 @@ from ._bases import AttentionLoRA, ConvLoRA, EmbeddingLoRA, LoRA
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class RaisesForNone(LoRA):
     """`applies_to` reads `weight` of every node."""
 
@@ -17,7 +17,7 @@ class RaisesForNone(LoRA):
         return leaf.weight.ndim == 2
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class RaisesForArrays(LoRA):
     """`applies_to` compares a node with `==`, which raises for arrays."""
 
@@ -26,7 +26,7 @@ class RaisesForArrays(LoRA):
         return False if leaf == 0 else super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class AnswersANumber(LoRA):
     """`applies_to` answers with the number of axes."""
 
@@ -35,7 +35,7 @@ class AnswersANumber(LoRA):
         return leaf.weight.ndim if super().applies_to(leaf) else 0
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class AnswersNone(LoRA):
     """`applies_to` answers `None` instead of `False`."""
 
@@ -44,7 +44,7 @@ class AnswersNone(LoRA):
         return True if super().applies_to(leaf) else None
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class AnswersAnArray(LoRA):
     """`applies_to` answers with an array of JAX."""
 
@@ -53,7 +53,7 @@ class AnswersAnArray(LoRA):
         return jnp.asarray(True) if super().applies_to(leaf) else False
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsNothing(LoRA):
     """`applies_to` asks for a class of another library, and never claims a layer."""
 
@@ -62,7 +62,7 @@ class ClaimsNothing(LoRA):
         return type(leaf).__module__ == "equinox.nn.linear"
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsArrays(LoRA):
     """`applies_to` claims bare matrices."""
 
@@ -72,7 +72,7 @@ class ClaimsArrays(LoRA):
         return is_matrix or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsAdapters(LoRA):
     """`applies_to` claims adapted layers, which read like their layer."""
 
@@ -81,7 +81,7 @@ class ClaimsAdapters(LoRA):
         return isinstance(leaf, cls) or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-not-greedy")
 class ClaimsEveryWeight(LoRA):
     """`applies_to` claims every module with a weight."""
 
@@ -90,7 +90,7 @@ class ClaimsEveryWeight(LoRA):
         return isinstance(leaf, eqx.nn.LayerNorm) or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-not-greedy")
 class ClaimsContainers(LoRA):
     """`applies_to` claims a `Sequential` that starts with its layer."""
 
@@ -100,7 +100,7 @@ class ClaimsContainers(LoRA):
         return is_container or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-not-greedy")
 class ClaimsNorms(LoRA):
     """`applies_to` claims a layer inside of `WeightNorm` with its norm."""
 
@@ -109,7 +109,7 @@ class ClaimsNorms(LoRA):
         return isinstance(leaf, eqx.nn.WeightNorm) or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsClasses(LoRA):
     """`applies_to` claims the class as well as its layers."""
 
@@ -118,7 +118,7 @@ class ClaimsClasses(LoRA):
         return leaf is eqx.nn.Linear or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsTuples(LoRA):
     """`applies_to` claims a tuple of one layer."""
 
@@ -128,7 +128,7 @@ class ClaimsTuples(LoRA):
         return is_tuple or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("contract")
 class ClaimsByMethod(LoRA):
     """`applies_to` is not a classmethod."""
 
@@ -136,7 +136,7 @@ class ClaimsByMethod(LoRA):
         return type(leaf) is eqx.nn.Linear
 
 
-@wrong("?")
+@wrong("subclass")
 class ClaimsSubclasses(LoRA):
     """Claims subclasses of its layer, and computes `W x + b` whatever their call computes."""
 
@@ -150,7 +150,7 @@ class ClaimsSubclasses(LoRA):
         return y if self.base.bias is None else y + self.base.bias
 
 
-@wrong("?")
+@wrong("subclass")
 class ClaimsSubclassesOfTables(EmbeddingLoRA):
     """Claims subclasses of embeddings, and looks the row up whatever their call computes."""
 
@@ -163,7 +163,7 @@ class ClaimsSubclassesOfTables(EmbeddingLoRA):
         return self.base.weight[x] + self.added(x)
 
 
-@wrong("?")
+@wrong("subclass")
 class ClaimsSubclassesOfConvolutions(ConvLoRA):
     """Claims subclasses of convolutions, and convolves whatever their call computes."""
 
@@ -177,7 +177,7 @@ class ClaimsSubclassesOfConvolutions(ConvLoRA):
         return y if self.base.bias is None else y + self.base.bias
 
 
-@wrong("?")
+@wrong(None, survives="the check `applies-to-needs-arrays` is advice, and tries no integers")
 class ClaimsIntegerWeights(LoRA):
     """`applies_to` claims a layer whose weight holds integers."""
 
@@ -186,7 +186,7 @@ class ClaimsIntegerWeights(LoRA):
         return type(leaf) is eqx.nn.Linear and eqx.is_array(leaf.weight)
 
 
-@wrong("?")
+@wrong("applies-to-total")
 class ClaimsUnlikeAttention(AttentionLoRA):
     """`applies_to` claims every module with a query projection of any kind, and raises for none."""
 
@@ -195,7 +195,7 @@ class ClaimsUnlikeAttention(AttentionLoRA):
         return leaf.query_proj.weight.ndim == 2
 
 
-@wrong("?")
+@wrong("applies-to-not-greedy")
 class ClaimsByTheShape(LoRA):
     """`applies_to` claims any module whose weight is a matrix and that has a bias."""
 
@@ -206,7 +206,7 @@ class ClaimsByTheShape(LoRA):
         return isinstance(leaf, eqx.Module) and is_matrix and not isinstance(leaf, cls)
 
 
-@wrong("?")
+@wrong("answers")
 class WritesIntoTheLeaf(LoRA):
     """`applies_to` marks a layer that it has seen, and claims every layer once."""
 

@@ -12,7 +12,7 @@ from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateForgetsTheScale(LoRA):
     """`low_rank_update` gives the factors without the scale."""
 
@@ -20,7 +20,7 @@ class LowRankUpdateForgetsTheScale(LoRA):
         return self.lora_A, self.lora_B
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateScalesTwice(LoRA):
     """`low_rank_update` scales both factors."""
 
@@ -28,7 +28,7 @@ class LowRankUpdateScalesTwice(LoRA):
         return self.scale() * self.lora_A, self.scale() * self.lora_B
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateIsSwapped(LoRA):
     """`low_rank_update` gives `(B, A)`."""
 
@@ -36,7 +36,7 @@ class LowRankUpdateIsSwapped(LoRA):
         return self.scale() * self.lora_B, self.lora_A
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateIsTransposed(LoRA):
     """`low_rank_update` gives `(B^T, A^T)`, which has the right shapes for square layers."""
 
@@ -44,7 +44,7 @@ class LowRankUpdateIsTransposed(LoRA):
         return self.scale() * self.lora_B.T, self.lora_A.T
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateForgetsTheGate(Gated):
     """`low_rank_update` gives the factors without the gate."""
 
@@ -60,7 +60,7 @@ class LowRankUpdateForgetsTheGate(Gated):
         return self.lora_A, self.alpha / self.rank * self.lora_B
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateLosesADirection(LoRA):
     """`low_rank_update` gives the first direction alone."""
 
@@ -68,7 +68,7 @@ class LowRankUpdateLosesADirection(LoRA):
         return self.lora_A[:1], self.scale() * self.lora_B[:, :1]
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateOfDoRA(Magnitude):
     """DoRA claims that its update is `s B A`, without the magnitude."""
 
@@ -76,7 +76,7 @@ class LowRankUpdateOfDoRA(Magnitude):
         return self.lora_A, self.scale() * self.lora_B
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateRaises(LoRA):
     """`low_rank_update` fails with an error of shapes."""
 
@@ -84,7 +84,7 @@ class LowRankUpdateRaises(LoRA):
         return self.lora_A, self.lora_A @ self.lora_B
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class LowRankUpdateIsTheProduct(LoRA):
     """`low_rank_update` gives the whole matrix."""
 
@@ -92,7 +92,7 @@ class LowRankUpdateIsTheProduct(LoRA):
         return self.update()
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleIsAlpha(LoRA):
     """`low_rank_scale` gives alpha instead of `alpha / rank`."""
 
@@ -101,7 +101,7 @@ class LowRankScaleIsAlpha(LoRA):
         return alpha
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleIsInverted(LoRA):
     """`low_rank_scale` gives `rank / alpha`."""
 
@@ -110,7 +110,7 @@ class LowRankScaleIsInverted(LoRA):
         return rank / alpha
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleForgetsTheScales(Frozen):
     """`low_rank_scale` claims that the update is `s B A`, without the frozen scales."""
 
@@ -119,7 +119,7 @@ class LowRankScaleForgetsTheScales(Frozen):
         return alpha / rank
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleOfDoRA(Magnitude):
     """`low_rank_scale` claims that DoRA's whole effect is `s B A`."""
 
@@ -128,7 +128,7 @@ class LowRankScaleOfDoRA(Magnitude):
         return alpha / rank
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleRaises(LoRA):
     """`low_rank_scale` reads the instance, but it is a classmethod."""
 
@@ -137,7 +137,7 @@ class LowRankScaleRaises(LoRA):
         return cls.alpha / cls.rank
 
 
-@wrong("?")
+@wrong("low-rank-scale")
 class LowRankScaleWithoutNames(LoRA):
     """`low_rank_scale` is given, and `state` names the factors `down` and `up`."""
 
@@ -150,7 +150,7 @@ class LowRankScaleWithoutNames(LoRA):
         return super().from_state(base, named, rank, alpha)
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class MatrixIsTransposed(LoRA):
     """`matrix` gives `(in, out)`."""
 
@@ -159,7 +159,7 @@ class MatrixIsTransposed(LoRA):
         return float_of(layer.weight).T
 
 
-@wrong("?")
+@wrong("matrix")
 class MatrixRaises(LoRA):
     """`matrix` reads a field that the layer lacks."""
 
@@ -168,7 +168,7 @@ class MatrixRaises(LoRA):
         return layer.kernel
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class MatrixIsTheBias(LoRA):
     """`matrix` gives the bias."""
 
@@ -177,7 +177,7 @@ class MatrixIsTheBias(LoRA):
         return layer.bias
 
 
-@wrong("?")
+@wrong("matrix")
 class MatrixIsZero(LoRA):
     """`matrix` gives zeros of the right shape."""
 
@@ -186,7 +186,7 @@ class MatrixIsZero(LoRA):
         return jnp.zeros_like(layer.weight)
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class MatrixOfAKernelHasAllAxes(ConvLoRA):
     """`matrix` gives a kernel with all of its axes."""
 
@@ -195,7 +195,7 @@ class MatrixOfAKernelHasAllAxes(ConvLoRA):
         return float_of(layer.weight)
 
 
-@wrong("?")
+@wrong("low-rank-update")
 class MatrixOfAKernelIsPermuted(ConvLoRA):
     """`matrix` puts the axes of a kernel behind each other in another order than the factors."""
 
@@ -204,49 +204,49 @@ class MatrixOfAKernelIsPermuted(ConvLoRA):
         return jnp.moveaxis(float_of(layer.weight), 1, -1).reshape(len(layer.weight), -1)
 
 
-@wrong("?")
+@wrong("factor-sides")
 class SidesAreSwapped(LoRA):
     """`factor_sides` calls `A` the output's factor."""
 
     factor_sides = {"lora_A": "output", "lora_B": "input"}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("contract")
 class SidesNameNoField(LoRA):
     """`factor_sides` names a field that the class lacks."""
 
     factor_sides = {"lora_down": "input", "lora_B": "output"}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("contract")
 class SidesAreUnknown(LoRA):
     """`factor_sides` gives "left" for a side."""
 
     factor_sides = {"lora_A": "left", "lora_B": "output"}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("rank-gate")
 class RankAxesAreSwapped(Gated):
     """`rank_axes` gives the inputs' axis of `A` and the outputs' axis of `B`."""
 
     rank_axes = {"lora_A": 1, "lora_B": 0}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("rank-gate")
 class RankAxesAreNegative(Gated):
     """`rank_axes` counts an axis from the end."""
 
     rank_axes = {"lora_A": 0, "lora_B": -1}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("rank-gate")
 class RankAxesForgetB(Gated):
     """`rank_axes` does not name `B`, so `shrink` would leave its columns."""
 
     rank_axes = {"lora_A": 0}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("parameter-count")
 class GateIsNotTrained(Gated):
     """`rank_gate` names a field that does not train."""
 
@@ -254,7 +254,7 @@ class GateIsNotTrained(Gated):
     rank_axes = {"lora_A": 0, "lora_B": 1}  # noqa: RUF012
 
 
-@wrong("?")
+@wrong("rank-gate")
 class GateIsAMatrix(Gated):
     """The gate has a column for each output."""
 
@@ -266,7 +266,7 @@ class GateIsAMatrix(Gated):
         return self.lora_A, self.alpha / self.rank * self.lora_B * self.gate[:, 0][None, :]
 
 
-@wrong("?")
+@wrong("law")
 class GateLeaksOneDirection(Gated):
     """The last direction acts whether its gate is open or not."""
 
@@ -279,7 +279,7 @@ class GateLeaksOneDirection(Gated):
         return self.lora_A, self.alpha / self.rank * self.lora_B * open_gate[None, :]
 
 
-@wrong("?")
+@wrong("answers")
 class WhyNotRaises(LoRA):
     """`why_not` reads the weight of every node of a model."""
 
@@ -288,7 +288,7 @@ class WhyNotRaises(LoRA):
         return f"the weight has {leaf.weight.ndim} axes"
 
 
-@wrong("?")
+@wrong("answers")
 class WhyNotIsABool(LoRA):
     """`why_not` answers `True` or `False` instead of a reason."""
 
@@ -297,7 +297,7 @@ class WhyNotIsABool(LoRA):
         return not cls.applies_to(leaf)
 
 
-@wrong("?")
+@wrong("answers")
 class WhyNotRejectsItsLayer(LoRA):
     """`why_not` gives a reason for a layer that `applies_to` claims."""
 
@@ -306,7 +306,7 @@ class WhyNotRejectsItsLayer(LoRA):
         return "the layer is too small"
 
 
-@wrong("?")
+@wrong("answers")
 class SaysStateful(LoRA):
     """`is_stateful` is `True`, so `eqx.nn.Sequential` hands a state to a call that takes none."""
 
@@ -314,7 +314,7 @@ class SaysStateful(LoRA):
         return True
 
 
-@wrong("?")
+@wrong("answers")
 class StatefulIsAnArray(LoRA):
     """`is_stateful` answers with an array."""
 
@@ -322,7 +322,7 @@ class StatefulIsAnArray(LoRA):
         return jnp.any(self.lora_B != 0)
 
 
-@wrong("?")
+@wrong("partition-specs")
 class SpecsNameNoField(LoRA):
     """`partition_specs` names a field that the class lacks."""
 
@@ -330,7 +330,7 @@ class SpecsNameNoField(LoRA):
         return {"lora_down": PartitionSpec()}
 
 
-@wrong("?")
+@wrong("partition-specs")
 class SpecsHaveTooManyAxes(LoRA):
     """`partition_specs` has a spec of three axes for a matrix."""
 
@@ -338,7 +338,7 @@ class SpecsHaveTooManyAxes(LoRA):
         return {"lora_A": PartitionSpec(None, None, "devices")}
 
 
-@wrong("?")
+@wrong("partition-specs")
 class SpecsRaise(LoRA):
     """`partition_specs` reads a mesh from a layer's attribute that does not exist."""
 
@@ -346,7 +346,7 @@ class SpecsRaise(LoRA):
         return {"lora_A": self.base.spec}
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class StackNdimRaises(LoRA):
     """`stack_ndim` reads an attribute that the layer lacks."""
 
@@ -355,7 +355,7 @@ class StackNdimRaises(LoRA):
         return leaf.depth
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class StackNdimIsTooLarge(LoRA):
     """`stack_ndim` counts the outputs' axis as a stack's."""
 
@@ -364,7 +364,7 @@ class StackNdimIsTooLarge(LoRA):
         return leaf.weight.ndim - 1
 
 
-@wrong("?")
+@wrong("law")
 class SharedIsInADict(Tied):
     """A `Shared` is in a dict, where resolving does not find the array."""
 
@@ -375,7 +375,7 @@ class SharedIsInADict(Tied):
         self.lora_A = {"first": self.lora_A}
 
 
-@wrong("?")
+@wrong("shared-arrays")
 class SharedIsNotSliced(Tied):
     """Reads the whole shared array, which is larger than this layer if another layer is wider."""
 
@@ -384,7 +384,7 @@ class SharedIsNotSliced(Tied):
         return A, self.alpha / self.rank * self.lora_B
 
 
-@wrong("?")
+@wrong("shared-arrays")
 class SharedIsNamedByTheLayer(Tied):
     """The name of the shared array holds the layer's identity, so nothing is shared."""
 
@@ -432,42 +432,42 @@ class Measured(Informed):
         super().__init__(base, rank, alpha, key=key, statistics={"input_covariance": covariance})
 
 
-@wrong("?")
+@wrong("calibration")
 class StatisticDividesTwice(Measured):
     """The statistic depends on the batch size: it divides by the number of rows itself."""
 
     needs = (MeanOverTheBatch,)
 
 
-@wrong("?")
+@wrong("calibration")
 class StatisticCentresBatches(Measured):
     """The statistic depends on the batches: it subtracts the mean of each."""
 
     needs = (CentredRows,)
 
 
-@wrong("?")
+@wrong("law")
 class StatisticTakesTheLargest(Measured):
     """The statistic depends on the batches: it takes the largest row of each."""
 
     needs = (LargestRow,)
 
 
-@wrong("?")
+@wrong("contract")
 class NeedsAnUnknownStatistic(Informed):
     """`needs` names a statistic that does not exist."""
 
     needs = ("input_variance",)
 
 
-@wrong("?")
+@wrong("contract")
 class NeedsAText(Informed):
     """`needs` is a text instead of a tuple."""
 
     needs = "input_covariance"  # pyright: ignore
 
 
-@wrong("?")
+@wrong("law")
 class NeedsWithoutAMatrix(LoRA):
     """The class has `needs`, and `matrix` gives `None`."""
 
@@ -481,7 +481,7 @@ class NeedsWithoutAMatrix(LoRA):
         super().__init__(base, rank, alpha, key=key)
 
 
-@wrong("?")
+@wrong("poor-statistics")
 class DividesByTheMean(Informed):
     """The start divides by the inputs' mean, which is zero for a layer that sees zeros."""
 
@@ -493,49 +493,49 @@ class DividesByTheMean(Informed):
         self.lora_A = self.lora_A / mean[None, :]
 
 
-@wrong("?")
+@wrong("contract")
 class VariantIsEmpty(LoRA):
     """`variant` is an empty text."""
 
     variant = ""
 
 
-@wrong("?")
+@wrong("contract")
 class PaperIsANumber(LoRA):
     """`paper` is a number instead of a text."""
 
     paper = 2106.09685  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class AutoIsAText(LoRA):
     """`auto` is the text "no", which is true."""
 
     auto = "no"  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class FamilyIsATuple(LoRA):
     """`family` is a tuple because of a comma."""
 
     family = ("low rank",)  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class CostIsANumber(LoRA):
     """`cost` is a number, where summaries show a phrase."""
 
     cost = 2  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class MergeableIsAText(LoRA):
     """`mergeable` is a text."""
 
     mergeable = "yes"  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class MatrixNeedsAnInstance(LoRA):
     """`matrix` is not a classmethod."""
 
@@ -557,7 +557,7 @@ class PaperIsAnother(LoRA):
     paper = "1706.03762"
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyIsAMethodOfTwo(Gated):
     """`penalty` takes an argument, which nobody gives."""
 
@@ -565,7 +565,7 @@ class PenaltyIsAMethodOfTwo(Gated):
         return weight * jnp.sum(self.lora_A**2)
 
 
-@wrong("?")
+@wrong("calibration")
 class InputsOfAKernelAreRows(ConvLoRA):
     """`inputs_of` takes the last axis of a convolution's input, as for a linear layer."""
 
@@ -575,7 +575,7 @@ class InputsOfAKernelAreRows(ConvLoRA):
         super().__init__(base, rank, alpha, key=key)
 
 
-@wrong("?")
+@wrong("calibration")
 class OutputsOfLosesAnOutput(Informed):
     """`outputs_of` leaves out the last output."""
 

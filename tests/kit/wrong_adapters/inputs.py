@@ -7,7 +7,7 @@ from ._bases import EmbeddingLoRA, LoRA
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("special-inputs")
 class DividesByTheInput(LoRA):
     """The call divides by the length of the input and multiplies again: NaN for zeros."""
 
@@ -16,7 +16,7 @@ class DividesByTheInput(LoRA):
         return super().added(x / length) * length
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class GradientIsNaNAtZeroInput(LoRA):
     """The value for zeros is right, and its derivative by the input is NaN."""
 
@@ -25,7 +25,7 @@ class GradientIsNaNAtZeroInput(LoRA):
         return super().added(x) + 0 * length
 
 
-@wrong("?")
+@wrong("special-inputs")
 class ClipsTheInput(LoRA):
     """The call clips the input to `[-10, 10]`."""
 
@@ -33,7 +33,7 @@ class ClipsTheInput(LoRA):
         return super().added(jnp.clip(x, -10, 10))
 
 
-@wrong("?")
+@wrong("special-inputs")
 class ClipsTheTerm(LoRA):
     """The call clips what it adds to `[-50, 50]`."""
 
@@ -41,7 +41,7 @@ class ClipsTheTerm(LoRA):
         return jnp.clip(super().added(x), -50, 50)
 
 
-@wrong("?")
+@wrong("special-inputs")
 class SaturatesForLargeInputs(LoRA):
     """The call goes through `tanh` and back, which gives infinity for large inputs."""
 
@@ -49,7 +49,7 @@ class SaturatesForLargeInputs(LoRA):
         return super().added(jnp.arctanh(jnp.tanh(x)))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class DropsNegativeInputs(LoRA):
     """The call takes negative inputs for zero."""
 
@@ -57,7 +57,7 @@ class DropsNegativeInputs(LoRA):
         return super().added(jax.nn.relu(x))
 
 
-@wrong("?")
+@wrong("special-inputs")
 class DropsNegativeVectors(LoRA):
     """The call ignores inputs that are negative altogether, as masked positions."""
 
@@ -65,7 +65,7 @@ class DropsNegativeVectors(LoRA):
         return jnp.where(jnp.all(x < 0), 0, super().added(x))
 
 
-@wrong("?")
+@wrong("special-inputs")
 class AddsAConstantForZeros(LoRA):
     """The call adds the sum of `B` for an input of zeros."""
 
@@ -74,7 +74,7 @@ class AddsAConstantForZeros(LoRA):
         return super().added(x) + jnp.where(jnp.all(x == 0), constant, 0)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class TakesZeroForPadding(EmbeddingLoRA):
     """The call takes the index 0 for padding, and adds nothing."""
 
@@ -82,7 +82,7 @@ class TakesZeroForPadding(EmbeddingLoRA):
         return jnp.where(x == 0, 0, 1) * super().rows(x)
 
 
-@wrong("?")
+@wrong("merge-gradients")
 class LosesTheLastEntry(EmbeddingLoRA):
     """The call clips indices to `entries - 2`."""
 
@@ -90,7 +90,7 @@ class LosesTheLastEntry(EmbeddingLoRA):
         return super().rows(jnp.clip(x, None, self.base.num_embeddings - 2))
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class CountsIndicesFromOne(EmbeddingLoRA):
     """The call and the table count from one and from zero."""
 
@@ -98,7 +98,7 @@ class CountsIndicesFromOne(EmbeddingLoRA):
         return super().rows(x - 1)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class LosesNegativeIndices(EmbeddingLoRA):
     """A one-hot vector of the index -1 is zero, where the layer takes the last entry."""
 
@@ -106,7 +106,7 @@ class LosesNegativeIndices(EmbeddingLoRA):
         return jax.nn.one_hot(x, self.base.num_embeddings, dtype=self.lora_B.dtype) @ self.lora_B
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ClipsNegativeIndices(EmbeddingLoRA):
     """The call takes negative indices for 0."""
 
@@ -114,7 +114,7 @@ class ClipsNegativeIndices(EmbeddingLoRA):
         return super().rows(jnp.maximum(x, 0))
 
 
-@wrong("?")
+@wrong("merge-gradients")
 class TableForgetsTheScale(EmbeddingLoRA):
     """The call adds the row without the scale."""
 
@@ -122,7 +122,7 @@ class TableForgetsTheScale(EmbeddingLoRA):
         return super().added(x) / self.scale()
 
 
-@wrong("?")
+@wrong("merge-gradients")
 class TableReadsTransposed(EmbeddingLoRA):
     """`merge` reshapes `A^T B^T` to the table's shape instead of transposing."""
 
@@ -130,7 +130,7 @@ class TableReadsTransposed(EmbeddingLoRA):
         return self.scale() * (self.lora_A.T @ self.lora_B.T).reshape(self.base.weight.shape)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class TableNeedsInt32(EmbeddingLoRA):
     """The row is found by a product of floats, which rounds the index in half precision."""
 

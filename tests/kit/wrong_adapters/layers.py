@@ -9,7 +9,7 @@ from ._bases import AttentionLoRA, ConvLoRA, with_weight
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ForgetsDilation(ConvLoRA):
     """The call convolves the update without the layer's dilation."""
 
@@ -26,7 +26,7 @@ class ForgetsDilation(ConvLoRA):
         return self.convolved(x, self.kernel(), rhs_dilation=ones, padding=padding)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ForgetsThePaddingMode(ConvLoRA):
     """The call pads the update's input with zeros, whatever the layer's padding mode is."""
 
@@ -34,7 +34,7 @@ class ForgetsThePaddingMode(ConvLoRA):
         return self.convolved(x, self.kernel(), padding=self.base.padding)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class ForgetsTheStride(ConvLoRA):
     """The call convolves the update without the layer's stride."""
 
@@ -43,7 +43,7 @@ class ForgetsTheStride(ConvLoRA):
         return self.convolved(x, self.kernel(), window_strides=ones)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class ForgetsGroups(ConvLoRA):
     """The call convolves the update with one group."""
 
@@ -51,7 +51,7 @@ class ForgetsGroups(ConvLoRA):
         return self.convolved(x, self.kernel(), feature_group_count=1)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MixesUpGroups(ConvLoRA):
     """The call takes the groups of outputs in another order than the layer."""
 
@@ -62,7 +62,7 @@ class MixesUpGroups(ConvLoRA):
         return self.convolved(x, ordered.reshape(kernel.shape))
 
 
-@wrong("?")
+@wrong("law")
 class FlipsTheKernel(ConvLoRA):
     """The call and `merge` flip the update's kernel, as in a mathematical convolution."""
 
@@ -71,7 +71,7 @@ class FlipsTheKernel(ConvLoRA):
         return jnp.flip(kernel, tuple(range(2, kernel.ndim)))
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class CallFlipsTheKernel(ConvLoRA):
     """The call flips the update's kernel, and `merge` does not."""
 
@@ -80,7 +80,7 @@ class CallFlipsTheKernel(ConvLoRA):
         return self.convolved(x, jnp.flip(kernel, tuple(range(2, kernel.ndim))))
 
 
-@wrong("?")
+@wrong("law")
 class OrdersTheAxesOtherwise(ConvLoRA):
     """The call and `merge` take the input channels for the last axis of the matrix."""
 
@@ -89,7 +89,7 @@ class OrdersTheAxesOtherwise(ConvLoRA):
         return jnp.moveaxis(self.update().reshape(shape[0], *shape[2:], shape[1]), -1, 1)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeOrdersTheAxesOtherwise(ConvLoRA):
     """`merge` takes the input channels for the last axis of the matrix."""
 
@@ -99,7 +99,7 @@ class MergeOrdersTheAxesOtherwise(ConvLoRA):
         return with_weight(self.base, float_of(self.base.weight) + kernel)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class PadsSymmetrically(ConvLoRA):
     """The call pads both sides of the update's input by the first number."""
 
@@ -109,16 +109,16 @@ class PadsSymmetrically(ConvLoRA):
         return y if (padding[:, 0] == padding[:, 1]).all() else jnp.roll(y, 1, axis=-1)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ConvolutionAddsTheBiasTwice(ConvLoRA):
-    """The call adds the bias to an output that has the bias."""
+    """The call of a convolution adds the bias a second time."""
 
     def added(self, x):
         bias = self.base.bias
         return super().added(x) if bias is None else super().added(x) + bias
 
 
-@wrong("?")
+@wrong("identity-at-init")
 class ClaimsTransposedConvolutions(ConvLoRA):
     """Claims transposed convolutions, and convolves their input."""
 
@@ -130,7 +130,7 @@ class ClaimsTransposedConvolutions(ConvLoRA):
         return transposed or super().applies_to(leaf)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ForgetsTheMask(AttentionLoRA):
     """The call drops the mask."""
 
@@ -139,7 +139,7 @@ class ForgetsTheMask(AttentionLoRA):
         return adapted(query, key_, value, key=key, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ForgetsTheDropoutKey(AttentionLoRA):
     """The call drops the key of the dropout."""
 
@@ -148,7 +148,7 @@ class ForgetsTheDropoutKey(AttentionLoRA):
         return adapted(query, key_, value, mask, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class TakesNoMask(AttentionLoRA):
     """The call takes query, key and value alone."""
 
@@ -156,7 +156,7 @@ class TakesNoMask(AttentionLoRA):
         return self.adapted(self.update())(query, key_, value)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class ForgetsInference(AttentionLoRA):
     """The call drops `inference`."""
 
@@ -164,7 +164,7 @@ class ForgetsInference(AttentionLoRA):
         return self.adapted(self.update())(query, key_, value, mask, key=key, **options)
 
 
-@wrong("?")
+@wrong(None, survives="no standard case hands over `process_heads`")
 class TakesNoHeads(AttentionLoRA):
     """The call does not take `process_heads`."""
 
@@ -173,7 +173,7 @@ class TakesNoHeads(AttentionLoRA):
         return adapted(query, key_, value, mask, key=key, inference=inference)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class AttendsToItself(AttentionLoRA):
     """The call takes the query for the key and the value."""
 
@@ -182,7 +182,7 @@ class AttendsToItself(AttentionLoRA):
         return adapted(query, query, query, mask, key=key, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class SwapsKeyAndValue(AttentionLoRA):
     """The call swaps key and value."""
 
@@ -191,7 +191,7 @@ class SwapsKeyAndValue(AttentionLoRA):
         return adapted(query, value, key_, mask, key=key, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergesIntoTheKeys(AttentionLoRA):
     """`merge` adds the update to the projection of the keys."""
 
@@ -203,7 +203,7 @@ class MergesIntoTheKeys(AttentionLoRA):
         return eqx.tree_at(lambda node: node.key_proj, self.base, key_proj)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class AdaptsTheOutputOfHeads(AttentionLoRA):
     """The call adds the update to the query itself, not to its projection."""
 
@@ -213,7 +213,7 @@ class AdaptsTheOutputOfHeads(AttentionLoRA):
         return self.base(moved, key_, value, mask, key=key, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class InvertsTheMask(AttentionLoRA):
     """The call takes `True` in the mask for a position to ignore."""
 
@@ -223,7 +223,7 @@ class InvertsTheMask(AttentionLoRA):
         return adapted(query, key_, value, mask, key=key, inference=inference, **options)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class DropoutHasItsOwnKey(AttentionLoRA):
     """The call drops positions by a constant key."""
 

@@ -9,7 +9,7 @@ from ._bases import LoRA, Magnitude, with_bias, with_weight
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("law")
 class MergeDoublesTheScale(LoRA):
     """`merge` applies the scale twice."""
 
@@ -17,7 +17,7 @@ class MergeDoublesTheScale(LoRA):
         return self.scale() * super().update()
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class CallForgetsTheScale(LoRA):
     """The call adds `B A x` without the scale."""
 
@@ -25,7 +25,7 @@ class CallForgetsTheScale(LoRA):
         return super().added(x) / self.scale()
 
 
-@wrong("?")
+@wrong("law")
 class MergeTakesTheRootOfTheRank(LoRA):
     """`merge` scales by `alpha / sqrt(rank)`, the call by `alpha / rank`."""
 
@@ -33,7 +33,7 @@ class MergeTakesTheRootOfTheRank(LoRA):
         return self.alpha / self.rank**0.5 * (self.lora_B @ self.lora_A)
 
 
-@wrong("?")
+@wrong("law")
 class ScalesByTheRoot(LoRA):
     """The scale is rsLoRA's, `alpha / sqrt(rank)`."""
 
@@ -41,7 +41,7 @@ class ScalesByTheRoot(LoRA):
         return self.alpha / self.rank**0.5
 
 
-@wrong("?")
+@wrong("law")
 class InvertsTheScale(LoRA):
     """The scale is `rank / alpha`."""
 
@@ -49,7 +49,7 @@ class InvertsTheScale(LoRA):
         return self.rank / self.alpha
 
 
-@wrong("?")
+@wrong("law")
 class ScalesByAlphaAlone(LoRA):
     """The scale is `alpha`, whatever the rank."""
 
@@ -57,7 +57,7 @@ class ScalesByAlphaAlone(LoRA):
         return self.alpha
 
 
-@wrong("?")
+@wrong("alpha")
 class DividesIntegers(LoRA):
     """The scale is `alpha // rank`."""
 
@@ -65,7 +65,7 @@ class DividesIntegers(LoRA):
         return self.alpha // self.rank
 
 
-@wrong("?")
+@wrong("alpha")
 class TakesAlphaZeroForTheDefault(LoRA):
     """`alpha or rank` scales by one if alpha is zero."""
 
@@ -73,7 +73,7 @@ class TakesAlphaZeroForTheDefault(LoRA):
         return (self.alpha or self.rank) / self.rank
 
 
-@wrong("?")
+@wrong("alpha")
 class DividesByAlpha(LoRA):
     """The scale is `1 / (rank / alpha)`, which fails if alpha is zero."""
 
@@ -81,7 +81,7 @@ class DividesByAlpha(LoRA):
         return 1 / (self.rank / self.alpha)
 
 
-@wrong("?")
+@wrong("alpha")
 class RoundsAlpha(LoRA):
     """`int(alpha)` drops the fraction of alpha."""
 
@@ -89,7 +89,7 @@ class RoundsAlpha(LoRA):
         return int(self.alpha) / self.rank
 
 
-@wrong("?")
+@wrong("ranks")
 class ClampsTheRankInTheScale(LoRA):
     """`merge` scales by the number of directions, the call by the rank that was asked for."""
 
@@ -101,7 +101,7 @@ class ClampsTheRankInTheScale(LoRA):
         return self.alpha / len(self.lora_A) * (self.lora_B @ self.lora_A)
 
 
-@wrong("?")
+@wrong("ranks")
 class ClampsTheRankAtTheInputs(LoRA):
     """Takes the first `rank` rows of an orthogonal matrix, of which there are `in`."""
 
@@ -111,7 +111,7 @@ class ClampsTheRankAtTheInputs(LoRA):
         return A, jnp.zeros((W.shape[0], rank), W.dtype)
 
 
-@wrong("?")
+@wrong("law")
 class ReadsSquareWeightsTransposed(LoRA):
     """Takes a square weight for `(in, out)`, in the call and in `merge`."""
 
@@ -126,7 +126,7 @@ class ReadsSquareWeightsTransposed(LoRA):
         return update.T if update.shape[0] == update.shape[1] else update
 
 
-@wrong("?")
+@wrong("law")
 class MergeTransposesSquareWeights(LoRA):
     """`merge` adds the transposed update to a square weight."""
 
@@ -135,7 +135,7 @@ class MergeTransposesSquareWeights(LoRA):
         return update.T if update.shape[0] == update.shape[1] else update
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeReshapesTheTransposed(LoRA):
     """`merge` reshapes `A^T B^T` to the weight's shape instead of transposing."""
 
@@ -144,7 +144,7 @@ class MergeReshapesTheTransposed(LoRA):
         return update.reshape(self.base.weight.shape)
 
 
-@wrong("?")
+@wrong("law")
 class BothReshapeTheTransposed(LoRA):
     """The call and `merge` reshape `A^T B^T` to the weight's shape."""
 
@@ -156,7 +156,7 @@ class BothReshapeTheTransposed(LoRA):
         return self.update().astype(x.dtype) @ x
 
 
-@wrong("?")
+@wrong("law")
 class ReadsTheInputBackwards(LoRA):
     """The call and `merge` read the columns of `A` from the last to the first."""
 
@@ -167,7 +167,7 @@ class ReadsTheInputBackwards(LoRA):
         return super().update()[:, ::-1]
 
 
-@wrong("?")
+@wrong("law")
 class UsesTheFirstDirectionAlone(LoRA):
     """Directions after the first have no effect in the call and in `merge`."""
 
@@ -183,7 +183,7 @@ class UsesTheFirstDirectionAlone(LoRA):
         return self.scale() * (self.first() @ self.lora_A)
 
 
-@wrong("?")
+@wrong("law")
 class WideLayersLoseInputs(LoRA):
     """Sees only the first `out` inputs of a layer with more inputs than outputs."""
 
@@ -199,7 +199,7 @@ class WideLayersLoseInputs(LoRA):
         return self.scale() * (self.lora_B @ self.masked())
 
 
-@wrong("?")
+@wrong("law")
 class TallLayersLoseOutputs(LoRA):
     """Changes only the first `in` outputs of a layer with more outputs than inputs."""
 
@@ -215,7 +215,7 @@ class TallLayersLoseOutputs(LoRA):
         return self.scale() * (self.masked() @ self.lora_A)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class MergeDropsTheBias(LoRA):
     """`merge` makes a layer whose bias is zero."""
 
@@ -226,7 +226,7 @@ class MergeDropsTheBias(LoRA):
         return with_bias(plain, jnp.zeros_like(plain.bias))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeAddsToTheBias(LoRA):
     """`merge` also adds the sum of each row to the bias."""
 
@@ -238,7 +238,7 @@ class MergeAddsToTheBias(LoRA):
         return with_bias(plain, plain.bias + row_sums)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class AddsTheBiasTwice(LoRA):
     """The call adds the bias to an output that has the bias."""
 
@@ -247,7 +247,7 @@ class AddsTheBiasTwice(LoRA):
         return super().added(x) if bias is None else super().added(x) + bias
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class NeedsABias(LoRA):
     """The call fails for a layer without a bias."""
 
@@ -255,7 +255,7 @@ class NeedsABias(LoRA):
         return self.base.weight @ x + self.base.bias + self.added(x)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class ScalesTheBaseToo(LoRA):
     """The scale multiplies the output of the layer as well."""
 
@@ -263,7 +263,7 @@ class ScalesTheBaseToo(LoRA):
         return self.scale() * (self.base(x) + self.added(x) / self.scale())
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class BendsTheMiddle(LoRA):
     """The call puts `tanh` between the factors, as no weight can."""
 
@@ -272,7 +272,7 @@ class BendsTheMiddle(LoRA):
         return self.scale() * (B @ jnp.tanh(A @ x))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class CallAveragesTheInputs(LoRA):
     """The call divides by the number of inputs."""
 
@@ -280,7 +280,7 @@ class CallAveragesTheInputs(LoRA):
         return super().added(x) / len(x)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeSubtracts(LoRA):
     """`merge` subtracts the update."""
 
@@ -288,7 +288,7 @@ class MergeSubtracts(LoRA):
         return -super().update()
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeClipsTheUpdate(LoRA):
     """`merge` clips the entries of the update to `[-0.5, 0.5]`."""
 
@@ -296,7 +296,7 @@ class MergeClipsTheUpdate(LoRA):
         return jnp.clip(super().update(), -0.5, 0.5)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeRoundsTheUpdate(LoRA):
     """`merge` rounds the update to two decimals."""
 
@@ -304,7 +304,7 @@ class MergeRoundsTheUpdate(LoRA):
         return jnp.round(super().update(), 2)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeForgetsTheBase(LoRA):
     """`merge` returns the update alone."""
 
@@ -312,7 +312,7 @@ class MergeForgetsTheBase(LoRA):
         return with_weight(self.base, self.update())
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeForgetsTheGate(Gated):
     """`merge` adds `B A` as if every gate were one."""
 
@@ -321,7 +321,7 @@ class MergeForgetsTheGate(Gated):
         return with_weight(self.base, W)
 
 
-@wrong("?")
+@wrong("law")
 class GatesTwice(Gated):
     """Multiplies by the square of the gate, in the call and in `merge`."""
 
@@ -330,7 +330,7 @@ class GatesTwice(Gated):
         return A, B * self.gate[None, :]
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class GatesTheWrongFactor(Gated):
     """Multiplies the rows of `A` by the gate, and the columns of `B` as well, in the call."""
 
@@ -339,7 +339,7 @@ class GatesTheWrongFactor(Gated):
         return self.base(x) + B @ (self.gate.astype(x.dtype) * (A @ x))
 
 
-@wrong("?")
+@wrong("law")
 class TakesNormsOfColumns(Magnitude):
     """DoRA with the norms of the columns of a square weight."""
 
@@ -349,7 +349,7 @@ class TakesNormsOfColumns(Magnitude):
         return super().norms(V.T if is_square else V)
 
 
-@wrong("?")
+@wrong("law")
 class TakesNormsOfTheOldWeight(Magnitude):
     """DoRA divides by the norms of `W` instead of `W + s B A`."""
 
@@ -358,7 +358,7 @@ class TakesNormsOfTheOldWeight(Magnitude):
         return ((self.magnitude / self.norms(W))[:, None] * (W + self.update())).astype(dtype)
 
 
-@wrong("?")
+@wrong("law")
 class MergeForgetsTheNorms(Magnitude):
     """`merge` multiplies by the magnitude and does not divide by the norms."""
 
@@ -368,7 +368,7 @@ class MergeForgetsTheNorms(Magnitude):
         return with_weight(self.base, scale[:, None] * (W + self.update()))
 
 
-@wrong("?")
+@wrong("law")
 class MagnitudeScalesTheUpdateAlone(Magnitude):
     """DoRA multiplies the update by the magnitude, and leaves the weight."""
 
@@ -377,7 +377,7 @@ class MagnitudeScalesTheUpdateAlone(Magnitude):
         return (float_of(self.base.weight) + scaled).astype(dtype)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MagnitudeScalesTheBias(Magnitude):
     """The call multiplies the bias by the magnitude as well."""
 
@@ -387,7 +387,7 @@ class MagnitudeScalesTheBias(Magnitude):
         return scale * (self.base(x) + self.added(x))
 
 
-@wrong("?")
+@wrong("law")
 class DivideByTheNormOfA(LoRA):
     """Normalises `A` in the call and in `merge`, which LoRA does not."""
 
@@ -402,7 +402,7 @@ class DivideByTheNormOfA(LoRA):
         return self.scale() * (self.lora_B @ self.unit())
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeUsesTheFirstA(LoRA):
     """`merge` uses `A` as it was at the start, not as it was trained."""
 

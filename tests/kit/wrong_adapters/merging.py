@@ -14,7 +14,7 @@ class MergedLinear(eqx.nn.Linear):
     """A class of layers for merged weights."""
 
 
-@wrong("?")
+@wrong("merge-restores-form")
 class MergeChangesTheClass(LoRA):
     """`merge` returns a layer of a class of its own."""
 
@@ -22,7 +22,7 @@ class MergeChangesTheClass(LoRA):
         return copy_of(super().merge(), MergedLinear)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class MergeReturnsAFunction(LoRA):
     """`merge` returns a function."""
 
@@ -31,7 +31,7 @@ class MergeReturnsAFunction(LoRA):
         return lambda x: plain(x)
 
 
-@wrong("?")
+@wrong("law")
 class MergeReturnsTheAdapter(LoRA):
     """`merge` returns the adapter."""
 
@@ -39,7 +39,7 @@ class MergeReturnsTheAdapter(LoRA):
         return self
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class MergeReturnsAnArray(LoRA):
     """`merge` returns the weight."""
 
@@ -47,7 +47,7 @@ class MergeReturnsAnArray(LoRA):
         return super().merge().weight
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeRemovesTheBias(LoRA):
     """`merge` puts the bias into the call, and leaves `None` in the layer."""
 
@@ -56,7 +56,7 @@ class MergeRemovesTheBias(LoRA):
         return plain if plain.bias is None else with_bias(plain, None)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class MergeAddsABias(LoRA):
     """`merge` gives a bias of zeros to a layer without a bias."""
 
@@ -66,7 +66,7 @@ class MergeAddsABias(LoRA):
         return plain if plain.bias is not None else copy_of(plain, eqx.nn.Linear, bias=zeros)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class MergeChangesAStaticField(LoRA):
     """`merge` returns a layer that says `use_bias=False`."""
 
@@ -75,7 +75,7 @@ class MergeChangesAStaticField(LoRA):
         return copy_of(plain, eqx.nn.Linear, use_bias=False)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class MergeStacksTheWeight(LoRA):
     """`merge` returns a weight with an axis more."""
 
@@ -84,7 +84,7 @@ class MergeStacksTheWeight(LoRA):
         return eqx.tree_at(lambda node: node.weight, plain, plain.weight[None])
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class MergeGivesNumPy(LoRA):
     """`merge` returns a layer with a NumPy weight."""
 
@@ -93,7 +93,7 @@ class MergeGivesNumPy(LoRA):
         return eqx.tree_at(lambda node: node.weight, plain, np.asarray(plain.weight))
 
 
-@wrong("?")
+@wrong("merge-restores-form")
 class MergeKeepsFloat32(LoRA):
     """`merge` keeps the update's dtype for the weight."""
 
@@ -102,7 +102,7 @@ class MergeKeepsFloat32(LoRA):
         return eqx.tree_at(lambda node: node.weight, self.base, W)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class MergeRefuses(LoRA):
     """`merge` raises, but the class does not say `mergeable = False`."""
 
@@ -110,7 +110,7 @@ class MergeRefuses(LoRA):
         raise WrapperError("merging is not supported")
 
 
-@wrong("?")
+@wrong("merge-restores-form")
 class MergesThoughUnmergeable(LoRA):
     """The class says `mergeable = False`, and `merge` returns the layer without the update."""
 
@@ -120,7 +120,7 @@ class MergesThoughUnmergeable(LoRA):
         return self.base
 
 
-@wrong("?")
+@wrong("merge-restores-form")
 class SaysUnmergeableAndRaisesAnotherError(LoRA):
     """`merge` of an adapter that cannot be merged raises `NotImplementedError`."""
 
@@ -130,7 +130,7 @@ class SaysUnmergeableAndRaisesAnotherError(LoRA):
         raise NotImplementedError
 
 
-@wrong("?")
+@wrong("unwrap-restores")
 class UnwrapGivesTheMergedLayer(LoRA):
     """`unwrap` returns the merged layer."""
 
@@ -138,7 +138,7 @@ class UnwrapGivesTheMergedLayer(LoRA):
         return self.merge()
 
 
-@wrong("?")
+@wrong("unwrap-restores")
 class UnwrapCastsTheWeight(LoRA):
     """`unwrap` rounds the weight to bfloat16."""
 
@@ -147,7 +147,7 @@ class UnwrapCastsTheWeight(LoRA):
         return with_weight(self.base, weight)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class KeepsARoundedBase(LoRA):
     """The constructor keeps a copy of the layer in eight bits, to save memory."""
 
@@ -156,7 +156,7 @@ class KeepsARoundedBase(LoRA):
         self.base = with_weight(base, base.weight.astype(jnp.float8_e4m3fn))
 
 
-@wrong("?")
+@wrong("unwrap-restores")
 class UnwrapDropsTheBias(LoRA):
     """`unwrap` builds a layer without the bias."""
 
@@ -165,7 +165,7 @@ class UnwrapDropsTheBias(LoRA):
         return base if base.bias is None else with_bias(base, jnp.zeros_like(base.bias))
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class ReadsTheFrozenWeight(LoRA):
     """The property `weight` gives the frozen weight, so a model that reads it sees no adapter."""
 
@@ -174,7 +174,7 @@ class ReadsTheFrozenWeight(LoRA):
         return self.base.weight
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class ReadsTheUpdate(LoRA):
     """The property `weight` gives the update alone."""
 
@@ -183,7 +183,7 @@ class ReadsTheUpdate(LoRA):
         return self.update()
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class HidesTheWidth(LoRA):
     """A field `in_features` holds the rank, and hides the layer's."""
 

@@ -38,7 +38,7 @@ def gained_law(adapter):
     return W + 3 * (lora_law(adapter, adapter.rank, adapter.alpha) - W)
 
 
-@wrong("?", options={"gain": 3.0}, law=gained_law)
+@wrong("law", options={"gain": 3.0}, law=gained_law)
 class IgnoresItsOption(Gained):
     """The constructor ignores the option."""
 
@@ -46,7 +46,7 @@ class IgnoresItsOption(Gained):
         super().__init__(base, rank, alpha, key=key)
 
 
-@wrong("?", options={"gain": 3.0}, law=gained_law)
+@wrong("state-round-trip", options={"gain": 3.0}, law=gained_law)
 class LosesItsOptionInAFile(Gained):
     """The option is in a static field, which a file does not hold."""
 
@@ -60,7 +60,7 @@ class LosesItsOptionInAFile(Gained):
         return LoRA.added(self, x)
 
 
-@wrong("?")
+@wrong("key-forms")
 class ChangesItsDefault(LoRA):
     """The default of an option is a list, to which each constructor appends."""
 
@@ -72,7 +72,7 @@ class ChangesItsDefault(LoRA):
         self.offset = jnp.asarray(float(len(offsets)))
 
 
-@wrong("?", options={"scales": [1.0]})
+@wrong("contract", options={"scales": [1.0]})
 class ChangesItsOption(LoRA):
     """The constructor appends to the list that it was given."""
 
@@ -84,7 +84,7 @@ class ChangesItsOption(LoRA):
         self.scales = jnp.asarray(scales)
 
 
-@wrong("?")
+@wrong("parameter-count")
 class IgnoresTheRank(LoRA):
     """The factors always have the rank 1."""
 
@@ -93,7 +93,7 @@ class IgnoresTheRank(LoRA):
         return super().start(W, 1, key)
 
 
-@wrong("?")
+@wrong("parameter-count")
 class DoublesTheRank(LoRA):
     """The factors have twice the rank."""
 
@@ -102,7 +102,7 @@ class DoublesTheRank(LoRA):
         return super().start(W, 2 * rank, key)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StoresAnotherRank(LoRA):
     """The field `rank` holds the number of inputs; the scale uses the factors' shape."""
 
@@ -114,7 +114,7 @@ class StoresAnotherRank(LoRA):
         return self.alpha / len(self.lora_A)
 
 
-@wrong("?")
+@wrong("law")
 class StoresTheScaleAsAlpha(LoRA):
     """The field `alpha` holds `alpha / rank`, which a restored adapter divides again."""
 
@@ -126,7 +126,7 @@ class StoresTheScaleAsAlpha(LoRA):
         return self.alpha
 
 
-@wrong("?")
+@wrong("answers")
 class IgnoresAlpha(LoRA):
     """The field `alpha` is always the rank, so the scale is one."""
 
@@ -134,7 +134,7 @@ class IgnoresAlpha(LoRA):
         super().__init__(base, rank, rank, key=key)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class SwapsRankAndAlpha(LoRA):
     """The constructor hands rank and alpha on in the wrong order."""
 
@@ -143,7 +143,7 @@ class SwapsRankAndAlpha(LoRA):
         self.rank, self.alpha = alpha, rank
 
 
-@wrong("?")
+@wrong("trainable-fields")
 class StoresAlphaAsAnArray(LoRA):
     """The static field `alpha` holds an array."""
 
@@ -152,7 +152,7 @@ class StoresAlphaAsAnArray(LoRA):
         self.alpha = jnp.asarray(alpha)  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class TakesNoKey(LoRA):
     """The constructor does not take `key`."""
 
@@ -160,7 +160,7 @@ class TakesNoKey(LoRA):
         super().__init__(base, rank, alpha, key=jax.random.key(0))
 
 
-@wrong("?")
+@wrong("contract")
 class NeedsAnOption(LoRA):
     """The constructor has an option without a default."""
 
@@ -168,7 +168,7 @@ class NeedsAnOption(LoRA):
         super().__init__(base, rank, alpha, key=key)
 
 
-@wrong("?")
+@wrong("ranks")
 class RefusesRankOne(LoRA):
     """The constructor reshapes to pairs of directions, and fails at odd ranks."""
 
@@ -178,7 +178,7 @@ class RefusesRankOne(LoRA):
         return A.reshape(2, rank // 2, -1).reshape(rank, -1), B
 
 
-@wrong("?")
+@wrong("ranks")
 class FailsAboveTheSmallestSide(LoRA):
     """The constructor fails with an index error of a library at a rank larger than the layer."""
 

@@ -13,7 +13,7 @@ def is_half(array):
     return array.dtype.itemsize == 2
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class CallOverflowsWhenTrained(LoRA):
     """The call moves a factor of a million from `A` to `B`, which float16 cannot hold."""
 
@@ -22,7 +22,7 @@ class CallOverflowsWhenTrained(LoRA):
         return self.scale() * (B @ (A @ x))
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class CallSkipsHalf(LoRA):
     """The call adds nothing unless the input is float32 or wider."""
 
@@ -30,7 +30,7 @@ class CallSkipsHalf(LoRA):
         return jnp.zeros(len(self.lora_B), x.dtype) if is_half(x) else super().added(x)
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class MergeSkipsHalf(LoRA):
     """`merge` of a half-precision layer returns the layer."""
 
@@ -38,7 +38,7 @@ class MergeSkipsHalf(LoRA):
         return self.base if is_half(self.base.weight) else super().merge()
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class MergeUnderflowsInFloat16(LoRA):
     """`merge` divides the update by 1e9 in the layer's dtype and multiplies it again."""
 
@@ -47,7 +47,7 @@ class MergeUnderflowsInFloat16(LoRA):
         return 1e9 * small.astype(self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class CallOverflowsInFloat16(LoRA):
     """The call multiplies by 1e5 in the input's dtype and divides again."""
 
@@ -55,7 +55,7 @@ class CallOverflowsInFloat16(LoRA):
         return 1e-5 * (super().added(x) * jnp.asarray(1e5, x.dtype))
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class MergeRoundsCoarselyInHalf(LoRA):
     """`merge` of a half-precision layer casts the update to eight bits on the way."""
 
@@ -66,7 +66,7 @@ class MergeRoundsCoarselyInHalf(LoRA):
         return update.astype(jnp.float8_e5m2).astype(update.dtype)
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class CallRoundsCoarselyInHalf(LoRA):
     """The call of a half-precision layer casts the factors to eight bits on the way."""
 
@@ -77,7 +77,7 @@ class CallRoundsCoarselyInHalf(LoRA):
         return self.scale() * (B @ (A @ x))
 
 
-@wrong("?")
+@wrong("trained-in-half-precision")
 class MagnitudeIsIgnoredInHalf(Magnitude):
     """DoRA in half precision takes the norms of the weight for the magnitude."""
 
@@ -89,7 +89,7 @@ class MagnitudeIsIgnoredInHalf(Magnitude):
         return V.astype(dtype)
 
 
-@wrong("?")
+@wrong("identity-in-half-precision")
 class DoesNotCastTheFactors(LoRA):
     """The call multiplies float32 factors by an input in half precision."""
 
@@ -97,7 +97,7 @@ class DoesNotCastTheFactors(LoRA):
         return self.scale() * (self.lora_B @ (self.lora_A @ x))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class ScalesByAFloat32(LoRA):
     """The scale is a float32 array, which a half-precision output is not promoted to."""
 
@@ -105,7 +105,7 @@ class ScalesByAFloat32(LoRA):
         return jnp.float32(self.scale()) * super().added(x)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class PromotesRanks(LoRA):
     """Multiplies a matrix by a vector without an axis for the rows."""
 
@@ -113,7 +113,7 @@ class PromotesRanks(LoRA):
         return super().update() * jnp.ones(self.base.weight.shape[1], self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong("merge-equals-call")
 class CastsTheInputDown(LoRA):
     """The call computes the update in bfloat16, for speed."""
 
@@ -121,7 +121,7 @@ class CastsTheInputDown(LoRA):
         return super().added(x.astype(jnp.bfloat16)).astype(x.dtype)
 
 
-@wrong("?")
+@wrong("output-dtype")
 class AlwaysGivesFloat32(LoRA):
     """The call gives float32 in every precision."""
 
@@ -129,7 +129,7 @@ class AlwaysGivesFloat32(LoRA):
         return super().__call__(x).astype(jnp.float32)
 
 
-@wrong("?")
+@wrong("output-dtype")
 class TableGivesTheAdaptersDtype(EmbeddingLoRA):
     """The row of a half-precision table comes in float32."""
 
@@ -138,7 +138,7 @@ class TableGivesTheAdaptersDtype(EmbeddingLoRA):
         return row.astype(float_of(row).dtype)
 
 
-@wrong("?")
+@wrong(None, survives="the check `double-precision` is advice")
 class MergesInFloat32Always(LoRA):
     """`merge` of a float64 layer computes in float32."""
 
@@ -146,7 +146,7 @@ class MergesInFloat32Always(LoRA):
         return super().update().astype(jnp.float32).astype(self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong("law")
 class MergesComplexAsReal(ComplexLoRA):
     """`merge` adds the real part of a complex update."""
 
@@ -155,7 +155,7 @@ class MergesComplexAsReal(ComplexLoRA):
         return update.real.astype(update.dtype)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class CallConjugatesA(ComplexLoRA):
     """The call conjugates the factor `A` of a complex layer."""
 
@@ -164,7 +164,7 @@ class CallConjugatesA(ComplexLoRA):
         return self.base(x) + ComplexLoRA.added(conjugated, x)
 
 
-@wrong("?")
+@wrong("law")
 class BothDropTheImaginaryPart(ComplexLoRA):
     """The call and `merge` add the real part of a complex update."""
 
@@ -177,7 +177,7 @@ class BothDropTheImaginaryPart(ComplexLoRA):
         return jnp.concatenate([y.real, y.imag]).astype(x.dtype)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class ComplexFactorsAreReal(ComplexLoRA):
     """Complex layers get real factors, which cannot be added under strict promotion."""
 
@@ -188,7 +188,7 @@ class ComplexFactorsAreReal(ComplexLoRA):
         self.lora_B = jnp.zeros((outputs, rank))
 
 
-@wrong("?")
+@wrong("merge-restores-form")
 class MergeKeepsTheUpdatesDtype(LoRA):
     """`merge` of a half-precision layer has a float32 bias."""
 

@@ -19,7 +19,7 @@ MERGED: dict[tuple[int, ...], jax.Array] = {}
 UPDATES: dict[str, jax.Array] = {}
 
 
-@wrong("?")
+@wrong("key-forms")
 class DrawsFromNumPy(LoRA):
     """The start comes from a global generator of NumPy."""
 
@@ -29,7 +29,7 @@ class DrawsFromNumPy(LoRA):
         return A + jnp.asarray(GENERATOR.normal(size=A.shape), A.dtype), B
 
 
-@wrong("?")
+@wrong("key-forms")
 class CountsItsLayers(LoRA):
     """The seed is a counter of the adapters that were built in this process."""
 
@@ -38,7 +38,7 @@ class CountsItsLayers(LoRA):
         return super().start(W, rank, jax.random.key(next(COUNTER)))
 
 
-@wrong("?")
+@wrong("key-forms")
 class SeedsFromTheClock(LoRA):
     """The seed is the time."""
 
@@ -47,7 +47,7 @@ class SeedsFromTheClock(LoRA):
         return super().start(W, rank, jax.random.key(time.perf_counter_ns() % 2**31))
 
 
-@wrong("?")
+@wrong("law")
 class NeedsARawKey(LoRA):
     """Reads the numbers of the key by index, which a typed key forbids."""
 
@@ -56,17 +56,18 @@ class NeedsARawKey(LoRA):
         return super().start(W, rank, jax.random.PRNGKey(key[1]))
 
 
-@wrong("?")
+@wrong("key-forms")
 class NeedsATypedKey(LoRA):
-    """Asks for `key.dtype` of typed keys, and fails for a raw key."""
+    """Refuses raw keys."""
 
     @classmethod
     def start(cls, W, rank, key):
-        impl = jax.random.key_impl(key)
-        return super().start(W, rank, jax.random.wrap_key_data(jax.random.key_data(key), impl=impl))
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            raise TypeError("the key must be a typed key")
+        return super().start(W, rank, key)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class SeedsFromTheWeight(LoRA):
     """Draws from a seed of the weight's values, by `int(...)`."""
 
@@ -84,7 +85,7 @@ class SeedsFromAHash(LoRA):
         return super().start(W, rank, jax.random.fold_in(key, hash("lora_A") % 2**31))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class WarmsUpByCalls(LoRA):
     """The scale grows with the number of calls, which a Python list counts."""
 
@@ -93,7 +94,7 @@ class WarmsUpByCalls(LoRA):
         return super().added(x) * min(1.0, len(CALLS) / 1e6)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class CachesTheMergedWeight(LoRA):
     """Keeps the first update of a shape in a global dict, and uses this update for ever."""
 
@@ -101,7 +102,7 @@ class CachesTheMergedWeight(LoRA):
         return MERGED.setdefault(self.base.weight.shape, super().update())
 
 
-@wrong("?")
+@wrong("alpha")
 class CachesItsFirstOutput(LoRA):
     """The call keeps `B A` of the first call in a global dict."""
 
@@ -110,7 +111,7 @@ class CachesItsFirstOutput(LoRA):
         return UPDATES.setdefault(key, self.update().astype(x.dtype)) @ x
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class ChangesItsBase(LoRA):
     """The constructor writes a smaller weight into the layer that it was given."""
 
@@ -119,7 +120,7 @@ class ChangesItsBase(LoRA):
         object.__setattr__(base, "weight", 0.5 * base.weight)
 
 
-@wrong("?")
+@wrong("alpha")
 class MergeWritesIntoTheBase(LoRA):
     """`merge` writes the merged weight into the frozen layer, and returns this layer."""
 
@@ -128,7 +129,7 @@ class MergeWritesIntoTheBase(LoRA):
         return self.base
 
 
-@wrong("?")
+@wrong("purity")
 class MergeCountsItsCalls(LoRA):
     """`merge` marks the adapter as merged, and a second `merge` adds nothing."""
 
@@ -139,9 +140,9 @@ class MergeCountsItsCalls(LoRA):
         return super().merge()
 
 
-@wrong("?")
+@wrong("purity")
 class PrintsItsOutput(LoRA):
-    """The call prints by `jax.debug.print`."""
+    """The call prints by a callback, in every step of every training."""
 
     def added(self, x):
         term = super().added(x)
@@ -149,7 +150,7 @@ class PrintsItsOutput(LoRA):
         return term
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class DropsAtRandom(LoRA):
     """The call drops entries of the input with a constant key, also at inference."""
 
@@ -158,7 +159,7 @@ class DropsAtRandom(LoRA):
         return super().added(x * keep.astype(x.dtype))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class BranchesOnTheInput(LoRA):
     """The call has a Python `if` on the input's values."""
 
@@ -166,7 +167,7 @@ class BranchesOnTheInput(LoRA):
         return super().added(x) if jnp.sum(x) > -1e30 else 0 * x[:1]
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class BranchesOnItsValues(LoRA):
     """The call has a Python `if` on the values of `B`."""
 
@@ -174,7 +175,7 @@ class BranchesOnItsValues(LoRA):
         return self.base(x) + self.added(x) if jnp.any(self.lora_B != 0) else self.base(x)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class ChecksItsInput(LoRA):
     """The call asserts that the input is finite."""
 
@@ -183,7 +184,7 @@ class ChecksItsInput(LoRA):
         return super().added(x)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class ComputesWithNumPy(LoRA):
     """The call computes the update with NumPy."""
 
@@ -192,7 +193,7 @@ class ComputesWithNumPy(LoRA):
         return jnp.asarray(self.scale() * product @ np.asarray(x), x.dtype)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StartsWithNumPy(LoRA):
     """The constructor decomposes the weight with NumPy."""
 
@@ -203,7 +204,7 @@ class StartsWithNumPy(LoRA):
         return jnp.asarray(np.resize(V, (rank, W.shape[1])), W.dtype), B
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class MergesWithNumPy(LoRA):
     """`merge` computes with NumPy, so it is neither compiled nor differentiated."""
 
@@ -212,7 +213,7 @@ class MergesWithNumPy(LoRA):
         return jnp.asarray(self.scale() * product, self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class SelectsByValue(LoRA):
     """The call selects the positive inputs by an index of bools."""
 
@@ -221,7 +222,7 @@ class SelectsByValue(LoRA):
         return super().added(x) + 0 * total
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StartsWithTheLargeRows(LoRA):
     """The constructor takes the rows that `nonzero` gives, a number that depends on values."""
 
@@ -232,7 +233,7 @@ class StartsWithTheLargeRows(LoRA):
         return A + 0 * W[rows][:1], B
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class TagsItself(LoRA):
     """A static field holds a random identifier."""
 
@@ -243,7 +244,7 @@ class TagsItself(LoRA):
         self.tag = uuid.uuid4().hex
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class MergesByItsWeight(LoRA):
     """`merge` reads `self.weight`, the merged weight, and never ends."""
 

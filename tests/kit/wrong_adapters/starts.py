@@ -8,7 +8,7 @@ from ._bases import EmbeddingLoRA, Frozen, LoRA, Magnitude
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("alpha")
 class BothFactorsAreRandom(LoRA):
     """Neither factor starts at zero."""
 
@@ -18,7 +18,7 @@ class BothFactorsAreRandom(LoRA):
         return A, jax.random.normal(key, B.shape, B.dtype)
 
 
-@wrong("?")
+@wrong("identity-at-init")
 class StartsWithNoise(LoRA):
     """`B` starts with noise of 1e-3."""
 
@@ -28,7 +28,7 @@ class StartsWithNoise(LoRA):
         return A, 1e-3 * jax.random.normal(key, B.shape, B.dtype)
 
 
-@wrong("?")
+@wrong("identity-at-init")
 class SquareLayersStartAsTheIdentity(LoRA):
     """`B` starts as the identity for square layers."""
 
@@ -38,7 +38,7 @@ class SquareLayersStartAsTheIdentity(LoRA):
         return A, jnp.eye(*B.shape, dtype=B.dtype) if W.shape[0] == W.shape[1] else B
 
 
-@wrong("?")
+@wrong("gradients")
 class StartsAtZeroTwice(LoRA):
     """Both factors start at zero, so that no gradient ever moves them."""
 
@@ -48,7 +48,7 @@ class StartsAtZeroTwice(LoRA):
         return jnp.zeros_like(A), B
 
 
-@wrong("?")
+@wrong("gradients")
 class BothFactorsOfTheTableAreZero(EmbeddingLoRA):
     """Both factors of a table start at zero, so that no gradient ever moves them."""
 
@@ -58,7 +58,7 @@ class BothFactorsOfTheTableAreZero(EmbeddingLoRA):
         return jnp.zeros_like(A), B
 
 
-@wrong("?")
+@wrong("input-jet")
 class DeadAtTheStart(LoRA):
     """`relu(B)` has a zero gradient where `B` starts."""
 
@@ -73,7 +73,7 @@ class DeadAtTheStart(LoRA):
         return self.scale() * (self.live() @ self.lora_A)
 
 
-@wrong("?")
+@wrong("law")
 class SquaresB(LoRA):
     """The square of `B` has a zero gradient where `B` starts."""
 
@@ -85,7 +85,7 @@ class SquaresB(LoRA):
         return self.scale() * (self.lora_B**2 @ self.lora_A)
 
 
-@wrong("?")
+@wrong("identity-at-init")
 class StartsWithoutTheNorms(Magnitude):
     """DoRA's magnitude starts at one, whatever the norms of the weight."""
 
@@ -94,7 +94,7 @@ class StartsWithoutTheNorms(Magnitude):
         self.magnitude = jnp.ones_like(self.magnitude)
 
 
-@wrong("?")
+@wrong("identity-at-init")
 class StartsFromTheTransposedNorms(Magnitude):
     """DoRA's magnitude starts with the norms of the columns of a square weight."""
 
@@ -105,7 +105,7 @@ class StartsFromTheTransposedNorms(Magnitude):
             self.magnitude = self.norms(W.T)
 
 
-@wrong("?")
+@wrong("gradients")
 class NormsOfBAreNaN(LoRA):
     """Divides by the norm of `B`, whose gradient at zero is NaN."""
 
@@ -121,7 +121,7 @@ class NormsOfBAreNaN(LoRA):
         return self.scale() * (self.normed() @ self.lora_A)
 
 
-@wrong("?")
+@wrong("reads-like-the-layer")
 class StartsAtInfinity(LoRA):
     """`A` is divided by the sum of `B`, which is zero."""
 
@@ -131,7 +131,7 @@ class StartsAtInfinity(LoRA):
         return A / jnp.sum(B), B
 
 
-@wrong("?")
+@wrong("ranks")
 class HardCodesTheRank(LoRA):
     """`B` has two columns, whatever the rank."""
 
@@ -141,7 +141,7 @@ class HardCodesTheRank(LoRA):
         return A, jnp.zeros((W.shape[0], 2), W.dtype)
 
 
-@wrong("?")
+@wrong("no-shared-buffers")
 class BiasStartsTwice(LoRA):
     """A trained shift of the bias starts as the bias."""
 
@@ -158,7 +158,7 @@ class BiasStartsTwice(LoRA):
         return super().added(x) + self.shift.astype(x.dtype)
 
 
-@wrong("?")
+@wrong("key-forms")
 class IgnoresTheKey(LoRA):
     """Draws from `jax.random.key(0)`, so that all layers start alike."""
 
@@ -167,7 +167,7 @@ class IgnoresTheKey(LoRA):
         return super().start(W, rank, jax.random.key(0))
 
 
-@wrong("?")
+@wrong("key-forms")
 class SeedsFromTheShape(LoRA):
     """Draws from a seed of the layer's shape, so that layers of one shape start alike."""
 
@@ -176,7 +176,7 @@ class SeedsFromTheShape(LoRA):
         return super().start(W, rank, jax.random.key(W.size + rank))
 
 
-@wrong("?")
+@wrong(None, survives="a frozen array may be a fixed basis")
 class FrozenScalesIgnoreTheKey(Frozen):
     """Draws the frozen scales from a seed of its own, so that all layers have the same scales."""
 
@@ -185,7 +185,7 @@ class FrozenScalesIgnoreTheKey(Frozen):
         self.scales = 1 + jax.random.uniform(jax.random.key(7), (rank,), self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong(None, survives="the start is the method's, and a trained adapter is right")
 class RowsStartAlike(LoRA):
     """All rows of `A` start with the same numbers, so that the update has rank one for ever."""
 

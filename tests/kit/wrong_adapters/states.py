@@ -3,13 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from tests.core.broken_adapters import float_of
 
 from ._bases import Frozen, LoRA
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StateForgetsFrozenScales(Frozen):
     """`state` holds trained arrays alone, and `from_state` draws other scales."""
 
@@ -23,7 +22,7 @@ class StateForgetsFrozenScales(Frozen):
         return eqx.tree_at(lambda node: (node.lora_A, node.lora_B), fresh, factors)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FromStateStartsAgain(LoRA):
     """`from_state` runs the constructor and ignores the state."""
 
@@ -32,7 +31,7 @@ class FromStateStartsAgain(LoRA):
         return cls(base, rank, alpha, key=jax.random.key(0))
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StateIsInHalfPrecision(LoRA):
     """`state` casts to float16, for small files."""
 
@@ -40,7 +39,7 @@ class StateIsInHalfPrecision(LoRA):
         return {name: array.astype(jnp.float16) for name, array in super().state().items()}
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StateIsTransposed(LoRA):
     """`state` transposes the factors, and `from_state` does not."""
 
@@ -48,7 +47,7 @@ class StateIsTransposed(LoRA):
         return {name: array.T for name, array in super().state().items()}
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class SquareStatesAreSwapped(LoRA):
     """`state` gives the transposed factors each other's name, which fits square layers alone."""
 
@@ -56,7 +55,7 @@ class SquareStatesAreSwapped(LoRA):
         return {"lora_A": self.lora_B.T, "lora_B": self.lora_A.T}
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StateHoldsNumbers(LoRA):
     """`state` also holds `alpha`, a Python number."""
 
@@ -64,7 +63,7 @@ class StateHoldsNumbers(LoRA):
         return {**super().state(), "alpha": self.alpha}
 
 
-@wrong("?")
+@wrong(None, survives="the check `state-size` is advice, and allows ten times the layer")
 class StateHoldsTheLayer(LoRA):
     """`state` also holds the weight, and `from_state` puts this weight into the layer."""
 
@@ -79,20 +78,7 @@ class StateHoldsTheLayer(LoRA):
         return super().from_state(base, factors, rank, alpha)
 
 
-@wrong("?")
-class StateHoldsTheMergedLayer(LoRA):
-    """`state` also holds the merged weight, a thousand times the factors for large layers."""
-
-    def state(self):
-        return {**super().state(), "merged": float_of(self.base.weight) + self.update()}
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        factors = {name: state[name] for name in ("lora_A", "lora_B")}
-        return super().from_state(base, factors, rank, alpha)
-
-
-@wrong("?")
+@wrong("contract")
 class FromStateNeedsAnInstance(LoRA):
     """`from_state` is not a classmethod."""
 
@@ -100,7 +86,7 @@ class FromStateNeedsAnInstance(LoRA):
         return self
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FromStateForgetsAlpha(LoRA):
     """`from_state` restores the adapter with alpha 1."""
 
@@ -109,7 +95,7 @@ class FromStateForgetsAlpha(LoRA):
         return super().from_state(base, state, rank, 1.0)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FromStateForgetsTheRank(LoRA):
     """`from_state` restores the factors with rank 1 in the field, and so another scale."""
 
@@ -120,7 +106,7 @@ class FromStateForgetsTheRank(LoRA):
         return restored
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FromStateMergesFirst(LoRA):
     """`from_state` adds the update to the base as well."""
 
@@ -130,7 +116,7 @@ class FromStateMergesFirst(LoRA):
         return eqx.tree_at(lambda node: node.base, restored, restored.merge())
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FromStateCastsToTheLayer(LoRA):
     """`from_state` casts the factors to bfloat16 and back."""
 
@@ -140,7 +126,7 @@ class FromStateCastsToTheLayer(LoRA):
         return super().from_state(base, rounded, rank, alpha)
 
 
-@wrong("?", options={"with_shift": True})
+@wrong("law", options={"with_shift": True})
 class OptionsOfForgetsAField(LoRA):
     """An option adds a field, and `options_of` does not find the option in the state."""
 

@@ -10,49 +10,49 @@ from ._bases import Frozen, LoRA, with_weight
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("contract")
 class TrainsItsBase(LoRA):
     """`adapter_fields` names the frozen layer."""
 
     adapter_fields = ("base", "lora_A", "lora_B")
 
 
-@wrong("?")
+@wrong("contract")
 class ForgetsTheComma(LoRA):
     """`adapter_fields` is a text instead of a tuple."""
 
     adapter_fields = "lora_A"  # pyright: ignore
 
 
-@wrong("?")
+@wrong("contract")
 class TrainsAStaticField(LoRA):
     """`adapter_fields` names a static field."""
 
     adapter_fields = ("lora_A", "lora_B", "alpha")
 
 
-@wrong("?")
+@wrong("parameter-count")
 class ForgetsB(LoRA):
     """`adapter_fields` names `A` alone, so that `B` stays at zero."""
 
     adapter_fields = ("lora_A",)
 
 
-@wrong("?")
+@wrong("parameter-count")
 class ForgetsA(LoRA):
     """`adapter_fields` names `B` alone, where the documented number counts both."""
 
     adapter_fields = ("lora_B",)
 
 
-@wrong("?")
+@wrong("parameter-count")
 class TrainsTheFrozenScales(Frozen):
     """`adapter_fields` names scales that the method freezes."""
 
     adapter_fields = ("lora_A", "lora_B", "scales")
 
 
-@wrong("?")
+@wrong("law")
 class TrainsACopyOfTheWeight(LoRA):
     """A full copy of the weight is trained beside the factors."""
 
@@ -70,7 +70,7 @@ class TrainsACopyOfTheWeight(LoRA):
         return with_weight(self.base, self.copied + self.update())
 
 
-@wrong("?")
+@wrong("parameter-count")
 class NeverUsesAField(LoRA):
     """A trained field has no effect."""
 
@@ -82,7 +82,7 @@ class NeverUsesAField(LoRA):
         self.shift = jnp.zeros(len(self.lora_B), self.lora_B.dtype)
 
 
-@wrong("?")
+@wrong("trainable-fields")
 class TrainsAPythonNumber(LoRA):
     """A trained field holds a Python float."""
 
@@ -94,7 +94,7 @@ class TrainsAPythonNumber(LoRA):
         self.gain = 1.0
 
 
-@wrong("?")
+@wrong("trainable-fields")
 class TrainsABooleanMask(LoRA):
     """A trained field holds a mask of bools."""
 
@@ -109,14 +109,14 @@ class TrainsABooleanMask(LoRA):
         return super().update() * self.mask.astype(self.lora_A.dtype)
 
 
-@wrong("?")
+@wrong("contract")
 class NamesAMissingOptionalField(LoRA):
     """`optional_fields` names a field that the class lacks."""
 
     optional_fields = ("gain",)
 
 
-@wrong("?")
+@wrong(None, survives="a frozen field of zeros may be meant")
 class OptionalFieldIsNotNamed(LoRA):
     """A field that should train is in neither `adapter_fields` nor `optional_fields`."""
 
@@ -137,7 +137,7 @@ class OptionalFieldIsNotNamed(LoRA):
         return eqx.tree_at(lambda node: node.bias, plain, shifted)
 
 
-@wrong("?")
+@wrong("gradients")
 class StopsB(LoRA):
     """The call and `merge` stop the gradient of `B`."""
 
@@ -149,7 +149,7 @@ class StopsB(LoRA):
         return self.scale() * (jax.lax.stop_gradient(self.lora_B) @ self.lora_A)
 
 
-@wrong("?")
+@wrong("gradients")
 class RoundsA(LoRA):
     """Rounds `A` to a grid in the call and in `merge`, whose gradient is zero."""
 
@@ -174,7 +174,7 @@ def _doubled_gradient_jvp(primals, tangents):
     return primals[0], 2 * tangents[0]
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class DoublesGradients(LoRA):
     """A derivative rule in the call doubles the gradient of `B`."""
 
@@ -183,7 +183,7 @@ class DoublesGradients(LoRA):
         return self.scale() * (B @ (A @ x))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class StopsTheFirstProduct(LoRA):
     """The call stops the gradient of `A x`, so that neither `A` nor the input gets this part."""
 
@@ -192,7 +192,7 @@ class StopsTheFirstProduct(LoRA):
         return self.scale() * (B @ jax.lax.stop_gradient(A @ x))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class StopsTheWholeUpdate(LoRA):
     """The call stops the gradient of all that it adds."""
 
@@ -200,7 +200,7 @@ class StopsTheWholeUpdate(LoRA):
         return jax.lax.stop_gradient(super().added(x))
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class StopsTheBase(LoRA):
     """The call stops the gradient of the layer's output, so layers before it do not learn."""
 
@@ -208,7 +208,7 @@ class StopsTheBase(LoRA):
         return jax.lax.stop_gradient(self.base(x)) + self.added(x)
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class HasDirectionsWithoutGradient(LoRA):
     """Only the first row of `A` gets a gradient."""
 
@@ -221,7 +221,7 @@ class HasDirectionsWithoutGradient(LoRA):
         return self.scale() * (B @ (A @ x))
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyIsAVector(Gated):
     """The penalty is one number for each direction."""
 
@@ -229,7 +229,7 @@ class PenaltyIsAVector(Gated):
         return jnp.sum(self.lora_A**2, axis=1)
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyIsConstant(Gated):
     """The penalty depends on the rank alone, so it moves nothing."""
 
@@ -237,7 +237,7 @@ class PenaltyIsConstant(Gated):
         return jnp.asarray(float(self.rank))
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyIsNaNAtTheStart(Gated):
     """The penalty is a norm of the gate, whose gradient at the start is NaN."""
 
@@ -245,7 +245,7 @@ class PenaltyIsNaNAtTheStart(Gated):
         return jnp.sqrt(jnp.sum(self.gate**2))
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyDividesByTheGate(Gated):
     """The penalty divides by the gate, which is zero at the start."""
 
@@ -253,7 +253,7 @@ class PenaltyDividesByTheGate(Gated):
         return jnp.sum(self.lora_A**2) / jnp.sum(self.gate**2)
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyReadsPython(Gated):
     """The penalty is a Python float of the values, which no compiled step can compute."""
 
@@ -261,7 +261,7 @@ class PenaltyReadsPython(Gated):
         return jnp.asarray(float(jnp.sum(self.lora_A**2)))
 
 
-@wrong("?")
+@wrong("penalty")
 class PenaltyOverflows(Gated):
     """The penalty overflows: it is the exponential of a sum of squares."""
 

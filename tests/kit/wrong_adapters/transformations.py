@@ -9,7 +9,7 @@ from ._bases import LoRA, Magnitude
 from ._rows import wrong
 
 
-@wrong("?")
+@wrong("input-jet")
 class NeedsABatch(LoRA):
     """The call takes every input for a batch, and gives an output with a batch axis."""
 
@@ -18,7 +18,7 @@ class NeedsABatch(LoRA):
         return jax.vmap(lambda row: self.base(row) + self.added(row))(rows)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class FlattensBatches(LoRA):
     """Normalises by all numbers that `custom_vmap` shows, so that a batch differs from a loop."""
 
@@ -36,7 +36,7 @@ def _size_of_batch_rule(axis_size, in_batched, x):
     return jnp.full(axis_size, float(axis_size)), True
 
 
-@wrong("?")
+@wrong("no-lapack-in-step")
 class DecomposesInTheCall(LoRA):
     """The call computes a QR decomposition."""
 
@@ -46,7 +46,7 @@ class DecomposesInTheCall(LoRA):
         return super().added(x) + 0 * jnp.sum(Q @ R - A).astype(x.dtype)
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class LoopsWithoutEnd(LoRA):
     """The call uses a `while_loop`, which has no reverse mode."""
 
@@ -73,7 +73,7 @@ product.defvjp(
 )
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class HasReverseModeAlone(LoRA):
     """The call has a `custom_vjp`, so it has no forward mode."""
 
@@ -93,7 +93,7 @@ transposed_rule.defvjp(
 )
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class RuleMixesUpRows(LoRA):
     """A `custom_vjp` of the call gives the gradient of `A` with its rows reversed."""
 
@@ -102,7 +102,7 @@ class RuleMixesUpRows(LoRA):
         return self.scale() * (B @ transposed_rule(A, x))
 
 
-@wrong("?")
+@wrong("gradients")
 class CallsBack(LoRA):
     """The call computes in a `pure_callback`, which has no derivative."""
 
@@ -111,7 +111,7 @@ class CallsBack(LoRA):
         return y + jax.pure_callback(lambda value: 0 * value, y, y, vmap_method="sequential")
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class CallsBackInMerge(LoRA):
     """`merge` computes in a `pure_callback`, which has no derivative."""
 
@@ -120,7 +120,7 @@ class CallsBackInMerge(LoRA):
         return jax.pure_callback(lambda value: value, update, update, vmap_method="sequential")
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StaticFieldHoldsAValue(LoRA):
     """A static field holds the norm of the weight as a float."""
 
@@ -131,7 +131,7 @@ class StaticFieldHoldsAValue(LoRA):
         self.size = float(jnp.linalg.norm(base.weight.astype(jnp.float32)))
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class ShapeDependsOnValues(LoRA):
     """The rank is the number of singular values above a bound."""
 
@@ -141,7 +141,7 @@ class ShapeDependsOnValues(LoRA):
         return super().start(W, max(1, min(rank, int(jnp.sum(values > 0)))), key)
 
 
-@wrong("?")
+@wrong("no-shared-buffers")
 class SharesItsBuffers(LoRA):
     """A field keeps the weight of the layer, whose buffer cannot be donated twice."""
 
@@ -152,7 +152,7 @@ class SharesItsBuffers(LoRA):
         self.original = base.weight
 
 
-@wrong("?")
+@wrong("no-shared-buffers")
 class KeepsItsBaseTwice(LoRA):
     """A second field keeps the whole layer."""
 
@@ -163,7 +163,7 @@ class KeepsItsBaseTwice(LoRA):
         self.original = base
 
 
-@wrong("?")
+@wrong("residual-gradients")
 class MagnitudeForgetsMixedDerivatives(Magnitude):
     """The call takes the norms as constants in derivatives, and `merge` does not."""
 
@@ -188,7 +188,7 @@ def _first_order_jvp(primals, tangents):
     return jnp.sin(primals[0]), jax.lax.stop_gradient(jnp.cos(primals[0])) * tangents[0]
 
 
-@wrong("?")
+@wrong("input-derivatives")
 class FirstOrderAlone(LoRA):
     """A rule of the call is right to the first order alone."""
 
@@ -197,18 +197,7 @@ class FirstOrderAlone(LoRA):
         return super().added(x + nothing)
 
 
-@wrong("?")
-class UnhashableStaticField(LoRA):
-    """A static field holds a list, which `jit` cannot hash."""
-
-    sizes: list = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.sizes = [base.in_features, base.out_features]
-
-
-@wrong("?")
+@wrong("trainable-fields")
 class StaticArray(LoRA):
     """A static field holds an array."""
 
@@ -219,7 +208,7 @@ class StaticArray(LoRA):
         self.factor = jnp.asarray(alpha / rank)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class StaticFunction(LoRA):
     """A static field holds a function that each constructor defines anew."""
 
@@ -237,7 +226,7 @@ class Holder:
         self.A, self.B = A, B
 
 
-@wrong("?")
+@wrong("trainable-fields")
 class HidesItsArrays(LoRA):
     """The factors are in an object that is not a pytree."""
 
@@ -249,7 +238,7 @@ class HidesItsArrays(LoRA):
         self.factors = Holder(self.lora_A, self.lora_B)
 
 
-@wrong("?")
+@wrong("state-round-trip")
 class FieldDependsOnValues(LoRA):
     """A field is `None` for layers whose weight has no negative entry."""
 
