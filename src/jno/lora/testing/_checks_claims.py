@@ -33,12 +33,10 @@ def check_matrix(case: WrapperCase) -> None:
     inputs = case.make_inputs()
     rows: Any = _rows_of_inputs(case, base, inputs)
     outputs: Any = _rows_of_outputs(case, base, inputs)
-    doubled = _rows_of_outputs(case, base, jax.tree.map(_twice, inputs))
-    at_zero = _rows_of_outputs(case, base, jax.tree.map(_without_numbers, inputs))
-    skip_unless(
-        rows is not None and outputs is not None and len(rows) == len(outputs),
-        "the class does not say which rows the matrix multiplies and gives",
-    )
+    doubled: Any = _rows_of_outputs(case, base, jax.tree.map(_twice, inputs))
+    at_zero: Any = _rows_of_outputs(case, base, jax.tree.map(_without_numbers, inputs))
+    reason = "the class does not say which rows the matrix multiplies and gives"
+    skip_unless(len(rows) == len(outputs) > 0, reason)
     of_indices = np.array_equal(outputs, doubled)  # such as the rows of a table
     is_affine = relative_error(doubled - outputs, outputs - at_zero) <= _TOLERANCE
     skip_unless(of_indices or is_affine, "the layer computes more than a matrix and a bias")
@@ -58,13 +56,13 @@ def _without_numbers(leaf: Any) -> Any:
 
 
 def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    """The vectors that the matrix multiplies; `None` if the class does not know them."""
+    """The vectors that the matrix multiplies; no rows if the class does not know them."""
     if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
         return _precise(inputs[0])[None]
     try:
         return _precise(case.wrapper.inputs_of(base, *inputs))
     except Exception:  # a class without `needs` need not know them
-        return None
+        return np.zeros((0, 0))
 
 
 def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
@@ -74,7 +72,7 @@ def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> A
     try:
         return _precise(case.wrapper.outputs_of(base, y))
     except Exception:
-        return None
+        return np.zeros((0, 0))
 
 
 @required(
@@ -91,7 +89,8 @@ def check_low_rank_update(case: WrapperCase) -> None:
         isinstance(factors, tuple) and len(factors) == 2 and all(map(eqx.is_array, factors)),
         f"`low_rank_update` gives {eqx.tree_pformat(factors)}, not two arrays `(A, B)`.",
     )
-    _require_change(case, trained, *factors, "`low_rank_update`")
+    A, B = factors
+    _require_change(case, trained, A, B, "`low_rank_update`")
 
 
 @required(
@@ -140,8 +139,8 @@ def _require_change(case: WrapperCase, trained: Any, A: Any, B: Any, member: str
     """**Raises:** `ConformanceError` unless `merge` adds `B A` to the matrix of the layer."""
     before, after = _matrix(case, case.make_base()), _matrix(case, merged(trained))
     if before is None:  # the class does not say which matrix it updates
-        weights = [getattr(x, "weight", None) for x in (case.make_base(), merged(trained))]
-        skip_unless(all(eqx.is_array(w) and w.ndim == 2 for w in weights), _NO_MATRIX)
+        weights: Any = [getattr(x, "weight", None) for x in (case.make_base(), merged(trained))]
+        skip_unless(all(eqx.is_array(w) and jnp.ndim(w) == 2 for w in weights), _NO_MATRIX)
         before, after = map(_precise, weights)
     A, B = _precise(A), _precise(B)
     is_product = A.ndim == B.ndim == 2 and len(A) == B.shape[1]
