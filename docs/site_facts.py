@@ -1,12 +1,14 @@
 """Fill in facts about the project from the files that state them.
 
 `mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
-repository. The table of numbers in the README and on the first page is written by
+repository. The table of numbers in the README and on the first page, and the list of the kit's
+checks, are written by
 
     python docs/site_facts.py
 """
 
 import collections
+import inspect
 import json
 import pathlib
 import re
@@ -18,6 +20,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 # The pages with the table, and the prefix of their links to the documentation.
 NUMBERED = {"README.md": "docs/", "docs/index.md": ""}
+CHECKS_PAGE = "docs/checks.md"
+_LEVELS = ("required", "advice")
 
 
 def on_config(config: Any) -> Any:
@@ -37,14 +41,38 @@ def on_config(config: Any) -> Any:
 def with_numbers(page: str) -> str:
     """The text of a page of `NUMBERED`, with the current table of numbers."""
     rows = "\n".join(f"| {' | '.join(row)} |" for row in numbers(NUMBERED[page]))
+    return _with("numbers", f"{rows}\n", page)
+
+
+def with_checks() -> str:
+    """The text of the page of the kit's checks, with the current list."""
+    sections = "\n".join(f"## {level.capitalize()}\n\n{checks(level)}" for level in _LEVELS)
+    return _with("checks", f"\n{sections}\n", CHECKS_PAGE)
+
+
+def _with(name: str, content: str, page: str) -> str:
+    """The text of a page, with other content between its two comments of that name."""
     text, count = re.subn(
-        r"(?<=<!-- numbers -->\n).*?(?=<!-- /numbers -->)",
-        lambda _: f"{rows}\n",
+        rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)",
+        lambda _: content,
         (ROOT / page).read_text(),
         flags=re.DOTALL,
     )
-    assert count == 1, f"{page} should have the comments `numbers` once"
+    assert count == 1, f"{page} should have the comments `{name}` once"
     return text
+
+
+def checks(level: str) -> str:
+    """A section for each check of one level: its id, what it means, and what to do."""
+    from jno.lora.testing import ADVICE, CHECKS
+    from jno.lora.testing._conformance import REMEDIES
+
+    names = [name for name in CHECKS if (name in ADVICE) == (level == "advice")]
+    return "\n".join(
+        f"### {name}\n\n{inspect.cleandoc(CHECKS[name].__doc__ or '')}\n\n"
+        f"*What to do:* {REMEDIES[name]}\n"
+        for name in names
+    )
 
 
 def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
@@ -99,3 +127,4 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
 if __name__ == "__main__":
     for page in NUMBERED:
         (ROOT / page).write_text(with_numbers(page))
+    (ROOT / CHECKS_PAGE).write_text(with_checks())

@@ -7,6 +7,9 @@ import re
 import jax
 import pytest
 
+from jno.lora import LoRAWrapper
+from jno.lora.testing import messages, run_checks, standard_cases
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -35,6 +38,27 @@ def test_code_blocks_run(page):
         namespace = {"__name__": f"docs.{page.stem}"}
         for number, block in enumerate(blocks):
             exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    adapters = [value for value in namespace.values() if is_written_on(page, value)]
+    assert adapters or not any("(LoRAWrapper)" in block for block in blocks)
+    for adapter in adapters:
+        check(adapter)
+
+
+def is_written_on(page, value):
+    is_adapter = isinstance(value, type) and issubclass(value, LoRAWrapper)
+    return is_adapter and value.__module__ == f"docs.{page.stem}"
+
+
+def check(adapter):
+    """The whole kit on the first layer of an adapter, and the checks of values on its others.
+
+    A reader copies adapters from these pages. The methods of the zoo's form, which claim no layer,
+    are checked by the adapters that a page makes of them.
+    """
+    first, *further = standard_cases(adapter) or [None]
+    cases = [first, *(case for case in further if "*" not in case.checks)] if first else []
+    failed = [r for case in cases for r in run_checks(case) if r.error and r.level == "required"]
+    assert not failed, "\n\n".join(messages(failed))
 
 
 def test_the_pages_have_code():

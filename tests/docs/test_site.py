@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from jno.lora import __version__, extending
+from jno.lora.testing import CHECKS
 from jno_lora_zoo import METHODS, adapters
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -52,6 +53,15 @@ def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_pa
 def test_the_table_of_numbers_is_that_of_the_stored_results(site_facts, page):
     # If not: `python docs/site_facts.py`.
     assert site_facts.with_numbers(page) == (DOCS.parent / page).read_text()
+
+
+def test_the_page_of_checks_has_each_check_with_its_remedy(site_facts):
+    page = (DOCS / "checks.md").read_text()
+    # If not: `python docs/site_facts.py`.
+    assert site_facts.with_checks() == page
+    assert sorted(re.findall(r"^### (.+)$", page, re.MULTILINE)) == sorted(CHECKS)
+    texts = re.findall(r"^\*What to do:\* (.*)$", page, re.MULTILINE)
+    assert len(texts) == len(CHECKS) and all(texts)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.variant)

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
 HEADS, SIZE, QK, VO = 2, 6, 4, 3
@@ -24,8 +24,16 @@ def inputs(key):
     )
 
 
+def further_cases(adapter):
+    """A mask with dropout and its key, and dropout switched off by `inference`."""
+    return [case for case in standard_cases(adapter) if "*" not in case.checks]
+
+
 @parametrize_with_checks(
     [
+        *further_cases(LoRAAttention),
+        *further_cases(IA3Attention),
+        *further_cases(PrefixAttention),
         WrapperCase(
             LoRAAttention, base, inputs, parameters=2 * (SIZE + HEADS * QK + SIZE + HEADS * VO)
         ),

@@ -1,11 +1,13 @@
 """Every embedding adapter keeps every promise, as the kit checks it."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import pytest
 from zoo_cases import LATER, METHODS, OPTIONS, check_kind, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
 from jno_lora_embedding import adapters
 
 NUM, DIM, R = 11, 6, 4
@@ -22,7 +24,13 @@ def case_of(method):
     )
 
 
-@parametrize_with_checks(map(case_of, METHODS))
+def ends_of(method):
+    """The first and the last row, by positive and negative indices."""
+    _, ends = standard_cases(getattr(adapters, f"{method}Embedding"))
+    return dataclasses.replace(ends, options=OPTIONS.get(method, {}))
+
+
+@parametrize_with_checks([*map(case_of, METHODS), *map(ends_of, (*METHODS, *LATER))])
 def test_conformance(check):
     check()
 

@@ -1,12 +1,14 @@
 """Every adapter of the zoo keeps every promise, as the kit checks it."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import pytest
 from zoo_cases import ALL_METHODS, LATER, METHODS, OPTIONS, check_kind, parameter_count
 
 import jno_lora_zoo
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
 
 RANK = 3
 
@@ -44,10 +46,21 @@ def case(method, kind, base, shape, matrix):
     )
 
 
+def further_linear_cases(method):
+    """Layers of other shapes, for the checks that compare values."""
+    _, *further = standard_cases(
+        getattr(jno_lora_zoo, f"{method}Linear"),
+        ["Linear"],
+        parameters=lambda layer, rank: parameter_count(method, rank, *layer.weight.shape),
+    )
+    return [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
+
+
 CASES = [case(method, *base) for *base, methods in BASES for method in methods]
+FURTHER = [case for method in ALL_METHODS for case in further_linear_cases(method)]
 
 
-@parametrize_with_checks(CASES)
+@parametrize_with_checks([*CASES, *FURTHER])
 def test_conformance(check):
     check()
 

@@ -112,7 +112,7 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
         )
 
 
-@required()
+@required("draw all random numbers in `__init__`, from `key` alone.")
 def check_key_forms(case: WrapperCase) -> None:
     """The constructor takes typed and raw keys, keeps neither, and depends on nothing else."""
     base = case.make_base()
@@ -218,7 +218,10 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
         )
 
 
-@required()
+@required(
+    "let `state()` hold every array that matters, and let `from_state` restore all of them on a "
+    "base as it was before adapting."
+)
 def check_state_round_trip(case: WrapperCase) -> None:
     """Saved to a file and loaded onto the original base, the adapter is the same."""
     trained = case.make_trained()

@@ -31,7 +31,10 @@ from ._programs import (
 _TOLERANCE = 2e-5
 
 
-@required()
+@required(
+    "use every array of `adapter_fields` in `__call__`, without `stop_gradient`; mind divisions "
+    "and roots at zero."
+)
 def check_gradients(case: WrapperCase) -> None:
     """Gradients by the trainable arrays are finite, and nonzero after a step."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):

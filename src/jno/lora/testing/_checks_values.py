@@ -143,7 +143,7 @@ def check_ranks(case: WrapperCase) -> None:
             require_law(case, adapter, layer, f"With rank {rank}, ")
 
 
-@required()
+@required("put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`.")
 def check_merge_restores_form(case: WrapperCase) -> None:
     """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
     if not case.mergeable:

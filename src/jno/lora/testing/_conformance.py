@@ -16,6 +16,8 @@ Check: TypeAlias = Callable[[Any], None]
 # The checks by their ids, which return a reason if they are not applicable.
 CHECKS: dict[str, Callable[[Any], str | None]] = {}
 ADVICE: set[str] = set()
+# By the same ids, what to do after a failure.
+REMEDIES: dict[str, str] = {}
 
 
 class NotApplicableError(Exception):
@@ -56,7 +58,7 @@ class ConformanceError(AssertionError):
     exception: Exceptional | None = None
 
 
-def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], Check]:
+def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check]:
     """Register a check of a promise. If it fails, a documented use fails, or nothing trains.
 
     - `remedy`: the advice after a failure, unless `require` gives other advice.
@@ -92,7 +94,7 @@ def required(remedy: str = "", *, is_advice: bool = False) -> Callable[[Check], 
                     raise stopped from err
             return None
 
-        CHECKS[name] = checked
+        CHECKS[name], REMEDIES[name] = checked, remedy
         if is_advice:
             ADVICE.add(name)
         return check
