@@ -1,4 +1,4 @@
-"""An adapter for each check, which makes this check fail, and few others."""
+"""An adapter for each check, which this check notices."""
 
 from tests.core.broken_adapters import MisspeltField
 from tests.core.broken_under_jax import BROKEN
@@ -8,7 +8,7 @@ from jno.lora.testing import ADVICE
 from ._rows import wrong
 
 wrong("contract")(MisspeltField)
-for _check, (_adapter, _) in BROKEN.items():
+for _check, _adapter in BROKEN.items():
     if _check in ADVICE:
         wrong(None, survives=f"the check `{_check}` is advice")(_adapter)
     else:
