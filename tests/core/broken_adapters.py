@@ -59,22 +59,30 @@ def case_of(wrapper):
 
 
 class MisspeltField(Good):
+    """`adapter_fields` names `lora_b`, which is not a field."""
+
     adapter_fields = ("lora_A", "lora_b")
 
 
 class Raises(Good):
+    """`applies_to` reads `weight` before it looks at the type."""
+
     @classmethod
     def applies_to(cls, leaf):
         return leaf.weight.ndim >= 2 and type(leaf) is eqx.nn.Linear
 
 
 class ClaimsALayerWithoutArrays(Good):
+    """`applies_to` claims a layer whose arrays were taken out."""
+
     @classmethod
     def applies_to(cls, leaf):
         return type(leaf) is eqx.nn.Linear
 
 
 class Greedy(Good):
+    """`applies_to` claims every module with a matrix as its weight."""
+
     @classmethod
     def applies_to(cls, leaf):
         weight = getattr(leaf, "weight", None)
@@ -86,6 +94,8 @@ class Greedy(Good):
 
 
 class KeepsItsKey(Good):
+    """A field keeps the random key."""
+
     own_key: jax.Array
 
     def __init__(self, base, rank, alpha, *, key):
@@ -97,6 +107,8 @@ class KeepsItsKey(Good):
 
 
 class IntegerField(Good):
+    """`adapter_fields` names a field of integers."""
+
     adapter_fields = ("lora_A", "lora_B", "count")
     count: jax.Array
 
@@ -109,6 +121,8 @@ class IntegerField(Good):
 
 
 class TooManyParameters(Good):
+    """Trains a vector more than was documented."""
+
     extra: jax.Array
     adapter_fields = ("lora_A", "lora_B", "extra")
 
@@ -130,6 +144,8 @@ class TooManyParameters(Good):
 
 
 class SharedBuffer(Good):
+    """Two fields hold one array."""
+
     first_A: jax.Array
 
     def __init__(self, base, rank, alpha, *, key):
@@ -141,11 +157,15 @@ class SharedBuffer(Good):
 
 
 class DoesNotReadThrough(Good):
+    """`__getattr__` gives the frozen weight."""
+
     def __getattr__(self, name):
         return getattr(self.__dict__["base"], name)
 
 
 class ForgetsState(Good):
+    """`state` leaves `B` out."""
+
     def state(self):
         return {"lora_A": self.lora_A}
 
@@ -156,6 +176,8 @@ class ForgetsState(Good):
 
 
 class StartsElsewhere(Good):
+    """`B` starts at 0.01."""
+
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         W = float_of(base.weight)
@@ -173,6 +195,8 @@ class LosesHalfPrecision(Good):
 
 
 class DoesNothing(Good):
+    """The trained arrays have no effect."""
+
     def __call__(self, x):
         return self.base(x) + 0 * jnp.sum(self.lora_A).astype(x.dtype)
 
@@ -181,18 +205,24 @@ class DoesNothing(Good):
 
 
 class ForgetsTheScale(Good):
+    """`merge` adds `B A` without the scale."""
+
     def merge(self):
         W = float_of(self.base.weight) + self.lora_B @ self.lora_A
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
 
 
 class MergesInAnotherDtype(Good):
+    """`merge` does not cast the weight back."""
+
     def merge(self):
         W = float_of(self.base.weight) + update(self)
         return eqx.tree_at(lambda m: m.weight, self.base, W)
 
 
 class SpoilsItsBase(Good):
+    """The constructor takes the update out of the weight, and `unwrap` does not put it back."""
+
     def __init__(self, base, rank, alpha, *, key):
         W = float_of(base.weight)
         self.lora_A = jnp.ones((rank, W.shape[1]), W.dtype)
@@ -210,12 +240,16 @@ class SpoilsItsBase(Good):
 
 
 class WidensTheOutput(Good):
+    """The output of a half-precision layer is float32."""
+
     def __call__(self, x):
         y = Good.__call__(self, x)
         return y.astype(jnp.float32) if y.dtype.itemsize == 2 else y
 
 
 class HalfPrecisionAdapter(Good):
+    """The trained arrays have the layer's half precision."""
+
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         W = base.weight
@@ -227,6 +261,8 @@ class HalfPrecisionAdapter(Good):
 
 
 class SinglePrecisionOnly(Good):
+    """A float64 layer is adapted in float32."""
+
     def __call__(self, x):
         A, B = self.lora_A.astype(jnp.float32), self.lora_B.astype(jnp.float32)
         low_rank = (self.alpha / self.rank) * (B @ (A @ x.astype(jnp.float32)))

@@ -33,6 +33,8 @@ from .gated_adapters import MixesItsDirections, PenaltyPullsOnTheBase
 
 
 class StopsGradient(Good):
+    """The gradient of `A` is stopped."""
+
     def __call__(self, x):
         A, B = (jax.lax.stop_gradient(a).astype(x.dtype) for a in (self.lora_A, self.lora_B))
         moving = self.lora_B.astype(x.dtype)
@@ -45,6 +47,8 @@ class StopsGradient(Good):
 
 
 class MergeStopsGradient(Good):
+    """`merge` stops the gradient of the update."""
+
     def merge(self):
         W = float_of(self.base.weight) + jax.lax.stop_gradient(update(self))
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
@@ -88,6 +92,8 @@ class ReadsAWrongAxis(Good):
 
 
 class AbstractlyOther(Good):
+    """A static field says whether the weight was traced."""
+
     tag: str = eqx.field(static=True)
 
     def __init__(self, base, rank, alpha, *, key):
@@ -99,6 +105,8 @@ class AbstractlyOther(Good):
 
 
 class Solves(Good):
+    """The call solves a linear system."""
+
     def __call__(self, x):
         eye = jnp.eye(x.shape[0], dtype=jnp.float32)
         same = jnp.linalg.solve(eye, x.astype(jnp.float32)).astype(x.dtype)
@@ -139,6 +147,8 @@ class CallsBackInInit(Good):
 
 
 class NamesAnotherMesh(Good):
+    """`partition_specs` names an axis of another mesh."""
+
     def partition_specs(self):
         return {"lora_A": jax.sharding.PartitionSpec(None, "an axis of another mesh")}
 
@@ -148,7 +158,7 @@ def low_rank(wrapper, x, A, B):
 
 
 class TakesRowsOfTheWeight(Good):
-    """There are only four."""
+    """Takes `rank` rows of the weight, which has four."""
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -158,6 +168,8 @@ class TakesRowsOfTheWeight(Good):
 
 
 class StopsItsInput(Good):
+    """The call stops the gradient of the input."""
+
     def __call__(self, x):
         constant = jax.lax.stop_gradient(x)
         return self.base(x) + low_rank(self, constant, self.lora_A, self.lora_B)
@@ -202,57 +214,44 @@ class ForgetsMixedDerivatives(Good):
 
 DERIVATIVES = {"input-derivatives", "input-jet", "residual-gradients"}
 
-# The broken adapter for each check, and the other checks that cannot but fail with it.
-BROKEN = {
-    "applies-to-total": (Raises, {"applies-to-not-greedy", "applies-to-needs-arrays"}),
-    "applies-to-needs-arrays": (ClaimsALayerWithoutArrays, set()),
-    "applies-to-not-greedy": (Greedy, set()),
-    "trainable-fields": (IntegerField, {"state-round-trip"}),
-    "parameter-count": (TooManyParameters, set()),
-    "no-shared-buffers": (SharedBuffer, set()),
-    "reads-like-the-layer": (DoesNotReadThrough, set()),
-    "state-round-trip": (ForgetsState, set()),
-    "identity-at-init": (
-        StartsElsewhere,
-        {"identity-in-half-precision", "double-precision", "stacked-layers", "ranks"},
-    ),
-    "identity-in-half-precision": (LosesHalfPrecision, set()),
-    "adapter-acts": (DoesNothing, {"gradients"}),
-    "ranks": (TakesRowsOfTheWeight, set()),
-    "merge-equals-call": (
-        ForgetsTheScale,
-        {"merge-gradients", "double-precision", "stacked-layers", "ranks", *DERIVATIVES},
-    ),
-    "merge-restores-form": (MergesInAnotherDtype, set()),
-    "unwrap-restores": (SpoilsItsBase, {"identity-in-half-precision"}),
-    "output-dtype": (WidensTheOutput, set()),
-    "adapter-dtype": (HalfPrecisionAdapter, set()),
-    "double-precision": (SinglePrecisionOnly, set()),
-    "gradients": (StopsGradient, set()),
-    "merge-gradients": (MergeStopsGradient, {"residual-gradients"}),
-    "input-derivatives": (StopsItsInput, DERIVATIVES),
-    "input-jet": (HidesItsProduct, set()),
-    "jet-rules": (SetsAnOutput, set()),
-    "residual-gradients": (ForgetsMixedDerivatives, set()),
-    "key-forms": (KeepsItsKey, {"state-round-trip"}),
-    "jit": (
-        LooksAtValues,
-        {"constructor-vmap-and-scan", "eval-shape", "stacked-layers", "state-round-trip"},
-    ),
-    "vmap": (MixesTheBatch, {*DERIVATIVES, "jet-rules"}),
-    "stacked-layers": (ReadsAWrongAxis, set()),
-    "eval-shape": (AbstractlyOther, {"state-round-trip"}),
-    # Newer versions of `jet` look into functions with derivatives of their own.
-    "checkpoint": (
-        HasSideEffects,
-        {"jet-rules"} if jax.__version_info__ >= (0, 11) else set[str](),
-    ),
-    "constructor-vmap-and-scan": (CallsBackInInit, {"ranks"}),
-    "sharding": (NamesAnotherMesh, {"partition-specs"}),
-    "poor-statistics": (DividesByTheVariance, set()),
-    "calibration": (SeesOtherInputs, set()),
-    "shared-arrays": (ReadsTheValue, set()),
-    "penalty": (PenaltyPullsOnTheBase, set()),
-    "rank-gate": (MixesItsDirections, set()),
-    "no-lapack-in-step": (Solves, {"jet-rules"}),
+# The broken adapter for each check.
+BROKEN: dict[str, type] = {
+    "applies-to-total": Raises,
+    "applies-to-needs-arrays": ClaimsALayerWithoutArrays,
+    "applies-to-not-greedy": Greedy,
+    "trainable-fields": IntegerField,
+    "parameter-count": TooManyParameters,
+    "no-shared-buffers": SharedBuffer,
+    "reads-like-the-layer": DoesNotReadThrough,
+    "state-round-trip": ForgetsState,
+    "identity-at-init": StartsElsewhere,
+    "identity-in-half-precision": LosesHalfPrecision,
+    "adapter-acts": DoesNothing,
+    "ranks": TakesRowsOfTheWeight,
+    "merge-equals-call": ForgetsTheScale,
+    "merge-restores-form": MergesInAnotherDtype,
+    "unwrap-restores": SpoilsItsBase,
+    "output-dtype": WidensTheOutput,
+    "adapter-dtype": HalfPrecisionAdapter,
+    "double-precision": SinglePrecisionOnly,
+    "gradients": StopsGradient,
+    "merge-gradients": MergeStopsGradient,
+    "input-derivatives": StopsItsInput,
+    "input-jet": HidesItsProduct,
+    "jet-rules": SetsAnOutput,
+    "residual-gradients": ForgetsMixedDerivatives,
+    "key-forms": KeepsItsKey,
+    "jit": LooksAtValues,
+    "vmap": MixesTheBatch,
+    "stacked-layers": ReadsAWrongAxis,
+    "eval-shape": AbstractlyOther,
+    "checkpoint": HasSideEffects,
+    "constructor-vmap-and-scan": CallsBackInInit,
+    "sharding": NamesAnotherMesh,
+    "poor-statistics": DividesByTheVariance,
+    "calibration": SeesOtherInputs,
+    "shared-arrays": ReadsTheValue,
+    "penalty": PenaltyPullsOnTheBase,
+    "rank-gate": MixesItsDirections,
+    "no-lapack-in-step": Solves,
 }

@@ -28,7 +28,7 @@ class Informed(Good):
 
 
 class DividesByTheVariance(Informed):
-    """Zero, if nothing was seen."""
+    """Divides by the variance, which is zero if nothing was seen."""
 
     def scaled(self, A, covariance):
         return A / jnp.trace(covariance).astype(A.dtype)

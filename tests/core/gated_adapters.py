@@ -43,6 +43,8 @@ class Gated(Good):
 
 
 class PenaltyPullsOnTheBase(Gated):
+    """The penalty has a gradient by the frozen weight."""
+
     def penalty(self):
         return jnp.sum(self.merge().weight ** 2)
 

@@ -153,6 +153,8 @@ def check_purity(case: WrapperCase) -> None:
         same_bits(case.run(adapter), case.run(adapter)), "Two calls with the same input differ."
     )
     _require_unchanged(before, adapter, "The call changes the adapter.")
+    jaxpr, *_ = eqx.filter_make_jaxpr(case.call)(adapter, *case.make_inputs())
+    require(not jaxpr.effects, f"The call has side effects: {jaxpr.effects}.", "print elsewhere.")
     if case.mergeable:
         first, second = adapter.merge(), adapter.merge()
         require(same_bits(first, second) and arrays_of(second), "Two calls of `merge()` differ.")

@@ -76,6 +76,11 @@ def check_merge_equals_call(case: WrapperCase) -> None:
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     plain = merged(trained)
+    require(
+        len(arrays_of(plain)) == len(arrays_of(with_arrays(case.make_base()))),
+        "`merge()` gives a layer with more, or fewer, arrays than the layer had.",
+        "put the new weight into `base` with `eqx.tree_at`, and leave the rest.",
+    )
     for seed in (11, 12):
         inputs = case.make_inputs(seed=seed)
         expected, got = output(case, trained, inputs), output(case, plain, inputs)

@@ -11,10 +11,12 @@ from typing import Any, Literal
 from .._errors import SelectionError, warn
 from .._showing import tracked
 
-# The modules of checks put them into `CHECKS`, in this order.
+# The modules of checks put them into `CHECKS`, in this order. The contract comes first.
+from . import _checks_class  # noqa: F401
+
+# isort: split
 from . import (  # noqa: F401
     _checks_claims,
-    _checks_class,
     _checks_derivatives,
     _checks_inputs,
     _checks_optional,

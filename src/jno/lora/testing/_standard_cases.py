@@ -116,7 +116,10 @@ def _further_layers() -> dict[str, dict[str, dict[str, Any]]]:
             },
         },
         "Conv1d": {
-            "dilated": {"base": _layer(nn.Conv1d, 4, 6, 3, **dilated), "inputs": _normal(4, 7)}
+            "dilated": {
+                "base": _layer(nn.Conv1d, 4, 6, 3, **{**dilated, "padding": ((3, 1),)}),
+                "inputs": _normal(4, 7),
+            }
         },
         "Conv2d": {
             "reflecting": {

@@ -1,0 +1,24 @@
+"""Wrong adapters as data: each has one fault, and names the check that must notice the fault.
+
+`python -m tests.kit.wrong_adapters` prints which share the kit notices.
+"""
+
+from . import (  # noqa: F401
+    applying,
+    claims,
+    earlier,
+    inputs,
+    layers,
+    maths,
+    merging,
+    options,
+    precision,
+    purity,
+    starts,
+    states,
+    training,
+    transformations,
+)
+from ._rows import TABLE, Wrong, cases_of
+
+__all__ = ["TABLE", "Wrong", "cases_of"]

@@ -1,0 +1,120 @@
+"""The rows of the table: a wrong adapter, its cases, and the check that must notice the fault."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from tests.core.data_adapters import Tied
+from tests.core.gated_adapters import Gated
+
+from jno.lora.testing import WrapperCase, standard_cases
+
+from . import _bases as bases
+
+# Correct adapters, whose subclasses are tried on their standard cases: with the law, and with the
+# number of parameters of a matrix of this shape and rank.
+LAWS: dict[type, tuple[Callable[..., Any], Callable[..., int]]] = {
+    Gated: (bases.gated_law, lambda outs, ins, rank: rank * (outs + ins + 1)),
+    Tied: (bases.tied_law, lambda outs, ins, rank: rank * (outs + ins)),
+    bases.Magnitude: (bases.magnitude_law, lambda outs, ins, rank: rank * (outs + ins) + outs),
+    bases.Frozen: (bases.frozen_law, lambda outs, ins, rank: rank * (outs + ins)),
+    bases.ConvLoRA: (bases.conv_law, lambda outs, ins, rank: rank * (outs + ins)),
+    bases.EmbeddingLoRA: (bases.lora_law, lambda outs, ins, rank: rank * (outs + ins)),
+    bases.AttentionLoRA: (bases.attention_law, lambda outs, ins, rank: rank * (outs + ins)),
+    bases.Good: (bases.lora_law, lambda outs, ins, rank: rank * (outs + ins)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A wrong adapter with one fault.
+
+    - `noticed_by`: the required check that must fail; `None` if no required check does.
+    - `survives`: then, why not.
+    - `changes`: of the cases, such as options.
+    """
+
+    adapter: type
+    noticed_by: str | None
+    survives: str
+    changes: Mapping[str, Any]
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, in a sentence."""
+        return inspect.cleandoc(self.adapter.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def family(self) -> str:
+        """The class of faults: the module of the adapter."""
+        package, _, module = self.adapter.__module__.rpartition(".")
+        return module if package == __package__ else "each check"
+
+    def cases(self, with_law: bool = True) -> list[WrapperCase]:
+        """The cases that an author writes: the standard cases, with a law and a count."""
+        cases = cases_of(self.adapter, with_law)
+        return [dataclasses.replace(case, **self.changes) for case in cases]
+
+    def __str__(self) -> str:
+        return self.adapter.__name__
+
+
+TABLE: list[Wrong] = []
+
+
+def wrong(noticed_by: str | None, survives: str = "", **changes: Any) -> Callable[[type], type]:
+    """Put a class into the table."""
+
+    def register(adapter: type) -> type:
+        TABLE.append(Wrong(adapter, noticed_by, survives, changes))
+        return adapter
+
+    return register
+
+
+def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:
+    """The cases of an adapter, by the correct adapter from which it is derived."""
+    if issubclass(adapter, bases.ComplexLoRA):
+        return [complex_case(adapter, with_law)]
+    base = next(base for base in LAWS if issubclass(adapter, base))
+    cases: list[WrapperCase] = []
+    standard = standard_cases(base)
+    for case in standard:
+        law, count = LAWS[base]
+        settings: dict[str, Any] = {"wrapper": adapter, "mergeable": adapter.mergeable is not False}
+        if with_law:
+            matrix = bases_matrix(base, case.make_base())
+            settings["parameters"] = count(*matrix.shape, case.rank)
+            settings["law"] = _by_the_adapter(law)
+        name = str(case).replace(base.__name__, adapter.__name__)
+        cases.append(dataclasses.replace(case, name=name, **settings))
+    claims = inspect.getattr_static(adapter, "applies_to")
+    if claims is not inspect.getattr_static(base, "applies_to"):  # perhaps of further layers
+        kinds = {type(case.make_base()) for case in standard}
+        cases += [case for case in standard_cases(adapter) if type(case.make_base()) not in kinds]
+    return cases
+
+
+def bases_matrix(base: Any, layer: Any) -> jax.Array:
+    return layer.weight if base in (Gated, Tied, bases.Good) else base.matrix(layer)
+
+
+def _by_the_adapter(law: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda adapter: law(adapter, adapter.rank, adapter.alpha)
+
+
+def complex_case(adapter: Any, with_law: bool) -> WrapperCase:
+    """A case with a complex layer, which is not a standard layer."""
+    law = _by_the_adapter(bases.lora_law) if with_law else None
+
+    def layer(key: Any) -> eqx.Module:
+        return bases.ComplexLinear(jax.random.normal(key, (4, 6), jnp.complex64))
+
+    def inputs(key: Any) -> tuple[Any, ...]:
+        return (jax.random.normal(key, (6,)),)
+
+    return WrapperCase(adapter, layer, inputs, law=law, parameters=20 if with_law else None)
