@@ -113,7 +113,8 @@ def plan_lora(
     """The plan of `apply_lora` with the same arguments: every candidate, and why it is left out.
 
     **Returns:** a `Plan`; `print` it for a table. If it leaves out layers with matrices, their rows
-    name the adapters of all installed plugins that apply.
+    name the installed adapters that apply: of all plugins, or of loaded plugins alone if the call
+    names its adapters.
 
     **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built. If a
     target selects nothing, the plan says so in `problem`.

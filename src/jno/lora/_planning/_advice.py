@@ -1,13 +1,15 @@
 """What a plan says about layers with matrices that the call leaves without an adapter."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper
 from .._paths import show_array
-from .._registry import Registry
+from .._registry import PluginRecord, Registry
 from .._tree import claims, count_plain, is_parameter, layers_left_out, modules_in
 from ._plan import Plan, PlanRow
 
@@ -18,22 +20,30 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     """`plan`, with the layers that it leaves out, and with advice in their rows.
 
     Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
-    So `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would
-    have to keep the model, and would change as plugins are loaded.
+    (If the call names its adapters, it loads nothing, and asks the plugins that are loaded.) So
+    `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
+    to keep the model, and would change as plugins are loaded.
     """
     adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
     left_out = layers_left_out(model, count_plain(model), adapted)
     layers = dict(modules_in(model))
-    rows = tuple(_advised_row(row, layers.get(row.keys), registry) for row in plan.rows)
+    ask_all = plan.by_default or not registry.discover
+    which_plugins = "installed" if ask_all else "loaded"
+    records = functools.partial(registry.records, strict=False) if ask_all else registry.loaded
+    rows = tuple(
+        _advised_row(row, layers.get(row.keys), records, which_plugins) for row in plan.rows
+    )
     return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
-def _advised_row(row: PlanRow, layer: Any, registry: Registry) -> PlanRow:
+def _advised_row(
+    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], which_plugins: str
+) -> PlanRow:
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
         return row
     fitting: dict[str, list[type[LoRAWrapper]]] = {}
-    for record in registry.records(strict=False):
+    for record in records():
         for wrapper in record.wrappers:
             if claims(wrapper.cls, layer):
                 fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
@@ -44,7 +54,7 @@ def _advised_row(row: PlanRow, layer: Any, registry: Registry) -> PlanRow:
     if row.reason is not None:
         return row
     arrays = ", ".join(matrices)
-    advice = f"no installed adapter applies; declare {arrays} (jno_lora_arrays)"
+    advice = f"no {which_plugins} adapter applies; declare {arrays} (jno_lora_arrays)"
     return dataclasses.replace(row, advice=advice)
 
 

@@ -27,4 +27,5 @@ def make_plan(
         second = Walk(questions, model, tuple(widened), selects)
         walk = second if second.selecting - walk.selecting else walk
     warn_of_former_variants(walk)
-    return Plan(tuple(walk.rows), problem_of(walk), notes=tuple(continued_numbers(walk)))
+    notes = tuple(continued_numbers(walk))
+    return Plan(tuple(walk.rows), problem_of(walk), notes=notes, by_default=walk.asks_layers)

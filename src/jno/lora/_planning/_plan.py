@@ -79,6 +79,8 @@ class Plan(Printed[PlanRow]):
     problem: str | None = None
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
+    # Whether `wrapper=None` or "auto" chose adapters, and not names or classes alone.
+    by_default: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
     def wrapped(self) -> tuple[PlanRow, ...]:

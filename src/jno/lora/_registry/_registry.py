@@ -136,6 +136,10 @@ class Registry:
         """
         return self._catalog(strict=strict).records
 
+    def loaded(self) -> tuple[PluginRecord, ...]:
+        """The records of the plugins that are loaded already."""
+        return self._now.catalog.records
+
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`, which the zoo names. Loads only the zoo.
 
