@@ -28,16 +28,14 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     left_out = layers_left_out(model, count_plain(model), adapted)
     layers = dict(modules_in(model))
     ask_all = plan.by_default or not registry.discover
-    which_plugins = "installed" if ask_all else "loaded"
+    origin = "installed" if ask_all else "loaded"
     records = functools.partial(registry.records, strict=False) if ask_all else registry.loaded
-    rows = tuple(
-        _advised_row(row, layers.get(row.keys), records, which_plugins) for row in plan.rows
-    )
+    rows = tuple(_advised_row(row, layers.get(row.keys), records, origin) for row in plan.rows)
     return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
 def _advised_row(
-    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], which_plugins: str
+    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], origin: str
 ) -> PlanRow:
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
@@ -54,7 +52,7 @@ def _advised_row(
     if row.reason is not None:
         return row
     arrays = ", ".join(matrices)
-    advice = f"no {which_plugins} adapter applies; declare {arrays} (jno_lora_arrays)"
+    advice = f"no {origin} adapter applies; declare {arrays} (jno_lora_arrays)"
     return dataclasses.replace(row, advice=advice)
 
 
