@@ -120,7 +120,7 @@ class ChangesItsBase(LoRA):
         object.__setattr__(base, "weight", 0.5 * base.weight)
 
 
-@wrong("alpha")
+@wrong("purity")
 class MergeWritesIntoTheBase(LoRA):
     """`merge` writes the merged weight into the frozen layer, and returns this layer."""
 

@@ -8,7 +8,7 @@ from ._bases import EmbeddingLoRA, Frozen, LoRA, Magnitude
 from ._rows import wrong
 
 
-@wrong("alpha")
+@wrong("identity-at-init")
 class BothFactorsAreRandom(LoRA):
     """Neither factor starts at zero."""
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compute import call_compiled
-from .._contract import takes
+from .._contract import takes, with_arrays
 from ._case import WrapperCase, cast, perturbed
 from ._checks_values import require_law
 from ._comparisons import arrays_of, relative_error, require, require_close, same_bits
@@ -82,7 +82,7 @@ def check_alpha(case: WrapperCase) -> None:
             output(case, fresh), output(case, base), _TOLERANCE, f"{said} fresh adapter differs"
         )
         if case.mergeable:
-            plain: Any = trained.merge()
+            plain: Any = with_arrays(trained).merge()
             problem = f"{said} merged layer and the adapter differ"
             require_close(output(case, plain), output(case, trained), _TOLERANCE, problem)
             if case.law is not None:
@@ -156,6 +156,8 @@ def check_purity(case: WrapperCase) -> None:
     jaxpr, *_ = eqx.filter_make_jaxpr(case.call)(adapter, *case.make_inputs())
     require(not jaxpr.effects, f"The call has side effects: {jaxpr.effects}.", "print elsewhere.")
     if case.mergeable:
+        adapter = with_arrays(adapter)
+        before = jax.tree.leaves(adapter)
         first, second = adapter.merge(), adapter.merge()
         require(same_bits(first, second) and arrays_of(second), "Two calls of `merge()` differ.")
         _require_unchanged(before, adapter, "`merge()` changes the adapter.")
