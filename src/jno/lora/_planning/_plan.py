@@ -73,13 +73,13 @@ class Plan(Printed[PlanRow]):
     - `problem`: the error that the call raises, if a target or spec selects nothing.
     - `left_out`: the layers whose matrices would have no adapter.
     - `notes`: what else the call may not mean: a target `layers/1` that selects `layers/10` too.
+    - `by_default`: whether `wrapper=None` or `"auto"` chooses adapters, not names or classes alone.
     """
 
     rows: tuple[PlanRow, ...]
     problem: str | None = None
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
-    # Whether `wrapper=None` or "auto" chose adapters, and not names or classes alone.
     by_default: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
