@@ -232,26 +232,23 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
 def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRAWrapper:
     layer = args[2]
     with _failing_to_build(row):
-        if started is None:
+        if started is not None:
+            return with_dtypes_of_base(started(), layer)
+        # Only a start that decomposes (PiSSA) is computed here. Other starts are still running.
+        try:
             adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
-            _refuse_nan(adapter, layer)
-        else:
-            adapter = started()
+        except FloatingPointError as err:
+            raise _no_finite_start(layer) from err
+        fields = {name: value for name, value in vars(adapter).items() if name != "base"}
+        if any(map(_holds_nan, jax.tree.leaves(fields))):
+            raise _no_finite_start(layer)
         return with_dtypes_of_base(adapter, layer)
 
 
-def _refuse_nan(adapter: LoRAWrapper, layer: Any) -> None:
-    """**Raises:** `WrapperError` if a start from a decomposition (PiSSA) found no numbers.
-
-    Such a start is computed when this is called. Others are still running.
-    """
-    fields = {name: value for name, value in vars(adapter).items() if name != "base"}
-    if any(map(_holds_nan, jax.tree.leaves(fields))):
-        broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _holds_nan(x)]
-        where = (
-            f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
-        )
-        raise WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
+def _no_finite_start(layer: Any) -> WrapperError:
+    broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _holds_nan(x)]
+    where = f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
+    return WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
 
 
 def _holds_nan(array: Any) -> bool:

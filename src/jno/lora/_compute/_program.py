@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -36,11 +38,16 @@ def call_compiled(
     - `function`: hashable, and pure.
     - `args`: pytrees of arrays and of hashable values.
     - `signed`: `signature_of(args)`, if the caller has it.
+
+    **Raises:** `FloatingPointError` if the function decomposes a matrix, and an array of `args`
+    holds infinity, for which LAPACK may never return.
     """
     try:
         signature, arrays = signed or signature_of(args)
         program = _program(function, signature)
         return program.result(args, arrays, program.start(arrays))
+    except FloatingPointError:
+        raise  # the function itself would hand infinity to LAPACK
     except jax.errors.JaxRuntimeError as err:
         if "RESOURCE_EXHAUSTED" in str(err):
             raise  # operation by operation, it would need still more memory
@@ -101,6 +108,8 @@ class Program:
             return []
         if not self.decomposes:
             return self._jitted(arrays)
+        if any(map(_holds_infinity, arrays)):  # LAPACK may never return
+            raise FloatingPointError("a matrix to decompose holds infinity")
         with one_blas_thread():
             return jax.block_until_ready(self._jitted(arrays))
 
@@ -132,6 +141,11 @@ class Program:
 
 
 _program = remembered(512)(Program)
+
+
+def _holds_infinity(array: Array) -> bool:
+    is_here = array.is_fully_addressable and jnp.issubdtype(array.dtype, jnp.inexact)
+    return is_here and bool(np.any(np.isinf(np.asarray(array))))
 
 
 # JAX does not look for traced arrays in static fields and in functions. A result that keeps such an
