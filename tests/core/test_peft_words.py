@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import pytest
 
-from jno.lora import LoRAWrapper, Net, Registry, SelectionError, apply_lora, plan_lora
+from jno.lora import LoRAWrapper, Net, Registry, SelectionError, apply_lora, calibrate, plan_lora
 
 from .toys import ToyLinear
 
@@ -70,10 +70,42 @@ def test_words_without_an_argument_here_get_advice(word):
         Net(MODEL).plan(**{word: "all"})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "call", "advice"),
+    [
+        ({"use_dora": True, "lora_dropout": 0.1}, "wrapper='dora'", "lora_dropout: dora has no"),
+        ({"use_dora": True, "use_rslora": True}, "wrapper='dora'", "use_rslora: no adapter here"),
+        ({"r": 8, "target_modules": r".*\.q"}, "rank=8, alpha=8", "target_modules: write a regex"),
+        ({"target_modules": {"v", "q"}}, "target=['q', 'v']", ""),
+        ({"r": 8, "alpha": 2}, "alpha=2, rank=8", ""),
+        (
+            {"init_lora_weights": "pissa_niter_16"},
+            """wrapper='pissa', options={"svd": "randomized"}""",
+            "",
+        ),
+        (
+            {"r": 8, "use_qalora": True},
+            "rank=8, alpha=8",
+            "use_qalora: no argument here; docs/peft",
+        ),
+    ],
+)
+def test_no_call_is_given_that_fails_or_drops_a_word(arguments, call, advice):
+    with pytest.raises(SelectionError, match="of PEFT") as error:
+        Net(MODEL).lora(**arguments)
+    assert the_call_in(error) == f"net.lora({call})"
+    assert advice in str(error.value)
+
+
+def test_calibrate_knows_the_words_too():
+    with pytest.raises(SelectionError, match=r"calibrate\(\) has no argument 'target_modules'"):
+        calibrate(MODEL, [], lambda model, batch: 0.0, target_modules=["q_proj"])
+
+
 def test_functions_use_their_argument_for_adapters():
     with pytest.raises(SelectionError) as error:
         apply_lora(MODEL, r=2, use_dora=True, key=KEY)
-    assert the_call_in(error) == "apply_lora(model, key=key, rank=2, wrappers='dora')"
+    assert the_call_in(error) == "apply_lora(model, key=key, rank=2, alpha=8, wrappers='dora')"
     with pytest.raises(SelectionError, match=r"plan_lora\(\) has no argument 'r'"):
         plan_lora(MODEL, r=2)
 

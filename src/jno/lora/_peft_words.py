@@ -21,17 +21,20 @@ _SAME = {"r": "rank", "lora_alpha": "alpha", "target_modules": "target"}
 # Switches, and the variants that they stand for.
 _VARIANTS = {"use_dora": "dora", "use_rslora": "rslora"}
 _STARTS = ("corda", "eva", "lora_ga", "olora", "pissa")
+# Options of LoRA and its nearest relatives.
 _OPTIONS = {"lora_dropout": '"dropout": {!r}', "lora_bias": '"bias": "train"'}
+_WITH_OPTIONS = ("lora", "rslora")
 _SPECS = 'specs=[{"target": "q_proj", "rank": 4}, {"target": "v_proj"}]'
+_BLOCKS = 'a regex selects blocks, such as target="layers/[01]/"'
 _ADVICE = {
     "modules_to_save": "afterwards, net.mask(regex of the paths).unfreeze() trains whole layers",
     "exclude_modules": "before, net.mask(regex of the paths to adapt) narrows the call",
-    "layers_to_transform": 'a regex selects blocks, such as target="layers/[01]/"',
-    "layers_pattern": 'a regex selects blocks, such as target="layers/[01]/"',
+    "layers_to_transform": _BLOCKS,
+    "layers_pattern": _BLOCKS,
     "rank_pattern": f"give each target its rank: {_SPECS}",
     "alpha_pattern": "give each target its alpha, by `specs`",
     "bias": "afterwards, net.mask(regex of the biases).unfreeze() trains biases",
-    "init_lora_weights": "each start is a wrapper here, such as wrapper='pissa'",
+    "init_lora_weights": "leave it out: other starts are wrappers here, such as 'pissa'",
     "target_parameters": "declare bare arrays by jno_lora_arrays (jno-lora[arrays])",
     "loftq_config": "call jno_lora_quantized.loftq (jno-lora[quantized])",
     "adapter_name": "afterwards, net.add_adapter(name) names the adapters",
@@ -40,7 +43,17 @@ _ADVICE = {
     "fan_in_fan_out": "leave it out: a layer's class says how its weight lies",
     "inference_mode": "leave it out: eqx.nn.inference_mode(model) turns dropout off",
     "peft_config": "give the fields of the configuration as arguments",
+    **dict.fromkeys(
+        ("eva_config", "corda_config", "lora_ga_config"), "give `options`, and `calibrate=`"
+    ),
 }
+_OTHER_FIELDS = (
+    "alora_invocation_tokens arrow_config auto_mapping ensure_weight_tying kasa_config "
+    "layer_replication megatron_config megatron_core monteclora_config peft_type peft_version "
+    "qalora_group_size revision runtime_config trainable_token_indices use_bdlora use_qalora "
+    "velora_config"
+)
+_ADVICE |= dict.fromkeys(_OTHER_FIELDS.split(), "no argument here; docs/peft.md says more")
 WORDS = frozenset({*_SAME, *_VARIANTS, *_OPTIONS, *_ADVICE})
 
 _TOKENS = "gives the model further tokens, and changes no layer"
@@ -54,7 +67,8 @@ _METHODS = {
     **dict.fromkeys(("adaptionprompt", "llamaadapter"), _TOKENS),
     **dict.fromkeys(("xlora", "poly", "lily", "arrow", "moelora"), _ROUTED),
     "alora": "acts from certain tokens on",
-    "peanut": "has an update that depends on the input through an activation function",
+    "bone": 'is called MiSS now: wrapper="miss"',
+    "peanut": "has an update that is a small network of the layer's weight",
     "shadow": "runs a small network beside the model",
     "loftq": "is a start beside a quantised weight: call jno_lora_quantized.loftq "
     "(jno-lora[quantized]) on an adapted model",
@@ -91,13 +105,16 @@ def knows_words_of_peft(function: F) -> F:
 def _explained(
     called: str, names: list[str], arguments: Mapping[str, Any], unknown: list[str]
 ) -> str:
-    head = f"{called}() has no argument {', '.join(map(repr, unknown))}"
+    plural = "s" if len(unknown) > 1 else ""
+    head = f"{called}() has no argument{plural} {', '.join(map(repr, unknown))}"
     if not WORDS.intersection(unknown):
         near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         return f"{head}{hint} Its arguments are {', '.join(names)}."
     texts = {name: _text(name, arguments[name]) for name in arguments if name in names}
     translated, advice = in_our_words({name: arguments[name] for name in unknown})
+    if "alpha" in arguments:  # the argument here, in the place of PEFT's default
+        translated.pop("alpha", None)
     if "wrappers" in names and "wrapper" in translated:
         translated["wrappers"] = translated.pop("wrapper")
     lines = [f"{head}, which {'is a word' if len(unknown) == 1 else 'are words'} of PEFT."]
@@ -119,22 +136,35 @@ def in_our_words(given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, st
     """Arguments here for arguments of PEFT, as source text; and advice where there is none."""
     arguments: dict[str, str] = {}
     advice: dict[str, str] = {}
-    options: list[str] = []
+    variants: dict[str, str] = {}
+    options: dict[str, str] = {}
     for name, value in given.items():
-        if name in _SAME:
-            arguments[_SAME[name]] = repr(value)
-        elif name in _VARIANTS and value:
-            arguments["wrapper"] = repr(_VARIANTS[name])
-        elif name in _OPTIONS and value:
-            options.append(_OPTIONS[name].format(value))
-        elif name == "init_lora_weights" and value in _STARTS:
-            arguments["wrapper"] = repr(value.replace("_", "-"))
-        elif name in WORDS and (not value or value == "none"):
+        if name in WORDS and name not in _SAME and (not value or value == "none"):
             advice[name] = f"leave {name}={value!r} out: nothing is done without it"
-        elif name in _ADVICE:
-            advice[name] = _ADVICE[name]
+        elif name == "target_modules" and isinstance(value, str) and "\\." in value:
+            advice[name] = "write a regex on paths with slashes; it is searched, not matched"
+        elif name in _SAME:
+            arguments[_SAME[name]] = repr(sorted(value) if isinstance(value, set) else value)
+        elif name in _VARIANTS:
+            variants[name] = _VARIANTS[name]
+        elif name in _OPTIONS:
+            options[name] = _OPTIONS[name].format(value)
+        elif name == "init_lora_weights" and str(value).startswith(_STARTS):
+            start, _, rounds = str(value).partition("_niter")
+            variants[name] = start.replace("_", "-")
+            options |= {name: '"svd": "randomized"'} if rounds else {}
         else:
-            advice[name] = "no argument here has this meaning"
+            advice[name] = _ADVICE.get(name, "no argument here has this meaning")
+    if "r" in given and "lora_alpha" not in given:
+        arguments["alpha"] = "8"  # PEFT's default
+    chosen = next(iter(variants.values()), "lora")
+    if variants:
+        arguments["wrapper"] = repr(chosen)
+    for name in [*variants][1:]:
+        advice[name] = f"no adapter here is {chosen} and {variants[name]}: choose"
+    for name in [name for name in options if name in _OPTIONS and chosen not in _WITH_OPTIONS]:
+        del options[name]
+        advice[name] = f"{chosen} has no such option here; docs/peft.md says what to do"
     if options:
-        arguments["options"] = f"{{{', '.join(options)}}}"
+        arguments["options"] = f"{{{', '.join(options.values())}}}"
     return arguments, advice

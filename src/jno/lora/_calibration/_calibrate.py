@@ -25,6 +25,7 @@ from .._contract import (
 from .._dispatch import plan_call
 from .._errors import SelectionError, WrapperError
 from .._paths import FEW, bullets, show_path
+from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, PlanRow, Spec, SpecLike, TargetLike, WrapperLike
 from .._registry import Registry
 from .._sharding import replicated_beside
@@ -42,6 +43,7 @@ _COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
 Loss = Callable[[Any, Any], Any]
 
 
+@knows_words_of_peft
 def calibrate(
     model: PyTree,
     batches: Iterable[Any],

@@ -68,7 +68,9 @@ def _refuse_half(model: PyTree) -> None:
     """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
     for path, adapter in adapted_layers(model):
         fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
-        halves = eqx.filter((fields, adapter.base), eqx.is_array)
+        # A skeleton of shapes is whole: `save` says that it has no values.
+        arrays = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
+        halves = eqx.filter((fields, adapter.base), arrays)
         if not all(map(jax.tree.leaves, halves)):
             raise CheckpointError(
                 f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
