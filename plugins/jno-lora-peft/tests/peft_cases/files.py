@@ -7,6 +7,9 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from jno_lora_peft.files.refusals import known_settings
+from jno_lora_peft.types import TYPES
+
 PREFIX = "base_model.model."
 
 
@@ -24,7 +27,11 @@ def lora_tensors(module, out, inp, rank=2, seed=0):
 
 def write_files(folder, tensors, **config):
     """An adapter of PEFT in `folder`: LoRA of rank 2 and alpha 3, or what `config` says."""
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ".*", **config}
+    kind = config.get("peft_type", "LORA")
+    usual = {"r": 2, "lora_alpha": 3, "target_modules": ".*"}
+    if kind in TYPES:
+        usual = {name: usual[name] for name in usual if name in known_settings(kind)}
+    config = {"peft_type": kind, **usual, **config}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
