@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from textwrap import dedent
 
@@ -214,6 +215,7 @@ def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site)
 NEEDS = {
     "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
     "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora>=0.1,<0.2, but jno-lora {} is installed",
+    "jno-lora>=8; python_version >= '3.9'": "needs jno-lora>=8, but jno-lora {} is installed",
     "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
 }
 
@@ -237,6 +239,7 @@ def test_doctor_and_check_see_a_version_that_does_not_fit(requirement, site):
         "jno-lora",
         "jno-lora @ https://example.org/jno-lora.whl",
         "jno-lora>=9; python_version < '3'",
+        "jno-lora>=9; python_version >= '3.9' and extra == 'lora'",
         "jno-lora-embedding>=9",  # pip says that it is missing
     ],
 )
@@ -275,6 +278,8 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
 
 
 def test_doctor_and_check_see_what_a_plugin_does_while_it_loads(site):
+    # As in a program of one thread: a worker of pytest-xdist has several threads.
+    site.monkeypatch.setattr(threading, "active_count", lambda: 1)
     site.install_zoo()
     loud = "print('a banner')\nimport jax\njax.config.update('jax_enable_x64', True)\n"
     site.install("loud-lora", loud + GOOD)
@@ -388,7 +393,9 @@ def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto"])
+@pytest.mark.parametrize(
+    "name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto", "all", "all-linear"]
+)
 def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
     site.plugin(
         "jno-lora-zoo",
