@@ -21,6 +21,7 @@ import jno.lora
 from jno.lora import (
     apply_lora,
 )
+from jno.lora._commands import installed
 from jno.lora._commands._cli import cli
 from jno.lora._commands.distributions import is_within
 from jno.lora._commands.installed import plugins_as_table
@@ -119,7 +120,8 @@ def test_adapters_say_what_they_are_for(site):
         "formula": "out",
         "paper": "0000.00000",
     }
-    assert "Shift" in run("adapters", "shift") and "Shift" in run("adapters", "Shift")
+    for word in ("shift", "Shift", "SHIFT"):
+        assert "Shift" in run("adapters", word)
     assert "near it: shift" in run("adapters", "shaft", code=2)
 
 
@@ -275,6 +277,21 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
     assert "The nearest names are: acme-lora" in text
     # A list of allowed names holds distributions, and ours need not be installed.
     assert "JNO_LORA_PLUGINS names 'acme', but" in text and "2 troubles found" in text
+
+
+def test_doctor_makes_each_layer_once(site, monkeypatch):
+    site.install_zoo()
+    site.plugin("acme-lora", '"A", variant="a"', '"B", variant="b"')
+    site.plugin("bolt-lora", '"C", variant="a"', '"D", variant="b"')
+    keys = []
+
+    def make(key):
+        keys.append(key)
+        return eqx.nn.Linear(2, 2, key=key)
+
+    monkeypatch.setattr(installed, "standard_layers", lambda: {"Linear": (make, None)})
+    assert run("doctor", code=1).count("Several plugins adapt Linear") == 2
+    assert len(keys) == 1
 
 
 def test_doctor_and_check_see_what_a_plugin_does_while_it_loads(site):
