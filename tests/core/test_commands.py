@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from textwrap import dedent
 
@@ -20,6 +21,7 @@ import jno.lora
 from jno.lora import (
     apply_lora,
 )
+from jno.lora._commands import installed
 from jno.lora._commands._cli import cli
 from jno.lora._commands.distributions import is_within
 from jno.lora._commands.installed import plugins_as_table
@@ -118,7 +120,8 @@ def test_adapters_say_what_they_are_for(site):
         "formula": "out",
         "paper": "0000.00000",
     }
-    assert "Shift" in run("adapters", "shift") and "Shift" in run("adapters", "Shift")
+    for word in ("shift", "Shift", "SHIFT"):
+        assert "Shift" in run("adapters", word)
     assert "near it: shift" in run("adapters", "shaft", code=2)
 
 
@@ -214,6 +217,7 @@ def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site)
 NEEDS = {
     "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
     "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora>=0.1,<0.2, but jno-lora {} is installed",
+    "jno-lora>=8; python_version >= '3.9'": "needs jno-lora>=8, but jno-lora {} is installed",
     "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
 }
 
@@ -237,6 +241,7 @@ def test_doctor_and_check_see_a_version_that_does_not_fit(requirement, site):
         "jno-lora",
         "jno-lora @ https://example.org/jno-lora.whl",
         "jno-lora>=9; python_version < '3'",
+        "jno-lora>=9; python_version >= '3.9' and extra == 'lora'",
         "jno-lora-embedding>=9",  # pip says that it is missing
     ],
 )
@@ -274,7 +279,24 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
     assert "JNO_LORA_PLUGINS names 'acme', but" in text and "2 troubles found" in text
 
 
+def test_doctor_makes_each_layer_once(site, monkeypatch):
+    site.install_zoo()
+    site.plugin("acme-lora", '"A", variant="a"', '"B", variant="b"')
+    site.plugin("bolt-lora", '"C", variant="a"', '"D", variant="b"')
+    keys = []
+
+    def make(key):
+        keys.append(key)
+        return eqx.nn.Linear(2, 2, key=key)
+
+    monkeypatch.setattr(installed, "standard_layers", lambda: {"Linear": (make, None)})
+    assert run("doctor", code=1).count("Several plugins adapt Linear") == 2
+    assert len(keys) == 1
+
+
 def test_doctor_and_check_see_what_a_plugin_does_while_it_loads(site):
+    # As in a program of one thread: a worker of pytest-xdist has several threads.
+    site.monkeypatch.setattr(threading, "active_count", lambda: 1)
     site.install_zoo()
     loud = "print('a banner')\nimport jax\njax.config.update('jax_enable_x64', True)\n"
     site.install("loud-lora", loud + GOOD)
@@ -388,7 +410,9 @@ def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto"])
+@pytest.mark.parametrize(
+    "name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto", "all", "all-linear"]
+)
 def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
     site.plugin(
         "jno-lora-zoo",

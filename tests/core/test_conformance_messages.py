@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jno.lora import SelectionError
+from jno.lora._commands import conformance
 from jno.lora.testing import (
     CHECKS,
     ConformanceError,
@@ -185,6 +186,14 @@ def test_the_command_runs_chosen_checks_on_chosen_layers_at_a_chosen_rank(packag
         (("--rank", "0"), 2, "0 is not in the range"),
     ]:
         assert said in " ".join(run("check", own, *arguments, code=code).split())
+
+
+def test_a_number_of_parameters_holds_for_the_rank_of_its_case():
+    (skipped,) = conformance.run([case_of(Good)], ("parameter-count",), 3)
+    assert skipped.error is None and skipped.not_applicable
+    for rank in (2, None):  # 2 is the rank of the case
+        (counted,) = conformance.run([case_of(Good)], ("parameter-count",), rank)
+        assert counted.error is None and not counted.not_applicable
 
 
 class Picky(Good):

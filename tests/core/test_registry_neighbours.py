@@ -1,13 +1,23 @@
 """Installed plugins with one fault each: no other plugin is hurt, and the user is told."""
 
+import functools
 import re
 import warnings
 
 import equinox as eqx
+import jax
 import pytest
 
 import jno.lora
-from jno.lora import JnoLoraWarning, PluginError, Registry, SelectionError, WrapperError, plan_lora
+from jno.lora import (
+    JnoLoraWarning,
+    PluginError,
+    Registry,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    plan_lora,
+)
 from jno.lora.extending import default_adapters
 
 from .asking import one, run, statuses, wrapped
@@ -273,6 +283,79 @@ def test_a_registration_that_fails_is_a_warning(site, model):
     with pytest.warns(JnoLoraWarning, match=f"{__name__} registered[^$]*OddLayer raised") as seen:
         assert names(model, 1) == {f"2/{path}": name for path, name in LINEARS.items()}
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("layer", ["eqx.nn.Embedding", "eqx.Module", "collections.abc.Callable"])
+def test_a_plugin_cannot_change_what_a_call_without_a_name_does(site, model, layer):
+    answers = functools.singledispatch(default_adapters.dispatch(object))
+    for module in ("extending", "_planning._questions"):
+        site.monkeypatch.setattr(f"jno.lora.{module}.default_adapters", answers)
+    site.install_zoo()
+    module = site.install(
+        "acme-lora",
+        f"""
+        import collections.abc
+        from jno.lora.extending import default_adapters
+        Acme = adapter("Acme", layer=eqx.nn.Embedding)
+        default_adapters.register({layer})(lambda layer: (Acme,))
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Acme]
+        """,
+    )
+    Registry().records()
+    with pytest.warns(JnoLoraWarning, match=f"{module} registered .*is left out") as seen:
+        assert names(model, 1) == LINEARS
+    assert len(seen) == 1
+
+
+class TheirLayer(eqx.Module):
+    """A layer of a third library."""
+
+    weight: object = None
+
+
+def test_a_plugin_may_register_adapters_for_layers_of_other_libraries(site, model):
+    site.install_zoo()
+    site.install(
+        "acme-lora",
+        f"""
+        import sys
+        from jno.lora.extending import default_adapters
+        TheirLayer = sys.modules[{__name__!r}].TheirLayer
+        Acme = adapter("Acme", layer=TheirLayer)
+        default_adapters.register(TheirLayer)(lambda layer: (Acme,))
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Acme]
+        """,
+    )
+    Registry().records()
+    assert names([TheirLayer(model.head.weight)], 1) == {"0": "Acme"}
+
+
+@pytest.mark.parametrize(
+    ("function", "fail"), [("stack_ndim", "classmethod(fail)"), ("__init__", "fail")]
+)
+def test_an_adapter_that_cannot_be_built_names_its_distribution(site, mixed, function, fail):
+    site.install_zoo()
+    site.install(
+        "acme-lora",
+        f"""
+        def fail(*args, **kwargs):
+            raise RuntimeError("boom")
+        Acme = adapter("Acme", variant="lora", layer=eqx.nn.Embedding)
+        Acme.{function} = {fail}
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Acme]
+        """,
+    )
+    with pytest.raises(
+        WrapperError, match=r"boom\nAcme is from acme-lora\. To do without this"
+    ) as e:
+        apply_lora(mixed, 1, key=jax.random.key(0), wrappers="lora")
+    assert "JNO_LORA_BLOCK=acme-lora" in str(e.value)
 
 
 # --- hooks that raise

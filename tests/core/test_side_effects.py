@@ -1,5 +1,6 @@
 """A plugin that changes settings of the whole program, or prints, while it loads."""
 
+import gc
 import sys
 import threading
 import warnings
@@ -12,6 +13,12 @@ from jno.lora import JnoLoraWarning, Registry
 
 HOOK = "\n@hookimpl\ndef jno_lora_wrappers():\n    return [adapter('Loud')]\n"
 PRINTS = "import sys\nprint('a banner')\nsys.stdout.write('more\\n')\nsys.stdout.flush()\n"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """As in a program of one thread: a worker of pytest-xdist has several threads."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
 
 
 def load(site, code, distribution="loud-lora"):
@@ -137,3 +144,49 @@ def test_a_program_without_a_console_loads_plugins_too(site, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     record = load(site, "print('nobody sees it')")
     assert sys.stdout is None and record.status == "loaded" and not record.prints
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("stdout", "buffer"), ("stdout", "detach()"), ("stderr", "buffer")]
+)
+def test_a_stream_that_a_plugin_replaces_is_set_back(site, capfd, name, inside):
+    before, stream = getattr(sys, name), f"sys.{name}"
+    code = f"import io, sys\n{stream} = io.TextIOWrapper({stream}.{inside}, encoding='utf-8')\n"
+    with pytest.warns(JnoLoraWarning, match=rf"loaded: {stream}\. They were set back"):
+        record = load(site, code + "print('a banner', flush=True)")
+    assert getattr(sys, name) is before and record.settings_changed == (stream,)
+    gc.collect()  # a stream that is collected closes the buffer inside
+    print("the program", file=before, flush=True)
+    out, err = capfd.readouterr()
+    assert "the program\n" in (out if name == "stdout" else err)
+    assert record.prints and "a banner\n" in err and "a banner" not in out
+
+
+def test_a_program_with_threads_keeps_its_settings_and_its_output(site, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: len(threading.enumerate()))
+    before, barrier = sys.stdout, threading.Barrier(2, timeout=30)
+    site.monkeypatch.setitem(sys.modules, "jno_lora_test_barrier", barrier)
+    waits = "import jno_lora_test_barrier as barrier\nbarrier.wait()\nbarrier.wait()\n"
+    wraps = "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\n"
+    site.install("loud-lora", waits + wraps + "print('a banner', flush=True)" + HOOK)
+    registry = Registry()
+    thread = threading.Thread(target=registry.records)
+    with warnings.catch_warnings():
+        thread.start()
+        barrier.wait()
+        jax.config.update("jax_numpy_rank_promotion", "allow")
+        warnings.simplefilter("always")
+        barrier.wait()
+        thread.join(timeout=30)
+        now, first = jax.config.jax_numpy_rank_promotion, warnings.filters[0][0]
+        print("the program", flush=True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    sys.stdout = before
+    (record,) = registry.records()
+    assert (now, first) == ("allow", "always") and record.settings_changed == ()
+    assert capsys.readouterr() == ("the program\n", "a banner\n") and record.prints
+
+
+def test_a_stream_that_is_only_looked_at_is_no_print(site):
+    code = "import sys\nwrite, buffer = sys.stdout.write, sys.stdout.buffer\nwrite('')\n"
+    assert not load(site, code).prints

@@ -43,7 +43,7 @@ from ._planning import (
     selector,
     warn_of_omissions,
 )
-from ._registry import Registry, default_registry
+from ._registry import FIRST_PARTY, IN_PROCESS, Registry, default_registry, how_to_block
 from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
 from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
@@ -265,7 +265,17 @@ def _holds_nan(array: Any) -> bool:
 
 def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     cls: Any = row.wrapper
-    return failing(f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}")
+
+    def origin() -> str:
+        """The distribution of a plugin that is not ours, and how to do without the plugin."""
+        provider = default_registry().provider_of(cls)
+        if provider is None or provider.distribution in (*FIRST_PARTY, IN_PROCESS):
+            return ""
+        distribution = provider.distribution
+        return f"{cls.__name__} is from {distribution}.{how_to_block(distribution)}"
+
+    what = f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"
+    return failing(what, hint=origin)
 
 
 def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from ._contract import Box, LoRAWrapper, Shared, expect_model, is_adapter, is_shared, replaced
+from ._contract import (
+    Box,
+    LoRAWrapper,
+    Shared,
+    authors_of,
+    expect_model,
+    is_adapter,
+    is_shared,
+    replaced,
+)
 from ._errors import SelectionError
 from ._paths import show_array, stable_hash
 from ._sharding import replicated_beside
@@ -85,14 +94,21 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     """`model` in which every array that its adapters share exists. `key` makes new arrays.
 
-    **Raises:** `SelectionError` if an array exists and is too small for an adapter.
+    **Raises:** `SelectionError` if an array exists and is too small for an adapter, or if adapters
+    of different packages share it.
     """
     arrays = shared_arrays(model)
     first_users: dict[str, tuple[Any, Shared]] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # with room for every adapter's part
-    for layer, shared in _users(model):
+    for adapter, shared in _users(model):
         name, shape = shared.name, shapes.get(shared.name, shared.shape)
-        first_users.setdefault(name, (layer, shared))
+        first, first_shared = first_users.setdefault(name, (adapter, shared))
+        if authors_of(first, first_shared).isdisjoint(authors_of(adapter, shared)):
+            raise SelectionError(
+                f"{type(first).__name__} of {type(first).__module__} and {type(adapter).__name__} "
+                f"of {type(adapter).__module__} share an array {name!r}, but different packages "
+                "define them. Their authors must choose different names."
+            )
         if len(shape) != len(shared.shape):
             raise SelectionError(
                 f"Two adapters share an array {name!r}, but need the shapes {shape} and "
@@ -101,11 +117,11 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
         shapes[name] = tuple(map(max, shape, shared.shape))
     for name, shape in shapes.items():
         if name not in arrays:
-            layer, shared = first_users[name]
+            adapter, shared = first_users[name]
             if shared.make is None:  # the array was taken away, and a new array would be wrong
                 raise _missing(name)
             array = shared.make(jax.random.fold_in(key, stable_hash(name)), shape)
-            arrays[name] = replicated_beside(layer, array)
+            arrays[name] = replicated_beside(adapter.base, array)
         elif arrays[name].shape != tuple(map(max, shape, arrays[name].shape)):
             raise SelectionError(
                 f"The model has an array {name!r} of shape {arrays[name].shape} already, which its "
@@ -197,10 +213,10 @@ def is_resolved(adapter: LoRAWrapper) -> bool:
 
 
 def _users(model: Any) -> Iterator[tuple[Any, Shared]]:
-    """Each `Shared` of `model`, with the layer of the adapter around it."""
+    """Each `Shared` of `model`, with the adapter that uses it."""
     for node in jax.tree.leaves(model, is_leaf=is_adapter):
         if is_adapter(node):
-            yield from ((node.base, field) for field in vars(node).values() if is_shared(field))
+            yield from ((node, field) for field in vars(node).values() if is_shared(field))
 
 
 def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:

@@ -11,7 +11,7 @@ import click
 
 from .._errors import INTERRUPTS, JnoLoraError
 from .._paths import nearest
-from .._registry import BROKEN, PluginRecord, default_registry
+from .._registry import BROKEN, PluginRecord, default_registry, squash
 from .._showing import Table
 
 # Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
@@ -126,7 +126,11 @@ def adapters(variant: str | None, as_json: bool) -> None:
     if variant is None:
         _print(adapters, installed.methods_as_table, as_json)
         return
-    matches = [adapter for adapter in adapters if variant in (adapter["variant"], adapter["name"])]
+    matches = [
+        adapter
+        for adapter in adapters
+        if squash(variant) in map(squash, filter(None, (adapter["variant"], adapter["name"])))
+    ]
     if not matches:
         words = [adapter[key] for adapter in adapters for key in ("variant", "name")]
         near = nearest(variant, filter(None, words)) or ["nothing: no adapter is installed"]

@@ -103,8 +103,11 @@ def common_cases(
 
 def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
     """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`."""
-    if rank is not None:
-        cases = [dataclasses.replace(case, rank=rank) for case in cases]
+    if rank is not None:  # the number of parameters that an author counted is for another rank
+        cases = [
+            case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
+            for case in cases
+        ]
     return [result for case in cases for result in run_checks(case, only)]
 
 

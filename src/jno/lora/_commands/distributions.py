@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class Distribution:
 
     - `groups`: the groups of its entry points.
     - `needs`: the bounds of its requirements, such as `">=0.2,<0.3"`, by normalised name.
-        Requirements with a condition, such as an extra, are left out.
+        Requirements of an extra, or of another version of Python, are left out.
     """
 
     name: str
@@ -60,9 +61,15 @@ def installed_distributions() -> dict[str, Distribution]:
 
 
 def _need(requirement: str) -> tuple[str, str] | None:
-    """The name and the bounds of a requirement without a condition; `None` for another one."""
-    match = re.fullmatch(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;@()]*)\)?\s*", requirement)
-    return match and (normalise(match[1]), match[2].strip())
+    """The name and the bounds of a requirement; `None` for a requirement that is left out."""
+    needed, _, condition = requirement.partition(";")
+    match = re.fullmatch(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;@()]*)\)?\s*", needed)
+    pythons = re.findall(r"\bpython_version\s*([~=!<>]+)\s*['\"]([\d.]+)['\"]", condition)
+    version = "{}.{}".format(*sys.version_info)
+    is_here = all(is_within(version, f"{relation}{bound}") for relation, bound in pythons)
+    if match is None or not is_here or re.search(r"\bextra\b", condition):
+        return None
+    return normalise(match[1]), match[2].strip()
 
 
 def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[str]:

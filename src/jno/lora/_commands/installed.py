@@ -69,7 +69,7 @@ def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
 def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
     attributes = ("name", "qualified_name", "distribution", "version")
-    layers = {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
+    layers = _common_layers()
     methods = methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
     return [
         {
@@ -85,6 +85,10 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
         for record in records
         for wrapper in record.wrappers
     ]
+
+
+def _common_layers() -> dict[str, Any]:
+    return {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
 
 
 def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
@@ -201,8 +205,9 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
                 "slow. Its entry point should import nothing heavy."
             )
         yield from _side_effects(record)
+    layers = _common_layers()
     for adapters_of_variant in shared_variants(records):
-        yield from _variant_troubles(adapters_of_variant)
+        yield from _variant_troubles(adapters_of_variant, layers)
     yield from (f"Left out of the command line: {line}" for line in left_out)
 
 
@@ -230,14 +235,18 @@ def _side_effects(record: PluginRecord) -> Iterator[str]:
         )
 
 
-def _variant_troubles(adapters: list[RegisteredWrapper]) -> Iterator[str]:
-    """The troubles with one variant of several distributions, whose adapters these are."""
+def _variant_troubles(
+    adapters: list[RegisteredWrapper], layers: Mapping[str, Any]
+) -> Iterator[str]:
+    """The troubles with one variant of several distributions, whose adapters these are.
+
+    - `layers`: the common Equinox layers by name.
+    """
     spellings = {wrapper.cls.variant: wrapper.distribution for wrapper in reversed(adapters)}
     if len(spellings) > 1:
         words = ", ".join(f"{variant!r} ({origin})" for variant, origin in spellings.items())
         yield f"These variants are one variant, because case and dashes do not count: {words}."
-    for name, (make, _) in standard_layers().items():
-        layer = make(jax.random.key(0))
+    for name, layer in layers.items():
         rivals = [wrapper for wrapper in adapters if claims(wrapper.cls, layer)]
         if len({wrapper.distribution for wrapper in rivals}) < 2:
             continue

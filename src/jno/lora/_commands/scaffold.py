@@ -5,6 +5,7 @@ import pathlib
 import re
 import string
 
+from .._contract import RESERVED_WORDS
 from .._errors import JnoLoraError
 from .._registry import API_VERSION, FIRST_PARTY, ZOO_DISTRIBUTION, PluginRecord, squash
 
@@ -93,7 +94,7 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
     # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
-    taken = {"auto": "a word that `wrapper=` knows"}
+    taken: dict[str, str] = dict.fromkeys(RESERVED_WORDS, "a word that `wrapper=` knows")
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
             for word in filter(None, (wrapper.name, wrapper.cls.variant)):

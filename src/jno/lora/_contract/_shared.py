@@ -1,5 +1,6 @@
 """`Shared`: a field of an adapter for an array that many adapters use."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class Shared(eqx.Module):
     # programs would be compiled for each adapter.
     make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
+    _package: str = eqx.field(static=True)  # that defines `make`
 
     def __init__(
         self,
@@ -58,6 +60,10 @@ class Shared(eqx.Module):
         make: Callable[[PRNGKeyArray, tuple[int, ...]], Array],
     ):
         self.name, self.shape, self.make = name, tuple(shape), make
+        function: Any = make
+        while isinstance(function, functools.partial):
+            function = function.func
+        self._package = getattr(function, "__module__", "").partition(".")[0]
         self.value = self.held = None
 
     @property
@@ -74,6 +80,11 @@ class Shared(eqx.Module):
                 "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
             )
         return array
+
+
+def authors_of(adapter: Any, shared: Shared) -> set[str]:
+    """The top-level packages that define the class of an adapter, and how its array is made."""
+    return {type(adapter).__module__.partition(".")[0], shared._package} - {"jax"}
 
 
 def is_shared(node: Any) -> bool:

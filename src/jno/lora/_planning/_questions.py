@@ -14,6 +14,13 @@ from .._tree import default_adapters
 
 AdapterClass = type[LoRAWrapper]
 
+# Packages whose layers get no adapters by default from plugins: a call that names no adapter would
+# do something else as soon as a plugin is imported.
+_CLOSED = {"builtins", "collections", "equinox", "jax"}
+
+
+_NOTHING_REGISTERED = default_adapters.dispatch(object)
+
 
 class StartOverError(Exception):
     """A class was left out. The walk that met its failure starts over without the class."""
@@ -30,7 +37,7 @@ class Questions:
         self.registry = registry
         self._named = named
         self._left_out: set[AdapterClass] = set()
-        self._warned: set[type] = set()  # classes whose reasons, or adapters, are left out
+        self._warned: set[Any] = set()  # classes, or functions, whose answers are left out
 
     def applies(self, cls: AdapterClass, path: str, layer: Any) -> bool:
         """Whether `cls` applies to the layer at `path`.
@@ -75,6 +82,8 @@ class Questions:
 
     def layers_own(self, path: str, layer: Any) -> tuple[AdapterClass, ...]:
         """The adapters that are registered for the class of the layer at `path`."""
+        if self._is_refused(layer):
+            return ()
         try:
             return default_adapters(layer)
         except INTERRUPTS:
@@ -89,9 +98,29 @@ class Questions:
             )
             return ()
 
-    def _warn_once(self, cls: type, message: str) -> None:
-        if cls not in self._warned:
-            self._warned.add(cls)
+    def _is_refused(self, layer: Any) -> bool:
+        """Whether a package has registered adapters for layers of Equinox. Warns if so."""
+        function = default_adapters.dispatch(type(layer))
+        if function is _NOTHING_REGISTERED:
+            return False
+        registered = [cls for cls, f in default_adapters.registry.items() if f is function]
+        classes = (type(layer), *(cls for cls in registered if isinstance(layer, cls)))
+        packages = _CLOSED.intersection(map(_package, classes))
+        if not packages or _package(function) in packages:
+            return False
+        names = ", ".join(cls.__name__ for cls in registered)
+        self._warn_once(
+            function,
+            f"The function that {function.__module__} registered with `default_adapters` for "
+            f"{names} is left out for a {type(layer).__name__}: layers of "
+            f"{', '.join(sorted(packages))} get adapters by default from jno-lora alone. Name the "
+            "adapter in the call, or register a layer class of your own.",
+        )
+        return True
+
+    def _warn_once(self, reason: Any, message: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
             warn(message)
 
     def _origin(self, cls: AdapterClass) -> tuple[str, str]:
@@ -100,6 +129,10 @@ class Questions:
         if provider is None:
             return f"of {cls.__module__}", ""
         return f"from {provider.distribution}", how_to_block(provider.distribution)
+
+
+def _package(definition: Any) -> str:
+    return definition.__module__.partition(".")[0]
 
 
 def _as_bool(answer: Any) -> bool:

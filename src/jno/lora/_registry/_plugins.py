@@ -267,8 +267,7 @@ def complaint_about(record: PluginRecord) -> str | None:
         return (
             f"The plugin {record.describe()} changed settings of the whole program while it "
             f"loaded: {'; '.join(record.settings_changed)}. They were set back, for they belong "
-            "to the program that uses the plugin. To do without the plugin, set the environment "
-            f"variable JNO_LORA_BLOCK={record.distribution}."
+            f"to the program that uses the plugin.{how_to_block(record.distribution)}"
         )
     # Our own plugins are slow only on slow machines, and nobody would block them.
     if record.seconds > PATIENCE and record.distribution not in FIRST_PARTY:
