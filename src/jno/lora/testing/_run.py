@@ -19,6 +19,7 @@ from . import (  # noqa: F401
     _checks_claims,
     _checks_derivatives,
     _checks_inputs,
+    _checks_matrix,
     _checks_optional,
     _checks_transforms,
     _checks_values,
