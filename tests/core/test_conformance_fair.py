@@ -88,6 +88,20 @@ class InOutAdapter(CallsMerged):
         return eqx.tree_at(lambda m: m.weight, self.base, weight.astype(self.base.weight.dtype))
 
 
+class LearnedKnots(CallsMerged):
+    """An update with fixed knots and without `alpha` in the constructor, which has its scale."""
+
+    adapter_fields = ("lora_A", "lora_B")
+    alpha = 0.5  # not an argument
+
+    def __init__(self, base, rank, *, key):
+        self.base, self.rank = base, rank
+        outputs, inputs = base.weight.shape
+        self.lora_A = jnp.broadcast_to(jnp.geomspace(0.5, 8, inputs), (rank, inputs))
+        self.lora_A = self.lora_A + 0.1 * jnp.arange(rank, dtype=jnp.float32)[:, None]
+        self.lora_B = jnp.zeros((outputs, rank))
+
+
 def vector(key):
     return (jax.random.normal(key, (6,)),)
 
@@ -124,3 +138,22 @@ def test_the_matrix_of_a_layer_that_is_not_linear_is_not_compared(layer):
 def test_without_matrix_no_layout_of_the_weight_is_assumed():
     reason = reason_not_applicable(InOutLinear, "low-rank-update", wrapper=InOutAdapter)
     assert reason == "the adapter says no `matrix`"
+
+
+def test_a_fixed_start_with_structure_is_not_an_ignored_key():
+    assert passes(ScaledLinear, "key-forms", wrapper=LearnedKnots)
+
+
+def test_alpha_is_compared_only_if_the_constructor_takes_alpha():
+    assert passes(ScaledLinear, "answers", wrapper=LearnedKnots)
+
+
+class PassesStateOn(CallsMerged):
+    """Its layer may take a state, which `__call__` passes on."""
+
+    def is_stateful(self):
+        return True
+
+
+def test_a_state_may_be_among_any_arguments():
+    assert passes(ScaledLinear, "answers", wrapper=PassesStateOn)

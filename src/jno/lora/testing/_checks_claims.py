@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._contract import with_arrays
+from .._contract import takes, with_arrays
 from .._paths import path_str
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close
@@ -88,9 +88,11 @@ def check_answers(case: WrapperCase) -> None:
         "count the axes before one layer's own axes.",
     )
     _check_stateful(base, adapter)
+    alpha = adapter.alpha
+    is_kept = alpha is None or (not eqx.is_array(alpha) and alpha == case.alpha)
     require(
-        adapter.alpha is None or (not eqx.is_array(adapter.alpha) and adapter.alpha == case.alpha),
-        f"The constructor got alpha {case.alpha}, but `alpha` is {adapter.alpha!r}.",
+        is_kept or "alpha" not in takes(wrapper),
+        f"The constructor got alpha {case.alpha}, but `alpha` is {alpha!r}.",
         "keep alpha as it came: a file restores the adapter with this number.",
     )
 
@@ -105,11 +107,16 @@ def _check_reason(wrapper: Any, name: str, value: Any) -> None:
     require(is_reason, f"`why_not` answers {reason!r} to {name}, not a reason or `None`.")
 
 
+# `*args` and `**kwargs` take a state too.
+_ANY_ARGUMENTS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _check_stateful(base: Any, adapter: Any) -> None:
     says = adapter.is_stateful()
     require(isinstance(says, bool), f"`is_stateful()` is {says!r}, not True or False.")
     has_state = isinstance(base, eqx.nn.StatefulLayer) and base.is_stateful()
-    takes_state = "state" in inspect.signature(type(adapter).__call__).parameters
+    parameters = inspect.signature(type(adapter).__call__).parameters.values()
+    takes_state = any(p.name == "state" or p.kind in _ANY_ARGUMENTS for p in parameters)
     require(
         not says or has_state or takes_state,
         "`is_stateful()` is True, but neither the layer nor `__call__` takes a state.",
