@@ -3,11 +3,15 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jno.lora.testing import WrapperCase, run_checks
+from jno.lora import SelectionError
+from jno.lora._commands import conformance
+from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks
 
-from .broken_adapters import Good, float_of
+from .broken_adapters import Good, case_of, float_of
+from .data_adapters import Tied
 
 
 class Layer(eqx.Module):
@@ -47,6 +51,50 @@ class InOutLinear(Layer):
 
     def __call__(self, x):
         return x @ self.weight
+
+
+class NoisyLinear(Layer):
+    def __call__(self, x, key):
+        y = self.weight @ x
+        return y + jax.random.normal(key, y.shape, y.dtype)
+
+
+class Router(Layer):
+    """A layer with a hard decision for each of many outputs."""
+
+    def __init__(self, inputs, outputs, *, key):
+        super().__init__(inputs, 50 * outputs, key=key)
+
+    def __call__(self, x):
+        y = self.weight @ x
+        return jnp.sign(y) * 10 + y
+
+
+class Float32Linear(Layer):
+    def __call__(self, x):
+        if x.dtype != jnp.float32:
+            raise TypeError("float32 alone")
+        return self.weight @ x
+
+
+class CallsBack(Layer):
+    def __call__(self, x):
+        jax.debug.callback(lambda y: None, x)
+        return self.weight @ x
+
+
+class StrictTable(InOutLinear):
+    """A table that refuses indices from the end."""
+
+    def __call__(self, index):
+        return self.weight[eqx.error_if(index, index < 0, "a negative index")]
+
+
+class RefusesAll(Layer):
+    """A layer for its input alone, as a stand-in for a layer with strict preconditions."""
+
+    def __call__(self, x):
+        return self.weight @ eqx.error_if(x, jnp.abs(jnp.linalg.norm(x) - 1) > 1e-4, "no unit")
 
 
 class CallsMerged(Good):
@@ -157,3 +205,112 @@ class PassesStateOn(CallsMerged):
 
 def test_a_state_may_be_among_any_arguments():
     assert passes(ScaledLinear, "answers", wrapper=PassesStateOn)
+
+
+def vector_and_key(key):
+    return (*vector(key), key)
+
+
+@pytest.mark.parametrize(("layer", "inputs"), [(NoisyLinear, vector_and_key), (Router, vector)])
+def test_noise_and_decisions_of_the_layer_are_no_faults_in_half_precision(layer, inputs):
+    assert results_of(layer, "trained-in-half-precision", inputs=inputs).popitem()[1].error is None
+
+
+def test_a_layer_without_half_precision_is_not_compared_in_half_precision():
+    reason = reason_not_applicable(Float32Linear, "trained-in-half-precision")
+    assert reason == "the layer itself cannot compute in half precision"
+
+
+def index(key):
+    return (jax.random.randint(key, (), 0, 6),)
+
+
+def test_special_inputs_that_the_layer_refuses_are_left_out():
+    assert passes(StrictTable, "special-inputs", inputs=index, wrapper=InOutAdapter)
+
+
+def unit_vector(key):
+    (x,) = vector(key)
+    return (x / jnp.linalg.norm(x),)
+
+
+def test_nothing_is_said_of_special_inputs_if_the_layer_refuses_all():
+    class NormalisedInput(RefusesAll):
+        def __call__(self, x):
+            return super().__call__(jnp.where(jnp.all(x <= 0), jnp.nan, x))
+
+    reason = reason_not_applicable(NormalisedInput, "special-inputs", inputs=unit_vector)
+    assert reason == "the layer gives no finite outputs for special inputs"
+
+
+def test_no_partition_specs_are_not_checked():
+    reason = reason_not_applicable(ScaledLinear, "partition-specs")
+    assert reason == "the adapter gives no `partition_specs`"
+
+
+def test_effects_of_the_layer_are_no_effects_of_the_adapter():
+    assert passes(CallsBack, "purity")
+
+
+class MergesInNumPy(CallsMerged):
+    def merge(self):
+        weight = super().merge().weight
+        is_traced = isinstance(weight, jax.core.Tracer)
+        return eqx.tree_at(lambda m: m.weight, self.base, weight if is_traced else np.array(weight))
+
+
+def test_merges_to_numpy_arrays_are_compared():
+    assert passes(ScaledLinear, "purity", wrapper=MergesInNumPy)
+
+
+class RefusesOddOutputs(Tied):
+    def __init__(self, base, rank, alpha, *, key):
+        if len(base.weight) % 2:
+            raise ValueError("blocks of two outputs")
+        super().__init__(base, rank, alpha, key=key)
+
+
+class ClaimsEvenOutputs(Tied):
+    @classmethod
+    def applies_to(cls, leaf):
+        return Tied.applies_to(leaf) and len(leaf.weight) % 2 == 0
+
+    def __init__(self, base, rank, alpha, *, key):
+        assert len(base.weight) % 2 == 0
+        super().__init__(base, rank, alpha, key=key)
+
+
+def rows(key):
+    return (jax.random.normal(key, (5, 6)),)
+
+
+def of_rows(layer, x):
+    return jax.vmap(layer)(x)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "settings"),
+    [
+        (Tied, {"inputs": rows, "call": of_rows}),
+        (RefusesOddOutputs, {}),
+        (ClaimsEvenOutputs, {}),
+    ],
+)
+def test_a_wider_layer_that_the_adapter_or_the_call_does_not_take_is_left_out(wrapper, settings):
+    assert passes(eqx.nn.Linear, "shared-arrays", wrapper=wrapper, **settings)
+
+
+def linear_case_for(*checks):
+    case = case_of(Good)
+    return WrapperCase(Good, case.base, case.inputs, checks=checks)
+
+
+def test_a_command_that_runs_no_check_fails():
+    with pytest.raises(SelectionError, match=r"No check ran: .* Good match none of jit"):
+        conformance.run([linear_case_for("matrix", "law")], ("jit",), None)
+
+
+def test_an_expected_failure_must_name_a_check_that_the_case_runs():
+    for name in ("jit", "Good:jit"):
+        with pytest.raises(ValueError, match="not a check that these cases run"):
+            parametrize_with_checks([linear_case_for("law")], {name: "a reason"})
