@@ -128,10 +128,10 @@ def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
 
 
 def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tuple[Any, Any]:
-    """An adapter whose update is about as large as its output in float32, and this output."""
+    """An adapter moved until half of its output in float32 is its update; and this output."""
     trained = case.make_trained(dtype)
     expected = output(case, cast(trained, jnp.float32), inputs)
-    for size in (1.0, 3.0):
+    for size in (1.0, 3.0, 10.0):
         if relative_error(at_base, expected) >= 0.5:
             break
         farther = perturbed(case.make(dtype), size)
