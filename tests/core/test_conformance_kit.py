@@ -208,6 +208,7 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
         "low-rank-update": "the adapter claims no low-rank update",
         "low-rank-scale": "the adapter claims no scale of a low-rank update",
         "subclass": "the adapter does not claim subclasses",
+        "partition-specs": "the adapter gives no `partition_specs`",
         "parameter-count": "the case has no `parameters`",
         "law": "the case has no `law`",
         "stacked-layers": "the adapter does not claim stacked layers",

@@ -38,6 +38,27 @@ class MergeSkipsHalf(LoRA):
         return self.base if is_half(self.base.weight) else super().merge()
 
 
+def is_bfloat16(array):
+    return array.dtype == jnp.bfloat16
+
+
+@wrong("trained-in-half-precision")
+class MergeLosesAPartInBFloat16(LoRA):
+    """`merge` of a bfloat16 layer adds 85 % of the update."""
+
+    def update(self):
+        update = super().update()
+        return 0.85 * update if is_bfloat16(self.base.weight) else update
+
+
+@wrong("trained-in-half-precision", alpha=0.04)
+class MergeSkipsASmallUpdateInBFloat16(LoRA):
+    """`merge` of a bfloat16 layer with a small alpha returns the layer."""
+
+    def merge(self):
+        return self.base if is_bfloat16(self.base.weight) else super().merge()
+
+
 @wrong("trained-in-half-precision")
 class MergeUnderflowsInFloat16(LoRA):
     """`merge` divides the update by 1e9 in the layer's dtype and multiplies it again."""

@@ -102,13 +102,22 @@ def common_cases(
 
 
 def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
-    """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`."""
+    """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`.
+
+    **Raises:** `SelectionError` if no case runs a check that matches `only`.
+    """
     if rank is not None:  # the number of parameters that an author counted is for another rank
         cases = [
             case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
             for case in cases
         ]
-    return [result for case in cases for result in run_checks(case, only)]
+    results = [result for case in cases for result in run_checks(case, only)]
+    if not results:
+        raise SelectionError(
+            f"No check ran: the `checks` of {', '.join(map(str, cases))} match none of "
+            f"{', '.join(only)}. Give `--only` a check that a case runs."
+        )
+    return results
 
 
 _OUTCOMES = ("passed", "failed", "advice", "not applicable")

@@ -10,147 +10,14 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._contract import with_arrays
+from .._contract import takes, with_arrays
 from .._paths import path_str
-from ._case import NOT_MERGEABLE, WrapperCase, split
-from ._comparisons import arrays_of, relative_error, require, require_close
+from ._case import WrapperCase, split
+from ._comparisons import arrays_of, require, require_close
 from ._conformance import ConformanceError, advice, raised_in, required, skip_unless
-from ._programs import merged, output
+from ._programs import output
 
 _TOLERANCE = 4e-5
-_NO_MATRIX = "the adapter says no `matrix`"
-
-
-@required(
-    "give the `(out, in)` matrix `W` of one plain layer, with which the layer computes `W x`, as a "
-    "classmethod; or leave `matrix` out."
-)
-def check_matrix(case: WrapperCase) -> None:
-    """`matrix` is `None`, or the `(out, in)` matrix with which the layer acts on its inputs."""
-    base = case.make_base()
-    W: Any = _matrix(case, base)
-    skip_unless(W is not None, _NO_MATRIX)
-    inputs = case.make_inputs()
-    rows: Any = _rows_of_inputs(case, base, inputs)
-    outputs: Any = _rows_of_outputs(case, base, inputs)
-    doubled: Any = _rows_of_outputs(case, base, jax.tree.map(_twice, inputs))
-    at_zero: Any = _rows_of_outputs(case, base, jax.tree.map(_without_numbers, inputs))
-    reason = "the class does not say which rows the matrix multiplies and gives"
-    skip_unless(len(rows) == len(outputs) > 0, reason)
-    of_indices = np.array_equal(outputs, doubled)  # such as the rows of a table
-    is_affine = relative_error(doubled - outputs, outputs - at_zero) <= _TOLERANCE
-    skip_unless(of_indices or is_affine, "the layer computes more than a matrix and a bias")
-    shape = outputs.shape[1], rows.shape[1]
-    require(W.shape == shape, f"`matrix` has the shape {W.shape}, not {shape}, (out, in).")
-    expected = outputs if of_indices else outputs - at_zero
-    problem = "`matrix` times the inputs is not the output of the layer without its bias"
-    require_close(rows @ W.T, expected, _TOLERANCE, problem)
-
-
-def _twice(leaf: Any) -> Any:
-    return 2 * leaf if eqx.is_inexact_array(leaf) else leaf
-
-
-def _without_numbers(leaf: Any) -> Any:
-    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
-
-
-def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    """The vectors that the matrix multiplies; no rows if the class does not know them."""
-    if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
-        return _precise(inputs[0])[None]
-    try:
-        return _precise(case.wrapper.inputs_of(base, *inputs))
-    except Exception:  # a class without `needs` need not know them
-        return np.zeros((0, 0))
-
-
-def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    y = output(case, base, inputs)
-    if eqx.is_array(y) and y.ndim == 1:
-        return _precise(y)[None]
-    try:
-        return _precise(case.wrapper.outputs_of(base, y))
-    except Exception:
-        return np.zeros((0, 0))
-
-
-@required(
-    "give `(A, B)`, `(k, in)` and `(out, k)`, with the scale and every gate in one of the factors; "
-    "or `None`, if the update is not exactly `B A`."
-)
-def check_low_rank_update(case: WrapperCase) -> None:
-    """`low_rank_update` is the change of the matrix by `merge`."""
-    skip_unless(case.mergeable, NOT_MERGEABLE)
-    trained = case.make_trained()
-    factors: Any = trained.low_rank_update()
-    skip_unless(factors is not None, "the adapter claims no low-rank update")
-    require(
-        isinstance(factors, tuple) and len(factors) == 2 and all(map(eqx.is_array, factors)),
-        f"`low_rank_update` gives {eqx.tree_pformat(factors)}, not two arrays `(A, B)`.",
-    )
-    A, B = factors
-    _require_change(case, trained, A, B, "`low_rank_update`")
-
-
-@required(
-    "give the factor `s` of the update `s B A`, as a classmethod of the rank in use and alpha; or "
-    "`None`, if the adapter does anything else."
-)
-def check_low_rank_scale(case: WrapperCase) -> None:
-    """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the matrix."""
-    skip_unless(case.mergeable, NOT_MERGEABLE)
-    trained = case.make_trained()
-    scale = case.wrapper.low_rank_scale(trained.rank, trained.alpha)
-    skip_unless(scale is not None, "the adapter claims no scale of a low-rank update")
-    state = trained.state()
-    shapes = {name: jnp.shape(array) for name, array in state.items()}
-    is_named = {"lora_A", "lora_B"} <= state.keys() and shapes["lora_A"][:1] == (trained.rank,)
-    require(
-        is_named,
-        "`low_rank_scale` needs `lora_A` `(rank, in)` and `lora_B` `(out, rank)` in `state()`, "
-        f"whose arrays have the shapes {shapes}.",
-        "name the factors so, or let `low_rank_scale` give `None`.",
-    )
-    scaled = scale * _precise(state["lora_B"])
-    _require_change(case, trained, state["lora_A"], scaled, "`low_rank_scale`")
-
-
-def _precise(array: Any) -> Any:
-    """`array` in NumPy's double precision, real or complex."""
-    array = np.asarray(array)
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
-
-
-def _matrix(case: WrapperCase, layer: Any) -> Any:
-    """`matrix(layer)` in double precision, or `None`."""
-    matrix: Any = case.wrapper.matrix(with_arrays(layer))
-    if matrix is None:
-        return None
-    require(
-        jnp.ndim(matrix) == 2,
-        f"`matrix` of the layer has the shape {jnp.shape(matrix)}, not (out, in).",
-        "let `matrix` give the matrix that the update is added to, or `None`.",
-    )
-    return _precise(matrix)
-
-
-def _require_change(case: WrapperCase, trained: Any, A: Any, B: Any, member: str) -> None:
-    """**Raises:** `ConformanceError` unless `merge` adds `B A` to the matrix of the layer."""
-    before, after = _matrix(case, case.make_base()), _matrix(case, merged(trained))
-    if before is None:  # the class does not say which matrix it updates
-        weights: Any = [getattr(x, "weight", None) for x in (case.make_base(), merged(trained))]
-        skip_unless(all(eqx.is_array(w) and jnp.ndim(w) == 2 for w in weights), _NO_MATRIX)
-        before, after = map(_precise, weights)
-    A, B = _precise(A), _precise(B)
-    is_product = A.ndim == B.ndim == 2 and len(A) == B.shape[1]
-    require(
-        is_product and (len(B), A.shape[1]) == before.shape,
-        f"{member} gives factors `A` {A.shape} and `B` {B.shape}, but the matrix of the layer is "
-        f"{before.shape}, (out, in).",
-    )
-    problem = f"{member} is not the update by which `merge()` changes the matrix of the layer"
-    require_close(before + B @ A, after, _TOLERANCE, problem)
 
 
 @required("name the fields so that the first input belongs to the first output; or give `{}`.")
@@ -221,9 +88,11 @@ def check_answers(case: WrapperCase) -> None:
         "count the axes before one layer's own axes.",
     )
     _check_stateful(base, adapter)
+    alpha = adapter.alpha
+    is_kept = alpha is None or (not eqx.is_array(alpha) and alpha == case.alpha)
     require(
-        adapter.alpha is None or (not eqx.is_array(adapter.alpha) and adapter.alpha == case.alpha),
-        f"The constructor got alpha {case.alpha}, but `alpha` is {adapter.alpha!r}.",
+        is_kept or "alpha" not in takes(wrapper),
+        f"The constructor got alpha {case.alpha}, but `alpha` is {alpha!r}.",
         "keep alpha as it came: a file restores the adapter with this number.",
     )
 
@@ -238,11 +107,16 @@ def _check_reason(wrapper: Any, name: str, value: Any) -> None:
     require(is_reason, f"`why_not` answers {reason!r} to {name}, not a reason or `None`.")
 
 
+# `*args` and `**kwargs` take a state too.
+_ANY_ARGUMENTS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _check_stateful(base: Any, adapter: Any) -> None:
     says = adapter.is_stateful()
     require(isinstance(says, bool), f"`is_stateful()` is {says!r}, not True or False.")
     has_state = isinstance(base, eqx.nn.StatefulLayer) and base.is_stateful()
-    takes_state = "state" in inspect.signature(type(adapter).__call__).parameters
+    parameters = inspect.signature(type(adapter).__call__).parameters.values()
+    takes_state = any(p.name == "state" or p.kind in _ANY_ARGUMENTS for p in parameters)
     require(
         not says or has_state or takes_state,
         "`is_stateful()` is True, but neither the layer nor `__call__` takes a state.",
@@ -264,6 +138,7 @@ def check_partition_specs(case: WrapperCase) -> None:
     sharded = eqx.combine(jax.tree.map(place, arrays), static)
     adapter = eqx.tree_at(lambda node: node.base, case.make(), sharded)
     specs = adapter.partition_specs()
+    skip_unless(specs, "the adapter gives no `partition_specs`")
     outside = eqx.tree_at(lambda node: node.base, adapter, None)
     leaves = {path_str(path): leaf for path, leaf in jtu.tree_leaves_with_path(outside)}
     for name, spec in specs.items():

@@ -40,8 +40,8 @@ def check_identity_at_init(case: WrapperCase) -> None:
 @required("compute decompositions and differences in float32, and cast the result back.")
 def check_identity_in_half_precision(case: WrapperCase) -> None:
     """A fresh adapter of a half-precision layer changes only the rounding."""
-    dtypes = _halves_of(case)
-    skip_unless(dtypes, "the layer itself cannot compute in half precision")
+    dtypes = halves_of(case)
+    skip_unless(dtypes, NO_HALF)
     for dtype in dtypes:
         inputs = case.make_inputs(dtype)
         require_close(
@@ -52,7 +52,10 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
         )
 
 
-def _halves_of(case: WrapperCase) -> list[Any]:
+NO_HALF = "the layer itself cannot compute in half precision"
+
+
+def halves_of(case: WrapperCase) -> list[Any]:
     """The half precisions in which the layer can compute. (An FFT cannot.)"""
     dtypes: list[Any] = []
     for dtype in _HALVES:
@@ -190,7 +193,7 @@ def check_unwrap_restores(case: WrapperCase) -> None:
 @required("cast the adapter's arrays to the dtype of the features when they are used.")
 def check_output_dtype(case: WrapperCase) -> None:
     """The output has the dtype that the layer gives, in every precision."""
-    for dtype in (None, *_halves_of(case), jnp.float64):
+    for dtype in (None, *halves_of(case), jnp.float64):
         with jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext():
             inputs = case.make_inputs(dtype)
             expected, got = (

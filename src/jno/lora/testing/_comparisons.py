@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +52,7 @@ def same_bits(a: PyTree, b: PyTree) -> bool:
 
 
 def arrays_of(tree: PyTree) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
 
 
 def is_key(array: Any) -> bool:

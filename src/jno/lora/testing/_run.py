@@ -19,6 +19,7 @@ from . import (  # noqa: F401
     _checks_claims,
     _checks_derivatives,
     _checks_inputs,
+    _checks_matrix,
     _checks_optional,
     _checks_transforms,
     _checks_values,
@@ -164,17 +165,18 @@ def parametrize_with_checks(
         `"case:check"`. If such a check passes, the test fails, so that the list stays true.
     - `strict`: whether advice that fails fails the test.
 
-    **Raises:** `ValueError` for an expected failure that does not name a check of these cases.
+    **Raises:** `ValueError` for an expected failure that names no check of these cases.
     """
     import pytest  # only here: the kit runs without it
 
     expected = dict(expected_failures or {})
     cases = list(cases)
-    ids = {*CHECKS, *(f"{case}:{check}" for case in cases for check in CHECKS)}
+    run = [(f"{case}", check) for case in cases for check in wrapper_checks(case)]
+    ids = {check for _, check in run} | {f"{case}:{check}" for case, check in run}
     if unknown := sorted(expected.keys() - ids):
         raise ValueError(
-            f"`expected_failures` names {unknown}, not a check of these cases. Checks: "
-            f"{', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
+            f"`expected_failures` names {unknown}, not a check that these cases run. "
+            f"Checks: {', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
         )
     parameters: list[Any] = []
     for case in cases:
