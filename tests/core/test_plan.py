@@ -336,6 +336,13 @@ def test_a_row_says_how_to_declare_what_no_installed_adapter_knows(getkey):
     assert row.explanation == "no installed adapter applies; declare w (jno_lora_arrays)"
 
 
+def test_a_call_that_asks_loaded_plugins_alone_does_not_advise_to_declare(getkey, monkeypatch):
+    monkeypatch.setattr(Registry, "loaded", lambda self: ())  # the zoo is not loaded
+    model = {"own": own_model(getkey), "head": eqx.nn.Linear(2, 2, key=getkey())}
+    rows = rows_of(plan_lora(model, 1, wrappers=ForOwnLayer))
+    assert rows["head"].status == "no wrapper applies" and rows["head"].advice is None
+
+
 def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
     def records(*_, **__):
         raise AssertionError("`net.lora` loads plugins to give advice")

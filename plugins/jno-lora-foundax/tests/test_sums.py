@@ -132,6 +132,27 @@ def test_bands_are_added_up_band_by_band(double):
     assert {name: x.shape[-2] for name, x in A.items()} == {"w_below_2": 3, "w_below_4": 2}
     with pytest.raises(SelectionError, match=r"'layer': .*their arrays differ.*`bands`"):
         combine([combined, extract_adapters(trained(OwnLoRA, 2))], [1.0, 1.0])
+    fewer = extract_adapters(trained(OwnLoRA, 2, bands={2: 1}))
+    for sets in ([combined, fewer], [fewer, combined]):
+        with pytest.raises(SelectionError, match="w_below_4 are not in all of them"):
+            combine(sets, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("cls", [OwnLoRA, OwnCP, OwnGain])
+def test_a_sum_in_half_precision_is_rounded_once(cls):
+    half = {"adapter_dtype": jnp.bfloat16}
+    sets = [extract_adapters(trained(cls, seed, 2, **half)) for seed in (0, 1)]
+    wide = [cast(adapters, jnp.float32) for adapters in sets]
+    combined, exact = combine(sets, [1.1, 0.7]), combine(wide, [1.1, 0.7])
+    for adapters in (combined, scale_adapters(sets[0], 0.5)):
+        assert {x.dtype for x in adapters["layer"].state.values()} == {jnp.dtype(jnp.bfloat16)}
+    # Two roundings would give other numbers.
+    assert eqx.tree_equal(combined["layer"].state, cast(exact, jnp.bfloat16)["layer"].state)
+
+
+def cast(adapters, dtype):
+    is_array = eqx.is_inexact_array
+    return jax.tree.map(lambda x: x.astype(dtype) if is_array(x) else x, adapters)
 
 
 def test_only_linear_methods_add_up_several_matrices():
