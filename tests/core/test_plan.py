@@ -360,6 +360,23 @@ def test_the_error_names_the_layers_passed_over_and_the_two_ways(getkey):
     assert "`ModeWeights`" in message and "`declare`" in message
 
 
+def test_a_layer_with_a_reason_gets_no_general_advice(getkey):
+    class Declared(ForOwnLayer):
+        @classmethod
+        def applies_to(cls, leaf):
+            return False
+
+        @classmethod
+        def why_not(cls, leaf):
+            return "its axes are declared twice" if isinstance(leaf, OwnLayer) else None
+
+    with pytest.raises(SelectionError) as caught:
+        Net(own_model(getkey)).lora(1, wrapper=Declared)
+    message = str(caught.value)
+    assert "own/0: OwnLayer (its axes are declared twice)" in message
+    assert "`ModeWeights`" not in message
+
+
 def test_a_plan_says_where_a_digit_continues_a_target():
     model = {"layers": [eqx.nn.Linear(2, 2, key=jax.random.key(0)) for _ in range(12)]}
 
