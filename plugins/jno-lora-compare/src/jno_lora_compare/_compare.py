@@ -85,7 +85,7 @@ def compare(
 
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
     `SelectionError` for bad arguments (a model that carries adapters, no batches,
-    batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if optax is
+    two candidates of one name, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if optax is
     missing and there is no `optimizer`; the error of `loss` on the model as it is.
     """
     check_model(model)
