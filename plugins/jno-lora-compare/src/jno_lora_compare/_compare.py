@@ -84,9 +84,9 @@ def compare(
     long as another adapter can be trained.
 
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
-    `SelectionError` for bad arguments (a model that carries adapters, no batches,
-    two candidates of one name, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if optax is
-    missing and there is no `optimizer`; the error of `loss` on the model as it is.
+    `SelectionError` for bad arguments (a model that carries adapters, two candidates of one name,
+    no batches, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if
+    optax is missing and there is no `optimizer`; the error of `loss` on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
