@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import JnoLoraWarning, Net, Registry, SelectionError, apply_lora, plan_lora
+from jno.lora.in_jno import _adapting
 
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in, same
 
@@ -336,6 +337,13 @@ def test_a_row_says_how_to_declare_what_no_installed_adapter_knows(getkey):
     assert row.explanation == "no installed adapter applies; declare w (jno_lora_arrays)"
 
 
+def test_a_call_that_asks_loaded_plugins_alone_does_not_advise_to_declare(getkey, monkeypatch):
+    monkeypatch.setattr(Registry, "loaded", lambda self: ())  # the zoo is not loaded
+    model = {"own": own_model(getkey), "head": eqx.nn.Linear(2, 2, key=getkey())}
+    rows = rows_of(plan_lora(model, 1, wrappers=ForOwnLayer))
+    assert rows["head"].status == "no wrapper applies" and rows["head"].advice is None
+
+
 def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
     def records(*_, **__):
         raise AssertionError("`net.lora` loads plugins to give advice")
@@ -345,12 +353,38 @@ def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
     assert "400 parameters" in str(net.summary())
 
 
+def test_a_solve_of_jno_asks_no_other_adapters(getkey, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("jNO's solve makes advice that nobody reads")
+
+    monkeypatch.setattr(Registry, "loaded", loaded)
+    adapted = _adapting.apply_lora(own_model(getkey), 1, key=getkey(), wrappers=ToyLinear)
+    assert set(adapters_in(adapted)) == {"head"}
+
+
 def test_the_error_names_the_layers_passed_over_and_the_two_ways(getkey):
     with pytest.raises(SelectionError) as caught:
         Net(own_model(getkey)).lora(specs=[{"wrapper": ToyConv}, {"wrapper": ToyLinear}])
     message = str(caught.value)
     assert "  - own/[0-1]: OwnLayer (w float32[40, 5])\n" in message
     assert "`ModeWeights`" in message and "`declare`" in message
+
+
+def test_a_layer_with_a_reason_gets_no_general_advice(getkey):
+    class Declared(ForOwnLayer):
+        @classmethod
+        def applies_to(cls, leaf):
+            return False
+
+        @classmethod
+        def why_not(cls, leaf):
+            return "its axes are declared twice" if isinstance(leaf, OwnLayer) else None
+
+    with pytest.raises(SelectionError) as caught:
+        Net(own_model(getkey)).lora(1, wrapper=Declared)
+    message = str(caught.value)
+    assert "own/0: OwnLayer (its axes are declared twice)" in message
+    assert "`ModeWeights`" not in message
 
 
 def test_a_plan_says_where_a_digit_continues_a_target():

@@ -277,7 +277,9 @@ def test_an_iterator_without_end_is_read_once_and_shared(model, batches):
             taken.append(batch)
             yield batch
 
-    made = compare(model, loss, stream(), ["none", "none"], **{**SETTINGS, "steps": 3})
+    again = {"name": "again", "wrapper": ToyLinear}
+    settings = {**SETTINGS, "steps": 3, "rank": 2}
+    made = compare(model, loss, stream(), [ToyLinear, again], **settings)
     assert len(taken) == 3
     assert made.rows[0].losses == made.rows[1].losses
 
@@ -304,7 +306,15 @@ def test_arguments_that_make_no_sense_are_refused_before_training(
 
 @pytest.mark.parametrize(
     ("candidate", "message"),
-    [({"wraper": "lora"}, "did you mean 'wrapper'"), ({"rank": 2}, "names no adapter")],
+    [
+        ({"wraper": "lora"}, "did you mean 'wrapper'"),
+        ({"rank": 2}, "names no adapter"),
+        ({"wrapper": "full"}, "'full' takes no arguments. Give the word itself"),
+        ({"wrapper": ToyFromData, "statistics": {}}, "has `statistics`.*`calibrate`, instead"),
+        ({"wrapper": ToyFromData, "calibrate": 3}, r"a pair `\(batches, loss\)`"),
+        ({"wrapper": ToyLinear, "calibrate": ([], loss)}, "none of its adapters starts from data"),
+        ({"name": "full", "wrapper": ToyLinear}, "Two candidates are called 'full'"),
+    ],
 )
 def test_a_dict_with_other_keys_is_no_candidate(model, batches, candidate, message):
     with pytest.raises(SelectionError, match=message):

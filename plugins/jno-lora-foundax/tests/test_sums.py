@@ -132,13 +132,36 @@ def test_bands_are_added_up_band_by_band(double):
     assert {name: x.shape[-2] for name, x in A.items()} == {"w_below_2": 3, "w_below_4": 2}
     with pytest.raises(SelectionError, match=r"'layer': .*their arrays differ.*`bands`"):
         combine([combined, extract_adapters(trained(OwnLoRA, 2))], [1.0, 1.0])
+    fewer = extract_adapters(trained(OwnLoRA, 2, bands={2: 1}))
+    for sets in ([combined, fewer], [fewer, combined]):
+        with pytest.raises(SelectionError, match="w_below_4 are not in all of them"):
+            combine(sets, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("cls", [OwnLoRA, OwnCP, OwnGain])
+def test_a_sum_in_half_precision_is_rounded_once(cls):
+    half = {"adapter_dtype": jnp.bfloat16}
+    sets = [extract_adapters(trained(cls, seed, 2, **half)) for seed in (0, 1)]
+    wide = [cast(adapters, jnp.float32) for adapters in sets]
+    combined, exact = combine(sets, [1.1, 0.7]), combine(wide, [1.1, 0.7])
+    for adapters in (combined, scale_adapters(sets[0], 0.5)):
+        assert {x.dtype for x in adapters["layer"].state.values()} == {jnp.dtype(jnp.bfloat16)}
+    # Two roundings would give other numbers.
+    assert eqx.tree_equal(combined["layer"].state, cast(exact, jnp.bfloat16)["layer"].state)
+
+
+def cast(adapters, dtype):
+    is_array = eqx.is_inexact_array
+    return jax.tree.map(lambda x: x.astype(dtype) if is_array(x) else x, adapters)
 
 
 def test_only_linear_methods_add_up_several_matrices():
     sets = [extract_adapters(trained(cls, 0)) for cls in (OwnCP, OwnLoRA)]
     with pytest.raises(SelectionError, match=r"only added up, by 'linear' or 'cat':\n.*OwnCP"):
         combine(sets[:1], [1.0], "ties", density=0.5)
-    with pytest.raises(SelectionError, match="set 0 has a OwnCP, set 1 a OwnLoRA"):
+    with pytest.raises(SelectionError, match=r"to_lora\(swap_adapters\(model, combined\), rank="):
+        combine(sets[:1], [1.0], "svd", rank=1)
+    with pytest.raises(SelectionError, match=r"set 1 a OwnLoRA, .* of one class: .* to_lora"):
         combine(sets, [1.0, 1.0])
 
 
@@ -201,6 +224,20 @@ def test_a_gain_says_how_it_becomes_lora(plain_lora):
     converted, _ = to_lora(model, energy=1.0, registry=plain_lora)
     np.testing.assert_allclose(change_of(converted), change_of(model), atol=1e-5)
     with pytest.raises(
-        WrapperError, match=r"no plain LoRA of the registry is for a OwnSpectral.*`sum_of`"
+        WrapperError, match=r"is for a OwnSpectral: register .* LoRASpectral .*`sum_of`"
     ):
         to_lora(model, energy=1.0)
+
+
+def test_under_jit_the_rank_must_be_given(plain_lora):
+    model = trained(OwnCP, 1, 2)
+
+    @eqx.filter_jit
+    def converted(model, **cut):
+        return merge_lora(to_lora(model, registry=plain_lora, **cut)[0])
+
+    cut = merge_lora(to_lora(model, rank=1, registry=plain_lora)[0])
+    np.testing.assert_allclose(converted(model, rank=1)["layer"].w, cut["layer"].w, atol=1e-5)
+    for too_little in ({}, {"energy": 0.9}):
+        with pytest.raises(WrapperError, match="are traced: give `rank`"):
+            converted(model, **too_little)

@@ -6,9 +6,10 @@ Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, an
 import os
 from typing import TYPE_CHECKING
 
+from ._calibration import check_calibrate
 from ._checkpoint import read_file, read_json, values_of, write_together
 from ._compute import compute_dtype, equations_in, gauss_jordan, jaxprs_in, static_key
-from ._contract import expect_model, over_stack, weights_read_by
+from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
@@ -32,8 +33,10 @@ __all__ = [
     "Bar",
     "Printed",
     "adapted_layers",
+    "adds_up",
     "bullets",
     "callable_for",
+    "check_calibrate",
     "compute_dtype",
     "default_adapters",
     "default_registry",

@@ -15,6 +15,7 @@ from jno.lora import (
     combine,
     extract_adapters,
     lora_trainable_filter,
+    resolve,
     stack_adapters,
     swap_adapters,
     take_adapters,
@@ -266,3 +267,20 @@ def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(getkey):
             alone = jax.tree.leaves(step(adapters, x[index]))
             for a, b in zip(jax.tree.leaves(stepped), alone, strict=True):
                 assert jnp.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vmap_over_a_stack_resolves_shared_arrays_in_the_loss(getkey):
+    """The recipe of docs/training.md for adapters of which one holds the array of all."""
+    model, x = model_of(getkey()), jax.random.normal(getkey(), (2, WIDTH))
+    sets = [extract_adapters(trained(model, "tied-lora", seed, rank=2)) for seed in range(2)]
+
+    def gradient(adapters, x):
+        adapted = swap_adapters(model, adapters)
+        trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+        loss = lambda t: jnp.sum(resolve(eqx.combine(t, frozen))(x) ** 2)  # noqa: E731
+        return eqx.filter_grad(loss)(trainable)
+
+    together = eqx.filter_jit(eqx.filter_vmap(gradient))(stack_adapters(sets), x)
+    alone = jax.tree.leaves(gradient(sets[1], x[1]))
+    for stacked, gradient_alone in zip(jax.tree.leaves(together), alone, strict=True):
+        assert jnp.allclose(stacked[1], gradient_alone, rtol=1e-4, atol=1e-5)

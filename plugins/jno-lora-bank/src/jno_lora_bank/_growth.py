@@ -49,6 +49,14 @@ def room_for(
             rooms[path] = needed
             continue
         present = rooms[path]
+        if present.cls is not cls and (
+            issubclass(cls, SumSlots) or issubclass(present.cls, SumSlots)
+        ):
+            raise SelectionError(
+                f"{show_path(path)}: a {adapters[path].wrapper.__name__} needs adapters of one "
+                "class, but the bank holds adapters of another class there. Convert them with "
+                "`to_lora`, or use a second bank."
+            )
         if present.cls is not cls:
             raise SelectionError(
                 f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "

@@ -12,7 +12,7 @@ from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper
-from jno.lora.extending import adapted_layers, over_stack
+from jno.lora.extending import adapted_layers, adds_up, over_stack
 from jno.lora.types import Term
 from jno_lora_zoo import (
     Bias,
@@ -275,11 +275,6 @@ def slots_class(adapter: Any) -> Any:
 def _slots_of_kind(kind: type[LayerKind]) -> type[Slots]:
     classes = {cls.kind: cls for cls in (SlotsLinear, SlotsEmbedding, SlotsRecurrent)}
     return classes.get(kind) or next(iter(adapters_for(kind, __name__, methods=[Slots]).values()))
-
-
-def adds_up(adapter: Any) -> bool:
-    """Whether a class of adapters defines `sum_of`."""
-    return adapter.sum_of.__func__ is not LoRAWrapper.sum_of.__func__  # pyright: ignore
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
+    adds_up,
     bullets,
     known_factors,
     layers_at,
@@ -23,7 +24,7 @@ from jno.lora.extending import (
 from jno.lora.types import LooseAdapter, Term
 from jno_lora_zoo import IA3, DoRA, Method, row_norms
 
-from ._slots import adds_up, slots_class
+from ._slots import slots_class
 
 # By field of `Slots`, without the axis of the slots.
 Values = dict[str, Any]

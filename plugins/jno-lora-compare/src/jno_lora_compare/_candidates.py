@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
-from jno.lora.extending import nearest
+from jno.lora.extending import check_calibrate, nearest
+from jno.lora.types import Plan
 
 Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 Candidate: TypeAlias = Wrapper | Mapping[str, Any]
@@ -31,7 +32,22 @@ def check_candidates(candidates: list[Any]) -> None:
             )
 
 
+def check_names(candidates: Sequence[Candidate]) -> None:
+    """**Raises:** `SelectionError` if two candidates have one name: rows are found by name."""
+    names = [name_of(candidate) for candidate in candidates]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SelectionError(
+            f"Two candidates are called {twice[0]!r}. Give each of them another `name`, in a dict: "
+            '{"name": ..., "wrapper": ...}.'
+        )
+
+
 def _check_keys(candidate: Mapping[str, Any]) -> None:
+    if "statistics" in candidate:
+        raise SelectionError(
+            f"The candidate {name_of(candidate)!r} has `statistics`. Give it their source, "
+            "`calibrate`, instead: a pair `(batches, loss)`."
+        )
     if unknown := [key for key in candidate if key not in _KEYS]:
         raise SelectionError(
             f"The candidate {dict(candidate)!r} has an unknown key {unknown[0]!r}; did you mean "
@@ -42,6 +58,14 @@ def _check_keys(candidate: Mapping[str, Any]) -> None:
         raise SelectionError(
             f"The candidate {dict(candidate)!r} names no adapter: give it a `wrapper`, or `specs`."
         )
+    word = candidate.get("wrapper")
+    if isinstance(word, str) and word in (_FULL, _NONE, _ALL):
+        raise SelectionError(
+            f"The candidate {dict(candidate)!r} names no adapter: {word!r} takes no arguments. "
+            f"Give the word itself, {word!r}, as the candidate."
+        )
+    if candidate.get("calibrate") is not None:
+        check_calibrate(candidate["calibrate"])
 
 
 def _names_an_adapter(item: Any) -> bool:
@@ -65,20 +89,31 @@ def replace_all(
 
 
 def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str, Any]) -> None:
-    """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
+    """**Raises:** the error of the first adapter, if none of the adapters fits the model.
+
+    `SelectionError` for a candidate with a `calibrate` of its own that does not start from data.
+    """
     errors: list[JnoLoraError] = []
+    one_fits = False
     for candidate in candidates:
-        if candidate in (_FULL, _NONE):
+        is_calibrated = isinstance(candidate, Mapping) and candidate.get("calibrate") is not None
+        if candidate in (_FULL, _NONE) or (one_fits and not is_calibrated):
             continue
         try:
             plan = net.plan(**_arguments(candidate, settings))
         except JnoLoraError as err:
             errors.append(err)
             continue
-        if plan.problem is None:
-            return
-        errors.append(SelectionError(plan.problem))
-    if errors:
+        if plan.problem is not None:
+            errors.append(SelectionError(plan.problem))
+            continue
+        if is_calibrated and not _starts_from_data(plan):
+            raise SelectionError(
+                f"The candidate {name_of(candidate)!r} has `calibrate`, but none of its adapters "
+                "starts from data. Leave `calibrate` out."
+            )
+        one_fits = True
+    if errors and not one_fits:
         raise errors[0]
 
 
@@ -114,8 +149,11 @@ def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]
     if candidate in (_FULL, _NONE):
         return
     arguments = _arguments(candidate, settings)
-    rows = net.plan(**arguments).wrapped
-    if isinstance(candidate, Mapping):
-        data = candidate.get("calibrate", data)
-    starts_from_data = any(row.wrapper is not None and row.wrapper.needs for row in rows)
+    if isinstance(candidate, Mapping) and candidate.get("calibrate") is not None:
+        data = candidate["calibrate"]
+    starts_from_data = _starts_from_data(net.plan(**arguments))
     net.lora(**arguments, calibrate=data if starts_from_data else None)
+
+
+def _starts_from_data(plan: Plan) -> bool:
+    return any(row.wrapper is not None and row.wrapper.needs for row in plan.wrapped)

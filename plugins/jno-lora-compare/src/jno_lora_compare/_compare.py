@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import Net, Registry, SelectionError
-from jno.lora.extending import Bar, default_registry
+from jno.lora import Net, Registry
+from jno.lora.extending import Bar, check_calibrate, default_registry
 
-from ._candidates import Candidate, adapt, check_candidates, check_plans, name_of, replace_all
+from ._candidates import (
+    Candidate,
+    adapt,
+    check_candidates,
+    check_names,
+    check_plans,
+    name_of,
+    replace_all,
+)
 from ._checks import check_batches, check_loss, check_model, check_steps, checked_rates
 from ._comparison import Comparison
 from ._fitting import Task, adam
@@ -76,9 +84,9 @@ def compare(
     long as another adapter can be trained.
 
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
-    `SelectionError` for bad arguments (a model that carries adapters, no batches,
-    batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if optax is
-    missing and there is no `optimizer`; the error of `loss` on the model as it is.
+    `SelectionError` for bad arguments (a model that carries adapters, two candidates of one name,
+    no batches, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if
+    optax is missing and there is no `optimizer`; the error of `loss` on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
@@ -86,16 +94,12 @@ def compare(
     check_steps(steps)
     rates = checked_rates(learning_rate, optimizer)
     optimizer = adam() if optimizer is None else optimizer
-    if calibrate is not None and not (
-        isinstance(calibrate, tuple | list) and len(calibrate) == 2 and callable(calibrate[1])
-    ):
-        raise SelectionError(
-            "`calibrate` must be a pair `(batches, loss)`, with a function `loss(model, batch)`, "
-            f"but is {calibrate!r}."
-        )
+    if calibrate is not None:
+        check_calibrate(calibrate)
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
     candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
+    check_names(candidates)
     check_plans(plain_net, candidates, settings)
     # Only now: this may use up an iterator.
     read_batches = list(itertools.islice(batches, steps))

@@ -19,6 +19,8 @@ def joined(
 ) -> dict[str, Array]:
     """The states of `terms` with the directions of all terms side by side.
 
+    All arrays are in float32 at least: see `narrowed`.
+
     - `axes`: by field, the axis of directions of its arrays, counted from the end.
     - `scaled`, `factor`: each array of the field `scaled` is multiplied by `factor(term, name)`.
     - `more`: how many directions of zeros follow.
@@ -26,7 +28,8 @@ def joined(
     **Raises:** `ValueError` if the terms have arrays of other names, as bands of frequencies do.
     """
     names = list(terms[0].state)
-    if strangers := {name for term in terms for name in term.state}.difference(names):
+    in_any = {name for term in terms for name in term.state}
+    if strangers := in_any.difference(set(names).intersection(*(term.state for term in terms))):
         raise ValueError(
             f"their arrays differ: {', '.join(sorted(strangers))} are not in all of them. Only "
             "adapters with the same options, such as `bands`, have a sum"
@@ -34,16 +37,28 @@ def joined(
     state: dict[str, Array] = {}
     for name in names:
         field = name.partition("/")[0]
-        arrays = [jnp.asarray(term.state[name]) for term in terms]
-        dtype = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
+        # Half precision would round the factor itself.
+        arrays = [in_compute_dtype(term.state[name]) for term in terms]
         if field == scaled:
-            # Half precision would round the factor itself.
             arrays = [times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
+        dtype = _widest(arrays)
         arrays = [array.astype(dtype) for array in arrays]
         widths = [(0, 0)] * arrays[0].ndim
         widths[axes[field]] = (0, max(more, 0))
         state[name] = jnp.pad(jnp.concatenate(arrays, axis=axes[field]), widths)
     return state
+
+
+def narrowed(state: Mapping[str, Array], terms: Sequence[Term]) -> dict[str, Array]:
+    """The arrays of a sum in the widest dtype that the terms have for each of the arrays."""
+    return {
+        name: array.astype(_widest([term.state[name] for term in terms]))
+        for name, array in state.items()
+    }
+
+
+def _widest(arrays: Sequence[Array]) -> Any:
+    return max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
 
 
 def times(array: Array, factor: Any) -> Array:

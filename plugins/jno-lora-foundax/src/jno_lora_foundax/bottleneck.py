@@ -15,7 +15,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
 
 from ._classes import loaded_class
-from ._sums import joined
+from ._sums import joined, narrowed
 from .layers import ChannelLastConvLayer
 
 _NO_MERGE = (
@@ -102,7 +102,7 @@ class Bottleneck(LayerKind):
 
         most = max(total, rank or 0)
         state = joined(terms, axes, "up_weight", factor, more=most - total)
-        return Term(state, most, float(most))
+        return Term(narrowed(state, terms), most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         axes = self.mesh_axes(self.base)

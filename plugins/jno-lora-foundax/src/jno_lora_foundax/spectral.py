@@ -17,7 +17,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
-from ._sums import joined
+from ._sums import joined, narrowed
 
 
 class SpectralLowRank(SpectralAdapter):
@@ -120,7 +120,7 @@ class SpectralLowRank(SpectralAdapter):
             A, B = _cut_to(most, state[f"lora_A/{name}"], state[f"lora_B/{name}"])
             B = B / cls.scale_of(A.shape[-2], float(rank))
             state |= {f"lora_A/{name}": A, f"lora_B/{name}": B}
-        return Term(state, rank, float(rank))
+        return Term(narrowed(state, terms), rank, float(rank))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         """`A` and `B` are cut like their family's weight, but the modes of a band are not cut."""

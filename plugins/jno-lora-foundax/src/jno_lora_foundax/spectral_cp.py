@@ -14,7 +14,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
-from ._sums import joined
+from ._sums import joined, narrowed
 
 
 class CPSpectral(SpectralAdapter):
@@ -93,7 +93,7 @@ class CPSpectral(SpectralAdapter):
 
         most = max(total, rank or 0)
         state = joined(terms, axes, "lora_B", factor, more=most - total)
-        return Term(state, most, float(most))
+        return Term(narrowed(state, terms), most, float(most))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

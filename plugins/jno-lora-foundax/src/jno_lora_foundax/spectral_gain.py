@@ -13,7 +13,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
-from ._sums import times
+from ._sums import narrowed, times
 
 
 class GainSpectral(SpectralAdapter):
@@ -80,7 +80,7 @@ class GainSpectral(SpectralAdapter):
             # A gain for each mode is the same gain for each of its outputs.
             gains = [times(term.state[name], term.weight) for term in terms]
             state[name] = functools.reduce(jnp.add, gains)
-        return Term(state, None, None)
+        return Term(narrowed(state, terms), None, None)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

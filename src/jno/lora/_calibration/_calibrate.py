@@ -121,7 +121,7 @@ def _check_names(rows: Iterable[PlanRow]) -> None:
         )
 
 
-def check_calibrate(calibrate: Any, statistics: Any) -> tuple[Iterable[Any], Loss]:
+def check_calibrate(calibrate: Any, statistics: Any = None) -> tuple[Iterable[Any], Loss]:
     """The batches and the loss of the argument `calibrate`.
 
     **Raises:** `SelectionError` if `calibrate` is not such a pair, or `statistics` are given too.

@@ -108,8 +108,10 @@ class Program:
             return []
         if not self.decomposes:
             return self._jitted(arrays)
-        if any(map(_holds_infinity, arrays)):  # LAPACK may never return
-            raise FloatingPointError("a matrix to decompose holds infinity")
+        if any(map(_holds_infinity, arrays)):
+            raise FloatingPointError(
+                "an array holds NaN or infinity, and a decomposition may never return"
+            )
         with one_blas_thread():
             return jax.block_until_ready(self._jitted(arrays))
 

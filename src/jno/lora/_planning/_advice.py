@@ -20,22 +20,22 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     """`plan`, with the layers that it leaves out, and with advice in their rows.
 
     Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
-    (If the call names its adapters, it loads nothing, and asks the plugins that are loaded.) So
+    (If the call names its adapters, it loads nothing, and asks the plugins that are loaded: what
+    others would do is not known, and `declare` is no advice.) So
     `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
     to keep the model, and would change as plugins are loaded.
     """
     adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
     left_out = layers_left_out(model, count_plain(model), adapted)
     layers = dict(modules_in(model))
-    ask_all = plan.by_default or not registry.discover
-    origin = "installed" if ask_all else "loaded"
-    records = functools.partial(registry.records, strict=False) if ask_all else registry.loaded
-    rows = tuple(_advised_row(row, layers.get(row.keys), records, origin) for row in plan.rows)
+    asks_all = plan.by_default or not registry.discover
+    records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
+    rows = tuple(_advised_row(row, layers.get(row.keys), records, asks_all) for row in plan.rows)
     return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
 def _advised_row(
-    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], origin: str
+    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], asks_all: bool
 ) -> PlanRow:
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
@@ -49,10 +49,10 @@ def _advised_row(
         names = "; ".join(_names(*adapters) for adapters in fitting.items())
         do = "does" if sum(map(len, fitting.values())) == 1 else "do"
         return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
-    if row.reason is not None:
+    if row.reason is not None or not asks_all:
         return row
     arrays = ", ".join(matrices)
-    advice = f"no {origin} adapter applies; declare {arrays} (jno_lora_arrays)"
+    advice = f"no installed adapter applies; declare {arrays} (jno_lora_arrays)"
     return dataclasses.replace(row, advice=advice)
 
 

@@ -132,12 +132,16 @@ def _taker(walk: Walk, path: str) -> str:
 
 
 def _passed_over(walk: Walk) -> list[str]:
-    """Lines for the layers with matrices, of other classes than Equinox's, that nothing adapts."""
+    """Lines for the layers with matrices, of other classes than Equinox's, that nothing adapts.
+
+    Layers with a reason are not among them: the reason says more than how to declare layers.
+    """
     layers = dict(modules_in(walk.model))
     passed_over: list[tuple[str, str]] = []
     for row in walk.rows:
         layer: Any = layers.get(row.keys)
-        if row.status == "no wrapper applies" and not type(layer).__module__.startswith("equinox."):
+        is_unknown = row.status == "no wrapper applies" and row.reason is None
+        if is_unknown and not type(layer).__module__.startswith("equinox."):
             matrices = ", ".join(f"{name} {form}" for name, form in matrices_of(layer).items())
             passed_over += [(row.path, f"{row.layer} ({matrices})")] if matrices else []
     return [f"{show_path(path)}: {layer}" for path, _, layer in grouped(passed_over)]

@@ -150,7 +150,8 @@ def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:
     if sums:
         raise SelectionError(
             f"{method!r} changes the entries or the rank of one matrix. Adapters of several "
-            f"matrices are only added up, by 'linear' or 'cat':\n{bullets(sorted(sums))}"
+            f"matrices are only added up, by 'linear' or 'cat':\n{bullets(sorted(sums))}\n"
+            "For a smaller rank, cut the sum: to_lora(swap_adapters(model, combined), rank=...)."
         )
 
 

@@ -29,7 +29,7 @@ from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
 from .._tree import adapted_layers, claims, holds_adapters, map_adapters, refuse_second
 from ._adapter_set import PRODUCT_STATE
-from ._products import Factors, Triplets, is_product_class, known_factors
+from ._products import Factors, Triplets, is_product_class, known_factors, widest
 from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
@@ -37,6 +37,8 @@ _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
 )
+_REGISTER = ": register a subclass of LoRASpectral with the same `mode_weights` (spectral weights)"
+_TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
 
 
 def to_lora(
@@ -125,9 +127,10 @@ def _converted(
     layer = plain_layer(adapter)
     cls = next((cls for cls in classes if claims(cls, layer)), None)
     if cls is None:
+        way_out = _REGISTER if type(adapter).matrices(layer) else ""
         raise WrapperError(
-            f"no plain LoRA of the registry is for a {type(layer).__name__}. Adapters of one "
-            "class with a `sum_of` need no conversion to be combined"
+            f"no plain LoRA of the registry is for a {type(layer).__name__}{way_out}. Adapters of "
+            "one class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
         return _converted_family(cls, adapter, layer, rank, energy)
@@ -147,6 +150,8 @@ def _converted(
     if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
+        if is_traced(triplets.S):
+            raise WrapperError(_TRACED)
         rank = triplets.rank_for(energy)
     assert rank is not None
     update = triplets.cut_to(min(rank, triplets.S.shape[-1]))
@@ -160,8 +165,11 @@ def _converted_family(
     ndim = cls.stack_ndim(layer)
     updates = on_the_mesh(adapter, _family_updates, cls, adapter)
     triplets = {name: _without_noise(Triplets.of(U), scale) for name, (U, scale) in updates.items()}
-    values = [np.asarray(t.S) for t in triplets.values()]
-    if not all(np.isfinite(S).all() for S in values):
+    dtype = widest(t.S.dtype for t in triplets.values())
+    values = [t.S.astype(dtype) for t in triplets.values()]
+    if is_traced(values) and rank is None:
+        raise WrapperError(_TRACED)
+    if not is_traced(values) and not all(np.isfinite(S).all() for S in values):
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
         rank = max(t.rank_for(energy) for t in triplets.values())
@@ -171,11 +179,11 @@ def _converted_family(
             raise WrapperError(_SAY_HOW_MUCH)
     rank = min(rank, *(S.shape[-1] for S in values))
     factors = {name: tuple(t.cut_to(rank)) for name, t in triplets.items()}
-    lost = sum(np.sum(S[..., rank:] ** 2) for S in values) / (
-        sum(np.sum(S**2) for S in values) or 1
-    )
+    all_values = jnp.concatenate([S.ravel() for S in values])
+    lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
+    error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
     lora = over_stack(cls.with_products, ndim)(layer, factors)
-    return lora, jnp.asarray(lost**0.5, jnp.float32)
+    return lora, error.astype(jnp.float32)
 
 
 def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:

@@ -184,12 +184,17 @@ def check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
                     f"{adapter.layer}"
                 )
             elif not _have_same_matrix(first, adapter):
+                why = (
+                    "and their sum needs adapters of one class: convert them with to_lora"
+                    if adds_up(first.wrapper) or adds_up(adapter.wrapper)
+                    else "which may lay out the matrix differently"
+                )
                 misfits.append(
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}, which may lay out the matrix differently"
+                    f"a {adapter.wrapper.__name__}, {why}"
                 )
     if misfits:
-        message = f"Only adapters for the same layers can be combined:\n{bullets(misfits)}"
+        message = f"These adapters cannot be combined:\n{bullets(misfits)}"
         raise SelectionError(message)
     if empty:
         message = (

@@ -12,8 +12,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .. import _merge
 from .._calibration import calibrate
-from .._contract import LoRAWrapper
-from .._dispatch import Statistics, carry_out, plan_lora
+from .._contract import LoRAWrapper, expect_model
+from .._dispatch import Statistics, carry_out, plan_call
 from .._errors import JnoLoraError, SelectionError, warn
 from .._paths import bullets, path_str
 from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
@@ -74,7 +74,8 @@ def apply_lora(
     specs = [_spec_of(config, wrappers) for config in configs]
     mask = None if param_mask is None else _mask_of(model, param_mask)
     try:
-        plan = plan_lora(model, specs=specs, param_mask=mask)
+        expect_model(model, "apply_lora")
+        plan = plan_call(model, specs, Spec(alpha=1.0), mask, None)
         carriers = [row for row in plan.having("already adapted") if row.spec is not None]
         if carriers and not plan.wrapped:
             return model
