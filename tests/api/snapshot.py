@@ -96,6 +96,7 @@ def _described(name: str, value: Any, ours: str = "jno") -> Iterator[str]:
         {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
     )
     fields |= set(getattr(value, "_fields", ()))  # of a named tuple
+    fields = {name for name in fields if not name.startswith("_")}
     for member in sorted({*fields, *_members(value, ours)}):
         is_field = member in fields
         yield f"{name}.{member}: field" if is_field else f"{name}.{member}{_member(value, member)}"
