@@ -123,7 +123,7 @@ def test_the_kit_finds_penalties_that_are_not_finite_or_move_nothing():
         def penalty(self):
             return jnp.sum(jax.lax.stop_gradient(self.lora_A))
 
-    assert "The penalty is nan." in error_of("penalty", NotFinite)
+    assert "At the start, the penalty is nan." in error_of("penalty", NotFinite)
     assert "by `lora_A` is not finite" in error_of("penalty", RootAtZero)
     assert "moves no trained array" in error_of("penalty", MovesNothing)
 
@@ -142,7 +142,7 @@ def test_the_kit_finds_gates_and_axes_that_are_not_those_of_directions():
 
     class WithoutEffect(Gated):
         adapter_fields = ("lora_A", "lora_B", "gate", "extra")
-        rank_axes = {"extra": 0}  # noqa: RUF012
+        rank_axes = {**Gated.rank_axes, "extra": 0}  # noqa: RUF012
         extra: jax.Array
 
         def __init__(self, base, rank, alpha, *, key):

@@ -37,16 +37,20 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
 
     **Raises:** `PluginError` for any other value, and for two cases of one name.
     """
-    result: Any = value() if callable(value) and not isinstance(value, type) else value
+    kinds = (
+        "It must be a subclass of jno.lora.LoRAWrapper, a list of jno.lora.testing.WrapperCase, or "
+        "a function without arguments that returns such a list."
+    )
+    try:
+        result: Any = value() if callable(value) and not isinstance(value, type) else value
+    except Exception as err:
+        problem = f"{what!r} is {value!r}, which fails: {type(err).__name__}: {err}"
+        raise PluginError(f"{problem}. {kinds}") from err
     cases: Any = [result] if isinstance(result, WrapperCase) else result
     is_listed = isinstance(cases, Sequence) and len(cases) > 0
     if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
         is_returned = "" if result is value else f", which returns {result!r}"
-        raise PluginError(
-            f"{what!r} is {value!r}{is_returned}. It must be a subclass of jno.lora.LoRAWrapper, "
-            "a list of jno.lora.testing.WrapperCase, or a function without arguments that returns "
-            "such a list."
-        )
+        raise PluginError(f"{what!r} is {value!r}{is_returned}. {kinds}")
     names = collections.Counter(map(str, cases))
     if repeated := [name for name, count in names.items() if count > 1]:
         raise PluginError(
