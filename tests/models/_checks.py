@@ -1,7 +1,6 @@
 """The checks of one case: a model and a variant. Each says what is wrong, or nothing."""
 
 import io
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -40,10 +39,7 @@ class Adapted(NamedTuple):
 def adapt(trial: Trial, wrappers: str | None) -> Adapted:
     """The trial's model with adapters, as a user who trains the adapters only would have it."""
     net = Net(trial.model)
-    with warnings.catch_warnings():
-        # Small models have layers smaller than the rank.
-        warnings.filterwarnings("ignore", "The rank is larger than these layers allow")
-        net.freeze().lora(RANK, ALPHA, wrapper=wrappers)
+    net.freeze().lora(RANK, ALPHA, wrapper=wrappers)
     # Small enough that ten layers of it do not blow up, large enough to be seen.
     module = perturbed(net.module, 0.1)
     trainable, frozen = eqx.partition(module, net.trainable)
@@ -191,9 +187,7 @@ def _saved_and_loaded(trial: Trial, wrappers: str | None, case: Adapted) -> Iter
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, eqx.combine(case.trainable, case.frozen))
     file.seek(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The rank is larger than these layers allow")
-        other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrappers=wrappers)
+    other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrappers=wrappers)
     loaded = eqx.tree_deserialise_leaves(file, other)
     outputs = trial.adapted(*eqx.partition(loaded, case.net.trainable))[1]
     off = apart(outputs, case.outputs, [0.0] * len(outputs))
