@@ -63,7 +63,7 @@ class StateHoldsNumbers(LoRA):
         return {**super().state(), "alpha": self.alpha}
 
 
-@wrong(None, survives="the check `state-size` is advice, and allows ten times the layer")
+@wrong(None, survives="the check `state-size` is advice, and allows a hundred times the layer")
 class StateHoldsTheLayer(LoRA):
     """`state` also holds the weight, and `from_state` puts this weight into the layer."""
 
