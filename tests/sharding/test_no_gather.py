@@ -41,25 +41,30 @@ class Programs:
         self.texts = []
         self.temporary = []  # bytes on each device, beside inputs and outputs
 
-    def run(self, program, jitted, *args):
+    def start(self, program, arrays):
         """Run a program of the core, the very executable that is read here."""
+        jitted = program._jitted
 
-        def compiled(*args):
-            executable = jitted.lower(*args).compile()
+        def compiled(arrays):
+            executable = jitted.lower(arrays).compile()
             self.texts.append(executable.as_text())
             self.temporary.append(executable.memory_analysis().temp_size_in_bytes)
-            return executable(*args)
+            return executable(arrays)
 
-        return _RUN(program, compiled, *args)
+        program._jitted = compiled
+        try:
+            return _START(program, arrays)
+        finally:
+            program._jitted = jitted
 
 
-_RUN = Program._run
+_START = Program.start
 
 
 @pytest.fixture
 def programs(monkeypatch):
     recorder = Programs()
-    monkeypatch.setattr(Program, "_run", lambda p, *args: recorder.run(p, *args))
+    monkeypatch.setattr(Program, "start", lambda p, arrays: recorder.start(p, arrays))
     return recorder
 
 

@@ -16,7 +16,7 @@ def has_times(method):
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)], ids=["wide", "tall", "square"])
-@pytest.mark.parametrize("method", filter(has_times, ALL_METHODS))
+@pytest.mark.parametrize("method", [*filter(has_times, ALL_METHODS)])
 def test_times_and_column_are_the_law(method, shape):
     outputs, inputs = shape
     layer = eqx.nn.Linear(inputs, outputs, key=jax.random.key(0))

@@ -145,9 +145,10 @@ class Program:
 _program = remembered(512)(Program)
 
 
-def _holds_infinity(array: Array) -> bool:
-    is_here = array.is_fully_addressable and jnp.issubdtype(array.dtype, jnp.inexact)
-    return is_here and bool(np.any(np.isinf(np.asarray(array))))
+def _holds_infinity(array: Any) -> bool:
+    is_here = isinstance(array, np.ndarray) or array.is_fully_addressable
+    is_floating = jnp.issubdtype(array.dtype, jnp.inexact)
+    return is_here and is_floating and bool(np.any(np.isinf(np.asarray(array))))
 
 
 # JAX does not look for traced arrays in static fields and in functions. A result that keeps such an
