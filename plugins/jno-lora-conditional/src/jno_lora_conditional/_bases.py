@@ -1,0 +1,203 @@
+"""Bases: functions `phi` of a parameter `z`, which are zero at the source."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox import AbstractVar
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from jno.lora import SelectionError
+
+Number = float | Sequence[float]
+
+
+class Basis(eqx.Module):
+    """`phi(z)`, an array `(K,)`, for a parameter `z`: a number, or an array `(p,)` of numbers.
+
+    `phi(source)` must be exactly zero. Floating arrays of a basis train with the adapters.
+    """
+
+    source: AbstractVar[Any]  # the value of `z` that the pretrained model was trained at
+
+    @abc.abstractmethod
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        """`phi(z)`."""
+
+
+class Powers(Basis):
+    """`u, u^2, ..., u^degree` for each parameter, with `u = (z - source) / unit`.
+
+    **Arguments:**
+
+    - `source`: the value at which the pretrained model stays as it is; a list for several
+        parameters.
+    - `unit`: the distance from the source that counts as 1, such as the distance to the farthest
+        training value. One number, or a number for each parameter.
+    - `degree`: the highest power. There are no products of parameters.
+    - `log`: whether `u = log(z / source) / unit`, for parameters that range over magnitudes.
+
+    **Raises:** `SelectionError` if an argument makes no sense.
+    """
+
+    source: Any = eqx.field(static=True)
+    unit: Any = eqx.field(static=True)
+    degree: int = eqx.field(static=True)
+    log: bool = eqx.field(static=True)
+
+    def __init__(self, source: Number, unit: Number = 1.0, degree: int = 1, log: bool = False):
+        self.source, self.unit = numbers(source, "source"), numbers(unit, "unit")
+        self.degree, self.log = degree, log
+        if not np.all(np.asarray(self.unit)):
+            raise SelectionError(f"`unit` must not be zero, but is {unit!r}")
+        if np.ndim(self.unit) and np.shape(self.unit) != np.shape(self.source):
+            raise SelectionError(
+                f"`unit` must be one number, or as many as `source` {source!r}, but is {unit!r}"
+            )
+        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
+            raise SelectionError(f"`degree` must be a positive integer, but is {degree!r}")
+        if log and not np.all(np.asarray(self.source) > 0):
+            raise SelectionError(f"`log=True` needs a positive `source`, but it is {source!r}")
+
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        u = distance(z, self.source, self.unit, self.log)
+        return jnp.concatenate([u**power for power in range(1, self.degree + 1)])
+
+
+class Network(Basis):
+    """A small network of the parameters: `phi(z) = sum_i u_i g_i(u)`, with `u` as in `Powers`.
+
+    `g` is a trained MLP. The factors `u_i` make `phi` zero at the source.
+
+    **Arguments:**
+
+    - `source`, `unit`, `log`: as for `Powers`.
+    - `size`: the number `K` of values.
+    - `width`, `depth`: of the MLP.
+    - `key`: of its initial values.
+    """
+
+    source: Any = eqx.field(static=True)
+    unit: Any = eqx.field(static=True)
+    log: bool = eqx.field(static=True)
+    network: eqx.nn.MLP
+    size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        source: Number,
+        unit: Number = 1.0,
+        *,
+        size: int = 2,
+        width: int = 8,
+        depth: int = 1,
+        log: bool = False,
+        key: PRNGKeyArray,
+    ):
+        linear = Powers(source, unit, log=log)  # checks the arguments
+        self.source, self.unit, self.log, self.size = linear.source, linear.unit, log, size
+        parameters = np.size(linear.source)
+        self.network = eqx.nn.MLP(parameters, parameters * size, width, depth, jnp.tanh, key=key)
+
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        u = distance(z, self.source, self.unit, self.log)
+        return u @ self.network(u).reshape(len(u), self.size)
+
+
+class Indexed(Basis):
+    """A code for each of `n` discrete contexts: environments, machines, steps of a roll-out.
+
+    `phi(i)` is the code of context `i`. By default it is `1` at place `i`: each context has
+    directions of its own, and shares the other fields of the adapters. With `size`, the codes are
+    trained arrays `(size,)`, and contexts share directions. `phi` also takes a code in the place of
+    an index, so that a new context is fitted as a parameter is (`fit(..., grid=codes)`). The source
+    is the code zero: the pretrained model.
+
+    **Arguments:** `n`: the number of contexts. `size`, `key`: of the trained codes.
+
+    Paper: El Hassan et al., "GEPS: Boosting Generalization in Parametric PDE Neural Solvers through
+    Adaptive Conditioning", arXiv:2410.23889, for trained codes of environments.
+    """
+
+    source: Any = eqx.field(static=True)
+    codes: Float[Array, "n size"] | None
+    n: int = eqx.field(static=True)
+
+    def __init__(self, n: int, size: int | None = None, *, key: PRNGKeyArray | None = None):
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise SelectionError(f"`n` must be a positive number of contexts, but is {n!r}")
+        if (size is None) != (key is None):
+            raise SelectionError("Trained codes need both `size=` and `key=`; fixed codes neither.")
+        self.n = n
+        self.codes = None if key is None else jax.random.normal(key, (n, size or 0))
+        self.source = (0.0,) * (n if size is None else size)
+
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        z = jnp.asarray(z)
+        if z.shape == (len(self.source),) and jnp.issubdtype(z.dtype, jnp.floating):
+            return z
+        if z.shape != () or not jnp.issubdtype(z.dtype, jnp.integer):
+            raise SelectionError(
+                f"`Indexed` takes an integer, or a code of shape ({len(self.source)},), but got "
+                f"{z.dtype}{list(z.shape)}"
+            )
+        codes = jnp.eye(self.n) if self.codes is None else self.codes
+        # An index that is too large would be clamped silently.
+        return jnp.where((z >= 0) & (z < self.n), codes[z], jnp.nan)
+
+
+class Function(Basis):
+    """The function `phi` of a user: `f(z)`, a number or an array `(K,)`, with `f(source) == 0`.
+
+    `f` may be an Equinox module. Its floating arrays train.
+
+    **Raises:** `SelectionError` if `f(source)` is not zero.
+    """
+
+    f: Callable[[Any], Any]
+    source: Any = eqx.field(static=True)
+
+    def __init__(self, f: Callable[[Any], Any], source: Number):
+        self.f, self.source = f, numbers(source, "source")
+        at_source = np.asarray(self(self.source))
+        if np.any(at_source):
+            raise SelectionError(
+                f"The function must be zero at the source {source!r}, but is {at_source}. Subtract "
+                "its value there, or multiply it by `z - source`."
+            )
+
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        return jnp.atleast_1d(self.f(jnp.asarray(z, float)))
+
+
+def numbers(value: Any, name: str) -> Any:
+    """A float, or a tuple of floats. **Raises:** `SelectionError` for anything else."""
+    try:
+        array = np.asarray(value, float)
+    except (TypeError, ValueError):
+        array = np.asarray(np.nan)
+    if array.ndim > 1 or not array.size or not np.all(np.isfinite(array)):
+        raise SelectionError(f"`{name}` must be a number or a list of numbers, but is {value!r}")
+    return tuple(array.tolist()) if array.ndim else float(array)
+
+
+def distance(z: Any, source: Any, unit: Any, log: bool) -> Inexact[Array, " p"]:
+    """`(z - source) / unit`, or `log(z / source) / unit`, for each parameter.
+
+    **Raises:** `SelectionError` if `z` has another shape than `source`.
+    """
+    z = jnp.asarray(z, float)
+    if z.shape != np.shape(source):
+        expected = "one number" if np.ndim(source) == 0 else f"an array {list(np.shape(source))}"
+        raise SelectionError(
+            f"`z` must be {expected}, as the source {source!r} is, but has the shape "
+            f"{list(z.shape)}. For a value per example, map: "
+            "`jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
+        )
+    start = jnp.asarray(source, z.dtype)
+    u = jnp.log(z / start) if log else z - start
+    return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))

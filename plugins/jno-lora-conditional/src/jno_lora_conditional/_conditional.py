@@ -1,0 +1,175 @@
+"""`Conditional`: an adapted model that is a function of a parameter."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
+
+from ._bases import Basis
+from ._moving import moving_fields, with_fields
+
+
+class Conditional(eqx.Module):
+    """An adapted model whose adapters are functions of a parameter `z`. A pytree.
+
+    Each field of an adapter that changes its layer by itself *moves*:
+    `field(z) = start + sum_k phi_k(z) d_k`, with trained directions `d_k` that start as zero. The
+    other trained fields are the same for all `z`. With LoRA, `B` moves; with AdaLoRA, its gate:
+    `W + s B diag(phi(z) d) A`. At the source, where `phi` is zero, the model is the pretrained
+    model, whatever has been trained.
+
+    ```python
+    net = Net(model).freeze().lora(rank=4)
+    conditional = Conditional(net, Powers(source=0.1, unit=0.06))
+    trainable, frozen = conditional.partition()
+    ...                                      # train: at(eqx.combine(trainable, frozen), nu)(x)
+    conditional = conditional.update(trainable)
+    model = at(conditional, 0.07)            # an adapted model
+    ```
+
+    **Arguments:**
+
+    - `net`: a `Net` with adapters that have not been trained, and of which nothing else trains.
+    - `basis`: `Powers`, `Network`, `Indexed`, `Function`, or a `Basis` of yours.
+    - `moving`: for adapters that cannot be merged (bottlenecks), the fields that move, by the name
+        of the class.
+    - `exact`: whether the start must be the pretrained model bit for bit. It is checked by merging
+        each layer. Some methods (PiSSA) start with a rounding.
+
+    **Raises:** `SelectionError`, with paths, if the net has no adapters, if other arrays train, if
+    an adapter cannot be used, or if its start is not the pretrained layer.
+    """
+
+    model: PyTree  # the adapted model at the source
+    # By the path of a layer and the name of a field: the field with an axis `K` in front.
+    directions: dict[str, dict[str, Any]]
+    basis: Basis
+
+    def __init__(
+        self,
+        net: Net,
+        basis: Basis,
+        *,
+        moving: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        exact: bool = True,
+    ):
+        if not isinstance(net, Net):
+            raise SelectionError(
+                f"`net` must be a Net with adapters, but is of type {type(net).__name__}: "
+                "Conditional(Net(model).freeze().lora(rank=4), basis)"
+            )
+        if not isinstance(basis, Basis):
+            raise SelectionError(
+                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. A function "
+                "of z: Function(f, source=0.1)"
+            )
+        with net.disabled():
+            plain = net.module
+        _check_net(net)
+        moving = moving_fields(net.module, plain, moving, exact)
+        size = jax.eval_shape(basis, jnp.asarray(basis.source, float)).shape[0]
+
+        def directions(value: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), value)
+
+        self.model, self.basis = net.module, basis
+        self.directions = {
+            path: {name: directions(getattr(adapter, name)) for name in moving[path]}
+            for path, adapter in adapted_layers(net.module)
+        }
+
+    @property
+    def trainable(self) -> PyTree[bool]:
+        """Bools in the structure of this pytree: `True` for the arrays that train.
+
+        These are the directions, the fields that all `z` share, and floating arrays of the basis.
+        """
+        model = lora_trainable_filter(self.model)
+
+        def without_moving(path: str, mask: Any) -> Any:
+            start = {name: getattr(mask, name) for name in self.directions[path]}
+            return with_fields(mask, jax.tree.map(lambda _: False, start))
+
+        mask = jax.tree.map(lambda _: True, self)
+        basis = jax.tree.map(eqx.is_inexact_array, self.basis)
+        model = map_adapters(without_moving, model)
+        return eqx.tree_at(lambda c: (c.model, c.basis), mask, (model, basis))
+
+    def partition(self) -> tuple["Conditional", "Conditional"]:
+        """Split into `(trainable, frozen)`, which `eqx.combine` puts together again."""
+        return eqx.partition(self, self.trainable)
+
+    def update(self, trainable: "Conditional") -> "Conditional":
+        """This conditional with trained arrays.
+
+        **Arguments:** `trainable`: the first tree that `partition` returned, with new values.
+
+        **Raises:** `SelectionError` if it is another tree.
+        """
+        expected, frozen = self.partition()
+        if _forms(expected) != _forms(trainable):
+            raise SelectionError(
+                "The update does not fit this conditional. Give the first of the two trees that "
+                "`conditional.partition()` returned, with new values."
+            )
+        return eqx.combine(trainable, frozen)
+
+    def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model at `z`: `Net(at(self, z))(*args, **kwargs)`."""
+        return Net(at(self, z))(*args, **kwargs)
+
+
+def at(conditional: Conditional, z: Any) -> Any:
+    """The adapted model at the parameter `z`.
+
+    It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
+    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`.
+
+    **Raises:** `SelectionError` if `z` has another shape than the basis takes.
+    """
+    phi = conditional.basis(z)
+
+    def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
+        return _moved(adapter, conditional.directions[path], phi)
+
+    return map_adapters(moved, conditional.model)
+
+
+def merge(conditional: Conditional, z: Any) -> Any:
+    """The plain model at the parameter `z`, with every adapter folded into its layer.
+
+    **Raises:** as `at` and `jno.lora.merge_lora`.
+    """
+    return merge_lora(at(conditional, z))
+
+
+def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"]) -> Any:
+    def field(start: Array, d: Array) -> Array:
+        wide = compute_dtype(start)
+        step = jnp.tensordot(phi.astype(wide), d.astype(wide), axes=1)
+        return (start.astype(wide) + step).astype(start.dtype)
+
+    starts = {name: getattr(adapter, name) for name in directions}
+    return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
+
+
+def _check_net(net: Net) -> None:
+    if not any(True for _ in adapted_layers(net.module)):
+        raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
+    if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
+        raise SelectionError(
+            "A conditional trains the adapters, and nothing else: other arrays would change the "
+            "model at the source. Call net.freeze() before net.lora(...)."
+        )
+
+
+def _forms(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]

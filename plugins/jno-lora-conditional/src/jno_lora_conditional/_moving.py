@@ -1,0 +1,124 @@
+"""Which trained fields of an adapter move with the parameter, and whether the start is the base."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, SelectionError, resolve
+from jno.lora.extending import adapted_layers, bullets, compute_dtype, over_stack, show_path
+
+# By the path of a layer, the names of its fields that move.
+Moving = dict[str, tuple[str, ...]]
+
+
+def moving_fields(
+    adapted: PyTree, plain: PyTree, declared: Mapping[str, Sequence[str]], exact: bool
+) -> Moving:
+    """The trained fields that change their layer by themselves, from the start of the adapters.
+
+    The other trained fields act through these (LoRA's `A` through `B`).
+
+    **Arguments:**
+
+    - `adapted`, `plain`: the model with adapters, and as it was before.
+    - `declared`: fields by the name of a class, for adapters that cannot be merged.
+    - `exact`: whether the merged layers must be the plain layers bit for bit.
+
+    **Raises:** `SelectionError`, with the path and the class, for adapters that cannot be used.
+    """
+    if unknown := declared.keys() - {type(a).__name__ for _, a in adapted_layers(adapted)}:
+        raise SelectionError(
+            f"`moving` names {', '.join(sorted(unknown))}, but no layer carries such an adapter."
+        )
+    moving: Moving = {}
+    problems: list[str] = []
+    for path, adapter, layer in adapted_layers(resolve(adapted), plain):
+        name, trained = type(adapter).__name__, trained_fields(adapter)
+        problem = None
+        if name in declared:
+            moving[path] = tuple(declared[name])
+            if strangers := set(moving[path]).difference(trained):
+                problem = f"does not train {', '.join(sorted(strangers))}"
+        elif not type(adapter).mergeable:
+            problem = (
+                "cannot be merged, so its layer does not show which of its trained fields "
+                f'({", ".join(trained)}) move. Name them: moving={{"{name}": (...)}}'
+            )
+        else:
+            distance, changes = _probe(adapter, layer, trained)
+            moving[path] = tuple(field for field in trained if bool(changes[field]))
+            problem = _problem(float(distance), exact, moving[path], trained)
+        if problem is not None:
+            problems.append(f"{show_path(path)}: {name} {problem}")
+    if problems:
+        raise SelectionError(f"These adapters cannot be conditional:\n{bullets(problems, 10)}")
+    return moving
+
+
+def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
+    """The names of the trained fields that hold arrays."""
+    names = (*adapter.adapter_fields, *adapter.optional_fields)
+    return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
+
+
+@eqx.filter_jit
+def _probe(adapter: Any, layer: Any, trained: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    """How far the merged start is from `layer`, and whether each field alone changes the layer."""
+    ndim = type(adapter).stack_ndim(adapter.base)
+    merge = over_stack(lambda each: each.merge(), ndim)
+    merged = merge(adapter)
+    changes = {field: _differ(merge(_perturbed(adapter, field)), merged) for field in trained}
+    return _distance(merged, layer), changes
+
+
+def _perturbed(adapter: Any, field: str) -> Any:
+    key = jax.random.key(0)
+
+    def perturb(leaf: Any) -> Any:
+        noise = jax.random.normal(key, leaf.shape, compute_dtype(leaf))
+        return leaf + (0.1 * noise * (1 + jnp.abs(leaf))).astype(leaf.dtype)
+
+    values = jax.tree.map(perturb, getattr(adapter, field))
+    return with_fields(adapter, {field: values})
+
+
+def with_fields(adapter: Any, values: Mapping[str, Any]) -> Any:
+    """`adapter` with other values of these fields."""
+    return eqx.tree_at(lambda a: [getattr(a, name) for name in values], adapter, [*values.values()])
+
+
+def _arrays(*trees: Any) -> Any:
+    return zip(*(jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in trees), strict=True)
+
+
+def _differ(a: Any, b: Any) -> Any:
+    return jnp.any(jnp.stack([jnp.any(x != y) for x, y in _arrays(a, b)]))
+
+
+def _distance(a: Any, b: Any) -> Any:
+    """The largest difference of the numbers in two layers."""
+    gaps = [
+        jnp.max(jnp.abs(x.astype(wide) - y.astype(wide)), initial=0).astype(float)
+        for x, y in _arrays(a, b)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+        for wide in [compute_dtype(x)]
+    ]
+    return jnp.max(jnp.stack(gaps))
+
+
+def _problem(
+    distance: float, exact: bool, moving: tuple[str, ...], trained: tuple[str, ...]
+) -> str | None:
+    if not moving:
+        return f"changes nothing by any one of its trained fields ({', '.join(trained)})"
+    if exact and distance != 0:
+        return (
+            f"does not start as the plain layer bit for bit: a number differs by {distance:.2g}. "
+            "If the adapters are trained, merge them first (net.merge()); if the method starts "
+            "with a rounding (PiSSA), accept it by `exact=False`"
+        )
+    return None
