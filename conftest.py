@@ -63,6 +63,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
             "jno_lora_foundax",
             "jno_lora_peft",
             "jno_lora_compare",
+            "jno_lora_conditional",
             "jno_lora_quantized",
             "jno_lora_train",
         ],
