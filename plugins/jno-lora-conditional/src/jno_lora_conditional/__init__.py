@@ -2,5 +2,17 @@
 
 from ._bases import Basis, Function, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge
+from ._fit import Fitted, fit
 
-__all__ = ["Basis", "Conditional", "Function", "Indexed", "Network", "Powers", "at", "merge"]
+__all__ = [
+    "Basis",
+    "Conditional",
+    "Fitted",
+    "Function",
+    "Indexed",
+    "Network",
+    "Powers",
+    "at",
+    "fit",
+    "merge",
+]

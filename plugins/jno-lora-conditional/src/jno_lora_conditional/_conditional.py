@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
 
 from ._bases import Basis
 from ._moving import moving_fields, with_fields
@@ -67,8 +67,8 @@ class Conditional(eqx.Module):
             )
         if not isinstance(basis, Basis):
             raise SelectionError(
-                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. A function "
-                "of z: Function(f, source=0.1)"
+                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
+                "function of z: Function(f, source=0.1)"
             )
         with net.disabled():
             plain = net.module
