@@ -2,5 +2,17 @@
 
 from ._bases import Basis, Function, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge
+from ._files import load_conditional, save_conditional
 
-__all__ = ["Basis", "Conditional", "Function", "Indexed", "Network", "Powers", "at", "merge"]
+__all__ = [
+    "Basis",
+    "Conditional",
+    "Function",
+    "Indexed",
+    "Network",
+    "Powers",
+    "at",
+    "load_conditional",
+    "merge",
+    "save_conditional",
+]
