@@ -21,7 +21,7 @@ class MalformedError(ValueError):
     """The part of a file that this plugin reads is wrong. Becomes a `CheckpointError`."""
 
 
-class _Known(NamedTuple):
+class _Recipe(NamedTuple):
     """A class that a file can name: the arguments of an instance, and an instance of arguments."""
 
     cls: type[Basis]
@@ -36,20 +36,20 @@ def _network_settings(basis: Network) -> dict[str, Any]:
     return {"source": basis.source, "unit": basis.unit, "log": bool(basis.log)} | shape
 
 
-_KNOWN = {
-    "Powers": _Known(
+_RECIPES = {
+    "Powers": _Recipe(
         Powers,
         lambda b: {"source": b.source, "unit": b.unit, "degree": b.degree, "log": bool(b.log)},
         Powers,
         {"degree": _MOST_STEPS},
     ),
-    "Network": _Known(
+    "Network": _Recipe(
         Network,
         _network_settings,
         lambda **settings: Network(**settings, key=jax.random.key(0)),
         {"size": MOST, "width": MOST, "depth": _MOST_STEPS},
     ),
-    "Indexed": _Known(
+    "Indexed": _Recipe(
         Indexed,
         lambda b: {"n": b.n, "size": None if b.codes is None else len(b.source)},
         lambda n, size: Indexed(n, size, key=None if size is None else jax.random.key(0)),
@@ -64,10 +64,10 @@ def described(basis: Basis) -> dict[str, Any]:
     **Raises:** `MalformedError` if it would not be read again.
     """
     name = type(basis).__name__
-    known = _KNOWN.get(name)
-    if known is None or type(basis) is not known.cls:
+    recipe = _RECIPES.get(name)
+    if recipe is None or type(basis) is not recipe.cls:
         return {"class": name, "source": _as_json(numbers(basis.source, "source"))}
-    settings = {key: _as_json(value) for key, value in known.settings(basis).items()}
+    settings = {key: _as_json(value) for key, value in recipe.settings(basis).items()}
     _made(name, settings)
     return {"class": name, "settings": settings}
 
@@ -127,7 +127,7 @@ def filled(template: Any, arrays: Mapping[str, Any]) -> Any:
 def check_forms(expected: Mapping[str, Any], arrays: Mapping[str, Any], what: str) -> None:
     """**Raises:** `MalformedError` with each array that is missing, unknown, or of another form."""
     lines: list[str] = []
-    for name in expected | arrays:
+    for name in {**expected, **arrays}:
         form, array = expected.get(name), arrays.get(name)
         if form is None or array is None or not _fits(form, array):
             shown = ["no such array" if x is None else show_array(x) for x in (form, array)]
@@ -144,10 +144,10 @@ def _fits(form: Any, array: Any) -> bool:
 
 def _made(name: str, settings: Any) -> Basis:
     """The basis of these settings, with shapes for arrays."""
-    if (known := _KNOWN.get(name)) is None:
+    if (recipe := _RECIPES.get(name)) is None:
         raise MalformedError(
             f"its basis is a {name!r:.100}, which this jno-lora-conditional does not know. It "
-            f"knows {', '.join(_KNOWN)}. A newer version may know it"
+            f"knows {', '.join(_RECIPES)}. A newer version may know it"
         )
     if not isinstance(settings, dict):
         raise MalformedError(f"the settings of its basis are {settings!r:.100}, not an object")
@@ -157,7 +157,7 @@ def _made(name: str, settings: Any) -> Basis:
                 f"the {key} of its basis is {settings[key]!r:.100}, not a number or a list of "
                 "numbers"
             )
-    for key, most in known.limits.items():
+    for key, most in recipe.limits.items():
         value = settings.get(key)
         if value is not None and not (type(value) is int and 0 <= value <= most):
             raise MalformedError(
@@ -166,7 +166,7 @@ def _made(name: str, settings: Any) -> Basis:
     if type(settings.get("log", False)) is not bool:
         raise MalformedError(f"the log of its basis is {settings['log']!r:.100}, not a bool")
     try:
-        return eqx.filter_eval_shape(lambda: known.make(**settings))
+        return eqx.filter_eval_shape(lambda: recipe.make(**settings))
     except (SelectionError, TypeError, ValueError, OverflowError) as err:
         raise MalformedError(f"its basis is not a {name} that can be built: {err}") from err
 

@@ -199,8 +199,8 @@ def _section(extension: Any) -> Section | None:
     if extension is None:
         return None
     check(extension, _EXTENSION, "extension")
-    values = {field.name: extension[field.name] for field in dataclasses.fields(Section)}
-    return Section(**values | {"arrays": tuple(values["arrays"])})
+    texts = extension["distribution"], extension["kind"], extension["reader"]
+    return Section(*texts, extension["content"], tuple(extension["arrays"]))
 
 
 def _is_content(value: Any, depth: int = 0) -> bool:

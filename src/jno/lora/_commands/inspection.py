@@ -73,10 +73,8 @@ def as_table(facts: dict[str, Any]) -> Table:
     lines = [", ".join(caption), *_extended(facts), *_shown("metadata", facts.get("metadata", {}))]
     names = [(name, justify) for name, (justify, _) in columns.items()]
     rows = ([show(adapter) for _, show in columns.values()] for adapter in facts["adapters"])
-    title = f"{len(facts['adapters'])} adapters"
-    if "extension" in facts:
-        title += f" of {facts['extension']['kind']}"
-    return table(title, names, rows, "\n".join(lines))
+    kind = facts["extension"]["kind"] if "extension" in facts else "adapters"
+    return table(f"{len(facts['adapters'])} {kind}", names, rows, "\n".join(lines))
 
 
 def _extended(facts: dict[str, Any]) -> Iterator[str]:
