@@ -84,8 +84,9 @@ def _perturbed(adapter: Any, field: str) -> Any:
     key = jax.random.key(0)
 
     def perturb(leaf: Any) -> Any:
-        noise = jax.random.normal(key, leaf.shape, compute_dtype(leaf))
-        return leaf + (0.1 * noise * (1 + jnp.abs(leaf))).astype(leaf.dtype)
+        wide = compute_dtype(leaf)
+        noise = jax.random.normal(key, leaf.shape, wide)
+        return leaf + (0.1 * noise * (1 + jnp.abs(leaf)).astype(wide)).astype(leaf.dtype)
 
     values = jax.tree.map(perturb, getattr(adapter, field))
     return with_fields(adapter, {field: values})
