@@ -132,7 +132,13 @@ def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    libraries = ("jno-lora-bank", "jno-lora-peft", "jno-lora-quantized", "jno-lora-train")
+    libraries = (
+        "jno-lora-bank",
+        "jno-lora-conditional",
+        "jno-lora-peft",
+        "jno-lora-quantized",
+        "jno-lora-train",
+    )
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
