@@ -74,6 +74,7 @@ class Surrogate(eqx.Module):
         self.layers = [eqx.nn.Conv1d(i, o, 11, **circle, key=key) for i, o, key in pairs]
 
     def __call__(self, field):
+        """The field after one unit of time."""
         *hidden, last = self.layers
         h = field[None]
         for layer in hidden:

@@ -57,8 +57,8 @@ def test_film_scales_and_shifts_each_layer():
     np.testing.assert_allclose(moved.proj1.weight, 2 * film.model.proj1.weight, rtol=1e-5)
     np.testing.assert_allclose(moved.lift.bias, 2 * film.model.lift.bias + 1, rtol=1e-5)
     x = jax.random.normal(jax.random.key(1), (32, 64))
-    pair = zip(moved.spectral_layers.layers_conv, film.model.spectral_layers.layers_conv)
-    for new, old in pair:
+    layers = (m.spectral_layers.layers_conv for m in (moved, film.model))
+    for new, old in zip(*layers, strict=True):
         np.testing.assert_allclose(new(x), 2 * old(x), atol=1e-4)
 
 
