@@ -319,7 +319,7 @@ HOSTILE = {
     "a deep network": (setting(depth=101), "not a whole number up to 100"),
     "another size": (setting(size=3), "the arrays of its basis do not fit"),
     "a source that is text": (
-        settings(source="text"),
+        setting(source="text"),
         "the source of its basis is 'text', not a number",
     ),
     "a unit of zero": (setting(unit=0), "`unit` must not be zero"),
