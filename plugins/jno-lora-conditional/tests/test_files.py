@@ -21,6 +21,7 @@ from jno.lora import (
     Net,
     Registry,
     SelectionError,
+    extract_adapters,
     load_adapters,
     read_adapters,
     read_metadata,
@@ -31,10 +32,12 @@ from jno_lora_conditional import (
     Basis,
     Conditional,
     Function,
+    Hats,
     Indexed,
     Network,
     Powers,
     at,
+    from_sets,
     load_conditional,
     save_conditional,
 )
@@ -95,6 +98,8 @@ CASES = {  # a model, arguments of `lora`, a basis, values of z
     "network": (small, {}, Network([0.1, 2], [1, 3], key=jax.random.key(5)), [(0.3, 1.5)]),
     "indexed": (small, {"wrapper": "adalora"}, Indexed(3), [2]),
     "codes": (small, {}, Indexed(3, 2, key=jax.random.key(5)), [1, (0.5, -1.0)]),
+    "hats": (small, {}, Hats([0.1, 0.3], 0.2), [0.15]),
+    "hats without a source": (small, {}, Hats([0.1, 0.3]), [0.15]),
     "function": (small, {}, anchored(1), [0.3]),
     "basis of a user": (small, {}, Sines(0.0, jnp.asarray([1.0, 2.0])), [0.3]),
     "stacked": (stacked, {}, Powers(0.0), [0.4]),
@@ -152,6 +157,21 @@ def test_every_bit_comes_back(name, file):
     assert eqx.tree_equal(*map(jax.tree.leaves, arrays), typematch=True)
     again.update(again.partition()[0])
     assert outputs(name, again) == outputs(name, conditional)
+
+
+def test_interpolated_sets_come_back(file):
+    model = small()
+    nets = [
+        Net(model).freeze().lora(rank=1, wrapper="rslora", key=jax.random.key(n)) for n in (1, 2)
+    ]
+    conditional = from_sets(
+        model, [(0.1 * n, extract_adapters(net.module)) for n, net in enumerate(nets)]
+    )
+    moved = jax.tree.map(lambda d: d + 0.5, conditional.directions)
+    conditional = eqx.tree_at(lambda c: c.directions, conditional, moved)
+    save_conditional(conditional, file)
+    again = load_conditional(file, model, strict="values")
+    assert eqx.tree_equal(again, conditional, typematch=True)
 
 
 def test_another_process_computes_the_same(tmp_path):
@@ -299,10 +319,11 @@ HOSTILE = {
     "a deep network": (setting(depth=101), "not a whole number up to 100"),
     "another size": (setting(size=3), "the arrays of its basis do not fit"),
     "a source that is text": (
-        settings(source="text"),
+        setting(source="text"),
         "the source of its basis is 'text', not a number",
     ),
     "a unit of zero": (setting(unit=0), "`unit` must not be zero"),
+    "many numbers": (setting(unit=[1] * 1001), "a list of at most 1,000 numbers"),
     "log a number": (setting(log=1), "not a bool"),
     "a newer format": (content(format=2), "pip install -U jno-lora-conditional"),
     "no format": (content(format=None), "its format is None"),

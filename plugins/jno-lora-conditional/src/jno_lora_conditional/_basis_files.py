@@ -12,9 +12,10 @@ from jno.lora import SelectionError
 from jno.lora.extending import bullets, path_str, show_array
 
 from ._bases import Basis, Indexed, Network, Powers, numbers
+from ._hats import Hats
 
 # No basis needs more, and a file must not make a program large by one number.
-MOST, _MOST_STEPS = 2**20, 100
+MOST, _MOST_NUMBERS, _MOST_STEPS = 2**20, 1_000, 100
 
 
 class MalformedError(ValueError):
@@ -55,6 +56,12 @@ _RECIPES = {
         lambda n, size: Indexed(n, size, key=None if size is None else jax.random.key(0)),
         {"n": MOST, "size": MOST},
     ),
+    "Hats": _Recipe(
+        Hats,
+        lambda b: {"nodes": b.nodes, "source": b.source, "extrapolate": bool(b.extrapolate)},
+        Hats,
+        {},
+    ),
 }
 
 
@@ -66,7 +73,8 @@ def described(basis: Basis) -> dict[str, Any]:
     name = type(basis).__name__
     recipe = _RECIPES.get(name)
     if recipe is None or type(basis) is not recipe.cls:
-        return {"class": name, "source": _as_json(numbers(basis.source, "source"))}
+        source = None if basis.source is None else numbers(basis.source, "source")
+        return {"class": name, "source": _as_json(source)}
     settings = {key: _as_json(value) for key, value in recipe.settings(basis).items()}
     _made(name, settings)
     return {"class": name, "settings": settings}
@@ -151,11 +159,11 @@ def _made(name: str, settings: Any) -> Basis:
         )
     if not isinstance(settings, dict):
         raise MalformedError(f"the settings of its basis are {settings!r:.100}, not an object")
-    for key in ("source", "unit"):
-        if not _is_numbers(settings.get(key, 0)):
+    for key in {"source", "unit", "nodes"} & settings.keys():
+        if not (settings[key] is None or _is_numbers(settings[key])):
             raise MalformedError(
-                f"the {key} of its basis is {settings[key]!r:.100}, not a number or a list of "
-                "numbers"
+                f"the {key} of its basis is {settings[key]!r:.100}, not a number or a list of at "
+                f"most {_MOST_NUMBERS:,} numbers"
             )
     for key, most in recipe.limits.items():
         value = settings.get(key)
@@ -163,8 +171,9 @@ def _made(name: str, settings: Any) -> Basis:
             raise MalformedError(
                 f"the {key} of its basis is {value!r:.100}, not a whole number up to {most:,}"
             )
-    if type(settings.get("log", False)) is not bool:
-        raise MalformedError(f"the log of its basis is {settings['log']!r:.100}, not a bool")
+    for key in {"log", "extrapolate"} & settings.keys():
+        if type(settings[key]) is not bool:
+            raise MalformedError(f"the {key} of its basis is {settings[key]!r:.100}, not a bool")
     try:
         return eqx.filter_eval_shape(lambda: recipe.make(**settings))
     except (SelectionError, TypeError, ValueError, OverflowError) as err:
@@ -172,7 +181,8 @@ def _made(name: str, settings: Any) -> Basis:
 
 
 def _is_numbers(value: Any) -> bool:
-    return all(type(x) in (int, float) for x in (value if isinstance(value, list) else [value]))
+    listed = value if isinstance(value, list) else [value]
+    return len(listed) <= _MOST_NUMBERS and all(type(x) in (int, float) for x in listed)
 
 
 def _is_array(leaf: Any) -> bool:

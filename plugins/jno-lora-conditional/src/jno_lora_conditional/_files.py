@@ -178,7 +178,7 @@ def _size(content: Mapping[str, Any]) -> int:
 def _check_size(basis: Basis, size: int) -> None:
     """**Raises:** `MalformedError` unless the basis has as many values as there are directions."""
     try:
-        form = jax.eval_shape(basis, jnp.asarray(basis.source, float))
+        form = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
     except Exception as err:  # a basis of the user may raise anything
         raise MalformedError(f"its basis cannot be called: {type(err).__name__}: {err}") from err
     if form.shape != (size,):

@@ -134,7 +134,8 @@ def _rounding_of(layer: Any) -> float:
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
     # A decomposition is good to some hundred roundings, which is less than the square root.
     return max(
-        (float(jnp.finfo(x.dtype).eps ** 0.5 * jnp.max(jnp.abs(x))) for x in arrays), default=0
+        (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays),
+        default=0,
     )
 
 

@@ -95,12 +95,6 @@ class Extension:
     content: Mapping[str, Any]
     arrays: Mapping[str, Any]
 
-    @property
-    def section(self) -> Section:
-        """The extension without the values of its arrays."""
-        texts = self.distribution, self.kind, self.reader
-        return Section(*texts, dict(self.content), tuple(self.arrays))
-
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
@@ -193,6 +187,14 @@ class Configuration:
             raise MalformedError(
                 f"its arrays are not the arrays of its adapters:\n{bullets(lines, FEW)}\n"
             )
+
+
+def section_of(extension: Extension | None) -> Section | None:
+    """The extension without the values of its arrays."""
+    if extension is None:
+        return None
+    texts = extension.distribution, extension.kind, extension.reader
+    return Section(*texts, dict(extension.content), tuple(extension.arrays))
 
 
 def _section(extension: Any) -> Section | None:

@@ -19,7 +19,7 @@ from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
 from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
-from ._configuration import KEY, Configuration, Entry, Extension
+from ._configuration import KEY, Configuration, Entry, Extension, section_of
 from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
 from ._metadata import as_metadata
 from ._writing import write_atomically
@@ -158,7 +158,7 @@ def _content(
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
-    shared, section = tuple(adapters.shared), None if extension is None else extension.section
+    shared, section = tuple(adapters.shared), section_of(extension)
     configuration = Configuration(tuple(entries), versions, shared, metadata, section)
     for name, tensor in configuration.shared_tensors.items():
         tensors[tensor] = values_of(adapters.shared[name], f"the shared array {name!r}")
