@@ -2,6 +2,7 @@
 
 from ._bases import Basis, Function, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge
+from ._files import load_conditional, save_conditional
 from ._fit import Fitted, fit
 from ._from_sets import from_sets
 from ._hats import Hats
@@ -21,5 +22,7 @@ __all__ = [
     "at",
     "fit",
     "from_sets",
+    "load_conditional",
     "merge",
+    "save_conditional",
 ]

@@ -84,8 +84,9 @@ def _perturbed(adapter: Any, field: str) -> Any:
     key = jax.random.key(0)
 
     def perturb(leaf: Any) -> Any:
-        noise = jax.random.normal(key, leaf.shape, compute_dtype(leaf))
-        return leaf + (0.1 * noise * (1 + jnp.abs(leaf))).astype(leaf.dtype)
+        wide = compute_dtype(leaf)
+        noise = jax.random.normal(key, leaf.shape, wide)
+        return leaf + (0.1 * noise * (1 + jnp.abs(leaf)).astype(wide)).astype(leaf.dtype)
 
     values = jax.tree.map(perturb, getattr(adapter, field))
     return with_fields(adapter, {field: values})
@@ -133,7 +134,8 @@ def _rounding_of(layer: Any) -> float:
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
     # A decomposition is good to some hundred roundings, which is less than the square root.
     return max(
-        (float(jnp.finfo(x.dtype).eps ** 0.5 * jnp.max(jnp.abs(x))) for x in arrays), default=0
+        (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays),
+        default=0,
     )
 
 
