@@ -13,7 +13,8 @@ from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, me
 from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
 
 from ._bases import Basis
-from ._moving import moving_fields, with_fields
+from ._moving import moving_fields, starting_at_zero, with_fields
+from ._weights import is_traced, with_weights
 
 
 class Conditional(eqx.Module):
@@ -51,6 +52,8 @@ class Conditional(eqx.Module):
     # By the path of a layer and the name of a field: the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
     basis: Basis
+    # By path, the moving fields that start as zero. Only values tell, so it is known once for all.
+    from_zero: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Conditional(eqx.Module):
             path: {name: directions(getattr(adapter, name)) for name in moving[path]}
             for path, adapter in adapted_layers(net.module)
         }
+        self.from_zero = starting_at_zero(net.module, moving)
 
     @property
     def trainable(self) -> PyTree[bool]:
@@ -134,10 +138,17 @@ def at(conditional: Conditional, z: Any) -> Any:
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    phi = conditional.basis(z)
+    phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        return _moved(adapter, conditional.directions[path], phi)
+        directions = conditional.directions[path]
+        # Where `z` is an array with a value, nothing maps over it, and plain fields cost least.
+        if is_traced(phi):
+            apart = {name: directions[name] for name in from_zero[path]}
+            kept = with_weights(adapter, apart, phi) if apart else None
+            if kept is not None:
+                return _moved(kept, {n: d for n, d in directions.items() if n not in apart}, phi)
+        return _moved(adapter, directions, phi)
 
     return map_adapters(moved, conditional.model)
 
