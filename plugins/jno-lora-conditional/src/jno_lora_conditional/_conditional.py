@@ -144,7 +144,7 @@ def at(conditional: Conditional, z: Any) -> Any:
         directions = conditional.directions[path]
         # Where `z` is an array with a value, nothing maps over it, and plain fields cost least.
         if is_traced(phi):
-            apart = {name: directions[name] for name in from_zero[path]}
+            apart = {name: directions[name] for name in from_zero.get(path, ())}
             kept = with_weights(adapter, apart, phi) if apart else None
             if kept is not None:
                 return _moved(kept, {n: d for n, d in directions.items() if n not in apart}, phi)
