@@ -76,7 +76,7 @@ def trained(net: Net, degree: int) -> Conditional:
 def programs(case: Case, derivative: bool) -> dict[str, Any]:
     """By form, the compiled program and its arguments."""
     conditional = trained(case.net, case.degree)
-    copying = with_attributes(conditional, {"from_zero": ()})
+    copying = with_attributes(conditional, {"from_zero": tuple((path, ()) for path in conditional.directions)})
     zs = jnp.linspace(0.0, 1.0, len(case.inputs))
 
     def one(c: Conditional, x: Any) -> Any:

@@ -8,28 +8,30 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jno.lora import LoRAWrapper
 from jno.lora.extending import over_stack
 
 
-def is_traced(array: Any) -> bool:
-    """Whether `array` has no value yet: inside `jit`, `vmap` or a derivative."""
-    return isinstance(array, Tracer)
-
-
-def with_weights(
-    adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"]
-) -> LoRAWrapper | None:
-    """`adapter.with_directions(directions, phi)`, mapped over the axes of a stack.
+def apart(
+    adapter: Any, directions: Mapping[str, Any], from_zero: tuple[str, ...], phi: Float[Array, " K"]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The adapter with directions and weights apart if it can, and the directions that are left.
 
     - `directions`: by field, with the axis `K` in front of the axes of a stack.
+    - `from_zero`: the fields that start as zero.
     """
+    # Nothing maps over weights that have values: then the sums cost least, and train as ever.
+    if not from_zero or not isinstance(phi, Tracer):
+        return adapter, directions
     ndim = type(adapter).stack_ndim(adapter.base)
 
-    def behind(d: Array) -> Array:
+    def behind_the_stack(d: Array) -> Array:
         return jnp.moveaxis(d, 0, ndim)
 
-    def of_layer(layer: Any, along: Any) -> Any:
-        return layer.with_directions(along, phi)
+    def of_layer(layer: Any, given: Any) -> Any:
+        return layer.with_directions(given, phi)
 
-    return over_stack(of_layer, ndim)(adapter, jax.tree.map(behind, dict(directions)))
+    given = jax.tree.map(behind_the_stack, {name: directions[name] for name in from_zero})
+    weighted = over_stack(of_layer, ndim)(adapter, given)
+    if weighted is None:
+        return adapter, directions
+    return weighted, {name: d for name, d in directions.items() if name not in from_zero}

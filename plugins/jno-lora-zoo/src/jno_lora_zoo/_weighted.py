@@ -50,9 +50,16 @@ class Weighted(Scaled):
         }
         return with_attributes(self, {**joined, **sums, "direction_weights": weights})
 
-    def times_weights(self, h: Float[Array, "r *rest"]) -> Float[Array, "r *rest"]:
-        """`s` times the features `h` of the rank axis, each with its direction's weight."""
-        return scaled(h, self.scaling * self.weight_of_each())
+    def one_A(self) -> Float[Array, "r in"]:
+        """`A`, once for all factors `B_k`."""
+        A: Any = getattr(self, "lora_A")  # noqa: B009
+        return A if self.direction_weights is None else A[: len(A) // len(self.direction_weights)]
+
+    def times_weights(self, h: Float[Array, "r *rest"]) -> Float[Array, "R *rest"]:
+        """`s w_1 h, s w_2 h, ...`, for features `h` of the rank axis of `one_A`."""
+        assert self.direction_weights is not None
+        repeated = jnp.tile(h, (len(self.direction_weights), *(1,) * (h.ndim - 1)))
+        return scaled(repeated, self.scaling * self.weight_of_each())
 
     def weighted(self, B: Float[Array, "out r"]) -> Float[Array, "out r"]:
         """`B`, each column with its direction's weight, if there are weights."""

@@ -65,7 +65,7 @@ class DoRA(Weighted):
             y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
             norms = jax.lax.stop_gradient(self.factored_norms())
         else:  # with `seen`, no kind adds the update to its weight
-            y = self.low_rank(x, self.lora_A, B, between=self.times_weights, seen=x)
+            y = self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=x)
             norms = self.weighted_norms(self.direction_weights)
         return scaled(y, self.row_factor(norms))
 
@@ -94,8 +94,7 @@ class DoRA(Weighted):
 
         The squares are a polynomial in the weights: a map over weights copies no factor.
         """
-        A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
-        A = A[: len(A) // len(weights)]  # the blocks share their `A`
+        A, B = (jax.lax.stop_gradient(factor) for factor in (self.one_A(), self.lora_B))
         products, squares = map(jax.lax.stop_gradient, self.row_products(self.base, A))
         w, A = weights.astype(products.dtype), A.astype(products.dtype)
         B = self.times_scale(B.astype(A.dtype)).reshape(len(B), len(w), -1)

@@ -72,7 +72,7 @@ class LowRank(Weighted):
             return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
         # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
         seen = x if seen is None else seen
-        return self.low_rank(x, self.lora_A, B, between=self.times_weights, seen=seen)
+        return self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=seen)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.dropout is None or self.dropout.inference:
