@@ -15,8 +15,9 @@ from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, me
 from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
 
 from ._bases import Basis
-from ._moving import moving_fields, with_fields
+from ._moving import moving_fields, starting_at_zero, with_fields
 from ._summary import ConditionalReport, described, report_on
+from ._weights import apart
 
 
 class Conditional(eqx.Module):
@@ -54,6 +55,8 @@ class Conditional(eqx.Module):
     # By the path of a layer and the name of a field: the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
     basis: Basis
+    # By path, the moving fields that start as zero. Only values tell, so it is known once for all.
+    from_zero: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Conditional(eqx.Module):
             path: {name: directions(getattr(adapter, name)) for name in moving[path]}
             for path, adapter in adapted_layers(net.module)
         }
+        self.from_zero = starting_at_zero(net.module, moving)
 
     @property
     def trainable(self) -> PyTree[bool]:
@@ -141,14 +145,16 @@ def at(conditional: Conditional, z: Any) -> Any:
     """The adapted model at the parameter `z`.
 
     It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
-    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`.
+    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. Adapters with `with_directions` copy no
+    field for an example.
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    phi = conditional.basis(z)
+    phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        return _moved(adapter, conditional.directions[path], phi)
+        directions = conditional.directions[path]
+        return _moved(*apart(adapter, directions, from_zero[path], phi), phi)
 
     return map_adapters(moved, conditional.model)
 

@@ -70,6 +70,20 @@ def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
     return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
 
 
+def starting_at_zero(
+    adapted: PyTree, moving: Moving
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """By path, the moving fields whose numbers are all zero."""
+
+    def zeros(adapter: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+        def is_zero(value: Any) -> bool:
+            return not any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(value))
+
+        return tuple(name for name in names if is_zero(getattr(adapter, name)))
+
+    return tuple((path, zeros(a, moving[path])) for path, a in adapted_layers(adapted))
+
+
 @eqx.filter_jit
 def _probe(adapter: Any, layer: Any, trained: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """How far the merged start is from `layer`, and whether each field alone changes the layer."""
