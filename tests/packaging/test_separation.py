@@ -132,7 +132,8 @@ def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    libraries = ("jno-lora-bank", "jno-lora-peft", "jno-lora-quantized", "jno-lora-train")
+    names = ("bank", "conditional", "peft", "quantized", "train")
+    libraries = [f"jno-lora-{name}" for name in names]
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
@@ -140,6 +141,7 @@ def everything(environment):
     environment.python("from jno.lora.peft import load_peft, save_peft")
     environment.python("from jno_lora_arrays import report_uses, through")
     environment.python("from jno_lora_bank import AdapterBank, at_slot")
+    environment.python("from jno_lora_conditional import Conditional, at, fit")
     environment.python("from jno_lora_quantized import dequantize, quantize")
     environment.python("from jno_lora_train import ScannedLayers, Trainer, TrainingRun")
     environment.python("from jno.lora import Comparison, compare")

@@ -38,6 +38,7 @@ class CPSpectral(SpectralAdapter):
 
     adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
+    linear_field = "lora_B"
     family = "low rank"
     formula = "2 r (in + out + modes)"
     paper = "2310.00120"
