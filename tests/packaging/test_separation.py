@@ -164,14 +164,19 @@ def the_core_and_the_zoo(environment):
     )
     (zoo,) = environment.plugins()
     assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 160)
-    assert environment.run("jno-lora", "doctor").returncode == 0
+    # On a busy machine, even the zoo may load slowly.
+    doctor = environment.run("jno-lora", "doctor", check=False)
+    troubles = [line for line in doctor.stdout.splitlines() if line.startswith("TROUBLE")]
+    assert all("to load; more than" in trouble for trouble in troubles)
+    assert doctor.returncode == bool(troubles)
 
 
 def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    libraries = ("jno-lora-bank", "jno-lora-peft", "jno-lora-quantized", "jno-lora-train")
+    names = ("bank", "conditional", "peft", "quantized", "train")
+    libraries = [f"jno-lora-{name}" for name in names]
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
@@ -180,6 +185,7 @@ def everything(environment):
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
+        "from jno_lora_conditional import Conditional, at\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno.lora import Comparison, compare\n"
