@@ -199,4 +199,6 @@ def _checked(net: Net) -> tuple[Net, PyTree]:
 
 def _forms(tree: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    return structure, [
+        (leaf.shape, leaf.dtype) if eqx.is_array(leaf) else type(leaf) for leaf in leaves
+    ]

@@ -60,6 +60,6 @@ class Hats(Basis):
         # Exactly 0 and 1 at the nodes.
         t = (z - nodes[left]) / (nodes[left + 1] - nodes[left])
         t = t if self.extrapolate else jnp.clip(t, 0, 1)
-        index = jnp.arange(len(self.nodes))
+        index = jnp.arange(len(self.nodes), dtype=left.dtype)
         phi = jnp.where(index == left, 1 - t, jnp.where(index == left + 1, t, 0))
         return jnp.stack([phi[i] for i, node in enumerate(self.nodes) if node != self.source])
