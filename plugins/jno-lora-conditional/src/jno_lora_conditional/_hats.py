@@ -14,7 +14,7 @@ from ._bases import Basis, numbers
 
 
 class Hats(Basis):
-    """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, and 0 at the others.
+    """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, 0 at other nodes.
 
     Between two nodes, both change linearly. So the adapters between two nodes are a weighted mean
     of the adapters at these nodes. Before the first and behind the last node, `phi` is constant.
@@ -36,11 +36,13 @@ class Hats(Basis):
     def __init__(
         self, nodes: Sequence[float], source: float | None = None, extrapolate: bool = False
     ):
-        values = np.atleast_1d(numbers(nodes, "nodes")).tolist()
+        values: list[Any] = np.atleast_1d(numbers(nodes, "nodes")).tolist()
         self.source = None if source is None else numbers(source, "source")
         if np.ndim(self.source):
             raise SelectionError(f"`Hats` takes one parameter, but `source` is {source!r}")
-        self.nodes = tuple(sorted(values if self.source in (None, *values) else [*values, source]))
+        self.nodes = tuple(
+            sorted(values if self.source in (None, *values) else [*values, self.source])
+        )
         self.extrapolate = extrapolate
         if len(set(self.nodes)) < max(2, len(self.nodes)):
             raise SelectionError(
