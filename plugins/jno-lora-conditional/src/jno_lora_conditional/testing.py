@@ -68,7 +68,8 @@ def check_conditional(
     **Arguments:**
 
     - `wrapper`: the class of the adapter, or a name or variant, as `Net.lora` takes it.
-    - `layer`, `inputs`: a small layer, or a model, and the inputs of one call.
+    - `layer`, `inputs`: a small layer, or a model, and the inputs of one call. Quantised weights
+        have no float64.
     - `rank`, `options`, `statistics`: as `Net.lora` takes them.
     - `basis`: by default `Powers(source=0.5, degree=2)`.
     - `moving`, `exact`: as `Conditional` takes them.
@@ -129,7 +130,7 @@ def _results(
     away = source + jnp.asarray(0.4 + 0.1 * np.arange(source.size).reshape(source.shape))
     steps = _STEP * jnp.eye(source.size).reshape(-1, *source.shape)
     # Places of the central differences: `(2, p, ...)`, with a step back and a step on.
-    beside = [z + sign * steps for z in (source, away) for sign in (-1, 1)]
+    beside = [z[None] + sign * steps for z in (source, away) for sign in (-1, 1)]
     zs = jnp.concatenate([away[None], *beside, source[None]])
     mergeable = all(type(adapter).mergeable for _, adapter in adapted_layers(conditional.model))
     traces: list[None] = []
