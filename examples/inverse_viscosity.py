@@ -1,12 +1,12 @@
-"""The viscosity of observed simulations, from a surrogate that knows a range of viscosities.
+"""The viscosity of experiments, from a surrogate that knows a range of viscosities.
 
 A convolutional network learns to solve the viscous Burgers equation
 
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
-at `nu = 0.1`. A conditional adapter then learns a few simulations at four smaller viscosities. The
-observed simulations have viscosities that nobody tells: `fit` recovers each from its fields alone.
-All fits are one program.
+at `nu = 0.1`. A conditional adapter then learns a few simulations at four smaller viscosities. An
+experiment is four simulations with a viscosity that nobody tells: `fit` recovers it from the fields
+alone. The fits of all experiments are one program.
 
     pip install "jno-lora[conditional,zoo]" optax
     python examples/inverse_viscosity.py
@@ -109,7 +109,7 @@ def train(trainable, frozen, loss, data, steps, rate):
 
 def main(arguments=()):
     """Run the example; returns the true and the recovered viscosities."""
-    many, few, observed, steps = (16, 2, 8, 3) if "--quick" in arguments else (256, 8, 256, 600)
+    many, few, number, steps = (16, 2, 8, 3) if "--quick" in arguments else (256, 16, 64, 500)
     keys = jax.random.split(jax.random.key(0), 5)
 
     model = Surrogate(keys[0])
@@ -130,17 +130,18 @@ def main(arguments=()):
     trainable, frozen = conditional.partition()
     conditional = conditional.update(train(trainable, frozen, loss, fields, steps, 3e-3))
 
-    # The observed simulations, at viscosities between the training values and beyond them.
-    true = jnp.linspace(0.025, SOURCE, observed)
-    starts, ends = simulate(jax.random.split(keys[4], observed), true)
+    # The experiments, at viscosities between the training values and beyond them.
+    true = jnp.linspace(0.025, SOURCE, number)
+    keys = jax.random.split(keys[4], 4 * number)
+    observed = [u.reshape(number, 4, POINTS) for u in simulate(keys, jnp.repeat(true, 4))]
 
     @jax.jit
     @jax.vmap
-    def recover(start, end):
+    def recover(fields, solutions):
         grid = jnp.linspace(0.02, 0.11, 7)
-        return fit(conditional, lambda model: error(model, start[None], end[None]), grid, steps=8).z
+        return fit(conditional, lambda model: error(model, fields, solutions), grid, steps=8).z
 
-    recovered = recover(starts, ends)
+    recovered = recover(*observed)
     print(conditional.summary().caption)
     print("true viscosity      mean   bias  spread")
     for low, high in ((0.025, 0.035), (0.035, 0.05), (0.05, 0.07), (0.07, 0.1)):

@@ -1,12 +1,9 @@
 """Optional members of adapters that update several matrices, or whose changes add up."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Inexact
-
-if TYPE_CHECKING:
-    from ._wrapper import LoRAWrapper
 
 
 class Term(NamedTuple):
@@ -56,7 +53,7 @@ class Updates:
 
     def with_directions(
         self, directions: Mapping[str, Any], weights: Float[Array, " K"]
-    ) -> "LoRAWrapper | None":
+    ) -> Any:
         """This adapter with each of these fields at `sum_k weights[k] directions[field][k]`.
 
         It keeps directions and weights apart: a map over `weights` copies no direction. `None` (the
