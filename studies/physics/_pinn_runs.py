@@ -1,0 +1,201 @@
+"""The runs of networks: each way by Levenberg-Marquardt, then by Adam, on three equations."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._equations import Equation
+from ._runs import CACHE, KEY, Effort, Task, searched
+from ._solvers import Adam, LevenbergMarquardt
+from ._ways import BASE, WAYS, Way, new_network, residual_of, solutions
+
+LM = "Levenberg-Marquardt"
+
+
+def pinn_tasks(effort: Effort) -> list[list[Task]]:
+    """The tasks in three lists, the most important first."""
+    prepared = [_Prepared(equation, effort) for equation in effort.equations]
+    seeds = [
+        [
+            Task(f"pinn/{ready.name}/{way.name}/{LM}", _in_double(ready.solved, way, seed))
+            for ready in prepared
+            for way in WAYS
+        ]
+        for seed in range(effort.seeds)
+    ]
+    first = prepared[0]
+    bases = [Task(f"pinn/{r.name}/base", _in_double(r.base_records)) for r in prepared]
+    by_adam = [
+        Task(f"pinn/{ready.name}/{way.name}/Adam", _in_double(ready.by_adam, way))
+        for ready in prepared
+        for way in WAYS
+        if not way.each
+    ]
+    jacobian = Task(f"jacobian/{first.name}", _in_double(first.jacobians))
+    return [bases + seeds[0], [jacobian, *by_adam], [task for tasks in seeds[1:] for task in tasks]]
+
+
+def _in_double(records: Any, *arguments: Any) -> Any:
+    """Second derivatives and squares of residuals need double precision."""
+
+    def double(done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+        generator = records(done, *arguments)
+        while True:
+            with jax.enable_x64(True):
+                record = next(generator, None)
+            if record is None:
+                return
+            yield record
+
+    return double
+
+
+class _Prepared:
+    """An equation, its base, and its exact solutions."""
+
+    def __init__(self, equation: Equation, effort: Effort):
+        self.equation, self.effort, self.name = equation, effort, equation.name
+        # The values that ways with arrays for each value train at.
+        self.single = (equation.trained[-1], equation.inside[1], equation.outside[0])
+        self.family = (equation.source, *equation.trained)
+
+    @functools.cached_property
+    def base(self) -> Any:
+        """The network that knows the source."""
+        file = CACHE / f"pinn-{self.name}.eqx"
+        network = new_network(self.equation.inputs, jax.random.key(1))
+        if self.effort.caches and file.exists():
+            return eqx.tree_deserialise_leaves(file, network)
+        trainable, frozen = eqx.partition(network, eqx.is_inexact_array)
+        solver = LevenbergMarquardt(residual_of(BASE, self.equation), self.effort.base_steps)
+        points = self.points(0, (self.equation.source,), 3)
+        network = eqx.combine(solver(trainable, frozen, points).trainable, frozen)
+        if self.effort.caches:
+            CACHE.mkdir(exist_ok=True)
+            eqx.tree_serialise_leaves(file, network)
+        return network
+
+    def points(self, seed: int, values: Any, times: int = 1) -> Any:
+        """`times` the usual number of points for each value."""
+        number = times * self.effort.points[self.equation.inputs - 1]
+        keys = jax.random.split(jax.random.key(100 + seed), len(values))
+        points = [self.equation.points(k, z, number) for k, z in zip(keys, values, strict=True)]
+        return jnp.concatenate(points)
+
+    def errors(self, way: Way, tree: Any, values: Any) -> dict[str, float]:
+        """The relative errors, by the value."""
+        x = self.equation.grid(self.effort.test)
+        compiled = eqx.filter_jit(lambda tree, z: solutions(way, self.equation, tree, z, x))
+        errors = {}
+        for z in values:
+            exact = np.asarray(self.equation.exact(z, x))
+            distance = np.linalg.norm(np.asarray(compiled(tree, jnp.asarray(z))) - exact)
+            errors[f"{z:g}"] = float(f"{distance / np.linalg.norm(exact):.4g}")
+        return errors
+
+    def all_errors(self, way: Way, tree: Any) -> dict[str, float]:
+        """The relative errors at all values."""
+        equation = self.equation
+        values = (equation.source, *equation.trained, *equation.inside, *equation.outside)
+        return self.errors(way, tree, values)
+
+    def is_source_unchanged(self, way: Way, tree: Any) -> bool:
+        """Whether the solution at the source is the base's, bit for bit."""
+        x = self.equation.grid(self.effort.test)
+        compiled = eqx.filter_jit(lambda way, tree, z: solutions(way, self.equation, tree, z, x))
+        z = jnp.asarray(self.equation.source)
+        return bool(jnp.all(compiled(way, tree, z) == compiled(BASE, self.base, z)))
+
+    def base_records(self, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+        named = self.named("base", LM, 0)
+        if tuple(named.values()) not in done:
+            yield named | {
+                "errors": self.all_errors(BASE, self.base),
+                "trained": size(eqx.filter(self.base, eqx.is_inexact_array)),
+            }
+
+    def named(self, way: str, by: str, seed: int, z: float = 0.0) -> dict[str, Any]:
+        values = ("pinn", self.name, way, by, seed, z, 0.0, 0.0)
+        return dict(zip(KEY, values, strict=True))
+
+    def solved(self, done: dict[Any, Any], way: Way, seed: int) -> Iterator[dict[str, Any]]:
+        """By Levenberg-Marquardt."""
+        steps = self.effort.steps + (0 if way.from_base else self.effort.base_steps)
+        solver = LevenbergMarquardt(residual_of(way, self.equation), steps)
+        for z in self.single if way.each else (0.0,):
+            named = self.named(way.name, LM, seed, z)
+            if tuple(named.values()) in done:
+                continue
+            trainable, frozen = way.start(self.base, self.equation, jax.random.key(10 + seed))
+            values = (z,) if way.each else self.family
+            points = self.points(seed, values, 3 if way.each else 1)
+            outcome = solver(trainable, frozen, points)
+            yield named | self.measured(way, solver, outcome, frozen, seed, values)
+
+    def measured(
+        self, way: Way, solver: Any, outcome: Any, frozen: Any, seed: int, values: Any
+    ) -> dict[str, Any]:
+        """What a record says of an outcome. New points of the trained values are for validation."""
+        tree = eqx.combine(outcome.trainable, frozen)
+        points, held_out = (self.points(s, values, 3 if way.each else 1) for s in (seed, 50 + seed))
+        norms = [float(solver.norm(outcome.trainable, frozen, p)) for p in (points, held_out)]
+        norms = [norm if math.isfinite(norm) else 1e30 for norm in norms]
+        return {
+            "residual": norms[0],
+            "validation": norms[1],
+            "errors": self.errors(way, tree, values) if way.each else self.all_errors(way, tree),
+            "source unchanged": not way.each and self.is_source_unchanged(way, tree),
+            "steps": int(outcome.steps),
+            "seconds": round(outcome.seconds, 3),
+            "temporary": outcome.temporary,
+            "trained": size(outcome.trainable),
+        }
+
+    def by_adam(self, done: dict[Any, Any], way: Way) -> Iterator[dict[str, Any]]:
+        """By Adam, at each rate of the grid."""
+        trainable, frozen = way.start(self.base, self.equation, jax.random.key(10))
+        steps = self.effort.adam_steps * (1 if way.from_base else 2)
+        solver = Adam(residual_of(way, self.equation), steps)
+        points = self.points(0, self.family)
+
+        def at_rate(rate: float, factor: float) -> dict[str, Any]:
+            scale = jax.tree.map(lambda x: jnp.ones_like(x), trainable)
+            if way.has_input:
+                weight = scale.layers[0].weight.at[:, -1].set(factor)
+                scale = eqx.tree_at(lambda m: m.layers[0].weight, scale, weight)
+            outcome = solver(trainable, frozen, points, jnp.asarray(rate), scale)
+            return self.measured(way, solver, outcome, frozen, 0, self.family)
+
+        factors = (1.0, 30.0) if way.has_input else (1.0,)
+        named = self.named(way.name, "Adam", 0)
+        yield from searched(named, self.effort, done, factors, at_rate)
+
+    def jacobians(self, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+        """Ten steps with each way to the Jacobian."""
+        for way in (WAYS[0], WAYS[2]):
+            trainable, frozen = way.start(self.base, self.equation, jax.random.key(10))
+            for jac in (None, "fwd", "bwd"):
+                by = "vmap of the gradient" if jac is None else jac
+                named = self.named(way.name, by, 0) | {"part": "jacobian"}
+                if tuple(named.values()) in done:
+                    continue
+                residual = residual_of(way, self.equation)
+                solver = LevenbergMarquardt(residual, 10, jac)
+                outcome = solver(trainable, frozen, self.points(0, self.family)[::2])
+                seconds = outcome.seconds / max(1, int(outcome.steps))
+                yield named | {
+                    "seconds": round(seconds, 5),
+                    "temporary": outcome.temporary,
+                    "trained": size(trainable),
+                }
+
+
+def size(tree: Any) -> int:
+    """The number of numbers in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
