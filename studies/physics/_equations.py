@@ -67,8 +67,17 @@ class Equation:
         return jnp.asarray(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, self.inputs))
 
 
+def _second(u: Solution, x: Any, v: Any) -> Any:
+    """The second derivative along `v`, forward over forward, which compiles fastest."""
+
+    def first(x: Any) -> Any:
+        return jax.jvp(u, (x,), (v,))[1]
+
+    return jax.jvp(first, (x,), (v,))[1]
+
+
 def _laplacian(u: Solution, x: Any) -> Any:
-    return jnp.trace(jax.hessian(u)(x))
+    return jnp.sum(jax.vmap(lambda v: _second(u, x, v))(jnp.eye(len(x))))
 
 
 def _peak(z: Any, x: Any) -> Any:
@@ -82,7 +91,7 @@ def _poisson_residual(u: Solution, z: Any, x: Any) -> Any:
 
 def _burgers_residual(u: Solution, z: Any, x: Any) -> Any:
     u_x, u_t = jax.grad(u)(x)
-    return u_t + u(x) * u_x - z * jax.hessian(u)(x)[0, 0]
+    return u_t + u(x) * u_x - z * _second(u, x, jnp.array([1.0, 0.0]))
 
 
 def _burgers_exact(z: float, x: Any) -> Any:

@@ -18,24 +18,21 @@ from ._runs import CACHE, KEY, Effort, Task, searched
 LABELS, BATCH = 16, 8
 
 
-def operator_tasks(effort: Effort) -> list[list[Task]]:
-    """The tasks in two lists, the most important first."""
+def operator_tasks(effort: Effort) -> dict[str, list[Task]]:
+    """Lists of tasks for each seed."""
     ready = _Prepared(effort)
     family, single = (darcy.CONDITIONAL, darcy.WITH_INPUT), (darcy.LORA, darcy.FULL)
     pairs = [(way, by) for by in ("energy", "16 labels") for way in family]
     pairs += [(way, by) for by in darcy.LOSSES for way in single]
-    seeds = [
-        [
-            Task(
-                f"darcy/darcy/{way.name}/{by}",
-                functools.partial(ready.fitted, way=way, by=by, seed=seed),
-            )
+    tasks: dict[str, list[Task]] = {}
+    for seed in range(effort.seeds):
+        fitted = functools.partial(ready.fitted, seed=seed)
+        tasks[f"darcy {seed}"] = [
+            Task(f"darcy/darcy/{way.name}/{by}", functools.partial(fitted, way=way, by=by))
             for way, by in pairs
         ]
-        for seed in range(effort.seeds)
-    ]
-    base = Task("darcy/darcy/base", ready.base_records)
-    return [[base, *seeds[0]], [task for tasks in seeds[1:] for task in tasks]]
+    tasks["darcy 0"].insert(0, Task("darcy/darcy/base", ready.base_records))
+    return tasks
 
 
 class _Prepared:

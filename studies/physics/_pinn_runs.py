@@ -1,7 +1,6 @@
 """The runs of networks: each way by Levenberg-Marquardt, then by Adam, on three equations."""
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,33 +11,32 @@ import numpy as np
 
 from ._equations import Equation
 from ._runs import CACHE, KEY, Effort, Task, searched
-from ._solvers import Adam, LevenbergMarquardt
+from ._solvers import Adam, LevenbergMarquardt, Solved, plain_vector
 from ._ways import BASE, WAYS, Way, new_network, residual_of, solutions
 
 LM = "Levenberg-Marquardt"
 
 
-def pinn_tasks(effort: Effort) -> list[list[Task]]:
-    """The tasks in three lists, the most important first."""
-    prepared = [_Prepared(equation, effort) for equation in effort.equations]
-    seeds = [
-        [
-            Task(f"pinn/{ready.name}/{way.name}/{LM}", _in_double(ready.solved, way, seed))
-            for ready in prepared
+def pinn_tasks(effort: Effort) -> dict[str, list[Task]]:
+    """Lists of tasks: for each equation and seed, the Jacobians, Adam."""
+    tasks: dict[str, list[Task]] = {"adam": []}
+    for equation in effort.equations:
+        ready = _Prepared(equation, effort)
+        for seed in range(effort.seeds):
+            tasks[f"{equation.name} {seed}"] = [
+                Task(f"pinn/{ready.name}/{way.name}/{LM}", _in_double(ready.solved, way, seed))
+                for way in WAYS
+            ]
+        base = Task(f"pinn/{ready.name}/base", _in_double(ready.base_records))
+        tasks[f"{equation.name} 0"].insert(0, base)
+        jacobian = Task(f"jacobian/{ready.name}", _in_double(ready.jacobians))
+        tasks.setdefault("jacobian", [jacobian])  # of the first equation
+        tasks["adam"] += [
+            Task(f"pinn/{ready.name}/{way.name}/Adam", _in_double(ready.by_adam, way))
             for way in WAYS
+            if not way.each
         ]
-        for seed in range(effort.seeds)
-    ]
-    first = prepared[0]
-    bases = [Task(f"pinn/{r.name}/base", _in_double(r.base_records)) for r in prepared]
-    by_adam = [
-        Task(f"pinn/{ready.name}/{way.name}/Adam", _in_double(ready.by_adam, way))
-        for ready in prepared
-        for way in WAYS
-        if not way.each
-    ]
-    jacobian = Task(f"jacobian/{first.name}", _in_double(first.jacobians))
-    return [bases + seeds[0], [jacobian, *by_adam], [task for tasks in seeds[1:] for task in tasks]]
+    return tasks
 
 
 def _in_double(records: Any, *arguments: Any) -> Any:
@@ -64,6 +62,7 @@ class _Prepared:
         # The values that ways with arrays for each value train at.
         self.single = (equation.trained[-1], equation.inside[1], equation.outside[0])
         self.family = (equation.source, *equation.trained)
+        self.judges: dict[str, Any] = {}
 
     @functools.cached_property
     def base(self) -> Any:
@@ -88,22 +87,37 @@ class _Prepared:
         points = [self.equation.points(k, z, number) for k, z in zip(keys, values, strict=True)]
         return jnp.concatenate(points)
 
-    def errors(self, way: Way, tree: Any, values: Any) -> dict[str, float]:
-        """The relative errors, by the value."""
-        x = self.equation.grid(self.effort.test)
-        compiled = eqx.filter_jit(lambda tree, z: solutions(way, self.equation, tree, z, x))
-        errors = {}
-        for z in values:
-            exact = np.asarray(self.equation.exact(z, x))
-            distance = np.linalg.norm(np.asarray(compiled(tree, jnp.asarray(z))) - exact)
-            errors[f"{z:g}"] = float(f"{distance / np.linalg.norm(exact):.4g}")
-        return errors
+    def judge(self, way: Way) -> Any:
+        """`judge(tree, points, zs)`: norms of the residual, and solutions on the grid. Compiled."""
+        if way.name not in self.judges:
+            residual = plain_vector(residual_of(way, self.equation))
 
-    def all_errors(self, way: Way, tree: Any) -> dict[str, float]:
-        """The relative errors at all values."""
-        equation = self.equation
-        values = (equation.source, *equation.trained, *equation.inside, *equation.outside)
-        return self.errors(way, tree, values)
+            def judge(tree: Any, points: Any, zs: Any, x: Any) -> Any:
+                split = eqx.partition(tree, eqx.is_inexact_array)
+
+                def norm(points: Any) -> Any:
+                    return jnp.sqrt(jnp.mean(residual(split[0], (split[1], points)) ** 2))
+
+                norms = jax.lax.map(norm, points)
+                return norms, jax.lax.map(lambda z: solutions(way, self.equation, tree, z, x), zs)
+
+            self.judges[way.name] = eqx.filter_jit(judge)
+        return self.judges[way.name]
+
+    def outcome(self, way: Way, tree: Any, points: Any, values: Any) -> dict[str, Any]:
+        """Norms of the residual at arrays of points, and the errors, by the value."""
+        equation, x = self.equation, self.equation.grid(self.effort.test)
+        norms, us = self.judge(way)(tree, jnp.stack(points), jnp.asarray(values), x)
+        errors = {}
+        for z, u in zip(values, np.asarray(us), strict=True):
+            exact = np.asarray(equation.exact(z, x))
+            errors[f"{z:g}"] = float(np.linalg.norm(u - exact) / np.linalg.norm(exact))
+        norms = [float(norm) if jnp.isfinite(norm) else 1e30 for norm in norms]
+        return {
+            "residual": norms[0],
+            "validation": norms[-1],
+            "errors": {z: float(f"{error:.4g}") for z, error in errors.items()},
+        }
 
     def is_source_unchanged(self, way: Way, tree: Any) -> bool:
         """Whether the solution at the source is the base's, bit for bit."""
@@ -112,13 +126,18 @@ class _Prepared:
         z = jnp.asarray(self.equation.source)
         return bool(jnp.all(compiled(way, tree, z) == compiled(BASE, self.base, z)))
 
+    @property
+    def all_values(self) -> tuple[float, ...]:
+        """The source, the trained values, and the untrained values."""
+        return (*self.family, *self.equation.inside, *self.equation.outside)
+
     def base_records(self, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
         named = self.named("base", LM, 0)
         if tuple(named.values()) not in done:
-            yield named | {
-                "errors": self.all_errors(BASE, self.base),
-                "trained": size(eqx.filter(self.base, eqx.is_inexact_array)),
-            }
+            points = [self.points(seed, (self.equation.source,), 3) for seed in (0, 50)]
+            trained = size(eqx.filter(self.base, eqx.is_inexact_array))
+            outcome = self.outcome(BASE, self.base, points, self.all_values)
+            yield named | outcome | {"trained": trained}
 
     def named(self, way: str, by: str, seed: int, z: float = 0.0) -> dict[str, Any]:
         values = ("pinn", self.name, way, by, seed, z, 0.0, 0.0)
@@ -135,26 +154,22 @@ class _Prepared:
             trainable, frozen = way.start(self.base, self.equation, jax.random.key(10 + seed))
             values = (z,) if way.each else self.family
             points = self.points(seed, values, 3 if way.each else 1)
-            outcome = solver(trainable, frozen, points)
-            yield named | self.measured(way, solver, outcome, frozen, seed, values)
+            solved = solver(trainable, frozen, points)
+            yield named | self.measured(way, solved, frozen, seed, values)
 
     def measured(
-        self, way: Way, solver: Any, outcome: Any, frozen: Any, seed: int, values: Any
+        self, way: Way, solved: Solved, frozen: Any, seed: int, values: Any
     ) -> dict[str, Any]:
-        """What a record says of an outcome. New points of the trained values are for validation."""
-        tree = eqx.combine(outcome.trainable, frozen)
-        points, held_out = (self.points(s, values, 3 if way.each else 1) for s in (seed, 50 + seed))
-        norms = [float(solver.norm(outcome.trainable, frozen, p)) for p in (points, held_out)]
-        norms = [norm if math.isfinite(norm) else 1e30 for norm in norms]
-        return {
-            "residual": norms[0],
-            "validation": norms[1],
-            "errors": self.errors(way, tree, values) if way.each else self.all_errors(way, tree),
-            "source unchanged": not way.each and self.is_source_unchanged(way, tree),
-            "steps": int(outcome.steps),
-            "seconds": round(outcome.seconds, 3),
-            "temporary": outcome.temporary,
-            "trained": size(outcome.trainable),
+        """What a record says of a run. New points of the trained values are for validation."""
+        tree = eqx.combine(solved.trainable, frozen)
+        points = [self.points(s, values, 3 if way.each else 1) for s in (seed, 50 + seed)]
+        outcome = self.outcome(way, tree, points, values if way.each else self.all_values)
+        return outcome | {
+            "source unchanged": way.keeps_source and self.is_source_unchanged(way, tree),
+            "steps": int(solved.steps),
+            "seconds": round(solved.seconds, 3),
+            "temporary": solved.temporary,
+            "trained": size(solved.trainable),
         }
 
     def by_adam(self, done: dict[Any, Any], way: Way) -> Iterator[dict[str, Any]]:
@@ -169,8 +184,8 @@ class _Prepared:
             if way.has_input:
                 weight = scale.layers[0].weight.at[:, -1].set(factor)
                 scale = eqx.tree_at(lambda m: m.layers[0].weight, scale, weight)
-            outcome = solver(trainable, frozen, points, jnp.asarray(rate), scale)
-            return self.measured(way, solver, outcome, frozen, 0, self.family)
+            solved = solver(trainable, frozen, points, jnp.asarray(rate), scale)
+            return self.measured(way, solved, frozen, 0, self.family)
 
         factors = (1.0, 30.0) if way.has_input else (1.0,)
         named = self.named(way.name, "Adam", 0)
@@ -178,7 +193,7 @@ class _Prepared:
 
     def jacobians(self, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
         """Ten steps with each way to the Jacobian."""
-        for way in (WAYS[0], WAYS[2]):
+        for way in WAYS[:2]:
             trainable, frozen = way.start(self.base, self.equation, jax.random.key(10))
             for jac in (None, "fwd", "bwd"):
                 by = "vmap of the gradient" if jac is None else jac

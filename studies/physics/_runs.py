@@ -19,6 +19,11 @@ __all__ = ["CACHE", "FULL", "KEY", "QUICK", "RESULTS", "Effort", "Task", "chosen
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "physics.jsonl"
 # The name of a run. `z` is a value for ways that train for each value; the last are Adam's.
 KEY = ("part", "problem", "way", "by", "seed", "z", "rate", "factor")
+# Lists of tasks, by their problem and seed. An interrupted study has the first of them.
+ORDER = (
+    *("helmholtz 0", "darcy 0", "poisson 0", "jacobian", "burgers 0", "adam"),
+    *("helmholtz 1", "darcy 1", "poisson 1", "burgers 1"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,8 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
     from ._pinn_runs import pinn_tasks
 
     done = {tuple(record[name] for name in KEY): record for record in read(path)}
-    networks, then, last = pinn_tasks(effort)
-    operators, operators_last = operator_tasks(effort)
-    tasks = [*networks, *operators, *then, *last, *operators_last]
+    lists = pinn_tasks(effort) | operator_tasks(effort)
+    tasks = [task for name in ORDER for task in lists.get(name, [])]
     tasks = [task for task in tasks if re.search(only, task.name)]
     if not tasks:
         raise SystemExit(f"--only {only!r} selects no task.")

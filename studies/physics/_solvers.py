@@ -64,7 +64,6 @@ class LevenbergMarquardt:
     def __init__(self, residual: Residual, steps: int, jac: str | None = None):
         self.residual, self.steps, self.jac = residual, steps, jac
         self.compiled: dict[Any, Any] = {}
-        self.norm = eqx.filter_jit(self._norm)
 
     def __call__(self, trainable: Any, frozen: Any, points: Any, *arguments: Any) -> Solved:
         """Run from `trainable` on points `(n, 1 + d)`."""
@@ -94,11 +93,6 @@ class LevenbergMarquardt:
             throw=False,
         )
         return solution.value, solution.stats["num_steps"]
-
-    def _norm(self, trainable: Any, frozen: Any, points: Any) -> Any:
-        """The root of the mean square of the residuals."""
-        residuals = plain_vector(self.residual)(trainable, (frozen, points))
-        return jnp.sqrt(jnp.mean(residuals**2))
 
 
 class Adam(LevenbergMarquardt):
