@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import scipy.linalg  # the BLAS of JAX, which it otherwise loads at the first decomposition
 from threadpoolctl import threadpool_limits
 
 from ..operators._problems import CACHE
@@ -71,6 +72,7 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
         raise SystemExit(f"--only {only!r} selects no task.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Threads of BLAS that wait for each other by spinning would be counted as work.
+    assert scipy.linalg is not None
     with path.open("a") as file, threadpool_limits(1, "blas"):
         if done and not path.read_text().endswith("\n"):
             file.write("\n")
