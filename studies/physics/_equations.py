@@ -1,5 +1,6 @@
 """Three equations with a parameter `z`, with residuals and exact solutions."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,17 +49,21 @@ class Equation:
     @property
     def unit(self) -> float:
         """The distance of the farthest trained value from the source."""
-        return float(Powers(self.source, log=self.log)(self.trained[-1])[0])
+        last = self.trained[-1]
+        return math.log(last / self.source) if self.log else last - self.source
 
     def powers(self, degree: int) -> Powers:
         """The basis whose first value is the normalised distance from the source."""
         return Powers(self.source, self.unit, degree, self.log)
 
     def points(self, key: Any, z: Any, number: int) -> Float[Array, "number 1+d"]:
-        """Random points, with the value `z` in front of each."""
+        """Random points, with the value `z` in front of each; a random value if `z` is `None`."""
         low, high = (jnp.asarray(corner) for corner in self.box)
         x = low + (high - low) * jax.random.uniform(key, (number, self.inputs))
-        return jnp.concatenate([jnp.full((number, 1), z), x], axis=1)
+        if z is None:
+            u = self.unit * jax.random.uniform(jax.random.fold_in(key, 1), (number, 1))
+            z = self.source * jnp.exp(u) if self.log else self.source + u
+        return jnp.concatenate([jnp.broadcast_to(z, (number, 1)), x], axis=1)
 
     def grid(self, number: int) -> Float[Array, "points d"]:
         """A regular grid of about `number` points."""

@@ -12,7 +12,15 @@ import numpy as np
 from ._equations import Equation
 from ._runs import CACHE, KEY, Effort, Task, searched
 from ._solvers import Adam, LevenbergMarquardt, Solved, plain_vector
-from ._ways import BASE, WAYS, Way, new_network, residual_of, solutions
+from ._ways import (
+    BASE,
+    WAYS,
+    Way,
+    is_source_unchanged,
+    new_network,
+    residual_of,
+    solutions,
+)
 
 LM = "Levenberg-Marquardt"
 
@@ -34,7 +42,7 @@ def pinn_tasks(effort: Effort) -> dict[str, list[Task]]:
         tasks["adam"] += [
             Task(f"pinn/{ready.name}/{way.name}/Adam", _in_double(ready.by_adam, way))
             for way in WAYS
-            if not way.each
+            if not (way.each or way.draws)
         ]
     return tasks
 
@@ -119,13 +127,6 @@ class _Prepared:
             "errors": {z: float(f"{error:.4g}") for z, error in errors.items()},
         }
 
-    def is_source_unchanged(self, way: Way, tree: Any) -> bool:
-        """Whether the solution at the source is the base's, bit for bit."""
-        x = self.equation.grid(self.effort.test)
-        compiled = eqx.filter_jit(lambda way, tree, z: solutions(way, self.equation, tree, z, x))
-        z = jnp.asarray(self.equation.source)
-        return bool(jnp.all(compiled(way, tree, z) == compiled(BASE, self.base, z)))
-
     @property
     def all_values(self) -> tuple[float, ...]:
         """The source, the trained values, and the untrained values."""
@@ -152,7 +153,7 @@ class _Prepared:
             if tuple(named.values()) in done:
                 continue
             trainable, frozen = way.start(self.base, self.equation, jax.random.key(10 + seed))
-            values = (z,) if way.each else self.family
+            values = (z,) if way.each else (None,) * 5 if way.draws else self.family
             points = self.points(seed, values, 3 if way.each else 1)
             solved = solver(trainable, frozen, points)
             yield named | self.measured(way, solved, frozen, seed, values)
@@ -165,7 +166,7 @@ class _Prepared:
         points = [self.points(s, values, 3 if way.each else 1) for s in (seed, 50 + seed)]
         outcome = self.outcome(way, tree, points, values if way.each else self.all_values)
         return outcome | {
-            "source unchanged": way.keeps_source and self.is_source_unchanged(way, tree),
+            "source unchanged": is_source_unchanged(way, self.equation, tree, self.base),
             "steps": int(solved.steps),
             "seconds": round(solved.seconds, 3),
             "temporary": solved.temporary,

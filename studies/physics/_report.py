@@ -101,7 +101,7 @@ def _instances(study: Study) -> str:
                 pairs = list(zip(cells, values, strict=True))
                 size = f"{8 * cells[0].records[0]['trained']:,}"
             else:
-                cell = study.pinn(equation, way.name)
+                cell = None if way.draws else study.pinn(equation, way.name)
                 if cell is None:
                     continue
                 pairs, size = [(cell, z) for z in values], "8"

@@ -32,8 +32,8 @@ class Effort:
     """How much is computed: the full study, or just enough to see that everything runs."""
 
     equations: Sequence[Equation] = EQUATIONS
-    base_steps: int = 150  # of Levenberg-Marquardt
-    steps: int = 100
+    base_steps: int = 300  # of Levenberg-Marquardt
+    steps: int = 300
     adam_steps: int = 1200
     points: tuple[int, int] = (40, 120)  # per value, in one and two dimensions
     test: int = 1024  # points
@@ -42,7 +42,7 @@ class Effort:
     extensions: int = 3  # of the rates, while the best is the lowest or the highest
     fields: int = 256
     test_fields: int = 24
-    operator_base_steps: int = 1500
+    operator_base_steps: int = 3000
     operator_steps: int = 300
     every: int = 25
     caches: bool = True  # whether bases are kept on the disk

@@ -1,7 +1,7 @@
 """The ways to serve all values of a parameter: what trains, and the network at a value."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import Net
-from jno_lora_conditional import Conditional, at
+from jno_lora_conditional import Conditional, at, merge
 
 from ._equations import Equation
 
@@ -26,6 +26,7 @@ class Way:
     - `from_base`: whether it starts from the base; else from random values, with the steps that
         the base was trained for in addition.
     - `keeps_source`: whether the solution at the source must stay the base's.
+    - `draws`: whether each point has a random value of the range, in the place of five values.
     - `has_input`: whether `z` is an input of the network. Adam then also tries a larger rate for
         the weights of this input.
     """
@@ -36,6 +37,7 @@ class Way:
     each: bool = False
     from_base: bool = True
     keeps_source: bool = False
+    draws: bool = False
     has_input: bool = False
 
 
@@ -81,12 +83,16 @@ def _of_input(tree: Any, equation: Equation, z: Any) -> Any:
     return lambda x: tree(jnp.concatenate([x, u]))
 
 
-WAYS = (
+_FAMILIES = (
     Way("conditional lora 2", _conditional, _at_value, keeps_source=True),
     Way("full, an input more", _with_input, _of_input, has_input=True),
     Way("parametric PINN", _scratch, _of_input, from_base=False, has_input=True),
+)
+WAYS = (
+    *_FAMILIES,
     Way("lora 2 for each value", _lora, _as_it_is, each=True),
     Way("full for each value", _full, _as_it_is, each=True),
+    *(replace(way, name=f"{way.name}, z drawn", draws=True) for way in _FAMILIES),
 )
 BASE = Way("base", _full, _as_it_is, each=True, from_base=False)
 
@@ -106,3 +112,12 @@ def solutions(way: Way, equation: Equation, tree: Any, z: Any, x: Any) -> Any:
     """The solution at `z` at points `(n, d)`."""
     network = way.network(tree, equation, z)
     return jax.vmap(lambda x: equation.solution(network, x))(x)
+
+
+def is_source_unchanged(way: Way, equation: Equation, tree: Any, base: Any) -> bool:
+    """Whether the merged network at the source is the base, bit for bit."""
+    if not way.keeps_source:
+        return False
+    networks = merge(tree, equation.source), base
+    arrays = [jax.tree.leaves(eqx.filter(network, eqx.is_array)) for network in networks]
+    return all(bool(jnp.array_equal(x, y)) for x, y in zip(*arrays, strict=True))
