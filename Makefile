@@ -6,6 +6,9 @@ PLUGINS := $(wildcard plugins/*)
 # The first that runs: a shim of pyenv may be on the path for a version that is not active.
 MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
+# Hundreds of processes import the same modules: each is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two processes share the suite, file by file: the tests of a file use the same compiled programs.
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 

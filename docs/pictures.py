@@ -43,6 +43,7 @@ SCRIPTS = {
     "attention": ["attention_adapter.py"],
     "per-user": ["per_user_adapters.py"],
     "serving": ["serve_many.py"],
+    "inverse-viscosity": ["inverse_viscosity.py"],
 }
 
 
@@ -51,9 +52,11 @@ def main(names: list[str]) -> None:
     makers = {
         "index": lambda: run_page(DOCS / "index.md"),
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
+        "conditional": lambda: run_page(DOCS / "conditional.md"),
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
+        "family": run_family,
         "all-methods": run_all_methods,
         "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
@@ -141,6 +144,21 @@ def run_digits() -> None:
         )
         assert number == 1, method
         method.write_text(text)
+
+
+def run_family() -> None:
+    """Run the demo of a family of viscosities, for the README's figure and the page's table."""
+    from jno_lora_compare._demos.family import draw, run_family
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        demo = run_family(pathlib.Path(folder))
+    draw(demo, IMAGES / "family.svg")
+    page = DOCS / "conditional.md"
+    printed = out.getvalue().partition("\nPlot:")[0]
+    page.write_text(with_marked(page, "family", f"```text\n{printed.rstrip()}\n```\n"))
 
 
 def run_all_methods() -> None:

@@ -36,7 +36,7 @@ CORE = (
 )
 PLUGINS = (
     *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    "train",
+    *("conditional", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

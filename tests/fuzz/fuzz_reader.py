@@ -15,8 +15,10 @@ import tempfile
 import atheris
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from jno.lora import CheckpointError, apply_lora, save_adapters
+from jno.lora.extending import Extension, save_extended
 from jno_lora_zoo import LoRALinear
 
 with atheris.instrument_imports(include=["jno.lora._checkpoint"]):
@@ -26,13 +28,15 @@ with atheris.instrument_imports(include=["jno.lora._checkpoint"]):
 
 
 def main() -> None:
-    """Fuzz, beginning with one file that is in order."""
+    """Fuzz, beginning with two files that are in order: with and without an extension."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         seeds, file = pathlib.Path(folder, "seeds"), pathlib.Path(folder, "file")
         seeds.mkdir()
         model = [eqx.nn.Linear(3, 2, key=jax.random.key(0))]
         model = apply_lora(model, 1, key=jax.random.key(1), wrappers=LoRALinear)
-        save_adapters(model, seeds / "whole")
+        save_adapters(model, seeds / "whole", metadata={"nu": 0.05})
+        extension = Extension("acme", "acme adapters", "acme.load", {"n": [1]}, {"d": jnp.ones(2)})
+        save_extended(model, seeds / "extended", extension)
 
         def read_one(content: bytes) -> None:
             file.write_bytes(content)

@@ -1,6 +1,7 @@
 """The random models, calls and adapters have all that they are said to have."""
 
 import collections
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -20,13 +21,10 @@ from .test_identity import CASES
 from .test_selection import INSTALLED, REGISTRY, cases, expected_of, wrapped_by
 
 
-def counted(strategy: Any, what_of: Any) -> collections.Counter[Any]:
-    """In how many of 200 draws each thing occurs."""
-    counts: collections.Counter[Any] = collections.Counter()
-
-    def count(drawn: Any) -> None:
-        counts.update(set(what_of(drawn)))
-
+@functools.cache
+def drawn(strategy: Any) -> list[Any]:
+    """200 draws."""
+    draws: list[Any] = []
     # Later draws resemble earlier ones, so that few from each of several seeds are the better
     # sample. Nothing is shrunk.
     sampled = settings(
@@ -37,8 +35,28 @@ def counted(strategy: Any, what_of: Any) -> collections.Counter[Any]:
         suppress_health_check=[HealthCheck.too_slow],
     )
     for number in range(10):
-        seed(number)(sampled(given(strategy)(lambda drawn: count(drawn))))()
+        seed(number)(sampled(given(strategy)(lambda draw: draws.append(draw))))()
+    return draws
+
+
+def counted(strategy: Any, what_of: Any) -> collections.Counter[Any]:
+    """In how many of 200 draws each thing occurs."""
+    counts: collections.Counter[Any] = collections.Counter()
+    for draw in drawn(strategy):
+        counts.update(set(what_of(draw)))
     return counts
+
+
+def missing(strategy: Any, what_of: Any, wanted: set[Any]) -> set[Any]:
+    """The things that occur in none of 200 draws."""
+    for draw in drawn(strategy):
+        wanted = wanted - set(what_of(draw))
+        if not wanted:
+            break
+    return wanted
+
+
+CALLS = cases()
 
 
 def form(node: Any) -> Any:
@@ -74,14 +92,13 @@ def parts_of(model: Any) -> set[Any]:
 
 
 def test_every_kind_of_part_occurs_in_the_models():
-    counts = counted(cases(), lambda case: parts_of(case[0]))
     assert len(KIND_OF) == len(LAYERS)
     wanted = {
         *(*LAYERS, *(("key", key) for key in KEYS), "integer keys"),
         *(Node, Pair, Record, Pile, list, tuple, dict, int, str, None, jax.nn.relu),
         *("one layer in two places", "one array in two places"),
     }
-    assert not wanted - counts.keys()
+    assert not missing(CALLS, lambda case: parts_of(case[0]), wanted)
 
 
 def forms_in(case: Any) -> set[Any]:
@@ -113,7 +130,7 @@ def forms_in(case: Any) -> set[Any]:
 
 
 def test_every_form_of_a_call_occurs_and_most_calls_wrap_something():
-    counts = counted(cases(), forms_in)
+    counts = counted(CALLS, forms_in)
     wanted = {
         *("specs", "one target", "all", "an error", "options", "carrying", "in a norm"),
         *(("mask", kind) for kind in ("NoneType", "str", "bools")),
@@ -135,9 +152,9 @@ def test_every_method_and_every_kind_of_layer_occurs_among_the_adapters():
             found |= {how.method, *how.options, *(kind_of(cls) for cls, *_ in wrapped.values())}
         return found
 
-    counts = counted(CASES, found)
     kinds = {"Linear", "Conv", "ConvTranspose", "InNorm", "Embedding", "Recurrent", "Attention"}
-    assert not {*METHODS, *kinds, "adapter_dtype", "multiplier", "projections"} - counts.keys()
+    wanted = {*METHODS, *kinds, "adapter_dtype", "multiplier", "projections"}
+    assert not missing(CASES, found, wanted)
 
 
 def kind_of(cls: type[LoRAWrapper]) -> str:

@@ -29,10 +29,14 @@ def chosen_by(mask, model):
     return {path for path, is_chosen in zip(paths, jax.tree.leaves(mask), strict=True) if is_chosen}
 
 
+# Outside of the strategy below, which would make it anew at each draw.
+MODELS = models(sure=["linear", "conv", "adapted", "attention", "embedding"])
+
+
 @st.composite
 def cases(draw):
     """A model, a call and a mask. Of most calls, only the specs that find something are left."""
-    model = draw(models(sure=["linear", "conv", "adapted", "attention", "embedding"]))
+    model = draw(MODELS)
     call, mask = draw(CALLS), draw(masks_of(model))
     if "specs" in call and draw(st.sampled_from([True, True, True, False])):
         # To leave out one that finds nothing changes nothing for the others.

@@ -39,7 +39,7 @@ def test_help_of_the_demo_names_its_options_and_defaults(run):
     code, text = run("demo", "--help")
     assert code == 0
     assert all(option in text for option in ("--output", "demo-output", "--seed", "--quick"))
-    assert "[digits|operator]" in text
+    assert "[digits|operator|family]" in text
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "optax", "scipy", "sklearn"])
@@ -56,12 +56,21 @@ def test_a_missing_library_is_named_with_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("library", ["foundax", "jno_lora_foundax"])
-def test_an_operator_needs_foundax_and_its_adapters(run, forgotten, monkeypatch, tmp_path, library):
+@pytest.mark.parametrize(
+    ("library", "task"),
+    [
+        ("foundax", "operator"),
+        ("jno_lora_foundax", "operator"),
+        ("jno_lora_conditional", "family"),
+    ],
+)
+def test_an_operator_needs_foundax_and_its_adapters(
+    run, forgotten, monkeypatch, tmp_path, library, task
+):
     monkeypatch.setitem(sys.modules, library, None)
     # The package remembers the module, too.
     monkeypatch.delattr(jno_lora_compare, "burgers", raising=False)
-    code, text = run("demo", "--task", "operator", "--output", str(tmp_path / "out"))
+    code, text = run("demo", "--task", task, "--output", str(tmp_path / "out"))
     assert code == 1
     assert f"needs {library}, which is not installed" in text
     assert 'pip install "jno-lora[demo]"' in text

@@ -5,7 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import LATER, METHODS, OPTIONS, check_kind, parameter_count
+from zoo_cases import ALL_METHODS, KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
 from jno_lora_embedding import adapters
@@ -30,11 +30,11 @@ def ends_of(method):
     return dataclasses.replace(ends, options=OPTIONS.get(method, {}))
 
 
-@parametrize_with_checks([*map(case_of, METHODS), *map(ends_of, (*METHODS, *LATER))])
+@parametrize_with_checks([*map(case_of, WHOLE_KIT), *map(ends_of, ALL_METHODS)])
 def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize("method", LATER)
-def test_later_methods(method):
+@pytest.mark.parametrize("method", KIND_ONLY)
+def test_other_methods(method):
     check_kind(case_of(method))

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import LATER, METHODS, OPTIONS, check_kind, parameter_count
+from zoo_cases import KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_recurrent import adapters
@@ -43,7 +43,7 @@ def case_of(method, base, inputs, gates):
 
 # On the GRU; what the LSTM adds (a tuple as its state, no bias) does not depend on the method.
 CASES = [
-    *(case_of(method, gru, step, 3) for method in METHODS),
+    *(case_of(method, gru, step, 3) for method in WHOLE_KIT),
     *(case_of(method, lstm, step_with_memory, 4) for method in ("LoRA", "DoRA")),
 ]
 
@@ -53,6 +53,6 @@ def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize("method", LATER)
-def test_later_methods(method):
+@pytest.mark.parametrize("method", KIND_ONLY)
+def test_other_methods(method):
     check_kind(case_of(method, gru, step, 3))

@@ -5,7 +5,16 @@ import dataclasses
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, LATER, METHODS, OPTIONS, check_kind, parameter_count
+from zoo_cases import (
+    ALL_METHODS,
+    KIND_ONLY,
+    OF_THE_KIND,
+    OPTIONS,
+    SAME_BUT,
+    WHOLE_KIT,
+    check_kind,
+    parameter_count,
+)
 
 import jno_lora_zoo
 from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
@@ -27,14 +36,20 @@ def conv(key):
     return eqx.nn.Conv1d(3, 5, 3, padding=2, padding_mode="CIRCULAR", use_bias=False, key=key)
 
 
-BASES = [
-    ("Linear", linear, (7,), (5, 7), ALL_METHODS),
-    ("Conv", grouped_conv, (4, 6, 5), (8, 12), METHODS),
-    ("Conv", conv, (3, 8), (5, 9), METHODS),
-]
+LINEAR = "Linear", linear, (7,), (5, 7)
+GROUPED = "Conv", grouped_conv, (4, 6, 5), (8, 12)
+CIRCULAR = "Conv", conv, (3, 8), (5, 9)
+# A method by its low-rank product, a method with its own `forward`, and a method by its matrix.
+ON_BOTH_CONVOLUTIONS = ("LoRA", "DoRA", "OFT")
+# Where a second layer of a kind differs: it pads in another way, and has no bias.
+OF_THE_LAYER = (
+    *OF_THE_KIND,
+    *("merge-restores-form", "reads-like-the-layer", "special-inputs", "matrix"),
+    *("jit", "vmap", "output-dtype"),
+)
 
 
-def case(method, kind, base, shape, matrix):
+def case(method, kind, base, shape, matrix, checks=("*",)):
     return WrapperCase(
         getattr(jno_lora_zoo, method + kind),
         base=base,
@@ -43,6 +58,7 @@ def case(method, kind, base, shape, matrix):
         options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
+        checks=checks,
     )
 
 
@@ -56,7 +72,15 @@ def further_linear_cases(method):
     return [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
 
 
-CASES = [case(method, *base) for *base, methods in BASES for method in methods]
+def circular_case(method):
+    return case(method, *CIRCULAR, ("*",) if method in ON_BOTH_CONVOLUTIONS else OF_THE_LAYER)
+
+
+CASES = [
+    *(case(method, *LINEAR) for method in ALL_METHODS),
+    *(case(method, *GROUPED) for method in WHOLE_KIT),
+    *map(circular_case, WHOLE_KIT),
+]
 FURTHER = [case for method in ALL_METHODS for case in further_linear_cases(method)]
 
 
@@ -65,7 +89,16 @@ def test_conformance(check):
     check()
 
 
-# The later methods use the same operations of a convolution.
-@pytest.mark.parametrize("method", LATER)
-def test_later_methods_on_convolutions(method):
-    check_kind(case(method, *BASES[1][:-1]))
+# These methods use the same operations of a convolution.
+@pytest.mark.parametrize("method", KIND_ONLY)
+def test_other_methods_on_convolutions(method):
+    check_kind(case(method, *GROUPED))
+
+
+@pytest.mark.parametrize("method", SAME_BUT)
+def test_nothing_but_one_member_is_different(method):
+    sibling, member = SAME_BUT[method]
+    different, alike = (getattr(jno_lora_zoo, name) for name in (method, sibling))
+    assert different.__bases__ == alike.__bases__
+    written = {name for name in vars(different) if not name.startswith(("__", "_abc_"))}
+    assert written == {*("variant", "paper", "method", "bibtex"), member}

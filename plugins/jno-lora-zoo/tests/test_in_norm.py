@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from zoo_cases import (
-    LATER,
-    METHODS,
+    KIND_ONLY,
     OPTIONS,
+    WHOLE_KIT,
     assert_close,
     build,
     check_kind,
@@ -53,13 +53,13 @@ def case_of(method):
     )
 
 
-@parametrize_with_checks(map(case_of, METHODS))
+@parametrize_with_checks(map(case_of, WHOLE_KIT))
 def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize("method", LATER)
-def test_later_methods(method):
+@pytest.mark.parametrize("method", KIND_ONLY)
+def test_other_methods(method):
     check_kind(case_of(method))
 
 

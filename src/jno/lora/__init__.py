@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _errors, _registry
 from ._calibration import allocate, calibrate
-from ._checkpoint import load_adapters, read_adapters, save_adapters
+from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapters
 from ._contract import LoRAWrapper, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
 from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
@@ -55,7 +55,8 @@ __all__ += ["apply_lora", "merge_lora", "plan_lora", "to_lora", "unwrap_lora"]
 __all__ += ["allocate", "calibrate", "lora_param_labels", "lora_trainable_filter"]
 __all__ += ["partial_lora_trainable_filter", "penalty"]
 __all__ += ["adapter_effects", "citation", "lora_report", "plot_adapters"]
-__all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "save_adapters"]
+__all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "read_metadata"]
+__all__ += ["save_adapters"]
 __all__ += ["scale_adapters", "shrink", "stack_adapters", "swap_adapters", "take_adapters"]
 if TYPE_CHECKING:
     __all__ += _adapters.__all__

@@ -7,7 +7,15 @@ import os
 from typing import TYPE_CHECKING
 
 from ._calibration import check_calibrate
-from ._checkpoint import read_file, read_json, values_of, write_together
+from ._checkpoint import (
+    Extension,
+    load_extended,
+    read_file,
+    read_json,
+    save_extended,
+    values_of,
+    write_together,
+)
 from ._compute import compute_dtype, equations_in, gauss_jordan, jaxprs_in, static_key
 from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bar",
+    "Extension",
     "Printed",
     "adapted_layers",
     "adds_up",
@@ -47,6 +56,7 @@ __all__ = [
     "jaxprs_in",
     "known_factors",
     "layers_at",
+    "load_extended",
     "map_adapters",
     "modules_by_path",
     "nearest",
@@ -57,6 +67,7 @@ __all__ = [
     "put_around",
     "read_file",
     "read_json",
+    "save_extended",
     "sharded_like",
     "show_array",
     "show_path",

@@ -27,5 +27,6 @@ def whole(tmp_path_factory):
     """The bytes of a file that is in order."""
     file = tmp_path_factory.mktemp("whole") / "whole.safetensors"
     specs = [{"target": "a", "wrapper": ToyLinear}, {"target": "b", "wrapper": ToyScale}]
-    save_adapters(apply_lora(small_model(), 1, key=jax.random.key(1), specs=specs), file)
+    model = apply_lora(small_model(), 1, key=jax.random.key(1), specs=specs)
+    save_adapters(model, file, metadata={"nu": 0.05, "grid": [1, "a"]})
     return file.read_bytes()

@@ -140,7 +140,7 @@ def _of_rows(adapter: Any) -> Values:
         empty = {"lora_A": jnp.zeros((0, W.shape[1])), "lora_B": jnp.zeros((W.shape[0], 0))}
         return {**empty, "scale": jnp.zeros(()), "gain": adapter.scale}
     # The norm of the merged weight. (The forward pass of DoRA computes it from the factors.)
-    B = adapter.times_scale(adapter.lora_B.astype(W.dtype))
+    B = adapter.times_scale(adapter.weighted(adapter.lora_B).astype(W.dtype))
     V = W + B @ adapter.lora_A.astype(W.dtype)
     gain = adapter.row_factor(row_norms(V))
     return {"lora_A": adapter.lora_A, "lora_B": B, "scale": jnp.ones(()), "gain": gain}

@@ -102,10 +102,10 @@ def _arguments(task: str, signature: inspect.Signature) -> Mapping[str, Any]:
 @click.command()
 @click.option(
     "--task",
-    type=click.Choice(["digits", "operator"]),
+    type=click.Choice(["digits", "operator", "family"]),
     default="digits",
     show_default=True,
-    help="A classifier of digits, or a neural operator.",
+    help="A classifier of digits, a neural operator, or an operator at every viscosity.",
 )
 @click.option(
     "--output",
@@ -136,13 +136,22 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
 
     Operator: pretrains a Fourier neural operator on simulations of the Burgers equation, and adapts
     it to another viscosity, with few simulations.
-    """
-    for_task = ("foundax", "jno_lora_foundax") if task == "operator" else ("scipy", "sklearn")
-    with imported_for("The demo", "demo", "matplotlib", "optax", *for_task):
-        if task == "operator":
-            import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 
+    Family: adapts the operator once to all viscosities, with simulations at four of them, and
+    recovers the viscosity of a simulation. Needs jno-lora-conditional.
+    """
+    libraries = {
+        "digits": ("scipy", "sklearn"),
+        "operator": ("foundax", "jno_lora_foundax"),
+        "family": ("foundax", "jno_lora_foundax", "jno_lora_conditional"),
+    }
+    with imported_for("The demo", "demo", "matplotlib", "optax", *libraries[task]):
+        if task != "digits":
+            import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
+        if task == "operator":
             from ._demos.operator import run_operator as run
+        elif task == "family":
+            from ._demos.family import run_family as run
         else:
             from ._demos.digits import run_demo as run
     try:

@@ -21,6 +21,7 @@ from jno.lora.extending import imported_for, new_picture
 from jno_lora_train import Trainer, TrainingRun
 
 from ._fitting import adam
+from ._style import GREY, STYLE, save
 
 with imported_for("The Burgers task", "demo", "foundax", "optax"):
     import optax
@@ -49,7 +50,7 @@ def initial_fields(key: PRNGKeyArray, number: int) -> Float[Array, "fields point
 
 @eqx.filter_jit
 def solve(
-    u: Float[Array, "fields points"], viscosity: float, steps: int = 400
+    u: Float[Array, "fields points"], viscosity: float | Float[Array, ""], steps: int = 400
 ) -> Float[Array, "fields points"]:
     """Solve for `u` at time `TIME` by a pseudo-spectral method with 2/3 dealiasing.
 
@@ -212,17 +213,6 @@ class Protocol:
         return run
 
 
-_GREY = "#7f8790"
-_STYLE: Any = {
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), _GREY),
-    **dict.fromkeys(("xtick.color", "ytick.color", "legend.labelcolor"), _GREY),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.titlesize": "medium",
-    "legend.fontsize": "x-small",
-    "svg.hashsalt": "burgers",  # the same numbers should give the same file
-}
-
-
 def draw(
     path: Any,
     errors: Mapping[str, Sequence[float]],
@@ -243,25 +233,24 @@ def draw(
     from matplotlib import colormaps, rc_context
 
     colors = dict(zip(errors, colormaps["tab10"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
-    colors[next(iter(errors))] = _GREY
-    with rc_context(_STYLE):
+    colors[next(iter(errors))] = GREY
+    with rc_context(STYLE):
         curves, *fields = figure.subplots(1, 3, width_ratios=(5, 4, 4))
         for name, values in errors.items():
-            line = ":" if colors[name] == _GREY else "o-"
+            line = ":" if colors[name] == GREY else "o-"
             curves.plot(counts, values, line, color=colors[name], lw=1.4, ms=4, label=name)
         _scale(curves, errors, counts)
         x = np.linspace(0, 2 * np.pi, GRID, endpoint=False)
         predicted = {name: predict(model, simulations[0][:2]) for name, model in models.items()}
         for number, axes in enumerate(fields):
-            axes.plot(x, simulations[1][number], color=_GREY, lw=4, alpha=0.5, label="solution")
+            axes.plot(x, simulations[1][number], color=GREY, lw=4, alpha=0.5, label="solution")
             for name, ends in predicted.items():
                 axes.plot(x, ends[number], color=colors[name], lw=1.2, label=name)
             axes.set(xlabel="x", title=f"field {number + 1} at time {TIME:g}")
         for axes in (curves, *fields):
             axes.minorticks_off()
             axes.legend().set_zorder(0)
-        metadata = {"Date": None} if str(path).endswith(".svg") else None
-        figure.savefig(path, transparent=True, metadata=metadata)
+        save(figure, path)
 
 
 def _scale(axes: Any, errors: Mapping[str, Sequence[float]], counts: Sequence[int]) -> None:

@@ -119,8 +119,8 @@ class Indexed(Basis):
 
     **Arguments:** `n`: the number of contexts. `size`, `key`: of the trained codes.
 
-    Paper: El Hassan et al., "GEPS: Boosting Generalization in Parametric PDE Neural Solvers through
-    Adaptive Conditioning", arXiv:2410.23889, for trained codes of environments.
+    Paper: Kassaï Koupaï et al., "GEPS: Boosting Generalization in Parametric PDE Neural Solvers
+    through Adaptive Conditioning", arXiv:2410.23889, for trained codes of environments.
     """
 
     source: Any = eqx.field(static=True)

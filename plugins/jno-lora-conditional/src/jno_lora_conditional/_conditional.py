@@ -1,5 +1,6 @@
 """`Conditional`: an adapted model that is a function of a parameter."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
 
 from ._bases import Basis
-from ._moving import moving_fields, with_fields
+from ._moving import moving_fields, starting_at_zero, with_fields
+from ._summary import ConditionalReport, described, report_on
+from ._weights import apart
 
 
 class Conditional(eqx.Module):
@@ -51,6 +55,8 @@ class Conditional(eqx.Module):
     # By the path of a layer and the name of a field: the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
     basis: Basis
+    # By path, the moving fields that start as zero. Only values tell, so it is known once for all.
+    from_zero: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -67,14 +73,12 @@ class Conditional(eqx.Module):
             )
         if not isinstance(basis, Basis):
             raise SelectionError(
-                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. A function "
-                "of z: Function(f, source=0.1)"
+                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
+                "function of z: Function(f, source=0.1)"
             )
-        with net.disabled():
-            plain = net.module
-        _check_net(net)
+        net, plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
-        size = jax.eval_shape(basis, jnp.asarray(basis.source, float)).shape[0]
+        size = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source))).shape[0]
 
         def directions(value: Any) -> Any:
             return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), value)
@@ -84,6 +88,7 @@ class Conditional(eqx.Module):
             path: {name: directions(getattr(adapter, name)) for name in moving[path]}
             for path, adapter in adapted_layers(net.module)
         }
+        self.from_zero = starting_at_zero(net.module, moving)
 
     @property
     def trainable(self) -> PyTree[bool]:
@@ -121,6 +126,16 @@ class Conditional(eqx.Module):
             )
         return eqx.combine(trainable, frozen)
 
+    def summary(self) -> ConditionalReport:
+        """The adapted layers: which fields move, which are shared, how many parameters train.
+
+        Prints as a table.
+        """
+        return report_on(self.model, self.directions, self.basis, self.trainable)
+
+    def __repr__(self) -> str:
+        return f"Conditional({type(self.model).__name__}, {described(self.directions, self.basis)})"
+
     def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
         """The output of the model at `z`: `Net(at(self, z))(*args, **kwargs)`."""
         return Net(at(self, z))(*args, **kwargs)
@@ -130,14 +145,16 @@ def at(conditional: Conditional, z: Any) -> Any:
     """The adapted model at the parameter `z`.
 
     It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
-    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`.
+    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. Adapters with `with_directions` copy no
+    field for an example.
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    phi = conditional.basis(z)
+    phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        return _moved(adapter, conditional.directions[path], phi)
+        directions = conditional.directions[path]
+        return _moved(*apart(adapter, directions, from_zero[path], phi), phi)
 
     return map_adapters(moved, conditional.model)
 
@@ -160,7 +177,16 @@ def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"])
     return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
 
 
-def _check_net(net: Net) -> None:
+def _checked(net: Net) -> tuple[Net, PyTree]:
+    """The net outside of `with net.disabled()`, and its model without adapters.
+
+    **Raises:** `SelectionError` if a conditional cannot be made of it.
+    """
+    net = copy.copy(net)  # the block does not hold for a copy
+    try:
+        plain = copy.copy(net).unwrap().module
+    except SelectionError as err:  # a mask is pending
+        raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
@@ -168,6 +194,7 @@ def _check_net(net: Net) -> None:
             "A conditional trains the adapters, and nothing else: other arrays would change the "
             "model at the source. Call net.freeze() before net.lora(...)."
         )
+    return net, plain
 
 
 def _forms(tree: PyTree) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from jno.lora.extending import show_array
 from jno_lora_zoo import MeshAxes, cast_like, in_compute_dtype, is_float_array, sharded_over
 
-from ._classes import value_for
+from ._classes import loaded_class, value_for
 
 
 class ModeWeights(NamedTuple):
@@ -184,8 +184,15 @@ _FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     ("pdequinox.conv", "SpectralConv"): _corners_stacked,
 }
 
+_LINEAR = [name for name in _FAMILIES if name[0].startswith("foundax.")]
+
 
 def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
     """The families of matrices in a layer of a known class, by name, or `None`."""
     families = value_for(leaf, _FAMILIES)
     return families(leaf) if callable(families) else families
+
+
+def is_linear(leaf: Any) -> bool:
+    """Whether the call of a layer is linear in its weights, known by its exact class."""
+    return any(type(leaf) is loaded_class(*name) for name in _LINEAR)

@@ -2,16 +2,20 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper
 
-from ._mode_weights import ModeWeights, mode_weights_of
+from jno_lora_zoo import cast_like, in_compute_dtype, with_attributes
+
+from ._mode_weights import ModeWeights, is_linear, mode_weights_of
+from ._sums import times
 
 
 class SpectralAdapter(LoRAWrapper):
@@ -22,13 +26,24 @@ class SpectralAdapter(LoRAWrapper):
     called with the updated weights in it.
     """
 
+    # The field in which the change of the matrices is linear.
+    linear_field: ClassVar[str | None] = None
+
     base: eqx.Module
+    # With weights `(K,)`, arrays of `linear_field` have an axis `K` in front: `with_directions`.
+    direction_weights: Float[Array, " K"] | None = eqx.field(default=None, kw_only=True)
 
     @abc.abstractmethod
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
         """The adapted matrices of the family `name`, for the matrices `W` of `base`."""
+
+    def change_of_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        """The change alone, in a class with a `linear_field`. By default it does not read `W`."""
+        return self.adapted_matrices(name, jnp.zeros_like(W))
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
@@ -64,14 +79,71 @@ class SpectralAdapter(LoRAWrapper):
         """The output of the layer with the updated weights, for the layer's arguments.
 
         The weights are updated once for a whole batch, which costs little beside the transforms.
+        Weights of directions, which may differ in a batch, multiply outputs instead.
         """
-        return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        if self.direction_weights is None:
+            return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        base: Any = self.base
+        return base(*args, **kwargs) + self.weighted_change(self.direction_weights, *args, **kwargs)
+
+    def weighted_change(
+        self, weights: Float[Array, " K"], *args: Any, **kwargs: Any
+    ) -> Float[Array, "..."]:
+        """The sum of what each direction adds to the output, times its weight.
+
+        The layer is linear in its weights: it is called with the change in their place. A compiler
+        shares the transform of the input with the layer.
+        """
+        changes = [layer(*args, **kwargs) for layer in self._layers_of_directions()]
+        terms = [times(y, w).astype(y.dtype) for y, w in zip(changes, weights, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    def with_directions(
+        self, directions: Mapping[str, Any], weights: Float[Array, " K"]
+    ) -> LoRAWrapper | None:
+        """`None` for other fields than `linear_field`, and if the layer may do more than multiply.
+
+        Layers of foundax's FNOs, GeoFNO and PCNO are linear in their weights.
+        """
+        if directions.keys() != {self.linear_field} or not is_linear(self.base):
+            return None
+        return with_attributes(self, {**directions, "direction_weights": weights})
+
+    def summed(self) -> Self:
+        """The same adapter without weights of directions."""
+        if self.direction_weights is None:
+            return self
+
+        def total(d: Array) -> Array:
+            sums = jnp.tensordot(self.direction_weights.astype(in_compute_dtype(d).dtype), in_compute_dtype(d), 1)
+            return cast_like(sums, d)
+
+        field = str(self.linear_field)
+        sums = jax.tree.map(total, getattr(self, field))
+        return with_attributes(self, {field: sums, "direction_weights": None})
+
+    def state(self) -> dict[str, Any]:
+        return super(SpectralAdapter, self.summed()).state()
+
+    def _layers_of_directions(self) -> list[Any]:
+        """For each direction, the base with the change in the place of its weights."""
+        field = str(self.linear_field)
+        layers: list[Any] = []
+        for k in range(len(self.direction_weights)):
+            direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
+            alone = with_attributes(self, {field: direction, "direction_weights": None})
+            layers.append(alone._with_matrices(alone.change_of_matrices))
+        return layers
 
     def merge(self) -> eqx.Module:
         """The layer with the updates in its weights, computed in float32 at least."""
+        adapter = self.summed()
+        return adapter._with_matrices(adapter.adapted_matrices)
+
+    def _with_matrices(self, matrices: Callable[[str, Array], Array]) -> eqx.Module:
         new: dict[str, Array] = {}
         for name, family in self._families(self.base).items():
-            new |= family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
+            new |= family.written(self.base, matrices(name, family.read(self.base)))
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
     @classmethod

@@ -10,6 +10,21 @@ from jno.lora.types import Term
 from jno_lora_zoo import in_compute_dtype
 
 
+def summed(terms: Sequence[Term], axes: Mapping[str, int], scaled: str, rank: int | None) -> Term:
+    """The sum of `terms`, whose directions add up. `rank` is the least rank of the sum.
+
+    - `axes`, `scaled`: as in `joined`. An update is `alpha / rank` times the field `scaled`.
+    """
+
+    def factor(term: Term, _: str) -> Any:
+        return term.weight * term.alpha / term.rank
+
+    total = sum(term.rank for term in terms)
+    most = max(total, rank or 0)
+    state = joined(terms, axes, scaled, factor, more=most - total)
+    return Term(narrowed(state, terms), most, float(most))
+
+
 def joined(
     terms: Sequence[Term],
     axes: Mapping[str, int],

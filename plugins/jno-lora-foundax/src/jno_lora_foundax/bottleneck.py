@@ -15,7 +15,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
 
 from ._classes import loaded_class
-from ._sums import joined, narrowed
+from ._sums import summed
 from .layers import ChannelLastConvLayer
 
 _NO_MERGE = (
@@ -95,14 +95,7 @@ class Bottleneck(LayerKind):
     @classmethod
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         axes = {"down_weight": -2, "down_bias": -1, "up_weight": -1}
-        total = sum(term.rank for term in terms)
-
-        def factor(term: Term, _: str) -> Any:
-            return term.weight * term.alpha / term.rank
-
-        most = max(total, rank or 0)
-        state = joined(terms, axes, "up_weight", factor, more=most - total)
-        return Term(narrowed(state, terms), most, float(most))
+        return summed(terms, axes, "up_weight", rank)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         axes = self.mesh_axes(self.base)

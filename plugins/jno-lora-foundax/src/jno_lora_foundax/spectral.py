@@ -27,6 +27,7 @@ class SpectralLowRank(SpectralAdapter):
     """
 
     adapter_fields = ("lora_A", "lora_B")
+    linear_field = "lora_B"
     family = "low rank"
     formula = "2 r (in + out) per mode"
 

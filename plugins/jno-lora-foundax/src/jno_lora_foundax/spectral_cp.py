@@ -14,7 +14,7 @@ from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._spectral_adapter import SpectralAdapter, complex_product
-from ._sums import joined, narrowed
+from ._sums import summed
 
 
 class CPSpectral(SpectralAdapter):
@@ -38,6 +38,7 @@ class CPSpectral(SpectralAdapter):
 
     adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
+    linear_field = "lora_B"
     family = "low rank"
     formula = "2 r (in + out + modes)"
     paper = "2310.00120"
@@ -86,14 +87,7 @@ class CPSpectral(SpectralAdapter):
     @classmethod
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         axes = {"lora_A": -2, "lora_B": -1, "mode_factors": -1}
-        total = sum(term.rank for term in terms)
-
-        def factor(term: Term, _: str) -> Any:
-            return term.weight * term.alpha / term.rank
-
-        most = max(total, rank or 0)
-        state = joined(terms, axes, "lora_B", factor, more=most - total)
-        return Term(narrowed(state, terms), most, float(most))
+        return summed(terms, axes, "lora_B", rank)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         specs: dict[str, PartitionSpec] = {}

@@ -41,6 +41,7 @@ class GainSpectral(SpectralAdapter):
     """
 
     adapter_fields = ("gain",)
+    linear_field = "gain"
     variant = "gain"
     family = "scale"
     formula = "2 per mode"
@@ -66,7 +67,12 @@ class GainSpectral(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        return W + complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
+        return W + self.change_of_matrices(name, W)
+
+    def change_of_matrices(
+        self, name: str, W: Float[Array, "parts *modes out in"]
+    ) -> Float[Array, "parts *modes out in"]:
+        return complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ REFUSED = {
     ),
     "peanut": (
         lambda: peft.PeanutConfig(r=2, target_modules=EVEN),
-        "through an activation function",
+        "its update is a small network of the layer's weight",
     ),
 }
 

@@ -31,6 +31,7 @@ from ._random import low_rank_start, uniform_matrix
 from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
+from ._weighted import Weighted, with_attributes
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
 from .layers import (
@@ -69,6 +70,7 @@ __all__ = [
     "Scaled",
     "Triplets",
     "Update",
+    "Weighted",
     "adapter_dtype_for",
     "adapters_defined_in",
     "adapters_for",
@@ -94,6 +96,7 @@ __all__ = [
     "smallest",
     "unchanged",
     "uniform_matrix",
+    "with_attributes",
 ]
 __all__ += adapters.__all__
 __all__ += methods.__all__

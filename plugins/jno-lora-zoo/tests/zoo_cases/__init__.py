@@ -14,11 +14,22 @@ from .adapters import (
     pairs,
     perturb,
 )
-from .laws import ALL_METHODS, EFFECTIVE_RANK, LATER, fields_of, parameter_count, reference
+from .laws import (
+    ALL_METHODS,
+    EFFECTIVE_RANK,
+    KIND_ONLY,
+    LATER,
+    SAME_BUT,
+    WHOLE_KIT,
+    fields_of,
+    parameter_count,
+    reference,
+)
 from .laws_from_data import given_to
 from .laws_shared import OPTIONS
 from .layers import CONVS, LINEARS, Case, case
 from .tools import (
+    OF_THE_KIND,
     assert_close,
     cast_floats,
     central_difference,
@@ -32,10 +43,14 @@ __all__ = [
     "ALL_METHODS",
     "CONVS",
     "EFFECTIVE_RANK",
+    "KIND_ONLY",
     "LATER",
     "LINEARS",
     "METHODS",
+    "OF_THE_KIND",
     "OPTIONS",
+    "SAME_BUT",
+    "WHOLE_KIT",
     "Adapter",
     "Case",
     "adapters",

@@ -177,3 +177,10 @@ _LATER = {
 METHODS = tuple(_LAWS)
 LATER = tuple(_LATER)
 ALL_METHODS = (*METHODS, *LATER)
+
+# rsLoRA is LoRA with another scale, and MiLoRA is PiSSA with other triplets: what a kind of layer
+# does with them, it does with LoRA and PiSSA. (`test_conformance.py` checks that this is all.)
+SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
+# For each kind of layer, the methods of the whole kit, and the methods of the kind's checks.
+WHOLE_KIT = tuple(method for method in METHODS if method not in SAME_BUT)
+KIND_ONLY = (*SAME_BUT, *LATER)

@@ -6,18 +6,32 @@ The file calls an array `PATH:NAME`, as in `layers/0:lora_A`. Later versions may
 import dataclasses
 import itertools
 import json
-import re
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
-from ._container import MalformedError, brief, fits_numpy, parse_json
+from ._container import MalformedError, brief, parse_json
+from ._kinds import (
+    COUNT,
+    DISTRIBUTION,
+    PATH,
+    SHAPE,
+    TEXT,
+    TEXTS,
+    Kind,
+    check,
+    is_count,
+    is_number,
+    is_text,
+    matching,
+)
+from ._metadata import check_metadata
 
 # The key in the metadata, and the version of the format.
 KEY = "jno.lora"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +67,66 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+    """The part of a file that a plugin reads: an `Extension`, with its arrays by name only."""
+
+    distribution: str
+    kind: str
+    reader: str
+    content: dict[str, Any]
+    arrays: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """What a plugin keeps in a file of adapters: `save_extended` writes it, `load_extended` reads.
+
+    - `distribution`: of the plugin. Readers without the plugin are told to install it.
+    - `kind`: what the file holds, for messages: `"conditional adapters"`.
+    - `reader`: the function that loads the file: `"jno_lora_conditional.load_conditional"`.
+    - `content`: a dict of JSON: printable text, finite numbers, bools, `None`, and lists and dicts
+        of these. `jno-lora inspect` shows it.
+    - `arrays`: by name.
+    """
+
+    distribution: str
+    kind: str
+    reader: str
+    content: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Configuration:
     """The adapters of a file, and the versions of its format and of the libraries that wrote it.
 
     - `shared`: the names of the arrays that several adapters use.
+    - `metadata`: from the user.
+    - `extension`: what a plugin keeps in the file. Without the plugin, the adapters say too little.
     """
 
     entries: tuple[Entry, ...]
     versions: dict[str, str]
     shared: tuple[str, ...] = ()
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extension: Section | None = None
 
     @property
     def format_version(self) -> int:
-        # Older versions can read files without shared arrays.
+        # Older versions can read files without shared arrays and extensions. They skip metadata.
+        if self.extension is not None:
+            return 3
         return 2 if self.shared else 1
 
     @property
     def shared_tensors(self) -> dict[str, str]:
         # No path begins with slashes.
         return {name: f"//shared:{name}" for name in self.shared}
+
+    @property
+    def extension_tensors(self) -> dict[str, str]:
+        names = () if self.extension is None else self.extension.arrays
+        return {name: f"//extension:{name}" for name in names}
 
     def dump(self) -> str:
         """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
@@ -83,9 +138,15 @@ class Configuration:
                     f"{twice!r}: a dict key in it holds a slash. Rename the key"
                 )
         adapters = {entry.path: entry.as_json() for entry in self.entries}
-        versions = {"format_version": self.format_version, "versions": self.versions}
-        shared = {"shared": self.shared} if self.shared else {}
-        text = json.dumps(versions | shared | {"adapters": adapters})
+        values: dict[str, Any] = {
+            "format_version": self.format_version,
+            "versions": self.versions,
+        }
+        values |= {"shared": self.shared} if self.shared else {}
+        values |= {"metadata": self.metadata} if self.metadata else {}
+        if self.extension is not None:
+            values["extension"] = dataclasses.asdict(self.extension)
+        text = json.dumps(values | {"adapters": adapters})
         if Configuration.parse(text) != self:
             raise MalformedError("its configuration would not be read as it was written")
         return text
@@ -94,23 +155,30 @@ class Configuration:
     def parse(cls, content: str) -> "Configuration":
         """The configuration in the metadata of a file. **Raises:** `MalformedError`."""
         configuration = parse_json(content, "its configuration")
-        _check(configuration, _VERSIONED)
+        check(configuration, _VERSIONED)
         version = configuration["format_version"]
         if version > FORMAT_VERSION:  # the rest may differ
             raise MalformedError(
                 f"it has the format version {version}, this jno-lora reads up to {FORMAT_VERSION}. "
                 "Upgrade it with\n    pip install -U jno-lora\n"
             )
-        _check(configuration, _CONFIGURATION)
+        check(configuration, _CONFIGURATION)
         entries = itertools.starmap(_entry, configuration["adapters"].items())
         shared = configuration.get("shared") or ()
-        return cls(tuple(entries), configuration["versions"], tuple(shared))
+        metadata = configuration.get("metadata")
+        metadata = {} if metadata is None else metadata
+        check_metadata(metadata)
+        extension = _section(configuration.get("extension"))
+        versions = configuration["versions"]
+        return cls(tuple(entries), versions, tuple(shared), metadata, extension)
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
         names = [tensor for entry in self.entries for tensor in entry.tensors.values()]
-        names += self.shared_tensors.values()
-        if len(set(names)) < sum(len(entry.arrays) for entry in self.entries) + len(self.shared):
+        names += [*self.shared_tensors.values(), *self.extension_tensors.values()]
+        lists = [*(entry.arrays for entry in self.entries), self.shared]
+        lists += [] if self.extension is None else [self.extension.arrays]
+        if len(set(names)) < sum(map(len, lists)):
             raise MalformedError("two of its arrays have the same name")
         missing, added = set(names).difference(tensors), set(tensors).difference(names)
         lines = [f"{brief(name)}: in its configuration only" for name in sorted(missing)]
@@ -121,6 +189,30 @@ class Configuration:
             )
 
 
+def section_of(extension: Extension | None) -> Section | None:
+    """The extension without the values of its arrays."""
+    if extension is None:
+        return None
+    texts = extension.distribution, extension.kind, extension.reader
+    return Section(*texts, dict(extension.content), tuple(extension.arrays))
+
+
+def _section(extension: Any) -> Section | None:
+    if extension is None:
+        return None
+    check(extension, _EXTENSION, "extension")
+    texts = extension["distribution"], extension["kind"], extension["reader"]
+    return Section(*texts, extension["content"], tuple(extension["arrays"]))
+
+
+def _is_content(value: Any, depth: int = 0) -> bool:
+    """Whether it is JSON that is safe to show: printable text, finite numbers, and not deep."""
+    if isinstance(value, dict | list):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_content(x, depth + 1) for x in inner)
+    return value is None or isinstance(value, bool) or is_text(value) or is_number(value)
+
+
 def _entry(path: str, adapter: dict[str, Any]) -> Entry:
     values: dict[str, Any] = {name: adapter.get(name) for name in _ADAPTER}
     layer = values["layer"]
@@ -129,84 +221,44 @@ def _entry(path: str, adapter: dict[str, Any]) -> Entry:
     return Entry(path, **values | {"arrays": tuple(values["arrays"]), "layer": form})
 
 
-class _Kind(NamedTuple):
-    """A kind of JSON values: its name, and a test of a value."""
-
-    name: str
-    holds: Callable[[Any], bool]
-
-    def or_null(self) -> "_Kind":
-        return _Kind(self.name, lambda x: x is None or self.holds(x))
-
-
-def _check(value: Any, kind: Any, where: str = "") -> None:
-    """**Raises:** `MalformedError` unless `value` is of a kind: a `_Kind`, or an object of kinds.
-
-    A missing key is null. Unknown keys are skipped. A `_Kind` as the only key stands for all keys.
-    """
-    if isinstance(kind, _Kind):
-        if not kind.holds(value):
-            problem = f"{where} is {brief(value)}, which is not {kind.name}"
-            raise MalformedError(f"in its configuration, {problem}")
-        return
-    _check(value, _OBJECT, where)
-    for key, inner in kind.items():
-        for name in value if isinstance(key, _Kind) else [key]:
-            if name is not key:
-                _check(name, key, f"a key of {where}")
-            _check(value.get(name), inner, f"{where}/{name}".removeprefix("/"))
-
-
-def _is_text(value: Any) -> bool:
-    # Messages and terminals show it.
-    return isinstance(value, str) and value.isprintable() and len(value) <= 20_000
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31  # a bool is an `int`, too
-
-
-def _matching(name: str, pattern: str) -> _Kind:
-    return _Kind(name, lambda x: isinstance(x, str) and re.fullmatch(pattern, x) is not None)
-
-
-_OBJECT = _Kind("a JSON object", lambda x: isinstance(x, dict))
-_TEXT = _Kind("printable text of at most 20,000 characters", _is_text)
-_COUNT = _Kind("a whole number from 0 to 2^31 - 1", _is_count)
-_PATH = _Kind(
-    "the path of an adapter: printable names between slashes, not empty, '.' or '..'",
-    # The path of the root is empty.
-    lambda x: _is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
-)
-_SHAPE = _Kind(
-    "a list of whole numbers, or is too large",
-    lambda x: isinstance(x, list) and all(type(n) is int and n >= 0 for n in x) and fits_numpy(x),
-)
-_TEXTS = _Kind("a list of printable text", lambda x: isinstance(x, list) and all(map(_is_text, x)))
 _ADAPTER = {
     # Messages show code with the class, and a command with the distribution and its version. So
     # these three must not hold anything else.
-    "wrapper": _Kind("the name of a class", lambda x: _is_text(x) and x.isidentifier()),
-    "distribution": _matching(
-        "a normalised name (PEP 503)", r"(?!.{101})[a-z0-9]+(-[a-z0-9]+)*"
-    ).or_null(),
-    "version": _matching("a version", r"[0-9A-Za-z.+!-]{0,100}"),
-    "variant": _TEXT.or_null(),
-    "rank": _COUNT.or_null(),
-    "alpha": _Kind(
+    "wrapper": Kind("the name of a class", lambda x: is_text(x) and x.isidentifier()),
+    "distribution": DISTRIBUTION.or_null(),
+    "version": matching("a version", r"[0-9A-Za-z.+!-]{0,100}"),
+    "variant": TEXT.or_null(),
+    "rank": COUNT.or_null(),
+    "alpha": Kind(
         "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
     ).or_null(),
-    "base_values": _matching("a hash", r"[a-z0-9_]{1,20}:[0-9a-f]{8,128}").or_null(),
-    "arrays": _TEXTS,
+    "base_values": matching("a hash", r"[a-z0-9_]{1,20}:[0-9a-f]{8,128}").or_null(),
+    "arrays": TEXTS,
     "layer": {
-        "class": _TEXT,
-        "stack_ndim": _Kind("a whole number from 0 to 32", lambda x: _is_count(x) and x <= 32),
-        "arrays": {_TEXT: {"dtype": _TEXT, "shape": _SHAPE}},
+        "class": TEXT,
+        "stack_ndim": Kind("a whole number from 0 to 32", lambda x: is_count(x) and x <= 32),
+        "arrays": {TEXT: {"dtype": TEXT, "shape": SHAPE}},
     },
 }
-_VERSIONED = {"format_version": _Kind("a whole number from 1", lambda x: _is_count(x) and x > 0)}
+_VERSIONED = {"format_version": Kind("a whole number from 1", lambda x: is_count(x) and x > 0)}
 _CONFIGURATION = {
-    "versions": {_TEXT: _TEXT},
-    "adapters": {_PATH: _ADAPTER},
-    "shared": _TEXTS.or_null(),
+    "versions": {TEXT: TEXT},
+    "adapters": {PATH: _ADAPTER},
+    "shared": TEXTS.or_null(),
+}
+_DEEPEST = 16
+_EXTENSION = {
+    # Messages show these three, and a command with the distribution.
+    "distribution": DISTRIBUTION,
+    "kind": Kind(
+        "printable text of at most 100 characters", lambda x: is_text(x) and len(x) <= 100
+    ),
+    "reader": matching(
+        "the dotted name of a function", r"(?!.{101})[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)+"
+    ),
+    "content": Kind(
+        "a JSON object of printable text and finite numbers, not nested more than 16 times",
+        lambda x: isinstance(x, dict) and _is_content(x),
+    ),
+    "arrays": TEXTS,
 }

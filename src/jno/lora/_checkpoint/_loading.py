@@ -16,7 +16,16 @@ from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_sh
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, same_values
 from ._container import FilePath
-from ._reading import Classes, Problems, adapters_in, read, refuse, warn_of_non_finite
+from ._reading import (
+    Classes,
+    Contents,
+    Problems,
+    adapters_in,
+    read,
+    refuse,
+    refuse_extension,
+    warn_of_non_finite,
+)
 
 M = TypeVar("M")
 
@@ -76,15 +85,17 @@ def load(
     strict: Strict,
     plain: PyTree | None = None,
     originals: Mapping[str, Any] | None = None,
+    contents: Contents | None = None,
 ) -> dict[str, LoRAWrapper]:
     """The adapters of a file around the layers of `model`, by path: all, or those that fit.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
     - `originals`: layers as they were before adapting, by path.
+    - `contents`: of the file, if it has been read.
     """
     if not isinstance(strict, bool) and strict != "values":
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
-    contents = read(file)
+    contents = read(file, accept=refuse_extension) if contents is None else contents
     adapters, problems = adapters_in(contents, wrappers, registry)
     try:
         layers = layers_at(model if plain is None else plain, adapters)

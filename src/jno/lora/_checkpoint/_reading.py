@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -29,11 +29,27 @@ def read_adapters(
 
     **Arguments** and **Raises:** as `load_adapters`.
     """
-    contents = read(path)
+    contents = read(path, accept=refuse_extension)
     adapters, problems = adapters_in(contents, wrappers, default_registry(registry))
     refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
     warn_of_non_finite(path, contents, adapters.adapters)
     return adapters
+
+
+def read_metadata(path: FilePath) -> dict[str, Any]:
+    """The metadata that a user gave to a file (`save_adapters(..., metadata={"nu": 0.05})`).
+
+    No plugin runs, and no array is read. Files that a plugin extends (`jno-lora-conditional`) have
+    metadata, too.
+
+    **Arguments:** `path`: of a file that `save_adapters` wrote.
+
+    **Returns:** a dict of strings, bools, numbers and lists of these; empty for a file without
+    metadata.
+
+    **Raises:** `CheckpointError` if the file is damaged.
+    """
+    return read(path, values=False).configuration.metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +62,18 @@ class Contents:
     nbytes: int
 
 
-def read(path: FilePath, *, values: bool = True) -> Contents:
-    """Read a file. No plugin runs. **Raises:** `CheckpointError` if the file is damaged."""
+def read(
+    path: FilePath,
+    *,
+    values: bool = True,
+    accept: Callable[[Configuration], None] = lambda configuration: None,
+) -> Contents:
+    """Read a file. No plugin runs.
+
+    **Arguments:** `accept`: raises a `MalformedError` for files that are of no use here.
+
+    **Raises:** `CheckpointError` if the file is damaged.
+    """
     if os.path.isdir(path):
         raise CheckpointError(
             f"{os.fspath(path)!r} is a directory, but adapters are one file. "
@@ -63,8 +89,27 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
             )
         configuration = Configuration.parse(text)
         configuration.check_tensors(container.tensors)
+        accept(configuration)
         arrays = container.read_all() if values else {}
         return Contents(configuration, container.tensors, arrays, container.nbytes)
+
+
+# What installs the distributions of this project that extend files.
+_EXTRAS = {"jno-lora-conditional": "jno-lora[conditional]"}
+
+
+def refuse_extension(configuration: Configuration) -> None:
+    """**Raises:** `MalformedError` that says what reads the file, if only a plugin does."""
+    if (section := configuration.extension) is None:
+        return
+    requirement, trust = _EXTRAS.get(section.distribution), ""
+    if requirement is None:
+        requirement, trust = section.distribution, " and you trust this file"
+    raise MalformedError(
+        f"it holds {section.kind}, whose adapters alone say too little. {section.reader} of "
+        f"{section.distribution} reads it. If that is not installed{trust}:\n"
+        f'    pip install "{requirement}"\n'
+    )
 
 
 # The problems of adapters as lines for a message, each with the exception behind it.
@@ -94,17 +139,17 @@ def adapters_in(
         lines = _problems_of(entry, cls, arrays)
         problems |= dict.fromkeys(lines)
         if not lines:
-            state = {name: _copied(array) for name, array in arrays.items()}
+            state = {name: copied(array) for name, array in arrays.items()}
             adapters[entry.path] = LooseAdapter(state, cls, entry.rank, entry.alpha, entry.layer)
     shared: dict[str, Any] = {}
     for name, tensor in configuration.shared_tensors.items():
-        shared[name] = _copied(contents.values[tensor])
-        if problem := _dtype_problem(name, contents.values[tensor]):
-            problems[problem] = None
-    return AdapterSet(adapters, shared), problems
+        shared[name] = copied(contents.values[tensor])
+    tensors = configuration.shared_tensors | configuration.extension_tensors
+    lines = (_dtype_problem(name, contents.values[tensor]) for name, tensor in tensors.items())
+    return AdapterSet(adapters, shared), problems | dict.fromkeys(filter(None, lines))
 
 
-def _copied(array: np.ndarray) -> jax.Array:
+def copied(array: np.ndarray) -> jax.Array:
     """`array` for JAX, which might share NumPy's memory, and could not donate the memory then.
 
     `jnp.array` would compile a program for each shape.
@@ -158,9 +203,10 @@ def warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[st
     configuration = contents.configuration
     entries = (entry for entry in configuration.entries if entry.path in loaded)
     tensors = [name for entry in entries for name in entry.tensors.values()]
+    shared_tensors = configuration.shared_tensors | configuration.extension_tensors
     lines = [
         f"{name}: {count:,} of {contents.values[name].size:,} numbers"
-        for name in (*tensors, *configuration.shared_tensors.values())
+        for name in (*tensors, *shared_tensors.values())
         if (count := count_non_finite(contents.values[name]))
     ]
     if lines:

@@ -19,8 +19,9 @@ from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
 from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
-from ._configuration import KEY, Configuration, Entry
+from ._configuration import KEY, Configuration, Entry, Extension, section_of
 from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
+from ._metadata import as_metadata
 from ._writing import write_atomically
 
 
@@ -30,6 +31,7 @@ def save_adapters(
     *,
     registry: Registry | None = None,
     base_values: bool | PyTree = True,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adapters of a model, without the rest of it, into one safetensors file.
 
@@ -47,21 +49,24 @@ def save_adapters(
     - `base_values`: whether the file holds a hash of the values of each adapted layer, by which
         `load_adapters` recognises another base. For a set, which has no layers, give the model that
         it is for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
+    - `metadata`: a flat dict of strings, bools, finite numbers and lists of these, such as
+        `{"nu": 0.05}`. `read_metadata(path)` returns it, and `jno-lora inspect` shows it.
 
-    **Raises:** `CheckpointError` if there are no adapters, an array cannot be stored (typed PRNG
-    keys, dtypes that safetensors lacks, tracers), or the file cannot be written. `SelectionError`
+    **Raises:** `CheckpointError` if there are no adapters, an array or a value of the metadata
+    cannot be stored (typed PRNG keys, dtypes that safetensors lacks, tracers; NaN, nested dicts),
+    or the file cannot be written. `SelectionError`
     if the model given as `base_values` lacks a layer of the set.
     """
     if isinstance(model, Handle):
         net: Any = model
-        net.save_adapters(path, registry=registry, base_values=base_values)
+        net.save_adapters(path, registry=registry, base_values=base_values, metadata=metadata)
         return
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
         _refuse_half(model)
     adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
     layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
-    save(adapters, path, default_registry(registry), layers)
+    save(adapters, path, default_registry(registry), layers, metadata)
 
 
 def _refuse_half(model: PyTree) -> None:
@@ -96,11 +101,16 @@ def layers_to_hash(
 
 
 def save(
-    adapters: AdapterSet, path: FilePath, registry: Registry, layers: Mapping[str, Any]
+    adapters: AdapterSet,
+    path: FilePath,
+    registry: Registry,
+    layers: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+    extension: Extension | None = None,
 ) -> None:
     """Write `adapters` into one file, at once or not at all, with the hashes of `layers`."""
-    content = _content(adapters, registry, layers)
-    arrays = jax.tree.leaves(adapters)
+    content = _content(adapters, registry, layers, as_metadata(metadata), extension)
+    arrays = jax.tree.leaves((adapters, _arrays_in(extension)))
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
         write_atomically(path, content)
         return
@@ -117,7 +127,17 @@ def save(
         raise error or CheckpointError("The first process could not write the file; see its error.")
 
 
-def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]) -> bytes:
+def _arrays_in(extension: Extension | None) -> dict[str, Any]:
+    return {} if extension is None else dict(extension.arrays)
+
+
+def _content(
+    adapters: AdapterSet,
+    registry: Registry,
+    layers: Mapping[str, Any],
+    metadata: dict[str, Any],
+    extension: Extension | None,
+) -> bytes:
     if not len(adapters):
         raise CheckpointError(
             "There are no adapters to save. Save before merging; a plain model is saved with "
@@ -138,9 +158,12 @@ def _content(adapters: AdapterSet, registry: Registry, layers: Mapping[str, Any]
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
     versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
-    configuration = Configuration(tuple(entries), versions, tuple(adapters.shared))
+    shared, section = tuple(adapters.shared), section_of(extension)
+    configuration = Configuration(tuple(entries), versions, shared, metadata, section)
     for name, tensor in configuration.shared_tensors.items():
         tensors[tensor] = values_of(adapters.shared[name], f"the shared array {name!r}")
+    for name, tensor in configuration.extension_tensors.items():
+        tensors[tensor] = values_of(_arrays_in(extension)[name], f"the array {name!r}")
     try:
         text = configuration.dump()
         configuration.check_tensors(tensors)

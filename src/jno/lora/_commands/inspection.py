@@ -1,7 +1,9 @@
 """`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .._checkpoint import Contents, Entry, FilePath, read
@@ -23,27 +25,37 @@ _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     # The start of the hash, behind the name of its algorithm.
     "base values": ("left", lambda adapter: (adapter["base_values"] or "").rpartition(":")[2][:8]),
 }
+_WIDTH = 200
 _NON_FINITE = {"NaN or inf": ("right", lambda adapter: f"{adapter.get('non_finite', 0):,}")}
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
+    configuration = contents.configuration
     non_finite = {name: count_non_finite(array) for name, array in contents.values.items()}
-    adapters = [_adapter(entry, contents, non_finite) for entry in contents.configuration.entries]
-    shared = contents.configuration.shared_tensors
-    tensors = {name: contents.tensors[tensor] for name, tensor in shared.items()}
+    adapters = [_adapter(entry, contents, non_finite) for entry in configuration.entries]
+    shared = _named(configuration.shared_tensors, contents)
+    extension = _named(configuration.extension_tensors, contents)
+    tensors = [*shared.values(), *extension.values()]
     facts = {
         "file": str(file),
-        "format_version": contents.configuration.format_version,
-        "versions": contents.configuration.versions,
+        "format_version": configuration.format_version,
+        "versions": configuration.versions,
         "adapters": adapters,
         "arrays": sum(len(adapter["arrays"]) for adapter in adapters) + len(tensors),
-        "numbers": sum(adapter["numbers"] for adapter in adapters) + _size(tensors.values()),
+        "numbers": sum(adapter["numbers"] for adapter in adapters) + _size(tensors),
         "bytes": contents.nbytes,
     }
-    if tensors:
-        facts["shared"] = _described(tensors)
+    if shared:
+        facts["shared"] = _described(shared)
+    if configuration.metadata:
+        facts["metadata"] = configuration.metadata
+    if configuration.extension is not None:
+        facts["extension"] = dataclasses.asdict(configuration.extension) | {
+            "arrays": _described(extension),
+            "numbers": _size(extension.values()),
+        }
     if values:
         facts["non_finite"] = sum(non_finite.values())
     return facts
@@ -58,13 +70,35 @@ def as_table(facts: dict[str, Any]) -> Table:
         f"format {facts['format_version']}",
         *(f"{library} {version}" for library, version in facts["versions"].items()),
     ]
+    lines = [", ".join(caption), *_extended(facts), *_shown("metadata", facts.get("metadata", {}))]
     names = [(name, justify) for name, (justify, _) in columns.items()]
     rows = ([show(adapter) for _, show in columns.values()] for adapter in facts["adapters"])
-    return table(f"{len(facts['adapters'])} adapters", names, rows, ", ".join(caption))
+    kind = facts["extension"]["kind"] if "extension" in facts else "adapters"
+    return table(f"{len(facts['adapters'])} {kind}", names, rows, "\n".join(lines))
+
+
+def _extended(facts: dict[str, Any]) -> Iterator[str]:
+    if extension := facts.get("extension"):
+        yield (
+            f"{extension['distribution']}: {len(extension['arrays'])} arrays, "
+            f"{extension['numbers']:,} numbers, read by {extension['reader']}"
+        )
+        yield from _shown(extension["distribution"], extension["content"])
+
+
+def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
+    """A line of JSON for each value. Long lines are cut: `--json` has them whole."""
+    for name, value in values.items():
+        line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
+        yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+
+
+def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:
+    return {name: contents.tensors[tensor] for name, tensor in names.items()}
 
 
 def _adapter(entry: Entry, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
-    tensors = {name: contents.tensors[tensor] for name, tensor in entry.tensors.items()}
+    tensors = _named(entry.tensors, contents)
     facts = {"path": entry.path, **entry.as_json(), "arrays": _described(tensors)}
     facts["numbers"] = _size(tensors.values())
     facts["bytes"] = sum(tensor.nbytes for tensor in tensors.values())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
 
 class Term(NamedTuple):
@@ -48,6 +48,23 @@ class Updates:
         - `rank`: the least rank of the result. A bank holds adapters of one rank.
 
         **Raises:** `ValueError`, with the reason, if these states have no sum.
+        """
+        return None
+
+    def with_directions(
+        self, directions: Mapping[str, Any], weights: Float[Array, " K"]
+    ) -> Any:
+        """This adapter with each of these fields at `sum_k weights[k] directions[field][k]`.
+
+        It keeps directions and weights apart: a map over `weights` copies no direction. `None` (the
+        default) for adapters and fields that cannot, whose fields the caller sets to the sums. For
+        conditional adapters, with a parameter for each example of a batch.
+
+        The fields of `self` are zero. `state()` of the result holds the sums, so that it is a state
+        of the same class. Derivatives in `weights` must be exact.
+
+        - `directions`: by field, arrays `(K, *shape)` for a field of one layer with that shape.
+        - `weights`: may be traced, and mapped over.
         """
         return None
 

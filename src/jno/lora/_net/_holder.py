@@ -196,6 +196,7 @@ class Holder(Handle):
         *,
         registry: Registry | None = None,
         base_values: bool | PyTree = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> H:
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
@@ -209,7 +210,7 @@ class Holder(Handle):
         state = self._disabled or self._now
         adapters, originals = extract_adapters(state.module), state.original_layers()
         layers = layers_to_hash(base_values, state.module, adapters, originals)
-        save(adapters, path, registry or self._registry, layers)
+        save(adapters, path, registry or self._registry, layers, metadata)
         if unsaved := state.trained_outside():
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "

@@ -73,7 +73,7 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
     models = {row.name: row.net.module for row in rows if row.name in (NOTHING, EVERYTHING, "lora")}
     burgers.draw(plot, {row.name: row.errors for row in rows}, counts, models, test)
     say(console, f"Plot: {plot}")
-    suggest_commands(console, "jno-lora demo", "eleven methods on scans of digits")
+    suggest_commands(console, "jno-lora demo --task family", "one adapter for all viscosities")
 
 
 def _adapted(

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, row_norms, scaled
+from .._layer_kind import Factor
 from .._random import low_rank_start
-from .._scaled import Scaled
+from .._weighted import Weighted
 
 
-class DoRA(Scaled):
+class DoRA(Weighted):
     """DoRA: weight-decomposed low-rank adaptation.
 
     Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is taken of each row.
@@ -47,16 +48,28 @@ class DoRA(Scaled):
         return {"magnitude": row_norms(W).astype(dtype), **factors}
 
     def law(self, W: Matrix) -> Matrix:
-        V = W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
-        return scaled(V, self.row_factor(row_norms(V)))
+        V = self.direction(W, self.lora_A, self.lora_B)
+        if self.direction_weights is None:
+            norms = jax.lax.stop_gradient(row_norms(V))
+        else:
+            norms = _norms(self.direction(*map(jax.lax.stop_gradient, (W, self.lora_A, self.lora_B))))
+        return scaled(V, self.row_factor(norms))
+
+    def direction(self, W: Matrix, A: Factor, B: Factor) -> Matrix:
+        """`V`, with these factors."""
+        return W + self.times_scale(self.weighted(B.astype(W.dtype))) @ A.astype(W.dtype)
 
     def forward(self, x: Any) -> Array:
         B = self.multiplied(self.lora_B)
-        y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
-        return scaled(y, self.row_factor(self.factored_norms()))
+        if self.direction_weights is None:
+            y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
+            norms = jax.lax.stop_gradient(self.factored_norms())
+        else:  # with `seen`, no kind adds the update to its weight
+            y = self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=x)
+            norms = self.weighted_norms(self.direction_weights)
+        return scaled(y, self.row_factor(norms))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
-        norms = jax.lax.stop_gradient(norms)
         return self.magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
 
     def factored_norms(self) -> Float[Array, " out"]:
@@ -75,3 +88,24 @@ class DoRA(Scaled):
         update = jnp.sum((B @ (A @ A.T)) * B, axis=1)
         # Rounding may leave a row that is nearly zero with a negative square.
         return jnp.sqrt(jnp.maximum(squares + 2 * cross + update, 0))
+
+    def weighted_norms(self, weights: Float[Array, " K"]) -> Float[Array, " out"]:
+        """`factored_norms` for `B = sum_k w_k B_k`, detached but for the weights.
+
+        The squares are a polynomial in the weights: a map over weights copies no factor.
+        """
+        A, B = (jax.lax.stop_gradient(factor) for factor in (self.one_A(), self.lora_B))
+        products, squares = map(jax.lax.stop_gradient, self.row_products(self.base, A))
+        w, A = weights.astype(products.dtype), A.astype(products.dtype)
+        B = self.times_scale(B.astype(A.dtype)).reshape(len(B), len(w), -1)
+        cross = jnp.sum(B * products[:, None], axis=2)
+        update = jnp.sum((B @ (A @ A.T))[:, :, None] * B[:, None], axis=3)
+        squares = squares + (2 * cross + update @ w) @ w
+        # The derivative of a root at zero is infinite.
+        return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def _norms(V: Matrix) -> Float[Array, " out"]:
+    """`row_norms`, whose derivative at a row of zeros is zero."""
+    is_zero = jnp.all(V == 0, axis=1)
+    return jnp.where(is_zero, 0, row_norms(jnp.where(is_zero[:, None], 1, V)))

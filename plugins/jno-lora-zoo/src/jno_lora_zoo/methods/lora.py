@@ -13,10 +13,10 @@ from jno.lora import WrapperError
 from .._arrays import Matrix, cast_like, in_compute_dtype
 from .._layer_kind import Bias, LayerKind
 from .._random import low_rank_start
-from .._scaled import Scaled
+from .._weighted import Weighted
 
 
-class LowRank(Scaled):
+class LowRank(Weighted):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
     With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
@@ -63,11 +63,16 @@ class LowRank(Scaled):
         }
 
     def law(self, W: Matrix) -> Matrix:
-        return W + self.times_scale(self.lora_B.astype(W.dtype)) @ self.lora_A.astype(W.dtype)
+        B = self.weighted(self.lora_B).astype(W.dtype)
+        return W + self.times_scale(B) @ self.lora_A.astype(W.dtype)
 
     def forward(self, x: Any, seen: Any = None) -> Array:
         B = self.multiplied(self.lora_B)
-        return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
+        if self.direction_weights is None:
+            return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
+        # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
+        seen = x if seen is None else seen
+        return self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=seen)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.dropout is None or self.dropout.inference:
@@ -93,7 +98,7 @@ class LowRank(Scaled):
     def low_rank_update(self) -> tuple[Array, Array] | None:
         if self.bias_update is not None:
             return None
-        return self.lora_A, self.times_scale(self.lora_B)
+        return self.lora_A, self.times_scale(self.weighted(self.lora_B))
 
     @classmethod
     def low_rank_scale(cls, rank: int, alpha: float) -> float:

@@ -1,0 +1,249 @@
+"""A conditional in one safetensors file: adapters, directions and basis."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import CheckpointError, LoRAWrapper, Registry, SelectionError
+from jno.lora.extending import (
+    Extension,
+    adapted_layers,
+    bullets,
+    expect_model,
+    load_extended,
+    path_str,
+    save_extended,
+    show_path,
+)
+
+from ._bases import Basis
+from ._basis_files import (
+    MOST,
+    MalformedError,
+    arrays_in,
+    check_forms,
+    described,
+    filled,
+    template_of,
+)
+from ._conditional import Conditional
+from ._moving import trained_fields
+
+FilePath = str | os.PathLike[str]
+Classes = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
+
+_DISTRIBUTION = "jno-lora-conditional"
+_FORMAT = 1
+
+
+def save_conditional(
+    conditional: Conditional,
+    path: FilePath,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+    base_values: bool | PyTree = True,
+) -> None:
+    """Write the adapters, their directions and the basis into one safetensors file.
+
+    The pretrained model is not in it. At any time, the whole old file or the whole new file is
+    there. `jno-lora inspect` shows the file.
+
+    **Arguments:**
+
+    - `conditional`: whole, not half of it as `partition` returns it.
+    - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
+    - `metadata`, `registry`, `base_values`: as for `jno.lora.save_adapters`. Adapters that changed
+        their layer (PiSSA) get a hash only from a model given as `base_values`.
+
+    **Raises:** `CheckpointError` as `save_adapters`; also if the settings of the basis are too
+    large to be read again. `SelectionError` for anything but a `Conditional`.
+    """
+    if not isinstance(conditional, Conditional):
+        raise SelectionError(
+            f"save_conditional takes a Conditional, but got a {type(conditional).__name__}. An "
+            "adapted model, such as at(conditional, z), is saved by save_adapters."
+        )
+    for layer_path, adapter in adapted_layers(conditional.model):
+        _refuse_half(adapter, conditional.directions.get(layer_path))
+    with _errors_of(path, "written"):
+        directions = conditional.directions
+        size = jax.tree.leaves(directions)[0].shape[0]
+        content = {
+            "format": _FORMAT,
+            "size": size,
+            "basis": described(conditional.basis),
+            "moving": {layer_path: [*fields] for layer_path, fields in directions.items()},
+        }
+        arrays = {f"basis/{name}": leaf for name, leaf in arrays_in(conditional.basis).items()}
+        arrays |= _named(directions)
+    reader = "jno_lora_conditional.load_conditional"
+    extension = Extension(_DISTRIBUTION, "conditional adapters", reader, content, arrays)
+    save_extended(
+        conditional.model,
+        path,
+        extension,
+        registry=registry,
+        base_values=base_values,
+        metadata=metadata,
+    )
+
+
+def load_conditional(
+    path: FilePath,
+    model: PyTree,
+    *,
+    basis: Basis | None = None,
+    strict: bool | Literal["values"] = True,
+    wrappers: Classes = (),
+    registry: Registry | None = None,
+) -> Conditional:
+    """The conditional of a file, around the layers of the pretrained model.
+
+    Its outputs are bit for bit the outputs of the saved conditional.
+
+    **Arguments:**
+
+    - `path`: of a file that `save_conditional` wrote.
+    - `model`: the pretrained model, without adapters.
+    - `basis`: for a `Function`, or a class of yours, which a file cannot hold: an instance of the
+        same structure. Its arrays are filled from the file, and the rest of it is taken as it is.
+    - `strict`: with `"values"`, the layers must have the values that the adapters were made for.
+        By default, other values are a `JnoLoraWarning`.
+    - `wrappers`, `registry`: as for `jno.lora.load_adapters`.
+
+    **Raises:** `CheckpointError`, which names the file, as `load_adapters`; also if the directions
+    or the basis are damaged, or if the file needs a `basis`, or another `basis`.
+    """
+    expect_model(model, "load_conditional")
+    if strict is not True and strict != "values":
+        raise SelectionError(
+            f"`strict` must be True or 'values', but is {strict!r}: a part of a conditional is not "
+            "a conditional."
+        )
+    if basis is not None and not isinstance(basis, Basis):
+        raise SelectionError(f"`basis` must be a Basis, but is {basis!r}")
+    loaded, extension = load_extended(
+        model, path, _DISTRIBUTION, strict=strict, wrappers=wrappers, registry=registry
+    )
+    content = extension.content
+    with _errors_of(path, "used"):
+        size = _size(content)
+        groups: dict[str, dict[str, Any]] = {"basis": {}, "directions": {}}
+        for name, array in extension.arrays.items():
+            group, _, inner = name.partition("/")
+            groups.setdefault(group, {})[inner if group == "basis" else name] = array
+        if strangers := groups.keys() - {"basis", "directions"}:
+            raise MalformedError(f"it has arrays of {', '.join(sorted(strangers))!r:.100}")
+        whole_basis = filled(template_of(content.get("basis"), basis), groups["basis"])
+        _check_size(whole_basis, size)
+        forms = _forms(loaded, content.get("moving"), size)
+        expected = _named(forms)
+        check_forms(expected, groups["directions"], "directions")
+        names = jax.tree.unflatten(jax.tree.structure(forms), list(expected))
+        directions = jax.tree.map(groups["directions"].__getitem__, names)
+    return _assembled(loaded, directions, whole_basis)
+
+
+def _assembled(model: PyTree, directions: dict[str, dict[str, Any]], basis: Basis) -> Conditional:
+    # The constructor would start directions, and merge each layer to look for the moving fields.
+    conditional = object.__new__(Conditional)
+    for name, value in {"model": model, "directions": directions, "basis": basis}.items():
+        object.__setattr__(conditional, name, value)
+    return conditional
+
+
+def _size(content: Mapping[str, Any]) -> int:
+    version, size = content.get("format"), content.get("size")
+    if type(version) is not int or version < 1:
+        raise MalformedError(f"its format is {version!r:.100}, not a whole number from 1")
+    if version > _FORMAT:
+        raise MalformedError(
+            f"its format is {version}, this jno-lora-conditional reads up to {_FORMAT}. Upgrade it "
+            "with\n    pip install -U jno-lora-conditional\n"
+        )
+    if type(size) is not int or not 1 <= size <= MOST:
+        raise MalformedError(f"its size is {size!r:.100}, not a whole number from 1 to {MOST:,}")
+    return size
+
+
+def _check_size(basis: Basis, size: int) -> None:
+    """**Raises:** `MalformedError` unless the basis has as many values as there are directions."""
+    try:
+        form = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
+    except Exception as err:  # a basis of the user may raise anything
+        raise MalformedError(f"its basis cannot be called: {type(err).__name__}: {err}") from err
+    if form.shape != (size,):
+        shown = list(form.shape)
+        raise MalformedError(f"its basis has values of shape {shown}, its directions [{size}]")
+
+
+def _forms(model: PyTree, moving: Any, size: int) -> dict[str, dict[str, Any]]:
+    """The shapes of the directions of the fields that move. **Raises:** `MalformedError`."""
+    if not isinstance(moving, dict):
+        raise MalformedError(f"its moving fields are {moving!r:.100}, not an object")
+    adapters = dict(adapted_layers(model))
+    lines = [f"{show_path(path)}: no adapter of the file" for path in moving.keys() - adapters]
+    for path, adapter in adapters.items():
+        fields, trained = moving.get(path), trained_fields(adapter)
+        if fields is None:
+            lines.append(f"{show_path(path)}: the adapter there does not move by the file")
+        elif not isinstance(fields, list) or not fields or not all(f in trained for f in fields):
+            lines.append(
+                f"{show_path(path)}: {fields!r:.100} must be some of the trained fields "
+                f"{', '.join(trained)}"
+            )
+    if lines:
+        raise MalformedError(
+            f"its moving fields are not fields of its adapters:\n{bullets(lines)}\nGive the "
+            "pretrained model, without adapters"
+        )
+
+    def direction(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype)
+
+    return {
+        path: {name: jax.tree.map(direction, getattr(adapters[path], name)) for name in fields}
+        for path, fields in moving.items()
+    }
+
+
+def _named(directions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The arrays of directions by their names in a file, in the order of the leaves."""
+    arrays: dict[str, Any] = {}
+    for keys, leaf in jtu.tree_leaves_with_path(dict(directions)):
+        path, field, *inner = keys
+        name = f"directions/{path.key}:{field.key}"
+        name += f"/{path_str(tuple(inner))}" if inner else ""
+        if name in arrays:
+            raise MalformedError(
+                f"two directions have the name {name!r}: a dict key holds a slash. Rename the key"
+            )
+        arrays[name] = leaf
+    return arrays
+
+
+def _refuse_half(adapter: LoRAWrapper, directions: Any) -> None:
+    is_array = lambda x: eqx.is_array(x) or isinstance(x, np.ndarray)  # noqa: E731
+    arrays = [eqx.filter(tree, is_array) for tree in (adapter.base, directions)]
+    if not all(map(jax.tree.leaves, arrays)):
+        raise CheckpointError(
+            "This is one half of a conditional, as conditional.partition() returns it. Call "
+            "save_conditional(conditional.update(trainable), path)."
+        )
+
+
+@contextlib.contextmanager
+def _errors_of(path: FilePath, done: str) -> Iterator[None]:
+    try:
+        yield
+    except MalformedError as err:
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be {done}: {err}.") from err

@@ -1,0 +1,215 @@
+"""Checks of the promises that a `Conditional` makes, for the author of an adapter.
+
+```python
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jno_lora_conditional.testing import check_conditional
+
+
+def test_conditional():
+    layer = eqx.nn.Linear(6, 4, key=jax.random.key(0))
+    check_conditional(MyAdapter, layer, jnp.linspace(-1, 1, 6))
+```
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jno.lora import Net
+from jno.lora.extending import adapted_layers, bullets
+from jno.lora.testing import ConformanceError
+
+from ._bases import Basis, Powers
+from ._conditional import Conditional, at, merge
+from ._laws import LAWS, Results
+
+__all__ = ["check_conditional", "trained_at_random"]
+
+_STEP = 1e-5  # of central differences, whose error is its square
+
+
+def check_conditional(
+    wrapper: Any,
+    layer: eqx.Module,
+    *inputs: Any,
+    rank: int = 2,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    statistics: Any = None,
+    basis: Basis | None = None,
+    moving: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    exact: bool = True,
+    rounding: float | None = None,
+    call: Callable[..., Any] = operator.call,
+) -> Conditional:
+    """Check that the adapters `wrapper` of `layer` are functions of a parameter, as promised.
+
+    Every trained array gets random values first. Then, in float64 (`source` in float32):
+
+    | law | what holds |
+    |---|---|
+    | `source` | at the source, call and merged layer are the plain layer, bit for bit |
+    | `acts` | another parameter gives another output |
+    | `merge` | the merged layer at a parameter gives the output of the call |
+    | `map` | `jax.vmap` over parameters gives the outputs of a loop, with one trace |
+    | `derivative` | the derivative in the parameter is finite, and equals central differences |
+    | `gradients` | the gradients of all trained arrays are finite |
+
+    All laws share one compiled program, which takes about a second.
+
+    **Arguments:**
+
+    - `wrapper`: the class of the adapter, or a name or variant, as `Net.lora` takes it.
+    - `layer`, `inputs`: a small layer, or a model, and the inputs of one call.
+    - `rank`, `options`, `statistics`: as `Net.lora` takes them.
+    - `basis`: by default `Powers(source=0.5, degree=2)`.
+    - `moving`, `exact`: as `Conditional` takes them.
+    - `rounding`: the relative error that the *call* may have at the source, by default 0, and
+        1e-6 without `exact`. A call that divides and multiplies by a norm cannot be exact.
+    - `call`: calls the layer with the inputs.
+
+    **Returns:** the conditional that was checked, in float64.
+
+    **Raises:** `ConformanceError` that names the law, what happened, and what to do; errors of
+    `Net.lora` and `Conditional` as they are.
+    """
+    basis = Powers(source=0.5, degree=2) if basis is None else basis
+    with jax.enable_x64(True):
+        layer, inputs = _in_float64(layer), _in_float64(inputs)
+        net = Net(layer).freeze()
+        net.lora(rank=rank, wrapper=wrapper, options=options, statistics=_in_float64(statistics))
+        names = {type(adapter).__name__ for _, adapter in adapted_layers(net.module)}
+        conditional = Conditional(net, _in_float64(basis), moving=moving, exact=exact)
+        conditional = trained_at_random(conditional)
+        if rounding is None:
+            rounding = 0.0 if exact else 1e-6
+        allowed = rounding, 0.0 if exact else 1e-12
+        results = _results(conditional, layer, inputs, call, ", ".join(sorted(names)), allowed)
+    problems = [f"[{law}] {problem}" for law, check in LAWS.items() if (problem := check(results))]
+    if problems:
+        raise ConformanceError(f"{results.name} cannot be conditional:\n{bullets(problems)}")
+    return conditional
+
+
+def trained_at_random(conditional: Conditional, size: float = 0.3, seed: int = 0) -> Conditional:
+    """`conditional` with random changes of every trained array, as if it had been trained.
+
+    **Arguments:** `size`: the standard deviation of the changes, relative to `1 + |x|`.
+    """
+    trainable, _ = conditional.partition()
+    leaves, structure = jax.tree.flatten(trainable)
+    rng = np.random.default_rng(seed)
+
+    def changed(leaf: Any) -> Any:
+        values = np.asarray(leaf)  # NumPy compiles nothing
+        noise = size * rng.normal(size=leaf.shape) * (1 + np.abs(values))
+        return jnp.asarray((values + noise).astype(values.dtype))
+
+    return conditional.update(jax.tree.unflatten(structure, [changed(leaf) for leaf in leaves]))
+
+
+def _results(
+    conditional: Conditional,
+    plain: Any,
+    inputs: tuple[Any, ...],
+    call: Callable[..., Any],
+    name: str,
+    allowed: tuple[float, float],
+) -> Results:
+    basis = conditional.basis
+    source = jnp.asarray(basis.source, float)
+    away = source + jnp.asarray(0.4 + 0.1 * np.arange(source.size).reshape(source.shape))
+    steps = _STEP * jnp.eye(source.size).reshape(-1, *source.shape)
+    # Places of the central differences: `(2, p, ...)`, with a step back and a step on.
+    beside = [z + sign * steps for z in (source, away) for sign in (-1, 1)]
+    zs = jnp.concatenate([away[None], *beside, source[None]])
+    mergeable = all(type(adapter).mergeable for _, adapter in adapted_layers(conditional.model))
+    traces: list[None] = []
+
+    @eqx.filter_jit
+    def program(conditional: Any, plain: Any, inputs: Any, zs: Any) -> Any:
+        def output(z: Any) -> Any:
+            return _numbers(call(at(conditional, z), *inputs))
+
+        def counted(z: Any) -> Any:
+            traces.append(None)
+            return output(z)
+
+        def loss(trainable: Any, frozen: Any) -> Any:
+            model = at(eqx.combine(trainable, frozen), away)
+            return jnp.sum(_numbers(call(model, *inputs)) ** 2)
+
+        def along(z: Any) -> Any:
+            return jax.vmap(lambda step: jax.jvp(output, (z,), (step,))[1])(steps / _STEP)
+
+        computed = {
+            "plain": _numbers(call(*_in_float32((plain, *inputs)))),
+            "source": _numbers(call(*_in_float32((at(conditional, source), *inputs)))),
+            "looped": jax.lax.map(output, zs),
+            "mapped": jax.vmap(counted)(zs),
+            "derivatives": jax.vmap(along)(jnp.stack([source, away])),
+            "gradients": jax.grad(loss)(*conditional.partition()),
+        }
+        if mergeable:
+            both = eqx.filter_vmap(lambda z: merge(conditional, z))(jnp.stack([source, away]))
+            arrays, static = eqx.partition(both, eqx.is_array)
+            at_source, merged = (jax.tree.map(operator.itemgetter(i), arrays) for i in (0, 1))
+            computed["merged"] = _numbers(call(eqx.combine(merged, static), *inputs))
+            computed["source_weights"], computed["plain_weights"] = map(
+                _numbers, (at_source, plain)
+            )
+        return computed
+
+    try:
+        values = program(conditional, plain, inputs, zs)
+    except jax.errors.ConcretizationTypeError as err:
+        raise ConformanceError(
+            f"{name} cannot be conditional: the call, or `merge`, needs the values of its fields "
+            f"while it is traced, so that it cannot be compiled for all parameters: {err}"
+        ) from err
+    beside_values = values["looped"][1:-1].reshape(2, 2, source.size, -1)
+    paths = jax.tree_util.tree_leaves_with_path(values.pop("gradients"))
+    return Results(
+        name=name,
+        differences=(beside_values[:, 1] - beside_values[:, 0]) / (2 * _STEP),
+        gradients={jax.tree_util.keystr(keys): leaf for keys, leaf in paths},
+        traces=len(traces),
+        allowed=allowed,
+        **{"merged": None, "plain_weights": None, "source_weights": None, **values},
+    )
+
+
+def _in_float64(tree: PyTree) -> Any:
+    return _cast(tree, jnp.float64, jnp.complex128)
+
+
+def _in_float32(tree: PyTree) -> Any:
+    return _cast(tree, jnp.float32, jnp.complex64)
+
+
+def _cast(tree: PyTree, real: Any, complex_: Any) -> Any:
+    def cast(leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf.astype(complex_ if jnp.iscomplexobj(leaf) else real)
+
+    return jax.tree.map(cast, tree)
+
+
+def _numbers(output: PyTree) -> Float[Array, " n"]:
+    """The floating and complex arrays of an output as one vector."""
+    leaves = [leaf for leaf in jax.tree.leaves(output) if eqx.is_inexact_array(leaf)]
+    parts = [
+        part.ravel()
+        for leaf in leaves
+        for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))
+    ]
+    return jnp.concatenate(parts)

@@ -1,0 +1,171 @@
+"""Building, training, printing and refusing conditionals."""
+
+import copy
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.jet import jet
+
+from jno.lora import Net, SelectionError
+from jno_lora_conditional import Basis, Conditional, Indexed, Powers, at, merge
+from jno_lora_conditional.testing import trained_at_random
+
+MODEL = eqx.nn.MLP(3, 2, 6, 2, jnp.tanh, key=jax.random.key(0))
+X = jnp.array([0.3, -0.5, 0.8])
+POWERS = Powers(source=0.1, unit=0.06)
+
+
+def adapted(model=MODEL, **arguments):
+    return Net(model).freeze().lora(**{"rank": 2, **arguments})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_at_random(Conditional(adapted(), POWERS))
+
+
+def test_steps_of_optax_leave_the_source_as_it_is():
+    conditional = Conditional(adapted(), POWERS)
+    trainable, frozen = conditional.partition()
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(trainable, state, z, x):
+        def loss(trainable):
+            model = at(eqx.combine(trainable, frozen), z)
+            return jnp.mean(jax.vmap(model)(x) ** 2)
+
+        value, gradients = jax.value_and_grad(loss)(trainable)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(trainable, updates), state, value
+
+    state, xs = optimizer.init(trainable), jnp.stack([X, -X, 2 * X])
+    losses = []
+    for _ in range(30):
+        trainable, state, value = step(trainable, state, 0.2, xs)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+    conditional = conditional.update(trainable)
+    assert eqx.tree_equal(merge(conditional, 0.1), MODEL)
+    np.testing.assert_array_equal(at(conditional, 0.1)(X), MODEL(X))
+    np.testing.assert_array_equal(conditional(0.2, X), at(conditional, 0.2)(X))
+    assert not np.array_equal(conditional(0.2, X), MODEL(X))
+    with pytest.raises(SelectionError, match="first of the two trees"):
+        conditional.update(frozen)
+    other = Conditional(adapted(rank=1), POWERS)
+    with pytest.raises(SelectionError, match="does not fit this conditional"):
+        conditional.update(other.partition()[0])
+
+
+def test_taylor_mode_and_third_derivatives_in_the_input(trained):
+    direction = jnp.array([1.0, 0.5, -1.0])
+
+    def along(model):
+        return lambda t: model(X + t * direction)
+
+    @jax.jit
+    def terms(z):
+        model, plain = at(trained, z), merge(trained, z)
+        series = [jnp.ones(()), jnp.zeros(()), jnp.zeros(())]
+        _, taylor = jet(along(model), (jnp.zeros(()),), (series,))
+        third = jax.jacfwd(jax.jacfwd(jax.jacfwd(along(model))))(0.0)
+        return taylor[2], third, jax.jacfwd(jax.jacfwd(jax.jacfwd(along(plain))))(0.0)
+
+    taylor, third, expected = terms(0.13)
+    np.testing.assert_allclose(taylor, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(third, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype):
+    layer = jax.tree.map(lambda x: x.astype(dtype), eqx.nn.Linear(3, 4, key=jax.random.key(1)))
+    conditional = trained_at_random(Conditional(adapted(layer), POWERS))
+    x = X.astype(dtype)
+    assert eqx.tree_equal(merge(conditional, 0.1), layer)
+    np.testing.assert_array_equal(at(conditional, 0.1)(x), layer(x))
+    moved = at(conditional, 0.16)(x)
+    assert moved.dtype == dtype
+    merged = merge(conditional, 0.16)(x)
+    np.testing.assert_allclose(
+        moved.astype(float), merged.astype(float), atol=10 * float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_contexts():
+    conditional = trained_at_random(Conditional(adapted(), Indexed(3)))
+    outputs = jax.vmap(lambda i: at(conditional, i)(X))(jnp.arange(4))
+    assert len({tuple(row) for row in outputs[:3].tolist()}) == 3
+    assert np.all(np.isnan(outputs[3]))  # there is no such context
+    np.testing.assert_array_equal(at(conditional, jnp.zeros(3))(X), MODEL(X))
+    with pytest.raises(SelectionError, match=r"takes an integer, or a code of shape \(3,\)"):
+        at(conditional, 0.5)
+
+
+def test_printing(trained):
+    assert repr(trained) == (
+        "Conditional(MLP, 3 layers move by Powers(source=0.1, unit=0.06, degree=1))"
+    )
+    assert repr(trained.partition()[0]) == repr(trained)
+    report = trained.summary()
+    assert [row.path for row in report] == ["layers/0", "layers/1", "layers/2"]
+    assert report.rows[0].moving == ("lora_B",)
+    assert report.rows[0].shared == ("lora_A",)
+    leaves = jax.tree.leaves(trained.partition()[0])
+    assert report.trainable == sum(leaf.size for leaf in leaves) == 64
+    assert report.plain == sum(x.size for x in jax.tree.leaves(MODEL) if eqx.is_array(x))
+    text = str(report)
+    assert "64 parameters train (79.01 % of the plain model's 80)" in text or text.endswith(
+        f"{64 / report.plain * 100:.2f} % of the plain model's {report.plain})"
+    )
+    assert "lora_B" in text
+    square = eqx.nn.MLP(4, 4, 4, 2, key=jax.random.key(0))
+    grouped = str(Conditional(adapted(square), POWERS).summary())
+    assert "layers/[0-2]" in grouped
+    assert "x 3" in grouped
+    one = Conditional(adapted(eqx.nn.Linear(3, 2, key=jax.random.key(0))), Indexed(2))
+    assert repr(one) == "Conditional(LoRALinear, 1 layer moves by Indexed(source=(0.0, 0.0)))"
+
+
+def test_nets_that_are_refused():
+    with pytest.raises(SelectionError, match="has no adapters"):
+        Conditional(Net(MODEL).freeze(), POWERS)
+    with pytest.raises(SelectionError, match="trains the adapters, and nothing else"):
+        Conditional(Net(MODEL).lora(rank=2, target="layers/0"), POWERS)
+    with pytest.raises(SelectionError, match="cannot become a conditional yet: A mask is pending"):
+        Conditional(adapted().mask("lora_B"), POWERS)
+    with pytest.raises(SelectionError, match="`moving` names Other, but no layer"):
+        Conditional(adapted(), POWERS, moving={"Other": ("lora_B",)})
+    net = adapted()
+    with net.disabled():  # the block does not hide the adapters
+        assert len(Conditional(net, POWERS).directions) == 3
+    trainable, _ = net.partition()
+    net.update(jax.tree.map(lambda x: x + 0.1, trainable))
+    for exact in (True, False):
+        with pytest.raises(SelectionError, match="have been trained or loaded"):
+            Conditional(net, POWERS, exact=exact)
+    with pytest.raises(SelectionError, match="starts with a rounding"):
+        Conditional(adapted(wrapper="pissa"), POWERS)
+    assert copy.copy(Conditional(adapted(wrapper="pissa"), POWERS, exact=False)).directions
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_of_wrong_types():
+    with pytest.raises(SelectionError, match="`net` must be a Net"):
+        Conditional(MODEL, POWERS)
+    with pytest.raises(SelectionError, match=r"`basis` must be a Basis.*Function\(f, source=0.1\)"):
+        Conditional(adapted(), jnp.sin)
+    assert issubclass(Powers, Basis)
+
+
+def test_adapters_that_cannot_be_merged():
+    attention = eqx.nn.MultiheadAttention(2, 4, key=jax.random.key(0))
+    net = adapted(attention, wrapper="prefix-attention")
+    (name,) = {type(net.module).__name__}
+    with pytest.raises(SelectionError, match=rf"<root>: {name} cannot be merged.*moving=\{{"):
+        Conditional(net, POWERS)
+    with pytest.raises(SelectionError, match="does not train other"):
+        Conditional(net, POWERS, moving={name: ("other",)})

@@ -1,0 +1,415 @@
+"""A conditional in a file: every bit comes back, and what is wrong with a file is said."""
+
+import contextlib
+import functools
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from jno.lora import (
+    CheckpointError,
+    JnoLoraWarning,
+    Net,
+    Registry,
+    SelectionError,
+    extract_adapters,
+    load_adapters,
+    read_adapters,
+    read_metadata,
+    save_adapters,
+)
+from jno.lora._commands import inspection
+from jno_lora_conditional import (
+    Basis,
+    Conditional,
+    Function,
+    Hats,
+    Indexed,
+    Network,
+    Powers,
+    at,
+    from_sets,
+    load_conditional,
+    save_conditional,
+)
+
+
+class Sines(Basis):
+    """A basis of a user: `sin(w z)`, zero at zero."""
+
+    source: float
+    w: jax.Array
+
+    def __call__(self, z):
+        return jnp.sin(self.w * jnp.asarray(z))
+
+
+def anchored(seed):
+    """A function with arrays that train: a module, which is zero at .5."""
+    return Function(Anchored(eqx.nn.MLP(1, 2, 3, 1, key=jax.random.key(seed))), 0.5)
+
+
+class Anchored(eqx.Module):
+    mlp: eqx.nn.MLP
+
+    def __call__(self, z):
+        return self.mlp(z[None]) - self.mlp(jnp.full(1, 0.5))
+
+
+class Stack(eqx.Module):
+    layers: eqx.nn.Linear
+
+    def __call__(self, x):
+        step = lambda x, layer: (jnp.tanh(layer(x)), None)  # noqa: E731
+        return jax.lax.scan(step, x, self.layers)[0]
+
+
+def small():
+    return eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+
+
+def stacked():
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))
+    return Stack(make(jax.random.split(jax.random.key(0), 2)))
+
+
+def half():
+    cast = lambda x: x.astype("bfloat16") if eqx.is_inexact_array(x) else x  # noqa: E731
+    return jax.tree.map(cast, small())
+
+
+def spectral():
+    fno = pytest.importorskip("foundax.architectures.fno")
+    return fno.SpectralConv1d(2, 2, 3, key=jax.random.key(0))
+
+
+CASES = {  # a model, arguments of `lora`, a basis, values of z
+    "powers": (small, {}, Powers(0.1, 0.06, degree=2), [0.07]),
+    "logarithm": (small, {"wrapper": "dora"}, Powers([0.1, 2], log=True), [(0.3, 1.5)]),
+    "network": (small, {}, Network([0.1, 2], [1, 3], key=jax.random.key(5)), [(0.3, 1.5)]),
+    "indexed": (small, {"wrapper": "adalora"}, Indexed(3), [2]),
+    "codes": (small, {}, Indexed(3, 2, key=jax.random.key(5)), [1, (0.5, -1.0)]),
+    "hats": (small, {}, Hats([0.1, 0.3], 0.2), [0.15]),
+    "hats without a source": (small, {}, Hats([0.1, 0.3]), [0.15]),
+    "function": (small, {}, anchored(1), [0.3]),
+    "basis of a user": (small, {}, Sines(0.0, jnp.asarray([1.0, 2.0])), [0.3]),
+    "stacked": (stacked, {}, Powers(0.0), [0.4]),
+    "bfloat16": (half, {"options": {"adapter_dtype": jnp.bfloat16}}, Powers(0.0), [0.4]),
+    "spectral": (spectral, {"wrapper": "cp"}, Powers(0.0), [0.4]),
+}
+TEMPLATES = {"function": anchored(2), "basis of a user": Sines(0.0, jnp.zeros(2))}
+
+
+@functools.cache
+def trained(name):
+    """The conditional of a case, every trained array of which is moved."""
+    make, options, basis, _ = CASES[name]
+    conditional = Conditional(Net(make()).freeze().lora(rank=1, **options), basis)
+    trainable, _ = conditional.partition()
+    leaves, structure = jax.tree.flatten(trainable)
+    rng = np.random.default_rng(0)
+    moved = [x + jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves]
+    return conditional.update(jax.tree.unflatten(structure, moved))
+
+
+def loaded(name, file, **options):
+    return load_conditional(file, CASES[name][0](), basis=TEMPLATES.get(name), **options)
+
+
+def outputs(name, conditional):
+    """The bytes of the outputs at all values of z."""
+    shape, dtype = ((8, 2), "float32") if name == "spectral" else ((3,), "float32")
+    dtype = "bfloat16" if name == "bfloat16" else dtype
+    x = jnp.linspace(-1, 1, int(np.prod(shape))).astype(dtype).reshape(shape)
+    zs = map(jnp.asarray, CASES[name][3])
+    with jax.numpy_dtype_promotion("standard"):  # as foundax needs it
+        return "".join(np.asarray(at(conditional, z)(x)).tobytes().hex() for z in zs)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "conditional.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a file that is in order."""
+    file = tmp_path_factory.mktemp("whole") / "whole.safetensors"
+    save_conditional(trained("network"), file)
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_bit_comes_back(name, file):
+    conditional = trained(name)
+    save_conditional(conditional, file)
+    again = loaded(name, file)
+    arrays = [eqx.filter(tree, eqx.is_array) for tree in (again, conditional)]
+    assert eqx.tree_equal(*map(jax.tree.leaves, arrays), typematch=True)
+    again.update(again.partition()[0])
+    assert outputs(name, again) == outputs(name, conditional)
+
+
+def test_interpolated_sets_come_back(file):
+    model = small()
+    nets = [
+        Net(model).freeze().lora(rank=1, wrapper="rslora", key=jax.random.key(n)) for n in (1, 2)
+    ]
+    conditional = from_sets(
+        model, [(0.1 * n, extract_adapters(net.module)) for n, net in enumerate(nets)]
+    )
+    moved = jax.tree.map(lambda d: d + 0.5, conditional.directions)
+    conditional = eqx.tree_at(lambda c: c.directions, conditional, moved)
+    save_conditional(conditional, file)
+    again = load_conditional(file, model, strict="values")
+    assert eqx.tree_equal(again, conditional, typematch=True)
+
+
+def test_another_process_computes_the_same(tmp_path):
+    expected = {}
+    for name in CASES:
+        conditional = trained(name)
+        save_conditional(conditional, tmp_path / name)
+        expected[name] = outputs(name, conditional)
+    program = (
+        "import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); import test_files as t\n"
+        "load = lambda name: t.loaded(name, pathlib.Path(sys.argv[2], name))\n"
+        "print(json.dumps({name: t.outputs(name, load(name)) for name in t.CASES}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_without_the_plugin_the_file_says_what_to_install(file, monkeypatch):
+    save_conditional(trained("powers"), file, metadata={"name": "viscosities"})
+    monkeypatch.setitem(sys.modules, "jno_lora_conditional", None)
+    for read in (lambda: load_adapters(small(), file), lambda: read_adapters(file)):
+        with pytest.raises(CheckpointError) as caught:
+            read()
+        assert "holds conditional adapters" in str(caught.value)
+        assert 'pip install "jno-lora[conditional]"' in str(caught.value)
+    with pytest.raises(CheckpointError, match="conditional adapters"):
+        Net(small()).load_adapters(file)
+    assert read_metadata(file) == {"name": "viscosities"}
+    facts = inspection.inspect(file, values=False)
+    assert facts["extension"]["content"]["basis"]["settings"]["degree"] == 2
+    assert facts["extension"]["content"]["moving"]["layers/0"] == ["lora_B"]
+    text = str(inspection.as_table(facts))
+    assert "2 conditional adapters" in text and "LoRALinear" in text
+    assert 'basis = {"class": "Powers"' in text and "12 numbers, read by" in text
+    assert 'metadata: name = "viscosities"' in text
+
+
+def test_files_of_adapters_are_not_conditionals(file):
+    save_adapters(Net(small()).lora(rank=1), file)
+    with pytest.raises(CheckpointError, match=r"which `jno\.lora\.load_adapters` reads"):
+        load_conditional(file, small())
+
+
+def test_another_base_is_noticed(file):
+    save_conditional(trained("powers"), file)
+    scaled = eqx.tree_at(lambda m: m.layers[0].weight, small(), replace_fn=lambda w: w + 1)
+    with pytest.warns(JnoLoraWarning, match="onto another base"):
+        load_conditional(file, scaled)
+    with pytest.raises(CheckpointError, match="layers/0: the layer has other values"):
+        load_conditional(file, scaled, strict="values")
+    load_conditional(file, small(), strict="values")
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        load_conditional(file, eqx.nn.MLP(3, 2, 5, 1, key=jax.random.key(0)))
+    with pytest.raises(SelectionError, match="strict"):
+        load_conditional(file, small(), strict=False)
+
+
+def test_a_basis_of_the_user_needs_a_template(file):
+    save_conditional(trained("basis of a user"), file)
+    with pytest.raises(CheckpointError, match=r"a Sines, which a file cannot hold.*basis=\.\.\."):
+        load_conditional(file, small())
+    with pytest.raises(CheckpointError, match="the class 'Sines', but `basis` has 'Powers'"):
+        load_conditional(file, small(), basis=Powers(0.0))
+    with pytest.raises(CheckpointError, match=r"the source 0\.0, but `basis` has 1\.0"):
+        load_conditional(file, small(), basis=Sines(1.0, jnp.zeros(2)))
+    with pytest.raises(
+        CheckpointError, match=r"w: expected float32\[3\], the file has float32\[2\]"
+    ):
+        load_conditional(file, small(), basis=Sines(0.0, jnp.zeros(3)))
+
+
+def test_what_cannot_be_saved_leaves_no_file(file):
+    conditional = trained("powers")
+    trainable, frozen = conditional.partition()
+    for part in (trainable, frozen):
+        with pytest.raises(CheckpointError, match=r"one half.*conditional\.update\(trainable\)"):
+            save_conditional(part, file)
+    with pytest.raises(SelectionError, match="at\\(conditional, z\\), is saved by save_adapters"):
+        inspect.unwrap(save_conditional)(at(conditional, 0.1), file)
+    many = Conditional(Net(small()).freeze().lora(rank=1), Powers(0.0, degree=101))
+    with pytest.raises(CheckpointError, match="degree of its basis is 101"):
+        save_conditional(many, file)
+    with pytest.raises(CheckpointError, match="metadata/nu is nan"):
+        save_conditional(conditional, file, metadata={"nu": float("nan")})
+    assert not file.exists()
+
+
+def test_adapters_of_the_model_beside_the_file_are_refused(file):
+    net = Net(small()).freeze().lora(rank=1, target="layers/0")
+    save_conditional(Conditional(net, Powers(0.0)), file)
+    model = Net(small()).lora(rank=1, target="layers/1").module
+    with pytest.raises(CheckpointError, match="layers/1: the adapter there does not move"):
+        load_conditional(file, model)
+
+
+def changed(content, change):
+    """A file whose configuration `change` changes in place."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    configuration = json.loads(header["__metadata__"]["jno.lora"])
+    change(configuration["extension"], header)
+    header["__metadata__"]["jno.lora"] = json.dumps(configuration)
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + content[8 + length :]
+
+
+def content(**changes):
+    return lambda extension, header: extension["content"].update(changes)
+
+
+def basis(**changes):
+    return lambda extension, header: extension["content"]["basis"].update(changes)
+
+
+def setting(**changes):
+    return lambda extension, header: extension["content"]["basis"]["settings"].update(changes)
+
+
+def reshaped(name, shape):
+    return lambda extension, header: header[f"//extension:{name}"].update(shape=shape)
+
+
+def renamed(name, new):
+    def change(extension, header):
+        header[f"//extension:{new}"] = header.pop(f"//extension:{name}")
+        extension["arrays"] = [new if x == name else x for x in extension["arrays"]]
+
+    return change
+
+
+HOSTILE = {
+    "a class of the system": (basis(**{"class": "os.system"}), "os.system', which this"),
+    "a class that is a list": (basis(**{"class": ["Powers"]}), "lacks the class"),
+    "no basis": (content(basis=None), "lacks the class"),
+    "another known class": (basis(**{"class": "Powers"}), "not a Powers that can be built"),
+    "settings a list": (basis(settings=[1]), "not an object"),
+    "a setting that is not known": (setting(key=1), "not a Network that can be built"),
+    "a huge width": (setting(width=10**12), "the width of its basis is 1000000000000"),
+    "a width that is true": (setting(width=True), "the width of its basis is True"),
+    "a deep network": (setting(depth=101), "not a whole number up to 100"),
+    "another size": (setting(size=3), "the arrays of its basis do not fit"),
+    "a source that is text": (
+        setting(source="text"),
+        "the source of its basis is 'text', not a number",
+    ),
+    "a unit of zero": (setting(unit=0), "`unit` must not be zero"),
+    "many numbers": (setting(unit=[1] * 1001), "a list of at most 1,000 numbers"),
+    "log a number": (setting(log=1), "not a bool"),
+    "a newer format": (content(format=2), "pip install -U jno-lora-conditional"),
+    "no format": (content(format=None), "its format is None"),
+    "a huge count": (content(size=10**15), "its size is 1000000000000000"),
+    "another count": (content(size=3), r"values of shape [2], its directions [3]"),
+    "moving a list": (content(moving=[]), "not an object"),
+    "moving nothing": (content(moving={}), "does not move by the file"),
+    "moving a place that is not there": (content(moving={"x": ["lora_B"]}), "x: no adapter"),
+    "moving the base": (
+        content(moving={"layers/0": ["base"], "layers/1": ["lora_B"]}),
+        "layers/0: ['base'] must be some of the trained fields lora_A, lora_B",
+    ),
+    "directions of another shape": (
+        reshaped("directions/layers/0:lora_B", [4, 2, 1]),
+        "expected float32[2, 4, 1], the file has float32[4, 2, 1]",
+    ),
+    "directions of another name": (
+        renamed("directions/layers/0:lora_B", "directions/layers/0:lora_A"),
+        "directions/layers/0:lora_A: expected no such array",
+    ),
+    "arrays of another kind": (
+        renamed("directions/layers/0:lora_B", "state"),
+        "it has arrays of 'state'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused(name, whole, file, monkeypatch):
+    change, message = HOSTILE[name]
+    file.write_bytes(changed(whole, change))
+    monkeypatch.setattr("importlib.import_module", None)
+    with pytest.raises(CheckpointError) as caught:
+        load_conditional(file, small())
+    assert message in str(caught.value) and str(file) in str(caught.value)
+
+
+ODD = [None, True, -1, 0, 2, 2**31, 10**17, 1e308, "", "..", "Powers", [], [0], {}, {"a": 1}]
+
+
+def places(tree, path=()):
+    """The paths of the nodes of a JSON tree."""
+    yield path
+    if isinstance(tree, dict | list):
+        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from places(child, (*path, key))
+
+
+@settings(
+    max_examples=50,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_whatever_a_file_holds_it_is_loaded_or_refused(data, whole, file):
+    def change(extension, header):
+        *path, key = data.draw(st.sampled_from([p for p in places(extension) if p]))
+        node = extension
+        for step in path:
+            node = node[step]
+        node[key] = data.draw(st.sampled_from(ODD))
+
+    file.write_bytes(changed(whole, change))
+    with contextlib.suppress(CheckpointError):
+        load_conditional(file, small())
+
+
+def test_a_file_that_is_cut_short_is_refused(whole, file):
+    for length in range(0, len(whole), 499):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            load_conditional(file, small())
+
+
+def test_directions_that_are_not_finite_are_a_warning(file):
+    conditional = trained("powers")
+    damaged = eqx.tree_at(
+        lambda c: c.directions["layers/0"]["lora_B"], conditional, replace_fn=lambda d: d / 0
+    )
+    save_conditional(damaged, file)
+    with pytest.warns(JnoLoraWarning, match="directions/layers/0:lora_B: 8 of 8 numbers"):
+        load_conditional(file, small())
+
+
+def test_a_registry_without_plugins_takes_classes(file):
+    save_conditional(trained("powers"), file)
+    with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
+        load_conditional(file, small(), registry=Registry(discover=False))

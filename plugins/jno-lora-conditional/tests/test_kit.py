@@ -1,0 +1,109 @@
+"""Broken adapters, each with the law that must notice it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jno.lora import LoRAWrapper
+from jno.lora.testing import ConformanceError
+from jno_lora_conditional.testing import check_conditional
+
+X = jnp.array([0.3, -0.5, 0.8])
+
+
+class Gain(LoRAWrapper):
+    """`diag(1 + g) W`, rightly."""
+
+    base: eqx.nn.Linear
+    gain: jax.Array
+    hidden: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    variant = ""
+    adapter_fields = ("gain", "hidden")
+
+    def __init__(self, base, rank=1, alpha=1.0, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain = jnp.zeros(base.weight.shape[0], base.weight.dtype)
+        self.hidden = jnp.zeros((), base.weight.dtype)
+
+    @classmethod
+    def applies_to(cls, layer):
+        return isinstance(layer, eqx.nn.Linear) and not layer.use_bias
+
+    def factor(self):
+        return self.gain
+
+    def __call__(self, x):
+        y = self.base(x)
+        return y + self.factor() * y
+
+    def merge(self):
+        W = self.base.weight
+        return eqx.tree_at(lambda layer: layer.weight, self.base, W + self.factor()[:, None] * W)
+
+
+class ActsWhenLarge(Gain):
+    """A trained field that the small changes of a probe do not show."""
+
+    def factor(self):
+        return self.gain + jnp.maximum(jnp.abs(self.hidden) - 0.3, 0)
+
+
+class CallsTwice(Gain):
+    def __call__(self, x):
+        y = self.base(x)
+        return y + 2 * self.factor() * y
+
+
+class Detached(Gain):
+    def factor(self):
+        return jax.lax.stop_gradient(self.gain) * (1 + self.hidden)
+
+
+class AsksForValues(Gain):
+    def __call__(self, x):
+        return super().__call__(x) if jnp.any(self.gain != 0) else self.base(x)
+
+
+class Ignored(Gain):
+    def __call__(self, x):
+        return self.base(x)
+
+
+class RootAtZero(Gain):
+    def factor(self):
+        return self.gain * jnp.sqrt(jnp.sum(self.gain**2))
+
+
+class Rounds(Gain):
+    def __call__(self, x):
+        return (1 + self.factor()) / 3 * (self.base(x) * 3)
+
+
+BROKEN = {
+    ActsWhenLarge: r"\[source\] at the source, the merged layer differs",
+    CallsTwice: r"\[merge\] the merged layer gives another output",
+    Detached: r"\[derivative\] .* differs from central differences .*stop_gradient",
+    AsksForValues: "needs the values of its fields while it is traced",
+    Ignored: r"\[acts\] the parameter changes nothing",
+    RootAtZero: r"\[derivative\] .* is not finite at the source",
+    Rounds: r"\[source\] at the source, the call differs",
+}
+
+
+def layer():
+    return eqx.nn.Linear(3, 7, use_bias=False, key=jax.random.key(0))
+
+
+def test_a_right_adapter():
+    conditional = check_conditional(Gain, layer(), X, moving={})
+    assert conditional.directions[""]["gain"].shape == (2, 7)
+
+
+@pytest.mark.parametrize("wrapper", BROKEN, ids=lambda cls: cls.__name__)
+def test_broken_adapters(wrapper):
+    with pytest.raises(ConformanceError, match=BROKEN[wrapper]):
+        check_conditional(wrapper, layer(), X)

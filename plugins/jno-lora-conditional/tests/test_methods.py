@@ -1,0 +1,52 @@
+"""All methods of the zoo as functions of a parameter, on a linear layer."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import Net, SelectionError
+from jno_lora_conditional import Conditional, Powers
+from jno_lora_conditional.testing import check_conditional
+from jno_lora_zoo.methods import METHODS
+
+# Train an array that several layers share.
+SHARED = {"TiedLoRA", "VBLoRA"}
+# Start from a decomposition of the weight, so with a rounding.
+ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne"}
+# Start exactly, but divide by a norm when they are called.
+ROUNDED_CALL = {"DoRA", "HRA"}
+
+LAYER = eqx.nn.Linear(4, 6, key=jax.random.key(0))
+X = jnp.array([0.3, -0.5, 0.8, 1.1])
+
+
+def statistics():
+    rng = np.random.default_rng(0)
+    return {
+        "": {
+            "input_covariance": jnp.eye(4) + 0.3,
+            "input_mean": jnp.full(4, 0.1),
+            "gradient": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+        }
+    }
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_laws(method):
+    name = method.__name__
+    if name in SHARED:
+        net = Net(LAYER).freeze().lora(rank=2, wrapper=method.variant)
+        reason = f"<root>: {name}Linear trains an array that several layers share"
+        with pytest.raises(SelectionError, match=reason):
+            Conditional(net, Powers(source=0.0))
+        return
+    check_conditional(
+        method.variant,
+        LAYER,
+        X,
+        statistics=statistics(),
+        exact=name not in ROUNDED_START,
+        rounding=1e-6 if name in ROUNDED_START | ROUNDED_CALL else None,
+    )
