@@ -81,7 +81,7 @@ class LevenbergMarquardt:
         seconds = time.process_time() - begin
         return Solved(value, steps, seconds, compiled.memory_analysis().temp_size_in_bytes)
 
-    def _run(self, trainable: Any, frozen: Any, points: Any) -> Any:
+    def _run(self, trainable: Any, frozen: Any, points: Any, *arguments: Any) -> Any:
         function = vector(self.residual) if self.jac is None else plain_vector(self.residual)
         solution = optimistix.least_squares(
             function,
@@ -101,7 +101,8 @@ class Adam(LevenbergMarquardt):
     These are the rate, and a tree of factors of the rate in the form of `trainable`.
     """
 
-    def _run(self, trainable: Any, frozen: Any, points: Any, rate: Any, scale: Any) -> Any:
+    def _run(self, trainable: Any, frozen: Any, points: Any, *arguments: Any) -> Any:
+        rate, scale = arguments
         adam, decay = optax.scale_by_adam(), optax.cosine_decay_schedule(1.0, self.steps)
         function = plain_vector(self.residual)
         gradient = jax.grad(lambda t: jnp.mean(function(t, (frozen, points)) ** 2))
