@@ -2,12 +2,13 @@
 
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable
 
 from . import _darcy as darcy
 from ._equations import EQUATIONS, Equation
 from ._pinn_runs import LM
-from ._results import CONDITIONAL, WITH_INPUT, Cell, Study, load
+from ._results import CONDITIONAL, EQUATIONS_MET, WITH_INPUT, Cell, Study, load
 from ._ways import WAYS
 
 Ratio = Callable[[Study, Equation], float | None]
@@ -47,11 +48,15 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 def _goal(study: Study) -> str:
-    words = {True: "yes", False: "**no**", None: "not run"}
+    words = {True: "yes", False: "**no**", None: "open: runs are missing"}
     rows = [f"| {text} | {value} | {words[met]} |" for text, value, met in study.goal()]
     ends, number = study.edges()
-    note = f"\n{ends} of the {number} rates that validation chose for Adam are an end of their grid"
-    return _table("| goal | measured | met |", rows) + note + " after it grew.\n"
+    note = (
+        f"\nFor networks, the goal holds if it is met in {EQUATIONS_MET} of the equations. {ends} "
+        f"of the {number} rates that validation chose for Adam are an end of their grid after the "
+        "grid grew.\n"
+    )
+    return _table("| goal | measured | met |", rows) + note
 
 
 def _family(study: Study, equation: Equation) -> str:
@@ -77,15 +82,17 @@ def _family(study: Study, equation: Equation) -> str:
     trained = ", ".join(f"{z:g}" for z in equation.trained)
     inside = ", ".join(f"{z:g}" for z in equation.inside)
     outside = ", ".join(f"{z:g}" for z in equation.outside)
-    text = (
-        f"{equation.text} Trained values: {trained}. Untrained values: inside {inside}; outside "
-        f"{outside}.\n"
+    text = textwrap.fill(
+        f"{equation.text} Trained values: the source, {trained}. Untrained values: inside "
+        f"{inside}; outside {outside}.",
+        110,
+        break_on_hyphens=False,
     )
     head = (
         "| way | solver | trained | source | trained values | inside | outside | residual "
         "| seconds | MiB |"
     )
-    return f"### {equation.title}\n\n{text}\n{_table(head, rows)}"
+    return f"### {equation.title}\n\n{text}\n\n{_table(head, rows)}"
 
 
 def _instances(study: Study) -> str:
