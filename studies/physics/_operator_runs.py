@@ -104,9 +104,14 @@ class _Prepared:
         train = jax.tree.map(lambda x: x[~is_held_out], data)
         held_out = jax.tree.map(lambda x: x[is_held_out], data)
 
+        programs: list[Any] = []
+
         def at_rate(rate: float, factor: float) -> dict[str, Any]:
+            arguments = (trainable, train, held_out, jnp.asarray(rate))
+            compiled = run.lower(*arguments).compile() if not programs else programs[0]
+            programs[:] = [compiled]
             begin = time.process_time()
-            trained, validation = jax.block_until_ready(run(trainable, train, held_out, rate))
+            trained, validation = jax.block_until_ready(compiled(*arguments))
             seconds = time.process_time() - begin
             return {
                 "validation": float(validation),
