@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -109,7 +109,7 @@ class SpectralAdapter(LoRAWrapper):
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
-    def summed(self) -> Self:
+    def summed(self) -> "SpectralAdapter":
         """The same adapter without weights of directions."""
         if self.direction_weights is None:
             return self
