@@ -1,5 +1,6 @@
 """`Conditional`: an adapted model that is a function of a parameter."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
 
 from ._bases import Basis
 from ._moving import moving_fields, with_fields
+from ._summary import ConditionalReport, described, report_on
 
 
 class Conditional(eqx.Module):
@@ -67,14 +70,12 @@ class Conditional(eqx.Module):
             )
         if not isinstance(basis, Basis):
             raise SelectionError(
-                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. A function "
-                "of z: Function(f, source=0.1)"
+                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
+                "function of z: Function(f, source=0.1)"
             )
-        with net.disabled():
-            plain = net.module
-        _check_net(net)
+        net, plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
-        size = jax.eval_shape(basis, jnp.asarray(basis.source, float)).shape[0]
+        size = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source))).shape[0]
 
         def directions(value: Any) -> Any:
             return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), value)
@@ -121,6 +122,16 @@ class Conditional(eqx.Module):
             )
         return eqx.combine(trainable, frozen)
 
+    def summary(self) -> ConditionalReport:
+        """The adapted layers: which fields move, which are shared, how many parameters train.
+
+        Prints as a table.
+        """
+        return report_on(self.model, self.directions, self.basis, self.trainable)
+
+    def __repr__(self) -> str:
+        return f"Conditional({type(self.model).__name__}, {described(self.directions, self.basis)})"
+
     def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
         """The output of the model at `z`: `Net(at(self, z))(*args, **kwargs)`."""
         return Net(at(self, z))(*args, **kwargs)
@@ -160,7 +171,16 @@ def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"])
     return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
 
 
-def _check_net(net: Net) -> None:
+def _checked(net: Net) -> tuple[Net, PyTree]:
+    """The net outside of `with net.disabled()`, and its model without adapters.
+
+    **Raises:** `SelectionError` if a conditional cannot be made of it.
+    """
+    net = copy.copy(net)  # the block does not hold for a copy
+    try:
+        plain = copy.copy(net).unwrap().module
+    except SelectionError as err:  # a mask is pending
+        raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
@@ -168,6 +188,7 @@ def _check_net(net: Net) -> None:
             "A conditional trains the adapters, and nothing else: other arrays would change the "
             "model at the source. Call net.freeze() before net.lora(...)."
         )
+    return net, plain
 
 
 def _forms(tree: PyTree) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, SelectionError, resolve
+from jno.lora import LoRAWrapper, SelectionError, Shared, resolve
 from jno.lora.extending import adapted_layers, bullets, compute_dtype, over_stack, show_path
 
 # By the path of a layer, the names of its fields that move.
@@ -39,7 +39,12 @@ def moving_fields(
     for path, adapter, layer in adapted_layers(resolve(adapted), plain):
         name, trained = type(adapter).__name__, trained_fields(adapter)
         problem = None
-        if name in declared:
+        if shared := _trained_by_several(adapter):
+            problem = (
+                f"trains an array that several layers share ({', '.join(shared)}), which cannot "
+                "move with the parameter in one of them. Choose another method"
+            )
+        elif name in declared:
             moving[path] = tuple(declared[name])
             if strangers := set(moving[path]).difference(trained):
                 problem = f"does not train {', '.join(sorted(strangers))}"
@@ -51,7 +56,7 @@ def moving_fields(
         else:
             distance, changes = _probe(adapter, layer, trained)
             moving[path] = tuple(field for field in trained if bool(changes[field]))
-            problem = _problem(float(distance), exact, moving[path], trained)
+            problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
         if problem is not None:
             problems.append(f"{show_path(path)}: {name} {problem}")
     if problems:
@@ -110,15 +115,41 @@ def _distance(a: Any, b: Any) -> Any:
     return jnp.max(jnp.stack(gaps))
 
 
+def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
+    """The trained fields that hold a `Shared` array."""
+
+    def is_shared(node: Any) -> bool:
+        return isinstance(node, Shared)
+
+    fields = (*adapter.adapter_fields, *adapter.optional_fields)
+    values = {name: getattr(adapter, name, None) for name in fields}
+    return [
+        n for n, v in values.items() if any(map(is_shared, jax.tree.leaves(v, is_leaf=is_shared)))
+    ]
+
+
+def _rounding_of(layer: Any) -> float:
+    """The largest difference that counts as a rounding of this layer's numbers."""
+    arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
+    # A decomposition is good to some hundred roundings, which is less than the square root.
+    return max(
+        (float(jnp.finfo(x.dtype).eps ** 0.5 * jnp.max(jnp.abs(x))) for x in arrays), default=0
+    )
+
+
 def _problem(
-    distance: float, exact: bool, moving: tuple[str, ...], trained: tuple[str, ...]
+    distance: float, exact: bool, moving: tuple[str, ...], trained: tuple[str, ...], rounding: float
 ) -> str | None:
     if not moving:
         return f"changes nothing by any one of its trained fields ({', '.join(trained)})"
+    if not distance <= rounding:  # NaN included
+        return (
+            f"does not start as the plain layer: a number differs by {distance:.2g}. Its values "
+            "have been trained or loaded: make new adapters, or merge these first (net.merge())"
+        )
     if exact and distance != 0:
         return (
-            f"does not start as the plain layer bit for bit: a number differs by {distance:.2g}. "
-            "If the adapters are trained, merge them first (net.merge()); if the method starts "
-            "with a rounding (PiSSA), accept it by `exact=False`"
+            f"starts with a rounding: a number differs by {distance:.2g} from the plain layer, as "
+            "this method's start does (PiSSA), or a short training. Accept it by `exact=False`"
         )
     return None

@@ -1,0 +1,65 @@
+"""`Hats`: interpolation between values of the parameter that are set."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jno.lora import SelectionError
+
+from ._bases import Basis, numbers
+
+
+class Hats(Basis):
+    """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, and 0 at the others.
+
+    Between two nodes, both change linearly. So the adapters between two nodes are a weighted mean
+    of the adapters at these nodes. Before the first and behind the last node, `phi` is constant.
+
+    **Arguments:**
+
+    - `nodes`: at least two different numbers, counting the source.
+    - `source`: the value at which the pretrained model stays as it is. It is a node without a
+        function. `None` if there is no such value.
+    - `extrapolate`: whether `phi` goes on linearly outside of the nodes.
+
+    **Raises:** `SelectionError` if an argument makes no sense.
+    """
+
+    nodes: tuple[float, ...] = eqx.field(static=True)  # with the source, ascending
+    source: Any = eqx.field(static=True)
+    extrapolate: bool = eqx.field(static=True)
+
+    def __init__(
+        self, nodes: Sequence[float], source: float | None = None, extrapolate: bool = False
+    ):
+        values = np.atleast_1d(numbers(nodes, "nodes")).tolist()
+        self.source = None if source is None else numbers(source, "source")
+        if np.ndim(self.source):
+            raise SelectionError(f"`Hats` takes one parameter, but `source` is {source!r}")
+        self.nodes = tuple(sorted(values if self.source in (None, *values) else [*values, source]))
+        self.extrapolate = extrapolate
+        if len(set(self.nodes)) < max(2, len(self.nodes)):
+            raise SelectionError(
+                f"`Hats` needs at least two different nodes, but `nodes` is {nodes!r} and `source` "
+                f"is {source!r}"
+            )
+
+    def __call__(self, z: Any) -> Float[Array, " K"]:
+        z = jnp.asarray(z, float)
+        if z.shape != ():
+            raise SelectionError(
+                f"`Hats` takes one number, but `z` has the shape {list(z.shape)}. For a value per "
+                "example, map: `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
+            )
+        nodes = jnp.asarray(self.nodes, z.dtype)
+        left = jnp.clip(jnp.searchsorted(nodes, z, side="right") - 1, 0, len(self.nodes) - 2)
+        # Exactly 0 and 1 at the nodes.
+        t = (z - nodes[left]) / (nodes[left + 1] - nodes[left])
+        t = t if self.extrapolate else jnp.clip(t, 0, 1)
+        index = jnp.arange(len(self.nodes))
+        phi = jnp.where(index == left, 1 - t, jnp.where(index == left + 1, t, 0))
+        return jnp.stack([phi[i] for i, node in enumerate(self.nodes) if node != self.source])

@@ -1,0 +1,110 @@
+"""The table that `Conditional.summary` returns."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, lora_report
+from jno.lora.extending import Printed, adapted_layers, show_path, table
+from jno.lora.types import Table
+
+from ._bases import Basis
+from ._moving import trained_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalRow:
+    """One adapted layer.
+
+    - `moving`: the fields that move with the parameter, and `shared`: the trained fields that are
+        the same for all values of the parameter.
+    - `trainable`: the parameters that train: directions and shared fields.
+    """
+
+    path: str
+    layer: str
+    wrapper: type[LoRAWrapper]
+    moving: tuple[str, ...]
+    shared: tuple[str, ...]
+    trainable: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConditionalReport(Printed[ConditionalRow]):
+    """The adapted layers of a conditional, and totals.
+
+    Prints as a table that joins rows which differ only in the indices of their paths. `rows` is not
+    joined.
+
+    - `moves`: how many layers move by which basis, in words.
+    - `trainable`: the parameters that train, those of the basis too.
+    - `plain`: the parameters of the model without adapters.
+    """
+
+    rows: tuple[ConditionalRow, ...]
+    moves: str
+    trainable: int
+    plain: int
+
+    @property
+    def caption(self) -> str:
+        """The totals in one line."""
+        percent = 100 * self.trainable / max(self.plain, 1)
+        return (
+            f"{self.moves}, {self.trainable:,} parameters train "
+            f"({percent:.2f} % of the plain model's {self.plain:,})"
+        )
+
+    def __repr__(self) -> str:
+        return f"ConditionalReport({self.caption})"
+
+    def _table(self) -> Table:
+        columns = [(name, "left") for name in ("path", "layer", "adapter", "moves", "for all z")]
+        columns.append(("trainable", "right"))
+        cells = (
+            (
+                show_path(row.path),
+                row.layer,
+                row.wrapper.__name__,
+                ", ".join(row.moving),
+                ", ".join(row.shared),
+                f"{row.trainable:,}",
+            )
+            for row in self.rows
+        )
+        return table("Conditional", columns, cells, self.caption, by_path=True)
+
+
+def report_on(
+    model: PyTree, directions: Mapping[str, Mapping[str, Any]], basis: Basis, trainable: Any
+) -> ConditionalReport:
+    """The report of a conditional with these parts. `trainable` is its mask."""
+    rows: list[ConditionalRow] = []
+    for path, adapter, mask in adapted_layers(model, trainable.model):
+        moving = tuple(directions[path])
+        shared = tuple(name for name in trained_fields(adapter) if name not in moving)
+        trained = _count(eqx.filter(adapter, mask)) + _count(directions[path])
+        layer = type(adapter.base).__name__
+        rows.append(ConditionalRow(path, layer, type(adapter), moving, shared, trained))
+    total = sum(row.trainable for row in rows) + _count(eqx.filter(basis, trainable.basis))
+    report = lora_report(model)
+    plain = report.total - report.trainable
+    return ConditionalReport(tuple(rows), described(directions, basis), total, plain)
+
+
+def described(directions: Mapping[str, Any], basis: Basis) -> str:
+    """`12 layers move by Powers(source=0.1, unit=0.06, degree=1)`."""
+    fields = {name: getattr(basis, name, None) for name in ("nodes", "source", "unit", "degree")}
+    shown = (f"{name}={value!r}" for name, value in fields.items() if value is not None)
+    layers = "layer moves" if len(directions) == 1 else "layers move"
+    return f"{len(directions)} {layers} by {type(basis).__name__}({', '.join(shown)})"
+
+
+def _count(tree: Any) -> int:
+    """Real numbers, so that a complex number counts twice."""
+    arrays = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+    return sum(leaf.size * (2 if leaf.dtype.kind == "c" else 1) for leaf in arrays)
