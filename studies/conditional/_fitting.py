@@ -127,7 +127,13 @@ class Fitting:
         return relative_errors(self.task.family.apply(resolve(state.at(z)), fields), solutions)
 
     def _run(
-        self, trainable: State, frozen: State, pool: Samples, tests: Samples, key: Array, given: Given
+        self,
+        trainable: State,
+        frozen: State,
+        pool: Samples,
+        tests: Samples,
+        key: Array,
+        given: Given,
     ) -> Outcome:
         held_out = self.validation(pool, given.samples)
 

@@ -41,9 +41,9 @@ _FIRST_BIAS = {
 class Film(eqx.Module):
     """Scales and shifts of channels: `(1 + gamma(z)) h + beta(z)`, linear in features of `z`.
 
-    They start as zero. The places are outputs of layers (`fno1d`: of the lifting, of each block, and
-    of the first projection; `unet1d`: of each convolution; `poseidon`: of the patch embedding, and
-    of each norm, where the model has a modulation by time already).
+    They start as zero. The places are outputs of layers (`fno1d`: of the lifting, of each block,
+    and of the first projection; `unet1d`: of each convolution; `poseidon`: of the patch embedding,
+    and of each norm, where the model has a modulation by time already).
 
     Paper: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
     arXiv:1709.07871.

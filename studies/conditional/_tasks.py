@@ -131,7 +131,9 @@ def pool(task: Task, seed: int, values: tuple[float, ...], size: int) -> tuple[A
     ]
     order = [(index + 1) % len(values) for index in range(size)]
     turns = [index // len(values) for index in range(size)]
-    picks = [(simulations[v][0][t], simulations[v][1][t]) for v, t in zip(order, turns, strict=True)]
+    picks = [
+        (simulations[v][0][t], simulations[v][1][t]) for v, t in zip(order, turns, strict=True)
+    ]
     fields, solutions = (jnp.stack(part) for part in zip(*picks, strict=True))
     return fields, solutions, jnp.asarray([values[v] for v in order])
 
@@ -152,4 +154,3 @@ def target(task: Task, value: float, seed: int, size: int) -> tuple[Array, Array
         task.family, _TARGET_SEED + 100 * seed + index, size, task.setting(value)
     )
     return fields, solutions, jnp.full(size, value)
-
