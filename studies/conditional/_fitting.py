@@ -13,9 +13,7 @@ from jno_lora_conditional import Conditional, at, merge
 
 from .._families import Effort, relative_errors, shifted
 from .._training import fine_tune
-from ._tasks import Task
-
-Samples = tuple[Array, Array, Array]  # initial fields, solutions, and values of the parameter
+from ._tasks import Samples, Task
 
 
 class State(eqx.Module):

@@ -14,9 +14,9 @@ from jno.lora import JnoLoraWarning, merge_lora, resolve
 from jno_lora_conditional import fit
 
 from .._families import Effort, pretrained, relative_errors
-from ._fitting import Fitting, Given, Outcome, Samples, State
+from ._fitting import Fitting, Given, Outcome, State
 from ._methods import Method
-from ._tasks import Task, pool, target, tests
+from ._tasks import Samples, Task, pool, target, tests
 
 
 class Prepared:
@@ -102,6 +102,10 @@ class Prepared:
 
         return jax.lax.map(query, data)
 
+    def twice(self, value: float, seed: int) -> Samples:
+        """Samples at one value, in the form of a pool with samples of the source behind."""
+        return _joined(self.target(value, seed), self.target(value, seed))
+
     def _pool(self, seed: int, more: bool) -> Samples:
         values = self.task.more if more else self.task.training
         samples = pool(self.task, seed, values, self.effort.pool)
@@ -135,7 +139,5 @@ def _u(task: Task, value: float) -> float:
 
 
 def _joined(samples: Samples, at_source: Samples) -> Samples:
-    fields, solutions, values = (
-        jnp.concatenate(pair) for pair in zip(samples, at_source, strict=True)
-    )
+    fields, solutions, values = map(jnp.concatenate, zip(samples, at_source, strict=True))
     return fields, solutions, values

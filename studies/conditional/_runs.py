@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from .._families import Effort
 from .._records import Record, append, read
-from ._fitting import Given, Samples
+from ._fitting import Given
 from ._methods import FULL, HEADLINE, MAIN, METHODS, POOLED, SECOND, Method
 from ._prepared import Prepared
 from ._search import Evaluate, best_rates
@@ -33,6 +33,11 @@ class Job:
     task: Task
     method: str
     samples: int
+    seeds: Sequence[int]
+
+    def __str__(self) -> str:
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.task.name}/{self.method}/{self.samples}, seeds {seeds}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,14 @@ class Plan:
         first, *further = self.effort.samples
         names = [*(method.name for method in self.main), TARGET, SETS]
         seconds = [method.name for method in self.second]
-        most = max(self.effort.samples)
-        order = [(name, first) for name in names]
-        order += [(name, samples) for samples in further for name in names]
-        order += [(FIT, most), *((name, first) for name in seconds)]
-        jobs = [Job(task, name, samples) for name, samples in order for task in self.tasks]
+        one_seed, seeds = (0,), range(self.effort.seeds)
+        order = [(name, first, one_seed) for name in names]
+        order += [(FIT, max(self.effort.samples), one_seed)]
+        order += [(name, first, seeds) for name in names]
+        order += [(name, samples, seeds) for samples in further for name in names]
+        order += [(FIT, max(self.effort.samples), seeds)]
+        order += [(name, first, seeds) for name in seconds]
+        jobs = [Job(task, *part) for part in order for task in self.tasks]
         return [job for job in jobs if _is_distinct(job)]
 
 
@@ -71,16 +79,15 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
         runs.write = write
         bar = progress.add_task("", total=len(jobs))
         for job in jobs:
-            title = f"{job.task.name}: {job.method}, {job.samples}"
-            progress.update(bar, description=title)
+            progress.update(bar, description=str(job))
             begin = time.process_time()
             try:
                 runs.do(job)
             except Exception as err:  # go on with the next job
-                failed.append(f"{title}: {err}")
+                failed.append(f"{job}: {err}")
                 progress.print(failed[-1])
             if (seconds := time.process_time() - begin) > 1:
-                progress.print(f"{title}, {seconds:.0f} s")
+                progress.print(f"{job}: {seconds:.0f} s")
             progress.advance(bar)
     if failed:
         raise SystemExit("\n".join(["These failed:", *failed]))
@@ -100,7 +107,7 @@ class Runs:
         if not self._known(task, UNTOUCHED, 0):
             errors = self._ready(task).untouched()
             self._record(task, UNTOUCHED, 0, errors=errors)
-        for seed in range(self.plan.effort.seeds):
+        for seed in job.seeds:
             if job.method == TARGET:
                 for value in task.inside:
                     for number in (samples, samples // 4):
@@ -149,9 +156,7 @@ class Runs:
         """One run: on the pool of the task, or on simulations at one value."""
         ready, method = self._ready(task), method_of(name)
         if value:
-            at_value: Samples = ready.target(value, seed)
-            pool = tuple(np.concatenate([part, part]) for part in at_value)
-            values = 1
+            pool, values = ready.twice(value, seed), 1
         else:
             pool = ready.pool(seed, method.more)
             values = len(task.more if method.more else task.training)

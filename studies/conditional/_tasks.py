@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .._families import FNO, POSEIDON, UNET, Family, simulate
 
+Samples = tuple[Array, Array, Array]  # initial fields, solutions, and values of the parameter
 # Only the study used simulations with these seeds.
 _TEST_SEED, _POOL_SEED, _TARGET_SEED = 1000, 5000, 7000
 
@@ -118,7 +119,7 @@ TASKS = (
 )
 
 
-def pool(task: Task, seed: int, values: tuple[float, ...], size: int) -> tuple[Array, ...]:
+def pool(task: Task, seed: int, values: tuple[float, ...], size: int) -> Samples:
     """Samples for training: fields, solutions, and values `(size,)`, from value to value in turn.
 
     Sample `i` has the value `values[(i + 1) % len(values)]`. The first quarter of the samples is
@@ -138,7 +139,7 @@ def pool(task: Task, seed: int, values: tuple[float, ...], size: int) -> tuple[A
     return fields, solutions, jnp.asarray([values[v] for v in order])
 
 
-def tests(task: Task, number: int) -> tuple[Array, Array, Float[Array, " values"]]:
+def tests(task: Task, number: int) -> Samples:
     """Fields, solutions `(values, number, *grid)`, and the values, for the errors of a model."""
     simulations = [
         simulate(task.family, _TEST_SEED, number, task.setting(value)) for value in task.values
@@ -147,7 +148,7 @@ def tests(task: Task, number: int) -> tuple[Array, Array, Float[Array, " values"
     return fields, solutions, jnp.asarray(task.values)
 
 
-def target(task: Task, value: float, seed: int, size: int) -> tuple[Array, Array, Array]:
+def target(task: Task, value: float, seed: int, size: int) -> Samples:
     """Samples at one value, as `pool` returns them."""
     index = task.values.index(value)
     fields, solutions = simulate(
