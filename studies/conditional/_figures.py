@@ -38,6 +38,8 @@ def draw(study: Study, path: pathlib.Path) -> None:
 
 
 def _draw_task(axis: Any, study: Study, task: Task) -> None:
+    from matplotlib.ticker import LogLocator
+
     samples = study.plan.effort.samples[0]
     order = sorted(range(len(task.values)), key=lambda index: task.values[index])
     values = [task.values[index] for index in order]
@@ -60,12 +62,16 @@ def _draw_task(axis: Any, study: Study, task: Task) -> None:
     if untouched is not None:
         errors = [untouched[index] for index in order]
         axis.plot(values, errors, color=GREY, ls=":", label="untouched")
+    axis.axvspan(min(task.training), max(task.training), color=GREY, alpha=0.08, lw=0)
     axis.axvline(task.source, color=GREY, lw=0.6, ls="--")
     axis.set(yscale="log", xlabel=task.parameter, title=task.title)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.minorticks_off()
     if task.log:
         axis.set_xscale("log")
         axis.set_xticks(values[::3], [f"{value:g}" for value in values[::3]])
-        axis.minorticks_off()
+        axis.xaxis.minorticks_off()
     axis.grid(axis="y", color=GREY, alpha=0.25, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

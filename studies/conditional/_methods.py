@@ -21,6 +21,7 @@ class Method:
     **Arguments:**
 
     - `dense`, `rank`: the adapters of linear layers and convolutions; `None` for none.
+    - `every_layer`: whether transformers have adapters beyond attention and the networks after it.
     - `spectral`, `spectral_rank`: the adapters of spectral weights, in models that have them.
       Alpha is always twice the rank.
     - `basis`: what makes the adapters functions of the parameter; `None`: the same for all values.
@@ -35,6 +36,7 @@ class Method:
     name: str
     dense: str | None = None
     rank: int = 1
+    every_layer: bool = False
     spectral: str = "cp"
     spectral_rank: int = 4
     basis: Literal["z", "z, z²", "network", "without log"] | None = None
@@ -52,6 +54,8 @@ class Method:
 
     def on(self, task: Task) -> bool:
         """Whether the method differs from all earlier methods on this task."""
+        if self.every_layer and task.family.attention is None:
+            return False
         return task.log or self.basis != "without log"
 
     def partition(self, task: Task, model: Any, seed: int) -> tuple[State, State]:
@@ -74,6 +78,8 @@ class Method:
             alpha = 2.0 * self.spectral_rank
             net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
         target = None if spectral is None else f"^(?!.*{spectral})"
+        if not self.every_layer and task.family.attention is not None:
+            target = task.family.attention
         net.lora(self.rank, 2.0 * self.rank, target=target, wrapper=self.dense)
         if self.basis is None:
             return net.module, net.trainable
@@ -117,15 +123,16 @@ MAIN = (
     Method("film", modulation="network"),
     Method(POOLED, "lora", rate=3e-3),
     Method(COMBINED, "lora", basis="z", modulation="anchored", rate=3e-3),
-    Method("conditional adalora", "adalora", 2, "lora", 2, basis="z"),
+    Method("conditional adalora 1, cp 4", "adalora", basis="z"),
 )
 # These run with one number of samples.
 SECOND = (
     Method("conditional lora 1, cp 4, (z, z²)", "lora", basis="z, z²"),
     Method("conditional lora 1, cp 4, network", "lora", basis="network"),
     Method("conditional lora 1, cp 4, without log", "lora", basis="without log"),
-    Method("conditional lora", "lora", 2, "lora", 2, basis="z"),
-    Method("conditional hira", "hira", 2, "lora", 2, basis="z"),
+    Method("conditional hira 1, cp 4", "hira", basis="z"),
+    Method("conditional lora 2", "lora", 2, spectral="lora", spectral_rank=2, basis="z"),
+    Method("conditional lora 1, cp 4, every layer", "lora", every_layer=True, basis="z"),
     Method("conditional lora 1, cp 4, 8 values", "lora", basis="z", more=True),
     Method(
         "full + film, 8 values",
