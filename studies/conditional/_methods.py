@@ -40,7 +40,9 @@ class Method:
     spectral: str = "cp"
     spectral_rank: int = 4
     basis: Literal["z", "z, z²", "network", "without log"] | None = None
-    modulation: Literal["channel", "affine", "network", "anchored"] | None = None
+    modulation: Literal["channel", "affine", "network", "anchored", "anchored network"] | None = (
+        None
+    )
     is_full: bool = False
     rate: float = 1e-2
     ratio: float = 1.0
@@ -104,6 +106,10 @@ class Method:
             return Film(task.family, model, Hidden(u, 9, key=key), 9)
         if self.modulation == "anchored":
             return Film(task.family, model, u, 1)
+        if self.modulation == "anchored network":
+            return Film(
+                task.family, model, Network(task.source, task.unit, log=task.log, key=key), 2
+            )
         return None
 
 
@@ -127,6 +133,20 @@ MAIN = (
 )
 # These run with one number of samples.
 SECOND = (
+    Method(
+        "conditional adalora 1, cp 4 + film",
+        "adalora",
+        basis="z",
+        modulation="anchored",
+        rate=3e-3,
+    ),
+    Method(
+        "conditional lora 1, cp 4, network + film",
+        "lora",
+        basis="network",
+        modulation="anchored network",
+        rate=3e-3,
+    ),
     Method("conditional lora 1, cp 4, (z, z²)", "lora", basis="z, z²"),
     Method("conditional lora 1, cp 4, network", "lora", basis="network"),
     Method("conditional lora 1, cp 4, without log", "lora", basis="without log"),

@@ -54,23 +54,21 @@ class Plan:
         first, *further = self.effort.samples
         names = [*(method.name for method in self.main), TARGET, SETS]
         seconds = [method.name for method in self.second]
-        one_seed, seeds = (0,), range(self.effort.seeds)
-        order = [(name, first, one_seed) for name in names]
-        order += [(FIT, max(self.effort.samples), one_seed)]
-        order += [(name, first, seeds) for name in names]
-        order += [(name, samples, seeds) for samples in further for name in names]
-        order += [(FIT, max(self.effort.samples), seeds)]
-        order += [(name, first, seeds) for name in seconds]
+        most = max(self.effort.samples)
+        order: list[tuple[str, int, Sequence[int]]] = []
+        for seeds in ((0,), range(self.effort.seeds)):
+            order += [(name, first, seeds) for name in names]
+            order += [(FIT, most, seeds)]
+            order += [(name, samples, seeds) for samples in further for name in names]
+            order += [(name, first, seeds) for name in seconds]
         jobs = [Job(task, *part) for part in order for task in self.tasks]
         return [job for job in jobs if _is_distinct(job)]
 
 
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
-    """Run the missing runs of jobs whose `task/method/samples` match `only`; append to `path`."""
+    """Run the missing runs of jobs whose `task/method/samples` matches, and append to `path`."""
     runs = Runs({tuple(record[name] for name in KEY): record for record in read(path)}, plan)
-    jobs = [
-        job for job in plan.jobs() if re.search(only, f"{job.task.name}/{job.method}/{job.samples}")
-    ]
+    jobs = [job for job in plan.jobs() if re.search(only, str(job))]
     if not jobs:
         raise SystemExit(f"--only {only!r} selects no task/method/samples.")
     failed: list[str] = []
