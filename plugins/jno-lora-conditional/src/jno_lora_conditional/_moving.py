@@ -70,9 +70,7 @@ def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
     return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
 
 
-def starting_at_zero(
-    adapted: PyTree, moving: Moving
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """By path, the moving fields whose numbers are all zero."""
 
     def zeros(adapter: Any, names: tuple[str, ...]) -> tuple[str, ...]:
