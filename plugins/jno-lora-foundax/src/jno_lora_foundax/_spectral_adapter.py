@@ -108,7 +108,7 @@ class SpectralAdapter(LoRAWrapper):
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
-    def summed(self) -> "SpectralAdapter":
+    def summed(self) -> Any:
         """The same adapter without weights of directions."""
         weights = self.direction_weights
         if weights is None:

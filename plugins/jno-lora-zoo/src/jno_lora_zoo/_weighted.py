@@ -53,7 +53,7 @@ class Weighted(Scaled):
         weight_of_each = self.scaling * jnp.repeat(in_compute_dtype(weights), r)
 
         def weighted_features(h: Float[Array, "r *rest"]) -> Float[Array, "Kr *rest"]:
-            return scaled(jnp.tile(h, (K, *(1,) * (h.ndim - 1))), weight_of_each)
+            return scaled(jnp.concatenate([h] * K), weight_of_each)
 
         B = jnp.moveaxis(B, 0, 1).reshape(outputs, K * r)
         # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
