@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -108,7 +108,7 @@ class SpectralAdapter(LoRAWrapper):
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
-    def summed(self) -> Self:
+    def summed(self) -> "SpectralAdapter":
         """The same adapter without weights of directions."""
         weights = self.direction_weights
         if weights is None:
