@@ -108,7 +108,8 @@ def searched(
                 else:
                     results[rate] = named | at_rate(rate, factor)
                     yield results[rate]
-            best = min(results, key=lambda rate: results[rate]["validation"])
+            # Rates without any improvement are equal, and all too large.
+            best = min(results, key=lambda rate: (results[rate]["validation"], rate))
             missing = []
             if extensions < effort.extensions and best in (min(results), max(results)):
                 extensions += 1
@@ -117,6 +118,6 @@ def searched(
 
 def chosen(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The record with the lowest validation, and as `edge` whether its rate ends the grid."""
-    best = min(records, key=lambda record: record["validation"])
+    best = min(records, key=lambda record: (record["validation"], record["rate"]))
     rates = [record["rate"] for record in records if record["factor"] == best["factor"]]
     return best | {"edge": len(rates) > 1 and best["rate"] in (min(rates), max(rates))}
