@@ -30,7 +30,7 @@ def write_page(
         "fits": _fits(study),
     }
     fill(page, sections)
-    draw(study, docs / "images" / "conditional.svg")
+    draw(study, docs / "images" / "conditional-study.svg")
     return page
 
 
