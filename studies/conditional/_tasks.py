@@ -59,8 +59,8 @@ class Task:
         return {**self.family.source, self.parameter: value}
 
 
-# The unseen values of Burgers' tasks are from a trial. All other values were chosen before any method
-# was run on them, by the error of the untouched model alone.
+# The unseen values of Burgers' tasks are from a trial. All other values were chosen before any
+# method was run on them, by the error of the untouched model alone.
 TASKS = (
     Task(
         "burgers-viscosity",
