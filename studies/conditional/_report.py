@@ -25,11 +25,12 @@ def write_page(
     sections = {
         "goal": _goal(study, results),
         "goals": _goals(study),
+        "losses": _losses(study),
         "tasks": "\n".join(_task(study, task) for task in plan.tasks),
         "fits": _fits(study),
     }
     fill(page, sections)
-    draw(study, docs / "images" / "conditional.svg")
+    draw(study, docs / "images" / "conditional-study.svg")
     return page
 
 
@@ -129,6 +130,30 @@ def _ratio_to_best(study: Study, method: str, end: str) -> str:
             if len(known) == len(baselines):
                 logs.append(math.log(max(known)))
     return f"{math.exp(statistics.fmean(logs)):.2f}" if logs else ""
+
+
+def _losses(study: Study) -> str:
+    """Where a baseline, or full fine-tuning at the value, has a lower error than the adapter."""
+    lines = ["| task | simulations | value | conditional | lower |", "|---" * 5 + "|"]
+    for task, samples, value in study.settings():
+        cell = study.cell(task, HEADLINE, samples)
+        if cell is None:
+            continue
+        index = task.values.index(value)
+        mean = cell.at(index)
+        errors: dict[str, Mean | None] = {"full at the value": study.target(task, samples, value)}
+        for name in BASELINES:
+            baseline = study.cell(task, name, samples)
+            errors[f"`{name}`"] = baseline and baseline.at(index)
+        lower = [
+            f"{name} {error.mean:.4f}"
+            for name, error in errors.items()
+            if error is not None and (mean.ratio(error) or 0) > 1
+        ]
+        if lower:
+            columns = (task.title, str(samples), f"{value:g}", f"{mean.mean:.4f}", ", ".join(lower))
+            lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _task(study: Study, task: Task) -> str:

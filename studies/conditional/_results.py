@@ -101,26 +101,32 @@ class Study:
         cell = self.cell(task, TARGET, samples, value)
         return cell and cell.at(task.values.index(value))
 
+    def settings(self) -> list[tuple[Task, int, float]]:
+        """All tasks, numbers of samples, and values inside the range."""
+        return [
+            (task, samples, value)
+            for task in self.plan.tasks
+            for samples in sorted(self.plan.effort.samples)
+            for value in task.inside
+        ]
+
     def goal(self, method: str) -> Goal:
-        """The clauses of the goal, over all tasks, numbers of samples and values inside."""
+        """The clauses of the goal, over all settings."""
         share, source = 0.0, 0.0
         baselines: list[bool] = []
         targets: list[bool] = []
-        for task in self.plan.tasks:
-            for samples in self.plan.effort.samples:
-                cell = self.cell(task, method, samples)
-                if cell is None:
-                    continue
-                share = max(share, cell.share)
-                start = self.untouched[task.name][0]
-                changes = [abs(errors[0] - start) for errors in cell.errors.values()]
-                source = max(source, *changes)
-                for value in task.inside:
-                    mean = cell.at(task.values.index(value))
-                    baselines += self._beats_all(mean, task, samples, value)
-                    target = self.target(task, samples, value)
-                    ratio = target and mean.ratio(target)
-                    targets += [] if ratio is None else [ratio <= 1]
+        for task, samples, value in self.settings():
+            cell = self.cell(task, method, samples)
+            if cell is None:
+                continue
+            share = max(share, cell.share)
+            start = self.untouched[task.name][0]
+            source = max(source, *(abs(errors[0] - start) for errors in cell.errors.values()))
+            mean = cell.at(task.values.index(value))
+            baselines += self._beats_all(mean, task, samples, value)
+            target = self.target(task, samples, value)
+            ratio = target and mean.ratio(target)
+            targets += [] if ratio is None else [ratio <= 1]
         counts = [(sum(wins), len(wins)) for wins in (baselines, targets)]
         return Goal(share, counts[0], counts[1], source)
 

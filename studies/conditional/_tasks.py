@@ -59,8 +59,8 @@ class Task:
         return {**self.family.source, self.parameter: value}
 
 
-# The values were chosen before any method was run on them, but for the values of the first three
-# tasks, which are those of a trial. Only the error of the untouched model decided the fourth's.
+# The unseen values of Burgers' tasks are from a trial. All other values were chosen before any
+# method was run on them, by the error of the untouched model alone.
 TASKS = (
     Task(
         "burgers-viscosity",

@@ -177,7 +177,7 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch, places):
     page = _report.write_page(file, tmp_path, plan).read_text()
     assert f"| {study.cell(TASK, 'full', 8).at(TASK.values.index(1.3))} |" in page.replace("*", "")
     assert "### Linear" in page and "The error at the source" in page
-    assert "<svg" in (tmp_path / "images" / "conditional.svg").read_text()
+    assert "<svg" in (tmp_path / "images" / "conditional-study.svg").read_text()
 
 
 def test_ratios_are_over_seeds_that_both_have():
