@@ -186,10 +186,13 @@ pictures: .venv-models/.ready
 clean:
 	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-jno .venv-matrix .bench dist build demo-output site
 
-# One command, so that pip takes our own packages from here and not from an index.
+# Our own packages first, so that pip takes them from here and not from an index, and all by one
+# hatchling: pip would install a copy for each.
 $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@echo "Setting up $(VENV): some minutes the first time, for JAX and its like are downloaded."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[demo,test,lint]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	$(BIN)/python -m pip install --quiet hatchling editables
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
+	$(BIN)/python -m pip install --quiet "jno-lora[demo,test,lint]" $(notdir $(PLUGINS))
 	touch $@
