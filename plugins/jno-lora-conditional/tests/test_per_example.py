@@ -28,6 +28,12 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def foundax_mixes_dtypes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def made(kind, wrapper, options, degree):
     layer, shape = LAYERS[kind]
     net = Net(layer).freeze().lora(rank=RANK, wrapper=wrapper, options=options)

@@ -37,7 +37,8 @@ class Weighted(Scaled):
         """`None` without directions of `lora_B`. Other fields, which are vectors, become sums."""
         if "lora_B" not in directions:
             return None
-        sums = {name: weighted_sum(d, weights) for name, d in directions.items()}
+        vectors = {name: d for name, d in directions.items() if name != "lora_B"}
+        sums = {name: weighted_sum(d, weights) for name, d in vectors.items()}
         B = {"lora_B": directions["lora_B"], "direction_weights": weights}
         return with_attributes(self, sums | B)
 
