@@ -58,7 +58,7 @@ def test_film_scales_and_shifts_each_layer():
         moved.proj1.weight, 2 * film.model.proj1.weight, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(moved.lift.bias, 2 * film.model.lift.bias + 1, rtol=1e-4, atol=1e-5)
-    x = jax.random.normal(jax.random.key(1), (32, 64))
+    x = jax.random.normal(jax.random.key(1), (64, 32))
     layers = (m.spectral_layers.layers_conv for m in (moved, film.model))
     for new, old in zip(*layers, strict=True):
         np.testing.assert_allclose(new(x), 2 * old(x), rtol=1e-4, atol=1e-4)
