@@ -66,9 +66,7 @@ def trained(net: Net, degree: int) -> Conditional:
     conditional = Conditional(net, Powers(source=0.0, degree=degree))
     leaves, structure = jax.tree.flatten(conditional.directions)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [
-        0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
-    ]
+    noise = [0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
     directions = jax.tree.unflatten(structure, noise)
     return eqx.tree_at(lambda c: c.directions, conditional, directions)
 
@@ -76,7 +74,9 @@ def trained(net: Net, degree: int) -> Conditional:
 def programs(case: Case, derivative: bool) -> dict[str, Any]:
     """By form, the compiled program and its arguments."""
     conditional = trained(case.net, case.degree)
-    copying = with_attributes(conditional, {"from_zero": tuple((path, ()) for path in conditional.directions)})
+    copying = with_attributes(
+        conditional, {"from_zero": tuple((path, ()) for path in conditional.directions)}
+    )
     zs = jnp.linspace(0.0, 1.0, len(case.inputs))
 
     def one(c: Conditional, x: Any) -> Any:
@@ -94,7 +94,7 @@ def programs(case: Case, derivative: bool) -> dict[str, Any]:
         def gradient(trainable: Any, frozen: Any, x: Any) -> Any:
             return jax.grad(lambda t: jnp.mean(outputs(t, frozen, x) ** 2))(trainable)
 
-        function = eqx.filter_jit(gradient if derivative else outputs)
+        function: Any = eqx.filter_jit(gradient if derivative else outputs)
         arguments = trainable, frozen, case.inputs
         compiled = function.lower(*arguments).compile()
         return compiled, arguments, compiled.compiled.memory_analysis().temp_size_in_bytes
@@ -119,7 +119,9 @@ def measured(case: Case, rounds: int, derivative: bool) -> str:
     times = [float(np.median(seconds[form][1:])) for form in FORMS]
     sizes = [max(size, 1) for _, _, size in compiled.values()]
     ratio, memory = times[1] / times[0], sizes[1] / sizes[0]
-    missed = [name for name, far in (("time", ratio > MOST_TIME), ("memory", memory > MOST_MEMORY)) if far]
+    missed = [
+        name for name, far in (("time", ratio > MOST_TIME), ("memory", memory > MOST_MEMORY)) if far
+    ]
     cells += [f"{ratio:.2f}; {memory:.2f}", f"{times[2] / times[0]:.2f}; {sizes[2] / sizes[0]:.1f}"]
     return f"| {' | '.join([*cells, ', '.join(missed) or 'met'])} |"
 

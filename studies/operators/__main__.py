@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import jax
 
-from ._problems import CACHE, QUICK
+from .._families import CACHE, QUICK
 from ._runs import PLAN, RESULTS, run
 
 

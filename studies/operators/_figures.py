@@ -1,14 +1,13 @@
-"""The figures of the study: SVG without a background, for light and dark pages."""
+"""The figures of the study."""
 
 import pathlib
 from typing import Any
 
-from ._labels import GREY, name_points
+from .._drawing import GREY, STYLES, pyplot, save
+from ._labels import name_points
 from ._problems import Problem
 from ._results import Row, Study, geometric_mean
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; each with a marker.
-STYLES = (("#009E73", "o"), ("#56B4E9", "s"), ("#E69F00", "^"))
 WORST = 1.3
 LABELS = {"full": "full fine-tuning", "lora": "LoRA, rank 2"}
 
@@ -19,7 +18,7 @@ def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
     The best small adapter has the lowest error at few samples, among the methods that train at most
     10 % of each model.
     """
-    plt, plan = _pyplot(), study.plan
+    plt, plan = pyplot(), study.plan
     best = next((row.name for row in rows if max(row.shares) <= 0.1), "lora")
     figure, axes = plt.subplots(1, len(plan.problems), figsize=(10.4, 3), squeeze=False)
     for axis, problem in zip(axes[0], plan.problems, strict=True):
@@ -28,7 +27,7 @@ def draw_few(study: Study, rows: list[Row], path: pathlib.Path) -> None:
     handles, names = axes[0][0].get_legend_handles_labels()
     labels = [_label(name, rows) for name in names]
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    _save(plt, figure, path)
+    save(plt, figure, path)
 
 
 def _draw_problem(axis: Any, study: Study, problem: Problem, methods: list[str]) -> None:
@@ -70,7 +69,7 @@ def draw_all(rows: list[Row], path: pathlib.Path) -> None:
 
     Methods with a ratio above `WORST` are left out.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 6))
     ratios = {row.name: geometric_mean(row.few) for row in rows}
     points = {
@@ -86,23 +85,4 @@ def draw_all(rows: list[Row], path: pathlib.Path) -> None:
     axis.set_ylabel("error / error of full fine-tuning, at most 16 samples")
     figure.draw_without_rendering()  # fixes the layout
     name_points(axis, points)
-    _save(plt, figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor")
-    plt.rcParams.update(dict.fromkeys((*names, "xtick.color", "ytick.color"), GREY))
-    plt.rcParams.update({"legend.frameon": False, "figure.constrained_layout.use": True})
-    plt.rcParams["svg.hashsalt"] = "jno-lora"  # the same data should give the same file
-    return plt
-
-
-def _save(plt: Any, figure: Any, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
-    plt.close(figure)
+    save(plt, figure, path)

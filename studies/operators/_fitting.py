@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from jno.lora import penalty, resolve
 
-from ._problems import Effort, Problem, relative_errors, shifted
+from .._families import Effort, relative_errors, shifted
+from .._training import fine_tune
+from ._problems import Problem
 
 Fields = tuple[Array, Array]  # initial fields, and solutions
 
@@ -85,39 +86,20 @@ class Fitting:
         samples: Any,
         rate: Any,
     ) -> Outcome:
-        effort = self.effort
-        trainable = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
-        optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
-        decay = optax.cosine_decay_schedule(1.0, effort.steps)
         held_out = self.validation(pool, key, samples)
 
         def error(trainable: Any, batch: Fields) -> Array:
             return jnp.mean(self._errors(eqx.combine(trainable, frozen), batch))
 
-        def train(step: Array, carry: Any) -> Any:
-            trainable, state = carry
+        def loss(trainable: Any, step: Array) -> Array:
             batch = self.batch(pool, key, samples, step)
-            gradient = eqx.filter_grad(lambda t: self.loss(eqx.combine(t, frozen), batch))
-            updates, state = optimiser.update(gradient(trainable), state)
-            scale = -rate * decay(step)
-            return jax.tree.map(lambda x, up: x + scale * up, trainable, updates), state
+            return self.loss(eqx.combine(trainable, frozen), batch)
 
-        def is_unfinished(carry: Any) -> Array:
-            step, best_step = carry[:2]
-            return (step < effort.steps) & (step - best_step < effort.every * effort.patience)
-
-        def evaluate(carry: Any) -> Any:
-            step, best_step, lowest, best, current = carry
-            end = step + effort.every
-            current = jax.lax.fori_loop(step, end, train, current)
-            value = error(current[0], held_out)
-            better = value < lowest
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), current[0], best)
-            return end, jnp.where(better, end, best_step), jnp.fmin(value, lowest), best, current
-
-        # Step 0 counts: the untouched model is a candidate.
-        zero = jnp.asarray(0)
-        start = (trainable, optimiser.init(trainable))
-        carry = (zero, zero, error(trainable, held_out), trainable, start)
-        steps, best_step, lowest, best, _ = jax.lax.while_loop(is_unfinished, evaluate, carry)
-        return Outcome(lowest, error(best, test), best_step, steps)
+        best = fine_tune(
+            trainable,
+            loss,
+            lambda trainable: error(trainable, held_out),
+            jax.tree.map(lambda _: rate, trainable),
+            self.effort,
+        )
+        return Outcome(best.validation, error(best.trainable, test), best.best_step, best.steps)

@@ -4,7 +4,8 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-GREY = "#808080"  # readable on white and on black
+from .._drawing import GREY
+
 _SIZE = 7
 _HEIGHT, _GAP, _NEAR = 8.5, 4, 10  # of a line, between point and name, where no line is needed
 

@@ -7,7 +7,8 @@ import jax
 
 from jno.lora import Net
 
-from ._problems import Family, Problem
+from .._families import Family
+from ._problems import Problem
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
 """Write the tables and figures of `docs/operators.md` from the records of the runs."""
 
 import pathlib
-import re
 import statistics
-import textwrap
 
+from .._pages import DOCS, fill, filled, percent
 from ._figures import draw_all, draw_few
 from ._problems import Problem
 from ._results import CLOSE, FEW, SMALL, Cell, Row, Study, geometric_mean, load
 from ._runs import PLAN, Plan
-
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PLAN) -> pathlib.Path:
@@ -20,22 +17,12 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
     if not rows:
         raise SystemExit("No method was run in every setting. Run `python -m studies.operators`.")
     page = docs / "operators.md"
-    text = page.read_text()
     sections = {
         "goal": _goal(study, rows),
         "summary": _summary(rows, max(plan.effort.samples)),
         "problems": "\n".join(_table(study, problem) for problem in plan.problems),
     }
-    for name, content in sections.items():
-        text, count = re.subn(
-            rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)",
-            lambda _, content=content: content,
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"{page} should have one section between `{name}` comments: {count}")
-    page.write_text(text)
+    fill(page, sections)
     draw_few(study, rows, docs / "images" / "operators.svg")
     draw_all(rows, docs / "images" / "operators-methods.svg")
     return page
@@ -50,7 +37,7 @@ def _goal(study: Study, rows: list[Row]) -> str:
         nobody = f"None of the {len(rows) - 1} methods measured so far"
         progress = f" {pairs_run} of {pairs} pairs of problem and method were run."
     met = f"{', '.join(winners) or nobody} met it."
-    return _filled(
+    return filled(
         f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
         f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}, in "
@@ -66,7 +53,7 @@ def _summary(rows: list[Row], most: int) -> str:
     ]
     for row in rows:
         name = f"**`{row.name}`**" if row.meets_the_goal else f"`{row.name}`"
-        shares = dict.fromkeys(map(_percent, (min(row.shares), max(row.shares))))
+        shares = dict.fromkeys(map(percent, (min(row.shares), max(row.shares))))
         lines.append(
             f"| {name} | {' to '.join(shares)} | {row.wins} of {len(row.few)} "
             f"| {geometric_mean(row.few):.2f} | {geometric_mean(row.most):.2f} "
@@ -86,7 +73,7 @@ def _table(study: Study, problem: Problem) -> str:
         )
     lines = [
         f"### {problem.title}\n",
-        _filled(text),
+        filled(text),
         f"| method | trained | {' | '.join(map(str, samples))} | seconds |",
         "|---" * (len(samples) + 3) + "|",
     ]
@@ -98,7 +85,7 @@ def _table(study: Study, problem: Problem) -> str:
         full_cells = [study.cell(problem, "full", n) for n in samples]
         errors = [_error(cell, full) for cell, full in zip(cells, full_cells, strict=True)]
         seconds = statistics.fmean(cell.seconds for cell in cells if cell)
-        columns = [f"`{method.name}`", _percent(share), *errors, f"{seconds:.1f}"]
+        columns = [f"`{method.name}`", percent(share), *errors, f"{seconds:.1f}"]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
@@ -108,12 +95,3 @@ def _error(cell: Cell | None, full: Cell | None) -> str:
     if cell is None:
         return ""
     return f"**{cell}**" if full is not None and cell.mean < full.mean else str(cell)
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
-
-
-def _percent(share: float) -> str:
-    digits = 0 if share >= 0.1 else 1 if share >= 0.01 else 2
-    return f"{100 * share:.{digits}f} %"

@@ -7,9 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .._records import read
 from ._methods import METHODS
 from ._problems import Problem
-from ._runs import Plan, read
+from ._runs import Plan
 
 # The goal: at most this fraction of the parameters, a lower error than full fine-tuning with up to
 # this many samples, and at most this multiple of its error with the most samples.

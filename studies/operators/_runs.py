@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import json
 import pathlib
 import re
 import time
@@ -18,9 +17,11 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from jno.lora import JnoLoraWarning
 
+from .._families import FULL, Effort, pretrained, relative_errors, simulate
+from .._records import append, read
 from ._fitting import Fields, Fitting
 from ._methods import METHODS, Method
-from ._problems import FULL, PROBLEMS, Effort, Problem, pretrained, relative_errors, simulate
+from ._problems import PROBLEMS, Problem
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "operators.jsonl"
 # Only the study used simulations with these seeds.
@@ -45,35 +46,19 @@ class Plan:
 PLAN = Plan(PROBLEMS, METHODS, FULL)
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a file, without a line that a killed run left unfinished."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     """Run the missing runs of `problem/method` pairs that match `only`, and append to `path`."""
     done = {tuple(record[name] for name in KEY) for record in read(path)}
     pairs = [(p, m) for p, m in plan.pairs() if re.search(only, f"{p.name}/{m.name}")]
     if not pairs:
         raise SystemExit(f"--only {only!r} selects no problem/method.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, _Prepared] = {}
     failed: list[str] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with path.open("a") as file, Progress(*columns) as progress:
-        if done and not path.read_text().endswith("\n"):
-            file.write("\n")
+    with append(path) as write, Progress(*columns) as progress:
         task = progress.add_task("", total=len(pairs))
         for problem, method in pairs:
             progress.update(task, description=f"{problem.name}: {method.name}")
-
-            def write(record: dict[str, Any]) -> None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-
             if problem.name not in prepared:
                 prepared[problem.name] = _Prepared(problem, plan.effort)
                 for record in prepared[problem.name].untouched(done):

@@ -36,7 +36,7 @@ CORE = (
 )
 PLUGINS = (
     *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    *("conditional", "train"),
+    *("conditional", "conditional.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from studies.operators import _problems, _report
+from studies import _families
+from studies._families import FNO, FULL, QUICK, Family, relative_errors
+from studies._records import read
+from studies.operators import _report
 from studies.operators.__main__ import main
 from studies.operators._fitting import Fitting
 from studies.operators._methods import METHODS
-from studies.operators._problems import FNO, FULL, PROBLEMS, QUICK, Family, Problem, relative_errors
+from studies.operators._problems import PROBLEMS, Problem
 from studies.operators._results import load
-from studies.operators._runs import KEY, PLAN, Plan, read, run
+from studies.operators._runs import KEY, PLAN, Plan, run
 
 TRACED = []
 
@@ -48,7 +51,7 @@ def fitted():
     """The outcomes of runs on a linear model, and its error as it was."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = LINEAR.make(jax.random.key(0))
-        pool, test = (_problems.simulate(LINEAR, seed, 16, PROBLEM.target) for seed in (1, 2))
+        pool, test = (_families.simulate(LINEAR, seed, 16, PROBLEM.target) for seed in (1, 2))
         fitting = Fitting(PROBLEM, EFFORT)
         parts = eqx.partition(model, eqx.is_array)
 
@@ -82,7 +85,7 @@ def test_training_and_validation_share_no_sample(samples):
 
 def test_shifts_move_fields_and_solutions_alike():
     fitting = Fitting(PROBLEM, EFFORT)
-    pool = _problems.simulate(LINEAR, 1, 16, PROBLEM.target)
+    pool = _families.simulate(LINEAR, 1, 16, PROBLEM.target)
     for fields, solutions in (
         fitting.batch(pool, jax.random.key(0), 8, 0),
         fitting.validation(pool, jax.random.key(0), 8),
@@ -129,7 +132,7 @@ def test_methods_that_differ_in_spectral_weights_alone_are_one_elsewhere():
 
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(_problems, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
     effort = replace(EFFORT, pretraining_fields=8, pretraining_steps=4, pool=128, steps=20)
     effort = replace(effort, samples=(2, 128), seeds=2)
     methods = [method for method in METHODS if method.name in ("full", "lora", "eva")]
@@ -170,7 +173,7 @@ def test_the_rate_is_chosen_by_validation_alone(tmp_path):
 
 
 def test_the_command_runs_in_its_short_form(monkeypatch, tmp_path):
-    monkeypatch.setattr(_problems, "CACHE", tmp_path)
+    monkeypatch.setattr(_families, "CACHE", tmp_path)
     main(["--quick", "--only", "burgers-force/head"])
     assert QUICK.steps == 4 and list(tmp_path.glob("fno1d-*.eqx"))
     with pytest.raises(SystemExit, match="selects no"):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.signal import resample
+from studies._solvers import allen_cahn, burgers, navier_stokes, random_fields
 from studies.operators._problems import PROBLEMS
-from studies.operators._solvers import allen_cahn, burgers, navier_stokes, random_fields
 
 
 def points(n):

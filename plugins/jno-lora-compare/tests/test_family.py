@@ -54,12 +54,14 @@ def test_film_scales_and_shifts_each_layer():
     ones = eqx.tree_at(lambda f: [*f.gains, *f.shifts], film, replace_fn=jnp.ones_like)
     assert eqx.tree_equal(ones.at(jnp.asarray(burgers.SOURCE)), film.model)
     moved = ones.at(jnp.asarray(burgers.SOURCE + candidates.UNIT / 30))  # u = 1
-    np.testing.assert_allclose(moved.proj1.weight, 2 * film.model.proj1.weight, rtol=1e-5)
-    np.testing.assert_allclose(moved.lift.bias, 2 * film.model.lift.bias + 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        moved.proj1.weight, 2 * film.model.proj1.weight, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(moved.lift.bias, 2 * film.model.lift.bias + 1, rtol=1e-4, atol=1e-5)
     x = jax.random.normal(jax.random.key(1), (32, 64))
     layers = (m.spectral_layers.layers_conv for m in (moved, film.model))
     for new, old in zip(*layers, strict=True):
-        np.testing.assert_allclose(new(x), 2 * old(x), atol=1e-4)
+        np.testing.assert_allclose(new(x), 2 * old(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_family_has_its_simulations_by_viscosity():

@@ -31,7 +31,7 @@ def trained():
 def test_steps_of_optax_leave_the_source_as_it_is():
     conditional = Conditional(adapted(), POWERS)
     trainable, frozen = conditional.partition()
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.sgd(0.3, momentum=0.9)
 
     @jax.jit
     def step(trainable, state, z, x):
@@ -115,12 +115,10 @@ def test_printing(trained):
     assert report.rows[0].moving == ("lora_B",)
     assert report.rows[0].shared == ("lora_A",)
     leaves = jax.tree.leaves(trained.partition()[0])
-    assert report.trainable == sum(leaf.size for leaf in leaves) == 64
+    assert report.trainable == sum(leaf.size for leaf in leaves) == 58
     assert report.plain == sum(x.size for x in jax.tree.leaves(MODEL) if eqx.is_array(x))
     text = str(report)
-    assert "64 parameters train (79.01 % of the plain model's 80)" in text or text.endswith(
-        f"{64 / report.plain * 100:.2f} % of the plain model's {report.plain})"
-    )
+    assert text.endswith("58 parameters train (72.50 % of the plain model's 80)")
     assert "lora_B" in text
     square = eqx.nn.MLP(4, 4, 4, 2, key=jax.random.key(0))
     grouped = str(Conditional(adapted(square), POWERS).summary())

@@ -21,13 +21,12 @@ class Gain(LoRAWrapper):
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
 
-    variant = ""
     adapter_fields = ("gain", "hidden")
 
     def __init__(self, base, rank=1, alpha=1.0, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.gain = jnp.zeros(base.weight.shape[0], base.weight.dtype)
-        self.hidden = jnp.zeros((), base.weight.dtype)
+        self.hidden = jnp.zeros_like(self.gain)
 
     @classmethod
     def applies_to(cls, layer):

@@ -3,12 +3,24 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from foundax.architectures.fno import SpectralConv1d
 
+from jno.lora import Net, extract_adapters, merge_lora
+from jno.lora.coded import with_arrays
 from jno_lora_arrays import declare, through
-from jno_lora_conditional import Function, Hats, Indexed, Network, Powers
-from jno_lora_conditional.testing import check_conditional
+from jno_lora_conditional import (
+    Conditional,
+    Function,
+    Hats,
+    Indexed,
+    Network,
+    Powers,
+    at,
+    from_sets,
+)
+from jno_lora_conditional.testing import check_conditional, trained_at_random
 from jno_lora_quantized import quantize
 
 KEY = jax.random.key(0)
@@ -66,7 +78,36 @@ def test_laws(name):
 
 def test_quantised_layer():
     layer = quantize(eqx.nn.Linear(64, 4, key=KEY))
-    check_conditional("lora", layer, jnp.linspace(-1, 1, 64))
+    x = jnp.linspace(-1, 1, 64)
+    net = Net(layer).freeze().lora(rank=2)
+    conditional = trained_at_random(Conditional(net, Powers(source=0.5)))
+    np.testing.assert_array_equal(at(conditional, 0.5)(x), layer(x))
+    zs = jnp.array([0.5, 0.7, 1.2])
+    outputs = jax.jit(jax.vmap(lambda z: at(conditional, z)(x)))(zs)
+    for z, output in zip(zs, outputs, strict=True):
+        merged = merge_lora(with_arrays(at(conditional, z)))
+        np.testing.assert_allclose(output, merged(x), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(outputs[0], outputs[1])
+
+
+def in_its_precision(layer, x):
+    """foundax mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return layer(x)
+
+
+def test_spectral_weights():
+    """CP factors of complex weights, and two sets of them interpolated."""
+    layer = SpectralConv1d(2, 3, 2, key=KEY)
+    x = jnp.outer(jnp.sin(jnp.arange(6.0)), jnp.array([1.0, -0.5]))
+    check_conditional("cp", layer, x, call=in_its_precision)
+    net = Net(layer).freeze().lora(rank=1, wrapper="cp")
+    conditional = trained_at_random(Conditional(net, Powers(source=0.5)))
+    sets = [(z, extract_adapters(at(conditional, z))) for z in (0.4, 0.9)]
+    between = from_sets(layer, sets, source=0.5)
+    for z in (0.4, 0.5, 0.9):
+        expected = in_its_precision(at(conditional, z), x)
+        np.testing.assert_allclose(in_its_precision(at(between, z), x), expected, atol=1e-6)
 
 
 def test_declared_array():
@@ -81,7 +122,7 @@ def test_declared_array():
         Network(source=0.5, size=2, width=3, key=KEY),
         Function(lambda z: jnp.sin(z - 0.5), source=0.5),
         Indexed(3, size=2, key=KEY),
-        Hats([0.3, 1.0], source=0.5),
+        Hats([1.0], source=0.5, extrapolate=True),  # without a kink at the source
     ],
     ids=lambda basis: type(basis).__name__,
 )

@@ -29,6 +29,11 @@ class Conditional(eqx.Module):
     `W + s B diag(phi(z) d) A`. At the source, where `phi` is zero, the model is the pretrained
     model, whatever has been trained.
 
+    At the source, a merged model is the pretrained model bit for bit, and a called model too, but
+    for DoRA and HRA, which divide by a norm when they are called: a rounding of 1e-6 of the output.
+    PiSSA, MiLoRA, OLoRA, CorDA, LoRA-GA and LoRA-One start with a rounding (`exact=False`). VB-LoRA
+    and Tied-LoRA train arrays that layers share, and are refused.
+
     ```python
     net = Net(model).freeze().lora(rank=4)
     conditional = Conditional(net, Powers(source=0.1, unit=0.06))
@@ -199,4 +204,6 @@ def _checked(net: Net) -> tuple[Net, PyTree]:
 
 def _forms(tree: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    return structure, [
+        (leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves
+    ]

@@ -35,7 +35,7 @@ from ._basis_files import (
     template_of,
 )
 from ._conditional import Conditional
-from ._moving import trained_fields
+from ._moving import starting_at_zero, trained_fields
 
 FilePath = str | os.PathLike[str]
 Classes = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
@@ -156,7 +156,12 @@ def load_conditional(
 def _assembled(model: PyTree, directions: dict[str, dict[str, Any]], basis: Basis) -> Conditional:
     # The constructor would start directions, and merge each layer to look for the moving fields.
     conditional = object.__new__(Conditional)
-    for name, value in {"model": model, "directions": directions, "basis": basis}.items():
+    moving = {
+        path: tuple(name for name in trained_fields(adapter) if name in directions[path])
+        for path, adapter in adapted_layers(model)
+    }
+    values = {"model": model, "directions": directions, "basis": basis}
+    for name, value in {**values, "from_zero": starting_at_zero(model, moving)}.items():
         object.__setattr__(conditional, name, value)
     return conditional
 

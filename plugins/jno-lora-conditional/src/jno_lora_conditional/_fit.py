@@ -53,9 +53,9 @@ def fit(
     it with the range of the training values. The Hessian `H` is replaced by its absolute value
     `(H^2)^(1/2)`, so that each step descends.
 
-    The grid is tried point after point, and derivatives are taken forward, so that the memory is a
-    few times that of one call of `loss`, and `loss` may hold loops of any kind. Each step costs one
-    second derivative for each pair of numbers. Outside of `jax.jit`, each call of `fit` compiles.
+    The grid is tried point after point, and derivatives are taken forward: the memory is a few
+    times the memory of one call of `loss`, and `loss` may hold loops of any kind. Each step costs
+    a second derivative for each pair of numbers. Outside of `jax.jit`, each call of `fit` compiles.
 
     **Arguments:**
 

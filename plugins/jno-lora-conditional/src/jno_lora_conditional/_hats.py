@@ -14,7 +14,7 @@ from ._bases import Basis, numbers
 
 
 class Hats(Basis):
-    """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, and 0 at the others.
+    """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, 0 at other nodes.
 
     Between two nodes, both change linearly. So the adapters between two nodes are a weighted mean
     of the adapters at these nodes. Before the first and behind the last node, `phi` is constant.
@@ -36,11 +36,13 @@ class Hats(Basis):
     def __init__(
         self, nodes: Sequence[float], source: float | None = None, extrapolate: bool = False
     ):
-        values = np.atleast_1d(numbers(nodes, "nodes")).tolist()
+        values: list[Any] = np.atleast_1d(numbers(nodes, "nodes")).tolist()
         self.source = None if source is None else numbers(source, "source")
         if np.ndim(self.source):
             raise SelectionError(f"`Hats` takes one parameter, but `source` is {source!r}")
-        self.nodes = tuple(sorted(values if self.source in (None, *values) else [*values, source]))
+        self.nodes = tuple(
+            sorted(values if self.source in (None, *values) else [*values, self.source])
+        )
         self.extrapolate = extrapolate
         if len(set(self.nodes)) < max(2, len(self.nodes)):
             raise SelectionError(
@@ -60,6 +62,6 @@ class Hats(Basis):
         # Exactly 0 and 1 at the nodes.
         t = (z - nodes[left]) / (nodes[left + 1] - nodes[left])
         t = t if self.extrapolate else jnp.clip(t, 0, 1)
-        index = jnp.arange(len(self.nodes))
+        index = jnp.arange(len(self.nodes), dtype=left.dtype)
         phi = jnp.where(index == left, 1 - t, jnp.where(index == left + 1, t, 0))
         return jnp.stack([phi[i] for i, node in enumerate(self.nodes) if node != self.source])

@@ -25,6 +25,7 @@ class Results(NamedTuple):
     gradients: Any  # by path of the array
     traces: int
     allowed: tuple[float, float]  # the errors at the source, of the call and the merged layer
+    file_problem: str = ""
 
 
 def _source(results: Results) -> str:
@@ -108,6 +109,7 @@ LAWS: dict[str, Callable[[Results], str]] = {
     "map": _map,
     "derivative": _derivative,
     "gradients": _gradients,
+    "file": lambda results: results.file_problem,
 }
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, Shared, resolve
+from jno.lora.coded import with_arrays
 from jno.lora.extending import adapted_layers, bullets, compute_dtype, over_stack, show_path
 
 # By the path of a layer, the names of its fields that move.
@@ -70,9 +71,7 @@ def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
     return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
 
 
-def starting_at_zero(
-    adapted: PyTree, moving: Moving
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """By path, the moving fields whose numbers are all zero."""
 
     def zeros(adapter: Any, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,6 +86,10 @@ def starting_at_zero(
 @eqx.filter_jit
 def _probe(adapter: Any, layer: Any, trained: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """How far the merged start is from `layer`, and whether each field alone changes the layer."""
+    adapter, layer = (
+        with_arrays(adapter),
+        with_arrays(layer),
+    )  # a coded weight takes no other values
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
     merged = merge(adapter)
@@ -147,10 +150,8 @@ def _rounding_of(layer: Any) -> float:
     """The largest difference that counts as a rounding of this layer's numbers."""
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
     # A decomposition is good to some hundred roundings, which is less than the square root.
-    return max(
-        (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays),
-        default=0,
-    )
+    sizes = (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays)
+    return max(sizes, default=0.0)
 
 
 def _problem(

@@ -41,7 +41,7 @@ class ConditionalReport(Printed[ConditionalRow]):
     joined.
 
     - `moves`: how many layers move by which basis, in words.
-    - `trainable`: the parameters that train, those of the basis too.
+    - `trainable`: the parameters that train, also in the basis.
     - `plain`: the parameters of the model without adapters.
     """
 

@@ -14,6 +14,8 @@ def test_conditional():
 """
 
 import operator
+import pathlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,12 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jno.lora import Net
+from jno.lora import JnoLoraError, Net
 from jno.lora.extending import adapted_layers, bullets
 from jno.lora.testing import ConformanceError
 
-from ._bases import Basis, Powers
+from ._bases import Basis, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge
+from ._files import load_conditional, save_conditional
+from ._hats import Hats
 from ._laws import LAWS, Results
 
 __all__ = ["check_conditional", "trained_at_random"]
@@ -62,13 +66,15 @@ def check_conditional(
     | `map` | `jax.vmap` over parameters gives the outputs of a loop, with one trace |
     | `derivative` | the derivative in the parameter is finite, and equals central differences |
     | `gradients` | the gradients of all trained arrays are finite |
+    | `file` | a file gives every array back, bit for bit |
 
     All laws share one compiled program, which takes about a second.
 
     **Arguments:**
 
     - `wrapper`: the class of the adapter, or a name or variant, as `Net.lora` takes it.
-    - `layer`, `inputs`: a small layer, or a model, and the inputs of one call.
+    - `layer`, `inputs`: a small layer, or a model, and the inputs of one call. Quantised weights
+        have no float64.
     - `rank`, `options`, `statistics`: as `Net.lora` takes them.
     - `basis`: by default `Powers(source=0.5, degree=2)`.
     - `moving`, `exact`: as `Conditional` takes them.
@@ -93,10 +99,30 @@ def check_conditional(
             rounding = 0.0 if exact else 1e-6
         allowed = rounding, 0.0 if exact else 1e-12
         results = _results(conditional, layer, inputs, call, ", ".join(sorted(names)), allowed)
+        classes = tuple({type(adapter) for _, adapter in adapted_layers(net.module)})
+        results = results._replace(file_problem=_problem_of_file(conditional, layer, classes))
     problems = [f"[{law}] {problem}" for law, check in LAWS.items() if (problem := check(results))]
     if problems:
         raise ConformanceError(f"{results.name} cannot be conditional:\n{bullets(problems)}")
     return conditional
+
+
+def _problem_of_file(conditional: Conditional, layer: Any, classes: tuple[Any, ...]) -> str:
+    basis = conditional.basis
+    given = None if type(basis) in (Hats, Indexed, Network, Powers) else basis
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "conditional.safetensors"
+            save_conditional(conditional, path)
+            loaded = load_conditional(path, layer, basis=given, wrappers=classes)
+    except (JnoLoraError, OSError) as err:
+        return f"{type(err).__name__}: {err}"
+    is_same = eqx.tree_equal(_arrays(loaded), _arrays(conditional))
+    return "" if is_same else "the arrays that come back differ from the arrays that were saved"
+
+
+def _arrays(conditional: Conditional) -> Any:
+    return eqx.filter((conditional.model, conditional.directions, conditional.basis), eqx.is_array)
 
 
 def trained_at_random(conditional: Conditional, size: float = 0.3, seed: int = 0) -> Conditional:
@@ -129,7 +155,7 @@ def _results(
     away = source + jnp.asarray(0.4 + 0.1 * np.arange(source.size).reshape(source.shape))
     steps = _STEP * jnp.eye(source.size).reshape(-1, *source.shape)
     # Places of the central differences: `(2, p, ...)`, with a step back and a step on.
-    beside = [z + sign * steps for z in (source, away) for sign in (-1, 1)]
+    beside = [z[None] + sign * steps for z in (source, away) for sign in (-1, 1)]
     zs = jnp.concatenate([away[None], *beside, source[None]])
     mergeable = all(type(adapter).mergeable for _, adapter in adapted_layers(conditional.model))
     traces: list[None] = []

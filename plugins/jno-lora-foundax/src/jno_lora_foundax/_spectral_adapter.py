@@ -11,8 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper
-
-from jno_lora_zoo import cast_like, in_compute_dtype, with_attributes
+from jno_lora_zoo import weighted_sum, with_attributes
 
 from ._mode_weights import ModeWeights, is_linear, mode_weights_of
 from ._sums import times
@@ -94,7 +93,7 @@ class SpectralAdapter(LoRAWrapper):
         The layer is linear in its weights: it is called with the change in their place. A compiler
         shares the transform of the input with the layer.
         """
-        changes = [layer(*args, **kwargs) for layer in self._layers_of_directions()]
+        changes = [layer(*args, **kwargs) for layer in self._layers_of_directions(len(weights))]
         terms = [times(y, w).astype(y.dtype) for y, w in zip(changes, weights, strict=True)]
         return sum(terms[1:], terms[0])
 
@@ -109,27 +108,23 @@ class SpectralAdapter(LoRAWrapper):
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
-    def summed(self) -> "SpectralAdapter":
+    def summed(self) -> Any:
         """The same adapter without weights of directions."""
-        if self.direction_weights is None:
+        weights = self.direction_weights
+        if weights is None:
             return self
-
-        def total(d: Array) -> Array:
-            sums = jnp.tensordot(self.direction_weights.astype(in_compute_dtype(d).dtype), in_compute_dtype(d), 1)
-            return cast_like(sums, d)
-
         field = str(self.linear_field)
-        sums = jax.tree.map(total, getattr(self, field))
+        sums = jax.tree.map(lambda d: weighted_sum(d, weights), getattr(self, field))
         return with_attributes(self, {field: sums, "direction_weights": None})
 
     def state(self) -> dict[str, Any]:
         return super(SpectralAdapter, self.summed()).state()
 
-    def _layers_of_directions(self) -> list[Any]:
+    def _layers_of_directions(self, K: int) -> list[Any]:
         """For each direction, the base with the change in the place of its weights."""
         field = str(self.linear_field)
         layers: list[Any] = []
-        for k in range(len(self.direction_weights)):
+        for k in range(K):
             direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
             alone = with_attributes(self, {field: direction, "direction_weights": None})
             layers.append(alone._with_matrices(alone.change_of_matrices))

@@ -31,7 +31,7 @@ from ._random import low_rank_start, uniform_matrix
 from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
-from ._weighted import Weighted, with_attributes
+from ._weighted import Weighted, weighted_sum, with_attributes
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
 from .layers import (
@@ -96,6 +96,7 @@ __all__ = [
     "smallest",
     "unchanged",
     "uniform_matrix",
+    "weighted_sum",
     "with_attributes",
 ]
 __all__ += adapters.__all__

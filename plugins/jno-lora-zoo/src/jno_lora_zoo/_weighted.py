@@ -10,17 +10,17 @@ from jaxtyping import Array, Float
 from jno.lora import LoRAWrapper
 
 from ._arrays import cast_like, in_compute_dtype, scaled
+from ._layer_kind import Factor
 from ._scaled import Scaled
 
 T = TypeVar("T")
 
 
 class Weighted(Scaled):
-    """A method whose `B` may be a weighted sum of `K` factors: `B = sum_k w_k B_k`.
+    """A method whose `B` may be a weighted sum, `B = sum_k w_k B_k`, with one `A`.
 
-    The factors lie side by side in `lora_B`, below `K` copies of `A`. The weights multiply the
-    features of the rank axis, so that a map over them copies no factor. Adapters of a constructor
-    have no weights.
+    The field `lora_B` is then `(K, out, r)`. The weights multiply features of the rank axis, so
+    that a map over them copies no factor. Adapters that a constructor makes have no weights.
     """
 
     direction_weights: Float[Array, " K"] | None
@@ -32,78 +32,50 @@ class Weighted(Scaled):
         return {**fields, "direction_weights": None}
 
     def with_directions(
-        self, directions: Mapping[str, Array], weights: Float[Array, " K"]
+        self, directions: Mapping[str, Any], weights: Float[Array, " K"]
     ) -> LoRAWrapper | None:
-        """Directions of `lora_B` side by side; other fields are sums.
-
-        `None` without `lora_B`, and if the layer clamps the rank `K r`, which no state holds then.
-        """
-        if "lora_B" not in directions or self.direction_weights is not None:
+        """`None` without directions of `lora_B`. Other fields, which are vectors, become sums."""
+        if "lora_B" not in directions:
             return None
-        joined = _side_by_side(self, directions["lora_B"])
-        if joined is None:
-            return None
-        sums = {
-            name: cast_like(jnp.tensordot(_in_dtype_of(d, weights), in_compute_dtype(d), 1), d)
-            for name, d in directions.items()
-            if name != "lora_B"
-        }
-        return with_attributes(self, {**joined, **sums, "direction_weights": weights})
+        sums = {name: weighted_sum(d, weights) for name, d in directions.items()}
+        B = {"lora_B": directions["lora_B"], "direction_weights": weights}
+        return with_attributes(self, sums | B)
 
-    def one_A(self) -> Float[Array, "r in"]:
-        """`A`, once for all factors `B_k`."""
-        A: Any = getattr(self, "lora_A")  # noqa: B009
-        return A if self.direction_weights is None else A[: len(A) // len(self.direction_weights)]
+    def weighted(self, B: Array) -> Factor:
+        """The factor `B` of the law, for the field `lora_B`."""
+        return B if self.direction_weights is None else weighted_sum(B, self.direction_weights)
 
-    def times_weights(self, h: Float[Array, "r *rest"]) -> Float[Array, "R *rest"]:
-        """`s w_1 h, s w_2 h, ...`, for features `h` of the rank axis of `one_A`."""
-        assert self.direction_weights is not None
-        repeated = jnp.tile(h, (len(self.direction_weights), *(1,) * (h.ndim - 1)))
-        return scaled(repeated, self.scaling * self.weight_of_each())
+    def weighted_low_rank(
+        self, x: Any, weights: Float[Array, " K"], B: Float[Array, "K out r"], seen: Any
+    ) -> Array:
+        """`W x + sum_k w_k s B_k A seen`."""
+        K, outputs, r = B.shape
+        weight_of_each = self.scaling * jnp.repeat(in_compute_dtype(weights), r)
 
-    def weighted(self, B: Float[Array, "out r"]) -> Float[Array, "out r"]:
-        """`B`, each column with its direction's weight, if there are weights."""
-        if self.direction_weights is None:
-            return B
-        return scaled(in_compute_dtype(B).T, self.weight_of_each()).T
+        def weighted_features(h: Float[Array, "r *rest"]) -> Float[Array, "Kr *rest"]:
+            return scaled(jnp.concatenate([h] * K), weight_of_each)
 
-    def weight_of_each(self) -> Float[Array, " r"]:
-        """The weight of each column of `B`, in float32 at least."""
-        assert self.direction_weights is not None
-        weights = in_compute_dtype(self.direction_weights)
-        return jnp.repeat(weights, self.rank // len(weights))
+        B = jnp.moveaxis(B, 0, 1).reshape(outputs, K * r)
+        # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
+        seen = x if seen is None else seen
+        return self.low_rank(x, getattr(self, "lora_A"), B, between=weighted_features, seen=seen)  # noqa: B009
 
     def state(self) -> dict[str, Any]:
         if self.direction_weights is None:
             return super().state()
-        B: Any = getattr(self, "lora_B")  # noqa: B009
-        sums = {"lora_B": cast_like(self.weighted(B), B), "direction_weights": None}
+        sums = {"lora_B": self.weighted(getattr(self, "lora_B")), "direction_weights": None}  # noqa: B009
         return with_attributes(self, sums).state()
 
 
+def weighted_sum(d: Float[Array, "K *shape"], weights: Float[Array, " K"]) -> Array:
+    """`sum_k w_k d_k`, computed in float32 at least, in the dtype of `d`."""
+    wide = in_compute_dtype(d)
+    return cast_like(jnp.tensordot(weights.astype(wide.dtype), wide, 1), d)
+
+
 def with_attributes(module: T, values: Mapping[str, Any]) -> T:
-    """A copy of an Equinox module with other attributes, static attributes as well."""
+    """A copy of an Equinox module with other values of some fields."""
     changed = copy.copy(module)
     for name, value in values.items():
         object.__setattr__(changed, name, value)
     return changed
-
-
-def _in_dtype_of(d: Array, weights: Array) -> Array:
-    return weights.astype(in_compute_dtype(d).dtype)
-
-
-def _side_by_side(adapter: Any, B: Float[Array, "K out r"]) -> dict[str, Any] | None:
-    """The attributes of `adapter` with `[B_1, B_2, ...]`. `alpha` keeps the scale of the update."""
-    blocks, outputs, r = B.shape
-    if blocks == 1:
-        return {"lora_B": B[0]}
-    A, rank = adapter.lora_A, blocks * adapter.rank
-    if adapter.effective_rank(rank, outputs, A.shape[1]) != rank:
-        return None
-    return {
-        "lora_A": jnp.tile(A, (blocks, 1)),
-        "lora_B": jnp.moveaxis(B, 0, 1).reshape(outputs, blocks * r),
-        "rank": rank,
-        "alpha": adapter.alpha * adapter.scale_for(r, 1.0) / adapter.scale_for(rank, 1.0),
-    }

@@ -105,7 +105,7 @@ def save(
     path: FilePath,
     registry: Registry,
     layers: Mapping[str, Any],
-    metadata: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None = None,
     extension: Extension | None = None,
 ) -> None:
     """Write `adapters` into one file, at once or not at all, with the hashes of `layers`."""

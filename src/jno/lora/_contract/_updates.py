@@ -51,9 +51,7 @@ class Updates:
         """
         return None
 
-    def with_directions(
-        self, directions: Mapping[str, Any], weights: Float[Array, " K"]
-    ) -> Any:
+    def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         """This adapter with each of these fields at `sum_k weights[k] directions[field][k]`.
 
         It keeps directions and weights apart: a map over `weights` copies no direction. `None` (the

@@ -18,7 +18,8 @@ class DoRA(Weighted):
     Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is taken of each row.
     `m` starts as `norm(W)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
 
-    The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well. It is
+    The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well; but
+    not for derivatives in the weights of `with_directions`, which do not train. The norm is
     computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
     `W` that is zero has magnitude zero, and stays zero.
 
@@ -52,21 +53,22 @@ class DoRA(Weighted):
         if self.direction_weights is None:
             norms = jax.lax.stop_gradient(row_norms(V))
         else:
-            norms = _norms(self.direction(*map(jax.lax.stop_gradient, (W, self.lora_A, self.lora_B))))
+            detached = map(jax.lax.stop_gradient, (W, self.lora_A, self.lora_B))
+            norms = _norms(self.direction(*detached))
         return scaled(V, self.row_factor(norms))
 
-    def direction(self, W: Matrix, A: Factor, B: Factor) -> Matrix:
-        """`V`, with these factors."""
+    def direction(self, W: Matrix, A: Factor, B: Array) -> Matrix:
+        """`V`, for these values of the fields `lora_A` and `lora_B`."""
         return W + self.times_scale(self.weighted(B.astype(W.dtype))) @ A.astype(W.dtype)
 
     def forward(self, x: Any) -> Array:
-        B = self.multiplied(self.lora_B)
-        if self.direction_weights is None:
+        B, weights = self.multiplied(self.lora_B), self.direction_weights
+        if weights is None:
             y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)
             norms = jax.lax.stop_gradient(self.factored_norms())
-        else:  # with `seen`, no kind adds the update to its weight
-            y = self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=x)
-            norms = self.weighted_norms(self.direction_weights)
+        else:
+            y = self.weighted_low_rank(x, weights, B, seen=x)
+            norms = self.weighted_norms(weights)
         return scaled(y, self.row_factor(norms))
 
     def row_factor(self, norms: Float[Array, " out"]) -> Float[Array, " out"]:
@@ -90,14 +92,14 @@ class DoRA(Weighted):
         return jnp.sqrt(jnp.maximum(squares + 2 * cross + update, 0))
 
     def weighted_norms(self, weights: Float[Array, " K"]) -> Float[Array, " out"]:
-        """`factored_norms` for `B = sum_k w_k B_k`, detached but for the weights.
+        """`factored_norms` for `B = sum_k w_k B_k`. Only the weights are not constants.
 
         The squares are a polynomial in the weights: a map over weights copies no factor.
         """
-        A, B = (jax.lax.stop_gradient(factor) for factor in (self.one_A(), self.lora_B))
+        A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
         products, squares = map(jax.lax.stop_gradient, self.row_products(self.base, A))
         w, A = weights.astype(products.dtype), A.astype(products.dtype)
-        B = self.times_scale(B.astype(A.dtype)).reshape(len(B), len(w), -1)
+        B = jnp.moveaxis(self.times_scale(B.astype(A.dtype)), 0, 1)  # (out, K, r)
         cross = jnp.sum(B * products[:, None], axis=2)
         update = jnp.sum((B @ (A @ A.T))[:, :, None] * B[:, None], axis=3)
         squares = squares + (2 * cross + update @ w) @ w

@@ -68,11 +68,9 @@ class LowRank(Weighted):
 
     def forward(self, x: Any, seen: Any = None) -> Array:
         B = self.multiplied(self.lora_B)
-        if self.direction_weights is None:
-            return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
-        # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
-        seen = x if seen is None else seen
-        return self.low_rank(x, self.one_A(), B, between=self.times_weights, seen=seen)
+        if self.direction_weights is not None:
+            return self.weighted_low_rank(x, self.direction_weights, B, seen)
+        return self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h, seen=seen)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.dropout is None or self.dropout.inference:

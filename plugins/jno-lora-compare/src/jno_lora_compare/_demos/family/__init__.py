@@ -1,5 +1,6 @@
 """One adapter for a family of viscosities, beside four other ways to adapt an operator."""
 
-from ._run import draw, run_family
+from ._picture import draw
+from ._run import run_family
 
 __all__ = ["draw", "run_family"]

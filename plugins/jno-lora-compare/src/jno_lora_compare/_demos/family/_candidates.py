@@ -24,6 +24,9 @@ with imported_for("The demo of a family", "demo", "jno_lora_conditional"):
 UNIT = 0.06
 NOTHING, POOLED, ADAPTER = "no adaptation", "full fine-tuning", "one adapter"
 FILM, CONDITIONAL = "full, with FiLM", "conditional adapter"
+# Learning rates to choose from: adapters need about ten times the rate of full fine-tuning.
+_LOW, _HIGH = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2)
+RATES = {POOLED: _LOW, FILM: _LOW, ADAPTER: _HIGH, CONDITIONAL: _HIGH}
 
 _ADAPTERS = [
     {"wrapper": "cp", "rank": 4, "alpha": 8},
@@ -105,22 +108,22 @@ def errors(candidate: PyTree, family: Family) -> Float[Array, " values"]:
 class Protocol(NamedTuple):
     """Early stopping as in `burgers.Protocol`: a quarter of each viscosity's data validates."""
 
-    rates: tuple[float, ...]
     steps: int
+    rates: int = 3  # how many of a candidate's rates to try
     every: int = 10
     patience: int = 6  # evaluations without a new best
     batch: int = 2  # simulations of each viscosity
     validation: int = 8  # shifted simulations of each viscosity
 
     def adapt(
-        self, begin: Start, family: Family, on_rate: Callable[[], None]
+        self, name: str, begin: Start, family: Family, on_rate: Callable[[], None]
     ) -> tuple[PyTree, float]:
         """The trained candidate, and its rate: the best on the validation split."""
         trainer = Trainer(lambda candidate, batch: jnp.mean(errors(candidate, batch)), adam())
         held_out = max(1, family.number // 4)
         validation = family.first(held_out).spread(self.validation)
         runs: dict[float, TrainingRun] = {}
-        for rate in self.rates:
+        for rate in RATES[name][: self.rates]:
             runs[rate] = self._run(trainer, begin, rate, family.after(held_out), validation)
             on_rate()
         best = min(runs, key=lambda rate: runs[rate].best_loss)

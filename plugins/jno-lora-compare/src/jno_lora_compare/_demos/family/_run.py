@@ -47,8 +47,8 @@ class Effort(NamedTuple):
 
 
 _ALL = (POOLED, FILM, ADAPTER, CONDITIONAL)
-_FULL = Effort(256, 600, 8, 32, 16, 8, _ALL, Protocol((3e-4, 1e-3, 3e-3), steps=200))
-_SHORT = Protocol((1e-3,), steps=2, every=2, validation=2)
+_FULL = Effort(256, 600, 8, 32, 16, 8, _ALL, Protocol(steps=200))
+_SHORT = Protocol(steps=2, rates=1, every=2, validation=2)
 _QUICK = Effort(16, 2, 2, 4, 2, 1, (FILM, CONDITIONAL), _SHORT)
 
 
@@ -71,11 +71,11 @@ def run_family(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
         return Row(name, trained, error, rate, _change(model, candidate))
 
     rows, conditional = [row(NOTHING, model, 0, None)], None
-    with Bar(len(effort.candidates) * len(effort.protocol.rates), console=console) as bar:
+    with Bar(len(effort.candidates) * effort.protocol.rates, console=console) as bar:
         for name in effort.candidates:
             bar.update(what=name)
             begin = start(name, model, keys[4])
-            conditional, rate = effort.protocol.adapt(begin, family, bar.advance)
+            conditional, rate = effort.protocol.adapt(name, begin, family, bar.advance)
             rows.append(row(name, conditional, parameter_count(begin.trainable), rate))
     recovered = _recovered(conditional, test.first(effort.queries), effort)
     demo = Demo(tuple(rows), recovered, output / "family.png")
@@ -143,8 +143,7 @@ def _print_table(console: Console, demo: Demo, parameters: int, effort: Effort) 
         f"Only the pretraining saw one of these viscosities. {TESTED[-1]:g} lies beyond the "
         "training values."
         "\nChange at 0.1: the largest change of a weight of the pretrained model at its viscosity."
-        f"\nRate: the best of {', '.join(f'{rate:g}' for rate in effort.protocol.rates)} on the "
-        "validation split."
+        f"\nRate: the best of {effort.protocol.rates} on the validation split."
     )
     console.print(table("Relative error by viscosity", columns, cells, caption))
     best = [min(demo.rows, key=lambda row: row.errors[place]).name for place in range(len(TESTED))]

@@ -1,0 +1,101 @@
+"""A value of the parameter for each example: outputs, copies, memory, states."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from foundax.architectures.fno import SpectralConv1d
+
+from jno.lora import Net, extract_adapters, swap_adapters
+from jno.lora.extending import equations_in
+from jno_lora_conditional import Conditional, Powers, at
+from jno_lora_conditional.testing import trained_at_random
+
+BATCH, RANK, INPUTS, OUTPUTS = 7, 3, 16, 24
+KEY = jax.random.key(0)
+LAYERS = {
+    "linear": (eqx.nn.Linear(INPUTS, OUTPUTS, key=KEY), (INPUTS,)),
+    "conv": (eqx.nn.Conv1d(INPUTS, OUTPUTS, 3, key=KEY), (INPUTS, 9)),
+    "spectral": (SpectralConv1d(INPUTS, OUTPUTS, 5, key=KEY), (12, INPUTS)),
+}
+CASES = [
+    ("linear", "lora", {"bias": "train"}, 1),
+    ("linear", "lora", {}, 2),
+    ("linear", "dora", {}, 2),
+    ("conv", "lora", {}, 1),
+    ("spectral", "lora", {}, 2),
+    ("spectral", "cp", {}, 1),
+]
+
+
+def made(kind, wrapper, options, degree):
+    layer, shape = LAYERS[kind]
+    net = Net(layer).freeze().lora(rank=RANK, wrapper=wrapper, options=options)
+    conditional = Conditional(net, Powers(source=0.5, degree=degree))
+    xs = jax.random.normal(jax.random.key(1), (BATCH, *shape))
+    return layer, trained_at_random(conditional), jnp.linspace(0.5, 1.5, BATCH), xs
+
+
+def outputs(conditional, zs, xs):
+    return jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)
+
+
+@pytest.mark.parametrize(("kind", "wrapper", "options", "degree"), CASES)
+def test_no_example_copies_factors_or_weights(kind, wrapper, options, degree):
+    layer, conditional, zs, xs = made(kind, wrapper, options, degree)
+    program = jax.jit(lambda zs, xs: (outputs(conditional, zs, xs), jax.vmap(layer)(xs)))
+    mapped, plain = program(zs, xs)
+    for z, x, y in zip(zs[:3], xs, mapped, strict=False):
+        # A parameter with a value makes plain fields.
+        assert jnp.allclose(at(conditional, float(z))(x), y, rtol=1e-5, atol=1e-5)
+    if wrapper != "dora":  # which divides by a norm
+        assert jnp.all(mapped[0] == plain[0])
+    for equation in equations_in(jax.make_jaxpr(program)(zs, xs)):
+        for variable in equation.outvars:
+            shape = variable.aval.shape
+            is_copy = len(shape) > 2 and {OUTPUTS, INPUTS} <= set(shape[1:])
+            is_copy |= kind == "linear" and len(shape) > 2 and {OUTPUTS, RANK} <= set(shape[1:])
+            assert not (shape[:1] == (BATCH,) and is_copy), equation
+
+
+def test_a_value_per_example_takes_the_memory_of_one_value():
+    mlp = eqx.nn.MLP(64, 64, 64, 2, key=KEY)
+    net = Net(mlp).freeze().lora(rank=8)
+    conditional = trained_at_random(Conditional(net, Powers(source=0.0)))
+    zs, xs = jnp.linspace(0.0, 1.0, 64), jnp.ones((64, 64))
+
+    def memory(function):
+        return jax.jit(function).lower(zs, xs).compile().memory_analysis().temp_size_in_bytes
+
+    one = memory(lambda zs, xs: jax.vmap(at(conditional, 0.5))(xs))
+    assert memory(lambda zs, xs: outputs(conditional, zs, xs)) <= 1.1 * one
+
+
+@pytest.mark.parametrize(("kind", "wrapper"), [("linear", "dora"), ("spectral", "cp")])
+def test_the_state_of_a_traced_model_is_a_plain_state(kind, wrapper):
+    layer, conditional, _, xs = made(kind, wrapper, {}, 2)
+    adapted = eqx.filter_jit(at)(conditional, jnp.asarray(1.2))
+    assert adapted.direction_weights is not None
+    plain = swap_adapters(layer, extract_adapters(adapted))
+    assert plain.direction_weights is None
+    assert jnp.allclose(plain(xs[0]), at(conditional, 1.2)(xs[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stack_and_dropout():
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))
+    stack = make(jax.random.split(KEY, 3))
+    net = Net(stack).freeze().lora(rank=2, options={"dropout": 0.5})
+    conditional = trained_at_random(Conditional(net, Powers(source=0.0, degree=2)))
+    x = jnp.linspace(-1, 1, 8)
+
+    def scanned(z, key):
+        dynamic, static = eqx.partition(at(conditional, z), eqx.is_array)
+        step = lambda h, layer: (eqx.combine(layer, static)(h, key=key), None)  # noqa: E731
+        return jax.lax.scan(step, x, dynamic)[0]
+
+    zs, key = jnp.array([0.0, 0.7]), jax.random.key(3)
+    mapped = jax.vmap(scanned, in_axes=(0, None))(zs, key)
+    for z, y in zip(zs, mapped, strict=True):
+        assert jnp.allclose(scanned(float(z), key), y, rtol=1e-5, atol=1e-5)
+    plain = jax.lax.scan(lambda h, layer: (layer(h), None), x, stack)[0]
+    assert jnp.allclose(mapped[0], plain, rtol=1e-6)

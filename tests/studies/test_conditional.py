@@ -1,0 +1,199 @@
+"""The study of conditional adapters: its splits, its search, its goal, and a short form."""
+
+import json
+import re
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from studies import _families
+from studies._families import FULL, QUICK, Family
+from studies._records import read
+from studies.conditional import _modulation, _report
+from studies.conditional.__main__ import main
+from studies.conditional._fitting import Fitting, Given, State
+from studies.conditional._methods import HEADLINE, METHODS, Method
+from studies.conditional._modulation import Affine, Channel, Film
+from studies.conditional._prepared import hats
+from studies.conditional._results import Mean, load
+from studies.conditional._runs import KEY, Plan, run
+from studies.conditional._search import best_rates
+from studies.conditional._tasks import TASKS, Task, pool
+
+from jno_lora_conditional import Powers
+
+LINEAR = Family(
+    "linear",
+    lambda key: eqx.nn.Linear(16, 16, key=key),
+    lambda model, fields: jax.vmap(model)(fields),
+    lambda key, number: jax.random.normal(key, (number, 16)),
+    lambda fields, by, steps: by * fields,
+    {"by": 1.0},
+    head="weight",
+    time_steps=1,
+    points=16,
+)
+TASK = Task(
+    *("linear", "Linear", LINEAR, "by", (1.2, 1.4, 1.6, 1.8), (1.3, 1.5), (2.0,)),
+    (1.2, 1.25, 1.35, 1.4, 1.6, 1.65, 1.7, 1.8),
+    *(False, (1,), ""),
+)
+EFFORT = replace(
+    FULL,
+    pretraining_fields=8,
+    pretraining_steps=4,
+    pool=16,
+    test=4,
+    seeds=1,
+    samples=(8, 16),
+    steps=20,
+    every=10,
+    patience=2,
+)
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """Where FiLM and the channel act in a linear model."""
+    film = ((r"()\.weight", 0, False), (r"()\.bias", 0, True))
+    monkeypatch.setitem(_modulation._FILM, "linear", film)
+    monkeypatch.setitem(_modulation._FIRST_BIAS, "linear", r"\.bias")
+
+
+@pytest.mark.parametrize(("samples", "values"), [(2, 1), (8, 4), (16, 4), (16, 8)])
+def test_training_and_validation_share_no_sample_and_groups_have_one_value(samples, values):
+    fitting = Fitting(replace(TASK, axes=()), EFFORT)
+    numbers = jnp.arange(16.0)
+    fields = numbers[:, None] + jnp.zeros((16, 16))
+    samples_pool = (fields, fields, (numbers + 1) % values)
+    batches = [
+        fitting.batch(samples_pool, jax.random.key(3), Given(samples, 0.1, values=values), step)
+        for step in range(60)
+    ]
+    validation = fitting.validation(samples_pool, samples)
+    for groups in (*batches, validation):
+        np.testing.assert_array_equal(
+            (groups[0][..., 0] + 1) % values, groups[2][:, None] + 0 * groups[0][..., 0]
+        )
+    trained = {float(number) for groups in batches for number in groups[0][..., 0].ravel()}
+    validated = {float(number) for number in validation[0][..., 0].ravel()}
+    assert validated == set(range(max(1, samples // 4)))
+    assert trained == set(range(samples)) - validated
+
+
+def test_replay_takes_one_group_from_the_source():
+    fitting = Fitting(replace(TASK, axes=()), EFFORT)
+    numbers = jnp.arange(32.0)
+    fields = numbers[:, None] + jnp.zeros((32, 16))
+    samples_pool = (fields, fields, jnp.where(numbers < 16, 2.0, 1.0))
+    given = Given(16, 0.1, values=1, replay=True)
+    for step in range(5):
+        groups = fitting.batch(samples_pool, jax.random.key(3), given, step)
+        np.testing.assert_array_equal(groups[2], [1, 2, 2, 2])
+        assert (groups[0][0] >= 16).all() and (groups[0][1:] < 16).all()
+
+
+def test_the_pool_takes_the_values_in_turn():
+    fields, solutions, values = pool(TASK, 0, TASK.training, 8)
+    np.testing.assert_allclose(values, [1.4, 1.6, 1.8, 1.2] * 2)
+    np.testing.assert_allclose(solutions, values[:, None] * fields, rtol=1e-6)
+    assert len({field.tobytes() for field in np.asarray(fields)}) == 8
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_no_value_is_in_training_and_in_the_test(task):
+    unseen = {task.source, *task.inside, *task.outside}
+    assert not unseen & {*task.training, *task.more}
+    ends = min(task.training), max(task.training)
+    assert all(ends[0] < value < ends[1] for value in task.inside)
+    assert all(not ends[0] <= value <= ends[1] for value in (task.source, *task.outside))
+    assert (min(task.more), max(task.more)) == ends
+
+
+def test_the_search_leaves_the_edges():
+    tried = []
+
+    def evaluate(rate, ratio):
+        tried.append((rate, ratio))
+        return abs(np.log(rate / 0.09)) + abs(np.log(ratio / 10))
+
+    assert best_rates(0.01, 10.0, evaluate) == (0.09, 10.0)
+    assert tried[:5] == [(r, 10.0) for r in (0.01, 0.03, 0.00333, 0.09, 0.27)]
+    assert {ratio for rate, ratio in tried if rate == 0.09} == {10.0, 30.0, 3.33}
+    assert best_rates(0.01, 1.0, lambda *_: 1.0) == (0.01, 1.0)
+
+
+def test_film_and_the_channel_start_as_the_model_and_depend_on_the_parameter(places):
+    model = LINEAR.make(jax.random.key(0))
+    u, x = Powers(1.0, 0.8), jnp.ones(16)
+    for modulation in (Film(LINEAR, model, Affine(u), 2), Channel(LINEAR, model, u)):
+        np.testing.assert_array_equal(State(model, modulation).at(1.8)(x), model(x))
+        moved = jax.tree.map(lambda leaf: leaf + 1, modulation)
+        assert not jnp.allclose(State(model, moved).at(1.8)(x), State(model, moved).at(1.4)(x))
+    film = eqx.tree_at(
+        lambda film: film.codes, Film(LINEAR, model, Affine(u), 2), {"": jnp.ones((2, 2, 16))}
+    )
+    # gamma = beta = 1 + u = 2
+    np.testing.assert_allclose(film(model, 1.8)(x), 3 * model(x) + 2, rtol=1e-5)
+
+
+def test_hats_interpolate_and_extrapolate():
+    by_value = {value: hats(TASK, value) for value in TASK.values}
+    np.testing.assert_allclose(by_value[1.0], [0, 0, 0, 0])
+    np.testing.assert_allclose(by_value[1.3], [0.5, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(by_value[1.8], [0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(by_value[2.0], [0, 0, -1, 2], atol=1e-6)
+
+
+def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch, places):
+    monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
+    main_methods = [
+        m for m in METHODS if m.name in (HEADLINE, "full", "full + film", "lora 1, cp 4")
+    ]
+    plan = Plan((TASK,), main_methods, (), EFFORT)
+    file = tmp_path / "results.jsonl"
+    run(file, plan, f"{re.escape(HEADLINE)}/8")
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # by a run that was killed
+    run(file, plan)
+    records = read(file)
+    settings = [tuple(record[name] for name in KEY) for record in records]
+    assert len(set(settings)) == len(settings)
+    assert {json.dumps(record) for record in records} >= set(lines[:-1])
+
+    study = load(file, plan)
+    cell = study.cell(TASK, HEADLINE, 8)
+    np.testing.assert_allclose(cell.errors[0][0], study.untouched["linear"][0], rtol=1e-4)
+    assert study.goal(HEADLINE).targets[1] == 2 * len(TASK.inside)
+    assert study.cell(TASK, "interpolated sets", 16).share > cell.share
+    assert len(study.fits["linear", 1, 1.3].z) == 8
+
+    (tmp_path / "conditional-study.md").write_text(
+        (_report.DOCS / "conditional-study.md").read_text()
+    )
+    page = _report.write_page(file, tmp_path, plan).read_text()
+    assert f"| {study.cell(TASK, 'full', 8).at(TASK.values.index(1.3))} |" in page.replace("*", "")
+    assert "### Linear" in page and "The error at the source" in page
+    assert "<svg" in (tmp_path / "images" / "conditional-study.svg").read_text()
+
+
+def test_ratios_are_over_seeds_that_both_have():
+    assert Mean({0: 1.0, 1: 5.0}).ratio(Mean({0: 2.0, 2: 9.0})) == 0.5
+    assert Mean({0: 1.0}).ratio(Mean({1: 1.0})) is None
+
+
+def test_every_method_is_there_once():
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names)
+    assert all(isinstance(method, Method) for method in METHODS)
+
+
+def test_the_command_runs_in_its_short_form(monkeypatch, tmp_path):
+    monkeypatch.setattr(_families, "CACHE", tmp_path)
+    main(["--quick", "--only", "burgers-force/film/"])
+    assert QUICK.steps == 4 and list(tmp_path.glob("fno1d-*.eqx"))
+    with pytest.raises(SystemExit, match="selects no"):
+        main(["--quick", "--only", "nothing"])
