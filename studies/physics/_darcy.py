@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 from jno.lora import Net
 from jno_lora_conditional import Conditional, Powers, at
 
-from ..operators._problems import relative_errors
-from ..operators._solvers import random_fields
+from .._families import relative_errors
+from .._solvers import random_fields
 
 N = 24
 SOURCE, TARGET = 0.5, 1.5

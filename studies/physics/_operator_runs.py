@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..operators._problems import relative_errors
+from .._families import relative_errors
 from . import _darcy as darcy
 from ._darcy import Data, OperatorWay
 from ._pinn_runs import size

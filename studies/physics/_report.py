@@ -1,10 +1,10 @@
 """Write the tables of `docs/physics.md` from the records of the runs."""
 
 import pathlib
-import re
 import textwrap
 from collections.abc import Callable
 
+from .._pages import DOCS, fill
 from . import _darcy as darcy
 from ._equations import EQUATIONS, Equation
 from ._pinn_runs import LM
@@ -12,14 +12,12 @@ from ._results import CONDITIONAL, EQUATIONS_MET, WITH_INPUT, Cell, Study, load
 from ._ways import WAYS
 
 Ratio = Callable[[Study, Equation], float | None]
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path:
     """Fill the marked sections of `physics.md`, and return the page's path."""
     study = load(results)
     page = docs / "physics.md"
-    text = page.read_text()
     sections = {
         "goal": _goal(study),
         "claims": _claims(study),
@@ -28,16 +26,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
         "jacobian": _jacobian(study),
         "darcy": _darcy(study),
     }
-    for name, content in sections.items():
-        text, count = re.subn(
-            rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)",
-            lambda _, content=content: content,
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"{page} should have one section between `{name}` comments: {count}")
-    page.write_text(text)
+    fill(page, sections)
     return page
 
 

@@ -1,6 +1,5 @@
 """All runs of the study, in order of importance, each recorded as one line of a file."""
 
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,8 @@ import jax
 import scipy.linalg  # the BLAS of JAX, which it otherwise loads at the first decomposition
 from threadpoolctl import threadpool_limits
 
-from ..operators._problems import CACHE
-from ..operators._runs import read
+from .._families import CACHE
+from .._records import append, read
 from ._equations import EQUATIONS, Equation
 
 __all__ = ["CACHE", "FULL", "KEY", "QUICK", "RESULTS", "Effort", "Task", "chosen", "read", "run"]
@@ -22,7 +21,7 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results" / "physics.jsonl"
 KEY = ("part", "problem", "way", "by", "seed", "z", "rate", "factor")
 # Lists of tasks, by their problem and seed. An interrupted study has the first of them.
 ORDER = (
-    *("helmholtz 0", "darcy 0", "poisson 0", "jacobian", "burgers 0", "adam"),
+    *("helmholtz 0", "jacobian", "poisson 0", "darcy 0", "burgers 0", "adam"),
     *("helmholtz 1", "darcy 1", "poisson 1", "burgers 1"),
 )
 
@@ -70,18 +69,14 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
     tasks = [task for task in tasks if re.search(only, task.name)]
     if not tasks:
         raise SystemExit(f"--only {only!r} selects no task.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Threads of BLAS that wait for each other by spinning would be counted as work.
     assert scipy.linalg is not None
-    with path.open("a") as file, threadpool_limits(1, "blas"):
-        if done and not path.read_text().endswith("\n"):
-            file.write("\n")
+    with append(path) as write, threadpool_limits(1, "blas"):
         for number, task in enumerate(tasks, 1):
             print(f"{number} of {len(tasks)}: {task.name}", flush=True)
             for record in task.records(done):
                 done[tuple(record[name] for name in KEY)] = record
-                file.write(json.dumps(record) + "\n")
-                file.flush()
+                write(record)
             jax.clear_caches()
 
 
