@@ -146,12 +146,12 @@ def _losses(study: Study) -> str:
             baseline = study.cell(task, name, samples)
             errors[f"`{name}`"] = baseline and baseline.at(index)
         lower = [
-            f"{name} {error.mean:.4f}"
+            f"{name} {error.mean:.4f} (the adapter's is {ratio:.2f} times)"
             for name, error in errors.items()
-            if error is not None and (mean.ratio(error) or 0) > 1
+            if error is not None and (ratio := mean.ratio(error) or 0) > 1
         ]
         if lower:
-            columns = (task.title, str(samples), f"{value:g}", f"{mean.mean:.4f}", ", ".join(lower))
+            columns = (task.title, str(samples), f"{value:g}", str(mean), ", ".join(lower))
             lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
