@@ -238,7 +238,7 @@ def _indices(task: Task, end: str) -> range:
 def _fits(study: Study) -> str:
     """The fitted parameter, by task, value and number of simulations."""
     header = ["task", "value", "simulations", "fitted: mean ± spread", "bias", "error"]
-    header += ["full at the value, as many", "full, 4", "seconds"]
+    header += ["full, 4", "seconds"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for task in study.plan.tasks:
         for value in (*task.inside, *task.outside):
@@ -247,7 +247,7 @@ def _fits(study: Study) -> str:
                 if fits is None:
                     continue
                 mean = statistics.fmean(fits.z)
-                targets = [study.target(task, number, value) for number in (used, 4)]
+                full = study.target(task, 4, value)
                 columns = [
                     task.title,
                     f"{value:g}" if value in task.inside else f"*{value:g}*",
@@ -255,7 +255,7 @@ def _fits(study: Study) -> str:
                     f"{mean:.4g} ± {statistics.stdev(fits.z):.2g}",
                     f"{(mean - value) / abs(value - task.source):+.1%}",
                     str(fits.error),
-                    *("" if each is None else str(each) for each in targets),
+                    "" if full is None else str(full),
                     f"{fits.seconds:.2f}",
                 ]
                 lines.append(f"| {' | '.join(columns)} |")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from equinox import AbstractVar
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora import SelectionError
@@ -99,6 +100,11 @@ class Network(Basis):
         key: PRNGKeyArray,
     ):
         linear = Powers(source, unit, log=log)  # checks the arguments
+        if size < 1 or width < 1 or depth < 0:
+            raise SelectionError(
+                "`size` and `width` must be 1 or more, and `depth` 0 or more, but are "
+                f"{size}, {width} and {depth}"
+            )
         self.source, self.unit, self.log, self.size = linear.source, linear.unit, log, size
         parameters = np.size(linear.source)
         self.network = eqx.nn.MLP(parameters, parameters * size, width, depth, jnp.tanh, key=key)
@@ -115,7 +121,7 @@ class Indexed(Basis):
     directions of its own, and shares the other fields of the adapters. With `size`, the codes are
     trained arrays `(size,)`, and contexts share directions. `phi` also takes a code in the place of
     an index, so that a new context is fitted as a parameter is (`fit(..., grid=codes)`). The source
-    is the code zero: the pretrained model.
+    is the code zero: the pretrained model. A traced index outside of the contexts gives NaN.
 
     **Arguments:** `n`: the number of contexts. `size`, `key`: of the trained codes.
 
@@ -132,6 +138,8 @@ class Indexed(Basis):
             raise SelectionError(f"`n` must be a positive number of contexts, but is {n!r}")
         if (size is None) != (key is None):
             raise SelectionError("Trained codes need both `size=` and `key=`; fixed codes neither.")
+        if size is not None and size < 1:
+            raise SelectionError(f"`size` must be a positive number of numbers, but is {size!r}")
         self.n = n
         self.codes = None if key is None else jax.random.normal(key, (n, size or 0))
         self.source = (0.0,) * (n if size is None else size)
@@ -145,17 +153,20 @@ class Indexed(Basis):
                 f"`Indexed` takes an integer, or a code of shape ({len(self.source)},), but got "
                 f"{z.dtype}{list(z.shape)}"
             )
-        codes = jnp.eye(self.n) if self.codes is None else self.codes
-        # An index that is too large would be clamped silently.
-        return jnp.where((z >= 0) & (z < self.n), codes[z], jnp.nan)
+        if not isinstance(z, Tracer) and not 0 <= z < self.n:
+            raise SelectionError(f"The index must be from 0 to {self.n - 1}, but is {z}")
+        if self.codes is None:
+            code = jnp.where(jnp.arange(self.n, dtype=z.dtype) == z, 1.0, 0.0)
+        else:
+            code = self.codes[z]
+        # A traced index that is too large would be clamped silently.
+        return jnp.where((z >= 0) & (z < self.n), code, jnp.nan)
 
 
 class Function(Basis):
-    """The function `phi` of a user: `f(z)`, a number or an array `(K,)`, with `f(source) == 0`.
+    """The function of a user: `phi(z) = f(z) - f(source)`, for a number or an array `(K,)`.
 
     `f` may be an Equinox module. Its floating arrays train.
-
-    **Raises:** `SelectionError` if `f(source)` is not zero.
     """
 
     f: Callable[[Any], Any]
@@ -163,15 +174,12 @@ class Function(Basis):
 
     def __init__(self, f: Callable[[Any], Any], source: Number):
         self.f, self.source = f, numbers(source, "source")
-        at_source = np.asarray(self(self.source))
-        if np.any(at_source):
-            raise SelectionError(
-                f"The function must be zero at the source {source!r}, but is {at_source}. Subtract "
-                "its value there, or multiply it by `z - source`."
-            )
 
     def __call__(self, z: Any) -> Float[Array, " K"]:
-        return jnp.atleast_1d(self.f(jnp.asarray(z, float)))
+        z, source = parameter(z, self.source)
+        phi = jnp.atleast_1d(self.f(z)) - jnp.atleast_1d(self.f(source))
+        # A compiler may round the two values differently.
+        return phi - jax.lax.stop_gradient(jnp.where(jnp.all(z == source), phi, 0))
 
 
 def numbers(value: Any, name: str) -> Any:
@@ -190,14 +198,33 @@ def distance(z: Any, source: Any, unit: Any, log: bool) -> Inexact[Array, " p"]:
 
     **Raises:** `SelectionError` if `z` has another shape than `source`.
     """
-    z = jnp.asarray(z, float)
-    if z.shape != np.shape(source):
+    z, start = parameter(z, source)
+    if log and not isinstance(z, Tracer) and not bool(jnp.all(z > 0)):
+        raise SelectionError(f"`log=True` takes positive parameters, but `z` is {z}")
+    u = jnp.log(z / start) if log else z - start
+    return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
+
+
+def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p"]]:
+    """`z` and the source as floating arrays, equal if `z` is the source in the dtype of `z`.
+
+    **Raises:** `SelectionError` unless `z` is numbers in the shape of `source`.
+    """
+    try:
+        given = jnp.asarray(z)
+        wide = given.astype(float)
+    except (TypeError, ValueError):
+        raise SelectionError(
+            f"`z` must be a number, or an array of numbers, but is {z!r}"
+        ) from None
+    if given.shape != np.shape(source):
         expected = "one number" if np.ndim(source) == 0 else f"an array {list(np.shape(source))}"
         raise SelectionError(
             f"`z` must be {expected}, as the source {source!r} is, but has the shape "
-            f"{list(z.shape)}. For a value per example, map: "
+            f"{list(given.shape)}. For a value per example, map: "
             "`jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
         )
-    start = jnp.asarray(source, z.dtype)
-    u = jnp.log(z / start) if log else z - start
-    return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
+    # In half precision, 0.1 is another number: the source is rounded as `z` was.
+    is_floating = jnp.issubdtype(given.dtype, jnp.floating)
+    start = jnp.asarray(source, given.dtype if is_floating else float)
+    return wide, start.astype(wide.dtype)

@@ -83,7 +83,7 @@ class Conditional(eqx.Module):
             )
         net, plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
-        size = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source))).shape[0]
+        size = _size_of(basis)
 
         def directions(value: Any) -> Any:
             return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), value)
@@ -151,15 +151,27 @@ def at(conditional: Conditional, z: Any) -> Any:
 
     It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
     `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. Adapters with `with_directions` copy no
-    field for an example.
+    field for an example, if `z` is traced: their structure is another than for a `z` with a value,
+    so do not put both into one container.
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
+    _expect_conditional(conditional, "at")
     phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
         directions = conditional.directions[path]
         return _moved(*apart(adapter, directions, from_zero[path], phi), phi)
+
+    return map_adapters(moved, conditional.model)
+
+
+def at_by_sums(conditional: Conditional, z: Any) -> Any:
+    """`at(conditional, z)` without `with_directions`, for the kit."""
+    phi = conditional.basis(z)
+
+    def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
+        return _moved(adapter, conditional.directions[path], phi)
 
     return map_adapters(moved, conditional.model)
 
@@ -180,6 +192,25 @@ def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"])
 
     starts = {name: getattr(adapter, name) for name in directions}
     return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
+
+
+def _expect_conditional(conditional: Any, function: str) -> None:
+    if not isinstance(conditional, Conditional):
+        raise SelectionError(
+            f"{function} takes a Conditional, and then a parameter, but was given a "
+            f"{type(conditional).__name__}: at(Conditional(net, basis), 0.1)"
+        )
+
+
+def _size_of(basis: Basis) -> int:
+    """**Raises:** `SelectionError` unless the values of the basis are a floating array `(K,)`."""
+    phi = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
+    if phi.ndim != 1 or not phi.size or not jnp.issubdtype(phi.dtype, jnp.floating):
+        raise SelectionError(
+            f"The basis {type(basis).__name__} must give a floating array (K,), but gives "
+            f"{phi.dtype}{list(phi.shape)}"
+        )
+    return phi.shape[0]
 
 
 def _checked(net: Net) -> tuple[Net, PyTree]:

@@ -31,7 +31,7 @@ def from_sets(
     At `z_i` the model has the update of set `i`, within the rounding of a sum. Between two values,
     the update is the weighted mean of the two sets (`Hats`), exactly: the factors are put side by
     side. Interpolated sets know nothing of each other, so adapters that are trained together
-    (`Conditional`) are better between the values. The result may be trained further.
+    (`Conditional`) are usually better between the values. The result may be trained further.
 
     The cost: the rank is the sum of the ranks of the sets, and the moving field has a direction for
     each set. So `n` sets of rank `r` compute as one adapter of rank `n r`, and LoRA's `B` is stored
@@ -85,6 +85,8 @@ def _sorted_pairs(sets: Any) -> list[tuple[float, AdapterSet]]:
                 f"{expected}, but has a pair of {value!r} and a {type(adapters).__name__}. "
                 "extract_adapters(model) gives the set of an adapted model."
             )
+    if not pairs:
+        raise SelectionError(f"{expected}, but is empty")
     return sorted(pairs, key=lambda pair: pair[0])
 
 

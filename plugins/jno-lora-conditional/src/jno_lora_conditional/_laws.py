@@ -19,6 +19,7 @@ class Results(NamedTuple):
     source_weights: Any  # of the merged layer at the source; `None` if it cannot be merged
     looped: Any  # calls at some parameters, one after the other; the last is the source
     mapped: Any
+    summed: Any  # the call at the first of these, with the sums of directions as fields
     merged: Any  # the merged layer at the first of these
     derivatives: Any  # at the source and at the first, for each number of the parameter
     differences: Any
@@ -67,6 +68,12 @@ def _map(results: Results) -> str:
     error = _error(results.mapped, results.looped)
     if not error <= _TOLERANCE:
         return f"`vmap` over parameters gives other outputs than a loop, relative error {error:.1e}"
+    error = _error(results.summed, results.looped[0])
+    if not error <= _TOLERANCE:
+        return (
+            "`with_directions` gives another output than fields that are the sums of their "
+            f"directions, relative error {error:.1e}"
+        )
     if results.traces != 1:
         return f"`vmap` over parameters traced the call {results.traces} times"
     return ""

@@ -47,8 +47,7 @@ def moving_fields(
             )
         elif name in declared:
             moving[path] = tuple(declared[name])
-            if strangers := set(moving[path]).difference(trained):
-                problem = f"does not train {', '.join(sorted(strangers))}"
+            problem = _declaration_problem(adapter, declared[name], trained)
         elif not type(adapter).mergeable:
             problem = (
                 "cannot be merged, so its layer does not show which of its trained fields "
@@ -63,6 +62,18 @@ def moving_fields(
     if problems:
         raise SelectionError(f"These adapters cannot be conditional:\n{bullets(problems, 10)}")
     return moving
+
+
+def _declaration_problem(
+    adapter: LoRAWrapper, fields: Sequence[str], trained: tuple[str, ...]
+) -> str | None:
+    if type(adapter).mergeable:
+        return "can be merged, which shows the fields that move: leave it out of `moving`"
+    if isinstance(fields, str) or not fields:
+        return f"needs a tuple with one of its trained fields ({', '.join(trained)}) or more"
+    if strangers := set(fields).difference(trained):
+        return f"does not train {', '.join(sorted(strangers))}, but {', '.join(trained)}"
+    return None
 
 
 def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
@@ -86,10 +97,8 @@ def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[
 @eqx.filter_jit
 def _probe(adapter: Any, layer: Any, trained: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """How far the merged start is from `layer`, and whether each field alone changes the layer."""
-    adapter, layer = (
-        with_arrays(adapter),
-        with_arrays(layer),
-    )  # a coded weight takes no other values
+    # A coded weight takes no other values.
+    adapter, layer = with_arrays(adapter), with_arrays(layer)
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
     merged = merge(adapter)

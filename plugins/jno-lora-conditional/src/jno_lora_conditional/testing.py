@@ -31,7 +31,7 @@ from jno.lora.extending import adapted_layers, bullets
 from jno.lora.testing import ConformanceError
 
 from ._bases import Basis, Indexed, Network, Powers
-from ._conditional import Conditional, at, merge
+from ._conditional import Conditional, at, at_by_sums, merge
 from ._files import load_conditional, save_conditional
 from ._hats import Hats
 from ._laws import LAWS, Results
@@ -178,9 +178,10 @@ def _results(
 
         computed = {
             "plain": _numbers(call(*_in_float32((plain, *inputs)))),
-            "source": _numbers(call(*_in_float32((at(conditional, source), *inputs)))),
+            "source": _numbers(call(*_in_float32((at(conditional, zs[-1]), *inputs)))),
             "looped": jax.lax.map(output, zs),
             "mapped": jax.vmap(counted)(zs),
+            "summed": _numbers(call(at_by_sums(conditional, away), *inputs)),
             "derivatives": jax.vmap(along)(jnp.stack([source, away])),
             "gradients": jax.grad(loss)(*conditional.partition()),
         }

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,6 +23,10 @@ class Weighted(Scaled):
     that a map over them copies no factor. Adapters that a constructor makes have no weights.
     """
 
+    # Whether `law` and `forward` of the class that sets this read `B` by `weighted`. A class that
+    # writes a law or a forward pass of its own must say so again.
+    takes_weights: ClassVar[bool] = False
+
     direction_weights: Float[Array, " K"] | None
 
     def _initial_fields(
@@ -35,12 +39,19 @@ class Weighted(Scaled):
         self, directions: Mapping[str, Any], weights: Float[Array, " K"]
     ) -> LoRAWrapper | None:
         """`None` without directions of `lora_B`. Other fields, which are vectors, become sums."""
-        if "lora_B" not in directions:
+        if "lora_B" not in directions or not self._takes_weights():
             return None
         vectors = {name: d for name, d in directions.items() if name != "lora_B"}
         sums = {name: weighted_sum(d, weights) for name, d in vectors.items()}
         B = {"lora_B": directions["lora_B"], "direction_weights": weights}
         return with_attributes(self, sums | B)
+
+    @classmethod
+    def _takes_weights(cls) -> bool:
+        authors = (
+            next(base for base in cls.__mro__ if name in vars(base)) for name in ("law", "forward")
+        )
+        return all(vars(author).get("takes_weights", False) for author in authors)
 
     def weighted(self, B: Array) -> Factor:
         """The factor `B` of the law, for the field `lora_B`."""

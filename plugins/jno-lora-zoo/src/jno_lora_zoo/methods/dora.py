@@ -19,8 +19,8 @@ class DoRA(Weighted):
     `m` starts as `norm(W)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
 
     The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well; but
-    not for derivatives in the weights of `with_directions`, which do not train. The norm is
-    computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
+    not for derivatives in the weights of `with_directions`, so that the derivative in a parameter
+    is exact, and a trained basis of a conditional learns through the norm. The norm is computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
     `W` that is zero has magnitude zero, and stays zero.
 
     `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
@@ -34,6 +34,7 @@ class DoRA(Weighted):
     """
 
     adapter_fields = ("magnitude", "lora_A", "lora_B")
+    takes_weights = True
     variant = "dora"
     family = "low rank"
     paper = "2402.09353"

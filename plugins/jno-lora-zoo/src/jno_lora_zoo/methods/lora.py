@@ -33,6 +33,7 @@ class LowRank(Weighted):
 
     adapter_fields = ("lora_A", "lora_B")
     optional_fields = ("bias_update",)
+    takes_weights = True
     family = "low rank"
     formula = "r (in + out)"
 
