@@ -20,8 +20,9 @@ class DoRA(Weighted):
 
     The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well; but
     not for derivatives in the weights of `with_directions`, so that the derivative in a parameter
-    is exact, and a trained basis of a conditional learns through the norm. The norm is computed from `W` at every call: a stored norm would be wrong once the base changes. A row of
-    `W` that is zero has magnitude zero, and stays zero.
+    is exact, and a trained basis of a conditional learns through the norm. The norm is computed
+    from `W` at every call: a stored norm would be wrong once the base changes. A row of `W` that is
+    zero has magnitude zero, and stays zero.
 
     `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
     cancels most of a row of `W`, the relative error of this norm is up to `2 e c^2`: `e` is the
