@@ -153,14 +153,15 @@ class Indexed(Basis):
                 f"`Indexed` takes an integer, or a code of shape ({len(self.source)},), but got "
                 f"{z.dtype}{list(z.shape)}"
             )
-        if not isinstance(z, Tracer) and not 0 <= z < self.n:
+        is_index = (z >= 0) & (z < self.n)
+        if not isinstance(is_index, Tracer) and not is_index:
             raise SelectionError(f"The index must be from 0 to {self.n - 1}, but is {z}")
         if self.codes is None:
             code = jnp.where(jnp.arange(self.n, dtype=z.dtype) == z, 1.0, 0.0)
         else:
             code = self.codes[z]
         # A traced index that is too large would be clamped silently.
-        return jnp.where((z >= 0) & (z < self.n), code, jnp.nan)
+        return jnp.where(is_index, code, jnp.nan)
 
 
 class Function(Basis):
@@ -199,7 +200,8 @@ def distance(z: Any, source: Any, unit: Any, log: bool) -> Inexact[Array, " p"]:
     **Raises:** `SelectionError` if `z` has another shape than `source`.
     """
     z, start = parameter(z, source)
-    if log and not isinstance(z, Tracer) and not bool(jnp.all(z > 0)):
+    is_positive = jnp.all(z > 0)
+    if log and not isinstance(is_positive, Tracer) and not is_positive:
         raise SelectionError(f"`log=True` takes positive parameters, but `z` is {z}")
     u = jnp.log(z / start) if log else z - start
     return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
