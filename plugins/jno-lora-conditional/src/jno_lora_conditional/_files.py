@@ -35,7 +35,7 @@ from ._basis_files import (
     template_of,
 )
 from ._conditional import Conditional
-from ._moving import starting_at_zero, trained_fields
+from ._moving import moving_fields, starting_at_zero, trained_fields
 
 FilePath = str | os.PathLike[str]
 Classes = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
@@ -150,6 +150,7 @@ def load_conditional(
         check_forms(expected, groups["directions"], "directions")
         names = jax.tree.unflatten(jax.tree.structure(forms), list(expected))
         directions = jax.tree.map(groups["directions"].__getitem__, names)
+        _check_start(loaded, model, directions)
     return _assembled(loaded, directions, whole_basis)
 
 
@@ -164,6 +165,20 @@ def _assembled(model: PyTree, directions: dict[str, dict[str, Any]], basis: Basi
     for name, value in {**values, "from_zero": starting_at_zero(model, moving)}.items():
         object.__setattr__(conditional, name, value)
     return conditional
+
+
+def _check_start(model: PyTree, plain: PyTree, directions: Mapping[str, Any]) -> None:
+    """**Raises:** `MalformedError` unless the start of the adapters is the plain model."""
+    adapters = list(adapted_layers(model))
+    declared = {type(a).__name__: tuple(directions[p]) for p, a in adapters if not a.mergeable}
+    try:
+        moving = moving_fields(model, plain, declared, exact=False)
+    except SelectionError as err:
+        raise MalformedError(f"its adapters do not start as the model: {err}") from err
+    if still := {path for path in moving if set(moving[path]) - directions[path].keys()}:
+        raise MalformedError(
+            f"fields that change {', '.join(map(show_path, sorted(still)))} do not move"
+        )
 
 
 def _size(content: Mapping[str, Any]) -> int:
