@@ -118,7 +118,9 @@ class _Watched(LinearLayer):
 def _row(method: Any) -> str:
     law = re.search(r"Law: (`[^`]+`(?: with `[^`]+`)?)", " ".join(inspect.getdoc(method).split()))
     assert law is not None, f"the docstring of {method.__name__} says no `Law: ...`"
-    arrays = [_array(f, f.name in method.adapter_fields) for f in dataclasses.fields(method)]
+    # No constructor makes `direction_weights`: they are of conditional adapters.
+    fields = [f for f in dataclasses.fields(method) if f.name != "direction_weights"]
+    arrays = [_array(f, f.name in method.adapter_fields) for f in fields]
     is_on_arxiv = method.paper[:4].isdigit()
     site = "https://arxiv.org/abs/" if is_on_arxiv else "https://openreview.net/forum?id="
     paper = f"[{method.paper}]({site}{method.paper})"
