@@ -1,12 +1,9 @@
 """Optional members of adapters that update several matrices, or whose changes add up."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Inexact
-
-if TYPE_CHECKING:
-    from ._wrapper import LoRAWrapper
 
 
 class Term(NamedTuple):
@@ -54,9 +51,7 @@ class Updates:
         """
         return None
 
-    def with_directions(
-        self, directions: Mapping[str, Any], weights: Float[Array, " K"]
-    ) -> "LoRAWrapper | None":
+    def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         """This adapter with each of these fields at `sum_k weights[k] directions[field][k]`.
 
         It keeps directions and weights apart: a map over `weights` copies no direction. `None` (the
