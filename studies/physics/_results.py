@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from . import _darcy as darcy
 from ._equations import EQUATIONS, Equation
 from ._pinn_runs import LM
-from ._runs import KEY, chosen, read
+from ._runs import FULL, KEY, chosen, read
 
 # The goal, which was set before the first run. For networks, by Levenberg-Marquardt, in at least
 # `EQUATIONS_MET` equations: an error at untrained values inside of at most `CLOSE` times the lower
@@ -114,5 +114,7 @@ def load(path: pathlib.Path) -> Study:
     cells: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for (part, problem, way, by, _, z), records in runs.items():
         has_rates = records[0]["rate"] > 0
+        if has_rates and len(records) < len(FULL.rates):
+            continue  # the run was interrupted within the grid
         cells[part, problem, way, by, z].append(chosen(records) if has_rates else records[0])
     return Study({name: Cell(tuple(records)) for name, records in cells.items()})
