@@ -61,6 +61,7 @@ ALLOWED = {
     f"{CORE}/_checkpoint/_writing.py": WRITING,
     f"{CORE}/_showing/plots.py": {"savefig"},
     f"{CORE}/_commands/scaffold.py": {"mkdir", "rglob", "read_text", "write_text"},
+    "plugins/jno-lora-conditional/src/jno_lora_conditional/testing.py": {"tempfile"},  # its kit
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {"entry_points", "import_module", "load"},
