@@ -9,7 +9,16 @@ import pytest
 from jax.experimental.jet import jet
 
 from jno.lora import Net, SelectionError
-from jno_lora_conditional import Basis, Conditional, Indexed, Powers, at, merge
+from jno_lora_conditional import (
+    Basis,
+    Conditional,
+    Function,
+    Indexed,
+    Powers,
+    at,
+    from_sets,
+    merge,
+)
 from jno_lora_conditional.testing import trained_at_random
 
 MODEL = eqx.nn.MLP(3, 2, 6, 2, jnp.tanh, key=jax.random.key(0))
@@ -166,3 +175,47 @@ def test_adapters_that_cannot_be_merged():
         Conditional(net, POWERS)
     with pytest.raises(SelectionError, match="does not train other"):
         Conditional(net, POWERS, moving={name: ("other",)})
+
+
+class Line(eqx.Module):
+    slope: jax.Array
+    offset: jax.Array
+
+    def __call__(self, z):
+        return self.slope * z + self.offset
+
+
+def test_a_trained_function_and_other_dtypes_keep_the_source():
+    line = Line(jnp.asarray(1.0), jnp.asarray(-0.5))
+    conditional = trained_at_random(Conditional(adapted(), Function(line, source=0.3)))
+    assert conditional.basis.f.offset != line.offset
+    assert eqx.tree_equal(merge(conditional, 0.3), MODEL)
+    assert not eqx.tree_equal(merge(conditional, 0.4), MODEL)
+    wave = Function(lambda z: jnp.tanh(3 * z), source=0.1)
+    np.testing.assert_array_equal(jax.jit(wave)(0.1), [0])
+    np.testing.assert_allclose(jax.jacfwd(wave)(0.1), [3 / np.cosh(0.3) ** 2], rtol=1e-6)
+    np.testing.assert_array_equal(POWERS(jnp.asarray(0.1, jnp.bfloat16)), [0])
+    np.testing.assert_array_equal(jax.jit(Indexed(3))(1), [0, 1, 0])
+    assert np.all(np.isnan(jax.jit(Indexed(3))(3)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda: Conditional(adapted(), POWERS, moving={"LoRALinear": ("lora_A",)}),
+            "can be merged",
+        ),
+        (lambda: Conditional(adapted(), Function(lambda z: jnp.zeros((2, 2)), 0.1)), r"\(K,\)"),
+        (lambda: at(adapted(), 0.1), "at takes a Conditional"),
+        (lambda: Indexed(4)(7), "from 0 to 3, but is 7"),
+        (lambda: Powers(0.1, log=True)(-0.2), "positive parameters"),
+        (lambda: POWERS("a"), "`z` must be a number"),
+        (lambda: POWERS(None), "`z` must be a number"),
+        (lambda: Indexed(4, 0, key=jax.random.key(0)), "`size` must be a positive number"),
+        (lambda: from_sets(MODEL, []), "but is empty"),
+    ],
+)
+def test_wrong_calls(wrong, message, unchecked):
+    with pytest.raises(SelectionError, match=message):
+        wrong()

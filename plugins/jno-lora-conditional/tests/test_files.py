@@ -28,6 +28,7 @@ from jno.lora import (
     save_adapters,
 )
 from jno.lora._commands import inspection
+from jno.lora.extending import map_adapters
 from jno_lora_conditional import (
     Basis,
     Conditional,
@@ -413,3 +414,18 @@ def test_a_registry_without_plugins_takes_classes(file):
     save_conditional(trained("powers"), file)
     with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
         load_conditional(file, small(), registry=Registry(discover=False))
+
+
+def test_adapters_that_do_not_start_as_the_model_are_refused(file):
+    conditional = trained("powers")
+    path = next(iter(conditional.directions))
+
+    def moved(at_path, adapter):
+        if at_path != path:
+            return adapter
+        return eqx.tree_at(lambda a: a.lora_B, adapter, jnp.ones_like(adapter.lora_B))
+
+    model = map_adapters(moved, conditional.model)
+    save_conditional(eqx.tree_at(lambda c: c.model, conditional, model), file)
+    with pytest.raises(CheckpointError, match="do not start as the model"):
+        loaded("powers", file)
