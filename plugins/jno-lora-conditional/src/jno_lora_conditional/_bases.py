@@ -212,13 +212,14 @@ def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p
 
     **Raises:** `SelectionError` unless `z` is numbers in the shape of `source`.
     """
+    refusal = f"`z` must be a number, or an array of numbers, but is {z!r}"
+    if isinstance(z, str):  # NumPy takes a string for the name of a dtype
+        raise SelectionError(refusal)
     try:
         given = jnp.asarray(z)
         wide = given.astype(float)
     except (TypeError, ValueError):
-        raise SelectionError(
-            f"`z` must be a number, or an array of numbers, but is {z!r}"
-        ) from None
+        raise SelectionError(refusal) from None
     if given.shape != np.shape(source):
         expected = "one number" if np.ndim(source) == 0 else f"an array {list(np.shape(source))}"
         raise SelectionError(
