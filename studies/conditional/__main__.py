@@ -1,39 +1,25 @@
 """Run the study, or write its page."""
 
-import argparse
-import pathlib
-import tempfile
 from dataclasses import replace
 
-import jax
-
-from .._families import CACHE, QUICK
+from .._command import command
+from .._families import QUICK
+from ._report import write_page
 from ._runs import RESULTS, Plan, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the runs that the file of results lacks, or write the page from the file."""
-    parser = argparse.ArgumentParser(prog="python -m studies.conditional", description=__doc__)
-    parser.add_argument("--only", default="", metavar="REGEX", help="select task/method/samples")
-    parser.add_argument(
-        "--quick", action="store_true", help="check that it runs; discard the results"
+    """The command `python -m studies.conditional`."""
+    effort = replace(QUICK, pool=16, samples=(8,), batch=8)
+    command(
+        "conditional",
+        "task/method/samples",
+        arguments,
+        run=run,
+        plans=(Plan(), Plan(effort=effort)),
+        results=RESULTS,
+        write_page=write_page,
     )
-    parser.add_argument(
-        "--report", action="store_true", help="write docs/conditional-study.md, run nothing"
-    )
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if options.report:
-        from ._report import write_page
-
-        print(f"wrote {write_page(options.results)}")
-    elif options.quick:
-        effort = replace(QUICK, pool=16, samples=(8,), batch=8)
-        with tempfile.TemporaryDirectory() as folder:
-            run(pathlib.Path(folder) / "quick.jsonl", Plan(effort=effort), options.only)
-    else:  # the cache on disk saves compiling again after an interruption
-        jax.config.update("jax_compilation_cache_dir", str(CACHE / "compiled"))
-        run(options.results, Plan(), options.only)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,21 @@
-"""Run the study, or write the tables of its page."""
+"""Run the study, or write its page."""
 
-import argparse
-import pathlib
-import tempfile
-
-import jax
-
-from ._runs import CACHE, FULL, QUICK, RESULTS, run
+from .._command import command
+from ._report import write_page
+from ._runs import FULL, QUICK, RESULTS, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the runs that the file of results lacks, or write the tables from the file."""
-    parser = argparse.ArgumentParser(prog="python -m studies.physics", description=__doc__)
-    parser.add_argument("--only", default="", metavar="REGEX", help="select part/problem/way/by")
-    parser.add_argument(
-        "--quick", action="store_true", help="check that it runs; discard the results"
+    """The command `python -m studies.physics`."""
+    command(
+        "physics",
+        "part/problem/way/by",
+        arguments,
+        run=run,
+        plans=(FULL, QUICK),
+        results=RESULTS,
+        write_page=write_page,
     )
-    parser.add_argument(
-        "--report", action="store_true", help="write docs/physics.md's tables, run nothing"
-    )
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if options.report:
-        from ._report import write_page
-
-        print(f"wrote {write_page(options.results)}")
-    elif options.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            run(pathlib.Path(folder) / "quick.jsonl", QUICK, options.only)
-    else:  # the cache on disk saves compiling again after an interruption
-        jax.config.update("jax_compilation_cache_dir", str(CACHE / "compiled"))
-        run(options.results, FULL, options.only)
 
 
 if __name__ == "__main__":
