@@ -1,0 +1,13 @@
+"""The entry point. It imports the adapters only when asked for them, and never e3nn-jax."""
+
+from collections.abc import Iterable
+
+from jno.lora import LoRAWrapper, hookimpl
+
+jno_lora_api = 1
+
+
+@hookimpl
+def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
+    """The zoo's methods on e3nn's linear layers."""
+    return []
