@@ -1,4 +1,4 @@
-"""Adapters that break a symmetry of their layer, and agree with each other when called and merged."""
+"""Adapters that break a symmetry of their layer: by a wrong matrix, or in the call."""
 
 import equinox as eqx
 import jax

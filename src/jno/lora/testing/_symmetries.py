@@ -200,7 +200,9 @@ def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
     """`tree` with each array rotated by its irreps, an `argument` of `rotation`."""
     import e3nn_jax  # takes seconds, and only cases with rotations need the package
 
-    every = [e3nn_jax.Irreps(x) for x in (irreps if isinstance(irreps, tuple | list) else [irreps])]
+    # `Irreps` of e3nn are a subclass of tuple.
+    is_several = type(irreps) in (tuple, list)
+    every = [e3nn_jax.Irreps(x) for x in (irreps if is_several else [irreps])]
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) != len(every):
         raise ValueError(
