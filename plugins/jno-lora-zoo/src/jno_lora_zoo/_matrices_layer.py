@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, WrapperError
+from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
 from jno.lora.extending import over_stack
 
@@ -42,7 +42,7 @@ class MatricesLayer(KindOfLayer):
     as the method treats a linear layer. A matrix may have axes in front, whose slices are adapted
     separately (`matrices` of the contract).
 
-    All other members are optional: `stack_ndim` for stacks, `biases` and `with_biases` for methods
+    All other members are optional: `stack_ndim` for stacks, `biases_of` and `with_biases` for methods
     that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
     `rows_of_outputs` for methods that start from data.
     """
@@ -91,13 +91,13 @@ class MatricesLayer(KindOfLayer):
         """`base` with these of its matrices, to the rounding of its dtype."""
 
     @classmethod
-    def biases(cls, layer: Any) -> Mapping[str, Bias]:
+    def biases_of(cls, layer: Any) -> Mapping[str, Bias]:
         """By the name of a matrix, the numbers that `layer` adds to its product. Default: none."""
         return {}
 
     @classmethod
     def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
-        """`base` with these biases, for a kind with `biases`."""
+        """`base` with these biases, for a kind with `biases_of`."""
         raise NotImplementedError
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
@@ -134,7 +134,7 @@ class MatricesLayer(KindOfLayer):
     @classmethod
     def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
         """The matrices of `layer` as linear layers, with axes of modes in front of the weights."""
-        biases = cls.biases(layer)
+        biases = cls.biases_of(layer)
         return {name: linear_layer(W, biases.get(name)) for name, W in cls.matrices(layer).items()}
 
     def adapters(self) -> dict[str, Any]:
@@ -155,15 +155,6 @@ class MatricesLayer(KindOfLayer):
         if self.computes(*args, **kwargs):
             return self.call(self.adapters(), *args)
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-    def penalty(self) -> Array:
-        if self.of_one_matrix.penalty is LoRAWrapper.penalty:
-            return super().penalty()
-        terms = [
-            jnp.sum(over_stack(lambda a: a.penalty(), _modes(adapter.base))(adapter))
-            for adapter in self.adapters().values()
-        ]
-        return sum(terms[1:], terms[0])
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         return {
@@ -247,6 +238,8 @@ class MatricesLayer(KindOfLayer):
         options = [p for n, p in signature.parameters.items() if n != "dropout"]
         setattr(__init__, "__signature__", signature.replace(parameters=options))  # noqa: B010
         facts = {fact: getattr(method, fact) for fact in _FACTS}
+        if method.penalty is not LoRAWrapper.penalty:
+            facts["penalty"] = _penalty
         facts["formula"] = f"{method.formula}, for each matrix"
         return type(
             name,
@@ -299,7 +292,7 @@ class MatricesLayer(KindOfLayer):
         """The adapter of one matrix, around the linear layer with this matrix."""
         adapter = object.__new__(self.of_one_matrix)
         fields = {f: getattr(self, f) for f in self._names()}
-        values = {f: value if value is None else value[name] for f, value in fields.items()}
+        values = {f: value if value is None else _item(value, name) for f, value in fields.items()}
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
         values |= {"base": linear, "rank": rank, "alpha": self.alpha}
         for field, value in values.items():
@@ -317,6 +310,23 @@ class MatricesLayer(KindOfLayer):
             if linear.bias is not None and linear.bias is not before[name].base.bias
         }
         return self.with_biases(layer, biases) if biases else layer
+
+
+def _item(values: Mapping[str, Any], name: str) -> Any:
+    """The value of one matrix. An array that several matrices share is kept by one of them."""
+    value = values[name]
+    if not isinstance(value, Shared) or value.value is not None or value.held is not None:
+        return value
+    kept = (s.value for s in values.values() if s.name == value.name and s.value is not None)
+    array = next(kept, None)
+    return eqx.tree_at(lambda s: s.value, value, array, is_leaf=lambda x: x is None)
+
+
+def _penalty(layer: MatricesLayer) -> Array:
+    """The sum of the penalties of all matrices."""
+    adapters = layer.adapters().values()
+    terms = [jnp.sum(over_stack(lambda a: a.penalty(), _modes(a.base))(a)) for a in adapters]
+    return sum(terms[1:], terms[0])
 
 
 def linear_layer(W: Float[Array, "*modes out in"], bias: Bias | None = None) -> eqx.nn.Linear:
