@@ -1,6 +1,6 @@
-"""The layers of an equivariant force field: the time to adapt them, and of a step with adapters.
+"""The time to adapt the layers of an equivariant force field, and to merge them.
 
-    python -m benchmarks.equivariant
+    python -m benchmarks.equivariant [--wrappers LoRAE3nn DoRAE3nn]
 
 The layers are e3nn's linear layers of a model like SevenNet-0: five interaction blocks with up to
 128x0e + 64x1o + 32x2e, four linear layers in each. Needs jno-lora-e3nn.
@@ -12,7 +12,6 @@ import time
 import e3nn_jax as e3nn
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from jno.lora import Net, merge_lora
 
@@ -39,17 +38,16 @@ def layers(key: jax.Array, blocks: int = 5) -> list[eqx.Module]:
 
 
 def seconds(function, *args) -> float:
-    """The time of one call, with everything that it compiles."""
-    start = time.perf_counter()
+    """The processor's time of one call, with everything that it compiles."""
+    start = time.process_time()
     jax.block_until_ready(eqx.filter(function(*args), eqx.is_array))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wrappers", nargs="+", default=["LoRAE3nn", "DoRAE3nn", "PiSSAE3nn"])
-    parser.add_argument("--atoms", type=int, default=64)
     options = parser.parse_args()
     key = jax.random.key(0)
     model = layers(key)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
-from jno.lora.extending import over_stack
+from jno.lora.extending import call_compiled, over_stack
 
 from ._layer_kind import Bias, KindOfLayer
 from ._method import Method
@@ -52,6 +52,9 @@ class MatricesLayer(KindOfLayer):
     # The method on a linear layer: the adapter of one matrix.
     of_one_matrix: ClassVar[Any]
 
+    # Layers of one model have matrices of a few shapes, in many combinations.
+    compiles_parts = True
+
     base: eqx.Module
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
@@ -74,10 +77,9 @@ class MatricesLayer(KindOfLayer):
         for name, linear in linears.items():
             # By its name: the start of a matrix does not depend on the layer's other matrices.
             number = np.uint32(zlib.crc32(name.encode()))
-            given = options | {"statistics": blocks[name]} if self.needs else options
-            make = functools.partial(self._constructed, rank=rank, alpha=alpha, options=given)
-            keys = _keys(jax.random.fold_in(key, number), linear)
-            adapters[name] = over_stack(make, _modes(linear))(linear, keys)
+            given = {"statistics": blocks[name]} if self.needs else {}
+            settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
+            adapters[name] = call_compiled(_constructed, settings, linear, key, number, given)
         self._take(base, adapters, alpha)
 
     @classmethod
@@ -143,12 +145,12 @@ class MatricesLayer(KindOfLayer):
         return {name: self._adapter_of(name, linear) for name, linear in linears.items()}
 
     def merge(self) -> eqx.Module:
-        return self._with_linears(lambda adapter: adapter.merge())
+        return self._with_linears(_merged)
 
     def unwrap(self) -> eqx.Module:
         if not self._changes_base():
             return self.base
-        return self._with_linears(lambda adapter: adapter.unwrap())
+        return self._with_linears(_unwrapped)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
@@ -256,12 +258,6 @@ class MatricesLayer(KindOfLayer):
             },
         )
 
-    @classmethod
-    def _constructed(
-        cls, linear: Any, key: Any, *, rank: int, alpha: float, options: Mapping[str, Any]
-    ) -> Any:
-        return cls.of_one_matrix(linear, rank, alpha, key=key, **options)
-
     def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
         """Sets the fields of this new adapter, from the adapter of each matrix."""
         values = self._fields_of(adapters)
@@ -302,7 +298,7 @@ class MatricesLayer(KindOfLayer):
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layer that `function` gives."""
         before = self.adapters()
-        after = {n: over_stack(function, _modes(a.base))(a) for n, a in before.items()}
+        after = {name: call_compiled(function, a) for name, a in before.items()}
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in after.items()})
         biases = {
             name: linear.bias
@@ -343,10 +339,25 @@ def _modes(linear: Any) -> int:
     return linear.weight.ndim - 2
 
 
-def _keys(key: PRNGKeyArray, linear: Any) -> PRNGKeyArray:
-    """A key for each slice of a matrix with modes."""
+def _constructed(settings: Any, linear: Any, key: Any, number: Any, given: Any) -> Any:
+    """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
+    cls, rank, alpha, options = settings
+    key = jax.random.fold_in(key, number)
     modes = linear.weight.shape[:-2]
-    return jax.random.split(key, modes) if modes else key
+
+    def construct(linear: Any, key: Any) -> Any:
+        return cls(linear, rank, alpha, key=key, **dict(options), **given)
+
+    keys = jax.random.split(key, modes) if modes else key
+    return over_stack(construct, len(modes))(linear, keys)
+
+
+def _merged(adapter: Any) -> Any:
+    return over_stack(lambda a: a.merge(), _modes(adapter.base))(adapter)
+
+
+def _unwrapped(adapter: Any) -> Any:
+    return over_stack(lambda a: a.unwrap(), _modes(adapter.base))(adapter)
 
 
 def _by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
