@@ -1,6 +1,7 @@
 """Adapter classes: a method on a kind of layer."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -68,16 +69,17 @@ def _of_several(
 ) -> Any:
     """The adapter class of `method` for a kind of layer with several matrices.
 
-    Its fields are those of the method on a linear layer, which is the adapter of one matrix.
+    It has the fields of the method on a linear layer, which is the adapter of one matrix.
     """
-    of_one_matrix: Any = type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
+    of_one_matrix = _of_one_matrix(method)
     fields = [f.name for f in dataclasses.fields(of_one_matrix) if f.name not in COMMON_FIELDS]
 
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("dropout"):
+            raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
         kind.__init__(self, *args, **kwargs)
 
     signature = inspect.signature(of_one_matrix.__init__)
-    # Dropout needs the key of a call, which these layers do not pass on.
     options = [p for n, p in signature.parameters.items() if n != "dropout"]
     setattr(construct, "__signature__", signature.replace(parameters=options))  # noqa: B010
     facts = {fact: getattr(method, fact) for fact in _FACTS}
@@ -94,6 +96,11 @@ def _of_several(
         "formula": f"{method.formula}, for each matrix",
     }
     return type(name, (kind,), {**attributes, **body})
+
+
+@functools.cache
+def _of_one_matrix(method: type[Method]) -> Any:
+    return type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
 
 
 def _penalty(layer: MatricesLayer) -> Array:
