@@ -17,6 +17,7 @@ from jno_lora_e3nn import (
     LoRAE3nnPerSpecies,
     LoRARadial,
     PiSSAE3nn,
+    adapters,
 )
 from jno_lora_e3nn.layers import paths
 
@@ -112,6 +113,15 @@ def test_species_share_an_adapter_or_have_one_each():
         changes = after[name] - w
         np.testing.assert_allclose(changes, jnp.broadcast_to(changes[:1], w.shape), atol=1e-5)
     assert not np.allclose(*np.diff(each.lora_A["0e_0"], axis=0))
+
+
+@pytest.mark.parametrize("method", ["VBLoRA", "EVA"])
+def test_methods_that_a_set_of_matrices_cannot_have_say_so(method):
+    cls = getattr(adapters, f"{method}E3nnPerSpecies")
+    statistics = {"input_covariance": jnp.eye(7), "input_mean": jnp.zeros(7)}
+    given = {"statistics": statistics} if cls.needs else {}
+    with pytest.raises(ValueError, match="Choose another method"):
+        cls(linear("indexed"), 2, 2.0, key=KEY, **given)
 
 
 def test_layers_of_another_form_are_refused_with_the_reason():

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, WrapperError
+from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
 from jno.lora.extending import call_compiled, over_stack
 
@@ -83,6 +83,11 @@ class MatricesLayer(KindOfLayer):
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
             adapters[name] = call_compiled(constructed, settings, linear, key, number, given)
+        if any(map(modes_of, linears.values())) and (self.needs or _share(adapters)):
+            raise ValueError(
+                f"{type(self).__name__} starts from data, or shares arrays between layers, which "
+                "it cannot do for each slice of a matrix. Choose another method"
+            )
         self._take(base, adapters, alpha)
 
     @classmethod
@@ -171,8 +176,8 @@ class MatricesLayer(KindOfLayer):
     def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         adapters: dict[str, Any] = {}
         for name, adapter in self.adapters().items():
-            own = {field: of_matrix[name] for field, of_matrix in directions.items()}
-            adapters[name] = adapter.with_directions(own, weights)
+            of_matrix = {field: values[name] for field, values in directions.items()}
+            adapters[name] = adapter.with_directions(of_matrix, weights)
             if adapters[name] is None or modes_of(adapter.base):
                 return None
         return with_attributes(self, self._fields_of(adapters))
@@ -278,3 +283,9 @@ class MatricesLayer(KindOfLayer):
             if linear.bias is not None and linear.bias is not before[name].base.bias
         }
         return self.with_biases(layer, biases) if biases else layer
+
+
+def _share(adapters: Mapping[str, Any]) -> bool:
+    """Whether the adapters of matrices use arrays that many adapters share."""
+    fields = (field for adapter in adapters.values() for field in vars(adapter).values())
+    return any(isinstance(field, Shared) for field in fields)
