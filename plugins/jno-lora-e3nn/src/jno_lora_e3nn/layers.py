@@ -80,11 +80,11 @@ class E3nnLayer(MatricesLayer):
         return leaf._weights[next(paths(leaf)).weight].ndim - _ndim(leaf)
 
     @classmethod
-    def matrices(cls, layer: Any) -> dict[str, Float[Array, "out in"]]:
+    def matrices(cls, layer: Any) -> dict[str, Float[Array, "*modes _ _"]]:
         return {p.name: cls._matrix(layer, p, layer._weights[p.weight]) for p in paths(layer)}
 
     @classmethod
-    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "out in"]:
+    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
         w = in_compute_dtype(array)
         if layer.linear_type == "indexed":
             w = jnp.mean(w, axis=0)

@@ -92,7 +92,7 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     @abc.abstractmethod
-    def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes out in"]]:
+    def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes _ _"]]:
         """By name, the matrices of one plain `layer`, in float32 at least."""
 
     @classmethod
