@@ -9,5 +9,9 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """The zoo's methods on e3nn's linear layers."""
-    return []
+    """The zoo's methods on e3nn's linear layers and on nequix' radial layers."""
+    from jno_lora_zoo import adapters_defined_in
+
+    from . import adapters
+
+    return adapters_defined_in(adapters)
