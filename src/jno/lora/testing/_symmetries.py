@@ -1,6 +1,8 @@
 """Symmetries of a layer: how its output moves when its inputs are moved, and common symmetries."""
 
 import dataclasses
+import functools
+import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -21,7 +23,8 @@ class Symmetry:
 
     **Arguments:**
 
-    - `draw`: draws an element from a key: a number, a matrix, or any other value.
+    - `draw`: draws an element from a key: a number, a matrix, or any other value. Messages show
+        the element as `str` shows it.
     - `on_inputs`: called with an element and the positional inputs of one call. Returns the tuple
         of moved inputs, with their shapes and dtypes.
     - `on_output`: called with an element and the output. Returns the moved output.
@@ -167,20 +170,11 @@ def rotation(
 
     **Raises:** `MissingLibraryError` without `e3nn-jax`.
     """
-    try:
-        import e3nn_jax
-    except ModuleNotFoundError as err:
-        if err.name != "e3nn_jax":
-            raise
+    if importlib.util.find_spec("e3nn_jax") is None:
         raise MissingLibraryError(
             "`rotation` needs the package e3nn-jax, which is not installed. Install it with\n"
             "    pip install e3nn-jax"
-        ) from err
-    generators = e3nn_jax.generators
-    every_in, every_out = (
-        [e3nn_jax.Irreps(x) for x in (irreps if isinstance(irreps, tuple | list) else (irreps,))]
-        for irreps in (irreps_in, irreps_out)
-    )
+        )
 
     def draw(key: PRNGKeyArray) -> _Rotation:
         random = _random(key)
@@ -190,34 +184,44 @@ def rotation(
             vector / np.linalg.norm(vector), angle, inversion and bool(random.integers(2))
         )
 
-    def rotated(element: _Rotation, tree: Any, every: list[Any], what: str) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        if len(leaves) != len(every):
-            raise ValueError(
-                f"`rotation` has irreps for {len(every)} arrays of {what}, which has {len(leaves)}."
-            )
-        moved = [
-            _on_leaves(lambda x, irreps=irreps: _by_irreps(x, irreps, element, generators), leaf)
-            for leaf, irreps in zip(leaves, every, strict=True)
-        ]
-        return jax.tree.unflatten(structure, moved)
-
     def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
         chosen = range(len(arguments)) if inputs is None else sorted(inputs)
-        moved = rotated(element, [arguments[i] for i in chosen], every_in, "the inputs")
+        moved = _rotated(element, [arguments[i] for i in chosen], irreps_in, "`irreps_in`")
         changed = dict(zip(chosen, moved, strict=True))
         return tuple(changed.get(i, argument) for i, argument in enumerate(arguments))
 
     def on_output(element: _Rotation, output: Any) -> Any:
-        return rotated(element, output, every_out, "the output")
+        return _rotated(element, output, irreps_out, "`irreps_out`")
 
     return Symmetry(draw, on_inputs, on_output, name)
 
 
-def _by_irreps(x: np.ndarray, irreps: Any, element: _Rotation, generators: Any) -> np.ndarray:
+def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
+    """`tree` with each array rotated by its irreps, an `argument` of `rotation`."""
+    import e3nn_jax  # takes seconds, and only cases with rotations need the package
+
+    # `Irreps` of e3nn are a subclass of tuple.
+    is_several = type(irreps) in (tuple, list)
+    every = [e3nn_jax.Irreps(x) for x in (irreps if is_several else [irreps])]
+    leaves, structure = jax.tree.flatten(tree)
+    if len(leaves) != len(every):
+        raise ValueError(
+            f"{argument} of the rotation should have irreps for {len(leaves)} arrays, but has "
+            f"irreps for {len(every)}: {irreps!r}."
+        )
+    moved = [
+        _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
+        for leaf, x_irreps in zip(leaves, every, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def _by_irreps(irreps: Any, element: _Rotation, generators: Any, x: np.ndarray) -> np.ndarray:
     """`x` with the blocks of its last axis multiplied by the matrices of its irreps."""
     if x.ndim == 0 or x.shape[-1] != irreps.dim:
-        raise ValueError(f"The irreps {irreps} have {irreps.dim} numbers: got shape {x.shape}.")
+        raise ValueError(
+            f"The irreps {irreps} have {irreps.dim} numbers, but the array has the shape {x.shape}."
+        )
     blocks: list[np.ndarray] = []
     start = 0
     for multiplicity, irrep in irreps:
@@ -234,7 +238,7 @@ def _by_irreps(x: np.ndarray, irreps: Any, element: _Rotation, generators: Any) 
 def _rotation_matrix(vector: np.ndarray, generators: np.ndarray) -> np.ndarray:
     """The exponential of `vector` times the generators, in float64 and without compilation."""
     frequencies, modes = np.linalg.eigh(1j * np.tensordot(vector, generators, 1))
-    return ((modes * np.exp(-1j * frequencies)) @ modes.conj().T).real
+    return np.real((modes * np.exp(-1j * frequencies)) @ modes.conj().T)
 
 
 def _permuted(x: np.ndarray, order: tuple[int, ...], axis: int, what: str) -> np.ndarray:
