@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,11 +18,11 @@ class Crystal(NamedTuple):
     cell: np.ndarray
 
 
-# Fractional coordinates of cubic cells.
-_CENTRED = ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
-FCC = np.array(_CENTRED)
-DIAMOND = np.concatenate([FCC, FCC + 0.25])
-ROCKSALT = np.concatenate([FCC, FCC + 0.5])
+# Fractional coordinates of cells of four atoms.
+FCC = np.array([(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)])
+# Halves of cubic cells, with edges `(a / sqrt(2), a / sqrt(2), a)`.
+ROCKSALT = np.array([(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0, 0, 0.5)])
+ZINCBLENDE = np.array([(0, 0, 0), (0.5, 0.5, 0.5), (0, 0.5, 0.25), (0.5, 0, 0.75)])
 
 
 def neighbours(crystal: Crystal, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -38,41 +39,50 @@ def neighbours(crystal: Crystal, cutoff: float) -> tuple[np.ndarray, np.ndarray,
     return senders, receivers, offsets[image]
 
 
-def graph_of(
-    crystal: Crystal, types: dict[int, int], cutoff: float, pairs: int | None = None
-) -> Graph:
-    """The graph of a crystal.
-
-    **Arguments:**
-
-    - `types`: the index of the species of each atomic number.
-    - `pairs`: the number of pairs, filled with pairs as long as the cutoff, which have no effect.
-
-    **Raises:** `ValueError` if the crystal has more pairs.
-    """
+def graph_of(crystal: Crystal, types: dict[int, int], cutoff: float) -> Graph:
+    """The graph of a crystal, for a model with the index `types[number]` of each species."""
     senders, receivers, offsets = neighbours(crystal, cutoff)
-    missing = 0 if pairs is None else pairs - len(senders)
-    if missing < 0:
-        raise ValueError(f"The crystal has {len(senders)} pairs, and there is room for {pairs}.")
-    far = np.tile([cutoff, 0.0, 0.0], (missing, 1))
     return Graph(
-        jnp.array([types[int(number)] for number in crystal.numbers]),
-        jnp.asarray(crystal.positions, jnp.float32),
-        jnp.asarray(np.pad(senders, (0, missing))),
-        jnp.asarray(np.pad(receivers, (0, missing))),
-        jnp.asarray(np.concatenate([offsets, far]), jnp.float32),
+        np.array([types[int(number)] for number in crystal.numbers]),
+        crystal.positions.astype(np.float32),
+        senders,
+        receivers,
+        offsets.astype(np.float32),
     )
+
+
+def stacked(graphs: list[Graph], cutoff: float, pairs: int = 0) -> Graph:
+    """Graphs with equally many atoms as one graph of arrays with an axis more.
+
+    Every graph gets as many pairs as the largest has, and at least `pairs`, by pairs as long as the
+    cutoff, which have no effect.
+    """
+    pairs = max(pairs, *(len(graph.senders) for graph in graphs))
+
+    def filled(graph: Graph) -> Graph:
+        missing = pairs - len(graph.senders)
+        far = np.tile(np.array([cutoff, 0, 0], np.float32), (missing, 1))
+        return graph._replace(
+            senders=np.pad(graph.senders, (0, missing)),
+            receivers=np.pad(graph.receivers, (0, missing)),
+            offsets=np.concatenate([graph.offsets, far]),
+        )
+
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *map(filled, graphs))
 
 
 def rattled(
     rng: np.random.Generator,
     fractional: np.ndarray,
     numbers: Sequence[int],
-    a: float,
+    lengths: Sequence[float],
     strain: float,
     rattle: float,
 ) -> Crystal:
-    """A cubic crystal with a random strain of each entry of the cell, and random displacements."""
-    cell = a * (np.eye(3) + rng.uniform(-strain, strain, (3, 3)))
+    """A crystal with a random strain of every entry, and normal displacements of the atoms.
+
+    **Arguments:** `lengths`: of the cell's three edges, in angstrom, as is `rattle`.
+    """
+    cell = np.diag(lengths) @ (np.eye(3) + rng.uniform(-strain, strain, (3, 3)))
     positions = fractional @ cell + rng.normal(0, rattle, fractional.shape)
     return Crystal(np.asarray(numbers), positions, cell)
