@@ -25,6 +25,7 @@ from ._arrays import (
 )
 from ._bibtex import bibtex_of
 from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
+from ._matrices_layer import MatricesLayer
 from ._method import FAMILIES, Method, adapter_dtype_for
 from ._orthogonal import cayley, series_for
 from ._random import low_rank_start, uniform_matrix
@@ -63,6 +64,7 @@ __all__ = [
     "LayerKind",
     "LinearLayer",
     "Map",
+    "MatricesLayer",
     "Matrix",
     "MeshAxes",
     "Method",

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ._layer_kind import LayerKind
+from ._matrices_layer import MatricesLayer
 from ._method import Method
 from .methods import METHODS
 
 
 def adapters_for(
-    kind: type[LayerKind],
+    kind: type[LayerKind] | type[MatricesLayer],
     module: str,
     *,
     methods: Iterable[type[Method]] | None = None,
@@ -40,5 +41,8 @@ def adapters_for(
         body["variant"] = variant.format(method.variant)
         if former_variant is not None:
             body["former_variant"] = former_variant.format(method.variant)
-        adapters[name] = type(name, (method, kind), body)
+        if issubclass(kind, MatricesLayer):
+            adapters[name] = kind.for_method(method, name, body)
+        else:
+            adapters[name] = type(name, (method, kind), body)
     return adapters

@@ -47,22 +47,8 @@ class Update(NamedTuple):
     column: Map | None = None
 
 
-class LayerKind(LoRAWrapper):
-    """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces.
-
-    A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
-    `mesh_axes`), and defines the operations from `matrix` on, each by its equation. A law needs
-    only `matrix` and `with_matrix`. The operations after them make fast paths, and are called only
-    if `computes(x)`. If not, the layer's `__call__` may do more than the kind knows: the layer
-    gets the law's matrix and is called itself.
-
-    `x` is the layer's input: features, or the index of a lookup. Features have the output axis
-    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
-    """
-
-    # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
-    # inputs, `...` for the sizes of a kernel. `None`: the matrix is not stored in one such array.
-    weight_axes: ClassVar[str | None] = None
+class KindOfLayer(LoRAWrapper):
+    """Which layers are of one kind: `fits` and `misfit`. For layers with one matrix or several."""
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -92,6 +78,24 @@ class LayerKind(LoRAWrapper):
     def misfit(cls, leaf: Any) -> str | None:
         """For a module that does not fit: the reason, or `None` if it is far off."""
         return None
+
+
+class LayerKind(KindOfLayer):
+    """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces.
+
+    A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
+    `mesh_axes`), and defines the operations from `matrix` on, each by its equation. A law needs
+    only `matrix` and `with_matrix`. The operations after them make fast paths, and are called only
+    if `computes(x)`. If not, the layer's `__call__` may do more than the kind knows: the layer
+    gets the law's matrix and is called itself.
+
+    `x` is the layer's input: features, or the index of a lookup. Features have the output axis
+    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
+    """
+
+    # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
+    # inputs, `...` for the sizes of a kernel. `None`: the matrix is not stored in one such array.
+    weight_axes: ClassVar[str | None] = None
 
     @classmethod
     @abc.abstractmethod

@@ -28,9 +28,9 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 
 # The distributions of this project. Their plugins load first, so no third party takes a name.
-_OURS = (
-    "arrays attention bank compare conditional embedding foundax peft quantized recurrent train zoo"
-)
+_OURS = """
+arrays attention bank compare conditional e3nn embedding foundax peft quantized recurrent train zoo
+"""
 FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 
 PATIENCE = 5.0  # seconds: loading that takes longer is worth a warning

@@ -1,0 +1,16 @@
+"""Adapters for the equivariant layers of e3nn-jax, which keep the equivariance.
+
+Every method of the zoo adapts `e3nn_jax.equinox.Linear`, one matrix for each path of irreps, and
+the radial networks of nequix. They are found by name (`net.lora(wrapper="LoRAE3nn")`), by variant
+(`wrapper="dora"`) and by `wrapper="auto"`; and, once this package is imported, by
+`net.lora(rank=4)`, because nothing else adapts these layers.
+"""
+
+# ruff: noqa: F403
+from . import adapters
+from .adapters import *
+from .layers import E3nnLayer, E3nnPerSpeciesLayer
+from .radial import RadialLayer
+
+__all__ = ["E3nnLayer", "E3nnPerSpeciesLayer", "RadialLayer"]
+__all__ += adapters.__all__

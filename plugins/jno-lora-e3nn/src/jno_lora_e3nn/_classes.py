@@ -1,0 +1,33 @@
+"""The layer classes of e3nn-jax and nequix, recognised without importing these libraries."""
+
+import abc
+from typing import Any
+
+
+class _Named(abc.ABCMeta):
+    """The class of an abstract class that stands for the class with a given module and name.
+
+    A plugin is loaded for every model, and e3nn-jax takes seconds to import. A model that holds one
+    of its layers has imported it already. `functools.singledispatch` knows such classes as well.
+    """
+
+    names: frozenset[tuple[str, str]]
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        mro = getattr(subclass, "__mro__", ())
+        return any((c.__module__, c.__name__) in cls.names for c in mro) or subclass is cls
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return cls.__subclasscheck__(type(instance))
+
+
+class E3nnLinear(metaclass=_Named):
+    """`e3nn_jax.equinox.Linear` and its subclasses."""
+
+    names = frozenset({("e3nn_jax._src.linear_equinox", "Linear")})
+
+
+class NequixLinear(metaclass=_Named):
+    """`nequix.model.Linear`, the layers of the radial networks, and its subclasses."""
+
+    names = frozenset({("nequix.model", "Linear")})

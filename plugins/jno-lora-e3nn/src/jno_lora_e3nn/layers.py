@@ -1,0 +1,277 @@
+"""`e3nn_jax.equinox.Linear`: a matrix of channels for each path between two equal irreps."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jno_lora_zoo import (
+    Bias,
+    MatricesLayer,
+    cast_like,
+    describe,
+    in_compute_dtype,
+    is_float_array,
+)
+
+from ._classes import E3nnLinear
+
+
+class Path(NamedTuple):
+    """A path of the layer: from the channels of one irrep to channels of the same irrep.
+
+    - `name`: of its matrix, such as `1o_2`: the irrep, and its place among the outputs.
+    - `weight`: the key of its array in the layer, whose last axes are `(in, out)`.
+    - `bias`: the key of the bias of its output, if there is one.
+    - `factor`: the layer multiplies the array by this number.
+    """
+
+    name: str
+    weight: str
+    bias: str | None
+    factor: float
+    place_in: int
+    place_out: int
+
+
+class E3nnLayer(MatricesLayer):
+    """`e3nn_jax.equinox.Linear`, with one matrix `(mul_out, mul_in)` for each path of irreps.
+
+    An update mixes channels of one irrep, and no components of an irrep: by Schur's lemma, every
+    matrix keeps the equivariance. The matrix is the array times the path's weight, about
+    `1/sqrt(mul_in)`, so that it is the linear map that the layer applies. Biases, which only
+    scalars have, are left alone unless the method adapts biases.
+
+    A layer with indexed weights (a set of matrices for each species) has one matrix for each path:
+    the mean over the species. Its change is added for every species, so that all species share the
+    adapter. `E3nnPerSpeciesLayer` has an adapter for each species. In a layer with mixed weights,
+    the products of the weights and the channels are the inputs, and a matrix is
+    `(mul_out, weights * mul_in)`.
+    """
+
+    @classmethod
+    def fits(cls, leaf: Any) -> bool:
+        if not isinstance(leaf, E3nnLinear) or leaf.linear_type not in cls.linear_types():
+            return False
+        arrays = [leaf._weights[path.weight] for path in paths(leaf)]
+        stacks = {array.ndim - _ndim(leaf) for array in arrays}
+        return bool(arrays) and all(map(is_float_array, arrays)) and len(stacks) == 1
+
+    @classmethod
+    def linear_types(cls) -> tuple[str, ...]:
+        """The forms of the layer (`linear_type`) that this kind takes."""
+        return ("vanilla", "indexed", "mixed")
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if not isinstance(leaf, E3nnLinear):
+            return None
+        if leaf.linear_type == "mixed_per_channel":
+            return "its weights differ from channel to channel (`mixed_per_channel`)"
+        arrays = {name: describe(array) for name, array in leaf._weights.items()}
+        return f"it has no path with floating weights, but {arrays or 'no weights at all'}"
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return leaf._weights[next(paths(leaf)).weight].ndim - _ndim(leaf)
+
+    @classmethod
+    def matrices(cls, layer: Any) -> dict[str, Float[Array, "out in"]]:
+        return {p.name: cls._matrix(layer, p, layer._weights[p.weight]) for p in paths(layer)}
+
+    @classmethod
+    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "out in"]:
+        w = in_compute_dtype(array)
+        if layer.linear_type == "indexed":
+            w = jnp.mean(w, axis=0)
+        return path.factor * w.reshape(-1, w.shape[-1]).T
+
+    @classmethod
+    def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
+        new: dict[str, Array] = {}
+        for path in paths(base):
+            if path.name in matrices:
+                array, W = base._weights[path.weight], matrices[path.name]
+                if base.linear_type == "indexed":
+                    wide = in_compute_dtype(array)
+                    change = (W - cls._matrix(base, path, array)).T / path.factor
+                    new[path.weight] = cast_like(wide + change[None], array)
+                else:
+                    new[path.weight] = cast_like((W.T / path.factor).reshape(array.shape), array)
+        return _with_weights(base, new)
+
+    @classmethod
+    def biases(cls, layer: Any) -> dict[str, Bias]:
+        return {p.name: jnp.asarray(layer._weights[p.bias]) for p in paths(layer) if p.bias}
+
+    @classmethod
+    def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
+        keys = {path.name: path.bias or "" for path in paths(base)}
+        new = {keys[name]: cast_like(b, base._weights[keys[name]]) for name, b in biases.items()}
+        return _with_weights(base, new)
+
+    def computes(self, *args: Any, **kwargs: Any) -> bool:
+        layer: Any = self.base
+        if type(layer).__name__ != "Linear" or layer.linear_type != "vanilla":
+            return False
+        if len(args) != 1 or kwargs or layer.channel_in is not None:
+            return False
+        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(args[0])}
+        biased = {name for name in layer._weights if name.startswith("b[")}
+        return (
+            len(dtypes) == 1
+            and dtypes.pop().itemsize >= 4
+            and biased == {path.bias for path in paths(layer)} - {None}
+            and getattr(args[0], "irreps", None) is not None
+            and args[0].irreps.regroup() == layer.irreps_in
+        )
+
+    def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
+        layer: Any = self.base
+        linear = layer._linear
+        x = args[0].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
+        parts: dict[int, list[Array]] = {}
+        for path in paths(layer):
+            features = x.chunks[path.place_in]
+            if features is None:
+                mul, ir = linear.irreps_in[path.place_in]
+                features = jnp.zeros((*x.shape[:-1], mul, ir.dim), x.dtype)
+            parts.setdefault(path.place_out, []).append(_mixed(products[path.name], features))
+        chunks = [
+            sum(parts[i][1:], parts[i][0]) if i in parts else None
+            for i in range(len(linear.irreps_out))
+        ]
+        y = _e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
+        if layer.channel_out is not None:
+            y = y.mul_to_axis(layer.channel_out)
+        return y.rechunk(layer.irreps_out)
+
+    @classmethod
+    def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        linear = layer._linear
+        *weights, x = args
+        x = _e3nn().as_irreps_array(x)
+        x = x.remove_zero_chunks().regroup().rechunk(linear.irreps_in)
+        most = _components(layer)
+        rows: dict[str, Array] = {}
+        for path in paths(layer):
+            features = x.chunks[path.place_in]
+            if layer.linear_type == "mixed":
+                w = getattr(weights[0], "array", weights[0])[..., :, None, None]
+                features = (w * features[..., None, :, :]).reshape(
+                    *features.shape[:-2], -1, features.shape[-1]
+                )
+            rows[path.name] = _rows(features, most)
+        return rows
+
+    @classmethod
+    def rows_of_outputs(cls, layer: Any, y: Any) -> dict[str, Array]:
+        linear = layer._linear
+        if layer.channel_out is not None:
+            y = y.axis_to_mul()
+        chunks = y.rechunk(linear.irreps_out).chunks
+        most = _components(layer)
+        return {p.name: _rows(chunks[p.place_out], most) for p in paths(layer)}
+
+    @classmethod
+    def gradient_factors(cls, layer: Any) -> dict[str, float]:
+        count = layer.num_indexed_weights if layer.linear_type == "indexed" else 1
+        return {path.name: count / path.factor**2 for path in paths(layer)}
+
+
+class E3nnPerSpeciesLayer(E3nnLayer):
+    """`e3nn_jax.equinox.Linear` with indexed weights, and an adapter for each index (species)."""
+
+    @classmethod
+    def linear_types(cls) -> tuple[str, ...]:
+        return ("indexed",)
+
+    @classmethod
+    def misfit(cls, leaf: Any) -> str | None:
+        if isinstance(leaf, E3nnLinear) and leaf.linear_type != "indexed":
+            return f"its weights are {leaf.linear_type}, not indexed by the species"
+        return super().misfit(leaf)
+
+    @classmethod
+    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
+        return path.factor * jnp.swapaxes(in_compute_dtype(array), -1, -2)
+
+    @classmethod
+    def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
+        new = {
+            path.weight: cast_like(
+                jnp.swapaxes(matrices[path.name], -1, -2) / path.factor, base._weights[path.weight]
+            )
+            for path in paths(base)
+            if path.name in matrices
+        }
+        return _with_weights(base, new)
+
+
+def paths(layer: Any) -> Iterator[Path]:
+    """The paths of an `e3nn_jax.equinox.Linear` that have weights.
+
+    The arrays of the layer are in a dict, whose keys JAX sorts: so they are found by their names.
+    """
+    linear = layer._linear
+    names = [(ins, _key(linear, ins)) for ins in linear.instructions if 0 not in ins.path_shape]
+    biases = {ins.i_out: name for ins, name in names if ins.i_in == -1}
+    for ins, name in names:
+        if ins.i_in != -1:
+            factor = float(ins.path_weight)
+            if layer.linear_type == "mixed":
+                factor *= math.sqrt(1 / layer.weights_dim) ** layer.gradient_normalization
+            bias = biases.get(ins.i_out) if layer.linear_type == "vanilla" else None
+            ir = linear.irreps_out[ins.i_out].ir
+            yield Path(f"{ir}_{ins.i_out}", name, bias, factor, ins.i_in, ins.i_out)
+
+
+def _key(linear: Any, ins: Any) -> str:
+    outputs = linear.irreps_out[ins.i_out]
+    if ins.i_in == -1:
+        return f"b[{ins.i_out}] {outputs}"
+    return f"w[{ins.i_in},{ins.i_out}] {linear.irreps_in[ins.i_in]},{outputs}"
+
+
+def _ndim(layer: Any) -> int:
+    """The number of axes of the weights of one layer."""
+    return 2 if layer.linear_type == "vanilla" else 3
+
+
+def _with_weights(layer: Any, new: Mapping[str, Array]) -> eqx.Module:
+    return eqx.tree_at(lambda m: m._weights, layer, {**layer._weights, **new})
+
+
+def _mixed(
+    product: Callable[[Array], Array], features: Float[Array, "*batch in n"]
+) -> Float[Array, "*batch out n"]:
+    """The map of channels, applied to each component of an irrep."""
+    *batch, inputs, n = features.shape
+    rows = jnp.swapaxes(features, -1, -2).reshape(-1, inputs)
+    return jnp.swapaxes(jax.vmap(product)(rows).reshape(*batch, n, -1), -1, -2)
+
+
+def _rows(features: Float[Array, "*batch mul n"], most: int) -> Float[Array, "rows mul"]:
+    """The channels of each component, repeated so that every irrep has `most` components."""
+    repeated = jnp.repeat(features, most // features.shape[-1], axis=-1)
+    return jnp.swapaxes(repeated, -1, -2).reshape(-1, features.shape[-2])
+
+
+def _components(layer: Any) -> int:
+    """The least number of components that the numbers of all irreps of the layer divide."""
+    irreps = layer._linear.irreps_out
+    return math.lcm(*(irreps[path.place_out].ir.dim for path in paths(layer)))
+
+
+def _dtype(x: Any) -> Any:
+    return getattr(x, "dtype", None)
+
+
+def _e3nn() -> Any:
+    import e3nn_jax
+
+    return e3nn_jax

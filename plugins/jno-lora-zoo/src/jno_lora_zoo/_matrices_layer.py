@@ -1,0 +1,383 @@
+"""Layers with several matrices: every method of the zoo, with arrays for each matrix."""
+
+import abc
+import dataclasses
+import functools
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jno.lora import LoRAWrapper, WrapperError
+from jno.lora.coded import with_arrays
+from jno.lora.extending import over_stack
+
+from ._layer_kind import Bias, KindOfLayer
+from ._method import Method
+from ._weighted import with_attributes
+from .layers.linear import LinearLayer
+
+# The fields that an adapter of one matrix has, and an adapter of several matrices has once.
+_COMMON = ("base", "rank", "alpha")
+# Facts of a method that hold for each of its matrices.
+_FACTS = (
+    *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
+    *("needs", "family", "paper", "cost", "bibtex"),
+)
+
+
+class MatricesLayer(KindOfLayer):
+    """One kind of layer with several matrices: which matrices, and how a layer gets new ones.
+
+    A subclass says which layers are of its kind (`fits`), and defines `matrices` and
+    `with_matrices`. `adapters_for` makes an adapter of each method of the zoo from it. The adapter
+    has the fields of the method, each a dict with the array of each matrix, and treats each matrix
+    as the method treats a linear layer. A matrix may have axes in front, whose slices are adapted
+    separately (`matrices` of the contract).
+
+    All other members are optional: `stack_ndim` for stacks, `biases` and `with_biases` for methods
+    that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
+    `rows_of_outputs` for methods that start from data.
+    """
+
+    method: ClassVar[type[Method]]
+    kind: ClassVar[type["MatricesLayer"]]
+    # The method on a linear layer: the adapter of one matrix.
+    of_one_matrix: ClassVar[Any]
+
+    base: eqx.Module
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        base: eqx.Module,
+        rank: int,
+        alpha: float,
+        *,
+        key: PRNGKeyArray,
+        statistics: Mapping[str, Array] | None = None,
+        **options: Any,
+    ):
+        linears = self.linear_layers(base)
+        if not linears:
+            raise ValueError(f"a {type(base).__name__} has no matrix to adapt")
+        blocks = _blocks(self, base, linears, statistics)
+        adapters: dict[str, Any] = {}
+        for name, linear in linears.items():
+            # By its name: the start of a matrix does not depend on the layer's other matrices.
+            number = np.uint32(zlib.crc32(name.encode()))
+            given = options | {"statistics": blocks[name]} if self.needs else options
+            make = functools.partial(self._constructed, rank=rank, alpha=alpha, options=given)
+            keys = _keys(jax.random.fold_in(key, number), linear)
+            adapters[name] = over_stack(make, _modes(linear))(linear, keys)
+        self._take(base, adapters, alpha)
+
+    @classmethod
+    @abc.abstractmethod
+    def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes out in"]]:
+        """By name, the matrices of one plain `layer`, in float32 at least."""
+
+    @classmethod
+    @abc.abstractmethod
+    def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
+        """`base` with these of its matrices, to the rounding of its dtype."""
+
+    @classmethod
+    def biases(cls, layer: Any) -> Mapping[str, Bias]:
+        """By the name of a matrix, the numbers that `layer` adds to its product. Default: none."""
+        return {}
+
+    @classmethod
+    def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
+        """`base` with these biases, for a kind with `biases`."""
+        raise NotImplementedError
+
+    def computes(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether `call` computes `base(*args, **kwargs)`, if it is given the plain matrices."""
+        return False
+
+    def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
+        """The output of the layer, for other linear maps in the place of its matrices.
+
+        - `products`: by name, the map of a vector `(in,)` to a vector `(out,)`, with the bias.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> Mapping[str, Array]:
+        """By name, the vectors that each matrix multiplies in this call: `(n, in)`, with one `n`.
+
+        Needed for methods with `needs`.
+        """
+        raise WrapperError(f"{cls.__name__} does not say which vectors its matrices multiply")
+
+    @classmethod
+    def rows_of_outputs(cls, layer: Any, y: Any) -> Mapping[str, Array]:
+        """By name, the vectors `(n, out)` that each matrix gives, for the layer's output `y`."""
+        raise WrapperError(f"{cls.__name__} does not say which vectors its matrices give")
+
+    @classmethod
+    def gradient_factors(cls, layer: Any) -> Mapping[str, float]:
+        """By name, the gradient by a matrix over `matrices(gradient by the layer)`, if not 1."""
+        return {}
+
+    # The members of the contract follow from the members above.
+
+    @classmethod
+    def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
+        """The matrices of `layer` as linear layers, with axes of modes in front of the weights."""
+        biases = cls.biases(layer)
+        return {name: linear_layer(W, biases.get(name)) for name, W in cls.matrices(layer).items()}
+
+    def adapters(self) -> dict[str, Any]:
+        """The adapter of each matrix, around a linear layer."""
+        linears = self.linear_layers(self.base)
+        return {name: self._adapter_of(name, linear) for name, linear in linears.items()}
+
+    def merge(self) -> eqx.Module:
+        return self._with_linears(lambda adapter: adapter.merge())
+
+    def unwrap(self) -> eqx.Module:
+        if not self._changes_base():
+            return self.base
+        return self._with_linears(lambda adapter: adapter.unwrap())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted layer's output, for the arguments that the layer itself takes."""
+        if self.computes(*args, **kwargs):
+            return self.call(self.adapters(), *args)
+        return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def penalty(self) -> Array:
+        if self.of_one_matrix.penalty is LoRAWrapper.penalty:
+            return super().penalty()
+        terms = [
+            jnp.sum(over_stack(lambda a: a.penalty(), _modes(adapter.base))(adapter))
+            for adapter in self.adapters().values()
+        ]
+        return sum(terms[1:], terms[0])
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        return {
+            f"{field}/{name}": spec
+            for name, adapter in self.adapters().items()
+            for field, spec in adapter.partition_specs().items()
+        }
+
+    def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
+        adapters: dict[str, Any] = {}
+        for name, adapter in self.adapters().items():
+            own = {field: of_matrix[name] for field, of_matrix in directions.items()}
+            adapters[name] = adapter.with_directions(own, weights)
+            if adapters[name] is None or _modes(adapter.base):
+                return None
+        return with_attributes(self, self._fields_of(adapters))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            f"{field}/{name}": array
+            for name, adapter in self.adapters().items()
+            for field, array in adapter.state().items()
+        }
+
+    @classmethod
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+        states = _by_matrix(state)
+        return cls.of_one_matrix.options_of(next(iter(states.values()))) if states else {}
+
+    @classmethod
+    def from_state(
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
+    ) -> LoRAWrapper:
+        linears, states = cls.linear_layers(base), _by_matrix(state)
+        if linears.keys() != states.keys():
+            raise WrapperError(
+                f"The saved state does not fit {cls.__name__}: it is for the matrices "
+                f"{', '.join(sorted(states)) or 'of no name'}, but this {type(base).__name__} has "
+                f"{', '.join(sorted(linears))}"
+            )
+        restore = functools.partial(cls.of_one_matrix.from_state, rank=rank, alpha=alpha)
+        adapters = {
+            name: over_stack(restore, _modes(linear))(linear, states[name])
+            for name, linear in linears.items()
+        }
+        restored = object.__new__(cls)
+        restored._take(base, adapters, alpha)
+        return restored
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Array | None:
+        """For methods with `needs`: all matrices in the blocks of one, which is zero elsewhere."""
+        if not cls.needs:
+            return None
+        return jax.scipy.linalg.block_diag(*cls.matrices(layer).values())
+
+    @classmethod
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        rows = cls.rows_of_inputs(layer, *args, **kwargs)
+        return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
+
+    @classmethod
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+        rows = cls.rows_of_outputs(layer, y)
+        return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
+
+    @classmethod
+    def for_method(cls, method: type[Method], name: str, body: Mapping[str, Any]) -> Any:
+        """The adapter class of `method` for this kind of layer. See `adapters_for`.
+
+        - `body`: further attributes of the class, `__module__` among them.
+        """
+        of_one_matrix: Any = type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
+        fields = [f.name for f in dataclasses.fields(of_one_matrix) if f.name not in _COMMON]
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            cls.__init__(self, *args, **kwargs)
+
+        signature = inspect.signature(of_one_matrix.__init__)
+        # Dropout is for a layer that passes the key of a call on.
+        options = [p for n, p in signature.parameters.items() if n != "dropout"]
+        setattr(__init__, "__signature__", signature.replace(parameters=options))  # noqa: B010
+        facts = {fact: getattr(method, fact) for fact in _FACTS}
+        facts["formula"] = f"{method.formula}, for each matrix"
+        return type(
+            name,
+            (cls,),
+            {
+                "__annotations__": dict.fromkeys(fields, Any),
+                "__doc__": inspect.getdoc(method),
+                "__init__": __init__,
+                "method": method,
+                "kind": cls,
+                "of_one_matrix": of_one_matrix,
+                **facts,
+                **body,
+            },
+        )
+
+    @classmethod
+    def _constructed(
+        cls, linear: Any, key: Any, *, rank: int, alpha: float, options: Mapping[str, Any]
+    ) -> Any:
+        return cls.of_one_matrix(linear, rank, alpha, key=key, **options)
+
+    def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
+        """Sets the fields of this new adapter, from the adapter of each matrix."""
+        values = self._fields_of(adapters)
+        values["rank"], values["alpha"] = max(a.rank for a in adapters.values()), alpha
+        if self._changes_base():
+            base = self.with_matrices(base, {n: a.base.weight for n, a in adapters.items()})
+        values["base"] = base
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _changes_base(cls) -> bool:
+        """Whether the start of the method changes the matrices of the base (PiSSA)."""
+        return cls.of_one_matrix.unwrap is not LoRAWrapper.unwrap
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """The names of the method's fields."""
+        return [f.name for f in dataclasses.fields(cls.of_one_matrix) if f.name not in _COMMON]
+
+    @classmethod
+    def _fields_of(cls, adapters: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the method, each a dict by the name of a matrix; `None` if all are."""
+        dicts = {f: {n: getattr(a, f) for n, a in adapters.items()} for f in cls._names()}
+        return {f: None if all(v is None for v in d.values()) else d for f, d in dicts.items()}
+
+    def _adapter_of(self, name: str, linear: Any) -> Any:
+        """The adapter of one matrix, around the linear layer with this matrix."""
+        adapter = object.__new__(self.of_one_matrix)
+        fields = {f: getattr(self, f) for f in self._names()}
+        values = {f: value if value is None else value[name] for f, value in fields.items()}
+        rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
+        values |= {"base": linear, "rank": rank, "alpha": self.alpha}
+        for field, value in values.items():
+            object.__setattr__(adapter, field, value)
+        return adapter
+
+    def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
+        """The base with the matrices and biases of the linear layer that `function` gives."""
+        before = self.adapters()
+        after = {n: over_stack(function, _modes(a.base))(a) for n, a in before.items()}
+        layer = self.with_matrices(self.base, {n: linear.weight for n, linear in after.items()})
+        biases = {
+            name: linear.bias
+            for name, linear in after.items()
+            if linear.bias is not None and linear.bias is not before[name].base.bias
+        }
+        return self.with_biases(layer, biases) if biases else layer
+
+
+def linear_layer(W: Float[Array, "*modes out in"], bias: Bias | None = None) -> eqx.nn.Linear:
+    """A linear layer with this matrix, and with axes of modes in front, as in a stack."""
+    layer: Any = object.__new__(eqx.nn.Linear)
+    fields = {"weight": W, "bias": bias, "use_bias": bias is not None}
+    sizes = {"in_features": W.shape[-1], "out_features": W.shape[-2]}
+    for name, value in {**fields, **sizes}.items():
+        object.__setattr__(layer, name, value)
+    return layer
+
+
+def _modes(linear: Any) -> int:
+    return linear.weight.ndim - 2
+
+
+def _keys(key: PRNGKeyArray, linear: Any) -> PRNGKeyArray:
+    """A key for each slice of a matrix with modes."""
+    modes = linear.weight.shape[:-2]
+    return jax.random.split(key, modes) if modes else key
+
+
+def _by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The state of each matrix, from the state of the layer: its keys are `field/matrix`."""
+    states: dict[str, dict[str, Array]] = {}
+    for path, array in state.items():
+        field, _, name = path.partition("/")
+        states.setdefault(name, {})[field] = array
+    return states
+
+
+def _blocks(
+    cls: Any, base: Any, matrices: Mapping[str, Any], statistics: Mapping[str, Array] | None
+) -> dict[str, dict[str, Array]]:
+    """By name, the statistics of each matrix: blocks of the statistics of `cls.matrix`.
+
+    **Raises:** `ValueError` for statistics that are not built in, whose blocks are not known.
+    """
+    if unknown := [need for need in cls.needs if need not in _SIDES]:
+        raise ValueError(f"{cls.__name__} cannot cut {unknown[0]!r} into a block for each matrix")
+    blocks: dict[str, dict[str, Array]] = {}
+    starts = {"out": 0, "in": 0}
+    factors = cls.gradient_factors(base)
+    for name, linear in matrices.items():
+        sizes = dict(zip(("out", "in"), linear.weight.shape[-2:], strict=True))
+        stops = {side: starts[side] + size for side, size in sizes.items()}
+        places = {side: slice(starts[side], stops[side]) for side in starts}
+        blocks[name] = {
+            need: array[tuple(places[side] for side in _SIDES[need])]
+            for need, array in (statistics or {}).items()
+        }
+        if "gradient" in blocks[name]:
+            blocks[name]["gradient"] = factors.get(name, 1.0) * blocks[name]["gradient"]
+        starts = stops
+    return blocks
+
+
+# The side of the matrix along each axis of a statistic.
+_SIDES = {
+    "input_covariance": ("in", "in"),
+    "input_mean": ("in",),
+    "output_covariance": ("out", "out"),
+    "gradient": ("out", "in"),
+}
