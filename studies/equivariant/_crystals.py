@@ -51,24 +51,25 @@ def graph_of(crystal: Crystal, types: dict[int, int], cutoff: float) -> Graph:
     )
 
 
-def stacked(graphs: list[Graph], cutoff: float, pairs: int = 0) -> Graph:
+def stacked(graphs: list[Graph], cutoff: float) -> Graph:
     """Graphs with equally many atoms as one graph of arrays with an axis more.
 
-    Every graph gets as many pairs as the largest has, and at least `pairs`, by pairs as long as the
-    cutoff, which have no effect.
+    Every graph gets as many pairs as the largest has.
     """
-    pairs = max(pairs, *(len(graph.senders) for graph in graphs))
+    pairs = max(len(graph.senders) for graph in graphs)
+    parts = [padded(jax.tree.map(lambda x: x[None], graph), cutoff, pairs) for graph in graphs]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
-    def filled(graph: Graph) -> Graph:
-        missing = pairs - len(graph.senders)
-        far = np.tile(np.array([cutoff, 0, 0], np.float32), (missing, 1))
-        return graph._replace(
-            senders=np.pad(graph.senders, (0, missing)),
-            receivers=np.pad(graph.receivers, (0, missing)),
-            offsets=np.concatenate([graph.offsets, far]),
-        )
 
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *map(filled, graphs))
+def padded(graphs: Graph, cutoff: float, pairs: int) -> Graph:
+    """Stacked graphs with `pairs` pairs, by pairs as long as the cutoff, which have no effect."""
+    missing = pairs - graphs.senders.shape[1]
+    far = np.tile(np.array([cutoff, 0, 0], np.float32), (len(graphs.species), missing, 1))
+    return graphs._replace(
+        senders=np.pad(graphs.senders, ((0, 0), (0, missing))),
+        receivers=np.pad(graphs.receivers, ((0, 0), (0, missing))),
+        offsets=np.concatenate([graphs.offsets, far], axis=1),
+    )
 
 
 def rattled(

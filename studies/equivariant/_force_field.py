@@ -71,6 +71,7 @@ class Interaction(eqx.Module):
         irreps_out: e3nn.Irreps,
         harmonics: e3nn.Irreps,
         widths: Sequence[int],
+        divisor: float,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 3 + len(widths))
@@ -86,7 +87,7 @@ class Interaction(eqx.Module):
         sizes = (*widths, between.num_irreps)
         pairs = zip(sizes[:-1], sizes[1:], keys[3:], strict=True)
         self.radial = tuple(eqx.nn.Linear(a, b, use_bias=False, key=k) for a, b, k in pairs)
-        self.divisor = jnp.asarray(1.0)
+        self.divisor = jnp.asarray(divisor)
 
     def __call__(
         self,
@@ -137,6 +138,7 @@ class ForceField(eqx.Module):
         widths: Sequence[int] = (8, 64, 64),
         cutoff: float = 5.0,
         inner_cutoff: float = 4.5,
+        divisor: float = 1.0,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -144,6 +146,7 @@ class ForceField(eqx.Module):
         - `irreps`: the irreps of the features, before and after each interaction.
         - `widths`: the number of radial functions, and the widths of the radial networks.
         - `inner_cutoff`: the distance at which the cutoff function starts to decay.
+        - `divisor`: what sums over neighbours are divided by, at first.
         """
         features = [e3nn.Irreps(text) for text in irreps]
         largest = max(irreps.lmax for irreps in features)
@@ -152,7 +155,7 @@ class ForceField(eqx.Module):
         self.frequencies = jnp.arange(1, widths[0] + 1) * jnp.pi / cutoff
         self.embedding = linear(species * e3nn.Irreps("0e"), features[0], keys[0])
         steps = zip(features[:-1], features[1:], keys[3:], strict=True)
-        self.interactions = tuple(Interaction(a, b, harmonics, widths, k) for a, b, k in steps)
+        self.interactions = tuple(Interaction(a, b, harmonics, widths, divisor, k) for a, b, k in steps)
         hidden = features[-1].dim // 2 * e3nn.Irreps("0e")
         self.readout = (
             linear(features[-1], hidden, keys[1]),

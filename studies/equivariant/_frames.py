@@ -1,4 +1,4 @@
-"""The frames of the study: alloys of the target, and materials that SevenNet-0 should still know."""
+"""The frames of the study: alloys of the target, and materials that the model should still know."""
 
 from typing import Any, NamedTuple
 
@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._crystals import FCC, ROCKSALT, ZINCBLENDE, Crystal, graph_of, rattled, stacked
+from ._crystals import FCC, ROCKSALT, ZINCBLENDE, Crystal, rattled
 from ._force_field import ForceField, Graph, energy_and_forces
-from ._teacher import COPPER, GOLD, Labels, labels
+from ._teacher import COPPER, GOLD, Labels
 
 STRAIN, RATTLE = 0.04, 0.12  # of the cell's entries; angstrom
 # The positions in the cell, the lengths of the cell's edges over the lattice constant, the elements
 # at the positions, and the lattice constant in angstrom.
 _HALF = (2**-0.5, 2**-0.5, 1.0)
-METALS = tuple(
-    (FCC, (1.0, 1.0, 1.0), (number,) * 4, a)
-    for number, a in ((47, 4.09), (13, 4.05), (46, 3.89), (78, 3.92))  # Ag, Al, Pd, Pt
+TARGET_METALS, METALS = (
+    tuple((FCC, (1.0, 1.0, 1.0), (number,) * 4, a) for number, a in constants)
+    for constants in (
+        ((COPPER, 3.61), (GOLD, 4.08)),
+        ((47, 4.09), (13, 4.05), (46, 3.89), (78, 3.92)),  # Ag, Al, Pd, Pt
+    )
 )
 SALTS_AND_SEMICONDUCTORS = (
     (ROCKSALT, _HALF, (11, 11, 17, 17), 5.64),  # NaCl
@@ -47,9 +50,9 @@ def alloys(seed: int, number: int) -> list[Crystal]:
     return crystals
 
 
-def others(materials: Any, number: int) -> list[Crystal]:
+def rattled_cells(seed: int, materials: Any, number: int) -> list[Crystal]:
     """`number` rattled cells of each of the materials."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seed)
     return [
         rattled(rng, sites, numbers, a * np.array(edges), STRAIN, RATTLE)
         for sites, edges, numbers, a in materials
@@ -72,7 +75,8 @@ def misfit(predicted: Labels, given: Labels) -> Float[Array, ""]:
 def errors(predicted: Labels, given: Labels) -> tuple[float, float]:
     """Mean absolute errors of the energy in meV per atom, and of the forces in meV/angstrom."""
     atoms = given.forces.shape[-2]
-    energy, forces = (np.abs(np.subtract(p, g)).mean() for p, g in zip(predicted, given, strict=True))
+    pairs = zip(predicted, given, strict=True)
+    energy, forces = (np.abs(np.subtract(p, g)).mean() for p, g in pairs)
     return float(1e3 * energy / atoms), float(1e3 * forces)
 
 

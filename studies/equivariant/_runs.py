@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,11 @@ import jax.numpy as jnp
 
 from .._records import append, read
 from .._training import fine_tune
-from ._checkpoint import sevennet_0
-from ._crystals import graph_of, stacked
+from ._crystals import padded
 from ._force_field import ForceField
-from ._frames import (
-    METALS,
-    SALTS_AND_SEMICONDUCTORS,
-    Frames,
-    alloys,
-    errors,
-    misfit,
-    others,
-    predictions,
-    shifted,
-)
-from ._teacher import COPPER, GOLD, labels
+from ._frames import Frames, alloys, errors, misfit, predictions, shifted
+from ._pretraining import CUTOFF, Recipe, graphs_of, source_of
+from ._teacher import labels
 from ._ways import WAYS, Way, number_of
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "equivariant.jsonl"
@@ -38,32 +28,24 @@ NONE = "energies of the atoms alone"  # before training
 FACTOR = 3.0  # from a rate to the next
 
 
-def small_model() -> tuple[ForceField, dict[int, int]]:
-    """An untrained model, to see that everything runs."""
-    numbers = [COPPER, GOLD, *{n for m in (*METALS, *SALTS_AND_SEMICONDUCTORS) for n in m[2]}]
-    irreps = ("4x0e", "4x0e+2x1e", "4x0e")
-    model = ForceField(irreps, len(numbers), widths=(2, 3), key=jax.random.key(0))
-    return model, {number: index for index, number in enumerate(numbers)}
-
-
 @dataclass(frozen=True)
 class Effort:
     """How much is computed: the full study, or just enough to see that everything runs."""
 
-    model: Callable[[], tuple[ForceField, dict[int, int]]] = sevennet_0
+    recipe: Recipe = Recipe()
     frames: Sequence[int] = (20, 10, 50)
     validation: int = 8
     test: int = 24
-    source: int = 2  # frames of each material
     seeds: int = 3
-    steps: int = 100
-    every: int = 20  # steps between validations
-    patience: int = 5  # validations
+    steps: int = 240
+    every: int = 40  # steps between validations
+    patience: int = 6  # validations
     extensions: int = 3  # of the rates, while the best is the lowest or the highest
 
 
 FULL = Effort()
-QUICK = Effort(small_model, (2,), 1, 1, 1, 1, 2, 1, 2, 0)
+_SMALL = Recipe(("4x0e", "4x0e+2x1e", "4x0e"), (2, 3), 1, 1, 1, 1, from_sevennet=False)
+QUICK = Effort(_SMALL, (2,), 1, 1, 1, 2, 1, 2, 0)
 
 
 def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
@@ -120,37 +102,29 @@ class _Prepared:
 
     def __init__(self, effort: Effort):
         self.effort = effort
-        self.model, types = effort.model()
-        most = max(effort.frames)
+        source = source_of(effort.recipe)
+        self.model = source.model
         sets = {"validation": alloys(1000, effort.validation), "test": alloys(1001, effort.test)}
+        most = max(effort.frames)
         sets |= {f"training {seed}": alloys(seed, most) for seed in range(effort.seeds)}
-        labelled = {name: labels(crystals) for name, crystals in sets.items()}
-        sets |= {"near": others(METALS, effort.source)}
-        sets |= {"far": others(SALTS_AND_SEMICONDUCTORS, effort.source)}
-        cutoff = self.model.cutoff
-        graphs = {n: [graph_of(c, types, cutoff) for c in crystals] for n, crystals in sets.items()}
-        # One shape, and so one program, for all.
-        pairs = max(len(graph.senders) for part in graphs.values() for graph in part)
-        self.graphs = {name: stacked(part, cutoff, pairs) for name, part in graphs.items()}
-        everything = jax.tree.map(lambda *x: jnp.concatenate(x), *self.graphs.values())
-        predicted = self._split(eqx.filter_jit(predictions)(self.model, everything))
-        self.energies = {name: part.energy for name, part in predicted.items()}
-        self.labels = predicted | labelled  # SevenNet-0's own of the source
+        frames = {name: Frames(graphs_of(cells), labels(cells)) for name, cells in sets.items()}
+        # One number of pairs, and so one program, for all.
+        frames |= {"near": source.near, "far": source.far}
+        pairs = max(frame.graphs.senders.shape[1] for frame in frames.values())
+        self.frames = {
+            name: frame._replace(graphs=padded(frame.graphs, CUTOFF, pairs))
+            for name, frame in frames.items()
+        }
         self.programs: dict[str, Any] = {}
-
-    def _split(self, predicted: Any) -> dict[str, Any]:
-        ends, start = {}, 0
-        for name, graphs in self.graphs.items():
-            ends[name] = slice(start, start + len(graphs.species))
-            start += len(graphs.species)
-        return {n: jax.tree.map(lambda x, s=s: x[s], predicted) for n, s in ends.items()}
 
     def _training(self, seed: int, number: int) -> tuple[Frames, ForceField]:
         """All frames of the seed, and the model with energies of atoms that fit the first."""
-        name = f"training {seed}"
-        frames = Frames(self.graphs[name], self.labels[name])
+        if "energies" not in self.programs:
+            self.programs["energies"] = eqx.filter_jit(predictions)
+        frames = self.frames[f"training {seed}"]
+        energies = self.programs["energies"](self.model, frames.graphs).energy
         first = jax.tree.map(lambda x: x[:number], frames)
-        return frames, shifted(self.model, self.energies[name][:number], first)
+        return frames, shifted(self.model, energies[:number], first)
 
     def untrained(self, frames: int, seed: int) -> dict[str, Any]:
         """The errors of the model with energies of atoms that fit the frames."""
@@ -164,11 +138,9 @@ class _Prepared:
         trainable, frozen = way.start(model, jax.random.key(seed))
         start = time.process_time()
         if way.name not in self.programs:
-            self.programs.clear()  # only one way's programs are in memory
             self.programs[way.name] = eqx.filter_jit(functools.partial(_train, self.effort))
-        validation = Frames(self.graphs["validation"], self.labels["validation"])
         best = self.programs[way.name](
-            trainable, frozen, training, validation, frames, jnp.asarray(rate), seed
+            trainable, frozen, training, self.frames["validation"], *map(jnp.asarray, (frames, rate, seed))
         )
         return {
             "validation": float(best.validation),
@@ -179,19 +151,19 @@ class _Prepared:
 
     def _errors(self, way: str, trainable: Any, frozen: Any) -> dict[str, Any]:
         """Errors of the test frames, and what changed on other materials."""
-        parts = {name: self.graphs[name] for name in ("test", "near", "far")}
-        graphs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())
+        parts = {name: self.frames[name] for name in ("test", "near", "far")}
+        everything = jax.tree.map(lambda *x: jnp.concatenate(x), *parts.values())
         name = f"errors of {way}"
         if name not in self.programs:
             self.programs[name] = eqx.filter_jit(lambda t, f, g: predictions(eqx.combine(t, f), g))
-        predicted = self.programs[name](trainable, frozen, graphs)
-        results, start = {}, 0
-        for part, part_graphs in parts.items():
-            end = start + len(part_graphs.species)
-            here = jax.tree.map(lambda x, s=slice(start, end): x[s], predicted)
-            energy, force = errors(here, self.labels[part])
+        predicted = self.programs[name](trainable, frozen, everything.graphs)
+        results: dict[str, float] = {}
+        start = 0
+        for part, frames in parts.items():
+            here = slice(start, start + len(frames.labels.energy))
+            start = here.stop
+            energy, force = errors(jax.tree.map(lambda x, h=here: x[h], predicted), frames.labels)
             results |= {f"{part} energy": energy, f"{part} force": force}
-            start = end
         return results
 
 
@@ -213,18 +185,10 @@ def _train(
     def loss(trainable: Any, step: Any) -> Any:
         # Every frame once in each pass, in an order of the pass.
         key = jax.random.fold_in(jax.random.key(seed), step // number)
-        draws = jax.random.uniform(key, (len(training.graphs.species),))
+        draws = jax.random.uniform(key, (len(training.labels.energy),))
         order = jnp.argsort(jnp.where(jnp.arange(len(draws)) < number, draws, 2.0))
         index = order[step % number]
         return misfit_of(trainable, jax.tree.map(lambda x: x[index][None], training))
 
     rates = jax.tree.map(lambda _: rate, trainable)
     return fine_tune(trainable, loss, lambda t: misfit_of(t, validation), rates, effort)
-
-
-def missing(path: pathlib.Path) -> Iterator[tuple[str, int, int]]:
-    """The ways, numbers of frames and seeds of the full study without a run."""
-    done = {(record["way"], record["frames"], record["seed"]) for record in read(path)}
-    for seed, frames, way in itertools.product(range(FULL.seeds), FULL.frames, WAYS):
-        if (way.name, frames, seed) not in done:
-            yield way.name, frames, seed
