@@ -4,7 +4,7 @@ import pathlib
 
 from .._drawing import GREY, STYLES, pyplot, save
 from .._pages import DOCS, fill, filled
-from ._results import Study, load
+from ._results import Cell, Study, load
 from ._runs import NONE
 from ._ways import FULL_WAY, GAINS, HEAD, LORA, MMEA, WAYS
 
@@ -23,7 +23,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
 
 
 def draw(study: Study, path: pathlib.Path) -> None:
-    """The force error over the number of frames, and over the drift of other materials."""
+    """The force error over the number of frames, and over the error on other materials."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for way, (colour, marker) in _STYLES.items():
@@ -35,10 +35,13 @@ def draw(study: Study, path: pathlib.Path) -> None:
         low, high = zip(*(cell.spread("test force") for cell in cells), strict=True)
         axes[0].fill_between(numbers, low, high, color=colour, alpha=0.15, lw=0)
         axes[0].plot(numbers, forces, marker=marker, color=colour, ms=4, label=way)
-        drifts = [cell.mean("far force") for cell in cells]
-        axes[1].plot(drifts, forces, marker=marker, color=colour, ms=4)
+        source = [cell.mean("far force") for cell in cells]
+        axes[1].plot(source, forces, marker=marker, color=colour, ms=4)
     axes[0].set(xlabel="frames", ylabel="force error, meV/Å", xticks=study.numbers())
-    axes[1].set(xlabel="drift of the forces of other materials, meV/Å", xscale="symlog")
+    axes[1].set(xlabel="force error on salts and semiconductors, meV/Å", xscale="log")
+    before = study.before("far force")
+    if before is not None:
+        axes[1].axvline(before, color=GREY, lw=0.8, ls="--")
     for axis in axes:
         axis.grid(axis="y", color=GREY, alpha=0.25, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -78,23 +81,24 @@ def _target(study: Study) -> str:
 
 
 def _source(study: Study) -> str:
+    names = ("far force", "far energy", "near force", "near energy")
     rows = []
+    if study.before(names[0]) is not None:
+        values = " | ".join(_number(study.before(name) or 0.0) for name in names)
+        rows.append(f"| before | {values} |")
     for way in WAYS:
         cells = [study.cells.get((way.name, n)) for n in study.numbers()]
         if any(cells):
-            names = ("far force", "far energy", "near force", "near energy")
             columns = " | ".join(
                 ", ".join(_number(cell.mean(name)) if cell else "-" for cell in cells)
                 for name in names
             )
             rows.append(f"| {way.name} | {columns} |")
-    head = (
-        "| way | salts, semiconductors: force | energy | other metals: force | energy |"
-    )
+    head = "| way | salts, semiconductors: force | energy | other metals: force | energy |"
     return _table(head, rows)
 
 
-def _mean(cell: object, name: str) -> str:
+def _mean(cell: Cell | None, name: str) -> str:
     if cell is None:
         return "-"
     low, high = cell.spread(name)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from studies.equivariant import _report
 from studies.equivariant._checkpoint import read_torch
-from studies.equivariant._crystals import FCC, Crystal, graph_of, neighbours, stacked
-from studies.equivariant._force_field import energy_and_forces
+from studies.equivariant._crystals import FCC, Crystal, neighbours, padded
+from studies.equivariant._force_field import ForceField, energy_and_forces
 from studies.equivariant._frames import alloys
-from studies.equivariant._runs import KEY, NONE, QUICK, RESULTS, read, run, search, small_model
+from studies.equivariant._pretraining import CUTOFF, TYPES, graphs_of
+from studies.equivariant._runs import KEY, NONE, QUICK, RESULTS, read, run, search
 from studies.equivariant._teacher import COPPER, GOLD, labels
 
 
@@ -47,15 +48,16 @@ def test_neighbours_of_a_lattice():
 
 
 def test_the_force_field_is_equivariant_and_ignores_pairs_at_the_cutoff():
-    model, types = small_model()
-    (crystal,) = alloys(0, 1)
-    graph = jax.tree.map(jnp.asarray, graph_of(crystal, types, model.cutoff))
-    padded = stacked([graph], model.cutoff, len(graph.senders) + 5)
+    recipe = QUICK.recipe
+    model = ForceField(recipe.irreps, len(TYPES), widths=recipe.widths, key=jax.random.key(0))
+    graphs = graphs_of(alloys(0, 1))
+    more = padded(graphs, CUTOFF, graphs.senders.shape[1] + 5)
     R = e3nn.rand_matrix(jax.random.key(0))
-    turned = padded._replace(positions=padded.positions @ R.T, offsets=padded.offsets @ R.T)
+    turned = more._replace(positions=more.positions @ R.T, offsets=more.offsets @ R.T)
     (energy, turned_energy), (forces, turned_forces) = jax.jit(
         lambda g: jax.vmap(lambda g: energy_and_forces(model, g))(g)
-    )(jax.tree.map(lambda *x: jnp.concatenate(x), padded, turned))
+    )(jax.tree.map(lambda *x: jnp.concatenate(x), more, turned))
+    graph = jax.tree.map(lambda x: x[0], graphs)
     plain = energy_and_forces(model, graph)
     np.testing.assert_allclose([energy, turned_energy], [plain[0]] * 2, rtol=1e-5)
     np.testing.assert_allclose(forces, plain[1], atol=1e-6)
