@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -24,8 +25,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Without a folder nothing is cached, and JAX still writes down and hashes each program for its key.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+# Programs that an earlier test or run compiled are read from the disk. JAX writes files in place,
+# so each process that runs beside another has a folder of its own. `make clean` removes all.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(sys.prefix, "jax-programs", _WORKER)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Decompositions in a loop can make OpenBLAS's threads spin.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):

@@ -17,7 +17,12 @@ from zoo_cases import (
 )
 
 import jno_lora_zoo
-from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
+from jno.lora.testing import (
+    WrapperCase,
+    cyclic_shift,
+    parametrize_with_checks,
+    standard_cases,
+)
 
 RANK = 3
 
@@ -26,19 +31,31 @@ def linear(key):
     return eqx.nn.Linear(7, 5, key=key)
 
 
-def grouped_conv(key):
-    return eqx.nn.Conv2d(
-        4, 8, (3, 2), stride=(2, 1), padding="SAME", dilation=(1, 2), groups=2, key=key
-    )
+def grouped_conv(key, padding_mode="ZEROS"):
+    settings = {"stride": (2, 1), "padding": "SAME", "dilation": (1, 2), "groups": 2}
+    return eqx.nn.Conv2d(4, 8, (3, 2), **settings, padding_mode=padding_mode, key=key)
+
+
+def periodic_grouped_conv(key):
+    return grouped_conv(key, "CIRCULAR")
 
 
 def conv(key):
-    return eqx.nn.Conv1d(3, 5, 3, padding=2, padding_mode="CIRCULAR", use_bias=False, key=key)
+    return eqx.nn.Conv1d(3, 5, 3, padding=1, padding_mode="CIRCULAR", use_bias=False, key=key)
 
 
 LINEAR = "Linear", linear, (7,), (5, 7)
 GROUPED = "Conv", grouped_conv, (4, 6, 5), (8, 12)
 CIRCULAR = "Conv", conv, (3, 8), (5, 9)
+PERIODIC_GROUPED = "Conv", periodic_grouped_conv, (4, 6, 5), (8, 12)
+# The stride of the first axis of points is 2.
+SHIFTS = {
+    conv: (cyclic_shift(-1),),
+    periodic_grouped_conv: (
+        cyclic_shift(-2, steps=(2, 1), name="cyclic shift of rows"),
+        cyclic_shift(-1, name="cyclic shift of columns"),
+    ),
+}
 # A method by its low-rank product, a method with its own `forward`, and a method by its matrix.
 ON_BOTH_CONVOLUTIONS = ("LoRA", "DoRA", "OFT")
 # Where a second layer of a kind differs: it pads in another way, and has no bias.
@@ -59,6 +76,7 @@ def case(method, kind, base, shape, matrix, checks=("*",)):
         parameters=parameter_count(method, RANK, *matrix),
         name=f"{method}-{base.__name__}",
         checks=checks,
+        symmetries=SHIFTS.get(base, ()),
     )
 
 
@@ -89,10 +107,11 @@ def test_conformance(check):
     check()
 
 
-# These methods use the same operations of a convolution.
+# These methods use the same operations of a convolution. With circular padding, the checks include
+# the shifts: with `circular_case`, every method of the zoo keeps them.
 @pytest.mark.parametrize("method", KIND_ONLY)
 def test_other_methods_on_convolutions(method):
-    check_kind(case(method, *GROUPED))
+    check_kind(case(method, *PERIODIC_GROUPED))
 
 
 @pytest.mark.parametrize("method", SAME_BUT)

@@ -16,6 +16,7 @@ from . import (  # noqa: F401
     purity,
     starts,
     states,
+    symmetries,
     training,
     transformations,
 )

@@ -54,9 +54,10 @@ def moving_fields(
                 f'({", ".join(trained)}) move. Name them: moving={{"{name}": (...)}}'
             )
         else:
-            distance, changes = _probe(adapter, layer, trained)
+            distance, changes, growths = _probe(adapter, layer, trained)
             moving[path] = tuple(field for field in trained if bool(changes[field]))
             problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
+            problem = problem or _size_problem(adapter, moving[path], growths)
         if problem is not None:
             problems.append(f"{show_path(path)}: {name} {problem}")
     if problems:
@@ -95,24 +96,35 @@ def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[
 
 
 @eqx.filter_jit
-def _probe(adapter: Any, layer: Any, trained: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """How far the merged start is from `layer`, and whether each field alone changes the layer."""
+def _probe(
+    adapter: Any, layer: Any, trained: tuple[str, ...]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """How far the merged start is from `layer`, and what each field alone does to the layer.
+
+    By field: whether a change of it changes the layer, and how much more than a fourth of it does,
+    as a fraction: 3/4 for a linear field, 0 if only the direction of the change counts.
+    """
     # A coded weight takes no other values.
     adapter, layer = with_arrays(adapter), with_arrays(layer)
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
     merged = merge(adapter)
-    changes = {field: _differ(merge(_perturbed(adapter, field)), merged) for field in trained}
-    return _distance(merged, layer), changes
+    changes, growths = {}, {}
+    for field in trained:
+        changed, less = (merge(_perturbed(adapter, field, size)) for size in (0.1, 0.025))
+        changes[field] = _differ(changed, merged)
+        whole = _distance(changed, merged)
+        growths[field] = _distance(changed, less) / jnp.where(whole > 0, whole, 1)
+    return _distance(merged, layer), changes, growths
 
 
-def _perturbed(adapter: Any, field: str) -> Any:
+def _perturbed(adapter: Any, field: str, size: float) -> Any:
     key = jax.random.key(0)
 
     def perturb(leaf: Any) -> Any:
         wide = compute_dtype(leaf)
         noise = jax.random.normal(key, leaf.shape, wide)
-        return leaf + (0.1 * noise * (1 + jnp.abs(leaf)).astype(wide)).astype(leaf.dtype)
+        return leaf + (size * noise * (1 + jnp.abs(leaf)).astype(wide)).astype(leaf.dtype)
 
     values = jax.tree.map(perturb, getattr(adapter, field))
     return with_fields(adapter, {field: values})
@@ -161,6 +173,18 @@ def _rounding_of(layer: Any) -> float:
     # A decomposition is good to some hundred roundings, which is less than the square root.
     sizes = (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays)
     return max(sizes, default=0.0)
+
+
+def _size_problem(
+    adapter: LoRAWrapper, moving: tuple[str, ...], growths: Mapping[str, Any]
+) -> str | None:
+    """For a field that the method divides by its norm: the parameter would only turn a sign."""
+    if not (bounded := [field for field in moving if float(growths[field]) < 1e-3]):
+        return None
+    return (
+        f"has the same update for {', '.join(bounded)} of every size, so the value of the "
+        "parameter would not count, only its side of the source. Choose another method"
+    )
 
 
 def _problem(

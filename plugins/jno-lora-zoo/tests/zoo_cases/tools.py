@@ -84,6 +84,7 @@ OF_THE_KIND = (
     "parameter-count",
     "state-round-trip",
     "stacked-layers",
+    "symmetries",
 )
 
 

@@ -1,6 +1,7 @@
 """`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     # The start of the hash, behind the name of its algorithm.
     "base values": ("left", lambda adapter: (adapter["base_values"] or "").rpartition(":")[2][:8]),
 }
-_WIDTH = 200
+_WIDTH, _LINES = 200, 20
 _NON_FINITE = {"NaN or inf": ("right", lambda adapter: f"{adapter.get('non_finite', 0):,}")}
 
 
@@ -87,10 +88,12 @@ def _extended(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
-    """A line of JSON for each value. Long lines are cut: `--json` has them whole."""
-    for name, value in values.items():
+    """A line of JSON for each of the first values. Long lines are cut: `--json` has all."""
+    for name, value in itertools.islice(values.items(), _LINES):
         line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
         yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+    if len(values) > _LINES:
+        yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
 
 
 def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:

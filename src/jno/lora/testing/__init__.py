@@ -36,16 +36,22 @@ from ._run import (
     wrapper_checks,
 )
 from ._standard_cases import standard_cases, standard_layers
+from ._symmetries import Symmetry, cyclic_shift, invariant, permutation, rotation
 
 __all__ = [
     "ADVICE",
     "CHECKS",
     "CheckResult",
     "ConformanceError",
+    "Symmetry",
     "WrapperCase",
     "check_wrapper",
+    "cyclic_shift",
+    "invariant",
     "messages",
     "parametrize_with_checks",
+    "permutation",
+    "rotation",
     "run_checks",
     "standard_cases",
     "standard_layers",

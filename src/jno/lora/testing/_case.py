@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from .._compute import call_compiled
 from .._contract import LoRAWrapper, construct, is_coded, is_traced, statistics_of
 from .._shared_arrays import uses_shared, with_shared_arrays
 from .._trainability import lora_trainable_filter
+from ._symmetries import Symmetry
 
 # The reason of checks that are not applicable.
 NOT_MERGEABLE = "the adapter cannot be merged"
@@ -60,6 +61,12 @@ class WrapperCase:
     - `checks`: the ids of the checks that run on this case; `*` and `?` stand for any letters. By
         default all. A second layer of a kind needs only the checks that compare values: the whole
         kit takes some ten seconds for each case, and these checks half a second.
+    - `symmetries`: the symmetries of the layer, such as `(cyclic_shift(-1),)`. The trained adapter
+        and its merged layer must keep them.
+    - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
+        that the adapter keeps is an error, so that the declaration stays true.
+
+    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry.
     """
 
     wrapper: type[LoRAWrapper]
@@ -74,8 +81,18 @@ class WrapperCase:
     law: Callable[[Any], Any] | None = None
     name: str = ""
     checks: Collection[str] = ("*",)
+    symmetries: Sequence[Symmetry] = ()
+    breaks: Collection[str] = ()
 
     def __post_init__(self) -> None:
+        names = [symmetry.name for symmetry in self.symmetries]
+        if len({*names}) < len(names):
+            raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")
+        if unknown := {*self.breaks} - {*names}:
+            raise ValueError(
+                f"`breaks` names {sorted(unknown)}, not symmetries of the case. Its symmetries: "
+                f"{names}."
+            )
         if self.mergeable is None:
             object.__setattr__(self, "mergeable", self.wrapper.mergeable)
 

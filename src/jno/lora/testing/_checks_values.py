@@ -15,6 +15,7 @@ from .._contract import takes, with_arrays
 from .._errors import JnoLoraError, WrapperError
 from .._merge import merge_lora, unwrap_lora
 from ._case import NOT_MERGEABLE, WrapperCase, split
+from ._checks_symmetries import require_symmetries
 from ._comparisons import arrays_of, relative_error, require, require_close
 from ._conformance import ConformanceError, advice, is_refusal, raised_in, required, skip_unless
 from ._programs import merged, output, start_and_merge
@@ -223,7 +224,10 @@ def check_adapter_dtype(case: WrapperCase) -> None:
     "`jnp.float32` in the computation."
 )
 def check_double_precision(case: WrapperCase) -> None:
-    """With x64 enabled, a float64 layer is adapted, called and merged in float64."""
+    """With x64 enabled, a float64 layer is adapted, called and merged in float64.
+
+    If the case names symmetries, the adapter keeps them in float64 as precisely as the layer.
+    """
     with jax.enable_x64(True):
         inputs, base = case.make_inputs(jnp.float64), case.make_base(jnp.float64)
         fresh, trained = case.make(jnp.float64), case.make_trained(jnp.float64)
@@ -235,3 +239,6 @@ def check_double_precision(case: WrapperCase) -> None:
         f"With float64, the output differs by {start:.1e} at the start, and by {merge:.1e} merged "
         "(relative).",
     )
+    with jax.enable_x64(True):
+        adapted = {"the trained adapter in float64": trained, "the merged layer in float64": plain}
+        require_symmetries(case, base, adapted, inputs, _FLOAT64)

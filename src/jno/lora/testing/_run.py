@@ -21,6 +21,7 @@ from . import (  # noqa: F401
     _checks_inputs,
     _checks_matrix,
     _checks_optional,
+    _checks_symmetries,
     _checks_transforms,
     _checks_values,
     _conformance,

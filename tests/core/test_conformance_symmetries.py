@@ -1,0 +1,259 @@
+"""The kit's check of symmetries, and the makers of common symmetries."""
+
+import dataclasses
+import functools
+import importlib.util
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import MissingLibraryError
+from jno.lora.testing import (
+    ConformanceError,
+    Symmetry,
+    WrapperCase,
+    cyclic_shift,
+    invariant,
+    permutation,
+    rotation,
+    wrapper_checks,
+)
+
+from .broken_adapters import Good
+
+N = 6
+KEY = jax.random.key(5)
+REVERSAL = Symmetry(
+    draw=lambda key: "the reversal",
+    on_inputs=lambda element, x: (x[::-1],),
+    on_output=lambda element, y: y[::-1],
+    name="reversal",
+)
+
+
+def layer(matrix, key):
+    linear = eqx.nn.Linear(N, N, use_bias=False, key=key)
+    return eqx.tree_at(lambda linear: linear.weight, linear, jnp.asarray(matrix, jnp.float32))
+
+
+class ScaledIdentity(Good):
+    """`(1 + a b) W`, by factors whose rows and columns are averaged: keeps every symmetry."""
+
+    def merge(self):
+        factor = 1 + jnp.mean(self.lora_A) * jnp.mean(self.lora_B)
+        W = self.base.weight
+        return eqx.tree_at(lambda m: m.weight, self.base, W * factor.astype(W.dtype))
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+
+def case_of(*symmetries, wrapper=ScaledIdentity, matrix=None, **changes):
+    matrix = 2 * np.eye(N) - 0.3 if matrix is None else matrix
+    base = functools.partial(layer, matrix)
+    inputs = lambda key: (jax.random.normal(key, (N,)),)  # noqa: E731
+    return WrapperCase(wrapper, base, inputs, symmetries=symmetries, **changes)
+
+
+def check(case, name="symmetries"):
+    return wrapper_checks(case)[name]()
+
+
+def message_of(case, name="symmetries"):
+    with pytest.raises(ConformanceError) as error:
+        check(case, name)
+    return str(error.value)
+
+
+EVERY = (permutation(N), cyclic_shift(0), REVERSAL)
+
+
+def test_an_adapter_that_keeps_the_symmetries_passes():
+    assert check(case_of(*EVERY)) is None
+
+
+def test_the_message_says_which_symmetry_which_element_by_how_much_and_what_to_do():
+    message = message_of(case_of(*EVERY, wrapper=Good))
+    assert "[symmetries] Good: The layer has the symmetry 'permutation'" in message
+    assert "the trained adapter breaks it: for (" in message
+    assert "relative error" in message and "allowed 4." in message
+    assert "What to do: let the trained arrays act in a way that commutes" in message
+    assert "give the case `breaks`" in message
+
+
+def test_a_declared_break_passes_and_must_happen():
+    names = ("permutation", "cyclic shift", "reversal")
+    assert check(case_of(*EVERY, wrapper=Good, breaks=names)) is None
+    message = message_of(case_of(*EVERY, breaks=("reversal",)))
+    assert "declares that the adapter breaks the symmetry 'reversal', but" in message
+    assert "What to do: remove 'reversal' from `breaks`" in message
+
+
+def test_a_merged_layer_alone_may_break_a_symmetry():
+    class MergesWrongly(ScaledIdentity):
+        def __call__(self, x):
+            return ScaledIdentity.merge(self)(x)
+
+        def merge(self):
+            return Good.merge(self)
+
+    assert "and the merged layer breaks it" in message_of(case_of(REVERSAL, wrapper=MergesWrongly))
+    assert check(case_of(REVERSAL, wrapper=MergesWrongly, mergeable=False)) is None
+
+
+def test_a_base_without_the_symmetry_is_a_mistake_of_the_case():
+    lacking = case_of(REVERSAL, matrix=np.arange(N * N).reshape(N, N) / N)
+    message = message_of(lacking)
+    assert "The layer itself, without an adapter, lacks the symmetry 'reversal'" in message
+    assert "for the reversal, relative error" in message
+    assert "What to do: correct the case" in message
+
+
+def test_a_symmetry_that_moves_nothing_or_changes_shapes_is_a_mistake_of_the_case():
+    identity = dataclasses.replace(REVERSAL, on_inputs=lambda element, x: (x,))
+    assert "No drawn element of the symmetry 'reversal' moves" in message_of(case_of(identity))
+    for on_inputs in (lambda element, x: x, lambda element, x: (x[1:],)):
+        changed = dataclasses.replace(REVERSAL, on_inputs=on_inputs)
+        message = message_of(case_of(changed))
+        assert "`on_inputs` of the symmetry 'reversal' should return ('float32[6]',)" in message
+
+
+def test_names_of_symmetries_are_checked_when_a_case_is_made():
+    with pytest.raises(ValueError, match="Two symmetries share a name"):
+        case_of(cyclic_shift(0), cyclic_shift(-1))
+    with pytest.raises(ValueError, match=r"names \['shift'\], not symmetries of the case"):
+        case_of(cyclic_shift(0), breaks=("shift",))
+
+
+class NearlyKeepsTheSymmetry(ScaledIdentity):
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y + 1e-8 * jnp.arange(N, dtype=x.dtype)
+
+    def merge(self):
+        return super().merge()
+
+
+def test_double_precision_notices_a_small_break():
+    adapter = NearlyKeepsTheSymmetry
+    assert check(case_of(REVERSAL, wrapper=adapter)) is None
+    message = message_of(
+        case_of(REVERSAL, wrapper=adapter, mergeable=False, checks=("double-precision",)),
+        "double-precision",
+    )
+    assert "at the start" in message or "the trained adapter in float64 breaks it" in message
+
+
+def transformed(symmetry, x, y, seed=3):
+    element = symmetry.draw(jax.random.key(seed))
+    (moved,) = symmetry.on_inputs(element, x)
+    return element, moved, symmetry.on_output(element, y)
+
+
+def test_a_shift_rolls_inputs_and_output_by_its_steps():
+    x, y = jnp.arange(24.0).reshape(2, 12), jnp.arange(6)
+    (n,), moved, output = transformed(cyclic_shift(1, 0, steps=(2, 1)), x, y)
+    assert np.array_equal(moved, np.roll(x, 2 * n, 1)) and np.array_equal(output, np.roll(y, n))
+    assert moved.dtype == x.dtype and output.dtype == y.dtype
+    (n, m), moved, _ = transformed(cyclic_shift((0, 1)), x, x)
+    assert np.array_equal(moved, np.roll(np.roll(x, n, 0), m, 1))
+    with pytest.raises(ValueError, match="2 axes of the inputs and 1 of the output"):
+        cyclic_shift((0, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (functools.partial(eqx.nn.Conv1d, stride=2, padding=((1, 0),)), (2, 1)),
+        (functools.partial(eqx.nn.ConvTranspose1d, stride=2, padding="SAME"), (1, 2)),
+    ],
+)
+def test_strided_convolutions_have_the_shifts_of_their_steps(make, steps):
+    conv = make(2, 3, 3, padding_mode="CIRCULAR", key=KEY)
+    x = jax.random.normal(KEY, (2, 8))
+    symmetry = cyclic_shift(-1, steps=steps)
+    _, moved, expected = transformed(symmetry, x, conv(x))
+    np.testing.assert_allclose(conv(moved), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_permutation_takes_axes_and_the_chosen_inputs():
+    x, y = jnp.arange(15.0).reshape(3, 5), jnp.arange(10).reshape(5, 2)
+    symmetry = permutation(5, 1, 0, inputs=(1,))
+    order = symmetry.draw(KEY)
+    unchanged, moved = symmetry.on_inputs(order, y, x)
+    assert unchanged is y and sorted(order) == [0, 1, 2, 3, 4]
+    assert np.array_equal(moved, x[:, np.array(order)])
+    assert np.array_equal(symmetry.on_output(order, y), y[np.array(order)])
+    with pytest.raises(ValueError, match=r"5 entries along axis 1 does not fit an input of shape"):
+        symmetry.on_inputs(order, x, y)
+    with pytest.raises(ValueError, match=r"along axis 0 does not fit the output of shape \(3, 5\)"):
+        symmetry.on_output(order, x)
+
+
+def test_an_invariant_output_stays():
+    symmetry = invariant(permutation(4))
+    _, moved, output = transformed(symmetry, jnp.arange(4), 7.0)
+    assert output == 7.0 and sorted(moved.tolist()) == [0, 1, 2, 3]
+    assert str(symmetry) == "invariance under permutation"
+    assert invariant(permutation(4), name="sums").name == "sums"
+
+
+def test_rotations_are_those_of_e3nn():
+    import e3nn_jax as e3nn
+
+    # The products of vectors, by the coefficients of e3nn, are irreps of l = 0 to 3.
+    x = np.random.default_rng(0).normal(size=(3, 3))
+    products = {}
+    for l in (0, 1, 2):  # noqa: E741
+        products[l] = np.einsum("ijk,i,j->k", np.asarray(e3nn.clebsch_gordan(1, 1, l)), x[0], x[1])
+    products[3] = np.einsum(
+        "ijk,i,j->k", np.asarray(e3nn.clebsch_gordan(1, 2, 3)), x[2], products[2]
+    )
+    y = np.concatenate([products[0], products[1], products[2], products[3], x.ravel()])
+    inputs = jnp.asarray(y, jnp.float32)
+    symmetry = rotation(e3nn.Irreps("0e + 1e + 2e + 3o + 3x1o"), ("1o", "0o"))
+    inverts = set()
+    for seed in range(4):
+        element = symmetry.draw(jax.random.key(seed))
+        (moved,) = symmetry.on_inputs(element, inputs)
+        matrix, pseudoscalar = symmetry.on_output(element, (jnp.eye(3), jnp.ones(1)))
+        R = np.asarray(matrix).T  # rows of the identity, rotated
+        np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(pseudoscalar, np.linalg.det(R), atol=1e-6)
+        z = x @ R.T
+        np.testing.assert_allclose(moved[-9:], z.ravel(), atol=1e-5)
+        for l, part in ((0, slice(0, 1)), (1, slice(1, 4)), (2, slice(4, 9))):  # noqa: E741
+            C = np.asarray(e3nn.clebsch_gordan(1, 1, l))
+            np.testing.assert_allclose(moved[part], np.einsum("ijk,i,j->k", C, *z[:2]), atol=1e-5)
+        C = np.asarray(e3nn.clebsch_gordan(1, 2, 3))
+        expected = np.einsum("ijk,i,j->k", C, z[2], np.asarray(moved[4:9]))
+        np.testing.assert_allclose(moved[9:16], expected, atol=1e-5)
+        inverts.add(element.inverts)
+        assert ("with inversion" in str(element)) == element.inverts
+    assert inverts == {True, False}
+    proper = rotation("1o", "1o", inversion=False)
+    assert not any(proper.draw(jax.random.key(seed)).inverts for seed in range(4))
+
+
+def test_rotations_keep_arrays_of_irreps_and_the_inputs_that_do_not_rotate():
+    import e3nn_jax as e3nn
+
+    symmetry = rotation(("1o", "0e + 1o"), "0e", inputs=(0, 2))
+    species, features = jnp.arange(2), e3nn.IrrepsArray("0e + 1o", jnp.ones((2, 4)))
+    element = symmetry.draw(KEY)
+    _, same, moved = symmetry.on_inputs(element, jnp.ones((2, 3)), species, features)
+    assert same is species and moved.irreps == features.irreps
+    assert np.array_equal(moved.array[:, 0], [1, 1]) and not np.allclose(moved.array[:, 1:], 1)
+    with pytest.raises(ValueError, match="`irreps_in` of the rotation should have irreps for 1"):
+        rotation(("1o", "0e"), "0e").on_inputs(element, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"have 1 numbers, but the array has the shape \(3,\)"):
+        symmetry.on_output(element, jnp.ones(3))
+
+
+def test_rotations_name_the_package_that_they_need(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingLibraryError, match="pip install e3nn-jax"):
+        rotation("1o", "1o")
