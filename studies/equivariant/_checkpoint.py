@@ -17,7 +17,7 @@ import numpy as np
 
 from ._force_field import ForceField, Interaction
 
-# SevenNet-0 of 11 July 2024: 842,440 trained weights, MIT licence.
+# SevenNet-0 of 11 July 2024, under the MIT licence.
 CHECKPOINT = "pretrained_potentials/SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth"
 
 
@@ -52,31 +52,32 @@ def _tensor(storage: np.ndarray, start: int, shape: Any, strides: Any, *_: Any) 
     return np.lib.stride_tricks.as_strided(storage[start:], shape, strides)
 
 
+_CLASSES = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.FloatStorage": np.float32,
+    "torch.device": str,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "numpy.core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],
+    "_codecs.encode": lambda text, encoding: text.encode(encoding),
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Reads the classes of a checkpoint, and no other class: a pickle can run any function."""
-
-    _CLASSES = {
-        "collections.OrderedDict": OrderedDict,
-        "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch.FloatStorage": np.float32,
-        "torch.device": str,
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-        "numpy.core.multiarray._reconstruct": np.ndarray(0).__reduce__()[0],
-        "_codecs.encode": lambda text, encoding: text.encode(encoding),
-    }
 
     def __init__(self, file: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
         self._file, self._folder = file, folder
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self._CLASSES:
+        if f"{module}.{name}" not in _CLASSES:
             raise pickle.UnpicklingError(
                 f"The file asks for {module}.{name}. Expected the classes of a checkpoint of "
-                f"SevenNet: {', '.join(self._CLASSES)}."
+                f"SevenNet: {', '.join(_CLASSES)}."
             )
-        return self._CLASSES[f"{module}.{name}"]
+        return _CLASSES[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, key, _, _ = pid
@@ -130,7 +131,9 @@ def _linear(layer: Any, flat: np.ndarray) -> Any:
 
 def _interaction(layer: Interaction, name: str, state: dict[str, np.ndarray]) -> Interaction:
     weights = [state[f"{name}convolution.weight_nn.layer{i}.weight"] for i in range(3)]
-    weights[2] = _sorted(weights[2], layer, f"{name}convolution.convolution.", state)
+    weights[2] = _sorted(
+        weights[2], layer, f"{name}convolution.convolution._compiled_main_left_right.", state
+    )
     # e3nn divides by the square root of the number of inputs when it is called.
     radial = [jnp.asarray(w.T / np.sqrt(len(w)), jnp.float32) for w in weights]
     linears = ("self_connection_intro", "self_interaction_1", "self_interaction_2")
@@ -160,14 +163,16 @@ def _sorted(
     kept = {ir.l for _, ir in layer.irreps_out}
     start, largest = 0, max(kept) if max(kept) > 0 else layer.before.irreps_in.lmax
     for mul, ir in layer.before.irreps_in:
-        for l in range(largest + 1):
-            for l_out in range(abs(ir.l - l), ir.l + l + 1):
-                if l_out not in kept:
+        for of_harmonic in range(largest + 1):
+            for of_message in range(abs(ir.l - of_harmonic), ir.l + of_harmonic + 1):
+                if of_message not in kept:
                     continue
-                symbol = state.get(f"{name}_compiled_main_left_right._w3j_{ir.l}_{l}_{l_out}")
-                here = e3nn.clebsch_gordan(ir.l, l, l_out)
-                sign = 1 if symbol is None else np.sign(np.sum(symbol * here))
-                blocks.append((l_out, sign * weight[:, start : start + mul]))
+                degrees = (ir.l, of_harmonic, of_message)
+                symbol = state.get(f"{name}_w3j_" + "_".join(map(str, degrees)))
+                sign = 1
+                if symbol is not None:
+                    sign = np.sign(np.sum(symbol * e3nn.clebsch_gordan(*degrees)))
+                blocks.append((of_message, sign * weight[:, start : start + mul]))
                 start += mul
     if start != weight.shape[1]:
         raise ValueError(f"The messages have {start} weights, the checkpoint {weight.shape[1]}.")

@@ -150,12 +150,14 @@ class ForceField(eqx.Module):
         """
         features = [e3nn.Irreps(text) for text in irreps]
         largest = max(irreps.lmax for irreps in features)
-        harmonics = e3nn.Irreps([(1, (l, 1)) for l in range(largest + 1)])
+        harmonics = e3nn.Irreps([(1, (degree, 1)) for degree in range(largest + 1)])
         keys = jax.random.split(key, len(features) + 2)
         self.frequencies = jnp.arange(1, widths[0] + 1) * jnp.pi / cutoff
         self.embedding = linear(species * e3nn.Irreps("0e"), features[0], keys[0])
         steps = zip(features[:-1], features[1:], keys[3:], strict=True)
-        self.interactions = tuple(Interaction(a, b, harmonics, widths, divisor, k) for a, b, k in steps)
+        self.interactions = tuple(
+            Interaction(a, b, harmonics, widths, divisor, k) for a, b, k in steps
+        )
         hidden = features[-1].dim // 2 * e3nn.Irreps("0e")
         self.readout = (
             linear(features[-1], hidden, keys[1]),
@@ -173,7 +175,7 @@ class ForceField(eqx.Module):
         basis = basis * self._decay(r)[:, None]
         largest = max(layer.irreps_out.lmax for layer in self.interactions)
         harmonics = e3nn.spherical_harmonics(
-            [e3nn.Irrep(l, 1) for l in range(largest + 1)],
+            [e3nn.Irrep(degree, 1) for degree in range(largest + 1)],
             e3nn.IrrepsArray("1e", vectors),
             normalize=True,
             normalization="component",

@@ -48,6 +48,9 @@ class Recipe:
     from_sevennet: bool = True  # else labels are zero
 
 
+RECIPE = Recipe()
+
+
 class Source(NamedTuple):
     """The pretrained model, and test frames: `near` (other metals) and `far` (the rest)."""
 

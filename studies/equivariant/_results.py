@@ -77,8 +77,12 @@ class Study:
             _text(grown),
             False if not all(small) else None if missing else True,
         )
-        cells = [self.cells[way, n] for way in (LORA, FULL_WAY) for n in self.numbers()[1:2]
-                 if (way, n) in self.cells]
+        cells = [
+            self.cells[way, n]
+            for way in (LORA, FULL_WAY)
+            for n in self.numbers()[1:2]
+            if (way, n) in self.cells
+        ]
         share = cells[0].mean("trained") / cells[1].mean("trained") if len(cells) == 2 else None
         third = (
             f"at most {100 * SHARE:.0f} % of the parameters train",
@@ -108,13 +112,17 @@ def load(path: pathlib.Path) -> Study:
 
     The validation error of the first seed chooses the rate of each way and number of frames.
     """
-    grids: dict[tuple[str, int], dict[float, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
+    grids: dict[tuple[str, int], dict[float, dict[int, Any]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for record in read(path):
         grids[record["way"], record["frames"]][record["rate"]][record["seed"]] = record
     rates = {way.name: way.rates for way in WAYS} | {NONE: (0.0,)}
     cells: dict[tuple[str, int], Cell] = {}
     for (way, number), grid in grids.items():
-        first = {rate: seeds[0]["validation"] for rate, seeds in grid.items() if 0 in seeds and rate}
+        first = {
+            rate: seeds[0]["validation"] for rate, seeds in grid.items() if 0 in seeds and rate
+        }
         if way == NONE:
             cells[way, number] = Cell(tuple(grid[0.0].values()), False)
         elif set(rates[way]) <= first.keys():  # else the run was interrupted within the grid

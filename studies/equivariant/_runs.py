@@ -18,7 +18,7 @@ from .._training import fine_tune
 from ._crystals import padded
 from ._force_field import ForceField
 from ._frames import Frames, alloys, errors, misfit, predictions, shifted
-from ._pretraining import CUTOFF, Recipe, graphs_of, source_of
+from ._pretraining import CUTOFF, RECIPE, Recipe, graphs_of, source_of
 from ._teacher import labels
 from ._ways import WAYS, Way, number_of
 
@@ -32,7 +32,7 @@ FACTOR = 3.0  # from a rate to the next
 class Effort:
     """How much is computed: the full study, or just enough to see that everything runs."""
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = RECIPE
     frames: Sequence[int] = (20, 10, 50)
     validation: int = 8
     test: int = 24
@@ -82,9 +82,7 @@ def _at_rate(study: Any, record: Any, way: Way, frames: int, seed: int, rate: fl
     return record(way.name, frames, seed, rate, run)["validation"]
 
 
-def search(
-    rates: Sequence[float], extensions: int, validation: Callable[[float], float]
-) -> float:
+def search(rates: Sequence[float], extensions: int, validation: Callable[[float], float]) -> float:
     """The rate with the lowest validation error; the grid grows while its end is the best."""
     values = {rate: validation(rate) for rate in rates}
     for _ in range(extensions):
@@ -140,7 +138,11 @@ class _Prepared:
         if way.name not in self.programs:
             self.programs[way.name] = eqx.filter_jit(functools.partial(_train, self.effort))
         best = self.programs[way.name](
-            trainable, frozen, training, self.frames["validation"], *map(jnp.asarray, (frames, rate, seed))
+            trainable,
+            frozen,
+            training,
+            self.frames["validation"],
+            *map(jnp.asarray, (frames, rate, seed)),
         )
         return {
             "validation": float(best.validation),

@@ -6,9 +6,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jno_lora_e3nn  # noqa: F401
 from jaxtyping import PRNGKeyArray
 
+import jno_lora_e3nn  # noqa: F401
 from jno.lora import Net
 
 from ._force_field import ForceField

@@ -1,4 +1,4 @@
-"""The study of force fields: its teacher, its crystals, its files, and a short form of the whole."""
+"""The study of force fields: its teacher, crystals and files, and a short form of the whole."""
 
 import os
 import pickle
@@ -97,7 +97,9 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path):
     file.write_text(file.read_text()[:-20])  # by a run that was killed
     run(file, QUICK, "LoRA|head")
     again = read(file)
-    assert [[r[name] for name in KEY] for r in again] == [[r[name] for name in KEY] for r in records]
+    assert [[r[name] for name in KEY] for r in again] == [
+        [r[name] for name in KEY] for r in records
+    ]
     with pytest.raises(SystemExit, match="selects no run"):
         run(file, QUICK, "nothing")
     (tmp_path / "equivariant-study.md").write_text(
