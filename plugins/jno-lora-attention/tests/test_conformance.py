@@ -3,7 +3,13 @@
 import equinox as eqx
 import jax
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
+from jno.lora.testing import (
+    WrapperCase,
+    invariant,
+    parametrize_with_checks,
+    permutation,
+    standard_cases,
+)
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
 HEADS, SIZE, QK, VO = 2, 6, 4, 3
@@ -24,6 +30,13 @@ def inputs(key):
     )
 
 
+# Without a mask and positions, attention does not see the order of the tokens.
+PERMUTATIONS = (
+    permutation(3, inputs=(0,), name="permutation of the queries"),
+    invariant(permutation(5, inputs=(1, 2)), name="permutation of the keys and values"),
+)
+
+
 def further_cases(adapter):
     """A mask with dropout and its key, and dropout switched off by `inference`."""
     return [case for case in standard_cases(adapter) if "*" not in case.checks]
@@ -35,7 +48,11 @@ def further_cases(adapter):
         *further_cases(IA3Attention),
         *further_cases(PrefixAttention),
         WrapperCase(
-            LoRAAttention, base, inputs, parameters=2 * (SIZE + HEADS * QK + SIZE + HEADS * VO)
+            LoRAAttention,
+            base,
+            inputs,
+            parameters=2 * (SIZE + HEADS * QK + SIZE + HEADS * VO),
+            symmetries=PERMUTATIONS,
         ),
         WrapperCase(
             LoRAAttention,
@@ -44,13 +61,17 @@ def further_cases(adapter):
             options={"projections": "qkvo"},
             parameters=2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO),
             name="LoRAAttention-qkvo",
+            symmetries=PERMUTATIONS,
         ),
-        WrapperCase(IA3Attention, base, inputs, parameters=HEADS * (QK + VO)),
+        WrapperCase(
+            IA3Attention, base, inputs, parameters=HEADS * (QK + VO), symmetries=PERMUTATIONS
+        ),
         WrapperCase(
             PrefixAttention,
             base,
             inputs,
             parameters=2 * HEADS * (QK + VO) + HEADS,
+            symmetries=PERMUTATIONS,
         ),
     ]
 )

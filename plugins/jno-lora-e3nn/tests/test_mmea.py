@@ -1,5 +1,7 @@
 """MMEA: the law of the paper, the symmetry, and the layers that it takes."""
 
+import re
+
 import e3nn_jax as e3nn
 import equinox as eqx
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import Net, SelectionError, WrapperError, apply_lora, lora_report, merge_lora
+from jno.lora import Net, WrapperError, apply_lora, lora_report, merge_lora, plan_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
 from jno_lora_e3nn import MMEA
 
@@ -42,7 +44,7 @@ def mixed_inputs(key):
     return jax.random.normal(key, (1, 3)), *inputs(key)
 
 
-# Two layers of e3nn that are alike have unlike structures: the kit's layers are copies of one layer.
+# Layers of e3nn that are alike have unlike structures: the kit's layers are copies of one layer.
 TEMPLATE = layer(jax.random.key(0))
 
 
@@ -148,23 +150,21 @@ class Model(eqx.Module):
 
 def model(key):
     vectors = layer(key, irreps_in=OUTPUTS, irreps_out="2x1o", biases=False)
-    readout = layer(key, irreps_in="2x1o", irreps_out="1o", biases=False)
-    return Model({"first": layer(key), "second": vectors, "without_scalars": readout})
+    return Model({"first": layer(key), "second": vectors})
 
 
 def test_layers_without_scalars_are_left_out_with_the_reason(getkey):
-    base = model(getkey())
-    adapted = apply_lora(base, R, key=getkey(), wrappers="mmea")
-    adapters = {name: isinstance(m, MMEA) for name, m in adapted.layers.items()}
-    assert adapters == {"first": True, "second": True, "without_scalars": False}
-    for run in (
-        lambda: Net(base).lora(rank=2, wrapper="mmea", target="without"),
-        lambda: apply_lora(base, R, key=getkey(), wrappers=MMEA, target="without"),
-    ):
-        with pytest.raises(SelectionError, match=r"reads even scalars \(0e\), .* are 2x1o"):
-            run()
+    vectors = layer(getkey(), irreps_in="2x1o", irreps_out="1o", biases=False)
+    base = Model({"vectors": vectors, "scalars": TEMPLATE})
+    plan = plan_lora(base, R, wrappers="mmea")
+    assert {row.path: row.status for row in plan} == {
+        "layers/vectors": "no wrapper applies",
+        "layers/scalars": "wrapped",
+    }
+    reason = r"the gate reads even scalars \(0e\), and its inputs are 2x1o"
+    assert re.search(reason, str(plan))
     with pytest.raises(ValueError, match=r"inputs are 2x1o\. Choose layers that read scalars"):
-        MMEA(base.layers["without_scalars"], R, 1.0, key=getkey())
+        MMEA(vectors, R, 1.0, key=getkey())
 
 
 def test_files_and_reports(getkey, tmp_path):

@@ -14,10 +14,11 @@ import functools
 
 import equinox as eqx
 import jax
+from foundax.architectures import fno
 from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, Layer, filled
 
 import jno_lora_foundax as package
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, cyclic_shift, parametrize_with_checks
 
 R = 3
 # The number of parameters, from the sizes of the matrix.
@@ -45,7 +46,22 @@ OTHERS = {
         4,
     ),
 }
-LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | SPECTRAL | OTHERS
+
+
+def _periodic(cls, modes, key):
+    return cls(4, 5, *modes, linear_conv=False, key=key)
+
+
+# On a periodic grid: without zeros after the input, a spectral layer keeps cyclic shifts.
+PERIODIC = {
+    name: dataclasses.replace(SPECTRAL[name], make=functools.partial(_periodic, cls, modes))
+    for name, cls, modes in (
+        ("SpectralConv1d", fno.SpectralConv1d, (3,)),
+        ("SpectralConv2d", fno.SpectralConv2d, (3, 2)),
+    )
+}
+SHIFTS = {"SpectralConv1d": (cyclic_shift(0),), "SpectralConv2d": (cyclic_shift((0, 1)),)}
+LAYERS = CONVS | CONV_TRANSPOSES | SUBSAMPLED | PERIODIC | OTHERS
 
 
 def case(adapter, name, count):
@@ -58,6 +74,7 @@ def case(adapter, name, count):
         call=layer.call,
         parameters=count(layer.outputs, layer.inputs) * layer.modes,
         name=f"{adapter}-{name}",
+        symmetries=SHIFTS.get(name, ()),
     )
 
 

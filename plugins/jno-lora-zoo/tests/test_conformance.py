@@ -4,6 +4,8 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from zoo_cases import (
     ALL_METHODS,
@@ -25,6 +27,7 @@ from jno.lora.testing import (
 )
 
 RANK = 3
+SIZE = 4  # of the standard case of a square layer
 
 
 def linear(key):
@@ -87,7 +90,34 @@ def further_linear_cases(method):
         ["Linear"],
         parameters=lambda layer, rank: parameter_count(method, rank, *layer.weight.shape),
     )
-    return [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
+    cases = [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
+    return [circulant_case(method, case) if "square" in str(case) else case for case in cases]
+
+
+def circulant(key):
+    """A square linear layer that keeps cyclic shifts: its matrix is circulant."""
+    layer = eqx.nn.Linear(SIZE, SIZE, key=key)
+    row = np.asarray(layer.weight)[0]
+    matrix = jnp.asarray(np.stack([np.roll(row, i) for i in range(SIZE)]))
+    bias = jnp.full(SIZE, 0.5, matrix.dtype)
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (matrix, bias))
+
+
+def circulant_case(method, square):
+    """The standard case of a square layer, with a matrix whose symmetry the methods break.
+
+    C3A with a single block is itself circulant.
+    """
+    rank = SIZE if method == "C3A" else square.rank
+    return dataclasses.replace(
+        square,
+        base=circulant,
+        rank=rank,
+        parameters=parameter_count(method, rank, SIZE, SIZE),
+        checks=(*square.checks, "symmetries"),
+        symmetries=(cyclic_shift(0),),
+        breaks=() if method == "C3A" else ("cyclic shift",),
+    )
 
 
 def circular_case(method):

@@ -22,7 +22,7 @@ from zoo_cases.layers import CONV_TRANSPOSES
 
 import jno_lora_zoo
 from jno.lora import apply_lora, merge_lora, plan_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, cyclic_shift, parametrize_with_checks
 
 R = 3
 
@@ -31,14 +31,26 @@ def grouped(key):
     return eqx.nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 1), padding=1, groups=2, key=key)
 
 
-def case_of(method):
+def periodic(key):
+    settings = {"stride": (2, 1), "padding": "SAME", "padding_mode": "CIRCULAR", "groups": 2}
+    return eqx.nn.ConvTranspose2d(4, 6, (3, 2), **settings, key=key)
+
+
+SHIFTS = (
+    cyclic_shift(-2, steps=(1, 2), name="cyclic shift of rows"),
+    cyclic_shift(-1, name="cyclic shift of columns"),
+)
+
+
+def case_of(method, base=grouped, symmetries=()):
     return WrapperCase(
         getattr(jno_lora_zoo, f"{method}ConvTranspose"),
-        base=grouped,
+        base=base,
         inputs=lambda key: (jax.random.normal(key, (4, 4, 5)),),
         rank=R,
         options=OPTIONS.get(method, {}),
         parameters=parameter_count(method, R, 6, 12),
+        symmetries=symmetries,
     )
 
 
@@ -49,7 +61,7 @@ def test_conformance(check):
 
 @pytest.mark.parametrize("method", KIND_ONLY)
 def test_other_methods(method):
-    check_kind(case_of(method))
+    check_kind(case_of(method, periodic, SHIFTS))
 
 
 # `test_oracles.py` checks that every method computes its law, with these layers' settings.

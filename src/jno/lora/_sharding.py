@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -56,11 +57,19 @@ def on_the_mesh(
         if anchor is not None:
             args = jax.tree.map(lambda leaf: _beside(leaf, anchor), args)
             homes, signed = {anchor.sharding}, signature_of(args)
+    call = function if _compiles_parts(args) else partial(call_compiled, function, signed=signed)
     if len(homes) != 1:
-        return call_compiled(function, *args, signed=signed)
+        return call(*args)
     # For arrays that depend on no argument, such as zeros.
     with jax.default_device(next(iter(homes.pop().device_set))):
-        return call_compiled(function, *args, signed=signed)
+        return call(*args)
+
+
+def _compiles_parts(args: tuple[Any, ...]) -> bool:
+    """Whether an adapter, or a class of adapters, in `args` compiles its parts itself."""
+    items = (item for arg in args for item in (arg if type(arg) is tuple else (arg,)))
+    classes = (item if isinstance(item, type) else type(item) for item in items)
+    return any(issubclass(cls, LoRAWrapper) and cls.compiles_parts for cls in classes)
 
 
 def start_together(
@@ -88,7 +97,10 @@ def _start_on_one_device(
     if len(homes) != 1 or any(isinstance(home, NamedSharding) for home in homes):
         return [None] * len(calls)
     with jax.default_device(next(iter(homes.pop().device_set))):
-        return [start_compiled(function, *call) for call in zip(calls, signed, strict=True)]
+        return [
+            None if _compiles_parts(args) else start_compiled(function, args, signature)
+            for args, signature in zip(calls, signed, strict=True)
+        ]
 
 
 def _homes(arrays: Iterable[Any]) -> set[Any]:

@@ -22,6 +22,7 @@ from ._contract import (
     is_adapter,
     is_shared,
     replaced,
+    shared_fields,
 )
 from ._errors import SelectionError
 from ._paths import show_array, stable_hash
@@ -171,13 +172,12 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
     - `values`: bools by the names of arrays. Without an entry, an array trains if `adapter_fields`
         names its field.
     """
-    fields: dict[str, Shared] = {}
-    for name, shared in vars(adapter).items():
-        if is_shared(shared):
-            trains = values.get(shared.name, name in type(adapter).adapter_fields)
-            fields[name] = replaced(shared, value=None if shared.value is None else trains)
-    where = lambda node: [getattr(node, name) for name in fields]  # noqa: E731
-    return eqx.tree_at(where, mask, list(fields.values()), is_leaf=is_shared)
+    bools: list[Shared] = []
+    for name, shared in shared_fields(adapter):
+        trains = values.get(shared.name, name in type(adapter).adapter_fields)
+        bools.append(replaced(shared, value=None if shared.value is None else trains))
+    where = lambda node: [shared for _, shared in shared_fields(node)]  # noqa: E731
+    return eqx.tree_at(where, mask, bools, is_leaf=is_shared)
 
 
 def shared_arrays(model: Any) -> dict[str, Any]:
@@ -204,19 +204,19 @@ def names_shared_in(model: Any) -> set[str]:
 
 def uses_shared(adapter: LoRAWrapper) -> bool:
     """Whether a field of `adapter` is `Shared`."""
-    return any(map(is_shared, vars(adapter).values()))
+    return any(True for _ in shared_fields(adapter))
 
 
 def is_resolved(adapter: LoRAWrapper) -> bool:
     """Whether `adapter` comes from a model that was resolved."""
-    return any(is_shared(field) and field.held is not None for field in vars(adapter).values())
+    return any(shared.held is not None for _, shared in shared_fields(adapter))
 
 
 def _users(model: Any) -> Iterator[tuple[Any, Shared]]:
     """Each `Shared` of `model`, with the adapter that uses it."""
     for node in jax.tree.leaves(model, is_leaf=is_adapter):
         if is_adapter(node):
-            yield from ((node, field) for field in vars(node).values() if is_shared(field))
+            yield from ((node, shared) for _, shared in shared_fields(node))
 
 
 def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:

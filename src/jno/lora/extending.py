@@ -16,7 +16,14 @@ from ._checkpoint import (
     values_of,
     write_together,
 )
-from ._compute import compute_dtype, equations_in, gauss_jordan, jaxprs_in, static_key
+from ._compute import (
+    call_compiled,
+    compute_dtype,
+    equations_in,
+    gauss_jordan,
+    jaxprs_in,
+    static_key,
+)
 from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path
@@ -44,6 +51,7 @@ __all__ = [
     "adapted_layers",
     "adds_up",
     "bullets",
+    "call_compiled",
     "callable_for",
     "check_calibrate",
     "compute_dtype",

@@ -105,7 +105,7 @@ class E3nnLayer(MatricesLayer):
         return _with_weights(base, new)
 
     @classmethod
-    def biases(cls, layer: Any) -> dict[str, Bias]:
+    def biases_of(cls, layer: Any) -> dict[str, Bias]:
         return {p.name: jnp.asarray(layer._weights[p.bias]) for p in paths(layer) if p.bias}
 
     @classmethod

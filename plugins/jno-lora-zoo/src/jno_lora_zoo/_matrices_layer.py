@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, WrapperError
+from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
-from jno.lora.extending import over_stack
+from jno.lora.extending import call_compiled, over_stack
 
 from ._layer_kind import Bias, KindOfLayer
 from ._method import Method
@@ -42,7 +42,7 @@ class MatricesLayer(KindOfLayer):
     as the method treats a linear layer. A matrix may have axes in front, whose slices are adapted
     separately (`matrices` of the contract).
 
-    All other members are optional: `stack_ndim` for stacks, `biases` and `with_biases` for methods
+    All other members are optional: `stack_ndim` for stacks, `biases_of` and `with_biases` for methods
     that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
     `rows_of_outputs` for methods that start from data.
     """
@@ -51,6 +51,9 @@ class MatricesLayer(KindOfLayer):
     kind: ClassVar[type["MatricesLayer"]]
     # The method on a linear layer: the adapter of one matrix.
     of_one_matrix: ClassVar[Any]
+
+    # Layers of one model have matrices of a few shapes, in many combinations.
+    compiles_parts = True
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
@@ -74,10 +77,9 @@ class MatricesLayer(KindOfLayer):
         for name, linear in linears.items():
             # By its name: the start of a matrix does not depend on the layer's other matrices.
             number = np.uint32(zlib.crc32(name.encode()))
-            given = options | {"statistics": blocks[name]} if self.needs else options
-            make = functools.partial(self._constructed, rank=rank, alpha=alpha, options=given)
-            keys = _keys(jax.random.fold_in(key, number), linear)
-            adapters[name] = over_stack(make, _modes(linear))(linear, keys)
+            given = {"statistics": blocks[name]} if self.needs else {}
+            settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
+            adapters[name] = call_compiled(_constructed, settings, linear, key, number, given)
         self._take(base, adapters, alpha)
 
     @classmethod
@@ -91,13 +93,13 @@ class MatricesLayer(KindOfLayer):
         """`base` with these of its matrices, to the rounding of its dtype."""
 
     @classmethod
-    def biases(cls, layer: Any) -> Mapping[str, Bias]:
+    def biases_of(cls, layer: Any) -> Mapping[str, Bias]:
         """By the name of a matrix, the numbers that `layer` adds to its product. Default: none."""
         return {}
 
     @classmethod
     def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
-        """`base` with these biases, for a kind with `biases`."""
+        """`base` with these biases, for a kind with `biases_of`."""
         raise NotImplementedError
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
@@ -134,7 +136,7 @@ class MatricesLayer(KindOfLayer):
     @classmethod
     def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
         """The matrices of `layer` as linear layers, with axes of modes in front of the weights."""
-        biases = cls.biases(layer)
+        biases = cls.biases_of(layer)
         return {name: linear_layer(W, biases.get(name)) for name, W in cls.matrices(layer).items()}
 
     def adapters(self) -> dict[str, Any]:
@@ -143,27 +145,18 @@ class MatricesLayer(KindOfLayer):
         return {name: self._adapter_of(name, linear) for name, linear in linears.items()}
 
     def merge(self) -> eqx.Module:
-        return self._with_linears(lambda adapter: adapter.merge())
+        return self._with_linears(_merged)
 
     def unwrap(self) -> eqx.Module:
         if not self._changes_base():
             return self.base
-        return self._with_linears(lambda adapter: adapter.unwrap())
+        return self._with_linears(_unwrapped)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
         if self.computes(*args, **kwargs):
             return self.call(self.adapters(), *args)
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-    def penalty(self) -> Array:
-        if self.of_one_matrix.penalty is LoRAWrapper.penalty:
-            return super().penalty()
-        terms = [
-            jnp.sum(over_stack(lambda a: a.penalty(), _modes(adapter.base))(adapter))
-            for adapter in self.adapters().values()
-        ]
-        return sum(terms[1:], terms[0])
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         return {
@@ -247,6 +240,8 @@ class MatricesLayer(KindOfLayer):
         options = [p for n, p in signature.parameters.items() if n != "dropout"]
         setattr(__init__, "__signature__", signature.replace(parameters=options))  # noqa: B010
         facts = {fact: getattr(method, fact) for fact in _FACTS}
+        if method.penalty is not LoRAWrapper.penalty:
+            facts["penalty"] = _penalty
         facts["formula"] = f"{method.formula}, for each matrix"
         return type(
             name,
@@ -262,12 +257,6 @@ class MatricesLayer(KindOfLayer):
                 **body,
             },
         )
-
-    @classmethod
-    def _constructed(
-        cls, linear: Any, key: Any, *, rank: int, alpha: float, options: Mapping[str, Any]
-    ) -> Any:
-        return cls.of_one_matrix(linear, rank, alpha, key=key, **options)
 
     def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
         """Sets the fields of this new adapter, from the adapter of each matrix."""
@@ -299,7 +288,7 @@ class MatricesLayer(KindOfLayer):
         """The adapter of one matrix, around the linear layer with this matrix."""
         adapter = object.__new__(self.of_one_matrix)
         fields = {f: getattr(self, f) for f in self._names()}
-        values = {f: value if value is None else value[name] for f, value in fields.items()}
+        values = {f: value if value is None else _item(value, name) for f, value in fields.items()}
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
         values |= {"base": linear, "rank": rank, "alpha": self.alpha}
         for field, value in values.items():
@@ -309,7 +298,7 @@ class MatricesLayer(KindOfLayer):
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layer that `function` gives."""
         before = self.adapters()
-        after = {n: over_stack(function, _modes(a.base))(a) for n, a in before.items()}
+        after = {name: call_compiled(function, a) for name, a in before.items()}
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in after.items()})
         biases = {
             name: linear.bias
@@ -317,6 +306,23 @@ class MatricesLayer(KindOfLayer):
             if linear.bias is not None and linear.bias is not before[name].base.bias
         }
         return self.with_biases(layer, biases) if biases else layer
+
+
+def _item(values: Mapping[str, Any], name: str) -> Any:
+    """The value of one matrix. An array that several matrices share is kept by one of them."""
+    value = values[name]
+    if not isinstance(value, Shared) or value.value is not None or value.held is not None:
+        return value
+    kept = (s.value for s in values.values() if s.name == value.name and s.value is not None)
+    array = next(kept, None)
+    return eqx.tree_at(lambda s: s.value, value, array, is_leaf=lambda x: x is None)
+
+
+def _penalty(layer: MatricesLayer) -> Array:
+    """The sum of the penalties of all matrices."""
+    adapters = layer.adapters().values()
+    terms = [jnp.sum(over_stack(lambda a: a.penalty(), _modes(a.base))(a)) for a in adapters]
+    return sum(terms[1:], terms[0])
 
 
 def linear_layer(W: Float[Array, "*modes out in"], bias: Bias | None = None) -> eqx.nn.Linear:
@@ -333,10 +339,25 @@ def _modes(linear: Any) -> int:
     return linear.weight.ndim - 2
 
 
-def _keys(key: PRNGKeyArray, linear: Any) -> PRNGKeyArray:
-    """A key for each slice of a matrix with modes."""
+def _constructed(settings: Any, linear: Any, key: Any, number: Any, given: Any) -> Any:
+    """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
+    cls, rank, alpha, options = settings
+    key = jax.random.fold_in(key, number)
     modes = linear.weight.shape[:-2]
-    return jax.random.split(key, modes) if modes else key
+
+    def construct(linear: Any, key: Any) -> Any:
+        return cls(linear, rank, alpha, key=key, **dict(options), **given)
+
+    keys = jax.random.split(key, modes) if modes else key
+    return over_stack(construct, len(modes))(linear, keys)
+
+
+def _merged(adapter: Any) -> Any:
+    return over_stack(lambda a: a.merge(), _modes(adapter.base))(adapter)
+
+
+def _unwrapped(adapter: Any) -> Any:
+    return over_stack(lambda a: a.unwrap(), _modes(adapter.base))(adapter)
 
 
 def _by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:

@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._caches import remembered
 from .._errors import WrapperError
-from ._shared import is_shared
+from ._shared import is_shared, shared_fields
 
 
 class _Parameters(NamedTuple):
@@ -51,10 +51,10 @@ def construct(
     """The adapter of class `cls` around `base`, which is one layer."""
     args, kwargs = _arguments(cls, rank, alpha, statistics)
     adapter = cls(base, *args, **kwargs, key=key, **options)
-    fields = [id(value) for value in vars(adapter).values() if is_shared(value)]
+    fields = [id(shared) for _, shared in shared_fields(adapter)]
     leaves = jax.tree.leaves(adapter, is_leaf=is_shared)
     if any(is_shared(leaf) and id(leaf) not in fields for leaf in leaves):
-        raise WrapperError("a `Shared` must be a field of the adapter itself, not in a dict")
+        raise WrapperError("a `Shared` must be a field of the adapter itself, or in a dict there")
     return adapter
 
 

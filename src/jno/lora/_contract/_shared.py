@@ -1,7 +1,7 @@
 """`Shared`: a field of an adapter for an array that many adapters use."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +29,7 @@ class Box:
 class Shared(eqx.Module):
     """A field for an array that all adapters with a `Shared` of the same name use.
 
-    The constructor of an adapter sets the field, and `__call__`, `merge` and the like read
+    The constructor of an adapter sets the field (which may be a dict of `Shared`), and `__call__`, `merge` and the like read
     `self.field.array`. When a model is adapted, the array is made once and kept by the first
     adapter, where it is trained if `adapter_fields` names the field. Other adapters get the array
     when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over all
@@ -90,6 +90,14 @@ def authors_of(adapter: Any, shared: Shared) -> set[str]:
 def is_shared(node: Any) -> bool:
     """Whether `node` is a `Shared`."""
     return issubclass(type(node), Shared)
+
+
+def shared_fields(adapter: Any) -> Iterator[tuple[str, Shared]]:
+    """Each `Shared` that is a field of `adapter`, or is in a dict there, with the field's name."""
+    for name, value in vars(adapter).items():
+        for item in value.values() if type(value) is dict else (value,):
+            if is_shared(item):
+                yield name, item
 
 
 def replaced(shared: Shared, **changes: Any) -> Shared:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._calibration import calibrate
-from .._contract import LoRAWrapper, is_shared, statistic_keys, statistics_of, with_arrays
+from .._contract import LoRAWrapper, shared_fields, statistic_keys, statistics_of, with_arrays
 from .._merge import merge_lora
 from .._paths import path_str
 from .._penalty import penalty
@@ -95,7 +95,7 @@ def check_shared_arrays(case: WrapperCase) -> None:
     skip_unless(uses_shared(case.make()), "the adapter shares no array")
     layers = [case.make_base(seed=seed) for seed in (61, 62)]
     pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
-    names = {field.name for field in vars(pair[0]).values() if is_shared(field)}
+    names = {shared.name for _, shared in shared_fields(pair[0])}
     model = perturbed(with_shared_arrays(pair, key=jax.random.key(3)))
     shared = shared_arrays(model)
     require(
