@@ -116,9 +116,10 @@ class E3nnLayer(MatricesLayer):
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
         layer: Any = self.base
-        if type(layer).__name__ != "Linear" or layer.linear_type != "vanilla":
+        is_plain = (type(layer).__module__, type(layer).__name__) in E3nnLinear.names
+        if not is_plain or layer.linear_type != "vanilla" or layer.channel_in is not None:
             return False
-        if len(args) != 1 or kwargs or layer.channel_in is not None:
+        if len(args) != 1 or kwargs:
             return False
         dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(args[0])}
         biased = {name for name in layer._weights if name.startswith("b[")}
