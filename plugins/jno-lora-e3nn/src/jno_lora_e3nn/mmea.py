@@ -75,9 +75,10 @@ class MMEA(LoRAWrapper):
 
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
-        if isinstance(leaf, E3nnLinear) and not _scalars(leaf):
-            return f"the gate reads even scalars (0e), and its inputs are {leaf.irreps_in}"
-        return E3nnLayer.why_not(leaf)
+        if not isinstance(leaf, E3nnLinear) or _scalars(leaf):
+            return E3nnLayer.why_not(leaf)
+        irreps = getattr(leaf, "irreps_in", None)
+        return f"the gate reads even scalars (0e), and its inputs are {irreps}"
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
