@@ -58,18 +58,19 @@ def stacked(graphs: list[Graph], cutoff: float) -> Graph:
     """
     pairs = max(len(graph.senders) for graph in graphs)
     parts = [padded(jax.tree.map(lambda x: x[None], graph), cutoff, pairs) for graph in graphs]
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def padded(graphs: Graph, cutoff: float, pairs: int) -> Graph:
     """Stacked graphs with `pairs` pairs, by pairs as long as the cutoff, which have no effect."""
     missing = pairs - graphs.senders.shape[1]
     far = np.tile(np.array([cutoff, 0, 0], np.float32), (len(graphs.species), missing, 1))
-    return graphs._replace(
+    graphs = graphs._replace(
         senders=np.pad(graphs.senders, ((0, 0), (0, missing))),
         receivers=np.pad(graphs.receivers, ((0, 0), (0, missing))),
         offsets=np.concatenate([graphs.offsets, far], axis=1),
     )
+    return jax.tree.map(jnp.asarray, graphs)
 
 
 def rattled(

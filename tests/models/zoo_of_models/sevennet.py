@@ -14,6 +14,9 @@ from studies.equivariant._checkpoint import sevennet_0
 from studies.equivariant._crystals import Crystal, graph_of
 from studies.equivariant._force_field import energy_and_forces
 
+# The default of `net.lora` knows e3nn's layers once this package is imported.
+import jno_lora_e3nn  # noqa: F401
+
 from .._model import Model
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "sevennet_references.json"
