@@ -6,14 +6,14 @@ import jax
 import pytest
 from zoo_cases import KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
 from jno_lora_e3nn import adapters
 
 R = 2
-INPUTS = "5x0e + 3x1o"
+INPUTS, OUTPUTS = "5x0e + 3x1o", "4x0e + 2x1o"
 # Layers of one structure hold one `_linear`, which is static and compares by its identity.
 TEMPLATE = e3nn.equinox.Linear(
-    irreps_in=INPUTS, irreps_out="4x0e + 2x1o", biases=True, key=jax.random.key(0)
+    irreps_in=INPUTS, irreps_out=OUTPUTS, biases=True, key=jax.random.key(0)
 )
 
 
@@ -40,6 +40,7 @@ def case_of(method):
         rank=R,
         options=OPTIONS.get(method, {}),
         parameters=count(method),
+        symmetries=[rotation(INPUTS, OUTPUTS)],
     )
 
 
