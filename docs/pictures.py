@@ -54,6 +54,7 @@ def main(names: list[str]) -> None:
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
         "conditional": lambda: run_page(DOCS / "conditional.md"),
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
+        "equivariant": lambda: run_page(DOCS / "equivariant.md"),
         "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         "family": run_family,

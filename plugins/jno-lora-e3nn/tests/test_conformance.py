@@ -4,16 +4,16 @@ import e3nn_jax as e3nn
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
+from zoo_cases import ALL_METHODS, OPTIONS, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
 from jno_lora_e3nn import adapters
 
 R = 2
-INPUTS = "5x0e + 3x1o"
+INPUTS, OUTPUTS = "5x0e + 3x1o", "4x0e + 2x1o"
 # Layers of one structure hold one `_linear`, which is static and compares by its identity.
 TEMPLATE = e3nn.equinox.Linear(
-    irreps_in=INPUTS, irreps_out="4x0e + 2x1o", biases=True, key=jax.random.key(0)
+    irreps_in=INPUTS, irreps_out=OUTPUTS, biases=True, key=jax.random.key(0)
 )
 
 
@@ -40,6 +40,8 @@ def case_of(method):
         rank=R,
         options=OPTIONS.get(method, {}),
         parameters=count(method),
+        symmetries=[rotation(INPUTS, "4x0e + 2x1o")],
+        symmetries=[rotation(INPUTS, OUTPUTS)],
     )
 
 
@@ -48,6 +50,11 @@ def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize("method", [*WHOLE_KIT, *KIND_ONLY])
+# What the layer has a part in. The zoo's tests run the other checks for all methods.
+CHECKS = ("identity-at-init", "merge-equals-call", "parameter-count", "symmetries")
+
+
+@pytest.mark.parametrize("method", [method for method in ALL_METHODS if method != "LoRA"])
 def test_other_methods(method):
-    check_kind(case_of(method))
+    for result in run_checks(case_of(method), CHECKS):
+        assert result.error is None, result.error

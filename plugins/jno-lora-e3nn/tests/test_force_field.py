@@ -45,7 +45,7 @@ def energy_and_forces(model, positions):
 
 def rotation_errors(model, positions):
     """Relative errors of energy and forces of rotated positions."""
-    R = e3nn.rand_matrix(jax.random.key(5)).astype(positions.dtype)
+    R = -e3nn.rand_matrix(jax.random.key(5)).astype(positions.dtype)  # with an inversion
     energy, forces = energy_and_forces(model, positions)
     rotated_energy, rotated_forces = energy_and_forces(model, positions @ R.T)
     return (
@@ -61,7 +61,7 @@ def test_calls_that_name_no_adapter_find_the_layers(adapted):
     }
 
 
-def test_energies_and_forces_turn_with_the_atoms(model, adapted, capsys):
+def test_energies_and_forces_turn_with_the_atoms(model, adapted):
     with jax.enable_x64(True):
         wide = jax.tree.map(
             lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, adapted
@@ -71,9 +71,8 @@ def test_energies_and_forces_turn_with_the_atoms(model, adapted, capsys):
         plain = energy_and_forces(model, positions.astype(jnp.float32))[0]
         assert not np.isclose(energy_and_forces(wide, positions)[0], plain, rtol=1e-2)
     single = rotation_errors(adapted, positions.astype(jnp.float32))
-    with capsys.disabled():
-        print(f"\nrotation errors (energy, forces): float64 {errors}, float32 {single}")
-    assert max(errors) <= 1e-6
+    # e3nn keeps some constants in float32.
+    assert max(errors) <= 1e-7 and max(single) <= 1e-5
 
 
 def test_a_merged_model_computes_the_same(adapted):

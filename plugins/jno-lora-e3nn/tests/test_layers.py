@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from e3nn_models import radial
 
-from jno.lora import Net, WrapperError, lora_trainable_filter
+from jno.lora import (
+    Net,
+    WrapperError,
+    combine,
+    extract_adapters,
+    lora_trainable_filter,
+    swap_adapters,
+)
 from jno_lora_arrays import declare, plain, through
+from jno_lora_conditional import Conditional, Powers, at, merge
+from jno_lora_conditional.testing import trained_at_random
 from jno_lora_e3nn import (
     E3nnLayer,
     E3nnPerSpeciesLayer,
@@ -164,3 +173,80 @@ def test_radial_layers_of_nequix():
     moved = trained(LoRARadial(layer, 2, 2.0, key=KEY))
     assert not np.allclose(moved(x), layer(x), atol=1e-2)
     np.testing.assert_allclose(moved(x), moved.merge()(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_untrained_adapters_merge_to_the_very_layer(form):
+    layer = linear(form)
+    merged = LoRAE3nn(layer, 2, 2.0, key=KEY).merge()
+    for name, array in layer._weights.items():
+        np.testing.assert_array_equal(merged._weights[name], array)
+
+
+def test_an_adapter_as_a_function_of_a_parameter():
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
+    net = Net(layer).freeze().lora(rank=2, options={"bias": "train"})
+    conditional = trained_at_random(Conditional(net, Powers(source=0.5)))
+    np.testing.assert_array_equal(merge(conditional, 0.5)(x).array, layer(x).array)
+    values = jnp.asarray([0.1, 0.9])
+    mapped = jax.vmap(lambda z: at(conditional, z)(x).array)(values)
+    for z, y in zip(values, mapped, strict=True):
+        np.testing.assert_allclose(y, merge(conditional, z)(x).array, rtol=1e-4, atol=1e-4)
+
+
+def test_a_subclass_with_the_name_of_the_class_is_called_itself():
+    class Linear(e3nn.equinox.Linear):
+        def __call__(self, x):
+            y = super().__call__(x)
+            return e3nn.IrrepsArray(y.irreps, 2 * y.array)
+
+    layer, x = Linear(irreps_in=INPUTS, irreps_out=OUTPUTS, key=KEY), e3nn.normal(INPUTS, KEY)
+    adapter = LoRAE3nn(layer, 2, 2.0, key=KEY)
+    np.testing.assert_allclose(adapter(x).array, layer(x).array, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_by_a_matrix_follows_from_the_gradient_by_the_layer(form):
+    layer, x = linear(form), e3nn.normal(INPUTS, KEY, (6,))
+    matrices = E3nnLayer.matrices(layer)
+
+    def loss(matrices):
+        return jnp.sum(jnp.sin(applied(E3nnLayer.with_matrices(layer, matrices), form, x)))
+
+    expected = jax.grad(loss)(matrices)
+    gradient = eqx.filter_grad(lambda layer: jnp.sum(jnp.sin(applied(layer, form, x))))(layer)
+    factors = E3nnLayer.gradient_factors(layer)
+    for name, G in E3nnLayer.matrices(gradient).items():
+        np.testing.assert_allclose(factors[name] * G, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_do_not_depend_on_the_frame():
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
+    R = -e3nn.rand_matrix(KEY)
+
+    def moments(x):
+        rows = E3nnLayer.rows_of_inputs(layer, x)
+        assert {len(r) for r in E3nnLayer.rows_of_outputs(layer, layer(x)).values()} == {36}
+        return {name: (r.mean(axis=0), r.T @ r / len(r)) for name, r in rows.items()}
+
+    here, there = moments(x), moments(x.transform_by_matrix(R))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), here, there)
+    scalars, vectors = x.chunks[0][..., 0], x.chunks[1]
+    for name, mean, covariance in (
+        ("0e_2", scalars.mean(axis=0), scalars.T @ scalars / 6),
+        ("1o_1", jnp.zeros(3), jnp.einsum("nic,njc->ij", vectors, vectors) / 18),
+    ):
+        np.testing.assert_allclose(here[name][0], mean, atol=1e-6)
+        np.testing.assert_allclose(here[name][1], covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_of_several_matrices_add_up():
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
+    fresh = Net(layer).freeze().lora(rank=2, alpha=3.0).module
+    adapted = [trained(fresh), trained(trained(fresh))]
+    total = combine([extract_adapters(a) for a in adapted], [0.5, -2.0])
+    plain = layer(x).array
+    first, second = (a(x).array - plain for a in adapted)
+    expected = plain + 0.5 * first - 2.0 * second
+    y = swap_adapters(fresh, total)(x).array
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)

@@ -17,8 +17,19 @@ PACKAGES = {
     "pdequinox": "pdequinox",
     "flowjax": "flowjax",
     "esm2quinox": "esm2quinox",
+    "e3nn-jax": "e3nn_jax",
+    "sevenn": "sevenn",
 }
-_MODULES = ("foundax", "foundax_pretrained", "equimo", "eqx_zoo", "pdequinox", "flowjax", "esm2")
+_MODULES = (
+    "foundax",
+    "foundax_pretrained",
+    "equimo",
+    "eqx_zoo",
+    "pdequinox",
+    "flowjax",
+    "esm2",
+    "sevennet",
+)
 
 
 def every_model() -> tuple[Model, ...]:

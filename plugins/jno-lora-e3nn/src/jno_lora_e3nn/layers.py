@@ -72,8 +72,10 @@ class E3nnLayer(MatricesLayer):
             return None
         if leaf.linear_type == "mixed_per_channel":
             return "its weights differ from channel to channel (`mixed_per_channel`)"
+        if not any(paths(leaf)):
+            return f"no irrep is among its inputs {leaf.irreps_in} and outputs {leaf.irreps_out}"
         arrays = {name: describe(array) for name, array in leaf._weights.items()}
-        return f"it has no path with floating weights, but {arrays or 'no weights at all'}"
+        return f"its weights are not floating arrays with the same axes of a stack, but {arrays}"
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -95,14 +97,21 @@ class E3nnLayer(MatricesLayer):
         new: dict[str, Array] = {}
         for path in paths(base):
             if path.name in matrices:
-                array, W = base._weights[path.weight], matrices[path.name]
-                if base.linear_type == "indexed":
-                    wide = in_compute_dtype(array)
-                    change = (W - cls._matrix(base, path, array)).T / path.factor
-                    new[path.weight] = cast_like(wide + change[None], array)
-                else:
-                    new[path.weight] = cast_like((W.T / path.factor).reshape(array.shape), array)
+                array = base._weights[path.weight]
+                # The change, and not the new matrix: no change leaves the array as it is, exactly.
+                change = (matrices[path.name] - cls._matrix(base, path, array)) / path.factor
+                wide = in_compute_dtype(array)
+                new[path.weight] = cast_like(wide + cls._change_of_array(change, wide), array)
         return _with_weights(base, new)
+
+    @classmethod
+    def _change_of_array(cls, change: Array, array: Array) -> Array:
+        """The change of the layer's array, for the change of a matrix over the path's factor."""
+        change = jnp.swapaxes(change, -1, -2)
+        # All species, or the array of a layer with one set of matrices.
+        return jnp.broadcast_to(
+            change.reshape(array.shape) if change.size == array.size else change, array.shape
+        )
 
     @classmethod
     def biases_of(cls, layer: Any) -> dict[str, Bias]:
@@ -135,17 +144,10 @@ class E3nnLayer(MatricesLayer):
         layer: Any = self.base
         linear = layer._linear
         x = args[0].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
-        parts: dict[int, list[Array]] = {}
+        # The irreps of the inputs are regrouped: an output has one path at most.
+        chunks: list[Any] = [None] * len(linear.irreps_out)
         for path in paths(layer):
-            features = x.chunks[path.place_in]
-            if features is None:
-                mul, ir = linear.irreps_in[path.place_in]
-                features = jnp.zeros((*x.shape[:-1], mul, ir.dim), x.dtype)
-            parts.setdefault(path.place_out, []).append(_mixed(products[path.name], features))
-        chunks = [
-            sum(parts[i][1:], parts[i][0]) if i in parts else None
-            for i in range(len(linear.irreps_out))
-        ]
+            chunks[path.place_out] = _mixed(products[path.name], x.chunks[path.place_in])
         y = _e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
         if layer.channel_out is not None:
             y = y.mul_to_axis(layer.channel_out)
@@ -166,7 +168,7 @@ class E3nnLayer(MatricesLayer):
                 features = (w * features[..., None, :, :]).reshape(
                     *features.shape[:-2], -1, features.shape[-1]
                 )
-            rows[path.name] = _rows(features, most)
+            rows[path.name] = _rows(features, linear.irreps_in[path.place_in].ir, most)
         return rows
 
     @classmethod
@@ -176,10 +178,15 @@ class E3nnLayer(MatricesLayer):
             y = y.axis_to_mul()
         chunks = y.rechunk(linear.irreps_out).chunks
         most = _components(layer)
-        return {p.name: _rows(chunks[p.place_out], most) for p in paths(layer)}
+        irreps = linear.irreps_out
+        return {
+            p.name: _rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer)
+        }
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> dict[str, float]:
+        # A change of the matrix, over the factor, is added to the array of every species. So the
+        # gradient by the matrix is a sum over the species, and `matrices` of a gradient is a mean.
         count = layer.num_indexed_weights if layer.linear_type == "indexed" else 1
         return {path.name: count / path.factor**2 for path in paths(layer)}
 
@@ -200,17 +207,6 @@ class E3nnPerSpeciesLayer(E3nnLayer):
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
         return path.factor * jnp.swapaxes(in_compute_dtype(array), -1, -2)
-
-    @classmethod
-    def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
-        new = {
-            path.weight: cast_like(
-                jnp.swapaxes(matrices[path.name], -1, -2) / path.factor, base._weights[path.weight]
-            )
-            for path in paths(base)
-            if path.name in matrices
-        }
-        return _with_weights(base, new)
 
 
 def paths(layer: Any) -> Iterator[Path]:
@@ -256,16 +252,26 @@ def _mixed(
     return jnp.swapaxes(jax.vmap(product)(rows).reshape(*batch, n, -1), -1, -2)
 
 
-def _rows(features: Float[Array, "*batch mul n"], most: int) -> Float[Array, "rows mul"]:
-    """The channels of each component, repeated so that every irrep has `most` components."""
-    repeated = jnp.repeat(features, most // features.shape[-1], axis=-1)
-    return jnp.swapaxes(repeated, -1, -2).reshape(-1, features.shape[-2])
+def _rows(features: Float[Array, "*batch mul n"], ir: Any, most: int) -> Float[Array, "rows mul"]:
+    """Vectors of channels with the mean and the covariance of the channels over all directions.
+
+    Each has `2 most` rows. Scalars are repeated. Components of other irreps come with both signs,
+    as under rotations and inversions: their mean is zero, whatever the frame of the data. Rows of
+    zeros, for which the other rows are scaled up, make the numbers of rows equal.
+    """
+    rows = jnp.moveaxis(features, -1, 0)
+    if ir == "0e":
+        rows = jnp.repeat(rows, 2 * most, axis=0)
+    else:
+        rows = math.sqrt(most / ir.dim) * jnp.concatenate([rows, -rows])
+        rows = jnp.pad(rows, [(0, 2 * (most - ir.dim)), *[(0, 0)] * (rows.ndim - 1)])
+    return rows.reshape(-1, features.shape[-2])
 
 
 def _components(layer: Any) -> int:
-    """The least number of components that the numbers of all irreps of the layer divide."""
+    """The largest number of components of the irreps of the layer."""
     irreps = layer._linear.irreps_out
-    return math.lcm(*(irreps[path.place_out].ir.dim for path in paths(layer)))
+    return max(irreps[path.place_out].ir.dim for path in paths(layer))
 
 
 def _dtype(x: Any) -> Any:

@@ -9,9 +9,9 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """The zoo's methods on e3nn's linear layers and on nequix' radial layers."""
+    """The zoo's methods on e3nn's linear layers and on nequix' radial layers, and MMEA."""
     from jno_lora_zoo import adapters_defined_in
 
-    from . import adapters
+    from . import MMEA, adapters
 
-    return adapters_defined_in(adapters)
+    return [*adapters_defined_in(adapters), MMEA]

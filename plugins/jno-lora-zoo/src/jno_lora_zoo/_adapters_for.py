@@ -15,6 +15,7 @@ from jno.lora.extending import over_stack
 from ._layer_kind import LayerKind
 from ._matrices_layer import COMMON_FIELDS, MatricesLayer
 from ._method import Method
+from ._products_of_matrices import sum_of, with_products
 from .layers.linear import LinearLayer
 from .methods import METHODS
 
@@ -85,6 +86,8 @@ def _of_several(
     facts = {fact: getattr(method, fact) for fact in _FACTS}
     if method.penalty is not LoRAWrapper.penalty:
         facts["penalty"] = _penalty
+    if of_one_matrix.low_rank_scale(1, 1.0) is not None:
+        facts |= {"with_products": classmethod(with_products), "sum_of": classmethod(sum_of)}
     attributes = {
         "__annotations__": dict.fromkeys(fields, Any),
         "__doc__": inspect.getdoc(method),

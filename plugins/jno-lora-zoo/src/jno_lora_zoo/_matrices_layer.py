@@ -167,6 +167,8 @@ class MatricesLayer(KindOfLayer):
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
+        if self.stack_ndim(self.base):  # each device holds the adapters of the whole stack
+            return {}
         return {
             f"{field}/{name}": spec
             for name, adapter in self.adapters().items()
@@ -176,7 +178,11 @@ class MatricesLayer(KindOfLayer):
     def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         adapters: dict[str, Any] = {}
         for name, adapter in self.adapters().items():
-            of_matrix = {field: values[name] for field, values in directions.items()}
+            of_matrix = {
+                field: values[name]
+                for field, values in directions.items()
+                if values[name] is not None  # a bias, which this matrix lacks
+            }
             adapters[name] = adapter.with_directions(of_matrix, weights)
             if adapters[name] is None or modes_of(adapter.base):
                 return None
@@ -191,8 +197,10 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        states = by_matrix(state)
-        return cls.of_one_matrix.options_of(next(iter(states.values()))) if states else {}
+        options: dict[str, Any] = {}
+        for of_matrix in by_matrix(state).values():
+            options |= cls.of_one_matrix.options_of(of_matrix)
+        return options
 
     @classmethod
     def from_state(

@@ -218,8 +218,9 @@ class Walk:
 
 
 def _owns_arrays(node: eqx.Module) -> bool:
-    """Whether an array is a direct field of `node`, which makes it a layer of its own."""
-    values = (getattr(node, field.name, None) for field in dataclasses.fields(node))
+    """Whether an array is a direct field of `node`, or in a dict that is one: it is a layer."""
+    fields = (getattr(node, field.name, None) for field in dataclasses.fields(node))
+    values = (x for field in fields for x in (field.values() if type(field) is dict else (field,)))
     return any(eqx.is_inexact_array(x) or is_coded(x) or _is_integer_matrix(x) for x in values)
 
 

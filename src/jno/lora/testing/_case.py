@@ -66,7 +66,8 @@ class WrapperCase:
     - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
         that the adapter keeps is an error, so that the declaration stays true.
 
-    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry.
+    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry;
+    `TypeError` for a symmetry or a name that is not in a tuple.
     """
 
     wrapper: type[LoRAWrapper]
@@ -85,6 +86,9 @@ class WrapperCase:
     breaks: Collection[str] = ()
 
     def __post_init__(self) -> None:
+        for field, value in (("symmetries", self.symmetries), ("breaks", self.breaks)):
+            if isinstance(value, Symmetry | str):
+                raise TypeError(f"`{field}` should be a tuple, but is {value!s}: add a comma.")
         names = [symmetry.name for symmetry in self.symmetries]
         if len({*names}) < len(names):
             raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")

@@ -1,0 +1,194 @@
+"""MMEA: the law of the paper, the symmetry, and the layers that it takes."""
+
+import re
+
+import e3nn_jax as e3nn
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import Net, WrapperError, apply_lora, lora_report, merge_lora, plan_lora
+from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
+from jno_lora_e3nn import MMEA
+
+# Two groups of even scalars, odd scalars, which are not invariant under inversions, and vectors.
+INPUTS, OUTPUTS = "3x0e + 2x0o + 2x1o", "2x1o + 2x0e + 4x0o + 0e"
+CHANNELS, SCALARS, R = 9, 3, 2
+
+
+def layer(key, **options):
+    options = {"irreps_in": INPUTS, "irreps_out": OUTPUTS, "biases": True} | options
+    return e3nn.equinox.Linear(key=key, **options)
+
+
+def inputs(key):
+    return (e3nn.normal(INPUTS, key, (4,)),)
+
+
+def indexed(key):
+    return layer(key, biases=False, linear_type="indexed", num_indexed_weights=3)
+
+
+def indexed_inputs(key):
+    return jnp.array([0, 2, 1, 2]), *inputs(key)
+
+
+def mixed(key):
+    return layer(key, biases=False, linear_type="mixed", weights_dim=3, channel_out=2)
+
+
+def mixed_inputs(key):
+    # One row of weights for all inputs.
+    return jax.random.normal(key, (1, 3)), *inputs(key)
+
+
+# Layers of e3nn that are alike have unlike structures: the kit's layers are copies of one layer.
+TEMPLATE = layer(jax.random.key(0))
+
+
+def base_of_the_kit(key):
+    return jax.tree.map(lambda w: jax.random.normal(key, w.shape), TEMPLATE)
+
+
+ROTATION = rotation(INPUTS, OUTPUTS)
+SIZE = R * (SCALARS + 1) + CHANNELS * (R + 1)
+
+
+@parametrize_with_checks(
+    [
+        WrapperCase(
+            MMEA,
+            base_of_the_kit,
+            inputs,
+            rank=R,
+            call=lambda layer, x: layer(x).array,
+            parameters=SIZE,
+            symmetries=[ROTATION],
+        ),
+    ]
+)
+def test_conformance(check):
+    check()
+
+
+def trained(adapter):
+    random = np.random.default_rng(0)
+    return eqx.tree_at(
+        lambda a: [getattr(a, field) for field in MMEA.adapter_fields],
+        adapter,
+        replace_fn=lambda array: jnp.asarray(random.normal(size=array.shape), array.dtype),
+    )
+
+
+@eqx.filter_jit
+def run(layer, x):
+    return layer(*x)
+
+
+def by_the_paper(adapter, scalars, y, multiplicities):
+    """The law in NumPy, for one row `y` of a layer's outputs: `(multiplicity, dimension, even)`."""
+    down, down_bias, up, up_bias = (
+        np.asarray(getattr(adapter, field), np.float64) for field in MMEA.adapter_fields
+    )
+    h = down @ scalars + down_bias
+    g = up @ (h / (1 + np.exp(-h))) + up_bias
+    result, channel, place = [], 0, 0
+    for multiplicity, dimension, is_even_scalar in multiplicities:
+        for _ in range(multiplicity):
+            block = y[place : place + dimension]
+            result.append(block + g[channel] if is_even_scalar else np.exp(g[channel]) * block)
+            channel, place = channel + 1, place + dimension
+    assert (channel, place) == (len(g), len(y))
+    return np.concatenate(result)
+
+
+@pytest.mark.parametrize(
+    ("make", "make_inputs", "copies"),
+    [(layer, inputs, 1), (indexed, indexed_inputs, 1), (mixed, mixed_inputs, 2)],
+    ids=["vanilla", "indexed", "mixed"],
+)
+def test_the_law_of_the_paper_in_float64(make, make_inputs, copies, getkey):
+    # e3nn promotes the indices of an indexed layer with its features.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        base, x = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a,
+            (make(getkey()), make_inputs(getkey())),
+        )
+        adapter = MMEA(base, R, 1.0, key=getkey())
+        y, same = run(base, x), run(adapter, x)
+        np.testing.assert_array_equal(same.array, y.array)  # nothing changes at first
+        adapter = trained(adapter)
+        changed = run(adapter, x)
+        changes = [adapter.up.dtype, changed.array.dtype]
+    assert changes == [np.float64] * 2 and changed.irreps == base.irreps_out
+    scalars = np.asarray(x[-1].array)[:, :SCALARS]
+    expected = [
+        by_the_paper(adapter, s, row.ravel(), copies * [(2, 3, 0), (2, 1, 1), (4, 1, 0), (1, 1, 1)])
+        for s, row in zip(scalars, np.asarray(y.array), strict=True)
+    ]
+    np.testing.assert_allclose(np.asarray(changed.array).reshape(4, -1), expected, rtol=1e-12)
+
+
+def test_channels_without_a_path_stay_zero(getkey):
+    """Zeros are equivariant, and a gain keeps them."""
+    base = layer(getkey(), irreps_out="2x0e + 2e", force_irreps_out=True, biases=False)
+    (x,) = inputs(getkey())
+    y = trained(MMEA(base, R, 1.0, key=getkey()))(x)
+    assert y.irreps == "2x0e + 2e" and not y.filter("2e").array.any()
+
+
+class Model(eqx.Module):
+    layers: dict
+
+    def __call__(self, x):
+        for linear in self.layers.values():
+            x = linear(x)
+        return x
+
+
+def model(key):
+    vectors = layer(key, irreps_in=OUTPUTS, irreps_out="2x1o", biases=False)
+    return Model({"first": layer(key), "second": vectors})
+
+
+def test_layers_without_scalars_are_left_out_with_the_reason(getkey):
+    vectors = layer(getkey(), irreps_in="2x1o", irreps_out="1o", biases=False)
+    base = Model({"vectors": vectors, "scalars": TEMPLATE})
+    plan = plan_lora(base, R, wrappers="mmea")
+    assert {row.path: row.status for row in plan} == {
+        "layers/vectors": "no wrapper applies",
+        "layers/scalars": "wrapped",
+    }
+    reason = r"the gate reads even scalars \(0e\), and its inputs are 2x1o"
+    assert re.search(reason, str(plan))
+    with pytest.raises(ValueError, match=r"inputs are 2x1o\. Choose layers that read scalars"):
+        MMEA(vectors, R, 1.0, key=getkey())
+
+
+def test_files_and_reports(getkey, tmp_path):
+    base = model(getkey())
+    net = Net(base).freeze().lora(rank=R, wrapper="mmea")
+    assert lora_report(net.module).trainable == SIZE + R * (3 + 1) + 2 * (R + 1)
+    with pytest.raises(WrapperError, match=r"layers/first[\s\S]*gains depend on the layer's input"):
+        merge_lora(net.module)
+    (x,) = inputs(getkey())
+    net.update(jax.tree.map(lambda a: a + 0.1, net.partition()[0]))
+    net.save_adapters(tmp_path / "gains.safetensors")
+    loaded = Net(base).load_adapters(tmp_path / "gains.safetensors")
+    y = net(x).array
+    np.testing.assert_array_equal(loaded(x).array, y)
+    assert not np.allclose(base(x).array, y, atol=1e-2)
+    assert eqx.tree_equal(net.unwrap().module, base)
+
+
+def test_a_stack_has_a_gate_for_each_layer(getkey):
+    keys = jax.random.split(getkey(), 2)
+    stack = eqx.filter_vmap(lambda key: layer(key))(keys)
+    adapted = trained(apply_lora(stack, R, key=getkey(), wrappers=MMEA))
+    assert adapted.up.shape == (2, CHANNELS, R)
+    (x,) = inputs(getkey())
+    y = eqx.filter_vmap(lambda m: m(x))(adapted).array
+    second = jax.tree.map(lambda a: a[1], adapted)
+    np.testing.assert_allclose(y[1], second(x).array, rtol=1e-5, atol=1e-6)
