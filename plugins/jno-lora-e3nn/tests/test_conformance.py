@@ -6,7 +6,7 @@ import jax
 import pytest
 from zoo_cases import ALL_METHODS, OPTIONS, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
+from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation, run_checks
 from jno_lora_e3nn import adapters
 
 R = 2
@@ -40,7 +40,6 @@ def case_of(method):
         rank=R,
         options=OPTIONS.get(method, {}),
         parameters=count(method),
-        symmetries=[rotation(INPUTS, "4x0e + 2x1o")],
         symmetries=[rotation(INPUTS, OUTPUTS)],
     )
 
