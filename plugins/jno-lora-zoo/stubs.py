@@ -48,8 +48,10 @@ def _adapters(path: pathlib.Path) -> str:
     imports = [_only(kinds, node) for node in module.body if isinstance(node, ast.ImportFrom)]
     methods = _imports_of_methods()
     home = ".methods" if path.parent == ZOO else "jno_lora_zoo"
+    several = {kind for kind in kinds if _has_several_matrices(kind, path.parent)}
     classes = {
-        f"{method}{kind.removesuffix('Layer')}": f"{method}, {kind}"
+        # An adapter of several matrices has the fields of the method, and is not the method.
+        f"{method}{kind.removesuffix('Layer')}": kind if kind in several else f"{method}, {kind}"
         for kind in kinds
         for method in methods
     }
@@ -62,6 +64,21 @@ def _adapters(path: pathlib.Path) -> str:
             *(f"class {name}({bases}, init=False): ..." for name, bases in classes.items()),
             "",
         ]
+    )
+
+
+def _has_several_matrices(kind: str, package: pathlib.Path) -> bool:
+    """Whether a layer kind that the modules of `package` define is a `MatricesLayer`."""
+    modules = (ast.parse(path.read_text("utf-8")) for path in package.glob("*.py"))
+    bases = {
+        node.name: [base.id for base in node.bases if isinstance(base, ast.Name)]
+        for module in modules
+        for node in module.body
+        if isinstance(node, ast.ClassDef)
+    }
+    return any(
+        base == "MatricesLayer" or _has_several_matrices(base, package)
+        for base in bases.get(kind, [])
     )
 
 

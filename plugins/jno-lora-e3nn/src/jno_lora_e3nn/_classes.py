@@ -24,10 +24,15 @@ class _Named(abc.ABCMeta):
 class E3nnLinear(metaclass=_Named):
     """`e3nn_jax.equinox.Linear` and its subclasses."""
 
+    linear_type: Any
+    _weights: Any
+
     names = frozenset({("e3nn_jax._src.linear_equinox", "Linear")})
 
 
 class NequixLinear(metaclass=_Named):
     """`nequix.model.Linear`, the layers of the radial networks, and its subclasses."""
+
+    weights: Any
 
     names = frozenset({("nequix.model", "Linear")})

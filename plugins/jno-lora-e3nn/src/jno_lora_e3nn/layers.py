@@ -80,11 +80,11 @@ class E3nnLayer(MatricesLayer):
         return leaf._weights[next(paths(leaf)).weight].ndim - _ndim(leaf)
 
     @classmethod
-    def matrices(cls, layer: Any) -> dict[str, Float[Array, "out in"]]:
+    def matrices(cls, layer: Any) -> dict[str, Float[Array, "*modes _ _"]]:
         return {p.name: cls._matrix(layer, p, layer._weights[p.weight]) for p in paths(layer)}
 
     @classmethod
-    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "out in"]:
+    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
         w = in_compute_dtype(array)
         if layer.linear_type == "indexed":
             w = jnp.mean(w, axis=0)
@@ -116,9 +116,10 @@ class E3nnLayer(MatricesLayer):
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
         layer: Any = self.base
-        if type(layer).__name__ != "Linear" or layer.linear_type != "vanilla":
+        is_plain = (type(layer).__module__, type(layer).__name__) in E3nnLinear.names
+        if not is_plain or layer.linear_type != "vanilla" or layer.channel_in is not None:
             return False
-        if len(args) != 1 or kwargs or layer.channel_in is not None:
+        if len(args) != 1 or kwargs:
             return False
         dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(args[0])}
         biased = {name for name in layer._weights if name.startswith("b[")}

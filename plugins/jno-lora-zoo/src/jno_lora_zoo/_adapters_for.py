@@ -1,12 +1,28 @@
 """Adapter classes: a method on a kind of layer."""
 
-from collections.abc import Iterable
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jno.lora import LoRAWrapper
+from jno.lora.extending import over_stack
+
 from ._layer_kind import LayerKind
-from ._matrices_layer import MatricesLayer
+from ._matrices_layer import COMMON_FIELDS, MatricesLayer
 from ._method import Method
+from .layers.linear import LinearLayer
 from .methods import METHODS
+
+# Facts of a method that hold for each of several matrices. (A gate is one array: no `rank_gate`.)
+_FACTS = (
+    *("adapter_fields", "optional_fields", "factor_sides"),
+    *("needs", "family", "paper", "cost", "bibtex"),
+)
 
 
 def adapters_for(
@@ -42,7 +58,55 @@ def adapters_for(
         if former_variant is not None:
             body["former_variant"] = former_variant.format(method.variant)
         if issubclass(kind, MatricesLayer):
-            adapters[name] = kind.for_method(method, name, body)
+            adapters[name] = _of_several(kind, method, name, body)
         else:
             adapters[name] = type(name, (method, kind), body)
     return adapters
+
+
+def _of_several(
+    kind: type[MatricesLayer], method: type[Method], name: str, body: Mapping[str, Any]
+) -> Any:
+    """The adapter class of `method` for a kind of layer with several matrices.
+
+    It has the fields of the method on a linear layer, which is the adapter of one matrix.
+    """
+    of_one_matrix = _of_one_matrix(method)
+    fields = [f.name for f in dataclasses.fields(of_one_matrix) if f.name not in COMMON_FIELDS]
+
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("dropout"):
+            raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
+        kind.__init__(self, *args, **kwargs)
+
+    signature = inspect.signature(of_one_matrix.__init__)
+    options = [p for n, p in signature.parameters.items() if n != "dropout"]
+    setattr(construct, "__signature__", signature.replace(parameters=options))  # noqa: B010
+    facts = {fact: getattr(method, fact) for fact in _FACTS}
+    if method.penalty is not LoRAWrapper.penalty:
+        facts["penalty"] = _penalty
+    attributes = {
+        "__annotations__": dict.fromkeys(fields, Any),
+        "__doc__": inspect.getdoc(method),
+        "__init__": construct,
+        "method": method,
+        "kind": kind,
+        "of_one_matrix": of_one_matrix,
+        **facts,
+        "formula": f"{method.formula}, for each matrix",
+    }
+    return type(name, (kind,), {**attributes, **body})
+
+
+@functools.cache
+def _of_one_matrix(method: type[Method]) -> Any:
+    return type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
+
+
+def _penalty(layer: MatricesLayer) -> Array:
+    """The sum of the penalties of all matrices."""
+    terms = [
+        jnp.sum(over_stack(lambda a: a.penalty(), adapter.base.weight.ndim - 2)(adapter))
+        for adapter in layer.adapters().values()
+    ]
+    return sum(terms[1:], terms[0])

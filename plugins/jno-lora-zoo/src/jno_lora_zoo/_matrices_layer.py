@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 import functools
-import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -21,16 +20,20 @@ from jno.lora.extending import call_compiled, over_stack
 
 from ._layer_kind import Bias, KindOfLayer
 from ._method import Method
+from ._one_matrix import (
+    blocks_of,
+    by_matrix,
+    constructed,
+    item_of,
+    linear_layer,
+    merged,
+    modes_of,
+    unwrapped,
+)
 from ._weighted import with_attributes
-from .layers.linear import LinearLayer
 
 # The fields that an adapter of one matrix has, and an adapter of several matrices has once.
-_COMMON = ("base", "rank", "alpha")
-# Facts of a method that hold for each of its matrices.
-_FACTS = (
-    *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
-    *("needs", "family", "paper", "cost", "bibtex"),
-)
+COMMON_FIELDS = ("base", "rank", "alpha")
 
 
 class MatricesLayer(KindOfLayer):
@@ -42,8 +45,8 @@ class MatricesLayer(KindOfLayer):
     as the method treats a linear layer. A matrix may have axes in front, whose slices are adapted
     separately (`matrices` of the contract).
 
-    All other members are optional: `stack_ndim` for stacks, `biases_of` and `with_biases` for methods
-    that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
+    All other members are optional: `stack_ndim` for stacks, `biases_of` and `with_biases` for
+    methods that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
     `rows_of_outputs` for methods that start from data.
     """
 
@@ -72,19 +75,24 @@ class MatricesLayer(KindOfLayer):
         linears = self.linear_layers(base)
         if not linears:
             raise ValueError(f"a {type(base).__name__} has no matrix to adapt")
-        blocks = _blocks(self, base, linears, statistics)
+        blocks = blocks_of(self, base, linears, statistics)
         adapters: dict[str, Any] = {}
         for name, linear in linears.items():
             # By its name: the start of a matrix does not depend on the layer's other matrices.
             number = np.uint32(zlib.crc32(name.encode()))
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
-            adapters[name] = call_compiled(_constructed, settings, linear, key, number, given)
+            adapters[name] = call_compiled(constructed, settings, linear, key, number, given)
+        if any(map(modes_of, linears.values())) and (self.needs or _share(adapters)):
+            raise ValueError(
+                f"{type(self).__name__} starts from data, or shares arrays between layers, which "
+                "it cannot do for each slice of a matrix. Choose another method"
+            )
         self._take(base, adapters, alpha)
 
     @classmethod
     @abc.abstractmethod
-    def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes out in"]]:
+    def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes _ _"]]:
         """By name, the matrices of one plain `layer`, in float32 at least."""
 
     @classmethod
@@ -145,12 +153,12 @@ class MatricesLayer(KindOfLayer):
         return {name: self._adapter_of(name, linear) for name, linear in linears.items()}
 
     def merge(self) -> eqx.Module:
-        return self._with_linears(_merged)
+        return self._with_linears(merged)
 
     def unwrap(self) -> eqx.Module:
         if not self._changes_base():
             return self.base
-        return self._with_linears(_unwrapped)
+        return self._with_linears(unwrapped)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
@@ -168,9 +176,9 @@ class MatricesLayer(KindOfLayer):
     def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         adapters: dict[str, Any] = {}
         for name, adapter in self.adapters().items():
-            own = {field: of_matrix[name] for field, of_matrix in directions.items()}
-            adapters[name] = adapter.with_directions(own, weights)
-            if adapters[name] is None or _modes(adapter.base):
+            of_matrix = {field: values[name] for field, values in directions.items()}
+            adapters[name] = adapter.with_directions(of_matrix, weights)
+            if adapters[name] is None or modes_of(adapter.base):
                 return None
         return with_attributes(self, self._fields_of(adapters))
 
@@ -183,14 +191,14 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        states = _by_matrix(state)
+        states = by_matrix(state)
         return cls.of_one_matrix.options_of(next(iter(states.values()))) if states else {}
 
     @classmethod
     def from_state(
         cls, base: eqx.Module, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> LoRAWrapper:
-        linears, states = cls.linear_layers(base), _by_matrix(state)
+        linears, states = cls.linear_layers(base), by_matrix(state)
         if linears.keys() != states.keys():
             raise WrapperError(
                 f"The saved state does not fit {cls.__name__}: it is for the matrices "
@@ -199,7 +207,7 @@ class MatricesLayer(KindOfLayer):
             )
         restore = functools.partial(cls.of_one_matrix.from_state, rank=rank, alpha=alpha)
         adapters = {
-            name: over_stack(restore, _modes(linear))(linear, states[name])
+            name: over_stack(restore, modes_of(linear))(linear, states[name])
             for name, linear in linears.items()
         }
         restored = object.__new__(cls)
@@ -223,41 +231,6 @@ class MatricesLayer(KindOfLayer):
         rows = cls.rows_of_outputs(layer, y)
         return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
 
-    @classmethod
-    def for_method(cls, method: type[Method], name: str, body: Mapping[str, Any]) -> Any:
-        """The adapter class of `method` for this kind of layer. See `adapters_for`.
-
-        - `body`: further attributes of the class, `__module__` among them.
-        """
-        of_one_matrix: Any = type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
-        fields = [f.name for f in dataclasses.fields(of_one_matrix) if f.name not in _COMMON]
-
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            cls.__init__(self, *args, **kwargs)
-
-        signature = inspect.signature(of_one_matrix.__init__)
-        # Dropout is for a layer that passes the key of a call on.
-        options = [p for n, p in signature.parameters.items() if n != "dropout"]
-        setattr(__init__, "__signature__", signature.replace(parameters=options))  # noqa: B010
-        facts = {fact: getattr(method, fact) for fact in _FACTS}
-        if method.penalty is not LoRAWrapper.penalty:
-            facts["penalty"] = _penalty
-        facts["formula"] = f"{method.formula}, for each matrix"
-        return type(
-            name,
-            (cls,),
-            {
-                "__annotations__": dict.fromkeys(fields, Any),
-                "__doc__": inspect.getdoc(method),
-                "__init__": __init__,
-                "method": method,
-                "kind": cls,
-                "of_one_matrix": of_one_matrix,
-                **facts,
-                **body,
-            },
-        )
-
     def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
         """Sets the fields of this new adapter, from the adapter of each matrix."""
         values = self._fields_of(adapters)
@@ -276,7 +249,9 @@ class MatricesLayer(KindOfLayer):
     @classmethod
     def _names(cls) -> list[str]:
         """The names of the method's fields."""
-        return [f.name for f in dataclasses.fields(cls.of_one_matrix) if f.name not in _COMMON]
+        return [
+            f.name for f in dataclasses.fields(cls.of_one_matrix) if f.name not in COMMON_FIELDS
+        ]
 
     @classmethod
     def _fields_of(cls, adapters: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +263,9 @@ class MatricesLayer(KindOfLayer):
         """The adapter of one matrix, around the linear layer with this matrix."""
         adapter = object.__new__(self.of_one_matrix)
         fields = {f: getattr(self, f) for f in self._names()}
-        values = {f: value if value is None else _item(value, name) for f, value in fields.items()}
+        values = {
+            f: value if value is None else item_of(value, name) for f, value in fields.items()
+        }
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
         values |= {"base": linear, "rank": rank, "alpha": self.alpha}
         for field, value in values.items():
@@ -308,97 +285,7 @@ class MatricesLayer(KindOfLayer):
         return self.with_biases(layer, biases) if biases else layer
 
 
-def _item(values: Mapping[str, Any], name: str) -> Any:
-    """The value of one matrix. An array that several matrices share is kept by one of them."""
-    value = values[name]
-    if not isinstance(value, Shared) or value.value is not None or value.held is not None:
-        return value
-    kept = (s.value for s in values.values() if s.name == value.name and s.value is not None)
-    array = next(kept, None)
-    return eqx.tree_at(lambda s: s.value, value, array, is_leaf=lambda x: x is None)
-
-
-def _penalty(layer: MatricesLayer) -> Array:
-    """The sum of the penalties of all matrices."""
-    adapters = layer.adapters().values()
-    terms = [jnp.sum(over_stack(lambda a: a.penalty(), _modes(a.base))(a)) for a in adapters]
-    return sum(terms[1:], terms[0])
-
-
-def linear_layer(W: Float[Array, "*modes out in"], bias: Bias | None = None) -> eqx.nn.Linear:
-    """A linear layer with this matrix, and with axes of modes in front, as in a stack."""
-    layer: Any = object.__new__(eqx.nn.Linear)
-    fields = {"weight": W, "bias": bias, "use_bias": bias is not None}
-    sizes = {"in_features": W.shape[-1], "out_features": W.shape[-2]}
-    for name, value in {**fields, **sizes}.items():
-        object.__setattr__(layer, name, value)
-    return layer
-
-
-def _modes(linear: Any) -> int:
-    return linear.weight.ndim - 2
-
-
-def _constructed(settings: Any, linear: Any, key: Any, number: Any, given: Any) -> Any:
-    """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
-    cls, rank, alpha, options = settings
-    key = jax.random.fold_in(key, number)
-    modes = linear.weight.shape[:-2]
-
-    def construct(linear: Any, key: Any) -> Any:
-        return cls(linear, rank, alpha, key=key, **dict(options), **given)
-
-    keys = jax.random.split(key, modes) if modes else key
-    return over_stack(construct, len(modes))(linear, keys)
-
-
-def _merged(adapter: Any) -> Any:
-    return over_stack(lambda a: a.merge(), _modes(adapter.base))(adapter)
-
-
-def _unwrapped(adapter: Any) -> Any:
-    return over_stack(lambda a: a.unwrap(), _modes(adapter.base))(adapter)
-
-
-def _by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """The state of each matrix, from the state of the layer: its keys are `field/matrix`."""
-    states: dict[str, dict[str, Array]] = {}
-    for path, array in state.items():
-        field, _, name = path.partition("/")
-        states.setdefault(name, {})[field] = array
-    return states
-
-
-def _blocks(
-    cls: Any, base: Any, matrices: Mapping[str, Any], statistics: Mapping[str, Array] | None
-) -> dict[str, dict[str, Array]]:
-    """By name, the statistics of each matrix: blocks of the statistics of `cls.matrix`.
-
-    **Raises:** `ValueError` for statistics that are not built in, whose blocks are not known.
-    """
-    if unknown := [need for need in cls.needs if need not in _SIDES]:
-        raise ValueError(f"{cls.__name__} cannot cut {unknown[0]!r} into a block for each matrix")
-    blocks: dict[str, dict[str, Array]] = {}
-    starts = {"out": 0, "in": 0}
-    factors = cls.gradient_factors(base)
-    for name, linear in matrices.items():
-        sizes = dict(zip(("out", "in"), linear.weight.shape[-2:], strict=True))
-        stops = {side: starts[side] + size for side, size in sizes.items()}
-        places = {side: slice(starts[side], stops[side]) for side in starts}
-        blocks[name] = {
-            need: array[tuple(places[side] for side in _SIDES[need])]
-            for need, array in (statistics or {}).items()
-        }
-        if "gradient" in blocks[name]:
-            blocks[name]["gradient"] = factors.get(name, 1.0) * blocks[name]["gradient"]
-        starts = stops
-    return blocks
-
-
-# The side of the matrix along each axis of a statistic.
-_SIDES = {
-    "input_covariance": ("in", "in"),
-    "input_mean": ("in",),
-    "output_covariance": ("out", "out"),
-    "gradient": ("out", "in"),
-}
+def _share(adapters: Mapping[str, Any]) -> bool:
+    """Whether the adapters of matrices use arrays that many adapters share."""
+    fields = (field for adapter in adapters.values() for field in vars(adapter).values())
+    return any(isinstance(field, Shared) for field in fields)

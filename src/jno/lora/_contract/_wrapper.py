@@ -66,8 +66,8 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
     # Whether a plain layer can replace the adapted layer. If not, `merge` raises a `WrapperError`.
     mergeable: ClassVar[bool] = True
-    # Whether the constructor, `merge` and `unwrap` compile their parts (`call_compiled`), and so are
-    # not compiled as a whole: for layers that share parts, but no structure.
+    # Whether the constructor, `merge` and `unwrap` compile their parts (`call_compiled`), and so
+    # are not compiled as a whole: for layers that share parts, but no structure.
     compiles_parts: ClassVar[bool] = False
     # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
     # OpenReview), and how many parameters train, as a formula.

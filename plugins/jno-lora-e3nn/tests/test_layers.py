@@ -1,0 +1,166 @@
+"""The forms of the layers: indexed, mixed, stacked, radial; and layers that are refused."""
+
+import e3nn_jax as e3nn
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from e3nn_models import radial
+
+from jno.lora import Net, WrapperError, lora_trainable_filter
+from jno_lora_arrays import declare, plain, through
+from jno_lora_e3nn import (
+    E3nnLayer,
+    E3nnPerSpeciesLayer,
+    LoRAE3nn,
+    LoRAE3nnPerSpecies,
+    LoRARadial,
+    PiSSAE3nn,
+    adapters,
+)
+from jno_lora_e3nn.layers import paths
+
+KEY = jax.random.key(0)
+INPUTS, OUTPUTS = "4x0e + 3x1o", "2x0e + 5x1o + 3x0e"
+FORMS = {
+    "vanilla": {},
+    "indexed": {"linear_type": "indexed", "num_indexed_weights": 3},
+    "mixed": {"linear_type": "mixed", "weights_dim": 2},
+}
+
+
+def linear(form, **options):
+    settings = {"irreps_in": INPUTS, "irreps_out": OUTPUTS, "key": KEY, **FORMS[form], **options}
+    return e3nn.equinox.Linear(**settings)
+
+
+def trained(adapter):
+    arrays, other = eqx.partition(adapter, lora_trainable_filter(adapter))
+    return eqx.combine(
+        jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size) + 1).reshape(x.shape), arrays),
+        other,
+    )
+
+
+def applied(layer, form, x):
+    first = {"indexed": (jnp.arange(6) % 3,), "mixed": (jax.random.normal(KEY, (6, 2)),)}
+    with jax.numpy_dtype_promotion("standard"):
+        return layer(*first.get(form, ()), x).array
+
+
+@pytest.mark.parametrize("path_normalization", ["element", "path"])
+@pytest.mark.parametrize("gradient_normalization", ["element", "path"])
+def test_a_matrix_is_the_linear_map_of_its_path(path_normalization, gradient_normalization):
+    layer = linear(
+        "vanilla",
+        path_normalization=path_normalization,
+        gradient_normalization=gradient_normalization,
+    )
+    x = e3nn.normal(INPUTS, KEY, (6,))
+    y = layer(x)
+    matrices = E3nnLayer.matrices(layer)
+    assert {name: W.shape for name, W in matrices.items()} == {
+        "0e_0": (2, 4),
+        "1o_1": (5, 3),
+        "0e_2": (3, 4),
+    }
+    for name, chunk in (("0e_0", 0), ("1o_1", 1)):
+        expected = jnp.einsum("oi,nim->nom", matrices[name], x.chunks[chunk])
+        np.testing.assert_allclose(y.chunks[chunk], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [E3nnLayer, E3nnPerSpeciesLayer])
+@pytest.mark.parametrize("form", FORMS)
+def test_matrices_can_be_put_back(cls, form):
+    layer = linear(form)
+    if not cls.fits(layer):
+        assert cls is E3nnPerSpeciesLayer and "not indexed" in cls.why_not(layer)
+        return
+    new = {name: 2 * W + 1 for name, W in cls.matrices(layer).items()}
+    for name, W in cls.matrices(cls.with_matrices(layer, new)).items():
+        np.testing.assert_allclose(W, new[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cls", "form"),
+    [
+        (LoRAE3nn, "indexed"),
+        (PiSSAE3nn, "indexed"),
+        (LoRAE3nnPerSpecies, "indexed"),
+        (LoRAE3nn, "mixed"),
+    ],
+)
+def test_forms_start_as_the_layer_act_and_merge(cls, form):
+    layer, x = linear(form), e3nn.normal(INPUTS, KEY, (6,))
+    adapter = cls(layer, 2, 2.0, key=KEY)
+    before, moved = applied(layer, form, x), trained(adapter)
+    np.testing.assert_allclose(applied(adapter, form, x), before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(applied(adapter.unwrap(), form, x), before, rtol=1e-5, atol=1e-5)
+    changed = applied(moved, form, x)
+    assert not np.allclose(changed, before, atol=1e-2)
+    restored = cls.from_state(layer, moved.state(), moved.rank, moved.alpha)
+    np.testing.assert_allclose(applied(restored.merge(), form, x), changed, rtol=1e-4, atol=1e-4)
+
+
+def test_species_share_an_adapter_or_have_one_each():
+    layer = linear("indexed")
+    shared, each = (cls(layer, 2, 2.0, key=KEY) for cls in (LoRAE3nn, LoRAE3nnPerSpecies))
+    assert shared.lora_A["0e_0"].shape == (2, 4)
+    assert each.lora_A["0e_0"].shape == (3, 2, 4)
+    before, after = layer._weights, trained(shared).merge()._weights
+    for name, w in before.items():
+        changes = after[name] - w
+        np.testing.assert_allclose(changes, jnp.broadcast_to(changes[:1], w.shape), atol=1e-5)
+    assert not np.allclose(*np.diff(each.lora_A["0e_0"], axis=0))
+
+
+@pytest.mark.parametrize("method", ["VBLoRA", "EVA"])
+def test_methods_that_a_set_of_matrices_cannot_have_say_so(method):
+    cls = getattr(adapters, f"{method}E3nnPerSpecies")
+    statistics = {"input_covariance": jnp.eye(7), "input_mean": jnp.zeros(7)}
+    given = {"statistics": statistics} if cls.needs else {}
+    with pytest.raises(ValueError, match="Choose another method"):
+        cls(linear("indexed"), 2, 2.0, key=KEY, **given)
+
+
+def test_layers_of_another_form_are_refused_with_the_reason():
+    layer = linear("vanilla", linear_type="mixed_per_channel", channel_in=2, weights_dim=2)
+    assert not LoRAE3nn.applies_to(layer)
+    assert "mixed_per_channel" in LoRAE3nn.why_not(layer)
+    assert LoRAE3nn.why_not(eqx.nn.Linear(2, 2, key=KEY)) is None
+
+
+def test_the_state_of_a_layer_with_other_matrices_is_refused():
+    adapter = LoRAE3nn(linear("vanilla"), 2, 2.0, key=KEY)
+    other = e3nn.equinox.Linear(irreps_in="4x0e", irreps_out="2x0e", key=KEY)
+    with pytest.raises(WrapperError, match=r"1o_1.* but this Linear has 0e_0"):
+        LoRAE3nn.from_state(other, adapter.state(), 2, 2.0)
+
+
+def test_declared_parameters_of_functional_layers():
+    """The parameters of e3nn's Haiku and Flax modules: a dict with arrays `w[i,o] ...`."""
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY)
+    params = {"linear": dict(layer._weights)}
+
+    def apply(params, x):
+        weights = params["linear"]
+        names = [path.weight for path in paths(layer)]
+        return layer._linear([weights[name] for name in names], e3nn.IrrepsArray(INPUTS, x)).array
+
+    net = Net(declare(params, {r"w\[": "io"})).lora(rank=2, alpha=2)
+    moved = trained(net.module)
+    y = through(apply)(moved, x.array)
+    assert not np.allclose(y, layer(x).array, atol=1e-2)
+    np.testing.assert_allclose(y, apply(plain(moved), x.array), rtol=1e-4, atol=1e-5)
+    R = e3nn.rand_matrix(KEY)
+    turned = through(apply)(moved, x.transform_by_matrix(R).array)
+    expected = e3nn.IrrepsArray(layer._linear.irreps_out, y).transform_by_matrix(R).array
+    np.testing.assert_allclose(turned, expected, atol=1e-5)
+
+
+def test_radial_layers_of_nequix():
+    layer, x = radial(3, 4, KEY), jax.random.normal(KEY, (3,))
+    moved = trained(LoRARadial(layer, 2, 2.0, key=KEY))
+    assert not np.allclose(moved(x), layer(x), atol=1e-2)
+    np.testing.assert_allclose(moved(x), moved.merge()(x), rtol=1e-5, atol=1e-6)
