@@ -26,7 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs that an earlier test or run compiled are read from the disk. JAX writes files in place,
-# so each process that runs beside another has a folder of its own. `make clean` removes all.
+# so each worker has a folder of its own. A process that runs beside another process of a test, or
+# that a test kills, gets JAX_ENABLE_COMPILATION_CACHE=0. `make clean` removes all folders.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(sys.prefix, "jax-programs", _WORKER)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

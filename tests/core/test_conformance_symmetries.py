@@ -128,25 +128,40 @@ def test_names_of_symmetries_are_checked_when_a_case_is_made():
         case_of(cyclic_shift(0), breaks=("shift",))
     with pytest.raises(TypeError, match="`breaks` should be a tuple, but is cyclic shift"):
         case_of(cyclic_shift(0), breaks="cyclic shift")
+    for breaks in (EVERY[:1], EVERY[:2]):
+        with pytest.raises(TypeError, match="holds permutation of the type Symmetry: give the na"):
+            case_of(*EVERY, breaks=breaks)
 
 
 class NearlyKeepsTheSymmetry(ScaledIdentity):
-    def __call__(self, x):
-        y = super().__call__(x)
-        return y + 1e-8 * jnp.arange(N, dtype=x.dtype)
+    """Breaks symmetries by less than the rounding of float32, and at the start not at all."""
 
-    def merge(self):
-        return super().merge()
+    def __call__(self, x):
+        size = 1e-8 * jnp.sum(jnp.abs(self.lora_B)).astype(x.dtype)
+        return super().__call__(x) + size * jnp.arange(N, dtype=x.dtype)
 
 
 def test_double_precision_notices_a_small_break():
-    adapter = NearlyKeepsTheSymmetry
-    assert check(case_of(REVERSAL, wrapper=adapter)) is None
-    message = message_of(
-        case_of(REVERSAL, wrapper=adapter, mergeable=False, checks=("double-precision",)),
-        "double-precision",
+    case = case_of(REVERSAL, wrapper=NearlyKeepsTheSymmetry, mergeable=False)
+    assert check(case) is None
+    message = message_of(case, "double-precision")
+    assert "the trained adapter in float64 breaks it: for the reversal" in message
+
+
+def test_double_precision_does_not_take_a_float32_symmetry_for_the_precision_of_the_layer():
+    rounded = dataclasses.replace(
+        REVERSAL, on_output=lambda element, y: y[::-1].astype(jnp.float32).astype(y.dtype)
     )
-    assert "at the start" in message or "the trained adapter in float64 breaks it" in message
+    case = case_of(rounded, wrapper=NearlyKeepsTheSymmetry, mergeable=False)
+    assert check(case) is None
+    message = message_of(case, "double-precision")
+    assert (
+        "The layer itself, without an adapter, lacks the symmetry 'reversal' in float64" in message
+    )
+    assert "allowed 1.0e-09" in message
+    assert (
+        "What to do: correct the case: its symmetry (or its layer) computes in float32" in message
+    )
 
 
 def transformed(symmetry, x, y, seed=3):
@@ -193,6 +208,25 @@ def test_a_permutation_takes_axes_and_the_chosen_inputs():
         symmetry.on_inputs(order, x, y)
     with pytest.raises(ValueError, match=r"along axis 0 does not fit the output of shape \(3, 5\)"):
         symmetry.on_output(order, x)
+
+
+@pytest.mark.parametrize(
+    "make", [functools.partial(permutation, 3), functools.partial(cyclic_shift, 0)]
+)
+def test_positions_of_inputs_must_exist_and_hold_no_random_key(make):
+    x = jnp.arange(3.0)
+    for position in (-1, 2):
+        symmetry = make(inputs=(0, position), name="moves")
+        with pytest.raises(
+            ValueError, match=rf"'moves' names the position {position}, but the call has 2"
+        ):
+            symmetry.on_inputs(symmetry.draw(KEY), x, x)
+    symmetry = make(inputs=(0,))
+    assert symmetry.on_inputs(symmetry.draw(KEY), x, KEY)[1] is KEY
+    with pytest.raises(
+        ValueError, match=r"random key at position 1 .* Leave the key out: give `inp"
+    ):
+        make().on_inputs(symmetry.draw(KEY), x, KEY)
 
 
 def test_an_invariant_output_stays():

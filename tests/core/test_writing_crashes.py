@@ -140,7 +140,9 @@ SAVING = """
 @pytest.fixture
 def savers():
     """A function that starts a process which saves adapters filled with one number or the next."""
-    parent = run(SAVING, stdin=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    # Several processes save at a time, and JAX writes compiled programs in place.
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    parent = run(SAVING, stdin=subprocess.PIPE, env=os.environ | settings)
     assert parent.stdout.readline() == "ready\n", parent.stderr.read()
     children = []
 

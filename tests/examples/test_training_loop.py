@@ -1,5 +1,6 @@
 """The loop that the documentation offers to copy, killed while it runs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,10 @@ def run(example, folder, killed_at=None):
     """The losses by step that a process prints, which `kill -9` may end."""
     losses = {}
     command = [sys.executable, example.__file__, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A killed process could leave a program half written in the folder that later tests read.
+    cached = {"JAX_ENABLE_COMPILATION_CACHE": "1" if killed_at is None else "0"}
+    environment = os.environ | cached
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if found := LINE.match(line):
                 losses[int(found[1])] = found[2]

@@ -67,7 +67,7 @@ class WrapperCase:
         that the adapter keeps is an error, so that the declaration stays true.
 
     **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry;
-    `TypeError` for a symmetry or a name that is not in a tuple.
+    `TypeError` for a symmetry or a name that is not in a tuple, or a symmetry in place of a name.
     """
 
     wrapper: type[LoRAWrapper]
@@ -90,6 +90,12 @@ class WrapperCase:
             if isinstance(value, Symmetry | str):
                 raise TypeError(f"`{field}` should be a tuple, but is {value!s}: add a comma.")
         names = [symmetry.name for symmetry in self.symmetries]
+        for value in self.breaks:
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"`breaks` should hold names of symmetries, but holds {value!s} of the type "
+                    f"{type(value).__name__}: give the name. The names of the case: {names}."
+                )
         if len({*names}) < len(names):
             raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")
         if unknown := {*self.breaks} - {*names}:

@@ -15,6 +15,8 @@ from ._symmetries import Symmetry
 
 # Float32: the rounding of a few hundred terms, and of moved inputs.
 _TOLERANCE = 4e-5
+# Float64: a layer that has a symmetry by float32 numbers alone would hide breaks up to 1e-6.
+_LAYER_IN_FLOAT64 = 1e-9
 # Each draws an element. Moved inputs have the shapes of the inputs: their calls compile nothing.
 _SEEDS = (71, 72, 73)
 
@@ -60,10 +62,23 @@ def require_symmetries(
     inputs: tuple[Any, ...],
     tolerance: float,
 ) -> None:
-    """**Raises:** `ConformanceError` if an adapted layer breaks a symmetry that it should keep."""
+    """Check the symmetries in float64.
+
+    **Raises:** `ConformanceError` if an adapted layer breaks a symmetry that it should keep, or the
+    layer itself has a symmetry only in float32.
+    """
     for symmetry in case.symmetries:
         if symmetry.name not in case.breaks:
-            error, _ = _largest_error(case, base, symmetry, inputs)
+            error, element = _largest_error(case, base, symmetry, inputs)
+            require(
+                error <= _LAYER_IN_FLOAT64,
+                f"The layer itself, without an adapter, lacks the symmetry {symmetry.name!r} in "
+                f"float64: for {_shown(element)}, relative error {error:.1e}, allowed "
+                f"{_LAYER_IN_FLOAT64:.1e}.",
+                "correct the case: its symmetry (or its layer) computes in float32. Let "
+                "`on_inputs` and `on_output` compute in float64, and cast the result to the dtype "
+                "of the array.",
+            )
             problem = _problem(case, adapted, symmetry, inputs, tolerance + 10 * error)
             require(not problem, problem)
 

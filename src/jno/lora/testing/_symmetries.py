@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._errors import MissingLibraryError
+from ._comparisons import arrays_of, is_key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def cyclic_shift(
 
     def on_inputs(shift: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
         points = tuple(steps[0] * n for n in shift)
-        return _on_each(lambda x: np.roll(x, points, axes), arguments, inputs)
+        return _on_each(lambda x: np.roll(x, points, axes), arguments, inputs, name)
 
     def on_output(shift: tuple[int, ...], output: Any) -> Any:
         points = tuple(steps[1] * n for n in shift)
@@ -120,7 +121,7 @@ def permutation(
         return tuple(_random(key).permutation(n).tolist())
 
     def on_inputs(order: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        return _on_each(lambda x: _permuted(x, order, axis, "an input"), arguments, inputs)
+        return _on_each(lambda x: _permuted(x, order, axis, "an input"), arguments, inputs, name)
 
     def on_output(order: tuple[int, ...], output: Any) -> Any:
         return _on_leaves(lambda x: _permuted(x, order, output_axis, "the output"), output)
@@ -180,12 +181,11 @@ def rotation(
         random = _random(key)
         vector = random.normal(size=3)
         angle = float(random.uniform(0.5, np.pi))
-        return _Rotation(
-            vector / np.linalg.norm(vector), angle, inversion and bool(random.integers(2))
-        )
+        inverts = inversion and bool(random.integers(2))
+        return _Rotation(vector / np.linalg.norm(vector), angle, inverts)
 
     def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
-        chosen = range(len(arguments)) if inputs is None else sorted(inputs)
+        chosen = _positions(inputs, arguments, name)
         moved = _rotated(element, [arguments[i] for i in chosen], irreps_in, "`irreps_in`")
         changed = dict(zip(chosen, moved, strict=True))
         return tuple(changed.get(i, argument) for i, argument in enumerate(arguments))
@@ -208,6 +208,11 @@ def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
         raise ValueError(
             f"{argument} of the rotation should have irreps for {len(leaves)} arrays, but has "
             f"irreps for {len(every)}: {irreps!r}."
+        )
+    if not all(x_irreps.dim for x_irreps in every):
+        raise ValueError(
+            f"{argument} of the rotation has empty irreps: {irreps!r}. Give irreps for the last "
+            "axis of each array, such as '3x0e' for three numbers that do not rotate."
         )
     moved = [
         _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
@@ -259,14 +264,33 @@ def _random(key: PRNGKeyArray) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
+def _positions(inputs: Collection[int] | None, arguments: tuple[Any, ...], name: str) -> list[int]:
+    """The positions of the arguments that the symmetry moves, in order, each checked."""
+    positions = sorted(range(len(arguments)) if inputs is None else {*inputs})
+    for i in positions:
+        if not 0 <= i < len(arguments):
+            raise ValueError(
+                f"`inputs` of the symmetry {name!r} names the position {i}, but the call has "
+                f"{len(arguments)} positional inputs, counted from 0."
+            )
+        if any(map(is_key, arrays_of(arguments[i]))):
+            raise ValueError(
+                f"The symmetry {name!r} cannot move the random key at position {i} of the inputs. "
+                "Leave the key out: give `inputs=`, the positions of the inputs that move."
+            )
+    return positions
+
+
 def _on_each(
     action: Callable[[np.ndarray], np.ndarray],
     arguments: tuple[Any, ...],
-    chosen: Collection[int] | None,
+    inputs: Collection[int] | None,
+    name: str,
 ) -> tuple[Any, ...]:
     """The arguments, with `action` on the arrays of the chosen positions."""
+    chosen = _positions(inputs, arguments, name)
     return tuple(
-        _on_leaves(action, argument) if chosen is None or i in chosen else argument
+        _on_leaves(action, argument) if i in chosen else argument
         for i, argument in enumerate(arguments)
     )
 
