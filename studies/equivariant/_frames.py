@@ -72,6 +72,16 @@ def misfit(predicted: Labels, given: Labels) -> Float[Array, ""]:
     return jnp.mean((predicted.forces - given.forces) ** 2) + 10 * energies
 
 
+def absolute_error(predicted: Labels, given: Labels) -> Float[Array, ""]:
+    """What validation compares: mean absolute errors of the forces plus of the energies per atom.
+
+    Squared errors of few frames are the errors of the one worst frame.
+    """
+    atoms = given.forces.shape[-2]
+    energies = jnp.mean(jnp.abs(predicted.energy - given.energy)) / atoms
+    return jnp.mean(jnp.abs(predicted.forces - given.forces)) + energies
+
+
 def errors(predicted: Labels, given: Labels) -> tuple[float, float]:
     """Mean absolute errors of the energy in meV per atom, and of the forces in meV/angstrom."""
     atoms = given.forces.shape[-2]

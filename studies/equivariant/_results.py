@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._records import read
-from ._runs import FULL, NONE
+from ._runs import FULL, NONE, RATES
 from ._ways import FULL_WAY, LORA, WAYS
 
 # The goal, which was set before the first run of the study; see the package's docstring.
@@ -117,7 +117,6 @@ def load(path: pathlib.Path) -> Study:
     )
     for record in read(path):
         grids[record["way"], record["frames"]][record["rate"]][record["seed"]] = record
-    rates = {way.name: way.rates for way in WAYS} | {NONE: (0.0,)}
     cells: dict[tuple[str, int], Cell] = {}
     for (way, number), grid in grids.items():
         first = {
@@ -125,7 +124,7 @@ def load(path: pathlib.Path) -> Study:
         }
         if way == NONE:
             cells[way, number] = Cell(tuple(grid[0.0].values()), False)
-        elif set(rates[way]) <= first.keys():  # else the run was interrupted within the grid
+        elif set(RATES) <= first.keys():  # else the run was interrupted within the grid
             best = min(first, key=lambda rate: (first[rate], rate))
             is_edge = best in (min(first), max(first))
             cells[way, number] = Cell(tuple(grid[best].values()), is_edge)

@@ -17,12 +17,13 @@ from .._records import append, read
 from .._training import fine_tune
 from ._crystals import padded
 from ._force_field import ForceField
-from ._frames import Frames, alloys, errors, misfit, predictions, shifted
+from ._frames import Frames, absolute_error, alloys, errors, misfit, predictions, shifted
 from ._pretraining import CUTOFF, RECIPE, Recipe, graphs_of, source_of
 from ._teacher import labels
 from ._ways import WAYS, Way, number_of
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "equivariant.jsonl"
+RATES = (1e-3, 3e-3, 1e-2)  # which are tried first
 KEY = ("way", "frames", "seed", "rate")  # the name of a run
 NONE = "energies of the atoms alone"  # before training
 FACTOR = 3.0  # from a rate to the next
@@ -34,7 +35,7 @@ class Effort:
 
     recipe: Recipe = RECIPE
     frames: Sequence[int] = (20, 10, 50)
-    validation: int = 8
+    validation: int = 24
     test: int = 24
     seeds: int = 3
     steps: int = 240
@@ -73,7 +74,7 @@ def run(path: pathlib.Path, effort: Effort, only: str = "") -> None:
             way, frames = ways[name]
             record(NONE, frames, seed, 0.0, lambda f=frames, s=seed: study.untrained(f, s))
             at_rate = functools.partial(_at_rate, study, record, way, frames)
-            best = search(way.rates, effort.extensions, functools.partial(at_rate, 0))
+            best = search(RATES, effort.extensions, functools.partial(at_rate, 0))
             at_rate(seed, best)
 
 
@@ -181,8 +182,8 @@ def _train(
 ) -> Any:
     """Train on the first `number` frames, one for each step, in an order that `seed` draws."""
 
-    def misfit_of(trainable: Any, frames: Frames) -> Any:
-        return misfit(predictions(eqx.combine(trainable, frozen), frames.graphs), frames.labels)
+    def predicted(trainable: Any, frames: Frames) -> Any:
+        return predictions(eqx.combine(trainable, frozen), frames.graphs)
 
     def loss(trainable: Any, step: Any) -> Any:
         # Every frame once in each pass, in an order of the pass.
@@ -190,7 +191,11 @@ def _train(
         draws = jax.random.uniform(key, (len(training.labels.energy),))
         order = jnp.argsort(jnp.where(jnp.arange(len(draws)) < number, draws, 2.0))
         index = order[step % number]
-        return misfit_of(trainable, jax.tree.map(lambda x: x[index][None], training))
+        frame = jax.tree.map(lambda x: x[index][None], training)
+        return misfit(predicted(trainable, frame), frame.labels)
+
+    def error(trainable: Any) -> Any:
+        return absolute_error(predicted(trainable, validation), validation.labels)
 
     rates = jax.tree.map(lambda _: rate, trainable)
-    return fine_tune(trainable, loss, lambda t: misfit_of(t, validation), rates, effort)
+    return fine_tune(trainable, loss, error, rates, effort)

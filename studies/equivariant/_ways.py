@@ -16,14 +16,10 @@ from ._force_field import ForceField
 
 @dataclass(frozen=True)
 class Way:
-    """A way, as `start(model, key) -> (trainable, frozen)`.
-
-    `rates`: the learning rates that are tried first.
-    """
+    """A way, as `start(model, key) -> (trainable, frozen)`."""
 
     name: str
     start: Callable[[ForceField, PRNGKeyArray], tuple[Any, Any]]
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
 
 def _full(model: ForceField, key: PRNGKeyArray) -> tuple[Any, Any]:
@@ -46,7 +42,7 @@ def _adapted(rank: int, wrapper: str) -> Callable[[ForceField, PRNGKeyArray], tu
 
 FULL_WAY, LORA, GAINS, MMEA, HEAD = "full", "LoRA of rank 4", "IA3", "MMEA of rank 8", "head"
 WAYS = (
-    Way(FULL_WAY, _full, (1e-4, 3e-4, 1e-3)),
+    Way(FULL_WAY, _full),
     Way(LORA, _adapted(4, "lora")),
     Way(GAINS, _adapted(1, "ia3")),
     Way(MMEA, _adapted(8, "mmea")),
