@@ -18,6 +18,7 @@ from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapt
 from ._contract import LoRAWrapper, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
 from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
+from ._keeping import disabled, retain
 from ._merge import merge_lora, unwrap_lora
 from ._net import Net
 from ._penalty import penalty
@@ -52,8 +53,8 @@ __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
 __all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
 __all__ += ["apply_lora", "merge_lora", "plan_lora", "to_lora", "unwrap_lora"]
-__all__ += ["allocate", "calibrate", "lora_param_labels", "lora_trainable_filter"]
-__all__ += ["partial_lora_trainable_filter", "penalty"]
+__all__ += ["allocate", "calibrate", "disabled", "lora_param_labels", "lora_trainable_filter"]
+__all__ += ["partial_lora_trainable_filter", "penalty", "retain"]
 __all__ += ["adapter_effects", "citation", "lora_report", "plot_adapters"]
 __all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "read_metadata"]
 __all__ += ["save_adapters"]

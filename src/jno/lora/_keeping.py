@@ -1,0 +1,176 @@
+"""The base of an adapted model inside a loss: reference outputs, and a replay penalty."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from ._compute import at_least_float32
+from ._contract import check_number, expect_model
+from ._errors import SelectionError, failing
+from ._merge import unwrap_lora
+from ._paths import bullets, path_str, show_array, show_path
+from ._shared_arrays import resolve
+from ._tree import callable_model, holds_adapters
+
+M = TypeVar("M")
+
+Distance = Literal["squared", "kl"]
+
+
+def disabled(model: M) -> M:
+    """`model` without its adapters, as a constant: the reference model of a loss.
+
+        reference = jax.vmap(jno.lora.disabled(model))(x)
+
+    No array is copied, and nothing is differentiated. The layers are the layers that
+    `jno.lora.unwrap_lora` gives: bit for bit the layers before adapting. Layers whose adapter
+    replaced their weight (PiSSA, MiLoRA) come back up to rounding, and cost a small product each;
+    `with net.disabled()` restores these bit for bit. Arrays outside of adapters stay as they are
+    now, trained or not.
+
+    **Arguments:** `model`: any pytree, adapted or not. May be traced.
+
+    **Raises:** as `unwrap_lora`.
+    """
+    expect_model(model, "disabled")
+    return _constant(unwrap_lora(model))
+
+
+def retain(
+    model: PyTree,
+    inputs: PyTree,
+    weight: Any = 1.0,
+    *,
+    call: Callable[[Any, Any], Any] | None = None,
+    distance: Distance = "squared",
+    base: PyTree | None = None,
+) -> Float[Array, ""]:
+    r"""A replay penalty: how far the adapted model has moved from its base on earlier inputs.
+
+        loss(model, batch) + jno.lora.retain(model, earlier_inputs, weight=0.1)
+
+    It needs inputs of the earlier data, and no labels. The base gets no gradient. The cost is a
+    forward pass of the base on `inputs`, and a forward and a backward pass of the adapted model.
+    A loss that computes the outputs on `inputs` anyway can subtract the outputs of
+    `disabled(model)` by itself: then the forward pass of the base is the whole cost.
+
+    **Arguments:**
+
+    - `model`: the whole adapted model: `eqx.combine(trainable, frozen)`. Need not be resolved.
+    - `inputs`: the argument of `call`; by default a pytree of arrays whose first axis counts
+        examples.
+    - `weight`: the factor of the penalty; may be traced.
+    - `call`: a function of a model and `inputs` that gives the outputs, any pytree. By default
+        `jax.vmap(model)(inputs)`. It is called for both models, so both get the same random keys.
+    - `distance`: `"squared"`: the mean of `|f(x) - f_base(x)|^2` over all numbers of the outputs.
+        `"kl"`: for outputs that are logits along their last axis, the mean of
+        `sum_k p_base log(p_base / p)` over all other axes.
+    - `base`: another model to stay near, such as the original of a model that trains in full. By
+        default `disabled(model)`.
+
+    **Returns:** a scalar, float32 at least; 0 as long as the adapters change nothing.
+
+    **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the call
+    fails, if the outputs hold no floating or complex array, if the outputs of the two models differ
+    in structure or shape, or if an argument makes no sense.
+
+    Papers: Li and Hoiem, "Learning without Forgetting", arXiv:1606.09282; Buzzega et al., "Dark
+    Experience for General Continual Learning: a Strong, Simple Baseline", arXiv:2004.07211.
+    """
+    expect_model(model, "retain")
+    check_number("weight", weight)
+    if distance not in get_args(Distance):
+        raise SelectionError(f"`distance` must be 'squared' or 'kl', but is {distance!r}.")
+    if base is None:
+        if not holds_adapters(model):
+            raise SelectionError(
+                "retain compares an adapted model with its base, but this model carries no "
+                "adapters. Give the whole adapted model, eqx.combine(trainable, frozen), or the "
+                "model to stay near: retain(model, inputs, base=original)."
+            )
+        base = disabled(model)
+    expect_model(base, "retain")
+    call = call or _mapped
+    with failing("compute the outputs to retain", SelectionError, _ADVICE):
+        new = call(resolve(model), inputs)
+        old = _constant(call(resolve(base), inputs))
+    pairs = _pairs(new, old)
+    value = _squared(pairs) if distance == "squared" else _kl(pairs)
+    return jnp.asarray(weight, value.dtype) * value
+
+
+_ADVICE = (
+    "By default, retain calls jax.vmap(model)(inputs). For other arguments, or a model that takes "
+    "a whole batch, give the call, such as retain(model, (x, t), call=lambda model, inputs: "
+    "jax.vmap(model)(*inputs))."
+)
+
+
+def _mapped(model: Any, inputs: PyTree) -> Any:
+    return jax.vmap(callable_model(model))(inputs)
+
+
+def _constant(tree: Any) -> Any:
+    """`tree`, whose arrays are constants for derivatives."""
+
+    def stop(leaf: Any) -> Any:
+        return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(stop, tree)
+
+
+def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
+    """The floating and complex arrays of two outputs, by their path in the output."""
+    columns = [
+        [(path_str(keys), at_least_float32(leaf)) for keys, leaf in jtu.tree_leaves_with_path(tree)]
+        for tree in (eqx.filter(new, eqx.is_inexact_array), eqx.filter(old, eqx.is_inexact_array))
+    ]
+    shown = [{path: show_array(leaf) for path, leaf in column} for column in columns]
+    if shown[0] != shown[1]:
+        first, second = shown
+        lines = [
+            f"{show_path(path)}: {first.get(path, 'nothing')} from the model, "
+            f"{second.get(path, 'nothing')} from the base"
+            for path in first | second
+            if first.get(path) != second.get(path)
+        ]
+        raise SelectionError(f"The outputs of model and base differ:\n{bullets(lines)}")
+    if not columns[0]:
+        raise SelectionError(
+            "The outputs to retain hold no floating or complex array. `call` must return the "
+            "outputs of the model that it is given."
+        )
+    return [(path, x, y) for (path, x), (_, y) in zip(*columns, strict=True)]
+
+
+def _squared(pairs: list[tuple[str, Array, Array]]) -> Array:
+    sums = [jnp.sum(jnp.square(jnp.abs(x - y))) for _, x, y in pairs]
+    return _total(sums) / sum(x.size for _, x, _ in pairs)
+
+
+def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
+    rows = 0
+    sums: list[Array] = []
+    for path, x, y in pairs:
+        if not x.ndim or jnp.iscomplexobj(x):
+            raise SelectionError(
+                f"distance='kl' is for real logits along a last axis, but the output "
+                f"{show_path(path)!r} is {show_array(x)}. Return the logits alone from `call`, or "
+                "use distance='squared'."
+            )
+        log_p, log_base = jax.nn.log_softmax(x), jax.nn.log_softmax(y)
+        # `exp` of a logit of minus infinity is 0, and 0 times infinity would be NaN.
+        terms = jnp.where(log_base > -jnp.inf, jnp.exp(log_base) * (log_base - log_p), 0)
+        sums.append(jnp.sum(terms))
+        rows += x.size // x.shape[-1]
+    return _total(sums) / rows
+
+
+def _total(sums: list[Array]) -> Array:
+    widest = max((value.dtype for value in sums), key=lambda dtype: dtype.itemsize)
+    return jnp.sum(jnp.stack([value.astype(widest) for value in sums]))

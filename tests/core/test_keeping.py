@@ -1,0 +1,160 @@
+"""Reference outputs of the base, and the replay penalty, against NumPy in float64."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import Net, SelectionError, apply_lora, disabled, extract_adapters, retain
+
+from .gated_adapters import Gated
+
+X = jax.random.normal(jax.random.key(5), (7, 6))
+
+
+class Two(eqx.Module):
+    """A model with a tree of outputs, one of them an integer, and with a key."""
+
+    layer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, key=None):
+        y = self.layer(self.dropout(x, key=key, inference=key is None))
+        wave = y[:2].astype(jnp.float32)
+        return {"values": y, "wave": (jax.lax.complex(0 * wave, wave),), "count": jnp.asarray(3)}
+
+
+@pytest.fixture
+def plain():
+    return Two(eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5))
+
+
+@pytest.fixture
+def adapted(plain):
+    model = apply_lora(plain, 2, 4.0, key=jax.random.key(2), wrappers=Gated)
+    return eqx.tree_at(lambda m: m.layer.gate, model, jnp.array([0.3, -0.2]))
+
+
+def outputs(layer, x=X):
+    """In float64, by NumPy."""
+    x, W, b = (np.asarray(array, np.float64) for array in (x, layer.weight, layer.bias))
+    return x @ W.T + b
+
+
+def merged(adapted):
+    return adapted.layer.merge()
+
+
+def split(model):
+    return eqx.partition(model, lambda leaf: leaf is model.layer.gate or leaf is model.layer.lora_B)
+
+
+def test_the_base_has_no_gradient_and_no_copies(plain, adapted):
+    assert disabled(adapted).layer.weight is plain.layer.weight
+    assert disabled(plain).layer.weight is plain.layer.weight
+    grads = eqx.filter_grad(lambda m: jnp.sum(jax.vmap(disabled(m))(X)["values"]))(adapted)
+    assert not any(map(np.any, jax.tree.leaves(grads)))
+
+
+def test_squares_are_averaged_over_all_numbers_of_a_tree(plain, adapted):
+    difference = outputs(merged(adapted)) - outputs(plain.layer)
+    squares = np.concatenate([difference.ravel(), difference[:, :2].ravel()]) ** 2
+    value = eqx.filter_jit(retain)(adapted, X, 0.5)
+    assert value.shape == () and value.dtype == jnp.float32
+    assert float(value) == pytest.approx(0.5 * squares.mean(), rel=1e-5)
+
+
+def test_only_the_adapted_half_has_a_gradient(plain, adapted):
+    trainable, frozen = split(adapted)
+
+    def by_hand(t):  # the base is another model, which the derivative does not see
+        y = jax.vmap(eqx.combine(t, frozen))(X)["values"] - jax.vmap(plain)(X)["values"]
+        return (jnp.sum(y**2) + jnp.sum(y[:, :2] ** 2)) / (7 * 6)
+
+    def penalty(model):
+        return retain(model, X)
+
+    expected = jax.grad(by_hand)(trainable)
+    actual = eqx.filter_grad(penalty)(adapted)
+    np.testing.assert_allclose(actual.layer.gate, expected.layer.gate, rtol=1e-4)
+    np.testing.assert_allclose(actual.layer.lora_B, expected.layer.lora_B, rtol=1e-4, atol=1e-6)
+    # The layer is half of neither: its gradient is the gradient of the adapted half alone.
+    other = eqx.filter_grad(lambda m: retain(m, X, base=plain))(adapted)
+    np.testing.assert_allclose(actual.layer.base.weight, other.layer.base.weight, rtol=1e-5)
+
+
+def test_logits_are_compared_by_their_distributions(plain, adapted):
+    def logits(model, x):
+        return jax.vmap(model)(x)["values"]
+
+    def log_softmax(z):
+        return z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
+
+    new, old = log_softmax(outputs(merged(adapted))), log_softmax(outputs(plain.layer))
+    expected = np.mean(np.sum(np.exp(old) * (old - new), axis=-1))
+    value = retain(adapted, X, call=logits, distance="kl")
+    assert float(value) == pytest.approx(expected, rel=1e-4)
+
+    # A logit that is ruled out in both models counts as nothing, in the gradient too.
+    def masked(model, x):
+        return jnp.where(jnp.arange(4)[None] == 1, -jnp.inf, logits(model, x))
+
+    value, grads = eqx.filter_value_and_grad(lambda m: retain(m, X, call=masked, distance="kl"))(
+        adapted
+    )
+    assert np.isfinite(float(value)) and np.isfinite(grads.layer.gate).all()
+
+
+def test_both_models_get_the_same_keys(adapted):
+    keys = jax.random.split(jax.random.key(3), 7)
+
+    def call(model, x):
+        return jax.vmap(model)(x, keys)["values"]
+
+    def call_by_hand(model, x):
+        return jax.vmap(model.dropout)(x, key=keys)
+
+    dropped = call_by_hand(adapted, X)
+    difference = outputs(merged(adapted), dropped) - outputs(adapted.layer.base, dropped)
+    value = retain(adapted, X, call=call)
+    assert float(value) == pytest.approx(np.mean(difference**2), rel=1e-5)
+
+
+def test_a_model_that_trains_in_full_has_its_original_as_base(plain):
+    moved = eqx.tree_at(lambda m: m.layer.weight, plain, plain.layer.weight + 0.1)
+    difference = outputs(moved.layer) - outputs(plain.layer)
+    squares = np.concatenate([difference.ravel(), difference[:, :2].ravel()]) ** 2
+    assert float(retain(moved, X, base=plain)) == pytest.approx(squares.mean(), rel=1e-4)
+
+
+def test_half_precision_is_compared_in_float32(adapted):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, adapted)
+    call = lambda model, x: jax.vmap(model)(x)["values"]  # noqa: E731
+    assert retain(half, X.astype(jnp.bfloat16), call=call).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": "much"}, "`weight` must be one real number"),
+        ({"distance": "cosine"}, "`distance` must be 'squared' or 'kl', but is 'cosine'"),
+        ({"distance": "kl"}, "real logits along a last axis, but the output 'wave/0' is complex64"),
+        ({"call": lambda model, x: 3}, "hold no floating or complex array"),
+        ({"call": lambda model, x: model(x)}, "Could not compute the outputs to retain"),
+        ({"base": lambda x: {"values": x[:2]}}, "(?s)differ:.*values: float32.7, 4.* float32.7, 2"),
+    ],
+)
+def test_errors_say_what_to_do(adapted, arguments, message, unchecked):
+    with pytest.raises(SelectionError, match=message):
+        retain(adapted, X, **arguments)
+
+
+def test_what_cannot_have_a_base_is_refused(plain, adapted):
+    with pytest.raises(SelectionError, match=r"carries no adapters.*base=original"):
+        retain(plain, X)
+    for function in (disabled, lambda model: retain(model, X)):
+        with pytest.raises(SelectionError, match="Give its module"):
+            function(Net(adapted))
+        with pytest.raises(SelectionError, match="was given an AdapterSet"):
+            function(extract_adapters(adapted))
