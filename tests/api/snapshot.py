@@ -113,9 +113,11 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
     adapter: Any = value
     attributes = ("adapter_fields", "variant", "auto")
     said = ", ".join(f"{attribute} = {getattr(adapter, attribute)!r}" for attribute in attributes)
-    if getattr(adapter, "law", None) is None or adapter in METHODS:
+    # A method's adapter of several matrices has the method on one matrix inside.
+    has_law = getattr(adapter, "law", None) or getattr(adapter, "of_one_matrix", None)
+    if has_law is None or adapter in METHODS:
         yield f"class {name}{_signature(adapter.__init__)}: {said}"
-    elif adapter.__bases__[0] is LoRA:
+    elif adapter.method is LoRA:
         # A method on a kind of layer. Its options are the method's: one stands for all of the kind.
         said = f"variant = {adapter.variant!r}, auto = {adapter.auto!r}"
         yield f"class {name}: {said}; a class for each method"

@@ -330,13 +330,13 @@ def test_merge_errors_of_a_stack() -> None:
     assert all(row.merge_error is not None for row in report)
 
 
-def test_a_shared_array_in_a_dict_is_refused() -> None:
-    class InDict(Tied):
+def test_a_shared_array_in_a_list_is_refused() -> None:
+    class InList(Tied):
         A: Any
 
         def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
             super().__init__(base, rank, alpha, key=key)
-            self.A = {"one": Shared("tied-A", (rank, 5), normal)}
+            self.A = [Shared("tied-A", (rank, 5), normal)]
 
-    with pytest.raises(WrapperError, match="must be a field of the adapter itself"):
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=InDict)
+    with pytest.raises(WrapperError, match="must be a field of the adapter itself, or in a dict"):
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=InList)

@@ -172,12 +172,27 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
     - `values`: bools by the names of arrays. Without an entry, an array trains if `adapter_fields`
         names its field.
     """
-    bools: list[Shared] = []
-    for name, shared in shared_fields(adapter):
-        trains = values.get(shared.name, name in type(adapter).adapter_fields)
-        bools.append(replaced(shared, value=None if shared.value is None else trains))
-    where = lambda node: [shared for _, shared in shared_fields(node)]  # noqa: E731
-    return eqx.tree_at(where, mask, bools, is_leaf=is_shared)
+    fields = {name: getattr(adapter, name) for name, _ in shared_fields(adapter)}
+
+    def bool_of(name: str, item: Shared) -> Shared:
+        trains = values.get(item.name, name in type(adapter).adapter_fields)
+        return replaced(item, value=None if item.value is None else trains)
+
+    bools = [
+        {
+            key: bool_of(name, item) if is_shared(item) else getattr(mask, name)[key]
+            for key, item in field.items()
+        }
+        if type(field) is dict
+        else bool_of(name, field)
+        for name, field in fields.items()
+    ]
+    where = lambda node: [getattr(node, name) for name in fields]  # noqa: E731
+    return eqx.tree_at(where, mask, bools, is_leaf=_is_field)
+
+
+def _is_field(node: Any) -> bool:
+    return is_shared(node) or type(node) is dict
 
 
 def shared_arrays(model: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .methods import METHODS
 # Facts of a method that hold for each of several matrices. (A gate is one array: no `rank_gate`.)
 _FACTS = (
     *("adapter_fields", "optional_fields", "factor_sides"),
-    *("needs", "family", "paper", "cost", "bibtex"),
+    *("needs", "family", "paper", "formula", "cost", "bibtex"),
 )
 
 
@@ -96,7 +96,6 @@ def _of_several(
         "kind": kind,
         "of_one_matrix": of_one_matrix,
         **facts,
-        "formula": f"{method.formula}, for each matrix",
     }
     return type(name, (kind,), {**attributes, **body})
 

@@ -32,9 +32,8 @@ class Shared(eqx.Module):
     The constructor of an adapter sets the field, which may be a dict of `Shared`, and `__call__`,
     `merge` and the like read `self.field.array`. When a model is adapted, the array is made once
     and kept by the first adapter, where it is trained if `adapter_fields` names the field. Other
-    adapters get the array
-    when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over all
-    adapters.
+    adapters get the array when `jno.lora.resolve(model)` is called in the loss, so its gradient is
+    the sum over all adapters.
 
     **Arguments:**
 
