@@ -76,8 +76,8 @@ def retain(
     **Returns:** a scalar, float32 at least; 0 as long as the adapters change nothing.
 
     **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the call
-    fails, if the outputs hold no floating or complex array, if the outputs of the two models differ
-    in structure or shape, or if an argument makes no sense.
+    fails, if the outputs hold no floating or complex numbers or differ in structure or shape, or if
+    an argument makes no sense.
 
     Papers: Li and Hoiem, "Learning without Forgetting", arXiv:1606.09282; Buzzega et al., "Dark
     Experience for General Continual Learning: a Strong, Simple Baseline", arXiv:2004.07211.
@@ -140,9 +140,9 @@ def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
             if first.get(path) != second.get(path)
         ]
         raise SelectionError(f"The outputs of model and base differ:\n{bullets(lines)}")
-    if not columns[0]:
+    if not sum(x.size for _, x in columns[0]):
         raise SelectionError(
-            "The outputs to retain hold no floating or complex array. `call` must return the "
+            "The outputs to retain hold no floating or complex numbers. `call` must return the "
             "outputs of the model that it is given."
         )
     return [(path, x, y) for (path, x), (_, y) in zip(*columns, strict=True)]
@@ -157,7 +157,7 @@ def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
     rows = 0
     sums: list[Array] = []
     for path, x, y in pairs:
-        if not x.ndim or jnp.iscomplexobj(x):
+        if not x.ndim or not x.shape[-1] or jnp.iscomplexobj(x):
             raise SelectionError(
                 f"distance='kl' is for real logits along a last axis, but the output "
                 f"{show_path(path)!r} is {show_array(x)}. Return the logits alone from `call`, or "

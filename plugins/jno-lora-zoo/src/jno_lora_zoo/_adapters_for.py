@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -15,6 +16,7 @@ from jno.lora.extending import over_stack
 from ._layer_kind import LayerKind
 from ._matrices_layer import COMMON_FIELDS, MatricesLayer
 from ._method import Method
+from ._one_matrix import unwrapped
 from ._products_of_matrices import sum_of, with_products
 from .layers.linear import LinearLayer
 from .methods import METHODS
@@ -86,6 +88,8 @@ def _of_several(
     facts = {fact: getattr(method, fact) for fact in _FACTS}
     if method.penalty is not LoRAWrapper.penalty:
         facts["penalty"] = _penalty
+    if of_one_matrix.unwrap is not LoRAWrapper.unwrap:  # its start changes the matrices
+        facts["unwrap"] = _unwrap
     if of_one_matrix.low_rank_scale(1, 1.0) is not None:
         facts |= {"with_products": classmethod(with_products), "sum_of": classmethod(sum_of)}
     attributes = {
@@ -112,3 +116,8 @@ def _penalty(layer: MatricesLayer) -> Array:
         for adapter in layer.adapters().values()
     ]
     return sum(terms[1:], terms[0])
+
+
+def _unwrap(layer: MatricesLayer) -> eqx.Module:
+    """The base with the matrices that it had before adapting."""
+    return layer._with_linears(unwrapped)  # pyright: ignore[reportPrivateUsage]

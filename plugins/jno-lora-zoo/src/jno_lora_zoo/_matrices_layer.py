@@ -28,7 +28,6 @@ from ._one_matrix import (
     linear_layer,
     merged,
     modes_of,
-    unwrapped,
 )
 from ._weighted import with_attributes
 
@@ -154,11 +153,6 @@ class MatricesLayer(KindOfLayer):
 
     def merge(self) -> eqx.Module:
         return self._with_linears(merged)
-
-    def unwrap(self) -> eqx.Module:
-        if not self._changes_base():
-            return self.base
-        return self._with_linears(unwrapped)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
