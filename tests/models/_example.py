@@ -27,4 +27,4 @@ def skip_without(packages):
         message = f"needs {', '.join(missing)}, which `make test-models` installs"
         if os.environ.get("JNO_LORA_TEST_MODELS"):
             raise ImportError(message)
-        pytest.skip(message)
+        pytest.skip(message, allow_module_level=True)
