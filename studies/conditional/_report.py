@@ -71,7 +71,11 @@ def _goal(study: Study, results: pathlib.Path) -> str:
     runs = sum(record["method"] != UNTOUCHED for record in read(results))
     seeds = [len(cell.errors) for key, cell in study.cells.items() if key[3] == 0]
     have = sum((*pair, 0.0) in study.cells for pair in pairs)
-    done = have == len(pairs) and min(seeds) == plan.effort.seeds
+    first = plan.effort.samples[0]
+    repeated = [study.cells.get((*pair, 0.0)) for pair in pairs if pair[2] == first]
+    done = have == len(pairs) and all(
+        cell is not None and len(cell.errors) == plan.effort.seeds for cell in repeated
+    )
     progress = filled(
         f"{runs} runs are recorded. {have} of {len(pairs)} settings of the baselines have results, "
         f"from {statistics.fmean(seeds):.1f} of {plan.effort.seeds} seeds in the mean. Only the "
@@ -238,7 +242,7 @@ def _indices(task: Task, end: str) -> range:
 def _fits(study: Study) -> str:
     """The fitted parameter, by task, value and number of simulations."""
     header = ["task", "value", "simulations", "fitted: mean ± spread", "bias", "error"]
-    header += ["full, 4", "seconds"]
+    header += ["full, as many", "full, 4", "seconds"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for task in study.plan.tasks:
         for value in (*task.inside, *task.outside):
@@ -247,7 +251,8 @@ def _fits(study: Study) -> str:
                 if fits is None:
                     continue
                 mean = statistics.fmean(fits.z)
-                full = study.target(task, 4, value)
+                # One simulation leaves none to stop by: full fine-tuning needs two.
+                full = [study.target(task, number, value) for number in (used, 4)]
                 columns = [
                     task.title,
                     f"{value:g}" if value in task.inside else f"*{value:g}*",
@@ -255,7 +260,7 @@ def _fits(study: Study) -> str:
                     f"{mean:.4g} ± {statistics.stdev(fits.z):.2g}",
                     f"{(mean - value) / abs(value - task.source):+.1%}",
                     str(fits.error),
-                    "" if full is None else str(full),
+                    *("" if mean is None else str(mean) for mean in full),
                     f"{fits.seconds:.2f}",
                 ]
                 lines.append(f"| {' | '.join(columns)} |")

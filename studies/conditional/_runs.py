@@ -42,7 +42,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the study runs. The methods of `second` run with the first number of samples only."""
+    """What the study runs.
+
+    The methods of `second` run with the first number of samples only, and from the first seed, as
+    all methods do with the further numbers of samples.
+    """
 
     tasks: Sequence[Task] = TASKS
     main: Sequence[Method] = MAIN
@@ -55,12 +59,12 @@ class Plan:
         names = [*(method.name for method in self.main), TARGET, SETS]
         seconds = [method.name for method in self.second]
         most = max(self.effort.samples)
-        order: list[tuple[str, int, Sequence[int]]] = []
-        for seeds in ((0,), range(self.effort.seeds)):
-            order += [(name, first, seeds) for name in names]
-            order += [(FIT, most, seeds)]
-            order += [(name, samples, seeds) for samples in further for name in names]
-            order += [(name, first, seeds) for name in seconds]
+        order: list[tuple[str, int, Sequence[int]]] = [(name, first, (0,)) for name in names]
+        order += [(FIT, most, (0,))]
+        order += [(name, samples, (0,)) for samples in further for name in names]
+        order += [(name, first, (0,)) for name in seconds]
+        seeds = range(1, self.effort.seeds)
+        order += [*((name, first, seeds) for name in names), (FIT, most, seeds)] if seeds else []
         jobs = [Job(task, *part) for part in order for task in self.tasks]
         return [job for job in jobs if _is_distinct(job)]
 
