@@ -463,7 +463,8 @@ def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
         # An index has no derivatives.
         is_lookup = result.not_applicable == "no input of the layer is a floating array"
         extension = (result.not_applicable or "").startswith("the adapter ")
-        assert result.not_applicable is None or is_lookup or extension
+        symmetries = result.not_applicable == "the case names no `symmetries`"
+        assert result.not_applicable is None or is_lookup or extension or symmetries
     for case in (second, third):
         results = run_checks(case, _OF_SHAPES)
         assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
@@ -532,7 +533,7 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     optional = "subclass, matrix, low-rank-update, low-rank-scale"
     extensions = "poor-statistics, calibration, shared-arrays, penalty, rank-gate"
     not_applicable = (
-        "parameter-count, factor-sides, partition-specs, law, "
+        "parameter-count, factor-sides, partition-specs, symmetries, law, "
         f"{optional}, {extensions}, stacked-layers"
     )
     checks = len(CHECKS) - len(not_applicable.split())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.util
+import sys
 
 import equinox as eqx
 import jax
@@ -239,6 +239,8 @@ def test_an_invariant_output_stays():
 
 
 def test_rotations_name_the_package_that_they_need(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingLibraryError, match="pip install e3nn-jax"):
+    monkeypatch.setitem(sys.modules, "e3nn_jax", None)
+    with pytest.raises(
+        MissingLibraryError, match=r"e3nn_jax.*\n *pip install \"jno-lora\[e3nn\]\""
+    ):
         rotation("1o", "1o")

@@ -41,7 +41,13 @@ def watched(site, wrapper, forbidden, **environment):
         [sys.executable, "-P", str(WATCHED), wrapper, str(folder), forbidden],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "0",
+            **environment,
+        },
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), evil, folder

@@ -24,7 +24,7 @@ from .methods import METHODS
 # Facts of a method that hold for each of several matrices. (A gate is one array: no `rank_gate`.)
 _FACTS = (
     *("adapter_fields", "optional_fields", "factor_sides"),
-    *("needs", "family", "paper", "formula", "cost", "bibtex"),
+    *("needs", "family", "paper", "formula", "cost"),
 )
 
 
@@ -99,6 +99,8 @@ def _of_several(
         "method": method,
         "kind": kind,
         "of_one_matrix": of_one_matrix,
+        # Read when somebody asks.
+        "bibtex": inspect.getattr_static(method, "bibtex"),
         **facts,
     }
     return type(name, (kind,), {**attributes, **body})

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .._errors import MissingLibraryError
+from .._errors import imported_for
 from ._comparisons import arrays_of, is_key
 
 
@@ -171,11 +170,8 @@ def rotation(
 
     **Raises:** `MissingLibraryError` without `e3nn-jax`.
     """
-    if importlib.util.find_spec("e3nn_jax") is None:
-        raise MissingLibraryError(
-            "`rotation` needs the package e3nn-jax, which is not installed. Install it with\n"
-            "    pip install e3nn-jax"
-        )
+    with imported_for("rotation", "e3nn", "e3nn_jax"):
+        import e3nn_jax  # noqa: F401  # takes seconds, and only cases with rotations need it
 
     def draw(key: PRNGKeyArray) -> _Rotation:
         random = _random(key)
@@ -198,7 +194,7 @@ def rotation(
 
 def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
     """`tree` with each array rotated by its irreps, an `argument` of `rotation`."""
-    import e3nn_jax  # takes seconds, and only cases with rotations need the package
+    import e3nn_jax
 
     # `Irreps` of e3nn are a subclass of tuple.
     is_several = type(irreps) in (tuple, list)
