@@ -24,6 +24,8 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
 
 def draw(study: Study, path: pathlib.Path) -> None:
     """The force error over the number of frames, and over the error on other materials."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for way, (colour, marker) in _STYLES.items():
@@ -37,11 +39,18 @@ def draw(study: Study, path: pathlib.Path) -> None:
         axes[0].plot(numbers, forces, marker=marker, color=colour, ms=4, label=way)
         source = [cell.mean("far force") for cell in cells]
         axes[1].plot(source, forces, marker=marker, color=colour, ms=4)
-    axes[0].set(xlabel="frames", ylabel="force error, meV/Å", xticks=study.numbers())
+    axes[0].set(xlabel="frames", ylabel="force error, meV/Å", yscale="log", xticks=study.numbers())
     axes[1].set(xlabel="force error on salts and semiconductors, meV/Å", xscale="log")
     before = study.before("far force")
     if before is not None:
         axes[1].axvline(before, color=GREY, lw=0.8, ls="--")
+    for axis, ticks in (
+        (axes[0].yaxis, (60, 80, 100, 150, 200)),
+        (axes[1].xaxis, (50, 100, 200, 400)),
+    ):
+        axis.set_major_formatter("{x:g}")
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
     for axis in axes:
         axis.grid(axis="y", color=GREY, alpha=0.25, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)

@@ -41,7 +41,7 @@ class Effort:
     steps: int = 240
     every: int = 40  # steps between validations
     patience: int = 6  # validations
-    extensions: int = 3  # of the rates, while the best is the lowest or the highest
+    extensions: int = 5  # of the rates, while the best is the lowest or the highest
 
 
 FULL = Effort()
