@@ -276,14 +276,9 @@ class MatricesLayer(KindOfLayer):
 
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layer that `function` gives."""
-        before = self.adapters()
-        after = {name: call_compiled(function, a) for name, a in before.items()}
-        layer = self.with_matrices(self.base, {n: linear.weight for n, linear in after.items()})
-        biases = {
-            name: linear.bias
-            for name, linear in after.items()
-            if linear.bias is not None and linear.bias is not before[name].base.bias
-        }
+        linears = {name: call_compiled(function, a) for name, a in self.adapters().items()}
+        layer = self.with_matrices(self.base, {n: linear.weight for n, linear in linears.items()})
+        biases = {n: linear.bias for n, linear in linears.items() if linear.bias is not None}
         return self.with_biases(layer, biases) if biases else layer
 
 

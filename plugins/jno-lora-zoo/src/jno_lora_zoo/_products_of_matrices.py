@@ -26,7 +26,10 @@ def sum_of(cls: Any, terms: Sequence[Term], rank: int | None = None) -> Term:
     total = max(sum(term.rank for term in terms), rank or 0)
     states = [by_matrix(term.state) for term in terms]
     if any(fields.keys() != {"lora_A", "lora_B"} for s in states for fields in s.values()):
-        raise ValueError("only factors have a sum, and an adapter among these trains a bias, too")
+        raise ValueError(
+            "only factors have a sum, and an adapter among these also trains a bias. Train without "
+            '`bias="train"`, or merge the adapters'
+        )
     state: dict[str, Array] = {}
     for name in states[0]:
         pairs = [(s[name]["lora_A"], s[name]["lora_B"]) for s in states]
