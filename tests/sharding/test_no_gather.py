@@ -4,6 +4,7 @@ Two witnesses: every program that the core compiles is read after partitioning, 
 memory, and run; and while Python runs in between, all arrays that exist on any device are listed.
 """
 
+import functools
 import re
 import sys
 from contextlib import contextmanager
@@ -33,8 +34,12 @@ from .layouts import (
 )
 
 WIDE = {"width": 32, "hidden": 64}
-# The sources of our packages, wherever they lie.
-OURS = re.compile(r"/(jno/lora|jno_lora_\w+)/")
+
+
+@functools.cache  # it is asked at hundreds of thousands of calls
+def is_ours(file):
+    """Whether a file is a source of our packages, wherever these lie."""
+    return re.search(r"/(jno/lora|jno_lora_\w+)/", file) is not None
 
 
 class Programs:
@@ -78,7 +83,7 @@ def watching():
     sizes: set[int] = set()
 
     def look(frame, event, arg):
-        if event in ("call", "return") and OURS.search(frame.f_code.co_filename):
+        if event in ("call", "return") and is_ours(frame.f_code.co_filename):
             for array in jax.live_arrays():
                 if id(array) not in before:
                     sizes.add(int(np.prod(array.sharding.shard_shape(array.shape))))
