@@ -5,6 +5,7 @@ up to 10,000 layers.
 """
 
 import functools
+import gc
 import itertools
 
 import equinox as eqx
@@ -30,6 +31,13 @@ from .toys import ToyLinear
 KEY = jax.random.key(0)
 LAYER = eqx.nn.Linear(2, 2, key=KEY)
 SIZES = (24, 48, 96)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier_objects():
+    """Lets the measures, which collect garbage first, not look at what earlier tests have left."""
+    gc.collect()
+    gc.freeze()
 
 
 def expect_linear(counts):
