@@ -165,7 +165,7 @@ def test_doctor_writes_a_report_without_private_paths(site, monkeypatch):
         f"Python {platform.python_version()}",
         "jno-lora not installed as a distribution",
     ]
-    assert "whole 1.2, plugin 'whole', loaded, 1 adapter: Shift" in lines
+    assert "whole 1.2, plugin 'main', loaded, 1 adapter: Shift" in lines
     assert "devices: 8 x cpu cpu" in lines
     assert "JNO_LORA_BLOCK='~/private'" in lines
     assert "RuntimeError: no ```such``` thing" in text and "PROBLEM: " in text
