@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import equinox as eqx
+import huggingface_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from peft_cases.files import PREFIX, lora_tensors, write_files
 from peft_cases.hub_server import TOKEN, running_hub
 
@@ -20,6 +21,11 @@ from jno.lora.peft import inspect_peft, load_peft
 NAME = "some-org/some.adapter_1"
 
 
+def forget_sessions():
+    """Before 1.0 of `huggingface_hub`, a session remembers whether it is offline."""
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The Hub, an empty cache, and an empty working directory."""
@@ -28,11 +34,14 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     with running_hub() as hub:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}{template}")
+        for module in (constants, file_download):  # before 1.0, it imported the constant
+            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}{template}")
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        forget_sessions()
         yield hub
 
 
@@ -146,6 +155,7 @@ def test_without_the_hub_the_cache_is_read(linear, folder, hub, monkeypatch):
     load_peft({"fc": linear}, NAME)
     del hub.requests[:]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_sessions()
     assert load_peft({"fc": linear}, NAME)["fc"].rank == 2
     assert inspect_peft(NAME)["revision"] == commit
     text = message_of("org/other")

@@ -163,15 +163,15 @@ def doctor(ctx: click.Context, report: bool) -> None:
 
 
 @cli.command()
-@click.argument("place", metavar="FILE | DIRECTORY | ORGANISATION/NAME")
+@click.argument("place", metavar="FILE | DIRECTORY | REPOSITORY")
 @_json_option
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
 @click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
 def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> None:
     """Show what a file of adapters holds. No plugin is imported, and no model is needed.
 
-    A DIRECTORY holds an adapter of PEFT. ORGANISATION/NAME is a repository of the Hugging Face Hub
-    with such an adapter, if no file or directory has this name here. Both need jno-lora-peft.
+    A DIRECTORY holds an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
+    is looked for if no file or directory has this name. Both need jno-lora-peft.
     """
     from . import inspection, inspection_of_peft
 
