@@ -229,6 +229,11 @@ def test_inspect_shows_a_directory_and_what_is_refused(folder):
     facts = inspect_peft(folder)
     assert [module["module"] for module in facts["modules"]] == ["fc.lora_A", "fc.lora_B"]
     assert "\x1b" not in run(str(folder))
+    write_files(folder, tensors, peft_type=["LORA"], target_modules="(?\x1b")
+    assert "has the peft_type ['LORA']" in run(str(folder))
+    write_files(folder, tensors, target_modules="(?\x1b")
+    text = run(str(folder))
+    assert "not a valid regular expression" in text and "\x1b" not in text
 
 
 def test_inspect_says_what_a_missing_name_may_be(hub):

@@ -37,12 +37,13 @@ def inspect_peft(
     """
     source = locate(directory, revision)
     settings, tensors = read(source.folder)
-    kind = TYPES.get(settings.get("peft_type", ""), Type(""))
+    peft_type = settings.get("peft_type")
+    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type(""))
     parts = by_module(tensors, kind.tensors, kind.shared)
     facts = {
         "directory": os.fspath(directory),
         "revision": source.commit,
-        "peft_type": settings.get("peft_type"),
+        "peft_type": peft_type,
         "base_model": settings.get("base_model_name_or_path"),
         "refused": _refused(settings),
         "settings": {name: settings[name] for name in sorted(settings) if _is_set(settings[name])},

@@ -56,10 +56,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..." for line in lines]
     lines += (f"NaN or inf: {_text(line)}" for line in facts.get("non_finite", ()))
     if facts["refused"] is not None:
-        lines.append(f"load_peft refuses it: {facts['refused']}")
+        lines += map(_text, f"load_peft refuses it: {facts['refused']}".splitlines())
     return lines
 
 
 def _text(text: str) -> str:
     """Text of a file, without characters that steer a terminal."""
-    return ascii(text)[1:-1]
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -94,7 +94,10 @@ def _refuse(name: str, revision: str | None, err: Exception) -> NoReturn:
 
     at = "" if revision is None else f" at revision {revision!r}"
     if isinstance(err, errors.GatedRepoError):
-        reason = f"is gated: its owner decides who may read it. Ask on its page, then {_LOGIN}"
+        reason = (
+            "is gated: its owner decides who may read it. Ask for access on its page, then "
+            f"{_LOGIN}"
+        )
     elif isinstance(err, errors.RepositoryNotFoundError):
         reason = (
             "is neither a directory here nor a repository of the Hub that you may read. Check the "
@@ -127,8 +130,9 @@ def _unreachable(err: Exception, at: str) -> str:
 
 
 def _text(err: BaseException) -> str:
-    """The message of an error in one line. A server may send anything, so it is escaped."""
-    return ascii(" ".join(str(err).split()) or type(err).__name__)[1:-1]
+    """The message of an error in one line. A server may send anything, even control characters."""
+    text = " ".join(str(err).split()) or type(err).__name__
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _incomplete(name: str, revision: str | None, at: str) -> str:
