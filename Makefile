@@ -21,7 +21,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-frameworks test-peft test-jno test-matrix coverage mutation bench lint typecheck docs pictures clean
+.PHONY: demo test test-models test-frameworks test-peft test-jno test-matrix coverage mutation bench lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -178,13 +178,25 @@ $(VENV)/.ready-docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $@
 
+# The sdists and wheels of a release, each wheel from its sdist, in an environment of their own: what
+# is released needs neither JAX nor the tests. A tag in the variable TAG must fit the version.
+dist:
+	version=$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/jno/lora/_version.py); \
+		test -z "$$TAG" -o "$$TAG" = "v$$version" || \
+		{ echo "The tag is $$TAG, but the version is $$version: tag v$$version."; exit 1; }
+	rm -rf dist .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build twine
+	for project in . $(PLUGINS); do .venv-dist/bin/python -m build --outdir dist $$project || exit 1; done
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 # Results of runs in the documentation: all of them, or those of some pages, as in `make pictures PAGES=inspecting`.
 PAGES ?=
 pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-jno .venv-matrix .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-jno .venv-matrix .venv-dist .bench dist build demo-output site
 
 # Our own packages first, so that pip takes them from here and not from an index, and all by one
 # hatchling: pip would install a copy for each.

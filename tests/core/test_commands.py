@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -148,6 +149,37 @@ def test_doctor_reports_failures_with_tracebacks(site):
     assert "in f" in text
     assert "RuntimeError: no such thing" in text
     assert "JNO_LORA_BLOCK=broken" in text
+
+
+def test_doctor_writes_a_report_without_private_paths(site, monkeypatch):
+    site.install_zoo()
+    site.install("whole", GOOD, version="1.2")
+    site.install("broken", "def f():\n    raise RuntimeError('no ```such``` thing')\nf()")
+    monkeypatch.setenv("HOME", str(site.root))
+    monkeypatch.setenv("JNO_LORA_BLOCK", str(site.root / "private"))
+    text = run("doctor", "--report", code=1)
+    first, *lines, last = text.splitlines()
+    assert (first, last) == ("````text", "````")  # longer than the backticks of the error
+    # No distribution can be found here but the fake ones.
+    assert lines[:2] == [
+        f"Python {platform.python_version()}",
+        "jno-lora not installed as a distribution",
+    ]
+    assert "whole 1.2, plugin 'main', loaded, 1 adapter: Shift" in lines
+    assert "devices: 8 x cpu cpu" in lines
+    assert "JNO_LORA_BLOCK='~/private'" in lines
+    assert "RuntimeError: no ```such``` thing" in text and "PROBLEM: " in text
+    for path in (str(site.root), sys.prefix, os.getcwd()):
+        assert path not in text
+
+
+def test_a_device_that_cannot_be_used_is_in_the_report(site, monkeypatch):
+    def broken():
+        raise RuntimeError("the driver is too old")
+
+    site.install_zoo()
+    monkeypatch.setattr(jax, "devices", broken)
+    assert "devices: RuntimeError: the driver is too old" in run("doctor", "--report")
 
 
 def test_doctor_misses_the_zoo(site):

@@ -1,5 +1,6 @@
 """A user of PEFT types PEFT's words first. The error gives the call in our words."""
 
+import dataclasses
 import inspect
 import re
 
@@ -78,6 +79,7 @@ def test_words_without_an_argument_here_get_advice(word):
         ({"r": 8, "target_modules": r".*\.q"}, "rank=8, alpha=8", "target_modules: write a regex"),
         ({"target_modules": {"v", "q"}}, "target=['q', 'v']", ""),
         ({"r": 8, "alpha": 2}, "alpha=2, rank=8", ""),
+        ({"lora_alpha": 16}, "alpha=16, rank=8", ""),
         (
             {"init_lora_weights": "pissa_niter_16"},
             """wrapper='pissa', options={"svd": "randomized"}""",
@@ -95,6 +97,52 @@ def test_no_call_is_given_that_fails_or_drops_a_word(arguments, call, advice):
         Net(MODEL).lora(**arguments)
     assert the_call_in(error) == f"net.lora({call})"
     assert advice in str(error.value)
+
+
+def test_positional_arguments_stay_in_the_call():
+    with pytest.raises(SelectionError, match="of PEFT") as error:
+        Net(MODEL).lora(2, lora_alpha=8)
+    assert the_call_in(error) == "net.lora(rank=2, alpha=8)"
+    with pytest.raises(SelectionError, match="of PEFT") as error:
+        apply_lora(MODEL, 2, lora_alpha=8, key=KEY)
+    assert the_call_in(error).replace(repr(KEY), "key") == (
+        "apply_lora(model, rank=2, key=key, alpha=8)"
+    )
+
+
+@dataclasses.dataclass
+class LoraConfig:
+    """The part of PEFT's class that matters: fields with defaults, and fields that it fills."""
+
+    r: int = 8
+    lora_alpha: int = 8
+    target_modules: set[str] | None = None
+    use_dora: bool = False
+    rank_pattern: dict[str, int] = dataclasses.field(default_factory=dict)
+    peft_type: str | None = None
+    peft_version: str = "0.21"
+
+
+LoraConfig.__module__ = "peft.tuners.lora.config"
+
+
+def test_a_configuration_of_peft_is_translated():
+    config = LoraConfig(r=2, lora_alpha=4, target_modules={"v", "q"}, peft_type="LORA")
+    for call in (
+        lambda: Net(MODEL).lora(config),
+        lambda: Net(MODEL).lora(peft_config=config),
+        lambda: apply_lora(MODEL, config),
+    ):
+        with pytest.raises(SelectionError, match=r"\(\) takes no LoraConfig of PEFT\.") as error:
+            call()
+        arguments = the_call_in(error).partition("rank")
+        assert "".join(arguments[1:]) == "rank=2, alpha=4, target=['q', 'v'])"
+        assert "  - " not in str(error.value)
+    with pytest.raises(SelectionError) as error:
+        Net(MODEL).lora(LoraConfig())
+    assert the_call_in(error) == "net.lora(rank=8, alpha=8)"
+    with pytest.raises(SelectionError, match="peft_type: `wrapper` is the method"):
+        Net(MODEL).lora(dataclasses.replace(config, peft_type="IA3"))
 
 
 def test_calibrate_knows_the_words_too():

@@ -1,4 +1,4 @@
-"""SECURITY.md is true of the sources: no pickle, no evaluation, no network, no stray files.
+"""SECURITY.md is true of the sources: no pickle, no evaluation, no stray network or files.
 
 Every module is parsed. Code that reads or writes files, or imports by a computed name, may only
 stand where it is listed below. Code that evaluates, unpickles, starts programs or opens connections
@@ -32,6 +32,8 @@ NOWHERE = {  # as attributes of anything: `re.compile` is harmless, `os.system` 
 # Modules that read or write files, and attributes of whatever module or path.
 FILE_MODULES = {"tempfile", "shutil", "mmap", "fileinput", "zipfile", "tarfile", "sqlite3", "dbm"}
 FILE_MODULES |= {"glob", "linecache", "gzip", "bz2", "lzma"}
+# A library that opens connections, and keeps what it downloads.
+FILE_MODULES |= {"huggingface_hub"}
 FILES = {
     *("open", "open_code", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes"),
     *("mkdir", "makedirs", "touch", "unlink", "rmdir", "removedirs", "rename", "renames"),
@@ -71,6 +73,7 @@ ALLOWED = {
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it
     f"{PEFT}/files/directory.py": {"mkdir"},
+    f"{PEFT}/files/hub.py": {"huggingface_hub"},  # repositories that a call names
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{COMPARE}/_style.py": {"savefig"},

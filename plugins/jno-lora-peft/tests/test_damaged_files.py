@@ -20,6 +20,7 @@ from jno.lora.peft import load_peft
         ({"peft_type": "PSOFT"}, "whose signs are not in the file"),
         ({"peft_type": "NEW"}, "no adapter of jno.lora computes the same"),
         ({"peft_type": 3}, "has the peft_type 3"),
+        ({"peft_type": []}, r"has the peft_type \[\]"),
         ({"r": 0}, "r is 0, not a whole number above 0"),
         ({"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
         ({"target_modules": "("}, "not a valid regular expression"),

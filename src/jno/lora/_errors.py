@@ -35,7 +35,10 @@ class CheckpointError(JnoLoraError):
 
 
 class PeftFormatError(JnoLoraError):
-    """A PEFT adapter directory is damaged, does not fit, or is of a type without an exact match."""
+    """A PEFT adapter is damaged, does not fit, or is of a type without an exact match.
+
+    Or its repository on the Hugging Face Hub cannot be read.
+    """
 
 
 class MissingLibraryError(JnoLoraError, ImportError):

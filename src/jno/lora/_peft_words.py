@@ -1,5 +1,6 @@
 """Words of PEFT, and the words for the same things here."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -43,13 +44,17 @@ _ADVICE = {
     "fan_in_fan_out": "leave it out: a layer's class says how its weight lies",
     "inference_mode": "leave it out: eqx.nn.inference_mode(model) turns dropout off",
     "peft_config": "give the fields of the configuration as arguments",
+    "peft_type": "`wrapper` is the method; docs/peft.md lists PEFT's types",
+    "init_weights": "leave it out: each method starts as in its paper",
+    "feedforward_modules": "give these layers wrapper='ia3-in' and other layers 'ia3-out', by "
+    "`specs`",
     **dict.fromkeys(
         ("eva_config", "corda_config", "lora_ga_config"), "give `options`, and `calibrate=`"
     ),
 }
 _OTHER_FIELDS = (
     "alora_invocation_tokens arrow_config auto_mapping ensure_weight_tying kasa_config "
-    "layer_replication megatron_config megatron_core monteclora_config peft_type peft_version "
+    "layer_replication megatron_config megatron_core monteclora_config peft_version "
     "qalora_group_size revision runtime_config trainable_token_indices use_bdlora use_qalora "
     "velora_config"
 )
@@ -88,40 +93,73 @@ def method_of_peft(name: str) -> str | None:
 
 
 def knows_words_of_peft(function: F) -> F:
-    """A decorator: an unknown argument gets an error that gives the call in our words."""
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    """A decorator: an unknown argument gets an error that gives the call in our words.
+
+    So does a configuration of PEFT in the place of an argument.
+    """
+    parameters = [*inspect.signature(function).parameters]
+    names = [name for name in parameters if name != "self"]
 
     @functools.wraps(function)
     def checked(*args: Any, **arguments: Any) -> Any:
-        if unknown := arguments.keys() - set(names):
-            unknown = [name for name in arguments if name in unknown]
+        given = dict(zip(parameters, args, strict=False)) | arguments
+        unknown = [name for name in arguments if name not in names]
+        config = next(filter(_is_config, given.values()), None)
+        if unknown or config is not None:
             called = function.__qualname__.replace("Net.", "net.")
-            raise UnknownArgumentError(_explained(called, names, arguments, unknown))
+            if config is None:
+                head = f"has no argument{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
+            else:
+                fields = _fields(config)
+                given = {name: value for name, value in given.items() if value is not config}
+                given, unknown = given | fields, [*fields]
+                head = f"takes no {type(config).__name__}"
+            raise UnknownArgumentError(_explained(called, head, names, given, unknown))
         return function(*args, **arguments)
 
     return cast(F, checked)
 
 
+def _is_config(value: Any) -> bool:
+    is_of_peft = type(value).__module__.partition(".")[0] == "peft"
+    return is_of_peft and dataclasses.is_dataclass(value)
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that say something. PEFT's rank and alpha always do."""
+    defaults = {"peft_type": "LORA", "peft_version": config.__dict__.get("peft_version")}
+    for field in dataclasses.fields(config):
+        if field.default_factory is not dataclasses.MISSING:
+            defaults.setdefault(field.name, field.default_factory())
+        else:
+            defaults.setdefault(field.name, field.default)
+    defaults |= dict.fromkeys(("r", "lora_alpha"))
+    return {name: value for name, value in vars(config).items() if defaults.get(name) != value}
+
+
 def _explained(
-    called: str, names: list[str], arguments: Mapping[str, Any], unknown: list[str]
+    called: str, head: str, names: list[str], given: Mapping[str, Any], unknown: list[str]
 ) -> str:
-    plural = "s" if len(unknown) > 1 else ""
-    head = f"{called}() has no argument{plural} {', '.join(map(repr, unknown))}"
-    if not WORDS.intersection(unknown):
+    if unknown and not WORDS.intersection(unknown):
         near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        return f"{head}{hint} Its arguments are {', '.join(names)}."
-    texts = {name: _text(name, arguments[name]) for name in arguments if name in names}
-    translated, advice = in_our_words({name: arguments[name] for name in unknown})
-    if "alpha" in arguments:  # the argument here, in the place of PEFT's default
-        translated.pop("alpha", None)
+        options = " `options` holds arguments of one method." if "options" in names else ""
+        return f"{called}() {head}{hint} Its arguments are {', '.join(names)}.{options}"
+    texts = {name: _text(name, given[name]) for name in given if name in names and name != "model"}
+    translated, advice = in_our_words({name: given[name] for name in unknown})
+    if "lora_alpha" in unknown:
+        translated.setdefault("rank", "8")  # PEFT's default
+    for name in {"rank", "alpha"} & given.keys():  # the arguments here, in the place of defaults
+        translated.pop(name, None)
     if "wrappers" in names and "wrapper" in translated:
         translated["wrappers"] = translated.pop("wrapper")
-    lines = [f"{head}, which {'is a word' if len(unknown) == 1 else 'are words'} of PEFT."]
+    is_word = "" if head.startswith("takes") else "which is a word "
+    is_word = "which are words " if is_word and len(unknown) > 1 else is_word
+    lines = [f"{called}() {head}{', ' if is_word else ' '}{is_word}of PEFT."]
     if translated:
         call = ", ".join(f"{name}={text}" for name, text in (texts | translated).items())
-        given = "model, " if "model" in names else ""
-        lines += ["Here, the call is:", f"    {called}({given}{call})"]
+        model = "model, " if "model" in names else ""
+        lines += ["Here, the call is:", f"    {called}({model}{call})"]
     lines += [f"  - {name}: {text}" for name, text in advice.items()]
     return "\n".join([*lines, "docs/peft.md has a table of PEFT's words."])
 

@@ -6,8 +6,9 @@ model = load_peft(model, "adapter/", rename={"^model/": ""})
 save_peft(model, "adapter/")
 """
 
+from .inspecting import inspect_peft
 from .loading import load_peft
 from .model.untied import Untied, untie
 from .saving import save_peft
 
-__all__ = ["Untied", "load_peft", "save_peft", "untie"]
+__all__ = ["Untied", "inspect_peft", "load_peft", "save_peft", "untie"]

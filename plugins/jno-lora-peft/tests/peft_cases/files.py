@@ -29,7 +29,7 @@ def write_files(folder, tensors, **config):
     """An adapter of PEFT in `folder`: LoRA of rank 2 and alpha 3, or what `config` says."""
     kind = config.get("peft_type", "LORA")
     usual = {"r": 2, "lora_alpha": 3, "target_modules": ".*"}
-    if kind in TYPES:
+    if isinstance(kind, str) and kind in TYPES:
         usual = {name: usual[name] for name in usual if name in known_settings(kind)}
     config = {"peft_type": kind, **usual, **config}
     (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -139,18 +139,21 @@ def adapters(variant: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--report", is_flag=True, help="Print one block of Markdown, for a report of a bug.")
 @click.pass_context
-def doctor(ctx: click.Context) -> None:
+def doctor(ctx: click.Context, report: bool) -> None:
     """Look for trouble in this installation. Exits with 1 if there is trouble."""
-    from . import distributions, installed
+    from . import bug_report, distributions, installed
 
     commands, left_out = _plugin_commands()
-    owners = {name: record for name, (record, _) in commands.items()}
-    click.echo(installed.facts(records(), owners))
     present = distributions.installed_distributions()
     troubles = list(installed.troubles(records(), left_out))
     troubles += (text for name in present for text in distributions.troubles(present, name))
     troubles += distributions.unmatched_names(records())
+    if report:
+        click.echo(bug_report.report(records(), present, troubles))
+        ctx.exit(1 if troubles else 0)
+    click.echo(installed.facts(records(), {name: owner for name, (owner, _) in commands.items()}))
     for note in distributions.notes(present):
         click.echo(f"\nNOTE: {note}")
     for trouble in troubles:
@@ -160,14 +163,23 @@ def doctor(ctx: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("place", metavar="FILE | DIRECTORY | REPOSITORY")
 @_json_option
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
-def inspect(file: Path, as_json: bool, values: bool) -> None:
-    """Show what a file of adapters holds. No plugin is imported, and no model is needed."""
-    from . import inspection
+@click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
+def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> None:
+    """Show what a file of adapters holds. No plugin is imported, and no model is needed.
 
-    _print(inspection.inspect(file, values=values), inspection.as_table, as_json)
+    A DIRECTORY holds an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
+    is looked for if no file or directory has this name. Both need jno-lora-peft.
+    """
+    from . import inspection, inspection_of_peft
+
+    if revision is not None or inspection_of_peft.is_of_peft(place):
+        facts = inspection_of_peft.inspect(place, revision, values=values)
+        _print(facts, inspection_of_peft.as_table, as_json)
+    else:
+        _print(inspection.inspect(place, values=values), inspection.as_table, as_json)
 
 
 @cli.command()

@@ -134,17 +134,7 @@ def facts(records: tuple[PluginRecord, ...], commands: Mapping[str, PluginRecord
 
     - `commands`: the names of commands that plugins add, each with its plugin.
     """
-    import importlib_metadata
-
-    lines = [("Python", platform.python_version())]
-    for name in ("jno-lora", *_LIBRARIES):
-        try:
-            lines.append((name, importlib_metadata.version(name)))
-        except importlib_metadata.PackageNotFoundError:
-            lines.append((name, "not installed as a distribution"))
-    lines.append(("jno.lora imported from", next(iter(_package_path))))
-    if jno_version() is not None:
-        lines.append((describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"))
+    lines = [*versions(), ("jno.lora imported from", next(iter(_package_path))), *beside_jno()]
     for record in records:
         plugin = f"{record.distribution} {record.version}"
         lines.append((plugin, f"{record.status}, {record.seconds:.2f} s"))
@@ -158,6 +148,24 @@ def facts(records: tuple[PluginRecord, ...], commands: Mapping[str, PluginRecord
         break_on_hyphens=False,
     )
     return "\n".join(wrap(f"{name:<{width}}  {value}") for name, value in lines)
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """The versions of Python, of jno-lora, and of the libraries that it needs."""
+    import importlib_metadata
+
+    yield "Python", platform.python_version()
+    for name in ("jno-lora", *_LIBRARIES):
+        try:
+            yield name, importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            yield name, "not installed as a distribution"
+
+
+def beside_jno() -> Iterator[tuple[str, str]]:
+    """Whether a jNO of this environment has the adapters from here."""
+    if jno_version() is not None:
+        yield describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"
 
 
 def _additions(

@@ -23,7 +23,7 @@ class Config:
     def parse(cls, settings: Mapping[str, Any]) -> "Config":
         """Check a configuration. Settings that its type lacks in PEFT only warn, as in PEFT."""
         peft_type = settings.get("peft_type")
-        if peft_type not in TYPES:
+        if not isinstance(peft_type, str) or peft_type not in TYPES:
             raise PeftFormatError(refused_type(peft_type))
         problems = [*refused_settings(settings), *malformed(settings)]
         if problems:

@@ -15,7 +15,7 @@ Directory = str | os.PathLike[str]
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-_PICKLE = "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 
 
 def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -28,12 +28,8 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         )
     try:
         config = read_json(folder / CONFIG)
-        if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
-            raise PeftFormatError(
-                f"{shown} holds its tensors in {_PICKLE}, a pickle, which can run any program when "
-                "it is read. Load it with PEFT where you trust it, and save it again: "
-                f"`save_pretrained` writes {TENSORS}."
-            )
+        if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
+            raise PeftFormatError(f"{shown} {refused_pickle()}")
         tensors, _ = read_file(folder / TENSORS)
         changed = read_json(folder / CONFIG) != config
     except CheckpointError as err:
@@ -41,6 +37,15 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if changed:
         raise PeftFormatError(f"{shown} was written while it was read. Load it again.")
     return config, tensors
+
+
+def refused_pickle() -> str:
+    """The reason why the tensors of a pickle are not read, after the name of the place."""
+    return (
+        f"holds its tensors in {PICKLE}, a pickle, which can run any program when it is read. Load "
+        "it with PEFT where you trust it, and save it again: `save_pretrained` writes "
+        f"{TENSORS}."
+    )
 
 
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

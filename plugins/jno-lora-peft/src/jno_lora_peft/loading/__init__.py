@@ -9,6 +9,7 @@ from jno.lora.extending import bullets, default_registry, expect_model, put_arou
 from .._names import Rename
 from ..files.config import Config
 from ..files.directory import Directory, not_finite, read
+from ..files.hub import locate, tell_commit
 from ..files.tensors import by_module
 from ..model.ties import Ties
 from ._adapters import adapters_of
@@ -21,6 +22,7 @@ def load_peft(
     model: M,
     directory: Directory,
     *,
+    revision: str | None = None,
     rename: Rename = None,
     tied: bool | None = None,
     registry: Registry | None = None,
@@ -44,7 +46,13 @@ def load_peft(
 
     - `model`: any pytree, adapted or not. Its layers are found by PEFT's names for them, with
         slashes for dots.
-    - `directory`: with `adapter_config.json` and `adapter_model.safetensors`.
+    - `directory`: with `adapter_config.json` and `adapter_model.safetensors`; or a string
+        `"organisation/name"`, a repository of the Hugging Face Hub with these two files, if there
+        is no such directory. `huggingface_hub` (`jno-lora[hub]`) downloads the files once, and
+        uses its cache, its token and its offline mode.
+    - `revision`: a branch, a tag or a commit of the repository; by default its main branch. Both
+        files are from one commit, which is printed on standard error unless `revision` is this
+        commit.
     - `rename`: from PEFT's names of modules to the paths of layers here: a table of regular
         expressions and replacements, each used in turn on the slash-joined name, such as
         `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is layer 3
@@ -59,11 +67,15 @@ def load_peft(
     that hold NaN or infinity are loaded, with a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
-    not fit the model (everything at once); `SelectionError` for a bad `rename`, a `Net`, two places
-    of one path, or an adapter that cannot be built; `PluginError` if a plugin is missing.
+    not fit the model (everything at once), or a repository that cannot be read; `SelectionError`
+    for a bad `rename`, a `Net`, two places of one path, an adapter that cannot be built, or a
+    `revision` of a directory; `PluginError` if a plugin is missing; `MissingLibraryError` for a
+    repository without `huggingface_hub`.
     """
     expect_model(model, "load_peft")
-    settings, tensors = read(directory)
+    source = locate(directory, revision)
+    settings, tensors = read(source.folder)
+    tell_commit(source, revision)
     config = Config.parse(settings)
     registry, ties = default_registry(registry), Ties(model, tied)
     sorted_tensors = by_module(tensors, config.type.tensors, config.type.shared)

@@ -1,0 +1,93 @@
+"""What a file of PEFT holds, without a model."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jno.lora import PeftFormatError
+
+from .files.config import Config
+from .files.directory import Directory, not_finite, read
+from .files.hub import locate
+from .files.tensors import Tensors, by_module
+from .types import TYPES, Type
+
+
+def inspect_peft(
+    directory: Directory, *, revision: str | None = None, values: bool = False
+) -> dict[str, Any]:
+    """What the adapter in `directory` holds, as `jno-lora inspect` prints it.
+
+    No plugin is imported, no model is needed, and no regular expression of the file is run.
+
+    **Arguments:**
+
+    - `directory`, `revision`: as for `load_peft`: a directory, or a repository of the Hub.
+    - `values`: also count NaN and infinity: `"non_finite"` has a line for each array with them.
+
+    **Returns:** facts for JSON, whose keys are stable. `"revision"` is the commit of a repository,
+    to give to `load_peft`. `"refused"` says why `load_peft` cannot load the adapter into any model,
+    or is `None`. `"modules"` has an item for each module of the model that has arrays in the file.
+
+    **Raises:** `PeftFormatError` for damaged files, or for a repository that cannot be read;
+    `SelectionError` for a `revision` of a directory; `MissingLibraryError` for a repository without
+    `huggingface_hub`.
+    """
+    source = locate(directory, revision)
+    settings, tensors = read(source.folder)
+    peft_type = settings.get("peft_type")
+    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type(""))
+    parts = by_module(tensors, kind.tensors, kind.shared)
+    facts = {
+        "directory": os.fspath(directory),
+        "revision": source.commit,
+        "peft_type": peft_type,
+        "base_model": settings.get("base_model_name_or_path"),
+        "refused": _refused(settings),
+        "settings": {name: settings[name] for name in sorted(settings) if _is_set(settings[name])},
+        "modules": [_module(name, parts) for name in parts.modules],
+        "shared": _described(parts.shared),
+        "arrays": len(tensors),
+        "numbers": sum(tensor.size for tensor in tensors.values()),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+    if values:
+        facts["non_finite"] = not_finite(tensors)
+    return facts
+
+
+def _refused(settings: Mapping[str, Any]) -> str | None:
+    try:
+        Config.parse(settings)
+    except PeftFormatError as err:
+        return str(err)
+    return None
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a setting says something: PEFT also writes the settings that are off."""
+    return value is not None and value is not False and value not in ("", [], {})
+
+
+def _module(name: str, parts: Tensors) -> dict[str, Any]:
+    arrays = {
+        **parts.adapters.get(name, {}),
+        **parts.plain.get(name, {}),
+        **{f"base_layer.{key}": array for key, array in parts.base.get(name, {}).items()},
+        **{f"rows of {key}": array for key, array in parts.rows.get(name, {}).items()},
+    }
+    return {
+        "module": name,
+        "arrays": _described(arrays),
+        "numbers": sum(array.size for array in arrays.values()),
+        "bytes": sum(array.nbytes for array in arrays.values()),
+    }
+
+
+def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
+        for name, array in arrays.items()
+    }

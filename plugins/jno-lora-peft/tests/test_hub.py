@@ -1,0 +1,260 @@
+"""Adapters in repositories of the Hugging Face Hub, on a server of this machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import equinox as eqx
+import huggingface_hub
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from huggingface_hub import constants, file_download
+from peft_cases.files import PREFIX, lora_tensors, write_files
+from peft_cases.hub_server import TOKEN, running_hub
+
+from jno.lora import MissingLibraryError, PeftFormatError, SelectionError
+from jno.lora._commands import cli
+from jno.lora.peft import inspect_peft, load_peft
+
+NAME = "some-org/some.adapter_1"
+
+
+def forget_sessions():
+    """Before 1.0 of `huggingface_hub`, a session remembers whether it is offline."""
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The Hub, an empty cache, and an empty working directory."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with running_hub() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        for module in (constants, file_download):  # before 1.0, it imported the constant
+            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}{template}")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        forget_sessions()
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    return write_files(tmp_path / "adapter", lora_tensors("fc", 3, 4))
+
+
+def message_of(*arguments, error=PeftFormatError, **keywords):
+    with pytest.raises(error) as raised:
+        load_peft({}, *arguments, **keywords)
+    return str(raised.value)
+
+
+def test_a_repository_loads_as_its_directory_does(linear, folder, hub, capfd):
+    (folder / "README.md").write_text("not downloaded")
+    commit = hub.add(NAME, folder)
+    loaded = load_peft({"fc": linear}, NAME)
+    assert eqx.tree_equal(loaded, load_peft({"fc": linear}, folder))
+    assert f"{NAME} is read at revision='{commit}'" in capfd.readouterr().err
+    paths = {path for method, path, _ in hub.requests if method == "GET"}
+    paths = {path for path in paths if path.startswith(("blobs/", NAME))}
+    # The configuration is from the main branch, and the tensors are from its commit.
+    blobs = {path for path in paths if path.startswith("blobs/")}
+    assert len(blobs) == 1
+    assert paths - blobs == {f"{NAME}/resolve/main/adapter_config.json"}
+    assert ("HEAD", f"{NAME}/resolve/{commit}/adapter_model.safetensors", None) in hub.requests
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(linear, folder, hub, capfd):
+    first = hub.add(NAME, folder, ["v1"], number=1)
+    write_files(folder, lora_tensors("fc", 3, 4, seed=9))
+    hub.add(NAME, folder, ["main", "refs/pr/1"], number=2)
+
+    def lora_A(**keywords):
+        return load_peft({"fc": linear}, NAME, **keywords)["fc"].lora_A
+
+    old, new = (lora_tensors("fc", 3, 4, seed=seed)[f"{PREFIX}fc.lora_A.weight"] for seed in (0, 9))
+    assert np.array_equal(lora_A(), new)
+    assert np.array_equal(lora_A(revision="v1"), old)
+    assert first in capfd.readouterr().err
+    del hub.requests[:]
+    assert np.array_equal(lora_A(revision=first), old)
+    # A commit never changes, so the cache is enough; and a commit that was given is not told.
+    assert hub.requests == [] and capfd.readouterr().err == ""
+
+
+def test_a_directory_comes_before_the_hub(linear, folder, hub):
+    hub.add(NAME, folder)
+    os.makedirs(NAME)
+    with pytest.raises(PeftFormatError, match=r"adapter_config\.json"):
+        load_peft({"fc": linear}, NAME)
+    assert hub.requests == []
+    assert "exists here, and comes before the Hub" in message_of(
+        NAME, revision="main", error=SelectionError
+    )
+    assert "is a path" in message_of(folder, revision="main", error=SelectionError)
+
+
+@pytest.mark.parametrize("place", ["./some-org/name", "../org/name", "name", "a/b/c", "/org/name"])
+def test_a_path_is_not_looked_for_on_the_hub(place, hub):
+    assert "is not a directory" in message_of(place)
+    assert hub.requests == []
+
+
+def test_private_and_gated_repositories_take_the_token(linear, folder, hub, monkeypatch):
+    hub.add("org/private", folder, access="private")
+    hub.add("org/gated", folder, access="gated")
+    assert "nor a repository of the Hub that you may read" in message_of("org/private")
+    assert "'org/gated' is gated: its owner decides" in message_of("org/gated")
+    assert "HF_TOKEN" in message_of("org/gated")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("org/private", "org/gated"):
+        assert load_peft({"fc": linear}, name)["fc"].rank == 2
+
+
+def test_what_is_not_there_is_named(folder, hub):
+    hub.add(NAME, folder)
+    assert "'org/nothing' is neither a directory here nor" in message_of("org/nothing")
+    assert f"'{NAME}' has no revision 'v9'" in message_of(NAME, revision="v9")
+    assert "cannot be read from the Hub" in message_of("org/na..me")
+
+
+def test_a_repository_without_an_adapter_says_what_it_has(folder, hub):
+    (folder / "adapter_config.json").rename(folder / "config.json")
+    hub.add("org/model", folder)
+    assert message_of("org/model") == (
+        "'org/model' holds no adapter of PEFT: it lacks adapter_config.json, and has "
+        "'adapter_model.safetensors', 'config.json'."
+    )
+    (folder / "last").mkdir()
+    for name in ("config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "last" / name.replace("config", "adapter_config", 1))
+    (folder / "last" / "evil\x1b[2J").touch()
+    hub.add("org/nested", folder)
+    text = message_of("org/nested")
+    assert "An adapter is in its folder 'last'" in text
+    assert "evil\\x1b" in text and "\x1b" not in text
+
+
+def test_a_pickle_is_not_downloaded(folder, hub):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    hub.add(NAME, folder)
+    assert "a pickle, which can run any program" in message_of(NAME)
+    assert not [path for _, path, _ in hub.requests if path.startswith("blobs/")]
+
+
+def test_without_the_hub_the_cache_is_read(linear, folder, hub, monkeypatch):
+    commit = hub.add(NAME, folder)
+    load_peft({"fc": linear}, NAME)
+    del hub.requests[:]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_sessions()
+    assert load_peft({"fc": linear}, NAME)["fc"].rank == 2
+    assert inspect_peft(NAME)["revision"] == commit
+    text = message_of("org/other")
+    assert "in the cache of huggingface_hub" in text
+    assert "HF_HUB_OFFLINE forbids to ask the Hub" in text
+    assert "its adapter at revision 'v2'" in message_of(NAME, revision="v2")
+    assert hub.requests == []
+
+
+def test_a_server_that_is_no_hub_is_refused(folder, hub):
+    hub.add(NAME, folder, access="broken")
+    assert "does not seem to be" in message_of(NAME) or "cannot be reached" in message_of(NAME)
+
+
+def test_a_commit_of_another_form_is_refused(folder, hub):
+    hub.add(NAME, folder, number=1)
+    repository = hub.repositories[NAME]
+    repository.commits["latest"] = repository.commits.pop(f"{1:040x}")
+    repository.refs["main"] = "latest"
+    assert "gave 'latest' as the commit" in message_of(NAME)
+
+
+def test_files_of_the_hub_are_distrusted_as_all_files_are(linear, folder, hub):
+    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    hub.add(NAME, folder)
+    with pytest.raises(PeftFormatError, match="not a safetensors file, or was cut short"):
+        load_peft({"fc": linear}, NAME)
+
+
+def test_without_the_library_the_error_says_the_extra(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    text = message_of(NAME, error=MissingLibraryError)
+    assert f"'{NAME}' is not a directory here" in text
+    assert 'pip install "jno-lora[hub]"' in text
+
+
+# --- the command
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli, ["inspect", *arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_inspect_shows_a_repository_with_its_commit(folder, hub):
+    write_files(folder, lora_tensors("fc", 3, 4), base_model_name_or_path="org/base")
+    commit = hub.add(NAME, folder, ["main", "v1"])
+    text = run(NAME, "--revision", "v1")
+    assert "PEFT LORA, 1 modules" in text
+    assert f"{NAME} at revision {commit}" in text
+    assert 'base_model_name_or_path = "org/base"' in text
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("fc")]
+    assert row[-2:] == ["14", "56"]
+    facts = json.loads(run(NAME, "--json"))
+    assert facts["revision"] == commit and facts["refused"] is None
+    assert facts["modules"][0]["arrays"]["lora_A.weight"]["shape"] == [2, 4]
+
+
+def test_inspect_shows_a_directory_and_what_is_refused(folder):
+    tensors = lora_tensors("fc", 3, 4)
+    tensors[f"{PREFIX}fc.lora_A.weight"][0, 0] = np.nan
+    write_files(folder, tensors, layer_replication=[[0, 2]], target_modules="\x1b[2J(a+)+$")
+    text = run(str(folder), "--values")
+    assert "load_peft refuses it" in text and "layers of the model are copied" in text
+    assert "1 of 8 numbers" in text
+    assert "\x1b" not in text
+    facts = inspect_peft(folder)
+    assert facts["revision"] is None and "non_finite" not in facts
+    write_files(folder, tensors, peft_type="NEW\x1b")
+    facts = inspect_peft(folder)
+    assert [module["module"] for module in facts["modules"]] == ["fc.lora_A", "fc.lora_B"]
+    assert "\x1b" not in run(str(folder))
+    write_files(folder, tensors, peft_type=["LORA"], target_modules="(?\x1b")
+    assert "has the peft_type ['LORA']" in run(str(folder))
+    write_files(folder, tensors, target_modules="(?\x1b")
+    text = run(str(folder))
+    assert "not a valid regular expression" in text and "\x1b" not in text
+
+
+def test_inspect_says_what_a_missing_name_may_be(hub):
+    assert "neither a directory here nor a repository" in run("org/nothing", code=1)
+    assert "No such file" in run("org/nothing.safetensors", code=1)
+    assert "is a path" in run("nothing", "--revision", "v1", code=1)
+
+
+def test_the_environment_of_huggingface_hub_is_used(folder, hub, tmp_path):
+    """Processes of their own, because the library reads these variables when it is imported."""
+    commit = hub.add(NAME, folder)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+
+    def inspect(**more):
+        return subprocess.run(
+            [sys.executable, "-m", "jno.lora", "inspect", NAME, "--json"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0", **environment, **more},
+        )
+
+    assert json.loads(inspect().stdout)["revision"] == commit
+    hub.repositories.clear()
+    assert json.loads(inspect(HF_HUB_OFFLINE="1").stdout)["revision"] == commit
