@@ -35,6 +35,7 @@ from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
+from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from .layers import (
     LAYER_KINDS,
     ConvLayer,
@@ -60,6 +61,8 @@ __all__ = [
     "ConvTransposeLayer",
     "EmbeddingLayer",
     "InNormLayer",
+    "IntruderReport",
+    "IntruderRow",
     "KernelLayer",
     "LayerKind",
     "LinearLayer",
@@ -91,6 +94,8 @@ __all__ = [
     "low_rank_start",
     "mixed",
     "rotated",
+    "reduce_intruders",
+    "report_intruders",
     "row_norms",
     "scaled",
     "series_for",
