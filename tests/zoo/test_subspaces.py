@@ -164,12 +164,12 @@ def test_a_fraction_is_of_each_matrix_and_may_round_to_nothing(moved):
 
 
 @pytest.mark.parametrize("size", [0, 1.5, True, "half", -1, 0.0])
-def test_the_size_must_be_a_count_or_a_fraction(moved, size):
+def test_the_size_must_be_a_count_or_a_fraction(moved, size, unchecked):
     with pytest.raises(SelectionError, match="`size` must be a number of directions"):
         Subspaces.random(moved, size, key=jax.random.key(0))
 
 
-def test_what_is_refused(plain, moved):
+def test_what_is_refused(plain, moved, unchecked):
     with pytest.raises(SelectionError, match=r"no direction to train:\n.*conv/lora_A: 4"):
         Subspaces.of_weights(moved, 4)
     with pytest.raises(SelectionError, match="holds no product `B A`"):

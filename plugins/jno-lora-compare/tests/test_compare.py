@@ -177,13 +177,13 @@ def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, mo
 
 def test_the_error_on_what_the_model_knew_is_shown_before_and_after(model, batches, tmp_path):
     earlier = [(x[:4] - 3, y[:4]) for x, y in batches]
-    made = compare(model, loss, batches, ["none", "nobody", "full"], keep=iter(earlier), **SETTINGS)
+    made = compare(model, loss, batches, ["none", ToyConv, "full"], keep=iter(earlier), **SETTINGS)
     before = np.mean([float(loss(model, batch)) for batch in earlier])
-    none, nobody, full = made.rows
+    none, failed, full = made.rows
     assert made.kept_error == none.kept_error == pytest.approx(before, rel=1e-5)
     after = np.mean([float(loss(full.model, batch)) for batch in earlier])
     assert full.kept_error == pytest.approx(after, rel=1e-5) and after != before
-    assert nobody.kept_error is None
+    assert failed.error is not None and failed.kept_error is None
     (line,) = (line.split() for line in str(made).splitlines() if line.split()[:1] == ["full"])
     assert line[2:4] == [f"{before:.4g}", f"{full.kept_error:.4g}"]
     made.to_csv(tmp_path / "table.csv")
