@@ -177,9 +177,10 @@ def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, mo
 
 def test_the_error_on_what_the_model_knew_is_shown_before_and_after(model, batches, tmp_path):
     earlier = [(x[:4] - 3, y[:4]) for x, y in batches]
-    made = compare(model, loss, batches, ["none", ToyConv, "full"], keep=iter(earlier), **SETTINGS)
+    wrappers = ["none", ToyConv, ToyLinear, "full"]
+    made = compare(model, loss, batches, wrappers, keep=iter(earlier), **SETTINGS)
     before = np.mean([float(loss(model, batch)) for batch in earlier])
-    none, failed, full = made.rows
+    none, failed, _, full = made.rows
     assert made.kept_error == none.kept_error == pytest.approx(before, rel=1e-5)
     after = np.mean([float(loss(full.model, batch)) for batch in earlier])
     assert full.kept_error == pytest.approx(after, rel=1e-5) and after != before
@@ -188,7 +189,7 @@ def test_the_error_on_what_the_model_knew_is_shown_before_and_after(model, batch
     assert line[2:4] == [f"{before:.4g}", f"{full.kept_error:.4g}"]
     made.to_csv(tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:
-        assert float([*csv.DictReader(file)][2]["kept_error"]) == full.kept_error
+        assert float([*csv.DictReader(file)][3]["kept_error"]) == full.kept_error
 
 
 def test_the_error_on_what_the_model_knew_may_be_another_than_the_loss(model, batches):

@@ -50,15 +50,15 @@ def adapted(plain, wrapper="lora"):
 
 def test_an_intruder_is_found_where_it_was_put(plain):
     report = report_intruders(adapted(plain), top=3)
-    found = {row.label: row for row in report}
-    assert {label: row.intruders for label, row in found.items()} == {
+    rows = {row.label: row for row in report}
+    assert {label: row.intruders for label, row in rows.items()} == {
         "layer": (0,),
         "stack[0]": (0,),
         "stack[1]": (),
     }
-    np.testing.assert_allclose(found["layer"].similarities, (0, 1, 1), atol=1e-6)
-    np.testing.assert_allclose(found["layer"].energy, 25 / (25 + np.sum(SIZES**2)), rtol=1e-6)
-    assert found["layer"].shape == (6, 5) and found["stack[1]"].energy == 0
+    np.testing.assert_allclose(rows["layer"].similarities, (0, 1, 1), atol=1e-6)
+    np.testing.assert_allclose(rows["layer"].energy, 25 / (25 + np.sum(SIZES**2)), rtol=1e-6)
+    assert rows["layer"].shape == (6, 5) and rows["stack[1]"].energy == 0
     text = str(report)
     assert "6 x 5" in text and "45.5%" in text
     assert repr(report) == "IntruderReport(2 intruders in 3 matrices)"
@@ -72,9 +72,9 @@ def test_intruders_are_scaled_down_exactly(plain):
         weight = merge_lora(swap_adapters(model, reduced))
         before, after = (np.asarray(m["layer"].weight) for m in (model, weight))
         np.testing.assert_allclose(after, before + 0.6 * 5 * U[:, 4:5] @ V[4:5], atol=1e-6)
-        one, two = np.asarray(weight["stack"].weight)
-        np.testing.assert_allclose(one, after, atol=1e-6)
-        np.testing.assert_allclose(two, before, atol=1e-6)
+        first, second = np.asarray(weight["stack"].weight)
+        np.testing.assert_allclose(first, after, atol=1e-6)
+        np.testing.assert_allclose(second, before, atol=1e-6)
         cut = combine([reduced], [1.0], "svd", rank=1)
         np.testing.assert_allclose(
             merge_lora(swap_adapters(model, cut))["layer"].weight, after, atol=1e-6

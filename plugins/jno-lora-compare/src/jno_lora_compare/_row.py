@@ -19,9 +19,9 @@ class ComparisonRow:
     - `compile_seconds`: how long tracing and compiling the step took.
     - `learning_rate`: the best rate; `None` with your own optimiser, and where nothing trains.
     - `score`: the number that `score` returned for the trained model, or the first of its tuple.
-    - `kept_error`: the mean error on `keep` after training; `None` without `keep`.
     - `model`: the trained model, with its adapters.
     - `error`: why the candidate could not be trained. Then only `name` is set beside it.
+    - `kept_error`: the mean error on `keep` after training; `None` without `keep`.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ComparisonRow:
     compile_seconds: float | None = None
     learning_rate: float | None = None
     score: float | None = None
-    kept_error: float | None = None
     losses: tuple[float, ...] = dataclasses.field(default=(), repr=False)
     model: Any = dataclasses.field(default=None, repr=False, compare=False)
     error: str | None = None
+    kept_error: float | None = None

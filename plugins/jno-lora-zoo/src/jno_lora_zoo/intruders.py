@@ -105,7 +105,7 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
 
     A direction that mixes many directions of `W` counts as an intruder, too: a random direction in
     `n` dimensions has a cosine of about `sqrt(2 log(n) / n)` with the nearest. Directions of equal
-    singular values have no certain vectors.
+    singular values have no certain vectors. Directions of `W` whose value is zero do not count.
 
     **Arguments:**
 
@@ -131,10 +131,19 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
             continue
         for array, (before, after) in pairs.items():
             for part in np.ndindex(before.shape[:-2]):
-                found = _decomposed(before[part], after[part], top, threshold)
-                shape = before.shape[-2:]
-                place = path, array, part, type(adapter), shape
-                rows.append(IntruderRow(*place, found.similarities, found.positions, found.energy))
+                directions = _decomposed(before[part], after[part], top, threshold)
+                rows.append(
+                    IntruderRow(
+                        path,
+                        array,
+                        part,
+                        type(adapter),
+                        before.shape[-2:],
+                        directions.similarities,
+                        directions.positions,
+                        directions.energy,
+                    )
+                )
     return IntruderReport(tuple(rows), tuple(left_out))
 
 
@@ -215,9 +224,12 @@ class _Decomposed(NamedTuple):
 
 def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decomposed:
     U, S, Vt = np.linalg.svd(after, full_matrices=False)
+    former, sizes, _ = np.linalg.svd(before, full_matrices=False)
+    # The vectors of values that are zero, but for the rounding of weights, are arbitrary.
+    former = former[:, sizes > max(before.shape) * np.finfo(np.float32).eps * sizes[0]]
     # Complex matrices have a free phase, as real matrices have a free sign.
-    cosines = np.abs(np.linalg.svd(before, full_matrices=False)[0].conj().T @ U[:, :top])
-    similarities = tuple(np.max(cosines, axis=0).tolist())
+    cosines = np.abs(former.conj().T @ U[:, :top])
+    similarities = tuple(np.max(cosines, axis=0, initial=0.0).tolist())
     positions = tuple(j for j, near in enumerate(similarities) if near < threshold and S[j] > 0)
     return _Decomposed(U, S, Vt, similarities, positions)
 

@@ -105,8 +105,8 @@ class Subspaces(eqx.Module):
         sizes = _sizes(listed, size)
 
         def basis(keys: KeyPath, shape: tuple[int, ...], dtype: Any) -> Array:
-            own_key = jax.random.fold_in(key, stable_hash(path_str(keys)))
-            return jnp.linalg.qr(jax.random.normal(own_key, shape, dtype))[0]
+            factor_key = jax.random.fold_in(key, stable_hash(path_str(keys)))
+            return jnp.linalg.qr(jax.random.normal(factor_key, shape, dtype))[0]
 
         inputs, outputs = dict[str, Array](), dict[str, Array]()
         for product in listed:
