@@ -132,18 +132,9 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
         for array, (before, after) in pairs.items():
             for part in np.ndindex(before.shape[:-2]):
                 directions = _decomposed(before[part], after[part], top, threshold)
-                rows.append(
-                    IntruderRow(
-                        path,
-                        array,
-                        part,
-                        type(adapter),
-                        before.shape[-2:],
-                        directions.similarities,
-                        directions.positions,
-                        directions.energy,
-                    )
-                )
+                place = path, array, part, type(adapter), before.shape[-2:]
+                measured = directions.similarities, directions.positions, directions.energy
+                rows.append(IntruderRow(*place, *measured))
     return IntruderReport(tuple(rows), tuple(left_out))
 
 
@@ -225,13 +216,18 @@ class _Decomposed(NamedTuple):
 def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decomposed:
     U, S, Vt = np.linalg.svd(after, full_matrices=False)
     former, sizes, _ = np.linalg.svd(before, full_matrices=False)
-    # The vectors of values that are zero, but for the rounding of weights, are arbitrary.
-    former = former[:, sizes > max(before.shape) * np.finfo(np.float32).eps * sizes[0]]
+    former = former[:, _is_nonzero(sizes, before.shape)]
     # Complex matrices have a free phase, as real matrices have a free sign.
     cosines = np.abs(former.conj().T @ U[:, :top])
     similarities = tuple(np.max(cosines, axis=0, initial=0.0).tolist())
-    positions = tuple(j for j, near in enumerate(similarities) if near < threshold and S[j] > 0)
+    counts = _is_nonzero(S, after.shape)
+    positions = tuple(j for j, near in enumerate(similarities) if near < threshold and counts[j])
     return _Decomposed(U, S, Vt, similarities, positions)
+
+
+def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which singular values are more than the rounding of weights, so that they have vectors."""
+    return sizes > max(shape) * np.finfo(np.float32).eps * sizes[0]
 
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
