@@ -83,7 +83,7 @@ class Subspaces(eqx.Module):
         inputs, outputs = dict[str, Array](), dict[str, Array]()
         for product in listed:
             W, k = weights[product.A.keys], sizes[product.A.keys]
-            U, _, Vt = on_the_mesh(W, _decomposed, W)
+            U, Vt = on_the_mesh(W, _decomposed, W)
             outputs[path_str(product.B.keys)] = U[..., :k]
             inputs[path_str(product.A.keys)] = Vt.mT[..., :k]
         return cls(inputs, outputs)
@@ -199,7 +199,7 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
             "Subspaces.of_weights(net.module) makes them."
         )
 
-    def init(params: PyTree) -> Subspaces:
+    def init(params: PyTree) -> Any:
         expect_model(params, "stay_orthogonal")
         subspaces.project(params)  # raises
         # A step that donates the state must not take the arrays of the caller.
@@ -238,8 +238,9 @@ def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
     return over_stack(of_layer, cls.stack_ndim(adapter.base))(adapter)
 
 
-def _decomposed(W: Array) -> tuple[Array, Array, Array]:
-    return jnp.linalg.svd(W, full_matrices=False)
+def _decomposed(W: Array) -> tuple[Array, Array]:
+    U, _, Vt = jnp.linalg.svd(W, full_matrices=False)
+    return U, Vt
 
 
 def _length(factor: Array, is_input: bool) -> int:
@@ -248,9 +249,10 @@ def _length(factor: Array, is_input: bool) -> int:
 
 def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
     """How many directions to keep, by the path of each `A`."""
+    fraction = size if isinstance(size, float) else 0.0
     is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-    is_fraction = isinstance(size, float) and 0 < size < 1
-    if not is_fraction and (not is_count or int(size) < 1):
+    count = int(size) if is_count else 0
+    if count < 1 and not 0 < fraction < 1:
         raise SelectionError(
             "`size` must be a number of directions, 1 or more, or a fraction between 0 and 1, but "
             f"is {size!r}."
@@ -259,7 +261,7 @@ def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
     sizes: dict[KeyPath, int] = {}
     for product in listed:
         smaller = min(_length(product.A.array, True), _length(product.B.array, False))
-        k = int(size) if is_count else math.floor(size * smaller)
+        k = count or math.floor(fraction * smaller)
         sizes[product.A.keys] = k
         if k >= smaller:
             problems.append(f"{show_path(path_str(product.A.keys))}: {smaller} directions")
