@@ -175,6 +175,46 @@ def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, mo
         assert row_of(comparison, name).best_loss < untrained.final_loss
 
 
+def test_the_error_on_what_the_model_knew_is_shown_before_and_after(model, batches, tmp_path):
+    earlier = [(x[:4] - 3, y[:4]) for x, y in batches]
+    wrappers = ["none", ToyConv, ToyLinear, "full"]
+    made = compare(model, loss, batches, wrappers, keep=iter(earlier), **SETTINGS)
+    before = np.mean([float(loss(model, batch)) for batch in earlier])
+    none, failed, _, full = made.rows
+    assert made.kept_error == none.kept_error == pytest.approx(before, rel=1e-5)
+    after = np.mean([float(loss(full.model, batch)) for batch in earlier])
+    assert full.kept_error == pytest.approx(after, rel=1e-5) and after != before
+    assert failed.error is not None and failed.kept_error is None
+    (line,) = (line.split() for line in str(made).splitlines() if line.split()[:1] == ["full"])
+    assert line[2:4] == [f"{before:.4g}", f"{full.kept_error:.4g}"]
+    made.to_csv(tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert float([*csv.DictReader(file)][3]["kept_error"]) == full.kept_error
+
+
+def test_the_error_on_what_the_model_knew_may_be_another_than_the_loss(model, batches):
+    worst = lambda model, batch: jnp.max(jnp.abs(jax.vmap(model)(batch)))  # noqa: E731
+    inputs = [x for x, _ in batches]
+    made = compare(model, loss, batches, ["none"], keep=(inputs, worst), **SETTINGS)
+    expected = np.mean([float(worst(model, x)) for x in inputs])
+    assert made.kept_error == pytest.approx(expected, rel=1e-5)
+    assert "kept after" in str(made)
+
+
+@pytest.mark.parametrize("keep", [[], 3])
+def test_without_earlier_data_there_is_nothing_to_keep(model, batches, keep, unchecked):
+    with pytest.raises(SelectionError, match="`keep` must hold batches of earlier data"):
+        compare(model, loss, batches, ["none"], keep=keep, **SETTINGS)
+
+
+def test_the_error_on_what_the_model_knew_must_be_a_number(model, batches):
+    error = lambda model, batch: jax.vmap(model)(batch[0])  # noqa: E731
+    with pytest.raises(
+        SelectionError, match=r"`error\(model, batch\)` must return one real number"
+    ):
+        compare(model, loss, batches, ["none"], keep=(batches, error), **SETTINGS)
+
+
 def test_the_steps_are_those_of_the_optimiser(comparison, model, batches):
     """Against the same training, written by hand."""
     trained, losses = model, []

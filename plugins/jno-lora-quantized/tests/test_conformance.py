@@ -1,5 +1,7 @@
 """Adapters on quantised layers keep every promise, as the kit checks it."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import pytest
@@ -13,7 +15,7 @@ from jno_lora_quantized import quantize
 
 RANK = 3
 # They start by taking a part out of the weight, which a quantised one refuses.
-REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne")
+REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne", "LoRANull")
 WHOLE_KIT = ("LoRA", "DoRA")
 
 
@@ -46,6 +48,10 @@ def test_refused(method):
     case = linear_case(method)
     with pytest.raises(WrapperError, match=r"quantize\(apply_lora"):
         case.make()
+
+
+def test_lora_null_can_leave_the_weight_whole():
+    check_kind(dataclasses.replace(linear_case("LoRANull"), options={"zero": True}))
 
 
 def test_convolutions():

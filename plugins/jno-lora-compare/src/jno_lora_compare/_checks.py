@@ -52,15 +52,17 @@ def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
     return rates
 
 
-def check_loss(loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree) -> None:
+def check_loss(
+    loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree, name: str = "loss"
+) -> None:
     try:
         value = eqx.filter_eval_shape(loss, model, batch)
     except Exception as err:
-        err.add_note("Raised by `loss(model, batch)` on the model as it is, before any adapter.")
+        err.add_note(f"Raised by `{name}(model, batch)` on the model as it is, before any adapter.")
         raise
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise SelectionError(
-            f"`loss(model, batch)` must return one real number, but returns {value!r}. Take the "
+            f"`{name}(model, batch)` must return one real number, but returns {value!r}. Take the "
             "mean over the batch, and return nothing else."
         )
 

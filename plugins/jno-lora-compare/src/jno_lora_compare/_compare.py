@@ -23,6 +23,7 @@ from ._candidates import (
 from ._checks import check_batches, check_loss, check_model, check_steps, checked_rates
 from ._comparison import Comparison
 from ._fitting import Task, adam
+from ._keeping import kept_data
 from ._row import ComparisonRow
 
 _LOG = logging.getLogger("jno.lora.compare")
@@ -41,6 +42,7 @@ def compare(
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
     calibrate: Sequence[Any] | None = None,
+    keep: Iterable[Any] | None = None,
     learning_rate: float | Sequence[float] | Array | np.ndarray | None = None,
     optimizer: Any = None,
     score: Callable[[Any], Any] | None = None,
@@ -72,6 +74,10 @@ def compare(
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
     - `calibrate`: `(batches, loss)` for adapters that start from data (EVA), instead of the first 8
         of `batches` with `loss`.
+    - `keep`: batches of what the model knows, such as data of its pretraining, or
+        `(batches, error)`. The table shows the mean of `loss(model, batch)`, or of
+        `error(model, batch)`, before and after training. It decides nothing: no rate is chosen by
+        it. The batches may differ in shape from `batches`.
     - `learning_rate`: the rate of Adam, by default 0.001. With several rates (a list or an array),
         each candidate trains from the start at each rate, and its best rate counts.
     - `optimizer`: an optax optimiser instead of Adam, with its learning rate set.
@@ -86,7 +92,8 @@ def compare(
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
     `SelectionError` for bad arguments (a model that carries adapters, two candidates of one name,
     no batches, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if
-    optax is missing and there is no `optimizer`; the error of `loss` on the model as it is.
+    optax is missing and there is no `optimizer`; the error of `loss`, or of the error of `keep`, on
+    the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
@@ -105,9 +112,10 @@ def compare(
     read_batches = list(itertools.islice(batches, steps))
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
+    kept = None if keep is None else kept_data(keep, loss, model)
     # All candidates read the calibration's batches, which may be an iterator.
     data = (read_batches[:8], loss) if calibrate is None else (list(calibrate[0]), calibrate[1])
-    task = Task(loss, read_batches, steps, optimizer, rates, score)
+    task = Task(loss, read_batches, steps, optimizer, rates, score, kept)
 
     def train_candidate(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
@@ -138,4 +146,5 @@ def _train_all(
                 _LOG.info("%r", rows[-1])
     except KeyboardInterrupt:
         interrupted = True
-    return Comparison(tuple(rows), task.steps, interrupted, task.rates)
+    before = None if task.kept is None else task.kept.before
+    return Comparison(tuple(rows), task.steps, interrupted, task.rates, before)

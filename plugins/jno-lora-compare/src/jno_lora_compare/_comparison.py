@@ -24,12 +24,14 @@ class Comparison(Printed[ComparisonRow]):
     - `steps`: how many steps each candidate trained at each learning rate.
     - `interrupted`: whether Ctrl-C stopped the comparison, so that later candidates are missing.
     - `learning_rates`: the rates that were tried; empty with an optimiser of your own.
+    - `kept_error`: the mean error of the model as it was on `keep`; `None` without `keep`.
     """
 
     rows: tuple[ComparisonRow, ...]
     steps: int
     interrupted: bool = False
     learning_rates: tuple[float, ...] = ()
+    kept_error: float | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(row.name for row in self.rows)
@@ -41,6 +43,8 @@ class Comparison(Printed[ComparisonRow]):
             "trainable": (",", lambda row: row.trainable),
             "rate": ("g", lambda row: row.learning_rate),
             "score": (".4g", lambda row: row.score),
+            "kept before": (".4g", lambda row: None if row.error else self.kept_error),
+            "kept after": (".4g", lambda row: row.kept_error),
             "final loss": (".4g", lambda row: row.final_loss),
             "best loss": (".4g", lambda row: row.best_loss),
             "ms/step": (".2f", lambda row: row.milliseconds),
@@ -53,6 +57,8 @@ class Comparison(Printed[ComparisonRow]):
             del columns["rate"]
         if all(row.score is None for row in self.rows):
             del columns["score"]
+        if self.kept_error is None:
+            del columns["kept before"], columns["kept after"]
 
         def cells(row: ComparisonRow) -> list[str]:
             values = ((spec, value(row)) for spec, value in columns.values())
@@ -95,8 +101,8 @@ class Comparison(Printed[ComparisonRow]):
 
         **Raises:** `OSError` if the file cannot be written.
         """
-        columns = ("name", "trainable", "learning_rate", "score", "final_loss", "best_loss")
-        columns += ("milliseconds", "temp_bytes", "compile_seconds", "error")
+        columns = ("name", "trainable", "learning_rate", "score", "kept_error", "final_loss")
+        columns += ("best_loss", "milliseconds", "temp_bytes", "compile_seconds", "error")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)

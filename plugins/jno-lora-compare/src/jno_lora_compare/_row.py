@@ -21,6 +21,7 @@ class ComparisonRow:
     - `score`: the number that `score` returned for the trained model, or the first of its tuple.
     - `model`: the trained model, with its adapters.
     - `error`: why the candidate could not be trained. Then only `name` is set beside it.
+    - `kept_error`: the mean error on `keep` after training; `None` without `keep`.
     """
 
     name: str
@@ -35,3 +36,4 @@ class ComparisonRow:
     losses: tuple[float, ...] = dataclasses.field(default=(), repr=False)
     model: Any = dataclasses.field(default=None, repr=False, compare=False)
     error: str | None = None
+    kept_error: float | None = None

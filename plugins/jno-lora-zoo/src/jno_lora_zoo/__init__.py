@@ -35,6 +35,7 @@ from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
+from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from .layers import (
     LAYER_KINDS,
     ConvLayer,
@@ -60,6 +61,8 @@ __all__ = [
     "ConvTransposeLayer",
     "EmbeddingLayer",
     "InNormLayer",
+    "IntruderReport",
+    "IntruderRow",
     "KernelLayer",
     "LayerKind",
     "LinearLayer",
@@ -90,6 +93,8 @@ __all__ = [
     "largest",
     "low_rank_start",
     "mixed",
+    "reduce_intruders",
+    "report_intruders",
     "rotated",
     "row_norms",
     "scaled",

@@ -13,12 +13,15 @@ from .._errors import imported_for
 with imported_for("jno.lora.optim", "optim", "optax"):
     from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
     from ._rates import lora_plus, path_labels, side_labels
+    from ._subspaces import Subspaces, stay_orthogonal
 
 __all__ = [
     "PreconditionerState",
+    "Subspaces",
     "lora_fa",
     "lora_plus",
     "path_labels",
     "scale_by_riemannian",
     "side_labels",
+    "stay_orthogonal",
 ]

@@ -23,11 +23,12 @@ class Factor(NamedTuple):
 
 
 class Product(NamedTuple):
-    """The product `B A` in an adapter."""
+    """The product `B A` in an adapter. `inner`: the path of both factors in their fields."""
 
     adapter: LoRAWrapper
     A: Factor
     B: Factor
+    inner: KeyPath = ()
 
 
 def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any]]:
@@ -58,4 +59,4 @@ def products(tree: PyTree) -> Iterator[Product]:
         for inputs, outputs in zip(sides["input"], sides["output"], strict=False):
             for inner, A in inputs.items():
                 if inner in outputs:
-                    yield Product(adapter, A, outputs[inner])
+                    yield Product(adapter, A, outputs[inner], inner)

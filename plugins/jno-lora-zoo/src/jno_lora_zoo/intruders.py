@@ -1,0 +1,297 @@
+"""Intruder dimensions: large singular directions of an adapted weight that its layer lacked."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import (
+    LoRAWrapper,
+    SelectionError,
+    extract_adapters,
+    resolve,
+    swap_adapters,
+    to_lora,
+)
+from jno.lora.extending import (
+    Printed,
+    adapted_layers,
+    expect_model,
+    known_factors,
+    over_stack,
+    show_path,
+    table,
+)
+from jno.lora.types import AdapterSet, LooseAdapter, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class IntruderRow:
+    """The intruder dimensions of one matrix.
+
+    - `path`: of the layer; `array`: the name of the matrix in a layer with several; `part`: the
+      slice of a stacked layer. `label` joins the three.
+    - `shape`: of the matrix, `(out, in)`.
+    - `similarities`: for each of the largest singular directions of `W'`, largest first, the cosine
+      of its left vector with the nearest left singular vector of `W`.
+    - `intruders`: the positions of the intruders among these directions.
+    - `energy`: their fraction of `||W'||_F^2`.
+    """
+
+    path: str
+    array: str
+    part: tuple[int, ...]
+    wrapper: type[LoRAWrapper]
+    shape: tuple[int, int]
+    similarities: tuple[float, ...] = dataclasses.field(repr=False)
+    intruders: tuple[int, ...]
+    energy: float
+
+    @property
+    def label(self) -> str:
+        """`encoder/layers/0`, and `blocks/up[3]` of a stack."""
+        part = f"[{','.join(map(str, self.part))}]" if self.part else ""
+        return "/".join(filter(None, (self.path, self.array))) + part
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class IntruderReport(Printed[IntruderRow]):
+    """The intruder dimensions of a model, one row per matrix. Prints and shows as a table.
+
+    - `left_out`: the paths of adapters that cannot be merged, or whose matrix is not known.
+    """
+
+    rows: tuple[IntruderRow, ...]
+    left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        count = sum(len(row.intruders) for row in self.rows)
+        return f"IntruderReport({count} intruders in {len(self.rows)} matrices)"
+
+    def _table(self) -> Table:
+        headings = ("shape", "intruders", "of the largest", "least similarity", "energy")
+        columns = [("matrix", "left"), ("adapter", "left"), *((name, "right") for name in headings)]
+        cells = (
+            (
+                row.label,
+                row.wrapper.__name__,
+                f"{row.shape[0]:,} x {row.shape[1]:,}",
+                str(len(row.intruders)),
+                str(len(row.similarities)),
+                f"{min(row.similarities):.2f}",
+                f"{100 * row.energy:.1f}%",
+            )
+            for row in self.rows
+        )
+        missing = ", ".join(map(show_path, self.left_out))
+        caption = f"Not measured: {missing}" if missing else ""
+        return table(f"Intruders in {len(self.rows)} matrices", columns, cells, caption)
+
+
+def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) -> IntruderReport:
+    """Find the intruder dimensions that adapters brought into their layers.
+
+    An intruder is one of the `top` largest singular directions of the adapted weight `W'` whose
+    left vector has a cosine below `threshold`, in magnitude, with every left singular vector of the
+    weight `W` before adapting. The paper finds them in weights that LoRA trained, and finds that
+    the model forgets less when they are scaled down (`reduce_intruders`). Decomposed on the host,
+    in float64.
+
+    A direction that mixes many directions of `W` counts as an intruder, too: a random direction in
+    `n` dimensions has a cosine of about `sqrt(2 log(n) / n)` with the nearest. Directions of equal
+    singular values have no certain vectors. Directions of `W` whose value is zero do not count.
+
+    **Arguments:**
+
+    - `model`: an adapted model.
+    - `top`: how many directions to look at.
+    - `threshold`: a number between 0 and 1.
+
+    **Returns:** an `IntruderReport`, with a row per matrix (per slice of a stacked layer).
+
+    **Raises:** `SelectionError` if an argument makes no sense, or `model` is a `Net` or a set.
+
+    Paper: Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence",
+    arXiv:2410.21228.
+    """
+    expect_model(model, "report_intruders")
+    _check(top, threshold)
+    rows: list[IntruderRow] = []
+    left_out: list[str] = []
+    for path, adapter in adapted_layers(resolve(model)):
+        pairs = _matrices(adapter)
+        if pairs is None:
+            left_out.append(path)
+            continue
+        for array, (before, after) in pairs.items():
+            for part in np.ndindex(before.shape[:-2]):
+                directions = _decomposed(before[part], after[part], top, threshold)
+                place = path, array, part, type(adapter), before.shape[-2:]
+                measured = directions.similarities, directions.positions, directions.energy
+                rows.append(IntruderRow(*place, *measured))
+    return IntruderReport(tuple(rows), tuple(left_out))
+
+
+def reduce_intruders(
+    adapters: AdapterSet,
+    model: PyTree,
+    *,
+    factor: float = 0.75,
+    top: int = 10,
+    threshold: float = 0.5,
+) -> AdapterSet:
+    """A set whose intruder dimensions are scaled down, to forget less.
+
+        reduced = reduce_intruders(extract_adapters(net.module), net.module)
+        net = Net(swap_adapters(model, reduced))
+
+    The adapted weight `W'` becomes `W' + (factor - 1) sum_j s_j u_j v_j^T`, over its intruders'
+    singular triplets (see `report_intruders`). This is exact: the rank of an adapter grows by the
+    number of its intruders, as far as the matrix allows. `combine([reduced], [1], "svd", rank=4)`
+    cuts the rank, as PEFT does. What the intruders learned is scaled down, too: try several
+    factors, and measure.
+
+    **Arguments:**
+
+    - `adapters`: a set. Adapters other than plain LoRA become LoRA, as by `to_lora`.
+    - `model`: the model that the set is for, adapted or not.
+    - `factor`: of the intruders' singular values; 1 changes nothing, 0 takes them away.
+    - `top`, `threshold`: as for `report_intruders`.
+
+    **Returns:** a set of plain LoRA.
+
+    **Raises:** `SelectionError` if an argument makes no sense, or the set does not fit the model;
+    `WrapperError` if an update is not a low-rank product, or no matrix that can be decomposed.
+
+    Paper: as `report_intruders`. The paper subtracts one intruder at a time; here, as in PEFT, all
+    of a matrix are scaled.
+    """
+    expect_model(model, "reduce_intruders")
+    _check(top, threshold)
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor < 0:
+        raise SelectionError(f"`factor` must be a number of 0 or more, but is {factor!r}.")
+    put = swap_adapters(model, adapters)
+    lora, _ = to_lora({path: a for path, a in adapted_layers(put) if path in adapters.adapters})
+    loose = extract_adapters(lora)
+    reduced: dict[str, LooseAdapter] = {}
+    for path, adapter in lora.items():
+        pairs, update = _matrices(adapter), known_factors(adapter)
+        if pairs is None or update is None or "" not in pairs:
+            raise SelectionError(
+                f"{show_path(path)}: a {type(adapter).__name__} has no single matrix whose "
+                "intruders could be scaled. Leave it out of the set."
+            )
+        before, after = pairs[""]
+        scale = lambda W, V: _decomposed(W, V, top, threshold).change(factor - 1)  # noqa: E731
+        reduced[path] = _with_change(loose[path], update, _over_parts(scale, before, after))
+    return AdapterSet(reduced)
+
+
+class _Decomposed(NamedTuple):
+    """The singular triplets of `W'`, and which of them are intruders."""
+
+    U: np.ndarray
+    S: np.ndarray
+    Vt: np.ndarray
+    similarities: tuple[float, ...]
+    positions: tuple[int, ...]
+
+    @property
+    def energy(self) -> float:
+        total = math.fsum(self.S**2)
+        return math.fsum(self.S[list(self.positions)] ** 2) / total if total else 0.0
+
+    def change(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """`factor` times the part of the intruders, as `A` and `B`."""
+        chosen = list(self.positions)
+        return self.Vt[chosen], factor * self.U[:, chosen] * self.S[chosen]
+
+
+def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decomposed:
+    U, S, Vt = np.linalg.svd(after, full_matrices=False)
+    former, sizes, _ = np.linalg.svd(before, full_matrices=False)
+    former = former[:, _is_nonzero(sizes, before.shape)]
+    # Complex matrices have a free phase, as real matrices have a free sign.
+    cosines = np.abs(former.conj().T @ U[:, :top])
+    similarities = tuple(np.max(cosines, axis=0, initial=0.0).tolist())
+    counts = _is_nonzero(S, after.shape)
+    positions = tuple(j for j, near in enumerate(similarities) if near < threshold and counts[j])
+    return _Decomposed(U, S, Vt, similarities, positions)
+
+
+def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which singular values are more than the rounding of weights, so that they have vectors."""
+    return sizes > max(shape) * np.finfo(np.float32).eps * sizes[0]
+
+
+def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """By name (empty for a layer of one matrix): `W` and `W'`, in float64, `(*stack, out, in)`."""
+    cls: Any = type(adapter)
+    if not cls.mergeable:
+        return None
+
+    def widened(leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
+
+    def of_layer(adapter: Any) -> Any:
+        layers = adapter.unwrap(), adapter.merge()
+        families = [cls.matrices(layer) for layer in layers]
+        if families[0]:
+            return {name: (W, families[1][name]) for name, W in families[0].items()}
+        before, after = map(cls.matrix, layers)
+        return None if before is None else {"": (before, after)}
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(widened, adapter)
+        pairs = over_stack(of_layer, cls.stack_ndim(adapter.base))(wide)
+    return jax.tree.map(np.asarray, pairs)
+
+
+def _over_parts(
+    change: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]], before: Any, after: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """`A` and `B` of `change` for each slice of a stack, filled up with zeros to one rank."""
+    stack = before.shape[:-2]
+    parts = {part: change(before[part], after[part]) for part in np.ndindex(stack)}
+    rank = max(len(A) for A, _ in parts.values())
+    A = np.zeros((*stack, rank, before.shape[-1]), before.dtype)
+    B = np.zeros((*stack, before.shape[-2], rank), before.dtype)
+    for part, (A_part, B_part) in parts.items():
+        A[part][: len(A_part)], B[part][:, : len(A_part)] = A_part, B_part
+    return A, B
+
+
+def _with_change(
+    adapter: LooseAdapter, update: Any, change: tuple[np.ndarray, np.ndarray]
+) -> LooseAdapter:
+    """Plain LoRA with the sum of its update and the change."""
+    if not change[0].size:
+        return adapter
+    A = np.concatenate([np.asarray(update.A, change[0].dtype), change[0]], axis=-2)
+    B = np.concatenate([np.asarray(update.B, change[1].dtype), change[1]], axis=-1)
+    largest = min(A.shape[-1], B.shape[-2])
+    if A.shape[-2] > largest:
+        U, S, A = np.linalg.svd(B @ A, full_matrices=False)
+        B = U * S[..., None, :]
+    rank = A.shape[-2]
+    scale = adapter.wrapper.low_rank_scale(rank, float(rank))
+    assert scale is not None  # plain LoRA
+    dtype = update.A.dtype
+    state = {"lora_A": jnp.asarray(A, dtype), "lora_B": jnp.asarray(B / scale, dtype)}
+    return dataclasses.replace(adapter, state=state, rank=rank, alpha=float(rank))
+
+
+def _check(top: Any, threshold: Any) -> None:
+    """**Raises:** `SelectionError` unless both numbers make sense."""
+    if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
+        raise SelectionError(f"`top` must be a whole number of at least 1, but is {top!r}.")
+    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+        raise SelectionError(f"`threshold` must be a number between 0 and 1, but is {threshold!r}.")

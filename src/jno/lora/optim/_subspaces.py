@@ -1,0 +1,273 @@
+"""Directions that the factors of adapters stay away from: CLoRA's penalty, OSF's projection."""
+
+import math
+import numbers
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._compute import at_least_float32
+from .._contract import LoRAWrapper, check_key, expect_model, over_stack
+from .._errors import SelectionError
+from .._paths import KeyPath, bullets, path_str, show_array, show_path, stable_hash
+from .._sharding import on_the_mesh
+from .._shared_arrays import filler
+from ._factors import ADVICE, Product, products
+
+T = TypeVar("T")
+
+
+class Subspaces(eqx.Module):
+    """For each product `B A` in a model, directions that `A` and `B` are to stay away from.
+
+        kept = Subspaces.of_weights(net.module, 0.5)
+        net.update(kept.project(net.partition()[0]))
+        optimiser = optax.chain(optax.adam(1e-3), stay_orthogonal(kept))
+
+    If `A V = 0` and `U^T B = 0`, the update `s B A` neither reads the inputs `V` nor changes the
+    outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. A pytree.
+
+    - `inputs`: by the path of each `A`, an orthonormal basis `V`.
+    - `outputs`: by the path of each `B`, an orthonormal basis `U`.
+    """
+
+    inputs: dict[str, Float[Array, "... in k"]]
+    outputs: dict[str, Float[Array, "... out k"]]
+
+    @classmethod
+    def of_weights(cls, model: PyTree, size: float = 0.5) -> "Subspaces":
+        """The `size` largest singular directions of each weight: they hold what the model knows.
+
+        With `project` at the start and `stay_orthogonal`, the largest singular triplets of each
+        weight stay triplets of the adapted weight. MiLoRA starts outside of them, and with the rank
+        that `size` leaves trains all of the remaining part of the weight: this is OSF.
+
+        **Arguments:**
+
+        - `model`: the adapted model. The weights are the weights before adapting.
+        - `size`: how many directions, or the fraction of the directions of each matrix (rounded
+            down; a matrix of one row or column then has none).
+
+        **Raises:** `SelectionError` unless `size` is a whole number of 1 or more, or between 0 and
+        1; if `model` has no products; or that lists every adapter of a matrix which is not known,
+        or which `size` leaves no direction.
+
+        Papers: Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for
+        Continual Learning", arXiv:2504.07097. The paper trains both factors and the values of the
+        remaining triplets, and projects gradients; it takes `size` from how much a layer changes
+        its inputs. PEFT's OSF keeps half of the directions, as here.
+        """
+        expect_model(model, "Subspaces.of_weights")
+        fill, weights, problems = filler(model), dict[KeyPath, Array](), list[str]()
+        listed = _products_of(model)
+        for product in listed:
+            W = _matrix_of(product, fill(product.adapter))
+            if W is None:
+                problems.append(
+                    f"{show_path(path_str(product.A.keys))}: the matrix of a "
+                    f"{type(product.adapter).__name__} is not known here"
+                )
+            else:
+                weights[product.A.keys] = W
+        if problems:
+            raise SelectionError(
+                f"These products have no known weight:\n{bullets(problems)}\nAdapt other layers, "
+                "by `target=`, or take Subspaces.random."
+            )
+        sizes = _sizes(listed, size)
+        inputs, outputs = dict[str, Array](), dict[str, Array]()
+        for product in listed:
+            W, k = weights[product.A.keys], sizes[product.A.keys]
+            U, Vt = on_the_mesh(W, _decomposed, W)
+            outputs[path_str(product.B.keys)] = U[..., :k]
+            inputs[path_str(product.A.keys)] = Vt.mT[..., :k]
+        return cls(inputs, outputs)
+
+    @classmethod
+    def random(cls, model: PyTree, size: float, *, key: PRNGKeyArray) -> "Subspaces":
+        """Random orthonormal directions, for the penalty of CLoRA.
+
+        **Arguments:** `model`, `size`: as for `of_weights`. `key`: one random key.
+
+        **Raises:** as `of_weights`, without the need for a known matrix; also for a bad `key`.
+
+        Paper: Lu et al., "Controlled Low-Rank Adaptation with Subspace Regularization for Continued
+        Training on Large Language Models", arXiv:2410.16801.
+        """
+        expect_model(model, "Subspaces.random")
+        check_key(key)
+        listed = _products_of(model)
+        sizes = _sizes(listed, size)
+
+        def basis(keys: KeyPath, shape: tuple[int, ...], dtype: Any) -> Array:
+            factor_key = jax.random.fold_in(key, stable_hash(path_str(keys)))
+            return jnp.linalg.qr(jax.random.normal(factor_key, shape, dtype))[0]
+
+        inputs, outputs = dict[str, Array](), dict[str, Array]()
+        for product in listed:
+            A, B = (at_least_float32(jnp.asarray(side.array)) for side in (product.A, product.B))
+            k, stack = sizes[product.A.keys], A.shape[:-2]
+            shapes = (*stack, A.shape[-1], k), (*stack, B.shape[-2], k)
+            inputs[path_str(product.A.keys)] = basis(product.A.keys, shapes[0], A.dtype)
+            outputs[path_str(product.B.keys)] = basis(product.B.keys, shapes[1], B.dtype)
+        return cls(inputs, outputs)
+
+    def penalty(self, model: PyTree) -> Float[Array, ""]:
+        """CLoRA's penalty: half of `||A V||^2 + ||U^T B||^2`, summed over all products.
+
+            loss(model, batch) + subspaces.penalty(model)
+
+        **Arguments:** `model`: the whole model, `eqx.combine(trainable, frozen)`.
+
+        **Returns:** a scalar, float32 at least.
+
+        **Raises:** `SelectionError` if `model` has none of the factors, or of other shapes.
+        """
+        expect_model(model, "Subspaces.penalty")
+        parts: list[Array] = []
+        for _, factor, V, is_input in self._matched(model):
+            parts.append(jnp.sum(jnp.square(factor @ V if is_input else V.mT @ factor)))
+        widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+        return sum((part.astype(widest) for part in parts), jnp.zeros((), widest)) / 2
+
+    def project(self, tree: T) -> T:
+        """`tree` with `A - A V V^T` in the place of each `A`, and `B - U U^T B` of each `B`.
+
+        **Arguments:** `tree`: a model, its trained part, its gradients or its updates. Adapters
+            whose update is zero at first (LoRA, not PiSSA) still change nothing afterwards.
+
+        **Raises:** `SelectionError` if `tree` has none of the factors, or of other shapes.
+        """
+        projected = {
+            keys: (x - (x @ V) @ V.mT) if is_input else (x - V @ (V.mT @ x))
+            for keys, x, V, is_input in self._matched(tree)
+        }
+
+        def replaced(keys: KeyPath, leaf: Any) -> Any:
+            return projected[keys].astype(leaf.dtype) if keys in projected else leaf
+
+        return jtu.tree_map_with_path(replaced, tree)
+
+    def _matched(self, tree: PyTree) -> list[tuple[KeyPath, Array, Array, bool]]:
+        """Each factor in `tree`, in float32 at least, with its basis and whether it is an `A`."""
+        matched: list[tuple[KeyPath, Array, Array, bool]] = []
+        for keys, leaf in jtu.tree_leaves_with_path(tree):
+            path = path_str(keys)
+            is_input = path in self.inputs
+            basis = self.inputs.get(path, self.outputs.get(path))
+            if basis is None:
+                continue
+            if not eqx.is_array(leaf) or _length(leaf, is_input) != basis.shape[-2]:
+                came = show_array(leaf) if eqx.is_array(leaf) else type(leaf).__name__
+                raise SelectionError(
+                    f"The subspaces are for factors of the length {basis.shape[-2]} at "
+                    f"{show_path(path)!r}, but there is {came}. Make the subspaces from this model."
+                )
+            wide = at_least_float32(leaf)
+            matched.append((keys, wide, basis.astype(wide.dtype), is_input))
+        if not matched:
+            paths = [show_path(path) for path in (*self.inputs, *self.outputs)]
+            raise SelectionError(
+                "The tree has none of the factors that the subspaces are for:\n"
+                f"{bullets(paths)}\nGive the model of the subspaces, or a part of it that has the "
+                "same structure, such as net.partition()[0]."
+            )
+        return matched
+
+
+def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
+    """Project the updates of `A` and `B`, so that training never enters the `subspaces`.
+
+        optax.chain(optax.adamw(1e-3), stay_orthogonal(subspaces))
+
+    Put it last: Adam scales each number by itself, so that projected gradients would leave the
+    subspace again. Factors that start outside of the subspaces (`Subspaces.project`) stay outside,
+    up to rounding, also under decay of weights.
+
+    **Raises:** at `init`, `SelectionError` if none of the factors train, or they have other shapes.
+
+    Papers: see `Subspaces.of_weights`.
+    """
+    if not isinstance(subspaces, Subspaces):
+        raise SelectionError(
+            f"`subspaces` must be Subspaces, but is of type {type(subspaces).__name__}. "
+            "Subspaces.of_weights(net.module) makes them."
+        )
+
+    def init(params: PyTree) -> Any:
+        expect_model(params, "stay_orthogonal")
+        subspaces.project(params)  # raises
+        # A step that donates the state must not take the arrays of the caller.
+        return jax.tree.map(jnp.copy, subspaces)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        return state.project(updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _products_of(model: PyTree) -> list[Product]:
+    listed = list(products(model))
+    if not listed:
+        raise SelectionError(f"The model holds no product `B A`. {ADVICE}")
+    return listed
+
+
+def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
+    """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
+    name = path_str(product.inner)
+    W = on_the_mesh(adapter, _weight_before, adapter, name)
+    A, B = product.A.array, product.B.array
+    fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
+    return W if fits and jnp.isrealobj(W) else None
+
+
+def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
+    """The matrix of the layer before adapting; of a layer with several, the matrix `name`."""
+    cls: Any = type(adapter)
+
+    def of_layer(adapter: Any) -> Any:
+        layer = at_least_float32(adapter).unwrap()
+        return cls.matrices(layer).get(name) if name else cls.matrix(layer)
+
+    return over_stack(of_layer, cls.stack_ndim(adapter.base))(adapter)
+
+
+def _decomposed(W: Array) -> tuple[Array, Array]:
+    U, _, Vt = jnp.linalg.svd(W, full_matrices=False)
+    return U, Vt
+
+
+def _length(factor: Array, is_input: bool) -> int:
+    return factor.shape[-1] if is_input else factor.shape[-2]
+
+
+def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
+    """How many directions to keep, by the path of each `A`."""
+    fraction = size if isinstance(size, float) else 0.0
+    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+    count = int(size) if is_count else 0
+    if count < 1 and not 0 < fraction < 1:
+        raise SelectionError(
+            "`size` must be a number of directions, 1 or more, or a fraction between 0 and 1, but "
+            f"is {size!r}."
+        )
+    problems: list[str] = []
+    sizes: dict[KeyPath, int] = {}
+    for product in listed:
+        smaller = min(_length(product.A.array, True), _length(product.B.array, False))
+        k = count or math.floor(fraction * smaller)
+        sizes[product.A.keys] = k
+        if k >= smaller:
+            problems.append(f"{show_path(path_str(product.A.keys))}: {smaller} directions")
+    if problems:
+        raise SelectionError(
+            f"`size={size}` leaves these matrices no direction to train:\n{bullets(problems)}\n"
+            "Give a smaller number, a fraction such as size=0.5, or adapt other layers."
+        )
+    return sizes

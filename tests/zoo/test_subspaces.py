@@ -1,0 +1,196 @@
+"""Subspaces that adapters stay away from: CLoRA's penalty, OSF's projection, against NumPy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jno.lora import SelectionError, apply_lora, lora_trainable_filter, merge_lora
+from jno.lora.optim import Subspaces, stay_orthogonal
+
+VALUE = 1e-12
+
+
+def close(actual, expected, bound=VALUE):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=bound, atol=bound)
+
+
+class Layers(eqx.Module):
+    linear: eqx.nn.Linear
+    conv: eqx.nn.Conv1d
+    stack: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 3)
+        self.linear = eqx.nn.Linear(6, 5, key=keys[0])
+        self.conv = eqx.nn.Conv1d(2, 4, 3, key=keys[1])
+        self.stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 4, key=key))(
+            jax.random.split(keys[2], 2)
+        )
+
+
+NAMES = ("linear", "conv", "stack")
+
+
+def weights(layers):
+    """The matrices, with an axis for the layers of a stack."""
+    by_name = {name: np.asarray(getattr(layers, name).weight) for name in NAMES}
+    return {
+        name: W.reshape(*W.shape[: 2 if name == "stack" else 1], -1) for name, W in by_name.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with jax.enable_x64(True):
+        return jax.tree.map(lambda x: x.astype(jnp.float64), Layers(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def moved(plain):
+    """With LoRA whose factors are not zero."""
+    with jax.enable_x64(True):
+        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrappers="lora")
+        trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+        return eqx.combine(jax.tree.map(lambda x: x + 0.3, trainable), frozen)
+
+
+def test_the_penalty_of_clora_and_its_gradient_are_the_papers(moved):
+    with jax.enable_x64(True):
+        subspaces = Subspaces.random(moved, 2, key=jax.random.key(2))
+        trainable, frozen = eqx.partition(moved, lora_trainable_filter(moved))
+        value, gradient = jax.value_and_grad(lambda t: subspaces.penalty(eqx.combine(t, frozen)))(
+            trainable
+        )
+    total = 0.0
+    for name in NAMES:
+        V, U = (
+            np.asarray(basis[f"{name}/lora_{side}"])
+            for basis, side in ((subspaces.inputs, "A"), (subspaces.outputs, "B"))
+        )
+        for basis in (V, U):
+            close(
+                basis.swapaxes(-1, -2) @ basis,
+                np.broadcast_to(np.eye(2), (*basis.shape[:-2], 2, 2)),
+            )
+        A, B = (np.asarray(getattr(getattr(moved, name), f"lora_{side}")) for side in "AB")
+        total += np.sum((A @ V) ** 2) / 2 + np.sum((B.swapaxes(-1, -2) @ U) ** 2) / 2
+        close(getattr(gradient, name).lora_A, A @ V @ V.swapaxes(-1, -2))
+        close(getattr(gradient, name).lora_B, U @ U.swapaxes(-1, -2) @ B)
+    close(value, total)
+    assert total > 0.1
+
+
+def test_the_largest_singular_triplets_are_kept(plain, moved):
+    """Whatever is trained, `W'` acts on the kept directions as `W` does."""
+    with jax.enable_x64(True):
+        projected = Subspaces.of_weights(moved, 2).project(moved)
+        after = weights(merge_lora(projected))
+    for name, W in weights(plain).items():
+        U, S, Vt = np.linalg.svd(W, full_matrices=False)
+        U, S, Vt = U[..., :2], S[..., None, :2], Vt[..., :2, :]
+        close(after[name] @ Vt.swapaxes(-1, -2), U * S)
+        close(U.swapaxes(-1, -2) @ after[name], S.swapaxes(-1, -2) * Vt)
+        assert np.max(np.abs(after[name] - W)) > 0.01
+
+
+def test_milora_with_the_projection_is_osf():
+    """Steps of gradient descent in the factors of the small triplets, with projected gradients."""
+    kept, rate = 2, 0.1
+    with jax.enable_x64(True):
+        key = jax.random.key(3)
+        layer = jax.tree.map(lambda x: x.astype(jnp.float64), eqx.nn.Linear(5, 4, key=key))
+        x = jax.random.normal(jax.random.key(4), (7, 5), jnp.float64)
+        adapted = apply_lora(layer, 2, 2.0, key=key, wrappers="milora")
+        params, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+        optimiser = optax.chain(
+            optax.sgd(rate), stay_orthogonal(Subspaces.of_weights(adapted, kept))
+        )
+        state = optimiser.init(params)
+
+        @jax.jit
+        def step(params, state):
+            def loss(p):
+                return jnp.sum(jnp.sin(jax.vmap(eqx.combine(p, frozen))(x)))
+
+            updates, state = optimiser.update(jax.grad(loss)(params), state, params)
+            return eqx.apply_updates(params, updates), state
+
+        for _ in range(3):
+            params, state = step(params, state)
+        actual = np.asarray(eqx.combine(params, frozen).merge().weight)
+    W, b, x = np.asarray(layer.weight), np.asarray(layer.bias), np.asarray(x)
+    U, S, Vt = np.linalg.svd(W, full_matrices=False)
+    high = U[:, :kept] * S[:kept] @ Vt[:kept]
+    B, A = U[:, kept:] * np.sqrt(S[kept:]), np.sqrt(S[kept:])[:, None] * Vt[kept:]
+    outside_outputs = np.eye(4) - U[:, :kept] @ U[:, :kept].T
+    outside_inputs = np.eye(5) - Vt[:kept].T @ Vt[:kept]
+    for _ in range(3):
+        gradient = np.cos(x @ (high + B @ A).T + b).T @ x
+        B, A = (
+            B - rate * outside_outputs @ gradient @ A.T,
+            A - rate * B.T @ gradient @ outside_inputs,
+        )
+    close(actual, high + B @ A, 1e-10)
+    close(actual @ Vt[:kept].T, U[:, :kept] * S[:kept], 1e-10)
+
+
+def test_adam_and_decay_never_enter_the_subspaces(moved):
+    adapted = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, moved)
+    subspaces = Subspaces.of_weights(adapted, 0.5)
+    params, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
+    params = subspaces.project(params)
+    optimiser = optax.chain(optax.adamw(0.1, weight_decay=0.1), stay_orthogonal(subspaces))
+    grads = jax.tree.map(jnp.sin, params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = jax.jit(optimiser.update)(grads, optimiser.init(params), params)
+    trained = eqx.apply_updates(params, updates)
+    assert float(subspaces.penalty(trained)) < 1e-10 < float(subspaces.penalty(adapted))
+    assert jnp.max(jnp.abs(trained.linear.lora_B - params.linear.lora_B)) > 0.01
+
+
+def test_a_fraction_is_of_each_matrix_and_may_round_to_nothing(moved):
+    kept = Subspaces.of_weights(moved, 0.4)
+    assert {path: V.shape[-1] for path, V in kept.inputs.items()} == {
+        "linear/lora_A": 2,
+        "conv/lora_A": 1,
+        "stack/lora_A": 1,
+    }
+    one_output = apply_lora(eqx.nn.Linear(3, 1, key=jax.random.key(0)), 1, key=jax.random.key(1))
+    assert Subspaces.of_weights(one_output).inputs["lora_A"].shape == (3, 0)
+    assert eqx.tree_equal(Subspaces.of_weights(one_output).project(one_output), one_output)
+
+
+@pytest.mark.parametrize("size", [0, 1.5, True, "half", -1, 0.0])
+def test_the_size_must_be_a_count_or_a_fraction(moved, size, unchecked):
+    with pytest.raises(SelectionError, match="`size` must be a number of directions"):
+        Subspaces.random(moved, size, key=jax.random.key(0))
+
+
+def test_what_is_refused(plain, moved, unchecked):
+    with pytest.raises(SelectionError, match=r"no direction to train:\n.*conv/lora_A: 4"):
+        Subspaces.of_weights(moved, 4)
+    with pytest.raises(SelectionError, match="holds no product `B A`"):
+        Subspaces.of_weights(plain, 1)
+    subspaces = Subspaces.of_weights(moved, 1)
+    with pytest.raises(SelectionError, match="has none of the factors that the subspaces are for"):
+        subspaces.project(plain)
+    with pytest.raises(SelectionError, match="has none of the factors"):
+        stay_orthogonal(subspaces).init({"w": jnp.ones(2)})
+    with pytest.raises(SelectionError, match="must be Subspaces, but is of type float"):
+        stay_orthogonal(0.5)
+    other = apply_lora(eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)), 1, key=jax.random.key(1))
+    with pytest.raises(SelectionError, match=r"length 3 at 'layers/0/lora_A', but there is f"):
+        Subspaces.of_weights(other, 1).project(
+            eqx.tree_at(lambda m: m.layers[0].lora_A, other, jnp.ones((1, 4)))
+        )
+    tied = apply_lora(
+        [eqx.nn.Linear(4, 4, key=jax.random.key(0))] * 2,
+        2,
+        key=jax.random.key(1),
+        wrappers="tied-lora",
+    )
+    with pytest.raises(SelectionError, match="the matrix of a TiedLoRALinear is not known"):
+        Subspaces.of_weights(tied, 1)
