@@ -36,6 +36,8 @@ CALLS = {
     "resolve": jno.lora.resolve,
     "retain": lambda net: jno.lora.retain(net, jnp.ones((2, 3))),
     "shrink": jno.lora.shrink,
+    "split_adapters": jno.lora.split_adapters,
+    "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
     "to_lora": jno.lora.to_lora,
     "unwrap_lora": jno.lora.unwrap_lora,
