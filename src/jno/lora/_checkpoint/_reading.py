@@ -16,10 +16,10 @@ from .._contract import LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, AdapterSum, LooseAdapter
+from .._sets import AdapterSet, AdapterSum, LooseAdapter, state_of
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
-from ._sums import Part, arrays_of_part, class_of_sum
+from ._sums import Part, class_of_sum
 
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
@@ -204,7 +204,7 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
     lines = _dtype_problems(entry.path, cls, weights)
     for part, member in zip(entry.members, cls.members, strict=True):
         place = f"{entry.path}/{part.name}"
-        lines += _problems_in(place, part, member.wrapper, arrays_of_part(part, arrays))
+        lines += _problems_in(place, part, member.wrapper, state_of(part.name, arrays))
     return lines
 
 

@@ -15,7 +15,13 @@ from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
-from .._sets import AdapterSet, AdapterSum, LooseAdapter, check_fit, extract_adapters
+from .._sets import (
+    AdapterSet,
+    AdapterSum,
+    LooseAdapter,
+    check_fit,
+    extract_adapters,
+)
 from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
@@ -147,7 +153,7 @@ def _content(
         )
     loose = adapters.adapters
     # The search for a class that no plugin provides is slow, so it runs once for each class.
-    classes = {cls for adapter in loose.values() for cls in _classes_in(adapter.wrapper)}
+    classes = {cls for adapter in loose.values() for cls in _classes_in(adapter)}
     providers = {cls: registry.provider_of(cls) for cls in classes}
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     tensors: dict[str, np.ndarray] = {}
@@ -175,9 +181,9 @@ def _content(
     return _serialised(tensors, text)
 
 
-def _classes_in(cls: type[LoRAWrapper]) -> tuple[type[LoRAWrapper], ...]:
-    """The class itself, or the classes of the members of a sum."""
-    return tuple(m.wrapper for m in cls.members) if issubclass(cls, AdapterSum) else (cls,)
+def _classes_in(adapter: LooseAdapter) -> tuple[type[LoRAWrapper], ...]:
+    is_sum = issubclass(adapter.wrapper, AdapterSum)
+    return adapter.wrapper.built_of if is_sum else (adapter.wrapper,)
 
 
 def _entry(

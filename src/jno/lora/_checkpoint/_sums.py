@@ -1,7 +1,7 @@
 """Sums of adapters in a file: the description of their members."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._contract import LoRAWrapper
@@ -72,9 +72,3 @@ def class_of_sum(
     """The class of a sum. **Raises:** as `class_of`, which finds the class of a member."""
     members = [Member(p.name, class_of(p), p.rank, p.alpha, p.trains) for p in parts]
     return sum_class(tuple(members), trains_weights)
-
-
-def arrays_of_part(part: Part, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of one member, among the arrays of its sum."""
-    prefix = f"{part.name}/"
-    return {key.removeprefix(prefix): x for key, x in arrays.items() if key.startswith(prefix)}

@@ -1,6 +1,7 @@
 """`Naming`: the named adapters of a `Net`, one or several of which are in its model."""
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from jaxtyping import PyTree
@@ -10,18 +11,11 @@ from .._contract import check_adapter_name
 from .._errors import SelectionError
 from .._paths import nearest
 from .._registry import Registry
-from .._sets import (
-    AdapterSet,
-    AdapterSum,
-    Weights,
-    check_fit,
-    extract_adapters,
-    split_adapters,
-    sum_adapters,
-)
-from .._tree import adapted_layers, holds_adapters
+from .._sets import AdapterSet, AdapterSum, Weights, check_fit, extract_adapters
+from .._tree import holds_adapters
 from ._holder import Holder, Named
 from ._state import InactiveAdapters
+from ._sums import is_sum, sets_now, summed, taken_out, with_names
 
 N = TypeVar("N", bound="Naming")
 
@@ -31,7 +25,9 @@ class Naming(Holder):
 
     def __init__(self, model: PyTree, registry: Registry | None):
         super().__init__(model, registry)
-        self._named = _named_in(model)
+        if is_sum(self._now):
+            self._now = with_names(self._now)
+            self._named = dict.fromkeys(self._now.entered)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -58,14 +54,8 @@ class Naming(Holder):
         inactive = self._find(name)
         if inactive is not None:
             return inactive.adapters
-        return self._active_sets()[name]
-
-    def _active_sets(self) -> dict[str, AdapterSet]:
-        """The sets of the active adapters, by name, with their current values."""
-        names, module = self._active_names(), (self._disabled or self._now).module
-        if self._is_sum:
-            return split_adapters(module)
-        return {name: extract_adapters(module) for name in names}
+        state = self._disabled or self._now
+        return sets_now(state)[name] if is_sum(state) else extract_adapters(state.module)
 
     def add_adapter(self: N, name: str, adapters: AdapterSet | None = None) -> N:
         """Name the adapters of the model, or add a set of adapters under a name.
@@ -77,7 +67,7 @@ class Naming(Holder):
             Without it, the adapters that `lora` made get the name, and are active.
 
         **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
-        a name, or if `adapters` do not fit the model (listing every misfit).
+        a name, if `adapters` are sums, or do not fit the model (listing every misfit).
         """
         self._refuse_disabled("add_adapter")
         check_adapter_name(name)
@@ -88,15 +78,21 @@ class Naming(Holder):
             )
         if adapters is not None:
             check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
+            if any(issubclass(a.wrapper, AdapterSum) for a in adapters.adapters.values()):
+                raise SelectionError(
+                    f"The adapters to be called {name!r} are a sum of several sets. Add each set "
+                    "by its name: split_adapters(adapters) gives them, for net.activate(...)."
+                )
         elif not holds_adapters(self.module):
             raise SelectionError(
                 f"The model carries no adapters that could be called {name!r}. Call "
                 "net.lora(...) first, or give an AdapterSet."
             )
-        elif self.active is not None:
+        elif active := self._active_names():
+            shown, first = " and ".join(map(repr, active)), next(iter(active))
             raise SelectionError(
-                f"The model's adapters are called {self.active!r} already. To add a copy, give "
-                f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
+                f"The model's adapters are called {shown} already. To add a copy, give it: "
+                f"net.add_adapter({name!r}, net.adapter({first!r}))"
             )
         inactive = None if adapters is None else InactiveAdapters(adapters)
         self._named = {**self._named, name: inactive}
@@ -118,31 +114,29 @@ class Naming(Holder):
         **Arguments:**
 
         - `names`: of one set, or of several.
-        - `weights`, `train`: as for `sum_adapters`.
+        - `weights`: by name, a number; 1 for other names. With `"train"`, one number for each set
+            and layer trains. Without numbers, the weights are as in the last sum of these sets, or
+            1. Give numbers to begin again.
+        - `train`: the names of the sets whose adapters train, as they trained before. A set that
+            does not train here keeps its values, and which of its arrays train.
 
         **Raises:** `SelectionError` if a name is unknown or there twice; as `deactivate`; and as
         `sum_adapters`.
         """
         self._refuse_mask("activate")
+        inactive = [self._find(name) for name in names]
         if not names or len(set(names)) < len(names):
             raise SelectionError(f"activate takes one name or several, each once, but got {names}.")
-        inactive = [self._find(name) for name in names]
-        if len(names) > 1 or weights is not None or train is not None:
-            return self._activate_sum(names, weights, train or ())
-        if inactive[0] is None and not self._is_sum:
+        is_alone = len(names) == 1 and weights is None and train is None
+        if is_alone and inactive == [None] and not is_sum(self._now):
             return self
-        stored = self._with_active_stored()
-        (chosen,) = (stored[name] for name in names)
-        assert chosen is not None
-        named = {**stored, **dict.fromkeys(names)}
-        return self._become(chosen.put_into(self._now.plain()), named)
-
-    def _activate_sum(self: N, names: Sequence[str], weights: Any, train: Collection[str]) -> N:
         stored, plain = self._with_active_stored(), self._now.plain()
-        sets = {name: inactive.adapters for name, inactive in stored.items() if inactive}
-        sets = {name: sets[name] for name in names}
-        module = sum_adapters(plain.module, sets, weights=weights, train=train)
-        return self._become(plain.adapted(module, {}), {**stored, **dict.fromkeys(names)})
+        chosen: Any = {name: stored[name] for name in names}
+        if is_alone:
+            state = dataclasses.replace(chosen[names[0]].put_into(plain), entered=chosen)
+        else:
+            state = summed(plain, chosen, weights, train or ())
+        return self._become(state, {**stored, **dict.fromkeys(names)})
 
     def deactivate(self: N) -> N:
         """Take the adapters out of the model. The net keeps them under their name.
@@ -187,7 +181,10 @@ class Naming(Holder):
         self._refuse_mask("load_adapters")
         self._refuse_sum("load_adapters")
         loaded = self._now.loaded(path, wrappers, registry or self._registry, strict)
-        named = _named_in(loaded.module)
+        named: Named = {}
+        if is_sum(loaded):
+            loaded = with_names(loaded)
+            named = dict.fromkeys(loaded.entered)
         if named and holds_adapters(self.module):
             raise SelectionError(
                 "The file holds a sum of adapters, and the model carries adapters already. Call "
@@ -211,11 +208,10 @@ class Naming(Holder):
 
     def _with_active_stored(self) -> Named:
         """The named adapters, after the active adapters have left the model."""
-        if self._is_sum:
-            sets = self._active_sets().items()
-            return {**self._named, **{name: InactiveAdapters(adapters) for name, adapters in sets}}
+        if is_sum(self._now):
+            return {**self._named, **taken_out(self._now)}
         if names := self._active_names():
-            return {**self._named, **{name: InactiveAdapters.of(self._now) for name in names}}
+            return {**self._named, **{name: InactiveAdapters.of(self._now, name) for name in names}}
         if holds_adapters(self.module):
             raise SelectionError(
                 "The model carries adapters without a name, which would be lost. Call "
@@ -226,22 +222,10 @@ class Naming(Holder):
     def _without(self, names: Collection[str]) -> Named:
         return {key: adapters for key, adapters in self._named.items() if key not in names}
 
-    @property
-    def _is_sum(self) -> bool:
-        """Whether the adapters in the model are a sum of named sets."""
-        state = self._disabled or self._now
-        return any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(state.module))
-
     def _refuse_sum(self, verb: str) -> None:
-        if self._is_sum:
+        if is_sum(self._now):
             names = ", ".join(map(repr, self._active_names()))
             raise SelectionError(
                 f"net.{verb}(...) cannot change a sum of adapters ({names}). Activate one of them, "
                 "or call net.deactivate() or net.merge()."
             )
-
-
-def _named_in(model: PyTree) -> Named:
-    """The names of the sets whose sum is in `model`, as active adapters."""
-    sums = (adapter for _, adapter in adapted_layers(model) if isinstance(adapter, AdapterSum))
-    return dict.fromkeys(member.name for adapter in sums for member in type(adapter).members)

@@ -1,9 +1,11 @@
 """`AdapterSum`: several adapters of one layer, whose updates are added."""
 
 import contextlib
-import functools
+import copyreg
+import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -12,15 +14,16 @@ import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from .._compute import at_least_float32
-from .._contract import LoRAWrapper, Term, adds_up
+from .._compute import at_least_float32, held_dtype
+from .._contract import LoRAWrapper, Term, adds_up, refuse_coded
 from .._errors import JnoLoraError, WrapperError
+from .._paths import bullets
 from .._registry import default_registry
 from .._tree import claims
 from ._products import Factors, is_product_class, widest
 
-# A function that builds an adapter around a layer.
-Build = Callable[[Any], LoRAWrapper]
+# The dtypes of weights.
+_REAL = ("float64", "float32", "bfloat16", "float16")
 
 
 class Member(NamedTuple):
@@ -31,6 +34,13 @@ class Member(NamedTuple):
     rank: int | None
     alpha: float | None
     trains: bool = False
+
+
+class Part(NamedTuple):
+    """An adapter around the base of a sum, and its weight; `None` if its weight is folded in."""
+
+    adapter: LoRAWrapper
+    weight: Array | None = None
 
 
 class AdapterSum(LoRAWrapper):
@@ -69,25 +79,26 @@ class AdapterSum(LoRAWrapper):
         return cls.members[0].wrapper.matrix(layer) if len(views) == 1 else None
 
     def member(self, name: str) -> LoRAWrapper:
-        """The member of that name, around the base of the sum.
-
-        A member that replaced the weight of its layer (PiSSA) does not compute its update here: its
-        own base would be a residual.
-        """
-        bare = (self.trained | self.frozen)[name]
-        return eqx.tree_at(lambda m: m.base, bare, self.base, is_leaf=lambda x: x is None)
+        """The member of that name, as an adapter of the layer before adapting."""
+        adapter = self._around_base(name)
+        cls = type(adapter)
+        if cls.unwrap is LoRAWrapper.unwrap:
+            return adapter
+        # The class replaces the weight of its layer (PiSSA): the member needs a residual.
+        return cls.from_state(self.base, adapter.state(), adapter.rank, adapter.alpha)
 
     def joined(self) -> Any:
         """One adapter, or one plain layer, that computes what the sum computes."""
-        groups, single = self._groups()
-        outer = next((g for g in groups if not g.mergeable), groups[0] if groups else None)
-        changes = [(at_least_float32(self.member(m.name)).merge(), w) for m, w in single]
-        for group in groups:
-            if group is not outer:
-                merged = at_least_float32(group.build(self.base)).merge()
-                changes.append((merged, jnp.ones((), self.weights.dtype)))
+        parts = self._parts()
+        whole = [part.adapter for part in parts if part.weight is None]
+        outer = next((a for a in whole if not type(a).mergeable), whole[0] if whole else None)
+        changes = [
+            (at_least_float32(part.adapter).merge(), part.weight)
+            for part in parts
+            if part.adapter is not outer
+        ]
         layer = _changed(self.base, changes) if changes else self.base
-        return layer if outer is None else outer.build(layer)
+        return layer if outer is None else eqx.tree_at(lambda a: a.base, outer, layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.joined()(*args, **kwargs)
@@ -97,11 +108,10 @@ class AdapterSum(LoRAWrapper):
         return layer.merge() if isinstance(layer, LoRAWrapper) else layer
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
-        weights = list(self.weights)
-        factors = [self._factors(m, w) for m, w in zip(self.members, weights, strict=True)]
-        if len({view_of(m.wrapper) for m in self.members}) > 1 or None in factors:
+        factors = self._factors()
+        if len({view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
             return None
-        return _side_by_side([pair for pair in factors if pair is not None])
+        return _side_by_side(list(factors.values()))
 
     def penalty(self) -> Array:
         """The penalties of the members that train."""
@@ -115,11 +125,11 @@ class AdapterSum(LoRAWrapper):
             f"{field}/{name}/{path}": spec
             for field in ("trained", "frozen")
             for name in getattr(self, field)
-            for path, spec in self.member(name).partition_specs().items()
+            for path, spec in self._around_base(name).partition_specs().items()
         }
 
     def state(self) -> dict[str, Any]:
-        states = {member.name: self.member(member.name).state() for member in self.members}
+        states = {m.name: self._around_base(m.name).state() for m in self.members}
         arrays = {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()}
         return {"weights": self.weights, **arrays}
 
@@ -127,77 +137,98 @@ class AdapterSum(LoRAWrapper):
     def from_state(
         cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> "AdapterSum":
+        states = {member.name: state_of(member.name, state) for member in cls.members}
+        weights, names = state.get("weights"), [*states]
+        expected = {f"{name}/{key}" for name in names for key in states[name]} | {"weights"}
+        misfits = [f"{key}: not an array of {', '.join(names)}" for key in state.keys() - expected]
+        came = "missing" if weights is None else f"{weights.dtype}{list(weights.shape)}"
+        if came not in (f"{dtype}[{len(names)}]" for dtype in _REAL):
+            misfits.append(f"weights: expected one real number for each of {names}, but is {came}")
+        if misfits:
+            raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(misfits)}")
         fields: dict[str, dict[str, Any]] = {"trained": {}, "frozen": {}}
         for member in cls.members:
-            prefix = f"{member.name}/"
-            arrays = {
-                key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)
-            }
+            arrays = states[member.name]
             adapter = member.wrapper.from_state(base, arrays, member.rank, member.alpha)
             bare = eqx.tree_at(lambda w: w.base, adapter, None)
             fields["trained" if member.trains else "frozen"][member.name] = bare
-        missing = {"weights"} - state.keys()
-        if missing or state["weights"].shape != (len(cls.members),):
-            raise WrapperError(f"The saved state has no `weights` of {len(cls.members)} members.")
-        return cls(base, **fields, weights=state["weights"])  # pyright: ignore
+        return cls(base, **fields, weights=weights)  # pyright: ignore
 
-    def _factors(self, member: Member, weight: Array) -> tuple[Array, Array] | None:
-        factors = at_least_float32(self.member(member.name)).low_rank_update()
-        if factors is None:
-            return None
-        A, B = factors
-        return A, B * weight.astype(B.dtype)
+    def _around_base(self, name: str) -> LoRAWrapper:
+        bare = (self.trained | self.frozen)[name]
+        return eqx.tree_at(lambda m: m.base, bare, self.base, is_leaf=lambda x: x is None)
 
-    def _groups(self) -> tuple[list["_Group"], list[tuple[Member, Array]]]:
-        """The members that become one adapter together, and all other members."""
-        pairs = list(zip(self.members, list(self.weights), strict=True))
-        groups: list[_Group] = []
-        factors = {member.name: self._factors(member, weight) for member, weight in pairs}
-        products = [member.wrapper for member in self.members if factors[member.name] is not None]
-        holder = _holder(products, self.base)
+    def _factors(self) -> dict[str, Any]:
+        """By name, `A` and `w B` of the members whose update is a product."""
+        factors: dict[str, Any] = {}
+        for member, weight in zip(self.members, self.weights, strict=True):
+            update = at_least_float32(self.member(member.name)).low_rank_update()
+            if update is not None:
+                A, B = update
+                factors[member.name] = A, B * weight.astype(B.dtype)
+        return factors
+
+    def _parts(self) -> list[Part]:
+        """Adapters whose changes are the change of the sum: as few as can be."""
+        remaining = dict(zip(self.members, self.weights, strict=True))
+        parts: list[Part] = []
+        factors = self._factors()
+        holder = _holder([m.wrapper for m in remaining if m.name in factors], self.base)
         if holder is not None:
             view = view_of(holder)
-            held = [
-                m for m, _ in pairs if factors[m.name] is not None and view_of(m.wrapper) is view
-            ]
+            held = [m for m in remaining if m.name in factors and view_of(m.wrapper) is view]
             A, B = _side_by_side([factors[member.name] for member in held])
-            groups.append(_Group(functools.partial(_product_around, holder, A, B), True))
-            pairs = [(member, weight) for member, weight in pairs if member not in held]
-        for wrapper in dict.fromkeys(m.wrapper for m, _ in pairs if adds_up(m.wrapper)):
-            of_class = [(member, weight) for member, weight in pairs if member.wrapper is wrapper]
-            terms = [Term(self.member(m.name).state(), m.rank, m.alpha, w) for m, w in of_class]
-            total = wrapper.sum_of(terms)
+            parts.append(Part(holder.from_state(self.base, *_allowed(A, B).as_adapter(holder))))
+            remaining = {m: weight for m, weight in remaining.items() if m not in held}
+        for cls in dict.fromkeys(m.wrapper for m in remaining if adds_up(m.wrapper)):
+            of_class = [m for m in remaining if m.wrapper is cls]
+            states = {m: self._around_base(m.name).state() for m in of_class}
+            terms = [Term(states[m], m.rank, m.alpha, remaining.pop(m)) for m in of_class]
+            total = cls.sum_of(terms)
             assert total is not None
-            build = functools.partial(_term_around, wrapper, total)
-            groups.append(_Group(build, wrapper.mergeable))
-            pairs = [(member, weight) for member, weight in pairs if member.wrapper is not wrapper]
-        for member, _ in pairs:
-            if member.wrapper.unwrap is not LoRAWrapper.unwrap:
-                raise WrapperError(
-                    f"{member.name!r} ({member.wrapper.__name__}) replaces the weight of its "
-                    "layer, and no plain LoRA here holds its update"
-                )
-        return groups, pairs
+            parts.append(Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
+        return parts + [Part(self.member(m.name), weight) for m, weight in remaining.items()]
 
 
-class _Group(NamedTuple):
-    """Members that become one adapter: how to build it around a layer, and whether it merges."""
-
-    build: Build
-    mergeable: bool
+class _SumMeta(type(LoRAWrapper)):
+    """The type of the classes of sums, which are pickled as the members that make them."""
 
 
-@functools.cache
+_CLASSES: Any = weakref.WeakValueDictionary()
+_LOCK = threading.Lock()
+
+
 def sum_class(members: tuple[Member, ...], trains_weights: bool = False) -> type[AdapterSum]:
     """The class of the sums of these members. The same members have the same class."""
-    fields = ("trained",) if any(member.trains for member in members) else ()
-    fields += ("weights",) if trains_weights else ()
-    names = ", ".join(member.name for member in members)
-    body: dict[str, Any] = {"__module__": __name__, "members": members, "adapter_fields": fields}
-    body["mergeable"] = all(member.wrapper.mergeable for member in members)
-    return types.new_class(
-        f"Sum({names})", (AdapterSum,), exec_body=lambda space: space.update(body)
-    )
+    # Python takes an `alpha` of 4 and of 4.0 for the same.
+    key = members, tuple(type(member.alpha) for member in members), trains_weights
+    with _LOCK:
+        if (known := _CLASSES.get(key)) is not None:
+            return known
+        fields = ("trained",) if any(member.trains for member in members) else ()
+        fields += ("weights",) if trains_weights else ()
+        mergeable = all(member.wrapper.mergeable for member in members)
+        body = {"members": members, "adapter_fields": fields, "mergeable": mergeable}
+        body |= {"built_of": tuple(m.wrapper for m in members), "__module__": __name__}
+        name = f"Sum({', '.join(member.name for member in members)})"
+        cls = types.new_class(
+            name, (AdapterSum,), {"metaclass": _SumMeta}, lambda space: space.update(body)
+        )
+        _CLASSES[key] = cls
+        return cls
+
+
+def _reduced(cls: Any) -> Any:
+    return sum_class, (cls.members, "weights" in cls.adapter_fields)
+
+
+copyreg.pickle(_SumMeta, _reduced)  # pyright: ignore[reportArgumentType]
+
+
+def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of the member of that name, among the arrays of its sum."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
 
 def view_of(cls: type[LoRAWrapper]) -> Any:
@@ -207,15 +238,17 @@ def view_of(cls: type[LoRAWrapper]) -> Any:
 
 def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
     """A class of plain LoRA for `layer` that sees the matrix of one of these classes."""
-    if not products:
-        return None
-    with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
-        products = [*products, *default_registry(None).resolve("lora")]
+
+    def first(classes: Sequence[type[LoRAWrapper]]) -> type[LoRAWrapper] | None:
+        suits = (c for c in classes if is_product_class(c) and view_of(c) in views)
+        return next((c for c in suits if claims(c, layer)), None)
+
     views = {view_of(cls) for cls in products}
-    return next(
-        (c for c in products if is_product_class(c) and view_of(c) in views and claims(c, layer)),
-        None,
-    )
+    holder = first(products)
+    if holder is None and products:
+        with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
+            holder = first(default_registry(None).resolve("lora"))
+    return holder
 
 
 def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
@@ -224,30 +257,26 @@ def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
     return jnp.concatenate(A), jnp.concatenate(B, axis=1)
 
 
-def _product_around(cls: type[LoRAWrapper], A: Array, B: Array, layer: Any) -> LoRAWrapper:
+def _allowed(A: Array, B: Array) -> Factors:
+    """`B A`, of a rank that an adapter may have: at most the rank of its matrix."""
     update = Factors(A, B)
-    if update.rank > update.largest_rank:  # no adapter has a rank above the rank of its matrix
-        product, (outputs, inputs) = B @ A, (B.shape[0], A.shape[1])
-        identity = jnp.eye(update.largest_rank, dtype=A.dtype)
-        update = Factors(product, identity) if outputs <= inputs else Factors(identity, product)
-    return cls.from_state(layer, *update.as_adapter(cls))
+    if update.rank <= update.largest_rank:
+        return update
+    identity = jnp.eye(update.largest_rank, dtype=A.dtype)
+    return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
-def _term_around(cls: type[LoRAWrapper], term: Term, layer: Any) -> LoRAWrapper:
-    return cls.from_state(layer, term.state, term.rank, term.alpha)
-
-
-def _changed(base: Any, changes: Sequence[tuple[Any, Array]]) -> Any:
+def _changed(base: Any, changes: Sequence[tuple[Any, Array | None]]) -> Any:
     """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
+    refuse_coded(base)
     wide = at_least_float32(base)
-    merged, weights = [layer for layer, _ in changes], [weight for _, weight in changes]
 
     def add(old: Any, start: Any, *new: Any) -> Any:
         if not eqx.is_inexact_array(start) or all(x is start for x in new):
             return old
         total = start
-        for x, w in zip(new, weights, strict=True):
-            total = total + w.astype(start.dtype) * (x - start)
-        return total.astype(old.dtype)
+        for x, (_, w) in zip(new, changes, strict=True):
+            total = total + (x - start if w is None else w.astype(held_dtype(start)) * (x - start))
+        return total.astype(held_dtype(old))
 
-    return jtu.tree_map(add, base, wide, *merged)
+    return jtu.tree_map(add, base, wide, *(layer for layer, _ in changes))

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._contract import check_adapter_name, check_number, expect_model, over_stack
+from .._contract import adds_up, check_adapter_name, check_number, expect_model, over_stack
 from .._errors import SelectionError, failing
 from .._merge import unwrap_lora
 from .._paths import bullets, nearest, show_path
-from .._tree import adapted_layers
+from .._tree import adapted_layers, enclosing
 from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of
-from ._sum import AdapterSum, Member, sum_class
+from ._sum import AdapterSum, Member, state_of, sum_class
 from ._swapping import check_fit, put_around
 
 M = TypeVar("M")
@@ -56,13 +56,16 @@ def sum_adapters(
     plain = unwrap_lora(model)
     for name, adapters in named.items():
         check_fit(plain, adapters, f"The adapters {name!r}")
-    problems = [line for path in paths_of(named.values()) for line in _problems(path, named)]
+    paths = paths_of(named.values())
+    problems = [line for path in paths for line in _problems(path, named)]
+    problems += [
+        f"{show_path(path)}: inside the adapted {show_path(outer)!r}"
+        for path, outer in enclosing(paths, paths)
+    ]
     if problems:
         raise SelectionError(f"These adapters cannot be added:\n{bullets(problems)}\n{_ADVICE}")
-    summed = {
-        path: _sum_at(path, named, factors, train, weights == "train")
-        for path in paths_of(named.values())
-    }
+    trains = isinstance(weights, str)
+    summed = {path: _sum_at(path, named, factors, train, trains) for path in paths}
     model = put_around(plain, AdapterSet(summed))
     _try_out(model)
     return model
@@ -80,21 +83,23 @@ def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
     if not isinstance(model, AdapterSet):
         expect_model(model, "split_adapters")
         adapters = extract_adapters(model)
-    sets: dict[str, dict[str, LooseAdapter]] = {}
     for path, adapter in adapters.adapters.items():
         if not issubclass(adapter.wrapper, AdapterSum):
             raise SelectionError(
                 f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
                 f"{adapter.wrapper.__name__}. Use extract_adapters(model)."
             )
-        for member in adapter.wrapper.members:
-            state = {
-                key.removeprefix(f"{member.name}/"): array
-                for key, array in adapter.state.items()
-                if key.startswith(f"{member.name}/")
-            }
-            loose = LooseAdapter(state, member.wrapper, member.rank, member.alpha, adapter.layer)
-            sets.setdefault(member.name, {})[path] = loose
+    return sets_in(adapters)
+
+
+def sets_in(adapters: AdapterSet) -> dict[str, AdapterSet]:
+    """By name, the sets whose sums are among `adapters`. Plain adapters are left out."""
+    sets: dict[str, dict[str, LooseAdapter]] = {}
+    for path, adapter in adapters.adapters.items():
+        for m in adapter.wrapper.members if issubclass(adapter.wrapper, AdapterSum) else ():
+            state = state_of(m.name, adapter.state)
+            loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
+            sets.setdefault(m.name, {})[path] = loose
     return {name: AdapterSet(of_name) for name, of_name in sets.items()}
 
 
@@ -113,7 +118,9 @@ def _checked_sets(sets: Any) -> dict[str, AdapterSet]:
     for name, adapters in sets.items():
         check_adapter_name(name)
         if not name or "/" in name:
-            raise SelectionError(f"The name {name!r} must be a text without a slash.")
+            raise SelectionError(
+                f"The name {name!r} is not for a sum: it must be a text without a slash, not empty."
+            )
         check_set(adapters, f"sets[{name!r}]")
     return dict(sets)
 
@@ -123,10 +130,9 @@ def _checked_names(what: str, given: Any, names: Collection[str]) -> list[str]:
         raise SelectionError(f"`{what}` must be a list of names, but is {given!r}.")
     for name in (given := list(given)):
         if name not in names:
-            near = nearest(str(name), names, n=1)
             raise SelectionError(
                 f"`{what}` names {name!r}, which is not among the adapters to add; did you mean "
-                f"{near[0]!r}?"
+                f"{nearest(str(name), names, n=1)[0]!r}?"
             )
     return given
 
@@ -163,7 +169,9 @@ def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
         lines.append(f"{where}: {shown(unmergeable.values())} are no changes of the weight")
     for name, adapter in here.items():
         if issubclass(adapter.wrapper, AdapterSum):
-            lines.append(f"{where}: {name!r} is a sum itself. Give its sets, by their names")
+            lines.append(f"{where}: {name!r} is a sum itself. Give its sets: split_adapters(...)")
+        elif not adapter.wrapper.mergeable and not adds_up(adapter.wrapper):
+            lines.append(f"{where}: {shown([name])} is no change of the weight, and has no weight")
     if any(s.shared for s in sets.values()):
         sharing = [name for name in here if sets[name].shared]
         lines += [f"{where}: {shown([name])} shares arrays between layers" for name in sharing]
@@ -191,13 +199,14 @@ def _sum_at(
 
 def _try_out(model: Any) -> None:
     """**Raises:** `SelectionError`, naming the path, if a sum cannot be computed."""
-    tried: set[Any] = set()
+    tried: list[Any] = []  # a static field may have no hash
     for path, adapter in adapted_layers(model):
-        cls = type(adapter)
-        if cls in tried:
+        arrays, structure = jax.tree.flatten(eqx.filter(adapter, eqx.is_array))
+        signature = structure, tuple((array.shape, array.dtype) for array in arrays)
+        if signature in tried:
             continue
-        tried.add(cls)
-        ndim = cls.stack_ndim(adapter.base)
+        tried.append(signature)
+        ndim = type(adapter).stack_ndim(adapter.base)
         with failing(f"add the updates at {show_path(path)!r}", SelectionError, _ADVICE):
             eqx.filter_eval_shape(over_stack(_arrays_of_sum, ndim), adapter)
 
