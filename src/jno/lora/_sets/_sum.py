@@ -2,9 +2,9 @@
 
 import contextlib
 import copyreg
+import functools
 import threading
 import types
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -194,28 +194,33 @@ class _SumMeta(type(LoRAWrapper)):
     """The type of the classes of sums, which are pickled as the members that make them."""
 
 
-_CLASSES: Any = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
 def sum_class(members: tuple[Member, ...], trains_weights: bool = False) -> type[AdapterSum]:
     """The class of the sums of these members. The same members have the same class."""
-    # Python takes an `alpha` of 4 and of 4.0 for the same.
-    key = members, tuple(type(member.alpha) for member in members), trains_weights
-    with _LOCK:
-        if (known := _CLASSES.get(key)) is not None:
-            return known
-        fields = ("trained",) if any(member.trains for member in members) else ()
-        fields += ("weights",) if trains_weights else ()
-        mergeable = all(member.wrapper.mergeable for member in members)
-        body = {"members": members, "adapter_fields": fields, "mergeable": mergeable}
-        body |= {"built_of": tuple(m.wrapper for m in members), "__module__": __name__}
-        name = f"Sum({', '.join(member.name for member in members)})"
-        cls = types.new_class(
-            name, (AdapterSum,), {"metaclass": _SumMeta}, lambda space: space.update(body)
-        )
-        _CLASSES[key] = cls
-        return cls
+    with _LOCK:  # two threads would make two classes
+        # Python takes an `alpha` of 4 and of 4.0 for the same.
+        return _class_of(members, tuple(type(m.alpha) for m in members), trains_weights)
+
+
+# Without a limit: JAX keeps every class of a pytree for good.
+@functools.cache
+def _class_of(
+    members: tuple[Member, ...], kinds: tuple[type, ...], trains_weights: bool
+) -> type[AdapterSum]:
+    fields = ("trained",) if any(member.trains for member in members) else ()
+    body = {
+        "members": members,
+        "adapter_fields": (*fields, "weights") if trains_weights else fields,
+        "mergeable": all(member.wrapper.mergeable for member in members),
+        "built_of": tuple(member.wrapper for member in members),
+        "__module__": __name__,
+    }
+    name = f"Sum({', '.join(member.name for member in members)})"
+    return types.new_class(
+        name, (AdapterSum,), {"metaclass": _SumMeta}, lambda space: space.update(body)
+    )
 
 
 def _reduced(cls: Any) -> Any:
