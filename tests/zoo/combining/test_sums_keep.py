@@ -100,7 +100,7 @@ def test_a_net_keeps_the_masks_of_its_sets():
 def test_frozen_members_stay_as_they_are_under_weight_decay():
     net = net_of().activate("a", "b", train=["b"])
     trainable, _ = net.partition()
-    optimiser = optax.adamw(0.1, weight_decay=0.5)
+    optimiser = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
     gradients = jax.tree.map(jnp.ones_like, trainable)
     updates, _ = optimiser.update(gradients, optimiser.init(trainable), trainable)
     net.update(optax.apply_updates(trainable, updates))

@@ -27,8 +27,8 @@ def summed(
     Without numbers in `weights`, they are as in the last sum of these sets.
     """
     adapters = {name: inactive.adapters for name, inactive in sets.items()}
-    module, names = sum_adapters(plain.module, adapters, weights=weights, train=train), {*sets}
-    former = {name: inactive.weights.get(frozenset(names)) for name, inactive in sets.items()}
+    module, names = sum_adapters(plain.module, adapters, weights=weights, train=train), [*sets]
+    former = {name: sets[name].weights.get(frozenset(names)) for name in names}
 
     def weighted(path: str, adapter: Any) -> Any:
         new = jnp.ones_like(adapter.weights[..., 0])  # of a layer that no sum had before
