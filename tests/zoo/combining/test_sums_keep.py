@@ -175,7 +175,7 @@ def test_odd_names(name, tmp_path):
     net.save_adapters(tmp_path / "sum.safetensors")
     loaded = Net(MODEL).freeze().load_adapters(tmp_path / "sum.safetensors")
     assert loaded.adapters == (name, "b") and eqx.tree_equal(loaded.module, net.module)
-    with pytest.raises(SelectionError, match="without a slash, not empty"):
+    with pytest.raises(SelectionError, match="without a slash, and not empty"):
         net_of(**{"": A, "b": B}).activate("", "b")
 
 

@@ -119,7 +119,7 @@ def _checked_sets(sets: Any) -> dict[str, AdapterSet]:
         check_adapter_name(name)
         if not name or "/" in name:
             raise SelectionError(
-                f"The name {name!r} is not for a sum: it must be a text without a slash, not empty."
+                f"The name {name!r} must be a text without a slash, and not empty."
             )
         check_set(adapters, f"sets[{name!r}]")
     return dict(sets)
