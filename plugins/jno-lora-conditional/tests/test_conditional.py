@@ -144,6 +144,10 @@ def test_nets_that_are_refused():
         Conditional(adapted().mask("lora_B"), POWERS)
     with pytest.raises(SelectionError, match="`moving` names Other, but no layer"):
         Conditional(adapted(), POWERS, moving={"Other": ("lora_B",)})
+    named = adapted().add_adapter("a")
+    named.add_adapter("b", named.adapter("a"))
+    with pytest.raises(SelectionError, match="A sum of several adapters cannot become"):
+        Conditional(named.activate("a", "b"), POWERS)
     net = adapted()
     with net.disabled():  # the block does not hide the adapters
         assert len(Conditional(net, POWERS).directions) == 3

@@ -14,6 +14,8 @@ from jno.lora import (
     combine,
     extract_adapters,
     lora_trainable_filter,
+    merge_lora,
+    sum_adapters,
     swap_adapters,
 )
 from jno_lora_arrays import declare, plain, through
@@ -250,3 +252,18 @@ def test_adapters_of_several_matrices_add_up():
     expected = plain + 0.5 * first - 2.0 * second
     y = swap_adapters(fresh, total)(x).array
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_dora_and_lora_act_at_once():
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
+    adapted = [
+        trained(Net(layer).freeze().lora(2, 3.0, wrapper=cls).module)
+        for cls in (adapters.DoRAE3nn, LoRAE3nn)
+    ]
+    sets = dict(zip(("dora", "lora"), map(extract_adapters, adapted), strict=True))
+    total = sum_adapters(layer, sets, weights={"lora": -0.5}, train=["lora"])
+    plain = layer(x).array
+    dora, lora = (a(x).array - plain for a in adapted)
+    expected = plain + dora - 0.5 * lora
+    np.testing.assert_allclose(total(x).array, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(merge_lora(total)(x).array, expected, rtol=1e-4, atol=1e-3)

@@ -21,6 +21,7 @@ from jno.lora import (
     extract_adapters,
     merge_lora,
     scale_adapters,
+    sum_adapters,
     swap_adapters,
     to_lora,
 )
@@ -118,6 +119,9 @@ def test_a_sum_is_exact(cls, double):
     rank = {OwnCP: sum(RANKS), OwnGain: None}.get(cls, min(INPUTS, OUTPUTS))
     assert report.rows[0].rank == combined["layer"].rank == rank
     assert combined["layer"].wrapper is cls and cls.__name__ in str(report)
+    named = dict(zip("abc", sets, strict=True))
+    together = sum_adapters(model_of(), named, weights=dict(zip("abc", WEIGHTS, strict=True)))
+    np.testing.assert_allclose(change_of(together), expected, rtol=0, atol=1e-13)
     half = swap_adapters(model_of(), scale_adapters(sets[1], 0.5))
     np.testing.assert_allclose(change_of(half), update_of(models[1]["layer"]) / 2, atol=1e-13)
 
@@ -175,6 +179,11 @@ def test_a_sum_of_bottlenecks_adds_up_what_they_add(getkey):
     np.testing.assert_allclose(found, 2 * first - second, atol=1e-5)
     with pytest.raises(WrapperError, match="it cannot be merged"):
         to_lora(models[0])
+    # Beside a change of the weight, both adapters act.
+    lora = perturbed(Net({"layer": layer}).lora(2, wrapper="lora").module, 0.3)
+    sets = {"a": extract_adapters(models[0]), "b": extract_adapters(lora)}
+    together = sum_adapters({"layer": layer}, sets)["layer"](x) - layer(x)
+    np.testing.assert_allclose(together, first + lora["layer"](x) - layer(x), atol=1e-5)
 
 
 def test_a_stack_is_added_up_slice_by_slice():

@@ -13,14 +13,17 @@ from jno.lora import (
     LoRALinear,
     LoRAWrapper,
     Net,
+    SelectionError,
     WrapperError,
     apply_lora,
+    extract_adapters,
     load_adapters,
     lora_report,
     lora_trainable_filter,
     merge_lora,
     plan_lora,
     save_adapters,
+    sum_adapters,
     unwrap_lora,
 )
 from jno.lora.types import JnoLoraWarning
@@ -247,3 +250,20 @@ def test_embeddings(getkey, adapter):
     coded = moved(apply_lora(base, 2, key=getkey(), wrappers=adapter))
     close(coded(3), dequantize(coded)(3))
     close(coded(3), merge_lora(dequantize(coded))(3))
+
+
+def test_sums_add_products_and_refuse_other_changes():
+    model, x = quantize(make_model(jr.key(0)), "int8"), jnp.linspace(-1.0, 1.0, 6)
+    names = {"a": "lora", "b": "rslora", "dora": "dora"}
+    adapted = {
+        name: moved(apply_lora(model, 2, key=jr.key(1), wrappers=cls, target="^layers/0"))
+        for name, cls in names.items()
+    }
+    sets = {name: extract_adapters(a) for name, a in adapted.items()}
+    y = model.layers[0](x)
+    a, b = (adapted[name].layers[0](x) - y for name in "ab")
+    total = sum_adapters(model, {name: sets[name] for name in "ab"}, weights={"b": -0.5})
+    close(total.layers[0](x), y + a - 0.5 * b, 1e-4)
+    with pytest.raises(SelectionError, match="add the updates at 'layers/0'") as error:
+        sum_adapters(model, sets)
+    assert "quantised" in str(error.value)

@@ -31,7 +31,9 @@ from ._sets import (
     extract_adapters,
     scale_adapters,
     shrink,
+    split_adapters,
     stack_adapters,
+    sum_adapters,
     swap_adapters,
     take_adapters,
     to_lora,
@@ -58,7 +60,8 @@ __all__ += ["partial_lora_trainable_filter", "penalty", "retain"]
 __all__ += ["adapter_effects", "citation", "lora_report", "plot_adapters"]
 __all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "read_metadata"]
 __all__ += ["save_adapters"]
-__all__ += ["scale_adapters", "shrink", "stack_adapters", "swap_adapters", "take_adapters"]
+__all__ += ["scale_adapters", "shrink", "split_adapters", "stack_adapters", "sum_adapters"]
+__all__ += ["swap_adapters", "take_adapters"]
 if TYPE_CHECKING:
     __all__ += _adapters.__all__
 

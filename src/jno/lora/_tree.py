@@ -238,8 +238,8 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
     """By path, a line for each adapter of `model` around the layer there, or inside of it."""
     adapters = {path: type(adapter).__name__ for path, adapter in adapted_layers(model)}
     wanted = dict.fromkeys(paths)
-    outer = [(path, "inside", adapted) for path, adapted in _enclosing(wanted, adapters)]
-    inner = [(path, "around", adapted) for adapted, path in _enclosing(adapters, wanted)]
+    outer = [(path, "inside", adapted) for path, adapted in enclosing(wanted, adapters)]
+    inner = [(path, "around", adapted) for adapted, path in enclosing(adapters, wanted)]
     lines: dict[str, list[str]] = {}
     for path, where, adapted in (*outer, *inner):
         place = f"{show_path(path)}: {where} the {adapters[adapted]} at {show_path(adapted)!r}"
@@ -252,7 +252,7 @@ def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
     kinds = tuple(NORMALISED)
     norms = {path_str(keys) for keys, node in modules_in(model) if issubclass(type(node), kinds)}
     outermost: dict[str, str] = {}
-    for path, norm in _enclosing(paths, norms):
+    for path, norm in enclosing(paths, norms):
         outermost.setdefault(path, norm)
     return outermost
 
@@ -266,7 +266,7 @@ def refuse_second(path: str, seen: Container[str], nouns: str) -> None:
         )
 
 
-def _enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[tuple[str, str]]:
+def enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a path and an outer path that encloses it, the outermost first.
 
     Only the lengths of the outer paths are tried, so that deep paths cost no more than short paths.

@@ -8,7 +8,15 @@ from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, Plugi
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
-from ._sets import AdapterSet, LayerForm, LooseAdapter, Triplets, UpdateReport, UpdateRow
+from ._sets import (
+    AdapterSet,
+    AdapterSum,
+    LayerForm,
+    LooseAdapter,
+    Triplets,
+    UpdateReport,
+    UpdateRow,
+)
 from ._showing import Table
 from ._tree import LeftOut
 
@@ -19,6 +27,7 @@ __all__ = [
     "AdapterEffect",
     "AdapterEffects",
     "AdapterSet",
+    "AdapterSum",
     "Allocation",
     "AllocationRow",
     "ConvLike",

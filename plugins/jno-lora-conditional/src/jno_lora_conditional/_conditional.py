@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
 from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
+from jno.lora.types import AdapterSum
 
 from ._bases import Basis
 from ._moving import moving_fields, starting_at_zero, with_fields
@@ -225,6 +226,11 @@ def _checked(net: Net) -> tuple[Net, PyTree]:
         raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
+    if any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(net.module)):
+        raise SelectionError(
+            "A sum of several adapters cannot become a conditional. Call net.merge(), and adapt "
+            "the merged model."
+        )
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
         raise SelectionError(
             "A conditional trains the adapters, and nothing else: other arrays would change the "

@@ -6,7 +6,6 @@ The file calls an array `PATH:NAME`, as in `layers/0:lora_A`. Later versions may
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,12 +13,16 @@ from .._paths import FEW, bullets, show_path
 from .._sets import LayerForm
 from ._container import MalformedError, brief, parse_json
 from ._kinds import (
+    ALPHA,
+    BOOL,
+    CLASS_NAME,
     COUNT,
     DISTRIBUTION,
     PATH,
     SHAPE,
     TEXT,
     TEXTS,
+    VERSION,
     Kind,
     check,
     is_count,
@@ -28,10 +31,11 @@ from ._kinds import (
     matching,
 )
 from ._metadata import check_metadata
+from ._sums import Part, parts_in
 
 # The key in the metadata, and the version of the format.
 KEY = "jno.lora"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Entry:
 
     - `distribution`, `version`: of the plugin that provides the class; else `None` and `""`.
     - `base_values`: a hash of the layer's values, if the file has one.
+    - `members`, `trains_weights`: of a sum of adapters, whose arrays are `NAME/...` and `weights`.
     """
 
     path: str
@@ -52,6 +57,8 @@ class Entry:
     arrays: tuple[str, ...]
     layer: LayerForm
     base_values: str | None = None
+    members: tuple[Part, ...] = ()
+    trains_weights: bool = False
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -63,7 +70,11 @@ class Entry:
         form = self.layer
         arrays = {path: {"shape": shape, "dtype": dtype} for path, shape, dtype in form.arrays}
         layer = {"class": form.layer, "stack_ndim": form.stack_ndim, "arrays": arrays}
-        return {name: getattr(self, name) for name in _ADAPTER} | {"layer": layer}
+        values = {name: getattr(self, name) for name in _ADAPTER} | {"layer": layer}
+        if not self.members:
+            return values
+        members = {part.name: part.as_json() for part in self.members}
+        return values | {"members": members, "trains_weights": self.trains_weights}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +124,9 @@ class Configuration:
 
     @property
     def format_version(self) -> int:
-        # Older versions can read files without shared arrays and extensions. They skip metadata.
+        # Older versions can read files without these. They skip metadata.
+        if any(entry.members for entry in self.entries):
+            return 4
         if self.extension is not None:
             return 3
         return 2 if self.shared else 1
@@ -218,20 +231,20 @@ def _entry(path: str, adapter: dict[str, Any]) -> Entry:
     layer = values["layer"]
     arrays = ((key, tuple(info["shape"]), info["dtype"]) for key, info in layer["arrays"].items())
     form = LayerForm(layer["class"], tuple(arrays), layer["stack_ndim"])
-    return Entry(path, **values | {"arrays": tuple(values["arrays"]), "layer": form})
+    values |= {"arrays": tuple(values["arrays"]), "layer": form}
+    check(adapter.get("trains_weights"), BOOL.or_null(), f"adapters/{path}/trains_weights")
+    trains_weights = bool(adapter.get("trains_weights"))
+    members = parts_in(adapter.get("members"), path)
+    return Entry(path, **values, members=members, trains_weights=trains_weights)
 
 
 _ADAPTER = {
-    # Messages show code with the class, and a command with the distribution and its version. So
-    # these three must not hold anything else.
-    "wrapper": Kind("the name of a class", lambda x: is_text(x) and x.isidentifier()),
+    "wrapper": CLASS_NAME,
     "distribution": DISTRIBUTION.or_null(),
-    "version": matching("a version", r"[0-9A-Za-z.+!-]{0,100}"),
+    "version": VERSION,
     "variant": TEXT.or_null(),
     "rank": COUNT.or_null(),
-    "alpha": Kind(
-        "a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max
-    ).or_null(),
+    "alpha": ALPHA.or_null(),
     "base_values": matching("a hash", r"[a-z0-9_]{1,20}:[0-9a-f]{8,128}").or_null(),
     "arrays": TEXTS,
     "layer": {

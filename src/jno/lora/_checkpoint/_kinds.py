@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,4 +69,10 @@ SHAPE = Kind(
     "a list of whole numbers, or is too large",
     lambda x: isinstance(x, list) and all(type(n) is int and n >= 0 for n in x) and fits_numpy(x),
 )
+# Messages show code with the class, and a command with the distribution and its version. So these
+# three must not hold anything else.
+CLASS_NAME = Kind("the name of a class", lambda x: is_text(x) and x.isidentifier())
 DISTRIBUTION = matching("a normalised name (PEP 503)", r"(?!.{101})[a-z0-9]+(-[a-z0-9]+)*")
+VERSION = matching("a version", r"[0-9A-Za-z.+!-]{0,100}")
+ALPHA = Kind("a finite number", lambda x: type(x) in (int, float) and abs(x) <= sys.float_info.max)
+BOOL = Kind("true or false", lambda x: isinstance(x, bool))

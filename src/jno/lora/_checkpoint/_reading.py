@@ -1,6 +1,7 @@
 """From a file to adapters, without a model."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,9 +16,10 @@ from .._contract import LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, LooseAdapter
+from .._sets import AdapterSet, AdapterSum, LooseAdapter, state_of
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
+from ._sums import Part, class_of_sum
 
 Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 
@@ -162,17 +164,29 @@ def _classes_of(
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     by_class: dict[Any, list[Entry]] = {}
     for entry in entries:
-        by_class.setdefault((entry.distribution, entry.version, entry.wrapper), []).append(entry)
+        sums = entry.members, entry.trains_weights
+        name = entry.distribution, entry.version, entry.wrapper, *sums
+        by_class.setdefault(name, []).append(entry)
     classes: dict[str, type[LoRAWrapper]] = {}
     problems: Problems = {}
     for alike in by_class.values():
         try:
-            classes |= dict.fromkeys([x.path for x in alike], _class_of(alike[0], given, registry))
+            cls = _class_of_entry(alike[0], given, registry)
+            classes |= dict.fromkeys([x.path for x in alike], cls)
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
             problems[f"{paths}{more}: {err}"] = err
     return classes, problems
+
+
+def _class_of_entry(
+    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+) -> type[LoRAWrapper]:
+    if not entry.members:
+        return _class_of(entry, given, registry)
+    class_of = functools.partial(_class_of, given=given, registry=registry)
+    return class_of_sum(entry.members, entry.trains_weights, class_of)
 
 
 def _dtype_problem(where: str, array: np.ndarray) -> str:
@@ -184,19 +198,36 @@ def _dtype_problem(where: str, array: np.ndarray) -> str:
 
 
 def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndarray]) -> list[str]:
+    if not issubclass(cls, AdapterSum):
+        return _problems_in(entry.path, entry, cls, arrays)
+    weights = {name: array for name, array in arrays.items() if "/" not in name}
+    lines = _dtype_problems(entry.path, cls, weights)
+    for part, member in zip(entry.members, cls.members, strict=True):
+        place = f"{entry.path}/{part.name}"
+        lines += _problems_in(place, part, member.wrapper, state_of(part.name, arrays))
+    return lines
+
+
+def _problems_in(
+    path: str, entry: Entry | Part, cls: type[LoRAWrapper], arrays: Mapping[str, Any]
+) -> list[str]:
+    return _dtype_problems(path, cls, arrays) + [
+        f"{show_path(path)}: its {name} is null, but a {cls.__name__} needs a finite number"
+        for name in takes(cls)
+        if getattr(entry, name) is None
+    ]
+
+
+def _dtype_problems(path: str, cls: type[LoRAWrapper], arrays: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     for name, array in arrays.items():
-        where, dtype = f"{show_path(entry.path)}/{name}", array.dtype
+        where, dtype = f"{show_path(path)}/{name}", array.dtype
         trains = name.partition("/")[0] in (*cls.adapter_fields, *cls.optional_fields)
         if problem := _dtype_problem(where, array):
             problems.append(problem)
         elif trains and not jnp.issubdtype(dtype, jnp.inexact):
             problems.append(f"{where}: {dtype}, but it trains, so it must have a floating dtype")
-    return problems + [
-        f"{show_path(entry.path)}: its {name} is null, but a {cls.__name__} needs a finite number"
-        for name in takes(cls)
-        if getattr(entry, name) is None
-    ]
+    return problems
 
 
 def warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
@@ -231,7 +262,7 @@ def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
 
 
 def _class_of(
-    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+    entry: Entry | Part, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> type[LoRAWrapper]:
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:

@@ -11,17 +11,24 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .._contract import Handle, expect_model
+from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
-from .._sets import AdapterSet, LooseAdapter, check_fit, extract_adapters
+from .._sets import (
+    AdapterSet,
+    AdapterSum,
+    LooseAdapter,
+    check_fit,
+    extract_adapters,
+)
 from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry, Extension, section_of
 from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
 from ._metadata import as_metadata
+from ._sums import SUM, Part
 from ._writing import write_atomically
 
 
@@ -75,7 +82,8 @@ def _refuse_half(model: PyTree) -> None:
         fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
         # A skeleton of shapes is whole: `save` says that it has no values.
         arrays = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-        halves = eqx.filter((fields, adapter.base), arrays)
+        # A sum may train nothing.
+        halves = eqx.filter((fields, adapter.base) if fields else (adapter.base,), arrays)
         if not all(map(jax.tree.leaves, halves)):
             raise CheckpointError(
                 f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
@@ -145,7 +153,8 @@ def _content(
         )
     loose = adapters.adapters
     # The search for a class that no plugin provides is slow, so it runs once for each class.
-    providers = {cls: registry.provider_of(cls) for cls in {a.wrapper for a in loose.values()}}
+    classes = {cls for adapter in loose.values() for cls in _classes_in(adapter)}
+    providers = {cls: registry.provider_of(cls) for cls in classes}
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     tensors: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
@@ -153,7 +162,7 @@ def _content(
         where = show_place(adapter.wrapper, path)
         if not adapter.state:
             raise CheckpointError(f"There are no arrays to save in {where}.")
-        entry = _entry(path, adapter, providers[adapter.wrapper], base_values.get(path))
+        entry = _entry(path, adapter, providers, base_values.get(path))
         entries.append(entry)
         for name, tensor in entry.tensors.items():
             tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
@@ -172,20 +181,41 @@ def _content(
     return _serialised(tensors, text)
 
 
+def _classes_in(adapter: LooseAdapter) -> tuple[type[LoRAWrapper], ...]:
+    is_sum = issubclass(adapter.wrapper, AdapterSum)
+    return adapter.wrapper.built_of if is_sum else (adapter.wrapper,)
+
+
 def _entry(
-    path: str, adapter: LooseAdapter, provider: RegisteredWrapper | None, base_values: str | None
+    path: str,
+    adapter: LooseAdapter,
+    providers: Mapping[Any, RegisteredWrapper | None],
+    base_values: str | None,
 ) -> Entry:
-    cls = adapter.wrapper
-    plugin = None, ""
-    if provider is not None and provider.distribution != IN_PROCESS:
-        plugin = provider.distribution, provider.version
-    # A NumPy number becomes a Python number, which JSON knows.
-    rank = None if adapter.rank is None else operator.index(adapter.rank)
-    alpha = adapter.alpha if isinstance(adapter.alpha, int | None) else float(adapter.alpha)
-    arrays = tuple(adapter.state)
-    return Entry(
-        path, cls.__name__, *plugin, cls.variant, rank, alpha, arrays, adapter.layer, base_values
+    cls, arrays = adapter.wrapper, tuple(adapter.state)
+    if not issubclass(cls, AdapterSum):
+        described = _described(cls, providers[cls], adapter.rank, adapter.alpha)
+        return Entry(path, *described, arrays, adapter.layer, base_values)
+    parts = tuple(
+        Part(m.name, *_described(m.wrapper, providers[m.wrapper], m.rank, m.alpha), m.trains)
+        for m in cls.members
     )
+    described = SUM, None, "", None, None, None
+    trains = "weights" in cls.adapter_fields
+    return Entry(path, *described, arrays, adapter.layer, base_values, parts, trains)
+
+
+def _described(
+    cls: type[LoRAWrapper], provider: RegisteredWrapper | None, rank: Any, alpha: Any
+) -> tuple[str, str | None, str, str | None, int | None, float | None]:
+    """The name of a class, its distribution and version, its variant, the rank and alpha."""
+    distribution, version = None, ""
+    if provider is not None and provider.distribution != IN_PROCESS:
+        distribution, version = provider.distribution, provider.version
+    # A NumPy number becomes a Python number, which JSON knows.
+    rank = None if rank is None else operator.index(rank)
+    alpha = alpha if isinstance(alpha, int | None) else float(alpha)
+    return cls.__name__, distribution, version, cls.variant, rank, alpha
 
 
 def values_of(array: Any, what: str) -> np.ndarray:

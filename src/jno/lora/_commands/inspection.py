@@ -15,11 +15,11 @@ from .._showing import Table, table
 _COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "path": ("left", lambda adapter: show_path(adapter["path"])),
     "layer": ("left", lambda adapter: adapter["layer"]["class"]),
-    "adapter": ("left", lambda adapter: adapter["wrapper"]),
-    "distribution": ("left", lambda adapter: adapter["distribution"] or "(no plugin)"),
-    "version": ("left", lambda adapter: adapter["version"]),
-    "rank": ("right", lambda adapter: _number(adapter["rank"])),
-    "alpha": ("right", lambda adapter: _number(adapter["alpha"])),
+    "adapter": ("left", lambda adapter: _members(adapter, "wrapper", named=True)),
+    "distribution": ("left", lambda adapter: _members(adapter, "distribution") or "(no plugin)"),
+    "version": ("left", lambda adapter: _members(adapter, "version")),
+    "rank": ("right", lambda adapter: _members(adapter, "rank")),
+    "alpha": ("right", lambda adapter: _members(adapter, "alpha")),
     "arrays": ("right", lambda adapter: f"{len(adapter['arrays'])}"),
     "numbers": ("right", lambda adapter: f"{adapter['numbers']:,}"),
     "bytes": ("right", lambda adapter: f"{adapter['bytes']:,}"),
@@ -121,5 +121,14 @@ def _size(tensors: Iterable[Any]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:g}"
+def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
+    """The value of an adapter, or the values of the members of a sum."""
+    members = adapter.get("members", {"": adapter})
+    shown = {name: _shown_value(member[key]) for name, member in members.items()}
+    if not named:
+        return ", ".join(dict.fromkeys(shown.values()))
+    return " + ".join(f"{name}: {value}" if name else value for name, value in shown.items())
+
+
+def _shown_value(value: str | float | None) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,7 +12,15 @@ from ._checks import (
     check_same_structure,
     expect_model,
 )
-from ._coded import CodedArray, class_of, coded_size, is_coded, row_products, with_arrays
+from ._coded import (
+    CodedArray,
+    class_of,
+    coded_size,
+    is_coded,
+    refuse_coded,
+    row_products,
+    with_arrays,
+)
 from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike

@@ -124,5 +124,6 @@ def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = Tru
 def check_adapter_name(name: Any) -> None:
     """**Raises:** `SelectionError` for a name of adapters that is not a string."""
     if not isinstance(name, str):
-        hint = " `combine` makes one set of several." if isinstance(name, list | tuple) else ""
+        is_list = isinstance(name, list | tuple)
+        hint = " Several sets act together by net.activate('a', 'b')." if is_list else ""
         raise SelectionError(f"The name of adapters must be a string, but is {name!r}.{hint}")

@@ -70,13 +70,15 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
     # are not compiled as a whole: for layers that share parts, but no structure.
     compiles_parts: ClassVar[bool] = False
     # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
-    # OpenReview), and how many parameters train, as a formula.
+    # OpenReview), and how many parameters train, as a formula. Two rotations are not added up.
     family: ClassVar[str | None] = None
     paper: ClassVar[str | None] = None
     formula: ClassVar[str | None] = None
     # For summaries: a phrase on what a call costs in addition to the layer, if that matters.
     cost: ClassVar[str | None] = None
     bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
+    # The classes of the adapters that an adapter is built of, such as a sum: for `citation`.
+    built_of: ClassVar[tuple[type["LoRAWrapper"], ...]] = ()
     # Statistics of data that the start depends on, by name ("input_covariance", "input_mean",
     # "output_covariance", "gradient") or as classes. The constructor gets them as `statistics=`, a
     # dict by name, of one layer. They may be zero or of low rank.

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from jaxtyping import PyTree
 
-from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
-from .._contract import Handle, check_adapter_name, expect_model
+from .._checkpoint import FilePath, layers_to_hash, save
+from .._contract import Handle, expect_model
 from .._errors import SelectionError, warn
-from .._paths import bullets, nearest, show_path
+from .._paths import bullets, show_path
 from .._planning import MaskLike
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, check_fit, extract_adapters
+from .._sets import extract_adapters
 from .._trainability import partial_lora_trainable_filter
 from .._tree import holds_adapters
 from ._state import UNKNOWN, InactiveAdapters, NetState
@@ -78,100 +78,6 @@ class Holder(Handle):
         """The leaves that train: Python bools in the structure of `module`."""
         return self._now.trainable
 
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters, oldest first."""
-        return tuple(self._named)
-
-    @property
-    def active(self) -> str | None:
-        """The name of the adapters in the model. `None` without adapters, or without a name."""
-        if self._disabled is not None:
-            return None
-        return next((name for name, inactive in self._named.items() if inactive is None), None)
-
-    def adapter(self, name: str) -> AdapterSet:
-        """The adapters of that name with their current values, to save, scale or combine them.
-
-        **Raises:** `SelectionError` if the name is unknown.
-        """
-        inactive = self._find(name)
-        if inactive is not None:
-            return inactive.adapters
-        return extract_adapters((self._disabled or self._now).module)
-
-    def add_adapter(self: H, name: str, adapters: AdapterSet | None = None) -> H:
-        """Name the adapters of the model, or add a set of adapters under a name.
-
-        **Arguments:**
-
-        - `name`: a new name.
-        - `adapters`: a set (`extract_adapters`, `combine`), which `activate` puts into the model.
-            Without it, the adapters that `lora` made get the name, and are active.
-
-        **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
-        a name, or if `adapters` do not fit the model (listing every misfit).
-        """
-        self._refuse_disabled("add_adapter")
-        check_adapter_name(name)
-        if name in self._named:
-            raise SelectionError(
-                f"There are adapters called {name!r} already. Choose another name, or call "
-                f"net.delete_adapter({name!r}) first."
-            )
-        if adapters is not None:
-            check_fit(self._now.plain().module, adapters, f"The adapters to be called {name!r}")
-        elif not holds_adapters(self.module):
-            raise SelectionError(
-                f"The model carries no adapters that could be called {name!r}. Call "
-                "net.lora(...) first, or give an AdapterSet."
-            )
-        elif self.active is not None:
-            raise SelectionError(
-                f"The model's adapters are called {self.active!r} already. To add a copy, give "
-                f"it: net.add_adapter({name!r}, net.adapter({self.active!r}))"
-            )
-        inactive = None if adapters is None else InactiveAdapters(adapters)
-        self._named = {**self._named, name: inactive}
-        return self
-
-    def activate(self: H, name: str) -> H:
-        """Exchange the model's adapters for the adapters of that name.
-
-        The net keeps the former adapters under their name. Each set keeps its values, and which of
-        its arrays and of its layers' arrays train, even if `freeze` is called meanwhile. Adapters
-        that become active for the first time train as after `lora`. A `lora` call adds to the
-        active adapters.
-
-        **Raises:** `SelectionError` if the name is unknown, and as `deactivate`.
-        """
-        self._refuse_mask("activate")
-        inactive = self._find(name)
-        if inactive is None:
-            return self
-        named = {**self._with_active_stored(), name: None}
-        return self._become(inactive.put_into(self._now.plain()), named)
-
-    def deactivate(self: H) -> H:
-        """Take the adapters out of the model. The net keeps them under their name.
-
-        The layers that they wrapped stay as frozen as before (see `unfreeze`).
-
-        **Raises:** `SelectionError` if the model carries adapters without a name (which would be
-        lost), or if a mask is pending.
-        """
-        self._refuse_mask("deactivate")
-        return self._become(self._now.plain(), self._with_active_stored())
-
-    def delete_adapter(self: H, name: str) -> H:
-        """Drop the adapters of that name. Active adapters leave the model.
-
-        **Raises:** `SelectionError` if the name is unknown, or if a mask is pending.
-        """
-        self._refuse_mask("delete_adapter")
-        state = self._now.plain() if self._find(name) is None else self._now
-        return self._become(state, self._without(name))
-
     @contextlib.contextmanager
     def disabled(self: H) -> Iterator[H]:
         """A block in which the net is the model without adapters, and cannot be changed.
@@ -230,27 +136,6 @@ class Holder(Handle):
                 f"net.update(trainable) {then}."
             )
 
-    def load_adapters(
-        self: H,
-        path: FilePath,
-        *,
-        strict: Strict = True,
-        wrappers: Classes = (),
-        registry: Registry | None = None,
-    ) -> H:
-        """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
-
-        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
-        as it was. The loaded adapters join the active adapters; to keep them apart, give
-        `add_adapter` the set that `read_adapters` returns.
-
-        **Arguments** and **Raises:** as `load_adapters`. The default `registry` is the net's. Also
-        raises a `CheckpointError` if the net carries an adapter around a layer of the file, or in
-        such a layer, and a `SelectionError` if a mask is pending.
-        """
-        self._refuse_mask("load_adapters")
-        return self._become(self._now.loaded(path, wrappers, registry or self._registry, strict))
-
     def _become(self: H, state: NetState, named: Named | None = None) -> H:
         # Python handles Ctrl-C where it calls a function. These assignments call none, so an
         # interrupt finds either the old state or the new state.
@@ -274,25 +159,3 @@ class Holder(Handle):
                 f"net.{verb}(...) was called in a `with net.disabled()` block. Its end would undo "
                 "the change. Call it after the block."
             )
-
-    def _find(self, name: str) -> InactiveAdapters | None:
-        check_adapter_name(name)
-        if name in self._named:
-            return self._named[name]
-        near = nearest(str(name), self._named, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; no adapters have a name."
-        raise SelectionError(f"No adapters are called {name!r}{hint}")
-
-    def _with_active_stored(self) -> Named:
-        """The named adapters, after the active adapters have left the model."""
-        if self.active is not None:
-            return {**self._named, self.active: InactiveAdapters.of(self._now)}
-        if holds_adapters(self.module):
-            raise SelectionError(
-                "The model carries adapters without a name, which would be lost. Call "
-                "net.add_adapter(name) to keep them, or net.unwrap() to drop them."
-            )
-        return self._named
-
-    def _without(self, name: str | None) -> Named:
-        return {key: adapters for key, adapters in self._named.items() if key != name}

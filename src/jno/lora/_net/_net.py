@@ -18,11 +18,11 @@ from .._registry import Registry
 from .._reports import LoraReport, report_on
 from .._shared_arrays import resolve
 from .._tree import callable_model
-from ._holder import Holder
+from ._naming import Naming
 from ._state import originals_of
 
 
-class Net(Holder):
+class Net(Naming):
     """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
     Every control acts at once and returns the handle, so that calls may be chained:
@@ -37,7 +37,8 @@ class Net(Holder):
 
     `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
     control that raises changes nothing: the mask is still set. A net may hold several sets of
-    adapters by name, one set in the model (`add_adapter`, `activate`, `deactivate`).
+    adapters by name, with one set, or the sum of several sets, in the model (`add_adapter`,
+    `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they hold. The net keeps the original
     layer too, to restore it bit for bit. This is a second copy of the weight in memory.
@@ -134,6 +135,7 @@ class Net(Holder):
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
         self._refuse_disabled("lora")
+        self._refuse_sum("lora")
         state = self._now
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
@@ -231,7 +233,7 @@ class Net(Holder):
         state, merged = self._now, self._now.merged()
         if state.identity is not None and any(jax.tree.leaves(state.trainable)):
             self._warn_of_missing_update(state, "merged", "before net.merge()")
-        return self._become(merged, self._without(self.active))
+        return self._become(merged, self._without(self._active_names()))
 
     def unwrap(self) -> "Net":
         """Drop every adapter in the model, and its name, and restore the layers.
@@ -239,7 +241,7 @@ class Net(Holder):
         **Raises:** `SelectionError` if a mask is pending.
         """
         self._refuse_mask("unwrap")
-        return self._become(self._now.plain(), self._without(self.active))
+        return self._become(self._now.plain(), self._without(self._active_names()))
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.

@@ -45,6 +45,7 @@ class NetState:
 
     - `identity`: an object that stands for its adapters, whatever their values; else `None`.
     - `asked_ranks`: by path, the ranks that `lora` was asked for, which a small layer clamps.
+    - `entered`: by name, the sets that are in `module`, as they were before.
     """
 
     module: PyTree
@@ -52,6 +53,7 @@ class NetState:
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
     identity: object = dataclasses.field(default_factory=object)
     asked_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    entered: Mapping[str, "InactiveAdapters"] = dataclasses.field(default_factory=dict)
 
     def adapted(
         self,
@@ -64,7 +66,14 @@ class NetState:
         trainable = carry_to_adapted(self.trainable, module, replaced)
         originals = _without(self.originals, replaced) | dict(originals)
         asked_ranks = _without(self.asked_ranks, replaced) | dict(asked_ranks)
-        return NetState(module, trainable, originals, asked_ranks=asked_ranks)
+        return dataclasses.replace(
+            self,
+            module=module,
+            trainable=trainable,
+            originals=originals,
+            identity=object(),
+            asked_ranks=asked_ranks,
+        )
 
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
@@ -147,16 +156,19 @@ class InactiveAdapters:
 
     - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
         Leaves without an entry train as in a new adapter.
+    - `weights`: by the names of the sets of a sum, the weights of this set in that sum, by path.
     """
 
     adapters: AdapterSet
     trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    weights: Mapping[frozenset[str], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     identity: object = dataclasses.field(default_factory=object)
 
     @classmethod
-    def of(cls, state: NetState) -> "InactiveAdapters":
+    def of(cls, state: NetState, name: str) -> "InactiveAdapters":
         masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
-        return cls(extract_adapters(state.module), masks, state.identity)
+        weights = state.entered[name].weights if name in state.entered else {}
+        return cls(extract_adapters(state.module), masks, weights, state.identity)
 
     def put_into(self, plain: NetState) -> NetState:
         """The model of `plain`, which has no adapters, with this set."""

@@ -15,7 +15,8 @@ def citation(model: PyTree) -> str:
     """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
 
     The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
-    `paper` gives a comment with the arXiv number; without either, a comment that says so.
+    `paper` gives a comment with the arXiv number; without either, a comment that says so. A sum of
+    adapters has the entries of its members.
 
     **Arguments:** `model`, any pytree, adapted or not.
 
@@ -25,7 +26,8 @@ def citation(model: PyTree) -> str:
     """
     expect_model(model, "citation")
     unique: dict[str, None] = {}  # in the order of the model, as a set would not be
-    for cls in dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model)):
+    adapters = (type(adapter) for _, adapter in adapted_layers(model))
+    for cls in dict.fromkeys(cls for adapter in adapters for cls in adapter.built_of or [adapter]):
         if cls.bibtex is not None:
             entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
         elif cls.paper is not None:

@@ -1,5 +1,6 @@
 """Gradients preconditioned by the factors, `r x r`: Riemannian LoRA, and LoRA-FA's correction."""
 
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._compute import at_least_float32, gauss_jordan
-from .._contract import LoRAWrapper, expect_model
+from .._contract import LoRAWrapper, expect_model, is_adapter
 from .._errors import SelectionError
 from .._paths import KeyPath, bullets, path_str, show_path
+from .._sets import AdapterSum
 from ._factors import ADVICE, Product, products
 
 
@@ -85,11 +87,13 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
 
     **Arguments:**
 
-    - `model`: the adapted model, which holds the factors `A`; the optimiser does not see them.
+    - `model`: the adapted model, which holds the factors `A`; the optimiser does not see them. In a
+        sum of adapters, the weight of a member is a factor of its `s`. Weight 0 gives a step of 0.
     - `damping`: `delta`, as in `scale_by_riemannian`.
 
     **Raises:** `SelectionError` unless `damping` is positive, or if `model` is a `Net` or a set; at
-    `init`, if there is no adapter of an update `s B A` with `A` frozen and `B` among `params`.
+    `init`, if there is no adapter of an update `s B A` with `A` frozen and `B` among `params`, or
+    if the weights of a sum train, and `s` with them.
 
     Paper: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
     Fine-tuning", arXiv:2308.03303.
@@ -110,7 +114,13 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
                 'net.mask("lora_A$").freeze(), and give lora_fa the model that is partitioned, '
                 "net.module."
             )
-        return PreconditionerState({path_str(x.B.keys): _correction(x, damping) for x in frozen})
+        weights = _weights_of_members(model, trained)
+        return PreconditionerState(
+            {
+                path_str(x.B.keys): _correction(x, damping) * _inverse_square(x, weights)
+                for x in frozen
+            }
+        )
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         def correct(keys: KeyPath, g: Array) -> Array:
@@ -129,6 +139,38 @@ def _scale_of(adapter: LoRAWrapper) -> Any:
     if adapter.rank is None or adapter.alpha is None:
         return None
     return type(adapter).low_rank_scale(adapter.rank, adapter.alpha)
+
+
+def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyPath, Array]:
+    """By the key path of each member of a sum of adapters, its weight in each layer.
+
+    **Raises:** `SelectionError` if the weights train.
+    """
+    weights: dict[KeyPath, Array] = {}
+    for keys, adapter in jtu.tree_leaves_with_path(model, is_leaf=is_adapter):
+        if not isinstance(adapter, AdapterSum):
+            continue
+        if (*keys, jtu.GetAttrKey("weights")) in trained:
+            raise SelectionError(
+                f"lora_fa divides by the scale of each update once, but the weights of the sum at "
+                f"{show_path(path_str(keys))!r} train. Give them numbers: "
+                'net.activate(..., weights={"name": 1.0}, train=[...])'
+            )
+        for index, member in enumerate(adapter.members):
+            place = (*keys, jtu.GetAttrKey("trained"), jtu.DictKey(member.name))
+            weights[place] = adapter.weights[..., index]
+    return weights
+
+
+def _inverse_square(product: Product, weights: Mapping[KeyPath, Array]) -> Any:
+    """`1 / w^2` for a product in a member of weight `w`; 0 for a weight of 0; else 1."""
+    keys = product.A.keys
+    places = (keys[:length] for length in range(len(keys)) if keys[:length] in weights)
+    place = next(places, None)
+    if place is None:
+        return 1.0
+    w = at_least_float32(weights[place])[..., None, None]
+    return jnp.where(w == 0, 0, 1 / jnp.square(jnp.where(w == 0, 1, w)))
 
 
 def _correction(product: Product, damping: float) -> Float[Array, "... r r"]:

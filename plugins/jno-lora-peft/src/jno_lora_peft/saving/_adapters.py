@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared, resolve
 from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
+from jno.lora.types import AdapterSum
 from jno_lora_zoo import Method
 
 from .._errors import MisfitError, Problems
@@ -98,6 +99,11 @@ class WrittenAdapters:
 
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
+    if isinstance(wrapper, AdapterSum):
+        raise MisfitError(
+            "it is a sum of several adapters. `to_lora` makes one adapter of it, and "
+            "`net.activate` with one name puts one of them into the net"
+        )
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(

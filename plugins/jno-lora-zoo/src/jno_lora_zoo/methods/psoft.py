@@ -35,6 +35,7 @@ class PSOFT(SingularCore):
 
     adapter_fields = ("Q_packed", "a", "b")
     variant = "psoft"
+    family = "rotation"
     paper = "2505.11235"
     formula = "r (r - 1) / 2 + 2 r"
 
