@@ -90,6 +90,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
                 progress.print(failed[-1])
             if (seconds := time.process_time() - begin) > 1:
                 progress.print(f"{job}: {seconds:.0f} s")
+                jax.clear_caches()  # each program takes memory maps, which a process has few of
             progress.advance(bar)
     if failed:
         raise SystemExit("\n".join(["These failed:", *failed]))
