@@ -14,11 +14,11 @@ from jno_lora_zoo import (
     MatricesLayer,
     cast_like,
     describe,
-    in_compute_dtype,
     is_float_array,
 )
 
 from ._classes import E3nnLinear
+from ._host import beside, on_host
 
 
 class Path(NamedTuple):
@@ -87,10 +87,10 @@ class E3nnLayer(MatricesLayer):
 
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
-        w = in_compute_dtype(array)
+        w = on_host(array)
         if layer.linear_type == "indexed":
-            w = jnp.mean(w, axis=0)
-        return path.factor * w.reshape(-1, w.shape[-1]).T
+            w = w.mean(axis=0)
+        return beside(path.factor * w.reshape(-1, w.shape[-1]).T, array)
 
     @classmethod
     def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
@@ -99,19 +99,19 @@ class E3nnLayer(MatricesLayer):
             if path.name in matrices:
                 array = base._weights[path.weight]
                 # The change, and not the new matrix: no change leaves the array as it is, exactly.
-                change = (matrices[path.name] - cls._matrix(base, path, array)) / path.factor
-                wide = in_compute_dtype(array)
-                new[path.weight] = cast_like(wide + cls._change_of_array(change, wide), array)
+                new_matrix, matrix = matrices[path.name], cls._matrix(base, path, array)
+                change = (on_host(new_matrix) - on_host(matrix)) / path.factor
+                wide = on_host(array)
+                changed = wide + cls._change_of_array(change, wide)
+                new[path.weight] = beside(cast_like(changed, array), array)
         return _with_weights(base, new)
 
     @classmethod
-    def _change_of_array(cls, change: Array, array: Array) -> Array:
+    def _change_of_array(cls, change: Any, array: Any) -> Any:
         """The change of the layer's array, for the change of a matrix over the path's factor."""
-        change = jnp.swapaxes(change, -1, -2)
-        # All species, or the array of a layer with one set of matrices.
-        return jnp.broadcast_to(
-            change.reshape(array.shape) if change.size == array.size else change, array.shape
-        )
+        change = change.swapaxes(-1, -2)
+        # The array of a layer with one set of matrices, or the same change for all species.
+        return change.reshape(array.shape) if change.size == array.size else change[None]
 
     @classmethod
     def biases_of(cls, layer: Any) -> dict[str, Bias]:
@@ -206,7 +206,7 @@ class E3nnPerSpeciesLayer(E3nnLayer):
 
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
-        return path.factor * jnp.swapaxes(in_compute_dtype(array), -1, -2)
+        return beside(path.factor * on_host(array).swapaxes(-1, -2), array)
 
 
 def paths(layer: Any) -> Iterator[Path]:
