@@ -260,13 +260,8 @@ def test_adapters_of_several_matrices_add_up():
 
 def test_a_controller_moves_rank_between_the_matrices_of_a_layer():
     layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
-    net = Net(layer).freeze().lora(rank=2, wrapper=adapters.AdaLoRAE3nn)
-    net.update(
-        jax.tree.map(
-            lambda a: jnp.cos(1 + a + jnp.arange(a.size).reshape(a.shape)), net.partition()[0]
-        )
-    )
-    trainable, frozen = net.partition()
+    module = trained(Net(layer).lora(rank=2, wrapper=adapters.AdaLoRAE3nn).module)
+    trainable, frozen = eqx.partition(module, lora_trainable_filter(module))
     controller = AdaLoRAController(target_rank=1, warmup=0, final=1, total=2)
     state = controller.init(trainable)
     # Gradients of one matrix alone: the directions of the other matrices are the least important.
@@ -304,7 +299,7 @@ def test_an_update_of_several_matrices_becomes_plain_lora(cls, expected):
 def test_a_start_that_decomposes_runs_as_a_program(caplog):
     with caplog.at_level(logging.DEBUG, "jno.lora"):
         PiSSAE3nn(linear("vanilla"), 2, 2.0, key=KEY)
-    assert not caplog.records
+    assert not [r for r in caplog.records if "not computed by a program" in r.getMessage()]
 
 
 def test_adapters_of_a_sharded_stack_lie_as_its_arrays():

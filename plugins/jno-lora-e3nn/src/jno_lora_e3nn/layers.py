@@ -103,7 +103,7 @@ class E3nnLayer(MatricesLayer):
                 change = (on_host(new_matrix) - on_host(matrix)) / path.factor
                 wide = on_host(array)
                 changed = wide + cls._change_of_array(change, wide)
-                new[path.weight] = beside(cast_like(changed, array), array)
+                new[path.weight] = cast_like(beside(changed, array), array)
         return _with_weights(base, new)
 
     @classmethod
