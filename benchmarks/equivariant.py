@@ -49,40 +49,40 @@ def seconds(function, *args) -> float:
     return time.process_time() - start
 
 
-def step_seconds(call, adapter, x) -> float:
+def step_seconds(call, adapter, *args) -> float:
     """The processor's time of a step: the gradient by the trained arrays and by the features."""
     trainable, frozen = eqx.partition(adapter, lora_trainable_filter(adapter))
+    *species, x = args
 
-    def loss(arrays):
+    def loss(arrays, *species):
         trainable, array = arrays
-        y = call(eqx.combine(trainable, frozen), e3nn.IrrepsArray(x.irreps, array))
+        y = call(eqx.combine(trainable, frozen), *species, e3nn.IrrepsArray(x.irreps, array))
         return jnp.sum(y.array**2)
 
     step = jax.jit(jax.grad(loss))
-    arguments = trainable, x.array
-    jax.block_until_ready(step(arguments))
-    return min(seconds(step, arguments) for _ in range(30))
+    arguments = (trainable, x.array), *species
+    jax.block_until_ready(step(*arguments))
+    return min(seconds(step, *arguments) for _ in range(30))
 
 
 def print_calls(key: jax.Array, species: int = 8) -> None:
     """The time of a step with one layer, whose adapter is called in two ways."""
-    options = {"irreps_in": HIDDEN, "irreps_out": GATED, "key": key}
-    indexed = {"linear_type": "indexed", "num_indexed_weights": species}
-    layer = e3nn.equinox.Linear(**options)
-    by_species = e3nn.equinox.Linear(**options, **indexed)
-    for atoms in (32, 256, 2048):
-        x = e3nn.normal(HIDDEN, key, (atoms,))
-        ids = jnp.arange(atoms) % species
-        adapter, of_species = (LoRAE3nn(base, 8, 8.0, key=key) for base in (layer, by_species))
-        ways = {
-            "fast path": (lambda a, x: a(x), adapter),
-            "merging": (lambda a, x: a.merge()(x), adapter),
-            "no adapter": (lambda a, x: a.base(x), adapter),
-            f"{species} species, merging": (lambda a, x, ids=ids: a(ids, x), of_species),
-            f"{species} species, no adapter": (lambda a, x, ids=ids: a.base(ids, x), of_species),
-        }
-        times = {name: step_seconds(*way, x) for name, way in ways.items()}
-        print(f"{atoms} atoms:", ", ".join(f"{n} {1e3 * t:.2f} ms" for n, t in times.items()))
+    forms = {"one set": {}, "indexed": {"linear_type": "indexed", "num_indexed_weights": species}}
+    ways = {
+        "fast path": lambda adapter, *args: adapter(*args),
+        "merging": lambda adapter, *args: adapter.merge()(*args),
+        "no adapter": lambda adapter, *args: adapter.base(*args),
+    }
+    for form, options in forms.items():
+        layer = e3nn.equinox.Linear(irreps_in=HIDDEN, irreps_out=GATED, key=key, **options)
+        adapter = LoRAE3nn(layer, 8, 8.0, key=key)
+        for atoms in (32, 256):
+            args = [jnp.arange(atoms) % species] * bool(options) + [
+                e3nn.normal(HIDDEN, key, (atoms,))
+            ]
+            times = {name: step_seconds(way, adapter, *args) for name, way in ways.items()}
+            shown = ", ".join(f"{name} {1e3 * t:.2f} ms" for name, t in times.items())
+            print(f"{form}, {atoms} atoms: {shown}", flush=True)
 
 
 def main() -> None:

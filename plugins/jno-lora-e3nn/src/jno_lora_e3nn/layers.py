@@ -126,32 +126,40 @@ class E3nnLayer(MatricesLayer):
     def computes(self, *args: Any, **kwargs: Any) -> bool:
         layer: Any = self.base
         is_plain = (type(layer).__module__, type(layer).__name__) in E3nnLinear.names
-        if not is_plain or layer.linear_type != "vanilla" or layer.channel_in is not None:
+        is_vanilla = layer.linear_type == "vanilla"
+        if not is_plain or layer.linear_type == "mixed" or layer.channel_in is not None:
             return False
-        if len(args) != 1 or kwargs:
+        if len(args) != (1 if is_vanilla else 2) or kwargs:
             return False
-        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(args[0])}
+        x = args[-1]
+        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(x)}
         biased = {name for name in layer._weights if name.startswith("b[")}
         return (
             len(dtypes) == 1
             and dtypes.pop().itemsize >= 4
-            and biased == {path.bias for path in paths(layer)} - {None}
-            and getattr(args[0], "irreps", None) is not None
-            and args[0].irreps.regroup() == layer.irreps_in
+            and (not is_vanilla or biased == {path.bias for path in paths(layer)} - {None})
+            and getattr(x, "irreps", None) is not None
+            and x.irreps.regroup() == layer.irreps_in
+            and (is_vanilla or jnp.shape(args[0]) == x.shape[:-1])
         )
 
     def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
         layer: Any = self.base
-        linear = layer._linear
-        x = args[0].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
+        linear, is_vanilla = layer._linear, layer.linear_type == "vanilla"
+        x = args[-1].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
         # The irreps of the inputs are regrouped: an output has one path at most.
         chunks: list[Any] = [None] * len(linear.irreps_out)
+        # The matrix of all species is their mean, of which only the change is added.
+        plain = {} if is_vanilla else self.linear_layers(layer)
         for path in paths(layer):
-            chunks[path.place_out] = _mixed(products[path.name], x.chunks[path.place_in])
+            features = x.chunks[path.place_in]
+            y = _mixed(products[path.name], features)
+            chunks[path.place_out] = y if is_vanilla else y - _mixed(plain[path.name], features)
         y = _e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
         if layer.channel_out is not None:
             y = y.mul_to_axis(layer.channel_out)
-        return y.rechunk(layer.irreps_out)
+        y = y.rechunk(layer.irreps_out)
+        return y if is_vanilla else layer(*args) + y
 
     @classmethod
     def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
@@ -203,6 +211,9 @@ class E3nnPerSpeciesLayer(E3nnLayer):
         if isinstance(leaf, E3nnLinear) and leaf.linear_type != "indexed":
             return f"its weights are {leaf.linear_type}, not indexed by the species"
         return super().misfit(leaf)
+
+    def computes(self, *args: Any, **kwargs: Any) -> bool:
+        return False
 
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
