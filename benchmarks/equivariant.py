@@ -1,9 +1,11 @@
-"""The time to adapt the layers of an equivariant force field, and to merge them.
+"""The time to adapt the layers of an equivariant force field, to merge them, and to call them.
 
-    python -m benchmarks.equivariant [--wrappers LoRAE3nn DoRAE3nn]
+    python -m benchmarks.equivariant [--wrappers LoRAE3nn DoRAE3nn] [--calls]
 
 The layers are e3nn's linear layers of a model like SevenNet-0: five interaction blocks with up to
-128x0e + 64x1o + 32x2e, four linear layers in each. Needs jno-lora-e3nn.
+128x0e + 64x1o + 32x2e, four linear layers in each. `--calls` compares the ways to call an adapted
+layer of such a block: the fast path of a layer with one set of matrices, and merging at each call,
+by which layers with weights for each species are called. Needs jno-lora-e3nn.
 """
 
 import argparse
@@ -12,8 +14,11 @@ import time
 import e3nn_jax as e3nn
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
-from jno.lora import Net, merge_lora
+import jno.lora
+from jno.lora import Net, lora_trainable_filter, merge_lora
+from jno_lora_e3nn import LoRAE3nn
 
 HIDDEN = "128x0e + 64x1o + 32x2e"
 # After the tensor product with spherical harmonics up to l = 2, and with the gates' scalars.
@@ -44,14 +49,55 @@ def seconds(function, *args) -> float:
     return time.process_time() - start
 
 
+def step_seconds(call, adapter, *args) -> float:
+    """The processor's time of a step: the gradient by the trained arrays and by the features."""
+    trainable, frozen = eqx.partition(adapter, lora_trainable_filter(adapter))
+    *species, x = args
+
+    def loss(arrays, *species):
+        trainable, array = arrays
+        y = call(eqx.combine(trainable, frozen), *species, e3nn.IrrepsArray(x.irreps, array))
+        return jnp.sum(y.array**2)
+
+    step = jax.jit(jax.grad(loss))
+    arguments = (trainable, x.array), *species
+    jax.block_until_ready(step(*arguments))
+    return min(seconds(step, *arguments) for _ in range(30))
+
+
+def print_calls(key: jax.Array, species: int = 8) -> None:
+    """The time of a step with one layer, whose adapter is called in two ways."""
+    forms = {"one set": {}, "indexed": {"linear_type": "indexed", "num_indexed_weights": species}}
+    ways = {
+        "fast path": lambda adapter, *args: adapter(*args),
+        "merging": lambda adapter, *args: adapter.merge()(*args),
+        "no adapter": lambda adapter, *args: adapter.base(*args),
+    }
+    for form, options in forms.items():
+        layer = e3nn.equinox.Linear(irreps_in=HIDDEN, irreps_out=GATED, key=key, **options)
+        adapter = LoRAE3nn(layer, 8, 8.0, key=key)
+        for atoms in (32, 256):
+            args = [jnp.arange(atoms) % species] * bool(options) + [
+                e3nn.normal(HIDDEN, key, (atoms,))
+            ]
+            times = {name: step_seconds(way, adapter, *args) for name, way in ways.items()}
+            shown = ", ".join(f"{name} {1e3 * t:.2f} ms" for name, t in times.items())
+            print(f"{form}, {atoms} atoms: {shown}", flush=True)
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wrappers", nargs="+", default=["LoRAE3nn", "DoRAE3nn", "PiSSAE3nn"])
+    parser.add_argument("--calls", action="store_true", help="measure calls instead")
     options = parser.parse_args()
     key = jax.random.key(0)
+    if options.calls:
+        print_calls(key)
+        return
+    load = seconds(jno.lora.registered)
     model = layers(key)
-    print(f"{len(model)} layers, {jax.devices()[0].device_kind}")
+    print(f"{len(model)} layers, {jax.devices()[0].device_kind}; plugins loaded in {load:.1f} s")
     for wrapper in options.wrappers:
         net = Net(model)
         build = seconds(lambda net=net, w=wrapper: net.lora(rank=8, alpha=8, wrapper=w).module)

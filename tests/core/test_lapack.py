@@ -38,6 +38,14 @@ def test_programs_that_decompose_have_one_thread(several_threads):
     assert [call_compiled(q_and_threads, k * jnp.eye(4))[1] for k in (1, 2)] == [1, 1]
 
 
+def test_a_number_of_numpy_is_an_argument_of_such_a_program(several_threads):
+    def first(x, number):
+        q, seen = q_and_threads(x)
+        return q + number, seen
+
+    assert call_compiled(first, jnp.eye(3), np.float32(1))[1] == 1
+
+
 def test_others_keep_theirs(several_threads):
     def seen(x):
         return jax.pure_callback(

@@ -9,7 +9,7 @@ import pytest
 from e3nn_models import ForceField
 
 import jno_lora_e3nn  # noqa: F401
-from jno.lora import Net, lora_trainable_filter, merge_lora
+from jno.lora import Net, lora_report, lora_trainable_filter, merge_lora
 from jno.lora.extending import adapted_layers
 
 KEY = jax.random.key(0)
@@ -59,6 +59,7 @@ def test_calls_that_name_no_adapter_find_the_layers(adapted):
         **dict.fromkeys(("embed", "first", "second", "skip", "readout"), "LoRAE3nn"),
         "radial": "LoRARadial",
     }
+    assert {row.distribution for row in lora_report(adapted)} == {"jno-lora-e3nn"}
 
 
 def test_energies_and_forces_turn_with_the_atoms(model, adapted):

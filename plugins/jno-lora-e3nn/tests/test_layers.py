@@ -1,5 +1,7 @@
 """The forms of the layers: indexed, mixed, stacked, radial; and layers that are refused."""
 
+import logging
+
 import e3nn_jax as e3nn
 import equinox as eqx
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from e3nn_models import radial
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jno.lora import (
     Net,
@@ -15,8 +18,10 @@ from jno.lora import (
     extract_adapters,
     lora_trainable_filter,
     merge_lora,
+    shrink,
     sum_adapters,
     swap_adapters,
+    to_lora,
 )
 from jno_lora_arrays import declare, plain, through
 from jno_lora_conditional import Conditional, Powers, at, merge
@@ -31,6 +36,7 @@ from jno_lora_e3nn import (
     adapters,
 )
 from jno_lora_e3nn.layers import paths
+from jno_lora_zoo import AdaLoRAController
 
 KEY = jax.random.key(0)
 INPUTS, OUTPUTS = "4x0e + 3x1o", "2x0e + 5x1o + 3x0e"
@@ -267,3 +273,63 @@ def test_dora_and_lora_act_at_once():
     expected = plain + dora - 0.5 * lora
     np.testing.assert_allclose(total(x).array, expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(merge_lora(total)(x).array, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_controller_moves_rank_between_the_matrices_of_a_layer():
+    layer, x = linear("vanilla"), e3nn.normal(INPUTS, KEY, (6,))
+    module = trained(Net(layer).lora(rank=2, wrapper=adapters.AdaLoRAE3nn).module)
+    trainable, frozen = eqx.partition(module, lora_trainable_filter(module))
+    controller = AdaLoRAController(target_rank=1, warmup=0, final=1, total=2)
+    state = controller.init(trainable)
+    # Gradients of one matrix alone: the directions of the other matrices are the least important.
+    grads = eqx.tree_at(
+        lambda a: (a.lora_E["0e_0"], a.lora_E["1o_1"]),
+        jax.tree.map(jnp.zeros_like, trainable),
+        (jnp.ones(2), jnp.array([0.0, 1.0])),
+    )
+    for step in range(2):
+        trainable, state = controller.update(trainable, grads, state, step)
+    opened = {name: np.asarray(gate != 0).tolist() for name, gate in trainable.lora_E.items()}
+    assert opened == {"0e_0": [True, True], "0e_2": [False, False], "1o_1": [False, True]}
+    adapted = eqx.combine(trainable, frozen)
+    small = shrink(adapted)
+    assert type(small) is LoRAE3nn and small.rank == 2
+    np.testing.assert_allclose(small(x).array, adapted(x).array, rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="Every gate is zero"):
+        assert type(shrink(Net(layer).lora(rank=2, wrapper="AdaLoRAE3nn").module)) is type(layer)
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [("DoRAE3nn", LoRAE3nn), ("DoRAE3nnPerSpecies", LoRAE3nnPerSpecies)],
+)
+def test_an_update_of_several_matrices_becomes_plain_lora(cls, expected):
+    """Of rank 3, which a matrix with two rows does not have, without a loss."""
+    layer, x = linear("indexed"), e3nn.normal(INPUTS, KEY, (6,))
+    adapted = trained(getattr(adapters, cls)(layer, 3, 3.0, key=KEY))
+    plain_lora, report = to_lora(adapted, rank=4)
+    assert type(plain_lora) is expected and float(report.rows[0].error) < 1e-5
+    y = applied(adapted, "indexed", x)
+    np.testing.assert_allclose(applied(plain_lora, "indexed", x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_that_decomposes_runs_as_a_program(caplog):
+    with caplog.at_level(logging.DEBUG, "jno.lora"):
+        PiSSAE3nn(linear("vanilla"), 2, 2.0, key=KEY)
+    assert not [r for r in caplog.records if "not computed by a program" in r.getMessage()]
+
+
+def test_adapters_of_a_sharded_stack_lie_as_its_arrays():
+    template = linear("vanilla")
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("layers", "out"))
+    sharding = NamedSharding(mesh, P("layers", None, "out"))
+    weights = {
+        name: jax.device_put(jnp.ones((4, *w.shape)), sharding if w.shape[1] == 2 else None)
+        for name, w in template._weights.items()
+    }
+    stack = eqx.tree_at(lambda m: m._weights, template, weights)
+    adapter = Net(stack).lora(rank=2, wrapper=LoRAE3nn).module
+    specs = {"lora_A": P("layers", None, None), "lora_B": P("layers", "out", None)}
+    assert adapter.lora_A["0e_0"].sharding.spec == specs["lora_A"]
+    assert adapter.lora_B["0e_0"].sharding.spec == specs["lora_B"]
+    assert adapter.lora_B["0e_0"].shape == (4, 2, 2)

@@ -24,6 +24,8 @@ class _Named(abc.ABCMeta):
 class E3nnLinear(metaclass=_Named):
     """`e3nn_jax.equinox.Linear` and its subclasses."""
 
+    irreps_in: Any
+    irreps_out: Any
     linear_type: Any
     _weights: Any
 

@@ -14,11 +14,11 @@ from jno_lora_zoo import (
     MatricesLayer,
     cast_like,
     describe,
-    in_compute_dtype,
     is_float_array,
 )
 
 from ._classes import E3nnLinear
+from ._host import beside, on_host
 
 
 class Path(NamedTuple):
@@ -87,10 +87,10 @@ class E3nnLayer(MatricesLayer):
 
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
-        w = in_compute_dtype(array)
+        w = on_host(array)
         if layer.linear_type == "indexed":
-            w = jnp.mean(w, axis=0)
-        return path.factor * w.reshape(-1, w.shape[-1]).T
+            w = w.mean(axis=0)
+        return beside(path.factor * w.reshape(-1, w.shape[-1]).T, array)
 
     @classmethod
     def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
@@ -99,19 +99,19 @@ class E3nnLayer(MatricesLayer):
             if path.name in matrices:
                 array = base._weights[path.weight]
                 # The change, and not the new matrix: no change leaves the array as it is, exactly.
-                change = (matrices[path.name] - cls._matrix(base, path, array)) / path.factor
-                wide = in_compute_dtype(array)
-                new[path.weight] = cast_like(wide + cls._change_of_array(change, wide), array)
+                new_matrix, matrix = matrices[path.name], cls._matrix(base, path, array)
+                change = (on_host(new_matrix) - on_host(matrix)) / path.factor
+                wide = on_host(array)
+                changed = wide + cls._change_of_array(change, wide)
+                new[path.weight] = cast_like(beside(changed, array), array)
         return _with_weights(base, new)
 
     @classmethod
-    def _change_of_array(cls, change: Array, array: Array) -> Array:
+    def _change_of_array(cls, change: Any, array: Any) -> Any:
         """The change of the layer's array, for the change of a matrix over the path's factor."""
-        change = jnp.swapaxes(change, -1, -2)
-        # All species, or the array of a layer with one set of matrices.
-        return jnp.broadcast_to(
-            change.reshape(array.shape) if change.size == array.size else change, array.shape
-        )
+        change = change.swapaxes(-1, -2)
+        # The array of a layer with one set of matrices, or the same change for all species.
+        return change.reshape(array.shape) if change.size == array.size else change[None]
 
     @classmethod
     def biases_of(cls, layer: Any) -> dict[str, Bias]:
@@ -126,32 +126,40 @@ class E3nnLayer(MatricesLayer):
     def computes(self, *args: Any, **kwargs: Any) -> bool:
         layer: Any = self.base
         is_plain = (type(layer).__module__, type(layer).__name__) in E3nnLinear.names
-        if not is_plain or layer.linear_type != "vanilla" or layer.channel_in is not None:
+        is_vanilla = layer.linear_type == "vanilla"
+        if not is_plain or layer.linear_type == "mixed" or layer.channel_in is not None:
             return False
-        if len(args) != 1 or kwargs:
+        if len(args) != (1 if is_vanilla else 2) or kwargs:
             return False
-        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(args[0])}
+        x = args[-1]
+        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(x)}
         biased = {name for name in layer._weights if name.startswith("b[")}
         return (
             len(dtypes) == 1
             and dtypes.pop().itemsize >= 4
-            and biased == {path.bias for path in paths(layer)} - {None}
-            and getattr(args[0], "irreps", None) is not None
-            and args[0].irreps.regroup() == layer.irreps_in
+            and (not is_vanilla or biased == {path.bias for path in paths(layer)} - {None})
+            and getattr(x, "irreps", None) is not None
+            and x.irreps.regroup() == layer.irreps_in
+            and (is_vanilla or jnp.shape(args[0]) == x.shape[:-1])
         )
 
     def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
         layer: Any = self.base
-        linear = layer._linear
-        x = args[0].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
+        linear, is_vanilla = layer._linear, layer.linear_type == "vanilla"
+        x = args[-1].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
         # The irreps of the inputs are regrouped: an output has one path at most.
         chunks: list[Any] = [None] * len(linear.irreps_out)
+        # The matrix of all species is their mean, of which only the change is added.
+        plain = {} if is_vanilla else self.linear_layers(layer)
         for path in paths(layer):
-            chunks[path.place_out] = _mixed(products[path.name], x.chunks[path.place_in])
+            features = x.chunks[path.place_in]
+            y = _mixed(products[path.name], features)
+            chunks[path.place_out] = y if is_vanilla else y - _mixed(plain[path.name], features)
         y = _e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
         if layer.channel_out is not None:
             y = y.mul_to_axis(layer.channel_out)
-        return y.rechunk(layer.irreps_out)
+        y = y.rechunk(layer.irreps_out)
+        return y if is_vanilla else layer(*args) + y
 
     @classmethod
     def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
@@ -204,9 +212,12 @@ class E3nnPerSpeciesLayer(E3nnLayer):
             return f"its weights are {leaf.linear_type}, not indexed by the species"
         return super().misfit(leaf)
 
+    def computes(self, *args: Any, **kwargs: Any) -> bool:
+        return False
+
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
-        return path.factor * jnp.swapaxes(in_compute_dtype(array), -1, -2)
+        return beside(path.factor * on_host(array).swapaxes(-1, -2), array)
 
 
 def paths(layer: Any) -> Iterator[Path]:

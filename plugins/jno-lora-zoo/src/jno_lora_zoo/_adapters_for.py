@@ -21,9 +21,9 @@ from ._products_of_matrices import sum_of, with_products
 from .layers.linear import LinearLayer
 from .methods import METHODS
 
-# Facts of a method that hold for each of several matrices. (A gate is one array: no `rank_gate`.)
+# Facts of a method that hold for each of several matrices.
 _FACTS = (
-    *("adapter_fields", "optional_fields", "factor_sides"),
+    *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
     *("needs", "family", "paper", "formula", "cost"),
 )
 

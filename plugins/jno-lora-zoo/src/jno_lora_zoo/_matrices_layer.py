@@ -79,9 +79,12 @@ class MatricesLayer(KindOfLayer):
         for name, linear in linears.items():
             # By its name: the start of a matrix does not depend on the layer's other matrices.
             number = np.uint32(zlib.crc32(name.encode()))
+            # Outside of the programs, which all would hold it: it compiles as long as a third of a
+            # start of random numbers.
+            of_name = jax.random.fold_in(key, number)
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
-            adapters[name] = call_compiled(constructed, settings, linear, key, number, given)
+            adapters[name] = call_compiled(constructed, settings, linear, of_name, given)
         if any(map(modes_of, linears.values())) and (self.needs or _share(adapters)):
             raise ValueError(
                 f"{type(self).__name__} starts from data, or shares arrays between layers, which "
@@ -161,12 +164,11 @@ class MatricesLayer(KindOfLayer):
         return with_arrays(self).merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        if self.stack_ndim(self.base):  # each device holds the adapters of the whole stack
-            return {}
+        linears = over_stack(self.linear_layers, self.stack_ndim(self.base))(self.base)
         return {
             f"{field}/{name}": spec
-            for name, adapter in self.adapters().items()
-            for field, spec in adapter.partition_specs().items()
+            for name, linear in linears.items()
+            for field, spec in self._adapter_of(name, linear).partition_specs().items()
         }
 
     def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:

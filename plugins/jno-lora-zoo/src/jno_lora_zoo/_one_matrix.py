@@ -35,10 +35,9 @@ def modes_of(linear: Any) -> int:
     return linear.weight.ndim - 2
 
 
-def constructed(settings: Any, linear: Any, key: Any, number: Any, given: Any) -> Any:
+def constructed(settings: Any, linear: Any, key: Any, given: Any) -> Any:
     """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
     cls, rank, alpha, options = settings
-    key = jax.random.fold_in(key, number)
     modes = linear.weight.shape[:-2]
 
     def construct(linear: Any, key: Any) -> Any:

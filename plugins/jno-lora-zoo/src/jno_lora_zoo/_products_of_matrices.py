@@ -15,9 +15,12 @@ from ._one_matrix import by_matrix
 def with_products(cls: Any, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
     """The adapter of class `cls` that adds `B A` to each matrix. See `LoRAWrapper`."""
     rank = next(iter(factors.values()))[0].shape[-2]
-    scale = cls.of_one_matrix.low_rank_scale(rank, float(rank))
-    state = {f"lora_A/{name}": A for name, (A, _) in factors.items()}
-    state |= {f"lora_B/{name}": B / scale for name, (_, B) in factors.items()}
+    state: dict[str, Array] = {}
+    for name, (A, B) in factors.items():
+        # A small matrix has no more directions than it needs.
+        A, B = _with_directions(min(rank, A.shape[-1], B.shape[-2]), A, B)
+        scale = cls.of_one_matrix.low_rank_scale(A.shape[-2], float(rank))
+        state |= {f"lora_A/{name}": A, f"lora_B/{name}": B / scale}
     return cls.from_state(layer, state, rank, float(rank))
 
 

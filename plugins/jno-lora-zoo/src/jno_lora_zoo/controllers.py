@@ -1,7 +1,7 @@
 """AdaLoRA's allocator: it moves rank between layers while they train, by masks of fixed shape."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -53,13 +53,14 @@ class AdaLoRAController:
     falls as a cube. Between two allocations all gates train, and directions may come back. From
     step `total - final` on, gates that are zero stay zero.
 
-    It works on every adapter with a `rank_gate`, of any plugin, and on stacks. No shape depends on
-    a value: under `jit` nothing is compiled anew. At the end, `jno.lora.shrink` makes the model
-    smaller.
+    It works on every adapter with a `rank_gate`, of any plugin, on stacks, and on layers with
+    several matrices, which have a gate each. No shape depends on a value: under `jit` nothing is
+    compiled anew. At the end, `jno.lora.shrink` makes the model smaller.
 
     **Arguments:**
 
-    - `target_rank`: the mean rank that is left for each layer; a layer of a stack counts as one.
+    - `target_rank`: the mean rank that is left for each layer. Each layer of a stack counts, and
+        each matrix of a layer with several.
     - `warmup`: the steps before the budget begins to fall.
     - `final`: the last steps, with a fixed choice of directions; at least 1.
     - `total`: all steps.
@@ -163,12 +164,16 @@ class AdaLoRAController:
         open_gates = iter([mask | ~(is_due | is_final) for mask in masks])
 
         def gated(path: str, adapter: Any, adapter_grads: Any, _: Any) -> Any:
-            member = _member(path, adapter, adapter_grads)
-            if member is None:
+            gates = {
+                member.matrix: jnp.where(next(open_gates), member.gate, 0)
+                for member in _members_of(path, adapter, adapter_grads)
+            }
+            if not gates:
                 return adapter
-            gate = jnp.where(next(open_gates), member.gate, 0)
-            name = next(iter(member.fields))
-            return eqx.tree_at(lambda node: getattr(node, name), adapter, gate)
+            name = type(adapter).rank_gate
+            old = getattr(adapter, name)
+            new = {**old, **gates} if isinstance(old, Mapping) else gates[""]
+            return eqx.tree_at(lambda node: getattr(node, name), adapter, new)
 
         gated_model = map_adapters(gated, model, grads, model)
         return gated_model, AdaLoRAState(step + 1, sensitivity, uncertainty, masks, is_final)
@@ -185,9 +190,13 @@ class AdaLoRAController:
 
 
 class _Member(NamedTuple):
-    """An adapter with a gate: its trained arrays by field, the gate first, and their gradients."""
+    """An adapter with a gate: its trained arrays by field, the gate first, and their gradients.
+
+    - `matrix`: which matrix of a layer with several the arrays are for; else empty.
+    """
 
     path: str
+    matrix: str
     cls: type[LoRAWrapper]
     fields: dict[str, Array]
     grads: dict[str, Array]
@@ -212,19 +221,28 @@ class _Member(NamedTuple):
 
 
 def _members(model: PyTree, grads: PyTree) -> list[_Member]:
-    members = (_member(*layer) for layer in adapted_layers(model, grads))
-    return [member for member in members if member is not None]
+    return [member for layer in adapted_layers(model, grads) for member in _members_of(*layer)]
 
 
-def _member(path: str, adapter: LoRAWrapper, grads: Any) -> _Member | None:
-    """The adapter with its trained arrays; `None` if its gate does not train."""
+def _members_of(path: str, adapter: LoRAWrapper, grads: Any) -> list[_Member]:
+    """For each matrix of the adapter, its trained arrays; nothing if its gate does not train."""
     cls = type(adapter)
     names = [name for name in (cls.rank_gate, *cls.rank_axes) if name is not None]
-    trained = [name for name in names if eqx.is_inexact_array(getattr(grads, name, None))]
-    if not trained or trained[0] != cls.rank_gate:
-        return None
-    fields = {name: getattr(adapter, name) for name in trained}
-    return _Member(path, cls, fields, {name: getattr(grads, name) for name in trained})
+    values = {name: _by_matrix(getattr(adapter, name, None)) for name in names}
+    gradients = {name: _by_matrix(getattr(grads, name, None)) for name in names}
+    members: list[_Member] = []
+    for matrix in sorted(gradients.get(cls.rank_gate or "", ())):
+        trained = [n for n in names if eqx.is_inexact_array(gradients[n].get(matrix))]
+        if trained[:1] == [cls.rank_gate]:
+            fields, grads_of = ({n: v[n][matrix] for n in trained} for v in (values, gradients))
+            at = f"{path}/{matrix}" if matrix else path
+            members.append(_Member(at, matrix, cls, fields, grads_of))
+    return members
+
+
+def _by_matrix(value: Any) -> dict[str, Any]:
+    """A field of an adapter: the array of each matrix, by name. One array has no name."""
+    return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
 def _smoothed(beta: float, mean: T, now: T) -> T:

@@ -146,7 +146,7 @@ _program = remembered(512)(Program)
 
 
 def _holds_infinity(array: Any) -> bool:
-    is_here = isinstance(array, np.ndarray) or array.is_fully_addressable
+    is_here = not isinstance(array, jax.Array) or array.is_fully_addressable
     is_floating = jnp.issubdtype(array.dtype, jnp.inexact)
     return is_here and is_floating and bool(np.any(np.isinf(np.asarray(array))))
 

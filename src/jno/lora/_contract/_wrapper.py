@@ -50,6 +50,7 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
     optional_fields: ClassVar[tuple[str, ...]] = ()
     # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
     # off; and for other trained fields the axis of one layer's array along which directions lie.
+    # The fields may be dicts with such an array for each of several matrices.
     rank_gate: ClassVar[str | None] = None
     rank_axes: ClassVar[Mapping[str, int]] = {}
     # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"

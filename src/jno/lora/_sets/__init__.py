@@ -2,8 +2,9 @@
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
 from ._combine import combine, combine_with_report
-from ._convert import shrink, to_lora
+from ._convert import to_lora
 from ._products import Triplets, known_factors, scale_adapters
+from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._summing import Weights, sets_in, split_adapters, sum_adapters

@@ -1,4 +1,4 @@
-"""Convert adapters to plain LoRA, and to smaller plain LoRA."""
+"""Convert adapters to plain LoRA."""
 
 import contextlib
 from typing import Any, TypeVar
@@ -21,13 +21,13 @@ from .._contract import (
     over_stack,
     refusal_of_template,
 )
-from .._errors import SelectionError, WrapperError, reason_of, warn
+from .._errors import SelectionError, WrapperError, reason_of
 from .._merge import plain_layer
 from .._paths import bullets, path_str, show_path
 from .._registry import Registry, default_registry
 from .._sharding import on_the_mesh, restored_layer
 from .._shared_arrays import filler
-from .._tree import adapted_layers, claims, holds_adapters, map_adapters, refuse_second
+from .._tree import claims, holds_adapters, map_adapters
 from ._adapter_set import PRODUCT_STATE
 from ._products import Factors, Triplets, is_product_class, known_factors, widest
 from ._update_report import UpdateReport, UpdateRow
@@ -38,6 +38,8 @@ _SAY_HOW_MUCH = (
     "`energy=0.99`"
 )
 _REGISTER = ": register a subclass of LoRASpectral with the same `mode_weights` (spectral weights)"
+# Plain LoRA of layers that the variant "lora" does not take.
+_FURTHER_LORA = ("lora-in-norm", "lora-embedding", "lora-recurrent", "lora-per-species")
 _TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
 
 
@@ -83,7 +85,7 @@ def to_lora(
         return model, UpdateReport(())
     registry = default_registry(registry)
     named = registry.resolve("lora")
-    for variant in ("lora-in-norm", "lora-embedding", "lora-recurrent"):
+    for variant in _FURTHER_LORA:
         with contextlib.suppress(SelectionError):  # a registry may hold no such class
             named += registry.resolve(variant)
     classes = (*filter(is_product_class, named), *filter(has_products, named))
@@ -125,7 +127,8 @@ def _converted(
     if template := refusal_of_template(adapter, "Give the model itself."):
         raise WrapperError(template)
     layer = plain_layer(adapter)
-    cls = next((cls for cls in classes if claims(cls, layer)), None)
+    fitting = (c for c in classes if claims(c, layer) and _has_its_matrices(c, adapter, layer))
+    cls = next(fitting, None)
     if cls is None:
         way_out = _REGISTER if type(adapter).matrices(layer) else ""
         raise WrapperError(
@@ -158,6 +161,18 @@ def _converted(
     return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
 
 
+def _has_its_matrices(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
+    """Whether `cls` adapts the matrices of several that `adapter` adapts, and not their mean."""
+    if not has_products(cls):
+        return True
+
+    def shapes(cls: type[LoRAWrapper]) -> dict[str, Any]:
+        matrices = eqx.filter_eval_shape(over_stack(cls.matrices, cls.stack_ndim(layer)), layer)
+        return {name: W.shape for name, W in matrices.items()}
+
+    return shapes(type(adapter)) in ({}, shapes(cls))
+
+
 def _converted_family(
     cls: Any, adapter: LoRAWrapper, layer: Any, rank: int | None, energy: float | None
 ) -> tuple[LoRAWrapper, Array]:
@@ -177,7 +192,7 @@ def _converted_family(
         rank = max(1, *(int((S > 0).sum(axis=-1).max()) for S in values))
         if adapter.rank is None or rank > adapter.rank:
             raise WrapperError(_SAY_HOW_MUCH)
-    rank = min(rank, *(S.shape[-1] for S in values))
+    rank = min(rank, max(S.shape[-1] for S in values))
     factors = {name: tuple(t.cut_to(rank)) for name, t in triplets.items()}
     all_values = jnp.concatenate([S.ravel() for S in values])
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
@@ -242,58 +257,3 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         return Triplets(U, sizes, Vt), missed
 
     return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
-
-
-def shrink(model: M, *, registry: Registry | None = None) -> M:
-    """`model` with each adapter that has a `rank_gate` as plain LoRA, without closed directions.
-
-    Outputs change only by rounding. A layer whose gates are all zero becomes the plain layer. A
-    stack of layers gets the largest rank among its layers. Other adapters stay as they are. For a
-    `Net`: `Net(shrink(net.module))`.
-
-    **Arguments:**
-
-    - `model`: an adapted model, not traced: the ranks decide about shapes.
-    - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
-
-    **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
-    as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
-    """
-    expect_model(model, "shrink")
-    gated: dict[str, LoRAWrapper] = {}
-    for path, adapter in adapted_layers(model):
-        if type(adapter).rank_gate is not None:
-            refuse_second(path, gated, "adapters")
-            gated[path] = adapter
-    if is_traced(gated):
-        raise SelectionError(
-            "shrink cannot run under `jit` or another transformation: the shapes of its result "
-            "depend on which directions are zero. Call it when training is done."
-        )
-    converted, _ = to_lora(gated, registry=registry)
-    gates = [getattr(adapter, type(adapter).rank_gate or "") for adapter in gated.values()]
-    if gates and not any(map(np.any, gates)):
-        warn(
-            "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
-            "when training is done."
-        )
-    shrunk = {path: _without_zeros(adapter) for path, adapter in converted.items()}
-    return map_adapters(lambda path, adapter: shrunk.get(path, adapter), model)
-
-
-def _without_zeros(adapter: LoRAWrapper) -> Any:
-    """Plain LoRA without the directions that are zero; the plain layer if all of them are."""
-    factors = known_factors(adapter)
-    assert factors is not None
-    layer = plain_layer(adapter)
-    is_nonzero = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
-    rank = int(is_nonzero.sum(axis=-1).max())
-    if rank == 0:
-        return layer
-    # A stable sort puts the nonzero directions first, in their order.
-    nonzero = np.argsort(~is_nonzero, axis=-1, kind="stable")[..., :rank]
-    update = Factors(
-        jnp.take_along_axis(factors.A, nonzero[..., :, None], axis=-2),
-        jnp.take_along_axis(factors.B, nonzero[..., None, :], axis=-1),
-    )
-    return restored_layer(type(adapter), layer, *update.as_adapter(type(adapter)))

@@ -1,6 +1,7 @@
 """Checks of optional members: statistics, shared arrays, a penalty, and a rank gate."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -210,8 +211,7 @@ def check_rank_gate(case: WrapperCase) -> None:
     name: Any = case.wrapper.rank_gate
     skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
-    gate = getattr(opened, name)
-    _check_rank_axes(opened, name, gate)
+    _check_rank_axes(opened, name)
     _check_no_axis_is_missing(case, name)
     traces: list[None] = []
 
@@ -220,19 +220,23 @@ def check_rank_gate(case: WrapperCase) -> None:
         traces.append(None)
         return case.run(adapter, inputs)
 
-    closed = _with(opened, name, gate.at[-1].set(0))
-    with_direction, without = run(opened), run(closed)
-    require(
-        relative_error(without, with_direction) > 10 * _TOLERANCE,
-        f"The output does not change if an entry of the gate {name!r} becomes zero.",
-    )
-    for field, axis in case.wrapper.rank_axes.items():
-        changed = getattr(opened, field).at[(slice(None),) * axis + (-1,)].add(1)
-        which = f"The direction of {field!r} along axis {axis}"
-        problem = f"{which} whose gate is zero changes the output"
-        require_close(run(_with(closed, field, changed)), without, _TOLERANCE, problem)
-        error = relative_error(run(_with(opened, field, changed)), with_direction)
-        require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
+    with_direction = run(opened)
+    for matrix, gate in _by_matrix(getattr(opened, name)).items():
+        closed = _with(opened, name, matrix, gate.at[-1].set(0))
+        without = run(closed)
+        require(
+            relative_error(without, with_direction) > 10 * _TOLERANCE,
+            f"The output does not change if an entry of the gate {name!r} becomes zero.",
+        )
+        for field, axis in case.wrapper.rank_axes.items():
+            array = _by_matrix(getattr(opened, field))[matrix]
+            changed = array.at[(slice(None),) * axis + (-1,)].add(1)
+            which = f"The direction of {field!r} along axis {axis}"
+            problem = f"{which} whose gate is zero changes the output"
+            y = run(_with(closed, field, matrix, changed))
+            require_close(y, without, _TOLERANCE, problem)
+            error = relative_error(run(_with(opened, field, matrix, changed)), with_direction)
+            require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
     require(
         len(traces) == 1,
         f"The call was traced {len(traces)} times for other values of one shape.",
@@ -240,15 +244,18 @@ def check_rank_gate(case: WrapperCase) -> None:
     )
 
 
-def _check_rank_axes(adapter: Any, name: str, gate: Any) -> None:
-    require(gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,).")
-    for field, axis in type(adapter).rank_axes.items():
-        shape = getattr(adapter, field).shape
+def _check_rank_axes(adapter: Any, name: str) -> None:
+    for matrix, gate in _by_matrix(getattr(adapter, name)).items():
         require(
-            shape[axis : axis + 1] == gate.shape,
-            f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate has "
-            f"{gate.size} directions.",
+            gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
         )
+        for field, axis in type(adapter).rank_axes.items():
+            shape = _by_matrix(getattr(adapter, field))[matrix].shape
+            require(
+                shape[axis : axis + 1] == gate.shape,
+                f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate "
+                f"has {gate.size} directions.",
+            )
 
 
 def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
@@ -267,5 +274,12 @@ def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
         )
 
 
-def _with(adapter: Any, field: str, array: Any) -> Any:
-    return eqx.tree_at(lambda node: getattr(node, field), adapter, array)
+def _by_matrix(value: Any) -> dict[str | None, Any]:
+    """The array of each of several matrices; of a field with one array, under the name `None`."""
+    return dict(value) if isinstance(value, Mapping) else {None: value}
+
+
+def _with(adapter: Any, field: str, matrix: str | None, array: Any) -> Any:
+    value = getattr(adapter, field)
+    new = array if matrix is None else {**value, matrix: array}
+    return eqx.tree_at(lambda node: getattr(node, field), adapter, new)
