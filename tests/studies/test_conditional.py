@@ -20,7 +20,7 @@ from studies.conditional._modulation import Affine, Channel, Film
 from studies.conditional._prepared import hats
 from studies.conditional._results import Mean, load
 from studies.conditional._runs import KEY, Plan, run
-from studies.conditional._search import best_rates
+from studies._search import best_rates
 from studies.conditional._tasks import TASKS, Task, pool
 
 from jno_lora_conditional import Powers
