@@ -58,6 +58,7 @@ LATER = {
     "CorDA": 16,
     "EVA": 16,
     "LoRAGA": 16,
+    "LoRANull": 16,
     "LoRAOne": 16,
     "TiedLoRA": 16,
     "VBLoRA": 4,

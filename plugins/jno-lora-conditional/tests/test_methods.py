@@ -17,7 +17,7 @@ REFUSED = {
     "VBLoRA": "trains an array that several layers share",
 }
 # Start from a decomposition of the weight, so with a rounding.
-ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne"}
+ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull"}
 # Start exactly, but divide by a norm when they are called.
 ROUNDED_CALL = {"DoRA", "HRA"}
 

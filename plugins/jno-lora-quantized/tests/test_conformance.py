@@ -13,7 +13,7 @@ from jno_lora_quantized import quantize
 
 RANK = 3
 # They start by taking a part out of the weight, which a quantised one refuses.
-REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne")
+REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne", "LoRANull")
 WHOLE_KIT = ("LoRA", "DoRA")
 
 

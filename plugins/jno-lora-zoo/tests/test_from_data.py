@@ -1,4 +1,4 @@
-"""EVA, CorDA, LoRA-GA and LoRA-One: how they start, with options, and from data without a rank.
+"""EVA, CorDA, LoRA-GA, LoRA-One and LoRA-Null: their starts, options, and data without a rank.
 
 Their laws, which hold the start that each takes out of the weight, are in `test_oracles.py`.
 """
@@ -14,13 +14,15 @@ from zoo_cases.laws_from_data import (
     input_directions,
     lora_ga_part,
     lora_one_part,
+    null_part,
+    null_space,
     statistics_for,
 )
 from zoo_cases.layers import matrix_of
 
 from jno.lora import lora_trainable_filter
 
-FROM_DATA = ("EVA", "CorDA", "LoRAGA", "LoRAOne")
+FROM_DATA = ("EVA", "CorDA", "LoRAGA", "LoRAOne", "LoRANull")
 VALUE = 1e-11
 
 
@@ -126,6 +128,42 @@ def test_lora_one_can_start_with_the_step_of_its_paper(adapter, base):
         assert_close(B @ A, merged - W, VALUE)
 
 
+@on("LoRANull")
+def test_lora_null_splits_off_the_part_of_the_weight_that_reads_the_null_space(adapter, base):
+    wrapper, fields, W = started(adapter, base)
+    part, scale = null_part(W, 2), wrapper.alpha / 2
+    assert_close(scale * fields.lora_B @ fields.lora_A, part, VALUE)
+    assert_close(matrix_of(wrapper.base), W - part, VALUE)
+    # The values are in both factors alike.
+    S = np.diag(np.linalg.svd(part, compute_uv=False)[:2]) / scale
+    assert_close(fields.lora_B.T @ fields.lora_B, S, VALUE)
+    assert_close(fields.lora_A @ fields.lora_A.T, S, VALUE)
+
+
+@on("LoRANull")
+def test_lora_null_can_leave_the_weight_whole(adapter, base):
+    wrapper, fields, W = started(adapter, base, zero=True)
+    N = null_space(W, 2)
+    assert_close(fields.lora_A.T @ fields.lora_A, N @ N.T, VALUE)
+    assert not np.any(fields.lora_B)
+    assert_close(matrix_of(wrapper.base), W, 0)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@on("LoRANull", conv=())
+def test_lora_null_with_frozen_A_keeps_the_outputs_of_earlier_inputs(adapter, base, zero):
+    out, inputs = base.matrix().shape
+    X = np.random.default_rng(5).normal(size=(20, inputs - 2)) @ np.eye(inputs)[2:]
+    with jax.enable_x64(True):
+        made = {"input_covariance": jnp.asarray(X.T @ X / 20)}
+        wrapper = started(adapter, base, statistics=made, zero=zero)[0]
+        layer = cast_floats(base.layer, jnp.float64)
+        moved = eqx.tree_at(lambda w: w.lora_B, wrapper, wrapper.lora_B + 1)
+        assert_close(jax.vmap(moved)(X), jax.vmap(layer)(X), VALUE)
+        new = np.eye(inputs)[0]
+        assert np.max(np.abs(moved(new) - layer(new))) > 0.01
+
+
 def of_rank(rank, needs, out, inputs):
     """Statistics of data of this rank."""
     rng = np.random.default_rng(3)
@@ -137,9 +175,15 @@ def of_rank(rank, needs, out, inputs):
 
 @pytest.mark.parametrize("svd", ["exact", "randomized"])
 @pytest.mark.parametrize("rank", [0, 1])
-@on(*FROM_DATA, linear=("plain", "one_output"))
+@on("EVA", "CorDA", "LoRAGA", "LoRAOne", linear=("plain", "one_output"))
 def test_data_of_a_lower_rank_give_finite_numbers(adapter, base, rank, svd):
     check_finite(adapter, base, rank, svd=svd)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@on("LoRANull", linear=("plain", "one_output"))
+def test_inputs_of_a_lower_rank_give_finite_numbers(adapter, base, rank):
+    check_finite(adapter, base, rank)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -173,7 +217,7 @@ def test_what_corda_refuses(adapter, base):
         build(adapter, base, alpha=0.0)
 
 
-@on("EVA", "CorDA", "LoRAGA", "LoRAOne", conv=())
+@on(*FROM_DATA, conv=())
 def test_without_statistics_the_constructor_says_which_it_needs(adapter, base):
     names = ", ".join(adapter.cls.needs)
     with pytest.raises(ValueError, match=rf"starts from data: `statistics=` must hold {names}, as"):

@@ -31,7 +31,7 @@ class Conditional(eqx.Module):
 
     At the source, a merged model is the pretrained model bit for bit, and a called model too, but
     for DoRA and HRA, which divide by a norm when they are called: a rounding of 1e-6 of the output.
-    PiSSA, MiLoRA, OLoRA, CorDA, LoRA-GA and LoRA-One start with a rounding (`exact=False`). VB-LoRA
+    PiSSA, MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One and LoRA-Null start with a rounding (`exact=False`). VB-LoRA
     and Tied-LoRA train arrays that layers share, and are refused.
 
     ```python

@@ -53,6 +53,17 @@ def corda_part(W: Any, r: int, largest: bool = True) -> np.ndarray:
     return U[:, chosen] @ np.diag(S[chosen]) @ Vt[chosen] @ np.linalg.inv(C)
 
 
+def null_space(W: Any, r: int) -> np.ndarray:
+    """LoRA-Null: as columns, the directions that the inputs use least."""
+    return np.linalg.svd(_wide("input_covariance", W))[2][-r:].T
+
+
+def null_part(W: Any, r: int) -> np.ndarray:
+    """LoRA-Null: the part of the weight that reads these directions."""
+    N = null_space(W, r)
+    return W @ N @ N.T
+
+
 def _signs(one: Any, other: Any) -> Any:
     """The signs by which rows that are equal but for their signs differ."""
     return np.sign(np.sum(one * other, axis=1))[:, None]
@@ -73,6 +84,10 @@ def lora_one_part(W: Any, r: int, gamma: float = 128.0) -> np.ndarray:
     """LoRA-One: `B A` before its scale, the negative gradient's best approximation, normalised."""
     U, S, Vt = np.linalg.svd(-_wide("gradient", W), full_matrices=False)
     return U[:, :r] @ np.diag(S[:r] / S[0]) @ Vt[:r] / gamma
+
+
+def _lora_null(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
+    return W - null_part(W, r) + alpha / r * f.lora_B @ f.lora_A
 
 
 def _eva(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
@@ -97,6 +112,7 @@ LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
     "CorDA": _corda,
     "LoRAGA": _lora_ga,
     "LoRAOne": _lora_one,
+    "LoRANull": _lora_null,
 }
 
 # The effective rank for a requested one and an (out, in) matrix.

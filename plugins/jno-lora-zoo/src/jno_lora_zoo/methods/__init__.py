@@ -21,6 +21,7 @@ from .loha import LoHa as LoHa
 from .lokr import LoKr as LoKr
 from .lora import LoRA as LoRA, LoRAFA as LoRAFA, rsLoRA as rsLoRA
 from .lora_ga import LoRAGA as LoRAGA
+from .lora_null import LoRANull as LoRANull
 from .lora_one import LoRAOne as LoRAOne
 from .lora_xs import LoRAXS as LoRAXS
 from .miss import MiSS as MiSS

@@ -1,0 +1,60 @@
+"""LoRA-Null: factors that start in the directions which the layer's inputs hardly use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arrays import Matrix
+from .._svd import Triplets
+from .pissa import Split
+
+
+class LoRANull(Split):
+    """LoRA-Null: `A` starts in the null space of the layer's earlier inputs.
+
+    Law: `W' = base + (alpha / r) B A`. `N` are the `r` eigenvectors of the covariance `E[x x^T]` of
+    the inputs with the smallest eigenvalues, as columns. With `U S V^T` the `r` singular triplets
+    of `W N N^T` and `s` the scale, `B = U sqrt(S / s)` and `A = sqrt(S / s) V^T` at first, and
+    `base` holds `W - s B A`. `r(in + out)` parameters train.
+
+    The data of the calibration are the data that are to stay. As long as the rows of `A` are
+    combinations of the columns of `N`, an input without a part along `N` gives the output of the
+    original layer. `net.mask("lora_A$").freeze()` keeps `A` there (the paper's LoRA-Null-v2); then
+    `r out` parameters train. If the inputs use all directions, `N` is what they use least.
+
+    - `zero`: with `True`, `A = N^T` and `B = 0` at first, and `base` stays `W`. This start also
+        serves layers whose weight is zero or quantised.
+
+    Paper: Tang et al., "LoRA-Null: Low-Rank Adaptation via Null Space for Large Language Models",
+    arXiv:2503.02659. The paper has no scale; `alpha = r` gives its `s = 1`. Its code divides the
+    inputs of each call by their maximum. By default, a layer whose weight is zero stays zero.
+
+    **Raises:** `ValueError` if `alpha` is not positive, unless `zero` is set.
+    """
+
+    needs = ("input_covariance",)
+    variant = "lora-null"
+    paper = "2503.02659"
+    family = "low rank"
+
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        statistics: Mapping[str, Array],
+        zero: bool = False,
+    ) -> dict[str, Any]:
+        # The eigenvalues ascend.
+        N = jnp.linalg.eigh(statistics["input_covariance"])[1][:, :r]
+        if zero:
+            A, B = N.T.astype(dtype), jnp.zeros((len(W), r), dtype)
+            # Nothing is taken out of the weight, which may be quantised.
+            copies = {"initial_A": jnp.copy(A), "initial_B": jnp.copy(B)}
+            return {"lora_A": A, "lora_B": B, **copies}
+        U, S, Vt = jnp.linalg.svd(W @ N, full_matrices=False)
+        return self.halved(W, Triplets(U, S, Vt @ N.T), dtype)
