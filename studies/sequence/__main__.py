@@ -5,7 +5,7 @@ from dataclasses import replace
 from .._command import command
 from .._families import QUICK
 from ._report import write_page
-from ._runs import RESULTS, Plan, run
+from ._runs import PLAN, RESULTS, Plan, run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
         "way/seed",
         arguments,
         run=run,
-        plans=(Plan(), Plan(effort=replace(QUICK, pool=8), extensions=0)),
+        plans=(PLAN, Plan(effort=replace(QUICK, pool=8), extensions=0)),
         results=RESULTS,
         write_page=write_page,
     )

@@ -12,11 +12,13 @@ from typing import Any
 from .._families import FULL, Effort, pretrained
 from .._records import Record, append, read
 from .._search import best_rates
+from . import _problem
 from ._fitting import Fitting
-from ._problem import FAMILY, data
-from ._ways import WAYS, Learner, Way
+from ._merging import MERGES, Merge, Merging
+from ._ways import EACH, WAYS, Learner, Way
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "sequence.jsonl"
+# Of a merge: its label, the density in the place of the rate, and the weight of both adapters.
 KEY = ("way", "seed", "rate", "weight")
 EFFORT = replace(FULL, pool=16)
 EXTENSIONS = 4  # how often a search goes on beyond an edge of its grid
@@ -31,13 +33,16 @@ class Plan:
     extensions: int = EXTENSIONS
 
 
+PLAN = Plan()
+
+
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     """Run the missing runs whose `way/seed` matches `only`, and append to `path`."""
     runs = Runs({tuple(record[name] for name in KEY): record for record in read(path)}, plan)
     jobs = [
         (way, seed)
         for seed in range(plan.effort.seeds)
-        for way in plan.ways
+        for way in (*plan.ways, *MERGES)
         if re.search(only, f"{way.name}/{seed}")
     ]
     if not jobs:
@@ -46,9 +51,11 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
         runs.write = write
         for way, seed in jobs:
             begin = time.process_time()
-            rate, weight = runs.chosen(way, seed)
-            seconds = time.process_time() - begin
-            print(f"{way.name}/{seed}: rate {rate}, weight {weight}, {seconds:.0f} s", flush=True)
+            if isinstance(way, Way):
+                runs.chosen(way, seed)
+            else:
+                runs.merge(way, seed)
+            print(f"{way.name}/{seed}: {time.process_time() - begin:.0f} s", flush=True)
 
 
 class Runs:
@@ -59,6 +66,7 @@ class Runs:
         self.write: Callable[[Record], None] = lambda record: None
         self.fitting = Fitting(plan.effort)
         self.learner = functools.cache(self._learner)
+        self.merging = functools.cache(self._merging)
 
     def chosen(self, way: Way, seed: int) -> tuple[float, float]:
         """The rate and the weight with the lowest validation error over all settings."""
@@ -73,17 +81,35 @@ class Runs:
         if key not in self.done:
             begin = time.process_time()
             learned = self.learner(seed).learn(way, rate, weight)
-            record = dict(zip(KEY, key, strict=True)) | {
+            content = {
                 "validation": round(statistics.fmean(learned.validations), 6),
                 "errors": learned.errors,
                 "steps": learned.steps,
                 "trained": learned.trained,
                 "seconds": round(time.process_time() - begin, 2),
             }
-            self.done[key] = record
-            self.write(record)
+            self._record(key, content)
         return self.done[key]["validation"]
+
+    def merge(self, merge: Merge, seed: int) -> None:
+        """Combine the adapters of two tasks in all variants of a method."""
+        for density, weight in merge.variants():
+            key = (merge.name, seed, density, weight)
+            if key not in self.done:
+                errors, validation = self.merging(seed).errors(merge, density, weight)
+                content = {"validation": round(validation, 6), "errors": errors}
+                self._record(key, content)
+
+    def _merging(self, seed: int) -> Merging:
+        way = next(way for way in WAYS if way.name == EACH)
+        learner = self.learner(seed)
+        return Merging(learner, learner.learn(way, *self.chosen(way, seed)).sets)
+
+    def _record(self, key: tuple[Any, ...], content: Record) -> None:
+        self.done[key] = dict(zip(KEY, key, strict=True)) | content
+        self.write(self.done[key])
 
     def _learner(self, seed: int) -> Learner:
         effort = self.plan.effort
-        return Learner(pretrained(FAMILY, effort), data(seed, effort), self.fitting, seed)
+        model = pretrained(_problem.FAMILY, effort)
+        return Learner(model, _problem.data(seed, effort), self.fitting, seed)

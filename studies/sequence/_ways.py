@@ -1,6 +1,5 @@
 """The ways of the study: which arrays train on a task, and what holds the earlier tasks."""
 
-import dataclasses
 import functools
 import warnings
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import Net, calibrate, extract_adapters, merge_lora
+from jno.lora import Net, extract_adapters, merge_lora
 from jno.lora.types import AdapterSet, JnoLoraWarning
 
 from ._fitting import Fitting, Given, Held, Outcome, error, fisher
@@ -30,7 +29,8 @@ class Way:
         task. `"alone"`: each task has adapters of the pretrained model, and a sample is given the
         adapters of its task. `"summed"`: each task has new adapters, and the earlier adapters stay
         below them, frozen. They are merged into the weights, which is the same sum. `"null"`:
-        summed, and the frozen `A` of each task lies where the inputs of earlier settings are least.
+        summed, by LoRA-Null: the frozen `A` of each task lies where the stored inputs of earlier
+        settings are least.
     - `holds`: `"replay"`: half of each batch is stored samples. `"retain"`: the penalty of
         `jno.lora.retain` on stored inputs, against the model before the task. `"ewc"`: a quadratic
         penalty by Fisher information.
@@ -123,30 +123,17 @@ class Learner:
             return eqx.partition(model, eqx.is_inexact_array)
         if way.adapters == "continued" and task > 1:
             return eqx.partition(model, self._net(self.model, 1).trainable)
-        net = self._net(self.model if way.adapters == "alone" else _plain(model), task)
-        if way.adapters == "null":
-            net = self._null_space(net, task)
-        return net.partition()
+        base = self.model if way.adapters == "alone" else _plain(model)
+        return self._net(base, task, is_null=way.adapters == "null").partition()
 
-    def _net(self, model: Any, task: int) -> Net:
-        net = Net(model, key=jax.random.fold_in(jax.random.key(self.seed), task))
+    def _net(self, model: Any, task: int, *, is_null: bool = False) -> Net:
+        net = Net(model, key=jax.random.fold_in(jax.random.key(self.seed), task)).freeze()
         with warnings.catch_warnings():  # the last layer clamps the rank
             warnings.simplefilter("ignore", JnoLoraWarning)
-            return net.freeze().lora(RANK, 2.0 * RANK, wrapper="lora")
-
-    def _null_space(self, net: Net, task: int) -> Net:
-        """`net` with `A` as the directions that the inputs of the earlier settings use least."""
-        model = merge_lora(net.module)  # nothing is trained yet
-        batches = [self.stored(setting) for setting in range(task)]
-        statistics = calibrate(model, batches, error, wrappers="corda")
-        adapters: dict[str, Any] = {}
-        for path, adapter in extract_adapters(net.module).adapters.items():
-            r = adapter.state["lora_A"].shape[0]
-            # The eigenvalues ascend.
-            directions = jnp.linalg.eigh(statistics[path]["input_covariance"])[1][:, :r]
-            state = {**adapter.state, "lora_A": directions.T}
-            adapters[path] = dataclasses.replace(adapter, state=state)
-        net = Net(model).freeze().add_adapter("null", AdapterSet(adapters)).activate("null")
+            if not is_null:
+                return net.lora(RANK, 2.0 * RANK, wrapper="lora")
+            data = [self.stored(setting) for setting in range(task)], error
+            net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
         return net.mask("lora_A$").freeze()
 
     def stored(self, setting: int) -> tuple[Any, Any, Any]:
@@ -154,9 +141,13 @@ class Learner:
         fields, solutions = (u[setting, self.fitting.held_out :] for u in self.data.pool)
         return fields, solutions, jnp.broadcast_to(self.data.z[setting], len(fields))
 
+    def fisher(self, model: Any, setting: int) -> Any:
+        """The diagonal of the Fisher matrix of a plain model, on the samples of a setting."""
+        return self._fisher(model, self.data, jnp.asarray(setting), self.key)
+
     def _held(self, held: Held | None, model: Any, setting: int) -> Held:
         """EWC's penalty with one more setting. The sum of quadratics is one quadratic."""
-        new = self._fisher(model, self.data, jnp.asarray(setting), self.key)
+        new = self.fisher(model, setting)
         weights = eqx.filter(model, eqx.is_inexact_array)
         if held is None:
             return Held(new, weights)

@@ -1,0 +1,138 @@
+"""KnOTS and RegMean, against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import (
+    SelectionError,
+    calibrate,
+    combine,
+    extract_adapters,
+    merge_lora,
+)
+
+from ._tools import layers, relative, trained, update, updates
+from .test_combine import DENSITY, LARGE, WEIGHTS, agreed, trim
+
+OFF_DIAGONAL = 0.7
+
+
+def call(model, x):
+    """The outputs of all layers, for one input of the convolution."""
+    hidden = model["linear"](x.sum(axis=0))
+    return model["convolution"](x).sum() + sum(
+        jax.tree.map(lambda leaf: leaf[i], model["stack"])(hidden).sum() for i in range(2)
+    )
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The base and two adapted models. The second model lacks the convolution's adapter."""
+    model = layers()
+    return [trained(model, "lora", 1), trained(model, "rslora", 2, target="linear|stack", rank=1)]
+
+
+@pytest.fixture(scope="module")
+def sets(models):
+    return [extract_adapters(model) for model in models]
+
+
+@pytest.fixture(scope="module")
+def statistics(models):
+    batches = [jax.random.normal(jax.random.key(i), (6, 2, 5)) for i in range(2)]
+
+    def loss(model, batch):
+        return jnp.mean(jax.vmap(lambda x: call(model, x))(batch) ** 2)
+
+    return [
+        calibrate(merge_lora(model), [(1 + i) * batches[i] + i], loss, wrappers="corda")
+        for i, model in enumerate(models)
+    ]
+
+
+def test_regmean_is_the_least_squares_fit_to_the_outputs(sets, statistics):
+    """The merged update is the minimum of `sum_i |(U - w_i U_i) G_i^(1/2)|^2`, by NumPy's solver."""
+    arguments = {"statistics": statistics, "off_diagonal": OFF_DIAGONAL}
+    found = updates(combine(sets, WEIGHTS[:2], "regmean", **arguments))
+    assert list(found) == ["convolution", "linear", "stack"]
+    for path, combined in found.items():
+        grams = [np.asarray(s[path]["input_covariance"], np.float64) for s in statistics]
+        grams = [OFF_DIAGONAL * g + (1 - OFF_DIAGONAL) * g * np.eye(g.shape[-1]) for g in grams]
+        parts = [
+            w * update(s[path]) if path in s else np.zeros_like(combined)
+            for w, s in zip(WEIGHTS, sets, strict=False)
+        ]
+        expected = np.stack(
+            [
+                fitted([g.reshape(-1, *g.shape[-2:])[k] for g in grams], slices)
+                for k, slices in enumerate(
+                    zip(*[p.reshape(-1, *p.shape[-2:]) for p in parts], strict=True)
+                )
+            ]
+        )
+        assert relative(combined, expected.reshape(combined.shape)) < 1e-4
+
+
+def fitted(grams, parts):
+    """The update whose outputs are nearest to the parts' outputs, as one least-squares problem."""
+    roots = [np.linalg.cholesky(gram).T for gram in grams]  # `|R x|^2` is the output's square
+    targets = [root @ part.T for root, part in zip(roots, parts, strict=True)]
+    return np.linalg.lstsq(np.concatenate(roots), np.concatenate(targets), rcond=None)[0].T
+
+
+def test_regmean_of_equal_data_is_the_mean_and_may_be_cut(sets, statistics):
+    arguments = {"statistics": [statistics[0]] * 2, "off_diagonal": 1.0}
+    mean = combine(sets, [1.0, 1.0], "regmean", **arguments)["linear"]
+    assert mean.rank == 3
+    expected = (update(sets[0]["linear"]) + update(sets[1]["linear"])) / 2
+    assert relative(update(mean), expected) < 1e-4
+    cut = combine(sets, [1.0, 1.0], "regmean", rank=1, **arguments)["linear"]
+    U, S, Vt = np.linalg.svd(expected)
+    assert cut.rank == 1
+    assert relative(update(cut), S[0] * np.outer(U[:, 0], Vt[0])) < 1e-4
+
+
+def test_knots_trims_and_elects_among_aligned_factors(sets):
+    found = updates(combine(sets, WEIGHTS[:2], "knots_ties", density=DENSITY, rank=LARGE))
+    for path in ("linear", "stack"):
+        both = np.stack([update(s[path]) for s in sets])
+        both = both.reshape(2, -1, *both.shape[-2:])
+        expected = np.stack([knots(both[:, k]) for k in range(both.shape[1])])
+        assert relative(found[path], expected.reshape(found[path].shape)) < 1e-5
+    ties = combine(sets, WEIGHTS[:2], "ties", density=DENSITY, rank=LARGE)
+    assert relative(found["linear"], update(ties["linear"])) > 0.1
+
+
+def knots(parts):
+    """The paper's steps for two updates of one matrix."""
+    U, S, Vt = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
+    k = min(3, len(S))  # the ranks are 2 and 1
+    V = np.split(S[:k, None] * Vt[:k], 2, axis=1)
+    weighted = [weight * trim(v) for weight, v in zip(WEIGHTS, V, strict=False)]
+    return U[:, :k] @ agreed(weighted, "total")
+
+
+def test_knots_of_everything_with_one_sign_is_the_mean(sets):
+    """With one set nothing is in conflict, and nothing is lost with the density 1."""
+    alone = combine(sets[:1], [0.5], "knots_ties", density=1.0)
+    for path in alone:
+        assert relative(update(alone[path]), 0.5 * update(sets[0][path])) < 1e-5
+
+
+def test_arguments_that_make_no_sense_are_refused(sets, statistics):
+    weights = [1.0, 1.0]
+    for message, method, arguments in (
+        ("'regmean' needs the inputs' `statistics` of each set", "regmean", {}),
+        ("'svd' needs no data", "svd", {"statistics": statistics}),
+        ("one item for each of the 2 sets, got 1", "regmean", {"statistics": statistics[:1]}),
+        ("one item for each of the 2 sets, got one", "regmean", {"statistics": statistics[0]}),
+        ("convolution, in the statistics of set 1", "regmean", {"statistics": [statistics[0], {}]}),
+        ("`off_diagonal` is for 'regmean'", "svd", {"off_diagonal": 0.5}),
+        ("`off_diagonal` must be", "regmean", {"statistics": statistics, "off_diagonal": 0.0}),
+        ("'knots_ties' needs a `density`", "knots_ties", {}),
+        ("keeps no entry of", "knots_ties", {"density": 0.01}),
+    ):
+        with pytest.raises(SelectionError, match=message):
+            combine(sets, weights, method, **arguments)
