@@ -27,7 +27,7 @@ def _model(key: Array) -> Any:
     The weights of the speed start as zero. Pretraining sees one speed, whose channel is zero, and
     leaves them there.
     """
-    model = foundax.unet1d(2, 1, depth=3, wf=3, norm="none", key=key)
+    model = foundax.unet1d(2, 1, depth=2, wf=3, norm="none", key=key)
 
     def first(model: Any) -> Array:
         return model.encoders[0].conv_block.conv1.conv.weight
