@@ -34,7 +34,7 @@ def statistics():
 
 
 def test_regmean_is_the_least_squares_fit_to_the_outputs(sets, statistics):
-    """The merged update is the minimum of `sum_i |(U - w_i U_i) G_i^(1/2)|^2`, by NumPy's solver."""
+    """The merged update has the least `sum_i |(U - w_i U_i) G_i^(1/2)|^2`, by NumPy's solver."""
     arguments = {"statistics": statistics, "off_diagonal": OFF_DIAGONAL}
     found = updates(combine(sets, WEIGHTS[:2], "regmean", **arguments))
     assert list(found) == ["convolution", "linear", "stack"]
