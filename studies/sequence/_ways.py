@@ -1,7 +1,6 @@
 """The ways of the study: which arrays train on a task, and what holds the earlier tasks."""
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import Net, extract_adapters, merge_lora
-from jno.lora.types import AdapterSet, JnoLoraWarning
+from jno.lora.types import AdapterSet
 
 from ._fitting import Fitting, Given, Held, Outcome, error, fisher
 from ._problem import SPEEDS, Data
@@ -128,12 +127,10 @@ class Learner:
 
     def _net(self, model: Any, task: int, *, is_null: bool = False) -> Net:
         net = Net(model, key=jax.random.fold_in(jax.random.key(self.seed), task)).freeze()
-        with warnings.catch_warnings():  # the last layer clamps the rank
-            warnings.simplefilter("ignore", JnoLoraWarning)
-            if not is_null:
-                return net.lora(RANK, 2.0 * RANK, wrapper="lora")
-            data = [self.stored(setting) for setting in range(task)], error
-            net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
+        if not is_null:
+            return net.lora(RANK, 2.0 * RANK, wrapper="lora")
+        data = [self.stored(setting) for setting in range(task)], error
+        net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
         return net.mask("lora_A$").freeze()
 
     def stored(self, setting: int) -> tuple[Any, Any, Any]:
