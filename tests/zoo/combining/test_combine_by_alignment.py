@@ -26,8 +26,9 @@ def statistics():
     random = np.random.default_rng(0)
 
     def covariance(*shape):
-        rows = random.normal(size=(*shape[:-1], 8, shape[-1])) @ random.normal(size=shape[-1:] * 2)
-        return {"input_covariance": jnp.asarray(rows.swapaxes(-1, -2) @ rows / 8, jnp.float32)}
+        mixing = np.eye(shape[-1]) + 0.3 * random.normal(size=shape[-1:] * 2)
+        rows = random.normal(size=(*shape[:-1], 20, shape[-1])) @ mixing
+        return {"input_covariance": jnp.asarray(rows.swapaxes(-1, -2) @ rows / 20, jnp.float32)}
 
     widths = {"convolution": (6,), "linear": (5,), "stack": (2, 4)}
     return [{path: covariance(*shape) for path, shape in widths.items()} for _ in range(2)]
