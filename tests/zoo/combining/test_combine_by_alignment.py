@@ -103,7 +103,7 @@ def test_knots_of_everything_with_one_sign_is_the_mean(sets):
         assert relative(update(alone[path]), 0.5 * update(sets[0][path])) < 1e-5
 
 
-def test_arguments_that_make_no_sense_are_refused(sets, statistics):
+def test_arguments_that_make_no_sense_are_refused(sets, statistics, unchecked):
     weights = [1.0, 1.0]
     for message, method, arguments in (
         ("'regmean' needs the inputs' `statistics` of each set", "regmean", {}),
