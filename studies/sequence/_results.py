@@ -75,11 +75,17 @@ class Study:
             self._by_way.setdefault(record["way"], {}).setdefault(record["seed"], []).append(record)
 
     def cell(self, name: str) -> Cell | None:
-        """The runs with the lowest validation error of each seed."""
+        """The chosen run of each seed: see the page for the choice."""
         chosen, edges = [], 0
+        starts = {way.name: way.weight for way in self.plan.ways}
         for _, runs in sorted(self._by_way.get(name, {}).items()):
+            if name in starts:
+                at_start = [run for run in runs if run["weight"] == starts[name]]
+                first = min(at_start, key=lambda run: run["right_after"])
+                edges += _is_edge(first, at_start, "rate")
+                runs = [run for run in runs if run["rate"] == first["rate"]]
             best = min(runs, key=lambda run: run["validation"])
-            edges += sum(_is_edge(best, runs, number) for number in ("rate", "weight"))
+            edges += _is_edge(best, runs, "weight")
             chosen.append(best)
         return Cell(tuple(chosen), edges) if chosen else None
 

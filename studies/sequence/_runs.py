@@ -69,19 +69,28 @@ class Runs:
         self.merging = functools.cache(self._merging)
 
     def chosen(self, way: Way, seed: int) -> tuple[float, float]:
-        """The rate and the weight with the lowest validation error over all settings."""
-        return best_rates(
-            *(way.rate, way.weight),
-            lambda rate, weight: self._validation(way, seed, rate, weight),
-            self.plan.extensions,
-        )
+        """The rate that learns each task best, and the weight that ends best on all settings."""
+        extensions = self.plan.extensions
 
-    def _validation(self, way: Way, seed: int, rate: float, weight: float) -> float:
+        def right_after(rate: float, _: float) -> float:
+            return self._learned(way, seed, rate, way.weight)["right_after"]
+
+        rate, _ = best_rates(way.rate, 1.0, right_after, extensions)
+        if way.weight == 1:
+            return rate, way.weight
+
+        def at_the_end(weight: float, _: float) -> float:
+            return self._learned(way, seed, rate, weight)["validation"]
+
+        return rate, best_rates(way.weight, 1.0, at_the_end, extensions)[0]
+
+    def _learned(self, way: Way, seed: int, rate: float, weight: float) -> Record:
         key = (way.name, seed, rate, weight)
         if key not in self.done:
             begin = time.process_time()
             learned = self.learner(seed).learn(way, rate, weight)
             content = {
+                "right_after": round(statistics.fmean(learned.right_after), 6),
                 "validation": round(statistics.fmean(learned.validations), 6),
                 "errors": learned.errors,
                 "steps": learned.steps,
@@ -89,7 +98,7 @@ class Runs:
                 "seconds": round(time.process_time() - begin, 2),
             }
             self._record(key, content)
-        return self.done[key]["validation"]
+        return self.done[key]
 
     def merge(self, merge: Merge, seed: int) -> None:
         """Combine the adapters of two tasks in all variants of a method."""

@@ -62,11 +62,13 @@ class Learned(NamedTuple):
     """The results of a sequence.
 
     - `errors`: a row for each stage, the pretrained model first: the errors on all settings.
+    - `right_after`: the error on the validation samples of each task right after its training.
     - `validations`: the errors on the validation samples of all settings after the last stage.
     - `sets`: the adapters of each task, for ways that keep them.
     """
 
     errors: list[list[float]]
+    right_after: list[float]
     validations: list[float]
     steps: list[int]
     trained: int
@@ -91,6 +93,7 @@ class Learner:
         """Learn all tasks, one after the other."""
         first, at_source = self.errors_on(self.model)
         errors, validations, steps, sets = [first], at_source, [], []
+        right_after: list[float] = []
         model, held, trainable = self.model, None, None
         for task in range(1, len(SPEEDS)):
             if way.holds == "ewc":
@@ -112,9 +115,10 @@ class Learner:
                 )
                 sets.append(extract_adapters(model))
             errors.append(row)
+            right_after.append(seen[task])
             validations = seen
         trained = sum(leaf.size for leaf in jax.tree.leaves(trainable))
-        return Learned(errors, validations, steps, trained, sets)
+        return Learned(errors, right_after, validations, steps, trained, sets)
 
     def _parts(self, way: Way, model: Any, task: int) -> tuple[Any, Any]:
         """The trainable and the frozen arrays of a task."""
