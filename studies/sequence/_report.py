@@ -4,7 +4,7 @@ import pathlib
 
 from .._pages import DOCS, fill, filled, percent
 from ._goals import GOALS
-from ._merging import MERGES, PAIR
+from ._merging import PAIR
 from ._problem import SPEEDS
 from ._results import (
     Cell,
@@ -93,7 +93,7 @@ def _merges(study: Study) -> str:
     names = {EACH: "the right adapter for each setting", REPLAYED: "one LoRA, trained with replay"}
     for name, mean in study.references().items():
         lines.append(f"| *{names[name]}* | {100 * mean:.2f} | | | | | | |")
-    for merge in MERGES:
+    for merge in study.plan.merges:
         cell = study.cell(merge.name)
         if cell is None:
             continue

@@ -26,9 +26,10 @@ EXTENSIONS = 4  # how often a search goes on beyond an edge of its grid
 
 @dataclass(frozen=True)
 class Plan:
-    """The ways that the study runs, and the effort for each."""
+    """The ways and the merges that the study runs, and the effort for each."""
 
     ways: Sequence[Way] = WAYS
+    merges: Sequence[Merge] = MERGES
     effort: Effort = EFFORT
     extensions: int = EXTENSIONS
 
@@ -42,7 +43,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     jobs = [
         (way, seed)
         for seed in range(plan.effort.seeds)
-        for way in (*plan.ways, *MERGES)
+        for way in (*plan.ways, *plan.merges)
         if re.search(only, f"{way.name}/{seed}")
     ]
     if not jobs:
