@@ -1,7 +1,7 @@
 """Two adapters of two settings, combined into one by every method."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +14,8 @@ from jno.lora.types import AdapterSet
 from ._fitting import error
 from ._ways import RANK, Learner
 
-PAIR = (1, 2)  # the first two settings after the source
+# Settings on both sides of the source, and on one side.
+PAIRS = ((1, 2), (1, 3))
 WEIGHTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # of both adapters
 _DENSITIES = (0.3, 0.7)
 
@@ -23,17 +24,24 @@ _DENSITIES = (0.3, 0.7)
 class Merge:
     """A method of the table.
 
-    - `name`: its row in the table.
+    - `row`: its name in the table.
+    - `pair`: the two settings.
     - `alone`: the adapter that is used alone, as it is.
     - `method`: of `combine`. `None`: averaging by Fisher information, which only this study has.
     - `rank`: of the combined adapters, for methods that leave it open.
     """
 
-    name: str
+    row: str
     method: str | None = None
+    pair: tuple[int, int] = PAIRS[0]
     alone: int | None = None
     rank: int | None = None
     is_sparse: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the records call it."""
+        return f"{self.row} of {self.pair[0]} and {self.pair[1]}"
 
     def variants(self) -> Iterator[tuple[float, float]]:
         """The densities and the weights to try. 0 stands for no density."""
@@ -42,7 +50,7 @@ class Merge:
                 yield density, weight
 
 
-MERGES = (
+_METHODS = (
     Merge("the first adapter alone", alone=0),
     Merge("the second adapter alone", alone=1),
     Merge("`linear`, `cat`", "linear"),
@@ -54,21 +62,25 @@ MERGES = (
     Merge("`regmean`", "regmean"),
     Merge("Fisher-weighted averaging"),
 )
+MERGES = tuple(replace(merge, pair=pair) for pair in PAIRS for merge in _METHODS)
 
 
 class Merging:
-    """Combines the adapters of two settings, and measures the combined model."""
+    """Combines the adapters of two settings, and measures the combined model.
 
-    def __init__(self, learner: Learner, sets: list[AdapterSet]):
-        self.learner = learner
-        self.sets = [sets[setting - 1] for setting in PAIR]
+    - `sets`: the adapters of each task.
+    """
+
+    def __init__(self, learner: Learner, sets: list[AdapterSet], pair: tuple[int, int]):
+        self.learner, self.pair = learner, pair
+        self.sets = [sets[setting - 1] for setting in pair]
         self._statistics: list[Any] = []
         self._fishers: list[Any] = []
 
     def errors(self, merge: Merge, density: float, weight: float) -> tuple[list[float], float]:
         """The errors on the tests of all settings, and the pair's mean validation error."""
         tests, validations = self.learner.errors_on(self._model(merge, density, weight))
-        return tests, sum(validations[setting] for setting in PAIR) / len(PAIR)
+        return tests, sum(validations[setting] for setting in self.pair) / len(self.pair)
 
     def _model(self, merge: Merge, density: float, weight: float) -> Any:
         base = self.learner.model
@@ -84,7 +96,7 @@ class Merging:
         if merge.method == "regmean":
             options["statistics"] = self._inputs()
         method: Any = merge.method
-        combined = combine(self.sets, [weight] * len(PAIR), method, **options)
+        combined = combine(self.sets, [weight] * len(self.pair), method, **options)
         return swap_adapters(base, combined)
 
     def _merged(self) -> list[Any]:
@@ -95,7 +107,7 @@ class Merging:
         if not self._statistics:
             self._statistics = [
                 calibrate(model, [self.learner.stored(setting)], error, wrappers="corda")
-                for model, setting in zip(self._merged(), PAIR, strict=True)
+                for model, setting in zip(self._merged(), self.pair, strict=True)
             ]
         return self._statistics
 
@@ -106,7 +118,7 @@ class Merging:
         if not self._fishers:
             self._fishers = [
                 self.learner.fisher(model, setting)
-                for model, setting in zip(self._merged(), PAIR, strict=True)
+                for model, setting in zip(self._merged(), self.pair, strict=True)
             ]
 
         def averaged(base: Any, first: Any, second: Any, f: Any, g: Any) -> Any:

@@ -1,10 +1,11 @@
 """Write the tables of `docs/sequence-study.md` and `docs/combining.md` from the records."""
 
 import pathlib
+import statistics
 
 from .._pages import DOCS, fill, filled, percent
 from ._goals import GOALS
-from ._merging import PAIR
+from ._merging import PAIRS
 from ._problem import SPEEDS
 from ._results import (
     Cell,
@@ -12,7 +13,6 @@ from ._results import (
     final,
     learned,
     load,
-    pair_error,
     source_after,
     source_before,
     transfer,
@@ -87,18 +87,24 @@ def _settings(study: Study) -> str:
 
 
 def _merges(study: Study) -> str:
-    first, second = (f"c = {SPEEDS[setting]:g}" for setting in PAIR)
+    return "\n".join(_pair(study, pair) for pair in PAIRS)
+
+
+def _pair(study: Study, pair: tuple[int, int]) -> str:
+    first, second = (f"c = {SPEEDS[setting]:g}" for setting in pair)
     head = ("method", "mean error", first, second, "source", "density", "weight", "seeds")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    names = {EACH: "the right adapter for each setting", REPLAYED: "one LoRA, trained with replay"}
-    for name, mean in study.references().items():
+    names = {EACH: "the right adapter for each setting", FULL: "the pretrained model"}
+    names |= {REPLAYED: f"one LoRA, trained on all settings up to {second} with replay"}
+    for name, mean in study.references(pair).items():
         lines.append(f"| *{names[name]}* | {100 * mean:.2f} | | | | | | |")
     for merge in study.plan.merges:
-        cell = study.cell(merge.name)
+        cell = study.cell(merge.name) if merge.pair == pair else None
         if cell is None:
             continue
-        columns = [merge.name, cell.spread(pair_error)]
-        for setting in (*PAIR, 0):
+        mean = cell.spread(lambda run: statistics.fmean(run["errors"][s] for s in pair))
+        columns = [merge.row, mean]
+        for setting in (*pair, 0):
             columns.append(f"{100 * cell.mean(lambda run, s=setting: run['errors'][s]):.2f}")
         columns += [_numbers(cell, "rate") if merge.is_sparse else "", _numbers(cell, "weight")]
         lines.append(f"| {' | '.join(columns)} | {len(cell.runs)} |")

@@ -9,9 +9,8 @@ import numpy as np
 
 from .._records import Record, read
 from ._goals import Measures
-from ._merging import PAIR, Merge
 from ._runs import KEY, Plan
-from ._ways import EACH, REPLAYED
+from ._ways import EACH, FULL, REPLAYED
 
 
 class Cell(NamedTuple):
@@ -59,11 +58,6 @@ def source_after(run: Record) -> float:
     return float(_errors(run)[-1, 0])
 
 
-def pair_error(run: Record) -> float:
-    """The mean error of a merge on the pair."""
-    return statistics.fmean(run["errors"][setting] for setting in PAIR)
-
-
 class Study:
     """The records of the study, by way and by merge."""
 
@@ -105,20 +99,16 @@ class Study:
         runs = [run for seeds in self._by_way.values() for runs in seeds.values() for run in runs]
         return sum(run.get("seconds", 0.0) for run in runs)
 
-    def references(self) -> dict[str, float]:
-        """The pair's mean error with the right adapter, and with one LoRA and replay."""
+    def references(self, pair: tuple[int, int]) -> dict[str, float]:
+        """The pair's mean error with the right adapter, with replay, and untouched."""
         means: dict[str, float] = {}
-        for name in (EACH, REPLAYED):
+        for name, stage in ((EACH, pair[1]), (REPLAYED, pair[1]), (FULL, 0)):
             cell = self.cell(name)
             if cell is not None:
                 means[name] = cell.mean(
-                    lambda run: float(np.mean([_errors(run)[PAIR[-1], s] for s in PAIR]))
+                    lambda run, stage=stage: float(np.mean([_errors(run)[stage, s] for s in pair]))
                 )
         return means
-
-    def merge(self, merge: Merge) -> Cell | None:
-        """The chosen variant of a merge, of each seed."""
-        return self.cell(merge.name)
 
 
 def load(path: pathlib.Path, plan: Plan) -> Study:

@@ -106,14 +106,14 @@ class Runs:
         for density, weight in merge.variants():
             key = (merge.name, seed, density, weight)
             if key not in self.done:
-                errors, validation = self.merging(seed).errors(merge, density, weight)
+                errors, validation = self.merging(seed, merge.pair).errors(merge, density, weight)
                 content = {"validation": round(validation, 6), "errors": errors}
                 self._record(key, content)
 
-    def _merging(self, seed: int) -> Merging:
+    def _merging(self, seed: int, pair: tuple[int, int]) -> Merging:
         way = next(way for way in WAYS if way.name == EACH)
         learner = self.learner(seed)
-        return Merging(learner, learner.learn(way, *self.chosen(way, seed)).sets)
+        return Merging(learner, learner.learn(way, *self.chosen(way, seed)).sets, pair)
 
     def _record(self, key: tuple[Any, ...], content: Record) -> None:
         self.done[key] = dict(zip(KEY, key, strict=True)) | content

@@ -117,4 +117,4 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     page = _report.write_page(file, tmp_path, plan).read_text()
     assert all(f"| {way.name} |" in page for way in ways)
     table = (tmp_path / "combining.md").read_text()
-    assert all(f"| {merge.name} |" in table for merge in merges)
+    assert all(f"| {merge.row} |" in table for merge in merges)
