@@ -1,5 +1,7 @@
 """KnOTS and RegMean, against NumPy in float64."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,8 +106,7 @@ def test_knots_of_everything_with_one_sign_is_the_mean(sets):
 
 
 def test_arguments_that_make_no_sense_are_refused(sets, statistics, unchecked):
-    weights = [1.0, 1.0]
-    for message, method, arguments in (
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
         ("'regmean' needs the inputs' `statistics` of each set", "regmean", {}),
         ("'svd' needs no data", "svd", {"statistics": statistics}),
         ("one item for each of the 2 sets, got 1", "regmean", {"statistics": statistics[:1]}),
@@ -115,6 +116,7 @@ def test_arguments_that_make_no_sense_are_refused(sets, statistics, unchecked):
         ("`off_diagonal` must be", "regmean", {"statistics": statistics, "off_diagonal": 0.0}),
         ("'knots_ties' needs a `density`", "knots_ties", {}),
         ("keeps no entry of", "knots_ties", {"density": 0.01}),
-    ):
+    ]
+    for message, method, arguments in cases:
         with pytest.raises(SelectionError, match=message):
-            combine(sets, weights, method, **arguments)
+            combine(sets, [1.0, 1.0], method, **arguments)
