@@ -66,7 +66,7 @@ def _table(study: Study) -> str:
     note = (
         f"{expected - number} of the {expected} searches are missing. {edges} of the chosen rates "
         f"and weights are an end of what was tried. All sequences together took "
-        f"{study.seconds() / 60:.0f} minutes of CPU time."
+        f"{study.seconds():.0f} seconds of CPU time, compiling included."
     )
     return "\n".join(lines) + "\n\n" + filled(note)
 

@@ -21,7 +21,7 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results" / "sequence.jsonl"
 # Of a merge: its label, the density in the place of the rate, and the weight of both adapters.
 KEY = ("way", "seed", "rate", "weight")
 EFFORT = replace(FULL, pool=16)
-EXTENSIONS = 4  # how often a search goes on beyond an edge of its grid
+EXTENSIONS = 8  # how often a search goes on beyond an edge of its grid
 
 
 @dataclass(frozen=True)
