@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._records import Record, read
+from .._search import best_rates
 from ._methods import FILM, FULL, POOLED
 from ._runs import FIT, KEY, SETS, TARGET, UNTOUCHED, Plan, method_of
-from ._search import best_rates
 from ._tasks import Task
 
 # The goal: at most this fraction of the parameters, and a lower error than every baseline in this

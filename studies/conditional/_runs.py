@@ -13,10 +13,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from .._families import Effort
 from .._records import Record, append, read
+from .._search import Evaluate, best_rates
 from ._fitting import Given
 from ._methods import FULL, HEADLINE, MAIN, METHODS, POOLED, SECOND, Method
 from ._prepared import Prepared
-from ._search import Evaluate, best_rates
 from ._tasks import TASKS, Task
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "conditional.jsonl"

@@ -12,6 +12,7 @@ import pytest
 from studies import _families
 from studies._families import FULL, QUICK, Family
 from studies._records import read
+from studies._search import best_rates
 from studies.conditional import _modulation, _report
 from studies.conditional.__main__ import main
 from studies.conditional._fitting import Fitting, Given, State
@@ -20,7 +21,6 @@ from studies.conditional._modulation import Affine, Channel, Film
 from studies.conditional._prepared import hats
 from studies.conditional._results import Mean, load
 from studies.conditional._runs import KEY, Plan, run
-from studies.conditional._search import best_rates
 from studies.conditional._tasks import TASKS, Task, pool
 
 from jno_lora_conditional import Powers

@@ -14,8 +14,9 @@ from .._errors import SelectionError, warn
 from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
+from ._input_shares import covariances, shares_of
 from ._products import Factors, Triplets, check_combinable, factors_of, summed, widest
-from ._recipe import EXACT, SPARSE, Combination, MajoritySign, Recipe
+from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, Combination, MajoritySign, Recipe
 from ._update_report import UpdateReport, UpdateRow
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def combine(
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
     majority_sign: MajoritySign = "total",
+    statistics: Sequence[Mapping[str, Mapping[str, Array]]] | None = None,
+    off_diagonal: float | None = None,
     report: bool = False,
 ) -> Combined:
     r"""Combine several sets of adapters into one.
@@ -49,6 +52,8 @@ def combine(
     | `"dare_linear"` | `sum_i w_i drop(U_i)` | `rank` |
     | `"dare_ties"` | `agree(drop(w_i U_i))` | `rank` |
     | `"ties_svd"` and further names in `_svd` | PEFT's methods of these names | `rank` |
+    | `"knots_ties"` | `U agree(trim(w_i V_i))`, where `U_i = U V_i` | `rank` |
+    | `"regmean"` | `sum_i w_i U_i G_i (sum_j G_j)^+` | as `"linear"`, or `rank` |
 
     `trim` keeps the fraction `density` of the entries of `U_i`, the largest in magnitude. `drop`
     keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
@@ -57,6 +62,11 @@ def combine(
     an adapter at a path adds zero. PEFT's `"ties_svd"` and `"dare_ties_svd"` elect signs before
     they weight, and `trim` of PEFT's methods rounds the number of entries down. PEFT's methods
     without `_svd`, except `"cat"`, act on `A` and `B` separately; no method here does so.
+    KnOTS aligns the updates first: `U` is orthonormal, and `U [V_1 ... V_n]` is the singular value
+    decomposition of the updates side by side, with the singular values in `V_i`. RegMean is the
+    least-squares fit to the outputs of all adapted layers on their inputs, where `G_i` is the
+    covariance of a layer's inputs `E[x x^T]`, with the entries off its diagonal times
+    `off_diagonal`. A set without an adapter at a path counts with its `G_i`.
 
     May run inside `jit`, with traced arrays and weights. Cuts call LAPACK: not for training steps.
 
@@ -74,6 +84,9 @@ def combine(
         and on the position of the set.
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
         (`"total"`, as in the paper) or of most updates (`"frequency"`). A draw is positive.
+    - `statistics`: for `"regmean"`: one for each set, each from its data and its merged model:
+        `calibrate(merge_lora(model), batches, loss, wrappers="corda")`.
+    - `off_diagonal`: for `"regmean"`, in `(0, 1]`; 0.9 by default, as in most of the paper.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
     and orthonormal rows of `A` wherever it was cut. `combine_with_report` also measures the cuts.
@@ -82,7 +95,8 @@ def combine(
     path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
     is missing or makes no sense.
 
-    Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099.
+    Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
+    all layers together); RegMean, arXiv:2212.09849 (it has no weights: 1 gives its law).
     """
     if report:
         warn(
@@ -90,6 +104,7 @@ def combine(
             "combine_with_report(...), which returns the same pair."
         )
     options: Any = {"density": density, "rank": rank, "key": key, "majority_sign": majority_sign}
+    options |= {"statistics": statistics, "off_diagonal": off_diagonal}
     pair: Any = combine_with_report(sets, weights, method, **options)
     return pair if report else pair[0]
 
@@ -103,6 +118,8 @@ def combine_with_report(
     rank: int | None = None,
     key: PRNGKeyArray | None = None,
     majority_sign: MajoritySign = "total",
+    statistics: Sequence[Mapping[str, Mapping[str, Array]]] | None = None,
+    off_diagonal: float | None = None,
 ) -> tuple[AdapterSet, UpdateReport]:
     """As `combine`, and an `UpdateReport` with the rank of each adapter and the error of its cut.
 
@@ -110,13 +127,14 @@ def combine_with_report(
     """
     sets = listed_sets(sets, "combine")
     weights = _listed_weights(weights, len(sets))
-    recipe = Recipe(method, density, rank, majority_sign)
-    recipe.check(has_key=key is not None)
+    recipe = Recipe(method, density, rank, majority_sign, off_diagonal)
+    recipe.check(has_key=key is not None, has_statistics=statistics is not None)
     if key is not None:
         check_key(key)
     if method not in EXACT:
         _refuse_sums(sets, method)
     check_combinable(sets, recipe)
+    inputs = None if statistics is None else covariances(sets, statistics)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
@@ -132,7 +150,9 @@ def combine_with_report(
         # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
-        state, error = on_the_mesh(states, _combined, *args)
+        shares = None if inputs is None else shares_of(inputs[path], present, off_diagonal)
+        recipe.check_alignment(path, states)
+        state, error = on_the_mesh(states, _combined, *args, shares)
         r = state["lora_A"].shape[-2]
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
@@ -179,6 +199,7 @@ def _combined(
     weights: list[Array],
     key: PRNGKeyArray | None,
     numbers: list[Any],
+    input_shares: list[Array] | None,
 ) -> tuple[dict[str, Array], Array]:
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
@@ -186,8 +207,11 @@ def _combined(
     if recipe.method not in SPARSE:
         scales = [scale * weight for scale, weight in zip(scales, weights, strict=True)]
     updates = factors_of(states, scales, wide)
+    if input_shares is not None:
+        pairs = zip(updates, input_shares, strict=True)
+        updates = [Factors(A @ share.astype(wide), B) for (A, B), share in pairs]
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    is_exact = recipe.method in EXACT
+    is_exact = recipe.method in EXACT or (recipe.method == BY_INPUTS and recipe.rank is None)
     rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
     if recipe.method not in SPARSE:
         A, B = zip(*updates, strict=True)
@@ -200,7 +224,12 @@ def _combined(
         fold = jax.random.fold_in
         keys = [] if key is None else [fold(fold(key, path), i) for path, i in numbers]
         shares = jnp.stack(weights).astype(wide)
-        triplets = Triplets.of(recipe.sparse_sum(products, shares, keys))
+        total = (
+            recipe.aligned_sum(products, shares, sum(ranks))
+            if recipe.method == ALIGNING
+            else recipe.sparse_sum(products, shares, keys)
+        )
+        triplets = Triplets.of(total)
     rank = min(rank, largest)
     return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
 

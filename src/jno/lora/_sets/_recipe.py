@@ -1,7 +1,8 @@
 """The methods of `combine`: the arguments and the steps of each method."""
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._contract import check_fraction, check_rank
 from .._errors import SelectionError
-from .._paths import nearest
+from .._paths import nearest, show_path
 
 Combination = Literal[
     "linear",
@@ -23,15 +24,18 @@ Combination = Literal[
     "dare_linear_svd",
     "dare_ties_svd",
     "magnitude_prune_svd",
+    "knots_ties",
+    "regmean",
 ]
 MajoritySign = Literal["total", "frequency"]
 
 _METHODS = get_args(Combination)
 EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
 # Keep the largest entries; keep random entries; elect a sign for each entry.
-TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd")
+TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd", "knots_ties")
 _RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
-_ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")
+_ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd", "knots_ties")
+ALIGNING, BY_INPUTS = "knots_ties", "regmean"
 SPARSE = [method for method in _METHODS if method in TRIMMING + _RANDOM]
 
 
@@ -43,8 +47,9 @@ class Recipe:
     density: float | None
     rank: int | None
     majority_sign: str
+    off_diagonal: float | None = None
 
-    def check(self, *, has_key: bool) -> None:
+    def check(self, *, has_key: bool, has_statistics: bool) -> None:
         """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
         method, sign = self.method, self.majority_sign
         if method not in _METHODS:
@@ -71,12 +76,35 @@ class Recipe:
         elif sign != "total" and method not in _ELECTING:
             names = " and ".join(_ELECTING)
             problem = f"`majority_sign` is for {names}; {method!r} elects no sign."
+        elif has_statistics != (method == BY_INPUTS):
+            problem = (
+                f"`statistics` are for {BY_INPUTS!r}; {method!r} needs no data."
+                if has_statistics
+                else f"{BY_INPUTS!r} needs the inputs' `statistics` of each set, in a list."
+            )
+        elif self.off_diagonal is not None and method != BY_INPUTS:
+            problem = f"`off_diagonal` is for {BY_INPUTS!r}."
         if problem:
             raise SelectionError(problem)
+        if self.off_diagonal is not None:
+            check_fraction("off_diagonal", self.off_diagonal)
         if self.density is not None:
             check_fraction("density", self.density)
         if self.rank is not None:
             check_rank(self.rank)
+
+    def check_alignment(self, path: str, states: Sequence[Mapping[str, Any]]) -> None:
+        """**Raises:** `SelectionError` if `density` keeps no entry of the aligned updates."""
+        if self.method != ALIGNING:
+            return
+        ranks = sum(state["lora_A"].shape[-2] for state in states)
+        outputs, inputs = states[0]["lora_B"].shape[-2], states[0]["lora_A"].shape[-1]
+        rank = min(ranks, outputs, len(states) * inputs)
+        if self.entries_to_keep(rank * inputs) == 0:
+            raise SelectionError(
+                f"The `density` {self.density} keeps no entry of the {rank} x {inputs} matrices "
+                f"that stand for the updates of {show_path(path)}."
+            )
 
     @property
     def is_of_peft(self) -> bool:
@@ -88,6 +116,23 @@ class Recipe:
         assert self.density is not None
         kept = self.density * entries
         return int(kept) if self.is_of_peft else round(kept)
+
+    def aligned_sum(
+        self,
+        updates: Float[Array, "n *stack out in"],
+        weights: Float[Array, " n"],
+        rank: int,
+    ) -> Float[Array, "*stack out in"]:
+        """KnOTS: `U agree(trim(V_i))`, for `[U_1 ... U_n] = U [V_1 ... V_n]` with orthonormal `U`.
+
+        - `rank`: the largest rank of all updates side by side. Further directions hold rounding.
+        """
+        number, wide = len(updates), jnp.concatenate(list(updates), axis=-1)
+        U, S, Vt = jnp.linalg.svd(wide, full_matrices=False)
+        rank = min(rank, S.shape[-1])
+        V = S[..., :rank, None].astype(wide.dtype) * Vt[..., :rank, :]
+        parts = jnp.stack(jnp.split(V, number, axis=-1))
+        return U[..., :rank] @ self.sparse_sum(parts, weights, [])
 
     def sparse_sum(
         self,

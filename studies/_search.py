@@ -7,22 +7,24 @@ Evaluate = Callable[[float, float], float]  # from a rate and a ratio to the val
 FACTOR, EXTENSIONS = 3.0, 2
 
 
-def best_rates(rate: float, ratio: float, evaluate: Evaluate) -> tuple[float, float]:
+def best_rates(
+    rate: float, ratio: float, evaluate: Evaluate, extensions: int = EXTENSIONS
+) -> tuple[float, float]:
     """The best rate at `ratio`; then, unless `ratio` is 1, the best ratio at this rate."""
-    rate = _best(rate, lambda rate: evaluate(rate, ratio))
+    rate = _best(rate, lambda rate: evaluate(rate, ratio), extensions)
     if ratio != 1:
-        ratio = _best(ratio, lambda ratio: evaluate(rate, ratio))
+        ratio = _best(ratio, lambda ratio: evaluate(rate, ratio), extensions)
     return rate, ratio
 
 
-def _best(start: float, evaluate: Callable[[float], float]) -> float:
+def _best(start: float, evaluate: Callable[[float], float], extensions: int) -> float:
     """The best of `start` and of its multiples by `FACTOR`.
 
     Three values are tried. While the best value is at an edge, the next value beyond is tried, at
-    most `EXTENSIONS` times.
+    most `extensions` times.
     """
     errors = {number: evaluate(number) for number in _multiples(start, 0, 1, -1)}
-    for _ in range(EXTENSIONS):
+    for _ in range(extensions):
         best = min(errors, key=errors.__getitem__)
         if min(errors) < best < max(errors):
             break
