@@ -55,6 +55,7 @@ def main(names: list[str]) -> None:
         "conditional": lambda: run_page(DOCS / "conditional.md"),
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "equivariant": lambda: run_page(DOCS / "equivariant.md"),
+        "keeping": lambda: run_page(DOCS / "keeping.md"),
         "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         "family": run_family,
