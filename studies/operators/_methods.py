@@ -107,5 +107,8 @@ METHODS = (
             *("fourierft", "waveft", "shira", "supertuning", "tied-lora", "vb-lora"),
         )
     ),
-    *(Method(name, name, from_data=True) for name in ("eva", "corda", "lora-ga", "lora-one")),
+    *(
+        Method(name, name, from_data=True)
+        for name in ("eva", "corda", "lora-ga", "lora-one", "lora-null")
+    ),
 )
