@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import (
+    AdapterSet,
     LoRAWrapper,
     Net,
     SelectionError,
@@ -75,7 +76,7 @@ def test_a_net_keeps_learned_weights():
 
     for leave in (net.deactivate, lambda: net.activate("a"), lambda: net.activate("b", train=[])):
         leave()
-        assert net.activate("b", "a").active == ("a", "b") and weights() == learned
+        assert net.activate("a", "b").active == ("a", "b") and weights() == learned
         assert trains(net) == set()
     updated(net.activate("a", "b", weights="train"), 1.0)
     assert net.activate("a", "b").module["y"].weights.tolist() == [2.5]
@@ -281,3 +282,75 @@ def test_members_lie_on_the_mesh_of_their_layer():
         for name in ("lora_A", "lora_B"):
             assert getattr(member, name).sharding == getattr(alone, name).sharding
     assert alone.lora_B.sharding.spec == PartitionSpec("m", None)
+
+
+def test_a_weight_of_a_transformation_is_refused():
+    net = net_of()
+    before = net.module
+
+    @jax.jit
+    def call(w):
+        with pytest.raises(SelectionError, match="Inside, call sum_adapters"):
+            net.activate("a", "b", weights={"a": w})
+        return w
+
+    call(1.0)
+    assert net.module is before and net.active is None
+
+
+def test_a_set_of_frozen_arrays_that_shall_train_warns():
+    net = net_of(new=B).lora(2).add_adapter("old").freeze()
+    net.mask("lora_").freeze()
+    with pytest.warns(UserWarning, match=r"No array of the adapters 'old' trains"):
+        net.activate("old", "new", train=["old"])
+    assert not trains(net)
+    net.mask("trained/old/").unfreeze()
+    assert len(trains(net)) == 4
+
+
+def test_weights_are_in_the_order_of_the_active_names():
+    net = net_of().activate("b", "a", weights={"b": 5.0})
+    assert net.active == ("b", "a")
+    assert net.module["x"].weights.tolist() == [5.0, 1.0]
+    with net.disabled():
+        assert net.active is None
+    assert net.active == ("b", "a")
+
+
+def test_sets_that_are_in_the_model_are_not_kept_twice():
+    net = net_of().activate("a", "b")
+    assert not any(inactive.adapters.adapters for inactive in net._now.entered.values())
+    net.activate("a")
+    assert not any(inactive.adapters.adapters for inactive in net._now.entered.values())
+
+
+@pytest.mark.parametrize(
+    ("sets", "arguments", "message"),
+    [
+        ({"a": A, "e": AdapterSet({})}, {}, "'e' has no adapters to add"),
+        ({"a\nb": A, "b": B}, {}, "must be a printable text"),
+        ({"a": A, "b": B}, {"weights": {"a": float("nan")}}, "must be finite, but is nan"),
+    ],
+    ids=["an empty set", "a name", "a weight"],
+)
+def test_sums_of_nothing_sensible(sets, arguments, message):
+    with pytest.raises(SelectionError, match=message):
+        sum_adapters(MODEL, sets, **arguments)
+
+
+def test_weights_have_the_precision_of_the_adapters(monkeypatch):
+    with jax.enable_x64(True):
+        layer = sum_adapters(MODEL, {"a": A, "b": B})["x"]
+        assert layer.weights.dtype == jnp.float32
+        wide = set_of(model=jax.tree.map(lambda a: a.astype(jnp.float64), MODEL))
+        model = jax.tree.map(lambda a: a.astype(jnp.float64), MODEL)
+        assert sum_adapters(model, {"a": wide, "b": wide})["x"].weights.dtype == jnp.float64
+
+
+def test_an_infinite_bias_in_half_precision_stays():
+    model = {"x": eqx.tree_at(lambda layer: layer.bias, LAYER, LAYER.bias.at[0].set(-jnp.inf))}
+    model = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model)
+    sets = {name: set_of(variant, model=model) for name, variant in (("a", "lora"), ("b", "dora"))}
+    adapted = sum_adapters(model, sets)
+    assert merge_lora(adapted)["x"].bias[0] == -jnp.inf
+    assert adapted["x"](V.astype(jnp.bfloat16))[0] == -jnp.inf

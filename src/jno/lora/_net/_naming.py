@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from jaxtyping import PyTree
 
 from .._checkpoint import Classes, FilePath, Strict
-from .._contract import check_adapter_name
+from .._contract import check_adapter_name, is_traced
 from .._errors import SelectionError
 from .._paths import nearest
 from .._registry import Registry
@@ -38,13 +38,17 @@ class Naming(Holder):
     def active(self) -> str | tuple[str, ...] | None:
         """The name of the adapters in the model, or a tuple of names if several are active.
 
+        The order of the tuple is the order of a sum's weights.
         `None` without adapters, or without a name.
         """
         names = () if self._disabled is not None else self._active_names()
         return names if len(names) > 1 else next(iter(names), None)
 
     def _active_names(self) -> tuple[str, ...]:
-        return tuple(name for name, inactive in self._named.items() if inactive is None)
+        """In the order of a sum's weights."""
+        names = [name for name, inactive in self._named.items() if inactive is None]
+        order = [*(self._disabled or self._now).entered]
+        return tuple(sorted(names, key=lambda name: order.index(name) if name in order else -1))
 
     def adapter(self, name: str) -> AdapterSet:
         """The adapters of that name with their current values, to save, scale or combine them.
@@ -133,9 +137,15 @@ class Naming(Holder):
         stored, plain = self._with_active_stored(), self._now.plain()
         chosen: Any = {name: stored[name] for name in names}
         if is_alone:
-            state = dataclasses.replace(chosen[names[0]].put_into(plain), entered=chosen)
+            entered = {name: inactive.without_arrays() for name, inactive in chosen.items()}
+            state = dataclasses.replace(chosen[names[0]].put_into(plain), entered=entered)
         else:
-            state = summed(plain, chosen, weights, train or ())
+            if is_traced(weights) and not is_traced(plain.module):
+                raise SelectionError(
+                    "net.activate(...) got weights of a JAX transformation (jit or grad), whose "
+                    "values are gone when it ends. Inside, call sum_adapters(...)."
+                )
+            state = summed(plain, chosen, weights, () if train is None else train)
         return self._become(state, {**stored, **dict.fromkeys(names)})
 
     def deactivate(self: N) -> N:

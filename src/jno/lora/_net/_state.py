@@ -45,7 +45,7 @@ class NetState:
 
     - `identity`: an object that stands for its adapters, whatever their values; else `None`.
     - `asked_ranks`: by path, the ranks that `lora` was asked for, which a small layer clamps.
-    - `entered`: by name, the sets that are in `module`, as they were before.
+    - `entered`: by name, the sets that are in `module`: their masks and weights before.
     """
 
     module: PyTree
@@ -163,6 +163,10 @@ class InactiveAdapters:
     trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
     weights: Mapping[frozenset[str], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     identity: object = dataclasses.field(default_factory=object)
+
+    def without_arrays(self) -> "InactiveAdapters":
+        """For the time in which the set is in the model, which has its arrays."""
+        return dataclasses.replace(self, adapters=AdapterSet({}))
 
     @classmethod
     def of(cls, state: NetState, name: str) -> "InactiveAdapters":

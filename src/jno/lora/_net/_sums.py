@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._errors import SelectionError
+from .._errors import SelectionError, warn
 from .._paths import bullets, path_str, show_path
 from .._sets import AdapterSet, AdapterSum, Weights, extract_adapters, sets_in, sum_adapters
 from .._trainability import carry_to_adapted
@@ -46,7 +46,15 @@ def summed(
     if not isinstance(weights, Mapping) and None not in former.values():
         module = map_adapters(weighted, module)
     trainable = map_adapters(trains, module, carry_to_adapted(plain.trainable, module))
-    return NetState(module, trainable, entered=sets)
+    masks = [mask.trained for _, mask in adapted_layers(trainable)]
+    for name in train:
+        if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
+            warn(
+                f"No array of the adapters {name!r} trains: all were frozen when they left the "
+                f'model. Call net.mask("trained/{name}/").unfreeze() to train all of them.'
+            )
+    entered = {name: inactive.without_arrays() for name, inactive in sets.items()}
+    return NetState(module, trainable, entered=entered)
 
 
 def is_sum(state: NetState) -> bool:

@@ -92,12 +92,8 @@ class AdapterSum(LoRAWrapper):
         parts = self._parts()
         whole = [part.adapter for part in parts if part.weight is None]
         outer = next((a for a in whole if not type(a).mergeable), whole[0] if whole else None)
-        changes = [
-            (at_least_float32(part.adapter).merge(), part.weight)
-            for part in parts
-            if part.adapter is not outer
-        ]
-        layer = _changed(self.base, changes) if changes else self.base
+        further = [part for part in parts if part.adapter is not outer]
+        layer = _changed(self.base, further) if further else self.base
         return layer if outer is None else eqx.tree_at(lambda a: a.base, outer, layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -271,10 +267,17 @@ def _allowed(A: Array, B: Array) -> Factors:
     return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
-def _changed(base: Any, changes: Sequence[tuple[Any, Array | None]]) -> Any:
+def _changed(base: Any, parts: Sequence[Part]) -> Any:
     """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
     refuse_coded(base)
     wide = at_least_float32(base)
+    widened = {id(x): y for x, y in zip(*map(jtu.tree_leaves, (base, wide)), strict=True)}
+
+    def merged(adapter: LoRAWrapper) -> Any:
+        # With the very arrays of `wide`, which show that an adapter left an array alone.
+        return at_least_float32(jtu.tree_map(lambda x: widened.get(id(x), x), adapter)).merge()
+
+    changes = [(merged(part.adapter), part.weight) for part in parts]
 
     def add(old: Any, start: Any, *new: Any) -> Any:
         if not eqx.is_inexact_array(start) or all(x is start for x in new):

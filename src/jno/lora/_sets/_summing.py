@@ -6,14 +6,23 @@ from typing import Any, Literal, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import adds_up, check_adapter_name, check_number, expect_model, over_stack
+from .._contract import (
+    adds_up,
+    check_adapter_name,
+    check_number,
+    expect_model,
+    is_traced,
+    over_stack,
+)
 from .._errors import SelectionError, failing
 from .._merge import unwrap_lora
 from .._paths import bullets, nearest, show_path
 from .._tree import adapted_layers, enclosing
 from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of
+from ._products import widest
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._swapping import check_fit, put_around
 
@@ -117,11 +126,13 @@ def _checked_sets(sets: Any) -> dict[str, AdapterSet]:
         )
     for name, adapters in sets.items():
         check_adapter_name(name)
-        if not name or "/" in name:
+        if not name or "/" in name or not name.isprintable():
             raise SelectionError(
-                f"The name {name!r} must be a text without a slash, and not empty."
+                f"The name {name!r} must be a printable text without a slash, and not empty."
             )
         check_set(adapters, f"sets[{name!r}]")
+        if not adapters.adapters:
+            raise SelectionError(f"The set {name!r} has no adapters to add. Leave it out.")
     return dict(sets)
 
 
@@ -147,6 +158,8 @@ def _checked_weights(weights: Any, names: Collection[str]) -> dict[str, Any]:
     _checked_names("weights", weights, names)
     for name, weight in weights.items():
         check_number(f"weights[{name!r}]", weight)
+        if not is_traced(weight) and not np.isfinite(weight):
+            raise SelectionError(f"`weights[{name!r}]` must be finite, but is {weight!r}.")
     return dict.fromkeys(names, 1.0) | dict(weights)
 
 
@@ -188,7 +201,8 @@ def _sum_at(
     here = {name: s[path] for name, s in sets.items() if path in s.adapters}
     members = (Member(n, a.wrapper, a.rank, a.alpha, n in train) for n, a in here.items())
     first = next(iter(here.values()))
-    dtype = jax.dtypes.canonicalize_dtype(float)
+    floats = [x for a in here.values() for x in a.state.values() if eqx.is_inexact_array_like(x)]
+    dtype = widest([jnp.dtype(jnp.float32), *(jnp.finfo(x.dtype).dtype for x in floats)])
     weights = jnp.stack([jnp.asarray(factors[name], dtype) for name in here])
     stack = first.layer.arrays[0][1][: first.layer.stack_ndim] if first.layer.stack_ndim else ()
     state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
