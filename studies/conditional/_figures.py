@@ -58,8 +58,8 @@ def _draw_task(axis: Any, study: Study, task: Task) -> None:
         axis.plot(
             *zip(*at_values.items(), strict=True), "x", color=GREY, label="full, at the value"
         )
-    untouched = study.untouched.get(task.name)
-    if untouched is not None:
+    if task.name in study.untouched:
+        untouched = study.untouched[task.name][0]
         errors = [untouched[index] for index in order]
         axis.plot(values, errors, color=GREY, ls=":", label="untouched")
     axis.axvspan(min(task.training), max(task.training), color=GREY, alpha=0.08, lw=0)

@@ -163,7 +163,6 @@ def _losses(study: Study) -> str:
 def _task(study: Study, task: Task) -> str:
     """The errors of all methods on a task: by value at the first number of samples, and by N."""
     text = task.text
-    untouched = study.untouched.get(task.name)
     training = ", ".join(f"{value:g}" for value in task.training)
     text += f" The simulations for training are at {training}."
     first = study.plan.effort.samples[0]
@@ -174,7 +173,8 @@ def _task(study: Study, task: Task) -> str:
     for column in range(len(header) - 2 - len(task.outside), len(header) - 2):
         header[column] = f"*{header[column]}*"
     lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    if untouched is not None:
+    if task.name in study.untouched:
+        untouched = study.untouched[task.name][0]
         errors = [f"{untouched[task.values.index(value)]:.4f}" for value in unseen]
         lines.append(f"| untouched | 0 | {' | '.join(errors)} | | |")
     rows = [(name, study.cell(task, name, first)) for name in (*_names(study), SETS)]

@@ -85,11 +85,14 @@ class Fits(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """All results. Cells by task, method, samples, and the value of the target (or 0)."""
+    """All results. Cells by task, method, samples, and the value of the target (or 0).
+
+    `untouched` has the errors of the pretrained model, for each time that it was pretrained.
+    """
 
     plan: Plan
     cells: dict[tuple[str, str, int, float], Cell]
-    untouched: dict[str, Errors]
+    untouched: dict[str, list[Errors]]
     fits: dict[tuple[str, int, float], Fits]
 
     def cell(self, task: Task, method: str, samples: int, value: float = 0.0) -> Cell | None:
@@ -120,8 +123,10 @@ class Study:
             if cell is None:
                 continue
             share = max(share, cell.share)
-            start = self.untouched[task.name][0]
-            source = max(source, *(abs(errors[0] - start) for errors in cell.errors.values()))
+            # The run began with the pretrained model whose error is the nearer.
+            starts = [errors[0] for errors in self.untouched[task.name]]
+            ends = [errors[0] for errors in cell.errors.values()]
+            source = max(source, *(min(abs(end - start) for start in starts) for end in ends))
             mean = cell.at(task.values.index(value))
             baselines += self._beats_all(mean, task, samples, value)
             target = self.target(task, samples, value)
@@ -154,10 +159,10 @@ class Study:
 def load(path: pathlib.Path, plan: Plan) -> Study:
     """Read the results of a file. Validation chooses the rates for each setting and seed."""
     groups: dict[Any, dict[int, dict[Any, Record]]] = defaultdict(dict)
-    untouched: dict[str, Errors] = {}
+    untouched: dict[str, list[Errors]] = defaultdict(list)
     for record in read(path):
         if record["method"] == UNTOUCHED:
-            untouched[record["task"]] = tuple(record["errors"])
+            untouched[record["task"]].append(tuple(record["errors"]))
             continue
         setting = tuple(record[name] for name in KEY[:4])
         seed = record["seed"]

@@ -166,7 +166,7 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch, places):
 
     study = load(file, plan)
     cell = study.cell(TASK, HEADLINE, 8)
-    np.testing.assert_allclose(cell.errors[0][0], study.untouched["linear"][0], rtol=1e-4)
+    np.testing.assert_allclose(cell.errors[0][0], study.untouched["linear"][0][0], rtol=1e-4)
     assert study.goal(HEADLINE).targets[1] == 2 * len(TASK.inside)
     assert study.cell(TASK, "interpolated sets", 16).share > cell.share
     assert len(study.fits["linear", 1, 1.3].z) == 8
