@@ -1,6 +1,5 @@
 """Adapters on quantised layers keep every promise, as the kit checks it."""
 
-import dataclasses
 
 import equinox as eqx
 import jax
@@ -48,10 +47,6 @@ def test_refused(method):
     case = linear_case(method)
     with pytest.raises(WrapperError, match=r"quantize\(apply_lora"):
         case.make()
-
-
-def test_lora_null_can_leave_the_weight_whole():
-    check_kind(dataclasses.replace(linear_case("LoRANull"), options={"zero": True}))
 
 
 def test_convolutions():

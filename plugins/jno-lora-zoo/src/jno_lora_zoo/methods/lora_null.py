@@ -24,14 +24,11 @@ class LoRANull(Split):
     original layer. `net.mask("lora_A$").freeze()` keeps `A` there (the paper's LoRA-Null-v2); then
     `r out` parameters train. If the inputs use all directions, `N` is what they use least.
 
-    - `zero`: with `True`, `A = N^T` and `B = 0` at first, and `base` stays `W`. This start also
-        serves layers whose weight is zero or quantised.
-
     Paper: Tang et al., "LoRA-Null: Low-Rank Adaptation via Null Space for Large Language Models",
     arXiv:2503.02659. The paper has no scale; `alpha = r` gives its `s = 1`. Its code divides the
-    inputs of each call by their maximum. By default, a layer whose weight is zero stays zero.
+    inputs of each call by their maximum. A layer whose weight is zero stays zero.
 
-    **Raises:** `ValueError` if `alpha` is not positive, unless `zero` is set.
+    **Raises:** `ValueError` if `alpha` is not positive.
     """
 
     needs = ("input_covariance",)
@@ -47,14 +44,8 @@ class LoRANull(Split):
         dtype: Any,
         *,
         statistics: Mapping[str, Array],
-        zero: bool = False,
     ) -> dict[str, Any]:
         # The eigenvalues ascend.
         N = jnp.linalg.eigh(statistics["input_covariance"])[1][:, :r]
-        if zero:
-            A, B = N.T.astype(dtype), jnp.zeros((len(W), r), dtype)
-            # Nothing is taken out of the weight, which may be quantised.
-            copies = {"initial_A": jnp.copy(A), "initial_B": jnp.copy(B)}
-            return {"lora_A": A, "lora_B": B, **copies}
         U, S, Vt = jnp.linalg.svd(W @ N, full_matrices=False)
         return self.halved(W, Triplets(U, S, Vt @ N.T), dtype)
