@@ -152,7 +152,8 @@ def test_adam_and_decay_never_enter_the_subspaces(moved):
 
 
 def test_a_fraction_is_of_each_matrix_and_may_round_to_nothing(moved):
-    kept = Subspaces.of_weights(moved, 0.4)
+    with jax.enable_x64(True):
+        kept = Subspaces.of_weights(moved, 0.4)
     assert {path: V.shape[-1] for path, V in kept.inputs.items()} == {
         "linear/lora_A": 2,
         "conv/lora_A": 1,
@@ -174,7 +175,8 @@ def test_what_is_refused(plain, moved, unchecked):
         Subspaces.of_weights(moved, 4)
     with pytest.raises(SelectionError, match="holds no product `B A`"):
         Subspaces.of_weights(plain, 1)
-    subspaces = Subspaces.of_weights(moved, 1)
+    with jax.enable_x64(True):
+        subspaces = Subspaces.of_weights(moved, 1)
     with pytest.raises(SelectionError, match="has none of the factors that the subspaces are for"):
         subspaces.project(plain)
     with pytest.raises(SelectionError, match="has none of the factors"):
@@ -194,3 +196,34 @@ def test_what_is_refused(plain, moved, unchecked):
     )
     with pytest.raises(SelectionError, match="the matrix of a TiedLoRALinear is not known"):
         Subspaces.of_weights(tied, 1)
+
+
+@pytest.mark.parametrize("wrapper", ["lora", "adalora", "lora-fa", "milora"])
+def test_the_kept_directions_of_other_methods(wrapper, plain):
+    with jax.enable_x64(True):
+        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrappers=wrapper)
+        kept = Subspaces.of_weights(adapted, 0.5)
+        adapted = kept.project(adapted)
+        trains, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+        step, _ = stay_orthogonal(kept).update(jax.tree.map(jnp.ones_like, trains), kept)
+        layer = merge_lora(eqx.combine(eqx.apply_updates(trains, step), frozen))
+        change, V = layer.weight - plain.linear.weight, kept.inputs["lora_A"]
+        assert jnp.linalg.norm(change) > 1e-2
+        close(change @ V, np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("wrapper", ["dora", "delora", "pissa", "hira"])
+def test_methods_that_change_the_kept_directions_are_refused(wrapper, plain):
+    with jax.enable_x64(True):
+        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrappers=wrapper)
+        with pytest.raises(SelectionError, match=r"change the directions that are to stay:\n"):
+            Subspaces.of_weights(adapted, 0.5)
+
+
+def test_a_frozen_factor_has_to_be_projected_as_well(plain):
+    with jax.enable_x64(True):
+        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrappers="lora-fa")
+        kept = Subspaces.of_weights(adapted, 0.5)
+        trains = eqx.partition(adapted, lora_trainable_filter(adapted))[0]
+        with pytest.raises(SelectionError, match=r"0 factors `A` and 3 factors `B`.*Net\("):
+            kept.project(trains)

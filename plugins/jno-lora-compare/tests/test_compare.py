@@ -178,7 +178,7 @@ def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, mo
 def test_the_error_on_what_the_model_knew_is_shown_before_and_after(model, batches, tmp_path):
     earlier = [(x[:4] - 3, y[:4]) for x, y in batches]
     wrappers = ["none", ToyConv, ToyLinear, "full"]
-    made = compare(model, loss, batches, wrappers, keep=iter(earlier), **SETTINGS)
+    made = compare(model, loss, batches, wrappers, keep=earlier, **SETTINGS)
     before = np.mean([float(loss(model, batch)) for batch in earlier])
     none, failed, _, full = made.rows
     assert made.kept_error == none.kept_error == pytest.approx(before, rel=1e-5)
@@ -201,9 +201,9 @@ def test_the_error_on_what_the_model_knew_may_be_another_than_the_loss(model, ba
     assert "kept after" in str(made)
 
 
-@pytest.mark.parametrize("keep", [[], 3])
+@pytest.mark.parametrize("keep", [[], 3, iter([1])])
 def test_without_earlier_data_there_is_nothing_to_keep(model, batches, keep, unchecked):
-    with pytest.raises(SelectionError, match="`keep` must hold batches of earlier data"):
+    with pytest.raises(SelectionError, match="`keep` must be a list of batches"):
         compare(model, loss, batches, ["none"], keep=keep, **SETTINGS)
 
 

@@ -1,6 +1,5 @@
 """Adapters on quantised layers keep every promise, as the kit checks it."""
 
-
 import equinox as eqx
 import jax
 import pytest

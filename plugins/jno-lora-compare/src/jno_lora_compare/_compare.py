@@ -74,7 +74,7 @@ def compare(
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
     - `calibrate`: `(batches, loss)` for adapters that start from data (EVA), instead of the first 8
         of `batches` with `loss`.
-    - `keep`: batches of what the model knows, such as data of its pretraining, or
+    - `keep`: a list of batches of what the model knows, such as data of its pretraining, or
         `(batches, error)`. The table shows the mean of `loss(model, batch)`, or of
         `error(model, batch)`, before and after training. It decides nothing: no rate is chosen by
         it. The batches may differ in shape from `batches`.

@@ -1,7 +1,7 @@
 """The error on what the model knew, before and after a candidate trains."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -31,13 +31,12 @@ def kept_data(keep: Any, loss: Callable[[Any, Any], Any], model: PyTree) -> Kept
     """
     has_error = isinstance(keep, tuple) and len(keep) == 2 and callable(keep[1])
     given, error = keep if has_error else (keep, loss)
-    try:
-        batches = list(given)
-    except TypeError:
-        batches = []
+    # A loader may have no end, and every candidate reads all batches.
+    is_loader = not isinstance(given, Iterable) or iter(given) is given
+    batches = [] if is_loader else list(given)
     if not batches:
         raise SelectionError(
-            "`keep` must hold batches of earlier data, or be (batches, error) with an "
+            "`keep` must be a list of batches of earlier data, or (batches, error) with an "
             f"error(model, batch), but is {keep!r}."
         )
     for batch in batches:

@@ -174,7 +174,8 @@ def reduce_intruders(
     """
     expect_model(model, "reduce_intruders")
     _check(top, threshold)
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor < 0:
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not (is_number and math.isfinite(factor) and factor >= 0):
         raise SelectionError(f"`factor` must be a number of 0 or more, but is {factor!r}.")
     put = swap_adapters(model, adapters)
     lora, _ = to_lora({path: a for path, a in adapted_layers(put) if path in adapters.adapters})

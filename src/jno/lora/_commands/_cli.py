@@ -168,7 +168,8 @@ def doctor(ctx: click.Context, report: bool) -> None:
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
 @click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
 def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> None:
-    """Show what a file of adapters holds. No plugin is imported, and no model is needed.
+    """Show what a file of adapters holds. No plugin of anybody else is imported, and no
+    model is needed.
 
     A DIRECTORY holds an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
     is looked for if no file or directory has this name. Both need jno-lora-peft.

@@ -73,5 +73,5 @@ def without_private_paths(text: str) -> str:
         if len(path) > 1:  # `/` would be found in every path
             # Lines are wrapped, so a space of a path may have become the end of a line.
             pattern = r"\s+".join(map(re.escape, path.split(" ")))
-            text = re.sub(rf"{pattern}(?![\w.-])", names[path], text)
+            text = re.sub(rf"{pattern}(?![\w-]|\.\w)", names[path], text)
     return text

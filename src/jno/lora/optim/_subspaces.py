@@ -32,8 +32,7 @@ class Subspaces(eqx.Module):
     If `A V = 0` and `U^T B = 0`, the update `s B A` neither reads the inputs `V` nor changes the
     outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. A pytree.
 
-    - `inputs`: by the path of each `A`, an orthonormal basis `V`.
-    - `outputs`: by the path of each `B`, an orthonormal basis `U`.
+    - `inputs`, `outputs`: by the paths of each `A` and each `B`, orthonormal bases `V` and `U`.
     """
 
     inputs: dict[str, Float[Array, "... in k"]]
@@ -55,7 +54,8 @@ class Subspaces(eqx.Module):
 
         **Raises:** `SelectionError` unless `size` is a whole number of 1 or more, or between 0 and
         1; if `model` has no products; or that lists every adapter of a matrix which is not known,
-        or which `size` leaves no direction.
+        or which `size` leaves no direction, or whose update is not `s B A` (DoRA), or which starts
+        in these directions (PiSSA, LoRA-Null).
 
         Papers: Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for
         Continual Learning", arXiv:2504.07097. The paper trains both factors and the values of the
@@ -79,13 +79,21 @@ class Subspaces(eqx.Module):
                 f"These products have no known weight:\n{bullets(problems)}\nAdapt other layers, "
                 "by `target=`, or take Subspaces.random."
             )
+        inside = list[str]()
         sizes = _sizes(listed, size)
         inputs, outputs = dict[str, Array](), dict[str, Array]()
         for product in listed:
             W, k = weights[product.A.keys], sizes[product.A.keys]
-            U, Vt = on_the_mesh(W, _decomposed, W)
-            outputs[path_str(product.B.keys)] = U[..., :k]
-            inputs[path_str(product.A.keys)] = Vt.mT[..., :k]
+            U, V = (side[..., :k] for side in on_the_mesh(W, _decomposed, W))
+            inputs[path_str(product.A.keys)], outputs[path_str(product.B.keys)] = V, U
+            if not _stays_away(product, fill(product.adapter), V, U):
+                path = show_path(path_str(product.A.keys))
+                inside.append(f"{path}: {type(product.adapter).__name__}")
+        if inside:
+            raise SelectionError(
+                f"These adapters change the directions that are to stay:\n{bullets(inside)}\n"
+                "Their update is not s B A, or they start in these directions. Take LoRA or MiLoRA."
+            )
         return cls(inputs, outputs)
 
     @classmethod
@@ -94,7 +102,7 @@ class Subspaces(eqx.Module):
 
         **Arguments:** `model`, `size`: as for `of_weights`. `key`: one random key.
 
-        **Raises:** as `of_weights`, without the need for a known matrix; also for a bad `key`.
+        **Raises:** as `of_weights` for `model` and `size`; also for a bad `key`.
 
         Paper: Lu et al., "Controlled Low-Rank Adaptation with Subspace Regularization for Continued
         Training on Large Language Models", arXiv:2410.16801.
@@ -129,9 +137,8 @@ class Subspaces(eqx.Module):
         **Raises:** `SelectionError` if `model` has none of the factors, or of other shapes.
         """
         expect_model(model, "Subspaces.penalty")
-        parts: list[Array] = []
-        for _, factor, V, is_input in self._matched(model):
-            parts.append(jnp.sum(jnp.square(factor @ V if is_input else V.mT @ factor)))
+        products = (x @ V if is_input else V.mT @ x for _, x, V, is_input in self._matched(model))
+        parts = [jnp.sum(jnp.square(product)) for product in products]
         widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
         return sum((part.astype(widest) for part in parts), jnp.zeros((), widest)) / 2
 
@@ -141,8 +148,19 @@ class Subspaces(eqx.Module):
         **Arguments:** `tree`: a model, its trained part, its gradients or its updates. Adapters
             whose update is zero at first (LoRA, not PiSSA) still change nothing afterwards.
 
-        **Raises:** `SelectionError` if `tree` has none of the factors, or of other shapes.
+        **Raises:** `SelectionError` if `tree` has none of the factors, or of other shapes, or one
+        factor of a product without the other.
         """
+        sides = [is_input for *_, is_input in self._matched(tree)]
+        if sum(sides) * 2 != len(sides):
+            raise SelectionError(
+                f"The tree has {sum(sides)} factors `A` and {len(sides) - sum(sides)} factors `B`. "
+                "Factors that do not train have to be projected as well. Project the whole model, "
+                "before it becomes a Net: Net(subspaces.project(apply_lora(...)))."
+            )
+        return self._projected(tree)
+
+    def _projected(self, tree: T) -> T:
         projected = {
             keys: (x - (x @ V) @ V.mT) if is_input else (x - V @ (V.mT @ x))
             for keys, x, V, is_input in self._matched(tree)
@@ -162,7 +180,7 @@ class Subspaces(eqx.Module):
             basis = self.inputs.get(path, self.outputs.get(path))
             if basis is None:
                 continue
-            if not eqx.is_array(leaf) or _length(leaf, is_input) != basis.shape[-2]:
+            if not eqx.is_array(leaf) or leaf.shape[-1 if is_input else -2] != basis.shape[-2]:
                 came = show_array(leaf) if eqx.is_array(leaf) else type(leaf).__name__
                 raise SelectionError(
                     f"The subspaces are for factors of the length {basis.shape[-2]} at "
@@ -185,13 +203,10 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
 
         optax.chain(optax.adamw(1e-3), stay_orthogonal(subspaces))
 
-    Put it last: Adam scales each number by itself, so that projected gradients would leave the
-    subspace again. Factors that start outside of the subspaces (`Subspaces.project`) stay outside,
-    up to rounding, also under decay of weights.
+    Put it last: Adam scales each number by itself, so that projected gradients would leave again.
+    Factors that start outside (`Subspaces.project`) stay outside, up to rounding, also under decay.
 
     **Raises:** at `init`, `SelectionError` if none of the factors train, or they have other shapes.
-
-    Papers: see `Subspaces.of_weights`.
     """
     if not isinstance(subspaces, Subspaces):
         raise SelectionError(
@@ -201,12 +216,12 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
 
     def init(params: PyTree) -> Any:
         expect_model(params, "stay_orthogonal")
-        subspaces.project(params)  # raises
+        subspaces._projected(params)  # raises
         # A step that donates the state must not take the arrays of the caller.
         return jax.tree.map(jnp.copy, subspaces)
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        return state.project(updates), state
+        return state._projected(updates), state
 
     return optax.GradientTransformation(init, update)
 
@@ -238,13 +253,25 @@ def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
     return over_stack(of_layer, cls.stack_ndim(adapter.base))(adapter)
 
 
+def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> bool:
+    """Whether the update avoids `V` and `U`, up to rounding, if its factors do."""
+    A, B = (at_least_float32(jnp.asarray(side.array)) for side in (product.A, product.B))
+    V, U, ones = V.astype(A.dtype), U.astype(B.dtype), jnp.ones_like(B)  # `B` may be zero
+    moved = {id(product.A.array): A - A @ V @ V.mT, id(product.B.array): ones - U @ (U.mT @ ones)}
+    adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
+    if product.inner:  # one of several matrices of a layer, whose update is not asked for
+        return type(adapter).unwrap is LoRAWrapper.unwrap
+    ndim = type(adapter).stack_ndim(adapter.base)
+    update = over_stack(lambda adapter: adapter.low_rank_update(), ndim)(adapter)
+    if update is None:
+        return False
+    parts = (update[0] @ V, update[0]), (U.mT @ update[1], update[1])
+    return all(jnp.linalg.norm(part) <= 1e-3 * jnp.linalg.norm(whole) for part, whole in parts)
+
+
 def _decomposed(W: Array) -> tuple[Array, Array]:
     U, _, Vt = jnp.linalg.svd(W, full_matrices=False)
-    return U, Vt
-
-
-def _length(factor: Array, is_input: bool) -> int:
-    return factor.shape[-1] if is_input else factor.shape[-2]
+    return U, Vt.mT
 
 
 def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
@@ -260,7 +287,7 @@ def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
     problems: list[str] = []
     sizes: dict[KeyPath, int] = {}
     for product in listed:
-        smaller = min(_length(product.A.array, True), _length(product.B.array, False))
+        smaller = min(product.A.array.shape[-1], product.B.array.shape[-2])
         k = count or math.floor(fraction * smaller)
         sizes[product.A.keys] = k
         if k >= smaller:
