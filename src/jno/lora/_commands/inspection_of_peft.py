@@ -1,6 +1,7 @@
 """`jno-lora inspect`: an adapter of PEFT, in a directory or in a repository of the Hub."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ def is_of_peft(place: str) -> bool:
     """Whether `place` is a directory, or may be a repository: the name of no file that is here."""
     path = Path(place)
     is_name = _NAME.fullmatch(place) is not None and path.suffix != ".safetensors"
-    return path.is_dir() or (is_name and not path.exists())
+    return path.is_dir() or (is_name and not os.path.lexists(path))
 
 
 def inspect(place: str, revision: str | None, *, values: bool) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def locate(directory: Directory, revision: str | None = None) -> Source:
     or its files cannot be had, `MissingLibraryError` without `huggingface_hub`.
     """
     is_name = isinstance(directory, str) and _NAME.fullmatch(directory) is not None
-    if not is_name or os.path.exists(directory):
+    if not is_name or os.path.lexists(directory):
         if revision is not None:
             why = "exists here, and comes before the Hub" if is_name else "is a path"
             raise SelectionError(
@@ -110,7 +110,7 @@ def _refuse(name: str, revision: str | None, err: Exception) -> NoReturn:
     elif isinstance(err, errors.EntryNotFoundError):
         reason = _incomplete(name, revision, at)
     else:
-        reason = f"cannot be read from the Hub{at}: {_text(err)}"
+        reason = f"is not here, and cannot be read from the Hub{at}: {_text(err)}"
     raise PeftFormatError(f"{name!r} {reason.removesuffix('.')}.") from err
 
 
