@@ -211,5 +211,6 @@ def test_a_dot_in_a_list_of_names_is_a_slash():
 
 @pytest.mark.usefixtures("unchecked")
 def test_several_names_to_activate_are_refused():
-    with pytest.raises(SelectionError, match=r"must be a string, but is \['a', 'b'\].*`combine`"):
+    message = r"must be a string, but is \['a', 'b'\].*net\.activate\('a', 'b'\)"
+    with pytest.raises(SelectionError, match=message):
         Net(MODEL).activate(["a", "b"])

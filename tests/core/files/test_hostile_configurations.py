@@ -20,7 +20,7 @@ def renamed(path):
 
 
 CONFIGURATIONS = {
-    "version 4": (lambda c: c.update(format_version=4), "pip install -U jno-lora"),
+    "version 5": (lambda c: c.update(format_version=5), "pip install -U jno-lora"),
     "version 0": (
         lambda c: c.update(format_version=0),
         "is 0, which is not a whole number from 1",
