@@ -163,7 +163,7 @@ def the_core_and_the_zoo(environment):
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
     )
     (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 160)
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 164)
     # On a busy machine, even the zoo may load slowly.
     doctor = environment.run("jno-lora", "doctor", check=False)
     troubles = [line for line in doctor.stdout.splitlines() if line.startswith("TROUBLE")]

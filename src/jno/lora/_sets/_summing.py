@@ -201,8 +201,9 @@ def _sum_at(
     here = {name: s[path] for name, s in sets.items() if path in s.adapters}
     members = (Member(n, a.wrapper, a.rank, a.alpha, n in train) for n, a in here.items())
     first = next(iter(here.values()))
-    floats = [x for a in here.values() for x in a.state.values() if eqx.is_inexact_array_like(x)]
-    dtype = widest([jnp.dtype(jnp.float32), *(jnp.finfo(x.dtype).dtype for x in floats)])
+    dtypes = {x.dtype for a in here.values() for x in a.state.values()}
+    floats = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    dtype = widest([jnp.dtype(jnp.float32), *floats])
     weights = jnp.stack([jnp.asarray(factors[name], dtype) for name in here])
     stack = first.layer.arrays[0][1][: first.layer.stack_ndim] if first.layer.stack_ndim else ()
     state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
