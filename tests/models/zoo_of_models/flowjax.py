@@ -10,7 +10,6 @@ from flowjax.flows import (
     block_neural_autoregressive_flow,
     coupling_flow,
     masked_autoregressive_flow,
-    triangular_spline_flow,
 )
 
 from jno_lora_arrays import declare_raw
@@ -73,16 +72,5 @@ MODELS = (
         note="masks, softplus and a weight norm of paramax around each weight; called with "
         "`declare_raw`",
         layers=2,
-    ),
-    Model(
-        "flowjax-triangular-spline",
-        lambda key: declare_raw(
-            triangular_spline_flow(key, base_dist=Normal(jnp.zeros(3)), flow_layers=2)
-        ),
-        normal((5, 3)),
-        _log_prob,
-        note="a weight norm around a triangular matrix, and knots of splines; called with "
-        "`declare_raw`",
-        layers=4,
     ),
 )
