@@ -191,6 +191,8 @@ def test_stacks_are_adapted_slice_by_slice():
 
 
 def test_letters_and_errors():
+    with pytest.raises(SelectionError, match=r"a Parameterize computes its weight.*declare_raw"):
+        Net([Model(jr.key(0)).masked]).lora(rank=2)
     weights = {
         "w": Parameterize(jnp.exp, jnp.zeros((3, 2)), jnp.zeros((2, 3, 4))),
         "v": jnp.ones(2),

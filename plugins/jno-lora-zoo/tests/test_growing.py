@@ -159,7 +159,7 @@ def test_a_shared_table_grows_in_both_places():
     assert jnp.allclose(merge_lora(grown)(5), grown(5), atol=1e-6)
 
 
-def test_lora_and_new_entries_act_on_one_layer_together():
+def test_lora_and_new_entries_act_on_one_layer_together(tmp_path):
     old = {"head": eqx.nn.Linear(3, 4, key=KEY)}
     net = Net(grow(old, "head", outputs=1)).add_adapter("new").deactivate()
     net.freeze().lora(rank=2).add_adapter("lora").activate("new", "lora", train=["new", "lora"])
@@ -173,6 +173,9 @@ def test_lora_and_new_entries_act_on_one_layer_together():
     W[4:] += np.float64(new["head"].state["new_rows"])
     expected = W + lora["head"].scale * B @ A
     np.testing.assert_allclose(merge_lora(head).weight, expected, atol=1e-5)
+    net.save_adapters(tmp_path / "sum.safetensors")
+    loaded = load_grown(old, tmp_path / "sum.safetensors")["head"]
+    assert jnp.array_equal(merge_lora(loaded).weight, merge_lora(head).weight)
 
 
 def test_new_entries_are_a_product_for_tools():
