@@ -180,15 +180,14 @@ def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> A
 
 def _put(model: Any, path: str, layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
     """`model` with the larger layer, adapted. Its new entries are zero."""
-    kernel = math.prod(getattr(layer, "kernel_size", ()))
-    model = _replaced(model, path, _enlarged(layer, cls, outputs, inputs))
+    columns = inputs * math.prod(getattr(layer, "kernel_size", ()))
     return apply_lora(
-        model,
-        outputs + inputs,
+        _replaced(model, path, _enlarged(layer, cls, outputs, inputs)),
+        outputs + columns,
         key=jax.random.key(0),
         target=f"^{re.escape(path)}$",
         wrappers=cls,
-        options={"rows": outputs, "columns": inputs * kernel},
+        options={"rows": outputs, "columns": columns},
     )
 
 
