@@ -47,6 +47,9 @@ class LinearLayer(LayerKind):
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"
+        if any(cls.__name__ == "AbstractUnwrappable" for cls in type(leaf.weight).__mro__):
+            name = type(leaf.weight).__name__
+            return f"a {name} computes its weight: `jno_lora_arrays.declare_raw` adapts raw arrays"
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
