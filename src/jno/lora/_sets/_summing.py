@@ -22,7 +22,7 @@ from .._errors import SelectionError, failing
 from .._merge import unwrap_lora
 from .._paths import bullets, nearest, show_path
 from .._tree import adapted_layers, enclosing
-from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of
+from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of, stack_of
 from ._products import widest
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._swapping import check_fit, put_around
@@ -217,8 +217,8 @@ def _sum_at(
     floats = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     dtype = widest([jnp.dtype(jnp.float32), *floats])
     weights = jnp.stack([jnp.asarray(factors[name], dtype) for name in here])
-    stack = first.layer.arrays[0][1][: first.layer.stack_ndim] if first.layer.stack_ndim else ()
-    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
+    shape = (*stack_of(first.layer), len(here))
+    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, shape)}
     for name, adapter in here.items():
         state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
     return LooseAdapter(state, sum_class(tuple(members), trains_weights), None, None, first.layer)
