@@ -111,7 +111,7 @@ def test_a_model_that_has_not_moved_has_no_intruders(plain):
 
 
 def test_a_model_without_adapters_has_nothing_to_compare_with(plain):
-    with pytest.raises(SelectionError, match="the model has no adapters"):
+    with pytest.raises(SelectionError, match="The model has no adapters"):
         report_intruders(plain[0])
 
 
