@@ -60,12 +60,12 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     return values
 
 
-def with_joined_sums(adapters: Any) -> Any:
-    """The set with one adapter in the place of each sum of several, if it is a set.
+def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
+    """The set with one adapter in the place of each sum of several.
 
     **Raises:** `SelectionError` if a member of a sum is neither a product nor has a `sum_of`.
     """
-    if not isinstance(adapters, AdapterSet):
+    if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
         return adapters
     is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
     if not any(is_sum.values()):
