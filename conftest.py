@@ -1,6 +1,7 @@
 """The settings of every test: strict promotion, checked shapes, warnings as errors, 8 devices."""
 
 import ast
+import functools
 import gc
 import itertools
 import os
@@ -53,6 +54,30 @@ if os.environ.get("JNO_LORA_TEST_COVERAGE"):
         return decorator
 
     _typechecker.get_ast = _without_lines
+
+
+def share_checkers() -> None:
+    """Makes the checkers of an annotated signature once.
+
+    A function inside another function is decorated whenever it is defined, and to make its checkers
+    takes longer than most such functions run.
+    """
+    make_function = jaxtyping._decorator._make_fn_with_signature
+    cached = functools.cache(make_function)
+
+    def make_once(name: str, qualname: str, module: str, signature: Any, output: bool) -> Any:
+        try:
+            return cached(name, qualname, module, signature, output)
+        except TypeError:  # a default value without a hash
+            return make_function(name, qualname, module, signature, output)
+
+    jaxtyping._decorator._make_fn_with_signature = make_once
+    jaxtyping._decorator._apply_typechecker = functools.cache(
+        jaxtyping._decorator._apply_typechecker
+    )
+
+
+share_checkers()
 
 # `make mutation` starts pytest hundreds of times, and these checks take most of a start.
 if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):

@@ -120,10 +120,12 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
 
-def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path):
-    bank = AdapterBank(model, {"first": sets["lora"]}, slots=4, rank=5)
-    bank.replace("first", sets["lora"])
-    save_adapters(adapters_of(model, seed=7, rank=3), tmp_path / "new.safetensors")
+@pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
+def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, method):
+    bank = AdapterBank(model, {"first": sets[method]}, slots=4, rank=8)
+    # The norms of DoRA have one program for ranks up to a power of two.
+    bank.replace("first", adapters_of(model, method, seed=6, rank=4))
+    save_adapters(adapters_of(model, method, seed=7, rank=3), tmp_path / "new.safetensors")
     with Compilations() as compilations:
         bank.add(tmp_path / "new.safetensors", "new")
     assert compilations.count == 0

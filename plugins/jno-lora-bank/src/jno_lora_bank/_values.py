@@ -22,7 +22,7 @@ from jno.lora.extending import (
     show_path,
 )
 from jno.lora.types import AdapterSum, LooseAdapter, Term
-from jno_lora_zoo import IA3, DoRA, Method, row_norms
+from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
 
 from ._slots import slots_class
 
@@ -32,6 +32,9 @@ Values = dict[str, Any]
 # The field of `Slots` for each factor of a product.
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
 _PRODUCT_STATE = {"lora_A", "lora_B", "multiplier", "bias_update"}
+# The states of a split of the weight, and of DoRA, without further options.
+_SPLIT_STATE = {"lora_A", "lora_B", "initial_A", "initial_B"}
+_DORA_STATE = {"lora_A", "lora_B", "magnitude", "multiplier"}
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
@@ -49,9 +52,9 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
         for path, a in adapters.adapters.items()
         if adds_up(a.wrapper)
     }
-    values |= {
-        path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
-    }
+    layers = layers_at(model, adapters)
+    from_states = {path: _of_state(a, layers[path]) for path, a in adapters.adapters.items()}
+    values |= {path: fields for path, fields in from_states.items() if fields is not None}
     if len(values) < len(adapters):
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
@@ -88,11 +91,6 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
         )
 
 
-def _has_factors(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
-    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
-
-
 def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     """Whether the set fits. (`swap_adapters` would build every adapter to find out.)"""
     if not isinstance(adapters, AdapterSet):
@@ -106,19 +104,75 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     )
 
 
-def _of_product(adapter: LooseAdapter) -> Values:
-    state = adapter.state
-    stack = state["lora_A"].shape[:-2]
-    multiplier = np.asarray(state.get("multiplier", 1), np.float64)
-    scale = np.full(stack, adapter.scale, np.float64) * multiplier
-    shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
-    return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
+def _has_factors(adapter: LooseAdapter) -> bool:
+    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
+    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
+
+
+def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
+    """The values of an adapter whose rank may be new. `None` for adapters of other forms.
+
+    NumPy computes them: JAX would compile programs for each rank.
+    """
+    state, cls = adapter.state, adapter.wrapper
+    if _has_factors(adapter):
+        shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
+        scale = _scale_of(adapter, adapter.scale)
+        return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
+    if not all(map(_is_whole, state.values())):
+        return None
+    if state.keys() == _SPLIT_STATE and cls.low_rank_update is PiSSA.low_rank_update:
+        A = np.concatenate([state["lora_A"], state["initial_A"]], axis=-2)
+        B = np.concatenate([state["lora_B"], -np.asarray(state["initial_B"])], axis=-1)
+        return {**_factors(A, B), "scale": _scale_of(adapter, adapter.alpha / adapter.rank)}
+    if state.keys() <= _DORA_STATE and getattr(cls, "law", None) is DoRA.law:
+        return _of_dora(adapter, layer)
+    return None
+
+
+def _scale_of(adapter: LooseAdapter, scale: Any) -> np.ndarray:
+    multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
+    return np.asarray(np.full(adapter.state["lora_A"].shape[:-2], scale) * multiplier)
+
+
+def _of_dora(adapter: LooseAdapter, layer: Any) -> Values:
+    cls: Any = adapter.wrapper
+    state, ndim = adapter.state, adapter.layer.stack_ndim
+    A, B = np.asarray(state["lora_A"]), np.asarray(state["lora_B"])
+    scale = _scale_of(adapter, cls.scale_for(adapter.rank, adapter.alpha))
+    B = B * scale[..., None, None].astype(np.result_type(B.dtype, np.float32))
+    # One program serves all ranks up to a power of two.
+    zeros = (1 << (A.shape[-2] - 1).bit_length()) - A.shape[-2]
+    untouched = [(0, 0)] * ndim
+    factors = (
+        np.pad(A, [*untouched, (0, zeros), (0, 0)]),
+        np.pad(B, [*untouched, (0, 0), (0, zeros)]),
+    )
+    gain = _gain(cls, ndim, layer, *factors, state["magnitude"])
+    return {**_factors(A, B), "scale": np.ones(A.shape[:-2]), "gain": gain}
+
+
+@eqx.filter_jit
+def _gain(cls: Any, ndim: int, layer: Any, A: Any, B: Any, magnitude: Any) -> Array:
+    """The gain of DoRA, by the norm of the merged weight. `B` includes the scale."""
+
+    def of_layer(arguments: Any) -> Array:
+        layer, A, B, magnitude = arguments
+        W = cls.matrix(layer)
+        norms = row_norms(W + B.astype(W.dtype) @ A.astype(W.dtype))
+        return magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
+
+    return over_stack(of_layer, ndim)((layer, A, B, magnitude))
 
 
 def _factors(A: Any, B: Any) -> Values:
-    # Transposed by NumPy, which compiles nothing, unless another process has a part of `B`.
-    is_whole = not isinstance(B, jax.Array) or B.is_fully_addressable
-    return {"lora_A": A, "lora_Bt": np.swapaxes(np.asarray(B), -1, -2) if is_whole else B.mT}
+    Bt = np.swapaxes(np.asarray(B), -1, -2) if _is_whole(B) else B.mT
+    return {"lora_A": A, "lora_Bt": Bt}
+
+
+def _is_whole(array: Any) -> bool:
+    """Whether this process has the whole array, and not only a part of it."""
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
 def _of_layer(adapter: LoRAWrapper) -> Values | None:
