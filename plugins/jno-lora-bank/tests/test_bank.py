@@ -22,6 +22,7 @@ from jno.lora import (
     merge_lora,
     read_adapters,
     save_adapters,
+    sum_adapters,
     swap_adapters,
     to_lora,
 )
@@ -492,3 +493,14 @@ def test_from_threads(model, sets, xs):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_sum_of_products_has_one_slot(model, sets, xs):
+    few = {name: sets[name] for name in ("lora", "rslora")}
+    summed = sum_adapters(model, few, weights={"lora": 0.5})
+    bank = AdapterBank(model, {"both": extract_adapters(summed)})
+    np.testing.assert_allclose(bank(xs[0], "both"), summed(xs[0]), rtol=1e-5, atol=1e-5)
+    assert bank.adapters("both")["layers/0"].rank == 4
+    mixed = sum_adapters(model, {name: sets[name] for name in ("lora", "dora")})
+    with pytest.raises(SelectionError, match=r"no low-rank product, because of 'dora'"):
+        bank.add(extract_adapters(mixed), "mixed")

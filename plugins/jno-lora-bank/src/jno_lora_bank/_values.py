@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
+from jno.lora import AdapterSet, LoRAWrapper, SelectionError, combine, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -21,7 +21,7 @@ from jno.lora.extending import (
     over_stack,
     show_path,
 )
-from jno.lora.types import LooseAdapter, Term
+from jno.lora.types import AdapterSum, LooseAdapter, Term
 from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
 
 from ._slots import slots_class
@@ -61,6 +61,21 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     without_values = [path for path in adapters if values.get(path) is None]
     _refuse(adapters, without_values, "whose update has another form")
     return values
+
+
+def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
+    """The set with one adapter in the place of each sum of several.
+
+    **Raises:** `SelectionError` if a member of a sum is neither a product nor has a `sum_of`.
+    """
+    if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
+        return adapters
+    is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
+    if not any(is_sum.values()):
+        return adapters
+    sums = AdapterSet({path: a for path, a in adapters.adapters.items() if is_sum[path]})
+    joined = {**adapters.adapters, **combine([sums], [1.0], "cat").adapters}
+    return AdapterSet(joined, adapters.shared)
 
 
 def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:

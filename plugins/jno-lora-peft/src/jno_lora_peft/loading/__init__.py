@@ -73,7 +73,7 @@ def load_peft(
     repository without `huggingface_hub`.
     """
     expect_model(model, "load_peft")
-    source = locate(directory, revision)
+    source = locate(directory, revision, Config.parse)
     settings, tensors = read(source.folder)
     tell_commit(source, revision)
     config = Config.parse(settings)

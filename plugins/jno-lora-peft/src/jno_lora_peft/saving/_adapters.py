@@ -7,7 +7,17 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared, resolve
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    PeftFormatError,
+    SelectionError,
+    Shared,
+    combine,
+    extract_adapters,
+    resolve,
+    swap_adapters,
+)
 from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
 from jno.lora.types import AdapterSum
 from jno_lora_zoo import Method
@@ -100,10 +110,7 @@ class WrittenAdapters:
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
     if isinstance(wrapper, AdapterSum):
-        raise MisfitError(
-            "it is a sum of several adapters. `to_lora` makes one adapter of it, and "
-            "`net.activate` with one name puts one of them into the net"
-        )
+        wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(
@@ -130,6 +137,18 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
             raise
     A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
     return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
+
+
+def _joined(adapters: AdapterSum) -> LoRAWrapper:
+    """One adapter with the same update. **Raises:** `MisfitError` if there is none."""
+    try:
+        joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
+    except SelectionError as err:
+        raise MisfitError(
+            "it is a sum of several adapters, which are not all low-rank products. `to_lora` makes "
+            "one adapter of it, and `net.activate` with one name puts one of them into the net"
+        ) from err
+    return swap_adapters({"layer": adapters.base}, joined)["layer"]
 
 
 def _write_layers(
