@@ -1,5 +1,6 @@
 """`declare_raw`: the adapter acts on the raw array, before the function that makes the weight."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from jno.lora import Net, SelectionError, load_adapters, merge_lora, save_adapters, unwrap_lora
+from jno.lora import (
+    Net,
+    SelectionError,
+    WrapperError,
+    load_adapters,
+    merge_lora,
+    save_adapters,
+    unwrap_lora,
+)
 from jno_lora_arrays import DeclaredArray, declare_raw, plain, through
 
 
@@ -44,6 +53,10 @@ class NonTrainable(AbstractUnwrappable):
 
     def unwrap(self):
         return jax.lax.stop_gradient(self.tree)
+
+
+class Frozen(NonTrainable):
+    """A class of a user, which derives from the library's."""
 
 
 def unwrap(tree, *, itself=True):
@@ -122,8 +135,34 @@ def test_the_raw_arrays_are_adapted_and_what_the_library_froze_is_not(net):
     assert eqx.tree_equal(plain(declared), plain_model)
     # One map from (channels, kernel) to the outputs, not a stack of maps.
     assert declared.conv.weight.raw[0].axes == "oii"
-    trains = Net(declared).freeze().lora(rank=2).trainable
-    assert not any(jax.tree.leaves(trains.frozen))
+    assert eqx.tree_equal(declared.frozen, plain_model.frozen)
+    both = declare_raw({"a": masked(jnp.full((4, 5), 2.0)), "b": Frozen(jnp.full((2, 2), 2.0))})
+    assert type(both["b"]) is Frozen
+    assert eqx.tree_equal(pickle.loads(pickle.dumps(both)), both)
+
+
+def test_masks_of_floats_are_declared_on_request_alone():
+    tril, full = jnp.tril(jnp.ones((4, 5))), jnp.full((4, 5), 2.0)
+    for mask in (tril, np.asarray(tril), np.asarray(full)):
+        declared = declare_raw({"w": Parameterize(jnp.multiply, mask, full)})
+        assert declared["w"].places == (2,)
+    declared = declare_raw({"w": Parameterize(jnp.multiply, tril, full)}, {"args/0": "oi"})
+    assert declared["w"].places == (1, 2)
+
+
+def test_dropout_and_a_second_declaration_are_refused():
+    declared = declare_raw([masked(jnp.full((4, 5), 2.0))])
+    dropping = Net(declared).lora(rank=2, options={"dropout": 0.5}).module
+    with pytest.raises(WrapperError, match=r"A LoRAArray was built with `dropout`"):
+        unwrap(dropping)
+    assert unwrap(eqx.nn.inference_mode(dropping))[0].shape == (4, 5)
+    assert plain(dropping)[0].unwrap().shape == (4, 5)
+    for model in (declared, dropping):
+        with pytest.raises(SelectionError, match=r"RawNode at '0' is declared already.*`plain`"):
+            declare_raw(model)
+    adapted = Net([Parameterize(jnp.tanh, eqx.nn.Linear(5, 4, key=jr.key(0)))]).lora(rank=2)
+    with pytest.raises(SelectionError, match=r"Parameterize at '0' holds an adapter.*merge_lora"):
+        declare_raw(adapted.module)
 
 
 def test_the_law_acts_before_the_function(net):
@@ -193,6 +232,9 @@ def test_stacks_are_adapted_slice_by_slice():
 def test_letters_and_errors():
     with pytest.raises(SelectionError, match=r"a Parameterize computes its weight.*declare_raw"):
         Net([Model(jr.key(0)).masked]).lora(rank=2)
+    for layer in (Model(jr.key(0)).masked, Model(jr.key(0)).normed):
+        with pytest.raises(SelectionError, match=r"raw arrays are declared: select .*/raw/0"):
+            Net(declare_raw([layer])).lora(rank=2, target="^0$")
     weights = {
         "w": Parameterize(jnp.exp, jnp.zeros((3, 2)), jnp.zeros((2, 3, 4))),
         "v": jnp.ones(2),

@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from zoo_cases import check_kind
 
 from jno.lora import (
+    CheckpointError,
     Net,
     SelectionError,
     WrapperError,
@@ -132,6 +135,18 @@ def test_a_token_more_in_a_tied_model_beside_lora(tmp_path):
     file = tmp_path / "a.safetensors"
     again = load_adapters(grown, file, strict="values", wrappers=GrownEmbedding)
     assert jnp.array_equal(again(8), net.module(8))
+    assert jnp.array_equal(load_grown(model, file, strict="values")(8), net.module(8))
+    with pytest.raises(CheckpointError, match=r"table.*other values"):
+        load_grown(Tied(jr.key(1)), file, strict="values")
+    with pytest.raises(CheckpointError, match=r"or call the loader .*`jno_lora_zoo.load_grown`"):
+        load_adapters(model, file)
+
+    arrays = load_file(file)
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    save_file({**arrays, "table:new_rows": np.zeros(9, np.float32)}, file, metadata)
+    with pytest.raises(CheckpointError, match=r"damaged: at 'table', expected two matrices"):
+        load_grown(model, file)
 
 
 def _trained(net):
@@ -203,6 +218,19 @@ def test_what_cannot_grow_says_why():
     }.items():
         with pytest.raises(SelectionError, match=words):
             grow(model, path, outputs=1)
+    model["attention"] = eqx.nn.MultiheadAttention(2, 8, key=KEY)
+    for name, side in {"query": "outputs", "key": "outputs", "output": "inputs"}.items():
+        with pytest.raises(SelectionError, match=f"The {side} of .*{name}_proj.* into heads"):
+            grow(model, f"attention/{name}_proj", **{side: 1})
+    assert grow(model, "attention/output_proj", outputs=1)
+    for layer, sizes, words in (
+        (linear, {"inputs": 1}, "how new outputs start, and there are none.*`outputs=`"),
+        (eqx.nn.Embedding(3, 4, key=KEY), {"outputs": 1}, "how new tokens start.*`inputs=`"),
+    ):
+        with pytest.raises(SelectionError, match=words):
+            grow([layer], "0", start="mean", **sizes)
+    numbers = grow(model, "linear", outputs=np.int64(1), start=np.array([2]))
+    assert eqx.tree_equal(numbers, grow(model, "linear", outputs=1, start=(2,)))
     for sizes, words in {
         ("outputs", -1): "at least 0, but is -1",
         ("inputs", True): "at least 0, but is True",
@@ -215,6 +243,7 @@ def test_what_cannot_grow_says_why():
         "random": "needs a `key=`",
         (4,): "1 numbers of old rows, at least 0 and below 4",
         (0, 1): "must hold 1 numbers",
+        (True,): "must hold 1 numbers",
     }.items():
         with pytest.raises(SelectionError, match=words):
             grow(model, "linear", outputs=1, start=start)
@@ -224,6 +253,12 @@ def test_what_cannot_grow_says_why():
         grow(grow(model, "linear", outputs=1), "linear", inputs=1)
     with pytest.raises(WrapperError, match=r"rows=0, columns=0: `jno_lora_zoo.grow` makes"):
         Net(linear).lora(rank=1, wrapper=GrownLinear)
+
+
+def test_a_path_is_a_string(unchecked):
+    for path in (None, lambda model: model[0]):
+        with pytest.raises(SelectionError, match="`path` must be a string, such as 'layers/0'"):
+            grow([eqx.nn.Linear(3, 3, key=KEY)], path, outputs=1)
 
 
 def test_no_call_but_grow_selects_grown_layers():

@@ -6,13 +6,31 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
 
 from jno.lora import SelectionError
-from jno.lora.extending import bullets, expect_model, modules_by_path, nearest, path_str
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    modules_by_path,
+    nearest,
+    path_str,
+    show_path,
+)
 
 from ._declare import boxed, checked, compiled
-from ._raw_node import is_unwrappable, leaves_of, library_class, taken_apart_class
+from ._raw_node import (
+    TakenApart,
+    is_non_trainable,
+    is_unwrappable,
+    leaves_of,
+    library_class,
+    taken_apart_class,
+)
 
 T = TypeVar("T")
 
@@ -29,7 +47,8 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
     **Arguments:**
 
     - `model`: a pytree with nodes whose class derives from a class `AbstractUnwrappable`. Arrays in
-        a `NonTrainable` are left out, because it stops their gradients.
+        a `NonTrainable` are left out, because it stops their gradients. Arrays of NumPy, and arrays
+        of zeros and ones with a one, count as constants such as masks: only `axes` declares them.
     - `axes`: letters for the axes of arrays, by a regex on their path in `model`, as for `declare`.
         By default the last two axes are `oi`, with one more `i` for each size of the layer's
         `kernel_size`, and axes before these are a stack. An array with a single output or input
@@ -39,15 +58,17 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
     adapters folded into the raw arrays. Adapters do not survive the library's own unwrapping of
     the whole model, so unwrap the model inside of the loss.
 
-    **Raises:** `SelectionError` if no array is declared, and as `declare` for `axes`.
+    **Raises:** `SelectionError` if no array is declared, if arrays behind a function are declared
+    already or have adapters, and as `declare` for `axes`.
     """
     expect_model(model, "declare_raw")
     letters = _Letters(axes or {})
     modules = modules_by_path(model)
 
     def taken_apart(keys: tuple[Any, ...], node: Any, layer: Any) -> Any:
-        if not is_unwrappable(node) or type(node).__name__ == "NonTrainable":
+        if not is_unwrappable(node) or is_non_trainable(node):
             return node
+        _refuse_second(keys, node)
         leaves_with_keys, structure = leaves_of(node)
         places = [(*keys, *inner) for inner, _ in leaves_with_keys]
         leaves = [leaf for _, leaf in leaves_with_keys]
@@ -82,7 +103,10 @@ class _Letters:
             return None
         self.paths.append(path)
         pattern = next((pattern for pattern in self.entries if pattern.search(path)), None)
-        letters = _default_letters(array, layer) if pattern is None else self.entries[pattern]
+        if pattern is None:
+            letters = None if _is_constant(array) else _default_letters(array, layer)
+        else:
+            letters = self.entries[pattern]
         if letters is None:
             return None
         self.used.add(pattern)
@@ -99,9 +123,35 @@ class _Letters:
             raise SelectionError(
                 "No matrix of this model is behind a function of paramax: expected nodes that "
                 "derive from a class `AbstractUnwrappable`, such as `Parameterize`, outside of "
-                f"`NonTrainable`, with an array of two axes or more. Arrays behind functions:\n"
-                f"{bullets(self.paths or ['none'])}\nFor bare arrays, use `declare`."
+                "`NonTrainable`, with an array of two axes or more that is not a mask. Arrays "
+                f"behind functions:\n{bullets(self.paths or ['none'])}\n"
+                "For bare arrays, use `declare`."
             )
+
+
+def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:
+    """**Raises:** `SelectionError` if `node` was taken apart before, or holds an adapter."""
+    place = f"The {type(node).__name__} at {show_path(path_str(keys))!r}"
+    if isinstance(node, TakenApart):
+        raise SelectionError(
+            f"{place} is declared already. To declare it anew, take `plain` of the model first."
+        )
+    if any(True for _ in adapted_layers(node)):
+        raise SelectionError(
+            f"{place} holds an adapter. Fold it in by `merge_lora`, or take `unwrap_lora`, first."
+        )
+
+
+def _is_constant(array: Any) -> bool:
+    """Whether `array` looks like a constant. An array of zeros alone may be the start of a weight.
+
+    Nobody knows the values of an array that is traced, which counts as a weight.
+    """
+    if isinstance(array, Tracer):
+        return False
+    if isinstance(array, np.ndarray):
+        return True
+    return bool(jnp.all((array == 0) | (array == 1)) & jnp.any(array == 1))
 
 
 def _default_letters(array: Any, layer: Any) -> str | None:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 
 from jno.lora import merge_lora
 
-from ._box import is_declared
+from ._box import is_declared, refuse_dropout
 
 
 class TakenApart:
@@ -21,6 +21,11 @@ def library_class(node: Any) -> Any:
     """The class `AbstractUnwrappable` that the class of `node` derives from, or `None`."""
     # By its name: paramax is not the only library with such nodes, and may not be installed.
     return next((c for c in type(node).__mro__ if c.__name__ == "AbstractUnwrappable"), None)
+
+
+def is_non_trainable(node: Any) -> bool:
+    """Whether `node` stops the gradients of its arrays."""
+    return any(c.__name__ == "NonTrainable" for c in type(node).__mro__)
 
 
 def is_unwrappable(node: Any) -> bool:
@@ -58,12 +63,29 @@ def taken_apart_class(library_class: Any) -> Callable[..., Any]:
         def node(self) -> Any:
             """The node, with the adapters folded into its raw arrays."""
             leaves = list(self.leaves)
+            for array in self.raw:
+                refuse_dropout(array)
             for place, array in zip(self.places, bare_arrays(merge_lora(self.raw)), strict=True):
                 leaves[place] = array
             return jtu.tree_unflatten(self.structure, leaves)
 
+        def __reduce__(self) -> Any:
+            # Neither a local class nor the structure can be pickled, but the node can.
+            pairs = enumerate(self.leaves)
+            leaves = [... if place in self.places else leaf for place, leaf in pairs]
+            return _taken_apart, (jtu.tree_unflatten(self.structure, leaves), self.raw)
+
     RawNode.__qualname__ = "RawNode"
     return RawNode
+
+
+def _taken_apart(node: Any, raw: tuple[Any, ...]) -> Any:
+    """The `RawNode` of `raw`, and of a node with `...` in the places of the raw arrays."""
+    leaves_with_keys, structure = leaves_of(node)
+    leaves = [leaf for _, leaf in leaves_with_keys]
+    places = tuple(place for place, leaf in enumerate(leaves) if leaf is ...)
+    remaining = tuple(None if leaf is ... else leaf for leaf in leaves)
+    return taken_apart_class(library_class(node))(raw, remaining, places, structure)
 
 
 def bare_arrays(tree: Any) -> Any:

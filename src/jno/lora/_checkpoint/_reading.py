@@ -275,7 +275,10 @@ def _class_of(
     try:
         provided = registry.provided(entry.distribution, entry.wrapper)
     except PluginError as err:
-        advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
+        advice = (
+            f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}]); or call the loader of its "
+            "package, such as `jno_lora_zoo.load_grown`"
+        )
         if entry.distribution is None:
             problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
         else:

@@ -1,9 +1,10 @@
 """`grow`: a layer with more outputs, inputs or tokens, and its file."""
 
 import math
+import operator
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray
 
-from jno.lora import LoRAWrapper, SelectionError, apply_lora, load_adapters, read_adapters
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    SelectionError,
+    apply_lora,
+    load_adapters,
+    read_adapters,
+)
 from jno.lora.coded import is_coded
 from jno.lora.extending import (
     bullets,
@@ -25,7 +33,7 @@ from jno.lora.extending import (
     show_path,
 )
 
-from .adapters import GrownConv, GrownEmbedding, GrownLinear
+from .adapters import Grown, GrownConv, GrownEmbedding, GrownLinear
 
 M = TypeVar("M")
 
@@ -35,15 +43,19 @@ _KINDS: dict[Any, tuple[str, str]] = {
     GrownConv: ("out_channels", "in_channels"),
     GrownEmbedding: ("embedding_size", "num_embeddings"),
 }
+# The sizes of the layers of an attention that hold its heads.
+_HEADS = {"output_proj": "inputs"} | dict.fromkeys(
+    ("query_proj", "key_proj", "value_proj"), "outputs"
+)
 
 
 def grow(
     model: M,
     path: str,
     *,
-    outputs: int = 0,
-    inputs: int = 0,
-    start: str | Sequence[int] | None = None,
+    outputs: SupportsIndex = 0,
+    inputs: SupportsIndex = 0,
+    start: str | Iterable[SupportsIndex] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> M:
     """`model` with a larger layer at `path`: new entries train around the frozen old weight.
@@ -73,6 +85,8 @@ def grow(
     makes no sense.
     """
     expect_model(model, "grow")
+    if not isinstance(path, str):
+        raise SelectionError(f"`path` must be a string, such as 'layers/0', but is {path!r}.")
     layer = layers_at(model, [path]).get(path)
     if layer is None:
         paths = [name for name, node in modules_by_path(model).items() if _class_for(node)]
@@ -82,14 +96,9 @@ def grow(
         )
     cls = _class_for(layer)
     _check(model, path, layer, cls)
-    for name, number in {"outputs": outputs, "inputs": inputs}.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise SelectionError(f"`{name}` must be an integer of at least 0, but is {number!r}.")
-    if not outputs + inputs:
-        raise SelectionError(f"Nothing grows at {show_path(path)!r}: give `outputs=` or `inputs=`.")
+    outputs, inputs = _checked_sizes(model, path, outputs, inputs)
     number = (outputs, inputs)[cls.start_axis]
-    default = ("zeros", "mean")[cls.start_axis]
-    rows = _checked_start(default if start is None else start, number, key, layer, cls)
+    rows = _checked_start(start, number, key, layer, cls)
     grown = _put(model, path, layer, cls, outputs, inputs)
     adapter = layers_at(grown, [path])[path]
     stack = adapter.base.weight.shape[: cls.stack_ndim(adapter.base)]
@@ -99,15 +108,18 @@ def grow(
     return _replaced(grown, path, started(adapter, keys))
 
 
-def load_grown(model: M, file: Any) -> M:
+def load_grown(model: M, file: Any, *, strict: bool | Literal["values"] = True) -> M:
     """`model` with the grown layers, and all adapters, of a file that `save_adapters` wrote.
 
     **Arguments:**
 
     - `model`: the small model, before `grow`.
     - `file`: the path of the file.
+    - `strict`: as of `jno.lora.load_adapters`. With `"values"`, the layers must have the values
+        that the adapters were made for.
 
-    **Raises:** `SelectionError` if a layer cannot grow; as `jno.lora.load_adapters`.
+    **Raises:** `SelectionError` if a layer cannot grow, `CheckpointError` if the arrays of a grown
+    layer are damaged; as `jno.lora.load_adapters`.
     """
     expect_model(model, "load_grown")
     # No plugin registers these classes, because no other call makes them.
@@ -117,12 +129,18 @@ def load_grown(model: M, file: Any) -> M:
         layer = layers_at(model, [path]).get(path)
         if "new_rows" not in sizes or layer is None:
             continue
+        shapes = [sizes.get(name, ()) for name in Grown.adapter_fields]
+        if any(len(shape) < 2 for shape in shapes):
+            raise CheckpointError(
+                f"The file is damaged: at {show_path(path)!r}, expected two matrices or stacks "
+                f"{Grown.adapter_fields}, and the file has arrays of the shapes {sizes}."
+            )
         cls = _class_for(layer)
         _check(model, path, layer, cls)
-        rows, columns = sizes["new_rows"][-2], sizes["new_columns"][-1]
+        rows, columns = shapes[0][-2], shapes[1][-1]
         kernel = math.prod(getattr(layer, "kernel_size", ()))
         model = _replaced(model, path, _enlarged(layer, cls, rows, columns // kernel))
-    return load_adapters(model, file, wrappers=classes)
+    return load_adapters(model, file, strict=strict, wrappers=classes)
 
 
 def _class_for(layer: Any) -> Any:
@@ -160,8 +178,43 @@ def _check(model: Any, path: str, layer: Any, cls: Any) -> None:
         )
 
 
+def _checked_sizes(model: Any, path: str, outputs: Any, inputs: Any) -> tuple[int, int]:
+    sizes: dict[str, int] = {}
+    for name, number in {"outputs": outputs, "inputs": inputs}.items():
+        size = _integer(number)
+        if size is None or size < 0:
+            raise SelectionError(f"`{name}` must be an integer of at least 0, but is {number!r}.")
+        sizes[name] = size
+    if not any(sizes.values()):
+        raise SelectionError(f"Nothing grows at {show_path(path)!r}: give `outputs=` or `inputs=`.")
+    parent, _, name = path.rpartition("/")
+    attention = modules_by_path(model).get(parent)
+    if isinstance(attention, eqx.nn.MultiheadAttention) and sizes.get(_HEADS.get(name, "")):
+        raise SelectionError(
+            f"The {_HEADS[name]} of {show_path(path)!r} cannot grow: the attention cuts them into "
+            "heads, so that old outputs would change. Make a larger attention by hand."
+        )
+    return sizes["outputs"], sizes["inputs"]
+
+
+def _integer(number: Any) -> int | None:
+    """`number` as an integer; `None` if it is a bool or not an integer."""
+    try:
+        return None if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        return None
+
+
 def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> Any:
     names = ("zeros", "mean", "random")
+    if start is None:
+        return ("zeros", "mean")[cls.start_axis]
+    if not number:
+        entries, option = (("outputs", "outputs="), ("tokens", "inputs="))[cls.start_axis]
+        raise SelectionError(
+            f"`start` says how new {entries} start, and there are none: leave it out, or give "
+            f"`{option}`. All other new entries start at zero."
+        )
     if isinstance(start, str):
         if start not in names:
             raise SelectionError(f"`start` must be one of {names} or numbers, but is {start!r}.")
@@ -169,8 +222,8 @@ def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> A
             raise SelectionError('start="random" needs a `key=` as well: jax.random.key(0)')
         return start
     old = getattr(layer, _KINDS[cls][cls.start_axis])
-    rows = tuple(start) if isinstance(start, Sequence) else ()
-    if len(rows) != number or not all(isinstance(row, int) and 0 <= row < old for row in rows):
+    rows = tuple(map(_integer, start)) if isinstance(start, Iterable) else ()
+    if len(rows) != number or not all(row is not None and 0 <= row < old for row in rows):
         raise SelectionError(
             f"`start` must hold {number} numbers of old rows, at least 0 and below {old}, but is "
             f"{start!r}."
