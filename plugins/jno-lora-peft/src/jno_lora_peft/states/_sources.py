@@ -1,0 +1,89 @@
+"""States in files: safetensors of diffusers and kohya, and checkpoints of Orbax."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import CheckpointError, PeftFormatError
+from jno.lora.extending import imported_for, read_file, read_json
+
+from ..files.config import Config
+
+# Where diffusers keeps the configurations of PEFT, in the header of the file.
+_CONFIGS = "lora_adapter_metadata"
+# The file that a tree of Orbax has in its folder, and the folders in which libraries keep the tree.
+_TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
+_FOLDERS = ("", "model_params", "items", "default", "state")
+
+
+class State(NamedTuple):
+    """A tree of arrays, the alpha beside it, and configurations by the first part of names."""
+
+    tree: PyTree
+    alpha: float | None = None
+    configs: Mapping[str, Config] = {}
+
+    def config_for(self, key: str) -> Config | None:
+        return self.configs.get(key.partition("/")[0], self.configs.get(""))
+
+
+def read_state(source: Any) -> State:
+    """The state in a file or a folder, or a tree as it is. **Raises:** `PeftFormatError`."""
+    if not isinstance(source, str | os.PathLike):
+        return State(source)
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return _read_orbax(path)
+        tensors, metadata = read_file(path)
+    except CheckpointError as err:
+        raise PeftFormatError(str(err)) from err
+    return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
+
+
+def _configs(text: str | None) -> dict[str, Config]:
+    """The configurations of `{"transformer.r": 8}` by the names of the models in a pipeline."""
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+    except ValueError as err:
+        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is not JSON: {err}") from err
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        model, _, setting = name.rpartition(".")
+        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
+    return {model: Config.parse(settings) for model, settings in by_model.items()}
+
+
+def _read_orbax(path: Path) -> State:
+    folders = [path / name for name in _FOLDERS if (path / name / _TREE).exists()]
+    if not folders:
+        raise PeftFormatError(
+            f"{os.fspath(path)!r} is not a checkpoint of Orbax: {_TREE} is not in it, nor in "
+            f"{', '.join(_FOLDERS[1:])}. Give the folder of one step, such as 'checkpoints/100'."
+        )
+    with imported_for("load_lora_state", "orbax", "orbax"):
+        import orbax.checkpoint  # pyright: ignore[reportMissingImports]
+    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+        # As arrays of NumPy: the devices of whoever saved may not be here.
+        metadata = checkpointer.metadata(folders[0].absolute()).item_metadata
+        args = jax.tree.map(
+            lambda _: orbax.checkpoint.RestoreArgs(restore_type=np.ndarray), metadata.tree
+        )
+        tree = checkpointer.restore(folders[0].absolute(), restore_args=args)
+    return State(tree, _alpha(path))
+
+
+def _alpha(path: Path) -> float | None:
+    """The alpha that MaxText writes beside its states."""
+    if not (path / _STEP).exists():
+        return None
+    lora = (read_json(path / _STEP).get("custom_metadata") or {}).get("lora") or {}
+    return lora.get("lora_alpha")
