@@ -114,12 +114,12 @@ def test_a_stack_of_maxtext_is_read_and_written(axis, here):
 
 def test_maxtexts_names_in_linen():
     a, b = normal(4, 3, 2), normal(2, 3, 2, 3)  # inputs, layers, rank; rank, layers, heads, size
-    state = {"params": {"query": {"lora_a.kernel": a, "lora_b.kernel": b, "kernel": None}}}
+    state = {"params": {"value": {"lora_a.kernel": a, "lora_b.kernel": b, "kernel": None}}}
     loaded = load_lora_state(
         [layer["q"] for layer in blocks(3)],
         state,
         alpha=2.0,
-        rename={r"params/query\[(\d)\]": r"\1"},
+        rename={r"params/value\[(\d)\]": r"\1"},
     )
     for number, layer in enumerate(loaded):
         wanted = (a[:, number] @ b[:, number].reshape(2, 6)).T
@@ -247,7 +247,8 @@ def test_kohyas_names_alphas_and_cores(tmp_path):
     loaded = load_lora_state(unet(), path, prefix="lora_unet_")
     q = tensors["lora_unet_down_blocks_0_attn_to_q.lora_up.weight"] @ normal(2, 4)
     assert np.allclose(update(loaded["down_blocks"][0]["attn"]["to_q"]), q / 2, atol=1e-5)
-    down, mid, up = (tensors[f"lora_unet_conv_in.lora_{part}.weight"] for part in ("down", "mid", "up"))  # fmt: skip
+    names = (f"lora_unet_conv_in.lora_{part}.weight" for part in ("down", "mid", "up"))
+    down, mid, up = map(tensors.get, names)
     kernel = np.einsum("or,rshw,si->oihw", up[..., 0, 0], mid, down[..., 0, 0])
     assert np.allclose(update(loaded["conv_in"]), 2 * kernel.reshape(5, -1), atol=1e-4)
     assert np.allclose(update(loaded["proj"]), normal(5, 2) @ normal(2, 3), atol=1e-5)
@@ -306,14 +307,14 @@ def test_other_methods_of_kohya_and_bad_numbers_are_told(tmp_path):
         load_lora_state(blocks(1)[0], {**state, "q.alpha": np.int32(2)})
     with pytest.raises(PeftFormatError, match="a second array for the same factor"):
         load_lora_state(blocks(1)[0], {**state, "q.lora.down.weight": normal(2, 4)})
+    both = {**state, **{name.replace("q", "up"): array for name, array in state.items()}}
     with pytest.raises(PeftFormatError, match="same layer as"):
-        load_lora_state(blocks(1)[0], {**state, "up.lora_down.weight": normal(2, 4),
-                                       "up.lora_up.weight": normal(6, 2)}, rename={"up": "q"})  # fmt: skip
+        load_lora_state(blocks(1)[0], both, rename={"up": "q"})
     with pytest.warns(JnoLoraWarning, match="NaN"):
         load_lora_state(blocks(1)[0], {**state, "q.lora_up.weight": np.full((6, 2), np.nan, "f4")})
     with pytest.raises(PeftFormatError, match=r"expected shape \(2, 4\), got \(2, 5\)"):
         load_lora_state(blocks(1)[0], {**state, "q.lora_down.weight": normal(2, 5)})
-    with pytest.raises(PeftFormatError, match="missing.safetensors"):
+    with pytest.raises(PeftFormatError, match=r"missing\.safetensors"):
         load_lora_state(blocks(1)[0], tmp_path / "missing.safetensors")
     with pytest.raises(PeftFormatError, match="not a checkpoint of Orbax"):
         load_lora_state(blocks(1)[0], pathlib.Path(tmp_path))

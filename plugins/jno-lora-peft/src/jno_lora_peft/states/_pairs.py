@@ -12,7 +12,7 @@ from jno.lora.extending import path_str
 from .._names import PREFIX
 
 # Flax and Orbax keep an array inside of a variable.
-_VARIABLE = re.compile(r"/(raw_)?value")
+_VARIABLE = re.compile(r"/(raw_)?value$")
 _PARTS = {"a": "A", "A": "A", "down": "A", "b": "B", "B": "B", "up": "B"}
 
 # The names of arrays with slashes for dots, and whether the factors are as in JAX: inputs first.
