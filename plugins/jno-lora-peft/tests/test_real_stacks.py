@@ -204,7 +204,8 @@ def hugging_face(folder):
 
     shapes = {"self_attn.q_proj": (16, 16), "self_attn.k_proj": (8, 16),
               "self_attn.v_proj": (8, 16), "self_attn.o_proj": (16, 16),
-              "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24)}  # fmt: skip
+              "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16),
+              "mlp.down_proj": (16, 24)}  # fmt: skip
     tensors = {"model.embed_tokens.weight": weight(32, 16), "model.norm.weight": 1 + weight(16),
                "lm_head.weight": weight(32, 16)}  # fmt: skip
     for number in range(2):
