@@ -34,7 +34,7 @@ def find_stack_axis(pair: Pair, layout: Layout, count: int | None, given: int | 
     if not fitting:
         layers = f"{count} layers" if count else "layers"
         raise MisfitError(
-            f"the factors {a} and {b} are not those of a stack of {layers} along "
+            f"the factors {a} and {b} do not fit a stack of {layers} along "
             f"{'axis 0 or 1' if given is None else f'axis {given}'}, each with {layout.inputs} "
             f"inputs and {layout.outputs} outputs"
         )
@@ -103,11 +103,11 @@ def from_torch(arrays: Tensors, layout: Layout) -> Tensors:
     }
 
 
-def _same_without_ones(shape: Shape, other: Shape) -> bool:
+def _same_without_ones(shape: Shape, wanted: Shape) -> bool:
     def stripped(sizes: Shape) -> Shape:
         return sizes[:2] + tuple(size for size in sizes[2:] if size != 1)
 
-    return len(shape) > 1 and stripped(shape) == stripped(other)
+    return len(shape) > 1 and stripped(shape) == stripped(wanted)
 
 
 def _fits(a: Shape, b: Shape, layout: Layout) -> bool:

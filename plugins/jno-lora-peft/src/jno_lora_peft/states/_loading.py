@@ -47,7 +47,7 @@ def load_lora_state(
     An array is known by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
     `lora_a.kernel` (MaxText's models of Linen), `lora_A.weight` (PEFT and diffusers),
     `lora.down.weight` (former diffusers), `lora_down.weight`, `lora_mid.weight` and `alpha`
-    (kohya). The rest of the name is the path of the layer. The outputs are those of the library.
+    (kohya). The rest of the name is the path of the layer. The outputs equal the library's.
 
     **Arguments:**
 

@@ -66,10 +66,10 @@ def pairs_of(tree: PyTree, prefix: str = "") -> tuple[list[Pair], list[str]]:
         name = name[len(start) :]
         if match := _ALPHA.fullmatch(name):
             alphas[match[1]] = leaf
-        elif (found := _match(name)) is None:
+        elif (parsed := _match(name)) is None:
             problems.append(f"{key}: no array of LoRA has such a name")
         else:
-            module, array, part, inputs_first = found
+            module, array, part, inputs_first = parsed
             names = _names(module, array)
             pair = pairs.setdefault((module, array), Pair(start + module, names, inputs_first))
             if part in pair.arrays:

@@ -55,14 +55,14 @@ class Placer:
         placed: list[Placed] = []
         for pair in pairs:
             with self.problems.of(show_path(pair.key)):
-                found = self._placed(pair)
-                if found is None:
+                with_layers = self._placed(pair)
+                if with_layers is None:
                     missing[pair.key] = module_name(pair.names[-1], self._rename)
                     continue
-                for place in found.places:
+                for place in with_layers.places:
                     if (first := first_at.setdefault(place, pair.key)) != pair.key:
                         raise MisfitError(f"it stands for the same layer as {first!r}")
-                placed.append(found)
+                placed.append(with_layers)
         if len(missing) == len(pairs):
             raise PeftFormatError(self._paths.none_found(list(missing)))
         self.problems += self._paths.not_found(missing)
