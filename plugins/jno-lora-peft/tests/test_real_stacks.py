@@ -154,6 +154,9 @@ def test_a_checkpoint_of_tunix_computes_the_same_here(plain_twin, theirs, tmp_pa
         load_lora_state(plain_twin, tmp_path / "7")
     with pytest.raises(SelectionError, match="was saved with"):
         load_lora_state(plain_twin, tmp_path / "8", alpha=1.0)
+    (tmp_path / "8" / "model_params" / "_METADATA").write_text("{")
+    with pytest.raises(PeftFormatError, match="Orbax cannot read"):
+        load_lora_state(plain_twin, tmp_path / "8")
     with pytest.raises(PeftFormatError, match="the folder of one step"):
         load_lora_state(plain_twin, tmp_path, alpha=ALPHA)
 

@@ -1,7 +1,7 @@
 """LoRA of Qwix, Tunix, MaxText, diffusers and kohya, from arrays that are made here."""
 
 import json
-import pathlib
+import sys
 
 import equinox as eqx
 import jax
@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jno.lora import JnoLoraWarning, Net, PeftFormatError, SelectionError, apply_lora
+from jno.lora import (
+    JnoLoraWarning,
+    MissingLibraryError,
+    Net,
+    PeftFormatError,
+    SelectionError,
+    apply_lora,
+)
 from jno.lora.peft import load_lora_state, lora_state
 
 KEY = jax.random.key(0)
@@ -316,5 +323,18 @@ def test_other_methods_of_kohya_and_bad_numbers_are_told(tmp_path):
         load_lora_state(blocks(1)[0], {**state, "q.lora_down.weight": normal(2, 5)})
     with pytest.raises(PeftFormatError, match=r"missing\.safetensors"):
         load_lora_state(blocks(1)[0], tmp_path / "missing.safetensors")
+    path = tmp_path / "state.safetensors"
+    for text, match in (("{", "is not JSON"), ("[]", "no table of settings")):
+        safetensors.numpy.save_file(state, path, {"lora_adapter_metadata": text})
+        with pytest.raises(PeftFormatError, match=match):
+            load_lora_state(blocks(1)[0], path)
+
+
+def test_a_folder_needs_orbax_and_its_files(tmp_path, monkeypatch):
     with pytest.raises(PeftFormatError, match="not a checkpoint of Orbax"):
-        load_lora_state(blocks(1)[0], pathlib.Path(tmp_path))
+        load_lora_state(blocks(1)[0], tmp_path)
+    (tmp_path / "model_params").mkdir()
+    (tmp_path / "model_params" / "_METADATA").touch()
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    with pytest.raises(MissingLibraryError, match=r"pip install \"jno-lora\[orbax\]\""):
+        load_lora_state(blocks(1)[0], str(tmp_path))

@@ -53,8 +53,10 @@ def _configs(text: str | None) -> dict[str, Config]:
         return {}
     try:
         settings = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is not JSON: {err}") from err
+    if not isinstance(settings, dict):
+        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is no table of settings")
     by_model: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         model, _, setting = name.rpartition(".")
@@ -71,13 +73,16 @@ def _read_orbax(path: Path) -> State:
         )
     with imported_for("load_lora_state", "orbax", "orbax"):
         import orbax.checkpoint  # pyright: ignore[reportMissingImports]
-    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-        # As arrays of NumPy: the devices of whoever saved may not be here.
-        metadata = checkpointer.metadata(folders[0].absolute()).item_metadata
-        args = jax.tree.map(
-            lambda _: orbax.checkpoint.RestoreArgs(restore_type=np.ndarray), metadata.tree
-        )
-        tree = checkpointer.restore(folders[0].absolute(), restore_args=args)
+    # As arrays of NumPy: the devices of whoever saved may not be here.
+    as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
+    folder = folders[0].absolute()
+    try:
+        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+            structure = checkpointer.metadata(folder).item_metadata.tree
+            args = jax.tree.map(lambda _: as_numpy, structure)
+            tree = checkpointer.restore(folder, restore_args=args)
+    except (OSError, ValueError, KeyError) as err:
+        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
     return State(tree, _alpha(path))
 
 

@@ -3,13 +3,21 @@
 import math
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, Net, PeftFormatError, SelectionError, resolve
-from jno.lora.extending import adapted_layers, bullets, expect_model, known_factors, show_path
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    known_factors,
+    sharded_like,
+    show_path,
+)
 
 from .._errors import MisfitError
 from .._names import Rename
@@ -43,8 +51,8 @@ def lora_state(
     - `alpha`: of Qwix's `LoraRule`. Updates of another scale are scaled by `lora_b`.
     - `rename`, `stack_axis`: as for `load_lora_state`: from names in the state to paths here.
 
-    **Returns:** a tree as `like`. If its rank is larger than the rank of an adapter, the factors
-    are filled up with zeros.
+    **Returns:** a tree as `like`, also sharded as its arrays are. If its rank is larger than the
+    rank of an adapter, the factors are filled up with zeros.
 
     **Raises:** `PeftFormatError` that lists all adapters and arrays without a counterpart, and
     adapters that are not a product of two factors, or of too high a rank; `SelectionError` for a
@@ -64,7 +72,9 @@ def lora_state(
         with placer.problems.of(show_path(placed.pair.key)):
             for name, array in _arrays(placed, placer, alpha).items():
                 number = placed.pair.places[name]
-                leaves[number] = jnp.asarray(array, leaves[number].dtype)
+                new = jnp.asarray(array, leaves[number].dtype)
+                is_array = isinstance(leaves[number], jax.Array)
+                leaves[number] = sharded_like(new, leaves[number]) if is_array else new
     placer.problems += [f"{show_path(path)}: the state has no arrays for it" for path in left]
     if placer.problems:
         raise PeftFormatError(
