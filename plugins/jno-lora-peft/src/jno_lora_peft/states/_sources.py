@@ -78,8 +78,10 @@ def _read_orbax(path: Path) -> State:
     folder = folders[0].absolute()
     try:
         with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-            structure = checkpointer.metadata(folder).item_metadata.tree
-            args = jax.tree.map(lambda _: as_numpy, structure)
+            metadata = checkpointer.metadata(folder).item_metadata
+            if metadata is None:
+                raise ValueError(f"the {_TREE} of its arrays is damaged")
+            args = jax.tree.map(lambda _: as_numpy, metadata.tree)
             tree = checkpointer.restore(folder, restore_args=args)
     except (OSError, ValueError, KeyError) as err:
         raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
@@ -90,5 +92,9 @@ def _alpha(path: Path) -> float | None:
     """The alpha that MaxText writes beside its states."""
     if not (path / _STEP).exists():
         return None
-    lora = (read_json(path / _STEP).get("custom_metadata") or {}).get("lora") or {}
-    return lora.get("lora_alpha")
+    facts: Any = read_json(path / _STEP)
+    for name in ("custom_metadata", "lora", "lora_alpha"):
+        facts = facts.get(name) if isinstance(facts, dict) else None
+    if facts is not None and not isinstance(facts, int | float):
+        raise PeftFormatError(f"{_STEP} of {os.fspath(path)!r} has the alpha {facts!r}")
+    return facts
