@@ -12,11 +12,13 @@ import safetensors.numpy
 
 from jno.lora import (
     JnoLoraWarning,
+    LoRAWrapper,
     MissingLibraryError,
     Net,
     PeftFormatError,
     SelectionError,
     apply_lora,
+    merge_lora,
 )
 from jno.lora.peft import load_lora_state, lora_state
 
@@ -114,6 +116,8 @@ def test_a_stack_of_maxtext_is_read_and_written(axis, here):
         for name in ("q", "up"):
             matrices = [expected(part)[name] for part in parts]
             assert np.allclose(update(loaded[name]), matrices, atol=1e-5)
+        with pytest.raises(PeftFormatError, match=r"q\[1\]: the state has no arrays for it"):
+            lora_state(loaded, parts[0], alpha=2.0, rename={"$": "[0]"})
     written = lora_state(loaded, state, alpha=2.0, rename=rename)
     for ours, theirs in zip(jax.tree.leaves(written), jax.tree.leaves(state), strict=True):
         assert np.allclose(ours, theirs, atol=1e-6)
@@ -138,6 +142,8 @@ def test_an_open_axis_must_be_said():
     state = {"kernel_lora_a": normal(2, 2, 2), "kernel_lora_b": normal(2, 2, 3)}
     with pytest.raises(PeftFormatError, match="stack_axis=0 or stack_axis=1"):
         load_lora_state(model, state, alpha=2.0)
+    with pytest.raises(SelectionError, match="stack_axis must be 0 or 1, got True"):
+        load_lora_state(model, state, alpha=2.0, stack_axis=True)
     a, b = state.values()
     for axis, subscripts in enumerate(("lir,lro->loi", "ilr,rlo->loi")):
         loaded = load_lora_state(model, state, alpha=2.0, stack_axis=axis)
@@ -164,6 +170,19 @@ def test_everything_that_does_not_fit_is_listed():
     state = {"layers": [{"q": {"w_lora_a": normal(5, 2), "w_lora_b": normal(2, 6)}}]}
     with pytest.raises(PeftFormatError, match=r"q: expected factors \(4, rank\) and \(rank, 6\)"):
         load_lora_state(model, state, alpha=1.0)
+    two = {**up, **q}
+    with pytest.raises(PeftFormatError, match="q/w: it stands for the same layer as 'q/kernel'"):
+        load_lora_state(blocks(1)[0], {"q": two}, alpha=1.0)
+    with pytest.raises(PeftFormatError, match="The file has\n  - moe/kernel\n  - moe/w\n"):
+        load_lora_state(blocks(1)[0], {"moe": two}, alpha=1.0)
+    with pytest.raises(PeftFormatError, match="q: expected an array for each factor, got 'x'"):
+        load_lora_state(blocks(1)[0], {"q": {**q, "w_lora_b": "x"}}, alpha=1.0)
+    for other, stacked in ((blocks(1)[0], "one layer"), (stack(blocks(2)), "a stack of 2")):
+        with pytest.raises(PeftFormatError, match=rf"has {stacked} at 'q', and no \[3\]"):
+            load_lora_state(other, {"q": q}, alpha=1.0, rename={"q": "q[3]"})
+    shared = eqx.nn.Shared(blocks(1)[0], lambda m: m["up"].weight, lambda m: m["q"].weight)
+    with pytest.raises(PeftFormatError, match="other layers read its weight"):
+        load_lora_state(shared, {"q": q}, alpha=1.0, rename={"^": "pytree/"})
     with pytest.raises(PeftFormatError, match="No module of the file is in the model"):
         load_lora_state(model, {"nothing": qwix_block(0)}, alpha=1.0)
     with pytest.raises(PeftFormatError, match="holds no arrays of LoRA"):
@@ -176,6 +195,30 @@ def test_everything_that_does_not_fit_is_listed():
 def test_alpha_is_not_in_qwixs_arrays():
     with pytest.raises(SelectionError, match="Give it: load_lora_state"):
         load_lora_state(blocks(1)[0], qwix_block(0))
+    loaded = load_lora_state(blocks(1)[0], qwix_block(0), alpha=1.0)
+    for alpha in (0.0, float("nan"), float("inf"), True):
+        with pytest.raises(SelectionError, match="alpha must be a finite number, and not 0"):
+            load_lora_state(blocks(1)[0], qwix_block(0), alpha=alpha)
+        with pytest.raises(SelectionError, match="alpha must be a finite number, and not 0"):
+            lora_state(loaded, qwix_block(0), alpha=alpha)
+
+
+def test_a_convolution_of_size_1_and_an_embedding():
+    model = {"conv": eqx.nn.Conv2d(3, 5, 1, key=KEY), "embed": eqx.nn.Embedding(7, 4, key=KEY)}
+    a, b = normal(7, 2), normal(2, 4)
+    state = {
+        "conv": {"kernel_lora_a": normal(3, 2), "kernel_lora_b": normal(2, 5)},
+        "embed": {"embedding_lora_a": a, "embedding_lora_b": b},
+    }
+    loaded = load_lora_state(model, state, alpha=2.0)
+    assert np.allclose(update(loaded["conv"]), (normal(3, 2) @ normal(2, 5)).T, atol=1e-5)
+    assert np.allclose(merge_lora(loaded)["embed"].weight - model["embed"].weight, a @ b, atol=1e-5)
+    written = lora_state(loaded, state, alpha=2.0)
+    for ours, theirs in zip(jax.tree.leaves(written), jax.tree.leaves(state), strict=True):
+        assert np.allclose(ours, theirs, atol=1e-6)
+    torch = {"embed.lora_embedding_A": a.T, "embed.lora_embedding_B": b.T}
+    loaded = load_lora_state(model, torch)
+    assert np.allclose(merge_lora(loaded)["embed"].weight - model["embed"].weight, a @ b, atol=1e-5)
 
 
 def test_adapters_that_the_state_cannot_hold_are_listed():
@@ -234,13 +277,36 @@ def test_diffusers_names_old_and_new():
     assert np.allclose(update(encoder["q_proj"]), 2 * q[1] @ q[0], atol=1e-5)
     with pytest.raises(PeftFormatError, match="none with this prefix"):
         load_lora_state(unet(), new, prefix="transformer.")
+    # A processor of the model comes before the processor of a name.
+    linear = eqx.nn.Linear(4, 6, key=KEY)
+    named = {"processor.to_q.lora_A.weight": q[0], "processor.to_q.lora_B.weight": q[1]}
+    named = {f"v.{name}": array for name, array in named.items()}
+    loaded = load_lora_state({"v": {"to_q": linear, "processor": {"to_q": linear}}}, named)
+    assert type(loaded["v"]["processor"]["to_q"]).__name__ == "LoRALinear"
+    assert type(loaded["v"]["to_q"]) is eqx.nn.Linear
+
+
+def test_files_of_peft_are_left_to_load_peft(tmp_path):
+    names = (f"base_model.model.q.lora_{part}.weight" for part in "AB")
+    state = dict(zip(names, (normal(2, 4), normal(6, 2)), strict=True))
+    with pytest.raises(SelectionError, match="by load_peft"):
+        load_lora_state(blocks(1)[0], state)
+    loaded = load_lora_state(blocks(1)[0], state, alpha=4.0)
+    assert np.allclose(update(loaded["q"]), 2 * normal(6, 2) @ normal(2, 4), atol=1e-5)
+    path = tmp_path / "adapter_model.safetensors"
+    safetensors.numpy.save_file(state, path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for source in (path, tmp_path):
+        with pytest.raises(PeftFormatError, match=r"Read it by load_peft"):
+            load_lora_state(blocks(1)[0], source, alpha=4.0)
 
 
 def test_kohyas_names_alphas_and_cores(tmp_path):
     tensors = {
         "lora_unet_down_blocks_0_attn_to_q.lora_down.weight": normal(2, 4),
         "lora_unet_down_blocks_0_attn_to_q.lora_up.weight": normal(6, 2),
-        "lora_unet_down_blocks_0_attn_to_q.alpha": np.float32(1.0),
+        # An alpha that nobody gave is a whole number in sd-scripts.
+        "lora_unet_down_blocks_0_attn_to_q.alpha": np.int64(1),
         "lora_unet_conv_in.lora_down.weight": normal(2, 3, 1, 1),
         "lora_unet_conv_in.lora_mid.weight": normal(2, 2, 3, 3),
         "lora_unet_conv_in.lora_up.weight": normal(5, 2, 1, 1),
@@ -248,6 +314,8 @@ def test_kohyas_names_alphas_and_cores(tmp_path):
         # Of a model in which it is a linear layer.
         "lora_unet_proj.lora_down.weight": normal(2, 3),
         "lora_unet_proj.lora_up.weight": normal(5, 2),
+        # As sd-scripts reads it: the rank.
+        "lora_unet_proj.alpha": np.float32(0.0),
     }
     path = tmp_path / "kohya.safetensors"
     safetensors.numpy.save_file({name: np.asarray(array) for name, array in tensors.items()}, path)
@@ -259,6 +327,14 @@ def test_kohyas_names_alphas_and_cores(tmp_path):
     kernel = np.einsum("or,rshw,si->oihw", up[..., 0, 0], mid, down[..., 0, 0])
     assert np.allclose(update(loaded["conv_in"]), 2 * kernel.reshape(5, -1), atol=1e-4)
     assert np.allclose(update(loaded["proj"]), normal(5, 2) @ normal(2, 3), atol=1e-5)
+    tensors["lora_unet_conv_in.lora_mid.weight"] = normal(4, 2, 3, 3)
+    tensors["lora_unet_conv_in.lora_up.weight"] = normal(5, 4, 1, 1)
+    with pytest.raises(PeftFormatError, match=r"lora_mid \(4, 2, 3, 3\) does not fit \(2, 3,"):
+        load_lora_state(unet(), tensors, prefix="lora_unet_")
+    wide = {"conv": eqx.nn.Conv2d(3, 5, (1, 3), key=KEY)}
+    tall = {"conv.lora_down.weight": normal(2, 3, 3, 1), "conv.lora_up.weight": normal(5, 2, 1, 1)}
+    with pytest.raises(PeftFormatError, match=r"expected shape \(2, 3, 1, 3\), got"):
+        load_lora_state(wide, tall)
 
 
 def test_kohyas_underscores_are_resolved_by_the_model():
@@ -266,6 +342,12 @@ def test_kohyas_underscores_are_resolved_by_the_model():
     state = {"a_b.lora_down.weight": normal(2, 4), "a_b.lora_up.weight": normal(6, 2)}
     loaded = load_lora_state({"a": {"b": linear}}, state)
     assert type(loaded["a"]["b"]).__name__ == "LoRALinear"
+    model = {"a": {"b": linear}, "a_b": linear}
+    with pytest.raises(PeftFormatError, match=r"'a/b', 'a_b' have this name"):
+        load_lora_state(model, state)
+    for path in ("a/b", "a_b"):
+        loaded = load_lora_state(model, state, rename={"^a_b$": path})
+        assert isinstance(loaded["a_b"], LoRAWrapper) == (path == "a_b")
     model = {"a": {"b": [linear]}, "a_b": [linear]}
     state = {f"a_b_0{name[3:]}": array for name, array in state.items()}
     with pytest.raises(PeftFormatError, match=r"'a/b/0', 'a_b/0' have this name"):
@@ -297,6 +379,11 @@ def test_diffusers_configuration_is_read(tmp_path):
     ):
         A, B = (array.reshape(len(array), -1) for array in arrays.values())
         assert np.allclose(update(layer), alpha / len(A) ** 0.5 * B @ A, atol=1e-5)
+    # Without the name of a model in a pipeline.
+    text = json.dumps({"r": 2, "lora_alpha": 2, "alpha_pattern": {"proj": 20}})
+    alone = {name.removeprefix("unet."): array for name, array in proj.items()}
+    safetensors.numpy.save_file(alone, path, {"lora_adapter_metadata": text})
+    assert load_lora_state(unet(), path)["proj"].alpha == 20
     settings["init_lora_weights"] = "corda"
     with pytest.raises(PeftFormatError, match="init_lora_weights"):
         load()
@@ -310,8 +397,8 @@ def test_other_methods_of_kohya_and_bad_numbers_are_told(tmp_path):
         load_lora_state(blocks(1)[0], {**state, "up.alpha": np.float32(1)})
     with pytest.raises(PeftFormatError, match="alpha has the shape"):
         load_lora_state(blocks(1)[0], {**state, "q.alpha": normal(2)})
-    with pytest.raises(PeftFormatError, match="got int"):
-        load_lora_state(blocks(1)[0], {**state, "q.alpha": np.int32(2)})
+    with pytest.raises(PeftFormatError, match="q: alpha must be a finite number, got nan"):
+        load_lora_state(blocks(1)[0], {**state, "q.alpha": np.float32("nan")})
     with pytest.raises(PeftFormatError, match="a second array for the same factor"):
         load_lora_state(blocks(1)[0], {**state, "q.lora.down.weight": normal(2, 4)})
     both = {**state, **{name.replace("q", "up"): array for name, array in state.items()}}

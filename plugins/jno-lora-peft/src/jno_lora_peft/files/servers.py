@@ -29,7 +29,9 @@ def refused_by_servers(settings: Mapping[str, Any], tensors: Iterable[str]) -> d
         line = f"it reads LoRA, and this is {settings.get('peft_type')}"
         return {"vLLM": [line], "sglang-jax": [line]}
     vllm = [
-        line for name, line in _OF_VLLM.items() if settings.get(name) not in (None, False, "none")
+        line
+        for name, line in _OF_VLLM.items()
+        if settings.get(name) and settings.get(name) != "none"
     ]
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower() not in _PURE:
@@ -49,10 +51,19 @@ def refused_by_servers(settings: Mapping[str, Any], tensors: Iterable[str]) -> d
         sglang.append("target_modules: it takes a list of names, not a regular expression")
     elif tables := [name for name in ("embed_tokens", "lm_head") if name in targets]:
         sglang.append(f"target_modules: it refuses {', '.join(tables)}")
+    lacking = _lacking(settings)
     return {
-        "vLLM": vllm + _unread(names, _READ_BY_VLLM, "refuses"),
-        "sglang-jax": sglang + _unread(names, _READ_BY_SGLANG, "leaves out"),
+        "vLLM": lacking + vllm + _unread(names, _READ_BY_VLLM, "refuses"),
+        "sglang-jax": lacking + sglang + _unread(names, _READ_BY_SGLANG, "leaves out"),
     }
+
+
+def _lacking(settings: Mapping[str, Any]) -> list[str]:
+    needed = ("r", "lora_alpha", "target_modules")
+    lines = [f"{name}: it is missing" for name in needed if name not in settings]
+    rank = settings.get("r", 1)
+    is_rank = isinstance(rank, int) and rank > 0
+    return lines if is_rank else [*lines, f"r: it is {rank!r}, and not a positive integer"]
 
 
 def _items(value: Any) -> list[Any]:

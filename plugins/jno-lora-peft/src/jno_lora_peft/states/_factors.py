@@ -1,15 +1,28 @@
 """The factors of a pair as PEFT's tensors, and back. All other code here has PEFT's tensors."""
 
 import math
+import numbers
 
 import numpy as np
+
+from jno.lora import SelectionError
 
 from .._errors import MisfitError
 from ..model.layouts import Layout, Shape
 from ..types import Tensors
 from ._pairs import Pair
 
-A, B = "lora_A.weight", "lora_B.weight"
+
+def is_alpha(value: object) -> bool:
+    """Whether it is a finite number other than 0."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value != 0
+
+
+def check_alpha(value: object) -> None:
+    """**Raises:** `SelectionError`."""
+    if not is_alpha(value):
+        raise SelectionError(f"alpha must be a finite number, and not 0, got {value!r}")
 
 
 def shape_of(pair: Pair, part: str) -> Shape:
@@ -59,9 +72,9 @@ def check_shapes(pair: Pair, layout: Layout) -> None:
 def from_inputs_first(a: np.ndarray, b: np.ndarray, layout: Layout) -> Tensors:
     """PEFT's tensors of one layer, whose shapes fit."""
     rank = a.shape[-1]
-    first = np.moveaxis(a, (-1, -2), (0, 1)) if layout.kernel else a.reshape(-1, rank).T
-    second = b.reshape(rank, -1).T
-    return {A: first, B: second.reshape(*second.shape, *(1 for _ in layout.kernel))}
+    by_channel = a.reshape(*layout.kernel, layout.inputs, rank)
+    first, second = np.moveaxis(by_channel, (-1, -2), (0, 1)), b.reshape(rank, -1).T
+    return _named(first, second.reshape(*second.shape, *(1 for _ in layout.kernel)), layout)
 
 
 def to_inputs_first(
@@ -91,29 +104,34 @@ def from_torch(arrays: Tensors, layout: Layout) -> Tensors:
     if first.ndim < 2:
         raise MisfitError(f"expected a factor (rank, {layout.inputs}), got {first.shape}")
     if "mid" in arrays:
-        if arrays["mid"].shape[1:2] != first.shape[:1]:
+        # kohya has one rank on both sides, and scales by it.
+        if arrays["mid"].shape[:2] != (len(first), len(first)):
             raise MisfitError(f"lora_mid {arrays['mid'].shape} does not fit {first.shape}")
         # A kernel after a product, which is a kernel of the same size.
         product = np.tensordot(arrays["mid"], first.reshape(len(first), -1), axes=(1, 0))
         first = np.moveaxis(product, -1, 1)
     shapes = [shape for _, shape in layout.pair("lora", len(first)).values()]
-    return {
-        name: factor.reshape(shape) if _same_without_ones(factor.shape, shape) else factor
-        for name, factor, shape in zip((A, B), (first, second), shapes, strict=True)
-    }
+    first, second = (
+        factor.reshape(shape) if _same_matrix(factor.shape, shape) else factor
+        for factor, shape in zip((first, second), shapes, strict=True)
+    )
+    return _named(first, second, layout)
 
 
-def _same_without_ones(shape: Shape, wanted: Shape) -> bool:
-    def stripped(sizes: Shape) -> Shape:
-        return sizes[:2] + tuple(size for size in sizes[2:] if size != 1)
+def _named(first: np.ndarray, second: np.ndarray, layout: Layout) -> Tensors:
+    names = (name for name, _ in layout.pair("lora", len(first)).values())
+    return dict(zip(names, (first, second), strict=True))
 
-    return len(shape) > 1 and stripped(shape) == stripped(wanted)
+
+def _same_matrix(shape: Shape, wanted: Shape) -> bool:
+    """Whether both are one matrix, with or without the axes of a kernel of size 1."""
+    return shape[:2] == wanted[:2] and {*shape[2:], *wanted[2:]} <= {1}
 
 
 def _fits(a: Shape, b: Shape, layout: Layout) -> bool:
     if len(a) < 2 or a[-1:] != b[:1] or math.prod(b[1:]) != layout.outputs:
         return False
-    if layout.kernel:
+    if math.prod(layout.kernel) > 1:
         return a[:-1] == (*layout.kernel, layout.inputs)
     return math.prod(a[:-1]) == layout.inputs
 

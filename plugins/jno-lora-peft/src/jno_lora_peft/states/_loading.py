@@ -23,9 +23,10 @@ from .._names import Rename
 from ..files.directory import not_finite
 from ..loading import check_free, collected
 from ..model.layouts import Shape
+from ..model.ties import Ties
 from ..types import TYPES, Converted, Module, Tensors, floating
-from ._factors import A, from_inputs_first, from_torch
-from ._pairs import pairs_of
+from ._factors import check_alpha, from_inputs_first, from_torch, is_alpha
+from ._pairs import Pair, pairs_of
 from ._placed import Placed, Placer
 from ._sources import State, read_state
 
@@ -57,7 +58,8 @@ def load_lora_state(
         Tunix's `CheckpointManager`, or a tree.
     - `alpha`: the scale of an update is `alpha / rank`. Qwix has `alpha` in its `LoraRule`, not in
         its arrays, so it must be given, unless MaxText wrote it beside the arrays. In states of
-        other libraries, it is for layers without an alpha; by default they have the scale 1.
+        other libraries, it is for layers without an alpha; by default they have the scale 1, but
+        names of PEFT (`base_model.model.`) need it.
     - `rename`: from names of layers in the state to paths here, as in `load_peft`, but a function
         gets the name with slashes. If the state has an array for all layers of a stack, and the
         model a list of layers, layer 3 has the name `decoder/layers/mlp/wi_0[3]`.
@@ -75,21 +77,26 @@ def load_lora_state(
     `alpha`; `MissingLibraryError` for a folder without Orbax.
     """
     expect_model(model, "load_lora_state")
+    if alpha is not None:
+        check_alpha(alpha)
     read = read_state(state)
     pairs, lines = pairs_of(read.tree, prefix)
     placer = Placer(model, rename, stack_axis)
     placer.problems += lines
     by_path: dict[str, dict[Shape, Converted]] = {}
     numbers: dict[str, np.ndarray] = {}
-    norms = norms_around(model, placer.modules)
+    norms, ties = norms_around(model, placer.modules), Ties(model)
     for placed in placer.place(pairs) if pairs or not lines else []:
         with placer.problems.of(show_path(placed.pair.key)):
-            arrays = floating({n: np.asarray(array) for n, array in placed.pair.arrays.items()})
+            arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
+            scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
+            arrays = floating(arrays)
             numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
                 layer = placer.modules[path]
                 check_free(layer, path, norms)
-                module = _module(placed, tensors, _alpha(placed, arrays, read, alpha), read)
+                ties.check_own_weight(path)
+                module = _module(placed, tensors, scale, read)
                 module = dataclasses.replace(module, layer=layer, index=index)
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
     registry = default_registry(registry)
@@ -116,7 +123,8 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
 
 
 def _module(placed: Placed, tensors: Tensors, alpha: float | None, state: State) -> Module:
-    config, rank, layout = state.config_for(placed.pair.key), len(tensors[A]), placed.layout
+    config, _ = state.config_for(placed.pair.key)
+    rank, layout = len(next(iter(tensors.values()))), placed.layout
     if placed.pair.inputs_first:
         # Options that Torch's LoRA leaves out when it runs the update. Flax runs it with them.
         layout = dataclasses.replace(layout, odd="")
@@ -125,19 +133,31 @@ def _module(placed: Placed, tensors: Tensors, alpha: float | None, state: State)
     return Module(placed.pair.key, settings, rank, alpha, tensors, {}, None, (), layout)
 
 
-def _alpha(placed: Placed, arrays: Tensors, state: State, given: float | None) -> float | None:
+def _alpha(
+    pair: Pair, beside: np.ndarray | None, state: State, given: float | None
+) -> float | None:
     """The alpha of a pair, or `None` for a scale of 1."""
-    key = placed.pair.key
-    if "alpha" in arrays:
-        if arrays["alpha"].size != 1:
-            raise MisfitError(f"alpha has the shape {arrays['alpha'].shape}, and is one number")
-        return float(arrays["alpha"].reshape(()))
-    if (config := state.config_for(key)) is not None:
-        return config.alpha(key.partition("/")[2].replace("/", "."))
+    if beside is not None:
+        if beside.size != 1:
+            raise MisfitError(f"alpha has the shape {beside.shape}, and is one number")
+        # Of any dtype: kohya saves whole numbers, and a zero for a scale of 1.
+        alpha = beside.item()
+        if alpha != 0 and not is_alpha(alpha):
+            raise MisfitError(f"alpha must be a finite number, got {alpha!r}")
+        return float(alpha) or None
+    config, name = state.config_for(pair.key)
+    if config is not None:
+        return config.alpha(name)
     if state.alpha is not None and given not in (None, state.alpha):
         raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
     alpha = state.alpha if given is None else given
-    if alpha is None and placed.pair.inputs_first:
+    if alpha is None and pair.kind == "peft":
+        raise SelectionError(
+            "PEFT scales an update by its adapter_config.json, which is not in these arrays. Read "
+            "the directory of both by load_peft, or give the numerator: load_lora_state(model, "
+            "state, alpha=16)"
+        )
+    if alpha is None and pair.inputs_first:
         raise SelectionError(
             "Qwix scales an update by alpha / rank, and has alpha in its LoraRule, not beside the "
             "arrays. Give it: load_lora_state(model, state, alpha=16)"

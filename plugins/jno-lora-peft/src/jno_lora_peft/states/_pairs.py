@@ -1,5 +1,6 @@
 """The two factors of each LoRA in a tree of arrays, by the names that other libraries give them."""
 
+import collections
 import dataclasses
 import re
 from typing import Any
@@ -23,11 +24,14 @@ _STYLES = (
     (r"(?P<module>.*)/lora_(?P<part>[ab])/(?P<array>kernel)", True),
     # PEFT's names, which diffusers writes today, also with the name of an adapter.
     (r"(?P<module>.*)/lora_(?P<part>[AB])(?:/\w+)?/weight", False),
+    (r"(?P<module>.*)/lora_embedding_(?P<part>[AB])(?:/\w+)?", False),
     # kohya: `lora_mid` is the kernel of a convolution between two of size 1.
     (r"(?P<module>.*)/lora_(?P<part>down|up|mid)/weight", False),
     # Former versions of diffusers.
     (r"(?P<module>.*?)(?:/lora|_lora|/lora_linear_layer)/(?P<part>down|up)/weight", False),
 )
+# kohya writes underscores for all dots of a layer's name.
+_KOHYA = re.compile(r"[^/]+/lora_(?:down|up|mid)/weight")
 _ALPHA = re.compile(r"(.*)/alpha")
 
 
@@ -35,7 +39,9 @@ _ALPHA = re.compile(r"(.*)/alpha")
 class Pair:
     """One LoRA of a tree.
 
-    - `key`: the name of its layer in the tree; `names`: the paths that it may have in the model.
+    - `key`: the name of its layer in the tree, with the name of the array if the layer has several;
+        `names`: the paths that it may have in the model.
+    - `kind`: `"peft"` and `"kohya"` for names that these libraries alone give, else empty.
     - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as JAX has them;
         otherwise `(rank, inputs)` and `(outputs, rank)`, as Torch has them.
     - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if the tree has them; `places`: the numbers of
@@ -45,6 +51,7 @@ class Pair:
     key: str
     names: tuple[str, ...]
     inputs_first: bool
+    kind: str = ""
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
     places: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -71,14 +78,22 @@ def pairs_of(tree: PyTree, prefix: str = "") -> tuple[list[Pair], list[str]]:
         else:
             module, array, part, inputs_first = parsed
             names = _names(module, array)
-            pair = pairs.setdefault((module, array), Pair(start + module, names, inputs_first))
+            kind = "peft" if key.startswith(PREFIX) else "kohya" if _KOHYA.fullmatch(name) else ""
+            new = Pair(start + module, names, inputs_first, kind)
+            pair = pairs.setdefault((module, array), new)
             if part in pair.arrays:
                 problems.append(f"{key}: a second array for the same factor")
             pair.arrays[part], pair.places[part] = leaf, number
     whole: list[Pair] = []
-    for (module, _), pair in pairs.items():
+    counts = collections.Counter(module for module, _ in pairs)
+    for (module, array), pair in pairs.items():
+        if counts[module] > 1 and array:
+            pair.key = start + pair.names[0]
         if missing := [part for part in "AB" if part not in pair.arrays]:
             problems.append(f"{pair.key}: its factor {missing[0]} is missing")
+            continue
+        if odd := [leaf for leaf in pair.arrays.values() if not hasattr(leaf, "shape")]:
+            problems.append(f"{pair.key}: expected an array for each factor, got {odd[0]!r}")
             continue
         if module in alphas:
             pair.arrays["alpha"] = alphas[module]
@@ -104,5 +119,7 @@ def _names(module: str, array: str) -> tuple[str, ...]:
         return f"{module}/{array}".removeprefix("/"), module
     # Former versions of diffusers keep adapters in a processor, and its output projection has a
     # dropout beside it.
-    name = module.replace("/processor/", "/")
-    return (name, f"{name}/0") if name.rpartition("/")[2] == "to_out" else (name,)
+    names = dict.fromkeys((module, module.replace("/processor/", "/")))
+    if module.rpartition("/")[2] == "to_out":
+        names |= dict.fromkeys(f"{name}/0" for name in [*names])
+    return tuple(names)

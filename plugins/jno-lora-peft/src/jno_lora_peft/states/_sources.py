@@ -14,6 +14,8 @@ from jno.lora import CheckpointError, PeftFormatError
 from jno.lora.extending import imported_for, read_file, read_json
 
 from ..files.config import Config
+from ..files.directory import CONFIG
+from ._factors import is_alpha
 
 # Where diffusers keeps the configurations of PEFT, in the header of the file.
 _CONFIGS = "lora_adapter_metadata"
@@ -29,8 +31,12 @@ class State(NamedTuple):
     alpha: float | None = None
     configs: Mapping[str, Config] = {}
 
-    def config_for(self, key: str) -> Config | None:
-        return self.configs.get(key.partition("/")[0], self.configs.get(""))
+    def config_for(self, key: str) -> tuple[Config | None, str]:
+        """The configuration for a layer, and PEFT's name for the layer in this configuration."""
+        model, _, name = key.partition("/")
+        if model not in self.configs:
+            model, name = "", key
+        return self.configs.get(model), name.replace("/", ".")
 
 
 def read_state(source: Any) -> State:
@@ -38,6 +44,12 @@ def read_state(source: Any) -> State:
     if not isinstance(source, str | os.PathLike):
         return State(source)
     path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if (folder / CONFIG).exists():
+        raise PeftFormatError(
+            f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
+            "by load_peft(model, directory)"
+        )
     try:
         if path.is_dir():
             return _read_orbax(path)
@@ -95,6 +107,6 @@ def _alpha(path: Path) -> float | None:
     facts: Any = read_json(path / _STEP)
     for name in ("custom_metadata", "lora", "lora_alpha"):
         facts = facts.get(name) if isinstance(facts, dict) else None
-    if facts is not None and not isinstance(facts, int | float):
+    if facts is not None and not is_alpha(facts):
         raise PeftFormatError(f"{_STEP} of {os.fspath(path)!r} has the alpha {facts!r}")
     return facts

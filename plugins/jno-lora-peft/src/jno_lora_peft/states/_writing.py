@@ -1,6 +1,5 @@
 """Writing LoRA into states of Qwix, Tunix and MaxText."""
 
-import math
 from typing import Any, TypeVar
 
 import jax
@@ -9,7 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, Net, PeftFormatError, SelectionError, resolve
+from jno.lora import LoRAWrapper, Net, PeftFormatError, resolve
 from jno.lora.extending import (
     adapted_layers,
     bullets,
@@ -20,9 +19,9 @@ from jno.lora.extending import (
 )
 
 from .._errors import MisfitError
-from .._names import Rename
+from .._names import Rename, show_index
 from ..saving import values_for_peft
-from ._factors import shape_of, to_inputs_first
+from ._factors import check_alpha, shape_of, to_inputs_first
 from ._pairs import pairs_of
 from ._placed import Placed, Placer
 
@@ -58,29 +57,40 @@ def lora_state(
     adapters that are not a product of two factors, or of too high a rank; `SelectionError` for a
     bad `rename` or model.
     """
-    if not math.isfinite(alpha) or alpha == 0:
-        raise SelectionError(f"alpha must be a finite number, and not 0, got {alpha!r}")
+    check_alpha(alpha)
     model = model.module if isinstance(model, Net) else model
     expect_model(model, "lora_state")
     pairs, lines = pairs_of(like)
     placer = Placer(resolve(model), rename, stack_axis)
     placer.problems += lines
     leaves, structure = jtu.tree_flatten(like)
-    left = {path for path, _ in adapted_layers(model)}
+    left = {
+        (path, index)
+        for path, adapter in adapted_layers(model)
+        for index in np.ndindex(*_stack(adapter))
+    }
     for placed in placer.place(pairs) if pairs or not lines else []:
-        left -= {path for path, _ in placed.places}
+        left -= {*placed.places}
         with placer.problems.of(show_path(placed.pair.key)):
             for name, array in _arrays(placed, placer, alpha).items():
                 number = placed.pair.places[name]
                 new = jnp.asarray(array, leaves[number].dtype)
                 is_array = isinstance(leaves[number], jax.Array)
                 leaves[number] = sharded_like(new, leaves[number]) if is_array else new
-    placer.problems += [f"{show_path(path)}: the state has no arrays for it" for path in left]
+    for path, index in sorted(left):
+        layer = f"{show_path(path)}[{show_index(index)}]" if index else show_path(path)
+        placer.problems.append(f"{layer}: the state has no arrays for it")
     if placer.problems:
         raise PeftFormatError(
             f"The adapters do not fit the state:\n{bullets(placer.problems)}\nNothing was written."
         )
     return jtu.tree_unflatten(structure, leaves)
+
+
+def _stack(adapter: LoRAWrapper) -> tuple[int, ...]:
+    """The axes of a stack in front of the adapted weight."""
+    weight = getattr(adapter.base, "weight", None)
+    return getattr(weight, "shape", ())[: type(adapter).stack_ndim(adapter.base)]
 
 
 def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarray]:
