@@ -98,9 +98,9 @@ class Placer:
             places = {name: self._find(name) for name in names}
             if unknown := [name for name, place in places.items() if place is None]:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
-            known = tuple(filter(None, places.values()))
-            self._check_indices(known, layout)
-            return Placed(pair, known, layout, axis)
+            in_order = tuple(filter(None, places.values()))
+            self._check_indices(in_order, layout)
+            return Placed(pair, in_order, layout, axis)
         if index or not shape:
             self._check_indices((place,), layout)
             check_shapes(pair, layout)
