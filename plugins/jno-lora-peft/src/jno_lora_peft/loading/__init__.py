@@ -12,8 +12,8 @@ from ..files.directory import Directory, not_finite, read
 from ..files.hub import locate, tell_commit
 from ..files.tensors import by_module
 from ..model.ties import Ties
-from ._adapters import adapters_of
-from ._placement import Placement
+from ._adapters import adapters_of, check_free as check_free, collected as collected
+from ._placement import Paths as Paths, Place as Place, Placement
 
 M = TypeVar("M")
 

@@ -1,7 +1,7 @@
 """The adapters of a file, for the layers of a model."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jno.lora import AdapterSet, LoRAWrapper, PluginError, Registry, SelectionEr
 from jno.lora.extending import bullets, norms_around, show_path
 from jno.lora.types import LayerForm, LooseAdapter
 
-from .._errors import MisfitError
+from .._errors import MisfitError, Problems
 from .._names import show_index
 from ..files.config import Config
 from ..model.arrays import Source
@@ -23,11 +23,30 @@ from ._placement import Placement
 
 def adapters_of(config: Config, placement: Placement, registry: Registry) -> AdapterSet:
     """The adapters of a file. Shifts of biases go into the arrays of the placement."""
+
+    def shift(path: str, ordered: list[Converted], stack: Shape) -> None:
+        _shift_bias(config, placement, path, ordered, stack)
+
+    by_path = _converted_by_path(config, placement)
+    return collected(by_path, placement.layers, registry, placement.problems, shift)
+
+
+def collected(
+    by_path: Mapping[str, Mapping[Shape, Converted]],
+    layers: Mapping[str, Any],
+    registry: Registry,
+    problems: Problems,
+    shift: Callable[[str, list[Converted], Shape], None] | None = None,
+) -> AdapterSet:
+    """Adapters by path, from the adapters of single layers by their indices in a stack.
+
+    `shift` gets the path, the adapters and the shape of each stack before they are joined.
+    """
     adapters: dict[str, LooseAdapter] = {}
     shared: dict[str, jax.Array] = {}
-    for path, by_index in _converted_by_path(config, placement).items():
-        with placement.problems.of(show_path(path)):
-            layer, first = placement.layers[path], next(iter(by_index.values()))
+    for path, by_index in by_path.items():
+        with problems.of(show_path(path)):
+            layer, first = layers[path], next(iter(by_index.values()))
             if first.variant is None:
                 cls, ndim = None, len(next(iter(by_index)))
             else:
@@ -35,7 +54,8 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
                 ndim = cls.stack_ndim(layer)
             stack = layer.weight.shape[:ndim]
             ordered = _in_order(by_index, stack)
-            _shift_bias(config, placement, path, ordered, stack)
+            if shift is not None:
+                shift(path, ordered, stack)
             if cls is not None:
                 state = _stacked([adapter.state for adapter in ordered], stack)
                 arrays = {name: jnp.asarray(array) for name, array in state.items()}
@@ -89,22 +109,28 @@ def _checked_layout(
             "adapter_config.json does not target it (see target_modules, exclude_modules, "
             "layers_to_transform, modules_to_save), so that PEFT would leave its tensors out"
         )
-    if isinstance(layer, LoRAWrapper):
-        raise MisfitError(
-            f"{where} carries a {type(layer).__name__} already. Call merge_lora or unwrap_lora "
-            "first"
-        )
-    if path in norms:
-        norm = show_path(norms[path])
-        raise MisfitError(
-            f"{where} is inside the norm at {norm!r}, which takes its weight apart again"
-        )
+    check_free(layer, path, norms)
     if layout is None:
         raise MisfitError(
             f"{where} is a {type(layer).__name__}; PEFT's tensors fit linear layers, "
             "convolutions and embeddings"
         )
     return layout
+
+
+def check_free(layer: Any, path: str, norms: Mapping[str, str]) -> None:
+    """**Raises:** `MisfitError` if the layer has an adapter, or a norm that computes its weight."""
+    if isinstance(layer, LoRAWrapper):
+        raise MisfitError(
+            f"the layer at {show_path(path)!r} carries a {type(layer).__name__} already. Call "
+            "merge_lora or unwrap_lora first"
+        )
+    if path in norms:
+        norm = show_path(norms[path])
+        raise MisfitError(
+            f"the layer at {show_path(path)!r} is inside the norm at {norm!r}, which takes its "
+            "weight apart again"
+        )
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:

@@ -12,7 +12,7 @@ from ..files.directory import Directory, write
 from ..files.written_config import common_variant, config_of, described, from_all, targets
 from ..model.ties import Ties
 from ..types import TYPE_OF
-from ._adapters import WrittenAdapters
+from ._adapters import WrittenAdapters, values_for_peft as values_for_peft
 from ._trained_arrays import TrainedArrays
 
 

@@ -8,6 +8,7 @@ from ._conversion import (
     Adapter as Adapter,
     Converted as Converted,
     Module as Module,
+    Tensors as Tensors,
     Written as Written,
     alpha_for as alpha_for,
     floating as floating,
