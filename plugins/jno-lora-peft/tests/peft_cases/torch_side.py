@@ -271,9 +271,13 @@ def converted_pissa(directory):
 
 def loaded(directory):
     """A fresh model with the adapter in `directory`, and what PEFT warned of meanwhile."""
+    return loaded_into(model(), directory)
+
+
+def loaded_into(module, directory):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapted = peft.PeftModel.from_pretrained(model(), directory)
+        adapted = peft.PeftModel.from_pretrained(module, directory)
     return adapted.eval(), [str(warning.message) for warning in caught]
 
 

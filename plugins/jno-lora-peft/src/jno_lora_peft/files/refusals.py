@@ -37,7 +37,6 @@ _SETTINGS = {
     "layer_replication": "layers of the model are copied",
     "megatron_config": "the layers are split by Megatron",
     "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
-    "target_parameters": "it adapts single parameters, not layers",
     "use_bdlora": "its factors are block diagonal (BD-LoRA)",
     "use_qalora": "inputs are pooled in groups (QALoRA)",
 }
@@ -145,6 +144,7 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "feedforward_modules": _NAMES,
     "layers_pattern": _NAMES,
     "modules_to_save": ("a list of names", _is_names),
+    "target_parameters": ("a list of names", _is_names),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_NUMBER[1])),
     "rank_pattern": _RANKS,

@@ -1,5 +1,6 @@
 """Saving a model's adapters as PEFT's files."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import PyTree
@@ -13,6 +14,7 @@ from ..files.written_config import common_variant, config_of, described, from_al
 from ..model.ties import Ties
 from ..types import TYPE_OF
 from ._adapters import WrittenAdapters
+from ._experts import ExpertArrays
 from ._trained_arrays import TrainedArrays
 
 
@@ -22,6 +24,7 @@ def save_peft(
     *,
     rename: Rename = None,
     modules_to_save: str | None = None,
+    target_parameters: str | Sequence[str] | None = None,
     tied: bool | None = None,
     base_model_name_or_path: str | None = None,
     task_type: str | None = None,
@@ -50,6 +53,11 @@ def save_peft(
         stack has a path such as `layers/q_proj[3]`.
     - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
         `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
+    - `target_parameters`: regular expressions for the paths of stacks that PEFT has as one array
+        of all experts, as in fused mixtures of experts: the last axis of the stack are the experts.
+        PEFT's name of the array comes from `rename`, as for a layer. Of several arrays in one
+        module, each needs an expression, in the order in which Torch's module defines the arrays:
+        `["gate_up_proj$", "down_proj$"]`.
     - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
         adapter that a head sees too is written with PEFT's `ensure_weight_tying`; an adapter that
         acts on lookups alone is in an `Untied`.
@@ -61,7 +69,7 @@ def save_peft(
     equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
     keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
     written: then the old files are whole, or without a configuration, so that nothing loads.
-    `SelectionError` for a bad `rename`, `modules_to_save` or model.
+    `SelectionError` for a bad `rename`, `modules_to_save`, `target_parameters` or model.
     """
     settings = described(base_model_name_or_path, task_type)
     trainable = None
@@ -69,7 +77,8 @@ def save_peft(
         model, trainable = model.module, model.trainable
     expect_model(model, "save_peft")
     ties = Ties(model, tied)
-    adapters = WrittenAdapters(model, trainable, rename, ties)
+    adapters = WrittenAdapters(model, trainable, rename, ties, ExpertArrays(target_parameters))
+    adapters.experts.check_used()
     if adapters.problems:
         raise PeftFormatError(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(adapters.problems)}\n"
@@ -109,7 +118,15 @@ def _settings(
             "was written."
         )
     settings = config_of(adapters.modules, variant, HEAD if adapters.ties_adapter else None)
-    settings["target_modules"] = targets(adapters.modules, model, rename)
+    arrays_of_experts = adapters.experts.names
+    whole = {name: x for name, x in adapters.modules.items() if name not in arrays_of_experts}
+    settings["target_modules"] = targets(whole, model, rename) if whole else None
+    if arrays_of_experts:
+        settings["target_parameters"] = arrays_of_experts
+        if settings.get("lora_bias"):
+            raise PeftFormatError(
+                "PEFT trains no biases by LoRA beside arrays of experts. Nothing was written."
+            )
     settings["modules_to_save"] = arrays.names or None
     if kind.bias:
         settings["bias"] = kind.bias if adapters.has_bias else "none"

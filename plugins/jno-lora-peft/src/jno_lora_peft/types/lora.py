@@ -97,7 +97,7 @@ LORA = Type(
     alpha=Setting("lora_alpha", 8, "alpha_pattern"),
     settings="use_rslora use_dora lora_bias init_lora_weights lora_dropout qalora_group_size "
     "corda_config eva_config loftq_config lora_ga_config velora_config megatron_core "
-    "trainable_token_indices runtime_config",
+    "trainable_token_indices target_parameters runtime_config",
     common=_lora_bias,
     shares=_zero_biases,
     bias="lora_only",
