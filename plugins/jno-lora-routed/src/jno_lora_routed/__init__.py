@@ -1,0 +1,33 @@
+"""Adapters that depend on the input: a router weighs low-rank products for each token.
+
+`HydraLoRA`, `MoELoRA`, `Lily` and `Poly` are found by name and by variant
+(`net.lora(wrapper="hydra-lora")`). `arrow` and `XLoRA` route between adapters that exist already.
+All of them use a `Router`, which is open to other packages.
+"""
+
+from ._arrow import ArrowLoRA, arrow
+from ._calls import average_over, with_task
+from ._routed import Routed
+from ._xlora import GivenLoRA, XLoRA
+from .adapters import HydraLoRA, Lily, MoELoRA, Poly
+from .routers import Given, Prototypes, Router, Softmax, Tasks, TopK
+
+__all__ = [
+    "ArrowLoRA",
+    "Given",
+    "GivenLoRA",
+    "HydraLoRA",
+    "Lily",
+    "MoELoRA",
+    "Poly",
+    "Prototypes",
+    "Routed",
+    "Router",
+    "Softmax",
+    "Tasks",
+    "TopK",
+    "XLoRA",
+    "arrow",
+    "average_over",
+    "with_task",
+]
