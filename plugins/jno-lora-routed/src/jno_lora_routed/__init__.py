@@ -1,10 +1,12 @@
 """Adapters that depend on the input: a router weighs low-rank products for each token.
 
 `HydraLoRA`, `MoELoRA`, `Lily` and `Poly` are found by name and by variant
-(`net.lora(wrapper="hydra-lora")`). `arrow` and `XLoRA` route between adapters that exist already.
+(`net.lora(wrapper="hydra-lora")`), and so is `ActivatedLoRA`, which acts from an invocation on.
+`arrow` and `XLoRA` route between adapters that exist already.
 All of them use a `Router`, which is open to other packages.
 """
 
+from ._activated import ActivatedLoRA, Invocation, with_invocation
 from ._arrow import ArrowLoRA, arrow
 from ._calls import average_over, with_task
 from ._routed import Routed
@@ -13,10 +15,12 @@ from .adapters import HydraLoRA, Lily, MoELoRA, Poly
 from .routers import Given, Prototypes, Router, Softmax, Tasks, TopK
 
 __all__ = [
+    "ActivatedLoRA",
     "ArrowLoRA",
     "Given",
     "GivenLoRA",
     "HydraLoRA",
+    "Invocation",
     "Lily",
     "MoELoRA",
     "Poly",
@@ -29,5 +33,6 @@ __all__ = [
     "XLoRA",
     "arrow",
     "average_over",
+    "with_invocation",
     "with_task",
 ]

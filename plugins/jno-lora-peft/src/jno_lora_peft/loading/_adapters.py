@@ -17,7 +17,7 @@ from .._names import show_index
 from ..files.config import Config
 from ..model.arrays import Source
 from ..model.layouts import Layout, Shape, layout_of
-from ..types import METHODS, Converted, Module, floating
+from ..types import METHODS, ROUTED, Converted, Module, floating
 from ._placement import Placement
 
 
@@ -128,6 +128,9 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
     """The classes of a variant. A plugin is loaded only when the classes before do not fit."""
+    if variant in ROUTED:
+        yield registry.provided("jno-lora-routed", ROUTED[variant]).cls
+        return
     method = METHODS[variant].__name__
     yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
     with contextlib.suppress(PluginError):

@@ -121,6 +121,12 @@ def _settings(
     arrays_of_experts = adapters.experts.names
     whole = {name: x for name, x in adapters.modules.items() if name not in arrays_of_experts}
     settings["target_modules"] = targets(whole, model, rename) if whole else None
+    if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
+        raise PeftFormatError(
+            "PEFT lets layers share all factors if it gets their names as one regular expression, "
+            f"which these names need: {', '.join(whole)}. Give other names with `rename`. Nothing "
+            "was written."
+        )
     if arrays_of_experts:
         settings["target_parameters"] = arrays_of_experts
         if settings.get("lora_bias"):

@@ -17,7 +17,7 @@ from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
 from ..model.layouts import Shape, layout_of
 from ..model.ties import Ties
-from ..types import METHODS, TYPE_OF, Adapter, Written, widened
+from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, widened
 from ._experts import ExpertArrays, joined, refuse_base
 
 Arrays = dict[str, np.ndarray]
@@ -187,7 +187,9 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
-    if variant not in TYPE_OF or not issubclass(cls, METHODS[variant]):
+    if variant in ROUTED and cls.__name__ == ROUTED[variant]:
+        return variant, 1.0 if rank is None else alpha / rank, state
+    if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
         return None
     if variant == "dora":
         return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
