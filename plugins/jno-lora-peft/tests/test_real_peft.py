@@ -58,7 +58,6 @@ WRITTEN_AS = {
     **dict.fromkeys(("lokr", "lokr-small", "lokr-core", "gralora-hybrid", "loha-small"), "LORA"),
     **dict.fromkeys(("supertuning-lora", "tinylora", "tinylora-tied"), "LORA"),
     **dict.fromkeys(("glora", "glora-vectors", "glora-constants"), "LORA"),
-    **dict.fromkeys(("peanut", "peanut-flat"), "LORA"),
 }
 
 

@@ -130,7 +130,7 @@ def test_misfits_are_told(tmp_path):
 
 
 def test_what_peft_cannot_share_is_not_written(tmp_path):
-    tensors, folder = lily_file(tmp_path)
+    _, folder = lily_file(tmp_path)
     model = load_peft(PLAIN, folder)
     with pytest.raises(PeftFormatError, match="share their factors"):
         save_peft(model, tmp_path / "again", rename={"^q": "v/v/v", "^v$": "v/v"})

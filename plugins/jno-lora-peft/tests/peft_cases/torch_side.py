@@ -300,7 +300,7 @@ def outputs(module):
 
 @torch.no_grad()
 def routed_outputs(adapted, kind, batches, tasks, tokens):
-    """The outputs of layers that are told the task, or the places of the invocation, of each row."""
+    """The outputs of layers that are told the task, or the invocation's place, of each row."""
     how: dict[str, object] = {"task_ids": torch.tensor(tasks)}
     if kind == "alora":
         offsets = calculate_alora_offsets(adapted.peft_config, "default", torch.tensor(tokens))

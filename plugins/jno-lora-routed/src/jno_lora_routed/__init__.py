@@ -9,6 +9,7 @@ All of them use a `Router`, which is open to other packages.
 from ._activated import ActivatedLoRA, Invocation, with_invocation
 from ._arrow import ArrowLoRA, arrow
 from ._calls import average_over, with_task
+from ._peanut import PEANuT, PEANuTLinear
 from ._routed import Routed
 from ._xlora import GivenLoRA, XLoRA
 from .adapters import HydraLoRA, Lily, MoELoRA, Poly
@@ -23,6 +24,8 @@ __all__ = [
     "Invocation",
     "Lily",
     "MoELoRA",
+    "PEANuT",
+    "PEANuTLinear",
     "Poly",
     "Prototypes",
     "Routed",

@@ -1,4 +1,4 @@
-"""Activated LoRA: an adapter that acts from an invocation on, and leaves the tokens before alone."""
+"""Activated LoRA: an adapter that acts from an invocation on, and not on the tokens before."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -190,8 +190,8 @@ def _of_this_token(active: Float[Array, " tokens"], x: Float[Array, ""]) -> Floa
 
 
 @_of_this_token.def_vmap
-def _(size: int, batched: tuple[bool, bool], active: Array, x: Array) -> tuple[Array, bool]:
-    of_active, of_x = batched
+def _(size: int, batched: list[bool], active: Array, x: Array) -> tuple[Array, bool]:
+    of_active = batched[0]
     if not of_active and active.shape == (size,):
         return active, True
     if not of_active:

@@ -9,7 +9,7 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """HydraLoRA, a mixture of LoRA experts, Lily, Poly and activated LoRA."""
-    from . import ActivatedLoRA, HydraLoRA, Lily, MoELoRA, Poly
+    """HydraLoRA, a mixture of LoRA experts, Lily, Poly, activated LoRA and PEANuT."""
+    from . import ActivatedLoRA, HydraLoRA, Lily, MoELoRA, PEANuTLinear, Poly
 
-    return [HydraLoRA, MoELoRA, Lily, Poly, ActivatedLoRA]
+    return [HydraLoRA, MoELoRA, Lily, Poly, ActivatedLoRA, PEANuTLinear]

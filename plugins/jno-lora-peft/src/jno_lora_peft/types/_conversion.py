@@ -18,7 +18,12 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
 # The adapters of jno-lora-routed that PEFT has too, by variant.
-ROUTED = {"activated-lora": "ActivatedLoRA", "lily": "Lily", "poly": "Poly"}
+ROUTED = {
+    "activated-lora": "ActivatedLoRA",
+    "lily": "Lily",
+    "peanut": "PEANuTLinear",
+    "poly": "Poly",
+}
 
 
 def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
