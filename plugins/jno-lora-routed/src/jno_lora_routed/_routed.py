@@ -63,7 +63,7 @@ class Routed(LinearLayer):
 
     def with_routing(self, router: Router) -> Self:
         """This adapter with a changed router, for example with another task."""
-        trained, settings = _parts(router)
+        trained, settings = parts_of(router)
         return with_attributes(self, {"router": trained, "settings": settings})
 
     @abc.abstractmethod
@@ -101,7 +101,7 @@ class Routed(LinearLayer):
         """Sets the fields of this new adapter."""
         self.base, self.rank, self.alpha = base, rank, alpha
         self.lora_A, self.lora_B = A, B
-        self.router, self.settings = _parts(router)
+        self.router, self.settings = parts_of(router)
 
 
 def weighted(
@@ -124,7 +124,7 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
-def _parts(router: Router) -> tuple[Router, Router]:
+def parts_of(router: Router) -> tuple[Router, Router]:
     """The arrays of a router that train, and everything else."""
     frozen = type(router).frozen
     trains = jtu.tree_map_with_path(

@@ -179,7 +179,7 @@ class XLoRA(eqx.Module):
 
         def of_layer(w: Float[Array, " slots"]) -> Float[Array, " slots"]:
             if self.top_k is not None:
-                w = jnp.where(among_largest(w, jnp.asarray(self.top_k)), w, 0)
+                w = jnp.where(among_largest(w, jnp.asarray(self.top_k, jnp.int32)), w, 0)
             if self.top_k_softmax:
                 w = jnp.where(w != 0, jax.nn.softmax(jnp.where(w != 0, w, -jnp.inf)), 0)
             return self.scale * w

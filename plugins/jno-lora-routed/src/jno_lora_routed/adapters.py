@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class HydraLoRA(Routed):
     arXiv:2404.19245. The gate reads the input of the layer, as in the authors' code.
     """
 
-    factor_sides = {"lora_A": "input"}  # an `A` belongs to several `B`
+    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}  # an `A` belongs to several `B`
     variant = "hydra-lora"
     paper = "2404.19245"
     bibtex = bibtex_of()
@@ -146,7 +146,7 @@ class Lily(Routed):
     paper's `A` of several layers in a row is left out.
     """
 
-    factor_sides = {"lora_A": "input"}
+    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}
     variant = "lily"
     paper = "2407.09946"
     bibtex = bibtex_of()

@@ -114,7 +114,7 @@ class Prototypes(TopK):
     def logits(self, x: Float[Array, " in"]) -> Float[Array, " slots"]:
         similarity = jnp.abs(Softmax.logits(self, x))
         nearest = among_largest(similarity, self.k)
-        return jnp.where(nearest, similarity / self.temperature.astype(x.dtype), -jnp.inf)
+        return jnp.where(nearest, similarity / self.temperature.astype(similarity.dtype), -jnp.inf)
 
 
 class Tasks(Router):
@@ -192,7 +192,8 @@ def among_largest(values: Float[Array, " n"], k: Int[Array, ""]) -> Bool[Array, 
     """Whether each value is among the `k` largest. Of equal values, the first count as larger."""
     place = jnp.arange(values.size)
     is_before = (values[None, :] == values[:, None]) & (place[None, :] < place[:, None])
-    return jnp.sum((values[None, :] > values[:, None]) | is_before, axis=1) < k
+    is_larger = (values[None, :] > values[:, None]) | is_before
+    return jnp.sum(is_larger, axis=1, dtype=k.dtype) < k
 
 
 def checked_top_k(top_k: Any, slots: int) -> Int[Array, ""]:
