@@ -123,7 +123,7 @@ class ActivatedLoRA(Routed):
         return jnp.where(weight == 0, plain, adapted * weight.astype(adapted.dtype))
 
 
-def with_invocation(model: M, tokens: Int[Any, " tokens"], *, last: int | None = None) -> M:
+def with_invocation(model: M, tokens: Any, *, last: int | None = None) -> M:
     """`model`, whose activated adapters act from the last invocation in these tokens on.
 
     A layer knows which token it sees by the innermost `jax.vmap` over as many examples as there are
