@@ -1,6 +1,5 @@
 """The adapters keep every promise, as the kit checks it."""
 
-
 from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_layers
 from jno_lora_routed import HydraLoRA, Lily, MoELoRA, Poly
 

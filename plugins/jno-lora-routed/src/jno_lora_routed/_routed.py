@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -61,7 +61,7 @@ class Routed(LinearLayer):
         """The router, with all of its arrays."""
         return eqx.combine(self.router, self.settings)
 
-    def with_routing(self, router: Router) -> Self:
+    def with_routing(self, router: Router) -> Any:
         """This adapter with a changed router, for example with another task."""
         trained, settings = parts_of(router)
         return with_attributes(self, {"router": trained, "settings": settings})

@@ -258,9 +258,9 @@ class Poly(Routed):
     ) -> Float[Array, " out"]:
         A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
         w = self.routing(x, key=key).reshape(A.shape[:2])
-        h = jnp.einsum("bri,bi->r", jnp.einsum("bs,bsri->bri", w, A), x.reshape(len(A), -1))
-        h = self.alpha / self.rank * h
-        return jnp.einsum("bor,r->bo", jnp.einsum("bs,bsor->bor", w, B), h).reshape(-1)
+        A = jnp.einsum("bs,bsri->rbi", w, A).reshape(self.rank, -1)
+        B = jnp.einsum("bs,bsor->bor", w, B).reshape(-1, self.rank)
+        return (self.alpha / self.rank * (x @ A.T)) @ B.T
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         return {}  # a block of features may not be a device's share
