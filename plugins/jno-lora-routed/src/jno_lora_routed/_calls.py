@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from jno.lora import SelectionError
 from jno.lora.extending import map_adapters
@@ -17,7 +16,7 @@ from .routers import Softmax, Tasks
 M = TypeVar("M")
 
 
-def with_task(model: M, task: int | Int[jax.Array, ""]) -> M:
+def with_task(model: M, task: Any) -> M:
     """`model`, whose Poly adapters compute for a task.
 
     For a batch of mixed tasks: `jax.vmap(lambda t, x: with_task(model, t)(x))(tasks, xs)`.
