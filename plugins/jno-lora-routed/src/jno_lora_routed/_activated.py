@@ -1,7 +1,7 @@
 """Activated LoRA: an adapter that acts from an invocation on, and not on the tokens before."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ class Invocation(Router):
     ) -> Float[Array, "1"]:
         active = self.active
         if active.ndim:
-            active = _of_this_token(active, jax.lax.stop_gradient(x[0]))
+            # Without a trace, the result is an array of NumPy.
+            active = jnp.asarray(_of_this_token(active, jax.lax.stop_gradient(x[0])))
         return active.reshape(1).astype(x.dtype)
 
 
@@ -92,8 +93,8 @@ class ActivatedLoRA(Routed):
         outputs, inputs = base.weight.shape
         dtype = adapter_dtype_for(base.weight, adapter_dtype)
         A, B = normal(key, (rank, inputs), dtype), jnp.zeros((outputs, rank), dtype)
-        tokens = checked_invocation(invocation)
-        router = self.router_class(inputs, 1, key=key, dtype=dtype, tokens=tokens)
+        tokens, make = checked_invocation(invocation), cast(Any, self.router_class)
+        router = make(inputs, 1, key=key, dtype=dtype, tokens=tokens)
         self._take(base, rank, alpha, A, B, router)
 
     @classmethod
@@ -190,7 +191,7 @@ def _of_this_token(active: Float[Array, " tokens"], x: Float[Array, ""]) -> Floa
 
 
 @_of_this_token.def_vmap
-def _(size: int, batched: list[bool], active: Array, x: Array) -> tuple[Array, bool]:
+def _(size: int, batched: list[bool], active: Array, x: Any) -> tuple[Any, bool]:
     of_active = batched[0]
     if not of_active and active.shape == (size,):
         return active, True

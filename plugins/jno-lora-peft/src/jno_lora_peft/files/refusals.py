@@ -9,8 +9,10 @@ from ..types import TYPES, refused_start
 
 _BY_REASON = {
     "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
-    "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
-    "it mixes several adapters, by weights that depend on the input": "XLORA",
+    "MULTITASK_PROMPT_TUNING",
+    "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
+    "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
+    "it mixes the LoRAs of other directories, by hidden states of the model": "XLORA",
     "it runs a small network beside the model": "SHADOW",
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
@@ -20,11 +22,14 @@ REASONS = {name: reason for reason, names in _BY_REASON.items() for name in name
 
 _MERGE = "merge in PEFT (`model.merge_and_unload()`), and take over the merged weights"
 _CONVERT = "let PEFT approximate it by LoRA (`peft.save_as_lora`), and load that LoRA"
+_ROWS = "Its tokens can be rows of the model's embedding: see Prompts in docs/peft."
 # What PEFT can do with an adapter of such a type. It can merge no type that is not listed.
 _ADVICE = {
+    **dict.fromkeys(("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"), _ROWS),
     "ADAMSS": f"You can {_MERGE}.",
     "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
-    "XLORA": "The LoRAs that it mixes have directories of their own, which load.",
+    "XLORA": "The LoRAs that it mixes have directories of their own, which load, and `XLoRA` of "
+    "jno-lora-routed mixes them: docs/peft, X-LoRA.",
 }
 
 # Settings that change what an adapter computes into something that no adapter here does.
