@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from routed_sets import lora_sets, random
 
 from jno.lora import Net, SelectionError, extract_adapters, resolve
 from jno.lora.extending import adapted_layers
@@ -19,10 +20,6 @@ SCALE = 3.0 / R
 def double():
     with jax.enable_x64(True):
         yield
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def softmax(z):
@@ -55,6 +52,11 @@ def check(got, expected):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+def mapped(layer, **options):
+    """The outputs of all tokens, by one program."""
+    return eqx.filter_jit(lambda layer: jax.vmap(layer, **options)(X))(layer)
+
+
 def test_hydra(layer):
     layer, W, b = layer
     adapter, s = trained(layer, "hydra-lora", experts=N)
@@ -63,7 +65,7 @@ def test_hydra(layer):
         W @ x + b + SCALE * sum(w[t, i] * s["lora_B"][i] @ s["lora_A"] @ x for i in range(N))
         for t, x in enumerate(X)
     ]
-    check(jax.vmap(adapter)(X), rows)
+    check(mapped(adapter), rows)
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
@@ -79,7 +81,7 @@ def test_mixture(layer, top_k):
         W @ x + b + SCALE * sum(w[t, i] * s["lora_B"][i] @ s["lora_A"][i] @ x for i in range(N))
         for t, x in enumerate(X)
     ]
-    check(jax.vmap(adapter)(X), rows)
+    check(mapped(adapter), rows)
 
 
 def lily(X, W, b, s, B, mean):
@@ -94,9 +96,9 @@ def test_lily(layer):
     adapted, s = trained({"q": layer, "v": layer}, "lily", experts=N)
     (name,) = [name for name in s if name.startswith("lily")]
     adapter = resolve(adapted)["q"]
-    check(jax.vmap(adapter)(X), lily(X, W, b, s, s[name], mean=False))
+    check(mapped(adapter), lily(X, W, b, s, s[name], mean=False))
     averaged = average_over(adapter, "tokens")
-    check(jax.vmap(averaged, axis_name="tokens")(X), lily(X, W, b, s, s[name], mean=True))
+    check(mapped(averaged, axis_name="tokens"), lily(X, W, b, s, s[name], mean=True))
     assert eqx.tree_equal(average_over(averaged), adapter)
 
 
@@ -124,9 +126,8 @@ def test_poly(layer, splits):
     layer, W, b = layer
     adapter, s = trained(layer, "poly", tasks=2, skills=N, splits=splits)
     tasks = jnp.asarray([0, 1, 1, 0, 1])
-    mixed = jax.vmap(lambda t, x: with_task(adapter, t)(x))(tasks, X)
+    mixed = jax.jit(jax.vmap(lambda t, x: with_task(adapter, t)(x)))(tasks, X)
     check(mixed, [poly(x, t, W, b, s, splits) for t, x in zip(tasks.tolist(), X, strict=True)])
-    check(with_task(adapter, 1)(X[0]), mixed[1] * 0 + poly(X[0], 1, W, b, s, splits))
 
 
 def test_poly_draws_weights_with_a_key(layer):
@@ -149,18 +150,6 @@ def test_tasks_that_do_not_exist(layer):
         with_task(adapter, 0.5)
     with pytest.raises(SelectionError, match="no Poly adapters"):
         with_task(layer[0], 0)
-
-
-def lora_sets(model, n, general=0):
-    """Sets of plain LoRA with random factors and scales."""
-    sets = []
-    for seed in range(n):
-        net = Net(model).freeze().lora(rank=R, alpha=1.0 + seed % 3)
-        trainable, _ = net.partition()
-        leaves, structure = jax.tree.flatten(trainable)
-        leaves = [jnp.asarray(random(*x.shape, seed=10 * seed + i)) for i, x in enumerate(leaves)]
-        sets.append(extract_adapters(net.update(jax.tree.unflatten(structure, leaves)).module))
-    return sets
 
 
 def factors(sets, path=""):
@@ -189,7 +178,7 @@ def test_arrow(layer, general):
         for t, x in enumerate(X)
     ]
     routed = arrow(layer, sets[:4], top_k=2, temperature=0.5, general=sets[4:])
-    check(jax.vmap(routed)(X), rows)
+    check(mapped(routed), rows)
 
 
 class Tokens(eqx.Module):
@@ -241,7 +230,10 @@ def test_xlora(options, weigh):
     last = xlora.classifier[-1]
     z = (h @ np.asarray(last.weight).T + np.asarray(last.bias)).reshape(TOKENS, -1, N)
     w = weigh(np.broadcast_to(z, (TOKENS, 2, N)))
-    check(xlora(jnp.asarray(X)), layer("second", np.tanh(layer("first", X, w[:, 0])), w[:, 1]))
+    check(
+        eqx.filter_jit(xlora)(jnp.asarray(X)),
+        layer("second", np.tanh(layer("first", X, w[:, 0])), w[:, 1]),
+    )
 
 
 def largest(w, k=2):

@@ -3,8 +3,8 @@
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jno.lora import SelectionError
 from jno.lora.extending import map_adapters
@@ -33,7 +33,7 @@ def with_task(model: M, task: Any) -> M:
     def choose(path: str, adapter: Routed) -> Routed:
         router: Any = adapter.routing
         tasks = router.logits.shape[-2]
-        if not isinstance(task, jax.core.Tracer) and not 0 <= int(task) < tasks:
+        if not isinstance(task, Tracer) and not 0 <= int(task) < tasks:
             raise SelectionError(f"{path} has {tasks} tasks, so there is no task {task}")
         chosen = jnp.broadcast_to(jnp.asarray(task, jnp.int32), jnp.shape(router.task))
         return adapter.with_routing(eqx.tree_at(lambda r: r.task, router, chosen))

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -30,6 +30,12 @@ class Router(eqx.Module):
 
     frozen: ClassVar[tuple[str, ...]] = ()  # floating fields that do not train
     slots: eqx.AbstractVar[int]
+
+    if TYPE_CHECKING:
+        # How adapters call the class; each router writes a constructor of this form.
+        def __init__(
+            self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any, **options: Any
+        ): ...
 
     @abc.abstractmethod
     def __call__(
