@@ -12,7 +12,7 @@ _BY_REASON = {
     "MULTITASK_PROMPT_TUNING",
     "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
     "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
-    "it mixes the LoRAs of other directories, by hidden states of the model": "XLORA",
+    "PEFT writes the classifier that mixes its LoRAs without the first layer": "XLORA",
     "it runs a small network beside the model": "SHADOW",
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
@@ -29,7 +29,7 @@ _ADVICE = {
     "ADAMSS": f"You can {_MERGE}.",
     "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
     "XLORA": "The LoRAs that it mixes have directories of their own, which load, and `XLoRA` of "
-    "jno-lora-routed mixes them: docs/peft, X-LoRA.",
+    "jno-lora-routed mixes them by a classifier that is trained anew.",
 }
 
 # Settings that change what an adapter computes into something that no adapter here does.

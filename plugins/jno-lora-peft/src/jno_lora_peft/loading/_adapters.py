@@ -1,6 +1,7 @@
 """The adapters of a file, for the layers of a model."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
     norms = norms_around(placement.model, placement.layers)
     by_path: dict[str, dict[Shape, Converted]] = {}
+    shared_arrays = functools.cache(lambda: floating(placement.tensors.shared))
     for module, tensors in placement.tensors.adapters.items():
         if module not in placement.places:
             continue
@@ -56,7 +58,7 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
         with placement.problems.of(show_path(module)):
             layout = _checked_layout(config, placement, norms, module)
             layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
-            arrays, shared = floating(tensors), floating(placement.tensors.shared)
+            arrays, shared = floating(tensors), shared_arrays()
             m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
             by_path.setdefault(path, {})[index] = config.type.read(m)
     return by_path

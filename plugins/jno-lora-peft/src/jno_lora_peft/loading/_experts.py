@@ -5,8 +5,8 @@ its pairs in an order that only Torch knows, so their shapes must tell them apar
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,39 +82,37 @@ def _experts(
         # The loader says that the model lacks the arrays, and which are near.
         return dict(zip([name for name in names if name not in present], pairs, strict=False))
     for swapped in (False, True):
-        fitting = [
-            chosen
-            for chosen in itertools.permutations(present, len(pairs))
-            if all(
-                _fits(config, n, p, present[n], swapped) for n, p in zip(chosen, pairs, strict=True)
-            )
-        ]
-        if len(fitting) > 1:
-            raise MisfitError(
-                f"{', '.join(names)} have the same shape, and PEFT tells them apart by the order "
-                "in which Torch's module defines them, which is not in the file"
-            )
-        if fitting:
-            items = zip(fitting[0], pairs, strict=True)
-            return {k: v for n, p in items for k, v in _split(n, p, present[n][0], swapped)}
+        by_shapes: dict[Any, list[str]] = {}
+        for name, size in present.items():
+            by_shapes.setdefault(_shapes(config, name, size, swapped), []).append(name)
+        fitting = [by_shapes.get((p[A].shape, p[B].shape), []) for p in pairs if {*p} == {A, B}]
+        if len(fitting) == len(pairs) and all(fitting):
+            if max(map(len, fitting)) > 1:
+                raise MisfitError(
+                    f"{', '.join(names)}: several have the same shape, and PEFT tells them apart "
+                    "by the order in which Torch's module defines them, which is not in the file"
+                )
+            chosen = [name for (name,) in fitting]
+            if len({*chosen}) == len(pairs):
+                items = zip(chosen, pairs, strict=True)
+                return {k: v for n, p in items for k, v in _split(n, p, present[n][0], swapped)}
     shapes = [{name: tensor.shape for name, tensor in pair.items()} for pair in pairs]
     raise MisfitError(
         f"its tensors {shapes} fit no array of (experts, out, in) {present} at the rank of the file"
     )
 
 
-def _fits(
-    config: Config, name: str, pair: Pair, sizes: tuple[int, int, int], swapped: bool
-) -> bool:
-    """Whether the pair is for that array; `swapped` if PEFT's `A` reads the outputs.
+def _shapes(
+    config: Config, name: str, sizes: tuple[int, int, int], swapped: bool
+) -> tuple[Shape, Shape]:
+    """The shapes of the pair for that array; `swapped` if PEFT's `A` reads the outputs.
 
     PEFT reads the last axis of an array by `A`, or the axis before it if the module says
     `is_transposed`: these are the inputs in the layers of Transformers, and may be the outputs.
     """
     count, outputs, inputs = sizes
     rows = config.rank(name) * (count or 1)
-    b, a = (inputs, outputs) if swapped else (outputs, inputs)
-    return {n: x.shape for n, x in pair.items()} == {A: (rows, a), B: (b, rows)}
+    return ((rows, outputs), (inputs, rows)) if swapped else ((rows, inputs), (outputs, rows))
 
 
 def _split(name: str, pair: Pair, count: int, swapped: bool) -> Iterator[tuple[str, Pair]]:

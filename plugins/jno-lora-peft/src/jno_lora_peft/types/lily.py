@@ -23,10 +23,7 @@ def _read(m: Module) -> Converted:
             f"{_B}: expected shape {(len(gate) * m.rank, outputs)}, got {shared.shape}"
         )
     alike = [x for _, x in sorted(m.shared.items()) if x.shape == shared.shape]
-    distinct = [
-        x for n, x in enumerate(alike) if not any(map(_equal, alike[:n], itertools.repeat(x)))
-    ]
-    group = next(n for n, x in enumerate(distinct) if _equal(x, shared))
+    group = next(n for n, x in enumerate(alike) if np.array_equal(x, shared))
     B = shared.reshape(len(gate), m.rank, outputs).swapaxes(1, 2)
     name = f"lily-B-{len(gate)}x{outputs}x{m.rank}-of-{inputs}-{group}"
     sizes = np.zeros((group, len(gate), 0), A.dtype)
@@ -39,10 +36,6 @@ def _experts(m: Module) -> int:
     if name not in m.shared or m.shared[name].ndim != 2:
         raise MisfitError(f"{_B}: missing, or without two axes")
     return len(m.shared[name]) // m.rank
-
-
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.array_equal(a, b)
 
 
 def _write(adapter: Adapter) -> Written:
@@ -62,7 +55,7 @@ def _check_sharing(modules: Modules) -> dict[str, Any]:
     """**Raises:** `MisfitError` if PEFT would give layers one factor that have several here."""
     for (a, first), (b, second) in itertools.permutations(modules.items(), 2):
         x, y = first.tensors[_B], second.tensors[_B]
-        if a.endswith(b) and x.shape == y.shape and not _equal(x, y):
+        if a.endswith(b) and x.shape == y.shape and not np.array_equal(x, y):
             raise MisfitError(
                 f"PEFT lets {a!r} and {b!r} share their factors, because the first name ends in "
                 "the second. Give other names with `rename`"

@@ -12,7 +12,7 @@ def _read(m: Module) -> Converted:
     shape = m.tensors.get("poly_lora_A", np.zeros(())).shape
     if len(shape) != 4:
         raise MisfitError(f"poly_lora_A: expected four axes, got {shape}")
-    splits, skills, _, rank = shape
+    splits, skills, rank = *shape[:2], m.rank
     outputs, inputs = m.layout.matrix
     tasks = len(m.tensors.get(_LOGITS, ()))
     A, B, logits = m.take(
