@@ -21,7 +21,10 @@ PROMPTS = {
     "prompt-tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
     "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=4),
     "cpt": lambda: peft.CPTConfig(
-        cpt_token_ids=[1, 2, 3], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
+        task_type="CAUSAL_LM",
+        cpt_token_ids=[1, 2, 3],
+        cpt_mask=[1, 1, 1],
+        cpt_tokens_type_mask=[1, 2, 3],
     ),
     "multitask": lambda: peft.MultitaskPromptTuningConfig(num_virtual_tokens=3, num_tasks=2),
 }
