@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from jno.lora import Net, extract_adapters
-from jno.lora.peft import load_peft
 from jno_lora_routed import Lily, Poly, XLoRA, arrow, average_over, with_task
 
 if importlib.util.find_spec("peft") is None:
@@ -23,6 +22,7 @@ if importlib.util.find_spec("peft") is None:
 
 import torch
 from peft import ArrowConfig, LilyConfig, LoraConfig, PolyConfig, XLoraConfig, get_peft_model
+from safetensors.numpy import load_file
 from transformers import PretrainedConfig
 
 IN, OUT, R, N = 6, 4, 2, 3
@@ -140,7 +140,10 @@ class Sequence(torch.nn.Module):
         self.model = Inner()
         self.config = PretrainedConfig(use_cache=False)
 
-    def forward(self, inputs_embeds=None, output_hidden_states=False, return_dict=True):
+    def prepare_inputs_for_generation(self):
+        raise NotImplementedError
+
+    def forward(self, inputs_embeds=None, **_):
         h = torch.tanh(self.model.first(inputs_embeds))
         return types.SimpleNamespace(hidden_states=(h,), output=self.model.second(h))
 
@@ -199,13 +202,24 @@ def test_xlora(theirs, ours, tmp_path):
         made = eqx.nn.Linear(layer.in_features, layer.out_features, key=jax.random.key(0))
         layers[name] = eqx.tree_at(lambda m: (m.weight, m.bias), made, arrays)
     tokens = Tokens(**layers)
-    names = {"first": "model.first", "second": "model.second"}
-    sets = [extract_adapters(load_peft(tokens, path, names=names)) for path in paths.values()]
+    made = Net(tokens).lora(rank=R, alpha=3.0).module
+    sets = []
+    for path in paths.values():
+        tensors = load_file(f"{path}/adapter_model.safetensors")
+        factors = [
+            jnp.asarray(tensors[f"base_model.model.model.{layer}.{factor}.weight"])
+            for layer in ("first", "second")
+            for factor in ("lora_A", "lora_B")
+        ]
+        loaded = eqx.tree_at(
+            lambda m: [x for a in (m.first, m.second) for x in (a.lora_A, a.lora_B)], made, factors
+        )
+        sets.append(extract_adapters(loaded))
     key = jax.random.key(0)
     xlora = XLoRA(tokens, sets, Tokens.hidden, features=OUT, key=key, axis="tokens", **ours)
     classifier = model.base_model.internal_xlora_classifier.layers
     linears = [layer for layer in classifier if isinstance(layer, torch.nn.Linear)]
-    arrays = [jnp.asarray(p.detach().numpy()) for l in linears for p in (l.weight, l.bias)]
+    arrays = [jnp.asarray(p.detach().numpy()) for x in linears for p in (x.weight, x.bias)]
     xlora = eqx.tree_at(
         lambda x: [a for layer in x.classifier for a in (layer.weight, layer.bias)], xlora, arrays
     )

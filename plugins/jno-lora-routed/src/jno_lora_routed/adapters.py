@@ -73,7 +73,7 @@ class MoELoRA(Routed):
 
     Law: `y = W x + (alpha / r) sum_i w_i(x) B_i A_i x`, where `w(x)` is the softmax over the
     `top_k` largest entries of `G x`, and 0 elsewhere. `A_i ~ N(0, 1/in)`, `B_i = 0`, and the gate
-    `G` `(experts, in)` starts as a linear layer. All experts are computed, also those of weight 0.
+    `G` `(experts, in)` starts as a linear layer. Experts of weight 0 are computed, too.
 
     **Arguments:** `experts`: the number of pairs. `top_k`: by default all experts.
     `adapter_dtype`: by default the weight's, float32 at least.

@@ -60,9 +60,9 @@ def check_router(
     **Raises:** `ConformanceError` that names the law, what happened, and what to do.
     """
     key = jax.random.key(0)
-    made = router(inputs, slots, key=key, dtype=jnp.float32, **options)
+    built = router(inputs, slots, key=key, dtype=jnp.float32, **options)
     random = np.random.default_rng(1)
-    trainable, settings = parts_of(made)
+    trainable, settings = parts_of(built)
     trainable = jax.tree.map(lambda x: x + random.normal(size=x.shape).astype(x.dtype), trainable)
     features = random.normal(size=(5, inputs)).astype(np.float32)
     given = _Given(router, eqx.combine(trainable, settings), features)
@@ -76,7 +76,7 @@ def check_router(
             problems.append(f"[{law}] {problem}")
     if problems:
         raise ConformanceError(f"{router.__name__} breaks its contract:\n{bullets(problems)}")
-    return made
+    return built
 
 
 class _Given(NamedTuple):
