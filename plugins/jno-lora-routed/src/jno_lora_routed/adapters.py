@@ -35,7 +35,7 @@ class HydraLoRA(Routed):
     variant = "hydra-lora"
     paper = "2404.19245"
     bibtex = bibtex_of()
-    formula = "r in + experts (r out + in)"
+    formula = "r in + n (r out + in)"
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "experts out r"]
@@ -87,7 +87,7 @@ class MoELoRA(Routed):
     variant = "moe-lora"
     paper = "2312.09979"
     bibtex = bibtex_of("2312.09979", "2404.15159")
-    formula = "experts (r (in + out) + in)"
+    formula = "n (r (in + out) + in)"
     router_class = TopK
 
     lora_A: Float[Array, "experts r in"]
@@ -150,7 +150,7 @@ class Lily(Routed):
     variant = "lily"
     paper = "2407.09946"
     bibtex = bibtex_of()
-    formula = "r (in + experts), and experts r out once"
+    formula = "r (in + n), and n r out once"
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
