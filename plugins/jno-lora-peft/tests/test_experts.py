@@ -76,6 +76,27 @@ def test_arrays_with_the_inputs_first_are_told_by_their_shapes(tmp_path):
         assert np.allclose(change, update(tensors, "experts", 1.5, swapped), atol=1e-5)
 
 
+@pytest.mark.parametrize("down", ["down", None])
+def test_arrays_that_fit_both_ways_are_refused_or_read_by_the_last_axis(down, tmp_path):
+    """Without a gate, `up` and `down` have transposed shapes; a square array fits both ways."""
+    shapes = {"up": (EXPERTS, IN, OUT), "down": (EXPERTS, OUT, IN)}
+    if down is None:
+        shapes = {"up": (EXPERTS, IN, IN)}
+    modules = {name: "experts" + ".base_layer" * n for n, name in enumerate([*shapes][::-1])}
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors |= pair(modules[name], shape, seed=ord(name[0]))
+    targets = [f"experts.{name}" for name in shapes]
+    folder = write_files(tmp_path, tensors, target_parameters=targets, target_modules=None)
+    bare = arrays(**shapes)
+    with pytest.raises(PeftFormatError, match="`is_transposed`, and the shapes fit both"):
+        load_peft(declare(bare, {"experts/": "sio"}), folder)
+    model = load_peft(declare(bare, {"experts/": "soi"}), folder)
+    for name, module in modules.items():
+        change = plain(model)["experts"][name] - bare["experts"][name]
+        assert np.allclose(change, update(tensors, module, 1.5), atol=1e-5)
+
+
 def test_a_stack_in_a_stack_of_blocks_has_the_experts_last(tmp_path):
     make = eqx.filter_vmap(eqx.filter_vmap(lambda key: eqx.nn.Linear(IN, OUT, key=key)))
     bare = {"up": make(jax.random.split(KEY, (2, EXPERTS)))}

@@ -51,13 +51,15 @@ def test_alora_acts_from_the_last_invocation_on(tmp_path):
     expected = 3 / np.sqrt(R) * X @ A.T @ B.T
     np.testing.assert_allclose(updates(invoked, "q")[2:], expected[2:], atol=1e-5)
     assert not updates(invoked, "q")[:2].any()
-    assert not updates(model, "q").any()
     save_peft(invoked, tmp_path / "again")
     config, again = read_files(tmp_path / "again")
     assert config["alora_invocation_tokens"] == [7, 3]
+    assert config["task_type"] == "CAUSAL_LM"  # PEFT looks for the invocation nowhere else
     assert not config["use_rslora"]
     assert config["lora_alpha"] == pytest.approx(3 * np.sqrt(R))
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(PeftFormatError, match="would never act"):
+        save_peft(invoked, tmp_path / "again", task_type="SEQ_CLS")
 
 
 def test_poly_mixes_the_skills_of_a_task(tmp_path):
@@ -106,6 +108,17 @@ def test_layers_of_lily_with_equal_factors_share_an_array(tmp_path):
     assert model["q"].lora_B.name == model["v"].lora_B.name
 
 
+@pytest.mark.parametrize("targets", [["q", "v"], "q|v"])
+def test_zeros_are_shared_by_the_targets_and_not_by_their_values(targets, tmp_path):
+    tensors, _ = lily_file(tmp_path)
+    for name in PLAIN:
+        tensors[f"{PREFIX}{name}.lily_B.weight"] = np.zeros((3 * R, OUT), np.float32)
+    folder = write_files(tmp_path, tensors, peft_type="LILY", target_modules=targets)
+    model = load_peft(PLAIN, folder)
+    is_shared = model["q"].lora_B.name == model["v"].lora_B.name
+    assert is_shared == isinstance(targets, str)
+
+
 def test_misfits_are_told(tmp_path):
     tensors, _ = lily_file(tmp_path)
     for name, message in (("q.lily_B.weight", "missing"), ("q.lily_A.weight", "lily_A")):
@@ -125,8 +138,9 @@ def test_misfits_are_told(tmp_path):
         config = {"alora_invocation_tokens": [1], setting: "olora"}
         with pytest.raises(PeftFormatError, match=message):
             load_peft(PLAIN, write_files(tmp_path, file, **config))
-    with pytest.raises(PeftFormatError, match="not a list of numbers of tokens"):
-        load_peft(PLAIN, write_files(tmp_path, lora, alora_invocation_tokens="go"))
+    for tokens in ("go", [2**40], [-1]):
+        with pytest.raises(PeftFormatError, match="not a list of numbers of tokens"):
+            load_peft(PLAIN, write_files(tmp_path, lora, alora_invocation_tokens=tokens))
 
 
 def test_what_peft_cannot_share_is_not_written(tmp_path):

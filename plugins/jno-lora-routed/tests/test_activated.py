@@ -70,8 +70,9 @@ def test_keys_and_values_before_the_invocation_are_the_bases_bit_for_bit(models)
     batch = jnp.stack([TOKENS, TOKENS[::-1]])
     rows = jax.vmap(lambda tokens: run(adapted, tokens))(batch)
     plain_rows = jax.vmap(plain)(batch)
-    for ours, one, theirs in zip(*map(jax.tree.leaves, (rows, invoked, plain_rows)), strict=True):
-        np.testing.assert_allclose(ours[0], one, atol=1e-5)
+    leaves = map(jax.tree.leaves, (rows, invoked, plain_rows))
+    for ours, single, theirs in zip(*leaves, strict=True):
+        np.testing.assert_allclose(ours[0], single, atol=1e-5)
         np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
 
 
@@ -84,6 +85,7 @@ def test_only_the_factors_train_and_files_hold_no_tokens_of_a_call(models):
 
     layer = gradients(adapted).blocks["key"]
     assert jnp.all(layer.lora_A != 0)
+    assert jnp.all(layer.lora_B != 0)
     assert not jnp.any(layer.settings.active)
     invoked = with_invocation(adapted, TOKENS)
     assert eqx.tree_equal(extract_adapters(invoked), extract_adapters(adapted))
@@ -100,6 +102,8 @@ def test_the_last_occurrence_counts():
     assert active([1, 3, 7], [7, 3]) == [0, 0, 0]
     assert active([7], [7, 3]) == [0]
     assert active([7], [7]) == [1]
+    # 257 is 1 in the dtype of the tokens.
+    assert active(np.asarray([1, 2], np.uint8), [257]) == [0, 0]
 
 
 def test_a_call_with_cached_tokens_computes_the_last_of_them(models):
@@ -108,7 +112,7 @@ def test_a_call_with_cached_tokens_computes_the_last_of_them(models):
     x = jnp.ones(3)
     assert jnp.array_equal(layer(x), jax.vmap(layer)(x[None])[0])
     assert jnp.array_equal(layer(x), jax.vmap(layer, axis_size=2, in_axes=None)(x)[1])
-    assert not jnp.allclose(layer(x), adapted.per_head(x))
+    assert not jnp.allclose(layer(x), layer.base(x))
     # No axis is the axis of the tokens.
     lost = with_invocation(adapted, TOKENS, last=2).per_head
     assert jnp.isnan(lost(x)).all()
@@ -125,6 +129,48 @@ def test_bad_tokens_are_told(models):
     for last in (0, 8):
         with pytest.raises(SelectionError, match="from 1 to 7"):
             with_invocation(adapted, TOKENS, last=last)
-    for invocation in ((), (True,)):
-        with pytest.raises(ValueError, match="numbers of tokens"):
+    for invocation in ((), (True,), (-1,), (2**31,)):
+        with pytest.raises(ValueError, match=r'options=\{"invocation"'):
             ActivatedLoRA(plain.per_head, 2, 1.0, key=KEY, invocation=invocation)
+    with pytest.raises(WrapperError, match=r"Call `with_invocation\(model, tokens\)"):
+        adapted(TOKENS)
+
+
+def change(layer, outer, axis=None, inner=2, count=7):
+    """How much the layer changes for each token, mapped over tokens and heads, or the reverse."""
+    x = jax.random.normal(KEY, (count, inner, 3))
+    invoked = with_invocation(layer, TOKENS[:count], axis=axis)
+    if outer == "tokens":
+        both = jax.vmap(lambda x: jax.vmap(lambda v: invoked(v) - layer.base(v))(x), axis_name="t")
+        return jnp.abs(both(x)).max((1, 2))
+    both = jax.vmap(jax.vmap(lambda v: invoked(v) - layer.base(v), axis_name="t"), 1, 1)
+    return jnp.abs(both(x)).max((1, 2))
+
+
+def test_another_axis_of_as_many_entries_is_not_taken_for_the_tokens(models):
+    layer = models[1].per_head
+    for outer in ("tokens", "heads"):
+        for heads in (2, 7):
+            moved = change(layer, outer, "t", heads)
+            assert not moved[:FIRST].any()
+            assert (moved[FIRST:] > 1e-3).all()
+        with pytest.raises(WrapperError, match="two axes of 7 entries"):
+            change(layer, outer, inner=7)
+    invoked = with_invocation(layer, TOKENS, axis="t")
+    with pytest.raises(WrapperError, match=r"axis_name='t'"):
+        jax.vmap(invoked)(jnp.ones((7, 3)))
+    with pytest.raises(WrapperError, match="has 2 entries, but there are 7 tokens"):
+        jax.vmap(invoked, axis_name="t")(jnp.ones((2, 3)))
+
+
+def test_a_stack_is_scanned_or_mapped_inside_of_the_tokens(models):
+    plain, adapted = models
+    invoked, x = with_invocation(adapted, TOKENS).blocks["key"], jnp.ones((7, 6))
+    base = plain.blocks["key"]
+    each = lambda x, layer: (x, jax.vmap(layer)(x))  # noqa: E731
+    scanned = jax.lax.scan(each, x, invoked)[1] - jax.lax.scan(each, x, base)[1]
+    inside = jax.vmap(lambda x: eqx.filter_vmap(lambda layer: layer(x))(invoked))(x)
+    mapped = inside.swapaxes(0, 1) - eqx.filter_vmap(lambda layer: jax.vmap(layer)(x))(base)
+    for moved in (scanned, mapped):
+        assert np.allclose(moved[:, :FIRST], 0, atol=1e-6)
+        assert (jnp.abs(moved[:, FIRST:]).max(-1) > 1e-3).all()

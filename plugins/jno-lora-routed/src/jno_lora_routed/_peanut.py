@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno_lora_zoo import LinearLayer, Matrix, Method, Update
 
@@ -42,7 +42,7 @@ class PEANuT(Method):
     The update depends on the weight and not on the layer's input, so the adapter can be merged.
 
     - `depth`: how many layers `E_i`, and how many layers `D_i`.
-    - `activation`: its name in Transformers. An array without entries records the name.
+    - `activation`: its name in Transformers. The length of an array records the name.
 
     **Raises:** `ValueError` for an unknown activation or a depth that is not a whole number.
 
@@ -62,7 +62,8 @@ class PEANuT(Method):
     B: Float[Array, "out r"]
     encoders: Float[Array, "depth r r"]
     decoders: Float[Array, "depth r r"]
-    activation: Float[Array, "activation 0"]
+    # Zeros, whose number is the place among `ACTIVATIONS`, from 1: `options_of` sees shapes alone.
+    activation: Int[Array, " activation"]
 
     def start(
         self,
@@ -86,17 +87,17 @@ class PEANuT(Method):
             "B": jnp.zeros((outputs, r), dtype),
             "encoders": _uniform(keys[1], (count, r, r), dtype),
             "decoders": _uniform(keys[2], (count, r, r), dtype),
-            "activation": jnp.zeros((place, 0), dtype),
+            "activation": jnp.zeros(place + 1, jnp.int8),
         }
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        name = list(ACTIVATIONS)[state["activation"].shape[0]]
+        name = list(ACTIVATIONS)[state["activation"].shape[0] - 1]
         return {"depth": state["encoders"].shape[0], "activation": name}
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "r in"]]:
         """The factors of the update, in the dtype of `W`."""
-        activate = list(ACTIVATIONS.values())[self.activation.shape[0]]
+        activate = list(ACTIVATIONS.values())[self.activation.shape[0] - 1]
         hidden, skipped = activate(self.A.astype(W.dtype) @ W), []
         for encoder in self.encoders:
             skipped.append(hidden)

@@ -74,7 +74,11 @@ class Routed(LinearLayer):
 
     def __call__(self, x: Any, *, key: PRNGKeyArray | None = None) -> Any:
         layer: Any = self.base
-        y = layer(x)
+        return self._updated(layer(x), x, key)
+
+    def _updated(self, y: Any, x: Any, key: PRNGKeyArray | None) -> Any:
+        """The output `y` of the layer for `x`, with the update."""
+        layer: Any = self.base
         x = jnp.asarray(x)
         x = x.astype(jnp.result_type(x.dtype, dtype_of(layer.weight)))
         if x.ndim == 2:  # a layer without a bias takes a matrix, whose columns are the inputs

@@ -12,7 +12,8 @@ _BY_REASON = {
     "MULTITASK_PROMPT_TUNING",
     "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
     "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
-    "PEFT writes the classifier that mixes its LoRAs without the first layer": "XLORA",
+    "PEFT leaves layers of the classifier that mixes its LoRAs out of the file (the layers whose "
+    "number is the name of a LoRA)": "XLORA",
     "it runs a small network beside the model": "SHADOW",
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
@@ -131,7 +132,9 @@ def _is_table(check: Any) -> Any:
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token) is int for token in value)
+    return isinstance(value, list) and all(
+        type(token) is int and 0 <= token < 2**31 for token in value
+    )
 
 
 def _is_indices(value: Any) -> bool:
@@ -151,7 +154,7 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "layers_pattern": _NAMES,
     "modules_to_save": ("a list of names", _is_names),
     "target_parameters": ("a list of names", _is_names),
-    "alora_invocation_tokens": ("a list of numbers of tokens", _is_tokens),
+    "alora_invocation_tokens": ("a list of numbers of tokens, from 0 to 2147483647", _is_tokens),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_NUMBER[1])),
     "rank_pattern": _RANKS,

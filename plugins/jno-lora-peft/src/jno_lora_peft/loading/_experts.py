@@ -6,7 +6,7 @@ its pairs in an order that only Torch knows, so their shapes must tell them apar
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,22 +19,36 @@ from ..files.tensors import Tensors
 from ..model.layouts import Shape, layout_of
 
 Pair = Mapping[str, np.ndarray]
-# The sizes `(experts, out, in)` of the array with that name; `None` if the model has no such array.
-Sizes = Callable[[str], tuple[int, int, int] | None]
+
+
+class Size(NamedTuple):
+    """The sizes of an array of experts, and whether its last axis are the inputs."""
+
+    experts: int
+    outputs: int
+    inputs: int
+    inputs_last: bool
+
+
+# The size of the array with that name; `None` if the model has no such array.
+Sizes = Callable[[str], Size | None]
 
 _INNER = ".base_layer"
 A, B = "lora_A.weight", "lora_B.weight"
 
 
-def sizes_of(layer: object, index: Shape) -> tuple[int, int, int]:
-    """`(experts, out, in)` of a layer, or of a stack: its last axis are the experts."""
+def sizes_of(layer: object, index: Shape) -> Size:
+    """The size of a layer, or of a stack: its last axis are the experts."""
     layout = layout_of(layer)
     if layout is None or layout.kind != "linear":
         raise MisfitError(f"it is a {type(layer).__name__} here, and not an array of matrices")
     shape: Shape = layer.weight.shape[:-2]  # pyright: ignore[reportAttributeAccessIssue]
     if len(shape) - len(index) not in (0, 1):
         raise MisfitError(f"the model has a stack of {shape} layers there, and the index {index}")
-    return (shape[-1] if len(shape) > len(index) else 0), *layout.matrix
+    experts = shape[-1] if len(shape) > len(index) else 0
+    # A declared array has a letter for each axis, and a layer's weight is `(out, in)`.
+    declared: str = getattr(layer, "axes", "oi")
+    return Size(experts, *layout.matrix, not declared.replace("s", "").endswith("o"))
 
 
 def apart(config: Config, tensors: Tensors, sizes: Sizes) -> tuple[Tensors, set[str]]:
@@ -81,37 +95,53 @@ def _experts(
     if len(present) < len(pairs):
         # The loader says that the model lacks the arrays, and which are near.
         return dict(zip([name for name in names if name not in present], pairs, strict=False))
-    for swapped in (False, True):
-        by_shapes: dict[Any, list[str]] = {}
-        for name, size in present.items():
-            by_shapes.setdefault(_shapes(config, name, size, swapped), []).append(name)
-        fitting = [by_shapes.get((p[A].shape, p[B].shape), []) for p in pairs if {*p} == {A, B}]
-        if len(fitting) == len(pairs) and all(fitting):
-            if max(map(len, fitting)) > 1:
-                raise MisfitError(
-                    f"{', '.join(names)}: several have the same shape, and PEFT tells them apart "
-                    "by the order in which Torch's module defines them, which is not in the file"
-                )
-            chosen = [name for (name,) in fitting]
-            if len({*chosen}) == len(pairs):
-                items = zip(chosen, pairs, strict=True)
-                return {k: v for n, p in items for k, v in _split(n, p, present[n][0], swapped)}
+    chosen = {s: _chosen(config, pairs, present, swapped=s) for s in (False, True)}
+    fitting = {swapped: names for swapped, names in chosen.items() if names}
+    is_open = not all(size.inputs_last for size in present.values())
+    if len(fitting) == 2 and is_open:
+        raise MisfitError(
+            f"{', '.join(present)}: PEFT's `A` reads the last axis of an array, or the axis before "
+            "if Torch's module says `is_transposed`, and the shapes fit both. Give `load_peft` "
+            'arrays declared as "soi" instead: these arrays, without `is_transposed`; with it, the '
+            "arrays with their last two axes swapped"
+        )
+    for swapped, chosen_names in fitting.items():
+        items = zip(chosen_names, pairs, strict=True)
+        return {k: v for n, p in items for k, v in _split(n, p, present[n].experts, swapped)}
     shapes = [{name: tensor.shape for name, tensor in pair.items()} for pair in pairs]
     raise MisfitError(
-        f"its tensors {shapes} fit no array of (experts, out, in) {present} at the rank of the file"
+        f"its tensors {shapes} fit no array of (experts, out, in) "
+        f"{ {name: size[:3] for name, size in present.items()} } at the rank of the file"
     )
 
 
-def _shapes(
-    config: Config, name: str, sizes: tuple[int, int, int], swapped: bool
-) -> tuple[Shape, Shape]:
+def _chosen(
+    config: Config, pairs: Sequence[Pair], present: Mapping[str, Size], *, swapped: bool
+) -> list[str]:
+    """The array of each pair, by the shapes; empty if they do not fit."""
+    by_shapes: dict[Any, list[str]] = {}
+    for name, size in present.items():
+        by_shapes.setdefault(_shapes(config, name, size, swapped), []).append(name)
+    fitting = [by_shapes.get((p[A].shape, p[B].shape), []) for p in pairs if {*p} == {A, B}]
+    if len(fitting) < len(pairs) or not all(fitting):
+        return []
+    if max(map(len, fitting)) > 1:
+        raise MisfitError(
+            f"{', '.join(present)}: several have the same shape, and PEFT tells them apart "
+            "by the order in which Torch's module defines them, which is not in the file"
+        )
+    chosen = [name for (name,) in fitting]
+    return chosen if len({*chosen}) == len(pairs) else []
+
+
+def _shapes(config: Config, name: str, size: Size, swapped: bool) -> tuple[Shape, Shape]:
     """The shapes of the pair for that array; `swapped` if PEFT's `A` reads the outputs.
 
     PEFT reads the last axis of an array by `A`, or the axis before it if the module says
     `is_transposed`: these are the inputs in the layers of Transformers, and may be the outputs.
     """
-    count, outputs, inputs = sizes
-    rows = config.rank(name) * (count or 1)
+    outputs, inputs = size.outputs, size.inputs
+    rows = config.rank(name) * (size.experts or 1)
     return ((rows, outputs), (inputs, rows)) if swapped else ((rows, inputs), (outputs, rows))
 
 

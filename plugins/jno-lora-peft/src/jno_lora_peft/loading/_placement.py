@@ -16,7 +16,7 @@ from ..files.tensors import ByModule, Tensors
 from ..model.arrays import NewArrays
 from ..model.ties import Ties, modules_at
 from ..model.untied import INNER, Untied, is_table, with_untied
-from ._experts import apart, sizes_of
+from ._experts import Size, apart, sizes_of
 from ._heads import check_head, heads_of_tables, tied_heads
 
 # The path of a layer, and its index in a stack, which is `()` for a single layer.
@@ -121,8 +121,8 @@ class Placement:
             return self._place(name.removesuffix(".weight") + end)
         return place
 
-    def _sizes(self, model: PyTree, name: str) -> tuple[int, int, int] | None:
-        """The `(experts, out, in)` of an array that PEFT adapts without its module."""
+    def _sizes(self, model: PyTree, name: str) -> Size | None:
+        """The size of an array that PEFT adapts without its module."""
         place = self._place(name)
         return None if place is None else sizes_of(modules_at(model, place[:1])[place[0]], place[1])
 

@@ -63,7 +63,8 @@ def save_peft(
         acts on lookups alone is in an `Untied`.
     - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
     - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
-        the model's class.
+        the model's class. PEFT looks for the invocation of aLoRA in `"CAUSAL_LM"` alone, which is
+        the default there.
 
     **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
     equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
@@ -95,6 +96,8 @@ def save_peft(
         )
     if modules:
         settings |= _settings(adapters, arrays, model, rename)
+        if settings.get("alora_invocation_tokens"):
+            settings["task_type"] = _task_of_activated(task_type)
         shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)
         write(directory, settings, {**adapters.tensors, **arrays.tensors, **shared})
     elif arrays.names:
@@ -139,3 +142,13 @@ def _settings(
     if kind.name == "LORA":
         settings["ensure_weight_tying"] = adapters.ties_adapter or arrays.ties
     return settings
+
+
+def _task_of_activated(task_type: str | None) -> str:
+    """**Raises:** `PeftFormatError` for a task in which PEFT does not look for the invocation."""
+    if task_type in (None, "CAUSAL_LM"):
+        return "CAUSAL_LM"
+    raise PeftFormatError(
+        f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in CAUSAL_LM "
+        "alone: the adapter would never act. Leave `task_type` out. Nothing was written."
+    )

@@ -1,6 +1,7 @@
 """Lily: layers that share the second factors, mixed by the input, as `Lily` of jno-lora-routed."""
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ _B = "lily_B.weight"
 
 
 def _read(m: Module) -> Converted:
-    """PEFT writes the shared factors for each layer: equal factors are one array here."""
+    """PEFT writes the shared factors for each layer: factors of a group are one array here."""
     outputs, inputs = m.layout.matrix
     A, gate = m.take(
         {"lily_A.weight": (m.rank, inputs), "lily_router.weight": (_experts(m), m.rank)}
@@ -22,13 +23,30 @@ def _read(m: Module) -> Converted:
         raise MisfitError(
             f"{_B}: expected shape {(len(gate) * m.rank, outputs)}, got {shared.shape}"
         )
-    alike = [x for _, x in sorted(m.shared.items()) if x.shape == shared.shape]
-    group = next(n for n, x in enumerate(alike) if np.array_equal(x, shared))
+    group = _group(m, shared)
     B = shared.reshape(len(gate), m.rank, outputs).swapaxes(1, 2)
     name = f"lily-B-{len(gate)}x{outputs}x{m.rank}-of-{inputs}-{group}"
     sizes = np.zeros((group, len(gate), 0), A.dtype)
     state = {"lora_A": A, "router/weight": gate, "sizes": sizes}
     return Converted("lily", m.rank, m.alpha * m.rank, state, shared={name: B})
+
+
+def _group(m: Module, B: np.ndarray) -> int:
+    """The first of the equal factors `B`: zeros are equal at the start, so names decide there."""
+
+    def target(name: str) -> str:
+        module, targets = name.removesuffix(f".{_B}"), m.settings.get("target_modules")
+        if isinstance(targets, str):
+            return targets
+        ends = [end for end in targets or () if module.endswith(end)]
+        longest = max(ends, key=len, default=module)
+        # Layers of a stack cannot have several groups.
+        return re.sub(r"\d+", "#", longest) if m.index else longest
+
+    same = target(f"{PREFIX}{m.name}.{_B}")
+    alike = [(name, x) for name, x in sorted(m.shared.items()) if x.shape == B.shape]
+    equal = (np.array_equal(x, B) and (B.any() or target(name) == same) for name, x in alike)
+    return list(equal).index(True)
 
 
 def _experts(m: Module) -> int:

@@ -25,7 +25,7 @@ def _read(m: Module) -> Converted:
     names = {"peanut_A.weight": (r, outputs), "peanut_B.weight": (outputs, r)}
     names |= {f"peanut_{side}.{n}.weight": (r, r) for side in _SIDES for n in range(depth)}
     A, B, *layers = m.take(names)
-    state = {"A": A, "B": B, "activation": np.zeros((_ACTIVATIONS.index(name), 0), A.dtype)}
+    state = {"A": A, "B": B, "activation": np.zeros(_ACTIVATIONS.index(name) + 1, np.int8)}
     for side, part in zip(_SIDES, (layers[:depth], layers[depth:]), strict=True):
         state[side] = np.stack(part) if part else np.zeros((0, r, r), A.dtype)
     return Converted("peanut", r, m.alpha * r, state)
@@ -36,7 +36,10 @@ def _write(adapter: Adapter) -> Written:
     tensors = {f"peanut_{name}.weight": state[name] for name in "AB"}
     for side in _SIDES:
         tensors |= {f"peanut_{side}.{n}.weight": x for n, x in enumerate(state[side])}
-    settings = {"depth": len(state["encoders"]), "act_fn": _ACTIVATIONS[len(state["activation"])]}
+    settings = {
+        "depth": len(state["encoders"]),
+        "act_fn": _ACTIVATIONS[len(state["activation"]) - 1],
+    }
     return adapter.written(tensors, settings, alpha=adapter.alpha / adapter.rank)
 
 
