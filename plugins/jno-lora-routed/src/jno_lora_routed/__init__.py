@@ -1,8 +1,8 @@
 """Adapters that depend on the input: a router weighs low-rank products for each token.
 
 `HydraLoRA`, `MoELoRA`, `Lily` and `Poly` are found by name and by variant
-(`net.lora(wrapper="hydra-lora")`). `arrow` and `XLoRA` route between adapters that exist already.
-All of them use a `Router`, which is open to other packages.
+(`net.lora(wrapper="hydra-lora", rank=4, options={"experts": 3})`). `arrow` and `XLoRA` route
+between adapters that exist already. All of them use a `Router`, which is open to other packages.
 """
 
 from ._arrow import ArrowLoRA, arrow
