@@ -168,7 +168,8 @@ def _arrays(given: _Given) -> str:
         if not eqx.is_array(leaf):
             return (
                 f"`{path_str(path)}` is a {type(leaf).__name__}, and no array, so a stack of "
-                "layers cannot be scanned: make it an array, or a static field (`eqx.field(static=True)`)"
+                "layers cannot be scanned: make it an array, or a static field "
+                "(`eqx.field(static=True)`)"
             )
     return ""
 
