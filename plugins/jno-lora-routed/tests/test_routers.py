@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jno.lora import WrapperError
 from jno.lora.testing import ConformanceError
 from jno_lora_routed import Given, Prototypes, Router, Softmax, Tasks, TopK
 from jno_lora_routed.testing import check_router
@@ -84,6 +85,19 @@ class Lost(Softmax):
         return jax.nn.softmax(self.power * self.logits(x)).astype(x.dtype)
 
 
+class WithANumber(Softmax):
+    power: float
+
+    def __init__(self, inputs, slots, *, key, dtype):
+        super().__init__(inputs, slots, key=key, dtype=dtype)
+        self.power = 1.0
+
+
+class NeedsAnOption(Softmax):
+    def __init__(self, inputs, slots, *, key, dtype, depth):
+        super().__init__(inputs, slots, key=key, dtype=dtype)
+
+
 class StartsAtNaN(Router):
     slots: int = eqx.field(static=True)
     weight: jax.Array
@@ -105,6 +119,7 @@ class StartsAtNaN(Router):
         ("same", Counts, {}),
         ("map", ReadsTheBatch, {}),
         ("gradient", Detached, {}),
+        ("arrays", WithANumber, {}),
         ("start", StartsAtNaN, {}),
         ("file", Lost, {"power": 2.0}),
     ],
@@ -112,3 +127,16 @@ class StartsAtNaN(Router):
 def test_each_law_notices(law, router, options):
     with pytest.raises(ConformanceError, match=rf"\[{law}\] "):
         check_router(router, options=options)
+
+
+def test_options_without_a_default():
+    with pytest.raises(ConformanceError, match=r"\[start\] .*need defaults: .*'depth'"):
+        check_router(NeedsAnOption, options={"depth": 2})
+
+
+def test_a_frozen_name_that_is_no_field():
+    class Misspelt(Softmax):
+        frozen = ("wieght",)
+
+    with pytest.raises(WrapperError, match=r"frozen` names wieght, but the fields are .*weight"):
+        check_router(Misspelt)

@@ -12,12 +12,17 @@ from routed_sets import lora_sets
 from jno.lora import (
     AdapterSet,
     DoRALinear,
+    Net,
     SelectionError,
     WrapperError,
+    extract_adapters,
     load_adapters,
     save_adapters,
+    stack_adapters,
     swap_adapters,
+    take_adapters,
 )
+from jno.lora.extending import adapted_layers
 from jno_lora_bank import AdapterBank
 from jno_lora_routed import (
     ArrowLoRA,
@@ -90,6 +95,27 @@ def test_arrow_in_a_stack(models):
     outputs = [jax.vmap(model)(X) for model in routed]
     np.testing.assert_allclose(*outputs, atol=1e-5)
     assert not np.allclose(outputs[0], jax.vmap(stack)(X), atol=1e-3)
+
+
+def test_general_knowledge_in_a_stack(models):
+    stack, of_stack, row, of_row = models
+    for count in (LAYERS, N):  # as many experts as layers, and more
+        factors = arrow(stack, of_stack[:count], general=of_stack[1:]).layers
+        layers = arrow(row, of_row[:count], general=of_row[1:]).layers
+        for name in ("lora_A", "lora_B"):
+            expected = [getattr(layer, name) for layer in layers]
+            np.testing.assert_allclose(getattr(factors, name), np.stack(expected), atol=1e-6)
+
+
+def test_an_adapter_that_changes_nothing_has_no_prototype(models):
+    stack, _, row, sets = models
+    for model, made in ((stack, models[1]), (row, sets)):
+        plain = extract_adapters(Net(model).lora(rank=2).module)  # `B` is zero
+        routers = [layer.routing for _, layer in adapted_layers(arrow(model, [plain, made[0]]))]
+        for router in routers:
+            assert not np.any(router.weight[..., 0, :])
+            norms = np.linalg.norm(router.weight[..., 1, :], axis=-1)
+            np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
 def hidden(model, x):
@@ -167,14 +193,51 @@ def test_options_of_arrow(models, options):
         arrow(models[2], models[3], **options)
 
 
-def test_options_of_xlora(models):
+def test_options_of_xlora(models, unchecked):
     _, _, row, sets = models
-    for options in ({"depth": 0}, {"temperature": 0.0}, {"top_k": N + 1}):
-        with pytest.raises(ValueError, match="must be"):
-            XLoRA(row, sets, hidden, features=IN, key=KEY, **options)
+    given = {"hidden": hidden, "features": IN, "key": KEY}
+    for options in (
+        *({"depth": 0}, {"width": 0}, {"features": 0}, {"temperature": 0.0}),
+        *({"top_k": N + 1}, {"hidden": "a"}),
+    ):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
+            XLoRA(row, sets, **{**given, **options})
+    with pytest.raises(WrapperError, match=r"shape \(4,\), and the classifier .* for 3 features"):
+        XLoRA(row, sets, hidden, features=3, key=KEY)(X[0])
     xlora = XLoRA(row, sets, lambda model, x: jnp.stack([x, x]), features=IN, key=KEY)
     with pytest.raises(WrapperError, match="with `axis`, the name of the axis"):
         xlora(X[0])
+    two = {"features": IN, "key": KEY, "axis": "tokens"}
+    xlora = XLoRA(row, sets, lambda model, x: jnp.stack([x, x]), **two)
+    with pytest.raises(WrapperError, match=r"vmap\(\.\.\., axis_name='tokens'\)"):
+        xlora(X[0])
+
+
+def test_axes_without_a_name():
+    adapter = average_over(HydraLoRA(eqx.nn.Linear(6, 4, key=KEY), 2, 2.0, key=KEY), "toks")
+    with pytest.raises(WrapperError, match=r"vmap\(\.\.\., axis_name='toks'\)"):
+        jax.vmap(adapter)(jnp.ones((3, 6)))
+
+
+def test_sets_that_are_served(models):
+    row = models[2]
+    sets = [
+        extract_adapters(Net(row).lora(rank=2, wrapper="hydra-lora", key=jax.random.key(i)).module)
+        for i in range(2)
+    ]
+    with pytest.raises(SelectionError, match=r"(?s)a HydraLoRA, which cannot be merged.*stack_ada"):
+        AdapterBank(row, {"a": sets[0]})
+    stacked = stack_adapters(sets)
+    assert eqx.tree_equal(take_adapters(stacked, 1), sets[1])
+
+
+def test_no_array_of_a_set_is_empty(models):
+    """Orbax refuses empty arrays."""
+    for wrapper, options in (("lily", {}), ("lily", {"group": 2}), ("poly", {})):
+        module = Net(models[2]).lora(rank=2, wrapper=wrapper, options=options).module
+        adapters = extract_adapters(module)
+        assert all(array.size for array in jax.tree.leaves(adapters))
+        assert eqx.tree_equal(swap_adapters(models[2], adapters), module)
 
 
 def test_options_of_adapters():
@@ -194,6 +257,15 @@ def test_options_of_adapters():
     assert OnSoftmax(layer, 2, 2.0, key=KEY).routing(jnp.ones(6)).shape == (4,)
     with pytest.raises(ValueError, match="`top_k` is for a TopK, not for a Softmax"):
         OnSoftmax(layer, 2, 2.0, key=KEY, top_k=2)
+
+    class OfTokens(Poly):
+        router_class = Softmax
+
+    adapter = OfTokens(layer, 2, 2.0, key=KEY, skills=3, splits=2)
+    assert adapter.routing(jnp.ones(6)).shape == (6,)
+    assert eqx.tree_equal(swap_adapters(layer, extract_adapters(adapter)), adapter)
+    with pytest.raises(ValueError, match="`tasks` and `sampled` are for a Tasks, not for a Soft"):
+        OfTokens(layer, 2, 2.0, key=KEY, tasks=2)
     with pytest.raises(SelectionError, match="no adapters with a gate"):
         average_over(layer, "tokens")
 

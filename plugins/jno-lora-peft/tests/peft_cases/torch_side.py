@@ -19,6 +19,8 @@ EVEN = ["wide", "deep"]
 
 
 class Model(nn.Module):
+    prepare_inputs_for_generation = None  # which PEFT looks up for the task CAUSAL_LM of aLoRA
+
     def __init__(self):
         super().__init__()
         self.block = nn.ModuleDict(

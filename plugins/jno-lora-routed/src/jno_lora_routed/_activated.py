@@ -15,7 +15,7 @@ from jno.lora.extending import map_adapters
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, with_attributes
 
 from ._routed import Routed, normal
-from .routers import Router
+from .routers import Router, named_axes
 
 M = TypeVar("M")
 
@@ -203,14 +203,9 @@ def checked_invocation(tokens: Any) -> tuple[int, ...]:
 
 def _place_on(axis: str, count: int) -> Any:
     """The place of this token on the named axis. **Raises:** `WrapperError` for another axis."""
-    try:
+    with named_axes(axis):
         size: int = jax.lax.psum(1, axis)
         place = jax.lax.axis_index(axis)
-    except NameError as err:
-        raise WrapperError(
-            f"`with_invocation` has the axis {axis!r}, and the layer was called outside of a "
-            f"`vmap` with this name. Map over the tokens by jax.vmap(..., axis_name={axis!r})"
-        ) from err
     if size != count:
         raise WrapperError(f"the axis {axis!r} has {size} entries, but there are {count} tokens")
     return place

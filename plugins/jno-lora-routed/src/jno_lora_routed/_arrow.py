@@ -46,7 +46,7 @@ def arrow(
     """`model` in which each layer routes each token between the adapters of several sets.
 
     Nothing has to be trained. An adapter's prototype in a layer is the first right singular vector
-    of its `B A`: the input that it changes most.
+    of its `B A`: the input that it changes most. (Zero for an adapter that changes nothing.)
 
     **Arguments:**
 
@@ -88,7 +88,11 @@ def arrow(
 def prototypes(
     A: Float[np.ndarray, "*slots r in"], B: Float[np.ndarray, "*slots out r"]
 ) -> Float[np.ndarray, "*slots in"]:
-    """The first right singular vector of each `B A`, from matrices with `r` columns."""
+    """The first right singular vector of each `B A`, from matrices with `r` columns.
+
+    The vector is zero for a `B A` of zeros, which has no direction: no token is sent there first.
+    """
     Q, R = np.linalg.qr(np.swapaxes(A, -1, -2))
-    first = np.linalg.svd(B @ np.swapaxes(R, -1, -2), full_matrices=False)[2][..., 0, :]
+    _, sizes, vectors = np.linalg.svd(B @ np.swapaxes(R, -1, -2), full_matrices=False)
+    first = np.where(sizes[..., :1] > 0, vectors[..., 0, :], 0)
     return (Q @ first[..., None])[..., 0]

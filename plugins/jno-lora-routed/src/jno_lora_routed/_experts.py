@@ -73,8 +73,9 @@ def _of_layer(path: str, experts: list[LooseAdapter], general: list[LooseAdapter
     A = np.stack([_padded(a.state["lora_A"], rank, -2) for a in experts], axis)
     B = np.stack([_padded(a.state["lora_B"], rank, -1) for a in experts], axis)
     if general:
-        A = A - np.mean([_wide(a.state["lora_A"]) for a in general], axis=0, keepdims=True)
-        B = B - np.mean([_wide(a.state["lora_B"]) for a in general], axis=0, keepdims=True)
+        # The mean gets the axis of the experts, which stands behind the axes of a stack.
+        A = A - np.expand_dims(np.mean([_wide(a.state["lora_A"]) for a in general], axis=0), axis)
+        B = B - np.expand_dims(np.mean([_wide(a.state["lora_B"]) for a in general], axis=0), axis)
     scales = [_scale(a) for a in experts]
     return Experts(experts[0], A, np.stack(scales, axis)[..., None, None].astype(B.dtype) * B)
 

@@ -1,6 +1,7 @@
 """The base class of the adapters: a layer beside low-rank products that a router weighs."""
 
 import abc
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -129,8 +130,17 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def parts_of(router: Router) -> tuple[Router, Router]:
-    """The arrays of a router that train, and everything else."""
+    """The arrays of a router that train, and everything else.
+
+    **Raises:** `WrapperError` if `frozen` names what is no field: a wrong name would train.
+    """
     frozen = type(router).frozen
+    fields = [field.name for field in dataclasses.fields(router)]
+    if unknown := [name for name in frozen if name not in fields]:
+        raise WrapperError(
+            f"`{type(router).__name__}.frozen` names {', '.join(unknown)}, but the fields are "
+            f"{', '.join(fields)}. Name fields, in a tuple."
+        )
     trains = jtu.tree_map_with_path(
         lambda path, leaf: eqx.is_inexact_array(leaf) and path[0].name not in frozen, router
     )

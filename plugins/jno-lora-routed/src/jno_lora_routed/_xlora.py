@@ -23,6 +23,7 @@ from jno.lora.extending import adapted_layers, map_adapters
 from jno_lora_zoo import bibtex_of, with_attributes
 
 from ._experts import Source, experts_of
+from ._routed import checked_count
 from .adapters import MoELoRA
 from .routers import Given, among_largest, checked_top_k
 
@@ -69,8 +70,8 @@ class XLoRA(eqx.Module):
     - `train_experts`: whether the adapters train as well.
 
     **Raises:** `SelectionError` if the sets do not fit each other or the model; `ValueError` for an
-    option with a wrong value. A call raises `WrapperError` for states of several tokens without
-    `axis`.
+    option with a wrong value. A call raises `WrapperError` for states of another size than
+    `features`, for states of several tokens without `axis`, and for an axis without this name.
 
     Paper: Buehler and Buehler, "X-LoRA: Mixture of Low-Rank Adapter Experts, a Flexible Framework
     for Large Language Models with Applications in Protein Mechanics and Molecular Design",
@@ -110,8 +111,12 @@ class XLoRA(eqx.Module):
         axis: str | None = None,
         train_experts: bool = False,
     ):
-        if depth < 1 or not temperature > 0:
-            raise ValueError("`depth` must be at least 1, and `temperature` positive")
+        for name, count in {"features": features, "depth": depth, "width": width}.items():
+            checked_count(name, count)
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be positive, but is {temperature!r}")
+        if not callable(hidden):
+            raise ValueError(f"`hidden` must be a function hidden(model, *args), but is {hidden!r}")
         self.model = swap_adapters(model, _set_of(experts_of(sets)))
         slots = self.slots
         if top_k is not None:
@@ -159,6 +164,12 @@ class XLoRA(eqx.Module):
             raise WrapperError(
                 f"`hidden` gave states of the shape {states.shape}. It must give (features,), or "
                 "(tokens, features) with `axis`, the name of the axis of the tokens in the model"
+            )
+        features = self.classifier[0].in_features
+        if states.shape[-1:] != (features,):
+            raise WrapperError(
+                f"`hidden` gave states of the shape {states.shape}, and the classifier was made "
+                f"for {features} features. Give XLoRA(features=...) the size of the last axis"
             )
         classify = jax.vmap(self._classified) if states.ndim == 2 else self._classified
         return classify(states)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import Shared
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
@@ -154,8 +154,9 @@ class Lily(Routed):
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
-    # Empty: a state holds arrays only, so the shape holds the group and the number of experts.
-    sizes: Float[Array, "group experts 0"]
+    # Zeros. `options_of` sees shapes alone, so the shape holds `group + 1` and the experts. (Not
+    # `group`: Orbax refuses an empty array.)
+    sizes: Int[Array, "groups experts"]
 
     def __init__(
         self,
@@ -175,12 +176,12 @@ class Lily(Routed):
         B = Shared(name, (n, outputs, rank), functools.partial(_zeros, dtype=dtype))
         router = self.router_class(rank, n, key=for_router, dtype=dtype)
         self._take(base, rank, alpha, normal(for_A, (rank, inputs), dtype), B, router)
-        self.sizes = jnp.zeros((group, n, 0), dtype)
+        self.sizes = jnp.zeros((group + 1, n), jnp.int8)
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        group, experts, _ = state["sizes"].shape
-        return {"experts": experts, "group": group}
+        groups, experts = state["sizes"].shape
+        return {"experts": experts, "group": groups - 1}
 
     def update(
         self, x: Float[Array, " in"], key: PRNGKeyArray | None = None
@@ -244,6 +245,11 @@ class Poly(Routed):
         A = normal(for_A, (splits, skills, rank, inputs // splits), dtype)
         B = jnp.zeros((splits, skills, outputs // splits, rank), dtype)
         options = {"tasks": tasks, "splits": splits, "sampled": sampled}
+        if not issubclass(self.router_class, Tasks):
+            if tasks != 1 or sampled:
+                name = self.router_class.__name__
+                raise ValueError(f"`tasks` and `sampled` are for a Tasks, not for a {name}")
+            options = {}
         slots = splits * skills
         router = self.router_class(inputs, slots, key=for_router, dtype=dtype, **options)
         self._take(base, rank, alpha, A, B, router)
@@ -251,7 +257,9 @@ class Poly(Routed):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         splits, skills = state["lora_A"].shape[:2]
-        return {"tasks": state["router/logits"].shape[0], "skills": skills, "splits": splits}
+        has_tasks = issubclass(cls.router_class, Tasks)
+        tasks = state["router/logits"].shape[0] if has_tasks else 1
+        return {"tasks": tasks, "skills": skills, "splits": splits}
 
     def update(
         self, x: Float[Array, " in"], key: PRNGKeyArray | None = None

@@ -1,7 +1,9 @@
 """Routers: functions of a layer's input that weigh the slots of an adapter."""
 
 import abc
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
@@ -24,7 +26,9 @@ class Router(eqx.Module):
     give the same static fields again.
 
     A subclass has the constructor `__init__(self, inputs, slots, *, key, dtype)`, and an adapter
-    names it: `class MyHydra(HydraLoRA): router_class = MyRouter`. `jno_lora_routed.testing` has
+    names it: `class MyHydra(HydraLoRA): router_class = MyRouter`. Further arguments need defaults,
+    because an adapter gives these alone. Every leaf is an array, and numbers and functions are
+    static fields: otherwise no stack of layers can be scanned. `jno_lora_routed.testing` has
     `check_router`, which checks these promises.
     """
 
@@ -72,7 +76,10 @@ class Softmax(Router):
         self, x: Float[Array, " in"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " slots"]:
         weights = jax.nn.softmax(self.logits(x))
-        return (jax.lax.pmean(weights, self.axes) if self.axes else weights).astype(x.dtype)
+        if self.axes:
+            with named_axes(*self.axes):
+                weights = jax.lax.pmean(weights, self.axes)
+        return weights.astype(x.dtype)
 
     def total(self) -> float | None:
         return 1.0
@@ -191,7 +198,23 @@ class Given(Router):
             return self.weights.astype(x.dtype)
         if self.axis is None:
             raise WrapperError("weights for each token need the name of the axis of the tokens")
-        return self.weights[jax.lax.axis_index(self.axis)].astype(x.dtype)
+        with named_axes(self.axis):
+            token = jax.lax.axis_index(self.axis)
+        return self.weights[token].astype(x.dtype)
+
+
+@contextlib.contextmanager
+def named_axes(*axes: str) -> Iterator[None]:
+    """**Raises:** `WrapperError` in the place of JAX's `NameError` for an axis without a name."""
+    try:
+        yield
+    except NameError as err:
+        names = " and ".join(repr(axis) for axis in axes)
+        raise WrapperError(
+            f"the router needs the axis {names} of the tokens, and the layer was called outside of "
+            "a `vmap` with such a name. Map over the tokens by "
+            f"jax.vmap(..., axis_name={axes[0]!r})"
+        ) from err
 
 
 def among_largest(values: Float[Array, " n"], k: Int[Array, ""]) -> Bool[Array, " n"]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import extract_adapters, swap_adapters
+from jno.lora import WrapperError, extract_adapters, swap_adapters
 from jno.lora.extending import bullets, path_str
 from jno.lora.testing import ConformanceError
 
@@ -50,14 +50,17 @@ def check_router(
     | `same` | equal features give equal weights, compiled or not |
     | `map` | `jax.vmap` over tokens gives each token the weights that it has alone |
     | `gradient` | every array that trains has a gradient, which is finite and not zero |
+    | `arrays` | every leaf is an array, so that a stack of layers can be scanned |
     | `start` | an adapter with this router is the plain layer at first, bit for bit |
     | `file` | a router from a file gives the weights of the router that was saved |
 
-    **Arguments:** `inputs`, `slots`: the sizes. `options`: further keywords of the constructor.
+    **Arguments:** `inputs`, `slots`: the sizes. `options`: further keywords of the constructor,
+    which need defaults.
 
     **Returns:** the router that was checked.
 
-    **Raises:** `ConformanceError` that names the law, what happened, and what to do.
+    **Raises:** `ConformanceError` that names the law, what happened, and what to do. `WrapperError`
+    if `frozen` names what is no field.
     """
     key = jax.random.key(0)
     built = router(inputs, slots, key=key, dtype=jnp.float32, **options)
@@ -160,9 +163,27 @@ def _gradient(given: _Given) -> str:
     return ""
 
 
+def _arrays(given: _Given) -> str:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(given.router):
+        if not eqx.is_array(leaf):
+            return (
+                f"`{path_str(path)}` is a {type(leaf).__name__}, and no array, so a stack of "
+                "layers cannot be scanned: make it an array, or a static field "
+                "(`eqx.field(static=True)`)"
+            )
+    return ""
+
+
 def _adapter(given: _Given) -> Any:
-    """An adapter with the router, and its layer."""
+    """An adapter with the router, and its layer.
+
+    **Raises:** `WrapperError` if the constructor needs an option, which an adapter does not give.
+    """
     slots, inputs = given.router.slots, given.features.shape[1]
+    try:
+        given.cls(inputs, slots, key=jax.random.key(0), dtype=jnp.float32)
+    except TypeError as err:
+        raise WrapperError(f"options of the constructor need defaults: {err}") from err
     layer = eqx.nn.Linear(inputs, 4, key=jax.random.key(1))
     cls: Any = type("Checked", (MoELoRA,), {"router_class": given.cls, "__doc__": "Checked."})
     return cls(layer, 2, 2.0, key=jax.random.key(2), experts=slots), layer
@@ -198,6 +219,7 @@ _LAWS: dict[str, Callable[[_Given], str]] = {
     "same": _same,
     "map": _map,
     "gradient": _gradient,
+    "arrays": _arrays,
     "start": _start,
     "file": _file,
 }

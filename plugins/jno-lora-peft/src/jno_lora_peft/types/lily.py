@@ -26,7 +26,7 @@ def _read(m: Module) -> Converted:
     group = _group(m, shared)
     B = shared.reshape(len(gate), m.rank, outputs).swapaxes(1, 2)
     name = f"lily-B-{len(gate)}x{outputs}x{m.rank}-of-{inputs}-{group}"
-    sizes = np.zeros((group, len(gate), 0), A.dtype)
+    sizes = np.zeros((group + 1, len(gate)), np.int8)
     state = {"lora_A": A, "router/weight": gate, "sizes": sizes}
     return Converted("lily", m.rank, m.alpha * m.rank, state, shared={name: B})
 
