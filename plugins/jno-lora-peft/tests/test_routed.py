@@ -119,6 +119,17 @@ def test_zeros_are_shared_by_the_targets_and_not_by_their_values(targets, tmp_pa
     assert is_shared == isinstance(targets, str)
 
 
+def test_a_stack_of_zeros_is_read_back_as_one_group(tmp_path):
+    stack = {
+        "q": eqx.filter_vmap(lambda key: eqx.nn.Linear(IN, OUT, key=key))(jax.random.split(KEY, 2))
+    }
+    model = apply_lora(stack, R, key=KEY, wrappers="lily")
+    save_peft(model, tmp_path, rename={r"q\[(\d)\]": r"layers/\1/q"})
+    assert read_files(tmp_path)[0]["target_modules"] == ["layers.0.q", "layers.1.q"]
+    again = load_peft(stack, tmp_path, rename={r"layers/(\d)/q": r"q[\1]"})
+    assert again["q"].lora_B.name == model["q"].lora_B.name
+
+
 def test_misfits_are_told(tmp_path):
     tensors, _ = lily_file(tmp_path)
     for name, message in (("q.lily_B.weight", "missing"), ("q.lily_A.weight", "lily_A")):

@@ -81,6 +81,12 @@ def test_activations_are_those_of_peft():
     assert ACTIVATIONS["gelu"](0.5) != ACTIVATIONS["gelu_new"](0.5)
 
 
+def test_no_array_is_empty():
+    """Orbax saves no empty arrays."""
+    adapter = PEANuTLinear(LINEAR(jax.random.key(0)), R, 1.0, key=jax.random.key(0), depth=1)
+    assert all(array.size for array in adapter.state().values())
+
+
 @pytest.mark.parametrize("options", [{"depth": -1}, {"depth": True}, {"activation": "sine"}])
 def test_bad_options_are_told(options):
     with pytest.raises(ValueError, match=next(iter(options))):
