@@ -46,6 +46,8 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     if not _fits(model, adapters):
         swap_adapters(model, adapters)  # raises, and says why
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
+    cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
+    _refuse(adapters, cannot_merge, "which cannot be merged")
     _refuse(adapters, without_kind, "which is not of a layer kind")
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
@@ -87,7 +89,8 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
             "`sum_of` (spectral weights, bottlenecks). These adapters do not "
             f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
-            "cannot be merged, such as prefixes: stack_adapters serves several of one structure."
+            "cannot be merged, such as prefixes and adapters with a router, have no nearest "
+            "product: stack_adapters serves several of one structure."
         )
 
 

@@ -34,6 +34,9 @@ def load_peft(
     page "Coming from PEFT" lists them. The outputs are PEFT's. An adapter without an exact
     equivalent here is an error.
 
+    Arrays of fused experts (`target_parameters`) are declared arrays here (`jno_lora_arrays`), or
+    stacks whose last axis are the experts.
+
     Trained biases, the modules of `modules_to_save` and trained rows of embeddings replace arrays
     of the model, in the dtype of the model. So does a bias that PEFT changes by its adapter
     (`lora_bias`, BEFT): `unwrap_lora` does not bring the former bias back.

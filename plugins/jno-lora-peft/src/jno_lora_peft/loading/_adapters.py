@@ -1,6 +1,7 @@
 """The adapters of a file, for the layers of a model."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from .._names import show_index
 from ..files.config import Config
 from ..model.arrays import Source
 from ..model.layouts import Layout, Shape, layout_of
-from ..types import METHODS, Converted, Module, floating
+from ..types import METHODS, ROUTED, Converted, Module, floating
 from ._placement import Placement
 
 
@@ -69,6 +70,7 @@ def collected(
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
     norms = norms_around(placement.model, placement.layers)
     by_path: dict[str, dict[Shape, Converted]] = {}
+    shared_arrays = functools.cache(lambda: floating(placement.tensors.shared))
     for module, tensors in placement.tensors.adapters.items():
         if module not in placement.places:
             continue
@@ -76,7 +78,7 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
         with placement.problems.of(show_path(module)):
             layout = _checked_layout(config, placement, norms, module)
             layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
-            arrays, shared = floating(tensors), floating(placement.tensors.shared)
+            arrays, shared = floating(tensors), shared_arrays()
             m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
             by_path.setdefault(path, {})[index] = config.type.read(m)
     return by_path
@@ -154,6 +156,9 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
     """The classes of a variant. A plugin is loaded only when the classes before do not fit."""
+    if variant in ROUTED:
+        yield registry.provided("jno-lora-routed", ROUTED[variant]).cls
+        return
     method = METHODS[variant].__name__
     yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
     with contextlib.suppress(PluginError):
