@@ -124,7 +124,7 @@ class PEANuT(Method):
 
 
 class PEANuTLinear(PEANuT, LinearLayer):
-    """`PEANuT` for linear layers."""
+    __doc__ = PEANuT.__doc__
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
