@@ -179,7 +179,7 @@ def _without_sums(adapters: AdapterSet) -> AdapterSet:
         ]
         if misfits:
             raise SelectionError(
-                f"The sum at {show_path(path)!r} is no low-rank product, because of "
+                f"The sum at {show_path(path)!r} is not a low-rank product, because of "
                 f"{', '.join(misfits)}. Take the nearest product: "
                 "extract_adapters(to_lora(model, rank=...)[0])."
             )
