@@ -502,5 +502,5 @@ def test_a_sum_of_products_has_one_slot(model, sets, xs):
     np.testing.assert_allclose(bank(xs[0], "both"), summed(xs[0]), rtol=1e-5, atol=1e-5)
     assert bank.adapters("both")["layers/0"].rank == 4
     mixed = sum_adapters(model, {name: sets[name] for name in ("lora", "dora")})
-    with pytest.raises(SelectionError, match=r"no low-rank product, because of 'dora'"):
+    with pytest.raises(SelectionError, match=r"not a low-rank product, because of 'dora'"):
         bank.add(extract_adapters(mixed), "mixed")
