@@ -21,7 +21,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-frameworks test-peft test-jno test-matrix coverage mutation bench lint typecheck docs dist pictures clean
+.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -62,6 +62,17 @@ test-peft: .venv-peft/.ready
 	test -x .venv-peft/bin/python || $(or $(MODELS_PYTHON),$(PYTHON)) -m venv .venv-peft
 	.venv-peft/bin/python -m pip install --quiet --upgrade pip
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	touch $@
+
+# States of Qwix and Tunix, and checkpoints of Orbax, against these libraries.
+test-stacks: .venv-stacks/.ready
+	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_stacks.py
+
+.venv-stacks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
+	test -x .venv-stacks/bin/python || $(MODELS_PYTHON) -m venv .venv-stacks
+	.venv-stacks/bin/python -m pip install --quiet --upgrade pip
+	.venv-stacks/bin/python -m pip install --quiet -e ".[test-stacks]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # jNO with our adapters inside: its versions that are known, and the newest. Wheels, as users have

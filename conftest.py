@@ -98,6 +98,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
             "jno_lora_conditional",
             "jno_lora_quantized",
             "jno_lora_train",
+            "jno_lora_routed",
         ],
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
     )

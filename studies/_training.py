@@ -27,6 +27,7 @@ def fine_tune(
     error: Callable[[Any], Float[Array, ""]],
     rates: Any,
     effort: Effort,
+    last: optax.GradientTransformation | None = None,
 ) -> Best:
     """Train by Adam with clipped gradients and a rate that decays to zero as a cosine.
 
@@ -35,9 +36,11 @@ def fine_tune(
     - `loss(trainable, step)`: what training lowers.
     - `error(trainable)`: what decides when to stop.
     - `rates`: the initial learning rate of each array of `trainable`, in the same structure.
+    - `last`: what changes the updates after Adam.
     """
     trainable = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    optimiser = adam if last is None else optax.chain(adam, last)
     decay = optax.cosine_decay_schedule(1.0, effort.steps)
 
     def train(step: Array, carry: Any) -> Any:

@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command `python -m studies.operators`."""
     command(
         "operators",
-        "problem/method",
+        "problem/method/seed",
         arguments,
         run=run,
         plans=(PLAN, replace(PLAN, effort=QUICK)),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import penalty, resolve
+from jno.lora import penalty, resolve, retain
 
 from .._families import Effort, relative_errors, shifted
 from .._training import fine_tune
@@ -21,12 +21,27 @@ Fields = tuple[Array, Array]  # initial fields, and solutions
 
 
 class Outcome(NamedTuple):
-    """The relative errors of the best parameters, their step, and the number of steps."""
+    """The relative errors of the best parameters, their step, and the number of steps.
+
+    - `source`: the error in the setting of the pretraining.
+    """
 
     validation: Array
     test: Array
+    source: Array
     best_step: Array
     steps: Array
+
+
+class Replay(NamedTuple):
+    """`retain` on stored fields of the source.
+
+    - `base`: the pretrained model.
+    """
+
+    fields: Array
+    base: Any
+    weight: Any
 
 
 class Fitting:
@@ -56,6 +71,15 @@ class Fitting:
         shifts = jax.random.randint(shift_key, (size, len(axes)), 0, pool[0].shape[1])
         return self._take(pool, order[positions], shifts)
 
+    def replayed(self, fields: Array, key: Array, step: Any) -> Array:
+        """Stored fields of the source at random shifts: every source setting allows all shifts."""
+        size, axes = self.effort.batch, tuple(range(1, fields.ndim))
+        key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
+        index_key, shift_key = jax.random.split(key)
+        indices = jax.random.randint(index_key, (size,), 0, len(fields))
+        shifts = jax.random.randint(shift_key, (size, len(axes)), 0, fields.shape[1])
+        return shifted(fields[indices], shifts, axes)
+
     def validation(self, pool: Fields, key: Array, samples: Any) -> Fields:
         """The fields of the validation split, at evenly spread shifts."""
         order, held_out = self._split(key, samples)
@@ -81,7 +105,8 @@ class Fitting:
         trainable: Any,
         frozen: Any,
         pool: Fields,
-        test: Fields,
+        tests: tuple[Fields, Fields],
+        replay: Replay | None,
         key: Array,
         samples: Any,
         rate: Any,
@@ -93,7 +118,13 @@ class Fitting:
 
         def loss(trainable: Any, step: Array) -> Array:
             batch = self.batch(pool, key, samples, step)
-            return self.loss(eqx.combine(trainable, frozen), batch)
+            model = eqx.combine(trainable, frozen)
+            total = self.loss(model, batch)
+            if replay is None:
+                return total
+            fields = self.replayed(replay.fields, key, step)
+            apply = self.problem.family.apply
+            return total + retain(model, fields, replay.weight, call=apply, base=replay.base)
 
         best = fine_tune(
             trainable,
@@ -102,4 +133,7 @@ class Fitting:
             jax.tree.map(lambda _: rate, trainable),
             self.effort,
         )
-        return Outcome(best.validation, error(best.trainable, test), best.best_step, best.steps)
+        # One program for both: most of a run's time is compiling.
+        stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *tests)
+        test, source = jax.lax.map(lambda fields: error(best.trainable, fields), stacked)
+        return Outcome(best.validation, test, source, best.best_step, best.steps)

@@ -1,7 +1,7 @@
 """The methods of the study, the most important first. A new method is one line in `METHODS`."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -24,7 +24,10 @@ class Method:
     - `spectral`, `spectral_rank`: the adapters of spectral weights, in models that have them.
     - `trains`: parameters that train without adapters: `"all"`, `"head"`, or a regex of paths.
     - `rate`: the middle learning rate.
-    - `from_data`: whether the adapters start from batches of the training samples.
+    - `from_data`: whether the adapters start from batches: of the `"training"` samples, or of
+        stored simulations of the `"source"`.
+    - `frozen`: regex of the arrays of adapters that do not train.
+    - `retain`: the weight of `jno.lora.retain` on stored fields of the source; 0 for none.
     """
 
     name: str
@@ -35,17 +38,20 @@ class Method:
     spectral_rank: int = 2
     trains: str | None = None
     rate: float = 3e-3
-    from_data: bool = False
+    from_data: Literal["training", "source"] | None = None
+    frozen: str | None = None
+    retain: float = 0.0
 
     def on(self, family: Family) -> "Method":
         """The first method that does the same on a family. Many methods coincide on some family."""
         settings = self._settings(family)
-        return next(method for method in METHODS if method._settings(family) == settings)
+        methods = (*METHODS, *KEEPING)
+        return next(method for method in methods if method._settings(family) == settings)
 
     def applied(self, model: Any, problem: Problem, seed: int, batches: Any, loss: Any) -> Net:
         """A net of the model in which this method's parameters train.
 
-        `batches()` returns batches of the training samples.
+        `batches()` returns batches of the samples that the adapters start from.
         """
         net = Net(model, key=jax.random.key(seed))
         if self.trains == "all":
@@ -62,9 +68,11 @@ class Method:
             target = None if spectral is None else f"^(?!.*{spectral})"
             if self.attention and problem.family.attention is not None:
                 target = problem.family.attention
-            data = (batches(), loss) if self.from_data else None
+            data = (batches(), loss) if self.from_data is not None else None
             alpha = 2.0 * self.rank
             net.lora(self.rank, alpha, target=target, wrapper=self.dense, calibrate=data)
+        if self.frozen is not None:
+            net.mask(self.frozen).freeze()
         return net
 
     def _settings(self, family: Family) -> "Method":
@@ -108,7 +116,21 @@ METHODS = (
         )
     ),
     *(
-        Method(name, name, from_data=True)
+        Method(name, name, from_data="training")
         for name in ("eva", "corda", "lora-ga", "lora-one", "lora-null")
+    ),
+)
+
+# Ways to keep the source, which need stored simulations of the source. They are measured beside the
+# methods, at one number of samples. The weight is the weight that the study of sequences chose.
+KEEPING = (
+    Method("full, retain", trains="all", rate=1e-3, retain=10.0),
+    Method("lora, retain", "lora", retain=10.0),
+    Method(
+        "lora-null, A frozen",
+        "lora-null",
+        spectral=None,
+        from_data="source",
+        frozen="lora_A$",
     ),
 )

@@ -20,6 +20,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
     sections = {
         "goal": _goal(study, rows),
         "summary": _summary(rows, max(plan.effort.samples)),
+        "forgetting": _forgetting(study),
         "problems": "\n".join(_table(study, problem) for problem in plan.problems),
     }
     fill(page, sections)
@@ -60,6 +61,39 @@ def _summary(rows: list[Row], most: int) -> str:
             f"| {max(row.most):.2f} | {row.edges[0]:.0%}, {row.edges[1]:.0%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _forgetting(study: Study) -> str:
+    """The errors before and after, and which methods have no record of them."""
+    plan, problems = study.plan, study.plan.problems
+    lines = [
+        f"| method | seeds | {' | '.join(problem.title for problem in problems)} |",
+        "|---" * (len(problems) + 2) + "|",
+    ]
+    before = ((study.plain.get((p.name, name)) for name in ("none", "source")) for p in problems)
+    cells = (", ".join("?" if x is None else f"{x:.3f}" for x in pair) for pair in before)
+    lines.append(f"| *untouched* | | {' | '.join(cells)} |")
+    deviations, missing = [0.0], list[str]()
+    for method in (*plan.methods, *plan.keeping):
+        kept = [study.kept(problem, method.name) for problem in problems]
+        known = [errors for errors in kept if errors is not None]
+        if len(known) < len(problems):
+            missing.append(f"`{method.name}`" + (f" ({len(known)})" if known else ""))
+        if known:
+            deviations += [errors.deviation for errors in known]
+            seeds = ", ".join(map(str, sorted({errors.seeds for errors in known})))
+            cells = ("" if k is None else f"{k.test:.3f}, {k.source:.3f}" for k in kept)
+            lines.append(f"| `{method.name}` | {seeds} | {' | '.join(cells)} |")
+    note = (
+        f"With {plan.kept} simulations. Runs from before this table were repeated at their rates. "
+        f"The repeated errors differ by at most {max(deviations):.1%} from the tables below. "
+    )
+    if missing:
+        note += (
+            "No error at the source is known for other numbers of simulations, nor in all problems "
+            f"for {', '.join(missing)}. The numbers in brackets count the problems that have it."
+        )
+    return "\n".join(lines) + "\n\n" + filled(note)
 
 
 def _table(study: Study, problem: Problem) -> str:

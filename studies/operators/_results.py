@@ -7,10 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._records import read
-from ._methods import METHODS
+from .._records import Record, read
+from ._methods import KEEPING, METHODS
 from ._problems import Problem
-from ._runs import Plan
+from ._runs import Done, Plan
 
 # The goal: at most this fraction of the parameters, a lower error than full fine-tuning with up to
 # this many samples, and at most this multiple of its error with the most samples.
@@ -55,6 +55,18 @@ class Row(NamedTuple):
         return max(self.shares) <= SMALL and 2 * self.wins > len(self.few) and close
 
 
+class Kept(NamedTuple):
+    """The errors in the shifted setting and in the source setting: means over so many seeds.
+
+    - `deviation`: the largest relative difference of a repeated run from the first run.
+    """
+
+    test: float
+    source: float
+    seeds: int
+    deviation: float
+
+
 @dataclass(frozen=True)
 class Study:
     """All results, by the names of problem and method, and the number of samples."""
@@ -63,6 +75,7 @@ class Study:
     cells: dict[tuple[str, str, int], Cell]
     shares: dict[tuple[str, str], float]  # trainable fractions of the parameters
     plain: dict[tuple[str, str], float]  # errors of the pretrained models, "source" and "none"
+    done: Done
 
     def cell(self, problem: Problem, method: str, samples: int) -> Cell | None:
         """The results in one setting. Methods that do the same on a model share the results."""
@@ -71,6 +84,20 @@ class Study:
     def share(self, problem: Problem, method: str) -> float | None:
         """The trainable fraction of the parameters."""
         return self.shares.get((problem.name, _same(problem, method)))
+
+    def kept(self, problem: Problem, method: str) -> Kept | None:
+        """What a method forgets, with the plan's `kept` samples, over the seeds that tell it."""
+        name, runs = _same(problem, method), list[tuple[Record, Record]]()
+        for seed in range(self.plan.effort.seeds):
+            best = self.done.chosen(problem.name, name, self.plan.kept, seed)
+            told = None if best is None else self.done.with_source(best)
+            if best is not None and told is not None:
+                runs.append((best, told))
+        if not runs:
+            return None
+        test, source = (statistics.fmean(t[key] for _, t in runs) for key in ("test", "source"))
+        deviation = max(abs(told["test"] / best["test"] - 1) for best, told in runs)
+        return Kept(test, source, len(runs), deviation)
 
     def rows(self) -> list[Row]:
         """The methods that were run in every setting, the best at few samples first."""
@@ -101,7 +128,8 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
     """Read the results of a file. Validation chooses the rate for each setting and seed."""
     runs: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     plain, shares = {}, {}
-    for record in read(path):
+    done = Done(read(path))
+    for record in done.records.values():
         problem, method = record["problem"], record["method"]
         if record["samples"] == 0:
             plain[problem, method] = record["test"]
@@ -113,7 +141,7 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
         if len(at_rates) == len(plan.effort.rates):
             settings[tuple(setting)].append(at_rates)
     cells = {s: _cell(seeds) for s, seeds in settings.items() if len(seeds) == plan.effort.seeds}
-    return Study(plan, cells, shares, plain)
+    return Study(plan, cells, shares, plain, done)
 
 
 def geometric_mean(ratios: list[float]) -> float:
@@ -141,4 +169,5 @@ def _cell(seeds: list[list[dict[str, Any]]]) -> Cell:
 
 def _same(problem: Problem, method: str) -> str:
     """The method that stands for all methods that do the same on the problem's model."""
-    return next(m for m in METHODS if m.name == method).on(problem.family).name
+    methods = (*METHODS, *KEEPING)
+    return next(m for m in methods if m.name == method).on(problem.family).name

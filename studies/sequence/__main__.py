@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command `python -m studies.sequence`."""
     command(
         "sequence",
-        "way/seed",
+        "operator/way/seed",
         arguments,
         run=run,
         plans=(PLAN, Plan(effort=replace(QUICK, pool=8), extensions=0)),

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import resolve, retain
+from jno.lora.optim import Subspaces, stay_orthogonal
 
 from .._families import Effort, relative_errors, shifted
 from .._training import fine_tune
-from ._problem import Data, predict
+from ._problem import Data, Operator
 
-Batch = tuple[Array, Array, Array]  # initial fields, solutions, speeds
+Batch = tuple[Array, Array, Array]  # initial fields, solutions, how the model is told the setting
 
 
 class Given(NamedTuple):
@@ -41,6 +42,21 @@ class Held(NamedTuple):
     centre: Any
 
 
+class Holds(NamedTuple):
+    """What holds the earlier settings; `None` for what is not used.
+
+    - `ewc`: its penalty.
+    - `base`: the model that `retain` stays near.
+    - `closed`: directions that the factors never enter: `stay_orthogonal`.
+    - `drawn`: directions for CLoRA's penalty.
+    """
+
+    ewc: Held | None = None
+    base: Any = None
+    closed: Subspaces | None = None
+    drawn: Subspaces | None = None
+
+
 class Outcome(NamedTuple):
     """The best arrays, and their errors on the tests and the validation samples of all settings."""
 
@@ -56,8 +72,8 @@ class Fitting:
 
     VALIDATED = 32
 
-    def __init__(self, effort: Effort):
-        self.effort = effort
+    def __init__(self, effort: Effort, operator: Operator):
+        self.effort, self.operator = effort, operator
         self.run: Any = eqx.filter_jit(self._run)
 
     @property
@@ -98,13 +114,19 @@ class Fitting:
         settings = jnp.broadcast_to(setting, index.shape)
         return self._taken(data, settings, index % self.held_out, shifts[:, None])
 
+    def error(self, model: Any, batch: Batch) -> Float[Array, ""]:
+        """The mean relative error of a batch."""
+        fields, solutions, z = batch
+        predicted = self.operator.predict(resolve(model), fields, z)
+        return jnp.mean(relative_errors(predicted, solutions))
+
     def errors_on(self, model: Any, data: Data) -> tuple[Array, Array]:
         """The mean errors on the tests and the validation samples of each setting."""
 
         def on(setting: Array) -> tuple[Array, Array]:
             fields, solutions = (u[setting] for u in data.test)
             test = fields, solutions, jnp.broadcast_to(data.z[setting], len(fields))
-            return error(model, test), error(model, self.validation(data, setting))
+            return self.error(model, test), self.error(model, self.validation(data, setting))
 
         return jax.lax.map(on, jnp.arange(len(data.z)))
 
@@ -115,42 +137,38 @@ class Fitting:
         data: Data,
         key: Array,
         given: Given,
-        held: Held | None,
-        base: Any,
+        holds: Holds,
     ) -> Outcome:
         held_out = self.validation(data, given.task)
 
         def loss(trainable: Any, step: Array) -> Array:
             model = eqx.combine(trainable, frozen)
-            total = error(model, self.batch(data, key, given, step))
-            if held is not None:
-                total = total + given.weight * distance(held, trainable)
-            if base is not None:
+            total = self.error(model, self.batch(data, key, given, step))
+            if holds.ewc is not None:
+                total = total + given.weight * distance(holds.ewc, trainable)
+            if holds.drawn is not None:
+                total = total + given.weight * holds.drawn.penalty(model)
+            if holds.base is not None:
                 fields, _, z = self._drawn(data, key, step, self._earlier(key, given, step))
                 total = total + retain(
                     model,
                     (fields, z),
                     given.weight,
-                    call=lambda model, inputs: predict(model, *inputs),
-                    base=base,
+                    call=lambda model, inputs: self.operator.predict(model, *inputs),
+                    base=holds.base,
                 )
             return total
 
         best = fine_tune(
             trainable,
             loss,
-            lambda trainable: error(eqx.combine(trainable, frozen), held_out),
+            lambda trainable: self.error(eqx.combine(trainable, frozen), held_out),
             jax.tree.map(lambda _: given.rate, trainable),
             self.effort,
+            None if holds.closed is None else stay_orthogonal(holds.closed),
         )
         errors, validations = self.errors_on(eqx.combine(best.trainable, frozen), data)
         return Outcome(best.trainable, errors, validations, best.best_step, best.steps)
-
-
-def error(model: Any, batch: Batch) -> Float[Array, ""]:
-    """The mean relative error of a batch."""
-    fields, solutions, z = batch
-    return jnp.mean(relative_errors(predict(resolve(model), fields, z), solutions))
 
 
 def distance(held: Held, weights: Any) -> Float[Array, ""]:
@@ -179,7 +197,8 @@ def fisher(fitting: Fitting, model: Any, data: Data, setting: Any, key: Array) -
         direction = jax.random.normal(jax.random.fold_in(key, index), field.shape)
 
         def along(arrays: Any) -> Array:
-            outputs = predict(eqx.combine(arrays, static), field, data.z[setting][None])
+            model = eqx.combine(arrays, static)
+            outputs = fitting.operator.predict(model, field, data.z[setting][None])
             return jnp.sum(direction * outputs) / norm
 
         return jax.tree.map(jnp.square, jax.grad(along)(arrays))

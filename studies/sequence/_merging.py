@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jno.lora import calibrate, combine, merge_lora, swap_adapters
 from jno.lora.types import AdapterSet
 
-from ._fitting import error
 from ._ways import RANK, Learner
 
 # Settings on both sides of the source, and on one side.
@@ -104,6 +103,7 @@ class Merging:
         return [merge_lora(swap_adapters(self.learner.model, adapters)) for adapters in self.sets]
 
     def _inputs(self) -> list[Any]:
+        error = self.learner.fitting.error
         if not self._statistics:
             self._statistics = [
                 calibrate(model, [self.learner.stored(setting)], error, wrappers="corda")

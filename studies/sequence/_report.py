@@ -6,13 +6,11 @@ import statistics
 from .._pages import DOCS, fill, filled, percent
 from ._goals import GOALS
 from ._merging import PAIRS
-from ._problem import SPEEDS
 from ._results import (
     Cell,
     Study,
     final,
     learned,
-    load,
     source_after,
     source_before,
     transfer,
@@ -23,12 +21,15 @@ from ._ways import EACH, FULL, REPLAYED
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PLAN) -> pathlib.Path:
     """Fill the marked sections of both pages, and return the path of the study's page."""
-    study = load(results, plan)
-    if study.cell(FULL) is None:
-        raise SystemExit("No sequence was run. Run `python -m studies.sequence`.")
     page = docs / "sequence-study.md"
-    fill(page, {"goals": _goals(study), "table": _table(study), "settings": _settings(study)})
-    fill(docs / "combining.md", {"merges": _merges(study)})
+    for number, operator in enumerate(plan.operators):
+        study, suffix = Study(results, plan, operator), f"-{operator.name}" if number else ""
+        if study.cell(FULL) is None:
+            raise SystemExit(f"No sequence of {operator.name} was run. Run the study first.")
+        sections = {"goals": _goals(study), "table": _table(study), "settings": _settings(study)}
+        fill(page, {f"{name}{suffix}": section for name, section in sections.items()})
+        if not number:
+            fill(docs / "combining.md", {"merges": _merges(study)})
     return page
 
 
@@ -62,7 +63,7 @@ def _table(study: Study) -> str:
         lines.append(f"| {' | '.join(columns)} |")
     run = [cell for cell in cells.values() if cell is not None]
     edges, number = sum(cell.edges for cell in run), sum(len(cell.runs) for cell in run)
-    expected = len(cells) * study.plan.effort.seeds
+    expected = len(cells) * min(study.plan.effort.seeds, study.operator.seeds)
     note = (
         f"{expected - number} of the {expected} searches are missing. {edges} of the chosen rates "
         f"and weights are an end of what was tried. All sequences together took "
@@ -72,16 +73,17 @@ def _table(study: Study) -> str:
 
 
 def _settings(study: Study) -> str:
-    head = ["way", *(f"c = {speed:g}" for speed in SPEEDS)]
+    labels = study.operator.labels
+    head = ["way", *labels]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     full = study.cell(FULL)
     assert full is not None
-    untouched = [100 * full.mean(lambda run, i=i: run["errors"][0][i]) for i in range(len(SPEEDS))]
+    untouched = [100 * full.mean(lambda run, i=i: run["errors"][0][i]) for i in range(len(labels))]
     lines.append(f"| the pretrained model | {' | '.join(f'{x:.2f}' for x in untouched)} |")
     for way in study.plan.ways:
         cell = study.cell(way.name)
         if cell is not None:
-            means = [cell.mean(lambda run, i=i: run["errors"][-1][i]) for i in range(len(SPEEDS))]
+            means = [cell.mean(lambda run, i=i: run["errors"][-1][i]) for i in range(len(labels))]
             lines.append(f"| {way.name} | {' | '.join(f'{100 * x:.2f}' for x in means)} |")
     return "\n".join(lines) + "\n"
 
@@ -91,7 +93,7 @@ def _merges(study: Study) -> str:
 
 
 def _pair(study: Study, pair: tuple[int, int]) -> str:
-    first, second = (f"c = {SPEEDS[setting]:g}" for setting in pair)
+    first, second = (study.operator.labels[setting] for setting in pair)
     head = ("method", "mean error", first, second, "source", "density", "weight", "seeds")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     names = {EACH: "the right adapter for each setting", FULL: "the pretrained model"}

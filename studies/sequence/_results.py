@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._records import Record, read
+from .._records import Record
 from ._goals import Measures
-from ._runs import KEY, Plan
+from ._problem import Operator
+from ._runs import Plan, records
 from ._ways import EACH, FULL, REPLAYED
 
 
@@ -59,13 +60,12 @@ def source_after(run: Record) -> float:
 
 
 class Study:
-    """The records of the study, by way and by merge."""
+    """The records of an operator, by way and by merge."""
 
-    def __init__(self, records: Sequence[Record], plan: Plan):
-        self.plan = plan
+    def __init__(self, path: pathlib.Path, plan: Plan, operator: Operator):
+        self.plan, self.operator = plan, operator
         self._by_way: dict[str, dict[int, list[Record]]] = {}
-        known = {tuple(record[name] for name in KEY): record for record in records}
-        for record in known.values():
+        for record in records(path, operator).values():
             self._by_way.setdefault(record["way"], {}).setdefault(record["seed"], []).append(record)
 
     def cell(self, name: str) -> Cell | None:
@@ -109,11 +109,6 @@ class Study:
                     lambda run, stage=stage: float(np.mean([_errors(run)[stage, s] for s in pair]))
                 )
         return means
-
-
-def load(path: pathlib.Path, plan: Plan) -> Study:
-    """The study of a file of records."""
-    return Study(read(path), plan)
 
 
 def _errors(run: Record) -> Any:

@@ -1,6 +1,7 @@
 """The ways of the study: which arrays train on a task, and what holds the earlier tasks."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import Net, extract_adapters, merge_lora
+from jno.lora.extending import adapted_layers
+from jno.lora.optim import Subspaces
 from jno.lora.types import AdapterSet
 
-from ._fitting import Fitting, Given, Held, Outcome, error, fisher
-from ._problem import SPEEDS, Data
+from ._fitting import Fitting, Given, Held, Holds, Outcome, fisher
+from ._problem import Data
 
 RANK = 2
+CLOSED = 0.5  # the fraction of a weight's singular directions that OSF and CLoRA stay away from
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,18 @@ class Way:
         adapters of its task. `"summed"`: each task has new adapters, and the earlier adapters stay
         below them, frozen. They are merged into the weights, which is the same sum. `"null"`:
         summed, by LoRA-Null: the frozen `A` of each task lies where the stored inputs of earlier
-        settings are least.
+        settings are least. `"orthogonal"`: summed, and the new adapters stay out of the larger half
+        of the singular directions of the weights before the task. `"osf"`: the same, and all of the
+        smaller half trains.
     - `holds`: `"replay"`: half of each batch is stored samples. `"retain"`: the penalty of
         `jno.lora.retain` on stored inputs, against the model before the task. `"ewc"`: a quadratic
-        penalty by Fisher information.
+        penalty by Fisher information. `"clora"`: CLoRA's penalty, by random directions.
     - `rate`, `weight`: where the searches start. A weight of 1 is not searched.
     """
 
     name: str
-    adapters: Literal["continued", "alone", "summed", "null"] | None = None
-    holds: Literal["replay", "retain", "ewc"] | None = None
+    adapters: Literal["continued", "alone", "summed", "null", "orthogonal", "osf"] | None = None
+    holds: Literal["replay", "retain", "ewc", "clora"] | None = None
     rate: float = 3e-3
     weight: float = 1.0
 
@@ -55,6 +61,9 @@ WAYS = (
     Way("LoRA, retain", "continued", "retain", weight=10.0),
     Way("full, EWC", None, "ewc", rate=1e-3, weight=10.0),
     Way("full, replay", None, "replay", rate=1e-3),
+    Way("OSF", "osf", rate=1e-3),
+    Way("LoRA, `stay_orthogonal`", "orthogonal"),
+    Way("LoRA, CLoRA's penalty", "continued", "clora", weight=0.1),
 )
 
 
@@ -94,17 +103,16 @@ class Learner:
         first, at_source = self.errors_on(self.model)
         errors, validations, steps, sets = [first], at_source, [], []
         right_after: list[float] = []
-        model, held, trainable = self.model, None, None
-        for task in range(1, len(SPEEDS)):
-            if way.holds == "ewc":
-                held = self._held(held, model, task - 1)
-            before = model if way.holds == "retain" else None
+        model, holds, trainable = self.model, Holds(), None
+        for task in range(1, len(self.data.z)):
+            before = model
             trainable, frozen = self._parts(way, model, task)
+            holds = self._holds(way, holds, before, eqx.combine(trainable, frozen), task)
+            if holds.closed is not None:
+                trainable = holds.closed.project(trainable)
             given = Given(task, rate, weight, way.holds == "replay").arrays()
             key = jax.random.fold_in(self.key, task)
-            outcome: Outcome = self.fitting.run(
-                trainable, frozen, self.data, key, given, held, _plain(before)
-            )
+            outcome: Outcome = self.fitting.run(trainable, frozen, self.data, key, given, holds)
             model = eqx.combine(outcome.trainable, frozen)
             steps.append(int(outcome.steps))
             row, seen = _rounded(outcome.errors), _rounded(outcome.validations)
@@ -126,16 +134,38 @@ class Learner:
             return eqx.partition(model, eqx.is_inexact_array)
         if way.adapters == "continued" and task > 1:
             return eqx.partition(model, self._net(self.model, 1).trainable)
-        base = self.model if way.adapters == "alone" else _plain(model)
-        return self._net(base, task, is_null=way.adapters == "null").partition()
+        base = self.model if way.adapters == "alone" else merge_lora(model)
+        return self._net(base, task, way.adapters).partition()
 
-    def _net(self, model: Any, task: int, *, is_null: bool = False) -> Net:
+    def _net(self, model: Any, task: int, adapters: str | None = None) -> Net:
         net = Net(model, key=jax.random.fold_in(jax.random.key(self.seed), task)).freeze()
-        if not is_null:
-            return net.lora(RANK, 2.0 * RANK, wrapper="lora")
-        data = [self.stored(setting) for setting in range(task)], error
-        net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
-        return net.mask("lora_A$").freeze()
+        dense = self.fitting.operator.dense
+        if adapters == "null":
+            data = [self.stored(setting) for setting in range(task)], self.fitting.error
+            net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
+            return net.mask("lora_A$").freeze()
+        if adapters == "osf":
+            for path, size in _sizes(Net(model).freeze().lora(1, wrapper="milora").module).items():
+                rank = size - math.floor(CLOSED * size)  # all that is not closed
+                net.lora(rank, float(rank), wrapper="milora", target=f"^{path}$")
+            return net
+        target = dense if adapters == "orthogonal" else None
+        return net.lora(RANK, 2.0 * RANK, wrapper="lora", target=target)
+
+    def _holds(self, way: Way, holds: Holds, before: Any, start: Any, task: int) -> Holds:
+        """What holds the settings before a task.
+
+        `holds` is of the task before, `start` the model that trains now.
+        """
+        if way.adapters in ("osf", "orthogonal"):
+            return Holds(closed=Subspaces.of_weights(start, CLOSED))
+        if way.holds == "ewc":
+            return Holds(self._held(holds.ewc, before, task - 1))
+        if way.holds == "retain":
+            return Holds(base=merge_lora(before))
+        if way.holds == "clora" and holds.drawn is None:
+            return Holds(drawn=Subspaces.random(start, CLOSED, key=self.key))
+        return holds
 
     def stored(self, setting: int) -> tuple[Any, Any, Any]:
         """The training samples of a setting."""
@@ -163,8 +193,12 @@ def _centre(fisher: Any, centre: Any, new: Any, weights: Any) -> Any:
     return jnp.where(total > 0, moved, weights)
 
 
-def _plain(model: Any) -> Any:
-    return None if model is None else merge_lora(model)
+def _sizes(model: Any) -> dict[str, int]:
+    """By path, the smaller size of the matrix of each adapted layer."""
+    return {
+        path: min(adapter.lora_A.shape[-1], adapter.lora_B.shape[-2])
+        for path, adapter in adapted_layers(model)
+    }
 
 
 def _rounded(errors: Any) -> list[float]:

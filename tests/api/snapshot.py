@@ -36,7 +36,7 @@ CORE = (
 )
 PLUGINS = (
     *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    *("conditional", "conditional.testing", "e3nn", "train"),
+    *("conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 
@@ -115,7 +115,7 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
     said = ", ".join(f"{attribute} = {getattr(adapter, attribute)!r}" for attribute in attributes)
     # A method's adapter of several matrices has the method on one matrix inside.
     has_law = getattr(adapter, "law", None) or getattr(adapter, "of_one_matrix", None)
-    if has_law is None or adapter in METHODS:
+    if has_law is None or adapter in METHODS or adapter.method not in METHODS:
         yield f"class {name}{_signature(adapter.__init__)}: {said}"
     elif adapter.method is LoRA:
         # A method on a kind of layer. Its options are the method's: one stands for all of the kind.

@@ -183,7 +183,8 @@ def test_keys_of_specs_too():
         ("loftq", "jno_lora_quantized.loftq"),
         ("lora+", "lora_plus"),
         ("QLoRA", "jno_lora_quantized.quantize"),
-        ("X-LoRA", "by weights that depend on the input"),
+        ("X-LoRA", "by weights that depend on the input: see jno_lora_routed"),
+        ("aLoRA", "activated-lora"),
     ],
 )
 def test_methods_of_peft_get_a_true_answer(name, truth):

@@ -34,6 +34,8 @@ FILE_MODULES = {"tempfile", "shutil", "mmap", "fileinput", "zipfile", "tarfile",
 FILE_MODULES |= {"glob", "linecache", "gzip", "bz2", "lzma"}
 # A library that opens connections, and keeps what it downloads.
 FILE_MODULES |= {"huggingface_hub"}
+# A library that reads folders.
+FILE_MODULES |= {"orbax"}
 FILES = {
     *("open", "open_code", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes"),
     *("mkdir", "makedirs", "touch", "unlink", "rmdir", "removedirs", "rename", "renames"),
@@ -74,6 +76,7 @@ ALLOWED = {
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it
     f"{PEFT}/files/directory.py": {"mkdir"},
     f"{PEFT}/files/hub.py": {"huggingface_hub"},  # repositories that a call names
+    f"{PEFT}/states/_sources.py": {"orbax"},  # folders that a call names
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{COMPARE}/_style.py": {"savefig"},

@@ -14,7 +14,7 @@ from studies._records import read
 from studies.operators import _report
 from studies.operators.__main__ import main
 from studies.operators._fitting import Fitting
-from studies.operators._methods import METHODS
+from studies.operators._methods import KEEPING, METHODS
 from studies.operators._problems import PROBLEMS, Problem
 from studies.operators._results import load
 from studies.operators._runs import KEY, PLAN, Plan, run
@@ -52,16 +52,19 @@ def fitted():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = LINEAR.make(jax.random.key(0))
         pool, test = (_families.simulate(LINEAR, seed, 16, PROBLEM.target) for seed in (1, 2))
+        source = _families.simulate(LINEAR, 2, 16, LINEAR.source)
         fitting = Fitting(PROBLEM, EFFORT)
         parts = eqx.partition(model, eqx.is_array)
 
         def run(samples, rate):
-            arguments = (pool, test, jax.random.key(0), jnp.asarray(samples), jnp.asarray(rate))
-            return fitting.run(*parts, *arguments)
+            arguments = (jax.random.key(0), jnp.asarray(samples), jnp.asarray(rate))
+            return fitting.run(*parts, pool, (test, source), None, *arguments)
 
-        untouched = jnp.mean(relative_errors(LINEAR.apply(model, test[0]), test[1]))
+        untouched, at_source = (
+            jnp.mean(relative_errors(LINEAR.apply(model, u[0]), u[1])) for u in (test, source)
+        )
         outcomes = {name: run(16, rate) for name, rate in RATES.items()}
-        yield outcomes, untouched, run
+        yield outcomes, untouched, run, at_source
 
 
 RATES = {"good": 0.1, "none": 0.0, "absurd": 1e6}
@@ -106,11 +109,12 @@ def test_step_0_is_a_candidate_and_ends_what_does_not_help(fitted, rate):
     outcomes, untouched, *_ = fitted
     outcome = outcomes[rate]
     np.testing.assert_allclose(outcome.test, untouched, rtol=1e-6)
+    np.testing.assert_allclose(outcome.source, fitted[-1], rtol=1e-6)
     assert (outcome.best_step, outcome.steps) == (0, EFFORT.every * EFFORT.patience)
 
 
 def test_samples_and_rates_compile_nothing_again(fitted):
-    *_, run = fitted
+    run = fitted[2]
     before = len(TRACED)
     run(2, 0.01)
     assert len(TRACED) == before > 0
@@ -136,21 +140,29 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     effort = replace(EFFORT, pretraining_fields=8, pretraining_steps=4, pool=128, steps=20)
     effort = replace(effort, samples=(2, 128), seeds=2)
     methods = [method for method in METHODS if method.name in ("full", "lora", "eva")]
-    plan = Plan((PROBLEM,), methods, effort)
+    plan = Plan((PROBLEM,), methods, effort, KEEPING[:1])
     file = tmp_path / "results.jsonl"
-    run(file, plan, "linear/full")
+    run(file, plan, "linear/full/")
     lines = file.read_text().splitlines()
     assert len(lines) == 2 + 2 * 2 * 5  # source and untouched; samples, seeds, rates
+    earlier = [{k: v for k, v in json.loads(line).items() if k != "source"} for line in lines]
+    lines = [*map(json.dumps, earlier)]  # records from before the error at the source was there
     file.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # by a run that was killed
     run(file, plan)
     records = read(file)
     settings = [tuple(record[name] for name in KEY) for record in records]
-    assert len(set(settings)) == len(settings) == 2 + 3 * 2 * 2 * 5
+    assert len(set(settings)) == 2 + 3 * 2 * 2 * 5 + 2 * 5
+    assert len(settings) - len(set(settings)) == 2  # the best run of each seed, repeated
     assert {json.dumps(record) for record in records} >= set(lines[:-1])
 
     (tmp_path / "operators.md").write_text((_report.DOCS / "operators.md").read_text())
     page = _report.write_page(file, tmp_path, plan).read_text()
-    assert f"| `full` | 100 % | {load(file, plan).cell(PROBLEM, 'full', 2)} |" in page
+    study = load(file, plan)
+    assert f"| `full` | 100 % | {study.cell(PROBLEM, 'full', 2)} |" in page
+    kept = study.kept(PROBLEM, "full")
+    assert f"| `full` | 2 | {kept.test:.3f}, {kept.source:.3f} |" in page
+    assert kept.deviation < 1e-3 and kept.source != kept.test
+    assert "| `full, retain` | 2 |" in page and "No error at the source" not in page
     assert "### Linear" in page and "**No method met it.**" in page
     for name in ("operators", "operators-methods"):
         assert "<svg" in (tmp_path / "images" / f"{name}.svg").read_text()

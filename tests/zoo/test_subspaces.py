@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jno.lora import SelectionError, apply_lora, lora_trainable_filter, merge_lora
+from jno.lora import LoRAWrapper, SelectionError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.optim import Subspaces, stay_orthogonal
 
 VALUE = 1e-12
@@ -227,3 +227,79 @@ def test_a_frozen_factor_has_to_be_projected_as_well(plain):
         trains = eqx.partition(adapted, lora_trainable_filter(adapted))[0]
         with pytest.raises(SelectionError, match=r"0 factors `A` and 3 factors `B`.*Net\("):
             kept.project(trains)
+
+
+class ComplexLinear(eqx.Module):
+    weight: jax.Array
+
+
+class ComplexLoRA(LoRAWrapper):
+    """LoRA with complex factors, as an adapter of a third party may have."""
+
+    adapter_fields = ("lora_A", "lora_B")
+    base: ComplexLinear
+    lora_A: jax.Array
+    lora_B: jax.Array
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, ComplexLinear)
+
+    @classmethod
+    def matrix(cls, layer):
+        return layer.weight
+
+    def low_rank_update(self):
+        return self.lora_A, self.lora_B
+
+    def merge(self):
+        return ComplexLinear(self.base.weight + self.lora_B @ self.lora_A)
+
+    def __call__(self, x):
+        return self.merge().weight @ x
+
+
+def test_complex_factors_stay_away_from_complex_directions():
+    noise = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(noise.normal(size=shape) + 1j * noise.normal(size=shape))
+
+    with jax.enable_x64(True):
+        model = {"x": ComplexLoRA(ComplexLinear(draw(5, 6)), draw(2, 6), draw(5, 2))}
+        W, A, B = (np.asarray(x) for x in (model["x"].base.weight, *factors_of(model)))
+        drawn = Subspaces.random(model, 2, key=jax.random.key(0))
+        V, U = (np.asarray(next(iter(side.values()))) for side in (drawn.inputs, drawn.outputs))
+        assert V.dtype == U.dtype == np.complex128
+        close(V.conj().T @ V, np.eye(2))
+        penalty = drawn.penalty(model)
+        assert penalty.dtype == np.float64
+        close(penalty, (np.sum(np.abs(A @ V) ** 2) + np.sum(np.abs(U.conj().T @ B) ** 2)) / 2)
+        slope = jax.grad(lambda step: drawn.penalty(along(model, step)))(0.0)
+        close(slope, np.sum((A @ V).conj() * V[0]).real, 1e-10)
+
+        kept = Subspaces.of_weights(model, 2)
+        left, values, right = np.linalg.svd(W)
+        V, U = right[:2].conj().T, left[:, :2]
+        close(factors_of(kept.project(model))[0], A - A @ V @ V.conj().T)
+        close(factors_of(kept.project(model))[1], B - U @ U.conj().T @ B)
+        optimiser = optax.chain(optax.sgd(1e-1), stay_orthogonal(kept))
+        params, frozen = eqx.partition(kept.project(model), lora_trainable_filter(model))
+        gradient = jax.tree.map(lambda x: jnp.ones_like(x) + 0.5j, params)
+        updates, _ = optimiser.update(gradient, optimiser.init(params), params)
+        weight = np.asarray(
+            merge_lora(eqx.combine(eqx.apply_updates(params, updates), frozen))["x"].weight
+        )
+        assert np.linalg.norm(weight - W) > 0.1
+        close(weight @ V, U * values[:2], 1e-10)
+        close(U.conj().T @ weight, values[:2, None] * V.conj().T, 1e-10)
+
+
+def factors_of(model):
+    return model["x"].lora_A, model["x"].lora_B
+
+
+def along(model, step):
+    """`A` with `step` added to its first column."""
+    A = model["x"].lora_A
+    return eqx.tree_at(lambda m: m["x"].lora_A, model, A.at[:, 0].add(step))

@@ -22,6 +22,7 @@ from jno.lora import (
     merge_lora,
     read_adapters,
     save_adapters,
+    sum_adapters,
     swap_adapters,
     to_lora,
 )
@@ -119,10 +120,12 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
 
-def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path):
-    bank = AdapterBank(model, {"first": sets["lora"]}, slots=4, rank=5)
-    bank.replace("first", sets["lora"])
-    save_adapters(adapters_of(model, seed=7, rank=3), tmp_path / "new.safetensors")
+@pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
+def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, method):
+    bank = AdapterBank(model, {"first": sets[method]}, slots=4, rank=8)
+    # The norms of DoRA have one program for ranks up to a power of two.
+    bank.replace("first", adapters_of(model, method, seed=6, rank=4))
+    save_adapters(adapters_of(model, method, seed=7, rank=3), tmp_path / "new.safetensors")
     with Compilations() as compilations:
         bank.add(tmp_path / "new.safetensors", "new")
     assert compilations.count == 0
@@ -490,3 +493,14 @@ def test_from_threads(model, sets, xs):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_sum_of_products_has_one_slot(model, sets, xs):
+    few = {name: sets[name] for name in ("lora", "rslora")}
+    summed = sum_adapters(model, few, weights={"lora": 0.5})
+    bank = AdapterBank(model, {"both": extract_adapters(summed)})
+    np.testing.assert_allclose(bank(xs[0], "both"), summed(xs[0]), rtol=1e-5, atol=1e-5)
+    assert bank.adapters("both")["layers/0"].rank == 4
+    mixed = sum_adapters(model, {name: sets[name] for name in ("lora", "dora")})
+    with pytest.raises(SelectionError, match=r"not a low-rank product, because of 'dora'"):
+        bank.add(extract_adapters(mixed), "mixed")

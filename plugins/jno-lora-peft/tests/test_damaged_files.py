@@ -50,11 +50,9 @@ def test_a_setting_that_the_type_lacks_in_peft_warns(setting, value, linear, tmp
     ("kind", "advised", "not_advised"),
     [
         ("PSOFT", "merge_and_unload(.|\n)*save_as_lora", "PEFT cannot"),
-        ("PEANUT", "merge_and_unload", "save_as_lora"),
         ("XLORA", "directories of their own", "merge_and_unload|save_as_lora"),
-        ("PROMPT_TUNING", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
-        ("LILY", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
-        ("POLY", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
+        ("PROMPT_TUNING", "rows of the model's embedding", "merge_and_unload|save_as_lora"),
+        ("PREFIX_TUNING", "PEFT cannot merge it either", "merge_and_unload|save_as_lora"),
     ],
 )
 def test_only_what_peft_can_do_is_advised(kind, advised, not_advised, linear, tmp_path):

@@ -165,6 +165,24 @@ def test_without_the_hub_the_cache_is_read(linear, folder, hub, monkeypatch):
     assert hub.requests == []
 
 
+def test_a_configuration_is_refused_before_the_tensors_are_downloaded(folder, hub):
+    write_files(folder, lora_tensors("fc", 3, 4), layer_replication=[[0, 2]])
+    hub.add(NAME, folder)
+    assert "layers of the model are copied" in message_of(NAME)
+    (folder / "adapter_config.json").write_text("{")
+    hub.add("org/damaged", folder)
+    assert "adapter_config.json" in message_of("org/damaged")
+    assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
+    # An inspection shows such a file, so it needs the tensors.
+    assert "layers of the model are copied" in inspect_peft(NAME)["refused"]
+
+
+def test_a_name_may_end_in_a_slash(linear, folder, hub):
+    hub.add(NAME, folder)
+    assert load_peft({"fc": linear}, f"{NAME}/")["fc"].rank == 2
+    assert "is not a directory" in message_of(f"{NAME}//")
+
+
 def test_a_server_that_is_no_hub_is_refused(folder, hub):
     hub.add(NAME, folder, access="broken")
     assert "does not seem to be" in message_of(NAME) or "cannot be reached" in message_of(NAME)

@@ -9,11 +9,13 @@ import sys
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 from peft_cases.files import read_files
 
 from jno.lora import Net, PeftFormatError, apply_lora, lora_trainable_filter, merge_lora
 from jno.lora.peft import Untied, load_peft, save_peft, untie
+from jno_lora_routed import with_invocation
 
 if importlib.util.find_spec("peft") is None or importlib.util.find_spec("eqx_zoo") is None:
     message = "needs torch, peft and eqx-zoo, which `make test-peft` installs on Python 3.12"
@@ -86,6 +88,24 @@ def test_what_peft_saves_computes_the_same_here_and_again_there(case, family, pl
     assert error(our_logits(plain), expected) > 1e-2
     assert error(our_logits(merge_lora(ours)), expected) < 1e-5
     save_peft(ours, tmp_path / "ours")
+    again, warned = models.loaded(tmp_path / "ours", family)
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    assert error(their_logits(again), expected) < 1e-5
+
+
+def test_alora_acts_from_the_invocation_on(family, plain, tmp_path):
+    targets = ["q_proj", "k_proj", "v_proj", "down_proj"]
+    first, invocation = 3, models.IDS[3:5]
+    config = lora(targets, alora_invocation_tokens=invocation, task_type="CAUSAL_LM")
+    theirs = models.trained(config, family)
+    expected, base = their_logits(theirs), our_logits(plain)
+    saved(theirs, tmp_path / "theirs")
+    ours = load_peft(plain, tmp_path / "theirs")
+    invoked = our_logits(with_invocation(ours, jnp.array(models.IDS)))
+    assert error(invoked, expected) < 1e-5
+    assert error(invoked[:first], base[:first]) < 1e-6
+    assert error(invoked[first:], base[first:]) > 1e-2
+    save_peft(ours, tmp_path / "ours")  # which names the task
     again, warned = models.loaded(tmp_path / "ours", family)
     assert not [text for text in warned if "missing" in text or "unexpected" in text]
     assert error(their_logits(again), expected) < 1e-5

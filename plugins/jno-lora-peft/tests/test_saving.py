@@ -18,8 +18,10 @@ from jno.lora import (
     SelectionError,
     apply_lora,
     calibrate,
+    extract_adapters,
     lora_trainable_filter,
     merge_lora,
+    sum_adapters,
 )
 from jno.lora.extending import read_file
 from jno.lora.peft import load_peft, save_peft
@@ -396,3 +398,17 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PeftFormatError, match="cannot be written"):
         save_peft(trained(layers(), "lora", target="^fc"), tmp_path / "file")
+
+
+def test_a_sum_of_products_is_written_as_one_lora(tmp_path):
+    model = {"fc": layers()["fc"]}
+    sets = {name: extract_adapters(trained(model, name)) for name in ("lora", "rslora", "dora")}
+    products = {name: sets[name] for name in ("lora", "rslora")}
+    summed = sum_adapters(model, products, weights={"rslora": -0.5}, train=["lora"])
+    save_peft(Net(summed), tmp_path)
+    config, tensors = read(tmp_path)
+    assert (config["r"], config["lora_alpha"], len(tensors)) == (3, 3, 2)  # 4, but (3, 4) has 3
+    assert_same_weights(load_peft(model, tmp_path), summed)
+    mixed = sum_adapters(model, {"lora": sets["lora"], "dora": sets["dora"]})
+    with pytest.raises(PeftFormatError, match=r"fc .*: it is a sum .* not all low-rank products"):
+        save_peft(mixed, tmp_path)

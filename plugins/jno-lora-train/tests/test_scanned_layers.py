@@ -36,7 +36,7 @@ def loop(layers, x, scale):
 X = jnp.linspace(-1.0, 1.0, 4)
 
 
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", [True, False, "products"])
 def test_it_computes_what_the_loop_computes(remat):
     layers = blocks()
     scanned = ScannedLayers(layers, remat=remat)
@@ -47,19 +47,31 @@ def test_it_computes_what_the_loop_computes(remat):
         assert jnp.allclose(found.linear.weight, one.linear.weight, atol=1e-6)
 
 
-def test_the_gradient_keeps_the_inputs_of_the_layers_only():
-    class Deeper(Block):
-        def __call__(self, x, scale):
-            return super().__call__(jnp.sin(super().__call__(x, scale)), scale)
+def kept(layers, remat):
+    """The shapes that the gradient by the layers' input keeps."""
+    arrays, static = eqx.partition(ScannedLayers(layers, remat=remat), eqx.is_array)
+    _, pull = jax.vjp(lambda x: eqx.combine(arrays, static)(x, 0.5), X)
+    return [leaf.shape for leaf in jax.tree.leaves(pull)]
 
+
+class Deeper(Block):
+    def __call__(self, x, scale):
+        return super().__call__(jnp.sin(super().__call__(x, scale)), scale)
+
+
+def test_the_gradient_keeps_the_inputs_of_the_layers_or_the_products_of_their_weights():
     layers = [Deeper(key) for key in jax.random.split(jax.random.key(0), 3)]
+    sizes = {remat: len(kept(layers, remat)) for remat in (True, False, "products")}
+    assert sizes[True] < sizes["products"] < sizes[False]
 
-    def kept(remat):
-        arrays, static = eqx.partition(ScannedLayers(layers, remat=remat), eqx.is_array)
-        _, pull = jax.vjp(lambda arrays, x: eqx.combine(arrays, static)(x, 0.5), arrays, X)
-        return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert kept(remat=True) < kept(remat=False)
+def test_the_product_of_an_adapters_second_factor_is_computed_again():
+    """`B (A x)` is as large as the output of its layer, whose product is kept."""
+    layers = [Deeper(key) for key in jax.random.split(jax.random.key(0), 3)]
+    adapted = Net(layers).freeze().lora(rank=2, wrapper=ToyStacked).module
+    shapes = kept(adapted, "products")
+    assert shapes.count((3, 4)) == kept(layers, "products").count((3, 4))
+    assert shapes.count((3, 2)) == 2
 
 
 def test_further_outputs_are_stacked():
@@ -95,6 +107,8 @@ def test_layers_that_differ_are_refused():
         ScannedLayers([first, *blocks(extras=True)])
     with pytest.raises(SelectionError, match="at least one layer"):
         ScannedLayers([])
+    with pytest.raises(SelectionError, match="\"products\", but is 'everything'"):
+        ScannedLayers([first], remat="everything")
 
 
 def test_a_key_is_split_among_the_layers():

@@ -110,6 +110,11 @@ def test_a_model_that_has_not_moved_has_no_intruders(plain):
     assert eqx.tree_equal(reduce_intruders(adapters, model), adapters)
 
 
+def test_a_model_without_adapters_has_nothing_to_compare_with(plain):
+    with pytest.raises(SelectionError, match="The model has no adapters"):
+        report_intruders(plain[0])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -35,7 +35,7 @@ class CheckpointError(JnoLoraError):
 
 
 class PeftFormatError(JnoLoraError):
-    """A PEFT adapter is damaged, does not fit, or is of a type without an exact match.
+    """A PEFT adapter, or LoRA of another library, is damaged, does not fit, or has no exact match.
 
     Or its repository on the Hugging Face Hub cannot be read.
     """

@@ -37,6 +37,8 @@ _ADVICE = {
     "bias": "afterwards, net.mask(regex of the biases).unfreeze() trains biases",
     "init_lora_weights": "leave it out: other starts are wrappers here, such as 'pissa'",
     "target_parameters": "declare bare arrays by jno_lora_arrays (jno-lora[arrays])",
+    "alora_invocation_tokens": "wrapper='activated-lora', options={'invocation': tokens} "
+    "(jno-lora[routed])",
     "loftq_config": "call jno_lora_quantized.loftq (jno-lora[quantized])",
     "adapter_name": "afterwards, net.add_adapter(name) names the adapters",
     "task_type": "give the task to save_peft",
@@ -53,7 +55,7 @@ _ADVICE = {
     ),
 }
 _OTHER_FIELDS = (
-    "alora_invocation_tokens arrow_config auto_mapping ensure_weight_tying kasa_config "
+    "arrow_config auto_mapping ensure_weight_tying kasa_config "
     "layer_replication megatron_config megatron_core monteclora_config peft_version "
     "qalora_group_size revision runtime_config trainable_token_indices use_bdlora use_qalora "
     "velora_config"
@@ -70,10 +72,12 @@ _METHODS = {
         _TOKENS,
     ),
     **dict.fromkeys(("adaptionprompt", "llamaadapter"), _TOKENS),
-    **dict.fromkeys(("xlora", "poly", "lily", "arrow", "moelora"), _ROUTED),
-    "alora": "acts from certain tokens on",
+    **dict.fromkeys(("poly", "lily", "moelora"), f"{_ROUTED}: install jno-lora[routed]"),
+    **dict.fromkeys(("arrow", "xlora"), f"{_ROUTED}: see jno_lora_routed (jno-lora[routed])"),
+    "alora": 'acts from certain tokens on: wrapper="activated-lora" (jno-lora[routed])',
+    "peanut": "has an update that is a small network of the layer's weight: install "
+    "jno-lora[routed]",
     "bone": 'is called MiSS now: wrapper="miss"',
-    "peanut": "has an update that is a small network of the layer's weight",
     "shadow": "runs a small network beside the model",
     "loftq": "is a start beside a quantised weight: call jno_lora_quantized.loftq "
     "(jno-lora[quantized]) on an adapted model",

@@ -6,7 +6,13 @@ import flowjax.bijections
 import jax
 import jax.numpy as jnp
 from flowjax.distributions import Normal
-from flowjax.flows import coupling_flow, masked_autoregressive_flow
+from flowjax.flows import (
+    block_neural_autoregressive_flow,
+    coupling_flow,
+    masked_autoregressive_flow,
+)
+
+from jno_lora_arrays import declare_raw
 
 from .._model import Model, normal
 
@@ -44,12 +50,27 @@ MODELS = (
     ),
     Model(
         "flowjax-masked-autoregressive",
-        lambda key: masked_autoregressive_flow(
-            key, base_dist=Normal(jnp.zeros(3)), flow_layers=2, nn_width=8, nn_depth=1
+        lambda key: declare_raw(
+            masked_autoregressive_flow(
+                key, base_dist=Normal(jnp.zeros(3)), flow_layers=2, nn_width=8, nn_depth=1
+            )
         ),
         normal((5, 3)),
         _log_prob,
-        note="each weight is a `paramax.Parameterize` that masks it",
-        adaptable=False,
+        note="each weight is a `paramax.Parameterize` that masks it; called with `declare_raw`",
+        layers=2,
+    ),
+    Model(
+        "flowjax-block-autoregressive",
+        lambda key: declare_raw(
+            block_neural_autoregressive_flow(
+                key, base_dist=Normal(jnp.zeros(3)), flow_layers=1, nn_depth=1, nn_block_dim=4
+            )
+        ),
+        normal((5, 3)),
+        _log_prob,
+        note="masks, softplus and a weight norm of paramax around each weight; called with "
+        "`declare_raw`",
+        layers=2,
     ),
 )

@@ -15,6 +15,7 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
+    combine,
     extract_adapters,
     lora_trainable_filter,
     merge_lora,
@@ -203,6 +204,8 @@ def test_layers_of_a_stack_and_half_precision():
     y, merged = eqx.filter_jit(lambda m, x: (run(m["blocks"], x), run(merge_lora(m)["blocks"], x)))(
         summed, x
     )
+    joined = combine([extract_adapters(summed)], [1.0])
+    assert joined["blocks"].rank == 4
     assert y.dtype == jnp.bfloat16 and summed["blocks"].weights.shape == (3, 3)
     np.testing.assert_allclose(
         *(np.asarray(v, np.float32) for v in (y, merged)), rtol=0.1, atol=0.1
@@ -215,6 +218,14 @@ def test_a_sum_of_products_becomes_plain_lora_without_loss(model, sets):
     lora, report = to_lora(summed)
     assert all(float(row.error) == 0 for row in report)
     np.testing.assert_allclose(lora(X), summed(X), rtol=1e-5, atol=1e-6)
+    # `combine` takes the sum as one set: 2 (U_old + 0.5 U_new) + U_old.
+    combined = combine([extract_adapters(summed), sets["old"]], [2.0, 1.0])
+    merged = merge_lora(swap_adapters(model, combined))
+    for layer, W in zip(merged.layers, by_hand(model, few, {"old": 3.0, "new": 1.0}), strict=True):
+        np.testing.assert_allclose(layer.weight, W, rtol=1e-5, atol=1e-6)
+    mixed = sum_adapters(model, {"old": sets["old"], "dora": sets["dora"]})
+    with pytest.raises(SelectionError, match=r"'layers/0' is not a .*'dora' \(DoRALinear\)"):
+        combine([extract_adapters(mixed)], [1.0])
 
 
 @pytest.mark.parametrize(

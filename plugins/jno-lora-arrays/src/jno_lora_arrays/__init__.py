@@ -1,8 +1,9 @@
 """Adapters for arrays that no layer holds: Flax, Haiku, raw weights, and layers that are read.
 
 `declare` says which axes of an array are inputs and outputs (`infer` finds out), so that every
-method of the zoo adapts it. `through` computes a function of such arrays, or of layers whose
-weights are read, at the price of the adapters.
+method of the zoo adapts it. `declare_raw` does so for arrays behind functions, such as masks.
+`through` computes a function of such arrays, or of layers whose weights are read, at the price of
+the adapters.
 """
 
 # ruff: noqa: F403
@@ -10,6 +11,7 @@ from . import adapters
 from ._box import ArrayLayer, DeclaredArray
 from ._declare import declare, plain
 from ._infer import ArrayAxes, InferredAxes, infer
+from ._raw import declare_raw
 from ._through import report_uses, through
 from ._tracing import Use, UseReport
 from .adapters import *
@@ -22,6 +24,7 @@ __all__ = [
     "Use",
     "UseReport",
     "declare",
+    "declare_raw",
     "infer",
     "plain",
     "report_uses",

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jno.lora import LoRAWrapper, SelectionError
+from jno.lora import LoRAWrapper, SelectionError, WrapperError
 from jno_lora_zoo import (
     LayerKind,
     Map,
@@ -212,6 +212,17 @@ def is_declared(node: Any) -> bool:
 
 def unadapted(node: Any) -> Any:
     return node.base if issubclass(type(node), LoRAWrapper) else node
+
+
+def refuse_dropout(leaf: Any) -> None:
+    """**Raises:** `WrapperError` if `leaf` has an adapter with dropout that is switched on."""
+    dropout = getattr(leaf, "dropout", None)
+    if dropout is not None and not dropout.inference:
+        raise WrapperError(
+            f"A {type(leaf).__name__} was built with `dropout`, which acts on the inputs of "
+            "one use of a layer, and an array has any number of uses. Leave `dropout` out, or "
+            "switch it off by `eqx.nn.inference_mode(model)`."
+        )
 
 
 def axes_with(letters: str, axes: str) -> list[int]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -15,6 +14,7 @@ from jno.lora.extending import bullets, expect_model, nearest, path_str, show_ar
 
 from ._box import INPUTS, DeclaredArray, is_declared, unadapted
 from ._infer import InferredAxes
+from ._raw_node import bare_arrays, put_together
 
 T = TypeVar("T")
 
@@ -46,9 +46,9 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     if isinstance(axes, InferredAxes):
         letters, patterns = axes.letters, None
     else:
-        patterns = [_compiled(key) for key in axes]
+        patterns = [compiled(key) for key in axes]
         pairs = zip(patterns, axes.items(), strict=True)
-        letters = {pattern.pattern: _checked(*item) for pattern, item in pairs}
+        letters = {pattern.pattern: checked(*item) for pattern, item in pairs}
     nodes, treedef = jtu.tree_flatten_with_path(params, is_leaf=is_declared)
     matched: set[str] = set()
     declared: list[Any] = []
@@ -58,7 +58,7 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
         key = path if patterns is None else next(matches, None)
         if key in letters and eqx.is_array_like(node):
             matched.add(key)
-            node = _declared(node, letters[key], path)
+            node = boxed(node, letters[key], path)
         declared.append(node)
     for key in sorted(letters.keys() - matched):
         paths = [path_str(keys) for keys, _ in nodes]
@@ -72,15 +72,15 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
 def plain(tree: T) -> T:
     """`tree` with bare arrays in the place of declared arrays, and every adapter folded in.
 
-    Pure and differentiable. `through(f)(*args)` computes `f(*plain(args))`.
+    Pure and differentiable. `through(f)(*args)` computes `f(*plain(args))`. Nodes that
+    `declare_raw` took apart are put together again.
 
     **Raises:** as `jno.lora.merge_lora`.
     """
-    merged = merge_lora(tree)
-    return jax.tree.map(lambda x: x.plain() if is_declared(x) else x, merged, is_leaf=is_declared)
+    return put_together(bare_arrays(merge_lora(tree)))
 
 
-def _compiled(key: Any) -> re.Pattern[str]:
+def compiled(key: Any) -> re.Pattern[str]:
     try:
         return re.compile(key)
     except (re.error, TypeError) as err:
@@ -89,7 +89,7 @@ def _compiled(key: Any) -> re.Pattern[str]:
         ) from err
 
 
-def _checked(key: str, letters: Any) -> str:
+def checked(key: str, letters: Any) -> str:
     if not isinstance(letters, str) or not {*letters} <= {*"ios", *INPUTS}:
         raise SelectionError(
             f"The axes of {key!r} must be a string of the letters o (output), i (input), s (stack) "
@@ -103,7 +103,7 @@ def _checked(key: str, letters: Any) -> str:
     return letters
 
 
-def _declared(node: Any, letters: str, path: str) -> DeclaredArray:
+def boxed(node: Any, letters: str, path: str) -> DeclaredArray:
     if is_declared(node):
         raise SelectionError(
             f"{show_path(path)} is declared already, with the axes {unadapted(node).axes!r}. To "

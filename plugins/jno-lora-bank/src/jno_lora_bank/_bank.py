@@ -21,7 +21,7 @@ from ._growth import axis_size, grown, room_for
 from ._running import at_slot, call_batch, call_one, check_names, in_slot
 from ._state import Snapshot, State
 from ._training import slots_to_train, slotwise
-from ._values import Values, at_rank_of, values_of, with_factors, without_factors
+from ._values import Values, at_rank_of, values_of, with_factors, with_joined_sums, without_factors
 
 Source = AdapterSet | str | os.PathLike[str]
 
@@ -272,6 +272,7 @@ class AdapterBank:
     def _read(self, adapters: Source) -> tuple[AdapterSet, dict[str, Values]]:
         if isinstance(adapters, str | os.PathLike):
             adapters = read_adapters(adapters)
+        adapters = with_joined_sums(adapters)
         return adapters, values_of(self._plain, adapters)
 
     def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:

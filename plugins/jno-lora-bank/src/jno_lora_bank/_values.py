@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
+from jno.lora import AdapterSet, LoRAWrapper, SelectionError, combine, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -21,8 +21,8 @@ from jno.lora.extending import (
     over_stack,
     show_path,
 )
-from jno.lora.types import LooseAdapter, Term
-from jno_lora_zoo import IA3, DoRA, Method, row_norms
+from jno.lora.types import AdapterSum, LooseAdapter, Term
+from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
 
 from ._slots import slots_class
 
@@ -32,6 +32,9 @@ Values = dict[str, Any]
 # The field of `Slots` for each factor of a product.
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
 _PRODUCT_STATE = {"lora_A", "lora_B", "multiplier", "bias_update"}
+# The states of a split of the weight, and of DoRA, without further options.
+_SPLIT_STATE = {"lora_A", "lora_B", "initial_A", "initial_B"}
+_DORA_STATE = {"lora_A", "lora_B", "magnitude", "multiplier"}
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
@@ -43,21 +46,38 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     if not _fits(model, adapters):
         swap_adapters(model, adapters)  # raises, and says why
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
+    cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
+    _refuse(adapters, cannot_merge, "which cannot be merged")
     _refuse(adapters, without_kind, "which is not of a layer kind")
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
         if adds_up(a.wrapper)
     }
-    values |= {
-        path: _of_product(adapters[path]) for path in adapters if _has_factors(adapters[path])
-    }
+    layers = layers_at(model, adapters)
+    from_states = {path: _of_state(a, layers[path]) for path, a in adapters.adapters.items()}
+    values |= {path: fields for path, fields in from_states.items() if fields is not None}
     if len(values) < len(adapters):
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
     without_values = [path for path in adapters if values.get(path) is None]
     _refuse(adapters, without_values, "whose update has another form")
     return values
+
+
+def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
+    """The set with one adapter in the place of each sum of several.
+
+    **Raises:** `SelectionError` if a member of a sum is neither a product nor has a `sum_of`.
+    """
+    if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
+        return adapters
+    is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
+    if not any(is_sum.values()):
+        return adapters
+    sums = AdapterSet({path: a for path, a in adapters.adapters.items() if is_sum[path]})
+    joined = {**adapters.adapters, **combine([sums], [1.0], "cat").adapters}
+    return AdapterSet(joined, adapters.shared)
 
 
 def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
@@ -69,13 +89,9 @@ def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
             "`sum_of` (spectral weights, bottlenecks). These adapters do not "
             f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
             "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
-            "cannot be merged, such as prefixes: stack_adapters serves several of one structure."
+            "cannot be merged, such as prefixes and adapters with a router, have no nearest "
+            "product: stack_adapters serves several of one structure."
         )
-
-
-def _has_factors(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
-    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
 
 def _fits(model: PyTree, adapters: AdapterSet) -> bool:
@@ -91,19 +107,75 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     )
 
 
-def _of_product(adapter: LooseAdapter) -> Values:
-    state = adapter.state
-    stack = state["lora_A"].shape[:-2]
-    multiplier = np.asarray(state.get("multiplier", 1), np.float64)
-    scale = np.full(stack, adapter.scale, np.float64) * multiplier
-    shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
-    return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
+def _has_factors(adapter: LooseAdapter) -> bool:
+    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
+    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
+
+
+def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
+    """The values of an adapter whose rank may be new. `None` for adapters of other forms.
+
+    NumPy computes them: JAX would compile programs for each rank.
+    """
+    state, cls = adapter.state, adapter.wrapper
+    if _has_factors(adapter):
+        shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
+        scale = _scale_of(adapter, adapter.scale)
+        return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
+    if not all(map(_is_whole, state.values())):
+        return None
+    if state.keys() == _SPLIT_STATE and cls.low_rank_update is PiSSA.low_rank_update:
+        A = np.concatenate([state["lora_A"], state["initial_A"]], axis=-2)
+        B = np.concatenate([state["lora_B"], -np.asarray(state["initial_B"])], axis=-1)
+        return {**_factors(A, B), "scale": _scale_of(adapter, adapter.alpha / adapter.rank)}
+    if state.keys() <= _DORA_STATE and getattr(cls, "law", None) is DoRA.law:
+        return _of_dora(adapter, layer)
+    return None
+
+
+def _scale_of(adapter: LooseAdapter, scale: Any) -> np.ndarray:
+    multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
+    return np.asarray(np.full(adapter.state["lora_A"].shape[:-2], scale) * multiplier)
+
+
+def _of_dora(adapter: LooseAdapter, layer: Any) -> Values:
+    cls: Any = adapter.wrapper
+    state, ndim = adapter.state, adapter.layer.stack_ndim
+    A, B = np.asarray(state["lora_A"]), np.asarray(state["lora_B"])
+    scale = _scale_of(adapter, cls.scale_for(adapter.rank, adapter.alpha))
+    B = B * scale[..., None, None].astype(np.result_type(B.dtype, np.float32))
+    # One program serves all ranks up to a power of two.
+    zeros = (1 << (A.shape[-2] - 1).bit_length()) - A.shape[-2]
+    untouched = [(0, 0)] * ndim
+    factors = (
+        np.pad(A, [*untouched, (0, zeros), (0, 0)]),
+        np.pad(B, [*untouched, (0, 0), (0, zeros)]),
+    )
+    gain = _gain(cls, ndim, layer, *factors, state["magnitude"])
+    return {**_factors(A, B), "scale": np.ones(A.shape[:-2]), "gain": gain}
+
+
+@eqx.filter_jit
+def _gain(cls: Any, ndim: int, layer: Any, A: Any, B: Any, magnitude: Any) -> Array:
+    """The gain of DoRA, by the norm of the merged weight. `B` includes the scale."""
+
+    def of_layer(arguments: Any) -> Array:
+        layer, A, B, magnitude = arguments
+        W = cls.matrix(layer)
+        norms = row_norms(W + B.astype(W.dtype) @ A.astype(W.dtype))
+        return magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
+
+    return over_stack(of_layer, ndim)((layer, A, B, magnitude))
 
 
 def _factors(A: Any, B: Any) -> Values:
-    # Transposed by NumPy, which compiles nothing, unless another process has a part of `B`.
-    is_whole = not isinstance(B, jax.Array) or B.is_fully_addressable
-    return {"lora_A": A, "lora_Bt": np.swapaxes(np.asarray(B), -1, -2) if is_whole else B.mT}
+    Bt = np.swapaxes(np.asarray(B), -1, -2) if _is_whole(B) else B.mT
+    return {"lora_A": A, "lora_Bt": Bt}
+
+
+def _is_whole(array: Any) -> bool:
+    """Whether this process has the whole array, and not only a part of it."""
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
 def _of_layer(adapter: LoRAWrapper) -> Values | None:

@@ -228,8 +228,8 @@ def _checked(net: Net) -> tuple[Net, PyTree]:
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
     if any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(net.module)):
         raise SelectionError(
-            "A sum of several adapters cannot become a conditional. Call net.merge(), and adapt "
-            "the merged model."
+            "A sum of several adapters cannot become a conditional, which changes nothing at the "
+            "source: frozen adapters change it. Call net.merge(), and adapt the merged model."
         )
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
         raise SelectionError(

@@ -10,5 +10,14 @@ from .inspecting import inspect_peft
 from .loading import load_peft
 from .model.untied import Untied, untie
 from .saving import save_peft
+from .states import load_lora_state, lora_state
 
-__all__ = ["Untied", "inspect_peft", "load_peft", "save_peft", "untie"]
+__all__ = [
+    "Untied",
+    "inspect_peft",
+    "load_lora_state",
+    "load_peft",
+    "lora_state",
+    "save_peft",
+    "untie",
+]

@@ -43,7 +43,8 @@ def peft_name(path: str, rename: Rename) -> str:
         raise MisfitError(
             f"it is a stack of layers, and PEFT has a name for each layer, such as {path!r} here. "
             r'Give the names with `rename`, such as rename={r"^blocks/(.*)\[(\d+)\]$": '
-            r'r"layers/\2/\1"} from blocks/q_proj[3] to layers/3/q_proj'
+            r'r"layers/\2/\1"} from blocks/q_proj[3] to layers/3/q_proj; or, if PEFT has one array '
+            "of all experts there, say so by `target_parameters`"
         )
     if not module or module.startswith(".") or module.endswith("."):
         raise MisfitError(

@@ -11,6 +11,7 @@ from jno.lora import PeftFormatError
 from .files.config import Config
 from .files.directory import Directory, not_finite, read
 from .files.hub import locate
+from .files.servers import refused_by_servers
 from .files.tensors import Tensors, by_module
 from .types import TYPES, Type
 
@@ -29,7 +30,8 @@ def inspect_peft(
 
     **Returns:** facts for JSON, whose keys are stable. `"revision"` is the commit of a repository,
     to give to `load_peft`. `"refused"` says why `load_peft` cannot load the adapter into any model,
-    or is `None`. `"modules"` has an item for each module of the model that has arrays in the file.
+    or is `None`. `"servers"` has lines for vLLM and for sglang-jax about what each of them refuses
+    or leaves out. `"modules"` has an item for each module of the model that has arrays in the file.
 
     **Raises:** `PeftFormatError` for damaged files, or for a repository that cannot be read;
     `SelectionError` for a `revision` of a directory; `MissingLibraryError` for a repository without
@@ -46,6 +48,7 @@ def inspect_peft(
         "peft_type": peft_type,
         "base_model": settings.get("base_model_name_or_path"),
         "refused": _refused(settings),
+        "servers": refused_by_servers(settings, tensors),
         "settings": {name: settings[name] for name in sorted(settings) if _is_set(settings[name])},
         "modules": [_module(name, parts) for name in parts.modules],
         "shared": _described(parts.shared),

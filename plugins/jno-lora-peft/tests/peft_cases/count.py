@@ -12,13 +12,24 @@ from jno.lora.peft import load_peft
 from jno_lora_peft.files.refusals import REASONS
 from jno_lora_peft.types import TYPES
 
-from . import torch_side as torch
+from . import told, torch_side as torch
 from .twins import assert_close, outputs, twin
+
+
+def check(ours, theirs, case):
+    """**Raises:** `AssertionError` unless both compute the same."""
+    if case in torch.ROUTED:
+        expected = torch.routed_outputs(theirs, case, told.X, told.TASKS, told.TOKENS)
+        told.assert_close(told.ours_of(ours, case), expected)
+    else:
+        assert_close(outputs(ours), torch.outputs(theirs))
 
 
 def main():
     plain = twin(torch.weights(torch.model()))
-    cases = torch.CASES | {name: config for name, (config, _) in torch.REFUSED.items()}
+    cases = (
+        torch.CASES | torch.ROUTED | {name: config for name, (config, _) in torch.REFUSED.items()}
+    )
     loaded: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
     for case, config in cases.items():
@@ -27,7 +38,7 @@ def main():
             theirs.save_pretrained(folder)
             kind = str(theirs.peft_config["default"].peft_type.value)
             try:
-                assert_close(outputs(load_peft(plain, folder, tied=False)), torch.outputs(theirs))
+                check(load_peft(plain, folder, tied=False), theirs, case)
                 loaded.setdefault(kind, []).append(case)
             except PeftFormatError:
                 refused.setdefault(kind, []).append(case)

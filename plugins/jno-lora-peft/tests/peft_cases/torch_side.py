@@ -7,6 +7,7 @@ from pathlib import Path
 
 import peft
 import torch
+from peft.tuners.lora.variants import calculate_alora_offsets
 from torch import nn
 
 from .twins import inputs
@@ -18,6 +19,8 @@ EVEN = ["wide", "deep"]
 
 
 class Model(nn.Module):
+    prepare_inputs_for_generation = None  # which PEFT looks up for the task CAUSAL_LM of aLoRA
+
     def __init__(self):
         super().__init__()
         self.block = nn.ModuleDict(
@@ -162,9 +165,20 @@ CASES = {
     "randlora": lambda: peft.RandLoraConfig(r=2, randlora_alpha=5, target_modules=EVEN),
     "tinylora": lambda: peft.TinyLoraConfig(r=2, u=8, target_modules=EVEN),
     "tinylora-tied": lambda: peft.TinyLoraConfig(r=2, u=3, weight_tying=1.0, target_modules=EVEN),
+    "peanut": lambda: peft.PeanutConfig(r=2, depth=2, act_fn="silu", target_modules=EVEN),
+    "peanut-flat": lambda: peft.PeanutConfig(r=3, scaling=0.7, target_modules=EVEN),
+    "lily": lambda: peft.LilyConfig(
+        r=2, num_B=3, scaling=0.7, stride_A=2, target_modules=["layers.0.fc", "layers.1.fc", "wide"]
+    ),
     "frod": lambda: peft.FrodConfig(
         sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
     ),
+}
+
+# Configurations of adapters that depend on a task or on the tokens.
+ROUTED = {
+    "poly": lambda: peft.PolyConfig(r=2, n_tasks=3, n_skills=3, n_splits=2, target_modules=EVEN),
+    "alora": lambda: lora(EVEN, alora_invocation_tokens=[7, 3], task_type="CAUSAL_LM"),
 }
 
 # Configurations of files that are refused, and the reason.
@@ -208,14 +222,6 @@ REFUSED = {
         lambda: peft.AdamssConfig(r=4, num_subspaces=2, target_modules=EVEN),
         "which rows of the weight form a group",
     ),
-    "lily": (
-        lambda: peft.LilyConfig(r=2, target_modules=["layers.0.fc", "layers.1.fc"]),
-        "it mixes several adapters",
-    ),
-    "peanut": (
-        lambda: peft.PeanutConfig(r=2, target_modules=EVEN),
-        "its update is a small network of the layer's weight",
-    ),
 }
 
 
@@ -244,7 +250,9 @@ def weights(module):
 def trained(config):
     """A model with the adapter of PEFT that `config()` describes, all its parameters moved."""
     with quiet():
-        adapted = peft.get_peft_model(model(), config())
+        settings = config()
+        settings.task_type = None  # the model has no logits
+        adapted = peft.get_peft_model(model(), settings)
     moved(adapted)
     return adapted.eval()
 
@@ -271,9 +279,13 @@ def converted_pissa(directory):
 
 def loaded(directory):
     """A fresh model with the adapter in `directory`, and what PEFT warned of meanwhile."""
+    return loaded_into(model(), directory)
+
+
+def loaded_into(module, directory):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapted = peft.PeftModel.from_pretrained(model(), directory)
+        adapted = peft.PeftModel.from_pretrained(module, directory)
     return adapted.eval(), [str(warning.message) for warning in caught]
 
 
@@ -286,6 +298,20 @@ def outputs(module):
             name: inner.get_submodule(name)(torch.from_numpy(x)).numpy()
             for name, x in inputs().items()
         }
+
+
+@torch.no_grad()
+def routed_outputs(adapted, kind, batches, tasks, tokens):
+    """The outputs of layers that are told the task, or the invocation's place, of each row."""
+    how: dict[str, object] = {"task_ids": torch.tensor(tasks)}
+    if kind == "alora":
+        offsets = calculate_alora_offsets(adapted.peft_config, "default", torch.tensor(tokens))
+        how = {"alora_offsets": offsets}
+    layers = adapted.base_model.model
+    return {
+        name: layers.get_submodule(name)(torch.from_numpy(x), **how).numpy()
+        for name, x in batches.items()
+    }
 
 
 def two_adapters():

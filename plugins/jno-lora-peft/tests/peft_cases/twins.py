@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import resolve
+from jno.lora.extending import adapted_layers
+from jno_lora_routed import Lily, average_over
 
 
 def twin(weights):
@@ -66,9 +68,12 @@ def layer_at(model, name):
 
 
 def outputs(model):
-    """The outputs of each layer for its batch."""
+    """The outputs of each layer for its batch, over which Lily averages, as in PEFT."""
     model = resolve(model)
-    return {name: jax.vmap(layer_at(model, name))(x) for name, x in inputs().items()}
+    if any(isinstance(layer, Lily) for _, layer in adapted_layers(model)):
+        model = average_over(model, "batch")
+    batches = inputs().items()
+    return {name: jax.vmap(layer_at(model, name), axis_name="batch")(x) for name, x in batches}
 
 
 def assert_close(ours, theirs, tolerance=1e-5):

@@ -1,4 +1,4 @@
-"""Layers of one structure as one module: compiled once, with only their inputs saved."""
+"""Layers of one structure as one module: compiled once, with little saved for the gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import SelectionError
+
+from ._save_products import save_products
 
 
 class ScannedLayers(eqx.Module):
@@ -31,19 +33,23 @@ class ScannedLayers(eqx.Module):
     **Arguments:**
 
     - `layers`: at least one layer, adapted or not. All have one structure and the same shapes.
-    - `remat`: whether the gradient saves only each layer's input, and computes the inside again.
+    - `remat`: what the gradient computes again. `True`: all but each layer's input, which takes one
+      more forward pass. `"products"`: all but the products with weights (`save_products`), which
+      takes a few per cent more operations. `False`: nothing.
 
-    **Raises:** `SelectionError` if the layers differ.
+    **Raises:** `SelectionError` if the layers differ, or for another `remat`.
     """
 
     stack: PyTree
     count: int = eqx.field(static=True)
-    remat: bool = eqx.field(static=True)
+    remat: bool | str = eqx.field(static=True)
 
-    def __init__(self, layers: Iterable[PyTree], *, remat: bool = True):
+    def __init__(self, layers: Iterable[PyTree], *, remat: bool | str = True):
         layers = list(layers)
         if not layers:
             raise SelectionError("ScannedLayers should get at least one layer, but got none.")
+        if remat not in (True, False, "products"):
+            raise SelectionError(f'remat should be True, False or "products", but is {remat!r}.')
         first_form = _form(layers[0])
         for number, layer in enumerate(layers):
             if _form(layer) != first_form:
@@ -73,7 +79,8 @@ class ScannedLayers(eqx.Module):
 
         if self.remat:
             # The scan itself keeps the compiler from merging the two computations of a layer.
-            body = jax.checkpoint(body, prevent_cse=False)
+            policy = save_products(self.stack) if self.remat == "products" else None
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         x, extras = jax.lax.scan(body, x, (arrays, keys), length=self.count)
         return x if extras is None else (x, *extras)
 

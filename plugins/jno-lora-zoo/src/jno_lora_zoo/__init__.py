@@ -35,6 +35,7 @@ from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
 from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
+from .growing import Grown, GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
 from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from .layers import (
     LAYER_KINDS,
@@ -60,6 +61,10 @@ __all__ = [
     "ConvLayer",
     "ConvTransposeLayer",
     "EmbeddingLayer",
+    "Grown",
+    "GrownConv",
+    "GrownEmbedding",
+    "GrownLinear",
     "InNormLayer",
     "IntruderReport",
     "IntruderRow",
@@ -86,11 +91,13 @@ __all__ = [
     "daubechies",
     "describe",
     "dtype_of",
+    "grow",
     "in_compute_dtype",
     "in_form_of",
     "in_taylor_mode",
     "is_float_array",
     "largest",
+    "load_grown",
     "low_rank_start",
     "mixed",
     "reduce_intruders",

@@ -115,7 +115,7 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
 
     **Returns:** an `IntruderReport`, with a row per matrix (per slice of a stacked layer).
 
-    **Raises:** `SelectionError` if an argument makes no sense, or `model` is a `Net` or a set.
+    **Raises:** `SelectionError` if an argument makes no sense, or `model` has no adapters.
 
     Paper: Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence",
     arXiv:2410.21228.
@@ -135,6 +135,8 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
                 place = path, array, part, type(adapter), before.shape[-2:]
                 measured = directions.similarities, directions.positions, directions.energy
                 rows.append(IntruderRow(*place, *measured))
+    if not rows and not left_out:
+        raise SelectionError("The model has no adapters. Give the adapted model, before merging.")
     return IntruderReport(tuple(rows), tuple(left_out))
 
 

@@ -16,7 +16,7 @@ from .._contract import LoRAWrapper, check_contract, takes
 from .._errors import CheckpointError, PluginError, SelectionError, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
-from .._sets import AdapterSet, AdapterSum, LooseAdapter, state_of
+from .._sets import AdapterSet, AdapterSum, LooseAdapter, problems_of_members, state_of
 from ._configuration import KEY, Configuration, Entry
 from ._container import Container, FilePath, MalformedError, Tensor, opened
 from ._sums import Part, class_of_sum
@@ -202,6 +202,7 @@ def _problems_of(entry: Entry, cls: type[LoRAWrapper], arrays: dict[str, np.ndar
         return _problems_in(entry.path, entry, cls, arrays)
     weights = {name: array for name, array in arrays.items() if "/" not in name}
     lines = _dtype_problems(entry.path, cls, weights)
+    lines += problems_of_members(entry.path, {m.name: m.wrapper for m in cls.members})
     for part, member in zip(entry.members, cls.members, strict=True):
         place = f"{entry.path}/{part.name}"
         lines += _problems_in(place, part, member.wrapper, state_of(part.name, arrays))
@@ -274,7 +275,10 @@ def _class_of(
     try:
         provided = registry.provided(entry.distribution, entry.wrapper)
     except PluginError as err:
-        advice = f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}])"
+        advice = (
+            f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}]); or call the loader of its "
+            "package, such as `jno_lora_zoo.load_grown`"
+        )
         if entry.distribution is None:
             problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
         else:

@@ -54,6 +54,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"{facts['directory']} at revision {facts['revision']}")
     lines += [f"shared: {_text(name)} {array['shape']}" for name, array in facts["shared"].items()]
     lines += [f"{_text(name)} = {json.dumps(value)}" for name, value in facts["settings"].items()]
+    for server, reasons in facts["servers"].items():
+        lines += [f"not for {server}: {_text(reason)}" for reason in reasons]
     lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..." for line in lines]
     lines += (f"NaN or inf: {_text(line)}" for line in facts.get("non_finite", ()))
     if facts["refused"] is not None:

@@ -29,7 +29,8 @@ ZOO_PACKAGE = "jno_lora_zoo"
 
 # The distributions of this project. Their plugins load first, so no third party takes a name.
 _OURS = """
-arrays attention bank compare conditional e3nn embedding foundax peft quantized recurrent train zoo
+arrays attention bank compare conditional e3nn embedding foundax peft quantized recurrent routed
+train zoo
 """
 FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 

@@ -7,6 +7,6 @@ from ._products import Triplets, known_factors, scale_adapters
 from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, Member, state_of, sum_class
-from ._summing import Weights, sets_in, split_adapters, sum_adapters
+from ._summing import Weights, problems_of_members, sets_in, split_adapters, sum_adapters
 from ._swapping import built_around, check_fit, misfits, put_around, shared_by_others, swap_adapters
 from ._update_report import UpdateReport, UpdateRow

@@ -71,6 +71,11 @@ class LayerForm:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
+def stack_of(form: LayerForm) -> tuple[int, ...]:
+    """The axes of a stack."""
+    return form.arrays[0][1][: form.stack_ndim] if form.stack_ndim else ()
+
+
 def arrays_of(layer: Any) -> list[tuple[str, Any]]:
     """The arrays of `layer` with their paths. An array in another form counts as the array."""
     # A list, since a layer may have two arrays of one path.

@@ -15,8 +15,10 @@ from .._paths import bullets, show_path, stable_hash
 from .._sharding import on_the_mesh
 from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
 from ._input_shares import covariances, shares_of
-from ._products import Factors, Triplets, check_combinable, factors_of, summed, widest
+from ._products import Factors, Triplets, check_combinable, factors_of, summed, weighted, widest
 from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, Combination, MajoritySign, Recipe
+from ._sum import AdapterSum
+from ._summing import sets_in
 from ._update_report import UpdateReport, UpdateRow
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def combine(
 
     - `sets`: of adapters whose update is only a product (LoRA, rsLoRA, LoRA-FA). `to_lora(model)`
         converts other adapters. `"linear"` and `"cat"` also add up adapters with a `sum_of`
-        (spectral weights, bottlenecks), exactly.
+        (spectral weights, bottlenecks), exactly. A sum of such adapters (`sum_adapters`) counts as
+        one adapter.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
         take a mean: weights of 1 give the method of the paper.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
@@ -125,7 +128,7 @@ def combine_with_report(
 
     **Arguments** and **Raises:** as `combine`.
     """
-    sets = listed_sets(sets, "combine")
+    sets = [_without_sums(adapters) for adapters in listed_sets(sets, "combine")]
     weights = _listed_weights(weights, len(sets))
     recipe = Recipe(method, density, rank, majority_sign, off_diagonal)
     recipe.check(has_key=key is not None, has_statistics=statistics is not None)
@@ -157,6 +160,36 @@ def combine_with_report(
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
     return AdapterSet(adapters), UpdateReport(tuple(rows))
+
+
+def _without_sums(adapters: AdapterSet) -> AdapterSet:
+    """The set, with one adapter in the place of each sum of several adapters.
+
+    **Raises:** `SelectionError` for a sum with a member that `combine` does not take.
+    """
+    joined = dict(adapters.adapters)
+    for path, adapter in joined.items():
+        if not issubclass(adapter.wrapper, AdapterSum):
+            continue
+        members = {name: s[path] for name, s in sets_in(AdapterSet({path: adapter})).items()}
+        misfits = [
+            f"{name!r} ({member.wrapper.__name__})"
+            for name, member in members.items()
+            if not (member.is_product or adds_up(member.wrapper))
+        ]
+        if misfits:
+            raise SelectionError(
+                f"The sum at {show_path(path)!r} is not a low-rank product, because of "
+                f"{', '.join(misfits)}. Take the nearest product: "
+                "extract_adapters(to_lora(model, rank=...)[0])."
+            )
+        weights = jnp.moveaxis(jnp.asarray(adapter.state["weights"]), -1, 0)
+        parts = [
+            AdapterSet({path: weighted(path, *part)})
+            for part in zip(members.values(), weights, strict=True)
+        ]
+        joined[path] = combine_with_report(parts, [1.0] * len(parts), "cat")[0][path]
+    return AdapterSet(joined, adapters.shared)
 
 
 def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:

@@ -14,7 +14,7 @@ from .._errors import INTERRUPTS, SelectionError, failing
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
-from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set
+from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set, stack_of
 from ._recipe import TRIMMING, Recipe
 
 
@@ -126,31 +126,40 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     check_products([adapters], "scaled", sums=True)
     scaled: dict[str, LooseAdapter] = {}
     for path, adapter in adapters.adapters.items():
-        if adds_up(adapter.wrapper):
-            scaled[path] = summed(path, [adapter], [factor])
-            continue
-        B = jnp.asarray(adapter.state["lora_B"])
-        wide = at_least_float32(B)  # half precision would round the factor itself
-        B = (wide * jnp.asarray(factor, wide.dtype)).astype(B.dtype)
-        scaled[path] = dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
+        scaled[path] = weighted(path, adapter, factor)
     return AdapterSet(scaled, adapters.shared)
+
+
+def weighted(path: str, adapter: LooseAdapter, factor: Any) -> LooseAdapter:
+    """An adapter that `combine` takes, times a number, or a number for each layer of a stack."""
+    if adds_up(adapter.wrapper):
+        return summed(path, [adapter], [factor])
+    B = jnp.asarray(adapter.state["lora_B"])
+    wide = at_least_float32(B)  # half precision would round the factor itself
+    factor = jnp.asarray(factor, wide.dtype)
+    B = (wide * (factor[..., None, None] if factor.ndim else factor)).astype(B.dtype)
+    return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
 
 
 def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) -> LooseAdapter:
     """The weighted sum of adapters of one class with a `sum_of`.
 
+    A weight may have the axes of a stack.
+
     **Raises:** `SelectionError` that names the path, if these adapters have no sum.
     """
     first = adapters[0]
 
-    def sum_of_layer(states: list[Mapping[str, Any]]) -> Any:
+    def sum_of_layer(states: list[Mapping[str, Any]], weights: list[Any]) -> Any:
         triples = zip(states, adapters, weights, strict=True)
         terms = [Term(state, a.rank, a.alpha, weight) for state, a, weight in triples]
         return first.wrapper.sum_of(terms)
 
     states = [adapter.state for adapter in adapters]
+    if stack := stack_of(first.layer):
+        weights = [jnp.broadcast_to(jnp.asarray(weight), stack) for weight in weights]
     with failing(f"add up the adapters at {show_path(path)!r}", SelectionError):
-        total = over_stack(sum_of_layer, first.layer.stack_ndim)(states)
+        total = over_stack(sum_of_layer, len(stack))(states, [*weights])
     return dataclasses.replace(first, state=dict(total.state), rank=total.rank, alpha=total.alpha)
 
 

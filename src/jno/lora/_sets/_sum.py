@@ -78,6 +78,15 @@ class AdapterSum(LoRAWrapper):
         views = {view_of(member.wrapper) for member in cls.members}
         return cls.members[0].wrapper.matrix(layer) if len(views) == 1 else None
 
+    def __check_init__(self):
+        hidden = {"trained", "frozen", "weights"} & {*getattr(self.base, "__dict__", ())}
+        if hidden:
+            raise WrapperError(
+                f"The {type(self.base).__name__} has fields of the names {sorted(hidden)}, which a "
+                "sum of adapters would hide. Rename them, or merge the first adapters, and adapt "
+                "the merged model."
+            )
+
     def member(self, name: str) -> LoRAWrapper:
         """The member of that name, as an adapter of the layer before adapting."""
         adapter = self._around_base(name)

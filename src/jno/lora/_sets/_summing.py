@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._contract import (
+    LoRAWrapper,
     adds_up,
     check_adapter_name,
     check_number,
@@ -21,7 +22,7 @@ from .._errors import SelectionError, failing
 from .._merge import unwrap_lora
 from .._paths import bullets, nearest, show_path
 from .._tree import adapted_layers, enclosing
-from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of
+from ._adapter_set import AdapterSet, LooseAdapter, check_set, extract_adapters, paths_of, stack_of
 from ._products import widest
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._swapping import check_fit, put_around
@@ -164,30 +165,41 @@ def _checked_weights(weights: Any, names: Collection[str]) -> dict[str, Any]:
 
 
 def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
-    here = {name: s[path] for name, s in sets.items() if path in s.adapters}
+    here = {name: s[path].wrapper for name, s in sets.items() if path in s.adapters}
+    lines = problems_of_members(path, here)
+    if any(s.shared for s in sets.values()):
+        sharing = [(name, cls) for name, cls in here.items() if sets[name].shared]
+        where = show_path(path)
+        lines += [f"{where}: {_shown(*item)} shares arrays between layers" for item in sharing]
+    return lines
+
+
+def _shown(name: str, wrapper: type[LoRAWrapper]) -> str:
+    return f"{name!r} ({wrapper.__name__})"
+
+
+def problems_of_members(path: str, members: Mapping[str, type[LoRAWrapper]]) -> list[str]:
+    """Why adapters of these classes cannot be added at a layer."""
     where = show_path(path)
 
     def shown(names: Iterable[str]) -> str:
-        return " and ".join(f"{name!r} ({here[name].wrapper.__name__})" for name in names)
+        return " and ".join(_shown(name, members[name]) for name in names)
 
     lines: list[str] = []
-    rotations = [name for name, a in here.items() if a.wrapper.family == "rotation"]
+    rotations = [name for name, cls in members.items() if cls.family == "rotation"]
     if len(rotations) > 1:
         lines.append(
             f"{where}: {shown(rotations)} rotate one weight. A sum of rotations is not a rotation, "
             "and a product depends on the order"
         )
-    unmergeable = {a.wrapper: name for name, a in here.items() if not a.wrapper.mergeable}
+    unmergeable = {cls: name for name, cls in members.items() if not cls.mergeable}
     if len(unmergeable) > 1:
         lines.append(f"{where}: {shown(unmergeable.values())} are no changes of the weight")
-    for name, adapter in here.items():
-        if issubclass(adapter.wrapper, AdapterSum):
+    for name, cls in members.items():
+        if issubclass(cls, AdapterSum):
             lines.append(f"{where}: {name!r} is a sum itself. Give its sets: split_adapters(...)")
-        elif not adapter.wrapper.mergeable and not adds_up(adapter.wrapper):
+        elif not cls.mergeable and not adds_up(cls):
             lines.append(f"{where}: {shown([name])} is no change of the weight, and has no weight")
-    if any(s.shared for s in sets.values()):
-        sharing = [name for name in here if sets[name].shared]
-        lines += [f"{where}: {shown([name])} shares arrays between layers" for name in sharing]
     return lines
 
 
@@ -205,8 +217,8 @@ def _sum_at(
     floats = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     dtype = widest([jnp.dtype(jnp.float32), *floats])
     weights = jnp.stack([jnp.asarray(factors[name], dtype) for name in here])
-    stack = first.layer.arrays[0][1][: first.layer.stack_ndim] if first.layer.stack_ndim else ()
-    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
+    shape = (*stack_of(first.layer), len(here))
+    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, shape)}
     for name, adapter in here.items():
         state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
     return LooseAdapter(state, sum_class(tuple(members), trains_weights), None, None, first.layer)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from .._compute import at_least_float32
 from .._contract import LoRAWrapper, check_key, expect_model, over_stack
@@ -30,13 +30,13 @@ class Subspaces(eqx.Module):
         optimiser = optax.chain(optax.adam(1e-3), stay_orthogonal(kept))
 
     If `A V = 0` and `U^T B = 0`, the update `s B A` neither reads the inputs `V` nor changes the
-    outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. A pytree.
+    outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. Here, `^T` also conjugates. A pytree.
 
     - `inputs`, `outputs`: by the paths of each `A` and each `B`, orthonormal bases `V` and `U`.
     """
 
-    inputs: dict[str, Float[Array, "... in k"]]
-    outputs: dict[str, Float[Array, "... out k"]]
+    inputs: dict[str, Inexact[Array, "... in k"]]
+    outputs: dict[str, Inexact[Array, "... out k"]]
 
     @classmethod
     def of_weights(cls, model: PyTree, size: float = 0.5) -> "Subspaces":
@@ -79,8 +79,7 @@ class Subspaces(eqx.Module):
                 f"These products have no known weight:\n{bullets(problems)}\nAdapt other layers, "
                 "by `target=`, or take Subspaces.random."
             )
-        inside = list[str]()
-        sizes = _sizes(listed, size)
+        inside, sizes = list[str](), _sizes(listed, size)
         inputs, outputs = dict[str, Array](), dict[str, Array]()
         for product in listed:
             W, k = weights[product.A.keys], sizes[product.A.keys]
@@ -137,8 +136,8 @@ class Subspaces(eqx.Module):
         **Raises:** `SelectionError` if `model` has none of the factors, or of other shapes.
         """
         expect_model(model, "Subspaces.penalty")
-        products = (x @ V if is_input else V.mT @ x for _, x, V, is_input in self._matched(model))
-        parts = [jnp.sum(jnp.square(product)) for product in products]
+        pairs = ((x, V) if is_input else (_mH(V), x) for _, x, V, is_input in self._matched(model))
+        parts = [jnp.sum(((left @ right) * (left @ right).conj()).real) for left, right in pairs]
         widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
         return sum((part.astype(widest) for part in parts), jnp.zeros((), widest)) / 2
 
@@ -162,7 +161,7 @@ class Subspaces(eqx.Module):
 
     def _projected(self, tree: T) -> T:
         projected = {
-            keys: (x - (x @ V) @ V.mT) if is_input else (x - V @ (V.mT @ x))
+            keys: (x - (x @ V) @ _mH(V)) if is_input else (x - V @ (_mH(V) @ x))
             for keys, x, V, is_input in self._matched(tree)
         }
 
@@ -227,19 +226,17 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
 
 
 def _products_of(model: PyTree) -> list[Product]:
-    listed = list(products(model))
-    if not listed:
+    if not (listed := list(products(model))):
         raise SelectionError(f"The model holds no product `B A`. {ADVICE}")
     return listed
 
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
     """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
-    name = path_str(product.inner)
-    W = on_the_mesh(adapter, _weight_before, adapter, name)
+    W = on_the_mesh(adapter, _weight_before, adapter, path_str(product.inner))
     A, B = product.A.array, product.B.array
     fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
-    return W if fits and jnp.isrealobj(W) else None
+    return W if fits and jnp.iscomplexobj(W) == jnp.iscomplexobj(A) else None
 
 
 def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
@@ -257,7 +254,8 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     """Whether the update avoids `V` and `U`, up to rounding, if its factors do."""
     A, B = (at_least_float32(jnp.asarray(side.array)) for side in (product.A, product.B))
     V, U, ones = V.astype(A.dtype), U.astype(B.dtype), jnp.ones_like(B)  # `B` may be zero
-    moved = {id(product.A.array): A - A @ V @ V.mT, id(product.B.array): ones - U @ (U.mT @ ones)}
+    outside = A - A @ V @ _mH(V), ones - U @ (_mH(U) @ ones)
+    moved = dict(zip((id(product.A.array), id(product.B.array)), outside, strict=True))
     adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
     if product.inner:  # one of several matrices of a layer, whose update is not asked for
         return type(adapter).unwrap is LoRAWrapper.unwrap
@@ -265,27 +263,29 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     update = over_stack(lambda adapter: adapter.low_rank_update(), ndim)(adapter)
     if update is None:
         return False
-    parts = (update[0] @ V, update[0]), (U.mT @ update[1], update[1])
+    parts = (update[0] @ V, update[0]), (_mH(U) @ update[1], update[1])
     return all(jnp.linalg.norm(part) <= 1e-3 * jnp.linalg.norm(whole) for part, whole in parts)
 
 
 def _decomposed(W: Array) -> tuple[Array, Array]:
     U, _, Vt = jnp.linalg.svd(W, full_matrices=False)
-    return U, Vt.mT
+    return U, _mH(Vt)
+
+
+def _mH(x: Array) -> Array:
+    return x.mT.conj()
 
 
 def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
     """How many directions to keep, by the path of each `A`."""
     fraction = size if isinstance(size, float) else 0.0
-    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-    count = int(size) if is_count else 0
+    count = int(size) if isinstance(size, numbers.Integral) and not isinstance(size, bool) else 0
     if count < 1 and not 0 < fraction < 1:
         raise SelectionError(
             "`size` must be a number of directions, 1 or more, or a fraction between 0 and 1, but "
             f"is {size!r}."
         )
-    problems: list[str] = []
-    sizes: dict[KeyPath, int] = {}
+    problems, sizes = list[str](), dict[KeyPath, int]()
     for product in listed:
         smaller = min(product.A.array.shape[-1], product.B.array.shape[-2])
         k = count or math.floor(fraction * smaller)

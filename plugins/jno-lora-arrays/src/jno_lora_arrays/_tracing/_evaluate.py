@@ -5,12 +5,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jno.lora import JnoLoraError, WrapperError, merge_lora
+from jno.lora import JnoLoraError, merge_lora
 from jno.lora.extending import Printed, table
 from jno.lora.types import Table
 from jno_lora_zoo import in_taylor_mode
 
-from .._box import is_declared, unadapted
+from .._box import is_declared, refuse_dropout, unadapted
 from .._views import DeclinedError, Virtual, dense, virtual
 from ._calls import CALLS
 from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
@@ -96,13 +96,7 @@ class Evaluation:
             return leaf
         if unadapted(leaf) is leaf:
             return leaf.in_order()
-        dropout = getattr(leaf, "dropout", None)
-        if dropout is not None and not dropout.inference:
-            raise WrapperError(
-                f"A {type(leaf).__name__} was built with `dropout`, which acts on the inputs of "
-                "one use of a layer, and an array has any number of uses. Leave `dropout` out, or "
-                "switch it off by `eqx.nn.inference_mode(model)`."
-            )
+        refuse_dropout(leaf)
         weight = virtual(leaf)
         if weight is None:
             merged = merge_lora(leaf).in_order()

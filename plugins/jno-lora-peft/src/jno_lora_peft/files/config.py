@@ -101,6 +101,7 @@ class Config:
     def _for(self, module: str, setting: Setting | None) -> Any:
         if setting is None:
             return 1
+        module = module.partition("[")[0]  # all experts of an array have its numbers
         for key, value in (self.settings.get(setting.pattern) or {}).items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value

@@ -39,6 +39,14 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in `folder`."""
+    try:
+        return read_json(folder / CONFIG)
+    except CheckpointError as err:
+        raise PeftFormatError(str(err)) from err
+
+
 def refused_pickle() -> str:
     """The reason why the tensors of a pickle are not read, after the name of the place."""
     return (

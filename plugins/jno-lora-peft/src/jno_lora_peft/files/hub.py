@@ -9,13 +9,14 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import imported_for
 
-from .directory import CONFIG, PICKLE, TENSORS, Directory, refused_pickle
+from .directory import CONFIG, PICKLE, TENSORS, Directory, read_config, refused_pickle
 
 _log = logging.getLogger("jno.lora.peft")
 
@@ -36,15 +37,21 @@ class Source:
     commit: str | None = None
 
 
-def locate(directory: Directory, revision: str | None = None) -> Source:
+def locate(
+    directory: Directory,
+    revision: str | None = None,
+    check: Callable[[dict[str, Any]], object] | None = None,
+) -> Source:
     """The directory of an adapter, downloaded if `directory` is the name of a repository.
 
-    A directory of this name comes before the Hub.
+    A directory of this name comes before the Hub. A name may end in a slash. `check` gets the
+    configuration before the tensors are downloaded, which it may refuse by raising.
 
     **Raises:** `SelectionError` for a revision of a directory, `PeftFormatError` if the repository
     or its files cannot be had, `MissingLibraryError` without `huggingface_hub`.
     """
-    is_name = isinstance(directory, str) and _NAME.fullmatch(directory) is not None
+    name = directory.removesuffix("/") if isinstance(directory, str) else ""
+    is_name = _NAME.fullmatch(name) is not None
     if not is_name or os.path.lexists(directory):
         if revision is not None:
             why = "exists here, and comes before the Hub" if is_name else "is a path"
@@ -54,26 +61,33 @@ def locate(directory: Directory, revision: str | None = None) -> Source:
                 "`revision` out, or give the name of a repository."
             )
         return Source(Path(directory))
-    return _downloaded(str(directory), revision)
+    return _downloaded(name, revision, check)
 
 
-def _downloaded(name: str, revision: str | None) -> Source:
+def _downloaded(
+    name: str, revision: str | None, check: Callable[[dict[str, Any]], object] | None
+) -> Source:
     what = f"{name!r} is not a directory here. To read it from the Hugging Face Hub, jno-lora-peft"
     with imported_for(what, "hub", "huggingface_hub"):
         import huggingface_hub
-    try:
-        folder = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=revision)).parent
-        commit = folder.name  # the layout of the cache, which is documented
-        if _COMMIT.fullmatch(commit):
-            huggingface_hub.hf_hub_download(name, TENSORS, revision=commit)
-    # Its errors depend on its version, which chooses the client of HTTP.
-    except Exception as err:
-        _refuse(name, revision, err)
+
+    def folder_of(file: str, at: str | None) -> Path:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=at)).parent
+        # Its errors depend on its version, which chooses the client of HTTP.
+        except Exception as err:
+            _refuse(name, revision, err)
+
+    folder = folder_of(CONFIG, revision)
+    commit = folder.name  # the layout of the cache, which is documented
     if not _COMMIT.fullmatch(commit):
         raise PeftFormatError(
             f"The server gave {commit!r} as the commit of {name!r}. A commit has 40 hexadecimal "
             "digits. Check HF_ENDPOINT: it must be a server that speaks the Hub's protocol."
         )
+    if check is not None:
+        check(read_config(folder))
+    folder_of(TENSORS, commit)
     return Source(folder, name, commit)
 
 

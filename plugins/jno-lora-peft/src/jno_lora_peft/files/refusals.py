@@ -9,10 +9,12 @@ from ..types import TYPES, refused_start
 
 _BY_REASON = {
     "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
-    "MULTITASK_PROMPT_TUNING PREFIX_TUNING ADAPTION_PROMPT CARTRIDGE",
-    "it mixes several adapters, by weights that depend on the input": "XLORA POLY LILY",
+    "MULTITASK_PROMPT_TUNING",
+    "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
+    "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
+    "PEFT leaves layers of the classifier that mixes its LoRAs out of the file (the layers whose "
+    "number is the name of a LoRA)": "XLORA",
     "it runs a small network beside the model": "SHADOW",
-    "its update is a small network of the layer's weight": "PEANUT",
     "which rows of the weight form a group is not in the file": "ADAMSS",
     "it turns singular vectors into each other, whose signs are not in the file and differ between "
     "libraries": "PSOFT",
@@ -21,23 +23,23 @@ REASONS = {name: reason for reason, names in _BY_REASON.items() for name in name
 
 _MERGE = "merge in PEFT (`model.merge_and_unload()`), and take over the merged weights"
 _CONVERT = "let PEFT approximate it by LoRA (`peft.save_as_lora`), and load that LoRA"
+_ROWS = "Its tokens can be rows of the model's embedding: see Prompts in docs/peft."
 # What PEFT can do with an adapter of such a type. It can merge no type that is not listed.
 _ADVICE = {
+    **dict.fromkeys(("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"), _ROWS),
     "ADAMSS": f"You can {_MERGE}.",
-    "PEANUT": f"You can {_MERGE}.",
     "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
-    "XLORA": "The LoRAs that it mixes have directories of their own, which load.",
+    "XLORA": "The LoRAs that it mixes have directories of their own, which load, and `XLoRA` of "
+    "jno-lora-routed mixes them by a classifier that is trained anew.",
 }
 
 # Settings that change what an adapter computes into something that no adapter here does.
 _SETTINGS = {
-    "alora_invocation_tokens": "the adapter acts from certain tokens on (aLoRA)",
     "arrow_config": "several adapters are mixed by the input (Arrow)",
     "kasa_config": "the layer's weight is truncated (KaSA)",
     "layer_replication": "layers of the model are copied",
     "megatron_config": "the layers are split by Megatron",
     "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
-    "target_parameters": "it adapts single parameters, not layers",
     "use_bdlora": "its factors are block diagonal (BD-LoRA)",
     "use_qalora": "inputs are pooled in groups (QALoRA)",
 }
@@ -129,6 +131,12 @@ def _is_table(check: Any) -> Any:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        type(token) is int and 0 <= token < 2**31 for token in value
+    )
+
+
 def _is_indices(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
     return all(type(index) is int for index in values)
@@ -145,6 +153,8 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "feedforward_modules": _NAMES,
     "layers_pattern": _NAMES,
     "modules_to_save": ("a list of names", _is_names),
+    "target_parameters": ("a list of names", _is_names),
+    "alora_invocation_tokens": ("a list of numbers of tokens, from 0 to 2147483647", _is_tokens),
     "layers_to_transform": ("a number or a list of them", _is_indices),
     "alpha_pattern": ("a table of numbers", _is_table(_NUMBER[1])),
     "rank_pattern": _RANKS,

@@ -12,8 +12,8 @@ from ..files.directory import Directory, not_finite, read
 from ..files.hub import locate, tell_commit
 from ..files.tensors import by_module
 from ..model.ties import Ties
-from ._adapters import adapters_of
-from ._placement import Placement
+from ._adapters import adapters_of, check_free as check_free, collected as collected
+from ._placement import Paths as Paths, Place as Place, Placement
 
 M = TypeVar("M")
 
@@ -33,6 +33,9 @@ def load_peft(
     types that update the weight become LoRA with the same update, of the rank that this takes. The
     page "Coming from PEFT" lists them. The outputs are PEFT's. An adapter without an exact
     equivalent here is an error.
+
+    Arrays of fused experts (`target_parameters`) are declared arrays here (`jno_lora_arrays`), or
+    stacks whose last axis are the experts.
 
     Trained biases, the modules of `modules_to_save` and trained rows of embeddings replace arrays
     of the model, in the dtype of the model. So does a bias that PEFT changes by its adapter
@@ -73,7 +76,7 @@ def load_peft(
     repository without `huggingface_hub`.
     """
     expect_model(model, "load_peft")
-    source = locate(directory, revision)
+    source = locate(directory, revision, Config.parse)
     settings, tensors = read(source.folder)
     tell_commit(source, revision)
     config = Config.parse(settings)

@@ -1,7 +1,8 @@
 """The adapters of a file, for the layers of a model."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,22 +13,41 @@ from jno.lora import AdapterSet, LoRAWrapper, PluginError, Registry, SelectionEr
 from jno.lora.extending import bullets, norms_around, show_path
 from jno.lora.types import LayerForm, LooseAdapter
 
-from .._errors import MisfitError
+from .._errors import MisfitError, Problems
 from .._names import show_index
 from ..files.config import Config
 from ..model.arrays import Source
 from ..model.layouts import Layout, Shape, layout_of
-from ..types import METHODS, Converted, Module, floating
+from ..types import METHODS, ROUTED, Converted, Module, floating
 from ._placement import Placement
 
 
 def adapters_of(config: Config, placement: Placement, registry: Registry) -> AdapterSet:
     """The adapters of a file. Shifts of biases go into the arrays of the placement."""
+
+    def shift(path: str, ordered: list[Converted], stack: Shape) -> None:
+        _shift_bias(config, placement, path, ordered, stack)
+
+    by_path = _converted_by_path(config, placement)
+    return collected(by_path, placement.layers, registry, placement.problems, shift)
+
+
+def collected(
+    by_path: Mapping[str, Mapping[Shape, Converted]],
+    layers: Mapping[str, Any],
+    registry: Registry,
+    problems: Problems,
+    shift: Callable[[str, list[Converted], Shape], None] | None = None,
+) -> AdapterSet:
+    """Adapters by path, from the adapters of single layers by their indices in a stack.
+
+    `shift` gets the path, the adapters and the shape of each stack before they are joined.
+    """
     adapters: dict[str, LooseAdapter] = {}
     shared: dict[str, jax.Array] = {}
-    for path, by_index in _converted_by_path(config, placement).items():
-        with placement.problems.of(show_path(path)):
-            layer, first = placement.layers[path], next(iter(by_index.values()))
+    for path, by_index in by_path.items():
+        with problems.of(show_path(path)):
+            layer, first = layers[path], next(iter(by_index.values()))
             if first.variant is None:
                 cls, ndim = None, len(next(iter(by_index)))
             else:
@@ -35,7 +55,8 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
                 ndim = cls.stack_ndim(layer)
             stack = layer.weight.shape[:ndim]
             ordered = _in_order(by_index, stack)
-            _shift_bias(config, placement, path, ordered, stack)
+            if shift is not None:
+                shift(path, ordered, stack)
             if cls is not None:
                 state = _stacked([adapter.state for adapter in ordered], stack)
                 arrays = {name: jnp.asarray(array) for name, array in state.items()}
@@ -49,6 +70,7 @@ def adapters_of(config: Config, placement: Placement, registry: Registry) -> Ada
 def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
     norms = norms_around(placement.model, placement.layers)
     by_path: dict[str, dict[Shape, Converted]] = {}
+    shared_arrays = functools.cache(lambda: floating(placement.tensors.shared))
     for module, tensors in placement.tensors.adapters.items():
         if module not in placement.places:
             continue
@@ -56,7 +78,7 @@ def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[S
         with placement.problems.of(show_path(module)):
             layout = _checked_layout(config, placement, norms, module)
             layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
-            arrays, shared = floating(tensors), floating(placement.tensors.shared)
+            arrays, shared = floating(tensors), shared_arrays()
             m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
             by_path.setdefault(path, {})[index] = config.type.read(m)
     return by_path
@@ -89,22 +111,28 @@ def _checked_layout(
             "adapter_config.json does not target it (see target_modules, exclude_modules, "
             "layers_to_transform, modules_to_save), so that PEFT would leave its tensors out"
         )
-    if isinstance(layer, LoRAWrapper):
-        raise MisfitError(
-            f"{where} carries a {type(layer).__name__} already. Call merge_lora or unwrap_lora "
-            "first"
-        )
-    if path in norms:
-        norm = show_path(norms[path])
-        raise MisfitError(
-            f"{where} is inside the norm at {norm!r}, which takes its weight apart again"
-        )
+    check_free(layer, path, norms)
     if layout is None:
         raise MisfitError(
             f"{where} is a {type(layer).__name__}; PEFT's tensors fit linear layers, "
             "convolutions and embeddings"
         )
     return layout
+
+
+def check_free(layer: Any, path: str, norms: Mapping[str, str]) -> None:
+    """**Raises:** `MisfitError` if the layer has an adapter, or a norm that computes its weight."""
+    if isinstance(layer, LoRAWrapper):
+        raise MisfitError(
+            f"the layer at {show_path(path)!r} carries a {type(layer).__name__} already. Call "
+            "merge_lora or unwrap_lora first"
+        )
+    if path in norms:
+        norm = show_path(norms[path])
+        raise MisfitError(
+            f"the layer at {show_path(path)!r} is inside the norm at {norm!r}, which takes its "
+            "weight apart again"
+        )
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
@@ -128,6 +156,9 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
     """The classes of a variant. A plugin is loaded only when the classes before do not fit."""
+    if variant in ROUTED:
+        yield registry.provided("jno-lora-routed", ROUTED[variant]).cls
+        return
     method = METHODS[variant].__name__
     yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
     with contextlib.suppress(PluginError):

@@ -16,6 +16,7 @@ from ..files.tensors import ByModule, Tensors
 from ..model.arrays import NewArrays
 from ..model.ties import Ties, modules_at
 from ..model.untied import INNER, Untied, is_table, with_untied
+from ._experts import Size, apart, sizes_of
 from ._heads import check_head, heads_of_tables, tied_heads
 
 # The path of a layer, and its index in a stack, which is `()` for a single layer.
@@ -79,7 +80,7 @@ class Placement:
     - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
     - `arrays`: further new arrays, which do not depend on adapters.
     - `places`: by module; `layers`: by path; `tensors`: of the modules.
-    - `heads`: modules that PEFT adapts without targeting them.
+    - `heads`: modules that PEFT adapts without targeting them: heads, and arrays of experts.
     """
 
     def __init__(self, model: PyTree, config: Config, tensors: Tensors, rename: Rename, ties: Ties):
@@ -89,6 +90,8 @@ class Placement:
         self.layers: dict[str, Any] = {}
         self._config, self._rename, self._ties = config, rename, ties
         self._paths = Paths(model)
+        tensors, experts = apart(config, tensors, lambda name: self._sizes(model, name))
+        self.heads |= experts
         # Heads that read a table of the model need no place in it.
         tensors = self._without_tied_heads(tensors)
         heads = heads_of_tables(config, tensors, ties, lambda module: self._place(module) is None)
@@ -107,7 +110,21 @@ class Placement:
         self.model = model
 
     def _place(self, module: str) -> Place | None:
-        return self._paths.find(dotted_path(module, self._rename))
+        name, _, expert = module.partition("[")
+        dotted = dotted_path(name, self._rename)
+        if expert:
+            # Behind the index of a block, in a stack of blocks.
+            dotted = f"{dotted[:-1]},{expert}" if dotted.endswith("]") else f"{dotted}[{expert}"
+        place = self._paths.find(dotted)
+        if place is None and name.endswith(".weight"):  # an array, by the layer that holds it
+            end = f"[{expert}" if expert else ""
+            return self._place(name.removesuffix(".weight") + end)
+        return place
+
+    def _sizes(self, model: PyTree, name: str) -> Size | None:
+        """The size of an array that PEFT adapts without its module."""
+        place = self._place(name)
+        return None if place is None else sizes_of(modules_at(model, place[:1])[place[0]], place[1])
 
     def _without_tied_heads(self, tensors: Tensors) -> Tensors:
         """The tensors, except the tensors of heads that read the table of their embedding."""

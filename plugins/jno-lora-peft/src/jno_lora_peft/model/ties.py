@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jno.lora import unwrap_lora
 from jno.lora.extending import layers_at, modules_by_path
 
+from .._errors import MisfitError
 from .layouts import layout_of
 from .untied import INNER, Untied, is_table
 
@@ -45,9 +46,9 @@ class Ties:
         layer = self._layers[path]
         if self.outer(path) != path:
             return False
-        weight: Any = getattr(layer, "weight", None)
-        if id(weight) in self._shared:
+        if self._is_shared(path):
             return True
+        weight: Any = getattr(layer, "weight", None)
         if not is_table(layer):
             return False
         if self._given is not None:
@@ -59,6 +60,17 @@ class Ties:
         flags = [getattr(holder, "tie_word_embeddings", None) for holder in holders]
         flags = [flag for flag in flags if isinstance(flag, bool)]
         return any(flags) if flags else None
+
+    def check_own_weight(self, path: str) -> None:
+        """**Raises:** `MisfitError` if `eqx.nn.Shared` hands the weight to other layers."""
+        if self._is_shared(path):
+            raise MisfitError(
+                "other layers read its weight through eqx.nn.Shared, and the adapter is of this "
+                "layer alone. Let the other layer hold the weight"
+            )
+
+    def _is_shared(self, path: str) -> bool:
+        return id(getattr(self._layers[path], "weight", None)) in self._shared
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:
         """The paths of embeddings, also of `Untied`, with that shape that a head may read."""

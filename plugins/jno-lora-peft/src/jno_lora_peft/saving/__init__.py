@@ -1,5 +1,6 @@
 """Saving a model's adapters as PEFT's files."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import PyTree
@@ -12,7 +13,8 @@ from ..files.directory import Directory, write
 from ..files.written_config import common_variant, config_of, described, from_all, targets
 from ..model.ties import Ties
 from ..types import TYPE_OF
-from ._adapters import WrittenAdapters
+from ._adapters import WrittenAdapters, values_for_peft as values_for_peft
+from ._experts import ExpertArrays
 from ._trained_arrays import TrainedArrays
 
 
@@ -22,6 +24,7 @@ def save_peft(
     *,
     rename: Rename = None,
     modules_to_save: str | None = None,
+    target_parameters: str | Sequence[str] | None = None,
     tied: bool | None = None,
     base_model_name_or_path: str | None = None,
     task_type: str | None = None,
@@ -50,18 +53,24 @@ def save_peft(
         stack has a path such as `layers/q_proj[3]`.
     - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
         `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
+    - `target_parameters`: regular expressions for the paths of stacks that PEFT has as one array
+        of all experts, as in fused mixtures of experts: the last axis of the stack are the experts.
+        PEFT's name of the array comes from `rename`, as for a layer. Of several arrays in one
+        module, each needs an expression, in the order in which Torch's module defines the arrays:
+        `["gate_up_proj$", "down_proj$"]`.
     - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
         adapter that a head sees too is written with PEFT's `ensure_weight_tying`; an adapter that
         acts on lookups alone is in an `Untied`.
     - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
     - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
-        the model's class.
+        the model's class. PEFT looks for the invocation of aLoRA in `"CAUSAL_LM"` alone, which is
+        the default there.
 
     **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
     equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
     keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
     written: then the old files are whole, or without a configuration, so that nothing loads.
-    `SelectionError` for a bad `rename`, `modules_to_save` or model.
+    `SelectionError` for a bad `rename`, `modules_to_save`, `target_parameters` or model.
     """
     settings = described(base_model_name_or_path, task_type)
     trainable = None
@@ -69,7 +78,8 @@ def save_peft(
         model, trainable = model.module, model.trainable
     expect_model(model, "save_peft")
     ties = Ties(model, tied)
-    adapters = WrittenAdapters(model, trainable, rename, ties)
+    adapters = WrittenAdapters(model, trainable, rename, ties, ExpertArrays(target_parameters))
+    adapters.experts.check_used()
     if adapters.problems:
         raise PeftFormatError(
             f"These adapters have no exact equivalent in PEFT:\n{bullets(adapters.problems)}\n"
@@ -86,6 +96,8 @@ def save_peft(
         )
     if modules:
         settings |= _settings(adapters, arrays, model, rename)
+        if settings.get("alora_invocation_tokens"):
+            settings["task_type"] = _task_of_activated(task_type)
         shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)
         write(directory, settings, {**adapters.tensors, **arrays.tensors, **shared})
     elif arrays.names:
@@ -109,10 +121,34 @@ def _settings(
             "was written."
         )
     settings = config_of(adapters.modules, variant, HEAD if adapters.ties_adapter else None)
-    settings["target_modules"] = targets(adapters.modules, model, rename)
+    arrays_of_experts = adapters.experts.names
+    whole = {name: x for name, x in adapters.modules.items() if name not in arrays_of_experts}
+    settings["target_modules"] = targets(whole, model, rename) if whole else None
+    if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
+        raise PeftFormatError(
+            "PEFT lets layers share all factors if it gets their names as one regular expression, "
+            f"which these names need: {', '.join(whole)}. Give other names with `rename`. Nothing "
+            "was written."
+        )
+    if arrays_of_experts:
+        settings["target_parameters"] = arrays_of_experts
+        if settings.get("lora_bias"):
+            raise PeftFormatError(
+                "PEFT trains no biases by LoRA beside arrays of experts. Nothing was written."
+            )
     settings["modules_to_save"] = arrays.names or None
     if kind.bias:
         settings["bias"] = kind.bias if adapters.has_bias else "none"
     if kind.name == "LORA":
         settings["ensure_weight_tying"] = adapters.ties_adapter or arrays.ties
     return settings
+
+
+def _task_of_activated(task_type: str | None) -> str:
+    """**Raises:** `PeftFormatError` for a task in which PEFT does not look for the invocation."""
+    if task_type in (None, "CAUSAL_LM"):
+        return "CAUSAL_LM"
+    raise PeftFormatError(
+        f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in CAUSAL_LM "
+        "alone: the adapter would never act. Leave `task_type` out. Nothing was written."
+    )

@@ -7,7 +7,17 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import CheckpointError, LoRAWrapper, PeftFormatError, Shared, resolve
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    PeftFormatError,
+    SelectionError,
+    Shared,
+    combine,
+    extract_adapters,
+    resolve,
+    swap_adapters,
+)
 from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
 from jno.lora.types import AdapterSum
 from jno_lora_zoo import Method
@@ -17,7 +27,8 @@ from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
 from ..model.layouts import Shape, layout_of
 from ..model.ties import Ties
-from ..types import METHODS, TYPE_OF, Adapter, Written, widened
+from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, widened
+from ._experts import ExpertArrays, joined, refuse_base
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,14 +52,22 @@ class WrittenAdapters:
 
     - `ties_adapter`: whether PEFT must adapt the head that is tied to an embedding.
     - `has_bias`: whether biases of adapted layers changed.
+    - `experts`: the arrays that PEFT adapts without their module.
     """
 
-    def __init__(self, model: PyTree, trainable: PyTree | None, rename: Rename, ties: Ties):
+    def __init__(
+        self,
+        model: PyTree,
+        trainable: PyTree | None,
+        rename: Rename,
+        ties: Ties,
+        experts: ExpertArrays,
+    ):
         self.problems = Problems()
         self.modules: dict[str, Written] = {}
         self.tensors: dict[str, Any] = {}
         self.ties_adapter = self.has_bias = False
-        self._rename, self._ties = rename, ties
+        self._rename, self._ties, self.experts = rename, ties, experts
         flags = () if trainable is None else (trainable,)
         # With the arrays that adapters share; not for the flags, which have the model's structure.
         resolved = (wrapper for _, wrapper in adapted_layers(resolve(model)))
@@ -56,20 +75,32 @@ class WrittenAdapters:
         for (path, wrapper, *trains), whole in layers:
             with self.problems.of(f"{show_path(path)} ({type(wrapper).__name__})"):
                 trained = _trained_in_base(trains[0]) if trains else frozenset()
-                for written in _write_adapter(whole, ties.outer(path)):
-                    self._add(written, wrapper, trained, ties.of(path))
+                layers, order = _write_adapter(whole, ties.outer(path)), experts.order(path)
+                for written in layers if order is None else joined(layers, path):
+                    self._add(written, wrapper, trained, ties.of(path), order)
+        for module, tensors in experts.tensors().items():
+            self._put(module, tensors)
 
     def _add(
-        self, written: Written, wrapper: LoRAWrapper, trained: frozenset[str], is_tied: bool | None
+        self,
+        written: Written,
+        wrapper: LoRAWrapper,
+        trained: frozenset[str],
+        is_tied: bool | None,
+        order: int | None,
     ) -> None:
         """Add an adapter, and arrays of its layer that train, or that `load_peft` read."""
         module = peft_name(written.adapter.path, self._rename)
         if module in self.modules:
             path = self.modules[module].adapter.path
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
-        self.modules[module] = written
-        self._put(module, written.tensors)
         arrays = _written_base(wrapper, written.adapter.index, trained)
+        if order is not None:
+            refuse_base(arrays, written.adapter.path)
+            self.experts.add(module, order, written)
+        else:
+            self._put(module, written.tensors)
+        self.modules[module] = written
         kind = TYPE_OF[written.adapter.variant]
         if "bias" in arrays and not kind.bias:
             raise MisfitError(
@@ -100,10 +131,7 @@ class WrittenAdapters:
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
     if isinstance(wrapper, AdapterSum):
-        raise MisfitError(
-            "it is a sum of several adapters. `to_lora` makes one adapter of it, and "
-            "`net.activate` with one name puts one of them into the net"
-        )
+        wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(
@@ -130,6 +158,18 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
             raise
     A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
     return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
+
+
+def _joined(adapters: AdapterSum) -> LoRAWrapper:
+    """One adapter with the same update. **Raises:** `MisfitError` if there is none."""
+    try:
+        joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
+    except SelectionError as err:
+        raise MisfitError(
+            "it is a sum of several adapters, which are not all low-rank products. `to_lora` makes "
+            "one adapter of it, and `net.activate` with one name puts one of them into the net"
+        ) from err
+    return swap_adapters({"layer": adapters.base}, joined)["layer"]
 
 
 def _write_layers(
@@ -166,7 +206,9 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
-    if variant not in TYPE_OF or not issubclass(cls, METHODS[variant]):
+    if variant in ROUTED and cls.__name__ == ROUTED[variant]:
+        return variant, 1.0 if rank is None else alpha / rank, state
+    if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
         return None
     if variant == "dora":
         return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)

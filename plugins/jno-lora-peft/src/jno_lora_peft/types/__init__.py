@@ -5,9 +5,11 @@
 
 from ._conversion import (
     METHODS as METHODS,
+    ROUTED as ROUTED,
     Adapter as Adapter,
     Converted as Converted,
     Module as Module,
+    Tensors as Tensors,
     Written as Written,
     alpha_for as alpha_for,
     floating as floating,
@@ -28,6 +30,7 @@ from .gralora import GRALORA as GRALORA
 from .hira import HIRA as HIRA
 from .hra import HRA as HRA
 from .ia3 import IA3 as IA3
+from .lily import LILY as LILY
 from .ln_tuning import LN_TUNING as LN_TUNING
 from .loha import LOHA as LOHA
 from .lokr import LOKR as LOKR
@@ -35,6 +38,8 @@ from .lora import LORA as LORA
 from .miss import MISS as MISS
 from .oft import OFT as OFT
 from .osf import OSF as OSF
+from .peanut import PEANUT as PEANUT
+from .poly import POLY as POLY
 from .pvera import PVERA as PVERA
 from .randlora import RANDLORA as RANDLORA
 from .road import ROAD as ROAD

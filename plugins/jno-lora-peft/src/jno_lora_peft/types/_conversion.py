@@ -17,11 +17,19 @@ Tensors = Mapping[str, np.ndarray]
 Factors = tuple[np.ndarray, np.ndarray]
 
 METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
+# The adapters of jno-lora-routed that PEFT has too, by variant.
+ROUTED = {
+    "activated-lora": "ActivatedLoRA",
+    "lily": "Lily",
+    "peanut": "PEANuTLinear",
+    "poly": "Poly",
+}
 
 
 def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
     """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
-    alpha = scale / METHODS[variant].scale_for(rank, 1.0)
+    # The scale of the adapters of jno-lora-routed is LoRA's.
+    alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
     return float(given) if math.isclose(alpha, given) else alpha
 
 

@@ -12,6 +12,8 @@ from ._type import R_PATTERN, MisfitError, Modules, Setting, Type
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
 BIAS = "lora_B.bias"
+# The variant of `ActivatedLoRA` in jno-lora-routed.
+ACTIVATED = "activated-lora"
 
 
 def _read(m: Module) -> Converted:
@@ -27,6 +29,8 @@ def _read(m: Module) -> Converted:
     tensors = m.take(dict(table.values()) | bias, ignored="lora_velora_embed")
     refuse_layer(m.layout, dora=is_dora)
     arrays = dict(zip([*table, *bias], tensors, strict=True))
+    if m.settings.get("alora_invocation_tokens"):
+        return _activated(m, arrays, scale)
     bias_shift = scale * arrays[BIAS] if bias else None
     product = m.layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
     if product is None:
@@ -42,8 +46,22 @@ def _read(m: Module) -> Converted:
     return adapter.with_arrays(magnitude=arrays["magnitude"].reshape(-1)) if is_dora else adapter
 
 
+def _activated(m: Module, arrays: dict[str, np.ndarray], scale: float) -> Converted:
+    """aLoRA. PEFT's invocation is in the configuration."""
+    if m.layout.kind != "linear" or arrays.keys() != {"lora_A", "lora_B"}:
+        raise MisfitError("PEFT's aLoRA is plain LoRA on linear layers")
+    if initial_factors(m, scale) is not None:
+        raise MisfitError("PiSSA and OLoRA change the weight for tokens before the invocation too")
+    tokens = np.asarray(m.settings["alora_invocation_tokens"], np.int32)
+    state = {**arrays, "settings/tokens": tokens, "settings/active": np.zeros((), np.float32)}
+    return Converted(ACTIVATED, m.rank, scale * m.rank, state)
+
+
 def _write(adapter: Adapter) -> Written:
-    layout, arrays = adapter.layout, adapter.state
+    layout, arrays, tokens = adapter.layout, dict(adapter.state), None
+    if adapter.variant == ACTIVATED:
+        tokens = arrays.pop("settings/tokens").tolist()
+        arrays.pop("settings/active")
     A, B = arrays["lora_A"], arrays["lora_B"]
     outputs, inputs = layout.matrix
     if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
@@ -66,6 +84,7 @@ def _write(adapter: Adapter) -> Written:
             raise MisfitError("PEFT trains biases by LoRA of a scale that is not 0 (`lora_bias`)")
         tensors[BIAS] = arrays["bias_update"] / np.float32(adapter.scale)
     settings = {"init_lora_weights": True, "lora_dropout": 0.0, "use_dora": is_dora}
+    settings["alora_invocation_tokens"] = tokens
     return adapter.written(tensors, settings, rank=rank)
 
 
@@ -86,18 +105,18 @@ def _zero_biases(modules: Modules) -> Tensors:
 
 LORA = Type(
     "LORA",
-    held="LoRA, rsLoRA or DoRA; PiSSA or OLoRA if that is its start",
+    held="LoRA, rsLoRA, DoRA or aLoRA; PiSSA or OLoRA if that is its start",
     tensors=r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]"
     r"|lora_magnitude_vector(?:\.weight)?|lora_velora_embed",
     reader=_read,
     writer=_write,
     layers=None,
-    methods=("lora", "rslora", "dora"),
+    methods=("lora", "rslora", "dora", ACTIVATED),
     rank=R_PATTERN,
     alpha=Setting("lora_alpha", 8, "alpha_pattern"),
     settings="use_rslora use_dora lora_bias init_lora_weights lora_dropout qalora_group_size "
     "corda_config eva_config loftq_config lora_ga_config velora_config megatron_core "
-    "trainable_token_indices runtime_config",
+    "trainable_token_indices target_parameters alora_invocation_tokens runtime_config",
     common=_lora_bias,
     shares=_zero_biases,
     bias="lora_only",

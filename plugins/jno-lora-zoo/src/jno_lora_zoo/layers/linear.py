@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -47,6 +48,11 @@ class LinearLayer(LayerKind):
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"
+        if any(_derives_from("TakenApart", node) for node in _nodes_in(leaf.weight)):
+            return "its raw arrays are declared: select them by their paths, such as '/raw/0$'"
+        if _derives_from("AbstractUnwrappable", leaf.weight):
+            name = type(leaf.weight).__name__
+            return f"a {name} computes its weight: `jno_lora_arrays.declare_raw` adapts raw arrays"
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
@@ -121,6 +127,16 @@ def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     if weight.dtype.itemsize < 4 or is_coded(weight):
         return weight @ x + update @ x
     return (weight + update) @ x
+
+
+def _derives_from(name: str, node: Any) -> bool:
+    # By its name: the class is of another plugin, or of a library that may not be installed.
+    return any(cls.__name__ == name for cls in type(node).__mro__)
+
+
+def _nodes_in(weight: Any) -> list[Any]:
+    """The leaves of `weight`, and the nodes in it that `declare_raw` took apart."""
+    return jax.tree.leaves(weight, is_leaf=lambda node: _derives_from("TakenApart", node))
 
 
 def _size(features: Any) -> Any:

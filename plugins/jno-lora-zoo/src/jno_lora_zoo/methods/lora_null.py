@@ -21,12 +21,14 @@ class LoRANull(Split):
 
     The data of the calibration are the data that are to stay. As long as the rows of `A` are
     combinations of the columns of `N`, an input without a part along `N` gives the output of the
-    original layer. `net.mask("lora_A$").freeze()` keeps `A` there (the paper's LoRA-Null-v2); then
-    `r out` parameters train. If the inputs use all directions, `N` is what they use least.
+    original layer. `net.mask("lora_A$").freeze()` keeps `A` there; then `r out` parameters train.
+    If the inputs use all directions, `N` is what they use least.
 
-    Paper: Tang et al., "LoRA-Null: Low-Rank Adaptation via Null Space for Large Language Models",
-    arXiv:2503.02659. The paper has no scale; `alpha = r` gives its `s = 1`. Its code divides the
-    inputs of each call by their maximum. A layer whose weight is zero stays zero.
+    Paper: Tang et al., "Put the Space of LoRA Initialization to the Extreme to Preserve Pre-trained
+    Knowledge", arXiv:2503.02659. Its first version had the title "LoRA-Null: Low-Rank Adaptation
+    via Null Space for Large Language Models", and calls a frozen `A` LoRA-Null-v2. The paper has no
+    scale; `alpha = r` gives its `s = 1`. Its code divides the inputs of each call by their maximum.
+    A layer whose weight is zero stays zero.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """

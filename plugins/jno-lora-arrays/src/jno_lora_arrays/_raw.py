@@ -1,0 +1,164 @@
+"""`declare_raw`: the raw arrays behind functions, such as masks and weight norms, for adapters."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+
+from jno.lora import SelectionError
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    modules_by_path,
+    nearest,
+    path_str,
+    show_path,
+)
+
+from ._declare import boxed, checked, compiled
+from ._raw_node import (
+    TakenApart,
+    is_non_trainable,
+    is_unwrappable,
+    leaves_of,
+    library_class,
+    taken_apart_class,
+)
+
+T = TypeVar("T")
+
+
+def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
+    """`model` with the raw arrays behind its functions declared, so that adapters train them.
+
+    For weights behind a mask, a weight normalisation, `softplus` or any function of paramax, or
+    of a library in its style. The adapter acts before the function: `f(W)` becomes `f(W + B A)`.
+    So a mask still masks, and a positive weight stays positive. The model is used as before, and
+    its library calls the functions: `net = Net(declare_raw(flow)).lora(rank=4)`, then
+    `net.module.log_prob(x)`.
+
+    **Arguments:**
+
+    - `model`: a pytree with nodes whose class derives from a class `AbstractUnwrappable`. Arrays in
+        a `NonTrainable` are left out, because it stops their gradients. Arrays of NumPy, and arrays
+        of zeros and ones with a one, count as constants such as masks: only `axes` declares them.
+    - `axes`: letters for the axes of arrays, by a regex on their path in `model`, as for `declare`.
+        By default the last two axes are `oi`, with one more `i` for each size of the layer's
+        `kernel_size`, and axes before these are a stack. An array with a single output or input
+        has no default.
+
+    **Returns:** a model with the same values. `plain` gives the original classes back, with the
+    adapters folded into the raw arrays. Adapters do not survive the library's own unwrapping of
+    the whole model, so unwrap the model inside of the loss.
+
+    **Raises:** `SelectionError` if no array is declared, if arrays behind a function are declared
+    already or have adapters, and as `declare` for `axes`.
+    """
+    expect_model(model, "declare_raw")
+    letters = _Letters(axes or {})
+    modules = modules_by_path(model)
+
+    def taken_apart(keys: tuple[Any, ...], node: Any, layer: Any) -> Any:
+        if not is_unwrappable(node) or is_non_trainable(node):
+            return node
+        _refuse_second(keys, node)
+        leaves_with_keys, structure = leaves_of(node)
+        places = [(*keys, *inner) for inner, _ in leaves_with_keys]
+        leaves = [leaf for _, leaf in leaves_with_keys]
+        leaves = [
+            taken_apart(place, leaf, layer) for place, leaf in zip(places, leaves, strict=True)
+        ]
+        boxes = {i: letters.box(path_str(places[i]), leaf, layer) for i, leaf in enumerate(leaves)}
+        boxes = {i: box for i, box in boxes.items() if box is not None}
+        if not boxes:
+            return jtu.tree_unflatten(structure, leaves)
+        remaining = tuple(None if i in boxes else leaf for i, leaf in enumerate(leaves))
+        cls = taken_apart_class(library_class(node))
+        return cls(tuple(boxes.values()), remaining, tuple(boxes), structure)
+
+    nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_unwrappable)
+    declared = [taken_apart(keys, x, modules.get(path_str(keys[:-1]))) for keys, x in nodes]
+    letters.check_used()
+    return jtu.tree_unflatten(treedef, declared)
+
+
+class _Letters:
+    """The letters for the axes of raw arrays, which entries are used, and the arrays that came."""
+
+    def __init__(self, axes: Mapping[str, str]):
+        self.entries = {compiled(key): checked(key, letters) for key, letters in axes.items()}
+        self.used: set[re.Pattern[str] | None] = set()
+        self.paths: list[str] = []
+
+    def box(self, path: str, array: Any, layer: Any) -> Any:
+        """The declared array, or `None` if `array` is not a matrix of parameters."""
+        if not eqx.is_inexact_array(array):
+            return None
+        self.paths.append(path)
+        pattern = next((pattern for pattern in self.entries if pattern.search(path)), None)
+        if pattern is None:
+            letters = None if _is_constant(array) else _default_letters(array, layer)
+        else:
+            letters = self.entries[pattern]
+        if letters is None:
+            return None
+        self.used.add(pattern)
+        return boxed(array, letters, path)
+
+    def check_used(self) -> None:
+        """**Raises:** `SelectionError` if an entry, or no array at all, was used."""
+        for key in (p.pattern for p in self.entries if p not in self.used):
+            raise SelectionError(
+                f"{key!r} matches no raw array that an earlier entry has not matched. The nearest "
+                f"paths are:\n{bullets(nearest(key, self.paths))}"
+            )
+        if not self.used:
+            raise SelectionError(
+                "No matrix of this model is behind a function of paramax: expected nodes that "
+                "derive from a class `AbstractUnwrappable`, such as `Parameterize`, outside of "
+                "`NonTrainable`, with an array of two axes or more that is not a mask. Arrays "
+                f"behind functions:\n{bullets(self.paths or ['none'])}\n"
+                "For bare arrays, use `declare`."
+            )
+
+
+def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:
+    """**Raises:** `SelectionError` if `node` was taken apart before, or holds an adapter."""
+    place = f"The {type(node).__name__} at {show_path(path_str(keys))!r}"
+    if isinstance(node, TakenApart):
+        raise SelectionError(
+            f"{place} is declared already. To declare it anew, take `plain` of the model first."
+        )
+    if any(True for _ in adapted_layers(node)):
+        raise SelectionError(
+            f"{place} holds an adapter. Fold it in by `merge_lora`, or take `unwrap_lora`, first."
+        )
+
+
+def _is_constant(array: Any) -> bool:
+    """Whether `array` looks like a constant. An array of zeros alone may be the start of a weight.
+
+    Nobody knows the values of an array that is traced, which counts as a weight.
+    """
+    if isinstance(array, Tracer):
+        return False
+    if isinstance(array, np.ndarray):
+        return True
+    return bool(jnp.all((array == 0) | (array == 1)) & jnp.any(array == 1))
+
+
+def _default_letters(array: Any, layer: Any) -> str | None:
+    """The letters of a weight of `layer`, if it is a matrix or a stack of matrices."""
+    inputs = 1 + len(getattr(layer, "kernel_size", ()))
+    if array.ndim <= inputs:
+        return None
+    *stack, outputs = array.shape[:-inputs]
+    is_matrix = outputs > 1 and math.prod(array.shape[-inputs:]) > 1
+    return "s" * len(stack) + "o" + "i" * inputs if is_matrix else None

@@ -1,0 +1,103 @@
+"""Nodes that compute a weight by a function, taken apart: their raw arrays are declared arrays."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from jno.lora import merge_lora
+
+from ._box import is_declared, refuse_dropout
+
+
+class TakenApart:
+    """The base class of nodes that were taken apart. No fields."""
+
+
+def library_class(node: Any) -> Any:
+    """The class `AbstractUnwrappable` that the class of `node` derives from, or `None`."""
+    # By its name: paramax is not the only library with such nodes, and may not be installed.
+    return next((c for c in type(node).__mro__ if c.__name__ == "AbstractUnwrappable"), None)
+
+
+def is_non_trainable(node: Any) -> bool:
+    """Whether `node` stops the gradients of its arrays."""
+    return any(c.__name__ == "NonTrainable" for c in type(node).__mro__)
+
+
+def is_unwrappable(node: Any) -> bool:
+    """Whether `node` computes a value by a function, as the nodes of paramax do."""
+    return library_class(node) is not None
+
+
+def leaves_of(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """The leaves of `node` with their key paths, and its structure. Nodes inside are leaves."""
+    return jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node and is_unwrappable(x))
+
+
+@functools.cache
+def taken_apart_class(library_class: Any) -> Callable[..., Any]:
+    """The class of nodes with declared arrays, which the library opens as its own nodes."""
+
+    class RawNode(library_class, TakenApart):
+        """A node that was taken apart, so that adapters can be put into it.
+
+        - `raw`: its raw arrays, declared.
+        - `leaves`: its remaining leaves, with `None` at the `places` of the raw arrays.
+        - `structure`: its structure. The node itself would be opened before the adapters act,
+            because the library opens inner nodes first.
+        """
+
+        raw: tuple[Any, ...]
+        leaves: tuple[Any, ...]
+        places: tuple[int, ...] = eqx.field(static=True)
+        structure: Any = eqx.field(static=True)
+
+        def unwrap(self) -> Any:
+            """The value of the function, for the raw arrays with their adapters."""
+            return self.node().unwrap()
+
+        def node(self) -> Any:
+            """The node, with the adapters folded into its raw arrays."""
+            leaves = list(self.leaves)
+            for array in self.raw:
+                refuse_dropout(array)
+            for place, array in zip(self.places, bare_arrays(merge_lora(self.raw)), strict=True):
+                leaves[place] = array
+            return jtu.tree_unflatten(self.structure, leaves)
+
+        def __reduce__(self) -> Any:
+            # Neither a local class nor the structure can be pickled, but the node can.
+            pairs = enumerate(self.leaves)
+            leaves = [... if place in self.places else leaf for place, leaf in pairs]
+            return _taken_apart, (jtu.tree_unflatten(self.structure, leaves), self.raw)
+
+    RawNode.__qualname__ = "RawNode"
+    return RawNode
+
+
+def _taken_apart(node: Any, raw: tuple[Any, ...]) -> Any:
+    """The `RawNode` of `raw`, and of a node with `...` in the places of the raw arrays."""
+    leaves_with_keys, structure = leaves_of(node)
+    leaves = [leaf for _, leaf in leaves_with_keys]
+    places = tuple(place for place, leaf in enumerate(leaves) if leaf is ...)
+    remaining = tuple(None if leaf is ... else leaf for leaf in leaves)
+    return taken_apart_class(library_class(node))(raw, remaining, places, structure)
+
+
+def bare_arrays(tree: Any) -> Any:
+    """`tree`, which has no adapters, with bare arrays in the place of declared arrays."""
+    return jax.tree.map(lambda x: x.plain() if is_declared(x) else x, tree, is_leaf=is_declared)
+
+
+def put_together(tree: Any) -> Any:
+    """`tree`, which has no adapters, with the nodes that were taken apart, inner nodes first."""
+
+    def is_inner(x: Any) -> bool:
+        return x is not tree and isinstance(x, TakenApart)
+
+    tree = jax.tree.map(lambda x: put_together(x) if is_inner(x) else x, tree, is_leaf=is_inner)
+    return tree.node() if isinstance(tree, TakenApart) else tree  # pyright: ignore

@@ -1,0 +1,112 @@
+"""States in files: safetensors of diffusers and kohya, and checkpoints of Orbax."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import CheckpointError, PeftFormatError
+from jno.lora.extending import imported_for, read_file, read_json
+
+from ..files.config import Config
+from ..files.directory import CONFIG
+from ._factors import is_alpha
+
+# Where diffusers keeps the configurations of PEFT, in the header of the file.
+_CONFIGS = "lora_adapter_metadata"
+# The file that a tree of Orbax has in its folder, and the folders in which libraries keep the tree.
+_TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
+_FOLDERS = ("", "model_params", "items", "default", "state")
+
+
+class State(NamedTuple):
+    """A tree of arrays, the alpha beside it, and configurations by the first part of names."""
+
+    tree: PyTree
+    alpha: float | None = None
+    configs: Mapping[str, Config] = {}
+
+    def config_for(self, key: str) -> tuple[Config | None, str]:
+        """The configuration for a layer, and PEFT's name for the layer in this configuration."""
+        model, _, name = key.partition("/")
+        if model not in self.configs:
+            model, name = "", key
+        return self.configs.get(model), name.replace("/", ".")
+
+
+def read_state(source: Any) -> State:
+    """The state in a file or a folder, or a tree as it is. **Raises:** `PeftFormatError`."""
+    if not isinstance(source, str | os.PathLike):
+        return State(source)
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if (folder / CONFIG).exists():
+        raise PeftFormatError(
+            f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
+            "by load_peft(model, directory)"
+        )
+    try:
+        if path.is_dir():
+            return _read_orbax(path)
+        tensors, metadata = read_file(path)
+    except CheckpointError as err:
+        raise PeftFormatError(str(err)) from err
+    return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
+
+
+def _configs(text: str | None) -> dict[str, Config]:
+    """The configurations of `{"transformer.r": 8}` by the names of the models in a pipeline."""
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as err:
+        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is not JSON: {err}") from err
+    if not isinstance(settings, dict):
+        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is no table of settings")
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        model, _, setting = name.rpartition(".")
+        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
+    return {model: Config.parse(settings) for model, settings in by_model.items()}
+
+
+def _read_orbax(path: Path) -> State:
+    folders = [path / name for name in _FOLDERS if (path / name / _TREE).exists()]
+    if not folders:
+        raise PeftFormatError(
+            f"{os.fspath(path)!r} is not a checkpoint of Orbax: {_TREE} is not in it, nor in "
+            f"{', '.join(_FOLDERS[1:])}. Give the folder of one step, such as 'checkpoints/100'."
+        )
+    with imported_for("load_lora_state", "orbax", "orbax"):
+        import orbax.checkpoint  # pyright: ignore[reportMissingImports]
+    # As arrays of NumPy: the devices of whoever saved may not be here.
+    as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
+    folder = folders[0].absolute()
+    try:
+        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder).item_metadata
+            if metadata is None:
+                raise ValueError(f"the {_TREE} of its arrays is damaged")
+            args = jax.tree.map(lambda _: as_numpy, metadata.tree)
+            tree = checkpointer.restore(folder, restore_args=args)
+    except (OSError, ValueError, KeyError) as err:
+        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
+    return State(tree, _alpha(path))
+
+
+def _alpha(path: Path) -> float | None:
+    """The alpha that MaxText writes beside its states."""
+    if not (path / _STEP).exists():
+        return None
+    facts: Any = read_json(path / _STEP)
+    for name in ("custom_metadata", "lora", "lora_alpha"):
+        facts = facts.get(name) if isinstance(facts, dict) else None
+    if facts is not None and not is_alpha(facts):
+        raise PeftFormatError(f"{_STEP} of {os.fspath(path)!r} has the alpha {facts!r}")
+    return facts

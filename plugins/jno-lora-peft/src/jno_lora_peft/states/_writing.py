@@ -1,0 +1,130 @@
+"""Writing LoRA into states of Qwix, Tunix and MaxText."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, Net, PeftFormatError, resolve
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    known_factors,
+    sharded_like,
+    show_path,
+)
+
+from .._errors import MisfitError
+from .._names import Rename, show_index
+from ..saving import values_for_peft
+from ._factors import check_alpha, shape_of, to_inputs_first
+from ._pairs import pairs_of
+from ._placed import Placed, Placer
+
+T = TypeVar("T")
+
+
+def lora_state(
+    model: PyTree | Net,
+    like: T,
+    *,
+    alpha: float,
+    rename: Rename = None,
+    stack_axis: int | None = None,
+) -> T:
+    """The adapters of `model` as a state of Qwix, Tunix or MaxText, such as `like`.
+
+    `nnx.update(theirs, state)` puts the state into a model of Flax, and
+    `orbax.checkpoint.PyTreeCheckpointer().save(path, state)` into a folder.
+
+    **Arguments:**
+
+    - `model`: a `Net`, or an adapted model. Its adapters are written, and no other array.
+    - `like`: the state of a model of that library with LoRA, whose names, shapes and dtypes are
+        used: `nnx.state(theirs, nnx.LoRAParam)`, or its shapes by `jax.eval_shape`. It has arrays
+        for all adapters of `model`, and for no other layer.
+    - `alpha`: of Qwix's `LoraRule`. Updates of another scale are scaled by `lora_b`.
+    - `rename`, `stack_axis`: as for `load_lora_state`: from names in the state to paths here.
+
+    **Returns:** a tree as `like`, also sharded as its arrays are. If its rank is larger than the
+    rank of an adapter, the factors are filled up with zeros.
+
+    **Raises:** `PeftFormatError` that lists all adapters and arrays without a counterpart, and
+    adapters that are not a product of two factors, or of too high a rank; `SelectionError` for a
+    bad `rename` or model.
+    """
+    check_alpha(alpha)
+    model = model.module if isinstance(model, Net) else model
+    expect_model(model, "lora_state")
+    pairs, lines = pairs_of(like)
+    placer = Placer(resolve(model), rename, stack_axis)
+    placer.problems += lines
+    leaves, structure = jtu.tree_flatten(like)
+    left = {
+        (path, index)
+        for path, adapter in adapted_layers(model)
+        for index in np.ndindex(*_stack(adapter))
+    }
+    for placed in placer.place(pairs) if pairs or not lines else []:
+        left -= {*placed.places}
+        with placer.problems.of(show_path(placed.pair.key)):
+            for name, array in _arrays(placed, placer, alpha).items():
+                number = placed.pair.places[name]
+                new = jnp.asarray(array, leaves[number].dtype)
+                is_array = isinstance(leaves[number], jax.Array)
+                leaves[number] = sharded_like(new, leaves[number]) if is_array else new
+    for path, index in sorted(left):
+        layer = f"{show_path(path)}[{show_index(index)}]" if index else show_path(path)
+        placer.problems.append(f"{layer}: the state has no arrays for it")
+    if placer.problems:
+        raise PeftFormatError(
+            f"The adapters do not fit the state:\n{bullets(placer.problems)}\nNothing was written."
+        )
+    return jtu.tree_unflatten(structure, leaves)
+
+
+def _stack(adapter: LoRAWrapper) -> tuple[int, ...]:
+    """The axes of a stack in front of the adapted weight."""
+    weight = getattr(adapter.base, "weight", None)
+    return getattr(weight, "shape", ())[: type(adapter).stack_ndim(adapter.base)]
+
+
+def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarray]:
+    """The two arrays of a pair. **Raises:** `MisfitError`."""
+    pair = placed.pair
+    if not pair.inputs_first:
+        raise MisfitError("states of diffusers and kohya are read, not written")
+    shapes = [shape_of(pair, name) for name in "AB"]
+    if placed.axis is not None:
+        shapes = [shape[: placed.axis] + shape[placed.axis + 1 :] for shape in shapes]
+    scale = alpha / shapes[0][-1]
+    layers: list[tuple[np.ndarray, np.ndarray]] = []
+    for path, index in placed.places:
+        first, second = _product(placer.modules[path], path)
+        factors = first[index], second[index] / scale
+        layers.append(to_inputs_first(factors, placed.layout, *shapes))
+    if placed.axis is None:
+        return dict(zip("AB", layers[0], strict=True))
+    stacks = zip(*layers, strict=True)
+    return {name: np.stack(stack, placed.axis) for name, stack in zip("AB", stacks, strict=True)}
+
+
+def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Factors `(rank, in)` and `(out, rank)` of the update, with the axes of a stack in front."""
+    if not isinstance(adapter, LoRAWrapper):
+        raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
+    where = f"the {type(adapter).__name__} at {show_path(path)!r}"
+    product = known_factors(adapter)
+    if product is None:
+        raise MisfitError(
+            f"the update of {where} is not a product of two factors of low rank. `to_lora` "
+            "approximates it by one"
+        )
+    if "bias_update" in adapter.state():
+        raise MisfitError(f"{where} changes the bias of its layer, and Qwix's LoRA does not")
+    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} of {where}") for i in range(2))
+    return A, B

@@ -1,0 +1,98 @@
+"""Arrow: routing between adapters that exist already, without training."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jno.lora import AdapterSet, LooseAdapter, SelectionError, swap_adapters
+from jno_lora_zoo import bibtex_of
+
+from ._experts import Source, experts_of
+from .adapters import MoELoRA
+from .routers import Prototypes
+
+M = TypeVar("M")
+
+
+class ArrowLoRA(MoELoRA):
+    """The adapter that `arrow` puts around a layer: experts that prototypes weigh.
+
+    Law: `y = W x + sum_i w_i(x) B_i A_i x`, where `w(x)` is the softmax of `|p_i x| / temperature`
+    over its `top_k` largest entries. `p_i` is the first right singular vector of `B_i A_i`.
+
+    Paper: Ostapenko et al., "Towards Modular LLMs by Building and Reusing a Library of LoRAs",
+    arXiv:2405.11157.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "arrow"
+    paper = "2405.11157"
+    bibtex = bibtex_of()
+    router_class = Prototypes
+
+
+def arrow(
+    model: M,
+    sets: Mapping[str, Source] | Iterable[Source],
+    *,
+    top_k: int = 3,
+    temperature: float = 1.0,
+    general: Iterable[str | os.PathLike[str] | AdapterSet] = (),
+) -> M:
+    """`model` in which each layer routes each token between the adapters of several sets.
+
+    Nothing has to be trained. An adapter's prototype in a layer is the first right singular vector
+    of its `B A`: the input that it changes most. (Zero for an adapter that changes nothing.)
+
+    **Arguments:**
+
+    - `model`: a model, whose adapters are dropped if it has any.
+    - `sets`: sets or files of plain LoRA of the same layers (`bank.adapters(name)`).
+    - `top_k`: how many adapters a token uses; no more than there are sets.
+    - `temperature`: of the softmax.
+    - `general`: sets of general knowledge. The mean of their factors is subtracted from the factors
+        of each set first (GenKnowSub), and prototypes are computed afterwards.
+
+    **Returns:** the model with `ArrowLoRA` adapters. A file of it is loaded with
+    `load_adapters(..., wrappers=ArrowLoRA)`.
+
+    **Raises:** `SelectionError` if the sets do not fit each other or the model, or for a
+    temperature that is not positive. `CheckpointError` as `read_adapters`.
+
+    Papers: Ostapenko et al., arXiv:2405.11157; for `general`, Bagherifard et al., "GenKnowSub:
+    Improving Modularity and Reusability of LLMs through General Knowledge Subtraction",
+    arXiv:2505.10939.
+    """
+    if not temperature > 0:
+        raise SelectionError(f"`temperature` must be positive, but is {temperature!r}")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise SelectionError(f"`top_k` must be an int from 1, but is {top_k!r}")
+    adapters: dict[str, LooseAdapter] = {}
+    for path, (like, A, B) in experts_of(sets, general).items():
+        stack, (count, rank) = A.shape[:-3], A.shape[-3:-1]
+        state = {
+            "lora_A": jnp.asarray(A),
+            "lora_B": jnp.asarray(B),
+            "settings/weight": jnp.asarray(prototypes(A, B)),
+            "settings/temperature": jnp.full(stack, temperature, A.dtype),
+            "settings/k": jnp.full(stack, min(top_k, count), jnp.int32),
+        }
+        adapters[path] = LooseAdapter(state, ArrowLoRA, rank, float(rank), like.layer)
+    return swap_adapters(model, AdapterSet(adapters))
+
+
+def prototypes(
+    A: Float[np.ndarray, "*slots r in"], B: Float[np.ndarray, "*slots out r"]
+) -> Float[np.ndarray, "*slots in"]:
+    """The first right singular vector of each `B A`, from matrices with `r` columns.
+
+    The vector is zero for a `B A` of zeros, which has no direction: no token is sent there first.
+    """
+    Q, R = np.linalg.qr(np.swapaxes(A, -1, -2))
+    _, sizes, vectors = np.linalg.svd(B @ np.swapaxes(R, -1, -2), full_matrices=False)
+    first = np.where(sizes[..., :1] > 0, vectors[..., 0, :], 0)
+    return (Q @ first[..., None])[..., 0]

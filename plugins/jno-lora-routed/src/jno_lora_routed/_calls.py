@@ -1,0 +1,81 @@
+"""What the caller of a model says about its inputs: the task, and the axes of the tokens."""
+
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jno.lora import SelectionError
+from jno.lora.extending import expect_model, map_adapters
+from jno_lora_zoo import with_attributes
+
+from ._routed import Routed
+from .routers import Softmax, Tasks
+
+M = TypeVar("M")
+
+
+def with_task(model: M, task: Any) -> M:
+    """`model`, whose Poly adapters compute for a task.
+
+    For a batch of mixed tasks: `jax.vmap(lambda t, x: with_task(model, t)(x))(tasks, xs)`.
+
+    **Arguments:** `task`: an integer, which may be traced. The output for a traced task that does
+    not exist is NaN.
+
+    **Raises:** `SelectionError` if no adapter has tasks, or for a task that does not exist.
+    """
+    dtype: Any = jnp.result_type(task)
+    if jnp.ndim(task) != 0 or not jnp.issubdtype(dtype, jnp.integer):
+        raise SelectionError(f"`task` must be an integer, but is {task!r}. For a batch, use vmap.")
+
+    def choose(path: str, adapter: Routed) -> Routed:
+        router: Any = adapter.routing
+        tasks = router.logits.shape[-2]
+        if not isinstance(task, Tracer) and not 0 <= int(task) < tasks:
+            raise SelectionError(f"{path} has {tasks} tasks, so there is no task {task}")
+        chosen = jnp.broadcast_to(jnp.asarray(task, jnp.int32), jnp.shape(router.task))
+        return adapter.with_routing(eqx.tree_at(lambda r: r.task, router, chosen))
+
+    return _on_routers(
+        "with_task", choose, model, Tasks, "The model has no Poly adapters, which have tasks."
+    )
+
+
+def average_over(model: M, *axes: str) -> M:
+    """`model`, whose gates average their weights over named axes of `jax.vmap`.
+
+    The authors of Lily average over all tokens of a batch. The model must then be called inside of
+    `jax.vmap(..., axis_name=...)` with each of the names. No names: each token for itself. This is
+    a setting for calls: files and sets do not hold it.
+
+    **Raises:** `SelectionError` if no adapter has a gate.
+    """
+
+    def name(path: str, adapter: Routed) -> Routed:
+        return adapter.with_routing(with_attributes(adapter.routing, {"axes": axes}))
+
+    return _on_routers(
+        "average_over", name, model, Softmax, "The model has no adapters with a gate to average."
+    )
+
+
+def _on_routers(caller: str, function: Any, model: M, kind: type, refusal: str) -> M:
+    """`model` with `function(path, adapter)` for each adapter whose router is of this kind.
+
+    **Raises:** `SelectionError` with the text `refusal` if there is none; for a `Net` or a set.
+    """
+    expect_model(model, caller)
+    changed: list[str] = []
+
+    def change(path: str, adapter: Any) -> Any:
+        if not (isinstance(adapter, Routed) and isinstance(adapter.router, kind)):
+            return adapter
+        changed.append(path)
+        return function(path, adapter)
+
+    model = map_adapters(change, model)
+    if not changed:
+        raise SelectionError(refusal)
+    return model

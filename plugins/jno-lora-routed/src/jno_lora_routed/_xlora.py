@@ -1,0 +1,230 @@
+"""X-LoRA: a classifier of the hidden states of a first pass weighs existing adapters."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from jno.lora import (
+    AdapterSet,
+    LooseAdapter,
+    SelectionError,
+    WrapperError,
+    lora_trainable_filter,
+    swap_adapters,
+    unwrap_lora,
+)
+from jno.lora.extending import adapted_layers, map_adapters
+from jno_lora_zoo import bibtex_of, with_attributes
+
+from ._experts import Source, experts_of
+from ._routed import checked_count
+from .adapters import MoELoRA
+from .routers import Given, among_largest, checked_top_k
+
+
+class GivenLoRA(MoELoRA):
+    """The adapter that `XLoRA` puts around a layer: experts with weights from outside.
+
+    Law: `y = W x + sum_i w_i B_i A_i x`.
+    """
+
+    adapter_fields = ("lora_A", "lora_B")
+    variant = "given-lora"
+    paper = "2402.07148"
+    bibtex = bibtex_of()
+    router_class = Given
+
+
+class XLoRA(eqx.Module):
+    """A model whose existing adapters are weighed for each token and layer, by a classifier.
+
+    A first pass of the plain model gives hidden states. A classifier maps the state of each token
+    to a weight for each adapter (and each layer, with `layerwise`), and a second pass uses these
+    weights. Only the classifier trains. A pytree; a call takes the arguments of the model.
+
+    A layer does not know which token it sees, unless the axis has a name: if `hidden` gives states
+    `(tokens, features)`, the model must map its layers over the tokens with
+    `jax.vmap(layer, axis_name="tokens")`, and `axis="tokens"` says so. If `hidden` gives one state
+    `(features,)`, all layers use the weights of this state.
+
+    **Arguments:**
+
+    - `model`: a plain model.
+    - `sets`: sets or files of plain LoRA of the same layers.
+    - `hidden`: `hidden(model, *args)` gives the last hidden states, `(tokens, features)` or
+        `(features,)`.
+    - `features`: the size of a state.
+    - `depth`, `width`: the number of linear layers of the classifier, and the size between them.
+    - `layerwise`: whether each layer has its own weights.
+    - `softmax`, `temperature`: whether weights are a softmax over the adapters.
+    - `top_k`, `top_k_softmax`: keep the largest weights alone, perhaps with another softmax.
+    - `pass_value`: the weight of every adapter in the first pass.
+    - `scale`: multiplies all weights.
+    - `axis`: the name of the axis of the tokens.
+    - `train_experts`: whether the adapters train as well.
+
+    **Raises:** `SelectionError` if the sets do not fit each other or the model; `ValueError` for an
+    option with a wrong value. A call raises `WrapperError` for states of another size than
+    `features`, for states of several tokens without `axis`, and for an axis without this name.
+
+    Paper: Buehler and Buehler, "X-LoRA: Mixture of Low-Rank Adapter Experts, a Flexible Framework
+    for Large Language Models with Applications in Protein Mechanics and Molecular Design",
+    arXiv:2402.07148. The dropout of PEFT's classifier is left out.
+    """
+
+    model: PyTree  # with `GivenLoRA` adapters
+    classifier: tuple[eqx.nn.Linear, ...]
+    hidden: Callable[..., Any] = eqx.field(static=True)
+    layerwise: bool = eqx.field(static=True)
+    softmax: bool = eqx.field(static=True)
+    temperature: float = eqx.field(static=True)
+    top_k: int | None = eqx.field(static=True)
+    top_k_softmax: bool = eqx.field(static=True)
+    pass_value: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    axis: str | None = eqx.field(static=True)
+    train_experts: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: PyTree,
+        sets: Mapping[str, Source] | Iterable[Source],
+        hidden: Callable[..., Any],
+        *,
+        features: int,
+        key: PRNGKeyArray,
+        depth: int = 1,
+        width: int = 64,
+        layerwise: bool = False,
+        softmax: bool = True,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_k_softmax: bool = False,
+        pass_value: float = 0.0,
+        scale: float = 1.0,
+        axis: str | None = None,
+        train_experts: bool = False,
+    ):
+        for name, count in {"features": features, "depth": depth, "width": width}.items():
+            checked_count(name, count)
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be positive, but is {temperature!r}")
+        if not callable(hidden):
+            raise ValueError(f"`hidden` must be a function hidden(model, *args), but is {hidden!r}")
+        self.model = swap_adapters(model, _set_of(experts_of(sets)))
+        slots = self.slots
+        if top_k is not None:
+            checked_top_k(top_k, slots)
+        outputs = slots * (sum(self._counts()) if layerwise else 1)
+        sizes = itertools.pairwise([features, *[width] * (depth - 1), outputs])
+        keys = jax.random.split(key, depth)
+        self.classifier = tuple(
+            eqx.nn.Linear(inputs, outputs, key=k)
+            for (inputs, outputs), k in zip(sizes, keys, strict=True)
+        )
+        self.hidden, self.layerwise, self.softmax = hidden, layerwise, softmax
+        self.temperature, self.top_k, self.top_k_softmax = temperature, top_k, top_k_softmax
+        self.pass_value, self.scale, self.axis = pass_value, scale, axis
+        self.train_experts = train_experts
+
+    @property
+    def slots(self) -> int:
+        """The number of adapters."""
+        return next(iter(adapted_layers(self.model)))[1].router.slots
+
+    @property
+    def trainable(self) -> PyTree[bool]:
+        """Bools in the structure of this pytree: `True` for the arrays that train."""
+        mask = jax.tree.map(lambda _: False, self)
+        classifier = jax.tree.map(eqx.is_inexact_array, self.classifier)
+        model = lora_trainable_filter(self.model) if self.train_experts else mask.model
+        return eqx.tree_at(lambda x: (x.classifier, x.model), mask, (classifier, model))
+
+    def partition(self) -> tuple["XLoRA", "XLoRA"]:
+        """`(trainable, frozen)`, which `eqx.combine` puts together again."""
+        return eqx.partition(self, self.trainable)
+
+    def scalings(self, *args: Any, **kwargs: Any) -> Float[Array, "*tokens layers slots"]:
+        """The weights of the adapters in each layer, for the arguments of a call.
+
+        Layers are in the order of their paths in the model. A stack of layers counts as so many.
+        """
+        first = unwrap_lora(self.model)
+        if self.pass_value:
+            layers = sum(self._counts())
+            first = self._weighed(self._chosen(jnp.full((layers, self.slots), self.pass_value)))
+        states = jax.lax.stop_gradient(self.hidden(first, *args, **kwargs))
+        if states.ndim > 2 or (states.ndim == 2 and self.axis is None):
+            raise WrapperError(
+                f"`hidden` gave states of the shape {states.shape}. It must give (features,), or "
+                "(tokens, features) with `axis`, the name of the axis of the tokens in the model"
+            )
+        features = self.classifier[0].in_features
+        if states.shape[-1:] != (features,):
+            raise WrapperError(
+                f"`hidden` gave states of the shape {states.shape}, and the classifier was made "
+                f"for {features} features. Give XLoRA(features=...) the size of the last axis"
+            )
+        classify = jax.vmap(self._classified) if states.ndim == 2 else self._classified
+        return classify(states)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model, with the weights that `scalings` gives."""
+        return self._weighed(self._chosen(self.scalings(*args, **kwargs)))(*args, **kwargs)
+
+    def _classified(self, x: Float[Array, " features"]) -> Float[Array, "layers slots"]:
+        for layer in self.classifier[:-1]:
+            x = jax.nn.relu(layer(x))
+        logits = self.classifier[-1](x).reshape(-1, self.slots)
+        logits = jnp.broadcast_to(logits, (sum(self._counts()), self.slots))
+        return jax.nn.softmax(logits / self.temperature) if self.softmax else logits
+
+    def _chosen(self, weights: Float[Array, "*layers slots"]) -> Float[Array, "*layers slots"]:
+        """The weights, of which perhaps the largest alone are kept, times the scale."""
+
+        def of_layer(w: Float[Array, " slots"]) -> Float[Array, " slots"]:
+            if self.top_k is not None:
+                w = jnp.where(among_largest(w, jnp.asarray(self.top_k, jnp.int32)), w, 0)
+            if self.top_k_softmax:
+                w = jnp.where(w != 0, jax.nn.softmax(jnp.where(w != 0, w, -jnp.inf)), 0)
+            return self.scale * w
+
+        return jnp.vectorize(of_layer, signature="(s)->(s)")(weights)
+
+    def _weighed(self, weights: Float[Array, "*tokens layers slots"]) -> Any:
+        """The model with these weights in its layers."""
+        ends = itertools.accumulate(self._counts())
+        parts = dict(zip((path for path, _ in adapted_layers(self.model)), ends, strict=True))
+
+        def weigh(path: str, adapter: Any) -> Any:
+            stack = adapter.settings.weights.shape[:-1]
+            end = parts[path]
+            part = jnp.moveaxis(weights[..., end - math.prod(stack) : end, :], -2, 0)
+            given = part.reshape(*stack, *part.shape[1:])
+            changes = {"weights": given, "axis": self.axis}
+            return adapter.with_routing(with_attributes(adapter.routing, changes))
+
+        return map_adapters(weigh, self.model)
+
+    def _counts(self) -> list[int]:
+        """How many layers each adapter stands for: more than 1 for a stack."""
+        return [math.prod(a.settings.weights.shape[:-1]) for _, a in adapted_layers(self.model)]
+
+
+def _set_of(experts: Mapping[str, Any]) -> AdapterSet:
+    adapters: dict[str, LooseAdapter] = {}
+    for path, (like, A, B) in experts.items():
+        *stack, count, rank, _ = A.shape
+        weights = jnp.full((*stack, count), 1 / count, A.dtype)
+        state = {"lora_A": A, "lora_B": B, "settings/weights": weights}
+        state = {name: jnp.asarray(array) for name, array in state.items()}
+        adapters[path] = LooseAdapter(state, GivenLoRA, rank, float(rank), like.layer)
+    if not adapters:
+        raise SelectionError("The sets hold no adapters.")
+    return AdapterSet(adapters)

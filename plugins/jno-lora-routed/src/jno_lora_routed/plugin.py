@@ -1,0 +1,15 @@
+"""The entry point. It imports the adapters only when asked for them."""
+
+from collections.abc import Iterable
+
+from jno.lora import LoRAWrapper, hookimpl
+
+jno_lora_api = 1
+
+
+@hookimpl
+def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
+    """HydraLoRA, a mixture of LoRA experts, Lily, Poly, activated LoRA and PEANuT."""
+    from . import ActivatedLoRA, HydraLoRA, Lily, MoELoRA, PEANuTLinear, Poly
+
+    return [HydraLoRA, MoELoRA, Lily, Poly, ActivatedLoRA, PEANuTLinear]

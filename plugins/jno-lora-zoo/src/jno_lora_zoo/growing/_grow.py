@@ -1,0 +1,274 @@
+"""`grow`: a layer with more outputs, inputs or tokens, and its file."""
+
+import math
+import operator
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, SupportsIndex, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PRNGKeyArray
+
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    SelectionError,
+    apply_lora,
+    load_adapters,
+    read_adapters,
+)
+from jno.lora.coded import is_coded
+from jno.lora.extending import (
+    bullets,
+    expect_model,
+    layers_at,
+    modules_by_path,
+    nearest,
+    norms_around,
+    over_stack,
+    path_str,
+    show_path,
+)
+
+from .adapters import Grown, GrownConv, GrownEmbedding, GrownLinear
+
+M = TypeVar("M")
+
+# The adapter of each kind of layer, and the sizes of its layers: outputs, inputs.
+_KINDS: dict[Any, tuple[str, str]] = {
+    GrownLinear: ("out_features", "in_features"),
+    GrownConv: ("out_channels", "in_channels"),
+    GrownEmbedding: ("embedding_size", "num_embeddings"),
+}
+# The sizes of the layers of an attention that hold its heads.
+_HEADS = {"output_proj": "inputs"} | dict.fromkeys(
+    ("query_proj", "key_proj", "value_proj"), "outputs"
+)
+
+
+def grow(
+    model: M,
+    path: str,
+    *,
+    outputs: SupportsIndex = 0,
+    inputs: SupportsIndex = 0,
+    start: str | Iterable[SupportsIndex] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> M:
+    """`model` with a larger layer at `path`: new entries train around the frozen old weight.
+
+    A field, a channel, a token or a class more. The layer becomes an adapter around a layer of the
+    larger size, and `merge_lora` gives this layer with the trained values. New entries come last.
+    The layers before and after must fit: grow them as well.
+
+    **Arguments:**
+
+    - `model`: a pytree, such as a model or an adapted model. It is not changed.
+    - `path`: of an `eqx.nn.Linear`, a convolution without groups, or an `eqx.nn.Embedding`, stacked
+        or not, and layers that look like these.
+    - `outputs`, `inputs`: how many are new. The inputs of an embedding are its tokens, and its
+        outputs are the features of a token.
+    - `start`: how new outputs (of an embedding: new tokens) start. `"zeros"`; `"mean"` of the old
+        rows; `"random"`, normal with the deviation of the old weight; or the numbers of old rows to
+        copy, one for each new row. Default `"zeros"`, of an embedding `"mean"`. New inputs of other
+        layers are zero, so that the old outputs stay as they were.
+    - `key`: for `"random"`.
+
+    **Returns:** the model with an adapter at `path`. Its file holds the new entries alone:
+    `load_grown` loads it onto the small model.
+
+    **Raises:** `SelectionError`, naming the path, if there is no such layer, if it cannot grow or
+    carries an adapter, if the array of its weight is in several places, or if a number or `start`
+    makes no sense.
+    """
+    expect_model(model, "grow")
+    if not isinstance(path, str):
+        raise SelectionError(f"`path` must be a string, such as 'layers/0', but is {path!r}.")
+    layer = layers_at(model, [path]).get(path)
+    if layer is None:
+        paths = [name for name, node in modules_by_path(model).items() if _class_for(node)]
+        near = bullets(nearest(path, paths)) or "  - none"
+        raise SelectionError(
+            f"The model has no layer at {path!r}. The nearest layers that grow:\n{near}"
+        )
+    cls = _class_for(layer)
+    _check(model, path, layer, cls)
+    outputs, inputs = _checked_sizes(model, path, outputs, inputs)
+    number = (outputs, inputs)[cls.start_axis]
+    rows = _checked_start(start, number, key, layer, cls)
+    grown = _put(model, path, layer, cls, outputs, inputs)
+    adapter = layers_at(grown, [path])[path]
+    stack = adapter.base.weight.shape[: cls.stack_ndim(adapter.base)]
+    key = jax.random.key(0) if key is None else key
+    keys = jax.random.split(key, stack) if stack else key
+    started = over_stack(lambda adapter, key: adapter.started(rows, key), len(stack))
+    return _replaced(grown, path, started(adapter, keys))
+
+
+def load_grown(model: M, file: Any, *, strict: bool | Literal["values"] = True) -> M:
+    """`model` with the grown layers, and all adapters, of a file that `save_adapters` wrote.
+
+    **Arguments:**
+
+    - `model`: the small model, before `grow`.
+    - `file`: the path of the file.
+    - `strict`: as of `jno.lora.load_adapters`. With `"values"`, the layers must have the values
+        that the adapters were made for.
+
+    **Raises:** `SelectionError` if a layer cannot grow, `CheckpointError` if the arrays of a grown
+    layer are damaged; as `jno.lora.load_adapters`.
+    """
+    expect_model(model, "load_grown")
+    # No plugin registers these classes, because no other call makes them.
+    classes = tuple(_KINDS)
+    for path, loose in read_adapters(file, wrappers=classes).adapters.items():
+        sizes = {name.split("/")[-1]: array.shape for name, array in loose.state.items()}
+        layer = layers_at(model, [path]).get(path)
+        if "new_rows" not in sizes or layer is None:
+            continue
+        shapes = [sizes.get(name, ()) for name in Grown.adapter_fields]
+        if any(len(shape) < 2 for shape in shapes):
+            raise CheckpointError(
+                f"The file is damaged: at {show_path(path)!r}, expected two matrices or stacks "
+                f"{Grown.adapter_fields}, and the file has arrays of the shapes {sizes}."
+            )
+        cls = _class_for(layer)
+        _check(model, path, layer, cls)
+        rows, columns = shapes[0][-2], shapes[1][-1]
+        kernel = math.prod(getattr(layer, "kernel_size", ()))
+        model = _replaced(model, path, _enlarged(layer, cls, rows, columns // kernel))
+    return load_adapters(model, file, strict=strict, wrappers=classes)
+
+
+def _class_for(layer: Any) -> Any:
+    return next((cls for cls in _KINDS if cls.applies_to(layer)), None)
+
+
+def _check(model: Any, path: str, layer: Any, cls: Any) -> None:
+    """**Raises:** `SelectionError` unless the layer at `path` can grow."""
+    place = f"The {type(layer).__name__} at {show_path(path)!r} cannot grow"
+    if isinstance(layer, LoRAWrapper):
+        raise SelectionError(
+            f"{place}: it carries an adapter. Grow the plain layer, all of its sizes in one call; "
+            "`merge_lora` makes it plain. Adapters of two names act on one layer together by "
+            "`net.activate`."
+        )
+    if cls is None:
+        raise SelectionError(
+            f"{place}. Linear layers, convolutions and embeddings with a floating weight in the "
+            "layout (out, in, ...) grow. A norm would divide by other statistics, and other layers "
+            "have several matrices that must fit each other: make a larger layer by hand."
+        )
+    if getattr(layer, "groups", 1) != 1:
+        raise SelectionError(f"{place}: its channels are in {layer.groups} groups, expected 1.")
+    if "scalar" in (getattr(layer, name) for name in _KINDS[cls]):
+        raise SelectionError(f"{place}: its size is 'scalar', expected a number.")
+    if is_coded(layer.weight):
+        raise SelectionError(f"{place}: its weight is quantised. Grow first, and quantise then.")
+    if norms := norms_around(model, [path]):
+        raise SelectionError(f"{place}: the norm at {show_path(norms[path])!r} rewrites it.")
+    places = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(model) if x is layer.weight]
+    if len(places) > 1:
+        raise SelectionError(
+            f"{place}: one array is its weight and in other places, which would not see the new "
+            f"entries:\n{bullets(places)}\nTie them by `eqx.nn.Shared`, or read the layer's weight."
+        )
+
+
+def _checked_sizes(model: Any, path: str, outputs: Any, inputs: Any) -> tuple[int, int]:
+    sizes: dict[str, int] = {}
+    for name, number in {"outputs": outputs, "inputs": inputs}.items():
+        size = _integer(number)
+        if size is None or size < 0:
+            raise SelectionError(f"`{name}` must be an integer of at least 0, but is {number!r}.")
+        sizes[name] = size
+    if not any(sizes.values()):
+        raise SelectionError(f"Nothing grows at {show_path(path)!r}: give `outputs=` or `inputs=`.")
+    parent, _, name = path.rpartition("/")
+    attention = modules_by_path(model).get(parent)
+    if isinstance(attention, eqx.nn.MultiheadAttention) and sizes.get(_HEADS.get(name, "")):
+        raise SelectionError(
+            f"The {_HEADS[name]} of {show_path(path)!r} cannot grow: the attention cuts them into "
+            "heads, so that old outputs would change. Make a larger attention by hand."
+        )
+    return sizes["outputs"], sizes["inputs"]
+
+
+def _integer(number: Any) -> int | None:
+    """`number` as an integer; `None` if it is a bool or not an integer."""
+    try:
+        return None if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        return None
+
+
+def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> Any:
+    names = ("zeros", "mean", "random")
+    if start is None:
+        return ("zeros", "mean")[cls.start_axis]
+    if not number:
+        entries, option = (("outputs", "outputs="), ("tokens", "inputs="))[cls.start_axis]
+        raise SelectionError(
+            f"`start` says how new {entries} start, and there are none: leave it out, or give "
+            f"`{option}`. All other new entries start at zero."
+        )
+    if isinstance(start, str):
+        if start not in names:
+            raise SelectionError(f"`start` must be one of {names} or numbers, but is {start!r}.")
+        if start == "random" and key is None:
+            raise SelectionError('start="random" needs a `key=` as well: jax.random.key(0)')
+        return start
+    old = getattr(layer, _KINDS[cls][cls.start_axis])
+    rows = tuple(map(_integer, start)) if isinstance(start, Iterable) else ()
+    if len(rows) != number or not all(row is not None and 0 <= row < old for row in rows):
+        raise SelectionError(
+            f"`start` must hold {number} numbers of old rows, at least 0 and below {old}, but is "
+            f"{start!r}."
+        )
+    return rows
+
+
+def _put(model: Any, path: str, layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
+    """`model` with the larger layer, adapted. Its new entries are zero."""
+    columns = inputs * math.prod(getattr(layer, "kernel_size", ()))
+    return apply_lora(
+        _replaced(model, path, _enlarged(layer, cls, outputs, inputs)),
+        outputs + columns,
+        key=jax.random.key(0),
+        target=f"^{re.escape(path)}$",
+        wrappers=cls,
+        options={"rows": outputs, "columns": columns},
+    )
+
+
+def _enlarged(layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
+    """`layer` with zeros for new outputs and inputs."""
+    stack = cls.stack_ndim(layer)
+    pads = [(0, 0)] * layer.weight.ndim
+    for letter, number in {"o": outputs, "i": inputs}.items():
+        pads[stack + cls.weight_axes.index(letter)] = (0, number)
+    fields = {"weight": jnp.pad(layer.weight, pads)}
+    if getattr(layer, "bias", None) is not None:
+        after = [(0, 0)] * (layer.bias.ndim - stack - 1)
+        fields["bias"] = jnp.pad(layer.bias, [*[(0, 0)] * stack, (0, outputs), *after])
+    for name, number in zip(_KINDS[cls], (outputs, inputs), strict=True):
+        fields[name] = getattr(layer, name) + number
+    larger: Any = object.__new__(type(layer))
+    for name, value in {**vars(layer), **fields}.items():
+        object.__setattr__(larger, name, value)
+    return larger
+
+
+def _replaced(model: M, path: str, layer: Any) -> M:
+    def is_place(keys: Any, node: Any) -> bool:
+        return isinstance(node, eqx.Module) and path_str(keys) == path
+
+    return jtu.tree_map_with_path(
+        lambda keys, node: layer if is_place(keys, node) else node,
+        model,
+        is_leaf=is_place,
+        is_leaf_takes_path=True,
+    )

@@ -1,0 +1,271 @@
+"""Grown layers: old entries as they were, new entries trained, one larger layer after merging."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from zoo_cases import check_kind
+
+from jno.lora import (
+    CheckpointError,
+    Net,
+    SelectionError,
+    WrapperError,
+    load_adapters,
+    lora_trainable_filter,
+    merge_lora,
+    unwrap_lora,
+)
+from jno.lora.testing import WrapperCase
+from jno_lora_zoo import GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
+
+KEY = jr.key(0)
+
+
+class Tied(eqx.Module):
+    """A model of tokens whose head is the table, read as `.weight`."""
+
+    table: eqx.nn.Embedding
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, key):
+        k = jr.split(key, 3)
+        self.table = eqx.nn.Embedding(7, 4, key=k[0])
+        self.up, self.down = (eqx.nn.Linear(*s, key=k[i]) for i, s in ((1, (4, 5)), (2, (5, 4))))
+
+    def __call__(self, token):
+        h = self.table(token)
+        return self.table.weight @ (h + self.down(jnp.tanh(self.up(h))))
+
+
+def moved(model):
+    """`model` with its adapters away from their start."""
+    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
+    trainable = jax.tree.map(lambda a: a + jr.normal(jr.key(a.size), a.shape), trainable)
+    return eqx.combine(trainable, frozen)
+
+
+@pytest.mark.parametrize(
+    ("cls", "base", "x", "columns"),
+    [
+        (GrownLinear, lambda key: eqx.nn.Linear(5, 4, key=key), lambda k: jr.normal(k, (5,)), 1),
+        (GrownConv, lambda k: eqx.nn.Conv1d(3, 4, 2, key=k), lambda k: jr.normal(k, (3, 5)), 2),
+        (GrownEmbedding, lambda k: eqx.nn.Embedding(5, 4, key=k), lambda k: jnp.array(4), 2),
+    ],
+)
+def test_the_kit_of_the_kind(cls, base, x, columns):
+    options = {"rows": 2, "columns": columns}
+    check_kind(WrapperCase(cls, base=base, inputs=lambda k: (x(k),), rank=2, options=options))
+
+
+def test_a_linear_layer_keeps_old_outputs_and_merges_into_a_larger_layer():
+    old = eqx.nn.Linear(3, 4, key=KEY)
+    model = grow({"head": old}, "head", outputs=2, inputs=1)
+    x = jr.normal(KEY, (4,))
+    y = model["head"](x)
+    assert jnp.array_equal(y[:4], old(x[:3])) and not jnp.any(y[4:])
+    assert (model["head"].in_features, model["head"].out_features) == (4, 6)
+    trained = moved(model)["head"]
+    layer = merge_lora(trained)
+    assert type(layer) is eqx.nn.Linear and (layer.in_features, layer.out_features) == (4, 6)
+    W, b = np.zeros((6, 4)), np.zeros(6)
+    W[:4, :3], b[:4] = old.weight, old.bias
+    W[4:], W[:4, 3:], b[4:] = trained.new_rows, trained.new_columns, trained.new_bias
+    np.testing.assert_array_equal(np.float64(layer.weight), W)
+    np.testing.assert_array_equal(np.float64(layer.bias), b)
+    np.testing.assert_allclose(trained(x), W @ np.float64(x) + b, rtol=1e-5, atol=1e-6)
+    plain = unwrap_lora(trained)
+    assert jnp.array_equal(plain(x)[:4], old(x[:3]))
+
+
+def test_channels_of_a_convolution_copy_old_channels():
+    old = eqx.nn.Conv2d(2, 3, 2, key=KEY)
+    x = jr.normal(KEY, (3, 4, 4))
+    conv = grow([old], "0", outputs=2, inputs=1, start=(2, 0))[0]
+    y = conv(x)
+    np.testing.assert_allclose(y[:3], old(x[:2]), atol=1e-6)
+    np.testing.assert_allclose(y[3:], old(x[:2])[jnp.array([2, 0])], atol=1e-6)
+    layer = merge_lora(moved(conv))
+    assert layer.weight.shape == (5, 3, 2, 2) and layer.bias.shape == (5, 1, 1)
+    assert (layer.in_channels, layer.out_channels) == (3, 5)
+    np.testing.assert_allclose(moved(conv)(x), layer(x), atol=1e-5)
+    assert jnp.array_equal(layer.weight[:3, :2], old.weight)
+
+
+def test_stacks_grow_slice_by_slice():
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 4, key=key))(jr.split(KEY, 2))
+    grown = grow([stack], "0", outputs=1, inputs=1, start="random", key=KEY)[0]
+    assert grown.new_rows.shape == (2, 1, 4) and not jnp.any(grown.new_rows[..., -1])
+    assert jnp.all(grown.new_rows[0, :, :3] != grown.new_rows[1, :, :3])
+    layer = merge_lora(grown)
+    assert layer.weight.shape == (2, 5, 4) and layer.bias.shape == (2, 5)
+    assert jnp.array_equal(layer.weight[:, :4, :3], stack.weight)
+
+
+def test_a_token_more_in_a_tied_model_beside_lora(tmp_path):
+    model = Tied(KEY)
+    grown = grow(model, "table", inputs=2)
+    np.testing.assert_allclose(grown(3)[:7], model(3), rtol=1e-5)
+    # Both uses see the new rows, which start as the mean.
+    mean = np.mean(np.float64(model.table.weight), axis=0)
+    np.testing.assert_allclose(grown.table(8), mean, atol=1e-6)
+    assert grown(8).shape == (9,)
+    net = Net(grown).freeze().lora(rank=2, target="up|down").mask("new_").unfreeze()
+    names = {path.split("/")[-1] for path in _trained(net)}
+    assert names == {"new_rows", "new_columns", "lora_A", "lora_B"}
+
+    def loss(trainable, frozen):
+        return -jax.nn.log_softmax(eqx.combine(trainable, frozen)(8))[7]
+
+    trainable, frozen = net.partition()
+    gradients = jax.jit(jax.grad(loss))(trainable, frozen)
+    assert jnp.all(jnp.any(gradients.table.new_columns != 0, axis=0))
+    net.update(jax.tree.map(lambda a, g: a - g, trainable, gradients))
+    assert jnp.array_equal(merge_lora(net.module).table.weight[:7], model.table.weight)
+
+    # The file holds the new rows and the factors, and the small model takes it.
+    net.save_adapters(tmp_path / "a.safetensors")
+    loaded = load_grown(model, tmp_path / "a.safetensors")
+    assert jnp.array_equal(loaded(8), net.module(8))
+    file = tmp_path / "a.safetensors"
+    again = load_adapters(grown, file, strict="values", wrappers=GrownEmbedding)
+    assert jnp.array_equal(again(8), net.module(8))
+    assert jnp.array_equal(load_grown(model, file, strict="values")(8), net.module(8))
+    with pytest.raises(CheckpointError, match=r"table.*other values"):
+        load_grown(Tied(jr.key(1)), file, strict="values")
+    with pytest.raises(CheckpointError, match=r"or call the loader .*`jno_lora_zoo.load_grown`"):
+        load_adapters(model, file)
+
+    arrays = load_file(file)
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    save_file({**arrays, "table:new_rows": np.zeros(9, np.float32)}, file, metadata)
+    with pytest.raises(CheckpointError, match=r"damaged: at 'table', expected two matrices"):
+        load_grown(model, file)
+
+
+def _trained(net):
+    leaves = jax.tree_util.tree_leaves_with_path(net.trainable)
+    return [jax.tree_util.keystr(k, simple=True, separator="/") for k, on in leaves if on]
+
+
+def test_a_shared_table_grows_in_both_places():
+    class Shared(eqx.Module):
+        shared: eqx.nn.Shared
+
+        def __init__(self, key):
+            table = eqx.nn.Embedding(5, 3, key=key)
+            head = eqx.nn.Linear(3, 5, use_bias=False, key=key)
+            self.shared = eqx.nn.Shared((table, head), lambda p: p[1].weight, lambda p: p[0].weight)
+
+        def __call__(self, token):
+            table, head = self.shared()
+            return head(table(token))
+
+    model = Shared(KEY)
+    grown = moved(grow(model, "shared/pytree/0", inputs=1))
+    assert jnp.allclose(grown(2)[:5], model(2), atol=1e-6)
+    assert grown(5).shape == (6,)
+    assert jnp.allclose(merge_lora(grown)(5), grown(5), atol=1e-6)
+
+
+def test_lora_and_new_entries_act_on_one_layer_together(tmp_path):
+    old = {"head": eqx.nn.Linear(3, 4, key=KEY)}
+    net = Net(grow(old, "head", outputs=1)).add_adapter("new").deactivate()
+    net.freeze().lora(rank=2).add_adapter("lora").activate("new", "lora", train=["new", "lora"])
+    trainable, _ = net.partition()
+    net.update(jax.tree.map(lambda a: a + jr.normal(jr.key(a.size), a.shape), trainable))
+    assert {path.split("/")[-1] for path in _trained(net)} >= {"new_rows", "lora_A", "lora_B"}
+    head, new, lora = net.module["head"], net.adapter("new"), net.adapter("lora")
+    A, B = (np.float64(lora["head"].state[name]) for name in ("lora_A", "lora_B"))
+    W = np.zeros((5, 3))
+    W[:4] = old["head"].weight
+    W[4:] += np.float64(new["head"].state["new_rows"])
+    expected = W + lora["head"].scale * B @ A
+    np.testing.assert_allclose(merge_lora(head).weight, expected, atol=1e-5)
+    net.save_adapters(tmp_path / "sum.safetensors")
+    loaded = load_grown(old, tmp_path / "sum.safetensors")["head"]
+    assert jnp.array_equal(merge_lora(loaded).weight, merge_lora(head).weight)
+
+
+def test_new_entries_are_a_product_for_tools():
+    grown = moved(grow([eqx.nn.Linear(3, 4, use_bias=False, key=KEY)], "0", outputs=2, inputs=1))
+    A, B = grown[0].low_rank_update()
+    np.testing.assert_array_equal(B @ A, grown[0].update())
+    assert grown[0].rank == 3
+
+
+def test_what_cannot_grow_says_why():
+    linear, conv = eqx.nn.Linear(4, 4, key=KEY), eqx.nn.Conv1d(4, 4, 1, groups=2, key=KEY)
+    model = {
+        "linear": linear,
+        "conv": conv,
+        "norm": eqx.nn.LayerNorm(4),
+        "scalar": eqx.nn.Linear("scalar", 2, key=KEY),
+        "weight_norm": eqx.nn.WeightNorm(eqx.nn.Linear(3, 3, key=KEY)),
+    }
+    for path, words in {
+        "linaer": r"(?s)no layer at 'linaer'.*- linear",
+        "conv": "in 2 groups, expected 1",
+        "norm": "LayerNorm at 'norm' cannot grow.*other statistics",
+        "scalar": "size is 'scalar'",
+        "weight_norm/layer": "norm at 'weight_norm' rewrites it",
+    }.items():
+        with pytest.raises(SelectionError, match=words):
+            grow(model, path, outputs=1)
+    model["attention"] = eqx.nn.MultiheadAttention(2, 8, key=KEY)
+    for name, side in {"query": "outputs", "key": "outputs", "output": "inputs"}.items():
+        with pytest.raises(SelectionError, match=f"The {side} of .*{name}_proj.* into heads"):
+            grow(model, f"attention/{name}_proj", **{side: 1})
+    assert grow(model, "attention/output_proj", outputs=1)
+    for layer, sizes, words in (
+        (linear, {"inputs": 1}, "how new outputs start, and there are none.*`outputs=`"),
+        (eqx.nn.Embedding(3, 4, key=KEY), {"outputs": 1}, "how new tokens start.*`inputs=`"),
+    ):
+        with pytest.raises(SelectionError, match=words):
+            grow([layer], "0", start="mean", **sizes)
+    numbers = grow(model, "linear", outputs=np.int64(1), start=np.array([2]))
+    assert eqx.tree_equal(numbers, grow(model, "linear", outputs=1, start=(2,)))
+    for sizes, words in {
+        ("outputs", -1): "at least 0, but is -1",
+        ("inputs", True): "at least 0, but is True",
+        ("outputs", 0): "give `outputs=` or `inputs=`",
+    }.items():
+        with pytest.raises(SelectionError, match=words):
+            grow(model, "linear", **dict([sizes]))
+    for start, words in {
+        "ones": "one of .*'random'",
+        "random": "needs a `key=`",
+        (4,): "1 numbers of old rows, at least 0 and below 4",
+        (0, 1): "must hold 1 numbers",
+        (True,): "must hold 1 numbers",
+    }.items():
+        with pytest.raises(SelectionError, match=words):
+            grow(model, "linear", outputs=1, start=start)
+    with pytest.raises(SelectionError, match=r"(?s)one array is its weight.*again/weight"):
+        grow({**model, "again": linear}, "linear", outputs=1)
+    with pytest.raises(SelectionError, match="carries an adapter"):
+        grow(grow(model, "linear", outputs=1), "linear", inputs=1)
+    with pytest.raises(WrapperError, match=r"rows=0, columns=0: `jno_lora_zoo.grow` makes"):
+        Net(linear).lora(rank=1, wrapper=GrownLinear)
+
+
+def test_a_path_is_a_string(unchecked):
+    for path in (None, lambda model: model[0]):
+        with pytest.raises(SelectionError, match="`path` must be a string, such as 'layers/0'"):
+            grow([eqx.nn.Linear(3, 3, key=KEY)], path, outputs=1)
+
+
+def test_no_call_but_grow_selects_grown_layers():
+    net = Net([eqx.nn.Linear(3, 3, key=KEY), eqx.nn.Embedding(3, 3, key=KEY)]).lora(rank=1)
+    assert [row.wrapper.__name__ for row in net.summary()] == ["LoRALinear"]
+
+
+def test_shapes_are_enough():
+    grown = eqx.filter_eval_shape(lambda: grow(Tied(KEY), "table", inputs=2))
+    assert grown.table.new_columns.shape == (4, 2)
