@@ -38,10 +38,10 @@ FNO = Family(
     _fields,
     _SOLVE,
     _SOURCE,
-    head="proj1|proj2",
+    head="Q_layers",
     time_steps=60,
     points=64,
-    spectral="layers_conv",
+    spectral="conv_layers",
     batch=16,
     steps=4000,
 )
