@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
@@ -22,3 +23,13 @@ def jaxprs_in(equation: Any) -> Iterator[Any]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
+
+
+def takes_only_integers(jaxpr: Any) -> bool:
+    """Whether the results depend on no floating input, only on such as a key and a number."""
+    needed = {id(var) for var in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(var) in needed for var in equation.outvars):
+            needed.update(map(id, equation.invars))
+    inputs = (var.aval.dtype for var in jaxpr.invars if id(var) in needed)
+    return not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in inputs)
