@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jno.lora._caches import forget
+from jno.lora._compute import _program
+from jno.lora._compute._jaxprs import takes_only_integers
 from jno.lora._compute._program import call_compiled
 
 
@@ -176,3 +178,43 @@ def test_programs_are_forgotten_on_demand():
     assert call_compiled(scaled, jnp.ones(())) == 2
     forget()
     assert call_compiled(scaled, jnp.ones(())) == 3
+
+
+def test_a_random_start_keeps_its_numbers(getkey):
+    # The tests have options of their own in XLA_FLAGS, so the usual options are spelled out.
+    usual = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
+
+    def draw(key):
+        return jax.random.normal(key, (3, 37)) / jnp.sqrt(37.0)
+
+    key, ways = getkey(), map(_program._known, (usual, {**usual, **_program._QUICK}))
+    drawn = (jax.jit(draw, compiler_options=options)(key) for options in ways)
+    np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [
+        (lambda W, k: jax.random.uniform(k, W.shape), True),
+        (lambda W, k: (jnp.sin(W), jnp.zeros(2))[1], True),
+        (lambda W, k: jax.random.uniform(k) * W, False),
+        (lambda W, k: jax.jit(jnp.sum)(W), False),
+        (lambda W, k: W, False),
+    ],
+)
+def test_a_start_without_weights_is_recognised(function, answer):
+    traced = jax.make_jaxpr(function)(jnp.ones(3), jax.random.key(0))
+    assert takes_only_integers(traced.jaxpr) is answer
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    quick = _program._quick_to_compile.__wrapped__
+    assert quick() is None  # XLA_FLAGS of the tests have a level
+    monkeypatch.delenv("XLA_FLAGS")
+    level = {"xla_backend_optimization_level": 2}
+    monkeypatch.setattr(_program, "_QUICK", {"xla_of_tomorrow": 2, **level})
+    assert quick() == level

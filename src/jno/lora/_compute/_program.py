@@ -6,6 +6,7 @@ program also spares the memory of intermediate results, such as a float32 copy o
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,23 +152,34 @@ class Program:
 _program = remembered(512)(Program)
 
 
+# On a CPU they halve the time to compile a random start, and keep its numbers bit for bit. They are
+# not for weights, since the older emitters of XLA add up a sum in another order.
+_QUICK = {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False}
+
+
 @functools.cache
 def _quick_to_compile() -> dict[str, Any] | None:
     """XLA's options for a random start, which takes far longer to compile than to run.
 
-    On a CPU they halve the time to compile, and keep the random numbers bit for bit. They are not
-    for weights, since the older emitters of XLA add up a sum in another order. `None` for another
-    backend, or if this version of XLA does not know an option.
+    `None` for another backend, or if `XLA_FLAGS` says how to compile.
     """
-    options = {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False}
-    if jax.default_backend() != "cpu":
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() != "cpu" or any(name in flags for name in _QUICK):
         return None
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError as err:
-        _log.debug("random starts are compiled with XLA's usual options: %s", err)
-        return None
-    return options
+    return _known(_QUICK)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this version of XLA knows. An unknown option would stop a program."""
+    accepted: dict[str, Any] = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError as err:
+            _log.debug("random starts are compiled without XLA's option %s: %s", name, err)
+        else:
+            accepted[name] = value
+    return accepted
 
 
 def _holds_infinity(array: Any) -> bool:
