@@ -85,22 +85,21 @@ def ours(model: Any, method: str, data: Any, rates: tuple[float, ...]) -> dict[s
         net = adapted(model, seed, method)
         count = sum(leaf.size for leaf in jax.tree.leaves(net.partition()[0]))
         arrays = {name: jnp.asarray(array) for name, array in data.items()} | {"batches": batches}
-        for rate, run in zip(rates, fit(net, arrays, rates), strict=True):
-            runs.append({"seed": seed, "rate": rate, **run})
+        runs += fit(net, arrays, rates)
     return {"runs": runs, "trainable": count}
 
 
-def tuned(answer: dict[str, Any]) -> tuple[float, list[float]]:
+def tuned(runs: list[dict[str, Any]]) -> tuple[float, list[float]]:
     """The rate with the lowest mean validation error, and the test errors of its seeds."""
-    of_rate: dict[float, list[Any]] = {}
-    for run in answer["runs"]:
-        of_rate.setdefault(run["rate"], []).append(run)
-    means = {
-        rate: statistics.fmean(np.nan_to_num(run["validation"], nan=np.inf) for run in runs)
-        for rate, runs in of_rate.items()
-    }
-    best = min(means, key=lambda rate: means[rate])
-    return best, [run["test"] for run in of_rate[best]]
+
+    def errors(rate: float, of: str) -> list[float]:
+        return [run[of] for run in runs if run["rate"] == rate]
+
+    rates = {run["rate"] for run in runs}
+    best = min(
+        rates, key=lambda rate: np.nan_to_num(np.mean(errors(rate, "validation")), nan=np.inf)
+    )
+    return best, errors(best, "test")
 
 
 def agreement(model: Any, data: Any, path: str, theirs: Worker) -> None:
@@ -144,7 +143,7 @@ def errors(model: Any, data: Any, path: str, theirs: Worker, rates: tuple[float,
     print(f"| untouched | 0 | | {100 * answers['here, linear layers']['runs'][0]['start']:.2f} |")
     results: dict[str, float] = {}
     for name, answer in answers.items():
-        rate, seeds = tuned(answer)
+        rate, seeds = tuned(answer["runs"])
         results[name] = statistics.fmean(seeds)
         low, high = (f"{100 * bound(seeds):.2f}" for bound in (min, max))
         cells = f"{rate:g} | {100 * results[name]:.2f} ({low} to {high})"

@@ -154,8 +154,11 @@ def fit(net: Net, data: dict[str, Array], rates: tuple[float, ...]) -> list[dict
         ends = {of: errors(trainable, of) for of in ("validation", "test")}
         return {"start": start, "losses": losses, **ends}
 
-    runs = (run(trainable, arrays, data, jnp.asarray(rate)) for rate in rates)
-    return [{name: np.asarray(value).tolist() for name, value in each.items()} for each in runs]
+    runs = {rate: run(trainable, arrays, data, jnp.asarray(rate)) for rate in rates}
+    return [
+        {"rate": rate, **{name: np.asarray(value).tolist() for name, value in result.items()}}
+        for rate, result in runs.items()
+    ]
 
 
 def build(case: dict[str, Any], device: str) -> Subject:

@@ -85,7 +85,7 @@ def fits(case: dict[str, Any]) -> dict[str, Any]:
                     for name, module in model.named_modules():
                         if hasattr(module, "lora_A"):
                             module.lora_A.copy_(data[f"A:{name}"].T)
-            runs.append({"seed": seed, "rate": rate, **fit(model, data, batches, rate)})
+            runs.append({"rate": rate, **fit(model, data, batches, rate)})
     return {"runs": runs, "trainable": trainable}
 
 
