@@ -158,8 +158,8 @@ def reached(theirs: Worker) -> None:
     there, here = theirs.ask(600, **request)["facts"], reach()
     print('\n| | PhysicsNeMo | here | here, `wrapper="lora"` |\n|---|--:|--:|--:|')
     for name, fact in here.items():
-        peer = f"{there[name]['reached']:.1%}" if name in there else ""
-        print(f"| {name} | {peer} | {fact['unnamed']:.1%} | {fact['reached']:.1%} |")
+        peer = f"{there[name]['reached']:.2%}" if name in there else ""
+        print(f"| {name} | {peer} | {fact['unnamed']:.2%} | {fact['reached']:.2%} |")
 
 
 def times(settings: Settings) -> None:
