@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from benchmarks.physicsnemo import adapted, tuned
+from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, tuned
 from benchmarks.sides.jax_physicsnemo import Operator
 
 from jno.lora import lora_report
@@ -67,3 +67,15 @@ def test_rates_are_tuned_on_validation_fields():
 
     runs = [run(1.0, 0.2, 0.0), run(2.0, 0.1, 0.3), run(2.0, 0.1, 0.5), run(3.0, math.nan, 0.0)]
     assert tuned(runs) == (2.0, [0.3, 0.5])
+
+
+@pytest.mark.parametrize("best", [1e-4, 3e-3, 1e-1, 1e-6, 3.0])
+def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
+    def row(rates):
+        error = {rate: abs(math.log(rate / best)) for rate in rates}
+        return {"runs": [{"rate": r, "validation": e, "test": e} for r, e in error.items()]}
+
+    answer = searched(row, RATES[FIRST])
+    tried = [run["rate"] for run in answer["runs"]]
+    assert math.isclose(tuned(answer["runs"])[0], best)
+    assert len(tried) == len(set(tried)) <= len(RATES)
