@@ -21,7 +21,7 @@ DEVICE ?= cpu
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench lint typecheck docs dist pictures clean
+.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -150,6 +150,14 @@ bench: $(BENCH_SIDES)
 
 .bench/peft/.ready-$(DEVICE): .bench/peft/bin/python
 	$< -m pip install --quiet peft "torch<=2.13"
+	touch $@
+
+# One task beside PhysicsNeMo's LoRA. Our side needs the operators of `$(VENV)`.
+bench-physicsnemo: $(VENV)/.ready .bench/physicsnemo/.ready
+	$(BIN)/python -m benchmarks.physicsnemo $(BENCH)
+
+.bench/physicsnemo/.ready: .bench/physicsnemo/bin/python
+	$< -m pip install --quiet nvidia-physicsnemo==2.2.2 "torch<=2.13"
 	touch $@
 
 # Lines and branches that the suite runs, and which test runs which; and those that the tests beside
