@@ -11,6 +11,8 @@ All cases together take 45 minutes on a quiet machine of two cores.
 from collections.abc import Iterator
 from typing import Any
 
+from ._parameter_cases import parameter_cases
+
 Case = dict[str, Any]
 
 OURS, JNO, PEFT = {"env": "ours"}, {"env": "jno"}, {"env": "peft"}
@@ -94,6 +96,7 @@ def cases(device: str = "cpu") -> list[Case]:
         *convs(),
         *dispatch(),
         *inits(),
+        *parameter_cases(),
     ]
     return [*everywhere, *transformer_sized()] if device == "gpu" else everywhere
 

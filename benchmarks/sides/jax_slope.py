@@ -1,0 +1,70 @@
+"""The derivative of a loss by the parameter of a conditional adapter. Serves ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._models import data_of, model_of, outputs_of
+from ._timing import Subject, timed
+from .jax_conditional import conditional_of, values_of
+from .jax_train import costs_of
+
+Loss = Callable[[jax.Array], jax.Array]
+
+STEP = 0.02  # of the finite difference, in units of the parameter
+
+
+def forward_mode(loss: Loss, z: jax.Array) -> Any:
+    """Loss and derivative by `jax.jvp`."""
+    return jax.jvp(loss, (z,), (jnp.ones_like(z),))
+
+
+def reverse_mode(loss: Loss, z: jax.Array) -> Any:
+    """Loss and derivative by `jax.vjp`."""
+    value, pull = jax.vjp(loss, z)
+    return value, pull(jnp.ones_like(value))[0]
+
+
+def difference(loss: Loss, z: jax.Array) -> Any:
+    """Loss and derivative by two calls."""
+    below, above = loss(z - STEP / 2), loss(z + STEP / 2)
+    return (below + above) / 2, (above - below) / STEP
+
+
+def no_derivative(loss: Loss, z: jax.Array) -> Any:
+    """The loss alone."""
+    return loss(z)
+
+
+WAYS = {way.__name__: way for way in (forward_mode, reverse_mode, difference, no_derivative)}
+
+
+def build(case: dict[str, Any], device: str) -> Subject:
+    """The derivative in the way of the case, as a compiled program.
+
+    The loss is the mean square: a number for a value of the whole batch, and `(batch,)` for a value
+    of each example. No example's loss depends on another example's value.
+    """
+    plain = model_of(case)
+    x, y = data_of(case, plain)
+    leaves, form = jax.tree.flatten((conditional_of(case, plain), values_of(case), x, y))
+    is_array = [eqx.is_array(leaf) for leaf in leaves]
+    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
+
+    def derivative(arrays: list[jax.Array]) -> Any:
+        remaining = iter(arrays)
+        filled = [next(remaining) if a else leaf for a, leaf in zip(is_array, leaves, strict=True)]
+        conditional, z, x, y = jax.tree.unflatten(form, filled)
+
+        def loss(z: jax.Array) -> jax.Array:
+            squares = (outputs_of(conditional, (z, x)) - y) ** 2
+            return jnp.mean(squares, axis=tuple(range(z.ndim, squares.ndim)))
+
+        return WAYS[case["way"]](loss, z)
+
+    compiled = jax.jit(derivative).lower(arrays).compile()
+    call = timed(lambda: compiled(arrays), jax.block_until_ready, queue=device == "gpu")
+    return Subject(costs_of(compiled), {"derivative": call})
