@@ -5,7 +5,7 @@ worker builds the case, the `sides` (each with its environment and its settings)
 time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over`, or our largest
 value if `over` is `None`.
 
-All cases together take 45 minutes on a quiet machine of two cores.
+All cases together take about 50 minutes on a quiet machine of two cores.
 """
 
 from collections.abc import Iterator

@@ -5,9 +5,10 @@
 
 Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of its records (as
 `python -m benchmarks.report` does). The folder is `benchmarks/results`, with the page
-`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results. With
-`--only`, the other cases keep their records, which must come from the same machine and versions. With
-`--resume`, so do all cases: only the cases that have no record run.
+`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results.
+
+With `--only`, the other cases keep their records. With `--resume`, every case with a record keeps
+it, and does not run. The records must come from the same machine and versions.
 """
 
 import argparse
@@ -36,9 +37,7 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="few short rounds, to check that all runs"
     )
     parser.add_argument("--only", default="", metavar="REGEX", help="cases by name")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a run that was stopped"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER")

@@ -43,28 +43,30 @@ WAYS = {way.__name__: way for way in (forward_mode, reverse_mode, difference, no
 
 
 def build(case: dict[str, Any], device: str) -> Subject:
-    """The derivative in the way of the case, as a compiled program.
-
-    The loss is the mean square: a number for a value of the whole batch, and `(batch,)` for a value
-    of each example. No example's loss depends on another example's value.
-    """
+    """Loss and derivative in the way of the case, as a compiled program."""
     plain = model_of(case)
-    x, y = data_of(case, plain)
-    leaves, form = jax.tree.flatten((conditional_of(case, plain), values_of(case), x, y))
-    is_array = [eqx.is_array(leaf) for leaf in leaves]
-    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
+    tree = conditional_of(case, plain), values_of(case), *data_of(case, plain)
+    arrays, static = eqx.partition(tree, eqx.is_array)
+    leaves, form = jax.tree.flatten(arrays)
 
-    def derivative(arrays: list[jax.Array]) -> Any:
-        remaining = iter(arrays)
-        filled = [next(remaining) if a else leaf for a, leaf in zip(is_array, leaves, strict=True)]
-        conditional, z, x, y = jax.tree.unflatten(form, filled)
+    def derivative(leaves: list[jax.Array]) -> Any:
+        conditional, z, x, y = eqx.combine(jax.tree.unflatten(form, leaves), static)
+        return WAYS[case["way"]](loss_of(conditional, x, y), z)
 
-        def loss(z: jax.Array) -> jax.Array:
-            squares = (outputs_of(conditional, (z, x)) - y) ** 2
-            return jnp.mean(squares, axis=tuple(range(z.ndim, squares.ndim)))
-
-        return WAYS[case["way"]](loss, z)
-
-    compiled = jax.jit(derivative).lower(arrays).compile()
-    call = timed(lambda: compiled(arrays), jax.block_until_ready, queue=device == "gpu")
+    compiled = jax.jit(derivative).lower(leaves).compile()
+    call = timed(lambda: compiled(leaves), jax.block_until_ready, queue=device == "gpu")
     return Subject(costs_of(compiled), {"derivative": call})
+
+
+def loss_of(conditional: Any, x: jax.Array, y: jax.Array) -> Loss:
+    """The mean square as a function of the parameter.
+
+    It is a number for a value of the whole batch, and `(batch,)` for a value of each example. No
+    example's loss depends on another example's value.
+    """
+
+    def loss(z: jax.Array) -> jax.Array:
+        squares = (outputs_of(conditional, (z, x)) - y) ** 2
+        return jnp.mean(squares, axis=tuple(range(z.ndim, squares.ndim)))
+
+    return loss
