@@ -53,8 +53,8 @@ machine.
   Their arguments are flat lists of arrays, so flattening modules is not counted.
 * In each round every side has its turn, in random order, for about the same time. Ratios are formed
   within a round. The tables show the median over the rounds, with the quartiles in brackets.
-  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step; *compile*
-  includes tracing.
+  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step, without
+  the memory inside a fusion; *compile* includes tracing.
 * Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), so that an idle side
   does not take the processor from another. OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
 * PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the

@@ -55,7 +55,10 @@ def build(case: dict[str, Any], device: str) -> Subject:
 
     compiled = jax.jit(derivative).lower(leaves).compile()
     call = timed(lambda: compiled(leaves), jax.block_until_ready, queue=device == "gpu")
-    return Subject(costs_of(compiled), {"derivative": call})
+    facts = costs_of(compiled)
+    if not case.get("is_counted", True):
+        facts["temp"] = None
+    return Subject(facts, {"derivative": call})
 
 
 def loss_of(conditional: Any, x: jax.Array, y: jax.Array) -> Loss:
