@@ -19,6 +19,7 @@ MUTATION ?=
 DEVICE ?= cpu
 # All of JAX's sides have one version of it, which must be one that jNO takes.
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
+BENCH_PLUGINS := $(foreach plugin,conditional foundax zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
 .PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
@@ -138,8 +139,8 @@ bench: $(BENCH_SIDES)
 	$(PYTHON) -m venv .bench/$*
 	$@ -m pip install --quiet --upgrade pip
 
-.bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml plugins/jno-lora-zoo/pyproject.toml
-	$< -m pip install --quiet -e ".[bench]" -e plugins/jno-lora-zoo "$(BENCH_JAX)"
+.bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml $(BENCH_PLUGINS:%=%/pyproject.toml)
+	$< -m pip install --quiet -e ".[bench]" $(BENCH_PLUGINS:%=-e %) "$(BENCH_JAX)"
 	$< -m pip list --format=freeze | grep -E '^(jax|jaxlib|equinox|optax|numpy)=' > .bench/versions.txt
 	touch $@
 

@@ -24,7 +24,10 @@ from collections.abc import Callable
 from typing import Any
 
 DISTRIBUTIONS = {
-    "ours": ["jno-lora", "jno-lora-zoo", "jax", "jaxlib", "equinox", "optax", "numpy"],
+    "ours": [
+        *("jno-lora", "jno-lora-conditional", "jno-lora-foundax", "jno-lora-zoo"),
+        *("jax", "jaxlib", "equinox", "foundax", "optax", "optimistix", "numpy"),
+    ],
     "jno": ["jax-neural-operators", "jax", "jaxlib", "equinox", "optax", "numpy"],
     "peft": ["peft", "torch", "numpy"],
     "physicsnemo": ["nvidia-physicsnemo", "torch", "numpy"],
