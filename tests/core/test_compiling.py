@@ -12,7 +12,7 @@ import pytest
 
 from jno.lora._caches import forget
 from jno.lora._compute import _program
-from jno.lora._compute._jaxprs import takes_only_integers
+from jno.lora._compute._jaxprs import is_random_start
 from jno.lora._compute._program import call_compiled
 
 
@@ -200,15 +200,34 @@ def test_a_random_start_keeps_its_numbers(getkey):
     ("function", "answer"),
     [
         (lambda W, k: jax.random.uniform(k, W.shape), True),
-        (lambda W, k: (jnp.sin(W), jnp.zeros(2))[1], True),
+        (lambda W, k: (jnp.sin(W), jax.random.uniform(k))[1], True),
         (lambda W, k: jax.random.uniform(k) * W, False),
-        (lambda W, k: jax.jit(jnp.sum)(W), False),
+        (lambda W, k: jax.random.uniform(k) * jnp.asarray(np.ones(3, np.float32)), False),
+        (lambda W, k: jnp.zeros(2), False),
         (lambda W, k: W, False),
     ],
 )
-def test_a_start_without_weights_is_recognised(function, answer):
+def test_a_random_start_is_recognised(function, answer):
     traced = jax.make_jaxpr(function)(jnp.ones(3), jax.random.key(0))
-    assert takes_only_integers(traced.jaxpr) is answer
+    assert is_random_start(traced.jaxpr) is answer
+
+
+def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch, getkey, caplog):
+    monkeypatch.delenv("XLA_FLAGS")  # the tests have a level there
+    quick = functools.cache(_program._quick_to_compile.__wrapped__)
+    monkeypatch.setattr(_program, "_quick_to_compile", quick)
+    assert "xla_backend_optimization_level" in quick()
+
+    def draw(key):
+        return jax.random.normal(key, (3,))
+
+    key = getkey()
+    with caplog.at_level("DEBUG"):
+        drawn = call_compiled(draw, key)
+        assert "usual options" not in caplog.text
+        inside = jax.jit(lambda: call_compiled(draw, key))()
+    np.testing.assert_array_equal(drawn, inside)
+    assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):

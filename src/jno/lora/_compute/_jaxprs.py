@@ -25,11 +25,13 @@ def jaxprs_in(equation: Any) -> Iterator[Any]:
                 yield item
 
 
-def takes_only_integers(jaxpr: Any) -> bool:
-    """Whether the results depend on no floating input, only on such as a key and a number."""
+def is_random_start(jaxpr: Any) -> bool:
+    """Whether the results are random, and depend on no floating input or constant."""
+    if not any(equation.primitive.name == "random_bits" for equation in equations_in(jaxpr)):
+        return False
     needed = {id(var) for var in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
         if any(id(var) in needed for var in equation.outvars):
             needed.update(map(id, equation.invars))
-    inputs = (var.aval.dtype for var in jaxpr.invars if id(var) in needed)
-    return not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in inputs)
+    inputs = (var for var in (*jaxpr.invars, *jaxpr.constvars) if id(var) in needed)
+    return not any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in inputs)

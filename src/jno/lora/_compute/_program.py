@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array
 
 from .._caches import remembered
-from ._jaxprs import takes_only_integers
+from ._jaxprs import is_random_start
 from ._lapack import decomposes, one_blas_thread
 from ._signature import Signature, SignedTree, TracedError, signature_of
 
@@ -102,10 +101,9 @@ class Program:
         self._leaves: tuple[Any, ...] = ()
         self._jitted = jax.jit(self._compute)
         traced = self._jitted.trace(signature.abstract())
-        if takes_only_integers(traced.jaxpr.jaxpr):
-            function = jaxpr_as_fun(traced.jaxpr)
-            options = _quick_to_compile()
-            self._jitted = jax.jit(lambda x: function(*x), compiler_options=options)
+        self._quick: Any = None
+        if is_random_start(traced.jaxpr.jaxpr) and (options := _quick_to_compile()):
+            self._quick = jax.jit(self._compute, compiler_options=options)
         self._computes = bool(traced.jaxpr.out_avals)
         self.decomposes = decomposes(traced.jaxpr.jaxpr)
 
@@ -114,13 +112,21 @@ class Program:
         if not self._computes:
             return []
         if not self.decomposes:
-            return self._jitted(arrays)
+            return self._run(arrays)
         if any(map(_holds_infinity, arrays)):
             raise FloatingPointError(
                 "an array holds NaN or infinity, and a decomposition may never return"
             )
         with one_blas_thread():
-            return jax.block_until_ready(self._jitted(arrays))
+            return jax.block_until_ready(self._run(arrays))
+
+    def _run(self, arrays: list[Any]) -> list[Array]:
+        if self._quick is not None:
+            try:
+                return self._quick(arrays)
+            except ValueError as err:  # JAX refuses options inside of another traced function
+                _log.debug("%s, so XLA's usual options are taken", err)
+        return self._jitted(arrays)
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
         """The function's result for `args`, which hold `arrays`, from what `start` returned."""

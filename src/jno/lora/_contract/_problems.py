@@ -108,7 +108,7 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
 
 def _defined(cls: type, name: str) -> Any:
     """The attribute as a class defines it. `inspect.getattr_static` takes ten times as long."""
-    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
