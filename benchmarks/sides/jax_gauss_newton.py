@@ -38,7 +38,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
             return solver(*arguments).trainable
 
         solved = solver(*arguments)
-    if solved.steps != case["steps"]:
+    if int(solved.steps) != case["steps"]:
         raise ValueError(
             f"{case['way']}: expected {case['steps']} steps, but the solver stopped after "
             f"{solved.steps}. Sides with different steps cannot be compared: take fewer steps."
