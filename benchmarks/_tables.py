@@ -19,7 +19,11 @@ SIDES = {
     "reverse": "reverse mode",
     "adam": "Adam",
 }
-MEASURES = {"temp": "temporary memory"}
+MEASURES = {
+    "temp": "temporary memory",
+    "forward temp": "temporary memory of forward",
+    "accepted": "accepted steps",
+}
 
 MAIN = (("step", "jno"), ("forward", "jno"), ("temp", "jno"), ("step", "floor"), ("step", "peft"))
 
@@ -126,7 +130,7 @@ GROUPS = {
             ),
             (
                 *(("step", "copies"), ("forward", "copies"), ("temp", "copies")),
-                *(("temp", "full"), ("flops", "plain")),
+                *(("forward temp", "plain"), ("temp", "full"), ("flops", "plain")),
             ),
         ),
     ),
@@ -134,9 +138,10 @@ GROUPS = {
         "The derivative by the parameter",
         "The same models: the mean square of the outputs, and its derivative by the parameter. "
         "Ours is forward mode (`jax.jvp`), as `fit` uses it. *No derivative* is the loss alone, "
-        "*finite difference* two of these, and *reverse mode* `jax.vjp`. With a value for each "
-        "example, each example has a loss and a derivative. XLA makes one fusion of the loss of "
-        "the MLP, and counts no memory inside a fusion: these cells are empty.",
+        "*finite difference* two of these in one program, and *reverse mode* `jax.vjp`. With a "
+        "value for each example, each example has a loss and a derivative. XLA makes one fusion of "
+        "the loss of the MLP, and counts no memory inside a fusion: the memory of the MLP is not "
+        "compared.",
         (
             tuple(("derivative", over) for over in ("no derivative", "difference", "reverse")),
             tuple(("temp", over) for over in ("no derivative", "difference", "reverse")),
@@ -146,14 +151,17 @@ GROUPS = {
     "gauss-newton": Group(
         "Steps of second order",
         "Ten damped Gauss-Newton steps: `optimistix.LevenbergMarquardt`, with [the Jacobian that "
-        "costs one gradient](physics.md#the-solver-levenberg-marquardt-of-optimistix). The network "
-        "of two hidden layers of 20 learns Poisson's equation with a peak that moves, from 600 "
-        "points, in double precision, as in [the study](physics.md#measured). *Full fine-tuning* "
-        "takes the same steps with all parameters; for a range of values, its network has the "
-        "parameter as an input. *Adam* is ten steps of Adam on the arrays of our side.",
+        "costs one gradient](physics.md#the-solver-levenberg-marquardt-of-optimistix). Each is a "
+        "step that the solver tries, with a Jacobian and a linear system of its own, whether the "
+        "step is accepted or not. The network of two hidden layers of 20 learns Poisson's equation "
+        "with a peak that moves, from 600 points, in double precision. Equation and sizes are "
+        "[the study's](physics.md#measured), but the network starts from random values, not from a "
+        "trained base. *Full fine-tuning* tries as many steps with all parameters; for a range of "
+        "values, its network has the parameter as an input. *Adam* is ten steps of Adam on the "
+        "arrays of our side.",
         (
             (("step", "full"), ("step", "adam"), ("temp", "full"), ("temp", "adam")),
-            (("trainable", None), ("trainable", "full")),
+            (("trainable", None), ("trainable", "full"), ("accepted", None)),
         ),
     ),
 }

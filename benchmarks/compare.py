@@ -7,8 +7,8 @@ Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of 
 `python -m benchmarks.report` does). The folder is `benchmarks/results`, with the page
 `docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results.
 
-With `--only`, the other cases keep their records. With `--resume`, every case with a record keeps
-it, and does not run. The records must come from the same machine and versions.
+With `--only`, the other cases keep their records. With `--resume`, every case with a finished
+record keeps it, and does not run. The records must come from the same machine and versions.
 """
 
 import argparse
@@ -101,7 +101,9 @@ def main() -> None:
     path = options.out / f"{options.device}.json"
     records = earlier(path, head) if options.only or options.resume else {}
     if options.resume:
-        chosen = [case for case in chosen if case["name"] not in records]
+        asked = len(chosen)
+        chosen = [case for case in chosen if not is_finished(records.get(case["name"]))]
+        print(f"{asked - len(chosen)} of {asked} cases keep their records.", flush=True)
     order = [case["name"] for case in every]
     options.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -152,6 +154,18 @@ def earlier(path: pathlib.Path, head: dict[str, Any]) -> dict[str, Any]:
             "all cases, or write to another folder (--out)."
         )
     return {record["name"]: record for record in records}
+
+
+def is_finished(record: dict[str, Any] | None) -> bool:
+    """Whether there is a record that the next run would not improve.
+
+    A side that failed, or whose process ended, may work in the next run. A side that is not
+    installed or takes too long will not.
+    """
+    final = ("ok", "not installed", "timed out")
+    return record is not None and all(
+        side["status"].startswith(final) for side in record["sides"].values()
+    )
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Damped Gauss-Newton steps of networks by physics, and steps of Adam. Serves ours.
 
-Equations, networks and solvers are the ones of `python -m studies.physics`.
+Equations, sizes and solvers are the ones of `python -m studies.physics`. The networks start from
+random values, where the study starts from a trained base.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ SOLVERS = {"gauss-newton": LevenbergMarquardt, "adam": Adam}
 
 
 def build(case: dict[str, Any], device: str) -> Subject:
-    """A program of `case["steps"]` steps, in double precision, from the start of a way."""
+    """A program that tries `case["steps"]` steps, in double precision, from the start of a way."""
     with jax.enable_x64(True):
         equation = next(e for e in EQUATIONS if e.name == case["equation"])
         way = next(way for way in WAYS if way.name == case["way"])
@@ -37,9 +38,15 @@ def build(case: dict[str, Any], device: str) -> Subject:
             return solver(*arguments).trainable
 
         solved = solver(*arguments)
+    if int(solved.steps) != case["steps"]:
+        raise ValueError(
+            f"{case['way']}: expected {case['steps']} steps, but the solver stopped after "
+            f"{solved.steps}. Sides with different steps cannot be compared: take fewer steps."
+        )
     facts = {
         "temp": solved.temporary,
         "trainable": sum(leaf.size for leaf in jax.tree.leaves(trainable)),
         "steps": int(solved.steps),
+        "accepted": int(solved.accepted),
     }
     return Subject(facts, {"step": timed(steps, jax.block_until_ready, queue=device == "gpu")})

@@ -43,7 +43,7 @@ class Operator(eqx.Module):
     def __init__(self, key: Array, width: int = 32, modes: int = 16, layers: int = 4):
         keys = iter(jax.random.split(key, 2 * layers + 5))
         sizes = ((2, width // 2), (width // 2, width))
-        self.lift = [eqx.nn.Conv1d(a, b, 1, key=next(keys)) for a, b in sizes]
+        self.lift = [eqx.nn.Conv1d(*channels, 1, key=next(keys)) for channels in sizes]
         blocks = range(layers)
         options = {"linear_conv": False}
         self.spectral = [
@@ -51,7 +51,7 @@ class Operator(eqx.Module):
         ]
         self.pointwise = [eqx.nn.Conv1d(width, width, 1, key=next(keys)) for _ in blocks]
         outputs = (width, width, 1)
-        self.decoder = [eqx.nn.Linear(width, b, key=next(keys)) for b in outputs]
+        self.decoder = [eqx.nn.Linear(width, size, key=next(keys)) for size in outputs]
 
     def __call__(self, field: Float[Array, " points"]) -> Float[Array, " points"]:
         """The solution for an initial field."""
@@ -140,7 +140,7 @@ def fit(net: Net, data: dict[str, Array], rates: tuple[float, ...]) -> list[dict
             loss, gradient = jax.value_and_grad(error)(trainable, arrays, x, y)
             updates, moments = optimiser.update(gradient, moments)
             slope = -rate * 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
-            moved = jax.tree.map(lambda a, b: a + slope * b, trainable, updates)
+            moved = jax.tree.map(lambda array, u: array + slope * u, trainable, updates)
             return (moved, moments), loss
 
         def errors(trainable: Any, of: str) -> Array:
@@ -193,11 +193,11 @@ def build(case: dict[str, Any], device: str) -> Subject:
     current = [(trainable, optimiser.init(trainable))]
     memory: Any = jitted.lower(current[0], arrays, x, y).compile().memory_analysis()
 
-    def one_step() -> Array:
+    def next_step() -> Array:
         current[0], value = jitted(current[0], arrays, x, y)
         return value
 
-    calls = {"step": one_step, "forward": lambda: jitted_forward(trainable, arrays, x)}
+    calls = {"step": next_step, "forward": lambda: jitted_forward(trainable, arrays, x)}
     count = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     facts = {"trainable": count, "temp": memory.temp_size_in_bytes + memory.output_size_in_bytes}
     measures = {

@@ -29,7 +29,7 @@ def reverse_mode(loss: Loss, z: jax.Array) -> Any:
 
 
 def difference(loss: Loss, z: jax.Array) -> Any:
-    """Loss and derivative by two calls."""
+    """Loss and derivative by two calls, which are compiled as one program."""
     below, above = loss(z - STEP / 2), loss(z + STEP / 2)
     return (below + above) / 2, (above - below) / STEP
 
@@ -56,7 +56,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
     compiled = jax.jit(derivative).lower(leaves).compile()
     call = timed(lambda: compiled(leaves), jax.block_until_ready, queue=device == "gpu")
     facts = costs_of(compiled)
-    if not case.get("is_counted", True):
+    if not case["has_memory"]:
         facts["temp"] = None
     return Subject(facts, {"derivative": call})
 

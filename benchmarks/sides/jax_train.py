@@ -119,6 +119,7 @@ def add_training(
     subject.facts["compile_seconds"] = time.perf_counter() - start
     subject.facts |= costs_of(compiled)
     compiled_forward = jax.jit(forward).lower(weights, constants).compile()
+    subject.facts["forward temp"] = costs_of(compiled_forward)["temp"]
     current = [state]
 
     def one_step() -> jax.Array:

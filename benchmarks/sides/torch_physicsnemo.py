@@ -122,7 +122,7 @@ def steps(case: dict[str, Any]) -> Subject:
     count = adapt(model, case["rank"]).n_trainable
     x, y = torch.randn(shape), torch.randn(shape)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trainable, lr=1e-3, fused=case["compile"] or None)
+    optimiser = torch.optim.Adam(trainable, lr=1e-3, fused=True)
     forward_of = torch.compile(model) if case["compile"] else model
 
     def step() -> None:
@@ -140,17 +140,22 @@ def steps(case: dict[str, Any]) -> Subject:
         name: timed(call, lambda _: None, queue=True, clock=time.process_time)
         for name, call in calls.items()
     }
-    return Subject({"trainable": count, "temp": peak(step)}, measures)
+    return Subject({"trainable": count, "temp": peak(step, optimiser)}, measures)
 
 
-def peak(step: Callable[[], None]) -> int:
+def peak(step: Callable[[], None], optimiser: torch.optim.Optimizer) -> int:
     """The most bytes that a step allocates beside the arrays that were there before."""
     step()
+    # Else the step would free old gradients first, and its allocations would start below zero.
+    optimiser.zero_grad(set_to_none=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
-    path = pathlib.Path(tempfile.mkdtemp()) / "trace.json"
-    profile.export_chrome_trace(str(path))
-    events = json.loads(path.read_text())["traceEvents"]
-    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
-    return int(np.cumsum([size for _, size in sorted(changes)]).max())
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = [event for event in events if event.get("name") == "[memory]"]
+    # The sort is stable: changes at one time stay in their order.
+    changes.sort(key=lambda event: event["ts"])
+    return int(np.cumsum([event["args"]["Bytes"] for event in changes]).max())

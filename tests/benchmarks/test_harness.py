@@ -253,7 +253,7 @@ def test_the_command_line_writes_results_and_page(tmp_path, monkeypatch, capsys)
     assert "| C | 0.5 [0.5, 0.5] (≤ 1) |" in (tmp_path / "benchmarks.md").read_text()
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     ran = []
 
     def recorded(spec, *arguments):
@@ -279,6 +279,14 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert names_after("--resume") == (["a", "c"], ["a", "b", "c"])
     assert names_after("--resume") == ([], ["a", "b", "c"])
     assert names_after("--resume", "--only", "a") == ([], ["a", "b", "c"])
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    statuses = ("timed out", "not installed", "failed: no")
+    for record, status in zip(results["cases"], statuses, strict=True):
+        record["sides"] = {"ours": {"status": "ok"}, "jno": {"status": status}}
+    (tmp_path / "cpu.json").write_text(json.dumps(results))
+    capsys.readouterr()
+    assert names_after("--resume") == (["c"], ["a", "b", "c"])
+    assert "2 of 3 cases keep their records." in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("cpu.*")] == ["cpu.json"]
     monkeypatch.setattr(compare, "machine", lambda devices: {"system": "another"})
     with pytest.raises(SystemExit, match="another machine"):
@@ -368,6 +376,7 @@ def test_steps_of_second_order_run_all_their_steps():
         case = case | {"equation": "helmholtz", "points": 10, "steps": 2}
         subject = jax_gauss_newton.build(case | case["sides"]["ours"], "cpu")
     assert subject.facts["steps"] == 2 and subject.facts["trainable"] > 0
+    assert 0 < subject.facts["accepted"] <= 2
     assert subject.measures["step"](1) > 0
 
 

@@ -1,11 +1,13 @@
 """Our side of the task beside PhysicsNeMo: the same function of the same weights, fair rates."""
 
 import math
+import sys
 
 import jax
 import numpy as np
 import pytest
-from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, tuned
+from benchmarks import physicsnemo as comparison
+from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, time_rows, tuned
 from benchmarks.sides.jax_physicsnemo import Operator
 
 from jno.lora import lora_report
@@ -79,3 +81,21 @@ def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
     tried = [run["rate"] for run in answer["runs"]]
     assert math.isclose(tuned(answer["runs"])[0], best)
     assert len(tried) == len(set(tried)) <= len(RATES)
+
+
+def test_a_lost_side_is_not_measured():
+    ratio = {"median": 0.5, "q1": 0.4, "q3": 0.6, "rounds": 5}
+    step, forward, memory, more = time_rows("m", {"step": {"eager": ratio}}, has_every_layer=True)
+    assert step == "| m | step | 0.50 [0.40, 0.60] | not measured | 2 not measured |"
+    assert forward == "| m | forward | not measured | not measured | 2 not measured |"
+    assert memory.endswith("| 3 not measured |") and more.endswith("every layer: not measured |")
+    slow = {"eager": ratio | {"median": 1.1}, "compiled": ratio}
+    step, *_ = time_rows("m", {"step": slow}, has_every_layer=False)
+    assert step.endswith("| 2 missed |")
+
+
+def test_unknown_parts_are_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["physicsnemo", "times", "memory"])
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert "PART is one of reach, agreement, errors, times; got memory." in capsys.readouterr().err
