@@ -80,7 +80,34 @@ def taylor(function):
     return lambda x, A, Bt: jet(lambda x: batch(function)(jnp.sin(x), A, Bt), (x,), ((x, x),))
 
 
+@jax.custom_jvp
+def still(A):
+    """`A`, whose tangent is an array of zeros."""
+    return A
+
+
+still.defjvp(lambda primals, tangents: (primals[0], jnp.zeros_like(primals[0])))
+
+
+def of_gradients(function):
+    """Derivatives of the gradient by both factors: in reverse, forwards and of a Taylor series."""
+
+    def steepness(x, A, Bt):
+        grads = jax.grad(loss(function), (0, 1, 2))(x, A, Bt)
+        return sum(jnp.sum(jnp.cos(g)) for g in grads)
+
+    def derivatives(x, A, Bt):
+        of_factors = jax.grad(loss(function), (1, 2))
+        series = jet(lambda A: of_factors(x, A, Bt), (A,), ((A, A),))
+        forwards = jax.jvp(lambda *args: batch(function)(*args), (x, A, Bt), (x, A, Bt))
+        of_one = jax.grad(lambda A, Bt: loss(function)(x, still(A), Bt), (0, 1))(A, Bt)
+        return jax.grad(steepness, (0, 1, 2))(x, A, Bt), series, forwards, of_one
+
+    return derivatives
+
+
 CASES = {
+    "of gradients": of_gradients,
     "values": batch,
     "gradients": lambda function: jax.grad(loss(function), (0, 1, 2)),
     "second derivatives": lambda function: jax.hessian(loss(function), (1, 2)),
@@ -157,6 +184,11 @@ def test_all_platforms_compute_the_same(rows):
     functions = (_products.gathered_sums, _products.looped_sums)
     sums = [f(xs, A, ys, s, slots) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
+    for of_x in (True, False):
+        functions = (_products.gathered_pulled, _products.looped_pulled)
+        pulled = zip(*(f(ys, xs, A, Bt, s, slots, of_x=of_x) for f in functions), strict=True)
+        for wanted, ours in pulled:
+            np.testing.assert_allclose(ours, wanted, atol=1e-4)
 
 
 UPDATES = [getattr(_products, f"{way}_update") for way in ("gathered", "looped", "ragged")]
@@ -182,6 +214,12 @@ def test_a_nan_stays_in_its_slot(side):
         sums = function(sides[0], A, sides[1], s, slots)
         is_nan = np.isnan(sums).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
+    for function in (_products.gathered_pulled, _products.looped_pulled):
+        dx, *sums = function(sides[1], sides[0], A, A, s, slots, of_x=True)
+        np.testing.assert_array_equal(np.isnan(dx).any(axis=(1, 2)), side * (np.arange(BATCH) == 0))
+        for of_factor in sums:
+            is_nan = np.isnan(of_factor).any(axis=(1, 2))
+            np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
     for function in UPDATES:
         ys = function(sides[1][..., : SIZES[2]], sides[0], A, Bt, s, slots)
         np.testing.assert_array_equal(np.isnan(ys).any(axis=(1, 2)), np.arange(BATCH) == 0)

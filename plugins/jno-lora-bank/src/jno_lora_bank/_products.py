@@ -77,10 +77,14 @@ _lower(_sums, "cpu", looped_sums)
 _lower(_update, "tpu", ragged_update)
 
 
-def _jet_rule(function: Callable[..., Array], primals: Any, series: Any) -> Any:
-    """The `jet` rule of a primitive, obtained by running `jet` on `function`."""
+def _jet_rule(function: Callable[..., Any], primals: Any, series: Any, **params: Any) -> Any:
+    """The `jet` rule of a primitive, obtained by running `jet` on `function`.
+
+    Rules get Taylor coefficients, which callers of `jet` give as derivatives.
+    """
     *arrays, slots = primals
-    return jet.jet(lambda *xs: function(*xs, slots), arrays, series[:-1])
+    of_arrays = lambda *xs: function(*xs, slots, **params)  # noqa: E731
+    return jet.jet(of_arrays, arrays, series[:-1], factorial_scaled=False)
 
 
 jet.jet_rules[_update] = functools.partial(_jet_rule, gathered_update)
