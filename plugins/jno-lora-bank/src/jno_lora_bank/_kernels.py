@@ -29,14 +29,6 @@ def gathered_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array
     return jnp.zeros((len(A), *products.shape[1:]), A.dtype).at[slots].add(products)
 
 
-def gathered_pulled(
-    ct: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array, *, of_x: bool
-) -> list[Array]:
-    """The cotangents of `x` (if asked for), `A` and `Bt`, for the cotangent of the update."""
-    dx = [gathered_update(jnp.zeros_like(x), ct, Bt, A, s, slots)] if of_x else []
-    return [*dx, gathered_sums(ct, Bt, x, s, slots), gathered_sums(x, A, ct, s, slots)]
-
-
 def _gathered_down(x: Array, A: Array, s: Array, slots: Array) -> Array:
     return s[:, None, None] * jnp.einsum("bnk,brk->bnr", x, A[slots].astype(x.dtype))
 
@@ -68,12 +60,16 @@ def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
     return _loop(add, zeros, x.shape[1], len(A), s, slots)
 
 
-def looped_pulled(
+def looped_cotangents(
     ct: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array, *, of_x: bool
 ) -> list[Array]:
-    """`gathered_pulled` by one loop, which reads each factor once."""
+    """The cotangents of `x` (if asked for), `A` and `Bt`, for the cotangent of the update.
+
+    One loop computes all of them, and reads the factors of a slot once for each block.
+    """
     if len(x) < 2:
-        return gathered_pulled(ct, x, A, Bt, s, slots, of_x=of_x)
+        dx = [gathered_update(jnp.zeros_like(x), ct, Bt, A, s, slots)] if of_x else []
+        return [*dx, gathered_sums(ct, Bt, x, s, slots), gathered_sums(x, A, ct, s, slots)]
 
     def add(examples: Array, slot: Array, scale: Array, sums: list[Array]) -> list[Array]:
         *dx, dA, dBt = sums
@@ -139,9 +135,13 @@ def _add_rows(y: Array, u: Array, examples: Array, scale: Array) -> Array:
 
 
 def _scaled_down(M: Array, rows: Array, scale: Array, slot: Array) -> Array:
-    """`(s rows M^T)^T`: XLA on CPUs multiplies from the left by this layout faster."""
+    """`(s rows M^T)^T`: XLA on CPUs multiplies from the left by this layout faster.
+
+    Zeros where `s = 0`, whatever `M` holds: infinity times zero would be NaN.
+    """
     h = _factor(M, slot, rows.dtype) @ rows.T
-    return jnp.repeat(scale, len(rows) // len(scale))[None] * h
+    scale = jnp.repeat(scale, len(rows) // len(scale))[None]
+    return jnp.where(scale == 0, 0, scale * h)
 
 
 def _add_product(sums: Array, h: Array, rows: Array, slot: Array) -> Array:

@@ -4,7 +4,7 @@
 example by example. The primitives here are batched as a whole instead, so that the examples of
 each slot are taken together. The update and the sums are linear in each array, and each is the
 derivative of the other, so that all transformations of JAX apply to them. Two more primitives
-stand for the derivatives of an update by both factors, so that training reads each factor once.
+stand for the derivatives of an update by both factors, so that CPUs train by one loop for a layer.
 
 Shapes: `x` is `(b, n, k)` and `y` is `(b, n, m)`, `n` rows for each of `b` examples; `s` and
 `slots` are `(b,)`. The factors of all slots are `A` `(count, r, k)` and `Bt` `(count, r, m)`.
@@ -24,10 +24,9 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
 
 from ._kernels import (
-    gathered_pulled,
     gathered_sums,
     gathered_update,
-    looped_pulled,
+    looped_cotangents,
     looped_sums,
     looped_update,
     ragged_update,
@@ -207,7 +206,7 @@ def _tangent_by_terms(*args: Array) -> Array:
     return y
 
 
-def _pulled_by_terms(
+def _cotangents_by_terms(
     ct: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array, *, of_x: bool
 ) -> list[Array]:
     """The transpose of `_tangent_by_terms`."""
@@ -215,7 +214,7 @@ def _pulled_by_terms(
     return [*dx, _sums.bind(ct, Bt, x, s, slots), _sums.bind(x, A, ct, s, slots)]
 
 
-def _pulled_types(ct: Any, x: Any, A: Any, Bt: Any, *_: Any, of_x: bool) -> list[ShapedArray]:
+def _cotangent_types(ct: Any, x: Any, A: Any, Bt: Any, *_: Any, of_x: bool) -> list[ShapedArray]:
     return [ShapedArray(a.shape, a.dtype) for a in ([x] if of_x else []) + [A, Bt]]
 
 
@@ -225,17 +224,17 @@ def _tangent_type(*args: Any) -> ShapedArray:
 
 
 _tangent = _primitive("jno_lora_slot_tangent", _tangent_type)
-_pulled = _primitive("jno_lora_slot_pulled", _pulled_types, ("of_x",))
-_pulled.multiple_results = True
+_cotangents = _primitive("jno_lora_slot_cotangents", _cotangent_types, ("of_x",))
+_cotangents.multiple_results = True
 _lower(_tangent, None, _tangent_by_terms)
-_lower(_pulled, None, gathered_pulled)
-_lower(_pulled, "cpu", looped_pulled)
+_lower(_cotangents, None, _cotangents_by_terms)
+_lower(_cotangents, "cpu", looped_cotangents)
 
 
 def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
     """Derivatives and batches of `primitive` are the derivatives and batches of `terms`."""
 
-    def moving(primals: Any, places: Sequence[int], params: Any) -> Callable[..., Any]:
+    def of_places(primals: Any, places: Sequence[int], params: Any) -> Callable[..., Any]:
         def function(*values: Array) -> Any:
             new = dict(zip(places, values, strict=True))
             return terms(*(new.get(i, x) for i, x in enumerate(primals)), **params)
@@ -244,14 +243,14 @@ def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         places = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
-        of_moving = moving(primals, places, params)
-        return jax.jvp(of_moving, [primals[i] for i in places], [tangents[i] for i in places])
+        function = of_places(primals, places, params)
+        return jax.jvp(function, [primals[i] for i in places], [tangents[i] for i in places])
 
     def transpose(ct: Any, *args: Any, **params: Any) -> list[Any]:
         places = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
         types = [args[i].aval for i in places]
         ct = jax.tree.map(ad.instantiate_zeros, ct, is_leaf=lambda t: type(t) is ad.Zero)
-        cts = jax.linear_transpose(moving(args, places, params), *types)(ct)
+        cts = jax.linear_transpose(of_places(args, places, params), *types)(ct)
         return [dict(zip(places, cts, strict=True)).get(i) for i in range(len(args))]
 
     def batch(args: Any, dims: Any, **params: Any) -> Any:
@@ -264,20 +263,20 @@ def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
 
 
 _by_terms(_tangent, _tangent_by_terms)
-_by_terms(_pulled, _pulled_by_terms)
-jet.jet_rules[_pulled] = functools.partial(_jet_rule, gathered_pulled)
+_by_terms(_cotangents, _cotangents_by_terms)
+jet.jet_rules[_cotangents] = functools.partial(_jet_rule, _cotangents_by_terms)
 jet.jet_rules[_tangent] = functools.partial(_jet_rule, _tangent_by_terms)
 _transpose_tangent_by_terms = ad.primitive_transposes[_tangent]
 
 
 def _transpose_tangent(ct: Any, *args: Any) -> list[Any]:
-    *moving, x, A, Bt, s, slots = args
+    *tangents, x, A, Bt, s, slots = args
     if (
         type(ct) is ad.Zero
-        or [*map(ad.is_undefined_primal, args)] != [True] * len(moving) + [False] * 5
+        or [*map(ad.is_undefined_primal, args)] != [True] * len(tangents) + [False] * 5
     ):
         return _transpose_tangent_by_terms(ct, *args)
-    cts = _pulled.bind(ct, x, A, Bt, s, slots, of_x=len(moving) == 3)
+    cts = _cotangents.bind(ct, x, A, Bt, s, slots, of_x=len(tangents) == 3)
     return [*cts, *[None] * 5]
 
 
@@ -291,7 +290,7 @@ def _jvp_of_update(primals: Any, tangents: Any) -> Any:
     if ad.Zero in (type(dA), type(dBt)):
         return _jvp_by_terms(primals, tangents)
     _, x, A, Bt, s, slots = primals
-    zeros = (ad.Zero(a.aval) for a in tangents[1:4])
+    zeros = (ad.Zero(jax.typeof(a)) for a in primals[1:4])
     y, dy = _jvp_by_terms(primals, (dy, *zeros, ds, tangents[5]))
     dx = [] if type(dx) is ad.Zero else [dx]
     return y, ad.add_tangents(dy, _tangent.bind(*dx, dA, dBt, x, A, Bt, s, slots))
