@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from . import _solvers as solvers
+from . import _solvers as solvers, _weights as weights
 
 CACHE = pathlib.Path(__file__).parent / "cache"
 
@@ -190,12 +190,14 @@ def shifted(fields: Array, shifts: Array, axes: tuple[int, ...]) -> Array:
 
 
 def pretrained(family: Family, effort: Effort) -> Any:
-    """The model of a family, trained on the source setting, or read from the cache."""
+    """The model of a family, trained on the source setting, or read: from the weights that the
+    repository stores, or from the cache.
+    """
     model = family.make(jax.random.key(1))
-    shapes = [x.shape for x in jax.tree.leaves(eqx.filter(model, eqx.is_array))]
-    amount = (effort.pretraining_fields, effort.pretraining_steps or family.steps)
-    recipe = repr((family.name, family.source, amount, family.batch, family.rate, shapes))
-    file = CACHE / f"{family.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.eqx"
+    name = _recipe(family, effort, model)
+    if (stored := weights.FOLDER / f"{name}.npz").exists():
+        return weights.read(stored, model)
+    file = CACHE / f"{name}.eqx"
     if file.exists():
         return eqx.tree_deserialise_leaves(file, model)
     model = _pretrain(family, effort, model)
@@ -204,6 +206,22 @@ def pretrained(family: Family, effort: Effort) -> Any:
     eqx.tree_serialise_leaves(unfinished, model)
     unfinished.rename(file)
     return model
+
+
+def store(family: Family, effort: Effort) -> pathlib.Path:
+    """Write the weights of a pretrained model to the repository, and return their file."""
+    model = pretrained(family, effort)
+    file = weights.FOLDER / f"{_recipe(family, effort, model)}.npz"
+    weights.write(file, model)
+    return file
+
+
+def _recipe(family: Family, effort: Effort, model: Any) -> str:
+    """A name that tells how the model is pretrained."""
+    shapes = [x.shape for x in jax.tree.leaves(eqx.filter(model, eqx.is_array))]
+    amount = (effort.pretraining_fields, effort.pretraining_steps or family.steps)
+    recipe = repr((family.name, family.source, amount, family.batch, family.rate, shapes))
+    return f"{family.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def _pretrain(family: Family, effort: Effort, model: Any) -> Any:

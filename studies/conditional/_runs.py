@@ -45,13 +45,14 @@ class Plan:
     """What the study runs.
 
     The methods of `second` run with the first number of samples only, and from the first seed, as
-    all methods do with the further numbers of samples.
+    all methods do with the further numbers of samples. The names of `left_out` run not at all.
     """
 
     tasks: Sequence[Task] = TASKS
     main: Sequence[Method] = MAIN
     second: Sequence[Method] = SECOND
     effort: Effort = EFFORT
+    left_out: Sequence[str] = ()
 
     def jobs(self) -> list[Job]:
         """All jobs, the most important first."""
@@ -66,7 +67,7 @@ class Plan:
         seeds = range(1, self.effort.seeds)
         order += [*((name, first, seeds) for name in names), (FIT, most, seeds)] if seeds else []
         jobs = [Job(task, *part) for part in order for task in self.tasks]
-        return [job for job in jobs if _is_distinct(job)]
+        return [job for job in jobs if job.method not in self.left_out and _is_distinct(job)]
 
 
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:

@@ -1,5 +1,6 @@
 """The methods of the study, the most important first. A new method is one line in `METHODS`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ class Method:
     - `attention`: whether only attention and the networks after it get these adapters, in models
         with attention.
     - `spectral`, `spectral_rank`: the adapters of spectral weights, in models that have them.
+    - `bands`: the ranks of these adapters by frequency.
     - `trains`: parameters that train without adapters: `"all"`, `"head"`, or a regex of paths.
     - `rate`: the middle learning rate.
     - `from_data`: whether the adapters start from batches: of the `"training"` samples, or of
@@ -36,6 +38,7 @@ class Method:
     attention: bool = False
     spectral: str | None = "lora"
     spectral_rank: int = 2
+    bands: Mapping[int, int] | None = None
     trains: str | None = None
     rate: float = 3e-3
     from_data: Literal["training", "source"] | None = None
@@ -45,7 +48,7 @@ class Method:
     def on(self, family: Family) -> "Method":
         """The first method that does the same on a family. Many methods coincide on some family."""
         settings = self._settings(family)
-        methods = (*METHODS, *KEEPING)
+        methods = (*METHODS, *KEEPING, self)
         return next(method for method in methods if method._settings(family) == settings)
 
     def applied(self, model: Any, problem: Problem, seed: int, batches: Any, loss: Any) -> Net:
@@ -63,7 +66,10 @@ class Method:
         spectral = problem.family.spectral
         if spectral is not None and self.spectral is not None:
             alpha = 2.0 * self.spectral_rank
-            net.lora(self.spectral_rank, alpha, target=spectral, wrapper=self.spectral)
+            options = {} if self.bands is None else {"bands": self.bands}
+            net.lora(
+                self.spectral_rank, alpha, target=spectral, wrapper=self.spectral, options=options
+            )
         if self.dense is not None:
             target = None if spectral is None else f"^(?!.*{spectral})"
             if self.attention and problem.family.attention is not None:
@@ -79,7 +85,7 @@ class Method:
         """This method without its name and without the settings that the family ignores."""
         ignored: dict[str, Any] = {"name": ""}
         if family.spectral is None:
-            ignored |= {"spectral": None, "spectral_rank": 0}
+            ignored |= {"spectral": None, "spectral_rank": 0, "bands": None}
         if family.attention is None:
             ignored |= {"attention": False}
         return replace(self, **ignored)

@@ -18,10 +18,10 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
         raise SystemExit("No method was run in every setting. Run `python -m studies.operators`.")
     page = docs / "operators.md"
     sections = {
-        "goal": _goal(study, rows),
-        "summary": _summary(rows, max(plan.effort.samples)),
-        "forgetting": _forgetting(study),
-        "problems": "\n".join(_table(study, problem) for problem in plan.problems),
+        "goal": goal(study, rows),
+        "summary": summary(rows, max(plan.effort.samples)),
+        "forgetting": forgetting(study),
+        "problems": "\n".join(table(study, problem) for problem in plan.problems),
     }
     fill(page, sections)
     draw_few(study, rows, docs / "images" / "operators.svg")
@@ -29,7 +29,8 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
     return page
 
 
-def _goal(study: Study, rows: list[Row]) -> str:
+def goal(study: Study, rows: list[Row]) -> str:
+    """The goal, and which methods met it."""
     pairs, pairs_run = len(study.plan.pairs()), len(study.shares)
     winners = [f"`{row.name}`" for row in rows if row.meets_the_goal]
     if pairs_run == pairs:
@@ -46,7 +47,8 @@ def _goal(study: Study, rows: list[Row]) -> str:
     )
 
 
-def _summary(rows: list[Row], most: int) -> str:
+def summary(rows: list[Row], most: int) -> str:
+    """The table of all methods, over all problems."""
     lines = [
         f"| method | trained | beats full, ≤ {FEW} | error / full's, ≤ {FEW} "
         f"| error / full's at {most} | worst at {most} | best rate lowest, highest |",
@@ -63,7 +65,7 @@ def _summary(rows: list[Row], most: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _forgetting(study: Study) -> str:
+def forgetting(study: Study) -> str:
     """The errors before and after, and which methods have no record of them."""
     plan, problems = study.plan, study.plan.problems
     lines = [
@@ -84,10 +86,12 @@ def _forgetting(study: Study) -> str:
             seeds = ", ".join(map(str, sorted({errors.seeds for errors in known})))
             cells = ("" if k is None else f"{k.test:.3f}, {k.source:.3f}" for k in kept)
             lines.append(f"| `{method.name}` | {seeds} | {' | '.join(cells)} |")
-    note = (
-        f"With {plan.kept} simulations. Runs from before this table were repeated at their rates. "
-        f"The repeated errors differ by at most {max(deviations):.1%} from the tables below. "
-    )
+    note = f"With {plan.kept} simulations. "
+    if max(deviations) > 0:
+        note += (
+            "Runs from before this table were repeated at their rates. The repeated errors differ "
+            f"by at most {max(deviations):.1%} from the tables below. "
+        )
     if missing:
         note += (
             "No error at the source is known for other numbers of simulations, nor in all problems "
@@ -96,7 +100,8 @@ def _forgetting(study: Study) -> str:
     return "\n".join(lines) + "\n\n" + filled(note)
 
 
-def _table(study: Study, problem: Problem) -> str:
+def table(study: Study, problem: Problem) -> str:
+    """The section of a problem, with its table of errors by the number of samples."""
     samples = study.plan.effort.samples
     text = problem.text
     source, none = (study.plain.get((problem.name, name)) for name in ("source", "none"))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._records import Record, read
-from ._methods import KEEPING, METHODS
 from ._problems import Problem
 from ._runs import Done, Plan
 
@@ -30,8 +29,9 @@ class Cell(NamedTuple):
         return statistics.fmean(self.errors)
 
     def __str__(self) -> str:
-        spread = statistics.stdev(self.errors) if len(self.errors) > 1 else 0.0
-        return f"{self.mean:.3f} ± {spread:.3f}"
+        if len(self.errors) == 1:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ± {statistics.stdev(self.errors):.3f}"
 
 
 class Row(NamedTuple):
@@ -79,15 +79,15 @@ class Study:
 
     def cell(self, problem: Problem, method: str, samples: int) -> Cell | None:
         """The results in one setting. Methods that do the same on a model share the results."""
-        return self.cells.get((problem.name, _same(problem, method), samples))
+        return self.cells.get((problem.name, self._same(problem, method), samples))
 
     def share(self, problem: Problem, method: str) -> float | None:
         """The trainable fraction of the parameters."""
-        return self.shares.get((problem.name, _same(problem, method)))
+        return self.shares.get((problem.name, self._same(problem, method)))
 
     def kept(self, problem: Problem, method: str) -> Kept | None:
         """What a method forgets, with the plan's `kept` samples, over the seeds that tell it."""
-        name, runs = _same(problem, method), list[tuple[Record, Record]]()
+        name, runs = self._same(problem, method), list[tuple[Record, Record]]()
         for seed in range(self.plan.effort.seeds):
             best = self.done.chosen(problem.name, name, self.plan.kept, seed)
             told = None if best is None else self.done.with_source(best)
@@ -98,6 +98,11 @@ class Study:
         test, source = (statistics.fmean(t[key] for _, t in runs) for key in ("test", "source"))
         deviation = max(abs(told["test"] / best["test"] - 1) for best, told in runs)
         return Kept(test, source, len(runs), deviation)
+
+    def _same(self, problem: Problem, method: str) -> str:
+        """The method that stands for all methods that do the same on the problem's model."""
+        methods = (*self.plan.methods, *self.plan.keeping)
+        return next(m for m in methods if m.name == method).on(problem.family).name
 
     def rows(self) -> list[Row]:
         """The methods that were run in every setting, the best at few samples first."""
@@ -165,9 +170,3 @@ def _cell(seeds: list[list[dict[str, Any]]]) -> Cell:
             sum(best == tried[-1] for best, tried in rates),
         ),
     )
-
-
-def _same(problem: Problem, method: str) -> str:
-    """The method that stands for all methods that do the same on the problem's model."""
-    methods = (*METHODS, *KEEPING)
-    return next(m for m in methods if m.name == method).on(problem.family).name

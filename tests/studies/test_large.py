@@ -1,0 +1,60 @@
+"""The study of large models: its stored weights, its methods, and its page."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from studies import _families, _weights
+from studies._families import FULL, QUICK
+from studies.conditional import _runs as conditional
+from studies.large import _models, _report
+from studies.large._plans import CONDITIONAL, PLAN
+from studies.operators import _runs as operators
+
+from .test_conditional import TASK
+from .test_operators import LINEAR, PROBLEM
+
+TINY = replace(QUICK, samples=(16,), pool=16, steps=4, every=2)
+
+
+def test_weights_are_stored_as_rounded_to_bfloat16(tmp_path):
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    file = tmp_path / "folder" / "mlp.npz"
+    _weights.write(file, model)
+    read = _weights.read(file, eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(1)))
+    assert eqx.tree_equal(
+        read,
+        jax.tree.map(
+            lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if eqx.is_array(x) else x, model
+        ),
+    )
+    with pytest.raises(ValueError, match=r"26 numbers, and the model has 9\."):
+        _weights.read(file, eqx.nn.Linear(2, 3, key=jax.random.key(1)))
+
+
+@pytest.mark.parametrize("family", [_models.FNO, _models.TRANSFORMER], ids=lambda f: f.name)
+def test_the_repository_stores_the_models_of_more_than_a_million_parameters(family):
+    model = family.make(jax.random.key(1))
+    arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    file = _weights.FOLDER / f"{_families._recipe(family, FULL, model)}.npz"
+    assert file.stat().st_size < 5e6
+    with np.load(file) as parts:
+        assert parts["low"].size == sum(leaf.size for leaf in arrays) > 1e6
+
+
+def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
+    plan = replace(PLAN, problems=(PROBLEM,), methods=PLAN.methods[:1], effort=TINY)
+    values = replace(CONDITIONAL, tasks=(TASK,), effort=replace(TINY, batch=4))
+    results, by_value = tmp_path / "large.jsonl", tmp_path / "large-conditional.jsonl"
+    operators.run(results, plan)
+    conditional.run(by_value, values)
+    (tmp_path / "large-study.md").write_text((_report.DOCS / "large-study.md").read_text())
+    page = _report.write_page(results, tmp_path, plan, by_value, values).read_text()
+    cell = operators.Done(operators.read(results)).chosen("linear", "full", 16, 0)
+    assert f"| `full` | 100 % | {cell['test']:.3f} |" in page
+    assert "### Linear, every viscosity" in page and "full at the value | 16 at the value" in page
+    assert "No method was run with every number" not in page
