@@ -19,9 +19,10 @@ MUTATION ?=
 DEVICE ?= cpu
 # All of JAX's sides have one version of it, which must be one that jNO takes.
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
+BENCH_PLUGINS := $(foreach plugin,conditional foundax zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench lint typecheck docs dist pictures clean
+.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -138,8 +139,8 @@ bench: $(BENCH_SIDES)
 	$(PYTHON) -m venv .bench/$*
 	$@ -m pip install --quiet --upgrade pip
 
-.bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml plugins/jno-lora-zoo/pyproject.toml
-	$< -m pip install --quiet -e ".[bench]" -e plugins/jno-lora-zoo "$(BENCH_JAX)"
+.bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml $(BENCH_PLUGINS:%=%/pyproject.toml)
+	$< -m pip install --quiet -e ".[bench]" $(BENCH_PLUGINS:%=-e %) "$(BENCH_JAX)"
 	$< -m pip list --format=freeze | grep -E '^(jax|jaxlib|equinox|optax|numpy)=' > .bench/versions.txt
 	touch $@
 
@@ -150,6 +151,14 @@ bench: $(BENCH_SIDES)
 
 .bench/peft/.ready-$(DEVICE): .bench/peft/bin/python
 	$< -m pip install --quiet peft "torch<=2.13"
+	touch $@
+
+# One task beside PhysicsNeMo's LoRA. Our side needs the operators of `$(VENV)`.
+bench-physicsnemo: $(VENV)/.ready .bench/physicsnemo/.ready
+	$(BIN)/python -m benchmarks.physicsnemo $(BENCH)
+
+.bench/physicsnemo/.ready: .bench/physicsnemo/bin/python
+	$< -m pip install --quiet nvidia-physicsnemo==2.2.2 "torch<=2.13"
 	touch $@
 
 # Lines and branches that the suite runs, and which test runs which; and those that the tests beside

@@ -5,11 +5,13 @@ worker builds the case, the `sides` (each with its environment and its settings)
 time, and `targets`: `(measure, over, most)`, the largest ratio of ours to `over`, or our largest
 value if `over` is `None`.
 
-All cases together take 45 minutes on a quiet machine of two cores.
+All cases together take about 50 minutes on a quiet machine of two cores.
 """
 
 from collections.abc import Iterator
 from typing import Any
+
+from ._parameter_cases import parameter_cases
 
 Case = dict[str, Any]
 
@@ -94,6 +96,7 @@ def cases(device: str = "cpu") -> list[Case]:
         *convs(),
         *dispatch(),
         *inits(),
+        *parameter_cases(),
     ]
     return [*everywhere, *transformer_sized()] if device == "gpu" else everywhere
 

@@ -9,8 +9,8 @@ from ._ratios import of_facts, per_round
 from ._workers import RequestFailedError, Worker, WorkerLostError
 
 # Facts that are compared between sides; the remaining facts are only recorded.
-COMPARED = ("temp", "flops", "trainable")
-RECORDED = (*COMPARED, "traces", "energy")
+COMPARED = ("temp", "forward temp", "flops", "trainable")
+RECORDED = (*COMPARED, "traces", "energy", "steps", "accepted")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,18 @@ SIDES = {
     "full": "full fine-tuning",
     "svd": "full SVD",
     "small": "ours, 2,000 layers",
+    "plain": "plain adapter",
+    "copies": "copies",
+    "no derivative": "no derivative",
+    "difference": "finite difference",
+    "reverse": "reverse mode",
+    "adam": "Adam",
 }
-MEASURES = {"temp": "temporary memory"}
+MEASURES = {
+    "temp": "temporary memory",
+    "forward temp": "temporary memory of forward",
+    "accepted": "accepted steps",
+}
 
 MAIN = (("step", "jno"), ("forward", "jno"), ("temp", "jno"), ("step", "floor"), ("step", "peft"))
 
@@ -104,6 +114,55 @@ GROUPS = {
         "*Energy* is the energy of our adapter's space, as a fraction of the energy of the 16 "
         "largest singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
         ((("init", "svd"), ("init", "jno"), ("energy", None)),),
+    ),
+    "conditional": Group(
+        "Conditional adapters",
+        "A training step of an adapter that is a [function of a parameter](conditional.md), with a "
+        "value of the parameter for the whole batch, or for each example. A *plain adapter* has "
+        "the same rank, and knows no parameter; floor and full fine-tuning are steps of the plain "
+        "model. *Copies* means that each example has copies of the fields that move. MLP: as "
+        "above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers of 64 "
+        "channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
+        (
+            (
+                *(("step", "plain"), ("forward", "plain"), ("temp", "plain")),
+                *(("step", "full"), ("step", "floor")),
+            ),
+            (
+                *(("step", "copies"), ("forward", "copies"), ("temp", "copies")),
+                *(("forward temp", "plain"), ("temp", "full"), ("flops", "plain")),
+            ),
+        ),
+    ),
+    "slope": Group(
+        "The derivative by the parameter",
+        "The same models: the mean square of the outputs, and its derivative by the parameter. "
+        "Ours is forward mode (`jax.jvp`), as `fit` uses it. *No derivative* is the loss alone, "
+        "*finite difference* two of these in one program, and *reverse mode* `jax.vjp`. With a "
+        "value for each example, each example has a loss and a derivative. XLA makes one fusion of "
+        "the loss of the MLP, and counts no memory inside a fusion: the memory of the MLP is not "
+        "compared.",
+        (
+            tuple(("derivative", over) for over in ("no derivative", "difference", "reverse")),
+            tuple(("temp", over) for over in ("no derivative", "difference", "reverse")),
+            tuple(("flops", over) for over in ("no derivative", "difference", "reverse")),
+        ),
+    ),
+    "gauss-newton": Group(
+        "Steps of second order",
+        "Ten damped Gauss-Newton steps: `optimistix.LevenbergMarquardt`, with [the Jacobian that "
+        "costs one gradient](physics.md#the-solver-levenberg-marquardt-of-optimistix). Each is a "
+        "step that the solver tries, with a Jacobian and a linear system of its own, whether the "
+        "step is accepted or not. The network of two hidden layers of 20 learns Poisson's equation "
+        "with a peak that moves, from 600 points, in double precision. Equation and sizes are "
+        "[the study's](physics.md#measured), but the network starts from random values, not from a "
+        "trained base. *Full fine-tuning* tries as many steps with all parameters; for a range of "
+        "values, its network has the parameter as an input. *Adam* is ten steps of Adam on the "
+        "arrays of our side.",
+        (
+            (("step", "full"), ("step", "adam"), ("temp", "full"), ("temp", "adam")),
+            (("trainable", None), ("trainable", "full"), ("accepted", None)),
+        ),
     ),
 }
 

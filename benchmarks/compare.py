@@ -1,11 +1,14 @@
 """Run the benchmarks: every case against its peers, one process per side, rounds interleaved.
 
-    python -m benchmarks.compare [--quick] [--only REGEX] [--device cpu|gpu] [--out FOLDER]
+    python -m benchmarks.compare [--quick] [--only REGEX] [--resume] [--device cpu|gpu]
+        [--out FOLDER]
 
 Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of its records (as
 `python -m benchmarks.report` does). The folder is `benchmarks/results`, with the page
-`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results. With
-`--only`, the other cases keep their records, which must come from the same machine and versions.
+`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results.
+
+With `--only`, the other cases keep their records. With `--resume`, every case with a finished
+record keeps it, and does not run. The records must come from the same machine and versions.
 """
 
 import argparse
@@ -34,6 +37,7 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="few short rounds, to check that all runs"
     )
     parser.add_argument("--only", default="", metavar="REGEX", help="cases by name")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER")
@@ -95,7 +99,11 @@ def main() -> None:
         **greet(start, installed),
     }
     path = options.out / f"{options.device}.json"
-    records = earlier(path, head) if options.only else {}
+    records = earlier(path, head) if options.only or options.resume else {}
+    if options.resume:
+        asked = len(chosen)
+        chosen = [case for case in chosen if not is_finished(records.get(case["name"]))]
+        print(f"{asked - len(chosen)} of {asked} cases keep their records.", flush=True)
     order = [case["name"] for case in every]
     options.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -103,7 +111,11 @@ def main() -> None:
         record = Comparison(case, start, settings, rng).run()
         records[case["name"]] = record | {"date": str(datetime.date.today())}
         ordered = [records[name] for name in order if name in records]
-        path.write_text(json.dumps(head | {"cases": ordered}, indent=1, ensure_ascii=False) + "\n")
+        written = json.dumps(head | {"cases": ordered}, indent=1, ensure_ascii=False) + "\n"
+        # A run may be stopped at any time, and the file must stay whole.
+        partial = path.with_suffix(".partial")
+        partial.write_text(written)
+        partial.replace(path)
         print(f"[{number}/{len(chosen)}] {summary(record)}", flush=True)
     print(f"wrote {write_page(options.out, page_folder(options.out))}")
 
@@ -142,6 +154,18 @@ def earlier(path: pathlib.Path, head: dict[str, Any]) -> dict[str, Any]:
             "all cases, or write to another folder (--out)."
         )
     return {record["name"]: record for record in records}
+
+
+def is_finished(record: dict[str, Any] | None) -> bool:
+    """Whether there is a record that the next run would not improve.
+
+    A side that failed, or whose process ended, may work in the next run. A side that is not
+    installed or takes too long will not.
+    """
+    final = ("ok", "not installed", "timed out")
+    return record is not None and all(
+        side["status"].startswith(final) for side in record["sides"].values()
+    )
 
 
 def summary(record: dict[str, Any]) -> str:

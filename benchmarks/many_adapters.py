@@ -1,6 +1,6 @@
 """Many adapters of one model in one batch, each example with its own, over the model alone.
 
-    python -m benchmarks.many_adapters [--quick] [--device cpu|gpu]
+    python -m benchmarks.many_adapters [--quick] [--training] [--device cpu|gpu]
 
 * **bank**: an `AdapterBank`; its program reads each example's slot.
 * **stack**: `stack_adapters`; each example of a `vmap` takes its adapter from the stack.
@@ -95,24 +95,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--training", action="store_true", help="only the tables of training")
     options = parser.parse_args()
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
     clock = time.process_time if options.device == "cpu" else time.perf_counter
     counts, rounds = ((1, 4), 2) if options.quick else (COUNTS, 15)
     for case in cases(options.quick):
-        print(f"\n{case.name}, rank {case.rank}, batch {len(case.xs)}: time over the base alone\n")
-        print("| adapters | bank | stack | one by one |\n|---|---|---|---|")
-        for count in counts:
-            seconds = interleaved(serving(case, count), clock, rounds)
-            cells = [over(seconds, side, "base") for side in ("bank", "stack", "one by one")]
-            print(f"| {count} | {' | '.join(cells)} |", flush=True)
+        print(f"\n{case.name}, rank {case.rank}, batch {len(case.xs)}")
+        if not options.training:
+            print("\n| adapters, over the base alone | bank | stack | one by one |")
+            print("|---|---|---|---|")
+            for count in counts:
+                seconds = interleaved(serving(case, count), clock, rounds)
+                cells = [over(seconds, side, "base") for side in ("bank", "stack", "one by one")]
+                print(f"| {count} | {' | '.join(cells)} |", flush=True)
         print("\n| adapters | gradient, over one adapter | step of Adam, over one adapter |")
         print("|---|---|---|")
         for count in counts:
             seconds = interleaved(training(case, count), clock, rounds)
             cells = [over(seconds, side, f"{side} of one") for side in ("gradient", "step")]
             print(f"| {count} | {' | '.join(cells)} |", flush=True)
-    for count in (count for count in counts[-2:] if count > 1):
+    for count in (count for count in counts[-2:] if count > 1 and not options.training):
         print("\n" + housekeeping(cases(options.quick)[0], count, clock))
         print("\n" + floors(cases(options.quick)[0], count, clock, rounds))
 

@@ -47,14 +47,14 @@ METHOD = """\
 The tables show no times, because times differ between machines, and from minute to minute on one
 machine.
 
-* Each side runs in its own process, started for each row, in its own environment; floor and full
-  fine-tuning run in ours. All sides have the same shapes, the same loss and Adam. The steps of JAX
-  are compiled, with donated state. Their arguments are flat lists of arrays, so flattening modules
-  is not counted.
+* Each side runs in its own process, started for each row, in its own environment; all sides but
+  jNO and PEFT share ours. The sides of a row have the same shapes and the same loss. A step is a
+  step of Adam, unless its table says otherwise. The steps of JAX are compiled, with donated state.
+  Their arguments are flat lists of arrays, so flattening modules is not counted.
 * In each round every side has its turn, in random order, for about the same time. Ratios are formed
   within a round. The tables show the median over the rounds, with the quartiles in brackets.
-  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step; *compile*
-  includes tracing.
+  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step, without
+  the memory inside a fusion; *compile* includes tracing.
 * Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), so that an idle side
   does not take the processor from another. OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
 * PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the
@@ -68,8 +68,10 @@ machine.
   must save the whole model, with Equinox's own functions.
 
 ```sh
-make bench                              # everything, on the CPU: 45 minutes on two cores
+make bench                              # everything, on the CPU: 50 minutes on two cores
 make bench BENCH="--quick --only mlp"   # some of it: does it run?
+make bench BENCH=--resume               # goes on with a run that was stopped
+make bench BENCH="--only '^(conditional|slope|gauss-newton)/' --out .bench/parameter"
 make bench DEVICE=gpu                   # the same on a CUDA GPU, and layers of a large model
 ```
 

@@ -1,6 +1,6 @@
 """A worker process: builds cases and times them, on request. JSON lines in and out.
 
-    python -m benchmarks.worker ours|jno|peft cpu|gpu
+    python -m benchmarks.worker ours|jno|peft|physicsnemo cpu|gpu
 
 | request | answer |
 |---|---|
@@ -24,10 +24,15 @@ from collections.abc import Callable
 from typing import Any
 
 DISTRIBUTIONS = {
-    "ours": ["jno-lora", "jno-lora-zoo", "jax", "jaxlib", "equinox", "optax", "numpy"],
+    "ours": [
+        *("jno-lora", "jno-lora-conditional", "jno-lora-foundax", "jno-lora-zoo"),
+        *("jax", "jaxlib", "equinox", "foundax", "optax", "optimistix", "numpy"),
+    ],
     "jno": ["jax-neural-operators", "jax", "jaxlib", "equinox", "optax", "numpy"],
     "peft": ["peft", "torch", "numpy"],
+    "physicsnemo": ["nvidia-physicsnemo", "torch", "numpy"],
 }
+TORCH = ("peft", "physicsnemo")
 
 
 def versions(environment: str) -> dict[str, str]:
@@ -38,7 +43,7 @@ def versions(environment: str) -> dict[str, str]:
 
 def device_name(environment: str, device: str) -> str:
     """The device that computes. **Raises** the library's error if there is no such device."""
-    if environment == "peft":
+    if environment in TORCH:
         import torch
 
         return torch.cuda.get_device_name() if device == "gpu" else "cpu"
@@ -53,7 +58,7 @@ def builder(environment: str, device: str) -> Callable[[dict[str, Any]], Any]:
     """The function that builds the subject of a case in this environment."""
 
     def build(case: dict[str, Any]) -> Any:
-        library = "torch" if environment == "peft" else "jax"
+        library = "torch" if environment in TORCH else "jax"
         module = importlib.import_module(f"benchmarks.sides.{library}_{case['kind']}")
         return module.build(case, device)
 

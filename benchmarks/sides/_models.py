@@ -1,5 +1,6 @@
 """The models of the JAX sides, from the plain dicts of the cases."""
 
+import importlib
 from typing import Any
 
 import equinox as eqx
@@ -33,6 +34,9 @@ def model_of(case: dict[str, Any]) -> Any:
         activation = jnp.tanh if spec.get("activation") == "tanh" else jax.nn.relu
         dtype = dtype_of(case)
         return eqx.nn.MLP(*sizes, hidden, activation=activation, dtype=dtype, key=key)
+    if spec["kind"] == "fno":
+        fno = importlib.import_module("foundax.architectures.fno")
+        return fno.FNO1D(1, spec["channels"], spec["modes"], n_layers=spec["layers"], key=key)
     channels, dilation = spec["channels"], spec.get("dilation", 1)
     return Convolutions(
         [
@@ -61,6 +65,8 @@ def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
     spec = case["model"]
     if spec["kind"] == "mlp":
         shape = (spec.get("inputs", spec["width"]),)
+    elif spec["kind"] == "fno":
+        shape = (spec["points"], 1)
     else:
         shape = (spec["channels"], *spec["image"])
     rng = np.random.default_rng(0)
@@ -69,10 +75,21 @@ def data_of(case: dict[str, Any], model: Any) -> tuple[jax.Array, jax.Array]:
     return x, jnp.asarray(rng.standard_normal(outputs.shape), dtype_of(case))
 
 
-def outputs_of(case: dict[str, Any], model: Any, x: jax.Array) -> jax.Array:
+def outputs_of(model: Any, x: Any) -> jax.Array:
+    """The outputs for a batch. A batch of a conditional model is a pair: values, and inputs."""
+    if not isinstance(x, tuple):
+        return jax.vmap(model)(x)
+    at = importlib.import_module("jno_lora_conditional").at
+    z, x = x
+    if not z.ndim:
+        return jax.vmap(at(model, z))(x)
+    return jax.vmap(lambda z, x: at(model, z)(x))(z, x)
+
+
+def compared_of(case: dict[str, Any], model: Any, x: Any) -> jax.Array:
     """The values that a training case's loss compares with the targets: outputs, or Laplacians."""
     if case.get("loss") != "laplacian":
-        return jax.vmap(model)(x)
+        return outputs_of(model, x)
 
     def laplacian(x: jax.Array) -> jax.Array:
         return jnp.trace(jax.hessian(lambda x: model(x)[0])(x))[None]

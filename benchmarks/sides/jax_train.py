@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._models import data_of, first_layer, model_of, outputs_of
+from ._models import compared_of, data_of, first_layer, model_of, outputs_of
 from ._timing import Subject, timed
 
 BASELINES = ("bias", "all")
@@ -67,20 +67,21 @@ def build(case: dict[str, Any], device: str) -> Subject:
             subject.measures |= _adapter_files(lora, model, plain)
     if case["adapter"] == "all":
         subject.measures |= _model_files(plain)
-    subject = _add_training(subject, case, model, trains, (x, y), queue)
+    subject = add_training(subject, case, model, trains, (x, y), queue)
     if case["adapter"] in BASELINES:
         del subject.measures["compile"]
     return subject
 
 
-def _add_training(
+def add_training(
     subject: Subject,
     case: dict[str, Any],
     model: Any,
     trains: Any,
-    data: tuple[jax.Array, jax.Array],
+    data: tuple[Any, jax.Array],
     queue: bool,
 ) -> Subject:
+    """The facts and measures of a compiled step, which trains the arrays that `trains` marks."""
     arrays, static = eqx.partition(model, eqx.is_array)
     trainable, frozen = eqx.partition(arrays, trains)
     subject.facts["trainable"] = sum(leaf.size for leaf in jax.tree.leaves(trainable))
@@ -97,7 +98,7 @@ def _add_training(
 
         def loss(trainable: Any) -> jax.Array:
             model = _resolved(eqx.combine(trainable, frozen, static))
-            return jnp.mean((outputs_of(case, model, x) - y) ** 2)
+            return jnp.mean((compared_of(case, model, x) - y) ** 2)
 
         value, grads = jax.value_and_grad(loss)(trainable)
         updates, opt_state = optimiser.update(grads, opt_state)
@@ -107,7 +108,7 @@ def _add_training(
     def forward(weights: list[jax.Array], constants: list[jax.Array]) -> jax.Array:
         trainable = jax.tree.unflatten(weights_form, weights)
         frozen, x, _ = jax.tree.unflatten(constants_form, constants)
-        return jax.vmap(_resolved(eqx.combine(trainable, frozen, static)))(x)
+        return outputs_of(_resolved(eqx.combine(trainable, frozen, static)), x)
 
     def compile_step() -> Any:
         jax.clear_caches()  # as at the first call, no earlier trace is reused
@@ -116,8 +117,9 @@ def _add_training(
     start = time.perf_counter()
     compiled = compile_step()
     subject.facts["compile_seconds"] = time.perf_counter() - start
-    subject.facts |= _costs(compiled)
+    subject.facts |= costs_of(compiled)
     compiled_forward = jax.jit(forward).lower(weights, constants).compile()
+    subject.facts["forward temp"] = costs_of(compiled_forward)["temp"]
     current = [state]
 
     def one_step() -> jax.Array:
@@ -217,7 +219,8 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), tree)
 
 
-def _costs(compiled: Any) -> dict[str, Any]:
+def costs_of(compiled: Any) -> dict[str, Any]:
+    """XLA's figures of a compiled program: bytes of temporary memory, and flops."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
         "temp": None if memory is None else memory.temp_size_in_bytes,

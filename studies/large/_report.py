@@ -8,6 +8,7 @@ from ..conditional import _results as conditional
 from ..conditional._methods import FULL, HEADLINE
 from ..conditional._runs import Plan as ConditionalPlan
 from ..conditional._tasks import Task
+from ..operators._problems import Problem
 from ..operators._report import forgetting, goal, summary, table
 from ..operators._results import load
 from ..operators._runs import Plan
@@ -26,20 +27,27 @@ def write_page(
 ) -> pathlib.Path:
     """Fill the marked sections of `large-study.md`, and return the page's path."""
     page = docs / "large-study.md"
-    problems = (_problem(results, replace(plan, problems=(p,))) for p in plan.problems)
+    problems = (_problem(results, _plan_of(plan, problem)) for problem in plan.problems)
     study = conditional.load(conditional_results, conditional_plan)
     tasks = [_task(study, task) for task in conditional_plan.tasks]
     fill(page, {"problems": "\n".join(problems), "conditional": "\n".join(filter(None, tasks))})
     return page
 
 
+def _plan_of(plan: Plan, problem: Problem) -> Plan:
+    """The plan of a problem alone, without methods that coincide on its model."""
+    methods = [method for method in plan.methods if method.on(problem.family) is method]
+    return replace(plan, problems=(problem,), methods=methods)
+
+
 def _problem(results: pathlib.Path, plan: Plan) -> str:
-    """The section of a problem: the goal, the ratios to full fine-tuning, and the errors."""
+    """The section of a problem: the errors, the goal, the ratios to full fine-tuning."""
     (problem,) = plan.problems
     study = load(results, plan)
     rows = study.rows()
-    if not rows:
-        return f"### {problem.title}\n\nNo method was run with every number of simulations yet.\n"
+    if len(rows) < 2:
+        progress = "No adapter was run with every number of simulations yet.\n"
+        return "\n".join((table(study, problem), progress))
     parts = (table(study, problem), goal(study, rows), summary(rows, max(plan.effort.samples)))
     return "\n".join((*parts, forgetting(study)))
 

@@ -31,7 +31,8 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
 
 def goal(study: Study, rows: list[Row]) -> str:
     """The goal, and which methods met it."""
-    pairs, pairs_run = len(study.plan.pairs()), len(study.shares)
+    pairs = len(study.plan.pairs())
+    pairs_run = sum((p.name, method.name) in study.shares for p, method in study.plan.pairs())
     winners = [f"`{row.name}`" for row in rows if row.meets_the_goal]
     if pairs_run == pairs:
         nobody, progress = "No method", ""

@@ -143,7 +143,7 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
             shares[problem, method] = record["trained"] / record["total"]
     settings: dict[Any, list[list[dict[str, Any]]]] = defaultdict(list)
     for (*setting, _), at_rates in runs.items():
-        if len(at_rates) == len(plan.effort.rates):
+        if len(at_rates) == len(plan.rates(setting[1])):
             settings[tuple(setting)].append(at_rates)
     cells = {s: _cell(seeds) for s, seeds in settings.items() if len(seeds) == plan.effort.seeds}
     return Study(plan, cells, shares, plain, done)

@@ -6,8 +6,8 @@ import pathlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import equinox as eqx
@@ -33,12 +33,20 @@ STORED = 16  # simulations of the source, for the methods that keep it
 
 @dataclass(frozen=True)
 class Plan:
-    """The problems and methods that the study runs, and the effort for each."""
+    """The problems and methods that the study runs, and the effort for each.
+
+    - `further`: further factors of the rate, for a method whose best rate was at an end.
+    """
 
     problems: Sequence[Problem]
     methods: Sequence[Method]
     effort: Effort
     keeping: Sequence[Method] = KEEPING
+    further: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """The factors of a method's middle rate that are tried."""
+        return (*self.further.get(method, ()), *self.effort.rates)
 
     @property
     def kept(self) -> int:
@@ -79,7 +87,8 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
             try:
                 ready = prepared[problem.name]
                 samples = (plan.kept,) if method in plan.keeping else plan.effort.samples
-                for record in _run_pair(ready, method, samples, seeds, done):
+                rates = plan.rates(method.name)
+                for record in _run_pair(ready, method, samples, seeds, rates, done):
                     done.add(record)
                     write(record)
                 for record in _repeated(ready, method, plan.kept, seeds, done):
@@ -191,13 +200,18 @@ class _Prepared:
 
 
 def _run_pair(
-    ready: _Prepared, method: Method, numbers: Sequence[int], seeds: Sequence[int], done: Done
+    ready: _Prepared,
+    method: Method,
+    numbers: Sequence[int],
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    done: Done,
 ) -> Iterator[Record]:
-    """The missing runs with these numbers of samples."""
+    """The missing runs with these numbers of samples and factors of the rate."""
     for seed in seeds:
         nets: dict[int, Net] = {}
         for samples in numbers:
-            for factor in ready.effort.rates:
+            for factor in rates:
                 rate = method.rate * factor
                 named = _named(ready.problem, method.name, samples, seed, rate)
                 if tuple(named.values()) in done.records:

@@ -14,10 +14,14 @@ Residual = Callable[[Any, Any, Any], Any]  # of `trainable, frozen, point`
 
 
 class Solved(NamedTuple):
-    """Trained arrays, the number of steps, seconds of the processor, bytes of temporary memory."""
+    """Trained arrays, steps that were tried and accepted, seconds of the processor, bytes.
+
+    The bytes are temporary memory.
+    """
 
     trainable: Any
     steps: Any
+    accepted: Any
     seconds: float
     temporary: int
 
@@ -77,9 +81,10 @@ class LevenbergMarquardt:
             self.compiled[points.shape] = jax.jit(run).lower(*arguments).compile()
         compiled = self.compiled[points.shape]
         begin = time.process_time()
-        value, steps = jax.block_until_ready(compiled(*arguments))
+        value, steps, accepted = jax.block_until_ready(compiled(*arguments))
         seconds = time.process_time() - begin
-        return Solved(value, steps, seconds, compiled.memory_analysis().temp_size_in_bytes)
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        return Solved(value, steps, accepted, seconds, temporary)
 
     def _run(self, trainable: Any, frozen: Any, points: Any, *arguments: Any) -> Any:
         function = vector(self.residual) if self.jac is None else plain_vector(self.residual)
@@ -92,7 +97,7 @@ class LevenbergMarquardt:
             max_steps=self.steps,
             throw=False,
         )
-        return solution.value, solution.stats["num_steps"]
+        return solution.value, solution.stats["num_steps"], solution.state.num_accepted_steps
 
 
 class Adam(LevenbergMarquardt):
@@ -116,4 +121,4 @@ class Adam(LevenbergMarquardt):
 
         start = (trainable, adam.init(trainable))
         trainable = jax.lax.fori_loop(0, self.steps, step, start)[0]
-        return trainable, jnp.asarray(self.steps)
+        return trainable, jnp.asarray(self.steps), jnp.asarray(self.steps)

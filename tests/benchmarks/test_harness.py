@@ -1,5 +1,6 @@
 """The benchmark harness: its statistics, its worker protocol, comparisons and tables. No peers."""
 
+import functools
 import json
 import random
 import sys
@@ -8,11 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks import _cases, _tables, compare, report
+from benchmarks import _cases, _parameter_cases, _tables, compare, report
 from benchmarks._comparison import Comparison, Settings
 from benchmarks._ratios import Ratio, of_facts, per_round
 from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, command, variables
-from benchmarks.sides import _models, jax_dispatch, jax_init, jax_train
+from benchmarks.sides import (
+    _models,
+    jax_conditional,
+    jax_dispatch,
+    jax_gauss_newton,
+    jax_init,
+    jax_slope,
+    jax_train,
+)
 from benchmarks.sides._timing import timed
 
 import jno_lora_zoo
@@ -244,6 +253,46 @@ def test_the_command_line_writes_results_and_page(tmp_path, monkeypatch, capsys)
     assert "| C | 0.5 [0.5, 0.5] (≤ 1) |" in (tmp_path / "benchmarks.md").read_text()
 
 
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def recorded(spec, *arguments):
+        ran.append(spec["name"])
+        return Comparison(spec, *arguments)
+
+    specs = [case() | {"name": name, "targets": []} for name in ("a", "b", "c")]
+    monkeypatch.setattr(compare, "cases", lambda device: specs)
+    monkeypatch.setattr(compare, "command", lambda *_: [sys.executable, "-c", FAKE])
+    monkeypatch.setattr(compare, "Comparison", recorded)
+    monkeypatch.setattr(compare, "write_page", lambda results, docs: docs)
+    line = ["compare", "--quick", "--out", str(tmp_path), "--ours", sys.executable]
+    line += ["--jno", "no-such-python", "--peft", "no-such-python"]
+
+    def names_after(*more):
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", [*line, *more])
+        compare.main()
+        results = json.loads((tmp_path / "cpu.json").read_text())
+        return ran, [record["name"] for record in results["cases"]]
+
+    assert names_after("--only", "b") == (["b"], ["b"])
+    assert names_after("--resume") == (["a", "c"], ["a", "b", "c"])
+    assert names_after("--resume") == ([], ["a", "b", "c"])
+    assert names_after("--resume", "--only", "a") == ([], ["a", "b", "c"])
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    statuses = ("timed out", "not installed", "failed: no")
+    for record, status in zip(results["cases"], statuses, strict=True):
+        record["sides"] = {"ours": {"status": "ok"}, "jno": {"status": status}}
+    (tmp_path / "cpu.json").write_text(json.dumps(results))
+    capsys.readouterr()
+    assert names_after("--resume") == (["c"], ["a", "b", "c"])
+    assert "2 of 3 cases keep their records." in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("cpu.*")] == ["cpu.json"]
+    monkeypatch.setattr(compare, "machine", lambda devices: {"system": "another"})
+    with pytest.raises(SystemExit, match="another machine"):
+        names_after("--resume")
+
+
 def test_workers_do_not_see_what_would_change_the_measurement(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "src")
     monkeypatch.setenv("JNO_LORA_BLOCK", "everything")
@@ -277,6 +326,60 @@ def test_our_sides_measure_all_they_promise():
         assert jax_init.build(spec, "cpu").facts["energy"] == pytest.approx(1, abs=1e-3)
 
 
+SMALL = {"model": {"kind": "mlp", "width": 4, "layers": 2}, "batch": 3, "rank": 2}
+
+
+def of_group(cases, **more):
+    """The first case of a group on a small model, as its sides get it."""
+    case = next(cases) | SMALL | more
+    shared = {key: value for key, value in case.items() if key != "sides"}
+    return {name: {**shared, **side} for name, side in case["sides"].items()}
+
+
+def test_sides_of_a_conditional_step_differ_in_what_trains():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        sides = of_group(_parameter_cases.conditional_steps(), degree=2, values="each")
+        trained = {}
+        for name in ("ours", "plain"):
+            subject = jax_conditional.build(sides[name], "cpu")
+            trained[name] = subject.facts["trainable"]
+        assert all(subject.measures[measure](1) > 0 for measure in ("step", "forward"))
+        # `B` of both layers moves by two directions in the place of one array.
+        assert trained == {"ours": 2 * (8 + 2 * 8), "plain": 2 * (8 + 8)}
+        for name in ("floor", "full"):
+            assert sides[name]["kind"] == "train" and sides[name]["adapter"] in jax_train.BASELINES
+
+
+@pytest.mark.parametrize("values", ["one", "each"])
+def test_all_ways_give_one_derivative(values):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        sides = of_group(_parameter_cases.slopes(), values=values)
+        assert {side["way"] for side in sides.values()} == set(jax_slope.WAYS)
+        model, z = _models.model_of(sides["ours"]), jax_conditional.values_of(sides["ours"])
+        conditional = jax_conditional.conditional_of(sides["ours"], model)
+        loss = jax_slope.loss_of(conditional, *_models.data_of(sides["ours"], model))
+        results = {
+            name: jax.jit(functools.partial(jax_slope.WAYS[side["way"]], loss))(z)
+            for name, side in sides.items()
+        }
+        assert z.shape == loss(z).shape == (() if values == "one" else (3,))
+        value, slope = results["ours"]
+        assert jnp.all(jnp.abs(slope) > 1e-4)
+        assert jnp.allclose(results["no derivative"], value)
+        assert jnp.allclose(results["reverse"][1], slope, rtol=1e-4)
+        assert jnp.allclose(results["difference"][1], slope, rtol=0.02, atol=1e-4)
+
+
+def test_steps_of_second_order_run_all_their_steps():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        *_, case = _parameter_cases.gauss_newton()
+        case = case | {"equation": "helmholtz", "points": 10, "steps": 2}
+        subject = jax_gauss_newton.build(case | case["sides"]["ours"], "cpu")
+    assert subject.facts["steps"] == 2 and subject.facts["trainable"] > 0
+    assert 0 < subject.facts["accepted"] <= 2
+    assert subject.measures["step"](1) > 0
+
+
 def test_a_laplacian_is_what_a_loss_of_second_derivatives_compares():
     spec = next(spec for spec in _cases.laplacians() if spec["name"] == "laplacian/LoRA")
     x, y = _models.data_of(spec | {"batch": 3}, _models.model_of(spec))
@@ -285,9 +388,9 @@ def test_a_laplacian_is_what_a_loss_of_second_derivatives_compares():
     def cubes(x):
         return jnp.sum(x**3, keepdims=True)
 
-    found = _models.outputs_of(spec, cubes, x)
+    found = _models.compared_of(spec, cubes, x)
     assert jnp.allclose(found, 6 * jnp.sum(x, axis=1, keepdims=True), rtol=1e-5)
-    assert jnp.array_equal(_models.outputs_of({}, cubes, x), jax.vmap(cubes)(x))
+    assert jnp.array_equal(_models.compared_of({}, cubes, x), jax.vmap(cubes)(x))
 
 
 def test_captured_energy():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jno.lora._caches import forget
+from jno.lora._compute import _program
+from jno.lora._compute._jaxprs import is_random_start
 from jno.lora._compute._program import call_compiled
 
 
@@ -176,3 +178,62 @@ def test_programs_are_forgotten_on_demand():
     assert call_compiled(scaled, jnp.ones(())) == 2
     forget()
     assert call_compiled(scaled, jnp.ones(())) == 3
+
+
+def test_a_random_start_keeps_its_numbers(getkey):
+    # The tests have options of their own in XLA_FLAGS, so the usual options are spelled out.
+    usual = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
+
+    def draw(key):
+        return jax.random.normal(key, (3, 37)) / jnp.sqrt(37.0)
+
+    key, ways = getkey(), map(_program._known, (usual, {**usual, **_program._QUICK}))
+    drawn = (jax.jit(draw, compiler_options=options)(key) for options in ways)
+    np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [
+        (lambda W, k: jax.random.uniform(k, W.shape), True),
+        (lambda W, k: (jnp.sin(W), jax.random.uniform(k))[1], True),
+        (lambda W, k: jax.random.uniform(k) * W, False),
+        (lambda W, k: jax.random.uniform(k) * jnp.asarray(np.ones(3, np.float32)), False),
+        (lambda W, k: jnp.zeros(2), False),
+        (lambda W, k: W, False),
+    ],
+)
+def test_a_random_start_is_recognised(function, answer):
+    traced = jax.make_jaxpr(function)(jnp.ones(3), jax.random.key(0))
+    assert is_random_start(traced.jaxpr) is answer
+
+
+def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch, getkey, caplog):
+    monkeypatch.delenv("XLA_FLAGS")  # the tests have a level there
+    quick = functools.cache(_program._quick_to_compile.__wrapped__)
+    monkeypatch.setattr(_program, "_quick_to_compile", quick)
+    assert "xla_backend_optimization_level" in quick()
+
+    def draw(key):
+        return jax.random.normal(key, (3,))
+
+    key = getkey()
+    with caplog.at_level("DEBUG"):
+        drawn = call_compiled(draw, key)
+        assert "usual options" not in caplog.text
+        inside = jax.jit(lambda: call_compiled(draw, key))()
+    np.testing.assert_array_equal(drawn, inside)
+    assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    quick = _program._quick_to_compile.__wrapped__
+    assert quick() is None  # XLA_FLAGS of the tests have a level
+    monkeypatch.delenv("XLA_FLAGS")
+    level = {"xla_backend_optimization_level": 2}
+    monkeypatch.setattr(_program, "_QUICK", {"xla_of_tomorrow": 2, **level})
+    assert quick() == level

@@ -15,7 +15,7 @@ from studies.large._plans import CONDITIONAL, PLAN
 from studies.operators import _runs as operators
 
 from .test_conditional import TASK
-from .test_operators import LINEAR, PROBLEM
+from .test_operators import PROBLEM
 
 TINY = replace(QUICK, samples=(16,), pool=16, steps=4, every=2)
 
@@ -57,4 +57,4 @@ def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
     cell = operators.Done(operators.read(results)).chosen("linear", "full", 16, 0)
     assert f"| `full` | 100 % | {cell['test']:.3f} |" in page
     assert "### Linear, every viscosity" in page and "full at the value | 16 at the value" in page
-    assert "No method was run with every number" not in page
+    assert "No adapter was run with every number" in page  # the plan has full fine-tuning alone

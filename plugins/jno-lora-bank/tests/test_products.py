@@ -80,7 +80,34 @@ def taylor(function):
     return lambda x, A, Bt: jet(lambda x: batch(function)(jnp.sin(x), A, Bt), (x,), ((x, x),))
 
 
+@jax.custom_jvp
+def still(A):
+    """`A`, whose tangent is an array of zeros."""
+    return A
+
+
+still.defjvp(lambda primals, tangents: (primals[0], jnp.zeros_like(primals[0])))
+
+
+def of_gradients(function):
+    """Derivatives of the gradient by both factors: in reverse, forwards and of a Taylor series."""
+
+    def steepness(x, A, Bt):
+        grads = jax.grad(loss(function), (0, 1, 2))(x, A, Bt)
+        return sum(jnp.sum(jnp.cos(g)) for g in grads)
+
+    def derivatives(x, A, Bt):
+        of_factors = jax.grad(loss(function), (1, 2))
+        series = jet(lambda A: of_factors(x, A, Bt), (A,), ((A, A),))
+        forwards = jax.jvp(lambda *args: batch(function)(*args), (x, A, Bt), (x, A, Bt))
+        of_still = jax.grad(lambda A, Bt: loss(function)(x, still(A), Bt), (0, 1))(A, Bt)
+        return jax.grad(steepness, (0, 1, 2))(x, A, Bt), series, forwards, of_still
+
+    return derivatives
+
+
 CASES = {
+    "of gradients": of_gradients,
     "values": batch,
     "gradients": lambda function: jax.grad(loss(function), (0, 1, 2)),
     "second derivatives": lambda function: jax.hessian(loss(function), (1, 2)),
@@ -106,6 +133,16 @@ def test_outside_of_jit_they_are_the_same():
     np.testing.assert_allclose(
         by_slots(x[0], A, Bt, slots[0]), expected(x[0], A, Bt, slots[0]), atol=1e-5
     )
+
+
+def test_tangents_may_be_arrays_of_numpy():
+    def tangent(*tangents):
+        of_factors = lambda x, A, Bt: by_slots(x, A, Bt, slots[0])  # noqa: E731
+        return jax.jvp(of_factors, (x[0], A, Bt), tangents)[1]
+
+    wanted = tangent(x[1], 2 * A, 3 * Bt)
+    ours = tangent(*map(np.asarray, (x[1], 2 * A, 3 * Bt)))
+    np.testing.assert_array_equal(ours, wanted)
 
 
 def test_a_cotangent_that_is_known_to_be_zero_gives_zeros():
@@ -157,6 +194,21 @@ def test_all_platforms_compute_the_same(rows):
     functions = (_products.gathered_sums, _products.looped_sums)
     sums = [f(xs, A, ys, s, slots) for f in functions]
     np.testing.assert_allclose(*sums, atol=1e-4)
+    wanted = [_products.gathered_update(jnp.zeros_like(xs), ys, Bt, A, s, slots)]
+    wanted += [_products.gathered_sums(*sides, s, slots) for sides in ((ys, Bt, xs), (xs, A, ys))]
+    for of_x in (True, False):
+        ours = _products.looped_cotangents(ys, xs, A, Bt, s, slots, of_x=of_x)
+        for our_leaf, leaf in zip(ours, wanted[not of_x :], strict=True):
+            np.testing.assert_allclose(our_leaf, leaf, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_tpus_have_a_ragged_product_for_the_cotangent_of_the_input(platform):
+    """As for the update. The program is only written, not compiled."""
+    arrays = jnp.ones((BATCH, 1, SIZES[2])), x[:, None], A, Bt, scales[slots], slots
+    of_x = jax.jit(lambda *arrays: _products._cotangents.bind(*arrays, of_x=True)[0])
+    program = of_x.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+    assert ("ragged_dot" in program) == (platform == "tpu")
 
 
 UPDATES = [getattr(_products, f"{way}_update") for way in ("gathered", "looped", "ragged")]
@@ -172,6 +224,19 @@ def test_a_scale_of_zero_leaves_the_output_as_it_is(function):
     np.testing.assert_array_equal(is_same.all(axis=(1, 2)), slots == 2)
 
 
+def test_a_scale_of_zero_gives_gradients_of_zero():
+    """Also where the factors of the slot are infinite."""
+    factors = [M.at[2].set(jnp.inf) for M in (A, Bt)]
+    xs, ys = x[:, None], jnp.ones((BATCH, 1, SIZES[2]))
+    s = jnp.where(slots == 2, 0, 1.0)
+    assert 0 < jnp.sum(slots == 2) < BATCH
+    cotangents = _products.looped_cotangents(ys, xs, *factors, s, slots, of_x=True)
+    for function in (_products.gathered_sums, _products.looped_sums):
+        sums = [function(xs, factors[0], ys, s, slots), function(ys, factors[1], xs, s, slots)]
+        for array in (*sums, *cotangents):
+            assert jnp.isfinite(array).all()
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_nan_stays_in_its_slot(side):
     """The gradient of one adapter does not depend on the examples of another."""
@@ -181,6 +246,11 @@ def test_a_nan_stays_in_its_slot(side):
     for function in (_products.gathered_sums, _products.looped_sums):
         sums = function(sides[0], A, sides[1], s, slots)
         is_nan = np.isnan(sums).any(axis=(1, 2))
+        np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
+    dx, *sums = _products.looped_cotangents(sides[1], sides[0], A, A, s, slots, of_x=True)
+    np.testing.assert_array_equal(np.isnan(dx).any(axis=(1, 2)), side * (np.arange(BATCH) == 0))
+    for of_factor in sums:
+        is_nan = np.isnan(of_factor).any(axis=(1, 2))
         np.testing.assert_array_equal(is_nan, np.arange(SLOTS) == slots[0])
     for function in UPDATES:
         ys = function(sides[1][..., : SIZES[2]], sides[0], A, Bt, s, slots)

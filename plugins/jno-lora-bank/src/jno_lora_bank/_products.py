@@ -1,9 +1,10 @@
 """The low-rank update of one of many slots for each example, as an operation on the whole batch.
 
 `vmap` of `B[slot] @ (A[slot] @ x)` gathers two factors for each example, and then multiplies
-example by example. The two primitives here are batched as a whole instead, so that the examples of
-each slot are taken together. Both primitives are linear in each array, and each is the derivative
-of the other, so that all transformations of JAX apply to them.
+example by example. The primitives here are batched as a whole instead, so that the examples of
+each slot are taken together. The update and the sums are linear in each array, and each is the
+derivative of the other, so that all transformations of JAX apply to them. Two more primitives
+stand for the derivatives of an update by both factors, so that CPUs train by one loop for a layer.
 
 Shapes: `x` is `(b, n, k)` and `y` is `(b, n, m)`, `n` rows for each of `b` examples; `s` and
 `slots` are `(b,)`. The factors of all slots are `A` `(count, r, k)` and `Bt` `(count, r, m)`.
@@ -22,8 +23,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
 
-# The most rows that the loop of CPUs multiplies at a time.
-_ROWS = 64
+from ._kernels import (
+    gathered_sums,
+    gathered_update,
+    looped_cotangents,
+    looped_sums,
+    looped_update,
+    ragged_update,
+)
 
 
 def slot_update(
@@ -42,117 +49,17 @@ def slot_update(
     return _update.bind(y[None, None], x[None, None], A, Bt, s[None], slot[None])[0, 0]
 
 
-def gathered_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`y_b + s_b (x_b A^T) Bt` with a copy of the factors of `slots_b` for each example."""
-    h = _gathered_down(x, A, s, slots)
-    u = jnp.einsum("bnr,brm->bnm", h, Bt[slots].astype(x.dtype))
-    return jnp.where((s == 0)[:, None, None], y, y + u)
-
-
-def gathered_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
-    """The sum of `s_b (x_b A^T)^T y_b` over the examples of each slot: `(count, r, m)`."""
-    products = jnp.einsum("bnr,bnm->brm", _gathered_down(x, A, s, slots), y)
-    products = jnp.where((s == 0)[:, None, None], 0, products).astype(A.dtype)
-    return jnp.zeros((len(A), *products.shape[1:]), A.dtype).at[slots].add(products)
-
-
-def _gathered_down(x: Array, A: Array, s: Array, slots: Array) -> Array:
-    return s[:, None, None] * jnp.einsum("bnk,brk->bnr", x, A[slots].astype(x.dtype))
-
-
-def looped_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`gathered_update` without copies: a loop over blocks of examples with the same slot."""
-    if len(x) < 2:
-        return gathered_update(y, x, A, Bt, s, slots)
-
-    def add(examples: Array, slot: Array, scale: Array, h: Array, y: Array) -> Array:
-        u = (h @ _factor(Bt, slot, x.dtype)).reshape(len(examples), *y.shape[1:])
-        return y.at[jnp.where(scale == 0, len(x), examples)].add(u, mode="drop")
-
-    return _loop(add, _flat(y), x, A, s, slots).reshape(y.shape)
-
-
-def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
-    """`gathered_sums` by the same loop. Only the result is as large as all factors."""
-    if len(x) < 2:
-        return gathered_sums(x, A, y, s, slots)
-    flat = _flat(y)
-
-    def add(examples: Array, slot: Array, scale: Array, h: Array, sums: Array) -> Array:
-        is_zero = jnp.repeat(scale == 0, x.shape[1])[:, None]
-        # Zeros in both factors: NaN of an example of another slot, times zero, would be NaN.
-        h = jnp.where(is_zero, 0, h)
-        right = jnp.where(is_zero, 0, _rows(flat, examples, y.shape[2]))
-        total = _factor(sums, slot, A.dtype) + (h.T @ right).astype(A.dtype)
-        return lax.dynamic_update_index_in_dim(sums, total, slot, 0)
-
-    return _loop(add, jnp.zeros((*A.shape[:2], y.shape[2]), A.dtype), x, A, s, slots)
-
-
-def _loop(
-    step: Callable[..., Array], result: Array, x: Array, A: Array, s: Array, slots: Array
-) -> Array:
-    """`result = step(examples, slot, s, s (x A^T), result)` for each block of one slot's examples.
-
-    A block that is not full is padded with the number `b`, which no example has, and `s = 0`.
-    """
-    (b, n, width), count, flat = x.shape, len(A), _flat(x)
-    # As many examples as a slot has on average. Larger blocks waste products on padding, and
-    # smaller blocks need more iterations.
-    size = max(1, min(_ROWS // n, -(-b // count)))
-    order = jnp.argsort(slots, stable=True)
-    slots = slots[order]
-    # A block begins at the first example of a slot, and after every `size` examples of this slot.
-    places = jnp.arange(b)
-    begins = (places - jnp.searchsorted(slots, slots).astype(places.dtype)) % size == 0
-    firsts = jnp.flatnonzero(begins, size=b)
-    in_block = firsts[:, None] + jnp.arange(size)[None]
-    slot_of_block = slots[firsts]
-    is_of_slot = slots.at[in_block].get(mode="fill", fill_value=count) == slot_of_block[:, None]
-    examples = jnp.where(is_of_slot, order.at[in_block].get(mode="clip"), b)
-
-    def body(i: Array, result: Array) -> Array:
-        scale = s.at[examples[i]].get(mode="fill", fill_value=0)
-        h = _rows(flat, examples[i], width) @ _factor(A, slot_of_block[i], x.dtype).T
-        h = jnp.repeat(scale, n)[:, None] * h
-        return step(examples[i], slot_of_block[i], scale, h, result)
-
-    return lax.fori_loop(0, begins.sum(), body, result)
-
-
-def _flat(x: Array) -> Array:
-    """`x` without an axis of one row: XLA would pick another layout for it, and copy."""
-    return x[:, 0] if x.shape[1] == 1 else x
-
-
-def _rows(flat: Array, examples: Array, width: int) -> Array:
-    return flat.at[examples].get(mode="clip").reshape(-1, width)
-
-
-def _factor(M: Array, slot: Array, dtype: Any) -> Array:
-    return lax.dynamic_index_in_dim(M, slot, keepdims=False).astype(dtype)
-
-
-def ragged_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`gathered_update` by products of sorted rows, an operation of TPUs."""
-    order = jnp.argsort(slots, stable=True)
-    sizes = jnp.bincount(slots, length=len(A)).astype(jnp.int32) * x.shape[1]
-    h = lax.ragged_dot(x[order].reshape(-1, x.shape[2]), A.astype(x.dtype).mT, sizes)
-    h = h * jnp.repeat(s[order], x.shape[1])[:, None]
-    u = lax.ragged_dot(h, Bt.astype(x.dtype), sizes).reshape(y.shape)
-    u = jnp.zeros_like(y).at[order].set(u, unique_indices=True)
-    return jnp.where((s == 0)[:, None, None], y, y + u)
-
-
-def _primitive(name: str, result_type: Callable[..., ShapedArray]) -> Primitive:
+def _primitive(
+    name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
+) -> Primitive:
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=statics))
     primitive.def_abstract_eval(result_type)
     return primitive
 
 
-def _lower(primitive: Primitive, platform: str | None, kernel: Callable[..., Array]) -> None:
-    lowering = mlir.lower_fun(kernel, multiple_results=False)
+def _lower(primitive: Primitive, platform: str | None, kernel: Callable[..., Any]) -> None:
+    lowering = mlir.lower_fun(kernel, multiple_results=primitive.multiple_results)
     mlir.register_lowering(primitive, lowering, platform=platform)
 
 
@@ -169,10 +76,14 @@ _lower(_sums, "cpu", looped_sums)
 _lower(_update, "tpu", ragged_update)
 
 
-def _jet_rule(function: Callable[..., Array], primals: Any, series: Any) -> Any:
-    """The `jet` rule of a primitive, obtained by running `jet` on `function`."""
+def _jet_rule(function: Callable[..., Any], primals: Any, series: Any, **params: Any) -> Any:
+    """The `jet` rule of a primitive, obtained by running `jet` on `function`.
+
+    Rules get Taylor coefficients, which callers of `jet` give as derivatives.
+    """
     *arrays, slots = primals
-    return jet.jet(lambda *xs: function(*xs, slots), arrays, series[:-1])
+    of_arrays = lambda *xs: function(*xs, slots, **params)  # noqa: E731
+    return jet.jet(of_arrays, arrays, series[:-1], factorial_scaled=False)
 
 
 jet.jet_rules[_update] = functools.partial(_jet_rule, gathered_update)
@@ -284,3 +195,105 @@ def _numbered(slots: Int[Array, "v b"], count: int) -> Int[Array, "v b"]:
 
 batching.primitive_batchers[_update] = _batch_update
 batching.primitive_batchers[_sums] = _batch_sums
+
+
+def _tangent_by_terms(*args: Array) -> Array:
+    """The tangent of the update, for tangents of `A`, of `Bt`, and of `x` if there is one."""
+    *dx, dA, dBt, x, A, Bt, s, slots = args
+    y = jnp.zeros((*x.shape[:2], Bt.shape[2]), x.dtype)
+    for term in (*((d, A, Bt) for d in dx), (x, dA, Bt), (x, A, dBt)):
+        y = _update.bind(y, *term, s, slots)
+    return y
+
+
+def _cotangents_by_terms(
+    ct: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array, *, of_x: bool
+) -> list[Array]:
+    """The transpose of `_tangent_by_terms`."""
+    dx = [_product(ct, Bt, A, s, slots)] if of_x else []
+    return [*dx, _sums.bind(ct, Bt, x, s, slots), _sums.bind(x, A, ct, s, slots)]
+
+
+def _cotangent_types(ct: Any, x: Any, A: Any, Bt: Any, *_: Any, of_x: bool) -> list[ShapedArray]:
+    return [ShapedArray(a.shape, a.dtype) for a in ([x] if of_x else []) + [A, Bt]]
+
+
+def _tangent_type(*args: Any) -> ShapedArray:
+    x, _, Bt = args[-5:-2]
+    return ShapedArray((*x.shape[:2], Bt.shape[2]), x.dtype)
+
+
+_tangent = _primitive("jno_lora_slot_tangent", _tangent_type)
+_cotangents = _primitive("jno_lora_slot_cotangents", _cotangent_types, ("of_x",))
+_cotangents.multiple_results = True
+_lower(_tangent, None, _tangent_by_terms)
+_lower(_cotangents, None, _cotangents_by_terms)
+_lower(_cotangents, "cpu", looped_cotangents)
+
+
+def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
+    """Derivatives and batches of `primitive` are the derivatives and batches of `terms`."""
+
+    def of_places(primals: Any, places: Sequence[int], params: Any) -> Callable[..., Any]:
+        def function(*values: Array) -> Any:
+            new = dict(zip(places, values, strict=True))
+            return terms(*(new.get(i, x) for i, x in enumerate(primals)), **params)
+
+        return function
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        places = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+        function = of_places(primals, places, params)
+        return jax.jvp(function, [primals[i] for i in places], [tangents[i] for i in places])
+
+    def transpose(ct: Any, *args: Any, **params: Any) -> list[Any]:
+        places = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
+        types = [args[i].aval for i in places]
+        ct = jax.tree.map(ad.instantiate_zeros, ct, is_leaf=lambda t: type(t) is ad.Zero)
+        cts = jax.linear_transpose(of_places(args, places, params), *types)(ct)
+        return [dict(zip(places, cts, strict=True)).get(i) for i in range(len(args))]
+
+    def batch(args: Any, dims: Any, **params: Any) -> Any:
+        results = jax.vmap(functools.partial(terms, **params), dims)(*args)
+        return results, [0] * len(results) if primitive.multiple_results else 0
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
+
+
+_by_terms(_tangent, _tangent_by_terms)
+_by_terms(_cotangents, _cotangents_by_terms)
+jet.jet_rules[_cotangents] = functools.partial(_jet_rule, _cotangents_by_terms)
+jet.jet_rules[_tangent] = functools.partial(_jet_rule, _tangent_by_terms)
+_transpose_tangent_by_terms = ad.primitive_transposes[_tangent]
+
+
+def _transpose_tangent(ct: Any, *args: Any) -> list[Any]:
+    *tangents, x, A, Bt, s, slots = args
+    if (
+        type(ct) is ad.Zero
+        or [*map(ad.is_undefined_primal, args)] != [True] * len(tangents) + [False] * 5
+    ):
+        return _transpose_tangent_by_terms(ct, *args)
+    cts = _cotangents.bind(ct, x, A, Bt, s, slots, of_x=len(tangents) == 3)
+    return [*cts, *[None] * 5]
+
+
+ad.primitive_transposes[_tangent] = _transpose_tangent
+_jvp_by_terms = ad.primitive_jvps[_update]
+
+
+def _jvp_of_update(primals: Any, tangents: Any) -> Any:
+    """The tangents of `x`, `A` and `Bt` as one, if both factors have a tangent."""
+    dy, dx, dA, dBt, ds, _ = tangents
+    if ad.Zero in (type(dA), type(dBt)):
+        return _jvp_by_terms(primals, tangents)
+    _, x, A, Bt, s, slots = primals
+    zeros = (ad.Zero(jax.typeof(a)) for a in primals[1:4])
+    y, dy = _jvp_by_terms(primals, (dy, *zeros, ds, tangents[5]))
+    dx = [] if type(dx) is ad.Zero else [dx]
+    return y, ad.add_tangents(dy, _tangent.bind(*dx, dA, dBt, x, A, Bt, s, slots))
+
+
+ad.primitive_jvps[_update] = _jvp_of_update

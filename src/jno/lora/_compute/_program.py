@@ -6,6 +6,7 @@ program also spares the memory of intermediate results, such as a float32 copy o
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from .._caches import remembered
+from ._jaxprs import is_random_start
 from ._lapack import decomposes, one_blas_thread
 from ._signature import Signature, SignedTree, TracedError, signature_of
 
@@ -99,6 +101,9 @@ class Program:
         self._leaves: tuple[Any, ...] = ()
         self._jitted = jax.jit(self._compute)
         traced = self._jitted.trace(signature.abstract())
+        self._quick: Any = None
+        if is_random_start(traced.jaxpr.jaxpr) and (options := _quick_to_compile()):
+            self._quick = jax.jit(self._compute, compiler_options=options)
         self._computes = bool(traced.jaxpr.out_avals)
         self.decomposes = decomposes(traced.jaxpr.jaxpr)
 
@@ -107,13 +112,21 @@ class Program:
         if not self._computes:
             return []
         if not self.decomposes:
-            return self._jitted(arrays)
+            return self._run(arrays)
         if any(map(_holds_infinity, arrays)):
             raise FloatingPointError(
                 "an array holds NaN or infinity, and a decomposition may never return"
             )
         with one_blas_thread():
-            return jax.block_until_ready(self._jitted(arrays))
+            return jax.block_until_ready(self._run(arrays))
+
+    def _run(self, arrays: list[Any]) -> list[Array]:
+        if self._quick is not None:
+            try:
+                return self._quick(arrays)
+            except ValueError as err:  # JAX refuses options inside of another traced function
+                _log.debug("%s, so XLA's usual options are taken", err)
+        return self._jitted(arrays)
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
         """The function's result for `args`, which hold `arrays`, from what `start` returned."""
@@ -143,6 +156,36 @@ class Program:
 
 
 _program = remembered(512)(Program)
+
+
+# On a CPU they halve the time to compile a random start, and keep its numbers bit for bit. They are
+# not for weights, since the older emitters of XLA add up a sum in another order.
+_QUICK = {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def _quick_to_compile() -> dict[str, Any] | None:
+    """XLA's options for a random start, which takes far longer to compile than to run.
+
+    `None` for another backend, or if `XLA_FLAGS` says how to compile.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() != "cpu" or any(name in flags for name in _QUICK):
+        return None
+    return _known(_QUICK)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this version of XLA knows. An unknown option would stop a program."""
+    accepted: dict[str, Any] = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except jax.errors.JaxRuntimeError as err:
+            _log.debug("random starts are compiled without XLA's option %s: %s", name, err)
+        else:
+            accepted[name] = value
+    return accepted
 
 
 def _holds_infinity(array: Any) -> bool:

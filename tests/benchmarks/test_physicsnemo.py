@@ -1,0 +1,101 @@
+"""Our side of the task beside PhysicsNeMo: the same function of the same weights, fair rates."""
+
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+from benchmarks import physicsnemo as comparison
+from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, time_rows, tuned
+from benchmarks.sides.jax_physicsnemo import Operator
+
+from jno.lora import lora_report
+
+
+@pytest.fixture(scope="module")
+def operator():
+    return Operator(jax.random.key(0), width=4, modes=3, layers=2)
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def physicsnemo(state, field):
+    """The forward pass of PhysicsNeMo's `FNO`, from its state."""
+
+    def dense(name, h):
+        weight = state[f"{name}.weight"]
+        return weight.reshape(weight.shape[:2]) @ h + state[f"{name}.bias"][:, None]
+
+    h = np.stack([field, np.linspace(0, 1, len(field))])
+    lift = "spec_encoder.lift_network"
+    h = dense(f"{lift}.2.conv", gelu(dense(f"{lift}.0.conv", h)))
+    for index in range(2):
+        weights = state[f"spec_encoder.spconv_layers.{index}.weights1"]
+        modes = weights.shape[2]
+        spectrum = np.zeros((len(h), len(field) // 2 + 1), complex)
+        product = np.einsum("ix,iox->ox", np.fft.rfft(h)[:, :modes], weights @ [1, 1j])
+        spectrum[:, :modes] = product
+        h = dense(f"spec_encoder.conv_layers.{index}", h) + np.fft.irfft(spectrum, len(field))
+        h = gelu(h) if index == 0 else h
+    for index in range(2):
+        h = dense(f"decoder_net.layers.{index}.linear", h)
+        h = h / (1 + np.exp(-h))
+    return dense("decoder_net.final_layer.linear", h)[0]
+
+
+def test_the_operator_is_physicsnemos_function_of_its_state(operator):
+    field = np.sin(np.arange(8, dtype=np.float32))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        ours = operator(field)
+    np.testing.assert_allclose(ours, physicsnemo(operator.state(), field), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "rank"), [("linear layers", 3, 4), ("lora 1, cp 4", 9, 1)]
+)
+def test_a_method_adapts_the_layers_of_its_row(operator, method, number, rank):
+    net = adapted(operator, 0, method)
+    rows = {row.path: row for row in lora_report(net.module).rows}
+    assert len(rows) == number
+    assert rows["decoder/0"].rank == rank
+
+
+def test_rates_are_tuned_on_validation_fields():
+    def run(rate, validation, test):
+        return {"rate": rate, "validation": validation, "test": test}
+
+    runs = [run(1.0, 0.2, 0.0), run(2.0, 0.1, 0.3), run(2.0, 0.1, 0.5), run(3.0, math.nan, 0.0)]
+    assert tuned(runs) == (2.0, [0.3, 0.5])
+
+
+@pytest.mark.parametrize("best", [1e-4, 3e-3, 1e-1, 1e-6, 3.0])
+def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
+    def row(rates):
+        error = {rate: abs(math.log(rate / best)) for rate in rates}
+        return {"runs": [{"rate": r, "validation": e, "test": e} for r, e in error.items()]}
+
+    answer = searched(row, RATES[FIRST])
+    tried = [run["rate"] for run in answer["runs"]]
+    assert math.isclose(tuned(answer["runs"])[0], best)
+    assert len(tried) == len(set(tried)) <= len(RATES)
+
+
+def test_a_lost_side_is_not_measured():
+    ratio = {"median": 0.5, "q1": 0.4, "q3": 0.6, "rounds": 5}
+    step, forward, memory, more = time_rows("m", {"step": {"eager": ratio}}, has_every_layer=True)
+    assert step == "| m | step | 0.50 [0.40, 0.60] | not measured | 2 not measured |"
+    assert forward == "| m | forward | not measured | not measured | 2 not measured |"
+    assert memory.endswith("| 3 not measured |") and more.endswith("every layer: not measured |")
+    slow = {"eager": ratio | {"median": 1.1}, "compiled": ratio}
+    step, *_ = time_rows("m", {"step": slow}, has_every_layer=False)
+    assert step.endswith("| 2 missed |")
+
+
+def test_unknown_parts_are_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["physicsnemo", "times", "memory"])
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert "PART is one of reach, agreement, errors, times; got memory." in capsys.readouterr().err
