@@ -16,7 +16,10 @@ def main(arguments: list[str] | None = None) -> None:
         "task/method/samples",
         arguments,
         run=run,
-        plans=(CONDITIONAL, replace(CONDITIONAL, effort=replace(QUICK, samples=(16,), pool=16))),
+        plans=(
+            CONDITIONAL,
+            replace(CONDITIONAL, effort=replace(QUICK, samples=(16,), pool=16, batch=4)),
+        ),
         results=CONDITIONAL_RESULTS,
         write_page=lambda results: write_page(conditional_results=results),
     )
