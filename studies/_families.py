@@ -209,8 +209,8 @@ def pretrained(family: Family, effort: Effort) -> Any:
 
 
 def store(family: Family, effort: Effort) -> pathlib.Path:
-    """Write the weights of a pretrained model to the repository, and return their file."""
-    model = pretrained(family, effort)
+    """Pretrain a model, write its weights to the repository, and return their file."""
+    model = _pretrain(family, effort, family.make(jax.random.key(1)))
     file = weights.FOLDER / f"{_recipe(family, effort, model)}.npz"
     weights.write(file, model)
     return file

@@ -76,6 +76,8 @@ def _task(study: conditional.Study, task: Task) -> str:
                 columns = [f"`{name}`", str(samples), percent(cell.share), *errors]
                 lines.append(f"| {' | '.join(columns)} |")
         for number in (samples // 4, samples):
+            if number < samples and number in plan.effort.samples:
+                continue  # has a row of its own
             targets = [study.target(task, number, value) for value in values]
             if any(targets):
                 errors = ["" if error is None else str(error) for error in targets]
@@ -83,9 +85,10 @@ def _task(study: conditional.Study, task: Task) -> str:
                 lines.append(f"| {' | '.join(columns)} |")
     if len(lines) == 3:
         return ""
-    goals = study.goal(HEADLINE)
+    goals = replace(study, plan=replace(plan, tasks=(task,))).goal(HEADLINE)
     lines.append("")
-    lines.append(filled(_sentence(goals.targets, goals.source)))
+    if goals.targets[1]:
+        lines.append(filled(_sentence(goals.targets, goals.source)))
     return "\n".join(lines)
 
 

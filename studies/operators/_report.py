@@ -32,7 +32,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS, plan: Plan = PL
 def goal(study: Study, rows: list[Row]) -> str:
     """The goal, and which methods met it."""
     pairs = len(study.plan.pairs())
-    pairs_run = sum((p.name, method.name) in study.shares for p, method in study.plan.pairs())
+    pairs_run = sum(study.is_complete(p, method) for p, method in study.plan.pairs())
     winners = [f"`{row.name}`" for row in rows if row.meets_the_goal]
     if pairs_run == pairs:
         nobody, progress = "No method", ""
@@ -40,11 +40,13 @@ def goal(study: Study, rows: list[Row]) -> str:
         nobody = f"None of the {len(rows) - 1} methods measured so far"
         progress = f" {pairs_run} of {pairs} pairs of problem and method were run."
     met = f"{', '.join(winners) or nobody} met it."
+    several = len(study.plan.problems) > 1
     return filled(
-        f"The goal was set in advance: at most {SMALL:.0%} of the parameters of each model; a "
+        f"The goal was set in advance: at most {SMALL:.0%} of the parameters"
+        f"{' of each model' if several else ''}; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
-        f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}, in "
-        f"the geometric mean over the problems. **{met}**{progress}"
+        f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}"
+        f"{', in the geometric mean over the problems' if several else ''}. **{met}**{progress}"
     )
 
 
@@ -94,10 +96,11 @@ def forgetting(study: Study) -> str:
             f"by at most {max(deviations):.1%} from the tables below. "
         )
     if missing:
-        note += (
-            "No error at the source is known for other numbers of simulations, nor in all problems "
-            f"for {', '.join(missing)}. The numbers in brackets count the problems that have it."
-        )
+        note += f"The error at the source is not known in all problems for {', '.join(missing)}. "
+    if any("(" in name for name in missing):
+        note += "The numbers in brackets count the problems that have it. "
+    if any("source" not in record for record in study.done.records.values() if record["samples"]):
+        note += "Not all other runs have an error at the source."
     return "\n".join(lines) + "\n\n" + filled(note)
 
 

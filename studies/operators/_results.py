@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._records import Record, read
+from ._methods import Method
 from ._problems import Problem
 from ._runs import Done, Plan
 
@@ -84,6 +85,12 @@ class Study:
     def share(self, problem: Problem, method: str) -> float | None:
         """The trainable fraction of the parameters."""
         return self.shares.get((problem.name, self._same(problem, method)))
+
+    def is_complete(self, problem: Problem, method: Method) -> bool:
+        """Whether the method was run with every number of samples that the plan has for it."""
+        is_kept = method in self.plan.keeping
+        numbers = (self.plan.kept,) if is_kept else self.plan.effort.samples
+        return all(self.cell(problem, method.name, number) for number in numbers)
 
     def kept(self, problem: Problem, method: str) -> Kept | None:
         """What a method forgets, with the plan's `kept` samples, over the seeds that tell it."""
