@@ -37,7 +37,7 @@ def goal(study: Study, rows: list[Row]) -> str:
     if pairs_run == pairs:
         nobody, progress = "No method", ""
     else:
-        nobody = f"None of the {len(rows) - 1} methods measured so far"
+        nobody = f"None of the methods measured so far ({len(rows) - 1})"
         progress = f" {pairs_run} of {pairs} pairs of problem and method were run."
     met = f"{', '.join(winners) or nobody} met it."
     several = len(study.plan.problems) > 1

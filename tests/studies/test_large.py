@@ -45,6 +45,13 @@ def test_the_repository_stores_the_models_of_more_than_a_million_parameters(fami
         assert parts["low"].size == sum(leaf.size for leaf in arrays) > 1e6
 
 
+def test_the_stored_weights_solve_the_source_setting():
+    model = _families.pretrained(_models.FNO, FULL)
+    fields, solutions = _families.simulate(_models.FNO, 1000, 4, _models.FNO.source)
+    predicted = eqx.filter_jit(_models.FNO.apply)(model, fields)
+    assert jnp.mean(_families.relative_errors(predicted, solutions)) < 0.04
+
+
 def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
     monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
     plan = replace(PLAN, problems=(PROBLEM,), methods=PLAN.methods[:1], effort=TINY)
