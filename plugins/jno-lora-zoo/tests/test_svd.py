@@ -122,3 +122,11 @@ def test_another_name_is_an_error_that_lists_the_names(method, known, getkey):
     layer = eqx.nn.Linear(6, 5, key=getkey())
     with pytest.raises(ValueError, match=rf"(?s)'exact', '{known}'.*'full'"):
         getattr(jno_lora_zoo, f"{method}Linear")(layer, 2, 1.0, key=getkey(), svd="full")
+
+
+@pytest.mark.parametrize("method", ["PiSSALinear", "MiLoRALinear", "LoRAXSLinear"])
+def test_a_constructor_called_directly_does_not_decompose_infinity(method, getkey):
+    layer = eqx.nn.Linear(4, 3, key=getkey())
+    layer = eqx.tree_at(lambda layer: layer.weight, layer, layer.weight.at[0, 0].set(jnp.inf))
+    with pytest.raises(FloatingPointError, match="holds NaN or infinity"):
+        getattr(jno_lora_zoo, method)(layer, 2, 2.0, key=getkey())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora.extending import call_compiled
 from jno.lora.types import Triplets as Triplets
 
 # With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
@@ -26,7 +27,13 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
     smaller = min(W.shape)
     large = smaller >= 512 and smaller >= 3 * (r + _OVERSAMPLING) * (1 + _STEPS)
     if svd == "randomized" or (svd == "auto" and large):
-        return _in_random_subspace(W, r, key)
+        return call_compiled(_in_random_subspace, W, r, key)
+    return call_compiled(_largest, W, r)
+
+
+# By `call_compiled`, also where a constructor is called directly: LAPACK then has one thread, and
+# never gets infinity.
+def _largest(W: Float[Array, "out in"], r: int) -> Triplets:
     U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
     return Triplets(U[:, :r], S[:r], Vt[:r])
 
@@ -39,9 +46,15 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
     _check(svd, "auto", "exact", "gram")
-    if svd != "gram":
-        U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
-        return Triplets(U[:, -r:], S[-r:], Vt[-r:])
+    return call_compiled(_smallest_by_gram if svd == "gram" else _smallest, W, r)
+
+
+def _smallest(W: Float[Array, "out in"], r: int) -> Triplets:
+    U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
+    return Triplets(U[:, -r:], S[-r:], Vt[-r:])
+
+
+def _smallest_by_gram(W: Float[Array, "out in"], r: int) -> Triplets:
     tall = W.shape[0] >= W.shape[1]
     vectors = jnp.linalg.eigh(W.T @ W if tall else W @ W.T)[1][:, :r][:, ::-1]
     images = W @ vectors if tall else W.T @ vectors

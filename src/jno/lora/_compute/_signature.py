@@ -102,11 +102,15 @@ def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
             return (cls, *(key(getattr(value, field, None)) for field in fields))
         return key_of(value)
 
-    def keys_in(treedef: Any) -> Any:
-        data = treedef.node_data()
-        return data and (key(data[1]), *map(keys_in, treedef.children()))
-
-    return keys_in(treedef)
+    keys, nodes = [], [treedef]
+    while nodes:  # a loop, since a model has thousands of nodes
+        node = nodes.pop()
+        data = node.node_data()
+        if data is not None:
+            if data[1] is not None:
+                keys.append(key(data[1]))
+            nodes += node.children()
+    return tuple(keys)
 
 
 @functools.lru_cache(maxsize=256)
