@@ -112,8 +112,8 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
     types = re.findall(r"^\| `\w+` \| (yes|no) \|", (ROOT / "docs/peft.md").read_text(), re.M)
     have = f"**{len(METHODS)} methods x {kinds} kinds of layer**"
     theirs = len([case for case in cases if case["group"] == "linear"])
-    reads = f"we read {types.count('yes')} of its {len(types)} types"
-    yield have, f"{theirs} measured beside its own", reads
+    reads = f"{types.count('yes')} of PEFT's {len(types)} types load"
+    yield have, f"{theirs} methods measured beside jNO's", reads
 
     report = (ROOT / "docs/models.md").read_text()
     table, failures = report.partition("\n## Failures\n")[::2]

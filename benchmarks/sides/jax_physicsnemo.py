@@ -1,7 +1,6 @@
 """Our side of `benchmarks.physicsnemo`: its models in Equinox, training, timing, reach."""
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from foundax.architectures.fno import SpectralConv1d
+from jax import lax
 from jaxtyping import Array, Float
 from studies._families import FNO, relative_errors
 
@@ -30,6 +30,11 @@ OPERATORS: dict[str, Callable[[Array], Any]] = {
     "UNet": lambda key: foundax.unet2d(1, 1, key=key),
     "MLP": lambda key: eqx.nn.MLP(512, 512, 512, 6, key=key),
 }
+
+
+def _gelu(x: Array) -> Array:
+    """Torch's formula. `jax.nn.gelu` computes `erfc` instead, in three times the time on a CPU."""
+    return 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))
 
 
 class Operator(eqx.Module):
@@ -55,13 +60,12 @@ class Operator(eqx.Module):
 
     def __call__(self, field: Float[Array, " points"]) -> Float[Array, " points"]:
         """The solution for an initial field."""
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
         h = jnp.stack([field, jnp.linspace(0, 1, len(field))])
-        h = self.lift[1](gelu(self.lift[0](h)))
+        h = self.lift[1](_gelu(self.lift[0](h)))
         for index, layers in enumerate(zip(self.spectral, self.pointwise, strict=True), 1):
             spectral, pointwise = layers
             h = pointwise(h) + spectral(h.T).T
-            h = h if index == len(self.spectral) else gelu(h)
+            h = h if index == len(self.spectral) else _gelu(h)
         h = h.T
         for layer in self.decoder[:-1]:
             h = jax.nn.silu(jax.vmap(layer)(h))

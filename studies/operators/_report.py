@@ -42,11 +42,11 @@ def goal(study: Study, rows: list[Row]) -> str:
     met = f"{', '.join(winners) or nobody} met it."
     several = len(study.plan.problems) > 1
     return filled(
-        f"The goal was set in advance: at most {SMALL:.0%} of the parameters"
+        f"The goal was set in advance: at most {100 * SMALL:.0f} % of the parameters"
         f"{' of each model' if several else ''}; a "
-        f"lower error than full fine-tuning in most settings with at most {FEW} samples; at most "
-        f"{CLOSE - 1:.0%} more error than full fine-tuning at {max(study.plan.effort.samples)}"
-        f"{', in the geometric mean over the problems' if several else ''}. **{met}**{progress}"
+        f"lower error than full fine-tuning in most settings with at most {FEW} simulations; "
+        f"at most {100 * (CLOSE - 1):.0f} % more error than full fine-tuning at "
+        f"{max(study.plan.effort.samples)}{', in the geometric mean over the problems' if several else ''}. **{met}**{progress}"
     )
 
 
