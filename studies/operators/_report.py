@@ -46,7 +46,8 @@ def goal(study: Study, rows: list[Row]) -> str:
         f"{' of each model' if several else ''}; a "
         f"lower error than full fine-tuning in most settings with at most {FEW} simulations; "
         f"at most {100 * (CLOSE - 1):.0f} % more error than full fine-tuning at "
-        f"{max(study.plan.effort.samples)}{', in the geometric mean over the problems' if several else ''}. **{met}**{progress}"
+        f"{max(study.plan.effort.samples)}"
+        f"{', in the geometric mean over the problems' if several else ''}. **{met}**{progress}"
     )
 
 
