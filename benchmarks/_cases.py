@@ -79,6 +79,8 @@ TARGETS = {
 }
 
 STAND_IN = "PEFT has no such method: its LoRA stands in."
+SAME_STEP = "PEFT's step is the step of its LoRA, with another start: its LoRA stands in."
+FROM_DATA = ("CorDA", "EVA", "LoRAGA", "LoRANull", "LoRAOne")
 ALL_MEASURES = (
     *("step", "forward", "compile", "apply", "init", "merge", "merge jitted"),
     *("save", "load"),
@@ -145,6 +147,7 @@ def later() -> Iterator[Case]:
             "sides": {"ours": OURS, **peft, "floor": FLOOR, "full": FULL},
             "measures": ("step", "forward", "apply", "merge"),
             "targets": [],
+            **({"note": SAME_STEP} if adapter in FROM_DATA else {}),
         }
 
 

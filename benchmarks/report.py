@@ -50,7 +50,9 @@ machine.
 * Each side runs in its own process, started for each row, in its own environment; all sides but
   jNO and PEFT share ours. The sides of a row have the same shapes and the same loss. A step is a
   step of Adam, unless its table says otherwise. The steps of JAX are compiled, with donated state.
-  Their arguments are flat lists of arrays, so flattening modules is not counted.
+  Their arguments are flat lists of arrays, so flattening modules is not counted. PEFT's steps are
+  eager, with Torch's fused Adam, so Torch's calls of each operation are counted. They weigh most in
+  [smaller batches](#smaller-batches).
 * In each round every side has its turn, in random order, for about the same time. Ratios are formed
   within a round. The tables show the median over the rounds, with the quartiles in brackets.
   Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step, without

@@ -37,7 +37,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
                 parameter.requires_grad_(False)
     model = model.to(where)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trainable, lr=1e-3)
+    optimiser = torch.optim.Adam(trainable, lr=1e-3, fused=True)
     x = torch.randn(case["batch"], width, device=where, dtype=dtype)
     y = torch.randn(case["batch"], width, device=where, dtype=dtype)
 

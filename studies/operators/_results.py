@@ -100,7 +100,7 @@ class Study:
             told = None if best is None else self.done.with_source(best)
             if best is not None and told is not None:
                 runs.append((best, told))
-        if not runs:
+        if not runs or self.cell(problem, method, self.plan.kept) is None:
             return None
         test, source = (statistics.fmean(t[key] for _, t in runs) for key in ("test", "source"))
         deviation = max(abs(told["test"] / best["test"] - 1) for best, told in runs)

@@ -114,6 +114,12 @@ def test_adapter_fields_must_be_a_tuple_of_names(value):
     assert repr(value) in problem and '("lora_A",)' in problem
 
 
+@pytest.mark.parametrize("value", [None, 5, "delta", ["delta"]])
+def test_optional_fields_must_be_a_tuple_of_names(value):
+    (problem,) = contract_problems(define(optional_fields=value))
+    assert problem == f"`optional_fields` must be a tuple of field names, but is {value!r}"
+
+
 def test_adapter_fields_must_name_fields_and_the_message_lists_them():
     (problem,) = contract_problems(define(adapter_fields=("detla",)))
     assert problem == "`adapter_fields` names 'detla', which is not a field (fields: delta)"

@@ -81,6 +81,11 @@ def test_signatures_are_told_apart(getkey):
         assert type(result["n"]) is type(number)
 
 
+def test_zeros_of_both_signs_are_told_apart():
+    quotients = [call_compiled(jnp.divide, jnp.ones(()), zero) for zero in (0.0, -0.0)]
+    assert quotients == [np.inf, -np.inf]
+
+
 class Setting(enum.IntEnum):
     ONE = 1
 

@@ -182,6 +182,8 @@ def test_the_rate_is_chosen_by_validation_alone(tmp_path):
     cell = study.cell(problem, "full", 2)
     assert cell.errors == (0.9,) and cell.edges == (0, 0)
     assert study.share(problem, "full") == 0.1
+    unfinished = load(file, replace(PLAN, effort=replace(FULL, seeds=1, samples=(2,))))
+    assert unfinished.cell(problem, "full", 2) is None and unfinished.kept(problem, "full") is None
 
 
 def test_the_command_runs_in_its_short_form(monkeypatch, tmp_path):

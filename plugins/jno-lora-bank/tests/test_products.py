@@ -135,6 +135,18 @@ def test_outside_of_jit_they_are_the_same():
     )
 
 
+def test_without_jit_they_are_the_same():
+    with jax.disable_jit():
+        without = batch(by_slots)(x, A, Bt)
+    np.testing.assert_allclose(without, batch(expected)(x, A, Bt), atol=1e-5)
+
+
+def test_a_sequence_may_be_empty():
+    rows = jax.vmap(by_slots, (0, None, None, None))
+    results = batch(rows)(jnp.zeros((BATCH, 0, SIZES[0])), A, Bt)
+    assert results.shape == (BATCH, 0, SIZES[2])
+
+
 def test_tangents_may_be_arrays_of_numpy():
     def tangent(*tangents):
         of_factors = lambda x, A, Bt: by_slots(x, A, Bt, slots[0])  # noqa: E731

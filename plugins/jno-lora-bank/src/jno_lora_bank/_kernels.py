@@ -91,7 +91,7 @@ def _loop(step: Callable[..., Any], result: Any, n: int, count: int, s: Array, s
     b = len(slots)
     # As many examples as a slot has on average. Larger blocks waste products on padding, and
     # smaller blocks need more iterations.
-    size = max(1, min(_ROWS // n, -(-b // count)))
+    size = max(1, min(_ROWS // max(n, 1), -(-b // count)))
     order = jnp.argsort(slots, stable=True)
     slots = slots[order]
     # A block begins at the first example of a slot, and after every `size` examples of this slot.

@@ -53,7 +53,13 @@ def _primitive(
     name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
 ) -> Primitive:
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=statics))
+    compiled = jax.jit(primitive.bind, static_argnames=statics)
+
+    def run(*args: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):  # else the primitive would call itself without end
+            return compiled(*args, **params)
+
+    primitive.def_impl(run)
     primitive.def_abstract_eval(result_type)
     return primitive
 

@@ -111,7 +111,7 @@ class Program:
         """The arrays that the function makes, which a CPU may still be computing."""
         if not self._computes:
             return []
-        if not self.decomposes:
+        if not (self.decomposes and _lie_on_a_cpu(arrays)):
             return self._run(arrays)
         if any(map(_holds_infinity, arrays)):
             raise FloatingPointError(
@@ -186,6 +186,12 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
         else:
             accepted[name] = value
     return accepted
+
+
+def _lie_on_a_cpu(arrays: list[Any]) -> bool:
+    """Whether LAPACK would decompose `arrays`, and not a library of an accelerator."""
+    devices = (device for x in arrays if isinstance(x, jax.Array) for device in x.devices())
+    return "cpu" in ({device.platform for device in devices} or {jax.default_backend()})
 
 
 def _holds_infinity(array: Any) -> bool:

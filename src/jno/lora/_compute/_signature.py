@@ -5,6 +5,7 @@ Classes, static fields, shapes and dtypes; not the values of arrays, nor the dev
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ class Signature(NamedTuple):
 
     treedef: Any
     types: Any  # of the static fields
-    leaves: tuple[Any, ...]  # an `_Array` for an array, else the type and the leaf
+    leaves: tuple[Any, ...]  # an `_Array` for an array, else the type, the leaf, and a float's sign
     widest: Any  # the dtype of floats, which tells whether 64 bits are enabled
 
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
@@ -68,6 +69,8 @@ def signature_of(tree: Any) -> SignedTree:
         if _is_array_class(type(leaf)):
             signatures.append(_Array(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)))
             arrays.append(leaf)
+        elif type(leaf) is float:
+            signatures.append((float, leaf, math.copysign(1, leaf)))  # 0.0 equals -0.0
         else:
             signatures.append((type(leaf), leaf))
     widest = jax.dtypes.canonicalize_dtype(float)

@@ -44,13 +44,19 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
 
 def _trained(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     """The `adapter_fields`, or none if they are not a tuple of names."""
-    names: Any = cls.adapter_fields
-    is_valid = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-    return names if is_valid else ()
+    return cls.adapter_fields if _are_names(cls.adapter_fields) else ()
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
 
 
 def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
-    trained = {"adapter_fields": _trained(cls), "optional_fields": cls.optional_fields}
+    optional: Any = cls.optional_fields
+    if not _are_names(optional):
+        yield f"`optional_fields` must be a tuple of field names, but is {optional!r}"
+        optional = ()
+    trained = {"adapter_fields": _trained(cls), "optional_fields": optional}
     if not trained["adapter_fields"]:
         yield (
             "`adapter_fields` must be a non-empty tuple of field names, such as "
