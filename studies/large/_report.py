@@ -9,7 +9,7 @@ from ..conditional._methods import FULL, HEADLINE
 from ..conditional._runs import Plan as ConditionalPlan
 from ..conditional._tasks import Task
 from ..operators._problems import Problem
-from ..operators._report import forgetting, goal, summary, table
+from ..operators._report import errors_by_samples, forgetting, goal, summary, table
 from ..operators._results import load
 from ..operators._runs import Plan
 from ._plans import CONDITIONAL, PLAN
@@ -41,15 +41,22 @@ def _plan_of(plan: Plan, problem: Problem) -> Plan:
 
 
 def _problem(results: pathlib.Path, plan: Plan) -> str:
-    """The section of a problem: the errors, the goal, the ratios to full fine-tuning."""
+    """The section of a problem: the errors, the goal, the ratios to full fine-tuning.
+
+    All methods have the first seed. Methods with all seeds have a table of their means, too.
+    """
     (problem,) = plan.problems
-    study = load(results, plan)
-    rows = study.rows()
+    study = load(results, replace(plan, effort=replace(plan.effort, seeds=1)))
+    rows, most = study.rows(), max(plan.effort.samples)
     if len(rows) < 2:
         progress = "No adapter was run with every number of simulations yet.\n"
         return "\n".join((table(study, problem), progress))
-    parts = (table(study, problem), goal(study, rows), summary(rows, max(plan.effort.samples)))
-    return "\n".join((*parts, forgetting(study)))
+    parts = [table(study, problem), goal(study, rows), summary(rows, most), forgetting(study)]
+    repeated = load(results, plan)
+    if plan.effort.seeds > 1 and len(rows := repeated.rows()) > 1:
+        heading = f"The means over {plan.effort.seeds} seeds:\n"
+        parts += [heading, errors_by_samples(repeated, problem), summary(rows, most)]
+    return "\n".join(parts)
 
 
 def _task(study: conditional.Study, task: Task) -> str:

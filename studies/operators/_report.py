@@ -107,7 +107,6 @@ def forgetting(study: Study) -> str:
 
 def table(study: Study, problem: Problem) -> str:
     """The section of a problem, with its table of errors by the number of samples."""
-    samples = study.plan.effort.samples
     text = problem.text
     source, none = (study.plain.get((problem.name, name)) for name in ("source", "none"))
     if source is not None and none is not None:
@@ -115,9 +114,13 @@ def table(study: Study, problem: Problem) -> str:
             f" The pretrained model has an error of {source:.3f} in the source setting, and of "
             f"{none:.3f} in the shifted setting."
         )
+    return "\n".join((f"### {problem.title}\n", filled(text), errors_by_samples(study, problem)))
+
+
+def errors_by_samples(study: Study, problem: Problem) -> str:
+    """The table of errors by the number of samples, for the methods that have some."""
+    samples = study.plan.effort.samples
     lines = [
-        f"### {problem.title}\n",
-        filled(text),
         f"| method | trained | {' | '.join(map(str, samples))} | seconds |",
         "|---" * (len(samples) + 3) + "|",
     ]

@@ -145,7 +145,7 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
         problem, method = record["problem"], record["method"]
         if record["samples"] == 0:
             plain[problem, method] = record["test"]
-        else:
+        elif record["seed"] < plan.effort.seeds:
             runs[problem, method, record["samples"], record["seed"]].append(record)
             shares[problem, method] = record["trained"] / record["total"]
     settings: dict[Any, list[list[dict[str, Any]]]] = defaultdict(list)

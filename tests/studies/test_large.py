@@ -54,7 +54,8 @@ def test_the_stored_weights_solve_the_source_setting():
 
 def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
     monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
-    plan = replace(PLAN, problems=(PROBLEM,), methods=PLAN.methods[:1], effort=TINY)
+    effort = replace(TINY, seeds=2)
+    plan = replace(PLAN, problems=(PROBLEM,), methods=PLAN.methods[:2], effort=effort)
     values = replace(CONDITIONAL, tasks=(TASK,), effort=replace(TINY, batch=4))
     results, by_value = tmp_path / "large.jsonl", tmp_path / "large-conditional.jsonl"
     operators.run(results, plan)
@@ -64,4 +65,7 @@ def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
     cell = operators.Done(operators.read(results)).chosen("linear", "full", 16, 0)
     assert f"| `full` | 100 % | {cell['test']:.3f} |" in page
     assert "### Linear, every viscosity" in page and "full at the value | 16 at the value" in page
-    assert "No adapter was run with every number" in page  # the plan has full fine-tuning alone
+    assert "The means over 2 seeds:\n\n| method | trained | 16 | seconds |" in page
+    full_alone = replace(plan, methods=PLAN.methods[:1])
+    page = _report.write_page(results, tmp_path, full_alone, by_value, values).read_text()
+    assert "No adapter was run with every number" in page and "The means over" not in page
