@@ -158,7 +158,8 @@ class Comparison:
             # All sides that share the process are lost.
             for lost_side in self.sides.values():
                 if lost_side.environment == side.environment and lost_side.status == "ok":
-                    lost_side.status = str(loss)
+                    lost_side.status = f"lost with {side.name}"
+            side.status = str(loss)
         return {}
 
     def _close(self) -> None:

@@ -143,6 +143,13 @@ def test_a_comparison_holds_ratios_and_no_times():
     assert _tables.verdicts([record]) == ["C, temporary memory / jNO: 0.5, the target is 0.25."]
 
 
+def test_a_side_that_hangs_takes_others_of_its_process_along_until_the_next_run():
+    spec = case(jno={"env": "jno", "adapter": "hangs"}, floor={"env": "jno"}) | {"timeout": 1}
+    statuses = {name: side["status"] for name, side in compared(spec)["sides"].items()}
+    assert statuses == {"ours": "ok", "jno": "timed out", "floor": "lost with jno"}
+    assert not compare.is_finished({"sides": {"floor": {"status": statuses["floor"]}}})
+
+
 def test_a_side_that_hangs_fails_or_is_missing_does_not_stop_the_others():
     spec = case(
         jno={"env": "jno", "adapter": "hangs"},
