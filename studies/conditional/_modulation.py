@@ -31,6 +31,15 @@ _FILM = {
         (r"(.*norm\w*)\.bias_dense\.bias", 0, True),
     ),
 }
+# The models of `studies.large`.
+_FILM["fno2d-64"] = (
+    (r"\.(P|Q_layers\[0\])\.weight", 0, False),
+    (r"\.(P|Q_layers\[0\])\.bias", 0, True),
+    (r"conv_layers(\[\d\])\.weight_", 1, False),
+    (r"w_layers(\[\d\])\.weight", 0, False),
+    (r"w_layers(\[\d\])\.bias", 0, True),
+)
+_FILM["poseidon-64"] = _FILM["poseidon"]
 _FIRST_BIAS = {
     "fno1d": r"\.lift\.bias",
     "unet1d": r"encoders\[0\]\.conv_block\.conv1\.conv\.bias",
@@ -41,7 +50,7 @@ _FIRST_BIAS = {
 class Film(eqx.Module):
     """Scales and shifts of channels: `(1 + gamma(z)) h + beta(z)`, linear in features of `z`.
 
-    They start as zero. The places are outputs of layers (`fno1d`: of the lifting, of each block,
+    They start as zero. The places are outputs of layers (an FNO: of the lifting, of each block,
     and of the first projection; `unet1d`: of each convolution; `poseidon`: of the patch embedding,
     and of each norm, where the model has a modulation by time already).
 

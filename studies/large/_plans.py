@@ -1,7 +1,7 @@
 """What the study runs: two shifted settings, and a viscosity that varies."""
 
 from .._families import Effort
-from ..conditional._methods import FULL, HEADLINE, METHODS as CONDITIONAL_METHODS
+from ..conditional._methods import COMBINED, FILM, FULL, HEADLINE, METHODS as CONDITIONAL_METHODS
 from ..conditional._runs import FIT, SETS, Plan as ConditionalPlan
 from ..conditional._tasks import Task
 from ..operators._methods import METHODS, Method
@@ -60,7 +60,7 @@ TASKS = tuple(
 )
 CONDITIONAL = ConditionalPlan(
     TASKS,
-    tuple(m for m in CONDITIONAL_METHODS if m.name in (HEADLINE, FULL)),
+    tuple(m for m in CONDITIONAL_METHODS if m.name in (HEADLINE, COMBINED, FILM.name, FULL)),
     (),
     Effort(pool=64, test=32, samples=(16, 64), seeds=1, batch=4, steps=400),
     left_out=(SETS, FIT),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from .._pages import DOCS, fill, filled, percent
 from ..conditional import _results as conditional
-from ..conditional._methods import FULL, HEADLINE
+from ..conditional._methods import COMBINED, FILM, FULL, HEADLINE
 from ..conditional._runs import Plan as ConditionalPlan
 from ..conditional._tasks import Task
 from ..operators._problems import Problem
@@ -76,7 +76,7 @@ def _task(study: conditional.Study, task: Task) -> str:
         cells = (f"{errors[task.values.index(value)]:.4f}" for value in values)
         lines.append(f"| *untouched* | | | {' | '.join(cells)} |")
     for samples in sorted(plan.effort.samples):
-        for name in (HEADLINE, FULL):
+        for name in (HEADLINE, COMBINED, FILM.name, FULL):
             cell = study.cell(task, name, samples)
             if cell is not None:
                 errors = [str(cell.at(task.values.index(value))) for value in values]
