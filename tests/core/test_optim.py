@@ -234,6 +234,9 @@ def test_what_lora_plus_refuses(linear, getkey, unchecked):
         optim.lora_plus(optax.adam)
     with pytest.raises(SelectionError, match="`ratio` must be one real number"):
         optim.lora_plus(optax.sgd(0.1), "16")
+    for ratio in (0.0, -1.0, float("nan")):
+        with pytest.raises(SelectionError, match="`ratio` must be a positive number, but is"):
+            optim.lora_plus(optax.sgd(0.1), ratio)
     with pytest.raises(SelectionError, match="found no output factor"):
         optim.lora_plus(optax.sgd(0.1)).init(trained(ToyScale(linear, 1, 1.0, key=getkey())))
 

@@ -83,6 +83,16 @@ def test_lora_fa_corrects_every_kind_of_layer_with_its_scale(getkey):
         np.testing.assert_allclose(getattr(corrected, name).lora_B, expected, 1e-3, 1e-4)
 
 
+@pytest.mark.parametrize(("alpha", "multiplier"), [(0.0, None), (3.0, 0.0)])
+def test_lora_fa_takes_no_step_if_the_update_does_not_count(alpha, multiplier, getkey):
+    options = {} if multiplier is None else {"multiplier": multiplier}
+    layer = eqx.nn.Linear(3, 2, key=getkey())
+    model = apply_lora(layer, 2, alpha, key=getkey(), wrappers="lora-fa", options=options)
+    params = eqx.partition(model, lora_trainable_filter(model))[0]
+    corrected = updates_of(lora_fa(model), params, jax.tree.map(jnp.ones_like, params))
+    assert jnp.all(corrected.lora_B == 0)
+
+
 def test_units_have_a_product_for_each_projection(getkey):
     attention = eqx.nn.MultiheadAttention(2, 6, key=getkey())
     model = apply_lora([attention], 2, key=getkey(), wrappers="lora-attention")

@@ -27,7 +27,7 @@ from jno.lora import (
     to_lora,
 )
 from jno_lora_bank import AdapterBank, at_slot
-from jno_lora_zoo import LinearLayer, LoRA
+from jno_lora_zoo import DoRA, LinearLayer, LoRA, PiSSA
 
 SIZE, BATCH = 6, 12
 METHODS = ("lora", "rslora", "lora-fa", "pissa", "milora", "vera", "dora", "ia3-out")
@@ -289,6 +289,26 @@ def test_a_cell_alone_and_a_subclass_that_is_called_as_it_is(cls):
     sets = {"a": adapters_of(step, "lora-recurrent"), "b": adapters_of(step, "lora-recurrent", 1)}
     ys = AdapterBank(step, sets).run(["b", None, "a"], xs)
     np.testing.assert_allclose(ys, expected(step, sets, ["b", None, "a"], xs), atol=1e-5)
+
+
+class DoublePiSSA(PiSSA, LinearLayer):
+    @property
+    def scaling(self):
+        return 2 * super().scaling
+
+
+class HalfDoRA(DoRA, LinearLayer):
+    def row_factor(self, norms):
+        return (1 + super().row_factor(norms)) / 2
+
+
+@pytest.mark.parametrize("cls", [DoublePiSSA, HalfDoRA])
+def test_a_subclass_with_another_scale_or_gain_is_served_with_it(cls):
+    layer, xs = eqx.nn.Linear(4, 3, key=jr.key(0)), jr.normal(jr.key(1), (2, 4))
+    adapted = apply_lora(layer, 2, 3.0, key=jr.key(2), wrappers=cls)
+    adapted = eqx.tree_at(lambda a: a.lora_B, adapted, adapted.lora_B + 0.3)
+    ys = AdapterBank(layer, {"a": extract_adapters(adapted)}).run(["a", "a"], xs)
+    np.testing.assert_allclose(ys, jax.vmap(adapted)(xs), atol=1e-5)
 
 
 def test_a_slot_merges_to_the_weights_of_its_adapter(model, sets, bank, xs):

@@ -26,7 +26,7 @@ from jno.lora import (
 from jno.lora.extending import read_file
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_peft.files import directory as files
-from jno_lora_zoo import rsLoRALinear
+from jno_lora_zoo import DoRA, LinearLayer, rsLoRALinear
 
 KEY = jax.random.key(0)
 
@@ -59,6 +59,18 @@ def assert_same_weights(a, b):
         jax.tree.leaves(merge_lora(a)), jax.tree.leaves(merge_lora(b)), strict=True
     ):
         assert np.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+class HalfDoRA(DoRA, LinearLayer):
+    def row_factor(self, norms):
+        return (1 + super().row_factor(norms)) / 2
+
+
+def test_a_subclass_of_dora_with_another_gain_is_no_dora(tmp_path):
+    model = trained({"fc": eqx.nn.Linear(4, 3, key=KEY)}, HalfDoRA)
+    with pytest.raises(PeftFormatError, match="HalfDoRA"):
+        save_peft(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_layout_is_pefts(tmp_path):

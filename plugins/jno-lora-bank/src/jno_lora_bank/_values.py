@@ -124,13 +124,18 @@ def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
         return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
     if not all(map(_is_whole, state.values())):
         return None
-    if state.keys() == _SPLIT_STATE and cls.low_rank_update is PiSSA.low_rank_update:
+    if state.keys() == _SPLIT_STATE and _keeps(cls, PiSSA, "low_rank_update", "scaling"):
         A = np.concatenate([state["lora_A"], state["initial_A"]], axis=-2)
         B = np.concatenate([state["lora_B"], -np.asarray(state["initial_B"])], axis=-1)
         return {**_factors(A, B), "scale": _scale_of(adapter, adapter.alpha / adapter.rank)}
-    if state.keys() <= _DORA_STATE and getattr(cls, "law", None) is DoRA.law:
+    if state.keys() <= _DORA_STATE and _keeps(cls, DoRA, "law", "row_factor"):
         return _of_dora(adapter, layer)
     return None
+
+
+def _keeps(cls: Any, method: Any, *names: str) -> bool:
+    """Whether a class has these members of the method, and overrides none of them."""
+    return all(getattr(cls, name, None) is getattr(method, name) for name in names)
 
 
 def _scale_of(adapter: LooseAdapter, scale: Any) -> np.ndarray:

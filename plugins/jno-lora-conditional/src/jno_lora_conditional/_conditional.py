@@ -157,7 +157,11 @@ def at(conditional: Conditional, z: Any) -> Any:
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    _expect_conditional(conditional, "at")
+    if not isinstance(conditional, Conditional):
+        raise SelectionError(
+            "at takes a Conditional, and then a parameter, but was given a "
+            f"{type(conditional).__name__}: at(Conditional(net, basis), 0.1)"
+        )
     phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
@@ -193,14 +197,6 @@ def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"])
 
     starts = {name: getattr(adapter, name) for name in directions}
     return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
-
-
-def _expect_conditional(conditional: Any, function: str) -> None:
-    if not isinstance(conditional, Conditional):
-        raise SelectionError(
-            f"{function} takes a Conditional, and then a parameter, but was given a "
-            f"{type(conditional).__name__}: at(Conditional(net, basis), 0.1)"
-        )
 
 
 def _size_of(basis: Basis) -> int:

@@ -57,7 +57,7 @@ def moving_fields(
             distance, changes, growths = _probe(adapter, layer, trained)
             moving[path] = tuple(field for field in trained if bool(changes[field]))
             problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
-            problem = problem or _size_problem(adapter, moving[path], growths)
+            problem = problem or _size_problem(moving[path], growths)
         if problem is not None:
             problems.append(f"{show_path(path)}: {name} {problem}")
     if problems:
@@ -175,9 +175,7 @@ def _rounding_of(layer: Any) -> float:
     return max(sizes, default=0.0)
 
 
-def _size_problem(
-    adapter: LoRAWrapper, moving: tuple[str, ...], growths: Mapping[str, Any]
-) -> str | None:
+def _size_problem(moving: tuple[str, ...], growths: Mapping[str, Any]) -> str | None:
     """For a field that the method divides by its norm: the parameter would only turn a sign."""
     if not (bounded := [field for field in moving if float(growths[field]) < 1e-3]):
         return None

@@ -132,7 +132,7 @@ class E3nnLayer(MatricesLayer):
         if len(args) != (1 if is_vanilla else 2) or kwargs:
             return False
         x = args[-1]
-        dtypes = {array.dtype for array in layer._weights.values()} | {_dtype(x)}
+        dtypes = {array.dtype for array in layer._weights.values()} | {getattr(x, "dtype", None)}
         biased = {name for name in layer._weights if name.startswith("b[")}
         return (
             len(dtypes) == 1
@@ -283,10 +283,6 @@ def _components(layer: Any) -> int:
     """The largest number of components of the irreps of the layer."""
     irreps = layer._linear.irreps_out
     return max(irreps[path.place_out].ir.dim for path in paths(layer))
-
-
-def _dtype(x: Any) -> Any:
-    return getattr(x, "dtype", None)
 
 
 def _e3nn() -> Any:

@@ -80,10 +80,7 @@ def taken_out(state: NetState) -> dict[str, InactiveAdapters]:
 
     **Raises:** `SelectionError` if other layers have adapters without a name.
     """
-    layers = [
-        (path, adapter, mask)
-        for path, adapter, mask in adapted_layers(state.module, state.trainable)
-    ]
+    layers = list(adapted_layers(state.module, state.trainable))
     if plain := [path for path, adapter, _ in layers if not isinstance(adapter, AdapterSum)]:
         raise SelectionError(
             "The model carries adapters without a name beside a sum of adapters, which would be "

@@ -26,7 +26,7 @@ def covariances(
             f"`statistics` must be a list with one item for each of the {len(sets)} sets, got "
             f"{came}."
         )
-    paths = list(paths_of(sets))
+    paths = paths_of(sets)
     missing = [
         f"{show_path(path)}, in the statistics of set {index}"
         for path in paths

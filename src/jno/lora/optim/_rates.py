@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, PyTree
 
-from .._contract import check_number, expect_model
+from .._contract import check_number, expect_model, is_traced
 from .._errors import SelectionError
 from .._paths import KeyPath, bullets, nearest, path_str, show_path
 from .._planning import compiled
@@ -107,6 +107,8 @@ def lora_plus(
             "that makes it: lora_plus(optax.adam(1e-4), ratio=16)"
         )
     check_number("ratio", ratio)
+    if not is_traced(ratio) and not ratio > 0:
+        raise SelectionError(f"`ratio` must be a positive number, but is {ratio!r}.")
 
     def init(params: PyTree) -> optax.EmptyState:
         if "output" not in jax.tree.leaves(side_labels(params)):

@@ -1,6 +1,6 @@
 """The adapters of a model as PEFT has them, or the reasons why PEFT cannot have them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.tree_util as jtu
@@ -199,8 +199,7 @@ def _write_layers(
 def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
-    # The method's, since a kind of layer may have its own variants, such as "lora-embedding". A
-    # subclass with another law has another variant.
+    # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
     is_method = issubclass(cls, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
@@ -211,6 +210,8 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
         return None
     if variant == "dora":
+        if cls.row_factor is not METHODS[variant].row_factor:
+            return None
         return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
     return variant, 1.0, state
 
@@ -236,7 +237,7 @@ def _trained_in_base(trains: Any) -> frozenset[str]:
     return names
 
 
-def _written_base(wrapper: LoRAWrapper, index: Shape, trained: Collection[str] = ()) -> Arrays:
+def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -> Arrays:
     """The arrays of the layer in an adapter that train or that `load_peft` read, for PEFT."""
     fields = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
     chosen = {name: x for name, x in fields.items() if is_loaded(x) or name in trained}
