@@ -53,13 +53,8 @@ def _primitive(
     name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
 ) -> Primitive:
     primitive = Primitive(name)
-    compiled = jax.jit(primitive.bind, static_argnames=statics)
-
-    def run(*args: Any, **params: Any) -> Any:
-        with jax.disable_jit(False):  # else the primitive would call itself without end
-            return compiled(*args, **params)
-
-    primitive.def_impl(run)
+    # With jit disabled, the primitive would call itself without end.
+    primitive.def_impl(jax.disable_jit(False)(jax.jit(primitive.bind, static_argnames=statics)))
     primitive.def_abstract_eval(result_type)
     return primitive
 
