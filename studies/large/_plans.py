@@ -9,8 +9,8 @@ from ..operators._problems import Problem
 from ..operators._runs import Plan
 from ._models import FNO, TRANSFORMER
 
-# A run here takes a hundred times as long as in the first study. So there is one seed, there are
-# four rates, and batches have half the size.
+# A run here takes a hundred times as long as in the first study. So there are fewer seeds and
+# rates, and batches have half the size. All methods ran with the first seed.
 _EFFORT = Effort(
     pool=64, test=64, samples=(4, 16, 64), seeds=2, rates=(0.1, 0.3, 1.0, 3.0), batch=4, steps=400
 )

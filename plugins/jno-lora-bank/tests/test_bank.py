@@ -297,12 +297,18 @@ class DoublePiSSA(PiSSA, LinearLayer):
         return 2 * super().scaling
 
 
+class DoubleDoRA(DoRA, LinearLayer):
+    @property
+    def scaling(self):
+        return 2 * super().scaling
+
+
 class HalfDoRA(DoRA, LinearLayer):
     def row_factor(self, norms):
         return (1 + super().row_factor(norms)) / 2
 
 
-@pytest.mark.parametrize("cls", [DoublePiSSA, HalfDoRA])
+@pytest.mark.parametrize("cls", [DoublePiSSA, DoubleDoRA, HalfDoRA])
 def test_a_subclass_with_another_scale_or_gain_is_served_with_it(cls):
     layer, xs = eqx.nn.Linear(4, 3, key=jr.key(0)), jr.normal(jr.key(1), (2, 4))
     adapted = apply_lora(layer, 2, 3.0, key=jr.key(2), wrappers=cls)

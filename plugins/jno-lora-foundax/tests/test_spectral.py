@@ -107,7 +107,7 @@ def test_corners_and_parts_do_not_repeat_random_numbers(getkey):
 def test_the_rank_is_at_most_the_smaller_side(getkey):
     base = filled(SPECTRAL["SpectralConv1d"].make, getkey())
     wrapper = LoRASpectral(base, 50, 8.0, key=getkey())
-    assert wrapper.rank == 4 and wrapper.scale_of(4, wrapper.alpha) == 2.0
+    assert wrapper.rank == 4 and wrapper.scale_for(4) == 2.0
     assert wrapper.lora_B["weight"].shape == (2, 3, 5, 4)
 
 

@@ -66,11 +66,31 @@ class HalfDoRA(DoRA, LinearLayer):
         return (1 + super().row_factor(norms)) / 2
 
 
-def test_a_subclass_of_dora_with_another_gain_is_no_dora(tmp_path):
-    model = trained({"fc": eqx.nn.Linear(4, 3, key=KEY)}, HalfDoRA)
-    with pytest.raises(PeftFormatError, match="HalfDoRA"):
+class DoubleDoRA(DoRA, LinearLayer):
+    @property
+    def scaling(self):
+        return 2 * super().scaling
+
+
+class RsDoRA(DoRA, LinearLayer):
+    @classmethod
+    def scale_for(cls, rank, alpha):
+        return alpha / rank**0.5
+
+
+@pytest.mark.parametrize("cls", [HalfDoRA, DoubleDoRA])
+def test_a_subclass_of_dora_with_another_gain_or_scale_is_no_dora(cls, tmp_path):
+    model = trained({"fc": eqx.nn.Linear(4, 3, key=KEY)}, cls)
+    with pytest.raises(PeftFormatError, match=cls.__name__):
         save_peft(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_subclass_of_dora_with_another_law_of_scale_is_saved_with_its_scale(tmp_path):
+    plain = {"fc": eqx.nn.Linear(4, 3, key=KEY)}
+    model = trained(plain, RsDoRA)
+    save_peft(model, tmp_path / "new")
+    assert_same_weights(model, load_peft(plain, tmp_path / "new"))
 
 
 def test_the_layout_is_pefts(tmp_path):

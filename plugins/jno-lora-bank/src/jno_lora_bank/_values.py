@@ -35,6 +35,7 @@ _PRODUCT_STATE = {"lora_A", "lora_B", "multiplier", "bias_update"}
 # The states of a split of the weight, and of DoRA, without further options.
 _SPLIT_STATE = {"lora_A", "lora_B", "initial_A", "initial_B"}
 _DORA_STATE = {"lora_A", "lora_B", "magnitude", "multiplier"}
+_DORA_MEMBERS = ("law", "direction", "row_factor", "scaling", "times_scale")
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
@@ -128,7 +129,7 @@ def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
         A = np.concatenate([state["lora_A"], state["initial_A"]], axis=-2)
         B = np.concatenate([state["lora_B"], -np.asarray(state["initial_B"])], axis=-1)
         return {**_factors(A, B), "scale": _scale_of(adapter, adapter.alpha / adapter.rank)}
-    if state.keys() <= _DORA_STATE and _keeps(cls, DoRA, "law", "row_factor"):
+    if state.keys() <= _DORA_STATE and _keeps(cls, DoRA, *_DORA_MEMBERS):
         return _of_dora(adapter, layer)
     return None
 
@@ -202,8 +203,8 @@ def _of_layer(adapter: LoRAWrapper) -> Values | None:
 
 def _scales_rows(adapter: LoRAWrapper) -> bool:
     """Whether the law is `diag(g) (W + B A)`, perhaps without `B A`."""
-    methods = [method for method in (DoRA, IA3) if isinstance(adapter, method)]
-    return any(type(adapter).law is method.law for method in methods)  # not another law
+    members = {DoRA: ("law", "direction"), IA3: ("law",)}
+    return any(_keeps(type(adapter), method, *names) for method, names in members.items())
 
 
 @eqx.filter_jit

@@ -78,6 +78,10 @@ class SpectralLowRank(SpectralAdapter):
     def scale_of(cls, rank: int, alpha: float) -> float:
         """The factor `s` of an update of this rank."""
 
+    def scale_for(self, rank: int) -> float:
+        """`scale_of` with the adapter's alpha."""
+        return self.scale_of(rank, self.alpha)
+
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
@@ -134,7 +138,7 @@ class SpectralLowRank(SpectralAdapter):
 
     def _update(self, array: str, dtype: Any) -> Array:
         B, A = self.lora_B[array].astype(dtype), self.lora_A[array].astype(dtype)
-        return self.scale_of(A.shape[-2], self.alpha) * complex_product(jnp.matmul, B, A)
+        return self.scale_for(A.shape[-2]) * complex_product(jnp.matmul, B, A)
 
     def _band_modes(
         self, name: str, shape: tuple[int, ...], ends: list[int]

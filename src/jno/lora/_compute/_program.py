@@ -41,8 +41,8 @@ def call_compiled(
     - `args`: pytrees of arrays and of hashable values.
     - `signed`: `signature_of(args)`, if the caller has it.
 
-    **Raises:** `FloatingPointError` if the function decomposes a matrix, and an array of `args`
-    holds infinity, for which LAPACK may never return.
+    **Raises:** `FloatingPointError` if the function decomposes a matrix on a CPU, and an array of
+    `args` holds infinity, for which LAPACK may never return.
     """
     try:
         signature, arrays = signed or signature_of(args)

@@ -210,9 +210,10 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
         return None
     if variant == "dora":
-        if cls.row_factor is not METHODS[variant].row_factor:
+        members = ("scaling", "times_scale", "direction", "row_factor")
+        if any(getattr(cls, name) is not getattr(METHODS[variant], name) for name in members):
             return None
-        return variant, METHODS[variant].scale_for(rank, alpha), _without_multiplier(state)
+        return variant, cls.scale_for(rank, alpha), _without_multiplier(state)
     return variant, 1.0, state
 
 
