@@ -56,7 +56,8 @@ def test_the_page_tells_what_the_records_say(tmp_path, monkeypatch):
     monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
     effort = replace(TINY, seeds=2)
     plan = replace(PLAN, problems=(PROBLEM,), methods=PLAN.methods[:2], effort=effort)
-    values = replace(CONDITIONAL, tasks=(TASK,), effort=replace(TINY, batch=4))
+    plain = [method for method in CONDITIONAL.main if method.modulation is None]
+    values = replace(CONDITIONAL, tasks=(TASK,), main=plain, effort=replace(TINY, batch=4))
     results, by_value = tmp_path / "large.jsonl", tmp_path / "large-conditional.jsonl"
     operators.run(results, plan)
     conditional.run(by_value, values)
