@@ -82,24 +82,9 @@ share_checkers()
 # `make mutation` starts pytest hundreds of times, and these checks take most of a start.
 if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
     # The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
+    packages = pathlib.Path(__file__).parent.glob("plugins/*/src/jno_lora_*")
     jaxtyping.install_import_hook(
-        [
-            "jno.lora",
-            "jno_lora_zoo",
-            "jno_lora_embedding",
-            "jno_lora_arrays",
-            "jno_lora_attention",
-            "jno_lora_bank",
-            "jno_lora_recurrent",
-            "jno_lora_foundax",
-            "jno_lora_e3nn",
-            "jno_lora_peft",
-            "jno_lora_compare",
-            "jno_lora_conditional",
-            "jno_lora_quantized",
-            "jno_lora_train",
-            "jno_lora_routed",
-        ],
+        ["jno.lora", *sorted(package.name for package in packages)],
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
     )
 

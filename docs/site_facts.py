@@ -65,7 +65,7 @@ def _with(name: str, content: str, page: str) -> str:
 def checks(level: str) -> str:
     """A section for each check of one level: its id, what it means, and what to do."""
     from jno.lora.testing import ADVICE, CHECKS
-    from jno.lora.testing._conformance import REMEDIES
+    from jno_lora_testing._conformance import REMEDIES
 
     names = [name for name in CHECKS if (name in ADVICE) == (level == "advice")]
     return "\n".join(

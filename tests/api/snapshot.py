@@ -47,13 +47,19 @@ def lines() -> list[str]:
     for package in CORE:
         module = importlib.import_module(package)
         for name in sorted(module.__all__):
-            found += _described(f"{package}.{name}", getattr(module, name))
+            value = getattr(module, name)
+            found += _described(f"{package}.{name}", value, {"jno", _defining(value)})
     for plugin in PLUGINS:
         package = f"jno_lora_{plugin}"
         module = importlib.import_module(package)
         for name in sorted(module.__all__):
             found += _of_plugin(f"{package}.{name}", getattr(module, name), package)
     return [*found, *_commands()]
+
+
+def _defining(value: Any) -> str:
+    """The package that defines `value`: a plugin, if the core only forwards the name."""
+    return getattr(value, "__module__", "").partition(".")[0]
 
 
 def _commands() -> Iterator[str]:
@@ -80,7 +86,7 @@ def _commands() -> Iterator[str]:
                 yield f"jno-lora {name} {'|'.join(option.opts)}{kind}"
 
 
-def _described(name: str, value: Any, ours: str = "jno") -> Iterator[str]:
+def _described(name: str, value: Any, ours: set[str]) -> Iterator[str]:
     if not isinstance(value, type):
         # An object that is not a function (`hookimpl`) has the signature of another library.
         is_function = inspect.isfunction(inspect.unwrap(value))
@@ -108,7 +114,7 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
 
     is_adapter = isinstance(value, type) and issubclass(value, LoRAWrapper)
     if not is_adapter or not isinstance(getattr(value, "adapter_fields", None), tuple):
-        yield from _described(name, value, package)
+        yield from _described(name, value, {package})
         return
     adapter: Any = value
     attributes = ("adapter_fields", "variant", "auto")
@@ -123,9 +129,9 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
         yield f"class {name}: {said}; a class for each method"
 
 
-def _members(cls: type, ours: str) -> set[str]:
-    """The public names that its classes of that package define."""
-    names = {n for k in cls.__mro__ if k.__module__.partition(".")[0] == ours for n in vars(k)}
+def _members(cls: type, ours: set[str]) -> set[str]:
+    """The public names that its classes of these packages define."""
+    names = {n for k in cls.__mro__ if k.__module__.partition(".")[0] in ours for n in vars(k)}
     return {name for name in names if not name.startswith("_") or name == "__call__"}
 
 

@@ -7,9 +7,9 @@ import textwrap
 from pathlib import Path
 
 import importlib_metadata
-import pytest
 
-# Printing and saving import them, when `site` has taken the folder away where they are installed.
+# Commands import them when `site` has taken the folder away where they are installed.
+import pytest
 import rich.console
 import rich.table  # noqa: F401
 import safetensors.numpy  # noqa: F401

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jno.lora import Shared
 
-from .broken_adapters import Good, eqx, float_of
+from .good_adapter import Good, eqx, float_of
 
 
 class Informed(Good):

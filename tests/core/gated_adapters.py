@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .broken_adapters import Good, eqx, float_of
+from .good_adapter import Good, eqx, float_of
 
 
 class Gated(Good):

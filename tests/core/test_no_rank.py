@@ -1,8 +1,6 @@
 """Adapters that have no use for a rank or a scale take neither, and everything copes."""
 
 import json
-import pathlib
-import re
 
 import equinox as eqx
 import jax
@@ -27,7 +25,6 @@ from jno.lora import (
     unwrap_lora,
 )
 from jno.lora._contract import construct
-from jno.lora.testing import run_checks, standard_cases
 
 from .toys import MODEL_LINEARS, ToyLinear, UserEmbedding, adapters_in, same, shaken
 
@@ -232,12 +229,3 @@ def constructed_as(signature):
 )
 def test_rank_and_alpha_go_by_name_or_else_by_position(signature, given):
     assert constructed_as(signature) == given
-
-
-def test_the_adapter_that_extending_begins_with_passes_the_kit():
-    text = (pathlib.Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-    scope = {"__name__": "extending"}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
-    cases = standard_cases(scope["Shift"])
-    assert cases
-    assert [result.error for case in cases for result in run_checks(case) if result.error] == []

@@ -55,6 +55,7 @@ FILES_OF = {
 # `load` without arguments is that of an entry point; `json.load` and its like take what they load.
 IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
+KIT = "plugins/jno-lora-testing/src/jno_lora_testing"
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 ZOO = "plugins/jno-lora-zoo/src/jno_lora_zoo"
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
@@ -64,13 +65,18 @@ ALLOWED = {
     f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
     f"{CORE}/_checkpoint/_writing.py": WRITING,
     f"{CORE}/_showing/plots.py": {"savefig"},
-    f"{CORE}/_commands/scaffold.py": {"mkdir", "rglob", "read_text", "write_text"},
+    "plugins/jno-lora-testing/src/jno_lora_testing/_new.py": {
+        "mkdir",
+        "rglob",
+        "read_text",
+        "write_text",
+    },
     "plugins/jno-lora-conditional/src/jno_lora_conditional/testing.py": {"tempfile"},  # its kit
-    f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
+    f"{KIT}/_checks_class.py": {"tempfile"},  # the kit
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {"entry_points", "import_module", "load"},
     f"{CORE}/_commands/distributions.py": {"entry_points"},  # their groups, which `doctor` shows
-    f"{CORE}/_commands/conformance.py": {"import_module"},  # MODULE:NAME of a command line
+    f"{KIT}/_check.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it

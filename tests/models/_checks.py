@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, Net, apply_lora, merge_lora, unwrap_lora
 from jno.lora._paths import path_str
-from jno.lora.testing._case import perturbed
+from jno_lora_testing._case import perturbed
 
 from ._trial import Trial, apart
 

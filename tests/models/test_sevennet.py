@@ -8,7 +8,7 @@ import pytest
 import scipy.spatial.transform
 
 from jno.lora import Net, merge_lora
-from jno.lora.testing._case import perturbed
+from jno_lora_testing._case import perturbed
 
 from ._example import skip_without
 

@@ -134,6 +134,7 @@ def the_core_alone(environment):
         "zoo": "from jno.lora import DoRALinear",
         "compare": "from jno.lora import compare",
         "peft": "import jno.lora.peft",
+        "testing": "import jno.lora.testing",
     }
     for extra, hint in environment.errors(doors).items():
         assert f'pip install "jno-lora[{extra}]"' in hint

@@ -9,10 +9,9 @@
 The adapters themselves come from plugins; the built-in zoo is one (`pip install "jno-lora[zoo]"`).
 """
 
-from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
-from . import _errors, _registry
+from . import _moved, _registry
 from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapters
 from ._contract import LoRAWrapper, Shared, Statistic
@@ -66,26 +65,23 @@ if TYPE_CHECKING:
     __all__ += _adapters.__all__
 
 
-_COMPARING = ("Comparison", "ComparisonRow", "compare")
-
-
 def __getattr__(name: str) -> Any:
-    if name in _COMPARING:
-        with _errors.imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
-            import jno_lora_compare
-        return getattr(jno_lora_compare, name)
-    if name.isalnum() and not name.islower() and not name.isupper():  # "DoRALinear"
+    is_class = name.isalnum() and not name.islower() and not name.isupper()  # "DoRALinear"
+    if is_class and name not in _moved.NAMES:
         adapters = _registry.default_registry().zoo_classes()
         if not adapters or name in adapters:  # without the zoo, the error says what to install
             return _registry.default_registry().zoo_class(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _moved.moved(__name__, name)
 
 
 def __dir__() -> list[str]:
     # `help` asks for everything that is listed, so names of missing plugins are left out.
-    comparing = _COMPARING if any(_metadata.distributions(name="jno-lora-compare")) else ()
-    special = (name for name in globals() if name.startswith("__"))
-    return sorted({*__all__, *special, *comparing, *_registry.default_registry().zoo_classes()})
+    zoo, special = _registry.default_registry().zoo_classes(), filter(_is_special, globals())
+    return sorted({*__all__, *special, *zoo, *_moved.installed_names()})
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__")
 
 
 # Last: beside an installed jNO, it lets jNO use the adapters of this package.

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._calibration import Allocation, AllocationRow, Statistics
 from ._contract import ConvLike, LinearLike, Term
-from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError, imported_for
+from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError
+from ._moved import moved
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
 from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
@@ -55,8 +56,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Comparison", "ComparisonRow"):
-        with imported_for(f"jno.lora.types.{name}", "compare", "jno_lora_compare"):
-            import jno_lora_compare
-        return getattr(jno_lora_compare, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return moved(__name__, name)

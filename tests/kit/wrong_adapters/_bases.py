@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tests.core.broken_adapters import Good, float_of
+from tests.core.good_adapter import Good, float_of
 
 from jno.lora import LoRAWrapper
 

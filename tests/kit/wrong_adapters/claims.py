@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from tests.core.broken_adapters import float_of
 from tests.core.data_adapters import Informed, Tied, normal
 from tests.core.gated_adapters import Gated
+from tests.core.good_adapter import float_of
 
 from jno.lora import Shared, Statistic
 

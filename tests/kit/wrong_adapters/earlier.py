@@ -1,7 +1,7 @@
 """An adapter for each check, which this check notices."""
 
-from tests.core.broken_adapters import MisspeltField
-from tests.core.broken_under_jax import BROKEN
+from tests.kit.broken_adapters import MisspeltField
+from tests.kit.broken_under_jax import BROKEN
 
 from jno.lora.testing import ADVICE
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.core.broken_adapters import float_of
+from tests.core.good_adapter import float_of
 
 from ._bases import AttentionLoRA, ConvLoRA, with_weight
 from ._rows import wrong

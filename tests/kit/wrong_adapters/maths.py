@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from tests.core.broken_adapters import float_of
 from tests.core.gated_adapters import Gated
+from tests.core.good_adapter import float_of
 
 from ._bases import LoRA, Magnitude, with_bias, with_weight
 from ._rows import wrong

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from tests.core.broken_adapters import float_of
+from tests.core.good_adapter import float_of
 
 from ._bases import ComplexLoRA, EmbeddingLoRA, LoRA, Magnitude, with_bias
 from ._rows import wrong

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from tests.core.broken_adapters import float_of
+from tests.core.good_adapter import float_of
 
 from ._bases import EmbeddingLoRA, Frozen, LoRA, Magnitude
 from ._rows import wrong

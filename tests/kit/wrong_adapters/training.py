@@ -3,8 +3,8 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from tests.core.broken_adapters import float_of
 from tests.core.gated_adapters import Gated
+from tests.core.good_adapter import float_of
 
 from ._bases import Frozen, LoRA, with_weight
 from ._rows import wrong

@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +13,8 @@ from .._paths import nearest
 from .._registry import BROKEN, PluginRecord, default_registry, squash
 from .._showing import Table
 
-# Commands of jno-lora-compare, which may be missing. An extra of the same name installs each.
-_COMPARING = ("compare", "demo")
+# The extras that install commands of plugins.
+_EXTRAS = {"check": "testing", "compare": "compare", "demo": "demo", "new": "testing"}
 
 
 def records() -> tuple[PluginRecord, ...]:
@@ -71,10 +70,10 @@ class Group(click.Group):
         added, left_out = _plugin_commands()
         if cmd_name not in added:
             _list_left_out(left_out)
-            if cmd_name in _COMPARING:
+            if cmd_name in _EXTRAS:
                 raise click.UsageError(
-                    f"The command {cmd_name!r} needs jno-lora-compare, which is not installed. "
-                    f'Install what it needs with\n    pip install "jno-lora[{cmd_name}]"'
+                    f"The command {cmd_name!r} comes with a plugin that is not installed. Install "
+                    f'it with\n    pip install "jno-lora[{_EXTRAS[cmd_name]}]"'
                 )
             return None
         return added[cmd_name][1]
@@ -102,7 +101,6 @@ def cli() -> None:
     """Adapters (LoRA and its relatives) for Equinox models, as plugins."""
 
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 
 
@@ -181,86 +179,6 @@ def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> No
         _print(facts, inspection_of_peft.as_table, as_json)
     else:
         _print(inspection.inspect(place, values=values), inspection.as_table, as_json)
-
-
-@cli.command()
-@click.argument("name")
-@click.option(
-    "--layer",
-    type=click.Choice(["linear", "embedding"]),
-    help="The layer to wrap. By default the layer in NAME, or linear. For a layer of another "
-    "class, replace Linear by the class in the files that are written.",
-)
-@click.option(
-    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not an adapter."
-)
-@click.option(
-    "--output", type=_FOLDER, default=Path("."), help="Where the plugin's folder is made."
-)
-def new(name: str, layer: str | None, method: bool, output: Path) -> None:
-    """Write a plugin to start from: nine files that work.
-
-    NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
-    """
-    if method and layer is not None:
-        raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
-    from .. import __version__
-    from . import scaffold
-
-    target = scaffold.create(name, layer, method, output, __version__, records())
-    click.echo(f"Written: {target}")
-    click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
-
-
-@cli.command()
-@click.argument("what", metavar="MODULE:CLASS | MODULE:CASES | DISTRIBUTION")
-@click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
-@click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
-@click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
-@click.pass_context
-def check(
-    ctx: click.Context,
-    what: str,
-    only: tuple[str, ...],
-    layers: tuple[str, ...],
-    rank: int | None,
-    strict: bool,
-) -> None:
-    """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
-
-    Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
-    CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
-    with 1 if a required check fails: users rely on it. Advice is printed, too. For a DISTRIBUTION,
-    the command also looks for trouble in its metadata and in what it does while it is imported.
-    --only and --layer can be given several times.
-    """
-    from ..testing import messages
-    from . import conformance, installed
-
-    # The module may lie where the command is run, as for `python -m pytest`.
-    sys.path.insert(0, "")
-    troubles: list[str] = []
-    named = conformance.imported(what) if ":" in what else None
-    if named is None:
-        troubles += installed.troubles_of(what, records())
-        for trouble in troubles:
-            click.echo(f"TROUBLE: {trouble}\n")
-    if named is None or conformance.is_adapter_class(named):
-        wrappers = conformance.classes_of(what, records()) if named is None else [named]
-        cases, unchecked = conformance.common_cases(wrappers, layers)
-    elif layers:
-        raise click.BadParameter("--layer chooses common layers; cases have layers already")
-    else:
-        cases, unchecked = conformance.cases_in(what, named), ""
-    results = conformance.run(cases, only or ("*",), rank)
-    _print(results, lambda results: conformance.as_table(results, unchecked))
-    failed = [result for result in results if result.error is not None]
-    broken = [result for result in failed if result.level == "required"]
-    advice = [result for result in failed if result.level == "advice"]
-    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
-        click.echo(f"\n{message}")
-    ctx.exit(1 if broken or troubles or (strict and advice) else 0)
 
 
 def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:

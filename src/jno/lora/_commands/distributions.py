@@ -1,12 +1,12 @@
-"""Distributions whose metadata keep them from being plugins, for `jno-lora doctor` and `check`."""
+"""Distributions whose metadata keep them from being plugins, for `jno-lora doctor`."""
 
 import dataclasses
 import difflib
-import operator
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 
 from .._paths import nearest
 from .._registry import ENTRY_POINT_GROUP, FIRST_PARTY, PluginRecord, names_in, normalise
@@ -15,30 +15,20 @@ from .._version import __version__
 # Groups that authors write for ours, without dots, dashes and underscores.
 _NEAR_GROUPS = [f"jnolora{end}" for end in ("", "plugins", "adapters", "wrappers")]
 
-_CLAUSE = re.compile(r"\s*(~=|==|!=|<=|>=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?\s*")
-_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
     """An installed distribution.
 
     - `groups`: the groups of its entry points.
-    - `needs`: the bounds of its requirements, such as `">=0.2,<0.3"`, by normalised name.
-        Requirements of an extra, or of another version of Python, are left out.
+    - `needs`: the bounds of its requirements by normalised name. Requirements of an extra, or of
+        another version of Python, are left out.
     """
 
     name: str
     version: str
     groups: frozenset[str]
-    needs: Mapping[str, str]
+    needs: Mapping[str, SpecifierSet]
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -50,26 +40,24 @@ def installed_distributions() -> dict[str, Distribution]:
 
     distributions: dict[str, Distribution] = {}
     for installed in importlib_metadata.distributions():
-        try:
-            needs = dict(filter(None, map(_need, installed.requires or ())))
-            groups = frozenset(entry.group for entry in installed.entry_points)
-            distribution = Distribution(installed.name, installed.version, groups, needs)
-            distributions.setdefault(normalise(installed.name), distribution)
-        except Exception:  # a half-removed installation
+        if not installed.metadata["Name"]:  # a half-removed installation
             continue
+        needs = map(_requirement, installed.requires or ())
+        needed = {normalise(need.name): need.specifier for need in needs if need is not None}
+        groups = frozenset(entry.group for entry in installed.entry_points)
+        distribution = Distribution(installed.name, installed.version, groups, needed)
+        distributions.setdefault(normalise(installed.name), distribution)
     return distributions
 
 
-def _need(requirement: str) -> tuple[str, str] | None:
-    """The name and the bounds of a requirement; `None` for a requirement that is left out."""
-    needed, _, condition = requirement.partition(";")
-    match = re.fullmatch(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;@()]*)\)?\s*", needed)
-    pythons = re.findall(r"\bpython_version\s*([~=!<>]+)\s*['\"]([\d.]+)['\"]", condition)
-    version = "{}.{}".format(*sys.version_info)
-    is_here = all(is_within(version, f"{relation}{bound}") for relation, bound in pythons)
-    if match is None or not is_here or re.search(r"\bextra\b", condition):
+def _requirement(text: str) -> Requirement | None:
+    """The requirement, unless it is for an extra, for another Python, or does not parse."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:  # metadata from before PEP 508
         return None
-    return normalise(match[1]), match[2].strip()
+    marker = requirement.marker
+    return requirement if marker is None or marker.evaluate({"extra": ""}) else None
 
 
 def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[str]:
@@ -95,7 +83,7 @@ def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[s
     versions["jno-lora"] = __version__  # also where it is imported without being installed
     for need in sorted({"jno-lora", *FIRST_PARTY} & distribution.needs.keys() & versions.keys()):
         bounds = distribution.needs[need]
-        if not is_within(versions[need], bounds):
+        if not bounds.contains(versions[need], prereleases=True):
             yield (
                 f"{distribution} needs {need}{bounds}, but {need} {versions[need]} is installed. "
                 f"Install versions that fit each other: pip install -U {name} {need}"
@@ -129,32 +117,6 @@ def unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
                 f"{variable} names {name!r}, but no installed plugin has this name. The nearest "
                 f"names are: {near}."
             )
-
-
-def is_within(version: str, bounds: str) -> bool:
-    """Whether a version fits `bounds` such as `">=0.2,<0.3"`.
-
-    Only the numbers of a release are compared: `1.0rc1` counts as `1.0`. A bound that does not
-    parse fits every version.
-    """
-    clauses = (_CLAUSE.fullmatch(clause) for clause in bounds.split(","))
-    return all(_fits(version, *match.groups()) for match in clauses if match is not None)
-
-
-def _fits(version: str, relation: str, bound: str, wildcard: str | None) -> bool:
-    release, numbers, length = _numbers(version), _numbers(bound), len(bound.split("."))
-    if relation == "~=":  # "~= 1.2" is ">= 1.2, == 1.*"
-        return release >= numbers and release[: length - 1] == numbers[: length - 1]
-    if wildcard is not None:
-        release, numbers = release[:length], numbers[:length]
-    return _COMPARISONS[relation](release, numbers)
-
-
-def _numbers(version: str) -> list[int]:
-    """The numbers of a release, with zeros after them: `1.2rc1` gives 1, 2, 0, 0, ..."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    numbers = [int(number) for number in match[0].split(".")] if match else []
-    return [*numbers, *(0 for _ in range(8 - len(numbers)))]
 
 
 def _is_near(group: str) -> bool:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 
 import jno
@@ -21,15 +22,12 @@ from .._registry import (
     PluginRecord,
     RegisteredWrapper,
     methods_of,
-    normalise,
     shared_variants,
     standing,
 )
 from .._showing import Table, table
 from .._tree import claims
 from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
-from ..testing import standard_layers
-from . import distributions
 
 SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
@@ -88,7 +86,12 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 
 def _common_layers() -> dict[str, Any]:
-    return {name: make(jax.random.key(0)) for name, (make, _) in standard_layers().items()}
+    nn, key = eqx.nn, jax.random.key(0)
+    layers = [nn.Linear(6, 4, key=key), nn.Conv1d(4, 5, 3, key=key), nn.Conv2d(4, 6, 3, key=key)]
+    layers += [nn.ConvTranspose1d(4, 5, 3, key=key), nn.Embedding(9, 5, key=key)]
+    layers += [nn.MultiheadAttention(2, 8, key=key), nn.GRUCell(4, 5, key=key)]
+    layers += [nn.LSTMCell(4, 5, key=key), nn.LayerNorm(6)]
+    return {type(layer).__name__: layer for layer in layers}
 
 
 def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
@@ -123,7 +126,7 @@ def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
 def _few_layers(adapters: list[dict[str, Any]]) -> str:
     """The first common layers that the adapters of a method claim, and the number of adapters."""
     claimed = {layer for adapter in adapters for layer in adapter["layers"]}
-    names = [re.sub(r"\dd$", "", layer) for layer in standard_layers() if layer in claimed]
+    names = [re.sub(r"\dd$", "", layer) for layer in _common_layers() if layer in claimed]
     kinds = list(dict.fromkeys(names))
     shown = ", ".join([*kinds[:2], "..."] if len(kinds) > 2 else kinds) or _UNCOMMON
     return f"{shown} ({len(adapters)})"
@@ -217,16 +220,6 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
     for adapters_of_variant in shared_variants(records):
         yield from _variant_troubles(adapters_of_variant, layers)
     yield from (f"Left out of the command line: {line}" for line in left_out)
-
-
-def troubles_of(distribution: str, records: tuple[PluginRecord, ...]) -> Iterator[str]:
-    """A text for each problem that `jno-lora check` sees in a distribution beside its adapters."""
-    name, present = normalise(distribution), distributions.installed_distributions()
-    yield from distributions.troubles(present, name)
-    yield from distributions.notes({key: present[key] for key in present if key == name})
-    for record in records:
-        if record.distribution == name:
-            yield from _side_effects(record)
 
 
 def _side_effects(record: PluginRecord) -> Iterator[str]:

@@ -1,0 +1,212 @@
+"""A case: an adapter and a layer for it, with inputs, and the objects that checks build."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PRNGKeyArray, PyTree
+
+from jno.lora import LoRAWrapper, lora_trainable_filter
+from jno.lora.coded import is_coded
+from jno.lora.extending import call_compiled, construct, statistics_of, with_shared_arrays
+
+from ._symmetries import Symmetry
+
+# The reason of checks that are not applicable.
+NOT_MERGEABLE = "the adapter cannot be merged"
+
+
+def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, with its last 16 results cached."""
+    lookup = functools.lru_cache(16)(
+        lambda case, widest, *args, **options: make(case, *args, **options)
+    )
+
+    @functools.wraps(make)
+    def cached(case: Any, *args: Any, **options: Any) -> Any:
+        widest = jax.dtypes.canonicalize_dtype(float)  # with 64 bits enabled, the arrays differ
+        return lookup(case, widest, *args, **options)
+
+    return cached
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WrapperCase:
+    """An adapter and a layer for it, as the checks need them.
+
+    **Arguments:**
+
+    - `wrapper`: the adapter class.
+    - `base`: makes a float32 layer from a key. Choose a small layer with `in` unlike `out`, so that
+        checks notice a transposed matrix.
+    - `inputs`: makes the tuple of positional inputs of one call from a key.
+    - `rank`, `alpha`, `options`: the arguments of the adapter.
+    - `call`: calls a layer with the inputs, by default `layer(*inputs)`.
+    - `parameters`: the documented number of trained parameters for this base and rank; `None`
+        leaves it unchecked.
+    - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
+        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out. By
+        default `wrapper.mergeable`.
+    - `law`: the method written independently, from the paper and for example in NumPy: a function
+        of the trained adapter that returns the merged layer's `weight`, or a dict of its attributes
+        (`weight`, `bias`). Without it, a mistake that `merge` and `__call__` share, such as a
+        transposed matrix, passes.
+    - `name`: the name in test ids and tables, by default the name of the wrapper. Several cases of
+        one wrapper need names.
+    - `checks`: the ids of the checks that run on this case; `*` and `?` stand for any letters. By
+        default all. A second layer of a kind needs only the checks that compare values: the whole
+        kit takes some ten seconds for each case, and these checks half a second.
+    - `symmetries`: the symmetries of the layer, such as `(cyclic_shift(-1),)`. The trained adapter
+        and its merged layer must keep them.
+    - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
+        that the adapter keeps is an error, so that the declaration stays true.
+
+    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry;
+    `TypeError` for a symmetry or a name that is not in a tuple, or a symmetry in place of a name.
+    """
+
+    wrapper: type[LoRAWrapper]
+    base: Callable[[PRNGKeyArray], eqx.Module]
+    inputs: Callable[[PRNGKeyArray], tuple[Any, ...]]
+    rank: int = 2
+    alpha: float = 4.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    call: Callable[..., Any] = operator.call
+    parameters: int | None = None
+    mergeable: bool | None = None
+    law: Callable[[Any], Any] | None = None
+    name: str = ""
+    checks: Collection[str] = ("*",)
+    symmetries: Sequence[Symmetry] = ()
+    breaks: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for field, value in (("symmetries", self.symmetries), ("breaks", self.breaks)):
+            if isinstance(value, Symmetry | str):
+                raise TypeError(f"`{field}` should be a tuple, but is {value!s}: add a comma.")
+        names = [symmetry.name for symmetry in self.symmetries]
+        for value in self.breaks:
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"`breaks` should hold names of symmetries, but holds {value!s} of the type "
+                    f"{type(value).__name__}: give the name. The names of the case: {names}."
+                )
+        if len({*names}) < len(names):
+            raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")
+        if unknown := {*self.breaks} - {*names}:
+            raise ValueError(
+                f"`breaks` names {sorted(unknown)}, not symmetries of the case. Its symmetries: "
+                f"{names}."
+            )
+        if self.mergeable is None:
+            object.__setattr__(self, "mergeable", self.wrapper.mergeable)
+
+    def __str__(self) -> str:
+        return self.name or self.wrapper.__name__
+
+    @_cached
+    def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
+        """The layer, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
+        with jax.numpy_dtype_promotion("standard"):  # promises are the adapter's, not the layer's
+            return cast(self.base(jax.random.key(seed)), dtype)
+
+    @_cached
+    def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
+        """The inputs, cast like `make_base`."""
+        with jax.numpy_dtype_promotion("standard"):
+            return cast(self.inputs(jax.random.key(seed)), dtype)
+
+    def build(self, base: Any, key: Any = None) -> Any:
+        """The adapter around `base`, which is one layer (not a stack)."""
+        key = jax.random.key(3) if key is None else key
+        return with_shared_arrays(constructed(self, base, key), key=key)
+
+    @_cached
+    def make(self, dtype: Any = None) -> Any:
+        """The adapter around `make_base(dtype)`, as initialised."""
+        base = self.make_base(dtype)
+        return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
+
+    @_cached
+    def make_trained(self, dtype: Any = None) -> Any:
+        """The adapter after random changes of its trainable arrays."""
+        return perturbed(self.make(dtype))
+
+    def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+        """The layer's output, operation by operation."""
+        return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
+
+
+def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
+    """The adapter without shared arrays, from `random_statistics` of `rows` vectors."""
+    statistics = random_statistics(case.wrapper, base, rows)
+    options = {"options": case.options, "statistics": statistics}
+    return construct(case.wrapper, base, case.rank, case.alpha, key=key, **options)
+
+
+def random_statistics(
+    cls: type[LoRAWrapper], layer: Any, rows: int | None = None
+) -> dict[str, Any] | None:
+    """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
+    if not cls.needs:
+        return None
+    outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape
+    random = np.random.default_rng(6)
+    values: dict[str, Any] = {}
+    for statistic in statistics_of(cls):
+        width = outputs if statistic.of == "outputs" else inputs
+        n = 2 * width if rows is None else rows
+        V = jnp.asarray(random.normal(size=(n, width)), jnp.float32)
+        if statistic.of == "gradient":
+            left = jnp.asarray(random.normal(size=(outputs, n)), jnp.float32)
+            mean = statistic.right(left @ V / max(n, 1))
+        else:
+            mean = statistic.left(V).T @ statistic.right(V) / max(n, 1)
+        values[statistic.name] = statistic.value(mean)
+    return values
+
+
+def split(adapter: Any) -> tuple[PyTree, PyTree]:
+    """The adapter's trainable arrays, and the rest."""
+    return eqx.partition(adapter, lora_trainable_filter(adapter))
+
+
+def perturbed(adapter: Any, size: float = 0.3) -> Any:
+    """`adapter` with random numbers of this `size` added to its trainable arrays."""
+    random = np.random.default_rng(4)
+
+    def moved(leaf: Any) -> Any:
+        step = size * random.normal(size=leaf.shape)
+        if np.iscomplexobj(leaf):
+            step = step + 1j * size * random.normal(size=leaf.shape)
+        step = step.astype(leaf.dtype)
+        if isinstance(leaf, Tracer):
+            return leaf + step
+        # NumPy adds, since JAX would compile an addition for each shape.
+        array = np.asarray(leaf) + step
+        is_placed = isinstance(leaf, jax.Array) and leaf.committed
+        return jax.device_put(array, leaf.sharding if is_placed else None)
+
+    trainable, frozen = split(adapter)
+    return eqx.combine(jax.tree.map(moved, trainable), frozen)
+
+
+def cast(tree: PyTree, dtype: Any) -> Any:
+    """`tree`, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
+    if dtype is None:
+        return tree
+    complex_dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64  # no half precision
+
+    def cast_leaf(leaf: Any) -> Any:
+        if not (eqx.is_inexact_array(leaf) or is_coded(leaf)):
+            return leaf
+        return leaf.astype(complex_dtype if jnp.iscomplexobj(leaf) else dtype)
+
+    return jax.tree.map(cast_leaf, tree, is_leaf=is_coded)

@@ -1,0 +1,161 @@
+"""`jno-lora check`: the conformance kit without pytest."""
+
+import collections
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora.extending import table
+from jno.lora.types import PluginError, PluginRecord, Table
+
+from ._case import WrapperCase
+from ._run import CheckResult, run_checks
+from ._standard_cases import standard_cases, standard_layers
+
+
+def imported(what: str) -> Any:
+    """The object called MODULE:NAME.
+
+    **Raises:** `PluginError` if it cannot be imported.
+    """
+    module, _, name = what.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as err:
+        raise PluginError(
+            f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
+            "such as my_package.adapters:MyAdapter, and run this where the module can be imported."
+        ) from err
+
+
+def is_adapter_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, LoRAWrapper)
+
+
+def cases_in(what: str, value: Any) -> list[WrapperCase]:
+    """The cases that an author wrote: `value` is a case, a list of cases, or a function of them.
+
+    **Raises:** `PluginError` for any other value, and for two cases of one name.
+    """
+    kinds = (
+        "It must be a subclass of jno.lora.LoRAWrapper, a list of jno.lora.testing.WrapperCase, or "
+        "a function without arguments that returns such a list."
+    )
+    try:
+        result: Any = value() if callable(value) and not isinstance(value, type) else value
+    except Exception as err:
+        problem = f"{what!r} is {value!r}, which fails: {type(err).__name__}: {err}"
+        raise PluginError(f"{problem}. {kinds}") from err
+    cases: Any = [result] if isinstance(result, WrapperCase) else result
+    is_listed = isinstance(cases, Sequence) and len(cases) > 0
+    if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
+        is_returned = "" if result is value else f", which returns {result!r}"
+        raise PluginError(f"{what!r} is {value!r}{is_returned}. {kinds}")
+    names = collections.Counter(map(str, cases))
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise PluginError(
+            f"{what!r} has several cases called {', '.join(repeated)}: give each case a `name`."
+        )
+    return list(cases)
+
+
+def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
+    name = canonicalize_name(distribution)
+    plugins = [record for record in records if record.distribution == name]
+    if not plugins:
+        names = ", ".join(dict.fromkeys(record.distribution for record in records)) or "none"
+        raise PluginError(
+            f"No installed plugin belongs to a distribution {distribution!r} (installed: {names}). "
+            "`jno-lora doctor` says what keeps a distribution from being found. To check a class, "
+            "give MODULE:CLASS."
+        )
+    for record in plugins:
+        if not record.usable:
+            problem = f"{record.describe()} is {record.status}: {record.error}"
+            raise PluginError(f"The plugin {problem}") from record.error
+    wrappers = [wrapper.cls for record in plugins for wrapper in record.wrappers]
+    if not wrappers:
+        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
+    return wrappers
+
+
+def common_cases(
+    wrappers: list[type[LoRAWrapper]], layers: tuple[str, ...]
+) -> tuple[list[WrapperCase], str]:
+    """Cases of the common Equinox layers that the classes claim: of all, or of `layers`.
+
+    Also returns a sentence about classes that claim no such layer, or an empty one.
+
+    **Raises:** `SelectionError` for an unknown layer; `WrapperError` if no class claims a layer.
+    """
+    if unknown_layers := {*layers} - standard_layers().keys():
+        raise SelectionError(
+            f"{sorted(unknown_layers)} are not layers that this command knows. "
+            f"Layers: {', '.join(standard_layers())}."
+        )
+    cases = {wrapper: standard_cases(wrapper, layers) for wrapper in wrappers}
+    unchecked = [wrapper.__name__ for wrapper in wrappers if not cases[wrapper]]
+    sentence = (
+        f"Not checked, for they claim no {' or '.join(layers) or 'layer that this command knows'}: "
+        f"{', '.join(unchecked)}. "
+        "For another layer, write cases with `jno.lora.testing.WrapperCase`, and give their list: "
+        'MODULE:CASES. See docs/extending.md, "Keep the promises".'
+    )
+    if len(unchecked) == len(wrappers):
+        raise WrapperError(sentence)
+    listed = [case for wrapper in wrappers for case in cases[wrapper]]
+    return listed, sentence if unchecked else ""
+
+
+def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
+    """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`.
+
+    **Raises:** `SelectionError` if no case runs a check that matches `only`.
+    """
+    if rank is not None:  # the number of parameters that an author counted is for another rank
+        cases = [
+            case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
+            for case in cases
+        ]
+    results = [result for case in cases for result in run_checks(case, only)]
+    if not results:
+        raise SelectionError(
+            f"No check ran: the `checks` of {', '.join(map(str, cases))} match none of "
+            f"{', '.join(only)}. Give `--only` a check that a case runs."
+        )
+    return results
+
+
+_OUTCOMES = ("passed", "failed", "advice", "not applicable")
+
+
+def as_table(results: list[CheckResult], unchecked: str) -> Table:
+    """One line per case, and the sentence about unchecked classes that `run` returns."""
+    checks = {result.case: {outcome: list[str]() for outcome in _OUTCOMES} for result in results}
+    for result in results:
+        checks[result.case][_outcome(result)].append(result.check)
+    counts = collections.Counter(map(_outcome, results))
+    tried = len(results) - counts["not applicable"]
+    title = f"{counts['failed']} of {tried} checks {'fails' if counts['failed'] == 1 else 'fail'}"
+    rows = (
+        (
+            case,
+            f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}",
+            *(", ".join(names[outcome]) or "-" for outcome in _OUTCOMES[1:]),
+        )
+        for case, names in checks.items()
+    )
+    if counts["advice"]:
+        title += f", {counts['advice']} advise"
+    columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
+    return table(title, columns, rows, unchecked)
+
+
+def _outcome(result: CheckResult) -> str:
+    if result.error is not None:
+        return "failed" if result.level == "required" else "advice"
+    return "passed" if result.not_applicable is None else "not applicable"

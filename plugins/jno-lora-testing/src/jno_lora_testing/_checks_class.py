@@ -1,0 +1,278 @@
+"""Checks of an adapter's class, its claims and its leaves."""
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    Registry,
+    load_adapters,
+    lora_trainable_filter,
+    save_adapters,
+)
+from jno.lora.extending import bullets, contract_problems, path_str
+
+from ._case import WrapperCase, split
+from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
+from ._conformance import ConformanceError, advice, raised_in, required, skip_unless
+from ._programs import attributes, merged, output
+
+
+@required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
+def check_contract(case: WrapperCase) -> None:
+    """The class has every member that `LoRAWrapper` asks for."""
+    problems = contract_problems(case.wrapper)
+    require(not problems, f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}")
+
+
+@required("test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest.")
+def check_applies_to_total(case: WrapperCase) -> None:
+    """`applies_to` answers `True` to its layer, and `False` (no exception) to anything else."""
+    base = case.make_base()
+    answer = case.wrapper.applies_to(base)
+    require(
+        answer is True,
+        f"`applies_to` answers {answer!r} to the case's own layer.",
+        "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
+    )
+    objects = {
+        "None": None,
+        "an int": 3,
+        "a string": "weight",
+        "a JAX array": jnp.ones((3, 3)),
+        "a NumPy array": np.ones((3, 3)),
+        "a tuple": (base,),
+        "a function": jnp.tanh,
+        "a class": type(base),
+        "a module without arrays": eqx.nn.Identity(),
+        "an adapted layer": case.make(),
+    }
+    _require_no_claim(case, objects)
+
+
+@advice("test that the weight is an array: `eqx.is_inexact_array(...)`.")
+def check_applies_to_needs_arrays(case: WrapperCase) -> None:
+    """`applies_to` answers `False` (no exception) to its layer without arrays."""
+    base = case.make_base()
+    objects = {
+        "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
+        "the layer with bools for arrays": jax.tree.map(lambda _: True, base),
+    }
+    _require_no_claim(case, objects)
+
+
+def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
+    for name, value in objects.items():
+        try:
+            answer = case.wrapper.applies_to(value)
+        except Exception as err:
+            problem = f"`applies_to` raises for {name}: {type(err).__name__}: {err}"
+            raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", "") from err
+        require(answer is False, f"`applies_to` answers {answer!r} to {name}.")
+
+
+class _Unrelated(eqx.Module):
+    """A layer that no adapter knows, with attributes that many layers have."""
+
+    weight: Any
+    bias: Any
+
+    def __call__(self, x: Any) -> Any:
+        return x * self.weight + self.bias
+
+
+@required(
+    "claim by the type, or by every attribute that the adapter relies on, with its shape. A layer "
+    "that is claimed wrongly is hidden from the adapters that fit."
+)
+def check_applies_to_not_greedy(case: WrapperCase) -> None:
+    """`applies_to` does not claim layers and containers of other kinds."""
+    key = jax.random.key(0)
+    linear = eqx.nn.Linear(3, 3, key=key)
+    layers = [
+        _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
+        eqx.nn.Sequential([linear]),
+        eqx.nn.MLP(2, 2, 3, 1, key=key),
+        eqx.nn.LayerNorm(3),
+        eqx.nn.Dropout(0.5),
+        eqx.nn.WeightNorm(linear),
+    ]
+    base = case.make_base()
+    for layer in layers:
+        require(
+            isinstance(base, type(layer)) or not case.wrapper.applies_to(layer),
+            f"`applies_to` claims a {type(layer).__name__}, a layer of another kind.",
+        )
+
+
+@required("draw all random numbers in `__init__`, from `key` alone.")
+def check_key_forms(case: WrapperCase) -> None:
+    """The constructor takes typed and raw keys, keeps neither, and depends on nothing else."""
+    base = case.make_base()
+    for key in (jax.random.key(5), jax.random.PRNGKey(5)):
+        first, second = case.build(base, key), case.build(base, key)
+        require(
+            not any(map(is_key, arrays_of(first))),
+            "The adapter holds a typed PRNG key as a leaf.",
+            "draw all random numbers in `__init__`, or keep an integer array as a seed.",
+        )
+        require(
+            same_bits(first, second),
+            "Two adapters built with the same key differ.",
+            "take all randomness from `key`.",
+        )
+    _require_dependence_on_key(case)
+
+
+def _require_dependence_on_key(case: WrapperCase) -> None:
+    """**Raises:** `ConformanceError` if all layers start with the same random numbers.
+
+    Frozen arrays may be a fixed basis. Zeros, ones, knots and frequencies are not random numbers.
+    """
+    if case.wrapper.needs:  # the same statistics may give the same start
+        return
+    layers = [case.make_base(), case.make_base(seed=71)]
+    adapters = [case.build(layers[0], key) for key in map(jax.random.key, (5, 6))]
+    adapters.append(case.build(layers[1], jax.random.key(7)))
+    first, second, third = (split(adapter)[0] for adapter in adapters)
+    if not same_bits(first, second):
+        return
+    leaves = jtu.tree_leaves_with_path(first)
+    for (path, array), other_layers in zip(leaves, jax.tree.leaves(third), strict=True):
+        require(
+            not (np.array_equal(array, other_layers) and _looks_random(np.asarray(array))),
+            f"The numbers in `{path_str(path)}` are the same for every key and every layer, so all "
+            "layers start alike.",
+            "draw from the `key` that the constructor gets.",
+        )
+
+
+def _looks_random(array: Any) -> bool:
+    """Whether most numbers differ, and along no axis all of them only rise, or only fall."""
+    for axis, size in enumerate(array.shape):
+        signs = np.sign(np.diff(array, axis=axis))
+        if size >= 4 and np.all(signs == signs.take([0], axis)):
+            return False
+    return array.size >= 4 and len(np.unique(np.abs(array).round(6))) > array.size / 2
+
+
+@required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
+def check_trainable_fields(case: WrapperCase) -> None:
+    """Every field in `adapter_fields` holds floating arrays; only those train; none is static."""
+    adapter = case.make()
+    for field in dataclasses.fields(adapter):
+        static = getattr(adapter, field.name) if field.metadata.get("static", False) else None
+        require(
+            not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(static)),
+            f"The static field {field.name!r} holds an array, which JAX cannot compare or trace.",
+            f"declare it as an array: `{field.name}: jax.Array`. It is frozen unless "
+            "`adapter_fields` names it.",
+        )
+    trains = any(jax.tree.leaves(lora_trainable_filter(adapter)))
+    for name in case.wrapper.adapter_fields:
+        leaves = jax.tree.leaves(getattr(adapter, name))
+        require(
+            trains and leaves and all(map(eqx.is_inexact_array, leaves)),
+            f"The adapter field {name!r} holds {[eqx.tree_pformat(leaf) for leaf in leaves]}.",
+        )
+
+
+@required("correct the formula, or the shapes, or `adapter_fields`.")
+def check_parameter_count(case: WrapperCase) -> None:
+    """The number of trained parameters is the documented one."""
+    skip_unless(case.parameters is not None, "the case has no `parameters`")
+    adapter = case.make()
+    size = sum(x.size * (2 if jnp.iscomplexobj(x) else 1) for x in arrays_of(split(adapter)[0]))
+    require(size == case.parameters, f"{size} parameters train, {case.parameters} were promised.")
+
+
+@required("copy the array for the second field: `jnp.copy(...)`.")
+def check_no_shared_buffers(case: WrapperCase) -> None:
+    """No two arrays of the adapter share a buffer, so that all can be donated."""
+    arrays = [x for x in jax.tree.leaves(case.make()) if isinstance(x, jax.Array) and x.size]
+    pointers = {array.unsafe_buffer_pointer() for array in arrays}
+    require(
+        len(pointers) == len(arrays),
+        "Two leaves of the adapter share one buffer; donating the adapter to a compiled step "
+        "(`eqx.filter_jit(donate=...)`) would fail.",
+    )
+
+
+@required("do not override `__getattr__`; leave out attributes that the base has.")
+def check_reads_like_the_layer(case: WrapperCase) -> None:
+    """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
+    base, adapter = case.make_base(), case.make_trained()
+    plain = merged(adapter) if case.mergeable else base
+    of_base = [field.name for field in dataclasses.fields(base)]
+    of_adapter = {"rank", "alpha", "base"}  # which a layer's fields of these names do not change
+    names = [n for n in of_base if n not in of_adapter and not hasattr(LoRAWrapper, n)]
+    for name, got in attributes(adapter, tuple(names)).items():
+        expected = getattr(plain, name)
+        if arrays_of(expected):
+            is_same = relative_error(got, expected) <= 1e-5
+        else:
+            is_same = got is expected or bool(got == expected)
+        require(
+            is_same,
+            f"`wrapper.{name}` is {eqx.tree_pformat(got)}, but the merged layer's is "
+            f"{eqx.tree_pformat(expected)}.",
+        )
+
+
+@required(
+    "let `state()` hold every array that matters, and let `from_state` restore all of them on a "
+    "base as it was before adapting."
+)
+def check_state_round_trip(case: WrapperCase) -> None:
+    """Saved to a file and loaded onto the original base, the adapter is the same."""
+    trained = case.make_trained()
+    restored = _saved_and_loaded(case, trained)
+    require(
+        same_bits(trained.state(), restored.state()),
+        "The state of the restored adapter is not the state that was saved.",
+    )
+    # To rounding: a base that the constructor changes (PiSSA) is computed again.
+    error = relative_error(output(case, restored), output(case, trained))
+    require(
+        error <= 1e-6,
+        "The output of the adapter that `from_state` restored differs from the saved adapter's "
+        f"(relative error {error:.1e}).",
+        "let `state()` hold every array outside `base` that matters, and let `from_state` start "
+        "from the base as it was before adapting (a method that changes it must do so again).",
+    )
+    require(
+        jax.tree.structure(split(restored)[0]) == jax.tree.structure(split(trained)[0]),
+        "The restored adapter trains other fields than the saved adapter.",
+        "restore static fields as well.",
+    )
+
+
+_RESTORE_ARRAYS = "let `from_state` take the arrays of `state`, by default named as the fields."
+_RESTORE_OPTIONS = (
+    "let `options_of(state)` give the options that the names and shapes of the saved arrays stand "
+    "for: `from_state` passes them to the constructor."
+)
+
+
+def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
+    registry = Registry(discover=False)  # so that only this class is looked at
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "adapter.safetensors"
+        save_adapters({"layer": adapter}, file, registry=registry, base_values=False)
+        try:
+            model = {"layer": case.make_base()}
+            return load_adapters(model, file, wrappers=case.wrapper, registry=registry)["layer"]
+        except CheckpointError as err:
+            start = f"With the options {dict(case.options)}, the" if case.options else "The"
+            remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
+            problem = f"{start} saved adapter cannot be loaded: {err}"
+            raise ConformanceError(problem, remedy) from err

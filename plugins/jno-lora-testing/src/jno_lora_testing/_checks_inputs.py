@@ -1,0 +1,208 @@
+"""Checks of values where authors do not look: special inputs, alpha, half precision, subclasses."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jno.lora.coded import with_arrays
+from jno.lora.extending import call_compiled, takes
+
+from ._case import WrapperCase, cast, perturbed
+from ._checks_values import NO_HALF, halves_of, require_law
+from ._comparisons import arrays_of, relative_error, require, require_close, same_bits
+from ._conformance import is_refusal, required, skip_unless
+from ._programs import merged, output, start_and_merge
+
+_TOLERANCE = 4e-5
+# Roundings of half precision that a call or a merge may add up.
+_HALF_ROUNDINGS = 6
+_LARGE = 100
+
+
+@required("mind divisions by norms, clipping, and indices that count from the end.")
+def check_special_inputs(case: WrapperCase) -> None:
+    """Zeros, large and negative inputs, and the indices 0 and -1 give the merged outputs."""
+    trained = case.make_trained()
+    # A fresh adapter that cannot be merged has the layer's outputs.
+    adapter, plain = (
+        (trained, merged(trained)) if case.mergeable else (case.make(), case.make_base())
+    )
+    is_compared = False
+    for name, inputs in _special(case.make_inputs()).items():
+        try:
+            output(case, case.make_base(), inputs)
+        except Exception:  # the layer may refuse such inputs
+            continue
+        expected = output(case, plain, inputs)
+        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected)):
+            continue
+        is_compared = True
+        # Rounding, and how much the layer itself magnifies rounding (a softmax of large numbers).
+        moved = jax.tree.map(lambda x: x * 1.00001 if eqx.is_inexact_array(x) else x, inputs)
+        bound = _TOLERANCE + 10 * relative_error(output(case, plain, moved), expected)
+        problem = f"For {name}, the adapter and the plain layer differ"
+        require_close(output(case, adapter, inputs), expected, bound, problem)
+    skip_unless(is_compared, "the layer gives no finite outputs for special inputs")
+
+
+def _special(inputs: Any) -> dict[str, Any]:
+    """Inputs by their description."""
+    numbers, indices = eqx.is_inexact_array, _is_index
+    changes = {
+        "inputs of zeros": (numbers, jnp.zeros_like),
+        "large inputs": (numbers, lambda x: _LARGE * x),
+        "negative inputs": (numbers, lambda x: -(jnp.abs(x).astype(x.dtype))),
+        "the index 0": (indices, jnp.zeros_like),
+        "the index -1": (indices, lambda x: jnp.full_like(x, -1)),
+    }
+    return {
+        name: jax.tree.map(lambda x, has=has, to=to: to(x) if has(x) else x, inputs)
+        for name, (has, to) in changes.items()
+        if any(map(has, jax.tree.leaves(inputs)))
+    }
+
+
+def _is_index(leaf: Any) -> bool:
+    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.signedinteger)
+
+
+@required("scale by `alpha` alone where the paper does; refuse `alpha = 0` only if it divides.")
+def check_alpha(case: WrapperCase) -> None:
+    """With alpha 0, and with a fraction, the adapter starts, merges and follows its law."""
+    skip_unless("alpha" in takes(case.wrapper), "the adapter takes no alpha")
+    base = case.make_base()
+    for alpha in (0.0, 0.75):
+        changed = dataclasses.replace(case, alpha=alpha)
+        try:
+            fresh = changed.build(base)
+        except Exception as err:
+            if alpha or not is_refusal(err):
+                raise
+            continue
+        trained = perturbed(fresh)
+        said = f"With alpha {alpha}, the"
+        require_close(
+            output(case, fresh), output(case, base), _TOLERANCE, f"{said} fresh adapter differs"
+        )
+        if case.mergeable:
+            plain: Any = with_arrays(trained).merge()
+            problem = f"{said} merged layer and the adapter differ"
+            require_close(output(case, plain), output(case, trained), _TOLERANCE, problem)
+            if case.law is not None:
+                require_law(case, trained, plain, f"With alpha {alpha}, ")
+
+
+@required("cast to float32 before small numbers are added or multiplied, and cast the result back.")
+def check_trained_in_half_precision(case: WrapperCase) -> None:
+    """A trained adapter of a half-precision layer, and its merged layer, compute as in float32."""
+    dtypes = halves_of(case)
+    skip_unless(dtypes, NO_HALF)
+    compared = [_compare_with_float32(case, dtype) for dtype in dtypes]
+    skip_unless(any(compared), "rounding by the layer itself hides the update")
+
+
+def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
+    """Whether the update shows over the rounding. **Raises:** `ConformanceError` if it is wrong."""
+    inputs = case.make_inputs(dtype)
+    wide_inputs, wide_base = cast(inputs, jnp.float32), cast(case.make_base(dtype), jnp.float32)
+    at_base = output(case, wide_base, wide_inputs)
+    trained, expected = _moved_far(case, dtype, wide_inputs, at_base)
+    # The layer may add noise, or decide by a threshold.
+    plain = merged(cast(trained, jnp.float32)) if case.mergeable else wide_base
+    of_layer = output(case, cast(plain, dtype), inputs)
+    error_of_layer = relative_error(of_layer, expected if case.mergeable else at_base)
+    bound = _HALF_ROUNDINGS * float(jnp.finfo(dtype).eps) + 2 * error_of_layer
+    if relative_error(at_base, expected) <= bound:
+        return False
+    with_dtype = f"With {jnp.dtype(dtype).name}, the trained adapter's output"
+    problem = f"{with_dtype} differs from the output in float32"
+    require_close(output(case, trained, inputs), expected, bound, problem)
+    if case.mergeable:
+        problem = f"{with_dtype} in float32 differs from the merged layer's"
+        require_close(output(case, merged(trained), inputs), expected, bound, problem)
+    return True
+
+
+def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tuple[Any, Any]:
+    """An adapter moved until half of its output in float32 is its update; and this output."""
+    trained = case.make_trained(dtype)
+    expected = output(case, cast(trained, jnp.float32), inputs)
+    for size in (1.0, 3.0, 10.0):
+        if relative_error(at_base, expected) >= 0.5:
+            break
+        farther = perturbed(case.make(dtype), size)
+        outputs = output(case, cast(farther, jnp.float32), inputs)
+        if np.isfinite(relative_error(outputs, at_base)):
+            trained, expected = farther, outputs
+    return trained, expected
+
+
+@required(
+    "call the layer (`self.base(x)`), or put the new weight into the layer and call that; or claim "
+    "the exact type (`type(leaf) is ...`)."
+)
+def check_subclass(case: WrapperCase) -> None:
+    """A subclass that computes more than its class, if claimed, is adapted as it computes."""
+    base = case.make_base()
+    layer = _doubling(base)
+    skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
+    start, trained, plain = call_compiled(start_and_merge, case, layer, case.make_inputs())[:3]
+    expected = output(case, layer)
+    problem = "Around a subclass with a `__call__` of its own, the fresh adapter differs from it"
+    require_close(start, expected, _TOLERANCE, problem)
+    problem = "Around a subclass with a `__call__` of its own, `merge()(x)` and `wrapper(x)` differ"
+    require_close(plain, trained, _TOLERANCE, problem)
+
+
+@functools.cache
+def _doubling_class(cls: type) -> type:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return jax.tree.map(lambda y: y + y, cls.__call__(self, *args, **kwargs))
+
+    return type(f"Doubling{cls.__name__}", (cls,), {"__call__": call, "__module__": __name__})
+
+
+def _doubling(layer: Any) -> Any:
+    """`layer` as an object of a subclass whose output is twice the layer's."""
+    copy = object.__new__(_doubling_class(type(layer)))
+    for name, value in vars(layer).items():
+        object.__setattr__(copy, name, value)
+    return copy
+
+
+@required("return new values, and let no argument, field or global object change.")
+def check_purity(case: WrapperCase) -> None:
+    """The constructor, the call and `merge` change nothing, and give the same result again."""
+    base: Any = jax.tree.map(lambda leaf: leaf, case.make_base())
+    before = jax.tree.leaves(base)
+    adapter = perturbed(case.build(base))
+    _require_unchanged(before, base, "The constructor changes the layer that it was given.")
+    before = jax.tree.leaves(adapter)
+    require(
+        same_bits(case.run(adapter), case.run(adapter)), "Two calls with the same input differ."
+    )
+    _require_unchanged(before, adapter, "The call changes the adapter.")
+    effects = _effects(case, adapter) - _effects(case, base)
+    require(not effects, f"The call has side effects: {effects}.", "print elsewhere.")
+    if case.mergeable:
+        adapter = with_arrays(adapter)
+        before = jax.tree.leaves(adapter)
+        first, second = adapter.merge(), adapter.merge()
+        require(same_bits(first, second) and arrays_of(second), "Two calls of `merge()` differ.")
+        _require_unchanged(before, adapter, "`merge()` changes the adapter.")
+
+
+def _effects(case: WrapperCase, layer: Any) -> set[str]:
+    jaxpr, *_ = eqx.filter_make_jaxpr(case.call)(layer, *case.make_inputs())
+    return {f"{effect}" for effect in jaxpr.effects}
+
+
+def _require_unchanged(before: list[Any], tree: Any, problem: str) -> None:
+    after = jax.tree.leaves(tree)
+    is_same = len(after) == len(before) and all(map(lambda a, b: a is b, before, after))
+    require(is_same, problem)

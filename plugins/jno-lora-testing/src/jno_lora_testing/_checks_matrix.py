@@ -1,0 +1,179 @@
+"""Checks of an adapter's claims about its matrix: `matrix`, and updates of low rank."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jno.lora.coded import with_arrays
+
+from ._case import NOT_MERGEABLE, WrapperCase
+from ._comparisons import relative_error, require, require_close
+from ._conformance import required, skip_unless
+from ._programs import merged, output
+
+_TOLERANCE = 4e-5
+_NO_MATRIX = "the adapter says no `matrix`"
+
+
+@required(
+    "give the `(out, in)` matrix `W` of one plain layer that the update is added to, as a "
+    "classmethod; or leave `matrix` out."
+)
+def check_matrix(case: WrapperCase) -> None:
+    """`matrix` is `None`, or the `(out, in)` matrix of the layer, to which the update is added.
+
+    A linear layer computes `W x`, perhaps with a bias and with a factor for each output.
+    """
+    base = case.make_base()
+    W: Any = _matrix(case, base)
+    skip_unless(W is not None, _NO_MATRIX)
+    samples = [case.make_inputs(), case.make_inputs(seed=9)]
+    has_numbers = any(map(eqx.is_inexact_array, jax.tree.leaves(samples[0])))
+    if has_numbers:  # with the same indices, masks and keys
+        samples[1] = jax.tree.map(_second_number, *samples)
+    rows, outputs = _rows_of(case, base, samples)
+    reason = "the class does not say which rows the matrix multiplies and gives"
+    skip_unless(len(rows) == len(outputs) > 0, reason)
+    if has_numbers:  # else they are the rows of a table
+        outputs = outputs - _constants(case, base, samples, outputs)
+    shape = outputs.shape[1], rows.shape[1]
+    require(W.shape == shape, f"`matrix` has the shape {W.shape}, not {shape}, (out, in).")
+    products = rows @ W.T
+    squares = np.sum(np.abs(products) ** 2, axis=0)
+    gains = np.sum(products.conj() * outputs, axis=0) / np.where(squares == 0, 1, squares)
+    problem = (
+        "`matrix` times the inputs is not the output of the layer without its bias, up to a factor "
+        "for each output"
+    )
+    require_close(products * gains[None], outputs, _TOLERANCE, problem)
+
+
+def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -> Any:
+    """What the layer adds to a linear map. **Raises:** `NotApplicableError` if it is not linear."""
+    at_zero: Any = _rows_of(case, base, [jax.tree.map(_zeros, inputs) for inputs in samples])[1]
+    inputs_sum = jax.tree.map(_sum, *samples)
+    of_sum: Any = _rows_of(case, base, [inputs_sum])[1]
+    first, second = np.split(outputs - at_zero, 2)
+    is_linear = relative_error(of_sum - np.split(at_zero, 2)[0], first + second) <= _TOLERANCE
+    skip_unless(is_linear, "the layer computes more than a matrix and a bias")
+    return at_zero
+
+
+def _second_number(first: Any, second: Any) -> Any:
+    return second if eqx.is_inexact_array(first) else first
+
+
+def _sum(first: Any, second: Any) -> Any:
+    return first + second if eqx.is_inexact_array(first) else first
+
+
+def _zeros(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+
+def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
+    """The vectors that the matrix multiplies, and the vectors that the layer gives."""
+    rows = [_rows_of_inputs(case, base, inputs) for inputs in samples]
+    outputs = [_rows_of_outputs(case, base, inputs) for inputs in samples]
+    return np.concatenate(rows), np.concatenate(outputs)
+
+
+def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
+    """The vectors that the matrix multiplies; no rows if the class does not know them."""
+    if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
+        return _precise(inputs[0])[None]
+    try:
+        return _precise(case.wrapper.inputs_of(base, *inputs))
+    except Exception:  # a class without `needs` need not know them
+        return np.zeros((0, 0))
+
+
+def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
+    y = output(case, base, inputs)
+    if eqx.is_array(y) and y.ndim == 1:
+        return _precise(y)[None]
+    try:
+        return _precise(case.wrapper.outputs_of(base, y))
+    except Exception:
+        return np.zeros((0, 0))
+
+
+@required(
+    "give `(A, B)`, `(k, in)` and `(out, k)`, with the scale and every gate in one of the factors; "
+    "or `None`, if the update is not exactly `B A`."
+)
+def check_low_rank_update(case: WrapperCase) -> None:
+    """`low_rank_update` is the change of the matrix by `merge`."""
+    skip_unless(case.mergeable, NOT_MERGEABLE)
+    trained = case.make_trained()
+    factors: Any = trained.low_rank_update()
+    skip_unless(factors is not None, "the adapter claims no low-rank update")
+    require(
+        isinstance(factors, tuple) and len(factors) == 2 and all(map(eqx.is_array, factors)),
+        f"`low_rank_update` gives {eqx.tree_pformat(factors)}, not two arrays `(A, B)`.",
+    )
+    A, B = factors
+    _require_change(case, trained, A, B, "`low_rank_update`")
+
+
+@required(
+    "give the factor `s` of the update `s B A`, as a classmethod of the rank in use and alpha; or "
+    "`None`, if the adapter does anything else."
+)
+def check_low_rank_scale(case: WrapperCase) -> None:
+    """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the matrix."""
+    skip_unless(case.mergeable, NOT_MERGEABLE)
+    trained = case.make_trained()
+    scale = case.wrapper.low_rank_scale(trained.rank, trained.alpha)
+    skip_unless(scale is not None, "the adapter claims no scale of a low-rank update")
+    state = trained.state()
+    shapes = {name: jnp.shape(array) for name, array in state.items()}
+    is_named = {"lora_A", "lora_B"} <= state.keys() and shapes["lora_A"][:1] == (trained.rank,)
+    require(
+        is_named,
+        "`low_rank_scale` needs `lora_A` `(rank, in)` and `lora_B` `(out, rank)` in `state()`, "
+        f"whose arrays have the shapes {shapes}.",
+        "name the factors so, or let `low_rank_scale` give `None`.",
+    )
+    scaled = scale * _precise(state["lora_B"])
+    _require_change(case, trained, state["lora_A"], scaled, "`low_rank_scale`")
+
+
+def _precise(array: Any) -> Any:
+    """`array` in NumPy's double precision, real or complex."""
+    array = np.asarray(array)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _matrix(case: WrapperCase, layer: Any) -> Any:
+    """`matrix(layer)` in double precision, or `None`."""
+    matrix: Any = case.wrapper.matrix(with_arrays(layer))
+    if matrix is None:
+        return None
+    require(
+        jnp.ndim(matrix) == 2,
+        f"`matrix` of the layer has the shape {jnp.shape(matrix)}, not (out, in).",
+        "let `matrix` give the matrix that the update is added to, or `None`.",
+    )
+    return _precise(matrix)
+
+
+def _require_change(case: WrapperCase, trained: Any, A: Any, B: Any, member: str) -> None:
+    """**Raises:** `ConformanceError` unless `merge` adds `B A` to the matrix of the layer."""
+    base, plain = case.make_base(), merged(trained)
+    before, after = _matrix(case, base), _matrix(case, plain)
+    if before is None:  # the layout of an unknown layer's weight is not known
+        skip_unless(isinstance(base, eqx.nn.Linear), _NO_MATRIX)
+        before, after = _precise(base.weight), _precise(plain.weight)
+    A, B = _precise(A), _precise(B)
+    is_product = A.ndim == B.ndim == 2 and len(A) == B.shape[1]
+    require(
+        is_product and (len(B), A.shape[1]) == before.shape,
+        f"{member} gives factors `A` {A.shape} and `B` {B.shape}, but the matrix of the layer is "
+        f"{before.shape}, (out, in).",
+    )
+    problem = f"{member} is not the update by which `merge()` changes the matrix of the layer"
+    require_close(before + B @ A, after, _TOLERANCE, problem)

@@ -1,0 +1,295 @@
+"""Checks of optional members: statistics, shared arrays, a penalty, and a rank gate."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jno.lora import (
+    LoRAWrapper,
+    Registry,
+    calibrate,
+    lora_trainable_filter,
+    merge_lora,
+    penalty,
+    resolve,
+)
+from jno.lora.coded import with_arrays
+from jno.lora.extending import (
+    path_str,
+    shared_arrays,
+    statistic_keys,
+    statistics_of,
+    with_shared_arrays,
+)
+
+from ._case import WrapperCase, constructed, perturbed, random_statistics
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, is_refusal, raised_in, required, skip_unless
+from ._programs import gradients, output
+
+_TOLERANCE = 1e-5
+_NEEDS_NOTHING = "the adapter needs no statistics"
+
+
+@required("guard divisions and roots: a layer may see zeros, or fewer vectors than it has inputs.")
+def check_poor_statistics(case: WrapperCase) -> None:
+    """Statistics of zeros, or of a single vector, give finite arrays and the layer's outputs."""
+    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    base = case.make_base()
+    plain = output(case, base)
+    # An option may ask for another start.
+    starts_equal = relative_error(output(case, case.make()), plain) <= _TOLERANCE
+    for rows, data in ((0, "no data"), (1, "a single vector")):
+        adapter = constructed(case, base, jax.random.key(3), rows)
+        require(
+            all(np.all(np.isfinite(x)) for x in arrays_of(adapter) if eqx.is_inexact_array(x)),
+            f"Statistics of {data} give an adapter with NaN or infinity.",
+        )
+        if starts_equal:
+            start = f"With statistics of {data}, the fresh adapter's output"
+            problem = f"{start} differs from the layer's"
+            require_close(output(case, adapter), plain, _TOLERANCE, problem)
+
+
+@required("define `inputs_of` and `outputs_of` for this kind of layer, in the order of `matrix`.")
+def check_calibration(case: WrapperCase) -> None:
+    """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
+    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    for statistic in statistics_of(case.wrapper):
+        _check_statistic(statistic)
+    several = [case.make_inputs(seed=seed) for seed in (51, 52)]
+
+    def loss(layer: Any, batch: Any) -> Any:
+        results = jax.vmap(lambda inputs: case.call(layer, *inputs))(batch)
+        return sum(jnp.mean(jnp.sin(x)) for x in jax.tree.leaves(results))
+
+    alone = [jax.tree.map(lambda x: x[None], inputs) for inputs in several]
+    together = jax.tree.map(lambda *x: jnp.stack(x), *several)
+    registry, base = Registry(discover=False), case.make_base()
+    single, mapped = (
+        calibrate(base, batches, loss, wrappers=case.wrapper, registry=registry)[""]
+        for batches in (alone, [together])
+    )
+    for name, array in (random_statistics(case.wrapper, base) or {}).items():
+        key = statistic_keys(case.wrapper)[name]
+        x, y = single[key], mapped[key]
+        require(
+            x.shape == array.shape,
+            f"Calibration gives {name!r} the shape {x.shape}, but `matrix` asks for {array.shape}.",
+        )
+        require_close(x, y, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
+
+
+def _check_statistic(statistic: Any) -> None:
+    """**Raises:** `ConformanceError` if the sum over a batch is not the sum over its parts."""
+    if statistic.of == "gradient":
+        return
+    V = np.random.default_rng(7).normal(size=(6, 4)).astype(np.float32)
+    whole, *parts = (
+        np.asarray(statistic.left(rows).T @ statistic.right(rows))
+        for rows in map(jnp.asarray, (V, V[:1], V[1:3], V[3:]))
+    )
+    problem = f"The value of the statistic {statistic.name!r} depends on how rows are batched"
+    remedy = "let `left` and `right` map each row alone: no mean, maximum or length over the rows."
+    require(relative_error(sum(parts), whole) <= 1e-4, f"{problem}.", remedy)
+
+
+@required("read a shared array by `self.field.array` each time; keep no copy of it.")
+def check_shared_arrays(case: WrapperCase) -> None:
+    """Two adapters keep one array of each name, whose gradient is the sum over both."""
+    skip_unless(shared_arrays(case.make()), "the adapter shares no array")
+    layers = [case.make_base(seed=seed) for seed in (61, 62)]
+    pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
+    names = shared_arrays(case.make()).keys()
+    model = perturbed(with_shared_arrays(pair, key=jax.random.key(3)))
+    shared = shared_arrays(model)
+    require(
+        shared.keys() == names and shared.keys() == shared_arrays(model[0]).keys(),
+        f"Two adapters use {sorted(names)}, and the first holds {sorted(shared)}.",
+        "give a `Shared` the same name in every layer that is to use one array.",
+    )
+    _check_sum_of_gradients(case, model)
+    _check_two_widths(case)
+    if case.mergeable:
+        merged, resolved = merge_lora(with_arrays(model)), resolve(model)
+        problem = "With shared arrays, the merged layer differs from the adapter"
+        for plain, adapter in zip(merged, resolved, strict=True):
+            require_close(case.run(plain), case.run(adapter), 10 * _TOLERANCE, problem)
+
+
+def _check_two_widths(case: WrapperCase) -> None:
+    """**Raises:** `ConformanceError` if a wider layer, whose arrays are larger, changes outputs."""
+    narrow = case.make_base()
+    if type(narrow) is not eqx.nn.Linear:  # other layers cannot be widened here
+        return
+    outputs, inputs = narrow.weight.shape
+    wide = eqx.nn.Linear(inputs + 2, outputs + 1, key=jax.random.key(63))
+    if not case.wrapper.applies_to(wide):
+        return
+    keys = jax.random.split(jax.random.key(64), 2)
+    vectors = [
+        np.asarray(jax.random.normal(k, (n,)))
+        for k, n in zip(keys, (inputs, inputs + 2), strict=True)
+    ]
+    layers = [narrow, wide]
+    try:
+        plain = [case.call(layer, x) for layer, x in zip(layers, vectors, strict=True)]
+    except Exception:  # the case calls a layer with other inputs
+        return
+    try:
+        pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
+    except Exception as err:
+        if is_refusal(err):
+            return
+        raise
+    try:
+        model = with_shared_arrays(pair, key=jax.random.key(3))
+        fresh, trained = (resolve(adapters) for adapters in (model, perturbed(model)))
+        started, moved = (
+            [case.call(adapter, x) for adapter, x in zip(adapters, vectors, strict=True)]
+            for adapters in (fresh, trained)
+        )
+    except Exception as err:
+        problem = f"Two layers of different widths fail: {type(err).__name__}: {err}"
+        raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", _SLICE) from err
+    problem = "Two fresh adapters of layers of different widths differ from the layers"
+    require_close(started, plain, 10 * _TOLERANCE, problem)
+    if case.mergeable:
+        merged = merge_lora(with_arrays(perturbed(model)))
+        expected = [case.call(layer, x) for layer, x in zip(merged, vectors, strict=True)]
+        problem = "Two adapters of layers of different widths differ from their merged layers"
+        require_close(moved, expected, 10 * _TOLERANCE, problem)
+
+
+_SLICE = "read the part of the shared array that this layer needs: `array[:rank, :inputs]`."
+
+
+def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
+    varied, fixed = eqx.partition(model, eqx.is_inexact_array)
+
+    def gradient(*users: int) -> Any:
+        def call(model: Any, *inputs: Any) -> list[Any]:
+            adapters = resolve(model)
+            return [case.call(adapters[user], *inputs) for user in users]
+
+        return shared_arrays(gradients(varied, fixed, call, case.make_inputs()))
+
+    total = jax.tree.map(jnp.add, gradient(0), gradient(1))
+    problem = "The gradient of a shared array is not the sum over its users"
+    require_close(gradient(0, 1), total, 10 * _TOLERANCE, problem)
+
+
+@required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
+def check_penalty(case: WrapperCase) -> None:
+    """The penalty is one finite number, and moves only trained arrays."""
+    is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
+    skip_unless(is_defined, "the adapter defines no `penalty`")
+    differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
+    at_start, start_grads = differentiated(case.make())
+    require(np.isfinite(at_start), f"At the start, the penalty is {at_start}.", "mind divisions.")
+    for path, grad in jtu.tree_leaves_with_path(start_grads):
+        where = f"At the start, the gradient of the penalty by `{path_str(path)}`"
+        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
+    trained = case.make_trained()
+    value = penalty(trained)
+    compiled, grads = differentiated(trained)
+    require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
+    require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
+    moving, fixed = eqx.partition(grads, lora_trainable_filter(trained))
+    for path, grad in jtu.tree_leaves_with_path(grads):
+        where = f"The gradient of the penalty by `{path_str(path)}`"
+        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
+    for path, grad in jtu.tree_leaves_with_path(fixed):
+        where = f"The gradient of the penalty by `{path_str(path)}`"
+        require(not np.any(grad), f"{where} is not zero, but this array does not train.")
+    problem = "The penalty moves no trained array."
+    require(any(map(np.any, arrays_of(moving))), problem, "let it depend on a trained field.")
+
+
+@required(
+    "let `rank_gate` name the field with a factor for each direction, and `rank_axes` the axis of "
+    "the directions in one layer's array of each other field."
+)
+def check_rank_gate(case: WrapperCase) -> None:
+    """Only directions with an open gate have an effect, in one program for all gates."""
+    name: Any = case.wrapper.rank_gate
+    skip_unless(name is not None, "the adapter declares no `rank_gate`")
+    opened, inputs = case.make_trained(), case.make_inputs()
+    _check_rank_axes(opened, name)
+    _check_no_axis_is_missing(case, name)
+    traces: list[None] = []
+
+    @eqx.filter_jit
+    def run(adapter: Any) -> Any:
+        traces.append(None)
+        return case.run(adapter, inputs)
+
+    with_direction = run(opened)
+    for matrix, gate in _by_matrix(getattr(opened, name)).items():
+        closed = _with(opened, name, matrix, gate.at[-1].set(0))
+        without = run(closed)
+        require(
+            relative_error(without, with_direction) > 10 * _TOLERANCE,
+            f"The output does not change if an entry of the gate {name!r} becomes zero.",
+        )
+        for field, axis in case.wrapper.rank_axes.items():
+            array = _by_matrix(getattr(opened, field))[matrix]
+            changed = array.at[(slice(None),) * axis + (-1,)].add(1)
+            which = f"The direction of {field!r} along axis {axis}"
+            problem = f"{which} whose gate is zero changes the output"
+            y = run(_with(closed, field, matrix, changed))
+            require_close(y, without, _TOLERANCE, problem)
+            error = relative_error(run(_with(opened, field, matrix, changed)), with_direction)
+            require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
+    require(
+        len(traces) == 1,
+        f"The call was traced {len(traces)} times for other values of one shape.",
+        "keep everything that a controller changes in array fields.",
+    )
+
+
+def _check_rank_axes(adapter: Any, name: str) -> None:
+    for matrix, gate in _by_matrix(getattr(adapter, name)).items():
+        require(
+            gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
+        )
+        for field, axis in type(adapter).rank_axes.items():
+            shape = _by_matrix(getattr(adapter, field))[matrix].shape
+            require(
+                shape[axis : axis + 1] == gate.shape,
+                f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate "
+                f"has {gate.size} directions.",
+            )
+
+
+def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
+    """**Raises:** `ConformanceError` if an array that grows with the rank is not in `rank_axes`."""
+    cases = (case, dataclasses.replace(case, rank=1 if case.rank > 1 else 2))
+    key = jax.random.key(3)
+    grown = [eqx.filter_eval_shape(constructed, ranked, case.make_base(), key) for ranked in cases]
+    for name in {*case.wrapper.adapter_fields} - {gate}:
+        shapes = [getattr(getattr(adapter, name), "shape", ()) for adapter in grown]
+        axes = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len({*sizes}) > 1]
+        named = [axis for field, axis in case.wrapper.rank_axes.items() if field == name]
+        require(
+            axes == named or len(axes) != 1,
+            f"The shape of {name!r} grows with the rank along axis {axes}, but `rank_axes` gives "
+            f"{named or 'no axis'}: a controller would not shrink the array.",
+        )
+
+
+def _by_matrix(value: Any) -> dict[str | None, Any]:
+    """The array of each of several matrices; of a field with one array, under the name `None`."""
+    return dict(value) if isinstance(value, Mapping) else {None: value}
+
+
+def _with(adapter: Any, field: str, matrix: str | None, array: Any) -> Any:
+    value = getattr(adapter, field)
+    new = array if matrix is None else {**value, matrix: array}
+    return eqx.tree_at(lambda node: getattr(node, field), adapter, new)

@@ -1,0 +1,271 @@
+"""Checks of an adapter under JAX: gradients, transformations, and meshes of devices."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jno.lora import apply_lora, merge_lora, resolve
+from jno.lora.coded import is_coded, with_arrays
+from jno.lora.extending import call_compiled, path_str, stable_hash, with_shared_arrays
+
+from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
+from ._comparisons import arrays_of, relative_error, require, require_close
+from ._conformance import ConformanceError, advice, required, skip_unless
+from ._programs import (
+    gradients,
+    mapped_and_scanned,
+    mapped_output,
+    output,
+    require_gradients_of_merge,
+    slice_of,
+    stacked,
+)
+
+_TOLERANCE = 2e-5
+
+
+@required(
+    "use every array of `adapter_fields` in `__call__`, without `stop_gradient`; mind divisions "
+    "and roots at zero."
+)
+def check_gradients(case: WrapperCase) -> None:
+    """Gradients by the trainable arrays are finite, and nonzero after a step."""
+    for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
+        grads = _gradients(case, adapter)
+        require(
+            any(map(np.any, jax.tree.leaves(grads))),
+            f"All gradients {stage} are zero, so nothing trains.",
+            "let one factor of a product start with random numbers.",
+        )
+        for path, grad in jtu.tree_leaves_with_path(grads):
+            where = f"The gradient of `{path_str(path)}` {stage}"
+            require(
+                np.all(np.isfinite(grad)),
+                f"{where} is not finite.",
+                "mind divisions by norms that may be zero, and square roots at zero.",
+            )
+            require(
+                stage == "at the start" or np.any(np.asarray(grad) != 0),
+                f"{where} is zero everywhere.",
+                "use the array in `__call__`; do not `stop_gradient` what should train.",
+            )
+
+
+@required("take the same values as constants in both (DoRA's norm), and use only JAX operations.")
+def check_merge_gradients(case: WrapperCase) -> None:
+    """Merging inside the loss gives the gradients of the wrapped path."""
+    skip_unless(case.mergeable, NOT_MERGEABLE)
+    problem = "The gradients through `merge()` differ from those through `__call__`"
+    require_gradients_of_merge(case, gradients, case.make_inputs(), 10 * _TOLERANCE, problem)
+
+
+@required("no Python `int()`, `float()` or `if` on array values in `__init__` or `__call__`.")
+def check_jit(case: WrapperCase) -> None:
+    """The constructor and the call work under `jit`, with the same outputs."""
+    inputs = case.make_inputs()
+
+    @eqx.filter_jit
+    def compiled(base: Any, key: Any, inputs: tuple[Any, ...]) -> Any:
+        return case.run(perturbed(case.build(base, key)), inputs)
+
+    require_close(
+        compiled(case.make_base(), jax.random.key(3), inputs),
+        case.run(case.make_trained(), inputs),
+        10 * _TOLERANCE,
+        "Compiled and eager outputs differ",
+    )
+
+
+@required("write `__call__` for one input, without assumptions on its batch axes.")
+def check_vmap(case: WrapperCase) -> None:
+    """`vmap` over inputs equals a loop."""
+    trained = case.make_trained()
+    several = [case.make_inputs(seed=seed) for seed in (21, 22, 23)]
+    mapped = mapped_output(trained, case.call, stacked(several))
+    looped = stacked([output(case, trained, inputs) for inputs in several])
+    require_close(mapped, looped, _TOLERANCE, "`vmap` and a loop differ")
+
+
+@required("keep everything that differs between layers in array fields.")
+def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
+    """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
+    bases = [case.make_base(seed=seed) for seed in (31, 32)]
+    keys = jax.random.split(jax.random.key(33), 2)
+    inputs = case.make_inputs()
+    adapters, scanned = call_compiled(mapped_and_scanned, case, stacked(bases), keys, inputs)
+    for index in range(2):
+        require_close(
+            slice_of(scanned, index),
+            output(case, slice_of(adapters, index), inputs),
+            10 * _TOLERANCE,
+            f"The mapped constructor's stack, run by `lax.scan`, differs from slice {index} alone",
+        )
+    shapes = [array.shape for array in arrays_of(case.make())]
+    require(
+        shapes == [array.shape[1:] for array in arrays_of(adapters)],
+        "A mapped constructor gives other shapes than one call.",
+        "derive shapes from the base's arrays, not from a stack around them.",
+    )
+
+
+@advice(
+    "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer `False` to "
+    "stacked layers in `applies_to`."
+)
+def check_stacked_layers(case: WrapperCase) -> None:
+    """A stacked layer that the adapter claims is adapted and merged slice by slice."""
+    bases = [case.make_base(seed=seed) for seed in (41, 42)]
+    stack = stacked(bases)
+    skip_unless(case.wrapper.applies_to(stack), "the adapter does not claim stacked layers")
+    try:
+        _adapt_and_merge_a_stack(case, bases, stack)
+    except Exception as err:
+        ndim = case.wrapper.stack_ndim(stack)
+        # An adapter that takes the stack for one layer may fail in any way.
+        require(
+            isinstance(err, ConformanceError) or ndim == 1,
+            f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
+            f"cannot take it as one layer: {type(err).__name__}: {err}",
+        )
+        raise
+
+
+def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) -> None:
+    model = _apply(case, stack)
+    trained_model = perturbed(model)
+    # Slices hold no arrays that all of them share.
+    adapted, trained = resolve(model), resolve(trained_model)
+    plain: Any = merge_lora(with_arrays(trained_model)) if case.mergeable else trained
+    for index, base in enumerate(bases):
+        start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
+        adapter, layer = slice_of(trained, index), slice_of(plain, index)
+        error = relative_error(output(case, layer), output(case, adapter))
+        require(
+            start <= _TOLERANCE and error <= 2 * _TOLERANCE,
+            f"Slice {index} of a stacked layer: {start:.1e} from the layer at the start, merged "
+            f"{error:.1e} from the adapter (relative).",
+        )
+
+
+@required("make no leaf or static field depend on array values.")
+def check_eval_shape(case: WrapperCase) -> None:
+    """`eqx.filter_eval_shape` of the constructor gives the shapes of a real adapter."""
+    base, key = case.make_base(), jax.random.key(3)
+    template, actual = eqx.filter_eval_shape(case.build, base, key), case.make()
+    expected, got = (
+        [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+        for tree in (actual, template)
+    )
+    require(
+        got == expected and jax.tree.structure(template) == jax.tree.structure(actual),
+        f"The constructor gives {expected}, but under `eqx.filter_eval_shape` {got}.",
+    )
+
+
+@required("keep `__call__` pure.")
+def check_checkpoint(case: WrapperCase) -> None:
+    """Gradients under `eqx.filter_checkpoint` (rematerialisation) are the same."""
+    trained = case.make_trained()
+    call = eqx.filter_checkpoint(case.call)
+    expected = _gradients(case, trained)
+    largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    require_close(
+        gradients(*split(trained), call, case.make_inputs()),
+        expected,
+        _TOLERANCE,
+        "Gradients with and without `filter_checkpoint` differ",
+        # The two programs round differently, so gradients near zero are compared loosely.
+        least=max(1e-3, 1e-2 * largest),
+    )
+
+
+@required("decompose in `__init__` only; in a step use matrix products or an elimination in JAX.")
+def check_no_lapack_in_step(case: WrapperCase) -> None:
+    """The compiled forward and gradient call no LAPACK routine."""
+    step: Any = eqx.filter_jit(gradients.__wrapped__)
+    lowered = step.lower(*split(case.make_trained()), case.call, case.make_inputs())
+    require(
+        "lapack" not in lowered.as_text().lower(),
+        "The step calls LAPACK (an inverse, solve, SVD or QR). Several such calls in one compiled "
+        "step can wait for each other forever on a CPU with few cores.",
+    )
+
+
+@advice("let shapes, not devices, decide the computation.")
+def check_sharding(case: WrapperCase) -> None:
+    """A layer sharded over devices is adapted, run and merged on its mesh.
+
+    The check needs several devices (see `--xla_force_host_platform_device_count`).
+    """
+    skip_unless(len(jax.devices()) > 1, "there is only one device")
+    plain = case.make_base()
+    layer, shardings = _shard(plain)
+    skip_unless(shardings, "the layer has no array that could be cut")
+    adapted = perturbed(_apply(case, layer))
+    # The dispatcher gives this key to a model that is one layer.
+    key = jax.random.key(3)
+    unshared = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
+    on_one_device = perturbed(with_shared_arrays(unshared, key=key))
+    devices = shardings[0].device_set
+    require(
+        all(array.sharding.device_set == devices for array in arrays_of(adapted)),
+        "Some arrays of the adapter are not on the mesh of the layer it wraps.",
+        "name the sharding of fields in `partition_specs`, and do not place arrays yourself.",
+    )
+    inputs = jax.device_put(case.make_inputs(), NamedSharding(shardings[0].mesh, PartitionSpec()))
+    require_close(
+        output(case, adapted, inputs),
+        output(case, on_one_device),
+        10 * _TOLERANCE,
+        "Sharded and on one device, the outputs differ",
+    )
+    if case.mergeable and not _has_codes(layer):
+        merged = zip(arrays_of(merge_lora(adapted)), shardings, strict=True)
+        require(
+            all(x.sharding.is_equivalent_to(sharding, x.ndim) for x, sharding in merged),
+            "The merged layer is sharded differently than the layer was.",
+            "merge into arrays of the base's shapes; `merge_lora` then places them like the base.",
+        )
+
+
+def _has_codes(layer: Any) -> bool:
+    return any(map(is_coded, jax.tree.leaves(layer, is_leaf=is_coded)))
+
+
+def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
+    """The layer with each array split along an axis that the devices divide, and the shardings."""
+    sizes = {size for array in arrays_of(layer) for size in array.shape}
+    counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
+    if not counts:
+        return layer, []
+    mesh = Mesh(np.array(jax.devices()[: counts[0]]), ("devices",))
+
+    def sharding_of(array: Any) -> NamedSharding:
+        axis = next((i for i, size in enumerate(array.shape) if size % counts[0] == 0), None)
+        axes = ["devices" if i == axis else None for i in range(array.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    shardings = jax.tree.map(sharding_of, arrays)
+    return eqx.combine(jax.device_put(arrays, shardings), static), jax.tree.leaves(shardings)
+
+
+def _apply(case: WrapperCase, base: Any) -> Any:
+    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
+    if (statistics := random_statistics(case.wrapper, case.make_base())) is not None:
+        array, single = arrays_of(base)[0], arrays_of(case.make_base())[0]
+        stack = array.shape[: array.ndim - single.ndim]
+        stacked = {name: jnp.broadcast_to(x, (*stack, *x.shape)) for name, x in statistics.items()}
+        settings["statistics"] = {"": stacked}
+    return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
+
+
+def _gradients(case: WrapperCase, adapter: Any) -> Any:
+    """The gradients of a loss of the output by the adapter's trainable arrays."""
+    return gradients(*split(adapter), case.call, case.make_inputs())

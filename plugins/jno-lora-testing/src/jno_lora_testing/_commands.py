@@ -1,0 +1,84 @@
+"""The commands `jno-lora new` and `jno-lora check`. Each imports what it needs."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from jno.lora import __version__, registered
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--layer",
+    type=click.Choice(["linear", "embedding"]),
+    help="The layer to wrap. By default the layer in NAME, or linear. For a layer of another "
+    "class, replace Linear by the class in the files that are written.",
+)
+@click.option(
+    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not an adapter."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("."),
+    help="Where the plugin's folder is made.",
+)
+def new(name: str, layer: str | None, method: bool, output: Path) -> None:
+    """Write a plugin to start from: nine files that work.
+
+    NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
+    """
+    if method and layer is not None:
+        raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
+    from . import _new
+
+    target = _new.create(name, layer, method, output, __version__, registered())
+    click.echo(f"Written: {target}")
+    click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
+
+
+@click.command()
+@click.argument("what", metavar="MODULE:CLASS | MODULE:CASES | DISTRIBUTION")
+@click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
+@click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
+@click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    what: str,
+    only: tuple[str, ...],
+    layers: tuple[str, ...],
+    rank: int | None,
+    strict: bool,
+) -> None:
+    """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
+
+    Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
+    CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
+    with 1 if a required check fails: users rely on it. Advice is printed, too. --only and --layer
+    can be given several times.
+    """
+    from . import _check
+    from ._run import messages
+
+    # The module may lie where the command is run, as for `python -m pytest`.
+    sys.path.insert(0, "")
+    named = _check.imported(what) if ":" in what else None
+    if named is None or _check.is_adapter_class(named):
+        wrappers = _check.classes_of(what, registered()) if named is None else [named]
+        cases, unchecked = _check.common_cases(wrappers, layers)
+    elif layers:
+        raise click.BadParameter("--layer chooses common layers; cases have layers already")
+    else:
+        cases, unchecked = _check.cases_in(what, named), ""
+    results = _check.run(cases, only or ("*",), rank)
+    click.echo(str(_check.as_table(results, unchecked)))
+    failed = [result for result in results if result.error is not None]
+    broken = [result for result in failed if result.level == "required"]
+    advice = [result for result in failed if result.level == "advice"]
+    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
+        click.echo(f"\n{message}")
+    ctx.exit(1 if broken or (strict and advice) else 0)

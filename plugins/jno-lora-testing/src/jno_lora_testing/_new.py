@@ -1,0 +1,123 @@
+"""`jno-lora new`: a plugin to start from, as nine files that work."""
+
+import keyword
+import pathlib
+import re
+import string
+
+import importlib_metadata
+
+from jno.lora import JnoLoraError
+from jno.lora.types import PluginRecord
+
+# Words with a meaning of their own in `wrapper=`, without dashes.
+_RESERVED = ("auto", "all", "none", "alllinear")
+
+# By the layer that is wrapped, the layers and inputs of three cases for the kit.
+_CASES = {
+    "linear": {
+        "first_layer": "eqx.nn.Linear(6, 4, key=key)",
+        "first_input": "jax.random.normal(key, (6,))",
+        "second_layer": "eqx.nn.Linear(3, 5, use_bias=False, key=key)",
+        "second_input": "jax.random.normal(key, (3,))",
+        "third_layer": "eqx.nn.Linear(4, 4, key=key)",
+        "third_input": "jax.random.normal(key, (4,))",
+    },
+    "embedding": {
+        "first_layer": "eqx.nn.Embedding(6, 4, key=key)",
+        "first_input": "jax.random.randint(key, (), 0, 6)",
+        "second_layer": "eqx.nn.Embedding(3, 5, key=key)",
+        "second_input": "jax.random.randint(key, (), -3, 0)",  # rows from the end
+        "third_layer": "eqx.nn.Embedding(4, 4, key=key)",
+        "third_input": "jax.random.randint(key, (), 0, 4)",
+    },
+}
+
+
+def create(
+    name: str,
+    layer: str | None,
+    is_method: bool,
+    directory: pathlib.Path,
+    version: str,
+    installed: tuple[PluginRecord, ...],
+) -> pathlib.Path:
+    """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
+
+    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
+    - `version`: the version of jno-lora that the plugin depends on.
+    """
+    variant = _checked(name, installed)
+    distribution = f"jno-lora-{variant}"
+    package = distribution.replace("-", "_")
+    target = directory / distribution
+    if target.exists():
+        raise JnoLoraError(f"{target} exists already; nothing was written. Choose another name.")
+    layer = layer or ("embedding" if "embedding" in variant else "linear")
+    major, minor, *_ = version.split(".")
+    versions = f">={major}.{minor},<{major}.{int(minor) + 1}"
+    needs = ["jno-lora", *(["jno-lora-zoo"] if is_method else [])]
+    words = {
+        "distribution": distribution,
+        "package": package,
+        "adapter": _camel_case(variant),
+        "variant": variant,
+        "layer": layer.capitalize(),
+        "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
+        **_CASES[layer],
+        "requires": ", ".join(f'"{name}{versions}"' for name in needs),
+    }
+    for folder in ("both", "method" if is_method else "adapter"):
+        templates = pathlib.Path(__file__).parent / "templates" / folder
+        for template in templates.rglob("*.txt"):
+            path = f"{template.relative_to(templates)}".removesuffix(".txt")
+            file = target / path.replace("PACKAGE", package)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(string.Template(template.read_text("utf-8")).substitute(words), "utf-8")
+    return target
+
+
+def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
+    """The variant of a new adapter. **Raises:** `JnoLoraError` for a name that cannot be used."""
+    variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
+    is_name = re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", variant)
+    if not is_name:
+        raise JnoLoraError(
+            f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
+            "letter, such as embedding-bias."
+        )
+    if keyword.iskeyword(adapter := _camel_case(variant)):
+        raise JnoLoraError(
+            f"{name!r} would be a class named {adapter}, which is a word of Python. Choose another "
+            f"name, such as my-{variant}."
+        )
+    distribution = f"jno-lora-{variant}"
+    # The extras of jno-lora name its distributions.
+    if any(
+        re.match(rf"{distribution}\b(?!-)", need)
+        for need in importlib_metadata.requires("jno-lora") or ()
+    ):
+        raise JnoLoraError(
+            f"{distribution} is a distribution of jno-lora itself. Choose another name."
+        )
+    # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
+    taken: dict[str, str] = dict.fromkeys(_RESERVED, "a word that `wrapper=` knows")
+    for record in installed:
+        for wrapper in record.wrappers if record.distribution != distribution else ():
+            for word in filter(None, (wrapper.name, wrapper.cls.variant)):
+                taken.setdefault(_squash(word), f"a name of {wrapper.qualified_name}")
+    if why := taken.get(_squash(variant)):
+        raise JnoLoraError(
+            f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
+            f"name, such as my-{variant}."
+        )
+    return variant
+
+
+def _squash(name: str) -> str:
+    """A name as `wrapper=` compares it."""
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def _camel_case(variant: str) -> str:
+    return "".join(word.capitalize() for word in variant.split("-"))

@@ -1,0 +1,132 @@
+"""The programs of the checks.
+
+All layers of one structure share a program. Without programs, JAX would compile each operation for
+each new shape, which would take most of a check's time.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import merge_lora
+from jno.lora.coded import with_arrays
+
+from ._case import WrapperCase, perturbed, split
+from ._comparisons import is_key, require_close
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` as a program; uncompiled if that fails, since only the check `jit` requires it."""
+    jitted: Any = eqx.filter_jit(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return jitted(*args)
+        except Exception:
+            return function(*args)
+
+    return call
+
+
+def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+    return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
+
+
+@compiled
+def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+    return call(layer, *inputs)
+
+
+@compiled
+def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+    return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
+
+
+# The next two functions are for `call_compiled`, which runs LAPACK in constructors on one thread.
+def mapped_and_scanned(
+    case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Adapters around stacked `bases`, built by `vmap`, and their outputs by `lax.scan`."""
+    adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
+    arrays, static = eqx.partition(adapters, eqx.is_array)
+    # `map` is a `scan` without a carry.
+    outputs = jax.lax.map(lambda layer: case.call(eqx.combine(layer, static), *inputs), arrays)
+    return adapters, outputs
+
+
+def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The outputs of the fresh adapter, the trained adapter and its merged layer; the last two."""
+    fresh = case.build(base)
+    trained = perturbed(fresh)
+    plain: Any = merge_lora(with_arrays(trained)) if case.mergeable else trained
+    outputs = tuple(case.call(layer, *inputs) for layer in (fresh, trained, plain))
+    return (*outputs, trained, plain)
+
+
+@compiled
+def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
+    """The gradients of a loss of the output by the arrays in `varied`."""
+    return jax.grad(lambda varied: loss_of(call(eqx.combine(varied, fixed), *inputs)))(varied)
+
+
+def loss_of(outputs: PyTree) -> Any:
+    """A real number that depends on every output of a layer."""
+    leaves = jax.tree.leaves(outputs)
+    imaginary = [jnp.imag(output) for output in leaves if jnp.iscomplexobj(output)]
+    return sum(jnp.sum(jnp.sin(part)) for part in (*map(jnp.real, leaves), *imaginary))
+
+
+@compiled
+def _through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
+    """Pull gradients by the merged layer's arrays back through `merge()`."""
+
+    def arrays(trainable: PyTree) -> PyTree:
+        adapter = with_arrays(eqx.combine(trainable, frozen))
+        return eqx.filter(merge_lora(adapter), eqx.is_inexact_array)
+
+    _, pull_back = eqx.filter_vjp(arrays, trainable)
+    return pull_back(gradients)[0]
+
+
+def require_gradients_of_merge(
+    case: WrapperCase, gradients_of: Callable[..., Any], argument: Any, bound: float, problem: str
+) -> None:
+    """**Raises:** `ConformanceError` if the gradients differ from those through `merge()`."""
+    trainable, frozen = split(case.make_trained())
+    varied, fixed = eqx.partition(merged(case.make_trained()), eqx.is_inexact_array)
+    of_merged = gradients_of(varied, fixed, case.call, argument)
+    expected = _through_merge(trainable, frozen, of_merged)
+    require_close(gradients_of(trainable, frozen, case.call, argument), expected, bound, problem)
+
+
+@compiled
+def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(adapter, name, None) for name in names}
+
+
+def merged(adapter: Any) -> Any:
+    """The merged layer, with plain arrays."""
+    return merge_lora(with_arrays(adapter))
+
+
+def stacked(trees: list[Any]) -> Any:
+    """One tree, whose arrays are stacked along a first axis."""
+    return jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *trees)
+
+
+def slice_of(stack: Any, index: int) -> Any:
+    """The tree at `index` of a stack."""
+    arrays, static = eqx.partition(stack, eqx.is_array)
+
+    def slice_array(x: Any) -> Any:
+        # JAX would compile the slice of an array.
+        return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
+
+    return eqx.combine(jax.tree.map(slice_array, arrays), static)

@@ -1,0 +1,200 @@
+"""All checks by their ids, and how to run the checks of a case, with pytest or without."""
+
+import contextlib
+import dataclasses
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from jno.lora import SelectionError
+from jno.lora.extending import tracked, warn
+
+# The modules of checks put them into `CHECKS`, in this order. The contract comes first.
+from . import _checks_class  # noqa: F401
+
+# isort: split
+from . import (  # noqa: F401
+    _checks_claims,
+    _checks_derivatives,
+    _checks_inputs,
+    _checks_matrix,
+    _checks_optional,
+    _checks_symmetries,
+    _checks_transforms,
+    _checks_values,
+    _conformance,
+)
+from ._case import WrapperCase
+from ._conformance import ConformanceError
+
+# Every check by its id. Ids are stable, since `expected_failures` names them.
+CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = _conformance.CHECKS
+# The ids of the checks whose failure is advice.
+ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one check: it failed with an `error`, or was `not_applicable`, or passed.
+
+    `not_applicable` is the reason, such as "the adapter does not claim stacked layers".
+    """
+
+    case: str
+    check: str
+    error: ConformanceError | None
+    not_applicable: str | None = None
+
+    @property
+    def level(self) -> Literal["required", "advice"]:
+        """`"required"` if all users rely on the check, `"advice"` if only some do."""
+        return "advice" if self.check in ADVICE else "required"
+
+
+def wrapper_checks(case: WrapperCase) -> dict[str, Callable[[], str | None]]:
+    """The checks of `case` (see `case.checks`): functions without arguments, by their ids.
+
+    A check (also advice) raises `ConformanceError` if it fails. It returns `None` if it passes, and
+    the reason if it is not applicable. Checks set strict dtype promotion and forbid rank promotion.
+    """
+    return {name: functools.partial(CHECKS[name], case) for name in _matching(case.checks)}
+
+
+def _matching(patterns: Iterable[str]) -> tuple[str, ...]:
+    """The ids of the checks that match one of the patterns.
+
+    **Raises:** `SelectionError` if a pattern matches no check.
+    """
+    matches: set[str] = set()
+    for pattern in patterns:
+        if not (names := fnmatch.filter(CHECKS, pattern)):
+            raise SelectionError(f"{pattern!r} is not a check. Checks: {', '.join(CHECKS)}.")
+        matches.update(names)
+    return tuple(name for name in CHECKS if name in matches)
+
+
+def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
+    """Run the checks of `case`, also after a failure. Shows its progress.
+
+    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all of the
+    case.
+
+    **Raises:** `SelectionError` if a pattern in `only` or in `case.checks` matches no check.
+    """
+    checks = wrapper_checks(case)
+    chosen = tuple(name for name in _matching(only) if name in checks)
+    results: list[CheckResult] = []
+    with contextlib.closing(tracked(chosen, f"Checking {case}")) as names:
+        for name in names:
+            try:
+                results.append(CheckResult(str(case), name, None, checks[name]()))
+            except ConformanceError as err:
+                results.append(CheckResult(str(case), name, err))
+    return results
+
+
+# A failure of these checks often explains failures of other checks.
+_CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-call")
+
+
+def messages(failed: Iterable[CheckResult]) -> list[str]:
+    """The messages of failed checks, one for each cause.
+
+    Checks that stopped at the same line share a message, and so do cases in which one check found
+    one problem, whatever the numbers in it. Likely causes of other failures come first.
+    """
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
+    for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
+        if result.error is not None:
+            groups.setdefault(_cause(result.check, result.error), []).append(result)
+    return [_message(results) for results in groups.values()]
+
+
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
+
+
+def _cause(check: str, error: ConformanceError) -> tuple[str, str]:
+    if error.exception is not None:
+        return error.exception.kind, error.exception.place
+    return check, _NUMBER.sub("", error.problem)
+
+
+def _message(results: list[CheckResult]) -> str:
+    case, *further_cases = dict.fromkeys(result.case for result in results)
+    checks = dict.fromkeys(result.check for result in results)
+    error: Any = results[0].error
+    text = f"{error}"
+    if len(checks) > 1:
+        names = ", ".join(checks)
+        text = f"[{names}] {case}: {len(checks)} checks stopped at an exception, {error.exception}"
+    return f"{text}\nThe same in {', '.join(further_cases)}." if further_cases else text
+
+
+def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
+    """Run every check of `case`. Advice that fails is a `JnoLoraWarning`.
+
+    **Arguments:** `strict`: whether advice that fails is an error too.
+
+    **Raises:** `ConformanceError` that lists every broken promise.
+    """
+    results = run_checks(case)
+    failed = [result for result in results if result.error is not None]
+    broken = [result for result in failed if strict or result.level == "required"]
+    if broken:
+        listed = "\n\n".join(messages(broken))
+        raise ConformanceError(f"{case} fails {len(broken)} of {len(results)} checks.\n\n{listed}")
+    for message in messages(failed):
+        warn(f"Advice: {message}")
+
+
+def parametrize_with_checks(
+    cases: Iterable[WrapperCase],
+    expected_failures: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+) -> Callable[[Any], Any]:
+    """Decorate a test that takes `check` and calls it: `def test_conformance(check): check()`.
+
+    Advice that fails is a `JnoLoraWarning`, and the test passes.
+
+    **Arguments:**
+
+    - `cases`: the adapters and layers to check.
+    - `expected_failures`: reasons, by check id (`"merge-equals-call"`, for every case) or by
+        `"case:check"`. If such a check passes, the test fails, so that the list stays true.
+    - `strict`: whether advice that fails fails the test.
+
+    **Raises:** `ValueError` for an expected failure that names no check of these cases.
+    """
+    import pytest  # only here: the kit runs without it
+
+    expected = dict(expected_failures or {})
+    cases = list(cases)
+    run = [(f"{case}", check) for case in cases for check in wrapper_checks(case)]
+    ids = {check for _, check in run} | {f"{case}:{check}" for case, check in run}
+    if unknown := sorted(expected.keys() - ids):
+        raise ValueError(
+            f"`expected_failures` names {unknown}, not a check that these cases run. "
+            f"Checks: {', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
+        )
+    parameters: list[Any] = []
+    for case in cases:
+        for name, check in wrapper_checks(case).items():
+            reason = expected.get(f"{case}:{name}", expected.get(name))
+            marks: list[Any] = []
+            if reason is not None:
+                marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
+            elif name in ADVICE and not strict:
+                check = functools.partial(_advise, check)
+            parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
+    return pytest.mark.parametrize("check", parameters)
+
+
+def _advise(check: Callable[[], str | None]) -> str | None:
+    try:
+        return check()
+    except ConformanceError as err:
+        warn(f"Advice: {err}")
+        return None

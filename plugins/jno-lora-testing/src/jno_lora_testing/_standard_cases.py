@@ -1,0 +1,170 @@
+"""Cases of common Equinox layers, and of the layers beside them that show wrong values."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jno.lora import LoRAWrapper
+
+from ._case import WrapperCase
+
+# The checks that compare values. With a `law` and `parameters`, they notice nearly every wrong
+# value that depends on the layer. Every other check sees the same on any layer of a kind.
+_VALUE_CHECKS = (
+    "identity-at-init",
+    "adapter-acts",
+    "merge-equals-call",
+    "law",
+    "parameter-count",
+)
+
+
+def standard_cases(
+    wrapper: type[LoRAWrapper],
+    layers: Collection[str] = (),
+    *,
+    law: Callable[[Any], Any] | None = None,
+    parameters: Callable[[Any, int], int] | None = None,
+) -> list[WrapperCase]:
+    """The cases of the common Equinox layers that `wrapper` claims.
+
+    The first case of each layer is for all checks. Further cases are for the checks that compare
+    values (`WrapperCase.checks`), because many mistakes show on some layers only: a transposed
+    matrix of a square layer has the right shape, a scale `alpha / rank` of 2 may be a constant, and
+    a bias, a mask or a padding mode may be forgotten. All checks on these layers would take several
+    times as long, and would notice nothing more.
+
+    | layer | further cases |
+    |---|---|
+    | `Linear` | more outputs than inputs, without a bias; square, with another rank and scale |
+    | `Conv1d`, `ConvTranspose1d` | dilation 2, groups, without a bias |
+    | `Conv2d` | reflecting padding, without groups |
+    | `Embedding` | the first and the last row, by positive and negative indices |
+    | `MultiheadAttention` | a mask with dropout and its key; dropout switched off by `inference` |
+
+    **Arguments:**
+
+    - `layers`: keys of `standard_layers()`; without them, all are tried.
+    - `law`: as in `WrapperCase`, for every case.
+    - `parameters`: the documented number of trained parameters, a function of the layer and the
+        rank.
+    """
+    cases: list[WrapperCase] = []
+    further_layers = _further_layers()
+    for kind, (base, inputs) in standard_layers().items():
+        named = {f"{wrapper.__name__}-{kind}": {"base": base, "inputs": inputs}}
+        for suffix, settings in further_layers.get(kind, {}).items():
+            named[f"{wrapper.__name__}-{kind}-{suffix}"] = {**settings, "checks": _VALUE_CHECKS}
+        for name, settings in named.items() if not layers or kind in layers else ():
+            layer = settings["base"](jax.random.key(0))
+            if _claims(wrapper, layer):
+                case = WrapperCase(wrapper, **settings, law=law, name=name)
+                count = None if parameters is None else parameters(layer, case.rank)
+                cases.append(dataclasses.replace(case, parameters=count))
+    return cases
+
+
+def _claims(wrapper: type[LoRAWrapper], layer: Any) -> bool:
+    try:
+        return bool(wrapper.applies_to(layer))
+    except Exception:  # the check `applies-to-total` says where
+        return False
+
+
+def _layer(cls: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
+    return lambda key: cls(*args, **options, key=key)
+
+
+def _normal(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda key: (jax.random.normal(key, shape),)
+
+
+def _three_sequences(key: Any) -> tuple[Any, ...]:
+    """Queries, keys and values."""
+    return tuple(jax.random.normal(drawn, (5, 8)) for drawn in jax.random.split(key, 3))
+
+
+def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
+    """By name, common Equinox layers: a function that makes the layer, and one for its inputs."""
+    nn = eqx.nn
+    return {
+        "Linear": (_layer(nn.Linear, 6, 4), _normal(6)),
+        "Conv1d": (_layer(nn.Conv1d, 4, 5, 3, padding=1), _normal(4, 7)),
+        "Conv2d": (_layer(nn.Conv2d, 4, 6, (3, 2), stride=2, groups=2), _normal(4, 7, 6)),
+        "ConvTranspose1d": (_layer(nn.ConvTranspose1d, 4, 5, 3), _normal(4, 7)),
+        "Embedding": (_layer(nn.Embedding, 9, 5), lambda key: (jax.random.randint(key, (), 0, 9),)),
+        "MultiheadAttention": (_layer(nn.MultiheadAttention, 2, 8), _three_sequences),
+        "GRUCell": (_layer(nn.GRUCell, 4, 5), lambda key: (*_normal(4)(key), jnp.ones(5))),
+        "LSTMCell": (
+            _layer(nn.LSTMCell, 4, 5),
+            lambda key: (*_normal(4)(key), (jnp.ones(5), jnp.ones(5))),
+        ),
+        "LayerNorm": (lambda key: nn.LayerNorm(6), _normal(6)),
+    }
+
+
+def _further_layers() -> dict[str, dict[str, dict[str, Any]]]:
+    """By the names of `standard_layers`, and by names for their cases, arguments of a case."""
+    nn = eqx.nn
+    dilated = {"dilation": 2, "groups": 2, "padding": 2, "use_bias": False}
+    dropping = _layer(nn.MultiheadAttention, 2, 8, dropout_p=0.5)
+    return {
+        "Linear": {
+            "widening": {"base": _layer(nn.Linear, 3, 5, use_bias=False), "inputs": _normal(3)},
+            "square": {
+                "base": _layer(nn.Linear, 4, 4),
+                "inputs": _normal(4),
+                "rank": 3,
+                "alpha": 3.0,
+            },
+        },
+        "Conv1d": {
+            "dilated": {
+                "base": _layer(nn.Conv1d, 4, 6, 3, **{**dilated, "padding": ((3, 1),)}),
+                "inputs": _normal(4, 7),
+            }
+        },
+        "Conv2d": {
+            "reflecting": {
+                "base": _layer(nn.Conv2d, 3, 4, (2, 3), padding=1, padding_mode="REFLECT"),
+                "inputs": _normal(3, 4, 5),
+            }
+        },
+        "ConvTranspose1d": {
+            "dilated": {
+                "base": _layer(nn.ConvTranspose1d, 4, 6, 3, stride=2, **dilated),
+                "inputs": _normal(4, 7),
+            }
+        },
+        "Embedding": {
+            "ends": {
+                "base": _layer(nn.Embedding, 9, 5),
+                "inputs": lambda key: tuple(map(jnp.asarray, (0, 8, -1, -9))),
+                "call": _each,
+            }
+        },
+        "MultiheadAttention": {
+            "masked": {"base": dropping, "inputs": _masked_sequences, "call": _masked},
+            "inference": {"base": dropping, "inputs": _three_sequences, "call": _in_inference},
+        },
+    }
+
+
+def _each(layer: Any, *indices: Any) -> list[Any]:
+    return [layer(index) for index in indices]
+
+
+def _masked_sequences(key: Any) -> tuple[Any, ...]:
+    return (*_three_sequences(key), jnp.tri(5, dtype=bool), key)
+
+
+def _masked(layer: Any, query: Any, keys: Any, values: Any, mask: Any, key: Any) -> Any:
+    return layer(query, keys, values, mask, key=key)
+
+
+def _in_inference(layer: Any, query: Any, keys: Any, values: Any) -> Any:
+    return layer(query, keys, values, inference=True)

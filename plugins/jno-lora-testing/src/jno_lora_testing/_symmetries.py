@@ -1,0 +1,297 @@
+"""Symmetries of a layer: how its output moves when its inputs are moved, and common symmetries."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from jno.lora.extending import imported_for
+
+from ._comparisons import arrays_of, is_key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Symmetry:
+    """A group that acts on the inputs of a layer and on its output.
+
+    A layer has the symmetry if `layer(*on_inputs(g, *inputs))` is `on_output(g, layer(*inputs))`
+    for each element `g` of the group.
+
+    **Arguments:**
+
+    - `draw`: draws an element from a key: a number, a matrix, or any other value. Messages show
+        the element as `str` shows it.
+    - `on_inputs`: called with an element and the positional inputs of one call. Returns the tuple
+        of moved inputs, with their shapes and dtypes.
+    - `on_output`: called with an element and the output. Returns the moved output.
+    - `name`: the name in messages and in `WrapperCase.breaks`.
+    """
+
+    draw: Callable[[PRNGKeyArray], Any]
+    on_inputs: Callable[..., tuple[Any, ...]]
+    on_output: Callable[[Any, Any], Any]
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def invariant(action: Symmetry, *, name: str = "") -> Symmetry:
+    """The symmetry of a layer whose output stays the same when `action` moves its inputs.
+
+    For example, a mean over the tokens has the symmetry `invariant(permutation(5))`.
+
+    **Arguments:**
+
+    - `action`: its `on_output` is not used.
+    - `name`: by default "invariance under" and the name of the action.
+    """
+    return dataclasses.replace(
+        action,
+        on_output=lambda element, output: output,
+        name=name or f"invariance under {action}",
+    )
+
+
+def cyclic_shift(
+    axes: int | Sequence[int],
+    output_axes: int | Sequence[int] | None = None,
+    *,
+    steps: tuple[int, int] = (1, 1),
+    inputs: Collection[int] | None = None,
+    name: str = "cyclic shift",
+) -> Symmetry:
+    """Cyclic shifts along `axes`: the symmetry of a convolution on a periodic grid.
+
+    **Arguments:**
+
+    - `axes`: the axes of the inputs. Channels first, a convolution has its points on the axis -1,
+        or on (-2, -1).
+    - `output_axes`: the axes of the output, by default `axes`.
+    - `steps`: when the inputs are shifted by the first number of points, the output is shifted by
+        the second: (2, 1) for a stride of 2, (1, 2) for a transposed convolution of stride 2.
+    - `inputs`: the positions of the inputs that are shifted, by default all.
+    - `name`: the name in messages.
+    """
+    axes, output_axes = _axes(axes), _axes(axes if output_axes is None else output_axes)
+    if len(axes) != len(output_axes):
+        raise ValueError(f"{len(axes)} axes of the inputs and {len(output_axes)} of the output.")
+
+    def draw(key: PRNGKeyArray) -> tuple[int, ...]:
+        return tuple(_random(key).integers(1, 8, len(axes)).tolist())
+
+    def on_inputs(shift: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
+        points = tuple(steps[0] * n for n in shift)
+        return _on_each(lambda x: np.roll(x, points, axes), arguments, inputs, name)
+
+    def on_output(shift: tuple[int, ...], output: Any) -> Any:
+        points = tuple(steps[1] * n for n in shift)
+        return _on_leaves(lambda x: np.roll(x, points, output_axes), output)
+
+    return Symmetry(draw, on_inputs, on_output, name)
+
+
+def permutation(
+    n: int,
+    axis: int = 0,
+    output_axis: int | None = None,
+    *,
+    inputs: Collection[int] | None = None,
+    name: str = "permutation",
+) -> Symmetry:
+    """Permutations of the `n` entries along an axis: the symmetry of a layer on sets of points.
+
+    **Arguments:**
+
+    - `n`: the number of entries (points, particles, tokens).
+    - `axis`: their axis in the inputs.
+    - `output_axis`: their axis in the output, by default `axis`. If the output has no such axis,
+        use `invariant(permutation(n))`.
+    - `inputs`: the positions of the inputs that are permuted, by default all.
+    - `name`: the name in messages.
+    """
+    output_axis = axis if output_axis is None else output_axis
+
+    def draw(key: PRNGKeyArray) -> tuple[int, ...]:
+        return tuple(_random(key).permutation(n).tolist())
+
+    def on_inputs(order: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
+        return _on_each(lambda x: _permuted(x, order, axis, "an input"), arguments, inputs, name)
+
+    def on_output(order: tuple[int, ...], output: Any) -> Any:
+        return _on_leaves(lambda x: _permuted(x, order, output_axis, "the output"), output)
+
+    return Symmetry(draw, on_inputs, on_output, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rotation:
+    """A rotation about a unit vector by an angle, then perhaps the inversion of space."""
+
+    about: np.ndarray
+    angle: float
+    inverts: bool
+
+    def __str__(self) -> str:
+        about = ", ".join(f"{x:.2f}" for x in self.about)
+        inversion = ", with inversion" if self.inverts else ""
+        return f"the rotation by {self.angle:.2f} about ({about}){inversion}"
+
+
+def rotation(
+    irreps_in: Any,
+    irreps_out: Any,
+    *,
+    inversion: bool = True,
+    inputs: Collection[int] | None = None,
+    name: str = "rotation",
+) -> Symmetry:
+    """Rotations of space, with inversions: the symmetry of an O(3)-equivariant layer.
+
+    Needs the package `e3nn-jax`. Inputs and outputs are `e3nn_jax.IrrepsArray`s or plain arrays,
+    whose last axis has the irreps.
+
+    **Arguments:**
+
+    - `irreps_in`: the irreps of the inputs, such as `"4x0e + 2x1o"`; a tuple or list gives the
+        irreps of each array of the rotated inputs. Positions are `"1o"`, numbers that do not
+        rotate `"0e"` (times their number).
+    - `irreps_out`: the irreps of the output; a tuple or list for each array of the output, such as
+        `("0e", "1o")` for an energy of shape `(1,)` and forces.
+    - `inversion`: whether half of the drawn elements also invert space. `False` for a layer that
+        is equivariant to rotations only.
+    - `inputs`: the positions of the inputs that are rotated, by default all. Leave out inputs such
+        as the numbers of the species.
+    - `name`: the name in messages.
+
+    **Raises:** `MissingLibraryError` without `e3nn-jax`.
+    """
+    with imported_for("rotation", "e3nn", "e3nn_jax"):
+        import e3nn_jax  # noqa: F401  # takes seconds, and only cases with rotations need it
+
+    def draw(key: PRNGKeyArray) -> _Rotation:
+        random = _random(key)
+        vector = random.normal(size=3)
+        angle = float(random.uniform(0.5, np.pi))
+        inverts = inversion and bool(random.integers(2))
+        return _Rotation(vector / np.linalg.norm(vector), angle, inverts)
+
+    def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
+        chosen = _positions(inputs, arguments, name)
+        moved = _rotated(element, [arguments[i] for i in chosen], irreps_in, "`irreps_in`")
+        changed = dict(zip(chosen, moved, strict=True))
+        return tuple(changed.get(i, argument) for i, argument in enumerate(arguments))
+
+    def on_output(element: _Rotation, output: Any) -> Any:
+        return _rotated(element, output, irreps_out, "`irreps_out`")
+
+    return Symmetry(draw, on_inputs, on_output, name)
+
+
+def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
+    """`tree` with each array rotated by its irreps, an `argument` of `rotation`."""
+    import e3nn_jax
+
+    # `Irreps` of e3nn are a subclass of tuple.
+    is_several = type(irreps) in (tuple, list)
+    every = [e3nn_jax.Irreps(x) for x in (irreps if is_several else [irreps])]
+    leaves, structure = jax.tree.flatten(tree)
+    if len(leaves) != len(every):
+        raise ValueError(
+            f"{argument} of the rotation should have irreps for {len(leaves)} arrays, but has "
+            f"irreps for {len(every)}: {irreps!r}."
+        )
+    if not all(x_irreps.dim for x_irreps in every):
+        raise ValueError(
+            f"{argument} of the rotation has empty irreps: {irreps!r}. Give irreps for the last "
+            "axis of each array, such as '3x0e' for three numbers that do not rotate."
+        )
+    moved = [
+        _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
+        for leaf, x_irreps in zip(leaves, every, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def _by_irreps(irreps: Any, element: _Rotation, generators: Any, x: np.ndarray) -> np.ndarray:
+    """`x` with the blocks of its last axis multiplied by the matrices of its irreps."""
+    if x.ndim == 0 or x.shape[-1] != irreps.dim:
+        raise ValueError(
+            f"The irreps {irreps} have {irreps.dim} numbers, but the array has the shape {x.shape}."
+        )
+    blocks: list[np.ndarray] = []
+    start = 0
+    for multiplicity, irrep in irreps:
+        block = x[..., start : start + multiplicity * irrep.dim]
+        start += multiplicity * irrep.dim
+        D = _rotation_matrix(element.angle * element.about, np.asarray(generators(irrep.l)))
+        if element.inverts:
+            D = irrep.p * D
+        copies = block.reshape(*x.shape[:-1], multiplicity, irrep.dim)
+        blocks.append((copies @ D.T).reshape(block.shape))
+    return np.concatenate(blocks, axis=-1)
+
+
+def _rotation_matrix(vector: np.ndarray, generators: np.ndarray) -> np.ndarray:
+    """The exponential of `vector` times the generators, in float64 and without compilation."""
+    frequencies, modes = np.linalg.eigh(1j * np.tensordot(vector, generators, 1))
+    return np.real((modes * np.exp(-1j * frequencies)) @ modes.conj().T)
+
+
+def _permuted(x: np.ndarray, order: tuple[int, ...], axis: int, what: str) -> np.ndarray:
+    if not -x.ndim <= axis < x.ndim or x.shape[axis] != len(order):
+        raise ValueError(
+            f"A permutation of {len(order)} entries along axis {axis} does not fit {what} of shape "
+            f"{x.shape}. Give `n`, `axis`, `output_axis`, and the positions `inputs`."
+        )
+    return np.take(x, order, axis)
+
+
+def _axes(axes: int | Sequence[int]) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def _random(key: PRNGKeyArray) -> np.random.Generator:
+    """NumPy's generator from a key: JAX would compile each draw."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def _positions(inputs: Collection[int] | None, arguments: tuple[Any, ...], name: str) -> list[int]:
+    """The positions of the arguments that the symmetry moves, in order, each checked."""
+    positions = sorted(range(len(arguments)) if inputs is None else {*inputs})
+    for i in positions:
+        if not 0 <= i < len(arguments):
+            raise ValueError(
+                f"`inputs` of the symmetry {name!r} names the position {i}, but the call has "
+                f"{len(arguments)} positional inputs, counted from 0."
+            )
+        if any(map(is_key, arrays_of(arguments[i]))):
+            raise ValueError(
+                f"The symmetry {name!r} cannot move the random key at position {i} of the inputs. "
+                "Leave the key out: give `inputs=`, the positions of the inputs that move."
+            )
+    return positions
+
+
+def _on_each(
+    action: Callable[[np.ndarray], np.ndarray],
+    arguments: tuple[Any, ...],
+    inputs: Collection[int] | None,
+    name: str,
+) -> tuple[Any, ...]:
+    """The arguments, with `action` on the arrays of the chosen positions."""
+    chosen = _positions(inputs, arguments, name)
+    return tuple(
+        _on_leaves(action, argument) if i in chosen else argument
+        for i, argument in enumerate(arguments)
+    )
+
+
+def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
+    """`tree` with `action` on its arrays, by NumPy: JAX would compile each action."""
+    return jax.tree.map(lambda x: jnp.asarray(action(np.asarray(x)), x.dtype), tree)

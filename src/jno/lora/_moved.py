@@ -1,0 +1,31 @@
+"""Names of `jno.lora` that live in plugins: each is imported when somebody asks for it."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from ._errors import imported_for
+
+# By the package that defines them, the extra that installs it and the names.
+_PLUGINS = {
+    "jno_lora_compare": ("compare", ("Comparison", "ComparisonRow", "compare")),
+}
+NAMES = {name: package for package, (_, names) in _PLUGINS.items() for name in names}
+
+
+def moved(module: str, name: str) -> Any:
+    """The object `name` of a plugin, for a module of the core that has no such name.
+
+    **Raises:** `MissingLibraryError` that names the extra, if the plugin is not installed;
+    `AttributeError` if no plugin has the name.
+    """
+    if name not in NAMES:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    package = NAMES[name]
+    with imported_for(f"{module}.{name}", _PLUGINS[package][0], package):
+        return getattr(importlib.import_module(package), name)
+
+
+def installed_names() -> set[str]:
+    """The names whose plugins are installed."""
+    return {name for name, package in NAMES.items() if importlib.util.find_spec(package)}

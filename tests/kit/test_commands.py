@@ -1,0 +1,249 @@
+"""`jno-lora new` and `jno-lora check`, with plugins whole and broken."""
+
+import importlib.util
+import os
+import pathlib
+import re
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import pytest
+from tests.core.test_commands import GOOD
+
+from jno.lora import (
+    apply_lora,
+)
+from jno.lora.testing import CHECKS, run_checks
+
+from .asking import run
+
+
+def test_new_writes_nine_files_and_never_overwrites(tmp_path):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    folder = tmp_path / "jno-lora-my-adapter"
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert files == [
+        ".github/workflows/test.yml",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "src/jno_lora_my_adapter/__init__.py",
+        "src/jno_lora_my_adapter/plugin.py",
+        "tests/conftest.py",
+        "tests/test_conformance.py",
+    ]
+    steps = (folder / ".github" / "workflows" / "test.yml").read_text()
+    assert "python-version: ${{ matrix.python }}\n" in steps
+    assert all(f"- run: {command}" in steps for command in ("pip install", "pytest", "jno-lora"))
+    assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (None, "--xla_force_host_platform_device_count=8"),
+        ("--xla_a", "--xla_a --xla_force_host_platform_device_count=8"),
+        (
+            "--xla_force_host_platform_device_count=2",
+            "--xla_force_host_platform_device_count=2",
+        ),
+    ],
+)
+def test_the_tests_that_new_writes_have_eight_devices(flags, expected, tmp_path, monkeypatch):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    monkeypatch.delenv("XLA_FLAGS")
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    (conftest,) = tmp_path.rglob("conftest.py")
+    exec(conftest.read_text(), {})
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
+def test_new_refuses_names_that_make_no_package(name, tmp_path):
+    assert "is not a package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none", "TRUE", "false"])
+def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path):
+    text = run("new", name, "--output", str(tmp_path), code=1)
+    assert f"a class named {name.capitalize()}, which is a word of Python" in text
+    assert f"such as my-{name.lower()}" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto", "all", "all-linear"]
+)
+def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
+    site.plugin(
+        "jno-lora-zoo",
+        '"DoRALinear", variant="dora"',
+        '"IA3Linear", variant="ia3"',
+        '"LoRAFALinear", variant="lora-fa"',
+        '"LoRAInNorm", variant="lora-in-norm"',
+        '"LoRALinear", variant="lora"',
+    )
+    output = tmp_path / "written"
+    text = run("new", name, "--output", str(output), code=1)
+    assert "ambiguous" in text and "such as my-" in text
+    assert not output.exists()
+
+
+def written(folder, monkeypatch, name, *options):
+    """The package that `jno-lora new` writes, and its test module."""
+    run("new", name, "--output", str(folder), *options)
+    (code,) = folder.rglob("src/*/__init__.py")
+    monkeypatch.syspath_prepend(code.parent.parent)
+    (test,) = folder.rglob("test_conformance.py")
+    spec = importlib.util.spec_from_file_location(f"test_of_{code.parent.name}", test)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    return importlib.import_module(code.parent.name), tests
+
+
+# The checks that see a shape, a scale or a missing bias.
+_OF_SHAPES = ("law", "parameter-count", "identity-at-init", "merge-equals-call", "ranks")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("kit-gain", lambda key: eqx.nn.Linear(6, 4, key=key)),
+        ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
+    ],
+)
+def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
+    name, make, tmp_path, monkeypatch, getkey
+):
+    module, tests = written(tmp_path, monkeypatch, name)
+    first, second, third = tests.CASES
+    (adapter,) = {case.wrapper for case in tests.CASES}
+    assert adapter is vars(module)[adapter.__name__]
+    for result in run_checks(first):
+        assert result.error is None
+        # An index has no derivatives.
+        is_lookup = result.not_applicable == "no input of the layer is a floating array"
+        extension = (result.not_applicable or "").startswith("the adapter ")
+        symmetries = result.not_applicable == "the case names no `symmetries`"
+        assert result.not_applicable is None or is_lookup or extension or symmetries
+    for case in (second, third):
+        results = run_checks(case, _OF_SHAPES)
+        assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
+    shapes = [sorted(case.make_base().weight.shape) for case in tests.CASES]
+    assert shapes == [[4, 6], [3, 5], [4, 4]]
+    assert [(case.rank, case.alpha) for case in tests.CASES] == [(2, 4.0), (2, 4.0), (3, 3.0)]
+    assert name != "kit-gain" or second.make_base().bias is None
+    stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
+    adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
+    assert adapted[0].left.shape[0] == 3
+
+
+def test_the_law_that_new_writes_notices_a_wrong_scale_and_a_transposed_matrix(
+    tmp_path, monkeypatch
+):
+    module, tests = written(tmp_path, monkeypatch, "kit-mistaken")
+    source = pathlib.Path(module.__file__)
+    text = source.read_text()
+    mistakes = {
+        "(self.alpha / self.rank)": "(self.alpha / 2)",
+        "self.left @ self.right)": "self.left[::-1] @ self.right)",
+    }
+    for right, wrong in mistakes.items():
+        assert right in text
+        mistaken = {"__name__": "mistaken"}
+        exec(text.replace(right, wrong), mistaken)
+        cases = [replace(case, wrapper=mistaken["KitMistaken"]) for case in tests.CASES]
+        assert any(result.error for case in cases for result in run_checks(case, ("law",)))
+
+
+@pytest.mark.parametrize(("name", "layer"), [("tint", "Linear"), ("embedding-tint", "Embedding")])
+def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
+    run("new", name, "--output", str(tmp_path))
+    (code,) = tmp_path.rglob("src/*/__init__.py")
+    assert f"base: eqx.nn.{layer}" in code.read_text()
+
+
+def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tmp_path):
+    site.install("jno-lora-tint", GOOD.replace("Shift", "Tint").replace("shift", "tint"))
+    text = run("new", "ti-nt", "--output", str(tmp_path), code=1)
+    assert "'ti-nt' is a name of jno-lora-tint:Tint" in text
+    assert not list(tmp_path.rglob("pyproject.toml"))
+    run("new", "tint", "--output", str(tmp_path))
+    assert (tmp_path / "jno-lora-tint" / "pyproject.toml").exists()
+
+
+def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = run("new", "tint", "--output", str(tmp_path / "file" / "below"), code=1)
+    assert text.startswith("Error: ") and "Not a directory" in text
+    assert str(tmp_path / "file" / "below") in text and text.count("\n") == 1
+
+
+def test_check_runs_the_kit_on_a_class(site, monkeypatch):
+    module = site.install("whole", GOOD)
+    text = run("check", f"{module}:Shift")
+    # It claims no stacks, has no optional member, and no count and no law are known.
+    optional = "subclass, matrix, low-rank-update, low-rank-scale"
+    extensions = "poor-statistics, calibration, shared-arrays, penalty, rank-gate"
+    not_applicable = (
+        "parameter-count, factor-sides, partition-specs, symmetries, law, "
+        f"{optional}, {extensions}, stacked-layers"
+    )
+    checks = len(CHECKS) - len(not_applicable.split())
+    assert re.match(r"0 of \d+ checks fail\n", text)
+    (row,) = (line.split(maxsplit=4) for line in text.splitlines() if "Shift-Linear  " in line)
+    assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "-", not_applicable]
+
+
+def test_check_prints_advice_and_fails_for_it_only_on_request(site):
+    halved = GOOD.replace("if base.weight.dtype == jnp.float64 else jnp.float32", "")
+    halved = halved.replace("dtype = jnp.float64", "dtype = base.weight.dtype")
+    module = site.install("halved", halved)
+    text = run("check", f"{module}:Shift")
+    assert re.match(r"0 of \d+ checks fail, 1 advise\n", text)
+    (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
+    assert row[2:4] == ["-", "adapter-dtype"]
+    assert "\nAdvice: [adapter-dtype] Shift-Linear: With bfloat16" in text
+    assert "Advice: [adapter-dtype]" in run("check", f"{module}:Shift", "--strict", code=1)
+
+
+def test_check_says_which_adapters_it_has_no_layer_for(site):
+    hidden = (
+        GOOD.replace("[Shift]", "[Shift, Hidden]")
+        + """
+class Hidden(Shift):
+    @classmethod
+    def applies_to(cls, leaf):
+        return False
+"""
+    )
+    site.install("whole", hidden)
+    text = run("check", "whole")
+    assert "Shift-Linear" in text
+    assert "they claim no layer that this command knows: Hidden." in text
+
+
+def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(site):
+    merged_wrongly = GOOD.replace(
+        "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"
+    )
+    site.install("wrong", merged_wrongly)
+    text = run("check", "wrong", code=1)
+    assert "merge-equals-call" in text and "\n[merge-equals-call] " in text
+    assert "What to do" in text
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nowhere_at_all:Class", "cannot be imported"),
+        ("json:loads", "must be a subclass"),
+        ("not-installed", "No installed plugin"),
+    ],
+)
+def test_check_says_what_it_cannot_find(what, message, site):
+    assert message in run("check", what, code=1)

@@ -1,0 +1,358 @@
+"""Statements of a case about its adapter: the law, the ranks, the options, whether it merges."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.core.toys import ToyScale
+
+from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora.extending import compute_dtype
+from jno.lora.testing import (
+    ConformanceError,
+    WrapperCase,
+    run_checks,
+    standard_cases,
+    standard_layers,
+    wrapper_checks,
+)
+
+from .broken_adapters import Good, case_of, update
+
+
+def law(adapter):
+    A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))
+    return np.asarray(adapter.base.weight) + adapter.alpha / adapter.rank * (B @ A)
+
+
+class ReadsTheInputBackwards(Good):
+    """One mistake in both: only the paper tells."""
+
+    def __call__(self, x):
+        A, B = self.lora_A[:, ::-1].astype(x.dtype), self.lora_B.astype(x.dtype)
+        return self.base(x) + (self.alpha / self.rank) * (B @ (A @ x))
+
+    def merge(self):
+        W = self.base.weight + update(self)[:, ::-1].astype(self.base.weight.dtype)
+        return eqx.tree_at(lambda m: m.weight, self.base, W)
+
+
+def test_a_mistake_that_merge_and_call_share_is_found_by_the_law_alone():
+    case = dataclasses.replace(case_of(ReadsTheInputBackwards), law=law)
+    failed = {r.check: r.error for r in run_checks(case) if r.error is not None}
+    # `alpha` and `ranks` ask the law about other scales and ranks.
+    assert set(failed) == {"law", "alpha", "ranks"}
+    assert "`merge().weight` and the law differ: relative error" in str(failed["law"])
+
+
+def test_a_law_may_give_several_attributes_and_has_to_give_their_shapes():
+    bias = lambda adapter: {"weight": law(adapter), "bias": np.asarray(adapter.base.bias)}  # noqa: E731
+    assert wrapper_checks(dataclasses.replace(case_of(Good), law=bias))["law"]() is None
+    for wrong in (lambda a: law(a).T, lambda a: {"bias": 1 + np.asarray(a.base.bias)}):
+        with pytest.raises(ConformanceError, match="and the law differ"):
+            wrapper_checks(dataclasses.replace(case_of(Good), law=wrong))["law"]()
+
+
+class Refuses(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        if rank > 4:
+            raise ValueError(f"the rank must be 4 at most, but is {rank}")
+        Good.__init__(self, base, rank, alpha, key=key)
+
+
+class RefusesWhenCalled(Good):
+    def __call__(self, x):
+        if self.rank == 3:
+            raise ValueError("no odd ranks")
+        return Good.__call__(self, x)
+
+
+class ReshapesByTheRank(Good):
+    """Two blocks, which make a whole at even ranks only."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        Good.__init__(self, base, rank, alpha, key=key)
+        self.lora_A = self.lora_A.reshape(2, rank // 2, 6).reshape(rank, 6)
+
+
+class OverflowsAtRankOne(Good):
+    def __call__(self, x):
+        return Good.__call__(self, x) * (1e38 if self.rank == 1 else 1) * 1e3
+
+
+def test_a_constructor_may_refuse_a_rank_with_a_message():
+    assert wrapper_checks(case_of(Refuses))["ranks"]() is None
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "said"),
+    [
+        (RefusesWhenCalled, "With rank 3, it fails: ValueError: no odd ranks"),
+        (ReshapesByTheRank, "With rank 1, it fails: TypeError: cannot reshape"),
+        (OverflowsAtRankOne, "With rank 1, the output is not finite"),
+    ],
+)
+def test_ranks_fail_otherwise_and_the_message_says_which(wrapper, said):
+    with pytest.raises(ConformanceError) as error:
+        wrapper_checks(case_of(wrapper))["ranks"]()
+    assert said in str(error.value)
+    assert "With rank" not in str(error.value) or "raise ValueError(...)" in str(error.value)
+
+
+class Prefix(Good):
+    mergeable = False
+
+    def merge(self):
+        raise WrapperError("a prefix is not a weight")
+
+
+def test_a_class_says_whether_it_can_be_merged_and_a_case_may_say_otherwise():
+    assert LoRAWrapper.mergeable is True
+    case = case_of(Prefix)
+    assert case.mergeable is False and case_of(Good).mergeable is True
+    assert [r.check for r in run_checks(case) if r.error is not None] == []
+    adapter = case.make_trained()
+    assert adapter.weight is adapter.base.weight  # read as the layer's own
+    told = dataclasses.replace(case, mergeable=True)
+    with pytest.raises(ConformanceError, match="a prefix is not a weight"):
+        wrapper_checks(told)["merge-equals-call"]()
+
+
+def test_mergeable_must_be_a_bool():
+    class Says(Good):
+        mergeable = "no"  # pyright: ignore[reportAssignmentType]
+
+    with pytest.raises(ConformanceError, match="`mergeable` must be True or False, but is 'no'"):
+        wrapper_checks(case_of(Says))["contract"]()
+
+
+class Blocks(ToyScale):
+    """An option that changes a shape."""
+
+    def __init__(self, base, rank, alpha, *, key, blocks=1):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain, self.constant = jnp.zeros(blocks), jnp.zeros(())
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        W = self.base.weight
+        return eqx.tree_at(lambda m: m.weight, self.base, W * (1 + self.gain.sum().astype(W.dtype)))
+
+
+def test_options_that_cannot_be_loaded_lead_to_options_of():
+    case = dataclasses.replace(case_of(Blocks), options={"blocks": 3}, parameters=None)
+    with pytest.raises(ConformanceError, match="the saved adapter cannot be loaded") as error:
+        wrapper_checks(case)["state-round-trip"]()
+    assert "With the options {'blocks': 3}" in str(error.value)
+    assert "expected shape (1,), got (3,)" in str(error.value)
+    assert "let `options_of(state)` give the options" in str(error.value)
+
+
+class Residual(Good):
+    """Its base is computed again when it is loaded, and rounded otherwise."""
+
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        shifted = eqx.tree_at(lambda m: m.weight, base, base.weight * jnp.float32(1 + 2e-7))  # pyright: ignore
+        return super().from_state(shifted, state, rank, alpha)
+
+
+class ChangesItsState(Good):
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        state = {name: array * jnp.float32(1 + 2e-7) for name, array in state.items()}
+        return super().from_state(base, state, rank, alpha)
+
+
+def test_what_was_saved_comes_back_bit_for_bit_and_the_output_to_rounding():
+    assert wrapper_checks(case_of(Residual))["state-round-trip"]() is None
+    with pytest.raises(ConformanceError, match="is not the state that was saved"):
+        wrapper_checks(case_of(ChangesItsState))["state-round-trip"]()
+
+
+def test_what_a_case_makes_is_made_once_for_each_dtype_seed_and_precision():
+    case = case_of(Good)
+    assert case.make_base() is case.make_base() and case.make() is case.make()
+    assert case.make_base(seed=5) is not case.make_base(seed=6)
+    assert case.make(jnp.bfloat16).base.weight.dtype == jnp.bfloat16
+    doubles = WrapperCase(Good, case.base, lambda key: (jax.random.normal(key, (6,), float),))
+    (single,) = doubles.make_inputs()
+    with jax.enable_x64(True):
+        (double,) = doubles.make_inputs()
+    assert (single.dtype, double.dtype) == (jnp.float32, jnp.float64)
+
+
+class Mixing(eqx.Module):
+    """A complex matrix, and a real bias that is added to the real part."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __init__(self, inputs, outputs, *, key):
+        # Promotes, which is the layer's affair.
+        self.weight = jax.random.normal(key, (outputs, inputs)) * jnp.complex64(1 + 1j)
+        self.bias = jnp.ones(outputs)
+
+    def __call__(self, x):
+        y = self.weight @ x
+        return y + self.bias.astype(y.dtype)
+
+
+class ComplexUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        is_array = type(leaf) is Mixing and eqx.is_inexact_array(leaf.weight)
+        return is_array and leaf.weight.ndim == 2
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        outputs, inputs = base.weight.shape
+        self.lora_A = jax.random.normal(key, (rank, inputs), base.weight.dtype)
+        self.lora_B = jnp.zeros((outputs, rank), base.weight.dtype)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + update(self))
+
+
+def test_a_correct_adapter_of_a_complex_layer_passes():
+    case = WrapperCase(
+        ComplexUpdate,
+        base=lambda key: Mixing(6, 4, key=key),
+        inputs=lambda key: (jax.random.normal(key, (6,), jnp.complex64),),
+    )
+    assert case.make_base(jnp.bfloat16).weight.dtype == jnp.complex64
+    assert case.make_base(jnp.bfloat16).bias.dtype == jnp.bfloat16
+    assert [str(r.error) for r in run_checks(case) if r.error is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float16, jnp.float32),
+        (np.float32, jnp.float32),
+        (np.float64, jnp.float32),  # as JAX has it without x64
+        (np.complex64, jnp.complex64),
+    ],
+)
+def test_the_dtype_to_compute_in_is_never_a_half_precision(dtype, expected):
+    assert compute_dtype(np.ones(3, dtype)) == expected
+
+
+def test_the_dtype_to_compute_in_is_double_for_a_double_layer():
+    with jax.enable_x64(True):
+        assert compute_dtype(jnp.ones(3, jnp.float64)) == jnp.float64
+
+
+# --- standard cases
+
+
+def test_three_linear_layers_show_what_one_hides():
+    first, *further = standard_cases(
+        Good, law=law, parameters=lambda layer, rank: rank * sum(layer.weight.shape)
+    )
+    facts = {}
+    for case in (first, *further):
+        base = case.make_base()
+        form = base.in_features, base.out_features, base.use_bias
+        facts[str(case)] = (*form, case.rank, case.alpha, case.parameters)
+    assert facts == {
+        "Good-Linear": (6, 4, True, 2, 4.0, 20),
+        "Good-Linear-widening": (3, 5, False, 2, 4.0, 16),
+        "Good-Linear-square": (4, 4, True, 3, 3.0, 24),
+    }
+    assert len(wrapper_checks(first)) > 30
+    assert {len(wrapper_checks(case)) for case in further} == {5}
+    results = [result for case in further for result in run_checks(case)]
+    assert [result.not_applicable or result.error for result in results] == 10 * [None]
+
+
+def in_call_and_merge(formula):
+    """An adapter whose update is `formula`, and the law is not."""
+
+    class Wrong(Good):
+        def __call__(self, x):
+            return self.merge()(x)
+
+        def merge(self):
+            W = self.base.weight
+            new = (W + formula(self)).astype(W.dtype)
+            return eqx.tree_at(lambda m: m.weight, self.base, new)
+
+    return Wrong
+
+
+class ForgetsThatABiasMayLack(Good):
+    def __call__(self, x):
+        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
+        scale = self.alpha / self.rank
+        return self.base.weight @ x + scale * (B @ (A @ x)) + self.base.bias
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "noticed"),
+    [
+        # 4 - 2 and 4 / 2 are equal, 3 - 3 and 3 / 3 are not.
+        (in_call_and_merge(lambda a: (a.alpha - a.rank) * (a.lora_B @ a.lora_A)), "square"),
+        # The first case's rank is 2.
+        (in_call_and_merge(lambda a: a.alpha / 2 * (a.lora_B @ a.lora_A)), "square"),
+        (in_call_and_merge(lambda a: a.alpha**0.5 * (a.lora_B @ a.lora_A)), "square"),
+        (ForgetsThatABiasMayLack, "widening"),
+    ],
+)
+def test_a_mistake_that_the_first_linear_layer_hides_shows_on_a_further_one(wrapper, noticed):
+    first, *further = standard_cases(wrapper, law=law)
+    only = ["identity-at-init", "adapter-acts", "merge-equals-call", "law"]
+    assert [r.error for r in run_checks(first, only) if r.error] == []
+    failed = {r.case for case in further for r in run_checks(case) if r.error}
+    assert f"Wrong-Linear-{noticed}" in failed or f"{wrapper.__name__}-Linear-{noticed}" in failed
+
+
+def test_further_cases_are_of_layers_that_the_adapter_claims():
+    class Biased(Good):
+        @classmethod
+        def applies_to(cls, leaf):
+            return Good.applies_to(leaf) and leaf.bias is not None
+
+    assert [str(case) for case in standard_cases(Biased)] == [
+        "Biased-Linear",
+        "Biased-Linear-square",
+    ]
+    assert standard_cases(Good, ["Conv1d"]) == []
+
+
+def test_a_case_runs_the_checks_that_it_names():
+    case = dataclasses.replace(case_of(Good), checks=("merge-*", "jit"))
+    names = ["jit", "merge-equals-call", "merge-gradients", "merge-restores-form"]
+    assert sorted(wrapper_checks(case)) == names
+    assert [r.check for r in run_checks(case, ["j*", "vmap"])] == ["jit"]
+    with pytest.raises(SelectionError, match="'merges' is not a check"):
+        run_checks(dataclasses.replace(case, checks=("merges",)))
+
+
+class EveryLayer(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.Module)
+
+
+def test_further_layers_have_the_arguments_that_adapters_forget():
+    cases = {str(case).removeprefix("EveryLayer-"): case for case in standard_cases(EveryLayer)}
+    assert len([name for name in cases if "-" not in name]) == len(standard_layers())
+    for name in ("Conv1d-dilated", "ConvTranspose1d-dilated"):
+        base = cases[name].make_base()
+        assert (base.dilation, base.groups, base.use_bias) == ((2,), 2, False)
+    assert cases["Conv2d-reflecting"].make_base().padding_mode == "REFLECT"
+    assert [int(i) for i in cases["Embedding-ends"].make_inputs()] == [0, 8, -1, -9]
+    attention = cases["MultiheadAttention-masked"]
+    with_mask = attention.run(attention.make_base())
+    q, k, v, mask, key = attention.make_inputs()
+    assert not jnp.allclose(with_mask, attention.make_base()(q, k, v, key=key))
+    assert not jnp.allclose(with_mask, attention.make_base()(q, k, v, mask, inference=True))
+    undropped = cases["MultiheadAttention-inference"]
+    undropped.run(undropped.make_base())  # would raise for want of a key
