@@ -34,6 +34,8 @@ CORE = (
     "jno.lora.peft",
     "jno.lora.testing",
 )
+# The packages that define these names.
+FORWARDED = {"jno", "jno_lora_testing"}
 PLUGINS = (
     *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
     *("conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
@@ -47,19 +49,13 @@ def lines() -> list[str]:
     for package in CORE:
         module = importlib.import_module(package)
         for name in sorted(module.__all__):
-            value = getattr(module, name)
-            found += _described(f"{package}.{name}", value, {"jno", _defining(value)})
+            found += _described(f"{package}.{name}", getattr(module, name), FORWARDED)
     for plugin in PLUGINS:
         package = f"jno_lora_{plugin}"
         module = importlib.import_module(package)
         for name in sorted(module.__all__):
             found += _of_plugin(f"{package}.{name}", getattr(module, name), package)
     return [*found, *_commands()]
-
-
-def _defining(value: Any) -> str:
-    """The package that defines `value`: a plugin, if the core only forwards the name."""
-    return getattr(value, "__module__", "").partition(".")[0]
 
 
 def _commands() -> Iterator[str]:
