@@ -43,7 +43,7 @@ from ._planning import (
     selector,
     warn_of_omissions,
 )
-from ._registry import FIRST_PARTY, IN_PROCESS, Registry, default_registry, how_to_block
+from ._registry import IN_PROCESS, Registry, default_registry, first_party, how_to_block
 from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
 from ._shared_arrays import uses_shared, with_shared_arrays
 from ._showing import tracked
@@ -269,7 +269,7 @@ def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     def origin() -> str:
         """The distribution of a plugin that is not ours, and how to do without the plugin."""
         provider = default_registry().provider_of(cls)
-        if provider is None or provider.distribution in (*FIRST_PARTY, IN_PROCESS):
+        if provider is None or provider.distribution in {*first_party(), IN_PROCESS}:
             return ""
         distribution = provider.distribution
         return f"{cls.__name__} is from {distribution}.{how_to_block(distribution)}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from .._paths import FEW
-from .._registry import FIRST_PARTY, PluginRecord
+from .._registry import PluginRecord, first_party
 from .distributions import Distribution
 from .installed import beside_jno, versions
 
@@ -23,7 +23,7 @@ def report(
     """
     lines = [f"{name} {value}" for name, value in (*versions(), *beside_jno())]
     plugins = {record.distribution for record in records}
-    lines += [str(present[name]) for name in sorted(present.keys() & set(FIRST_PARTY) - plugins)]
+    lines += [str(present[name]) for name in sorted(present.keys() & first_party() - plugins)]
     lines += map(_plugin, records)
     lines += _machine()
     variables = sorted(name for name in os.environ if name.startswith("JNO_LORA_"))
@@ -36,7 +36,7 @@ def report(
 
 def _plugin(record: PluginRecord) -> str:
     names = [wrapper.name for wrapper in record.wrappers]
-    few = len(names) <= FEW and record.distribution not in FIRST_PARTY
+    few = len(names) <= FEW and record.distribution not in first_party()
     adapters = f": {', '.join(names)}" if few and names else ""
     plural = "" if len(names) == 1 else "s"
     return (

@@ -9,7 +9,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from .._paths import nearest
-from .._registry import ENTRY_POINT_GROUP, FIRST_PARTY, PluginRecord, names_in, normalise
+from .._registry import ENTRY_POINT_GROUP, PluginRecord, first_party, names_in, normalise
 from .._version import __version__
 
 # Groups that authors write for ours, without dots, dashes and underscores.
@@ -73,7 +73,7 @@ def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[s
             f'[project.entry-points."{ENTRY_POINT_GROUP}"], and install it again.'
         )
     is_plugin = bool(near_groups) or ENTRY_POINT_GROUP in distribution.groups
-    if name.startswith("jno-lora-") and name not in FIRST_PARTY and not is_plugin:
+    if name.startswith("jno-lora-") and name not in first_party() and not is_plugin:
         yield (
             f"{distribution} is named like a plugin, but has no entry point in the group "
             f'"{ENTRY_POINT_GROUP}", so nothing in it is found by name. In its pyproject.toml, add '
@@ -81,7 +81,7 @@ def troubles(distributions: Mapping[str, Distribution], name: str) -> Iterator[s
         )
     versions = {key: installed.version for key, installed in distributions.items()}
     versions["jno-lora"] = __version__  # also where it is imported without being installed
-    for need in sorted({"jno-lora", *FIRST_PARTY} & distribution.needs.keys() & versions.keys()):
+    for need in sorted({"jno-lora", *first_party()} & distribution.needs.keys() & versions.keys()):
         bounds = distribution.needs[need]
         if not bounds.contains(versions[need], prereleases=True):
             yield (
@@ -108,7 +108,7 @@ def unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
     entries = {normalise(record.name) for record in records}
     meanings = {
         "JNO_LORA_BLOCK": distributions | entries,
-        "JNO_LORA_PLUGINS": {*distributions, *FIRST_PARTY},
+        "JNO_LORA_PLUGINS": {*distributions, *first_party()},
     }
     for variable, plugins in meanings.items():
         for name in sorted(names_in(variable) - plugins):

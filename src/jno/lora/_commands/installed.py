@@ -21,6 +21,7 @@ from .._registry import (
     ZOO_DISTRIBUTION,
     PluginRecord,
     RegisteredWrapper,
+    default_registry,
     methods_of,
     shared_variants,
     standing,
@@ -208,32 +209,17 @@ def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator
                 f"with JNO_LORA_BLOCK={record.distribution}.\n"
                 + "".join(traceback.format_exception(record.error))
             )
-        elif record.status == "conflict":
-            yield f"{plugin} is in conflict: {record.error}"
         if record.seconds > SLOW_SECONDS:
             yield (
                 f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
                 "slow. Its entry point should import nothing heavy."
             )
-        yield from _side_effects(record)
+    for name, owners in default_registry().clashes().items():
+        yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
     layers = _common_layers()
     for adapters_of_variant in shared_variants(records):
         yield from _variant_troubles(adapters_of_variant, layers)
     yield from (f"Left out of the command line: {line}" for line in left_out)
-
-
-def _side_effects(record: PluginRecord) -> Iterator[str]:
-    plugin = f"The plugin {record.describe()}"
-    if record.settings_changed:
-        yield (
-            f"{plugin} changes settings of the whole program while it loads, which are set back: "
-            f"{'; '.join(record.settings_changed)}. Leave them to the programs that use the plugin."
-        )
-    if record.prints:
-        yield (
-            f"{plugin} prints while it loads. The text went to standard error, because programs "
-            "read standard output. Use `logging`."
-        )
 
 
 def _variant_troubles(

@@ -101,9 +101,8 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     if ":" in cls.__name__:
         yield f'its name must hold no ":", but is {cls.__name__!r}'
     # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
-    for name in ("variant", "former_variant"):
-        if problem := variant_problem(getattr(cls, name)):
-            yield f"`{name}` {problem}, but is {getattr(cls, name)!r}"
+    if problem := variant_problem(cls.variant):
+        yield f"`variant` {problem}, but is {cls.variant!r}"
     for name in ("family", "cost", "paper", "formula", "bibtex"):
         value = _defined(cls, name)
         if hasattr(type(value), "__get__"):  # reads it when somebody asks

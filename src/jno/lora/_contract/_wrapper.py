@@ -61,9 +61,6 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
     variant: ClassVar[str | None] = None
-    # The variant of an earlier release. It still finds the adapter, with a warning, where a call
-    # that names it selects nothing else.
-    former_variant: ClassVar[str | None] = None
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
     # Whether a plain layer can replace the adapted layer. If not, `merge` raises a `WrapperError`.
     mergeable: ClassVar[bool] = True

@@ -1,8 +1,7 @@
 """The selection of a call: its arguments parsed, one walk over the model, and a plan."""
 
 from ._advice import advised
-from ._making import make_plan
 from ._masks import MaskLike, compiled, parse_mask, selector
-from ._messages import warn_of_omissions
+from ._messages import make_plan, warn_of_omissions
 from ._plan import Plan, PlanRow
 from ._specs import Spec, SpecLike, TargetLike, WrapperLike, parse_specs, parse_wrapper

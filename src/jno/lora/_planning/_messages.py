@@ -1,16 +1,20 @@
-"""Errors and warnings about layers that were not adapted as the call asked, with the reasons."""
+"""The plan of a call, with errors and warnings about layers that are not adapted as it asked."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._contract import LoRAWrapper
+from jaxtyping import PyTree
+
 from .._errors import warn
 from .._paths import FEW, bullets, nearest, show_path
+from .._registry import Registry
 from .._showing import grouped
 from .._tree import NORMALISED, modules_in
 from ._advice import matrices_of
+from ._masks import Selector
 from ._plan import Plan, PlanRow
+from ._questions import Questions
 from ._roles import LinearInBlocks, NamedLayers
 from ._specs import Rule
 from ._walk import Walk
@@ -40,7 +44,17 @@ _NO_MODULE = (
 )
 
 
-def problem_of(walk: Walk) -> str | None:
+def make_plan(
+    registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
+) -> Plan:
+    """The plan of a call: one walk over the model, with the error of a rule that finds nothing."""
+    questions = Questions(registry, {cls for rule in rules for cls in rule.named})
+    walk = Walk(questions, model, rules, selects)
+    notes = tuple(_continued_numbers(walk))
+    return Plan(tuple(walk.rows), _problem_of(walk), notes=notes, by_default=walk.asks_layers)
+
+
+def _problem_of(walk: Walk) -> str | None:
     """The error of the first rule that matches no layer at all, masked or not."""
     paths = [row.path for row in walk.rows]
     for index, rule in enumerate(walk.rules):
@@ -61,6 +75,31 @@ def problem_of(walk: Walk) -> str | None:
             adaptable = _adaptable(walk).values()
             return "\n".join([head, _CAN_ADAPT, _listed(adaptable)] if adaptable else [head])
     return None
+
+
+_FEW = 3
+# "layers/1", "layers/(1|2)" and "layers/[01]", but not "layers/[0-9]".
+_ENDS_IN_NUMBER = re.compile(r"(?<![\\-])\d[\])]*$")
+
+
+def _continued_numbers(walk: Walk) -> Iterator[str]:
+    """For each target such as `layers/1`, which of the selected paths are like `layers/10`."""
+    for index, rule in enumerate(walk.rules):
+        target = rule.target
+        if not isinstance(target, re.Pattern) or not _ENDS_IN_NUMBER.search(target.pattern):
+            continue
+        paths = [
+            row.path
+            for row in walk.rows
+            if row.spec == index
+            and all(row.path[match.end() :][:1].isdigit() for match in target.finditer(row.path))
+        ]
+        if paths:
+            yield (
+                f"The target {target.pattern!r} ends in a number, and also selects paths in which "
+                f"the number goes on:\n{bullets(map(show_path, paths), _FEW)}\n"
+                f"To leave them out, write {target.pattern + '(/|$)'!r}."
+            )
 
 
 def _explain(walk: Walk, index: int) -> Iterator[str]:
@@ -89,9 +128,6 @@ def _explain(walk: Walk, index: int) -> Iterator[str]:
         yield _PASSED_OVER
         yield bullets(passed_over, FEW)
         yield _YOUR_LAYERS
-    if rule.former:
-        words = _new_words(_by_former_variant(rule))
-        yield f"Some adapters have another variant than before: {words}."
     if adaptable:
         yield _CAN_ADAPT
         yield _listed(adaptable.values())
@@ -154,30 +190,6 @@ def _layer(row: PlanRow) -> str:
 
 def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
     return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
-
-
-def _new_words(classes: Iterable[type[LoRAWrapper]]) -> str:
-    """The arguments that ask for adapters by their present variants."""
-    return ", ".join(dict.fromkeys(f'wrapper="{cls.variant or cls.__name__}"' for cls in classes))
-
-
-def _by_former_variant(rule: Rule) -> list[type[LoRAWrapper]]:
-    """The classes that a rule has by nothing but a former variant."""
-    return [cls for tier in rule.former for cls in tier]
-
-
-def warn_of_former_variants(walk: Walk) -> None:
-    def advice(row: PlanRow) -> str:
-        cls: Any = row.wrapper
-        return f": {_new_words([cls])}, not {cls.former_variant!r}"
-
-    chosen = [row for row in walk.rows if row.status == "wrapped" and row.spec is not None]
-    rows = [row for row in chosen if row.wrapper in _by_former_variant(walk.rules[row.spec or 0])]
-    if rows:
-        warn(
-            "These layers were found by the former variant of their adapter, which the next "
-            f"release will not know. Write the new variant:\n{_listed(rows, advice)}"
-        )
 
 
 def warn_of_omissions(plan: Plan) -> None:

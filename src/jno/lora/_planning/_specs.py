@@ -12,9 +12,8 @@ import numpy as np
 
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError, WrapperError
-from .._paths import bullets, nearest
-from .._peft_words import WORDS, in_our_words
-from .._registry import THIRD_PARTY, Registry, standing
+from .._peft_words import explain_unknown
+from .._registry import Registry, standing
 from ._masks import compiled
 from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
 
@@ -58,7 +57,6 @@ class Rule:
     options: Mapping[str, Any]
     label: str  # its name in messages
     named: frozenset[type[LoRAWrapper]]  # the classes that the user names
-    former: Tiers  # adapters by their former variants: its last tiers, if it selects nothing else
 
     def on(self, model: Any) -> "Rule":
         """This rule for a model, whose structure may decide what the target means."""
@@ -99,19 +97,7 @@ def parse_specs(
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
-            arguments, advice = in_our_words({key: values[key] for key in unknown})
-            if WORDS.intersection(unknown):
-                words = [f'"{name}": {text}' for name, text in arguments.items()]
-                lines = [*words, *(f"{name}: {text}" for name, text in advice.items())]
-                raise SelectionError(
-                    f"{label} has the keys {', '.join(map(repr, unknown))}, words of PEFT. Here, "
-                    f"the keys are:\n{bullets(lines)}"
-                )
-            near = nearest(str(unknown[0]), _KEYS, n=1)[0]
-            raise SelectionError(
-                f"{label} has an unknown key {unknown[0]!r}; did you mean {near!r}? A spec has the "
-                f"keys {', '.join(_KEYS)}."
-            )
+            raise SelectionError(explain_unknown(f"{label}, a spec,", unknown, _KEYS))
         spec = dataclasses.replace(call, **{k: v for k, v in values.items() if v is not None})
         rules.append(_parse(registry, spec, label, f"{label}['target']"))
     if not rules:
@@ -140,7 +126,6 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
         named=adapters.named,
-        former=adapters.former,
     )
 
 
@@ -173,23 +158,18 @@ class Adapters(NamedTuple):
 
     tiers: Tiers
     named: frozenset[type[LoRAWrapper]]  # as classes, or by the names of classes
-    former: Tiers  # which the words would mean by nothing but former variants
 
 
 def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Adapters:
     """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`."""
     tiers: list[tuple[type[LoRAWrapper], ...]] = []
     named: set[type[LoRAWrapper]] = set()
-    automatic: set[type[LoRAWrapper]] = set()
-    words: list[str] = []
     for item in _items_of(wrapper):
         if item is None or item == "auto":
             further = _automatic(registry, with_auto=item == "auto")
-            automatic.update(*further)
         elif isinstance(item, str):
             classes = registry.resolve(item)
             further = _by_standing(registry, classes)
-            words.append(item)
             if [cls.__name__ for cls in classes] == [item.rpartition(":")[2]]:
                 named.update(classes)
         else:
@@ -197,8 +177,7 @@ def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Adapters:
             further = ((item,),)
             named.add(item)
         tiers += further
-    former = [cls for cls in registry.formerly(words) if cls not in named | automatic]
-    return Adapters(tuple(tiers), frozenset(named), _by_standing(registry, former))
+    return Adapters(tuple(tiers), frozenset(named))
 
 
 def _items_of(wrapper: Any) -> Iterator[type[LoRAWrapper] | str | None]:
@@ -237,7 +216,7 @@ def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Ti
     """
     tiers: dict[int, list[type[LoRAWrapper]]] = {}
     for cls in classes:
-        provider = registry.provider(cls)  # none if another thread refreshes the registry
-        place = THIRD_PARTY if provider is None else standing(provider)
-        tiers.setdefault(place, []).append(cls)
+        provider = registry.provider(cls)
+        assert provider is not None
+        tiers.setdefault(standing(provider), []).append(cls)
     return tuple(tuple(tiers[place]) for place in sorted(tiers))

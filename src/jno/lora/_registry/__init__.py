@@ -4,13 +4,16 @@ from .._contract import squash
 from ._grouping import methods_of, shared_variants
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from ._plugins import (
-    FIRST_PARTY,
+    BROKEN,
+    IN_PROCESS,
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
+    PluginRecord,
+    RegisteredWrapper,
+    first_party,
     how_to_block,
     names_in,
     normalise,
     standing,
 )
-from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, why_unusable
 from ._registry import Registry, default_registry, refresh, register, registered

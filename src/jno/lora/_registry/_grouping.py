@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._contract import LoRAWrapper, squash
-from ._plugins import standing
-from ._records import PluginRecord, RegisteredWrapper
+from ._plugins import PluginRecord, RegisteredWrapper, standing
 
 
 def grouped(

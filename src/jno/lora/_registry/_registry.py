@@ -3,108 +3,35 @@
 import logging
 import os
 import threading
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pluggy
 
 from .._caches import forget
-from .._contract import LoRAWrapper
-from .._errors import INTERRUPTS, PluginError, warn
+from .._contract import LoRAWrapper, check_contract
+from .._errors import PluginError, warn
 from .._paths import show_path
-from ._catalog import Catalog
+from ._names import Names
 from ._plugins import (
+    BROKEN,
+    IN_PROCESS,
     ZOO_DISTRIBUTION,
     InstalledPlugin,
-    complaint_about,
+    PluginRecord,
+    RegisteredWrapper,
     find_plugins,
     how_to_block,
     load,
-    take_in,
+    order,
+    record_of,
 )
-from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
 
 _LOG = logging.getLogger("jno.lora.plugins")
+_SLOW = 5.0  # seconds: loading that takes longer is worth a warning
 
-# Held only to replace a catalog by another. A signal handler may ask meanwhile, so it is an RLock.
-_LOCK = threading.RLock()
-
-# `loading`: the identities of the plugins that this thread loads, whose hooks may ask for plugins.
-_THREAD = threading.local()
-
-
-class _Generation:
-    """All that is known since a refresh. A question keeps to one, so a refresh need not wait.
-
-    A plugin is loaded outside of any lock, because its code may do anything. Threads may load a
-    plugin at the same time: Python makes them wait for its import, and the first record that is
-    published wins.
-    """
-
-    def __init__(self, catalog: Catalog):
-        self.catalog = catalog
-        self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
-        self._blamed: set[int] = set()  # the plugins of whose hooks there was a warning
-
-    def find(self, distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
-        """As `find_plugins`, once. A missing distribution is looked for again."""
-        plugins = self._found.get(distribution) or find_plugins(distribution)
-        self._found[distribution] = plugins
-        return plugins
-
-    def blame(self, record: PluginRecord, path: str, failure: str) -> None:
-        """Warn once that the hook `jno_lora_select` of a plugin has failed."""
-        plugin = id(plugin_of(record))
-        if plugin in self._blamed:
-            return
-        self._blamed.add(plugin)
-        warn(
-            f"The hook `jno_lora_select` of the plugin {record.describe()} {failure}, when it was "
-            f"asked about the layer at {show_path(path)!r}. Its answer is left out, and the next "
-            f"plugin is asked.{how_to_block(record.distribution)}"
-        )
-
-    def publish(self, identity: Hashable, record: PluginRecord) -> None:
-        with _LOCK:
-            self.catalog = self.catalog.having(identity, record)
-
-    def load(self, wanted: Sequence[InstalledPlugin], strict: bool | None) -> Catalog:
-        """The catalog once these plugins are loaded. Warns about a plugin that fails or is slow.
-
-        **Raises:** `PluginError` for a broken plugin if `strict`, by default `JNO_LORA_STRICT`.
-        """
-        if strict is None:
-            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        published = [plugin for plugin in wanted if self._load(plugin)]
-        for plugin in wanted:  # after all are loaded: a warning may be turned into an error
-            record = self.catalog.plugins.get(plugin.identity)
-            complaint = record and complaint_about(record)
-            if record and strict and record.status in BROKEN:
-                raise PluginError(complaint) from record.error
-            if complaint and plugin in published:
-                warn(complaint)
-        return self.catalog
-
-    def _load(self, plugin: InstalledPlugin) -> bool:
-        """Load a plugin unless it is loaded. Returns whether this call published its record."""
-        before: frozenset[Hashable] = getattr(_THREAD, "loading", frozenset())
-        if plugin.identity in self.catalog.plugins or plugin.identity in before:
-            return False
-        _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)
-        # Ctrl-C may interrupt any call. A plain assignment always happens.
-        try:
-            _THREAD.loading = before | {plugin.identity}
-            record = load(plugin)
-        finally:
-            _THREAD.loading = before
-        if record is None:
-            return False
-        _LOG.debug("%r, in %.3f s", record, record.seconds)
-        with _LOCK:
-            if plugin.identity in self.catalog.plugins:
-                return False
-            self.publish(plugin.identity, record)
-            return True
+# The plugins that a thread loads just now: their modules may ask for other plugins.
+_LOADING = threading.local()
 
 
 class Registry:
@@ -121,12 +48,57 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._now = _Generation(Catalog({}, discover))
+        self._lock = threading.Lock()  # held to publish a record, never while a plugin loads
+        self._plugins: dict[Hashable, PluginRecord] = {}
+        self._names = Names((), discover)
+        self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
 
-    def _catalog(self, distribution: str | None = None, strict: bool | None = None) -> Catalog:
-        """The catalog once the plugins of one distribution, or all plugins, are loaded."""
-        now = self._now
-        return now.load(now.find(distribution) if self.discover else (), strict)
+    def _publish(self, records: dict[Hashable, PluginRecord]) -> None:
+        self._plugins = records
+        self._names = Names(sorted(records.values(), key=order), self.discover)
+
+    def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
+        """As `find_plugins`, once. A missing distribution is looked for again."""
+        if not self.discover:
+            return ()
+        plugins = self._found.get(distribution) or find_plugins(distribution)
+        self._found[distribution] = plugins
+        return plugins
+
+    def _loaded(self, distribution: str | None = None, strict: bool | None = None) -> Names:
+        """What names mean once the plugins of one distribution, or all plugins, are loaded."""
+        return self._load(self._find(distribution), strict)
+
+    def _load(self, plugins: Sequence[InstalledPlugin], strict: bool | None) -> Names:
+        """Load these plugins unless they are loaded. Warns about a plugin that fails or is slow.
+
+        Threads may load a plugin at the same time; the first record counts.
+        """
+        new: list[PluginRecord] = []
+        loading: set[Hashable] = vars(_LOADING).setdefault("plugins", set())
+        for plugin in plugins:
+            if plugin.identity in self._plugins or plugin.identity in loading:
+                continue
+            loading.add(plugin.identity)
+            try:
+                record = load(plugin)
+            finally:
+                loading.remove(plugin.identity)
+            _LOG.debug("%r, in %.3f s", record, record.seconds)
+            with self._lock:
+                if plugin.identity not in self._plugins:
+                    self._publish({**self._plugins, plugin.identity: record})
+                    new.append(record)
+        if strict is None:
+            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
+        for plugin in plugins if strict else ():
+            record = self._plugins.get(plugin.identity)
+            if record is not None and record.status in BROKEN:
+                raise PluginError(_complaint(record)) from record.error
+        for record in new:
+            if record.status in BROKEN or record.seconds > _SLOW:
+                warn(_complaint(record))
+        return self._names
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.
@@ -134,32 +106,36 @@ class Registry:
         **Raises:** `PluginError` for a broken plugin if `strict`, by default if `JNO_LORA_STRICT`
         is set.
         """
-        return self._catalog(strict=strict).records
+        return self._loaded(strict=strict).records
 
     def loaded(self) -> tuple[PluginRecord, ...]:
         """The records of the plugins that are loaded already."""
-        return self._now.catalog.records
+        return self._names.records
+
+    def clashes(self) -> dict[str, str]:
+        """By qualified name, the plugins that have the name of a loaded adapter as well."""
+        return self._names.clashes()
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
         """The adapters of `wrapper=None`, which the zoo names. Loads only the zoo.
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
-        return self._catalog(ZOO_DISTRIBUTION).defaults()
+        return self._loaded(ZOO_DISTRIBUTION).defaults()
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
         """One class of the zoo, by its name. Loads only the zoo.
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken, or lacks the class.
         """
-        return self._catalog(ZOO_DISTRIBUTION).zoo_class(name)
+        return self._loaded(ZOO_DISTRIBUTION).zoo_class(name)
 
     def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
 
         Warns about a broken zoo, and does not raise in strict mode: `dir(jno.lora)` asks.
         """
-        return self._catalog(ZOO_DISTRIBUTION, strict=False).zoo_classes
+        return dict(self._loaded(ZOO_DISTRIBUTION, strict=False).zoo_classes)
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name or variant stands for. The classes of the zoo go first.
@@ -167,32 +143,27 @@ class Registry:
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        zoo_classes = {} if ":" in name else self._catalog(ZOO_DISTRIBUTION).zoo_classes
+        zoo_classes = {} if ":" in name else self._loaded(ZOO_DISTRIBUTION).zoo_classes
         if name in zoo_classes:
             return (zoo_classes[name],)
-        return self._catalog().resolve(name)
-
-    def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
-        """The loaded classes that `names` mean by nothing but the variant of an earlier release."""
-        return self._now.catalog.formerly(names)
+        return self._loaded().resolve(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
-        return tuple(wrapper.cls for wrapper in self._catalog().wrappers if wrapper.cls.auto)
+        return tuple(wrapper.cls for wrapper in self._loaded().wrappers if wrapper.cls.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
-        return self._now.catalog.by_class.get(cls)
+        return self._names.by_class.get(cls)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
-        provider = self.provider(cls)
-        if provider is not None or not self.discover:
+        if (provider := self.provider(cls)) is not None:
             return provider
-        now, package = self._now, cls.__module__.partition(".")[0]
-        plugins = now.find()
-        now.load([p for p in plugins if p.module.partition(".")[0] == package], strict=False)
-        return self.provider(cls)
+        package = cls.__module__.partition(".")[0]
+        modules = [(plugin, plugin.entry_point.module) for plugin in self._find(None)]
+        of_package = [p for p, module in modules if module.partition(".")[0] == package]
+        return self._load(of_package, strict=False).by_class.get(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
@@ -202,27 +173,37 @@ class Registry:
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
-            return self._now.catalog.provided(IN_PROCESS, name)
-        return self._catalog(distribution).provided(distribution, name)
+            return self._names.provided(IN_PROCESS, name)
+        return self._loaded(distribution).provided(distribution, name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""
-        return self._now.catalog.hooks(name)
+        records = self._names.records
+        return [(record, hook) for record in records for hook in record.hooks if hook.name == name]
 
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
     ) -> type[LoRAWrapper] | None:
         """The first choice of a `jno_lora_select` hook, if any. As in pluggy, the last goes first.
 
-        Warns, once for each plugin, if its hook fails or chooses something that is not a candidate.
+        Warns if the hook of a plugin fails or chooses something that is not a candidate.
         """
-        now = self._now
-        for record, hook in now.catalog.selectors:
-            chosen, failure = _ask_to_choose(hook, path, leaf, candidates)
-            if chosen is not None:
-                return chosen
-            if failure:
-                now.blame(record, path, failure)
+        for record, hook in reversed(self.hooks("jno_lora_select")):
+            try:
+                chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
+                problem = f"chose {chosen!r}, which is not a candidate"
+            except Exception as err:
+                chosen, problem = None, f"raised {type(err).__name__}: {err}"
+            else:
+                if any(chosen is cls for cls in candidates):
+                    return chosen
+                if chosen is None:
+                    continue
+            warn(
+                f"The hook `jno_lora_select` of the plugin {record.describe()} {problem}, when it "
+                f"was asked about the layer at {show_path(path)!r}. The next plugin is asked."
+                f"{how_to_block(record.distribution)}"
+            )
         return None
 
     def register(self, item: Any) -> Any:
@@ -239,13 +220,21 @@ class Registry:
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
         implements no hook, or one that does not exist or has other arguments.
         """
-        records = self._now.catalog.plugins.values()
-        if not any(record.hooks and plugin_of(record) is item for record in records):
-            record = take_in(item)
-            name = getattr(item, "__name__", None) or id(item)
-            identity = (item.__module__, item.__qualname__) if isinstance(item, type) else (name,)
-            with _LOCK:
-                self._now.publish((IN_PROCESS, *identity), record)
+        name = getattr(item, "__name__", repr(item))
+        origin = (name, IN_PROCESS, "", name)
+        if isinstance(item, type):
+            check_contract(item)
+            wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
+            record = PluginRecord(*origin, "loaded", wrappers=wrappers)
+            identity = (IN_PROCESS, item.__module__, item.__qualname__)
+        else:
+            if any(record.plugin is item for record in self._plugins.values()):
+                return item
+            record = record_of(item, *origin)
+            identity = (IN_PROCESS, getattr(item, "__name__", None) or id(item))
+        with self._lock:
+            others = {key: value for key, value in self._plugins.items() if key != identity}
+            self._publish({**others, identity: record})
         return item
 
     def refresh(self) -> None:
@@ -254,25 +243,19 @@ class Registry:
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
         programs and facts about classes are forgotten, because classes may have been edited.
         """
-        with _LOCK:
-            self._now = _Generation(self._now.catalog.of_this_process())
+        with self._lock:
+            self._found = {}
+            plugins = self._plugins.items()
+            self._publish({key: r for key, r in plugins if r.distribution == IN_PROCESS})
         forget()
 
 
-def _ask_to_choose(
-    hook: pluggy.HookCaller, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
-) -> tuple[type[LoRAWrapper] | None, str]:
-    """The choice of one plugin, and what its hook did wrong, if anything."""
-    try:
-        chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
-        if chosen is None or any(chosen is cls for cls in candidates):
-            return chosen, ""
-        names = ", ".join(cls.__name__ for cls in candidates)
-        return None, f"chose {chosen!r}, which is neither None nor one of the candidates ({names})"
-    except INTERRUPTS:
-        raise
-    except BaseException as err:
-        return None, f"raised {type(err).__name__}: {err}"
+def _complaint(record: PluginRecord) -> str:
+    plugin = f"The plugin {record.describe()}"
+    if record.status in BROKEN:
+        why = f"{type(record.error).__name__}: {record.error}"
+        return f"{plugin} could not be loaded and is left out: {why}"
+    return f"{plugin} took {record.seconds:.1f} s to load.{how_to_block(record.distribution)}"
 
 
 _DEFAULT = Registry()
