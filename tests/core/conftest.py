@@ -8,7 +8,8 @@ from pathlib import Path
 
 import importlib_metadata
 
-# Commands import them when `site` has taken the folder away where they are installed.
+# Imported later by the core, when `site` has taken the folder away where they are installed.
+import packaging.requirements  # noqa: F401
 import pytest
 import rich.console
 import rich.table  # noqa: F401
@@ -16,8 +17,11 @@ import safetensors.numpy  # noqa: F401
 
 import jno.lora._registry._registry as registry_module
 from jno.lora import Registry
+from jno.lora._registry import first_party
 
 from .toys import Block, Model
+
+first_party()  # read from the metadata once, for the same reason
 
 _numbers = itertools.count()
 

@@ -53,11 +53,11 @@ BROKEN = {
     ),
     "hook takes unknown arguments": (
         "@hookimpl\ndef jno_lora_wrappers(model):\n    return []",
-        "PluginError: <module",
+        "jno_lora_wrappers",
     ),
     "hook is misspelled": (
         "@hookimpl\ndef jno_lora_wraperss():\n    return []",
-        "did you mean 'jno_lora_wrappers'?",
+        "jno_lora_wraperss",
     ),
     "hook is not marked": (
         "def jno_lora_wrappers():\n    return []",
@@ -65,7 +65,7 @@ BROKEN = {
     ),
     "api is not a number": (
         "jno_lora_api = '1'\n@hookimpl\ndef jno_lora_wrappers():\n    return []",
-        "`jno_lora_api` must be an int, but is '1'",
+        "TypeError",
     ),
     "the module exits": ("raise SystemExit(3)", "3"),
 }

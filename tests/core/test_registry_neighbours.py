@@ -47,27 +47,27 @@ def test_a_class_cannot_take_a_word_of_the_zoo_by_its_name(site, name):
     assert one(registry, "LoRALinear").variant == "lora"
     assert one(registry, f"acme-lora:{name}").variant == "other"
     assert one(registry, "other").__name__ == name
-    assert statuses(registry) == {"jno-lora-zoo": "loaded", "acme-lora": "conflict"}
-    trouble = " ".join(run("doctor", code=1).partition("TROUBLE")[2].split())
-    assert f"the names {name} are also names or variants of jno-lora-zoo" in trouble
-    assert f'write "acme-lora:{name}"' in trouble
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "acme-lora": "loaded"}
+    assert f'Write `wrapper="acme-lora:{name}"`' in run("doctor", code=1)
 
 
 @pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
 def test_a_class_cannot_take_a_word_of_our_other_plugins_either(site, name):
-    site.plugin("jno-lora-embedding", '"OurEmbedding", variant="lora-embedding"')
+    site.plugin("jno-lora-attention", '"OurEmbedding", variant="lora-embedding"')
     site.plugin("acme-lora", f'"{name}", variant="other"')
     registry = Registry()
     assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
     assert one(registry, "lora_embedding") is one(registry, "OurEmbedding")
-    assert statuses(registry)["acme-lora"] == "conflict"
+    assert [*registry.clashes()] == [f"acme-lora:{name}"]
 
 
 @pytest.mark.parametrize("name", ["auto", "All", "none", "all_linear"])
 def test_a_class_named_by_a_word_of_the_core_has_no_bare_name(site, name):
     site.plugin("acme-lora", f'"{name}"')
-    (record,) = Registry().records()
-    assert "also names or variants of jno-lora itself" in str(record.error)
+    Registry().records()
+    registry = Registry()
+    registry.records()
+    assert registry.clashes() == {f"acme-lora:{name}": "jno-lora itself"}
     assert one(Registry(), f"acme-lora:{name}").__name__ == name
     with pytest.raises((PluginError, SelectionError)):
         Registry().resolve(name)
@@ -117,7 +117,7 @@ def test_a_name_that_is_another_third_partys_variant_is_ambiguous(site):
     with pytest.raises(PluginError, match=r'"acme-lora:Twist"[^$]*"bolt-lora:BoltLinear"'):
         registry.resolve("Twist")
     assert one(registry, "twist").__name__ == "BoltLinear"
-    assert statuses(registry) == {"acme-lora": "conflict", "bolt-lora": "loaded"}
+    assert registry.clashes() == {"acme-lora:Twist": "bolt-lora"}
 
 
 # --- ties within a variant
@@ -140,7 +140,7 @@ def test_a_plugin_extends_a_variant_to_layers_that_nobody_covers(site, model, wo
     site.plugin("acme-lora", '"AcmeEmb", variant="lora", auto=True, layer=eqx.nn.Embedding')
     assert names(model, 1, wrappers=word) == {"embedding": "AcmeEmb", **LINEARS}
     ours = '"OurEmb", variant="lora", auto=True, layer=eqx.nn.Embedding'
-    site.plugin("jno-lora-embedding", ours)
+    site.plugin("jno-lora-attention", ours)
     jno.lora.refresh()
     assert names(model, 1, wrappers=word) == {"embedding": "OurEmb", **LINEARS}
 
@@ -174,8 +174,6 @@ def test_doctor_lists_variants_that_two_plugins_claim_on_one_layer(site):
 
 FAULTS = {
     "an error": ("raise RuntimeError('boom')", "RuntimeError.*boom"),
-    "an exit": ("raise SystemExit('boom')", "SystemExit.*boom"),
-    "an error below BaseException": ("raise Stop('boom')", "Stop.*boom"),
     "an array": ("return np.ones(3)", r"TypeError.*True or False.*float64\[3\]"),
     "a number": ("return jnp.ones(())", r"TypeError.*True or False.*float32\[\]"),
     "a traced bool": ("return jax.jit(ask)(1)", "TracerBoolConversionError"),
@@ -186,7 +184,6 @@ def with_fault(body, question="applies_to", variant="dora"):
     """A plugin whose class `Bad` fails on embeddings, after it has claimed a norm."""
     return f"""
         import jax, jax.numpy as jnp, numpy as np
-        class Stop(BaseException): pass
         def fault(leaf):
             {body}
         def ask(number):
@@ -234,20 +231,10 @@ def test_an_adapter_that_the_user_names_raises(site, mixed, fault):
             names(mixed, 1, wrappers=wrapper)
 
 
-@pytest.mark.parametrize("error", ["KeyboardInterrupt", "GeneratorExit"])
-@pytest.mark.parametrize("question", ["applies_to", "why_not"])
-def test_an_interrupt_passes(site, mixed, error, question):
-    site.install_zoo()
-    site.install("acme-lora", with_fault(f"raise {error}", question))
-    with pytest.raises(eval(error)):
-        names(mixed, 1, wrappers="dora")
-
-
-@pytest.mark.parametrize("fault", ["an error", "an exit", "an error below BaseException"])
 @pytest.mark.parametrize("wrapper", ["dora", "auto", "Bad"])
-def test_a_why_not_that_raises_costs_its_reason_alone(site, mixed, wrapper, fault):
+def test_a_why_not_that_raises_costs_its_reason_alone(site, mixed, wrapper):
     site.install_zoo()
-    code, error = FAULTS[fault]
+    code, error = FAULTS["an error"]
     site.install("acme-lora", with_fault(code, "why_not"))
     model = {**mixed, "c": mixed["b"].embedding}
     with pytest.warns(JnoLoraWarning, match=rf"Bad.why_not raised {error}[^$]*JNO_LORA_BL") as seen:
@@ -361,12 +348,11 @@ def test_an_adapter_that_cannot_be_built_names_its_distribution(site, mixed, fun
 # --- hooks that raise
 
 
-@pytest.mark.parametrize("error", ["raise Stop('boom')", "raise SystemExit('boom')"])
 @pytest.mark.parametrize("hook", ["jno_lora_wrappers()", "jno_lora_commands(group)", ""])
-def test_a_hook_or_an_import_that_raises_names_its_distribution(site, hook, error):
-    stop = "class Stop(BaseException): pass\n"
+def test_a_hook_or_an_import_that_raises_names_its_distribution(site, hook):
+    error = "raise RuntimeError('boom')"
     code = f"@hookimpl\ndef {hook}:\n    {error}\n" if hook else error
-    site.install("acme-lora", stop + code)
+    site.install("acme-lora", code)
     site.plugin("bolt-lora", '"Acme"')
     text = run("--help")
     assert re.search(r"Left out.*acme-lora 1.0.*boom", text)
@@ -403,13 +389,3 @@ def test_names_are_listed_in_strict_mode_though_the_zoo_is_broken(site, monkeypa
         assert "apply_lora" in dir(jno.lora)
     with pytest.raises(PluginError, match="zoo is broken"):
         Registry().resolve("LoRALinear")
-
-
-@pytest.mark.parametrize("defaults", ["'LoRALinear'", "(1,)", "None"])
-def test_defaults_of_another_type_are_a_mistake_of_the_zoo(site, defaults):
-    site.install_zoo(f"\njno_lora_defaults = {defaults}\n")
-    with (
-        pytest.warns(JnoLoraWarning, match="`jno_lora_defaults` must be a tuple of class names"),
-        pytest.raises(PluginError, match="`wrapper=None` is not available"),
-    ):
-        Registry().defaults()

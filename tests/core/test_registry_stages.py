@@ -1,4 +1,4 @@
-"""The stages of the registry, each alone: find, load, classify; and the catalog they end in."""
+"""The stages of the registry, each alone: find, classify, and the hooks of loaded plugins."""
 
 import sys
 import types
@@ -7,20 +7,9 @@ import pytest
 
 from jno.lora import PluginError, Registry, hookimpl
 from jno.lora._registry import _hookspecs
-from jno.lora._registry._catalog import Catalog
-from jno.lora._registry._plugins import (
-    complaint_about,
-    find_plugins,
-    hooks_of,
-    load,
-    reason_to_block,
-    take_in,
-    wrappers_of,
-)
+from jno.lora._registry._plugins import find_plugins, record_of
 
 from .toys import ToyConv, ToyLinear, ToyScale
-
-# --- find
 
 
 def test_finding_imports_nothing_and_sorts(site):
@@ -30,44 +19,16 @@ def test_finding_imports_nothing_and_sorts(site):
         ("jno-lora-zoo", "main", "1.0"),
         ("zebra-lora", "main", "1.0"),
     ]
-    assert [it.module for it in found] == modules[::-1]
     assert find_plugins("zebra-lora") == found[1:]
     assert find_plugins("nobody") == ()
     assert not set(modules) & set(sys.modules)
 
 
-def test_the_reason_to_block_names_the_variable(site, monkeypatch):
-    site.plugin("acme-lora", '"Acme"')
-    (found,) = find_plugins()
-    assert reason_to_block(found) is None
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "")
-    assert "JNO_LORA_PLUGINS" in reason_to_block(found)
-    monkeypatch.setenv("JNO_LORA_BLOCK", "main")
-    assert "JNO_LORA_BLOCK" in reason_to_block(found)
+def hooks_of(plugin):
+    return record_of(plugin, *ORIGIN).hooks
 
 
-# --- load
-
-
-def test_loading_gives_a_record_and_publishes_nothing(site):
-    module = site.plugin("acme-lora", '"Acme"')
-    (found,) = find_plugins()
-    record = load(found)
-    assert (record.status, record.value, record.error) == ("loaded", module, None)
-    assert [wrapper.name for wrapper in record.wrappers] == ["Acme"]
-    assert [hook.name for hook in record.hooks] == ["jno_lora_wrappers"]
-    assert complaint_about(record) is None
-
-
-def test_loading_a_broken_plugin_gives_a_record_without_hooks(site):
-    site.install("broken-lora", "@hookimpl\ndef jno_lora_wrappers():\n    return [1]\n")
-    record = load(*find_plugins())
-    assert record.status == "failed" and record.hooks == record.wrappers == ()
-    assert "is left out" in complaint_about(record)
-
-
-# --- classify
-
+ORIGIN = ("plugin", "acme-lora", "2.0", "acme.plugin")
 HOOKS = [name for name in vars(_hookspecs) if name.startswith("jno_lora_")]
 
 
@@ -76,7 +37,7 @@ def implementing(*names, **options):
 
     def made(name):
         def function():
-            return name
+            return [] if name == "jno_lora_wrappers" else name
 
         function.__name__ = name
         return hookimpl(function, **options)
@@ -90,7 +51,8 @@ def test_one_hook_of_any_kind_makes_a_plugin(name):
     returned = hook(**dict.fromkeys(hook.spec.argnames))
     is_first_choice = name == "jno_lora_select"  # other hooks give the results of all plugins
     assert hook.name == name
-    assert returned == (name if is_first_choice else [name])
+    answer = [] if name == "jno_lora_wrappers" else name
+    assert returned == (name if is_first_choice else [answer])
 
 
 def test_all_hooks_of_an_object_are_found():
@@ -125,25 +87,11 @@ def test_the_adapters_come_from_the_hook_for_adapters_alone():
         def jno_lora_select(self):
             raise AssertionError
 
-    found = wrappers_of(hooks_of(Plugin()), "acme-lora", "2.0")
-    assert [wrapper.qualified_name for wrapper in found] == [
+    record = record_of(Plugin(), *ORIGIN)
+    assert [wrapper.qualified_name for wrapper in record.wrappers] == [
         "acme-lora:ToyLinear",
         "acme-lora:ToyScale",
     ]
-
-
-# --- catalog
-
-
-def test_a_catalog_never_changes():
-    empty = Catalog({}, discover=False)
-    one = empty.having("a", take_in(ToyLinear))
-    two = one.having("b", take_in(ToyScale))
-    again = two.having("a", take_in(ToyLinear))
-    assert (empty.records, len(one.records), len(two.records)) == ((), 1, 2)
-    assert [record.value for record in two.records] == ["ToyLinear", "ToyScale"]
-    assert [record.value for record in again.records] == ["ToyScale", "ToyLinear"]
-    assert two.resolve("ToyScale") == (ToyScale,)
 
 
 # --- hooks of the plugins that are loaded
@@ -152,10 +100,8 @@ CHOOSES = "@hookimpl\ndef jno_lora_select(path):\n    return {number}\n"
 
 
 def test_the_hooks_of_loaded_plugins_come_in_the_order_of_the_records(site):
-    module = site.install("bolt-lora", CHOOSES.format(number=2))
+    site.install("bolt-lora", CHOOSES.format(number=2))
     site.install("acme-lora", CHOOSES.format(number=1))
-    site.install("twin-lora", "")
-    site.point_at("twin-lora", module)
     site.install("jno-lora-zoo", CHOOSES.format(number=0))
     registry = Registry()
     registry.register(implementing("jno_lora_select"))
@@ -169,7 +115,7 @@ def test_the_hooks_of_loaded_plugins_come_in_the_order_of_the_records(site):
     assert [record.distribution for record, _ in found] == [
         "jno-lora-zoo",
         "acme-lora",
-        "bolt-lora",  # not once more for the twin, which names the same module
+        "bolt-lora",
         "(in-process)",
     ]
     assert registry.hooks("jno_lora_wrappers") == []

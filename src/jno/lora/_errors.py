@@ -49,10 +49,6 @@ class JnoLoraWarning(UserWarning):
     """The category of every warning that `jno.lora` emits."""
 
 
-# Whoever calls a plugin must let these pass. The plugin may raise anything else.
-INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
-
-
 @contextlib.contextmanager
 def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
     """Guard the imports inside: if a library is missing, the error says what to install.

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from ._compute import count_reals
 from ._contract import LoRAWrapper, is_adapter, is_coded
-from ._errors import INTERRUPTS, SelectionError
+from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
 from ._showing import grouped
 
@@ -33,9 +33,7 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
     """Whether `cls` applies to `layer`. A class that raises does not."""
     try:
         return bool(cls.applies_to(layer))
-    except INTERRUPTS:
-        raise
-    except BaseException:
+    except Exception:
         return False
 
 

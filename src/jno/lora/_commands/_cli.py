@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .._errors import INTERRUPTS, JnoLoraError
+from .._errors import JnoLoraError
 from .._paths import nearest
 from .._registry import BROKEN, PluginRecord, default_registry, squash
 from .._showing import Table
@@ -39,9 +39,7 @@ def _plugin_commands() -> tuple[dict[str, tuple[PluginRecord, click.Command]], l
             added = dict(group.commands)
             if not all(isinstance(command, click.Command) for command in added.values()):
                 raise TypeError(f"these are not all commands of click: {added}")
-        except INTERRUPTS:
-            raise
-        except BaseException as err:
+        except Exception as err:
             left_out.append(f"the commands of {plugin}: {type(err).__name__}: {err}")
             continue
         for name, command in added.items():

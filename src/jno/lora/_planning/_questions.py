@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._contract import LoRAWrapper
-from .._errors import INTERRUPTS, WrapperError, warn
+from .._errors import WrapperError, warn
 from .._paths import show_array, show_path
 from .._registry import Registry, how_to_block
 from .._tree import default_adapters
@@ -49,12 +49,10 @@ class Questions:
         try:
             answer = cls.applies_to(layer)
             return answer if type(answer) is bool else _as_bool(answer)
-        except INTERRUPTS:
-            raise
-        except BaseException as err:
+        except Exception as err:
             self._leave_out(cls, path, layer, err)
 
-    def _leave_out(self, cls: AdapterClass, path: str, layer: Any, err: BaseException) -> NoReturn:
+    def _leave_out(self, cls: AdapterClass, path: str, layer: Any, err: Exception) -> NoReturn:
         failure = _failure(cls, "applies_to", path, layer, err)
         if cls in self._named:
             raise WrapperError(
@@ -71,9 +69,7 @@ class Questions:
         try:
             reason = cls.why_not(layer)
             return None if reason is None else str(reason)
-        except INTERRUPTS:
-            raise
-        except BaseException as err:
+        except Exception as err:
             failure = _failure(cls, "why_not", path, layer, err)
             origin, advice = self._origin(cls)
             text = f"{failure}\nReasons of {cls.__name__} ({origin}) are left out.{advice}"
@@ -86,9 +82,7 @@ class Questions:
             return ()
         try:
             return default_adapters(layer)
-        except INTERRUPTS:
-            raise
-        except BaseException as err:
+        except Exception as err:
             function = default_adapters.dispatch(type(layer))
             self._warn_once(
                 type(layer),
@@ -143,7 +137,7 @@ def _as_bool(answer: Any) -> bool:
     return bool(answer)
 
 
-def _failure(cls: AdapterClass, question: str, path: str, layer: Any, err: BaseException) -> str:
+def _failure(cls: AdapterClass, question: str, path: str, layer: Any, err: Exception) -> str:
     return (
         f"{cls.__name__}.{question} raised {type(err).__name__} on the {type(layer).__name__} at "
         f"{show_path(path)!r}: {err}"

@@ -196,6 +196,9 @@ def load(installed: InstalledPlugin) -> PluginRecord:
         record = record_of(plugin, *origin)
     except Exception as err:
         record = PluginRecord(*origin, "failed", err)
+    except SystemExit as err:  # a script without `if __name__ == "__main__"`
+        error = PluginError(f"it tried to end the program: {err}")
+        record = PluginRecord(*origin, "failed", error)
     return dataclasses.replace(record, seconds=time.perf_counter() - start)
 
 
@@ -239,7 +242,7 @@ def _classes_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[type[LoRAWrapper], 
     classes: list[Any] = []
     for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
-            if not isinstance(returned, Iterable) or isinstance(returned, type):
+            if not isinstance(returned, Iterable) or isinstance(returned, str | type):
                 raise TypeError(
                     "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
                     f"but returned {returned!r}"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -12,16 +13,19 @@ from .._caches import forget
 from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError, warn
 from .._paths import show_path
+from ._hookspecs import new_manager
 from ._names import Names
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
     ZOO_DISTRIBUTION,
+    ZOO_PACKAGE,
     InstalledPlugin,
     PluginRecord,
     RegisteredWrapper,
     find_plugins,
     how_to_block,
+    is_of_zoo,
     load,
     order,
     record_of,
@@ -52,10 +56,11 @@ class Registry:
         self._plugins: dict[Hashable, PluginRecord] = {}
         self._names = Names((), discover)
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
+        self._blamed: list[Any] = []  # the plugins of whose hook there was a warning
 
     def _publish(self, records: dict[Hashable, PluginRecord]) -> None:
-        self._plugins = records
-        self._names = Names(sorted(records.values(), key=order), self.discover)
+        names = Names(sorted(records.values(), key=order), self.discover)
+        self._plugins, self._names = records, names
 
     def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
@@ -75,15 +80,15 @@ class Registry:
         Threads may load a plugin at the same time; the first record counts.
         """
         new: list[PluginRecord] = []
-        loading: set[Hashable] = vars(_LOADING).setdefault("plugins", set())
+        loading: frozenset[Hashable] = getattr(_LOADING, "plugins", frozenset())
         for plugin in plugins:
             if plugin.identity in self._plugins or plugin.identity in loading:
                 continue
-            loading.add(plugin.identity)
             try:
+                _LOADING.plugins = loading | {plugin.identity}
                 record = load(plugin)
-            finally:
-                loading.remove(plugin.identity)
+            finally:  # an assignment, which Ctrl-C cannot interrupt
+                _LOADING.plugins = loading
             _LOG.debug("%r, in %.3f s", record, record.seconds)
             with self._lock:
                 if plugin.identity not in self._plugins:
@@ -186,25 +191,39 @@ class Registry:
     ) -> type[LoRAWrapper] | None:
         """The first choice of a `jno_lora_select` hook, if any. As in pluggy, the last goes first.
 
-        Warns if the hook of a plugin fails or chooses something that is not a candidate.
+        Warns once if the hook of a plugin fails or chooses something that is not a candidate.
         """
-        for record, hook in reversed(self.hooks("jno_lora_select")):
+        names = ", ".join(cls.__name__ for cls in candidates)
+        for record, hook in self._selectors():
             try:
                 chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
-                problem = f"chose {chosen!r}, which is not a candidate"
             except Exception as err:
-                chosen, problem = None, f"raised {type(err).__name__}: {err}"
+                problem = f"raised {type(err).__name__}: {err}"
             else:
                 if any(chosen is cls for cls in candidates):
                     return chosen
                 if chosen is None:
                     continue
+                problem = f"chose {chosen!r}, which is none of the candidates ({names})"
+            if record.plugin in self._blamed:
+                continue
+            self._blamed.append(record.plugin)
             warn(
                 f"The hook `jno_lora_select` of the plugin {record.describe()} {problem}, when it "
                 f"was asked about the layer at {show_path(path)!r}. The next plugin is asked."
                 f"{how_to_block(record.distribution)}"
             )
         return None
+
+    def _selectors(self) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
+        """The plugins that choose, in pluggy's order (`tryfirst`, `trylast`)."""
+        manager, selectors = new_manager(), {}
+        for record, hook in self.hooks("jno_lora_select"):
+            if not manager.is_registered(record.plugin):  # two distributions may name one module
+                manager.register(record.plugin)
+            selectors[id(record.plugin)] = (record, hook)
+        implementations = reversed(manager.hook.jno_lora_select.get_hookimpls())
+        return [selectors[id(implementation.plugin)] for implementation in implementations]
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.
@@ -224,8 +243,11 @@ class Registry:
         origin = (name, IN_PROCESS, "", name)
         if isinstance(item, type):
             check_contract(item)
-            wrappers = (RegisteredWrapper(item, IN_PROCESS, ""),)
-            record = PluginRecord(*origin, "loaded", wrappers=wrappers)
+            wrapper = RegisteredWrapper(item, IN_PROCESS, "")
+            # Whoever has a class of the zoo has imported the zoo.
+            zoo = sys.modules.get(f"{ZOO_PACKAGE}.plugin") if is_of_zoo(wrapper) else None
+            defaults = getattr(zoo, "jno_lora_defaults", ())
+            record = PluginRecord(*origin, "loaded", wrappers=(wrapper,), defaults=defaults)
             identity = (IN_PROCESS, item.__module__, item.__qualname__)
         else:
             if any(record.plugin is item for record in self._plugins.values()):

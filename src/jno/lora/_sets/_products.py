@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact
 
 from .._compute import at_least_float32
 from .._contract import LoRAWrapper, Term, adds_up, check_number, over_stack
-from .._errors import INTERRUPTS, SelectionError, failing
+from .._errors import SelectionError, failing
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler, is_resolved
@@ -248,7 +248,5 @@ def is_product_class(cls: type[LoRAWrapper]) -> bool:
     """Whether the whole effect of `cls` is a product. A class that raises is left out."""
     try:
         return cls.low_rank_scale(1, 1.0) is not None
-    except INTERRUPTS:
-        raise
-    except BaseException:
+    except Exception:
         return False
