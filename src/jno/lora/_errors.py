@@ -24,7 +24,7 @@ class WrapperError(JnoLoraError):
 
 
 class PluginError(JnoLoraError, ImportError):
-    """A plugin is missing, failed to load, is blocked, incompatible, or in conflict with another.
+    """A plugin is missing, failed to load, is blocked or incompatible, or a name is ambiguous.
 
     An `ImportError` too: `from jno.lora import DoRALinear` fails as other imports do.
     """

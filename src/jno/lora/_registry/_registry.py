@@ -86,6 +86,7 @@ class Registry:
                 continue
             try:
                 _LOADING.plugins = loading | {plugin.identity}
+                _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)
                 record = load(plugin)
             finally:  # an assignment, which Ctrl-C cannot interrupt
                 _LOADING.plugins = loading
