@@ -517,6 +517,26 @@ def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
     assert (row.milliseconds, row.compile_seconds) == (250.0, 0.25)
 
 
+class Complex(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+def test_complex_arrays_descend():
+    xs = jnp.asarray([[1.0 + 1.0j, 2.0 - 1.0j]], jnp.complex64)
+    goal = Complex(jnp.asarray([1.0 + 2.0j, -0.5 + 1.0j], jnp.complex64))
+
+    def distance(model, x):
+        return jnp.sum(jnp.abs(jax.vmap(model)(x) - jax.vmap(goal)(x)) ** 2)
+
+    start = Complex(jnp.zeros(2, jnp.complex64))
+    (row,) = compare(start, distance, [xs], ["full"], **{**SETTINGS, "steps": 100}).rows
+    assert row.error is None
+    assert row.losses[-1] < 1e-4 * row.losses[0]
+
+
 def test_a_net_and_a_set_are_refused_by_name(model):
     net = Net(model).lora(1, wrapper=ToyLinear)
     settings = {"steps": 1, "key": jax.random.key(0)}
