@@ -80,7 +80,8 @@ def compare(
         it. The batches may differ in shape from `batches`.
     - `learning_rate`: the rate of Adam, by default 0.001. With several rates (a list or an array),
         each candidate trains from the start at each rate, and its best rate counts.
-    - `optimizer`: an optax optimiser instead of Adam, with its learning rate set.
+    - `optimizer`: an optax optimiser instead of Adam, with its learning rate set. The gradients
+        of complex arrays are conjugated already, as `Trainer` does.
     - `score`: `score(model)` rates a trained model by a number, the larger the better, or by a
         tuple whose later numbers break ties. The score chooses the learning rate; without a
         score, the final loss does.
