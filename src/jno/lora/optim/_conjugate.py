@@ -30,10 +30,7 @@ def conjugate() -> optax.GradientTransformation:
     needs `conjugate` as well. A line search of optax (L-BFGS) takes JAX's gradient as `grad=`.
     """
 
-    def init(params: PyTree) -> ConjugateState:
-        return ConjugateState()
-
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         return jax.tree.map(jnp.conj, updates), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda params: ConjugateState(), update)
