@@ -1,9 +1,12 @@
 """`compare`: adapters from the same start, under the same budget, in one table."""
 
 import csv
+import io
 import itertools
 import logging
 import math
+import re
+import sys
 import types
 
 import equinox as eqx
@@ -477,6 +480,29 @@ def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
     assert names == {"jno.lora.compare"}
     assert any(record.exc_info for record in own)  # the traceback of what failed
     assert not logging.getLogger("jno.lora").handlers
+
+
+def test_a_line_for_each_finished_candidate_where_no_bar_is_seen(model, batches, capsys):
+    settings = {**SETTINGS, "steps": 1}
+    made = compare(model, loss, batches, [ToyLinear, ToyConv], **settings)
+    out, err = capsys.readouterr()
+    trained, failed = err.splitlines()
+    loss_of_row = f"final loss {made.rows[0].final_loss:.4g}"
+    assert re.fullmatch(rf"ToyLinear: {re.escape(loss_of_row)}, \d+\.\d s", trained)
+    assert made.rows[1].error.splitlines()[0] in failed and failed.startswith("ToyConv: ")
+    assert not out
+    compare(model, loss, batches, ["none"], score=lambda _: (0.01234, 5), **settings)
+    assert capsys.readouterr().err.startswith("none: score 0.01234, ")
+
+
+def test_a_terminal_shows_the_bar_alone(model, batches, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    compare(model, loss, batches, ["none"], **{**SETTINGS, "steps": 1})
+    assert "final loss" not in sys.stderr.getvalue()
 
 
 def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():

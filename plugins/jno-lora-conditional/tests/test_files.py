@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tests.core.toys import ToyLinear
 
 from jno.lora import (
     CheckpointError,
@@ -414,6 +415,23 @@ def test_a_registry_without_plugins_takes_classes(file):
     save_conditional(trained("powers"), file)
     with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
         load_conditional(file, small(), registry=Registry(discover=False))
+
+
+class OfTheUser(ToyLinear):
+    """An adapter that no plugin provides."""
+
+
+def test_the_error_of_a_class_that_no_plugin_provides_names_this_loader(file):
+    net = Net(small()).freeze().lora(rank=1, wrapper=OfTheUser)
+    conditional = Conditional(net, Powers(0.1))
+    save_conditional(conditional, file)
+    call = r"jno_lora_conditional\.load_conditional\(\.\.\., wrappers=\[OfTheUser\]\)"
+    with pytest.raises(CheckpointError, match=call) as caught:
+        load_conditional(file, small())
+    for advice in ("load_adapters", "load_grown", "strict=False"):  # would be of no use here
+        assert advice not in str(caught.value)
+    again = load_conditional(file, small(), wrappers=[OfTheUser])
+    assert jnp.array_equal(at(again, 0.3)(jnp.ones(3)), at(conditional, 0.3)(jnp.ones(3)))
 
 
 def test_adapters_that_do_not_start_as_the_model_are_refused(file):

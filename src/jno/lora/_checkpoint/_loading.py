@@ -114,9 +114,11 @@ def load(
     loaded, failures = _build(adapters, [] if strict and problems else fitting, layers, clashes)
     problems |= failures
     if strict:
-        advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        advice = "The model is as it was."
+        if contents.configuration.extension is None:  # an extension belongs to all adapters
+            advice += " With strict=False, the adapters that fit are loaded."
         if strict == "values":
-            advice += " Other values are only a warning then, and with strict=True."
+            advice += " With strict=True, other values are only a warning."
         refuse(problems, file, "does not fit this model", advice)
     warn_of_non_finite(file, contents, loaded)
     if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
