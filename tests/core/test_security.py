@@ -55,7 +55,7 @@ FILES_OF = {
 # `load` without arguments is that of an entry point; `json.load` and its like take what they load.
 IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
-CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
+CORE, WRITING = "src/jno/lora", {"open", "os.replace", "listdir", "unlink", "chmod"}
 ZOO = "plugins/jno-lora-zoo/src/jno_lora_zoo"
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"

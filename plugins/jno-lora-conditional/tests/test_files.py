@@ -280,7 +280,7 @@ def changed(content, change):
     header = json.loads(content[8 : 8 + length])
     configuration = json.loads(header["__metadata__"]["jno.lora"])
     change(configuration["extension"], header)
-    header["__metadata__"]["jno.lora"] = json.dumps(configuration)
+    header["__metadata__"] = {"jno.lora": json.dumps(configuration)}  # without the checksums
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + content[8 + length :]
 
@@ -392,6 +392,15 @@ def test_whatever_a_file_holds_it_is_loaded_or_refused(data, whole, file):
     file.write_bytes(changed(whole, change))
     with contextlib.suppress(CheckpointError):
         load_conditional(file, small())
+
+
+def test_a_flipped_bit_in_the_arrays_is_refused(whole, file):
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        load_conditional(file, small())
+    assert str(file) in str(caught.value)
 
 
 def test_a_file_that_is_cut_short_is_refused(whole, file):

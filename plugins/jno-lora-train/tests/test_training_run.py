@@ -138,10 +138,29 @@ class Exploding:
         return pytest.fail, ("a pickle was read",)
 
 
+def test_a_flipped_bit_anywhere_is_refused(trainer, tmp_path):
+    run = trainer.start(net_of().partition()[0])
+    run.save(tmp_path / "run")
+    whole = (tmp_path / "run").read_bytes()
+    for place in (*range(40), len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (tmp_path / "run").write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            run.load(tmp_path / "run")
+    for content in (damaged, whole[:-100], whole + b"more"):
+        (tmp_path / "run").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"run is damaged"):
+            run.load(tmp_path / "run")
+
+
 def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     run = trainer.start(net_of().partition()[0])
     run.save(tmp_path / "run")
-    content = (tmp_path / "run").read_bytes()
+    # Files of version 0.3 do not begin with a checksum.
+    content = (tmp_path / "run").read_bytes().partition(b"\n")[2]
+    (tmp_path / "run").write_bytes(content)
+    assert eqx.tree_equal(run.load(tmp_path / "run"), run)
     other = trainer.start(net_of(width=5).partition()[0])
     with pytest.raises(CheckpointError, match="should hold a training run of this model"):
         other.load(tmp_path / "run")

@@ -14,6 +14,7 @@ from ._checkpoint import (
     read_json,
     save_extended,
     values_of,
+    write_file,
     write_together,
 )
 from ._compute import (
@@ -84,6 +85,7 @@ __all__ = [
     "values_of",
     "warn",
     "weights_read_by",
+    "write_file",
     "write_together",
 ]
 

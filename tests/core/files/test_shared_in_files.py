@@ -57,7 +57,7 @@ def test_a_file_with_an_array_that_does_not_fit(change: Any, tmp_path: Any) -> N
     path = tmp_path / "tied.safetensors"
     jno.lora.save_adapters(adapted(), path)
     with safetensors.safe_open(path, "numpy") as file:
-        metadata = file.metadata()
+        metadata = {"jno.lora": file.metadata()["jno.lora"]}  # without the checksums
     arrays = safetensors.numpy.load_file(path)
     arrays["//shared:tied-A"] = np.ascontiguousarray(change(arrays["//shared:tied-A"]))
     safetensors.numpy.save_file(arrays, path, metadata)
