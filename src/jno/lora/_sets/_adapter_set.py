@@ -13,7 +13,14 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, is_coded, over_stack
+from .._contract import (
+    Loose,
+    LoRAWrapper,
+    call_or_trace,
+    expect_model,
+    is_coded,
+    over_stack,
+)
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, without_shared
@@ -180,14 +187,13 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     if missing := names_shared_in(model) - shared.keys():
         raise SelectionError(
             f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
-            "in this model: it was resolved, or is a part of a model. Give the whole model, as it "
-            "was before `jno.lora.resolve`."
+            "in this model: it is a part of a model. Give the whole model."
         )
     adapters: dict[str, LooseAdapter] = {}
     losses: dict[Any, str] = {}
     for path, adapter in adapted_layers(model):
         refuse_second(path, adapters, "adapted layers")
-        node, _ = without_shared(adapter)
+        node = without_shared(adapter)
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
