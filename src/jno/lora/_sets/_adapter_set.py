@@ -13,14 +13,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import (
-    Loose,
-    LoRAWrapper,
-    call_or_trace,
-    expect_model,
-    is_coded,
-    over_stack,
-)
+from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, is_coded, over_stack
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, without_shared
