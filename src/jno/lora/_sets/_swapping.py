@@ -13,7 +13,7 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._shared_arrays import filler, names_shared_in, put_shared, uses_shared
+from .._shared_arrays import filler, names_shared_in, put_shared
 from .._tree import (
     adapted_layers,
     claims,
@@ -122,7 +122,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
         with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
             built[path] = built_around(layers[path], adapter)
     model = replace_layers(model, built)
-    return put_shared(model, adapters.shared) if any(map(uses_shared, built.values())) else model
+    return put_shared(model, adapters.shared) if names_shared_in(built) else model
 
 
 def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:

@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._caches import remembered
 from .._compute import call_compiled
 from .._contract import LoRAWrapper, construct, is_coded, is_traced, statistics_of
-from .._shared_arrays import uses_shared, with_shared_arrays
+from .._shared_arrays import with_shared_arrays
 from .._trainability import lora_trainable_filter
 from ._symmetries import Symmetry
 
@@ -125,7 +125,7 @@ class WrapperCase:
         """The adapter around `base`, which is one layer (not a stack)."""
         key = jax.random.key(3) if key is None else key
         adapter = constructed(self, base, key)
-        return with_shared_arrays(adapter, key=key) if uses_shared(adapter) else adapter
+        return with_shared_arrays(adapter, key=key)
 
     @_cached
     def make(self, dtype: Any = None) -> Any:
