@@ -17,6 +17,7 @@ from jno.lora import (
     apply_lora,
     combine,
     extract_adapters,
+    lora_report,
     lora_trainable_filter,
     merge_lora,
     read_adapters,
@@ -107,6 +108,19 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train(model, net, sets)
     assert net.deactivate().active is None and jnp.array_equal(net(X), model(X))
     net.activate("old", "new").merge()
     assert net.adapters == ("dora",)
+
+
+def test_a_report_has_the_ranks_of_the_members(model):
+    def fresh(wrapper, rank, target=None):
+        return extract_adapters(
+            apply_lora(model, rank, target=target, key=jax.random.key(0), wrappers=wrapper)
+        )
+
+    sets = {"a": fresh("lora", 1), "b": fresh("dora", 3), "c": fresh("ia3-out", 1, "layers/0")}
+    report = lora_report(sum_adapters(model, sets))
+    assert [row.rank for row in report.rows] == [4, 4]
+    assert re.findall(r"Sum\(.*\) .* (\S+\+\S+) ", str(report)) == ["1+3+-", "1+3"]
+    assert lora_report(sum_adapters(model, {"c": sets["c"]})).rows[0].rank is None
 
 
 def test_a_sum_cannot_be_changed_as_one_set(net):

@@ -1,7 +1,7 @@
 """The values that a slot holds for the adapters of a set, and how to get the set back."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, combine, resolve, swap_adapters
+from jno.lora import (
+    AdapterSet,
+    LoRAWrapper,
+    SelectionError,
+    combine,
+    resolve,
+    split_adapters,
+    swap_adapters,
+)
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -41,15 +49,13 @@ _DORA_MEMBERS = ("law", "direction", "row_factor", "scaling", "times_scale")
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """The values of a slot that acts as `adapters` do around the layers of `model`, by path.
 
-    **Raises:** `SelectionError` if the set does not fit the model, or holds adapters that are
-    neither low-rank products nor scales of rows.
+    **Raises:** `SelectionError` if the set holds adapters that are neither low-rank products nor
+    scales of rows.
     """
-    if not _fits(model, adapters):
-        swap_adapters(model, adapters)  # raises, and says why
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
-    _refuse(adapters, cannot_merge, "which cannot be merged")
-    _refuse(adapters, without_kind, "which is not of a layer kind")
+    _refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
+    _refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
@@ -62,37 +68,89 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
     without_values = [path for path in adapters if values.get(path) is None]
-    _refuse(adapters, without_values, "whose update has another form")
+    _refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
     return values
 
 
-def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
+def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
     """The set with one adapter in the place of each sum of several.
 
-    **Raises:** `SelectionError` if a member of a sum is neither a product nor has a `sum_of`.
+    **Raises:** `SelectionError` if the set does not fit the model, or if the members of a sum are
+    neither products, perhaps beside a trained bias, nor adapters of one class with a `sum_of`.
     """
-    if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
-        return adapters
-    is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
-    if not any(is_sum.values()):
-        return adapters
-    sums = AdapterSet({path: a for path, a in adapters.adapters.items() if is_sum[path]})
-    joined = {**adapters.adapters, **combine([sums], [1.0], "cat").adapters}
-    return AdapterSet(joined, adapters.shared)
+    if not _fits(model, adapters):
+        swap_adapters(model, adapters)  # raises, and says why
+    sums = {p: a for p, a in adapters.adapters.items() if issubclass(a.wrapper, AdapterSum)}
+    members = {path: split_adapters(AdapterSet({path: sums[path]})) for path in sums}
+    misfits: dict[str, str] = {}
+    for path, sets in members.items():
+        parts = [adapters_of_name[path] for adapters_of_name in sets.values()]
+        further = {part.wrapper for part in parts if not _has_factors(part)}
+        has_one_class = len({part.wrapper for part in parts}) == 1
+        if further and not (has_one_class and all(map(adds_up, further))):
+            names = ", ".join(sorted(cls.__name__ for cls in further))
+            misfits[path] = f"whose {names} does not add up with its other members"
+    _refuse(model, adapters, misfits)
+    joined = {path: _joined(path, adapter, members[path]) for path, adapter in sums.items()}
+    return AdapterSet({**adapters.adapters, **joined}, adapters.shared)
 
 
-def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
-    problems = [f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {reason}" for p in paths]
-    if problems:
-        raise SelectionError(
-            "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-            "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
-            "`sum_of` (spectral weights, bottlenecks). These adapters do not "
-            f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
-            "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
-            "cannot be merged, such as prefixes and adapters with a router, have no nearest "
-            "product: stack_adapters serves several of one structure."
+def _joined(path: str, adapter: LooseAdapter, sets: Mapping[str, AdapterSet]) -> LooseAdapter:
+    """One adapter with the update of a sum, and with the sum of the trained biases."""
+    state = {key: x for key, x in adapter.state.items() if not key.endswith("/bias_update")}
+    joined = combine([AdapterSet({path: dataclasses.replace(adapter, state=state)})], [1.0], "cat")
+    weights = jnp.moveaxis(jnp.asarray(adapter.state["weights"]), -1, 0)
+    shifts = [
+        weight[..., None] * jnp.asarray(member[path].state["bias_update"], weight.dtype)
+        for weight, member in zip(weights, sets.values(), strict=True)
+        if "bias_update" in member[path].state
+    ]
+    bias = {"bias_update": sum(shifts[1:], shifts[0])} if shifts else {}
+    return dataclasses.replace(joined[path], state={**joined[path].state, **bias})
+
+
+def _refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
+    """**Raises:** `SelectionError` if there is a reason, with a way out that the set can take."""
+    if not reasons:
+        return
+    problems = [
+        f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {why}" for p, why in reasons.items()
+    ]
+    adapted = "swap_adapters(model, adapters)"
+    if not all(a.wrapper.mergeable for a in adapters.adapters.values()):
+        way_out = (
+            "Adapters that cannot be merged, such as prefixes, bottlenecks and adapters with a "
+            "router, have no nearest product. Serve sets of one structure by "
+            "stack_adapters([adapters, ...])."
         )
+    elif _change_biases(model, adapters):
+        way_out = (
+            "They also change a bias, which no product does. Merge them, and give the merged model "
+            f"a bank: AdapterBank(merge_lora({adapted}))."
+        )
+    else:
+        way_out = (
+            f"Take the nearest product instead: extract_adapters(to_lora({adapted}, rank=...)[0])."
+        )
+    raise SelectionError(
+        "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
+        "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
+        "`sum_of` (spectral weights, bottlenecks). These adapters do not "
+        f"fit:\n{bullets(problems)}\n{way_out}"
+    )
+
+
+def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:
+    """Whether an adapter of the zoo, perhaps in a sum, changes the bias of its layer."""
+
+    def shifts(adapter: Any) -> list[Any]:
+        is_sum = isinstance(adapter, AdapterSum)
+        parts = [adapter.member(m.name) for m in adapter.members] if is_sum else [adapter]
+        return [_shift(part) for part in parts if isinstance(part, Method)]
+
+    layers = adapted_layers(resolve(swap_adapters(model, adapters)))
+    changes = [_compiled_over_stack(shifts, layer) for _, layer in layers]
+    return any(bool(jnp.any(change)) for change in jax.tree.leaves(changes))
 
 
 def _fits(model: PyTree, adapters: AdapterSet) -> bool:
