@@ -460,7 +460,7 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
     for call, message in [
         (lambda: fixed.add(adapters_of(wider), "b"), "do not fit the model"),
         (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
-        (lambda: fixed.add(sets["lora"], "b"), "an empty slot .it has 1, all in use"),
+        (lambda: fixed.add(sets["lora"], "b"), "an empty slot .all 1 are in use"),
         (lambda: fixed.replace("a", sets["one layer"]), r"rank 4 at 'layers/1' .it has 2"),
         (lambda: fixed.replace("a", sets["dora"]), "a gain of the outputs of 'layers/0'"),
         (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),

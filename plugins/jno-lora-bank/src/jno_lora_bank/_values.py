@@ -14,9 +14,7 @@ from jno.lora import (
     AdapterSet,
     LoRAWrapper,
     SelectionError,
-    combine,
     resolve,
-    split_adapters,
     swap_adapters,
 )
 from jno.lora.extending import (
@@ -54,8 +52,8 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
-    _refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
-    _refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
+    refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
+    refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
@@ -68,48 +66,11 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
     without_values = [path for path in adapters if values.get(path) is None]
-    _refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
+    refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
     return values
 
 
-def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
-    """The set with one adapter in the place of each sum of several.
-
-    **Raises:** `SelectionError` if the set does not fit the model, or if the members of a sum are
-    neither products, perhaps beside a trained bias, nor adapters of one class with a `sum_of`.
-    """
-    if not _fits(model, adapters):
-        swap_adapters(model, adapters)  # raises, and says why
-    sums = {p: a for p, a in adapters.adapters.items() if issubclass(a.wrapper, AdapterSum)}
-    members = {path: split_adapters(AdapterSet({path: sums[path]})) for path in sums}
-    misfits: dict[str, str] = {}
-    for path, sets in members.items():
-        parts = [adapters_of_name[path] for adapters_of_name in sets.values()]
-        further = {part.wrapper for part in parts if not _has_factors(part)}
-        has_one_class = len({part.wrapper for part in parts}) == 1
-        if further and not (has_one_class and all(map(adds_up, further))):
-            names = ", ".join(sorted(cls.__name__ for cls in further))
-            misfits[path] = f"whose {names} does not add up with its other members"
-    _refuse(model, adapters, misfits)
-    joined = {path: _joined(path, adapter, members[path]) for path, adapter in sums.items()}
-    return AdapterSet({**adapters.adapters, **joined}, adapters.shared)
-
-
-def _joined(path: str, adapter: LooseAdapter, sets: Mapping[str, AdapterSet]) -> LooseAdapter:
-    """One adapter with the update of a sum, and with the sum of the trained biases."""
-    state = {key: x for key, x in adapter.state.items() if not key.endswith("/bias_update")}
-    joined = combine([AdapterSet({path: dataclasses.replace(adapter, state=state)})], [1.0], "cat")
-    weights = jnp.moveaxis(jnp.asarray(adapter.state["weights"]), -1, 0)
-    shifts = [
-        weight[..., None] * jnp.asarray(member[path].state["bias_update"], weight.dtype)
-        for weight, member in zip(weights, sets.values(), strict=True)
-        if "bias_update" in member[path].state
-    ]
-    bias = {"bias_update": sum(shifts[1:], shifts[0])} if shifts else {}
-    return dataclasses.replace(joined[path], state={**joined[path].state, **bias})
-
-
-def _refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
+def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
     """**Raises:** `SelectionError` if there is a reason, with a way out that the set can take."""
     if not reasons:
         return
@@ -153,7 +114,7 @@ def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:
     return any(bool(jnp.any(change)) for change in jax.tree.leaves(changes))
 
 
-def _fits(model: PyTree, adapters: AdapterSet) -> bool:
+def fits(model: PyTree, adapters: AdapterSet) -> bool:
     """Whether the set fits. (`swap_adapters` would build every adapter to find out.)"""
     if not isinstance(adapters, AdapterSet):
         return False
@@ -166,7 +127,7 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     )
 
 
-def _has_factors(adapter: LooseAdapter) -> bool:
+def has_factors(adapter: LooseAdapter) -> bool:
     """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
     return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
@@ -177,7 +138,7 @@ def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
     NumPy computes them: JAX would compile programs for each rank.
     """
     state, cls = adapter.state, adapter.wrapper
-    if _has_factors(adapter):
+    if has_factors(adapter):
         shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
         scale = _scale_of(adapter, adapter.scale)
         return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
@@ -330,7 +291,7 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
 def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
-        if _has_factors(adapter):
+        if has_factors(adapter):
             factors = {
                 name: function(path, field, adapter.state[name]) for name, field in FACTORS.items()
             }
