@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from jno.lora import Net
+from jno.lora.optim import conjugate
 from jno_lora_conditional import Conditional, Powers, at, fit
 
 POINTS, SOURCE = 64, 0.1
@@ -90,7 +91,8 @@ def error(model, fields, solutions):
 
 def train(trainable, frozen, loss, data, steps, rate):
     """Minimise `loss(model, *batch)` by Adam. A batch has 8 random simulations of each value."""
-    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    # A surrogate with complex weights, such as a spectral layer, needs `conjugate`.
+    optimiser = optax.chain(conjugate(), optax.adam(optax.cosine_decay_schedule(rate, steps)))
 
     @eqx.filter_jit
     def step(trainable, state, key):

@@ -71,7 +71,7 @@ CONTROLS = {
     "deactivate": (lambda: net_with("one", "two"), lambda net, _: net.deactivate()),
     "delete_adapter": (lambda: net_with("one", "two"), lambda net, _: net.delete_adapter("two")),
     "load_adapters": (
-        lambda: net_with("one"),
+        lambda: net_with("one").deactivate().lora(1, wrapper=Rebuilding, target="a|b"),
         lambda net, file: net.load_adapters(file, wrappers=[ToyScale]),
     ),
 }

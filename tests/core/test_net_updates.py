@@ -44,6 +44,15 @@ def test_an_update_takes_the_trained_values_and_nothing_else(net, model):
     assert same(net.module.head.base, model.head)
 
 
+def test_complex_arrays_that_train_are_warned_of_once():
+    net = Net({"real": jnp.ones(2), "spectral": {"w": jnp.ones((2, 3), jnp.complex64)}})
+    with pytest.warns(JnoLoraWarning, match=r"spectral/w.*(?s:.)*jno\.lora\.optim\.conjugate\(\)"):
+        trainable, frozen = net.partition()
+    assert same(eqx.combine(trainable, frozen), net.module)
+    net.partition()  # another warning would be an error
+    Net(net.module).freeze().partition()
+
+
 def test_an_update_can_be_jitted_and_donated(net):
     step = eqx.filter_jit(moved)
     trainable, _ = net.partition()

@@ -443,6 +443,63 @@ def test_what_lora_fa_refuses(linear, getkey):
     assert optim.lora_fa(net.module).init(net.partition()[0]).preconditioners
 
 
+# --- complex arrays
+
+
+def test_conjugate_turns_complex_updates_alone():
+    updates = {"real": jnp.ones(2), "complex": jnp.asarray([1 + 2j], jnp.complex64), "none": None}
+    turned, _ = stepped(optim.conjugate(), updates, updates)
+    assert eqx.tree_equal(turned, {**updates, "complex": jnp.asarray([1 - 2j], jnp.complex64)})
+
+
+@pytest.mark.parametrize("optimiser", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
+def test_behind_conjugate_an_optimiser_descends(optimiser):
+    goal = jnp.asarray([1 + 2j, -0.5 + 1j, 2 - 1j], jnp.complex64)
+    distance = lambda w: jnp.sum(jnp.abs(w - goal) ** 2)  # noqa: E731
+    optimiser = optax.chain(optim.conjugate(), optimiser)
+    w = jnp.zeros_like(goal)
+    state = optimiser.init(w)
+
+    @jax.jit
+    def step(w, state):
+        # As a line search of optax takes it, the gradient is JAX's.
+        value, gradient = jax.value_and_grad(distance)(w)
+        extra = {"value": value, "grad": gradient, "value_fn": distance}
+        updates, state = optimiser.update(gradient, state, w, **extra)
+        return optax.apply_updates(w, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # which optax's own code needs
+        for _ in range(100):
+            w, state = step(w, state)
+    assert distance(w) < 1e-4 * distance(jnp.zeros_like(goal))
+
+
+def complex_product(getkey):
+    draw = lambda *shape: jax.random.normal(getkey(), shape, jnp.complex128)  # noqa: E731
+    base = eqx.tree_at(lambda m: m.weight, eqx.nn.Linear(5, 4, key=getkey()), draw(4, 5))
+    return Product(base, 3, 3.0, key=getkey()), draw(4, 5)
+
+
+def test_the_preconditioners_take_the_gram_matrices_of_complex_factors(getkey):
+    """For `G`, the direction of ascent by the matrix: `B^H G` by `A`, and `G A^H` by `B`."""
+    with jax.enable_x64(True):
+        adapter, G = complex_product(getkey)
+        A, B = np.asarray(adapter.first), np.asarray(adapter.second)
+        of_factors = lambda a: (a.first, a.second)  # noqa: E731
+        params = trained(adapter)
+        grads = eqx.tree_at(of_factors, params, (B.conj().T @ G, G @ A.conj().T))
+        scaled, _ = stepped(optim.scale_by_riemannian(1e-12), params, grads)
+        of_A = np.linalg.lstsq(B, np.asarray(G))[0]
+        of_B = np.linalg.lstsq(A.T, np.asarray(G).T)[0].T
+        np.testing.assert_allclose(scaled.first, of_A, rtol=1e-8)
+        np.testing.assert_allclose(scaled.second, of_B, rtol=1e-8)
+
+        only_B = eqx.tree_at(lambda a: a.first, params, None)
+        grads = eqx.tree_at(lambda a: a.first, grads, None)
+        corrected, _ = stepped(optim.lora_fa(adapter, 1e-12), only_B, grads)
+        np.testing.assert_allclose(corrected.second, of_B, rtol=1e-8)
+
+
 def test_without_optax_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optax", None)
     for name in [name for name in sys.modules if name.startswith("jno.lora.optim")]:

@@ -1,6 +1,5 @@
 """Arrays that many adapters share: one leaf, its gradient the sum over all of its users."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +14,7 @@ from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
 from jno.lora.extending import put_around
 from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
 
-from .tied import Tied, X, adapted, leaves_named, mlp, moved, normal, run
+from .tied import Frozen, Tied, X, adapted, leaves_named, mlp, moved, normal, run
 
 
 def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
@@ -164,8 +163,9 @@ def test_a_second_call_uses_the_array_that_exists() -> None:
     net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied, target="layers/[12]")
     kept = net.module.layers[1].A.value
     net.lora(rank=2, wrapper=Tied, target="layers/0")
-    assert leaves_named(net.module, ".A.value") == [".layers[1].A.value"]
-    assert net.module.layers[1].A.value is kept
+    assert leaves_named(net.module, ".A.value") == [".layers[0].A.value"]
+    assert net.module.layers[0].A.value is kept
+    assert net.trainable.layers[0].A.value
     jax.vmap(net)(X)
 
 
@@ -267,8 +267,15 @@ def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
 
 
 def test_jno_does_not_get_adapters_that_its_loss_would_not_resolve() -> None:
-    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
+    with pytest.raises(SelectionError, match="share 'tied-A', which"):
         apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Tied)
+    model = moved(apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Frozen))
+    np.testing.assert_array_equal(jax.vmap(model)(X), run(model))
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
+        apply_lora_in_jno(stack, 2, key=jax.random.key(0), wrappers=Frozen)
 
 
 def test_names_that_clash() -> None:
@@ -278,34 +285,8 @@ def test_names_that_clash() -> None:
             self.A = Shared("tied-A", (rank,), normal)
 
     specs = [{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}]
-    with pytest.raises(SelectionError, match="choose different names"):
+    with pytest.raises(SelectionError, match=r"array 'tied-A' is .* shape"):
         jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), specs=specs)
-
-
-def test_two_packages_do_not_share_an_array_by_accident() -> None:
-    def ones(key: Any, shape: Any) -> Any:
-        return jnp.ones(shape)
-
-    class Foreign(Tied):
-        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
-            super().__init__(base, rank, alpha, key=key)
-            self.A = Shared("tied-A", self.A.shape, partial(partial(ones)))
-
-    class Borrowing(Tied):
-        """Of another package, with the arrays of `Tied`."""
-
-    Foreign.__module__ = Borrowing.__module__ = ones.__module__ = "acme_lora.adapters"
-    key = jax.random.key(0)
-    first = jno.lora.apply_lora(mlp(), 2, key=key, target="layers/1", wrappers=Tied)
-    message = "share an array 'tied-A', but different packages define them"
-    with pytest.raises(SelectionError, match=rf"of acme_lora.adapters and .* {message}"):
-        jno.lora.apply_lora(first, 2, key=key, wrappers=Foreign)
-    assert leaves_named(jno.lora.apply_lora(first, 2, key=key, wrappers=Borrowing), ".A.value")
-    # Functions of JAX belong to no adapter.
-    ones.__module__ = "jax.nn"
-    specs = [{"target": "layers/0", "wrapper": Tied}, {"wrapper": Foreign}]
-    with pytest.raises(SelectionError, match=message):
-        jno.lora.apply_lora(mlp(), 2, key=key, specs=specs)
 
 
 def test_a_compiled_function_is_found_again() -> None:
@@ -340,3 +321,65 @@ def test_a_shared_array_in_a_list_is_refused() -> None:
 
     with pytest.raises(WrapperError, match="must be a field of the adapter itself, or in a dict"):
         jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=InList)
+
+
+def test_a_frozen_array_is_one_buffer_that_every_adapter_holds() -> None:
+    net = Net(mlp()).lora(rank=2, wrapper=Frozen).unfreeze()
+    net.update(moved(net.partition()[0]))
+    arrays = {(id(layer.A.value), id(layer.B.value)) for layer in net.module.layers}
+    assert len(arrays) == 1
+    assert not any(layer.A.value or layer.B.value for layer in net.trainable.layers)
+    expected = jax.vmap(jno.lora.merge_lora(net.module))(X)
+    np.testing.assert_allclose(jax.vmap(net.module)(X), expected, rtol=1e-5)
+    np.testing.assert_array_equal(run(net.module), jax.vmap(net.module)(X))
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrappers=Frozen)
+    assert jno.lora.lora_report(model).trainable == 5 + 5 + 2
+    assert Net(model).summary().total == Net(mlp()).summary().total + 5 + 5 + 2
+
+
+def test_frozen_arrays_stay_one_buffer_in_sets_and_named_adapters() -> None:
+    model = adapted(wrapper=Frozen)
+    adapters = jno.lora.extract_adapters(model)
+    assert adapters.shared["tied-A"] is model.layers[0].A.value
+    swapped = jno.lora.swap_adapters(mlp(), adapters)
+    net = Net(model).add_adapter("one").deactivate().activate("one")
+    for found in (swapped, net.module):
+        assert eqx.tree_equal(found, model)
+        assert {id(layer.A.value) for layer in found.layers} == {id(model.layers[0].A.value)}
+
+
+def test_a_later_call_refers_to_the_frozen_array_that_exists() -> None:
+    net = Net(mlp()).lora(rank=2, wrapper=Frozen, target="layers/[12]")
+    net.lora(rank=2, wrapper=Frozen, target="layers/0")
+    assert net.module.layers[0].A.value is net.module.layers[1].A.value
+    jax.vmap(net.module)(X)
+
+
+class Both(eqx.Module):
+    """Two models in one tree."""
+
+    one: Any
+    other: Any
+
+    def __call__(self, x: Any) -> Any:
+        return self.one(x), self.other(x)
+
+
+def test_copies_of_a_frozen_array_are_one_array_and_other_values_are_two() -> None:
+    model = adapted(wrapper=Frozen)
+    copied = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, model)
+    assert copied.layers[0].A.value is not copied.layers[1].A.value
+    sets = [jno.lora.extract_adapters(one) for one in (model, copied)]
+    assert eqx.tree_equal(*sets)
+    pair = [model, adapted(wrapper=Frozen, seed=3)]
+    for call in (run, eqx.filter_jit(run)):
+        for one, found in zip(pair, call(Both(*pair)), strict=True):
+            np.testing.assert_allclose(found, run(one), rtol=1e-6)
+    with pytest.raises(SelectionError, match="'tied-A' in this tree"):
+        jno.lora.extract_adapters(pair)
+
+
+def test_a_class_that_trains_the_frozen_array_of_another_class() -> None:
+    specs = [{"target": "layers/0", "wrapper": Frozen}, {"wrapper": Tied}]
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), specs=specs)
+    assert leaves_named(model, ".A.value") == [".layers[0].A.value"]

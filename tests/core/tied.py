@@ -59,6 +59,13 @@ class Tied(LoRAWrapper):
         return eqx.tree_at(lambda m: m.weight, self.base, new)
 
 
+class Frozen(Tied):
+    """`Tied` that trains `b` alone."""
+
+    adapter_fields = ("b",)
+    variant = "frozen"
+
+
 def mlp() -> Any:
     return eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
 
@@ -66,9 +73,9 @@ def mlp() -> Any:
 X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
 
 
-def adapted(model: Any = None) -> Any:
+def adapted(model: Any = None, wrapper: Any = Tied, seed: int = 2) -> Any:
     """A model whose adapters do something."""
-    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(2), wrappers=Tied)
+    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(seed), wrappers=wrapper)
     return moved(net)
 
 

@@ -86,6 +86,7 @@ HIDDEN, OUTPUT = ".hidden_layers[0]", ".output_layer"
         ({"rank": 1, "alpha": 8.0, "target": "hidden"}, {"LoRALinear"}),
         ({"wrapper": DoRALinear}, {"DoRALinear"}),
         ({"wrapper": "VeRALinear"}, {"VeRALinear"}),
+        ({"wrapper": "vera-shared"}, {"VeRASharedLinear"}),
         ({"wrapper": "pissa"}, {"PiSSALinear"}),
         ({"wrapper": ["ia3", LoRALinear]}, {"IA3Linear"}),
         ({"wrapper": "auto"}, {"LoRALinear"}),

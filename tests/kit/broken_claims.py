@@ -124,6 +124,11 @@ class ComputesForASubclass(Good):
         return W.astype(x.dtype) @ x + self.base.bias
 
 
+class AddsToASubclass(ComputesForASubclass):
+    def __call__(self, x):
+        return Good.__call__(self, x)
+
+
 class ChangesItsLayer(Good):
     def __init__(self, base, rank, alpha, *, key):
         object.__setattr__(base, "weight", base.weight + 0)
@@ -184,6 +189,7 @@ CLAIMS = {
     TakesAlphaZeroForOne: ("alpha", "With alpha 0.0"),
     VanishesInHalfPrecision: ("trained-in-half-precision", "With bfloat16"),
     ComputesForASubclass: ("subclass", "a subclass with a `__call__`"),
+    AddsToASubclass: ("subclass-merge", "a subclass with a `__call__`"),
     ChangesItsLayer: ("purity", "The constructor changes the layer"),
     IgnoresItsKey: ("key-forms", "`lora_A` are the same for every key"),
     PenaltyIsARootOfZero: ("penalty", "At the start, the gradient of the penalty by `gate`"),

@@ -36,7 +36,7 @@ def test_a_correct_adapter_passes(check):
 
 
 class MyEmbeddingAdapter(LoRAWrapper):
-    """An adapter in the documented form, and nothing else."""
+    """An adapter in the form of the design's first example, and nothing else."""
 
     adapter_fields = ("delta",)
     base: eqx.Module
@@ -46,27 +46,27 @@ class MyEmbeddingAdapter(LoRAWrapper):
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.Embedding
+        return isinstance(leaf, eqx.nn.Embedding)
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.delta = jnp.zeros_like(base.weight)
 
     def __call__(self, x):
-        return self.base(x) + self.delta[x]
+        return self.base(x) + self.delta[x] * (self.alpha / self.rank)
 
     def merge(self):
-        weight = self.base.weight + self.delta
+        weight = self.base.weight + self.delta * (self.alpha / self.rank)
         return eqx.tree_at(lambda layer: layer.weight, self.base, weight)
 
 
 class MyAdapter(MyEmbeddingAdapter):
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.Linear
+        return isinstance(leaf, eqx.nn.Linear)
 
     def __call__(self, x):
-        return self.base(x) + self.delta @ x
+        return self.base(x) + self.delta @ x * (self.alpha / self.rank)
 
 
 @pytest.mark.parametrize("wrapper", [MyEmbeddingAdapter, MyAdapter])
@@ -76,6 +76,7 @@ def test_an_adapter_in_the_documented_form_passes_all_that_is_required(wrapper):
     assert {(result.check, result.level) for result in failed} == {
         ("applies-to-needs-arrays", "advice"),
         ("adapter-dtype", "advice"),
+        ("subclass-merge", "advice"),
     }
 
 
@@ -109,6 +110,7 @@ def test_the_levels_are_those_that_users_rely_on_or_not():
         "stacked-layers",
         "sharding",
         "state-size",
+        "subclass-merge",
     } == ADVICE
     assert set(CHECKS) > ADVICE
 
@@ -208,6 +210,7 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
         "low-rank-update": "the adapter claims no low-rank update",
         "low-rank-scale": "the adapter claims no scale of a low-rank update",
         "subclass": "the adapter does not claim subclasses",
+        "subclass-merge": "the adapter does not claim subclasses",
         "partition-specs": "the adapter gives no `partition_specs`",
         "parameter-count": "the case has no `parameters`",
         "law": "the case has no `law`",

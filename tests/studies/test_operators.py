@@ -11,6 +11,7 @@ import pytest
 from studies import _families
 from studies._families import FNO, FULL, QUICK, Family, relative_errors
 from studies._records import read
+from studies.equivariant._force_field import ForceField
 from studies.operators import _report
 from studies.operators.__main__ import main
 from studies.operators._fitting import Fitting
@@ -18,6 +19,9 @@ from studies.operators._methods import KEEPING, METHODS
 from studies.operators._problems import PROBLEMS, Problem
 from studies.operators._results import load
 from studies.operators._runs import KEY, PLAN, Plan, run
+from studies.physics._darcy import new_operator
+from studies.physics._ways import new_network
+from studies.sequence._problem import MLP_FAMILY
 
 TRACED = []
 
@@ -68,6 +72,22 @@ def fitted():
 
 
 RATES = {"good": 0.1, "none": 0.0, "absurd": 1e6}
+
+
+MODELS = {
+    **{family.name: family.make for family in (FNO, _families.UNET, _families.POSEIDON)},
+    "mlp": MLP_FAMILY.make,
+    "darcy": new_operator,
+    "pinn": lambda key: new_network(2, key),
+    "force field": lambda key: ForceField(["4x0e", "4x0e+2x1e", "4x0e"], 2, widths=(4, 8), key=key),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_models_of_the_studies_have_real_arrays(make):
+    """As their pages say: gradients by complex arrays would have to be conjugated."""
+    arrays = jax.tree.leaves(eqx.filter(make(jax.random.key(0)), eqx.is_array))
+    assert arrays and not any(map(jnp.iscomplexobj, arrays))
 
 
 @pytest.mark.parametrize("samples", [2, 4, 8, 16])

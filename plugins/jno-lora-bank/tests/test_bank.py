@@ -460,12 +460,15 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
     for call, message in [
         (lambda: fixed.add(adapters_of(wider), "b"), "do not fit the model"),
         (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
-        (lambda: fixed.add(sets["lora"], "b"), "an empty slot .it has 1, all in use"),
+        (lambda: fixed.add(sets["lora"], "b"), "an empty slot .all 1 are in use"),
         (lambda: fixed.replace("a", sets["one layer"]), r"rank 4 at 'layers/1' .it has 2"),
         (lambda: fixed.replace("a", sets["dora"]), "a gain of the outputs of 'layers/0'"),
         (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),
         (lambda: fixed.replace("a", oft), "(?s)OFTLinear, whose update has another form.*to_lora"),
-        (lambda: fixed.replace("a", adapters_of(model, LoRAOwn)), "LoRAOwn sees the matrix"),
+        (
+            lambda: fixed.replace("a", adapters_of(model, LoRAOwn)),
+            "LoRAOwn needs slots of",
+        ),
         (lambda: fixed.replace("a", gates), "layers/0: a Gate, which is not of a layer kind"),
         (lambda: fixed.replace("a", model), "must be an AdapterSet"),
         (lambda: fixed.remove("b"), "no adapter 'b'"),
@@ -527,6 +530,12 @@ def test_a_sum_of_products_has_one_slot(model, sets, xs):
     bank = AdapterBank(model, {"both": extract_adapters(summed)})
     np.testing.assert_allclose(bank(xs[0], "both"), summed(xs[0]), rtol=1e-5, atol=1e-5)
     assert bank.adapters("both")["layers/0"].rank == 4
+    few = {name: sets[name] for name in ("lora", "biased", "times 2")}
+    summed = sum_adapters(model, few, weights={"biased": -0.5})
+    bank.add(extract_adapters(summed), "with a bias")
+    np.testing.assert_allclose(bank(xs[0], "with a bias"), summed(xs[0]), rtol=1e-5, atol=1e-5)
+    joined = swap_adapters(model, bank.adapters("with a bias"))
+    np.testing.assert_allclose(joined(xs[0]), summed(xs[0]), rtol=1e-5, atol=1e-5)
     mixed = sum_adapters(model, {name: sets[name] for name in ("lora", "dora")})
-    with pytest.raises(SelectionError, match=r"not a low-rank product, because of 'dora'"):
+    with pytest.raises(SelectionError, match=r"layers/0: a Sum.*, whose DoRALinear "):
         bank.add(extract_adapters(mixed), "mixed")

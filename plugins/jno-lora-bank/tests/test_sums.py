@@ -83,9 +83,9 @@ def test_what_has_no_room_is_refused(model):
     before = bank.snapshot()
     with pytest.raises(SelectionError, match=r"arrays of other shapes .* such as `bands`"):
         bank.add(set_of(model, LoRA, 1, bands={2: 1}), "b")
-    with pytest.raises(SelectionError, match=r"needs adapters of one class.*`to_lora`"):
+    with pytest.raises(SelectionError, match=r"needs slots of another kind.*AdapterBank"):
         bank.add(set_of(model, CP, 1), "b")
-    with pytest.raises(SelectionError, match=r"`sum_of`, and a bank only serves.*Net"):
+    with pytest.raises(SelectionError, match=r"Declared at .* is not just a product.*Net"):
         bank.optimiser(lambda rate: None, {"a": 1e-3})
     assert eqx.tree_equal(bank.snapshot().model, before.model)
 

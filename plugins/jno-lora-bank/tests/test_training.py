@@ -179,7 +179,7 @@ def test_derivatives_by_the_input(model, sets):
 def test_what_cannot_train_is_refused(model, sets, unchecked):
     pissa = extract_adapters(Net(model).lora(2, 2.0, wrapper="pissa").module)
     bank = AdapterBank(model, {**sets, "pissa": pissa})
-    with pytest.raises(SelectionError, match=r"(?s)'pissa' cannot train.*PiSSALinear.*to_lora"):
+    with pytest.raises(SelectionError, match=r"'pissa' cannot train.*PiSSALinear.*Net\("):
         bank.optimiser(optax.sgd, {"a": 1.0, "pissa": 1.0})
     with pytest.raises(SelectionError, match="no adapter 'd'"):
         bank.optimiser(optax.sgd, {"d": 1.0})

@@ -165,7 +165,7 @@ def test_compare_prints_a_table_and_writes_files(run, task, tmp_path):
     pytest.importorskip("optax")
     code, text = run("compare", f"{task}:task", "--csv", "made.csv", "--plot", "made.svg")
     assert code == 0, text
-    assert text.startswith("2 candidates, 2 steps each")
+    assert "\n2 candidates, 2 steps each" in text
     assert len((tmp_path / "made.csv").read_text().splitlines()) == 3
     assert "<svg" in (tmp_path / "made.svg").read_text()
 
@@ -196,7 +196,7 @@ def test_compare_that_is_interrupted_shows_what_is_finished(run, task):
     pytest.importorskip("optax")
     code, text = run("compare", f"{task}:interrupted")
     assert code == 130
-    assert text.startswith("1 candidates, 1 steps each") and "Interrupted" in text
+    assert "\n1 candidates, 1 steps each" in text and "Interrupted" in text
 
 
 @pytest.mark.parametrize(

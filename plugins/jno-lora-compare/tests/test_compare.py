@@ -1,9 +1,12 @@
 """`compare`: adapters from the same start, under the same budget, in one table."""
 
 import csv
+import io
 import itertools
 import logging
 import math
+import re
+import sys
 import types
 
 import equinox as eqx
@@ -479,6 +482,29 @@ def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
     assert not logging.getLogger("jno.lora").handlers
 
 
+def test_a_line_for_each_finished_candidate_where_no_bar_is_seen(model, batches, capsys):
+    settings = {**SETTINGS, "steps": 1}
+    made = compare(model, loss, batches, [ToyLinear, ToyConv], **settings)
+    out, err = capsys.readouterr()
+    trained, failed = err.splitlines()
+    loss_of_row = f"final loss {made.rows[0].final_loss:.4g}"
+    assert re.fullmatch(rf"ToyLinear: {re.escape(loss_of_row)}, \d+\.\d s", trained)
+    assert made.rows[1].error.splitlines()[0] in failed and failed.startswith("ToyConv: ")
+    assert not out
+    compare(model, loss, batches, ["none"], score=lambda _: (0.01234, 5), **settings)
+    assert capsys.readouterr().err.startswith("none: score 0.01234, ")
+
+
+def test_a_terminal_shows_the_bar_alone(model, batches, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    compare(model, loss, batches, ["none"], **{**SETTINGS, "steps": 1})
+    assert "final loss" not in sys.stderr.getvalue()
+
+
 def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled():
     model = {"layer": eqx.nn.Linear(2, 2, key=jax.random.key(0)), "shift": jnp.asarray(2.0)}
     traced = itertools.count()
@@ -515,6 +541,26 @@ def test_a_step_takes_as_long_as_the_clock_says(model, batches, monkeypatch):
     monkeypatch.setattr(trainer_module, "time", clock)
     (row,) = compare(model, loss, batches, ["none"], **SETTINGS).rows
     assert (row.milliseconds, row.compile_seconds) == (250.0, 0.25)
+
+
+class Complex(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+def test_complex_arrays_descend():
+    xs = jnp.asarray([[1.0 + 1.0j, 2.0 - 1.0j]], jnp.complex64)
+    goal = Complex(jnp.asarray([1.0 + 2.0j, -0.5 + 1.0j], jnp.complex64))
+
+    def distance(model, x):
+        return jnp.sum(jnp.abs(jax.vmap(model)(x) - jax.vmap(goal)(x)) ** 2)
+
+    start = Complex(jnp.zeros(2, jnp.complex64))
+    (row,) = compare(start, distance, [xs], ["full"], **{**SETTINGS, "steps": 100}).rows
+    assert row.error is None
+    assert row.losses[-1] < 1e-4 * row.losses[0]
 
 
 def test_a_net_and_a_set_are_refused_by_name(model):

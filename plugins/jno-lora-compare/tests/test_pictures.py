@@ -46,6 +46,16 @@ def test_many_candidates_are_named_points_coloured_by_time(tmp_path):
     assert scored.plot(times=True).axes[0].get_ylabel() == "score"
 
 
+def test_scores_are_drawn_where_a_score_was_given():
+    scores = {"lora": -0.5, "full": -0.25, "none": -2.0}
+    rows = tuple(dataclasses.replace(row, score=scores.get(row.name)) for row in ROWS)
+    way, reached = Comparison(rows, steps=2).plot().axes
+    assert [tuple(c.get_offsets()[0]) for c in reached.collections] == [(10, -0.5), (1000, -0.25)]
+    assert [tuple(line.get_ydata()) for line in reached.lines] == [(-2, -2)]
+    assert (reached.get_ylabel(), reached.get_yscale()) == ("score", "linear")
+    assert (way.get_ylabel(), way.get_yscale()) == ("training loss", "log")
+
+
 def test_losses_below_zero_are_drawn_on_a_plain_axis():
     row = ComparisonRow("lora", 10, -0.5, -0.5, losses=(1.0, -0.5))
     way, reached = Comparison((row,), steps=2).plot().axes

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tests.core.toys import ToyLinear
 
 from jno.lora import (
     CheckpointError,
@@ -279,7 +280,7 @@ def changed(content, change):
     header = json.loads(content[8 : 8 + length])
     configuration = json.loads(header["__metadata__"]["jno.lora"])
     change(configuration["extension"], header)
-    header["__metadata__"]["jno.lora"] = json.dumps(configuration)
+    header["__metadata__"] = {"jno.lora": json.dumps(configuration)}  # without the checksums
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + content[8 + length :]
 
@@ -393,6 +394,15 @@ def test_whatever_a_file_holds_it_is_loaded_or_refused(data, whole, file):
         load_conditional(file, small())
 
 
+def test_a_flipped_bit_in_the_arrays_is_refused(whole, file):
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        load_conditional(file, small())
+    assert str(file) in str(caught.value)
+
+
 def test_a_file_that_is_cut_short_is_refused(whole, file):
     for length in range(0, len(whole), 499):
         file.write_bytes(whole[:length])
@@ -414,6 +424,23 @@ def test_a_registry_without_plugins_takes_classes(file):
     save_conditional(trained("powers"), file)
     with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
         load_conditional(file, small(), registry=Registry(discover=False))
+
+
+class OfTheUser(ToyLinear):
+    """An adapter that no plugin provides."""
+
+
+def test_the_error_of_a_class_that_no_plugin_provides_names_this_loader(file):
+    net = Net(small()).freeze().lora(rank=1, wrapper=OfTheUser)
+    conditional = Conditional(net, Powers(0.1))
+    save_conditional(conditional, file)
+    call = r"jno_lora_conditional\.load_conditional\(\.\.\., wrappers=\[OfTheUser\]\)"
+    with pytest.raises(CheckpointError, match=call) as caught:
+        load_conditional(file, small())
+    for advice in ("load_adapters", "load_grown", "strict=False"):  # would be of no use here
+        assert advice not in str(caught.value)
+    again = load_conditional(file, small(), wrappers=[OfTheUser])
+    assert jnp.array_equal(at(again, 0.3)(jnp.ones(3)), at(conditional, 0.3)(jnp.ones(3)))
 
 
 def test_adapters_that_do_not_start_as_the_model_are_refused(file):

@@ -1,7 +1,10 @@
 """The parameter of new data."""
 
+import contextlib
+
 import equinox as eqx
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +69,43 @@ def test_many_queries_by_one_trace(by_number, outputs_at):
     nearest = fit(by_number, error_to(outputs_at(zs)[3]), jnp.linspace(0.02, 0.2, 7), steps=0)
     assert nearest.loss == jnp.min(nearest.grid_losses)
     assert nearest.z == jnp.linspace(0.02, 0.2, 7)[jnp.argmin(nearest.grid_losses)]
+
+
+@contextlib.contextmanager
+def compilations():
+    """The programs that JAX compiles inside."""
+    seen = []
+
+    def listener(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_a_loop_over_a_function_of_the_data_compiles_once(by_number, outputs_at):
+    @eqx.filter_jit
+    def find(conditional, outputs):
+        return fit(conditional, error_to(outputs), jnp.linspace(0.02, 0.2, 4), steps=3).z
+
+    zs = jnp.array([0.05, 0.08, 0.12])
+    first, *later = list(outputs_at(zs))
+    found = [find(by_number, first)]
+    # Another training of the same conditional is an argument as well.
+    moved = jax.tree.map(lambda x: 1.01 * x if eqx.is_inexact_array(x) else x, by_number)
+    with compilations() as compiled:
+        found += [find(by_number, outputs) for outputs in later]
+        find(moved, first)
+    assert not compiled
+    np.testing.assert_allclose(found, zs, atol=2e-3)
+    with compilations() as compiled:  # each loss is a new function here
+        for outputs in later:
+            fit(by_number, error_to(outputs), jnp.linspace(0.02, 0.2, 4), steps=3)
+    assert len(compiled) >= len(later)
 
 
 def test_by_a_residual(by_number):

@@ -16,10 +16,10 @@ REFUSED = {
     "TiedLoRA": "trains an array that several layers share",
     "VBLoRA": "trains an array that several layers share",
 }
-# Start from a decomposition of the weight, so with a rounding.
-ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull"}
-# Start exactly, but divide by a norm when they are called.
-ROUNDED_CALL = {"DoRA", "HRA"}
+# Start from a decomposition of the weight, or with reflections that cancel up to a rounding.
+ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull", "HRA"}
+# Starts exactly, but divides by a norm when it is called.
+ROUNDED_CALL = {"DoRA"}
 
 LAYER = eqx.nn.Linear(4, 6, key=jax.random.key(0))
 X = jnp.array([0.3, -0.5, 0.8, 1.1])
@@ -52,3 +52,17 @@ def test_laws(method):
         exact=name not in ROUNDED_START,
         rounding=1e-6 if name in ROUNDED_START | ROUNDED_CALL else None,
     )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_double_precision_accepts_the_same_methods(method):
+    name = method.__name__
+    with jax.enable_x64(True):
+        layer = eqx.nn.Linear(4, 6, key=jax.random.key(0), dtype=jnp.float64)
+        net = Net(layer).freeze()
+        net.lora(rank=2, wrapper=method.variant, statistics=statistics())
+        if name in REFUSED:
+            with pytest.raises(SelectionError, match=f"<root>: {name}Linear {REFUSED[name]}"):
+                Conditional(net, Powers(source=0.0))
+        else:
+            Conditional(net, Powers(source=0.0), exact=name not in ROUNDED_START)

@@ -3,13 +3,15 @@
 import tarfile
 from pathlib import Path
 
+import jax
 import pytest
 from peft_cases import listing
 from peft_cases.files import read_files
-from peft_cases.twins import assert_close, outputs, twin
+from peft_cases.twins import assert_close, inputs, layer_at, outputs, twin
 from safetensors.numpy import load_file
 
 from jno.lora import lora_report
+from jno.lora.extending import adapted_layers
 from jno.lora.peft import load_peft, save_peft
 from jno_lora_peft import types
 
@@ -93,3 +95,12 @@ def test_a_file_of_peft_computes_what_it_did_in_torch_and_is_written_back(
     kind = "LORA" if case in AS_LORA else read_files(files / case)[0]["peft_type"]
     assert read_files(tmp_path)[0]["peft_type"] == kind
     assert_close(outputs(load_peft(plain, tmp_path, tied=False)), expected)
+
+
+def test_a_model_with_the_matrices_of_vera_is_called_at_once(files, plain):
+    model = load_peft(plain, files / "vera", tied=False)
+    expected = load_file(files / "vera" / "outputs.safetensors")
+    found = {name: jax.vmap(layer_at(model, name))(x) for name, x in inputs().items()}
+    assert_close(found, expected)
+    adapters = [adapter for _, adapter in adapted_layers(model)]
+    assert len(adapters) > 1 and len({(id(a.A.value), id(a.B.value)) for a in adapters}) == 1

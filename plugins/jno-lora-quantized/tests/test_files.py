@@ -148,6 +148,30 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "fp8"])
+def test_a_flipped_bit_in_any_array_is_refused_and_named(model, tmp_path, scheme):
+    file = tmp_path / "base.safetensors"
+    save_quantized(quantize(model, scheme, target="conv|stack", block=4), file)
+    whole = file.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for name, info in json.loads(whole[8:begin]).items():
+        if name == "__metadata__":
+            continue
+        damaged = bytearray(whole)
+        damaged[begin + info["data_offsets"][0]] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"(?s)base\.safetensors.*damaged") as caught:
+            load_quantized(model, file)
+        assert repr(name) in str(caught.value)
+
+
+def test_a_file_without_checksums_loads_as_before(model, tmp_path):
+    file = tmp_path / "base.safetensors"
+    save_quantized(coded := quantize(model), file)
+    changed(file, lambda content, tensors: None)
+    assert load_quantized(model, file) == coded
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_files_are_refused(model, tmp_path, change):
     file = tmp_path / "base.safetensors"

@@ -12,6 +12,7 @@ import pytest
 from tests.core.toys import ToyLinear
 
 from jno.lora import CheckpointError, Net
+from jno.lora.optim import conjugate
 from jno_lora_train import Trainer
 
 
@@ -137,10 +138,29 @@ class Exploding:
         return pytest.fail, ("a pickle was read",)
 
 
+def test_a_flipped_bit_anywhere_is_refused(trainer, tmp_path):
+    run = trainer.start(net_of().partition()[0])
+    run.save(tmp_path / "run")
+    whole = (tmp_path / "run").read_bytes()
+    for place in (*range(40), len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (tmp_path / "run").write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            run.load(tmp_path / "run")
+    for content in (damaged, whole[:-100], whole + b"more"):
+        (tmp_path / "run").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"run is damaged"):
+            run.load(tmp_path / "run")
+
+
 def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     run = trainer.start(net_of().partition()[0])
     run.save(tmp_path / "run")
-    content = (tmp_path / "run").read_bytes()
+    # Files of version 0.3 do not begin with a checksum.
+    content = (tmp_path / "run").read_bytes().partition(b"\n")[2]
+    (tmp_path / "run").write_bytes(content)
+    assert eqx.tree_equal(run.load(tmp_path / "run"), run)
     other = trainer.start(net_of(width=5).partition()[0])
     with pytest.raises(CheckpointError, match="should hold a training run of this model"):
         other.load(tmp_path / "run")
@@ -224,3 +244,41 @@ def test_keys_of_another_kind_are_refused(tmp_path):
     other = noisy(jax.random.key(5, impl="rbg")).start(trainable)
     with pytest.raises(CheckpointError, match=r"(?s)random keys differ.*in the file: .*threefry"):
         other.load(tmp_path / "run")
+
+
+# --- complex arrays
+
+
+class Complex(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+COMPLEX = Complex(jnp.asarray([1.0 + 2.0j, -0.5 + 1.0j, 2.0 - 1.0j], jnp.complex64))
+TURNED = jnp.asarray([[1.0 + 1.0j, 2.0 - 1.0j, -1.0 + 0.5j]], jnp.complex64)
+
+
+def distance(model, x):
+    return jnp.sum(jnp.abs(jax.vmap(model)(x) - jax.vmap(COMPLEX)(x)) ** 2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.05), optax.adam(0.1), optax.contrib.split_real_and_imaginary(optax.adam(0.1))],
+    ids=["sgd", "adam", "split"],
+)
+def test_complex_arrays_descend(optimizer):
+    trainable, frozen = eqx.partition(Complex(jnp.zeros_like(COMPLEX.weight)), eqx.is_inexact_array)
+    fit = Trainer(distance, optimizer).fit(trainable, frozen, [TURNED] * 200)
+    assert fit.losses[-1] < 1e-4 * fit.losses[0]
+
+
+def test_an_optimiser_that_conjugates_as_well_is_refused():
+    twice = Trainer(distance, optax.chain(conjugate(), optax.sgd(0.05)))
+    with pytest.raises(ValueError, match=r"conjugate\(\)"):
+        twice.fit(*eqx.partition(COMPLEX, eqx.is_inexact_array), [TURNED])
+    trainable, frozen = net_of().partition()  # real arrays have no conjugate
+    both = Trainer(loss, optax.chain(conjugate(), optax.sgd(0.05)))
+    assert both.fit(trainable, frozen, [batch(0)]).losses

@@ -92,6 +92,39 @@ def test_a_set_that_is_swapped_in_is_trained_with_it():
     assert bool(jnp.array_equal(swapped["a"].lora_A, plain["a"].lora_A))
 
 
+@pytest.mark.parametrize("wrapper", ["lora", "rslora", "lora-fa"])
+def test_a_net_keeps_it_for_each_name(wrapper):
+    layer, shape = LAYERS["linear"]
+    net, keys = Net(layer).freeze(), jax.random.split(KEY, 64)
+    options = {"dropout": 0.5}
+    for name, p in {"a": options, "b": {}, "c": {"dropout": 0.25}}.items():
+        net.deactivate().lora(2, wrapper=wrapper, options=p).add_adapter(name)
+        net.update(perturb(net.partition()[0]))
+
+    def spread():
+        model = net.module
+        return float(jax.vmap(lambda key: model(jnp.ones(shape), key=key))(keys).std(0).max())
+
+    spreads = {name: net.activate(name) and spread() for name in ("a", "b", "c")}
+    assert spreads["a"] > 0.01 and spreads["b"] < 1e-5 and spreads["c"] > 0.01
+    mask = net.trainable
+    for leave in (
+        net.deactivate,
+        lambda: net.activate("b"),
+        lambda: net.activate("a", "c"),
+        lambda: net.activate("a", "b", train=["a"]),
+        lambda: net.activate("c", "b", weights="train").deactivate(),
+        lambda: net.activate("c").add_adapter("d", net.adapter("b")).delete_adapter("d"),
+    ):
+        for name in ("a", "b", "c"):
+            leave()
+            assert net.activate(name) and spread() == pytest.approx(spreads[name], rel=1e-3)
+    assert net.module.dropout.p == 0.25 and net.trainable == mask
+    with net.disabled():
+        assert spread() < 1e-5
+    assert net.module.dropout.p == 0.25
+
+
 def test_a_scalar_layer_takes_a_number():
     layer = eqx.nn.Linear("scalar", 3, key=KEY)
     model = apply_lora(layer, 1, options={"dropout": 0.5}, key=KEY)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tests.core.toys import ToyLinear
 from zoo_cases import check_kind
 
 from jno.lora import (
@@ -138,15 +139,34 @@ def test_a_token_more_in_a_tied_model_beside_lora(tmp_path):
     assert jnp.array_equal(load_grown(model, file, strict="values")(8), net.module(8))
     with pytest.raises(CheckpointError, match=r"table.*other values"):
         load_grown(Tied(jr.key(1)), file, strict="values")
-    with pytest.raises(CheckpointError, match=r"or call the loader .*`jno_lora_zoo.load_grown`"):
+    with pytest.raises(CheckpointError, match=r"jno_lora_zoo\.load_grown, which reads"):
         load_adapters(model, file)
+
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"(?s)a\.safetensors.*damaged"):
+        load_grown(model, file)
+    file.write_bytes(whole)
 
     arrays = load_file(file)
     with safe_open(file, "np") as opened:
-        metadata = opened.metadata()
+        metadata = {"jno.lora": opened.metadata()["jno.lora"]}  # without the checksums
     save_file({**arrays, "table:new_rows": np.zeros(9, np.float32)}, file, metadata)
     with pytest.raises(CheckpointError, match=r"damaged: at 'table', expected two matrices"):
         load_grown(model, file)
+
+
+def test_a_class_that_no_plugin_provides_is_passed_to_load_grown(tmp_path):
+    model = {"head": eqx.nn.Linear(3, 4, key=KEY), "tail": eqx.nn.Linear(4, 2, key=KEY)}
+    net = Net(moved(grow(model, "head", outputs=1)))
+    net.lora(rank=1, wrapper=ToyLinear, target="tail")
+    file = tmp_path / "both.safetensors"
+    net.save_adapters(file)
+    advice = r"tail: ToyLinear is a class .*wrappers=\[ToyLinear\]\).*load_grown"
+    with pytest.raises(CheckpointError, match=advice):
+        load_grown(model, file)
+    for wrappers in (ToyLinear, [ToyLinear]):
+        assert eqx.tree_equal(load_grown(model, file, wrappers=wrappers), net.module)
 
 
 def _trained(net):

@@ -45,7 +45,7 @@ from ._planning import (
 )
 from ._registry import IN_PROCESS, Registry, default_registry, first_party, how_to_block
 from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
-from ._shared_arrays import uses_shared, with_shared_arrays
+from ._shared_arrays import names_shared_in, with_shared_arrays
 from ._showing import tracked
 
 M = TypeVar("M")
@@ -155,7 +155,7 @@ def carry_out(
     adapters = _build_all(rows, layers, key, {} if statistics is None else statistics)
     by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
     model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
-    return with_shared_arrays(model, key=key) if any(map(uses_shared, adapters)) else model
+    return with_shared_arrays(model, key=key) if names_shared_in(adapters) else model
 
 
 def _check_options(row: PlanRow, rows: Sequence[PlanRow]) -> None:

@@ -15,7 +15,7 @@ from ._caches import remembered
 from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared
 from ._errors import SelectionError
 from ._paths import KeyPath
-from ._shared_arrays import shared_arrays, uses_shared, with_shared_values
+from ._shared_arrays import names_shared_in, shared_arrays, with_shared_values
 from ._tree import map_adapters
 
 
@@ -93,7 +93,7 @@ def carry_to_adapted(
     def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
         is_new = not is_adapter(before) or path in replaced
         mask = lora_trainable_filter(adapter) if is_new else before
-        if not uses_shared(adapter):
+        if not names_shared_in(adapter):
             return mask
         if not trained:
             trained.update(shared_arrays(trainable))

@@ -14,6 +14,7 @@ from ._checkpoint import (
     read_json,
     save_extended,
     values_of,
+    write_file,
     write_together,
 )
 from ._compute import (
@@ -104,6 +105,7 @@ __all__ = [
     "warn",
     "weights_read_by",
     "with_shared_arrays",
+    "write_file",
     "write_together",
 ]
 

@@ -80,10 +80,8 @@ def test_numbers_of_numpy_and_jax_become_numbers(getkey, file):
         ({"nu": "\x1b[31m"}, "metadata/nu is"),
         ({"nu": "\ud800"}, "metadata/nu is"),
         ({"nu": "x" * 20_001}, "at most 20,000 characters"),
-        ({"nu": [0] * 10_001}, "a list of at most 10,000"),
         ({"nu": jax.random.key(0)}, "metadata/nu is"),
         ({"a\n": 1}, "a key of metadata is"),
-        ({f"{n}": n for n in range(1001)}, "at most 1,000 keys"),
     ],
 )
 def test_metadata_that_a_file_cannot_hold_are_refused(metadata, message, getkey, file):
@@ -102,12 +100,10 @@ def test_metadata_cannot_be_traced(getkey, file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "an object of at most 1,000 keys"),
-        ("0", "an object of at most 1,000 keys"),
+        ("[1]", "metadata is [1], which is not a JSON object"),
         ('{"nu": 1e999}', "metadata/nu is inf"),
-        ('{"nu": NaN}', "not JSON"),
+        ('{"nu": NaN}', "metadata/nu is nan"),
         ('{"nu": {}}', "metadata/nu is {}"),
-        ('{"nu": 1, "nu": 2}', "there twice"),
         (json.dumps({"nu": "\x1b[31m"}), "metadata/nu is"),
         (json.dumps({"\x1b[31m": 1}), "a key of metadata"),
         (f'{{"nu": {"[" * 100}{"]" * 100}}}', "metadata/nu is"),
@@ -177,7 +173,6 @@ def test_a_file_with_an_extension_is_not_read_without_its_plugin(extended, file)
         ({"content": []}, "a JSON object of printable text"),
         ({"content": {"a": "\x1b"}}, "a JSON object of printable text"),
         ({"content": json.loads("[" * 20 + "]" * 20)}, "a JSON object of printable text"),
-        ({"content": {"a": json.loads('{"b":' * 20 + "1" + "}" * 20)}}, "not nested more than 16"),
         ({"arrays": ["d", "d"]}, "the same name"),
         ({"arrays": []}, "//extension:d': not in its configuration"),
         ({"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),

@@ -9,9 +9,12 @@ import pytest
 from jno.lora import (
     CheckpointError,
     JnoLoraWarning,
+    Net,
     PluginError,
     SelectionError,
+    extract_adapters,
     load_adapters,
+    read_adapters,
     refresh,
     registered,
     save_adapters,
@@ -131,7 +134,10 @@ def test_a_class_of_no_plugin_is_passed_or_registered(model, getkey, file, regis
     save_adapters(trained, file)
     message = unavailable(file, model)
     assert "ToyLinear is a class that no plugin provides" in message
-    assert "wrappers=[ToyLinear]" in message
+    assert "load_adapters(..., wrappers=[ToyLinear])" in message and "read_adapters" in message
+    assert same(load_adapters(model, file, wrappers=[ToyLinear]), trained)
+    assert same(Net(model).load_adapters(file, wrappers=[ToyLinear]).module, trained)
+    assert list(read_adapters(file, wrappers=[ToyLinear])) == [*extract_adapters(trained)]
     registry.register(ToyLinear)
     assert same(load_adapters(model, file), trained)
     save_adapters(trained, file)

@@ -12,6 +12,7 @@ from jno.lora import (
     combine,
     extract_adapters,
     lora_trainable_filter,
+    read_adapters,
 )
 
 
@@ -203,6 +204,43 @@ def test_adapters_without_a_name_are_never_lost(model):
     net = Net(model).add_adapter("one", one).lora(2)
     for call in (lambda: net.activate("one"), net.deactivate):
         refused(net, call, r"adapters without a name.*net.add_adapter\(name\)")
+
+
+def test_a_file_does_not_replace_adapters_that_have_a_name(model, tmp_path):
+    file = tmp_path / "b.safetensors"
+    from_file = train(Net(model).freeze().lora(2, target="layers/1"), 0.3)(X)
+    train(Net(model).freeze().lora(2, target="layers/1"), 0.3).save_adapters(file)
+
+    def named():
+        return train(Net(model).freeze().lora(2).add_adapter("a"))
+
+    first = named()(X)
+    net = named()
+    with pytest.raises(SelectionError, match=r"(?s)'a' are active.*layers/1") as caught:
+        net.load_adapters(file)
+    assert jnp.array_equal(net(X), first) and net.active == "a"
+
+    # Both ways out, as the message has them.
+    for advice in (r"net.deactivate()", r"net.add_adapter(name, jno.lora.read_adapters(path))"):
+        assert advice in str(caught.value)
+    net.deactivate().load_adapters(file)
+    assert jnp.array_equal(net(X), from_file) and net.active is None
+    net.add_adapter("b")
+    other = named()
+    other.add_adapter("b", read_adapters(file)).activate("b")
+    for each in (net, other):
+        assert jnp.array_equal(each(X), from_file) and each.adapters == ("a", "b")
+        assert jnp.array_equal(each.activate("a")(X), first)
+
+
+def test_a_file_replaces_adapters_without_a_name_and_joins_those_at_other_layers(model, tmp_path):
+    file = tmp_path / "b.safetensors"
+    train(Net(model).freeze().lora(2, target="layers/1"), 0.3).save_adapters(file)
+    net = train(Net(model).freeze().lora(2)).load_adapters(file)
+    of_file = read_adapters(file)["layers/1"].state
+    assert jnp.array_equal(net.module.layers[1].lora_B, of_file["lora_B"])
+    net = Net(model).freeze().lora(2, target="layers/0").add_adapter("a").load_adapters(file)
+    assert list(net.adapter("a")) == ["layers/0", "layers/1"]
 
 
 def test_names_that_are_wrong_taken_or_for_nothing(model):

@@ -12,11 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from jno.lora import (
     CheckpointError,
+    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
     combine,
     extract_adapters,
+    lora_report,
     lora_trainable_filter,
     merge_lora,
     read_adapters,
@@ -107,6 +109,41 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train(model, net, sets)
     assert net.deactivate().active is None and jnp.array_equal(net(X), model(X))
     net.activate("old", "new").merge()
     assert net.adapters == ("dora",)
+
+
+class Gate(LoRAWrapper):
+    """An adapter without a rank."""
+
+    adapter_fields = ("gate",)
+    base: eqx.nn.Linear
+    gate: jax.Array
+
+    def __init__(self, base, *, key):
+        self.base, self.gate = base, jnp.ones(())
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.nn.Linear)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        return eqx.tree_at(lambda m: m.weight, self.base, self.gate * self.base.weight)
+
+
+def test_a_report_has_the_ranks_of_the_members(model, unchecked):
+    def fresh(wrapper, rank):
+        adapted = apply_lora(model, rank, key=jax.random.key(0), wrappers=wrapper)
+        return extract_adapters(adapted)
+
+    sets = {"a": fresh("lora", 1), "b": fresh("dora", 3)}
+    gates = apply_lora(model, target="layers/0", key=jax.random.key(0), wrappers=Gate)
+    sets["c"] = extract_adapters(gates)
+    report = lora_report(sum_adapters(model, sets))
+    assert [row.rank for row in report.rows] == [4, 4]
+    assert re.findall(r"Sum\(.*\) .* (\S+\+\S+) ", str(report)) == ["1+3+-", "1+3"]
+    assert lora_report(sum_adapters(model, {"c": sets["c"]})).rows[0].rank is None
 
 
 def test_a_sum_cannot_be_changed_as_one_set(net):

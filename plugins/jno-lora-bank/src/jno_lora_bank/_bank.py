@@ -20,8 +20,9 @@ from jno.lora.extending import adapted_layers, bullets, expect_model
 from ._growth import axis_size, grown, room_for
 from ._running import at_slot, call_batch, call_one, check_names, in_slot
 from ._state import Snapshot, State
+from ._sums import with_joined_sums
 from ._training import slots_to_train, slotwise
-from ._values import Values, at_rank_of, values_of, with_factors, with_joined_sums, without_factors
+from ._values import Values, at_rank_of, values_of, with_factors, without_factors
 
 Source = AdapterSet | str | os.PathLike[str]
 
@@ -250,8 +251,7 @@ class AdapterBank:
         The optimiser fits only the current slots: make a new optimiser after a change of the bank.
 
         **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
-        adapter that is not a product of its own factors (PiSSA, VeRA, DoRA, IA3): `to_lora` makes a
-        LoRA of it.
+        adapter with more than a product of its own factors (PiSSA, DoRA): a net trains it.
         """
         with self._lock:
             slot_rates, moving = slots_to_train(self._state, rates, self._sets)
@@ -272,7 +272,7 @@ class AdapterBank:
     def _read(self, adapters: Source) -> tuple[AdapterSet, dict[str, Values]]:
         if isinstance(adapters, str | os.PathLike):
             adapters = read_adapters(adapters)
-        adapters = with_joined_sums(adapters)
+        adapters = with_joined_sums(self._plain, adapters)
         return adapters, values_of(self._plain, adapters)
 
     def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:
@@ -280,12 +280,13 @@ class AdapterBank:
         state = self._state
         rooms, lacking = room_for(state, adapters, values, self._rank)
         if name not in state.slots and not state.free:
-            lacking = [f"an empty slot (it has {self.capacity}, all in use)", *lacking]
+            slot = f"an empty slot (all {self.capacity} are in use): bank.remove(name) makes one"
+            lacking = [slot, *lacking]
             state = state._replace(free=tuple(range(state.capacity, 2 * state.capacity)))
         if lacking and self._fixed:
             raise SelectionError(
                 f"The bank is fixed, and the adapters need more room:\n{bullets(lacking)}\n"
-                "Remove an adapter, cut the rank by to_lora(model, rank=...), or make a new bank."
+                f"Or make a new bank with them: AdapterBank(model, {{{name!r}: adapters}})."
             )
         values = at_rank_of(rooms, values)
         state = grown(state, self._plain, rooms, self._axis, values) if lacking else state

@@ -41,6 +41,7 @@ def room_for(
         for path, slots in layers_with_slots(state.snapshot.model)
     }
     lacking: list[str] = []
+    are_products = all(adapter.is_product for adapter in adapters.adapters.values())
     for path, fields in values.items():
         cls: Any = slots_class(adapters[path].wrapper)
         needed = Room(cls, rank_needed(cls, fields, rank), _OPTIONAL & fields.keys())
@@ -49,21 +50,16 @@ def room_for(
             rooms[path] = needed
             continue
         present = rooms[path]
-        if present.cls is not cls and (
-            issubclass(cls, SumSlots) or issubclass(present.cls, SumSlots)
-        ):
-            raise SelectionError(
-                f"{show_path(path)}: a {adapters[path].wrapper.__name__} needs adapters of one "
-                "class, but the bank holds adapters of another class there. Convert them with "
-                "`to_lora`, or use a second bank."
-            )
         if present.cls is not cls:
             raise SelectionError(
-                f"{show_path(path)}: the {adapters[path].wrapper.__name__} sees the matrix of "
-                "the layer in another way than the adapters in the bank."
+                f"{show_path(path)}: the {adapters[path].wrapper.__name__} needs slots of another "
+                "kind than the adapters in the bank, because it sees the layer in another way. "
+                "Use a second bank: AdapterBank(model, {'name': adapters})."
             )
         if needed.rank > present.rank:
-            lacking.append(f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})")
+            cut = f": to_lora(swap_adapters(model, adapters), rank={present.rank}) cuts it"
+            has = f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})"
+            lacking.append(has + (cut if are_products else ""))
         new_fields = sorted(needed.fields - present.fields)
         lacking += [f"a {field} of the outputs of {show_path(path)!r}" for field in new_fields]
         rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)

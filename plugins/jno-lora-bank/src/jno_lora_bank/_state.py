@@ -128,7 +128,7 @@ class State(NamedTuple):
                 raise SelectionError(
                     f"{show_path(path)}: the adapter has arrays of other shapes than the adapters "
                     "in the bank. All adapters of a layer need the same options, such as `bands` "
-                    "or `per`: give adapters with other options another bank."
+                    "or `per`. Use a second bank: AdapterBank(model, {'name': adapters})."
                 )
 
     def emptied(self, name: str) -> "State":

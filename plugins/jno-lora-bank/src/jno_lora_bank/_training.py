@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jno.lora import AdapterSet, SelectionError
-from jno.lora.extending import adds_up, imported_for, path_str, show_path
+from jno.lora.extending import imported_for, path_str, show_path
 
 from ._slots import Slots
 from ._state import FACTOR_NDIM, State
@@ -35,17 +35,11 @@ def slots_to_train(
     moving = {key: np.zeros(count, bool) for key in state.places if key[1] in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):
         for path, adapter in sets[name].adapters.items():
-            if adds_up(adapter.wrapper):
-                raise SelectionError(
-                    f"{name!r} cannot train in a bank: its {adapter.wrapper.__name__} at "
-                    f"{show_path(path)!r} has a `sum_of`, and a bank only serves such adapters. "
-                    "Train it in a net: Net(swap_adapters(model, adapters))."
-                )
             if not adapter.is_product:
                 raise SelectionError(
                     f"{name!r} cannot train in a bank: its {adapter.wrapper.__name__} at "
-                    f"{show_path(path)!r} is not just a product of its own factors. Add it as "
-                    "LoRA: extract_adapters(to_lora(...)[0])."
+                    f"{show_path(path)!r} is not just a product of its own factors. Train it in a "
+                    f"net: Net(swap_adapters(model, bank.adapters({name!r})))."
                 )
             for factor, field in FACTORS.items():
                 moving[path, field][slot] = factor in adapter.wrapper.adapter_fields

@@ -1,7 +1,7 @@
 """The values that a slot holds for the adapters of a set, and how to get the set back."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, combine, resolve, swap_adapters
+from jno.lora import (
+    AdapterSet,
+    LoRAWrapper,
+    SelectionError,
+    resolve,
+    swap_adapters,
+)
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -41,15 +47,13 @@ _DORA_MEMBERS = ("law", "direction", "row_factor", "scaling", "times_scale")
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """The values of a slot that acts as `adapters` do around the layers of `model`, by path.
 
-    **Raises:** `SelectionError` if the set does not fit the model, or holds adapters that are
-    neither low-rank products nor scales of rows.
+    **Raises:** `SelectionError` if the set holds adapters that are neither low-rank products nor
+    scales of rows.
     """
-    if not _fits(model, adapters):
-        swap_adapters(model, adapters)  # raises, and says why
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
-    _refuse(adapters, cannot_merge, "which cannot be merged")
-    _refuse(adapters, without_kind, "which is not of a layer kind")
+    refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
+    refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
@@ -62,40 +66,55 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
     without_values = [path for path in adapters if values.get(path) is None]
-    _refuse(adapters, without_values, "whose update has another form")
+    refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
     return values
 
 
-def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
-    """The set with one adapter in the place of each sum of several.
-
-    **Raises:** `SelectionError` if a member of a sum is neither a product nor has a `sum_of`.
-    """
-    if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
-        return adapters
-    is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
-    if not any(is_sum.values()):
-        return adapters
-    sums = AdapterSet({path: a for path, a in adapters.adapters.items() if is_sum[path]})
-    joined = {**adapters.adapters, **combine([sums], [1.0], "cat").adapters}
-    return AdapterSet(joined, adapters.shared)
-
-
-def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
-    problems = [f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {reason}" for p in paths]
-    if problems:
-        raise SelectionError(
-            "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-            "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
-            "`sum_of` (spectral weights, bottlenecks). These adapters do not "
-            f"fit:\n{bullets(problems)}\nTake the nearest product instead: "
-            "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). Adapters that "
-            "cannot be merged, such as prefixes and adapters with a router, have no nearest "
-            "product: stack_adapters serves several of one structure."
+def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
+    """**Raises:** `SelectionError` if there is a reason, with a way out that the set can take."""
+    if not reasons:
+        return
+    problems = [
+        f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {why}" for p, why in reasons.items()
+    ]
+    adapted = "swap_adapters(model, adapters)"
+    if not all(a.wrapper.mergeable for a in adapters.adapters.values()):
+        way_out = (
+            "Adapters that cannot be merged, such as prefixes, bottlenecks and adapters with a "
+            "router, have no nearest product. Serve sets of one structure by "
+            "stack_adapters([adapters, ...])."
         )
+    elif _change_biases(model, adapters):
+        way_out = (
+            "They also change a bias, which no product does. Merge them, and give the merged model "
+            f"a bank: AdapterBank(merge_lora({adapted}))."
+        )
+    else:
+        way_out = (
+            f"Take the nearest product instead: extract_adapters(to_lora({adapted}, rank=...)[0])."
+        )
+    raise SelectionError(
+        "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
+        "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
+        "`sum_of` (spectral weights, bottlenecks). These adapters do not "
+        f"fit:\n{bullets(problems)}\n{way_out}"
+    )
 
 
-def _fits(model: PyTree, adapters: AdapterSet) -> bool:
+def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:
+    """Whether an adapter of the zoo, perhaps in a sum, changes the bias of its layer."""
+
+    def shifts(adapter: Any) -> list[Any]:
+        is_sum = isinstance(adapter, AdapterSum)
+        parts = [adapter.member(m.name) for m in adapter.members] if is_sum else [adapter]
+        return [_shift(part) for part in parts if isinstance(part, Method)]
+
+    layers = adapted_layers(resolve(swap_adapters(model, adapters)))
+    changes = [_compiled_over_stack(shifts, layer) for _, layer in layers]
+    return any(bool(jnp.any(change)) for change in jax.tree.leaves(changes))
+
+
+def fits(model: PyTree, adapters: AdapterSet) -> bool:
     """Whether the set fits. (`swap_adapters` would build every adapter to find out.)"""
     if not isinstance(adapters, AdapterSet):
         return False
@@ -108,7 +127,7 @@ def _fits(model: PyTree, adapters: AdapterSet) -> bool:
     )
 
 
-def _has_factors(adapter: LooseAdapter) -> bool:
+def has_factors(adapter: LooseAdapter) -> bool:
     """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
     return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
@@ -119,7 +138,7 @@ def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
     NumPy computes them: JAX would compile programs for each rank.
     """
     state, cls = adapter.state, adapter.wrapper
-    if _has_factors(adapter):
+    if has_factors(adapter):
         shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
         scale = _scale_of(adapter, adapter.scale)
         return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
@@ -272,7 +291,7 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
 def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
-        if _has_factors(adapter):
+        if has_factors(adapter):
             factors = {
                 name: function(path, field, adapter.state[name]) for name, field in FACTORS.items()
             }

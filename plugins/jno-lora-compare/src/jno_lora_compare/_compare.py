@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +55,8 @@ def compare(
     Only the adapters train. Adapters that start from data (EVA) are calibrated on the first 8
     batches with the same `loss`. The best learning rate differs between methods: a fair comparison
     gives several rates, and decides by data on which no candidate trained (`score`). Ctrl-C keeps
-    the finished candidates.
+    the finished candidates. Standard error shows a bar if it is a terminal, and else a line for
+    each finished candidate.
 
     **Arguments:**
 
@@ -80,7 +83,8 @@ def compare(
         it. The batches may differ in shape from `batches`.
     - `learning_rate`: the rate of Adam, by default 0.001. With several rates (a list or an array),
         each candidate trains from the start at each rate, and its best rate counts.
-    - `optimizer`: an optax optimiser instead of Adam, with its learning rate set.
+    - `optimizer`: an optax optimiser instead of Adam, with its learning rate set. The gradients
+        of complex arrays are conjugated already, as `Trainer` does.
     - `score`: `score(model)` rates a trained model by a number, the larger the better, or by a
         tuple whose later numbers break ties. The score chooses the learning rate; without a
         score, the final loss does.
@@ -137,14 +141,29 @@ def _train_all(
             for number, candidate in enumerate(candidates):
                 name = name_of(candidate)
                 bar.update(completed=number * steps_each, what=name)
+                start = time.perf_counter()
                 try:
                     rows.append(train(candidate, bar.advance))
                 except Exception as err:
                     # Keep the error as text: its traceback would hold on to the arrays.
                     _LOG.info("The candidate %s failed", name, exc_info=True)
                     rows.append(ComparisonRow(name, error=f"{type(err).__name__}: {err}"))
-                _LOG.info("%r", rows[-1])
+                _report(rows[-1], time.perf_counter() - start)
     except KeyboardInterrupt:
         interrupted = True
     before = None if task.kept is None else task.kept.before
     return Comparison(tuple(rows), task.steps, interrupted, task.rates, before)
+
+
+def _report(row: ComparisonRow, seconds: float) -> None:
+    """Log a finished candidate, and print the line where no bar can be shown."""
+    if row.error is not None:
+        result = row.error.partition("\n")[0]
+    elif row.score is not None:
+        result = f"score {row.score:.4g}"
+    else:
+        result = f"final loss {row.final_loss:.4g}"
+    line = f"{row.name}: {result}, {seconds:.1f} s"
+    _LOG.info("%s", line)
+    if not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)

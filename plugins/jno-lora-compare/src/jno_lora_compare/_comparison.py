@@ -74,13 +74,15 @@ class Comparison(Printed[ComparisonRow]):
         )
 
     def plot(self, path: str | PathLike[str] | None = None, *, times: bool = False) -> "Figure":
-        """Draw the loss at each step, and the final loss over the number of trained parameters.
+        """Draw the training loss at each step, and the result over the trained parameters.
+
+        The result is the score, or the final loss where no `score` was given.
 
         **Arguments:**
 
         - `path`: a file for the picture, in the format of its ending; by default no file.
-        - `times`: whether to draw, for many candidates, only a point for each: the score (without a
-            score: the final loss) over the trained parameters, coloured by the time of a step.
+        - `times`: whether to draw, for many candidates, only a point for each: the result over the
+            trained parameters, coloured by the time of a step.
 
         **Returns:** a `matplotlib.figure.Figure`, which shows itself in a notebook.
 

@@ -15,17 +15,18 @@ from ._row import ComparisonRow
 
 
 def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
-    """Draw the loss at each step, and the final loss over the number of trained parameters."""
+    """Draw the loss at each step, and the result over the number of trained parameters."""
     figure = new_picture(10, 4.5)
     curves, results = figure.subplots(1, 2, width_ratios=(3, 2))
     # The ends of the colour map are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
-    for row, color in zip(rows, colors, strict=True):
+    name, values = _results(rows)
+    for row, value, color in zip(rows, values, colors, strict=True):
         curves.plot(range(1, len(row.losses) + 1), row.losses, color=color, linewidth=1.2)
         if row.trainable:
-            results.scatter(row.trainable, row.final_loss, color=color, s=45, label=row.name)
+            results.scatter(row.trainable, value, color=color, s=45, label=row.name)
         else:  # a logarithmic axis has no zero
-            results.axhline(row.final_loss, color=color, linestyle=":", label=row.name)
+            results.axhline(value, color=color, linestyle=":", label=row.name)
     counts = [row.trainable for row in rows if row.trainable]
     if counts and max(counts) > 10 * min(counts):
         results.set_xscale("log")
@@ -34,12 +35,12 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
         results.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     losses = [loss for row in rows for loss in row.losses]
     if min(losses) > 0 and max(losses) > 3 * min(losses):
-        for axes in (curves, results):
+        for axes in (curves,) if name == "score" else (curves, results):
             axes.set_yscale("log")
             _round_labels(axes.yaxis, losses)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves.set(xlabel="step", ylabel="loss")
-    results.set(xlabel="trainable parameters", ylabel="final loss")
+    curves.set(xlabel="step", ylabel="training loss")
+    results.set(xlabel="trainable parameters", ylabel=name)
     figure.legend(loc="outside right center", frameon=False)
     for axes in (curves, results):
         axes.spines[["top", "right"]].set_visible(False)
@@ -50,8 +51,7 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     """Draw each candidate's result over its parameters, coloured by the time of a step."""
     figure = new_picture(9, 5.5)
     axes = figure.subplots()
-    is_scored = all(row.score is not None for row in rows)
-    results: Any = [row.score if is_scored else row.final_loss for row in rows]
+    name, results = _results(rows)
     trained = [row.trainable or 0 for row in rows]
     times = [row.milliseconds or np.nan for row in rows]
     points = axes.scatter(trained, results, c=times, cmap="viridis", norm="log", s=45, zorder=2)
@@ -64,13 +64,21 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
         axes.annotate(text, position, (5, 3), textcoords="offset points", fontsize=8)
     # Linear up to one parameter, for a candidate that trains none.
     axes.set_xscale("symlog", linthresh=1)
-    if not is_scored and min(results) > 0:
+    if name == "final loss" and min(results) > 0:
         axes.set_yscale("log")
         _round_labels(axes.yaxis, results)
-    axes.set(xlabel="trainable parameters", ylabel="score" if is_scored else "final loss")
+    axes.set(xlabel="trainable parameters", ylabel=name)
     axes.spines[["top", "right"]].set_visible(False)
     figure.colorbar(points, label="milliseconds per step")
     return figure
+
+
+def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[Any]]:
+    """The name and the values of what the candidates are judged by."""
+    scores = [row.score for row in rows]
+    if None not in scores:
+        return "score", scores
+    return "final loss", [row.final_loss for row in rows]
 
 
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:

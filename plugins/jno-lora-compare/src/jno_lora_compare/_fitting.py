@@ -30,7 +30,7 @@ class Task(NamedTuple):
     def train(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
         """Train the trainable part of `net` at each rate, and return the best trial as a row."""
         trainer = Trainer(self.loss, self.optimizer)
-        trainable, frozen = net.partition()
+        trainable, frozen = eqx.partition(net.module, net.trainable)  # warns of nothing
         cost = trainer.compile(trainable, frozen, self.batches[0])
         trains = bool(jax.tree.leaves(trainable))
 

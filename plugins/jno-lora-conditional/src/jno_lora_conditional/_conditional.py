@@ -31,8 +31,8 @@ class Conditional(eqx.Module):
     model, whatever has been trained.
 
     At the source, a merged model is the pretrained model bit for bit, and a called model too, but
-    for DoRA and HRA, which divide by a norm when they are called: a rounding of 1e-6 of the output.
-    PiSSA, MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One and LoRA-Null start with a rounding
+    for DoRA, which divides by a norm when it is called: a rounding of 1e-6 of the output. PiSSA,
+    MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One, LoRA-Null and HRA start with a rounding in most layers
     (`exact=False`). VB-LoRA and Tied-LoRA train arrays that layers share, and are refused.
 
     ```python
@@ -51,7 +51,7 @@ class Conditional(eqx.Module):
     - `moving`: for adapters that cannot be merged (bottlenecks), the fields that move, by the name
         of the class.
     - `exact`: whether the start must be the pretrained model bit for bit. It is checked by merging
-        each layer. Some methods (PiSSA) start with a rounding.
+        each layer. Some methods (PiSSA, HRA) start with a rounding.
 
     **Raises:** `SelectionError`, with paths, if the net has no adapters, if other arrays train, if
     an adapter cannot be used, or if its start is not the pretrained layer.
@@ -135,7 +135,8 @@ class Conditional(eqx.Module):
     def summary(self) -> ConditionalReport:
         """The adapted layers: which fields move, which are shared, how many parameters train.
 
-        Prints as a table.
+        Prints as a table. The percentage is of the whole model with its adapters, as in
+        `Net.summary`.
         """
         return report_on(self.model, self.directions, self.basis, self.trainable)
 

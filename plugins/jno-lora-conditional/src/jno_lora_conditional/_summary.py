@@ -42,21 +42,26 @@ class ConditionalReport(Printed[ConditionalRow]):
 
     - `moves`: how many layers move by which basis, in words.
     - `trainable`: the parameters that train, also in the basis.
-    - `plain`: the parameters of the model without adapters.
+    - `total`: the parameters of the whole model with its adapters, as in the summary of a `Net`,
+        and of the directions and the basis.
     """
 
     rows: tuple[ConditionalRow, ...]
     moves: str
     trainable: int
-    plain: int
+    total: int
+
+    @property
+    def percentage(self) -> float:
+        """`trainable` as a percentage of `total`."""
+        return 100 * self.trainable / self.total
 
     @property
     def caption(self) -> str:
         """The totals in one line."""
-        percent = 100 * self.trainable / max(self.plain, 1)
         return (
-            f"{self.moves}, {self.trainable:,} parameters train "
-            f"({percent:.2f} % of the plain model's {self.plain:,})"
+            f"{self.moves}, {self.trainable:,} of {self.total:,} parameters train "
+            f"({self.percentage:.2f} %)"
         )
 
     def __repr__(self) -> str:
@@ -90,10 +95,10 @@ def report_on(
         trained = _count(eqx.filter(adapter, mask)) + _count(directions[path])
         layer = type(adapter.base).__name__
         rows.append(ConditionalRow(path, layer, type(adapter), moving, shared, trained))
-    total = sum(row.trainable for row in rows) + _count(eqx.filter(basis, trainable.basis))
-    report = lora_report(model)
-    plain = report.total - report.trainable
-    return ConditionalReport(tuple(rows), described(directions, basis), total, plain)
+    beside = _count(eqx.filter(basis, trainable.basis))
+    count = sum(row.trainable for row in rows) + beside
+    total = lora_report(model).total + _count(directions) + beside
+    return ConditionalReport(tuple(rows), described(directions, basis), count, total)
 
 
 def described(directions: Mapping[str, Any], basis: Basis) -> str:

@@ -24,7 +24,7 @@ from jno.lora.extending import (
     read_file,
     show_array,
     values_of,
-    write_together,
+    write_file,
 )
 
 from ._array import QuantizedArray, placed_like
@@ -41,7 +41,8 @@ _KEY = "jno_lora_quantized"
 def save_quantized(model: PyTree, path: FilePath) -> None:
     """Write all arrays of a model, codes among them, into one safetensors file.
 
-    Even if the process ends meanwhile, the old file or the new file is there, whole.
+    Even if the process ends meanwhile, the old file or the new file is there, whole. The file has a
+    checksum of each array, which `load_quantized` compares.
 
     **Arguments:**
 
@@ -57,8 +58,6 @@ def save_quantized(model: PyTree, path: FilePath) -> None:
             "save_quantized keeps a base. Save the adapters by save_adapters(model, path), and "
             "the base by save_quantized(unwrap_lora(model), path)."
         )
-    import safetensors.numpy  # here, because only those who save and load need it
-
     tensors: dict[str, np.ndarray] = {}
     descriptions: dict[str, Any] = {}
     for name, array in _arrays(model):
@@ -73,8 +72,7 @@ def save_quantized(model: PyTree, path: FilePath) -> None:
                     "Rename it."
                 )
             tensors[tensor_name] = values_of(leaf, f"The array {tensor_name!r}")
-    metadata = {_KEY: json.dumps({"version": 1, "weights": descriptions})}
-    write_together({path: safetensors.numpy.save(tensors, metadata=metadata)})
+    write_file(path, tensors, {_KEY: json.dumps({"version": 1, "weights": descriptions})})
 
 
 def load_quantized(template: M, path: FilePath) -> M:

@@ -12,10 +12,10 @@ import numpy as np
 from jno.lora.coded import with_arrays
 from jno.lora.extending import call_compiled, takes
 
-from ._case import WrapperCase, cast, perturbed
+from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
 from ._checks_values import NO_HALF, halves_of, require_law
 from ._comparisons import arrays_of, relative_error, require, require_close, same_bits
-from ._conformance import is_refusal, required, skip_unless
+from ._conformance import advice, is_refusal, required, skip_unless
 from ._programs import merged, output, start_and_merge
 
 _TOLERANCE = 4e-5
@@ -147,16 +147,33 @@ def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tupl
     "the exact type (`type(leaf) is ...`)."
 )
 def check_subclass(case: WrapperCase) -> None:
-    """A subclass that computes more than its class, if claimed, is adapted as it computes."""
-    base = case.make_base()
-    layer = _doubling(base)
-    skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
-    start, trained, plain = call_compiled(start_and_merge, case, layer, case.make_inputs())[:3]
-    expected = output(case, layer)
+    """A subclass that computes more than its class, if claimed, computes it with an adapter, too.
+
+    Otherwise the fresh adapter would change the outputs of the model without a word.
+    """
+    layer, (start, *_) = _of_subclass(case)
     problem = "Around a subclass with a `__call__` of its own, the fresh adapter differs from it"
-    require_close(start, expected, _TOLERANCE, problem)
+    require_close(start, output(case, layer), _TOLERANCE, problem)
+
+
+@advice("put the new weight into the layer and call that, or claim the exact type.")
+def check_subclass_merge(case: WrapperCase) -> None:
+    """Around a subclass that computes more than its class, the merged layer computes the same.
+
+    This is advice, because `base(x) + update(x)` and a merged weight agree for every layer that
+    computes what its class computes. They differ only for some subclasses: if the `__call__` of a
+    subclass scales its output, it scales a merged weight, but not an added update.
+    """
+    skip_unless(case.mergeable, NOT_MERGEABLE)
+    _, (_, trained, plain, *_) = _of_subclass(case)
     problem = "Around a subclass with a `__call__` of its own, `merge()(x)` and `wrapper(x)` differ"
     require_close(plain, trained, _TOLERANCE, problem)
+
+
+def _of_subclass(case: WrapperCase) -> tuple[Any, tuple[Any, ...]]:
+    layer = _doubling(case.make_base())
+    skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
+    return layer, call_compiled(start_and_merge, case, layer, case.make_inputs())
 
 
 @functools.cache

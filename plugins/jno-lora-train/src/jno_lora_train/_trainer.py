@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -57,7 +58,12 @@ class Trainer:
     **Arguments:**
 
     - `loss`: `loss(model, batch)` returns a scalar. The model is resolved (`jno.lora.resolve`).
-    - `optimizer`: an optax optimiser, or any object with its `init` and `update`.
+    - `optimizer`: an optax optimiser, or any object with its `init` and `update`. It gets the
+        direction of ascent, also by complex arrays, for which JAX's gradient is the conjugate. So
+        it must not conjugate the gradients itself.
+
+    **Raises:** at the first step, `ValueError` if complex arrays train and `optimizer` holds
+    `jno.lora.optim.conjugate()`.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
@@ -70,7 +76,7 @@ class Trainer:
             )(trainable)
             # Optax raises a float to the power of an integer; the model itself needs no promotion.
             with jax.numpy_dtype_promotion("standard"):
-                updates, state = optimizer.update(gradient, state, trainable)
+                updates, state = optimizer.update(_ascent(gradient, state), state, trainable)
                 moved = eqx.apply_updates(trainable, updates)
             return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
 
@@ -134,6 +140,23 @@ class Trainer:
             losses.append(loss)
             on_step()
         return Fit(trainable, tuple(map(float, losses)), tuple(seconds))
+
+
+def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
+    """The direction of ascent: JAX's gradient by a complex array is its conjugate.
+
+    **Raises:** `ValueError` if the optimiser, whose `state` it is, conjugates as well.
+    """
+    is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
+    optim = sys.modules.get("jno.lora.optim")  # needs optax, which the optimiser may not
+    if is_complex and optim is not None:
+        is_conjugate = lambda node: isinstance(node, optim.ConjugateState)  # noqa: E731
+        if any(map(is_conjugate, jax.tree.leaves(state, is_leaf=is_conjugate))):
+            raise ValueError(
+                "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
+                "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
+            )
+    return jax.tree.map(jnp.conj, gradient)
 
 
 def _on_the_device(tree: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
 from jno.lora.extending import adapted_layers, bullets, path_str, sharded_like, write_together
+
+_CHECKSUM = b"crc32 "  # the start of the first line of a file
 
 
 class TrainingRun(eqx.Module):
@@ -47,6 +50,8 @@ class TrainingRun(eqx.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run into one file. A crash leaves the old file or the new file, complete.
 
+        The file begins with a checksum of the rest. jno-lora up to 0.3.0 cannot read it.
+
         **Raises:** `CheckpointError` if the file cannot be written.
         """
         file = io.BytesIO()
@@ -55,7 +60,8 @@ class TrainingRun(eqx.Module):
             eqx.tree_serialise_leaves(file, _with_key_data(self))
         except Exception as err:  # such as arrays that other processes hold
             raise CheckpointError(f"The run cannot be written into {path}: {err}") from err
-        write_together({path: file.getvalue()})
+        content = file.getvalue()
+        write_together({path: _first_line(zlib.crc32(content)) + content})
 
     def load(self, path: str | os.PathLike[str]) -> "TrainingRun":
         """Read a run that `save` wrote, for the same model, adapters and optimiser as this run.
@@ -70,6 +76,17 @@ class TrainingRun(eqx.Module):
         """
         with open(path, "rb") as file:
             header = file.readline(2**28)
+            if header.startswith(_CHECKSUM):  # files of jno-lora up to 0.3.0 have none
+                begin, checksum = file.tell(), 0
+                while chunk := file.read(2**20):
+                    checksum = zlib.crc32(chunk, checksum)
+                if header != _first_line(checksum):
+                    raise CheckpointError(
+                        f"{path} is damaged: its bytes are not the bytes that TrainingRun.save "
+                        "wrote. Copy it again from where it is whole, or remove it to start anew."
+                    )
+                file.seek(begin)
+                header = file.readline(2**28)
             if header != _header(self):
                 raise CheckpointError(_describe_header_mismatch(path, header, _header(self)))
             try:
@@ -93,6 +110,10 @@ def _with_key_data(run: TrainingRun) -> TrainingRun:
 
 def _as_key(leaf: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _first_line(checksum: int) -> bytes:
+    return _CHECKSUM + b"%08x\n" % checksum
 
 
 def _header(run: TrainingRun) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._checkpoint import FilePath, read_file, values_of, write_together
+from .._checkpoint import FilePath, read_file, values_of, write_file
 from .._errors import CheckpointError
 from .._paths import show_array, show_path
 from .._showing import Printed, Table, table
@@ -45,15 +45,12 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
 
     def save(self, path: FilePath) -> None:
         """Write them into one safetensors file. **Raises:** `CheckpointError` if that fails."""
-        import safetensors.numpy
-
         tensors = {
             f"{layer}:{key}": values_of(array, f"the {_name(key)} of {show_path(layer)!r}")
             for layer, arrays in self._means.items()
             for key, array in arrays.items()
         }
-        metadata = {_KEY: json.dumps(self.shapes)}
-        write_together({path: safetensors.numpy.save(tensors, metadata)})
+        write_file(path, tensors, {_KEY: json.dumps(self.shapes)})
 
     @classmethod
     def load(cls, path: FilePath) -> "Statistics":

@@ -178,8 +178,7 @@ class Configuration:
         check(configuration, _CONFIGURATION)
         entries = itertools.starmap(_entry, configuration["adapters"].items())
         shared = configuration.get("shared") or ()
-        metadata = configuration.get("metadata")
-        metadata = {} if metadata is None else metadata
+        metadata = configuration.get("metadata") or {}
         check_metadata(metadata)
         extension = _section(configuration.get("extension"))
         versions = configuration["versions"]
@@ -218,11 +217,11 @@ def _section(extension: Any) -> Section | None:
     return Section(*texts, extension["content"], tuple(extension["arrays"]))
 
 
-def _is_content(value: Any, depth: int = 0) -> bool:
-    """Whether it is JSON that is safe to show: printable text, finite numbers, and not deep."""
+def _is_content(value: Any) -> bool:
+    """Whether it is JSON that is safe to show: printable text and finite numbers."""
     if isinstance(value, dict | list):
         inner = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth < _DEEPEST and all(_is_content(x, depth + 1) for x in inner)
+        return all(map(_is_content, inner))
     return value is None or isinstance(value, bool) or is_text(value) or is_number(value)
 
 
@@ -259,7 +258,6 @@ _CONFIGURATION = {
     "adapters": {PATH: _ADAPTER},
     "shared": TEXTS.or_null(),
 }
-_DEEPEST = 16
 _EXTENSION = {
     # Messages show these three, and a command with the distribution.
     "distribution": DISTRIBUTION,
@@ -270,7 +268,7 @@ _EXTENSION = {
         "the dotted name of a function", r"(?!.{101})[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)+"
     ),
     "content": Kind(
-        "a JSON object of printable text and finite numbers, not nested more than 16 times",
+        "a JSON object of printable text and finite numbers",
         lambda x: isinstance(x, dict) and _is_content(x),
     ),
     "arrays": TEXTS,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ._container import MalformedError, brief, fits_numpy
+from ._container import MalformedError, brief
 
 
 class Kind(NamedTuple):
@@ -65,10 +65,7 @@ PATH = Kind(
     # The path of the root is empty.
     lambda x: is_text(x) and (not x or {"", ".", ".."}.isdisjoint(x.split("/"))),
 )
-SHAPE = Kind(
-    "a list of whole numbers, or is too large",
-    lambda x: isinstance(x, list) and all(type(n) is int and n >= 0 for n in x) and fits_numpy(x),
-)
+SHAPE = Kind("a list of whole numbers", lambda x: isinstance(x, list) and all(map(is_count, x)))
 # Messages show code with the class, and a command with the distribution and its version. So these
 # three must not hold anything else.
 CLASS_NAME = Kind("the name of a class", lambda x: is_text(x) and x.isidentifier())

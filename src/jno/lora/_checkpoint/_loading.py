@@ -12,7 +12,7 @@ from .._errors import CheckpointError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import AdapterSet, built_around, misfits, shared_by_others
-from .._shared_arrays import names_shared_in, put_shared, shared_arrays, uses_shared
+from .._shared_arrays import names_shared_in, put_shared, shared_arrays
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, same_values
 from ._container import FilePath
@@ -114,9 +114,11 @@ def load(
     loaded, failures = _build(adapters, [] if strict and problems else fitting, layers, clashes)
     problems |= failures
     if strict:
-        advice = "The model is as it was. With strict=False, the adapters that fit are loaded."
+        advice = "The model is as it was."
+        if contents.configuration.extension is None:  # an extension belongs to all adapters
+            advice += " With strict=False, the adapters that fit are loaded."
         if strict == "values":
-            advice += " Other values are only a warning then, and with strict=True."
+            advice += " With strict=True, other values are only a warning."
         refuse(problems, file, "does not fit this model", advice)
     warn_of_non_finite(file, contents, loaded)
     if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
@@ -169,5 +171,5 @@ def _build(
     try:
         return put_shared(served, usable), problems
     except SelectionError as err:  # an array is missing, or too small
-        unshared = {path: adapter for path, adapter in built.items() if not uses_shared(adapter)}
+        unshared = {path: node for path, node in built.items() if not names_shared_in(node)}
         return unshared, problems | {f"{err}": err}

@@ -131,7 +131,7 @@ def adapters_in(
 ) -> tuple[AdapterSet, Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
     configuration = contents.configuration
-    classes, problems = _classes_of(configuration.entries, _classes_by_name(wrappers), registry)
+    classes, problems = _classes_of(configuration, _classes_by_name(wrappers), registry)
     adapters: dict[str, LooseAdapter] = {}
     for entry in configuration.entries:
         if entry.path not in classes:
@@ -160,33 +160,27 @@ def copied(array: np.ndarray) -> jax.Array:
 
 
 def _classes_of(
-    entries: Iterable[Entry], given: Mapping[str, type[LoRAWrapper]], registry: Registry
+    configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
+    section = configuration.extension
+    advice = _PASS_IT if section is None else f"Pass it: {section.reader}(..., wrappers=[{{}}])"
+    class_of = functools.partial(_class_of, given=given, registry=registry, advice=advice)
     by_class: dict[Any, list[Entry]] = {}
-    for entry in entries:
+    for entry in configuration.entries:
         sums = entry.members, entry.trains_weights
         name = entry.distribution, entry.version, entry.wrapper, *sums
         by_class.setdefault(name, []).append(entry)
     classes: dict[str, type[LoRAWrapper]] = {}
     problems: Problems = {}
-    for alike in by_class.values():
+    for (*_, members, trains), alike in by_class.items():
         try:
-            cls = _class_of_entry(alike[0], given, registry)
+            cls = class_of_sum(members, trains, class_of) if members else class_of(alike[0])
             classes |= dict.fromkeys([x.path for x in alike], cls)
         except PluginError as err:
             paths = ", ".join(show_path(entry.path) for entry in alike[:3])
             more = f" and {len(alike) - 3} more" if len(alike) > 3 else ""
             problems[f"{paths}{more}: {err}"] = err
     return classes, problems
-
-
-def _class_of_entry(
-    entry: Entry, given: Mapping[str, type[LoRAWrapper]], registry: Registry
-) -> type[LoRAWrapper]:
-    if not entry.members:
-        return _class_of(entry, given, registry)
-    class_of = functools.partial(_class_of, given=given, registry=registry)
-    return class_of_sum(entry.members, entry.trains_weights, class_of)
 
 
 def _dtype_problem(where: str, array: np.ndarray) -> str:
@@ -262,8 +256,14 @@ def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
     return classes
 
 
+_PASS_IT = (
+    "Pass it: load_adapters(..., wrappers=[{}]). read_adapters takes the same argument, and so "
+    "does jno_lora_zoo.load_grown, which reads the layers that jno_lora_zoo.grow made"
+)
+
+
 def _class_of(
-    entry: Entry | Part, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+    entry: Entry | Part, given: Mapping[str, type[LoRAWrapper]], registry: Registry, advice: str
 ) -> type[LoRAWrapper]:
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     if entry.wrapper in given:
@@ -275,10 +275,7 @@ def _class_of(
     try:
         provided = registry.provided(entry.distribution, entry.wrapper)
     except PluginError as err:
-        advice = (
-            f"Pass it: load_adapters(..., wrappers=[{entry.wrapper}]); or call the loader of its "
-            "package, such as `jno_lora_zoo.load_grown`"
-        )
+        advice = advice.format(entry.wrapper)
         if entry.distribution is None:
             problem = f"{entry.wrapper} is a class that no plugin provides. {advice}"
         else:

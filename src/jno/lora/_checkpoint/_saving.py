@@ -26,7 +26,7 @@ from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers
 from ._configuration import KEY, Configuration, Entry, Extension, section_of
-from ._container import DTYPES, MOST_JSON_BYTES, FilePath, MalformedError, brief
+from ._container import DTYPES, FilePath, MalformedError, brief, serialised
 from ._metadata import as_metadata
 from ._sums import SUM, Part
 from ._writing import write_atomically
@@ -178,7 +178,7 @@ def _content(
         configuration.check_tensors(tensors)
     except MalformedError as err:
         raise CheckpointError(f"The adapters cannot be saved: in the file, {err}.") from err
-    return _serialised(tensors, text)
+    return serialised(tensors, {KEY: text})
 
 
 def _classes_in(adapter: LooseAdapter) -> tuple[type[LoRAWrapper], ...]:
@@ -242,23 +242,3 @@ def values_of(array: Any, what: str) -> np.ndarray:
 
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _serialised(tensors: dict[str, np.ndarray], configuration: str) -> bytes:
-    import safetensors  # here, because only files need it
-    import safetensors.numpy
-
-    try:
-        content = safetensors.numpy.save(tensors, metadata={KEY: configuration})
-    except safetensors.SafetensorError as err:
-        raise CheckpointError(
-            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
-            "A newer version may."
-        ) from err
-    header = int.from_bytes(content[:8], "little")
-    if header > MOST_JSON_BYTES:
-        raise CheckpointError(
-            f"The description of these adapters takes {header:,} bytes; at most "
-            f"{MOST_JSON_BYTES:,} can be read again. Save them in several files."
-        )
-    return content

@@ -5,11 +5,27 @@ import dataclasses
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from .._errors import CheckpointError
-from ._container import FilePath, kind_of
+from ._container import FilePath, serialised
+
+
+def write_file(
+    path: FilePath, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays and metadata into one safetensors file, which `read_file` reads.
+
+    The file has a checksum of each array and of the metadata. At any time, the whole old file or
+    the whole new file is there.
+
+    **Raises:** `CheckpointError` if the file cannot be written.
+    """
+    write_atomically(path, serialised(tensors, metadata))
 
 
 def write_atomically(path: FilePath, content: bytes) -> None:
@@ -73,7 +89,16 @@ class _NewFile:
 
     def put_in_place(self) -> None:
         with _errors_of(self.path):
-            os.replace(self.temporary, self.target)
+            try:
+                os.replace(self.temporary, self.target)
+            except FileNotFoundError:  # a save of this path that ended meanwhile removed it
+                if not self.target.exists():
+                    raise
+        # A save that was killed left its temporary file.
+        for name in os.listdir(self.target.parent):
+            if name.startswith(_start(self.target)) and name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    self.target.with_name(name).unlink()
         # So that the new name survives a power cut. If this fails, the file is there nevertheless.
         with contextlib.suppress(OSError):
             descriptor = os.open(self.target.parent, os.O_RDONLY)
@@ -98,7 +123,8 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 file.flush()
                 os.fsync(file.fileno())
             if permissions is not None:
-                os.chmod(new.temporary, permissions)
+                with contextlib.suppress(FileNotFoundError):  # as in `put_in_place`
+                    os.chmod(new.temporary, permissions)
         yield new
     except BaseException:
         with contextlib.suppress(OSError):
@@ -110,14 +136,18 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
 def _errors_of(path: FilePath) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as err:  # a `ValueError` for a null byte in the path
-        reason = getattr(err, "strerror", None) or err
-        raise CheckpointError(f"{os.fspath(path)!r} cannot be written: {reason}.") from err
+    except OSError as err:
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be written: {err.strerror}.") from err
 
 
 def _temporary(target: Path) -> Path:
+    return target.with_name(f"{_start(target)}{secrets.token_hex(8)}.tmp")
+
+
+def _start(target: Path) -> str:
+    """The start of the names of the temporary files for `target`, and for no other file."""
     # File systems limit the bytes of a name, and a character may take four. So it is cut.
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}."
 
 
 def _permissions(target: Path) -> int | None:
@@ -131,9 +161,8 @@ def _permissions(target: Path) -> int | None:
         status = target.stat()
     except FileNotFoundError:
         return None
-    kind = kind_of(status)
-    if kind != "a file":
-        raise CheckpointError(f"{shown!r} is {kind}, not a file. Give another path.")
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{shown!r} is a directory, a pipe or a device. Give a file.")
     if not os.access(target, os.W_OK):
         raise CheckpointError(f"{shown!r} may not be written: it is read-only.")
     return stat.S_IMODE(status.st_mode)

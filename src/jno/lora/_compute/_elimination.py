@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Inexact
 
 
 def gauss_jordan(
-    A: Float[Array, "*batch n n"], B: Float[Array, "*batch n m"], *, pivoting: bool = True
-) -> Float[Array, "*batch n m"]:
+    A: Inexact[Array, "*batch n n"], B: Inexact[Array, "*batch n m"], *, pivoting: bool = True
+) -> Inexact[Array, "*batch n m"]:
     """`A^-1 B`, by Gauss-Jordan elimination, for steps of training that may not call LAPACK.
 
     - `pivoting`: whether to exchange rows (partial pivoting). Positive definite matrices need none.

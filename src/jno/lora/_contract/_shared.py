@@ -1,6 +1,5 @@
 """`Shared`: a field of an adapter for an array that many adapters use."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,10 +29,13 @@ class Shared(eqx.Module):
     """A field for an array that all adapters with a `Shared` of the same name use.
 
     The constructor of an adapter sets the field, which may be a dict of `Shared`, and `__call__`,
-    `merge` and the like read `self.field.array`. When a model is adapted, the array is made once
-    and kept by the first adapter, where it is trained if `adapter_fields` names the field. Other
-    adapters get the array when `jno.lora.resolve(model)` is called in the loss, so its gradient is
-    the sum over all adapters.
+    `merge` and the like read `self.field.array`. The array is made once, when a model is adapted.
+
+    If `adapter_fields` leaves the field out, the array is frozen. Then every adapter holds the same
+    `jax.Array`, one buffer in memory. If `adapter_fields` names the field, the first adapter keeps
+    the array as the leaf that is trained. Other adapters, and stacked layers that a scan runs, get
+    the array when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over
+    all adapters.
 
     **Arguments:**
 
@@ -44,14 +46,13 @@ class Shared(eqx.Module):
     - `make`: `make(key, shape)` gives the first values. Only the first adapter's is called, once.
     """
 
-    value: Array | None  # only in the adapter that keeps the array
+    value: Array | None
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     # `None` once the array exists: functions such as `partial` differ from adapter to adapter, and
     # programs would be compiled for each adapter.
     make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
-    _package: str = eqx.field(static=True)  # that defines `make`
 
     def __init__(
         self,
@@ -60,21 +61,18 @@ class Shared(eqx.Module):
         make: Callable[[PRNGKeyArray, tuple[int, ...]], Array],
     ):
         self.name, self.shape, self.make = name, tuple(shape), make
-        function: Any = make
-        while isinstance(function, functools.partial):
-            function = function.func
-        self._package = getattr(function, "__module__", "").partition(".")[0]
         self.value = self.held = None
 
     @property
     def array(self) -> Array:
-        """The array. **Raises:** `WrapperError` if the model was not resolved."""
-        array = self.value if self.held is None else self.held.array
-        # A scan over a stack of layers gives a slice of the array that the first layer keeps.
+        """The array. **Raises:** `WrapperError` if the model must be resolved."""
+        array = array_in(self)
+        # A scan over a stack of layers gives a slice of the array.
         if array is None or array.shape != self.shape:
             raise WrapperError(
-                f"The array {self.name!r} is shared by several adapters, and the first adapter "
-                "keeps it. Hand it to every adapter where the model is called, in the loss:\n"
+                f"This adapter shares the array {self.name!r} with other adapters, and does not "
+                "hold it: the array is trained (the first adapter keeps it), or the layer is one "
+                "of a stack. Hand it to every adapter where the model is called, in the loss:\n"
                 "    model = jno.lora.resolve(eqx.combine(trainable, frozen))\n"
                 "(`net(x)` and `merge_lora` do so themselves. An adapter that was built by hand "
                 "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
@@ -82,9 +80,9 @@ class Shared(eqx.Module):
         return array
 
 
-def authors_of(adapter: Any, shared: Shared) -> set[str]:
-    """The top-level packages that define the class of an adapter, and how its array is made."""
-    return {type(adapter).__module__.partition(".")[0], shared._package} - {"jax"}
+def array_in(shared: Shared) -> Any:  # of a mask, a bool
+    """The array, if this adapter holds it."""
+    return shared.value if shared.held is None else shared.held.array
 
 
 def is_shared(node: Any) -> bool:

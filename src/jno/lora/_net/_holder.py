@@ -5,12 +5,13 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._checkpoint import FilePath, layers_to_hash, save
 from .._contract import Handle, expect_model
 from .._errors import SelectionError, warn
-from .._paths import bullets, show_path
+from .._paths import bullets, path_str, show_path
 from .._planning import MaskLike
 from .._registry import Registry, default_registry
 from .._sets import extract_adapters
@@ -40,6 +41,7 @@ class Holder(Handle):
         # need no warning of a missing update: the update came, or the warning was given.
         self._partitioned: object = UNKNOWN
         self._updated: frozenset[object] = frozenset()
+        self._warned_of_complex = False
 
     def __hash__(self) -> int:
         # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)`, which would be
@@ -134,6 +136,17 @@ class Holder(Handle):
                 f"The adapters were {done} as they are in the net, and net.update(...) was not "
                 "called since net.partition(). If you trained what it returned, call "
                 f"net.update(trainable) {then}."
+            )
+
+    def _warn_of_complex(self, trainable: PyTree) -> None:
+        leaves = jtu.tree_leaves_with_path(trainable) if not self._warned_of_complex else ()
+        if paths := [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]:
+            self._warned_of_complex = True
+            warn(
+                f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
+                "JAX's gradient by a complex array is the conjugate of the direction of ascent. "
+                "Trainer and compare conjugate it. A loop of your own needs "
+                "optax.chain(jno.lora.optim.conjugate(), optimiser)."
             )
 
     def _become(self: H, state: NetState, named: Named | None = None) -> H:

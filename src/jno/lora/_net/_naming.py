@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from .._checkpoint import Classes, FilePath, Strict
 from .._contract import check_adapter_name, is_traced
 from .._errors import SelectionError
-from .._paths import nearest
+from .._paths import bullets, nearest, show_path
 from .._registry import Registry
 from .._sets import AdapterSet, AdapterSum, Weights, check_fit, extract_adapters
 from .._tree import holds_adapters
@@ -181,16 +181,18 @@ class Naming(Holder):
         """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
 
         Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
-        as it was. The loaded adapters join the active adapters; to keep them apart, give
-        `add_adapter` the set that `read_adapters` returns. A sum brings the names of its sets.
+        as it was. The loaded adapters join the active adapters, and replace those without a name;
+        to keep them apart, give `add_adapter` the set that `read_adapters` returns. A sum brings
+        the names of its sets.
 
         **Arguments** and **Raises:** as `load_adapters`. The default `registry` is the net's. Also
         raises a `CheckpointError` if the net carries an adapter around a layer of the file, or in
-        such a layer, and a `SelectionError` if a mask is pending.
+        such a layer, and a `SelectionError` if a mask is pending, or if adapters of the file would
+        replace adapters that have a name.
         """
         self._refuse_mask("load_adapters")
         self._refuse_sum("load_adapters")
-        loaded = self._now.loaded(path, wrappers, registry or self._registry, strict)
+        loaded, replaced = self._now.loaded(path, wrappers, registry or self._registry, strict)
         named: Named = {}
         if is_sum(loaded):
             loaded = with_names(loaded)
@@ -205,6 +207,13 @@ class Naming(Holder):
                 f"The file adds up adapters called {', '.join(map(repr, taken))}, and the net has "
                 "adapters of these names. Call net.delete_adapter(name) first, or give "
                 "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
+            )
+        if replaced and (active := self._active_names()):
+            raise SelectionError(
+                f"The adapters {active[0]!r} are active, and the file holds adapters for the same "
+                f"layers:\n{bullets(map(show_path, replaced), 5)}\n"
+                f"Call net.deactivate() first, which keeps {active[0]!r}. Or give the file a name: "
+                "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
         return self._become(loaded, {**self._named, **named})
 

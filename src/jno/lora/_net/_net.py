@@ -203,10 +203,15 @@ class Net(Naming):
         return self._become(self._now.training(self._mask, train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
-        """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again."""
+        """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
+
+        Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
+        """
         if self._disabled is None:
             self._partitioned = self._now.identity
-        return eqx.partition(self.module, self.trainable)
+        trainable, frozen = eqx.partition(self.module, self.trainable)
+        self._warn_of_complex(trainable)
+        return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
         """Take in trained arrays.

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning import MaskLike, parse_mask
 from .._registry import Registry
-from .._sets import AdapterSet, extract_adapters, put_around
+from .._sets import AdapterSet, extract_adapters, put_around, settings_of, with_settings
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
@@ -77,15 +77,17 @@ class NetState:
 
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
-    ) -> "NetState":
+    ) -> tuple["NetState", Collection[str]]:
+        """With the adapters of a file, and the paths of the adapters that they replaced."""
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
         plain = self.plain().module
         layers = {"plain": plain, "originals": self.original_layers()}
         loaded = load(self.module, path, wrappers, registry, strict=strict, **layers)
         if not loaded:
-            return self
+            return self, ()
+        replaced = [path for path, _ in adapted_layers(self.module) if path in loaded]
         originals = originals_of(plain, replace_layers(plain, loaded))
-        return self.adapted(with_loaded(self.module, loaded), originals, loaded)
+        return self.adapted(with_loaded(self.module, loaded), originals, loaded), replaced
 
     def updated(self, values: PyTree, partitioned: object) -> "NetState":
         """With new values of the leaves that train, for the adapters of identity `partitioned`."""
@@ -156,11 +158,13 @@ class InactiveAdapters:
 
     - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
         Leaves without an entry train as in a new adapter.
+    - `settings`: by path and field, the settings of an adapter that no set holds, such as dropout.
     - `weights`: by the names of the sets of a sum, the weights of this set in that sum, by path.
     """
 
     adapters: AdapterSet
     trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     weights: Mapping[frozenset[str], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     identity: object = dataclasses.field(default_factory=object)
 
@@ -171,12 +175,14 @@ class InactiveAdapters:
     @classmethod
     def of(cls, state: NetState, name: str) -> "InactiveAdapters":
         masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
+        settings = {path: settings_of(adapter) for path, adapter in adapted_layers(state.module)}
         weights = state.entered[name].weights if name in state.entered else {}
-        return cls(extract_adapters(state.module), masks, weights, state.identity)
+        return cls(extract_adapters(state.module), masks, settings, weights, state.identity)
 
     def put_into(self, plain: NetState) -> NetState:
         """The model of `plain`, which has no adapters, with this set."""
         module = put_around(plain.module, self.adapters)
+        module = map_adapters(lambda p, new: with_settings(new, self.settings.get(p, {})), module)
 
         def restore(path: str, _: Any, mask: Any) -> Any:
             saved = self.trains.get(path, {})

@@ -100,7 +100,10 @@ def taken_out(state: NetState) -> dict[str, InactiveAdapters]:
     names = frozenset(state.entered)
     return {
         name: InactiveAdapters(
-            adapters, trains[name], {**state.entered[name].weights, names: weights[name]}
+            adapters,
+            trains[name],
+            state.entered[name].settings,
+            {**state.entered[name].weights, names: weights[name]},
         )
         for name, adapters in sets_now(state).items()
     }

@@ -24,6 +24,7 @@ from .._errors import WrapperError, failing
 from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
+from .._sets import AdapterSum
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler
 from .._showing import Printed, Table, table
@@ -35,7 +36,8 @@ from .._tree import LeftOut, adapted_layers, count_plain, layers_left_out
 class ReportRow:
     """One adapted layer.
 
-    - `rank`, `alpha`: the actual values; `None` if the adapter lacks them.
+    - `rank`, `alpha`: the actual values; `None` if the adapter lacks them. The rank of a sum of
+        several adapters is the sum of their ranks, which the table shows one by one: `4+8`.
     - `asked_rank`: the rank that `net.lora` was asked for, if the layer is too small for that rank.
     - `trainable`, `total`: the parameters of the layer and its adapter that train, and all of them.
         Constants of an adapter (PiSSA's initial factors) are not counted.
@@ -138,7 +140,15 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 def _shown_rank(row: ReportRow) -> str:
     if row.rank is None:
         return ""
+    if issubclass(row.wrapper, AdapterSum):
+        return "+".join("-" if m.rank is None else f"{m.rank}" for m in row.wrapper.members)
     return f"{row.rank}" if row.asked_rank is None else f"{row.rank} of {row.asked_rank}"
+
+
+def _rank(adapter: LoRAWrapper) -> int | None:
+    if not isinstance(adapter, AdapterSum):
+        return adapter.rank
+    return sum(member.rank or 0 for member in adapter.members) or None
 
 
 def report_on(
@@ -161,7 +171,7 @@ def report_on(
         distribution = None if provider is None else provider.distribution
         classes = type(adapter.base).__name__, type(adapter)
         total = count(adapter, counted) + coded_size(adapter)
-        numbers = adapter.rank, adapter.alpha, count(adapter, trained), total
+        numbers = _rank(adapter), adapter.alpha, count(adapter, trained), total
         error = _error_of_merging(fill(adapter), path) if measure else None
         asked = asked_ranks.get(path)
         is_clamped = asked is not None and adapter.rank is not None and adapter.rank < asked

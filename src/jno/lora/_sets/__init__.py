@@ -8,5 +8,14 @@ from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._summing import Weights, problems_of_members, sets_in, split_adapters, sum_adapters
-from ._swapping import built_around, check_fit, misfits, put_around, shared_by_others, swap_adapters
+from ._swapping import (
+    built_around,
+    check_fit,
+    misfits,
+    put_around,
+    settings_of,
+    shared_by_others,
+    swap_adapters,
+    with_settings,
+)
 from ._update_report import UpdateReport, UpdateRow

@@ -180,14 +180,13 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     if missing := names_shared_in(model) - shared.keys():
         raise SelectionError(
             f"The adapters share the arrays {', '.join(sorted(map(repr, missing)))}, which are not "
-            "in this model: it was resolved, or is a part of a model. Give the whole model, as it "
-            "was before `jno.lora.resolve`."
+            "in this model: it is a part of a model. Give the whole model."
         )
     adapters: dict[str, LooseAdapter] = {}
     losses: dict[Any, str] = {}
     for path, adapter in adapted_layers(model):
         refuse_second(path, adapters, "adapted layers")
-        node, _ = without_shared(adapter)
+        node = without_shared(adapter)
         cls = type(node)
         with failing(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)

@@ -181,7 +181,8 @@ def _without_sums(adapters: AdapterSet) -> AdapterSet:
             raise SelectionError(
                 f"The sum at {show_path(path)!r} is not a low-rank product, because of "
                 f"{', '.join(misfits)}. Take the nearest product: "
-                "extract_adapters(to_lora(model, rank=...)[0])."
+                "extract_adapters(to_lora(model, rank=...)[0]). If a member changes a bias, which "
+                "no product does, merge the sum and adapt the merged model: merge_lora(model)."
             )
         weights = jnp.moveaxis(jnp.asarray(adapter.state["weights"]), -1, 0)
         parts = [

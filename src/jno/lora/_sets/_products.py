@@ -13,7 +13,7 @@ from .._contract import LoRAWrapper, Term, adds_up, check_number, over_stack
 from .._errors import SelectionError, failing
 from .._paths import bullets, show_path
 from .._sharding import on_the_mesh
-from .._shared_arrays import filler, is_resolved
+from .._shared_arrays import filler
 from ._adapter_set import PRODUCT_STATE, AdapterSet, LooseAdapter, check_set, stack_of
 from ._recipe import TRIMMING, Recipe
 
@@ -94,8 +94,7 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 
     The factors are float32 at least, with the axes of a stack in front.
     """
-    if is_resolved(adapter):  # the compiled program would hold the shared array as a constant
-        adapter = filler(adapter)(adapter)
+    adapter = filler(adapter)(adapter)  # a program would hold the arrays of `resolve` as constants
     update = on_the_mesh(adapter, _low_rank_update, adapter)
     return None if update is None else Factors(*update)
 

@@ -1,5 +1,6 @@
 """Put a set of adapters around the layers of a model."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
 from .._sharding import restored_layer
-from .._shared_arrays import filler, names_shared_in, put_shared, uses_shared
+from .._shared_arrays import filler, names_shared_in, put_shared
 from .._tree import (
     adapted_layers,
     claims,
@@ -47,18 +48,19 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     expect_model(model, "swap_adapters")
     # An adapter around a block hides its layers, and an adapter inside changes the block. So all
     # are dropped before the set is compared with the model.
-    former: dict[Any, LoRAWrapper] = {}
+    former: dict[Any, dict[str, Any]] = {}
     fill = filler(model)
 
     def drop(path: Any, adapter: LoRAWrapper) -> Any:
-        former[path] = adapter
+        former[path, type(adapter)] = settings_of(adapter)
         return plain_layer(fill(adapter))
 
     plain = map_adapters(drop, model)
     advice = "\nSwap them into the model that they were made for, or one with the same layers."
     check_fit(plain, adapters, "These adapters", advice)
     swapped = put_around(plain, adapters)
-    return map_adapters(lambda path, new: _with_settings_of(former.get(path), new), swapped)
+    settings = lambda path, new: former.get((path, type(new)), {})  # noqa: E731
+    return map_adapters(lambda path, new: with_settings(new, settings(path, new)), swapped)
 
 
 def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
@@ -120,7 +122,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
         with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
             built[path] = built_around(layers[path], adapter)
     model = replace_layers(model, built)
-    return put_shared(model, adapters.shared) if any(map(uses_shared, built.values())) else model
+    return put_shared(model, adapters.shared) if names_shared_in(built) else model
 
 
 def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
@@ -148,17 +150,20 @@ def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
 
 
-def _with_settings_of(former: LoRAWrapper | None, adapter: LoRAWrapper) -> LoRAWrapper:
-    """`adapter` with settings of `former`, such as dropout, that no state holds."""
-    if type(former) is not type(adapter):
-        return adapter
-    settings = {
+def settings_of(adapter: LoRAWrapper) -> dict[str, Any]:
+    """By field, the settings of `adapter` that no state holds, such as dropout."""
+    return {
         name: value
-        for name, value in vars(former).items()
-        if name != "base" and isinstance(value, eqx.Module) and getattr(adapter, name) is None
+        for name, value in vars(adapter).items()
+        if name != "base" and isinstance(value, eqx.Module)
         if not any(map(eqx.is_array, jax.tree.leaves(value)))
     }
-    if not settings:
+
+
+def with_settings(adapter: LoRAWrapper, settings: Mapping[str, Any]) -> LoRAWrapper:
+    """`adapter` with the settings that it lacks."""
+    names = [name for name in settings if getattr(adapter, name) is None]
+    if not names:
         return adapter
-    where = lambda a: [getattr(a, name) for name in settings]  # noqa: E731
-    return eqx.tree_at(where, adapter, list(settings.values()), is_leaf=lambda x: x is None)
+    where = lambda a: [getattr(a, name) for name in names]  # noqa: E731
+    return eqx.tree_at(where, adapter, [settings[n] for n in names], is_leaf=lambda x: x is None)

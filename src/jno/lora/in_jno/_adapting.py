@@ -19,7 +19,7 @@ from .._paths import bullets, path_str
 from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
 from .._registry import default_registry
 from .._sets import AdapterSet, extract_adapters
-from .._shared_arrays import names_shared_in
+from .._shared_arrays import names_to_resolve
 
 JNO_ADAPTERS = "jno.architectures.lora"
 
@@ -86,7 +86,7 @@ def apply_lora(
         if not constrained:
             raise
         raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
-    if names := sorted(names_shared_in(adapted)):
+    if names := sorted(names_to_resolve(adapted)):
         raise SelectionError(
             f"These adapters share {', '.join(map(repr, names))}, which `jno.lora.resolve` must "
             "hand to each adapter in the loss, and jNO's own loss does not call it. Choose another "

@@ -11,13 +11,16 @@ says in `factor_sides` which of its fields are factors of a product `B A`.
 from .._errors import imported_for
 
 with imported_for("jno.lora.optim", "optim", "optax"):
+    from ._conjugate import ConjugateState, conjugate
     from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
     from ._rates import lora_plus, path_labels, side_labels
     from ._subspaces import Subspaces, stay_orthogonal
 
 __all__ = [
+    "ConjugateState",
     "PreconditionerState",
     "Subspaces",
+    "conjugate",
     "lora_fa",
     "lora_plus",
     "path_labels",

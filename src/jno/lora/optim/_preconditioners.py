@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Inexact, PyTree
 
 from .._compute import at_least_float32, gauss_jordan
 from .._contract import LoRAWrapper, expect_model, is_adapter
@@ -24,6 +24,8 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
     optimiser: `optax.chain(scale_by_riemannian(), optax.adam(1e-3))` is the paper's scaled AdamW.
     Computed in float32 at least; the dtypes of the gradients stay. Stacks of layers have a
     preconditioner for each layer. `A` or `B` whose partner does not train keeps its gradient.
+
+    For complex factors, `^T` also conjugates; put `conjugate()` in front.
 
     As in the paper, the scale `s` of an update `s B A` is ignored. A step of plain gradient descent
     then moves the matrix by `s^2` times the projected gradient.
@@ -59,9 +61,9 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
         def scale(keys: KeyPath, g: Array) -> Array:
             wide = at_least_float32(g)
             if keys in to_A:
-                wide = _solve(to_A[keys].mT, wide, damping)
+                wide = _solve(to_A[keys].mT.conj(), wide, damping)
             elif keys in to_B:
-                wide = _solve(to_B[keys], wide.mT, damping).mT
+                wide = _solve(to_B[keys].conj(), wide.mT, damping).mT
             return wide.astype(g.dtype)
 
         return jtu.tree_map_with_path(scale, updates), state
@@ -75,7 +77,7 @@ class PreconditionerState(NamedTuple):
     It is computed once, because `A` is frozen.
     """
 
-    preconditioners: dict[str, Float[Array, "... r r"]]
+    preconditioners: dict[str, Inexact[Array, "... r r"]]
 
 
 def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformation:
@@ -89,6 +91,7 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
 
     - `model`: the adapted model, which holds the factors `A`; the optimiser does not see them. In a
         sum of adapters, the weight of a member is a factor of its `s`. Weight 0 gives a step of 0.
+        If the factors are complex, `^T` also conjugates; put `conjugate()` in front.
     - `damping`: `delta`, as in `scale_by_riemannian`.
 
     **Raises:** `SelectionError` unless `damping` is positive, or if `model` is a `Net` or a set; at
@@ -174,7 +177,7 @@ def _inverse_square(factor: Array) -> Array:
     return jnp.where(factor == 0, 0, 1 / jnp.square(jnp.where(factor == 0, 1, factor)))
 
 
-def _correction(product: Product, damping: float) -> Float[Array, "... r r"]:
+def _correction(product: Product, damping: float) -> Inexact[Array, "... r r"]:
     """`(A A^T + delta I)^-1 / s^2`. A `multiplier` is a frozen factor of `s` for each layer."""
     A, scale = at_least_float32(jnp.asarray(product.A.array)), _scale_of(product.adapter)
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
@@ -186,16 +189,16 @@ def _correction(product: Product, damping: float) -> Float[Array, "... r r"]:
 
 
 def _solve(
-    factor: Float[Array, "... r n"], right: Float[Array, "... r m"], damping: float
-) -> Float[Array, "... r m"]:
-    """`(F F^T + delta I)^-1 R`, for each matrix of a stack."""
+    factor: Inexact[Array, "... r n"], right: Inexact[Array, "... r m"], damping: float
+) -> Inexact[Array, "... r m"]:
+    """`(F F^T + delta I)^-1 R`, for each matrix of a stack. `^T` also conjugates."""
 
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
-        G = jnp.matmul(F, F.T, precision="highest")
+        G = jnp.matmul(F, F.T.conj(), precision="highest")
         # Less damping can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
         # JAX 0.8 sums in turn on a CPU, with errors of half the root of the number of terms.
-        rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G)
+        rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G).real
         identity = jnp.eye(len(G), dtype=G.dtype)
         damped = G + jnp.maximum(damping, rounding) * identity
         inverse = gauss_jordan(damped, identity, pivoting=False)

@@ -34,13 +34,21 @@ def refuse_small(A: np.ndarray, B: np.ndarray) -> None:
 
 
 def joined(modules: Modules) -> Tensors:
-    """The shared tensors, as large as the largest slice that a module uses."""
+    """The shared tensors, as large as the largest slice that a module uses.
+
+    **Raises:** `MisfitError` if modules hold other values.
+    """
     whole: dict[str, np.ndarray] = {}
     for name in next(iter(modules.values())).shared:
         slices = [written.shared[name] for written in modules.values()]
         whole[name] = np.zeros(np.max([x.shape for x in slices], axis=0), slices[0].dtype)
         for x in slices:
             whole[name][tuple(map(slice, x.shape))] = x
+        if not all(np.array_equal(whole[name][tuple(map(slice, x.shape))], x) for x in slices):
+            raise MisfitError(
+                f"PEFT has one {name!r} for all layers, and these have arrays of several models: "
+                "save each model alone"
+            )
     return whole
 
 

@@ -108,7 +108,13 @@ def grow(
     return _replaced(grown, path, started(adapter, keys))
 
 
-def load_grown(model: M, file: Any, *, strict: bool | Literal["values"] = True) -> M:
+def load_grown(
+    model: M,
+    file: Any,
+    *,
+    strict: bool | Literal["values"] = True,
+    wrappers: type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None = (),
+) -> M:
     """`model` with the grown layers, and all adapters, of a file that `save_adapters` wrote.
 
     **Arguments:**
@@ -117,13 +123,14 @@ def load_grown(model: M, file: Any, *, strict: bool | Literal["values"] = True) 
     - `file`: the path of the file.
     - `strict`: as of `jno.lora.load_adapters`. With `"values"`, the layers must have the values
         that the adapters were made for.
+    - `wrappers`: as of `jno.lora.load_adapters`, for other adapters of the file.
 
     **Raises:** `SelectionError` if a layer cannot grow, `CheckpointError` if the arrays of a grown
     layer are damaged; as `jno.lora.load_adapters`.
     """
     expect_model(model, "load_grown")
     # No plugin registers these classes, because no other call makes them.
-    classes = tuple(_KINDS)
+    classes = (*_KINDS, *([wrappers] if isinstance(wrappers, type) else wrappers or ()))
     for path, loose in read_adapters(file, wrappers=classes).adapters.items():
         sizes = {name.split("/")[-1]: array.shape for name, array in loose.state.items()}
         layer = layers_at(model, [path]).get(path)

@@ -27,7 +27,8 @@ class VeRAShared(BetweenVectors):
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper has no scale: the default `alpha = 1`. Call `jno.lora.resolve(model)` in the loss.
+    paper has no scale: the default `alpha = 1`. Every adapter holds the same two arrays. Only a
+    stack of layers that a scan runs needs `jno.lora.resolve(model)` in the loss.
     """
 
     variant = "vera-shared"
