@@ -86,11 +86,9 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
         [
             "jno.lora",
             "jno_lora_zoo",
-            "jno_lora_embedding",
             "jno_lora_arrays",
             "jno_lora_attention",
             "jno_lora_bank",
-            "jno_lora_recurrent",
             "jno_lora_foundax",
             "jno_lora_e3nn",
             "jno_lora_peft",

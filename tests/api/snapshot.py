@@ -35,8 +35,8 @@ CORE = (
     "jno.lora.testing",
 )
 PLUGINS = (
-    *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    *("conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
+    *("zoo", "arrays", "attention", "bank", "foundax", "compare", "conditional"),
+    *("conditional.testing", "e3nn", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

@@ -133,7 +133,7 @@ class TheirEmbedding(Embedding):
 
 def test_a_third_party_with_an_old_word_of_ours_does_not_make_the_word_ambiguous(site, model):
     entries = f"from {__name__} import Embedding as E, TheirEmbedding as T"
-    for distribution, cls in [("jno-lora-embedding", "E"), ("acme-lora", "T")]:
+    for distribution, cls in [("jno-lora-attention", "E"), ("acme-lora", "T")]:
         hook = "@hookimpl\ndef jno_lora_wrappers():"
         site.install(distribution, f"{entries}\n{hook}\n    return [{cls}]\n")
     registry = Registry()
@@ -151,7 +151,7 @@ def test_auto_beside_a_variant_is_not_taken_for_an_old_word(site, model):
         def jno_lora_wrappers():
             return [Embedding]
     """
-    site.install("jno-lora-embedding", code)
+    site.install("jno-lora-attention", code)
     found = wrapped(model, 1, wrappers=["lora", "auto"])  # a warning would be an error
     names = {path: cls.__name__ for path, cls in found.items()}
     assert names == {"embedding": "OurEmbedding", **dict.fromkeys(MODEL_LINEARS, "LoRALinear")}

@@ -40,9 +40,9 @@ def test_the_first_party_comes_first_then_distribution_then_entry_point(site):
     site.install("Zebra_Lora", empty, entry="b", entries={"a": empty})
     site.install("acme.lora", empty)
     site.install("jno-lora-zoo", empty, entry="zoo")
-    site.install("jno_lora_embedding", empty)
+    site.install("jno_lora_attention", empty)
     assert order(Registry()) == [
-        ("jno-lora-embedding", "main"),
+        ("jno-lora-attention", "main"),
         ("jno-lora-zoo", "zoo"),
         ("acme-lora", "main"),
         ("zebra-lora", "a"),

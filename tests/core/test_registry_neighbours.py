@@ -55,7 +55,7 @@ def test_a_class_cannot_take_a_word_of_the_zoo_by_its_name(site, name):
 
 @pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
 def test_a_class_cannot_take_a_word_of_our_other_plugins_either(site, name):
-    site.plugin("jno-lora-embedding", '"OurEmbedding", variant="lora-embedding"')
+    site.plugin("jno-lora-attention", '"OurEmbedding", variant="lora-embedding"')
     site.plugin("acme-lora", f'"{name}", variant="other"')
     registry = Registry()
     assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
@@ -140,7 +140,7 @@ def test_a_plugin_extends_a_variant_to_layers_that_nobody_covers(site, model, wo
     site.plugin("acme-lora", '"AcmeEmb", variant="lora", auto=True, layer=eqx.nn.Embedding')
     assert names(model, 1, wrappers=word) == {"embedding": "AcmeEmb", **LINEARS}
     ours = '"OurEmb", variant="lora", auto=True, layer=eqx.nn.Embedding'
-    site.plugin("jno-lora-embedding", ours)
+    site.plugin("jno-lora-attention", ours)
     jno.lora.refresh()
     assert names(model, 1, wrappers=word) == {"embedding": "OurEmb", **LINEARS}
 

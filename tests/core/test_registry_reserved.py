@@ -43,13 +43,13 @@ def test_a_third_party_that_was_loaded_first_cannot_take_a_name_of_the_zoo_eithe
 @pytest.mark.parametrize("ask_first", [Registry.records, Registry.defaults])
 def test_a_distribution_that_calls_itself_first_party_cannot_take_one_either(site, ask_first):
     site.install_zoo()
-    site.plugin("jno-lora-recurrent", '"LoRALinear", variant="fake"')
+    site.plugin("jno-lora-attention", '"LoRALinear", variant="fake"')
     registry = Registry()
     ask_first(registry)
     linear, _ = registry.defaults()
     assert linear.variant == one(registry, "LoRALinear").variant == "lora"
-    assert one(registry, "jno-lora-recurrent:LoRALinear").variant == "fake"
-    assert statuses(registry) == {"jno-lora-zoo": "loaded", "jno-lora-recurrent": "conflict"}
+    assert one(registry, "jno-lora-attention:LoRALinear").variant == "fake"
+    assert statuses(registry) == {"jno-lora-zoo": "loaded", "jno-lora-attention": "conflict"}
 
 
 def test_without_the_zoo_a_name_belongs_to_who_has_it_until_the_zoo_is_installed(site):
@@ -95,7 +95,7 @@ def test_a_zoo_without_defaults_is_to_be_upgraded(site):
         Registry().defaults()
 
 
-@pytest.mark.parametrize("distribution", ["acme-lora", "jno-lora-recurrent"])
+@pytest.mark.parametrize("distribution", ["acme-lora", "jno-lora-attention"])
 def test_the_zoo_alone_names_the_defaults(site, distribution):
     site.install_zoo()
     own = "jno_lora_defaults = ('Own',)\n@hookimpl\ndef jno_lora_wrappers():\n"
@@ -167,7 +167,7 @@ def test_the_record_says_that_a_name_of_the_zoo_needs_the_long_form(site):
 
 
 def test_another_first_party_name_wins_over_a_third_party(site):
-    site.plugin("jno-lora-embedding", '"LoRAEmbedding", variant="ours"')
+    site.plugin("jno-lora-attention", '"LoRAEmbedding", variant="ours"')
     site.plugin("acme-lora", '"LoRAEmbedding", variant="theirs"')
     registry = Registry()
     assert one(registry, "LoRAEmbedding").variant == "ours"

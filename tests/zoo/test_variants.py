@@ -35,7 +35,7 @@ def wrapped_by(variant, registry):
 
 def test_all_plugins_are_installed():
     distributions = {record.distribution for record in ALL_PLUGINS.records()}
-    for name in ("arrays", "attention", "embedding", "foundax", "recurrent"):
+    for name in ("arrays", "attention", "foundax"):
         assert f"jno-lora-{name}" in distributions
 
 

@@ -17,7 +17,7 @@ import pluggy
 from .._contract import check_contract
 from .._errors import INTERRUPTS, PluginError
 from .._paths import nearest
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
 from ._hygiene import contained
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
@@ -28,10 +28,7 @@ ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 
 # The distributions of this project. Their plugins load first, so no third party takes a name.
-_OURS = """
-arrays attention bank compare conditional e3nn embedding foundax peft quantized recurrent routed
-train zoo
-"""
+_OURS = "arrays attention bank compare conditional e3nn foundax peft quantized routed train zoo"
 FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 
 PATIENCE = 5.0  # seconds: loading that takes longer is worth a warning
@@ -56,6 +53,7 @@ class InstalledPlugin(NamedTuple):
 
 
 def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
+    """All plugins, or the plugins of one distribution, which may have another name by now."""
     import importlib_metadata
 
     if distribution is None:
@@ -64,6 +62,8 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
         try:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
+            for entry in importlib_metadata.entry_points(group=FORMER_GROUP, name=distribution):
+                return find_plugins(entry.dist.name)
             return ()
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):

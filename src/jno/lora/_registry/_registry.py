@@ -20,6 +20,7 @@ from ._plugins import (
     find_plugins,
     how_to_block,
     load,
+    normalise,
     take_in,
 )
 from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
@@ -128,6 +129,11 @@ class Registry:
         now = self._now
         return now.load(now.find(distribution) if self.discover else (), strict)
 
+    def _current(self, distribution: str) -> str:
+        """The distribution that provides the adapters of `distribution`: itself, if installed."""
+        plugins = self._now.find(normalise(distribution)) if self.discover and distribution else ()
+        return plugins[0].distribution if plugins else distribution
+
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.
 
@@ -167,7 +173,10 @@ class Registry:
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        zoo_classes = {} if ":" in name else self._catalog(ZOO_DISTRIBUTION).zoo_classes
+        distribution, colon, bare = name.partition(":")
+        if colon:
+            return self._catalog().resolve(f"{self._current(distribution)}:{bare}")
+        zoo_classes = self._catalog(ZOO_DISTRIBUTION).zoo_classes
         if name in zoo_classes:
             return (zoo_classes[name],)
         return self._catalog().resolve(name)
@@ -203,7 +212,7 @@ class Registry:
         """
         if distribution is None:
             return self._now.catalog.provided(IN_PROCESS, name)
-        return self._catalog(distribution).provided(distribution, name)
+        return self._catalog(distribution).provided(self._current(distribution), name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""
