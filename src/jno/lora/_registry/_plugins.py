@@ -62,9 +62,9 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
         try:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
-            for entry in importlib_metadata.entry_points(group=FORMER_GROUP, name=distribution):
-                return find_plugins(entry.dist.name)
-            return ()
+            name = normalise(distribution)
+            successors = importlib_metadata.entry_points(group=FORMER_GROUP, name=name)
+            return next((find_plugins(entry.dist.name) for entry in successors), ())
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):
         dist: Any = entry.dist

@@ -20,7 +20,6 @@ from ._plugins import (
     find_plugins,
     how_to_block,
     load,
-    normalise,
     take_in,
 )
 from ._records import BROKEN, IN_PROCESS, PluginRecord, RegisteredWrapper, plugin_of
@@ -49,9 +48,8 @@ class _Generation:
 
     def find(self, distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
-        plugins = self._found.get(distribution) or find_plugins(distribution)
-        self._found[distribution] = plugins
-        return plugins
+        self._found[distribution] = self._found.get(distribution) or find_plugins(distribution)
+        return self._found[distribution]
 
     def blame(self, record: PluginRecord, path: str, failure: str) -> None:
         """Warn once that the hook `jno_lora_select` of a plugin has failed."""
@@ -65,9 +63,8 @@ class _Generation:
             f"plugin is asked.{how_to_block(record.distribution)}"
         )
 
-    def publish(self, identity: Hashable, record: PluginRecord) -> None:
-        with _LOCK:
-            self.catalog = self.catalog.having(identity, record)
+    def publish(self, identity: Hashable, record: PluginRecord) -> None:  # within the lock
+        self.catalog = self.catalog.having(identity, record)
 
     def load(self, wanted: Sequence[InstalledPlugin], strict: bool | None) -> Catalog:
         """The catalog once these plugins are loaded. Warns about a plugin that fails or is slow.
@@ -131,7 +128,7 @@ class Registry:
 
     def _current(self, distribution: str) -> str:
         """The distribution that provides the adapters of `distribution`: itself, if installed."""
-        plugins = self._now.find(normalise(distribution)) if self.discover and distribution else ()
+        plugins = self._now.find(distribution) if self.discover and distribution else ()
         return plugins[0].distribution if plugins else distribution
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
@@ -173,13 +170,11 @@ class Registry:
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        distribution, colon, bare = name.partition(":")
-        if colon:
-            return self._catalog().resolve(f"{self._current(distribution)}:{bare}")
-        zoo_classes = self._catalog(ZOO_DISTRIBUTION).zoo_classes
+        distribution, colon, bare = name.rpartition(":")
+        zoo_classes = {} if colon else self._catalog(ZOO_DISTRIBUTION).zoo_classes
         if name in zoo_classes:
             return (zoo_classes[name],)
-        return self._catalog().resolve(name)
+        return self._catalog().resolve(f"{self._current(distribution)}{colon}{bare}")
 
     def formerly(self, names: Iterable[str]) -> tuple[type[LoRAWrapper], ...]:
         """The loaded classes that `names` mean by nothing but the variant of an earlier release."""
@@ -199,15 +194,13 @@ class Registry:
         if provider is not None or not self.discover:
             return provider
         now, package = self._now, cls.__module__.partition(".")[0]
-        plugins = now.find()
-        now.load([p for p in plugins if p.module.partition(".")[0] == package], strict=False)
+        now.load([p for p in now.find() if p.module.partition(".")[0] == package], strict=False)
         return self.provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
 
-        Loads only the plugins of that distribution.
-
+        Loads the plugins of the distribution alone, or of the distribution that took it over.
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
