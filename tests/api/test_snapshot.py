@@ -87,7 +87,7 @@ VALUES = "jno-lora inspect --values: flag"
         ([f"-{OFT}"], "`OFT` has gone", True),
         ([f"-{OFT}"], "`base` and `Q`", False),
         (["+jno.lora.peft.load_peft(model)"], "PEFT, `jno.lora.peft`, `model`", False),
-        (["+jno_lora_embedding.LoRAEmbedding.x"], "`jno_lora_embedding`", False),
+        (["+jno_lora_arrays.LoRAArray.x"], "`jno_lora_arrays`", False),
         ([f"+{VALUES}"], "`jno-lora inspect --values`", True),
         ([f"+{VALUES}"], "`jno-lora inspect`", False),
         ([f"+{VALUES}", "+jno-lora inspect FILE"], "`jno-lora inspect` is new", True),
@@ -144,8 +144,8 @@ def test_a_file_that_was_changed_by_hand_is_seen_and_not_written_over(files, cap
 def test_plugins_and_commands_are_there():
     lines = snapshot.lines()
     for start in [
-        *("class jno_lora_zoo.LoRALinear: ", "class jno_lora_embedding.LoRAEmbedding: "),
-        *("class jno_lora_zoo.VeRA(", "class jno_lora_recurrent.LoRARecurrent: "),
+        *("class jno_lora_zoo.LoRALinear: ", "class jno_lora_arrays.LoRAArray: "),
+        *("class jno_lora_zoo.VeRA(", "class jno_lora_zoo.LoRARecurrent: "),
         "class jno_lora_attention.PrefixAttention(",
         *("class jno_lora_foundax.LoRASpectral(", "jno_lora_foundax.ChannelLastKernelLayer."),
         *("jno-lora compare MODULE:FACTORY", "jno-lora compare --plot", "jno-lora demo --seed"),

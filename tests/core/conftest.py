@@ -5,6 +5,7 @@ import os
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import importlib_metadata
 
@@ -90,11 +91,13 @@ class Site:
         entries: dict[str, str] | None = None,
         group: str = "jno.lora",
         requires: tuple[str, ...] = (),
+        former: tuple[str, ...] = (),
     ) -> str:
         """Write a distribution whose plugin module holds `code`, and return that module's name.
 
         `entries` are further entry points: name -> code of a module of its own.
-        `group`: the group of the entry points. `requires`: the requirements.
+        `group`: the group of the entry points. `requires`: the requirements. `former`: the
+        distributions whose adapters it has taken over.
         """
         where = self.root / f"{distribution}-{next(_numbers)}"
         info = where / f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -109,6 +112,8 @@ class Site:
             text = PREAMBLE + textwrap.dedent(source)
             (where / f"{modules[name]}.py").write_text(text)
         lines = [f"{name} = {module}" for name, module in modules.items()]
+        lines += ["[jno.lora.former_distributions]"] if former else []
+        lines += [f"{name} = {modules[entry]}" for name in former]
         (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
         self.monkeypatch.syspath_prepend(where)
         return modules[entry]
@@ -134,7 +139,7 @@ class Site:
         """
         return self.install("jno-lora-zoo", textwrap.dedent(code) + textwrap.dedent(extra))
 
-    def plugin(self, distribution: str, *adapters: str, **options: str) -> str:
+    def plugin(self, distribution: str, *adapters: str, **options: Any) -> str:
         """Install a plugin that provides adapters: `'"Name", variant="v"'` for each."""
         made = "".join(f"adapter({arguments})," for arguments in adapters)
         code = f"CLASSES = [{made}]\n@hookimpl\ndef jno_lora_wrappers():\n    return CLASSES\n"

@@ -257,7 +257,7 @@ def test_doctor_sees_a_version_that_does_not_fit(requirement, site):
         "jno-lora @ https://example.org/jno-lora.whl",
         "jno-lora>=9; python_version < '3'",
         "jno-lora>=9; python_version >= '3.9' and extra == 'lora'",
-        "jno-lora-embedding>=9",  # pip says that it is missing
+        "jno-lora-attention>=9",  # pip says that it is missing
     ],
 )
 def test_doctor_is_content_with_a_version_that_fits(requirement, site):
@@ -270,7 +270,7 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
     site.install_zoo()
     site.plugin("acme-lora", '"Acme"', entry="acme")
     monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-embedding,acme_lora,acme")
+    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-attention,acme_lora,acme")
     text = run("doctor", code=1)
     assert "JNO_LORA_BLOCK names 'acme-lroa', but no installed plugin has this name" in text
     assert "The nearest names are: acme-lora" in text

@@ -83,7 +83,6 @@ class Rule:
     rank: int
     alpha: float
     options: Mapping[str, Any]
-    former: Tiers  # tried last, if the rule selects nothing without them
 
 
 def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
@@ -119,15 +118,6 @@ def _by_owner(
     return tuple(tier for tier in (of_zoo, ours, foreign) if tier)
 
 
-def former_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
-    """The adapters that had one of the variants in `wrapper=` in an earlier release."""
-    words = wrapper if isinstance(wrapper, list) else [wrapper]
-    variants = {_plain(word) for word in words if isinstance(word, str)}
-    classes = (cls for cls in installed.values() if cls.former_variant)
-    formerly = [cls for cls in classes if _plain(str(cls.former_variant)) in variants]
-    return _by_owner(formerly, installed)
-
-
 def _plain(variant: str) -> str:
     return variant.lower().replace("-", "").replace("_", "")
 
@@ -148,7 +138,6 @@ def rules_of(call: Mapping[str, Any], installed: Mapping[str, type[LoRAWrapper]]
                 spec.get("rank", call["rank"]),
                 spec.get("alpha", call["alpha"]),
                 spec.get("options", call.get("options", {})),
-                former_of(wrapper, installed),
             )
         )
     return rules
@@ -173,24 +162,6 @@ class Selection:
 
 
 def selection(
-    model: Any,
-    rules: list[Rule],
-    chosen: set[str] | None,
-    choose: Callable[[str, Any, list[type[LoRAWrapper]]], type[LoRAWrapper]],
-) -> Selection:
-    """The layers that rules and a mask select, by former variants where a rule selects none."""
-    first = _selection(model, rules, chosen, choose)
-    widened = [
-        rule
-        if number in first.selecting or not rule.former
-        else dataclasses.replace(rule, tiers=(*rule.tiers, *rule.former))
-        for number, rule in enumerate(rules)
-    ]
-    second = _selection(model, widened, chosen, choose)
-    return second if second.selecting - first.selecting else first
-
-
-def _selection(
     model: Any,
     rules: list[Rule],
     chosen: set[str] | None,

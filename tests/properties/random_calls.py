@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from hypothesis import strategies as st
 
 import jno_lora_attention as attention
-import jno_lora_embedding as embedding
-import jno_lora_recurrent as recurrent
 import jno_lora_zoo as zoo
 from jno.lora import LoRAWrapper, Registry, hookimpl
 
@@ -46,12 +44,9 @@ class Adapters:
 
 
 def adapters_of(method: str) -> list[type[LoRAWrapper]]:
-    """The adapters of a method for each kind of layer, from the zoo and the other plugins."""
-    return [
-        *(getattr(zoo, method + kind) for kind in ("Linear", "Conv", "ConvTranspose", "InNorm")),
-        getattr(embedding, f"{method}Embedding"),
-        getattr(recurrent, f"{method}Recurrent"),
-    ]
+    """The adapters of a method for each kind of layer of the zoo."""
+    kinds = ("Linear", "Conv", "ConvTranspose", "InNorm", "Embedding", "Recurrent")
+    return [getattr(zoo, method + kind) for kind in kinds]
 
 
 def _with_attention(name: str, method: str, **options: Any) -> Adapters:
@@ -79,7 +74,7 @@ PREFIX = _with_attention("PrefixAttention", "Prefix")
 # Classes, names, variants and what stands for several; the first lists are made of classes only.
 CLASSES = [
     *(zoo.LoRALinear, zoo.DoRALinear, zoo.LoRAConv, zoo.LoRAInNorm, zoo.LoRAConvTranspose),
-    *(embedding.LoRAEmbedding, attention.LoRAAttention, recurrent.LoRARecurrent),
+    *(zoo.LoRAEmbedding, attention.LoRAAttention, zoo.LoRARecurrent),
     *(NodeAdapter, EmbeddingAdapter, NormAdapter),
 ]
 NAMES = ["LoRALinear", "DoRAConv", "LoRAEmbedding", "jno-lora-zoo:DoRALinear", "NodeAdapter"]

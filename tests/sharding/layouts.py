@@ -25,7 +25,7 @@ from jno.lora import (
     merge_lora,
     save_adapters,
 )
-from jno_lora_embedding import LoRAEmbedding
+from jno_lora_zoo import LoRAEmbedding
 
 METHODS = [
     *("LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "MiLoRA"),

@@ -27,7 +27,7 @@ from jno.lora._contract import zero_statistics
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 
 ROOT = pathlib.Path(__file__).parents[2]
-COLUMNS = ("zoo", "embedding", "recurrent", "foundax", "arrays")
+COLUMNS = ("zoo", "foundax", "arrays")
 STUBS = runpy.run_path(str(ROOT / "plugins/jno-lora-zoo/stubs.py"))
 
 

@@ -75,12 +75,14 @@ def test_every_zoo_name_is_the_class_of_the_zoo(name):
     assert Registry().resolve(f"jno-lora-zoo:{name}") == (namespace[name],)
 
 
-def test_the_names_of_the_zoo_are_four_for_each_method():
+def test_the_zoo_has_a_name_for_each_method_on_each_kind_of_layer():
     (record,) = (r for r in Registry().records() if r.distribution == "jno-lora-zoo")
     assert record.status == "loaded" and record.name == "zoo"
     names = [wrapper.name for wrapper in record.wrappers]
     assert sorted(names) == sorted(jno_lora_zoo.adapters.__all__)
-    assert len(names) == len(jno_lora_zoo.METHODS) * 4 and {*jno_lora_defaults} <= {*names}
+    kinds = jno_lora_zoo.LAYER_KINDS
+    assert len(names) == len(jno_lora_zoo.METHODS) * len(kinds)
+    assert {*jno_lora_defaults} <= {*names}
     assert record.defaults == jno_lora_defaults
 
 

@@ -85,7 +85,7 @@ def test_the_stub_of_the_methods_has_their_constructors():
         assert [*positional, *options] == list(inspect.signature(method.__init__).parameters)
 
 
-@pytest.mark.parametrize("column", ["zoo", "embedding"])
+@pytest.mark.parametrize("column", ["zoo", "arrays"])
 def test_wheels_and_sdists_hold_the_stubs(column, tmp_path):
     project = listings.ROOT / f"plugins/jno-lora-{column}"
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel"]

@@ -125,7 +125,7 @@ def test_dtypes_are_of_one_kind_if_only_their_precision_differs():
             assert kinds(one) != kinds(two, (5, 4))
 
 
-OURS = {"jno-lora-zoo", "jno-lora-embedding", "jno-lora-attention", "jno-lora-recurrent"}
+OURS = {"jno-lora-zoo", "jno-lora-attention"}
 
 
 @pytest.mark.parametrize(("made_for", "dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])

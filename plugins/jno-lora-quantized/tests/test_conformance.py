@@ -5,7 +5,6 @@ import jax
 import pytest
 from zoo_cases import ALL_METHODS, OPTIONS, check_kind, parameter_count
 
-import jno_lora_embedding
 import jno_lora_zoo
 from jno.lora import WrapperError
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -62,7 +61,7 @@ def test_convolutions():
 def test_embeddings():
     check_kind(
         WrapperCase(
-            jno_lora_embedding.LoRAEmbedding,
+            jno_lora_zoo.LoRAEmbedding,
             base=lambda key: quantize(eqx.nn.Embedding(11, 6, key=key)),
             inputs=lambda key: (jax.random.randint(key, (), 0, 11),),
             rank=RANK,

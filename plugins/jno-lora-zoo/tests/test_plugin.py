@@ -49,7 +49,7 @@ def test_the_entry_point_provides_every_method_on_every_kind_of_layer():
     module = entry.load()
     assert module is plugin
     names = [cls.__name__ for cls in module.jno_lora_wrappers()]
-    kinds = ("Linear", "Conv", "ConvTranspose", "InNorm")
+    kinds = ("Linear", "Conv", "ConvTranspose", "InNorm", "Embedding", "Recurrent")
     assert sorted(names) == sorted(method + kind for method in ALL_METHODS for kind in kinds)
     assert {a.name for a in ADAPTERS} <= set(names)
 
@@ -59,7 +59,8 @@ def test_the_registry_finds_them_there():
     assert (record.status, record.error) == ("loaded", None)
     found = {w.name: w.cls for w in record.wrappers}
     assert found.items() >= {a.name: a.cls for a in ADAPTERS}.items()
-    assert [name for name, cls in found.items() if cls.auto] == ["LoRAConvTranspose"]
+    automatic = ["LoRAConvTranspose", "LoRAEmbedding", "LoRARecurrent"]
+    assert [name for name, cls in found.items() if cls.auto] == automatic
 
 
 @each()

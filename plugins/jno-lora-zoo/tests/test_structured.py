@@ -11,14 +11,13 @@ from jax.experimental.jet import jet
 from zoo_cases import assert_close, equal_leaves, fields_of, perturb, reference, shapes_in_jaxpr
 from zoo_cases.layers import matrix_of
 
-import jno_lora_embedding
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 
 
 def trained(name, layer, rank, **options):
     """The adapter of that name after some training."""
-    cls = getattr(jno_lora_embedding if name.endswith("Embedding") else jno_lora_zoo, name)
+    cls = getattr(jno_lora_zoo, name)
     return perturb(cls(layer, rank, 3.0, key=jax.random.key(1), **options))
 
 

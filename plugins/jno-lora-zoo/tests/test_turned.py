@@ -319,8 +319,7 @@ def test_a_step_of_a_linear_layer_builds_no_adapted_weight(method):
 
 
 def test_a_lookup_scales_the_vector_that_it_reads():
-    embedding = pytest.importorskip("jno_lora_embedding")
-    wrapper = trained(embedding.IA3InEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 1)
+    wrapper = trained(zoo.IA3InEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 1)
     shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
     assert not shapes & {(12, 5)} and (5,) in shapes
     for i in (7, -2):
@@ -328,8 +327,7 @@ def test_a_lookup_scales_the_vector_that_it_reads():
 
 
 def test_a_lookup_rotates_the_block_that_it_reads():
-    embedding = pytest.importorskip("jno_lora_embedding")
-    wrapper = trained(embedding.OFTInEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 3)
+    wrapper = trained(zoo.OFTInEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 3)
     shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
     assert (3, 3) in shapes
     assert (4, 3, 3) not in shapes

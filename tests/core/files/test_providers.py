@@ -11,6 +11,7 @@ from jno.lora import (
     JnoLoraWarning,
     Net,
     PluginError,
+    Registry,
     SelectionError,
     extract_adapters,
     load_adapters,
@@ -61,6 +62,35 @@ def test_a_file_loads_no_plugin_but_those_that_it_names(site, model, getkey, fil
     assert same(load_adapters(model, file), trained)
     assert other not in sys.modules
     assert {record.distribution for record in registered()} == {"shifts", "others"}
+
+
+def test_a_class_is_found_where_another_distribution_has_taken_it_over(
+    site, model, getkey, file, monkeypatch
+):
+    with monkeypatch.context() as inside:
+        site.monkeypatch = inside
+        site.plugin("Old-Shifts", SHIFT)
+        (record,) = registered()
+        trained = adapted(model, getkey, record.wrappers[0].cls, rank=1)
+        save_adapters(trained, file)
+    site.monkeypatch = monkeypatch
+    module = site.plugin("shifts", SHIFT, former=("old-shifts",))
+    other = site.plugin("others", '"Shift", variant="other"')
+    refresh()
+    loaded = load_adapters(model, file)
+    assert other not in sys.modules  # only the distribution that says so was asked
+    new = sys.modules[module].CLASSES[0]
+    assert type(loaded.head) is new
+    assert same(loaded.head.state(), trained.head.state())
+    for name in ("old-shifts:Shift", "Old.Shifts:Shift", "shifts:Shift"):
+        assert type(Net(model).lora(1, wrapper=name).module.head) is new
+
+    assert "discover=False" in unavailable(file, model, registry=Registry(discover=False))
+
+    # While the former distribution is installed, its name means itself.
+    old = site.plugin("old-shifts", SHIFT)
+    refresh()
+    assert type(load_adapters(model, file).head) is sys.modules[old].CLASSES[0]
 
 
 def unavailable(file, model, **options):

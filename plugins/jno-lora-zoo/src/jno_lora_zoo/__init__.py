@@ -1,4 +1,4 @@
-"""The adapter zoo of jno-lora: LoRA and its relatives for linear and convolution layers.
+"""The adapter zoo of jno-lora: LoRA and its relatives on six kinds of layer (`LAYER_KINDS`).
 
 The adapters are found through the registry (`net.lora(wrapper="dora")`, `from jno.lora import
 DoRALinear`). The methods, the layer kinds and their tools are exported for plugins: a plugin can

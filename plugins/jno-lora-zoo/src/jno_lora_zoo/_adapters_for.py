@@ -35,7 +35,6 @@ def adapters_for(
     methods: Iterable[type[Method]] | None = None,
     auto: type[Method] | None = None,
     variant: str = "{}",
-    former_variant: str | None = None,
 ) -> dict[str, Any]:
     """The adapters of all methods for one kind of layer, by name: `DoRAConv` for `ConvLayer`.
 
@@ -49,8 +48,6 @@ def adapters_for(
     - `variant`: the variant of an adapter, where `{}` stands for the method's variant. A layer that
         the zoo or another plugin adapts needs a variant that names the layer, such as
         `"{}-embedding"`: what `wrapper="lora"` selects must not depend on the installed plugins.
-    - `former_variant`: the variant that the adapters had in an earlier release, if any, in the same
-        form. It still finds them, with a warning.
     """
     suffix = kind.__name__.removesuffix("Layer")
     adapters: dict[str, Any] = {}
@@ -58,8 +55,6 @@ def adapters_for(
         name = f"{method.__name__}{suffix}"
         body = {"__module__": module, "auto": method is auto}
         body["variant"] = variant.format(method.variant)
-        if former_variant is not None:
-            body["former_variant"] = former_variant.format(method.variant)
         if issubclass(kind, MatricesLayer):
             adapters[name] = _of_several(kind, method, name, body)
         else:

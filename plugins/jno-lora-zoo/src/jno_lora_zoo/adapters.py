@@ -4,7 +4,14 @@
 """
 
 from ._adapters_for import adapters_for
-from .layers import ConvLayer, ConvTransposeLayer, InNormLayer, LinearLayer
+from .layers import (
+    ConvLayer,
+    ConvTransposeLayer,
+    EmbeddingLayer,
+    InNormLayer,
+    LinearLayer,
+    RecurrentLayer,
+)
 from .methods import LoRA
 
 _adapters = {
@@ -12,8 +19,10 @@ _adapters = {
     **adapters_for(ConvLayer, __name__),
     # Not among the defaults: `wrapper=` names them, their variant or "auto".
     **adapters_for(ConvTransposeLayer, __name__, auto=LoRA),
-    # Nor these. Their variants differ from the method's: an adapter in a norm is asked for as such.
+    # Nor these. Their variants name the kind of layer, so that the method's variant leaves it out.
     **adapters_for(InNormLayer, __name__, variant="{}-in-norm"),
+    **adapters_for(EmbeddingLayer, __name__, auto=LoRA, variant="{}-embedding"),
+    **adapters_for(RecurrentLayer, __name__, auto=LoRA, variant="{}-recurrent"),
 }
 globals().update(_adapters)
 __all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]

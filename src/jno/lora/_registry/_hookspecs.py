@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
+# An entry point of this group has the name of a former distribution, whose adapters the
+# distribution of the entry point now provides: files that name the former one still load.
+FORMER_GROUP = "jno.lora.former_distributions"
 
 # The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
 API_VERSION = 1

@@ -12,7 +12,7 @@ import pluggy
 
 from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -104,7 +104,10 @@ class InstalledPlugin(NamedTuple):
 
 
 def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
-    """The plugins of one distribution, or of all: ours first, then by distribution and name."""
+    """The plugins of one distribution, or of all: ours first, then by distribution and name.
+
+    A distribution that is not installed may have become a part of another one, which says so.
+    """
     import importlib_metadata
 
     if distribution is None:
@@ -113,7 +116,9 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
         try:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
-            return ()
+            name = normalise(distribution)
+            successors = importlib_metadata.entry_points(group=FORMER_GROUP, name=name)
+            return next((find_plugins(entry.dist.name) for entry in successors), ())
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):
         dist: Any = entry.dist

@@ -106,6 +106,11 @@ class Registry:
                 warn(_complaint(record))
         return self._names
 
+    def _current(self, distribution: str) -> str:
+        """The distribution that provides the adapters of `distribution`: itself, if installed."""
+        plugins = self._find(distribution)
+        return plugins[0].distribution if plugins else distribution
+
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.
 
@@ -149,10 +154,11 @@ class Registry:
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        zoo_classes = {} if ":" in name else self._loaded(ZOO_DISTRIBUTION).zoo_classes
-        if name in zoo_classes:
-            return (zoo_classes[name],)
-        return self._loaded().resolve(name)
+        distribution, colon, bare = name.rpartition(":")
+        if colon:
+            return self._loaded().resolve(f"{self._current(distribution)}:{bare}")
+        zoo_classes = self._loaded(ZOO_DISTRIBUTION).zoo_classes
+        return (zoo_classes[name],) if name in zoo_classes else self._loaded().resolve(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
@@ -174,13 +180,13 @@ class Registry:
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
 
-        Loads only the plugins of that distribution.
+        Loads the plugins of the distribution alone, or of the distribution that took it over.
 
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
         if distribution is None:
             return self._names.provided(IN_PROCESS, name)
-        return self._loaded(distribution).provided(distribution, name)
+        return self._loaded(distribution).provided(self._current(distribution), name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""

@@ -142,12 +142,6 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
         if cls.applies_to(layer):
             return cls
         reasons += filter(None, [cls.why_not(layer)])
-    layout = layout_of(layer)
-    if not reasons and layout is not None and layout.kind == "embedding":
-        raise PluginError(
-            f"No adapter for the {type(layer).__name__} at {show_path(path)!r} is installed. "
-            "Install them with\n    pip install jno-lora-embedding"
-        )
     raise MisfitError(
         f"no adapter of the variant {variant!r} fits its {type(layer).__name__}"
         f"{': ' if reasons else ''}{'; '.join(reasons[:1])}"
@@ -161,8 +155,8 @@ def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
         return
     method = METHODS[variant].__name__
     yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
-    with contextlib.suppress(PluginError):
-        yield registry.provided("jno-lora-embedding", f"{method}Embedding").cls
+    with contextlib.suppress(PluginError):  # a registry may hold no such class
+        yield registry.zoo_class(f"{method}Embedding")
     yield from registry.resolve(variant)
     with contextlib.suppress(SelectionError):
         yield from registry.resolve(f"{variant}-embedding")

@@ -6,7 +6,7 @@ import pytest
 from zoo_cases import KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks
-from jno_lora_recurrent import adapters
+from jno_lora_zoo import adapters
 
 INPUTS, HIDDEN, R = 4, 3, 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jno.lora import Net, lora_trainable_filter, merge_lora, unwrap_lora
-from jno_lora_embedding import DoRAEmbedding, LoRAEmbedding
+from jno_lora_zoo import DoRAEmbedding, LoRAEmbedding
 
 NUM, DIM = 9, 4
 IDS = jnp.array([0, 5, 5, 8])

@@ -14,7 +14,7 @@ import pytest
 from zoo_cases import METHODS, assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
-import jno_lora_embedding
+import jno_lora_zoo
 
 # LoKr's and OFT's blocks divide neither the embeddings nor their size.
 NUM, DIM, RANK = 7, 5, 3
@@ -78,7 +78,7 @@ def oracle(method, name):
     make, ids, call, factor = LOOKUPS[name]
     return Oracle(
         method,
-        getattr(jno_lora_embedding, f"{method}Embedding"),
+        getattr(jno_lora_zoo, f"{method}Embedding"),
         make(),
         RANK,
         (ids,),

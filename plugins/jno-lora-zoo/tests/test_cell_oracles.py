@@ -15,7 +15,7 @@ import pytest
 from zoo_cases import METHODS, assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
-import jno_lora_recurrent
+import jno_lora_zoo
 
 INPUTS, HIDDEN, RANK = 3, 2, 4
 
@@ -87,7 +87,7 @@ def oracle(method, name):
     make, compute = CELLS[name]
     return Oracle(
         method,
-        getattr(jno_lora_recurrent, f"{method}Recurrent"),
+        getattr(jno_lora_zoo, f"{method}Recurrent"),
         make(jax.random.key(3)),
         RANK,
         step(name),

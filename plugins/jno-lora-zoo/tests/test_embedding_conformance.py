@@ -8,7 +8,7 @@ import pytest
 from zoo_cases import ALL_METHODS, KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
-from jno_lora_embedding import adapters
+from jno_lora_zoo import adapters
 
 NUM, DIM, R = 11, 6, 4
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from zoo_cases import perturb
 
-import jno_lora_recurrent
+import jno_lora_zoo
 from jno.lora import (
     WrapperError,
     apply_lora,
@@ -18,8 +18,7 @@ from jno.lora import (
     plan_lora,
     to_lora,
 )
-from jno_lora_recurrent import LoRARecurrent, RecurrentLayer
-from jno_lora_zoo import CorDA
+from jno_lora_zoo import CorDA, LoRARecurrent, RecurrentLayer
 
 METHODS = ("LoRA", "DoRA", "PiSSA", "LoKr")
 
@@ -49,7 +48,7 @@ def xs():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_before_the_scan_gives_the_same_values_and_gradients(method, xs, getkey):
-    wrappers = getattr(jno_lora_recurrent, f"{method}Recurrent")
+    wrappers = getattr(jno_lora_zoo, f"{method}Recurrent")
     model = perturb(apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrappers=wrappers))
     trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
 

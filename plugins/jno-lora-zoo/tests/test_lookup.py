@@ -7,27 +7,23 @@ import numpy as np
 import pytest
 from zoo_cases import perturb, shapes_in_jaxpr
 
-import jno_lora_embedding as package
+import jno_lora_zoo
 from jno.lora import (
     apply_lora,
     lora_trainable_filter,
     merge_lora,
 )
-from jno_lora_embedding import (
+from jno_lora_zoo import (
+    METHODS,
     DoRAEmbedding,
     IA3Embedding,
     LoKrEmbedding,
     LoRAEmbedding,
     PiSSAEmbedding,
 )
-from jno_lora_zoo import METHODS
 
 NUM, DIM, RANK = 11, 6, 4
-ADAPTERS = [
-    cls
-    for name, cls in sorted(vars(package).items())
-    if name in package.__all__ and name != "EmbeddingLayer"
-]
+ADAPTERS = [getattr(jno_lora_zoo, f"{method.__name__}Embedding") for method in METHODS]
 # No product of theirs has the shape of the table, whatever XLA does with it.
 LOW_RANK = [
     c for c in ADAPTERS if c.method.variant in ("lora", "rslora", "lora-fa", "pissa", "lora-xs")
@@ -39,11 +35,6 @@ each_way = pytest.mark.parametrize("cls", EACH_WAY, ids=lambda cls: cls.__name__
 
 def table(key, dtype=jnp.float32, num=NUM, dim=DIM):
     return eqx.nn.Embedding(weight=jax.random.normal(key, (num, dim)).astype(dtype))
-
-
-def test_there_is_one_for_each_method_and_one_of_them_is_automatic():
-    assert len(ADAPTERS) == len(METHODS)
-    assert [cls for cls in ADAPTERS if cls.auto] == [LoRAEmbedding]
 
 
 def test_lora_is_the_transposed_product(getkey):
