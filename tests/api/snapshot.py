@@ -29,6 +29,7 @@ CORE = (
     "jno.lora.types",
     "jno.lora.extending",
     "jno.lora.coded",
+    "jno.lora.parts",
     "jno.lora.in_jno",
     "jno.lora.optim",
     "jno.lora.peft",

@@ -109,7 +109,6 @@ def test_a_hook_without_the_group_is_called_too(site):
 
 BROKEN = {
     "raises": (adding(["lost"], "raise RuntimeError('no')"), "RuntimeError: no"),
-    "ends the program": (adding(["lost"], "raise SystemExit(3)"), "SystemExit: 3"),
     "misses a library": (adding(["lost"], "import no_such_library"), "ModuleNotFoundError"),
     "cannot be imported": ("import no_such_library", "No module named"),
     "adds a string": (adding([], "group.commands['lost'] = 'lost'"), "TypeError"),

@@ -7,12 +7,10 @@ import platform
 import re
 import subprocess
 import sys
-import threading
 from textwrap import dedent
 
 import jax
 import pytest
-from click.testing import CliRunner
 
 import jno.lora
 from jno.lora._commands._cli import cli
@@ -232,7 +230,7 @@ def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site)
 
 NEEDS = {
     "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
-    "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora>=0.1,<0.2, but jno-lora {} is installed",
+    "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora<0.2,>=0.1, but jno-lora {} is installed",
     "jno-lora>=8; python_version >= '3.9'": "needs jno-lora>=8, but jno-lora {} is installed",
     "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
 }
@@ -276,26 +274,6 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
     assert "The nearest names are: acme-lora" in text
     # A list of allowed names holds distributions, and ours need not be installed.
     assert "JNO_LORA_PLUGINS names 'acme', but" in text and "2 troubles found" in text
-
-
-def test_doctor_sees_what_a_plugin_does_while_it_loads(site):
-    # As in a program of one thread: a worker of pytest-xdist has several threads.
-    site.monkeypatch.setattr(threading, "active_count", lambda: 1)
-    site.install_zoo()
-    loud = "print('a banner')\nimport jax\njax.config.update('jax_enable_x64', True)\n"
-    site.install("loud-lora", loud + GOOD)
-    site.plugin("quiet-lora", '"Quiet"')
-    text = run("doctor", code=1)
-    assert "The plugin loud-lora 1.0 " in text and "quiet-lora 1.0 (" not in text
-    assert "which are set back: jax_enable_x64 = True." in text
-    assert "prints while it loads" in text and "2 troubles found" in text
-
-
-def test_output_for_programs_is_json_also_if_a_plugin_prints(site):
-    site.install("loud-lora", "print('a banner')\n" + GOOD)
-    result = CliRunner().invoke(cli, ["plugins", "--json"])
-    assert json.loads(result.stdout)[0]["distribution"] == "loud-lora"
-    assert result.stderr == "a banner\n"
 
 
 def test_doctor_names_what_each_plugin_adds(site):

@@ -131,7 +131,8 @@ def test_an_unknown_spec_key_is_an_error_with_the_nearest_name(model, key, neare
     with pytest.raises(SelectionError) as caught:
         plan_lora(model, 1, wrappers=ToyLinear, specs=specs)
     message = str(caught.value)
-    assert f"specs[1] has an unknown key {key!r}; did you mean {nearest!r}?" in message
+    assert f"specs[1], a spec, has no {key!r}" in message
+    assert f"{key}: did you mean {nearest!r}?" in message
     assert "target, rank, alpha, wrapper, options" in message
 
 

@@ -1,7 +1,7 @@
 """Names of `jno.lora` that live in plugins: each is imported when somebody asks for it."""
 
 import importlib
-import importlib.util
+from importlib import metadata
 from typing import Any
 
 from ._errors import imported_for
@@ -28,4 +28,5 @@ def moved(module: str, name: str) -> Any:
 
 def installed_names() -> set[str]:
     """The names whose plugins are installed."""
-    return {name for name, package in NAMES.items() if importlib.util.find_spec(package)}
+    installed = {package for package in _PLUGINS if any(metadata.distributions(name=package))}
+    return {name for name, package in NAMES.items() if package in installed}

@@ -14,7 +14,6 @@ from ._checkpoint import (
     read_json,
     save_extended,
     values_of,
-    write_file,
     write_together,
 )
 from ._compute import (
@@ -25,24 +24,13 @@ from ._compute import (
     jaxprs_in,
     static_key,
 )
-from ._contract import (
-    adds_up,
-    construct,
-    contract_problems,
-    expect_model,
-    over_stack,
-    statistic_keys,
-    statistics_of,
-    takes,
-    weights_read_by,
-)
+from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
-from ._paths import bullets, nearest, path_str, show_array, show_path, stable_hash
+from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
-from ._shared_arrays import shared_arrays, with_shared_arrays
-from ._showing import Bar, Printed, table, tracked
+from ._showing import Bar, Printed, table
 from ._tree import (
     adapted_layers,
     callable_for,
@@ -67,8 +55,6 @@ __all__ = [
     "callable_for",
     "check_calibrate",
     "compute_dtype",
-    "construct",
-    "contract_problems",
     "default_adapters",
     "default_registry",
     "equations_in",
@@ -91,21 +77,13 @@ __all__ = [
     "read_json",
     "save_extended",
     "sharded_like",
-    "shared_arrays",
     "show_array",
     "show_path",
-    "stable_hash",
     "static_key",
-    "statistic_keys",
-    "statistics_of",
     "table",
-    "takes",
-    "tracked",
     "values_of",
     "warn",
     "weights_read_by",
-    "with_shared_arrays",
-    "write_file",
     "write_together",
 ]
 

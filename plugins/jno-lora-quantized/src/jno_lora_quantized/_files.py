@@ -24,8 +24,8 @@ from jno.lora.extending import (
     read_file,
     show_array,
     values_of,
-    write_file,
 )
+from jno.lora.parts import write_file
 
 from ._array import QuantizedArray, placed_like
 from ._candidates import quantizable_layers, weight_kind

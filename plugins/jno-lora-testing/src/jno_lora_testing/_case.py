@@ -15,7 +15,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, lora_trainable_filter
 from jno.lora.coded import is_coded
-from jno.lora.extending import call_compiled, construct, statistics_of, with_shared_arrays
+from jno.lora.extending import call_compiled
+from jno.lora.parts import construct, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
 

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora.coded import with_arrays
-from jno.lora.extending import path_str, takes
+from jno.lora.extending import path_str
+from jno.lora.parts import takes
 
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close

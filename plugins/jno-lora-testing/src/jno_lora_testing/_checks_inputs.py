@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled, takes
+from jno.lora.extending import call_compiled
+from jno.lora.parts import takes
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
 from ._checks_values import NO_HALF, halves_of, require_law

@@ -20,13 +20,8 @@ from jno.lora import (
     resolve,
 )
 from jno.lora.coded import with_arrays
-from jno.lora.extending import (
-    path_str,
-    shared_arrays,
-    statistic_keys,
-    statistics_of,
-    with_shared_arrays,
-)
+from jno.lora.extending import path_str
+from jno.lora.parts import shared_arrays, statistic_keys, statistics_of, with_shared_arrays
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close

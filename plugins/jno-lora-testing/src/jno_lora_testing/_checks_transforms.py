@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import apply_lora, merge_lora, resolve
 from jno.lora.coded import is_coded, with_arrays
-from jno.lora.extending import call_compiled, path_str, stable_hash, with_shared_arrays
+from jno.lora.extending import call_compiled, path_str
+from jno.lora.parts import stable_hash, with_shared_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
 from ._comparisons import arrays_of, relative_error, require, require_close

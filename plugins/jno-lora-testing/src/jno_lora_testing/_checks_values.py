@@ -12,7 +12,8 @@ import numpy as np
 
 from jno.lora import JnoLoraError, WrapperError, merge_lora, unwrap_lora
 from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled, takes
+from jno.lora.extending import call_compiled
+from jno.lora.parts import takes
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._checks_symmetries import require_symmetries

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from jno.lora import SelectionError
-from jno.lora.extending import tracked, warn
+from jno.lora.extending import warn
+from jno.lora.parts import tracked
 
 # The modules of checks put them into `CHECKS`, in this order. The contract comes first.
 from . import _checks_class  # noqa: F401

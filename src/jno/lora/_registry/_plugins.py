@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 import time
 from collections.abc import Iterable
@@ -122,7 +123,11 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=ENTRY_POINT_GROUP):
         dist: Any = entry.dist
-        plugins.append(InstalledPlugin(entry.name, normalise(dist.name), dist.version, entry))
+        try:
+            name, version = dist.name, dist.version
+        except importlib_metadata.MetadataNotFound:  # a half-removed installation has its folder
+            name, version = pathlib.Path(dist._path).name.partition("-")[0], ""
+        plugins.append(InstalledPlugin(entry.name, normalise(name), version, entry))
     return tuple(sorted(plugins, key=order))
 
 

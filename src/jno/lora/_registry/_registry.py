@@ -24,6 +24,7 @@ from ._plugins import (
     PluginRecord,
     RegisteredWrapper,
     find_plugins,
+    first_party,
     how_to_block,
     is_of_zoo,
     load,
@@ -54,13 +55,19 @@ class Registry:
         self.discover = discover
         self._lock = threading.Lock()  # held to publish a record, never while a plugin loads
         self._plugins: dict[Hashable, PluginRecord] = {}
-        self._names = Names((), discover)
+        self._known: tuple[Any, Names] | None = None  # the names of these plugins
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
         self._blamed: list[Any] = []  # the plugins of whose hook there was a warning
 
-    def _publish(self, records: dict[Hashable, PluginRecord]) -> None:
-        names = Names(sorted(records.values(), key=order), self.discover)
-        self._plugins, self._names = records, names
+    @property
+    def _names(self) -> Names:
+        known, plugins = self._known, self._plugins
+        if known is None or known[0] is not plugins:
+            known = self._known = (
+                plugins,
+                Names(sorted(plugins.values(), key=order), self.discover),
+            )
+        return known[1]
 
     def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
@@ -93,7 +100,7 @@ class Registry:
             _LOG.debug("%r, in %.3f s", record, record.seconds)
             with self._lock:
                 if plugin.identity not in self._plugins:
-                    self._publish({**self._plugins, plugin.identity: record})
+                    self._plugins = {**self._plugins, plugin.identity: record}
                     new.append(record)
         if strict is None:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
@@ -102,7 +109,9 @@ class Registry:
             if record is not None and record.status in BROKEN:
                 raise PluginError(_complaint(record)) from record.error
         for record in new:
-            if record.status in BROKEN or record.seconds > _SLOW:
+            # Our own plugins are slow only on slow machines, and nobody would block them.
+            is_slow = record.seconds > _SLOW and record.distribution not in first_party()
+            if record.status in BROKEN or is_slow:
                 warn(_complaint(record))
         return self._names
 
@@ -263,7 +272,7 @@ class Registry:
             identity = (IN_PROCESS, getattr(item, "__name__", None) or id(item))
         with self._lock:
             others = {key: value for key, value in self._plugins.items() if key != identity}
-            self._publish({**others, identity: record})
+            self._plugins = {**others, identity: record}
         return item
 
     def refresh(self) -> None:
@@ -275,7 +284,7 @@ class Registry:
         with self._lock:
             self._found = {}
             plugins = self._plugins.items()
-            self._publish({key: r for key, r in plugins if r.distribution == IN_PROCESS})
+            self._plugins = {key: r for key, r in plugins if r.distribution == IN_PROCESS}
         forget()
 
 
