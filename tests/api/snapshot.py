@@ -37,8 +37,8 @@ CORE = (
 # The packages that define these names.
 FORWARDED = {"jno", "jno_lora_testing"}
 PLUGINS = (
-    *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    *("conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
+    *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "combine"),
+    *("compare", "conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

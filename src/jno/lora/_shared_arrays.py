@@ -84,8 +84,9 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
 
         def copy(shared: Shared) -> Shared:
             array = _array_of(shared, arrays) if shared.held is None else shared.held.array
-            stacked = jnp.broadcast_to(array, (*stack, *array.shape))
-            return replaced(shared, value=stacked, held=None)
+            if array.ndim == len(shared.shape):  # else a copy already
+                array = jnp.broadcast_to(array, (*stack, *array.shape))
+            return replaced(shared, value=array, held=None)
 
         return _on_shared(copy, adapter)
 

@@ -36,11 +36,12 @@ from ._contract import (
     weights_read_by,
 )
 from ._errors import imported_for, warn
+from ._merge import wide_layers
 from ._paths import bullets, nearest, path_str, show_array, show_path, stable_hash
 from ._registry import default_registry
-from ._sets import known_factors, put_around
-from ._sharding import sharded_like
-from ._shared_arrays import shared_arrays, with_shared_arrays
+from ._sets import Factors, known_factors, put_around
+from ._sharding import on_the_mesh, sharded_like
+from ._shared_arrays import filler, shared_arrays, with_shared_arrays
 from ._showing import Bar, Printed, table, tracked
 from ._tree import (
     adapted_layers,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "Extension",
+    "Factors",
     "Printed",
     "adapted_layers",
     "adds_up",
@@ -72,6 +74,7 @@ __all__ = [
     "default_registry",
     "equations_in",
     "expect_model",
+    "filler",
     "gauss_jordan",
     "imported_for",
     "jaxprs_in",
@@ -83,6 +86,7 @@ __all__ = [
     "nearest",
     "new_picture",
     "norms_around",
+    "on_the_mesh",
     "over_stack",
     "path_str",
     "put_around",
@@ -103,6 +107,7 @@ __all__ = [
     "values_of",
     "warn",
     "weights_read_by",
+    "wide_layers",
     "with_shared_arrays",
     "write_together",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, combine, resolve, swap_adapters
+from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -22,6 +22,7 @@ from jno.lora.extending import (
     show_path,
 )
 from jno.lora.types import AdapterSum, LooseAdapter, Term
+from jno_lora_combine import combine
 from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
 
 from ._slots import slots_class
