@@ -74,12 +74,11 @@ def with_joined_sums(adapters: AdapterSet) -> AdapterSet:
     """
     if not isinstance(adapters, AdapterSet):  # `values_of` says what is wrong
         return adapters
-    is_sum = {path: issubclass(adapters[path].wrapper, AdapterSum) for path in adapters}
-    if not any(is_sum.values()):
+    sums = {p: a for p, a in adapters.adapters.items() if issubclass(a.wrapper, AdapterSum)}
+    if not sums:
         return adapters
-    sums = AdapterSet({path: a for path, a in adapters.adapters.items() if is_sum[path]})
-    joined = {**adapters.adapters, **combine([sums], [1.0], "cat").adapters}
-    return AdapterSet(joined, adapters.shared)
+    joined = combine([AdapterSet(sums)], [1.0], "cat")
+    return AdapterSet({**adapters.adapters, **joined.adapters}, adapters.shared)
 
 
 def _refuse(adapters: AdapterSet, paths: Iterable[str], reason: str) -> None:
