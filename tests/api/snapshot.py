@@ -36,9 +36,9 @@ CORE = (
     "jno.lora.testing",
 )
 # The packages that define these names.
-FORWARDED = {"jno", "jno_lora_testing"}
+FORWARDED = {"jno", "jno_lora_testing", "jno_lora_combine"}
 PLUGINS = (
-    *("zoo", "arrays", "attention", "bank", "foundax", "compare", "conditional"),
+    *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "

@@ -10,7 +10,6 @@ from jno.lora import (
     PluginError,
     SelectionError,
     WrapperError,
-    adapter_effects,
     apply_lora,
     lora_report,
     lora_trainable_filter,
@@ -127,7 +126,6 @@ def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
     ("function", "advice"),
     [
         (merge_lora, r"To merge it: eqx\.filter_eval_shape\(merge_lora, model\)"),
-        (adapter_effects, "Give the model itself"),
         (lambda model: lora_report(model, merge_error=True), "Give the model itself"),
     ],
 )

@@ -19,7 +19,6 @@ KEY = jax.random.key(0)
 
 # Every public function of a model that takes no `Net`.
 CALLS = {
-    "adapter_effects": jno.lora.adapter_effects,
     "apply_lora": lambda net: jno.lora.apply_lora(net, key=KEY),
     "calibrate": lambda net: jno.lora.calibrate(net, [], max, wrappers="lora"),
     "citation": jno.lora.citation,
@@ -32,14 +31,11 @@ CALLS = {
     "partial_lora_trainable_filter": jno.lora.partial_lora_trainable_filter,
     "penalty": jno.lora.penalty,
     "plan_lora": jno.lora.plan_lora,
-    "plot_adapters": jno.lora.plot_adapters,
     "resolve": jno.lora.resolve,
     "retain": lambda net: jno.lora.retain(net, jnp.ones((2, 3))),
-    "shrink": jno.lora.shrink,
     "split_adapters": jno.lora.split_adapters,
     "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
-    "to_lora": jno.lora.to_lora,
     "unwrap_lora": jno.lora.unwrap_lora,
 }
 
@@ -129,7 +125,7 @@ def test_a_net_may_be_closed_over(model):
     assert jnp.allclose(jax.jit(lambda token: net(token))(0), net(0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"plot_adapters", "split_adapters"}))
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"split_adapters"}))
 def test_a_set_of_adapters_is_refused_by_name(name, model, registry):
     adapters = extract_adapters(Net(model).lora(1, wrapper=ToyLinear).module)
     message = rf"^{name} takes a model, but was given an AdapterSet.*{name}\(swap_adapters\("

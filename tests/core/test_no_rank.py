@@ -20,7 +20,6 @@ from jno.lora import (
     plan_lora,
     read_adapters,
     save_adapters,
-    stack_adapters,
     swap_adapters,
     unwrap_lora,
 )
@@ -147,8 +146,6 @@ def test_sets_cope(model, getkey):
     adapters = extract_adapters(adapted)
     assert {(one.rank, one.alpha) for one in adapters.adapters.values()} == {(None, None)}
     assert same(swap_adapters(model, adapters), adapted)
-    stacked = stack_adapters([adapters, adapters])
-    assert stacked.adapters["head"].state["gain"].shape == (2, 2)
 
 
 def test_a_file_holds_null_and_gives_the_adapters_again(model, getkey, tmp_path):

@@ -15,9 +15,7 @@ from jno.lora import (
     load_adapters,
     read_adapters,
     save_adapters,
-    stack_adapters,
     swap_adapters,
-    take_adapters,
 )
 
 from .asking import run
@@ -99,14 +97,11 @@ def test_a_file_brings_the_option_back_around_one_layer_and_a_stack(layers, getk
     assert found["arrays"]["gain"]["shape"] == [3]
 
 
-def test_sets_are_read_stacked_and_swapped(layers, getkey, tmp_path):
+def test_sets_are_read_and_swapped(layers, getkey, tmp_path):
     model = adapted(layers, getkey)
-    other = extract_adapters(shaken(model))
     save_adapters(model, tmp_path / "a.safetensors")
     read = read_adapters(tmp_path / "a.safetensors", wrappers=Blocks)
     assert same(swap_adapters(layers, read), model)
-    second = take_adapters(stack_adapters([read, other]), 1)
-    assert same(swap_adapters(layers, second), shaken(model))
 
 
 def test_without_it_an_option_that_is_kept_in_a_static_field_cannot_be_saved(layers, getkey):

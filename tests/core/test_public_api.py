@@ -26,17 +26,12 @@ FUNCTIONAL = {
     "lora_report",
     "extract_adapters",
     "swap_adapters",
-    "combine",
-    "scale_adapters",
-    "stack_adapters",
-    "to_lora",
     "calibrate",
     "allocate",
     "resolve",
     "penalty",
     "disabled",
     "retain",
-    "shrink",
     "save_adapters",
     "load_adapters",
     "read_adapters",
@@ -44,15 +39,22 @@ FUNCTIONAL = {
 }
 REGISTRY = {"hookimpl", "registered", "register", "refresh"}
 TYPES = {"LoRAWrapper", "Net", "Shared", "Statistic"}
-INSPECTING = {"adapter_effects", "plot_adapters", "citation"}
+INSPECTING = {"citation", "lora_report"}
 RESULTS = {
     *("AdapterSet", "Allocation", "AllocationRow", "ConvLike", "LinearLike", "Statistics"),
     *("PluginError", "JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
-    *("Plan", "PlanRow", "LoraReport", "ReportRow", "AdapterEffect", "AdapterEffects"),
-    *("LooseAdapter", "LayerForm", "UpdateReport", "UpdateRow"),
+    *("Plan", "PlanRow", "LoraReport", "ReportRow", "LooseAdapter", "LayerForm"),
     *("PluginRecord", "RegisteredWrapper", "Table"),
 }
-COMPARING = {"compare", "Comparison", "ComparisonRow"}
+MOVED = {
+    "compare": {"compare", "Comparison", "ComparisonRow"},
+    "combine": {
+        *("combine", "combine_with_report", "scale_adapters", "stack_adapters", "take_adapters"),
+        *("to_lora", "shrink", "adapter_effects", "plot_adapters"),
+        *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
+    },
+    "zoo": {"Triplets"},
+}
 ERRORS = {
     "JnoLoraError",
     "SelectionError",
@@ -66,15 +68,10 @@ ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear"
 def test_the_documented_names_are_exported():
     assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ERRORS
     assert set(jno.lora.types.__all__) >= RESULTS
-    # The 41st is `read_metadata`: metadata in a set would be in the key of compiled programs.
-    # The 42nd and 43rd are `disabled` and `retain`, which stand in losses as `penalty` does.
-    # The 44th and 45th, `sum_adapters` and `split_adapters`: several sets at once without a net.
-    assert len(jno.lora.__all__) <= 45
-    # The 34th is `compute_dtype`, which the kit asks of every adapter (`adapter-dtype`).
-    # The 35th and 36th, `adds_up` and `check_calibrate`: the bank and `compare` had copies.
-    # Up to the 39th, `Extension`, `save_extended` and `load_extended`: files of conditionals.
-    # The 40th is `call_compiled`: adapters of several matrices compile one program for each shape.
-    assert len(jno.lora.extending.__all__) <= 40
+    # Metadata in a set would be in the key of compiled programs: `read_metadata`.
+    assert len(jno.lora.__all__) <= 37
+    # `Factors`, `filler`, `on_the_mesh` and `wide_layers` are for plugins that rewrite adapters.
+    assert len(jno.lora.extending.__all__) <= 53
 
 
 @pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])
@@ -95,25 +92,23 @@ def test_result_types_are_still_found_where_they_were():
 
 @pytest.fixture
 def missing(monkeypatch):
-    """Neither jno-lora-compare nor jno-lora-peft is installed."""
-    for name in [n for n in sys.modules if n.startswith(("jno_lora_compare", "jno_lora_peft"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jno_lora_compare", None)
-    monkeypatch.setitem(sys.modules, "jno_lora_peft", None)
+    """The plugins behind the doors are not installed."""
+    for plugin in (*MOVED, "peft"):
+        package = f"jno_lora_{plugin}"
+        for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "jno.lora.peft", raising=False)
     monkeypatch.delattr(jno.lora, "peft", raising=False)
 
 
-@pytest.mark.parametrize("name", sorted(COMPARING))
-def test_without_the_plugin_comparing_says_what_to_install(missing, name):
-    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
-        exec(f"from jno.lora import {name}")
-
-
-@pytest.mark.parametrize("name", ["Comparison", "ComparisonRow"])
-def test_so_do_its_result_types(missing, name):
-    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
-        getattr(jno.lora.types, name)
+@pytest.mark.parametrize(("extra", "names"), MOVED.items())
+def test_without_its_plugin_a_name_says_what_to_install(missing, extra, names):
+    for name in names:
+        for module in ("jno.lora", "jno.lora.types"):
+            with pytest.raises(MissingLibraryError, match=rf'pip install "jno-lora\[{extra}\]"'):
+                exec(f"from {module} import {name}")
+    exec("from jno.lora import *", {})
     with pytest.raises(AttributeError, match=r"module 'jno.lora.types' has no attribute 'Plam'"):
         _ = jno.lora.types.Plam
 
@@ -154,7 +149,7 @@ def test_dir_lists_the_zoo_and_imports_no_other_plugin(site):
 
 
 def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
-    assert not set(dir(jno.lora)) & (ZOO | COMPARING)
+    assert not set(dir(jno.lora)) & ZOO
     assert "apply_lora(" in pydoc.plain(pydoc.render_doc(jno.lora))
 
 

@@ -132,6 +132,7 @@ def the_core_alone(environment):
     environment.tests_of_the_core(*sharing, "--junitxml", environment.report, "tests/core")
     doors = {
         "zoo": "from jno.lora import DoRALinear",
+        "combine": "from jno.lora import combine",
         "compare": "from jno.lora import compare",
         "peft": "import jno.lora.peft",
         "testing": "import jno.lora.testing",
@@ -176,7 +177,7 @@ def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    names = ("bank", "conditional", "peft", "quantized", "train")
+    names = ("bank", "combine", "conditional", "peft", "quantized", "train")
     libraries = [f"jno-lora-{name}" for name in names]
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
@@ -189,7 +190,7 @@ def everything(environment):
         "from jno_lora_conditional import Conditional, at, fit\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
-        "from jno.lora import Comparison, compare\n"
+        "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
     )
     assert "  compare " in environment.run("jno-lora", "--help").stdout
     environment.install("optax")

@@ -23,20 +23,8 @@ from ._net import Net
 from ._penalty import penalty
 from ._planning import Spec
 from ._registry import Registry, hookimpl, refresh, register, registered
-from ._reports import adapter_effects, citation, lora_report, plot_adapters
-from ._sets import (
-    combine,
-    combine_with_report as combine_with_report,
-    extract_adapters,
-    scale_adapters,
-    shrink,
-    split_adapters,
-    stack_adapters,
-    sum_adapters,
-    swap_adapters,
-    take_adapters,
-    to_lora,
-)
+from ._reports import citation, lora_report
+from ._sets import extract_adapters, split_adapters, sum_adapters, swap_adapters
 from ._shared_arrays import resolve
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
@@ -44,23 +32,40 @@ from .types import *  # noqa: F403
 
 if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
+    from jno_lora_combine import (
+        adapter_effects as adapter_effects,
+        combine as combine,
+        combine_with_report as combine_with_report,
+        plot_adapters as plot_adapters,
+        scale_adapters as scale_adapters,
+        shrink as shrink,
+        stack_adapters as stack_adapters,
+        take_adapters as take_adapters,
+        to_lora as to_lora,
+    )
     from jno_lora_compare import compare as compare
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 
-    from .types import Comparison as Comparison, ComparisonRow as ComparisonRow
+    from .types import (
+        AdapterEffect as AdapterEffect,
+        AdapterEffects as AdapterEffects,
+        Comparison as Comparison,
+        ComparisonRow as ComparisonRow,
+        Triplets as Triplets,
+        UpdateReport as UpdateReport,
+        UpdateRow as UpdateRow,
+    )
 
 __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "resolve"]
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
 __all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
-__all__ += ["apply_lora", "merge_lora", "plan_lora", "to_lora", "unwrap_lora"]
+__all__ += ["apply_lora", "merge_lora", "plan_lora", "unwrap_lora"]
 __all__ += ["allocate", "calibrate", "disabled", "lora_param_labels", "lora_trainable_filter"]
 __all__ += ["partial_lora_trainable_filter", "penalty", "retain"]
-__all__ += ["adapter_effects", "citation", "lora_report", "plot_adapters"]
-__all__ += ["combine", "extract_adapters", "load_adapters", "read_adapters", "read_metadata"]
-__all__ += ["save_adapters"]
-__all__ += ["scale_adapters", "shrink", "split_adapters", "stack_adapters", "sum_adapters"]
-__all__ += ["swap_adapters", "take_adapters"]
+__all__ += ["citation", "lora_report"]
+__all__ += ["extract_adapters", "load_adapters", "read_adapters", "read_metadata", "save_adapters"]
+__all__ += ["split_adapters", "sum_adapters", "swap_adapters"]
 if TYPE_CHECKING:
     __all__ += _adapters.__all__
 

@@ -8,7 +8,16 @@ from ._errors import imported_for
 
 # By the package that defines them, the extra that installs it and the names.
 _PLUGINS = {
+    "jno_lora_combine": (
+        "combine",
+        (
+            *("adapter_effects", "combine", "combine_with_report", "plot_adapters"),
+            *("scale_adapters", "shrink", "stack_adapters", "take_adapters", "to_lora"),
+            *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
+        ),
+    ),
     "jno_lora_compare": ("compare", ("Comparison", "ComparisonRow", "compare")),
+    "jno_lora_zoo": ("zoo", ("Triplets",)),
 }
 NAMES = {name: package for package, (_, names) in _PLUGINS.items() for name in names}
 

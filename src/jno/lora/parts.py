@@ -6,19 +6,26 @@ use `jno.lora.extending`.
 
 from ._checkpoint import write_file
 from ._contract import construct, contract_problems, statistic_keys, statistics_of, takes
+from ._merge import wide_layers
 from ._paths import stable_hash
-from ._shared_arrays import shared_arrays, with_shared_arrays
+from ._sets import Factors
+from ._sharding import on_the_mesh
+from ._shared_arrays import filler, shared_arrays, with_shared_arrays
 from ._showing import tracked
 
 __all__ = [
+    "Factors",
     "construct",
     "contract_problems",
+    "filler",
+    "on_the_mesh",
     "shared_arrays",
     "stable_hash",
     "statistic_keys",
     "statistics_of",
     "takes",
     "tracked",
+    "wide_layers",
     "with_shared_arrays",
     "write_file",
 ]

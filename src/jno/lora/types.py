@@ -8,25 +8,22 @@ from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, Plugi
 from ._moved import moved
 from ._planning import Plan, PlanRow
 from ._registry import PluginRecord, RegisteredWrapper
-from ._reports import AdapterEffect, AdapterEffects, LoraReport, ReportRow
-from ._sets import (
-    AdapterSet,
-    AdapterSum,
-    LayerForm,
-    LooseAdapter,
-    Triplets,
-    UpdateReport,
-    UpdateRow,
-)
+from ._reports import LoraReport, ReportRow
+from ._sets import AdapterSet, AdapterSum, LayerForm, LooseAdapter
 from ._showing import Table
 from ._tree import LeftOut
 
 if TYPE_CHECKING:
+    from jno_lora_combine import (
+        AdapterEffect as AdapterEffect,
+        AdapterEffects as AdapterEffects,
+        UpdateReport as UpdateReport,
+        UpdateRow as UpdateRow,
+    )
     from jno_lora_compare import Comparison as Comparison, ComparisonRow as ComparisonRow
+    from jno_lora_zoo import Triplets as Triplets
 
 __all__ = [
-    "AdapterEffect",
-    "AdapterEffects",
     "AdapterSet",
     "AdapterSum",
     "Allocation",
@@ -49,9 +46,6 @@ __all__ = [
     "Statistics",
     "Table",
     "Term",
-    "Triplets",
-    "UpdateReport",
-    "UpdateRow",
 ]
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jno.lora import AdapterSet, combine, split_adapters, swap_adapters
+from jno.lora import AdapterSet, split_adapters, swap_adapters
 from jno.lora.extending import adds_up
 from jno.lora.types import AdapterSum, LooseAdapter
+from jno_lora_combine import combine
 
 from ._values import fits, has_factors, refuse
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import Net, SelectionError, combine, lora_trainable_filter, swap_adapters
+from jno.lora import Net, SelectionError, lora_trainable_filter, swap_adapters
 from jno.lora.extending import adapted_layers, adds_up, bullets, compute_dtype, show_path
 from jno.lora.types import AdapterSet, LooseAdapter
+from jno_lora_combine import combine
 
 from ._bases import numbers
 from ._conditional import Conditional
@@ -111,9 +112,7 @@ def _check_sets(pairs: Sequence[tuple[float, AdapterSet]]) -> None:
 
 def _combined(sets: Sequence[AdapterSet], weights: Sequence[float]) -> AdapterSet:
     """The weighted sum of the sets, with the factors of all sets side by side."""
-    is_sum = {
-        path: adds_up(a.wrapper) for adapters in sets for path, a in adapters.adapters.items()
-    }
+    is_sum = {path: adds_up(a.wrapper) for s in sets for path, a in s.adapters.items()}
     products = {
         path: _side_by_side(
             [(s[path], w) for s, w in zip(sets, weights, strict=True) if path in s.adapters]

@@ -1,20 +1,28 @@
 """Singular triplets for initialisers: exact, or from a random subspace. No step calls LAPACK."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora.extending import call_compiled
-from jno.lora.types import Triplets as Triplets
 
 # With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
 # triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.
 _OVERSAMPLING = 4
 _LEAST = 16  # columns, which cost little beside reading the matrix
 _STEPS = 4
+
+
+class Triplets(NamedTuple):
+    """Singular triplets of a matrix, largest first: `U`, the values `S`, and `V` transposed."""
+
+    U: Inexact[Array, "*stack out k"]
+    S: Float[Array, "*stack k"]
+    Vt: Inexact[Array, "*stack k in"]
 
 
 def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:

@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import (
-    LoRAWrapper,
-    SelectionError,
-    extract_adapters,
-    resolve,
-    swap_adapters,
-    to_lora,
-)
+from jno.lora import LoRAWrapper, SelectionError, extract_adapters, resolve, swap_adapters
 from jno.lora.extending import (
     Printed,
     adapted_layers,
@@ -169,11 +162,14 @@ def reduce_intruders(
     **Returns:** a set of plain LoRA.
 
     **Raises:** `SelectionError` if an argument makes no sense, or the set does not fit the model;
-    `WrapperError` if an update is not a low-rank product, or no matrix that can be decomposed.
+    `WrapperError` if an update is not a low-rank product, or no matrix that can be decomposed;
+    `MissingLibraryError` without jno-lora-combine (the extra `combine`).
 
     Paper: as `report_intruders`. The paper subtracts one intruder at a time; here, as in PEFT, all
     of a matrix are scaled.
     """
+    from jno.lora import to_lora  # of the extra `combine`, which needs the zoo
+
     expect_model(model, "reduce_intruders")
     _check(top, threshold)
     is_number = isinstance(factor, int | float) and not isinstance(factor, bool)

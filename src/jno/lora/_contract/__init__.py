@@ -5,7 +5,6 @@ from ._checks import (
     Handle,
     Loose,
     check_adapter_name,
-    check_fraction,
     check_key,
     check_number,
     check_rank,
@@ -35,6 +34,6 @@ from ._statistics import (
     statistics_of,
     zero_statistics,
 )
-from ._updates import Term, adds_up, has_products
+from ._updates import Term, adds_up
 from ._variants import RESERVED_WORDS, squash
 from ._wrapper import LoRAWrapper, is_adapter, unwrapped_layer

@@ -78,12 +78,6 @@ def check_rank(rank: Any, what: str = "`rank`", advice: str = "") -> None:
         raise SelectionError(f"{what} must be an integer of at least 1, but {came}.{advice}")
 
 
-def check_fraction(name: str, fraction: Any) -> None:
-    """**Raises:** `SelectionError` unless `fraction` is a Python number in `(0, 1]`."""
-    if not (isinstance(fraction, float | int | np.number) and 0 < fraction <= 1):
-        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {fraction!r}.")
-
-
 def check_number(name: str, number: Any) -> None:
     """**Raises:** `SelectionError` unless `number` is one real number, which may be traced."""
     is_number = isinstance(number, int | float)
@@ -94,8 +88,8 @@ def check_number(name: str, number: Any) -> None:
         raise SelectionError(f"`{name}` must be one real number, but is {number!r}.")
 
 
-def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = True) -> None:
-    """**Raises:** `WrapperError` unless `layer` has the structure, shapes and `dtypes` of `base`.
+def check_same_structure(base: Any, layer: Any, what: str) -> None:
+    """**Raises:** `WrapperError` unless `layer` has the structure, shapes and dtypes of `base`.
 
     - `what`: the method that made `layer`, for the message.
     """
@@ -110,8 +104,7 @@ def check_same_structure(base: Any, layer: Any, what: str, *, dtypes: bool = Tru
         if old is new or not hasattr(old, "dtype"):
             continue
         is_array = hasattr(new, "dtype")
-        same_shape = is_array and old.shape == new.shape
-        if same_shape and (not dtypes or held_dtype(old) == held_dtype(new)):
+        if is_array and old.shape == new.shape and held_dtype(old) == held_dtype(new):
             continue
         path = path_str(jtu.tree_leaves_with_path(base)[index][0])
         came = show_array(new) if is_array else repr(new)

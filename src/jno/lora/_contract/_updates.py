@@ -67,15 +67,8 @@ class Updates:
         return None
 
 
-def has_products(cls: type[Updates]) -> bool:
-    """Whether a class of adapters defines `with_products`: plain LoRA of several matrices."""
-    return _function(cls.with_products) is not _function(Updates.with_products)
-
-
 def adds_up(cls: type[Updates]) -> bool:
     """Whether a class of adapters defines `sum_of`."""
-    return _function(cls.sum_of) is not _function(Updates.sum_of)
-
-
-def _function(method: Any) -> Any:
-    return method.__func__
+    function: Any = cls.sum_of
+    default: Any = Updates.sum_of
+    return function.__func__ is not default.__func__

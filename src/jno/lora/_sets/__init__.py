@@ -1,11 +1,7 @@
-"""Sets of adapters without their model: extract, swap, combine, stack and convert them."""
+"""Sets of adapters without their model: extract them, swap them, and add them up in a model."""
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
-from ._combine import combine, combine_with_report
-from ._convert import to_lora
-from ._products import Triplets, known_factors, scale_adapters
-from ._shrink import shrink
-from ._stacking import stack_adapters, take_adapters
+from ._products import Factors, known_factors
 from ._sum import AdapterSum, Member, state_of, sum_class
 from ._summing import Weights, problems_of_members, sets_in, split_adapters, sum_adapters
 from ._swapping import (
@@ -18,4 +14,3 @@ from ._swapping import (
     swap_adapters,
     with_settings,
 )
-from ._update_report import UpdateReport, UpdateRow

@@ -19,9 +19,6 @@ from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, without_shared
 from .._tree import adapted_layers, refuse_second
 
-# The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
-PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
-
 # Dtypes that differ only in precision. JAX's x64 decides between integers of 32 and 64 bits.
 _PRECISION = re.compile(r"^b?(float|complex)\w+|^(u?int)(32|64)\b")
 
@@ -110,7 +107,9 @@ class LooseAdapter(eqx.Module):
     @property
     def is_product(self) -> bool:
         """Whether the adapter does nothing but add `s B A`."""
-        return self.scale is not None and self.state.keys() <= PRODUCT_STATE
+        # `multiplier` is a frozen factor of the scale.
+        is_alone = self.state.keys() <= {"lora_A", "lora_B", "multiplier"}
+        return is_alone and self.scale is not None
 
 
 class AdapterSet(Loose, eqx.Module):
@@ -141,21 +140,6 @@ def check_set(given: Any, what: str) -> None:
             f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
             "extract_adapters(model) takes it from a model, read_adapters(path) from a file."
         )
-
-
-def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
-    """**Raises:** `SelectionError` if `sets` is empty, or not an iterable of sets."""
-    if isinstance(sets, AdapterSet) or not isinstance(sets, Iterable):
-        raise SelectionError(
-            f"`sets` must be a list of AdapterSets, but is of type {type(sets).__name__}. For a "
-            "single set, give a list: [adapters]"
-        )
-    listed = list(sets)
-    for index, adapters in enumerate(listed):
-        check_set(adapters, f"sets[{index}]")
-    if not listed:
-        raise SelectionError(f"There are no sets to {verb}. Give at least one.")
-    return listed
 
 
 def paths_of(sets: Iterable[AdapterSet]) -> list[str]:

@@ -13,13 +13,13 @@ from jno.lora import (
     PeftFormatError,
     SelectionError,
     Shared,
-    combine,
     extract_adapters,
     resolve,
     swap_adapters,
 )
 from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
 from jno.lora.types import AdapterSum
+from jno_lora_combine import combine
 from jno_lora_zoo import Method
 
 from .._errors import MisfitError, Problems

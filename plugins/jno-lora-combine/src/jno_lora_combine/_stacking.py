@@ -6,14 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
-from .._contract import check_rank, is_traced
-from .._errors import SelectionError
-from .._paths import bullets, show_array, show_path
-from .._sharding import on_the_mesh
-from ._adapter_set import AdapterSet, LooseAdapter, check_set, listed_sets, paths_of
-from ._products import check_products, factors_of, widest
+from jno.lora import SelectionError
+from jno.lora.extending import bullets, show_array, show_path
+from jno.lora.parts import on_the_mesh
+from jno.lora.types import AdapterSet, LooseAdapter
+
+from ._products import (
+    check_products,
+    check_rank,
+    factors_of,
+    listed_sets,
+    padded,
+    paths_of,
+    widest,
+)
 
 
 def stack_adapters(
@@ -39,7 +48,7 @@ def stack_adapters(
     **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
     `rank`; or every adapter that is not a product, if `rank` or `base_slot` needs products.
     """
-    sets = listed_sets(sets, "stack")
+    sets = listed_sets(sets, "stacked")
     if rank is not None:
         check_rank(rank)
     if rank is not None or base_slot:
@@ -57,8 +66,8 @@ def stack_adapters(
         return jax.tree.map(lambda *arrays: jnp.stack(arrays), *sets)
     if base_slot:
         sets = [AdapterSet({}), *sets]
-    padded = {path: _padded([s.adapters.get(path) for s in sets], rank) for path in paths_of(sets)}
-    return AdapterSet(padded)
+    paths = paths_of(sets)
+    return AdapterSet({p: _padded([s.adapters.get(p) for s in sets], rank) for p in paths})
 
 
 def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
@@ -73,7 +82,6 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
     **Raises:** `SelectionError` if the index is known and outside the stack (or negative), or not
     one whole number; or if `stacked` is not a stack.
     """
-    check_set(stacked, "stacked")
     is_int = isinstance(index, int) and not isinstance(index, bool)
     is_whole = is_int or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
     if not is_whole or jnp.ndim(index):
@@ -82,7 +90,7 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
     slots = leaves[0].shape[0] if leaves and leaves[0].ndim else 0
     if not slots or any(leaf.shape[:1] != (slots,) for leaf in leaves):
         raise SelectionError("`stacked` is not a set of adapters that stack_adapters made.")
-    if not is_traced(index):
+    if not isinstance(index, Tracer):
         if not 0 <= index < slots:
             raise SelectionError(f"There is no slot {index}: the stack has {slots}, from 0.")
         return jax.tree.map(lambda array: array[int(index)], stacked)
@@ -123,7 +131,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
 def _stacked(
     states: list[Mapping[str, Any]], scales: list[Any], rank: int, dtype: Any
 ) -> dict[str, Array]:
-    updates = [update.padded_to(rank) for update in factors_of(states, scales, scales[0].dtype)]
+    updates = [padded(update, rank) for update in factors_of(states, scales, scales[0].dtype)]
     A, B = (jnp.stack(arrays).astype(dtype) for arrays in zip(*updates, strict=True))
     return {"lora_A": A, "lora_B": B}
 

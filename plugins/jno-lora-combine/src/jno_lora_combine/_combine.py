@@ -7,19 +7,40 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._contract import LoRAWrapper, adds_up, check_key, check_number
-from .._errors import SelectionError, warn
-from .._paths import bullets, show_path, stable_hash
-from .._sharding import on_the_mesh
-from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
-from ._input_shares import covariances, shares_of
-from ._products import Factors, Triplets, check_combinable, factors_of, summed, weighted, widest
-from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, Combination, MajoritySign, Recipe
-from ._sum import AdapterSum
-from ._summing import sets_in
-from ._update_report import UpdateReport, UpdateRow
+from jno.lora import LoRAWrapper, SelectionError, split_adapters
+from jno.lora.extending import adds_up, bullets, show_path, warn
+from jno.lora.parts import Factors, on_the_mesh, stable_hash
+from jno.lora.types import AdapterSet, AdapterSum, LooseAdapter
+
+from ._products import (
+    UpdateReport,
+    UpdateRow,
+    check_products,
+    cut,
+    factors_of,
+    listed_sets,
+    lost_by_cutting,
+    paths_of,
+    summed,
+    triplets_of,
+    triplets_of_product,
+    weighted,
+    widest,
+)
+from ._recipe import (
+    ALIGNING,
+    BY_INPUTS,
+    EXACT,
+    SPARSE,
+    TRIMMING,
+    Combination,
+    MajoritySign,
+    Recipe,
+)
+
+_COVARIANCE = "input_covariance"
 
 if TYPE_CHECKING:
     Combined = AdapterSet
@@ -128,16 +149,14 @@ def combine_with_report(
 
     **Arguments** and **Raises:** as `combine`.
     """
-    sets = [_without_sums(adapters) for adapters in listed_sets(sets, "combine")]
+    sets = [_without_sums(adapters) for adapters in listed_sets(sets, "combined")]
     weights = _listed_weights(weights, len(sets))
     recipe = Recipe(method, density, rank, majority_sign, off_diagonal)
     recipe.check(has_key=key is not None, has_statistics=statistics is not None)
-    if key is not None:
-        check_key(key)
     if method not in EXACT:
         _refuse_sums(sets, method)
-    check_combinable(sets, recipe)
-    inputs = None if statistics is None else covariances(sets, statistics)
+    _check_combinable(sets, recipe)
+    inputs = None if statistics is None else _covariances(sets, statistics)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
@@ -153,7 +172,7 @@ def combine_with_report(
         # Path and position give each update a different key.
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
-        shares = None if inputs is None else shares_of(inputs[path], present, off_diagonal)
+        shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
         recipe.check_alignment(path, states)
         state, error = on_the_mesh(states, _combined, *args, shares)
         r = state["lora_A"].shape[-2]
@@ -171,7 +190,7 @@ def _without_sums(adapters: AdapterSet) -> AdapterSet:
     for path, adapter in joined.items():
         if not issubclass(adapter.wrapper, AdapterSum):
             continue
-        members = {name: s[path] for name, s in sets_in(AdapterSet({path: adapter})).items()}
+        members = {name: s[path] for name, s in split_adapters(AdapterSet({path: adapter})).items()}
         misfits = [
             f"{name!r} ({member.wrapper.__name__})"
             for name, member in members.items()
@@ -210,19 +229,108 @@ def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:
 
 
 def _listed_weights(weights: Any, number: int) -> list[Array]:
-    try:
-        listed = list(weights)
-    except TypeError:
+    listed = jnp.asarray(weights, jax.dtypes.canonicalize_dtype(float))
+    if listed.shape != (number,):
         raise SelectionError(
-            f"`weights` must be a list of numbers, one for each set, but is {weights!r}."
-        ) from None
-    for index, weight in enumerate(listed):
-        check_number(f"weights[{index}]", weight)
-    if len(listed) != number:
-        raise SelectionError(
-            f"Each set needs a weight: expected {number} weights, got {len(listed)}."
+            f"`weights` must be a list of {number} numbers, one for each set, but is {weights!r}."
         )
-    return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
+    return list(listed)
+
+
+def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
+    """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
+    check_products(sets, "added up", sums=True)
+    misfits: list[str] = []
+    empty: dict[str, None] = {}
+    seen: dict[str, tuple[int, LooseAdapter]] = {}
+    for index, adapters in enumerate(sets):
+        for path, adapter in adapters.adapters.items():
+            if adapter.is_product and recipe.method in TRIMMING:
+                entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
+                if recipe.entries_to_keep(entries) == 0:
+                    empty[f"{show_path(path)}: of {entries:,} entries"] = None
+            former, first = seen.setdefault(path, (index, adapter))
+            if first.layer.kinds != adapter.layer.kinds:
+                misfits.append(
+                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
+                    f"{adapter.layer}"
+                )
+            elif not _have_same_matrix(first, adapter):
+                why = (
+                    "and their sum needs adapters of one class: convert them with to_lora"
+                    if adds_up(first.wrapper) or adds_up(adapter.wrapper)
+                    else "which may lay out the matrix differently"
+                )
+                misfits.append(
+                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
+                    f"a {adapter.wrapper.__name__}, {why}"
+                )
+    if misfits:
+        message = f"These adapters cannot be combined:\n{bullets(misfits)}"
+        raise SelectionError(message)
+    if empty:
+        message = (
+            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
+        )
+        raise SelectionError(message)
+
+
+def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
+    """Whether two adapters of the same layer update the same view of its weight."""
+    if first.wrapper is second.wrapper:
+        return first.layer.stack_ndim == second.layer.stack_ndim
+    # Adapters of one layer kind inherit the function that reads the matrix.
+    views = [getattr(cls.matrix, "__func__", None) for cls in (first.wrapper, second.wrapper)]
+    return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)
+
+
+def _covariances(
+    sets: Sequence[AdapterSet], statistics: Sequence[Mapping[str, Mapping[str, Array]]]
+) -> dict[str, list[Array]]:
+    """The covariances of the inputs of each adapted layer, one for each set.
+
+    **Raises:** `SelectionError` if the statistics are not one for each set, or lack a layer.
+    """
+    if isinstance(statistics, Mapping) or len(statistics) != len(sets):
+        came = "one" if isinstance(statistics, Mapping) else len(statistics)
+        raise SelectionError(
+            f"`statistics` must be a list with one item for each of the {len(sets)} sets, got "
+            f"{came}."
+        )
+    paths = paths_of(sets)
+    missing = [
+        f"{show_path(path)}, in the statistics of set {index}"
+        for path in paths
+        for index, layers in enumerate(statistics)
+        if path not in layers or _COVARIANCE not in layers[path]
+    ]
+    if missing:
+        raise SelectionError(
+            f"These layers lack a covariance of their inputs:\n{bullets(missing)}\n"
+            'Collect it: calibrate(merge_lora(model), batches, loss, wrappers="corda").'
+        )
+    return {path: [layers[path][_COVARIANCE] for layers in statistics] for path in paths}
+
+
+def _shares_of(
+    covariances: Sequence[Float[Array, "*stack in in"]],
+    present: Sequence[int],
+    off_diagonal: float | None,
+) -> list[Float[Array, "*stack in in"]]:
+    """`G_i (sum_j G_j)^+` of the sets `present`. Directions without an input have no share.
+
+    `G_i` is a covariance with the entries off its diagonal times `off_diagonal`.
+    """
+    factor = 0.9 if off_diagonal is None else off_diagonal
+    grams = [_damped(covariance, factor) for covariance in covariances]
+    total: Any = sum(grams[1:], start=grams[0])
+    inverse = jnp.linalg.pinv(total, hermitian=True)
+    return [grams[index] @ inverse for index in present]
+
+
+def _damped(gram: Float[Array, "*stack in in"], factor: float) -> Float[Array, "*stack in in"]:
+    is_diagonal = jnp.eye(gram.shape[-1], dtype=bool)
+    return jnp.where(jnp.broadcast_to(is_diagonal, gram.shape), gram, factor * gram)
 
 
 def _combined(
@@ -252,7 +360,7 @@ def _combined(
         total = Factors(jnp.concatenate(A, axis=-2), jnp.concatenate(B, axis=-1))
         if is_exact and rank <= largest:
             return _state(cls, total, dtype), jnp.zeros((), wide)
-        triplets = Triplets.of_product(total)
+        triplets = triplets_of_product(total)
     else:
         products = jnp.stack([update.B @ update.A for update in updates])
         fold = jax.random.fold_in
@@ -263,9 +371,9 @@ def _combined(
             if recipe.method == ALIGNING
             else recipe.sparse_sum(products, shares, keys)
         )
-        triplets = Triplets.of(total)
+        triplets = triplets_of(total)
     rank = min(rank, largest)
-    return _state(cls, triplets.cut_to(rank), dtype), triplets.lost_by_cutting(rank)
+    return _state(cls, cut(triplets, rank), dtype), lost_by_cutting(triplets, rank)
 
 
 def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._contract import check_fraction, check_rank
-from .._errors import SelectionError
-from .._paths import nearest, show_path
+from jno.lora import SelectionError
+from jno.lora.extending import nearest, show_path
+
+from ._products import check_fraction, check_rank
 
 Combination = Literal[
     "linear",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from tests.zoo.combining._tools import layers, relative, trained, update, updates
 
 from jno.lora import (
     AdapterSet,
@@ -22,8 +23,6 @@ from jno.lora import (
     to_lora,
 )
 from jno_lora_zoo import LoRALinear
-
-from ._tools import layers, relative, trained, update, updates
 
 OWN = [0, 2, 1, 2, 2, 0]
 BATCH = len(OWN)
@@ -238,7 +237,7 @@ def test_the_axes_of_a_stack_must_be_the_same():
 
 
 def test_no_sets():
-    with pytest.raises(SelectionError, match="no sets to stack"):
+    with pytest.raises(SelectionError, match="no sets to be stacked"):
         stack_adapters([])
 
 

@@ -5,16 +5,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.core import Tracer
 
-from .._contract import LoRAWrapper, expect_model, has_products, is_traced
-from .._errors import SelectionError, warn
-from .._merge import plain_layer
-from .._registry import Registry
-from .._sharding import restored_layer
-from .._tree import adapted_layers, map_adapters, refuse_second
-from ._convert import to_lora
-from ._products import Factors, known_factors
+from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
+from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
+from jno.lora.parts import Factors
+
+from ._convert import has_products, lora_around, to_lora
 
 M = TypeVar("M")
 
@@ -35,33 +32,31 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
     """
     expect_model(model, "shrink")
-    gated: dict[str, LoRAWrapper] = {}
-    for path, adapter in adapted_layers(model):
-        if type(adapter).rank_gate is not None:
-            refuse_second(path, gated, "adapters")
-            gated[path] = adapter
-    if is_traced(gated):
+    gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
+    adapters = [adapter for _, adapter in adapted_layers(gated)]
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(adapters)):
         raise SelectionError(
             "shrink cannot run under `jit` or another transformation: the shapes of its result "
             "depend on which directions are zero. Call it when training is done."
         )
     converted, _ = to_lora(gated, registry=registry)
-    is_open = {path: any(map(np.any, _gates(adapter))) for path, adapter in gated.items()}
-    if gated and not any(is_open.values()):
+    if adapters and not any(map(_is_open, adapters)):
         warn(
             "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
             "when training is done."
         )
-    shrunk = {
-        path: _without_zeros(adapter) if is_open[path] else plain_layer(adapter)
-        for path, adapter in converted.items()
-    }
-    return map_adapters(lambda path, adapter: shrunk.get(path, adapter), model)
+
+    def shrunk(_: str, adapter: LoRAWrapper, lora: Any) -> Any:
+        if lora is None:
+            return adapter
+        return _without_zeros(lora) if _is_open(adapter) else unwrap_lora(lora)
+
+    return map_adapters(shrunk, model, converted)
 
 
-def _gates(adapter: LoRAWrapper) -> list[Array]:
-    """The gate of an adapter, or the gate of each of its matrices."""
-    return jax.tree.leaves(getattr(adapter, type(adapter).rank_gate or ""))
+def _is_open(adapter: LoRAWrapper) -> bool:
+    """Whether any direction of an adapter, or of one of its matrices, is on."""
+    return any(map(np.any, jax.tree.leaves(getattr(adapter, type(adapter).rank_gate or ""))))
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:
@@ -70,7 +65,7 @@ def _without_zeros(adapter: LoRAWrapper) -> Any:
         return adapter
     factors = known_factors(adapter)
     assert factors is not None
-    layer = plain_layer(adapter)
+    layer = unwrap_lora(adapter)
     is_nonzero = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
     rank = int(is_nonzero.sum(axis=-1).max())
     if rank == 0:
@@ -81,4 +76,4 @@ def _without_zeros(adapter: LoRAWrapper) -> Any:
         jnp.take_along_axis(factors.A, nonzero[..., :, None], axis=-2),
         jnp.take_along_axis(factors.B, nonzero[..., None, :], axis=-1),
     )
-    return restored_layer(type(adapter), layer, *update.as_adapter(type(adapter)))
+    return lora_around(layer, type(adapter), update)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.core.toys import ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
 
 from jno.lora import (
     WrapperError,
@@ -16,8 +17,6 @@ from jno.lora import (
     apply_lora,
     lora_report,
 )
-
-from .toys import ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
 
 
 def adapted(layer, cls, getkey, **fields):

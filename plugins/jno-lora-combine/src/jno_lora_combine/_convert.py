@@ -1,6 +1,5 @@
 """Convert adapters to plain LoRA."""
 
-import contextlib
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -8,29 +7,47 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
-from .._compute import at_least_float32
-from .._contract import (
+from jno.lora import (
+    JnoLoraError,
     LoRAWrapper,
+    Registry,
+    SelectionError,
+    WrapperError,
+    unwrap_lora,
+)
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    default_registry,
+    expect_model,
+    known_factors,
+    map_adapters,
+    over_stack,
+    path_str,
+    put_around,
+    show_path,
+)
+from jno.lora.parts import Factors, filler, on_the_mesh
+from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
+from jno_lora_zoo import Triplets
+
+from ._products import (
+    PRODUCT_STATE,
+    UpdateReport,
+    UpdateRow,
+    at_least_float32,
     check_fraction,
     check_rank,
-    expect_model,
-    has_products,
-    is_traced,
-    over_stack,
-    refusal_of_template,
+    cut,
+    lost_by_cutting,
+    rank_for,
+    triplets_of,
+    triplets_of_product,
+    widest,
 )
-from .._errors import SelectionError, WrapperError, reason_of
-from .._merge import plain_layer
-from .._paths import bullets, path_str, show_path
-from .._registry import Registry, default_registry
-from .._sharding import on_the_mesh, restored_layer
-from .._shared_arrays import filler
-from .._tree import claims, holds_adapters, map_adapters
-from ._adapter_set import PRODUCT_STATE
-from ._products import Factors, Triplets, is_product_class, known_factors, widest
-from ._update_report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
 _SAY_HOW_MUCH = (
@@ -38,8 +55,6 @@ _SAY_HOW_MUCH = (
     "`energy=0.99`"
 )
 _REGISTER = ": register a subclass of LoRASpectral with the same `mode_weights` (spectral weights)"
-# Plain LoRA of layers that the variant "lora" does not take.
-_FURTHER_LORA = ("lora-in-norm", "lora-embedding", "lora-recurrent", "lora-per-species")
 _TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
 
 
@@ -81,14 +96,9 @@ def to_lora(
         check_rank(rank)
     if energy is not None:
         check_fraction("energy", energy)
-    if not holds_adapters(model):
+    if not any(adapted_layers(model)):
         return model, UpdateReport(())
-    registry = default_registry(registry)
-    named = registry.resolve("lora")
-    for variant in _FURTHER_LORA:
-        with contextlib.suppress(SelectionError):  # a registry may hold no such class
-            named += registry.resolve(variant)
-    classes = (*filter(is_product_class, named), *filter(has_products, named))
+    classes = _plain_lora(default_registry(registry))
     rows: list[UpdateRow] = []
     problems: list[str] = []
     fill = filler(model)
@@ -97,7 +107,8 @@ def to_lora(
         try:
             lora, error = _converted(fill(adapter), classes, rank, energy)
         except Exception as err:  # a constructor or a merge may raise anything
-            problems.append(f"{show_path(path)} ({type(adapter).__name__}): {reason_of(err)}")
+            kind = "" if isinstance(err, JnoLoraError) else f"{type(err).__name__}: "
+            problems.append(f"{show_path(path)} ({type(adapter).__name__}): {kind}{err}")
             return adapter
         rows.append(UpdateRow(path, type(adapter), type(lora), lora.rank, error))
         return lora
@@ -110,25 +121,44 @@ def to_lora(
     return converted, UpdateReport(tuple(rows))
 
 
+def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
+    """The classes of plain LoRA: of one matrix, and then of several.
+
+    Their variant is "lora", or "lora" and the layers that it is for, such as "lora-embedding".
+    """
+    registered = (adapter.cls for record in registry.records() for adapter in record.wrappers)
+    named = [cls for cls in registered if f"{cls.variant}-".startswith("lora-")]
+    trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
+    classes = dict.fromkeys((*registry.resolve("lora"), *trained))
+    of_one_matrix = [cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None]
+    return of_one_matrix + [cls for cls in classes if has_products(cls)]
+
+
+def has_products(cls: type[LoRAWrapper]) -> bool:
+    """Whether a class of adapters defines `with_products`: plain LoRA of several matrices."""
+    function: Any = cls.with_products
+    default: Any = LoRAWrapper.with_products
+    return function.__func__ is not default.__func__
+
+
 def _converted(
     adapter: LoRAWrapper,
-    classes: tuple[type[LoRAWrapper], ...],
+    classes: list[type[LoRAWrapper]],
     rank: int | None,
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    classes = (type(adapter), *classes) if has_products(type(adapter)) else classes
+    classes = [type(adapter), *classes] if has_products(type(adapter)) else classes
     if type(adapter) in classes:
         is_alone = has_products(type(adapter))
         if extra := [] if is_alone else sorted(adapter.state().keys() - PRODUCT_STATE):
             raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
         if energy is None and (rank is None or adapter.rank <= rank):
             return adapter, jnp.zeros(())
-    if template := refusal_of_template(adapter, "Give the model itself."):
-        raise WrapperError(template)
-    layer = plain_layer(adapter)
-    fitting = (c for c in classes if claims(c, layer) and _has_its_matrices(c, adapter, layer))
-    cls = next(fitting, None)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter)):
+        raise WrapperError("this is a template, without values. Give the model itself")
+    layer = unwrap_lora(adapter)
+    cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
         way_out = _REGISTER if type(adapter).matrices(layer) else ""
         raise WrapperError(
@@ -148,23 +178,38 @@ def _converted(
         if energy is None:
             rank = min(factors.largest_rank, factors.rank if rank is None else rank)
             if factors.rank <= rank:
-                return restored_layer(cls, layer, *factors.as_adapter(cls)), jnp.zeros(())
-        triplets = on_the_mesh(adapter, Triplets.of_product, factors)
-    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
+                return lora_around(layer, cls, factors), jnp.zeros(())
+        triplets = on_the_mesh(adapter, triplets_of_product, factors)
+    if not _is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
-        if is_traced(triplets.S):
+        if _is_traced(triplets.S):
             raise WrapperError(_TRACED)
-        rank = triplets.rank_for(energy)
+        rank = rank_for(triplets, energy)
     assert rank is not None
-    update = triplets.cut_to(min(rank, triplets.S.shape[-1]))
-    return restored_layer(cls, layer, *update.as_adapter(cls)), triplets.lost_by_cutting(rank)
+    update = cut(triplets, min(rank, triplets.S.shape[-1]))
+    return lora_around(layer, cls, update), lost_by_cutting(triplets, rank)
 
 
-def _has_its_matrices(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
-    """Whether `cls` adapts the matrices of several that `adapter` adapts, and not their mean."""
-    if not has_products(cls):
-        return True
+def lora_around(layer: Any, cls: type[LoRAWrapper], update: Factors) -> Any:
+    """The adapter of `cls`, a class with a `low_rank_scale`, that adds `update` to `layer`."""
+    state, rank, alpha = update.as_adapter(cls)
+    form = LayerForm.of(layer, cls.stack_ndim(layer))
+    return put_around(layer, AdapterSet({"": LooseAdapter(state, cls, rank, alpha, form)}))
+
+
+def _is_traced(*arrays: Any) -> bool:
+    return any(isinstance(array, Tracer) for array in arrays)
+
+
+def _fits(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
+    """Whether `cls` adapts the matrices of `layer` that `adapter` adapts, and not their mean."""
+    try:
+        applies = cls.applies_to(layer)
+    except Exception:  # as in `apply_lora`, a class that raises does not apply
+        return False
+    if not applies or not has_products(cls):
+        return bool(applies)
 
     def shapes(cls: type[LoRAWrapper]) -> dict[str, Any]:
         matrices = eqx.filter_eval_shape(over_stack(cls.matrices, cls.stack_ndim(layer)), layer)
@@ -179,21 +224,21 @@ def _converted_family(
     """As `_converted`, for the LoRA `cls` of a layer with several matrices."""
     ndim = cls.stack_ndim(layer)
     updates = on_the_mesh(adapter, _family_updates, cls, adapter)
-    triplets = {name: _without_noise(Triplets.of(U), scale) for name, (U, scale) in updates.items()}
+    triplets = {name: _without_noise(triplets_of(U), scale) for name, (U, scale) in updates.items()}
     dtype = widest(t.S.dtype for t in triplets.values())
     values = [t.S.astype(dtype) for t in triplets.values()]
-    if is_traced(values) and rank is None:
+    if _is_traced(*values) and rank is None:
         raise WrapperError(_TRACED)
-    if not is_traced(values) and not all(np.isfinite(S).all() for S in values):
+    if not _is_traced(*values) and not all(np.isfinite(S).all() for S in values):
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
-        rank = max(t.rank_for(energy) for t in triplets.values())
+        rank = max(rank_for(t, energy) for t in triplets.values())
     if rank is None:
         rank = max(1, *(int((S > 0).sum(axis=-1).max()) for S in values))
         if adapter.rank is None or rank > adapter.rank:
             raise WrapperError(_SAY_HOW_MUCH)
     rank = min(rank, max(S.shape[-1] for S in values))
-    factors = {name: tuple(t.cut_to(rank)) for name, t in triplets.items()}
+    factors = {name: tuple(cut(t, rank)) for name, t in triplets.items()}
     all_values = jnp.concatenate([S.ravel() for S in values])
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
@@ -250,7 +295,7 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         by_lora = cls.from_state(layer, *whole.as_adapter(cls)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, by_lora)]
         missed = jax.tree.map(lambda w, m, b: jnp.any(m != w) & ~jnp.any(b != w), *trees)
-        U, sizes, Vt = Triplets.of(update)
+        U, sizes, Vt = triplets_of(update)
         # Values below this size may come from the rounding of the two matrices.
         noise = jnp.finfo(update.dtype).eps * jnp.linalg.norm(before)
         sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN

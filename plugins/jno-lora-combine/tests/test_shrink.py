@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.core.gated_adapters import Gated
+from tests.zoo.combining._tools import layers, relative, trained
 
 from jno.lora import (
     JnoLoraWarning,
@@ -18,8 +19,6 @@ from jno.lora import (
     merge_lora,
     shrink,
 )
-
-from ._tools import layers, relative, trained
 
 GATES = {"convolution": [0, 1, 0], "linear": [1, 0, 1], "stack": [[0, 0, 1], [0, 0, 0]]}
 INPUTS = {"convolution": (2, 7), "linear": (5,), "stack": (4,)}

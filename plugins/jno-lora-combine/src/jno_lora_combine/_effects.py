@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import partial
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,23 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._contract import (
-    LoRAWrapper,
-    check_same_structure,
+from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora.extending import (
+    Printed,
+    adapted_layers,
+    bullets,
     expect_model,
+    new_picture,
     over_stack,
-    refusal_of_template,
+    path_str,
+    show_path,
+    table,
 )
-from .._errors import SelectionError, WrapperError, failing
-from .._merge import wide_layers
-from .._paths import bullets, path_str, show_path, show_place
-from .._shared_arrays import filler
-from .._showing import Printed, Table, table
-from .._tree import adapted_layers
+from jno.lora.parts import filler, wide_layers
+from jno.lora.types import Table
+
+# With more matrices, only some have a label.
+_MOST_LABELS = 60
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,22 +121,23 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     fill = filler(model)
+    fill = filler(model)
     for path, adapter in adapted_layers(model):
-        adapter = fill(adapter)
-        where = show_place(type(adapter), path)
-        what = f"compare {where} with the layer that it wraps"
-        hint = partial(refusal_of_template, adapter, "Give the model itself.")
-        with failing(what, WrapperError, hint), jax.enable_x64(True):
+        with jax.enable_x64(True):
             try:
-                layers = wide_layers(adapter)
+                before, after = wide_layers(fill(adapter))
             except WrapperError:
                 left_out.append(path)
                 continue
-        # These dtypes are wider than the layer's dtypes, and an adapter may return any of them.
-        check_same_structure(*layers, f"`merge()` of {where}", dtypes=False)
-        with failing(what, WrapperError), jax.enable_x64(True):
-            before, after = (_matrices_of(adapter, layer) for layer in layers)
-        rows += _effects_of(path, adapter, before, after)
+            except Exception as err:  # a merge may raise anything
+                raise WrapperError(f"Could not merge {_place(adapter, path)}: {err!r}") from err
+            if _shapes(before) != _shapes(after):
+                raise WrapperError(
+                    f"`merge()` of {_place(adapter, path)} must return a layer of the structure "
+                    f"that was wrapped, expected\n{before}\nbut got\n{after}"
+                )
+            matrices = _matrices_of(adapter, before), _matrices_of(adapter, after)
+        rows += _effects_of(path, adapter, *matrices)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 
@@ -151,9 +156,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     cannot be written; the errors of `adapter_effects`.
     """
     expect_model(model, "plot_adapters")
-    from .._showing.plots import check_ending, draw_effects
-
-    check_ending(path)
+    new_picture(1, 1, path)  # checks the ending before long work
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
         message = "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
@@ -161,7 +164,50 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
             message += " These adapters cannot be merged:\n"
             message += bullets(map(show_path, effects.left_out))
         raise SelectionError(message)
-    return draw_effects(effects.rows).saved(path)
+    return _drawn(effects.rows).saved(path)
+
+
+def _drawn(rows: Sequence[AdapterEffect]) -> Any:
+    """Size, effective rank and singular values of each update, the first layer on top."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_picture(11, min(2.2 + 0.17 * len(rows), 14))
+    sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
+    # Without the ends of the map, which are hard to see on white.
+    colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
+    heights = range(len(rows))
+    for axes, name in ((sizes, "relative_norm"), (ranks, "effective_rank")):
+        lengths = np.asarray([getattr(row, name) for row in rows])
+        # A change relative to a weight of 0 is infinite, and gets no bar.
+        axes.barh(heights, np.where(np.isfinite(lengths), lengths, np.nan), color=colors)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+    step = math.ceil(len(rows) / _MOST_LABELS)
+    sizes.set_yticks(heights[::step], [row.label for row in rows[::step]], fontsize="x-small")
+    ranks.set_yticks([])
+    for row, color in zip(rows, colors, strict=True):
+        values = np.asarray(row.singular_values)
+        values = values[(values > 0) & np.isfinite(values)]
+        spectra.plot(range(1, len(values) + 1), values, ".-", color=color, linewidth=1)
+    if any(any(value > 0 for value in row.singular_values) for row in rows):
+        spectra.set_yscale("log")
+    spectra.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    sizes.set_xlabel("‖ΔW‖ / ‖W‖")
+    ranks.set_xlabel("effective rank of ΔW")
+    spectra.set_xlabel("number of the singular value")
+    spectra.set_ylabel("singular values of ΔW")
+    for axes in (sizes, ranks, spectra):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _place(adapter: LoRAWrapper, path: str) -> str:
+    return f"the {type(adapter).__name__} at {show_path(path)!r}"
+
+
+def _shapes(layer: Any) -> Any:
+    leaves, structure = jax.tree.flatten(layer)
+    return structure, [getattr(leaf, "shape", None) for leaf in leaves]
 
 
 def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:

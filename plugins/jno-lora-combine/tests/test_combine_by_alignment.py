@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.zoo.combining._tools import layers, relative, trained, update, updates
 
 from jno.lora import SelectionError, combine, extract_adapters
 
-from ._tools import layers, relative, trained, update, updates
 from .test_combine import DENSITY, LARGE, WEIGHTS, agreed, trim
 
 OFF_DIAGONAL = 0.7

@@ -1,0 +1,27 @@
+"""Arithmetic of adapters: combine, scale, stack and convert sets, and measure their updates.
+
+`from jno.lora import combine` finds these functions, too.
+"""
+
+from ._combine import combine, combine_with_report
+from ._convert import to_lora
+from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
+from ._products import UpdateReport, UpdateRow, scale_adapters
+from ._shrink import shrink
+from ._stacking import stack_adapters, take_adapters
+
+__all__ = [
+    "AdapterEffect",
+    "AdapterEffects",
+    "UpdateReport",
+    "UpdateRow",
+    "adapter_effects",
+    "combine",
+    "combine_with_report",
+    "plot_adapters",
+    "scale_adapters",
+    "shrink",
+    "stack_adapters",
+    "take_adapters",
+    "to_lora",
+]

@@ -1,0 +1,238 @@
+"""Updates that are products `B A`: take them from adapters, scale them, cut their rank."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact
+
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table
+from jno.lora.parts import Factors
+from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
+from jno_lora_zoo import Triplets
+
+# The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
+PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+
+
+class UpdateRow(eqx.Module):
+    """One new adapter.
+
+    - `wrapper`: its class; `former`: the class of the (first) adapter that it was made from.
+    - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over a whole stack.
+    """
+
+    path: str = eqx.field(static=True)
+    former: type[LoRAWrapper] = eqx.field(static=True)
+    wrapper: type[LoRAWrapper] = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
+    error: Float[Array, ""]
+
+
+class UpdateReport(eqx.Module, Printed[UpdateRow]):
+    """The rank and the error of each new adapter. A pytree; prints as a table."""
+
+    rows: tuple[UpdateRow, ...]
+
+    @property
+    def error(self) -> Float[Array, ""]:
+        """The largest error."""
+        errors = [jnp.asarray(row.error, jnp.float32) for row in self.rows]
+        return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
+
+    def _table(self) -> Table:
+        columns = [(name, "left") for name in ("path", "from", "to")]
+        columns += [("rank", "right"), ("error", "right")]
+        rows: list[tuple[str, ...]] = []
+        for row in self.rows:
+            names = show_path(row.path), row.former.__name__, row.wrapper.__name__
+            rank = "" if row.rank is None else f"{row.rank}"
+            rows.append((*names, rank, f"{float(row.error):.1e}"))
+        caption = "error: the fraction of the update that is lost"
+        return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)
+
+
+def triplets_of(matrix: Inexact[Array, "*stack out in"]) -> Triplets:
+    """All singular triplets of `matrix`."""
+    return Triplets(*jnp.linalg.svd(matrix, full_matrices=False))
+
+
+def triplets_of_product(update: Factors) -> Triplets:
+    """All singular triplets of `B A`, from a `(k, k)` matrix if `k` is small."""
+    if update.rank >= update.largest_rank:
+        return triplets_of(update.B @ update.A)
+    Q_B, R_B = jnp.linalg.qr(update.B)
+    Q_A, R_A = jnp.linalg.qr(update.A.mT)
+    inner = triplets_of(R_B @ R_A.mT)
+    return Triplets(Q_B @ inner.U, inner.S, inner.Vt @ Q_A.mT)
+
+
+def cut(triplets: Triplets, rank: int) -> Factors:
+    """The nearest update of that rank (Eckart and Young), if need be with zero directions.
+
+    The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
+    """
+    U, S, Vt = triplets
+    B = U[..., :rank] * S[..., None, :rank].astype(U.dtype)
+    return padded(Factors(Vt[..., :rank, :], B), rank)
+
+
+def lost_by_cutting(triplets: Triplets, rank: int) -> Float[Array, ""]:
+    """`||W - W_rank|| / ||W||` in the Frobenius norm, over all of a stack; 0 if `W` is 0."""
+    total = jnp.sum(triplets.S * triplets.S)
+    return jnp.sqrt(jnp.sum(triplets.S[..., rank:] ** 2) / jnp.where(total > 0, total, 1))
+
+
+def rank_for(triplets: Triplets, energy: float) -> int:
+    """The smallest rank that keeps the fraction `energy` of `||W||^2`, in all slices."""
+    sums = np.cumsum(np.asarray(triplets.S, np.float64) ** 2, axis=-1)
+    is_enough = sums >= energy * sums[..., -1:]
+    return int(np.max(np.argmax(is_enough, axis=-1))) + 1
+
+
+def padded(update: Factors, rank: int) -> Factors:
+    """The same update with at least `rank` directions. New directions are zero."""
+    stack, new = [(0, 0)] * (update.A.ndim - 2), (0, max(rank - update.rank, 0))
+    A = jnp.pad(update.A, [*stack, new, (0, 0)])
+    return Factors(A, jnp.pad(update.B, [*stack, (0, 0), new]))
+
+
+def widest(dtypes: Iterable[Any]) -> Any:
+    """The first dtype of the largest size. (Strict promotion allows no mixture of dtypes.)"""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def at_least_float32(tree: Any) -> Any:
+    """`tree` with half precision widened to float32."""
+
+    def widen(leaf: Any) -> Any:
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float32) if is_float and leaf.dtype.itemsize < 4 else leaf
+
+    return jax.tree.map(widen, tree)
+
+
+def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
+    """`adapters` with every update multiplied by `factor` (of LoRA: in `lora_B`).
+
+    **Arguments:**
+
+    - `adapters`: a set of adapters that `combine` takes.
+    - `factor`: one real number, which may be traced. 0 gives the base's outputs.
+
+    **Raises:** `SelectionError` that lists every other adapter.
+    """
+    listed_sets([adapters], "scaled")
+    if np.ndim(factor):
+        raise SelectionError(f"`factor` must be one number, but is {factor!r}.")
+    check_products([adapters], "scaled", sums=True)
+    scaled = {path: weighted(path, adapters[path], factor) for path in adapters}
+    return AdapterSet(scaled, adapters.shared)
+
+
+def weighted(path: str, adapter: LooseAdapter, factor: Any) -> LooseAdapter:
+    """An adapter that `combine` takes, times a number, or a number for each layer of a stack."""
+    if adds_up(adapter.wrapper):
+        return summed(path, [adapter], [factor])
+    B = jnp.asarray(adapter.state["lora_B"])
+    wide = at_least_float32(B)  # half precision would round the factor itself
+    factor = jnp.asarray(factor, wide.dtype)
+    B = (wide * (factor[..., None, None] if factor.ndim else factor)).astype(B.dtype)
+    return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
+
+
+def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) -> LooseAdapter:
+    """The weighted sum of adapters of one class with a `sum_of`.
+
+    A weight may have the axes of a stack.
+
+    **Raises:** `SelectionError` that names the path, if these adapters have no sum.
+    """
+    first = adapters[0]
+
+    def sum_of_layer(states: list[Mapping[str, Any]], weights: list[Any]) -> Any:
+        triples = zip(states, adapters, weights, strict=True)
+        terms = [Term(state, a.rank, a.alpha, weight) for state, a, weight in triples]
+        return first.wrapper.sum_of(terms)
+
+    states, ndim = [adapter.state for adapter in adapters], first.layer.stack_ndim
+    if ndim:
+        stack = first.layer.arrays[0][1][:ndim]
+        weights = [jnp.broadcast_to(jnp.asarray(weight), stack) for weight in weights]
+    try:
+        total = over_stack(sum_of_layer, ndim)(states, [*weights])
+    except ValueError as err:
+        message = f"Could not add up the adapters at {show_path(path)!r}: {err}"
+        raise SelectionError(message) from err
+    return dataclasses.replace(first, state=dict(total.state), rank=total.rank, alpha=total.alpha)
+
+
+def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> list[Factors]:
+    """The updates of adapters with these states. The scales go into `B`."""
+    updates: list[Factors] = []
+    for state, scale in zip(states, scales, strict=True):
+        A, B = (jnp.asarray(state[name], dtype) for name in ("lora_A", "lora_B"))
+        if "multiplier" in state:  # a number for each slice of a stack
+            B = B * jnp.asarray(state["multiplier"], dtype)[..., None, None]
+        updates.append(Factors(A, jnp.asarray(scale, dtype) * B))
+    return updates
+
+
+def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
+    """**Raises:** `SelectionError` if `sets` is empty, or not a list of sets."""
+    listed = list(sets)
+    misfits = [type(item).__name__ for item in listed if not isinstance(item, AdapterSet)]
+    if misfits:
+        raise SelectionError(
+            f"Only AdapterSets can be {verb}, in a list, but this is a list of {misfits[0]}. For a "
+            "single set, give a list: [adapters]. extract_adapters(model) takes a set from a model."
+        )
+    if not listed:
+        raise SelectionError(f"There are no sets to be {verb}. Give at least one.")
+    return listed
+
+
+def paths_of(sets: Iterable[AdapterSet]) -> list[str]:
+    """The paths of all adapters in `sets`, each once."""
+    return list(dict.fromkeys(path for adapters in sets for path in adapters))
+
+
+def check_products(sets: Sequence[AdapterSet], done: str, *, sums: bool = False) -> None:
+    """**Raises:** `SelectionError` that lists every adapter that is not a product.
+
+    - `sums`: whether adapters with a `sum_of` will do as well.
+    """
+    lines: list[str] = []
+    for index, adapters in enumerate(sets):
+        place = f" in set {index}" if len(sets) > 1 else ""
+        for path, adapter in adapters.adapters.items():
+            if adapter.is_product or (sums and adds_up(adapter.wrapper)):
+                continue
+            extra = adapter.state.keys() - PRODUCT_STATE if adapter.scale is not None else ()
+            beside = f", with {', '.join(sorted(extra))} beside its product" if extra else ""
+            lines.append(f"{show_path(path)}: a {adapter.wrapper.__name__}{place}{beside}")
+    if lines:
+        raise SelectionError(
+            "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
+            f"{done}. These adapters are different:\n{bullets(lines)}\n"
+            "Convert them first, if they hold nothing beside their update: "
+            "extract_adapters(to_lora(model, rank=...)[0])."
+        )
+
+
+def check_rank(rank: Any) -> None:
+    """**Raises:** `SelectionError` unless `rank` is an integer of at least 1."""
+    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
+        raise SelectionError(f"`rank` must be an integer of at least 1, but is {rank!r}.")
+
+
+def check_fraction(name: str, fraction: Any) -> None:
+    """**Raises:** `SelectionError` unless `fraction` is a Python number in `(0, 1]`."""
+    if not (isinstance(fraction, float | int | np.number) and 0 < fraction <= 1):
+        raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {fraction!r}.")
