@@ -92,6 +92,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
             "jno_lora_bank",
             "jno_lora_recurrent",
             "jno_lora_foundax",
+            "jno_lora_jno",
             "jno_lora_e3nn",
             "jno_lora_peft",
             "jno_lora_compare",

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jno.lora
 from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
 from jno.lora.extending import put_around
-from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
 
 from .tied import Tied, X, adapted, leaves_named, mlp, moved, normal, run
 
@@ -264,11 +263,6 @@ def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
     brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/1")
     with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
         put_around(model, jno.lora.extract_adapters(brought))
-
-
-def test_jno_does_not_get_adapters_that_its_loss_would_not_resolve() -> None:
-    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
-        apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Tied)
 
 
 def test_names_that_clash() -> None:

@@ -133,6 +133,7 @@ def the_core_alone(environment):
     doors = {
         "zoo": "from jno.lora import DoRALinear",
         "compare": "from jno.lora import compare",
+        "jno": "from jno.lora import in_jno",
         "peft": "import jno.lora.peft",
     }
     for extra, hint in environment.errors(doors).items():
@@ -182,6 +183,7 @@ def everything(environment):
     assert {p["status"] for p in plugins} == {"loaded"}
     environment.run("jno-lora", "adapters")
     environment.python(
+        "from jno.lora import in_jno\n"
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"

@@ -9,6 +9,8 @@
 The adapters themselves come from plugins; the built-in zoo is one (`pip install "jno-lora[zoo]"`).
 """
 
+import importlib as _importlib
+import sys as _sys
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,8 @@ def __getattr__(name: str) -> Any:
         with _errors.imported_for(f"jno.lora.{name}", "compare", "jno_lora_compare"):
             import jno_lora_compare
         return getattr(jno_lora_compare, name)
+    if name == "in_jno":  # `import jno` is enough for `jno.lora.in_jno.enable()`
+        return _importlib.import_module("jno.lora.in_jno")
     if name.isalnum() and not name.islower() and not name.isupper():  # "DoRALinear"
         adapters = _registry.default_registry().zoo_classes()
         if not adapters or name in adapters:  # without the zoo, the error says what to install
@@ -88,7 +92,6 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *special, *comparing, *_registry.default_registry().zoo_classes()})
 
 
-# Last: beside an installed jNO, it lets jNO use the adapters of this package.
-from . import in_jno as _in_jno  # noqa: E402
-
-_in_jno._enable_at_import()
+# Last. `jno` is a namespace without a file, unless this is imported inside jNO.
+if getattr(_sys.modules.get("jno"), "__file__", None) is not None:
+    _registry.call_inside_jno()

@@ -7,6 +7,7 @@ from ._plugins import (
     FIRST_PARTY,
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
+    call_inside_jno,
     how_to_block,
     names_in,
     normalise,

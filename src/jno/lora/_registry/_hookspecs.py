@@ -1,4 +1,4 @@
-"""The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
+"""The four hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
+# Functions that are called when `jno.lora` is imported inside jNO.
+INSIDE_JNO_GROUP = "jno.lora.inside_jno"
 
 # The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
 API_VERSION = 1
@@ -52,6 +54,16 @@ def jno_lora_commands(group: "click.Group") -> None:
     Called for the help, and for a command that is not built in. `group` is empty, and belongs to
     this plugin alone. A command whose name is taken is left out with a warning; so are all commands
     of a plugin that raises here. Import what a command needs inside the command.
+    """
+
+
+@hookspec
+def jno_lora_doctor(facts: list[tuple[str, str]], troubles: list[str]) -> None:
+    """Tell `jno-lora doctor` about an installation that only this plugin knows.
+
+    Append pairs to `facts`, such as the name of a library and its version, and to `troubles` a text
+    for each problem, with what to do. `doctor` exits with 1 if there is any trouble. A plugin that
+    raises here is a trouble itself.
     """
 
 

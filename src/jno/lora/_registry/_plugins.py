@@ -1,5 +1,6 @@
 """Find and load plugins, each so that nothing it does can reach the other plugins."""
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pluggy
 
 from .._contract import check_contract
-from .._errors import INTERRUPTS, PluginError
+from .._errors import INTERRUPTS, PluginError, reason_of, warn
 from .._paths import nearest
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, INSIDE_JNO_GROUP, new_manager
 from ._hygiene import contained
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
@@ -29,8 +30,8 @@ ZOO_PACKAGE = "jno_lora_zoo"
 
 # The distributions of this project. Their plugins load first, so no third party takes a name.
 _OURS = """
-arrays attention bank compare conditional e3nn embedding foundax peft quantized recurrent routed
-train zoo
+arrays attention bank compare conditional e3nn embedding foundax jno peft quantized recurrent
+routed train zoo
 """
 FIRST_PARTY = tuple(f"jno-lora-{name}" for name in _OURS.split())
 
@@ -55,7 +56,9 @@ class InstalledPlugin(NamedTuple):
         return (self.distribution, self.name, self.entry_point.value)
 
 
-def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
+def find_plugins(
+    distribution: str | None = None, group: str = ENTRY_POINT_GROUP
+) -> tuple[InstalledPlugin, ...]:
     import importlib_metadata
 
     if distribution is None:
@@ -66,7 +69,7 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
         except importlib_metadata.PackageNotFoundError:
             return ()
     plugins: list[InstalledPlugin] = []
-    for entry in entries.select(group=ENTRY_POINT_GROUP):
+    for entry in entries.select(group=group):
         dist: Any = entry.dist
         try:
             name, version = dist.name, dist.version
@@ -92,6 +95,32 @@ def reason_to_block(installed: InstalledPlugin) -> str | None:
     if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
         return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
     return None
+
+
+def call_inside_jno() -> None:
+    """Call the functions that plugins have in the group `jno.lora.inside_jno`.
+
+    jNO imports `jno.lora` and so calls this. Troubles are warnings, because `import jno` must work
+    all the same.
+    """
+    plugins = find_plugins(group=INSIDE_JNO_GROUP)
+    troubles: list[str] = []
+    if not plugins and os.environ.get("JNO_LORA_JNO") != "0":
+        troubles.append(
+            "jNO uses its own adapters in `net.lora`, and would train adapters of jno.lora wrong. "
+            'Let jNO use these:\n    pip install "jno-lora[jno]"\n'
+            "or set the environment variable JNO_LORA_JNO=0 to silence this warning."
+        )
+    for plugin in plugins:
+        if reason_to_block(plugin) is None:
+            try:
+                plugin.entry_point.load()()
+            except Exception as err:
+                name = plugin.distribution
+                troubles.append(f"The plugin {name} failed inside jNO: {reason_of(err)}")
+    with contextlib.suppress(Warning):  # where warnings are errors
+        for trouble in troubles:
+            warn(trouble)
 
 
 def names_in(variable: str) -> set[str]:
