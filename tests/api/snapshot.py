@@ -36,7 +36,7 @@ CORE = (
 )
 PLUGINS = (
     *("zoo", "embedding", "arrays", "attention", "bank", "recurrent", "foundax", "compare"),
-    *("conditional", "conditional.testing", "e3nn", "routed", "routed.testing", "train"),
+    *("conditional", "conditional.testing", "e3nn", "jno", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

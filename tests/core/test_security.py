@@ -70,6 +70,7 @@ ALLOWED = {
     f"{CORE}/testing/_checks_class.py": {"tempfile"},  # the kit, in the temporary directory
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {"entry_points", "import_module", "load"},
+    f"{CORE}/_registry/_inside_jno.py": {"load"},  # plugins that are not blocked, inside jNO
     f"{CORE}/_commands/distributions.py": {"entry_points"},  # their groups, which `doctor` shows
     f"{CORE}/_commands/conformance.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there

@@ -3,11 +3,11 @@
 from .._contract import squash
 from ._grouping import methods_of, shared_variants
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, hookimpl
+from ._inside_jno import call_inside_jno
 from ._plugins import (
     FIRST_PARTY,
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
-    call_inside_jno,
     how_to_block,
     names_in,
     normalise,

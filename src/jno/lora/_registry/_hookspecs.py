@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
-# Functions that are called when `jno.lora` is imported inside jNO.
-INSIDE_JNO_GROUP = "jno.lora.inside_jno"
 
 # The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
 API_VERSION = 1

@@ -1,6 +1,5 @@
 """Find and load plugins, each so that nothing it does can reach the other plugins."""
 
-import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pluggy
 
 from .._contract import check_contract
-from .._errors import INTERRUPTS, PluginError, reason_of, warn
+from .._errors import INTERRUPTS, PluginError
 from .._paths import nearest
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, INSIDE_JNO_GROUP, new_manager
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 from ._hygiene import contained
 from ._records import BROKEN, IN_PROCESS, PluginRecord, PluginStatus, RegisteredWrapper
 
@@ -95,32 +94,6 @@ def reason_to_block(installed: InstalledPlugin) -> str | None:
     if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
         return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
     return None
-
-
-def call_inside_jno() -> None:
-    """Call the functions that plugins have in the group `jno.lora.inside_jno`.
-
-    jNO imports `jno.lora` and so calls this. Troubles are warnings, because `import jno` must work
-    all the same.
-    """
-    plugins = find_plugins(group=INSIDE_JNO_GROUP)
-    troubles: list[str] = []
-    if not plugins and os.environ.get("JNO_LORA_JNO") != "0":
-        troubles.append(
-            "jNO uses its own adapters in `net.lora`, and would train adapters of jno.lora wrong. "
-            'Let jNO use these:\n    pip install "jno-lora[jno]"\n'
-            "or set the environment variable JNO_LORA_JNO=0 to silence this warning."
-        )
-    for plugin in plugins:
-        if reason_to_block(plugin) is None:
-            try:
-                plugin.entry_point.load()()
-            except Exception as err:
-                name = plugin.distribution
-                troubles.append(f"The plugin {name} failed inside jNO: {reason_of(err)}")
-    with contextlib.suppress(Warning):  # where warnings are errors
-        for trouble in troubles:
-            warn(trouble)
 
 
 def names_in(variable: str) -> set[str]:
