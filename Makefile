@@ -89,10 +89,10 @@ test-jno-%: .venv-jno/%/.ready
 	rm -f $(<D)/wheels/jno_lora*
 	$(<D)/bin/python -m pip wheel --quiet --no-deps -w $(<D)/wheels . $(PLUGINS)
 	$(<D)/bin/python -m pip install --quiet --force-reinstall --no-deps $(<D)/wheels/jno_lora*
-	cd tests/in_jno && JNO_LORA_TEST_JNO=1 JNO_LORA_TEST_JNO_WHEELS=$(CURDIR)/$(<D)/wheels \
+	cd plugins/jno-lora-jno/tests && JNO_LORA_TEST_JNO=1 JNO_LORA_TEST_JNO_WHEELS=$(CURDIR)/$(<D)/wheels \
 		$(CURDIR)/$(<D)/bin/python -m $(JNO_RUN) -c pytest.ini --confcutdir . .
-	cd $(<D) && PYTHONPATH=$(CURDIR)/tests/in_jno \
-		bin/python -m pytest -c $(CURDIR)/tests/in_jno/pytest.ini --confcutdir own -p own_tests \
+	cd $(<D) && PYTHONPATH=$(CURDIR)/plugins/jno-lora-jno/tests \
+		bin/python -m pytest -c $(CURDIR)/plugins/jno-lora-jno/tests/pytest.ini --confcutdir own -p own_tests \
 		-q own/test_lora.py
 
 .PRECIOUS: .venv-jno/%/.ready

@@ -7,7 +7,7 @@ A physics-informed network learns, from the equation alone, the solution of
 with `m_k = sin(k pi x) sin(k pi y)`, which is `u = m_1 + a m_2`. It learns `a = 0`, then moves to
 `a = 0.5`: from nothing, by full fine-tuning, and by adapters through jNO's `net.lora`.
 
-    pip install jax-numerical-operators "jno-lora[zoo]" foundax optax matplotlib
+    pip install jax-numerical-operators "jno-lora[jno,zoo]" foundax optax matplotlib
     python examples/jno_poisson.py
 
 About two minutes on two cores, seconds with `--quick`. Writes `jno_poisson.png`.

@@ -39,7 +39,7 @@ CORE = (
 FORWARDED = {"jno", "jno_lora_testing", "jno_lora_combine"}
 PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
-    *("conditional.testing", "e3nn", "routed", "routed.testing", "train"),
+    *("conditional.testing", "e3nn", "jno", "routed", "routed.testing", "train"),
 )
 SEAL = "# Written by snapshot.py --write: "
 

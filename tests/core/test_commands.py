@@ -188,14 +188,31 @@ def test_doctor_notices_slow_plugins(site):
     assert "sleepy 1.0" in run("doctor", code=1)
 
 
-def test_doctor_notices_another_owner_of_jno(site, tmp_path, monkeypatch):
+TELLS = """
+@hookimpl
+def jno_lora_doctor(facts, troubles):
+    facts.append(("a library", "4.2"))
+    troubles.append("the library is too old")
+"""
+
+
+def test_doctor_prints_what_plugins_tell(site):
     site.install_zoo()
-    (tmp_path / "other" / "jno").mkdir(parents=True)
-    (tmp_path / "other" / "jno" / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path / "other")
+    site.install("telling", TELLS)
     text = run("doctor", code=1)
-    assert "does not hold this jno.lora" in text
-    assert str(tmp_path / "other" / "jno") in text
+    assert "a library" in text and "4.2" in text
+    assert "TROUBLE: the library is too old" in text and "1 trouble found." in text
+    report = run("doctor", "--report", code=1)
+    assert "a library 4.2" in report.splitlines() and "PROBLEM: the library is too old" in report
+
+
+def test_a_plugin_that_cannot_tell_is_a_trouble(site):
+    site.install_zoo()
+    site.install("silent", "@hookimpl\ndef jno_lora_doctor(facts):\n    raise KeyError('a tooth')")
+    site.install("telling", TELLS)
+    text = " ".join(run("doctor", code=1).split())
+    assert "silent" in text and "KeyError('a tooth')" in text
+    assert "the library is too old" in text and "2 troubles found." in text
 
 
 @pytest.mark.parametrize("group", ["jno_lora", "jno.lora.plugins", "jno-lora", "Jno.Lora"])

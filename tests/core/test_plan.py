@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import JnoLoraWarning, Net, Registry, SelectionError, apply_lora, plan_lora
-from jno.lora.in_jno import _adapting
 
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, UserEmbedding, adapters_in, same
 
@@ -351,15 +350,6 @@ def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
     monkeypatch.setattr(Registry, "records", records)
     net = Net(own_model(getkey)).freeze().lora(1, wrapper=ToyLinear)
     assert "400 parameters" in str(net.summary())
-
-
-def test_a_solve_of_jno_asks_no_other_adapters(getkey, monkeypatch):
-    def loaded(*_):
-        raise AssertionError("jNO's solve makes advice that nobody reads")
-
-    monkeypatch.setattr(Registry, "loaded", loaded)
-    adapted = _adapting.apply_lora(own_model(getkey), 1, key=getkey(), wrappers=ToyLinear)
-    assert set(adapters_in(adapted)) == {"head"}
 
 
 def test_the_error_names_the_layers_passed_over_and_the_two_ways(getkey):

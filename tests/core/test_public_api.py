@@ -93,13 +93,14 @@ def test_result_types_are_still_found_where_they_were():
 @pytest.fixture
 def missing(monkeypatch):
     """The plugins behind the doors are not installed."""
-    for plugin in (*MOVED, "peft"):
+    for plugin in (*MOVED, "jno", "peft"):
         package = f"jno_lora_{plugin}"
         for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "jno.lora.peft", raising=False)
-    monkeypatch.delattr(jno.lora, "peft", raising=False)
+    for door in ("in_jno", "peft"):
+        monkeypatch.delitem(sys.modules, f"jno.lora.{door}", raising=False)
+        monkeypatch.delitem(vars(jno.lora), door, raising=False)
 
 
 @pytest.mark.parametrize(("extra", "names"), MOVED.items())
@@ -117,6 +118,12 @@ def test_without_the_plugin_peft_says_what_to_install(missing):
     with pytest.raises(ImportError, match=r'pip install "jno-lora\[peft\]"') as caught:
         importlib.import_module("jno.lora.peft")
     assert isinstance(caught.value, MissingLibraryError)
+
+
+def test_without_the_plugin_in_jno_says_what_to_install(missing):
+    for code in ("from jno.lora import in_jno", "import jno.lora.in_jno", "jno.lora.in_jno"):
+        with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[jno\]"'):
+            exec(code, {"jno": jno})
 
 
 def test_the_version_is_that_of_the_installed_distribution():

@@ -59,6 +59,7 @@ KIT = "plugins/jno-lora-testing/src/jno_lora_testing"
 CORE, WRITING = "src/jno/lora", {"open", "os.replace", "listdir", "unlink", "chmod"}
 ZOO = "plugins/jno-lora-zoo/src/jno_lora_zoo"
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
+JNO = "plugins/jno-lora-jno/src/jno_lora_jno"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
 TRAIN = "plugins/jno-lora-train/src/jno_lora_train"
 ALLOWED = {
@@ -76,10 +77,12 @@ ALLOWED = {
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {"entry_points", "load"},
     f"{CORE}/_moved.py": {"import_module"},  # names of our plugins
+    f"{CORE}/_registry/_inside_jno.py": {"load"},  # plugins that are not blocked, inside jNO
     f"{CORE}/_commands/distributions.py": {"entry_points"},  # their groups, which `doctor` shows
     f"{KIT}/_check.py": {"import_module"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
-    f"{CORE}/in_jno/_places.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
+    f"{JNO}/_replacement.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
+    f"{CORE}/__init__.py": {"import_module"},  # a name that stands there
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it
     f"{PEFT}/files/directory.py": {"mkdir"},
     f"{PEFT}/files/hub.py": {"huggingface_hub"},  # repositories that a call names

@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jno.lora
 from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
 from jno.lora.extending import put_around
-from jno.lora.in_jno._adapting import apply_lora as apply_lora_in_jno
 
 from .tied import Frozen, Tied, X, adapted, leaves_named, mlp, moved, normal, run
 
@@ -240,18 +239,6 @@ def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
     brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/1")
     with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
         put_around(model, jno.lora.extract_adapters(brought))
-
-
-def test_jno_does_not_get_adapters_that_its_loss_would_not_resolve() -> None:
-    with pytest.raises(SelectionError, match="share 'tied-A', which"):
-        apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Tied)
-    model = moved(apply_lora_in_jno(mlp(), 2, key=jax.random.key(0), wrappers=Frozen))
-    np.testing.assert_array_equal(jax.vmap(model)(X), run(model))
-    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(
-        jax.random.split(jax.random.key(0), 2)
-    )
-    with pytest.raises(SelectionError, match="share 'tied-A', 'tied-B'"):
-        apply_lora_in_jno(stack, 2, key=jax.random.key(0), wrappers=Frozen)
 
 
 def test_names_that_clash() -> None:

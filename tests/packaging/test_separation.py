@@ -134,6 +134,7 @@ def the_core_alone(environment):
         "zoo": "from jno.lora import DoRALinear",
         "combine": "from jno.lora import combine",
         "compare": "from jno.lora import compare",
+        "jno": "from jno.lora import in_jno",
         "peft": "import jno.lora.peft",
         "testing": "import jno.lora.testing",
     }
@@ -184,6 +185,7 @@ def everything(environment):
     assert {p["status"] for p in plugins} == {"loaded"}
     environment.run("jno-lora", "adapters")
     environment.python(
+        "from jno.lora import in_jno\n"
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"

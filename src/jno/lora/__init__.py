@@ -9,6 +9,8 @@
 The adapters themselves come from plugins; the built-in zoo is one (`pip install "jno-lora[zoo]"`).
 """
 
+import importlib as _importlib
+import sys as _sys
 from typing import TYPE_CHECKING, Any
 
 from . import _moved, _registry
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "in_jno":  # `import jno` is enough for `jno.lora.in_jno.enable()`
+        return _importlib.import_module("jno.lora.in_jno")
     is_class = name.isalnum() and not name.islower() and not name.isupper()  # "DoRALinear"
     if is_class and name not in _moved.NAMES:
         adapters = _registry.default_registry().zoo_classes()
@@ -89,7 +93,6 @@ def _is_special(name: str) -> bool:
     return name.startswith("__")
 
 
-# Last: beside an installed jNO, it lets jNO use the adapters of this package.
-from . import in_jno as _in_jno  # noqa: E402
-
-_in_jno._enable_at_import()
+# Last. `jno` is a namespace without a file, unless this is imported inside jNO.
+if getattr(_sys.modules.get("jno"), "__file__", None) is not None:
+    _registry.call_inside_jno()

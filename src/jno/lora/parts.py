@@ -10,7 +10,7 @@ from ._merge import wide_layers
 from ._paths import stable_hash
 from ._sets import Factors
 from ._sharding import on_the_mesh
-from ._shared_arrays import filler, shared_arrays, with_shared_arrays
+from ._shared_arrays import filler, names_to_resolve, shared_arrays, with_shared_arrays
 from ._showing import tracked
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "construct",
     "contract_problems",
     "filler",
+    "names_to_resolve",
     "on_the_mesh",
     "shared_arrays",
     "stable_hash",

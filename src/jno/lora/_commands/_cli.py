@@ -143,13 +143,15 @@ def doctor(ctx: click.Context, report: bool) -> None:
 
     commands, left_out = _plugin_commands()
     present = distributions.installed_distributions()
-    troubles = list(installed.troubles(records(), left_out))
+    told, troubles = installed.told_by_plugins()
+    troubles += installed.troubles(records(), left_out)
     troubles += (text for name in present for text in distributions.troubles(present, name))
     troubles += distributions.unmatched_names(records())
     if report:
-        click.echo(bug_report.report(records(), present, troubles))
+        click.echo(bug_report.report(records(), present, troubles, told))
         ctx.exit(1 if troubles else 0)
-    click.echo(installed.facts(records(), {name: owner for name, (owner, _) in commands.items()}))
+    owners = {name: owner for name, (owner, _) in commands.items()}
+    click.echo(installed.facts(records(), owners, told))
     for note in distributions.notes(present):
         click.echo(f"\nNOTE: {note}")
     for trouble in troubles:

@@ -9,19 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from .._paths import FEW
 from .._registry import PluginRecord, first_party
 from .distributions import Distribution
-from .installed import beside_jno, versions
+from .installed import versions
 
 
 def report(
     records: tuple[PluginRecord, ...],
     present: Mapping[str, Distribution],
     problems: Iterable[str],
+    told: Iterable[tuple[str, str]],
 ) -> str:
     """Versions, plugins, devices, variables of the environment, and problems. No private paths.
 
     - `present`: the installed distributions by normalised name.
+    - `told`: the facts that plugins know of.
     """
-    lines = [f"{name} {value}" for name, value in (*versions(), *beside_jno())]
+    lines = [f"{name} {value}" for name, value in (*versions(), *told)]
     plugins = {record.distribution for record in records}
     lines += [str(present[name]) for name in sorted(present.keys() & first_party() - plugins)]
     lines += map(_plugin, records)

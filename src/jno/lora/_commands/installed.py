@@ -11,8 +11,6 @@ from typing import Any
 import equinox as eqx
 import jax
 
-import jno
-
 from .. import __path__ as _package_path
 from .._contract import statistic_keys
 from .._paths import FEW
@@ -28,7 +26,6 @@ from .._registry import (
 )
 from .._showing import Table, table
 from .._tree import claims
-from ..in_jno import describe_jno, find_bad_installs, is_enabled, jno_version
 
 SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
@@ -133,12 +130,17 @@ def _few_layers(adapters: list[dict[str, Any]]) -> str:
     return f"{shown} ({len(adapters)})"
 
 
-def facts(records: tuple[PluginRecord, ...], commands: Mapping[str, PluginRecord]) -> str:
+def facts(
+    records: tuple[PluginRecord, ...],
+    commands: Mapping[str, PluginRecord],
+    told: list[tuple[str, str]],
+) -> str:
     """The versions of libraries, and each plugin with what it adds.
 
     - `commands`: the names of commands that plugins add, each with its plugin.
+    - `told`: the facts that plugins know of.
     """
-    lines = [*versions(), ("jno.lora imported from", next(iter(_package_path))), *beside_jno()]
+    lines = [*versions(), ("jno.lora imported from", next(iter(_package_path))), *told]
     for record in records:
         plugin = f"{record.distribution} {record.version}"
         lines.append((plugin, f"{record.status}, {record.seconds:.2f} s"))
@@ -166,10 +168,16 @@ def versions() -> Iterator[tuple[str, str]]:
             yield name, "not installed as a distribution"
 
 
-def beside_jno() -> Iterator[tuple[str, str]]:
-    """Whether a jNO of this environment has the adapters from here."""
-    if jno_version() is not None:
-        yield describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"
+def told_by_plugins() -> tuple[list[tuple[str, str]], list[str]]:
+    """The facts and the troubles that plugins know of."""
+    facts: list[tuple[str, str]] = []
+    troubles: list[str] = []
+    for record, tell in default_registry().hooks("jno_lora_doctor"):
+        try:
+            tell(facts=facts, troubles=troubles)
+        except Exception as err:
+            troubles.append(f"The hook `jno_lora_doctor` of {record.describe()}: {err!r}")
+    return facts, troubles
 
 
 def _additions(
@@ -192,7 +200,6 @@ def _additions(
 
 def troubles(records: tuple[PluginRecord, ...], left_out: list[str]) -> Iterator[str]:
     """A text for each problem, with what to do. `left_out` are lines about commands of plugins."""
-    yield from find_bad_installs(list(_package_path), getattr(jno, "__file__", None))
     zoo = [record for record in records if record.distribution == ZOO_DISTRIBUTION]
     if not zoo:
         yield (

@@ -1,4 +1,4 @@
-"""The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
+"""The four hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -55,6 +55,16 @@ def jno_lora_commands(group: "click.Group") -> None:
     Called for the help, and for a command that is not built in. `group` is empty, and belongs to
     this plugin alone. A command whose name is taken is left out with a warning; so are all commands
     of a plugin that raises here. Import what a command needs inside the command.
+    """
+
+
+@hookspec
+def jno_lora_doctor(facts: list[tuple[str, str]], troubles: list[str]) -> None:
+    """Tell `jno-lora doctor` about an installation that only this plugin knows.
+
+    Append pairs to `facts`, such as the name of a library and its version, and to `troubles` a text
+    for each problem, with what to do. `doctor` exits with 1 if there is any trouble. A plugin that
+    raises here is a trouble itself.
     """
 
 

@@ -104,7 +104,9 @@ class InstalledPlugin(NamedTuple):
         return (self.distribution, self.name, self.entry_point.value)
 
 
-def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]:
+def find_plugins(
+    distribution: str | None = None, group: str = ENTRY_POINT_GROUP
+) -> tuple[InstalledPlugin, ...]:
     """The plugins of one distribution, or of all: ours first, then by distribution and name.
 
     A distribution that is not installed may have become a part of another one, which says so.
@@ -121,7 +123,7 @@ def find_plugins(distribution: str | None = None) -> tuple[InstalledPlugin, ...]
             successors = importlib_metadata.entry_points(group=FORMER_GROUP, name=name)
             return next((find_plugins(entry.dist.name) for entry in successors), ())
     plugins: list[InstalledPlugin] = []
-    for entry in entries.select(group=ENTRY_POINT_GROUP):
+    for entry in entries.select(group=group):
         dist: Any = entry.dist
         try:
             name, version = dist.name, dist.version
@@ -179,7 +181,7 @@ def names_in(variable: str) -> set[str]:
     return {normalise(name.strip()) for name in names if name.strip()}
 
 
-def _reason_to_block(installed: InstalledPlugin) -> str | None:
+def reason_to_block(installed: InstalledPlugin) -> str | None:
     blocked = names_in("JNO_LORA_BLOCK")
     if installed.distribution in blocked or normalise(installed.name) in blocked:
         return "it is named in JNO_LORA_BLOCK"
@@ -192,7 +194,7 @@ def _reason_to_block(installed: InstalledPlugin) -> str | None:
 def load(installed: InstalledPlugin) -> PluginRecord:
     """Import a plugin, unless it is blocked, and ask it for its adapters. Any error is recorded."""
     origin = (*installed[:3], installed.entry_point.value)
-    if reason := _reason_to_block(installed):
+    if reason := reason_to_block(installed):
         error = PluginError(f"{installed.distribution} is blocked: {reason}")
         return PluginRecord(*origin, "blocked", error)
     start = time.perf_counter()

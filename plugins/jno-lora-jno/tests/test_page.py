@@ -9,7 +9,7 @@ from problems import IS_OLD
 
 import jno
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "in-jno.md"
 
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Stand-ins for functions of `jno.architectures.lora`, under jNO's names."""
+"""Stand-ins for functions of `jno.architectures.lora`, which take the same arguments."""
 
 import contextlib
 import sys
@@ -6,38 +6,33 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .. import _merge
-from .._calibration import calibrate
-from .._contract import LoRAWrapper, expect_model
-from .._dispatch import Statistics, carry_out, plan_call
-from .._errors import JnoLoraError, SelectionError, warn
-from .._paths import bullets, path_str
-from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
-from .._registry import default_registry
-from .._sets import AdapterSet, extract_adapters
-from .._shared_arrays import names_to_resolve
+import jno.lora
+from jno.lora import JnoLoraError, SelectionError
+from jno.lora.extending import adapted_layers, bullets, default_registry, path_str, show_path, warn
+from jno.lora.parts import names_to_resolve
+from jno.lora.types import AdapterSet
 
 JNO_ADAPTERS = "jno.architectures.lora"
-
-# Keys of jNO's specs that are the call's, and the same in all of its specs.
-DATA_KEYS = ("statistics", "calibrate")
 
 # The adapters of the last solve by the identity of the merged model that jNO keeps. Models have no
 # hash, so a weak reference takes the entry out when jNO drops the model.
 _trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
 
 
-def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
-    """`wrapper` as jNO stores it: a tuple of classes or of the given names.
+def normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
+    """`wrapper` as jNO stores it: a tuple of the given classes and names, or of the defaults.
 
-    **Raises:** `SelectionError` for an unknown name or a class of jNO's own; otherwise as
-    `parse_wrapper`.
+    **Raises:** `SelectionError` for a class of jNO's own; `PluginError` if `wrapper` is `None` and
+    the zoo cannot be used.
     """
-    items = wrapper if isinstance(wrapper, list | tuple) else [wrapper]
+    if wrapper is None:
+        return default_registry().defaults()
+    items = tuple(wrapper) if isinstance(wrapper, list | tuple) else (wrapper,)
     for item in items:
         if isinstance(item, type) and item.__module__ == JNO_ADAPTERS:
             raise SelectionError(
@@ -45,10 +40,7 @@ def _normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
                 f"pass jno.lora.{item.__name__}, or its name. jno.lora.in_jno.disable() gives jNO "
                 "its own adapters back."
             )
-    tiers = parse_wrapper(default_registry(), wrapper).tiers
-    if wrapper is None:
-        return tuple(cls for tier in tiers for cls in tier)
-    return tuple(items)
+    return items
 
 
 def apply_lora(
@@ -57,7 +49,7 @@ def apply_lora(
     alpha: float = 1.0,
     *,
     key: PRNGKeyArray,
-    target: TargetLike = None,
+    target: Any = None,
     specs: Iterable[Mapping[str, Any]] | None = None,
     wrappers: Any = None,
     param_mask: Any = None,
@@ -73,47 +65,46 @@ def apply_lora(
     configs = list(specs)
     specs = [_spec_of(config, wrappers) for config in configs]
     mask = None if param_mask is None else _mask_of(model, param_mask)
+    call: dict[str, Any] = {"specs": specs, "param_mask": mask}
     try:
-        expect_model(model, "apply_lora")
-        plan = plan_call(model, specs, Spec(alpha=1.0), mask, None)
-        carriers = [row for row in plan.having("already adapted") if row.spec is not None]
-        if carriers and not plan.wrapped:
-            return model
-        statistics = _statistics(model, configs, specs, mask)
-        adapted = carry_out(model, plan, key=key, statistics=statistics)
+        if any(adapted_layers(model)):
+            plan = jno.lora.plan_lora(model, **call)
+            carriers = [row for row in plan.having("already adapted") if row.spec is not None]
+            if carriers and not plan.wrapped:
+                return model
+        statistics = _statistics(model, configs, call)
+        adapted = jno.lora.apply_lora(model, key=key, statistics=statistics, **call)
     except SelectionError as err:
-        constrained = _constrained_arrays(model, specs)
-        if not constrained:
-            raise
-        raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
+        if constrained := _constrained_layers(model, specs):
+            raise SelectionError(f"{_why_not(constrained)}\n{err}") from err
+        raise
     if names := sorted(names_to_resolve(adapted)):
         raise SelectionError(
             f"These adapters share {', '.join(map(repr, names))}, which `jno.lora.resolve` must "
             "hand to each adapter in the loss, and jNO's own loss does not call it. Choose another "
             "method (`vera` for `vera-shared`), or train `jno.lora.Net` in a loop of your own."
         )
-    constrained = _constrained_arrays(adapted, specs) if mask is None else []
-    if constrained:
+    if mask is None and (constrained := _constrained_layers(model, specs)):
         warn(_why_not(constrained))
     return adapted
 
 
-def _spec_of(spec: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
-    """A spec of jNO as a spec of `jno.lora`."""
-    wrapper = spec.get("wrappers", spec.get("wrapper", wrappers))
-    left_out = ("wrappers", *DATA_KEYS)
-    fields = {name: value for name, value in spec.items() if name not in left_out}
-    return {**fields, "wrapper": list(_normalize_wrappers(wrapper))}
+def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
+    """A spec that jNO keeps as a spec of `jno.lora`."""
+    wrapper = config.get("wrappers", config.get("wrapper", wrappers))
+    left_out = ("wrappers", "statistics", "calibrate")
+    fields = {name: value for name, value in config.items() if name not in left_out}
+    return {**fields, "wrapper": normalize_wrappers(wrapper)}
 
 
 def _statistics(
-    model: Any, configs: list[Mapping[str, Any]], specs: list[dict[str, Any]], mask: Any
-) -> Statistics | None:
+    model: Any, configs: list[Mapping[str, Any]], call: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
     """The statistics that `lora` was given, or that its batches give in the model of this solve.
 
     A solve trains the model that it starts from, so the batches are looked at only now.
     """
-    config = configs[0] if configs else {}
+    config = configs[0] if configs else {}  # `statistics` and `calibrate` are the same in all
     if (calibration := config.get("calibrate")) is None:
         return config.get("statistics")
     batches, loss = calibration
@@ -122,15 +113,15 @@ def _statistics(
     def loss_of_values(model: Any, batch: Any) -> Any:
         return loss(model if paramax is None else paramax.unwrap(model), batch)
 
-    return calibrate(model, batches, loss_of_values, wrappers=None, specs=specs, param_mask=mask)
+    return jno.lora.calibrate(model, batches, loss_of_values, wrappers=None, **call)
 
 
 def merge_lora(model: Any) -> Any:
-    """`model` merged. Its adapters are remembered for `trained_adapters`."""
-    merged = _merge.merge_lora(model)
+    """`model` merged. Its adapters are remembered for `adapters_merged_into`."""
+    merged = jno.lora.merge_lora(model)
     try:
-        adapters = extract_adapters(model)
-    except JnoLoraError as err:  # jNO's solve goes on: only `trained_adapters` needs them
+        adapters = jno.lora.extract_adapters(model)
+    except JnoLoraError as err:  # the result of the solve is worth more than its adapters
         adapters = err
     if isinstance(adapters, JnoLoraError) or len(adapters):
         place = id(merged)
@@ -140,7 +131,7 @@ def merge_lora(model: Any) -> Any:
     return merged
 
 
-def trained_adapters(module: Any) -> AdapterSet | None:
+def adapters_merged_into(module: Any) -> AdapterSet | None:
     """The adapters that were merged into `module`; `None` without adapters.
 
     **Raises:** the error of `extract_adapters`, if they cannot be taken out.
@@ -183,8 +174,8 @@ def _is_true(leaf: Any) -> bool:
     return is_bool and bool(leaf)
 
 
-def _constrained_arrays(model: Any, specs: list[dict[str, Any]]) -> list[str]:
-    """The paths, outside adapted layers, of targeted arrays that `constrain()` has wrapped."""
+def _constrained_layers(model: Any, specs: list[dict[str, Any]]) -> list[str]:
+    """The paths of the layers that would get an adapter if `constrain()` had left them alone."""
     paramax = sys.modules.get("paramax")
     if paramax is None:
         return []
@@ -192,20 +183,11 @@ def _constrained_arrays(model: Any, specs: list[dict[str, Any]]) -> list[str]:
     def is_constrained(node: Any) -> bool:
         return isinstance(node, paramax.AbstractUnwrappable)
 
-    leaves = jtu.tree_flatten_with_path(
-        model, is_leaf=lambda node: is_constrained(node) or isinstance(node, LoRAWrapper)
-    )[0]
-    paths = [path_str(keys) for keys, leaf in leaves if is_constrained(leaf)]
-    if not paths:
+    if not any(map(is_constrained, jax.tree.leaves(model, is_leaf=is_constrained))):
         return []
-    rules = [rule.on(model) for rule in parse_specs(default_registry(), specs, Spec(alpha=1.0))]
-    return [path for path in paths if any(rule.matches(p) for rule in rules for p in _around(path))]
-
-
-def _around(path: str) -> list[str]:
-    """The path of an array, and the paths of the modules around it."""
-    names = path.split("/")
-    return ["/".join(names[:length]) for length in range(len(names) + 1)]
+    adapted = {row.path for row in jno.lora.plan_lora(model, specs=specs).wrapped}
+    free = jno.lora.plan_lora(paramax.unwrap(model), specs=specs)
+    return [show_path(row.path) for row in free.wrapped if row.path not in adapted]
 
 
 def _why_not(constrained: list[str]) -> str:

@@ -1,35 +1,19 @@
-"""jNO's own `net.lora(...)` with the dispatcher, registry and plugins of `jno.lora`.
-
-    import jno
-
-    net = jno.nn.wrap(model)
-    net.freeze().lora(rank=4, wrapper="dora").optimizer(optax.adam(1e-3))
-
-Where jNO is installed, importing either enables this. The environment variable `JNO_LORA_JNO=0`
-leaves jNO with its own adapters.
-"""
+"""Give jNO the adapters of `jno.lora`, or its own adapters back."""
 
 import contextlib
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-from .._errors import SelectionError, reason_of, warn
-from .._sets import AdapterSet
-from ._adapting import trained_adapters as _trained_adapters
-from ._installs import (
-    describe_jno,
-    find_bad_installs as find_bad_installs,
-    jno_version as jno_version,
-)
-from ._places import Replacement, forbid_lora
+from jno.lora import JnoLoraError, SelectionError
+from jno.lora.types import AdapterSet
 
-__all__ = ["disable", "enable", "enabled", "is_enabled", "trained_adapters"]
+from ._functions import adapters_merged_into
+from ._installs import describe_jno
+from ._replacement import Replacement, forbid_lora
 
-_LOCK = threading.RLock()
 _current: Replacement | None = None
+_refusal: str | None = None  # why this jNO cannot use the adapters, once an import has found out
 
 
 def enable() -> None:
@@ -42,11 +26,12 @@ def enable() -> None:
     the message names the version and the differences. Nothing is changed then.
     """
     global _current
-    with _LOCK:
-        if _current is None:
-            replacement = Replacement()
-            replacement.put()
-            _current = replacement
+    if _refusal is not None:
+        raise JnoLoraError(_refusal)
+    if _current is None:
+        replacement = Replacement()
+        replacement.put()
+        _current = replacement
 
 
 def disable() -> None:
@@ -56,10 +41,9 @@ def disable() -> None:
     `jno.lora`, which jNO's core would not train.
     """
     global _current
-    with _LOCK:
-        if _current is not None:
-            _current.take_back()
-            _current = None
+    if _current is not None:
+        _current.take_back()
+        _current = None
 
 
 @contextlib.contextmanager
@@ -74,9 +58,8 @@ def enabled(on: bool = True) -> Iterator[None]:
 
     **Raises:** as `enable`.
     """
-    with _LOCK:
-        before = is_enabled()
-        (enable if on else disable)()
+    before = is_enabled()
+    (enable if on else disable)()
     try:
         yield
     finally:
@@ -109,7 +92,7 @@ def trained_adapters(net: Any) -> AdapterSet:
         raise SelectionError(
             f"`trained_adapters` takes a model of jNO (jno.nn.wrap(...)), but got {net!r}."
         ) from None
-    adapters = _trained_adapters(module)
+    adapters = adapters_merged_into(module)
     if adapters is None:
         raise SelectionError(
             f"No adapters were trained in the last solve of this {type(module).__name__}. Call "
@@ -118,18 +101,20 @@ def trained_adapters(net: Any) -> AdapterSet:
     return adapters
 
 
-def _enable_at_import() -> None:
-    """Enable beside an installed jNO. `import jno` must never fail because of `jno.lora`."""
-    jno = sys.modules.get("jno")
-    if getattr(jno, "__file__", None) is None or os.environ.get("JNO_LORA_JNO") == "0":
+def enable_at_import() -> None:
+    """Enable while jNO is imported, unless the environment variable `JNO_LORA_JNO` is 0.
+
+    **Raises:** as `enable`. Then jNO's `net.lora` raises this error, too.
+    """
+    global _refusal
+    if os.environ.get("JNO_LORA_JNO") == "0":
         return
     try:
         enable()
-    except Exception as err:
-        message = (
+    except JnoLoraError as err:
+        _refusal = (
             f"jno.lora could not put its adapters into {describe_jno()}, so net.lora of jNO raises "
-            f"an error. JNO_LORA_JNO=0 lets it use jNO's own adapters.\n{reason_of(err)}"
+            f"an error. JNO_LORA_JNO=0 lets it use jNO's own adapters.\n{err}"
         )
-        forbid_lora(message)
-        with contextlib.suppress(Warning):  # where warnings are errors
-            warn(message)
+        forbid_lora(_refusal)
+        raise JnoLoraError(_refusal) from err

@@ -1,6 +1,5 @@
 """The methods that stand in for `Model.lora` and `Model.tune` of jNO."""
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,16 +8,10 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .._calibration import check_calibrate
-from .._dispatch import Statistics
-from .._errors import SelectionError
-from .._planning import Spec, TargetLike, parse_specs
-from .._registry import default_registry
-from .._trainability import partial_lora_trainable_filter
-from .._tree import holds_adapters
-from ._adapting import DATA_KEYS, _normalize_wrappers
+from jno.lora import SelectionError, Spec, partial_lora_trainable_filter, plan_lora
+from jno.lora.extending import adapted_layers, check_calibrate
 
-_SPEC_KEYS = tuple(field.name for field in dataclasses.fields(Spec))
+from ._functions import normalize_wrappers
 
 
 def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,27 +24,22 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         alpha: float = 1.0,
         wrapper: Any = None,
         *,
-        target: TargetLike = None,
-        specs: Iterable[Mapping[str, Any]] | None = None,
+        target: Any = None,
+        specs: Iterable[Any] | None = None,
         options: Mapping[str, Any] | None = None,
-        statistics: Statistics | None = None,
+        statistics: Mapping[str, Any] | None = None,
         calibrate: Sequence[Any] | None = None,
     ) -> Any:
         if calibrate is not None:
             batches, loss = check_calibrate(calibrate, statistics)
             calibrate = (list(batches), loss)  # an iterator would serve only one solve
-        call = {"target": target, "rank": rank, "alpha": alpha, "wrapper": wrapper}
-        checked = _check_specs(specs, {**call, "options": options})
-        if specs is None:
-            original(self, rank, alpha, target=target, wrapper=wrapper)
-        else:
-            original(self, specs=[{k: spec[k] for k in call} for spec in checked])
+        call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
+        checked = _checked_specs(specs, call)
+        original(self, specs=checked, wrapper=checked[0]["wrapper"])
         for config, spec in zip(self._lora_config, checked, strict=True):
-            if spec["options"] is not None:
-                config["options"] = dict(spec["options"])
-            for name, value in zip(DATA_KEYS, (statistics, calibrate), strict=True):
-                if value is not None:
-                    config[name] = value
+            options = spec["options"] and dict(spec["options"])
+            dropped = {"options": options, "statistics": statistics, "calibrate": calibrate}
+            config.update((key, value) for key, value in dropped.items() if value is not None)
         return self
 
     return lora
@@ -84,7 +72,7 @@ def tune_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
                     f"holds {choice!r}."
                 )
             names = ("rank", "alpha", "wrapper")
-            _check_specs([dict(zip(names, choice, strict=False))], {})
+            _checked_specs(None, Spec(**dict(zip(names, choice, strict=False))))
         return original(self, lora=lora, **named)
 
     return tune
@@ -103,7 +91,7 @@ class TrainableMask:
         if model is None:
             return self
         mask = vars(model).get(self.name)
-        if model._lora_config is not None or not holds_adapters(model.module):
+        if model._lora_config is not None or not any(adapted_layers(model.module)):
             return mask
         trains: PyTree[bool] = partial_lora_trainable_filter(model.module)
         return trains if mask is None else jax.tree.map(operator.and_, trains, mask)
@@ -112,20 +100,31 @@ class TrainableMask:
         vars(model)[self.name] = mask
 
 
-def _check_specs(
-    specs: Iterable[Mapping[str, Any] | Spec] | None, call: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The specs, completed from the call.
+def _checked_specs(specs: Any, call: Any) -> list[dict[str, Any]]:
+    """The specs, completed from the call; without specs, the call is the only spec.
+
+    - `call`: a `Spec` of the arguments of the call.
 
     **Raises:** as `apply_lora` for bad specs, names and classes; `SelectionError` for a class of
     jNO's own.
     """
-    whole = {**dict.fromkeys(_SPEC_KEYS), **call}
+    given: Any = specs
     if isinstance(specs, Iterable) and not isinstance(specs, Mapping | str):
-        specs = [vars(spec) if isinstance(spec, Spec) else spec for spec in specs]
-    given: list[Any] = specs if isinstance(specs, list) else []
-    for spec in (whole, *(spec for spec in given if isinstance(spec, Mapping))):
-        _normalize_wrappers(spec.get("wrapper"))
-    parse_specs(default_registry(), specs, Spec(**whole))
-    chosen = ({key: value for key, value in spec.items() if value is not None} for spec in given)
-    return [{**whole, **spec} for spec in chosen] if specs is not None else [whole]
+        given = [vars(spec) if isinstance(spec, Spec) else spec for spec in specs]
+    dicts = [spec for spec in given if isinstance(spec, Mapping)] if isinstance(given, list) else []
+    for spec in (vars(call), *dicts):
+        normalize_wrappers(spec.get("wrapper"))
+    # An empty model has no layers to select, so only the arguments are checked.
+    plan_lora(
+        (),
+        call.rank,
+        call.alpha,
+        target=call.target,
+        specs=given,
+        wrappers=call.wrapper,
+        options=call.options,
+    )
+    if specs is None:
+        return [vars(call)]
+    chosen = ({key: value for key, value in spec.items() if value is not None} for spec in dicts)
+    return [{**vars(call), **spec} for spec in chosen]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from jno.lora.in_jno import find_bad_installs
+import jno_lora_jno
+from jno_lora_jno._installs import find_bad_installs
 
 
 def test_importing_jno_lets_it_use_ours(site):
@@ -212,22 +213,47 @@ def test_a_package_of_another_kind_gets_a_warning_only(site):
     assert "has no module jno.architectures.lora" in site.run("import jno", start="")
 
 
-def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path):
+@pytest.fixture
+def core_alone(tmp_path):
+    """Options and a path for `site.run`: the installed libraries without our plugins."""
     (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
     libraries = tmp_path / "libraries"
     libraries.mkdir()
     for entry in folder.iterdir():
         if not entry.name.startswith(("jno_lora", "_")) and entry.suffix != ".pth":
             (libraries / entry.name).symlink_to(entry)
+    return {"options": ("-S",), "PYTHONPATH": f"{tmp_path}{os.pathsep}{libraries}"}
+
+
+def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path, core_alone):
+    (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
+    package = pathlib.Path(jno_lora_jno.__file__).parent
+    for entry in (package, *folder.glob("jno_lora_jno-*.dist-info")):
+        (tmp_path / "libraries" / entry.name).symlink_to(entry)
     site.run(
         """
         import jno
         from jno.lora import PluginError
         raises(PluginError, 'pip install "jno-lora[zoo]"', jno.Model(model).lora)
         """,
-        options=("-S",),
-        PYTHONPATH=f"{tmp_path}{os.pathsep}{libraries}",
+        **core_alone,
     )
+
+
+def test_without_the_plugin_jno_keeps_its_own_and_a_warning_says_what_to_install(site, core_alone):
+    program = """
+        import jno, sys
+        assert sys.modules["jno.core"]._apply_lora(None, key=None) == "theirs"
+        try:
+            jno.lora.in_jno
+        except ImportError as err:
+            assert 'pip install "jno-lora[jno]"' in str(err)
+        else:
+            raise AssertionError
+        """
+    said = site.run(program, start="", **core_alone)
+    assert said.count("JnoLoraWarning") == 1 and 'pip install "jno-lora[jno]"' in said
+    assert "JnoLoraWarning" not in site.run(program, start="", JNO_LORA_JNO="0", **core_alone)
 
 
 def test_without_jno_there_is_nothing_to_enable():
@@ -239,32 +265,67 @@ def test_without_jno_there_is_nothing_to_enable():
     in_jno.disable()
 
 
-def test_threads_that_enable_and_disable_leave_one_whole_state(site):
+def test_the_plugin_may_be_imported_first(site):
     site.run(
         """
-        import jno, sys, threading
-        from jno.lora import in_jno
-        core = sys.modules["jno.core"]
-
-        def switch(number):
-            for turn in range(100):
-                (in_jno.enable if (turn + number) % 2 else in_jno.disable)()
-
-        sys.setswitchinterval(1e-6)
-        threads = [threading.Thread(target=switch, args=(n,)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        in_jno.disable()
-        assert core._apply_lora(model, key=None) == core._merge_lora(model) == "theirs"
-        assert not hasattr(jno.Model.lora, "__wrapped__")
-        in_jno.enable()
-        ours = {core._apply_lora.__module__, core._merge_lora.__module__}
-        assert ours == {"jno.lora.in_jno._adapting"}
+        import jno_lora_jno, jno
+        assert jno_lora_jno.is_enabled()
+        assert jno.lora.in_jno.enable is jno_lora_jno.enable
         assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
         """
     )
+
+
+def test_other_plugins_load_when_they_are_needed(site):
+    site.run(
+        """
+        import jno, sys
+        assert jno.lora.in_jno.is_enabled()
+        assert not {"jno_lora_zoo", "jno_lora_arrays", "jno_lora_e3nn"} & set(sys.modules)
+        """
+    )
+
+
+def test_the_plugin_can_be_blocked(site):
+    site.run(
+        """
+        import jno, sys
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
+        assert "jno_lora_jno" not in sys.modules
+        """,
+        JNO_LORA_BLOCK="jno-lora-jno",
+    )
+
+
+def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
+    info = site.folder / "jno_lora_sad-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jno-lora-sad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[jno.lora.inside_jno]\nsad = json:sad\n")
+    said = site.run("import jno\nassert jno.lora.in_jno.is_enabled()", start="")
+    assert said.count("JnoLoraWarning") == 1 and "jno-lora-sad" in said and "'sad'" in said
+
+
+def test_doctor_says_which_adapters_jno_uses_and_what_hides_them(site):
+    installed(site.folder, NEW)
+    doctor = """
+        import jno
+        from jno.lora.__main__ import main
+        import sys
+        sys.argv = ["jno-lora", "doctor"]
+        try:
+            main()
+        except SystemExit:
+            pass
+        """
+    assert "jNO 0.4.2 ours inside" in " ".join(site.run(doctor, start="").split())
+    said = site.run(doctor, start="", JNO_LORA_JNO="0")
+    assert "jNO 0.4.2 uses its own adapters" in " ".join(said.split())
+    other = site.folder / "other" / "jno"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    said = site.run(doctor, start="", PYTHONPATH=f"{site.folder}{os.pathsep}{other.parent}")
+    assert f"TROUBLE: A package `jno` at {other} does not hold this jno.lora" in said
 
 
 def installed(folder, *names):

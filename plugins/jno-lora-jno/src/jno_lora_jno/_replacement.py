@@ -7,25 +7,29 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from .._contract import LoRAWrapper
-from .._errors import JnoLoraError
-from .._trainability import lora_trainable_filter, partial_lora_trainable_filter
-from . import _adapting, _model
+from jno.lora import (
+    JnoLoraError,
+    LoRAWrapper,
+    lora_trainable_filter,
+    partial_lora_trainable_filter,
+)
+
+from . import _functions, _methods
 from ._installs import describe_jno, jno_version
-from ._model import TrainableMask
+from ._methods import TrainableMask
 
 # By the names in jNO's modules.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "_normalize_wrappers": _adapting._normalize_wrappers,
-    "apply_lora": _adapting.apply_lora,
-    "merge_lora": _adapting.merge_lora,
+    "_normalize_wrappers": _functions.normalize_wrappers,
+    "apply_lora": _functions.apply_lora,
+    "merge_lora": _functions.merge_lora,
     "lora_trainable_filter": lora_trainable_filter,
     "partial_lora_trainable_filter": partial_lora_trainable_filter,
 }
 _METHODS: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("Model", "lora"): _model.lora_of_model,
-    ("Model", "tune"): _model.tune_of_model,
-    ("ModelCall", "lora"): _model.lora_of_call,
+    ("Model", "lora"): _methods.lora_of_model,
+    ("Model", "tune"): _methods.tune_of_model,
+    ("ModelCall", "lora"): _methods.lora_of_call,
 }
 
 
@@ -37,7 +41,7 @@ class Replacement:
 
         **Raises:** `JnoLoraError` that names jNO's version and the differences.
         """
-        adapters = _import(_adapting.JNO_ADAPTERS)
+        adapters = _import(_functions.JNO_ADAPTERS)
         _import("jno.core")
         trace = _import("jno.trace")
         problems: list[str] = []
@@ -49,10 +53,9 @@ class Replacement:
             problems += _differences(f"{adapters.__name__}.{name}", theirs, ours)
             self._pairs.append((theirs, ours))
         for (owner, name), stand_in in _METHODS.items():
-            cls = getattr(trace, owner, None)
-            theirs = _original(vars(cls).get(name)) if isinstance(cls, type) else None
-            where = f"{trace.__name__}.{owner}.{name}"
-            if cls is None or not callable(theirs):
+            cls: Any = getattr(trace, owner, None)
+            theirs, where = getattr(cls, name, None), f"{trace.__name__}.{owner}.{name}"
+            if theirs is None:
                 problems.append(f"{where} is missing")
                 continue
             ours = stand_in(theirs)
@@ -78,33 +81,21 @@ class Replacement:
     def take_back(self) -> None:
         """Let jNO use its own adapters again, also in modules that were imported since."""
         _swap({id(ours): theirs for theirs, ours in self._pairs})
-        for cls, name, theirs, ours in self._methods:
-            if vars(cls).get(name) is ours:
-                setattr(cls, name, theirs)
+        for cls, name, theirs, _ in self._methods:
+            setattr(cls, name, theirs)
         delattr(self._model, TrainableMask.name)
 
 
 def forbid_lora(reason: str) -> None:
     """Let jNO's `net.lora` raise, because jNO's core would silently train our adapters wrong."""
+
+    def lora(*_: Any, **__: Any) -> Any:
+        raise JnoLoraError(reason)
+
     trace = sys.modules.get("jno.trace")
-    for owner, name in _METHODS:
-        cls = getattr(trace, owner, None)
-        if name == "lora" and isinstance(cls, type) and name in vars(cls):
-            setattr(cls, name, _Forbidden(reason, _original(vars(cls)[name])))
-
-
-class _Forbidden:
-    """A method that always raises, in the place of `original`."""
-
-    def __init__(self, reason: str, original: Any) -> None:
-        self.reason, self.original = reason, original
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise JnoLoraError(self.reason)
-
-
-def _original(method: Any) -> Any:
-    return method.original if isinstance(method, _Forbidden) else method
+    for cls in (getattr(trace, "Model", None), getattr(trace, "ModelCall", None)):
+        if hasattr(cls, "lora"):
+            setattr(cls, "lora", lora)  # noqa: B010
 
 
 def _import(name: str) -> ModuleType:
@@ -138,11 +129,8 @@ def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
 
 def _swap(replacements: Mapping[int, Any]) -> None:
     """Replace objects, known by their identity, in every module of jNO that is loaded."""
-    for module in list(sys.modules.values()):
-        name = getattr(module, "__name__", "")
-        if not isinstance(module, ModuleType) or not f"{name}.".startswith("jno."):
-            continue
-        if f"{name}.".startswith("jno.lora."):
+    for name, module in list(sys.modules.items()):
+        if not f"{name}.".startswith("jno.") or f"{name}.".startswith("jno.lora."):
             continue
         for attribute, value in list(vars(module).items()):
             if id(value) in replacements:

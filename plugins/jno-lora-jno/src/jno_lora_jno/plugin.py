@@ -1,0 +1,24 @@
+"""The plugin's entry points: jNO gets these adapters when it is imported, and `doctor` says so."""
+
+import jno
+from jno.lora import __path__ as path_of_ours, hookimpl
+
+jno_lora_api = 1
+
+
+def enable_inside_jno() -> None:
+    """Called by `jno.lora` when it is imported inside jNO."""
+    from ._switch import enable_at_import
+
+    enable_at_import()
+
+
+@hookimpl
+def jno_lora_doctor(facts: list[tuple[str, str]], troubles: list[str]) -> None:
+    """Say which jNO is installed and which adapters it uses, and find bad installations."""
+    from ._installs import describe_jno, find_bad_installs, jno_version
+    from ._switch import is_enabled
+
+    if jno_version() is not None:
+        facts.append((describe_jno(), "ours inside" if is_enabled() else "uses its own adapters"))
+    troubles += find_bad_installs(list(path_of_ours), getattr(jno, "__file__", None))
