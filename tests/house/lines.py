@@ -37,8 +37,9 @@ def count(sources: pathlib.Path) -> int:
 
 def counts() -> dict[str, int]:
     """The lines of code of each distribution."""
-    plugins = {path.parent.name: path for path in sorted(ROOT.glob("plugins/*/src"))}
-    return {name: count(path) for name, path in {"jno-lora": ROOT / "src", **plugins}.items()}
+    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+    folders = {"jno-lora": ROOT, **{path.name: path for path in plugins}}
+    return {name: count(path / "src") for name, path in folders.items()}
 
 
 if __name__ == "__main__":
