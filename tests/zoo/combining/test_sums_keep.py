@@ -351,9 +351,9 @@ def test_weights_are_in_the_order_of_the_active_names():
 
 def test_sets_that_are_in_the_model_are_not_kept_twice():
     net = net_of().activate("a", "b")
-    assert not any(inactive.adapters.adapters for inactive in net._now.entered.values())
+    assert not any(net._state.named[name].adapters for name in ("a", "b"))
     net.activate("a")
-    assert not any(inactive.adapters.adapters for inactive in net._now.entered.values())
+    assert not net._state.named["a"].adapters and net._state.named["b"].adapters
 
 
 @pytest.mark.parametrize(
