@@ -316,20 +316,6 @@ def test_members_lie_on_the_mesh_of_their_layer():
     assert alone.lora_B.sharding.spec == PartitionSpec("m", None)
 
 
-def test_a_weight_of_a_transformation_is_refused():
-    net = net_of()
-    before = net.module
-
-    @jax.jit
-    def call(w):
-        with pytest.raises(SelectionError, match="Inside, call sum_adapters"):
-            net.activate("a", "b", weights={"a": w})
-        return w
-
-    call(1.0)
-    assert net.module is before and net.active is None
-
-
 def test_a_set_of_frozen_arrays_that_shall_train_warns():
     net = net_of(new=B).lora(2).add_adapter("old").freeze()
     net.mask("lora_").freeze()

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._calibration import calibrate as collect, check_calibrate
 from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
-from .._contract import Handle, check_adapter_name, check_key, expect_model, is_traced
+from .._contract import Handle, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, path_str, show_path
@@ -120,7 +120,7 @@ class Net(Handle):
         """
         self._refuse_disabled("mask")
         parse_mask(self.module, mask)
-        return self._set(mask=mask)
+        return self._become(self._state, mask=mask)
 
     @knows_words_of_peft
     def lora(
@@ -187,8 +187,7 @@ class Net(Handle):
             asked = {row.path: row.rank for row in plan.wrapped if row.rank is not None}
             originals = originals_of(state.module, module)
             state = state.adapted(module, originals, asked_ranks=asked)
-        self._state = dataclasses.replace(state, mask=None)
-        return self
+        return self._become(state, mask=None)
 
     @knows_words_of_peft
     def plan(
@@ -210,7 +209,7 @@ class Net(Handle):
         """
         selection = self._selection(target, wrapper, specs)
         plan = plan_lora(self.module, rank, alpha, options=options, **selection)
-        self._set(mask=None)
+        self._become(self._state, mask=None)
         return plan
 
     def freeze(self) -> "Net":
@@ -219,8 +218,7 @@ class Net(Handle):
         **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
         self._refuse_disabled("freeze")
-        self._state = self._state.training(train=False)
-        return self
+        return self._become(self._state.training(train=False))
 
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train the selected leaves.
@@ -231,8 +229,7 @@ class Net(Handle):
         **Raises:** as `freeze`.
         """
         self._refuse_disabled("unfreeze")
-        self._state = self._state.training(train=True)
-        return self
+        return self._become(self._state.training(train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
@@ -251,7 +248,7 @@ class Net(Handle):
                 "optax.chain(jno.lora.optim.conjugate(), optimiser)."
             )
         warned = state.warned_of_complex or bool(paths)
-        self._set(partitioned=state.identity, warned_of_complex=warned)
+        self._become(state, partitioned=state.identity, warned_of_complex=warned)
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
@@ -264,8 +261,7 @@ class Net(Handle):
         if the arrays are traced, and the model is not.
         """
         self._refuse_disabled("update")
-        self._state = self._state.with_update(trainable)
-        return self
+        return self._become(self._state.with_update(trainable))
 
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
@@ -278,8 +274,7 @@ class Net(Handle):
         merged = self._state.merged()
         if self._state.needs_update and any(jax.tree.leaves(self.trainable)):
             _warn_of_missing_update("merged", "before net.merge()")
-        self._state = merged
-        return self
+        return self._become(merged)
 
     def unwrap(self) -> "Net":
         """Drop every adapter in the model, and its name, and restore the layers.
@@ -287,8 +282,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if a mask is pending.
         """
         self._refuse_mask("unwrap")
-        self._state = self._state.plain()
-        return self
+        return self._become(self._state.plain())
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator["Net"]:
@@ -364,22 +358,19 @@ class Net(Handle):
                     f"The adapters to be called {name!r} are a sum of several sets. Add each set "
                     "by its name: split_adapters(adapters) gives them, for net.activate(...)."
                 )
-        elif not holds_adapters(state.module):
+            return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
+        if not holds_adapters(state.module):
             raise SelectionError(
                 f"The model carries no adapters that could be called {name!r}. Call "
                 "net.lora(...) first, or give an AdapterSet."
             )
-        elif state.active:
+        if state.active:
             shown, first = " and ".join(map(repr, state.active)), state.active[0]
             raise SelectionError(
                 f"The model's adapters are called {shown} already. To add a copy, give it: "
                 f"net.add_adapter({name!r}, net.adapter({first!r}))"
             )
-        if adapters is None:
-            named, active = NamedAdapters(), (name,)
-        else:
-            named, active = NamedAdapters(adapters), state.active
-        return self._set(named={**state.named, name: named}, active=active)
+        return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
 
     def activate(
         self, *names: str, weights: Weights = None, train: Collection[str] | None = None
@@ -416,15 +407,8 @@ class Net(Handle):
             return self
         state = self._state.deactivated()
         if is_alone:
-            self._state = state.with_set(names[0])
-            return self
-        if is_traced(weights) and not is_traced(state.module):
-            raise SelectionError(
-                "net.activate(...) got weights of a JAX transformation (jit or grad), whose "
-                "values are gone when it ends. Inside, call sum_adapters(...)."
-            )
-        self._state = state.with_sum(names, weights, () if train is None else train)
-        return self
+            return self._become(state.with_set(names[0]))
+        return self._become(state.with_sum(names, weights, () if train is None else train))
 
     def deactivate(self) -> "Net":
         """Take the adapters out of the model. The net keeps them under their name.
@@ -435,8 +419,7 @@ class Net(Handle):
         lost), or if a mask is pending.
         """
         self._refuse_mask("deactivate")
-        self._state = self._state.deactivated()
-        return self
+        return self._become(self._state.deactivated())
 
     def delete_adapter(self, name: str) -> "Net":
         """Drop the adapters of that name. Active adapters leave the model.
@@ -447,10 +430,9 @@ class Net(Handle):
         self._check_name(name)
         if name in self._state.active:
             self._refuse_sum("delete_adapter")
-            self._state = self._state.plain()
-        else:
-            self._state = self._state.without_name(name)
-        return self
+            return self._become(self._state.plain())
+        named = {key: stored for key, stored in self._state.named.items() if key != name}
+        return self._become(self._state, named=named)
 
     def save_adapters(
         self,
@@ -482,7 +464,7 @@ class Net(Handle):
             )
         if state.needs_update:
             _warn_of_missing_update("saved", "and save again")
-            self._set(updated=state.updated | {state.identity})
+            self._become(self._state, updated=state.updated | {state.identity})
         return self
 
     def load_adapters(
@@ -529,15 +511,14 @@ class Net(Handle):
                 f"Call net.deactivate() first, which keeps {active!r}. Or give the file a name: "
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
-        self._state = loaded.with_sum_named()
-        return self
+        return self._become(loaded.with_sum_named())
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
         selection = {"target": target, "wrappers": wrapper, "specs": specs}
         return selection | {"param_mask": self._state.mask, "registry": self._registry}
 
-    def _set(self, **changed: Any) -> "Net":
-        self._state = dataclasses.replace(self._state, **changed)
+    def _become(self, state: NetState, **changed: Any) -> "Net":
+        self._state = dataclasses.replace(state, **changed)
         return self
 
     def _check_name(self, name: str) -> None:

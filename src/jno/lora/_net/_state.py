@@ -209,23 +209,14 @@ class NetState:
     def with_set(self, name: str) -> "NetState":
         """With the set of that name in the model, which has no adapters."""
         stored = self.named[name]
-        module = put_around(self.module, stored.adapters)
         module = map_adapters(
-            lambda path, new: with_settings(new, stored.settings.get(path, {})), module
+            lambda path, new: with_settings(new, stored.settings.get(path, {})),
+            put_around(self.module, stored.adapters),
         )
-
-        def restore(path: str, _: Any, mask: Any) -> Any:
-            return _restored(mask, stored.trains.get(path, {}))
-
-        return dataclasses.replace(
-            self,
-            module=module,
-            trainable=map_adapters(restore, module, carry_to_adapted(self.trainable, module)),
-            named=self._with_arrays_in_model([name]),
-            active=(name,),
-            originals=originals_of(self.module, module),
-            identity=stored.identity,
-        )
+        trains = {path: stored.trains.get(path, {}) for path, _ in adapted_layers(module)}
+        state = self._with(module, (name,), trains)
+        originals = originals_of(self.module, module)
+        return dataclasses.replace(state, originals=originals, identity=stored.identity)
 
     def with_sum(
         self, names: tuple[str, ...], weights: Weights, train: Collection[str]
@@ -244,37 +235,46 @@ class NetState:
             columns = [(former[member.name] or {}).get(path, new) for member in adapter.members]
             return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
 
-        def restore(path: str, adapter: Any, mask: Any) -> Any:
-            saved = {
+        if not isinstance(weights, Mapping) and None not in former.values():
+            module = map_adapters(weighted, module)
+        trains = {
+            path: {
                 f"trained/{name}/{leaf}": flag
                 for name in adapter.trained
                 for leaf, flag in sets[name].trains.get(path, {}).items()
             }
-            return _restored(mask, saved)
-
-        if not isinstance(weights, Mapping) and None not in former.values():
-            module = map_adapters(weighted, module)
-        trainable = map_adapters(restore, module, carry_to_adapted(self.trainable, module))
-        masks = [mask.trained for _, mask in adapted_layers(trainable)]
+            for path, adapter in adapted_layers(module)
+        }
+        state = self._with(module, names, trains)
+        masks = [mask.trained for _, mask in adapted_layers(state.trainable)]
         for name in train:
             if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
                 warn(
                     f"No array of the adapters {name!r} trains: all were frozen when they left the "
                     f'model. Call net.mask("trained/{name}/").unfreeze() to train all of them.'
                 )
+        return state
+
+    def _with(
+        self, module: PyTree, names: tuple[str, ...], trains: Mapping[str, Mapping[str, bool]]
+    ) -> "NetState":
+        """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
+
+        def restore(path: str, _: Any, mask: Any) -> Any:
+            saved = trains[path]
+            return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
+
+        trainable = map_adapters(restore, module, carry_to_adapted(self.trainable, module))
+        empty = AdapterSet({})
+        active = {name: dataclasses.replace(self.named[name], adapters=empty) for name in names}
         return dataclasses.replace(
             self,
             module=module,
             trainable=trainable,
-            named=self._with_arrays_in_model(names),
+            named={**self.named, **active},
             active=names,
             identity=object(),
         )
-
-    def _with_arrays_in_model(self, names: Collection[str]) -> dict[str, NamedAdapters]:
-        empty = AdapterSet({})
-        sets = {name: dataclasses.replace(self.named[name], adapters=empty) for name in names}
-        return {**self.named, **sets}
 
     # --- names
 
@@ -294,10 +294,6 @@ class NetState:
         if not new:
             return self
         return dataclasses.replace(self, named={**self.named, **new}, active=(*new,))
-
-    def without_name(self, name: str) -> "NetState":
-        """Without the set of that name, which is not in the model."""
-        return dataclasses.replace(self, named=_without(self.named, [name]))
 
     # --- adapters leave the model
 
@@ -325,7 +321,11 @@ class NetState:
         if self.is_sum:
             stored = self._members()
         elif self.active:
-            stored = {name: self._active_set(name) for name in self.active}
+            (name,) = self.active
+            masks = {path: _by_path(mask) for path, mask in adapted_layers(self.trainable)}
+            settings = {path: settings_of(adapter) for path, adapter in adapted_layers(self.module)}
+            adapters, weights = extract_adapters(self.module), self.named[name].weights
+            stored = {name: NamedAdapters(adapters, masks, settings, weights, self.identity)}
         elif holds_adapters(self.module):
             raise SelectionError(
                 "The model carries adapters without a name, which would be lost. Call "
@@ -346,12 +346,6 @@ class NetState:
             asked_ranks={},
             identity=None,
         )
-
-    def _active_set(self, name: str) -> NamedAdapters:
-        masks = {path: _by_path(mask) for path, mask in adapted_layers(self.trainable)}
-        settings = {path: settings_of(adapter) for path, adapter in adapted_layers(self.module)}
-        weights = self.named[name].weights
-        return NamedAdapters(extract_adapters(self.module), masks, settings, weights, self.identity)
 
     def _members(self) -> dict[str, NamedAdapters]:
         """The sets of the sum in the model, with their values, weights and masks."""
@@ -390,11 +384,6 @@ def _without(by_key: Mapping[str, T], keys: Container[str]) -> dict[str, T]:
 
 def _by_path(tree: Any) -> dict[str, Any]:
     return {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(tree)}
-
-
-def _restored(mask: Any, saved: Mapping[str, bool]) -> Any:
-    """`mask` of an adapter, with the saved flags by the path of their leaf."""
-    return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
 
 
 def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
