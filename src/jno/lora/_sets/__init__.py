@@ -6,8 +6,17 @@ from ._convert import to_lora
 from ._products import Triplets, known_factors, scale_adapters
 from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
-from ._sum import AdapterSum, Member, state_of, sum_class
-from ._summing import Weights, problems_of_members, sets_in, split_adapters, sum_adapters
+from ._sum import (
+    AdapterSum,
+    Member,
+    Weights,
+    problems_of_members,
+    sets_in,
+    split_adapters,
+    state_of,
+    sum_adapters,
+    sum_class,
+)
 from ._swapping import (
     built_around,
     check_fit,

@@ -17,8 +17,7 @@ from ._adapter_set import AdapterSet, LooseAdapter, listed_sets, paths_of
 from ._input_shares import covariances, shares_of
 from ._products import Factors, Triplets, check_combinable, factors_of, summed, weighted, widest
 from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, Combination, MajoritySign, Recipe
-from ._sum import AdapterSum
-from ._summing import sets_in
+from ._sum import AdapterSum, sets_in
 from ._update_report import UpdateReport, UpdateRow
 
 if TYPE_CHECKING:
