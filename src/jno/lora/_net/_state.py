@@ -115,8 +115,8 @@ class NetState:
     @property
     def needs_update(self) -> bool:
         """Whether `partition` returned the adapters, and `update` never got them back."""
-        known = None, *self.updated
-        return self.partitioned is self.identity and self.identity not in known
+        was_returned = self.identity is not None and self.partitioned is self.identity
+        return was_returned and self.identity not in self.updated
 
     def trained_outside(self) -> list[str]:
         """The paths of the arrays that train and belong to no adapter."""
