@@ -57,12 +57,12 @@ def moments(calls):
 def state_of(net):
     """All that there is to know about a net, as objects that are the same or not."""
     kept = {name: tuple(map(id, jtu.tree_leaves(net.adapter(name)))) for name in net.adapters}
-    originals = {path: id(layer) for path, (layer, _) in net._now.originals.items()}
+    originals = {path: id(layer) for path, (layer, _) in net._state.originals.items()}
     return (
         tuple(map(id, jtu.tree_leaves(net.module))),
         jtu.tree_structure(net.module),
         tuple(jtu.tree_leaves(net.trainable)),
-        (net._mask, net.adapters, net.active, net._disabled is None),
+        (net._state.mask, net.adapters, net.active, net._state.enabled is None),
         kept,
         originals,
     )

@@ -1,6 +1,5 @@
 """The controls of `Net`: what each combination wraps, and what trains afterwards."""
 
-import copy
 import itertools
 import re
 
@@ -324,15 +323,3 @@ def test_the_summary_counts_what_the_state_of_the_net_says(model):
     net.mask("encoder/0/base").unfreeze()
     counts = {row.path: row.trainable for row in net.summary()}
     assert counts == {"encoder/0": 3 + 9 + 3, "encoder/1": 3, "head": 0}
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_a_copy_made_in_a_disabled_block_is_the_net_itself(model, registry, copied):
-    net = Net(model).freeze().lora(1, wrapper=ToyLinear)
-    before = net.module
-    with net.disabled():
-        other = copied(net)
-        assert other.module is before
-        other.unfreeze()
-    assert net.module is before and other.module is before
-    assert sum(jax.tree.leaves(net.trainable)) < sum(jax.tree.leaves(other.trainable))

@@ -231,9 +231,10 @@ def test_an_adapter_that_finds_no_layer_leaves_the_last_partition_valid(net):
     assert jnp.array_equal(net.module.head.gain, jnp.full(2, 2.0))
 
 
-def test_a_deep_copy_goes_its_own_way(net):
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_goes_its_own_way(net, copied):
     trainable, _ = net.partition()
-    other = copy.deepcopy(net)
+    other = copied(net)
     other.update(moved(trainable))
     assert jnp.array_equal(net.module.head.gain, jnp.ones(2))
     assert jnp.array_equal(other.module.head.gain, jnp.full(2, 2.0))

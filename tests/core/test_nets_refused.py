@@ -1,9 +1,7 @@
 """Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is not a pytree."""
 
-import copy
 import inspect
 import pathlib
-import pickle
 
 import equinox as eqx
 import jax
@@ -104,13 +102,6 @@ def test_the_advice_follows_an_update(model):
     assert not jnp.allclose(before, net(0))
     assert jnp.allclose(call(net.module, 0), net(0), rtol=1e-6)
     assert jax.vmap(net)(jnp.arange(2)).shape[0] == 2
-
-
-def test_a_net_says_why_it_cannot_be_pickled(model):
-    net = Net(model)
-    with pytest.raises(SelectionError, match=r"cannot be pickled.*net\.save_adapters\(path\)"):
-        pickle.dumps(net)
-    assert copy.deepcopy(net).module is net.module
 
 
 def test_an_error_says_that_equinox_has_emptied_the_file(model, tmp_path):

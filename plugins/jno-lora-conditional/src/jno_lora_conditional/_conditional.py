@@ -82,7 +82,7 @@ class Conditional(eqx.Module):
                 f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
                 "function of z: Function(f, source=0.1)"
             )
-        net, plain = _checked(net)
+        plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
         size = _size_of(basis)
 
@@ -211,15 +211,14 @@ def _size_of(basis: Basis) -> int:
     return phi.shape[0]
 
 
-def _checked(net: Net) -> tuple[Net, PyTree]:
-    """The net outside of `with net.disabled()`, and its model without adapters.
+def _checked(net: Net) -> PyTree:
+    """The model of the net without adapters.
 
-    **Raises:** `SelectionError` if a conditional cannot be made of it.
+    **Raises:** `SelectionError` if a conditional cannot be made of the net.
     """
-    net = copy.copy(net)  # the block does not hold for a copy
     try:
         plain = copy.copy(net).unwrap().module
-    except SelectionError as err:  # a mask is pending
+    except SelectionError as err:  # a mask is pending, or the net is disabled
         raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
@@ -233,7 +232,7 @@ def _checked(net: Net) -> tuple[Net, PyTree]:
             "A conditional trains the adapters, and nothing else: other arrays would change the "
             "model at the source. Call net.freeze() before net.lora(...)."
         )
-    return net, plain
+    return plain
 
 
 def _forms(tree: PyTree) -> Any:

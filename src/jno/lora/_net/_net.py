@@ -1,28 +1,33 @@
 """`Net`: a mutable handle on an immutable model, which also knows which arrays train."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._calibration import calibrate as collect, check_calibrate
-from .._contract import check_key
+from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
+from .._contract import Handle, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
-from .._errors import SelectionError
-from .._paths import bullets, show_path
+from .._errors import SelectionError, warn
+from .._paths import bullets, nearest, path_str, show_path
 from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
-from .._registry import Registry
+from .._registry import Registry, default_registry
 from .._reports import LoraReport, report_on
+from .._sets import AdapterSet, AdapterSum, Weights, check_fit, extract_adapters
 from .._shared_arrays import resolve
-from .._tree import callable_model
-from ._naming import Naming
-from ._state import originals_of
+from .._tree import callable_model, holds_adapters
+from ._state import NamedAdapters, NetState, originals_of
 
 
-class Net(Naming):
+class Net(Handle):
     """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
     Every control acts at once and returns the handle, so that calls may be chained:
@@ -60,7 +65,9 @@ class Net(Naming):
     def __init__(
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
-        super().__init__(model, registry)
+        expect_model(model, "Net")
+        self._registry = default_registry(registry)
+        self._state = NetState.of(model)
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
 
@@ -80,6 +87,29 @@ class Net(Naming):
         trains = f"{report.trainable:,} of {report.total:,} parameters train"
         return f"Net({type(self.module).__name__}, {len(report)} adapted layers, {trains})"
 
+    def __hash__(self) -> int:
+        # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)`, which would be
+        # harmless, asks for the hash just as `jax.make_jaxpr` does, so it is refused too.
+        raise SelectionError(
+            f"A {type(self).__name__} changes, and has no hash: a program compiled for it, as by "
+            "jax.jit(net), would keep the weights of its first call. Compile a function of the "
+            "model: eqx.filter_jit(lambda model, x: model(x))(net.module, x)"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
+        # The state is immutable, and a registry has a lock, which cannot be copied.
+        return copy.copy(self)
+
+    @property
+    def module(self) -> Any:
+        """The current model, with its adapters."""
+        return self._state.module
+
+    @property
+    def trainable(self) -> PyTree[bool]:
+        """The leaves that train: Python bools in the structure of `module`."""
+        return self._state.trainable
+
     def mask(self, mask: MaskLike) -> "Net":
         """Narrow the next control to the selected leaves. A second `mask` replaces the first.
 
@@ -90,8 +120,7 @@ class Net(Naming):
         """
         self._refuse_disabled("mask")
         parse_mask(self.module, mask)
-        self._mask = mask
-        return self
+        return self._become(self._state, mask=mask)
 
     @knows_words_of_peft
     def lora(
@@ -136,13 +165,13 @@ class Net(Naming):
         """
         self._refuse_disabled("lora")
         self._refuse_sum("lora")
-        state = self._now
+        state = self._state
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
             batches, loss = check_calibrate(calibrate, statistics)
             statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
-        plan = plan_call(state.module, specs, call, self._mask, self._registry)
+        plan = plan_call(state.module, specs, call, state.mask, self._registry)
         adapted = [row for row in plan.having("already adapted") if row.spec is not None]
         if adapted and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
@@ -158,7 +187,7 @@ class Net(Naming):
             asked = {row.path: row.rank for row in plan.wrapped if row.rank is not None}
             originals = originals_of(state.module, module)
             state = state.adapted(module, originals, asked_ranks=asked)
-        return self._become(state)
+        return self._become(state, mask=None)
 
     @knows_words_of_peft
     def plan(
@@ -180,7 +209,7 @@ class Net(Naming):
         """
         selection = self._selection(target, wrapper, specs)
         plan = plan_lora(self.module, rank, alpha, options=options, **selection)
-        self._mask = None
+        self._become(self._state, mask=None)
         return plan
 
     def freeze(self) -> "Net":
@@ -189,7 +218,7 @@ class Net(Naming):
         **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
         self._refuse_disabled("freeze")
-        return self._become(self._now.training(self._mask, train=False))
+        return self._become(self._state.training(train=False))
 
     def unfreeze(self) -> "Net":
         """Train everything but wrapped layers; with a mask, also train the selected leaves.
@@ -200,17 +229,26 @@ class Net(Naming):
         **Raises:** as `freeze`.
         """
         self._refuse_disabled("unfreeze")
-        return self._become(self._now.training(self._mask, train=True))
+        return self._become(self._state.training(train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
 
         Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
         """
-        if self._disabled is None:
-            self._partitioned = self._now.identity
-        trainable, frozen = eqx.partition(self.module, self.trainable)
-        self._warn_of_complex(trainable)
+        state = self._state
+        trainable, frozen = eqx.partition(state.module, state.trainable)
+        leaves = jtu.tree_leaves_with_path(trainable)
+        paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
+        if paths and not state.warned_of_complex:
+            warn(
+                f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
+                "JAX's gradient by a complex array is the conjugate of the direction of ascent. "
+                "Trainer and compare conjugate it. A loop of your own needs "
+                "optax.chain(jno.lora.optim.conjugate(), optimiser)."
+            )
+        warned = state.warned_of_complex or bool(paths)
+        self._become(state, partitioned=state.identity, warned_of_complex=warned)
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
@@ -223,9 +261,7 @@ class Net(Naming):
         if the arrays are traced, and the model is not.
         """
         self._refuse_disabled("update")
-        self._now = self._now.updated(trainable, self._partitioned)
-        self._updated |= {self._now.identity}
-        return self
+        return self._become(self._state.with_update(trainable))
 
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
@@ -235,10 +271,10 @@ class Net(Naming):
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
         self._refuse_mask("merge")
-        state, merged = self._now, self._now.merged()
-        if state.identity is not None and any(jax.tree.leaves(state.trainable)):
-            self._warn_of_missing_update(state, "merged", "before net.merge()")
-        return self._become(merged, self._without(self._active_names()))
+        merged = self._state.merged()
+        if self._state.needs_update and any(jax.tree.leaves(self.trainable)):
+            _warn_of_missing_update("merged", "before net.merge()")
+        return self._become(merged)
 
     def unwrap(self) -> "Net":
         """Drop every adapter in the model, and its name, and restore the layers.
@@ -246,7 +282,21 @@ class Net(Naming):
         **Raises:** `SelectionError` if a mask is pending.
         """
         self._refuse_mask("unwrap")
-        return self._become(self._now.plain(), self._without(self._active_names()))
+        return self._become(self._state.plain())
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator["Net"]:
+        """A block in which the net is the model without adapters, and cannot be changed.
+
+        Example: `with net.disabled(): reference = net(x)`. Layers that were not trained are bit for
+        bit as before adapting. After the block, the net is as it was before the block.
+        """
+        before = self._state
+        try:
+            self._state = before.disabled()
+            yield self
+        finally:
+            self._state = before
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.
@@ -255,9 +305,256 @@ class Net(Naming):
 
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
-        asked = self._now.asked_ranks
+        asked = self._state.asked_ranks
         return report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, oldest first."""
+        return tuple(self._state.named)
+
+    @property
+    def active(self) -> str | tuple[str, ...] | None:
+        """The name of the adapters in the model, or a tuple of names if several are active.
+
+        The order of the tuple is the order of a sum's weights.
+        `None` without adapters, or without a name.
+        """
+        names = self._state.active
+        return names if len(names) > 1 else next(iter(names), None)
+
+    def adapter(self, name: str) -> AdapterSet:
+        """The adapters of that name with their current values, to save, scale or combine them.
+
+        **Raises:** `SelectionError` if the name is unknown.
+        """
+        self._check_name(name)
+        return (self._state.enabled or self._state).named_adapters(name)
+
+    def add_adapter(self, name: str, adapters: AdapterSet | None = None) -> "Net":
+        """Name the adapters of the model, or add a set of adapters under a name.
+
+        **Arguments:**
+
+        - `name`: a new name.
+        - `adapters`: a set (`extract_adapters`, `combine`), which `activate` puts into the model.
+            Without it, the adapters that `lora` made get the name, and are active.
+
+        **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
+        a name, if `adapters` are sums, or do not fit the model (listing every misfit).
+        """
+        self._refuse_disabled("add_adapter")
+        check_adapter_name(name)
+        state = self._state
+        if name in state.named:
+            raise SelectionError(
+                f"There are adapters called {name!r} already. Choose another name, or call "
+                f"net.delete_adapter({name!r}) first."
+            )
+        if adapters is not None:
+            check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
+            if any(issubclass(a.wrapper, AdapterSum) for a in adapters.adapters.values()):
+                raise SelectionError(
+                    f"The adapters to be called {name!r} are a sum of several sets. Add each set "
+                    "by its name: split_adapters(adapters) gives them, for net.activate(...)."
+                )
+            return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
+        if not holds_adapters(state.module):
+            raise SelectionError(
+                f"The model carries no adapters that could be called {name!r}. Call "
+                "net.lora(...) first, or give an AdapterSet."
+            )
+        if state.active:
+            shown, first = " and ".join(map(repr, state.active)), state.active[0]
+            raise SelectionError(
+                f"The model's adapters are called {shown} already. To add a copy, give it: "
+                f"net.add_adapter({name!r}, net.adapter({first!r}))"
+            )
+        return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
+
+    def activate(
+        self, *names: str, weights: Weights = None, train: Collection[str] | None = None
+    ) -> "Net":
+        """Exchange the model's adapters for the adapters of that name, or for a sum of several.
+
+        The net keeps the former adapters under their names. One set keeps its values, and which of
+        its arrays and of its layers' arrays train, even if `freeze` is called meanwhile. Adapters
+        that become active for the first time train as after `lora`. A `lora` call adds to the
+        active adapters.
+
+        With several names, weights or `train`, the model gets the sum of the sets (`sum_adapters`):
+        each layer changes by the sum of their updates. Only the sets in `train` train.
+
+        **Arguments:**
+
+        - `names`: of one set, or of several.
+        - `weights`: by name, a number; 1 for other names. With `"train"`, one number for each set
+            and layer trains. Without numbers, the weights are as in the last sum of these sets, or
+            1. Give numbers to begin again.
+        - `train`: the names of the sets whose adapters train, as they trained before. A set that
+            does not train here keeps its values, and which of its arrays train.
+
+        **Raises:** `SelectionError` if a name is unknown or there twice; as `deactivate`; and as
+        `sum_adapters`.
+        """
+        self._refuse_mask("activate")
+        for name in names:
+            self._check_name(name)
+        if not names or len(set(names)) < len(names):
+            raise SelectionError(f"activate takes one name or several, each once, but got {names}.")
+        is_alone = len(names) == 1 and weights is None and train is None
+        if is_alone and names == self._state.active and not self._state.is_sum:
+            return self
+        state = self._state.deactivated()
+        if is_alone:
+            return self._become(state.with_set(names[0]))
+        return self._become(state.with_sum(names, weights, () if train is None else train))
+
+    def deactivate(self) -> "Net":
+        """Take the adapters out of the model. The net keeps them under their name.
+
+        The layers that they wrapped stay as frozen as before (see `unfreeze`).
+
+        **Raises:** `SelectionError` if the model carries adapters without a name (which would be
+        lost), or if a mask is pending.
+        """
+        self._refuse_mask("deactivate")
+        return self._become(self._state.deactivated())
+
+    def delete_adapter(self, name: str) -> "Net":
+        """Drop the adapters of that name. Active adapters leave the model.
+
+        **Raises:** `SelectionError` if the name is unknown, or if a mask is pending.
+        """
+        self._refuse_mask("delete_adapter")
+        self._check_name(name)
+        if name in self._state.active:
+            self._refuse_sum("delete_adapter")
+            return self._become(self._state.plain())
+        named = {key: stored for key, stored in self._state.named.items() if key != name}
+        return self._become(self._state, named=named)
+
+    def save_adapters(
+        self,
+        path: FilePath,
+        *,
+        registry: Registry | None = None,
+        base_values: bool | PyTree = True,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "Net":
+        """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
+
+        `save_adapters(net.adapter(name), path)` writes adapters that are not active. The file also
+        has hashes of layers that an adapter changed (PiSSA), from the copies in the net. Warns if
+        arrays outside the adapters train too, since the file does not hold them; and once if
+        `partition` returned these adapters and `update` never got them back.
+
+        **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
+        """
+        state = self._state.enabled or self._state
+        adapters, originals = extract_adapters(state.module), state.original_layers()
+        layers = layers_to_hash(base_values, state.module, adapters, originals)
+        save(adapters, path, registry or self._registry, layers, metadata)
+        if unsaved := state.trained_outside():
+            warn(
+                f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
+                f"file:\n{bullets(map(show_path, unsaved), 5)}\n"
+                "`net.freeze().lora(...)` trains adapters only; to save these arrays as well, save "
+                "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
+            )
+        if state.needs_update:
+            _warn_of_missing_update("saved", "and save again")
+            self._become(self._state, updated=state.updated | {state.identity})
+        return self
+
+    def load_adapters(
+        self,
+        path: FilePath,
+        *,
+        strict: Strict = True,
+        wrappers: Classes = (),
+        registry: Registry | None = None,
+    ) -> "Net":
+        """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
+
+        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
+        as it was. The loaded adapters join the active adapters, and replace those without a name;
+        to keep them apart, give `add_adapter` the set that `read_adapters` returns. A sum brings
+        the names of its sets.
+
+        **Arguments** and **Raises:** as `load_adapters`. The default `registry` is the net's. Also
+        raises a `CheckpointError` if the net carries an adapter around a layer of the file, or in
+        such a layer, and a `SelectionError` if a mask is pending, or if adapters of the file would
+        replace adapters that have a name.
+        """
+        self._refuse_mask("load_adapters")
+        self._refuse_sum("load_adapters")
+        state = self._state
+        loaded, replaced = state.loaded(path, wrappers, registry or self._registry, strict)
+        brought = loaded.sets_of_sum()
+        if brought and holds_adapters(state.module):
+            raise SelectionError(
+                "The file holds a sum of adapters, and the model carries adapters already. Call "
+                "net.deactivate(), net.merge() or net.unwrap() first."
+            )
+        if taken := sorted(brought.keys() & state.named.keys()):
+            raise SelectionError(
+                f"The file adds up adapters called {', '.join(map(repr, taken))}, and the net has "
+                "adapters of these names. Call net.delete_adapter(name) first, or give "
+                "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
+            )
+        if replaced and state.active:
+            active = state.active[0]
+            raise SelectionError(
+                f"The adapters {active!r} are active, and the file holds adapters for the same "
+                f"layers:\n{bullets(map(show_path, replaced), 5)}\n"
+                f"Call net.deactivate() first, which keeps {active!r}. Or give the file a name: "
+                "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
+            )
+        return self._become(loaded.with_sum_named())
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
         selection = {"target": target, "wrappers": wrapper, "specs": specs}
-        return selection | {"param_mask": self._mask, "registry": self._registry}
+        return selection | {"param_mask": self._state.mask, "registry": self._registry}
+
+    def _become(self, state: NetState, **changed: Any) -> "Net":
+        self._state = dataclasses.replace(state, **changed)
+        return self
+
+    def _check_name(self, name: str) -> None:
+        check_adapter_name(name)
+        if name not in self._state.named:
+            near = nearest(str(name), self._state.named, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; no adapters have a name."
+            raise SelectionError(f"No adapters are called {name!r}{hint}")
+
+    def _refuse_disabled(self, verb: str) -> None:
+        if self._state.enabled is not None:
+            raise SelectionError(
+                f"net.{verb}(...) was called in a `with net.disabled()` block. Its end would undo "
+                "the change. Call it after the block."
+            )
+
+    def _refuse_mask(self, verb: str) -> None:
+        self._refuse_disabled(verb)
+        if self._state.mask is not None:
+            raise SelectionError(
+                f"A mask is pending, but {verb} takes no mask. Use it up first (by lora, plan, "
+                f"freeze or unfreeze), then call net.{verb}(...)."
+            )
+
+    def _refuse_sum(self, verb: str) -> None:
+        if self._state.is_sum:
+            names = ", ".join(map(repr, self._state.active))
+            raise SelectionError(
+                f"net.{verb}(...) cannot change a sum of adapters ({names}). Activate one of them, "
+                "or call net.deactivate() or net.merge()."
+            )
+
+
+def _warn_of_missing_update(done: str, then: str) -> None:
+    warn(
+        f"The adapters were {done} as they are in the net, and net.update(...) was not called "
+        "since net.partition(). If you trained what it returned, call net.update(trainable) "
+        f"{then}."
+    )

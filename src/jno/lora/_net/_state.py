@@ -1,4 +1,4 @@
-"""The state of a net at one time, and its inactive adapters."""
+"""The state of a `Net`: one immutable value, of which each operation makes a new one."""
 
 import dataclasses
 import operator
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
@@ -19,7 +20,17 @@ from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning import MaskLike, parse_mask
 from .._registry import Registry
-from .._sets import AdapterSet, extract_adapters, put_around, settings_of, with_settings
+from .._sets import (
+    AdapterSet,
+    AdapterSum,
+    Weights,
+    extract_adapters,
+    put_around,
+    sets_in,
+    settings_of,
+    sum_adapters,
+    with_settings,
+)
 from .._trainability import (
     carry_to_adapted,
     carry_to_plain,
@@ -27,7 +38,7 @@ from .._trainability import (
     may_train,
     partial_lora_trainable_filter,
 )
-from .._tree import adapted_layers, map_adapters, replace_layers
+from .._tree import adapted_layers, holds_adapters, map_adapters, replace_layers
 
 T = TypeVar("T")
 
@@ -40,20 +51,129 @@ Original = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class NetState:
-    """A model, which of its arrays train, and the original layers that its adapters changed.
+class NamedAdapters:
+    """A set of adapters that has a name in a net.
 
-    - `identity`: an object that stands for its adapters, whatever their values; else `None`.
+    - `adapters`: empty while the set is in the model, which has its arrays.
+    - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
+        Leaves without an entry train as in a new adapter.
+    - `settings`: by path and field, the settings of an adapter that no set holds, such as dropout.
+    - `weights`: by the names of the sets of a sum, the weights of this set in that sum, by path.
+    - `identity`: of `NetState`.
+    """
+
+    adapters: AdapterSet = dataclasses.field(default_factory=lambda: AdapterSet({}))
+    trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    weights: Mapping[frozenset[str], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    identity: object = dataclasses.field(default_factory=object)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetState:
+    """Everything that changes in a net.
+
+    - `module`, `trainable`: the model, and which of its leaves train.
+    - `mask`: the mask for the next control.
+    - `named`: the sets of adapters with a name, oldest first.
+    - `active`: the names of the sets in `module`, in the order of a sum's weights.
+    - `originals`: by path, the original layers that the adapters in `module` changed.
     - `asked_ranks`: by path, the ranks that `lora` was asked for, which a small layer clamps.
-    - `entered`: by name, the sets that are in `module`: their masks and weights before.
+    - `identity`: stands for the adapters in `module`, whatever their values; `None` without any.
+    - `partitioned`: the `identity` at the last `partition`.
+    - `updated`: each `identity` that needs no warning of a missing update: the update came, or the
+        warning was given.
+    - `warned_of_complex`: whether the warning of complex arrays was given.
+    - `enabled`: in a block without adapters, the state before the block.
     """
 
     module: PyTree
     trainable: PyTree[bool]
+    mask: MaskLike | None = None
+    named: Mapping[str, NamedAdapters] = dataclasses.field(default_factory=dict)
+    active: tuple[str, ...] = ()
     originals: Mapping[str, Original] = dataclasses.field(default_factory=dict)
-    identity: object = dataclasses.field(default_factory=object)
     asked_ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    entered: Mapping[str, "InactiveAdapters"] = dataclasses.field(default_factory=dict)
+    identity: object = None
+    partitioned: object = UNKNOWN
+    updated: frozenset[object] = frozenset()
+    warned_of_complex: bool = False
+    enabled: "NetState | None" = None
+
+    @classmethod
+    def of(cls, model: PyTree) -> "NetState":
+        """The state of a new net."""
+        identity = object() if holds_adapters(model) else None
+        trainable = partial_lora_trainable_filter(model)
+        return cls(model, trainable, identity=identity).with_sum_named()
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether a layer of the model has a sum of sets."""
+        return any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(self.module))
+
+    @property
+    def needs_update(self) -> bool:
+        """Whether `partition` returned the adapters, and `update` never got them back."""
+        was_returned = self.identity is not None and self.partitioned is self.identity
+        return was_returned and self.identity not in self.updated
+
+    def trained_outside(self) -> list[str]:
+        """The paths of the arrays that train and belong to no adapter."""
+        masks = self.trainable, lora_trainable_filter(self.module)
+        outside = jax.tree.map(lambda trains, in_adapter: trains and not in_adapter, *masks)
+        return [path_str(keys) for keys, trains in jtu.tree_leaves_with_path(outside) if trains]
+
+    def original_layers(self) -> dict[str, Any]:
+        """By path, the originals of the layers that adapters changed, unless they were trained."""
+        layers: dict[str, Any] = {}
+        for path, adapter in adapted_layers(self.module):
+            if path in self.originals:
+                layer, base = self.originals[path]
+                # Training replaces the arrays of the base.
+                if all(map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))):
+                    layers[path] = layer
+        return layers
+
+    # --- training
+
+    def training(self, *, train: bool) -> "NetState":
+        """With the leaves that the mask selects trained, or not. An empty selection warns.
+
+        Without a mask, `train` selects all leaves outside adapted layers.
+        """
+        if self.mask is None and train:
+            trainable = partial_lora_trainable_filter(self.module)
+            return dataclasses.replace(self, trainable=trainable)
+        chosen = parse_mask(self.module, True if self.mask is None else self.mask)
+        possible = may_train(self.module)
+        selected = jax.tree.map(operator.and_, chosen, possible)
+        if self.mask is not None and not any(jax.tree.leaves(selected)):
+            warn(_selects_nothing(self.mask, possible))
+        trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
+        return dataclasses.replace(self, trainable=trains, mask=None)
+
+    def with_update(self, values: PyTree) -> "NetState":
+        """With new values of the leaves that train."""
+        expected, frozen = eqx.partition(self.module, self.trainable)
+        _check_update(expected, values)
+        if self.partitioned not in (UNKNOWN, self.identity):
+            raise SelectionError(
+                "The model's adapters were exchanged after the last `net.partition()`, so this "
+                "update may hold the values of the former adapters. Update the net before its "
+                "adapters are exchanged, or train the result of a new `net.partition()`."
+            )
+        if self.partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
+            raise SelectionError(
+                "net.update(...) was called inside of a JAX transformation (jit, grad, vmap). Its "
+                "values are gone when it ends. Inside, put the model together with "
+                "`eqx.combine(trainable, frozen)`, and update the net with the arrays that the "
+                "transformed function returns."
+            )
+        module, updated = eqx.combine(values, frozen), self.updated | {self.identity}
+        return dataclasses.replace(self, module=module, updated=updated)
+
+    # --- adapters come into the model
 
     def adapted(
         self,
@@ -63,16 +183,13 @@ class NetState:
         asked_ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> "NetState":
         """With `module`, whose new adapters changed `originals`, and replaced adapters."""
-        trainable = carry_to_adapted(self.trainable, module, replaced)
-        originals = _without(self.originals, replaced) | dict(originals)
-        asked_ranks = _without(self.asked_ranks, replaced) | dict(asked_ranks)
         return dataclasses.replace(
             self,
             module=module,
-            trainable=trainable,
-            originals=originals,
+            trainable=carry_to_adapted(self.trainable, module, replaced),
+            originals=_without(self.originals, replaced) | dict(originals),
+            asked_ranks=_without(self.asked_ranks, replaced) | dict(asked_ranks),
             identity=object(),
-            asked_ranks=asked_ranks,
         )
 
     def loaded(
@@ -89,111 +206,180 @@ class NetState:
         originals = originals_of(plain, replace_layers(plain, loaded))
         return self.adapted(with_loaded(self.module, loaded), originals, loaded), replaced
 
-    def updated(self, values: PyTree, partitioned: object) -> "NetState":
-        """With new values of the leaves that train, for the adapters of identity `partitioned`."""
-        expected, frozen = eqx.partition(self.module, self.trainable)
-        _check_update(expected, values)
-        if partitioned not in (UNKNOWN, self.identity):
-            raise SelectionError(
-                "The model's adapters were exchanged after the last `net.partition()`, so this "
-                "update may hold the values of the former adapters. Update the net before its "
-                "adapters are exchanged, or train the result of a new `net.partition()`."
-            )
-        if partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
-            raise SelectionError(
-                "net.update(...) was called inside of a JAX transformation (jit, grad, vmap). Its "
-                "values are gone when it ends. Inside, put the model together with "
-                "`eqx.combine(trainable, frozen)`, and update the net with the arrays that the "
-                "transformed function returns."
-            )
-        return dataclasses.replace(self, module=eqx.combine(values, frozen))
+    def with_set(self, name: str) -> "NetState":
+        """With the set of that name in the model, which has no adapters."""
+        stored = self.named[name]
+        module = map_adapters(
+            lambda path, new: with_settings(new, stored.settings.get(path, {})),
+            put_around(self.module, stored.adapters),
+        )
+        trains = {path: stored.trains.get(path, {}) for path, _ in adapted_layers(module)}
+        state = self._with(module, (name,), trains)
+        originals = originals_of(self.module, module)
+        return dataclasses.replace(state, originals=originals, identity=stored.identity)
+
+    def with_sum(
+        self, names: tuple[str, ...], weights: Weights, train: Collection[str]
+    ) -> "NetState":
+        """With the sum of the sets of these names in the model, which has no adapters.
+
+        Without numbers in `weights`, they are as in the last sum of these sets.
+        """
+        sets = {name: self.named[name] for name in names}
+        adapters = {name: stored.adapters for name, stored in sets.items()}
+        module = sum_adapters(self.module, adapters, weights=weights, train=train)
+        former = {name: stored.weights.get(frozenset(names)) for name, stored in sets.items()}
+
+        def weighted(path: str, adapter: Any) -> Any:
+            new = jnp.ones_like(adapter.weights[..., 0])  # of a layer that no sum had before
+            columns = [(former[member.name] or {}).get(path, new) for member in adapter.members]
+            return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
+
+        if not isinstance(weights, Mapping) and None not in former.values():
+            module = map_adapters(weighted, module)
+        trains = {
+            path: {
+                f"trained/{name}/{leaf}": flag
+                for name in adapter.trained
+                for leaf, flag in sets[name].trains.get(path, {}).items()
+            }
+            for path, adapter in adapted_layers(module)
+        }
+        state = self._with(module, names, trains)
+        masks = [mask.trained for _, mask in adapted_layers(state.trainable)]
+        for name in train:
+            if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
+                warn(
+                    f"No array of the adapters {name!r} trains: all were frozen when they left the "
+                    f'model. Call net.mask("trained/{name}/").unfreeze() to train all of them.'
+                )
+        return state
+
+    def _with(
+        self, module: PyTree, names: tuple[str, ...], trains: Mapping[str, Mapping[str, bool]]
+    ) -> "NetState":
+        """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
+
+        def restore(path: str, _: Any, mask: Any) -> Any:
+            saved = trains[path]
+            return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
+
+        trainable = map_adapters(restore, module, carry_to_adapted(self.trainable, module))
+        empty = AdapterSet({})
+        active = {name: dataclasses.replace(self.named[name], adapters=empty) for name in names}
+        return dataclasses.replace(
+            self,
+            module=module,
+            trainable=trainable,
+            named={**self.named, **active},
+            active=names,
+            identity=object(),
+        )
+
+    # --- names
+
+    def named_adapters(self, name: str) -> AdapterSet:
+        """The set of that name, with its current values."""
+        if name not in self.active:
+            return self.named[name].adapters
+        return self.sets_of_sum()[name] if self.is_sum else extract_adapters(self.module)
+
+    def sets_of_sum(self) -> dict[str, AdapterSet]:
+        """By name, the sets whose sum is in the model, with their current values."""
+        return sets_in(extract_adapters(self.module)) if self.is_sum else {}
+
+    def with_sum_named(self) -> "NetState":
+        """With the names of the sets whose sum came into the model with a model or a file."""
+        new = {name: NamedAdapters() for name in self.sets_of_sum()}
+        if not new:
+            return self
+        return dataclasses.replace(self, named={**self.named, **new}, active=(*new,))
+
+    # --- adapters leave the model
 
     def plain(self) -> "NetState":
-        """Without adapters. Layers that were not trained are the originals."""
+        """Without the model's adapters and their names. Layers not trained are the originals."""
         originals = self.original_layers()
         module = map_adapters(lambda path, adapter: originals.get(path, adapter), self.module)
         return self._without_adapters(unwrap_lora(module))
 
-    def original_layers(self) -> dict[str, Any]:
-        """By path, the originals of the layers that adapters changed, unless they were trained."""
-        layers: dict[str, Any] = {}
-        for path, adapter in adapted_layers(self.module):
-            if path in self.originals:
-                layer, base = self.originals[path]
-                # Training replaces the arrays of the base.
-                if all(map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(base))):
-                    layers[path] = layer
-        return layers
-
     def merged(self) -> "NetState":
+        """With the model's adapters in the layers, and without their names."""
         return self._without_adapters(merge_lora(self.module))
 
-    def _without_adapters(self, module: PyTree) -> "NetState":
-        return NetState(module, carry_to_plain(self.trainable, self.module, module), identity=None)
+    def disabled(self) -> "NetState":
+        """As in a block without adapters."""
+        if self.enabled is not None:
+            return self
+        return dataclasses.replace(self.plain(), mask=None, named=self.named, enabled=self)
 
-    def trained_outside(self) -> list[str]:
-        """The paths of the arrays that train and belong to no adapter."""
-        masks = self.trainable, lora_trainable_filter(self.module)
-        outside = jax.tree.map(lambda trains, in_adapter: trains and not in_adapter, *masks)
-        return [path_str(keys) for keys, trains in jtu.tree_leaves_with_path(outside) if trains]
+    def deactivated(self) -> "NetState":
+        """With the model's adapters kept by their names.
 
-    def training(self, mask: MaskLike | None, *, train: bool) -> "NetState":
-        """With the selected leaves trained, or not. A mask that selects nothing warns.
-
-        Without a mask, `train` selects all leaves outside adapted layers.
+        **Raises:** `SelectionError` if the model has adapters without a name.
         """
-        if mask is None and train:
-            return dataclasses.replace(self, trainable=partial_lora_trainable_filter(self.module))
-        chosen, possible = parse_mask(self.module, mask is None or mask), may_train(self.module)
-        selected = jax.tree.map(operator.and_, chosen, possible)
-        if mask is not None and not any(jax.tree.leaves(selected)):
-            warn(_selects_nothing(mask, possible))
-        trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
-        return dataclasses.replace(self, trainable=trains)
+        if self.is_sum:
+            stored = self._members()
+        elif self.active:
+            (name,) = self.active
+            masks = {path: _by_path(mask) for path, mask in adapted_layers(self.trainable)}
+            settings = {path: settings_of(adapter) for path, adapter in adapted_layers(self.module)}
+            adapters, weights = extract_adapters(self.module), self.named[name].weights
+            stored = {name: NamedAdapters(adapters, masks, settings, weights, self.identity)}
+        elif holds_adapters(self.module):
+            raise SelectionError(
+                "The model carries adapters without a name, which would be lost. Call "
+                "net.add_adapter(name) to keep them, or net.unwrap() to drop them."
+            )
+        else:
+            stored = {}
+        return dataclasses.replace(self.plain(), named={**self.named, **stored})
+
+    def _without_adapters(self, module: PyTree) -> "NetState":
+        return dataclasses.replace(
+            self,
+            module=module,
+            trainable=carry_to_plain(self.trainable, self.module, module),
+            named=_without(self.named, self.active),
+            active=(),
+            originals={},
+            asked_ranks={},
+            identity=None,
+        )
+
+    def _members(self) -> dict[str, NamedAdapters]:
+        """The sets of the sum in the model, with their values, weights and masks."""
+        layers = list(adapted_layers(self.module, self.trainable))
+        if plain := [path for path, adapter, _ in layers if not isinstance(adapter, AdapterSum)]:
+            raise SelectionError(
+                "The model carries adapters without a name beside a sum of adapters, which would "
+                f"be lost:\n{bullets(map(show_path, plain), 5)}\n"
+                "Call net.merge() to fold all of them in, or net.unwrap() to drop them. "
+                "net.adapter(name) gives a set of the sum, and extract_adapters(net.module) has "
+                "all."
+            )
+        weights: dict[str, dict[str, Any]] = {name: {} for name in self.active}
+        trains = {name: dict(self.named[name].trains) for name in self.active}
+        for path, adapter, mask in layers:
+            for index, member in enumerate(adapter.members):
+                weights[member.name][path] = adapter.weights[..., index]
+                if member.trains:
+                    now = _by_path(mask.trained[member.name])
+                    trains[member.name][path] = {**trains[member.name].get(path, {}), **now}
+        return {
+            name: dataclasses.replace(
+                self.named[name],
+                adapters=adapters,
+                trains=trains[name],
+                weights={**self.named[name].weights, frozenset(self.active): weights[name]},
+                identity=object(),
+            )
+            for name, adapters in self.sets_of_sum().items()
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class InactiveAdapters:
-    """A set of adapters that is not in the model.
-
-    - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
-        Leaves without an entry train as in a new adapter.
-    - `settings`: by path and field, the settings of an adapter that no set holds, such as dropout.
-    - `weights`: by the names of the sets of a sum, the weights of this set in that sum, by path.
-    """
-
-    adapters: AdapterSet
-    trains: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
-    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    weights: Mapping[frozenset[str], Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    identity: object = dataclasses.field(default_factory=object)
-
-    def without_arrays(self) -> "InactiveAdapters":
-        """For the time in which the set is in the model, which has its arrays."""
-        return dataclasses.replace(self, adapters=AdapterSet({}))
-
-    @classmethod
-    def of(cls, state: NetState, name: str) -> "InactiveAdapters":
-        masks = {path: _by_path(mask) for path, mask in adapted_layers(state.trainable)}
-        settings = {path: settings_of(adapter) for path, adapter in adapted_layers(state.module)}
-        weights = state.entered[name].weights if name in state.entered else {}
-        return cls(extract_adapters(state.module), masks, settings, weights, state.identity)
-
-    def put_into(self, plain: NetState) -> NetState:
-        """The model of `plain`, which has no adapters, with this set."""
-        module = put_around(plain.module, self.adapters)
-        module = map_adapters(lambda p, new: with_settings(new, self.settings.get(p, {})), module)
-
-        def restore(path: str, _: Any, mask: Any) -> Any:
-            saved = self.trains.get(path, {})
-            return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
-
-        trainable = map_adapters(restore, module, carry_to_adapted(plain.trainable, module))
-        return NetState(module, trainable, originals_of(plain.module, module), self.identity)
-
-
-def _without(by_path: Mapping[str, T], paths: Container[str]) -> dict[str, T]:
-    return {path: value for path, value in by_path.items() if path not in paths}
+def _without(by_key: Mapping[str, T], keys: Container[str]) -> dict[str, T]:
+    return {key: value for key, value in by_key.items() if key not in keys}
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

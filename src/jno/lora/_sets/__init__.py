@@ -2,8 +2,17 @@
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
 from ._products import Factors, known_factors
-from ._sum import AdapterSum, Member, state_of, sum_class
-from ._summing import Weights, problems_of_members, sets_in, split_adapters, sum_adapters
+from ._sum import (
+    AdapterSum,
+    Member,
+    Weights,
+    problems_of_members,
+    sets_in,
+    split_adapters,
+    state_of,
+    sum_adapters,
+    sum_class,
+)
 from ._swapping import (
     built_around,
     check_fit,
