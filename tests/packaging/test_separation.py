@@ -148,9 +148,10 @@ def a_plugin_from_outside(environment):
     project = environment.folder / "outside"
     shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
     environment.build(project)
-    environment.install("--no-deps", environment.wheel("jno-lora-outside"))
+    wheels = [environment.wheel(name) for name in ("jno-lora-testing", "jno-lora-outside")]
+    environment.install("--no-deps", *wheels)
     environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", ".", cwd=project)
-    environment.pip("uninstall", "--quiet", "--yes", "jno-lora-outside")
+    environment.pip("uninstall", "--quiet", "--yes", "jno-lora-testing", "jno-lora-outside")
 
 
 def the_core_and_the_zoo(environment):
@@ -166,7 +167,7 @@ def the_core_and_the_zoo(environment):
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
     )
     (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 164)
+    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 246)
     # On a busy machine, even the zoo may load slowly.
     doctor = environment.run("jno-lora", "doctor", check=False)
     troubles = [line for line in doctor.stdout.splitlines() if line.startswith("TROUBLE")]

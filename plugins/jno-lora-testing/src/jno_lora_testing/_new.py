@@ -65,6 +65,7 @@ def create(
         "layer": layer.capitalize(),
         "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
         **_CASES[layer],
+        "versions": versions,
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
     for folder in ("both", "method" if is_method else "adapter"):
