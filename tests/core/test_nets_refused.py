@@ -21,7 +21,6 @@ KEY = jax.random.key(0)
 CALLS = {
     "adapter_effects": jno.lora.adapter_effects,
     "apply_lora": lambda net: jno.lora.apply_lora(net, key=KEY),
-    "calibrate": lambda net: jno.lora.calibrate(net, [], max, wrappers="lora"),
     "citation": jno.lora.citation,
     "disabled": jno.lora.disabled,
     "extract_adapters": extract_adapters,
@@ -34,7 +33,6 @@ CALLS = {
     "plan_lora": jno.lora.plan_lora,
     "plot_adapters": jno.lora.plot_adapters,
     "resolve": jno.lora.resolve,
-    "retain": lambda net: jno.lora.retain(net, jnp.ones((2, 3))),
     "shrink": jno.lora.shrink,
     "split_adapters": jno.lora.split_adapters,
     "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),

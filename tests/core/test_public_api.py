@@ -15,6 +15,8 @@ import jno.lora.coded
 import jno.lora.extending
 from jno.lora import MissingLibraryError, PluginError
 
+from .toys import ToyLinear
+
 # The documented names; more may come, none may go.
 FUNCTIONAL = {
     "apply_lora",
@@ -30,12 +32,9 @@ FUNCTIONAL = {
     "scale_adapters",
     "stack_adapters",
     "to_lora",
-    "calibrate",
-    "allocate",
     "resolve",
     "penalty",
     "disabled",
-    "retain",
     "shrink",
     "save_adapters",
     "load_adapters",
@@ -46,13 +45,17 @@ REGISTRY = {"hookimpl", "registered", "register", "refresh"}
 TYPES = {"LoRAWrapper", "Net", "Shared", "Statistic"}
 INSPECTING = {"adapter_effects", "plot_adapters", "citation"}
 RESULTS = {
-    *("AdapterSet", "Allocation", "AllocationRow", "ConvLike", "LinearLike", "Statistics"),
+    *("AdapterSet", "ConvLike", "LinearLike"),
     *("PluginError", "JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
     *("Plan", "PlanRow", "LoraReport", "ReportRow", "AdapterEffect", "AdapterEffects"),
     *("LooseAdapter", "LayerForm", "UpdateReport", "UpdateRow"),
     *("PluginRecord", "RegisteredWrapper", "Table"),
 }
 COMPARING = {"compare", "Comparison", "ComparisonRow"}
+# Names that moved to plugins, and their extras.
+MOVED = dict.fromkeys(COMPARING, "compare")
+MOVED |= dict.fromkeys({"calibrate", "allocate", "retain"}, "train")
+MOVED |= dict.fromkeys({"Allocation", "AllocationRow", "Statistics"}, "train")
 ERRORS = {
     "JnoLoraError",
     "SelectionError",
@@ -67,9 +70,9 @@ def test_the_documented_names_are_exported():
     assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ERRORS
     assert set(jno.lora.types.__all__) >= RESULTS
     # The 41st is `read_metadata`: metadata in a set would be in the key of compiled programs.
-    # The 42nd and 43rd are `disabled` and `retain`, which stand in losses as `penalty` does.
-    # The 44th and 45th, `sum_adapters` and `split_adapters`: several sets at once without a net.
-    assert len(jno.lora.__all__) <= 45
+    # The 42nd is `disabled`, which stands in losses as `penalty` does.
+    # The 43rd and 44th, `sum_adapters` and `split_adapters`: several sets at once without a net.
+    assert len(jno.lora.__all__) <= 44
     # The 34th is `compute_dtype`, which the kit asks of every adapter (`adapter-dtype`).
     # The 35th and 36th, `adds_up` and `check_calibrate`: the bank and `compare` had copies.
     # Up to the 39th, `Extension`, `save_extended` and `load_extended`: files of conditionals.
@@ -95,33 +98,43 @@ def test_result_types_are_still_found_where_they_were():
 
 @pytest.fixture
 def missing(monkeypatch):
-    """Neither jno-lora-compare nor jno-lora-peft is installed."""
-    for name in [n for n in sys.modules if n.startswith(("jno_lora_compare", "jno_lora_peft"))]:
+    """None of the plugins behind the doors is installed."""
+    plugins = ("jno_lora_compare", "jno_lora_peft", "jno_lora_train")
+    for name in [n for n in sys.modules if n.startswith(plugins)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jno_lora_compare", None)
-    monkeypatch.setitem(sys.modules, "jno_lora_peft", None)
-    monkeypatch.delitem(sys.modules, "jno.lora.peft", raising=False)
-    monkeypatch.delattr(jno.lora, "peft", raising=False)
+    for name in plugins:
+        monkeypatch.setitem(sys.modules, name, None)
+    for door in ("peft", "optim"):
+        monkeypatch.delitem(sys.modules, f"jno.lora.{door}", raising=False)
+        monkeypatch.delattr(jno.lora, door, raising=False)
 
 
-@pytest.mark.parametrize("name", sorted(COMPARING))
-def test_without_the_plugin_comparing_says_what_to_install(missing, name):
-    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
+@pytest.mark.parametrize("name", sorted(MOVED))
+def test_without_its_plugin_a_name_says_what_to_install(missing, name):
+    with pytest.raises(MissingLibraryError, match=rf'pip install "jno-lora\[{MOVED[name]}\]"'):
         exec(f"from jno.lora import {name}")
 
 
-@pytest.mark.parametrize("name", ["Comparison", "ComparisonRow"])
+@pytest.mark.parametrize("name", ["Comparison", "ComparisonRow", "Allocation", "Statistics"])
 def test_so_do_its_result_types(missing, name):
-    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[compare\]"'):
+    with pytest.raises(MissingLibraryError, match=rf'pip install "jno-lora\[{MOVED[name]}\]"'):
         getattr(jno.lora.types, name)
     with pytest.raises(AttributeError, match=r"module 'jno.lora.types' has no attribute 'Plam'"):
         _ = jno.lora.types.Plam
 
 
-def test_without_the_plugin_peft_says_what_to_install(missing):
-    with pytest.raises(ImportError, match=r'pip install "jno-lora\[peft\]"') as caught:
-        importlib.import_module("jno.lora.peft")
+@pytest.mark.parametrize("door", ["peft", "optim"])
+def test_without_the_plugin_a_door_says_what_to_install(missing, door):
+    with pytest.raises(ImportError, match=rf'pip install "jno-lora\[{door}\]"') as caught:
+        importlib.import_module(f"jno.lora.{door}")
     assert isinstance(caught.value, MissingLibraryError)
+
+
+def test_without_the_plugin_a_net_that_calibrates_says_what_to_install(missing, model):
+    with pytest.raises(MissingLibraryError, match=r'calibrate.*\n.*"jno-lora\[train\]"'):
+        jno.lora.Net(model).lora(wrapper=ToyLinear, calibrate=([], max))
+    with pytest.raises(MissingLibraryError, match=r'check_calibrate.*\n.*"jno-lora\[train\]"'):
+        _ = jno.lora.extending.check_calibrate
 
 
 def test_the_version_is_that_of_the_installed_distribution():
@@ -154,7 +167,7 @@ def test_dir_lists_the_zoo_and_imports_no_other_plugin(site):
 
 
 def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
-    assert not set(dir(jno.lora)) & (ZOO | COMPARING)
+    assert not set(dir(jno.lora)) & (ZOO | MOVED.keys())
     assert "apply_lora(" in pydoc.plain(pydoc.render_doc(jno.lora))
 
 

@@ -9,6 +9,13 @@ from ._errors import imported_for
 # By the package that defines them, the extra that installs it and the names.
 _PLUGINS = {
     "jno_lora_compare": ("compare", ("Comparison", "ComparisonRow", "compare")),
+    "jno_lora_train": (
+        "train",
+        (
+            *("Allocation", "AllocationRow", "Statistics"),
+            *("allocate", "calibrate", "check_calibrate", "retain"),
+        ),
+    ),
 }
 NAMES = {name: package for package, (_, names) in _PLUGINS.items() for name in names}
 

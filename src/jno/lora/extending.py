@@ -4,9 +4,8 @@ Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, an
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._calibration import check_calibrate
 from ._checkpoint import (
     Extension,
     load_extended,
@@ -30,17 +29,20 @@ from ._contract import (
     construct,
     contract_problems,
     expect_model,
+    mean_shape,
     over_stack,
+    statistic_key,
     statistic_keys,
     statistics_of,
     takes,
     weights_read_by,
 )
 from ._errors import imported_for, warn
+from ._moved import moved
 from ._paths import bullets, nearest, path_str, show_array, show_path, stable_hash
 from ._registry import default_registry
 from ._sets import known_factors, put_around
-from ._sharding import sharded_like
+from ._sharding import on_the_mesh, sharded_like
 from ._shared_arrays import shared_arrays, with_shared_arrays
 from ._showing import Bar, Printed, table, tracked
 from ._tree import (
@@ -54,6 +56,8 @@ from ._tree import (
 )
 
 if TYPE_CHECKING:
+    from jno_lora_train import check_calibrate as check_calibrate
+
     from ._showing.plots import Picture
 
 __all__ = [
@@ -65,7 +69,6 @@ __all__ = [
     "bullets",
     "call_compiled",
     "callable_for",
-    "check_calibrate",
     "compute_dtype",
     "construct",
     "contract_problems",
@@ -80,10 +83,12 @@ __all__ = [
     "layers_at",
     "load_extended",
     "map_adapters",
+    "mean_shape",
     "modules_by_path",
     "nearest",
     "new_picture",
     "norms_around",
+    "on_the_mesh",
     "over_stack",
     "path_str",
     "put_around",
@@ -96,6 +101,7 @@ __all__ = [
     "show_path",
     "stable_hash",
     "static_key",
+    "statistic_key",
     "statistic_keys",
     "statistics_of",
     "table",
@@ -108,6 +114,10 @@ __all__ = [
     "write_file",
     "write_together",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name)
 
 
 def new_picture(

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._calibration import Allocation, AllocationRow, Statistics
 from ._contract import ConvLike, LinearLike, Term
 from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError
 from ._moved import moved
@@ -23,14 +22,17 @@ from ._tree import LeftOut
 
 if TYPE_CHECKING:
     from jno_lora_compare import Comparison as Comparison, ComparisonRow as ComparisonRow
+    from jno_lora_train import (
+        Allocation as Allocation,
+        AllocationRow as AllocationRow,
+        Statistics as Statistics,
+    )
 
 __all__ = [
     "AdapterEffect",
     "AdapterEffects",
     "AdapterSet",
     "AdapterSum",
-    "Allocation",
-    "AllocationRow",
     "ConvLike",
     "JnoLoraWarning",
     "LayerForm",
@@ -46,7 +48,6 @@ __all__ = [
     "PluginRecord",
     "RegisteredWrapper",
     "ReportRow",
-    "Statistics",
     "Table",
     "Term",
     "Triplets",

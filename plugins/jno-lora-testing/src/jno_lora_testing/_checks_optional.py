@@ -13,7 +13,6 @@ import numpy as np
 from jno.lora import (
     LoRAWrapper,
     Registry,
-    calibrate,
     lora_trainable_filter,
     merge_lora,
     penalty,
@@ -61,6 +60,8 @@ def check_poor_statistics(case: WrapperCase) -> None:
 def check_calibration(case: WrapperCase) -> None:
     """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
     skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    from jno.lora import calibrate  # of jno-lora-train, which only such adapters need
+
     for statistic in statistics_of(case.wrapper):
         _check_statistic(statistic)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]

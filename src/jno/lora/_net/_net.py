@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._calibration import calibrate as collect, check_calibrate
 from .._contract import check_key
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError
+from .._moved import moved
 from .._paths import bullets, show_path
 from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
@@ -139,7 +139,8 @@ class Net(Naming):
         state = self._now
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
-            batches, loss = check_calibrate(calibrate, statistics)
+            collect, check = (moved("jno.lora", name) for name in ("calibrate", "check_calibrate"))
+            batches, loss = check(calibrate, statistics)
             statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         plan = plan_call(state.module, specs, call, self._mask, self._registry)

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .. import _merge
-from .._calibration import calibrate
 from .._contract import LoRAWrapper, expect_model
 from .._dispatch import Statistics, carry_out, plan_call
 from .._errors import JnoLoraError, SelectionError, warn
+from .._moved import moved
 from .._paths import bullets, path_str
 from .._planning import Spec, TargetLike, parse_specs, parse_wrapper
 from .._registry import default_registry
@@ -122,6 +122,7 @@ def _statistics(
     def loss_of_values(model: Any, batch: Any) -> Any:
         return loss(model if paramax is None else paramax.unwrap(model), batch)
 
+    calibrate = moved("jno.lora", "calibrate")
     return calibrate(model, batches, loss_of_values, wrappers=None, specs=specs, param_mask=mask)
 
 

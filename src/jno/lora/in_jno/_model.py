@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .._calibration import check_calibrate
 from .._dispatch import Statistics
 from .._errors import SelectionError
+from .._moved import moved
 from .._planning import Spec, TargetLike, parse_specs
 from .._registry import default_registry
 from .._trainability import partial_lora_trainable_filter
@@ -38,7 +38,8 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         calibrate: Sequence[Any] | None = None,
     ) -> Any:
         if calibrate is not None:
-            batches, loss = check_calibrate(calibrate, statistics)
+            check = moved("jno.lora", "check_calibrate")
+            batches, loss = check(calibrate, statistics)
             calibrate = (list(batches), loss)  # an iterator would serve only one solve
         call = {"target": target, "rank": rank, "alpha": alpha, "wrapper": wrapper}
         checked = _check_specs(specs, {**call, "options": options})
