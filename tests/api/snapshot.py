@@ -35,7 +35,7 @@ CORE = (
     "jno.lora.testing",
 )
 # The packages that define these names.
-FORWARDED = {"jno", "jno_lora_testing"}
+FORWARDED = {"jno", "jno_lora_testing", "jno_lora_train"}
 PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "compare", "conditional"),
     *("conditional.testing", "e3nn", "routed", "routed.testing", "train"),

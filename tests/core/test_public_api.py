@@ -74,10 +74,12 @@ def test_the_documented_names_are_exported():
     # The 43rd and 44th, `sum_adapters` and `split_adapters`: several sets at once without a net.
     assert len(jno.lora.__all__) <= 44
     # The 34th is `compute_dtype`, which the kit asks of every adapter (`adapter-dtype`).
-    # The 35th and 36th, `adds_up` and `check_calibrate`: the bank and `compare` had copies.
+    # The 35th and 36th, `adds_up` and `check_calibrate` (moved): the bank and `compare` had copies.
     # Up to the 39th, `Extension`, `save_extended` and `load_extended`: files of conditionals.
     # The 40th is `call_compiled`: adapters of several matrices compile one program for each shape.
-    assert len(jno.lora.extending.__all__) <= 40
+    # Up to the 49th: the kit. Up to the 52nd: `mean_shape`, `statistic_key` and `on_the_mesh`, by
+    # which jno-lora-train collects statistics and decomposes weights.
+    assert len(jno.lora.extending.__all__) <= 52
 
 
 @pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])
@@ -166,7 +168,7 @@ def test_dir_lists_the_zoo_and_imports_no_other_plugin(site):
     assert zoo in sys.modules and module not in sys.modules
 
 
-def test_without_the_zoo_only_what_can_be_had_is_listed_so_that_help_works(site):
+def test_only_what_can_be_had_is_listed_so_that_help_works(site, missing):
     assert not set(dir(jno.lora)) & (ZOO | MOVED.keys())
     assert "apply_lora(" in pydoc.plain(pydoc.render_doc(jno.lora))
 

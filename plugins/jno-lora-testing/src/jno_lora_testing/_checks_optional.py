@@ -26,6 +26,7 @@ from jno.lora.extending import (
     statistics_of,
     with_shared_arrays,
 )
+from jno_lora_train import calibrate
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close
@@ -60,8 +61,6 @@ def check_poor_statistics(case: WrapperCase) -> None:
 def check_calibration(case: WrapperCase) -> None:
     """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
     skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
-    from jno.lora import calibrate  # of jno-lora-train, which only such adapters need
-
     for statistic in statistics_of(case.wrapper):
         _check_statistic(statistic)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
