@@ -6,7 +6,6 @@ add a method for every kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from jno.lora.extending import imported_for
@@ -127,4 +126,6 @@ def __getattr__(name: str) -> Any:
     if name not in ("AdaLoRAController", "AdaLoRAState"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
-        return getattr(importlib.import_module("jno_lora_train"), name)
+        import jno_lora_train
+
+    return getattr(jno_lora_train, name)
