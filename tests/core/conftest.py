@@ -108,7 +108,8 @@ class Site:
         )
         modules = {}
         for name, source in {entry: code, **(entries or {})}.items():
-            modules[name] = f"fake_plugin_{next(_numbers)}"
+            # By the name of this module, of which the tests of a plugin have a copy.
+            modules[name] = f"fake_{__name__.replace('.', '_')}_{next(_numbers)}"
             text = PREAMBLE + textwrap.dedent(source)
             (where / f"{modules[name]}.py").write_text(text)
         lines = [f"{name} = {module}" for name, module in modules.items()]

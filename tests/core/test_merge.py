@@ -11,6 +11,7 @@ from jno.lora import (
     SelectionError,
     WrapperError,
     apply_lora,
+    disabled,
     lora_report,
     lora_trainable_filter,
     merge_lora,
@@ -230,3 +231,12 @@ def test_a_class_that_is_mended_in_place_is_seen_after_a_refresh(getkey, registr
     Mended.adapter_fields = ToyScale.adapter_fields
     refresh()
     assert isinstance(apply_lora([layer], 1, key=getkey(), wrappers=Mended)[0], Mended)
+
+
+def test_the_reference_model_has_no_gradient_and_no_copies():
+    plain = eqx.nn.Linear(6, 4, key=jax.random.key(0))
+    adapted = apply_lora(plain, 2, key=jax.random.key(1), wrappers=ToyLinear)
+    assert disabled(adapted).weight is plain.weight
+    assert disabled(plain).weight is plain.weight
+    grads = eqx.filter_grad(lambda model: jnp.sum(disabled(model)(jnp.ones(6))))(adapted)
+    assert not any(map(np.any, jax.tree.leaves(grads)))

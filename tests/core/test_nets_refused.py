@@ -18,7 +18,6 @@ KEY = jax.random.key(0)
 # Every public function of a model that takes no `Net`.
 CALLS = {
     "apply_lora": lambda net: jno.lora.apply_lora(net, key=KEY),
-    "calibrate": lambda net: jno.lora.calibrate(net, [], max, wrappers="lora"),
     "citation": jno.lora.citation,
     "disabled": jno.lora.disabled,
     "extract_adapters": extract_adapters,
@@ -30,7 +29,7 @@ CALLS = {
     "penalty": jno.lora.penalty,
     "plan_lora": jno.lora.plan_lora,
     "resolve": jno.lora.resolve,
-    "retain": lambda net: jno.lora.retain(net, jnp.ones((2, 3))),
+    "shrink": jno.lora.shrink,
     "split_adapters": jno.lora.split_adapters,
     "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),

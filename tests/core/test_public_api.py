@@ -15,6 +15,8 @@ import jno.lora.coded
 import jno.lora.extending
 from jno.lora import MissingLibraryError, PluginError
 
+from .toys import ToyLinear
+
 # The documented names; more may come, none may go.
 FUNCTIONAL = {
     "apply_lora",
@@ -26,12 +28,9 @@ FUNCTIONAL = {
     "lora_report",
     "extract_adapters",
     "swap_adapters",
-    "calibrate",
-    "allocate",
     "resolve",
     "penalty",
     "disabled",
-    "retain",
     "save_adapters",
     "load_adapters",
     "read_adapters",
@@ -41,7 +40,7 @@ REGISTRY = {"hookimpl", "registered", "register", "refresh"}
 TYPES = {"LoRAWrapper", "Net", "Shared", "Statistic"}
 INSPECTING = {"citation", "lora_report"}
 RESULTS = {
-    *("AdapterSet", "Allocation", "AllocationRow", "ConvLike", "LinearLike", "Statistics"),
+    *("AdapterSet", "ConvLike", "LinearLike"),
     *("PluginError", "JnoLoraWarning", "MissingLibraryError", "PeftFormatError"),
     *("Plan", "PlanRow", "LoraReport", "ReportRow", "LooseAdapter", "LayerForm"),
     *("PluginRecord", "RegisteredWrapper", "Table"),
@@ -53,6 +52,7 @@ MOVED = {
         *("to_lora", "shrink", "adapter_effects", "plot_adapters"),
         *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
     },
+    "train": {"calibrate", "allocate", "retain", "Allocation", "AllocationRow", "Statistics"},
     "zoo": {"Triplets"},
 }
 ERRORS = {
@@ -69,9 +69,8 @@ def test_the_documented_names_are_exported():
     assert set(jno.lora.__all__) >= FUNCTIONAL | REGISTRY | INSPECTING | TYPES | ERRORS
     assert set(jno.lora.types.__all__) >= RESULTS
     # Metadata in a set would be in the key of compiled programs: `read_metadata`.
-    assert len(jno.lora.__all__) <= 37
-    # `Factors`, `filler`, `on_the_mesh` and `wide_layers` are for plugins that rewrite adapters.
-    assert len(jno.lora.extending.__all__) <= 53
+    assert len(jno.lora.__all__) <= 34
+    assert len(jno.lora.extending.__all__) <= 40
 
 
 @pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])
@@ -98,9 +97,16 @@ def missing(monkeypatch):
         for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
-    for door in ("in_jno", "peft"):
+    for door in ("in_jno", "optim", "peft"):
         monkeypatch.delitem(sys.modules, f"jno.lora.{door}", raising=False)
         monkeypatch.delitem(vars(jno.lora), door, raising=False)
+
+
+def test_without_the_plugin_a_net_that_calibrates_says_what_to_install(missing, model):
+    with pytest.raises(MissingLibraryError, match=r'calibrate.*\n.*"jno-lora\[train\]"'):
+        jno.lora.Net(model).lora(wrapper=ToyLinear, calibrate=([], max))
+    with pytest.raises(MissingLibraryError, match=r'check_calibrate.*\n.*"jno-lora\[train\]"'):
+        _ = jno.lora.extending.check_calibrate
 
 
 @pytest.mark.parametrize(("extra", "names"), MOVED.items())
@@ -114,9 +120,10 @@ def test_without_its_plugin_a_name_says_what_to_install(missing, extra, names):
         _ = jno.lora.types.Plam
 
 
-def test_without_the_plugin_peft_says_what_to_install(missing):
-    with pytest.raises(ImportError, match=r'pip install "jno-lora\[peft\]"') as caught:
-        importlib.import_module("jno.lora.peft")
+@pytest.mark.parametrize("door", ["peft", "optim"])
+def test_without_the_plugin_a_door_says_what_to_install(missing, door):
+    with pytest.raises(ImportError, match=rf'pip install "jno-lora\[{door}\]"') as caught:
+        importlib.import_module(f"jno.lora.{door}")
     assert isinstance(caught.value, MissingLibraryError)
 
 

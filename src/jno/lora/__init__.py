@@ -14,13 +14,11 @@ import sys as _sys
 from typing import TYPE_CHECKING, Any
 
 from . import _moved, _registry
-from ._calibration import allocate, calibrate
 from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapters
 from ._contract import LoRAWrapper, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
 from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
-from ._keeping import disabled, retain
-from ._merge import merge_lora, unwrap_lora
+from ._merge import disabled, merge_lora, unwrap_lora
 from ._net import Net
 from ._penalty import penalty
 from ._planning import Spec
@@ -46,14 +44,18 @@ if TYPE_CHECKING:
         to_lora as to_lora,
     )
     from jno_lora_compare import compare as compare
+    from jno_lora_train import allocate as allocate, calibrate as calibrate, retain as retain
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 
     from .types import (
         AdapterEffect as AdapterEffect,
         AdapterEffects as AdapterEffects,
+        Allocation as Allocation,
+        AllocationRow as AllocationRow,
         Comparison as Comparison,
         ComparisonRow as ComparisonRow,
+        Statistics as Statistics,
         Triplets as Triplets,
         UpdateReport as UpdateReport,
         UpdateRow as UpdateRow,
@@ -63,8 +65,8 @@ __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
 __all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
 __all__ += ["apply_lora", "merge_lora", "plan_lora", "unwrap_lora"]
-__all__ += ["allocate", "calibrate", "disabled", "lora_param_labels", "lora_trainable_filter"]
-__all__ += ["partial_lora_trainable_filter", "penalty", "retain"]
+__all__ += ["disabled", "lora_param_labels", "lora_trainable_filter"]
+__all__ += ["partial_lora_trainable_filter", "penalty"]
 __all__ += ["citation", "lora_report"]
 __all__ += ["extract_adapters", "load_adapters", "read_adapters", "read_metadata", "save_adapters"]
 __all__ += ["split_adapters", "sum_adapters", "swap_adapters"]

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import equinox as eqx
+import jax
+
 from ._compute import in_dtypes_of, widened
 from ._contract import (
     LoRAWrapper,
@@ -47,6 +50,29 @@ def unwrap_lora(model: M) -> M:
     `model` is a `Net` or a set.
     """
     return _without_adapters(model, unwrapped_layer, "unwrap")
+
+
+def disabled(model: M) -> M:
+    """`model` without its adapters, as a constant: the reference model of a loss.
+
+        reference = jax.vmap(jno.lora.disabled(model))(x)
+
+    No array is copied, and nothing is differentiated. The layers are the layers that
+    `jno.lora.unwrap_lora` gives: bit for bit the layers before adapting. Layers whose adapter
+    replaced their weight (PiSSA, MiLoRA) come back up to rounding, and cost a small product each;
+    `with net.disabled()` restores these bit for bit. Arrays outside of adapters stay as they are
+    now, trained or not.
+
+    **Arguments:** `model`: any pytree, adapted or not. May be traced.
+
+    **Raises:** as `unwrap_lora`.
+    """
+    expect_model(model, "disabled")
+
+    def stop(leaf: Any) -> Any:
+        return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(stop, unwrap_lora(model))
 
 
 def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: str) -> M:

@@ -18,6 +18,13 @@ _PLUGINS = {
     ),
     "jno_lora_compare": ("compare", ("Comparison", "ComparisonRow", "compare")),
     "jno_lora_zoo": ("zoo", ("Triplets",)),
+    "jno_lora_train": (
+        "train",
+        (
+            *("Allocation", "AllocationRow", "Statistics"),
+            *("allocate", "calibrate", "check_calibrate", "retain"),
+        ),
+    ),
 }
 NAMES = {name: package for package, (_, names) in _PLUGINS.items() for name in names}
 

@@ -4,9 +4,8 @@ Plugins use `jno.lora`, `jno.lora.types`, `jno.lora.testing` and this module, an
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._calibration import check_calibrate
 from ._checkpoint import (
     Extension,
     load_extended,
@@ -26,6 +25,7 @@ from ._compute import (
 )
 from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
+from ._moved import moved
 from ._paths import bullets, nearest, path_str, show_array, show_path
 from ._registry import default_registry
 from ._sets import known_factors, put_around
@@ -42,6 +42,8 @@ from ._tree import (
 )
 
 if TYPE_CHECKING:
+    from jno_lora_train import check_calibrate as check_calibrate
+
     from ._showing.plots import Picture
 
 __all__ = [
@@ -53,7 +55,6 @@ __all__ = [
     "bullets",
     "call_compiled",
     "callable_for",
-    "check_calibrate",
     "compute_dtype",
     "default_adapters",
     "default_registry",
@@ -86,6 +87,10 @@ __all__ = [
     "weights_read_by",
     "write_together",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name)
 
 
 def new_picture(

@@ -5,7 +5,15 @@ use `jno.lora.extending`.
 """
 
 from ._checkpoint import write_file
-from ._contract import construct, contract_problems, statistic_keys, statistics_of, takes
+from ._contract import (
+    construct,
+    contract_problems,
+    mean_shape,
+    statistic_key,
+    statistic_keys,
+    statistics_of,
+    takes,
+)
 from ._merge import wide_layers
 from ._paths import stable_hash
 from ._sets import Factors
@@ -18,10 +26,12 @@ __all__ = [
     "construct",
     "contract_problems",
     "filler",
+    "mean_shape",
     "names_to_resolve",
     "on_the_mesh",
     "shared_arrays",
     "stable_hash",
+    "statistic_key",
     "statistic_keys",
     "statistics_of",
     "takes",

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._calibration import Allocation, AllocationRow, Statistics
 from ._contract import ConvLike, LinearLike, Term
 from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError
 from ._moved import moved
@@ -21,13 +20,16 @@ if TYPE_CHECKING:
         UpdateRow as UpdateRow,
     )
     from jno_lora_compare import Comparison as Comparison, ComparisonRow as ComparisonRow
+    from jno_lora_train import (
+        Allocation as Allocation,
+        AllocationRow as AllocationRow,
+        Statistics as Statistics,
+    )
     from jno_lora_zoo import Triplets as Triplets
 
 __all__ = [
     "AdapterSet",
     "AdapterSum",
-    "Allocation",
-    "AllocationRow",
     "ConvLike",
     "JnoLoraWarning",
     "LayerForm",
@@ -43,7 +45,6 @@ __all__ = [
     "PluginRecord",
     "RegisteredWrapper",
     "ReportRow",
-    "Statistics",
     "Table",
     "Term",
 ]

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
-from jno.lora.extending import check_calibrate, nearest
+from jno.lora.extending import nearest
 from jno.lora.types import Plan
+from jno_lora_train import check_calibrate
 
 Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 Candidate: TypeAlias = Wrapper | Mapping[str, Any]

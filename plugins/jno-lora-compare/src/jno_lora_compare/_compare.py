@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import Net, Registry
-from jno.lora.extending import Bar, check_calibrate, default_registry
+from jno.lora.extending import Bar, default_registry
+from jno_lora_train import check_calibrate
 
 from ._candidates import (
     Candidate,

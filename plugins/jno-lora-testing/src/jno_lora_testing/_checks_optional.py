@@ -13,7 +13,6 @@ import numpy as np
 from jno.lora import (
     LoRAWrapper,
     Registry,
-    calibrate,
     lora_trainable_filter,
     merge_lora,
     penalty,
@@ -22,6 +21,7 @@ from jno.lora import (
 from jno.lora.coded import with_arrays
 from jno.lora.extending import path_str
 from jno.lora.parts import shared_arrays, statistic_keys, statistics_of, with_shared_arrays
+from jno_lora_train import calibrate
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close

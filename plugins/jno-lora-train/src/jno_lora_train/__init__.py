@@ -1,8 +1,32 @@
-"""Parts of a training loop: compiled steps, runs that a file holds whole, scanned layers."""
+"""Training: loops, optimisers that know adapters, statistics of data, ranks that move.
 
+`jno_lora_train.optim` has the optimisers, which need optax.
+"""
+
+from ._adalora import AdaLoRAController, AdaLoRAState
+from ._allocate import Allocation, AllocationRow, allocate
+from ._calibrate import calibrate, check_calibrate
+from ._retain import retain
 from ._save_products import save_products
 from ._scanned_layers import ScannedLayers
+from ._statistics import Statistics
 from ._trainer import Cost, Fit, Trainer
 from ._training_run import TrainingRun
 
-__all__ = ["Cost", "Fit", "ScannedLayers", "Trainer", "TrainingRun", "save_products"]
+__all__ = [
+    "AdaLoRAController",
+    "AdaLoRAState",
+    "Allocation",
+    "AllocationRow",
+    "Cost",
+    "Fit",
+    "ScannedLayers",
+    "Statistics",
+    "Trainer",
+    "TrainingRun",
+    "allocate",
+    "calibrate",
+    "check_calibrate",
+    "retain",
+    "save_products",
+]

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -30,6 +29,10 @@ class Fit(NamedTuple):
     def milliseconds(self) -> float | None:
         """The median time of a step, without the first; `None` after a single step."""
         return 1000 * statistics.median(self.seconds[1:]) if len(self.seconds) > 1 else None
+
+
+class ConjugateState(NamedTuple):
+    """The empty state of `jno.lora.optim.conjugate`: `Trainer` refuses to conjugate twice."""
 
 
 class Cost(NamedTuple):
@@ -148,15 +151,16 @@ def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
     **Raises:** `ValueError` if the optimiser, whose `state` it is, conjugates as well.
     """
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
-    optim = sys.modules.get("jno.lora.optim")  # needs optax, which the optimiser may not
-    if is_complex and optim is not None:
-        is_conjugate = lambda node: isinstance(node, optim.ConjugateState)  # noqa: E731
-        if any(map(is_conjugate, jax.tree.leaves(state, is_leaf=is_conjugate))):
-            raise ValueError(
-                "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
-                "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
-            )
+    if is_complex and any(map(_is_conjugate, jax.tree.leaves(state, is_leaf=_is_conjugate))):
+        raise ValueError(
+            "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
+            "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
+        )
     return jax.tree.map(jnp.conj, gradient)
+
+
+def _is_conjugate(node: Any) -> bool:
+    return isinstance(node, ConjugateState)
 
 
 def _on_the_device(tree: PyTree) -> PyTree:

@@ -6,6 +6,10 @@ add a method for every kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
+from typing import TYPE_CHECKING, Any
+
+from jno.lora.extending import imported_for
+
 from . import adapters, methods
 from ._adapters_for import adapters_for
 from ._arrays import (
@@ -34,7 +38,6 @@ from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
 from .adapters import *
-from .controllers import AdaLoRAController, AdaLoRAState
 from .growing import Grown, GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
 from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from .layers import (
@@ -51,11 +54,12 @@ from .methods import *
 from .methods.waveft import daubechies
 from .plugin import adapters_defined_in
 
+if TYPE_CHECKING:
+    from jno_lora_train import AdaLoRAController as AdaLoRAController, AdaLoRAState as AdaLoRAState
+
 __all__ = [
     "FAMILIES",
     "LAYER_KINDS",
-    "AdaLoRAController",
-    "AdaLoRAState",
     "Additive",
     "Bias",
     "ConvLayer",
@@ -115,3 +119,13 @@ __all__ = [
 ]
 __all__ += adapters.__all__
 __all__ += methods.__all__
+
+
+def __getattr__(name: str) -> Any:
+    # Until 0.3, they were here.
+    if name not in ("AdaLoRAController", "AdaLoRAState"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
+        import jno_lora_train
+
+    return getattr(jno_lora_train, name)

@@ -28,7 +28,6 @@ from ._shared import Box, Shared, array_in, is_shared, replaced, shared_fields
 from ._statistics import (
     Statistic,
     mean_shape,
-    namesakes,
     statistic_key,
     statistic_keys,
     statistics_of,

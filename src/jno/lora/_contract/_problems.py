@@ -126,7 +126,7 @@ def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         return
     mistakes = [mistake for need in needs if (mistake := need_mistake(need)) is not None]
     yield from mistakes
-    if not mistakes and (pair := namesakes(statistics_of(cls), lambda s: s.name)):
+    if not mistakes and (pair := namesakes(statistics_of(cls))):
         yield f"`needs` lists {pair}. The constructor gets them by name, so rename one of them"
     if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"

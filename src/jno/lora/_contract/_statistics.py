@@ -1,7 +1,7 @@
 """Statistics of a layer's data, which an adapter class may ask for: see `LoRAWrapper.needs`."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -117,13 +117,11 @@ def need_mistake(need: Any) -> str | None:
     return None
 
 
-def namesakes(
-    statistics: Iterable[type[Statistic]], name_of: Callable[[type[Statistic]], str]
-) -> str | None:
+def namesakes(statistics: Iterable[type[Statistic]]) -> str | None:
     """Two different statistics of one name, for a message; `None` if no name has two."""
     by_name: dict[str, type[Statistic]] = {}
     for statistic in statistics:
-        first = by_name.setdefault(name_of(statistic), statistic)
+        first = by_name.setdefault(statistic.name, statistic)
         if first is not statistic:
             return f"{_place(first)} and {_place(statistic)}"
     return None

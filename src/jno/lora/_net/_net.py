@@ -11,11 +11,11 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._calibration import calibrate as collect, check_calibrate
 from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
 from .._contract import Handle, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError, warn
+from .._moved import moved
 from .._paths import bullets, nearest, path_str, show_path
 from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
@@ -168,7 +168,8 @@ class Net(Handle):
         state = self._state
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
-            batches, loss = check_calibrate(calibrate, statistics)
+            collect, check = (moved("jno.lora", name) for name in ("calibrate", "check_calibrate"))
+            batches, loss = check(calibrate, statistics)
             statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         plan = plan_call(state.module, specs, call, state.mask, self._registry)

@@ -11,31 +11,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from .._contract import (
-    Statistic,
-    expect_model,
-    mean_shape,
-    namesakes,
-    over_stack,
-    statistic_key,
-    statistics_of,
-)
-from .._dispatch import plan_call
-from .._errors import SelectionError, WrapperError
-from .._paths import FEW, bullets, show_path
-from .._peft_words import knows_words_of_peft
-from .._planning import MaskLike, PlanRow, Spec, SpecLike, TargetLike, WrapperLike
-from .._registry import Registry
-from .._sharding import replicated_beside
-from .._showing import tracked
-from .._tree import layers_at, replace_layers
+from jno.lora import Registry, SelectionError, Statistic, WrapperError, plan_lora
+from jno.lora.extending import bullets, expect_model, layers_at, over_stack, show_path
+from jno.lora.parts import mean_shape, statistic_key, statistics_of, tracked
+from jno.lora.types import PlanRow
+
 from ._probe import Probe, Rows, RowsOut, directions
 from ._statistics import FACTOR, Statistics
 
 # Without `sketch`, larger statistics are refused.
 _MOST_BYTES = 2 * 2**30
+
+# How many layers a message names.
+_FEW = 12
 
 # The keys of the sums that count rows.
 _COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
@@ -43,16 +34,15 @@ _COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
 Loss = Callable[[Any, Any], Any]
 
 
-@knows_words_of_peft
 def calibrate(
     model: PyTree,
     batches: Iterable[Any],
     loss: Loss,
     *,
-    wrappers: WrapperLike,
-    target: TargetLike = None,
-    specs: Iterable[SpecLike] | None = None,
-    param_mask: MaskLike | None = None,
+    wrappers: Any,
+    target: Any = None,
+    specs: Iterable[Any] | None = None,
+    param_mask: Any = None,
     sketch: int | None = None,
     registry: Registry | None = None,
 ) -> Statistics:
@@ -85,8 +75,8 @@ def calibrate(
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
-    call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrappers)
-    plan = plan_call(model, specs, call, param_mask, registry)
+    chosen: Any = {"target": target, "specs": specs, "wrappers": wrappers}
+    plan = plan_lora(model, 1, **chosen, param_mask=param_mask, registry=registry)
     rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
     if not rows:
         raise SelectionError(
@@ -112,13 +102,16 @@ def calibrate(
 
 
 def _check_names(rows: Iterable[PlanRow]) -> None:
-    needs = (statistics_of(row.wrapper) for row in rows)
-    if pair := namesakes(itertools.chain.from_iterable(needs), statistic_key):
-        raise WrapperError(
-            f"Adapters of this call need {pair}. A package may have only one statistic of a name, "
-            "because files hold statistics by package and name. Rename one of them, or select "
-            "adapters that need only one of them."
-        )
+    by_key: dict[str, type[Statistic]] = {}
+    for statistic in itertools.chain.from_iterable(statistics_of(row.wrapper) for row in rows):
+        first = by_key.setdefault(statistic_key(statistic), statistic)
+        if first is not statistic:
+            names = " and ".join(f"{x.__module__}.{x.__qualname__}" for x in (first, statistic))
+            raise WrapperError(
+                f"Adapters of this call need two statistics {statistic.name!r}, {names}. A package "
+                "may have only one statistic of a name, because files hold statistics by package "
+                "and name. Rename one of them, or select adapters that need only one of them."
+            )
 
 
 def check_calibrate(calibrate: Any, statistics: Any = None) -> tuple[Iterable[Any], Loss]:
@@ -155,9 +148,16 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
                 "(a table of embeddings has an input for each token), or keep fewer columns: "
                 f"sketch=512. `sketch={m}` keeps all columns."
             )
-        sums[statistic_key(statistic)] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
+        sums[statistic_key(statistic)] = jnp.zeros(shape, W.dtype, device=_beside(layer))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
     return probe(layer, sums, tuple(measured), cls)
+
+
+def _beside(layer: Any) -> NamedSharding | None:
+    """The sharding of an array that lies whole on every device of the layer's mesh, if any."""
+    shardings = (x.sharding for x in jax.tree.leaves(layer) if isinstance(x, jax.Array))
+    mesh = next((place.mesh for place in shardings if isinstance(place, NamedSharding)), None)
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:
@@ -176,7 +176,7 @@ def _sums(
 
     varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
     grads = eqx.filter_grad(
-        lambda varied: loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
+        lambda varied: loss(_with_probes(model, eqx.combine(varied, fixed)), batch)
     )(varied)
     by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
@@ -187,6 +187,12 @@ def _sums(
             G = over_stack(probe.wrapper.matrix, ndim)(base)
             by_path[path] |= {statistic_key(s): over_stack(s.right, ndim)(G) for s in statistics}
     return by_path
+
+
+def _with_probes(model: Any, probes: Mapping[str, Probe]) -> Any:
+    layers = layers_at(model, probes)
+    new = [probes[path] for path in layers]
+    return eqx.tree_at(lambda model: [*layers_at(model, probes).values()], model, new)
 
 
 def _matrix_of(layer: Any, cls: Any) -> Any:
@@ -205,7 +211,7 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
         lines = [f"{show_path(path)} ({rows[path].layer})" for path in missed]
         raise SelectionError(
             "The gradient of the loss does not reach the outputs of these layers, so nothing was "
-            f"collected there:\n{bullets(lines, FEW)}\n"
+            f"collected there:\n{bullets(lines, _FEW)}\n"
             "The loss does not depend on them, or differentiates them itself, or the model reads "
             "their weight instead of calling them. Leave them out with `target=` or `specs=`. For "
             "statistics of inputs, any loss of the outputs will do: "
@@ -219,7 +225,7 @@ def _check_reached(totals: dict[str, dict[str, Array]], rows: Mapping[str, PlanR
     ]
     if lines:
         raise SelectionError(
-            f"These statistics hold NaN or infinity:\n{bullets(lines, FEW)}\nLook at the batches, "
+            f"These statistics hold NaN or infinity:\n{bullets(lines, _FEW)}\nLook at the batches, "
             "and at loss(model, batch) for each batch."
         )
 

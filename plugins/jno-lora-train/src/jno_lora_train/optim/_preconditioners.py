@@ -9,12 +9,12 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Inexact, PyTree
 
-from .._compute import at_least_float32, gauss_jordan
-from .._contract import LoRAWrapper, expect_model, is_adapter
-from .._errors import SelectionError
-from .._paths import KeyPath, bullets, path_str, show_path
-from .._sets import AdapterSum
-from ._factors import ADVICE, Product, products
+from jno.lora import LoRAWrapper, SelectionError
+from jno.lora.extending import bullets, expect_model, gauss_jordan, path_str, show_path
+from jno.lora.types import AdapterSum
+
+from .._numbers import at_least_float32
+from ._factors import ADVICE, KeyPath, Product, is_adapter, products
 
 
 def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:

@@ -1,15 +1,13 @@
 """Gradients of complex arrays, as optimisers take them."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-
-class ConjugateState(NamedTuple):
-    """The empty state of `conjugate`, by which `Trainer` refuses to conjugate twice."""
+from .._trainer import ConjugateState
 
 
 def conjugate() -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jno.lora import LoRAWrapper
 from jno.lora.extending import adapted_layers, map_adapters, show_path
 
-from ._arrays import in_compute_dtype
+from ._numbers import at_least_float32
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ class _Member(NamedTuple):
 
     def sensitivity(self) -> dict[str, Array]:
         """`|w g|` for every number, float32 at least."""
-        wide = jax.tree.map(in_compute_dtype, (self.fields, self.grads))
+        wide = at_least_float32((self.fields, self.grads))
         return jax.tree.map(lambda w, g: jnp.abs(w * g), *wide)
 
     def of_directions(self, scores: dict[str, Array]) -> Float[Array, "*stack r"]:

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._contract import check_rank
-from .._errors import SelectionError
-from .._paths import show_path
-from .._planning import Spec
-from .._showing import Printed, Table, table
+from jno.lora import SelectionError, Spec
+from jno.lora.extending import Printed, show_path, table
+from jno.lora.types import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +92,8 @@ def allocate(
 
 
 def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most: Any) -> None:
-    check_rank(budget, "`budget`")
+    if type(budget) is not int or budget < 1:
+        raise SelectionError(f"`budget` must be an integer of at least 1, but is {budget!r}.")
     if type(least) is not int or least < 0:
         raise SelectionError(f"`least` must be a whole number from 0, but is {least!r}.")
     if most is not None and (type(most) is not int or most < max(least, 1)):

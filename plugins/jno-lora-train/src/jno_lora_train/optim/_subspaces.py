@@ -11,13 +11,12 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
-from .._compute import at_least_float32
-from .._contract import LoRAWrapper, check_key, expect_model, over_stack
-from .._errors import SelectionError
-from .._paths import KeyPath, bullets, path_str, show_array, show_path, stable_hash
-from .._sharding import on_the_mesh
-from .._shared_arrays import filler
-from ._factors import ADVICE, Product, products
+from jno.lora import LoRAWrapper, SelectionError, resolve
+from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
+from jno.lora.parts import on_the_mesh, stable_hash
+
+from .._numbers import at_least_float32
+from ._factors import ADVICE, KeyPath, Product, factors, products
 
 T = TypeVar("T")
 
@@ -63,10 +62,13 @@ class Subspaces(eqx.Module):
         its inputs. PEFT's OSF keeps half of the directions, as here.
         """
         expect_model(model, "Subspaces.of_weights")
-        fill, weights, problems = filler(model), dict[KeyPath, Array](), list[str]()
+        weights, problems = dict[KeyPath, Array](), list[str]()
+        # The same adapters, with the arrays that they share.
+        pairs = zip(factors(model), factors(resolve(model)), strict=True)
+        whole = {id(adapter): resolved for (adapter, _), (resolved, _) in pairs}
         listed = _products_of(model)
         for product in listed:
-            W = _matrix_of(product, fill(product.adapter))
+            W = _matrix_of(product, whole[id(product.adapter)])
             if W is None:
                 problems.append(
                     f"{show_path(path_str(product.A.keys))}: the matrix of a "
@@ -85,7 +87,7 @@ class Subspaces(eqx.Module):
             W, k = weights[product.A.keys], sizes[product.A.keys]
             U, V = (side[..., :k] for side in on_the_mesh(W, _decomposed, W))
             inputs[path_str(product.A.keys)], outputs[path_str(product.B.keys)] = V, U
-            if not _stays_away(product, fill(product.adapter), V, U):
+            if not _stays_away(product, whole[id(product.adapter)], V, U):
                 path = show_path(path_str(product.A.keys))
                 inside.append(f"{path}: {type(product.adapter).__name__}")
         if inside:
@@ -101,13 +103,12 @@ class Subspaces(eqx.Module):
 
         **Arguments:** `model`, `size`: as for `of_weights`. `key`: one random key.
 
-        **Raises:** as `of_weights` for `model` and `size`; also for a bad `key`.
+        **Raises:** as `of_weights` for `model` and `size`.
 
         Paper: Lu et al., "Controlled Low-Rank Adaptation with Subspace Regularization for Continued
         Training on Large Language Models", arXiv:2410.16801.
         """
         expect_model(model, "Subspaces.random")
-        check_key(key)
         listed = _products_of(model)
         sizes = _sizes(listed, size)
 

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tests.core.good_adapter import Good
 
 import jno.lora
-from jno.lora import LoRAWrapper, Net, SelectionError, Statistic, WrapperError
+from jno.lora import (
+    LoRAWrapper,
+    Net,
+    SelectionError,
+    Statistic,
+    WrapperError,
+    extract_adapters,
+)
 from jno.lora.types import Statistics
 
 
@@ -123,6 +131,14 @@ def test_statistics_are_means_over_all_examples() -> None:
     grads = [eqx.filter_grad(loss)(model, batch) for batch in batches]
     mean = sum(grad.layers[0].weight for grad in grads) / 2
     close(found["layers/0"]["gradient"], mean)
+
+
+def test_a_net_and_a_set_are_refused() -> None:
+    net = Net(model_and_batches()[0]).lora(wrapper=Good)
+    with pytest.raises(SelectionError, match=r"^calibrate takes a model.*calibrate\(net\.module, "):
+        calibrated(net, [])
+    with pytest.raises(SelectionError, match=r"^calibrate takes .* was given an AdapterSet"):
+        calibrated(extract_adapters(net.module), [])
 
 
 def test_batches_may_come_from_a_generator() -> None:
@@ -335,7 +351,7 @@ def test_two_statistics_of_one_package_and_name_are_refused_together() -> None:
         {"target": "layers/0", "wrapper": Informed},
         {"target": "layers/1", "wrapper": OtherInformed},
     ]
-    with pytest.raises(WrapperError, match=r"(?s)\.MeanSquare\) and .*OtherMeanSquare.*Rename one"):
+    with pytest.raises(WrapperError, match=r"(?s)\.MeanSquare and .*OtherMeanSquare.*Rename one"):
         jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)
     specs[1]["wrapper"] = Informed
     assert len(jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)) == 2

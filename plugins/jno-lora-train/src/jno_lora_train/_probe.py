@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._contract import LoRAWrapper, Statistic, statistic_key
-from .._errors import WrapperError
+from jno.lora import LoRAWrapper, Statistic, WrapperError
+from jno.lora.parts import statistic_key
 
 
 class Rows(Statistic):

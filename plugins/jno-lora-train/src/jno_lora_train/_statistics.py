@@ -7,10 +7,17 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._checkpoint import FilePath, read_file, values_of, write_file
-from .._errors import CheckpointError
-from .._paths import show_array, show_path
-from .._showing import Printed, Table, table
+from jno.lora import CheckpointError
+from jno.lora.extending import (
+    Printed,
+    read_file,
+    show_array,
+    show_path,
+    table,
+    values_of,
+    write_file,
+)
+from jno.lora.types import Table
 
 # The end of the key of `F`, `(..., width, size)`, which stands for the covariance `F F^T`.
 FACTOR = "/factor"
@@ -43,7 +50,7 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
     def __len__(self) -> int:
         return len(self._means)
 
-    def save(self, path: FilePath) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write them into one safetensors file. **Raises:** `CheckpointError` if that fails."""
         tensors = {
             f"{layer}:{key}": values_of(array, f"the {_name(key)} of {show_path(layer)!r}")
@@ -53,7 +60,7 @@ class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
         write_file(path, tensors, {_KEY: json.dumps(self.shapes)})
 
     @classmethod
-    def load(cls, path: FilePath) -> "Statistics":
+    def load(cls, path: str | os.PathLike[str]) -> "Statistics":
         """Read a file that `save` wrote. **Raises:** `CheckpointError` if it is another file."""
         tensors, metadata = read_file(path)
         try:

@@ -6,13 +6,19 @@ from typing import Any, NamedTuple
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, is_adapter
-from .._paths import KeyPath
+from jno.lora import LoRAWrapper
+
+KeyPath = tuple[Any, ...]
 
 ADVICE = (
     "Give optax the trained part of an adapted model, `net.partition()[0]`. The class of an "
     "adapter says in `factor_sides` which of its fields are factors."
 )
+
+
+def is_adapter(node: Any) -> bool:
+    """Whether `node` is an adapted layer."""
+    return isinstance(node, LoRAWrapper)
 
 
 class Factor(NamedTuple):

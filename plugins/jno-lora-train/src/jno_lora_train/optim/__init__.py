@@ -1,4 +1,4 @@
-"""Optimisers that know adapters, as transformations of optax (the extra `optim`).
+"""Optimisers that know adapters, as transformations of optax: `jno.lora.optim`.
 
     from jno.lora.optim import lora_plus
 
@@ -8,13 +8,11 @@ They take the trees that `net.partition()` returns. The class of an adapter, als
 says in `factor_sides` which of its fields are factors of a product `B A`.
 """
 
-from .._errors import imported_for
-
-with imported_for("jno.lora.optim", "optim", "optax"):
-    from ._conjugate import ConjugateState, conjugate
-    from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
-    from ._rates import lora_plus, path_labels, side_labels
-    from ._subspaces import Subspaces, stay_orthogonal
+from .._trainer import ConjugateState
+from ._conjugate import conjugate
+from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
+from ._rates import lora_plus, path_labels, side_labels
+from ._subspaces import Subspaces, stay_orthogonal
 
 __all__ = [
     "ConjugateState",

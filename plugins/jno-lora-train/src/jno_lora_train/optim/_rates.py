@@ -1,5 +1,6 @@
 """Learning rates by the side of a factor, and by path."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from .._contract import check_number, expect_model, is_traced
-from .._errors import SelectionError
-from .._paths import KeyPath, bullets, nearest, path_str, show_path
-from .._planning import compiled
-from ._factors import ADVICE, factors
+from jno.lora import SelectionError
+from jno.lora.extending import bullets, expect_model, nearest, path_str, show_path
+
+from .._numbers import check_number
+from ._factors import ADVICE, KeyPath, factors
 
 
 def side_labels(params: PyTree) -> PyTree[str]:
@@ -57,9 +59,7 @@ def path_labels(
 
     **Raises:** `SelectionError` for an invalid regex.
     """
-    regexes: Any = {
-        label: compiled(pattern, f"patterns[{label!r}]") for label, pattern in patterns.items()
-    }
+    regexes = {label: _compiled(label, pattern) for label, pattern in patterns.items()}
 
     def labels(params: PyTree) -> PyTree[str]:
         expect_model(params, "path_labels")
@@ -79,6 +79,16 @@ def path_labels(
         return jtu.tree_map_with_path(label_of, params)
 
     return labels
+
+
+def _compiled(label: str, pattern: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as err:
+        raise SelectionError(
+            f"`patterns[{label!r}]` is not a valid regex: {pattern!r}: {err}. It is searched in "
+            "paths such as 'encoder/layers/0/lora_A'."
+        ) from err
 
 
 def lora_plus(
@@ -107,7 +117,7 @@ def lora_plus(
             "that makes it: lora_plus(optax.adam(1e-4), ratio=16)"
         )
     check_number("ratio", ratio)
-    if not is_traced(ratio) and not ratio > 0:
+    if not isinstance(ratio, Tracer) and not ratio > 0:
         raise SelectionError(f"`ratio` must be a positive number, but is {ratio!r}.")
 
     def init(params: PyTree) -> optax.EmptyState:

@@ -1,7 +1,7 @@
-"""The base of an adapted model inside a loss: reference outputs, and a replay penalty."""
+"""A replay penalty: how far an adapted model has moved from its base on earlier inputs."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -9,36 +9,19 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ._compute import at_least_float32
-from ._contract import check_number, expect_model
-from ._errors import SelectionError, failing
-from ._merge import unwrap_lora
-from ._paths import bullets, path_str, show_array, show_path
-from ._shared_arrays import resolve
-from ._tree import callable_model, holds_adapters
+from jno.lora import Net, SelectionError, disabled, resolve
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    expect_model,
+    path_str,
+    show_array,
+    show_path,
+)
 
-M = TypeVar("M")
+from ._numbers import at_least_float32, check_number
 
 Distance = Literal["squared", "kl"]
-
-
-def disabled(model: M) -> M:
-    """`model` without its adapters, as a constant: the reference model of a loss.
-
-        reference = jax.vmap(jno.lora.disabled(model))(x)
-
-    No array is copied, and nothing is differentiated. The layers are the layers that
-    `jno.lora.unwrap_lora` gives: bit for bit the layers before adapting. Layers whose adapter
-    replaced their weight (PiSSA, MiLoRA) come back up to rounding, and cost a small product each;
-    `with net.disabled()` restores these bit for bit. Arrays outside of adapters stay as they are
-    now, trained or not.
-
-    **Arguments:** `model`: any pytree, adapted or not. May be traced.
-
-    **Raises:** as `unwrap_lora`.
-    """
-    expect_model(model, "disabled")
-    return _constant(unwrap_lora(model))
 
 
 def retain(
@@ -87,7 +70,7 @@ def retain(
     if distance not in get_args(Distance):
         raise SelectionError(f"`distance` must be 'squared' or 'kl', but is {distance!r}.")
     if base is None:
-        if not holds_adapters(model):
+        if next(adapted_layers(model), None) is None:
             raise SelectionError(
                 "retain compares an adapted model with its base, but this model carries no "
                 "adapters. Give the whole adapted model, eqx.combine(trainable, frozen), or the "
@@ -96,9 +79,11 @@ def retain(
         base = disabled(model)
     expect_model(base, "retain")
     call = call or _mapped
-    with failing("compute the outputs to retain", SelectionError, _ADVICE):
-        new = call(resolve(model), inputs)
-        old = _constant(call(resolve(base), inputs))
+    try:
+        new, old = call(resolve(model), inputs), call(resolve(base), inputs)
+    except Exception as err:
+        why = f"{type(err).__name__}: {err}"
+        raise SelectionError(f"Could not compute the outputs to retain: {why}\n{_ADVICE}") from err
     pairs = _pairs(new, old)
     value = _squared(pairs) if distance == "squared" else _kl(pairs)
     return jnp.asarray(weight, value.dtype) * value
@@ -112,16 +97,7 @@ _ADVICE = (
 
 
 def _mapped(model: Any, inputs: PyTree) -> Any:
-    return jax.vmap(callable_model(model))(inputs)
-
-
-def _constant(tree: Any) -> Any:
-    """`tree`, whose arrays are constants for derivatives."""
-
-    def stop(leaf: Any) -> Any:
-        return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
-
-    return jax.tree.map(stop, tree)
+    return jax.vmap(Net(model))(inputs)
 
 
 def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
@@ -145,7 +121,8 @@ def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
             "The outputs to retain hold no floating or complex numbers. `call` must return the "
             "outputs of the model that it is given."
         )
-    return [(path, x, y) for (path, x), (_, y) in zip(*columns, strict=True)]
+    stop = jax.lax.stop_gradient
+    return [(path, x, stop(y)) for (path, x), (_, y) in zip(*columns, strict=True)]
 
 
 def _squared(pairs: list[tuple[str, Array, Array]]) -> Array:
