@@ -15,8 +15,8 @@ from jno.lora.extending import (
     show_path,
     table,
     values_of,
-    write_file,
 )
+from jno.lora.parts import write_file
 from jno.lora.types import Table
 
 # The end of the key of `F`, `(..., width, size)`, which stands for the covariance `F F^T`.
