@@ -8,10 +8,17 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Inexact, Shaped
 
 from jno.lora.extending import show_array
-from jno_lora_zoo import MeshAxes, cast_like, in_compute_dtype, is_float_array, sharded_over
+from jno_lora_zoo import (
+    MeshAxes,
+    cast_like,
+    compute_dtype,
+    in_compute_dtype,
+    is_float_array,
+    sharded_over,
+)
 
 from ._classes import loaded_class, value_for
 
@@ -93,6 +100,29 @@ class ModeWeights(NamedTuple):
         stacked = cast_like(stacked, first)
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
+
+    def compute_dtype(self, layer: Any) -> Any:
+        """The dtype of the parts in computations, as `read` has it."""
+        first = getattr(layer, self.fields[0])
+        return compute_dtype(first.real if _is_complex(first) else first)
+
+    def added(self, layer: Any, change: Inexact[Array, "..."]) -> dict[str, Shaped[Array, "..."]]:
+        """Arrays for the fields of `layer` after `change`, complex if there are two parts.
+
+        The axes of `change` are `axes` without `p`: neither it nor the fields are transposed, so
+        that a training step computes no more than it must.
+        """
+        first = getattr(layer, self.fields[0])
+        if _is_complex(first):
+            return {self.fields[0]: cast_like(first + change, first)}
+        parts = [change]
+        if jnp.iscomplexobj(change):
+            parts = [jnp.real(change), jnp.imag(change)]
+        if "p" in self.axes:
+            parts = [jnp.stack(parts, self.axes.index("p"))]
+        arrays = [in_compute_dtype(getattr(layer, field)) for field in self.fields]
+        sums = [array + part for array, part in zip(arrays, parts, strict=True)]
+        return {f: cast_like(new, first) for f, new in zip(self.fields, sums, strict=True)}
 
     def mesh_axes(self, layer: Any) -> MeshAxes:
         """The mesh axes that cut the matrices. Those of parts and modes follow the stack's."""
