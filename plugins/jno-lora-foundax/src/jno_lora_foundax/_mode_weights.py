@@ -1,5 +1,7 @@
 """Layers with one matrix for each mode, and the layout of their arrays."""
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -104,7 +106,7 @@ class ModeWeights(NamedTuple):
     def compute_dtype(self, layer: Any) -> Any:
         """The dtype of the parts in computations, as `read` has it."""
         first = getattr(layer, self.fields[0])
-        return compute_dtype(first.real if _is_complex(first) else first)
+        return jnp.finfo(first.dtype).dtype if _is_complex(first) else compute_dtype(first)
 
     def added(self, layer: Any, change: Inexact[Array, "..."]) -> dict[str, Shaped[Array, "..."]]:
         """Arrays for the fields of `layer` after `change`, complex if there are two parts.
@@ -221,6 +223,27 @@ def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
     """The families of matrices in a layer of a known class, by name, or `None`."""
     families = value_for(leaf, _FAMILIES)
     return families(leaf) if callable(families) else families
+
+
+def advice_to_declare(leaf: Any) -> str | None:
+    """How to declare arrays that look like weights of modes, or `None`.
+
+    They have three axes or more, and are complex, or at least two real arrays of one shape.
+    """
+    if not isinstance(leaf, eqx.Module):
+        return None
+    fields = {f.name: getattr(leaf, f.name, None) for f in dataclasses.fields(leaf)}
+    arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
+    chosen = [name for name, x in arrays.items() if _is_complex(x)]
+    if not chosen:
+        shapes = collections.Counter(x.shape for x in arrays.values() if is_float_array(x))
+        chosen = [name for name, x in arrays.items() if shapes[x.shape] > 1]
+    if not chosen:
+        return None
+    return (
+        f"its {' and '.join(chosen)}, {show_array(arrays[chosen[0]])}, may be weights of modes: "
+        "declare them by `ModeWeights` in a subclass of CPSpectral (jno_lora_foundax)"
+    )
 
 
 def is_linear(leaf: Any) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact
 from jno.lora import LoRAWrapper
 from jno_lora_zoo import weighted_sum, with_attributes
 
-from ._mode_weights import ModeWeights, is_linear, mode_weights_of
+from ._mode_weights import ModeWeights, advice_to_declare, is_linear, mode_weights_of
 from ._sums import times
 
 
@@ -65,8 +65,10 @@ class SpectralAdapter(LoRAWrapper):
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
         try:
-            families = (cls.mode_weights(leaf) or {}).values()
-            return next((why for family in families if (why := family.misfit(leaf))), None)
+            families = cls.mode_weights(leaf)
+            if families is None:
+                return advice_to_declare(leaf)
+            return next((why for f in families.values() if (why := f.misfit(leaf))), None)
         except Exception:
             return None
 

@@ -12,6 +12,7 @@ from .._paths import show_array
 from .._registry import PluginRecord, Registry
 from .._tree import claims, count_plain, is_parameter, layers_left_out, modules_in
 from ._plan import Plan, PlanRow
+from ._questions import Questions
 
 _NAMED = 4  # how many adapters of a distribution a row names
 
@@ -20,8 +21,8 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     """`plan`, with the layers that it leaves out, and with advice in their rows.
 
     Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
-    (If the call names its adapters, it loads nothing, and asks the plugins that are loaded: what
-    others would do is not known, and `declare` is no advice.) So
+    (If the call names classes, it loads nothing, and asks the plugins that are loaded: the answers
+    of the remaining plugins are not known, so there is no advice on how to declare.) So
     `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
     to keep the model, and would change as plugins are loaded.
     """
@@ -30,30 +31,35 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     layers = dict(modules_in(model))
     asks_all = plan.by_default or not registry.discover
     records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
-    rows = tuple(_advised_row(row, layers.get(row.keys), records, asks_all) for row in plan.rows)
+    advise = functools.partial(_advised_row, Questions(registry, ()), records, asks_all)
+    rows = tuple(advise(row, layers.get(row.keys)) for row in plan.rows)
     return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
 def _advised_row(
-    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], asks_all: bool
+    questions: Questions,
+    records: Callable[[], tuple[PluginRecord, ...]],
+    asks_all: bool,
+    row: PlanRow,
+    layer: Any,
 ) -> PlanRow:
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
         return row
+    wrappers = [wrapper for record in records() for wrapper in record.wrappers]
     fitting: dict[str, list[type[LoRAWrapper]]] = {}
-    for record in records():
-        for wrapper in record.wrappers:
-            if claims(wrapper.cls, layer):
-                fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
+    for wrapper in wrappers:
+        if claims(wrapper.cls, layer):
+            fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
     if fitting:
         names = "; ".join(_names(*adapters) for adapters in fitting.items())
         do = "does" if sum(map(len, fitting.values())) == 1 else "do"
         return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
     if row.reason is not None or not asks_all:
         return row
-    arrays = ", ".join(matrices)
-    advice = f"no installed adapter applies; declare {arrays} (jno_lora_arrays)"
-    return dataclasses.replace(row, advice=advice)
+    reasons = (questions.why_not(wrapper.cls, row.path, layer) for wrapper in wrappers)
+    advice = next(filter(None, reasons), f"declare {', '.join(matrices)} (jno_lora_arrays)")
+    return dataclasses.replace(row, advice=f"no installed adapter applies; {advice}")
 
 
 def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
@@ -66,10 +72,6 @@ def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
 
 def matrices_of(layer: Any) -> dict[str, str]:
     """The direct fields of `layer` with matrices, arrays of two axes or more: dtypes and shapes."""
-    fields = dataclasses.fields(layer)
-    values: list[tuple[str, Any]] = [(f.name, getattr(layer, f.name, None)) for f in fields]
-    return {
-        name: show_array(value)
-        for name, value in values
-        if is_parameter(value) and len(value.shape) > 1
-    }
+    fields = {f.name: getattr(layer, f.name, None) for f in dataclasses.fields(layer)}
+    arrays = {name: value for name, value in fields.items() if is_parameter(value)}
+    return {name: show_array(array) for name, array in arrays.items() if len(array.shape) > 1}

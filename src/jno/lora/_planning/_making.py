@@ -28,4 +28,5 @@ def make_plan(
         walk = second if second.selecting - walk.selecting else walk
     warn_of_former_variants(walk)
     notes = tuple(continued_numbers(walk))
-    return Plan(tuple(walk.rows), problem_of(walk), notes=notes, by_default=walk.asks_layers)
+    by_default = walk.asks_layers or not any(rule.named for rule in rules)
+    return Plan(tuple(walk.rows), problem_of(walk), notes=notes, by_default=by_default)
