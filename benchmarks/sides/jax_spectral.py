@@ -39,8 +39,10 @@ def build(case: dict[str, Any], device: str) -> Subject:
     plain = _model(case)
     net = Net(plain)
     if case["adapter"] != "all":
-        cp = CPComplexSpectral if case["complex"] else CPSpectral
-        net.freeze().lora(case["rank"], wrapper=cp)
+        net.freeze()
+        if case["rank"]:
+            cp = CPComplexSpectral if case["complex"] else CPSpectral
+            net.lora(case["rank"], wrapper=cp)
         if case["elsewhere"]:
             net.lora(case["elsewhere"], target="^(?!.*layers_conv)", wrapper="lora")
     queue = device == "gpu"

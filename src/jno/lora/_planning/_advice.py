@@ -72,6 +72,7 @@ def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
 
 def matrices_of(layer: Any) -> dict[str, str]:
     """The direct fields of `layer` with matrices, arrays of two axes or more: dtypes and shapes."""
-    fields = {f.name: getattr(layer, f.name, None) for f in dataclasses.fields(layer)}
+    names = [field.name for field in dataclasses.fields(layer)]
+    fields: dict[str, Any] = {name: getattr(layer, name, None) for name in names}
     arrays = {name: value for name, value in fields.items() if is_parameter(value)}
     return {name: show_array(array) for name, array in arrays.items() if len(array.shape) > 1}
