@@ -97,12 +97,14 @@ class CPSpectral(SpectralAdapter):
         A, B, c = (as_complex(array.astype(dtype)) for array in arrays)
         alone, joined = ("i", "o") if "i" in (axes[0], axes[-1]) else ("o", "i")
         sides = {"i": A, "o": B.T}
-        others = axes.replace(alone, "")
+        remaining = axes.replace(alone, "")
         # Multiplied by broadcasting: batched products of single numbers are slower, and so is
         # their compilation.
-        side = jnp.expand_dims(sides[joined], [1 + k for k, a in enumerate(others) if a != joined])
-        c = jnp.expand_dims(jnp.moveaxis(c, -1, 0), 1 + others.index(joined))
-        product = jnp.einsum(f"r{alone},r{others}->{axes}", sides[alone], side * c)
+        side = jnp.expand_dims(
+            sides[joined], [1 + k for k, a in enumerate(remaining) if a != joined]
+        )
+        c = jnp.expand_dims(jnp.moveaxis(c, -1, 0), 1 + remaining.index(joined))
+        product = jnp.einsum(f"r{alone},r{remaining}->{axes}", sides[alone], side * c)
         return self.alpha / self.rank * product
 
     @classmethod
