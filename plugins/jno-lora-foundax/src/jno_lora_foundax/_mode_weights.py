@@ -232,7 +232,8 @@ def advice_to_declare(leaf: Any) -> str | None:
     """
     if not isinstance(leaf, eqx.Module):
         return None
-    fields = {f.name: getattr(leaf, f.name, None) for f in dataclasses.fields(leaf)}
+    names = [field.name for field in dataclasses.fields(leaf)]
+    fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
     arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
     chosen = [name for name, x in arrays.items() if _is_complex(x)]
     if not chosen:
