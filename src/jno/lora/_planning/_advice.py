@@ -8,11 +8,11 @@ from typing import Any
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper
+from .._errors import INTERRUPTS
 from .._paths import show_array
 from .._registry import PluginRecord, Registry
 from .._tree import claims, count_plain, is_parameter, layers_left_out, modules_in
 from ._plan import Plan, PlanRow
-from ._questions import Questions
 
 _NAMED = 4  # how many adapters of a distribution a row names
 
@@ -31,17 +31,12 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     layers = dict(modules_in(model))
     asks_all = plan.by_default or not registry.discover
     records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
-    advise = functools.partial(_advised_row, Questions(registry, ()), records, asks_all)
-    rows = tuple(advise(row, layers.get(row.keys)) for row in plan.rows)
+    rows = tuple(_advised_row(row, layers.get(row.keys), records, asks_all) for row in plan.rows)
     return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
 def _advised_row(
-    questions: Questions,
-    records: Callable[[], tuple[PluginRecord, ...]],
-    asks_all: bool,
-    row: PlanRow,
-    layer: Any,
+    row: PlanRow, layer: Any, records: Callable[[], tuple[PluginRecord, ...]], asks_all: bool
 ) -> PlanRow:
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
@@ -57,9 +52,19 @@ def _advised_row(
         return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
     if row.reason is not None or not asks_all:
         return row
-    reasons = (questions.why_not(wrapper.cls, row.path, layer) for wrapper in wrappers)
+    reasons = (_reason(wrapper.cls, layer) for wrapper in wrappers)
     advice = next(filter(None, reasons), f"declare {', '.join(matrices)} (jno_lora_arrays)")
     return dataclasses.replace(row, advice=f"no installed adapter applies; {advice}")
+
+
+def _reason(cls: type[LoRAWrapper], layer: Any) -> str | None:
+    """The answer of `why_not`. A class that raises has none: a call of the class warns of that."""
+    try:
+        return cls.why_not(layer)
+    except INTERRUPTS:
+        raise
+    except BaseException:
+        return None
 
 
 def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
