@@ -98,6 +98,7 @@ def cases(device: str = "cpu") -> list[Case]:
         *convs(),
         *dispatch(),
         *inits(),
+        *spectral(),
         *parameter_cases(),
     ]
     return [*everywhere, *transformer_sized()] if device == "gpu" else everywhere
@@ -311,3 +312,31 @@ def inits() -> Iterator[Case]:
                     "measures": ("init",),
                     "targets": [("init", "svd", round(most, 4))],
                 }
+
+
+def spectral() -> Iterator[Case]:
+    """CP of spectral weights beside full fine-tuning: foundax's layers, and a user's own."""
+    # The operator of the studies: see `studies/_families.py`.
+    fno = {"channels": 32, "points": 64, "modes": 12, "layers": 3, "linear_conv": False}
+    for model, is_complex in (("FNO", False), ("FNO with complex64 layers of a user", True)):
+        # The ranks of CP, and of LoRA on all other layers; 0 for none.
+        for label, rank, elsewhere in (
+            ("CP", 4, 0),
+            ("CP, LoRA elsewhere", 4, 1),
+            ("LoRA elsewhere", 0, 1),
+        ):
+            form = "complex" if is_complex else "pairs"
+            yield {
+                "name": f"spectral/{form}/{label}",
+                "group": "spectral",
+                "label": f"{model}, {label}",
+                "kind": "spectral",
+                "model": {"kind": "fno", **fno},
+                "complex": is_complex,
+                "batch": 8,
+                "rank": rank,
+                "elsewhere": elsewhere,
+                "sides": {"ours": {**OURS, "adapter": "CPSpectral"}, "full": FULL},
+                "measures": ("step", "forward", "compile"),
+                "targets": [(m, "full", 1.1) for m in ("step", "compile")] if rank else [],
+            }

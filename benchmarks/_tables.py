@@ -115,6 +115,17 @@ GROUPS = {
         "largest singular values. *Decaying* means the singular values 1, 1/2, 1/3, …",
         ((("init", "svd"), ("init", "jno"), ("energy", None)),),
     ),
+    "spectral": Group(
+        "Spectral weights",
+        "`CPSpectral` of rank 4, alone and with LoRA of rank 1 on all other layers, and this LoRA "
+        "alone, on the Fourier neural operator of [the study](operators.md): three layers of 32 "
+        "channels and 12 modes, 64 points, batch 8. In the last rows, the spectral layers are of a "
+        "user's class with one complex64 array, declared by `ModeWeights`.",
+        (
+            tuple((m, "full") for m in ("step", "compile", "forward", "temp", "flops")),
+            (("trainable", None), ("trainable", "full")),
+        ),
+    ),
     "conditional": Group(
         "Conditional adapters",
         "A training step of an adapter that is a [function of a parameter](conditional.md), with a "

@@ -36,7 +36,8 @@ def model_of(case: dict[str, Any]) -> Any:
         return eqx.nn.MLP(*sizes, hidden, activation=activation, dtype=dtype, key=key)
     if spec["kind"] == "fno":
         fno = importlib.import_module("foundax.architectures.fno")
-        return fno.FNO1D(1, spec["channels"], spec["modes"], n_layers=spec["layers"], key=key)
+        options = {"n_layers": spec["layers"], "linear_conv": spec.get("linear_conv", True)}
+        return fno.FNO1D(1, spec["channels"], spec["modes"], **options, key=key)
     channels, dilation = spec["channels"], spec.get("dilation", 1)
     return Convolutions(
         [

@@ -84,7 +84,9 @@ def add_training(
     """The facts and measures of a compiled step, which trains the arrays that `trains` marks."""
     arrays, static = eqx.partition(model, eqx.is_array)
     trainable, frozen = eqx.partition(arrays, trains)
-    subject.facts["trainable"] = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    leaves = jax.tree.leaves(trainable)
+    # A complex number counts as two parameters.
+    subject.facts["trainable"] = sum(leaf.size * (1 + jnp.iscomplexobj(leaf)) for leaf in leaves)
     optimiser = optax.adam(1e-3)
     # Flat lists of copied arrays, so that the compiled program is timed without the flattening of
     # modules, and no donated buffer is needed elsewhere.
@@ -101,6 +103,7 @@ def add_training(
             return jnp.mean((compared_of(case, model, x) - y) ** 2)
 
         value, grads = jax.value_and_grad(loss)(trainable)
+        grads = jax.tree.map(jnp.conj, grads)  # the descent direction of complex arrays
         updates, opt_state = optimiser.update(grads, opt_state)
         trainable = optax.apply_updates(trainable, updates)
         return jax.tree.leaves((trainable, opt_state)), value

@@ -20,6 +20,7 @@ from benchmarks.sides import (
     jax_gauss_newton,
     jax_init,
     jax_slope,
+    jax_spectral,
     jax_train,
 )
 from benchmarks.sides._timing import timed
@@ -355,6 +356,26 @@ def test_sides_of_a_conditional_step_differ_in_what_trains():
         assert trained == {"ours": 2 * (8 + 2 * 8), "plain": 2 * (8 + 8)}
         for name in ("floor", "full"):
             assert sides[name]["kind"] == "train" and sides[name]["adapter"] in jax_train.BASELINES
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_sides_of_a_spectral_step_train_the_same_operator(is_complex):
+    spec = next(case for case in _cases.spectral() if case["complex"] == is_complex)
+    model = {"kind": "fno", "channels": 3, "points": 8, "modes": 2, "layers": 1}
+    spec |= {"model": model, "batch": 2, "rank": 2, "elsewhere": 1}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        subjects = {
+            name: jax_spectral.build({**spec, **side}, "cpu")
+            for name, side in spec["sides"].items()
+        }
+    assert set(spec["measures"]) <= set(subjects["ours"].measures) & set(subjects["full"].measures)
+    layers = [(1, 3), (3, 3), (3, 128), (128, 1)]  # and the convolution beside the spectral layer
+    full = 2 * 3 * 3 * 2 + sum(i * o + o for i, o in layers)
+    ours = 2 * 2 * (3 + 3 + 2) + sum(map(sum, layers))
+    assert {name: s.facts["trainable"] for name, s in subjects.items()} == {
+        "ours": ours,
+        "full": full,
+    }
 
 
 @pytest.mark.parametrize("values", ["one", "each"])

@@ -343,6 +343,30 @@ def test_a_call_that_asks_loaded_plugins_alone_does_not_advise_to_declare(getkey
     assert rows["head"].status == "no wrapper applies" and rows["head"].advice is None
 
 
+class SaysHowToDeclare(ToyLinear):
+    variant = "toy-spectral"
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return False
+
+    @classmethod
+    def why_not(cls, leaf):
+        return "declare it by OwnModes" if isinstance(leaf, OwnLayer) else None
+
+
+def test_the_advice_of_an_installed_adapter_goes_before_declare(getkey):
+    registry = Registry(discover=False)
+    registry.register(SaysHowToDeclare)
+    row = rows_of(plan_lora(own_model(getkey), 1, wrappers=ToyLinear, registry=registry))["own/0"]
+    assert row.explanation == "no installed adapter applies; declare it by OwnModes"
+
+
+def test_a_call_by_variant_loads_all_plugins_and_gives_the_same_advice(getkey):
+    row = rows_of(plan_lora(own_model(getkey), 1, wrappers="lora"))["own/0"]
+    assert row.explanation == "no installed adapter applies; declare w (jno_lora_arrays)"
+
+
 def test_adapting_asks_no_other_adapters(getkey, monkeypatch):
     def records(*_, **__):
         raise AssertionError("`net.lora` loads plugins to give advice")

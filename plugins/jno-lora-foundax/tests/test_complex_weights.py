@@ -157,3 +157,72 @@ def test_a_complex_array_needs_no_second_field(getkey):
     layer = PairSpectral(jnp.ones((5, 4, 3), jnp.complex64), jnp.ones((5, 4, 3)))
     with pytest.raises(SelectionError, match=r"re is complex64\[5, 4, 3\], which holds both parts"):
         apply_lora(layer, 1, key=getkey(), wrappers=OwnLoRA)
+
+
+class Undeclared(eqx.Module):
+    w: jax.Array
+
+
+class UndeclaredPair(eqx.Module):
+    re: jax.Array
+    im: jax.Array
+
+
+@pytest.mark.parametrize("wrapper", [None, "lora", "cp"])
+def test_a_plan_says_how_to_declare_weights_of_modes(wrapper):
+    array = jnp.ones((MODES, INPUTS, OUTPUTS))
+    model = {
+        "complex": Undeclared(array.astype(jnp.complex64)),
+        "pair": UndeclaredPair(array, array),
+        "real": Undeclared(array),
+        "linear": eqx.nn.Linear(2, 2, key=jr.key(0)),
+    }
+    rows = {row.path: row.explanation for row in Net(model).plan(2, wrapper=wrapper).rows}
+    for path, fields in {"complex": "its w,", "pair": "its re and im,"}.items():
+        assert fields in rows[path]
+        assert "`ModeWeights`" in rows[path] and "CPSpectral (jno_lora_foundax)" in rows[path]
+    assert "declare w (jno_lora_arrays)" in rows["real"]
+
+
+class Doubled(OwnCP):
+    """A law of its own, which the way around `adapted_matrices` must not pass by."""
+
+    def adapted_matrices(self, name, W):
+        return 2 * super().adapted_matrices(name, W)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_law_of_a_subclass_of_cp_is_kept(index):
+    layer = in_every_form(jr.key(0))[index]
+    plain = perturbed(OwnCP(layer, 2, 3.0, key=jr.key(1)))
+    doubled = perturbed(Doubled(layer, 2, 3.0, key=jr.key(1)))
+    for one, two in zip(*map(jax.tree.leaves, (plain.merge(), doubled.merge())), strict=True):
+        np.testing.assert_allclose(2 * one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", ["iox", "oix", "xio", "xoi", "ixo", "oxi"])
+def test_the_merged_array_in_every_layout(axes):
+    class Layer(eqx.Module):
+        w: jax.Array
+
+    class CP(CPSpectral):
+        @classmethod
+        def mode_weights(cls, leaf):
+            return {"w": ModeWeights(("w",), axes)} if isinstance(leaf, Layer) else None
+
+    sizes = {"i": INPUTS, "o": OUTPUTS, "x": MODES}
+    base = Layer(jnp.zeros([sizes[axis] for axis in axes], jnp.complex64))
+    adapter = perturbed(CP(base, 2, 6.0, key=jr.key(0)))
+    A, B, c = (
+        np.asarray(x["w"])[0] + 1j * np.asarray(x["w"])[1]
+        for x in (adapter.lora_A, adapter.lora_B, adapter.mode_factors)
+    )
+    update = 3.0 * np.einsum(f"or,xr,ri->{axes}", B, c, A)
+    np.testing.assert_allclose(adapter.merge().w, update, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_multiplies_complex_arrays_and_transposes_no_weight():
+    layer = complex_layer(jr.key(0))
+    adapter = OwnCP(layer, 2, 3.0, key=jr.key(1))
+    ops = [str(eqn.primitive) for eqn in jax.make_jaxpr(lambda a: a.merge().w)(adapter).eqns]
+    assert ops.count("dot_general") == 1 and "real" not in ops and "concatenate" not in ops

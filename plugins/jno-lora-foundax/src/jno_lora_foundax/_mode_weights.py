@@ -1,5 +1,7 @@
 """Layers with one matrix for each mode, and the layout of their arrays."""
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,10 +10,17 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Inexact, Shaped
 
 from jno.lora.extending import show_array
-from jno_lora_zoo import MeshAxes, cast_like, in_compute_dtype, is_float_array, sharded_over
+from jno_lora_zoo import (
+    MeshAxes,
+    cast_like,
+    compute_dtype,
+    in_compute_dtype,
+    is_float_array,
+    sharded_over,
+)
 
 from ._classes import loaded_class, value_for
 
@@ -93,6 +102,29 @@ class ModeWeights(NamedTuple):
         stacked = cast_like(stacked, first)
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
+
+    def compute_dtype(self, layer: Any) -> Any:
+        """The dtype of the parts in computations, as `read` has it."""
+        first = getattr(layer, self.fields[0])
+        return jnp.finfo(first.dtype).dtype if _is_complex(first) else compute_dtype(first)
+
+    def added(self, layer: Any, change: Inexact[Array, "..."]) -> dict[str, Shaped[Array, "..."]]:
+        """Arrays for the fields of `layer` after `change`, complex if there are two parts.
+
+        The axes of `change` are `axes` without `p`: neither it nor the fields are transposed, so
+        that a training step computes no more than it must.
+        """
+        first = getattr(layer, self.fields[0])
+        if _is_complex(first):
+            return {self.fields[0]: cast_like(first + change, first)}
+        parts = [change]
+        if jnp.iscomplexobj(change):
+            parts = [jnp.real(change), jnp.imag(change)]
+        if "p" in self.axes:
+            parts = [jnp.stack(parts, self.axes.index("p"))]
+        arrays = [in_compute_dtype(getattr(layer, field)) for field in self.fields]
+        sums = [array + part for array, part in zip(arrays, parts, strict=True)]
+        return {f: cast_like(new, first) for f, new in zip(self.fields, sums, strict=True)}
 
     def mesh_axes(self, layer: Any) -> MeshAxes:
         """The mesh axes that cut the matrices. Those of parts and modes follow the stack's."""
@@ -191,6 +223,28 @@ def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
     """The families of matrices in a layer of a known class, by name, or `None`."""
     families = value_for(leaf, _FAMILIES)
     return families(leaf) if callable(families) else families
+
+
+def advice_to_declare(leaf: Any) -> str | None:
+    """How to declare arrays that look like weights of modes, or `None`.
+
+    They have three axes or more, and are complex, or at least two real arrays of one shape.
+    """
+    if not isinstance(leaf, eqx.Module):
+        return None
+    names = [field.name for field in dataclasses.fields(leaf)]
+    fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
+    arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
+    chosen = [name for name, x in arrays.items() if _is_complex(x)]
+    if not chosen:
+        shapes = collections.Counter(x.shape for x in arrays.values() if is_float_array(x))
+        chosen = [name for name, x in arrays.items() if shapes[x.shape] > 1]
+    if not chosen:
+        return None
+    return (
+        f"its {' and '.join(chosen)}, {show_array(arrays[chosen[0]])}, may be weights of modes: "
+        "declare them by `ModeWeights` in a subclass of CPSpectral (jno_lora_foundax)"
+    )
 
 
 def is_linear(leaf: Any) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact
 from jno.lora import LoRAWrapper
 from jno_lora_zoo import weighted_sum, with_attributes
 
-from ._mode_weights import ModeWeights, is_linear, mode_weights_of
+from ._mode_weights import ModeWeights, advice_to_declare, is_linear, mode_weights_of
 from ._sums import times
 
 
@@ -65,8 +65,10 @@ class SpectralAdapter(LoRAWrapper):
     @classmethod
     def why_not(cls, leaf: Any) -> str | None:
         try:
-            families = (cls.mode_weights(leaf) or {}).values()
-            return next((why for family in families if (why := family.misfit(leaf))), None)
+            families = cls.mode_weights(leaf)
+            if families is None:
+                return advice_to_declare(leaf)
+            return next((why for f in families.values() if (why := f.misfit(leaf))), None)
         except Exception:
             return None
 
@@ -130,23 +132,30 @@ class SpectralAdapter(LoRAWrapper):
         for k in range(K):
             direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
             alone = with_attributes(self, {field: direction, "direction_weights": None})
-            layers.append(alone._with_matrices(alone.change_of_matrices))
+            layers.append(alone._with_fields(alone._changed_fields))
         return layers
 
     def merge(self) -> eqx.Module:
         """The layer with the updates in its weights, computed in float32 at least."""
         adapter = self.summed()
-        return adapter._with_matrices(adapter.adapted_matrices)
+        return adapter._with_fields(adapter._adapted_fields)
 
-    def _with_matrices(self, matrices: Callable[[str, Array], Array]) -> eqx.Module:
+    def _adapted_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
+        """The arrays of one family with the update, by the layer's field."""
+        return family.written(self.base, self.adapted_matrices(name, family.read(self.base)))
+
+    def _changed_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
+        return family.written(self.base, self.change_of_matrices(name, family.read(self.base)))
+
+    def _with_fields(self, fields: Callable[[str, ModeWeights], dict[str, Array]]) -> eqx.Module:
         new: dict[str, Array] = {}
         for name, family in self._families(self.base).items():
-            new |= family.written(self.base, matrices(name, family.read(self.base)))
+            new |= fields(name, family)
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
 
     @classmethod
     def matrices(cls, layer: Any) -> Mapping[str, Array]:
-        return {name: _as_complex(W) for name, W in cls._matrices(layer).items()}
+        return {name: as_complex(W) for name, W in cls._matrices(layer).items()}
 
     @classmethod
     def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
@@ -163,8 +172,15 @@ class SpectralAdapter(LoRAWrapper):
         return families
 
 
-def _as_complex(parts: Float[Array, "parts ..."]) -> Inexact[Array, "..."]:
+def as_complex(parts: Float[Array, "parts ..."]) -> Inexact[Array, "..."]:
+    """The array whose parts lie on the first axis: a real array if there is one part."""
     return parts[0] if len(parts) == 1 else lax.complex(parts[0], parts[1])
+
+
+def parts_of(array: Inexact[Array, "..."]) -> Float[Array, "parts ..."]:
+    """The parts of an array on a new first axis: the inverse of `as_complex`."""
+    parts = [jnp.real(array), jnp.imag(array)] if jnp.iscomplexobj(array) else [array]
+    return jnp.stack(parts)
 
 
 def complex_product(

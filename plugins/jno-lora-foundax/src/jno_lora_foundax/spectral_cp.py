@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
-from ._spectral_adapter import SpectralAdapter, complex_product
+from ._mode_weights import ModeWeights
+from ._spectral_adapter import SpectralAdapter, as_complex, parts_of
 from ._sums import summed
 
 
@@ -77,12 +78,34 @@ class CPSpectral(SpectralAdapter):
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        modes = range(1, W.ndim - 2)
-        A = jnp.expand_dims(self.lora_A[name].astype(W.dtype), modes)
-        B = jnp.expand_dims(self.lora_B[name].astype(W.dtype), modes)
-        c = self.mode_factors[name].astype(W.dtype)[..., None, :]
-        weighted_B = complex_product(jnp.multiply, B, c)
-        return W + self.alpha / self.rank * complex_product(jnp.matmul, weighted_B, A)
+        change = self._change(name, f"{self._families(self.base)[name].modes}oi", W.dtype)
+        return W + parts_of(change)
+
+    def _adapted_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
+        # A subclass may have another law.
+        if type(self).adapted_matrices is not CPSpectral.adapted_matrices:
+            return super()._adapted_fields(name, family)
+        axes = family.axes.replace("p", "")
+        return family.added(self.base, self._change(name, axes, family.compute_dtype(self.base)))
+
+    def _change(self, name: str, axes: str, dtype: Any) -> Inexact[Array, "..."]:
+        """The change of one family, with these axes, complex if there are two parts.
+
+        One of `i` and `o` is contracted last, alone: at an end of `axes`, no transpose is needed.
+        """
+        arrays = (self.lora_A[name], self.lora_B[name], self.mode_factors[name])
+        A, B, c = (as_complex(array.astype(dtype)) for array in arrays)
+        alone, joined = ("i", "o") if "i" in (axes[0], axes[-1]) else ("o", "i")
+        sides = {"i": A, "o": B.T}
+        remaining = axes.replace(alone, "")
+        # Multiplied by broadcasting: batched products of single numbers are slower, and so is
+        # their compilation.
+        side = jnp.expand_dims(
+            sides[joined], [1 + k for k, a in enumerate(remaining) if a != joined]
+        )
+        c = jnp.expand_dims(jnp.moveaxis(c, -1, 0), 1 + remaining.index(joined))
+        product = jnp.einsum(f"r{alone},r{remaining}->{axes}", sides[alone], side * c)
+        return self.alpha / self.rank * product
 
     @classmethod
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:

@@ -20,8 +20,8 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     """`plan`, with the layers that it leaves out, and with advice in their rows.
 
     Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
-    (If the call names its adapters, it loads nothing, and asks the plugins that are loaded: what
-    others would do is not known, and `declare` is no advice.) So
+    (If the call names classes, it loads nothing, and asks the plugins that are loaded: the answers
+    of the remaining plugins are not known, so there is no advice on how to declare.) So
     `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
     to keep the model, and would change as plugins are loaded.
     """
@@ -40,20 +40,28 @@ def _advised_row(
     matrices = {} if row.status != "no wrapper applies" else matrices_of(layer)
     if not matrices:
         return row
+    wrappers = [wrapper for record in records() for wrapper in record.wrappers]
     fitting: dict[str, list[type[LoRAWrapper]]] = {}
-    for record in records():
-        for wrapper in record.wrappers:
-            if claims(wrapper.cls, layer):
-                fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
+    for wrapper in wrappers:
+        if claims(wrapper.cls, layer):
+            fitting.setdefault(wrapper.distribution, []).append(wrapper.cls)
     if fitting:
         names = "; ".join(_names(*adapters) for adapters in fitting.items())
         do = "does" if sum(map(len, fitting.values())) == 1 else "do"
         return dataclasses.replace(row, advice=f"none of this call; {names} {do}")
     if row.reason is not None or not asks_all:
         return row
-    arrays = ", ".join(matrices)
-    advice = f"no installed adapter applies; declare {arrays} (jno_lora_arrays)"
-    return dataclasses.replace(row, advice=advice)
+    reasons = (_reason(wrapper.cls, layer) for wrapper in wrappers)
+    advice = next(filter(None, reasons), f"declare {', '.join(matrices)} (jno_lora_arrays)")
+    return dataclasses.replace(row, advice=f"no installed adapter applies; {advice}")
+
+
+def _reason(cls: type[LoRAWrapper], layer: Any) -> str | None:
+    """The answer of `why_not`. A class that raises has none: a call of the class warns of that."""
+    try:
+        return cls.why_not(layer)
+    except Exception:
+        return None
 
 
 def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
@@ -66,10 +74,7 @@ def _names(distribution: str, classes: list[type[LoRAWrapper]]) -> str:
 
 def matrices_of(layer: Any) -> dict[str, str]:
     """The direct fields of `layer` with matrices, arrays of two axes or more: dtypes and shapes."""
-    fields = dataclasses.fields(layer)
-    values: list[tuple[str, Any]] = [(f.name, getattr(layer, f.name, None)) for f in fields]
-    return {
-        name: show_array(value)
-        for name, value in values
-        if is_parameter(value) and len(value.shape) > 1
-    }
+    names = [field.name for field in dataclasses.fields(layer)]
+    fields: dict[str, Any] = {name: getattr(layer, name, None) for name in names}
+    arrays = {name: value for name, value in fields.items() if is_parameter(value)}
+    return {name: show_array(array) for name, array in arrays.items() if len(array.shape) > 1}

@@ -51,7 +51,8 @@ def make_plan(
     questions = Questions(registry, {cls for rule in rules for cls in rule.named})
     walk = Walk(questions, model, rules, selects)
     notes = tuple(_continued_numbers(walk))
-    return Plan(tuple(walk.rows), _problem_of(walk), notes=notes, by_default=walk.asks_layers)
+    by_default = walk.asks_layers or not any(rule.named for rule in rules)
+    return Plan(tuple(walk.rows), _problem_of(walk), notes=notes, by_default=by_default)
 
 
 def _problem_of(walk: Walk) -> str | None:

@@ -32,7 +32,8 @@ class PlanRow:
     - `options`: further arguments of the wrapper's constructor.
     - `role`: `"output head"` or `"router"` if the name of a layer to wrap says so.
     - `advice`: for a layer with matrices to which no wrapper of the call applies: the installed
-        adapters that apply, or how to declare its arrays. Only `plan_lora` and `net.plan` ask.
+        adapters that apply, or the first `why_not` of an installed adapter, or how to declare its
+        arrays. Only `plan_lora` and `net.plan` ask.
     """
 
     path: str
@@ -73,7 +74,7 @@ class Plan(Printed[PlanRow]):
     - `problem`: the error that the call raises, if a target or spec selects nothing.
     - `left_out`: the layers whose matrices would have no adapter.
     - `notes`: what else the call may not mean: a target `layers/1` that selects `layers/10` too.
-    - `by_default`: whether `wrapper=None` or `"auto"` chooses adapters, not names or classes alone.
+    - `by_default`: whether `wrapper=None`, `"auto"` or variants alone choose adapters.
     """
 
     rows: tuple[PlanRow, ...]
