@@ -18,7 +18,7 @@ from .._contract import LoRAWrapper, is_adapter, is_coded
 from .._paths import path_str
 from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
-from ._configuration import Entry
+from ._format import Entry
 
 # The fastest algorithm of `hashlib` that is not broken: `python -m benchmarks.base_values`.
 _ALGORITHM = "sha256"
@@ -63,13 +63,13 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
     return by_path
 
 
-def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
+def same_values(entries: Mapping[str, Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
     """By path, whether the hash of a layer is the hash in its entry.
 
     Leaves out layers without comparable hashes. (Hashes of codes say nothing of the weight.)
     """
-    saved = {e.path: e.base_values or "" for e in entries}
-    forms = {e.path: e.layer for e in entries if saved[e.path].startswith(_ALGORITHM)}
+    saved = {path: entry.base_values or "" for path, entry in entries.items()}
+    forms = {p: e.layer.form for p, e in entries.items() if saved[p].startswith(_ALGORITHM)}
     return {
         path: value == saved[path]
         for path, value in hashes(layers, forms).items()
