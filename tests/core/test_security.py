@@ -56,14 +56,14 @@ FILES_OF = {
 IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
 KIT = "plugins/jno-lora-testing/src/jno_lora_testing"
-CORE, WRITING = "src/jno/lora", {"open", "os.replace", "listdir", "unlink", "chmod"}
+CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
 ZOO = "plugins/jno-lora-zoo/src/jno_lora_zoo"
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
 TRAIN = "plugins/jno-lora-train/src/jno_lora_train"
 ALLOWED = {
-    f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
-    f"{CORE}/_checkpoint/_writing.py": WRITING,
+    # Files that a call names.
+    f"{CORE}/_checkpoint/_file.py": {*WRITING, "safe_open", "fromfile", "read_bytes"},
     f"{CORE}/_showing/plots.py": {"savefig"},
     "plugins/jno-lora-testing/src/jno_lora_testing/_new.py": {
         "mkdir",

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import stat
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import jax
 import pytest
 
 from jno.lora import CheckpointError, apply_lora, read_adapters, save_adapters
-from jno.lora._checkpoint._writing import write_atomically
 
 from .toys import ToyLinear
 
@@ -137,7 +135,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_name(model, file, monke
     monkeypatch.setattr(os, "fsync", watched)
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
     save_adapters(model, file)
-    assert calls == ["file", "replace", "directory"]
+    assert calls == ["file", "replace"]
 
 
 # Writes until the limit of the process (as on a full disk), or until somebody kills it.
@@ -145,19 +143,19 @@ SCRIPT = """
     import os, resource, signal, sys
     from pathlib import Path
     from jno.lora import CheckpointError
-    from jno.lora._checkpoint._writing import write_atomically
+    from jno.lora.extending import write_together
 
     file, mode = Path(sys.argv[1]), sys.argv[2]
     if mode == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         try:
-            write_atomically(file, bytes(1_000_000))
+            write_together({file: bytes(1_000_000)})
         except CheckpointError as err:
             print(err)
     else:
         os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-        write_atomically(file, bytes(1_000_000))
+        write_together({file: bytes(1_000_000)})
 """
 
 
@@ -177,33 +175,3 @@ def test_a_full_disk_or_a_killed_process_leaves_the_old_file_whole(mode, file):
     else:
         assert done.returncode == -9
         assert len(left) == 1  # a temporary file, which nobody could remove
-
-
-def test_the_next_save_of_a_path_removes_what_a_killed_save_of_it_left(model, tmp_path):
-    name = "a-name-of-which-more-than-40-characters-are-alike-1"
-    paths = [tmp_path / f"{name}{end}" for end in ("", "0", ".safetensors")]
-    script = textwrap.dedent(SCRIPT)
-    for path in paths:
-        run = subprocess.run([sys.executable, "-c", script, str(path), "killed"], check=False)
-        assert run.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 3
-    save_adapters(model, paths[0])
-    # The other two may be of another process, which saves other paths of the directory.
-    assert len(list(tmp_path.iterdir())) == 3 and paths[0].exists()
-    for path in paths:
-        save_adapters(model, path)
-    assert {*tmp_path.iterdir()} == {*paths}
-
-
-def test_a_save_that_another_save_of_the_path_overtakes_is_the_older_one(model, file, monkeypatch):
-    file.write_bytes(b"old")
-    fsync = os.fsync
-
-    def overtaken(descriptor):
-        monkeypatch.setattr(os, "fsync", fsync)
-        save_adapters(model, file)
-
-    monkeypatch.setattr(os, "fsync", overtaken)
-    write_atomically(file, b"older")
-    assert list(read_adapters(file, wrappers=[ToyLinear])) == ["0"]
-    assert alone(file)

@@ -38,7 +38,7 @@ def file(tmp_path):
 EVERY_LINE = """
     import os, signal, sys
     from pathlib import Path
-    import jno.lora._checkpoint._writing as writing
+    import jno.lora._checkpoint._file as writing
 
     file, old, new = Path(sys.argv[1]), b"old" * 100_000, b"new" * 200_000
 
@@ -61,7 +61,7 @@ EVERY_LINE = """
         child = os.fork()
         if child == 0:
             killed_at(line)
-            writing.write_atomically(file, new)
+            writing.write_together({file: new})
             os._exit(0)
         _, status = os.waitpid(child, 0)
         content = file.read_bytes()

@@ -1,7 +1,7 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
 from ._file import FilePath, read_file, read_json, write_file, write_together
-from ._format import Extension, to_json
+from ._format import EXTENSION, SHARED, Extension, to_json
 from ._read import (
     Classes,
     Contents,

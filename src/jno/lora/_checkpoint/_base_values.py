@@ -112,15 +112,16 @@ def _digest(array: Any) -> str:
 
 
 def _computed_digest(array: Any) -> str:
-    values = np.ascontiguousarray(_on_the_host(array))
+    if isinstance(array, np.ndarray):
+        array = array.astype(held_dtype(array), copy=False)
+    elif jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    values = np.ascontiguousarray(array if isinstance(array, np.ndarray) else on_the_host(array))
     return hashlib.new(_ALGORITHM, values.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _on_the_host(array: Any) -> np.ndarray:
-    if isinstance(array, np.ndarray):
-        return array.astype(held_dtype(array), copy=False)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
+def on_the_host(array: jax.Array) -> np.ndarray:
+    """The values of an array, which may lie on the devices of several processes."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     # JAX caches the gathered values on the array, which would be a second copy of the model. So a

@@ -117,24 +117,22 @@ def read_container(path: FilePath, *, values: bool = True) -> Container:
         header = parse_json(file.read(length), "its header")
         metadata = header.pop("__metadata__", None) or {}
         checksums = metadata.pop(_CHECKSUMS, None)  # other programs, and version 0.3, write none
-        tensors = {name: _tensor(name, info) for name, info in header.items()}
+        tensors: dict[str, Tensor] = {}
         arrays: dict[str, np.ndarray] = {}
-        for name, tensor in tensors.items() if values else ():
-            file.seek(8 + length + header[name]["data_offsets"][0])
-            raw = np.fromfile(file, np.uint8, tensor.nbytes)
-            arrays[name] = raw.view(tensor.dtype).reshape(tensor.shape)
+        for name, info in header.items():
+            if info["dtype"] not in DTYPES:
+                raise MalformedError(
+                    f"the array {brief(name)} has the dtype {info['dtype']}; expected is one of "
+                    f"{', '.join(DTYPES)}"
+                )
+            tensor = tensors[name] = Tensor(DTYPES[info["dtype"]], tuple(info["shape"]))
+            if values:
+                file.seek(8 + length + info["data_offsets"][0])
+                raw = np.fromfile(file, np.uint8, tensor.nbytes)
+                arrays[name] = raw.view(tensor.dtype).reshape(tensor.shape)
         if checksums is not None:
             _check({**arrays, _METADATA: _as_bytes(metadata)}, checksums)
         return Container(tensors, arrays, metadata, os.fstat(file.fileno()).st_size)
-
-
-def _tensor(name: str, info: dict[str, Any]) -> Tensor:
-    if info["dtype"] not in DTYPES:
-        raise MalformedError(
-            f"the array {brief(name)} has the dtype {info['dtype']}; expected is one of "
-            f"{', '.join(DTYPES)}"
-        )
-    return Tensor(DTYPES[info["dtype"]], tuple(info["shape"]))
 
 
 def _check(arrays: Mapping[str, np.ndarray], checksums: str) -> None:
@@ -252,13 +250,6 @@ class _NewFile(NamedTuple):
     def put_in_place(self) -> None:
         with errors_of(self.path, "written"):
             os.replace(self.temporary, self.target)
-        # So that the new name survives a power cut. If this fails, the file is there nevertheless.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.target.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -268,9 +259,7 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
     try:
         with errors_of(path, "written"):
             permissions = _permissions(target)
-            # `os.open` gives a new file the permissions of the user's umask.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with open(os.open(new.temporary, flags, 0o666), "wb") as file:
+            with open(new.temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -278,8 +267,7 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 os.chmod(new.temporary, permissions)
         yield new
     finally:
-        with contextlib.suppress(OSError):
-            new.temporary.unlink()
+        new.temporary.unlink(missing_ok=True)
 
 
 def _temporary(target: Path) -> Path:
@@ -289,15 +277,13 @@ def _temporary(target: Path) -> Path:
 
 def _permissions(target: Path) -> int | None:
     """The permissions of the existing file, which must be writable; `None` without a file."""
-    if not target.parent.is_dir():
-        raise CheckpointError(
-            f"{str(target)!r} cannot be written: there is no directory {str(target.parent)!r}. "
-            "Make it first."
-        )
-    if not target.exists():
-        return None
-    if not target.is_file():
-        raise CheckpointError(f"{str(target)!r} is a directory, a pipe or a device. Give a file.")
-    if not os.access(target, os.W_OK):
-        raise CheckpointError(f"{str(target)!r} may not be written: it is read-only.")
-    return stat.S_IMODE(target.stat().st_mode)
+    shown, parent = os.fspath(target), target.parent
+    if not parent.is_dir():
+        problem = f"there is no directory {os.fspath(parent)!r}. Make it first"
+    elif target.exists() and not target.is_file():
+        problem = "it is a directory, a pipe or a device. Give a file"
+    elif target.exists() and not os.access(target, os.W_OK):
+        problem = "it is read-only"
+    else:
+        return stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    raise CheckpointError(f"{shown!r} cannot be written: {problem}.")

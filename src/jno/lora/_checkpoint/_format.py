@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,8 @@ from ._file import MalformedError, brief, parse_json
 # The key in the metadata, and the newest version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 4
+# In the place of a path, for arrays that several adapters use, and for those of an extension.
+SHARED, EXTENSION = "//shared", "//extension"
 
 
 class Kind(NamedTuple):
@@ -38,6 +41,13 @@ def _is_scalar(value: Any) -> bool:
 
 
 Text = Annotated[str, Kind("printable text", str.isprintable)]  # messages and terminals show it
+# Messages show code with these, and a command that installs the distribution.
+Name = Annotated[str, Kind("a name in Python", re.compile(r"\w+(\.\w+)*").fullmatch)]
+Distribution = Annotated[
+    str, Kind("a normalised name (PEP 503)", re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch)
+]
+Version = Annotated[str, Kind("a version", re.compile(r"[0-9A-Za-z.+!-]*").fullmatch)]
+Path = Annotated[str, Kind("the path of an adapter", lambda x: x.isprintable() and x[:1] != "/")]
 Count = Annotated[int, Kind("a whole number from 0", lambda x: x >= 0)]
 Number = Annotated[float, Kind("a finite number", math.isfinite)]
 # Of a user: lines and tabs are fine there.
@@ -82,9 +92,9 @@ class Layer:
 class Described:
     """The class of an adapter by name, and the plugin that provides it, or `None` and `""`."""
 
-    wrapper: Text
-    distribution: Text | None
-    version: Text
+    wrapper: Name
+    distribution: Distribution | None
+    version: Version
     variant: Text | None
     rank: Count | None
     alpha: Number | None
@@ -117,9 +127,9 @@ class Entry(Described):
 class Section:
     """The part of a file that a plugin reads: an `Extension`, with its arrays by name only."""
 
-    distribution: Text
+    distribution: Distribution
     kind: Text
-    reader: Text
+    reader: Name
     content: dict[str, Any]
     arrays: tuple[Text, ...]
 
@@ -156,7 +166,7 @@ class Configuration:
     shared: tuple[Text, ...] = ()
     metadata: Metadata = dataclasses.field(default_factory=dict)
     extension: Section | None = None
-    adapters: dict[Text, Entry] = dataclasses.field(kw_only=True)
+    adapters: dict[Path, Entry] = dataclasses.field(kw_only=True)
 
     @property
     def format_version(self) -> int:
@@ -167,18 +177,12 @@ class Configuration:
             return 3
         return 2 if self.shared else 1
 
-    def tensors(self, path: str) -> dict[str, str]:
-        """By name in the state of the adapter at `path`, the name in the file of each array."""
-        return {name: f"{path}:{name}" for name in self.adapters[path].arrays}
-
-    @property
-    def shared_tensors(self) -> dict[str, str]:
-        return {name: f"//shared:{name}" for name in self.shared}
-
-    @property
-    def extension_tensors(self) -> dict[str, str]:
-        names = () if self.extension is None else self.extension.arrays
-        return {name: f"//extension:{name}" for name in names}
+    @functools.cached_property
+    def tensors(self) -> dict[str, dict[str, str]]:
+        """By path (or `SHARED`, `EXTENSION`) and name, the name in the file of each array."""
+        names = {path: entry.arrays for path, entry in self.adapters.items()}
+        names |= {SHARED: self.shared, EXTENSION: self.extension.arrays if self.extension else ()}
+        return {path: {name: f"{path}:{name}" for name in names[path]} for path in names}
 
     def dump(self) -> str:
         """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
@@ -205,17 +209,14 @@ class Configuration:
 
     def check_tensors(self, tensors: Iterable[str]) -> None:
         """**Raises:** `MalformedError` unless these are the names of all arrays of all adapters."""
-        by_owner = [self.tensors(path) for path in self.adapters]
-        by_owner += [self.shared_tensors, self.extension_tensors]
-        names = [tensor for owned in by_owner for tensor in owned.values()]
+        names = [tensor for by_name in self.tensors.values() for tensor in by_name.values()]
         if len(set(names)) < len(names):
             raise MalformedError("two of its arrays have the same name")
         lines = [f"{brief(name)}: in its configuration only" for name in {*names} - {*tensors}]
         lines += [f"{brief(name)}: not in its configuration" for name in {*tensors} - {*names}]
         if lines:
-            raise MalformedError(
-                f"its arrays are not the arrays of its adapters:\n{bullets(sorted(lines), FEW)}\n"
-            )
+            shown = bullets(sorted(lines), FEW)
+            raise MalformedError(f"its arrays are not the arrays of its adapters:\n{shown}\n")
 
 
 def to_json(value: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
@@ -27,7 +26,7 @@ from .._shared_arrays import names_shared_in, put_shared, shared_arrays
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, same_values
 from ._file import Container, FilePath, MalformedError, errors_of, read_container
-from ._format import KEY, Configuration, Described, Entry, Extension, Section
+from ._format import EXTENSION, KEY, SHARED, Configuration, Described, Extension, Section
 
 M = TypeVar("M")
 
@@ -98,7 +97,6 @@ def load_extended(
     distribution.
     """
     expect_model(model, "load_extended")
-
     contents = read(path)
     section = contents.configuration.extension
     if section is None:
@@ -111,10 +109,8 @@ def load_extended(
     loaded = load(
         model, path, wrappers, default_registry(registry), strict=strict, contents=contents
     )
-    tensors = contents.configuration.extension_tensors
-    arrays = {name: _copied(contents.container.values[tensor]) for name, tensor in tensors.items()}
-    texts = section.distribution, section.kind, section.reader
-    return with_loaded(model, loaded), Extension(*texts, section.content, arrays)
+    extension = Extension(**{**vars(section), "arrays": contents.arrays(EXTENSION)})
+    return with_loaded(model, loaded), extension
 
 
 def read_adapters(
@@ -152,6 +148,15 @@ class Contents(NamedTuple):
 
     configuration: Configuration
     container: Container
+
+    def arrays(self, path: str) -> dict[str, jax.Array]:
+        """The arrays of an adapter (or `SHARED`, `EXTENSION`) by name.
+
+        They are copies, because JAX could not donate memory that it shares with NumPy.
+        """
+        # `jnp.array` would compile a program for each shape.
+        names, values = self.configuration.tensors[path], self.container.values
+        return {n: jax.device_put(values[t], may_alias=False) for n, t in names.items()}
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
@@ -304,51 +309,36 @@ def _adapters_in(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    configuration, values = contents.configuration, contents.container.values
+    configuration, container = contents
     classes, problems = _classes_of(configuration, _classes_by_name(wrappers), registry)
-    wide = [name for name, x in values.items() if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype]
-    problems |= {f"{name}: {values[name].dtype}, {_ONLY_WITH_X64}": None for name in sorted(wide)}
-    adapters: dict[str, LooseAdapter] = {}
-    for path, entry in configuration.adapters.items():
-        tensors = configuration.tensors(path)
-        if path in classes and not set(wide) & {*tensors.values()}:
-            state = {name: _copied(values[tensor]) for name, tensor in tensors.items()}
-            form = entry.layer.form
-            adapters[path] = LooseAdapter(state, classes[path], entry.rank, entry.alpha, form)
-    shared = {name: _copied(values[t]) for name, t in configuration.shared_tensors.items()}
-    return AdapterSet(adapters, shared), problems
+    dtypes = {name: tensor.dtype for name, tensor in container.tensors.items()}
+    wide = {name for name in dtypes if jax.dtypes.canonicalize_dtype(dtypes[name]) != dtypes[name]}
+    problems |= {f"{name}: {dtypes[name]}, {_ONLY_WITH_X64}": None for name in sorted(wide)}
+    adapters = {
+        path: LooseAdapter(
+            contents.arrays(path), classes[path], entry.rank, entry.alpha, entry.layer.form
+        )
+        for path, entry in configuration.adapters.items()
+        if path in classes and wide.isdisjoint(configuration.tensors[path].values())
+    }
+    return AdapterSet(adapters, contents.arrays(SHARED)), problems
 
 
 _ONLY_WITH_X64 = "which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
 
 
-def _copied(array: np.ndarray) -> jax.Array:
-    """`array` for JAX, which might share NumPy's memory, and could not donate the memory then.
-
-    `jnp.array` would compile a program for each shape.
-    """
-    return jax.device_put(array, may_alias=False)
-
-
 def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
-    configuration, container = contents
-    names = [name for at in loaded for name in configuration.tensors(at).values()]
-    names += [*configuration.shared_tensors.values(), *configuration.extension_tensors.values()]
-    counts = {name: count_non_finite(container.values[name]) for name in names}
-    if lines := [
-        f"{name}: {count:,} of {container.values[name].size:,} numbers"
-        for name, count in counts.items()
-        if count
-    ]:
+    tensors, values = contents.configuration.tensors, contents.container.values
+    names = [name for at in (*loaded, SHARED, EXTENSION) for name in tensors[at].values()]
+    counts = {name: count_non_finite(values[name]) for name in names}
+    lines = [f"{name}: {n:,} of {values[name].size:,} numbers" for name, n in counts.items() if n]
+    if lines:
         warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")
 
 
 def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
     if isinstance(given, str) or not isinstance(given, type | Iterable | None):
-        raise SelectionError(
-            f"`wrappers` must be adapter classes, but is {given!r}. Classes from plugins are "
-            "found without `wrappers`."
-        )
+        raise SelectionError(f"`wrappers` must be adapter classes, but is {given!r}.")
     classes: dict[str, type[LoRAWrapper]] = {}
     for cls in [given] if isinstance(given, type) else given or ():
         check_contract(cls)
@@ -373,21 +363,21 @@ def _classes_of(
     problems: Problems = {}
     for paths in by_class.values():
         entry = configuration.adapters[paths[0]]
-        described = entry.members or {"": entry}
         try:
-            found = {n: _class_of(x, given, registry, reader) for n, x in described.items()}
-            classes |= dict.fromkeys(paths, _sum_of(entry, found) if entry.members else found[""])
+            if entry.members:
+                members = [
+                    Member(n, _class_of(p, given, registry, reader), p.rank, p.alpha, p.trains)
+                    for n, p in entry.members.items()
+                ]
+                cls = sum_class(tuple(members), bool(entry.trains_weights))
+            else:
+                cls = _class_of(entry, given, registry, reader)
+            classes |= dict.fromkeys(paths, cls)
         except PluginError as err:
             shown = ", ".join(map(show_path, paths[:3]))
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             problems[f"{shown}{more}: {err}"] = err
     return classes, problems
-
-
-def _sum_of(entry: Entry, classes: Mapping[str, type[LoRAWrapper]]) -> type[LoRAWrapper]:
-    parts = (entry.members or {}).items()
-    members = [Member(name, classes[name], p.rank, p.alpha, p.trains) for name, p in parts]
-    return sum_class(tuple(members), bool(entry.trains_weights))
 
 
 def _class_of(

@@ -1,12 +1,12 @@
 """From adapters to a file."""
 
+import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
@@ -18,10 +18,12 @@ from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registr
 from .._sets import AdapterSet, AdapterSum, LooseAdapter, check_fit, extract_adapters
 from .._tree import adapted_layers
 from .._version import __version__
-from ._base_values import hashes, known_layers
+from ._base_values import hashes, known_layers, on_the_host
 from ._file import DTYPES, FilePath, MalformedError, brief, serialised, write_together
 from ._format import (
+    EXTENSION,
     KEY,
+    SHARED,
     Configuration,
     Entry,
     Extension,
@@ -106,11 +108,8 @@ def _refuse_half(model: PyTree) -> None:
     """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
     for path, adapter in adapted_layers(model):
         fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
-        # A skeleton of shapes is whole: `save` says that it has no values.
-        arrays = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
         # A sum may train nothing.
-        halves = eqx.filter((fields, adapter.base) if fields else (adapter.base,), arrays)
-        if not all(map(jax.tree.leaves, halves)):
+        if (fields and not jax.tree.leaves(fields)) or not jax.tree.leaves(adapter.base):
             raise CheckpointError(
                 f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
                 "the arrays of its layer, or all that train: this is one half of a model, as "
@@ -174,27 +173,29 @@ def _content(
             "`eqx.tree_serialise_leaves`."
         )
     loose = adapters.adapters
-    # The search for a class that no plugin provides is slow, so it runs once for each class.
-    classes = {cls for adapter in loose.values() for cls in _classes_in(adapter)}
-    providers = {cls: registry.provider_of(cls) for cls in classes}
+    # The search for a class that no plugin provides is slow.
+    provider_of = functools.cache(registry.provider_of)
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
+    section = None
+    if extension is not None:
+        changes = {"content": dict(extension.content), "arrays": tuple(extension.arrays)}
+        section = Section(**{**vars(extension), **changes})
     configuration = Configuration(
         {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__},
         tuple(adapters.shared),
         metadata,
-        None if extension is None else _section_of(extension),
-        adapters={p: _entry(p, x, providers, base_values.get(p)) for p, x in loose.items()},
+        section,
+        adapters={p: _entry(p, x, provider_of, base_values.get(p)) for p, x in loose.items()},
     )
-    tensors: dict[str, np.ndarray] = {}
-    for path, adapter in loose.items():
-        where = show_place(adapter.wrapper, path)
-        for name, tensor in configuration.tensors(path).items():
-            tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
-    for name, tensor in configuration.shared_tensors.items():
-        tensors[tensor] = values_of(adapters.shared[name], f"the shared array {name!r}")
-    if extension is not None:
-        for name, tensor in configuration.extension_tensors.items():
-            tensors[tensor] = values_of(extension.arrays[name], f"the array {name!r}")
+    owners = {path: adapter.state for path, adapter in loose.items()} | {
+        SHARED: adapters.shared,
+        EXTENSION: {} if extension is None else extension.arrays,
+    }
+    tensors = {
+        tensor: values_of(arrays[name], f"the array {tensor!r}")
+        for path, arrays in owners.items()
+        for name, tensor in configuration.tensors[path].items()
+    }
     try:
         text = configuration.dump()
         configuration.check_tensors(tensors)
@@ -203,20 +204,10 @@ def _content(
     return serialised(tensors, {KEY: text})
 
 
-def _section_of(extension: Extension) -> Section:
-    texts = extension.distribution, extension.kind, extension.reader
-    return Section(*texts, dict(extension.content), tuple(extension.arrays))
-
-
-def _classes_in(adapter: LooseAdapter) -> tuple[type[LoRAWrapper], ...]:
-    is_sum = issubclass(adapter.wrapper, AdapterSum)
-    return adapter.wrapper.built_of if is_sum else (adapter.wrapper,)
-
-
 def _entry(
     path: str,
     adapter: LooseAdapter,
-    providers: Mapping[Any, RegisteredWrapper | None],
+    provider_of: Callable[[Any], RegisteredWrapper | None],
     base_values: str | None,
 ) -> Entry:
     cls, form, layer = adapter.wrapper, adapter.layer, Layer.of(adapter.layer)
@@ -231,9 +222,9 @@ def _entry(
         )
     values = base_values, tuple(adapter.state), layer
     if not issubclass(cls, AdapterSum):
-        return Entry(*_described(cls, providers[cls], adapter.rank, adapter.alpha), *values)
+        return Entry(*_described(cls, provider_of(cls), adapter.rank, adapter.alpha), *values)
     members = {
-        m.name: Part(*_described(m.wrapper, providers[m.wrapper], m.rank, m.alpha), m.trains)
+        m.name: Part(*_described(m.wrapper, provider_of(m.wrapper), m.rank, m.alpha), m.trains)
         for m in cls.members
     }
     # The members say the rest.
@@ -279,25 +270,22 @@ def _as_json(value: Any, what: str) -> Any:
 
 def values_of(array: Any, what: str) -> np.ndarray:
     """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
-    if isinstance(array, Tracer):
-        raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
-    if not eqx.is_array(array):
-        raise CheckpointError(f"{what} is not an array, but {brief(array)}.")
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        raise CheckpointError(
-            f"{what} is a typed PRNG key, which only JAX can read. Keep an array of integers "
-            "(`jax.random.key_data`) in the adapter, and make the key from it where it is used."
-        )
-    if array.dtype not in DTYPES.values():
-        raise CheckpointError(f"{what} has the dtype {array.dtype}, which safetensors files lack.")
     is_jax = isinstance(array, jax.Array)
-    if is_jax and array.is_deleted():
-        raise CheckpointError(
-            f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
-            "the step returned."
+    if isinstance(array, Tracer):
+        problem = "is being traced. Save outside of `jit`, `grad` and `vmap`"
+    elif not eqx.is_array(array):
+        problem = f"is not an array, but {brief(array)}"
+    elif array.dtype not in DTYPES.values():
+        problem = (
+            f"has the dtype {array.dtype}, which safetensors files lack. (Keep a PRNG key as "
+            "integers: `jax.random.key_data`.)"
         )
-    if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
-        from jax.experimental import multihost_utils
-
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.ascontiguousarray(array).reshape(array.shape)
+    elif is_jax and array.is_deleted():
+        problem = (
+            "was deleted: a compiled step took its memory (`donate`). Save the model that the "
+            "step returned"
+        )
+    else:
+        values = on_the_host(array) if is_jax else array
+        return np.ascontiguousarray(values).reshape(array.shape)
+    raise CheckpointError(f"{what} {problem}.")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._checkpoint import Contents, FilePath, read, to_json
+from .._checkpoint import EXTENSION, SHARED, Contents, FilePath, read, to_json
 from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
@@ -38,8 +38,8 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
         name: count_non_finite(array) for name, array in contents.container.values.items()
     }
     adapters = [_adapter(path, contents, non_finite) for path in configuration.adapters]
-    shared = _named(configuration.shared_tensors, contents)
-    extension = _named(configuration.extension_tensors, contents)
+    shared = _named(configuration.tensors[SHARED], contents)
+    extension = _named(configuration.tensors[EXTENSION], contents)
     tensors = [*shared.values(), *extension.values()]
     facts = {
         "file": str(file),
@@ -103,7 +103,7 @@ def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:
 
 
 def _adapter(path: str, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
-    names = contents.configuration.tensors(path)
+    names = contents.configuration.tensors[path]
     tensors = _named(names, contents)
     entry = to_json(contents.configuration.adapters[path])
     facts = {"path": path, **entry, "arrays": _described(tensors)}
