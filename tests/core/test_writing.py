@@ -78,7 +78,8 @@ def test_what_can_be_no_file_is_refused(kind, model, tmp_path):
         path.mkdir()
     else:
         os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=f"{kind.removeprefix('a ')}"):
+    message = "No such file or directory" if kind == "no directory" else "not a file"
+    with pytest.raises(CheckpointError, match=message):
         save_adapters(model, path)
 
 

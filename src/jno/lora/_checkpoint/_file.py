@@ -5,6 +5,7 @@ against the size of its file, and this module reads the arrays.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -258,7 +259,9 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
     new = _NewFile(path, target, _temporary(target))
     try:
         with errors_of(path, "written"):
-            permissions = _permissions(target)
+            permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+            if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
+                raise PermissionError(errno.EACCES, "it is read-only, or not a file")
             with open(new.temporary, "xb") as file:
                 file.write(content)
                 file.flush()
@@ -267,23 +270,10 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 os.chmod(new.temporary, permissions)
         yield new
     finally:
-        new.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.temporary.unlink()
 
 
 def _temporary(target: Path) -> Path:
     # File systems limit the bytes of a name, and a character may take four. So it is cut.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
-
-
-def _permissions(target: Path) -> int | None:
-    """The permissions of the existing file, which must be writable; `None` without a file."""
-    shown, parent = os.fspath(target), target.parent
-    if not parent.is_dir():
-        problem = f"there is no directory {os.fspath(parent)!r}. Make it first"
-    elif target.exists() and not target.is_file():
-        problem = "it is a directory, a pipe or a device. Give a file"
-    elif target.exists() and not os.access(target, os.W_OK):
-        problem = "it is read-only"
-    else:
-        return stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-    raise CheckpointError(f"{shown!r} cannot be written: {problem}.")

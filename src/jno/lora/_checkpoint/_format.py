@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     """Further conditions on a value of a type: their name, and a test."""
 
     name: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], Any]
 
 
 def _is_scalar(value: Any) -> bool:
@@ -245,16 +245,18 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else from_json(arguments[0], value, where)
     if origin is tuple:
         return tuple(from_json(arguments[0], x, where) for x in from_json(list, value, where))
-    if origin is dict or dataclasses.is_dataclass(kind):
-        value = from_json(dict, value, where)
-        within = f"{where}/" if where else ""
     if origin is dict:
-        names = [from_json(arguments[0], name, f"a key of {where}") for name in value]
-        return {name: from_json(arguments[1], value[name], within + name) for name in names}
-    if dataclasses.is_dataclass(kind):
-        found = {name: value.get(name.rstrip("_")) for name in _types(kind)}
-        found = {k: x for k, x in found.items() if x is not None or k not in _with_default(kind)}
-        return kind(**{k: from_json(_types(kind)[k], x, within + k) for k, x in found.items()})
+        values = from_json(dict, value, where)
+        names = [from_json(arguments[0], name, f"a key of {where}") for name in values]
+        return {n: from_json(arguments[1], values[n], _place(where, n)) for n in names}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        values = from_json(dict, value, where)
+        fields: dict[str, Any] = {}
+        for name, field in _types(kind).items():
+            key = name.rstrip("_")
+            if values.get(key) is not None or name not in _with_default(kind):
+                fields[name] = from_json(field, values.get(key), _place(where, key))
+        return kind(**fields)
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return value
     return _refuse(value, _NAMES[kind], where)
@@ -274,6 +276,10 @@ def _refuse(value: Any, expected: str, where: str) -> NoReturn:
     raise MalformedError(
         f"in its configuration, {where} is {brief(value)}, which is not {expected}"
     )
+
+
+def _place(where: str, name: str) -> str:
+    return f"{where}/{name}" if where else name
 
 
 @functools.cache
