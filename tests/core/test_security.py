@@ -56,7 +56,7 @@ FILES_OF = {
 IMPORTS = {"import_module", "find_spec", "entry_points", "resolve_name", "walk_packages", "load"}
 
 KIT = "plugins/jno-lora-testing/src/jno_lora_testing"
-CORE, WRITING = "src/jno/lora", {"open", "os.replace", "unlink", "chmod"}
+CORE, WRITING = "src/jno/lora", {"open", "os.replace", "listdir", "unlink", "chmod"}
 ZOO = "plugins/jno-lora-zoo/src/jno_lora_zoo"
 PEFT = "plugins/jno-lora-peft/src/jno_lora_peft"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"

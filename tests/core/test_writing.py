@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import pytest
 
 from jno.lora import CheckpointError, apply_lora, read_adapters, save_adapters
+from jno.lora.extending import write_together
 
 from .toys import ToyLinear
 
@@ -176,3 +178,33 @@ def test_a_full_disk_or_a_killed_process_leaves_the_old_file_whole(mode, file):
     else:
         assert done.returncode == -9
         assert len(left) == 1  # a temporary file, which nobody could remove
+
+
+def test_the_next_save_of_a_path_removes_what_a_killed_save_of_it_left(model, tmp_path):
+    name = "a-name-of-which-more-than-40-characters-are-alike-1"
+    paths = [tmp_path / f"{name}{end}" for end in ("", "0", ".safetensors")]
+    script = textwrap.dedent(SCRIPT)
+    for path in paths:
+        run = subprocess.run([sys.executable, "-c", script, str(path), "killed"], check=False)
+        assert run.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    save_adapters(model, paths[0])
+    # The other two may be of another process, which saves other paths of the directory.
+    assert len(list(tmp_path.iterdir())) == 3 and paths[0].exists()
+    for path in paths:
+        save_adapters(model, path)
+    assert {*tmp_path.iterdir()} == {*paths}
+
+
+def test_a_save_that_another_save_of_the_path_overtakes_is_the_older_one(model, file, monkeypatch):
+    file.write_bytes(b"old")
+    fsync = os.fsync
+
+    def overtaken(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        save_adapters(model, file)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    write_together({file: b"older"})
+    assert list(read_adapters(file, wrappers=[ToyLinear])) == ["0"]
+    assert alone(file)

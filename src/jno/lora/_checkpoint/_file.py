@@ -250,7 +250,15 @@ class _NewFile(NamedTuple):
 
     def put_in_place(self) -> None:
         with errors_of(self.path, "written"):
-            os.replace(self.temporary, self.target)
+            try:
+                os.replace(self.temporary, self.target)
+            except FileNotFoundError:  # a save of this path that ended meanwhile removed it
+                if not self.target.exists():
+                    raise
+            # A save that was killed left its temporary file.
+            for name in os.listdir(self.target.parent):
+                if name.startswith(_start(self.target)) and name.endswith(".tmp"):
+                    self.target.with_name(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -267,7 +275,8 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 file.flush()
                 os.fsync(file.fileno())
             if permissions is not None:
-                os.chmod(new.temporary, permissions)
+                with contextlib.suppress(FileNotFoundError):  # as in `put_in_place`
+                    os.chmod(new.temporary, permissions)
         yield new
     finally:
         with contextlib.suppress(OSError):
@@ -275,5 +284,10 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
 
 
 def _temporary(target: Path) -> Path:
+    return target.with_name(f"{_start(target)}{secrets.token_hex(8)}.tmp")
+
+
+def _start(target: Path) -> str:
+    """The start of the names of the temporary files for `target`, and for no other file."""
     # File systems limit the bytes of a name, and a character may take four. So it is cut.
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}."

@@ -354,7 +354,7 @@ def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     section = configuration.extension
-    reader = "load_adapters" if section is None else section.reader
+    advice = _PASS_IT if section is None else f"Pass it: {section.reader}(..., wrappers=[{{}}])"
     by_class: dict[str, list[str]] = {}
     for path, x in configuration.adapters.items():
         name = repr((x.wrapper, x.distribution, x.version, x.members, x.trains_weights))
@@ -366,12 +366,12 @@ def _classes_of(
         try:
             if entry.members:
                 members = [
-                    Member(n, _class_of(p, given, registry, reader), p.rank, p.alpha, p.trains)
+                    Member(n, _class_of(p, given, registry, advice), p.rank, p.alpha, p.trains)
                     for n, p in entry.members.items()
                 ]
                 cls = sum_class(tuple(members), bool(entry.trains_weights))
             else:
-                cls = _class_of(entry, given, registry, reader)
+                cls = _class_of(entry, given, registry, advice)
             classes |= dict.fromkeys(paths, cls)
         except PluginError as err:
             shown = ", ".join(map(show_path, paths[:3]))
@@ -380,8 +380,14 @@ def _classes_of(
     return classes, problems
 
 
+_PASS_IT = (
+    "Pass it: load_adapters(..., wrappers=[{}]). read_adapters takes the same argument, and so "
+    "does jno_lora_zoo.load_grown, which reads the layers that jno_lora_zoo.grow made"
+)
+
+
 def _class_of(
-    described: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, reader: str
+    described: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, advice: str
 ) -> type[LoRAWrapper]:
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     name, distribution, version = described.wrapper, described.distribution, described.version
@@ -393,7 +399,7 @@ def _class_of(
     try:
         provided = registry.provided(distribution, name)
     except PluginError as err:
-        advice = f"Pass it: {reader}(..., wrappers=[{name}]), as to all functions that read files"
+        advice = advice.format(name)
         if distribution is None:
             raise PluginError(f"{name} is a class that no plugin provides. {advice}") from err
         raise PluginError(f"{err}. {install if registry.discover else advice}") from err
