@@ -163,8 +163,8 @@ class Configuration:
     """
 
     versions: dict[Text, Text]
-    shared: tuple[Text, ...] = ()
-    metadata: Metadata = dataclasses.field(default_factory=dict)
+    shared: tuple[Text, ...] | None = None
+    metadata: Metadata | None = None
     extension: Section | None = None
     adapters: dict[Path, Entry] = dataclasses.field(kw_only=True)
 
@@ -181,7 +181,8 @@ class Configuration:
     def tensors(self) -> dict[str, dict[str, str]]:
         """By path (or `SHARED`, `EXTENSION`) and name, the name in the file of each array."""
         names = {path: entry.arrays for path, entry in self.adapters.items()}
-        names |= {SHARED: self.shared, EXTENSION: self.extension.arrays if self.extension else ()}
+        names[SHARED] = self.shared or ()
+        names[EXTENSION] = self.extension.arrays if self.extension else ()
         return {path: {name: f"{path}:{name}" for name in names[path]} for path in names}
 
     def dump(self) -> str:
@@ -220,20 +221,19 @@ class Configuration:
 
 
 def to_json(value: Any) -> Any:
-    """A value of a type in this module as JSON. Fields that are empty by default are left out."""
+    """A value of a type in this module as JSON, without the fields that are `None` by default."""
     if isinstance(value, dict):
         return {key: to_json(inner) for key, inner in value.items()}
     if not dataclasses.is_dataclass(value):
         return value
-    values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    empty = {name for name in _with_default(type(value)) if values[name] in (None, (), {})}
-    return {key.rstrip("_"): to_json(values[key]) for key in values if key not in empty}
+    fields = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+    return {key.rstrip("_"): to_json(x) for key, (x, default) in fields.items() if x is not default}
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
     """`value` as a type: of JSON, a dataclass of this module, or a container or `Kind` of these.
 
-    A missing key is null, which stands for the default of a field. Unknown keys are skipped.
+    A missing key is null. Unknown keys are skipped.
 
     **Raises:** `MalformedError`, which names the place, unless it is of this type.
     """
@@ -247,16 +247,12 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return tuple(from_json(arguments[0], x, where) for x in from_json(list, value, where))
     if origin is dict:
         values = from_json(dict, value, where)
-        names = [from_json(arguments[0], name, f"a key of {where}") for name in values]
-        return {n: from_json(arguments[1], values[n], _place(where, n)) for n in names}
+        names = [from_json(arguments[0], name, f"{where} (a key)") for name in values]
+        return {n: from_json(arguments[1], values[n], f"{where}/{n}") for n in names}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         values = from_json(dict, value, where)
-        fields: dict[str, Any] = {}
-        for name, field in _types(kind).items():
-            key = name.rstrip("_")
-            if values.get(key) is not None or name not in _with_default(kind):
-                fields[name] = from_json(field, values.get(key), _place(where, key))
-        return kind(**fields)
+        keys = [(name, name.rstrip("_"), inner) for name, inner in _types(kind).items()]
+        return kind(**{n: from_json(x, values.get(k), f"{where}/{k}") for n, k, x in keys})
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return value
     return _refuse(value, _NAMES[kind], where)
@@ -273,24 +269,9 @@ _NAMES = {
 
 
 def _refuse(value: Any, expected: str, where: str) -> NoReturn:
-    raise MalformedError(
-        f"in its configuration, {where} is {brief(value)}, which is not {expected}"
-    )
-
-
-def _place(where: str, name: str) -> str:
-    return f"{where}/{name}" if where else name
+    raise MalformedError(f"{where.lstrip('/')} is {brief(value)}, which is not {expected}")
 
 
 @functools.cache
 def _types(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
-
-
-@functools.cache
-def _with_default(kind: Any) -> set[str]:
-    return {
-        field.name
-        for field in dataclasses.fields(kind)
-        if (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
-    }

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 from jaxtyping import PyTree
@@ -26,7 +26,7 @@ from .._shared_arrays import names_shared_in, put_shared, shared_arrays
 from .._tree import layers_at, nested_with, replace_layers
 from ._base_values import known_layers, same_values
 from ._file import Container, FilePath, MalformedError, errors_of, read_container
-from ._format import EXTENSION, KEY, SHARED, Configuration, Described, Extension, Section
+from ._format import EXTENSION, KEY, SHARED, Configuration, Described, Extension
 
 M = TypeVar("M")
 
@@ -97,19 +97,13 @@ def load_extended(
     distribution.
     """
     expect_model(model, "load_extended")
-    contents = read(path)
-    section = contents.configuration.extension
-    if section is None:
-        raise CheckpointError(
-            f"{os.fspath(path)!r} cannot be used: it holds adapters alone, which "
-            "`jno.lora.load_adapters` reads."
-        )
-    if section.distribution != distribution:
-        _refuse_extension(path, section)
+    contents = _read_for(path, distribution)
     loaded = load(
         model, path, wrappers, default_registry(registry), strict=strict, contents=contents
     )
-    extension = Extension(**{**vars(section), "arrays": contents.arrays(EXTENSION)})
+    extension = Extension(
+        **{**vars(contents.configuration.extension), "arrays": contents.arrays(EXTENSION)}
+    )
     return with_loaded(model, loaded), extension
 
 
@@ -120,7 +114,7 @@ def read_adapters(
 
     **Arguments** and **Raises:** as `load_adapters`.
     """
-    contents = _read_adapters_only(path)
+    contents = _read_for(path, None)
     adapters, problems = _adapters_in(contents, wrappers, default_registry(registry))
     _refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
     _warn_of_non_finite(path, contents, adapters.adapters)
@@ -140,7 +134,7 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
 
     **Raises:** `CheckpointError` if the file is damaged.
     """
-    return read(path, values=False).configuration.metadata
+    return read(path, values=False).configuration.metadata or {}
 
 
 class Contents(NamedTuple):
@@ -181,19 +175,22 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
         return Contents(configuration, container)
 
 
-def _read_adapters_only(path: FilePath) -> Contents:
+def _read_for(path: FilePath, distribution: str | None) -> Contents:
+    """A file with the extension of this plugin, or without an extension for `None`."""
     contents = read(path)
-    if contents.configuration.extension is not None:
-        _refuse_extension(path, contents.configuration.extension)
+    section = contents.configuration.extension
+    if section is None and distribution is not None:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be used: it holds adapters alone, which "
+            "`jno.lora.load_adapters` reads."
+        )
+    if section is not None and section.distribution != distribution:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be used: it holds {section.kind}, whose adapters alone "
+            f"say too little. {section.reader} of {section.distribution} reads it. If that is not "
+            f'installed and you trust this file:\n    pip install "{section.distribution}"\n'
+        )
     return contents
-
-
-def _refuse_extension(path: FilePath, section: Section) -> NoReturn:
-    raise CheckpointError(
-        f"{os.fspath(path)!r} cannot be used: it holds {section.kind}, whose adapters alone say "
-        f"too little. {section.reader} of {section.distribution} reads it. If that is not "
-        f'installed and you trust this file:\n    pip install "{section.distribution}"\n'
-    )
 
 
 def with_loaded(model: M, loaded: Mapping[str, LoRAWrapper]) -> M:
@@ -220,7 +217,7 @@ def load(
     """
     if not isinstance(strict, bool) and strict != "values":
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
-    contents = _read_adapters_only(file) if contents is None else contents
+    contents = _read_for(file, None) if contents is None else contents
     configuration = contents.configuration
     adapters, problems = _adapters_in(contents, wrappers, registry)
     try:

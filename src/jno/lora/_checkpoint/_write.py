@@ -182,8 +182,8 @@ def _content(
         section = Section(**{**vars(extension), **changes})
     configuration = Configuration(
         {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__},
-        tuple(adapters.shared),
-        metadata,
+        tuple(adapters.shared) or None,
+        metadata or None,
         section,
         adapters={p: _entry(p, x, provider_of, base_values.get(p)) for p, x in loose.items()},
     )
