@@ -278,9 +278,10 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 with contextlib.suppress(FileNotFoundError):  # as in `put_in_place`
                     os.chmod(new.temporary, permissions)
         yield new
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             new.temporary.unlink()
+        raise
 
 
 def _temporary(target: Path) -> Path:

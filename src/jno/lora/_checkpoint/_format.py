@@ -237,6 +237,8 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
     **Raises:** `MalformedError`, which names the place, unless it is of this type.
     """
+    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         value = from_json(arguments[0], value, where)
@@ -253,8 +255,6 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         values = from_json(dict, value, where)
         keys = [(name, name.rstrip("_"), inner) for name, inner in _types(kind).items()]
         return kind(**{n: from_json(x, values.get(k), f"{where}/{k}") for n, k, x in keys})
-    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
-        return value
     return _refuse(value, _NAMES[kind], where)
 
 
