@@ -255,10 +255,11 @@ class _NewFile(NamedTuple):
             except FileNotFoundError:  # a save of this path that ended meanwhile removed it
                 if not self.target.exists():
                     raise
-            # A save that was killed left its temporary file.
+        # A save that was killed left its temporary file.
+        with contextlib.suppress(OSError):
             for name in os.listdir(self.target.parent):
                 if name.startswith(_start(self.target)) and name.endswith(".tmp"):
-                    self.target.with_name(name).unlink(missing_ok=True)
+                    self.target.with_name(name).unlink()
 
 
 @contextlib.contextmanager

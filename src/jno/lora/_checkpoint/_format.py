@@ -49,7 +49,7 @@ Distribution = Annotated[
 Version = Annotated[str, Kind("a version", re.compile(r"[0-9A-Za-z.+!-]*").fullmatch)]
 Path = Annotated[str, Kind("the path of an adapter", lambda x: x.isprintable() and x[:1] != "/")]
 Count = Annotated[int, Kind("a whole number from 0", lambda x: x >= 0)]
-Number = Annotated[float, Kind("a finite number", math.isfinite)]
+Number = Annotated[float, Kind("a finite number", lambda x: abs(x) < math.inf)]
 # Of a user: lines and tabs are fine there.
 Value = Annotated[
     Any,
