@@ -214,11 +214,13 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     new description alone could not take its place: then there is no description.
     """
     with contextlib.ExitStack() as stack:
-        content, *rest = [stack.enter_context(_written_beside(*item)) for item in files.items()]
-        if not rest:
+        content, *descriptions = [
+            stack.enter_context(_written_beside(*item)) for item in files.items()
+        ]
+        if not descriptions:
             content.put_in_place()
             return
-        (description,) = rest
+        (description,) = descriptions
         target, aside = description.target, _temporary(description.target)
         try:
             with errors_of(description.path, "written"), contextlib.suppress(FileNotFoundError):

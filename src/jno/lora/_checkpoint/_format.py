@@ -22,7 +22,7 @@ from ._file import MalformedError, brief, parse_json
 # The key in the metadata, and the newest version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 4
-# In the place of a path, for arrays that several adapters use, and for those of an extension.
+# In the place of a path: arrays that several adapters use, and arrays of an extension.
 SHARED, EXTENSION = "//shared", "//extension"
 
 
