@@ -90,7 +90,7 @@ def test_inspect_prints_json_with_stable_keys(saved):
 
 
 def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypatch):
-    monkeypatch.setattr("jno.lora._checkpoint._configuration.FORMAT_VERSION", 4)
+    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
     assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
 
 

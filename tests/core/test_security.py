@@ -63,8 +63,8 @@ JNO = "plugins/jno-lora-jno/src/jno_lora_jno"
 COMPARE = "plugins/jno-lora-compare/src/jno_lora_compare"
 TRAIN = "plugins/jno-lora-train/src/jno_lora_train"
 ALLOWED = {
-    f"{CORE}/_checkpoint/_container.py": {"open", "safe_open"},  # files that a call names
-    f"{CORE}/_checkpoint/_writing.py": WRITING,
+    # Files that a call names.
+    f"{CORE}/_checkpoint/_file.py": {*WRITING, "safe_open", "fromfile", "read_bytes"},
     f"{CORE}/_showing/plots.py": {"savefig"},
     "plugins/jno-lora-testing/src/jno_lora_testing/_new.py": {
         "mkdir",

@@ -38,7 +38,7 @@ def file(tmp_path):
 EVERY_LINE = """
     import os, signal, sys
     from pathlib import Path
-    import jno.lora._checkpoint._writing as writing
+    import jno.lora._checkpoint._file as writing
 
     file, old, new = Path(sys.argv[1]), b"old" * 100_000, b"new" * 200_000
 
@@ -61,7 +61,7 @@ EVERY_LINE = """
         child = os.fork()
         if child == 0:
             killed_at(line)
-            writing.write_atomically(file, new)
+            writing.write_together({file: new})
             os._exit(0)
         _, status = os.waitpid(child, 0)
         content = file.read_bytes()
@@ -257,14 +257,14 @@ def test_whoever_reads_while_several_threads_save_reads_a_whole_file(file):
 def test_where_no_file_can_be_made_the_old_one_stays(number, file, monkeypatch):
     (one,) = sets_of([1])
     file.write_bytes(b"old")
-    opened = os.open
+    opened = open
 
-    def refuse(path, flags, *rest):
-        if flags & os.O_CREAT:
+    def refuse(path, mode="r", **options):
+        if "x" in mode:
             raise OSError(number, os.strerror(number))
-        return opened(path, flags, *rest)
+        return opened(path, mode, **options)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(CheckpointError, match=os.strerror(number)):
         save_adapters(one, file)
     monkeypatch.undo()
@@ -282,18 +282,18 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(numbers, old, 
     one = eqx.tree_at(fields, one, [array[:, :numbers] for array in fields(one)])
     if old is not None:
         file.write_bytes(old)
-    opened, made = os.open, []
+    opened, made = open, []
 
-    def full(path, flags, *rest):
-        descriptor = opened(path, flags, *rest)
-        if flags & os.O_CREAT:
+    def full(path, mode="r", **options):
+        file = opened(path, mode, **options)
+        if "x" in mode:
             made.append(path)
-            device = opened("/dev/full", os.O_WRONLY)
-            os.dup2(device, descriptor)
+            device = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(device, file.fileno())
             os.close(device)
-        return descriptor
+        return file
 
-    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr("builtins.open", full)
     with pytest.raises(CheckpointError, match="cannot be written: No space left") as caught:
         save_adapters(one, file)
     monkeypatch.undo()
@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(numbers, old, 
 def test_below_a_file_there_is_no_directory_even_for_root(file):
     (one,) = sets_of([1])
     file.write_bytes(b"old")
-    with pytest.raises(CheckpointError, match="there is no directory"):
+    with pytest.raises(CheckpointError, match="Not a directory"):
         save_adapters(one, file / "adapters.safetensors")
     assert file.read_bytes() == b"old"
 

@@ -1,4 +1,8 @@
-"""Files that 0.3.0 wrote, when embeddings and recurrent cells had distributions of their own."""
+"""Files of each format, by the versions that wrote them: the adapters alone (1, twice), shared
+arrays (2), the extension of a plugin (3) and sums (4).
+
+Embeddings and recurrent cells had distributions of their own in 0.3.0.
+"""
 
 import pathlib
 
@@ -9,7 +13,8 @@ import numpy as np
 import pytest
 
 import jno_lora_zoo as zoo
-from jno.lora import load_adapters, merge_lora, read_adapters, split_adapters
+from jno.lora import load_adapters, merge_lora, read_adapters, read_metadata, split_adapters
+from jno.lora.extending import load_extended
 
 FILES = pathlib.Path(__file__).with_name("files")
 # The rows of both weights of the cell once DoRA is merged, as 0.3.0 merged it.
@@ -71,3 +76,48 @@ def test_so_do_the_members_of_a_sum(model):
     }
     assert one["cell"].wrapper is zoo.DoRARecurrent
     assert set(read_adapters(file)) == {"table", "cell", "head"}
+
+
+@pytest.fixture(scope="module")
+def linears():
+    key = jax.random.key(0)
+    plain = [eqx.nn.Linear(2, 2, use_bias=False, key=key) for _ in range(2)]
+    model = {"head": eqx.nn.Linear(2, 2, key=key), "layers": plain}
+    return jax.tree.map(lambda x: counted(x.shape), model)
+
+
+def test_a_file_from_before_hashes(linears):
+    # Both factors are 0.5, the alpha is 2 and the rank 1.
+    loaded = load_adapters(linears, FILES / "linear-0.1.0.safetensors")
+    assert type(loaded["head"]) is zoo.LoRALinear and loaded["head"].alpha == 2
+    merged = merge_lora(loaded)
+    np.testing.assert_allclose(merged["head"].weight, linears["head"].weight + 0.5, rtol=1e-6)
+
+
+def test_adapters_that_share_arrays(linears):
+    # The factors and vectors are 0.5, the alpha is 2 and the rank 1.
+    loaded = load_adapters(linears, FILES / "tied-0.1.0.safetensors", strict="values")
+    assert loaded["layers"][1].lora_A.name == "tied-A-2x2"
+    for layer, plain in zip(merge_lora(loaded)["layers"], linears["layers"], strict=True):
+        np.testing.assert_allclose(layer.weight, plain.weight + 0.125, rtol=1e-6)
+
+
+def test_an_extension_and_metadata(linears):
+    file = FILES / "conditional-0.3.0.safetensors"
+    assert read_metadata(file) == {"nu": 0.05, "grid": [1, 2], "by": "a\nb"}
+    loaded, extension = load_extended(linears, file, "jno-lora-conditional", strict="values")
+    assert type(loaded["head"]) is zoo.LoRALinear
+    assert extension.kind == "conditional adapters"
+    assert extension.reader == "jno_lora_conditional.load_conditional"
+    assert extension.content == {
+        "format": 1,
+        "size": 1,
+        "basis": {
+            "class": "Powers",
+            "settings": {"source": 0.1, "unit": 0.1, "degree": 1, "log": False},
+        },
+        "moving": {"head": ["lora_B"]},
+    }
+    np.testing.assert_array_equal(
+        extension.arrays["directions/head:lora_B"], jnp.full((1, 2, 1), 0.5)
+    )

@@ -203,7 +203,7 @@ def test_without_the_plugin_the_file_says_what_to_install(file, monkeypatch):
         with pytest.raises(CheckpointError) as caught:
             read()
         assert "holds conditional adapters" in str(caught.value)
-        assert 'pip install "jno-lora[conditional]"' in str(caught.value)
+        assert 'pip install "jno-lora-conditional"' in str(caught.value)
     with pytest.raises(CheckpointError, match="conditional adapters"):
         Net(small()).load_adapters(file)
     assert read_metadata(file) == {"name": "viscosities"}

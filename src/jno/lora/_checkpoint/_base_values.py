@@ -18,7 +18,7 @@ from .._contract import LoRAWrapper, is_adapter, is_coded
 from .._paths import path_str
 from .._sets import LayerForm, arrays_of
 from .._tree import layers_at
-from ._configuration import Entry
+from ._format import Entry
 
 # The fastest algorithm of `hashlib` that is not broken: `python -m benchmarks.base_values`.
 _ALGORITHM = "sha256"
@@ -63,13 +63,13 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
     return by_path
 
 
-def same_values(entries: Iterable[Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
+def same_values(entries: Mapping[str, Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
     """By path, whether the hash of a layer is the hash in its entry.
 
     Leaves out layers without comparable hashes. (Hashes of codes say nothing of the weight.)
     """
-    saved = {e.path: e.base_values or "" for e in entries}
-    forms = {e.path: e.layer for e in entries if saved[e.path].startswith(_ALGORITHM)}
+    saved = {path: entry.base_values or "" for path, entry in entries.items()}
+    forms = {p: e.layer.form for p, e in entries.items() if saved[p].startswith(_ALGORITHM)}
     return {
         path: value == saved[path]
         for path, value in hashes(layers, forms).items()
@@ -112,15 +112,16 @@ def _digest(array: Any) -> str:
 
 
 def _computed_digest(array: Any) -> str:
-    values = np.ascontiguousarray(_on_the_host(array))
+    if isinstance(array, np.ndarray):
+        array = array.astype(held_dtype(array), copy=False)
+    elif jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    values = np.ascontiguousarray(array if isinstance(array, np.ndarray) else on_the_host(array))
     return hashlib.new(_ALGORITHM, values.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _on_the_host(array: Any) -> np.ndarray:
-    if isinstance(array, np.ndarray):
-        return array.astype(held_dtype(array), copy=False)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
+def on_the_host(array: jax.Array) -> np.ndarray:
+    """The values of an array, which may lie on the devices of several processes."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     # JAX caches the gathered values on the array, which would be a second copy of the model. So a

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._checkpoint import Contents, Entry, FilePath, read
+from .._checkpoint import EXTENSION, SHARED, Contents, FilePath, read, to_json
 from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
@@ -34,10 +34,12 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
     configuration = contents.configuration
-    non_finite = {name: count_non_finite(array) for name, array in contents.values.items()}
-    adapters = [_adapter(entry, contents, non_finite) for entry in configuration.entries]
-    shared = _named(configuration.shared_tensors, contents)
-    extension = _named(configuration.extension_tensors, contents)
+    non_finite = {
+        name: count_non_finite(array) for name, array in contents.container.values.items()
+    }
+    adapters = [_adapter(path, contents, non_finite) for path in configuration.adapters]
+    shared = _named(configuration.tensors[SHARED], contents)
+    extension = _named(configuration.tensors[EXTENSION], contents)
     tensors = [*shared.values(), *extension.values()]
     facts = {
         "file": str(file),
@@ -46,7 +48,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
         "adapters": adapters,
         "arrays": sum(len(adapter["arrays"]) for adapter in adapters) + len(tensors),
         "numbers": sum(adapter["numbers"] for adapter in adapters) + _size(tensors),
-        "bytes": contents.nbytes,
+        "bytes": contents.container.nbytes,
     }
     if shared:
         facts["shared"] = _described(shared)
@@ -97,16 +99,18 @@ def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:
-    return {name: contents.tensors[tensor] for name, tensor in names.items()}
+    return {name: contents.container.tensors[tensor] for name, tensor in names.items()}
 
 
-def _adapter(entry: Entry, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
-    tensors = _named(entry.tensors, contents)
-    facts = {"path": entry.path, **entry.as_json(), "arrays": _described(tensors)}
+def _adapter(path: str, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
+    names = contents.configuration.tensors[path]
+    tensors = _named(names, contents)
+    entry = to_json(contents.configuration.adapters[path])
+    facts = {"path": path, **entry, "arrays": _described(tensors)}
     facts["numbers"] = _size(tensors.values())
     facts["bytes"] = sum(tensor.nbytes for tensor in tensors.values())
     if non_finite:
-        facts["non_finite"] = sum(non_finite[tensor] for tensor in entry.tensors.values())
+        facts["non_finite"] = sum(non_finite[tensor] for tensor in names.values())
     return facts
 
 

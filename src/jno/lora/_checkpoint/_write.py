@@ -1,12 +1,12 @@
 """From adapters to a file."""
 
+import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
@@ -15,21 +15,24 @@ from .._contract import Handle, LoRAWrapper, expect_model
 from .._errors import CheckpointError
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
-from .._sets import (
-    AdapterSet,
-    AdapterSum,
-    LooseAdapter,
-    check_fit,
-    extract_adapters,
-)
+from .._sets import AdapterSet, AdapterSum, LooseAdapter, check_fit, extract_adapters
 from .._tree import adapted_layers
 from .._version import __version__
-from ._base_values import hashes, known_layers
-from ._configuration import KEY, Configuration, Entry, Extension, section_of
-from ._container import DTYPES, FilePath, MalformedError, brief, serialised
-from ._metadata import as_metadata
-from ._sums import SUM, Part
-from ._writing import write_atomically
+from ._base_values import hashes, known_layers, on_the_host
+from ._file import DTYPES, FilePath, MalformedError, brief, serialised, write_together
+from ._format import (
+    EXTENSION,
+    KEY,
+    SHARED,
+    Configuration,
+    Entry,
+    Extension,
+    Layer,
+    Metadata,
+    Part,
+    Section,
+    from_json,
+)
 
 
 def save_adapters(
@@ -76,15 +79,37 @@ def save_adapters(
     save(adapters, path, default_registry(registry), layers, metadata)
 
 
+def save_extended(
+    model: PyTree,
+    path: FilePath,
+    extension: Extension,
+    *,
+    registry: Registry | None = None,
+    base_values: bool | PyTree = True,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the adapters of a model and an extension of a plugin into one safetensors file.
+
+    `load_adapters` and `read_adapters` refuse the file, and say what to install. `read_metadata`
+    and `jno-lora inspect` read it without the plugin.
+
+    **Arguments:** `model`: an adapted model. `extension`: what the plugin keeps. The rest as for
+    `save_adapters`.
+
+    **Raises:** as `save_adapters`; also `CheckpointError` if the extension cannot be stored.
+    """
+    expect_model(model, "save_extended")
+    adapters = extract_adapters(model)
+    layers = layers_to_hash(base_values, model, adapters)
+    save(adapters, path, default_registry(registry), layers, metadata, extension)
+
+
 def _refuse_half(model: PyTree) -> None:
     """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
     for path, adapter in adapted_layers(model):
         fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
-        # A skeleton of shapes is whole: `save` says that it has no values.
-        arrays = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
         # A sum may train nothing.
-        halves = eqx.filter((fields, adapter.base) if fields else (adapter.base,), arrays)
-        if not all(map(jax.tree.leaves, halves)):
+        if (fields and not jax.tree.leaves(fields)) or not jax.tree.leaves(adapter.base):
             raise CheckpointError(
                 f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
                 "the arrays of its layer, or all that train: this is one half of a model, as "
@@ -117,10 +142,10 @@ def save(
     extension: Extension | None = None,
 ) -> None:
     """Write `adapters` into one file, at once or not at all, with the hashes of `layers`."""
-    content = _content(adapters, registry, layers, as_metadata(metadata), extension)
-    arrays = jax.tree.leaves((adapters, _arrays_in(extension)))
+    content = {path: _content(adapters, registry, layers, _as_metadata(metadata), extension)}
+    arrays = jax.tree.leaves((adapters, dict(extension.arrays) if extension else {}))
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
-        write_atomically(path, content)
+        write_together(content)
         return
     from jax.experimental import multihost_utils  # here, because only many processes need it
 
@@ -128,15 +153,11 @@ def save(
     error = None
     if jax.process_index() == 0:
         try:
-            write_atomically(path, content)
+            write_together(content)
         except CheckpointError as err:
             error = err
     if multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
         raise error or CheckpointError("The first process could not write the file; see its error.")
-
-
-def _arrays_in(extension: Extension | None) -> dict[str, Any]:
-    return {} if extension is None else dict(extension.arrays)
 
 
 def _content(
@@ -152,27 +173,29 @@ def _content(
             "`eqx.tree_serialise_leaves`."
         )
     loose = adapters.adapters
-    # The search for a class that no plugin provides is slow, so it runs once for each class.
-    classes = {cls for adapter in loose.values() for cls in _classes_in(adapter)}
-    providers = {cls: registry.provider_of(cls) for cls in classes}
+    # The search for a class that no plugin provides is slow.
+    provider_of = functools.cache(registry.provider_of)
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
-    tensors: dict[str, np.ndarray] = {}
-    entries: list[Entry] = []
-    for path, adapter in loose.items():
-        where = show_place(adapter.wrapper, path)
-        if not adapter.state:
-            raise CheckpointError(f"There are no arrays to save in {where}.")
-        entry = _entry(path, adapter, providers, base_values.get(path))
-        entries.append(entry)
-        for name, tensor in entry.tensors.items():
-            tensors[tensor] = values_of(adapter.state[name], f"the array {name!r} of {where}")
-    versions = {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__}
-    shared, section = tuple(adapters.shared), section_of(extension)
-    configuration = Configuration(tuple(entries), versions, shared, metadata, section)
-    for name, tensor in configuration.shared_tensors.items():
-        tensors[tensor] = values_of(adapters.shared[name], f"the shared array {name!r}")
-    for name, tensor in configuration.extension_tensors.items():
-        tensors[tensor] = values_of(_arrays_in(extension)[name], f"the array {name!r}")
+    section = None
+    if extension is not None:
+        changes = {"content": dict(extension.content), "arrays": tuple(extension.arrays)}
+        section = Section(**{**vars(extension), **changes})
+    configuration = Configuration(
+        {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__},
+        tuple(adapters.shared) or None,
+        metadata or None,
+        section,
+        adapters={p: _entry(p, x, provider_of, base_values.get(p)) for p, x in loose.items()},
+    )
+    owners = {path: adapter.state for path, adapter in loose.items()} | {
+        SHARED: adapters.shared,
+        EXTENSION: {} if extension is None else extension.arrays,
+    }
+    tensors = {
+        tensor: values_of(arrays[name], f"the array {tensor!r}")
+        for path, arrays in owners.items()
+        for name, tensor in configuration.tensors[path].items()
+    }
     try:
         text = configuration.dump()
         configuration.check_tensors(tensors)
@@ -181,34 +204,38 @@ def _content(
     return serialised(tensors, {KEY: text})
 
 
-def _classes_in(adapter: LooseAdapter) -> tuple[type[LoRAWrapper], ...]:
-    is_sum = issubclass(adapter.wrapper, AdapterSum)
-    return adapter.wrapper.built_of if is_sum else (adapter.wrapper,)
-
-
 def _entry(
     path: str,
     adapter: LooseAdapter,
-    providers: Mapping[Any, RegisteredWrapper | None],
+    provider_of: Callable[[Any], RegisteredWrapper | None],
     base_values: str | None,
 ) -> Entry:
-    cls, arrays = adapter.wrapper, tuple(adapter.state)
+    cls, form, layer = adapter.wrapper, adapter.layer, Layer.of(adapter.layer)
+    if not adapter.state:
+        raise CheckpointError(f"There are no arrays to save in {show_place(cls, path)}.")
+    if len(layer.arrays) < len(form.arrays):
+        paths = [name for name, _, _ in form.arrays]
+        twice = next(name for name in paths if paths.count(name) > 1)
+        raise CheckpointError(
+            f"Two arrays of the layer at {path!r} have the path {twice!r}: a dict key in it holds "
+            "a slash. Rename the key."
+        )
+    values = base_values, tuple(adapter.state), layer
     if not issubclass(cls, AdapterSum):
-        described = _described(cls, providers[cls], adapter.rank, adapter.alpha)
-        return Entry(path, *described, arrays, adapter.layer, base_values)
-    parts = tuple(
-        Part(m.name, *_described(m.wrapper, providers[m.wrapper], m.rank, m.alpha), m.trains)
+        return Entry(*_described(cls, provider_of(cls), adapter.rank, adapter.alpha), *values)
+    members = {
+        m.name: Part(*_described(m.wrapper, provider_of(m.wrapper), m.rank, m.alpha), m.trains)
         for m in cls.members
-    )
-    described = SUM, None, "", None, None, None
-    trains = "weights" in cls.adapter_fields
-    return Entry(path, *described, arrays, adapter.layer, base_values, parts, trains)
+    }
+    # The members say the rest.
+    described = "AdapterSum", None, "", None, None, None
+    return Entry(*described, *values, members, "weights" in cls.adapter_fields)
 
 
 def _described(
     cls: type[LoRAWrapper], provider: RegisteredWrapper | None, rank: Any, alpha: Any
 ) -> tuple[str, str | None, str, str | None, int | None, float | None]:
-    """The name of a class, its distribution and version, its variant, the rank and alpha."""
+    """The fields of `Described`."""
     distribution, version = None, ""
     if provider is not None and provider.distribution != IN_PROCESS:
         distribution, version = provider.distribution, provider.version
@@ -218,27 +245,47 @@ def _described(
     return cls.__name__, distribution, version, cls.variant, rank, alpha
 
 
+def _as_metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A user's metadata as JSON. NumPy's and JAX's numbers and 1-d arrays become Python's.
+
+    **Raises:** `CheckpointError`, which names the key, if a file cannot hold a value.
+    """
+    if not isinstance(given, Mapping | None):
+        raise CheckpointError(
+            f"`metadata` must be a dict, such as {{'nu': 0.05}}, but is {brief(given)}."
+        )
+    metadata = {key: _as_json(x, f"metadata/{key}") for key, x in (given or {}).items()}
+    try:
+        return from_json(Metadata, metadata, "metadata")
+    except MalformedError as err:
+        raise CheckpointError(f"These metadata cannot be saved: {err}.") from err
+
+
+def _as_json(value: Any, what: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_json(inner, what) for inner in value]
+    value = values_of(value, what) if isinstance(value, jax.Array) else value
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
 def values_of(array: Any, what: str) -> np.ndarray:
     """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
-    if isinstance(array, Tracer):
-        raise CheckpointError(f"{what} is being traced. Save outside of `jit`, `grad` and `vmap`.")
-    if not eqx.is_array(array):
-        raise CheckpointError(f"{what} is not an array, but {brief(array)}.")
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        raise CheckpointError(
-            f"{what} is a typed PRNG key, which only JAX can read. Keep an array of integers "
-            "(`jax.random.key_data`) in the adapter, and make the key from it where it is used."
-        )
-    if array.dtype not in DTYPES.values():
-        raise CheckpointError(f"{what} has the dtype {array.dtype}, which safetensors files lack.")
     is_jax = isinstance(array, jax.Array)
-    if is_jax and array.is_deleted():
-        raise CheckpointError(
-            f"{what} was deleted: a compiled step took its memory (`donate`). Save the model that "
-            "the step returned."
+    if isinstance(array, Tracer):
+        problem = "is being traced. Save outside of `jit`, `grad` and `vmap`"
+    elif not eqx.is_array(array):
+        problem = f"is not an array, but {brief(array)}"
+    elif array.dtype not in DTYPES.values():
+        problem = (
+            f"has the dtype {array.dtype}, which safetensors files lack. (Keep a PRNG key as "
+            "integers: `jax.random.key_data`.)"
         )
-    if is_jax and not (array.is_fully_addressable or array.is_fully_replicated):
-        from jax.experimental import multihost_utils
-
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.ascontiguousarray(array).reshape(array.shape)
+    elif is_jax and array.is_deleted():
+        problem = (
+            "was deleted: a compiled step took its memory (`donate`). Save the model that the "
+            "step returned"
+        )
+    else:
+        values = on_the_host(array) if is_jax else array
+        return np.ascontiguousarray(values).reshape(array.shape)
+    raise CheckpointError(f"{what} {problem}.")

@@ -1,0 +1,297 @@
+"""Safetensors and JSON files: read and checked, and written whole or not at all.
+
+The NumPy side of the `safetensors` library (0.8) cannot read float8. So the library checks a header
+against the size of its file, and this module reads the arrays.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import reprlib
+import secrets
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import CheckpointError
+from .._paths import FEW, bullets, show_array
+
+FilePath = str | os.PathLike[str]
+
+# The dtypes of the format that NumPy can hold, with JAX's types.
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
+    "BF16": np.dtype(jnp.bfloat16),
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
+    "C64": np.dtype(np.complex64),
+}
+
+# The key in the metadata, and the key in its JSON of the checksum of all other metadata: no array
+# can have this name.
+_CHECKSUMS, _METADATA = "jno.lora.crc32", "__metadata__"
+
+
+class MalformedError(ValueError):
+    """A file cannot be read. Becomes a `CheckpointError` that names the file."""
+
+
+class Tensor(NamedTuple):
+    """One array of a file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Container(NamedTuple):
+    """The parts of a safetensors file. `values` is empty unless the arrays were read."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    nbytes: int
+
+
+def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a safetensors file, and its metadata.
+
+    **Raises:** `CheckpointError`, which names the file, if it cannot be read, or if an array does
+    not have the checksum that `write_file` wrote.
+    """
+    with errors_of(path, "read"):
+        container = read_container(path)
+        return container.values, container.metadata
+
+
+def read_json(path: FilePath) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    **Raises:** `CheckpointError`, which names the file, if it cannot be read.
+    """
+    with errors_of(path, "read"):
+        return parse_json(Path(path).read_bytes(), "its content")
+
+
+def parse_json(content: str | bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `content`. **Raises:** `MalformedError`."""
+    try:
+        value = json.loads(content)
+    except ValueError as err:
+        raise MalformedError(f"{what} is damaged, not text, or not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what} is {brief(value)}, which is not a JSON object")
+    return value
+
+
+def brief(value: Any) -> str:
+    """`value` as short ASCII text, for a message."""
+    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+
+
+def read_container(path: FilePath, *, values: bool = True) -> Container:
+    """**Raises:** `MalformedError` or `OSError`."""
+    import safetensors  # here, because only files need it
+
+    with open(path, "rb") as file:
+        try:
+            with safetensors.safe_open(path, framework="numpy"):  # reads the header only
+                length = int.from_bytes(file.read(8), "little")
+        except safetensors.SafetensorError as err:
+            raise MalformedError(
+                "it is not a safetensors file, or its header does not fit its content: it was cut "
+                f"short, something was added, or it was changed ({err})"
+            ) from err
+        header = parse_json(file.read(length), "its header")
+        metadata = header.pop("__metadata__", None) or {}
+        checksums = metadata.pop(_CHECKSUMS, None)  # other programs, and version 0.3, write none
+        tensors: dict[str, Tensor] = {}
+        arrays: dict[str, np.ndarray] = {}
+        for name, info in header.items():
+            if info["dtype"] not in DTYPES:
+                raise MalformedError(
+                    f"the array {brief(name)} has the dtype {info['dtype']}; expected is one of "
+                    f"{', '.join(DTYPES)}"
+                )
+            tensor = tensors[name] = Tensor(DTYPES[info["dtype"]], tuple(info["shape"]))
+            if values:
+                file.seek(8 + length + info["data_offsets"][0])
+                raw = np.fromfile(file, np.uint8, tensor.nbytes)
+                arrays[name] = raw.view(tensor.dtype).reshape(tensor.shape)
+        if checksums is not None:
+            _check({**arrays, _METADATA: _as_bytes(metadata)}, checksums)
+        return Container(tensors, arrays, metadata, os.fstat(file.fileno()).st_size)
+
+
+def _check(arrays: Mapping[str, np.ndarray], checksums: str) -> None:
+    expected = parse_json(checksums, "its checksums")
+    if damaged := [name for name in arrays if expected.get(name) != _checksum(arrays[name])]:
+        raise MalformedError(
+            "it is damaged, or another program changed it: these arrays are not the arrays "
+            f"that were saved:\n{bullets(map(brief, damaged), FEW)}\n"
+            "Copy the file again from where it is whole, or save it again"
+        )
+
+
+def serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of these arrays, of `DTYPES`, with their checksums in its metadata."""
+    # The library writes metadata in a random order, so that no two files would be the same.
+    parts = {**tensors, _METADATA: _as_bytes(metadata)}
+    sums = json.dumps({name: _checksum(array) for name, array in parts.items()})
+    header: dict[str, Any] = {"__metadata__": {**metadata, _CHECKSUMS: sums}}
+    dtypes, end = {dtype: name for name, dtype in DTYPES.items()}, 0
+    # Large items first, as the format asks for aligned arrays.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    for name in names:
+        dtype, shape, begin = dtypes[tensors[name].dtype], tensors[name].shape, end
+        end += tensors[name].nbytes
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(_raw(tensors[n]) for n in names)])
+
+
+def _raw(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _checksum(array: np.ndarray) -> str:
+    # For accidents, so speed counts: `python -m benchmarks.base_values`.
+    form = zlib.crc32(show_array(array).encode())
+    return f"{zlib.crc32(_raw(array), form):08x}"
+
+
+def _as_bytes(metadata: Mapping[str, str]) -> np.ndarray:
+    return np.frombuffer(json.dumps(dict(metadata), sort_keys=True).encode(), np.uint8)
+
+
+@contextlib.contextmanager
+def errors_of(path: FilePath, action: str) -> Iterator[None]:
+    """Turns errors in the block into a `CheckpointError` that names the file."""
+    try:
+        yield
+    except MalformedError as err:
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
+    except OSError as err:
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be {action}: {err.strerror}.") from err
+
+
+def write_file(
+    path: FilePath, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays and metadata into one safetensors file, which `read_file` reads.
+
+    The file has a checksum of each array and of the metadata. At any time, the whole old file or
+    the whole new file is there.
+
+    **Raises:** `CheckpointError` if the file cannot be written.
+    """
+    write_together({path: serialised(tensors, metadata)})
+
+
+def write_together(files: Mapping[FilePath, bytes]) -> None:
+    """Write a file of content and, if there is a second file, its description.
+
+    An old file keeps its permissions, a link stays. Both are on the disk before an old file
+    changes. The old description goes before the content changes, so that nobody reads new content
+    by an old description. After an interrupt, both files are old or, once the content has been
+    replaced, both are new.
+
+    **Raises:** `CheckpointError` if that fails. Then the old files stay as they were, unless the
+    new description alone could not take its place: then there is no description.
+    """
+    with contextlib.ExitStack() as stack:
+        content, *descriptions = [
+            stack.enter_context(_written_beside(*item)) for item in files.items()
+        ]
+        if not descriptions:
+            content.put_in_place()
+            return
+        (description,) = descriptions
+        target, aside = description.target, _temporary(description.target)
+        try:
+            with errors_of(description.path, "written"), contextlib.suppress(FileNotFoundError):
+                os.replace(target, aside)
+            content.put_in_place()
+            description.put_in_place()
+        except BaseException as err:
+            if not content.is_in_place:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(aside, target)
+            elif not (description.is_in_place or isinstance(err, CheckpointError)):
+                description.put_in_place()
+            raise
+        finally:
+            if content.is_in_place:
+                aside.unlink(missing_ok=True)
+
+
+class _NewFile(NamedTuple):
+    """A file on the disk, beside the file that it will replace."""
+
+    path: FilePath  # as it was given
+    target: Path
+    temporary: Path
+
+    @property
+    def is_in_place(self) -> bool:
+        return not self.temporary.exists()
+
+    def put_in_place(self) -> None:
+        with errors_of(self.path, "written"):
+            try:
+                os.replace(self.temporary, self.target)
+            except FileNotFoundError:  # a save of this path that ended meanwhile removed it
+                if not self.target.exists():
+                    raise
+        # A save that was killed left its temporary file.
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.target.parent):
+                if name.startswith(_start(self.target)) and name.endswith(".tmp"):
+                    self.target.with_name(name).unlink()
+
+
+@contextlib.contextmanager
+def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
+    target = Path(os.path.realpath(path))
+    new = _NewFile(path, target, _temporary(target))
+    try:
+        with errors_of(path, "written"):
+            permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+            if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
+                raise PermissionError(errno.EACCES, "it is read-only, or not a file")
+            with open(new.temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if permissions is not None:
+                with contextlib.suppress(FileNotFoundError):  # as in `put_in_place`
+                    os.chmod(new.temporary, permissions)
+        yield new
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.temporary.unlink()
+        raise
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{_start(target)}{secrets.token_hex(8)}.tmp")
+
+
+def _start(target: Path) -> str:
+    """The start of the names of the temporary files for `target`, and for no other file."""
+    # File systems limit the bytes of a name, and a character may take four. So it is cut.
+    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}."
