@@ -38,7 +38,7 @@ from ._contract import (
 )
 from ._errors import imported_for, warn
 from ._paths import bullets, nearest, path_str, show_array, show_path, stable_hash
-from ._registry import default_registry
+from ._registry import ClassesByName, LazyAdapter, default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._shared_arrays import shared_arrays, with_shared_arrays
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bar",
+    "ClassesByName",
     "Extension",
+    "LazyAdapter",
     "Printed",
     "adapted_layers",
     "adds_up",

@@ -6,8 +6,10 @@ add a method for every kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
+from typing import TYPE_CHECKING
+
 from . import adapters, methods
-from ._adapters_for import adapters_for
+from ._adapters_for import Adapters, adapters_for, made_when_named
 from ._arrays import (
     Matrix,
     cast_like,
@@ -33,7 +35,6 @@ from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
-from .adapters import *
 from .controllers import AdaLoRAController, AdaLoRAState
 from .growing import Grown, GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
 from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
@@ -51,11 +52,16 @@ from .methods import *
 from .methods.waveft import daubechies
 from .plugin import adapters_defined_in
 
+if TYPE_CHECKING:
+    from .adapters import *
+
+__getattr__, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 __all__ = [
     "FAMILIES",
     "LAYER_KINDS",
     "AdaLoRAController",
     "AdaLoRAState",
+    "Adapters",
     "Additive",
     "Bias",
     "ConvLayer",
@@ -99,6 +105,7 @@ __all__ = [
     "largest",
     "load_grown",
     "low_rank_start",
+    "made_when_named",
     "mixed",
     "reduce_intruders",
     "report_intruders",

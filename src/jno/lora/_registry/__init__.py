@@ -8,6 +8,8 @@ from ._plugins import (
     IN_PROCESS,
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
+    ClassesByName,
+    LazyAdapter,
     PluginRecord,
     RegisteredWrapper,
     first_party,

@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
@@ -25,23 +25,82 @@ PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
 
 
+class LazyAdapter:
+    """An adapter class that is made when somebody reads `cls`, with the facts that find it.
+
+    **Arguments:**
+
+    - `make`: makes the class. Threads that read `cls` at the same time may call it twice, and get
+        the class that came first.
+    - `name`, `module`, `variant`, `auto`: the attributes of the class.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], type[LoRAWrapper]],
+        *,
+        name: str,
+        module: str,
+        variant: str | None,
+        auto: bool = False,
+    ):
+        self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
+        self._make, self._made = make, list[type[LoRAWrapper]]()
+
+    @property
+    def cls(self) -> type[LoRAWrapper]:
+        """The class: always the same one."""
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class RegisteredWrapper:
-    """One adapter class and the plugin that provides it."""
+    """One adapter and the plugin that provides it."""
 
-    cls: type[LoRAWrapper]
+    adapter: type[LoRAWrapper] | LazyAdapter
     distribution: str
     version: str
+
+    @functools.cached_property
+    def cls(self) -> type[LoRAWrapper]:
+        """The class. **Raises:** `WrapperError` if it is made now, and breaks the contract."""
+        if isinstance(self.adapter, LazyAdapter):
+            check_contract(self.adapter.cls)
+            return self.adapter.cls
+        return self.adapter
 
     @property
     def name(self) -> str:
         """The name to use in `wrapper=`."""
-        return self.cls.__name__
+        return self.adapter.__name__
+
+    @property
+    def variant(self) -> str | None:
+        """The variant of the class, which is not made for it."""
+        return self.adapter.variant
 
     @property
     def qualified_name(self) -> str:
         """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
         return f"{self.distribution}:{self.name}"
+
+
+class ClassesByName(Mapping[str, type[LoRAWrapper]]):
+    """Adapter classes by name, each of which is made when it is read."""
+
+    def __init__(self, entries: Mapping[str, LazyAdapter | RegisteredWrapper]):
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> type[LoRAWrapper]:
+        return self.entries[name].cls
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -159,7 +218,7 @@ def standing(wrapper: RegisteredWrapper) -> int:
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
     """Whether the zoo provides an adapter, or somebody has registered a class of the zoo."""
     if wrapper.distribution == IN_PROCESS:
-        return wrapper.cls.__module__.partition(".")[0] == ZOO_PACKAGE
+        return wrapper.adapter.__module__.partition(".")[0] == ZOO_PACKAGE
     return wrapper.distribution == ZOO_DISTRIBUTION
 
 
@@ -213,8 +272,8 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
     hooks = _hooks_of(plugin)
-    classes = _classes_of(hooks)
-    wrappers = tuple(RegisteredWrapper(cls, distribution, version) for cls in classes)
+    adapters = _adapters_of(hooks)
+    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
     is_zoo = any(map(is_of_zoo, wrappers))
     defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
     origin = (name, distribution, version, value)
@@ -242,9 +301,11 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     return hooks
 
 
-def _classes_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[type[LoRAWrapper], ...]:
-    """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
-    classes: list[Any] = []
+def _adapters_of(
+    hooks: Iterable[pluggy.HookCaller],
+) -> tuple[type[LoRAWrapper] | LazyAdapter, ...]:
+    """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`."""
+    adapters: list[Any] = []
     for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
             if not isinstance(returned, Iterable) or isinstance(returned, str | type):
@@ -252,11 +313,12 @@ def _classes_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[type[LoRAWrapper], 
                     "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
                     f"but returned {returned!r}"
                 )
-            classes += returned
-    for cls in classes:
-        check_contract(cls)
-    unique = dict.fromkeys(classes)
-    names = [cls.__name__ for cls in unique]
+            adapters += returned
+    for adapter in adapters:
+        if not isinstance(adapter, LazyAdapter):  # whose class is checked when it is made
+            check_contract(adapter)
+    unique = dict.fromkeys(adapters)
+    names = [adapter.__name__ for adapter in unique]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
     return tuple(unique)
