@@ -47,8 +47,7 @@ def _adapters(path: pathlib.Path) -> str:
     ]
     imports = [_only(kinds, node) for node in module.body if isinstance(node, ast.ImportFrom)]
     methods = _imports_of_methods()
-    is_zoo = path.parent == ZOO
-    home, adapters_of = (".methods", "._adapters_for") if is_zoo else ("jno_lora_zoo",) * 2
+    home = ".methods" if path.parent == ZOO else "jno_lora_zoo"
     several = {kind for kind in kinds if _has_several_matrices(kind, path.parent)}
     classes = {
         # An adapter of several matrices has the fields of the method, and is not the method.
@@ -60,9 +59,9 @@ def _adapters(path: pathlib.Path) -> str:
         [
             f"{HEADER}from {home} import {', '.join(methods)}",
             *filter(None, imports),
-            f"from {adapters_of} import Adapters",
+            "from jno.lora.extending import ClassesByName",
             _exports(classes),
-            "ADAPTERS: Adapters",
+            "ADAPTERS: ClassesByName",
             # The constructor is the method's: none is to be derived from the fields.
             *(f"class {name}({bases}, init=False): ..." for name, bases in classes.items()),
             "",

@@ -14,4 +14,4 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     from . import MMEA
     from .adapters import ADAPTERS
 
-    return [*ADAPTERS.entries.values(), MMEA]
+    return [*ADAPTERS.data.values(), MMEA]

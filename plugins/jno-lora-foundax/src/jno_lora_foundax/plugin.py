@@ -18,4 +18,4 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     from .adapters import ADAPTERS
 
     others = map(adapters_defined_in, (spectral, spectral_gain, spectral_cp, bottleneck))
-    return itertools.chain(ADAPTERS.entries.values(), *others)
+    return [*ADAPTERS.data.values(), *itertools.chain(*others)]

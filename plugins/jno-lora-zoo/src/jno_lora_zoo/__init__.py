@@ -9,7 +9,7 @@ add a method for every kind of layer, or a kind of layer for every method.
 from typing import TYPE_CHECKING
 
 from . import adapters, methods
-from ._adapters_for import Adapters, adapters_for, made_when_named
+from ._adapters_for import adapters_for, made_when_named
 from ._arrays import (
     Matrix,
     cast_like,
@@ -61,7 +61,6 @@ __all__ = [
     "LAYER_KINDS",
     "AdaLoRAController",
     "AdaLoRAState",
-    "Adapters",
     "Additive",
     "Bias",
     "ConvLayer",

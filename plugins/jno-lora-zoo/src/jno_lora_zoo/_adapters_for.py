@@ -28,30 +28,19 @@ _FACTS = (
 )
 
 
-class Adapters(ClassesByName):
-    """The adapter classes of a module, by name. Each is made when it is read.
+def made_when_named(
+    namespace: dict[str, Any], adapters: ClassesByName
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a module that has `adapters`, which are made when named.
 
-    A module `adapters.py` of a plugin, which `made_when_named` gives its attributes:
+    The module `adapters.py` of a plugin, whose hook `jno_lora_wrappers` returns
+    `ADAPTERS.data.values()`:
 
     ```python
     ADAPTERS = adapters_for(MyLayer, __name__) | adapters_for(MyOtherLayer, __name__)
     __getattr__, __dir__ = made_when_named(globals(), ADAPTERS)
     __all__ = list(ADAPTERS)
     ```
-
-    The hook `jno_lora_wrappers` returns `ADAPTERS.entries.values()`.
-    """
-
-    entries: Mapping[str, LazyAdapter]
-
-    def __or__(self, other: "Adapters") -> "Adapters":
-        return Adapters({**self.entries, **other.entries})
-
-
-def made_when_named(
-    namespace: Mapping[str, Any], adapters: Mapping[str, Any]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module that has `adapters`, which are made when named.
 
     **Arguments:** `namespace`: the `globals()` of the module.
     """
@@ -71,7 +60,7 @@ def adapters_for(
     methods: Iterable[type[Method]] | None = None,
     auto: type[Method] | None = None,
     variant: str = "{}",
-) -> Adapters:
+) -> ClassesByName:
     """The adapters of all methods for one kind of layer, by name: `DoRAConv` for `ConvLayer`.
 
     A class is made when it is read.
@@ -80,7 +69,8 @@ def adapters_for(
 
     - `kind`: the kind of layer. Its class name ends in `Layer`.
     - `module`: the `__name__` of the module that will hold the classes:
-        `globals().update(adapters_for(MyLayer, __name__))`, or as `Adapters` shows.
+        `globals().update(adapters_for(MyLayer, __name__))`, or as `made_when_named`
+        shows.
     - `methods`: by default all methods of the zoo.
     - `auto`: the method whose adapter takes part in `wrapper="auto"`.
     - `variant`: the variant of an adapter, where `{}` stands for the method's variant. A layer that
@@ -94,7 +84,7 @@ def adapters_for(
         facts = {"variant": variant.format(method.variant), "auto": method is auto}
         make = functools.partial(_join, method, kind, name, {"__module__": module, **facts})
         adapters[name] = LazyAdapter(make, name=name, module=module, **facts)
-    return Adapters(adapters)
+    return ClassesByName(adapters)
 
 
 def _join(method: type[Method], kind: type[Any], name: str, body: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ def jno_lora_wrappers() -> Iterable[LazyAdapter]:
     """Every adapter of `adapters.py`. Its class is made when it is used."""
     from .adapters import ADAPTERS
 
-    return ADAPTERS.entries.values()
+    return ADAPTERS.data.values()
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:

@@ -52,7 +52,7 @@ class Names:
     @functools.cached_property
     def _by_variant(self) -> dict[str, list[RegisteredWrapper]]:
         """The adapters of each variant, as `squash` gives it. The zoo goes first."""
-        return grouped(self.wrappers, lambda wrapper: squash(wrapper.variant or ""))
+        return grouped(self.wrappers, lambda wrapper: squash(wrapper.adapter.variant or ""))
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[RegisteredWrapper]]:
@@ -171,7 +171,7 @@ class Names:
         return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
 
     def _unknown(self, name: str) -> SelectionError:
-        variants = sorted({wrapper.variant or "" for wrapper in self.wrappers} - {""})
+        variants = sorted({wrapper.adapter.variant or "" for wrapper in self.wrappers} - {""})
         qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
         if near := ", ".join(map(repr, nearest(name, [*self._by_name, *variants, *qualified]))):

@@ -5,7 +5,8 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
@@ -36,13 +37,7 @@ class LazyAdapter:
     """
 
     def __init__(
-        self,
-        make: Callable[[], type[LoRAWrapper]],
-        *,
-        name: str,
-        module: str,
-        variant: str | None,
-        auto: bool = False,
+        self, make: Callable[[], Any], *, name: str, module: str, variant: str | None, auto: bool
     ):
         self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
         self._make, self._made = make, list[type[LoRAWrapper]]()
@@ -57,7 +52,10 @@ class LazyAdapter:
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredWrapper:
-    """One adapter and the plugin that provides it."""
+    """One adapter and the plugin that provides it.
+
+    `adapter` has the name, the variant and `auto` of the class, and reading them makes no class.
+    """
 
     adapter: type[LoRAWrapper] | LazyAdapter
     distribution: str
@@ -77,30 +75,16 @@ class RegisteredWrapper:
         return self.adapter.__name__
 
     @property
-    def variant(self) -> str | None:
-        """The variant of the class, which is not made for it."""
-        return self.adapter.variant
-
-    @property
     def qualified_name(self) -> str:
         """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
         return f"{self.distribution}:{self.name}"
 
 
-class ClassesByName(Mapping[str, type[LoRAWrapper]]):
-    """Adapter classes by name, each of which is made when it is read."""
-
-    def __init__(self, entries: Mapping[str, LazyAdapter | RegisteredWrapper]):
-        self.entries = entries
+class ClassesByName(UserDict[str, Any]):
+    """Adapter classes by name. A class is made when it is read; `data` has what makes it."""
 
     def __getitem__(self, name: str) -> type[LoRAWrapper]:
-        return self.entries[name].cls
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+        return self.data[name].cls
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -301,9 +285,7 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     return hooks
 
 
-def _adapters_of(
-    hooks: Iterable[pluggy.HookCaller],
-) -> tuple[type[LoRAWrapper] | LazyAdapter, ...]:
+def _adapters_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[Any, ...]:
     """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`."""
     adapters: list[Any] = []
     for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
@@ -314,9 +296,9 @@ def _adapters_of(
                     f"but returned {returned!r}"
                 )
             adapters += returned
-    for adapter in adapters:
-        if not isinstance(adapter, LazyAdapter):  # whose class is checked when it is made
-            check_contract(adapter)
+    # The class of a `LazyAdapter` is checked when it is made.
+    for cls in (adapter for adapter in adapters if not isinstance(adapter, LazyAdapter)):
+        check_contract(cls)
     unique = dict.fromkeys(adapters)
     names = [adapter.__name__ for adapter in unique]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
