@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import UserDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
@@ -44,9 +44,11 @@ class LazyAdapter:
 
     @property
     def cls(self) -> type[LoRAWrapper]:
-        """The class: always the same one."""
+        """The class: always the same one. **Raises:** `WrapperError` if it breaks the contract."""
         if not self._made:
-            self._made.append(self._make())
+            cls = self._make()
+            check_contract(cls)
+            self._made.append(cls)
         return self._made[0]
 
 
@@ -61,13 +63,10 @@ class RegisteredWrapper:
     distribution: str
     version: str
 
-    @functools.cached_property
+    @property
     def cls(self) -> type[LoRAWrapper]:
         """The class. **Raises:** `WrapperError` if it is made now, and breaks the contract."""
-        if isinstance(self.adapter, LazyAdapter):
-            check_contract(self.adapter.cls)
-            return self.adapter.cls
-        return self.adapter
+        return self.adapter.cls if isinstance(self.adapter, LazyAdapter) else self.adapter
 
     @property
     def name(self) -> str:
@@ -82,6 +81,9 @@ class RegisteredWrapper:
 
 class ClassesByName(UserDict[str, Any]):
     """Adapter classes by name. A class is made when it is read; `data` has what makes it."""
+
+    def __init__(self, data: Mapping[str, Any]):
+        self.data = dict(data)
 
     def __getitem__(self, name: str) -> type[LoRAWrapper]:
         return self.data[name].cls
