@@ -59,7 +59,9 @@ def _adapters(path: pathlib.Path) -> str:
         [
             f"{HEADER}from {home} import {', '.join(methods)}",
             *filter(None, imports),
+            "from jno.lora.extending import ClassesByName",
             _exports(classes),
+            "ADAPTERS: ClassesByName",
             # The constructor is the method's: none is to be derived from the fields.
             *(f"class {name}({bases}, init=False): ..." for name, bases in classes.items()),
             "",

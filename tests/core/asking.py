@@ -1,5 +1,7 @@
 """Questions of tests to plans, to registries and to the command line."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from click.testing import CliRunner
@@ -29,3 +31,21 @@ def run(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(cli, list(arguments))
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
+
+
+def at_once(*questions: Callable[[], Any]) -> list[Any]:
+    """The answers of the questions, each asked in a thread of its own at the same time."""
+    begin = threading.Barrier(len(questions))
+    answers: list[Any] = [None] * len(questions)
+
+    def ask(number: int, question: Callable[[], Any]) -> None:
+        begin.wait()
+        answers[number] = question()
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(questions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    return answers

@@ -19,7 +19,7 @@ from jno.lora import (
     registered,
 )
 
-from .asking import one, statuses
+from .asking import at_once, one, statuses
 from .toys import ToyLinear, ToyScale
 
 # --- two plugins, one name
@@ -85,6 +85,67 @@ def test_one_class_twice_in_one_plugin_is_one_adapter(site):
     )
     (record,) = Registry().records()
     assert record.status == "loaded" and len(record.wrappers) == 1
+
+
+LAZY = """
+    import threading
+    from jno.lora.extending import LazyAdapter
+    MADE, TOGETHER = [], threading.Barrier(2)
+
+    def lazily(name, variant, auto=False, **body):
+        def make():
+            MADE.append(name)
+            cls = adapter(name, variant, auto)
+            for attribute, value in body.items():
+                setattr(cls, attribute, value)
+            if name == "Slow":
+                TOGETHER.wait(timeout=60)
+            return cls
+        return LazyAdapter(make, name=name, module=__name__, variant=variant, auto=auto)
+
+    LAZY = [lazily("Acme", "acme"), lazily("Shift", "shift", True), lazily("Slow", "slow")]
+    LAZY += [lazily("Wrong", "wrong", adapter_fields=("none",))]
+
+    @hookimpl
+    def jno_lora_wrappers():
+        return LAZY
+"""
+
+
+def test_a_lazy_class_is_made_by_the_question_that_needs_it(site):
+    module = site.install("acme-lora", textwrap.dedent(LAZY))
+    site.plugin("bolt-lora", '"Bolt", variant="acme"')
+    registry = Registry()
+    names = [wrapper.name for record in registry.records() for wrapper in record.wrappers]
+    assert names == ["Acme", "Shift", "Slow", "Wrong", "Bolt"]
+    assert not registry.clashes() and one(registry, "Bolt").__name__ == "Bolt"
+    made = sys.modules[module].MADE
+    assert made == []
+    assert [cls.__name__ for cls in registry.auto()] == made == ["Shift"]
+    acme, bolt = registry.resolve("acme")
+    assert made == ["Shift", "Acme"]
+    assert one(registry, "Acme") is one(registry, "acme-lora:Acme") is acme
+    assert registry.provider(acme).distribution == "acme-lora"
+    assert registry.provider(bolt).distribution == "bolt-lora"
+    assert made == ["Shift", "Acme"]
+
+
+def test_a_lazy_class_that_breaks_the_contract_is_an_error_when_it_is_named(site):
+    site.install("acme-lora", textwrap.dedent(LAZY))
+    registry = Registry()
+    assert statuses(registry) == {"acme-lora": "loaded"}
+    assert one(registry, "Acme").__name__ == "Acme"
+    for _ in range(2):
+        with pytest.raises(jno.lora.WrapperError, match="Wrong is not a usable adapter class"):
+            registry.resolve("wrong")
+
+
+def test_threads_that_name_a_lazy_class_at_once_get_the_same_class(site):
+    site.install("acme-lora", textwrap.dedent(LAZY))
+    registry = Registry()
+    registry.records()
+    first, second = at_once(*[lambda: one(registry, "slow")] * 2)
+    assert first is second is one(registry, "Slow")
 
 
 CHOOSER = """

@@ -1,26 +1,9 @@
 """Threads, and modules of plugins, that ask the registry while plugins load."""
 
-import threading
-
 import jno.lora
 from jno.lora import Registry
 
-
-def at_once(*questions):
-    """The answers of the questions, each asked in a thread of its own at the same time."""
-    begin, answers = threading.Barrier(len(questions)), [None] * len(questions)
-
-    def ask(number, question):
-        begin.wait()
-        answers[number] = question()
-
-    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(questions)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads), "a deadlock"
-    return answers
+from .asking import at_once
 
 
 def test_threads_that_ask_at_once_get_the_same_answers_and_one_warning(site, recwarn):

@@ -7,6 +7,10 @@ the adapters.
 """
 
 # ruff: noqa: F403
+from typing import TYPE_CHECKING
+
+from jno_lora_zoo import made_when_named
+
 from . import adapters
 from ._box import ArrayLayer, DeclaredArray
 from ._declare import declare, plain
@@ -14,8 +18,11 @@ from ._infer import ArrayAxes, InferredAxes, infer
 from ._raw import declare_raw
 from ._through import report_uses, through
 from ._tracing import Use, UseReport
-from .adapters import *
 
+if TYPE_CHECKING:
+    from .adapters import *
+
+__getattr__, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 __all__ = [
     "ArrayAxes",
     "ArrayLayer",

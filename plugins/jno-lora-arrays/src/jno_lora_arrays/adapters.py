@@ -2,16 +2,16 @@
 
 from jno.lora import LoRAWrapper
 from jno.lora.extending import default_adapters
-from jno_lora_zoo import LoRA, adapters_for
+from jno_lora_zoo import LoRA, adapters_for, made_when_named
 
 from ._box import ArrayLayer, DeclaredArray
 
-_adapters = adapters_for(ArrayLayer, __name__, auto=LoRA)
-globals().update(_adapters)
-__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]
+ADAPTERS = adapters_for(ArrayLayer, __name__, auto=LoRA)
+__getattr__, __dir__ = made_when_named(globals(), ADAPTERS)
+__all__ = list(ADAPTERS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 @default_adapters.register(DeclaredArray)
 def _(layer: DeclaredArray) -> tuple[type[LoRAWrapper], ...]:
     """`net.lora(rank=4)` adapts every declared array, because declaring asks for it."""
-    return (_adapters["LoRAArray"],)
+    return (ADAPTERS["LoRAArray"],)

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable
 
-from jno.lora import LoRAWrapper, hookimpl
+from jno.lora import hookimpl
+from jno.lora.extending import LazyAdapter
 
 jno_lora_api = 1
 
 
 @hookimpl
-def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """Every adapter that `adapters.py` defines."""
-    from jno_lora_zoo import adapters_defined_in
+def jno_lora_wrappers() -> Iterable[LazyAdapter]:
+    """Every adapter of `adapters.py`. Its class is made when it is used."""
+    from .adapters import ADAPTERS
 
-    from . import adapters
-
-    return adapters_defined_in(adapters)
+    return ADAPTERS.data.values()

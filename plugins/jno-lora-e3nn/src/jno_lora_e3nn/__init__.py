@@ -8,11 +8,18 @@ layers gains that depend on their input (`wrapper="mmea"`).
 """
 
 # ruff: noqa: F403
+from typing import TYPE_CHECKING
+
+from jno_lora_zoo import made_when_named
+
 from . import adapters
-from .adapters import *
 from .layers import E3nnLayer, E3nnPerSpeciesLayer
 from .mmea import MMEA
 from .radial import RadialLayer
 
+if TYPE_CHECKING:
+    from .adapters import *
+
+__getattr__, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 __all__ = ["MMEA", "E3nnLayer", "E3nnPerSpeciesLayer", "RadialLayer"]
 __all__ += adapters.__all__

@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 
 from jno.lora import LoRAWrapper, hookimpl
+from jno.lora.extending import LazyAdapter
 
 jno_lora_api = 1
 
 
 @hookimpl
-def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
+def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     """The zoo's methods on e3nn's linear layers and on nequix' radial layers, and MMEA."""
-    from jno_lora_zoo import adapters_defined_in
+    from . import MMEA
+    from .adapters import ADAPTERS
 
-    from . import MMEA, adapters
-
-    return [*adapters_defined_in(adapters), MMEA]
+    return [*ADAPTERS.data.values(), MMEA]

@@ -6,10 +6,13 @@ They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrappe
 """
 
 # ruff: noqa: F403
+from typing import TYPE_CHECKING
+
+from jno_lora_zoo import made_when_named
+
 from . import adapters
 from ._mode_weights import ModeWeights
 from ._spectral_adapter import SpectralAdapter
-from .adapters import *
 from .bottleneck import Bottleneck, BottleneckChannelLastConv, BottleneckConv, BottleneckLinear
 from .layers import (
     ChannelLastConvLayer,
@@ -21,6 +24,10 @@ from .spectral import LoRASpectral, SpectralLowRank, rsLoRASpectral
 from .spectral_cp import CPSpectral
 from .spectral_gain import GainSpectral
 
+if TYPE_CHECKING:
+    from .adapters import *
+
+__getattr__, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 __all__ = [
     "Bottleneck",
     "BottleneckChannelLastConv",

@@ -1,21 +1,21 @@
 """The entry point. It imports the adapters only when asked for them, and never foundax."""
 
+import itertools
 from collections.abc import Iterable
 
 from jno.lora import LoRAWrapper, hookimpl
+from jno.lora.extending import LazyAdapter
 
 jno_lora_api = 1
 
 
 @hookimpl
-def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
+def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     """The zoo's methods on foundax's layers, adapters of spectral weights, and bottlenecks."""
     from jno_lora_zoo import adapters_defined_in
 
-    from . import adapters, bottleneck, spectral, spectral_cp, spectral_gain
+    from . import bottleneck, spectral, spectral_cp, spectral_gain
+    from .adapters import ADAPTERS
 
-    return [
-        adapter
-        for module in (adapters, spectral, spectral_gain, spectral_cp, bottleneck)
-        for adapter in adapters_defined_in(module)
-    ]
+    others = map(adapters_defined_in, (spectral, spectral_gain, spectral_cp, bottleneck))
+    return [*ADAPTERS.data.values(), *itertools.chain(*others)]

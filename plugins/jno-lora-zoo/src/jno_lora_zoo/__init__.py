@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jno.lora.extending import imported_for
 
 from . import adapters, methods
-from ._adapters_for import adapters_for
+from ._adapters_for import adapters_for, made_when_named
 from ._arrays import (
     Matrix,
     cast_like,
@@ -37,7 +37,6 @@ from ._scaled import Additive, Scaled
 from ._svd import Triplets, largest, smallest
 from ._tracing import in_taylor_mode
 from ._weighted import Weighted, weighted_sum, with_attributes
-from .adapters import *
 from .growing import Grown, GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
 from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from .layers import (
@@ -57,6 +56,9 @@ from .plugin import adapters_defined_in
 if TYPE_CHECKING:
     from jno_lora_train import AdaLoRAController as AdaLoRAController, AdaLoRAState as AdaLoRAState
 
+    from .adapters import *
+
+_adapter, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 __all__ = [
     "FAMILIES",
     "LAYER_KINDS",
@@ -103,6 +105,7 @@ __all__ = [
     "largest",
     "load_grown",
     "low_rank_start",
+    "made_when_named",
     "mixed",
     "reduce_intruders",
     "report_intruders",
@@ -122,9 +125,9 @@ __all__ += methods.__all__
 
 
 def __getattr__(name: str) -> Any:
-    # Until 0.3, they were here.
     if name not in ("AdaLoRAController", "AdaLoRAState"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _adapter(name)
+    # Until 0.3, they were here.
     with imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
         import jno_lora_train
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper
-from jno.lora.extending import over_stack
+from jno.lora.extending import LazyAdapter, over_stack
+from jno.lora.parts import ClassesByName
 
 from ._layer_kind import LayerKind
 from ._matrices_layer import COMMON_FIELDS, MatricesLayer
@@ -28,6 +29,31 @@ _FACTS = (
 )
 
 
+def made_when_named(
+    namespace: dict[str, Any], adapters: ClassesByName
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a module that has `adapters`, which are made when named.
+
+    The module `adapters.py` of a plugin, whose hook `jno_lora_wrappers` returns
+    `ADAPTERS.data.values()`:
+
+    ```python
+    ADAPTERS = adapters_for(MyLayer, __name__) | adapters_for(MyOtherLayer, __name__)
+    __getattr__, __dir__ = made_when_named(globals(), ADAPTERS)
+    __all__ = list(ADAPTERS)
+    ```
+
+    **Arguments:** `namespace`: the `globals()` of the module.
+    """
+
+    def get(name: str) -> Any:
+        if name in adapters:
+            return adapters[name]
+        raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
+
+    return get, lambda: [*namespace, *adapters]
+
+
 def adapters_for(
     kind: type[LayerKind] | type[MatricesLayer],
     module: str,
@@ -35,14 +61,17 @@ def adapters_for(
     methods: Iterable[type[Method]] | None = None,
     auto: type[Method] | None = None,
     variant: str = "{}",
-) -> dict[str, Any]:
+) -> ClassesByName:
     """The adapters of all methods for one kind of layer, by name: `DoRAConv` for `ConvLayer`.
+
+    A class is made when it is read.
 
     **Arguments:**
 
     - `kind`: the kind of layer. Its class name ends in `Layer`.
     - `module`: the `__name__` of the module that will hold the classes:
-        `globals().update(adapters_for(MyLayer, __name__))`.
+        `globals().update(adapters_for(MyLayer, __name__))`, or as `made_when_named`
+        shows.
     - `methods`: by default all methods of the zoo.
     - `auto`: the method whose adapter takes part in `wrapper="auto"`.
     - `variant`: the variant of an adapter, where `{}` stands for the method's variant. A layer that
@@ -50,16 +79,19 @@ def adapters_for(
         `"{}-embedding"`: what `wrapper="lora"` selects must not depend on the installed plugins.
     """
     suffix = kind.__name__.removesuffix("Layer")
-    adapters: dict[str, Any] = {}
+    adapters: dict[str, LazyAdapter] = {}
     for method in METHODS if methods is None else methods:
         name = f"{method.__name__}{suffix}"
-        body = {"__module__": module, "auto": method is auto}
-        body["variant"] = variant.format(method.variant)
-        if issubclass(kind, MatricesLayer):
-            adapters[name] = _of_several(kind, method, name, body)
-        else:
-            adapters[name] = type(name, (method, kind), body)
-    return adapters
+        facts = {"variant": variant.format(method.variant), "auto": method is auto}
+        make = functools.partial(_join, method, kind, name, {"__module__": module, **facts})
+        adapters[name] = LazyAdapter(make, name=name, module=module, **facts)
+    return ClassesByName(adapters)
+
+
+def _join(method: type[Method], kind: type[Any], name: str, body: dict[str, Any]) -> Any:
+    if issubclass(kind, MatricesLayer):
+        return _of_several(kind, method, name, body)
+    return type(name, (method, kind), body)
 
 
 def _of_several(

@@ -3,7 +3,7 @@
 `adapters.pyi` beside this file lists the classes for type checkers.
 """
 
-from ._adapters_for import adapters_for
+from ._adapters_for import adapters_for, made_when_named
 from .layers import (
     ConvLayer,
     ConvTransposeLayer,
@@ -14,15 +14,15 @@ from .layers import (
 )
 from .methods import LoRA
 
-_adapters = {
-    **adapters_for(LinearLayer, __name__),
-    **adapters_for(ConvLayer, __name__),
+ADAPTERS = (
+    adapters_for(LinearLayer, __name__)
+    | adapters_for(ConvLayer, __name__)
     # Not among the defaults: `wrapper=` names them, their variant or "auto".
-    **adapters_for(ConvTransposeLayer, __name__, auto=LoRA),
+    | adapters_for(ConvTransposeLayer, __name__, auto=LoRA)
     # Nor these. Their variants name the kind of layer, so that the method's variant leaves it out.
-    **adapters_for(InNormLayer, __name__, variant="{}-in-norm"),
-    **adapters_for(EmbeddingLayer, __name__, auto=LoRA, variant="{}-embedding"),
-    **adapters_for(RecurrentLayer, __name__, auto=LoRA, variant="{}-recurrent"),
-}
-globals().update(_adapters)
-__all__ = list(_adapters)  # pyright: ignore[reportUnsupportedDunderAll]
+    | adapters_for(InNormLayer, __name__, variant="{}-in-norm")
+    | adapters_for(EmbeddingLayer, __name__, auto=LoRA, variant="{}-embedding")
+    | adapters_for(RecurrentLayer, __name__, auto=LoRA, variant="{}-recurrent")
+)
+__getattr__, __dir__ = made_when_named(globals(), ADAPTERS)
+__all__ = list(ADAPTERS)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from jno.lora import LoRAWrapper, hookimpl
+from jno.lora.extending import LazyAdapter
 
 jno_lora_api = 1
 # The adapters of `net.lora(rank=4)`, in order of priority. The core asks the zoo alone for them.
@@ -12,18 +13,21 @@ jno_lora_defaults: tuple[str, ...] = ("LoRALinear", "LoRAConv")
 
 
 @hookimpl
-def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """Every adapter that `adapters.py` defines."""
-    from . import adapters
+def jno_lora_wrappers() -> Iterable[LazyAdapter]:
+    """Every adapter of `adapters.py`. Its class is made when it is used."""
+    from .adapters import ADAPTERS
 
-    return adapters_defined_in(adapters)
+    return ADAPTERS.data.values()
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
-    """The adapter classes that a module defines. Imported classes and methods are left out."""
+    """The adapter classes that a module defines. Imported classes and methods are left out.
+
+    The adapters of `ADAPTERS`, if the module has these `Adapters`, are made for it.
+    """
     return [
         cls
-        for cls in vars(module).values()
+        for cls in [*vars(module).values(), *getattr(module, "ADAPTERS", {}).values()]
         if isinstance(cls, type)
         and cls.__module__ == module.__name__
         and issubclass(cls, LoRAWrapper)

@@ -70,7 +70,7 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
     return [
         {
             **{name: getattr(wrapper, name) for name in attributes},
-            "variant": wrapper.cls.variant,
+            "variant": wrapper.adapter.variant,
             "method": methods[wrapper.cls],
             "family": wrapper.cls.family,
             "auto": wrapper.cls.auto,
@@ -236,7 +236,7 @@ def _variant_troubles(
 
     - `layers`: the common Equinox layers by name.
     """
-    spellings = {wrapper.cls.variant: wrapper.distribution for wrapper in reversed(adapters)}
+    spellings = {wrapper.adapter.variant: wrapper.distribution for wrapper in reversed(adapters)}
     if len(spellings) > 1:
         words = ", ".join(f"{variant!r} ({origin})" for variant, origin in spellings.items())
         yield f"These variants are one variant, because case and dashes do not count: {words}."
@@ -247,7 +247,7 @@ def _variant_troubles(
         names = ", ".join(wrapper.qualified_name for wrapper in rivals)
         is_tie = standing(rivals[0]) == standing(rivals[1])
         effect = "is an error" if is_tie else f"chooses {rivals[0].qualified_name}"
-        word = adapters[0].cls.variant
+        word = adapters[0].adapter.variant
         yield (
             f'Several plugins adapt {name} with the variant "{word}": {names}. There, '
             f'`wrapper="{word}"` {effect}. To get one of the adapters, name it: '

@@ -4,6 +4,7 @@ from .._contract import squash
 from ._grouping import methods_of, shared_variants
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, hookimpl
 from ._inside_jno import call_inside_jno
+from ._lazy import ClassesByName, LazyAdapter
 from ._plugins import (
     BROKEN,
     IN_PROCESS,

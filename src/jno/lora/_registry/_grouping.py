@@ -23,7 +23,7 @@ def shared_variants(records: Iterable[PluginRecord]) -> list[list[RegisteredWrap
     unique: dict[type[LoRAWrapper], RegisteredWrapper] = {}
     for wrapper in (wrapper for record in records for wrapper in record.wrappers):
         unique.setdefault(wrapper.cls, wrapper)
-    groups = grouped(unique.values(), lambda wrapper: squash(wrapper.cls.variant or ""))
+    groups = grouped(unique.values(), lambda wrapper: squash(wrapper.adapter.variant or ""))
     return [group for group in groups.values() if len({w.distribution for w in group}) > 1]
 
 
@@ -41,7 +41,7 @@ def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], 
 
 
 def by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
-    classes = [wrapper.cls for wrapper in wrappers if wrapper.cls.variant]
+    classes = [wrapper.cls for wrapper in wrappers if wrapper.adapter.variant]
     families: dict[str, set[str]] = {}
     for cls, method in methods_of(classes).items():
         families.setdefault(cls.family or "others", set()).add(method)

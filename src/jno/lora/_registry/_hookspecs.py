@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import click
 
     from .._contract import LoRAWrapper
+    from ._lazy import LazyAdapter
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
@@ -25,8 +26,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper]]":  # pyright: ignore[reportReturnType]
-    """Return the adapter classes that this plugin provides.
+def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper] | LazyAdapter]":  # pyright: ignore[reportReturnType]
+    """Return the adapter classes that this plugin provides, or a `LazyAdapter` for each.
 
     Called when the plugin is loaded. Threads that load a plugin at the same time each call the
     hook, and all of them use the classes that came first. Import the adapters in here, so that the

@@ -1,12 +1,13 @@
 """The classes that a name or a variant stands for, among the plugins that are loaded."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from .._contract import RESERVED_WORDS, LoRAWrapper, squash
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
 from ._grouping import by_family, grouped
+from ._lazy import ClassesByName
 from ._plugins import (
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
@@ -30,20 +31,28 @@ class Names:
     def __init__(self, records: Sequence[PluginRecord], discover: bool):
         self.records, self._discover = tuple(records), discover
         self._provided = [wrapper for record in self.records for wrapper in record.wrappers]
-        # A class that two plugins provide counts for the first plugin.
-        self.by_class: dict[type[LoRAWrapper], RegisteredWrapper] = {}
+        self.wrappers: list[RegisteredWrapper] = []
+        self._namesakes: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in self._provided:
-            self.by_class.setdefault(wrapper.cls, wrapper)
-        self.wrappers = tuple(self.by_class.values())
+            namesakes = self._namesakes.setdefault(wrapper.name, [])
+            # A class that two plugins provide counts for the first plugin.
+            if all(other.cls is not wrapper.cls for other in namesakes):
+                namesakes.append(wrapper)
+                self.wrappers.append(wrapper)
         of_zoo = {
-            wrapper.name: wrapper.cls for wrapper in reversed(self.wrappers) if is_of_zoo(wrapper)
+            wrapper.name: wrapper for wrapper in reversed(self.wrappers) if is_of_zoo(wrapper)
         }
-        self.zoo_classes: Mapping[str, type[LoRAWrapper]] = of_zoo
+        self.zoo_classes = ClassesByName(of_zoo)
+
+    def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
+        """The adapter of class `cls`."""
+        namesakes = self._namesakes.get(cls.__name__, [])
+        return next((wrapper for wrapper in namesakes if wrapper.cls is cls), None)
 
     @functools.cached_property
     def _by_variant(self) -> dict[str, list[RegisteredWrapper]]:
         """The adapters of each variant, as `squash` gives it. The zoo goes first."""
-        return grouped(self.wrappers, lambda wrapper: squash(wrapper.cls.variant or ""))
+        return grouped(self.wrappers, lambda wrapper: squash(wrapper.adapter.variant or ""))
 
     @functools.cached_property
     def _by_name(self) -> dict[str, list[RegisteredWrapper]]:
@@ -74,7 +83,7 @@ class Names:
         clashes: dict[str, str] = {}
         for wrapper in self.wrappers:
             namesakes = self._by_name.get(wrapper.name, [])
-            if not is_of_zoo(wrapper) and [w.cls for w in namesakes] != [wrapper.cls]:
+            if not is_of_zoo(wrapper) and namesakes != [wrapper]:
                 owners = {w.distribution for w in namesakes} - {wrapper.distribution}
                 clashes[wrapper.qualified_name] = ", ".join(sorted(owners)) or "jno-lora itself"
         return clashes
@@ -89,8 +98,8 @@ class Names:
         named = self._by_name.get(name, [])
         if len(named) > 1:
             choices = bullets(
-                f'wrapper="{wrapper.qualified_name}"  ({wrapper.version or wrapper.cls.__module__})'
-                for wrapper in named
+                f'wrapper="{w.qualified_name}"  ({w.version or w.adapter.__module__})'
+                for w in named
             )
             raise PluginError(
                 f"The adapter name {name!r} is ambiguous. Say which one is meant:\n{choices}"
@@ -162,7 +171,7 @@ class Names:
         return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
 
     def _unknown(self, name: str) -> SelectionError:
-        variants = sorted({wrapper.cls.variant or "" for wrapper in self.wrappers} - {""})
+        variants = sorted({wrapper.adapter.variant or "" for wrapper in self.wrappers} - {""})
         qualified = [wrapper.qualified_name for wrapper in self.wrappers]
         lines = [f"No adapter or variant is called {name!r}."]
         if near := ", ".join(map(repr, nearest(name, [*self._by_name, *variants, *qualified]))):

@@ -14,6 +14,7 @@ import pluggy
 from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
+from ._lazy import LazyAdapter
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -28,16 +29,24 @@ BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredWrapper:
-    """One adapter class and the plugin that provides it."""
+    """One adapter and the plugin that provides it.
 
-    cls: type[LoRAWrapper]
+    `adapter` has the name, the variant and `auto` of the class, and reading them makes no class.
+    """
+
+    adapter: type[LoRAWrapper] | LazyAdapter
     distribution: str
     version: str
 
     @property
+    def cls(self) -> type[LoRAWrapper]:
+        """The class. **Raises:** `WrapperError` if it is made now, and breaks the contract."""
+        return self.adapter.cls if isinstance(self.adapter, LazyAdapter) else self.adapter
+
+    @property
     def name(self) -> str:
         """The name to use in `wrapper=`."""
-        return self.cls.__name__
+        return self.adapter.__name__
 
     @property
     def qualified_name(self) -> str:
@@ -166,7 +175,7 @@ def standing(wrapper: RegisteredWrapper) -> int:
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
     """Whether the zoo provides an adapter, or somebody has registered a class of the zoo."""
     if wrapper.distribution == IN_PROCESS:
-        return wrapper.cls.__module__.partition(".")[0] == ZOO_PACKAGE
+        return wrapper.adapter.__module__.partition(".")[0] == ZOO_PACKAGE
     return wrapper.distribution == ZOO_DISTRIBUTION
 
 
@@ -220,8 +229,8 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
     hooks = _hooks_of(plugin)
-    classes = _classes_of(hooks)
-    wrappers = tuple(RegisteredWrapper(cls, distribution, version) for cls in classes)
+    adapters = _adapters_of(hooks)
+    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
     is_zoo = any(map(is_of_zoo, wrappers))
     defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
     origin = (name, distribution, version, value)
@@ -249,9 +258,9 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     return hooks
 
 
-def _classes_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[type[LoRAWrapper], ...]:
-    """Ask a plugin for its adapter classes. **Raises:** `TypeError` or `WrapperError`."""
-    classes: list[Any] = []
+def _adapters_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[Any, ...]:
+    """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`."""
+    adapters: list[Any] = []
     for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
             if not isinstance(returned, Iterable) or isinstance(returned, str | type):
@@ -259,11 +268,12 @@ def _classes_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[type[LoRAWrapper], 
                     "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
                     f"but returned {returned!r}"
                 )
-            classes += returned
-    for cls in classes:
+            adapters += returned
+    # The class of a `LazyAdapter` is checked when it is made.
+    for cls in (adapter for adapter in adapters if not isinstance(adapter, LazyAdapter)):
         check_contract(cls)
-    unique = dict.fromkeys(classes)
-    names = [cls.__name__ for cls in unique]
+    unique = dict.fromkeys(adapters)
+    names = [adapter.__name__ for adapter in unique]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
     return tuple(unique)

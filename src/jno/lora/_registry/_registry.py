@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -150,12 +150,14 @@ class Registry:
         """
         return self._loaded(ZOO_DISTRIBUTION).zoo_class(name)
 
-    def zoo_classes(self) -> dict[str, type[LoRAWrapper]]:
+    def zoo_classes(self) -> Mapping[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
+
+        A class is made when it is read.
 
         Warns about a broken zoo, and does not raise in strict mode: `dir(jno.lora)` asks.
         """
-        return dict(self._loaded(ZOO_DISTRIBUTION, strict=False).zoo_classes)
+        return self._loaded(ZOO_DISTRIBUTION, strict=False).zoo_classes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name or variant stands for. The classes of the zoo go first.
@@ -171,11 +173,11 @@ class Registry:
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
-        return tuple(wrapper.cls for wrapper in self._loaded().wrappers if wrapper.cls.auto)
+        return tuple(wrapper.cls for wrapper in self._loaded().wrappers if wrapper.adapter.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
-        return self._names.by_class.get(cls)
+        return self._names.provider(cls)
 
     def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """As `provider`, but loads the plugins of the package that defines the class."""
@@ -184,7 +186,7 @@ class Registry:
         package = cls.__module__.partition(".")[0]
         modules = [(plugin, plugin.entry_point.module) for plugin in self._find(None)]
         of_package = [p for p, module in modules if module.partition(".")[0] == package]
-        return self._load(of_package, strict=False).by_class.get(cls)
+        return self._load(of_package, strict=False).provider(cls)
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
