@@ -13,4 +13,5 @@ def run(*arguments: str, code: int = 0) -> str:
     jno_lora_commands(group)
     result = CliRunner().invoke(group, list(arguments))
     assert result.exit_code == code, (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.output

@@ -187,7 +187,7 @@ def test_check_runs_the_kit_on_a_class(site, monkeypatch):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
     # It claims no stacks, has no optional member, and no count and no law are known.
-    optional = "subclass, matrix, low-rank-update, low-rank-scale"
+    optional = "subclass, subclass-merge, matrix, low-rank-update, low-rank-scale"
     extensions = "poor-statistics, calibration, shared-arrays, penalty, rank-gate"
     not_applicable = (
         "parameter-count, factor-sides, partition-specs, symmetries, law, "

@@ -10,7 +10,6 @@ from jno.lora.testing import ConformanceError, wrapper_checks
 from .broken_adapters import case_of
 
 
-@pytest.fixture
 def error_of(name, wrapper):
     with pytest.raises(ConformanceError) as error:
         wrapper_checks(case_of(wrapper))[name]()

@@ -12,9 +12,15 @@ def mlp():
     return eqx.nn.MLP(3, 3, 4, 1, key=jax.random.key(0))
 
 
-def test_adapters_that_share_arrays_are_refused_because_the_loss_of_jno_resolves_none():
+def test_adapters_that_train_a_shared_array_are_refused_because_the_loss_of_jno_resolves_none():
     with pytest.raises(SelectionError, match=r"share '.*'.* `jno.lora.resolve`"):
-        apply_lora(mlp(), 2, key=jax.random.key(0), wrappers="vera-shared")
+        apply_lora(mlp(), 2, key=jax.random.key(0), wrappers="tied-lora")
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    with pytest.raises(SelectionError, match=r"share '.*'.* `jno.lora.resolve`"):
+        apply_lora(stack, 2, key=jax.random.key(0), wrappers="vera-shared")
+    apply_lora(mlp(), 2, key=jax.random.key(0), wrappers="vera-shared")  # frozen
 
 
 def test_a_solve_makes_no_advice_that_nobody_reads(monkeypatch):

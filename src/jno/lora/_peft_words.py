@@ -28,29 +28,29 @@ class UnknownArgumentError(SelectionError, TypeError):
     """A function has no argument of that name. Python itself would raise a `TypeError`."""
 
 
-def explain_unknown(what: str, unknown: Iterable[str], known: Iterable[str]) -> str:
+def explain_unknown(what: str, unknown: Iterable[str], arguments: Iterable[str]) -> str:
     """A message about arguments that `what` does not have, with our words for words of PEFT.
 
-    - `known`: the arguments that there are.
+    - `arguments`: the arguments that there are.
     """
-    known, lines = [*known], [f"{what} has no {', '.join(map(repr, unknown))}."]
+    names, lines = [*arguments], [f"{what} has no {', '.join(map(repr, unknown))}."]
     for name in unknown:
         if name in _OURS:
             lines.append(f"  - PEFT's {name} is {_OURS[name]}")
         else:
-            lines.append(f"  - {name}: did you mean {nearest(name, known, n=1)[0]!r}?")
-    return "\n".join([*lines, f"There are {', '.join(known)}. docs/peft.md has PEFT's words."])
+            lines.append(f"  - {name}: did you mean {nearest(name, names, n=1)[0]!r}?")
+    return "\n".join([*lines, f"There are {', '.join(names)}. docs/peft.md has PEFT's words."])
 
 
 def knows_words_of_peft(function: F) -> F:
     """A decorator: an error about an unknown argument says what the argument is called here."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    parameters = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
     def checked(*args: Any, **arguments: Any) -> Any:
-        if unknown := [name for name in arguments if name not in known]:
+        if unknown := [name for name in arguments if name not in parameters]:
             called = function.__qualname__.replace("Net.", "net.")
-            raise UnknownArgumentError(explain_unknown(f"{called}()", unknown, known))
+            raise UnknownArgumentError(explain_unknown(f"{called}()", unknown, parameters))
         return function(*args, **arguments)
 
     return cast(F, checked)

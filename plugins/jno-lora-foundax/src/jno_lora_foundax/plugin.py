@@ -17,5 +17,6 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     from . import bottleneck, spectral, spectral_cp, spectral_gain
     from .adapters import ADAPTERS
 
-    others = map(adapters_defined_in, (spectral, spectral_gain, spectral_cp, bottleneck))
-    return [*ADAPTERS.data.values(), *itertools.chain(*others)]
+    modules = (spectral, spectral_gain, spectral_cp, bottleneck)
+    classes = itertools.chain.from_iterable(map(adapters_defined_in, modules))
+    return [*ADAPTERS.data.values(), *classes]

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+import jno.lora.extending
 from jno.lora import SelectionError, Spec, partial_lora_trainable_filter, plan_lora
-from jno.lora.extending import adapted_layers, check_calibrate
+from jno.lora.extending import adapted_layers
 
 from ._functions import normalize_wrappers
 
@@ -31,7 +32,7 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         calibrate: Sequence[Any] | None = None,
     ) -> Any:
         if calibrate is not None:
-            batches, loss = check_calibrate(calibrate, statistics)
+            batches, loss = jno.lora.extending.check_calibrate(calibrate, statistics)
             calibrate = (list(batches), loss)  # an iterator would serve only one solve
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         checked = _checked_specs(specs, call)

@@ -170,7 +170,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 
 def _check_refuses_to_merge(case: WrapperCase) -> None:
     try:
-        merged(case.make_trained())
+        case.make_trained().merge()
     except WrapperError:
         return
     raise ConformanceError(

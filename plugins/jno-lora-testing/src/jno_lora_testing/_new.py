@@ -6,6 +6,7 @@ import re
 import string
 
 import importlib_metadata
+from packaging.requirements import Requirement
 
 from jno.lora import JnoLoraError
 from jno.lora.types import PluginRecord
@@ -94,10 +95,9 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
         )
     distribution = f"jno-lora-{variant}"
     # The extras of jno-lora name its distributions.
-    if any(
-        re.match(rf"{distribution}\b(?!-)", need)
-        for need in importlib_metadata.requires("jno-lora") or ()
-    ):
+    core = next(iter(importlib_metadata.distributions(name="jno-lora")), None)
+    needs = map(Requirement, (core and core.requires) or ())
+    if distribution in {need.name for need in needs}:
         raise JnoLoraError(
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )

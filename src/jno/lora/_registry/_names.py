@@ -36,7 +36,7 @@ class Names:
         for wrapper in self._provided:
             namesakes = self._namesakes.setdefault(wrapper.name, [])
             # A class that two plugins provide counts for the first plugin.
-            if all(other.cls is not wrapper.cls for other in namesakes):
+            if all(namesake.cls is not wrapper.cls for namesake in namesakes):
                 namesakes.append(wrapper)
                 self.wrappers.append(wrapper)
         of_zoo = {

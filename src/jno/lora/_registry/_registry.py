@@ -55,19 +55,17 @@ class Registry:
         self.discover = discover
         self._lock = threading.Lock()  # held to publish a record, never while a plugin loads
         self._plugins: dict[Hashable, PluginRecord] = {}
-        self._known: tuple[Any, Names] | None = None  # the names of these plugins
+        self._cached: tuple[Any, Names] | None = None  # the names of these plugins
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
         self._blamed: list[Any] = []  # the plugins of whose hook there was a warning
 
     @property
     def _names(self) -> Names:
-        known, plugins = self._known, self._plugins
-        if known is None or known[0] is not plugins:
-            known = self._known = (
-                plugins,
-                Names(sorted(plugins.values(), key=order), self.discover),
-            )
-        return known[1]
+        cached, plugins = self._cached, self._plugins
+        if cached is None or cached[0] is not plugins:
+            names = Names(sorted(plugins.values(), key=order), self.discover)
+            self._cached = cached = (plugins, names)
+        return cached[1]
 
     def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
         """As `find_plugins`, once. A missing distribution is looked for again."""
@@ -273,8 +271,8 @@ class Registry:
             record = record_of(item, *origin)
             identity = (IN_PROCESS, getattr(item, "__name__", None) or id(item))
         with self._lock:
-            others = {key: value for key, value in self._plugins.items() if key != identity}
-            self._plugins = {**others, identity: record}
+            remaining = {key: value for key, value in self._plugins.items() if key != identity}
+            self._plugins = {**remaining, identity: record}
         return item
 
     def refresh(self) -> None:
