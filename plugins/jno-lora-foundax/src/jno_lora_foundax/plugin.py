@@ -1,6 +1,5 @@
 """The entry point. It imports the adapters only when asked for them, and never foundax."""
 
-import itertools
 from collections.abc import Iterable
 
 from jno.lora import LoRAWrapper, hookimpl
@@ -17,5 +16,6 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     from . import bottleneck, spectral, spectral_cp, spectral_gain
     from .adapters import ADAPTERS
 
-    others = map(adapters_defined_in, (spectral, spectral_gain, spectral_cp, bottleneck))
-    return [*ADAPTERS.data.values(), *itertools.chain(*others)]
+    modules = (spectral, spectral_gain, spectral_cp, bottleneck)
+    classes = [cls for module in modules for cls in adapters_defined_in(module)]
+    return [*ADAPTERS.data.values(), *classes]

@@ -3,13 +3,12 @@
 from .._contract import squash
 from ._grouping import methods_of, shared_variants
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, hookimpl
+from ._lazy import ClassesByName, LazyAdapter
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
-    ClassesByName,
-    LazyAdapter,
     PluginRecord,
     RegisteredWrapper,
     first_party,

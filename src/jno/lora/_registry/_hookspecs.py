@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import click
 
     from .._contract import LoRAWrapper
-    from ._plugins import LazyAdapter
+    from ._lazy import LazyAdapter
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"

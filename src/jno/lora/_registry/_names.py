@@ -7,11 +7,11 @@ from .._contract import RESERVED_WORDS, LoRAWrapper, squash
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
 from ._grouping import by_family, grouped
+from ._lazy import ClassesByName
 from ._plugins import (
     THIRD_PARTY,
     ZOO_DISTRIBUTION,
     ZOO_PACKAGE,
-    ClassesByName,
     PluginRecord,
     RegisteredWrapper,
     is_of_zoo,
@@ -36,7 +36,7 @@ class Names:
         for wrapper in self._provided:
             namesakes = self._namesakes.setdefault(wrapper.name, [])
             # A class that two plugins provide counts for the first plugin.
-            if all(other.cls is not wrapper.cls for other in namesakes):
+            if all(namesake.cls is not wrapper.cls for namesake in namesakes):
                 namesakes.append(wrapper)
                 self.wrappers.append(wrapper)
         of_zoo = {

@@ -5,8 +5,7 @@ import functools
 import os
 import re
 import time
-from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
@@ -14,6 +13,7 @@ import pluggy
 from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
+from ._lazy import LazyAdapter
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -24,32 +24,6 @@ ZOO_PACKAGE = "jno_lora_zoo"
 IN_PROCESS = "(in-process)"  # the "distribution" of what `jno.lora.register` registers
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
-
-
-class LazyAdapter:
-    """An adapter class that is made when somebody reads `cls`, with the facts that find it.
-
-    **Arguments:**
-
-    - `make`: makes the class. Threads that read `cls` at the same time may call it twice, and get
-        the class that came first.
-    - `name`, `module`, `variant`, `auto`: the attributes of the class.
-    """
-
-    def __init__(
-        self, make: Callable[[], Any], *, name: str, module: str, variant: str | None, auto: bool
-    ):
-        self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
-        self._make, self._made = make, list[type[LoRAWrapper]]()
-
-    @property
-    def cls(self) -> type[LoRAWrapper]:
-        """The class: always the same one. **Raises:** `WrapperError` if it breaks the contract."""
-        if not self._made:
-            cls = self._make()
-            check_contract(cls)
-            self._made.append(cls)
-        return self._made[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +51,6 @@ class RegisteredWrapper:
     def qualified_name(self) -> str:
         """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
         return f"{self.distribution}:{self.name}"
-
-
-class ClassesByName(UserDict[str, Any]):
-    """Adapter classes by name. A class is made when it is read; `data` has what makes it."""
-
-    def __init__(self, data: Mapping[str, Any]):
-        self.data = dict(data)
-
-    def __getitem__(self, name: str) -> type[LoRAWrapper]:
-        return self.data[name].cls
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
