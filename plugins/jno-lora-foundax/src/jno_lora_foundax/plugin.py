@@ -1,6 +1,5 @@
 """The entry point. It imports the adapters only when asked for them, and never foundax."""
 
-import itertools
 from collections.abc import Iterable
 
 from jno.lora import LoRAWrapper, hookimpl
@@ -18,5 +17,5 @@ def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
     from .adapters import ADAPTERS
 
     modules = (spectral, spectral_gain, spectral_cp, bottleneck)
-    classes = itertools.chain.from_iterable(map(adapters_defined_in, modules))
+    classes = [cls for module in modules for cls in adapters_defined_in(module)]
     return [*ADAPTERS.data.values(), *classes]

@@ -40,8 +40,11 @@ class RegisteredWrapper:
 
     @property
     def cls(self) -> type[LoRAWrapper]:
-        """The class. **Raises:** `WrapperError` if it is made now, and breaks the contract."""
-        return self.adapter.cls if isinstance(self.adapter, LazyAdapter) else self.adapter
+        """The class. **Raises:** `WrapperError` if it is made late, and breaks the contract."""
+        if isinstance(self.adapter, type):
+            return self.adapter  # which was checked when its plugin was loaded
+        check_contract(self.adapter.cls)
+        return self.adapter.cls
 
     @property
     def name(self) -> str:
@@ -269,7 +272,7 @@ def _adapters_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[Any, ...]:
                     f"but returned {returned!r}"
                 )
             adapters += returned
-    # The class of a `LazyAdapter` is checked when it is made.
+    # The class of a `LazyAdapter` is checked when the registry gives it out.
     for cls in (adapter for adapter in adapters if not isinstance(adapter, LazyAdapter)):
         check_contract(cls)
     unique = dict.fromkeys(adapters)
