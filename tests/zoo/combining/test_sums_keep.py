@@ -1,7 +1,6 @@
 """Sums of adapters lose nothing: weights, masks, classes, papers and names; the rest is refused."""
 
 import pickle
-from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -13,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import (
     AdapterSet,
-    CheckpointError,
     LoRAWrapper,
     Net,
     SelectionError,
@@ -24,8 +22,6 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
     optim,
-    read_adapters,
-    save_adapters,
     split_adapters,
     sum_adapters,
     swap_adapters,
@@ -234,19 +230,6 @@ def test_what_cannot_be_added():
     inner = set_of(model=block, target="layers/0")
     with pytest.raises(SelectionError, match="block/layers/0: inside the adapted 'block'"):
         sum_adapters(block, {"inner": inner, "outer": outer})
-
-
-def test_a_file_of_two_rotations_is_refused(tmp_path):
-    """Made by hand: `sum_adapters` makes no such sum."""
-    sets = {name: set_of("psoft", seed, target="^x$")["x"] for seed, name in enumerate("pq")}
-    members = (Member(name, a.wrapper, a.rank, a.alpha) for name, a in sets.items())
-    state = {f"{name}/{key}": x for name, a in sets.items() for key, x in a.state.items()}
-    state["weights"] = jnp.ones(2)
-    cls = sum_class(tuple(members), False)
-    of_sum = {"state": state, "wrapper": cls, "rank": None, "alpha": None}
-    save_adapters(AdapterSet({"x": replace(sets["p"], **of_sum)}), path := tmp_path / "sum")
-    with pytest.raises(CheckpointError, match=r"x: 'p' \(PSOFTLinear\) and 'q' .* rotate one"):
-        read_adapters(path)
 
 
 class Weighted(eqx.nn.Linear):
