@@ -29,7 +29,6 @@ CALLS = {
     "penalty": jno.lora.penalty,
     "plan_lora": jno.lora.plan_lora,
     "resolve": jno.lora.resolve,
-    "shrink": jno.lora.shrink,
     "split_adapters": jno.lora.split_adapters,
     "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),

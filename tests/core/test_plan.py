@@ -362,7 +362,8 @@ def test_the_advice_of_an_installed_adapter_goes_before_declare(getkey):
     assert row.explanation == "no installed adapter applies; declare it by OwnModes"
 
 
-def test_a_call_by_variant_loads_all_plugins_and_gives_the_same_advice(getkey):
+def test_a_call_by_variant_loads_all_plugins_and_gives_the_same_advice(getkey, site):
+    site.install_zoo()
     row = rows_of(plan_lora(own_model(getkey), 1, wrappers="lora"))["own/0"]
     assert row.explanation == "no installed adapter applies; declare w (jno_lora_arrays)"
 

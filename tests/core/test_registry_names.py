@@ -89,7 +89,7 @@ def test_one_class_twice_in_one_plugin_is_one_adapter(site):
 
 LAZY = """
     import threading
-    from jno.lora.extending import LazyAdapter
+    from jno.lora.parts import LazyAdapter
     MADE, TOGETHER = [], threading.Barrier(2)
 
     def lazily(name, variant, auto=False, **body):

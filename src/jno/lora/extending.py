@@ -27,7 +27,7 @@ from ._contract import adds_up, expect_model, over_stack, weights_read_by
 from ._errors import imported_for, warn
 from ._moved import moved
 from ._paths import bullets, nearest, path_str, show_array, show_path
-from ._registry import LazyAdapter, default_registry
+from ._registry import default_registry
 from ._sets import known_factors, put_around
 from ._sharding import sharded_like
 from ._showing import Bar, Printed, table
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Bar",
     "Extension",
-    "LazyAdapter",
     "Printed",
     "adapted_layers",
     "adds_up",

@@ -16,7 +16,7 @@ from ._contract import (
 )
 from ._merge import wide_layers
 from ._paths import stable_hash
-from ._registry import ClassesByName
+from ._registry import ClassesByName, LazyAdapter
 from ._sets import Factors
 from ._sharding import on_the_mesh
 from ._shared_arrays import filler, names_to_resolve, shared_arrays, with_shared_arrays
@@ -25,6 +25,7 @@ from ._showing import tracked
 __all__ = [
     "ClassesByName",
     "Factors",
+    "LazyAdapter",
     "construct",
     "contract_problems",
     "filler",

@@ -190,7 +190,7 @@ def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
     ("changes", "message"),
     [
         ({"rank": 2}, "expected shape (2, 3), got (1, 3)"),
-        ({"rank": None}, "could not restore the ToyLinear"),
+        ({"rank": None}, "its rank is null, but a ToyLinear needs a finite number"),
         ({"arrays": ["lora_A"]}, "'a:lora_B': not in its configuration"),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
         ({"wrapper": "Net"}, "Net is a class that no plugin provides"),

@@ -126,8 +126,8 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
 
     Their variant is "lora", or "lora" and the layers that it is for, such as "lora-embedding".
     """
-    registered = (adapter.cls for record in registry.records() for adapter in record.wrappers)
-    named = [cls for cls in registered if f"{cls.variant}-".startswith("lora-")]
+    registered = (wrapper for record in registry.records() for wrapper in record.wrappers)
+    named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
     trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
     classes = dict.fromkeys((*registry.resolve("lora"), *trained))
     of_one_matrix = [cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None]

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -225,10 +226,15 @@ def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
     return families(leaf) if callable(families) else families
 
 
+# The name of a real or an imaginary part.
+_PART = re.compile(r"(?:^|_)(?:re|real|im|imag)(?=_|$)")
+
+
 def advice_to_declare(leaf: Any) -> str | None:
     """How to declare arrays that look like weights of modes, or `None`.
 
-    They have three axes or more, and are complex, or at least two real arrays of one shape.
+    They have three axes or more, and are complex, or two real arrays of one shape whose names say
+    that they are the real and the imaginary part, such as `w_re` and `w_im`.
     """
     if not isinstance(leaf, eqx.Module):
         return None
@@ -237,8 +243,9 @@ def advice_to_declare(leaf: Any) -> str | None:
     arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
     chosen = [name for name, x in arrays.items() if _is_complex(x)]
     if not chosen:
-        shapes = collections.Counter(x.shape for x in arrays.values() if is_float_array(x))
-        chosen = [name for name, x in arrays.items() if shapes[x.shape] > 1]
+        parts = {n: (_PART.sub("", n), x.shape) for n, x in arrays.items() if is_float_array(x)}
+        pairs = collections.Counter(parts[name] for name in parts if _PART.search(name))
+        chosen = [name for name in parts if _PART.search(name) and pairs[parts[name]] == 2]
     if not chosen:
         return None
     return (

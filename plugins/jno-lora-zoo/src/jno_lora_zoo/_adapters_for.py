@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper
-from jno.lora.extending import LazyAdapter, over_stack
-from jno.lora.parts import ClassesByName
+from jno.lora.extending import over_stack
+from jno.lora.parts import ClassesByName, LazyAdapter
 
 from ._layer_kind import LayerKind
 from ._matrices_layer import COMMON_FIELDS, MatricesLayer

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from jno.lora import LoRAWrapper, hookimpl
-from jno.lora.extending import LazyAdapter
+from jno.lora.parts import LazyAdapter
 
 jno_lora_api = 1
 # The adapters of `net.lora(rank=4)`, in order of priority. The core asks the zoo alone for them.

@@ -9,12 +9,13 @@ import jax
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import Handle, LoRAWrapper, check_contract, expect_model
+from .._contract import Handle, LoRAWrapper, check_contract, expect_model, takes
 from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import (
     AdapterSet,
+    AdapterSum,
     LooseAdapter,
     Member,
     built_around,
@@ -311,6 +312,12 @@ def _adapters_in(
     dtypes = {name: tensor.dtype for name, tensor in container.tensors.items()}
     wide = {name for name in dtypes if jax.dtypes.canonicalize_dtype(dtypes[name]) != dtypes[name]}
     problems |= {f"{name}: {dtypes[name]}, {_ONLY_WITH_X64}": None for name in sorted(wide)}
+    problems |= {  # the class may have got a rank since
+        f"{show_path(path)}: its {name} is null, but a {cls.__name__} needs a finite number": None
+        for path, cls in classes.items()
+        for name in (() if issubclass(cls, AdapterSum) else takes(cls))
+        if getattr(configuration.adapters[path], name) is None
+    }
     adapters = {
         path: LooseAdapter(
             contents.arrays(path), classes[path], entry.rank, entry.alpha, entry.layer.form

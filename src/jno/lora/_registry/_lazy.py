@@ -10,6 +10,8 @@ from .._contract import LoRAWrapper
 class LazyAdapter:
     """An adapter class that is made when somebody reads `cls`, with the facts that find it.
 
+    For the plugins of this project: a class is not checked when its plugin is loaded.
+
     **Arguments:**
 
     - `make`: makes the class. Threads that read `cls` at the same time may call it twice, and get
