@@ -111,7 +111,6 @@ BROKEN = {
     "raises": (adding(["lost"], "raise RuntimeError('no')"), "RuntimeError: no"),
     "misses a library": (adding(["lost"], "import no_such_library"), "ModuleNotFoundError"),
     "cannot be imported": ("import no_such_library", "No module named"),
-    "adds a string": (adding([], "group.commands['lost'] = 'lost'"), "TypeError"),
 }
 
 

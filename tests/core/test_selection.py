@@ -104,10 +104,8 @@ def test_a_call_without_rank_is_told_that_it_is_missing(model, rank):
         (float("nan"), "is nan"),
         (float("inf"), "is inf"),
         ("2", "is '2'"),
-        (10**400, "too large"),
-        (10**5000, "too large"),
     ],
-    ids=["nan", "inf", "text", "large", "larger than what is printed"],
+    ids=["nan", "inf", "text"],
 )
 def test_alpha_is_a_finite_number(model, alpha, came, unchecked):
     with pytest.raises(SelectionError, match=f"alpha of the call must be a finite .* {came}"):

@@ -196,15 +196,15 @@ def test_the_next_save_of_a_path_removes_what_a_killed_save_of_it_left(model, tm
     assert {*tmp_path.iterdir()} == {*paths}
 
 
-def test_a_save_that_another_save_of_the_path_overtakes_is_the_older_one(model, file, monkeypatch):
-    file.write_bytes(b"old")
+def test_a_save_leaves_the_temporary_file_of_another_save_that_is_running(model, file, monkeypatch):
     fsync = os.fsync
 
-    def overtaken(descriptor):
+    def meanwhile(descriptor):
         monkeypatch.setattr(os, "fsync", fsync)
         save_adapters(model, file)
+        assert list(read_adapters(file, wrappers=[ToyLinear])) == ["0"]
 
-    monkeypatch.setattr(os, "fsync", overtaken)
-    write_together({file: b"older"})
-    assert list(read_adapters(file, wrappers=[ToyLinear])) == ["0"]
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_together({file: b"the last save"})
+    assert file.read_bytes() == b"the last save"
     assert alone(file)

@@ -164,7 +164,7 @@ def test_a_class_of_no_plugin_is_passed_or_registered(model, getkey, file, regis
     save_adapters(trained, file)
     message = unavailable(file, model)
     assert "ToyLinear is a class that no plugin provides" in message
-    assert "load_adapters(..., wrappers=[ToyLinear])" in message and "read_adapters" in message
+    assert "load_adapters(..., wrappers=[ToyLinear])" in message
     assert same(load_adapters(model, file, wrappers=[ToyLinear]), trained)
     assert same(Net(model).load_adapters(file, wrappers=[ToyLinear]).module, trained)
     assert list(read_adapters(file, wrappers=[ToyLinear])) == [*extract_adapters(trained)]

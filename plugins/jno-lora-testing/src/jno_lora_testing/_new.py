@@ -105,7 +105,7 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
     taken: dict[str, str] = dict.fromkeys(_RESERVED, "a word that `wrapper=` knows")
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
-            for word in filter(None, (wrapper.name, wrapper.cls.variant)):
+            for word in filter(None, (wrapper.name, wrapper.adapter.variant)):
                 taken.setdefault(_squash(word), f"a name of {wrapper.qualified_name}")
     if why := taken.get(_squash(variant)):
         raise JnoLoraError(

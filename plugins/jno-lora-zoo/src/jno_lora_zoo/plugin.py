@@ -23,7 +23,7 @@ def jno_lora_wrappers() -> Iterable[LazyAdapter]:
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
     """The adapter classes that a module defines. Imported classes and methods are left out.
 
-    The adapters of `ADAPTERS`, if the module has these `Adapters`, are made for it.
+    If the module has a mapping `ADAPTERS`, the classes in it are made.
     """
     return [
         cls

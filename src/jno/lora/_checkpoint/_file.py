@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import platform
 import reprlib
 import secrets
 import stat
@@ -252,15 +253,13 @@ class _NewFile(NamedTuple):
 
     def put_in_place(self) -> None:
         with errors_of(self.path, "written"):
-            try:
-                os.replace(self.temporary, self.target)
-            except FileNotFoundError:  # a save of this path that ended meanwhile removed it
-                if not self.target.exists():
-                    raise
+            os.replace(self.temporary, self.target)
         # A save that was killed left its temporary file.
+        start = _start(self.target)
         with contextlib.suppress(OSError):
             for name in os.listdir(self.target.parent):
-                if name.startswith(_start(self.target)) and name.endswith(".tmp"):
+                is_ours = name.startswith(start) and name.endswith(".tmp")
+                if is_ours and not _is_running(int(name[len(start) :].partition(".")[0])):
                     self.target.with_name(name).unlink()
 
 
@@ -278,8 +277,7 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
                 file.flush()
                 os.fsync(file.fileno())
             if permissions is not None:
-                with contextlib.suppress(FileNotFoundError):  # as in `put_in_place`
-                    os.chmod(new.temporary, permissions)
+                os.chmod(new.temporary, permissions)
         yield new
     except BaseException:
         with contextlib.suppress(OSError):
@@ -288,10 +286,24 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f"{_start(target)}{secrets.token_hex(8)}.tmp")
+    return target.with_name(f"{_start(target)}{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def _start(target: Path) -> str:
-    """The start of the names of the temporary files for `target`, and for no other file."""
+    """The start of the names of the temporary files for `target` that this machine writes."""
     # File systems limit the bytes of a name, and a character may take four. So it is cut.
-    return f".{target.name[:40]}.{zlib.crc32(os.fsencode(target.name)):08x}."
+    checksum = zlib.crc32(os.fsencode(f"{platform.node()}/{target.name}"))
+    return f".{target.name[:40]}.{checksum:08x}."
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process with this number runs. On Windows, asking would interrupt it: it does."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

@@ -358,7 +358,8 @@ def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     section = configuration.extension
-    advice = _PASS_IT if section is None else f"Pass it: {section.reader}(..., wrappers=[{{}}])"
+    reader = "load_adapters" if section is None else section.reader
+    advice = f"Pass it: {reader}(..., wrappers=[{{}}]); layers of jno_lora_zoo.grow need load_grown"
     by_class: dict[str, list[str]] = {}
     for path, x in configuration.adapters.items():
         name = repr((x.wrapper, x.distribution, x.version, x.members, x.trains_weights))
@@ -382,12 +383,6 @@ def _classes_of(
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             problems[f"{shown}{more}: {err}"] = err
     return classes, problems
-
-
-_PASS_IT = (
-    "Pass it: load_adapters(..., wrappers=[{}]). read_adapters takes the same argument, and so "
-    "does jno_lora_zoo.load_grown, which reads the layers that jno_lora_zoo.grow made"
-)
 
 
 def _class_of(

@@ -1,6 +1,5 @@
 """Specs, as users write them, are checked and parsed into rules."""
 
-import contextlib
 import dataclasses
 import math
 import numbers
@@ -145,12 +144,9 @@ def _parse_target(target: Any, argument: str) -> Target | None:
 
 
 def _checked_alpha(alpha: Any, label: str) -> float:
-    value = f"{type(alpha).__name__} too large for a float"
-    with contextlib.suppress(OverflowError):
-        if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
-            return float(alpha)
-        value = repr(alpha)
-    raise SelectionError(f"The alpha of {label} must be a finite number, but is {value}.")
+    if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
+        return float(alpha)
+    raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
 
 
 class Adapters(NamedTuple):

@@ -10,7 +10,8 @@ from .._contract import LoRAWrapper
 class LazyAdapter:
     """An adapter class that is made when somebody reads `cls`, with the facts that find it.
 
-    For the plugins of this project: a class is not checked when its plugin is loaded.
+    For the plugins of this project. The classes of other plugins are made when they are loaded, so
+    that a class that cannot be made hurts its own plugin alone.
 
     **Arguments:**
 
@@ -24,6 +25,11 @@ class LazyAdapter:
     ):
         self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
         self._make, self._made = make, list[type[LoRAWrapper]]()
+
+    @property
+    def made(self) -> type[LoRAWrapper] | None:
+        """The class, if it is made."""
+        return self._made[0] if self._made else None
 
     @property
     def cls(self) -> type[LoRAWrapper]:
@@ -40,4 +46,5 @@ class ClassesByName(UserDict[str, Any]):
         self.data = dict(data)
 
     def __getitem__(self, name: str) -> type[LoRAWrapper]:
-        return self.data[name].cls
+        item = self.data[name]
+        return item if isinstance(item, type) else item.cls

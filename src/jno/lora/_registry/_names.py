@@ -36,18 +36,16 @@ class Names:
         for wrapper in self._provided:
             namesakes = self._namesakes.setdefault(wrapper.name, [])
             # A class that two plugins provide counts for the first plugin.
-            if all(namesake.cls is not wrapper.cls for namesake in namesakes):
+            if all(namesake.identity is not wrapper.identity for namesake in namesakes):
                 namesakes.append(wrapper)
                 self.wrappers.append(wrapper)
-        of_zoo = {
-            wrapper.name: wrapper for wrapper in reversed(self.wrappers) if is_of_zoo(wrapper)
-        }
+        of_zoo = {w.name: w for w in reversed(self.wrappers) if is_of_zoo(w)}
         self.zoo_classes = ClassesByName(of_zoo)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The adapter of class `cls`."""
         namesakes = self._namesakes.get(cls.__name__, [])
-        return next((wrapper for wrapper in namesakes if wrapper.cls is cls), None)
+        return next((wrapper for wrapper in namesakes if wrapper.identity is cls), None)
 
     @functools.cached_property
     def _by_variant(self) -> dict[str, list[RegisteredWrapper]]:

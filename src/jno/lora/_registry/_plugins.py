@@ -47,6 +47,11 @@ class RegisteredWrapper:
         return self.adapter.cls
 
     @property
+    def identity(self) -> object:
+        """The class, or the `LazyAdapter` of a class that is not made yet."""
+        return (isinstance(self.adapter, LazyAdapter) and self.adapter.made) or self.adapter
+
+    @property
     def name(self) -> str:
         """The name to use in `wrapper=`."""
         return self.adapter.__name__
@@ -232,7 +237,7 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
     hooks = _hooks_of(plugin)
-    adapters = _adapters_of(hooks)
+    adapters = _adapters_of(hooks, distribution in first_party())
     wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
     is_zoo = any(map(is_of_zoo, wrappers))
     defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
@@ -261,8 +266,11 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     return hooks
 
 
-def _adapters_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[Any, ...]:
-    """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`."""
+def _adapters_of(hooks: Iterable[pluggy.HookCaller], is_lazy: bool) -> tuple[Any, ...]:
+    """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`.
+
+    - `is_lazy`: whether the class of a `LazyAdapter` is made, and checked, when it is given out.
+    """
     adapters: list[Any] = []
     for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
         for returned in hook() or [None]:  # pluggy leaves out a result of `None`
@@ -272,9 +280,11 @@ def _adapters_of(hooks: Iterable[pluggy.HookCaller]) -> tuple[Any, ...]:
                     f"but returned {returned!r}"
                 )
             adapters += returned
-    # The class of a `LazyAdapter` is checked when the registry gives it out.
-    for cls in (adapter for adapter in adapters if not isinstance(adapter, LazyAdapter)):
-        check_contract(cls)
+    for adapter in adapters:
+        if not isinstance(adapter, LazyAdapter):
+            check_contract(adapter)
+        elif not is_lazy:
+            check_contract(adapter.cls)
     unique = dict.fromkeys(adapters)
     names = [adapter.__name__ for adapter in unique]
     if repeated := sorted({name for name in names if names.count(name) > 1}):

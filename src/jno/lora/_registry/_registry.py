@@ -24,7 +24,6 @@ from ._plugins import (
     PluginRecord,
     RegisteredWrapper,
     find_plugins,
-    first_party,
     how_to_block,
     is_of_zoo,
     load,
@@ -33,7 +32,6 @@ from ._plugins import (
 )
 
 _LOG = logging.getLogger("jno.lora.plugins")
-_SLOW = 5.0  # seconds: loading that takes longer is worth a warning
 
 # The plugins that a thread loads just now: their modules may ask for other plugins.
 _LOADING = threading.local()
@@ -80,7 +78,7 @@ class Registry:
         return self._load(self._find(distribution), strict)
 
     def _load(self, plugins: Sequence[InstalledPlugin], strict: bool | None) -> Names:
-        """Load these plugins unless they are loaded. Warns about a plugin that fails or is slow.
+        """Load these plugins unless they are loaded. Warns about a plugin that fails.
 
         Threads may load a plugin at the same time; the first record counts.
         """
@@ -95,7 +93,6 @@ class Registry:
                 record = load(plugin)
             finally:  # an assignment, which Ctrl-C cannot interrupt
                 _LOADING.plugins = loading
-            _LOG.debug("%r, in %.3f s", record, record.seconds)
             with self._lock:
                 if plugin.identity not in self._plugins:
                     self._plugins = {**self._plugins, plugin.identity: record}
@@ -107,15 +104,13 @@ class Registry:
             if record is not None and record.status in BROKEN:
                 raise PluginError(_complaint(record)) from record.error
         for record in new:
-            # Our own plugins are slow only on slow machines, and nobody would block them.
-            is_slow = record.seconds > _SLOW and record.distribution not in first_party()
-            if record.status in BROKEN or is_slow:
+            if record.status in BROKEN:
                 warn(_complaint(record))
         return self._names
 
     def _current(self, distribution: str) -> str:
         """The distribution that provides the adapters of `distribution`: itself, if installed."""
-        plugins = self._find(distribution)
+        plugins = self._find(distribution) if distribution else ()
         return plugins[0].distribution if plugins else distribution
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
@@ -289,11 +284,8 @@ class Registry:
 
 
 def _complaint(record: PluginRecord) -> str:
-    plugin = f"The plugin {record.describe()}"
-    if record.status in BROKEN:
-        why = f"{type(record.error).__name__}: {record.error}"
-        return f"{plugin} could not be loaded and is left out: {why}"
-    return f"{plugin} took {record.seconds:.1f} s to load.{how_to_block(record.distribution)}"
+    why = f"{type(record.error).__name__}: {record.error}"
+    return f"The plugin {record.describe()} could not be loaded and is left out: {why}"
 
 
 _DEFAULT = Registry()
