@@ -1,6 +1,5 @@
 """The errors of `load_peft` for damaged files, and for types that are not held."""
 
-import os
 import re
 
 import numpy as np
@@ -80,14 +79,6 @@ def test_damaged_files_are_named(name, content, reason, linear, tmp_path):
     with pytest.raises(PeftFormatError, match=reason) as error:
         load_peft({"fc": linear}, tmp_path)
     assert str(path) in str(error.value)
-
-
-def test_a_pipe_in_the_place_of_the_configuration_is_not_waited_for(linear, tmp_path):
-    path = write_files(tmp_path, lora_tensors("fc", 3, 4)) / "adapter_config.json"
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(PeftFormatError, match="a pipe or a device"):
-        load_peft({"fc": linear}, tmp_path)
 
 
 def test_a_pickle_is_not_opened(linear, tmp_path):
