@@ -149,7 +149,8 @@ class Net(Handle):
             blocks, which leaves out output heads, and without routers of experts.
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of these in order of priority, `"auto"`, or `None` for LoRA on linear and
-            convolution layers.
+            convolution layers. The variant `"lora"` selects more: also spectral weights, transposed
+            convolutions and channel-last convolutions.
         - `specs`: a list of `jno.lora.Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
             `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
             matches and whose wrapper applies wins.
