@@ -38,9 +38,10 @@ DTYPES = {
     "C64": np.dtype(np.complex64),
 }
 
-# The key in the metadata, and the key in its JSON of the checksum of all other metadata: no array
-# can have this name.
-_CHECKSUMS, _METADATA = "jno.lora.crc32", "__metadata__"
+# The header holds the metadata under this name, so no array can have it.
+_METADATA = "__metadata__"
+# The metadata hold the checksums under this name: of each array, and of all other metadata.
+_CHECKSUMS = "jno.lora.crc32"
 
 
 class MalformedError(ValueError):
@@ -117,7 +118,7 @@ def read_container(path: FilePath, *, values: bool = True) -> Container:
                 f"short, something was added, or it was changed ({err})"
             ) from err
         header = parse_json(file.read(length), "its header")
-        metadata = header.pop("__metadata__", None) or {}
+        metadata = header.pop(_METADATA, None) or {}
         checksums = metadata.pop(_CHECKSUMS, None)  # other programs, and version 0.3, write none
         tensors: dict[str, Tensor] = {}
         arrays: dict[str, np.ndarray] = {}
@@ -152,7 +153,7 @@ def serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -
     # The library writes metadata in a random order, so that no two files would be the same.
     parts = {**tensors, _METADATA: _as_bytes(metadata)}
     sums = json.dumps({name: _checksum(array) for name, array in parts.items()})
-    header: dict[str, Any] = {"__metadata__": {**metadata, _CHECKSUMS: sums}}
+    header: dict[str, Any] = {_METADATA: {**metadata, _CHECKSUMS: sums}}
     dtypes, end = {dtype: name for name, dtype in DTYPES.items()}, 0
     # Large items first, as the format asks for aligned arrays.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
@@ -256,7 +257,7 @@ class _NewFile(NamedTuple):
             os.replace(self.temporary, self.target)
         # A save that was killed left its temporary file.
         start = _start(self.target)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a name that we did not give
             for name in os.listdir(self.target.parent):
                 is_ours = name.startswith(start) and name.endswith(".tmp")
                 if is_ours and not _is_running(int(name[len(start) :].partition(".")[0])):

@@ -266,7 +266,7 @@ def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapp
     holder = first(products)
     if holder is None and products:
         with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
-            holder = first(default_registry(None).resolve("lora"))
+            holder = first(default_registry().resolve("lora"))
     return holder
 
 
@@ -446,12 +446,9 @@ def _checked_weights(weights: Any, names: Collection[str]) -> dict[str, Any]:
 
 def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
     here = {name: s[path].wrapper for name, s in sets.items() if path in s.adapters}
-    lines = problems_of_members(path, here)
-    if any(s.shared for s in sets.values()):
-        sharing = [(name, cls) for name, cls in here.items() if sets[name].shared]
-        where = show_path(path)
-        lines += [f"{where}: {_shown(*item)} shares arrays between layers" for item in sharing]
-    return lines
+    sharing = [_shown(name, cls) for name, cls in here.items() if sets[name].shared]
+    which = [f"{show_path(path)}: {shown} shares arrays between layers" for shown in sharing]
+    return problems_of_members(path, here) + which
 
 
 def _shown(name: str, wrapper: type[LoRAWrapper]) -> str:
