@@ -199,7 +199,7 @@ def test_a_commit_of_another_form_is_refused(folder, hub):
 def test_files_of_the_hub_are_distrusted_as_all_files_are(linear, folder, hub):
     (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
     hub.add(NAME, folder)
-    with pytest.raises(PeftFormatError, match="not a safetensors file, or was cut short"):
+    with pytest.raises(PeftFormatError, match="not a safetensors file"):
         load_peft({"fc": linear}, NAME)
 
 
