@@ -139,7 +139,7 @@ def test_a_token_more_in_a_tied_model_beside_lora(tmp_path):
     assert jnp.array_equal(load_grown(model, file, strict="values")(8), net.module(8))
     with pytest.raises(CheckpointError, match=r"table.*other values"):
         load_grown(Tied(jr.key(1)), file, strict="values")
-    with pytest.raises(CheckpointError, match=r"jno_lora_zoo\.grow need load_grown"):
+    with pytest.raises(CheckpointError, match=r"jno_lora_zoo\.grow needs load_grown"):
         load_adapters(model, file)
 
     whole = file.read_bytes()

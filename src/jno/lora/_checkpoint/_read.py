@@ -358,8 +358,9 @@ def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     section = configuration.extension
-    reader = "load_adapters" if section is None else section.reader
-    advice = f"Pass it: {reader}(..., wrappers=[{{}}]); layers of jno_lora_zoo.grow need load_grown"
+    advice = "Pass it: load_adapters(..., wrappers=[{}]); jno_lora_zoo.grow needs load_grown"
+    if section is not None:
+        advice = f"Pass it: {section.reader}(..., wrappers=[{{}}])"
     by_class: dict[str, list[str]] = {}
     for path, x in configuration.adapters.items():
         name = repr((x.wrapper, x.distribution, x.version, x.members, x.trains_weights))
