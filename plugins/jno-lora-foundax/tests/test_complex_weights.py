@@ -168,17 +168,23 @@ class UndeclaredPair(eqx.Module):
     im: jax.Array
 
 
+class UndeclaredWeight(eqx.Module):
+    weight: jax.Array  # the name that a convolution gives its kernel
+
+
 @pytest.mark.parametrize("wrapper", [None, "lora", "cp"])
 def test_a_plan_says_how_to_declare_weights_of_modes(wrapper):
     array = jnp.ones((MODES, INPUTS, OUTPUTS))
     model = {
         "complex": Undeclared(array.astype(jnp.complex64)),
+        "weight": UndeclaredWeight(array.astype(jnp.complex64)),
         "pair": UndeclaredPair(array, array),
         "real": Undeclared(array),
         "linear": eqx.nn.Linear(2, 2, key=jr.key(0)),
     }
     rows = {row.path: row.explanation for row in Net(model).plan(2, wrapper=wrapper).rows}
-    for path, fields in {"complex": "its w,", "pair": "its re and im,"}.items():
+    named = {"complex": "its w,", "weight": "its weight,", "pair": "its re and im,"}
+    for path, fields in named.items():
         assert fields in rows[path]
         assert "`ModeWeights`" in rows[path] and "CPSpectral (jno_lora_foundax)" in rows[path]
     assert "declare w (jno_lora_arrays)" in rows["real"]

@@ -108,8 +108,6 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
         with contextlib.suppress(TypeError, ValueError):  # JAX raises them for other objects
             # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
             array = jnp.copy(jnp.asarray(value, jnp.float32))
-    if array is None:
+    if array is None or array.shape != ():
         raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
-    if array.shape != ():
-        raise ValueError(f"`multiplier` must be one number, but has the shape {array.shape}")
     return array

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from jno.lora import ConvLike
 
@@ -39,7 +40,9 @@ class ConvLayer(KernelLayer):
                 "it looks like a transposed convolution but is not an eqx.nn.ConvTranspose: other "
                 "libraries swap the first two axes of the kernel"
             )
-        if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm):
+        # Other plugins say how to adapt weights of modes.
+        is_of_modes = jnp.iscomplexobj(leaf.weight) and not hasattr(leaf, "kernel_size")
+        if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm) or is_of_modes:
             return None
         sizes = ("in_channels", "out_channels", "kernel_size")
         undeclared = [name for name in sizes if name not in dir(leaf)]
