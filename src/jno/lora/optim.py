@@ -3,28 +3,5 @@
 from ._errors import imported_for
 
 with imported_for("jno.lora.optim", "optim", "jno_lora_train", "optax"):
-    from jno_lora_train.optim import (
-        ConjugateState,
-        PreconditionerState,
-        Subspaces,
-        conjugate,
-        lora_fa,
-        lora_plus,
-        path_labels,
-        scale_by_riemannian,
-        side_labels,
-        stay_orthogonal,
-    )
-
-__all__ = [
-    "ConjugateState",
-    "PreconditionerState",
-    "Subspaces",
-    "conjugate",
-    "lora_fa",
-    "lora_plus",
-    "path_labels",
-    "scale_by_riemannian",
-    "side_labels",
-    "stay_orthogonal",
-]
+    from jno_lora_train.optim import *  # pyright: ignore[reportWildcardImportFromLibrary]
+    from jno_lora_train.optim import __all__ as __all__
