@@ -37,6 +37,12 @@ def test_the_reference_has_each_helper_for_plugins_once():
     assert sorted(names) == sorted(extending.__all__)
 
 
+@pytest.mark.parametrize("door", ["in_jno", "optim", "peft", "testing"])
+def test_the_reference_shows_plugins_and_not_their_doors_which_define_nothing(door):
+    page = "".join(file.read_text() for file in DOCS.glob("*.md"))
+    assert not re.search(rf"^::: jno\.lora\.{door}\b", page, re.MULTILINE)
+
+
 @pytest.mark.parametrize("address", [None, "https://example.org/jno-lora"])
 def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_path, address):
     (tmp_path / "src/jno/lora").mkdir(parents=True)
