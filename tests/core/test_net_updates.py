@@ -241,7 +241,38 @@ def test_a_copy_goes_its_own_way(net, copied):
     assert same(other.unwrap().module, net.unwrap().module)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_made_in_a_disabled_block_is_the_net_itself(net, copied):
+    before = net.module
+    with net.disabled():
+        other = copied(net)
+        assert other.module is before
+        other.unfreeze()
+    assert net.module is before and other.module is before
+    assert sum(jax.tree.leaves(net.trainable)) < sum(jax.tree.leaves(other.trainable))
+
+
+def test_a_warning_that_comes_once_comes_in_a_disabled_block_or_after_it(net, tmp_path):
+    net.partition()
+    with net.disabled(), pytest.warns(JnoLoraWarning, match=r"net\.update\(trainable\)"):
+        net.save_adapters(tmp_path / "adapters.safetensors")
+    net.save_adapters(tmp_path / "adapters.safetensors")
+
+
 # --- traced arrays
+
+
+def test_weights_of_a_transformation_are_refused(net):
+    net = net.add_adapter("a") if "a" not in net.adapters else net
+    net.add_adapter("b", net.adapter("a"))
+
+    def loss(weight):
+        net.activate("a", "b", weights={"a": weight})
+        return weight
+
+    with pytest.raises(SelectionError, match=r"Inside, sum the adapters in a model: sum_adapters"):
+        jax.grad(loss)(1.0)
+    assert net.active == "a"
 
 
 def test_a_net_from_outside_keeps_no_tracers(net):

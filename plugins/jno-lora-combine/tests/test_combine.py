@@ -294,11 +294,11 @@ def test_the_factor_of_scaling_may_be_traced(sets):
     assert np.allclose(update(scaled["linear"]), 2 * update(sets[0]["linear"]))
 
 
-@pytest.mark.parametrize("factor", [[2.0], np.ones(1), np.ones((3, 1, 1))])
-def test_the_factor_of_scaling_is_one_number(sets, factor, unchecked):
-    with pytest.raises(SelectionError, match="`factor` must be one number, but is"):
+@pytest.mark.parametrize("factor", ["2", None, [2.0], 1j, np.ones(1), np.ones((3, 1, 1))])
+def test_the_factor_of_scaling_is_one_real_number(sets, factor, unchecked):
+    with pytest.raises(SelectionError, match="`factor` must be one real number, but is"):
         scale_adapters(sets[0], factor)
-    with pytest.raises(SelectionError, match="`factor` must be one number"):
+    with pytest.raises(SelectionError, match="`factor` must be one real number"):
         jax.vmap(scale_adapters, in_axes=(None, 0))(sets[0], jnp.ones((2, 2)))
 
 
@@ -377,9 +377,14 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"method": "cat", "rank": 2}, "For a smaller rank, use method='svd'"),
         ({"method": "svd", "rank": 0}, "at least 1, but is 0"),
         ({"sets": [], "weights": []}, "no sets to be combined"),
+        ({"sets": None}, "a list of NoneType"),
         ({"sets": layers()}, "a list of str"),
         ({"weights": 0.5}, "a list of 2 numbers, one for each set, but is 0.5"),
-        ({"weights": jnp.ones((2, 1))}, "a list of 2 numbers"),
+        ({"weights": jnp.ones(())}, "a list of 2 numbers"),
+        ({"weights": jnp.ones((2, 1))}, r"`weights\[0\]` must be one real number"),
+        ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be one real number, but is '1'"),
+        ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be one real number"),
+        ({"method": "dare_ties", "density": 0.5, "key": 3}, "must be one random key"),
         ({"method": "ties", "density": "0.5"}, r"number in \(0, 1\], but is '0.5'"),
         ({"method": "svd", "rank": 2.5}, "an integer of at least 1, but is 2.5"),
     ],

@@ -26,6 +26,14 @@ def adapted(layer, cls, getkey, **fields):
     return eqx.tree_at(lambda w: [getattr(w, n) for n in names], wrapper, [*fields.values()])
 
 
+def test_a_template_has_no_effects(getkey):
+    template = eqx.filter_eval_shape(
+        lambda x: x, adapted(eqx.nn.Linear(5, 4, key=getkey()), ToyLinear, getkey)
+    )
+    with pytest.raises(WrapperError, match=r"this is a template.*Give the model itself"):
+        adapter_effects(template)
+
+
 def orthonormal(rows, columns):
     return np.linalg.qr(np.random.default_rng(0).normal(size=(rows, columns)))[0]
 

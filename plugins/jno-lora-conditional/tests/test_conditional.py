@@ -158,8 +158,8 @@ def test_nets_that_are_refused():
     with pytest.raises(SelectionError, match="A sum of several adapters cannot become"):
         Conditional(named.activate("a", "b"), POWERS)
     net = adapted()
-    with net.disabled(), pytest.raises(SelectionError, match=r"net\.disabled\(\)` block"):
-        Conditional(net, POWERS)
+    with net.disabled():  # the block does not hide the adapters
+        assert len(Conditional(net, POWERS).directions) == 3
     trainable, _ = net.partition()
     net.update(jax.tree.map(lambda x: x + 0.1, trainable))
     for exact in (True, False):

@@ -28,7 +28,7 @@ class UnknownArgumentError(SelectionError, TypeError):
     """A function has no argument of that name. Python itself would raise a `TypeError`."""
 
 
-def explain_unknown(what: str, unknown: Iterable[str], arguments: Iterable[str]) -> str:
+def explain_unknown(what: str, unknown: Iterable[Any], arguments: Iterable[str]) -> str:
     """A message about arguments that `what` does not have, with our words for words of PEFT.
 
     - `arguments`: the arguments that there are.
@@ -38,7 +38,7 @@ def explain_unknown(what: str, unknown: Iterable[str], arguments: Iterable[str])
         if name in _OURS:
             lines.append(f"  - PEFT's {name} is {_OURS[name]}")
         else:
-            lines.append(f"  - {name}: did you mean {nearest(name, names, n=1)[0]!r}?")
+            lines.append(f"  - {name}: did you mean {nearest(str(name), names, n=1)[0]!r}?")
     return "\n".join([*lines, f"There are {', '.join(names)}. docs/peft.md has PEFT's words."])
 
 

@@ -94,7 +94,8 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     """`model` in which every array that its adapters share exists. `key` makes new arrays.
 
-    **Raises:** `SelectionError` if an array exists and is too small for an adapter.
+    **Raises:** `SelectionError` if an array exists and is too small for an adapter, or if an array
+    was taken away.
     """
     arrays = shared_arrays(model)
     first_users: dict[str, tuple[Any, Shared]] = {}
@@ -117,7 +118,8 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 
     The first adapter that uses a trained array keeps it. Arrays that the model has already stay.
 
-    **Raises:** `SelectionError` if an adapter uses an array that neither `arrays` nor `model` has.
+    **Raises:** `SelectionError` if an adapter uses an array that neither `arrays` nor `model` has,
+    or that is too small for it, or of another kind.
     """
     arrays = {**arrays, **shared_arrays(model)}
     trained = {shared.name for _, trains, shared in _users(model) if trains}

@@ -3,6 +3,5 @@
 from ._errors import imported_for
 
 with imported_for("jno.lora.in_jno", "jno", "jno_lora_jno"):
-    from jno_lora_jno import disable, enable, enabled, is_enabled, trained_adapters
-
-__all__ = ["disable", "enable", "enabled", "is_enabled", "trained_adapters"]
+    from jno_lora_jno import *  # pyright: ignore[reportWildcardImportFromLibrary]
+    from jno_lora_jno import __all__ as __all__

@@ -57,7 +57,8 @@ def room_for(
                 "Use a second bank: AdapterBank(model, {'name': adapters})."
             )
         if needed.rank > present.rank:
-            cut = f": to_lora(swap_adapters(model, adapters), rank={present.rank}) cuts it"
+            lora = f"to_lora(swap_adapters(model, adapters), rank={present.rank})"
+            cut = f": extract_adapters({lora}[0]) cuts it"
             has = f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})"
             lacking.append(has + (cut if are_products else ""))
         new_fields = sorted(needed.fields - present.fields)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, SelectionError, split_adapters
 from jno.lora.extending import adds_up, bullets, show_path, warn
-from jno.lora.parts import Factors, on_the_mesh, stable_hash
+from jno.lora.parts import Factors, check_key, check_number, on_the_mesh, stable_hash, widest
 from jno.lora.types import AdapterSet, AdapterSum, LooseAdapter
 
 from ._products import (
@@ -27,7 +27,6 @@ from ._products import (
     triplets_of,
     triplets_of_product,
     weighted,
-    widest,
 )
 from ._recipe import (
     ALIGNING,
@@ -153,6 +152,8 @@ def combine_with_report(
     weights = _listed_weights(weights, len(sets))
     recipe = Recipe(method, density, rank, majority_sign, off_diagonal)
     recipe.check(has_key=key is not None, has_statistics=statistics is not None)
+    if key is not None:
+        check_key(key)
     if method not in EXACT:
         _refuse_sums(sets, method)
     _check_combinable(sets, recipe)
@@ -224,17 +225,23 @@ def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:
         raise SelectionError(
             f"{method!r} changes the entries or the rank of one matrix. Adapters of several "
             f"matrices are only added up, by 'linear' or 'cat':\n{bullets(sorted(sums))}\n"
-            "For a smaller rank, cut the sum: to_lora(swap_adapters(model, combined), rank=...)."
+            "For a smaller rank, cut the sum: "
+            "extract_adapters(to_lora(swap_adapters(model, combined), rank=...)[0])."
         )
 
 
 def _listed_weights(weights: Any, number: int) -> list[Array]:
-    listed = jnp.asarray(weights, jax.dtypes.canonicalize_dtype(float))
-    if listed.shape != (number,):
+    try:
+        listed = list(weights)
+    except TypeError:
+        listed = []
+    if len(listed) != number:
         raise SelectionError(
             f"`weights` must be a list of {number} numbers, one for each set, but is {weights!r}."
         )
-    return list(listed)
+    for index, weight in enumerate(listed):
+        check_number(f"weights[{index}]", weight)
+    return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
 
 
 def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:

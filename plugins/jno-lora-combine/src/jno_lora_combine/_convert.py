@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array
 
 from jno.lora import (
@@ -30,7 +29,17 @@ from jno.lora.extending import (
     put_around,
     show_path,
 )
-from jno.lora.parts import Factors, filler, on_the_mesh
+from jno.lora.parts import (
+    Factors,
+    at_least_float32,
+    check_rank,
+    claims,
+    filler,
+    is_traced,
+    on_the_mesh,
+    refusal_of_template,
+    widest,
+)
 from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
 from jno_lora_zoo import Triplets
 
@@ -38,15 +47,12 @@ from ._products import (
     PRODUCT_STATE,
     UpdateReport,
     UpdateRow,
-    at_least_float32,
     check_fraction,
-    check_rank,
     cut,
     lost_by_cutting,
     rank_for,
     triplets_of,
     triplets_of_product,
-    widest,
 )
 
 M = TypeVar("M")
@@ -155,8 +161,8 @@ def _converted(
             raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
         if energy is None and (rank is None or adapter.rank <= rank):
             return adapter, jnp.zeros(())
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter)):
-        raise WrapperError("this is a template, without values. Give the model itself")
+    if refusal := refusal_of_template(adapter, "Give the model itself"):
+        raise WrapperError(refusal)
     layer = unwrap_lora(adapter)
     cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
@@ -180,10 +186,10 @@ def _converted(
             if factors.rank <= rank:
                 return lora_around(layer, cls, factors), jnp.zeros(())
         triplets = on_the_mesh(adapter, triplets_of_product, factors)
-    if not _is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
+    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
-        if _is_traced(triplets.S):
+        if is_traced(triplets.S):
             raise WrapperError(_TRACED)
         rank = rank_for(triplets, energy)
     assert rank is not None
@@ -198,18 +204,11 @@ def lora_around(layer: Any, cls: type[LoRAWrapper], update: Factors) -> Any:
     return put_around(layer, AdapterSet({"": LooseAdapter(state, cls, rank, alpha, form)}))
 
 
-def _is_traced(*arrays: Any) -> bool:
-    return any(isinstance(array, Tracer) for array in arrays)
-
-
 def _fits(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
     """Whether `cls` adapts the matrices of `layer` that `adapter` adapts, and not their mean."""
-    try:
-        applies = cls.applies_to(layer)
-    except Exception:  # as in `apply_lora`, a class that raises does not apply
-        return False
+    applies = claims(cls, layer)
     if not applies or not has_products(cls):
-        return bool(applies)
+        return applies
 
     def shapes(cls: type[LoRAWrapper]) -> dict[str, Any]:
         matrices = eqx.filter_eval_shape(over_stack(cls.matrices, cls.stack_ndim(layer)), layer)
@@ -227,9 +226,9 @@ def _converted_family(
     triplets = {name: _without_noise(triplets_of(U), scale) for name, (U, scale) in updates.items()}
     dtype = widest(t.S.dtype for t in triplets.values())
     values = [t.S.astype(dtype) for t in triplets.values()]
-    if _is_traced(*values) and rank is None:
+    if is_traced(*values) and rank is None:
         raise WrapperError(_TRACED)
-    if not _is_traced(*values) and not all(np.isfinite(S).all() for S in values):
+    if not is_traced(*values) and not all(np.isfinite(S).all() for S in values):
         raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
     if energy is not None:
         rank = max(rank_for(t, energy) for t in triplets.values())

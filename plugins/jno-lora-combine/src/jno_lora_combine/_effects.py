@@ -25,7 +25,7 @@ from jno.lora.extending import (
     show_path,
     table,
 )
-from jno.lora.parts import filler, wide_layers
+from jno.lora.parts import filler, refusal_of_template, wide_layers
 from jno.lora.types import Table
 
 # With more matrices, only some have a label.
@@ -121,8 +121,9 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     rows: list[AdapterEffect] = []
     left_out: list[str] = []
     fill = filler(model)
-    fill = filler(model)
     for path, adapter in adapted_layers(model):
+        if refusal := refusal_of_template(adapter, "Give the model itself."):
+            raise WrapperError(f"Could not merge {_place(adapter, path)}: {refusal}")
         with jax.enable_x64(True):
             try:
                 before, after = wide_layers(fill(adapter))

@@ -1,19 +1,17 @@
 """Updates that are products `B A`: take them from adapters, scale them, cut their rank."""
 
 import dataclasses
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table
-from jno.lora.parts import Factors
+from jno.lora.parts import Factors, at_least_float32, check_number
 from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
 from jno_lora_zoo import Triplets
 
@@ -103,21 +101,6 @@ def padded(update: Factors, rank: int) -> Factors:
     return Factors(A, jnp.pad(update.B, [*stack, (0, 0), new]))
 
 
-def widest(dtypes: Iterable[Any]) -> Any:
-    """The first dtype of the largest size. (Strict promotion allows no mixture of dtypes.)"""
-    return max(dtypes, key=lambda dtype: dtype.itemsize)
-
-
-def at_least_float32(tree: Any) -> Any:
-    """`tree` with half precision widened to float32."""
-
-    def widen(leaf: Any) -> Any:
-        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(jnp.float32) if is_float and leaf.dtype.itemsize < 4 else leaf
-
-    return jax.tree.map(widen, tree)
-
-
 def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     """`adapters` with every update multiplied by `factor` (of LoRA: in `lora_B`).
 
@@ -129,8 +112,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     **Raises:** `SelectionError` that lists every other adapter.
     """
     listed_sets([adapters], "scaled")
-    if np.ndim(factor):
-        raise SelectionError(f"`factor` must be one number, but is {factor!r}.")
+    check_number("factor", factor)
     check_products([adapters], "scaled", sums=True)
     scaled = {path: weighted(path, adapters[path], factor) for path in adapters}
     return AdapterSet(scaled, adapters.shared)
@@ -186,7 +168,7 @@ def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> 
 
 def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
     """**Raises:** `SelectionError` if `sets` is empty, or not a list of sets."""
-    listed = list(sets)
+    listed = list(sets) if isinstance(sets, Iterable) else [sets]
     misfits = [type(item).__name__ for item in listed if not isinstance(item, AdapterSet)]
     if misfits:
         raise SelectionError(
@@ -224,12 +206,6 @@ def check_products(sets: Sequence[AdapterSet], done: str, *, sums: bool = False)
             "Convert them first, if they hold nothing beside their update: "
             "extract_adapters(to_lora(model, rank=...)[0])."
         )
-
-
-def check_rank(rank: Any) -> None:
-    """**Raises:** `SelectionError` unless `rank` is an integer of at least 1."""
-    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
-        raise SelectionError(f"`rank` must be an integer of at least 1, but is {rank!r}.")
 
 
 def check_fraction(name: str, fraction: Any) -> None:

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import SelectionError
 from jno.lora.extending import nearest, show_path
+from jno.lora.parts import check_rank
 
-from ._products import check_fraction, check_rank
+from ._products import check_fraction
 
 Combination = Literal[
     "linear",

@@ -5,11 +5,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
 from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
-from jno.lora.parts import Factors
+from jno.lora.parts import Factors, is_traced
 
 from ._convert import has_products, lora_around, to_lora
 
@@ -34,7 +33,7 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     expect_model(model, "shrink")
     gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
     adapters = [adapter for _, adapter in adapted_layers(gated)]
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(adapters)):
+    if is_traced(adapters):
         raise SelectionError(
             "shrink cannot run under `jit` or another transformation: the shapes of its result "
             "depend on which directions are zero. Call it when training is done."

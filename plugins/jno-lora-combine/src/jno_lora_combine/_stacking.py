@@ -11,17 +11,15 @@ from jaxtyping import Array
 
 from jno.lora import SelectionError
 from jno.lora.extending import bullets, show_array, show_path
-from jno.lora.parts import on_the_mesh
+from jno.lora.parts import check_rank, on_the_mesh, widest
 from jno.lora.types import AdapterSet, LooseAdapter
 
 from ._products import (
     check_products,
-    check_rank,
     factors_of,
     listed_sets,
     padded,
     paths_of,
-    widest,
 )
 
 

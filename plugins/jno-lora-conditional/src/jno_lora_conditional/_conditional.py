@@ -82,6 +82,7 @@ class Conditional(eqx.Module):
                 f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
                 "function of z: Function(f, source=0.1)"
             )
+        net = copy.copy(net)  # a block of `net.disabled()` does not hold for a copy
         plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
         size = _size_of(basis)
@@ -218,7 +219,7 @@ def _checked(net: Net) -> PyTree:
     """
     try:
         plain = copy.copy(net).unwrap().module
-    except SelectionError as err:  # a mask is pending, or the net is disabled
+    except SelectionError as err:  # a mask is pending
         raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")

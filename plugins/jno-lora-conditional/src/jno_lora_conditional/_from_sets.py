@@ -144,7 +144,8 @@ def _side_by_side(terms: Sequence[tuple[LooseAdapter, float]]) -> LooseAdapter:
             raise SelectionError(
                 f"The ranks of the sets sum to more than {rank}, which a {first.wrapper.__name__} "
                 f"of {inputs} inputs and {outputs} outputs cannot have without another `lora_A`. "
-                "Convert the sets to LoRA: to_lora(swap_adapters(model, adapters))"
+                "Convert the sets to LoRA: "
+                "extract_adapters(to_lora(swap_adapters(model, adapters))[0])"
             )
         total = jnp.sum(jnp.stack([b @ a for a, b in zip(A, B, strict=True)]), axis=0)
         eye = jnp.broadcast_to(jnp.eye(rank, dtype=wide), (*total.shape[:-2], rank, rank))

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 import jno.lora
-from jno.lora import JnoLoraError, SelectionError
+from jno.lora import JnoLoraError, SelectionError, Spec
 from jno.lora.extending import adapted_layers, bullets, default_registry, path_str, show_path, warn
-from jno.lora.parts import names_to_resolve
+from jno.lora.parts import names_to_resolve, plan_call
 from jno.lora.types import AdapterSet
 
 JNO_ADAPTERS = "jno.architectures.lora"
@@ -185,9 +185,12 @@ def _constrained_layers(model: Any, specs: list[dict[str, Any]]) -> list[str]:
 
     if not any(map(is_constrained, jax.tree.leaves(model, is_leaf=is_constrained))):
         return []
-    adapted = {row.path for row in jno.lora.plan_lora(model, specs=specs).wrapped}
-    free = jno.lora.plan_lora(paramax.unwrap(model), specs=specs)
-    return [show_path(row.path) for row in free.wrapped if row.path not in adapted]
+    call, values = Spec(alpha=1.0), paramax.unwrap(model)
+    try:
+        adapted, free = (plan_call(x, specs, call, None, None).wrapped for x in (model, values))
+    except JnoLoraError:  # the specs are wrong, which an error of the call says
+        return []
+    return [show_path(row.path) for row in free if row.path not in {r.path for r in adapted}]
 
 
 def _why_not(constrained: list[str]) -> str:

@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from jno.lora import LoRAWrapper, SelectionError, WrapperError
 from jno.lora.extending import table
+from jno.lora.parts import why_unusable
 from jno.lora.types import PluginError, PluginRecord, Table
 
 from ._case import WrapperCase
@@ -75,8 +76,7 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
         )
     for record in plugins:
         if not record.usable:
-            problem = f"{record.describe()} is {record.status}: {record.error}"
-            raise PluginError(f"The plugin {problem}") from record.error
+            raise PluginError(f"The plugin {why_unusable(record)}") from record.error
     wrappers = [wrapper.cls for record in plugins for wrapper in record.wrappers]
     if not wrappers:
         raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")

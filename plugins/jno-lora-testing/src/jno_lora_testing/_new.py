@@ -9,10 +9,8 @@ import importlib_metadata
 from packaging.requirements import Requirement
 
 from jno.lora import JnoLoraError
+from jno.lora.parts import RESERVED_WORDS, squash
 from jno.lora.types import PluginRecord
-
-# Words with a meaning of their own in `wrapper=`, without dashes.
-_RESERVED = ("auto", "all", "none", "alllinear")
 
 # By the layer that is wrapped, the layers and inputs of three cases for the kit.
 _CASES = {
@@ -102,22 +100,17 @@ def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
             f"{distribution} is a distribution of jno-lora itself. Choose another name."
         )
     # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
-    taken: dict[str, str] = dict.fromkeys(_RESERVED, "a word that `wrapper=` knows")
+    taken: dict[str, str] = dict.fromkeys(RESERVED_WORDS, "a word that `wrapper=` knows")
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
             for word in filter(None, (wrapper.name, wrapper.adapter.variant)):
-                taken.setdefault(_squash(word), f"a name of {wrapper.qualified_name}")
-    if why := taken.get(_squash(variant)):
+                taken.setdefault(squash(word), f"a name of {wrapper.qualified_name}")
+    if why := taken.get(squash(variant)):
         raise JnoLoraError(
             f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
             f"name, such as my-{variant}."
         )
     return variant
-
-
-def _squash(name: str) -> str:
-    """A name as `wrapper=` compares it."""
-    return re.sub(r"[-_ ]", "", name).lower()
 
 
 def _camel_case(variant: str) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
+from jno.lora.parts import claims
 
 from ._case import WrapperCase
 
@@ -61,18 +62,11 @@ def standard_cases(
             named[f"{wrapper.__name__}-{kind}-{suffix}"] = {**settings, "checks": _VALUE_CHECKS}
         for name, settings in named.items() if not layers or kind in layers else ():
             layer = settings["base"](jax.random.key(0))
-            if _claims(wrapper, layer):
+            if claims(wrapper, layer):
                 case = WrapperCase(wrapper, **settings, law=law, name=name)
                 count = None if parameters is None else parameters(layer, case.rank)
                 cases.append(dataclasses.replace(case, parameters=count))
     return cases
-
-
-def _claims(wrapper: type[LoRAWrapper], layer: Any) -> bool:
-    try:
-        return bool(wrapper.applies_to(layer))
-    except Exception:  # the check `applies-to-total` says where
-        return False
 
 
 def _layer(cls: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:

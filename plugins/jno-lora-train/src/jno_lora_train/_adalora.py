@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jno.lora import LoRAWrapper
 from jno.lora.extending import adapted_layers, map_adapters, show_path
-
-from ._numbers import at_least_float32
+from jno.lora.parts import at_least_float32, widest
 
 T = TypeVar("T")
 
@@ -251,8 +250,8 @@ def _smoothed(beta: float, mean: T, now: T) -> T:
 
 def _largest(scores: Sequence[Array], number: Int[Array, ""]) -> list[Bool[Array, "..."]]:
     """Masks of the largest scores of all arrays together. Among equal scores, the first count."""
-    widest = max((score.dtype for score in scores), key=lambda dtype: dtype.itemsize)
-    every = jnp.concatenate([score.ravel().astype(widest) for score in scores])
+    dtype = widest(score.dtype for score in scores)
+    every = jnp.concatenate([score.ravel().astype(dtype) for score in scores])
     place = jnp.argsort(jnp.argsort(-every))
     masks = jnp.split(place < number, np.cumsum([score.size for score in scores])[:-1])
     return [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]

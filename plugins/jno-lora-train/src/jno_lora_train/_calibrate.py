@@ -11,12 +11,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jno.lora import Registry, SelectionError, Statistic, WrapperError, plan_lora
+from jno.lora import Registry, SelectionError, Spec, Statistic, WrapperError
 from jno.lora.extending import bullets, expect_model, layers_at, over_stack, show_path
-from jno.lora.parts import mean_shape, statistic_key, statistics_of, tracked
+from jno.lora.parts import (
+    mean_shape,
+    plan_call,
+    replace_layers,
+    replicated_beside,
+    statistic_key,
+    statistics_of,
+    tracked,
+)
 from jno.lora.types import PlanRow
 
 from ._probe import Probe, Rows, RowsOut, directions
@@ -75,8 +82,8 @@ def calibrate(
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
-    chosen: Any = {"target": target, "specs": specs, "wrappers": wrappers}
-    plan = plan_lora(model, 1, **chosen, param_mask=param_mask, registry=registry)
+    call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrappers)
+    plan = plan_call(model, specs, call, param_mask, registry)
     rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
     if not rows:
         raise SelectionError(
@@ -148,16 +155,9 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
                 "(a table of embeddings has an input for each token), or keep fewer columns: "
                 f"sketch=512. `sketch={m}` keeps all columns."
             )
-        sums[statistic_key(statistic)] = jnp.zeros(shape, W.dtype, device=_beside(layer))
+        sums[statistic_key(statistic)] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
     return probe(layer, sums, tuple(measured), cls)
-
-
-def _beside(layer: Any) -> NamedSharding | None:
-    """The sharding of an array that lies whole on every device of the layer's mesh, if any."""
-    shardings = (x.sharding for x in jax.tree.leaves(layer) if isinstance(x, jax.Array))
-    mesh = next((place.mesh for place in shardings if isinstance(place, NamedSharding)), None)
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:
@@ -176,7 +176,7 @@ def _sums(
 
     varied, fixed = eqx.partition(probes, {path: varies(probe) for path, probe in probes.items()})
     grads = eqx.filter_grad(
-        lambda varied: loss(_with_probes(model, eqx.combine(varied, fixed)), batch)
+        lambda varied: loss(replace_layers(model, eqx.combine(varied, fixed)), batch)
     )(varied)
     by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
@@ -187,12 +187,6 @@ def _sums(
             G = over_stack(probe.wrapper.matrix, ndim)(base)
             by_path[path] |= {statistic_key(s): over_stack(s.right, ndim)(G) for s in statistics}
     return by_path
-
-
-def _with_probes(model: Any, probes: Mapping[str, Probe]) -> Any:
-    layers = layers_at(model, probes)
-    new = [probes[path] for path in layers]
-    return eqx.tree_at(lambda model: [*layers_at(model, probes).values()], model, new)
 
 
 def _matrix_of(layer: Any, cls: Any) -> Any:

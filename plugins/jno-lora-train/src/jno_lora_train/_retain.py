@@ -18,8 +18,7 @@ from jno.lora.extending import (
     show_array,
     show_path,
 )
-
-from ._numbers import at_least_float32, check_number
+from jno.lora.parts import at_least_float32, check_number, widest
 
 Distance = Literal["squared", "kl"]
 
@@ -149,5 +148,5 @@ def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
 
 
 def _total(sums: list[Array]) -> Array:
-    widest = max((value.dtype for value in sums), key=lambda dtype: dtype.itemsize)
-    return jnp.sum(jnp.stack([value.astype(widest) for value in sums]))
+    dtype = widest(value.dtype for value in sums)
+    return jnp.sum(jnp.stack([value.astype(dtype) for value in sums]))

@@ -188,7 +188,10 @@ def errors_of(path: FilePath, action: str) -> Iterator[None]:
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
     except OSError as err:
-        raise CheckpointError(f"{os.fspath(path)!r} cannot be {action}: {err.strerror}.") from err
+        why = err.strerror or err
+        if isinstance(err, FileNotFoundError) and action == "written":
+            why = "there is no such directory. Make it first"
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be {action}: {why}.") from err
 
 
 def write_file(

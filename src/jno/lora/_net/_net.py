@@ -96,6 +96,19 @@ class Net(Handle):
             "model: eqx.filter_jit(lambda model, x: model(x))(net.module, x)"
         )
 
+    def __reduce__(self) -> Any:
+        raise SelectionError(
+            f"A {type(self).__name__} cannot be pickled: it holds a registry of plugins. Write its "
+            "adapters by net.save_adapters(path), or its model by "
+            "eqx.tree_serialise_leaves(path, net.module)."
+        )
+
+    def __copy__(self) -> "Net":
+        new = object.__new__(type(self))
+        # A block of `disabled` does not end for a copy, so the copy is not in it.
+        vars(new).update(vars(self), _state=self._state.enabled or self._state)
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
         # The state is immutable, and a registry has a lock, which cannot be copied.
         return copy.copy(self)
@@ -298,7 +311,10 @@ class Net(Handle):
             self._state = before.disabled()
             yield self
         finally:
-            self._state = before
+            said = self._state  # the warnings in the block, which come once
+            self._state = dataclasses.replace(
+                before, updated=said.updated, warned_of_complex=said.warned_of_complex
+            )
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.

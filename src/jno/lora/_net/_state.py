@@ -225,6 +225,12 @@ class NetState:
 
         Without numbers in `weights`, they are as in the last sum of these sets.
         """
+        if is_traced(weights) and not is_traced(self.module):
+            raise SelectionError(
+                "The weights of net.activate(...) belong to a JAX transformation (jit, grad, "
+                "vmap), and are gone when it ends. Inside, sum the adapters in a model: "
+                "sum_adapters(model, {name: net.adapter(name), ...}, weights=...)."
+            )
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
         module = sum_adapters(self.module, adapters, weights=weights, train=train)

@@ -2,13 +2,12 @@
 
 from .._contract import squash
 from ._grouping import methods_of, shared_variants
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, hookimpl
+from ._hookspecs import ENTRY_POINT_GROUP, hookimpl
 from ._inside_jno import call_inside_jno
 from ._lazy import ClassesByName, LazyAdapter
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
-    THIRD_PARTY,
     ZOO_DISTRIBUTION,
     PluginRecord,
     RegisteredWrapper,
@@ -17,5 +16,6 @@ from ._plugins import (
     names_in,
     normalise,
     standing,
+    why_unusable,
 )
 from ._registry import Registry, default_registry, refresh, register, registered

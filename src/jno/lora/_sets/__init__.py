@@ -1,12 +1,11 @@
 """Sets of adapters without their model: extract them, swap them, and add them up in a model."""
 
 from ._adapter_set import AdapterSet, LayerForm, LooseAdapter, arrays_of, extract_adapters
-from ._products import Factors, known_factors
+from ._products import Factors, known_factors, widest
 from ._sum import (
     AdapterSum,
     Member,
     Weights,
-    problems_of_members,
     sets_in,
     split_adapters,
     state_of,

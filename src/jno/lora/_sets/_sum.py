@@ -444,19 +444,13 @@ def _checked_weights(weights: Any, names: Collection[str]) -> dict[str, Any]:
     return dict.fromkeys(names, 1.0) | dict(weights)
 
 
-def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
-    here = {name: s[path].wrapper for name, s in sets.items() if path in s.adapters}
-    sharing = [_shown(name, cls) for name, cls in here.items() if sets[name].shared]
-    which = [f"{show_path(path)}: {shown} shares arrays between layers" for shown in sharing]
-    return problems_of_members(path, here) + which
-
-
 def _shown(name: str, wrapper: type[LoRAWrapper]) -> str:
     return f"{name!r} ({wrapper.__name__})"
 
 
-def problems_of_members(path: str, members: Mapping[str, type[LoRAWrapper]]) -> list[str]:
-    """Why adapters of these classes cannot be added at a layer."""
+def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
+    """Why the adapters of these sets cannot be added at a layer."""
+    members = {name: s[path].wrapper for name, s in sets.items() if path in s.adapters}
     where = show_path(path)
 
     def shown(names: Iterable[str]) -> str:
@@ -477,6 +471,8 @@ def problems_of_members(path: str, members: Mapping[str, type[LoRAWrapper]]) -> 
             lines.append(f"{where}: {name!r} is a sum itself. Give its sets: split_adapters(...)")
         elif not cls.mergeable and not adds_up(cls):
             lines.append(f"{where}: {shown([name])} is no change of the weight, and has no weight")
+        if sets[name].shared:
+            lines.append(f"{where}: {shown([name])} shares arrays between layers")
     return lines
 
 

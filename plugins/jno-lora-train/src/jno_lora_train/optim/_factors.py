@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper
+from jno.lora.parts import is_adapter
 
 KeyPath = tuple[Any, ...]
 
@@ -14,11 +15,6 @@ ADVICE = (
     "Give optax the trained part of an adapted model, `net.partition()[0]`. The class of an "
     "adapter says in `factor_sides` which of its fields are factors."
 )
-
-
-def is_adapter(node: Any) -> bool:
-    """Whether `node` is an adapted layer."""
-    return isinstance(node, LoRAWrapper)
 
 
 class Factor(NamedTuple):

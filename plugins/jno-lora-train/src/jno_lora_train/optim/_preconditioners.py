@@ -11,10 +11,10 @@ from jaxtyping import Array, Inexact, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import bullets, expect_model, gauss_jordan, path_str, show_path
+from jno.lora.parts import at_least_float32, is_adapter
 from jno.lora.types import AdapterSum
 
-from .._numbers import at_least_float32
-from ._factors import ADVICE, KeyPath, Product, is_adapter, products
+from ._factors import ADVICE, KeyPath, Product, products
 
 
 def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:

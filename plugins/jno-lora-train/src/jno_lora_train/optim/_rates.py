@@ -13,8 +13,8 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError
 from jno.lora.extending import bullets, expect_model, nearest, path_str, show_path
+from jno.lora.parts import check_number
 
-from .._numbers import check_number
 from ._factors import ADVICE, KeyPath, factors
 
 

@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, resolve
 from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
-from jno.lora.parts import on_the_mesh, stable_hash
+from jno.lora.parts import at_least_float32, on_the_mesh, stable_hash, widest
 
-from .._numbers import at_least_float32
 from ._factors import ADVICE, KeyPath, Product, factors, products
 
 T = TypeVar("T")
@@ -139,8 +138,8 @@ class Subspaces(eqx.Module):
         expect_model(model, "Subspaces.penalty")
         pairs = ((x, V) if is_input else (_mH(V), x) for _, x, V, is_input in self._matched(model))
         parts = [jnp.sum(((left @ right) * (left @ right).conj()).real) for left, right in pairs]
-        widest = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
-        return sum((part.astype(widest) for part in parts), jnp.zeros((), widest)) / 2
+        dtype = widest(part.dtype for part in parts)
+        return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype)) / 2
 
     def project(self, tree: T) -> T:
         """`tree` with `A - A V V^T` in the place of each `A`, and `B - U U^T B` of each `B`.
