@@ -1,5 +1,6 @@
 """Arrays that many adapters share: one leaf, its gradient the sum over all of its users."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -250,6 +251,32 @@ def test_names_that_clash() -> None:
     specs = [{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}]
     with pytest.raises(SelectionError, match=r"array 'tied-A' is .* shape"):
         jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), specs=specs)
+
+
+def test_two_packages_do_not_share_an_array_by_accident() -> None:
+    def ones(key: Any, shape: Any) -> Any:
+        return jnp.ones(shape)
+
+    class Foreign(Tied):
+        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+            super().__init__(base, rank, alpha, key=key)
+            self.A = Shared("tied-A", self.A.shape, partial(partial(ones)))
+
+    class Borrowing(Tied):
+        """Of another package, with the arrays of `Tied`."""
+
+    Foreign.__module__ = Borrowing.__module__ = ones.__module__ = "acme_lora.adapters"
+    key = jax.random.key(0)
+    first = jno.lora.apply_lora(mlp(), 2, key=key, target="layers/1", wrappers=Tied)
+    message = "share an array 'tied-A', but different packages define them"
+    with pytest.raises(SelectionError, match=rf"of acme_lora.adapters and .* {message}"):
+        jno.lora.apply_lora(first, 2, key=key, wrappers=Foreign)
+    assert leaves_named(jno.lora.apply_lora(first, 2, key=key, wrappers=Borrowing), ".A.value")
+    # Functions of JAX belong to no adapter.
+    ones.__module__ = "jax.nn"
+    specs = [{"target": "layers/0", "wrapper": Tied}, {"wrapper": Foreign}]
+    with pytest.raises(SelectionError, match=message):
+        jno.lora.apply_lora(mlp(), 2, key=key, specs=specs)
 
 
 def test_a_compiled_function_is_found_again() -> None:

@@ -21,6 +21,7 @@ from ._contract import (
     LoRAWrapper,
     Shared,
     array_in,
+    authors_of,
     expect_model,
     is_adapter,
     is_shared,
@@ -94,14 +95,20 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     """`model` in which every array that its adapters share exists. `key` makes new arrays.
 
-    **Raises:** `SelectionError` if an array exists and is too small for an adapter, or if an array
-    was taken away.
+    **Raises:** `SelectionError` if an array exists and is too small for an adapter, if an array
+    was taken away, or if adapters of different packages chose one name.
     """
     arrays = shared_arrays(model)
     first_users: dict[str, tuple[Any, Shared]] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # with room for every adapter's part
     for adapter, _, shared in _users(model):
-        first_users.setdefault(shared.name, (adapter, shared))
+        first, first_shared = first_users.setdefault(shared.name, (adapter, shared))
+        if authors_of(first, first_shared).isdisjoint(authors_of(adapter, shared)):
+            raise SelectionError(
+                f"{type(first).__name__} of {type(first).__module__} and {type(adapter).__name__} "
+                f"of {type(adapter).__module__} share an array {shared.name!r}, but different "
+                "packages define them. Their authors must choose different names."
+            )
         shapes[shared.name] = tuple(map(max, shapes.get(shared.name, shared.shape), shared.shape))
     for name, (adapter, shared) in first_users.items():
         if name in arrays:

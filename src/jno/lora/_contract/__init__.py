@@ -24,7 +24,7 @@ from ._constructing import construct, option_names, takes
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
 from ._reading import merged_layer, weights_read_by
-from ._shared import Box, Shared, array_in, is_shared, replaced, shared_fields
+from ._shared import Box, Shared, array_in, authors_of, is_shared, replaced, shared_fields
 from ._statistics import (
     Statistic,
     mean_shape,

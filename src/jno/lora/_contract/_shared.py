@@ -1,5 +1,6 @@
 """`Shared`: a field of an adapter for an array that many adapters use."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,7 @@ class Shared(eqx.Module):
     # programs would be compiled for each adapter.
     make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
+    _package: str = eqx.field(static=True)  # that defines `make`
 
     def __init__(
         self,
@@ -62,6 +64,10 @@ class Shared(eqx.Module):
     ):
         self.name, self.shape, self.make = name, tuple(shape), make
         self.value = self.held = None
+        function: Any = make
+        while isinstance(function, functools.partial):
+            function = function.func
+        self._package = getattr(function, "__module__", "").partition(".")[0]
 
     @property
     def array(self) -> Array:
@@ -78,6 +84,11 @@ class Shared(eqx.Module):
                 "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
             )
         return array
+
+
+def authors_of(adapter: Any, shared: Shared) -> set[str]:
+    """The top-level packages that define the class of an adapter, and how its array is made."""
+    return {type(adapter).__module__.partition(".")[0], shared._package} - {"jax"}
 
 
 def array_in(shared: Shared) -> Any:  # of a mask, a bool
