@@ -101,7 +101,6 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
     yield "ours / theirs, on a CPU: median (least to most)", "jNO", "PEFT"
     yield "---", "---", "---"
     yield "time of a training step, linear layers", *sides("linear", "step")
-    yield "temporary memory of that step", *sides("linear", "temp")
     yield "time of a step, convolutions", *sides("conv", "step")
     lacking = ratio("later", "step", "peft")
     later = sum("peft" in case["ratios"].get("step", {}) for case in chosen["later"])

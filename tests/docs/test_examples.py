@@ -74,7 +74,7 @@ def test_notebooks_are_stored_without_outputs():
 
 def test_what_is_shown_of_the_examples_is_what_they_say():
     shown = set()
-    for page in (ROOT / "docs").glob("**/*.md"):
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")):
         for name, text in EXCERPT.findall(page.read_text()):
             # Excerpts are indented, and broken into lines, as they stand on the page.
             excerpt, script = ("".join(t.split()) for t in (text, (ROOT / name).read_text()))

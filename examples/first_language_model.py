@@ -1,0 +1,101 @@
+"""A language model: adapters by target, a file of PEFT out and in, many users in one program.
+
+pip install "jno-lora[zoo,peft,bank]"
+python examples/first_language_model.py
+"""
+
+import tempfile
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jno.lora import Net, extract_adapters
+from jno.lora.peft import load_peft, save_peft
+from jno_lora_bank import AdapterBank
+
+
+class Block(eqx.Module):
+    """Causal attention and a gated MLP, with the names that checkpoints of Llama have."""
+
+    q_proj: eqx.nn.Linear
+    k_proj: eqx.nn.Linear
+    v_proj: eqx.nn.Linear
+    o_proj: eqx.nn.Linear
+    gate_proj: eqx.nn.Linear
+    up_proj: eqx.nn.Linear
+    down_proj: eqx.nn.Linear
+    norm: eqx.nn.RMSNorm
+
+    def __init__(self, size, *, key):
+        keys = iter(jax.random.split(key, 7))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, eqx.nn.Linear(size, size, use_bias=False, key=next(keys)))
+        for name in ("gate_proj", "up_proj"):
+            setattr(self, name, eqx.nn.Linear(size, 2 * size, use_bias=False, key=next(keys)))
+        self.down_proj = eqx.nn.Linear(2 * size, size, use_bias=False, key=next(keys))
+        self.norm = eqx.nn.RMSNorm(size)
+
+    def __call__(self, x):
+        h = jax.vmap(self.norm)(x)
+        q, k, v = (jax.vmap(layer)(h) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        scores = jnp.where(jnp.tri(len(x), dtype=bool), q @ k.T / x.shape[-1] ** 0.5, -jnp.inf)
+        x = x + jax.vmap(self.o_proj)(jax.nn.softmax(scores) @ v)
+        return x + jax.vmap(self.feed_forward)(jax.vmap(self.norm)(x))
+
+    def feed_forward(self, h):
+        """The gated MLP of one token."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class Decoder(eqx.Module):
+    """Logits `(length, words)` of tokens `(length,)`."""
+
+    embed: eqx.nn.Embedding
+    layers: list[Block]
+    head: eqx.nn.Linear
+
+    def __init__(self, words, size, depth, *, key):
+        first, last, *keys = jax.random.split(key, depth + 2)
+        self.embed = eqx.nn.Embedding(words, size, key=first)
+        self.layers = [Block(size, key=key) for key in keys]
+        self.head = eqx.nn.Linear(size, words, use_bias=False, key=last)
+
+    def __call__(self, tokens):
+        x = jax.vmap(self.embed)(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return jax.vmap(self.head)(x)
+
+
+def finetune(net, seed):
+    """`net`, whose adapters move at random. Your training comes in the place of this function."""
+    trainable, _ = net.partition()
+    key = jax.random.key(seed)
+    return net.update(jax.tree.map(lambda a: a + jax.random.normal(key, a.shape) / 20, trainable))
+
+
+def main():
+    """Print the adapters, and the difference of the bank's logits to each user's model."""
+    # Your checkpoint, such as `eqx_zoo.CausalLM.from_pretrained(folder)`.
+    model = Decoder(words=256, size=32, depth=4, key=jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 16), 0, 256)
+    folder = tempfile.mkdtemp()
+    bob = finetune(Net(model).freeze().lora(rank=4, target="down_proj"), seed=2)
+
+    net = Net(model).freeze().lora(rank=8, alpha=16, target="[qv]_proj")  # or "all-linear"
+    net = finetune(net, seed=3)
+    save_peft(net, folder)  # adapter_config.json, adapter_model.safetensors
+    ada = load_peft(model, folder)  # or "org/name", from the Hugging Face Hub
+    users = {"ada": extract_adapters(ada), "bob": extract_adapters(bob.module)}
+    bank = AdapterBank(model, users, slots=64)
+    logits = bank.run(["ada", "bob", None], tokens)  # one program, a user for each text
+
+    each = jnp.stack([user(text) for user, text in zip((net, bob, model), tokens, strict=True)])
+    print(net.summary())
+    print(f"largest difference to a model for each user: {jnp.max(jnp.abs(logits - each)):.0e}")
+    return logits, each
+
+
+if __name__ == "__main__":
+    main()
