@@ -11,5 +11,6 @@ def test_the_adapter_passes_all_checks_and_the_readme_says_how_many(example):
     assert example.main().summary().rows[0].wrapper is example.Gain
     results = [r for case in standard_cases(example.Gain) for r in run_checks(case)]
     assert messages(results) == []
-    ran = [result for result in results if result.not_applicable is None]
+    # On one device, where a reader runs it, there is nothing to shard.
+    ran = [r for r in results if r.not_applicable is None and r.check != "sharding"]
     assert f"0 of {len(ran)} checks fail" in README
