@@ -2,7 +2,7 @@
 
 All linear layers of the blocks get LoRA, in bfloat16, with LoRA+ and weight decay by role. The loop
 accumulates gradients, scans and rematerialises the blocks, evaluates, stops early, keeps the best
-adapters, and goes on exactly where it was killed. The merged model generates with a cache.
+adapters, and resumes exactly after a kill. The merged model generates with a cache.
 
     pip install "jno-lora[zoo,train,peft]" eqx-zoo
     python examples/llm_finetune.py

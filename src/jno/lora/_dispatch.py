@@ -57,7 +57,7 @@ Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 def apply_lora(
     model: M,
     rank: int | None = None,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     *,
     key: PRNGKeyArray,
     target: TargetLike = None,
@@ -75,7 +75,8 @@ def apply_lora(
     - `model`: any pytree that holds Equinox modules. It is not changed.
     - `rank`: the rank of the adapters. It may be left out if every spec has one, or if none of the
         adapters takes one.
-    - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`).
+    - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`). By
+        default the rank of the call or spec, so that the scale is 1.
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
         layer's path, so that adapting one layer more never changes the start of other adapters.
     - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
@@ -101,7 +102,7 @@ def apply_lora(
 def plan_lora(
     model: PyTree,
     rank: int | None = None,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     *,
     target: TargetLike = None,
     specs: Iterable[SpecLike] | None = None,

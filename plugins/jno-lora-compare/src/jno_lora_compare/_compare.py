@@ -41,7 +41,7 @@ def compare(
     steps: int,
     key: PRNGKeyArray,
     rank: int = 4,
-    alpha: float = 1.0,
+    alpha: float | None = None,
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
     calibrate: Sequence[Any] | None = None,

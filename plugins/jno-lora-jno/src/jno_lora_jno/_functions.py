@@ -94,7 +94,7 @@ def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
     wrapper = config.get("wrappers", config.get("wrapper", wrappers))
     left_out = ("wrappers", "statistics", "calibrate")
     fields = {name: value for name, value in config.items() if name not in left_out}
-    return {**fields, "wrapper": normalize_wrappers(wrapper)}
+    return {"alpha": 1.0, **fields, "wrapper": normalize_wrappers(wrapper)}
 
 
 def _statistics(

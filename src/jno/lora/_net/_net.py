@@ -139,7 +139,7 @@ class Net(Handle):
     def lora(
         self,
         rank: int = 4,
-        alpha: float = 1.0,
+        alpha: float | None = None,
         *,
         target: TargetLike = None,
         wrapper: WrapperLike = None,
@@ -156,7 +156,8 @@ class Net(Handle):
 
         **Arguments:**
 
-        - `rank`, `alpha`: of the adapters; most methods scale their update by `alpha / rank`.
+        - `rank`, `alpha`: of the adapters; most methods scale their update by `alpha / rank`. By
+            default `alpha` is the rank of the call or spec, so that the scale is 1.
         - `target`: a regex, searched in the slash-joined path of each layer; a list of names that
             paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
             blocks, which leaves out output heads, and without routers of experts.
@@ -208,7 +209,7 @@ class Net(Handle):
     def plan(
         self,
         rank: int = 4,
-        alpha: float = 1.0,
+        alpha: float | None = None,
         *,
         target: TargetLike = None,
         wrapper: WrapperLike = None,

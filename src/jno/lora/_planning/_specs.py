@@ -119,7 +119,7 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
     return Rule(
         target=_parse_target(spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
-        alpha=_checked_alpha(spec.alpha, label),
+        alpha=_alpha_of(spec, label),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
@@ -143,7 +143,11 @@ def _parse_target(target: Any, argument: str) -> Target | None:
     return compiled(target, argument)
 
 
-def _checked_alpha(alpha: Any, label: str) -> float:
+def _alpha_of(spec: Spec, label: str) -> float:
+    """The alpha of a spec: by default its rank, so that `alpha / rank` is 1."""
+    alpha: Any = spec.alpha
+    if alpha is None:
+        alpha = 1 if spec.rank is None else spec.rank
     if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
         return float(alpha)
     raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
