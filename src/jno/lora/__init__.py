@@ -48,19 +48,6 @@ if TYPE_CHECKING:
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 
-    from .types import (
-        AdapterEffect as AdapterEffect,
-        AdapterEffects as AdapterEffects,
-        Allocation as Allocation,
-        AllocationRow as AllocationRow,
-        Comparison as Comparison,
-        ComparisonRow as ComparisonRow,
-        Statistics as Statistics,
-        Triplets as Triplets,
-        UpdateReport as UpdateReport,
-        UpdateRow as UpdateRow,
-    )
-
 __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "resolve"]
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
 __all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
