@@ -175,14 +175,11 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
     return (int(plugin.distribution not in first_party()), plugin.distribution, plugin.name)
 
 
-ZOO, FIRST_PARTIES, THIRD_PARTY = range(3)
-
-
 def standing(wrapper: RegisteredWrapper) -> int:
-    """Who goes first where several plugins want one word: the zoo, our plugins, third parties."""
+    """Who goes first where several want one word: 0 the zoo, 1 our plugins, 2 third parties."""
     if is_of_zoo(wrapper):
-        return ZOO
-    return FIRST_PARTIES if wrapper.distribution in first_party() else THIRD_PARTY
+        return 0
+    return 1 if wrapper.distribution in first_party() else 2
 
 
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
