@@ -66,9 +66,9 @@ class Group(click.Group):
             return added[cmd_name][1]
         _list_left_out(left_out)
         distributions = importlib_metadata.distributions
-        missing = [name for name in sorted(first_party()) if not [*distributions(name=name)]]
-        names = ", ".join(missing) or "none"
-        click.echo(f"Plugins of this project that are not installed: {names}", err=True)
+        if missing := [name for name in first_party() if not [*distributions(name=name)]]:
+            names = ", ".join(sorted(missing))
+            click.echo(f"Plugins of this project that are not installed: {names}", err=True)
         return None
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -48,7 +49,7 @@ def examine(
     - `left_out`: a line for each command that is left out.
     - `is_report`: whether the text is one block of Markdown without private paths.
     """
-    facts = [*_versions(), *_machine()]
+    facts = [*_versions(records), *_machine()]
     troubles: list[str] = []
     for record, tell in default_registry().hooks("jno_lora_doctor"):
         try:
@@ -66,7 +67,10 @@ def examine(
 
     width = max(len(name) for name, _ in facts)
     shown = _without_private_paths if is_report else str
-    paragraphs = ["\n".join(f"{name:<{width}}  {shown(value)}" for name, value in facts)]
+    indent = (width + 2) * " "
+    wrap = textwrap.TextWrapper(100, "", indent, break_long_words=False, break_on_hyphens=False)
+    lines = (wrap.fill(f"{name:<{width}}  {shown(value)}") for name, value in facts)
+    paragraphs = ["\n".join(lines)]
     paragraphs += (f"TROUBLE: {shown(trouble)}" for trouble in troubles)
     paragraphs += [f"{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found."]
     text = "\n\n".join(paragraphs)
@@ -74,14 +78,17 @@ def examine(
     return f"{fence}text\n{text}\n{fence}" if is_report else text, bool(troubles)
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    """The versions of Python, of jno-lora, and of the libraries that it needs."""
+def _versions(records: tuple[PluginRecord, ...]) -> Iterator[tuple[str, str]]:
+    """The versions of Python, of jno-lora and its libraries, and of ours that are not plugins."""
     yield "Python", platform.python_version()
     for name in ("jno-lora", *_LIBRARIES):
         try:
             yield name, importlib_metadata.version(name)
         except importlib_metadata.PackageNotFoundError:
             yield name, "not installed as a distribution"
+    for name in sorted(first_party() - {record.distribution for record in records}):
+        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
+            yield name, importlib_metadata.version(name)
     yield "jno.lora imported from", next(iter(_package_path))
 
 
