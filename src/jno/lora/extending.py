@@ -54,7 +54,7 @@ from ._tree import (
 if _typing.TYPE_CHECKING:
     from jno_lora_train import check_calibrate as check_calibrate
 
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -4,6 +4,7 @@ Their versions move together, so these names may change in any release. Plugins 
 use `jno.lora.extending`.
 """
 
+from . import _moved
 from ._checkpoint import write_file as write_file
 from ._compute import at_least_float32 as at_least_float32
 from ._contract import (
@@ -42,4 +43,4 @@ from ._shared_arrays import (
 from ._showing import tracked as tracked
 from ._tree import claims as claims, replace_layers as replace_layers
 
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -37,7 +37,7 @@ if _typing.TYPE_CHECKING:
     )
     from jno_lora_zoo import Triplets as Triplets
 
-__all__ = [name for name in dir() if not name.startswith("_")]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> _typing.Any:
