@@ -161,11 +161,12 @@ def test_a_command_that_is_built_in_loads_no_plugin(site):
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"),
-    {"check": "testing", "compare": "compare", "demo": "demo", "new": "testing"}.items(),
+    ("name", "plugin"),
+    {"check": "testing", "compare": "compare", "demo": "compare", "new": "testing"}.items(),
 )
-def test_a_command_that_is_not_installed_says_what_to_install(site, name, extra):
-    assert f'pip install "jno-lora[{extra}]"' in run(name, code=2)
+def test_a_command_that_is_not_installed_says_what_may_have_it(site, name, plugin):
+    text = run(name, code=2)
+    assert "not installed" in text and f"jno-lora-{plugin}" in text
 
 
 def test_a_command_of_a_plugin_that_is_blocked_is_not_there(site, monkeypatch):

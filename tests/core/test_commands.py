@@ -123,6 +123,12 @@ def test_adapters_are_listed_as_methods_by_family(site):
     assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
 
 
+def facts_in(text):
+    """The facts that `doctor` prints, by name."""
+    pairs = [re.split("  +", line.strip(), maxsplit=1) for line in text.splitlines()]
+    return dict(pair for pair in pairs if len(pair) == 2)
+
+
 def test_doctor_is_content_with_a_whole_installation(site):
     site.install_zoo()
     text = run("doctor")
@@ -146,16 +152,18 @@ def test_doctor_writes_a_report_without_private_paths(site, monkeypatch):
     monkeypatch.setenv("HOME", str(site.root))
     monkeypatch.setenv("JNO_LORA_BLOCK", str(site.root / "private"))
     text = run("doctor", "--report", code=1)
-    first, *lines, last = text.splitlines()
-    assert (first, last) == ("````text", "````")  # longer than the backticks of the error
-    assert lines[0] == f"Python {platform.python_version()}"
+    first, *_, last = text.splitlines()
+    assert (first, last) == ("````````text", "````````")  # longer than the backticks of the error
+    facts = facts_in(text)
+    assert facts["Python"] == platform.python_version()
     # The fake distributions hide an editable install, but not an installed wheel.
-    hidden = "jno-lora not installed as a distribution"
-    assert lines[1] in (hidden, f"jno-lora {jno.lora.__version__}")
-    assert "whole 1.2, plugin 'main', loaded, 1 adapter: Shift" in lines
-    assert "devices: 8 x cpu cpu" in lines
-    assert "JNO_LORA_BLOCK='~/private'" in lines
-    assert "RuntimeError: no ```such``` thing" in text and "PROBLEM: " in text
+    hidden = "not installed as a distribution"
+    assert facts["jno-lora"] in (hidden, jno.lora.__version__)
+    assert facts["whole 1.2"].startswith("loaded") and "'main'" in facts["whole 1.2"]
+    assert facts["adapters"] == "Shift"
+    assert facts["devices"] == "8 x cpu cpu"
+    assert facts["JNO_LORA_BLOCK"] == "'~/private'"
+    assert "RuntimeError: no ```such``` thing" in text and "TROUBLE: " in text
     for path in (str(site.root), sys.prefix, os.getcwd()):
         assert path not in text
 
@@ -166,19 +174,20 @@ def test_a_device_that_cannot_be_used_is_in_the_report(site, monkeypatch):
 
     site.install_zoo()
     monkeypatch.setattr(jax, "devices", broken)
-    assert "devices: RuntimeError: the driver is too old" in run("doctor", "--report")
+    facts = facts_in(run("doctor", "--report"))
+    assert facts["devices"] == "RuntimeError: the driver is too old"
 
 
 def test_doctor_misses_the_zoo(site):
     text = run("doctor", code=1)
-    assert 'pip install "jno-lora[zoo]"' in text and "1 trouble found." in text
+    assert 'pip install -U "jno-lora[zoo]"' in text and "1 trouble found." in text
 
 
 def test_doctor_says_who_blocked_the_zoo(site, monkeypatch):
     site.install_zoo()
     monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
     text = " ".join(run("doctor", code=1).split())
-    assert "has no adapters to use: jno-lora-zoo is blocked" in text
+    assert "has no adapters to use" in text and "jno-lora-zoo is blocked" in text
     assert "pip install" not in text
 
 
@@ -203,7 +212,7 @@ def test_doctor_prints_what_plugins_tell(site):
     assert "a library" in text and "4.2" in text
     assert "TROUBLE: the library is too old" in text and "1 trouble found." in text
     report = run("doctor", "--report", code=1)
-    assert "a library 4.2" in report.splitlines() and "PROBLEM: the library is too old" in report
+    assert facts_in(report)["a library"] == "4.2" and "TROUBLE: the library is too old" in report
 
 
 def test_a_plugin_that_cannot_tell_is_a_trouble(site):
@@ -234,15 +243,6 @@ def test_doctor_sees_a_plugin_without_an_entry_point(site):
     text = run("doctor", code=1)
     assert "TROUBLE: jno-lora-acme 1.0 is named like a plugin, but has no entry point" in text
     assert "1 trouble found" in text
-
-
-def test_doctor_notes_a_distribution_that_uses_us_and_is_perhaps_a_program(site):
-    site.install_zoo()
-    site.install("acme", "", group="console_scripts", requires=("numpy", "jno-lora[zoo] >= 0.1"))
-    site.install("bolt", "", group="console_scripts", requires=("jno-lora>=0.1; extra == 'lora'",))
-    text = run("doctor")
-    assert "NOTE: acme 1.0 uses jno-lora, and has no entry point" in text
-    assert "bolt" not in text and "0 troubles found" in text
 
 
 NEEDS = {

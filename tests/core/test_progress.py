@@ -50,7 +50,8 @@ class Loader:
 
 
 @pytest.mark.parametrize(("length", "is_shown"), [(1000, True), (None, False)])
-def test_a_loader_shows_a_bar_if_it_knows_its_length(length, is_shown):
+def test_a_loader_shows_a_bar_if_it_knows_its_length(length, is_shown, monkeypatch):
+    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.05)
     console = terminal()
     for number in tracked(Loader(length), "Loading", console=console):
         if number == 20:
@@ -58,10 +59,11 @@ def test_a_loader_shows_a_bar_if_it_knows_its_length(length, is_shown):
     assert ("/1000" in shown(console)) == is_shown
 
 
-def test_work_that_is_long_shows_a_bar_and_takes_it_away():
+def test_work_that_is_long_shows_a_bar_and_takes_it_away(monkeypatch):
+    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.05)
     console = terminal()
     for number in tracked(range(1000), "Counting", console=console):
-        time.sleep(0.01)  # ten seconds in all
+        time.sleep(0.01)
         if number == 20:
             break
     assert "Counting" in shown(console) and "/1000" in shown(console)
@@ -84,13 +86,6 @@ def test_otherwise_nothing_is_written(number, console, show):
     assert console.file.getvalue() == ""
 
 
-def test_the_first_item_which_compiles_is_no_measure_of_the_others():
-    console = terminal()
-    for index in tracked(range(50), "Counting", console=console):
-        time.sleep(0.1 if index == 0 else 0)
-    assert console.file.getvalue() == ""
-
-
 def test_the_end_of_long_work_is_logged(caplog, monkeypatch):
     monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.01)
     monkeypatch.setattr("jno.lora._showing._progress._BETWEEN_LINES", 0.02)
@@ -98,7 +93,7 @@ def test_the_end_of_long_work_is_logged(caplog, monkeypatch):
         for _ in tracked(range(10), "Counting"):
             time.sleep(0.01)
     *lines, last = [record.message for record in caplog.records]
-    assert all(re.fullmatch(r"Counting: \d of 10, about \d+ s left", line) for line in lines)
+    assert all(re.fullmatch(r"Counting: \d of 10", line) for line in lines)
     assert lines and re.fullmatch(r"Counting: 10 in \d\.\d s", last)
 
 
@@ -123,6 +118,7 @@ class Slow(ToyLinear):
 
 
 def test_adapters_that_take_long_to_build_show_a_bar_on_standard_error(getkey, monkeypatch):
+    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.05)
     layers = [eqx.nn.Linear(2, 2, key=getkey())] * 100
     layers[5] = eqx.tree_at(lambda m: m.weight, layers[5], layers[5].weight.at[0, 0].set(5))
     ours, theirs = os.openpty()

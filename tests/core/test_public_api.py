@@ -175,7 +175,7 @@ def test_a_zoo_name_without_the_zoo_is_an_import_error_that_says_what_to_install
         assert isinstance(caught.value, PluginError)
         message = str(caught.value)
         assert message.startswith(f"{name} is not available. Perhaps it comes from the adapter zoo")
-        assert 'pip install "jno-lora[zoo]"' in message
+        assert 'pip install -U "jno-lora[zoo]"' in message
 
 
 def test_a_zoo_name_comes_from_whichever_distribution_is_the_zoo(site):

@@ -156,20 +156,6 @@ def test_a_tie_of_third_parties_offers_the_names_to_write(site, model):
         assert names(model, 1, wrappers=word) == {"embedding": name}
 
 
-def test_doctor_lists_variants_that_two_plugins_claim_on_one_layer(site):
-    site.install_zoo()
-    site.plugin("acme-lora", '"Acme", variant="LoRA"', '"AcmeEmb", "emb", layer=eqx.nn.Embedding')
-    site.plugin("bolt-lora", '"BoltEmb", variant="emb", layer=eqx.nn.Embedding')
-    site.plugin("calm-lora", '"Calm", variant="dora", layer=eqx.nn.LayerNorm')
-    text = run("doctor", code=1)
-    assert "'LoRA' (acme-lora)" in text and "'lora' (jno-lora-zoo)" in text
-    assert '"lora": jno-lora-zoo:LoRALinear, acme-lora:Acme' in text
-    assert '`wrapper="lora"` chooses jno-lora-zoo:LoRALinear' in text
-    assert 'Embedding with the variant "emb": acme-lora:AcmeEmb, bolt-lora:BoltEmb' in text
-    assert '`wrapper="emb"` is an error' in text
-    assert "calm-lora:" not in text and "3 troubles found" in text
-
-
 # --- adapters that raise
 
 FAULTS = {

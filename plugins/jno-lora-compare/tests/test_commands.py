@@ -189,7 +189,7 @@ def test_compare_exits_with_1_if_a_candidate_failed_and_shows_the_others(run, ta
     pytest.importorskip("optax")
     code, text = run("compare", f"{task}:with_a_failure")
     assert code == 1
-    assert "lora" in text and "nobody: SelectionError" in text
+    assert "lora" in text and "nobody: UnknownNameError" in text
 
 
 def test_compare_that_is_interrupted_shows_what_is_finished(run, task):

@@ -234,7 +234,7 @@ def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path, core_alo
         """
         import jno
         from jno.lora import PluginError
-        raises(PluginError, 'pip install "jno-lora[zoo]"', jno.Model(model).lora)
+        raises(PluginError, 'pip install -U "jno-lora[zoo]"', jno.Model(model).lora)
         """,
         **core_alone,
     )

@@ -32,34 +32,11 @@ from .types import *  # noqa: F403
 
 if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
-    from jno_lora_combine import (
-        adapter_effects as adapter_effects,
-        combine as combine,
-        combine_with_report as combine_with_report,
-        plot_adapters as plot_adapters,
-        scale_adapters as scale_adapters,
-        shrink as shrink,
-        stack_adapters as stack_adapters,
-        take_adapters as take_adapters,
-        to_lora as to_lora,
-    )
-    from jno_lora_compare import compare as compare
+    from jno_lora_combine import *  # noqa: F403  # pyright: ignore
+    from jno_lora_compare import *  # noqa: F403  # pyright: ignore
     from jno_lora_train import allocate as allocate, calibrate as calibrate, retain as retain
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
-
-    from .types import (
-        AdapterEffect as AdapterEffect,
-        AdapterEffects as AdapterEffects,
-        Allocation as Allocation,
-        AllocationRow as AllocationRow,
-        Comparison as Comparison,
-        ComparisonRow as ComparisonRow,
-        Statistics as Statistics,
-        Triplets as Triplets,
-        UpdateReport as UpdateReport,
-        UpdateRow as UpdateRow,
-    )
 
 __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "resolve"]
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]

@@ -269,7 +269,7 @@ def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
 
     def origin() -> str:
         """The distribution of a plugin that is not ours, and how to do without the plugin."""
-        provider = default_registry().provider_of(cls)
+        provider = default_registry().provider(cls)
         if provider is None or provider.distribution in {*first_party(), IN_PROCESS}:
             return ""
         distribution = provider.distribution

@@ -1,6 +1,10 @@
-"""Names of `jno.lora` that live in plugins: each is imported when somebody asks for it."""
+"""Names of `jno.lora` that live in plugins: each is imported when somebody asks for it.
+
+Also the names that a module of imports exports.
+"""
 
 import importlib
+import inspect
 from importlib import metadata
 from typing import Any
 
@@ -46,3 +50,9 @@ def installed_names() -> set[str]:
     """The names whose plugins are installed."""
     installed = {package for package in _PLUGINS if any(metadata.distributions(name=package))}
     return {name for name, package in NAMES.items() if package in installed}
+
+
+def exported(namespace: dict[str, Any]) -> list[str]:
+    """The public names of a module of imports. An import hook may have added modules."""
+    public = (name for name in namespace if not name.startswith("_"))
+    return [name for name in public if not inspect.ismodule(namespace[name])]

@@ -4,68 +4,43 @@ Their versions move together, so these names may change in any release. Plugins 
 use `jno.lora.extending`.
 """
 
-from ._checkpoint import write_file
-from ._compute import at_least_float32
+from . import _moved
+from ._checkpoint import write_file as write_file
+from ._compute import at_least_float32 as at_least_float32
 from ._contract import (
-    RESERVED_WORDS,
-    check_key,
-    check_number,
-    check_rank,
-    construct,
-    contract_problems,
-    is_adapter,
-    is_traced,
-    mean_shape,
-    refusal_of_template,
-    squash,
-    statistic_key,
-    statistic_keys,
-    statistics_of,
-    takes,
+    RESERVED_WORDS as RESERVED_WORDS,
+    check_key as check_key,
+    check_number as check_number,
+    check_rank as check_rank,
+    construct as construct,
+    contract_problems as contract_problems,
+    is_adapter as is_adapter,
+    is_traced as is_traced,
+    mean_shape as mean_shape,
+    refusal_of_template as refusal_of_template,
+    squash as squash,
+    statistic_key as statistic_key,
+    statistic_keys as statistic_keys,
+    statistics_of as statistics_of,
+    takes as takes,
 )
-from ._dispatch import plan_call
-from ._merge import wide_layers
-from ._paths import stable_hash
-from ._registry import ClassesByName, LazyAdapter, why_unusable
-from ._sets import Factors, widest
-from ._sharding import on_the_mesh, replicated_beside
-from ._shared_arrays import filler, names_to_resolve, shared_arrays, with_shared_arrays
-from ._showing import tracked
-from ._tree import claims, replace_layers
+from ._dispatch import plan_call as plan_call
+from ._merge import wide_layers as wide_layers
+from ._paths import stable_hash as stable_hash
+from ._registry import (
+    ClassesByName as ClassesByName,
+    LazyAdapter as LazyAdapter,
+    why_unusable as why_unusable,
+)
+from ._sets import Factors as Factors, widest as widest
+from ._sharding import on_the_mesh as on_the_mesh, replicated_beside as replicated_beside
+from ._shared_arrays import (
+    filler as filler,
+    names_to_resolve as names_to_resolve,
+    shared_arrays as shared_arrays,
+    with_shared_arrays as with_shared_arrays,
+)
+from ._showing import tracked as tracked
+from ._tree import claims as claims, replace_layers as replace_layers
 
-__all__ = [
-    "RESERVED_WORDS",
-    "ClassesByName",
-    "Factors",
-    "LazyAdapter",
-    "at_least_float32",
-    "check_key",
-    "check_number",
-    "check_rank",
-    "claims",
-    "construct",
-    "contract_problems",
-    "filler",
-    "is_adapter",
-    "is_traced",
-    "mean_shape",
-    "names_to_resolve",
-    "on_the_mesh",
-    "plan_call",
-    "refusal_of_template",
-    "replace_layers",
-    "replicated_beside",
-    "shared_arrays",
-    "squash",
-    "stable_hash",
-    "statistic_key",
-    "statistic_keys",
-    "statistics_of",
-    "takes",
-    "tracked",
-    "why_unusable",
-    "wide_layers",
-    "widest",
-    "with_shared_arrays",
-    "write_file",
-]
+__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,18 +1,28 @@
 """Types for annotations: of results, of rarer errors, and of layers by their attributes."""
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
-from ._contract import ConvLike, LinearLike, Term
-from ._errors import JnoLoraWarning, MissingLibraryError, PeftFormatError, PluginError
-from ._moved import moved
-from ._planning import Plan, PlanRow
-from ._registry import PluginRecord, RegisteredWrapper
-from ._reports import LoraReport, ReportRow
-from ._sets import AdapterSet, AdapterSum, LayerForm, LooseAdapter
-from ._showing import Table
-from ._tree import LeftOut
+from . import _moved
+from ._contract import ConvLike as ConvLike, LinearLike as LinearLike, Term as Term
+from ._errors import (
+    JnoLoraWarning as JnoLoraWarning,
+    MissingLibraryError as MissingLibraryError,
+    PeftFormatError as PeftFormatError,
+    PluginError as PluginError,
+)
+from ._planning import Plan as Plan, PlanRow as PlanRow
+from ._registry import PluginRecord as PluginRecord, RegisteredWrapper as RegisteredWrapper
+from ._reports import LoraReport as LoraReport, ReportRow as ReportRow
+from ._sets import (
+    AdapterSet as AdapterSet,
+    AdapterSum as AdapterSum,
+    LayerForm as LayerForm,
+    LooseAdapter as LooseAdapter,
+)
+from ._showing import Table as Table
+from ._tree import LeftOut as LeftOut
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from jno_lora_combine import (
         AdapterEffect as AdapterEffect,
         AdapterEffects as AdapterEffects,
@@ -27,28 +37,8 @@ if TYPE_CHECKING:
     )
     from jno_lora_zoo import Triplets as Triplets
 
-__all__ = [
-    "AdapterSet",
-    "AdapterSum",
-    "ConvLike",
-    "JnoLoraWarning",
-    "LayerForm",
-    "LeftOut",
-    "LinearLike",
-    "LooseAdapter",
-    "LoraReport",
-    "MissingLibraryError",
-    "PeftFormatError",
-    "Plan",
-    "PlanRow",
-    "PluginError",
-    "PluginRecord",
-    "RegisteredWrapper",
-    "ReportRow",
-    "Table",
-    "Term",
-]
+__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    return moved(__name__, name)
+def __getattr__(name: str) -> _typing.Any:
+    return _moved.moved(__name__, name)

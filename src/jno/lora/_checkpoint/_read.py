@@ -358,7 +358,7 @@ def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     section = configuration.extension
-    advice = "Pass it: load_adapters(..., wrappers=[{}]); jno_lora_zoo.grow needs load_grown"
+    advice = "Pass it: load_adapters(..., wrappers=[{}]), or call the loader of its own package"
     if section is not None:
         advice = f"Pass it: {section.reader}(..., wrappers=[{{}}])"
     by_class: dict[str, list[str]] = {}

@@ -174,7 +174,7 @@ def _content(
         )
     loose = adapters.adapters
     # The search for a class that no plugin provides is slow.
-    provider_of = functools.cache(registry.provider_of)
+    provider_of = functools.cache(registry.provider)
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     section = None
     if extension is not None:

@@ -10,11 +10,8 @@ import click
 
 from .._errors import JnoLoraError
 from .._paths import nearest
-from .._registry import BROKEN, PluginRecord, default_registry, squash
+from .._registry import BROKEN, PluginRecord, default_registry, first_party, squash
 from .._showing import Table
-
-# The extras that install commands of plugins.
-_EXTRAS = {"check": "testing", "compare": "compare", "demo": "demo", "new": "testing"}
 
 
 def records() -> tuple[PluginRecord, ...]:
@@ -62,16 +59,17 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.commands:
             return self.commands[cmd_name]
+        import importlib_metadata
+
         added, left_out = _plugin_commands()
-        if cmd_name not in added:
-            _list_left_out(left_out)
-            if cmd_name in _EXTRAS:
-                raise click.UsageError(
-                    f"The command {cmd_name!r} comes with a plugin that is not installed. Install "
-                    f'it with\n    pip install "jno-lora[{_EXTRAS[cmd_name]}]"'
-                )
-            return None
-        return added[cmd_name][1]
+        if cmd_name in added:
+            return added[cmd_name][1]
+        _list_left_out(left_out)
+        distributions = importlib_metadata.distributions
+        if missing := [name for name in first_party() if not [*distributions(name=name)]]:
+            names = ", ".join(sorted(missing))
+            click.echo(f"Plugins of this project that are not installed: {names}", err=True)
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -136,25 +134,13 @@ def adapters(variant: str | None, as_json: bool) -> None:
 @click.pass_context
 def doctor(ctx: click.Context, report: bool) -> None:
     """Look for trouble in this installation. Exits with 1 if there is trouble."""
-    from . import bug_report, distributions, installed
+    from .doctor import examine
 
     commands, left_out = _plugin_commands()
-    present = distributions.installed_distributions()
-    told, troubles = installed.told_by_plugins()
-    troubles += installed.troubles(records(), left_out)
-    troubles += (text for name in present for text in distributions.troubles(present, name))
-    troubles += distributions.unmatched_names(records())
-    if report:
-        click.echo(bug_report.report(records(), present, troubles, told))
-        ctx.exit(1 if troubles else 0)
     owners = {name: owner for name, (owner, _) in commands.items()}
-    click.echo(installed.facts(records(), owners, told))
-    for note in distributions.notes(present):
-        click.echo(f"\nNOTE: {note}")
-    for trouble in troubles:
-        click.echo(f"\nTROUBLE: {trouble}")
-    click.echo(f"\n{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found.")
-    ctx.exit(1 if troubles else 0)
+    text, has_troubles = examine(records(), owners, left_out, is_report=report)
+    click.echo(text)
+    ctx.exit(1 if has_troubles else 0)
 
 
 @cli.command()
@@ -169,11 +155,13 @@ def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> No
     A DIRECTORY holds an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
     is looked for if no file or directory has this name. Both need jno-lora-peft.
     """
-    from . import inspection, inspection_of_peft
+    from . import inspection
 
-    if revision is not None or inspection_of_peft.is_of_peft(place):
-        facts = inspection_of_peft.inspect(place, revision, values=values)
-        _print(facts, inspection_of_peft.as_table, as_json)
+    if revision is not None or inspection.is_of_peft(place):
+        from ..peft import inspect_peft  # a plugin, which may be missing
+
+        facts = inspect_peft(place, revision=revision, values=values)
+        _print(facts, inspection.peft_as_table, as_json)
     else:
         _print(inspection.inspect(place, values=values), inspection.as_table, as_json)
 

@@ -1,10 +1,16 @@
-"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
+"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins.
+
+Or of an adapter of PEFT, in a directory or in a repository of the Hub, which a plugin reads.
+"""
 
 import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .._checkpoint import EXTENSION, SHARED, Contents, FilePath, read, to_json
@@ -12,60 +18,84 @@ from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
 
-_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "path": ("left", lambda adapter: show_path(adapter["path"])),
-    "layer": ("left", lambda adapter: adapter["layer"]["class"]),
-    "adapter": ("left", lambda adapter: _members(adapter, "wrapper", named=True)),
-    "distribution": ("left", lambda adapter: _members(adapter, "distribution") or "(no plugin)"),
-    "version": ("left", lambda adapter: _members(adapter, "version")),
-    "rank": ("right", lambda adapter: _members(adapter, "rank")),
-    "alpha": ("right", lambda adapter: _members(adapter, "alpha")),
-    "arrays": ("right", lambda adapter: f"{len(adapter['arrays'])}"),
-    "numbers": ("right", lambda adapter: f"{adapter['numbers']:,}"),
-    "bytes": ("right", lambda adapter: f"{adapter['bytes']:,}"),
-    # The start of the hash, behind the name of its algorithm.
-    "base values": ("left", lambda adapter: (adapter["base_values"] or "").rpartition(":")[2][:8]),
-}
 _WIDTH, _LINES = 200, 20
-_NON_FINITE = {"NaN or inf": ("right", lambda adapter: f"{adapter.get('non_finite', 0):,}")}
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
-    configuration = contents.configuration
-    non_finite = {
-        name: count_non_finite(array) for name, array in contents.container.values.items()
-    }
-    adapters = [_adapter(path, contents, non_finite) for path in configuration.adapters]
-    shared = _named(configuration.tensors[SHARED], contents)
-    extension = _named(configuration.tensors[EXTENSION], contents)
-    tensors = [*shared.values(), *extension.values()]
+    configuration, container = contents
+    non_finite = {name: count_non_finite(array) for name, array in container.values.items()}
+    adapters: list[dict[str, Any]] = []
+    for path, entry in configuration.adapters.items():
+        arrays = _arrays(path, contents)
+        adapter = {"path": path, **to_json(entry), "arrays": arrays, "numbers": _numbers(arrays)}
+        adapter["bytes"] = sum(array["bytes"] for array in arrays.values())
+        if non_finite:
+            adapter["non_finite"] = sum(non_finite[t] for t in configuration.tensors[path].values())
+        adapters.append(adapter)
+    shared, extension = _arrays(SHARED, contents), _arrays(EXTENSION, contents)
     facts = {
         "file": str(file),
         "format_version": configuration.format_version,
         "versions": configuration.versions,
         "adapters": adapters,
-        "arrays": sum(len(adapter["arrays"]) for adapter in adapters) + len(tensors),
-        "numbers": sum(adapter["numbers"] for adapter in adapters) + _size(tensors),
-        "bytes": contents.container.nbytes,
+        "arrays": len(container.tensors),
+        "numbers": sum(math.prod(tensor.shape) for tensor in container.tensors.values()),
+        "bytes": container.nbytes,
     }
     if shared:
-        facts["shared"] = _described(shared)
+        facts["shared"] = shared
     if configuration.metadata:
         facts["metadata"] = configuration.metadata
     if configuration.extension is not None:
         facts["extension"] = dataclasses.asdict(configuration.extension) | {
-            "arrays": _described(extension),
-            "numbers": _size(extension.values()),
+            "arrays": extension,
+            "numbers": _numbers(extension),
         }
     if values:
         facts["non_finite"] = sum(non_finite.values())
     return facts
 
 
+def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
+    """The arrays of an adapter, or of `SHARED` or `EXTENSION`."""
+    tensors, names = contents.container.tensors, contents.configuration.tensors[key]
+    return {
+        name: {
+            "shape": tensors[tensor].shape,
+            "dtype": str(tensors[tensor].dtype),
+            "bytes": tensors[tensor].nbytes,
+        }
+        for name, tensor in names.items()
+    }
+
+
+def _numbers(arrays: dict[str, dict[str, Any]]) -> int:
+    return sum(math.prod(array["shape"]) for array in arrays.values())
+
+
 def as_table(facts: dict[str, Any]) -> Table:
-    columns = _COLUMNS | (_NON_FINITE if "non_finite" in facts else {})
+    columns = [(name, "left") for name in ("path", "layer", "adapter", "distribution", "version")]
+    columns += [(name, "right") for name in ("rank", "alpha", "arrays", "numbers", "bytes")]
+    columns.append(("base values", "left"))
+    if "non_finite" in facts:
+        columns.append(("NaN or inf", "right"))
+    rows = (
+        (
+            show_path(adapter["path"]),
+            adapter["layer"]["class"],
+            _members(adapter, "wrapper", named=True),
+            _members(adapter, "distribution") or "(no plugin)",
+            *(_members(adapter, key) for key in ("version", "rank", "alpha")),
+            f"{len(adapter['arrays'])}",
+            *(f"{adapter[key]:,}" for key in ("numbers", "bytes")),
+            # The start of the hash, behind the name of its algorithm.
+            (adapter["base_values"] or "").rpartition(":")[2][:8],
+            f"{adapter.get('non_finite', 0):,}",
+        )[: len(columns)]
+        for adapter in facts["adapters"]
+    )
     shared = facts.get("shared", {})
     caption = [
         f"{facts['arrays']} arrays, {facts['numbers']:,} numbers, {facts['bytes']:,} bytes",
@@ -73,56 +103,26 @@ def as_table(facts: dict[str, Any]) -> Table:
         f"format {facts['format_version']}",
         *(f"{library} {version}" for library, version in facts["versions"].items()),
     ]
-    lines = [", ".join(caption), *_extended(facts), *_shown("metadata", facts.get("metadata", {}))]
-    names = [(name, justify) for name, (justify, _) in columns.items()]
-    rows = ([show(adapter) for _, show in columns.values()] for adapter in facts["adapters"])
-    kind = facts["extension"]["kind"] if "extension" in facts else "adapters"
-    return table(f"{len(facts['adapters'])} {kind}", names, rows, "\n".join(lines))
-
-
-def _extended(facts: dict[str, Any]) -> Iterator[str]:
+    lines, kind = [", ".join(caption)], "adapters"
     if extension := facts.get("extension"):
-        yield (
-            f"{extension['distribution']}: {len(extension['arrays'])} arrays, "
-            f"{extension['numbers']:,} numbers, read by {extension['reader']}"
-        )
-        yield from _shown(extension["distribution"], extension["content"])
+        kind, origin = extension["kind"], extension["distribution"]
+        arrays = f"{len(extension['arrays'])} arrays, {extension['numbers']:,} numbers"
+        lines += [f"{origin}: {arrays}, read by {extension['reader']}"]
+        lines += _shown(origin, extension["content"])
+    lines += _shown("metadata", facts.get("metadata", {}))
+    return table(f"{len(facts['adapters'])} {kind}", columns, rows, "\n".join(lines))
 
 
 def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
-    """A line of JSON for each of the first values. Long lines are cut: `--json` has all."""
+    """A line of JSON for each of the first values: `--json` has all."""
     for name, value in itertools.islice(values.items(), _LINES):
-        line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
-        yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+        yield _cut(f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}")
     if len(values) > _LINES:
         yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
 
 
-def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:
-    return {name: contents.container.tensors[tensor] for name, tensor in names.items()}
-
-
-def _adapter(path: str, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
-    names = contents.configuration.tensors[path]
-    tensors = _named(names, contents)
-    entry = to_json(contents.configuration.adapters[path])
-    facts = {"path": path, **entry, "arrays": _described(tensors)}
-    facts["numbers"] = _size(tensors.values())
-    facts["bytes"] = sum(tensor.nbytes for tensor in tensors.values())
-    if non_finite:
-        facts["non_finite"] = sum(non_finite[tensor] for tensor in names.values())
-    return facts
-
-
-def _described(tensors: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"shape": tensor.shape, "dtype": str(tensor.dtype), "bytes": tensor.nbytes}
-        for name, tensor in tensors.items()
-    }
-
-
-def _size(tensors: Iterable[Any]) -> int:
-    return sum(math.prod(tensor.shape) for tensor in tensors)
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
 
 
 def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
@@ -136,3 +136,45 @@ def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
 
 def _shown_value(value: str | float | None) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- adapters of PEFT
+
+# An owner and a name. What begins with a dot or a slash is a path.
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def is_of_peft(place: str) -> bool:
+    """Whether `place` is a directory, or may be a repository: the name of no file that is here."""
+    path = Path(place)
+    is_name = _REPOSITORY.fullmatch(place) is not None and path.suffix != ".safetensors"
+    return path.is_dir() or (is_name and not os.path.lexists(path))
+
+
+def peft_as_table(facts: dict[str, Any]) -> Table:
+    """The facts of `jno.lora.peft.inspect_peft`."""
+    rows = [
+        (
+            show_path(module["module"]),
+            "; ".join(f"{name} {array['shape']}" for name, array in module["arrays"].items()),
+            "; ".join(sorted({array["dtype"] for array in module["arrays"].values()})),
+            f"{module['numbers']:,}",
+            f"{module['bytes']:,}",
+        )
+        for module in facts["modules"]
+    ]
+    columns = [(name, "left") for name in ("module", "arrays", "dtype")]
+    columns += [(name, "right") for name in ("numbers", "bytes")]
+    lines = [f"{facts['arrays']} arrays, {facts['numbers']:,} numbers, {facts['bytes']:,} bytes"]
+    if facts["revision"] is not None:
+        lines.append(f"{facts['directory']} at revision {facts['revision']}")
+    lines += [f"shared: {name} {array['shape']}" for name, array in facts["shared"].items()]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in facts["settings"].items()]
+    for server, reasons in facts["servers"].items():
+        lines += [f"not for {server}: {reason}" for reason in reasons]
+    lines = [_cut(line) for line in lines]
+    lines += (f"NaN or inf: {line}" for line in facts.get("non_finite", ()))
+    if facts["refused"] is not None:
+        lines.append(f"load_peft refuses it: {facts['refused']}")
+    title = f"PEFT {facts['peft_type']}, {len(facts['modules'])} modules"
+    return table(title, columns, rows, "\n".join(lines))

@@ -119,7 +119,7 @@ class Questions:
 
     def _origin(self, cls: AdapterClass) -> tuple[str, str]:
         """Where a class comes from, and the advice on how to do without its plugin."""
-        provider = self.registry.provider_of(cls)
+        provider = self.registry.provider(cls)
         if provider is None:
             return f"of {cls.__module__}", ""
         return f"from {provider.distribution}", how_to_block(provider.distribution)

@@ -1,7 +1,6 @@
 """The registry: which adapters there are, and where they come from."""
 
 from .._contract import squash
-from ._grouping import methods_of, shared_variants
 from ._hookspecs import ENTRY_POINT_GROUP, hookimpl
 from ._inside_jno import call_inside_jno
 from ._lazy import ClassesByName, LazyAdapter

@@ -1,17 +1,13 @@
 """The classes that a name or a variant stands for, among the plugins that are loaded."""
 
-import functools
 from collections.abc import Sequence
 
 from .._contract import RESERVED_WORDS, LoRAWrapper, squash
 from .._errors import PluginError, SelectionError
 from .._paths import bullets, nearest
-from ._grouping import by_family, grouped
 from ._lazy import ClassesByName
 from ._plugins import (
-    THIRD_PARTY,
     ZOO_DISTRIBUTION,
-    ZOO_PACKAGE,
     PluginRecord,
     RegisteredWrapper,
     is_of_zoo,
@@ -20,131 +16,114 @@ from ._plugins import (
     why_unusable,
 )
 
+_ZOO_ADVICE = (
+    "Perhaps it comes from the adapter zoo, or from a later version of the zoo:\n"
+    '    pip install -U "jno-lora[zoo]"'
+)
+
 
 class Names:
-    """What names mean while these plugins are loaded.
+    """What names mean while the plugins of these records are loaded. Our plugins come first.
 
-    - `records`: the plugins, ours first.
-    - `discover`: whether the registry looks for installed plugins, for messages.
+    A word is a name or a variant, without case and dashes. It belongs to the zoo, else to our other
+    plugins, else to third parties; a class of anybody else has no bare name then. If two third
+    parties want a word as a name, both have to be written in full: `"distribution:Name"`.
     """
 
-    def __init__(self, records: Sequence[PluginRecord], discover: bool):
-        self.records, self._discover = tuple(records), discover
-        self._provided = [wrapper for record in self.records for wrapper in record.wrappers]
-        self.wrappers: list[RegisteredWrapper] = []
-        self._namesakes: dict[str, list[RegisteredWrapper]] = {}
-        for wrapper in self._provided:
-            namesakes = self._namesakes.setdefault(wrapper.name, [])
-            # A class that two plugins provide counts for the first plugin.
-            if all(namesake.identity is not wrapper.identity for namesake in namesakes):
-                namesakes.append(wrapper)
-                self.wrappers.append(wrapper)
+    def __init__(self, records: Sequence[PluginRecord]):
+        self.records = tuple(records)
+        self._provided = [wrapper for record in records for wrapper in record.wrappers]
+        unique: dict[object, RegisteredWrapper] = {}
+        for wrapper in self._provided:  # a class of two plugins counts for the first plugin
+            unique.setdefault(wrapper.identity, wrapper)
+        self.wrappers = list(unique.values())
         of_zoo = {w.name: w for w in reversed(self.wrappers) if is_of_zoo(w)}
         self.zoo_classes = ClassesByName(of_zoo)
+        self._by_word: dict[str, list[RegisteredWrapper]] = {}
+        for wrapper in sorted(self.wrappers, key=standing):
+            for word in {squash(wrapper.name), wrapper.variant_word} - {""}:
+                self._by_word.setdefault(word, []).append(wrapper)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The adapter of class `cls`."""
-        namesakes = self._namesakes.get(cls.__name__, [])
+        namesakes = self._by_word.get(squash(cls.__name__), [])
         return next((wrapper for wrapper in namesakes if wrapper.identity is cls), None)
 
-    @functools.cached_property
-    def _by_variant(self) -> dict[str, list[RegisteredWrapper]]:
-        """The adapters of each variant, as `squash` gives it. The zoo goes first."""
-        return grouped(self.wrappers, lambda wrapper: squash(wrapper.adapter.variant or ""))
+    def _owners(self, word: str) -> list[RegisteredWrapper]:
+        """The adapters to which a word belongs: of the zoo, else of our plugins, else of all."""
+        wrappers = self._by_word.get(squash(word), [])
+        return [wrapper for wrapper in wrappers if standing(wrapper) == standing(wrappers[0])]
 
-    @functools.cached_property
-    def _by_name(self) -> dict[str, list[RegisteredWrapper]]:
-        """The adapters that each bare name may mean: several if third parties clash.
+    def _named(self, name: str) -> list[RegisteredWrapper]:
+        """The adapters that a bare name may mean: several if third parties clash."""
+        word, owners = squash(name), self._owners(name)
+        named = [wrapper for wrapper in owners if wrapper.name == name]
+        if not named or word in RESERVED_WORDS:
+            return []
+        if named[0].variant_word == word:  # other plugins may extend the variant
+            return named
+        return named + [
+            w for w in owners if w.distribution != named[0].distribution and w not in named
+        ]
 
-        A name belongs to the zoo if the zoo has it as a name or variant, else to our plugins: a
-        class of another plugin has no bare name then. It clashes with a variant of other plugins.
-        """
-        owners = grouped(self.wrappers, lambda wrapper: squash(wrapper.name))
-        for variant, wrappers in self._by_variant.items():
-            owners[variant] = sorted([*owners.get(variant, []), *wrappers], key=standing)
-        named: dict[str, list[RegisteredWrapper]] = {}
-        for wrapper in self.wrappers:
-            word = squash(wrapper.name)
-            if standing(wrapper) == standing(owners[word][0]) and word not in RESERVED_WORDS:
-                named.setdefault(wrapper.name, []).append(wrapper)
-        for name, namesakes in named.items():
-            of_variant = self._by_variant.get(squash(name), [])
-            if is_of_zoo(namesakes[0]):
-                del namesakes[1:]
-            elif standing(namesakes[0]) == THIRD_PARTY and namesakes[0] not in of_variant:
-                plugins = {wrapper.distribution for wrapper in namesakes}
-                namesakes += [w for w in of_variant if w.distribution not in plugins]
-        return named
+    def _of_distribution(self, distribution: str, name: str) -> list[RegisteredWrapper]:
+        """The adapters `name` of one distribution. Classes of the zoo may be registered by hand."""
+        return [
+            wrapper
+            for wrapper in self._provided
+            if wrapper.name == name
+            and (
+                wrapper.distribution == distribution
+                or (distribution == ZOO_DISTRIBUTION and is_of_zoo(wrapper))
+            )
+        ]
 
     def clashes(self) -> dict[str, str]:
         """By qualified name, the plugins that have the name of an adapter as well."""
         clashes: dict[str, str] = {}
         for wrapper in self.wrappers:
-            namesakes = self._by_name.get(wrapper.name, [])
-            if not is_of_zoo(wrapper) and namesakes != [wrapper]:
-                owners = {w.distribution for w in namesakes} - {wrapper.distribution}
-                clashes[wrapper.qualified_name] = ", ".join(sorted(owners)) or "jno-lora itself"
+            if self._named(wrapper.name) != [wrapper]:
+                owners = {owner.distribution for owner in self._owners(wrapper.name)}
+                rivals = sorted(owners - {wrapper.distribution})
+                clashes[wrapper.qualified_name] = ", ".join(rivals) or "jno-lora itself"
         return clashes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name, a variant or `"distribution:Name"` stands for."""
-        distribution, colon, bare = name.partition(":")
-        if colon:
-            if wrapper := self._adapter_of(normalise(distribution), bare, wanted=name):
-                return (wrapper.cls,)
-            raise self._unknown(name)
-        named = self._by_name.get(name, [])
-        if len(named) > 1:
-            choices = bullets(
-                f'wrapper="{w.qualified_name}"  ({w.version or w.adapter.__module__})'
-                for w in named
-            )
-            raise PluginError(
-                f"The adapter name {name!r} is ambiguous. Say which one is meant:\n{choices}"
-            )
-        if classes := tuple(w.cls for w in named or self._by_variant.get(squash(name), ())):
-            return classes
+        distribution, colon, bare = name.rpartition(":")
+        distribution = normalise(distribution)
+        named = self._of_distribution(distribution, bare) if colon else self._named(name)
+        if named:
+            return (_only(named, name).cls,)
+        word = squash(name)
+        if variant := [w.cls for w in self._by_word.get(word, []) if w.variant_word == word]:
+            return tuple(variant)
+        self._raise_if_unusable(distribution, name)
         raise self._unknown(name)
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
+        """The adapters of `wrapper=None`, which the zoo names."""
         for record in self.records:
             if record.defaults:
                 return tuple(self.zoo_class(name) for name in record.defaults)
         raise self._without_zoo("The adapter of `wrapper=None`")
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
+        """A class of the zoo by its name."""
         if name not in self.zoo_classes:
             raise self._without_zoo(name)
         return self.zoo_classes[name]
 
     def provided(self, distribution: str, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution."""
-        if wrapper := self._adapter_of(distribution, name, wanted=name):
-            return wrapper
-        records = [record for record in self.records if record.distribution == distribution]
-        if not records:
-            why = f"{distribution} is not installed"
-            if not self._discover:
-                why = "a registry with discover=False does not look at installed plugins"
-            raise PluginError(f"{name} of {distribution} is not available: {why}")
-        names = [wrapper.name for record in records for wrapper in record.wrappers]
-        near = ", ".join(nearest(name, names)) or "no adapter at all"
-        raise PluginError(f"{records[0].describe()} has no adapter {name!r}; it has {near}")
-
-    def _adapter_of(self, distribution: str, name: str, wanted: str) -> RegisteredWrapper | None:
-        namesakes = [wrapper for wrapper in self._provided if wrapper.name == name]
-        matches = [wrapper for wrapper in namesakes if wrapper.distribution == distribution]
-        if not matches and distribution == ZOO_DISTRIBUTION:  # registered by hand
-            matches = [wrapper for wrapper in namesakes if is_of_zoo(wrapper)]
-        by_class = {wrapper.cls: wrapper for wrapper in matches}
-        if len(by_class) > 1:
-            raise PluginError(
-                f"'{distribution}:{name}' is ambiguous; pass the class itself. It may be\n"
-                + bullets(f"{cls.__module__}.{cls.__qualname__}" for cls in by_class)
-            )
-        if not matches:
-            self._raise_if_unusable(distribution, wanted)
-        return next(iter(by_class.values()), None)
+        if wrappers := self._of_distribution(distribution, name):
+            return _only(wrappers, f"{distribution}:{name}")
+        self._raise_if_unusable(distribution, name)
+        why = "is not installed, or this registry does not look for it (discover=False)"
+        if any(record.distribution == distribution for record in self.records):
+            names = [w.name for w in self._provided if w.distribution == distribution]
+            why = f"has no adapter {name!r}; it has {', '.join(nearest(name, names)) or 'none'}"
+        raise PluginError(f"{name} of {distribution} is not available: {distribution} {why}")
 
     def _raise_if_unusable(self, distribution: str, wanted: str) -> None:
         for record in self.records:
@@ -154,42 +133,45 @@ class Names:
 
     def _without_zoo(self, wanted: str) -> PluginError:
         self._raise_if_unusable(ZOO_DISTRIBUTION, wanted)
-        advice = f"{self._zoo_advice()}\nor pass adapter classes of your own as `wrapper=`."
+        advice = f"{_ZOO_ADVICE}\nor pass adapter classes of your own as `wrapper=`."
         return PluginError(f"{wanted} is not available. {advice}")
 
-    def _zoo_advice(self) -> str:
-        if self.zoo_classes:
-            return f"A later {ZOO_DISTRIBUTION} may have it:\n    pip install -U {ZOO_DISTRIBUTION}"
-        if self._discover:
-            where, advice = "which is not installed", 'pip install "jno-lora[zoo]"'
-        else:
-            where = "and a registry with discover=False holds only what is registered in it"
-            register = f"registry.register({ZOO_PACKAGE}.plugin)"
-            advice = f'import {ZOO_PACKAGE}  # pip install "jno-lora[zoo]"\n    {register}'
-        return f"Perhaps it comes from the adapter zoo, {where}:\n    {advice}"
-
-    def _unknown(self, name: str) -> SelectionError:
+    def _unknown(self, name: str) -> "UnknownNameError":
         variants = sorted({wrapper.adapter.variant or "" for wrapper in self.wrappers} - {""})
-        qualified = [wrapper.qualified_name for wrapper in self.wrappers]
+        names = [name for w in self.wrappers for name in (w.name, w.qualified_name)]
         lines = [f"No adapter or variant is called {name!r}."]
-        if near := ", ".join(map(repr, nearest(name, [*self._by_name, *variants, *qualified]))):
+        if near := ", ".join(map(repr, nearest(name, [*names, *variants]))):
             lines.append(f"The nearest names are {near}.")
         unusable = [record for record in self.records if not record.usable]
         if unusable:
             reasons = bullets(map(why_unusable, unusable))
             lines += ["It may belong to a plugin that could not be used:", reasons]
         if variants:
-            lines += ["The variants are, by family:", bullets(by_family(self.wrappers))]
-        if not any(record.distribution == ZOO_DISTRIBUTION for record in unusable):
-            lines.append(self._zoo_advice())
-        lines.append(
+            lines.append(f"The variants are {', '.join(variants)}.")
+        lines += [
+            _ZOO_ADVICE,
             "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
-            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it."
-        )
-        error = (SelectionError if self.zoo_classes else _UnknownWithoutZooError)("\n".join(lines))
+            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
+        ]
+        error = UnknownNameError("\n".join(lines))
         error.__cause__ = unusable[0].error if unusable else None
         return error
 
 
-class _UnknownWithoutZooError(SelectionError, PluginError):
-    """A name that no adapter has. The zoo may have it, but cannot be used."""
+class UnknownNameError(SelectionError, PluginError):
+    """A name that no adapter has. It may be misspelled, or of a plugin that is not installed."""
+
+
+def _only(wrappers: Sequence[RegisteredWrapper], name: str) -> RegisteredWrapper:
+    """The only adapter of a name. **Raises:** `PluginError` that lists the adapters."""
+    unique = {wrapper.identity: wrapper for wrapper in reversed(wrappers)}
+    if len(unique) > 1:
+        choices = bullets(
+            f'wrapper="{w.qualified_name}"  ({w.version or f"{w.adapter.__module__}.{w.name}"})'
+            for w in wrappers
+        )
+        raise PluginError(
+            f"The adapter name {name!r} is ambiguous. Say which adapter is meant, or pass the "
+            f"class itself:\n{choices}"
+        )
+    return wrappers[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
 
-from .._contract import LoRAWrapper, check_contract
+from .._contract import LoRAWrapper, check_contract, squash
 from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
 from ._lazy import LazyAdapter
@@ -57,6 +57,11 @@ class RegisteredWrapper:
         return self.adapter.__name__
 
     @property
+    def variant_word(self) -> str:
+        """The variant without case and dashes, or `""`."""
+        return squash(self.adapter.variant or "")
+
+    @property
     def qualified_name(self) -> str:
         """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
         return f"{self.distribution}:{self.name}"
@@ -81,7 +86,7 @@ class PluginRecord:
     version: str
     value: str
     status: PluginStatus
-    error: Exception | None = None
+    error: BaseException | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
     plugin: Any = None
@@ -116,9 +121,9 @@ class InstalledPlugin(NamedTuple):
     entry_point: "EntryPoint"
 
     @property
-    def identity(self) -> tuple[str, str, str]:
-        """Equal for the same plugin when it is found again."""
-        return (self.distribution, self.name, self.entry_point.value)
+    def origin(self) -> tuple[str, str, str, str]:
+        """The start of a `PluginRecord`, and equal for a plugin that is found again."""
+        return (self.name, self.distribution, self.version, self.entry_point.value)
 
 
 def find_plugins(
@@ -170,14 +175,11 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
     return (int(plugin.distribution not in first_party()), plugin.distribution, plugin.name)
 
 
-ZOO, FIRST_PARTIES, THIRD_PARTY = range(3)
-
-
 def standing(wrapper: RegisteredWrapper) -> int:
-    """Who goes first where several plugins want one word: the zoo, our plugins, third parties."""
+    """Who goes first where several want one word: 0 the zoo, 1 our plugins, 2 third parties."""
     if is_of_zoo(wrapper):
-        return ZOO
-    return FIRST_PARTIES if wrapper.distribution in first_party() else THIRD_PARTY
+        return 0
+    return 1 if wrapper.distribution in first_party() else 2
 
 
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
@@ -208,26 +210,22 @@ def reason_to_block(installed: InstalledPlugin) -> str | None:
     return None
 
 
-def load(installed: InstalledPlugin) -> PluginRecord:
+def load_plugin(plugin: InstalledPlugin) -> PluginRecord:
     """Import a plugin, unless it is blocked, and ask it for its adapters. Any error is recorded."""
-    origin = (*installed[:3], installed.entry_point.value)
-    if reason := reason_to_block(installed):
-        error = PluginError(f"{installed.distribution} is blocked: {reason}")
-        return PluginRecord(*origin, "blocked", error)
+    if reason := reason_to_block(plugin):
+        error = PluginError(f"{plugin.distribution} is blocked: {reason}")
+        return PluginRecord(*plugin.origin, "blocked", error)
     start = time.perf_counter()
     try:
-        plugin = installed.entry_point.load()
-        wanted = getattr(plugin, "jno_lora_api", API_VERSION)
+        module = plugin.entry_point.load()
+        wanted = getattr(module, "jno_lora_api", API_VERSION)
         if wanted > API_VERSION:
             needs = f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}"
             advice = "upgrade jno-lora, or install an older version of the plugin"
-            return PluginRecord(*origin, "incompatible", PluginError(f"{needs}: {advice}"))
-        record = record_of(plugin, *origin)
-    except Exception as err:
-        record = PluginRecord(*origin, "failed", err)
-    except SystemExit as err:  # a script without `if __name__ == "__main__"`
-        error = PluginError(f"it tried to end the program: {err}")
-        record = PluginRecord(*origin, "failed", error)
+            return PluginRecord(*plugin.origin, "incompatible", PluginError(f"{needs}: {advice}"))
+        record = record_of(module, *plugin.origin)
+    except (Exception, SystemExit) as err:  # a script without `if __name__ == "__main__"` exits
+        record = PluginRecord(*plugin.origin, "failed", err)
     return dataclasses.replace(record, seconds=time.perf_counter() - start)
 
 
@@ -237,10 +235,23 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
     hooks = _hooks_of(plugin)
-    adapters = _adapters_of(hooks, distribution in first_party())
-    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
-    is_zoo = any(map(is_of_zoo, wrappers))
-    defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
+    adapters: list[Any] = []
+    for hook in hooks:
+        if hook.name != "jno_lora_wrappers":
+            continue
+        for returned in hook() or [None]:  # pluggy leaves out a result of `None`
+            if not isinstance(returned, Iterable):
+                raise TypeError(
+                    "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
+                    f"but returned {returned!r}"
+                )
+            adapters += returned
+    for adapter in adapters:
+        if not isinstance(adapter, LazyAdapter):
+            check_contract(adapter)
+    unique = dict.fromkeys(adapters)
+    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in unique)
+    defaults = getattr(plugin, "jno_lora_defaults", ()) if any(map(is_of_zoo, wrappers)) else ()
     origin = (name, distribution, version, value)
     return PluginRecord(
         *origin, "loaded", wrappers=wrappers, plugin=plugin, hooks=hooks, defaults=defaults
@@ -251,50 +262,20 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
     manager = new_manager()
     specs = {hook.name: hook for hook in vars(manager.hook).values() if hook.has_spec()}
-    signatures = ", ".join(f"`{n}({', '.join(hook.spec.argnames)})`" for n, hook in specs.items())
     try:
         manager.register(plugin)
         manager.check_pending()
+        if hooks := manager.get_hookcallers(plugin):
+            return tuple(hooks)
+        problem = f"{plugin!r} implements none of the hooks. Mark its functions"
+        raise pluggy.PluginValidationError(plugin, f"{problem} with `@jno.lora.hookimpl`")
     except pluggy.PluginValidationError as err:
-        raise PluginError(f"{err}. The hooks are {signatures}") from err
-    hooks = tuple(manager.get_hookcallers(plugin) or ())
-    if not hooks:
-        raise PluginError(
-            f"{plugin!r} implements none of the hooks. Mark its functions "
-            f"{' or '.join(f'`{name}`' for name in specs)} with `@jno.lora.hookimpl`."
-        )
-    return hooks
+        signatures = (f"`{name}({', '.join(specs[name].spec.argnames)})`" for name in specs)
+        raise PluginError(f"{err}. The hooks are {', '.join(signatures)}") from err
 
 
-def _adapters_of(hooks: Iterable[pluggy.HookCaller], is_lazy: bool) -> tuple[Any, ...]:
-    """Ask a plugin for its adapters. **Raises:** `TypeError` or `WrapperError`.
-
-    - `is_lazy`: whether the class of a `LazyAdapter` is made, and checked, when it is given out.
-    """
-    adapters: list[Any] = []
-    for hook in (hook for hook in hooks if hook.name == "jno_lora_wrappers"):
-        for returned in hook() or [None]:  # pluggy leaves out a result of `None`
-            if not isinstance(returned, Iterable) or isinstance(returned, str | type):
-                raise TypeError(
-                    "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
-                    f"but returned {returned!r}"
-                )
-            adapters += returned
-    for adapter in adapters:
-        if not isinstance(adapter, LazyAdapter):
-            check_contract(adapter)
-        elif not is_lazy:
-            check_contract(adapter.cls)
-    unique = dict.fromkeys(adapters)
-    names = [adapter.__name__ for adapter in unique]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise TypeError(f"it provides two different adapters of one name: {', '.join(repeated)}")
-    return tuple(unique)
-
-
-def how_to_block(distribution: str | None) -> str:
+def how_to_block(distribution: str) -> str:
     """The end of a message about a plugin: how to do without the plugin, if it is installed."""
-    if distribution in (None, IN_PROCESS):
-        return ""
     variable = f"JNO_LORA_BLOCK={distribution}"
-    return f" To do without this plugin, set the environment variable {variable}."
+    advice = f" To do without this plugin, set the environment variable {variable}."
+    return "" if distribution == IN_PROCESS else advice

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -13,22 +12,20 @@ from .._caches import forget
 from .._contract import LoRAWrapper, check_contract
 from .._errors import PluginError, warn
 from .._paths import show_path
-from ._hookspecs import new_manager
 from ._names import Names
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
     ZOO_DISTRIBUTION,
-    ZOO_PACKAGE,
     InstalledPlugin,
     PluginRecord,
     RegisteredWrapper,
     find_plugins,
     how_to_block,
-    is_of_zoo,
-    load,
+    load_plugin,
     order,
     record_of,
+    why_unusable,
 )
 
 _LOG = logging.getLogger("jno.lora.plugins")
@@ -61,7 +58,7 @@ class Registry:
     def _names(self) -> Names:
         cached, plugins = self._cached, self._plugins
         if cached is None or cached[0] is not plugins:
-            names = Names(sorted(plugins.values(), key=order), self.discover)
+            names = Names(sorted(plugins.values(), key=order))
             self._cached = cached = (plugins, names)
         return cached[1]
 
@@ -73,39 +70,44 @@ class Registry:
         self._found[distribution] = plugins
         return plugins
 
-    def _loaded(self, distribution: str | None = None, strict: bool | None = None) -> Names:
-        """What names mean once the plugins of one distribution, or all plugins, are loaded."""
-        return self._load(self._find(distribution), strict)
-
-    def _load(self, plugins: Sequence[InstalledPlugin], strict: bool | None) -> Names:
-        """Load these plugins unless they are loaded. Warns about a plugin that fails.
+    def _load(
+        self, distribution: str | None = None, strict: bool | None = None, package: str = ""
+    ) -> Names:
+        """Load the plugins of one distribution, or all plugins, once. Warns about broken plugins.
 
         Threads may load a plugin at the same time; the first record counts.
+
+        - `package`: loads only the plugins whose entry points are in this package, if it is given.
         """
+        plugins = [
+            plugin
+            for plugin in self._find(distribution)
+            if package in ("", plugin.entry_point.module.partition(".")[0])
+        ]
         new: list[PluginRecord] = []
         loading: frozenset[Hashable] = getattr(_LOADING, "plugins", frozenset())
         for plugin in plugins:
-            if plugin.identity in self._plugins or plugin.identity in loading:
+            if plugin.origin in self._plugins or plugin.origin in loading:
                 continue
             try:
-                _LOADING.plugins = loading | {plugin.identity}
+                _LOADING.plugins = loading | {plugin.origin}
                 _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)
-                record = load(plugin)
+                record = load_plugin(plugin)
             finally:  # an assignment, which Ctrl-C cannot interrupt
                 _LOADING.plugins = loading
             with self._lock:
-                if plugin.identity not in self._plugins:
-                    self._plugins = {**self._plugins, plugin.identity: record}
+                if plugin.origin not in self._plugins:
+                    self._plugins = {**self._plugins, plugin.origin: record}
                     new.append(record)
         if strict is None:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
         for plugin in plugins if strict else ():
-            record = self._plugins.get(plugin.identity)
+            record = self._plugins.get(plugin.origin)
             if record is not None and record.status in BROKEN:
-                raise PluginError(_complaint(record)) from record.error
+                raise PluginError(f"The plugin {why_unusable(record)}") from record.error
         for record in new:
             if record.status in BROKEN:
-                warn(_complaint(record))
+                warn(f"A plugin is left out: {why_unusable(record)}")
         return self._names
 
     def _current(self, distribution: str) -> str:
@@ -119,7 +121,7 @@ class Registry:
         **Raises:** `PluginError` for a broken plugin if `strict`, by default if `JNO_LORA_STRICT`
         is set.
         """
-        return self._loaded(strict=strict).records
+        return self._load(strict=strict).records
 
     def loaded(self) -> tuple[PluginRecord, ...]:
         """The records of the plugins that are loaded already."""
@@ -134,14 +136,14 @@ class Registry:
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
-        return self._loaded(ZOO_DISTRIBUTION).defaults()
+        return self._load(ZOO_DISTRIBUTION).defaults()
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
         """One class of the zoo, by its name. Loads only the zoo.
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken, or lacks the class.
         """
-        return self._loaded(ZOO_DISTRIBUTION).zoo_class(name)
+        return self._load(ZOO_DISTRIBUTION).zoo_class(name)
 
     def zoo_classes(self) -> Mapping[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
@@ -150,7 +152,7 @@ class Registry:
 
         Warns about a broken zoo, and does not raise in strict mode: `dir(jno.lora)` asks.
         """
-        return self._loaded(ZOO_DISTRIBUTION, strict=False).zoo_classes
+        return self._load(ZOO_DISTRIBUTION, strict=False).zoo_classes
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a name or variant stands for. The classes of the zoo go first.
@@ -160,26 +162,21 @@ class Registry:
         """
         distribution, colon, bare = name.rpartition(":")
         if colon:
-            return self._loaded().resolve(f"{self._current(distribution)}:{bare}")
-        zoo_classes = self._loaded(ZOO_DISTRIBUTION).zoo_classes
-        return (zoo_classes[name],) if name in zoo_classes else self._loaded().resolve(name)
+            return self._load().resolve(f"{self._current(distribution)}:{bare}")
+        zoo_classes = self._load(ZOO_DISTRIBUTION).zoo_classes
+        return (zoo_classes[name],) if name in zoo_classes else self._load().resolve(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
-        return tuple(wrapper.cls for wrapper in self._loaded().wrappers if wrapper.adapter.auto)
+        return tuple(wrapper.cls for wrapper in self._load().wrappers if wrapper.adapter.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`. Loads nothing: only loaded plugins count."""
-        return self._names.provider(cls)
-
-    def provider_of(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """As `provider`, but loads the plugins of the package that defines the class."""
-        if (provider := self.provider(cls)) is not None:
-            return provider
-        package = cls.__module__.partition(".")[0]
-        modules = [(plugin, plugin.entry_point.module) for plugin in self._find(None)]
-        of_package = [p for p, module in modules if module.partition(".")[0] == package]
-        return self._load(of_package, strict=False).provider(cls)
+        """The registered adapter of class `cls`. Loads the plugins of the class's package alone."""
+        provider = self._names.provider(cls)
+        if provider is None:
+            package = cls.__module__.partition(".")[0]
+            provider = self._load(strict=False, package=package).provider(cls)
+        return provider
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
@@ -190,7 +187,7 @@ class Registry:
         """
         if distribution is None:
             return self._names.provided(IN_PROCESS, name)
-        return self._loaded(distribution).provided(self._current(distribution), name)
+        return self._load(distribution).provided(self._current(distribution), name)
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""
@@ -204,8 +201,9 @@ class Registry:
 
         Warns once if the hook of a plugin fails or chooses something that is not a candidate.
         """
-        names = ", ".join(cls.__name__ for cls in candidates)
-        for record, hook in self._selectors():
+        selectors = list(reversed(self.hooks("jno_lora_select")))
+        selectors.sort(key=_place)
+        for record, hook in selectors:
             try:
                 chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
             except Exception as err:
@@ -215,6 +213,7 @@ class Registry:
                     return chosen
                 if chosen is None:
                     continue
+                names = ", ".join(cls.__name__ for cls in candidates)
                 problem = f"chose {chosen!r}, which is none of the candidates ({names})"
             if record.plugin in self._blamed:
                 continue
@@ -225,16 +224,6 @@ class Registry:
                 f"{how_to_block(record.distribution)}"
             )
         return None
-
-    def _selectors(self) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
-        """The plugins that choose, in pluggy's order (`tryfirst`, `trylast`)."""
-        manager, selectors = new_manager(), {}
-        for record, hook in self.hooks("jno_lora_select"):
-            if not manager.is_registered(record.plugin):  # two distributions may name one module
-                manager.register(record.plugin)
-            selectors[id(record.plugin)] = (record, hook)
-        implementations = reversed(manager.hook.jno_lora_select.get_hookimpls())
-        return [selectors[id(implementation.plugin)] for implementation in implementations]
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.
@@ -255,19 +244,13 @@ class Registry:
         if isinstance(item, type):
             check_contract(item)
             wrapper = RegisteredWrapper(item, IN_PROCESS, "")
-            # Whoever has a class of the zoo has imported the zoo.
-            zoo = sys.modules.get(f"{ZOO_PACKAGE}.plugin") if is_of_zoo(wrapper) else None
-            defaults = getattr(zoo, "jno_lora_defaults", ())
-            record = PluginRecord(*origin, "loaded", wrappers=(wrapper,), defaults=defaults)
+            record = PluginRecord(*origin, "loaded", wrappers=(wrapper,))
             identity = (IN_PROCESS, item.__module__, item.__qualname__)
         else:
-            if any(record.plugin is item for record in self._plugins.values()):
-                return item
             record = record_of(item, *origin)
             identity = (IN_PROCESS, getattr(item, "__name__", None) or id(item))
         with self._lock:
-            remaining = {key: value for key, value in self._plugins.items() if key != identity}
-            self._plugins = {**remaining, identity: record}
+            self._plugins = {**self._plugins, identity: record}
         return item
 
     def refresh(self) -> None:
@@ -283,9 +266,10 @@ class Registry:
         forget()
 
 
-def _complaint(record: PluginRecord) -> str:
-    why = f"{type(record.error).__name__}: {record.error}"
-    return f"The plugin {record.describe()} could not be loaded and is left out: {why}"
+def _place(selector: tuple[PluginRecord, pluggy.HookCaller]) -> int:
+    """The sort key of a hook, by its options `tryfirst` and `trylast` for pluggy."""
+    (implementation, *_) = selector[1].get_hookimpls()
+    return implementation.trylast - implementation.tryfirst
 
 
 _DEFAULT = Registry()

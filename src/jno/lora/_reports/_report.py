@@ -167,7 +167,7 @@ def report_on(
     rows: list[ReportRow] = []
     fill = filler(model)
     for path, adapter, trained, counted in adapted_layers(model, trainable, parameters):
-        provider = registry.provider_of(type(adapter))
+        provider = registry.provider(type(adapter))
         distribution = None if provider is None else provider.distribution
         classes = type(adapter.base).__name__, type(adapter)
         total = count(adapter, counted) + coded_size(adapter)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("jno.lora")
 
-# Shorter work shows nothing.
+# Work of the first seconds shows nothing.
 _PATIENCE = 2.0  # seconds
 _BETWEEN_LINES = 10.0  # seconds
 
@@ -23,7 +23,7 @@ _BETWEEN_LINES = 10.0  # seconds
 def tracked(
     items: Iterable[T], what: str, *, console: "Console | None" = None, show: bool = True
 ) -> Generator[T, None, None]:
-    """Yield the items, with a `Bar` if the remaining items will take some seconds.
+    """Yield the items, with a `Bar` after some seconds.
 
     Items whose number is unknown have no bar. The logger `jno.lora` says the same in lines of level
     INFO, every ten seconds and at the end. If the work may raise, close the iterator
@@ -33,24 +33,20 @@ def tracked(
     if not (show and total):
         yield from items
         return
-    bar: Bar | None = None
-    start = begin = said = time.monotonic()
+    start = said = time.monotonic()
     with contextlib.ExitStack() as stack:
+        bar: Bar | None = None
         for done, item in enumerate(items):
             now = time.monotonic()
-            if done == 1:
-                begin = now  # the first item compiles programs for the other items
-            left = (now - begin) / (done - 1) * (total - done) if done > 1 else 0.0
-            if bar is None and left > _PATIENCE:
+            if bar is None and now - start > _PATIENCE:
                 bar = stack.enter_context(Bar(total, what, console=console))
             if bar is not None:
                 bar.update(completed=done)
-                if now - said > _BETWEEN_LINES:
-                    said = now
-                    _log.info("%s: %d of %d, about %.0f s left", what, done, total, left)
+            if now - said > _BETWEEN_LINES:
+                said = now
+                _log.info("%s: %d of %d", what, done, total)
             yield item
-    took = time.monotonic() - start
-    if took > _PATIENCE:
+    if (took := time.monotonic() - start) > _PATIENCE:
         _log.info("%s: %d in %.1f s", what, total, took)
 
 

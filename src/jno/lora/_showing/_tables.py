@@ -117,7 +117,13 @@ def table(
             rows = [
                 (path, f"x {count:,}" if count > 1 else "", *cells) for path, count, cells in groups
             ]
-    return Table(title, tuple(columns), tuple(map(tuple, rows)), caption)
+    cells = (tuple(map(_printable, row)) for row in rows)
+    return Table(_printable(title), tuple(columns), tuple(cells), _printable(caption))
+
+
+def _printable(text: str) -> str:
+    """Text, perhaps of a file, without characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _cell(tag: str, text: str, justify: str) -> str:

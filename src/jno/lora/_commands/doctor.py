@@ -1,0 +1,220 @@
+"""`jno-lora doctor`: what is installed, and whether it is in order."""
+
+import contextlib
+import os
+import platform
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import importlib_metadata
+import jax
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+
+from .. import __path__ as _package_path
+from .._contract import statistic_keys
+from .._errors import PluginError
+from .._paths import FEW, nearest
+from .._registry import (
+    BROKEN,
+    ENTRY_POINT_GROUP,
+    PluginRecord,
+    default_registry,
+    first_party,
+    names_in,
+    normalise,
+)
+from .._version import __version__
+
+SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
+_LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
+# Groups that authors write for ours, without dots, dashes and underscores.
+_NEAR_GROUPS = [f"jnolora{end}" for end in ("", "plugins", "adapters", "wrappers")]
+
+
+def examine(
+    records: tuple[PluginRecord, ...],
+    commands: Mapping[str, PluginRecord],
+    left_out: list[str],
+    *,
+    is_report: bool,
+) -> tuple[str, bool]:
+    """The facts and troubles of this installation, and whether there is any trouble.
+
+    - `commands`: the names of the commands that plugins add, each with its plugin.
+    - `left_out`: a line for each command that is left out.
+    - `is_report`: whether the text is one block of Markdown without private paths.
+    """
+    facts = [*_versions(records), *_machine()]
+    troubles: list[str] = []
+    for record, tell in default_registry().hooks("jno_lora_doctor"):
+        try:
+            tell(facts=facts, troubles=troubles)
+        except Exception as err:
+            troubles.append(f"The hook `jno_lora_doctor` of {record.describe()}: {err!r}")
+    for record in records:
+        facts += _additions(record, commands)
+    variables = sorted(name for name in os.environ if name.startswith("JNO_LORA_"))
+    facts += ((name, repr(os.environ[name])) for name in variables)
+    troubles += _plugin_troubles(records)
+    troubles += (f"Left out of the command line: {line}" for line in left_out)
+    troubles += _distribution_troubles()
+    troubles += _unmatched_names(records)
+
+    width = max(len(name) for name, _ in facts)
+    shown = _without_private_paths if is_report else str
+    indent = (width + 2) * " "
+    wrap = textwrap.TextWrapper(100, "", indent, break_long_words=False, break_on_hyphens=False)
+    lines = (wrap.fill(f"{name:<{width}}  {shown(value)}") for name, value in facts)
+    paragraphs = ["\n".join(lines)]
+    paragraphs += (f"TROUBLE: {shown(trouble)}" for trouble in troubles)
+    paragraphs += [f"{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found."]
+    text = "\n\n".join(paragraphs)
+    fence = "`" * 8  # an error may hold backticks, too
+    return f"{fence}text\n{text}\n{fence}" if is_report else text, bool(troubles)
+
+
+def _versions(records: tuple[PluginRecord, ...]) -> Iterator[tuple[str, str]]:
+    """The versions of Python, of jno-lora and its libraries, and of ours that are not plugins."""
+    yield "Python", platform.python_version()
+    for name in ("jno-lora", *_LIBRARIES):
+        try:
+            yield name, importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            yield name, "not installed as a distribution"
+    for name in sorted(first_party() - {record.distribution for record in records}):
+        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
+            yield name, importlib_metadata.version(name)
+    yield "jno.lora imported from", next(iter(_package_path))
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    """The devices of JAX. A driver that does not fit is a fact, because it may be the bug."""
+    yield "platform", platform.platform()
+    yield "jax_enable_x64", str(jax.config.read("jax_enable_x64"))
+    try:
+        kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+        shown = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    except Exception as err:  # of whichever plugin of JAX
+        shown = f"{type(err).__name__}: {err}"
+    yield "devices", shown
+
+
+def _additions(
+    record: PluginRecord, commands: Mapping[str, PluginRecord]
+) -> Iterator[tuple[str, str]]:
+    """A plugin, and everything that it adds: a kind, and names."""
+    status = f"{record.status}, {record.seconds:.2f} s, entry point {record.name!r}"
+    yield f"{record.distribution} {record.version}", status
+    classes = [wrapper.cls for wrapper in record.wrappers]
+    adapters, word = [cls.__name__ for cls in classes], "adapters"
+    if len(adapters) > FEW:
+        adapters = sorted({cls.variant or cls.__name__ for cls in classes})
+        word = f"{len(classes)} adapters"
+    names = {
+        word: adapters,
+        "hooks": sorted(hook.name for hook in record.hooks),
+        "commands": [name for name, owner in commands.items() if owner is record],
+        "statistics": sorted({key for cls in classes for key in statistic_keys(cls).values()}),
+    }
+    yield from ((f"  {kind}", ", ".join(listed)) for kind, listed in names.items() if listed)
+
+
+def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
+    """A text for each problem with the plugins and their names, with what to do."""
+    try:
+        default_registry().defaults()
+    except PluginError as err:
+        yield f"`net.lora()` has no adapters to use. {err}"
+    for record in records:
+        plugin = f"The plugin {record.describe()}"
+        if record.status in BROKEN:
+            yield (
+                f"{plugin} cannot be used ({record.status}). Upgrade or uninstall it, or block it "
+                f"with JNO_LORA_BLOCK={record.distribution}.\n"
+                + "".join(traceback.format_exception(record.error))
+            )
+        if record.seconds > SLOW_SECONDS:
+            yield (
+                f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
+                "slow. Its entry point should import nothing heavy."
+            )
+    for name, owners in default_registry().clashes().items():
+        yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
+
+
+def _distribution_troubles() -> Iterator[str]:
+    """A text for metadata that keep a distribution from being a plugin, and for other versions."""
+    distributions: dict[str, Any] = {}
+    for distribution in importlib_metadata.distributions():  # the first on `sys.path` counts
+        with contextlib.suppress(FileNotFoundError):  # a half-removed installation
+            distributions.setdefault(normalise(distribution.name), distribution)
+    versions = {name: distribution.version for name, distribution in distributions.items()}
+    versions["jno-lora"] = __version__  # also where it is imported without being installed
+    ours = {"jno-lora", *first_party()}
+    for name, distribution in distributions.items():
+        shown = f"{distribution.name} {distribution.version}"
+        groups = {entry.group for entry in distribution.entry_points}
+        advice = f'In its pyproject.toml, write [project.entry-points."{ENTRY_POINT_GROUP}"]'
+        for group in sorted(groups - {ENTRY_POINT_GROUP}):
+            if re.sub(r"[^a-z0-9]", "", group.lower()) in _NEAR_GROUPS:
+                yield (
+                    f"{shown} has entry points in the group {group!r}, but plugins are found by "
+                    f'the group "{ENTRY_POINT_GROUP}". {advice}, and install it again.'
+                )
+        if name.startswith("jno-lora-") and name not in ours and ENTRY_POINT_GROUP not in groups:
+            yield (
+                f"{shown} is named like a plugin, but has no entry point in the group "
+                f'"{ENTRY_POINT_GROUP}". {advice}, and install it again.'
+            )
+        for need, bounds in _requirements(distribution):
+            if need in ours & versions.keys() and not bounds.contains(versions[need], True):
+                yield (
+                    f"{shown} needs {need}{bounds}, but {need} {versions[need]} is installed. "
+                    f"Install versions that fit each other: pip install -U {name} {need}"
+                )
+
+
+def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
+    """The names and bounds of the requirements that are not for an extra or another Python."""
+    for text in distribution.requires or ():
+        with contextlib.suppress(InvalidRequirement):  # metadata from before PEP 508
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                yield normalise(need.name), need.specifier
+
+
+def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
+    """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that means no plugin."""
+    distributions = {record.distribution for record in records}
+    entries = {normalise(record.name) for record in records}
+    meanings = {
+        "JNO_LORA_BLOCK": distributions | entries,
+        "JNO_LORA_PLUGINS": {*distributions, *first_party()},
+    }
+    for variable, plugins in meanings.items():
+        for name in sorted(names_in(variable) - plugins):
+            near = ", ".join(nearest(name, sorted(plugins))) or "none"
+            yield (
+                f"{variable} names {name!r}, but no installed plugin has this name. The nearest "
+                f"names are: {near}."
+            )
+
+
+def _without_private_paths(text: str) -> str:
+    """`text` with names for the directories that tell who runs Python, and where."""
+    names = {
+        sys.prefix: "<environment>",
+        sys.base_prefix: "<python>",
+        os.getcwd(): "<here>",
+        os.path.expanduser("~"): "~",
+    }
+    names |= {os.path.realpath(path): name for path, name in names.items()}
+    for path in sorted(names, key=len, reverse=True):
+        if len(path) > 1:  # `/` would be found in every path
+            text = text.replace(path, names[path])
+    return text
