@@ -34,9 +34,8 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
     configuration = contents.configuration
-    non_finite = {
-        name: count_non_finite(array) for name, array in contents.container.values.items()
-    }
+    arrays = contents.container.arrays if values else {}
+    non_finite = {name: count_non_finite(array) for name, array in arrays.items()}
     adapters = [_adapter(path, contents, non_finite) for path in configuration.adapters]
     shared = _named(configuration.tensors[SHARED], contents)
     extension = _named(configuration.tensors[EXTENSION], contents)
@@ -99,7 +98,7 @@ def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _named(names: dict[str, str], contents: Contents) -> dict[str, Any]:
-    return {name: contents.container.tensors[tensor] for name, tensor in names.items()}
+    return {name: contents.container.arrays[tensor] for name, tensor in names.items()}
 
 
 def _adapter(path: str, contents: Contents, non_finite: dict[str, int]) -> dict[str, Any]:
