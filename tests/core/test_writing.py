@@ -80,7 +80,7 @@ def test_what_can_be_no_file_is_refused(kind, model, tmp_path):
         path.mkdir()
     else:
         os.mkfifo(path)
-    message = "no such directory. Make it first" if kind == "no directory" else "not a file"
+    message = "No such file or directory" if kind == "no directory" else "not a file"
     with pytest.raises(CheckpointError, match=message):
         save_adapters(model, path)
 

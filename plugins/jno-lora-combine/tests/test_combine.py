@@ -348,9 +348,9 @@ def test_what_is_no_set_is_told_by_its_type(sets, unchecked):
         stack_adapters, [sets[0], layers()]
     )
     assert "scaled, in a list, but this is a list of list" in refused(scale_adapters, sets, 0.5)
-    told = "must be an AdapterSet, but is of type"
-    assert f"`adapters` {told} dict" in refused(swap_adapters, layers(), layers())
-    assert f"`adapters` {told} dict" in refused(Net(layers()).add_adapter, "one", layers())
+    told = "must be an AdapterSet, but are of type dict"
+    assert told in refused(swap_adapters, layers(), layers())
+    assert told in refused(Net(layers()).add_adapter, "one", layers())
 
 
 @pytest.mark.parametrize("method", ["ties", "magnitude_prune"])

@@ -290,12 +290,12 @@ def test_loading_does_not_take_a_net_for_a_model(tmp_path):
 @pytest.mark.parametrize("variant", ["lora", "ia3", "pissa"])
 def test_what_cannot_be_read_is_told_with_its_path(variant, tmp_path):
     model = trained({"fc": eqx.nn.Linear(4, 3, use_bias=False, key=KEY)}, variant)
-    with pytest.raises(PeftFormatError, match=r"'fc' is being traced\. Save outside of `jit`"):
+    with pytest.raises(PeftFormatError, match="'fc' is not an array with values"):
         eqx.filter_jit(save_peft)(model, tmp_path / "no")
     trains, _ = eqx.partition(model, lora_trainable_filter(model))
     for array in jax.tree.leaves(trains):
         array.delete()
-    with pytest.raises(PeftFormatError, match="'fc' was deleted: a compiled step took its memory"):
+    with pytest.raises(PeftFormatError, match=r"at 'fc'.*deleted"):
         save_peft(model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

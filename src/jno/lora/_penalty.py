@@ -1,9 +1,7 @@
 """The adapters' own penalties, summed for a loss."""
 
-from functools import partial
+from collections.abc import Sequence
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -33,12 +31,15 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     penalties: list[Array] = []
     for path, adapter in adapted_layers(model):
         if type(adapter).penalty is not LoRAWrapper.penalty:
-            where = show_place(type(adapter), path)
-            with failing(f"compute the penalty of {where}", hint=partial(_advice, adapter)):
+            with failing(f"compute the penalty of {show_place(type(adapter), path)}"):
                 penalties.append(_penalty_of(adapter))
-    dtypes = [value.dtype for value in penalties]
-    widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
-    return sum((value.astype(widest) for value in penalties), start=jnp.asarray(0.0))
+    return total(penalties)
+
+
+def total(values: Sequence[Array]) -> Array:
+    """The sum of numbers in the widest of their dtypes."""
+    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize, default=None)
+    return sum((value.astype(widest) for value in values), start=jnp.asarray(0.0))
 
 
 def _penalty_of(adapter: LoRAWrapper) -> Array:
@@ -50,9 +51,3 @@ def _penalty_of(adapter: LoRAWrapper) -> Array:
             f"{value.shape[ndim:]}"
         )
     return jnp.sum(at_least_float32(value))
-
-
-def _advice(adapter: LoRAWrapper) -> str:
-    if any(map(eqx.is_array, jax.tree.leaves(adapter.base))):
-        return ""
-    return "The layer has no arrays. Give the whole model: eqx.combine(trainable, frozen)"

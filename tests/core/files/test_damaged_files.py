@@ -17,16 +17,16 @@ from ._tools import OWN, assembled, parts, refused, small_model, with_adapter
 
 def test_what_is_no_file_is_refused(file, tmp_path):
     assert "No such file" in refused(file)
-    assert "is a directory, but adapters are one file" in refused(tmp_path)
+    assert "Is a directory" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, 500, -1])
 def test_a_file_that_was_cut_short_is_refused(size, whole, file):
-    assert "cut short" in refused(file, whole[:size])
+    assert "damaged, or not a safetensors file" in refused(file, whole[:size])
 
 
 def test_a_longer_file_is_refused(whole, file):
-    assert "something was added" in refused(file, whole + b"\0")
+    assert "damaged, or not a safetensors file" in refused(file, whole + b"\0")
 
 
 def test_files_of_other_kinds_are_refused(file):
@@ -142,17 +142,17 @@ CONFIGURATIONS = {
     "version text": (lambda c: c.update(format_version="1"), "format_version is '1'"),
     "version true": (lambda c: c.update(format_version=True), "format_version is True"),
     "no version": (lambda c: c.pop("format_version"), "format_version is None"),
-    "adapters a list": (lambda c: c.update(adapters=[]), "adapters is [], which is not a JSON"),
+    "adapters a list": (lambda c: c.update(adapters=[]), "adapters is [], which is not"),
     "an adapter null": (lambda c: c["adapters"].update(a=None), "adapters/a is None, which is"),
     "versions numbers": (lambda c: c.update(versions={"jax": 1}), "versions/jax is 1"),
     "rank below 0": (with_adapter(rank=-1), "adapters/a/rank is -1, which is not a whole number"),
     "rank true": (with_adapter(rank=True), "adapters/a/rank is True"),
     "rank text": (with_adapter(rank="4"), "adapters/a/rank is '4'"),
-    "alpha text": (with_adapter(alpha="4"), "adapters/a/alpha is '4', which is not a number"),
+    "alpha text": (with_adapter(alpha="4"), "adapters/a/alpha is '4', which is not"),
     "alpha infinite": (with_adapter(alpha=float("inf")), "alpha is inf, which is not a finite"),
     "wrapper null": (with_adapter(wrapper=None), "adapters/a/wrapper is None"),
-    "arrays text": (with_adapter(arrays="lora_A"), "adapters/a/arrays is 'lora_A', which is not a"),
-    "arrays of numbers": (with_adapter(arrays=[1, 2]), "adapters/a/arrays is 1, which is not text"),
+    "arrays text": (with_adapter(arrays="lora_A"), "adapters/a/arrays is 'lora_A', which is"),
+    "arrays of numbers": (with_adapter(arrays=[1, 2]), "adapters/a/arrays is 1, which is not"),
     "base values a number": (with_adapter(base_values=3), "adapters/a/base_values is 3"),
     "a layer without stack_ndim": (
         with_adapter(layer={"class": "Linear", "arrays": {}}),
@@ -190,7 +190,7 @@ def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
     ("changes", "message"),
     [
         ({"rank": 2}, "expected shape (2, 3), got (1, 3)"),
-        ({"rank": None}, "its rank is null, but a ToyLinear needs a finite number"),
+        ({"rank": None}, "a: could not restore the ToyLinear"),
         ({"arrays": ["lora_A"]}, "'a:lora_B': not in its configuration"),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
         ({"wrapper": "Net"}, "Net is a class that no plugin provides"),

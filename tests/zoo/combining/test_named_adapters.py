@@ -246,12 +246,12 @@ def test_a_file_replaces_adapters_without_a_name_and_joins_those_at_other_layers
 def test_names_that_are_wrong_taken_or_for_nothing(model):
     net, *_ = with_two(model)
     for call in (net.activate, net.delete_adapter, net.adapter):
-        refused(net, lambda call=call: call("tow"), "No adapters are called 'tow'; .*'two'")
+        refused(net, lambda call=call: call("tow"), "No adapters are called 'tow'.*'two'")
     refused(net, lambda: net.add_adapter("one"), "called 'one' already")
-    refused(net, lambda: net.add_adapter("three"), r"called 'two' already.*net.adapter\('two'\)")
+    refused(net, lambda: net.add_adapter("three"), r"carries 'two'.*net.adapter\(name\)")
     bare = Net(model)
     refused(bare, lambda: bare.add_adapter("one"), "carries no adapters")
-    refused(bare, lambda: bare.activate("one"), "no adapters have a name")
+    refused(bare, lambda: bare.activate("one"), "No adapters are called 'one'")
 
 
 @pytest.mark.parametrize("name", [None, 3])

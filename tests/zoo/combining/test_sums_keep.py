@@ -11,11 +11,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import (
-    AdapterSet,
     LoRAWrapper,
     Net,
     SelectionError,
-    WrapperError,
     apply_lora,
     citation,
     extract_adapters,
@@ -27,7 +25,7 @@ from jno.lora import (
     swap_adapters,
 )
 from jno.lora._commands.inspection import as_table, inspect
-from jno.lora._sets import Member, _sum, sum_class
+from jno.lora._sets import Member, _adapter_sum, sum_class
 from jno_lora_zoo import DoRALinear, LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
@@ -138,32 +136,14 @@ def test_every_shape_is_tried():
         sum_adapters(model, {"a": squares, "b": set_of(model=model)})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"c/lora_A": jnp.zeros(1)}, "c/lora_A: not an array of a, b"),
-        ({"weights": jnp.ones(2, int)}, r"weights: expected one real number .* but is int32\[2\]"),
-        ({"weights": jnp.ones(2, complex)}, r"but is complex64\[2\]"),
-        ({"weights": jnp.ones(3)}, r"but is float32\[3\]"),
-        ({"weights": None}, "weights: .* but is missing"),
-    ],
-)
-def test_a_state_that_does_not_fit(changes, message):
-    loose = extract_adapters(sum_adapters(MODEL, {"a": A, "b": B}))["x"]
-    state = {key: x for key, x in (loose.state | changes).items() if x is not None}
-    with pytest.raises(WrapperError, match=message):
-        loose.wrapper.from_state(LAYER, state, None, None)
-
-
 def test_wrong_names_say_what_to_do(unchecked):
     net = net_of()
     for verb in (net.activate, net.delete_adapter, net.add_adapter):
         with pytest.raises(SelectionError, match=r"must be a string.*net.activate\('a', 'b'\)"):
             verb(["a", "b"])
     net.activate("a", "b")
-    with pytest.raises(SelectionError, match=r"called 'a' and 'b' already") as error:
+    with pytest.raises(SelectionError, match=r"carries 'a' and 'b'.*net\.adapter\(name\)"):
         net.add_adapter("c")
-    assert "net.add_adapter('c', net.adapter('a'))" in str(error.value)
     net.add_adapter("c", net.adapter("a"))
     with pytest.raises(SelectionError, match=r"are a sum of several sets.*split_adapters"):
         net.add_adapter("both", extract_adapters(net.module))
@@ -192,7 +172,7 @@ def test_members_are_searched_before_the_registry(monkeypatch):
     def refuse(_):
         raise AssertionError("asked the registry")
 
-    monkeypatch.setattr(_sum, "default_registry", refuse)
+    monkeypatch.setattr(_adapter_sum, "default_registry", refuse)
     y = sum_adapters(MODEL, {"a": A, "p": set_of("pissa", 3)})["x"](V)
     monkeypatch.undo()
     ends = [merge_lora(swap_adapters(MODEL, s))["x"].weight for s in (A, set_of("pissa", 3))]
@@ -243,7 +223,7 @@ class Weighted(eqx.nn.Linear):
 def test_a_sum_hides_no_field_of_its_layer():
     layer = Weighted()
     a = extract_adapters(apply_lora({"x": layer}, 1, key=jax.random.key(1), wrappers="lora"))
-    message = r"'x'.*\n?.*Weighted has fields of the names \['weights'\], which a sum of adapters"
+    message = r"'x'.*\n?.*would hide the fields \['weights'\] of the Weighted"
     with pytest.raises(SelectionError, match=message):
         sum_adapters({"x": layer}, {"a": a, "b": a})
 
@@ -326,18 +306,9 @@ def test_sets_that_are_in_the_model_are_not_kept_twice():
     assert not net._state.named["a"].adapters and net._state.named["b"].adapters
 
 
-@pytest.mark.parametrize(
-    ("sets", "arguments", "message"),
-    [
-        ({"a": A, "e": AdapterSet({})}, {}, "'e' has no adapters to add"),
-        ({"a\nb": A, "b": B}, {}, "must be a printable text"),
-        ({"a": A, "b": B}, {"weights": {"a": float("nan")}}, "must be finite, but is nan"),
-    ],
-    ids=["an empty set", "a name", "a weight"],
-)
-def test_sums_of_nothing_sensible(sets, arguments, message):
-    with pytest.raises(SelectionError, match=message):
-        sum_adapters(MODEL, sets, **arguments)
+def test_a_name_is_printable():
+    with pytest.raises(SelectionError, match="must be a printable text"):
+        sum_adapters(MODEL, {"a\nb": A, "b": B})
 
 
 def test_weights_have_the_precision_of_the_adapters(monkeypatch):

@@ -11,7 +11,7 @@ from ._read import (
     load_extended,
     read,
     read_adapters,
+    read_for,
     read_metadata,
-    with_loaded,
 )
-from ._write import layers_to_hash, save, save_adapters, save_extended, values_of
+from ._write import save, save_adapters, save_extended, values_of

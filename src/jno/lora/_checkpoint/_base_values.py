@@ -57,9 +57,14 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
             continue
         arrays = sorted(arrays_of(layer), key=lambda pair: pair[0])
         leaves = [leaf for name, array in arrays for leaf in _stored_arrays(name, array)]
-        if all(_has_values(leaf) for _, leaf in leaves):
-            codes = [array.code for _, array in arrays if is_coded(array)]
-            by_path[path] = f"{'_'.join([_ALGORITHM, *codes])}:{_hash(leaves)}"
+        if not all(_has_values(leaf) for _, leaf in leaves):
+            continue
+        digest = hashlib.new(_ALGORITHM)
+        for name, leaf in leaves:
+            line = [name, str(held_dtype(leaf)), list(leaf.shape), _digest(leaf)]
+            digest.update(json.dumps(line).encode())
+        codes = [array.code for _, array in arrays if is_coded(array)]
+        by_path[path] = f"{'_'.join([_ALGORITHM, *codes])}:{digest.hexdigest()}"
     return by_path
 
 
@@ -82,14 +87,6 @@ def _stored_arrays(path: str, array: Any) -> list[tuple[str, Any]]:
         return [(path, array)]
     leaves = jax.tree_util.tree_leaves_with_path(array)
     return [(f"{path}/{path_str(keys)}", leaf) for keys, leaf in leaves]
-
-
-def _hash(arrays: Iterable[tuple[str, Any]]) -> str:
-    digest = hashlib.new(_ALGORITHM)
-    for path, array in arrays:
-        line = [path, str(held_dtype(array)), list(array.shape), _digest(array)]
-        digest.update(json.dumps(line).encode())
-    return digest.hexdigest()
 
 
 def _has_values(array: Any) -> bool:

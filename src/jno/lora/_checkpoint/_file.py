@@ -7,7 +7,6 @@ against the size of its file, and this module reads the arrays.
 import contextlib
 import errno
 import json
-import math
 import os
 import platform
 import reprlib
@@ -48,22 +47,13 @@ class MalformedError(ValueError):
     """A file cannot be read. Becomes a `CheckpointError` that names the file."""
 
 
-class Tensor(NamedTuple):
-    """One array of a file."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 class Container(NamedTuple):
-    """The parts of a safetensors file. `values` is empty unless the arrays were read."""
+    """The parts of a safetensors file, and its size.
 
-    tensors: dict[str, Tensor]
-    values: dict[str, np.ndarray]
+    Where no values were read, the arrays are zeros, which share one number.
+    """
+
+    arrays: dict[str, np.ndarray]
     metadata: dict[str, str]
     nbytes: int
 
@@ -76,7 +66,7 @@ def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     with errors_of(path, "read"):
         container = read_container(path)
-        return container.values, container.metadata
+        return container.arrays, container.metadata
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
@@ -105,22 +95,21 @@ def brief(value: Any) -> str:
 
 
 def read_container(path: FilePath, *, values: bool = True) -> Container:
-    """**Raises:** `MalformedError` or `OSError`."""
+    """A safetensors file, with the values of its arrays or without.
+
+    **Raises:** `MalformedError` or `OSError`.
+    """
     import safetensors  # here, because only files need it
 
     with open(path, "rb") as file:
         try:
-            with safetensors.safe_open(path, framework="numpy"):  # reads the header only
-                length = int.from_bytes(file.read(8), "little")
+            with safetensors.safe_open(path, framework="numpy"):  # checks the header
+                begin = 8 + int.from_bytes(file.read(8), "little")
         except safetensors.SafetensorError as err:
-            raise MalformedError(
-                "it is not a safetensors file, or its header does not fit its content: it was cut "
-                f"short, something was added, or it was changed ({err})"
-            ) from err
-        header = parse_json(file.read(length), "its header")
+            raise MalformedError(f"it is damaged, or not a safetensors file: {err}") from err
+        header = parse_json(file.read(begin - 8), "its header")
         metadata = header.pop(_METADATA, None) or {}
         checksums = metadata.pop(_CHECKSUMS, None)  # other programs, and version 0.3, write none
-        tensors: dict[str, Tensor] = {}
         arrays: dict[str, np.ndarray] = {}
         for name, info in header.items():
             if info["dtype"] not in DTYPES:
@@ -128,14 +117,17 @@ def read_container(path: FilePath, *, values: bool = True) -> Container:
                     f"the array {brief(name)} has the dtype {info['dtype']}; expected is one of "
                     f"{', '.join(DTYPES)}"
                 )
-            tensor = tensors[name] = Tensor(DTYPES[info["dtype"]], tuple(info["shape"]))
+            dtype, (start, stop) = DTYPES[info["dtype"]], info["data_offsets"]
             if values:
-                file.seek(8 + length + info["data_offsets"][0])
-                raw = np.fromfile(file, np.uint8, tensor.nbytes)
-                arrays[name] = raw.view(tensor.dtype).reshape(tensor.shape)
-        if checksums is not None:
-            _check({**arrays, _METADATA: _as_bytes(metadata)}, checksums)
-        return Container(tensors, arrays, metadata, os.fstat(file.fileno()).st_size)
+                file.seek(begin + start)
+                raw = np.fromfile(file, np.uint8, stop - start)
+                arrays[name] = raw.view(dtype).reshape(info["shape"])
+            else:
+                arrays[name] = np.broadcast_to(np.zeros((), dtype), info["shape"])
+        nbytes = os.fstat(file.fileno()).st_size
+    if checksums is not None:
+        _check({**(arrays if values else {}), _METADATA: _as_bytes(metadata)}, checksums)
+    return Container(arrays, metadata, nbytes)
 
 
 def _check(arrays: Mapping[str, np.ndarray], checksums: str) -> None:
@@ -188,10 +180,9 @@ def errors_of(path: FilePath, action: str) -> Iterator[None]:
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
     except OSError as err:
-        why = err.strerror or err
-        if isinstance(err, FileNotFoundError) and action == "written":
-            why = "there is no such directory. Make it first"
-        raise CheckpointError(f"{os.fspath(path)!r} cannot be {action}: {why}.") from err
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be {action}: {err.strerror or err}."
+        ) from err
 
 
 def write_file(
@@ -215,39 +206,22 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     by an old description. After an interrupt, both files are old or, once the content has been
     replaced, both are new.
 
-    **Raises:** `CheckpointError` if that fails. Then the old files stay as they were, unless the
-    new description alone could not take its place: then there is no description.
+    **Raises:** `CheckpointError`, which names the first file, if that fails. Then the old files
+    stay as they were, unless the new description alone could not take its place: then there is no
+    description.
     """
-    with contextlib.ExitStack() as stack:
-        content, *descriptions = [
-            stack.enter_context(_written_beside(*item)) for item in files.items()
-        ]
-        if not descriptions:
-            content.put_in_place()
-            return
-        (description,) = descriptions
-        target, aside = description.target, _temporary(description.target)
-        try:
-            with errors_of(description.path, "written"), contextlib.suppress(FileNotFoundError):
-                os.replace(target, aside)
-            content.put_in_place()
-            description.put_in_place()
-        except BaseException as err:
-            if not content.is_in_place:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(aside, target)
-            elif not (description.is_in_place or isinstance(err, CheckpointError)):
-                description.put_in_place()
-            raise
-        finally:
-            if content.is_in_place:
-                aside.unlink(missing_ok=True)
+    with errors_of(next(iter(files)), "written"), contextlib.ExitStack() as stack:
+        new = [stack.enter_context(_written_beside(*item)) for item in files.items()]
+        content, *descriptions = new
+        for description in descriptions:
+            stack.enter_context(_without_old(description, content))
+        for file in new:
+            file.put_in_place()
 
 
 class _NewFile(NamedTuple):
     """A file on the disk, beside the file that it will replace."""
 
-    path: FilePath  # as it was given
     target: Path
     temporary: Path
 
@@ -256,8 +230,7 @@ class _NewFile(NamedTuple):
         return not self.temporary.exists()
 
     def put_in_place(self) -> None:
-        with errors_of(self.path, "written"):
-            os.replace(self.temporary, self.target)
+        os.replace(self.temporary, self.target)
         # A save that was killed left its temporary file.
         start = _start(self.target)
         with contextlib.suppress(OSError, ValueError):  # ValueError: a name that we did not give
@@ -270,23 +243,42 @@ class _NewFile(NamedTuple):
 @contextlib.contextmanager
 def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
     target = Path(os.path.realpath(path))
-    new = _NewFile(path, target, _temporary(target))
+    new = _NewFile(target, _temporary(target))
     try:
-        with errors_of(path, "written"):
-            permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-            if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
-                raise PermissionError(errno.EACCES, "it is read-only, or not a file")
-            with open(new.temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if permissions is not None:
-                os.chmod(new.temporary, permissions)
+        permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
+            raise PermissionError(errno.EACCES, "it is read-only, or not a file")
+        with open(new.temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if permissions is not None:
+            os.chmod(new.temporary, permissions)
         yield new
     except BaseException:
         with contextlib.suppress(OSError):
             new.temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def _without_old(description: _NewFile, content: _NewFile) -> Iterator[None]:
+    """Without the old description, which comes back unless the content was replaced."""
+    old = _temporary(description.target)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(description.target, old)
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if content.is_in_place and not description.is_in_place:
+            description.put_in_place()
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if content.is_in_place:
+                old.unlink()
+            else:
+                os.replace(old, description.target)
 
 
 def _temporary(target: Path) -> Path:
@@ -302,12 +294,9 @@ def _start(target: Path) -> str:
 
 def _is_running(process: int) -> bool:
     """Whether a process with this number runs. On Windows, asking would interrupt it: it does."""
-    if os.name == "nt":
-        return True
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
+        if os.name != "nt":
+            os.kill(process, 0)
+    except OSError as err:  # also for a process of another user, which runs
+        return not isinstance(err, ProcessLookupError)
     return True

@@ -12,8 +12,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, NoReturn
 
 from .._paths import FEW, bullets
 from .._sets import LayerForm
@@ -26,37 +26,29 @@ FORMAT_VERSION = 4
 SHARED, EXTENSION = "//shared", "//extension"
 
 
-class Kind(NamedTuple):
-    """Further conditions on a value of a type: their name, and a test."""
-
-    name: str
-    holds: Callable[[Any], Any]
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, str):  # terminals show it
+def _is_value(value: Any) -> bool:
+    """Whether metadata may hold `value`. Lines and tabs are fine in a user's text."""
+    if isinstance(value, list):
+        return all(not isinstance(inner, list) and _is_value(inner) for inner in value)
+    if isinstance(value, str):
         return value.replace("\n", "").replace("\t", "").isprintable()
     is_whole = type(value) is int and abs(value) < 2**64
     return isinstance(value, bool) or is_whole or (type(value) is float and math.isfinite(value))
 
 
-Text = Annotated[str, Kind("printable text", str.isprintable)]  # messages and terminals show it
+# Further conditions on a value of a type: their name, and a test. Messages and terminals show text.
+Text = Annotated[str, "printable text", str.isprintable]
 # Messages show code with these, and a command that installs the distribution.
-Name = Annotated[str, Kind("a name in Python", re.compile(r"\w+(\.\w+)*").fullmatch)]
+Name = Annotated[str, "a name in Python", re.compile(r"\w+(\.\w+)*").fullmatch]
 Distribution = Annotated[
-    str, Kind("a normalised name (PEP 503)", re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch)
+    str, "a normalised name (PEP 503)", re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch
 ]
-Version = Annotated[str, Kind("a version", re.compile(r"[0-9A-Za-z.+!-]*").fullmatch)]
-Path = Annotated[str, Kind("the path of an adapter", lambda x: x.isprintable() and x[:1] != "/")]
-Count = Annotated[int, Kind("a whole number from 0", lambda x: x >= 0)]
-Number = Annotated[float, Kind("a finite number", lambda x: abs(x) < math.inf)]
-# Of a user: lines and tabs are fine there.
+Version = Annotated[str, "a version", re.compile(r"[0-9A-Za-z.+!-]*").fullmatch]
+Path = Annotated[str, "the path of an adapter", lambda x: x.isprintable() and x[:1] != "/"]
+Count = Annotated[int, "a whole number from 0", lambda x: x >= 0]
+Number = Annotated[float, "a finite number", lambda x: abs(x) < math.inf]
 Value = Annotated[
-    Any,
-    Kind(
-        "printable text, a bool, a finite number of at most 64 bits, or a list of these",
-        lambda x: all(map(_is_scalar, x if isinstance(x, list) else [x])),
-    ),
+    Any, "printable text, a bool, a finite number of at most 64 bits, or a list of these", _is_value
 ]
 Metadata = dict[Text, Value]
 
@@ -231,7 +223,8 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """`value` as a type: of JSON, a dataclass of this module, or a container or `Kind` of these.
+    """`value` as a type: of JSON, a dataclass of this module, a container of these, or one
+    with further conditions.
 
     A missing key is null. Unknown keys are skipped.
 
@@ -241,8 +234,9 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        value = from_json(arguments[0], value, where)
-        return value if arguments[1].holds(value) else _refuse(value, arguments[1].name, where)
+        inner, expected, holds = arguments
+        value = from_json(inner, value, where)
+        return value if holds(value) else _refuse(value, expected, where)
     if origin in (typing.Union, types.UnionType):  # with None
         return None if value is None else from_json(arguments[0], value, where)
     if origin is tuple:
@@ -251,21 +245,11 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         values = from_json(dict, value, where)
         names = [from_json(arguments[0], name, f"{where} (a key)") for name in values]
         return {n: from_json(arguments[1], values[n], f"{where}/{n}") for n in names}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind):
         values = from_json(dict, value, where)
         keys = [(name, name.rstrip("_"), inner) for name, inner in _types(kind).items()]
         return kind(**{n: from_json(x, values.get(k), f"{where}/{k}") for n, k, x in keys})
-    return _refuse(value, _NAMES[kind], where)
-
-
-_NAMES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a JSON object",
-}
+    return _refuse(value, f"of the type {kind.__name__}", where)
 
 
 def _refuse(value: Any, expected: str, where: str) -> NoReturn:

@@ -2,20 +2,19 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import Handle, LoRAWrapper, check_contract, expect_model, takes
-from .._errors import CheckpointError, PluginError, SelectionError, reason_of, warn
+from .._contract import Handle, LoRAWrapper, check_contract, expect_model
+from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
 from .._paths import bullets, show_path
 from .._registry import Registry, default_registry
 from .._sets import (
     AdapterSet,
-    AdapterSum,
     LooseAdapter,
     Member,
     built_around,
@@ -72,8 +71,7 @@ def load_adapters(
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     expect_model(model, "load_adapters")
-    loaded = load(model, path, wrappers, default_registry(registry), strict=strict)
-    return with_loaded(model, loaded)
+    return load(model, read_for(path), wrappers, default_registry(registry), strict)[0]
 
 
 def load_extended(
@@ -98,14 +96,10 @@ def load_extended(
     distribution.
     """
     expect_model(model, "load_extended")
-    contents = _read_for(path, distribution)
-    loaded = load(
-        model, path, wrappers, default_registry(registry), strict=strict, contents=contents
-    )
-    extension = Extension(
-        **{**vars(contents.configuration.extension), "arrays": contents.arrays(EXTENSION)}
-    )
-    return with_loaded(model, loaded), extension
+    contents = read_for(path, distribution)
+    adapted, _ = load(model, contents, wrappers, default_registry(registry), strict)
+    section = vars(contents.configuration.extension)
+    return adapted, Extension(**{**section, "arrays": contents.arrays(EXTENSION)})
 
 
 def read_adapters(
@@ -115,10 +109,10 @@ def read_adapters(
 
     **Arguments** and **Raises:** as `load_adapters`.
     """
-    contents = _read_for(path, None)
+    contents = read_for(path)
     adapters, problems = _adapters_in(contents, wrappers, default_registry(registry))
     _refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
-    _warn_of_non_finite(path, contents, adapters.adapters)
+    _warn_of_non_finite(contents, adapters)
     return adapters
 
 
@@ -141,6 +135,7 @@ def read_metadata(path: FilePath) -> dict[str, Any]:
 class Contents(NamedTuple):
     """The parts of a file of adapters."""
 
+    path: FilePath
     configuration: Configuration
     container: Container
 
@@ -150,20 +145,15 @@ class Contents(NamedTuple):
         They are copies, because JAX could not donate memory that it shares with NumPy.
         """
         # `jnp.array` would compile a program for each shape.
-        names, values = self.configuration.tensors[path], self.container.values
+        names, values = self.configuration.tensors[path], self.container.arrays
         return {n: jax.device_put(values[t], may_alias=False) for n, t in names.items()}
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
-    """Read a file, with its arrays or without. No plugin runs.
+    """Read a file, with the values of its arrays or without. No plugin runs.
 
     **Raises:** `CheckpointError` if the file is damaged.
     """
-    if os.path.isdir(path):
-        raise CheckpointError(
-            f"{os.fspath(path)!r} is a directory, but adapters are one file. "
-            "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter."
-        )
     with errors_of(path, "read"):
         container = read_container(path, values=values)
         if KEY not in container.metadata:
@@ -172,12 +162,12 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
                 "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
             )
         configuration = Configuration.parse(container.metadata[KEY])
-        configuration.check_tensors(container.tensors)
-        return Contents(configuration, container)
+        configuration.check_tensors(container.arrays)
+        return Contents(path, configuration, container)
 
 
-def _read_for(path: FilePath, distribution: str | None) -> Contents:
-    """A file with the extension of this plugin, or without an extension for `None`."""
+def read_for(path: FilePath, distribution: str | None = None) -> Contents:
+    """Read a file with the extension of this plugin, or without an extension for `None`."""
     contents = read(path)
     section = contents.configuration.extension
     if section is None and distribution is not None:
@@ -194,38 +184,30 @@ def _read_for(path: FilePath, distribution: str | None) -> Contents:
     return contents
 
 
-def with_loaded(model: M, loaded: Mapping[str, LoRAWrapper]) -> M:
-    """`model` with these adapters, by path. They replace the adapters that it carries there."""
-    return put_shared(replace_layers(model, loaded), shared_arrays(model))
-
-
 def load(
-    model: PyTree,
-    file: FilePath,
+    model: M,
+    contents: Contents,
     wrappers: Classes,
     registry: Registry,
-    *,
     strict: Strict,
+    *,
     plain: PyTree | None = None,
     originals: Mapping[str, Any] | None = None,
-    contents: Contents | None = None,
-) -> dict[str, LoRAWrapper]:
-    """The adapters of a file around the layers of `model`, by path: all, or those that fit.
+) -> tuple[M, list[str]]:
+    """`model` with the adapters of a file: all, or those that fit; and their paths.
+
+    They replace the adapters that the model carries there.
 
     - `plain`: the same model without adapters, whose layers the loaded adapters get.
     - `originals`: layers as they were before adapting, by path.
-    - `contents`: of the file, if it has been read.
     """
     if not isinstance(strict, bool) and strict != "values":
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
-    contents = _read_for(file, None) if contents is None else contents
-    configuration = contents.configuration
+    file, configuration = repr(os.fspath(contents.path)), contents.configuration
     adapters, problems = _adapters_in(contents, wrappers, registry)
-    try:
+    with failing(f"load {file}", CheckpointError):
         layers = layers_at(model if plain is None else plain, adapters)
         misfit_lines = misfits(model, adapters) | nested_with(model, adapters)
-    except SelectionError as err:
-        raise CheckpointError(f"{os.fspath(file)!r} cannot be loaded: {err}") from err
     problems |= dict.fromkeys(line for lines in misfit_lines.values() for line in lines)
     fitting = [path for path in adapters if path not in misfit_lines]
     comparable = known_layers(model, fitting, originals)
@@ -236,63 +218,47 @@ def load(
                 problem = _OTHER_VALUES if path in has_same_values else _UNKNOWN_VALUES
                 problems[f"{show_path(path)}: {problem}"] = None
     clashes = shared_by_others(model, adapters) & adapters.shared.keys()
-    problems |= dict.fromkeys(map(_CLASH.format, sorted(clashes)))
-    # A file that is refused anyway builds nothing.
-    loaded, failures = _build(adapters, [] if strict and problems else fitting, layers, clashes)
-    problems |= failures
+    loaded: dict[str, LoRAWrapper] = {}
+    for path in fitting:
+        try:
+            adapter = built_around(layers[path], adapters[path])
+        except Exception as err:  # a `from_state` may raise anything
+            cls = adapters[path].wrapper.__name__
+            problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
+            continue
+        if names := sorted(names_shared_in(adapter) & clashes):
+            problem = f"the model's other adapters share an array {names[0]!r} already"
+            problems[f"{show_path(path)}: {problem}: unwrap them first"] = None
+        else:
+            loaded[path] = adapter
     if strict:
         advice = "The model is as it was."
         if configuration.extension is None:  # an extension belongs to all adapters
             advice += " With strict=False, the adapters that fit are loaded."
-        if strict == "values":
-            advice += " With strict=True, other values are only a warning."
-        _refuse(problems, file, "does not fit this model", advice)
-    _warn_of_non_finite(file, contents, loaded)
+        _refuse(problems, contents.path, "does not fit this model", advice)
+    with failing(f"load {file}", CheckpointError):  # a shared array may be too small
+        shared = {name: array for name, array in adapters.shared.items() if name not in clashes}
+        adapted = put_shared(replace_layers(model, loaded), shared_arrays(model) | shared)
+    _warn_of_non_finite(contents, loaded)
     if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
-        warn(_OTHER_BASE.format(os.fspath(file), bullets(differing)))
+        warn(
+            f"Adapters of {file} were loaded onto another base, where they compute something else. "
+            f"At these paths, {_OTHER_VALUES}:\n{bullets(differing)}\n"
+            "Load them onto the model that they were trained on. strict='values' raises here."
+        )
     if problems:
         warn(
-            f"{len(loaded)} of {len(configuration.adapters)} adapters of "
-            f"{os.fspath(file)!r} were loaded. Left out:\n{bullets(problems)}"
+            f"{len(loaded)} of {len(configuration.adapters)} adapters of {file} were loaded. Left "
+            f"out:\n{bullets(problems)}"
         )
-    return loaded
+    return adapted, [*loaded]
 
 
 _OTHER_VALUES = "the layer has other values than the layer that the adapter was made for"
-_OTHER_BASE = (
-    "Adapters of {!r} were loaded onto another base, where they compute something else. At these "
-    f"paths, {_OTHER_VALUES}:\n{{}}\n"
-    "Load them onto the model that they were trained on. strict='values' raises here."
-)
 _UNKNOWN_VALUES = (
     "the values of the layer cannot be compared: the file has no hash of them (save it again by "
     "save_adapters(..., base_values=model)), or the layer is in another precision or has no values"
 )
-_CLASH = (
-    "the model's other adapters share an array {!r} already, and the file holds one: unwrap "
-    "them first"
-)
-
-
-def _build(
-    adapters: AdapterSet, paths: Iterable[str], layers: Mapping[str, Any], clashes: set[str]
-) -> tuple[dict[str, LoRAWrapper], Problems]:
-    """The adapters that can be built, and get the arrays that they share; and the problems."""
-    built: dict[str, LoRAWrapper] = {}
-    problems: Problems = {}
-    for path in paths:
-        try:
-            built[path] = built_around(layers[path], adapters[path])
-        except Exception as err:  # a `from_state` may raise anything
-            cls = adapters[path].wrapper.__name__
-            problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
-    usable = {name: array for name, array in adapters.shared.items() if name not in clashes}
-    served = {path: node for path, node in built.items() if not names_shared_in(node) & clashes}
-    try:
-        return put_shared(served, usable), problems
-    except SelectionError as err:  # an array is missing, or too small
-        unshared = {path: node for path, node in built.items() if not names_shared_in(node)}
-        return unshared, problems | {f"{err}": err}
 
 
 def _refuse(problems: Problems, path: FilePath, what: str, advice: str) -> None:
@@ -307,17 +273,11 @@ def _adapters_in(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, Problems]:
     """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
-    configuration, container = contents
+    configuration = contents.configuration
     classes, problems = _classes_of(configuration, _classes_by_name(wrappers), registry)
-    dtypes = {name: tensor.dtype for name, tensor in container.tensors.items()}
+    dtypes = {name: array.dtype for name, array in contents.container.arrays.items()}
     wide = {name for name in dtypes if jax.dtypes.canonicalize_dtype(dtypes[name]) != dtypes[name]}
     problems |= {f"{name}: {dtypes[name]}, {_ONLY_WITH_X64}": None for name in sorted(wide)}
-    problems |= {  # the class may have got a rank since
-        f"{show_path(path)}: its {name} is null, but a {cls.__name__} needs a finite number": None
-        for path, cls in classes.items()
-        for name in (() if issubclass(cls, AdapterSum) else takes(cls))
-        if getattr(configuration.adapters[path], name) is None
-    }
     adapters = {
         path: LooseAdapter(
             contents.arrays(path), classes[path], entry.rank, entry.alpha, entry.layer.form
@@ -331,18 +291,16 @@ def _adapters_in(
 _ONLY_WITH_X64 = "which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
 
 
-def _warn_of_non_finite(path: FilePath, contents: Contents, loaded: Collection[str]) -> None:
-    tensors, values = contents.configuration.tensors, contents.container.values
+def _warn_of_non_finite(contents: Contents, loaded: Iterable[str]) -> None:
+    tensors, values = contents.configuration.tensors, contents.container.arrays
     names = [name for at in (*loaded, SHARED, EXTENSION) for name in tensors[at].values()]
     counts = {name: count_non_finite(values[name]) for name in names}
     lines = [f"{name}: {n:,} of {values[name].size:,} numbers" for name, n in counts.items() if n]
     if lines:
-        warn(f"Arrays of {os.fspath(path)!r} hold NaN or infinity:\n{bullets(lines)}")
+        warn(f"Arrays of {os.fspath(contents.path)!r} hold NaN or infinity:\n{bullets(lines)}")
 
 
 def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
-    if isinstance(given, str) or not isinstance(given, type | Iterable | None):
-        raise SelectionError(f"`wrappers` must be adapter classes, but is {given!r}.")
     classes: dict[str, type[LoRAWrapper]] = {}
     for cls in [given] if isinstance(given, type) else given or ():
         check_contract(cls)
@@ -357,42 +315,40 @@ def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
 def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
+    """The class of each adapter by path, and a problem for each class that is not found."""
     section = configuration.extension
     advice = "Pass it: load_adapters(..., wrappers=[{}]), or call the loader of its own package"
     if section is not None:
         advice = f"Pass it: {section.reader}(..., wrappers=[{{}}])"
-    by_class: dict[str, list[str]] = {}
+
+    def class_of(entry: Described) -> type[LoRAWrapper]:
+        return given.get(entry.wrapper) or _provided(entry, registry, advice)
+
+    paths_by_class: dict[str, list[str]] = {}
     for path, x in configuration.adapters.items():
         name = repr((x.wrapper, x.distribution, x.version, x.members, x.trains_weights))
-        by_class.setdefault(name, []).append(path)
+        paths_by_class.setdefault(name, []).append(path)
     classes: dict[str, type[LoRAWrapper]] = {}
     problems: Problems = {}
-    for paths in by_class.values():
+    for paths in paths_by_class.values():
         entry = configuration.adapters[paths[0]]
         try:
             if entry.members:
-                members = [
-                    Member(n, _class_of(p, given, registry, advice), p.rank, p.alpha, p.trains)
-                    for n, p in entry.members.items()
-                ]
+                parts = entry.members.items()
+                members = [Member(n, class_of(x), x.rank, x.alpha, x.trains) for n, x in parts]
                 cls = sum_class(tuple(members), bool(entry.trains_weights))
             else:
-                cls = _class_of(entry, given, registry, advice)
+                cls = class_of(entry)
             classes |= dict.fromkeys(paths, cls)
         except PluginError as err:
-            shown = ", ".join(map(show_path, paths[:3]))
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            problems[f"{shown}{more}: {err}"] = err
+            problems[f"{', '.join(map(show_path, paths[:3]))}{more}: {err}"] = err
     return classes, problems
 
 
-def _class_of(
-    described: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, advice: str
-) -> type[LoRAWrapper]:
+def _provided(described: Described, registry: Registry, advice: str) -> type[LoRAWrapper]:
     """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
     name, distribution, version = described.wrapper, described.distribution, described.version
-    if name in given:
-        return given[name]
     # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
     requirement = f"{distribution}>={version.partition('+')[0]}".removesuffix(">=")
     install = f'If you trust this file:\n    pip install -U "{requirement}"\n'

@@ -11,11 +11,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .._contract import Handle, LoRAWrapper, expect_model
-from .._errors import CheckpointError
+from .._contract import Handle, expect_model
+from .._errors import CheckpointError, failing
 from .._paths import show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
-from .._sets import AdapterSet, AdapterSum, LooseAdapter, check_fit, extract_adapters
+from .._sets import AdapterSet, AdapterSum, LooseAdapter, Member, check_fit, extract_adapters
 from .._tree import adapted_layers
 from .._version import __version__
 from ._base_values import hashes, known_layers, on_the_host
@@ -74,9 +74,7 @@ def save_adapters(
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
         _refuse_half(model)
-    adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
-    layers = layers_to_hash(base_values, {} if adapters is model else model, adapters)
-    save(adapters, path, default_registry(registry), layers, metadata)
+    save(model, path, default_registry(registry), base_values, metadata)
 
 
 def save_extended(
@@ -99,9 +97,7 @@ def save_extended(
     **Raises:** as `save_adapters`; also `CheckpointError` if the extension cannot be stored.
     """
     expect_model(model, "save_extended")
-    adapters = extract_adapters(model)
-    layers = layers_to_hash(base_values, model, adapters)
-    save(adapters, path, default_registry(registry), layers, metadata, extension)
+    save(model, path, default_registry(registry), base_values, metadata, extension)
 
 
 def _refuse_half(model: PyTree) -> None:
@@ -111,37 +107,33 @@ def _refuse_half(model: PyTree) -> None:
         # A sum may train nothing.
         if (fields and not jax.tree.leaves(fields)) or not jax.tree.leaves(adapter.base):
             raise CheckpointError(
-                f"save_adapters takes a whole model, but {show_place(type(adapter), path)} lacks "
-                "the arrays of its layer, or all that train: this is one half of a model, as "
-                "net.partition() splits it. Call net.update(trainable), and then "
-                "net.save_adapters(path); without a net, "
-                "save_adapters(eqx.combine(trainable, frozen), path)."
+                f"{show_place(type(adapter), path)} lacks the arrays of its layer, or all that "
+                "train: this is one half of a model, as net.partition() splits it. Call "
+                "net.update(trainable) and save the net, or save eqx.combine(trainable, frozen)."
             )
 
 
-def layers_to_hash(
-    base_values: bool | PyTree,
-    model: PyTree,
-    adapters: AdapterSet,
-    originals: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The layers of `adapters` that the argument `base_values` asks for, by path."""
-    if isinstance(base_values, bool):
-        return known_layers(model, adapters, originals) if base_values else {}
-    expect_model(base_values, "`base_values` of save_adapters")
-    check_fit(base_values, adapters, "The adapters to save")
-    return known_layers(base_values, adapters)
-
-
 def save(
-    adapters: AdapterSet,
+    model: PyTree | AdapterSet,
     path: FilePath,
     registry: Registry,
-    layers: Mapping[str, Any],
-    metadata: Mapping[str, Any] | None = None,
+    base_values: bool | PyTree,
+    metadata: Mapping[str, Any] | None,
     extension: Extension | None = None,
+    originals: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `adapters` into one file, at once or not at all, with the hashes of `layers`."""
+    """Write the adapters of `model` into one file, at once or not at all.
+
+    - `originals`: layers as they were before adapting, by path.
+    """
+    adapters = model if isinstance(model, AdapterSet) else extract_adapters(model)
+    layers: Mapping[str, Any] = {}
+    if not isinstance(base_values, bool):
+        expect_model(base_values, "`base_values` of save_adapters")
+        check_fit(base_values, adapters, "The adapters to save")
+        layers = known_layers(base_values, adapters)
+    elif base_values and adapters is not model:
+        layers = known_layers(model, adapters, originals)
     content = {path: _content(adapters, registry, layers, _as_metadata(metadata), extension)}
     arrays = jax.tree.leaves((adapters, dict(extension.arrays) if extension else {}))
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
@@ -167,6 +159,7 @@ def _content(
     metadata: dict[str, Any],
     extension: Extension | None,
 ) -> bytes:
+    """The bytes of a file, with the hashes of `layers`."""
     if not len(adapters):
         raise CheckpointError(
             "There are no adapters to save. Save before merging; a plain model is saved with "
@@ -185,7 +178,7 @@ def _content(
         tuple(adapters.shared) or None,
         metadata or None,
         section,
-        adapters={p: _entry(p, x, provider_of, base_values.get(p)) for p, x in loose.items()},
+        adapters={p: _entry(x, provider_of, base_values.get(p)) for p, x in loose.items()},
     )
     owners = {path: adapter.state for path, adapter in loose.items()} | {
         SHARED: adapters.shared,
@@ -205,27 +198,16 @@ def _content(
 
 
 def _entry(
-    path: str,
     adapter: LooseAdapter,
     provider_of: Callable[[Any], RegisteredWrapper | None],
     base_values: str | None,
 ) -> Entry:
-    cls, form, layer = adapter.wrapper, adapter.layer, Layer.of(adapter.layer)
-    if not adapter.state:
-        raise CheckpointError(f"There are no arrays to save in {show_place(cls, path)}.")
-    if len(layer.arrays) < len(form.arrays):
-        paths = [name for name, _, _ in form.arrays]
-        twice = next(name for name in paths if paths.count(name) > 1)
-        raise CheckpointError(
-            f"Two arrays of the layer at {path!r} have the path {twice!r}: a dict key in it holds "
-            "a slash. Rename the key."
-        )
-    values = base_values, tuple(adapter.state), layer
+    cls = adapter.wrapper
+    values = base_values, tuple(adapter.state), Layer.of(adapter.layer)
     if not issubclass(cls, AdapterSum):
-        return Entry(*_described(cls, provider_of(cls), adapter.rank, adapter.alpha), *values)
+        return Entry(*_described(adapter, provider_of(cls)), *values)
     members = {
-        m.name: Part(*_described(m.wrapper, provider_of(m.wrapper), m.rank, m.alpha), m.trains)
-        for m in cls.members
+        m.name: Part(*_described(m, provider_of(m.wrapper)), trains=m.trains) for m in cls.members
     }
     # The members say the rest.
     described = "AdapterSum", None, "", None, None, None
@@ -233,9 +215,10 @@ def _entry(
 
 
 def _described(
-    cls: type[LoRAWrapper], provider: RegisteredWrapper | None, rank: Any, alpha: Any
+    adapter: LooseAdapter | Member, provider: RegisteredWrapper | None
 ) -> tuple[str, str | None, str, str | None, int | None, float | None]:
     """The fields of `Described`."""
+    cls, rank, alpha = adapter.wrapper, adapter.rank, adapter.alpha
     distribution, version = None, ""
     if provider is not None and provider.distribution != IN_PROCESS:
         distribution, version = provider.distribution, provider.version
@@ -250,10 +233,6 @@ def _as_metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
     **Raises:** `CheckpointError`, which names the key, if a file cannot hold a value.
     """
-    if not isinstance(given, Mapping | None):
-        raise CheckpointError(
-            f"`metadata` must be a dict, such as {{'nu': 0.05}}, but is {brief(given)}."
-        )
     metadata = {key: _as_json(x, f"metadata/{key}") for key, x in (given or {}).items()}
     try:
         return from_json(Metadata, metadata, "metadata")
@@ -270,22 +249,15 @@ def _as_json(value: Any, what: str) -> Any:
 
 def values_of(array: Any, what: str) -> np.ndarray:
     """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
-    is_jax = isinstance(array, jax.Array)
-    if isinstance(array, Tracer):
-        problem = "is being traced. Save outside of `jit`, `grad` and `vmap`"
-    elif not eqx.is_array(array):
-        problem = f"is not an array, but {brief(array)}"
-    elif array.dtype not in DTYPES.values():
-        problem = (
-            f"has the dtype {array.dtype}, which safetensors files lack. (Keep a PRNG key as "
-            "integers: `jax.random.key_data`.)"
+    if not isinstance(array, jax.Array | np.ndarray) or isinstance(array, Tracer):
+        raise CheckpointError(f"{what} is not an array with values, but {brief(array)}.")
+    if array.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"{what} has the dtype {array.dtype}, which safetensors files lack. (Keep a PRNG key "
+            "as integers: `jax.random.key_data`.)"
         )
-    elif is_jax and array.is_deleted():
-        problem = (
-            "was deleted: a compiled step took its memory (`donate`). Save the model that the "
-            "step returned"
-        )
-    else:
-        values = on_the_host(array) if is_jax else array
+    with failing(
+        f"store {what}", CheckpointError
+    ):  # a compiled step may have deleted it (`donate`)
+        values = on_the_host(array) if isinstance(array, jax.Array) else array
         return np.ascontiguousarray(values).reshape(array.shape)
-    raise CheckpointError(f"{what} {problem}.")

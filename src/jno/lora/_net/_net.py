@@ -11,7 +11,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._checkpoint import Classes, FilePath, Strict, layers_to_hash, save
+from .._checkpoint import Classes, FilePath, Strict, save
 from .._contract import Handle, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError, warn
@@ -21,7 +21,7 @@ from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, report_on
-from .._sets import AdapterSet, AdapterSum, Weights, check_fit, extract_adapters
+from .._sets import AdapterSet, Weights, check_fit, sets_in
 from .._shared_arrays import resolve
 from .._tree import callable_model, holds_adapters
 from ._state import NamedAdapters, NetState, originals_of
@@ -201,8 +201,7 @@ class Net(Handle):
         module = carry_out(state.module, plan, key=key, statistics=statistics)
         if module is not state.module:
             asked = {row.path: row.rank for row in plan.wrapped if row.rank is not None}
-            originals = originals_of(state.module, module)
-            state = state.adapted(module, originals, asked_ranks=asked)
+            state = state.adapted(module, originals_of(state.module, module), asked)
         return self._become(state, mask=None)
 
     @knows_words_of_peft
@@ -250,21 +249,19 @@ class Net(Handle):
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
 
-        Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
+        Warns if a complex array trains: see `jno.lora.optim.conjugate`.
         """
         state = self._state
         trainable, frozen = eqx.partition(state.module, state.trainable)
         leaves = jtu.tree_leaves_with_path(trainable)
-        paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
-        if paths and not state.warned_of_complex:
+        if paths := [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]:
             warn(
                 f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
                 "JAX's gradient by a complex array is the conjugate of the direction of ascent. "
                 "Trainer and compare conjugate it. A loop of your own needs "
                 "optax.chain(jno.lora.optim.conjugate(), optimiser)."
             )
-        warned = state.warned_of_complex or bool(paths)
-        self._become(state, partitioned=state.identity, warned_of_complex=warned)
+        self._become(state, partitioned=state.identity)
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
@@ -312,10 +309,7 @@ class Net(Handle):
             self._state = before.disabled()
             yield self
         finally:
-            said = self._state  # the warnings in the block, which come once
-            self._state = dataclasses.replace(
-                before, updated=said.updated, warned_of_complex=said.warned_of_complex
-            )
+            self._state = before
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.
@@ -372,22 +366,18 @@ class Net(Handle):
             )
         if adapters is not None:
             check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
-            if any(issubclass(a.wrapper, AdapterSum) for a in adapters.adapters.values()):
+            if sets_in(adapters):
                 raise SelectionError(
                     f"The adapters to be called {name!r} are a sum of several sets. Add each set "
                     "by its name: split_adapters(adapters) gives them, for net.activate(...)."
                 )
             return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
-        if not holds_adapters(state.module):
+        if state.active or not holds_adapters(state.module):
+            carried = " and ".join(map(repr, state.active)) or "no adapters"
             raise SelectionError(
-                f"The model carries no adapters that could be called {name!r}. Call "
-                "net.lora(...) first, or give an AdapterSet."
-            )
-        if state.active:
-            shown, first = " and ".join(map(repr, state.active)), state.active[0]
-            raise SelectionError(
-                f"The model's adapters are called {shown} already. To add a copy, give it: "
-                f"net.add_adapter({name!r}, net.adapter({first!r}))"
+                f"The model carries {carried}, and only adapters without a name can be called "
+                f"{name!r}. Call net.lora(...) first, or give an AdapterSet, such as "
+                "net.adapter(name)."
             )
         return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
 
@@ -471,9 +461,8 @@ class Net(Handle):
         **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
         """
         state = self._state.enabled or self._state
-        adapters, originals = extract_adapters(state.module), state.original_layers()
-        layers = layers_to_hash(base_values, state.module, adapters, originals)
-        save(adapters, path, registry or self._registry, layers, metadata)
+        registry, originals = registry or self._registry, state.original_layers()
+        save(state.module, path, registry, base_values, metadata, originals=originals)
         if unsaved := state.trained_outside():
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
@@ -543,9 +532,8 @@ class Net(Handle):
     def _check_name(self, name: str) -> None:
         check_adapter_name(name)
         if name not in self._state.named:
-            near = nearest(str(name), self._state.named, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; no adapters have a name."
-            raise SelectionError(f"No adapters are called {name!r}{hint}")
+            names = ", ".join(map(repr, nearest(name, self._state.named))) or "none"
+            raise SelectionError(f"No adapters are called {name!r}. The nearest names: {names}.")
 
     def _refuse_disabled(self, verb: str) -> None:
         if self._state.enabled is not None:

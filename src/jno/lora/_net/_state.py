@@ -4,7 +4,6 @@ import dataclasses
 import operator
 import re
 from collections.abc import Collection, Container, Mapping
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._checkpoint import Classes, FilePath, Strict, load, with_loaded
+from .._checkpoint import Classes, FilePath, Strict, load, read_for
 from .._contract import LoRAWrapper, is_adapter, is_traced
 from .._errors import SelectionError, warn
 from .._merge import merge_lora, unwrap_lora
@@ -38,7 +37,7 @@ from .._trainability import (
     may_train,
     partial_lora_trainable_filter,
 )
-from .._tree import adapted_layers, holds_adapters, map_adapters, replace_layers
+from .._tree import adapted_layers, holds_adapters, map_adapters
 
 T = TypeVar("T")
 
@@ -83,7 +82,6 @@ class NetState:
     - `partitioned`: the `identity` at the last `partition`.
     - `updated`: each `identity` that needs no warning of a missing update: the update came, or the
         warning was given.
-    - `warned_of_complex`: whether the warning of complex arrays was given.
     - `enabled`: in a block without adapters, the state before the block.
     """
 
@@ -97,7 +95,6 @@ class NetState:
     identity: object = None
     partitioned: object = UNKNOWN
     updated: frozenset[object] = frozenset()
-    warned_of_complex: bool = False
     enabled: "NetState | None" = None
 
     @classmethod
@@ -149,7 +146,7 @@ class NetState:
         possible = may_train(self.module)
         selected = jax.tree.map(operator.and_, chosen, possible)
         if self.mask is not None and not any(jax.tree.leaves(selected)):
-            warn(_selects_nothing(self.mask, possible))
+            warn(f"The mask selects nothing that could train.{_nearest_paths(self.mask, possible)}")
         trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
         return dataclasses.replace(self, trainable=trains, mask=None)
 
@@ -179,8 +176,8 @@ class NetState:
         self,
         module: PyTree,
         originals: Mapping[str, Original],
+        asked_ranks: Mapping[str, int],
         replaced: Container[str] = (),
-        asked_ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> "NetState":
         """With `module`, whose new adapters changed `originals`, and replaced adapters."""
         return dataclasses.replace(
@@ -199,12 +196,13 @@ class NetState:
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
         plain = self.plain().module
         layers = {"plain": plain, "originals": self.original_layers()}
-        loaded = load(self.module, path, wrappers, registry, strict=strict, **layers)
+        contents = read_for(path)
+        module, loaded = load(self.module, contents, wrappers, registry, strict, **layers)
         if not loaded:
             return self, ()
         replaced = [path for path, _ in adapted_layers(self.module) if path in loaded]
-        originals = originals_of(plain, replace_layers(plain, loaded))
-        return self.adapted(with_loaded(self.module, loaded), originals, loaded), replaced
+        originals = {p: x for p, x in originals_of(plain, module).items() if p in loaded}
+        return self.adapted(module, originals, {}, loaded), replaced
 
     def with_set(self, name: str) -> "NetState":
         """With the set of that name in the model, which has no adapters."""
@@ -214,7 +212,7 @@ class NetState:
             put_around(self.module, stored.adapters),
         )
         trains = {path: stored.trains.get(path, {}) for path, _ in adapted_layers(module)}
-        state = self._with(module, (name,), trains)
+        state = self._activated(module, (name,), trains)
         originals = originals_of(self.module, module)
         return dataclasses.replace(state, originals=originals, identity=stored.identity)
 
@@ -225,12 +223,6 @@ class NetState:
 
         Without numbers in `weights`, they are as in the last sum of these sets.
         """
-        if is_traced(weights) and not is_traced(self.module):
-            raise SelectionError(
-                "The weights of net.activate(...) belong to a JAX transformation (jit, grad, "
-                "vmap), and are gone when it ends. Inside, sum the adapters in a model: "
-                "sum_adapters(model, {name: net.adapter(name), ...}, weights=...)."
-            )
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
         module = sum_adapters(self.module, adapters, weights=weights, train=train)
@@ -251,7 +243,7 @@ class NetState:
             }
             for path, adapter in adapted_layers(module)
         }
-        state = self._with(module, names, trains)
+        state = self._activated(module, names, trains)
         masks = [mask.trained for _, mask in adapted_layers(state.trainable)]
         for name in train:
             if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
@@ -261,7 +253,7 @@ class NetState:
                 )
         return state
 
-    def _with(
+    def _activated(
         self, module: PyTree, names: tuple[str, ...], trains: Mapping[str, Mapping[str, bool]]
     ) -> "NetState":
         """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
@@ -401,6 +393,15 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
     }
 
 
+def _nearest_paths(mask: MaskLike, possible: PyTree[bool]) -> str:
+    regex = mask.pattern if isinstance(mask, re.Pattern) else mask
+    if not isinstance(regex, str):
+        return ""
+    paths = [path for path, could in _by_path(possible).items() if could]
+    near = bullets(map(show_path, nearest(regex, paths)))
+    return f" The paths nearest to {regex!r} are:\n{near}"
+
+
 def _check_update(expected: PyTree, given: PyTree) -> None:
     advice = "Pass the tree that `net.partition()` returned, with new values."
     want, got = _by_path(expected), _by_path(given)
@@ -412,27 +413,7 @@ def _check_update(expected: PyTree, given: PyTree) -> None:
         if old != new:
             lines.append(f"{show_path(path)}: expected {old}, got {new}")
     if lines:
-        start = f"The update does not fit this net{_guess_at_update(want, got, given)}:"
-        raise SelectionError(f"{start}\n{bullets(sorted(lines))}\n{advice}")
+        shown = bullets(sorted(lines))
+        raise SelectionError(f"The update does not fit this net:\n{shown}\n{advice}")
     if jtu.tree_structure(expected) != jtu.tree_structure(given):
         raise SelectionError(f"The update has other classes or static fields. {advice}")
-
-
-def _guess_at_update(want: Mapping[str, Any], got: Mapping[str, Any], given: PyTree) -> str:
-    if type(given) is tuple and len(given) == 2:
-        return ". It is a pair: both halves that `net.partition()` returned?"
-    if want and got.keys() > want.keys():
-        return ". It holds every array that trains, and more: the whole model?"
-    if got and not got.keys() & want.keys():
-        return ". None of its arrays trains here: the frozen half, or from before a merge?"
-    return ""
-
-
-def _selects_nothing(mask: MaskLike, possible: PyTree[bool]) -> str:
-    regex = mask.pattern if isinstance(mask, re.Pattern) else mask
-    shown = repr(regex) if isinstance(regex, str) else "given"
-    message = f"The mask {shown} selects nothing that could train; nothing was changed."
-    if not isinstance(regex, str):
-        return message
-    paths = [path_str(keys) for keys, could in jtu.tree_leaves_with_path(possible) if could]
-    return f"{message} The nearest paths are:\n{bullets(map(show_path, nearest(regex, paths)))}"

@@ -2,9 +2,8 @@
 
 import dataclasses
 import enum
-import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -68,11 +67,6 @@ class LayerForm:
         return {path: f"{dtype}{list(shape)}" for path, shape, dtype in self.arrays}
 
 
-def stack_of(form: LayerForm) -> tuple[int, ...]:
-    """The axes of a stack."""
-    return form.arrays[0][1][: form.stack_ndim] if form.stack_ndim else ()
-
-
 def arrays_of(layer: Any) -> list[tuple[str, Any]]:
     """The arrays of `layer` with their paths. An array in another form counts as the array."""
     # A list, since a layer may have two arrays of one path.
@@ -133,20 +127,6 @@ class AdapterSet(Loose, eqx.Module):
         return self.adapters[path]
 
 
-def check_set(given: Any, what: str) -> None:
-    """**Raises:** `SelectionError` if `given`, the argument `what`, is not an `AdapterSet`."""
-    if not isinstance(given, AdapterSet):
-        raise SelectionError(
-            f"`{what}` must be an AdapterSet, but is of type {type(given).__name__}. "
-            "extract_adapters(model) takes it from a model, read_adapters(path) from a file."
-        )
-
-
-def paths_of(sets: Iterable[AdapterSet]) -> list[str]:
-    """The paths of all adapters in `sets`, each once."""
-    return list(dict.fromkeys(itertools.chain(*sets)))
-
-
 def extract_adapters(model: PyTree) -> AdapterSet:
     """The adapters of `model`, without their layers.
 
@@ -167,7 +147,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
             "in this model: it is a part of a model. Give the whole model."
         )
     adapters: dict[str, LooseAdapter] = {}
-    losses: dict[Any, str] = {}
+    cache: dict[Any, str] = {}
     for path, adapter in adapted_layers(model):
         refuse_second(path, adapters, "adapted layers")
         node = without_shared(adapter)
@@ -176,7 +156,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
             ndim = call_or_trace(cls.stack_ndim, node.base)
             state = call_or_trace(over_stack(lambda w: dict(w.state()), ndim), node)
             form = LayerForm.of(node.base, ndim)
-            if lost := _lost_options(node, form, losses):
+            if lost := _lost_options(node, form, cache):
                 raise WrapperError(
                     f"an option in a static field is not in `state()`: {lost}. Keep it in an "
                     "array, or restore it by `options_of` or `from_state`."
@@ -188,15 +168,10 @@ def extract_adapters(model: PyTree) -> AdapterSet:
 def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) -> str:
     """The static fields that would change if `adapter` were built again from its state."""
     static = (f.name for f in dataclasses.fields(adapter) if f.metadata.get("static", False))
-    options = [name for name in static if name not in ("rank", "alpha")]
-    if not options:
-        return ""
-    key = (jtu.tree_structure(adapter), form)
-    try:
-        if key in cache:
-            return cache[key]
-    except TypeError:  # a static field that cannot be hashed
-        key = object()
+    options = {x: getattr(adapter, x, None) for x in static if x not in ("rank", "alpha")}
+    key = type(adapter), form, adapter.rank, repr(options)
+    if not options or key in cache:
+        return cache.get(key, "")
 
     def rebuild(w: LoRAWrapper) -> LoRAWrapper:
         # The default `from_state` calls the constructor with the options of `options_of` alone.
@@ -206,11 +181,8 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) 
         rebuilt = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
         rebuilt = adapter
-    lines: list[str] = []
-    for name in options:
-        before, after = getattr(adapter, name, None), getattr(rebuilt, name, None)
-        if _differ(before, after):
-            lines.append(f"`{name}`, which is {before!r}, would be {after!r}")
+    found = [(name, before, getattr(rebuilt, name, None)) for name, before in options.items()]
+    lines = [f"`{name}`, which is {x!r}, would be {y!r}" for name, x, y in found if _differ(x, y)]
     cache[key] = "; ".join(lines)
     return cache[key]
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, call_or_trace, expect_model, is_adapter, refusal_of_template
+from .._contract import LoRAWrapper, call_or_trace, expect_model, is_adapter
 from .._errors import SelectionError, failing
 from .._merge import plain_layer
 from .._paths import FEW, bullets, nearest, show_path, show_place
@@ -23,7 +23,7 @@ from .._tree import (
     norms_around,
     replace_layers,
 )
-from ._adapter_set import AdapterSet, LooseAdapter, check_set
+from ._adapter_set import AdapterSet, LooseAdapter
 
 M = TypeVar("M")
 
@@ -48,27 +48,32 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     expect_model(model, "swap_adapters")
     # An adapter around a block hides its layers, and an adapter inside changes the block. So all
     # are dropped before the set is compared with the model.
-    former: dict[Any, dict[str, Any]] = {}
+    former: dict[tuple[str, type], dict[str, Any]] = {}
     fill = filler(model)
 
-    def drop(path: Any, adapter: LoRAWrapper) -> Any:
+    def drop(path: str, adapter: LoRAWrapper) -> Any:
         former[path, type(adapter)] = settings_of(adapter)
         return plain_layer(fill(adapter))
 
     plain = map_adapters(drop, model)
-    advice = "\nSwap them into the model that they were made for, or one with the same layers."
-    check_fit(plain, adapters, "These adapters", advice)
-    swapped = put_around(plain, adapters)
-    settings = lambda path, new: former.get((path, type(new)), {})  # noqa: E731
-    return map_adapters(lambda path, new: with_settings(new, settings(path, new)), swapped)
+    check_fit(plain, adapters, "These adapters")
+
+    def restored(path: str, new: LoRAWrapper) -> LoRAWrapper:
+        return with_settings(new, former.get((path, type(new)), {}))
+
+    return map_adapters(restored, put_around(plain, adapters))
 
 
-def check_fit(model: PyTree, adapters: AdapterSet, what: str, advice: str = "") -> None:
+def check_fit(model: PyTree, adapters: AdapterSet, what: str) -> None:
     """**Raises:** `SelectionError` that lists the `misfits`, or if `adapters` is not a set."""
-    check_set(adapters, "adapters")
+    if not isinstance(adapters, AdapterSet):
+        raise SelectionError(
+            f"{what} must be an AdapterSet, but are of type {type(adapters).__name__}. "
+            "extract_adapters(model) takes it from a model, read_adapters(path) from a file."
+        )
     lines = [line for of_path in misfits(model, adapters).values() for line in of_path]
     if lines:
-        raise SelectionError(f"{what} do not fit the model:\n{bullets(lines)}{advice}")
+        raise SelectionError(f"{what} do not fit the model:\n{bullets(lines)}")
 
 
 def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
@@ -80,28 +85,25 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
     near = {path: nearest(path, paths, n=1) for path in missing[:FEW]}
     by_path: dict[str, list[str]] = {}
     for path, adapter in adapters.adapters.items():
-        if path in layers:
-            lines = _misfits_of(adapter, layers[path])
-            if path in norms:
-                lines.append(
-                    f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight "
-                    "that the adapter would add to"
-                )
-        else:
+        layer = layers.get(path)
+        layer = layer.base if is_adapter(layer) else layer
+        if layer is None:
             hint = f" (the nearest is {show_path(near[path][0])!r})" if near.get(path) else ""
             lines = [f": the model has no layer there{hint}"]
-        if lines:
-            by_path[path] = [f"{show_path(path)}{line}" for line in lines]
+        elif path in norms:
+            lines = [
+                f": inside the norm at {show_path(norms[path])!r}, which rewrites the weight that "
+                "the adapter would add to"
+            ]
+        elif problems := adapter.layer.problems(layer):
+            lines = [f"/{problem}" for problem in problems]
+        elif not call_or_trace(partial(claims, adapter.wrapper), layer):
+            cls, kind = adapter.wrapper.__name__, type(layer).__name__
+            lines = [f": a {cls} is not for this {kind} (its `applies_to` says no)"]
+        else:
+            continue
+        by_path[path] = [f"{show_path(path)}{line}" for line in lines]
     return by_path
-
-
-def _misfits_of(adapter: LooseAdapter, layer: Any) -> list[str]:
-    layer = layer.base if is_adapter(layer) else layer
-    lines = [f"/{problem}" for problem in adapter.layer.problems(layer)]
-    if lines or call_or_trace(partial(claims, adapter.wrapper), layer):
-        return lines
-    cls, kind = adapter.wrapper.__name__, type(layer).__name__
-    return [f": a {cls} is not for this {kind} (its `applies_to` says no)"]
 
 
 def put_around(model: M, adapters: AdapterSet) -> M:
@@ -118,8 +120,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
     layers = layers_at(model, adapters)
     built: dict[str, LoRAWrapper] = {}
     for path, adapter in adapters.adapters.items():
-        what = f"build {show_place(adapter.wrapper, path)}"
-        with failing(what, SelectionError, partial(_hint, layers[path], adapter)):
+        with failing(f"build {show_place(adapter.wrapper, path)}", SelectionError):
             built[path] = built_around(layers[path], adapter)
     model = replace_layers(model, built)
     return put_shared(model, adapters.shared) if names_shared_in(built) else model
@@ -131,17 +132,6 @@ def shared_by_others(model: PyTree, adapters: AdapterSet) -> set[str]:
         return set()
     elsewhere = [node for path, node in adapted_layers(model) if path not in adapters.adapters]
     return names_shared_in(elsewhere)
-
-
-def _hint(layer: Any, adapter: LooseAdapter) -> str:
-    advice = "For the shapes: eqx.filter_eval_shape(swap_adapters, model, adapters)"
-    if template := refusal_of_template(layer, advice):
-        return template
-    try:
-        eqx.filter_eval_shape(built_around, layer, jax.tree.map(lambda a: a[0], adapter))
-    except Exception:
-        return ""
-    return "`stack_adapters` made this set. Give one slot of it: take_adapters(stacked, index)"
 
 
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:

@@ -1,0 +1,268 @@
+"""`AdapterSum`: several adapters of one layer, with one base and one weight for each."""
+
+import contextlib
+import copyreg
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from .._compute import at_least_float32, held_dtype
+from .._contract import LoRAWrapper, Term, adds_up, refuse_coded
+from .._errors import JnoLoraError, WrapperError
+from .._penalty import total
+from .._registry import default_registry
+from .._tree import claims
+from ._products import Factors, is_product_class, widest
+
+
+class Member(NamedTuple):
+    """One adapter of a sum: its name, class, rank and alpha, and whether it trains."""
+
+    name: str
+    wrapper: type[LoRAWrapper]
+    rank: int | None
+    alpha: float | None
+    trains: bool = False
+
+
+class Part(NamedTuple):
+    """An adapter around the base of a sum, and its weight; `None` if its weight is folded in."""
+
+    adapter: LoRAWrapper
+    weight: Array | None = None
+
+
+class AdapterSum(LoRAWrapper):
+    """Several adapters of one layer: `W' = W + sum_i w_i U_i`, with one base.
+
+    The update of each adapter is what it does to the base: `U_i = W_i - W`, where `W_i` is the
+    layer that it merges to. A call multiplies by one low-rank product, whose factors are the
+    members' factors side by side; updates that are no products are added to the weight.
+
+    `sum_adapters` and `Net.activate` make sums. A sum has a class for its members (`sum_class`).
+
+    - `trained`, `frozen`: the members by name, without their base.
+    - `weights`: `w`, in the order of `members`.
+    """
+
+    members: ClassVar[tuple[Member, ...]] = ()
+    adapter_fields = ()
+
+    base: Any
+    trained: dict[str, Any]
+    frozen: dict[str, Any]
+    weights: Float[Array, " n"]
+
+    @classmethod
+    def applies_to(cls, leaf: Any) -> bool:
+        return bool(cls.members) and all(claims(m.wrapper, leaf) for m in cls.members)
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return cls.members[0].wrapper.stack_ndim(leaf)
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Array | None:
+        """The matrix of the first member, if all members see the same matrix."""
+        views = {view_of(member.wrapper) for member in cls.members}
+        return cls.members[0].wrapper.matrix(layer) if len(views) == 1 else None
+
+    def __check_init__(self):
+        hidden = {"trained", "frozen", "weights"} & {*getattr(self.base, "__dict__", ())}
+        if hidden:
+            raise WrapperError(
+                f"A sum of adapters would hide the fields {sorted(hidden)} of the "
+                f"{type(self.base).__name__}. Merge one adapter, and adapt the merged model."
+            )
+
+    def member(self, name: str) -> LoRAWrapper:
+        """The member of that name, as an adapter of the layer before adapting."""
+        adapter = self._around_base(name)
+        cls = type(adapter)
+        if cls.unwrap is LoRAWrapper.unwrap:
+            return adapter
+        # The class replaces the weight of its layer (PiSSA): the member needs a residual.
+        return cls.from_state(self.base, adapter.state(), adapter.rank, adapter.alpha)
+
+    def joined(self) -> Any:
+        """One adapter, or one plain layer, that computes what the sum computes."""
+        parts = self._parts()
+        whole = [part.adapter for part in parts if part.weight is None]
+        outer = next((a for a in whole if not type(a).mergeable), whole[0] if whole else None)
+        further = [part for part in parts if part.adapter is not outer]
+        layer = _changed(self.base, further) if further else self.base
+        return layer if outer is None else eqx.tree_at(lambda a: a.base, outer, layer)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.joined()(*args, **kwargs)
+
+    def merge(self) -> Any:
+        layer = self.joined()
+        return layer.merge() if isinstance(layer, LoRAWrapper) else layer
+
+    def low_rank_update(self) -> tuple[Array, Array] | None:
+        factors = self._factors()
+        if len({view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
+            return None
+        return _side_by_side(list(factors.values()))
+
+    def penalty(self) -> Array:
+        """The penalties of the members that train."""
+        adapters = [self.member(name) for name in self.trained]
+        return total([at_least_float32(jnp.asarray(adapter.penalty())) for adapter in adapters])
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        return {
+            f"{field}/{name}/{path}": spec
+            for field in ("trained", "frozen")
+            for name in getattr(self, field)
+            for path, spec in self._around_base(name).partition_specs().items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        states = {m.name: self._around_base(m.name).state() for m in self.members}
+        arrays = {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()}
+        return {"weights": self.weights, **arrays}
+
+    @classmethod
+    def from_state(
+        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+    ) -> "AdapterSum":
+        fields: dict[str, dict[str, Any]] = {"trained": {}, "frozen": {}}
+        for m in cls.members:
+            adapter = m.wrapper.from_state(base, state_of(m.name, state), m.rank, m.alpha)
+            bare = eqx.tree_at(lambda w: w.base, adapter, None)
+            fields["trained" if m.trains else "frozen"][m.name] = bare
+        return cls(base, **fields, weights=state["weights"])  # pyright: ignore
+
+    def _around_base(self, name: str) -> LoRAWrapper:
+        bare = (self.trained | self.frozen)[name]
+        return eqx.tree_at(lambda m: m.base, bare, self.base, is_leaf=lambda x: x is None)
+
+    def _factors(self) -> dict[str, Any]:
+        """By name, `A` and `w B` of the members whose update is a product."""
+        factors: dict[str, Any] = {}
+        for member, weight in zip(self.members, self.weights, strict=True):
+            update = at_least_float32(self.member(member.name)).low_rank_update()
+            if update is not None:
+                A, B = update
+                factors[member.name] = A, B * weight.astype(B.dtype)
+        return factors
+
+    def _parts(self) -> list[Part]:
+        """Adapters whose changes are the change of the sum: as few as can be."""
+        remaining = dict(zip(self.members, self.weights, strict=True))
+        parts: list[Part] = []
+        factors = self._factors()
+        holder = _holder([m.wrapper for m in remaining if m.name in factors], self.base)
+        if holder is not None:
+            view = view_of(holder)
+            held = [m for m in remaining if m.name in factors and view_of(m.wrapper) is view]
+            A, B = _side_by_side([factors[member.name] for member in held])
+            parts.append(Part(holder.from_state(self.base, *_allowed(A, B).as_adapter(holder))))
+            remaining = {m: weight for m, weight in remaining.items() if m not in held}
+        for cls in dict.fromkeys(m.wrapper for m in remaining if adds_up(m.wrapper)):
+            of_class = [m for m in remaining if m.wrapper is cls]
+            states = {m: self._around_base(m.name).state() for m in of_class}
+            terms = [Term(states[m], m.rank, m.alpha, remaining.pop(m)) for m in of_class]
+            total = cls.sum_of(terms)
+            assert total is not None
+            parts.append(Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
+        return parts + [Part(self.member(m.name), weight) for m, weight in remaining.items()]
+
+
+class _SumMeta(type(LoRAWrapper)):
+    """The type of the classes of sums, which are pickled as the members that make them."""
+
+
+# Without a limit: JAX keeps every class of a pytree for good.
+@functools.cache
+def sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[AdapterSum]:
+    """The class of the sums of these members. The same members have the same class."""
+    fields = ("trained",) if any(member.trains for member in members) else ()
+    body = {
+        "members": members,
+        "adapter_fields": (*fields, "weights") if trains_weights else fields,
+        "mergeable": all(member.wrapper.mergeable for member in members),
+        "built_of": tuple(member.wrapper for member in members),
+        "__module__": __name__,
+    }
+    make: Any = _SumMeta
+    return make(f"Sum({', '.join(member.name for member in members)})", (AdapterSum,), body)
+
+
+def _reduced(cls: Any) -> Any:
+    return sum_class, (cls.members, "weights" in cls.adapter_fields)
+
+
+copyreg.pickle(_SumMeta, _reduced)  # pyright: ignore[reportArgumentType]
+
+
+def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of the member of that name, among the arrays of its sum."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+
+
+def view_of(cls: type[LoRAWrapper]) -> Any:
+    """The function that reads the matrix. Adapters of one layer kind inherit one function."""
+    return getattr(cls.matrix, "__func__", None)
+
+
+def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
+    """A class of plain LoRA for `layer` that sees the matrix of one of these classes."""
+    views = {view_of(cls) for cls in products}
+
+    def first(classes: Sequence[type[LoRAWrapper]]) -> type[LoRAWrapper] | None:
+        suits = (c for c in classes if is_product_class(c) and view_of(c) in views)
+        return next((c for c in suits if claims(c, layer)), None)
+
+    holder = first(products)
+    if holder is None and products:
+        with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
+            holder = first(default_registry().resolve("lora"))
+    return holder
+
+
+def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
+    dtype = widest(x.dtype for pair in factors for x in pair)
+    A, B = ([x.astype(dtype) for x in column] for column in zip(*factors, strict=True))
+    return jnp.concatenate(A), jnp.concatenate(B, axis=1)
+
+
+def _allowed(A: Array, B: Array) -> Factors:
+    """`B A`, of a rank that an adapter may have: at most the rank of its matrix."""
+    update = Factors(A, B)
+    if update.rank <= update.largest_rank:
+        return update
+    identity = jnp.eye(update.largest_rank, dtype=A.dtype)
+    return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
+
+
+def _changed(base: Any, parts: Sequence[Part]) -> Any:
+    """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
+    refuse_coded(base)
+    wide = at_least_float32(base)
+    widened = {id(x): y for x, y in zip(*map(jtu.tree_leaves, (base, wide)), strict=True)}
+
+    def merged(adapter: LoRAWrapper) -> Any:
+        # With the very arrays of `wide`, which show that an adapter left an array alone.
+        return at_least_float32(jtu.tree_map(lambda x: widened.get(id(x), x), adapter)).merge()
+
+    changes = [(merged(part.adapter), part.weight) for part in parts]
+
+    def add(old: Any, start: Any, *new: Any) -> Any:
+        if not eqx.is_inexact_array(start) or all(x is start for x in new):
+            return old
+        total = start
+        for x, (_, w) in zip(new, changes, strict=True):
+            total = total + (x - start if w is None else w.astype(held_dtype(start)) * (x - start))
+        return total.astype(held_dtype(old))
+
+    return jtu.tree_map(add, base, wide, *(layer for layer, _ in changes))
