@@ -62,7 +62,7 @@ def test_a_transposed_convolution_alone_is_an_error_that_lists_it(getkey):
 
 
 def test_auto_begins_with_the_defaults(getkey):
-    found = chosen(layers(getkey()), wrappers="auto")
+    found = chosen(layers(getkey()), wrapper="auto")
     assert found.items() >= chosen(layers(getkey())).items()
 
 
@@ -233,6 +233,6 @@ def test_registered_layers_bring_adapters_for_calls_that_name_none(getkey, cls):
     }
     assert default_adapters(linear) == ()
     # Adapters that the call names stand alone.
-    assert [row.path for row in plan_lora(model, 1, wrappers=jno_lora_zoo.LoRALinear).wrapped] == [
+    assert [row.path for row in plan_lora(model, 1, wrapper=jno_lora_zoo.LoRALinear).wrapped] == [
         "plain"
     ]

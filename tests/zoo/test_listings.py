@@ -115,6 +115,6 @@ def test_the_methods_are_listed_by_family_within_100_columns():
 
 def test_an_unknown_variant_is_answered_with_the_families():
     with pytest.raises(jno.lora.SelectionError, match=r"rotation: .*oft, oft-in") as caught:
-        jno.lora.apply_lora({}, rank=2, wrappers="off", key=jax.random.key(0))
+        jno.lora.apply_lora({}, rank=2, wrapper="off", key=jax.random.key(0))
     # Not the second name of the same method.
     assert "oft-in-norm" not in str(caught.value).partition("by family:")[2]

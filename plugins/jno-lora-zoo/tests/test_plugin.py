@@ -81,7 +81,7 @@ def adapted(**spec):
 assert made() == set(), made()
 adapted()
 assert made() == {"LoRALinear", "LoRAConv"}, made()
-adapted(wrappers="dora")
+adapted(wrapper="dora")
 dora = {"DoRALinear", "DoRAConv", "DoRAConvTranspose"}
 assert made() == {"LoRALinear", "LoRAConv", *dora}, made()
 from jno.lora import OFTConv

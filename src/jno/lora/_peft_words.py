@@ -1,4 +1,4 @@
-"""The words of PEFT for our arguments: an unknown argument of PEFT gets an error with our word."""
+"""Words for arguments: the former words, and PEFT's words, which get an error with our word."""
 
 import functools
 import inspect
@@ -22,6 +22,10 @@ _OURS = {
     "lora_dropout": 'options={"dropout": ...}',
     "modules_to_save": "net.mask(regex of their paths).unfreeze(), after net.lora",
 }
+
+
+# Former words of this project, which are taken for one release.
+_FORMER = {"wrappers": "wrapper", "param_mask": "mask"}
 
 
 class UnknownArgumentError(SelectionError, TypeError):
@@ -54,3 +58,21 @@ def knows_words_of_peft(function: F) -> F:
         return function(*args, **arguments)
 
     return cast(F, checked)
+
+
+def takes_former_words(function: F) -> F:
+    """A decorator: `wrappers` and `param_mask`, the former words, mean `wrapper` and `mask`."""
+
+    @functools.wraps(function)
+    def renamed(*args: Any, **arguments: Any) -> Any:
+        for former in _FORMER.keys() & arguments:
+            word = _FORMER[former]
+            if word in arguments:
+                raise UnknownArgumentError(
+                    f"{function.__name__}() got `{word}` and `{former}`, which is its former "
+                    f"name. Give `{word}` alone."
+                )
+            arguments[word] = arguments.pop(former)
+        return function(*args, **arguments)
+
+    return cast(F, renamed)

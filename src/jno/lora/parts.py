@@ -26,6 +26,7 @@ from ._contract import (
 from ._dispatch import plan_call
 from ._merge import wide_layers
 from ._paths import stable_hash
+from ._peft_words import takes_former_words
 from ._registry import ClassesByName, LazyAdapter, why_unusable
 from ._sets import Factors, widest
 from ._sharding import on_the_mesh, replicated_beside
@@ -62,6 +63,7 @@ __all__ = [
     "statistic_keys",
     "statistics_of",
     "takes",
+    "takes_former_words",
     "tracked",
     "why_unusable",
     "wide_layers",

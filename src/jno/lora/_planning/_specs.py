@@ -5,7 +5,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -31,7 +31,7 @@ LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 class Spec:
     """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
 
-    **Arguments:** as for `apply_lora`, whose `wrappers` are called `wrapper` here.
+    **Arguments:** as for `apply_lora`.
     """
 
     target: TargetLike = None
@@ -105,11 +105,14 @@ def parse_specs(
 
 
 def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
-    adapters = parse_wrapper(registry, spec.wrapper)
-    tiers = adapters.tiers
+    tiers, named = _parse_wrapper(registry, spec.wrapper)
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
+    if not (isinstance(spec.alpha, numbers.Real) and math.isfinite(spec.alpha)):
+        raise SelectionError(
+            f"The alpha of {label} must be a finite number, but is {spec.alpha!r}."
+        )
     options = {} if spec.options is None else spec.options
     if not isinstance(options, Mapping):
         raise SelectionError(
@@ -119,12 +122,12 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
     return Rule(
         target=_parse_target(spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
-        alpha=_checked_alpha(spec.alpha, label),
+        alpha=float(spec.alpha),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
-        named=adapters.named,
+        named=named,
     )
 
 
@@ -135,45 +138,34 @@ def _parse_target(target: Any, argument: str) -> Target | None:
         return LinearInBlocks()  # without a model yet
     if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
         return NamedLayers(tuple(target))
-    if not (target is None or isinstance(target, str | re.Pattern)):
-        raise SelectionError(
-            f"`{argument}` must be a regex (a string), a list of names that paths end in, or "
-            f"{ALL_LINEAR!r}, but is {target!r}."
-        )
-    return compiled(target, argument)
+    return None if target is None else compiled(target, argument)
 
 
-def _checked_alpha(alpha: Any, label: str) -> float:
-    if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
-        return float(alpha)
-    raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
+def _parse_wrapper(
+    registry: Registry, wrapper: WrapperLike
+) -> tuple[Tiers, frozenset[type[LoRAWrapper]]]:
+    """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`.
 
-
-class Adapters(NamedTuple):
-    """The adapters that `wrapper=` means."""
-
-    tiers: Tiers
-    named: frozenset[type[LoRAWrapper]]  # as classes, or by the names of classes
-
-
-def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Adapters:
-    """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`."""
+    **Returns:** the tiers, and the classes in them that the user named.
+    """
     tiers: list[tuple[type[LoRAWrapper], ...]] = []
     named: set[type[LoRAWrapper]] = set()
     for item in _items_of(wrapper):
         if item is None or item == "auto":
-            further = _automatic(registry, with_auto=item == "auto")
+            defaults = registry.defaults()
+            auto = registry.auto() if item == "auto" else ()
+            more = _by_standing(registry, [cls for cls in auto if cls not in defaults])
+            tiers += [*((cls,) for cls in defaults), LAYERS_OWN, *more]
         elif isinstance(item, str):
             classes = registry.resolve(item)
-            further = _by_standing(registry, classes)
+            tiers += _by_standing(registry, classes)
             if [cls.__name__ for cls in classes] == [item.rpartition(":")[2]]:
                 named.update(classes)
         else:
             check_contract(item)
-            further = ((item,),)
+            tiers.append((item,))
             named.add(item)
-        tiers += further
-    return Adapters(tuple(tiers), frozenset(named))
+    return tuple(tiers), frozenset(named)
 
 
 def _items_of(wrapper: Any) -> Iterator[type[LoRAWrapper] | str | None]:
@@ -196,13 +188,6 @@ def _items_of(wrapper: Any) -> Iterator[type[LoRAWrapper] | str | None]:
         raise SelectionError("`wrapper` is an empty list. Name at least one adapter.")
     for item in items:
         yield from _items_of(item)
-
-
-def _automatic(registry: Registry, *, with_auto: bool) -> Tiers:
-    """The tiers of the default adapters, and `with_auto` of the adapters that have `auto`."""
-    defaults = registry.defaults()
-    auto = [cls for cls in registry.auto() if cls not in defaults] if with_auto else []
-    return (*((cls,) for cls in defaults), LAYERS_OWN, *_by_standing(registry, auto))
 
 
 def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Tiers:
