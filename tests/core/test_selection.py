@@ -210,7 +210,7 @@ def test_a_list_of_wrappers_is_in_order_of_priority(model):
 def test_an_instance_instead_of_a_class_is_an_error(model, getkey, unchecked):
     instance = ToyLinear(model.head, 1, 1.0, key=getkey())
     for wrapper in (instance, [instance]):
-        with pytest.raises(WrapperError, match="Pass the class itself, not an instance"):
+        with pytest.raises(WrapperError, match=r"is not a subclass of jno\.lora\.LoRAWrapper"):
             plan_lora(model, 1, wrapper=wrapper)
 
 

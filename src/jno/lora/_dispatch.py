@@ -132,7 +132,8 @@ def plan_lora(
 def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     """The plan of a call, which asks no adapters but those that the call names."""
     registry = default_registry(registry)
-    plan = make_plan(registry, model, parse_specs(registry, specs, call), selector(model, mask))
+    rules = parse_specs(registry, model, specs, call)
+    plan = make_plan(registry, model, rules, selector(model, mask))
     for row in plan.wrapped:
         _check_options(row)
     return plan
@@ -164,13 +165,16 @@ def carry_out(
 def _check_options(row: PlanRow) -> None:
     cls: Any = row.wrapper
     names = option_names(cls)
-    for name in row.options if names is not None else ():
+    if names is None:
+        return
+    for name in row.options:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise SelectionError(
                 f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
-                f"no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Its options: "
-                f"{', '.join(names) or 'none'}. (`specs` can give each adapter its own options.)"
+                f"no option {name!r}{hint} Its options: {', '.join(names) or 'none'}. (`specs` can "
+                "give each adapter its own options.)"
             )
 
 

@@ -118,6 +118,11 @@ def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
     return modules
 
 
+def fields_of(module: eqx.Module) -> dict[str, Any]:
+    """The values of the fields of a module, by name; `None` for a field that was never set."""
+    return {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
+
+
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
     """The layers that hold matrices (arrays of two axes or more) without an adapter.

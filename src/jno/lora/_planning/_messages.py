@@ -16,6 +16,7 @@ from .._tree import (
     NORMALISED,
     claims,
     count_plain,
+    fields_of,
     is_parameter,
     layers_left_out,
     modules_in,
@@ -208,9 +209,7 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
 
     def advice_for(row: PlanRow, layer: Any) -> str | None:
-        values = [
-            (field.name, getattr(layer, field.name, None)) for field in dataclasses.fields(layer)
-        ]
+        values = fields_of(layer).items()
         matrices = [name for name, x in values if is_parameter(x) and len(x.shape) > 1]
         if not matrices:
             return None

@@ -27,7 +27,7 @@ class LinearInBlocks:
     out, and so is everything outside of the blocks, such as an output head.
     """
 
-    paths: frozenset[str] = frozenset()
+    paths: frozenset[str]
     pattern: ClassVar[str] = ALL_LINEAR
 
     @classmethod

@@ -1,6 +1,5 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +13,7 @@ from .._contract import LoRAWrapper, is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError, warn
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
 from .._registry import Registry, how_to_block
-from .._tree import NORMALISED, default_adapters, holds_adapters, modules_in, why_not
+from .._tree import NORMALISED, default_adapters, fields_of, holds_adapters, modules_in, why_not
 from ._masks import Selector
 from ._plan import PlanRow
 from ._roles import has_experts, role_of
@@ -50,8 +49,7 @@ class Walk:
     def __init__(
         self, registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
     ):
-        self.registry, self.model, self.selects = registry, model, selects
-        self.rules = tuple(rule.on(model) for rule in rules)
+        self.registry, self.model, self.rules, self.selects = registry, model, rules, selects
         self.named = {cls for rule in rules for cls in rule.named}
         self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
         self.classes = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
@@ -269,17 +267,16 @@ def _package(definition: Any) -> str:
 
 def _owns_arrays(node: eqx.Module) -> bool:
     """Whether an array is a direct field of `node`, or in a dict that is a field."""
-    fields = (getattr(node, field.name, None) for field in dataclasses.fields(node))
+    fields = fields_of(node).values()
     values = (x for field in fields for x in (field.values() if type(field) is dict else (field,)))
     return any(eqx.is_inexact_array(x) or is_coded(x) or _is_integer_matrix(x) for x in values)
 
 
 def _why_quantized(node: eqx.Module) -> str | None:
     """The reason for a layer whose weights are integers, such as a quantised layer."""
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name, None)
+    for name, value in fields_of(node).items():
         if _is_integer_matrix(value):
-            return f"its {field.name} is {show_array(value)}, and adapters need floating weights"
+            return f"its {name} is {show_array(value)}, and adapters need floating weights"
     return None
 
 
