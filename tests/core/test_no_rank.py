@@ -119,7 +119,7 @@ def test_options_and_an_alpha_alone_are_given(model, getkey):
     head = apply_lora(model, 4, 3.0, key=getkey(), target="head", **settings).head
     assert (head.rank, head.alpha, head.gain[0]) == (None, 3.0, 2.0)
     with pytest.raises(
-        SelectionError, match=r"'strt'; did you mean 'start'\? Its options: start\."
+        SelectionError, match=r"'strt'(.|\n)*did you mean 'start'\?\nThere are start\."
     ):
         apply_lora(model, key=getkey(), wrapper=Options, options={"strt": 1})
 

@@ -67,8 +67,8 @@ def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(
 @pytest.mark.parametrize(
     ("wrapper", "said"),
     [
-        (Keeping, "has no option 'kpt'; did you mean 'kept'? Its options: kept."),
-        (ToyLinear, "has no option 'kpt'. Its options: none."),
+        (Keeping, "has no option 'kpt'.\n  - kpt: did you mean 'kept'?\nThere are kept."),
+        (ToyLinear, "has no option 'kpt'.\nThere are none."),
     ],
 )
 def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getkey, wrapper, said):
@@ -80,15 +80,15 @@ def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getke
         plan_lora(model, 1, wrapper=wrapper, options={"kpt": 1})
 
 
-def test_an_option_of_another_adapter_of_the_call_says_so(model, getkey):
+def test_an_option_of_another_adapter_of_the_call_is_none_of_this(model, getkey):
     specs = [{"target": "encoder", "wrapper": ToyLinear}, {"target": "head", "wrapper": Keeping}]
-    with pytest.raises(SelectionError, match=r"ToyLinear.* no option 'kept'.*`specs`"):
+    with pytest.raises(SelectionError, match=r"ToyLinear.* no option 'kept'"):
         apply_lora(model, 1, key=getkey(), specs=specs, options={"kept": 1})
 
 
 @pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
 def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
-    with pytest.raises(SelectionError, match=f"no option '{given}'.* Its options: kept"):
+    with pytest.raises(SelectionError, match=f"no option '{given}'(.|\n)*There are kept"):
         apply_lora(model, 1, key=getkey(), wrapper=Keeping, options={given: 1})
 
 

@@ -1,7 +1,6 @@
 """The dispatcher: it plans, builds adapters and puts them into the model."""
 
 import contextlib
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -28,7 +27,7 @@ from ._contract import (
 )
 from ._errors import SelectionError, WrapperError, failing
 from ._paths import path_str, show_path, stable_hash
-from ._peft_words import knows_words_of_peft, takes_former_words
+from ._peft_words import explain_unknown, knows_words_of_peft, takes_former_words
 from ._planning import (
     MaskLike,
     Plan,
@@ -135,7 +134,12 @@ def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry 
     rules = parse_specs(registry, model, specs, call)
     plan = make_plan(registry, model, rules, selector(model, mask))
     for row in plan.wrapped:
-        _check_options(row)
+        cls: Any = row.wrapper
+        names = option_names(cls)
+        if names is not None and (unknown := [name for name in row.options if name not in names]):
+            where = f"the {row.layer} at {show_path(row.path)!r}"
+            head = f"{cls.__name__}, the adapter for {where}, has no option"
+            raise SelectionError(explain_unknown(head, unknown, names))
     return plan
 
 
@@ -160,22 +164,6 @@ def carry_out(
     by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
     model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
     return with_shared_arrays(model, key=key) if names_shared_in(adapters) else model
-
-
-def _check_options(row: PlanRow) -> None:
-    cls: Any = row.wrapper
-    names = option_names(cls)
-    if names is None:
-        return
-    for name in row.options:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise SelectionError(
-                f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
-                f"no option {name!r}{hint} Its options: {', '.join(names) or 'none'}. (`specs` can "
-                "give each adapter its own options.)"
-            )
 
 
 def _build_all(

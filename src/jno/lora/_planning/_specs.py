@@ -90,7 +90,7 @@ def parse_specs(
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
-            raise SelectionError(explain_unknown(f"{label}, a spec,", unknown, _KEYS))
+            raise SelectionError(explain_unknown(f"{label}, a spec, has no", unknown, _KEYS))
         spec = dataclasses.replace(call, **{k: v for k, v in values.items() if v is not None})
         rules.append(_parse(registry, model, spec, label, f"{label}['target']"))
     if not rules:
