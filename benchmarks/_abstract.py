@@ -172,7 +172,7 @@ def parameters(
         return eqx.filter_vmap(lambda key: Block(*sizes, key))(keys)
 
     def adapt(blocks: Block) -> Block:
-        return apply_lora(blocks, rank, float(rank), key=key, wrappers=adapter)
+        return apply_lora(blocks, rank, float(rank), key=key, wrapper=adapter)
 
     plain = eqx.filter_eval_shape(stack, jax.random.split(key, STACK))
     if adapter is None:

@@ -109,7 +109,7 @@ def steps_of(model: Any, variant: str) -> dict[str, tuple[Callable[..., Any], tu
     }
     steps = {}
     for side, (base, call) in sides.items():
-        adapted = apply_lora(base, 16, 16.0, key=jr.key(1), wrappers=variant)
+        adapted = apply_lora(base, 16, 16.0, key=jr.key(1), wrapper=variant)
         trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
         arrays, static = eqx.partition(frozen, eqx.is_array)
 

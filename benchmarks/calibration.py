@@ -69,7 +69,7 @@ def main() -> None:
         def passes(count: int, method: Any, model: Any = model, batch: Any = batch) -> Any:
             wrapper, sketch = method
             batches = [batch] * count
-            data = jno.lora.calibrate(model, batches, loss, wrappers=wrapper, sketch=sketch)
+            data = jno.lora.calibrate(model, batches, loss, wrapper=wrapper, sketch=sketch)
             return [dict(data[path]) for path in data]
 
         def steps(model: Any = model, batch: Any = batch) -> Any:

@@ -130,12 +130,12 @@ def pissa(blocks: int, size: int, hidden: int) -> None:
 
     skeleton = eqx.filter_eval_shape(make)
     print(f"PiSSA, {blocks} blocks of width {size} and inner width {hidden}, rank 16")
-    planning = seconds(lambda: plan_lora(skeleton, 16, wrappers="pissa"))
+    planning = seconds(lambda: plan_lora(skeleton, 16, wrapper="pissa"))
     print(f"  plan of {7 * blocks} layers of shapes: {planning:.2f} s")
     layer = eqx.nn.Linear(hidden, size, use_bias=False, dtype=jnp.bfloat16, key=jr.key(0))
 
     def adapt() -> Any:
-        adapter = apply_lora(layer, 16, key=jr.key(1), wrappers="pissa")
+        adapter = apply_lora(layer, 16, key=jr.key(1), wrapper="pissa")
         return jax.block_until_ready(eqx.filter(adapter, eqx.is_array))
 
     first, *later_times = (seconds(adapt) for _ in range(4))

@@ -120,8 +120,8 @@ def of_starts(size: int) -> None:
     W = (U * S) @ Vt + jr.normal(jr.key(4), (size, size))
     layer = eqx.tree_at(lambda m: m.weight, layer, W / jnp.sqrt(size))
     rank = min(32, size // 2)
-    lora = apply_lora(layer, rank, float(rank), key=jr.key(1), wrappers="lora")
-    pissa = apply_lora(layer, rank, float(rank), key=jr.key(1), wrappers="pissa")
+    lora = apply_lora(layer, rank, float(rank), key=jr.key(1), wrapper="lora")
+    pissa = apply_lora(layer, rank, float(rank), key=jr.key(1), wrapper="pissa")
     models = {
         "quantize": quantize(layer),
         "LoftQ, 1 turn": loftq(lora, iterations=1),

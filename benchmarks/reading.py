@@ -145,13 +145,13 @@ def half(model: Any) -> Any:
 def adapted(model: Any, variant: str) -> Any:
     """The model with adapters of rank 8 on all layers."""
     wrappers = variant if variant == "auto" else [variant, f"{variant}-embedding"]
-    return apply_lora(model, 8, key=jr.key(1), wrappers=wrappers)
+    return apply_lora(model, 8, key=jr.key(1), wrapper=wrappers)
 
 
 def steps(name: str, model: Any, x: Any, rounds: int) -> None:
     """Print time and memory of a step of each side, in units of the floor."""
     call = lambda model, x: model(x)  # noqa: E731
-    dense = apply_lora(model, 8, key=jr.key(1), target="dense", wrappers="LoRALinear")
+    dense = apply_lora(model, 8, key=jr.key(1), target="dense", wrapper="LoRALinear")
     sides = {"floor": step(dense, call, x), "full": step(model, call, x, full=True)}
     for variant in VARIANTS:
         sides[f"{variant} merged"] = step(adapted(model, variant), call, x)

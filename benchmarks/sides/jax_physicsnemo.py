@@ -112,7 +112,7 @@ def reach() -> dict[str, dict[str, Any]]:
         total = sum(math.prod(x.shape) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact))
 
         def adapted(wrappers: str | None, make: Any = make, key: Array = key) -> Any:
-            return apply_lora(make(key), 1, 1.0, key=key, wrappers=wrappers)
+            return apply_lora(make(key), 1, 1.0, key=key, wrapper=wrappers)
 
         facts[name] = {"parameters": total}
         for column, wrappers in (("unnamed", None), ("reached", "lora")):

@@ -106,7 +106,7 @@ class Merging:
         error = self.learner.fitting.error
         if not self._statistics:
             self._statistics = [
-                calibrate(model, [self.learner.stored(setting)], error, wrappers="corda")
+                calibrate(model, [self.learner.stored(setting)], error, wrapper="corda")
                 for model, setting in zip(self._merged(), self.pair, strict=True)
             ]
         return self._statistics

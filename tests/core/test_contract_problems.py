@@ -197,4 +197,4 @@ def test_the_error_names_the_class_and_lists_every_problem_and_where_to_look():
 
 def test_a_broken_class_is_refused_before_the_model_is_looked_at(model, getkey):
     with pytest.raises(WrapperError, match="`merge` is not defined"):
-        apply_lora(model, 1, key=getkey(), wrappers=define(without("merge")))
+        apply_lora(model, 1, key=getkey(), wrapper=define(without("merge")))

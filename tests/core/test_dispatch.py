@@ -63,8 +63,8 @@ def any_model(request, getkey):
 
 
 def test_what_is_wrapped_is_what_the_plan_says(any_model, getkey):
-    plan = plan_lora(any_model, 1, 3.0, wrappers=EVERYTHING)
-    adapters = adapters_in(apply_lora(any_model, 1, 3.0, key=getkey(), wrappers=EVERYTHING))
+    plan = plan_lora(any_model, 1, 3.0, wrapper=EVERYTHING)
+    adapters = adapters_in(apply_lora(any_model, 1, 3.0, key=getkey(), wrapper=EVERYTHING))
     assert adapters
     assert {(r.path, r.wrapper, r.rank, r.alpha) for r in plan.wrapped} == {
         (path, type(a), a.rank, a.alpha) for path, a in adapters.items()
@@ -73,7 +73,7 @@ def test_what_is_wrapped_is_what_the_plan_says(any_model, getkey):
 
 def test_only_the_wrapped_layers_change_and_the_model_is_not_touched(any_model, getkey):
     before = jax.tree.map(lambda x: x, any_model)
-    adapted = apply_lora(any_model, 1, key=getkey(), wrappers=EVERYTHING)
+    adapted = apply_lora(any_model, 1, key=getkey(), wrapper=EVERYTHING)
     assert same(any_model, before)
     bases = jax.tree.map(
         lambda n: n.base if isinstance(n, EVERYTHING_TYPES) else n,
@@ -90,7 +90,7 @@ EVERYTHING_TYPES = tuple(EVERYTHING)
 def test_the_rank_of_a_call_is_not_optional(model, getkey, rank):
     for specs in (None, [{"target": "head"}]):
         with pytest.raises(SelectionError, match="must be an integer of at least 1, but is"):
-            apply_lora(model, key=getkey(), wrappers=ToyLinear, specs=specs, **rank)
+            apply_lora(model, key=getkey(), wrapper=ToyLinear, specs=specs, **rank)
 
 
 def test_specs_that_have_a_rank_need_none_of_the_call(model, getkey):
@@ -105,15 +105,15 @@ def test_specs_may_be_an_iterator(model, getkey):
 
 def test_a_model_that_is_one_layer_is_wrapped_at_the_root(getkey):
     layer = linear(getkey())
-    adapted = apply_lora(layer, 2, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora(layer, 2, key=getkey(), wrapper=ToyLinear)
     assert isinstance(adapted, ToyLinear)
-    assert [row.path for row in plan_lora(layer, 2, wrappers=ToyLinear)] == [""]
-    assert "<root>" in str(plan_lora(layer, 2, wrappers=ToyLinear))
+    assert [row.path for row in plan_lora(layer, 2, wrapper=ToyLinear)] == [""]
+    assert "<root>" in str(plan_lora(layer, 2, wrapper=ToyLinear))
 
 
 def test_the_same_layer_in_two_places_is_adapted_in_each_on_its_own(getkey):
     layer = linear(getkey())
-    adapted = apply_lora([layer, layer], 1, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora([layer, layer], 1, key=getkey(), wrapper=ToyLinear)
     assert isinstance(adapted[0], ToyLinear) and isinstance(adapted[1], ToyLinear)
     assert not jnp.array_equal(adapted[0].lora_A, adapted[1].lora_A)
 
@@ -135,35 +135,35 @@ def test_the_same_layer_in_two_places_is_adapted_in_each_on_its_own(getkey):
 def test_what_is_no_key_is_an_error_that_shows_one(model, unchecked, key, came):
     message = rf"`key` must be one random key, such as jax.random.key\(0\), but is {came}\."
     with pytest.raises(SelectionError, match=message):
-        apply_lora(model, 1, key=key, wrappers=ToyLinear)
+        apply_lora(model, 1, key=key, wrapper=ToyLinear)
 
 
 def test_adapting_one_layer_more_never_changes_another(model, getkey):
     key = getkey()
-    alone = apply_lora(model, 1, key=key, wrappers=ToyLinear, target="encoder/1")
-    all_of_them = apply_lora(model, 1, key=key, wrappers=ToyLinear)
-    later = apply_lora(alone, 1, key=key, wrappers=ToyLinear)
+    alone = apply_lora(model, 1, key=key, wrapper=ToyLinear, target="encoder/1")
+    all_of_them = apply_lora(model, 1, key=key, wrapper=ToyLinear)
+    later = apply_lora(alone, 1, key=key, wrapper=ToyLinear)
     assert same(alone.encoder[1], all_of_them.encoder[1])
     assert same(later, all_of_them)
 
 
 def test_a_layer_added_to_the_model_changes_no_other(getkey):
     key, one, two = getkey(), linear(getkey()), linear(getkey())
-    small = apply_lora({"b": one}, 1, key=key, wrappers=ToyLinear)
-    large = apply_lora({"a": two, "b": one}, 1, key=key, wrappers=ToyLinear)
+    small = apply_lora({"b": one}, 1, key=key, wrapper=ToyLinear)
+    large = apply_lora({"a": two, "b": one}, 1, key=key, wrapper=ToyLinear)
     assert same(small["b"], large["b"])
 
 
 def test_layers_and_keys_differ(model):
-    one = apply_lora(model, 1, key=jax.random.key(1), wrappers=ToyLinear)
-    two = apply_lora(model, 1, key=jax.random.key(2), wrappers=ToyLinear)
+    one = apply_lora(model, 1, key=jax.random.key(1), wrapper=ToyLinear)
+    two = apply_lora(model, 1, key=jax.random.key(2), wrapper=ToyLinear)
     assert not jnp.array_equal(one.encoder[0].lora_A, one.encoder[1].lora_A)
     assert not jnp.array_equal(one.encoder[0].lora_A, two.encoder[0].lora_A)
 
 
 def test_typed_and_raw_keys_of_one_seed_give_the_same_adapters(model):
-    typed = apply_lora(model, 1, key=jax.random.key(7), wrappers=ToyLinear)
-    raw = apply_lora(model, 1, key=jax.random.PRNGKey(7), wrappers=ToyLinear)
+    typed = apply_lora(model, 1, key=jax.random.key(7), wrapper=ToyLinear)
+    raw = apply_lora(model, 1, key=jax.random.PRNGKey(7), wrapper=ToyLinear)
     assert same(typed, raw)
     assert set(adapters_in(raw)) == set(MODEL_LINEARS)
 
@@ -173,15 +173,15 @@ def test_typed_and_raw_keys_of_one_seed_give_the_same_adapters(model):
 
 def test_it_can_be_traced(model, getkey):
     key = getkey()
-    concrete = apply_lora(model, 1, key=key, wrappers=ToyLinear)
-    shapes = eqx.filter_eval_shape(apply_lora, model, 1, key=key, wrappers=ToyLinear)
+    concrete = apply_lora(model, 1, key=key, wrapper=ToyLinear)
+    shapes = eqx.filter_eval_shape(apply_lora, model, 1, key=key, wrapper=ToyLinear)
     assert jax.tree.structure(shapes) == jax.tree.structure(concrete)
 
 
 def test_a_template_of_shapes_is_planned_like_the_model(model):
     template = eqx.filter_eval_shape(lambda: model)
-    assert plan_lora(template, 1, wrappers=ToyLinear).wrapped == (
-        plan_lora(model, 1, wrappers=ToyLinear).wrapped
+    assert plan_lora(template, 1, wrapper=ToyLinear).wrapped == (
+        plan_lora(model, 1, wrapper=ToyLinear).wrapped
     )
 
 
@@ -189,16 +189,16 @@ def test_a_template_of_shapes_is_planned_like_the_model(model):
 
 
 def test_an_adapted_layer_is_never_wrapped_again(model, getkey):
-    once = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, target="encoder")
-    twice = apply_lora(once, 2, key=getkey(), wrappers=ToyScale)
+    once = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear, target="encoder")
+    twice = apply_lora(once, 2, key=getkey(), wrapper=ToyScale)
     assert same(twice.encoder, once.encoder)
     assert isinstance(twice.head, ToyScale)
 
 
 def test_if_all_are_adapted_the_functional_form_warns_and_returns_the_model(model, getkey):
-    once = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    once = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     with pytest.warns(JnoLoraWarning) as caught:
-        twice = apply_lora(once, 2, key=getkey(), wrappers=ToyScale, target="encoder")
+        twice = apply_lora(once, 2, key=getkey(), wrapper=ToyScale, target="encoder")
     assert twice is once
     message = str(caught[0].message)
     assert len(caught) == 1
@@ -236,11 +236,11 @@ def test_the_summary_says_which_ranks_were_clamped_and_nothing_warns(model, getk
     assert all(row.asked_rank is None for row in Net(model).lora(2, wrapper=ToyLinear).summary())
     net.unwrap().lora(2, wrapper=ToyLinear)
     assert "2 of" not in str(net.summary())
-    assert apply_lora(model, 8, key=getkey(), wrappers=ToyLinear).head.rank == 2
+    assert apply_lora(model, 8, key=getkey(), wrapper=ToyLinear).head.rank == 2
 
 
 def test_a_rank_that_fits_does_not_warn(model, getkey):
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=ToyLinear)  # warnings are errors here
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=ToyLinear)  # warnings are errors here
     assert [adapter.rank for adapter in adapters_in(adapted).values()] == [2, 2, 2]
 
 
@@ -267,7 +267,7 @@ class PickyWrapper(Picky):
 def test_a_constructor_that_fails_is_named_with_its_layer_and_path(model, getkey):
     before = jax.tree.map(lambda x: x, model)
     with pytest.raises(WrapperError) as caught:
-        apply_lora(model, 1, key=getkey(), wrappers=Picky)
+        apply_lora(model, 1, key=getkey(), wrapper=Picky)
     message = str(caught.value)
     assert message.startswith("Could not build the Picky around the Linear at 'head': ")
     assert "RuntimeError: cannot wrap 2 outputs" in message
@@ -278,7 +278,7 @@ def test_a_constructor_that_fails_is_named_with_its_layer_and_path(model, getkey
 @pytest.mark.parametrize("cls", [PickySelection, PickyWrapper])
 def test_an_error_of_ours_in_a_constructor_keeps_its_class_and_gets_the_path(model, getkey, cls):
     with pytest.raises(cls.error, match=r"(?s)'head'.*cannot wrap 2 outputs"):
-        apply_lora(model, 1, key=getkey(), wrappers=cls)
+        apply_lora(model, 1, key=getkey(), wrapper=cls)
 
 
 class Uncounted(ToyLinear):
@@ -289,7 +289,7 @@ class Uncounted(ToyLinear):
 
 def test_a_stack_ndim_that_fails_is_named_with_its_layer_and_path(model, getkey):
     with pytest.raises(WrapperError, match=r"(?s)Uncounted .*Linear at 'head'.*no axes"):
-        apply_lora(model, 1, key=getkey(), wrappers=Uncounted, target="head")
+        apply_lora(model, 1, key=getkey(), wrapper=Uncounted, target="head")
 
 
 def test_after_a_failing_constructor_a_net_is_as_it_was(model):
@@ -307,13 +307,13 @@ def test_an_applies_to_that_raises_is_named_with_the_node_and_path(model, getkey
             return leaf.in_features > 2
 
     with pytest.raises(WrapperError) as caught:
-        apply_lora(model, 1, key=getkey(), wrappers=Greedy)
+        apply_lora(model, 1, key=getkey(), wrapper=Greedy)
     message = str(caught.value)
     assert "Greedy.applies_to raised AttributeError on the Model at '<root>'" in message
     assert "must answer False" in message
 
 
 def test_what_was_adapted_computes_what_it_did_before(model, getkey):
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=[UserEmbedding, ToyLinear])
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=[UserEmbedding, ToyLinear])
     assert jnp.allclose(adapted(1), model(1), rtol=1e-6)
     assert jnp.allclose(merge_lora(adapted)(1), model(1), rtol=1e-6)

@@ -22,7 +22,7 @@ from .toys import ToyLinear
 def saved(tmp_path, getkey, site):
     """A file of two adapters, of which one holds a NaN. No plugin can be found."""
     layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
-    model = apply_lora(layers, 1, 2.0, key=getkey(), wrappers=ToyLinear)
+    model = apply_lora(layers, 1, 2.0, key=getkey(), wrapper=ToyLinear)
     model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
     save_adapters(model, tmp_path / "file")
     return str(tmp_path / "file")

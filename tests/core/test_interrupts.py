@@ -39,7 +39,7 @@ LAYERS = {name: eqx.nn.Linear(2, 2, key=k) for name, k in zip("abc", KEYS, stric
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "file.safetensors"
-    adapted = apply_lora(LAYERS, 1, key=KEYS[0], wrappers=ToyScale, target="b|c")
+    adapted = apply_lora(LAYERS, 1, key=KEYS[0], wrapper=ToyScale, target="b|c")
     save_adapters(adapted, path, registry=Registry(discover=False))
     return path
 
@@ -112,7 +112,7 @@ def test_an_interrupted_application_leaves_the_model_as_it_was():
     leaves = jtu.tree_leaves(LAYERS)
 
     def apply():
-        apply_lora(LAYERS, 1, key=KEYS[0], wrappers=Rebuilding)
+        apply_lora(LAYERS, 1, key=KEYS[0], wrapper=Rebuilding)
 
     apply()  # compiles
     counter = Interrupt()

@@ -19,7 +19,7 @@ PATHS = [slashed(keys) for keys, _ in jtu.tree_leaves_with_path(FIXED)]
 
 
 def chosen(model, mask):
-    return [r.path for r in plan_lora(model, 1, wrappers=ToyLinear, param_mask=mask).wrapped]
+    return [r.path for r in plan_lora(model, 1, wrapper=ToyLinear, mask=mask).wrapped]
 
 
 def nothing(model):
@@ -73,18 +73,18 @@ def test_scalar_bools_of_numpy_and_jax_are_bools(model, true, unchecked):
 def test_a_leaf_that_is_no_bool_is_an_error_naming_its_path(model, value, unchecked):
     mask = eqx.tree_at(lambda m: m.encoder[1].weight, nothing(model), value)
     with pytest.raises(SelectionError, match=r"one bool per leaf.*'encoder/1/weight'.*regex"):
-        plan_lora(model, 1, wrappers=ToyLinear, param_mask=mask)
+        plan_lora(model, 1, wrapper=ToyLinear, mask=mask)
 
 
 def test_the_model_itself_is_no_mask(model, unchecked):
     with pytest.raises(SelectionError, match=r"one bool per leaf.*at 'embedding/weight'"):
-        plan_lora(model, 1, wrappers=ToyLinear, param_mask=model)
+        plan_lora(model, 1, wrapper=ToyLinear, mask=model)
 
 
 def test_a_leaf_that_only_the_mask_has_is_named(model):
     longer = eqx.tree_at(lambda m: m.encoder, model, [*model.encoder, model.head])
     with pytest.raises(SelectionError) as caught:
-        plan_lora(model, 1, wrappers=ToyLinear, param_mask=nothing(longer))
+        plan_lora(model, 1, wrapper=ToyLinear, mask=nothing(longer))
     message = str(caught.value)
     assert "the mask has a leaf at 'encoder/2/weight', the model has none there" in message
     assert "jax.tree.map(lambda _: False, net.module)" in message
@@ -93,14 +93,14 @@ def test_a_leaf_that_only_the_mask_has_is_named(model):
 def test_a_leaf_that_only_the_model_has_is_named(model):
     mask = eqx.tree_at(lambda m: m.head.bias, nothing(model), None)
     with pytest.raises(SelectionError, match="the model has a leaf at 'head/bias', the mask has n"):
-        plan_lora(model, 1, wrappers=ToyLinear, param_mask=mask)
+        plan_lora(model, 1, wrapper=ToyLinear, mask=mask)
 
 
 def test_a_mask_of_other_static_fields_is_an_error(getkey):
     linear = eqx.nn.Linear(2, 3, key=getkey())
     other = eqx.nn.Linear(3, 3, key=getkey())
     with pytest.raises(SelectionError, match="classes or static fields of the nodes differ"):
-        plan_lora(linear, 1, wrappers=ToyLinear, param_mask=nothing(other))
+        plan_lora(linear, 1, wrapper=ToyLinear, mask=nothing(other))
 
 
 def test_a_mask_from_before_adapting_does_not_fit_the_adapted_model(model):

@@ -50,7 +50,7 @@ def form(tree):
 
 
 def test_merging_restores_structure_classes_shapes_and_dtypes(mixed, getkey):
-    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrapper=EVERYTHING))
     assert len(adapters_in(adapted)) == 6
     merged = merge_lora(adapted)
     assert form(merged) == form(mixed)
@@ -58,7 +58,7 @@ def test_merging_restores_structure_classes_shapes_and_dtypes(mixed, getkey):
 
 
 def test_the_merged_model_computes_what_the_adapted_one_does(mixed, getkey):
-    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrapper=EVERYTHING))
     merged = merge_lora(adapted)
     x, image = jnp.arange(2.0), jnp.linspace(-1, 1, 30).reshape(1, 6, 5)
     assert jnp.allclose(merged["model"](3), adapted["model"](3), rtol=1e-5, atol=1e-6)
@@ -69,12 +69,12 @@ def test_the_merged_model_computes_what_the_adapted_one_does(mixed, getkey):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_half_precision_layer_stays_one(getkey, dtype):
     layer = eqx.nn.Linear(3, 2, dtype=dtype, key=getkey())
-    merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrappers=ToyLinear)))
+    merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyLinear)))
     assert merged.weight.dtype == merged.bias.dtype == dtype
 
 
 def test_unwrapping_drops_what_was_trained(mixed, getkey):
-    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrappers=EVERYTHING))
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrapper=EVERYTHING))
     assert same(unwrap_lora(adapted), mixed)
 
 
@@ -86,13 +86,13 @@ def test_what_carries_no_adapter_is_returned_as_it_is(mixed, function):
 
 def test_a_model_that_is_one_adapter_merges_to_one_layer(getkey):
     layer = eqx.nn.Linear(2, 2, key=getkey())
-    adapted = shaken(apply_lora(layer, 1, key=getkey(), wrappers=ToyScale))
+    adapted = shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyScale))
     assert type(merge_lora(adapted)) is eqx.nn.Linear
     assert jnp.allclose(merge_lora(adapted).weight, 1.25 * layer.weight)
 
 
 def test_merging_inside_a_jitted_loss_trains_the_adapters(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyScale)
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyScale)
     trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
 
     def loss(trainable, merge):
@@ -106,14 +106,14 @@ def test_merging_inside_a_jitted_loss_trains_the_adapters(model, getkey):
 
 
 def test_merging_can_be_evaluated_for_shapes(mixed, getkey):
-    adapted = apply_lora(mixed, 1, key=getkey(), wrappers=EVERYTHING)
+    adapted = apply_lora(mixed, 1, key=getkey(), wrapper=EVERYTHING)
     shapes = eqx.filter_eval_shape(merge_lora, adapted)
     assert jax.tree.structure(shapes) == jax.tree.structure(mixed)
 
 
 def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
     plain = jax.tree.map(lambda a: np.asarray(a, np.float64), eqx.nn.Linear(3, 2, key=getkey()))
-    adapted = shaken(apply_lora([plain], 2, key=getkey(), wrappers=ToyLinear))
+    adapted = shaken(apply_lora([plain], 2, key=getkey(), wrapper=ToyLinear))
     single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), adapted)
     merged, expected = merge_lora(adapted)[0], merge_lora(single)[0]
     assert isinstance(merged.weight, np.ndarray) and merged.weight.dtype == np.float64
@@ -131,7 +131,7 @@ def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
     ],
 )
 def test_a_template_is_told_what_it_is(function, advice, model, getkey):
-    template = eqx.filter_eval_shape(apply_lora, model, 1, key=getkey(), wrappers=ToyLinear)
+    template = eqx.filter_eval_shape(apply_lora, model, 1, key=getkey(), wrapper=ToyLinear)
     with pytest.raises(WrapperError, match=rf"'encoder/0'(?s:.*)This is a template.*{advice}"):
         function(template)
 
@@ -179,7 +179,7 @@ def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(
         def unwrap(self):
             return result(self.base)
 
-    adapted = apply_lora(model, 1, key=getkey(), target="encoder/1", wrappers=Bad)
+    adapted = apply_lora(model, 1, key=getkey(), target="encoder/1", wrapper=Bad)
     with pytest.raises(WrapperError) as caught:
         function(adapted)
     message = str(caught.value)
@@ -214,7 +214,7 @@ def test_a_method_that_is_edited_in_place_is_seen_after_a_refresh(getkey, regist
     class Edited(ToyScale):
         pass
 
-    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrappers=Edited)
+    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrapper=Edited)
     assert merge_lora(adapted)[0].weight.any()
     Edited.merge = lambda self: replaced(self.base, 0 * self.base.weight)
     refresh()
@@ -227,15 +227,15 @@ def test_a_class_that_is_mended_in_place_is_seen_after_a_refresh(getkey, registr
 
     layer = eqx.nn.Linear(3, 2, key=getkey())
     with pytest.raises(WrapperError, match="non-empty tuple of field names"):
-        apply_lora([layer], 1, key=getkey(), wrappers=Mended)
+        apply_lora([layer], 1, key=getkey(), wrapper=Mended)
     Mended.adapter_fields = ToyScale.adapter_fields
     refresh()
-    assert isinstance(apply_lora([layer], 1, key=getkey(), wrappers=Mended)[0], Mended)
+    assert isinstance(apply_lora([layer], 1, key=getkey(), wrapper=Mended)[0], Mended)
 
 
 def test_the_reference_model_has_no_gradient_and_no_copies():
     plain = eqx.nn.Linear(6, 4, key=jax.random.key(0))
-    adapted = apply_lora(plain, 2, key=jax.random.key(1), wrappers=ToyLinear)
+    adapted = apply_lora(plain, 2, key=jax.random.key(1), wrapper=ToyLinear)
     assert disabled(adapted).weight is plain.weight
     assert disabled(plain).weight is plain.weight
     grads = eqx.filter_grad(lambda model: jnp.sum(disabled(model)(jnp.ones(6))))(adapted)

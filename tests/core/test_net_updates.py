@@ -224,7 +224,7 @@ def test_the_model_that_was_given_is_never_changed(getkey):
 
 def test_an_adapter_that_finds_no_layer_leaves_the_last_partition_valid(net):
     trainable, _ = net.partition()
-    with pytest.warns(JnoLoraWarning, match="(?s)mask selects no layer.*encoder/0"):
+    with pytest.warns(JnoLoraWarning, match="(?s)mask selects none.*encoder/0"):
         net.mask("^head").lora(1, target="^encoder", wrapper=ToyScale)
     net.update(moved(trainable))
     assert jnp.array_equal(net.module.head.gain, jnp.full(2, 2.0))

@@ -30,7 +30,7 @@ def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey
 
     specs = [{"target": "head", "options": {"start": 3.0}}, {}]
     adapted = apply_lora(
-        model, 1, key=getkey(), wrappers=Scaled, specs=specs, options={"start": 2.0}
+        model, 1, key=getkey(), wrapper=Scaled, specs=specs, options={"start": 2.0}
     )
     assert adapted.head.gain[0] == 3.0 and adapted.encoder[0].gain[0] == 2.0
 
@@ -51,7 +51,7 @@ class Keeping(ToyScale):
 )
 def test_a_numpy_number_among_the_options_may_be_kept_as_a_static_field(model, getkey, number):
     options = {"kept": number}
-    adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options=options)
+    adapted = apply_lora(model, 1, key=getkey(), wrapper=Keeping, options=options)
     assert adapted.head.kept == number and not eqx.is_array(adapted.head.kept)
     assert merge_lora(adapted).head.weight[0, 0] == float(number) * model.head.weight[0, 0]
 
@@ -59,7 +59,7 @@ def test_a_numpy_number_among_the_options_may_be_kept_as_a_static_field(model, g
 def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(model, getkey):
     two = jnp.float32(2)
     with pytest.warns(UserWarning, match="set as static"):
-        adapted = apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={"kept": two})
+        adapted = apply_lora(model, 1, key=getkey(), wrapper=Keeping, options={"kept": two})
     assert adapted.head.kept is two
     assert merge_lora(adapted).head.weight[0, 0] == 2 * model.head.weight[0, 0]
 
@@ -67,29 +67,29 @@ def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(
 @pytest.mark.parametrize(
     ("wrapper", "said"),
     [
-        (Keeping, "has no option 'kpt'; did you mean 'kept'? Its options: kept."),
-        (ToyLinear, "has no option 'kpt'. Its options: none."),
+        (Keeping, "has no option 'kpt'.\n  - kpt: did you mean 'kept'?\nThere are kept."),
+        (ToyLinear, "has no option 'kpt'.\nThere are none."),
     ],
 )
 def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getkey, wrapper, said):
     with pytest.raises(SelectionError) as caught:
-        apply_lora(model, 1, key=getkey(), wrappers=wrapper, options={"kpt": 1})
+        apply_lora(model, 1, key=getkey(), wrapper=wrapper, options={"kpt": 1})
     where = f"{wrapper.__name__}, the adapter for the Linear at 'encoder/0', "
-    assert str(caught.value) == where + said
+    assert str(caught.value).startswith(where + said)
     with pytest.raises(SelectionError, match="has no option 'kpt'"):
-        plan_lora(model, 1, wrappers=wrapper, options={"kpt": 1})
+        plan_lora(model, 1, wrapper=wrapper, options={"kpt": 1})
 
 
-def test_an_option_of_another_adapter_of_the_call_says_so(model, getkey):
+def test_an_option_of_another_adapter_of_the_call_is_none_of_this(model, getkey):
     specs = [{"target": "encoder", "wrapper": ToyLinear}, {"target": "head", "wrapper": Keeping}]
-    with pytest.raises(SelectionError, match=r"no option 'kept'\. Keeping, of the same call"):
+    with pytest.raises(SelectionError, match=r"ToyLinear.* no option 'kept'"):
         apply_lora(model, 1, key=getkey(), specs=specs, options={"kept": 1})
 
 
 @pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
 def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
-    with pytest.raises(SelectionError, match=f"no option '{given}'.* Its options: kept"):
-        apply_lora(model, 1, key=getkey(), wrappers=Keeping, options={given: 1})
+    with pytest.raises(SelectionError, match=f"no option '{given}'(.|\n)*There are kept"):
+        apply_lora(model, 1, key=getkey(), wrapper=Keeping, options={given: 1})
 
 
 def test_options_are_checked_before_any_adapter_is_built(model, getkey):
@@ -102,7 +102,7 @@ def test_options_are_checked_before_any_adapter_is_built(model, getkey):
 
     specs = [{"target": "encoder"}, {"target": "head", "options": {"kpt": 1}}]
     with pytest.raises(SelectionError, match="'head'"):
-        apply_lora(model, 1, key=getkey(), wrappers=Counting, specs=specs)
+        apply_lora(model, 1, key=getkey(), wrapper=Counting, specs=specs)
     assert not built
 
 
@@ -112,7 +112,7 @@ def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
             Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))
 
     options = {"anything": 1}
-    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=Open, options=options)
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=Open, options=options)
     assert adapted.head.kept == 1
 
 

@@ -84,7 +84,7 @@ def layers(getkey):
 
 
 def adapted(layers, getkey, cls=Blocks):
-    return shaken(apply_lora(layers, 2, key=getkey(), wrappers=cls, options=OPTIONS))
+    return shaken(apply_lora(layers, 2, key=getkey(), wrapper=cls, options=OPTIONS))
 
 
 def test_a_file_brings_the_option_back_around_one_layer_and_a_stack(layers, getkey, tmp_path):
@@ -106,7 +106,7 @@ def test_sets_are_read_and_swapped(layers, getkey, tmp_path):
 
 def test_without_it_an_option_that_is_kept_in_a_static_field_cannot_be_saved(layers, getkey):
     options = {**OPTIONS, "note": "mine"}
-    model = apply_lora(layers, 2, key=getkey(), wrappers=Renames, options=options)
+    model = apply_lora(layers, 2, key=getkey(), wrapper=Renames, options=options)
     with pytest.raises(WrapperError, match="restore it by `options_of` or `from_state`"):
         extract_adapters(model)
 

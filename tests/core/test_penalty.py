@@ -25,7 +25,7 @@ def layers():
 
 @pytest.fixture
 def adapted(layers):
-    return apply_lora(layers, 2, 4.0, key=jax.random.key(2), wrappers=Gated)
+    return apply_lora(layers, 2, 4.0, key=jax.random.key(2), wrapper=Gated)
 
 
 def of_rows(A):
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_each_adapter_alone(adapted):
 
 @pytest.mark.parametrize("is_adapted", [True, False])
 def test_a_model_without_penalties_has_none(layers, is_adapted):
-    adapted = apply_lora(layers, 2, key=jax.random.key(0), wrappers=Good)
+    adapted = apply_lora(layers, 2, key=jax.random.key(0), wrapper=Good)
     model = adapted if is_adapted else layers
     assert float(penalty(model)) == 0.0
     # It can be added to a loss of any precision.
@@ -81,7 +81,7 @@ def test_a_penalty_must_be_one_real_number(layers):
         def penalty(self):
             return self.lora_A[:, 0]
 
-    model = apply_lora(layers, 2, key=jax.random.key(2), wrappers=OfRows)
+    model = apply_lora(layers, 2, key=jax.random.key(2), wrapper=OfRows)
     with pytest.raises(WrapperError, match=r"OfRows at 'one'.*one real number.*float32 \(2,\)$"):
         penalty(model)
 

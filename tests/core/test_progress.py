@@ -125,7 +125,7 @@ def test_adapters_that_take_long_to_build_show_a_bar_on_standard_error(getkey, m
     with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
         with pytest.raises(WrapperError, match=r"'5'.*enough"):
-            apply_lora(layers, 1, key=getkey(), wrappers=Slow)
+            apply_lora(layers, 1, key=getkey(), wrapper=Slow)
     written = all_of(ours).decode()
     assert "Adapting layers" in written and written.endswith("\x1b[2K")  # gone before the error
 
@@ -142,7 +142,7 @@ def test_traced_work_shows_nothing(getkey, monkeypatch):
     with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
         jax.eval_shape(
-            lambda key: eqx.filter(apply_lora(layers, 1, key=key, wrappers=Traced), eqx.is_array),
+            lambda key: eqx.filter(apply_lora(layers, 1, key=key, wrapper=Traced), eqx.is_array),
             getkey(),
         )
         stderr.write("end")

@@ -245,9 +245,9 @@ SCRIPT = """
         "left out, load_adapters": lambda: jno.lora.load_adapters([], sys.argv[1], **loading),
         "left out, both": lambda: jno.lora.load_adapters(Net([]), sys.argv[1], **loading),
         "nan, read_adapters": lambda: jno.lora.read_adapters(sys.argv[2], wrappers=[Mine]),
-        "masked, apply_lora": lambda: apply_lora(model, 1, key=key, wrappers=Mine, param_mask="x"),
+        "masked, apply_lora": lambda: apply_lora(model, 1, key=key, wrapper=Mine, mask="x"),
         "masked, Net": lambda: Net(model).mask("x").lora(1, wrapper=Mine),
-        "adapted, apply_lora": lambda: apply_lora(adapted, 1, key=key, wrappers=Mine),
+        "adapted, apply_lora": lambda: apply_lora(adapted, 1, key=key, wrapper=Mine),
     }
     origins = {}
     for name, call in calls.items():

@@ -42,7 +42,7 @@ def test_a_class_that_is_defined_again_replaces_the_former(registry, model):
     first, second = cell("one"), cell("two")
     assert first is not second
     assert one(registry, "Notebook") is second
-    rows = plan_lora(model, 1, wrappers="Notebook").wrapped
+    rows = plan_lora(model, 1, wrapper="Notebook").wrapped
     assert [row.path for row in rows] == list(MODEL_LINEARS)
 
 

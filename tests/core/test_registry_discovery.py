@@ -71,14 +71,14 @@ def test_making_a_registry_imports_nothing(site):
 
 def test_explicit_classes_import_no_plugin(site, model, getkey):
     modules = [site.plugin("acme-lora", '"Acme"'), site.install_zoo()]
-    apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     assert not set(modules) & set(sys.modules)
 
 
 def test_defaults_and_zoo_names_import_the_zoo_alone(site, model):
     zoo, other = site.install_zoo(), site.plugin("acme-lora", '"Acme"')
     Net(model).lora(1)
-    plan_lora(model, 1, wrappers="DoRALinear")
+    plan_lora(model, 1, wrapper="DoRALinear")
     assert zoo in sys.modules and other not in sys.modules
 
 
@@ -207,7 +207,7 @@ def test_installing_a_plugin_never_changes_the_defaults(site, model):
 def test_auto_is_defaults_first_then_who_opts_in_for_leaves_that_no_default_claims(site, model):
     site.install_zoo()
     site.plugin("acme-lora", '"Acme", auto=True', '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
-    assert wrappers_of(model, wrappers="auto") == {
+    assert wrappers_of(model, wrapper="auto") == {
         "embedding": "AcmeEmb",
         **dict.fromkeys(MODEL_LINEARS, "LoRALinear"),
     }
@@ -216,7 +216,7 @@ def test_auto_is_defaults_first_then_who_opts_in_for_leaves_that_no_default_clai
 def test_auto_leaves_out_who_does_not_opt_in(site, model):
     site.install_zoo()
     site.plugin("acme-lora", '"AcmeEmb", layer=eqx.nn.Embedding')
-    assert "embedding" not in wrappers_of(model, wrappers="auto")
+    assert "embedding" not in wrappers_of(model, wrapper="auto")
 
 
 def test_two_plugins_that_claim_a_leaf_under_auto_are_both_named(site, model):
@@ -224,7 +224,7 @@ def test_two_plugins_that_claim_a_leaf_under_auto_are_both_named(site, model):
     site.plugin("acme-lora", '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
     site.plugin("bolt-lora", '"BoltEmb", auto=True, layer=eqx.nn.Embedding')
     with pytest.raises(ValueError, match="'embedding'") as caught:
-        wrappers_of(model, wrappers="auto")
+        wrappers_of(model, wrapper="auto")
     assert "AcmeEmb (from acme-lora)" in str(caught.value)
     assert "BoltEmb (from bolt-lora)" in str(caught.value)
 
@@ -242,7 +242,7 @@ def test_a_select_hook_of_an_installed_plugin_decides(site, model):
             return Bolt if path == "embedding" else None
     """
     site.install("bolt-lora", code)
-    assert wrappers_of(model, wrappers="auto")["embedding"] == "BoltEmb"
+    assert wrappers_of(model, wrapper="auto")["embedding"] == "BoltEmb"
 
 
 def test_without_the_zoo_the_defaults_say_what_to_install(site, model):

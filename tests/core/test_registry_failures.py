@@ -145,7 +145,7 @@ def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model):
     assert "pip install" not in str(caught.value)
     with pytest.raises(PluginError, match="zoo is broken"):
         registry.defaults()
-    plan_lora(model, 1, wrappers=ToyLinear)
+    plan_lora(model, 1, wrapper=ToyLinear)
 
 
 def test_half_loaded_plugins_leave_no_hooks_behind(site, model):

@@ -12,7 +12,7 @@ PLAIN = 5 * 3 + 2 * (9 + 3) + (6 + 2) + 1  # embedding, two layers, head, temper
 
 
 def test_each_adapter_has_a_row_with_its_counts(model, getkey):
-    adapted = apply_lora(model, 2, 8.0, key=getkey(), target="head|emb", wrappers=WRAPPERS)
+    adapted = apply_lora(model, 2, 8.0, key=getkey(), target="head|emb", wrapper=WRAPPERS)
     embedding, head = lora_report(adapted)
     assert (embedding.path, embedding.layer, embedding.wrapper) == (
         "embedding",
@@ -29,7 +29,7 @@ WRAPPERS = [ToyLinear, UserEmbedding]
 
 
 def test_totals_are_those_of_the_whole_model(model, getkey):
-    adapted = apply_lora(model, 2, key=getkey(), target="head", wrappers=ToyLinear)
+    adapted = apply_lora(model, 2, key=getkey(), target="head", wrapper=ToyLinear)
     report = lora_report(adapted)
     assert report.trainable == 10
     assert report.total == PLAIN + 10
@@ -59,7 +59,7 @@ def test_nothing_at_all_is_zero_percent():
 
 
 def test_a_plain_or_merged_model_has_no_rows(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     assert len(lora_report(adapted)) == 3
     assert lora_report(merge_lora(adapted)) == lora_report(model)
     assert len(lora_report(model)) == 0
@@ -68,13 +68,13 @@ def test_a_plain_or_merged_model_has_no_rows(model, getkey):
 def test_a_stacked_layer_counts_every_slice(getkey):
     keys = jax.random.split(getkey(), 4)
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(keys)
-    (row,) = lora_report(apply_lora(stack, 2, key=getkey(), wrappers=ToyStacked))
+    (row,) = lora_report(apply_lora(stack, 2, key=getkey(), wrapper=ToyStacked))
     assert row.trainable == 4 * (2 * 3 + 3 * 2)
     assert row.total == row.trainable + 4 * (9 + 3)
 
 
 def test_a_template_of_shapes_counts_like_the_model(model, getkey):
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=ToyLinear)
     assert lora_report(eqx.filter_eval_shape(lambda: adapted)) == lora_report(adapted)
 
 
@@ -86,12 +86,12 @@ def test_a_complex_number_counts_as_two_parameters(getkey):
 
 def test_where_an_adapter_comes_from_is_shown(model, getkey, registry):
     register(ToyScale)
-    (row,) = lora_report(apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyScale))
+    (row,) = lora_report(apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyScale))
     assert row.distribution == "(in-process)"
 
 
 def test_it_prints_as_a_table(model, getkey):
-    adapted = apply_lora(model, 2, 8.0, key=getkey(), target="head", wrappers=ToyLinear)
+    adapted = apply_lora(model, 2, 8.0, key=getkey(), target="head", wrapper=ToyLinear)
     text = str(lora_report(adapted))
     assert "1 adapted layer\n" in text
     (line,) = (line for line in text.splitlines() if "ToyLinear" in line)

@@ -19,9 +19,9 @@ from .toys import ToyBlock, ToyLinear
 
 
 def test_a_list_is_in_order_of_priority_for_containers_too(blocks):
-    layers_first = wrapped(blocks, 1, wrappers=[ToyLinear, ToyBlock])
+    layers_first = wrapped(blocks, 1, wrapper=[ToyLinear, ToyBlock])
     assert set(layers_first.values()) == {ToyLinear}
-    containers_first = wrapped(blocks, 1, wrappers=[ToyBlock, ToyLinear])
+    containers_first = wrapped(blocks, 1, wrapper=[ToyBlock, ToyLinear])
     assert set(containers_first.values()) == {ToyBlock}
 
 
@@ -47,7 +47,7 @@ def test_a_mask_that_selects_nothing_warns(model, control):
 def test_a_mask_may_leave_out_what_is_no_array(getkey):
     model = eqx.nn.MLP(2, 2, 2, 1, key=getkey())
     mask = jax.tree.map(lambda _: True, eqx.filter(model, eqx.is_array))
-    assert len(plan_lora(model, 1, wrappers=ToyLinear, param_mask=mask).wrapped) == 2
+    assert len(plan_lora(model, 1, wrapper=ToyLinear, mask=mask).wrapped) == 2
 
 
 def test_a_qualified_name_is_never_picked_among_two():
@@ -69,7 +69,7 @@ def test_a_subclass_of_weight_norm_is_refused_too(getkey):
 
     layer = OwnNorm(eqx.nn.Linear(3, 3, key=getkey()))
     with pytest.raises(SelectionError, match="rescale or bypass") as caught:
-        apply_lora({"layer": layer}, 1, wrappers=ToyLinear, key=jax.random.key(0))
+        apply_lora({"layer": layer}, 1, wrapper=ToyLinear, key=jax.random.key(0))
     assert "can adapt are" not in str(caught.value)
 
 

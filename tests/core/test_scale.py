@@ -45,7 +45,7 @@ DEEP = """
     model = {"deep": model, "top": layer}
     leaves = jax.tree.leaves(model)
     registry = Registry(discover=False)
-    settings = dict(wrappers=Scale, registry=registry)
+    settings = dict(wrapper=Scale, registry=registry)
     paths = [row.path for row in plan_lora(model, 1, **settings).wrapped]
     assert paths == ["deep/" + "0/" * depth + "bottom", "top"]
     adapted = apply_lora(model, 1, key=jax.random.key(0), **settings)
@@ -146,10 +146,10 @@ def test_a_thousand_wrappers_of_a_hundred_plugins_are_found_and_told_apart(site)
     assert len(registry.resolve("v3")) == 100
     layer = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     in_order = [f"Last{n}" for n in range(99, -1, -1)]
-    (row,) = plan_lora([layer], 1, wrappers=in_order, registry=registry).wrapped
+    (row,) = plan_lora([layer], 1, wrapper=in_order, registry=registry).wrapped
     assert (row.wrapper.__name__, row.distribution) == ("Last99", "plugin-99")
     with pytest.raises(SelectionError, match="and 88 more"):
-        plan_lora([layer], 1, wrappers="last", registry=registry)
+        plan_lora([layer], 1, wrapper="last", registry=registry)
     with pytest.raises(SelectionError, match="nearest names are 'Adapter"):
         registry.resolve("Adapter99_9")
 

@@ -220,7 +220,7 @@ class Sized(Tied):
 
 def test_the_function_that_makes_an_array_is_dropped_when_the_array_exists() -> None:
     one, other = (
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrappers=Sized) for _ in range(2)
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrapper=Sized) for _ in range(2)
     )
     assert jax.tree.structure(one) == jax.tree.structure(other)
     swapped = jno.lora.swap_adapters(mlp(), jno.lora.extract_adapters(one))
@@ -236,8 +236,8 @@ def test_an_adapter_whose_array_was_taken_away_gets_no_other_one() -> None:
 
 
 def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
-    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
-    brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/1")
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/0")
+    brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/1")
     with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
         put_around(model, jno.lora.extract_adapters(brought))
 
@@ -267,11 +267,11 @@ def test_two_packages_do_not_share_an_array_by_accident() -> None:
 
     Foreign.__module__ = Borrowing.__module__ = ones.__module__ = "acme_lora.adapters"
     key = jax.random.key(0)
-    first = jno.lora.apply_lora(mlp(), 2, key=key, target="layers/1", wrappers=Tied)
+    first = jno.lora.apply_lora(mlp(), 2, key=key, target="layers/1", wrapper=Tied)
     message = "share an array 'tied-A', but different packages define them"
     with pytest.raises(SelectionError, match=rf"of acme_lora.adapters and .* {message}"):
-        jno.lora.apply_lora(first, 2, key=key, wrappers=Foreign)
-    assert leaves_named(jno.lora.apply_lora(first, 2, key=key, wrappers=Borrowing), ".A.value")
+        jno.lora.apply_lora(first, 2, key=key, wrapper=Foreign)
+    assert leaves_named(jno.lora.apply_lora(first, 2, key=key, wrapper=Borrowing), ".A.value")
     # Functions of JAX belong to no adapter.
     ones.__module__ = "jax.nn"
     specs = [{"target": "layers/0", "wrapper": Tied}, {"wrapper": Foreign}]
@@ -310,7 +310,7 @@ def test_a_shared_array_in_a_list_is_refused() -> None:
             self.A = [Shared("tied-A", (rank, 5), normal)]
 
     with pytest.raises(WrapperError, match="must be a field of the adapter itself, or in a dict"):
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=InList)
+        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=InList)
 
 
 def test_a_frozen_array_is_one_buffer_that_every_adapter_holds() -> None:
@@ -322,7 +322,7 @@ def test_a_frozen_array_is_one_buffer_that_every_adapter_holds() -> None:
     expected = jax.vmap(jno.lora.merge_lora(net.module))(X)
     np.testing.assert_allclose(jax.vmap(net.module)(X), expected, rtol=1e-5)
     np.testing.assert_array_equal(run(net.module), jax.vmap(net.module)(X))
-    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrappers=Frozen)
+    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrapper=Frozen)
     assert jno.lora.lora_report(model).trainable == 5 + 5 + 2
     assert Net(model).summary().total == Net(mlp()).summary().total + 5 + 5 + 2
 

@@ -31,7 +31,7 @@ def plain(axes):
 
 @pytest.fixture(scope="module")
 def adapted(plain):
-    return apply_lora(plain, 2, key=jax.random.key(2), wrappers=ToyStacked)
+    return apply_lora(plain, 2, key=jax.random.key(2), wrapper=ToyStacked)
 
 
 def slice_of(tree, index):
@@ -70,7 +70,7 @@ def test_reading_the_weight_gives_the_merged_stack(adapted):
 
 def test_scan_over_the_stack_is_the_loop_over_its_layers(getkey):
     plain = stacked((3,), getkey())
-    adapted = shaken(apply_lora(plain, 1, key=getkey(), wrappers=ToyStacked))
+    adapted = shaken(apply_lora(plain, 1, key=getkey(), wrapper=ToyStacked))
 
     def run(layers, x):
         arrays, rest = eqx.partition(layers, eqx.is_array)
@@ -87,5 +87,5 @@ def test_scan_over_the_stack_is_the_loop_over_its_layers(getkey):
 
 def test_a_layer_that_is_not_stacked_is_wrapped_as_it_is(getkey):
     layer = eqx.nn.Linear(SIZE, SIZE, key=getkey())
-    adapted = apply_lora(layer, 1, key=getkey(), wrappers=ToyStacked)
+    adapted = apply_lora(layer, 1, key=getkey(), wrapper=ToyStacked)
     assert adapted.lora_A.shape == (1, SIZE)

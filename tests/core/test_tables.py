@@ -27,7 +27,7 @@ def lines_with(text, *parts):
 
 
 def test_a_plan_groups_what_is_repeated_and_keeps_the_rows(deep):
-    plan = plan_lora(deep, 1, target="layers/.*/up", wrappers=ToyLinear)
+    plan = plan_lora(deep, 1, target="layers/.*/up", wrapper=ToyLinear)
     assert len(plan.rows) == 13
     (line,) = lines_with(str(plan), "/up")
     assert line[:4] == ["layers/[0-11]/up", "x", "12", "Linear"]
@@ -35,7 +35,7 @@ def test_a_plan_groups_what_is_repeated_and_keeps_the_rows(deep):
 
 
 def test_a_report_groups_only_what_has_the_same_numbers(deep, getkey):
-    report = lora_report(apply_lora(deep, 1, key=getkey(), wrappers=ToyLinear))
+    report = lora_report(apply_lora(deep, 1, key=getkey(), wrapper=ToyLinear))
     wide, narrow = lines_with(str(report), "/up")
     assert wide[:3] == ["layers/[0-10]/up", "x", "11"] and wide[-2:] == ["4", "10"]
     assert narrow[0] == "layers/11/up" and narrow[-2:] == ["5", "14"]
@@ -44,26 +44,26 @@ def test_a_report_groups_only_what_has_the_same_numbers(deep, getkey):
 
 def test_what_was_measured_for_each_layer_keeps_them_apart(getkey):
     layers = [eqx.nn.Linear(2, 2, key=getkey()) for _ in range(2)]
-    adapted = shaken(apply_lora(layers, 1, key=getkey(), wrappers=ToyLinear))
+    adapted = shaken(apply_lora(layers, 1, key=getkey(), wrapper=ToyLinear))
     one, other = lora_report(adapted, merge_error=True)
     assert one.merge_error != other.merge_error
     assert len(lines_with(str(lora_report(adapted, merge_error=True)), "ToyLinear")) == 2
 
 
 def test_without_repetition_there_is_no_column_for_it(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), target="head", wrappers=ToyLinear)
+    adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyLinear)
     assert lines_with(str(lora_report(adapted)), "path")[0][:2] == ["path", "layer"]
 
 
 def test_the_repr_is_one_line(deep, getkey):
-    plan = plan_lora(deep, 1, wrappers=ToyLinear)
+    plan = plan_lora(deep, 1, wrapper=ToyLinear)
     assert repr(plan) == "Plan(13 of 13 candidate layers would be wrapped)"
-    report = lora_report(apply_lora(deep, 1, key=getkey(), wrappers=ToyLinear))
+    report = lora_report(apply_lora(deep, 1, key=getkey(), wrapper=ToyLinear))
     assert repr(report).startswith("LoraReport(13 adapted layers, 52 of ")
 
 
 def test_a_notebook_gets_a_table_of_its_own(deep):
-    root = ElementTree.fromstring(plan_lora(deep, 1, wrappers=ToyLinear)._repr_html_())
+    root = ElementTree.fromstring(plan_lora(deep, 1, wrapper=ToyLinear)._repr_html_())
     heads = [cell.text for cell in root.iter("th")]
     assert heads == ["path", None, "layer", "plan", "from", "rank", "alpha"]
     rows = [[cell.text for cell in row] for row in root.iter("tr")][1:]
@@ -73,7 +73,7 @@ def test_a_notebook_gets_a_table_of_its_own(deep):
 
 
 def test_html_has_no_colours_and_needs_nothing_else(deep):
-    text = plan_lora(deep, 1, wrappers=ToyLinear)._repr_html_()
+    text = plan_lora(deep, 1, wrapper=ToyLinear)._repr_html_()
     for part in ("#", "rgb", "background", "<script", "<link", "<style", "class=", "http"):
         assert part not in text, part
 

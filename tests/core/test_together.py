@@ -167,7 +167,7 @@ def test_layers_on_a_device_get_their_adapters_there(getkey):
     layers = [*linears(2, getkey), eqx.nn.Conv1d(2, 2, 3, key=getkey())]
     there = jax.device_put(layers[1:], device)
     key = jax.device_put(getkey(), jax.devices()[5])
-    model = apply_lora([layers[0], *there], 1, key=key, wrappers=[ToyLinear, ToyConv])
+    model = apply_lora([layers[0], *there], 1, key=key, wrapper=[ToyLinear, ToyConv])
     for adapter in model[1:]:
         assert {device} == set.union(*(x.devices() for x in jax.tree.leaves(adapter)))
     for plain in (merge_lora(shaken(model)), unwrap_lora(model)):
@@ -177,8 +177,8 @@ def test_layers_on_a_device_get_their_adapters_there(getkey):
 def test_adapters_of_many_layers_are_those_of_few(getkey):
     layers = linears(MANY + 2, getkey)
     key = getkey()
-    model = apply_lora(layers, 1, key=key, wrappers=ToyLinear)
-    alone = apply_lora(layers, 1, key=key, wrappers=ToyLinear, target=f"^{MANY + 1}$")
+    model = apply_lora(layers, 1, key=key, wrapper=ToyLinear)
+    alone = apply_lora(layers, 1, key=key, wrapper=ToyLinear, target=f"^{MANY + 1}$")
     assert same(model[-1], alone[-1])
     model, alone = shaken(model), shaken(alone)
     assert same(merge_lora(model)[-1], merge_lora(alone)[-1])

@@ -23,7 +23,7 @@ FILTERS = [lora_trainable_filter, partial_lora_trainable_filter]
 
 @pytest.fixture
 def adapted(model, getkey):
-    return apply_lora(model, 1, key=getkey(), target="encoder/0", wrappers=ToyScale)
+    return apply_lora(model, 1, key=getkey(), target="encoder/0", wrapper=ToyScale)
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_a_subclass_says_itself_which_fields_train(linear, getkey):
 
 
 def test_a_filter_is_the_callers_to_change(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     first = lora_trainable_filter(adapted)
     first.encoder[0] = None  # a list in the model is a list in the filter
     second = lora_trainable_filter(adapted)
@@ -207,7 +207,7 @@ def test_a_filter_is_the_callers_to_change(model, getkey):
 
 
 def test_models_of_other_dtypes_have_other_filters(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear)
+    adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     whole = jax.tree.map(lambda x: x.astype(jnp.int32) if eqx.is_array(x) else x, adapted)
     assert selected(lora_trainable_filter(adapted))
     assert not selected(lora_trainable_filter(whole))

@@ -60,7 +60,7 @@ def _(layer, model):
 
 
 def adapted(model, target):
-    return apply_lora(model, 1, key=KEYS[0], wrappers=ToyLinear, target=target)
+    return apply_lora(model, 1, key=KEYS[0], wrapper=ToyLinear, target=target)
 
 
 def paths_in(*args, **kwargs):

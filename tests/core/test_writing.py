@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("registry")
 @pytest.fixture(scope="module")
 def model():
     one, two = jax.random.split(jax.random.key(0))
-    return apply_lora([eqx.nn.Linear(3, 2, key=one)], 1, key=two, wrappers=ToyLinear)
+    return apply_lora([eqx.nn.Linear(3, 2, key=one)], 1, key=two, wrapper=ToyLinear)
 
 
 @pytest.fixture

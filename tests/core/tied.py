@@ -75,7 +75,7 @@ X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
 
 def adapted(model: Any = None, wrapper: Any = Tied, seed: int = 2) -> Any:
     """A model whose adapters do something."""
-    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(seed), wrappers=wrapper)
+    net = jno.lora.apply_lora(model or mlp(), 2, key=jax.random.key(seed), wrapper=wrapper)
     return moved(net)
 
 

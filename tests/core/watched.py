@@ -96,9 +96,9 @@ def main(wrapper, folder, forbidden):
     lora, cli = watch.during("import", imported)
     key = jax.random.key(2)
     adapted = watch.during(
-        "apply", lambda: lora.apply_lora(model, 1, key=key, wrappers=wrapper, target="canary")
+        "apply", lambda: lora.apply_lora(model, 1, key=key, wrapper=wrapper, target="canary")
     )
-    watch.during("plan", lambda: str(lora.plan_lora(model, 1, wrappers=wrapper)))
+    watch.during("plan", lambda: str(lora.plan_lora(model, 1, wrapper=wrapper)))
     watch.during("merge", lambda: lora.merge_lora(adapted))
     watch.during("report", lambda: str(lora.lora_report(adapted)))
     watch.during("save", lambda: lora.save_adapters(adapted, file))

@@ -13,7 +13,9 @@ def test_the_example_gives_the_numbers_of_the_readme(example, capsys):
     before, after = re.search(
         r"error at 0.05: (\S+) before, (\S+) after", capsys.readouterr().out
     ).groups()
-    shown = re.search(r"the error falls from (\S+) to (\S+); `found.z` is (\S+)\.\n", README).groups()
+    shown = re.search(
+        r"the error falls from (\S+) to (\S+); `found.z` is (\S+)\.\n", README
+    ).groups()
     # Other versions of JAX round differently, and training amplifies it.
     expected = pytest.approx([float(number) for number in shown], abs=0.03)
     assert [float(before), float(after), float(found.z)] == expected

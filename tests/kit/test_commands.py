@@ -138,7 +138,7 @@ def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
     assert [(case.rank, case.alpha) for case in tests.CASES] == [(2, 4.0), (2, 4.0), (3, 3.0)]
     assert name != "kit-gain" or second.make_base().bias is None
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
-    adapted = apply_lora([stack], 2, key=getkey(), wrappers=adapter)
+    adapted = apply_lora([stack], 2, key=getkey(), wrapper=adapter)
     assert adapted[0].left.shape[0] == 3
 
 

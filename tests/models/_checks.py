@@ -187,7 +187,7 @@ def _saved_and_loaded(trial: Trial, wrappers: str | None, case: Adapted) -> Iter
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, eqx.combine(case.trainable, case.frozen))
     file.seek(0)
-    other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrappers=wrappers)
+    other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrapper=wrappers)
     loaded = eqx.tree_deserialise_leaves(file, other)
     outputs = trial.adapted(*eqx.partition(loaded, case.net.trainable))[1]
     off = apart(outputs, case.outputs, [0.0] * len(outputs))

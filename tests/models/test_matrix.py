@@ -54,7 +54,7 @@ def test_matrix(model, variant, record_property):
     cell = {"model": model.name, "note": model.note, "variant": variant}
     record_property("cell", json.dumps(cell))  # for the report, should the rest fail
     trial = trial_of(model)
-    plan = plan_lora(trial.model, RANK, ALPHA, wrappers=wrappers)
+    plan = plan_lora(trial.model, RANK, ALPHA, wrapper=wrappers)
     if plan.problem is not None:
         with pytest.raises(SelectionError) as error:
             Net(trial.model).lora(RANK, ALPHA, wrapper=wrappers)

@@ -65,8 +65,8 @@ def test_a_layer_in_two_places_is_two_layers(part, seed):
     key, wrappers = jax.random.key(seed), adapters_of("LoRA")
     shared = {"one": part, "other": part, "arrays": jax.tree.map(lambda x: x, part)}
     apart = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array | np.ndarray) else x, shared)
-    found = apply_lora(shared, 2, 3.0, key=key, wrappers=wrappers)
-    assert same(found, apply_lora(apart, 2, 3.0, key=key, wrappers=wrappers))
+    found = apply_lora(shared, 2, 3.0, key=key, wrapper=wrappers)
+    assert same(found, apply_lora(apart, 2, 3.0, key=key, wrapper=wrappers))
     by_path = adapters(found)
     starts = {np.asarray(adapter.lora_A).tobytes() for adapter in by_path.values()}
     assert len(starts) == len(by_path) >= 6
@@ -105,7 +105,7 @@ def registries(tmp_path_factory):
         sys.path.remove(str(where))
     assert after == before | {"greedy-lora"}
     with pytest.raises(SelectionError):
-        apply_lora({}, 2, key=jax.random.key(0), wrappers="Greedy", registry=fewer)
+        apply_lora({}, 2, key=jax.random.key(0), wrapper="Greedy", registry=fewer)
     return fewer, more
 
 
@@ -124,7 +124,7 @@ def with_each(registries, model, wrapper, seed):
     kinds = ("linear", "conv", "embedding", "attention", "weight norm")
     model = {"model": model, "z": [layer(kind, rng) for kind in kinds]}
     return model, *(
-        apply_lora(model, 2, 3.0, key=jax.random.key(seed), wrappers=wrapper, registry=registry)
+        apply_lora(model, 2, 3.0, key=jax.random.key(seed), wrapper=wrapper, registry=registry)
         for registry in registries
     )
 
@@ -158,9 +158,9 @@ def test_a_container_claimed_by_auto_hides_nothing_that_another_plugin_took():
     model = Node(embedding, None, jax.numpy.ones(2), "node")
     fewer, more = Registry(), Registry()
     more.register(AutoNode)
-    before = plan_lora(model, 2, wrappers="auto", registry=fewer)
+    before = plan_lora(model, 2, wrapper="auto", registry=fewer)
     assert [row.path for row in before.wrapped] == ["left"]
-    after = plan_lora(model, 2, wrappers="auto", registry=more)
+    after = plan_lora(model, 2, wrapper="auto", registry=more)
     assert [(row.path, row.wrapper) for row in after.wrapped] == [
         (row.path, row.wrapper) for row in before.wrapped
     ]

@@ -231,7 +231,7 @@ def adapted_transformer(layout: str | None) -> Any:
 
 
 def adapt(model, wrappers):
-    return apply_lora(model, 4, 8.0, key=jax.random.key(1), wrappers=wrappers)
+    return apply_lora(model, 4, 8.0, key=jax.random.key(1), wrapper=wrappers)
 
 
 def adapters_in(model) -> dict[str, LoRAWrapper]:

@@ -156,7 +156,7 @@ def test_decompositions_of_a_stack_cut_along_itself_gather_nothing(programs):
     stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 8))
     place = NamedSharding(mesh_of("tensor"), P("model"))
     stack = jax.tree.map(lambda a: jax.device_put(a, place), stack)
-    adapted = apply_lora(stack, 4, 4.0, key=jax.random.key(1), wrappers="pissa")
+    adapted = apply_lora(stack, 4, 4.0, key=jax.random.key(1), wrapper="pissa")
     assert gathered(programs.texts[0]) == []
     assert adapted.lora_A.sharding.is_equivalent_to(place, 3)
 

@@ -147,7 +147,7 @@ def test_a_half_precision_base_has_float32_adapters_on_the_mesh():
     half = jax.tree.map(
         lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, base(Small, "2d")
     )
-    model = apply_lora(half, 4, 8.0, key=jax.random.key(1), wrappers="dora")
+    model = apply_lora(half, 4, 8.0, key=jax.random.key(1), wrapper="dora")
     for path in ("up", "down"):
         wrapper = getattr(model, path)
         assert {str(array.dtype) for array in wrapper.state().values()} == {"float32"}
@@ -164,7 +164,7 @@ def test_meshes_with_explicit_axes(method, is_set):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     plain = shard(base(Small, None), LAYOUTS["2d"], mesh)
     with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
-        model = apply_lora(plain, 4, 8.0, key=jax.random.key(1), wrappers=wrappers_of(method))
+        model = apply_lora(plain, 4, 8.0, key=jax.random.key(1), wrapper=wrappers_of(method))
         layers = [merge_lora(model), unwrap_lora(model)]
         loaded = load(model.up, plain.up)
     for wrapper in [*adapters_in(model).values(), loaded]:
@@ -183,7 +183,7 @@ def test_arrays_that_lie_elsewhere_do_not_matter():
     one = jax.devices()[3]
     layer = eqx.tree_at(lambda m: m.bias, layer, jax.device_put(jnp.zeros(64), one))
     key = jax.device_put(jax.random.key(1), one)
-    wrapper = apply_lora(layer, 4, 8.0, key=key, wrappers=jno_lora_zoo.DoRALinear)
+    wrapper = apply_lora(layer, 4, 8.0, key=key, wrapper=jno_lora_zoo.DoRALinear)
     assert_lies_as_its_base(wrapper, mesh_of("2d"))
     assert wrapper.base.bias is layer.bias
     assert merge_lora(wrapper).bias is layer.bias
@@ -210,4 +210,4 @@ def test_a_bad_spec_is_an_error_that_names_the_layer(getkey):
     layer = eqx.nn.Linear(8, 8, key=getkey())
     layer = jax.device_put(layer, NamedSharding(mesh, P()))
     with pytest.raises(WrapperError, match=r"(?s)Misplaced.*'head'.*nope"):
-        apply_lora({"head": layer}, 2, key=getkey(), wrappers=Misplaced)
+        apply_lora({"head": layer}, 2, key=getkey(), wrapper=Misplaced)

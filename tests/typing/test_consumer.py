@@ -86,7 +86,7 @@ def test_a_handle_chains_and_keeps_its_type():
 
 
 def test_the_functions_return_the_model_s_own_type():
-    adapted = apply_lora(model_of(0), 2, key=jax.random.key(1), wrappers=Gain)
+    adapted = apply_lora(model_of(0), 2, key=jax.random.key(1), wrapper=Gain)
     assert_type(adapted, eqx.nn.MLP)
     assert_type(merge_lora(adapted), eqx.nn.MLP)
     assert_type(unwrap_lora(adapted), eqx.nn.MLP)
@@ -101,7 +101,7 @@ def test_combining_gives_a_set_and_a_report():
 
 
 def test_tables_hold_typed_rows():
-    plan = plan_lora(model_of(0), 2, wrappers="lora")
+    plan = plan_lora(model_of(0), 2, wrapper="lora")
     assert_type(next(iter(plan)), PlanRow)
     assert_type(plan.wrapped, tuple[PlanRow, ...])
     report = lora_report(Net(model_of(0)).lora(2, wrapper=Gain).module)

@@ -42,7 +42,7 @@ class TwoKinds(eqx.Module):
 def trained(model, wrapper, seed, **options):
     """The adapted model, its adapters moved away from their start."""
     key, noise = jax.random.split(jax.random.key(seed))
-    model = apply_lora(model, 2, 3.0, key=key, wrappers=wrapper, **options)
+    model = apply_lora(model, 2, 3.0, key=key, wrapper=wrapper, **options)
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     moved = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise, a.shape, a.dtype), trains)
     return eqx.combine(moved, rest)
@@ -272,9 +272,9 @@ class WithOption(LoRALinear):
 @pytest.mark.parametrize("option", ["right", 5, ("right",), None, Side.RIGHT, jnp.float32])
 def test_an_option_that_no_state_holds_is_told_and_not_lost(option, getkey):
     model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
-    plain = apply_lora(model, 2, key=getkey(), wrappers=WithOption)
+    plain = apply_lora(model, 2, key=getkey(), wrapper=WithOption)
     assert len(extract_adapters(plain)) == 1
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=WithOption, options={"option": option})
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=WithOption, options={"option": option})
     message = f"WithOption at 'layer' out: .* `option`, which is {option!r}, would be 'left'"
     with pytest.raises(WrapperError, match=re.escape(message).replace(r"\.\*", ".*")):
         extract_adapters(adapted)
@@ -298,7 +298,7 @@ class OfTheState(WithOption):
 
 def test_an_option_that_from_state_finds_out_is_kept(getkey):
     model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=OfTheState, options={"option": "right"})
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=OfTheState, options={"option": "right"})
     again = swap_adapters(model, extract_adapters(adapted))
     assert again["layer"].option == "right"
 
@@ -308,7 +308,7 @@ def test_a_state_that_fails_is_named_with_its_path(getkey):
         def state(self):
             raise RuntimeError("no state")
 
-    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers=Stateless)
+    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrapper=Stateless)
     message = "Could not take the Stateless at '0' out: RuntimeError: no state"
     with pytest.raises(WrapperError, match=message):
         extract_adapters(adapted)

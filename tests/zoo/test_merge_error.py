@@ -23,7 +23,7 @@ def moved(model, size, key):
 
 def adapted(name, dtype, size, getkey):
     layer = eqx.nn.Linear(24, 16, key=getkey(), dtype=dtype)
-    return moved(apply_lora([layer], 4, 4.0, key=getkey(), wrappers=name), size, getkey())
+    return moved(apply_lora([layer], 4, 4.0, key=getkey(), wrapper=name), size, getkey())
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -33,7 +33,7 @@ def cast(tree, dtype):
 def trained(model, wrapper, seed=1):
     """The adapted model, its adapters moved away from their start."""
     key, noise = jax.random.split(jax.random.key(seed))
-    model = apply_lora(model, 2, 3.0, key=key, wrappers=wrapper)
+    model = apply_lora(model, 2, 3.0, key=key, wrapper=wrapper)
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     return eqx.combine(jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise), trains), rest)
 
@@ -145,7 +145,7 @@ def test_the_adapters_of_all_plugins_take_the_dtype_of_the_layer_that_they_move_
     def moved(layer, cls):
         old, new = ([cast(layer, name)] for name in (made_for, dtype))
         data = {"0": zero_statistics(cls, old[0]) or {}}
-        adapted = apply_lora(old, 2, key=jax.random.key(0), wrappers=cls, statistics=data)
+        adapted = apply_lora(old, 2, key=jax.random.key(0), wrapper=cls, statistics=data)
         return swap_adapters(new, extract_adapters(adapted))[0]
 
     def dtypes(layer, inputs):

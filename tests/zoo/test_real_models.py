@@ -96,7 +96,7 @@ ADAPTERS: list[Any] = [
 @pytest.mark.parametrize("wrapper", ADAPTERS, ids=str)
 def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
     run = eqx.filter_jit(lambda model: model(IDS))
-    adapted = apply_lora(encoder, 2, 4.0, key=jax.random.key(1), wrappers=wrapper)
+    adapted = apply_lora(encoder, 2, 4.0, key=jax.random.key(1), wrapper=wrapper)
     paths = {row.path for row in Net(adapted).summary()}
     assert "tokens" in paths and any(path.startswith("blocks/attention") for path in paths)
     close(run(adapted), run(encoder))
@@ -259,7 +259,7 @@ def test_stateful_layers_inside_a_sequential(getkey):
 
 def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encoder):
     adapted = apply_lora(
-        encoder, 2, key=jax.random.key(1), target="tokens", wrappers="dora-embedding"
+        encoder, 2, key=jax.random.key(1), target="tokens", wrapper="dora-embedding"
     )
     weight = adapted.tokens.base.weight
     edited = eqx.tree_at(lambda m: m.tokens.base.weight, adapted, 2 * weight)
@@ -270,14 +270,14 @@ def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encod
 
 
 def test_a_template_of_shapes_takes_what_was_serialised(encoder):
-    adapted = moved(apply_lora(encoder, 2, key=jax.random.key(1), wrappers="auto"))
+    adapted = moved(apply_lora(encoder, 2, key=jax.random.key(1), wrapper="auto"))
     arrays = eqx.filter(adapted, eqx.is_inexact_array)
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, arrays)
     file.seek(0)
 
     def make(key):
-        model = apply_lora(Encoder(key), 2, key=key, wrappers="auto")
+        model = apply_lora(Encoder(key), 2, key=key, wrapper="auto")
         return eqx.filter(model, eqx.is_inexact_array)
 
     template = eqx.filter_eval_shape(make, jax.random.key(5))
@@ -290,7 +290,7 @@ def test_inference_mode_reaches_what_adapters_wrap(encoder):
     noisy = eqx.nn.inference_mode(apply_lora(encoder, 2, key=jax.random.key(1)), value=False)
     assert noisy.blocks.dropout.inference is False
     assert eqx.nn.inference_mode(noisy).blocks.dropout.inference is True
-    adapted = apply_lora(encoder, 2, key=jax.random.key(1), wrappers="LoRAAttention")
+    adapted = apply_lora(encoder, 2, key=jax.random.key(1), wrapper="LoRAAttention")
     flags = [
         m.blocks.attention.dropout.inference
         for m in (adapted, eqx.nn.inference_mode(adapted, value=False))

@@ -75,7 +75,7 @@ def test_a_model_of_numpys_64_bits_gets_its_adapters_back(variant, tmp_path, get
     layer = eqx.nn.Linear(5, 3, key=getkey())
     arrays = np.random.default_rng(0).normal(size=(3, 5)), np.zeros(3)
     model = [eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, arrays)]
-    adapted = apply_lora(model, 2, key=getkey(), wrappers=variant)
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=variant)
     save_adapters(adapted, tmp_path / "made.safetensors")
     loaded = load_adapters(model, tmp_path / "made.safetensors")
     x = jnp.ones(5)
@@ -135,13 +135,13 @@ def _of_vera(file, folder):
 @pytest.mark.parametrize("variant", ["pissa", "milora", "lora-xs"])
 def test_the_program_that_restores_an_adapter_decomposes_nothing(variant, getkey):
     layer = [eqx.nn.Linear(7, 6, key=getkey())]
-    adapters = extract_adapters(apply_lora(layer, 2, key=getkey(), wrappers=variant))
+    adapters = extract_adapters(apply_lora(layer, 2, key=getkey(), wrapper=variant))
 
     def program(function, *args):
         return eqx.filter_jit(function).lower(*args).as_text()
 
     def initialise(layer, key):
-        return apply_lora(layer, 2, key=key, wrappers=variant)
+        return apply_lora(layer, 2, key=key, wrapper=variant)
 
     # The initialiser calls LAPACK; what loading and swapping run calls nothing at all.
     assert "svd" in program(initialise, layer, getkey())

@@ -62,7 +62,7 @@ def layers(seed=0):
 
 def adapted(variant, seed, *, base=0, alpha=2.0, **options):
     key = jax.random.key(seed)
-    return apply_lora(layers(base), 2, alpha, key=key, wrappers=variant, options=options)
+    return apply_lora(layers(base), 2, alpha, key=key, wrapper=variant, options=options)
 
 
 def moved(model):

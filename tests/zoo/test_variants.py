@@ -29,7 +29,7 @@ PROJECTIONS = [f"attention/{name}_proj" for name in ("query", "key", "value", "o
 
 
 def wrapped_by(variant, registry):
-    plan = plan_lora(MODEL, 2, 4.0, wrappers=variant, registry=registry)
+    plan = plan_lora(MODEL, 2, 4.0, wrapper=variant, registry=registry)
     return {row.path: row.wrapper for row in plan.wrapped}
 
 

@@ -65,7 +65,7 @@ def test_calls_of_a_box_are_measured_as_vectors_of_its_matrix():
     box = DeclaredArray.of(jr.normal(jr.key(0), (2, 3, 2, 2)), "iioo")
     x = jr.normal(jr.key(1), (5, 2, 3))
     loss = lambda box, x: jnp.sum(jax.vmap(box)(x) ** 2)  # noqa: E731
-    found = calibrate(box, [x], loss, wrappers=Measured)[""]
+    found = calibrate(box, [x], loss, wrapper=Measured)[""]
     inputs = x.reshape(5, 6)
     outputs = inputs @ box.matrix().T
     assert jnp.allclose(found["input_covariance"], inputs.T @ inputs / 5, atol=1e-5)

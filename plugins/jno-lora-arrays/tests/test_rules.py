@@ -325,7 +325,7 @@ def everything_else(w):
 
 def adapted(shape, axes, method, rank=2):
     box = DeclaredArray.of(jr.normal(jr.key(2), shape) / 2, axes)
-    adapter = apply_lora(box, rank, 3.0, key=jr.key(3), wrappers=method)
+    adapter = apply_lora(box, rank, 3.0, key=jr.key(3), wrapper=method)
     trainable, frozen = eqx.partition(adapter, lora_trainable_filter(adapter))
     moved = jax.tree.map(lambda x: x + 0.2 * jr.normal(jr.key(x.size), x.shape), trainable)
     return moved, frozen

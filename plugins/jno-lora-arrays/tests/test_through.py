@@ -81,7 +81,7 @@ def adapted(model, method, **kwargs):
     # The variants of embeddings have names of their own.
     is_variant = isinstance(method, str) and method != "auto"
     wrappers = [method, f"{method}-embedding"] if is_variant else method
-    model = apply_lora(model, 2, 3.0, key=jr.key(1), wrappers=wrappers, **kwargs)
+    model = apply_lora(model, 2, 3.0, key=jr.key(1), wrapper=wrappers, **kwargs)
     trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
     leaves, treedef = jax.tree.flatten(trainable)
     keys = jr.split(jr.key(2), len(leaves))
@@ -362,14 +362,14 @@ def test_methods_that_only_have_a_law_are_merged():
         pass
 
     layer = eqx.nn.Linear(4, 3, key=jr.key(0))
-    m = apply_lora(layer, 2, key=jr.key(1), wrappers=ShiftedLinear)
+    m = apply_lora(layer, 2, key=jr.key(1), wrapper=ShiftedLinear)
     function = lambda m, x: x @ m.weight.T @ m.weight  # noqa: E731
     x = jnp.ones((2, 4))
     assert jnp.allclose(through(function)(m, x), x @ (layer.weight + 1).T @ (layer.weight + 1))
     reasons = [use.reason for use in report_uses(function, m, x)]
     assert reasons == ["ShiftedLinear has no fast path here"] * 2
     layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jr.split(jr.key(0), 2))
-    stack = apply_lora(layers, 2, key=jr.key(1), wrappers=ShiftedLinear)
+    stack = apply_lora(layers, 2, key=jr.key(1), wrapper=ShiftedLinear)
     of_stack = lambda m, x: jnp.einsum("ni,soi->sno", x, m.weight)  # noqa: E731
     assert jnp.allclose(through(of_stack)(stack, x), of_stack(stack, x), atol=1e-6)
     assert [use.reason for use in report_uses(of_stack, stack, x)] == reasons[:1]

@@ -118,7 +118,7 @@ def test_stacked_layers_in_a_scan(cls, getkey):
 
     stack = eqx.filter_vmap(make)(jax.random.split(getkey(), 3))
     assert cls.applies_to(stack) and cls.stack_ndim(stack) == 1
-    wrapped = perturbed(apply_lora(stack, 2, key=getkey(), wrappers=cls))
+    wrapped = perturbed(apply_lora(stack, 2, key=getkey(), wrapper=cls))
     x = jax.random.normal(getkey(), (5, 8))
 
     @eqx.filter_jit

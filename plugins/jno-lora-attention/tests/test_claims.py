@@ -102,7 +102,7 @@ def test_neither_the_default_nor_auto_takes_the_unit(getkey):
 
 def test_the_layers_inside_a_wrapped_unit_are_hidden(getkey):
     net = Net(Encoder(getkey())).lora(rank=2, wrapper=["lora-attention", "LoRALinear"])
-    paths = {row.path for row in plan_lora(Encoder(getkey()), 2, wrappers=LoRALinear).wrapped}
+    paths = {row.path for row in plan_lora(Encoder(getkey()), 2, wrapper=LoRALinear).wrapped}
     assert "attention/query_proj" in paths
     assert type(net.module.attention) is LoRAAttention
     assert type(net.module.attention.base.key_proj) is eqx.nn.Linear

@@ -87,7 +87,7 @@ def test_other_letters_are_refused(projections, small, getkey):
             [{"a": small}],
             2,
             key=getkey(),
-            wrappers=LoRAAttention,
+            wrapper=LoRAAttention,
             options={"projections": projections},
         )
 

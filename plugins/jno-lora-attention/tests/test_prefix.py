@@ -53,7 +53,7 @@ def test_queries_are_those_of_process_heads(small, inputs, getkey):
 
 
 def test_the_rank_is_the_number_of_tokens_and_is_not_clamped(small, getkey):
-    wrapper = apply_lora(small, 50, key=getkey(), wrappers=PrefixAttention)
+    wrapper = apply_lora(small, 50, key=getkey(), wrapper=PrefixAttention)
     assert wrapper.prefix_keys.shape == (50, 2, 4)
     assert lora_report(wrapper).trainable == 50 * 2 * (4 + 4) + 2
 
@@ -79,7 +79,7 @@ def test_merging_is_refused_with_the_path_and_the_reason(stacked, getkey):
 
     keys = jax.random.split(getkey(), 2)
     model = {"encoder": [eqx.filter_vmap(make)(keys) if stacked else make(keys[0])]}
-    adapted = apply_lora(model, 3, key=getkey(), wrappers=PrefixAttention)
+    adapted = apply_lora(model, 3, key=getkey(), wrapper=PrefixAttention)
     with pytest.raises(WrapperError, match="encoder/0/attention") as caught:
         merge_lora(adapted)
     for word in ("cannot be merged", "Keep the layer wrapped", "unwrap"):

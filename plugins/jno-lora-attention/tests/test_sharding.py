@@ -42,7 +42,7 @@ def attention(key, heads=4, stack=()):
 
 def adapt(layer, wrapper, **options):
     key = jax.random.key(1)
-    return apply_lora(layer, 2, 2.0, key=key, wrappers=wrapper, options=options)
+    return apply_lora(layer, 2, 2.0, key=key, wrapper=wrapper, options=options)
 
 
 def assert_lies(array, spec):

@@ -67,7 +67,7 @@ class Gate(LoRAWrapper):
 
 
 def gates():
-    return extract_adapters(apply_lora(MODEL, key=jr.key(0), wrappers=Gate))
+    return extract_adapters(apply_lora(MODEL, key=jr.key(0), wrapper=Gate))
 
 
 def as_lora(adapters, rank):

@@ -311,7 +311,7 @@ class HalfDoRA(DoRA, LinearLayer):
 @pytest.mark.parametrize("cls", [DoublePiSSA, DoubleDoRA, HalfDoRA])
 def test_a_subclass_with_another_scale_or_gain_is_served_with_it(cls):
     layer, xs = eqx.nn.Linear(4, 3, key=jr.key(0)), jr.normal(jr.key(1), (2, 4))
-    adapted = apply_lora(layer, 2, 3.0, key=jr.key(2), wrappers=cls)
+    adapted = apply_lora(layer, 2, 3.0, key=jr.key(2), wrapper=cls)
     adapted = eqx.tree_at(lambda a: a.lora_B, adapted, adapted.lora_B + 0.3)
     ys = AdapterBank(layer, {"a": extract_adapters(adapted)}).run(["a", "a"], xs)
     np.testing.assert_allclose(ys, jax.vmap(adapted)(xs), atol=1e-5)
@@ -456,7 +456,7 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
     fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
     before = fixed.snapshot()
     oft = adapters_of(model, "oft")
-    gates = extract_adapters(apply_lora(model, key=jr.key(0), wrappers=Gate))
+    gates = extract_adapters(apply_lora(model, key=jr.key(0), wrapper=Gate))
     for call, message in [
         (lambda: fixed.add(adapters_of(wider), "b"), "do not fit the model"),
         (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),

@@ -80,7 +80,7 @@ def test_kernels_are_flattened_and_vectors_are_one_column(getkey):
 def test_a_stack_has_a_row_for_each_slice(getkey):
     make = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 2, key=key))
     stack = apply_lora(
-        {"blocks": make(jax.random.split(getkey(), 2))}, 2, 2.0, key=getkey(), wrappers=ToyStacked
+        {"blocks": make(jax.random.split(getkey(), 2))}, 2, 2.0, key=getkey(), wrapper=ToyStacked
     )
     moved = stack["blocks"].lora_B.at[1].set(jnp.eye(2))
     stack = eqx.tree_at(lambda m: m["blocks"].lora_B, stack, moved)
@@ -93,7 +93,7 @@ def test_a_stack_has_a_row_for_each_slice(getkey):
 
 def test_what_is_untrained_is_a_row_of_zeros_for_each_matrix(model, getkey):
     effects = adapter_effects(
-        apply_lora(model, 1, key=getkey(), wrappers=[ToyLinear, UserEmbedding])
+        apply_lora(model, 1, key=getkey(), wrapper=[ToyLinear, UserEmbedding])
     )
     assert [row.label for row in effects] == [
         "embedding/weight",
@@ -164,7 +164,7 @@ def test_a_merge_that_fails_otherwise_is_an_error_with_the_path(model, getkey):
             raise KeyError("a bug")
 
     with pytest.raises(WrapperError, match=r"Broken at 'head'.*KeyError"):
-        adapter_effects(apply_lora(model, 1, key=getkey(), target="head", wrappers=Broken))
+        adapter_effects(apply_lora(model, 1, key=getkey(), target="head", wrapper=Broken))
 
 
 def test_it_prints_as_a_table(getkey):
@@ -197,7 +197,7 @@ def test_a_merge_into_something_else_is_named_with_its_path(getkey):
         def merge(self):
             return eqx.nn.Identity()
 
-    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrappers=Other)
+    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrapper=Other)
     with pytest.raises(WrapperError, match=r"`merge\(\)` of the Other at '0' must return a layer"):
         adapter_effects(adapted)
     with pytest.raises(WrapperError, match=r"the Other at '0' .*`merge\(\)` must return a layer"):

@@ -28,7 +28,7 @@ def test_nets_and_sets_are_refused_by_name(function, model, registry):
 
 
 def test_adapters_without_a_rank_stack(model):
-    adapted = shaken(apply_lora(model, key=jax.random.key(0), wrappers=OutputGain))
+    adapted = shaken(apply_lora(model, key=jax.random.key(0), wrapper=OutputGain))
     adapters = extract_adapters(adapted)
     stacked = stack_adapters([adapters, adapters])
     assert stacked.adapters["head"].state["gain"].shape == (2, 2)

@@ -60,7 +60,7 @@ def test_a_layer_of_which_nothing_is_left_is_the_plain_layer_bit_for_bit():
     off = {name: np.zeros_like(gate) for name, gate in GATES.items()}
     with pytest.warns(JnoLoraWarning, match="Every gate is zero"):
         assert eqx.tree_equal(shrink(gated(plain, off)), plain)
-    fresh = apply_lora(plain, 2, key=jax.random.key(0), wrappers="adalora")
+    fresh = apply_lora(plain, 2, key=jax.random.key(0), wrapper="adalora")
     with pytest.warns(JnoLoraWarning, match="Every gate is zero"):
         assert eqx.tree_equal(shrink(fresh), plain)
 
@@ -115,7 +115,7 @@ def test_a_gated_adapter_whose_update_is_not_known_is_told_with_its_path():
         def merge(self):
             return self.base
 
-    model = apply_lora(layers(), 2, key=jax.random.key(0), wrappers=Hidden, target="linear")
+    model = apply_lora(layers(), 2, key=jax.random.key(0), wrapper=Hidden, target="linear")
     with pytest.raises(WrapperError, match=r"linear \(Hidden\): its update is not known as a"):
         shrink(model)
 

@@ -96,7 +96,7 @@ def test_plain_lora_stays_as_it_is_unless_its_rank_is_too_large():
 def test_an_adapter_that_has_learnt_nothing_becomes_one_that_changes_nothing():
     # DoRA's first weight is off by rounding, which is not taken for an update.
     plain = {"linear": layers()["linear"]}
-    model = apply_lora(plain, 2, 1.0, key=jax.random.key(0), wrappers="dora")
+    model = apply_lora(plain, 2, 1.0, key=jax.random.key(0), wrapper="dora")
     converted, report = to_lora(model, energy=0.99)
     assert [row.rank for row in report] == [1] and report.error == 0
     assert jnp.array_equal(merge_lora(converted)["linear"].weight, plain["linear"].weight)
@@ -182,7 +182,7 @@ def test_what_calls_itself_lora_and_is_no_product_is_refused(getkey):
     registry = Registry()
     registry.register(NoProduct)
     assert NoProduct in registry.resolve("lora")
-    model = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers=NoProduct)
+    model = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrapper=NoProduct)
     with pytest.raises(
         WrapperError, match=r"0 \(NoProduct\): its update is not known as a low-rank product"
     ):
@@ -236,7 +236,7 @@ def test_a_layer_that_no_plain_lora_is_for(getkey):
         def applies_to(cls, leaf):
             return isinstance(leaf, Opaque)
 
-    model = apply_lora([Opaque(jnp.ones(3))], 1, key=getkey(), wrappers=OnOpaque)
+    model = apply_lora([Opaque(jnp.ones(3))], 1, key=getkey(), wrapper=OnOpaque)
     with pytest.raises(WrapperError, match=r"0 \(OnOpaque\): no plain LoRA .* is for a Opaque"):
         to_lora(model, rank=1)
 
@@ -281,7 +281,7 @@ def test_a_set_has_no_layers_to_convert_for():
 
 
 def test_a_template_has_nothing_to_convert(getkey):
-    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrappers="dora")
+    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrapper="dora")
     template = eqx.filter_eval_shape(lambda x: x, adapted)
     with pytest.raises(WrapperError, match=r"this is a template.*Give the model itself"):
         to_lora(template, rank=2)

@@ -156,7 +156,7 @@ def model(key):
 def test_layers_without_scalars_are_left_out_with_the_reason(getkey):
     vectors = layer(getkey(), irreps_in="2x1o", irreps_out="1o", biases=False)
     base = Model({"vectors": vectors, "scalars": TEMPLATE})
-    plan = plan_lora(base, R, wrappers="mmea")
+    plan = plan_lora(base, R, wrapper="mmea")
     assert {row.path: row.status for row in plan} == {
         "layers/vectors": "no wrapper applies",
         "layers/scalars": "wrapped",
@@ -186,7 +186,7 @@ def test_files_and_reports(getkey, tmp_path):
 def test_a_stack_has_a_gate_for_each_layer(getkey):
     keys = jax.random.split(getkey(), 2)
     stack = eqx.filter_vmap(lambda key: layer(key))(keys)
-    adapted = trained(apply_lora(stack, R, key=getkey(), wrappers=MMEA))
+    adapted = trained(apply_lora(stack, R, key=getkey(), wrapper=MMEA))
     assert adapted.up.shape == (2, CHANNELS, R)
     (x,) = inputs(getkey())
     y = eqx.filter_vmap(lambda m: m(x))(adapted).array

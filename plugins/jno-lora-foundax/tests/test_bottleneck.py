@@ -160,7 +160,7 @@ def test_a_bottleneck_is_not_merged_and_is_found_by_its_variant(getkey):
     with pytest.raises(WrapperError, match="bottleneck cannot be merged: it adds a nonlinear"):
         net.merge()
     assert net.module[0].weight is net.module[0].base.weight
-    assert plan_lora(model, 2, 2.0, wrappers="auto").rows[0].wrapper is not BottleneckConv
+    assert plan_lora(model, 2, 2.0, wrapper="auto").rows[0].wrapper is not BottleneckConv
 
 
 @pytest.mark.parametrize("name", ["Linear", "strided", "Conv1dNHWC"])

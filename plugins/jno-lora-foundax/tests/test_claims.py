@@ -115,7 +115,7 @@ def test_refuses_everything_else(getkey):
 def test_a_kernel_whose_layout_nobody_declares_is_refused_with_the_reason(getkey):
     model = {"conv": Undeclared(jnp.ones((3, 3, 2, 4)))}
     with pytest.raises(SelectionError, match=r"conv: Undeclared.*\(3, 3, 2, 4\).*which axes"):
-        apply_lora(model, 2, 4.0, key=getkey(), wrappers="auto")
+        apply_lora(model, 2, 4.0, key=getkey(), wrapper="auto")
 
 
 class DeclaredLayer(ChannelLastKernelLayer):
@@ -174,7 +174,7 @@ def test_spectral_weights_that_are_not_as_declared_are_refused_with_the_reason(
 ):
     layer = Spectrum(jnp.ones(re), jnp.ones(im))
     with pytest.raises(SelectionError) as caught:
-        apply_lora(layer, 1, key=getkey(), wrappers=wrapper)
+        apply_lora(layer, 1, key=getkey(), wrapper=wrapper)
     assert reason in str(caught.value)
 
 
@@ -214,7 +214,7 @@ def test_calls_of_a_kernel_are_measured_as_its_patches(getkey):
     layer, x = unet.Conv1dNHWC(2, 3, 3, key=getkey()), jax.random.normal(getkey(), (6, 2))
     with jax.numpy_rank_promotion("allow"):
         loss = lambda m, x: jnp.sum(m(x) ** 2)  # noqa: E731
-        found = calibrate(layer, [x], loss, wrappers=Measured)[""]
+        found = calibrate(layer, [x], loss, wrapper=Measured)[""]
     padded = np.pad(np.asarray(x), ((1, 1), (0, 0)))
     # A channel's three places, then the next channel's, as in the matrix.
     patches = np.stack([padded[n : n + 3].T.reshape(-1) for n in range(6)])
@@ -263,11 +263,11 @@ def test_found_by_name_by_variant_and_in_auto_but_not_by_default(model, getkey):
         return [new if new != old else "-" for new, old in zip(got, kept, strict=True)]
 
     assert wrapped() == ["-", "-", "-", "LoRALinear"]
-    assert wrapped(wrappers="LoRASpectral") == ["-", "-", "LoRASpectral", "-"]
+    assert wrapped(wrapper="LoRASpectral") == ["-", "-", "LoRASpectral", "-"]
     every = ["LoRAChannelLastConvTranspose", "LoRAChannelLastConv", "LoRASpectral", "LoRALinear"]
-    assert wrapped(wrappers="auto") == wrapped(wrappers="lora") == every
+    assert wrapped(wrapper="auto") == wrapped(wrapper="lora") == every
     dora = ["DoRAChannelLastConvTranspose", "DoRAChannelLastConv", "-", "DoRALinear"]
-    assert wrapped(wrappers="dora") == dora
+    assert wrapped(wrapper="dora") == dora
 
 
 def test_the_plugin_does_not_import_foundax():

@@ -133,7 +133,7 @@ def test_files_and_the_report(tmp_path):
     assert eqx.tree_equal(loaded, moved)
     # A complex number counts as two parameters, as a pair does.
     reports = [
-        lora_report(apply_lora(layer, 2, key=jr.key(1), wrappers=OwnCP))
+        lora_report(apply_lora(layer, 2, key=jr.key(1), wrapper=OwnCP))
         for layer in in_every_form(jr.key(0))
     ]
     assert {report.total for report in reports} == {2 * 60 + 2 * 2 * 12}
@@ -156,7 +156,7 @@ def test_effects_are_the_same_in_every_form():
 def test_a_complex_array_needs_no_second_field(getkey):
     layer = PairSpectral(jnp.ones((5, 4, 3), jnp.complex64), jnp.ones((5, 4, 3)))
     with pytest.raises(SelectionError, match=r"re is complex64\[5, 4, 3\], which holds both parts"):
-        apply_lora(layer, 1, key=getkey(), wrappers=OwnLoRA)
+        apply_lora(layer, 1, key=getkey(), wrapper=OwnLoRA)
 
 
 class Undeclared(eqx.Module):
@@ -187,7 +187,7 @@ def test_a_plan_says_how_to_declare_weights_of_modes(wrapper):
     for path, fields in named.items():
         assert fields in rows[path]
         assert "`ModeWeights`" in rows[path] and "CPSpectral (jno_lora_foundax)" in rows[path]
-    assert "declare w (jno_lora_arrays)" in rows["real"]
+    assert "declare w (docs/operators.md)" in rows["real"]
 
 
 class Doubled(OwnCP):

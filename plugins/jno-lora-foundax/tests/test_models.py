@@ -71,7 +71,7 @@ def adapters_in(model):
 
 
 def adapted(model, key):
-    return apply_lora(model, 2, 4.0, key=key, wrappers=["auto"])
+    return apply_lora(model, 2, 4.0, key=key, wrapper=["auto"])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,7 +106,7 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_where_the_adapters_go_in_larger_models(name, getkey):
     make, expected = LARGE[name]
-    plan = plan_lora(filled(make, getkey()), 2, 4.0, wrappers="auto")
+    plan = plan_lora(filled(make, getkey()), 2, 4.0, wrapper="auto")
     wrapped = {row.path: row.wrapper.__name__ for row in plan.rows if row.wrapper is not None}
     assert expected.items() <= wrapped.items()
     assert {"LoRASpectral", "LoRASubsampledLinear"} & set(wrapped.values()) == set(

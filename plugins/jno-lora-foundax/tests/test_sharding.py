@@ -20,7 +20,7 @@ def placed(layer, spec, key):
         return jax.device_put(leaf, NamedSharding(mesh, spec if fits(leaf) else P()))
 
     layer = jax.tree.map(place, filled(layer.make, key))
-    return apply_lora(layer, 2, 4.0, key=key, wrappers="auto")
+    return apply_lora(layer, 2, 4.0, key=key, wrapper="auto")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,6 @@ def test_what_peft_cannot_have_is_not_written(tmp_path):
         save_peft(model, tmp_path, target_parameters=["up", "down", "gate"])
     with pytest.raises(SelectionError, match="must be regular expressions"):
         save_peft(model, tmp_path, target_parameters="(")
-    dora = apply_lora(bare, 2, key=KEY, wrappers="dora")
+    dora = apply_lora(bare, 2, key=KEY, wrapper="dora")
     with pytest.raises(PeftFormatError, match="by LoRA alone"):
         save_peft(dora, tmp_path, target_parameters=["up", "down"])

@@ -141,7 +141,7 @@ def test_what_is_saved_here_computes_the_same_there(wrapper, rank, untied, famil
     specs = [{"target": "embed_tokens", "rank": rank}, {"target": "q_proj|v_proj"}]
     options = {"rank": 2, "alpha": 3.0, "specs": specs, "key": jax.random.key(1)}
     wrappers = [wrapper, f"{wrapper}-embedding"]
-    ours = moved(apply_lora(model, **options, wrappers=wrappers))
+    ours = moved(apply_lora(model, **options, wrapper=wrappers))
     save_peft(ours, tmp_path)
     theirs, warned = models.loaded(tmp_path, family)
     assert not [text for text in warned if "missing" in text or "unexpected" in text]
@@ -179,7 +179,7 @@ def test_an_embedding_that_might_be_tied_is_read_by_an_untied_model_as_its_own(f
     """Its file asks PEFT to tie a head, which a model without a tied head ignores."""
     decoder = models.ours(family, is_tied=False).model
     ours = apply_lora(
-        {"model": decoder}, 2, 3.0, target="embed", wrappers="lora-embedding", key=jax.random.key(0)
+        {"model": decoder}, 2, 3.0, target="embed", wrapper="lora-embedding", key=jax.random.key(0)
     )
     save_peft(moved(ours), tmp_path)
     assert read_files(tmp_path)[0]["ensure_weight_tying"]

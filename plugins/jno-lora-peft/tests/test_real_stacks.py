@@ -163,8 +163,8 @@ def test_a_checkpoint_of_tunix_computes_the_same_here(plain_twin, theirs, tmp_pa
 
 def test_adapters_from_here_compute_the_same_in_qwix_and_tunix(plain_twin, tmp_path):
     # Another rank and alpha than theirs, and a method whose update has twice the rank.
-    ours = trained(plain_twin, wrappers="lora")
-    ours = eqx.tree_at(lambda m: m.up, ours, trained(plain_twin.up, 1, wrappers="pissa"))
+    ours = trained(plain_twin, wrapper="lora")
+    ours = eqx.tree_at(lambda m: m.up, ours, trained(plain_twin.up, 1, wrapper="pissa"))
     theirs = with_lora(Theirs(), X, rank=3)
     written = lora_state(Net(ours), nnx.state(theirs, nnx.LoRAParam), alpha=ALPHA)
     nnx.update(theirs, written)
@@ -255,7 +255,7 @@ def test_a_llama_of_tunix_and_the_same_llama_of_eqx_zoo(tmp_path):
     with pytest.raises(AssertionError):
         assert_close(our_logits(ours), their_logits(adapted))
     # Adapters from here, in Tunix.
-    again = trained(ours, wrappers="lora", target="layers/.*proj")
+    again = trained(ours, wrapper="lora", target="layers/.*proj")
     nnx.update(adapted, lora_state(again, state, alpha=ALPHA, rename=TUNIX))
     assert_close(their_logits(adapted), our_logits(again))
 

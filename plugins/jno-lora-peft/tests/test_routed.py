@@ -123,7 +123,7 @@ def test_a_stack_of_zeros_is_read_back_as_one_group(tmp_path):
     stack = {
         "q": eqx.filter_vmap(lambda key: eqx.nn.Linear(IN, OUT, key=key))(jax.random.split(KEY, 2))
     }
-    model = apply_lora(stack, R, key=KEY, wrappers="lily")
+    model = apply_lora(stack, R, key=KEY, wrapper="lily")
     save_peft(model, tmp_path, rename={r"q\[(\d)\]": r"layers/\1/q"})
     assert read_files(tmp_path)[0]["target_modules"] == ["layers.0.q", "layers.1.q"]
     again = load_peft(stack, tmp_path, rename={r"layers/(\d)/q": r"q[\1]"})
@@ -161,6 +161,6 @@ def test_what_peft_cannot_share_is_not_written(tmp_path):
         save_peft(model, tmp_path / "again", rename={"^q": "v/v/v", "^v$": "v/v"})
     with pytest.raises(PeftFormatError, match="as one regular expression"):
         save_peft(model, tmp_path / "again", rename=lambda path: path)
-    other = apply_lora(PLAIN, R, key=KEY, wrappers="lily", options={"experts": 1})
+    other = apply_lora(PLAIN, R, key=KEY, wrapper="lily", options={"experts": 1})
     with pytest.raises(PeftFormatError, match="at least 2 factors"):
         save_peft(resolve(other), tmp_path / "again")

@@ -44,7 +44,7 @@ def layers(**options):
 def trained(model, wrapper, rank=2, alpha=3.0, **options):
     if isinstance(wrapper, str):
         wrapper = [wrapper, f"{wrapper}-embedding"]
-    model = apply_lora(model, rank, alpha, key=KEY, wrappers=wrapper, **options)
+    model = apply_lora(model, rank, alpha, key=KEY, wrapper=wrapper, **options)
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     return eqx.combine(jax.tree.map(lambda a: a + 0.3, trains), rest)
 
@@ -162,7 +162,7 @@ def test_a_start_from_data_is_written_as_lora_on_the_original_weight(variant, ra
     def loss(model, x):
         return jnp.mean(jax.vmap(model["fc"])(x) ** 2)
 
-    found = calibrate(plain, batches, loss, wrappers=variant)
+    found = calibrate(plain, batches, loss, wrapper=variant)
     model = trained(plain, variant, statistics=found)
     save_peft(model, tmp_path)
     config, _ = read(tmp_path)

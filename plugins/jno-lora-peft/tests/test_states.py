@@ -230,7 +230,7 @@ def test_adapters_that_the_state_cannot_hold_are_listed():
     assert "q: the state has no arrays for it" in str(caught.value)
     with pytest.raises(PeftFormatError, match="'q' has no adapter to write"):
         lora_state({**loaded, "q": blocks(1)[0]["q"]}, qwix_block(0), alpha=2.0)
-    ia3 = apply_lora(blocks(1)[0]["q"], 1, key=KEY, wrappers="ia3")
+    ia3 = apply_lora(blocks(1)[0]["q"], 1, key=KEY, wrapper="ia3")
     with pytest.raises(PeftFormatError, match="not a product of two factors"):
         lora_state(ia3, qwix_block(0)["q"], alpha=2.0)
     with pytest.raises(SelectionError, match="alpha must be"):

@@ -111,7 +111,7 @@ def test_the_type_of_a_file_follows_from_its_adapters(specs, kind, tmp_path):
 
 def test_the_layers_of_a_stack_are_of_any_type(tmp_path):
     stack = {"fc": eqx.filter_vmap(lambda k: eqx.nn.Linear(4, 4, key=k))(jax.random.split(KEY, 2))}
-    model = apply_lora(stack, 2, 2.0, key=KEY, wrappers="miss")
+    model = apply_lora(stack, 2, 2.0, key=KEY, wrapper="miss")
     model = eqx.tree_at(lambda m: m["fc"].D, model, jnp.asarray(normal(2, 2, 4)))
     save_peft(model, tmp_path, rename={r"fc\[(\d+)\]": r"\1/fc"})
     assert read_files(tmp_path)[1][f"{PREFIX}1.fc.miss_block"].shape == (2, 4)
@@ -151,7 +151,7 @@ def test_shared_matrices_are_read_whole_and_written_as_large_as_the_layers(tmp_p
 
 def test_matrices_of_two_models_are_not_one_pair(tmp_path):
     parts = [
-        apply_lora(PLAIN, 2, key=jax.random.key(n), wrappers="vera-shared", target=name)
+        apply_lora(PLAIN, 2, key=jax.random.key(n), wrapper="vera-shared", target=name)
         for n, name in enumerate(("wide", "deep"))
     ]
     with pytest.raises(PeftFormatError, match=r"one 'base_model\.vera_A' for all layers"):
@@ -169,7 +169,7 @@ def test_a_second_file_does_not_get_the_arrays_of_the_first(tmp_path):
 def test_layers_of_a_stack_share_a_bank(tmp_path):
     stack = {"fc": eqx.filter_vmap(lambda k: eqx.nn.Linear(4, 6, key=k))(jax.random.split(KEY, 2))}
     options = {"vectors": 6, "vector_length": 2}
-    model = apply_lora(stack, 2, 1.0, key=KEY, wrappers="vb-lora", options=options)
+    model = apply_lora(stack, 2, 1.0, key=KEY, wrapper="vb-lora", options=options)
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     model = eqx.combine(jax.tree.map(lambda a: a + normal(*a.shape), trains), rest)
     save_peft(model, tmp_path, rename={r"fc\[(\d+)\]": r"\1/fc"})

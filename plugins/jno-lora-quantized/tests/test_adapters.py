@@ -66,7 +66,7 @@ def test_the_default_adapts_quantised_layers(getkey):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("method", ["lora", "dora", "hira", "ia3", "oft", "vera", "fourierft"])
 def test_as_on_the_dequantised_model(getkey, scheme, method):
-    coded, plain = adapted_pair(getkey(), scheme, wrappers=method)
+    coded, plain = adapted_pair(getkey(), scheme, wrapper=method)
     x = jr.normal(getkey(), (6,))
     close(coded(x), plain(x))
     slopes = []
@@ -120,7 +120,7 @@ def test_merging_refuses_adapters_of_ones_own(getkey):
             weight = self.base.weight + self.delta
             return eqx.tree_at(lambda m: m.weight, self.base, weight)
 
-    model = moved(apply_lora(quantize(make_model(getkey())), 1, key=getkey(), wrappers=Shift))
+    model = moved(apply_lora(quantize(make_model(getkey())), 1, key=getkey(), wrapper=Shift))
     x = jr.normal(getkey(), (6,))
     with pytest.raises(WrapperError, match="dequantize"):
         merge_lora(model)
@@ -131,9 +131,9 @@ def test_merging_refuses_adapters_of_ones_own(getkey):
 def test_a_start_that_changes_the_weight_refuses(getkey, method):
     model = make_model(getkey())
     with pytest.raises(WrapperError, match=r"layers/0(.|\n)*quantize\(apply_lora"):
-        apply_lora(quantize(model), 2, key=getkey(), wrappers=method)
+        apply_lora(quantize(model), 2, key=getkey(), wrapper=method)
     # The other way round is QPiSSA.
-    adapted = quantize(apply_lora(model, 2, 2.0, key=getkey(), wrappers=method), "int8")
+    adapted = quantize(apply_lora(model, 2, 2.0, key=getkey(), wrapper=method), "int8")
     x = jr.normal(getkey(), (6,))
     close(adapted(x), dequantize(adapted)(x))
     close(adapted(x), model(x), 0.05)
@@ -239,7 +239,7 @@ def test_convolutions(getkey, adapter, layer):
 @pytest.mark.parametrize("adapter", jno_lora_attention.__all__)
 def test_attention(getkey, adapter):
     base = quantize(eqx.nn.MultiheadAttention(2, 8, key=getkey()))
-    coded = moved(apply_lora(base, 2, key=getkey(), wrappers=adapter))
+    coded = moved(apply_lora(base, 2, key=getkey(), wrapper=adapter))
     x = jr.normal(getkey(), (3, 8))
     close(coded(x, x, x), dequantize(coded)(x, x, x))
 
@@ -247,7 +247,7 @@ def test_attention(getkey, adapter):
 @pytest.mark.parametrize("adapter", ["LoRAEmbedding", "DoRAEmbedding", "HiRAEmbedding"])
 def test_embeddings(getkey, adapter):
     base = quantize(eqx.nn.Embedding(11, 6, key=getkey()))
-    coded = moved(apply_lora(base, 2, key=getkey(), wrappers=adapter))
+    coded = moved(apply_lora(base, 2, key=getkey(), wrapper=adapter))
     close(coded(3), dequantize(coded)(3))
     close(coded(3), merge_lora(dequantize(coded))(3))
 
@@ -256,7 +256,7 @@ def test_sums_add_products_and_refuse_other_changes():
     model, x = quantize(make_model(jr.key(0)), "int8"), jnp.linspace(-1.0, 1.0, 6)
     names = {"a": "lora", "b": "rslora", "dora": "dora"}
     adapted = {
-        name: moved(apply_lora(model, 2, key=jr.key(1), wrappers=cls, target="^layers/0"))
+        name: moved(apply_lora(model, 2, key=jr.key(1), wrapper=cls, target="^layers/0"))
         for name, cls in names.items()
     }
     sets = {name: extract_adapters(a) for name, a in adapted.items()}

@@ -50,7 +50,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def adapted(model):
-    return apply_lora(model, 2, 4.0, key=jr.key(1), wrappers=WRAPPERS)
+    return apply_lora(model, 2, 4.0, key=jr.key(1), wrapper=WRAPPERS)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_by_numpy(model, start, iterations):
 
 def test_one_turn_of_qpissa_is_pissa(model):
     started = loftq(LoRALinear(model["up"], 2, 2.0, key=jr.key(1)), start="pissa", iterations=1)
-    pissa = quantize(apply_lora(model["up"], 2, 2.0, key=jr.key(1), wrappers="pissa"))
+    pissa = quantize(apply_lora(model["up"], 2, 2.0, key=jr.key(1), wrapper="pissa"))
     np.testing.assert_allclose(started.weight, pissa.weight, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def test_layers_without_adapters_and_other_methods(model):
         (lambda m, a: loftq(Net(m)), "handle"),
         (lambda m, a: loftq(a, target="norm"), r"up \(LoRALinear\): the target does not match"),
         (
-            lambda m, a: loftq(apply_lora(m["up"], 2, key=jr.key(0), wrappers="dora")),
+            lambda m, a: loftq(apply_lora(m["up"], 2, key=jr.key(0), wrapper="dora")),
             "its update is not a scale times B A",
         ),
         (

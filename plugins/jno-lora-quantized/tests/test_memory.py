@@ -23,7 +23,7 @@ def temporaries(model, wrapper):
 
 
 def compiled_step(model, wrapper):
-    adapted = apply_lora(model, 4, key=jr.key(1), wrappers=wrapper)
+    adapted = apply_lora(model, 4, key=jr.key(1), wrapper=wrapper)
     trained, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     arrays, static = eqx.partition(frozen, eqx.is_array)
 

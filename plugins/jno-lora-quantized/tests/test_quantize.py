@@ -188,7 +188,7 @@ def test_layers_of_an_adapter_itself_are_left_alone(getkey):
         def merge(self):
             return self.base
 
-    adapted = apply_lora(eqx.nn.Linear(4, 4, key=getkey()), key=getkey(), wrappers=Beside)
+    adapted = apply_lora(eqx.nn.Linear(4, 4, key=getkey()), key=getkey(), wrapper=Beside)
     coded = quantize(adapted)
     assert scheme_of(coded.base.weight) == "nf4" and coded.beside.weight is adapted.beside.weight
     assert [row.path for row in plan_quantization(adapted).rows] == ["base"]

@@ -48,7 +48,7 @@ class Attention(eqx.Module):
 def models():
     plain = Attention()
     options = {"invocation": (3, 4)}
-    adapted = apply_lora(plain, 2, key=KEY, wrappers=ActivatedLoRA, options=options)
+    adapted = apply_lora(plain, 2, key=KEY, wrapper=ActivatedLoRA, options=options)
     nonzero = lambda path, x: x + 0.3 if "lora_B" in jax.tree_util.keystr(path) else x  # noqa: E731
     return plain, jax.tree_util.tree_map_with_path(nonzero, adapted)
 

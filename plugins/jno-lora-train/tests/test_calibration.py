@@ -105,7 +105,7 @@ def loss(model: Any, batch: Any) -> Any:
 
 
 def calibrated(model: Any, batches: Any, loss: Any = loss, **options: Any) -> Statistics:
-    return jno.lora.calibrate(model, batches, loss, wrappers=Informed, **options)
+    return jno.lora.calibrate(model, batches, loss, wrapper=Informed, **options)
 
 
 def close(actual: Any, expected: Any) -> None:
@@ -176,7 +176,7 @@ def test_stacked_layers_run_by_a_scan(remat: bool) -> None:
     close(found[""]["input_covariance"], jnp.einsum("lbi,lbj->lij", inputs, inputs) / 5)
     assert found[""]["gradient"].shape == (4, 3, 3)
     adapted = jno.lora.apply_lora(
-        stack, 2, wrappers=Informed, statistics=found, key=jax.random.key(0)
+        stack, 2, wrapper=Informed, statistics=found, key=jax.random.key(0)
     )
     assert adapted.lora_A.shape == (4, 2, 3) and adapted.seen.shape == (4, 3)
 
@@ -195,7 +195,7 @@ def test_sharded_layers_and_batches() -> None:
     wide = eqx.filter_shard(model, NamedSharding(mesh, PartitionSpec()))
     expected, found = calibrated(model, batches), calibrated(wide, [batch])
     close(found["layers/1"]["input_covariance"], expected["layers/1"]["input_covariance"])
-    jno.lora.apply_lora(wide, 1, wrappers=Informed, statistics=found, key=jax.random.key(0))
+    jno.lora.apply_lora(wide, 1, wrapper=Informed, statistics=found, key=jax.random.key(0))
 
 
 def test_half_precision_layers_are_measured_in_float32() -> None:
@@ -279,7 +279,7 @@ def test_statistics_and_calibrate_together_are_refused() -> None:
 def test_missing_statistics_are_an_error_that_shows_the_call() -> None:
     model, batches = model_and_batches()
     with pytest.raises(
-        SelectionError, match=r"calibrate\(model, batches, loss, wrappers='informed'"
+        SelectionError, match=r"calibrate\(model, batches, loss, wrapper='informed'"
     ):
         Net(model).lora(wrapper=Informed)
     other = calibrated(eqx.nn.MLP(3, 2, 7, 1, key=jax.random.key(0)), batches)
@@ -312,7 +312,7 @@ def test_adapters_without_needs_have_nothing_to_collect() -> None:
 
     model, batches = model_and_batches()
     with pytest.raises(SelectionError, match="needs statistics"):
-        jno.lora.calibrate(model, batches, loss, wrappers=Plain)
+        jno.lora.calibrate(model, batches, loss, wrapper=Plain)
 
 
 def test_inputs_that_are_not_rows_of_the_matrix() -> None:
@@ -352,9 +352,9 @@ def test_two_statistics_of_one_package_and_name_are_refused_together() -> None:
         {"target": "layers/1", "wrapper": OtherInformed},
     ]
     with pytest.raises(WrapperError, match=r"(?s)\.MeanSquare and .*OtherMeanSquare.*Rename one"):
-        jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)
+        jno.lora.calibrate(model, batches, loss, wrapper=None, specs=specs)
     specs[1]["wrapper"] = Informed
-    assert len(jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)) == 2
+    assert len(jno.lora.calibrate(model, batches, loss, wrapper=None, specs=specs)) == 2
 
 
 FISHER = """
@@ -405,7 +405,7 @@ def test_two_plugins_whose_statistics_have_one_name_never_meet(site: Any, tmp_pa
         {"target": "layers/0", "rank": 1, "wrapper": "Acme"},
         {"target": "layers/1", "rank": 1, "wrapper": "Bolt"},
     ]
-    statistics = jno.lora.calibrate(model, batches, loss, wrappers=None, specs=specs)
+    statistics = jno.lora.calibrate(model, batches, loss, wrapper=None, specs=specs)
     adapted = jno.lora.apply_lora(model, specs=specs, statistics=statistics, key=jax.random.key(0))
     x, h = jnp.concatenate(batches), hidden(model, batches)
     close(adapted.layers[0].delta, x.T @ x / 8)
@@ -453,7 +453,7 @@ def test_a_gradient_that_is_zero_is_a_layer_that_is_not_reached() -> None:
             model,
             batches,
             lambda m, b: jnp.sum(jax.vmap(m.layers[0])(b)),
-            wrappers=ByGradient,
+            wrapper=ByGradient,
         )
 
 

@@ -28,7 +28,7 @@ def trainable():
         "stack": eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 5, key=key))(keys[2:]),
         "plain": jnp.ones(2),
     }
-    adapted = apply_lora(model, RANK, 3.0, key=keys[0], wrappers=AdaLoRALinear)
+    adapted = apply_lora(model, RANK, 3.0, key=keys[0], wrapper=AdaLoRALinear)
     return eqx.filter(adapted, lora_trainable_filter(adapted))
 
 
@@ -173,7 +173,7 @@ def test_the_state_can_be_donated_and_has_float32_averages_of_half_precision(tra
 
 def test_the_whole_model_may_be_given_where_all_adapters_train():
     model = eqx.nn.MLP(3, 3, 4, 1, key=jax.random.key(0))
-    adapted = apply_lora(model, 2, key=jax.random.key(1), wrappers=AdaLoRALinear)
+    adapted = apply_lora(model, 2, key=jax.random.key(1), wrapper=AdaLoRALinear)
     trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     controller = AdaLoRAController(target_rank=1, warmup=0, final=1, total=2)
     values, grads = drawn(trainable, 1), drawn(trainable, 2)
@@ -215,7 +215,7 @@ def test_numbers_out_of_range_are_refused(numbers, said):
 
 def test_a_model_whose_rank_cannot_move_is_refused(trainable):
     plain = apply_lora(
-        eqx.nn.Linear(3, 3, key=jax.random.key(0)), 2, key=jax.random.key(0), wrappers=LoRALinear
+        eqx.nn.Linear(3, 3, key=jax.random.key(0)), 2, key=jax.random.key(0), wrapper=LoRALinear
     )
     with pytest.raises(ValueError, match="No adapter of this model has a `rank_gate` that trains"):
         CONTROLLER.init(plain)

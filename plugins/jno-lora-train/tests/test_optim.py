@@ -246,7 +246,7 @@ def test_what_lora_plus_refuses(linear, getkey, unchecked):
 
 def test_labels_by_path_choose_rates(linear, getkey):
     model = eqx.nn.MLP(2, 2, 4, 2, key=getkey())  # is callable
-    params = trained(apply_lora(model, 1, key=getkey(), wrappers=ToyLinear))
+    params = trained(apply_lora(model, 1, key=getkey(), wrapper=ToyLinear))
     labels = optim.path_labels({"first": "^layers/0/", "b": "lora_B$"})
     rates = {"first": 1.0, "b": 2.0, "other": 3.0}
     optimiser = optax.multi_transform({k: optax.sgd(r) for k, r in rates.items()}, labels)
@@ -269,7 +269,7 @@ def test_patterns_that_find_nothing_are_errors(linear, unchecked):
 
 
 def test_decay_of_adapters_alone_is_a_mask_of_optax(linear, getkey):
-    model = [apply_lora(linear, 1, key=getkey(), wrappers=ToyLinear), linear]
+    model = [apply_lora(linear, 1, key=getkey(), wrapper=ToyLinear), linear]
     params = Net(model).partition()[0]
     decay = optax.add_decayed_weights(0.5, mask=lora_trainable_filter)
     updates, _ = stepped(decay, params, jax.tree.map(jnp.zeros_like, params))
@@ -316,7 +316,7 @@ def test_a_riemannian_step_does_not_depend_on_the_factors_of_the_product(getkey)
 def test_stacks_and_dicts_have_a_preconditioner_for_each_matrix(getkey):
     keys = jax.random.split(getkey(), 3)
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 4, key=key))(keys)
-    params = trained(apply_lora([stack], 2, key=getkey(), wrappers=Product))
+    params = trained(apply_lora([stack], 2, key=getkey(), wrapper=Product))
     grads = noisy(params, getkey())
     scaled, _ = stepped(optim.scale_by_riemannian(), params, grads)
     for i in range(3):
@@ -416,7 +416,7 @@ def test_lora_fa_trains_in_a_jitted_step_over_stacks(getkey):
 
     keys = jax.random.split(getkey(), 2)
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 4, key=key))(keys)
-    model = apply_lora([stack], 2, 4.0, key=getkey(), wrappers=Stacked)
+    model = apply_lora([stack], 2, 4.0, key=getkey(), wrapper=Stacked)
     params = trained(model)
     grads = noisy(params, getkey())
     corrected, _ = stepped(optim.lora_fa(model), params, grads)

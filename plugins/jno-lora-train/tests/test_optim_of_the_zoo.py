@@ -49,7 +49,7 @@ def updates_of(optimiser, params, grads):
 
 @pytest.mark.parametrize("variant", ["pissa", "dora"])
 def test_every_kind_of_layer_is_preconditioned(variant, getkey):
-    model = apply_lora(Layers(getkey()), 2, 3.0, key=getkey(), wrappers=variant)
+    model = apply_lora(Layers(getkey()), 2, 3.0, key=getkey(), wrapper=variant)
     model = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, model)
     params, grads = gradients(model)
     scaled = updates_of(scale_by_riemannian(1e-2), params, grads)
@@ -73,7 +73,7 @@ def test_every_kind_of_layer_is_preconditioned(variant, getkey):
 
 def test_lora_fa_corrects_every_kind_of_layer_with_its_scale(getkey):
     options = {"multiplier": 2.0}
-    model = apply_lora(Layers(getkey()), 2, 3.0, key=getkey(), wrappers="lora-fa", options=options)
+    model = apply_lora(Layers(getkey()), 2, 3.0, key=getkey(), wrapper="lora-fa", options=options)
     params, grads = gradients(model)
     corrected = updates_of(lora_fa(model), params, grads)
     for name in ("conv", "linear", "stack"):
@@ -87,7 +87,7 @@ def test_lora_fa_corrects_every_kind_of_layer_with_its_scale(getkey):
 def test_lora_fa_takes_no_step_if_the_update_does_not_count(alpha, multiplier, getkey):
     options = {} if multiplier is None else {"multiplier": multiplier}
     layer = eqx.nn.Linear(3, 2, key=getkey())
-    model = apply_lora(layer, 2, alpha, key=getkey(), wrappers="lora-fa", options=options)
+    model = apply_lora(layer, 2, alpha, key=getkey(), wrapper="lora-fa", options=options)
     params = eqx.partition(model, lora_trainable_filter(model))[0]
     corrected = updates_of(lora_fa(model), params, jax.tree.map(jnp.ones_like, params))
     assert jnp.all(corrected.lora_B == 0)
@@ -95,7 +95,7 @@ def test_lora_fa_takes_no_step_if_the_update_does_not_count(alpha, multiplier, g
 
 def test_units_have_a_product_for_each_projection(getkey):
     attention = eqx.nn.MultiheadAttention(2, 6, key=getkey())
-    model = apply_lora([attention], 2, key=getkey(), wrappers="lora-attention")
+    model = apply_lora([attention], 2, key=getkey(), wrapper="lora-attention")
     params = eqx.partition(model, lora_trainable_filter(model))[0]
     labels = side_labels(params)[0]
     assert labels.lora_A == {"q": "input", "v": "input"}

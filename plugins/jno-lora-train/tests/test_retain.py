@@ -31,7 +31,7 @@ def plain():
 
 @pytest.fixture
 def adapted(plain):
-    model = apply_lora(plain, 2, 4.0, key=jax.random.key(2), wrappers=Gated)
+    model = apply_lora(plain, 2, 4.0, key=jax.random.key(2), wrapper=Gated)
     return eqx.tree_at(lambda m: m.layer.gate, model, jnp.array([0.3, -0.2]))
 
 

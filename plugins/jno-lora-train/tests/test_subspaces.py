@@ -52,7 +52,7 @@ def plain():
 def moved(plain):
     """With LoRA whose factors are not zero."""
     with jax.enable_x64(True):
-        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrappers="lora")
+        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrapper="lora")
         trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
         return eqx.combine(jax.tree.map(lambda x: x + 0.3, trainable), frozen)
 
@@ -103,7 +103,7 @@ def test_milora_with_the_projection_is_osf():
         key = jax.random.key(3)
         layer = jax.tree.map(lambda x: x.astype(jnp.float64), eqx.nn.Linear(5, 4, key=key))
         x = jax.random.normal(jax.random.key(4), (7, 5), jnp.float64)
-        adapted = apply_lora(layer, 2, 2.0, key=key, wrappers="milora")
+        adapted = apply_lora(layer, 2, 2.0, key=key, wrapper="milora")
         params, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
         optimiser = optax.chain(
             optax.sgd(rate), stay_orthogonal(Subspaces.of_weights(adapted, kept))
@@ -192,7 +192,7 @@ def test_what_is_refused(plain, moved, unchecked):
         [eqx.nn.Linear(4, 4, key=jax.random.key(0))] * 2,
         2,
         key=jax.random.key(1),
-        wrappers="tied-lora",
+        wrapper="tied-lora",
     )
     with pytest.raises(SelectionError, match="the matrix of a TiedLoRALinear is not known"):
         Subspaces.of_weights(tied, 1)
@@ -201,7 +201,7 @@ def test_what_is_refused(plain, moved, unchecked):
 @pytest.mark.parametrize("wrapper", ["lora", "adalora", "lora-fa", "milora"])
 def test_the_kept_directions_of_other_methods(wrapper, plain):
     with jax.enable_x64(True):
-        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrappers=wrapper)
+        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrapper=wrapper)
         kept = Subspaces.of_weights(adapted, 0.5)
         adapted = kept.project(adapted)
         trains, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
@@ -215,14 +215,14 @@ def test_the_kept_directions_of_other_methods(wrapper, plain):
 @pytest.mark.parametrize("wrapper", ["dora", "delora", "pissa", "hira"])
 def test_methods_that_change_the_kept_directions_are_refused(wrapper, plain):
     with jax.enable_x64(True):
-        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrappers=wrapper)
+        adapted = apply_lora(plain.linear, 2, 2.0, key=jax.random.key(1), wrapper=wrapper)
         with pytest.raises(SelectionError, match=r"change the directions that are to stay:\n"):
             Subspaces.of_weights(adapted, 0.5)
 
 
 def test_a_frozen_factor_has_to_be_projected_as_well(plain):
     with jax.enable_x64(True):
-        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrappers="lora-fa")
+        adapted = apply_lora(plain, 2, 2.0, key=jax.random.key(1), wrapper="lora-fa")
         kept = Subspaces.of_weights(adapted, 0.5)
         trains = eqx.partition(adapted, lora_trainable_filter(adapted))[0]
         with pytest.raises(SelectionError, match=r"0 factors `A` and 3 factors `B`.*Net\("):

@@ -49,7 +49,7 @@ def xs():
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_before_the_scan_gives_the_same_values_and_gradients(method, xs, getkey):
     wrappers = getattr(jno_lora_zoo, f"{method}Recurrent")
-    model = perturb(apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrappers=wrappers))
+    model = perturb(apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrapper=wrappers))
     trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
 
     def loss(trainable, prepare):
@@ -63,7 +63,7 @@ def test_merging_before_the_scan_gives_the_same_values_and_gradients(method, xs,
 
 
 def test_the_merge_then_is_no_part_of_the_scan(xs, getkey):
-    model = apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrappers=LoRARecurrent)
+    model = apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrapper=LoRARecurrent)
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def merges_in_scan(prepare):
@@ -83,7 +83,7 @@ def test_biases_are_the_cells_own(getkey):
 def test_cells_are_adapted_by_name_by_variant_and_by_auto_only(getkey):
     model = Reader(getkey())
     chosen = {
-        str(wrappers): [row.path for row in plan_lora(model, 2, wrappers=wrappers).wrapped]
+        str(wrappers): [row.path for row in plan_lora(model, 2, wrapper=wrappers).wrapped]
         for wrappers in (None, "LoRARecurrent", "dora", "dora-recurrent", "auto")
     }
     assert chosen == {
@@ -100,7 +100,7 @@ def test_a_stack_of_stacks_is_adapted_cell_by_cell(getkey):
     make = eqx.filter_vmap(eqx.filter_vmap(lambda key: eqx.nn.GRUCell(3, 2, key=key)))
     stack = make(keys)
     assert RecurrentLayer.stack_ndim(stack) == 2
-    adapted = apply_lora(stack, 2, 3.0, key=getkey(), wrappers=LoRARecurrent)
+    adapted = apply_lora(stack, 2, 3.0, key=getkey(), wrapper=LoRARecurrent)
     assert adapted.lora_A.shape == (2, 3, 2, 5)
     assert eqx.tree_equal(merge_lora(adapted), stack)
     one, other = adapted.lora_A[0, 0], adapted.lora_A[1, 2]
@@ -148,7 +148,7 @@ def test_other_things_are_not_claimed(leaf):
 
 def test_a_plan_says_why_a_cell_is_not_claimed(getkey):
     cell = eqx.tree_at(lambda c: c.weight_hh, eqx.nn.GRUCell(3, 2, key=getkey()), jnp.ones((4, 2)))
-    (row,) = plan_lora({"cell": cell}, 2, wrappers=LoRARecurrent)
+    (row,) = plan_lora({"cell": cell}, 2, wrapper=LoRARecurrent)
     assert row.reason == (
         "its weights are (6, 3) and (4, 2), which do not fit 3 inputs and 2 units"
     )
@@ -169,14 +169,14 @@ def test_the_inputs_of_a_cell_are_its_input_and_its_state(make, getkey):
     cell, x, h = make(3, 2, key=getkey()), jnp.arange(3.0), jnp.array([1.0, -2.0])
     state = h if make is eqx.nn.GRUCell else (h, jnp.ones(2))
     loss = lambda cell, x: sum(map(jnp.sum, jax.tree.leaves(cell(x, state))))  # noqa: E731
-    found = calibrate(cell, [x], loss, wrappers=Measured)[""]["input_covariance"]
+    found = calibrate(cell, [x], loss, wrapper=Measured)[""]["input_covariance"]
     read = np.array([0, 1, 2, 1, -2.0])
     np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
     with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
-        calibrate(cell, [x], loss, wrappers=MeasuredGates)
+        calibrate(cell, [x], loss, wrapper=MeasuredGates)
 
 
 def test_to_lora_finds_lora_for_cells(getkey):
     cell = eqx.nn.GRUCell(3, 2, key=getkey())
-    model, _ = to_lora(apply_lora([cell], 2, key=getkey(), wrappers="dora-recurrent"), rank=2)
+    model, _ = to_lora(apply_lora([cell], 2, key=getkey(), wrapper="dora-recurrent"), rank=2)
     assert type(model[0]) is LoRARecurrent

@@ -142,6 +142,6 @@ def test_the_gradient_of_a_tall_factor_is_laid_out_by_columns():
 
 def test_veras_random_matrices_are_drawn_inside_the_products_with_one_example():
     base = eqx.nn.Linear(512, 512, key=jr.key(0))
-    model = apply_lora(base, 16, key=jr.key(1), wrappers="vera")
+    model = apply_lora(base, 16, key=jr.key(1), wrapper="vera")
     step = jax.jit(jax.vmap(model)).lower(jnp.zeros((1, 512))).compile()
     assert step.memory_analysis().temp_size_in_bytes < 16 * 512 * 4

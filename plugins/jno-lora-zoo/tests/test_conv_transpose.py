@@ -80,7 +80,7 @@ def test_it_is_chosen_by_name_by_variant_and_by_auto_but_not_by_default(getkey):
     chosen = {
         str(wrappers): {row.path: row.wrapper.__name__ for row in plan.wrapped}
         for wrappers in (None, "LoRAConvTranspose", "dora", "auto")
-        for plan in [plan_lora(model, 2, wrappers=wrappers)]
+        for plan in [plan_lora(model, 2, wrapper=wrappers)]
     }
     assert chosen == {
         "None": {"head": "LoRALinear"},
@@ -98,6 +98,6 @@ def test_a_stack_is_adapted_slice_by_slice(getkey):
     keys = jax.random.split(getkey(), (2, 3))
     make = eqx.filter_vmap(eqx.filter_vmap(lambda key: eqx.nn.ConvTranspose1d(3, 4, 2, key=key)))
     stack = make(keys)
-    adapted = apply_lora(stack, 2, 4.0, key=getkey(), wrappers="LoRAConvTranspose")
+    adapted = apply_lora(stack, 2, 4.0, key=getkey(), wrapper="LoRAConvTranspose")
     assert adapted.lora_A.shape == (2, 3, 2, math.prod((3, 2)))
     assert eqx.tree_equal(merge_lora(adapted), stack)

@@ -25,7 +25,7 @@ LAYERS = {
 
 
 def adapted(layer, wrapper="lora", p=0.5):
-    model = apply_lora(layer, 2, 4.0, wrappers=wrapper, options={"dropout": p}, key=KEY)
+    model = apply_lora(layer, 2, 4.0, wrapper=wrapper, options={"dropout": p}, key=KEY)
     return perturb(model)
 
 
@@ -65,7 +65,7 @@ def test_a_layer_with_a_call_of_its_own_refuses_rather_than_leave_dropout_out():
 def test_a_kind_that_never_sees_the_features_refuses_at_once():
     norm = eqx.nn.WeightNorm(eqx.nn.Linear(6, 5, key=KEY))
     with pytest.raises(WrapperError, match="`dropout` cannot be used by LoRAInNorm"):
-        apply_lora(norm, 2, wrappers="LoRAInNorm", options={"dropout": 0.1}, key=KEY)
+        apply_lora(norm, 2, wrapper="LoRAInNorm", options={"dropout": 0.1}, key=KEY)
 
 
 @pytest.mark.parametrize("p", [1.0, -0.1, "half", True])

@@ -77,7 +77,7 @@ def test_claims_embeddings_only(getkey):
 
 def test_a_plan_says_why_a_table_is_not_claimed(getkey):
     turned = eqx.tree_at(lambda m: m.weight, table(getkey()), jnp.ones((DIM, NUM)))
-    (row,) = plan_lora({"table": turned}, 2, wrappers=LoRAEmbedding)
+    (row,) = plan_lora({"table": turned}, 2, wrapper=LoRAEmbedding)
     assert row.reason == ("its weight is (6, 11), not (num_embeddings, embedding_size) = (11, 6)")
     assert LoRAEmbedding.why_not(eqx.nn.Linear(2, 2, key=getkey())) is None
 
@@ -90,7 +90,7 @@ def test_ids_are_measured_as_the_rows_that_they_read(getkey):
         pass
 
     loss = lambda model, ids: jnp.sum(jax.vmap(model)(ids) ** 2)  # noqa: E731
-    found = calibrate(table(getkey()), [ids], loss, wrappers=Measured)[""]["input_covariance"]
+    found = calibrate(table(getkey()), [ids], loss, wrapper=Measured)[""]["input_covariance"]
     counts = np.zeros(NUM)
     counts[[0, 3, 10]] = 1, 2, 2
     np.testing.assert_allclose(found, np.diag(counts / 5), atol=1e-6)
@@ -133,5 +133,5 @@ def test_what_the_methods_refuse_names_the_path(getkey):
 
 def test_to_lora_finds_lora_for_embeddings(getkey):
     wrappers = ["dora", "dora-embedding"]
-    model, _ = to_lora(apply_lora(Tagger(getkey()), 2, key=getkey(), wrappers=wrappers), rank=2)
+    model, _ = to_lora(apply_lora(Tagger(getkey()), 2, key=getkey(), wrapper=wrappers), rank=2)
     assert type(model.embedding) is LoRAEmbedding

@@ -77,9 +77,9 @@ def test_the_start_is_the_norm_and_merging_changes_nothing(adapter, base):
 def test_ia3_is_refused_where_the_norm_takes_out_all_that_it_trains(getkey):
     linear = eqx.nn.Linear(4, 3, key=getkey())
     with pytest.raises(SelectionError, match="scale of each row out again"):
-        apply_lora(eqx.nn.WeightNorm(linear), 1, key=getkey(), wrappers="ia3-in-norm")
+        apply_lora(eqx.nn.WeightNorm(linear), 1, key=getkey(), wrapper="ia3-in-norm")
     whole = whole_norm(getkey())
-    adapted = apply_lora(whole, 1, key=getkey(), wrappers="ia3-in-norm")
+    adapted = apply_lora(whole, 1, key=getkey(), wrapper="ia3-in-norm")
     x = jax.random.normal(getkey(), (7,))
     assert not np.allclose(perturb(adapted)(x), whole(x), rtol=1e-3)
 
@@ -87,7 +87,7 @@ def test_ia3_is_refused_where_the_norm_takes_out_all_that_it_trains(getkey):
 def test_a_norm_around_something_else_is_explained(getkey):
     model = eqx.nn.WeightNorm(eqx.nn.GRUCell(3, 2, key=getkey()), "weight_hh")
     with pytest.raises(SelectionError, match="norms 'weight_hh' of a GRUCell"):
-        apply_lora(model, 1, key=getkey(), wrappers="lora-in-norm")
+        apply_lora(model, 1, key=getkey(), wrapper="lora-in-norm")
     with pytest.raises(TypeError, match="linear or convolution layer in the WeightNorm, got GRUC"):
         jno_lora_zoo.LoRAInNorm.matrix(model)
 
@@ -135,7 +135,7 @@ def test_without_asking_it_is_refused_with_the_reason(getkey):
 
 def test_a_stack_of_norms_is_adapted_slice_by_slice(getkey):
     stack = eqx.filter_vmap(weight_norm)(jax.random.split(getkey(), 3))
-    adapted = apply_lora(stack, 2, 4.0, key=getkey(), wrappers="PiSSAInNorm")
+    adapted = apply_lora(stack, 2, 4.0, key=getkey(), wrapper="PiSSAInNorm")
     assert adapted.lora_A.shape == (3, 2, 7)
     xs = jax.random.normal(getkey(), (3, 7))
     run = eqx.filter_vmap(lambda layer, x: layer(x))

@@ -42,7 +42,7 @@ def adapted(plain, wrapper="lora"):
     """
     model, U, V = plain
     with jax.enable_x64(True):
-        model = apply_lora(model, 1, 2.0, key=jax.random.key(1), wrappers=wrapper)
+        model = apply_lora(model, 1, 2.0, key=jax.random.key(1), wrapper=wrapper)
         A, B = jnp.asarray(V[4:5]), jnp.asarray(2.5 * U[:, 4:5])
         factors = lambda m: [getattr(m[n], f) for n in m for f in ("lora_A", "lora_B")]  # noqa: E731
         return eqx.tree_at(factors, model, [A, B, jnp.stack([A, A]), jnp.stack([B, 0 * B])])
@@ -88,7 +88,7 @@ def test_random_updates_against_the_formula(plain):
     W = rng.normal(size=(6, 5))
     with jax.enable_x64(True):
         layer = eqx.tree_at(lambda m: m.weight, plain[0]["layer"], jnp.asarray(W))
-        moved = apply_lora(layer, 4, 2.0, key=jax.random.key(1), wrappers="rslora")
+        moved = apply_lora(layer, 4, 2.0, key=jax.random.key(1), wrapper="rslora")
         factors = [jnp.asarray(rng.normal(size=shape)) for shape in ((4, 5), (6, 4))]
         moved = eqx.tree_at(lambda m: [m.lora_A, m.lora_B], moved, factors)
         reduced = reduce_intruders(extract_adapters(moved), moved, factor=0, top=3, threshold=0.9)
@@ -104,7 +104,7 @@ def test_random_updates_against_the_formula(plain):
 
 
 def test_a_model_that_has_not_moved_has_no_intruders(plain):
-    model = apply_lora(plain[0], 1, key=jax.random.key(1), wrappers="lora")
+    model = apply_lora(plain[0], 1, key=jax.random.key(1), wrapper="lora")
     assert all(row.intruders == () for row in report_intruders(model))
     adapters = extract_adapters(model)
     assert eqx.tree_equal(reduce_intruders(adapters, model), adapters)

@@ -163,7 +163,7 @@ def test_stacked_tables(cls, getkey):
     weights = jax.random.normal(getkey(), (3, NUM, DIM))
     stack = eqx.filter_vmap(lambda w: eqx.nn.Embedding(weight=w))(weights)
     assert cls.applies_to(stack) and cls.stack_ndim(stack) == 1
-    wrapped = apply_lora(stack, 2, 4.0, key=getkey(), wrappers=cls)
+    wrapped = apply_lora(stack, 2, 4.0, key=getkey(), wrapper=cls)
     wrapped = perturb(wrapped)
     merged = merge_lora(wrapped)
     assert merged.weight.shape == weights.shape

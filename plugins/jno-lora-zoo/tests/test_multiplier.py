@@ -149,7 +149,7 @@ def test_what_is_no_number_and_who_takes_none(getkey):
     for method in set(METHODS) - set(SCALED):
         cls = getattr(jno_lora_zoo, f"{method}Linear")
         with pytest.raises(SelectionError, match="has no option 'multiplier'"):
-            apply_lora(layer, 2, key=getkey(), wrappers=cls, options={"multiplier": 0.5})
+            apply_lora(layer, 2, key=getkey(), wrapper=cls, options={"multiplier": 0.5})
 
 
 @pytest.mark.parametrize("method", ["C3A", "MiSS"])

@@ -29,5 +29,5 @@ def test_a_rank_above_the_matrix_is_clamped(adapter):
     model = {"encoder": base.layer}
 
     key = jax.random.key(0)
-    adapted = apply_lora(model, rank=40, alpha=2.0, key=key, wrappers=adapter.cls)
+    adapted = apply_lora(model, rank=40, alpha=2.0, key=key, wrapper=adapter.cls)
     assert trained_parameters(adapted) == parameter_count(adapter.method, 40, 5, 6)

@@ -24,7 +24,7 @@ def layer():
 
 @pytest.mark.parametrize("variant", ["dora", "vera", "ia3"])
 def test_outputs_are_kept_in_the_layers_own_precision(layer, variant):
-    adapted = apply_lora(layer, 2, key=jr.key(1), wrappers=variant)
+    adapted = apply_lora(layer, 2, key=jr.key(1), wrapper=variant)
     trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     x = jr.normal(jr.key(2), (ROWS, SIZE), jnp.bfloat16)
     _, pullback = jax.vjp(lambda t: jax.vmap(eqx.combine(t, frozen))(x), trainable)
@@ -33,7 +33,7 @@ def test_outputs_are_kept_in_the_layers_own_precision(layer, variant):
 
 
 def test_scaled_outputs_keep_the_derivatives_of_float32(layer):
-    dora = apply_lora(layer, 2, key=jr.key(1), wrappers="dora")
+    dora = apply_lora(layer, 2, key=jr.key(1), wrapper="dora")
     x = jr.normal(jr.key(2), (SIZE,), jnp.bfloat16)
 
     def total(magnitude):
@@ -46,7 +46,7 @@ def test_scaled_outputs_keep_the_derivatives_of_float32(layer):
 
 
 def test_taylor_mode_follows_them(layer):
-    dora = apply_lora(layer, 2, key=jr.key(1), wrappers="dora")
+    dora = apply_lora(layer, 2, key=jr.key(1), wrapper="dora")
     x = jr.normal(jr.key(2), (SIZE,), jnp.bfloat16)
     _, (first, second) = jet(dora, (x,), ((x, jnp.zeros_like(x)),))
     assert jnp.allclose(first, dora(x) - layer.bias, atol=0.05)

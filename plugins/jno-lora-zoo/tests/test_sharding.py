@@ -43,7 +43,7 @@ def test_fields_take_the_matching_axes(method, kind, getkey):
         else eqx.nn.Conv1d(4, 8, 3, key=getkey())
     )
     base = sharded(layer, P("y", "x"))
-    wrapper = apply_lora(base, 2, 2.0, key=getkey(), wrappers=getattr(jno_lora_zoo, method + kind))
+    wrapper = apply_lora(base, 2, 2.0, key=getkey(), wrapper=getattr(jno_lora_zoo, method + kind))
     for field, spec in EXPECTED[method].items():
         assert_lies(getattr(wrapper, field), spec)
     assert_lies(wrapper.base.weight, P("y", "x"))
@@ -55,7 +55,7 @@ def test_a_stack_keeps_its_own_axis(getkey):
     stack = sharded(
         eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 8, key=key))(keys), P("y", None, "x")
     )
-    wrapper = apply_lora(stack, 2, 2.0, key=getkey(), wrappers="LoRALinear")
+    wrapper = apply_lora(stack, 2, 2.0, key=getkey(), wrapper="LoRALinear")
     assert_lies(wrapper.lora_A, P("y", None, "x"))
     assert_lies(wrapper.lora_B, P("y", None, None))
     assert_lies(merge_lora(wrapper).weight, P("y", None, "x"))
@@ -63,7 +63,7 @@ def test_a_stack_keeps_its_own_axis(getkey):
 
 def test_kernels_cut_in_space_have_uncut_inputs(getkey):
     base = sharded(eqx.nn.Conv1d(4, 8, 4, key=getkey()), P(None, "x", "y"))
-    wrapper = apply_lora(base, 2, 2.0, key=getkey(), wrappers="LoRAConv")
+    wrapper = apply_lora(base, 2, 2.0, key=getkey(), wrapper="LoRAConv")
     assert_lies(wrapper.lora_A, P())
 
 
@@ -76,5 +76,5 @@ def test_a_layer_on_one_device_is_left_there(getkey):
 @pytest.mark.parametrize("method", ["OFT", "LoKr", "PiSSA"])
 def test_blocks_that_do_not_divide_an_axis_keep_the_sharding(method, operation, getkey):
     base = sharded(eqx.nn.Linear(6, 8, key=getkey()), P("y", "x"))
-    wrapper = apply_lora(base, 3, 2.0, key=getkey(), wrappers=f"{method}Linear")
+    wrapper = apply_lora(base, 3, 2.0, key=getkey(), wrapper=f"{method}Linear")
     assert_lies(operation(wrapper).weight, P("y", "x"))

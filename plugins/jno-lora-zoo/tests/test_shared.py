@@ -28,7 +28,7 @@ def adapted(variant, model=None, rank=3, **options):
         model,
         rank,
         key=jax.random.key(1),
-        wrappers=variant,
+        wrapper=variant,
         options={**OPTIONS[variant], **options},
     )
 
@@ -117,7 +117,7 @@ def test_lookups_share_another_matrix():
     ]
     for variant in ("vera-shared", "tied-lora"):
         adapters = [variant, f"{variant}-embedding"]
-        around = apply_lora(model, 3, key=jax.random.key(1), wrappers=adapters)
+        around = apply_lora(model, 3, key=jax.random.key(1), wrapper=adapters)
         names = set(jno.lora.extract_adapters(around).shared)
         assert len(names) == (3 if variant == "vera-shared" else 4)
         assert len([name for name in names if "lookups" in name]) == (
@@ -264,4 +264,4 @@ def test_a_layer_whose_array_was_taken_away_gets_no_other_one():
     model = adapted("tied-lora")
     part = [model.layers[2], eqx.nn.Linear(8, 8, key=jax.random.key(3))]
     with pytest.raises(SelectionError, match="'tied-A-8x8', which is missing"):
-        apply_lora(part, 3, key=jax.random.key(4), wrappers="tied-lora", target="1")
+        apply_lora(part, 3, key=jax.random.key(4), wrapper="tied-lora", target="1")

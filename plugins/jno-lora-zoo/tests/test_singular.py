@@ -23,7 +23,7 @@ def test_an_alpha_that_is_not_positive_is_an_error(adapter, base, alpha):
 def test_the_error_names_the_layer_where_a_model_is_adapted(adapter, base):
     model = {"decoder": [base.layer]}
     with pytest.raises(WrapperError, match="decoder/0"):
-        apply_lora(model, rank=2, alpha=0.0, key=jax.random.key(0), wrappers=adapter.cls)
+        apply_lora(model, rank=2, alpha=0.0, key=jax.random.key(0), wrapper=adapter.cls)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
@@ -70,4 +70,4 @@ def test_a_decomposition_of_nan_is_an_error_that_names_the_array(variant, number
     layer = eqx.nn.Linear(4, 3, key=jax.random.key(0))
     broken = eqx.tree_at(lambda layer: layer.weight, layer, layer.weight.at[0, 1].set(number))
     with pytest.raises(WrapperError, match=r"Linear at 'b'.*its weight holds NaN or infinity"):
-        apply_lora({"a": layer, "b": broken}, 2, key=jax.random.key(0), wrappers=variant)
+        apply_lora({"a": layer, "b": broken}, 2, key=jax.random.key(0), wrapper=variant)

@@ -22,7 +22,7 @@ def stacked_layer(kind):
 
 def adapt(adapter):
     layer = stacked_layer(adapter.kind)
-    return layer, apply_lora(layer, 2, 3.0, key=jax.random.key(2), wrappers=adapter.cls)
+    return layer, apply_lora(layer, 2, 3.0, key=jax.random.key(2), wrapper=adapter.cls)
 
 
 def nth(tree, k):

@@ -1,8 +1,7 @@
 """The dispatcher: it plans, builds adapters and puts them into the model."""
 
 import contextlib
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,7 +27,7 @@ from ._contract import (
 )
 from ._errors import SelectionError, WrapperError, failing
 from ._paths import path_str, show_path, stable_hash
-from ._peft_words import knows_words_of_peft
+from ._peft_words import explain_unknown, knows_words_of_peft, takes_former_words
 from ._planning import (
     MaskLike,
     Plan,
@@ -53,6 +52,7 @@ M = TypeVar("M")
 Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
+@takes_former_words
 @knows_words_of_peft
 def apply_lora(
     model: M,
@@ -62,8 +62,8 @@ def apply_lora(
     key: PRNGKeyArray,
     target: TargetLike = None,
     specs: Iterable[SpecLike] | None = None,
-    wrappers: WrapperLike = None,
-    param_mask: MaskLike | None = None,
+    wrapper: WrapperLike = None,
+    mask: MaskLike | None = None,
     options: Mapping[str, Any] | None = None,
     statistics: Statistics | None = None,
     registry: Registry | None = None,
@@ -80,9 +80,11 @@ def apply_lora(
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
         layer's path, so that adapting one layer more never changes the start of other adapters.
     - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
-    - `wrappers`: as `wrapper` of `Net.lora`.
-    - `param_mask`: bools in the structure of `model`, or a regex on paths: only layers with a
-        selected leaf are wrapped.
+    - `wrapper`: as for `Net.lora`. `None` selects linear and convolution layers; `"lora"` selects
+        all layers for which an installed plugin has LoRA. (`wrappers` is the former name, for one
+        release.)
+    - `mask`: bools in the structure of `model`, or a regex on paths: only layers with a selected
+        leaf are wrapped. (`param_mask` is the former name, for one release.)
     - `registry`: where names are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
@@ -93,11 +95,12 @@ def apply_lora(
     plugin cannot be used, `WrapperError`, naming the path, if an adapter's constructor fails.
     """
     expect_model(model, "apply_lora")
-    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
-    plan = plan_call(model, specs, call, param_mask, registry)
+    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
+    plan = plan_call(model, specs, call, mask, registry)
     return carry_out(model, plan, key=key, statistics=statistics)
 
 
+@takes_former_words
 @knows_words_of_peft
 def plan_lora(
     model: PyTree,
@@ -106,8 +109,8 @@ def plan_lora(
     *,
     target: TargetLike = None,
     specs: Iterable[SpecLike] | None = None,
-    wrappers: WrapperLike = None,
-    param_mask: MaskLike | None = None,
+    wrapper: WrapperLike = None,
+    mask: MaskLike | None = None,
     options: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Plan:
@@ -121,18 +124,23 @@ def plan_lora(
     target selects nothing, the plan says so in `problem`.
     """
     expect_model(model, "plan_lora")
-    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrappers, options=options)
-    plan = plan_call(model, specs, call, param_mask, registry)
+    call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
+    plan = plan_call(model, specs, call, mask, registry)
     return advised(plan, model, default_registry(registry))
 
 
 def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
     """The plan of a call, which asks no adapters but those that the call names."""
     registry = default_registry(registry)
-    plan = make_plan(registry, model, parse_specs(registry, specs, call), selector(model, mask))
-    wrapped = plan.wrapped
-    for row in wrapped:
-        _check_options(row, wrapped)
+    rules = parse_specs(registry, model, specs, call)
+    plan = make_plan(registry, model, rules, selector(model, mask))
+    for row in plan.wrapped:
+        cls: Any = row.wrapper
+        names = option_names(cls)
+        if names is not None and (unknown := [name for name in row.options if name not in names]):
+            where = f"the {row.layer} at {show_path(row.path)!r}"
+            head = f"{cls.__name__}, the adapter for {where}, has no option"
+            raise SelectionError(explain_unknown(head, unknown, names))
     return plan
 
 
@@ -157,31 +165,6 @@ def carry_out(
     by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
     model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
     return with_shared_arrays(model, key=key) if names_shared_in(adapters) else model
-
-
-def _check_options(row: PlanRow, rows: Sequence[PlanRow]) -> None:
-    cls: Any = row.wrapper
-    names = option_names(cls)
-    for name in row.options:
-        if names is not None and name not in names:
-            raise SelectionError(
-                f"{cls.__name__}, the adapter for the {row.layer} at {show_path(row.path)!r}, has "
-                f"no option {name!r}{_option_hint(name, names, rows)} Its options: "
-                f"{', '.join(names) or 'none'}."
-            )
-
-
-def _option_hint(name: Any, names: list[str], rows: Sequence[PlanRow]) -> str:
-    """The end of a sentence about a missing option: who has it, or the nearest of `names`."""
-    classes: list[Any] = [row.wrapper for row in rows]
-    owner = next((cls for cls in classes if name in (option_names(cls) or ())), None)
-    if owner is not None:
-        return (
-            f". {owner.__name__}, of the same call, has it: give each kind of adapter its own "
-            "options, by `specs`."
-        )
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _build_all(
@@ -224,7 +207,7 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
             f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
             f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
             "pass `statistics=`:\n    statistics = jno.lora.calibrate(model, batches, loss, "
-            f"wrappers={cls.variant or cls.__name__!r})\n"
+            f"wrapper={cls.variant or cls.__name__!r})\n"
             "or let `net.lora(..., calibrate=(batches, loss))` do both."
         )
     return {name: collected[key] for name, key in keys.items()}

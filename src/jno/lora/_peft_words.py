@@ -1,4 +1,4 @@
-"""The words of PEFT for our arguments: an unknown argument of PEFT gets an error with our word."""
+"""Words for arguments: the former words, and PEFT's words, which get an error with our word."""
 
 import functools
 import inspect
@@ -24,22 +24,28 @@ _OURS = {
 }
 
 
+# Former words of this project, which are taken for one release.
+_FORMER = {"wrappers": "wrapper", "param_mask": "mask"}
+
+
 class UnknownArgumentError(SelectionError, TypeError):
     """A function has no argument of that name. Python itself would raise a `TypeError`."""
 
 
-def explain_unknown(what: str, unknown: Iterable[Any], arguments: Iterable[str]) -> str:
-    """A message about arguments that `what` does not have, with our words for words of PEFT.
+def explain_unknown(head: str, unknown: Iterable[Any], arguments: Iterable[str]) -> str:
+    """A message about arguments that do not exist, with our words for words of PEFT.
 
+    - `head`: the beginning of its first sentence: "apply_lora() has no".
     - `arguments`: the arguments that there are.
     """
-    names, lines = [*arguments], [f"{what} has no {', '.join(map(repr, unknown))}."]
+    names, lines = [*arguments], [f"{head} {', '.join(map(repr, unknown))}."]
     for name in unknown:
         if name in _OURS:
             lines.append(f"  - PEFT's {name} is {_OURS[name]}")
-        else:
-            lines.append(f"  - {name}: did you mean {nearest(str(name), names, n=1)[0]!r}?")
-    return "\n".join([*lines, f"There are {', '.join(names)}. docs/peft.md has PEFT's words."])
+        elif near := nearest(str(name), names, n=1):
+            lines.append(f"  - {name}: did you mean {near[0]!r}?")
+    there_are = ", ".join(names) or "none"
+    return "\n".join([*lines, f"There are {there_are}. docs/peft.md has PEFT's words."])
 
 
 def knows_words_of_peft(function: F) -> F:
@@ -50,7 +56,25 @@ def knows_words_of_peft(function: F) -> F:
     def checked(*args: Any, **arguments: Any) -> Any:
         if unknown := [name for name in arguments if name not in parameters]:
             called = function.__qualname__.replace("Net.", "net.")
-            raise UnknownArgumentError(explain_unknown(f"{called}()", unknown, parameters))
+            raise UnknownArgumentError(explain_unknown(f"{called}() has no", unknown, parameters))
         return function(*args, **arguments)
 
     return cast(F, checked)
+
+
+def takes_former_words(function: F) -> F:
+    """A decorator: `wrappers` and `param_mask`, the former words, mean `wrapper` and `mask`."""
+
+    @functools.wraps(function)
+    def renamed(*args: Any, **arguments: Any) -> Any:
+        for former in _FORMER.keys() & arguments:
+            word = _FORMER[former]
+            if word in arguments:
+                raise UnknownArgumentError(
+                    f"{function.__name__}() got `{word}` and `{former}`, which is its former "
+                    f"name. Give `{word}` alone."
+                )
+            arguments[word] = arguments.pop(former)
+        return function(*args, **arguments)
+
+    return cast(F, renamed)

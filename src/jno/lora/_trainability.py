@@ -3,7 +3,6 @@
 from collections.abc import Container
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -120,19 +119,16 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
     leaves, treedef = jtu.tree_flatten(model)
     kinds = tuple(map(type, leaves)), tuple([getattr(leaf, "dtype", None) for leaf in leaves])
     try:
-        modules, outer = _filter(treedef, roles, kinds)
+        flags = _flags(treedef, roles, kinds)
     except TypeError:  # a static field that cannot be hashed
-        modules, outer = _filter.__wrapped__(treedef, roles, kinds)
-    return jtu.tree_unflatten(outer, modules)
+        flags = _flags.__wrapped__(treedef, roles, kinds)
+    return jtu.tree_unflatten(treedef, flags)
 
 
 # Callers ask for the filters of one model again and again.
 @remembered(32)
-def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
-    """The immutable modules of a filter, and the structure of lists and dicts around them.
-
-    Each caller gets new lists and dicts, because a user may change them.
-    """
+def _flags(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> list[bool]:
+    """Whether each leaf of a model is an inexact array with one of these roles."""
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):
         raise SelectionError(
@@ -142,19 +138,10 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
     )
-    chosen = [
+    return [
         bool(role & roles) and issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
         for role, cls, dtype in zip(jtu.tree_leaves(marked), *kinds, strict=True)
     ]
-    return jtu.tree_flatten(jtu.tree_unflatten(treedef, chosen), is_leaf=_is_frozen)
-
-
-def _is_frozen(node: Any) -> bool:
-    """Whether `node` is a module that holds modules, tuples and leaves only."""
-    if not issubclass(type(node), eqx.Module):
-        return False
-    nodes = jtu.tree_leaves(node, is_leaf=lambda x: not issubclass(type(x), (eqx.Module, tuple)))
-    return all(isinstance(inner, bool | None) for inner in nodes)
 
 
 def _inside(adapter: LoRAWrapper) -> Any:

@@ -37,6 +37,14 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
         return False
 
 
+def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
+    """The reason that `cls` gives for not applying to `layer`. A class that raises gives none."""
+    try:
+        return cls.why_not(layer)
+    except Exception:
+        return None
+
+
 @functools.singledispatch
 def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
     """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
@@ -108,6 +116,11 @@ def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
     for keys, module in modules_in(model):
         modules.setdefault(path_str(keys), module)
     return modules
+
+
+def fields_of(module: eqx.Module) -> dict[str, Any]:
+    """The values of the fields of a module, by name; `None` for a field that was never set."""
+    return {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,16 +278,10 @@ def refuse_second(path: str, seen: Container[str], nouns: str) -> None:
 
 
 def enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of a path and an outer path that encloses it, the outermost first.
-
-    Only the lengths of the outer paths are tried, so that deep paths cost no more than short paths.
-    """
-    lengths = sorted({len(outer) for outer in outer_paths})
-    for path in paths:
-        for length in lengths:
-            ends_here = path[length : length + 1] == "/" if length else path != ""
-            if ends_here and path[:length] in outer_paths:
-                yield path, path[:length]
+    """Pairs of a path and an outer path that encloses it, the outermost first."""
+    for path in filter(None, paths):
+        lengths = [0, *(k for k, letter in enumerate(path) if letter == "/")]
+        yield from ((path, path[:k]) for k in lengths if path[:k] in outer_paths)
 
 
 def _is_place(paths: Container[str], keys: KeyPath, node: Any) -> bool:

@@ -27,6 +27,7 @@ from ._contract import (
 from ._dispatch import plan_call as plan_call
 from ._merge import wide_layers as wide_layers
 from ._paths import stable_hash as stable_hash
+from ._peft_words import takes_former_words as takes_former_words
 from ._registry import (
     ClassesByName as ClassesByName,
     LazyAdapter as LazyAdapter,

@@ -27,7 +27,7 @@ OWN = [ToyLinear, ToyScale, ToyStacked]
 
 
 def adapted(model, getkey, wrapper=ToyLinear, rank=2, **options):
-    model = apply_lora(model, rank, 3.0, key=getkey(), wrappers=wrapper, **options)
+    model = apply_lora(model, rank, 3.0, key=getkey(), wrapper=wrapper, **options)
     return shaken(model)
 
 

@@ -120,7 +120,7 @@ def test_another_base_is_told_and_loaded(model, getkey, file):
     assert "encoder/0" not in str(told[0].message) and "strict='values'" in str(told[0].message)
     assert isinstance(loaded.head, ToyLinear)
     with pytest.warns(JnoLoraWarning, match="other values"):
-        load(apply_lora(other, 1, key=getkey(), wrappers=ToyLinear), file)
+        load(apply_lora(other, 1, key=getkey(), wrapper=ToyLinear), file)
     with pytest.warns(JnoLoraWarning, match="other values"):
         load(Net(other), file)
 
@@ -260,7 +260,7 @@ def _head(model):
 
 def test_arrays_of_all_kinds_are_hashed(getkey, file):
     layer = Odd()
-    save_adapters(apply_lora([layer], 1, key=getkey(), wrappers=ToyOdd), file)
+    save_adapters(apply_lora([layer], 1, key=getkey(), wrapper=ToyOdd), file)
     assert known(file) == {"0": True}
     load([Odd()], file, strict="values")  # with another function in a static field
     others = [
@@ -279,7 +279,7 @@ def test_numpys_double_precision_is_hashed_as_jax_holds_it(getkey, file):
     layer = eqx.nn.Linear(3, 2, key=getkey())
     values = np.asarray(layer.weight, np.float64) + 1e-12
     doubles = eqx.tree_at(lambda it: it.weight, layer, np.asfortranarray(values))
-    save_adapters(apply_lora([doubles], 1, key=getkey(), wrappers=ToyLinear), file)
+    save_adapters(apply_lora([doubles], 1, key=getkey(), wrapper=ToyLinear), file)
     load([doubles], file, strict="values")
     load([layer], file, strict="values")
     doubles.weight[0, 0] += 1  # NumPy's arrays can change: their hash is not remembered
@@ -301,7 +301,7 @@ def test_layers_without_values_are_left_out(model, getkey, file):
 
 def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):
     layer = eqx.nn.Linear(16, 8, key=getkey())
-    save_adapters(apply_lora([layer], 1, key=getkey(), wrappers=ToyLinear), file)
+    save_adapters(apply_lora([layer], 1, key=getkey(), wrapper=ToyLinear), file)
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
     for spec in (("b", "a"), (None, "a"), (None, None)):
         weight = jax.device_put(layer.weight, NamedSharding(mesh, PartitionSpec(*spec)))

@@ -79,7 +79,7 @@ def test_an_adapter_of_a_part_and_one_of_the_whole_do_not_displace_each_other(sa
     model = {"block": Block(2, key=getkey()), "head": eqx.nn.Linear(2, 2, key=getkey())}
     wrappers = {"in the block": (ToyLinear, "up|head"), "the block": ([ToyBlock, ToyLinear], "")}
     wrapper, target = wrappers.pop(saved)
-    save_adapters(apply_lora(model, 1, key=getkey(), wrappers=wrapper, target=target), file)
+    save_adapters(apply_lora(model, 1, key=getkey(), wrapper=wrapper, target=target), file)
     ((other, target),) = wrappers.values()
     net = Net(model).freeze().lora(1, wrapper=other, target=target)
     before = net.module

@@ -183,7 +183,7 @@ def test_paths_that_no_file_may_hold_are_refused(key, getkey, file):
 
 def test_names_that_would_be_one_are_refused(getkey, file):
     layers = {key: eqx.nn.Linear(4, 3, key=getkey()) for key in ("a", "a:kept/b")}
-    model = apply_lora(layers, 2, key=getkey(), wrappers=Assorted)
+    model = apply_lora(layers, 2, key=getkey(), wrapper=Assorted)
     model["a"] = eqx.tree_at(lambda w: w.kept, model["a"], {"b:kept/b": jnp.ones(2)})
     model["a:kept/b"] = eqx.tree_at(lambda w: w.kept, model["a:kept/b"], {"b": jnp.ones(2)})
     with pytest.raises(CheckpointError, match="two of its arrays have the same name"):
@@ -231,7 +231,7 @@ def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
     trained = adapted(model, getkey)
     adapters, _ = eqx.partition(trained, lora_trainable_filter(trained))
     eqx.tree_serialise_leaves(file, adapters)
-    skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrappers=ToyLinear)
+    skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyLinear)
     like, rest = eqx.partition(skeleton, lora_trainable_filter(skeleton))
     assert same(eqx.combine(eqx.tree_deserialise_leaves(file, like), rest), trained)
 
@@ -239,7 +239,7 @@ def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
 def test_a_set_goes_through_equinox_with_what_does_not_train(model, getkey, file):
     trained = adapted(model, getkey, ToyScale)
     eqx.tree_serialise_leaves(file, extract_adapters(trained))
-    like = extract_adapters(apply_lora(model, 2, 3.0, key=getkey(), wrappers=ToyScale))
+    like = extract_adapters(apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyScale))
     assert same(eqx.tree_deserialise_leaves(file, like), extract_adapters(trained))
     assert list(like) == list(MODEL_LINEARS)
 

@@ -33,7 +33,7 @@ def test_a_file_holds_the_array_once(tmp_path: Any) -> None:
 
 
 def test_a_file_over_adapters_that_keep_the_array(tmp_path: Any) -> None:
-    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/0")
     jno.lora.save_adapters(first, tmp_path / "first.safetensors")
     with pytest.raises(jno.lora.CheckpointError, match="share an array 'tied-A' already"):
         jno.lora.load_adapters(adapted(), tmp_path / "first.safetensors", wrappers=Tied)
@@ -92,9 +92,9 @@ def test_a_file_with_nan_in_a_shared_array_warns(tmp_path: Any) -> None:
 
 
 def test_not_strict_the_adapters_of_an_array_that_exists_are_left_out(tmp_path: Any) -> None:
-    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrappers=Tied, target="layers/0")
+    first = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/0")
     jno.lora.save_adapters(first, tmp_path / "a.safetensors")
-    second = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(1), wrappers=Tied, target="layers/1")
+    second = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(1), wrapper=Tied, target="layers/1")
     with pytest.warns(jno.lora.JnoLoraWarning, match="0 of 1 adapters"):
         loaded = jno.lora.load_adapters(
             second, tmp_path / "a.safetensors", wrappers=Tied, strict=False
@@ -106,7 +106,7 @@ def test_another_adapter_keeps_the_array_if_the_first_one_is_replaced(tmp_path: 
     from ..toys import ToyLinear
 
     other = jno.lora.apply_lora(
-        mlp(), 2, key=jax.random.key(0), wrappers=ToyLinear, target="layers/0"
+        mlp(), 2, key=jax.random.key(0), wrapper=ToyLinear, target="layers/0"
     )
     jno.lora.save_adapters(other, tmp_path / "a.safetensors")
     for freeze in (False, True):

@@ -71,7 +71,7 @@ def test_each_is_found_trained_saved_loaded_and_merged(wrapper, tmp_path):
 
 
 def test_ranks_are_allocated_by_the_statistics():
-    statistics = jno.lora.calibrate(model(), [(X, Y)], loss, wrappers="principal-inputs")
+    statistics = jno.lora.calibrate(model(), [(X, Y)], loss, wrapper="principal-inputs")
     ranks = jno.lora.allocate(statistics, budget=6)
     net = Net(model()).freeze()
     net.lora(wrapper="principal-inputs", specs=ranks.specs, statistics=statistics)

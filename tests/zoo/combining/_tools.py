@@ -24,7 +24,7 @@ def layers(dtype=jnp.float32):
 def trained(model, wrapper, seed, rank=2, alpha=3.0, **rest):
     """`model` adapted, its adapters moved away from their start."""
     key, noise = jax.random.split(jax.random.key(seed))
-    adapted = apply_lora(model, rank, alpha, key=key, wrappers=wrapper, **rest)
+    adapted = apply_lora(model, rank, alpha, key=key, wrapper=wrapper, **rest)
     trains, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     paths, treedef = jax.tree.flatten(trains)
     moved = [

@@ -39,7 +39,7 @@ def model():
 
 
 def trained(model, seed, wrapper="lora", **arguments):
-    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrappers=wrapper, **arguments)
+    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrapper=wrapper, **arguments)
     trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
     noise = np.random.default_rng(seed)
     moved = jax.tree.map(
@@ -134,11 +134,11 @@ class Gate(LoRAWrapper):
 
 def test_a_report_has_the_ranks_of_the_members(model, unchecked):
     def fresh(wrapper, rank):
-        adapted = apply_lora(model, rank, key=jax.random.key(0), wrappers=wrapper)
+        adapted = apply_lora(model, rank, key=jax.random.key(0), wrapper=wrapper)
         return extract_adapters(adapted)
 
     sets = {"a": fresh("lora", 1), "b": fresh("dora", 3)}
-    gates = apply_lora(model, target="layers/0", key=jax.random.key(0), wrappers=Gate)
+    gates = apply_lora(model, target="layers/0", key=jax.random.key(0), wrapper=Gate)
     sets["c"] = extract_adapters(gates)
     report = lora_report(sum_adapters(model, sets))
     assert [row.rank for row in report.rows] == [4, 4]

@@ -34,7 +34,7 @@ V = jnp.linspace(-1.0, 1.0, 4)
 
 
 def set_of(wrapper="lora", seed=1, model=MODEL, **arguments):
-    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrappers=wrapper, **arguments)
+    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrapper=wrapper, **arguments)
     noise = np.random.default_rng(seed)
 
     def move(array, trains):
@@ -131,7 +131,7 @@ class Square(LoRAWrapper):
 
 def test_every_shape_is_tried():
     model = [LAYER, eqx.nn.Linear(4, 3, key=jax.random.key(2))]
-    squares = extract_adapters(apply_lora(model, 1, key=jax.random.key(0), wrappers=Square))
+    squares = extract_adapters(apply_lora(model, 1, key=jax.random.key(0), wrapper=Square))
     with pytest.raises(SelectionError, match="add the updates at '1': ValueError: not square"):
         sum_adapters(model, {"a": squares, "b": set_of(model=model)})
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_added():
     with pytest.raises(SelectionError, match=r"'p' \(PSOFTLinear\) and 'q' \(PSOFTLinear\) rotate"):
         sum_adapters(MODEL, {"p": set_of("psoft", 1), "q": set_of("psoft", 2)})
     block = {"block": eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))}
-    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrappers=Square))
+    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=Square))
     inner = set_of(model=block, target="layers/0")
     with pytest.raises(SelectionError, match="block/layers/0: inside the adapted 'block'"):
         sum_adapters(block, {"inner": inner, "outer": outer})
@@ -222,7 +222,7 @@ class Weighted(eqx.nn.Linear):
 
 def test_a_sum_hides_no_field_of_its_layer():
     layer = Weighted()
-    a = extract_adapters(apply_lora({"x": layer}, 1, key=jax.random.key(1), wrappers="lora"))
+    a = extract_adapters(apply_lora({"x": layer}, 1, key=jax.random.key(1), wrapper="lora"))
     message = r"'x'.*\n?.*would hide the fields \['weights'\] of the Weighted"
     with pytest.raises(SelectionError, match=message):
         sum_adapters({"x": layer}, {"a": a, "b": a})

@@ -143,7 +143,7 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     if not any(isinstance(node, eqx.Module) for node in nodes):
         return set()
     # A layer of shapes is a layer, too.
-    plan = eqx.filter_eval_shape(plan_lora, params, 1, wrappers="auto")
+    plan = eqx.filter_eval_shape(plan_lora, params, 1, wrapper="auto")
     paths = (path_str(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{row.path}/") for row in plan.wrapped)}
 

@@ -108,7 +108,7 @@ def combine(
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
         (`"total"`, as in the paper) or of most updates (`"frequency"`). A draw is positive.
     - `statistics`: for `"regmean"`: one for each set, each from its data and its merged model:
-        `calibrate(merge_lora(model), batches, loss, wrappers="corda")`.
+        `calibrate(merge_lora(model), batches, loss, wrapper="corda")`.
     - `off_diagonal`: for `"regmean"`, in `(0, 1]`; 0.9 by default, as in most of the paper.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
@@ -314,7 +314,7 @@ def _covariances(
     if missing:
         raise SelectionError(
             f"These layers lack a covariance of their inputs:\n{bullets(missing)}\n"
-            'Collect it: calibrate(merge_lora(model), batches, loss, wrappers="corda").'
+            'Collect it: calibrate(merge_lora(model), batches, loss, wrapper="corda").'
         )
     return {path: [layers[path][_COVARIANCE] for layers in statistics] for path in paths}
 

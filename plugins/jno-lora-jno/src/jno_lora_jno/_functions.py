@@ -65,7 +65,7 @@ def apply_lora(
     configs = list(specs)
     specs = [_spec_of(config, wrappers) for config in configs]
     mask = None if param_mask is None else _mask_of(model, param_mask)
-    call: dict[str, Any] = {"specs": specs, "param_mask": mask}
+    call: dict[str, Any] = {"specs": specs, "mask": mask}
     try:
         if any(adapted_layers(model)):
             plan = jno.lora.plan_lora(model, **call)
@@ -113,7 +113,7 @@ def _statistics(
     def loss_of_values(model: Any, batch: Any) -> Any:
         return loss(model if paramax is None else paramax.unwrap(model), batch)
 
-    return jno.lora.calibrate(model, batches, loss_of_values, wrappers=None, **call)
+    return jno.lora.calibrate(model, batches, loss_of_values, wrapper=None, **call)
 
 
 def merge_lora(model: Any) -> Any:

@@ -122,7 +122,7 @@ def _checked_specs(specs: Any, call: Any) -> list[dict[str, Any]]:
         call.alpha,
         target=call.target,
         specs=given,
-        wrappers=call.wrapper,
+        wrapper=call.wrapper,
         options=call.options,
     )
     if specs is None:

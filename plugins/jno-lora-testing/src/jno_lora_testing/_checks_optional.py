@@ -68,7 +68,7 @@ def check_calibration(case: WrapperCase) -> None:
     together = jax.tree.map(lambda *x: jnp.stack(x), *several)
     registry, base = Registry(discover=False), case.make_base()
     single, mapped = (
-        calibrate(base, batches, loss, wrappers=case.wrapper, registry=registry)[""]
+        calibrate(base, batches, loss, wrapper=case.wrapper, registry=registry)[""]
         for batches in (alone, [together])
     )
     for name, array in (random_statistics(case.wrapper, base) or {}).items():

@@ -22,6 +22,7 @@ from jno.lora.parts import (
     replicated_beside,
     statistic_key,
     statistics_of,
+    takes_former_words,
     tracked,
 )
 from jno.lora.types import PlanRow
@@ -41,15 +42,16 @@ _COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
 Loss = Callable[[Any, Any], Any]
 
 
+@takes_former_words
 def calibrate(
     model: PyTree,
     batches: Iterable[Any],
     loss: Loss,
     *,
-    wrappers: Any,
+    wrapper: Any,
     target: Any = None,
     specs: Iterable[Any] | None = None,
-    param_mask: Any = None,
+    mask: Any = None,
     sketch: int | None = None,
     registry: Registry | None = None,
 ) -> Statistics:
@@ -64,8 +66,8 @@ def calibrate(
     - `batches`: some batches of data, for `loss`.
     - `loss`: `loss(model, batch)`, a scalar that JAX can differentiate. Statistics of inputs and
         outputs do not depend on its value, but are only collected where its gradient arrives.
-    - `wrappers`, `target`, `specs`, `param_mask`, `registry`: which layers get which adapter, as
-        for `apply_lora`.
+    - `wrapper`, `target`, `specs`, `mask`, `registry`: which layers get which adapter, as for
+        `apply_lora`.
     - `sketch`: the largest number of columns of a covariance. A wider covariance is approximated
         by its products with `sketch` random vectors (Nyström), exactly if its rank is lower.
         `None`: all columns, if they take at most 2 GiB. The start of an adapter computes the whole
@@ -82,13 +84,13 @@ def calibrate(
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
-    call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrappers)
-    plan = plan_call(model, specs, call, param_mask, registry)
+    call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrapper)
+    plan = plan_call(model, specs, call, mask, registry)
     rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
     if not rows:
         raise SelectionError(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
-            'adapters that do, such as calibrate(model, batches, loss, wrappers="eva").'
+            'adapters that do, such as calibrate(model, batches, loss, wrapper="eva").'
         )
     _check_names(rows.values())
     layers = layers_at(model, rows)

@@ -15,19 +15,8 @@ from typing import Any
 from ._jaxprs import equations_in
 
 _DECOMPOSITIONS = {
-    "cholesky",
-    "eig",
-    "eigh",
-    "geqp3",
-    "geqrf",
-    "hessenberg",
-    "householder_product",
-    "lu",
-    "qr",
-    "schur",
-    "svd",
-    "triangular_solve",
-    "tridiagonal",
+    *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu"),
+    *("qr", "schur", "svd", "triangular_solve", "tridiagonal"),
 }
 
 # The number of threads belongs to the process. Two calls at once would each restore the number that

@@ -124,7 +124,8 @@ class Program:
         if self._quick is not None:
             try:
                 return self._quick(arrays)
-            except ValueError as err:  # JAX refuses options inside of another traced function
+            # JAX refuses options inside of another traced function, and XLA unknown options.
+            except (ValueError, jax.errors.JaxRuntimeError) as err:
                 _log.debug("%s, so XLA's usual options are taken", err)
         return self._jitted(arrays)
 
@@ -160,7 +161,9 @@ _program = remembered(512)(Program)
 
 # On a CPU they halve the time to compile a random start, and keep its numbers bit for bit. They are
 # not for weights, since the older emitters of XLA add up a sum in another order.
-_QUICK = {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": False}
+_QUICK: dict[str, Any] = {"xla_backend_optimization_level": 2}
+if jax.__version_info__ < (0, 11):  # later versions have no older emitters
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 @functools.cache
@@ -170,22 +173,8 @@ def _quick_to_compile() -> dict[str, Any] | None:
     `None` for another backend, or if `XLA_FLAGS` says how to compile.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.default_backend() != "cpu" or any(name in flags for name in _QUICK):
-        return None
-    return _known(_QUICK)
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that this version of XLA knows. An unknown option would stop a program."""
-    accepted: dict[str, Any] = {}
-    for name, value in options.items():
-        try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-        except jax.errors.JaxRuntimeError as err:
-            _log.debug("random starts are compiled without XLA's option %s: %s", name, err)
-        else:
-            accepted[name] = value
-    return accepted
+    is_left_alone = jax.default_backend() != "cpu" or any(name in flags for name in _QUICK)
+    return None if is_left_alone else _QUICK
 
 
 def _lie_on_a_cpu(arrays: list[Any]) -> bool:
@@ -211,30 +200,8 @@ def _static_fields_keep_tracer(treedef: Any) -> bool:
 
 
 def _keeps_tracer(value: Any) -> bool:
-    """Whether `value` is a traced array, or a function that keeps one: in a closure, a default."""
-    seen: set[int] = set()
-    queue = [value]
-    while queue:
-        item = queue.pop()
-        if isinstance(item, Tracer):
-            return True
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, functools.partial):
-            queue += [item.func, *item.args, *item.keywords.values()]
-        elif callable(item) and not isinstance(item, type):
-            cells = getattr(item, "__closure__", None) or ()
-            defaults = getattr(item, "__defaults__", None) or ()
-            inner = (getattr(item, name, None) for name in ("__wrapped__", "__self__"))
-            queue += [*map(_content, cells), *defaults, *inner]
-        elif isinstance(item, tuple | list | dict):
-            queue += jtu.tree_leaves(item)
-    return False
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
+    """Whether `value` is a traced array, or a function that closes over a traced array."""
+    if isinstance(value, functools.partial):
+        return any(map(_keeps_tracer, (value.func, *value.args, *value.keywords.values())))
+    cells = getattr(value, "__closure__", None) or ()
+    return isinstance(value, Tracer) or any(_keeps_tracer(cell.cell_contents) for cell in cells)

@@ -162,9 +162,9 @@ class Net(Handle):
             paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
             blocks, which leaves out output heads, and without routers of experts.
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
-            list of these in order of priority, `"auto"`, or `None` for LoRA on linear and
-            convolution layers. The variant `"lora"` selects more: also spectral weights, transposed
-            convolutions and channel-last convolutions.
+            list of these in order of priority, `"auto"`, or `None`. `None` is LoRA on
+            linear and convolution layers alone; `"lora"` is LoRA on all layers for which an
+            installed plugin has it, such as spectral weights and transposed convolutions.
         - `specs`: a list of `jno.lora.Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
             `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
             matches and whose wrapper applies wins.
@@ -522,8 +522,8 @@ class Net(Handle):
         return self._become(loaded.with_sum_named())
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
-        selection = {"target": target, "wrappers": wrapper, "specs": specs}
-        return selection | {"param_mask": self._state.mask, "registry": self._registry}
+        selection = {"target": target, "wrapper": wrapper, "specs": specs}
+        return selection | {"mask": self._state.mask, "registry": self._registry}
 
     def _become(self, state: NetState, **changed: Any) -> "Net":
         self._state = dataclasses.replace(state, **changed)

@@ -16,12 +16,13 @@ MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
 Selector: TypeAlias = Callable[[KeyPath], bool]  # whether a mask selects the node at a key path
 
 
-def compiled(pattern: Any, argument: str) -> re.Pattern[str] | None:
-    """`pattern` compiled, or `None`. **Raises:** `SelectionError` that names the argument."""
-    if pattern is None or isinstance(pattern, re.Pattern):
-        return pattern
-    if not isinstance(pattern, str):
-        raise SelectionError(f"`{argument}` must be a regex (a string), but is {pattern!r}.")
+def compiled(pattern: Any, argument: str) -> re.Pattern[str]:
+    """`pattern` compiled. **Raises:** `SelectionError` that names the argument."""
+    if not isinstance(pattern, str | re.Pattern):
+        raise SelectionError(
+            f"`{argument}` must be a regex (a string), a list of names that paths end in, or "
+            f'"all-linear", but is {pattern!r}.'
+        )
     try:
         return re.compile(pattern)
     except re.error as err:
@@ -51,7 +52,7 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     that is not a bool.
     """
     if isinstance(mask, str | re.Pattern):
-        pattern: Any = compiled(mask, "mask")
+        pattern = compiled(mask, "mask")
         return jtu.tree_map_with_path(lambda keys, _: bool(pattern.search(path_str(keys))), model)
     # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
@@ -84,15 +85,14 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
     )
     unknown = [path for path in mask_paths if not any(p.startswith(path) for p in model_paths)]
     missing = [path for path in model_paths if not path.startswith(tuple(mask_paths))]
+    where = "the paths agree, but the classes or static fields of the nodes differ"
     if unknown:
         where = f"the mask has a leaf at {unknown[0][:-1]!r}, the model has none there"
     elif missing:
         where = f"the model has a leaf at {show_path(missing[0][:-1])!r}, the mask has none"
-    else:
-        where = "the paths agree, but the classes or static fields of the nodes differ"
     return (
         f"The mask has another structure than the model: {where}. Build it from the model as it "
-        "is now, for example\n"
+        "is now:\n"
         "    mask = jax.tree.map(lambda _: False, net.module)\n"
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"
         'or give a regex on paths: .mask("encoder")'

@@ -1,24 +1,40 @@
-"""The plan of a call, with errors and warnings about layers that are not adapted as it asked."""
+"""The plan of a call, and what is said about layers that are not adapted."""
 
+import dataclasses
+import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxtyping import PyTree
 
+from .._contract import is_adapter
 from .._errors import warn
-from .._paths import FEW, bullets, nearest, show_path
+from .._paths import FEW, bullets, nearest, path_str, show_path
 from .._registry import Registry
-from .._showing import grouped
-from .._tree import NORMALISED, modules_in
-from ._advice import matrices_of
+from .._tree import (
+    NORMALISED,
+    claims,
+    count_plain,
+    fields_of,
+    is_parameter,
+    layers_left_out,
+    modules_in,
+    why_not,
+)
 from ._masks import Selector
 from ._plan import Plan, PlanRow
-from ._questions import Questions
 from ._roles import LinearInBlocks, NamedLayers
 from ._specs import Rule
 from ._walk import Walk
 
+_NAMED = 4  # how many adapters the advice in a row names
+
+_NO_BLOCKS = (
+    "It means the linear layers in repeated blocks (modules of one class in a list, or a stack), "
+    "and this model has none. Leave `target` out to adapt every layer, or give a regex on paths, "
+    "or a list of names."
+)
 _WHY_REFUSED = (
     "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: the norm rewrites the "
     "weight that the adapter adds to, and would rescale or bypass the adapter. To adapt the norm "
@@ -27,19 +43,12 @@ _WHY_REFUSED = (
 )
 _MORE_ADAPTERS = (
     '`wrapper="auto"` asks every installed adapter that has `auto = True`; a name or variant asks '
-    "for any adapter (`jno-lora adapters` lists them)."
+    "for any adapter (`jno-lora adapters` lists them). To adapt a layer of your own, say what the "
+    'axes of its arrays mean: "Your own spectral layer", in docs/operators.md, shows how.'
 )
-_PASSED_OVER = "No wrapper of this call applies to these layers, which hold matrices:"
-_YOUR_LAYERS = (
-    "To adapt a layer of your own, say what the axes of its arrays mean: for spectral weights, by "
-    "`ModeWeights` in a subclass of an adapter of jno_lora_foundax; for any array, by `declare` of "
-    'jno_lora_arrays. "Your own spectral layer", in docs/operators.md, shows both.'
-)
-_CAN_ADAPT = "The layers that the wrappers of this call can adapt are:"
 _NO_MODULE = (
     "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "
-    'of Flax or Haiku, declare them: see jno_lora_arrays, of pip install "jno-lora[arrays]". To '
-    "adapt a skeleton of shapes: "
+    "of Flax or Haiku, declare them (docs/flax-and-haiku.md). To adapt a skeleton of shapes: "
     "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton)."
 )
 
@@ -48,167 +57,180 @@ def make_plan(
     registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
 ) -> Plan:
     """The plan of a call: one walk over the model, with the error of a rule that finds nothing."""
-    questions = Questions(registry, {cls for rule in rules for cls in rule.named})
-    walk = Walk(questions, model, rules, selects)
+    walk = Walk(registry, model, rules, selects)
     notes = tuple(_continued_numbers(walk))
-    by_default = walk.asks_layers or not any(rule.named for rule in rules)
+    by_default = walk.asks_layers or not walk.named
     return Plan(tuple(walk.rows), _problem_of(walk), notes=notes, by_default=by_default)
 
 
 def _problem_of(walk: Walk) -> str | None:
     """The error of the first rule that matches no layer at all, masked or not."""
-    paths = [row.path for row in walk.rows]
     for index, rule in enumerate(walk.rules):
         if index not in walk.matched:
-            target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
-            names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
-            head = f"{rule.label} ({target}, wrapper {names}) selects no layer."
-            return "\n".join([head, *_explain(walk, index)])
-        unknown = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
-        if unknown:
+            return "\n".join(_explain(walk, index))
+        paths = [row.path for row in walk.rows]
+        missing = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
+        if missing:
             # Names are compared with as many names at the end of each path.
-            length = unknown[0].count("/") + 1
+            length = missing[0].count("/") + 1
             ends = ["/".join(path.split("/")[-length:]) for path in paths]
             head = (
                 f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in "
-                f"{unknown[0]!r}. The nearest paths end in:\n{bullets(nearest(unknown[0], ends))}"
+                f"{missing[0]!r}. The nearest paths end in:\n{bullets(nearest(missing[0], ends))}"
             )
-            adaptable = _adaptable(walk).values()
-            return "\n".join([head, _CAN_ADAPT, _listed(adaptable)] if adaptable else [head])
+            return "\n".join([head, *_adaptable_layers(walk)])
     return None
 
 
-_FEW = 3
-# "layers/1", "layers/(1|2)" and "layers/[01]", but not "layers/[0-9]".
-_ENDS_IN_NUMBER = re.compile(r"(?<![\\-])\d[\])]*$")
-
-
-def _continued_numbers(walk: Walk) -> Iterator[str]:
-    """For each target such as `layers/1`, which of the selected paths are like `layers/10`."""
-    for index, rule in enumerate(walk.rules):
-        target = rule.target
-        if not isinstance(target, re.Pattern) or not _ENDS_IN_NUMBER.search(target.pattern):
-            continue
-        paths = [
-            row.path
-            for row in walk.rows
-            if row.spec == index
-            and all(row.path[match.end() :][:1].isdigit() for match in target.finditer(row.path))
-        ]
-        if paths:
-            yield (
-                f"The target {target.pattern!r} ends in a number, and also selects paths in which "
-                f"the number goes on:\n{bullets(map(show_path, paths), _FEW)}\n"
-                f"To leave them out, write {target.pattern + '(/|$)'!r}."
-            )
-
-
 def _explain(walk: Walk, index: int) -> Iterator[str]:
-    rule, rows, adaptable = walk.rules[index], walk.rows, _adaptable(walk)
+    """Why the rule selects no layer: the layers that it matches, or the nearest paths."""
+    rule, rows = walk.rules[index], {row.path: row for row in walk.rows}
+    target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
+    names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
+    yield f"{rule.label} ({target}, wrapper {names}) selects no layer."
+    matching = list(_matching(walk, index))
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
-        yield rule.target.missing
-    # What the rule would do if it were the only rule.
-    alone = Walk(walk.questions, walk.model, (rule,), walk.selects).rows
-    # Without a target the rule matches everything, which is listed below if that is the reason.
-    matches = [] if rule.target is None else [row for row in alone if rule.matches(row.path)]
-    unclaimed = [row for row in matches if row.spec is None]
-    if unclaimed:
-        yield "It matches these, but none of its wrappers adapts them:"
-        yield _listed(unclaimed, _layer)
-        yield _MORE_ADAPTERS
-    refusals = NORMALISED.values()
-    if inside := [row for row in rows if row.spec == index and row.status in refusals]:
-        yield f"{_WHY_REFUSED} It matches only:"
-        yield _listed(inside, lambda row: f": {row.status}")
-    if taken := [row for row in alone if row.spec is not None and row.status not in refusals]:
-        yield "Earlier specs, which win, have taken the layers that it matches:"
-        yield _listed(taken, lambda row: _taker(walk, row.path))
-    if isinstance(rule.target, re.Pattern | NamedLayers):
-        yield from _nearest_paths(rule, rows, adaptable)
-    if passed_over := _passed_over(walk):
-        yield _PASSED_OVER
-        yield bullets(passed_over, FEW)
-        yield _YOUR_LAYERS
-    if adaptable:
-        yield _CAN_ADAPT
-        yield _listed(adaptable.values())
-    elif len(unclaimed) < len(rows):
-        yield "The wrappers of this call can adapt none of the model's layers:"
-        yield _listed(rows, _layer)
-    elif not rows:
-        yield _NO_MODULE
+        yield _NO_BLOCKS
+    elif matching:
+        yield "It matches these layers, and adapts none of them:"
+        yield bullets(matching, FEW)
+        if any(row.spec == index for row in walk.rows):
+            yield _WHY_REFUSED
+        if any(row.status == "no wrapper applies" and rule.matches(row.path) for row in walk.rows):
+            yield _MORE_ADAPTERS
+    elif rows and rule.target is not None:
+        near = nearest(rule.target.pattern, rows, n=len(rows))
+        near.sort(key=lambda path: not _is_adaptable(rows[path]))
+        yield "The nearest paths are:"
+        yield bullets(
+            show_path(path) if _is_adaptable(rows[path]) else f"{path}: {_describe(rows[path])}"
+            for path in near[:5]
+        )
+    yield from _adaptable_layers(walk)
 
 
-def _nearest_paths(rule: Rule, rows: list[PlanRow], adaptable: dict[str, PlanRow]) -> Iterator[str]:
-    """Lines with the paths nearest to a target that matches no path. Adaptable layers go first."""
-    by_path = {row.path: row for row in rows}
-    if rule.target is None or not rows or any(map(rule.matches, by_path)):
-        return
-    near = nearest(rule.target.pattern, by_path, n=len(by_path))
-    near.sort(key=lambda path: path not in adaptable)
-    yield "The nearest paths are:"
-    yield _listed(
-        [by_path[path] for path in near[:5]],
-        lambda row: "" if row.path in adaptable else f": {row.layer}, {row.explanation}",
-    )
-
-
-def _adaptable(walk: Walk) -> dict[str, PlanRow]:
-    """The layers that a wrapper of the call adapts if they are selected, by their paths."""
-    statuses = ("wrapped", "target does not match", "mask does not select")
-    return {row.path: row for row in walk.rows if row.status in statuses}
+def _matching(walk: Walk, index: int) -> Iterator[str]:
+    """Lines for the layers that the rule's target matches, with the reason why it adapts none."""
+    rule, rows = walk.rules[index], {row.path: row for row in walk.rows}
+    for keys, node in modules_in(walk.model):
+        path = path_str(keys)
+        row = rows.get(path)
+        layer: Any = node.base if is_adapter(node) else node
+        if not rule.matches(path):
+            continue
+        if row is not None and row.spec == index:  # inside a norm
+            yield f"{show_path(path)}: {row.status}"
+        elif any(walk.applying(tier, path, layer) for tier in rule.tiers):
+            yield f"{show_path(path)}: taken by {_taker(walk, path)}"
+        elif row is not None and row.status in ("no wrapper applies", "already adapted"):
+            yield f"{show_path(path)}: {_describe(row)}"
+        elif row is not None:  # a wrapper of another spec applies
+            yield f"{show_path(path)}: {row.layer}, no wrapper applies"
 
 
 def _taker(walk: Walk, path: str) -> str:
     """The earlier rule that claims the layer at `path`, or a layer around it."""
     for row in walk.rows:
         if row.spec is not None and (row.path in ("", path) or path.startswith(f"{row.path}/")):
-            within = "" if row.path == path else f", inside {show_path(row.path)}"
-            return f": {walk.rules[row.spec].label}{within}"
-    return ""
+            inside = "" if row.path == path else f", inside {show_path(row.path)}"
+            return f"{walk.rules[row.spec].label}, which wins{inside}"
+    return "earlier specs, by the layers inside of it"
 
 
-def _passed_over(walk: Walk) -> list[str]:
-    """Lines for the layers with matrices, of other classes than Equinox's, that nothing adapts.
-
-    Layers with a reason are not among them: the reason says more than how to declare layers.
-    """
-    layers = dict(modules_in(walk.model))
-    passed_over: list[tuple[str, str]] = []
-    for row in walk.rows:
-        layer: Any = layers.get(row.keys)
-        is_unknown = row.status == "no wrapper applies" and row.reason is None
-        if is_unknown and not type(layer).__module__.startswith("equinox."):
-            matrices = ", ".join(f"{name} {form}" for name, form in matrices_of(layer).items())
-            passed_over += [(row.path, f"{row.layer} ({matrices})")] if matrices else []
-    return [f"{show_path(path)}: {layer}" for path, _, layer in grouped(passed_over)]
+def _describe(row: PlanRow) -> str:
+    return f"{row.layer}, {row.explanation}"
 
 
-def _layer(row: PlanRow) -> str:
-    reason = row.explanation if row.status == "already adapted" else row.reason
-    return f": {row.layer}" if reason is None else f": {row.layer} ({reason})"
+def _adaptable_layers(walk: Walk) -> Iterator[str]:
+    """Lines with the layers that the wrappers of the call adapt if the layers are selected."""
+    if adaptable := list(filter(_is_adaptable, walk.rows)):
+        yield f"The layers that the wrappers of this call can adapt are:\n{_paths(adaptable)}"
+    elif walk.rows:
+        yield "The wrappers of this call can adapt none of the model's layers."
+    else:
+        yield _NO_MODULE
 
 
-def _listed(rows: Iterable[PlanRow], more: Callable[[PlanRow], str] = lambda row: "") -> str:
-    return bullets((f"{show_path(row.path)}{more(row)}" for row in rows), FEW)
+def _is_adaptable(row: PlanRow) -> bool:
+    return row.status in ("wrapped", "target does not match", "mask does not select")
+
+
+def _paths(rows: Iterable[PlanRow]) -> str:
+    return bullets((show_path(row.path) for row in rows), FEW)
+
+
+def _continued_numbers(walk: Walk) -> Iterator[str]:
+    """For each target such as `layers/1`, which of the selected paths are like `layers/10`."""
+    for index, rule in enumerate(walk.rules):
+        target = rule.target
+        # "layers/1", "layers/(1|2)" and "layers/[01]", but not "layers/[0-9]".
+        if not isinstance(target, re.Pattern) or not re.search(r"(?<!-)\d[\])]*$", target.pattern):
+            continue
+        ends_here = re.compile(rf"{target.pattern}(?!\d)", target.flags)
+        selected = [row for row in walk.rows if row.spec == index]
+        if longer := [row for row in selected if not ends_here.search(row.path)]:
+            yield (
+                f"The target {target.pattern!r} ends in a number, and also selects paths in which "
+                f"the number goes on:\n{_paths(longer)}\n"
+                f"To leave them out, write {target.pattern + '(/|$)'!r}."
+            )
 
 
 def warn_of_omissions(plan: Plan) -> None:
-    if refused := plan.having("inside WeightNorm", "inside SpectralNorm"):
-        warn(f"{_WHY_REFUSED} These were not adapted:\n{_listed(refused)}")
+    """Warn about the layers in norms, and if everything that is selected has an adapter or none."""
+    refusals: Any = NORMALISED.values()
+    if refused := plan.having(*refusals):
+        warn(f"{_WHY_REFUSED} These were not adapted:\n{_paths(refused)}")
     if plan.wrapped:
         return
-    masked = plan.having("mask does not select")
     carriers = plan.having("already adapted")
     if selected := [row for row in carriers if row.spec is not None]:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "
-            f"unwrap first to adapt them again:\n{_listed(selected)}"
+            f"unwrap first to adapt them again:\n{_paths(selected)}"
         )
-    elif masked:
-        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_listed(masked)}")
-    elif carriers:
-        warn(
-            "The mask selects no layer that could be adapted, so nothing was. These carry an "
-            f"adapter already:\n{_listed(carriers)}"
-        )
+    elif masked := plan.having("mask does not select") or carriers:
+        warn(f"The mask selects none of these layers, so nothing was adapted:\n{_paths(masked)}")
+
+
+def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
+    """`plan`, with the layers that it leaves out, and with advice in their rows.
+
+    Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
+    (If the call names classes, it loads nothing, and asks the plugins that are loaded: the answers
+    of the remaining plugins are not known, so there is no advice on how to declare.) So
+    `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
+    to keep the model, and would change as plugins are loaded.
+    """
+    adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
+    left_out = layers_left_out(model, count_plain(model), adapted)
+    layers = dict(modules_in(model))
+    asks_all = plan.by_default or not registry.discover
+    records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
+
+    def advice_for(row: PlanRow, layer: Any) -> str | None:
+        values = fields_of(layer).items()
+        matrices = [name for name, x in values if is_parameter(x) and len(x.shape) > 1]
+        if not matrices:
+            return None
+        wrappers = [wrapper for record in records() for wrapper in record.wrappers]
+        if applying := [wrapper for wrapper in wrappers if claims(wrapper.cls, layer)]:
+            # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
+            applying.sort(key=lambda wrapper: not wrapper.cls.auto)
+            names = [wrapper.cls.__name__ for wrapper in applying]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            origins = ", ".join(dict.fromkeys(wrapper.distribution for wrapper in applying))
+            return f"none of this call; {', '.join(names[:_NAMED])}{more} ({origins})"
+        if row.reason is not None or not asks_all:
+            return None
+        reasons = filter(None, (why_not(wrapper.cls, layer) for wrapper in wrappers))
+        declare = f"declare {', '.join(matrices)} (docs/operators.md)"
+        return f"no installed adapter applies; {next(reasons, declare)}"
+
+    rows = (
+        dataclasses.replace(row, advice=advice_for(row, layers[row.keys]))
+        if row.status == "no wrapper applies"
+        else row
+        for row in plan.rows
+    )
+    return dataclasses.replace(plan, rows=tuple(rows), left_out=left_out)

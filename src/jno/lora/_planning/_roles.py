@@ -27,14 +27,8 @@ class LinearInBlocks:
     out, and so is everything outside of the blocks, such as an output head.
     """
 
-    paths: frozenset[str] = frozenset()
+    paths: frozenset[str]
     pattern: ClassVar[str] = ALL_LINEAR
-    # The message if the model has no such layers.
-    missing: ClassVar[str] = (
-        "It means the linear layers in repeated blocks (modules of one class in a list, or a "
-        "stack), and this model has none. Leave `target` out to adapt every layer, or give a regex "
-        "on paths, or a list of names."
-    )
 
     @classmethod
     def of(cls, model: Any) -> "LinearInBlocks":

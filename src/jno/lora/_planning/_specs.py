@@ -4,13 +4,13 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
-from .._errors import SelectionError, WrapperError
+from .._errors import SelectionError
 from .._peft_words import explain_unknown
 from .._registry import Registry, standing
 from ._masks import compiled
@@ -31,7 +31,7 @@ LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 class Spec:
     """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
 
-    **Arguments:** as for `apply_lora`, whose `wrappers` are called `wrapper` here.
+    **Arguments:** as for `apply_lora`.
     """
 
     target: TargetLike = None
@@ -57,20 +57,14 @@ class Rule:
     label: str  # its name in messages
     named: frozenset[type[LoRAWrapper]]  # the classes that the user names
 
-    def on(self, model: Any) -> "Rule":
-        """This rule for a model, whose structure may decide what the target means."""
-        if not isinstance(self.target, LinearInBlocks):
-            return self
-        return dataclasses.replace(self, target=LinearInBlocks.of(model))
-
     def matches(self, path: str) -> bool:
         return self.target is None or bool(self.target.search(path))
 
 
 def parse_specs(
-    registry: Registry, specs: Iterable[SpecLike] | None, call: Spec
+    registry: Registry, model: Any, specs: Iterable[SpecLike] | None, call: Spec
 ) -> tuple[Rule, ...]:
-    """The rules of a call, in order of priority.
+    """The rules of a call for `model`, in order of priority.
 
     - `call`: the arguments of the call, which fill in what a spec lacks. Without `specs`, they are
         the only rule.
@@ -78,7 +72,7 @@ def parse_specs(
     if call.rank is not None:
         check_rank(call.rank, "The rank of the call")
     if specs is None:
-        return (_parse(registry, call, "the call", "target"),)
+        return (_parse(registry, model, call, "the call", "target"),)
     if call.target is not None:
         raise SelectionError(
             "`target` and `specs` were both given. Put the target into each spec: "
@@ -96,17 +90,16 @@ def parse_specs(
             raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
         values = dict(given) if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
-            raise SelectionError(explain_unknown(f"{label}, a spec,", unknown, _KEYS))
+            raise SelectionError(explain_unknown(f"{label}, a spec, has no", unknown, _KEYS))
         spec = dataclasses.replace(call, **{k: v for k, v in values.items() if v is not None})
-        rules.append(_parse(registry, spec, label, f"{label}['target']"))
+        rules.append(_parse(registry, model, spec, label, f"{label}['target']"))
     if not rules:
         raise SelectionError("`specs` is empty. Give at least one spec, or leave it out.")
     return tuple(rules)
 
 
-def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
-    adapters = parse_wrapper(registry, spec.wrapper)
-    tiers = adapters.tiers
+def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str) -> Rule:
+    tiers, named = _parse_wrapper(registry, spec.wrapper)
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
@@ -117,30 +110,25 @@ def _parse(registry: Registry, spec: Spec, label: str, argument: str) -> Rule:
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
     return Rule(
-        target=_parse_target(spec.target, argument),
+        target=_parse_target(model, spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=_alpha_of(spec, label),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
-        named=adapters.named,
+        named=named,
     )
 
 
-def _parse_target(target: Any, argument: str) -> Target | None:
+def _parse_target(model: Any, target: Any, argument: str) -> Target | None:
     if isinstance(target, str) and re.fullmatch(r"all.?linear", target, re.IGNORECASE):
         if target != ALL_LINEAR:
             raise SelectionError(f"`{argument}` is {target!r}; did you mean {ALL_LINEAR!r}?")
-        return LinearInBlocks()  # without a model yet
+        return LinearInBlocks.of(model)
     if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
         return NamedLayers(tuple(target))
-    if not (target is None or isinstance(target, str | re.Pattern)):
-        raise SelectionError(
-            f"`{argument}` must be a regex (a string), a list of names that paths end in, or "
-            f"{ALL_LINEAR!r}, but is {target!r}."
-        )
-    return compiled(target, argument)
+    return None if target is None else compiled(target, argument)
 
 
 def _alpha_of(spec: Spec, label: str) -> float:
@@ -153,60 +141,45 @@ def _alpha_of(spec: Spec, label: str) -> float:
     raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
 
 
-class Adapters(NamedTuple):
-    """The adapters that `wrapper=` means."""
+def _parse_wrapper(
+    registry: Registry, wrapper: WrapperLike
+) -> tuple[Tiers, frozenset[type[LoRAWrapper]]]:
+    """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`.
 
-    tiers: Tiers
-    named: frozenset[type[LoRAWrapper]]  # as classes, or by the names of classes
-
-
-def parse_wrapper(registry: Registry, wrapper: WrapperLike) -> Adapters:
-    """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`."""
+    **Returns:** the tiers, and the classes in them that the user named.
+    """
     tiers: list[tuple[type[LoRAWrapper], ...]] = []
     named: set[type[LoRAWrapper]] = set()
     for item in _items_of(wrapper):
         if item is None or item == "auto":
-            further = _automatic(registry, with_auto=item == "auto")
+            defaults = registry.defaults()
+            auto = registry.auto() if item == "auto" else ()
+            more = _by_standing(registry, [cls for cls in auto if cls not in defaults])
+            tiers += [*((cls,) for cls in defaults), LAYERS_OWN, *more]
         elif isinstance(item, str):
             classes = registry.resolve(item)
-            further = _by_standing(registry, classes)
+            tiers += _by_standing(registry, classes)
             if [cls.__name__ for cls in classes] == [item.rpartition(":")[2]]:
                 named.update(classes)
         else:
             check_contract(item)
-            further = ((item,),)
+            tiers.append((item,))
             named.add(item)
-        tiers += further
-    return Adapters(tuple(tiers), frozenset(named))
+    return tuple(tiers), frozenset(named)
 
 
-def _items_of(wrapper: Any) -> Iterator[type[LoRAWrapper] | str | None]:
+def _items_of(wrapper: Any) -> list[Any]:
     """The classes and words in `wrapper=`, in order of priority; `None` for the default."""
-    if wrapper is None or isinstance(wrapper, type | str):
-        yield wrapper
-        return
     if isinstance(wrapper, set | frozenset | Mapping):
         raise SelectionError(
             f"`wrapper` must list adapters in order of priority, and a {type(wrapper).__name__} "
             f"has none: {wrapper!r}. Give a list."
         )
-    if not isinstance(wrapper, Iterable):
-        raise WrapperError(
-            "`wrapper` must be an adapter class, a registered name or variant, a list of those, "
-            f'"auto" or None, but is {wrapper!r}. (Pass the class itself, not an instance.)'
-        )
-    items = list(wrapper)
+    is_list = isinstance(wrapper, Iterable) and not isinstance(wrapper, type | str)
+    items = list(wrapper) if is_list else [wrapper]
     if not items:
         raise SelectionError("`wrapper` is an empty list. Name at least one adapter.")
-    for item in items:
-        yield from _items_of(item)
-
-
-def _automatic(registry: Registry, *, with_auto: bool) -> Tiers:
-    """The tiers of the default adapters, and `with_auto` of the adapters that have `auto`."""
-    defaults = registry.defaults()
-    auto = [cls for cls in registry.auto() if cls not in defaults] if with_auto else []
-    return (*((cls,) for cls in defaults), LAYERS_OWN, *_by_standing(registry, auto))
+    return items
 
 
 def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Tiers:

@@ -1,26 +1,31 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._contract import is_adapter, is_coded, takes
-from .._errors import SelectionError
+from .._contract import LoRAWrapper, is_adapter, is_coded, takes
+from .._errors import SelectionError, WrapperError, warn
 from .._paths import FEW, KeyPath, bullets, path_str, show_array, show_path
-from .._tree import NORMALISED, holds_adapters, modules_in
+from .._registry import Registry, how_to_block
+from .._tree import NORMALISED, default_adapters, fields_of, holds_adapters, modules_in, why_not
 from ._masks import Selector
 from ._plan import PlanRow
-from ._questions import AdapterClass, Questions, StartOverError
 from ._roles import has_experts, role_of
 from ._specs import LAYERS_OWN, Rule
 
+AdapterClass: TypeAlias = type[LoRAWrapper]
+
 _NORMS = tuple(NORMALISED)
+
+# Packages whose layers get no adapters by default from plugins: a call that names no adapter would
+# do something else as soon as a plugin is imported.
+_CLOSED = {"builtins", "collections", "equinox", "jax"}
 
 
 class Claim(NamedTuple):
@@ -34,48 +39,100 @@ class Claim(NamedTuple):
 class Walk:
     """The layers of a model, each with what the rules of a call do with it.
 
-    Afterwards `rows` has a row for each candidate, `matched` holds the indices of the rules that
-    match a layer, and `selecting` the indices of the rules that match a layer the mask selects.
+    Afterwards `rows` has a row for each candidate, and `matched` holds the indices of the rules
+    that match a layer.
+
+    A class that the user named must answer questions about layers. A class that a variant, `"auto"`
+    or a registration gives is left out of the whole call if it fails, with one warning.
     """
 
     def __init__(
-        self, questions: Questions, model: PyTree, rules: tuple[Rule, ...], selects: Selector
+        self, registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
     ):
-        self.questions, self.model, self.selects = questions, model, selects
-        self.rules = tuple(rule.on(model) for rule in rules)
+        self.registry, self.model, self.rules, self.selects = registry, model, rules, selects
+        self.named = {cls for rule in rules for cls in rule.named}
         self.tiers = [(index, tier) for index, rule in enumerate(rules) for tier in rule.tiers]
         self.classes = tuple(dict.fromkeys(cls for _, tier in self.tiers for cls in tier))
         self.asks_layers = any(tier == LAYERS_OWN for _, tier in self.tiers)
         self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
-        ended = False
-        while not ended:
-            ended = self._walk()
+        self._warned: set[Any] = set()  # functions of `default_adapters` that are left out
+        self._failed: set[AdapterClass] = set()
+        known_to_fail = None
+        while known_to_fail != self._failed:  # start over without the classes that failed
+            known_to_fail = set(self._failed)
+            self.rows: list[PlanRow] = []
+            self.matched: set[int] = set()
+            self._mixtures: set[KeyPath] = set()  # modules with a field for experts
+            self._visit((), model)
 
-    def _walk(self) -> bool:
-        """Fill the rows. Returns whether the walk ended, or must start over without a class."""
-        self.rows: list[PlanRow] = []
-        self.matched: set[int] = set()
-        self.selecting: set[int] = set()
-        self._mixtures: set[KeyPath] = set()  # modules with a field for experts
-        try:
-            self._visit((), self.model)
-        except StartOverError:
-            return False
-        return True
+    # --- questions to adapter classes
 
-    def claim(self, path: str, node: Any) -> Claim | None:
+    def claim(self, path: str, layer: Any) -> Claim | None:
         """The claim of the first rule whose target matches and one of whose wrappers applies."""
         applying: dict[tuple[AdapterClass, ...], list[AdapterClass]] = {}  # by tier
         for order, (rule, tier) in enumerate(self.tiers):
             if not self.rules[rule].matches(path):
                 continue
             if tier not in applying:
-                classes = self.questions.layers_own(path, node) if tier == LAYERS_OWN else tier
-                applies = self.questions.applies
-                applying[tier] = [cls for cls in classes if applies(cls, path, node)]
+                applying[tier] = self.applying(tier, path, layer)
             if applying[tier]:
                 return Claim(order, rule, applying[tier])
         return None
+
+    def applying(self, tier: tuple[AdapterClass, ...], path: str, layer: Any) -> list[AdapterClass]:
+        """The classes of a tier that apply to the layer at `path`."""
+        classes = self._layers_own(path, layer) if tier == LAYERS_OWN else tier
+        return [cls for cls in classes if self._applies(cls, path, layer)]
+
+    def _applies(self, cls: AdapterClass, path: str, layer: Any) -> bool:
+        if cls in self._failed:
+            return False
+        try:
+            return bool(cls.applies_to(layer))
+        except Exception as err:
+            name = cls.__name__
+            failure = (
+                f"{name}.applies_to raised {type(err).__name__} on the {type(layer).__name__} at "
+                f"{show_path(path)!r}: {err}"
+            )
+            if cls in self.named:
+                raise WrapperError(
+                    f"{failure}\nIt is asked about every module of a model, and must answer False "
+                    "to what it does not know."
+                ) from err
+            self._failed.add(cls)
+            distribution = self._distribution(cls)
+            origin = f"{name} (from {distribution or cls.__module__})"
+            warn(f"{failure}\nThis call goes on without {origin}.{how_to_block(distribution)}")
+            return False
+
+    def _layers_own(self, path: str, layer: Any) -> tuple[AdapterClass, ...]:
+        """The adapters that are registered for the class of the layer at `path`."""
+        function = default_adapters.dispatch(type(layer))
+        if function is default_adapters.dispatch(object):
+            return ()
+        registered = [cls for cls, f in default_adapters.registry.items() if f is function]
+        classes = [type(layer), *(cls for cls in registered if isinstance(layer, cls))]
+        closed = _CLOSED.intersection(map(_package, classes))
+        if not closed or _package(function) in closed:
+            try:
+                return default_adapters(layer)
+            except Exception as err:
+                why = f"it raised {type(err).__name__} at {show_path(path)!r}: {err}"
+        else:
+            why = (
+                f"layers of {', '.join(sorted(closed))} get adapters by default from jno-lora "
+                "alone. Name the adapter in the call, or register a layer class of your own."
+            )
+        if function not in self._warned:
+            self._warned.add(function)
+            warn(
+                f"The function that {function.__module__} registered with `default_adapters` is "
+                f"left out for a {type(layer).__name__}: {why}"
+            )
+        return ()
+
+    # --- rows
 
     def _visit(self, keys: KeyPath, node: Any) -> None:
         """Add the rows of `node`, and of the nodes inside that are candidates as well."""
@@ -104,8 +161,9 @@ class Walk:
         claim = self.claim(path, layer)
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         if is_adapter(node):
-            provider, spec = self._distribution(type(node)), self._note(claim, keys)
-            return row("already adapted", type(node), provider, node.rank, node.alpha, spec=spec)
+            cls, spec = type(node), self._note(claim, keys)
+            numbers = (self._distribution(cls), node.rank, node.alpha)
+            return row("already adapted", cls, *numbers, spec=spec)
         if claim is None:
             return self._row_without_claim(path, node, row)
         cls = self._chosen(claim, keys, node)
@@ -129,15 +187,13 @@ class Walk:
     def _row_without_claim(
         self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
     ) -> PlanRow | None:
-        ask = self.questions
-        classes = self.classes + (ask.layers_own(path, node) if self.asks_layers else ())
-        if any(ask.applies(cls, path, node) for cls in classes):
+        classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
+        if any(self._applies(cls, path, node) for cls in classes):
             return row("target does not match")
         if not _owns_arrays(node):
             return None
-        reasons = [_why_quantized(node), *(ask.why_not(cls, path, node) for cls in classes)]
-        reason = next((reason for reason in reasons if reason is not None), None)
-        return row("no wrapper applies", reason=reason)
+        reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
+        return row("no wrapper applies", reason=next(filter(None, reasons), None))
 
     def _refuse_layers_in(self, keys: KeyPath, norm: eqx.Module) -> None:
         """Add rows for the layers inside a norm that is not adapted itself."""
@@ -159,10 +215,7 @@ class Walk:
         if claim is None:
             return None
         self.matched.add(claim.rule)
-        if not self.selects(keys):
-            return None
-        self.selecting.add(claim.rule)
-        return claim.rule
+        return claim.rule if self.selects(keys) else None
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
         """The class that gets `node`, or `None` if layers inside of it are adapted instead.
@@ -182,54 +235,48 @@ class Walk:
                     return None
                 for cls in rival.classes:
                     claimed_paths.setdefault(cls, path_str(inner))
-        cls = self._select(path, node, claimed_paths)
-        return cls if cls in claim.classes else None
-
-    def _select(self, path: str, node: Any, claimed_paths: dict[AdapterClass, str]) -> AdapterClass:
-        """The class that plugins choose among the classes, each with the path that it claims."""
         classes = list(claimed_paths)
-        registry = self.questions.registry
-        chosen = classes[0] if len(classes) == 1 else registry.select(path, node, classes)
-        if chosen is not None:
-            return chosen
-        candidates = (
-            self._candidate(cls)
-            + ("" if claimed == path else f", for {show_path(claimed)!r} inside of it")
-            for cls, claimed in claimed_paths.items()
-        )
-        raise SelectionError(
-            f"Several adapters of equal priority claim {show_path(path)!r}, a "
-            f"{type(node).__name__}:\n{bullets(candidates, FEW)}\n"
-            "Name the adapter you want (a list in `wrapper=` is in order of priority), or "
-            "register a `jno_lora_select` hook that chooses."
-        )
+        chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
+        if chosen is None:
+            raise SelectionError(
+                f"Several adapters of equal priority claim {show_path(path)!r}, a "
+                f"{type(node).__name__}:\n"
+                f"{bullets((self._candidate(*pair, path) for pair in claimed_paths.items()), FEW)}"
+                "\nName the adapter you want (a list in `wrapper=` is in order of priority), or "
+                "register a `jno_lora_select` hook that chooses."
+            )
+        return chosen if chosen in claim.classes else None
 
-    def _candidate(self, cls: AdapterClass) -> str:
-        """A class, where it comes from, and the `wrapper=` that means this class alone."""
-        provider = self.questions.registry.provider(cls)
+    def _candidate(self, cls: AdapterClass, claimed: str, path: str) -> str:
+        """A class, where it comes from, the `wrapper=` that means the class alone, its layer."""
+        provider = self.registry.provider(cls)
+        where = "" if claimed == path else f", for {show_path(claimed)!r} inside of it"
         if provider is None:
-            return f"{cls.__name__} (from {cls.__module__})"
-        name = provider.qualified_name
-        return f'{cls.__name__} (from {provider.distribution}), wrapper="{name}"'
+            return f"{cls.__name__} (from {cls.__module__}){where}"
+        word = f'wrapper="{provider.qualified_name}"'
+        return f"{cls.__name__} (from {provider.distribution}), {word}{where}"
 
     def _distribution(self, cls: AdapterClass) -> str | None:
-        provider = self.questions.registry.provider(cls)
+        provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
 
 
+def _package(definition: Any) -> str:
+    return definition.__module__.partition(".")[0]
+
+
 def _owns_arrays(node: eqx.Module) -> bool:
-    """Whether an array is a direct field of `node`, or in a dict that is one: it is a layer."""
-    fields = (getattr(node, field.name, None) for field in dataclasses.fields(node))
+    """Whether an array is a direct field of `node`, or in a dict that is a field."""
+    fields = fields_of(node).values()
     values = (x for field in fields for x in (field.values() if type(field) is dict else (field,)))
     return any(eqx.is_inexact_array(x) or is_coded(x) or _is_integer_matrix(x) for x in values)
 
 
 def _why_quantized(node: eqx.Module) -> str | None:
     """The reason for a layer whose weights are integers, such as a quantised layer."""
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name, None)
+    for name, value in fields_of(node).items():
         if _is_integer_matrix(value):
-            return f"its {field.name} is {show_array(value)}, and adapters need floating weights"
+            return f"its {name} is {show_array(value)}, and adapters need floating weights"
     return None
 
 

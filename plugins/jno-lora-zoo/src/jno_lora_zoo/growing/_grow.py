@@ -246,7 +246,7 @@ def _put(model: Any, path: str, layer: Any, cls: Any, outputs: int, inputs: int)
         outputs + columns,
         key=jax.random.key(0),
         target=f"^{re.escape(path)}$",
-        wrappers=cls,
+        wrapper=cls,
         options={"rows": outputs, "columns": columns},
     )
 
