@@ -1,6 +1,5 @@
 """Layers with one matrix for each mode, and the layout of their arrays."""
 
-import collections
 import dataclasses
 import itertools
 import re
@@ -233,19 +232,13 @@ _PART = re.compile(r"(?:^|_)(?:re|real|im|imag)(?=_|$)")
 def advice_to_declare(leaf: Any) -> str | None:
     """How to declare arrays that look like weights of modes, or `None`.
 
-    They have three axes or more, and are complex, or two real arrays of one shape whose names say
-    that they are the real and the imaginary part, such as `w_re` and `w_im`.
+    They have three axes or more, and are complex, or their names say that they are a real or an
+    imaginary part, such as `w_re` and `w_im`.
     """
-    if not isinstance(leaf, eqx.Module):
-        return None
     names = [field.name for field in dataclasses.fields(leaf)]
     fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
-    arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
-    chosen = [name for name, x in arrays.items() if _is_complex(x)]
-    if not chosen:
-        parts = {n: (_PART.sub("", n), x.shape) for n, x in arrays.items() if is_float_array(x)}
-        pairs = collections.Counter(parts[name] for name in parts if _PART.search(name))
-        chosen = [name for name in parts if _PART.search(name) and pairs[parts[name]] == 2]
+    arrays = {name: x for name, x in fields.items() if eqx.is_inexact_array(x) and x.ndim > 2}
+    chosen = [name for name, x in arrays.items() if _is_complex(x) or _PART.search(name)]
     if not chosen:
         return None
     return (

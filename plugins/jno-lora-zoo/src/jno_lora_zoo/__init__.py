@@ -28,7 +28,7 @@ from ._arrays import (
     sharded_over,
 )
 from ._bibtex import bibtex_of
-from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
+from ._layer_kind import Bias, KindOfLayer, LayerKind, Map, MeshAxes, Update, unchanged
 from ._matrices_layer import MatricesLayer
 from ._method import FAMILIES, Method, adapter_dtype_for
 from ._orthogonal import cayley, series_for
@@ -75,6 +75,7 @@ __all__ = [
     "IntruderReport",
     "IntruderRow",
     "KernelLayer",
+    "KindOfLayer",
     "LayerKind",
     "LinearLayer",
     "Map",
