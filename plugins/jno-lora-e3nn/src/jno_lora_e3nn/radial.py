@@ -4,14 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jno_lora_zoo import (
     LayerKind,
     Map,
     Matrix,
     MeshAxes,
-    Update,
     cast_like,
     describe,
     in_compute_dtype,
@@ -69,13 +68,3 @@ class RadialLayer(LayerKind):
     def product(self, x: Any, before: Map = unchanged) -> Array:
         weights: Any = getattr(self.base, "weights")  # noqa: B009
         return before(x) @ weights
-
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        return x @ A.T.astype(x.dtype)
-
-    def plus(self, x: Any, U: Update) -> Array:
-        update = U.matrix().astype(x.dtype) @ x if U.times is None else U.times(x)
-        return self.product(x) + update
-
-    def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
-        return y if b is None else y + b

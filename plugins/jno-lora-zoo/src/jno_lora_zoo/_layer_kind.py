@@ -90,7 +90,8 @@ class LayerKind(KindOfLayer):
     gets the law's matrix and is called itself.
 
     `x` is the layer's input: features, or the index of a lookup. Features have the output axis
-    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
+    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype. By
+    default, the operations after `product` are for a layer that multiplies one `vector` by `W`.
     """
 
     # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
@@ -147,9 +148,15 @@ class LayerKind(KindOfLayer):
         """
         raise NotImplementedError
 
+    def vector(self, x: Any) -> Array:
+        """The vector that `W` multiplies: `x` itself by default."""
+        return jnp.asarray(x)
+
     def down(self, x: Any, A: Factor) -> Array:
         """`h = A x`: the features of the rank axis."""
-        raise NotImplementedError
+        # `v @ A.T`, not `A @ v`: under `vmap` this is one plain matrix product.
+        v = self.vector(x)
+        return v @ A.T.astype(v.dtype)
 
     def low_rank(
         self,
@@ -184,11 +191,13 @@ class LayerKind(KindOfLayer):
 
     def plus(self, x: Any, U: Update) -> Array:
         """`(W + U) x`, by the cheapest way that `U` offers to this kind."""
-        raise NotImplementedError
+        v = self.vector(x)
+        update = U.matrix().astype(v.dtype) @ v if U.times is None else U.times(v)
+        return self.product(x) + update
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         """`finish(product(x), bias_of(base)) == base(x)`: adds `b`, in the shape of the output."""
-        raise NotImplementedError
+        return y if b is None else y + b
 
     @classmethod
     def bias_of(cls, layer: Any) -> Bias | None:

@@ -23,7 +23,7 @@ from .._arrays import (
     sharded_over,
 )
 from .._derivatives import recomputed
-from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
+from .._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
 
 
 class LinearLayer(LayerKind):
@@ -93,27 +93,22 @@ class LinearLayer(LayerKind):
         return True
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        return self.base.weight @ before(self._vector(x))
-
-    def down(self, x: Any, A: Factor) -> Array:
-        # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
-        x = self._vector(x)
-        return x @ A.T.astype(x.dtype)
+        return self.base.weight @ before(self.vector(x))
 
     def plus(self, x: Any, U: Update) -> Array:
         if U.times is not None:
-            return self.product(x) + U.times(self._vector(x))
+            return self.product(x) + U.times(self.vector(x))
         # Kept for the backward pass, the matrices of all layers would be as large as the model.
         plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
         weight = self.base.weight
-        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self._vector(x))
+        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self.vector(x))
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         if b is not None:
             y = y + b
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
-    def _vector(self, x: Any) -> Array:
+    def vector(self, x: Any) -> Array:
         x = jnp.asarray(x)
         # Integer features would turn the adapter's arrays into integers.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
