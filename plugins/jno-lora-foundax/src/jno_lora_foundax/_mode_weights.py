@@ -17,6 +17,7 @@ from jno_lora_zoo import (
     MeshAxes,
     cast_like,
     compute_dtype,
+    describe,
     in_compute_dtype,
     is_float_array,
     sharded_over,
@@ -61,8 +62,7 @@ class ModeWeights(NamedTuple):
                     "one field, without an axis p"
                 )
             if not (_is_complex(array) or is_float_array(array)):
-                came = show_array(array) if eqx.is_array(array) else f"a {type(array).__name__}"
-                return f"{field} is {came}, and adapters need floating or complex arrays"
+                return f"{field} is {describe(array)}, and adapters need floating or complex arrays"
         shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
         if len(shapes) > 1 or len(dtypes) > 1:
             return f"{' and '.join(self.fields)} differ: {', '.join(map(show_array, arrays))}"

@@ -73,8 +73,6 @@ class MatricesLayer(KindOfLayer):
         **options: Any,
     ):
         linears = self.linear_layers(base)
-        if not linears:
-            raise ValueError(f"a {type(base).__name__} has no matrix to adapt")
         blocks = blocks_of(self, base, linears, statistics)
         adapters: dict[str, Any] = {}
         for name, linear in linears.items():
