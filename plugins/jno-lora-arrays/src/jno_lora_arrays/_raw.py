@@ -89,7 +89,7 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
             taken_apart(place, leaf, layer) for place, leaf in zip(places, leaves, strict=True)
         ]
         boxes = {i: box(path_str(places[i]), leaf, layer) for i, leaf in enumerate(leaves)}
-        boxes = {i: box for i, box in boxes.items() if box is not None}
+        boxes = {i: declared for i, declared in boxes.items() if declared is not None}
         if not boxes:
             return jtu.tree_unflatten(structure, leaves)
         remaining = tuple(None if i in boxes else leaf for i, leaf in enumerate(leaves))

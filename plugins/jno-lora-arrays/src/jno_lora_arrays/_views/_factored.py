@@ -143,9 +143,6 @@ class Factored(View):
     def cast(self, dtype: Any) -> "Factored":
         return dataclasses.replace(self, base=self.base.astype(dtype))
 
-    def plus(self, array: Array) -> "Factored":
-        return dataclasses.replace(self, base=self.base + array)
-
     def constrained(self, constrain: Callable[[Array], Array]) -> "Factored":
         return dataclasses.replace(self, base=constrain(self.base))
 
