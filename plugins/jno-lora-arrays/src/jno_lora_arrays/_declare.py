@@ -48,8 +48,8 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     paths = [path_str(keys) for keys, _ in nodes]
     declared: list[Any] = []
     for path, (_, node) in zip(paths, nodes, strict=True):
-        found = letters.of(path) if eqx.is_array_like(node) else None
-        declared.append(node if found is None else boxed(node, found, path))
+        axis_letters = letters.of(path) if eqx.is_array_like(node) else None
+        declared.append(node if axis_letters is None else boxed(node, axis_letters, path))
     letters.check_used(paths)
     return jtu.tree_unflatten(treedef, declared)
 

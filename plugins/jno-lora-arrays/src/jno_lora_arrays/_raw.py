@@ -70,13 +70,13 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
         if not eqx.is_inexact_array(array):
             return None
         paths.append(path)
-        found = letters.of(path)
-        if found is None and not _is_constant(array):
-            found = _default_letters(array, layer)
-        if found is None:
+        axis_letters = letters.of(path)
+        if axis_letters is None and not _is_constant(array):
+            axis_letters = _default_letters(array, layer)
+        if axis_letters is None:
             return None
         declared_paths.append(path)
-        return boxed(array, found, path)
+        return boxed(array, axis_letters, path)
 
     def taken_apart(keys: tuple[Any, ...], node: Any, layer: Any) -> Any:
         if not is_unwrappable(node) or is_non_trainable(node):
