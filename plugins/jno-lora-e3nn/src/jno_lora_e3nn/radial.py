@@ -2,31 +2,28 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jno_lora_zoo import (
-    LayerKind,
     Map,
-    Matrix,
-    MeshAxes,
-    cast_like,
+    MatrixLayer,
     describe,
-    in_compute_dtype,
     is_float_array,
-    sharded_over,
     unchanged,
 )
 
 from ._classes import NequixLinear
 
 
-class RadialLayer(LayerKind):
+class RadialLayer(MatrixLayer):
     """`nequix.model.Linear`: a layer with a weight `(in, out)` in its field `weights`.
 
     The layers of a radial network read distances alone, so every change keeps the equivariance.
     """
+
+    weight_axes = "io"
+    weight_field = "weights"
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -39,23 +36,6 @@ class RadialLayer(LayerKind):
         if not isinstance(leaf, NequixLinear):
             return None
         return f"its weights are {describe(leaf.weights)}, not (in, out)"
-
-    @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weights.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
-        return in_compute_dtype(layer.weights).T
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weights, base, cast_like(matrix.T, base.weights))
-
-    @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
-        *stack, inputs, outputs = sharded_over(base.weights)
-        return MeshAxes(tuple(stack), outputs, inputs)
 
     def computes(self, x: Any) -> bool:
         layer: Any = self.base

@@ -34,6 +34,7 @@ from ._layer_kind import (
     KindOfLayer as KindOfLayer,
     LayerKind as LayerKind,
     Map as Map,
+    MatrixLayer as MatrixLayer,
     MeshAxes as MeshAxes,
     Update as Update,
     unchanged as unchanged,

@@ -11,7 +11,15 @@ from jaxtyping import Array, Float
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded, row_products
 
-from ._arrays import Matrix, cast_like, is_float_array, mixed
+from ._arrays import (
+    Matrix,
+    cast_like,
+    in_compute_dtype,
+    in_form_of,
+    is_float_array,
+    mixed,
+    sharded_over,
+)
 
 
 class MeshAxes(NamedTuple):
@@ -210,3 +218,31 @@ class LayerKind(KindOfLayer):
         """`bias_of(replace_bias(base, b)) == b`, for a layer that has a bias."""
         new = cast_like(bias, base.bias).reshape(base.bias.shape)
         return eqx.tree_at(lambda m: m.bias, base, new)
+
+
+class MatrixLayer(LayerKind):
+    """A kind of layer that stores its matrix (`weight_axes = "oi"`) or the transpose (`"io"`)."""
+
+    # The field of the array.
+    weight_field: ClassVar[str] = "weight"
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return getattr(leaf, cls.weight_field).ndim - 2
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Matrix:
+        weight = in_compute_dtype(getattr(layer, cls.weight_field))
+        return weight.T if cls.weight_axes == "io" else weight
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
+        array = matrix.T if cls.weight_axes == "io" else matrix
+        new = in_form_of(array, getattr(base, cls.weight_field))
+        return eqx.tree_at(lambda m: getattr(m, cls.weight_field), base, new)
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        *stack, first, second = sharded_over(getattr(base, cls.weight_field))
+        outputs, inputs = (second, first) if cls.weight_axes == "io" else (first, second)
+        return MeshAxes(tuple(stack), outputs, inputs)

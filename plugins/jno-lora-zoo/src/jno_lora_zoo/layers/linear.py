@@ -17,16 +17,13 @@ from .._arrays import (
     cast_like,
     describe,
     dtype_of,
-    in_compute_dtype,
-    in_form_of,
     is_float_array,
-    sharded_over,
 )
 from .._derivatives import recomputed
-from .._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
+from .._layer_kind import Bias, Map, MatrixLayer, Update, unchanged
 
 
-class LinearLayer(LayerKind):
+class LinearLayer(MatrixLayer):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. Other layouts are
@@ -56,18 +53,6 @@ class LinearLayer(LayerKind):
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weight.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
-        return in_compute_dtype(layer.weight)
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
-
-    @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         x = jnp.asarray(args[0])
         # `eqx.nn.Linear` takes a matrix as well, whose columns are the inputs.
@@ -78,11 +63,6 @@ class LinearLayer(LayerKind):
     def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         y = y.T if type(layer) is eqx.nn.Linear and jnp.ndim(y) == 2 else y
         return super().outputs_of(layer, jnp.atleast_1d(y))
-
-    @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
-        *stack, outputs, inputs = sharded_over(base.weight)
-        return MeshAxes(tuple(stack), outputs, inputs)
 
     def computes(self, x: Any) -> bool:
         # A layer without a bias takes a matrix as well, whose columns are the inputs.
