@@ -1,12 +1,15 @@
 """The operations that a method may ask of a layer, whatever kind of layer it is."""
 
 import abc
+import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded, row_products
@@ -110,6 +113,18 @@ class LayerKind(KindOfLayer):
     @abc.abstractmethod
     def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
         """The mesh axes that cut the weight."""
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
+        axes = self.mesh_axes(self.base)
+        by_name = {"out": axes.outputs, "in": axes.inputs}
+        return {
+            field.name: PartitionSpec(*axes.stack, *map(by_name.get, annotation.dim_str.split()))
+            for field in dataclasses.fields(self)
+            for annotation in typing.get_args(field.type) or (field.type,)
+            if isinstance(annotation, type) and issubclass(annotation, AbstractArray)
+            if getattr(self, field.name) is not None
+        }
 
     @classmethod
     def fan_in(cls, W: Matrix) -> int:
