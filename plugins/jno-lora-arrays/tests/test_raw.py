@@ -241,7 +241,7 @@ def test_letters_and_errors():
     }
     declared = declare_raw(weights, {"args/0": "io"})
     assert [box.axes for box in declared["w"].raw] == ["io", "soi"]
-    with pytest.raises(SelectionError, match=r"(?s)'arg/2' matches no raw array.*w/args/1"):
+    with pytest.raises(SelectionError, match=r"(?s)'arg/2' matches no array.*w/args/1"):
         declare_raw(weights, {"arg/2": "io"})
     with pytest.raises(SelectionError, match=r"w/args/0.*float32\[3, 2\].*3 axes 'soi'"):
         declare_raw(weights, {"args/0": "soi"})

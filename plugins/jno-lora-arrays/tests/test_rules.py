@@ -89,11 +89,6 @@ def sums_of_views(w):
     return X @ (w + 2.0 * w - w.reshape(6, 8)), X @ (w - 3.0 * w)
 
 
-@rule((6, 8), "io", LOW, tested=LOW)
-def sums_with_arrays(w):
-    return X @ (w + jnp.ones((6, 8))) + X @ (jnp.ones((6, 8)) - w)
-
-
 @rule((6, 8), "io")
 def casts(w):
     return (X.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)).astype(jnp.float32) @ jnp.zeros(
@@ -364,6 +359,10 @@ REASONS = {
         *((6, 8), "io", "lora"),
         lambda w: X @ jnp.broadcast_to(w, (2, 6, 8)),
     ),
+    "added to an array": (
+        *((6, 8), "io", "lora"),
+        lambda w: X @ (w + jnp.ones((6, 8))) + X @ (jnp.ones((6, 8)) - w),
+    ),
     "cast to another kind of number": (
         *((6, 8), "io", "lora"),
         lambda w: (4 * w).astype(jnp.int32),
@@ -523,7 +522,7 @@ OTHER_AXES = {
     "one_of_several_inputs_is_shared": "sio",
     "scans_over_outputs": "iso",
     "convolutions_whose_places_are_outputs": "ioi",
-    **dict.fromkeys(("sums_with_arrays", "multiples_that_are_filled", "shards")),
+    **dict.fromkeys(("multiples_that_are_filled", "shards")),
     **dict.fromkeys(("stacks_that_are_split", "a_part_of_a_stack_is_a_batch", "one_of_a_stack")),
 }
 

@@ -15,7 +15,6 @@ from jno_lora_zoo import (
     LayerKind,
     Map,
     MeshAxes,
-    Update,
     cast_like,
     describe,
     in_compute_dtype,
@@ -173,19 +172,10 @@ class ArrayLayer(NotAnArray, LayerKind):
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
         base: Any = self.base
-        return jnp.asarray(base.matrix()) @ before(self._vector(x))
+        return jnp.asarray(base.matrix()) @ before(self.vector(x))
 
     def reads_features(self) -> bool:
         return True
-
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        x = self._vector(x)
-        return x @ A.T.astype(x.dtype)
-
-    def plus(self, x: Any, U: Update) -> Array:
-        x = self._vector(x)
-        update = U.matrix().astype(x.dtype) @ x if U.times is None else U.times(x)
-        return self.product(x) + update
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -199,7 +189,7 @@ class ArrayLayer(NotAnArray, LayerKind):
         base: Any = self.base
         return y.reshape(base.sizes("o"))
 
-    def _vector(self, x: Any) -> Array:
+    def vector(self, x: Any) -> Array:
         x = jnp.reshape(jnp.asarray(x), -1)
         base: Any = self.base
         return x.astype(jnp.result_type(x.dtype, base.array.dtype))

@@ -43,29 +43,14 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     if the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
     """
     expect_model(params, "declare")
-    if isinstance(axes, InferredAxes):
-        letters, patterns = axes.letters, None
-    else:
-        patterns = [compiled(key) for key in axes]
-        pairs = zip(patterns, axes.items(), strict=True)
-        letters = {pattern.pattern: checked(*item) for pattern, item in pairs}
+    letters = Letters(axes)
     nodes, treedef = jtu.tree_flatten_with_path(params, is_leaf=is_declared)
-    matched: set[str] = set()
+    paths = [path_str(keys) for keys, _ in nodes]
     declared: list[Any] = []
-    for keys, node in nodes:
-        path = path_str(keys)
-        matches = (p.pattern for p in patterns or () if p.search(path))
-        key = path if patterns is None else next(matches, None)
-        if key in letters and eqx.is_array_like(node):
-            matched.add(key)
-            node = boxed(node, letters[key], path)
-        declared.append(node)
-    for key in sorted(letters.keys() - matched):
-        paths = [path_str(keys) for keys, _ in nodes]
-        raise SelectionError(
-            f"{key!r} matches no array whose axes an earlier entry has not declared. The "
-            f"nearest paths are:\n{bullets(nearest(key, paths, n=5))}"
-        )
+    for path, (_, node) in zip(paths, nodes, strict=True):
+        axis_letters = letters.of(path) if eqx.is_array_like(node) else None
+        declared.append(node if axis_letters is None else boxed(node, axis_letters, path))
+    letters.check_used(paths)
     return jtu.tree_unflatten(treedef, declared)
 
 
@@ -80,7 +65,36 @@ def plain(tree: T) -> T:
     return put_together(bare_arrays(merge_lora(tree)))
 
 
-def compiled(key: Any) -> re.Pattern[str]:
+class Letters:
+    """The letters for the axes of arrays, and which of the entries have matched an array."""
+
+    def __init__(self, axes: "Mapping[str, str] | InferredAxes"):
+        is_inferred = isinstance(axes, InferredAxes)
+        self.entries = axes.letters if is_inferred else dict(axes)
+        self.patterns = None if is_inferred else [_compiled(key) for key in axes]
+        self.used: set[str] = set()
+        if not is_inferred:
+            for key, letters in axes.items():
+                _check(key, letters)
+
+    def of(self, path: str) -> str | None:
+        """The letters of the first entry that matches a path; `None` if no entry does."""
+        matches = (p.pattern for p in self.patterns or () if p.search(path))
+        key = path if self.patterns is None else next(matches, "")
+        if key in self.entries:
+            self.used.add(key)
+        return self.entries.get(key)
+
+    def check_used(self, paths: list[str]) -> None:
+        """**Raises:** `SelectionError` if an entry has matched none of the arrays at `paths`."""
+        for key in sorted(self.entries.keys() - self.used):
+            raise SelectionError(
+                f"{key!r} matches no array whose axes an earlier entry has not declared. The "
+                f"nearest paths are:\n{bullets(nearest(key, paths, n=5))}"
+            )
+
+
+def _compiled(key: Any) -> re.Pattern[str]:
     try:
         return re.compile(key)
     except (re.error, TypeError) as err:
@@ -89,7 +103,8 @@ def compiled(key: Any) -> re.Pattern[str]:
         ) from err
 
 
-def checked(key: str, letters: Any) -> str:
+def _check(key: str, letters: Any) -> None:
+    """**Raises:** `SelectionError` if the letters of an entry of `axes` make no sense."""
     if not isinstance(letters, str) or not {*letters} <= {*"ios", *INPUTS}:
         raise SelectionError(
             f"The axes of {key!r} must be a string of the letters o (output), i (input), s (stack) "
@@ -100,7 +115,6 @@ def checked(key: str, letters: Any) -> str:
             f"The axes {letters!r} of {key!r} need at least one output and one input: an adapter "
             "changes a map from inputs to outputs."
         )
-    return letters
 
 
 def boxed(node: Any, letters: str, path: str) -> DeclaredArray:

@@ -1,7 +1,6 @@
 """`declare_raw`: the raw arrays behind functions, such as masks and weight norms, for adapters."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -17,12 +16,11 @@ from jno.lora.extending import (
     bullets,
     expect_model,
     modules_by_path,
-    nearest,
     path_str,
     show_path,
 )
 
-from ._declare import boxed, checked, compiled
+from ._declare import Letters, boxed
 from ._raw_node import (
     TakenApart,
     is_non_trainable,
@@ -62,8 +60,23 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
     already or have adapters, and as `declare` for `axes`.
     """
     expect_model(model, "declare_raw")
-    letters = _Letters(axes or {})
+    letters = Letters(axes or {})
     modules = modules_by_path(model)
+    paths: list[str] = []  # of all arrays behind functions
+    declared_paths: list[str] = []
+
+    def box(path: str, array: Any, layer: Any) -> Any:
+        """The declared array, or `None` if `array` is not a matrix of parameters."""
+        if not eqx.is_inexact_array(array):
+            return None
+        paths.append(path)
+        axis_letters = letters.of(path)
+        if axis_letters is None and not _is_constant(array):
+            axis_letters = _default_letters(array, layer)
+        if axis_letters is None:
+            return None
+        declared_paths.append(path)
+        return boxed(array, axis_letters, path)
 
     def taken_apart(keys: tuple[Any, ...], node: Any, layer: Any) -> Any:
         if not is_unwrappable(node) or is_non_trainable(node):
@@ -75,8 +88,8 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
         leaves = [
             taken_apart(place, leaf, layer) for place, leaf in zip(places, leaves, strict=True)
         ]
-        boxes = {i: letters.box(path_str(places[i]), leaf, layer) for i, leaf in enumerate(leaves)}
-        boxes = {i: box for i, box in boxes.items() if box is not None}
+        boxes = {i: box(path_str(places[i]), leaf, layer) for i, leaf in enumerate(leaves)}
+        boxes = {i: declared for i, declared in boxes.items() if declared is not None}
         if not boxes:
             return jtu.tree_unflatten(structure, leaves)
         remaining = tuple(None if i in boxes else leaf for i, leaf in enumerate(leaves))
@@ -85,48 +98,15 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
 
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_unwrappable)
     declared = [taken_apart(keys, x, modules.get(path_str(keys[:-1]))) for keys, x in nodes]
-    letters.check_used()
+    letters.check_used(paths)
+    if not declared_paths:
+        raise SelectionError(
+            "No matrix of this model is behind a function of paramax: expected nodes that derive "
+            "from a class `AbstractUnwrappable`, such as `Parameterize`, outside of "
+            "`NonTrainable`, with an array of two axes or more that is not a mask. Arrays behind "
+            f"functions:\n{bullets(paths or ['none'])}\nFor bare arrays, use `declare`."
+        )
     return jtu.tree_unflatten(treedef, declared)
-
-
-class _Letters:
-    """The letters for the axes of raw arrays, which entries are used, and the arrays that came."""
-
-    def __init__(self, axes: Mapping[str, str]):
-        self.entries = {compiled(key): checked(key, letters) for key, letters in axes.items()}
-        self.used: set[re.Pattern[str] | None] = set()
-        self.paths: list[str] = []
-
-    def box(self, path: str, array: Any, layer: Any) -> Any:
-        """The declared array, or `None` if `array` is not a matrix of parameters."""
-        if not eqx.is_inexact_array(array):
-            return None
-        self.paths.append(path)
-        pattern = next((pattern for pattern in self.entries if pattern.search(path)), None)
-        if pattern is None:
-            letters = None if _is_constant(array) else _default_letters(array, layer)
-        else:
-            letters = self.entries[pattern]
-        if letters is None:
-            return None
-        self.used.add(pattern)
-        return boxed(array, letters, path)
-
-    def check_used(self) -> None:
-        """**Raises:** `SelectionError` if an entry, or no array at all, was used."""
-        for key in (p.pattern for p in self.entries if p not in self.used):
-            raise SelectionError(
-                f"{key!r} matches no raw array that an earlier entry has not matched. The nearest "
-                f"paths are:\n{bullets(nearest(key, self.paths))}"
-            )
-        if not self.used:
-            raise SelectionError(
-                "No matrix of this model is behind a function of paramax: expected nodes that "
-                "derive from a class `AbstractUnwrappable`, such as `Parameterize`, outside of "
-                "`NonTrainable`, with an array of two axes or more that is not a mask. Arrays "
-                f"behind functions:\n{bullets(self.paths or ['none'])}\n"
-                "For bare arrays, use `declare`."
-            )
 
 
 def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import is_float_array
+from jno_lora_zoo import LinearLayer, is_float_array
 
 # The letters of `projections=`, in the order of the layer's fields.
 FIELDS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
@@ -38,9 +38,5 @@ class AttentionUnit(LoRAWrapper):
 
 
 def _is_plain(projection: Any) -> bool:
-    if type(projection) is not eqx.nn.Linear or not is_float_array(projection.weight):
-        return False
-    if not (projection.bias is None or is_float_array(projection.bias)):
-        return False
-    sizes = (projection.out_features, projection.in_features)
-    return projection.weight.shape[-2:] == sizes and 0 not in sizes
+    is_linear = type(projection) is eqx.nn.Linear and LinearLayer.fits(projection)
+    return is_linear and (projection.bias is None or is_float_array(projection.bias))

@@ -11,11 +11,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno_lora_zoo import (
+    LinearLayer,
     adapter_dtype_for,
     bibtex_of,
-    cast_like,
     dtype_of,
-    in_compute_dtype,
     mixed,
     sharded_over,
 )
@@ -137,9 +136,8 @@ class _LowRankProjection(eqx.Module):
 
 
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:
-    W = in_compute_dtype(linear.weight)
-    update = scaling * (B.astype(W.dtype) @ A.astype(W.dtype))
-    return eqx.tree_at(lambda m: m.weight, linear, cast_like(W + update, linear.weight))
+    W = LinearLayer.matrix(linear)
+    return LinearLayer.with_matrix(linear, W + scaling * (B.astype(W.dtype) @ A.astype(W.dtype)))
 
 
 def _check_projections(projections: str) -> None:

@@ -155,7 +155,7 @@ class E3nnLayer(MatricesLayer):
             features = x.chunks[path.place_in]
             y = _mixed(products[path.name], features)
             chunks[path.place_out] = y if is_vanilla else y - _mixed(plain[path.name], features)
-        y = _e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
+        y = e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
         if layer.channel_out is not None:
             y = y.mul_to_axis(layer.channel_out)
         y = y.rechunk(layer.irreps_out)
@@ -165,7 +165,7 @@ class E3nnLayer(MatricesLayer):
     def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
         linear = layer._linear
         *weights, x = args
-        x = _e3nn().as_irreps_array(x)
+        x = e3nn().as_irreps_array(x)
         x = x.remove_zero_chunks().regroup().rechunk(linear.irreps_in)
         most = _components(layer)
         rows: dict[str, Array] = {}
@@ -285,7 +285,8 @@ def _components(layer: Any) -> int:
     return max(irreps[path.place_out].ir.dim for path in paths(layer))
 
 
-def _e3nn() -> Any:
+def e3nn() -> Any:
+    """The library, which takes seconds to import."""
     import e3nn_jax
 
     return e3nn_jax

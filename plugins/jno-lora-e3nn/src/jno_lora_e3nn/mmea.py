@@ -12,7 +12,7 @@ from jno.lora import LoRAWrapper, WrapperError
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype
 
 from ._classes import E3nnLinear
-from .layers import E3nnLayer
+from .layers import E3nnLayer, e3nn
 
 _NO_MERGE = (
     "MMEA cannot be merged: its gains depend on the layer's input, so no plain e3nn linear layer "
@@ -127,15 +127,14 @@ class MMEA(LoRAWrapper):
                 chunks.append(g if chunk is None else in_compute_dtype(chunk) + g)
             else:
                 chunks.append(None if chunk is None else in_compute_dtype(chunk) * jnp.exp(g))
-        e3nn = _e3nn()
-        return e3nn.from_chunks(y.irreps, chunks, y.shape[:-1], gate.dtype).astype(y.dtype)
+        return e3nn().from_chunks(y.irreps, chunks, y.shape[:-1], gate.dtype).astype(y.dtype)
 
     def merge(self) -> eqx.Module:
         raise WrapperError(_NO_MERGE)
 
     def _gate(self, x: Any) -> Float[Array, "*batch channels"]:
         """`g` for the inputs `x`, in float32 at least."""
-        s = in_compute_dtype(_e3nn().as_irreps_array(x).filter(keep="0e").array)
+        s = in_compute_dtype(e3nn().as_irreps_array(x).filter(keep="0e").array)
         arrays = (self.down, self.down_bias, self.up, self.up_bias)
         down, down_bias, up, up_bias = (array.astype(s.dtype) for array in arrays)
         hidden = jax.nn.silu(_plus(s @ down.T, down_bias))
@@ -149,9 +148,3 @@ def _plus(h: Float[Array, "*batch n"], bias: Float[Array, " n"]) -> Float[Array,
 def _scalars(layer: Any) -> int:
     """The number of even scalars among the inputs of an e3nn linear layer."""
     return sum(mul for mul, ir in layer.irreps_in if ir == "0e")
-
-
-def _e3nn() -> Any:
-    import e3nn_jax
-
-    return e3nn_jax

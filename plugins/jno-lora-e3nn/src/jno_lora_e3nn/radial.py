@@ -2,32 +2,28 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jno_lora_zoo import (
-    LayerKind,
     Map,
-    Matrix,
-    MeshAxes,
-    Update,
-    cast_like,
+    MatrixLayer,
     describe,
-    in_compute_dtype,
     is_float_array,
-    sharded_over,
     unchanged,
 )
 
 from ._classes import NequixLinear
 
 
-class RadialLayer(LayerKind):
+class RadialLayer(MatrixLayer):
     """`nequix.model.Linear`: a layer with a weight `(in, out)` in its field `weights`.
 
     The layers of a radial network read distances alone, so every change keeps the equivariance.
     """
+
+    weight_axes = "io"
+    weight_field = "weights"
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -41,23 +37,6 @@ class RadialLayer(LayerKind):
             return None
         return f"its weights are {describe(leaf.weights)}, not (in, out)"
 
-    @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weights.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
-        return in_compute_dtype(layer.weights).T
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weights, base, cast_like(matrix.T, base.weights))
-
-    @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
-        *stack, inputs, outputs = sharded_over(base.weights)
-        return MeshAxes(tuple(stack), outputs, inputs)
-
     def computes(self, x: Any) -> bool:
         layer: Any = self.base
         is_plain = (type(layer).__module__, type(layer).__name__) in NequixLinear.names
@@ -69,13 +48,3 @@ class RadialLayer(LayerKind):
     def product(self, x: Any, before: Map = unchanged) -> Array:
         weights: Any = getattr(self.base, "weights")  # noqa: B009
         return before(x) @ weights
-
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        return x @ A.T.astype(x.dtype)
-
-    def plus(self, x: Any, U: Update) -> Array:
-        update = U.matrix().astype(x.dtype) @ x if U.times is None else U.times(x)
-        return self.product(x) + update
-
-    def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
-        return y if b is None else y + b

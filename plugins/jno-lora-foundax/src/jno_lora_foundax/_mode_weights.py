@@ -1,6 +1,5 @@
 """Layers with one matrix for each mode, and the layout of their arrays."""
 
-import collections
 import dataclasses
 import itertools
 import re
@@ -18,6 +17,7 @@ from jno_lora_zoo import (
     MeshAxes,
     cast_like,
     compute_dtype,
+    describe,
     in_compute_dtype,
     is_float_array,
     sharded_over,
@@ -62,8 +62,7 @@ class ModeWeights(NamedTuple):
                     "one field, without an axis p"
                 )
             if not (_is_complex(array) or is_float_array(array)):
-                came = show_array(array) if eqx.is_array(array) else f"a {type(array).__name__}"
-                return f"{field} is {came}, and adapters need floating or complex arrays"
+                return f"{field} is {describe(array)}, and adapters need floating or complex arrays"
         shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
         if len(shapes) > 1 or len(dtypes) > 1:
             return f"{' and '.join(self.fields)} differ: {', '.join(map(show_array, arrays))}"
@@ -233,19 +232,13 @@ _PART = re.compile(r"(?:^|_)(?:re|real|im|imag)(?=_|$)")
 def advice_to_declare(leaf: Any) -> str | None:
     """How to declare arrays that look like weights of modes, or `None`.
 
-    They have three axes or more, and are complex, or two real arrays of one shape whose names say
-    that they are the real and the imaginary part, such as `w_re` and `w_im`.
+    They have three axes or more, and are complex, or their names say that they are a real or an
+    imaginary part, such as `w_re` and `w_im`.
     """
-    if not isinstance(leaf, eqx.Module):
-        return None
     names = [field.name for field in dataclasses.fields(leaf)]
     fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
-    arrays = {name: x for name, x in fields.items() if eqx.is_array(x) and x.ndim > 2}
-    chosen = [name for name, x in arrays.items() if _is_complex(x)]
-    if not chosen:
-        parts = {n: (_PART.sub("", n), x.shape) for n, x in arrays.items() if is_float_array(x)}
-        pairs = collections.Counter(parts[name] for name in parts if _PART.search(name))
-        chosen = [name for name in parts if _PART.search(name) and pairs[parts[name]] == 2]
+    arrays = {name: x for name, x in fields.items() if eqx.is_inexact_array(x) and x.ndim > 2}
+    chosen = [name for name, x in arrays.items() if _is_complex(x) or _PART.search(name)]
     if not chosen:
         return None
     return (

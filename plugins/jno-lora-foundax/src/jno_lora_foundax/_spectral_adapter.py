@@ -11,13 +11,13 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper
-from jno_lora_zoo import weighted_sum, with_attributes
+from jno_lora_zoo import KindOfLayer, weighted_sum, with_attributes
 
 from ._mode_weights import ModeWeights, advice_to_declare, is_linear, mode_weights_of
 from ._sums import times
 
 
-class SpectralAdapter(LoRAWrapper):
+class SpectralAdapter(KindOfLayer):
     """An adapter of layers with one matrix for each mode. A subclass says how the matrices change.
 
     The arrays are real: the first axis has the real and the imaginary part (real matrices have one
@@ -53,24 +53,17 @@ class SpectralAdapter(LoRAWrapper):
         return mode_weights_of(leaf)
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
-        try:
-            families = (cls.mode_weights(leaf) or {}).values()
-            one_stack = len({family.stack_ndim(leaf) for family in families}) == 1
-            return one_stack and all(family.fits(leaf) for family in families)
-        except Exception:
-            # A subclass without those fields is not laid out as declared.
-            return False
+    def fits(cls, leaf: Any) -> bool:
+        families = (cls.mode_weights(leaf) or {}).values()
+        has_one_stack = len({family.stack_ndim(leaf) for family in families}) == 1
+        return has_one_stack and all(family.fits(leaf) for family in families)
 
     @classmethod
-    def why_not(cls, leaf: Any) -> str | None:
-        try:
-            families = cls.mode_weights(leaf)
-            if families is None:
-                return advice_to_declare(leaf)
-            return next((why for f in families.values() if (why := f.misfit(leaf))), None)
-        except Exception:
-            return None
+    def misfit(cls, leaf: Any) -> str | None:
+        families = cls.mode_weights(leaf)
+        if families is None:
+            return advice_to_declare(leaf)
+        return next((why for f in families.values() if (why := f.misfit(leaf))), None)
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -95,8 +88,14 @@ class SpectralAdapter(LoRAWrapper):
         The layer is linear in its weights: it is called with the change in their place. A compiler
         shares the transform of the input with the layer.
         """
-        changes = [layer(*args, **kwargs) for layer in self._layers_of_directions(len(weights))]
-        terms = [times(y, w).astype(y.dtype) for y, w in zip(changes, weights, strict=True)]
+        field = str(self.linear_field)
+        terms: list[Array] = []
+        for k, weight in enumerate(weights):
+            direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
+            alone = with_attributes(self, {field: direction, "direction_weights": None})
+            layer: Any = alone._with_fields(alone._changed_fields)
+            y = layer(*args, **kwargs)
+            terms.append(times(y, weight).astype(y.dtype))
         return sum(terms[1:], terms[0])
 
     def with_directions(
@@ -123,17 +122,7 @@ class SpectralAdapter(LoRAWrapper):
         return with_attributes(self, {field: sums, "direction_weights": None})
 
     def state(self) -> dict[str, Any]:
-        return super(SpectralAdapter, self.summed()).state()
-
-    def _layers_of_directions(self, K: int) -> list[Any]:
-        """For each direction, the base with the change in the place of its weights."""
-        field = str(self.linear_field)
-        layers: list[Any] = []
-        for k in range(K):
-            direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
-            alone = with_attributes(self, {field: direction, "direction_weights": None})
-            layers.append(alone._with_fields(alone._changed_fields))
-        return layers
+        return super().state() if self.direction_weights is None else self.summed().state()
 
     def merge(self) -> eqx.Module:
         """The layer with the updates in its weights, computed in float32 at least."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jno.lora.parts import widest
 from jno.lora.types import Term
 from jno_lora_zoo import in_compute_dtype
 
@@ -56,7 +57,7 @@ def joined(
         arrays = [in_compute_dtype(term.state[name]) for term in terms]
         if field == scaled:
             arrays = [times(x, factor(t, name)) for x, t in zip(arrays, terms, strict=True)]
-        dtype = _widest(arrays)
+        dtype = widest(array.dtype for array in arrays)
         arrays = [array.astype(dtype) for array in arrays]
         widths = [(0, 0)] * arrays[0].ndim
         widths[axes[field]] = (0, max(more, 0))
@@ -67,13 +68,9 @@ def joined(
 def narrowed(state: Mapping[str, Array], terms: Sequence[Term]) -> dict[str, Array]:
     """The arrays of a sum in the widest dtype that the terms have for each of the arrays."""
     return {
-        name: array.astype(_widest([term.state[name] for term in terms]))
+        name: array.astype(widest(term.state[name].dtype for term in terms))
         for name, array in state.items()
     }
-
-
-def _widest(arrays: Sequence[Array]) -> Any:
-    return max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
 
 
 def times(array: Array, factor: Any) -> Array:

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
@@ -96,14 +95,6 @@ class Bottleneck(LayerKind):
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         axes = {"down_weight": -2, "down_bias": -1, "up_weight": -1}
         return summed(terms, axes, "up_weight", rank)
-
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        axes = self.mesh_axes(self.base)
-        return {
-            "down_weight": PartitionSpec(*axes.stack, None, axes.inputs),
-            "down_bias": PartitionSpec(*axes.stack),
-            "up_weight": PartitionSpec(*axes.stack, axes.outputs),
-        }
 
     def merge(self) -> eqx.Module:
         raise WrapperError(_NO_MERGE)

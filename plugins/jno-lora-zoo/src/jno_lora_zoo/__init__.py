@@ -6,129 +6,99 @@ add a method for every kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
-from typing import TYPE_CHECKING, Any
+import types
+import typing
 
-from jno.lora.extending import imported_for
+from jno.lora.extending import imported_for as _imported_for
 
-from . import adapters, methods
-from ._adapters_for import adapters_for, made_when_named
+from . import adapters
+from ._adapters_for import adapters_for as adapters_for, made_when_named as made_when_named
 from ._arrays import (
-    Matrix,
-    cast_like,
-    compute_dtype,
-    describe,
-    dtype_of,
-    in_compute_dtype,
-    in_form_of,
-    is_float_array,
-    mixed,
-    rotated,
-    row_norms,
-    scaled,
-    sharded_over,
+    Matrix as Matrix,
+    cast_like as cast_like,
+    compute_dtype as compute_dtype,
+    describe as describe,
+    dtype_of as dtype_of,
+    in_compute_dtype as in_compute_dtype,
+    in_form_of as in_form_of,
+    is_float_array as is_float_array,
+    mixed as mixed,
+    rotated as rotated,
+    row_norms as row_norms,
+    scaled as scaled,
+    sharded_over as sharded_over,
 )
-from ._bibtex import bibtex_of
-from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
-from ._matrices_layer import MatricesLayer
-from ._method import FAMILIES, Method, adapter_dtype_for
-from ._orthogonal import cayley, series_for
-from ._random import low_rank_start, uniform_matrix
-from ._scaled import Additive, Scaled
-from ._svd import Triplets, largest, smallest
-from ._tracing import in_taylor_mode
-from ._weighted import Weighted, weighted_sum, with_attributes
-from .growing import Grown, GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
-from .intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
+from ._bibtex import bibtex_of as bibtex_of
+from ._layer_kind import (
+    Bias as Bias,
+    KindOfLayer as KindOfLayer,
+    LayerKind as LayerKind,
+    Map as Map,
+    MatrixLayer as MatrixLayer,
+    MeshAxes as MeshAxes,
+    Update as Update,
+    unchanged as unchanged,
+)
+from ._matrices_layer import MatricesLayer as MatricesLayer
+from ._method import FAMILIES as FAMILIES, Method as Method, adapter_dtype_for as adapter_dtype_for
+from ._orthogonal import cayley as cayley, series_for as series_for
+from ._random import low_rank_start as low_rank_start, uniform_matrix as uniform_matrix
+from ._scaled import Additive as Additive, Scaled as Scaled
+from ._svd import Triplets as Triplets, largest as largest, smallest as smallest
+from ._tracing import in_taylor_mode as in_taylor_mode
+from ._weighted import (
+    Weighted as Weighted,
+    weighted_sum as weighted_sum,
+    with_attributes as with_attributes,
+)
+from .growing import (
+    Grown as Grown,
+    GrownConv as GrownConv,
+    GrownEmbedding as GrownEmbedding,
+    GrownLinear as GrownLinear,
+    grow as grow,
+    load_grown as load_grown,
+)
+from .intruders import (
+    IntruderReport as IntruderReport,
+    IntruderRow as IntruderRow,
+    reduce_intruders as reduce_intruders,
+    report_intruders as report_intruders,
+)
 from .layers import (
-    LAYER_KINDS,
-    ConvLayer,
-    ConvTransposeLayer,
-    EmbeddingLayer,
-    InNormLayer,
-    LinearLayer,
-    RecurrentLayer,
+    LAYER_KINDS as LAYER_KINDS,
+    ConvLayer as ConvLayer,
+    ConvTransposeLayer as ConvTransposeLayer,
+    EmbeddingLayer as EmbeddingLayer,
+    InNormLayer as InNormLayer,
+    LinearLayer as LinearLayer,
+    RecurrentLayer as RecurrentLayer,
 )
-from .layers.kernel import KernelLayer
+from .layers.kernel import KernelLayer as KernelLayer
 from .methods import *
-from .methods.waveft import daubechies
-from .plugin import adapters_defined_in
+from .methods.waveft import daubechies as daubechies
+from .plugin import adapters_defined_in as adapters_defined_in
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from jno_lora_train import AdaLoRAController as AdaLoRAController, AdaLoRAState as AdaLoRAState
 
     from .adapters import *
 
 _adapter, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
-__all__ = [
-    "FAMILIES",
-    "LAYER_KINDS",
-    "Additive",
-    "Bias",
-    "ConvLayer",
-    "ConvTransposeLayer",
-    "EmbeddingLayer",
-    "Grown",
-    "GrownConv",
-    "GrownEmbedding",
-    "GrownLinear",
-    "InNormLayer",
-    "IntruderReport",
-    "IntruderRow",
-    "KernelLayer",
-    "LayerKind",
-    "LinearLayer",
-    "Map",
-    "MatricesLayer",
-    "Matrix",
-    "MeshAxes",
-    "Method",
-    "RecurrentLayer",
-    "Scaled",
-    "Triplets",
-    "Update",
-    "Weighted",
-    "adapter_dtype_for",
-    "adapters_defined_in",
-    "adapters_for",
-    "bibtex_of",
-    "cast_like",
-    "cayley",
-    "compute_dtype",
-    "daubechies",
-    "describe",
-    "dtype_of",
-    "grow",
-    "in_compute_dtype",
-    "in_form_of",
-    "in_taylor_mode",
-    "is_float_array",
-    "largest",
-    "load_grown",
-    "low_rank_start",
-    "made_when_named",
-    "mixed",
-    "reduce_intruders",
-    "report_intruders",
-    "rotated",
-    "row_norms",
-    "scaled",
-    "series_for",
-    "sharded_over",
-    "smallest",
-    "unchanged",
-    "uniform_matrix",
-    "weighted_sum",
-    "with_attributes",
+# Every name that is imported above is public.
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    name
+    for name, value in vars().items()
+    if not (name.startswith("_") or isinstance(value, types.ModuleType))
 ]
 __all__ += adapters.__all__
-__all__ += methods.__all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     if name not in ("AdaLoRAController", "AdaLoRAState"):
         return _adapter(name)
     # Until 0.3, they were here.
-    with imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
+    with _imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
         import jno_lora_train
 
     return getattr(jno_lora_train, name)

@@ -15,10 +15,8 @@ from jno.lora.extending import over_stack
 from jno.lora.parts import ClassesByName, LazyAdapter
 
 from ._layer_kind import LayerKind
-from ._matrices_layer import COMMON_FIELDS, MatricesLayer
+from ._matrices_layer import COMMON_FIELDS, MatricesLayer, sum_of, unwrapped, with_products
 from ._method import Method
-from ._one_matrix import unwrapped
-from ._products_of_matrices import sum_of, with_products
 from .layers.linear import LinearLayer
 from .methods import METHODS
 

@@ -1,17 +1,28 @@
 """The operations that a method may ask of a layer, whatever kind of layer it is."""
 
 import abc
+import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded, row_products
 
-from ._arrays import Matrix, cast_like, is_float_array, mixed
+from ._arrays import (
+    Matrix,
+    cast_like,
+    in_compute_dtype,
+    in_form_of,
+    is_float_array,
+    mixed,
+    sharded_over,
+)
 
 
 class MeshAxes(NamedTuple):
@@ -90,7 +101,8 @@ class LayerKind(KindOfLayer):
     gets the law's matrix and is called itself.
 
     `x` is the layer's input: features, or the index of a lookup. Features have the output axis
-    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype.
+    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype. By
+    default, the operations after `product` are for a layer that multiplies one `vector` by `W`.
     """
 
     # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
@@ -101,6 +113,18 @@ class LayerKind(KindOfLayer):
     @abc.abstractmethod
     def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
         """The mesh axes that cut the weight."""
+
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
+        axes = self.mesh_axes(self.base)
+        by_name = {"out": axes.outputs, "in": axes.inputs}
+        return {
+            field.name: PartitionSpec(*axes.stack, *map(by_name.get, annotation.dim_str.split()))
+            for field in dataclasses.fields(self)
+            for annotation in typing.get_args(field.type) or (field.type,)
+            if isinstance(annotation, type) and issubclass(annotation, AbstractArray)
+            if getattr(self, field.name) is not None
+        }
 
     @classmethod
     def fan_in(cls, W: Matrix) -> int:
@@ -147,9 +171,15 @@ class LayerKind(KindOfLayer):
         """
         raise NotImplementedError
 
+    def vector(self, x: Any) -> Array:
+        """The vector that `W` multiplies: `x` itself by default."""
+        return jnp.asarray(x)
+
     def down(self, x: Any, A: Factor) -> Array:
         """`h = A x`: the features of the rank axis."""
-        raise NotImplementedError
+        # `v @ A.T`, not `A @ v`: under `vmap` this is one plain matrix product.
+        v = self.vector(x)
+        return v @ A.T.astype(v.dtype)
 
     def low_rank(
         self,
@@ -184,11 +214,13 @@ class LayerKind(KindOfLayer):
 
     def plus(self, x: Any, U: Update) -> Array:
         """`(W + U) x`, by the cheapest way that `U` offers to this kind."""
-        raise NotImplementedError
+        v = self.vector(x)
+        update = U.matrix().astype(v.dtype) @ v if U.times is None else U.times(v)
+        return self.product(x) + update
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         """`finish(product(x), bias_of(base)) == base(x)`: adds `b`, in the shape of the output."""
-        raise NotImplementedError
+        return y if b is None else y + b
 
     @classmethod
     def bias_of(cls, layer: Any) -> Bias | None:
@@ -201,3 +233,31 @@ class LayerKind(KindOfLayer):
         """`bias_of(replace_bias(base, b)) == b`, for a layer that has a bias."""
         new = cast_like(bias, base.bias).reshape(base.bias.shape)
         return eqx.tree_at(lambda m: m.bias, base, new)
+
+
+class MatrixLayer(LayerKind):
+    """A kind of layer that stores its matrix (`weight_axes = "oi"`) or the transpose (`"io"`)."""
+
+    # The field of the array.
+    weight_field: ClassVar[str] = "weight"
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return getattr(leaf, cls.weight_field).ndim - 2
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Matrix:
+        weight = in_compute_dtype(getattr(layer, cls.weight_field))
+        return weight.T if cls.weight_axes == "io" else weight
+
+    @classmethod
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
+        array = matrix.T if cls.weight_axes == "io" else matrix
+        new = in_form_of(array, getattr(base, cls.weight_field))
+        return eqx.tree_at(lambda m: getattr(m, cls.weight_field), base, new)
+
+    @classmethod
+    def mesh_axes(cls, base: Any) -> MeshAxes:
+        *stack, first, second = sharded_over(getattr(base, cls.weight_field))
+        outputs, inputs = (second, first) if cls.weight_axes == "io" else (first, second)
+        return MeshAxes(tuple(stack), outputs, inputs)

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -17,22 +17,23 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
 from jno.lora.extending import call_compiled, over_stack
+from jno.lora.parts import widest
+from jno.lora.types import Term
 
+from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
 from ._method import Method
-from ._one_matrix import (
-    blocks_of,
-    by_matrix,
-    constructed,
-    item_of,
-    linear_layer,
-    merged,
-    modes_of,
-)
 from ._weighted import with_attributes
 
 # The fields that an adapter of one matrix has, and an adapter of several matrices has once.
 COMMON_FIELDS = ("base", "rank", "alpha")
+# The side of the matrix along each axis of a statistic.
+_SIDES = {
+    "input_covariance": ("in", "in"),
+    "input_mean": ("in",),
+    "output_covariance": ("out", "out"),
+    "gradient": ("out", "in"),
+}
 
 
 class MatricesLayer(KindOfLayer):
@@ -72,8 +73,6 @@ class MatricesLayer(KindOfLayer):
         **options: Any,
     ):
         linears = self.linear_layers(base)
-        if not linears:
-            raise ValueError(f"a {type(base).__name__} has no matrix to adapt")
         blocks = blocks_of(self, base, linears, statistics)
         adapters: dict[str, Any] = {}
         for name, linear in linears.items():
@@ -265,16 +264,11 @@ class MatricesLayer(KindOfLayer):
 
     def _adapter_of(self, name: str, linear: Any) -> Any:
         """The adapter of one matrix, around the linear layer with this matrix."""
-        adapter = object.__new__(self.of_one_matrix)
-        fields = {f: getattr(self, f) for f in self._names()}
-        values = {
-            f: value if value is None else item_of(value, name) for f, value in fields.items()
-        }
+        dicts = {field: getattr(self, field) for field in self._names()}
+        values = {f: None if d is None else item_of(d, name) for f, d in dicts.items()}
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
         values |= {"base": linear, "rank": rank, "alpha": self.alpha}
-        for field, value in values.items():
-            object.__setattr__(adapter, field, value)
-        return adapter
+        return with_attributes(object.__new__(self.of_one_matrix), values)
 
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layer that `function` gives."""
@@ -288,3 +282,132 @@ def _share(adapters: Mapping[str, Any]) -> bool:
     """Whether the adapters of matrices use arrays that many adapters share."""
     fields = (field for adapter in adapters.values() for field in vars(adapter).values())
     return any(isinstance(field, Shared) for field in fields)
+
+
+def item_of(values: Mapping[str, Any], name: str) -> Any:
+    """The value of one matrix. An array that several matrices share is kept by one of them."""
+    value = values[name]
+    if not isinstance(value, Shared) or value.value is not None or value.held is not None:
+        return value
+    kept = (s.value for s in values.values() if s.name == value.name and s.value is not None)
+    array = next(kept, None)
+    return eqx.tree_at(lambda s: s.value, value, array, is_leaf=lambda x: x is None)
+
+
+def linear_layer(W: Float[Array, "*modes out in"], bias: Any = None) -> eqx.nn.Linear:
+    """A linear layer with this matrix, and with axes of modes in front, as in a stack."""
+    sizes = {"in_features": W.shape[-1], "out_features": W.shape[-2]}
+    arrays = {"weight": W, "bias": bias, "use_bias": bias is not None}
+    return with_attributes(object.__new__(eqx.nn.Linear), {**sizes, **arrays})
+
+
+def modes_of(linear: Any) -> int:
+    return linear.weight.ndim - 2
+
+
+def constructed(settings: Any, linear: Any, key: Any, given: Any) -> Any:
+    """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
+    cls, rank, alpha, options = settings
+    modes = linear.weight.shape[:-2]
+
+    def construct(linear: Any, key: Any) -> Any:
+        return cls(linear, rank, alpha, key=key, **dict(options), **given)
+
+    keys = jax.random.split(key, modes) if modes else key
+    return over_stack(construct, len(modes))(linear, keys)
+
+
+def merged(adapter: Any) -> Any:
+    return over_stack(lambda a: a.merge(), modes_of(adapter.base))(adapter)
+
+
+def unwrapped(adapter: Any) -> Any:
+    return over_stack(lambda a: a.unwrap(), modes_of(adapter.base))(adapter)
+
+
+def by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The state of each matrix, from the state of the layer: its keys are `field/matrix`."""
+    states: dict[str, dict[str, Array]] = {}
+    for path, array in state.items():
+        field, _, name = path.partition("/")
+        states.setdefault(name, {})[field] = array
+    return states
+
+
+def blocks_of(
+    cls: Any, base: Any, matrices: Mapping[str, Any], statistics: Mapping[str, Array] | None
+) -> dict[str, dict[str, Array]]:
+    """By name, the statistics of each matrix: blocks of the statistics of `cls.matrix`.
+
+    **Raises:** `ValueError` for statistics that are not built in, whose blocks are not known.
+    """
+    if unknown := [need for need in cls.needs if need not in _SIDES]:
+        raise ValueError(f"{cls.__name__} cannot cut {unknown[0]!r} into a block for each matrix")
+    blocks: dict[str, dict[str, Array]] = {}
+    starts = {"out": 0, "in": 0}
+    factors = cls.gradient_factors(base)
+    for name, linear in matrices.items():
+        sizes = dict(zip(("out", "in"), linear.weight.shape[-2:], strict=True))
+        stops = {side: starts[side] + size for side, size in sizes.items()}
+        places = {side: slice(starts[side], stops[side]) for side in starts}
+        blocks[name] = {
+            need: array[tuple(places[side] for side in _SIDES[need])]
+            for need, array in (statistics or {}).items()
+        }
+        if "gradient" in blocks[name]:
+            blocks[name]["gradient"] = factors.get(name, 1.0) * blocks[name]["gradient"]
+        starts = stops
+    return blocks
+
+
+def with_products(cls: Any, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
+    """The adapter of class `cls` that adds `B A` to each matrix. See `LoRAWrapper`."""
+    rank = next(iter(factors.values()))[0].shape[-2]
+    state: dict[str, Array] = {}
+    for name, (A, B) in factors.items():
+        # A small matrix has no more directions than it needs.
+        A, B = _with_directions(min(rank, A.shape[-1], B.shape[-2]), A, B)
+        scale = cls.of_one_matrix.low_rank_scale(A.shape[-2], float(rank))
+        state |= {f"lora_A/{name}": A, f"lora_B/{name}": B / scale}
+    return cls.from_state(layer, state, rank, float(rank))
+
+
+def sum_of(cls: Any, terms: Sequence[Term], rank: int | None = None) -> Term:
+    """The weighted sum of adapters of class `cls`: for each matrix, the directions side by side."""
+    total = max(sum(term.rank for term in terms), rank or 0)
+    states = [by_matrix(term.state) for term in terms]
+    if any(fields.keys() != {"lora_A", "lora_B"} for s in states for fields in s.values()):
+        raise ValueError(
+            "only factors have a sum, and an adapter among these also trains a bias. Train without "
+            '`bias="train"`, or merge the adapters'
+        )
+    state: dict[str, Array] = {}
+    for name in states[0]:
+        pairs = [(s[name]["lora_A"], s[name]["lora_B"]) for s in states]
+        scaled = [_scaled(cls, *pair, term) for pair, term in zip(pairs, terms, strict=True)]
+        A = jnp.concatenate([in_compute_dtype(A) for A, _ in pairs], axis=-2)
+        B = jnp.concatenate(scaled, axis=-1)
+        # As many directions as an adapter of the total rank has for this matrix.
+        A, B = _with_directions(min(total, B.shape[-2], A.shape[-1]), A, B)
+        B = B / cls.of_one_matrix.low_rank_scale(A.shape[-2], float(total))
+        state[f"lora_A/{name}"] = A.astype(widest(A.dtype for A, _ in pairs))
+        state[f"lora_B/{name}"] = B.astype(widest(B.dtype for _, B in pairs))
+    return Term(state, total, float(total))
+
+
+def _scaled(cls: Any, A: Array, B: Array, term: Term) -> Array:
+    wide = in_compute_dtype(B)
+    scale = term.weight * cls.of_one_matrix.low_rank_scale(A.shape[-2], term.alpha)
+    return wide * jnp.asarray(scale, wide.dtype)
+
+
+def _with_directions(
+    rank: int, A: Float[Array, "*modes k in"], B: Float[Array, "*modes out k"]
+) -> tuple[Array, Array]:
+    """Factors of the same product with `rank` directions, which are enough for it."""
+    if A.shape[-2] <= rank:
+        stack, zeros = [(0, 0)] * (A.ndim - 2), (0, rank - A.shape[-2])
+        return jnp.pad(A, [*stack, zeros, (0, 0)]), jnp.pad(B, [*stack, (0, 0), zeros])
+    product = B @ A
+    identity = jnp.broadcast_to(jnp.eye(rank, dtype=A.dtype), (*A.shape[:-2], rank, rank))
+    return (identity, product) if A.shape[-1] == rank else (product, identity)

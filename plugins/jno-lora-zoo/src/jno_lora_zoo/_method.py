@@ -2,17 +2,14 @@
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
-from jaxtyping import AbstractArray, Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jno.lora.coded import with_arrays
 
@@ -139,18 +136,6 @@ class Method(LayerKind):
         """The layer's output for `y = W' x`: with the adapted bias."""
         b = self.bias_of(self.base)
         return self.finish(y, b if b is None else self.bias_law(b))
-
-    def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
-        axes = self.mesh_axes(self.base)
-        by_name = {"out": axes.outputs, "in": axes.inputs}
-        return {
-            field.name: PartitionSpec(*axes.stack, *map(by_name.get, annotation.dim_str.split()))
-            for field in dataclasses.fields(self)
-            for annotation in typing.get_args(field.type) or (field.type,)
-            if isinstance(annotation, type) and issubclass(annotation, AbstractArray)
-            if getattr(self, field.name) is not None
-        }
 
     def merge(self) -> eqx.Module:
         """The base layer with the law's weight and bias, computed in float32 at least."""

@@ -1,10 +1,11 @@
-"""Low-rank updates with a weight for each of several directions: `with_directions`."""
+"""Low-rank updates whose factor `B` is a weighted sum of several directions."""
 
 import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
+from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
@@ -17,17 +18,25 @@ T = TypeVar("T")
 
 
 class Weighted(Scaled):
-    """A method whose `B` may be a weighted sum, `B = sum_k w_k B_k`, with one `A`.
+    """A method with an update `B A`, where `B` may be a weighted sum: `B = sum_k w_k B_k`.
 
-    The field `lora_B` is then `(K, out, r)`. The weights multiply features of the rank axis, so
-    that a map over them copies no factor. Adapters that a constructor makes have no weights.
+    Constructors make adapters with a plain `B`. `with_directions` gives an adapter with the weights
+    `w` `(K,)`, whose field `lora_B` is `(K, out, r)`. The law reads `B` by `weighted`, and the
+    forward pass computes `weighted_low_rank`: there the weights multiply features of the rank axis,
+    so that a map over the weights copies no factor.
     """
 
-    # Whether `law` and `forward` of the class that sets this read `B` by `weighted`. A class that
-    # writes a law or a forward pass of its own must say so again.
+    # Whether `law` and `forward` do so. A subclass that writes one of the two must say so again.
     takes_weights: ClassVar[bool] = False
 
+    lora_A: AbstractVar[Array]
+    lora_B: AbstractVar[Array]
     direction_weights: Float[Array, " K"] | None
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if {"law", "forward"} & vars(cls).keys():
+            cls.takes_weights = vars(cls).get("takes_weights", False)
 
     def _initial_fields(
         self, *start: Any, multiplier: Any = None, **options: Any
@@ -39,19 +48,13 @@ class Weighted(Scaled):
         self, directions: Mapping[str, Any], weights: Float[Array, " K"]
     ) -> LoRAWrapper | None:
         """`None` without directions of `lora_B`. Other fields, which are vectors, become sums."""
-        if "lora_B" not in directions or not self._takes_weights():
+        if "lora_B" not in directions or not self.takes_weights:
             return None
-        vectors = {name: d for name, d in directions.items() if name != "lora_B"}
-        sums = {name: weighted_sum(d, weights) for name, d in vectors.items()}
-        B = {"lora_B": directions["lora_B"], "direction_weights": weights}
-        return with_attributes(self, sums | B)
-
-    @classmethod
-    def _takes_weights(cls) -> bool:
-        authors = (
-            next(base for base in cls.__mro__ if name in vars(base)) for name in ("law", "forward")
-        )
-        return all(vars(author).get("takes_weights", False) for author in authors)
+        fields = {
+            name: d if name == "lora_B" else weighted_sum(d, weights)
+            for name, d in directions.items()
+        }
+        return with_attributes(self, {**fields, "direction_weights": weights})
 
     def weighted(self, B: Array) -> Factor:
         """The factor `B` of the law, for the field `lora_B`."""
@@ -60,23 +63,24 @@ class Weighted(Scaled):
     def weighted_low_rank(
         self, x: Any, weights: Float[Array, " K"], B: Float[Array, "K out r"], seen: Any
     ) -> Array:
-        """`W x + sum_k w_k s B_k A seen`."""
+        """`W x + sum_k w_k s B_k A seen`: one product with all `B_k` side by side."""
         K, outputs, r = B.shape
+        side_by_side = jnp.moveaxis(B, 0, 1).reshape(outputs, K * r)
         weight_of_each = self.scaling * jnp.repeat(in_compute_dtype(weights), r)
 
         def weighted_features(h: Float[Array, "r *rest"]) -> Float[Array, "Kr *rest"]:
             return scaled(jnp.concatenate([h] * K), weight_of_each)
 
-        B = jnp.moveaxis(B, 0, 1).reshape(outputs, K * r)
         # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
         seen = x if seen is None else seen
-        return self.low_rank(x, getattr(self, "lora_A"), B, between=weighted_features, seen=seen)  # noqa: B009
+        return self.low_rank(x, self.lora_A, side_by_side, between=weighted_features, seen=seen)
 
     def state(self) -> dict[str, Any]:
+        """The arrays with the sum in the place of the directions."""
         if self.direction_weights is None:
             return super().state()
-        sums = {"lora_B": self.weighted(getattr(self, "lora_B")), "direction_weights": None}  # noqa: B009
-        return with_attributes(self, sums).state()
+        fields = {"lora_B": self.weighted(self.lora_B), "direction_weights": None}
+        return with_attributes(self, fields).state()
 
 
 def weighted_sum(d: Float[Array, "K *shape"], weights: Float[Array, " K"]) -> Array:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from jno.lora.extending import (
     show_path,
     table,
 )
+from jno.lora.parts import Factors, wide_layers
 from jno.lora.types import AdapterSet, LooseAdapter, Table
 
 
@@ -234,24 +234,17 @@ def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] 
     cls: Any = type(adapter)
     if not cls.mergeable:
         return None
-
-    def widened(leaf: Any) -> Any:
-        if not eqx.is_inexact_array(leaf):
-            return leaf
-        return jnp.asarray(leaf, jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
-
-    def of_layer(adapter: Any) -> Any:
-        layers = adapter.unwrap(), adapter.merge()
-        families = [cls.matrices(layer) for layer in layers]
-        if families[0]:
-            return {name: (W, families[1][name]) for name, W in families[0].items()}
-        before, after = map(cls.matrix, layers)
-        return None if before is None else {"": (before, after)}
-
+    matrices = over_stack(
+        lambda layer: cls.matrices(layer) or {"": cls.matrix(layer)}, cls.stack_ndim(adapter.base)
+    )
     with jax.enable_x64(True):
-        wide = jax.tree.map(widened, adapter)
-        pairs = over_stack(of_layer, cls.stack_ndim(adapter.base))(wide)
-    return jax.tree.map(np.asarray, pairs)
+        before, after = (jax.tree.map(_on_host, matrices(layer)) for layer in wide_layers(adapter))
+    pairs = {name: (W, after[name]) for name, W in before.items() if W is not None}
+    return pairs or None
+
+
+def _on_host(matrix: Any) -> np.ndarray:
+    return np.asarray(matrix, np.complex128 if jnp.iscomplexobj(matrix) else np.float64)
 
 
 def _over_parts(
@@ -269,23 +262,19 @@ def _over_parts(
 
 
 def _with_change(
-    adapter: LooseAdapter, update: Any, change: tuple[np.ndarray, np.ndarray]
+    adapter: LooseAdapter, update: Factors, change: tuple[np.ndarray, np.ndarray]
 ) -> LooseAdapter:
     """Plain LoRA with the sum of its update and the change."""
     if not change[0].size:
         return adapter
     A = np.concatenate([np.asarray(update.A, change[0].dtype), change[0]], axis=-2)
     B = np.concatenate([np.asarray(update.B, change[1].dtype), change[1]], axis=-1)
-    largest = min(A.shape[-1], B.shape[-2])
-    if A.shape[-2] > largest:
+    if A.shape[-2] > update.largest_rank:
         U, S, A = np.linalg.svd(B @ A, full_matrices=False)
         B = U * S[..., None, :]
-    rank = A.shape[-2]
-    scale = adapter.wrapper.low_rank_scale(rank, float(rank))
-    assert scale is not None  # plain LoRA
-    dtype = update.A.dtype
-    state = {"lora_A": jnp.asarray(A, dtype), "lora_B": jnp.asarray(B / scale, dtype)}
-    return dataclasses.replace(adapter, state=state, rank=rank, alpha=float(rank))
+    total = Factors(*(jnp.asarray(factor, update.A.dtype) for factor in (A, B)))
+    state, rank, alpha = total.as_adapter(adapter.wrapper)
+    return dataclasses.replace(adapter, state=state, rank=rank, alpha=alpha)
 
 
 def _check(top: Any, threshold: Any) -> None:

@@ -54,12 +54,10 @@ def _scale(eqn: Any, values: Sequence[Any]) -> Any:
 
 def _add(eqn: Any, values: Sequence[Any]) -> Any:
     first, second = values
-    dtype = eqn.outvars[0].aval.dtype
-    if eqn.primitive.name == "sub":
-        second = second.negated() if isinstance(second, Virtual) else -second
-    if isinstance(first, Virtual):
-        return first.plus(second, dtype)
-    return second.plus(first, dtype)
+    if not (isinstance(first, Virtual) and isinstance(second, Virtual)):
+        raise DeclinedError("added to an array")
+    second = second.negated() if eqn.primitive.name == "sub" else second
+    return first.plus(second, eqn.outvars[0].aval.dtype)
 
 
 def _complex(eqn: Any, values: Sequence[Any]) -> Any:

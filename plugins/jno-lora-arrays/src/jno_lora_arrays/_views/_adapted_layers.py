@@ -13,7 +13,16 @@ from jaxtyping import Array
 from jno.lora import LoRAWrapper
 from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
-from jno_lora_zoo import LAYER_KINDS, EmbeddingLayer, LayerKind, LinearLayer, Method, MiLoRA, PiSSA
+from jno_lora_zoo import (
+    LAYER_KINDS,
+    EmbeddingLayer,
+    LayerKind,
+    LinearLayer,
+    Method,
+    MiLoRA,
+    PiSSA,
+    with_attributes,
+)
 
 from .._box import INPUTS, ArrayLayer, DeclaredArray
 from ._view import DeclinedError
@@ -102,14 +111,15 @@ def columns(adapter: Any, index: Array) -> Array:
     """The columns of `W'` at a vector of indices, `(n, out)`."""
     weight = matrix_of(adapter, adapter.base).T
     sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
-    base = _without_init(eqx.nn.Embedding, weight=weight, **sizes)
+    base = with_attributes(object.__new__(eqx.nn.Embedding), {"weight": weight, **sizes})
     return jax.vmap(_as_kind(adapter, EmbeddingLayer, base).forward)(index)
 
 
 def _as_linear(adapter: Any, dtype: Any) -> Any:
     weight = matrix_of(adapter, adapter.base).astype(dtype)
     sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
-    base = _without_init(eqx.nn.Linear, weight=weight, bias=None, use_bias=False, **sizes)
+    fields = {"weight": weight, "bias": None, "use_bias": False, **sizes}
+    base = with_attributes(object.__new__(eqx.nn.Linear), fields)
     return _as_kind(adapter, LinearLayer, base)
 
 
@@ -122,7 +132,7 @@ def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
     else:
         looked_up, inputs_first = None, adapter.kind.weight_axes == "io"
     cls = _class_of(type(adapter), kind, looked_up, inputs_first)
-    converted = _without_init(cls, **{**fields, "base": base})
+    converted: Any = with_attributes(object.__new__(cls), {**fields, "base": base})
     if not converted.has_fast_path():
         raise DeclinedError(f"{type(adapter).__name__} has no fast path here")
     return converted
@@ -147,10 +157,3 @@ def _class_of(cls: type[Method], kind: type, looked_up: int | None, inputs_first
     if inputs_first:
         body["row_products"] = classmethod(row_products)
     return type(cls.method.__name__, (cls.method, kind), body)
-
-
-def _without_init(cls: type, **fields: Any) -> Any:
-    module = object.__new__(cls)
-    for name, value in fields.items():
-        object.__setattr__(module, name, value)
-    return module

@@ -163,9 +163,6 @@ class View(eqx.Module):
     def cast(self, dtype: Any) -> Any:
         """In another floating dtype."""
 
-    def plus(self, array: Array) -> Any:
-        raise DeclinedError("added to an array")
-
     def constrained(self, constrain: Callable[[Array], Array]) -> Any:
         """With a sharding that the function asks for. By default it is left to the compiler."""
         return self

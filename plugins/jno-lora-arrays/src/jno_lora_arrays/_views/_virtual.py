@@ -87,16 +87,8 @@ class Virtual(eqx.Module):
     def negated(self) -> "Virtual":
         return self.scaled(np.array(-1, self.dtype), self.dtype)
 
-    def plus(self, addend: Any, dtype: Any) -> Any:
-        if isinstance(addend, Virtual):
-            return Virtual((*self.terms, *addend.terms), dtype)
-        last = self.terms[-1]
-        is_negated = type(last.factor) is np.ndarray and last.factor == -1
-        is_plain = last.factor is None or is_negated
-        if not is_plain or jnp.shape(addend) != self.shape or addend.dtype != last.view.dtype:
-            raise DeclinedError("added to an array")
-        view = last.view.plus(-addend if is_negated else addend)
-        return Virtual((*self.terms[:-1], Term(last.factor, view)), dtype)
+    def plus(self, addend: "Virtual", dtype: Any) -> "Virtual":
+        return Virtual((*self.terms, *addend.terms), dtype)
 
     def scanned(self) -> tuple[Any, Callable[[Any], "Virtual"]]:
         arrays, slices = zip(*(term.view.scanned() for term in self.terms), strict=True)

@@ -2,7 +2,6 @@
 
 import math
 import operator
-import re
 from collections.abc import Iterable
 from typing import Any, Literal, SupportsIndex, TypeVar
 
@@ -16,7 +15,6 @@ from jno.lora import (
     CheckpointError,
     LoRAWrapper,
     SelectionError,
-    apply_lora,
     load_adapters,
     read_adapters,
 )
@@ -32,7 +30,9 @@ from jno.lora.extending import (
     path_str,
     show_path,
 )
+from jno.lora.parts import replace_layers
 
+from .._weighted import with_attributes
 from .adapters import Grown, GrownConv, GrownEmbedding, GrownLinear
 
 M = TypeVar("M")
@@ -98,14 +98,19 @@ def grow(
     _check(model, path, layer, cls)
     outputs, inputs = _checked_sizes(model, path, outputs, inputs)
     number = (outputs, inputs)[cls.start_axis]
-    rows = _checked_start(start, number, key, layer, cls)
-    grown = _put(model, path, layer, cls, outputs, inputs)
-    adapter = layers_at(grown, [path])[path]
-    stack = adapter.base.weight.shape[: cls.stack_ndim(adapter.base)]
+    checked_start = _checked_start(start, number, key, layer, cls)
+    columns = inputs * math.prod(getattr(layer, "kernel_size", ()))
+    rank = outputs + columns
+
+    def adapted(layer: Any, key: PRNGKeyArray) -> Grown:
+        adapter: Grown = cls(layer, rank, float(rank), key=key, rows=outputs, columns=columns)
+        return adapter.started(checked_start, key)
+
+    larger = _enlarged(layer, cls, outputs, inputs)
+    stack = larger.weight.shape[: cls.stack_ndim(larger)]
     key = jax.random.key(0) if key is None else key
     keys = jax.random.split(key, stack) if stack else key
-    started = over_stack(lambda adapter, key: adapter.started(rows, key), len(stack))
-    return _replaced(grown, path, started(adapter, keys))
+    return replace_layers(model, {path: over_stack(adapted, len(stack))(larger, keys)})
 
 
 def load_grown(
@@ -146,7 +151,7 @@ def load_grown(
         _check(model, path, layer, cls)
         rows, columns = shapes[0][-2], shapes[1][-1]
         kernel = math.prod(getattr(layer, "kernel_size", ()))
-        model = _replaced(model, path, _enlarged(layer, cls, rows, columns // kernel))
+        model = replace_layers(model, {path: _enlarged(layer, cls, rows, columns // kernel)})
     return load_adapters(model, file, strict=strict, wrappers=classes)
 
 
@@ -238,19 +243,6 @@ def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> A
     return rows
 
 
-def _put(model: Any, path: str, layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
-    """`model` with the larger layer, adapted. Its new entries are zero."""
-    columns = inputs * math.prod(getattr(layer, "kernel_size", ()))
-    return apply_lora(
-        _replaced(model, path, _enlarged(layer, cls, outputs, inputs)),
-        outputs + columns,
-        key=jax.random.key(0),
-        target=f"^{re.escape(path)}$",
-        wrapper=cls,
-        options={"rows": outputs, "columns": columns},
-    )
-
-
 def _enlarged(layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
     """`layer` with zeros for new outputs and inputs."""
     stack = cls.stack_ndim(layer)
@@ -263,19 +255,4 @@ def _enlarged(layer: Any, cls: Any, outputs: int, inputs: int) -> Any:
         fields["bias"] = jnp.pad(layer.bias, [*[(0, 0)] * stack, (0, outputs), *after])
     for name, number in zip(_KINDS[cls], (outputs, inputs), strict=True):
         fields[name] = getattr(layer, name) + number
-    larger: Any = object.__new__(type(layer))
-    for name, value in {**vars(layer), **fields}.items():
-        object.__setattr__(larger, name, value)
-    return larger
-
-
-def _replaced(model: M, path: str, layer: Any) -> M:
-    def is_place(keys: Any, node: Any) -> bool:
-        return isinstance(node, eqx.Module) and path_str(keys) == path
-
-    return jtu.tree_map_with_path(
-        lambda keys, node: layer if is_place(keys, node) else node,
-        model,
-        is_leaf=is_place,
-        is_leaf_takes_path=True,
-    )
+    return with_attributes(layer, fields)

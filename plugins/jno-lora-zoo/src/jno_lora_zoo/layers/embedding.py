@@ -12,14 +12,12 @@ from .._arrays import (
     compute_dtype,
     describe,
     in_compute_dtype,
-    in_form_of,
     is_float_array,
-    sharded_over,
 )
-from .._layer_kind import LayerKind, Map, MeshAxes, Update, unchanged
+from .._layer_kind import Map, MatrixLayer, Update, unchanged
 
 
-class EmbeddingLayer(LayerKind):
+class EmbeddingLayer(MatrixLayer):
     """A table `weight` of shape `(num_embeddings, embedding_size)`, read one row at a time.
 
     The matrix is the transposed table: a lookup is `W e_i`, so that `in` counts the embeddings and
@@ -52,23 +50,6 @@ class EmbeddingLayer(LayerKind):
         return (
             f"its weight is {describe(leaf.weight)}, not (num_embeddings, embedding_size) = {sizes}"
         )
-
-    @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weight.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
-        return in_compute_dtype(layer.weight).T
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix.T, base.weight))
-
-    @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
-        *stack, rows, columns = sharded_over(base.weight)
-        return MeshAxes(tuple(stack), outputs=columns, inputs=rows)
 
     @classmethod
     def fan_in(cls, W: Float[Array, "out in"]) -> int:

@@ -17,16 +17,13 @@ from .._arrays import (
     cast_like,
     describe,
     dtype_of,
-    in_compute_dtype,
-    in_form_of,
     is_float_array,
-    sharded_over,
 )
 from .._derivatives import recomputed
-from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
+from .._layer_kind import Bias, Map, MatrixLayer, Update, unchanged
 
 
-class LinearLayer(LayerKind):
+class LinearLayer(MatrixLayer):
     """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. Other layouts are
@@ -56,18 +53,6 @@ class LinearLayer(LayerKind):
         return f"its weight is {describe(leaf.weight)}, not (out_features, in_features) = {sizes}"
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
-        return leaf.weight.ndim - 2
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
-        return in_compute_dtype(layer.weight)
-
-    @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
-        return eqx.tree_at(lambda m: m.weight, base, in_form_of(matrix, base.weight))
-
-    @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         x = jnp.asarray(args[0])
         # `eqx.nn.Linear` takes a matrix as well, whose columns are the inputs.
@@ -79,11 +64,6 @@ class LinearLayer(LayerKind):
         y = y.T if type(layer) is eqx.nn.Linear and jnp.ndim(y) == 2 else y
         return super().outputs_of(layer, jnp.atleast_1d(y))
 
-    @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
-        *stack, outputs, inputs = sharded_over(base.weight)
-        return MeshAxes(tuple(stack), outputs, inputs)
-
     def computes(self, x: Any) -> bool:
         # A layer without a bias takes a matrix as well, whose columns are the inputs.
         ndim = 0 if self.base.in_features == "scalar" else 1
@@ -93,27 +73,22 @@ class LinearLayer(LayerKind):
         return True
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        return self.base.weight @ before(self._vector(x))
-
-    def down(self, x: Any, A: Factor) -> Array:
-        # `x @ A.T`, not `A @ x`: under `vmap` this is one plain matrix product.
-        x = self._vector(x)
-        return x @ A.T.astype(x.dtype)
+        return self.base.weight @ before(self.vector(x))
 
     def plus(self, x: Any, U: Update) -> Array:
         if U.times is not None:
-            return self.product(x) + U.times(self._vector(x))
+            return self.product(x) + U.times(self.vector(x))
         # Kept for the backward pass, the matrices of all layers would be as large as the model.
         plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
         weight = self.base.weight
-        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self._vector(x))
+        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self.vector(x))
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         if b is not None:
             y = y + b
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
-    def _vector(self, x: Any) -> Array:
+    def vector(self, x: Any) -> Array:
         x = jnp.asarray(x)
         # Integer features would turn the adapter's arrays into integers.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
