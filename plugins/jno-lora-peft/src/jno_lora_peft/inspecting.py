@@ -40,7 +40,7 @@ def inspect_peft(
     source = locate(directory, revision)
     settings, tensors = read(source.folder)
     peft_type = settings.get("peft_type")
-    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type(""))
+    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type())
     parts = by_module(tensors, kind.tensors, kind.shared)
     facts = {
         "directory": os.fspath(directory),

@@ -1,4 +1,4 @@
-"""The settings of `adapter_config.json`, and the modules that they name."""
+"""The settings of `adapter_config.json`: the modules that they name, and what is refused."""
 
 import dataclasses
 import re
@@ -9,8 +9,60 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
-from ..types import TYPES, Setting, Type
-from .refusals import known_settings, malformed, refused_settings, refused_type
+from ..types import TYPES, Setting, Type, refused_start
+
+_BY_REASON = {
+    "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
+    "MULTITASK_PROMPT_TUNING",
+    "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
+    "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
+    "PEFT leaves layers of the classifier that mixes its LoRAs out of the file (the layers whose "
+    "number is the name of a LoRA)": "XLORA",
+    "it runs a small network beside the model": "SHADOW",
+    "which rows of the weight form a group is not in the file": "ADAMSS",
+    "it turns singular vectors into each other, whose signs are not in the file and differ between "
+    "libraries": "PSOFT",
+}
+REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
+
+_MERGE = "merge in PEFT (`model.merge_and_unload()`), and take over the merged weights"
+_CONVERT = "let PEFT approximate it by LoRA (`peft.save_as_lora`), and load that LoRA"
+_ROWS = "Its tokens can be rows of the model's embedding: see Prompts in docs/peft."
+# What PEFT can do with an adapter of such a type. It can merge no type that is not listed.
+_ADVICE = {
+    **dict.fromkeys(("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"), _ROWS),
+    "ADAMSS": f"You can {_MERGE}.",
+    "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
+    "XLORA": "The LoRAs that it mixes have directories of their own, which load, and `XLoRA` of "
+    "jno-lora-routed mixes them by a classifier that is trained anew.",
+}
+
+# Settings that change what an adapter computes into something that no adapter here does.
+_SETTINGS = {
+    "arrow_config": "several adapters are mixed by the input (Arrow)",
+    "kasa_config": "the layer's weight is truncated (KaSA)",
+    "layer_replication": "layers of the model are copied",
+    "megatron_config": "the layers are split by Megatron",
+    "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
+    "use_bdlora": "its factors are block diagonal (BD-LoRA)",
+    "use_qalora": "inputs are pooled in groups (QALoRA)",
+}
+
+# Settings of any type: which modules it is for, where it comes from, and how it was trained.
+_COMMON = (
+    "peft_type target_modules exclude_modules modules_to_save layers_to_transform layers_pattern "
+    "bias init_weights fan_in_fan_out base_model_name_or_path revision task_type auto_mapping "
+    "peft_version inference_mode ensure_weight_tying"
+)
+
+
+# The types of settings, as JSON has them.
+_FORMS = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (str, list)),
+    **dict.fromkeys(("modules_to_save", "target_parameters", "alora_invocation_tokens"), (list,)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "n_frequency_pattern"), (dict,)),
+    "layers_to_transform": (int, list),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +76,8 @@ class Config:
         """Check a configuration. Settings that its type lacks in PEFT only warn, as in PEFT."""
         peft_type = settings.get("peft_type")
         if not isinstance(peft_type, str) or peft_type not in TYPES:
-            raise PeftFormatError(refused_type(peft_type))
-        problems = [*refused_settings(settings), *malformed(settings)]
+            raise PeftFormatError(_refused_type(peft_type))
+        problems = [*_refused_settings(settings), *_malformed(settings)]
         if problems:
             raise PeftFormatError(
                 f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
@@ -126,3 +178,55 @@ def _names(names: str | list[str], module: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def known_settings(peft_type: str) -> set[str]:
+    """The settings of a type that are read, or refused, or do not change the outputs."""
+    settings = {*_SETTINGS, *_COMMON.split(), *TYPES[peft_type].known_settings}
+    # In PEFT, the configuration of AdaLoRA has all settings of LoRA.
+    return settings | TYPES["LORA"].known_settings if peft_type == "ADALORA" else settings
+
+
+def _refused_type(peft_type: Any) -> str:
+    """The reason why an adapter of this type cannot be loaded, and what to do instead."""
+    if not isinstance(peft_type, str):
+        return (
+            f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
+            '"LORA", as PEFT writes it.'
+        )
+    reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
+    advice = "PEFT cannot merge it either." if peft_type in REASONS else f"If PEFT can, {_MERGE}."
+    return (
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}. "
+        f"{_ADVICE.get(peft_type, advice)}\nThe types with an equivalent are {', '.join(TYPES)}."
+    )
+
+
+def _refused_settings(values: Mapping[str, Any]) -> list[str]:
+    """Why an adapter with this configuration cannot be loaded, a line for each reason."""
+    lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if values.get(name)]
+    for name, held, why in TYPES[values["peft_type"]].only:
+        if values.get(name, held) != held:
+            lines.append(f"{name} is {values[name]!r}: {why}")
+    lines += refused_start(values.get("init_lora_weights"))
+    bias = values.get("bias") or "none"
+    if bias not in ("none", "all") and not str(bias).endswith("_only"):
+        lines.append(f"bias={bias!r}: PEFT knows 'none', 'all' and 'lora_only'")
+    return lines
+
+
+def _malformed(settings: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that is not of the type that PEFT writes."""
+    kind, forms = TYPES[settings["peft_type"]], dict(_FORMS)
+    if kind.alpha is not None:
+        forms[kind.alpha.name] = (int, float)
+    if kind.rank is not None:
+        forms[kind.rank.name] = (int,)
+    lines = [
+        f"{name} is {settings[name]!r}, not {' or '.join(form.__name__ for form in allowed)}"
+        for name, allowed in forms.items()
+        if settings.get(name) is not None and not isinstance(settings[name], allowed)
+    ]
+    if kind.rank is not None and settings.get(kind.rank.name) == 0:
+        lines.append(f"{kind.rank.name} is 0, not a whole number above 0")
+    return lines

@@ -12,7 +12,7 @@ from ..model.ties import Ties
 
 
 def tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:
-    """The heads that PEFT has tied by `ensure_weight_tying`, with the embeddings they repeat."""
+    """The heads that PEFT tied by `ensure_weight_tying`, and the embedding that each repeats."""
     for embedding in tensors.modules if config.ties else ():
         adapter, saved = tensors.adapters.get(embedding, {}), tensors.plain.get(embedding, {})
         if "lora_embedding_A" in adapter:

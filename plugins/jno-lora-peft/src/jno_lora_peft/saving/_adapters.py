@@ -27,7 +27,7 @@ from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
 from ..model.layouts import Shape, layout_of
 from ..model.ties import Ties
-from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, widened
+from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, check_layer, widened
 from ._experts import ExpertArrays, joined, refuse_base
 
 Arrays = dict[str, np.ndarray]
@@ -182,6 +182,7 @@ def _write_layers(
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(values_for_peft(bias, f"the bias at {path!r}").any())
     layers: list[Written] = []
+    check_layer(layout, kind.layers)
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # Where a method has a scale, it is linear in alpha.

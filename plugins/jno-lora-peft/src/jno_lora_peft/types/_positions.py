@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Adapter, Module, Written
+from ._type import Adapter, Module, Written
 
 # PEFT's default for `random_loc_seed`.
 SEED = 777

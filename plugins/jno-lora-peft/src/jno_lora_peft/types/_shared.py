@@ -3,8 +3,7 @@
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Factors, Module, Tensors
-from ._type import Modules
+from ._type import Factors, Module, Modules
 
 
 def shared_pair(m: Module, prefix: str) -> Factors:
@@ -31,25 +30,6 @@ def projections(m: Module, prefix: str, rank: int) -> Factors:
 def refuse_small(A: np.ndarray, B: np.ndarray) -> None:
     """**Raises:** `MisfitError`: a layer needs more entries than the shared matrices have."""
     raise MisfitError(f"the shared matrices {A.shape} and {B.shape} are too small for the layer")
-
-
-def joined(modules: Modules) -> Tensors:
-    """The shared tensors, as large as the largest slice that a module uses.
-
-    **Raises:** `MisfitError` if modules hold other values.
-    """
-    whole: dict[str, np.ndarray] = {}
-    for name in next(iter(modules.values())).shared:
-        slices = [written.shared[name] for written in modules.values()]
-        whole[name] = np.zeros(np.max([x.shape for x in slices], axis=0), slices[0].dtype)
-        for x in slices:
-            whole[name][tuple(map(slice, x.shape))] = x
-        if not all(np.array_equal(whole[name][tuple(map(slice, x.shape))], x) for x in slices):
-            raise MisfitError(
-                f"PEFT has one {name!r} for all layers, and these have arrays of several models: "
-                "save each model alone"
-            )
-    return whole
 
 
 def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Module
+from ._type import Module
 
 # The starts that leave the layer's weight alone.
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
