@@ -33,18 +33,6 @@ from ._experts import ExpertArrays, joined, refuse_base
 Arrays = dict[str, np.ndarray]
 
 _LORA = ("lora", "rslora", "dora")
-_LIMIT = (
-    "PEFT lets a head see the adapter of its embedding only for LoRA and rsLoRA on an embedding of "
-    "the name 'embed_tokens' (`ensure_weight_tying`)"
-)
-_NOT_TIED = (
-    f"a head reads the adapted table. {_LIMIT}. Train it on lookups alone: `untie` the embedding "
-    "before it is adapted"
-)
-_MAY_BE_TIED = (
-    f"a head may read the adapted table, which a model does not tell. {_LIMIT}. If no head reads "
-    "it, say tied=False; if one does, `untie` the embedding before it is adapted"
-)
 
 
 class WrittenAdapters:
@@ -119,7 +107,13 @@ class WrittenAdapters:
                 "alone. Let the embedding hold the weight"
             )
         if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
-            raise MisfitError(_NOT_TIED if is_tied else _MAY_BE_TIED)
+            reads = "reads" if is_tied else "may read"
+            raise MisfitError(
+                f"a head {reads} the adapted table, and PEFT lets a head see the adapter of its "
+                "embedding only for LoRA and rsLoRA on an embedding of the name 'embed_tokens' "
+                "(`ensure_weight_tying`). If no head reads it, say tied=False; if one does, `untie` "
+                "the embedding before it is adapted"
+            )
         self.ties_adapter = True
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
         self._put(HEAD, {"lora_A.weight": B.T, "lora_B.weight": A.T})

@@ -56,9 +56,12 @@ class TrainedArrays:
         loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
         sources = {path: source for path, source in loaded.items() if source is not None}
         first = next(iter(sources.values()), None)
-        if first is None or len(sources) < len(loaded):
-            return self._alone_as_modules()
-        if any((x.type, x.settings) != (first.type, first.settings) for x in sources.values()):
+        is_one_file = (
+            len(sources) == len(loaded)
+            and first is not None
+            and all((x.type, x.settings) == (first.type, first.settings) for x in sources.values())
+        )
+        if first is None or not is_one_file:
             return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
@@ -176,7 +179,12 @@ class TrainedArrays:
         if is_tied is False:
             return
         if is_tied is None or not is_embedding(name):
-            raise MisfitError(_HEAD_READS if is_tied else _HEAD_MAY_READ)
+            reads = "reads" if is_tied else "may read"
+            raise MisfitError(
+                f"a head {reads} it, and PEFT would give the head a table of its own. Say tied=True "
+                "if a head reads it, tied=False if not, or freeze it, or `untie` the embedding "
+                "before it is trained"
+            )
         self.ties = True
         self.tensors[f"{PREFIX}{HEAD}.weight"] = self.tensors[f"{PREFIX}{name}.weight"]
 
@@ -190,15 +198,6 @@ class TrainedArrays:
             if not is_saved and name.endswith(tuple(self.names)):
                 with self.problems.of(show_path(path)):
                     self._save(path)
-
-
-_OTHER_TABLE = "and PEFT would give it a table of its own"
-_UNTIE = "or `untie` the embedding before it is trained"
-_HEAD_READS = f"a head reads it, {_OTHER_TABLE}. Freeze it, {_UNTIE}"
-_HEAD_MAY_READ = (
-    f"a head may read it, which a model does not tell, {_OTHER_TABLE}. Say tied=True if one does, "
-    f"tied=False if not, {_UNTIE}"
-)
 
 
 def _is_wrapper(node: Any) -> bool:

@@ -18,14 +18,13 @@ from jno.lora.extending import (
     warn,
 )
 
-from .._errors import MisfitError
 from .._names import Rename
 from ..files.directory import not_finite
 from ..loading import check_free, collected
 from ..model.layouts import Shape
 from ..model.ties import Ties
 from ..types import TYPES, Converted, Module, Tensors, floating
-from ._factors import check_alpha, from_inputs_first, from_torch, is_alpha
+from ._factors import check_alpha, from_inputs_first, from_torch
 from ._pairs import Pair, pairs_of
 from ._placed import Placed, Placer
 from ._sources import State, read_state
@@ -138,13 +137,8 @@ def _alpha(
 ) -> float | None:
     """The alpha of a pair, or `None` for a scale of 1."""
     if beside is not None:
-        if beside.size != 1:
-            raise MisfitError(f"alpha has the shape {beside.shape}, and is one number")
         # Of any dtype: kohya saves whole numbers, and a zero for a scale of 1.
-        alpha = beside.item()
-        if alpha != 0 and not is_alpha(alpha):
-            raise MisfitError(f"alpha must be a finite number, got {alpha!r}")
-        return float(alpha) or None
+        return float(beside.item()) or None
     config, name = state.config_for(pair.key)
     if config is not None:
         return config.alpha(name)
