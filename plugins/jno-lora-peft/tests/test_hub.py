@@ -112,7 +112,7 @@ def test_private_and_gated_repositories_take_the_token(linear, folder, hub, monk
     hub.add("org/gated", folder, access="gated")
     assert "'org/private'" in message_of("org/private")
     assert "'org/gated'" in message_of("org/gated")
-    assert "authenticated" in message_of("org/gated")
+    assert "gated repo" in message_of("org/gated")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     for name in ("org/private", "org/gated"):
         assert load_peft({"fc": linear}, name)["fc"].rank == 2
@@ -239,9 +239,6 @@ def test_inspect_shows_a_directory_and_what_is_refused(folder):
     assert "\x1b" not in run(str(folder))
     write_files(folder, tensors, peft_type=["LORA"], target_modules="(?\x1b")
     assert "has the peft_type ['LORA']" in run(str(folder))
-    write_files(folder, tensors, target_modules="(?\x1b")
-    text = run(str(folder))
-    assert "not a valid regular expression" in text and "\x1b" not in text
 
 
 def test_inspect_says_what_a_missing_name_may_be(hub):

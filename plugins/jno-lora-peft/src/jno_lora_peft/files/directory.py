@@ -63,18 +63,11 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     nothing loads.
     """
     # Here, because only saving needs them.
-    import safetensors
     import safetensors.numpy
 
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    try:
-        # As in PEFT's files; some readers ask for it.
-        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
-    except safetensors.SafetensorError as err:
-        raise PeftFormatError(
-            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
-            "A newer version may."
-        ) from err
+    # As in PEFT's files; some readers ask for it.
+    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
     folder, shown = Path(directory), repr(os.fspath(directory))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:

@@ -1,6 +1,7 @@
 """Loading PEFT's files: adapters around the layers of a model."""
 
 import os
+import re
 from typing import TypeVar
 
 from jno.lora import PeftFormatError, Registry
@@ -82,14 +83,16 @@ def load_peft(
     tell_commit(source, revision)
     config = Config.parse(settings)
     sorted_tensors = by_module(tensors, config.type.tensors, config.type.shared)
-    placement = Placement(model, config, sorted_tensors, rename, Ties(model, tied))
-    model, places = with_arrays(model, placement)
-    model, adapters = with_adapters(model, places, placement, default_registry(registry))
-    if placement.problems:
+    try:
+        placement = Placement(model, config, sorted_tensors, rename, Ties(model, tied))
+        model, places = with_arrays(model, placement)
+        model, adapters = with_adapters(model, places, placement, default_registry(registry))
+    except re.error as err:
         raise PeftFormatError(
-            f"The {config.type.name} adapter does not fit the model:\n"
-            f"{bullets(placement.problems)}\nNothing was loaded."
-        )
+            f"adapter_config.json holds {err.pattern!r}, not a valid regular expression: {err}"
+        ) from err
+    title = f"The {config.type.name} adapter does not fit the model"
+    placement.problems.refuse(title, "Nothing was loaded.")
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
     return put_around(model, adapters)

@@ -16,7 +16,7 @@ from jno.lora.types import LayerForm, LooseAdapter
 from .._errors import MisfitError, Problems
 from .._names import show_index
 from ..model.arrays import NewArrays, Source
-from ..model.layouts import Layout, Shape, layout_of
+from ..model.layouts import NO_LAYER, Layout, Shape, layout_of
 from ..types import METHODS, ROUTED, Converted, Module, check_layer, floating
 from ._arrays import layers_at_places
 from ._placement import Place, Placement
@@ -94,10 +94,7 @@ def _checked_layout(
     check_free(layer, path, norms)
     layout = layout_of(layer)
     if layout is None:
-        raise MisfitError(
-            f"the layer at {show_path(path)!r} is a {type(layer).__name__}; PEFT's tensors fit "
-            "linear layers, convolutions and embeddings"
-        )
+        raise MisfitError(NO_LAYER.format(type(layer).__name__))
     return layout
 
 

@@ -11,7 +11,7 @@ from jno.lora.extending import show_path
 from .._errors import Problems
 from ..files.tensors import ByModule
 from ..model.arrays import NewArrays
-from ..model.ties import modules_at
+from ..model.ties import SHARED, modules_at
 from ..model.untied import INNER, Untied, is_table, with_untied
 from ._placement import Place, Placement
 
@@ -63,10 +63,7 @@ def _tables_to_untie(model: PyTree, placement: Placement) -> set[str]:
         elif is_table(layers[path]):
             paths.add(path)
         elif not isinstance(layers[path], LoRAWrapper):
-            problems.append(
-                f"{show_path(module)}: other layers read its weight through eqx.nn.Shared, and "
-                "PEFT changes this layer alone. Let the other layer hold the weight"
-            )
+            problems.append(f"{show_path(module)}: {SHARED}")
     return paths
 
 

@@ -1,7 +1,7 @@
 """The layers of a model that the modules of a file stand for."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import PyTree
 
@@ -47,28 +47,33 @@ class Paths:
             )
         return (paths[0], index) if paths else None
 
-    def not_found(self, missing: Mapping[str, str]) -> list[str]:
-        """A line for each missing module, from PEFT's names and the paths that they stand for."""
+    def check(self, places: Mapping[str, Sequence[Place]], renamed: Mapping[str, str]) -> list[str]:
+        """A line for each module without a place, or with the place of another module.
+
+        `renamed` has the dotted paths that modules without a place stand for.
+
+        **Raises:** `PeftFormatError` if no module has a place.
+        """
         lines: list[str] = []
-        for number, (module, dotted) in enumerate(missing.items()):
+        first_at: dict[Place, str] = {}
+        for module, places_of_module in places.items():
+            firsts = {first_at.setdefault(place, module) for place in places_of_module} - {module}
+            lines += [f"{module}: it stands for the same layer as {first!r}" for first in firsts]
+        for number, (module, dotted) in enumerate(renamed.items()):
             path = dotted.replace(".", "/")
             meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
             near = nearest(path, self.all, n=3) if number < _HINTS else []
             hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
             lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
+        if len(renamed) == len(places):
+            raise PeftFormatError(
+                f"No module of the file is in the model:\n{bullets(lines, _SHOWN)}\n"
+                'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules '
+                "for slash-joined names) or a function from PEFT's name to the path here. One "
+                "layer of a stack has an index at the end: "
+                r'rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
+            )
         return lines
-
-    def none_found(self, modules: list[str]) -> str:
-        paths = [path for path in self.all if path]
-        names = [module.replace(".", "/") for module in modules[:_HINTS]]
-        near = dict.fromkeys(path for name in names for path in nearest(name, paths, 2))
-        return (
-            f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
-            f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
-            'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
-            "slash-joined names) or a function from PEFT's name to the path here. One layer of a "
-            r'stack has an index at the end: rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
-        )
 
 
 class Placement:
@@ -132,12 +137,6 @@ class Placement:
             raise PeftFormatError("The PEFT adapter holds no tensors.")
         found = {module: self._place(module) for module in self.tensors.modules}
         places = {module: place for module, place in found.items() if place is not None}
-        if not places:
-            raise PeftFormatError(self._paths.none_found([*found]))
-        missing = {m: dotted_path(m, self._rename) for m, place in found.items() if place is None}
-        self.problems += self._paths.not_found(missing)
-        first_at: dict[Place, str] = {}
-        for module, place in places.items():
-            if (first := first_at.setdefault(place, module)) != module:
-                self.problems.append(f"{module}: renamed to the same path as {first!r}")
+        missing = {m: dotted_path(m, self._rename) for m in found if m not in places}
+        self.problems += self._paths.check({m: [p] if p else [] for m, p in found.items()}, missing)
         return places

@@ -19,7 +19,7 @@ from jno.lora.extending import path_str, sharded_like, show_array, show_path
 
 from .._errors import MisfitError
 from .._names import show_index
-from .layouts import Shape, is_transposed
+from .layouts import TRANSPOSED, Shape, is_transposed
 
 M = TypeVar("M")
 
@@ -76,10 +76,7 @@ class NewArrays:
             if old is None:
                 problems.append(f"{key}: the {type(layer).__name__} has no such array")
             elif name == "weight" and is_transposed(layer):
-                problems.append(
-                    f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
-                    "the inputs first and each axis reversed. Convert and set it by hand"
-                )
+                problems.append(f"{key}: {TRANSPOSED}")
             elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(_differ(key, old, tensor, which))

@@ -15,6 +15,11 @@ from .._errors import MisfitError
 from .layouts import layout_of
 from .untied import INNER, Untied, is_table
 
+SHARED = (
+    "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer alone. Let the "
+    "other layer hold the weight"
+)
+
 
 class Ties:
     """Whether other layers read the weight of a layer of a model.
@@ -64,10 +69,7 @@ class Ties:
     def check_own_weight(self, path: str) -> None:
         """**Raises:** `MisfitError` if `eqx.nn.Shared` hands the weight to other layers."""
         if self._is_shared(path):
-            raise MisfitError(
-                "other layers read its weight through eqx.nn.Shared, and the adapter is of this "
-                "layer alone. Let the other layer hold the weight"
-            )
+            raise MisfitError(SHARED)
 
     def _is_shared(self, path: str) -> bool:
         return id(getattr(self._layers[path], "weight", None)) in self._shared

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jno.lora import Net, PeftFormatError
-from jno.lora.extending import bullets, expect_model
+from jno.lora.extending import expect_model
 
 from .._names import Rename
 from ..files.directory import Directory, write
@@ -84,20 +84,16 @@ def save_peft(
     ties = Ties(model, tied)
     adapters = WrittenAdapters(model, trainable, rename, ties, ExpertArrays(target_parameters))
     adapters.experts.check_used()
-    if adapters.problems:
-        raise PeftFormatError(
-            f"These adapters have no exact equivalent in PEFT:\n{bullets(adapters.problems)}\n"
-            "Nothing was written."
-        )
+    title = "These adapters have no exact equivalent in PEFT"
+    adapters.problems.refuse(title, "Nothing was written.")
     modules = adapters.modules
     arrays = TrainedArrays(model, rename, ties, modules)
     # Without adapters, only arrays that `load_peft` read are meant.
     arrays.choose(trainable if modules else None, modules_to_save)
-    if arrays.problems:
-        raise PeftFormatError(
-            f"PEFT cannot save these arrays beside the adapters:\n{bullets(arrays.problems)}\n"
-            "Nothing was written. To write the adapters alone, save `net.module`."
-        )
+    arrays.problems.refuse(
+        "PEFT cannot save these arrays beside the adapters",
+        "Nothing was written. To write the adapters alone, save `net.module`.",
+    )
     if modules:
         settings |= settings_of(adapters, arrays, model, rename, task_type)
         shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)

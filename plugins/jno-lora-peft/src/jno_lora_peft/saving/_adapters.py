@@ -22,13 +22,13 @@ from jno.lora.types import AdapterSum
 from jno_lora_combine import combine
 from jno_lora_zoo import Method
 
-from .._errors import MisfitError, Problems
+from .._errors import NO_PRODUCT, MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
-from ..model.layouts import Shape, layout_of
-from ..model.ties import Ties
+from ..model.layouts import NO_LAYER, Shape, layout_of
+from ..model.ties import SHARED, Ties
 from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, check_layer, widened
-from ._experts import ExpertArrays, joined, refuse_base
+from ._experts import ExpertArrays, joined
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,7 +84,8 @@ class WrittenAdapters:
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
         arrays = _written_base(wrapper, written.adapter.index, trained)
         if order is not None:
-            refuse_base(arrays, written.adapter.path)
+            if arrays:
+                raise MisfitError("PEFT has no place for arrays of the layer beside its factors")
             self.experts.add(module, order, written)
         else:
             self._put(module, written.tensors)
@@ -102,17 +103,14 @@ class WrittenAdapters:
     def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
         """Let the head that reads an adapted table have the update as well, as it has here."""
         if written.adapter.layout.kind != "embedding":
-            raise MisfitError(
-                "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer "
-                "alone. Let the embedding hold the weight"
-            )
+            raise MisfitError(SHARED)
         if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
             reads = "reads" if is_tied else "may read"
             raise MisfitError(
-                f"a head {reads} the adapted table, and PEFT lets a head see the adapter of its "
-                "embedding only for LoRA and rsLoRA on an embedding of the name 'embed_tokens' "
-                "(`ensure_weight_tying`). If no head reads it, say tied=False; if one does, `untie` "
-                "the embedding before it is adapted"
+                f"a head {reads} the adapted table, and PEFT lets a head see an adapter only for "
+                "LoRA and rsLoRA on an embedding 'embed_tokens' (`ensure_weight_tying`). If no "
+                "head reads it, say tied=False; if one does, `untie` the embedding before it is "
+                "adapted"
             )
         self.ties_adapter = True
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
@@ -128,10 +126,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
         wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
-        raise MisfitError(
-            f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
-            f"{type(wrapper.base).__name__}"
-        )
+        raise MisfitError(NO_LAYER.format(type(wrapper.base).__name__))
     # First: nothing can be computed with arrays that cannot be read.
     state = _values(wrapper.state(), where)
     fields = vars(wrapper).items()
@@ -139,10 +134,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     same_type = _in_same_type(wrapper, state)
     try:
         if same_type is None:
-            raise MisfitError(
-                "its update is not a product of two factors of low rank. `to_lora` approximates it "
-                "by one"
-            )
+            raise MisfitError(NO_PRODUCT)
         variant, scale, arrays = same_type
         return _write_layers(wrapper, path, variant, scale, arrays, shared)
     except MisfitError:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from jno.lora import SelectionError
-from jno.lora.extending import show_path
 
 from .._errors import MisfitError
 from .._names import show_index
@@ -103,9 +102,3 @@ def joined(layers: Sequence[Written], path: str) -> list[Written]:
         tensors = dict(zip(_FACTORS, factors, strict=True))
         arrays.append(dataclasses.replace(experts[0], adapter=adapter, tensors=tensors))
     return arrays
-
-
-def refuse_base(arrays: object, path: str) -> None:
-    """**Raises:** `MisfitError` if arrays of the layer itself would have to be written too."""
-    if arrays:
-        raise MisfitError(f"PEFT has no place for arrays of {show_path(path)!r} beside its factors")

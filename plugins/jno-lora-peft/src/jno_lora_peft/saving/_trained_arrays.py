@@ -15,7 +15,7 @@ from jno.lora.extending import modules_by_path, path_str, show_path
 from .._errors import MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, is_embedding, module_name, peft_name, show_index
 from ..model.arrays import is_loaded, source_of
-from ..model.layouts import is_transposed, layout_of
+from ..model.layouts import TRANSPOSED, is_transposed, stack_of
 from ..model.ties import Ties
 from ..model.untied import Untied, is_array, is_table
 from ._adapters import values_for_peft
@@ -121,10 +121,7 @@ class TrainedArrays:
         if layer is None:
             raise MisfitError("it is not a field of a module, and PEFT saves modules")
         if name == "weight" and is_transposed(layer):
-            raise MisfitError(
-                "Torch lays out the kernel of a transposed convolution otherwise, with the inputs "
-                "first and each axis reversed"
-            )
+            raise MisfitError(TRANSPOSED)
 
     def _save(self, path: str) -> None:
         """Add the module at `path`, with a name for each layer of a stack."""
@@ -142,7 +139,7 @@ class TrainedArrays:
             if is_array(leaf)
         }
         outer = self._ties.outer(path)
-        for index in np.ndindex(*_stack_of(layer)):
+        for index in np.ndindex(*stack_of(layer)):
             name = peft_name(f"{outer}[{show_index(index)}]" if index else outer, self._rename)
             if name in self.names:
                 continue
@@ -167,10 +164,7 @@ class TrainedArrays:
         pattern = re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)")
         for adapted in self._adapted:
             if adapted.endswith(name) or pattern.match(adapted):
-                raise MisfitError(
-                    f"PEFT would save the adapted module {adapted!r} with {name!r}, whose name its "
-                    "own ends in"
-                )
+                raise MisfitError(f"PEFT would save the adapted module {adapted!r} with {name!r}")
         self.names.append(name)
 
     def _tie(self, path: str, name: str) -> None:
@@ -181,9 +175,9 @@ class TrainedArrays:
         if is_tied is None or not is_embedding(name):
             reads = "reads" if is_tied else "may read"
             raise MisfitError(
-                f"a head {reads} it, and PEFT would give the head a table of its own. Say tied=True "
-                "if a head reads it, tied=False if not, or freeze it, or `untie` the embedding "
-                "before it is trained"
+                f"a head {reads} it, and PEFT would give the head another table. Say tied=True if "
+                "one does, tied=False if not, or freeze it, or `untie` the embedding before it is "
+                "trained"
             )
         self.ties = True
         self.tensors[f"{PREFIX}{HEAD}.weight"] = self.tensors[f"{PREFIX}{name}.weight"]
@@ -202,14 +196,3 @@ class TrainedArrays:
 
 def _is_wrapper(node: Any) -> bool:
     return isinstance(node, LoRAWrapper)
-
-
-def _stack_of(layer: Any) -> tuple[int, ...]:
-    """The axes of the layers in a stack, as far as the shape of one layer is known."""
-    weight: Any = getattr(layer, "weight", None)
-    layout = layout_of(layer)
-    of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
-    shape = np.shape(weight) if is_array(weight) else ()
-    if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
-        return ()
-    return shape[: len(shape) - len(of_layer)]

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import PeftFormatError, Registry, SelectionError
+from jno.lora import Registry, SelectionError
 from jno.lora.extending import (
     bullets,
     default_registry,
@@ -100,10 +100,7 @@ def load_lora_state(
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
     registry = default_registry(registry)
     adapters = collected(by_path, placer.modules, registry, placer.problems)
-    if placer.problems:
-        raise PeftFormatError(
-            f"The state does not fit the model:\n{bullets(placer.problems)}\nNothing was loaded."
-        )
+    placer.problems.refuse("The state does not fit the model", "Nothing was loaded.")
     if lines := not_finite(numbers):
         warn(f"Arrays of the state hold NaN or infinity:\n{bullets(lines)}")
     return put_around(model, adapters)

@@ -6,10 +6,14 @@
 import importlib
 import pkgutil
 
-from ._starts import refused_start as refused_start
-from ._type import (
+from ._methods import (
     METHODS as METHODS,
     ROUTED as ROUTED,
+    alpha_for as alpha_for,
+    check_layer as check_layer,
+)
+from ._starts import refused_start as refused_start
+from ._type import (
     Adapter as Adapter,
     Converted as Converted,
     Module as Module,
@@ -18,8 +22,6 @@ from ._type import (
     Tensors as Tensors,
     Type as Type,
     Written as Written,
-    alpha_for as alpha_for,
-    check_layer as check_layer,
     floating as floating,
     widened as widened,
 )

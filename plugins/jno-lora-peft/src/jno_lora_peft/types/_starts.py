@@ -61,8 +61,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
         ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
         if ratio > _CONVERGED:
             raise MisfitError(
-                f"init_lora_weights={start!r} starts from numbers that Torch draws, and its "
-                f"iterations leave {ratio:.0e} of them: PEFT finds another part each time"
+                f"init_lora_weights={start!r} has not converged: PEFT finds another part each time"
             )
     root = np.sqrt(S[: m.rank] / scale)
     return _initial(root[:, None] * Vt, U * root)

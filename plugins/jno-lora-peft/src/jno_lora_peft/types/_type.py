@@ -4,73 +4,17 @@ A type reads a `Module` of a file as a `Converted` adapter, and an `Adapter` as 
 """
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jno_lora_zoo import METHODS as _METHODS
-
 from .._errors import MisfitError as MisfitError
 from ..model.layouts import Layout, Shape
+from ._methods import METHODS, Factors, alpha_for, factors
 
 Tensors = Mapping[str, np.ndarray]
-Factors = tuple[np.ndarray, np.ndarray]
-
-METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
-# The adapters of jno-lora-routed that PEFT has too, by variant.
-ROUTED = {
-    "activated-lora": "ActivatedLoRA",
-    "lily": "Lily",
-    "peanut": "PEANuTLinear",
-    "poly": "Poly",
-}
-
-
-def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
-    """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
-    # The scale of the adapters of jno-lora-routed is LoRA's.
-    alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
-    return float(given) if math.isclose(alpha, given) else alpha
-
-
-def factors(kernel: np.ndarray) -> Factors:
-    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, that may have any rank."""
-    matrix = kernel.reshape(len(kernel), -1)
-    outputs, inputs = matrix.shape
-    eye = np.eye(min(outputs, inputs), dtype=matrix.dtype)
-    return (matrix, eye) if outputs <= inputs else (eye, matrix)
-
-
-def tucker_kernel(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A kernel from its core and the factors of its outputs and inputs (a Tucker decomposition)."""
-    return np.einsum("ijkl,jr,ip->prkl", core, b, a)
-
-
-def check_layer(layout: Layout, kinds: tuple[str, ...] | None, groups: bool = False) -> None:
-    """**Raises:** `MisfitError` unless the layer is of one of these kinds, or `kinds` is `None`."""
-    if kinds is None:
-        return
-    kind = f"conv{len(layout.kernel)}d" if layout.kind == "conv" else layout.kind
-    if kind not in kinds:
-        names = ", ".join(kinds)
-        raise MisfitError(f"PEFT has adapters of this type for {names}, and this is {kind}")
-    if layout.groups > 1 and not groups:
-        raise MisfitError("PEFT has adapters of this type for convolutions without groups")
-    refuse_layer(layout)
-
-
-def refuse_layer(layout: Layout, *, dora: bool = False, dilated: bool = False) -> None:
-    """**Raises:** `MisfitError` if PEFT's (`dilated`) update of the layer is not of its weight."""
-    if layout.odd and not (dilated and "padding_mode" not in layout.odd):
-        raise MisfitError(
-            f"the layer has {layout.odd}, which PEFT leaves out when it runs the update beside it, "
-            "so that no kernel does the same"
-        )
-    if dora and layout.groups > 1:
-        raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +73,13 @@ class Module:
             raise MisfitError(*lines)
         return [tensors[name] for name in shapes]
 
+    def shape_of(self, name: str, axes: int) -> Shape:
+        """The shape of a tensor. **Raises:** `MisfitError` if it is missing, or has other axes."""
+        shape = self.tensors[name].shape if name in self.tensors else ()
+        if len(shape) != axes:
+            raise MisfitError(f"{name}: missing, or without {axes} axes")
+        return shape
+
     @property
     def W(self) -> np.ndarray:
         """The layer's weight as `(out, in)`, in float64."""
@@ -157,10 +108,8 @@ class Module:
         A, B = product
         outputs, inputs = self.layout.matrix
         if A.shape[1:] != (inputs,) or B.shape != (outputs, len(A)):
-            raise MisfitError(
-                f"its update is ({len(B)}, {A.shape[-1]}) as a matrix, the layer's weight is "
-                f"({outputs}, {inputs})"
-            )
+            update = len(B), A.shape[-1]
+            raise MisfitError(f"its update is {update} as a matrix, the weight {(outputs, inputs)}")
         if len(A) > min(outputs, inputs):
             # No adapter here has a larger rank than its layer's matrix.
             whole = B.astype(np.float64) @ A.astype(np.float64)
@@ -276,10 +225,7 @@ class Type:
             for x in slices:
                 whole[name][tuple(map(slice, x.shape))] = x
             if not all(np.array_equal(whole[name][tuple(map(slice, x.shape))], x) for x in slices):
-                raise MisfitError(
-                    f"PEFT has one {name!r} for all layers, and these have arrays of several "
-                    "models: save each model alone"
-                )
+                raise MisfitError(f"PEFT has one {name!r} for all layers, and these have several")
         return whole
 
     @property

@@ -14,16 +14,14 @@ class ADALORA(Type):
     bias = "lora_only"
 
     def read(self, m: Module) -> Converted:
-        A = m.tensors.get("lora_A")
-        left = m.rank if A is None or A.ndim == 0 else len(A)
+        left, _ = m.shape_of("lora_A", 2)
         outputs, inputs = m.layout.matrix
         scale = (m.alpha if m.alpha > 0 else m.rank) / (m.rank + 1e-5)
         shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
         if 0 < left <= min(outputs, inputs):
             names = {name: (name, shape) for name, shape in shapes.items()}
-            adapter = dataclasses.replace(m, rank=left, alpha=scale * left).as_method(
-                "adalora", names
-            )
+            m = dataclasses.replace(m, rank=left, alpha=scale * left)
+            adapter = m.as_method("adalora", names)
             return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
         A, B, E = m.take(shapes)
         return m.low_rank((E * A, B), scale)

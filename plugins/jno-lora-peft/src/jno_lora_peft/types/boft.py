@@ -11,9 +11,8 @@ class BOFT(Type):
 
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
-        R = m.tensors.get("boft_R")
-        factors, size = (len(R), R.shape[-1]) if R is not None and R.ndim == 4 else (0, 0)
-        if size < 1 or inputs % size:
+        factors, _, _, size = m.shape_of("boft_R", 4)
+        if inputs % size:
             raise MisfitError(f"its blocks are of {size} inputs, and the layer has {inputs}")
         blocks, s = m.take(
             {"boft_R": (factors, inputs // size, size, size), "boft_s": (outputs, 1)}
@@ -25,9 +24,7 @@ class BOFT(Type):
         factors, count, size, _ = blocks.shape
         if count * size != adapter.layout.inputs:
             inputs = adapter.layout.inputs
-            raise MisfitError(
-                f"PEFT's blocks must divide the {inputs} inputs, and these are {count} of {size}"
-            )
+            raise MisfitError(f"{count} blocks of {size} are not the {inputs} inputs, as in PEFT")
         tensors = {"boft_R": blocks.swapaxes(2, 3), "boft_s": adapter.state["s"][:, None]}
         return adapter.written(tensors, {"boft_n_butterfly_factor": factors}, rank=size)
 

@@ -9,8 +9,7 @@ class C3A(Type):
     bias = "c3a_only"
 
     def read(self, m: Module) -> Converted:
-        kernel = m.tensors.get("c3a_kernel")
-        blocks = (0, 0) if kernel is None else kernel.shape[:2]
+        *blocks, _ = m.shape_of("c3a_kernel", 3)
         return m.as_method("c3a", {"kernel": ("c3a_kernel", (*blocks, m.rank))})
 
     def write(self, adapter: Adapter) -> Written:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ._shared import shared_arrays
 from ._type import Converted, MisfitError, Module, Type
 
 
@@ -17,14 +18,9 @@ class FROD(Type):
 
     def read(self, m: Module) -> Converted:
         category = _category(m.name)
-        names = [f"base_model.frod_{array}.{category}" for array in ("V", "s_indices", "s_size")]
-        if any(name not in m.shared for name in names):
-            raise MisfitError(
-                "the matrix that its layers share is not in the file: save it in PEFT with "
-                "save_projection=True"
-            )
+        names = [f"frod_{array}.{category}" for array in ("V", "s_indices", "s_size")]
+        V, indices, size = shared_arrays(m, *names)
         inputs = m.layout.inputs
-        V, indices, size = (m.shared[name] for name in names)
         if V.shape != (inputs, inputs) or size.tolist() != [inputs, inputs]:
             raise MisfitError(f"the shared matrix is {V.shape}, the layer has {inputs} inputs")
         count = indices.shape[1] if indices.ndim == 2 else 0

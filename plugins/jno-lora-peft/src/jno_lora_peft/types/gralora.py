@@ -16,10 +16,8 @@ class GRALORA(Type):
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
         k, hybrid = m.settings.get("gralora_k", 2), m.settings.get("hybrid_r", 0)
-        if not isinstance(k, int) or k < 1 or outputs % k or inputs % k or m.rank % k:
-            raise MisfitError(
-                f"gralora_k is {k!r}, and must divide {outputs}, {inputs} and {m.rank}"
-            )
+        if outputs % k or inputs % k or m.rank % k:
+            raise MisfitError(f"gralora_k is {k}, and must divide {outputs}, {inputs} and {m.rank}")
         shapes = {"gralora_A": (k, inputs // k, m.rank), "gralora_B": (k, m.rank, outputs // k)}
         if not hybrid:
             names = {letter: (f"gralora_{letter}", shapes[f"gralora_{letter}"]) for letter in "AB"}
@@ -35,8 +33,6 @@ class GRALORA(Type):
     def write(self, adapter: Adapter) -> Written:
         k = len(adapter.state["A"])
         if adapter.layout.outputs % k or adapter.layout.inputs % k:
-            raise MisfitError(
-                f"PEFT's grid of {k} blocks must divide the layer's inputs and outputs"
-            )
+            raise MisfitError(f"PEFT's {k} blocks must divide the layer's inputs and outputs")
         tensors = {f"gralora_{letter}": adapter.state[letter] for letter in "AB"}
         return adapter.written(tensors, {"gralora_k": k, "hybrid_r": 0})

@@ -1,6 +1,7 @@
 """HiRA: the weight times `1 + B A`, number by number. PEFT has no scale."""
 
-from ._type import METHODS, Adapter, Converted, Module, Setting, Type, Written, factors
+from ._methods import METHODS, factors
+from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class HIRA(Type):

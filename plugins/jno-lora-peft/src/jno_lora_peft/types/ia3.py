@@ -27,10 +27,7 @@ class IA3(Type):
             return Converted("ia3-out" if has_bias else "ia3", 1, 1.0, {"scale": scale})
         by_group = scale.reshape(m.layout.groups, -1)
         if not (by_group == by_group[0]).all():
-            raise MisfitError(
-                "it scales the inputs of each group differently, which are the same inputs to a "
-                "grouped kernel"
-            )
+            raise MisfitError("it scales the inputs of each group differently, unlike a kernel")
         scale = np.repeat(by_group[0], math.prod(m.layout.kernel))
         return Converted("ia3-in", 1, 1.0, {"scale": scale})
 
@@ -42,9 +39,7 @@ class IA3(Type):
         )
         shape = _shape(layout, on_inputs)
         if adapter.variant == "ia3" and adapter.has_bias:
-            raise MisfitError(
-                "PEFT's IA3 also scales the layer's bias, which IA3 here leaves alone: use IA3Out"
-            )
+            raise MisfitError("PEFT's IA3 also scales the layer's bias: use IA3Out")
         if on_inputs:
             by_channel = scale.reshape(layout.inputs // layout.groups, -1)
             if not (by_channel == by_channel[:, :1]).all():

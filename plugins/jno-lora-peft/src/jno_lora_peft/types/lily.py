@@ -26,14 +26,13 @@ class LILY(Type):
     def read(self, m: Module) -> Converted:
         """PEFT writes the shared factors for each layer: factors of a group are one array here."""
         outputs, inputs = m.layout.matrix
+        shared = m.shared.get(f"{PREFIX}{m.name}.{_B}", np.zeros((0, 0)))
+        experts = len(shared) // m.rank
+        if shared.shape != (experts * m.rank, outputs):
+            raise MisfitError(f"{_B}: expected ({m.rank} times n, {outputs}), got {shared.shape}")
         A, gate = m.take(
-            {"lily_A.weight": (m.rank, inputs), "lily_router.weight": (_experts(m), m.rank)}
+            {"lily_A.weight": (m.rank, inputs), "lily_router.weight": (experts, m.rank)}
         )
-        shared = m.shared[f"{PREFIX}{m.name}.{_B}"]
-        if shared.shape != (len(gate) * m.rank, outputs):
-            raise MisfitError(
-                f"{_B}: expected shape {(len(gate) * m.rank, outputs)}, got {shared.shape}"
-            )
         group = _group(m, shared)
         B = shared.reshape(len(gate), m.rank, outputs).swapaxes(1, 2)
         name = f"lily-B-{len(gate)}x{outputs}x{m.rank}-of-{inputs}-{group}"
@@ -58,10 +57,7 @@ class LILY(Type):
         for (a, first), (b, second) in itertools.permutations(modules.items(), 2):
             x, y = first.tensors[_B], second.tensors[_B]
             if a.endswith(b) and x.shape == y.shape and not np.array_equal(x, y):
-                raise MisfitError(
-                    f"PEFT lets {a!r} and {b!r} share their factors, because the first name ends "
-                    "in the second. Give other names with `rename`"
-                )
+                raise MisfitError(f"PEFT takes {a!r} for {b!r}. Give other names with `rename`")
         return {}
 
 
@@ -81,10 +77,3 @@ def _group(m: Module, B: np.ndarray) -> int:
     alike = [(name, x) for name, x in sorted(m.shared.items()) if x.shape == B.shape]
     equal = (np.array_equal(x, B) and (B.any() or target(name) == same) for name, x in alike)
     return list(equal).index(True)
-
-
-def _experts(m: Module) -> int:
-    name = f"{PREFIX}{m.name}.{_B}"
-    if name not in m.shared or m.shared[name].ndim != 2:
-        raise MisfitError(f"{_B}: missing, or without two axes")
-    return len(m.shared[name]) // m.rank

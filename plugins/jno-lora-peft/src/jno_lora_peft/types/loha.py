@@ -2,18 +2,8 @@
 
 import numpy as np
 
-from ._type import (
-    ALPHA_PATTERN,
-    R_PATTERN,
-    Adapter,
-    Converted,
-    Module,
-    Type,
-    Written,
-    check_layer,
-    refuse_layer,
-    tucker_kernel,
-)
+from ._methods import check_layer, refuse_layer, tucker_kernel
+from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")
 _NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from .._names import PREFIX
+from ._methods import METHODS, refuse_layer
 from ._starts import initial_factors
 from ._type import (
-    METHODS,
     R_PATTERN,
     Adapter,
     Converted,
@@ -19,7 +19,6 @@ from ._type import (
     Tensors,
     Type,
     Written,
-    refuse_layer,
 )
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
@@ -66,8 +65,7 @@ class LORA(Type):
         product = m.layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
         if product is None:
             raise MisfitError(
-                f"its update sees the inputs of all {m.layout.groups} groups, and the layer's "
-                "kernel only the inputs of one group, so that no kernel holds it"
+                f"its update sees the inputs of all {m.layout.groups} groups, which no kernel does"
             )
         if (initial := initial_factors(m, scale)) is not None:
             name = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
@@ -86,10 +84,7 @@ class LORA(Type):
         A, B = arrays["lora_A"], arrays["lora_B"]
         outputs, inputs = layout.matrix
         if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
-            raise MisfitError(
-                f"its factors {B.shape} and {A.shape} do not make the ({outputs}, {inputs}) of "
-                "PEFT's weight for this layer"
-            )
+            raise MisfitError(f"its {B.shape} and {A.shape} do not make {(outputs, inputs)}")
         is_dora = adapter.variant == "dora"
         if unknown := arrays.keys() - {"lora_A", "lora_B", "magnitude", "bias_update"}:
             raise MisfitError(f"PEFT's LoRA has nothing like its {', '.join(sorted(unknown))}")

@@ -19,9 +19,7 @@ class MISS(Type):
             columns = m.settings.get("mini_r", 1) if start == "mini" else m.layout.outputs
             (D,) = m.take({"miss_block": (m.rank, columns)})
             if m.rank > m.layout.inputs or m.layout.outputs % columns:
-                raise MisfitError(
-                    f"its matrix ({m.rank}, {columns}) does not fit the layer's weight"
-                )
+                raise MisfitError(f"its matrix ({m.rank}, {columns}) does not fit the weight")
         return Converted("miss", m.rank, 1.0, {"D": D})
 
     def write(self, adapter: Adapter) -> Written:

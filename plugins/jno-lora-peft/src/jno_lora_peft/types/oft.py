@@ -21,9 +21,8 @@ class OFT(Type):
     bias = "oft_only"
 
     def read(self, m: Module) -> Converted:
-        inputs, packed = m.layout.inputs, m.tensors.get("oft_R.weight")
-        n = packed.shape[1] if packed is not None and packed.ndim == 2 else 0
-        size = round((1 + math.sqrt(1 + 8 * n)) / 2)
+        inputs, (_, packed) = m.layout.inputs, m.shape_of("oft_R.weight", 2)
+        size = round((1 + math.sqrt(1 + 8 * packed)) / 2)
         blocks = 1 if m.settings.get("block_share") else inputs // size
         (Q,) = m.take({"oft_R.weight": (blocks, size * (size - 1) // 2)})
         if inputs % size or size < 2:
@@ -36,19 +35,14 @@ class OFT(Type):
         if not m.settings.get("use_cayley_neumann", True):
             return Converted("oft-in", size, 1.0, {"Q_packed": -Q})
         terms = m.settings.get("num_cayley_neumann_terms", 5)
-        if not isinstance(terms, int) or terms < 2:
-            raise MisfitError(f"num_cayley_neumann_terms is {terms!r}, and a series has 2 or more")
-        return Converted(
-            "oft-in", size, 1.0, {"Q_packed": Q, "series": np.asarray(series_for(terms))}
-        )
+        state = {"Q_packed": Q, "series": np.asarray(series_for(terms))}
+        return Converted("oft-in", size, 1.0, state)
 
     def write(self, adapter: Adapter) -> Written:
         Q, series = adapter.state["Q_packed"], adapter.state.get("series")
         inputs = adapter.layout.inputs
         if inputs % adapter.rank:
-            raise MisfitError(
-                f"PEFT's blocks divide the {inputs} inputs, and {adapter.rank} does not"
-            )
+            raise MisfitError(f"PEFT's blocks divide the {inputs} inputs, unlike {adapter.rank}")
         settings = {
             "coft": False,
             "block_share": len(Q) == 1 and inputs > adapter.rank,

@@ -14,9 +14,7 @@ class OSF(Type):
 
     def read(self, m: Module) -> Converted:
         names = [f"osf_svd_params.{letter}_low" for letter in "USV"]
-        S = m.tensors.get(names[1])
-        outputs, inputs = m.layout.matrix
-        r = 0 if S is None else S.size
+        (outputs, inputs), (r,) = m.layout.matrix, m.shape_of(names[1], 1)
         U, S, V = m.take(dict(zip(names, ((outputs, r), (r,), (r, inputs)), strict=True)))
         frozen = min(outputs, inputs) - r
         if frozen < 1 or r < 1:

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from jno.lora.extending import nearest
-
 from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Written
 
 # In the order of jno-lora-routed, whose adapters hold the place.
@@ -25,12 +23,7 @@ class PEANUT(Type):
         outputs, r = m.layout.outputs, m.rank
         depth, name = m.settings.get("depth") or 0, m.settings.get("act_fn") or "relu"
         if name not in _ACTIVATIONS:
-            near = ", ".join(nearest(str(name), _ACTIVATIONS, n=3))
-            raise MisfitError(
-                f"act_fn is {name!r}, which no adapter here has; the nearest are {near}"
-            )
-        if type(depth) is not int or depth < 0:
-            raise MisfitError(f"depth is {depth!r}, not a whole number")
+            raise MisfitError(f"act_fn is {name!r}, and not one of {', '.join(_ACTIVATIONS)}")
         names = {"peanut_A.weight": (r, outputs), "peanut_B.weight": (outputs, r)}
         names |= {f"peanut_{side}.{n}.weight": (r, r) for side in _SIDES for n in range(depth)}
         A, B, *layers = m.take(names)
@@ -44,8 +37,6 @@ class PEANUT(Type):
         tensors = {f"peanut_{name}.weight": state[name] for name in "AB"}
         for side in _SIDES:
             tensors |= {f"peanut_{side}.{n}.weight": x for n, x in enumerate(state[side])}
-        settings = {
-            "depth": len(state["encoders"]),
-            "act_fn": _ACTIVATIONS[len(state["activation"]) - 1],
-        }
+        name = _ACTIVATIONS[len(state["activation"]) - 1]
+        settings = {"depth": len(state["encoders"]), "act_fn": name}
         return adapter.written(tensors, settings, alpha=adapter.alpha / adapter.rank)

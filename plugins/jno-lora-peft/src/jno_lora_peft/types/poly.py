@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
+from ._type import Adapter, Converted, Module, R, Type, Written
 
 _LOGITS = "poly_router.module_logits"
 
@@ -16,12 +16,9 @@ class POLY(Type):
 
     def read(self, m: Module) -> Converted:
         """PEFT's factors lie transposed, and its scale is `1 / r`."""
-        shape = m.tensors.get("poly_lora_A", np.zeros(())).shape
-        if len(shape) != 4:
-            raise MisfitError(f"poly_lora_A: expected four axes, got {shape}")
-        splits, skills, rank = *shape[:2], m.rank
-        outputs, inputs = m.layout.matrix
-        tasks = len(m.tensors.get(_LOGITS, ()))
+        splits, skills, *_ = m.shape_of("poly_lora_A", 4)
+        tasks, _ = m.shape_of(_LOGITS, 2)
+        (outputs, inputs), rank = m.layout.matrix, m.rank
         A, B, logits = m.take(
             {
                 "poly_lora_A": (splits, skills, inputs // splits, rank),

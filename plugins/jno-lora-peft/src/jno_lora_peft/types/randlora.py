@@ -3,7 +3,7 @@
 import numpy as np
 
 from .._names import PREFIX
-from ._shared import refuse_small, shared_pair
+from ._shared import shared_arrays
 from ._type import Adapter, Converted, MisfitError, Module, Modules, Setting, Tensors, Type, Written
 
 
@@ -21,11 +21,11 @@ class RANDLORA(Type):
         n = -(-smaller // r)
         shapes = {"randlora_lambda": (r, n), "randlora_gamma": (n, smaller)}
         lambdas, gammas = m.take(shapes, ignored=("randlora_A", "randlora_B"))
-        A, B = shared_pair(m, "randlora")
+        A, B = shared_arrays(m, "randlora_A", "randlora_B")
         if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (r, 1) or B.shape[2] != r:
             raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {r}")
         if A.shape[2] < smaller or len(B) < larger or B.shape[1] < n:
-            refuse_small(A, B)
+            raise MisfitError(f"the shared {A.shape} and {B.shape} are too small for the layer")
         state = {
             "lambdas": lambdas,
             "gammas": gammas,
@@ -38,9 +38,7 @@ class RANDLORA(Type):
     def write(self, adapter: Adapter) -> Written:
         state, r = adapter.state, adapter.rank
         if "basis_A" not in state:
-            raise MisfitError(
-                "its bases are drawn for each layer, and PEFT has one pair for all layers"
-            )
+            raise MisfitError("its bases are drawn for each layer, and PEFT's for all layers")
         tensors = {"randlora_lambda": state["lambdas"], "randlora_gamma": state["gammas"]}
         B = state["basis_B"].reshape(len(state["basis_B"]), -1, r)
         bases = {"randlora_A": state["basis_A"][:, None], "randlora_B": B}

@@ -10,12 +10,9 @@ class ROAD(Type):
 
     def read(self, m: Module) -> Converted:
         kind, size = m.settings.get("variant", "road_1"), m.settings.get("group_size", 64)
-        per_pair = {"road_1": 1, "road_2": 2, "road_4": 4}.get(str(kind))
-        outputs = m.layout.outputs
-        if per_pair is None or not isinstance(size, int) or size < 2 or size % 2 or outputs % size:
-            raise MisfitError(
-                f"variant {kind!r} and group_size {size!r} do not fit {outputs} outputs"
-            )
+        per_pair, outputs = int(kind.removeprefix("road_")), m.layout.outputs
+        if size % 2 or outputs % size:
+            raise MisfitError(f"group_size {size!r} do not fit {outputs} outputs")
         tensors = m.take(dict.fromkeys(("road_theta", "road_alpha"), (outputs // 2 * per_pair,)))
         theta, scale = (x.reshape(-1, per_pair, size // 2).swapaxes(0, 1) for x in tensors)
         return Converted("road", 1, 1.0, {"theta": theta, "scale": scale})

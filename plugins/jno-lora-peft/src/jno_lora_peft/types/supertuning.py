@@ -14,8 +14,8 @@ class SUPERTUNING(Type):
 
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
-        values, flat = m.tensors.get("supertuning_values"), m.tensors.get("supertuning_indices")
-        count = 0 if values is None else values.size
+        (count,) = m.shape_of("supertuning_values", 1)
+        flat = m.tensors.get("supertuning_indices")
         shapes: dict[str, Shape] = {"supertuning_values": (count,)}
         if flat is None:
             flat = _largest_entries(m, count)
@@ -50,10 +50,7 @@ class SUPERTUNING(Type):
         least, most = max(n / size for n, size in sizes), min((n + 1) / size for n, size in sizes)
         middle = 1 - (least + most) / 2
         if any(int(size * (1 - middle)) != n for n, size in sizes):
-            raise MisfitError(
-                "PEFT has one `sparsity` for all layers, and none gives as many entries as these "
-                "have"
-            )
+            raise MisfitError("no `sparsity` for all layers gives as many entries as these have")
         return {"sparsity": float(middle)}
 
 
@@ -64,7 +61,7 @@ def _largest_entries(m: Module, count: int) -> np.ndarray:
     positions = np.argsort(sort_keys, kind="stable")[: count + 1]
     if len(np.unique(sort_keys[positions])) != len(positions):
         raise MisfitError(
-            "which entries train is not in the file, and entries of one size in the weight leave "
-            "their order open: save it in PEFT with save_precomputed_indices=True"
+            "equal entries of the weight leave their order open: save it in PEFT with "
+            "save_precomputed_indices=True"
         )
     return positions[:count]

@@ -1,6 +1,7 @@
 """UniLoRA: factors whose entries are taken from one vector for all layers."""
 
-from ._type import Converted, MisfitError, Module, Setting, Type
+from ._shared import shared_arrays
+from ._type import Converted, Module, Setting, Type
 
 
 class UNILORA(Type):
@@ -20,10 +21,8 @@ class UNILORA(Type):
     )
 
     def read(self, m: Module) -> Converted:
-        theta = m.shared.get("base_model.unilora_theta_d")
+        (theta,) = shared_arrays(m, "unilora_theta_d")
         outputs, inputs = m.layout.matrix
-        if theta is None:
-            raise MisfitError("the vector that all layers share is not in the file")
         shapes = ((m.rank, inputs), (outputs, m.rank))
         names = [f"unilora_{kind}_{n}" for kind in ("indices", "scales") for n in "AB"]
         indices_A, indices_B, scales_A, scales_B = m.take(dict(zip(names, shapes * 2, strict=True)))

@@ -21,14 +21,12 @@ class VBLORA(Type):
 
     def read(self, m: Module) -> Converted:
         bank, k = m.shared.get(_BANK), m.settings.get("topk", 2)
-        if bank is None or bank.ndim != 2 or not isinstance(k, int) or not 0 < k <= len(bank):
+        if bank is None or bank.ndim != 2 or k > len(bank):
             raise MisfitError("the bank of vectors is missing, or `topk` is not a number of them")
         outputs, inputs = matrix = m.layout.matrix
         n, length = bank.shape
         if outputs % length or inputs % length:
-            raise MisfitError(
-                f"its vectors of length {length} do not divide the {matrix} of its weight"
-            )
+            raise MisfitError(_misfit(length, matrix))
         grids = {"A": (m.rank, inputs // length), "B": (outputs // length, m.rank)}
         names = {letter: f"vblora_logits_{letter}" for letter in grids}
         if m.tensors.keys().isdisjoint(names.values()):
@@ -44,15 +42,16 @@ class VBLORA(Type):
         if adapter.alpha != 1:
             raise MisfitError(f"its alpha is {adapter.alpha:g}, and PEFT's type has no scale")
         if outputs % length or inputs % length:
-            raise MisfitError(
-                f"PEFT needs vectors whose length, here {length}, divides the weight's sizes "
-                f"({outputs}, {inputs})"
-            )
+            raise MisfitError(_misfit(length, adapter.layout.matrix))
         tensors = {f"vblora_logits_{letter}": adapter.state[f"logits_{letter}"] for letter in "AB"}
         n = tensors["vblora_logits_A"].shape[-1]
         settings = {"num_vectors": n, "vector_length": length, "topk": top_k}
         settings["save_only_topk_weights"] = False
         return Written(adapter, tensors, settings, {_BANK: adapter.shared["bank"][:n, :length]})
+
+
+def _misfit(length: int, matrix: tuple[int, int]) -> str:
+    return f"its vectors of length {length} do not divide the {matrix} of its weight"
 
 
 def _chosen(
@@ -63,13 +62,12 @@ def _chosen(
     for letter, grid in grids.items():
         shapes[f"vblora_logits_{letter}_topk_weights"] = (*grid, k - 1)
         shapes[f"vblora_logits_{letter}_topk_indices"] = (*grid, k)
-    m.take(shapes)
+    tensors = m.take(shapes)
     pieces: list[np.ndarray] = []
-    for name in (f"vblora_logits_{letter}" for letter in grids):
-        first, chosen = (m.tensors[f"{name}_topk_{kind}"] for kind in ("weights", "indices"))
-        chosen = chosen.astype(int)
+    for first, indices in (tensors[:2], tensors[2:]):
+        chosen = indices.astype(int)
         if chosen.min() < 0 or chosen.max() >= len(bank):
-            raise MisfitError(f"{name}: it chooses vectors that the bank of {len(bank)} lacks")
+            raise MisfitError(f"it chooses vectors that the bank of {len(bank)} lacks")
         weights = np.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
         pieces.append(np.einsum("ijk,ijkl->ijl", weights, bank[chosen]).astype(np.float32))
     return pieces

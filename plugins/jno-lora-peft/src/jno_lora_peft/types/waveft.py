@@ -21,17 +21,14 @@ class WAVEFT(Type):
     bias = "waveft_only"
 
     def read(self, m: Module) -> Converted:
-        values = m.tensors.get("waveft_spectrum")
-        if m.settings.get("proportional_parameters") and values is not None:
-            m = dataclasses.replace(m, rank=values.size)
+        if m.settings.get("proportional_parameters"):
+            m = dataclasses.replace(m, rank=m.shape_of("waveft_spectrum", 1)[0])
         (values,) = m.take({"waveft_spectrum": (m.rank,)})
         family = m.settings.get("wavelet_family", "db1")
         taps = np.zeros(0)
         if m.settings.get("use_idwt", True):
             if family not in _FAMILIES:
-                raise MisfitError(
-                    f"wavelet_family is {family!r}, and 'db1' to 'db10' are known here"
-                )
+                raise MisfitError(f"wavelet_family is {family!r}, not one of 'db1' to 'db10'")
             taps = daubechies(_FAMILIES[family])
         state = {"coefficients": values, "positions": drawn(m), "low_pass": taps.astype(np.float32)}
         return Converted("waveft", 1, m.alpha, state)
