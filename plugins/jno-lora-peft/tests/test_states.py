@@ -173,9 +173,7 @@ def test_everything_that_does_not_fit_is_listed():
     two = {**up, **q}
     with pytest.raises(PeftFormatError, match="q/w: it stands for the same layer as 'q/kernel'"):
         load_lora_state(blocks(1)[0], {"q": two}, alpha=1.0)
-    with pytest.raises(
-        PeftFormatError, match="moe/kernel: the model has no such(.|\n)*moe/w: the model"
-    ):
+    with pytest.raises(PeftFormatError, match=r"moe/w: the model has no such layer"):
         load_lora_state(blocks(1)[0], {"moe": two}, alpha=1.0)
     for other, stacked in ((blocks(1)[0], "one layer"), (stack(blocks(2)), "a stack of 2")):
         with pytest.raises(PeftFormatError, match=rf"has {stacked} at 'q', and no \[3\]"):

@@ -227,7 +227,7 @@ def test_the_base_model_and_the_task_are_written(tmp_path):
 
 
 def test_a_task_that_peft_would_not_know_is_refused(tmp_path):
-    with pytest.raises(PeftFormatError, match="SEQ_CLS, .* is 'causal_lm'"):
+    with pytest.raises(PeftFormatError, match=r"SEQ_CLS, .* is 'causal_lm'"):
         save_peft(apply_lora(layers(), 2, key=KEY, target="^fc"), tmp_path, task_type="causal_lm")
     assert not list(tmp_path.iterdir())
 

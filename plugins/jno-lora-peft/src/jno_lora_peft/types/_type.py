@@ -181,7 +181,8 @@ ALPHA_PATTERN = Setting("alpha", 8, "alpha_pattern")
 class Type:
     """One type of adapter. Its class has the name that PEFT calls `peft_type`.
 
-    - `held`: how it is held, for the documentation; else as its method.
+    The class's docstring says how the type is held: docs/peft.md shows it.
+
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
     - `methods`: the variants that are written as this type, if not the one of the same name.
     - `layers`: the kinds that PEFT has the type for; if `None`, `read` and `write` check.
@@ -191,7 +192,6 @@ class Type:
     - `bias`: the value of its setting `bias` with which the adapted layers' biases train.
     """
 
-    held = ""
     tensors = shared = "(?!)"
     methods: tuple[str, ...] = ()
     layers: tuple[str, ...] | None = ("linear",)

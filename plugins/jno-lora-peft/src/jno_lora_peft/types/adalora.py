@@ -6,7 +6,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class ADALORA(Type):
-    held = "AdaLoRA, with the components that are left"
+    """AdaLoRA, with the components that are left."""
+
     tensors = "lora_[ABE]"
     rank = Setting("init_r", 12)
     alpha = Setting("lora_alpha", 8)

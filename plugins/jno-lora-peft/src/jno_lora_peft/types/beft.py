@@ -4,7 +4,8 @@ from ._type import Converted, Module, Type
 
 
 class BEFT(Type):
-    held = "the layer's bias changed"
+    """the layer's bias changed."""
+
     tensors = "beft_bias"
     layers = None
 

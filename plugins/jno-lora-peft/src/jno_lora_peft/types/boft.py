@@ -5,6 +5,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 
 
 class BOFT(Type):
+    """BOFT."""
+
     tensors = "boft_[Rs]"
     settings = "boft_block_size boft_block_num boft_dropout boft_n_butterfly_factor"
     bias = "boft_only"

@@ -4,6 +4,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class C3A(Type):
+    """C3A."""
+
     tensors = "c3a_kernel"
     rank = Setting("block_size", 256, "block_size_pattern", by_name=True)
     bias = "c3a_only"

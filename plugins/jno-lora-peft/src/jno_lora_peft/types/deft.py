@@ -8,6 +8,8 @@ from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
 
 
 class DEFT(Type):
+    """DEFT."""
+
     tensors = "deft_[PR]"
     rank = R
     settings = "alpha decomposition_method para init_scale deft_dropout"

@@ -4,6 +4,8 @@ from ._type import R_PATTERN, Adapter, Converted, Module, Type, Written
 
 
 class DELORA(Type):
+    """DeLoRA."""
+
     tensors = "delora_(?:A|B|lambda|w_norm)"
     rank = R_PATTERN
     settings = "delora_lambda lambda_pattern module_dropout"

@@ -5,7 +5,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class FOURIERFT(Type):
-    held = "FourierFT, at the positions that its seed gives"
+    """FourierFT, at the positions that its seed gives."""
+
     tensors = "fourierft_spectrum"
     rank = Setting("n_frequency", 1000, "n_frequency_pattern", by_name=True)
     alpha = Setting("scaling", 150.0)

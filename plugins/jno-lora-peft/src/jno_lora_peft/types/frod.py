@@ -7,7 +7,8 @@ from ._type import Converted, MisfitError, Module, Type
 
 
 class FROD(Type):
-    held = "LoRA of the layer's rank"
+    """LoRA of the layer's rank."""
+
     tensors = "frod_lambda_(?:l|s_values)"
     layers = None
     shared = r"base_model\.frod_(?:V|s_indices|s_size)\..*"

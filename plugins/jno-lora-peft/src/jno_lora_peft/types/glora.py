@@ -9,7 +9,8 @@ from ._type import Converted, MisfitError, Module, R, Type
 
 
 class GLORA(Type):
-    held = "LoRA of the layer's rank, and the bias changed"
+    """LoRA of the layer's rank, and the bias changed."""
+
     tensors = r"glora_[A-E]\.(?:Xd|Xu|X|zeros)"
     layers = None
     rank = R

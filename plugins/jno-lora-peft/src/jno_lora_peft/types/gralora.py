@@ -6,7 +6,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 
 
 class GRALORA(Type):
-    held = "GraLoRA; LoRA if it is a hybrid"
+    """GraLoRA; LoRA if it is a hybrid."""
+
     tensors = r"gralora_[AB](?:_general\.weight)?"
     rank = Setting("r", 32)
     alpha = Setting("alpha", 64)

@@ -5,6 +5,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class HIRA(Type):
+    """HiRA."""
+
     tensors = "hira_(?:embedding_)?[AB]"
     layers = ("linear", "conv1d", "conv2d", "conv3d", "embedding")
     rank = Setting("r", 32)

@@ -8,6 +8,8 @@ from ._type import Adapter, Converted, MisfitError, Module, R, Type, Written
 
 
 class HRA(Type):
+    """HRA."""
+
     tensors = "hra_u"
     rank = R
     settings = "apply_GS"

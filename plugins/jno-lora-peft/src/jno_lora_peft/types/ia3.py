@@ -12,7 +12,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 
 
 class IA3(Type):
-    held = "IA³ on outputs (`IA3Out` if the layer has a bias) or on inputs (`IA3In`)"
+    """IA³ on outputs (`IA3Out` if the layer has a bias) or on inputs (`IA3In`)."""
+
     tensors = "ia3_l"
     layers = None
     methods = ("ia3", "ia3-out", "ia3-in")

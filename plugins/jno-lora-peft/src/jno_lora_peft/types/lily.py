@@ -13,10 +13,9 @@ _B = "lily_B.weight"
 
 
 class LILY(Type):
-    held = (
-        "Lily, each layer with an `A` of its own; PEFT's weights are means over a batch "
-        "(`average_over`)"
-    )
+    """Lily, each layer with an `A` of its own; PEFT's weights are means over a batch
+    (`average_over`)."""
+
     tensors = r"lily_A\.weight|lily_router\.weight"
     rank = Setting("r", 32)
     alpha = Setting("scaling", 1.0)

@@ -4,4 +4,4 @@ from ._type import Type
 
 
 class LN_TUNING(Type):
-    held = "the arrays replaced"
+    """the arrays replaced."""

@@ -10,7 +10,8 @@ _NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w
 
 
 class LOHA(Type):
-    held = "LoHa; LoRA if kernels have cores, or the rank is above the layer's"
+    """LoHa; LoRA if kernels have cores, or the rank is above the layer's."""
+
     tensors = "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)"
     layers = None
     rank = R_PATTERN

@@ -7,7 +7,8 @@ from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, MisfitError, Mo
 
 
 class LOKR(Type):
-    held = "LoKr if the settings make square first factors, and both whole; else LoRA"
+    """LoKr if the settings make square first factors, and both whole; else LoRA."""
+
     tensors = "lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2)"
     layers = None
     rank = R_PATTERN

@@ -28,7 +28,8 @@ ACTIVATED = "activated-lora"
 
 
 class LORA(Type):
-    held = "LoRA, rsLoRA, DoRA or aLoRA; PiSSA or OLoRA if that is its start"
+    """LoRA, rsLoRA, DoRA or aLoRA; PiSSA or OLoRA if that is its start."""
+
     tensors = (
         r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]"
         r"|lora_magnitude_vector(?:\.weight)?|lora_velora_embed"

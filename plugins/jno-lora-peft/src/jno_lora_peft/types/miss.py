@@ -4,6 +4,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 
 
 class MISS(Type):
+    """MiSS."""
+
     tensors = "miss_block"
     rank = Setting("r", 64)
     settings = "mini_r miss_dropout"

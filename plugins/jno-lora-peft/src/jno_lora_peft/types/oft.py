@@ -11,7 +11,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 
 
 class OFT(Type):
-    held = "OFT of the inputs (`oft-in`)"
+    """OFT of the inputs (`oft-in`)."""
+
     tensors = r"oft_R\.weight"
     methods = ("oft-in",)
     settings = (

@@ -7,7 +7,8 @@ from ._type import Converted, MisfitError, Module, Type
 
 
 class OSF(Type):
-    held = "MiLoRA"
+    """MiLoRA."""
+
     tensors = r"osf_svd_params\.[USV]_low"
     layers = None
     settings = "effective_rank rank_pattern target_svd_config"

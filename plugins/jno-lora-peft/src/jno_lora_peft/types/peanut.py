@@ -13,7 +13,8 @@ _SIDES = ("encoders", "decoders")
 
 
 class PEANUT(Type):
-    held = "PEANuT"
+    """PEANuT."""
+
     tensors = r"peanut_[AB]\.weight|peanut_(?:encoders|decoders)\.\d+\.weight"
     rank = Setting("r", 32)
     alpha = Setting("scaling", 1.0)

@@ -8,7 +8,8 @@ _LOGITS = "poly_router.module_logits"
 
 
 class POLY(Type):
-    held = "Poly; `with_task` chooses the task"
+    """Poly; `with_task` chooses the task."""
+
     tensors = r"poly_lora_[AB]|poly_router\.module_logits"
     rank = R
     settings = "n_tasks n_skills n_splits"

@@ -5,7 +5,8 @@ from ._type import Converted, Module, Setting, Type
 
 
 class PVERA(Type):
-    held = "LoRA, `A = diag(d) A`, `B = diag(b) B`"
+    """LoRA, `A = diag(d) A`, `B = diag(b) B`."""
+
     tensors = "pvera_lambda_[bd]"
     layers = None
     rank = Setting("r", 256)

@@ -8,7 +8,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Setting, Te
 
 
 class RANDLORA(Type):
-    held = "RandLoRA, with the bases of the file"
+    """RandLoRA, with the bases of the file."""
+
     tensors = "randlora_(?:lambda|gamma|A|B)"
     rank = Setting("r", 32)
     alpha = Setting("randlora_alpha", 640)

@@ -4,7 +4,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Type, Written
 
 
 class ROAD(Type):
-    held = "RoAd, the bias with it"
+    """RoAd, the bias with it."""
+
     tensors = "road_(?:theta|alpha)"
     settings = "variant group_size"
 

@@ -7,6 +7,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 
 
 class SHIRA(Type):
+    """SHiRA."""
+
     tensors = "shira_(?:weight|indices)"
     rank = Setting("r", 32)
     settings = "mask_type random_seed"

@@ -8,7 +8,8 @@ from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Writt
 
 
 class SUPERTUNING(Type):
-    held = "Super-Tuning; LoRA if it has a LoRA beside it"
+    """Super-Tuning; LoRA if it has a LoRA beside it."""
+
     tensors = r"supertuning_(?:values|indices|lora_[AB]\.weight)"
     settings = "r lora_alpha lora_dropout sparsity select_top save_precomputed_indices"
 

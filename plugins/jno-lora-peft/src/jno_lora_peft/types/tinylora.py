@@ -9,7 +9,8 @@ _VECTOR = "base_model.tinylora_v."
 
 
 class TINYLORA(Type):
-    held = "TinyLoRA, each layer with a vector of its own"
+    """TinyLoRA, each layer with a vector of its own."""
+
     tensors = "tinylora_[ABP]"
     rank = Setting("r", 2)
     shared = r"base_model\.tinylora_v\..*"

@@ -4,5 +4,6 @@ from ._type import Type
 
 
 class TRAINABLE_TOKENS(Type):
-    held = "the rows of the embedding replaced"
+    """the rows of the embedding replaced."""
+
     settings = "token_indices"

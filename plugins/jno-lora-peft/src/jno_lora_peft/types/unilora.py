@@ -5,7 +5,8 @@ from ._type import Converted, Module, Setting, Type
 
 
 class UNILORA(Type):
-    held = "LoRA, its factors put together from the shared vector"
+    """LoRA, its factors put together from the shared vector."""
+
     tensors = "unilora_(?:indices|scales)_[AB]"
     layers = None
     rank = Setting("r", 4)

@@ -8,7 +8,8 @@ _BANK = "base_model.vblora_vector_bank"
 
 
 class VBLORA(Type):
-    held = "VB-LoRA; LoRA if only the chosen weights were saved"
+    """VB-LoRA; LoRA if only the chosen weights were saved."""
+
     tensors = "vblora_logits_[AB](?:_topk_(?:weights|indices))?"
     methods = ("vb-lora",)
     rank = Setting("r", 4)

@@ -7,7 +7,8 @@ from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
 class VERA(Type):
-    held = "VeRA with the shared matrices of the file (`vera-shared`)"
+    """VeRA with the shared matrices of the file (`vera-shared`)."""
+
     tensors = "vera_lambda_[bd]"
     methods = ("vera-shared",)
     rank = Setting("r", 256)

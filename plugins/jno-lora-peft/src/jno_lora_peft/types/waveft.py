@@ -13,7 +13,8 @@ _FAMILIES = {f"db{n}": n for n in range(1, 11)}
 
 
 class WAVEFT(Type):
-    held = "WaveFT, at the positions that its seed gives"
+    """WaveFT, at the positions that its seed gives."""
+
     tensors = "waveft_spectrum"
     rank = Setting("n_frequency", 2592, "n_frequency_pattern")
     alpha = Setting("scaling", 25.0)
