@@ -101,16 +101,13 @@ def _checked_layout(
 def check_free(layer: Any, path: str, norms: Mapping[str, str]) -> None:
     """**Raises:** `MisfitError` if the layer has an adapter, or a norm that computes its weight."""
     if isinstance(layer, LoRAWrapper):
+        name = type(layer).__name__
         raise MisfitError(
-            f"the layer at {show_path(path)!r} carries a {type(layer).__name__} already. Call "
-            "merge_lora or unwrap_lora first"
+            f"its layer carries a {name} already. Call merge_lora or unwrap_lora first"
         )
     if path in norms:
         norm = show_path(norms[path])
-        raise MisfitError(
-            f"the layer at {show_path(path)!r} is inside the norm at {norm!r}, which takes its "
-            "weight apart again"
-        )
+        raise MisfitError(f"its layer is inside the norm at {norm!r}, which computes the weight")
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
@@ -120,10 +117,8 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
         if cls.applies_to(layer):
             return cls
         reasons += filter(None, [cls.why_not(layer)])
-    raise MisfitError(
-        f"no adapter of the variant {variant!r} fits its {type(layer).__name__}"
-        f"{': ' if reasons else ''}{'; '.join(reasons[:1])}"
-    )
+    reason = f": {reasons[0]}" if reasons else ""
+    raise MisfitError(f"no adapter {variant!r} fits its {type(layer).__name__}{reason}")
 
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:

@@ -41,10 +41,7 @@ class Paths:
             paths = self._by_name.get(in_stack[1], [])
             index = tuple(map(int, in_stack[2].split(",")))
         if len(paths) > 1:
-            raise SelectionError(
-                f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
-                "Rename the key."
-            )
+            raise SelectionError(f"Rename a dict key with a slash or a dot: {dotted!r} is {paths}.")
         return (paths[0], index) if paths else None
 
     def check(self, places: Mapping[str, Sequence[Place]], renamed: Mapping[str, str]) -> list[str]:
@@ -125,8 +122,7 @@ class Placement:
                     check_head(self.config, head, embedding, tensors)
                     if place is not None and self.ties.is_untied(place[0]):
                         raise MisfitError(
-                            "the file ties it to its embedding, which is untied in the model. Load "
-                            "into the model as it was before"
+                            f"the file ties it to {embedding!r}, which is untied here"
                         )
         return served
 

@@ -52,10 +52,7 @@ class NewArrays:
             if path not in self._new:
                 return by_id.get(id(leaf), leaf)
             if path in replaced:
-                raise SelectionError(
-                    f"Two arrays have the path {path!r}: a dict key in it holds a slash. Rename "
-                    "the key."
-                )
+                raise SelectionError(f"Two arrays have the path {path!r}. Rename a dict key in it.")
             replaced.add(path)
             return self._new[path]
 
@@ -119,9 +116,7 @@ class NewArrays:
             shifted = wide + shift.reshape(wide.shape).astype(wide.dtype)
             self._put(key, layer, "bias", index, shifted, source)
         elif shift.any():
-            raise MisfitError(
-                f"the file adds to what the layer returns, and the {kind} has no bias to hold it"
-            )
+            raise MisfitError(f"the file adds to its bias, and the {kind} has none")
 
     def _put(
         self,

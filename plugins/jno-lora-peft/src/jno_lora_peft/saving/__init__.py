@@ -8,13 +8,14 @@ from jaxtyping import PyTree
 from jno.lora import Net, PeftFormatError
 from jno.lora.extending import expect_model
 
+from .._errors import MisfitError
 from .._names import Rename
 from ..files.directory import Directory, write
 from ..model.ties import Ties
 from ..types import TYPE_OF
 from ._adapters import WrittenAdapters, values_for_peft as values_for_peft
 from ._experts import ExpertArrays
-from ._settings import check_task, common_variant, from_all, settings_of
+from ._settings import check_task, common_variant, settings_of
 from ._trained_arrays import TrainedArrays
 
 
@@ -95,8 +96,11 @@ def save_peft(
         "Nothing was written. To write the adapters alone, save `net.module`.",
     )
     if modules:
-        settings |= settings_of(adapters, arrays, model, rename, task_type)
-        shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)
+        try:
+            settings |= settings_of(adapters, arrays, model, rename, task_type)
+            shared = TYPE_OF[common_variant(modules)].shares(modules)
+        except MisfitError as err:
+            raise PeftFormatError(f"{err}. Nothing was written.") from err
         write(directory, settings, {**adapters.tensors, **arrays.tensors, **shared})
     elif arrays.names:
         settings_alone, tensors = arrays.alone()

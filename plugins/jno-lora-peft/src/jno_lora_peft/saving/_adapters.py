@@ -93,7 +93,7 @@ class WrittenAdapters:
         kind = TYPE_OF[written.adapter.variant]
         if "bias" in arrays and not kind.bias:
             raise MisfitError(
-                f"its bias differs from the base model's, and PEFT's {kind.name} keeps that bias"
+                f"its bias is not the base model's bias, which PEFT's {kind.name} keeps"
             )
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
@@ -152,8 +152,8 @@ def _joined(adapters: AdapterSum) -> LoRAWrapper:
         joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
     except SelectionError as err:
         raise MisfitError(
-            "it is a sum of several adapters, which are not all low-rank products. `to_lora` makes "
-            "one adapter of it, and `net.activate` with one name puts one of them into the net"
+            "it is a sum of adapters, which are not all low-rank products. `to_lora` makes one "
+            "adapter of it, and `net.activate` with one name activates one of them"
         ) from err
     return swap_adapters({"layer": adapters.base}, joined)["layer"]
 
@@ -218,10 +218,7 @@ def _trained_in_base(trains: Any) -> frozenset[str]:
     leaves = jtu.tree_leaves_with_path(trains.base)
     names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
     if refused := names - {"bias"}:
-        raise MisfitError(
-            f"its own {', '.join(sorted(refused))} trains too, and PEFT saves adapters beside "
-            "frozen weights. Freeze the layer"
-        )
+        raise MisfitError(f"its own {', '.join(sorted(refused))} trains too. Freeze the layer")
     return names
 
 

@@ -54,8 +54,8 @@ class ExpertArrays:
         module, _, array = name.rpartition(".")
         if not module:
             raise MisfitError(
-                f"PEFT adapts arrays of modules inside of the model, and {name!r} is outside of "
-                "all. Give it a name with `rename`, such as 'experts/up_proj'"
+                f"PEFT adapts arrays of modules, and {name!r} is outside of all. Give it a name "
+                "with `rename`, such as 'experts/up_proj'"
             )
         arrays = self._by_module.setdefault(module, {})
         if order in arrays:

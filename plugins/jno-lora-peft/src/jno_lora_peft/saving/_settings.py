@@ -2,8 +2,8 @@
 
 import collections
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -15,8 +15,6 @@ from .._names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_
 from ..types import TYPE_OF, Modules, Setting, alpha_for
 from ._adapters import WrittenAdapters
 from ._trained_arrays import TrainedArrays
-
-T = TypeVar("T")
 
 _TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 
@@ -36,16 +34,15 @@ def settings_of(
     rename: Rename,
     task_type: str | None,
 ) -> dict[str, Any]:
-    """The settings of adapters. **Raises:** `PeftFormatError` if PEFT cannot keep them together."""
+    """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot keep them together."""
     variant = common_variant(adapters.modules)
     kind = TYPE_OF[variant]
     if (arrays.ties and kind.name != "LORA") or (
         adapters.ties_adapter and any(map(may_be_tied, arrays.names))
     ):
-        raise PeftFormatError(
+        raise MisfitError(
             "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
-            f"modules_to_save, but these adapters are beside {', '.join(arrays.names)}. Nothing "
-            "was written."
+            f"modules_to_save, but these adapters are beside {', '.join(arrays.names)}"
         )
     experts = adapters.experts.names
     whole = {name: x for name, x in adapters.modules.items() if name not in experts}
@@ -56,20 +53,17 @@ def settings_of(
         **_settings_of_modules(adapters, variant),
         "target_modules": _targets(whole, model, rename) if whole else None,
         "modules_to_save": arrays.names or None,
-        **from_all(kind.common, adapters.modules),
+        **kind.common(adapters.modules),
     }
     if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
-        raise PeftFormatError(
+        raise MisfitError(
             "PEFT lets layers share all factors if it gets their names as one regular expression, "
-            f"which these names need: {', '.join(whole)}. Give other names with `rename`. Nothing "
-            "was written."
+            f"which these names need: {', '.join(whole)}. Give other names with `rename`"
         )
     if experts:
         settings["target_parameters"] = experts
         if settings.get("lora_bias"):
-            raise PeftFormatError(
-                "PEFT trains no biases by LoRA beside arrays of experts. Nothing was written."
-            )
+            raise MisfitError("PEFT trains no biases by LoRA beside arrays of experts")
     if kind.bias:
         settings["bias"] = kind.bias if adapters.has_bias else "none"
     if kind.name == "LORA":
@@ -78,16 +72,15 @@ def settings_of(
     if settings.get("alora_invocation_tokens"):
         settings["task_type"] = "CAUSAL_LM"
         if task_type not in (None, "CAUSAL_LM"):
-            raise PeftFormatError(
+            raise MisfitError(
                 f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in "
-                "CAUSAL_LM alone: the adapter would never act. Leave `task_type` out. Nothing was "
-                "written."
+                "CAUSAL_LM alone. Leave `task_type` out"
             )
     return settings
 
 
 def common_variant(modules: Modules) -> str:
-    """A variant of all these adapters' type. **Raises:** `PeftFormatError` if they have several."""
+    """A variant of all these adapters' type. **Raises:** `MisfitError` if they have several."""
     by_kind: dict[str, list[str]] = {}
     for written in modules.values():
         variant = written.adapter.variant
@@ -103,19 +96,11 @@ def common_variant(modules: Modules) -> str:
         f"{kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
         for kind, paths in by_kind.items()
     )
-    raise PeftFormatError(
+    raise MisfitError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
         "Save each kind into a directory of its own (`unwrap_lora` the other layers in a copy of "
-        "the model); PEFT loads several adapters into one model."
+        "the model)"
     )
-
-
-def from_all(function: Callable[[Modules], T], modules: Modules) -> T:
-    """The settings that a type has once. **Raises:** `PeftFormatError` if modules disagree."""
-    try:
-        return function(modules)
-    except MisfitError as err:
-        raise PeftFormatError(f"{err}. Nothing was written.") from err
 
 
 def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, Any]:
@@ -160,12 +145,12 @@ def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules)
     return {setting.name: usual, setting.pattern: unusual}
 
 
-def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> PeftFormatError:
+def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitError:
     lines = (f"{show_path(w.adapter.path)}: {values[module]!r}" for module, w in modules.items())
-    return PeftFormatError(
+    return MisfitError(
         f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
         f"several:\n{bullets(lines, 8)}\n"
-        "Nothing was written. Save each into a directory of its own."
+        "Save each into a directory of its own"
     )
 
 

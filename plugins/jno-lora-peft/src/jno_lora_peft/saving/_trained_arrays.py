@@ -56,12 +56,10 @@ class TrainedArrays:
         loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
         sources = {path: source for path, source in loaded.items() if source is not None}
         first = next(iter(sources.values()), None)
-        is_one_file = (
-            len(sources) == len(loaded)
-            and first is not None
-            and all((x.type, x.settings) == (first.type, first.settings) for x in sources.values())
-        )
-        if first is None or not is_one_file:
+        if first is None or any(
+            x is None or (x.type, x.settings) != (first.type, first.settings)
+            for x in loaded.values()
+        ):
             return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
@@ -92,14 +90,13 @@ class TrainedArrays:
                 yield path
 
     def _matching(self, pattern: str) -> set[str]:
+        paths = [path for path, _ in self._arrays]
         try:
-            search = re.compile(pattern).search
+            matches = {path for path in paths if re.search(pattern, path)}
         except re.error as err:
             raise SelectionError(
                 f"modules_to_save={pattern!r} is not a valid regex: {err}"
             ) from err
-        paths = [path for path, _ in self._arrays]
-        matches = {path for path in paths if search(path)}
         if not matches:
             raise SelectionError(
                 f"modules_to_save={pattern!r} matches no array outside of the adapters. It is "
@@ -130,9 +127,7 @@ class TrainedArrays:
         fields = {path_str(keys): leaf for keys, leaf in leaves}
         adapters = [name for name, leaf in fields.items() if _is_wrapper(leaf)]
         if adapters:
-            raise MisfitError(
-                f"PEFT would save its whole module, in which {adapters[0]!r} carries an adapter"
-            )
+            raise MisfitError(f"PEFT saves its whole module, in which {adapters[0]!r} is adapted")
         arrays = {
             name: values_for_peft(leaf, f"the array {name!r} of {show_path(path)!r}")
             for name, leaf in fields.items()

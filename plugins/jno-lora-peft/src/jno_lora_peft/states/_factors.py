@@ -34,15 +34,14 @@ def find_stack_axis(pair: Pair, layout: Layout, count: int | None, given: int | 
     ]
     if len(fitting) > 1:
         raise MisfitError(
-            f"the factors {a} and {b} fit a stack along their axis 0 and along their axis 1. Say "
-            "which it is: stack_axis=0 or stack_axis=1"
+            f"the factors {a} and {b} fit a stack along axis 0 and along axis 1. Say "
+            "stack_axis=0 or stack_axis=1"
         )
     if not fitting:
-        layers = f"{count} layers" if count else "layers"
+        axes, many = "axis 0 or 1" if given is None else f"axis {given}", count or "many"
         raise MisfitError(
-            f"the factors {a} and {b} do not fit a stack of {layers} along "
-            f"{'axis 0 or 1' if given is None else f'axis {given}'}, each with {layout.inputs} "
-            f"inputs and {layout.outputs} outputs"
+            f"the factors {a} and {b} do not fit {many} layers along {axes}, each with "
+            f"{layout.inputs} inputs and {layout.outputs} outputs"
         )
     return fitting[0]
 
@@ -51,9 +50,7 @@ def check_shapes(pair: Pair, layout: Layout) -> None:
     """**Raises:** `MisfitError` unless the factors are of one such layer."""
     a, b = shape_of(pair, "A"), shape_of(pair, "B")
     if layout.groups > 1:
-        raise MisfitError(
-            f"the layer has {layout.groups} groups, and the update of Qwix mixes the groups"
-        )
+        raise MisfitError(f"the layer has {layout.groups} groups, which Qwix's update mixes")
     if not _fits(a, b, layout):
         wanted = (*layout.kernel, layout.inputs) if layout.kernel else (layout.inputs,)
         raise MisfitError(
@@ -80,10 +77,8 @@ def to_inputs_first(
     first, second = factors
     rank, missing = len(first), a[-1] - len(first)
     if missing < 0:
-        raise MisfitError(
-            f"its update has rank {rank}, and the state has room for rank {a[-1]}. `to_lora` makes "
-            "the nearest LoRA of a lower rank"
-        )
+        room = f"the state has room for rank {a[-1]}. `to_lora` makes it smaller"
+        raise MisfitError(f"its update has rank {rank}, and {room}")
     first, second = np.pad(first, ((0, missing), (0, 0))), np.pad(second, ((0, 0), (0, missing)))
     if layout.kernel:
         by_channel = first.reshape(a[-1], layout.inputs, *layout.kernel)

@@ -145,8 +145,7 @@ def _alpha(
     if alpha is None and pair.kind == "peft":
         raise SelectionError(
             "PEFT scales an update by its adapter_config.json, which is not in these arrays. Read "
-            "the directory of both by load_peft, or give the numerator: load_lora_state(model, "
-            "state, alpha=16)"
+            "the directory by load_peft, or give it: load_lora_state(model, state, alpha=16)"
         )
     if alpha is None and pair.inputs_first:
         raise SelectionError(

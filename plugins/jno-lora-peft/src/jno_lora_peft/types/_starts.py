@@ -48,9 +48,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
     if match is None:
         return None
     if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
-        raise MisfitError(
-            f"init_lora_weights={start!r} is read for LoRA of a scale above 0, on linear layers"
-        )
+        raise MisfitError(f"{start!r} is read for LoRA of a scale above 0, on linear layers")
     if match[0] == "olora":
         Q, R = np.linalg.qr(m.W)
         if np.linalg.cond(m.W[:, : m.rank]) > _LARGEST_CONDITION:
@@ -60,9 +58,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
     if match[1] is not None and m.rank < len(S):
         ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
         if ratio > _CONVERGED:
-            raise MisfitError(
-                f"init_lora_weights={start!r} has not converged: PEFT finds another part each time"
-            )
+            raise MisfitError(f"{start!r} did not converge: PEFT finds another part each time")
     root = np.sqrt(S[: m.rank] / scale)
     return _initial(root[:, None] * Vt, U * root)
 

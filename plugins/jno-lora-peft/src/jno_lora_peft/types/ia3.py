@@ -44,9 +44,7 @@ class IA3(Type):
         if on_inputs:
             by_channel = scale.reshape(layout.inputs // layout.groups, -1)
             if not (by_channel == by_channel[:, :1]).all():
-                raise MisfitError(
-                    "PEFT's IA3 has one factor for all of a channel's places in a kernel"
-                )
+                raise MisfitError("PEFT's IA3 has one factor for all of a channel in a kernel")
             scale = np.tile(by_channel[:, 0], layout.groups)
         return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
 

@@ -50,9 +50,7 @@ class LORA(Type):
         scale = METHODS[variant].scale_for(m.rank, m.alpha)
         is_dora = bool(m.settings.get("use_dora"))
         if m.rank % m.layout.groups:
-            raise MisfitError(
-                f"the rank {m.rank} is not a multiple of the {m.layout.groups} groups"
-            )
+            raise MisfitError(f"the rank {m.rank} is no multiple of the {m.layout.groups} groups")
         table = m.layout.pair("lora", m.rank)
         if is_dora:
             variant, table["magnitude"] = "dora", ("lora_magnitude_vector", m.layout.row)
@@ -65,9 +63,7 @@ class LORA(Type):
         bias_shift = scale * arrays[BIAS] if bias else None
         product = m.layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
         if product is None:
-            raise MisfitError(
-                f"its update sees the inputs of all {m.layout.groups} groups, which no kernel does"
-            )
+            raise MisfitError(f"its update mixes the {m.layout.groups} groups, and no kernel does")
         if (initial := initial_factors(m, scale)) is not None:
             name = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
             adapter = m.low_rank(product, scale).with_arrays(**initial)
@@ -98,9 +94,7 @@ class LORA(Type):
         tensors = {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
         if "bias_update" in arrays:
             if adapter.scale == 0 or is_dora or layout.kind == "embedding":
-                raise MisfitError(
-                    "PEFT trains biases by LoRA of a scale that is not 0 (`lora_bias`)"
-                )
+                raise MisfitError("PEFT trains biases by LoRA of a scale other than 0")
             tensors[BIAS] = arrays["bias_update"] / np.float32(adapter.scale)
         settings = {"init_lora_weights": True, "lora_dropout": 0.0, "use_dora": is_dora}
         settings["alora_invocation_tokens"] = tokens

@@ -25,8 +25,6 @@ class SHIRA(Type):
         outputs, inputs = adapter.layout.matrix
         values, flat = adapter.state["values"], from_digits(adapter.state["positions"])
         if len(values) != adapter.rank * (outputs + inputs):
-            raise MisfitError(
-                f"PEFT's SHiRA of rank {adapter.rank} has more values than this layer"
-            )
+            raise MisfitError(f"PEFT's SHiRA of rank {adapter.rank} has more values")
         indices = np.stack([flat // inputs, flat % inputs]).astype(np.int32)
         return adapter.written({"shira_weight": values, "shira_indices": indices}, {})
