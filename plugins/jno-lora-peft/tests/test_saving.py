@@ -268,7 +268,7 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
     message = str(error.value)
     for line in (
         "oft (OFTLinear): its update is not a product",
-        "lokr (LoKrLinear): PEFT's factors must divide the sizes (4, 5) of the weight, not 2",
+        "lokr (LoKrLinear): 2 does not divide the weight's (4, 5)",
         "biased (IA3Linear): PEFT's IA3 also scales the bias",
         "conv1 (IA3Conv): PEFT's IA3 has no equivalent for convolutions of one axis",
         "norm (LoRAInNorm): PEFT adapts linear layers, convolutions and embeddings",

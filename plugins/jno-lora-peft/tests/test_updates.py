@@ -246,8 +246,7 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
             "hada_t2: missing",
         ),
         ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (2, 3), "lokr_w2": (2, 3)}, "do not make"),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "expected a matrix"),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (0, 2), "lokr_w2": (3, 3)}, "a matrix or a ke"),
+        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "do not make"),
         (
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},

@@ -102,9 +102,7 @@ def check_free(layer: Any, path: str, norms: Mapping[str, str]) -> None:
     """**Raises:** `MisfitError` if the layer has an adapter, or a norm that computes its weight."""
     if isinstance(layer, LoRAWrapper):
         name = type(layer).__name__
-        raise MisfitError(
-            f"its layer carries a {name} already. Call merge_lora or unwrap_lora first"
-        )
+        raise MisfitError(f"its layer carries a {name} already. Call merge_lora or unwrap_lora")
     if path in norms:
         norm = show_path(norms[path])
         raise MisfitError(f"its layer is inside the norm at {norm!r}, which computes the weight")

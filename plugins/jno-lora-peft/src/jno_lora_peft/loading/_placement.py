@@ -121,9 +121,7 @@ class Placement:
                 with self.problems.of(show_path(head)):
                     check_head(self.config, head, embedding, tensors)
                     if place is not None and self.ties.is_untied(place[0]):
-                        raise MisfitError(
-                            f"the file ties it to {embedding!r}, which is untied here"
-                        )
+                        raise MisfitError(f"the file ties it to {embedding!r}, which is untied")
         return served
 
     def _find_places(self) -> dict[str, Place]:

@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from jno.lora import unwrap_lora
 from jno.lora.extending import layers_at, modules_by_path
 
-from .._errors import MisfitError
 from .layouts import layout_of
 from .untied import INNER, Untied, is_table
 
@@ -51,7 +50,7 @@ class Ties:
         layer = self._layers[path]
         if self.outer(path) != path:
             return False
-        if self._is_shared(path):
+        if self.is_shared(path):
             return True
         weight: Any = getattr(layer, "weight", None)
         if not is_table(layer):
@@ -66,12 +65,8 @@ class Ties:
         flags = [flag for flag in flags if isinstance(flag, bool)]
         return any(flags) if flags else None
 
-    def check_own_weight(self, path: str) -> None:
-        """**Raises:** `MisfitError` if `eqx.nn.Shared` hands the weight to other layers."""
-        if self._is_shared(path):
-            raise MisfitError(SHARED)
-
-    def _is_shared(self, path: str) -> bool:
+    def is_shared(self, path: str) -> bool:
+        """Whether `eqx.nn.Shared` hands the weight of the layer at `path` to other layers."""
         return id(getattr(self._layers[path], "weight", None)) in self._shared
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:

@@ -43,8 +43,11 @@ class TrainedArrays:
         for path in dict.fromkeys(self._chosen(trainable, pattern)):
             module_path = path.rpartition("/")[0]
             with self.problems.of(show_path(path)):
-                self._check(path, module_path)
-                layer = self._layers[module_path]
+                layer = self._layers.get(module_path)
+                if layer is None:
+                    raise MisfitError("it is not a field of a module, and PEFT saves modules")
+                if path.endswith("weight") and is_transposed(layer):
+                    raise MisfitError(TRANSPOSED)
                 if isinstance(layer, Untied):
                     self._save_head(layer)
                 else:
@@ -94,9 +97,7 @@ class TrainedArrays:
         try:
             matches = {path for path in paths if re.search(pattern, path)}
         except re.error as err:
-            raise SelectionError(
-                f"modules_to_save={pattern!r} is not a valid regex: {err}"
-            ) from err
+            raise SelectionError(f"modules_to_save={pattern!r} is not valid: {err}") from err
         if not matches:
             raise SelectionError(
                 f"modules_to_save={pattern!r} matches no array outside of the adapters. It is "
@@ -111,14 +112,6 @@ class TrainedArrays:
             return False
         inner = layer.layer.base if isinstance(layer.layer, LoRAWrapper) else layer.layer
         return array is inner.weight
-
-    def _check(self, path: str, module_path: str) -> None:
-        """**Raises:** `MisfitError` if PEFT has no module with the array at `path`."""
-        layer, name = self._layers.get(module_path), path.rpartition("/")[2]
-        if layer is None:
-            raise MisfitError("it is not a field of a module, and PEFT saves modules")
-        if name == "weight" and is_transposed(layer):
-            raise MisfitError(TRANSPOSED)
 
     def _save(self, path: str) -> None:
         """Add the module at `path`, with a name for each layer of a stack."""

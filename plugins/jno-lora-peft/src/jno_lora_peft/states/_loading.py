@@ -18,11 +18,12 @@ from jno.lora.extending import (
     warn,
 )
 
+from .._errors import MisfitError
 from .._names import Rename
 from ..files.directory import not_finite
 from ..loading import check_free, collected
 from ..model.layouts import Shape
-from ..model.ties import Ties
+from ..model.ties import SHARED, Ties
 from ..types import TYPES, Converted, Module, Tensors, floating
 from ._factors import check_alpha, from_inputs_first, from_torch
 from ._pairs import Pair, pairs_of
@@ -94,7 +95,8 @@ def load_lora_state(
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
                 layer = placer.modules[path]
                 check_free(layer, path, norms)
-                ties.check_own_weight(path)
+                if ties.is_shared(path):
+                    raise MisfitError(SHARED)
                 module = _module(placed, tensors, scale, read)
                 module = dataclasses.replace(module, layer=layer, index=index)
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)

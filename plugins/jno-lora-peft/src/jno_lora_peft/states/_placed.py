@@ -84,26 +84,23 @@ class Placer:
         layout = layout_of(layer)
         if layout is None:
             raise MisfitError(NO_LAYER.format(type(layer).__name__))
-        if not pair.inputs_first:
-            return Placed(pair, (place,), layout, None)
-        shape = stack_of(layer)
+        places, axis, stack_here = (place,), None, stack_of(layer)
         if stack is not None:
             axis = find_stack_axis(pair, layout, None, self._stack_axis)
             names = (f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis]))
-            places = {name: self._find(name) for name in names}
-            if unknown := [name for name, place in places.items() if place is None]:
+            found = {name: self._find(name) for name in names}
+            if unknown := [name for name, place in found.items() if place is None]:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
-            in_order = tuple(filter(None, places.values()))
-            self._check_indices(in_order)
-            return Placed(pair, in_order, layout, axis)
-        if index or not shape:
-            self._check_indices((place,))
+            places = tuple(filter(None, found.values()))
+        elif pair.inputs_first and stack_here and not index:
+            if len(stack_here) > 1:
+                raise MisfitError(f"the model has a stack of {stack_here} layers, of several axes")
+            axis = find_stack_axis(pair, layout, stack_here[0], self._stack_axis)
+            places = tuple((path, i) for i in np.ndindex(*stack_here))
+        self._check_indices(places)
+        if pair.inputs_first and axis is None:
             check_shapes(pair, layout)
-            return Placed(pair, (place,), layout, None)
-        if len(shape) > 1:
-            raise MisfitError(f"the model has a stack of {shape} layers there, along several axes")
-        axis = find_stack_axis(pair, layout, shape[0], self._stack_axis)
-        return Placed(pair, tuple((path, i) for i in np.ndindex(*shape)), layout, axis)
+        return Placed(pair, places, layout, axis)
 
     def _layer(self, path: str) -> Any:
         layer = self.modules[path]

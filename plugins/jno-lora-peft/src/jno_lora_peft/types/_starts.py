@@ -12,9 +12,8 @@ from ._type import Module
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
-_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 _SAVE_AS_LORA = (
-    "Save it as plain LoRA in PEFT: `save_pretrained(directory, "
+    "If PEFT can, save it as plain LoRA: `save_pretrained(directory, "
     "path_initial_model_for_weight_conversion=...)`"
 )
 # The truncated product moves by some 5e-8 / gap of the weight if float32 rounds it (measured).
@@ -32,13 +31,10 @@ def refused_start(start: Any) -> list[str]:
     """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
     if start in _PURE or _FOUND.fullmatch(str(start).lower()):
         return []
-    line = (
+    return [
         f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
-        "start, and the file fits only the rest"
-    )
-    if isinstance(start, str) and start.startswith(_CONVERTIBLE):
-        line += f". {_SAVE_AS_LORA}"
-    return [line]
+        f"start, and the file fits only the rest. {_SAVE_AS_LORA}"
+    ]
 
 
 def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:

@@ -56,7 +56,7 @@ class LILY(Type):
         for (a, first), (b, second) in itertools.permutations(modules.items(), 2):
             x, y = first.tensors[_B], second.tensors[_B]
             if a.endswith(b) and x.shape == y.shape and not np.array_equal(x, y):
-                raise MisfitError(f"PEFT takes {a!r} for {b!r}. Give other names with `rename`")
+                raise MisfitError(f"PEFT lets {a!r} and {b!r} share their factors. Use `rename`")
         return {}
 
 
