@@ -191,7 +191,7 @@ def test_everything_that_does_not_fit_is_listed():
 
 
 def test_alpha_is_not_in_qwixs_arrays():
-    with pytest.raises(SelectionError, match="Give it: load_lora_state"):
+    with pytest.raises(SelectionError, match=r"LoraRule: load_lora_state"):
         load_lora_state(blocks(1)[0], qwix_block(0))
     loaded = load_lora_state(blocks(1)[0], qwix_block(0), alpha=1.0)
     for alpha in (0.0, float("nan"), float("inf")):

@@ -3,12 +3,21 @@
 import contextlib
 from collections.abc import Iterator
 
-from jno.lora import PeftFormatError
+from jno.lora import CheckpointError, PeftFormatError
 from jno.lora.extending import bullets
 
 
 class MisfitError(ValueError):
     """The adapter of one module cannot be converted. `args` has a line for each reason."""
+
+
+@contextlib.contextmanager
+def format_errors() -> Iterator[None]:
+    """Errors of files and arrays, as `PeftFormatError`."""
+    try:
+        yield
+    except (CheckpointError, OSError) as err:
+        raise PeftFormatError(str(err)) from err
 
 
 NO_PRODUCT = "its update is not a product of two factors of low rank; `to_lora` approximates it"

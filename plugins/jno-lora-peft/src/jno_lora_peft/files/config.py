@@ -11,30 +11,16 @@ from jno.lora.extending import bullets, warn
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from ..types import TYPES, Setting, Type, refused_start
 
-_BY_REASON = {
-    "it gives the model further tokens, and changes no layer": "PROMPT_TUNING P_TUNING CPT "
-    "MULTITASK_PROMPT_TUNING",
-    "it gives attention further keys and values, and changes no layer": "PREFIX_TUNING CARTRIDGE",
-    "it gives attention further tokens behind a gate, and changes no layer": "ADAPTION_PROMPT",
-    "PEFT leaves layers of the classifier that mixes its LoRAs out of the file (the layers whose "
-    "number is the name of a LoRA)": "XLORA",
-    "it runs a small network beside the model": "SHADOW",
-    "which rows of the weight form a group is not in the file": "ADAMSS",
-    "it turns singular vectors into each other, whose signs are not in the file and differ between "
-    "libraries": "PSOFT",
-}
-REASONS = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
-
-_MERGE = "merge in PEFT (`model.merge_and_unload()`), and take over the merged weights"
-_CONVERT = "let PEFT approximate it by LoRA (`peft.save_as_lora`), and load that LoRA"
-_ROWS = "Its tokens can be rows of the model's embedding: see Prompts in docs/peft."
-# What PEFT can do with an adapter of such a type. It can merge no type that is not listed.
-_ADVICE = {
-    **dict.fromkeys(("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"), _ROWS),
-    "ADAMSS": f"You can {_MERGE}.",
-    "PSOFT": f"You can {_MERGE}; or {_CONVERT}.",
-    "XLORA": "The LoRAs that it mixes have directories of their own, which load, and `XLoRA` of "
-    "jno-lora-routed mixes them by a classifier that is trained anew.",
+_ROWS = "it gives the model further tokens, which can be rows of its embedding (see Prompts)"
+REASONS = {
+    **dict.fromkeys(["PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"], _ROWS),
+    "PREFIX_TUNING": "it gives attention further keys and values, and changes no layer",
+    "CARTRIDGE": "it gives attention further keys and values, and changes no layer",
+    "ADAPTION_PROMPT": "it gives attention further tokens behind a gate, and changes no layer",
+    "XLORA": "its classifier is not whole in the file; its LoRAs have directories, which load",
+    "SHADOW": "it runs a small network beside the model",
+    "ADAMSS": "which rows of the weight form a group is not in the file",
+    "PSOFT": "it turns singular vectors, whose signs are not in the file, into each other",
 }
 
 # Settings that change what an adapter computes into something that no adapter here does.
@@ -194,11 +180,12 @@ def _refused_type(peft_type: Any) -> str:
             f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
             '"LORA", as PEFT writes it.'
         )
-    reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
-    advice = "PEFT cannot merge it either." if peft_type in REASONS else f"If PEFT can, {_MERGE}."
     return (
-        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}. "
-        f"{_ADVICE.get(peft_type, advice)}\nThe types with an equivalent are {', '.join(TYPES)}."
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: "
+        f"{REASONS.get(peft_type, 'no adapter of jno.lora computes the same')}. If PEFT can, merge "
+        "it there (`model.merge_and_unload()`) and take over the merged weights, or approximate it "
+        "by LoRA (`peft.save_as_lora`) and load that LoRA.\n"
+        f"The types with an equivalent are {', '.join(TYPES)}."
     )
 
 
@@ -208,11 +195,7 @@ def _refused_settings(values: Mapping[str, Any]) -> list[str]:
     for name, held, why in TYPES[values["peft_type"]].only:
         if values.get(name, held) != held:
             lines.append(f"{name} is {values[name]!r}: {why}")
-    lines += refused_start(values.get("init_lora_weights"))
-    bias = values.get("bias") or "none"
-    if bias not in ("none", "all") and not str(bias).endswith("_only"):
-        lines.append(f"bias={bias!r}: PEFT knows 'none', 'all' and 'lora_only'")
-    return lines
+    return lines + refused_start(values.get("init_lora_weights"))
 
 
 def _malformed(settings: Mapping[str, Any]) -> list[str]:

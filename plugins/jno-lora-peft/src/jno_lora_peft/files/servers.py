@@ -35,7 +35,7 @@ def refused_by_servers(settings: Mapping[str, Any], tensors: Iterable[str]) -> d
     rank = max([settings.get("r") or 0, *(settings.get("rank_pattern") or {}).values()])
     targets = settings.get("target_modules")
     is_list = isinstance(targets, list)
-    tables = [name for name in ("embed_tokens", "lm_head") if is_list and name in targets]
+    tables = [name for name in ("embed_tokens", "lm_head") if name in (targets or ())]
     scale = "it scales all updates by lora_alpha / r"
     vllm = [
         (settings.get("use_dora"), "use_dora: it has no DoRA"),

@@ -13,7 +13,7 @@ from .._names import Rename
 from ..files.directory import Directory, write
 from ..model.ties import Ties
 from ..types import TYPE_OF
-from ._adapters import WrittenAdapters, values_for_peft as values_for_peft
+from ._adapters import WrittenAdapters, factors_for_peft as factors_for_peft
 from ._experts import ExpertArrays
 from ._settings import check_task, common_variant, settings_of
 from ._trained_arrays import TrainedArrays

@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import (
-    CheckpointError,
     LoRAWrapper,
-    PeftFormatError,
     SelectionError,
     Shared,
     extract_adapters,
@@ -22,7 +20,7 @@ from jno.lora.types import AdapterSum
 from jno_lora_combine import combine
 from jno_lora_zoo import Method
 
-from .._errors import NO_PRODUCT, MisfitError, Problems
+from .._errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
 from ..model.layouts import NO_LAYER, Shape, layout_of
@@ -142,7 +140,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
         product = None if is_lora else known_factors(wrapper)
         if product is None:
             raise
-    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
+    A, B = factors_for_peft(product, where)
     return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
 
 
@@ -233,10 +231,14 @@ def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -
 
 def values_for_peft(array: Any, description: str) -> np.ndarray:
     """The numbers of an array. **Raises:** `PeftFormatError` if they cannot be read."""
-    try:
+    with format_errors():
         return values_of(array, description)
-    except CheckpointError as err:
-        raise PeftFormatError(f"{err} Nothing was written.") from err
+
+
+def factors_for_peft(product: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of two factors."""
+    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
+    return A, B
 
 
 def _values(arrays: Any, where: str) -> Arrays:

@@ -90,15 +90,21 @@ def load_lora_state(
         with placer.problems.of(show_path(placed.pair.key)):
             arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
             scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
-            arrays = floating(arrays)
+            arrays, layout = floating(arrays), placed.layout
+            if placed.pair.inputs_first:
+                # Options that Torch's LoRA leaves out when it runs the update. Flax has them.
+                layout = dataclasses.replace(layout, odd="")
+            config, _ = read.config_for(placed.pair.key)
+            settings = {} if config is None else config.settings
             numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
                 layer = placer.modules[path]
                 check_free(layer, path, norms)
                 if ties.is_shared(path):
                     raise MisfitError(SHARED)
-                module = _module(placed, tensors, scale, read)
-                module = dataclasses.replace(module, layer=layer, index=index)
+                rank = len(next(iter(tensors.values())))
+                alpha_here, key = float(rank) if scale is None else scale, placed.pair.key
+                module = Module(key, settings, rank, alpha_here, tensors, {}, layer, index, layout)
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
     registry = default_registry(registry)
     adapters = collected(by_path, placer.modules, registry, placer.problems)
@@ -120,17 +126,6 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
     ]
 
 
-def _module(placed: Placed, tensors: Tensors, alpha: float | None, state: State) -> Module:
-    config, _ = state.config_for(placed.pair.key)
-    rank, layout = len(next(iter(tensors.values()))), placed.layout
-    if placed.pair.inputs_first:
-        # Options that Torch's LoRA leaves out when it runs the update. Flax runs it with them.
-        layout = dataclasses.replace(layout, odd="")
-    settings = {} if config is None else config.settings
-    alpha = float(rank) if alpha is None else alpha
-    return Module(placed.pair.key, settings, rank, alpha, tensors, {}, None, (), layout)
-
-
 def _alpha(
     pair: Pair, beside: np.ndarray | None, state: State, given: float | None
 ) -> float | None:
@@ -144,14 +139,10 @@ def _alpha(
     if state.alpha is not None and given not in (None, state.alpha):
         raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
     alpha = state.alpha if given is None else given
-    if alpha is None and pair.kind == "peft":
+    if alpha is None and (pair.kind == "peft" or pair.inputs_first):
         raise SelectionError(
-            "PEFT scales an update by its adapter_config.json, which is not in these arrays. Read "
-            "the directory by load_peft, or give it: load_lora_state(model, state, alpha=16)"
-        )
-    if alpha is None and pair.inputs_first:
-        raise SelectionError(
-            "Qwix scales an update by alpha / rank, and has alpha in its LoraRule, not beside the "
-            "arrays. Give it: load_lora_state(model, state, alpha=16)"
+            "PEFT and Qwix scale an update by alpha / rank, and their alpha is not in the arrays. "
+            "Read a directory of PEFT by load_peft, or give the alpha of adapter_config.json or of "
+            "Qwix's LoraRule: load_lora_state(model, state, alpha=16)"
         )
     return alpha

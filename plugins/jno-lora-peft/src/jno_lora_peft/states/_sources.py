@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import CheckpointError, PeftFormatError
+from jno.lora import PeftFormatError
 from jno.lora.extending import imported_for, read_file, read_json
 
+from .._errors import format_errors
 from ..files.config import Config
 from ..files.directory import CONFIG
 
@@ -49,12 +50,10 @@ def read_state(source: Any) -> State:
             f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
             "by load_peft(model, directory)"
         )
-    try:
+    with format_errors():
         if path.is_dir():
             return _read_orbax(path)
         tensors, metadata = read_file(path)
-    except CheckpointError as err:
-        raise PeftFormatError(str(err)) from err
     return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
 
 
@@ -81,13 +80,10 @@ def _read_orbax(path: Path) -> State:
     # As arrays of NumPy: the devices of whoever saved may not be here.
     as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
     folder = folders[0].absolute()
-    try:
-        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-            shapes: Any = checkpointer.metadata(folder).item_metadata
-            args = jax.tree.map(lambda _: as_numpy, shapes.tree)
-            tree = checkpointer.restore(folder, restore_args=args)
-    except (OSError, ValueError, KeyError) as err:
-        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
+    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+        shapes: Any = checkpointer.metadata(folder).item_metadata
+        args = jax.tree.map(lambda _: as_numpy, shapes.tree)
+        tree = checkpointer.restore(folder, restore_args=args)
     return State(tree, _alpha(path))
 
 

@@ -20,7 +20,7 @@ from jno.lora.extending import (
 from .._errors import NO_PRODUCT, MisfitError
 from .._names import Rename, show_index
 from ..model.layouts import stack_of
-from ..saving import values_for_peft
+from ..saving import factors_for_peft
 from ._factors import check_alpha, shape_of, to_inputs_first
 from ._pairs import pairs_of
 from ._placed import Placed, Placer
@@ -108,11 +108,10 @@ def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Factors `(rank, in)` and `(out, rank)` of the update, with the axes of a stack in front."""
     if not isinstance(adapter, LoRAWrapper):
         raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
-    where = f"the {type(adapter).__name__} at {show_path(path)!r}"
+    where = f"of the {type(adapter).__name__} at {show_path(path)!r}"
     product = known_factors(adapter)
     if product is None:
         raise MisfitError(NO_PRODUCT)
     if "bias_update" in adapter.state():
-        raise MisfitError(f"{where} changes the bias of its layer, and Qwix's LoRA does not")
-    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} of {where}") for i in range(2))
-    return A, B
+        raise MisfitError("it changes the bias of its layer, and Qwix's LoRA does not")
+    return factors_for_peft(product, where)
