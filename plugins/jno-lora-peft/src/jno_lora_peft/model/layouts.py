@@ -104,7 +104,8 @@ def layout_of(layer: Any) -> Layout | None:
 
 def stack_of(layer: Any) -> Shape:
     """The axes of the layers in a stack, as far as the shape of one layer is known."""
-    layout, shape = layout_of(layer), np.shape(getattr(layer, "weight", None))
+    layout, weight = layout_of(layer), getattr(layer, "weight", None)
+    shape: Shape = getattr(weight, "shape", ())
     of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
     if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
         return ()

@@ -95,7 +95,8 @@ class Placer:
         elif pair.inputs_first and stack_here and not index:
             if len(stack_here) > 1:
                 raise MisfitError(f"the model has a stack of {stack_here} layers, of several axes")
-            axis = find_stack_axis(pair, layout, stack_here[0], self._stack_axis)
+            (count,) = stack_here
+            axis = find_stack_axis(pair, layout, count, self._stack_axis)
             places = tuple((path, i) for i in np.ndindex(*stack_here))
         self._check_indices(places)
         if pair.inputs_first and axis is None:
