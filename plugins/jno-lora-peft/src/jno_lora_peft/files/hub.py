@@ -56,29 +56,33 @@ def locate(
         return Source(Path(directory))
     what = f"{name!r} is not a directory here. To read it from the Hugging Face Hub, jno-lora-peft"
     with imported_for(what, "hub", "huggingface_hub"):
-        import huggingface_hub
-        from huggingface_hub import errors
+        import huggingface_hub  # noqa: F401
+    folder = _download(name, CONFIG, revision)
+    commit = folder.name  # the layout of the cache, which is documented
+    if check is not None:
+        check(read_config(folder))
+    _download(name, TENSORS, commit)
+    return Source(folder, name, commit)
+
+
+def _download(name: str, file: str, revision: str | None) -> Path:
+    """The folder of the cache with that file. **Raises:** `PeftFormatError`."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
     try:
-        folder = Path(huggingface_hub.hf_hub_download(name, CONFIG, revision=revision)).parent
-        commit = folder.name  # the layout of the cache, which is documented
-        if check is not None:
-            check(read_config(folder))
-        huggingface_hub.hf_hub_download(name, TENSORS, revision=commit)
-    except PeftFormatError:
-        raise
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision)).parent
     # The errors depend on the library's version, which chooses the client of HTTP.
     except Exception as err:
-        reason = str(err)
+        at, reason = "" if revision is None else f" at revision {revision!r}", str(err)
         is_offline = isinstance(err, errors.LocalEntryNotFoundError)
         if isinstance(err, errors.EntryNotFoundError) and not is_offline:
             with contextlib.suppress(Exception):  # the first error says enough
                 reason = _content(huggingface_hub.HfApi().list_repo_files(name, revision=revision))
-        at = "" if revision is None else f" at revision {revision!r}"
         raise PeftFormatError(
             f"{name!r} is not a directory here, and no adapter can be read from the Hub{at}: "
             f"{reason}"
         ) from err
-    return Source(folder, name, commit)
 
 
 def tell_commit(source: Source, revision: str | None) -> None:

@@ -71,7 +71,7 @@ def _inside_untied(model: PyTree, places: Mapping[str, Place]) -> dict[str, Plac
     """The places, with the embedding inside of each `Untied`."""
     layers, inside = layers_at_places(model, places), dict(places)
     for module, (path, index) in places.items():
-        if isinstance(layers[path], Untied):
+        if isinstance(layers.get(path), Untied):
             inside[module] = f"{path}/{INNER}" if path else INNER, index
     return inside
 

@@ -77,9 +77,11 @@ class NewArrays:
             elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(_differ(key, old, tensor, which))
-            # The same numbers leave the array shared with whatever else holds it.
-            elif not np.array_equal(tensor.reshape(old.shape[len(index) :]), old[index]):
-                self._put(key, layer, name, index, tensor)
+            else:
+                new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
+                # The same numbers leave the array shared with whatever else holds it.
+                if not jnp.array_equal(new, old[index]):
+                    self._put(key, layer, name, index, new)
         return problems
 
     def replace_rows(
@@ -124,7 +126,7 @@ class NewArrays:
         layer: Any,
         name: str,
         index: Shape,
-        values: np.ndarray,
+        values: Any,
         source: Source | None = None,
     ) -> None:
         old = vars(layer)[name]

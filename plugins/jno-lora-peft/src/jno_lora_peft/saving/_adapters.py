@@ -183,9 +183,10 @@ def _write_layers(
 
 def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
-    cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
+    cls: Any = type(wrapper)
+    rank, alpha = wrapper.rank, wrapper.alpha
     # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
-    is_method = issubclass(cls, Method) and cls.law is cls.method.law
+    is_method = isinstance(wrapper, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:

@@ -93,9 +93,9 @@ class Placer:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
             places = tuple(filter(None, found.values()))
         elif pair.inputs_first and stack_here and not index:
-            if len(stack_here) > 1:
+            count, *more = stack_here
+            if more:
                 raise MisfitError(f"the model has a stack of {stack_here} layers, of several axes")
-            (count,) = stack_here
             axis = find_stack_axis(pair, layout, count, self._stack_axis)
             places = tuple((path, i) for i in np.ndindex(*stack_here))
         self._check_indices(places)
