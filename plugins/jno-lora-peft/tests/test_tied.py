@@ -100,7 +100,7 @@ def test_a_head_of_its_own_carries_the_adapter_that_the_file_has_for_it(form, tm
             {"alpha_pattern": {"embed_tokens": 5}},
             "it and 'embed_.*' have rank 2 with alpha 3 and rank 2 with alpha 5",
         ),
-        ({}, {"use_dora": True}, "PEFT scales the rows of its weight"),
+        ({}, {"use_dora": True}, "PEFT scales its rows"),
     ],
 )
 def test_a_tied_head_that_differs_is_refused(change, config, reason, tmp_path):
@@ -186,7 +186,7 @@ def test_a_file_with_the_table_fits_a_model_that_is_untied_already(tmp_path):
     plain = untie(reading(), "embed_tokens")
     assert eqx.tree_equal(load_peft(plain, folder), load_peft(reading(), folder))
     folder = write_files(tmp_path, EMBEDDING | HEAD, **TARGETS, ensure_weight_tying=True)
-    with pytest.raises(PeftFormatError, match="lm_head: the file ties it to its embedding"):
+    with pytest.raises(PeftFormatError, match="lm_head: the file ties it to 'embed_tokens'"):
         load_peft(plain, folder)
 
 

@@ -67,7 +67,7 @@ def assert_same(one, other):
         (of("hira", "grouped"), "convolutions without groups"),
         (of("miss", "conv"), "PEFT has adapters of this type for linear, and this is conv2d"),
         (of("ia3", "wide"), "use IA3Out"),
-        (of("ia3-in", "conv"), "one factor for all of a channel's places in a kernel"),
+        (of("ia3-in", "conv"), "one factor for all of a channel in a kernel"),
         (of("c3a", "wide", options={"multiplier": 0.5}), "PEFT's type has no scale for it"),
         (of("randlora", "wide", "deep"), "bases are drawn for each layer"),
     ],

@@ -111,7 +111,10 @@ class Placement:
         return None if place is None else sizes_of(modules_at(model, place[:1])[place[0]], place[1])
 
     def _served_heads(self, tensors: Tensors) -> set[str]:
-        """The tied heads that need no place, because the table of their embedding serves them."""
+        """The tied heads that need no place, because the table of their embedding serves them.
+
+        All tied heads and their embeddings become `untargeted`.
+        """
         served: set[str] = set()
         for head, embedding in tied_heads(self.config, tensors):
             self.untargeted |= {head, embedding}
@@ -121,7 +124,10 @@ class Placement:
                 with self.problems.of(show_path(head)):
                     check_head(self.config, head, embedding, tensors)
                     if place is not None and self.ties.is_untied(place[0]):
-                        raise MisfitError(f"the file ties it to {embedding!r}, which is untied")
+                        raise MisfitError(
+                            f"the file ties it to {embedding!r}, which is untied in the model. "
+                            "Load into the model as it was before"
+                        )
         return served
 
     def _find_places(self) -> dict[str, Place]:
