@@ -80,10 +80,14 @@ def _read_orbax(path: Path) -> State:
     # As arrays of NumPy: the devices of whoever saved may not be here.
     as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
     folder = folders[0].absolute()
-    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-        shapes: Any = checkpointer.metadata(folder).item_metadata
-        args = jax.tree.map(lambda _: as_numpy, shapes.tree)
-        tree = checkpointer.restore(folder, restore_args=args)
+    try:
+        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+            shapes: Any = checkpointer.metadata(folder).item_metadata
+            args = jax.tree.map(lambda _: as_numpy, shapes.tree)
+            tree = checkpointer.restore(folder, restore_args=args)
+    # A damaged folder has no metadata, so that `shapes` is `None`.
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
     return State(tree, _alpha(path))
 
 
