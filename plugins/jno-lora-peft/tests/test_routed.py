@@ -58,7 +58,7 @@ def test_alora_acts_from_the_last_invocation_on(tmp_path):
     assert not config["use_rslora"]
     assert config["lora_alpha"] == pytest.approx(3 * np.sqrt(R))
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
-    with pytest.raises(PeftFormatError, match="would never act"):
+    with pytest.raises(PeftFormatError, match="CAUSAL_LM alone"):
         save_peft(invoked, tmp_path / "again", task_type="SEQ_CLS")
 
 
@@ -137,7 +137,7 @@ def test_misfits_are_told(tmp_path):
         with pytest.raises(PeftFormatError, match=message):
             load_peft(PLAIN, write_files(tmp_path, less, peft_type="LILY"))
     wide = {**tensors, f"{PREFIX}q.lily_B.weight": normal(3 * R, OUT + 1)}
-    with pytest.raises(PeftFormatError, match=r"lily_B\.weight: expected shape \(6, 6\)"):
+    with pytest.raises(PeftFormatError, match=r"lily_B\.weight: expected \(2 times n, 6\)"):
         load_peft(PLAIN, write_files(tmp_path, wide, peft_type="LILY"))
     poly = tensors_of("q", poly_lora_A=(IN, R))
     with pytest.raises(PeftFormatError, match="expected four axes"):

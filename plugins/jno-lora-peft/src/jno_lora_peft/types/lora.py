@@ -50,7 +50,7 @@ class LORA(Type):
         scale = METHODS[variant].scale_for(m.rank, m.alpha)
         is_dora = bool(m.settings.get("use_dora"))
         if m.rank % m.layout.groups:
-            raise MisfitError(f"the rank {m.rank} is no multiple of the {m.layout.groups} groups")
+            raise MisfitError(f"rank {m.rank} is not a multiple of the {m.layout.groups} groups")
         table = m.layout.pair("lora", m.rank)
         if is_dora:
             variant, table["magnitude"] = "dora", ("lora_magnitude_vector", m.layout.row)
