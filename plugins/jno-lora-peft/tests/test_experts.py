@@ -150,7 +150,7 @@ def test_what_the_file_does_not_tell_is_refused(linear, tmp_path):
     _, folder = two(tmp_path, init_lora_weights="pissa")
     with pytest.raises(PeftFormatError, match="PiSSA and OLoRA"):
         load_peft(model, folder)
-    with pytest.raises(PeftFormatError, match="target_parameters is 'up', not a list"):
+    with pytest.raises(PeftFormatError, match="target_parameters is 'up', not list"):
         load_peft(model, two(tmp_path, target_parameters="up")[1])
 
 

@@ -25,8 +25,8 @@ def test_when_nothing_matches_both_sides_are_shown(linear, tmp_path):
         load_peft({"layers": [{"q_proj": linear, "k_proj": linear}]}, folder)
     message = str(error.value)
     assert "No module of the file is in the model" in message
-    assert "- model.layers.0.q_proj" in message
-    assert "- layers/0/q_proj" in message
+    assert "- model.layers.0.q_proj: the model has no such layer" in message
+    assert "'layers/0/q_proj'" in message
     assert 'rename={"^model/": ""}' in message
 
 
@@ -56,9 +56,9 @@ def test_everything_that_does_not_fit_is_listed_at_once(linear, tmp_path):
         "good/lora_C: the Linear has no such array",
         "small/bias: the model has float32[2], the file has float32[7]",
         "small: lora_B.weight: expected shape (2, 2), got (3, 2)",
-        "carries: the layer at 'carries' carries a LoRALinear already",
-        "attention: the layer at 'attention' is a MultiheadAttention; PEFT's tensors fit",
-        "norm.layer: the layer at 'norm/layer' is inside the norm at 'norm'",
+        "carries: its layer carries a LoRALinear already",
+        "attention: it is a MultiheadAttention; PEFT's tensors fit",
+        "norm.layer: its layer is inside the norm at 'norm'",
         "not_meant: adapter_config.json does not target it",
         "rows: the model has a stack of 2 layers there",
         "oops: the model has no such layer; the nearest are",
@@ -102,7 +102,7 @@ def test_a_bias_of_another_form_is_told(linear, tmp_path):
 
 def test_two_modules_of_one_path_are_refused(linear, tmp_path):
     folder = write_files(tmp_path, lora_tensors("a", 3, 4) | lora_tensors("b", 3, 4))
-    with pytest.raises(PeftFormatError, match="b: renamed to the same path as 'a'"):
+    with pytest.raises(PeftFormatError, match="b: it stands for the same layer as 'a'"):
         load_peft({"a": linear, "b": linear}, folder, rename={"b": "a"})
 
 

@@ -89,13 +89,6 @@ def misfit(kind, parts, reason, shared=None, **config):
             r=2,
         ),
         misfit("WAVEFT", {"waveft_spectrum": (3,)}, "'haar'", n_frequency=3, wavelet_family="haar"),
-        misfit(
-            "FOURIERFT",
-            {"fourierft_spectrum": (3,)},
-            "random_loc_seed is -1",
-            n_frequency=3,
-            random_loc_seed=-1,
-        ),
         misfit("MISS", {"miss_block": (1, 3, 3)}, "do not divide", r=3, init_weights="bat"),
         misfit("MISS", {"miss_block": (2, 3)}, "does not fit", r=2, init_weights="mini", mini_r=3),
         misfit("GRALORA", GRALORA, "gralora_k is 3, and must divide 4, 6 and 4", r=4, gralora_k=3),
@@ -103,14 +96,8 @@ def misfit(kind, parts, reason, shared=None, **config):
             "GRALORA", GRALORA, "gralora_A_general.weight: missing", r=4, gralora_k=2, hybrid_r=1
         ),
         misfit("OFT", {"oft_R.weight": (1, 10)}, "blocks are of 5 inputs, and the layer has 6"),
-        misfit(
-            "OFT",
-            {"oft_R.weight": (2, 3)},
-            "num_cayley_neumann_terms is 1",
-            num_cayley_neumann_terms=1,
-        ),
         misfit("BOFT", {"boft_R": (1, 1, 4, 4), "boft_s": (4, 1)}, "blocks are of 4 inputs"),
-        misfit("BOFT", {"boft_s": (4, 1)}, "blocks are of 0 inputs"),
+        misfit("BOFT", {"boft_s": (4, 1)}, "boft_R: missing"),
         misfit("HRA", {"hra_u": (6, 3)}, "rank 3 is odd, and apply_GS", r=3, apply_GS=True),
         misfit(
             "ROAD",

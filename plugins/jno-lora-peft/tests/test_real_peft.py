@@ -14,7 +14,7 @@ from peft_cases.twins import assert_close, outputs, twin
 
 from jno.lora import PeftFormatError, apply_lora, lora_trainable_filter
 from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft.files.refusals import known_settings
+from jno_lora_peft.files.config import known_settings
 from jno_lora_peft.types import TYPES
 
 if importlib.util.find_spec("peft") is None:

@@ -58,7 +58,7 @@ def test_alora_acts_from_the_last_invocation_on(tmp_path):
     assert not config["use_rslora"]
     assert config["lora_alpha"] == pytest.approx(3 * np.sqrt(R))
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
-    with pytest.raises(PeftFormatError, match="would never act"):
+    with pytest.raises(PeftFormatError, match="CAUSAL_LM alone"):
         save_peft(invoked, tmp_path / "again", task_type="SEQ_CLS")
 
 
@@ -132,15 +132,15 @@ def test_a_stack_of_zeros_is_read_back_as_one_group(tmp_path):
 
 def test_misfits_are_told(tmp_path):
     tensors, _ = lily_file(tmp_path)
-    for name, message in (("q.lily_B.weight", "missing"), ("q.lily_A.weight", "lily_A")):
+    for name, message in (("q.lily_B.weight", "expected"), ("q.lily_A.weight", "lily_A")):
         less = {n: t for n, t in tensors.items() if n != PREFIX + name}
         with pytest.raises(PeftFormatError, match=message):
             load_peft(PLAIN, write_files(tmp_path, less, peft_type="LILY"))
     wide = {**tensors, f"{PREFIX}q.lily_B.weight": normal(3 * R, OUT + 1)}
-    with pytest.raises(PeftFormatError, match=r"lily_B\.weight: expected shape \(6, 6\)"):
+    with pytest.raises(PeftFormatError, match=r"lily_B\.weight: expected \(2 times n, 6\)"):
         load_peft(PLAIN, write_files(tmp_path, wide, peft_type="LILY"))
     poly = tensors_of("q", poly_lora_A=(IN, R))
-    with pytest.raises(PeftFormatError, match="expected four axes"):
+    with pytest.raises(PeftFormatError, match="poly_lora_A: missing, or without 4 axes"):
         load_peft(PLAIN, write_files(tmp_path, poly, peft_type="POLY"))
     lora = tensors_of("q", lora_A__weight=(R, IN), lora_B__weight=(OUT, R))
     dora = lora | {f"{PREFIX}q.lora_magnitude_vector.weight": normal(OUT)}
@@ -149,9 +149,8 @@ def test_misfits_are_told(tmp_path):
         config = {"alora_invocation_tokens": [1], setting: "olora"}
         with pytest.raises(PeftFormatError, match=message):
             load_peft(PLAIN, write_files(tmp_path, file, **config))
-    for tokens in ("go", [2**40], [-1]):
-        with pytest.raises(PeftFormatError, match="not a list of numbers of tokens"):
-            load_peft(PLAIN, write_files(tmp_path, lora, alora_invocation_tokens=tokens))
+    with pytest.raises(PeftFormatError, match="alora_invocation_tokens is 'go', not list"):
+        load_peft(PLAIN, write_files(tmp_path, lora, alora_invocation_tokens="go"))
 
 
 def test_what_peft_cannot_share_is_not_written(tmp_path):

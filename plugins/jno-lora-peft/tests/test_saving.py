@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
 from peft_cases.files import PREFIX
 from safetensors.numpy import load_file
 
@@ -269,10 +268,10 @@ def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
     message = str(error.value)
     for line in (
         "oft (OFTLinear): its update is not a product",
-        "lokr (LoKrLinear): PEFT's factors must divide the sizes (4, 5) of the weight, not 2",
-        "biased (IA3Linear): PEFT's IA3 also scales the bias",
+        "lokr (LoKrLinear): 2 does not divide the weight's (4, 5)",
+        "biased (IA3Linear): PEFT's IA3 also scales the layer's bias",
         "conv1 (IA3Conv): PEFT's IA3 has no equivalent for convolutions of one axis",
-        "norm (LoRAInNorm): PEFT adapts linear layers, convolutions and embeddings",
+        "norm (LoRAInNorm): it is a WeightNorm; PEFT's tensors fit linear layers",
         "dilated (LoRAConv): the layer has dilation=(2, 2)",
         "grouped (DoRAConv): PEFT's DoRA takes no norm",
     ):
@@ -298,15 +297,6 @@ def test_what_cannot_be_read_is_told_with_its_path(variant, tmp_path):
     with pytest.raises(PeftFormatError, match=r"at 'fc'.*deleted"):
         save_peft(model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
-
-
-def test_what_the_library_of_the_files_cannot_write_is_told(tmp_path, monkeypatch):
-    def fails(*args, **kwargs):
-        raise safetensors.SafetensorError("no such dtype")
-
-    monkeypatch.setattr("safetensors.numpy.save", fails)
-    with pytest.raises(PeftFormatError, match="cannot write these arrays: no such dtype"):
-        save_peft(trained(layers(), "lora", target="^fc"), tmp_path)
 
 
 def test_one_adapter_is_of_one_kind(tmp_path):
@@ -428,7 +418,7 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PeftFormatError, match="cannot be written"):
+    with pytest.raises(PeftFormatError, match=r"File exists: .*file"):
         save_peft(trained(layers(), "lora", target="^fc"), tmp_path / "file")
 
 

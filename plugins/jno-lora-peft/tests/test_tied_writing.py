@@ -57,7 +57,7 @@ def test_the_tied_head_has_the_scale_of_its_embedding(tmp_path):
         ("DoRAEmbedding", "embed_tokens", None, "a head may read the adapted table"),
         ("DoRAEmbedding", "embed_tokens", True, "a head reads the adapted table"),
         ("LoRAEmbedding", "wte", None, "say tied=False; if one does, `untie`"),
-        ("LoRAEmbedding", "wte", True, "only for LoRA and rsLoRA on an embedding of the name"),
+        ("LoRAEmbedding", "wte", True, "only for LoRA and rsLoRA on an embedding"),
     ],
 )
 def test_what_peft_cannot_tie_is_refused(wrapper, name, tied, reason, tmp_path):

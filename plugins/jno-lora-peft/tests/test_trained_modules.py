@@ -147,7 +147,7 @@ def test_what_peft_cannot_save_is_refused(tmp_path):
         "PEFT cannot save these arrays beside the adapters:",
         "fc/weight: PEFT would save the adapted module 'block.fc' with 'fc'",
         "up/weight: Torch lays out the kernel of a transposed convolution otherwise",
-        "gated/gate: PEFT would save its whole module, in which 'inner' carries an adapter",
+        "gated/gate: PEFT saves its whole module, in which 'inner' is adapted",
         "scale: it is not a field of a module",
         "embed_tokens/weight: a head may read it",
         "Nothing was written. To write the adapters alone, save `net.module`.",
@@ -166,7 +166,9 @@ def test_the_table_that_a_head_reads_is_tied_or_refused(tmp_path):
     config, tensors = read(tmp_path)
     assert config["ensure_weight_tying"] is True
     assert names_beside(tensors) == {"embed_tokens.weight", "lm_head.weight"}
-    with pytest.raises(PeftFormatError, match="a head reads it, and PEFT would give it a table"):
+    with pytest.raises(
+        PeftFormatError, match="a head reads it, and PEFT would give the head another table"
+    ):
         save_peft(net, tmp_path, tied=True, rename={"embed_tokens": "wte"})
     save_peft(net, tmp_path, tied=False)
     config, tensors = read(tmp_path)
@@ -207,7 +209,7 @@ def test_a_table_is_not_tied_in_two_ways(tmp_path):
 
 @pytest.mark.parametrize(
     ("pattern", "reason"),
-    [("[", "not a valid regex"), ("nowhere", r"matches no array outside.*such as 'conv/weight'")],
+    [("[", "is not valid"), ("nowhere", r"matches no array outside.*such as 'conv/weight'")],
 )
 def test_a_pattern_that_selects_nothing_is_an_error(pattern, reason, tmp_path):
     model = apply_lora(layers(), 2, key=KEY, target="^fc")
@@ -226,16 +228,9 @@ def test_the_base_model_and_the_task_are_written(tmp_path):
     assert eqx.tree_equal(load_peft(layers(), tmp_path), model)
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ({"task_type": "causal_lm"}, "SEQ_CLS, .* is 'causal_lm'. Did you mean 'CAUSAL_LM'?"),
-        ({"base_model_name_or_path": ""}, "must be a string such as"),
-    ],
-)
-def test_what_peft_would_not_know_is_refused(given, reason, tmp_path):
-    with pytest.raises(PeftFormatError, match=reason):
-        save_peft(apply_lora(layers(), 2, key=KEY, target="^fc"), tmp_path, **given)
+def test_a_task_that_peft_would_not_know_is_refused(tmp_path):
+    with pytest.raises(PeftFormatError, match=r"SEQ_CLS, .* is 'causal_lm'"):
+        save_peft(apply_lora(layers(), 2, key=KEY, target="^fc"), tmp_path, task_type="causal_lm")
     assert not list(tmp_path.iterdir())
 
 

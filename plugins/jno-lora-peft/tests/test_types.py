@@ -58,16 +58,16 @@ def assert_same(one, other):
                 *of("supertuning", "wide", options={"count": 2}),
                 *of("supertuning", "deep", options={"count": 9}),
             ],
-            "none gives as many entries as these have",
+            "no `sparsity` for all layers",
         ),
         (of("fourierft", "wide"), "Torch draws PEFT's positions by a seed"),
         (of("waveft", "wide"), "Torch draws PEFT's positions by a seed"),
-        (of("oft-in", "wide", rank=5), "PEFT's blocks divide the 8 inputs, and 5 does not"),
-        (of("boft", "wide", rank=6), "PEFT's blocks must divide the 8 inputs"),
+        (of("oft-in", "wide", rank=5), "PEFT's blocks divide the 8 inputs, unlike 5"),
+        (of("boft", "wide", rank=6), "2 blocks of 6 are not the 8 inputs"),
         (of("hira", "grouped"), "convolutions without groups"),
         (of("miss", "conv"), "PEFT has adapters of this type for linear, and this is conv2d"),
         (of("ia3", "wide"), "use IA3Out"),
-        (of("ia3-in", "conv"), "one factor for all of a channel's places in a kernel"),
+        (of("ia3-in", "conv"), "one factor for all of a channel in a kernel"),
         (of("c3a", "wide", options={"multiplier": 0.5}), "PEFT's type has no scale for it"),
         (of("randlora", "wide", "deep"), "bases are drawn for each layer"),
     ],
@@ -125,7 +125,7 @@ def test_bases_of_several_files_are_not_one_pair(tmp_path):
         {"target": name, "wrapper": "randlora", "options": {"bases": own}}
         for name, own in bases.items()
     ]
-    with pytest.raises(PeftFormatError, match="one pair of bases for all layers"):
+    with pytest.raises(PeftFormatError, match="one 'randlora_A' for all layers"):
         save_peft(trained(specs), tmp_path)
     specs[1]["options"] = specs[0]["options"]
     save_peft(trained(specs), tmp_path)

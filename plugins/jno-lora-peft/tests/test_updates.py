@@ -177,7 +177,7 @@ def grouped(tensors):
 
 def test_a_grouped_convolution_is_held_if_no_input_of_another_group_counts(tmp_path):
     tensors = named({"lora_A.weight": (4, 4, 2, 2), "lora_B.weight": (6, 2, 1, 1)})
-    with pytest.raises(PeftFormatError, match="sees the inputs of all 2 groups"):
+    with pytest.raises(PeftFormatError, match="its update mixes the 2 groups"):
         load(GROUPED, tensors, tmp_path, r=4, lora_alpha=4)
     A, _ = tensors.values()
     A[:2, 2:], A[2:, :2] = 0, 0
@@ -246,8 +246,7 @@ def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
             "hada_t2: missing",
         ),
         ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (2, 3), "lokr_w2": (2, 3)}, "do not make"),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "expected a matrix"),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (0, 2), "lokr_w2": (3, 3)}, "a matrix or a ke"),
+        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "do not make"),
         (
             {"peft_type": "LOKR", "r": 2},
             {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
@@ -298,7 +297,7 @@ def test_parts_that_do_not_fit_are_told_by_their_names(config, parts, reason, tm
 
 def test_groups_of_which_peft_has_no_adapter(tmp_path):
     tensors = named({"lora_A.weight": (3, 4, 2, 2), "lora_B.weight": (6, 1, 1, 1)})
-    with pytest.raises(PeftFormatError, match="the rank 3 is not a multiple of the 2 groups"):
+    with pytest.raises(PeftFormatError, match="rank 3 is not a multiple of the 2 groups"):
         load(GROUPED, tensors, tmp_path, r=3)
     tensors = named(
         {

@@ -40,14 +40,19 @@ def inspect_peft(
     source = locate(directory, revision)
     settings, tensors = read(source.folder)
     peft_type = settings.get("peft_type")
-    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type(""))
+    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type())
     parts = by_module(tensors, kind.tensors, kind.shared)
+    refused = None
+    try:
+        Config.parse(settings)
+    except PeftFormatError as err:
+        refused = str(err)
     facts = {
         "directory": os.fspath(directory),
         "revision": source.commit,
         "peft_type": peft_type,
         "base_model": settings.get("base_model_name_or_path"),
-        "refused": _refused(settings),
+        "refused": refused,
         "servers": refused_by_servers(settings, tensors),
         "settings": {name: settings[name] for name in sorted(settings) if _is_set(settings[name])},
         "modules": [_module(name, parts) for name in parts.modules],
@@ -59,14 +64,6 @@ def inspect_peft(
     if values:
         facts["non_finite"] = not_finite(tensors)
     return facts
-
-
-def _refused(settings: Mapping[str, Any]) -> str | None:
-    try:
-        Config.parse(settings)
-    except PeftFormatError as err:
-        return str(err)
-    return None
 
 
 def _is_set(value: Any) -> bool:

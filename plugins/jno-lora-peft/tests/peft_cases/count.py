@@ -9,7 +9,7 @@ import peft
 
 from jno.lora import PeftFormatError
 from jno.lora.peft import load_peft
-from jno_lora_peft.files.refusals import REASONS
+from jno_lora_peft.files.config import REASONS
 from jno_lora_peft.types import TYPES
 
 from . import told, torch_side as torch

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jno_lora_peft.files.refusals import known_settings
+from jno_lora_peft.files.config import known_settings
 from jno_lora_peft.types import TYPES
 
 PREFIX = "base_model.model."

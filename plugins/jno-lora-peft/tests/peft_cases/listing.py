@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from jno_lora_peft.files.refusals import REASONS
-from jno_lora_peft.types import METHODS, TYPES
+from jno_lora_peft.files.config import REASONS
+from jno_lora_peft.types import TYPES
 
 PAGE = Path(__file__).parents[4] / "docs/peft.md"
 _WRITTEN = {
@@ -24,7 +24,7 @@ def table() -> str:
     rows = ["| type | read | written | held as, or why not |", "|---|---|---|---|"]
     for name, kind in sorted(TYPES.items()):
         written = _WRITTEN.get(name, "yes" if kind.variants else "as LoRA")
-        held = kind.held or METHODS[kind.variants[0]].__name__
+        held = " ".join(str(type(kind).__doc__).split()).removesuffix(".")
         rows.append(f"| `{name}` | yes | {written} | {held} |")
     rows += [f"| `{name}` | no | no | {reason} |" for name, reason in sorted(REASONS.items())]
     return "\n".join(rows) + "\n"

@@ -183,10 +183,10 @@ ROUTED = {
 
 # Configurations of files that are refused, and the reason.
 REFUSED = {
-    "groups": (lambda: lora(["grouped"]), "sees the inputs of all 2 groups"),
+    "groups": (lambda: lora(["grouped"]), "its update mixes the 2 groups"),
     "pissa-random": (
         lambda: lora(EVEN, init_lora_weights="pissa_niter_1"),
-        "starts from numbers that Torch draws",
+        "did not converge",
     ),
     "vera-drawn": (
         lambda: peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
@@ -204,7 +204,7 @@ REFUSED = {
         lambda: peft.TinyLoraConfig(r=2, u=3, target_modules=EVEN),
         "which of the trained vectors",
     ),
-    "lora-bias": (lambda: lora(["out"], lora_bias=True), "has no bias to hold it"),
+    "lora-bias": (lambda: lora(["out"], lora_bias=True), "the file adds to its bias"),
     "ia3-groups": (
         lambda: peft.IA3Config(target_modules=["grouped"], feedforward_modules=["grouped"]),
         "scales the inputs of each group differently",

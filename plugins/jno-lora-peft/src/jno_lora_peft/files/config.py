@@ -1,4 +1,4 @@
-"""The settings of `adapter_config.json`, and the modules that they name."""
+"""The settings of `adapter_config.json`: the modules that they name, and what is refused."""
 
 import dataclasses
 import re
@@ -9,8 +9,46 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
 from .._names import EMBEDDING, HEAD, is_embedding, may_be_tied
-from ..types import TYPES, Setting, Type
-from .refusals import known_settings, malformed, refused_settings, refused_type
+from ..types import TYPES, Setting, Type, refused_start
+
+_ROWS = "it gives the model further tokens, which can be rows of its embedding (see Prompts)"
+REASONS = {
+    **dict.fromkeys(["PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"], _ROWS),
+    "PREFIX_TUNING": "it gives attention further keys and values, and changes no layer",
+    "CARTRIDGE": "it gives attention further keys and values, and changes no layer",
+    "ADAPTION_PROMPT": "it gives attention further tokens behind a gate, and changes no layer",
+    "XLORA": "its classifier is not whole in the file; its LoRAs have directories, which load",
+    "SHADOW": "it runs a small network beside the model",
+    "ADAMSS": "which rows of the weight form a group is not in the file",
+    "PSOFT": "it turns singular vectors, whose signs are not in the file, into each other",
+}
+
+# Settings that change what an adapter computes into something that no adapter here does.
+_SETTINGS = {
+    "arrow_config": "several adapters are mixed by the input (Arrow)",
+    "kasa_config": "the layer's weight is truncated (KaSA)",
+    "layer_replication": "layers of the model are copied",
+    "megatron_config": "the layers are split by Megatron",
+    "monteclora_config": "the factors are drawn at random (MonteCLoRA)",
+    "use_bdlora": "its factors are block diagonal (BD-LoRA)",
+    "use_qalora": "inputs are pooled in groups (QALoRA)",
+}
+
+# Settings of any type: which modules it is for, where it comes from, and how it was trained.
+_COMMON = (
+    "peft_type target_modules exclude_modules modules_to_save layers_to_transform layers_pattern "
+    "bias init_weights fan_in_fan_out base_model_name_or_path revision task_type auto_mapping "
+    "peft_version inference_mode ensure_weight_tying"
+)
+
+
+# The types of settings, as JSON has them.
+_FORMS = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (str, list)),
+    **dict.fromkeys(("modules_to_save", "target_parameters", "alora_invocation_tokens"), (list,)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "n_frequency_pattern"), (dict,)),
+    "layers_to_transform": (int, list),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +62,8 @@ class Config:
         """Check a configuration. Settings that its type lacks in PEFT only warn, as in PEFT."""
         peft_type = settings.get("peft_type")
         if not isinstance(peft_type, str) or peft_type not in TYPES:
-            raise PeftFormatError(refused_type(peft_type))
-        problems = [*refused_settings(settings), *malformed(settings)]
+            raise PeftFormatError(_refused_type(peft_type))
+        problems = [*_refused_settings(settings), *_malformed(settings)]
         if problems:
             raise PeftFormatError(
                 f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
@@ -126,3 +164,52 @@ def _names(names: str | list[str], module: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def known_settings(peft_type: str) -> set[str]:
+    """The settings of a type that are read, or refused, or do not change the outputs."""
+    settings = {*_SETTINGS, *_COMMON.split(), *TYPES[peft_type].known_settings}
+    # In PEFT, the configuration of AdaLoRA has all settings of LoRA.
+    return settings | TYPES["LORA"].known_settings if peft_type == "ADALORA" else settings
+
+
+def _refused_type(peft_type: Any) -> str:
+    """The reason why an adapter of this type cannot be loaded, and what to do instead."""
+    if not isinstance(peft_type, str):
+        return (
+            f"adapter_config.json has the peft_type {peft_type!r}. It must be a string such as "
+            '"LORA", as PEFT writes it.'
+        )
+    return (
+        f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: "
+        f"{REASONS.get(peft_type, 'no adapter of jno.lora computes the same')}. If PEFT can, merge "
+        "it there (`model.merge_and_unload()`) and take over the merged weights, or approximate it "
+        "by LoRA (`peft.save_as_lora`) and load that LoRA.\n"
+        f"The types with an equivalent are {', '.join(TYPES)}."
+    )
+
+
+def _refused_settings(values: Mapping[str, Any]) -> list[str]:
+    """Why an adapter with this configuration cannot be loaded, a line for each reason."""
+    lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if values.get(name)]
+    for name, held, why in TYPES[values["peft_type"]].only:
+        if values.get(name, held) != held:
+            lines.append(f"{name} is {values[name]!r}: {why}")
+    return lines + refused_start(values.get("init_lora_weights"))
+
+
+def _malformed(settings: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that is not of the type that PEFT writes."""
+    kind, forms = TYPES[settings["peft_type"]], dict(_FORMS)
+    if kind.alpha is not None:
+        forms[kind.alpha.name] = (int, float)
+    if kind.rank is not None:
+        forms[kind.rank.name] = (int,)
+    lines = [
+        f"{name} is {settings[name]!r}, not {' or '.join(form.__name__ for form in allowed)}"
+        for name, allowed in forms.items()
+        if settings.get(name) is not None and not isinstance(settings[name], allowed)
+    ]
+    if kind.rank is not None and settings.get(kind.rank.name) == 0:
+        lines.append(f"{kind.rank.name} is 0, not a whole number above 0")
+    return lines

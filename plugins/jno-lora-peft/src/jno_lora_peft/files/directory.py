@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jno.lora import CheckpointError, PeftFormatError
+from jno.lora import PeftFormatError
 from jno.lora.extending import read_file, read_json, write_together
+
+from .._errors import format_errors
 
 Directory = str | os.PathLike[str]
 
@@ -26,25 +28,20 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{shown} is not a directory. Give the one that PEFT's `save_pretrained` wrote, with "
             f"{CONFIG} and {TENSORS} in it."
         )
-    try:
-        config = read_json(folder / CONFIG)
-        if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
-            raise PeftFormatError(f"{shown} {refused_pickle()}")
+    config = read_config(folder)
+    if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
+        raise PeftFormatError(f"{shown} {refused_pickle()}")
+    with format_errors():
         tensors, _ = read_file(folder / TENSORS)
-        changed = read_json(folder / CONFIG) != config
-    except CheckpointError as err:
-        raise PeftFormatError(str(err)) from err
-    if changed:
+    if read_config(folder) != config:
         raise PeftFormatError(f"{shown} was written while it was read. Load it again.")
     return config, tensors
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration in `folder`."""
-    try:
+    with format_errors():
         return read_json(folder / CONFIG)
-    except CheckpointError as err:
-        raise PeftFormatError(str(err)) from err
 
 
 def refused_pickle() -> str:
@@ -63,27 +60,15 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     nothing loads.
     """
     # Here, because only saving needs them.
-    import safetensors
     import safetensors.numpy
 
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    try:
-        # As in PEFT's files; some readers ask for it.
-        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
-    except safetensors.SafetensorError as err:
-        raise PeftFormatError(
-            f"The safetensors library {safetensors.__version__} cannot write these arrays: {err}. "
-            "A newer version may."
-        ) from err
-    folder, shown = Path(directory), repr(os.fspath(directory))
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    try:
+    # As in PEFT's files; some readers ask for it.
+    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
+    with format_errors():
         folder.mkdir(parents=True, exist_ok=True)
         write_together({folder / TENSORS: content, folder / CONFIG: text.encode()})
-    except OSError as err:
-        raise PeftFormatError(f"{shown} cannot be written: {err.strerror}") from err
-    except CheckpointError as err:
-        raise PeftFormatError(str(err)) from err
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:

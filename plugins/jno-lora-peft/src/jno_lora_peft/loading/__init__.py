@@ -1,6 +1,7 @@
 """Loading PEFT's files: adapters around the layers of a model."""
 
 import os
+import re
 from typing import TypeVar
 
 from jno.lora import PeftFormatError, Registry
@@ -12,7 +13,8 @@ from ..files.directory import Directory, not_finite, read
 from ..files.hub import locate, tell_commit
 from ..files.tensors import by_module
 from ..model.ties import Ties
-from ._adapters import adapters_of, check_free as check_free, collected as collected
+from ._adapters import check_free as check_free, collected as collected, with_adapters
+from ._arrays import with_arrays
 from ._placement import Paths as Paths, Place as Place, Placement
 
 M = TypeVar("M")
@@ -80,15 +82,17 @@ def load_peft(
     settings, tensors = read(source.folder)
     tell_commit(source, revision)
     config = Config.parse(settings)
-    registry, ties = default_registry(registry), Ties(model, tied)
     sorted_tensors = by_module(tensors, config.type.tensors, config.type.shared)
-    placement = Placement(model, config, sorted_tensors, rename, ties)
-    adapters = adapters_of(config, placement, registry)
-    if placement.problems:
+    try:
+        placement = Placement(model, config, sorted_tensors, rename, Ties(model, tied))
+        model, places = with_arrays(model, placement)
+        model, adapters = with_adapters(model, places, placement, default_registry(registry))
+    except re.error as err:
         raise PeftFormatError(
-            f"The {config.type.name} adapter does not fit the model:\n"
-            f"{bullets(placement.problems)}\nNothing was loaded."
-        )
+            f"adapter_config.json holds {err.pattern!r}, not a valid regular expression: {err}"
+        ) from err
+    title = f"The {config.type.name} adapter does not fit the model"
+    placement.problems.refuse(title, "Nothing was loaded.")
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
-    return put_around(placement.arrays.put_into(placement.model), adapters)
+    return put_around(model, adapters)

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,42 @@ from jno.lora.types import LayerForm, LooseAdapter
 
 from .._errors import MisfitError, Problems
 from .._names import show_index
-from ..files.config import Config
-from ..model.arrays import Source
-from ..model.layouts import Layout, Shape, layout_of
-from ..types import METHODS, ROUTED, Converted, Module, floating
-from ._placement import Placement
+from ..model.arrays import NewArrays, Source
+from ..model.layouts import NO_LAYER, Layout, Shape, layout_of
+from ..types import METHODS, ROUTED, Converted, Module, check_layer, floating
+from ._arrays import layers_at_places
+from ._placement import Place, Placement
+
+M = TypeVar("M")
 
 
-def adapters_of(config: Config, placement: Placement, registry: Registry) -> AdapterSet:
-    """The adapters of a file. Shifts of biases go into the arrays of the placement."""
-
-    def shift(path: str, ordered: list[Converted], stack: Shape) -> None:
-        _shift_bias(config, placement, path, ordered, stack)
-
-    by_path = _converted_by_path(config, placement)
-    return collected(by_path, placement.layers, registry, placement.problems, shift)
+def with_adapters(
+    model: M, places: Mapping[str, Place], placement: Placement, registry: Registry
+) -> tuple[M, AdapterSet]:
+    """`model` with the biases that adapters of PEFT add to, and the adapters of a file."""
+    config, layers, biases = placement.config, layers_at_places(model, places), NewArrays()
+    norms = norms_around(model, layers)
+    by_path: dict[str, dict[Shape, Converted]] = {}
+    shared = functools.cache(lambda: floating(placement.tensors.shared))
+    for module, tensors in placement.tensors.adapters.items():
+        if module not in places:
+            continue
+        path, index = places[module]
+        with placement.problems.of(show_path(module)):
+            layer, rank, alpha = layers[path], config.rank(module), config.alpha(module)
+            layout = _checked_layout(placement, module, layer, path, norms)
+            arrays = floating(tensors)
+            m = Module(module, config.settings, rank, alpha, arrays, shared(), layer, index, layout)
+            check_layer(layout, config.type.layers)
+            converted = config.type.read(m)
+            if converted.bias_shift is not None:
+                is_all = converted.variant is None and not index
+                source = Source(config.type.name, tensors, {}) if is_all else None
+                biases.shift_bias(path, layer, index, converted.bias_shift, source)
+            if converted.variant is not None:
+                by_path.setdefault(path, {})[index] = converted
+    adapters = collected(by_path, layers, registry, placement.problems)
+    return biases.put_into(model), adapters
 
 
 def collected(
@@ -37,102 +58,54 @@ def collected(
     layers: Mapping[str, Any],
     registry: Registry,
     problems: Problems,
-    shift: Callable[[str, list[Converted], Shape], None] | None = None,
 ) -> AdapterSet:
-    """Adapters by path, from the adapters of single layers by their indices in a stack.
-
-    `shift` gets the path, the adapters and the shape of each stack before they are joined.
-    """
+    """Adapters by path, from the adapters of single layers by their indices in a stack."""
     adapters: dict[str, LooseAdapter] = {}
     shared: dict[str, jax.Array] = {}
     for path, by_index in by_path.items():
         with problems.of(show_path(path)):
             layer, first = layers[path], next(iter(by_index.values()))
-            if first.variant is None:
-                cls, ndim = None, len(next(iter(by_index)))
-            else:
-                cls = _adapter_class(registry, first.variant, layer, path)
-                ndim = cls.stack_ndim(layer)
+            cls = _adapter_class(registry, str(first.variant), layer, path)
+            ndim = cls.stack_ndim(layer)
             stack = layer.weight.shape[:ndim]
-            ordered = _in_order(by_index, stack)
-            if shift is not None:
-                shift(path, ordered, stack)
-            if cls is not None:
-                state = _stacked([adapter.state for adapter in ordered], stack)
-                arrays = {name: jnp.asarray(array) for name, array in state.items()}
-                # The same arrays for every module of the file.
-                shared |= {n: jnp.asarray(x) for n, x in first.shared.items() if n not in shared}
-                form = LayerForm.of(layer, ndim)
-                adapters[path] = LooseAdapter(arrays, cls, first.rank, first.alpha, form)
+            states = [adapter.state for adapter in _in_order(by_index, stack)]
+            arrays = {
+                name: jnp.asarray(
+                    np.stack([x[name] for x in states]).reshape((*stack, *array.shape))
+                )
+                for name, array in states[0].items()
+            }
+            # The same arrays for every module of the file.
+            shared |= {n: jnp.asarray(x) for n, x in first.shared.items() if n not in shared}
+            form = LayerForm.of(layer, ndim)
+            adapters[path] = LooseAdapter(arrays, cls, first.rank, first.alpha, form)
     return AdapterSet(adapters, shared)
 
 
-def _converted_by_path(config: Config, placement: Placement) -> dict[str, dict[Shape, Converted]]:
-    norms = norms_around(placement.model, placement.layers)
-    by_path: dict[str, dict[Shape, Converted]] = {}
-    shared_arrays = functools.cache(lambda: floating(placement.tensors.shared))
-    for module, tensors in placement.tensors.adapters.items():
-        if module not in placement.places:
-            continue
-        path, index = placement.places[module]
-        with placement.problems.of(show_path(module)):
-            layout = _checked_layout(config, placement, norms, module)
-            layer, rank, alpha = placement.layers[path], config.rank(module), config.alpha(module)
-            arrays, shared = floating(tensors), shared_arrays()
-            m = Module(module, config.settings, rank, alpha, arrays, shared, layer, index, layout)
-            by_path.setdefault(path, {})[index] = config.type.read(m)
-    return by_path
-
-
-def _shift_bias(
-    config: Config, placement: Placement, path: str, ordered: list[Converted], stack: Shape
-) -> None:
-    shifts = [adapter.bias_shift for adapter in ordered]
-    example = next((shift for shift in shifts if shift is not None), None)
-    if example is None:
-        return
-    shifts = [np.zeros_like(example) if shift is None else shift for shift in shifts]
-    shift, source = _stacked([{"": shift} for shift in shifts], stack)[""], None
-    if ordered[0].variant is None and not stack:
-        source = Source(config.type.name, {"beft_bias": shift[None]}, {})
-    placement.problems += placement.arrays.shift_bias(path, placement.layers[path], shift, source)
-
-
 def _checked_layout(
-    config: Config, placement: Placement, norms: Mapping[str, str], module: str
+    placement: Placement, module: str, layer: Any, path: str, norms: Mapping[str, str]
 ) -> Layout:
     """The layer of a module for PEFT. **Raises:** `MisfitError` if it cannot be adapted."""
-    path, _ = placement.places[module]
-    layer = placement.layers[path]
-    layout = layout_of(layer)
-    where = f"the layer at {show_path(path)!r}"
-    if module not in placement.heads and not config.is_target(module):
+    if module not in placement.untargeted and not placement.config.is_target(module):
         raise MisfitError(
             "adapter_config.json does not target it (see target_modules, exclude_modules, "
             "layers_to_transform, modules_to_save), so that PEFT would leave its tensors out"
         )
     check_free(layer, path, norms)
+    layout = layout_of(layer)
     if layout is None:
-        raise MisfitError(
-            f"{where} is a {type(layer).__name__}; PEFT's tensors fit linear layers, "
-            "convolutions and embeddings"
-        )
+        raise MisfitError(NO_LAYER.format(type(layer).__name__))
     return layout
 
 
 def check_free(layer: Any, path: str, norms: Mapping[str, str]) -> None:
     """**Raises:** `MisfitError` if the layer has an adapter, or a norm that computes its weight."""
     if isinstance(layer, LoRAWrapper):
-        raise MisfitError(
-            f"the layer at {show_path(path)!r} carries a {type(layer).__name__} already. Call "
-            "merge_lora or unwrap_lora first"
-        )
+        name = type(layer).__name__
+        raise MisfitError(f"its layer carries a {name} already. Call merge_lora or unwrap_lora")
     if path in norms:
         norm = show_path(norms[path])
-        raise MisfitError(
-            f"the layer at {show_path(path)!r} is inside the norm at {norm!r}, which takes its "
-            "weight apart again"
-        )
+        raise MisfitError(f"its layer is inside the norm at {norm!r}, which computes the weight")
 
 
 def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> type[LoRAWrapper]:
@@ -142,10 +115,8 @@ def _adapter_class(registry: Registry, variant: str, layer: Any, path: str) -> t
         if cls.applies_to(layer):
             return cls
         reasons += filter(None, [cls.why_not(layer)])
-    raise MisfitError(
-        f"no adapter of the variant {variant!r} fits its {type(layer).__name__}"
-        f"{': ' if reasons else ''}{'; '.join(reasons[:1])}"
-    )
+    reason = f": {reasons[0]}" if reasons else ""
+    raise MisfitError(f"no adapter {variant!r} fits its {type(layer).__name__}{reason}")
 
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
@@ -180,10 +151,3 @@ def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Convert
         shown = ", ".join(f"rank {rank} with alpha {alpha:g}" for rank, alpha in scales)
         raise MisfitError(f"the layers of a stack need one rank and alpha, but these have {shown}")
     return [adapters[index] for index in indices]
-
-
-def _stacked(layers: Sequence[Mapping[str, np.ndarray]], stack: Shape) -> dict[str, np.ndarray]:
-    return {
-        name: np.stack([arrays[name] for arrays in layers]).reshape((*stack, *first.shape))
-        for name, first in layers[0].items()
-    }

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jno.lora import PeftFormatError
-from jno.lora.extending import bullets, show_path
+from jno.lora.extending import show_path
 
 from .._errors import MisfitError, Problems
 from ..files.config import Config
@@ -63,11 +62,8 @@ def apart(config: Config, tensors: Tensors, sizes: Sizes) -> tuple[Tensors, set[
             pairs.append(adapters.pop(inner))
         with problems.of(show_path(module)):
             new |= _experts(config, names, pairs[::-1], sizes)
-    if problems:
-        raise PeftFormatError(
-            f"The adapter of `target_parameters` does not fit the model:\n{bullets(problems)}\n"
-            "Nothing was loaded."
-        )
+    title = "The adapter of `target_parameters` does not fit the model"
+    problems.refuse(title, "Nothing was loaded.")
     adapters |= {name: dict(pair) for name, pair in new.items()}
     return dataclasses.replace(tensors, adapters=adapters), set(new)
 

@@ -12,7 +12,7 @@ from ..model.ties import Ties
 
 
 def tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:
-    """The heads that PEFT has tied by `ensure_weight_tying`, with the embeddings they repeat."""
+    """The heads that PEFT tied by `ensure_weight_tying`, and the embedding that each repeats."""
     for embedding in tensors.modules if config.ties else ():
         adapter, saved = tensors.adapters.get(embedding, {}), tensors.plain.get(embedding, {})
         if "lora_embedding_A" in adapter:
@@ -35,10 +35,7 @@ def check_head(config: Config, module: str, embedding: str, tensors: Tensors) ->
             raise MisfitError(f"its weight differs from the weight of {embedding!r}, {_ONE_TABLE}")
         return
     if config.is_dora:
-        raise MisfitError(
-            f"PEFT scales the rows of its weight, and the columns of the weight of {embedding!r}, "
-            f"{_ONE_TABLE}"
-        )
+        raise MisfitError(f"PEFT scales its rows, and the columns of {embedding!r}, {_ONE_TABLE}")
     of_embedding, of_head = tensors.adapters[embedding], tensors.adapters[module]
     for name, transposed in _PAIRS:
         if not np.array_equal(of_embedding[transposed], of_head[name].T):

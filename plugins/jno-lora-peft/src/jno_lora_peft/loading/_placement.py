@@ -1,21 +1,18 @@
 """The layers of a model that the modules of a file stand for."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, PeftFormatError, SelectionError
+from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from .._errors import MisfitError, Problems
 from .._names import Rename, dotted_path
 from ..files.config import Config
-from ..files.tensors import ByModule, Tensors
-from ..model.arrays import NewArrays
+from ..files.tensors import Tensors
 from ..model.ties import Ties, modules_at
-from ..model.untied import INNER, Untied, is_table, with_untied
 from ._experts import Size, apart, sizes_of
 from ._heads import check_head, heads_of_tables, tied_heads
 
@@ -44,70 +41,57 @@ class Paths:
             paths = self._by_name.get(in_stack[1], [])
             index = tuple(map(int, in_stack[2].split(",")))
         if len(paths) > 1:
-            raise SelectionError(
-                f"Several layers may be meant by {dotted!r}: a dict key holds a slash or a dot. "
-                "Rename the key."
-            )
+            raise SelectionError(f"Rename a dict key with a slash or a dot: {dotted!r} is {paths}.")
         return (paths[0], index) if paths else None
 
-    def not_found(self, missing: Mapping[str, str]) -> list[str]:
-        """A line for each missing module, from PEFT's names and the paths that they stand for."""
+    def check(self, places: Mapping[str, Sequence[Place]], renamed: Mapping[str, str]) -> list[str]:
+        """A line for each module without a place, or with the place of another module.
+
+        `renamed` has the dotted paths that modules without a place stand for.
+
+        **Raises:** `PeftFormatError` if no module has a place.
+        """
         lines: list[str] = []
-        for number, (module, dotted) in enumerate(missing.items()):
+        first_at: dict[Place, str] = {}
+        for module, places_of_module in places.items():
+            firsts = {first_at.setdefault(place, module) for place in places_of_module} - {module}
+            lines += [f"{module}: it stands for the same layer as {first!r}" for first in firsts]
+        for number, (module, dotted) in enumerate(renamed.items()):
             path = dotted.replace(".", "/")
             meant = "" if path == module.replace(".", "/") else f" (renamed {path!r})"
             near = nearest(path, self.all, n=3) if number < _HINTS else []
             hint = f"; the nearest are {', '.join(map(repr, map(show_path, near)))}" if near else ""
             lines.append(f"{show_path(module)}{meant}: the model has no such layer{hint}")
+        if len(renamed) == len(places):
+            raise PeftFormatError(
+                f"No module of the file is in the model:\n{bullets(lines, _SHOWN)}\n"
+                'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules '
+                "for slash-joined names) or a function from PEFT's name to the path here. One "
+                "layer of a stack has an index at the end: "
+                r'rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
+            )
         return lines
-
-    def none_found(self, modules: list[str]) -> str:
-        paths = [path for path in self.all if path]
-        names = [module.replace(".", "/") for module in modules[:_HINTS]]
-        near = dict.fromkeys(path for name in names for path in nearest(name, paths, 2))
-        return (
-            f"No module of the file is in the model. The file has\n{bullets(modules, _SHOWN)}\n"
-            f"and the nearest layers of the model are\n{bullets(near, _SHOWN)}\n"
-            'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules for '
-            "slash-joined names) or a function from PEFT's name to the path here. One layer of a "
-            r'stack has an index at the end: rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
-        )
 
 
 class Placement:
-    """The places of a file's modules in a model, which gets the arrays of the file.
+    """The layers that a file's modules stand for.
 
-    - `model`: with the new arrays of adapted layers, and with embeddings untied as needed.
-    - `arrays`: further new arrays, which do not depend on adapters.
-    - `places`: by module; `layers`: by path; `tensors`: of the modules.
-    - `heads`: modules that PEFT adapts without targeting them: heads, and arrays of experts.
+    - `problems`: a line for each module that does not fit.
+    - `tensors`: the tensors of the modules; `places`: by module.
+    - `untargeted`: modules that PEFT adapts without targeting them: heads, and arrays of experts.
+    - `tables`: the saved weights of heads that the model lacks, by the path of their embedding.
     """
 
     def __init__(self, model: PyTree, config: Config, tensors: Tensors, rename: Rename, ties: Ties):
-        self.problems = Problems()
-        self.heads: set[str] = set()
-        self.places: dict[str, Place] = {}
-        self.layers: dict[str, Any] = {}
-        self._config, self._rename, self._ties = config, rename, ties
-        self._paths = Paths(model)
-        tensors, experts = apart(config, tensors, lambda name: self._sizes(model, name))
-        self.heads |= experts
-        # Heads that read a table of the model need no place in it.
-        tensors = self._without_tied_heads(tensors)
+        self.config, self.ties, self.problems = config, ties, Problems()
+        self._paths, self._rename = Paths(model), rename
+        tensors, experts = apart(config, tensors, lambda name: self._size(model, name))
+        self.untargeted = experts
+        tensors = tensors.without(self._served_heads(tensors))
         heads = heads_of_tables(config, tensors, ties, lambda module: self._place(module) is None)
+        self.tables = dict(heads.values())
         self.tensors = tensors.without(heads)
-        self._find_places()
-        self._enter_untied(model)
-        model = self._with_base_arrays(model)
-        # A head keeps the table that PEFT changes for lookups alone, or gets the saved table.
-        tables = dict(heads.values())
-        model = with_untied(model, {*self._tables_to_untie(), *tables})
-        self.arrays = NewArrays()
-        for path, layer in modules_at(model, tables).items():
-            self.problems += self.arrays.replace(path, layer, (), {"table": tables[path]})
-        self._enter_untied(model)
-        self._replace(self.arrays, self.tensors.plain)
-        self.model = model
+        self.places = self._find_places()
 
     def _place(self, module: str) -> Place | None:
         name, _, expert = module.partition("[")
@@ -121,93 +105,38 @@ class Placement:
             return self._place(name.removesuffix(".weight") + end)
         return place
 
-    def _sizes(self, model: PyTree, name: str) -> Size | None:
+    def _size(self, model: PyTree, name: str) -> Size | None:
         """The size of an array that PEFT adapts without its module."""
         place = self._place(name)
         return None if place is None else sizes_of(modules_at(model, place[:1])[place[0]], place[1])
 
-    def _without_tied_heads(self, tensors: Tensors) -> Tensors:
-        """The tensors, except the tensors of heads that read the table of their embedding."""
+    def _served_heads(self, tensors: Tensors) -> set[str]:
+        """The tied heads that need no place, because the table of their embedding serves them.
+
+        All tied heads and their embeddings become `untargeted`.
+        """
         served: set[str] = set()
-        for head, embedding in tied_heads(self._config, tensors):
-            self.heads |= {head, embedding}
+        for head, embedding in tied_heads(self.config, tensors):
+            self.untargeted |= {head, embedding}
             place = self._place(embedding)
-            is_tied = place is not None and self._ties.of(place[0])
-            if is_tied or self._place(head) is None:
+            if (place is not None and self.ties.of(place[0])) or self._place(head) is None:
                 served.add(head)
                 with self.problems.of(show_path(head)):
-                    check_head(self._config, head, embedding, tensors)
-                    if place is not None and self._ties.is_untied(place[0]):
+                    check_head(self.config, head, embedding, tensors)
+                    if place is not None and self.ties.is_untied(place[0]):
                         raise MisfitError(
-                            "the file ties it to its embedding, which is untied in the model. Load "
-                            "into the model as it was before"
+                            f"the file ties it to {embedding!r}, which is untied in the model. "
+                            "Load into the model as it was before"
                         )
-        return tensors.without(served)
+        return served
 
-    def _find_places(self) -> None:
+    def _find_places(self) -> dict[str, Place]:
         if not self._paths.all:
             raise PeftFormatError("The model holds no Equinox modules to adapt.")
-        missing: dict[str, str] = {}
-        first_at: dict[Place, str] = {}
-        for module in self.tensors.modules:
-            place = self._place(module)
-            if place is None:
-                missing[module] = dotted_path(module, self._rename)
-                continue
-            self.places[module] = place
-            first = first_at.setdefault(place, module)
-            if first != module:
-                self.problems.append(f"{module}: renamed to the same path as {first!r}")
         if not self.tensors.modules:
             raise PeftFormatError("The PEFT adapter holds no tensors.")
-        if not self.places:
-            raise PeftFormatError(self._paths.none_found(self.tensors.modules))
-        self.problems += self._paths.not_found(missing)
-
-    def _enter_untied(self, model: PyTree) -> None:
-        """Set `places`, with each `Untied` replaced by its inner embedding, and `layers`."""
-        layers = modules_at(model, {path for path, _ in self.places.values()})
-        for module, (path, index) in self.places.items():
-            if isinstance(layers.get(path), Untied):
-                self.places[module] = f"{path}/{INNER}" if path else INNER, index
-        self.layers = modules_at(model, {path for path, _ in self.places.values()})
-
-    def _with_base_arrays(self, model: PyTree) -> PyTree:
-        """The model with new arrays in adapted layers, also in heads that read their tables."""
-        arrays = NewArrays()
-        self._replace(arrays, self.tensors.base)
-        for module, tensors in self.tensors.rows.items():
-            if module in self.places:
-                path, index = self.places[module]
-                layer, rows = self.layers[path], self._config.rows(module)
-                self.problems += arrays.replace_rows(path, layer, index, rows, tensors["weight"])
-        return arrays.put_into(model, everywhere=True)
-
-    def _replace(self, arrays: NewArrays, tensors: ByModule) -> None:
-        for module, named in tensors.items():
-            if module in self.places:
-                path, index = self.places[module]
-                self.problems += arrays.replace(path, self.layers[path], index, named)
-
-    def _tables_to_untie(self) -> set[str]:
-        """The paths of embeddings that a head may read, and that PEFT changes for lookups only."""
-        paths: set[str] = set()
-        for module, (path, _) in self.places.items():
-            layer, is_adapted = self.layers[path], module in self.tensors.adapters
-            changes = is_adapted or "weight" in self.tensors.plain.get(module, {})
-            if not changes or module in self.heads or self._ties.of(path) is False:
-                continue
-            if is_adapted and self._config.ties_adapter_of(module):
-                if self._config.is_dora:
-                    self.problems.append(
-                        f"{show_path(module)}: PEFT would tie a head to it with magnitudes of its "
-                        "own. If no head reads its table, say tied=False"
-                    )
-            elif is_table(layer):
-                paths.add(path)
-            elif not isinstance(layer, LoRAWrapper):
-                self.problems.append(
-                    f"{show_path(module)}: other layers read its weight through eqx.nn.Shared, and "
-                    "PEFT changes this layer alone. Let the other layer hold the weight"
-                )
-        return paths
+        found = {module: self._place(module) for module in self.tensors.modules}
+        places = {module: place for module, place in found.items() if place is not None}
+        missing = {m: dotted_path(m, self._rename) for m in found if m not in places}
+        self.problems += self._paths.check({m: [p] if p else [] for m, p in found.items()}, missing)
+        return places

@@ -17,8 +17,9 @@ import numpy as np
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import path_str, sharded_like, show_array, show_path
 
+from .._errors import MisfitError
 from .._names import show_index
-from .layouts import Shape, is_transposed
+from .layouts import TRANSPOSED, Shape, is_transposed
 
 M = TypeVar("M")
 
@@ -51,10 +52,7 @@ class NewArrays:
             if path not in self._new:
                 return by_id.get(id(leaf), leaf)
             if path in replaced:
-                raise SelectionError(
-                    f"Two arrays have the path {path!r}: a dict key in it holds a slash. Rename "
-                    "the key."
-                )
+                raise SelectionError(f"Two arrays have the path {path!r}. Rename a dict key in it.")
             replaced.add(path)
             return self._new[path]
 
@@ -75,21 +73,15 @@ class NewArrays:
             if old is None:
                 problems.append(f"{key}: the {type(layer).__name__} has no such array")
             elif name == "weight" and is_transposed(layer):
-                problems.append(
-                    f"{key}: Torch lays out the kernel of a transposed convolution otherwise, with "
-                    "the inputs first and each axis reversed. Convert and set it by hand"
-                )
+                problems.append(f"{key}: {TRANSPOSED}")
             elif not (_fits(name, tensor.shape, old.shape, index) and _kind(tensor) == _kind(old)):
                 which = f" for the whole stack, here for [{show_index(index)}]" if index else ""
                 problems.append(_differ(key, old, tensor, which))
             else:
                 new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
-                if index:
-                    new = jnp.asarray(old).at[index].set(new)
-                new = sharded_like(new, old)
                 # The same numbers leave the array shared with whatever else holds it.
-                if not jnp.array_equal(new, old):
-                    self._put(key, vars(layer)[name], new)
+                if not jnp.array_equal(new, old[index]):
+                    self._put(key, layer, name, index, new)
         return problems
 
     def replace_rows(
@@ -105,33 +97,44 @@ class NewArrays:
             return [_differ(key, old, tensor, f", where rows {rows} are meant")]
         if not all(0 <= row < shape[0] for row in rows) or len({*rows}) < len(rows):
             return [f"{key}: the rows {rows} are not different rows of its {shape[0]}"]
-        new = jnp.asarray(old).at[(*index, jnp.asarray(rows))].set(tensor.astype(old.dtype))
+        table = np.array(old[index])
+        table[rows] = tensor
         saved, settings = {"trainable_tokens_delta": tensor}, {"token_indices": rows}
         source = Source("TRAINABLE_TOKENS", saved, settings)
-        self._put(key, vars(layer)["weight"], sharded_like(new, old), None if index else source)
+        self._put(key, layer, "weight", index, table, None if index else source)
         return []
 
     def shift_bias(
-        self, path: str, layer: Any, shift: np.ndarray, source: Source | None = None
-    ) -> list[str]:
-        """Add `shift` to a layer's bias; a line if the layer has no such array."""
+        self, path: str, layer: Any, index: Shape, shift: np.ndarray, source: Source | None = None
+    ) -> None:
+        """Add `shift` to a layer's bias. **Raises:** `MisfitError` if it has no such array."""
         (key, old), kind = self._present(path, layer, "bias"), type(layer).__name__
         if old is None and eqx.is_array(getattr(layer, "bias", None)):
-            return [f"{key}: the {kind} computes it, and has no such array to change"]
-        if old is None:
-            line = (
-                f"{show_path(path)}: the file adds to what the layer returns, and the {kind} has "
-                "no bias to hold it"
-            )
-            return [line] if shift.any() else []
-        if not _fits("bias", shift.shape, old.shape, ()):
-            return [_differ(key, old, shift)]
-        wide = jnp.asarray(old, np.promote_types(old.dtype, np.float32))
-        new = wide + jnp.asarray(shift.reshape(old.shape)).astype(wide.dtype)
-        self._put(key, layer.bias, sharded_like(new.astype(old.dtype), old), source)
-        return []
+            raise MisfitError(f"{key}: the {kind} computes it, and has no such array to change")
+        if old is not None and not _fits("bias", shift.shape, old.shape, index):
+            raise MisfitError(_differ(key, old, shift))
+        if old is not None:
+            wide = np.asarray(old[index], np.promote_types(old.dtype, np.float32))
+            shifted = wide + shift.reshape(wide.shape).astype(wide.dtype)
+            self._put(key, layer, "bias", index, shifted, source)
+        elif shift.any():
+            raise MisfitError(f"the file adds to its bias, and the {kind} has none")
 
-    def _put(self, key: str, old: Any, new: jax.Array, source: Source | None = None) -> None:
+    def _put(
+        self,
+        key: str,
+        layer: Any,
+        name: str,
+        index: Shape,
+        values: Any,
+        source: Source | None = None,
+    ) -> None:
+        old = vars(layer)[name]
+        current = self._new.get(key, old)
+        new = jnp.asarray(values.reshape(old.shape[len(index) :])).astype(old.dtype)
+        if index:
+            new = jnp.asarray(current).at[index].set(new)
+        new = sharded_like(new, old)
         self._new[key], self._old[key] = new, old
         identity = id(new)
         _by_id[identity] = weakref.ref(new, lambda _: _by_id.pop(identity, None)), source

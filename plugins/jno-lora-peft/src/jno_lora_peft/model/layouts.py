@@ -11,6 +11,13 @@ from jno.lora import ConvLike, LinearLike
 
 Shape = tuple[int, ...]
 
+# The reasons why a layer cannot be as PEFT has it.
+NO_LAYER = "it is a {}; PEFT's tensors fit linear layers, convolutions and embeddings"
+TRANSPOSED = (
+    "Torch lays out the kernel of a transposed convolution otherwise, with the inputs first and "
+    "each axis reversed. Convert it by hand"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -93,6 +100,16 @@ def layout_of(layer: Any) -> Layout | None:
     if layout is None or weight.shape[-len(layout.weight_shape) :] != layout.weight_shape:
         return None
     return layout
+
+
+def stack_of(layer: Any) -> Shape:
+    """The axes of the layers in a stack, as far as the shape of one layer is known."""
+    layout, weight = layout_of(layer), getattr(layer, "weight", None)
+    shape: Shape = getattr(weight, "shape", ())
+    of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
+    if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
+        return ()
+    return shape[: len(shape) - len(of_layer)]
 
 
 def is_transposed(layer: Any) -> bool:

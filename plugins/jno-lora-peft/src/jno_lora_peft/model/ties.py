@@ -11,9 +11,13 @@ from jaxtyping import PyTree
 from jno.lora import unwrap_lora
 from jno.lora.extending import layers_at, modules_by_path
 
-from .._errors import MisfitError
 from .layouts import layout_of
 from .untied import INNER, Untied, is_table
+
+SHARED = (
+    "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer alone. Let the "
+    "other layer hold the weight"
+)
 
 
 class Ties:
@@ -46,7 +50,7 @@ class Ties:
         layer = self._layers[path]
         if self.outer(path) != path:
             return False
-        if self._is_shared(path):
+        if self.is_shared(path):
             return True
         weight: Any = getattr(layer, "weight", None)
         if not is_table(layer):
@@ -61,15 +65,8 @@ class Ties:
         flags = [flag for flag in flags if isinstance(flag, bool)]
         return any(flags) if flags else None
 
-    def check_own_weight(self, path: str) -> None:
-        """**Raises:** `MisfitError` if `eqx.nn.Shared` hands the weight to other layers."""
-        if self._is_shared(path):
-            raise MisfitError(
-                "other layers read its weight through eqx.nn.Shared, and the adapter is of this "
-                "layer alone. Let the other layer hold the weight"
-            )
-
-    def _is_shared(self, path: str) -> bool:
+    def is_shared(self, path: str) -> bool:
+        """Whether `eqx.nn.Shared` hands the weight of the layer at `path` to other layers."""
         return id(getattr(self._layers[path], "weight", None)) in self._shared
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:

@@ -6,15 +6,16 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jno.lora import Net, PeftFormatError
-from jno.lora.extending import bullets, expect_model
+from jno.lora.extending import expect_model
 
-from .._names import HEAD, Rename, may_be_tied
+from .._errors import MisfitError
+from .._names import Rename
 from ..files.directory import Directory, write
-from ..files.written_config import common_variant, config_of, described, from_all, targets
 from ..model.ties import Ties
 from ..types import TYPE_OF
-from ._adapters import WrittenAdapters, values_for_peft as values_for_peft
+from ._adapters import WrittenAdapters, factors_for_peft as factors_for_peft
 from ._experts import ExpertArrays
+from ._settings import check_task, common_variant, settings_of
 from ._trained_arrays import TrainedArrays
 
 
@@ -72,7 +73,11 @@ def save_peft(
     written: then the old files are whole, or without a configuration, so that nothing loads.
     `SelectionError` for a bad `rename`, `modules_to_save`, `target_parameters` or model.
     """
-    settings = described(base_model_name_or_path, task_type)
+    check_task(task_type)
+    settings: dict[str, Any] = {
+        "base_model_name_or_path": base_model_name_or_path,
+        "task_type": task_type,
+    }
     trainable = None
     if isinstance(model, Net):
         model, trainable = model.module, model.trainable
@@ -80,75 +85,25 @@ def save_peft(
     ties = Ties(model, tied)
     adapters = WrittenAdapters(model, trainable, rename, ties, ExpertArrays(target_parameters))
     adapters.experts.check_used()
-    if adapters.problems:
-        raise PeftFormatError(
-            f"These adapters have no exact equivalent in PEFT:\n{bullets(adapters.problems)}\n"
-            "Nothing was written."
-        )
+    title = "These adapters have no exact equivalent in PEFT"
+    adapters.problems.refuse(title, "Nothing was written.")
     modules = adapters.modules
     arrays = TrainedArrays(model, rename, ties, modules)
     # Without adapters, only arrays that `load_peft` read are meant.
     arrays.choose(trainable if modules else None, modules_to_save)
-    if arrays.problems:
-        raise PeftFormatError(
-            f"PEFT cannot save these arrays beside the adapters:\n{bullets(arrays.problems)}\n"
-            "Nothing was written. To write the adapters alone, save `net.module`."
-        )
+    arrays.problems.refuse(
+        "PEFT cannot save these arrays beside the adapters",
+        "Nothing was written. To write the adapters alone, save `net.module`.",
+    )
     if modules:
-        settings |= _settings(adapters, arrays, model, rename)
-        if settings.get("alora_invocation_tokens"):
-            settings["task_type"] = _task_of_activated(task_type)
-        shared = from_all(TYPE_OF[common_variant(modules)].shares, modules)
+        try:
+            settings |= settings_of(adapters, arrays, model, rename, task_type)
+            shared = TYPE_OF[common_variant(modules)].shares(modules)
+        except MisfitError as err:
+            raise PeftFormatError(f"{err}. Nothing was written.") from err
         write(directory, settings, {**adapters.tensors, **arrays.tensors, **shared})
     elif arrays.names:
         settings_alone, tensors = arrays.alone()
         write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
     else:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
-
-
-def _settings(
-    adapters: WrittenAdapters, arrays: TrainedArrays, model: PyTree, rename: Rename
-) -> dict[str, Any]:
-    variant = common_variant(adapters.modules)
-    kind = TYPE_OF[variant]
-    if (arrays.ties and kind.name != "LORA") or (
-        adapters.ties_adapter and any(map(may_be_tied, arrays.names))
-    ):
-        raise PeftFormatError(
-            "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
-            f"modules_to_save, but these adapters are beside {', '.join(arrays.names)}. Nothing "
-            "was written."
-        )
-    settings = config_of(adapters.modules, variant, HEAD if adapters.ties_adapter else None)
-    arrays_of_experts = adapters.experts.names
-    whole = {name: x for name, x in adapters.modules.items() if name not in arrays_of_experts}
-    settings["target_modules"] = targets(whole, model, rename) if whole else None
-    if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
-        raise PeftFormatError(
-            "PEFT lets layers share all factors if it gets their names as one regular expression, "
-            f"which these names need: {', '.join(whole)}. Give other names with `rename`. Nothing "
-            "was written."
-        )
-    if arrays_of_experts:
-        settings["target_parameters"] = arrays_of_experts
-        if settings.get("lora_bias"):
-            raise PeftFormatError(
-                "PEFT trains no biases by LoRA beside arrays of experts. Nothing was written."
-            )
-    settings["modules_to_save"] = arrays.names or None
-    if kind.bias:
-        settings["bias"] = kind.bias if adapters.has_bias else "none"
-    if kind.name == "LORA":
-        settings["ensure_weight_tying"] = adapters.ties_adapter or arrays.ties
-    return settings
-
-
-def _task_of_activated(task_type: str | None) -> str:
-    """**Raises:** `PeftFormatError` for a task in which PEFT does not look for the invocation."""
-    if task_type in (None, "CAUSAL_LM"):
-        return "CAUSAL_LM"
-    raise PeftFormatError(
-        f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in CAUSAL_LM "
-        "alone: the adapter would never act. Leave `task_type` out. Nothing was written."
-    )

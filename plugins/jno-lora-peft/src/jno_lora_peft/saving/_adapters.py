@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import (
-    CheckpointError,
     LoRAWrapper,
-    PeftFormatError,
     SelectionError,
     Shared,
     extract_adapters,
@@ -22,29 +20,17 @@ from jno.lora.types import AdapterSum
 from jno_lora_combine import combine
 from jno_lora_zoo import Method
 
-from .._errors import MisfitError, Problems
+from .._errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from .._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from ..model.arrays import is_loaded
-from ..model.layouts import Shape, layout_of
-from ..model.ties import Ties
-from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, widened
-from ._experts import ExpertArrays, joined, refuse_base
+from ..model.layouts import NO_LAYER, Shape, layout_of
+from ..model.ties import SHARED, Ties
+from ..types import METHODS, ROUTED, TYPE_OF, Adapter, Written, check_layer, widened
+from ._experts import ExpertArrays, joined
 
 Arrays = dict[str, np.ndarray]
 
 _LORA = ("lora", "rslora", "dora")
-_LIMIT = (
-    "PEFT lets a head see the adapter of its embedding only for LoRA and rsLoRA on an embedding of "
-    "the name 'embed_tokens' (`ensure_weight_tying`)"
-)
-_NOT_TIED = (
-    f"a head reads the adapted table. {_LIMIT}. Train it on lookups alone: `untie` the embedding "
-    "before it is adapted"
-)
-_MAY_BE_TIED = (
-    f"a head may read the adapted table, which a model does not tell. {_LIMIT}. If no head reads "
-    "it, say tied=False; if one does, `untie` the embedding before it is adapted"
-)
 
 
 class WrittenAdapters:
@@ -96,7 +82,8 @@ class WrittenAdapters:
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
         arrays = _written_base(wrapper, written.adapter.index, trained)
         if order is not None:
-            refuse_base(arrays, written.adapter.path)
+            if arrays:
+                raise MisfitError("PEFT has no place for arrays of the layer beside its factors")
             self.experts.add(module, order, written)
         else:
             self._put(module, written.tensors)
@@ -104,7 +91,7 @@ class WrittenAdapters:
         kind = TYPE_OF[written.adapter.variant]
         if "bias" in arrays and not kind.bias:
             raise MisfitError(
-                f"its bias differs from the base model's, and PEFT's {kind.name} keeps that bias"
+                f"its bias is not the base model's bias, which PEFT's {kind.name} keeps"
             )
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
@@ -114,12 +101,15 @@ class WrittenAdapters:
     def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
         """Let the head that reads an adapted table have the update as well, as it has here."""
         if written.adapter.layout.kind != "embedding":
-            raise MisfitError(
-                "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer "
-                "alone. Let the embedding hold the weight"
-            )
+            raise MisfitError(SHARED)
         if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
-            raise MisfitError(_NOT_TIED if is_tied else _MAY_BE_TIED)
+            reads = "reads" if is_tied else "may read"
+            raise MisfitError(
+                f"a head {reads} the adapted table, and PEFT lets a head see an adapter only for "
+                "LoRA and rsLoRA on an embedding 'embed_tokens' (`ensure_weight_tying`). If no "
+                "head reads it, say tied=False; if one does, `untie` the embedding before it is "
+                "adapted"
+            )
         self.ties_adapter = True
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
         self._put(HEAD, {"lora_A.weight": B.T, "lora_B.weight": A.T})
@@ -134,10 +124,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
         wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
-        raise MisfitError(
-            f"PEFT adapts linear layers, convolutions and embeddings, and this is a "
-            f"{type(wrapper.base).__name__}"
-        )
+        raise MisfitError(NO_LAYER.format(type(wrapper.base).__name__))
     # First: nothing can be computed with arrays that cannot be read.
     state = _values(wrapper.state(), where)
     fields = vars(wrapper).items()
@@ -145,10 +132,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     same_type = _in_same_type(wrapper, state)
     try:
         if same_type is None:
-            raise MisfitError(
-                "its update is not a product of two factors of low rank. `to_lora` approximates it "
-                "by one"
-            )
+            raise MisfitError(NO_PRODUCT)
         variant, scale, arrays = same_type
         return _write_layers(wrapper, path, variant, scale, arrays, shared)
     except MisfitError:
@@ -156,7 +140,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
         product = None if is_lora else known_factors(wrapper)
         if product is None:
             raise
-    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
+    A, B = factors_for_peft(product, where)
     return _write_layers(wrapper, path, "lora", 1.0, {"lora_A": A, "lora_B": B}, {})
 
 
@@ -166,8 +150,8 @@ def _joined(adapters: AdapterSum) -> LoRAWrapper:
         joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
     except SelectionError as err:
         raise MisfitError(
-            "it is a sum of several adapters, which are not all low-rank products. `to_lora` makes "
-            "one adapter of it, and `net.activate` with one name puts one of them into the net"
+            "it is a sum of adapters, which are not all low-rank products. `to_lora` makes one "
+            "adapter of it, and `net.activate` with one name activates one of them"
         ) from err
     return swap_adapters({"layer": adapters.base}, joined)["layer"]
 
@@ -182,6 +166,7 @@ def _write_layers(
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(values_for_peft(bias, f"the bias at {path!r}").any())
     layers: list[Written] = []
+    check_layer(layout, kind.layers)
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # Where a method has a scale, it is linear in alpha.
@@ -198,9 +183,10 @@ def _write_layers(
 
 def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arrays] | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
-    cls, rank, alpha = type(wrapper), wrapper.rank, wrapper.alpha
+    cls: Any = type(wrapper)
+    rank, alpha = wrapper.rank, wrapper.alpha
     # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
-    is_method = issubclass(cls, Method) and cls.law is cls.method.law
+    is_method = isinstance(wrapper, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
     scale = cls.low_rank_scale(rank, alpha)
     if scale is not None:
@@ -231,10 +217,7 @@ def _trained_in_base(trains: Any) -> frozenset[str]:
     leaves = jtu.tree_leaves_with_path(trains.base)
     names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
     if refused := names - {"bias"}:
-        raise MisfitError(
-            f"its own {', '.join(sorted(refused))} trains too, and PEFT saves adapters beside "
-            "frozen weights. Freeze the layer"
-        )
+        raise MisfitError(f"its own {', '.join(sorted(refused))} trains too. Freeze the layer")
     return names
 
 
@@ -249,10 +232,14 @@ def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -
 
 def values_for_peft(array: Any, description: str) -> np.ndarray:
     """The numbers of an array. **Raises:** `PeftFormatError` if they cannot be read."""
-    try:
+    with format_errors():
         return values_of(array, description)
-    except CheckpointError as err:
-        raise PeftFormatError(f"{err} Nothing was written.") from err
+
+
+def factors_for_peft(product: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of two factors."""
+    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} {where}") for i in range(2))
+    return A, B
 
 
 def _values(arrays: Any, where: str) -> Arrays:

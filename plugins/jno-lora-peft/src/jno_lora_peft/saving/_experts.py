@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from jno.lora import SelectionError
-from jno.lora.extending import show_path
 
 from .._errors import MisfitError
 from .._names import show_index
@@ -55,8 +54,8 @@ class ExpertArrays:
         module, _, array = name.rpartition(".")
         if not module:
             raise MisfitError(
-                f"PEFT adapts arrays of modules inside of the model, and {name!r} is outside of "
-                "all. Give it a name with `rename`, such as 'experts/up_proj'"
+                f"PEFT adapts arrays of modules, and {name!r} is outside of all. Give it a name "
+                "with `rename`, such as 'experts/up_proj'"
             )
         arrays = self._by_module.setdefault(module, {})
         if order in arrays:
@@ -103,9 +102,3 @@ def joined(layers: Sequence[Written], path: str) -> list[Written]:
         tensors = dict(zip(_FACTORS, factors, strict=True))
         arrays.append(dataclasses.replace(experts[0], adapter=adapter, tensors=tensors))
     return arrays
-
-
-def refuse_base(arrays: object, path: str) -> None:
-    """**Raises:** `MisfitError` if arrays of the layer itself would have to be written too."""
-    if arrays:
-        raise MisfitError(f"PEFT has no place for arrays of {show_path(path)!r} beside its factors")

@@ -15,7 +15,7 @@ from jno.lora.extending import modules_by_path, path_str, show_path
 from .._errors import MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, is_embedding, module_name, peft_name, show_index
 from ..model.arrays import is_loaded, source_of
-from ..model.layouts import is_transposed, layout_of
+from ..model.layouts import TRANSPOSED, is_transposed, stack_of
 from ..model.ties import Ties
 from ..model.untied import Untied, is_array, is_table
 from ._adapters import values_for_peft
@@ -43,8 +43,11 @@ class TrainedArrays:
         for path in dict.fromkeys(self._chosen(trainable, pattern)):
             module_path = path.rpartition("/")[0]
             with self.problems.of(show_path(path)):
-                self._check(path, module_path)
-                layer = self._layers[module_path]
+                layer = self._layers.get(module_path)
+                if layer is None:
+                    raise MisfitError("it is not a field of a module, and PEFT saves modules")
+                if path.endswith("weight") and is_transposed(layer):
+                    raise MisfitError(TRANSPOSED)
                 if isinstance(layer, Untied):
                     self._save_head(layer)
                 else:
@@ -56,9 +59,10 @@ class TrainedArrays:
         loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
         sources = {path: source for path, source in loaded.items() if source is not None}
         first = next(iter(sources.values()), None)
-        if first is None or len(sources) < len(loaded):
-            return self._alone_as_modules()
-        if any((x.type, x.settings) != (first.type, first.settings) for x in sources.values()):
+        if first is None or any(
+            x is None or (x.type, x.settings) != (first.type, first.settings)
+            for x in loaded.values()
+        ):
             return self._alone_as_modules()
         tensors, names = {}, []
         for path, source in sources.items():
@@ -89,14 +93,11 @@ class TrainedArrays:
                 yield path
 
     def _matching(self, pattern: str) -> set[str]:
-        try:
-            search = re.compile(pattern).search
-        except re.error as err:
-            raise SelectionError(
-                f"modules_to_save={pattern!r} is not a valid regex: {err}"
-            ) from err
         paths = [path for path, _ in self._arrays]
-        matches = {path for path in paths if search(path)}
+        try:
+            matches = {path for path in paths if re.search(pattern, path)}
+        except re.error as err:
+            raise SelectionError(f"modules_to_save={pattern!r} is not valid: {err}") from err
         if not matches:
             raise SelectionError(
                 f"modules_to_save={pattern!r} matches no array outside of the adapters. It is "
@@ -112,17 +113,6 @@ class TrainedArrays:
         inner = layer.layer.base if isinstance(layer.layer, LoRAWrapper) else layer.layer
         return array is inner.weight
 
-    def _check(self, path: str, module_path: str) -> None:
-        """**Raises:** `MisfitError` if PEFT has no module with the array at `path`."""
-        layer, name = self._layers.get(module_path), path.rpartition("/")[2]
-        if layer is None:
-            raise MisfitError("it is not a field of a module, and PEFT saves modules")
-        if name == "weight" and is_transposed(layer):
-            raise MisfitError(
-                "Torch lays out the kernel of a transposed convolution otherwise, with the inputs "
-                "first and each axis reversed"
-            )
-
     def _save(self, path: str) -> None:
         """Add the module at `path`, with a name for each layer of a stack."""
         layer = self._layers[path]
@@ -130,16 +120,14 @@ class TrainedArrays:
         fields = {path_str(keys): leaf for keys, leaf in leaves}
         adapters = [name for name, leaf in fields.items() if _is_wrapper(leaf)]
         if adapters:
-            raise MisfitError(
-                f"PEFT would save its whole module, in which {adapters[0]!r} carries an adapter"
-            )
+            raise MisfitError(f"PEFT saves its whole module, in which {adapters[0]!r} is adapted")
         arrays = {
             name: values_for_peft(leaf, f"the array {name!r} of {show_path(path)!r}")
             for name, leaf in fields.items()
             if is_array(leaf)
         }
         outer = self._ties.outer(path)
-        for index in np.ndindex(*_stack_of(layer)):
+        for index in np.ndindex(*stack_of(layer)):
             name = peft_name(f"{outer}[{show_index(index)}]" if index else outer, self._rename)
             if name in self.names:
                 continue
@@ -164,10 +152,7 @@ class TrainedArrays:
         pattern = re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)")
         for adapted in self._adapted:
             if adapted.endswith(name) or pattern.match(adapted):
-                raise MisfitError(
-                    f"PEFT would save the adapted module {adapted!r} with {name!r}, whose name its "
-                    "own ends in"
-                )
+                raise MisfitError(f"PEFT would save the adapted module {adapted!r} with {name!r}")
         self.names.append(name)
 
     def _tie(self, path: str, name: str) -> None:
@@ -176,7 +161,12 @@ class TrainedArrays:
         if is_tied is False:
             return
         if is_tied is None or not is_embedding(name):
-            raise MisfitError(_HEAD_READS if is_tied else _HEAD_MAY_READ)
+            reads = "reads" if is_tied else "may read"
+            raise MisfitError(
+                f"a head {reads} it, and PEFT would give the head another table. Say tied=True if "
+                "one does, tied=False if not, or freeze it, or `untie` the embedding before it is "
+                "trained"
+            )
         self.ties = True
         self.tensors[f"{PREFIX}{HEAD}.weight"] = self.tensors[f"{PREFIX}{name}.weight"]
 
@@ -192,25 +182,5 @@ class TrainedArrays:
                     self._save(path)
 
 
-_OTHER_TABLE = "and PEFT would give it a table of its own"
-_UNTIE = "or `untie` the embedding before it is trained"
-_HEAD_READS = f"a head reads it, {_OTHER_TABLE}. Freeze it, {_UNTIE}"
-_HEAD_MAY_READ = (
-    f"a head may read it, which a model does not tell, {_OTHER_TABLE}. Say tied=True if one does, "
-    f"tied=False if not, {_UNTIE}"
-)
-
-
 def _is_wrapper(node: Any) -> bool:
     return isinstance(node, LoRAWrapper)
-
-
-def _stack_of(layer: Any) -> tuple[int, ...]:
-    """The axes of the layers in a stack, as far as the shape of one layer is known."""
-    weight: Any = getattr(layer, "weight", None)
-    layout = layout_of(layer)
-    of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
-    shape = np.shape(weight) if is_array(weight) else ()
-    if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
-        return ()
-    return shape[: len(shape) - len(of_layer)]

@@ -1,7 +1,6 @@
 """The factors of a pair as PEFT's tensors, and back. All other code here has PEFT's tensors."""
 
 import math
-import numbers
 
 import numpy as np
 
@@ -13,15 +12,9 @@ from ..types import Tensors
 from ._pairs import Pair
 
 
-def is_alpha(value: object) -> bool:
-    """Whether it is a finite number other than 0."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value != 0
-
-
-def check_alpha(value: object) -> None:
+def check_alpha(value: float) -> None:
     """**Raises:** `SelectionError`."""
-    if not is_alpha(value):
+    if not math.isfinite(value) or value == 0:
         raise SelectionError(f"alpha must be a finite number, and not 0, got {value!r}")
 
 
@@ -41,15 +34,14 @@ def find_stack_axis(pair: Pair, layout: Layout, count: int | None, given: int | 
     ]
     if len(fitting) > 1:
         raise MisfitError(
-            f"the factors {a} and {b} fit a stack along their axis 0 and along their axis 1. Say "
-            "which it is: stack_axis=0 or stack_axis=1"
+            f"the factors {a} and {b} fit a stack along axis 0 and along axis 1. Say "
+            "stack_axis=0 or stack_axis=1"
         )
     if not fitting:
-        layers = f"{count} layers" if count else "layers"
+        axes, many = "axis 0 or 1" if given is None else f"axis {given}", count or "many"
         raise MisfitError(
-            f"the factors {a} and {b} do not fit a stack of {layers} along "
-            f"{'axis 0 or 1' if given is None else f'axis {given}'}, each with {layout.inputs} "
-            f"inputs and {layout.outputs} outputs"
+            f"the factors {a} and {b} do not fit {many} layers along {axes}, each with "
+            f"{layout.inputs} inputs and {layout.outputs} outputs"
         )
     return fitting[0]
 
@@ -58,9 +50,7 @@ def check_shapes(pair: Pair, layout: Layout) -> None:
     """**Raises:** `MisfitError` unless the factors are of one such layer."""
     a, b = shape_of(pair, "A"), shape_of(pair, "B")
     if layout.groups > 1:
-        raise MisfitError(
-            f"the layer has {layout.groups} groups, and the update of Qwix mixes the groups"
-        )
+        raise MisfitError(f"the layer has {layout.groups} groups, which Qwix's update mixes")
     if not _fits(a, b, layout):
         wanted = (*layout.kernel, layout.inputs) if layout.kernel else (layout.inputs,)
         raise MisfitError(
@@ -87,10 +77,8 @@ def to_inputs_first(
     first, second = factors
     rank, missing = len(first), a[-1] - len(first)
     if missing < 0:
-        raise MisfitError(
-            f"its update has rank {rank}, and the state has room for rank {a[-1]}. `to_lora` makes "
-            "the nearest LoRA of a lower rank"
-        )
+        room = f"the state has room for rank {a[-1]}. `to_lora` makes it smaller"
+        raise MisfitError(f"its update has rank {rank}, and {room}")
     first, second = np.pad(first, ((0, missing), (0, 0))), np.pad(second, ((0, 0), (0, missing)))
     if layout.kernel:
         by_channel = first.reshape(a[-1], layout.inputs, *layout.kernel)
@@ -101,12 +89,7 @@ def to_inputs_first(
 def from_torch(arrays: Tensors, layout: Layout) -> Tensors:
     """PEFT's tensors. A linear layer and a convolution of size 1 may stand for each other."""
     first, second = arrays["A"], arrays["B"]
-    if first.ndim < 2:
-        raise MisfitError(f"expected a factor (rank, {layout.inputs}), got {first.shape}")
     if "mid" in arrays:
-        # kohya has one rank on both sides, and scales by it.
-        if arrays["mid"].shape[:2] != (len(first), len(first)):
-            raise MisfitError(f"lora_mid {arrays['mid'].shape} does not fit {first.shape}")
         # A kernel after a product, which is a kernel of the same size.
         product = np.tensordot(arrays["mid"], first.reshape(len(first), -1), axes=(1, 0))
         first = np.moveaxis(product, -1, 1)

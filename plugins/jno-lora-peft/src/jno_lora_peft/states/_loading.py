@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import PeftFormatError, Registry, SelectionError
+from jno.lora import Registry, SelectionError
 from jno.lora.extending import (
     bullets,
     default_registry,
@@ -23,9 +23,9 @@ from .._names import Rename
 from ..files.directory import not_finite
 from ..loading import check_free, collected
 from ..model.layouts import Shape
-from ..model.ties import Ties
+from ..model.ties import SHARED, Ties
 from ..types import TYPES, Converted, Module, Tensors, floating
-from ._factors import check_alpha, from_inputs_first, from_torch, is_alpha
+from ._factors import check_alpha, from_inputs_first, from_torch
 from ._pairs import Pair, pairs_of
 from ._placed import Placed, Placer
 from ._sources import State, read_state
@@ -90,21 +90,25 @@ def load_lora_state(
         with placer.problems.of(show_path(placed.pair.key)):
             arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
             scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
-            arrays = floating(arrays)
+            arrays, layout = floating(arrays), placed.layout
+            if placed.pair.inputs_first:
+                # Options that Torch's LoRA leaves out when it runs the update. Flax has them.
+                layout = dataclasses.replace(layout, odd="")
+            config, _ = read.config_for(placed.pair.key)
+            settings = {} if config is None else config.settings
             numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
                 layer = placer.modules[path]
                 check_free(layer, path, norms)
-                ties.check_own_weight(path)
-                module = _module(placed, tensors, scale, read)
-                module = dataclasses.replace(module, layer=layer, index=index)
+                if ties.is_shared(path):
+                    raise MisfitError(SHARED)
+                rank = len(next(iter(tensors.values())))
+                alpha_here, key = float(rank) if scale is None else scale, placed.pair.key
+                module = Module(key, settings, rank, alpha_here, tensors, {}, layer, index, layout)
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
     registry = default_registry(registry)
     adapters = collected(by_path, placer.modules, registry, placer.problems)
-    if placer.problems:
-        raise PeftFormatError(
-            f"The state does not fit the model:\n{bullets(placer.problems)}\nNothing was loaded."
-        )
+    placer.problems.refuse("The state does not fit the model", "Nothing was loaded.")
     if lines := not_finite(numbers):
         warn(f"Arrays of the state hold NaN or infinity:\n{bullets(lines)}")
     return put_around(model, adapters)
@@ -122,44 +126,23 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
     ]
 
 
-def _module(placed: Placed, tensors: Tensors, alpha: float | None, state: State) -> Module:
-    config, _ = state.config_for(placed.pair.key)
-    rank, layout = len(next(iter(tensors.values()))), placed.layout
-    if placed.pair.inputs_first:
-        # Options that Torch's LoRA leaves out when it runs the update. Flax runs it with them.
-        layout = dataclasses.replace(layout, odd="")
-    settings = {} if config is None else config.settings
-    alpha = float(rank) if alpha is None else alpha
-    return Module(placed.pair.key, settings, rank, alpha, tensors, {}, None, (), layout)
-
-
 def _alpha(
     pair: Pair, beside: np.ndarray | None, state: State, given: float | None
 ) -> float | None:
     """The alpha of a pair, or `None` for a scale of 1."""
     if beside is not None:
-        if beside.size != 1:
-            raise MisfitError(f"alpha has the shape {beside.shape}, and is one number")
         # Of any dtype: kohya saves whole numbers, and a zero for a scale of 1.
-        alpha = beside.item()
-        if alpha != 0 and not is_alpha(alpha):
-            raise MisfitError(f"alpha must be a finite number, got {alpha!r}")
-        return float(alpha) or None
+        return float(beside.item()) or None
     config, name = state.config_for(pair.key)
     if config is not None:
         return config.alpha(name)
     if state.alpha is not None and given not in (None, state.alpha):
         raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
     alpha = state.alpha if given is None else given
-    if alpha is None and pair.kind == "peft":
+    if alpha is None and (pair.kind == "peft" or pair.inputs_first):
         raise SelectionError(
-            "PEFT scales an update by its adapter_config.json, which is not in these arrays. Read "
-            "the directory of both by load_peft, or give the numerator: load_lora_state(model, "
-            "state, alpha=16)"
-        )
-    if alpha is None and pair.inputs_first:
-        raise SelectionError(
-            "Qwix scales an update by alpha / rank, and has alpha in its LoraRule, not beside the "
-            "arrays. Give it: load_lora_state(model, state, alpha=16)"
+            "PEFT and Qwix scale an update by alpha / rank, and their alpha is not in the arrays. "
+            "Read a directory of PEFT by load_peft, or give the alpha of adapter_config.json or of "
+            "Qwix's LoraRule: load_lora_state(model, state, alpha=16)"
         )
     return alpha

@@ -92,9 +92,6 @@ def pairs_of(tree: PyTree, prefix: str = "") -> tuple[list[Pair], list[str]]:
         if missing := [part for part in "AB" if part not in pair.arrays]:
             problems.append(f"{pair.key}: its factor {missing[0]} is missing")
             continue
-        if odd := [leaf for leaf in pair.arrays.values() if not hasattr(leaf, "shape")]:
-            problems.append(f"{pair.key}: expected an array for each factor, got {odd[0]!r}")
-            continue
         if module in alphas:
             pair.arrays["alpha"] = alphas[module]
         whole.append(pair)

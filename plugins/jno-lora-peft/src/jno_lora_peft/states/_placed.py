@@ -13,7 +13,7 @@ from jno.lora.extending import modules_by_path, show_path
 from .._errors import MisfitError, Problems
 from .._names import Rename, module_name, show_index
 from ..loading import Paths, Place
-from ..model.layouts import Layout, Shape, layout_of
+from ..model.layouts import NO_LAYER, Layout, layout_of, stack_of
 from ._factors import check_shapes, find_stack_axis, shape_of
 from ._pairs import Pair
 
@@ -52,24 +52,20 @@ class Placer:
         """
         if not pairs:
             raise PeftFormatError("The state holds no arrays of LoRA, or none with this prefix.")
-        first_at: dict[Place, Pair] = {}
-        missing: dict[str, str] = {}
         placed: list[Placed] = []
+        places: dict[str, tuple[Place, ...]] = {}
+        missing: dict[str, str] = {}
         for pair in pairs:
             with self.problems.of(show_path(pair.key)):
                 with_layers = self._placed(pair)
+                places[pair.key] = () if with_layers is None else with_layers.places
                 if with_layers is None:
                     # The name without the array, unless the layer has several arrays.
                     ends = (name for name in pair.names if pair.key.endswith(name))
                     missing[pair.key] = module_name(next(ends, pair.names[0]), self._rename)
-                    continue
-                for place in with_layers.places:
-                    if (first := first_at.setdefault(place, pair)) is not pair:
-                        raise MisfitError(f"it stands for the same layer as {first.key!r}")
-                placed.append(with_layers)
-        if len(missing) == len(pairs):
-            raise PeftFormatError(self._paths.none_found(list(missing)))
-        self.problems += self._paths.not_found(missing)
+                else:
+                    placed.append(with_layers)
+        self.problems += self._paths.check(places, missing) if places else []
         return placed
 
     def _placed(self, pair: Pair) -> Placed | None:
@@ -84,40 +80,36 @@ class Placer:
         if place is None:
             return None
         path, index = place
-        layer = self.modules[path]
-        layer = layer.base if isinstance(layer, LoRAWrapper) else layer
+        layer = self._layer(path)
         layout = layout_of(layer)
         if layout is None:
-            raise MisfitError(f"the layer at {show_path(path)!r} is a {type(layer).__name__}")
-        if not pair.inputs_first:
-            return Placed(pair, (place,), layout, None)
-        shape = self._stack(path, layout)
+            raise MisfitError(NO_LAYER.format(type(layer).__name__))
+        places, axis, stack_here = (place,), None, stack_of(layer)
         if stack is not None:
             axis = find_stack_axis(pair, layout, None, self._stack_axis)
             names = (f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis]))
-            places = {name: self._find(name) for name in names}
-            if unknown := [name for name, place in places.items() if place is None]:
+            found = {name: self._find(name) for name in names}
+            if unknown := [name for name, place in found.items() if place is None]:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
-            in_order = tuple(filter(None, places.values()))
-            self._check_indices(in_order, layout)
-            return Placed(pair, in_order, layout, axis)
-        if index or not shape:
-            self._check_indices((place,), layout)
+            places = tuple(filter(None, found.values()))
+        elif pair.inputs_first and stack_here and not index:
+            count, *more = stack_here
+            if more:
+                raise MisfitError(f"the model has a stack of {stack_here} layers, of several axes")
+            axis = find_stack_axis(pair, layout, count, self._stack_axis)
+            places = tuple((path, i) for i in np.ndindex(*stack_here))
+        self._check_indices(places)
+        if pair.inputs_first and axis is None:
             check_shapes(pair, layout)
-            return Placed(pair, (place,), layout, None)
-        if len(shape) > 1:
-            raise MisfitError(f"the model has a stack of {shape} layers there, along several axes")
-        axis = find_stack_axis(pair, layout, shape[0], self._stack_axis)
-        return Placed(pair, tuple((path, i) for i in np.ndindex(*shape)), layout, axis)
+        return Placed(pair, places, layout, axis)
 
-    def _stack(self, path: str, layout: Layout) -> Shape:
+    def _layer(self, path: str) -> Any:
         layer = self.modules[path]
-        weight = (layer.base if isinstance(layer, LoRAWrapper) else layer).weight
-        return weight.shape[: weight.ndim - len(layout.weight_shape)]
+        return layer.base if isinstance(layer, LoRAWrapper) else layer
 
-    def _check_indices(self, places: tuple[Place, ...], layout: Layout) -> None:
+    def _check_indices(self, places: tuple[Place, ...]) -> None:
         for path, index in places:
-            stack = self._stack(path, layout)
+            stack = stack_of(self._layer(path))
             if index and index not in np.ndindex(*stack):
                 layers = f"a stack of {' x '.join(map(str, stack))}" if stack else "one layer"
                 raise MisfitError(

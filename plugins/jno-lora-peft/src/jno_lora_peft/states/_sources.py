@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import CheckpointError, PeftFormatError
+from jno.lora import PeftFormatError
 from jno.lora.extending import imported_for, read_file, read_json
 
+from .._errors import format_errors
 from ..files.config import Config
 from ..files.directory import CONFIG
-from ._factors import is_alpha
 
 # Where diffusers keeps the configurations of PEFT, in the header of the file.
 _CONFIGS = "lora_adapter_metadata"
@@ -50,12 +50,10 @@ def read_state(source: Any) -> State:
             f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
             "by load_peft(model, directory)"
         )
-    try:
+    with format_errors():
         if path.is_dir():
             return _read_orbax(path)
         tensors, metadata = read_file(path)
-    except CheckpointError as err:
-        raise PeftFormatError(str(err)) from err
     return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
 
 
@@ -63,14 +61,8 @@ def _configs(text: str | None) -> dict[str, Config]:
     """The configurations of `{"transformer.r": 8}` by the names of the models in a pipeline."""
     if text is None:
         return {}
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is not JSON: {err}") from err
-    if not isinstance(settings, dict):
-        raise PeftFormatError(f"The metadata {_CONFIGS!r} of the file is no table of settings")
     by_model: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
+    for name, value in json.loads(text).items():
         model, _, setting = name.rpartition(".")
         by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
     return {model: Config.parse(settings) for model, settings in by_model.items()}
@@ -90,12 +82,11 @@ def _read_orbax(path: Path) -> State:
     folder = folders[0].absolute()
     try:
         with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder).item_metadata
-            if metadata is None:
-                raise ValueError(f"the {_TREE} of its arrays is damaged")
-            args = jax.tree.map(lambda _: as_numpy, metadata.tree)
+            shapes: Any = checkpointer.metadata(folder).item_metadata
+            args = jax.tree.map(lambda _: as_numpy, shapes.tree)
             tree = checkpointer.restore(folder, restore_args=args)
-    except (OSError, ValueError, KeyError) as err:
+    # A damaged folder has no metadata, so that `shapes` is `None`.
+    except (OSError, ValueError, KeyError, AttributeError) as err:
         raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
     return State(tree, _alpha(path))
 
@@ -104,9 +95,5 @@ def _alpha(path: Path) -> float | None:
     """The alpha that MaxText writes beside its states."""
     if not (path / _STEP).exists():
         return None
-    facts: Any = read_json(path / _STEP)
-    for name in ("custom_metadata", "lora", "lora_alpha"):
-        facts = facts.get(name) if isinstance(facts, dict) else None
-    if facts is not None and not is_alpha(facts):
-        raise PeftFormatError(f"{_STEP} of {os.fspath(path)!r} has the alpha {facts!r}")
-    return facts
+    facts: Any = read_json(path / _STEP).get("custom_metadata") or {}
+    return facts.get("lora", {}).get("lora_alpha")

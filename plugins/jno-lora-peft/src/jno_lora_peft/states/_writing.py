@@ -8,19 +8,19 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, Net, PeftFormatError, resolve
+from jno.lora import LoRAWrapper, Net, resolve
 from jno.lora.extending import (
     adapted_layers,
-    bullets,
     expect_model,
     known_factors,
     sharded_like,
     show_path,
 )
 
-from .._errors import MisfitError
+from .._errors import NO_PRODUCT, MisfitError
 from .._names import Rename, show_index
-from ..saving import values_for_peft
+from ..model.layouts import stack_of
+from ..saving import factors_for_peft
 from ._factors import check_alpha, shape_of, to_inputs_first
 from ._pairs import pairs_of
 from ._placed import Placed, Placer
@@ -67,7 +67,7 @@ def lora_state(
     left = {
         (path, index)
         for path, adapter in adapted_layers(model)
-        for index in np.ndindex(*_stack(adapter))
+        for index in np.ndindex(*stack_of(adapter.base))
     }
     for placed in placer.place(pairs) if pairs or not lines else []:
         left -= {*placed.places}
@@ -80,17 +80,8 @@ def lora_state(
     for path, index in sorted(left):
         layer = f"{show_path(path)}[{show_index(index)}]" if index else show_path(path)
         placer.problems.append(f"{layer}: the state has no arrays for it")
-    if placer.problems:
-        raise PeftFormatError(
-            f"The adapters do not fit the state:\n{bullets(placer.problems)}\nNothing was written."
-        )
+    placer.problems.refuse("The adapters do not fit the state", "Nothing was written.")
     return jtu.tree_unflatten(structure, leaves)
-
-
-def _stack(adapter: LoRAWrapper) -> tuple[int, ...]:
-    """The axes of a stack in front of the adapted weight."""
-    weight = getattr(adapter.base, "weight", None)
-    return getattr(weight, "shape", ())[: type(adapter).stack_ndim(adapter.base)]
 
 
 def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarray]:
@@ -117,14 +108,10 @@ def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Factors `(rank, in)` and `(out, rank)` of the update, with the axes of a stack in front."""
     if not isinstance(adapter, LoRAWrapper):
         raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
-    where = f"the {type(adapter).__name__} at {show_path(path)!r}"
+    where = f"of the {type(adapter).__name__} at {show_path(path)!r}"
     product = known_factors(adapter)
     if product is None:
-        raise MisfitError(
-            f"the update of {where} is not a product of two factors of low rank. `to_lora` "
-            "approximates it by one"
-        )
+        raise MisfitError(NO_PRODUCT)
     if "bias_update" in adapter.state():
-        raise MisfitError(f"{where} changes the bias of its layer, and Qwix's LoRA does not")
-    A, B = (values_for_peft(product[i], f"the factor {'AB'[i]} of {where}") for i in range(2))
-    return A, B
+        raise MisfitError("it changes the bias of its layer, and Qwix's LoRA does not")
+    return factors_for_peft(product, where)

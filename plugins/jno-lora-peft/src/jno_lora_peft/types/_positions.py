@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Adapter, Module, Written
+from ._type import Adapter, Module, Written
 
 # PEFT's default for `random_loc_seed`.
 SEED = 777
@@ -26,8 +26,6 @@ def from_digits(digits: np.ndarray) -> np.ndarray:
 def drawn(m: Module) -> np.ndarray:
     """The positions that PEFT draws for this layer, as digits."""
     seed, size = m.settings.get("random_loc_seed", SEED), math.prod(m.layout.matrix)
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise MisfitError(f"random_loc_seed is {seed!r}, and its positions are not in the file")
     if size >= 2**32 // 20:
         raise MisfitError("Torch draws positions in so large a weight in another way")
     return to_digits(m, permuted(size, m.rank, seed))
@@ -37,10 +35,7 @@ def write_spectrum(adapter: Adapter, name: str, settings: dict[str, Any]) -> Wri
     """Coefficients of a transform, at the positions that the default seed gives."""
     values, flat = adapter.state["coefficients"], from_digits(adapter.state["positions"])
     if not np.array_equal(flat, permuted(math.prod(adapter.layout.matrix), len(values), SEED)):
-        raise MisfitError(
-            "Torch draws PEFT's positions by a seed, and no file holds other positions. Only "
-            f"positions of the seed {SEED}, which `load_peft` has read, can be written"
-        )
+        raise MisfitError(f"Torch draws PEFT's positions by a seed, and {SEED} gives others")
     tensors, settings = {f"{name}_spectrum": values}, {**settings, "random_loc_seed": SEED}
     return adapter.written(tensors, settings, rank=len(values))
 

@@ -3,53 +3,28 @@
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Factors, Module, Tensors
-from ._type import Modules
+from ._methods import Factors
+from ._type import Module, Modules
 
 
-def shared_pair(m: Module, prefix: str) -> Factors:
-    """The shared matrices `A` and `B`. **Raises:** `MisfitError` if the file has none."""
-    names = [f"base_model.{prefix}_{letter}" for letter in "AB"]
-    if not all(name in m.shared for name in names):
+def shared_arrays(m: Module, *names: str) -> list[np.ndarray]:
+    """The arrays of all layers. **Raises:** `MisfitError` if the file lacks one."""
+    if not all(f"base_model.{name}" in m.shared for name in names):
         raise MisfitError(
-            "the matrices that all layers share are not in the file, and only Torch draws the same "
-            "again from their seed: save it in PEFT with save_projection=True"
+            f"{' or '.join(names)}, which layers share, is not in the file: save it in PEFT with "
+            "save_projection=True"
         )
-    return m.shared[names[0]], m.shared[names[1]]
+    return [m.shared[f"base_model.{name}"] for name in names]
 
 
 def projections(m: Module, prefix: str, rank: int) -> Factors:
-    A, B = shared_pair(m, prefix)
+    A, B = shared_arrays(m, f"{prefix}_A", f"{prefix}_B")
     outputs, inputs = m.layout.matrix
     if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, m.rank):
         raise MisfitError(f"the shared matrices {A.shape} and {B.shape} do not have rank {m.rank}")
     if A.shape[1] < inputs or len(B) < outputs:
-        refuse_small(A, B)
+        raise MisfitError(f"the shared {A.shape} and {B.shape} are too small for the layer")
     return A[:, :inputs], B[:outputs]
-
-
-def refuse_small(A: np.ndarray, B: np.ndarray) -> None:
-    """**Raises:** `MisfitError`: a layer needs more entries than the shared matrices have."""
-    raise MisfitError(f"the shared matrices {A.shape} and {B.shape} are too small for the layer")
-
-
-def joined(modules: Modules) -> Tensors:
-    """The shared tensors, as large as the largest slice that a module uses.
-
-    **Raises:** `MisfitError` if modules hold other values.
-    """
-    whole: dict[str, np.ndarray] = {}
-    for name in next(iter(modules.values())).shared:
-        slices = [written.shared[name] for written in modules.values()]
-        whole[name] = np.zeros(np.max([x.shape for x in slices], axis=0), slices[0].dtype)
-        for x in slices:
-            whole[name][tuple(map(slice, x.shape))] = x
-        if not all(np.array_equal(whole[name][tuple(map(slice, x.shape))], x) for x in slices):
-            raise MisfitError(
-                f"PEFT has one {name!r} for all layers, and these have arrays of several models: "
-                "save each model alone"
-            )
-    return whole
 
 
 def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:
@@ -61,7 +36,4 @@ def block_settings(modules: Modules, size_name: str, count_name: str) -> dict[st
         return {size_name: sizes.pop(), count_name: 0}
     if len(counts) == 1:
         return {size_name: 0, count_name: counts.pop()}
-    raise MisfitError(
-        f"PEFT has one size or one number of blocks for all layers, and these have the sizes "
-        f"{sorted(sizes)}"
-    )
+    raise MisfitError(f"PEFT has blocks of one size or number, and these have {sorted(sizes)}")

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 
 from .._errors import MisfitError
-from ._conversion import Module
+from ._type import Module
 
 # The starts that leave the layer's weight alone.
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
-_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 _SAVE_AS_LORA = (
-    "Save it as plain LoRA in PEFT: `save_pretrained(directory, "
+    "If PEFT can, save it as plain LoRA: `save_pretrained(directory, "
     "path_initial_model_for_weight_conversion=...)`"
 )
 # The truncated product moves by some 5e-8 / gap of the weight if float32 rounds it (measured).
@@ -32,13 +31,10 @@ def refused_start(start: Any) -> list[str]:
     """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
     if start in _PURE or _FOUND.fullmatch(str(start).lower()):
         return []
-    line = (
+    return [
         f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
-        "start, and the file fits only the rest"
-    )
-    if isinstance(start, str) and start.startswith(_CONVERTIBLE):
-        line += f". {_SAVE_AS_LORA}"
-    return [line]
+        f"start, and the file fits only the rest. {_SAVE_AS_LORA}"
+    ]
 
 
 def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
@@ -48,9 +44,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
     if match is None:
         return None
     if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
-        raise MisfitError(
-            f"init_lora_weights={start!r} is read for LoRA of a scale above 0, on linear layers"
-        )
+        raise MisfitError(f"{start!r} is read for LoRA of a scale above 0, on linear layers")
     if match[0] == "olora":
         Q, R = np.linalg.qr(m.W)
         if np.linalg.cond(m.W[:, : m.rank]) > _LARGEST_CONDITION:
@@ -60,10 +54,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
     if match[1] is not None and m.rank < len(S):
         ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
         if ratio > _CONVERGED:
-            raise MisfitError(
-                f"init_lora_weights={start!r} starts from numbers that Torch draws, and its "
-                f"iterations leave {ratio:.0e} of them: PEFT finds another part each time"
-            )
+            raise MisfitError(f"{start!r} did not converge: PEFT finds another part each time")
     root = np.sqrt(S[: m.rank] / scale)
     return _initial(root[:, None] * Vt, U * root)
 

@@ -3,9 +3,12 @@
 from ._type import Converted, Module, Type
 
 
-def _read(m: Module) -> Converted:
-    (bias,) = m.take({"beft_bias": (1, m.layout.outputs)})
-    return Converted(None, 1, 1.0, {}, bias.reshape(-1))
+class BEFT(Type):
+    """the layer's bias changed."""
 
+    tensors = "beft_bias"
+    layers = None
 
-BEFT = Type("BEFT", held="the layer's bias changed", tensors="beft_bias", reader=_read, layers=None)
+    def read(self, m: Module) -> Converted:
+        (bias,) = m.take({"beft_bias": (1, m.layout.outputs)})
+        return Converted(None, 1, 1.0, {}, bias.reshape(-1))

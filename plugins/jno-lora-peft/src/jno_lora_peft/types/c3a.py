@@ -3,21 +3,16 @@
 from ._type import Adapter, Converted, Module, Setting, Type, Written
 
 
-def _read(m: Module) -> Converted:
-    kernel = m.tensors.get("c3a_kernel")
-    blocks = (0, 0) if kernel is None else kernel.shape[:2]
-    return m.as_method("c3a", {"kernel": ("c3a_kernel", (*blocks, m.rank))})
+class C3A(Type):
+    """C3A."""
 
+    tensors = "c3a_kernel"
+    rank = Setting("block_size", 256, "block_size_pattern", by_name=True)
+    bias = "c3a_only"
 
-def _write(adapter: Adapter) -> Written:
-    return adapter.written({"c3a_kernel": adapter.state["kernel"]}, {})
+    def read(self, m: Module) -> Converted:
+        *blocks, _ = m.shape_of("c3a_kernel", 3)
+        return m.as_method("c3a", {"kernel": ("c3a_kernel", (*blocks, m.rank))})
 
-
-C3A = Type(
-    "C3A",
-    tensors="c3a_kernel",
-    reader=_read,
-    writer=_write,
-    rank=Setting("block_size", 256, "block_size_pattern", by_name=True),
-    bias="c3a_only",
-)
+    def write(self, adapter: Adapter) -> Written:
+        return adapter.written({"c3a_kernel": adapter.state["kernel"]}, {})

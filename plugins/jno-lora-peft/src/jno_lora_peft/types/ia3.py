@@ -11,41 +11,48 @@ from ..model.layouts import Layout, Shape
 from ._type import Adapter, Converted, MisfitError, Module, Modules, Type, Written
 
 
-def _read(m: Module) -> Converted:
-    """The inputs of `feedforward_modules` are scaled, the outputs of all other layers."""
-    on_inputs = _scales_inputs(m.settings, m.name)
-    scale = m.take({"ia3_l": _shape(m.layout, on_inputs)})[0].reshape(-1)
-    if not on_inputs:
-        has_bias = getattr(m.layer, "bias", None) is not None
-        return Converted("ia3-out" if has_bias else "ia3", 1, 1.0, {"scale": scale})
-    by_group = scale.reshape(m.layout.groups, -1)
-    if not (by_group == by_group[0]).all():
-        raise MisfitError(
-            "it scales the inputs of each group differently, and a grouped kernel sees them as the "
-            "same inputs"
+class IA3(Type):
+    """IA³ on outputs (`IA3Out` if the layer has a bias) or on inputs (`IA3In`)."""
+
+    tensors = "ia3_l"
+    layers = None
+    methods = ("ia3", "ia3-out", "ia3-in")
+    settings = "feedforward_modules init_ia3_weights"
+
+    def read(self, m: Module) -> Converted:
+        """The inputs of `feedforward_modules` are scaled, the outputs of all other layers."""
+        on_inputs = _scales_inputs(m.settings, m.name)
+        scale = m.take({"ia3_l": _shape(m.layout, on_inputs)})[0].reshape(-1)
+        if not on_inputs:
+            has_bias = getattr(m.layer, "bias", None) is not None
+            return Converted("ia3-out" if has_bias else "ia3", 1, 1.0, {"scale": scale})
+        by_group = scale.reshape(m.layout.groups, -1)
+        if not (by_group == by_group[0]).all():
+            raise MisfitError("it scales the inputs of each group differently, unlike a kernel")
+        scale = np.repeat(by_group[0], math.prod(m.layout.kernel))
+        return Converted("ia3-in", 1, 1.0, {"scale": scale})
+
+    def write(self, adapter: Adapter) -> Written:
+        layout, scale, on_inputs = (
+            adapter.layout,
+            adapter.state["scale"],
+            adapter.variant == "ia3-in",
         )
-    scale = np.repeat(by_group[0], math.prod(m.layout.kernel))
-    return Converted("ia3-in", 1, 1.0, {"scale": scale})
+        shape = _shape(layout, on_inputs)
+        if adapter.variant == "ia3" and adapter.has_bias:
+            raise MisfitError("PEFT's IA3 also scales the layer's bias: use IA3Out")
+        if on_inputs:
+            by_channel = scale.reshape(layout.inputs // layout.groups, -1)
+            if not (by_channel == by_channel[:, :1]).all():
+                raise MisfitError("PEFT's IA3 has one factor for all of a channel in a kernel")
+            scale = np.tile(by_channel[:, 0], layout.groups)
+        return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
 
-
-def _write(adapter: Adapter) -> Written:
-    layout, scale, on_inputs = adapter.layout, adapter.state["scale"], adapter.variant == "ia3-in"
-    shape = _shape(layout, on_inputs)
-    if adapter.variant == "ia3" and adapter.has_bias:
-        raise MisfitError(
-            "PEFT's IA3 also scales the bias of a layer, which IA3 here leaves alone: use IA3Out"
-        )
-    if on_inputs:
-        by_channel = scale.reshape(layout.inputs // layout.groups, -1)
-        if not (by_channel == by_channel[:, :1]).all():
-            raise MisfitError("PEFT's IA3 has one factor for all of a channel's places in a kernel")
-        scale = np.tile(by_channel[:, 0], layout.groups)
-    return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
-
-
-def _feedforward(modules: Modules) -> dict[str, Any]:
-    names = [re.escape(n) for n, written in modules.items() if written.adapter.variant == "ia3-in"]
-    return {"feedforward_modules": "|".join(names) if names else []}
+    def common(self, modules: Modules) -> dict[str, Any]:
+        names = [
+            re.escape(n) for n, written in modules.items() if written.adapter.variant == "ia3-in"
+        ]
+        return {"feedforward_modules": "|".join(names) if names else []}
 
 
 def _scales_inputs(settings: Mapping[str, Any], module: str) -> bool:
@@ -63,16 +70,3 @@ def _shape(layout: Layout, on_inputs: bool) -> Shape:
     if layout.kind == "conv":
         return (1, count, *(1 for _ in layout.kernel))
     return (1, count) if on_inputs else (count, 1)
-
-
-IA3 = Type(
-    "IA3",
-    held="IA³ on outputs (`IA3Out` if the layer has a bias) or on inputs (`IA3In`)",
-    tensors="ia3_l",
-    reader=_read,
-    writer=_write,
-    layers=None,
-    methods=("ia3", "ia3-out", "ia3-in"),
-    settings="feedforward_modules init_ia3_weights",
-    common=_feedforward,
-)

@@ -2,4 +2,6 @@
 
 from ._type import Type
 
-LN_TUNING = Type("LN_TUNING", held="the arrays replaced")
+
+class LN_TUNING(Type):
+    """the arrays replaced."""

@@ -2,22 +2,36 @@
 
 import numpy as np
 
-from ._conversion import check_layer, refuse_layer, tucker_kernel
+from ._methods import check_layer, refuse_layer, tucker_kernel
 from ._type import ALPHA_PATTERN, R_PATTERN, Adapter, Converted, Module, Type, Written
 
 _LAYERS = ("linear", "conv1d", "conv2d")
 _NAMES = {"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"}
 
 
-def _read(m: Module) -> Converted:
-    has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
-    if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
-        return _read_as_lora(m)
-    check_layer(m.layout, _LAYERS, groups=True)
-    outputs, inputs = m.layout.matrix
-    shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
-    names = {field: (name, shapes[field[0]]) for field, name in _NAMES.items()}
-    return m.as_method("loha", names)
+class LOHA(Type):
+    """LoHa; LoRA if kernels have cores, or the rank is above the layer's."""
+
+    tensors = "hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)"
+    layers = None
+    rank = R_PATTERN
+    alpha = ALPHA_PATTERN
+    settings = "rank_dropout module_dropout use_effective_conv2d"
+
+    def read(self, m: Module) -> Converted:
+        has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
+        if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
+            return _read_as_lora(m)
+        check_layer(m.layout, _LAYERS, groups=True)
+        outputs, inputs = m.layout.matrix
+        shapes = {"A": (m.rank, inputs), "B": (outputs, m.rank)}
+        names = {field: (name, shapes[field[0]]) for field, name in _NAMES.items()}
+        return m.as_method("loha", names)
+
+    def write(self, adapter: Adapter) -> Written:
+        check_layer(adapter.layout, _LAYERS, groups=True)
+        tensors = {name: adapter.state[field] for field, name in _NAMES.items()}
+        return adapter.written(tensors, {"use_effective_conv2d": False})
 
 
 def _read_as_lora(m: Module) -> Converted:
@@ -38,22 +52,3 @@ def _read_as_lora(m: Module) -> Converted:
         return m.update((b1 @ a1) * (b2 @ a2), scale)
     A = np.einsum("ix,jx->ijx", a1, a2).reshape(-1, inputs)
     return m.low_rank((A, np.einsum("oi,oj->oij", b1, b2).reshape(outputs, -1)), scale)
-
-
-def _write(adapter: Adapter) -> Written:
-    check_layer(adapter.layout, _LAYERS, groups=True)
-    tensors = {name: adapter.state[field] for field, name in _NAMES.items()}
-    return adapter.written(tensors, {"use_effective_conv2d": False})
-
-
-LOHA = Type(
-    "LOHA",
-    held="LoHa; LoRA if kernels have cores, or the rank is above the layer's",
-    tensors="hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)",
-    reader=_read,
-    writer=_write,
-    layers=None,
-    rank=R_PATTERN,
-    alpha=ALPHA_PATTERN,
-    settings="rank_dropout module_dropout use_effective_conv2d",
-)

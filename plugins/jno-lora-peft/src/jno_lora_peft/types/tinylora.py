@@ -8,20 +8,26 @@ from ._type import Converted, MisfitError, Module, Setting, Type
 _VECTOR = "base_model.tinylora_v."
 
 
-def _read(m: Module) -> Converted:
-    P, u = m.tensors.get("tinylora_P"), m.settings.get("u", 64)
-    outputs, inputs = m.layout.matrix
-    r = min(m.rank, outputs, inputs)
-    if P is None:
-        raise MisfitError(
-            "its random matrices are not in the file: save it in PEFT with save_projection=True"
-        )
-    shapes = {"tinylora_A": (r, inputs), "tinylora_B": (outputs, r), "tinylora_P": (u, r, r)}
-    A, B, P = m.take(shapes)
-    v = m.shared.get(f"{_VECTOR}{_number_of_vector(m, P, r)}")
-    if v is None or v.shape != (u,):
-        raise MisfitError("its trained vector is not in the file")
-    return Converted("tinylora", r, 1.0, {"lora_A": A, "lora_B": B, "P": P, "v": v})
+class TINYLORA(Type):
+    """TinyLoRA, each layer with a vector of its own."""
+
+    tensors = "tinylora_[ABP]"
+    rank = Setting("r", 2)
+    shared = r"base_model\.tinylora_v\..*"
+    settings = "u weight_tying projection_seed save_projection init_v_bound tinylora_dropout"
+
+    def read(self, m: Module) -> Converted:
+        P, u = m.tensors.get("tinylora_P"), m.settings.get("u", 64)
+        outputs, inputs = m.layout.matrix
+        r = min(m.rank, outputs, inputs)
+        if P is None:
+            raise MisfitError("tinylora_P: missing: save it in PEFT with save_projection=True")
+        shapes = {"tinylora_A": (r, inputs), "tinylora_B": (outputs, r), "tinylora_P": (u, r, r)}
+        A, B, P = m.take(shapes)
+        v = m.shared.get(f"{_VECTOR}{_number_of_vector(m, P, r)}")
+        if v is None or v.shape != (u,):
+            raise MisfitError("its trained vector is not in the file")
+        return Converted("tinylora", r, 1.0, {"lora_A": A, "lora_B": B, "P": P, "v": v})
 
 
 def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:
@@ -30,24 +36,9 @@ def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:
     if vectors == 1:
         return 0
     seed = m.settings.get("projection_seed", 42)
-    if m.settings.get("weight_tying") or not isinstance(seed, int) or P.size < 32:
+    start, numbers = P.reshape(-1)[:16] * np.sqrt(r), range(vectors)
+    if P.size >= 32:
+        numbers = [n for n in numbers if np.allclose(normal(P.size, seed + n), start, atol=1e-4)]
+    if m.settings.get("weight_tying") or len(numbers) != 1:
         raise MisfitError("which of the trained vectors is its own is not in the file")
-    start = P.reshape(-1)[:16] * np.sqrt(r)
-    numbers = [n for n in range(vectors) if np.allclose(normal(P.size, seed + n), start, atol=1e-4)]
-    if len(numbers) != 1:
-        raise MisfitError(
-            "which of the trained vectors is its own is not in the file, and its random matrices "
-            "are not those that Torch draws by the seed of one of the layers"
-        )
     return numbers[0]
-
-
-TINYLORA = Type(
-    "TINYLORA",
-    held="TinyLoRA, each layer with a vector of its own",
-    tensors="tinylora_[ABP]",
-    reader=_read,
-    rank=Setting("r", 2),
-    shared=r"base_model\.tinylora_v\..*",
-    settings="u weight_tying projection_seed save_projection init_v_bound tinylora_dropout",
-)

@@ -2,6 +2,8 @@
 
 from ._type import Type
 
-TRAINABLE_TOKENS = Type(
-    "TRAINABLE_TOKENS", held="the rows of the embedding replaced", settings="token_indices"
-)
+
+class TRAINABLE_TOKENS(Type):
+    """the rows of the embedding replaced."""
+
+    settings = "token_indices"

@@ -12,25 +12,32 @@ from ._type import Adapter, Converted, MisfitError, Module, Setting, Type, Writt
 _FAMILIES = {f"db{n}": n for n in range(1, 11)}
 
 
-def _read(m: Module) -> Converted:
-    values = m.tensors.get("waveft_spectrum")
-    if m.settings.get("proportional_parameters") and values is not None:
-        m = dataclasses.replace(m, rank=values.size)
-    (values,) = m.take({"waveft_spectrum": (m.rank,)})
-    family = m.settings.get("wavelet_family", "db1")
-    taps = np.zeros(0)
-    if m.settings.get("use_idwt", True):
-        if family not in _FAMILIES:
-            raise MisfitError(f"wavelet_family is {family!r}, and 'db1' to 'db10' are known here")
-        taps = daubechies(_FAMILIES[family])
-    state = {"coefficients": values, "positions": drawn(m), "low_pass": taps.astype(np.float32)}
-    return Converted("waveft", 1, m.alpha, state)
+class WAVEFT(Type):
+    """WaveFT, at the positions that its seed gives."""
 
+    tensors = "waveft_spectrum"
+    rank = Setting("n_frequency", 2592, "n_frequency_pattern")
+    alpha = Setting("scaling", 25.0)
+    settings = "random_loc_seed wavelet_family use_idwt proportional_parameters"
+    bias = "waveft_only"
 
-def _write(adapter: Adapter) -> Written:
-    taps = adapter.state["low_pass"]
-    settings = {"use_idwt": taps.size > 0, "wavelet_family": _family(taps)}
-    return write_spectrum(adapter, "waveft", {**settings, "proportional_parameters": False})
+    def read(self, m: Module) -> Converted:
+        if m.settings.get("proportional_parameters"):
+            m = dataclasses.replace(m, rank=m.shape_of("waveft_spectrum", 1)[0])
+        (values,) = m.take({"waveft_spectrum": (m.rank,)})
+        family = m.settings.get("wavelet_family", "db1")
+        taps = np.zeros(0)
+        if m.settings.get("use_idwt", True):
+            if family not in _FAMILIES:
+                raise MisfitError(f"wavelet_family is {family!r}, not one of 'db1' to 'db10'")
+            taps = daubechies(_FAMILIES[family])
+        state = {"coefficients": values, "positions": drawn(m), "low_pass": taps.astype(np.float32)}
+        return Converted("waveft", 1, m.alpha, state)
+
+    def write(self, adapter: Adapter) -> Written:
+        taps = adapter.state["low_pass"]
+        settings = {"use_idwt": taps.size > 0, "wavelet_family": _family(taps)}
+        return write_spectrum(adapter, "waveft", {**settings, "proportional_parameters": False})
 
 
 def _family(taps: np.ndarray) -> str:
@@ -40,16 +47,3 @@ def _family(taps: np.ndarray) -> str:
         if not taps.size or (taps.shape == wavelet.shape and np.allclose(taps, wavelet)):
             return family
     raise MisfitError("PEFT has no wavelet with these taps")
-
-
-WAVEFT = Type(
-    "WAVEFT",
-    held="WaveFT, at the positions that its seed gives",
-    tensors="waveft_spectrum",
-    reader=_read,
-    writer=_write,
-    rank=Setting("n_frequency", 2592, "n_frequency_pattern"),
-    alpha=Setting("scaling", 25.0),
-    settings="random_loc_seed wavelet_family use_idwt proportional_parameters",
-    bias="waveft_only",
-)

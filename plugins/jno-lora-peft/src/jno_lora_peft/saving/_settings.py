@@ -2,42 +2,85 @@
 
 import collections
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import PyTree
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import bullets, modules_by_path, nearest, show_path
+from jno.lora.extending import bullets, modules_by_path, show_path
 
 from .._errors import MisfitError
-from .._names import EMBEDDING, Rename, is_embedding, module_name
+from .._names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
 from ..types import TYPE_OF, Modules, Setting, alpha_for
+from ._adapters import WrittenAdapters
+from ._trained_arrays import TrainedArrays
 
-T = TypeVar("T")
-
-TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
+_TASKS = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 
 
-def described(base_model_name_or_path: Any, task_type: Any) -> dict[str, Any]:
-    """The settings that say what an adapter is for. **Raises:** `PeftFormatError` if malformed."""
-    name, task = base_model_name_or_path, task_type
-    if name is not None and (not isinstance(name, str) or not name):
+def check_task(task_type: str | None) -> None:
+    """**Raises:** `PeftFormatError` for a task that PEFT does not know."""
+    if task_type is not None and task_type not in _TASKS:
         raise PeftFormatError(
-            f'`base_model_name_or_path` must be a string such as "meta-llama/Llama-3.2-1B" or the '
-            f"path of a directory, but is {name!r}"
+            f"`task_type` must be one of {', '.join(_TASKS)}, or None, but is {task_type!r}."
         )
-    if task is not None and task not in TASKS:
-        near = nearest(str(task).upper(), TASKS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise PeftFormatError(
-            f"`task_type` must be one of {', '.join(TASKS)}, or None, but is {task!r}.{hint}"
+
+
+def settings_of(
+    adapters: WrittenAdapters,
+    arrays: TrainedArrays,
+    model: PyTree,
+    rename: Rename,
+    task_type: str | None,
+) -> dict[str, Any]:
+    """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot keep them together."""
+    variant = common_variant(adapters.modules)
+    kind = TYPE_OF[variant]
+    if (arrays.ties and kind.name != "LORA") or (
+        adapters.ties_adapter and any(map(may_be_tied, arrays.names))
+    ):
+        raise MisfitError(
+            "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
+            f"modules_to_save, but these adapters are beside {', '.join(arrays.names)}"
         )
-    return {"base_model_name_or_path": name, "task_type": None if task is None else str(task)}
+    experts = adapters.experts.names
+    whole = {name: x for name, x in adapters.modules.items() if name not in experts}
+    settings = {
+        "peft_type": kind.name,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        **_settings_of_modules(adapters, variant),
+        "target_modules": _targets(whole, model, rename) if whole else None,
+        "modules_to_save": arrays.names or None,
+        **kind.common(adapters.modules),
+    }
+    if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
+        raise MisfitError(
+            "PEFT lets layers share all factors if it gets their names as one regular expression, "
+            f"which these names need: {', '.join(whole)}. Give other names with `rename`"
+        )
+    if experts:
+        settings["target_parameters"] = experts
+        if settings.get("lora_bias"):
+            raise MisfitError("PEFT trains no biases by LoRA beside arrays of experts")
+    if kind.bias:
+        settings["bias"] = kind.bias if adapters.has_bias else "none"
+    if kind.name == "LORA":
+        settings["use_rslora"] = variant == "rslora"
+        settings["ensure_weight_tying"] = adapters.ties_adapter or arrays.ties
+    if settings.get("alora_invocation_tokens"):
+        settings["task_type"] = "CAUSAL_LM"
+        if task_type not in (None, "CAUSAL_LM"):
+            raise MisfitError(
+                f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in "
+                "CAUSAL_LM alone. Leave `task_type` out"
+            )
+    return settings
 
 
 def common_variant(modules: Modules) -> str:
-    """A variant of all these adapters' type. **Raises:** `PeftFormatError` if they have several."""
+    """A variant of all these adapters' type. **Raises:** `MisfitError` if they have several."""
     by_kind: dict[str, list[str]] = {}
     for written in modules.values():
         variant = written.adapter.variant
@@ -53,16 +96,16 @@ def common_variant(modules: Modules) -> str:
         f"{kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
         for kind, paths in by_kind.items()
     )
-    raise PeftFormatError(
+    raise MisfitError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
         "Save each kind into a directory of its own (`unwrap_lora` the other layers in a copy of "
-        "the model); PEFT loads several adapters into one model."
+        "the model)"
     )
 
 
-def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[str, Any]:
-    """The settings, except names of modules; `head` is tied to an embedding, with its scale."""
-    kind = TYPE_OF[variant]
+def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, Any]:
+    """The numbers of modules, and the settings that modules must agree on."""
+    kind, modules = TYPE_OF[variant], adapters.modules
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
     for module, written in modules.items():
@@ -71,30 +114,15 @@ def config_of(modules: Modules, variant: str, head: str | None = None) -> dict[s
             alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
         ranks[module] = rank
         alphas[module] = int(alpha) if alpha.is_integer() else alpha
-    if head is not None:
+    if adapters.ties_adapter:  # the head has the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
-        ranks[head], alphas[head] = ranks[embedding], alphas[embedding]
+        ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
     settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
     for written in modules.values():
         for name, value in written.settings.items():
             if settings.setdefault(name, value) != value:
                 raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
-    return {
-        "peft_type": kind.name,
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        **settings,
-        **({"use_rslora": variant == "rslora"} if kind.name == "LORA" else {}),
-        **from_all(kind.common, modules),
-    }
-
-
-def from_all(function: Callable[[Modules], T], modules: Modules) -> T:
-    """The settings that a type has once. **Raises:** `PeftFormatError` if modules disagree."""
-    try:
-        return function(modules)
-    except MisfitError as err:
-        raise PeftFormatError(f"{err}. Nothing was written.") from err
+    return settings
 
 
 def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
@@ -117,16 +145,16 @@ def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules)
     return {setting.name: usual, setting.pattern: unusual}
 
 
-def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> PeftFormatError:
+def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitError:
     lines = (f"{show_path(w.adapter.path)}: {values[module]!r}" for module, w in modules.items())
-    return PeftFormatError(
+    return MisfitError(
         f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
         f"several:\n{bullets(lines, 8)}\n"
-        "Nothing was written. Save each into a directory of its own."
+        "Save each into a directory of its own"
     )
 
 
-def targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
+def _targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
     """The names of the modules; as a regex if a name may be the end of a name that is not meant."""
     names = sorted(modules)
     ends = tuple(f".{name}" for name in names)
