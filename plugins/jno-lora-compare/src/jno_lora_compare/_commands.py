@@ -149,11 +149,11 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
         if task != "digits":
             import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
         if task == "operator":
-            from ._demos.operator import run_operator as run
+            from jno_lora_demos.operator import run_operator as run
         elif task == "family":
-            from ._demos.family import run_family as run
+            from jno_lora_demos.family import run_family as run
         else:
-            from ._demos.digits import run_demo as run
+            from jno_lora_demos.digits import run_demo as run
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jno.lora import Net
 from jno.lora.extending import imported_for
+from jno_lora_compare._fitting import adam
 from jno_lora_train import Trainer, TrainingRun
 
-from ... import burgers
-from ..._fitting import adam
+from .. import burgers
 from ._data import Family
 
 with imported_for("The demo of a family", "demo", "jno_lora_conditional"):
