@@ -122,8 +122,7 @@ def test_adapters_that_no_slot_holds(make, advice, follow, unchecked):
     adapters = make()
     with pytest.raises(SelectionError) as error:
         AdapterBank(MODEL, {"a": adapters})
-    given = [text for text in (NEAREST, MERGE, STACK) if text in str(error.value)]
-    assert given == [advice]
+    assert advice in str(error.value)
     np.testing.assert_allclose(follow(adapters), swap_adapters(MODEL, adapters)(X), atol=1e-5)
 
 
@@ -149,7 +148,7 @@ def test_a_fixed_bank_says_how_to_make_room(make, can_cut, unchecked):
         bank.add(adapters, "b")
     message = str(error.value)
     assert "bank.remove(name)" in message
-    assert ("to_lora(swap_adapters(model, adapters), rank=1)" in message) == can_cut
+    assert "rank 2 at 'layers/0' (it has 1, and `to_lora` cuts products)" in message
     assert "AdapterBank(model, {'b': adapters})" in message
     assert AdapterBank(MODEL, {"b": adapters}).slots["b"] == 1
     if can_cut:

@@ -139,9 +139,6 @@ class Interrupting(jno.lora.LoRALinear):
 def interrupted():
     return {**task(), "wrappers": ["none", Interrupting, "lora"], "steps": 1}
 
-def misspelt():
-    return {**task(), "wrapers": []}
-
 def no_dict():
     return ["lora"]
 
@@ -199,7 +196,6 @@ def test_compare_that_is_interrupted_shows_what_is_finished(run, task):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("misspelt", "does not fit `jno.lora.compare`: got an unexpected keyword argument"),
         ("no_dict", "as a dict, but returned a list"),
         ("NUMBER", "is 3, but must be a function"),
         ("nothing", "cannot be imported: module 'my_tasks' has no attribute 'nothing'"),

@@ -32,30 +32,26 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     """
     expect_model(model, "shrink")
     gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
-    adapters = [adapter for _, adapter in adapted_layers(gated)]
-    if is_traced(adapters):
+    gates = {path: getattr(a, type(a).rank_gate or "") for path, a in adapted_layers(gated)}
+    if is_traced(gates):
         raise SelectionError(
             "shrink cannot run under `jit` or another transformation: the shapes of its result "
             "depend on which directions are zero. Call it when training is done."
         )
     converted, _ = to_lora(gated, registry=registry)
-    if adapters and not any(map(_is_open, adapters)):
+    is_open = {path: any(map(np.any, jax.tree.leaves(gate))) for path, gate in gates.items()}
+    if is_open and not any(is_open.values()):
         warn(
             "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
             "when training is done."
         )
 
-    def shrunk(_: str, adapter: LoRAWrapper, lora: Any) -> Any:
+    def shrunk(path: str, adapter: LoRAWrapper, lora: Any) -> Any:
         if lora is None:
             return adapter
-        return _without_zeros(lora) if _is_open(adapter) else unwrap_lora(lora)
+        return _without_zeros(lora) if is_open[path] else unwrap_lora(lora)
 
     return map_adapters(shrunk, model, converted)
-
-
-def _is_open(adapter: LoRAWrapper) -> bool:
-    """Whether any direction of an adapter, or of one of its matrices, is on."""
-    return any(map(np.any, jax.tree.leaves(getattr(adapter, type(adapter).rank_gate or ""))))
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:

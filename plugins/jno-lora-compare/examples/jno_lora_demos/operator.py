@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
+import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 from jno.lora import Net
 from jno.lora.extending import Bar, default_registry, table
 from jno_lora_compare._fitting import parameter_count

@@ -24,7 +24,7 @@ from jno.lora.parts import contract_problems
 
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
-from ._conformance import ConformanceError, advice, raised_in, required, skip_unless
+from ._conformance import ConformanceError, advice, answer_of, required, skip_unless
 from ._programs import attributes, merged, output
 
 
@@ -73,11 +73,7 @@ def check_applies_to_needs_arrays(case: WrapperCase) -> None:
 
 def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
     for name, value in objects.items():
-        try:
-            answer = case.wrapper.applies_to(value)
-        except Exception as err:
-            problem = f"`applies_to` raises for {name}: {type(err).__name__}: {err}"
-            raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", "") from err
+        answer = answer_of(case.wrapper.applies_to, name, value)
         require(answer is False, f"`applies_to` answers {answer!r} to {name}.")
 
 

@@ -76,28 +76,19 @@ def _zeros(leaf: Any) -> Any:
 
 def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
     """The vectors that the matrix multiplies, and the vectors that the layer gives."""
-    rows = [_rows_of_inputs(case, base, inputs) for inputs in samples]
-    outputs = [_rows_of_outputs(case, base, inputs) for inputs in samples]
+    wrapper = case.wrapper
+    rows = [_as_rows(wrapper.inputs_of, base, *inputs) for inputs in samples]
+    outputs = [_as_rows(wrapper.outputs_of, base, output(case, base, x)) for x in samples]
     return np.concatenate(rows), np.concatenate(outputs)
 
 
-def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    """The vectors that the matrix multiplies; no rows if the class does not know them."""
-    if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
-        return _precise(inputs[0])[None]
+def _as_rows(rows_of: Any, layer: Any, *values: Any) -> Any:
+    """The vectors among the inputs or outputs of a call; no rows if the class does not know."""
+    if len(values) == 1 and eqx.is_inexact_array(values[0]) and values[0].ndim == 1:
+        return _precise(values[0])[None]
     try:
-        return _precise(case.wrapper.inputs_of(base, *inputs))
-    except Exception:  # a class without `needs` need not know them
-        return np.zeros((0, 0))
-
-
-def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    y = output(case, base, inputs)
-    if eqx.is_array(y) and y.ndim == 1:
-        return _precise(y)[None]
-    try:
-        return _precise(case.wrapper.outputs_of(base, y))
-    except Exception:
+        return _precise(rows_of(layer, *values))
+    except Exception:  # a class without `needs` need not know
         return np.zeros((0, 0))
 
 

@@ -188,20 +188,19 @@ def check_penalty(case: WrapperCase) -> None:
     is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
     skip_unless(is_defined, "the adapter defines no `penalty`")
     differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
-    at_start, start_grads = differentiated(case.make())
-    require(np.isfinite(at_start), f"At the start, the penalty is {at_start}.", "mind divisions.")
-    for path, grad in jtu.tree_leaves_with_path(start_grads):
-        where = f"At the start, the gradient of the penalty by `{path_str(path)}`"
-        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     trained = case.make_trained()
-    value = penalty(trained)
-    compiled, grads = differentiated(trained)
-    require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
-    require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
+    value, grads = differentiated(trained)
+    for stage, at_stage, of_stage in (
+        ("At the start", *differentiated(case.make())),
+        ("After training", value, grads),
+    ):
+        problem = f"{stage}, the penalty is {at_stage}."
+        require(np.isfinite(at_stage), problem, "mind divisions, and roots, at zero.")
+        for path, grad in jtu.tree_leaves_with_path(of_stage):
+            where = f"{stage}, the gradient of the penalty by `{path_str(path)}`"
+            require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
+    require_close(value, penalty(trained), 10 * _TOLERANCE, "Compiled and eager penalties differ")
     moving, fixed = eqx.partition(grads, lora_trainable_filter(trained))
-    for path, grad in jtu.tree_leaves_with_path(grads):
-        where = f"The gradient of the penalty by `{path_str(path)}`"
-        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     for path, grad in jtu.tree_leaves_with_path(fixed):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(not np.any(grad), f"{where} is not zero, but this array does not train.")

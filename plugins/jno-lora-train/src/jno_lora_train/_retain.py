@@ -78,21 +78,10 @@ def retain(
         base = disabled(model)
     expect_model(base, "retain")
     call = call or _mapped
-    try:
-        new, old = call(resolve(model), inputs), call(resolve(base), inputs)
-    except Exception as err:
-        why = f"{type(err).__name__}: {err}"
-        raise SelectionError(f"Could not compute the outputs to retain: {why}\n{_ADVICE}") from err
+    new, old = call(resolve(model), inputs), call(resolve(base), inputs)
     pairs = _pairs(new, old)
     value = _squared(pairs) if distance == "squared" else _kl(pairs)
     return jnp.asarray(weight, value.dtype) * value
-
-
-_ADVICE = (
-    "By default, retain calls jax.vmap(model)(inputs). For other arguments, or a model that takes "
-    "a whole batch, give the call, such as retain(model, (x, t), call=lambda model, inputs: "
-    "jax.vmap(model)(*inputs))."
-)
 
 
 def _mapped(model: Any, inputs: PyTree) -> Any:

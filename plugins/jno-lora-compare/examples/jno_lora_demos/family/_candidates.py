@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 from jno.lora import Net
 from jno.lora.extending import imported_for
 from jno_lora_compare._fitting import adam
