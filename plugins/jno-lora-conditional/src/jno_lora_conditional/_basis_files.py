@@ -124,7 +124,7 @@ def _made(name: str, settings: Any) -> Basis:
             f"knows {', '.join(_CLASSES)}. A newer version may know it"
         )
     has_arrays = cls is Network or (cls is Indexed and settings.get("size") is not None)
-    arguments = {**settings, "key": jax.random.key(0)} if has_arrays else settings
+    arguments = {"key": jax.random.key(0), **settings} if has_arrays else settings
     try:
         return eqx.filter_eval_shape(lambda: cls(**arguments))
     except Exception as err:  # the settings of a damaged file may be anything

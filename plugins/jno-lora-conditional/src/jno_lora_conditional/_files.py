@@ -250,7 +250,7 @@ def _errors_of(path: FilePath, done: str) -> Iterator[None]:
         yield
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be {done}: {err}.") from err
-    except (AttributeError, LookupError, TypeError, ValueError) as err:
+    except Exception as err:  # a damaged description, or a basis of the user
         raise CheckpointError(
             f"{os.fspath(path)!r} cannot be {done}: its basis does not fit, or its description is "
             f"damaged: {type(err).__name__}: {err}."

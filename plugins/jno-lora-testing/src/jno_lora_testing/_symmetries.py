@@ -83,13 +83,15 @@ def cyclic_shift(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).integers(1, 8, len(axes)).tolist())
 
+    def shifted(tree: Any, shift: tuple[int, ...], step: int, axes: tuple[int, ...]) -> Any:
+        return _on_leaves(lambda x: np.roll(x, [step * n for n in shift], axes), tree)
+
     def on_inputs(shift: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        points = tuple(steps[0] * n for n in shift)
-        return _on_each(lambda x: np.roll(x, points, axes), arguments, inputs, name)
+        move = functools.partial(shifted, shift=shift, step=steps[0], axes=axes)
+        return _on_chosen(move, arguments, inputs, name)
 
     def on_output(shift: tuple[int, ...], output: Any) -> Any:
-        points = tuple(steps[1] * n for n in shift)
-        return _on_leaves(lambda x: np.roll(x, points, output_axes), output)
+        return shifted(output, shift, steps[1], output_axes)
 
     return Symmetry(draw, on_inputs, on_output, name)
 
@@ -118,11 +120,15 @@ def permutation(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).permutation(n).tolist())
 
+    def permuted(tree: Any, order: tuple[int, ...], axis: int) -> Any:
+        return _on_leaves(lambda x: np.take(x, order, axis), tree)
+
     def on_inputs(order: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        return _on_each(lambda x: np.take(x, order, axis), arguments, inputs, name)
+        move = functools.partial(permuted, order=order, axis=axis)
+        return _on_chosen(move, arguments, inputs, name)
 
     def on_output(order: tuple[int, ...], output: Any) -> Any:
-        return _on_leaves(lambda x: np.take(x, order, output_axis), output)
+        return permuted(output, order, output_axis)
 
     return Symmetry(draw, on_inputs, on_output, name)
 
@@ -180,10 +186,8 @@ def rotation(
         return _Rotation(vector / np.linalg.norm(vector), angle, inverts)
 
     def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
-        chosen = _positions(inputs, arguments, name)
-        moved = _rotated(element, [arguments[i] for i in chosen], irreps_in, "`irreps_in`")
-        changed = dict(zip(chosen, moved, strict=True))
-        return tuple(changed.get(i, argument) for i, argument in enumerate(arguments))
+        rotated = functools.partial(_rotated, element, irreps=irreps_in, argument="`irreps_in`")
+        return _on_chosen(rotated, arguments, inputs, name)
 
     def on_output(element: _Rotation, output: Any) -> Any:
         return _rotated(element, output, irreps_out, "`irreps_out`")
@@ -245,30 +249,22 @@ def _random(key: PRNGKeyArray) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _positions(inputs: Collection[int] | None, arguments: tuple[Any, ...], name: str) -> list[int]:
-    """The positions of the arguments that the symmetry moves, in order, each checked."""
-    positions = sorted(range(len(arguments)) if inputs is None else {*inputs})
-    for i in positions:
+def _on_chosen(
+    move: Callable[[list[Any]], list[Any]],
+    arguments: tuple[Any, ...],
+    inputs: Collection[int] | None,
+    name: str,
+) -> tuple[Any, ...]:
+    """The arguments, with those at the positions `inputs` moved."""
+    chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
+    for i in chosen:
         if any(map(is_key, arrays_of(arguments[i]))):
             raise ValueError(
                 f"The symmetry {name!r} cannot move the random key at position {i} of the inputs. "
                 "Leave the key out: give `inputs=`, the positions of the inputs that move."
             )
-    return positions
-
-
-def _on_each(
-    action: Callable[[np.ndarray], np.ndarray],
-    arguments: tuple[Any, ...],
-    inputs: Collection[int] | None,
-    name: str,
-) -> tuple[Any, ...]:
-    """The arguments, with `action` on the arrays of the chosen positions."""
-    chosen = _positions(inputs, arguments, name)
-    return tuple(
-        _on_leaves(action, argument) if i in chosen else argument
-        for i, argument in enumerate(arguments)
-    )
+    moved = dict(zip(chosen, move([arguments[i] for i in chosen]), strict=True))
+    return tuple(moved.get(i, argument) for i, argument in enumerate(arguments))
 
 
 def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
