@@ -41,7 +41,10 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
 
     **Raises:** `PluginError` for any other value, and for two cases of one name.
     """
-    result: Any = value() if callable(value) and not isinstance(value, type) else value
+    try:
+        result: Any = value() if callable(value) and not isinstance(value, type) else value
+    except Exception as err:
+        result = err
     cases: Any = [result] if isinstance(result, WrapperCase) else result
     is_listed = isinstance(cases, Sequence) and len(cases) > 0
     if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
