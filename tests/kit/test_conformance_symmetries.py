@@ -124,20 +124,16 @@ def test_a_symmetry_that_moves_nothing_or_changes_shapes_is_a_mistake_of_the_cas
 def test_names_of_symmetries_are_checked_when_a_case_is_made():
     with pytest.raises(ValueError, match="Two symmetries share a name"):
         case_of(cyclic_shift(0), cyclic_shift(-1))
-    with pytest.raises(ValueError, match=r"names \['shift'\], not symmetries of the case"):
+    with pytest.raises(ValueError, match=r"names \[.*'shift'.*\], not symmetries of the case"):
         case_of(cyclic_shift(0), breaks=("shift",))
-    with pytest.raises(TypeError, match="`breaks` should be a tuple, but is cyclic shift"):
+    with pytest.raises(ValueError, match="not symmetries of the case"):
         case_of(cyclic_shift(0), breaks="cyclic shift")
 
 
 def test_breaks_asks_for_the_name_of_a_symmetry(unchecked):
     for breaks in (EVERY[:1], EVERY[:2]):
-        with pytest.raises(TypeError) as error:
+        with pytest.raises(ValueError, match=r"Symmetry\(.*Their names: \['permutation', 'cyclic"):
             case_of(*EVERY, breaks=breaks)
-        assert str(error.value) == (
-            "`breaks` should hold names of symmetries, but holds permutation of the type Symmetry: "
-            "give the name. The names of the case: ['permutation', 'cyclic shift', 'reversal']."
-        )
 
 
 class NearlyKeepsTheSymmetry(ScaledIdentity):

@@ -76,9 +76,6 @@ class AdapterBank:
                 raise SelectionError("`sets` must be a list, or a dict by name, of sets or files.")
             sets = {str(index): adapters for index, adapters in enumerate(sets)}
         slots = len(sets) if slots is None else slots
-        for name, number, least in (("slots", slots, 0), ("rank", rank, 1)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise SelectionError(f"`{name}` must be an int from {least}, but is {number!r}.")
         devices = 1 if axis is None else axis_size(model, axis)
         capacity = -(-(1 + max(slots, len(sets))) // devices) * devices  # a multiple of `devices`
         self._plain, self._rank, self._axis = model, rank, axis

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
+from jno.lora import LoRAWrapper, Registry, unwrap_lora
 from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
-from jno.lora.parts import Factors, is_traced
+from jno.lora.parts import Factors
 
 from ._convert import has_products, lora_around, to_lora
 
@@ -28,16 +28,11 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
-    as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
+    as a product (`low_rank_update`); `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "shrink")
     gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
     gates = {path: getattr(a, type(a).rank_gate or "") for path, a in adapted_layers(gated)}
-    if is_traced(gates):
-        raise SelectionError(
-            "shrink cannot run under `jit` or another transformation: the shapes of its result "
-            "depend on which directions are zero. Call it when training is done."
-        )
     converted, _ = to_lora(gated, registry=registry)
     is_open = {path: any(map(np.any, jax.tree.leaves(gate))) for path, gate in gates.items()}
     if is_open and not any(is_open.values()):

@@ -64,13 +64,8 @@ def save_conditional(
         their layer (PiSSA) get a hash only from a model given as `base_values`.
 
     **Raises:** `CheckpointError` as `save_adapters`; also if the settings of the basis are too
-    large to be read again. `SelectionError` for anything but a `Conditional`.
+    large to be read again.
     """
-    if not isinstance(conditional, Conditional):
-        raise SelectionError(
-            f"save_conditional takes a Conditional, but got a {type(conditional).__name__}. An "
-            "adapted model, such as at(conditional, z), is saved by save_adapters."
-        )
     for layer_path, adapter in adapted_layers(conditional.model):
         _refuse_half(adapter, conditional.directions.get(layer_path))
     with _errors_of(path, "written"):
@@ -128,8 +123,6 @@ def load_conditional(
             f"`strict` must be True or 'values', but is {strict!r}: a part of a conditional is not "
             "a conditional."
         )
-    if basis is not None and not isinstance(basis, Basis):
-        raise SelectionError(f"`basis` must be a Basis, but is {basis!r}")
     loaded, extension = load_extended(
         model, path, _DISTRIBUTION, strict=strict, wrappers=wrappers, registry=registry
     )
