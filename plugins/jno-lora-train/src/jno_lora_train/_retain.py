@@ -57,9 +57,9 @@ def retain(
 
     **Returns:** a scalar, float32 at least; 0 as long as the adapters change nothing.
 
-    **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the outputs
-    hold no floating or complex numbers or differ in structure or shape, or if an argument makes no
-    sense; the error of `call`.
+    **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the
+    outputs hold no floating or complex numbers or differ in structure or shape, or if an argument
+    makes no sense; the error of `call`.
 
     Papers: Li and Hoiem, "Learning without Forgetting", arXiv:1606.09282; Buzzega et al., "Dark
     Experience for General Continual Learning: a Strong, Simple Baseline", arXiv:2004.07211.
