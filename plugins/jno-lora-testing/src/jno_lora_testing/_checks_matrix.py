@@ -33,7 +33,7 @@ def check_matrix(case: WrapperCase) -> None:
     samples = [case.make_inputs(), case.make_inputs(seed=9)]
     has_numbers = any(map(eqx.is_inexact_array, jax.tree.leaves(samples[0])))
     if has_numbers:  # with the same indices, masks and keys
-        samples[1] = jax.tree.map(_second_number, *samples)
+        samples[1] = jax.tree.map(lambda a, b: b if eqx.is_inexact_array(a) else a, *samples)
     rows, outputs = _rows_of(case, base, samples)
     reason = "the class does not say which rows the matrix multiplies and gives"
     skip_unless(len(rows) == len(outputs) > 0, reason)
@@ -53,25 +53,17 @@ def check_matrix(case: WrapperCase) -> None:
 
 def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -> Any:
     """What the layer adds to a linear map. **Raises:** `NotApplicableError` if it is not linear."""
-    at_zero: Any = _rows_of(case, base, [jax.tree.map(_zeros, inputs) for inputs in samples])[1]
-    inputs_sum = jax.tree.map(_sum, *samples)
+
+    def zeros(leaf: Any) -> Any:
+        return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+    at_zero: Any = _rows_of(case, base, [jax.tree.map(zeros, inputs) for inputs in samples])[1]
+    inputs_sum = jax.tree.map(lambda a, b: a + b if eqx.is_inexact_array(a) else a, *samples)
     of_sum: Any = _rows_of(case, base, [inputs_sum])[1]
     first, second = np.split(outputs - at_zero, 2)
     is_linear = relative_error(of_sum - np.split(at_zero, 2)[0], first + second) <= _TOLERANCE
     skip_unless(is_linear, "the layer computes more than a matrix and a bias")
     return at_zero
-
-
-def _second_number(first: Any, second: Any) -> Any:
-    return second if eqx.is_inexact_array(first) else first
-
-
-def _sum(first: Any, second: Any) -> Any:
-    return first + second if eqx.is_inexact_array(first) else first
-
-
-def _zeros(leaf: Any) -> Any:
-    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
 
 
 def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
