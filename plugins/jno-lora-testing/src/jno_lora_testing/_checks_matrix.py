@@ -33,7 +33,7 @@ def check_matrix(case: WrapperCase) -> None:
     samples = [case.make_inputs(), case.make_inputs(seed=9)]
     has_numbers = any(map(eqx.is_inexact_array, jax.tree.leaves(samples[0])))
     if has_numbers:  # with the same indices, masks and keys
-        samples[1] = jax.tree.map(lambda a, b: b if eqx.is_inexact_array(a) else a, *samples)
+        samples[1] = jax.tree.map(_second_number, *samples)
     rows, outputs = _rows_of(case, base, samples)
     reason = "the class does not say which rows the matrix multiplies and gives"
     skip_unless(len(rows) == len(outputs) > 0, reason)
@@ -53,12 +53,8 @@ def check_matrix(case: WrapperCase) -> None:
 
 def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -> Any:
     """What the layer adds to a linear map. **Raises:** `NotApplicableError` if it is not linear."""
-
-    def zeros(leaf: Any) -> Any:
-        return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
-
-    at_zero: Any = _rows_of(case, base, [jax.tree.map(zeros, inputs) for inputs in samples])[1]
-    inputs_sum = jax.tree.map(lambda a, b: a + b if eqx.is_inexact_array(a) else a, *samples)
+    at_zero: Any = _rows_of(case, base, [jax.tree.map(_zeros, inputs) for inputs in samples])[1]
+    inputs_sum = jax.tree.map(_sum, *samples)
     of_sum: Any = _rows_of(case, base, [inputs_sum])[1]
     first, second = np.split(outputs - at_zero, 2)
     is_linear = relative_error(of_sum - np.split(at_zero, 2)[0], first + second) <= _TOLERANCE
@@ -66,21 +62,42 @@ def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -
     return at_zero
 
 
+def _second_number(first: Any, second: Any) -> Any:
+    return second if eqx.is_inexact_array(first) else first
+
+
+def _sum(first: Any, second: Any) -> Any:
+    return first + second if eqx.is_inexact_array(first) else first
+
+
+def _zeros(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
+
+
 def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
     """The vectors that the matrix multiplies, and the vectors that the layer gives."""
-    wrapper = case.wrapper
-    rows = [_as_rows(wrapper.inputs_of, base, *inputs) for inputs in samples]
-    outputs = [_as_rows(wrapper.outputs_of, base, output(case, base, x)) for x in samples]
+    rows = [_rows_of_inputs(case, base, inputs) for inputs in samples]
+    outputs = [_rows_of_outputs(case, base, inputs) for inputs in samples]
     return np.concatenate(rows), np.concatenate(outputs)
 
 
-def _as_rows(rows_of: Any, layer: Any, *values: Any) -> Any:
-    """The vectors among the inputs or outputs of a call; no rows if the class does not know."""
-    if len(values) == 1 and eqx.is_inexact_array(values[0]) and values[0].ndim == 1:
-        return _precise(values[0])[None]
+def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
+    """The vectors that the matrix multiplies; no rows if the class does not know them."""
+    if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
+        return _precise(inputs[0])[None]
     try:
-        return _precise(rows_of(layer, *values))
-    except Exception:  # a class without `needs` need not know
+        return _precise(case.wrapper.inputs_of(base, *inputs))
+    except Exception:  # a class without `needs` need not know them
+        return np.zeros((0, 0))
+
+
+def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
+    y = output(case, base, inputs)
+    if eqx.is_array(y) and y.ndim == 1:
+        return _precise(y)[None]
+    try:
+        return _precise(case.wrapper.outputs_of(base, y))
+    except Exception:
         return np.zeros((0, 0))
 
 
