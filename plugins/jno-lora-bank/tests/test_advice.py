@@ -1,4 +1,4 @@
-"""Each call that a refusal of a bank advises is made on the refused input, and succeeds."""
+"""Each call that a refusal of a bank advises is made on an input that it is for, and succeeds."""
 
 import equinox as eqx
 import jax
