@@ -247,8 +247,8 @@ class AdapterBank:
 
         The optimiser fits only the current slots: make a new optimiser after a change of the bank.
 
-        **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
-        adapter with more than a product of its own factors (PiSSA, DoRA): a net trains it.
+        **Raises:** `SelectionError` for an unknown name, or for an adapter with more than a product
+        of its own factors (PiSSA, DoRA): a net trains it.
         """
         with self._lock:
             slot_rates, moving = slots_to_train(self._state, rates, self._sets)
