@@ -242,7 +242,8 @@ class AdapterBank:
 
         **Arguments:**
 
-        - `make`: a function from a learning rate, which is traced, to an optimiser.
+        - `make`: a function from a learning rate, which is traced, to an optimiser. A schedule
+            belongs here: `lambda rate: optax.adam(lambda step: rate * schedule(step))`.
         - `rates`: the learning rates of the adapters that train, by name.
 
         The optimiser fits only the current slots: make a new optimiser after a change of the bank.
