@@ -171,7 +171,7 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     with pytest.raises(CheckpointError, match="more arrays"):
         run.load(tmp_path / "run")
     (tmp_path / "run").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"stops fitting at 'state/"):
+    with pytest.raises(CheckpointError, match=r"stops fitting at \w+"):
         Trainer(loss, optax.sgd(0.1)).start(run.trainable).load(tmp_path / "run")
     (tmp_path / "run").write_bytes(b"\x80 no JSON")
     with pytest.raises(CheckpointError, match=r"not written by TrainingRun\.save"):

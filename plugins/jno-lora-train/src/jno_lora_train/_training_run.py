@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
-from jno.lora.extending import adapted_layers, bullets, path_str, sharded_like, write_together
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    path_str,
+    sharded_like,
+    show_path,
+    write_together,
+)
 
 _CHECKSUM = b"crc32 "  # the start of the first line of a file
 
@@ -93,10 +100,9 @@ class TrainingRun(eqx.Module):
                 loaded = eqx.tree_deserialise_leaves(file, _with_key_data(self))
                 is_at_end = not file.read(1)
             except (RuntimeError, ValueError, EOFError) as err:
-                leaf = path_str(getattr(err, "path", ()))
-                raise CheckpointError(
-                    f"{_misfit(path)} It stops fitting at {leaf!r}: {err}"
-                ) from err
+                leaf = show_path(path_str(getattr(err, "path", ())))
+                problem = f"{_misfit(path)} It stops fitting at {leaf}: {err.__cause__ or err}"
+                raise CheckpointError(problem) from err
         if not is_at_end:
             raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
         return sharded_like(jax.tree.map(_as_key, loaded, self), self)
