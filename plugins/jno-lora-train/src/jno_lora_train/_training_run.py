@@ -101,7 +101,10 @@ class TrainingRun(eqx.Module):
                 is_at_end = not file.read(1)
             except (RuntimeError, ValueError, EOFError) as err:
                 leaf = show_path(path_str(getattr(err, "path", ())))
-                problem = f"{_misfit(path)} It stops fitting at {leaf}: {err.__cause__ or err}"
+                cause: BaseException = err
+                while cause.__cause__ is not None:  # the first of Equinox's errors says why
+                    cause = cause.__cause__
+                problem = f"{_misfit(path)} It stops fitting at {leaf}: {cause}"
                 raise CheckpointError(problem) from err
         if not is_at_end:
             raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
