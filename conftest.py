@@ -82,7 +82,7 @@ share_checkers()
 # `make mutation` starts pytest hundreds of times, and these checks take most of a start.
 if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
     # The numeric tower of PEP 484: an `int` may stand where a `float` is annotated.
-    packages = pathlib.Path(__file__).parent.glob("plugins/*/src/jno_lora_*")
+    packages = pathlib.Path(__file__).parent.glob("plugins/*/*/jno_lora_*")
     jaxtyping.install_import_hook(
         ["jno.lora", *sorted(package.name for package in packages)],
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from jno.lora import Net, lora_report, merge_lora, penalty, shrink
 from jno.lora.extending import table
-from jno_lora_compare._demos.digits import _classifier, _data, _run
+from jno_lora_demos.digits import _classifier, _data, _run
 from jno_lora_train import AdaLoRAController
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)

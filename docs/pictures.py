@@ -118,7 +118,7 @@ def run_plugin() -> None:
 
 def run_digits() -> None:
     """Run the demo, for its page and the methods' pages."""
-    from jno_lora_compare._demos.digits import run_demo
+    from jno_lora_demos.digits import run_demo
 
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -150,7 +150,7 @@ def run_digits() -> None:
 
 def run_family() -> None:
     """Run the demo of a family of viscosities, for the README's figure and the page's table."""
-    from jno_lora_compare._demos.family import draw, run_family
+    from jno_lora_demos.family import draw, run_family
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -193,7 +193,7 @@ FROM_DATA = {
 def run_from_data() -> None:
     """Train the methods that start from data on the digits of the demo, for their pages."""
     from jno_lora_compare import Comparison
-    from jno_lora_compare._demos.digits import _run
+    from jno_lora_demos.digits import _run
 
     rates = _run.FULL.rates
     comparisons = {
@@ -252,7 +252,7 @@ def compared_on_digits(wrappers: list[str], **changes: Any) -> Any:
     import jax
 
     from jno.lora import compare
-    from jno_lora_compare._demos.digits import _candidates, _classifier, _run
+    from jno_lora_demos.digits import _candidates, _classifier, _run
 
     model, digits = pretrained()
     effort = _run.FULL
@@ -277,7 +277,7 @@ def pretrained() -> tuple[Any, Any]:
     """The demo's model, trained on upright digits, and its data."""
     from rich.console import Console
 
-    from jno_lora_compare._demos.digits import _data, _run
+    from jno_lora_demos.digits import _data, _run
 
     digits = _data.load(0)
     return _run.pretrained(Console(file=io.StringIO()), digits, _run.FULL, 0), digits

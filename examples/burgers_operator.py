@@ -12,7 +12,7 @@ early stopping on a quarter of the simulations, which also chooses the learning 
     python examples/burgers_operator.py
 
 It takes some minutes on two cores, seconds with `--quick`, and writes `burgers.svg`. The solver and
-the protocol are in `jno_lora_compare.burgers`.
+the protocol are in `jno_lora_demos.burgers`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jno.lora import Net
-from jno_lora_compare import burgers
+from jno_lora_demos import burgers
 
 LAYERS = "spectral_layers|proj1"  # the lifting and the last projection have a rank of 2 and 1
 # The method where it has an adapter; LoRA for the spectral weights, with one update per mode.

@@ -90,8 +90,6 @@ ALLOWED = {
     f"{PEFT}/states/_sources.py": {"orbax"},  # folders that a call names
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
-    f"{COMPARE}/_style.py": {"savefig"},
-    f"{COMPARE}/_demos/digits/_run.py": {"tree_serialise_leaves", "tree_deserialise_leaves"},
     f"{TRAIN}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},
 }
 

@@ -255,7 +255,7 @@ def test_the_command_runs_cases_of_layers_of_one_s_own(name, count):
     ("arguments", "code", "said"),
     [
         (("UNNAMED",), 1, "has several cases called DoublingUpdate: give each case a `name`"),
-        (("no_cases",), 1, "which returns ['Doubling']. It must be a subclass of jno.lora.LoRA"),
+        (("no_cases",), 1, "gives ['Doubling']. It must be a subclass of jno.lora.LoRA"),
         (("Doubling",), 1, "a function without arguments that returns such a list"),
         (("CASES", "--layer", "Linear"), 2, "cases have layers already"),
     ],

@@ -124,20 +124,16 @@ def test_a_symmetry_that_moves_nothing_or_changes_shapes_is_a_mistake_of_the_cas
 def test_names_of_symmetries_are_checked_when_a_case_is_made():
     with pytest.raises(ValueError, match="Two symmetries share a name"):
         case_of(cyclic_shift(0), cyclic_shift(-1))
-    with pytest.raises(ValueError, match=r"names \['shift'\], not symmetries of the case"):
+    with pytest.raises(ValueError, match=r"names \[.*'shift'.*\], not symmetries of the case"):
         case_of(cyclic_shift(0), breaks=("shift",))
-    with pytest.raises(TypeError, match="`breaks` should be a tuple, but is cyclic shift"):
+    with pytest.raises(ValueError, match="not symmetries of the case"):
         case_of(cyclic_shift(0), breaks="cyclic shift")
 
 
 def test_breaks_asks_for_the_name_of_a_symmetry(unchecked):
     for breaks in (EVERY[:1], EVERY[:2]):
-        with pytest.raises(TypeError) as error:
+        with pytest.raises(ValueError, match=r"Symmetry\(.*Their names: \['permutation', 'cyclic"):
             case_of(*EVERY, breaks=breaks)
-        assert str(error.value) == (
-            "`breaks` should hold names of symmetries, but holds permutation of the type Symmetry: "
-            "give the name. The names of the case: ['permutation', 'cyclic shift', 'reversal']."
-        )
 
 
 class NearlyKeepsTheSymmetry(ScaledIdentity):
@@ -178,8 +174,6 @@ def test_a_shift_rolls_inputs_and_output_by_its_steps():
     assert moved.dtype == x.dtype and output.dtype == y.dtype
     (n, m), moved, _ = transformed(cyclic_shift((0, 1)), x, x)
     assert np.array_equal(moved, np.roll(np.roll(x, n, 0), m, 1))
-    with pytest.raises(ValueError, match="2 axes of the inputs and 1 of the output"):
-        cyclic_shift((0, 1), 0)
 
 
 @pytest.mark.parametrize(
@@ -205,23 +199,13 @@ def test_a_permutation_takes_axes_and_the_chosen_inputs():
     assert unchanged is y and sorted(order) == [0, 1, 2, 3, 4]
     assert np.array_equal(moved, x[:, np.array(order)])
     assert np.array_equal(symmetry.on_output(order, y), y[np.array(order)])
-    with pytest.raises(ValueError, match=r"5 entries along axis 1 does not fit an input of shape"):
-        symmetry.on_inputs(order, x, y)
-    with pytest.raises(ValueError, match=r"along axis 0 does not fit the output of shape \(3, 5\)"):
-        symmetry.on_output(order, x)
 
 
 @pytest.mark.parametrize(
     "make", [functools.partial(permutation, 3), functools.partial(cyclic_shift, 0)]
 )
-def test_positions_of_inputs_must_exist_and_hold_no_random_key(make):
+def test_inputs_that_move_hold_no_random_key(make):
     x = jnp.arange(3.0)
-    for position in (-1, 2):
-        symmetry = make(inputs=(0, position), name="moves")
-        with pytest.raises(
-            ValueError, match=rf"'moves' names the position {position}, but the call has 2"
-        ):
-            symmetry.on_inputs(symmetry.draw(KEY), x, x)
     symmetry = make(inputs=(0,))
     assert symmetry.on_inputs(symmetry.draw(KEY), x, KEY)[1] is KEY
     with pytest.raises(

@@ -109,8 +109,8 @@ def test_arguments_that_make_no_sense_are_refused(sets, statistics, unchecked):
     cases: list[tuple[str, Any, dict[str, Any]]] = [
         ("'regmean' needs the inputs' `statistics` of each set", "regmean", {}),
         ("'svd' needs no data", "svd", {"statistics": statistics}),
-        ("one item for each of the 2 sets, got 1", "regmean", {"statistics": statistics[:1]}),
-        ("one item for each of the 2 sets, got one", "regmean", {"statistics": statistics[0]}),
+        ("one item for each of the 2 sets", "regmean", {"statistics": statistics[:1]}),
+        ("one item for each of the 2 sets", "regmean", {"statistics": statistics[0]}),
         ("convolution, in the statistics of set 1", "regmean", {"statistics": [statistics[0], {}]}),
         ("`off_diagonal` is for 'regmean'", "svd", {"off_diagonal": 0.5}),
         ("`off_diagonal` must be", "regmean", {"statistics": statistics, "off_diagonal": 0.0}),

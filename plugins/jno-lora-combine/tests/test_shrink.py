@@ -120,10 +120,8 @@ def test_a_gated_adapter_whose_update_is_not_known_is_told_with_its_path():
         shrink(model)
 
 
-def test_traced_models_nets_and_sets_are_refused():
+def test_nets_and_sets_are_refused():
     model = gated(layers())
-    with pytest.raises(SelectionError, match="shrink cannot run under `jit`"):
-        eqx.filter_jit(shrink)(model)
     with pytest.raises(SelectionError, match=r"shrink takes a model.*net\.module"):
         shrink(Net(model))
     with pytest.raises(SelectionError, match="shrink takes a model, but was given an AdapterSet"):

@@ -209,7 +209,7 @@ def test_every_difference_is_listed():
         "more: set 0 has no adapter there",
         "linear, rank: 2 in set 0, 1 in set 1",
         "linear, magnitude: none in set 0, float32[4] in set 1",
-        "LoRALinear in set 0, jno_lora_zoo.adapters.DoRALinear in set 1",
+        "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):
         assert line in message
@@ -224,7 +224,9 @@ def test_a_class_that_was_defined_twice_is_two_classes():
 
     model = {"linear": layers()["linear"]}
     sets = [extract_adapters(trained(model, defined(), 1)) for _ in range(2)]
-    with pytest.raises(SelectionError, match=r"linear: .*Mine in set 1 is another class than in"):
+    with pytest.raises(
+        SelectionError, match=r"linear, class: .*Mine'> in set 0, .*Mine'> in set 1"
+    ):
         stack_adapters(sets)
 
 

@@ -14,8 +14,8 @@ from jno.lora import Net
 from jno.lora._commands._cli import cli
 
 pytest.importorskip("foundax")
-burgers = pytest.importorskip("jno_lora_compare.burgers")
-operator = pytest.importorskip("jno_lora_compare._demos.operator")
+burgers = pytest.importorskip("jno_lora_demos.burgers")
+operator = pytest.importorskip("jno_lora_demos.operator")
 
 
 def cole_hopf(u, viscosity):

@@ -141,8 +141,7 @@ WRONG = {
     "negative": (1e-3, -1.0),
     "nan": float("nan"),
     "infinite": (math.inf,),
-    "text": "0.1",
-    "bool": True,
+    "text": "large",
     "ragged": [[1.0], [1.0, 2.0]],
     "object": object(),
 }

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from jno.lora import Net, WrapperError, lora_report
 from jno.lora._commands._cli import cli
 from jno_lora_compare import Comparison, ComparisonRow
-from jno_lora_compare._demos.digits import _candidates, run_demo
-from jno_lora_compare._demos.digits._candidates import (
+from jno_lora_demos.digits import _candidates, run_demo
+from jno_lora_demos.digits._candidates import (
     ADAPTERS,
     ALPHA,
     CANDIDATES,
@@ -24,8 +24,8 @@ from jno_lora_compare._demos.digits._candidates import (
     NOTHING,
     RANK,
 )
-from jno_lora_compare._demos.digits._classifier import Classifier, measure
-from jno_lora_compare._demos.digits._data import TEST, TRAINING, VALIDATION, load, split
+from jno_lora_demos.digits._classifier import Classifier, measure
+from jno_lora_demos.digits._data import TEST, TRAINING, VALIDATION, load, split
 
 SEED = 3
 # (out, in) of the matrices of the two convolutions and the two linear layers.

@@ -14,10 +14,10 @@ from jno.lora._commands._cli import cli
 
 pytest.importorskip("foundax")
 pytest.importorskip("jno_lora_conditional")
-burgers = pytest.importorskip("jno_lora_compare.burgers")
-family = pytest.importorskip("jno_lora_compare._demos.family")
-candidates = pytest.importorskip("jno_lora_compare._demos.family._candidates")
-data = pytest.importorskip("jno_lora_compare._demos.family._data")
+burgers = pytest.importorskip("jno_lora_demos.burgers")
+family = pytest.importorskip("jno_lora_demos.family")
+candidates = pytest.importorskip("jno_lora_demos.family._candidates")
+data = pytest.importorskip("jno_lora_demos.family._data")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import json
 import subprocess
 import sys
@@ -256,11 +255,6 @@ def test_what_cannot_be_saved_leaves_no_file(file):
     for part in (trainable, frozen):
         with pytest.raises(CheckpointError, match=r"one half.*conditional\.update\(trainable\)"):
             save_conditional(part, file)
-    with pytest.raises(SelectionError, match="at\\(conditional, z\\), is saved by save_adapters"):
-        inspect.unwrap(save_conditional)(at(conditional, 0.1), file)
-    many = Conditional(Net(small()).freeze().lora(rank=1), Powers(0.0, degree=101))
-    with pytest.raises(CheckpointError, match="degree of its basis is 101"):
-        save_conditional(many, file)
     with pytest.raises(CheckpointError, match="metadata/nu is nan"):
         save_conditional(conditional, file, metadata={"nu": float("nan")})
     assert not file.exists()
@@ -270,7 +264,7 @@ def test_adapters_of_the_model_beside_the_file_are_refused(file):
     net = Net(small()).freeze().lora(rank=1, target="layers/0")
     save_conditional(Conditional(net, Powers(0.0)), file)
     model = Net(small()).lora(rank=1, target="layers/1").module
-    with pytest.raises(CheckpointError, match="layers/1: the adapter there does not move"):
+    with pytest.raises(CheckpointError, match=r"layers/1: \[\] must be some of the trained fields"):
         load_conditional(file, model)
 
 
@@ -311,29 +305,23 @@ def renamed(name, new):
 
 HOSTILE = {
     "a class of the system": (basis(**{"class": "os.system"}), "os.system', which this"),
-    "a class that is a list": (basis(**{"class": ["Powers"]}), "lacks the class"),
-    "no basis": (content(basis=None), "lacks the class"),
+    "a class that is a list": (basis(**{"class": ["Powers"]}), "description is damaged"),
+    "no basis": (content(basis=None), "description is damaged"),
     "another known class": (basis(**{"class": "Powers"}), "not a Powers that can be built"),
-    "settings a list": (basis(settings=[1]), "not an object"),
+    "settings a list": (basis(settings=[1]), "description is damaged"),
     "a setting that is not known": (setting(key=1), "not a Network that can be built"),
-    "a huge width": (setting(width=10**12), "the width of its basis is 1000000000000"),
-    "a width that is true": (setting(width=True), "the width of its basis is True"),
-    "a deep network": (setting(depth=101), "not a whole number up to 100"),
     "another size": (setting(size=3), "the arrays of its basis do not fit"),
-    "a source that is text": (
-        setting(source="text"),
-        "the source of its basis is 'text', not a number",
-    ),
+    "a source that is text": (setting(source="text"), "not a Network that can be built"),
     "a unit of zero": (setting(unit=0), "`unit` must not be zero"),
-    "many numbers": (setting(unit=[1] * 1001), "a list of at most 1,000 numbers"),
-    "log a number": (setting(log=1), "not a bool"),
     "a newer format": (content(format=2), "pip install -U jno-lora-conditional"),
     "no format": (content(format=None), "its format is None"),
-    "a huge count": (content(size=10**15), "its size is 1000000000000000"),
     "another count": (content(size=3), r"values of shape [2], its directions [3]"),
-    "moving a list": (content(moving=[]), "not an object"),
-    "moving nothing": (content(moving={}), "does not move by the file"),
-    "moving a place that is not there": (content(moving={"x": ["lora_B"]}), "x: no adapter"),
+    "moving a list": (content(moving=[]), "description is damaged"),
+    "moving nothing": (content(moving={}), "must be some of the trained fields"),
+    "moving a place that is not there": (
+        content(moving={"x": ["lora_B"]}),
+        "x: ['lora_B'] must be",
+    ),
     "moving the base": (
         content(moving={"layers/0": ["base"], "layers/1": ["lora_B"]}),
         "layers/0: ['base'] must be some of the trained fields lora_A, lora_B",
@@ -348,7 +336,7 @@ HOSTILE = {
     ),
     "arrays of another kind": (
         renamed("directions/layers/0:lora_B", "state"),
-        "it has arrays of 'state'",
+        "state: expected no such array",
     ),
 }
 
@@ -363,7 +351,7 @@ def test_a_hostile_file_is_refused(name, whole, file, monkeypatch):
     assert message in str(caught.value) and str(file) in str(caught.value)
 
 
-ODD = [None, True, -1, 0, 2, 2**31, 10**17, 1e308, "", "..", "Powers", [], [0], {}, {"a": 1}]
+ODD = [None, True, -1, 0, 2, 1e308, "", "..", "Powers", [], [0], {}, {"a": 1}]
 
 
 def places(tree, path=()):

@@ -213,7 +213,5 @@ def test_errors(by_number):
         fit(by_number, lambda model: jax.vmap(model)(points()), [0.1, 0.2])
     with pytest.raises(SelectionError, match="`steps`"):
         fit(by_number, loss, [0.1], steps=-1)
-    with pytest.raises(SelectionError, match="must be a Conditional, but is of type MLP"):
-        fit(at(by_number, 0.1), loss, [0.1])
     with pytest.raises(SelectionError, match="at most 8 numbers, but the basis takes 9"):
         fit(trained(Indexed(9)), loss, jnp.eye(9))

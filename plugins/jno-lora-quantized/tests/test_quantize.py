@@ -300,11 +300,10 @@ def test_shardings(getkey):
         (lambda m: quantize(m, ["nf4"]), "`scheme` must be"),
         (lambda m: quantize(m, block=1), "`block` must be an integer of at least 2"),
         (lambda m: quantize(m, block=True), "`block`"),
-        (lambda m: quantize(m, double=1), "`double` must be True or False"),
         (lambda m: quantize(m, target="("), "`target` must be a regex"),
         (
             lambda m: quantize(m, target="layer/0"),
-            "matches no layer. The nearest paths(.|\n)*layers/0",
+            "(.|\n)*layers/0: the target does not match its path",
         ),
         (lambda m: quantize(m, target="norm"), "norm: it is not a linear"),
         (lambda m: quantize(quantize(m)), "layers/0: its weight is quantised already"),

@@ -192,7 +192,7 @@ def test_adapters_that_do_not_train_keep_their_rank(trainable):
     assert len(state.kept) == 2
     made, _ = CONTROLLER.update(frozen, drawn(frozen, 3), state)
     assert eqx.tree_equal(made["first"], frozen["first"])
-    with pytest.raises(ValueError, match=r"The state is for 2 adapters, but .* for 3 or .*'first'"):
+    with pytest.raises(ValueError, match=r"The state is for 2 adapters, but .*'first'"):
         CONTROLLER.update(trainable, trainable, state)
 
 

@@ -230,8 +230,6 @@ def test_the_ratio_may_be_traced_and_keeps_dtypes(linear, getkey):
 
 
 def test_what_lora_plus_refuses(linear, getkey, unchecked):
-    with pytest.raises(SelectionError, match=r"lora_plus\(optax.adam\(1e-4\), ratio=16\)"):
-        optim.lora_plus(optax.adam)
     with pytest.raises(SelectionError, match="`ratio` must be one real number"):
         optim.lora_plus(optax.sgd(0.1), "16")
     for ratio in (0.0, -1.0, float("nan")):
@@ -258,10 +256,6 @@ def test_labels_by_path_choose_rates(linear, getkey):
 
 
 def test_patterns_that_find_nothing_are_errors(linear, unchecked):
-    with pytest.raises(SelectionError, match=r"patterns\['x'\]` is not a valid regex: 3"):
-        optim.path_labels({"x": 3})
-    with pytest.raises(SelectionError, match=r"patterns\['x'\]` is not a valid regex"):
-        optim.path_labels({"x": "("})
     with pytest.raises(SelectionError, match=r"'weigth', is found in the path(.|\n)*- 0/weight"):
         optim.path_labels({"x": "weigth"})([linear])
     with pytest.raises(SelectionError, match="path_labels takes a model"):

@@ -122,7 +122,7 @@ def test_evaluation_is_the_mean_loss(trainer):
     batches = [batch(number) for number in range(3)]
     expected = np.mean([float(loss(net.module, one)) for one in batches])
     assert trainer.evaluate(net.module, batches) == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="at least one"):
         trainer.evaluate(net.module, iter(()))
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_does_not_fit_is_refused(trainer, tmp_path):
     with pytest.raises(CheckpointError, match="more arrays"):
         run.load(tmp_path / "run")
     (tmp_path / "run").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"stops fitting at .*: the optimiser differs"):
+    with pytest.raises(CheckpointError, match=r"stops fitting at \w+"):
         Trainer(loss, optax.sgd(0.1)).start(run.trainable).load(tmp_path / "run")
     (tmp_path / "run").write_bytes(b"\x80 no JSON")
     with pytest.raises(CheckpointError, match=r"not written by TrainingRun\.save"):

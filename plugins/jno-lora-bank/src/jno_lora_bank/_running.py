@@ -75,11 +75,8 @@ def check_names(names: Sequence[str | None], args: Any) -> None:
     """**Raises:** `SelectionError` unless there is one name for each example of the arguments."""
     arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
     sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})
-    if isinstance(names, str):
-        problem = f"is the string {names!r}"
-    elif sizes:
-        listed = ", ".join(map(str, sizes))
-        problem = f"has {len(names)}, and first axes of the arguments have {listed}"
-    else:
-        return
-    raise SelectionError(f"`names` must be a list with one name for each example, but {problem}.")
+    if isinstance(names, str) or sizes:
+        raise SelectionError(
+            "`names` must be a list with one name for each example, but is "
+            f"{names!r}, and the first axes of the arguments are {sizes}."
+        )

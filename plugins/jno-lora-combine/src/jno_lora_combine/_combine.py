@@ -154,8 +154,6 @@ def combine_with_report(
     recipe.check(has_key=key is not None, has_statistics=statistics is not None)
     if key is not None:
         check_key(key)
-    if method not in EXACT:
-        _refuse_sums(sets, method)
     _check_combinable(sets, recipe)
     inputs = None if statistics is None else _covariances(sets, statistics)
     adapters: dict[str, LooseAdapter] = {}
@@ -213,23 +211,6 @@ def _without_sums(adapters: AdapterSet) -> AdapterSet:
     return AdapterSet(joined, adapters.shared)
 
 
-def _refuse_sums(sets: Sequence[AdapterSet], method: str) -> None:
-    """**Raises:** `SelectionError` for adapters with a `sum_of`, which `method` cannot cut."""
-    sums = {
-        f"{show_path(path)}: a {adapter.wrapper.__name__}"
-        for adapters in sets
-        for path, adapter in adapters.adapters.items()
-        if adds_up(adapter.wrapper)
-    }
-    if sums:
-        raise SelectionError(
-            f"{method!r} changes the entries or the rank of one matrix. Adapters of several "
-            f"matrices are only added up, by 'linear' or 'cat':\n{bullets(sorted(sums))}\n"
-            "For a smaller rank, cut the sum: "
-            "extract_adapters(to_lora(swap_adapters(model, combined), rank=...)[0])."
-        )
-
-
 def _listed_weights(weights: Any, number: int) -> list[Array]:
     try:
         listed = list(weights)
@@ -246,7 +227,8 @@ def _listed_weights(weights: Any, number: int) -> list[Array]:
 
 def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
     """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
-    check_products(sets, "added up", sums=True)
+    is_exact = recipe.method in EXACT
+    check_products(sets, "added up" if is_exact else f"combined by {recipe.method!r}", is_exact)
     misfits: list[str] = []
     empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
@@ -263,23 +245,16 @@ def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
                     f"{adapter.layer}"
                 )
             elif not _have_same_matrix(first, adapter):
-                why = (
-                    "and their sum needs adapters of one class: convert them with to_lora"
-                    if adds_up(first.wrapper) or adds_up(adapter.wrapper)
-                    else "which may lay out the matrix differently"
-                )
                 misfits.append(
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}, {why}"
+                    f"a {adapter.wrapper.__name__}: convert them with to_lora"
                 )
     if misfits:
-        message = f"These adapters cannot be combined:\n{bullets(misfits)}"
-        raise SelectionError(message)
+        raise SelectionError(f"These adapters cannot be combined:\n{bullets(misfits)}")
     if empty:
-        message = (
+        raise SelectionError(
             f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
         )
-        raise SelectionError(message)
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
@@ -299,10 +274,8 @@ def _covariances(
     **Raises:** `SelectionError` if the statistics are not one for each set, or lack a layer.
     """
     if isinstance(statistics, Mapping) or len(statistics) != len(sets):
-        came = "one" if isinstance(statistics, Mapping) else len(statistics)
         raise SelectionError(
-            f"`statistics` must be a list with one item for each of the {len(sets)} sets, got "
-            f"{came}."
+            f"`statistics` must be a list with one item for each of the {len(sets)} sets."
         )
     paths = paths_of(sets)
     missing = [

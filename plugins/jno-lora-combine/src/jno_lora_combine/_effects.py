@@ -157,7 +157,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     cannot be written; the errors of `adapter_effects`.
     """
     expect_model(model, "plot_adapters")
-    new_picture(1, 1, path)  # checks the ending before long work
+    figure = new_picture(11, 4, path)  # checks the ending before long work
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
         message = "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
@@ -165,15 +165,16 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
             message += " These adapters cannot be merged:\n"
             message += bullets(map(show_path, effects.left_out))
         raise SelectionError(message)
-    return _drawn(effects.rows).saved(path)
+    figure.set_figheight(min(2.2 + 0.17 * len(effects.rows), 14))
+    _draw(figure, effects.rows)
+    return figure.saved(path)
 
 
-def _drawn(rows: Sequence[AdapterEffect]) -> Any:
+def _draw(figure: Any, rows: Sequence[AdapterEffect]) -> None:
     """Size, effective rank and singular values of each update, the first layer on top."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_picture(11, min(2.2 + 0.17 * len(rows), 14))
     sizes, ranks, spectra = figure.subplots(1, 3, width_ratios=(2, 2, 3))
     # Without the ends of the map, which are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
@@ -199,7 +200,6 @@ def _drawn(rows: Sequence[AdapterEffect]) -> Any:
     spectra.set_ylabel("singular values of ΔW")
     for axes in (sizes, ranks, spectra):
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def _place(adapter: LoRAWrapper, path: str) -> str:

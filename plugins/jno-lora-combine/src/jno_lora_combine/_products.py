@@ -185,7 +185,7 @@ def paths_of(sets: Iterable[AdapterSet]) -> list[str]:
     return list(dict.fromkeys(path for adapters in sets for path in adapters))
 
 
-def check_products(sets: Sequence[AdapterSet], done: str, *, sums: bool = False) -> None:
+def check_products(sets: Sequence[AdapterSet], done: str, sums: bool = False) -> None:
     """**Raises:** `SelectionError` that lists every adapter that is not a product.
 
     - `sums`: whether adapters with a `sum_of` will do as well.

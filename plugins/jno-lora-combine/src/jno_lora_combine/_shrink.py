@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
+from jno.lora import LoRAWrapper, Registry, unwrap_lora
 from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
-from jno.lora.parts import Factors, is_traced
+from jno.lora.parts import Factors
 
 from ._convert import has_products, lora_around, to_lora
 
@@ -28,34 +28,25 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
-    as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
+    as a product (`low_rank_update`); `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "shrink")
     gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
-    adapters = [adapter for _, adapter in adapted_layers(gated)]
-    if is_traced(adapters):
-        raise SelectionError(
-            "shrink cannot run under `jit` or another transformation: the shapes of its result "
-            "depend on which directions are zero. Call it when training is done."
-        )
+    gates = {path: getattr(a, type(a).rank_gate or "") for path, a in adapted_layers(gated)}
     converted, _ = to_lora(gated, registry=registry)
-    if adapters and not any(map(_is_open, adapters)):
+    is_open = {path: any(map(np.any, jax.tree.leaves(gate))) for path, gate in gates.items()}
+    if is_open and not any(is_open.values()):
         warn(
             "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
             "when training is done."
         )
 
-    def shrunk(_: str, adapter: LoRAWrapper, lora: Any) -> Any:
+    def shrunk(path: str, adapter: LoRAWrapper, lora: Any) -> Any:
         if lora is None:
             return adapter
-        return _without_zeros(lora) if _is_open(adapter) else unwrap_lora(lora)
+        return _without_zeros(lora) if is_open[path] else unwrap_lora(lora)
 
     return map_adapters(shrunk, model, converted)
-
-
-def _is_open(adapter: LoRAWrapper) -> bool:
-    """Whether any direction of an adapter, or of one of its matrices, is on."""
-    return any(map(np.any, jax.tree.leaves(getattr(adapter, type(adapter).rank_gate or ""))))
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:

@@ -52,7 +52,7 @@ def stack_adapters(
     if rank is not None or base_slot:
         check_products(sets, "padded or stacked with a base slot")
     is_padded = all(a.is_product for adapters in sets for a in adapters.adapters.values())
-    problems = list(_differences(sets, is_padded, rank))
+    problems = [*_differences(sets, is_padded), *_above(rank, sets)]
     if problems:
         raise SelectionError(
             f"Sets that differ like this cannot be stacked:\n{bullets(problems)}\n"
@@ -134,43 +134,50 @@ def _stacked(
     return {"lora_A": A, "lora_B": B}
 
 
-def _differences(
-    sets: Sequence[AdapterSet], is_padded: bool, rank: int | None = None
-) -> Iterator[str]:
-    shared = [{name: show_array(x) for name, x in s.shared.items()} for s in sets]
-    for index, arrays in enumerate(shared):
-        if arrays != shared[0]:
-            yield f"shared arrays: {shared[0]} in set 0, {arrays} in set {index}"
+def _above(rank: int | None, sets: Sequence[AdapterSet]) -> Iterator[str]:
+    """The adapters whose rank is larger than the rank of the stack."""
+    for number, adapters in enumerate(sets):
+        for path, adapter in adapters.adapters.items():
+            if rank and (adapter.rank or 0) > rank:
+                yield f"{show_path(path)}: rank {adapter.rank} in set {number}, above {rank}"
+
+
+def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
+    """Each difference from the first set; at each path, from the first adapter there."""
+    for number, adapters in enumerate(sets):
+        shared, expected = (_shown(s.shared) for s in (adapters, sets[0]))
+        if shared != expected:
+            yield f"shared arrays: {expected} in set 0, {shared} in set {number}"
     for path in paths_of(sets):
-        i, first = next((i, s[path]) for i, s in enumerate(sets) if path in s.adapters)
-        here = _described(first, is_padded)
-        for j, adapters in enumerate(sets):
+        first = next(number for number, adapters in enumerate(sets) if path in adapters.adapters)
+        expected = _described(sets[first][path], is_padded)
+        for number, adapters in enumerate(sets):
             if path not in adapters.adapters:
                 if not is_padded:
-                    yield f"{show_path(path)}: set {j} has no adapter there"
+                    yield f"{show_path(path)}: set {number} has no adapter there"
                 continue
-            adapter, there = adapters[path], _described(adapters[path], is_padded)
-            for name in here | there:
-                if here.get(name) != there.get(name):
+            facts = _described(adapters[path], is_padded)
+            for name in expected | facts:
+                pair = expected.get(name, "none"), facts.get(name, "none")
+                if pair[0] != pair[1]:
+                    # Classes of one name were defined twice, such as by a cell that ran again.
                     yield (
-                        f"{show_path(path)}, {name}: {here.get(name, 'none')} in set {i}, "
-                        f"{there.get(name, 'none')} in set {j}"
+                        f"{show_path(path)}, {name}: {pair[0]} in set {first}, {pair[1]} in set "
+                        f"{number}"
                     )
-            if here["class"] == there["class"] and first.wrapper is not adapter.wrapper:
-                yield (
-                    f"{show_path(path)}: {here['class']} in set {j} is another class than in set "
-                    f"{i}. It was defined twice (a notebook cell that ran again): make both sets "
-                    "with the same class"
-                )
-            if rank and (adapter.rank or 0) > rank:
-                yield f"{show_path(path)}: rank {adapter.rank} in set {j}, above {rank}"
 
 
 def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
-    fixed = {
-        "class": f"{adapter.wrapper.__module__}.{adapter.wrapper.__qualname__}",
+    """The facts of an adapter that must be equal in all sets."""
+    facts = {
+        "class": adapter.wrapper,
         "made for": str(adapter.layer.kinds),
         "axes of a stack": adapter.layer.stack_ndim,
     }
-    arrays = {name: show_array(array) for name, array in adapter.state.items()}
-    return fixed if is_padded else {**fixed, "rank": adapter.rank, "alpha": adapter.alpha, **arrays}
+    if is_padded:
+        return facts
+    return {**facts, "rank": adapter.rank, "alpha": adapter.alpha, **_shown(adapter.state)}
+
+
+def _shown(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: show_array(array) for name, array in arrays.items()}

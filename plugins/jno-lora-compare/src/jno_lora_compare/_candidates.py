@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 from jno.lora.extending import nearest
-from jno.lora.types import Plan
 from jno_lora_train import check_calibrate
 
 Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
@@ -22,11 +21,10 @@ def check_candidates(candidates: list[Any]) -> None:
     if not candidates:
         raise SelectionError("`compare` needs at least one candidate in `wrappers`.")
     for candidate in candidates:
+        adapters = candidate if isinstance(candidate, list | tuple) else [candidate]
         if isinstance(candidate, Mapping):
             _check_keys(candidate)
-            continue
-        adapters = candidate if isinstance(candidate, list | tuple) else [candidate]
-        if not adapters or not all(map(_names_an_adapter, adapters)):
+        elif not adapters or not all(map(_names_an_adapter, adapters)):
             raise SelectionError(
                 "A candidate is the name, variant or class of an adapter, a list of these, a dict "
                 f'of arguments, "full", "none" or "all", but `wrappers` holds {candidate!r}.'
@@ -44,11 +42,6 @@ def check_names(candidates: Sequence[Candidate]) -> None:
 
 
 def _check_keys(candidate: Mapping[str, Any]) -> None:
-    if "statistics" in candidate:
-        raise SelectionError(
-            f"The candidate {name_of(candidate)!r} has `statistics`. Give it their source, "
-            "`calibrate`, instead: a pair `(batches, loss)`."
-        )
     if unknown := [key for key in candidate if key not in _KEYS]:
         raise SelectionError(
             f"The candidate {dict(candidate)!r} has an unknown key {unknown[0]!r}; did you mean "
@@ -58,12 +51,6 @@ def _check_keys(candidate: Mapping[str, Any]) -> None:
     if "wrapper" not in candidate and "specs" not in candidate:
         raise SelectionError(
             f"The candidate {dict(candidate)!r} names no adapter: give it a `wrapper`, or `specs`."
-        )
-    word = candidate.get("wrapper")
-    if isinstance(word, str) and word in (_FULL, _NONE, _ALL):
-        raise SelectionError(
-            f"The candidate {dict(candidate)!r} names no adapter: {word!r} takes no arguments. "
-            f"Give the word itself, {word!r}, as the candidate."
         )
     if candidate.get("calibrate") is not None:
         check_calibrate(candidate["calibrate"])
@@ -90,31 +77,20 @@ def replace_all(
 
 
 def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str, Any]) -> None:
-    """**Raises:** the error of the first adapter, if none of the adapters fits the model.
-
-    `SelectionError` for a candidate with a `calibrate` of its own that does not start from data.
-    """
+    """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
     errors: list[JnoLoraError] = []
-    one_fits = False
     for candidate in candidates:
-        is_calibrated = isinstance(candidate, Mapping) and candidate.get("calibrate") is not None
-        if candidate in (_FULL, _NONE) or (one_fits and not is_calibrated):
+        if candidate in (_FULL, _NONE):
             continue
         try:
             plan = net.plan(**_arguments(candidate, settings))
         except JnoLoraError as err:
             errors.append(err)
             continue
-        if plan.problem is not None:
-            errors.append(SelectionError(plan.problem))
-            continue
-        if is_calibrated and not _starts_from_data(plan):
-            raise SelectionError(
-                f"The candidate {name_of(candidate)!r} has `calibrate`, but none of its adapters "
-                "starts from data. Leave `calibrate` out."
-            )
-        one_fits = True
-    if errors and not one_fits:
+        if plan.problem is None:
+            return
+        errors.append(SelectionError(plan.problem))
+    if errors:
         raise errors[0]
 
 
@@ -144,17 +120,21 @@ def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]
     """Put the adapters into `net`.
 
     Those that start from data are calibrated on the candidate's `calibrate`, or else on `data`.
+
+    **Raises:** `SelectionError` if the candidate has a `calibrate`, but does not start from data.
     """
     if candidate != _FULL:
         net.freeze()
     if candidate in (_FULL, _NONE):
         return
     arguments = _arguments(candidate, settings)
+    adapters = [row.wrapper for row in net.plan(**arguments).wrapped]
+    starts_from_data = any(adapter is not None and adapter.needs for adapter in adapters)
     if isinstance(candidate, Mapping) and candidate.get("calibrate") is not None:
         data = candidate["calibrate"]
-    starts_from_data = _starts_from_data(net.plan(**arguments))
+        if not starts_from_data:
+            raise SelectionError(
+                "The candidate has `calibrate`, but none of its adapters starts from data. Leave "
+                "`calibrate` out."
+            )
     net.lora(**arguments, calibrate=data if starts_from_data else None)
-
-
-def _starts_from_data(plan: Plan) -> bool:
-    return any(row.wrapper is not None and row.wrapper.needs for row in plan.wrapped)

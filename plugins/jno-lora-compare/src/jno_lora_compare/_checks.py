@@ -32,17 +32,16 @@ def check_steps(steps: Any) -> None:
 
 def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
     """The learning rates of Adam: none if `optimizer` replaces Adam."""
-    if optimizer is not None and learning_rate is None:
-        return ()
     if optimizer is not None:
-        raise SelectionError(
-            "`optimizer` brings its own learning rate: leave out `learning_rate` or `optimizer`."
-        )
+        if learning_rate is not None:
+            raise SelectionError(
+                "`optimizer` brings its own learning rate: leave out `learning_rate` or "
+                "`optimizer`."
+            )
+        return ()
     try:
-        numbers = np.asarray(1e-3 if learning_rate is None else learning_rate)
-        is_real = np.issubdtype(numbers.dtype, np.number) and not np.iscomplexobj(numbers)
-        rates = tuple(map(float, np.ravel(numbers))) if is_real else ()
-    except (TypeError, ValueError):  # rows of different lengths, objects that are not numbers
+        rates = tuple(map(float, np.ravel(1e-3 if learning_rate is None else learning_rate)))
+    except (TypeError, ValueError):
         rates = ()
     if not rates or not all(rate > 0 and math.isfinite(rate) for rate in rates):
         raise SelectionError(
@@ -70,23 +69,17 @@ def check_loss(
 def check_batches(batches: list[PyTree]) -> None:
     if not batches:
         raise SelectionError("`batches` holds no batch.")
-    shapes, treedef = _structure(batches[0])
-    for number, batch in enumerate(batches[1:], start=1):
-        batch_shapes, batch_treedef = _structure(batch)
-        if batch_shapes != shapes:
-            difference = f"{batch_shapes}\n  {shapes}"
-            advice = "Leave out the short batch at the end, and make arrays of numbers."
-        elif batch_treedef != treedef:
-            difference = f"{batch_treedef}\n  {treedef}"
-            advice = "Put their arrays into the same containers."
-        else:
-            continue
-        raise SelectionError(
-            "All batches must have the same shapes, so that every step is the same work, but "
-            f"batch {number} differs from batch 0:\n  {difference}\n{advice}"
-        )
+    first, *further_batches = map(_form, batches)
+    for number, form in enumerate(further_batches, start=1):
+        if form != first:
+            raise SelectionError(
+                "All batches must have the same shapes in the same containers, so that every step "
+                f"is the same work, but batch {number} differs from batch 0:\n  {form}\n  {first}"
+                "\nLeave out the short batch at the end, and make arrays of numbers."
+            )
 
 
-def _structure(batch: PyTree) -> tuple[str, Any]:
-    leaves, treedef = jax.tree.flatten(batch)
-    return ", ".join(show_array(x) if eqx.is_array(x) else repr(x) for x in leaves), treedef
+def _form(batch: PyTree) -> str:
+    """The arrays of a batch and their containers, as text."""
+    shown = jax.tree.map(lambda x: show_array(x) if eqx.is_array(x) else repr(x), batch)
+    return f"{shown} ({jax.tree.structure(batch)})"

@@ -1,6 +1,5 @@
 """The commands `jno-lora compare` and `jno-lora demo`."""
 
-import inspect
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -57,7 +56,7 @@ def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Pat
         new_picture(1, 1, plot_file)
     # As `python -m` does: the module may be in the current directory.
     sys.path.insert(0, "")
-    comparison = compare_(**_arguments(task, inspect.signature(compare_)))
+    comparison = compare_(**_arguments(task))
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -72,7 +71,7 @@ def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Pat
     ctx.exit(130 if comparison.interrupted else int(failed))
 
 
-def _arguments(task: str, signature: inspect.Signature) -> Mapping[str, Any]:
+def _arguments(task: str) -> Mapping[str, Any]:
     """The arguments of `compare` that the function `MODULE:FACTORY` returns."""
     try:
         factory = pkgutil.resolve_name(task)
@@ -89,20 +88,23 @@ def _arguments(task: str, signature: inspect.Signature) -> Mapping[str, Any]:
             f"{task} must return the arguments of `jno.lora.compare` as a dict, but returned a "
             f"{type(arguments).__name__}. For example:{_EXAMPLE}"
         )
-    try:
-        signature.bind(**arguments)
-    except TypeError as err:
-        raise SelectionError(
-            f"The dict that {task} returns does not fit `jno.lora.compare`: {err}. "
-            f"For example:{_EXAMPLE}"
-        ) from err
     return arguments
+
+
+# The functions that run the demos, and the libraries of the extra `demo`.
+_DEMOS = {
+    "digits": "jno_lora_demos.digits:run_demo",
+    "operator": "jno_lora_demos.operator:run_operator",
+    "family": "jno_lora_demos.family:run_family",
+}
+_LIBRARIES = ("matplotlib", "optax", "scipy", "sklearn", "foundax")
+_LIBRARIES += ("jno_lora_foundax", "jno_lora_conditional")
 
 
 @click.command()
 @click.option(
     "--task",
-    type=click.Choice(["digits", "operator", "family"]),
+    type=click.Choice([*_DEMOS]),
     default="digits",
     show_default=True,
     help="A classifier of digits, a neural operator, or an operator at every viscosity.",
@@ -140,20 +142,8 @@ def demo(task: str, output: Path, seed: int, quick: bool) -> None:
     Family: adapts the operator once to all viscosities, with simulations at four of them, and
     recovers the viscosity of a simulation. Needs jno-lora-conditional.
     """
-    libraries = {
-        "digits": ("scipy", "sklearn"),
-        "operator": ("foundax", "jno_lora_foundax"),
-        "family": ("foundax", "jno_lora_foundax", "jno_lora_conditional"),
-    }
-    with imported_for("The demo", "demo", "matplotlib", "optax", *libraries[task]):
-        if task != "digits":
-            import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
-        if task == "operator":
-            from ._demos.operator import run_operator as run
-        elif task == "family":
-            from ._demos.family import run_family as run
-        else:
-            from ._demos.digits import run_demo as run
+    with imported_for("The demo", "demo", *_LIBRARIES):
+        run = pkgutil.resolve_name(_DEMOS[task])
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -90,13 +90,14 @@ class Comparison(Printed[ComparisonRow]):
         `MissingLibraryError` without matplotlib (the extra `plot`); `OSError` if the file cannot be
         written.
         """
-        new_picture(1, 1, path)  # checks the ending before anything is drawn
+        figure = new_picture(*(9, 5.5) if times else (10, 4.5), path)
         from ._drawing import draw_comparison, draw_times
 
         trained = [row for row in self.rows if row.error is None]
         if not trained:
             raise SelectionError(f"No candidate was trained, so there is nothing to draw:\n{self}")
-        return (draw_times if times else draw_comparison)(trained).saved(path)
+        (draw_times if times else draw_comparison)(figure, trained)
+        return figure.saved(path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the table to `path`: a line per candidate, all digits, empty cells where it failed.

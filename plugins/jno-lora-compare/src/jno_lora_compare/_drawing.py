@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-from jno.lora.extending import new_picture
 
 from ._row import ComparisonRow
 
 
-def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
+def draw_comparison(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
     """Draw the loss at each step, and the result over the number of trained parameters."""
-    figure = new_picture(10, 4.5)
     curves, results = figure.subplots(1, 2, width_ratios=(3, 2))
     # The ends of the colour map are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
@@ -44,12 +42,10 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
     figure.legend(loc="outside right center", frameon=False)
     for axes in (curves, results):
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
-def draw_times(rows: Sequence[ComparisonRow]) -> Any:
+def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
     """Draw each candidate's result over its parameters, coloured by the time of a step."""
-    figure = new_picture(9, 5.5)
     axes = figure.subplots()
     name, results = _results(rows)
     trained = [row.trainable or 0 for row in rows]
@@ -70,7 +66,6 @@ def draw_times(rows: Sequence[ComparisonRow]) -> Any:
     axes.set(xlabel="trainable parameters", ylabel=name)
     axes.spines[["top", "right"]].set_visible(False)
     figure.colorbar(points, label="milliseconds per step")
-    return figure
 
 
 def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[Any]]:

@@ -52,7 +52,7 @@ class Powers(Basis):
 
     def __init__(self, source: Number, unit: Number = 1.0, degree: int = 1, log: bool = False):
         self.source, self.unit = numbers(source, "source"), numbers(unit, "unit")
-        self.degree, self.log = degree, log
+        self.degree, self.log = degree, bool(log)
         if not np.all(np.asarray(self.unit)):
             raise SelectionError(f"`unit` must not be zero, but is {unit!r}")
         if np.ndim(self.unit) and np.shape(self.unit) != np.shape(self.source):
@@ -105,7 +105,8 @@ class Network(Basis):
                 "`size` and `width` must be 1 or more, and `depth` 0 or more, but are "
                 f"{size}, {width} and {depth}"
             )
-        self.source, self.unit, self.log, self.size = linear.source, linear.unit, log, size
+        self.source, self.unit, self.log = linear.source, linear.unit, linear.log
+        self.size = size
         parameters = np.size(linear.source)
         self.network = eqx.nn.MLP(parameters, parameters * size, width, depth, jnp.tanh, key=key)
 

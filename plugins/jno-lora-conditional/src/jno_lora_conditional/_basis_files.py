@@ -1,87 +1,55 @@
 """Bases in files: a class by name, its settings as JSON, and its arrays by path."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from jno.lora import SelectionError
 from jno.lora.extending import bullets, path_str, show_array
 
 from ._bases import Basis, Indexed, Network, Powers, numbers
 from ._hats import Hats
-
-# No basis needs more, and a file must not make a program large by one number.
-MOST, _MOST_NUMBERS, _MOST_STEPS = 2**20, 1_000, 100
 
 
 class MalformedError(ValueError):
     """The part of a file that this plugin reads is wrong. Becomes a `CheckpointError`."""
 
 
-class _Recipe(NamedTuple):
-    """A class that a file can name: the arguments of an instance, and an instance of arguments."""
-
-    cls: type[Basis]
-    settings: Callable[[Any], dict[str, Any]]
-    make: Callable[..., Basis]
-    limits: dict[str, int]  # the largest value of each argument that counts something
+# The classes that a file can name. A basis of another class needs an instance of the user.
+_CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Powers, Network, Indexed, Hats)}
 
 
-def _network_settings(basis: Network) -> dict[str, Any]:
-    mlp = basis.network
-    shape = {"size": basis.size, "width": mlp.width_size, "depth": mlp.depth}
-    return {"source": basis.source, "unit": basis.unit, "log": bool(basis.log)} | shape
-
-
-_RECIPES = {
-    "Powers": _Recipe(
-        Powers,
-        lambda b: {"source": b.source, "unit": b.unit, "degree": b.degree, "log": bool(b.log)},
-        Powers,
-        {"degree": _MOST_STEPS},
-    ),
-    "Network": _Recipe(
-        Network,
-        _network_settings,
-        lambda **settings: Network(**settings, key=jax.random.key(0)),
-        {"size": MOST, "width": MOST, "depth": _MOST_STEPS},
-    ),
-    "Indexed": _Recipe(
-        Indexed,
-        lambda b: {"n": b.n, "size": None if b.codes is None else len(b.source)},
-        lambda n, size: Indexed(n, size, key=None if size is None else jax.random.key(0)),
-        {"n": MOST, "size": MOST},
-    ),
-    "Hats": _Recipe(
-        Hats,
-        lambda b: {"nodes": b.nodes, "source": b.source, "extrapolate": bool(b.extrapolate)},
-        Hats,
-        {},
-    ),
-}
+def _settings_of(basis: Any) -> dict[str, Any]:
+    """The arguments that make a basis of a known class again, but for its arrays."""
+    if isinstance(basis, Powers):
+        names = ("source", "unit", "degree", "log")
+    elif isinstance(basis, Network):
+        mlp = basis.network
+        shape = {"size": basis.size, "width": mlp.width_size, "depth": mlp.depth}
+        return {"source": basis.source, "unit": basis.unit, "log": basis.log, **shape}
+    elif isinstance(basis, Indexed):
+        return {"n": basis.n, "size": None if basis.codes is None else len(basis.source)}
+    else:
+        names = ("nodes", "source", "extrapolate")
+    return {name: getattr(basis, name) for name in names}
 
 
 def described(basis: Basis) -> dict[str, Any]:
     """The basis as a file holds it, without its arrays: with settings, unless its code is a user's.
 
-    **Raises:** `MalformedError` if it would not be read again.
+    Its values are as JSON gives them back.
     """
     name = type(basis).__name__
-    recipe = _RECIPES.get(name)
-    if recipe is None or type(basis) is not recipe.cls:
+    if _CLASSES.get(name) is type(basis):
+        description = {"class": name, "settings": _settings_of(basis)}
+    else:
         source = None if basis.source is None else numbers(basis.source, "source")
-        return {"class": name, "source": _as_json(source)}
-    settings = {key: _as_json(value) for key, value in recipe.settings(basis).items()}
-    _made(name, settings)
-    return {"class": name, "settings": settings}
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+        description = {"class": name, "source": source}
+    return json.loads(json.dumps(description))
 
 
 def template_of(description: Any, given: Basis | None) -> Basis:
@@ -89,8 +57,6 @@ def template_of(description: Any, given: Basis | None) -> Basis:
 
     **Raises:** `MalformedError` if the description is wrong, or needs a basis, or another basis.
     """
-    if not isinstance(description, dict) or not isinstance(description.get("class"), str):
-        raise MalformedError("its description lacks the class of the basis")
     name, settings = description["class"], description.get("settings")
     if given is None:
         if settings is None:
@@ -152,37 +118,17 @@ def _fits(form: Any, array: Any) -> bool:
 
 def _made(name: str, settings: Any) -> Basis:
     """The basis of these settings, with shapes for arrays."""
-    if (recipe := _RECIPES.get(name)) is None:
+    if (cls := _CLASSES.get(name)) is None:
         raise MalformedError(
             f"its basis is a {name!r:.100}, which this jno-lora-conditional does not know. It "
-            f"knows {', '.join(_RECIPES)}. A newer version may know it"
+            f"knows {', '.join(_CLASSES)}. A newer version may know it"
         )
-    if not isinstance(settings, dict):
-        raise MalformedError(f"the settings of its basis are {settings!r:.100}, not an object")
-    for key in {"source", "unit", "nodes"} & settings.keys():
-        if not (settings[key] is None or _is_numbers(settings[key])):
-            raise MalformedError(
-                f"the {key} of its basis is {settings[key]!r:.100}, not a number or a list of at "
-                f"most {_MOST_NUMBERS:,} numbers"
-            )
-    for key, most in recipe.limits.items():
-        value = settings.get(key)
-        if value is not None and not (type(value) is int and 0 <= value <= most):
-            raise MalformedError(
-                f"the {key} of its basis is {value!r:.100}, not a whole number up to {most:,}"
-            )
-    for key in {"log", "extrapolate"} & settings.keys():
-        if type(settings[key]) is not bool:
-            raise MalformedError(f"the {key} of its basis is {settings[key]!r:.100}, not a bool")
+    has_arrays = cls is Network or (cls is Indexed and settings.get("size") is not None)
+    arguments = {"key": jax.random.key(0), **settings} if has_arrays else settings
     try:
-        return eqx.filter_eval_shape(lambda: recipe.make(**settings))
-    except (SelectionError, TypeError, ValueError, OverflowError) as err:
+        return eqx.filter_eval_shape(lambda: cls(**arguments))
+    except Exception as err:  # the settings of a damaged file may be anything
         raise MalformedError(f"its basis is not a {name} that can be built: {err}") from err
-
-
-def _is_numbers(value: Any) -> bool:
-    listed = value if isinstance(value, list) else [value]
-    return len(listed) <= _MOST_NUMBERS and all(type(x) in (int, float) for x in listed)
 
 
 def _is_array(leaf: Any) -> bool:

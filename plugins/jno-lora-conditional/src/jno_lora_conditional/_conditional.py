@@ -72,16 +72,6 @@ class Conditional(eqx.Module):
         moving: Mapping[str, Sequence[str]] = MappingProxyType({}),
         exact: bool = True,
     ):
-        if not isinstance(net, Net):
-            raise SelectionError(
-                f"`net` must be a Net with adapters, but is of type {type(net).__name__}: "
-                "Conditional(Net(model).freeze().lora(rank=4), basis)"
-            )
-        if not isinstance(basis, Basis):
-            raise SelectionError(
-                f"`basis` must be a Basis, such as Powers(source=0.1), but is {basis!r}. For a "
-                "function of z: Function(f, source=0.1)"
-            )
         net = copy.copy(net)  # a block of `net.disabled()` does not hold for a copy
         plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
@@ -159,11 +149,6 @@ def at(conditional: Conditional, z: Any) -> Any:
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    if not isinstance(conditional, Conditional):
-        raise SelectionError(
-            "at takes a Conditional, and then a parameter, but was given a "
-            f"{type(conditional).__name__}: at(Conditional(net, basis), 0.1)"
-        )
     phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:

@@ -26,7 +26,6 @@ from jno.lora.extending import (
 
 from ._bases import Basis
 from ._basis_files import (
-    MOST,
     MalformedError,
     arrays_in,
     check_forms,
@@ -65,13 +64,8 @@ def save_conditional(
         their layer (PiSSA) get a hash only from a model given as `base_values`.
 
     **Raises:** `CheckpointError` as `save_adapters`; also if the settings of the basis are too
-    large to be read again. `SelectionError` for anything but a `Conditional`.
+    large to be read again.
     """
-    if not isinstance(conditional, Conditional):
-        raise SelectionError(
-            f"save_conditional takes a Conditional, but got a {type(conditional).__name__}. An "
-            "adapted model, such as at(conditional, z), is saved by save_adapters."
-        )
     for layer_path, adapter in adapted_layers(conditional.model):
         _refuse_half(adapter, conditional.directions.get(layer_path))
     with _errors_of(path, "written"):
@@ -129,27 +123,29 @@ def load_conditional(
             f"`strict` must be True or 'values', but is {strict!r}: a part of a conditional is not "
             "a conditional."
         )
-    if basis is not None and not isinstance(basis, Basis):
-        raise SelectionError(f"`basis` must be a Basis, but is {basis!r}")
     loaded, extension = load_extended(
         model, path, _DISTRIBUTION, strict=strict, wrappers=wrappers, registry=registry
     )
     content = extension.content
     with _errors_of(path, "used"):
-        size = _size(content)
-        groups: dict[str, dict[str, Any]] = {"basis": {}, "directions": {}}
-        for name, array in extension.arrays.items():
-            group, _, inner = name.partition("/")
-            groups.setdefault(group, {})[inner if group == "basis" else name] = array
-        if strangers := groups.keys() - {"basis", "directions"}:
-            raise MalformedError(f"it has arrays of {', '.join(sorted(strangers))!r:.100}")
-        whole_basis = filled(template_of(content.get("basis"), basis), groups["basis"])
-        _check_size(whole_basis, size)
-        forms = _forms(loaded, content.get("moving"), size)
+        if content["format"] != _FORMAT:
+            raise MalformedError(
+                f"its format is {content['format']!r:.100}, and this jno-lora-conditional reads "
+                f"{_FORMAT}. Upgrade it with\n    pip install -U jno-lora-conditional\n"
+            )
+        arrays = dict(extension.arrays)
+        of_basis = {
+            name.removeprefix("basis/"): arrays.pop(name)
+            for name in extension.arrays
+            if name.startswith("basis/")
+        }
+        whole_basis = filled(template_of(content["basis"], basis), of_basis)
+        _check_size(whole_basis, content["size"])
+        forms = _forms(loaded, content["moving"], content["size"])
         expected = _named(forms)
-        check_forms(expected, groups["directions"], "directions")
+        check_forms(expected, arrays, "directions")
         names = jax.tree.unflatten(jax.tree.structure(forms), list(expected))
-        directions = jax.tree.map(groups["directions"].__getitem__, names)
+        directions = jax.tree.map(arrays.__getitem__, names)
         _check_start(loaded, model, directions)
     return _assembled(loaded, directions, whole_basis)
 
@@ -181,26 +177,9 @@ def _check_start(model: PyTree, plain: PyTree, directions: Mapping[str, Any]) ->
         )
 
 
-def _size(content: Mapping[str, Any]) -> int:
-    version, size = content.get("format"), content.get("size")
-    if type(version) is not int or version < 1:
-        raise MalformedError(f"its format is {version!r:.100}, not a whole number from 1")
-    if version > _FORMAT:
-        raise MalformedError(
-            f"its format is {version}, this jno-lora-conditional reads up to {_FORMAT}. Upgrade it "
-            "with\n    pip install -U jno-lora-conditional\n"
-        )
-    if type(size) is not int or not 1 <= size <= MOST:
-        raise MalformedError(f"its size is {size!r:.100}, not a whole number from 1 to {MOST:,}")
-    return size
-
-
 def _check_size(basis: Basis, size: int) -> None:
     """**Raises:** `MalformedError` unless the basis has as many values as there are directions."""
-    try:
-        form = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
-    except Exception as err:  # a basis of the user may raise anything
-        raise MalformedError(f"its basis cannot be called: {type(err).__name__}: {err}") from err
+    form = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
     if form.shape != (size,):
         shown = list(form.shape)
         raise MalformedError(f"its basis has values of shape {shown}, its directions [{size}]")
@@ -208,18 +187,15 @@ def _check_size(basis: Basis, size: int) -> None:
 
 def _forms(model: PyTree, moving: Any, size: int) -> dict[str, dict[str, Any]]:
     """The shapes of the directions of the fields that move. **Raises:** `MalformedError`."""
-    if not isinstance(moving, dict):
-        raise MalformedError(f"its moving fields are {moving!r:.100}, not an object")
     adapters = dict(adapted_layers(model))
-    lines = [f"{show_path(path)}: no adapter of the file" for path in moving.keys() - adapters]
-    for path, adapter in adapters.items():
-        fields, trained = moving.get(path), trained_fields(adapter)
-        if fields is None:
-            lines.append(f"{show_path(path)}: the adapter there does not move by the file")
-        elif not isinstance(fields, list) or not fields or not all(f in trained for f in fields):
+    lines: list[str] = []
+    for path in {**adapters, **moving}:
+        fields = moving.get(path, [])
+        trained = trained_fields(adapters[path]) if path in adapters else ()
+        if not fields or not set(trained).issuperset(fields):
             lines.append(
                 f"{show_path(path)}: {fields!r:.100} must be some of the trained fields "
-                f"{', '.join(trained)}"
+                f"{', '.join(trained) or '(no adapter)'}"
             )
     if lines:
         raise MalformedError(
@@ -267,3 +243,8 @@ def _errors_of(path: FilePath, done: str) -> Iterator[None]:
         yield
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be {done}: {err}.") from err
+    except Exception as err:  # a damaged description, or a basis of the user
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be {done}: its basis does not fit, or its description is "
+            f"damaged: {type(err).__name__}: {err}."
+        ) from err

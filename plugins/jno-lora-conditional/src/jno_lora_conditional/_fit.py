@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from jno.lora import SelectionError
 from jno.lora.extending import gauss_jordan
 
-from ._bases import Indexed
 from ._conditional import Conditional, at
 
 Vector = Float[Array, " p"]
@@ -186,10 +185,6 @@ def _spacing(points: Float[Array, "G p"], best: Vector) -> Vector:
 
 def _checked_grid(conditional: Conditional, grid: Any) -> Float[Array, "G *p"]:
     """The grid as floating numbers. **Raises:** `SelectionError` for another shape."""
-    if not isinstance(conditional, Conditional):
-        raise SelectionError(
-            f"`conditional` must be a Conditional, but is of type {type(conditional).__name__}"
-        )
     basis, shape = conditional.basis, np.shape(conditional.basis.source)
     try:
         points = jnp.asarray(grid, float)
@@ -197,11 +192,10 @@ def _checked_grid(conditional: Conditional, grid: Any) -> Float[Array, "G *p"]:
         raise SelectionError(f"`grid` must be an array of numbers: {err}") from err
     if points.ndim != 1 + len(shape) or points.shape[1:] != shape or not points.shape[0]:
         expected = f"(G, {', '.join(map(str, shape))})" if shape else "(G,)"
-        is_trained = isinstance(basis, Indexed) and basis.codes is not None
-        codes = " Start from the trained codes: grid=conditional.basis.codes." if is_trained else ""
         raise SelectionError(
             f"`grid` must have the shape {expected}, with G points of the form of the basis's "
-            f"source {basis.source!r}, but has the shape {points.shape}.{codes}"
+            f"source {basis.source!r}, but has the shape {points.shape}. Trained codes of contexts "
+            "are such points: grid=conditional.basis.codes"
         )
     if np.prod(shape) > _MOST:
         raise SelectionError(

@@ -80,14 +80,12 @@ def _sorted_pairs(sets: Any) -> list[tuple[float, AdapterSet]]:
         pairs = [(numbers(value, "value"), adapters) for value, adapters in sets]
     except (TypeError, ValueError) as err:
         raise SelectionError(f"{expected}, but is of type {type(sets).__name__}") from err
-    for value, adapters in pairs:
-        if np.ndim(value) or not isinstance(adapters, AdapterSet):
-            raise SelectionError(
-                f"{expected}, but has a pair of {value!r} and a {type(adapters).__name__}. "
-                "extract_adapters(model) gives the set of an adapted model."
-            )
-    if not pairs:
-        raise SelectionError(f"{expected}, but is empty")
+    is_right = [not np.ndim(value) and isinstance(s, AdapterSet) for value, s in pairs]
+    if not pairs or not all(is_right):
+        raise SelectionError(
+            f"{expected}, but is {sets!r:.200}. extract_adapters(model) gives the set of an "
+            "adapted model."
+        )
     return sorted(pairs, key=lambda pair: pair[0])
 
 

@@ -43,7 +43,7 @@ class Hats(Basis):
         self.nodes = tuple(
             sorted(values if self.source in (None, *values) else [*values, self.source])
         )
-        self.extrapolate = extrapolate
+        self.extrapolate = bool(extrapolate)
         if len(set(self.nodes)) < max(2, len(self.nodes)):
             raise SelectionError(
                 f"`Hats` needs at least two different nodes, but `nodes` is {nodes!r} and `source` "

@@ -89,11 +89,11 @@ def check_conditional(
     """
     basis = Powers(source=0.5, degree=2) if basis is None else basis
     with jax.enable_x64(True):
-        layer, inputs = _in_float64(layer), _in_float64(inputs)
+        layer, inputs, statistics = _cast((layer, inputs, statistics), jnp.float64)
         net = Net(layer).freeze()
-        net.lora(rank=rank, wrapper=wrapper, options=options, statistics=_in_float64(statistics))
+        net.lora(rank=rank, wrapper=wrapper, options=options, statistics=statistics)
         names = {type(adapter).__name__ for _, adapter in adapted_layers(net.module)}
-        conditional = Conditional(net, _in_float64(basis), moving=moving, exact=exact)
+        conditional = Conditional(net, _cast(basis, jnp.float64), moving=moving, exact=exact)
         conditional = trained_at_random(conditional)
         if rounding is None:
             rounding = 0.0 if exact else 1e-6
@@ -177,8 +177,8 @@ def _results(
             return jax.vmap(lambda step: jax.jvp(output, (z,), (step,))[1])(steps / _STEP)
 
         computed = {
-            "plain": _numbers(call(*_in_float32((plain, *inputs)))),
-            "source": _numbers(call(*_in_float32((at(conditional, zs[-1]), *inputs)))),
+            "plain": _numbers(call(*_cast((plain, *inputs), jnp.float32))),
+            "source": _numbers(call(*_cast((at(conditional, zs[-1]), *inputs), jnp.float32))),
             "looped": jax.lax.map(output, zs),
             "mapped": jax.vmap(counted)(zs),
             "summed": _numbers(call(at_by_sums(conditional, away), *inputs)),
@@ -214,19 +214,14 @@ def _results(
     )
 
 
-def _in_float64(tree: PyTree) -> Any:
-    return _cast(tree, jnp.float64, jnp.complex128)
+def _cast(tree: PyTree, dtype: Any) -> Any:
+    """`tree` with its floating arrays in `dtype`, and its complex arrays in the same precision."""
 
-
-def _in_float32(tree: PyTree) -> Any:
-    return _cast(tree, jnp.float32, jnp.complex64)
-
-
-def _cast(tree: PyTree, real: Any, complex_: Any) -> Any:
     def cast(leaf: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
             return leaf
-        return leaf.astype(complex_ if jnp.iscomplexobj(leaf) else real)
+        is_complex = jnp.iscomplexobj(leaf)
+        return leaf.astype(jnp.promote_types(dtype, jnp.complex64) if is_complex else dtype)
 
     return jax.tree.map(cast, tree)
 

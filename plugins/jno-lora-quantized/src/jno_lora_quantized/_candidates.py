@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.coded import is_coded
-from jno.lora.extending import bullets, nearest, path_str, show_path
+from jno.lora.extending import bullets, path_str, show_path
 from jno_lora_zoo import LAYER_KINDS
 
 _KINDS = tuple(kind for kind in LAYER_KINDS if kind.weight_axes is not None)
@@ -93,10 +93,6 @@ def as_pattern(target: Any) -> re.Pattern[str]:
 
 def nothing_to_do(model: PyTree, pattern: re.Pattern[str]) -> str:
     """The message for a model in which no layer is quantised."""
-    reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model)}
-    matches = list(filter(pattern.search, reasons))
-    if pattern.pattern and not matches:
-        near = bullets(map(show_path, nearest(pattern.pattern, reasons)))
-        return f"target {pattern.pattern!r} matches no layer. The nearest paths are:\n{near}"
-    listed = bullets(f"{show_path(path)}: {reasons[path]}" for path in matches)
+    layers = layers_to_quantize(model, pattern)
+    listed = bullets(f"{show_path(path_str(keys))}: {reason}" for keys, _, reason in layers)
     return f"quantize finds no weight that it could quantise:\n{listed or '  (no layers)'}"

@@ -199,8 +199,6 @@ def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
     """The scheme of this name. **Raises:** `SelectionError` for wrong arguments."""
     if isinstance(block, bool) or not isinstance(block, int) or block < 2:
         raise SelectionError(f"`block` must be an integer of at least 2, but is {block!r}.")
-    if not isinstance(double, bool):
-        raise SelectionError(f"`double` must be True or False, but is {double!r}.")
     all_schemes = (NormalFloat4(block, double), Int4(block, double), Int8(), Float8())
     schemes: dict[str, Scheme] = {scheme.name: scheme for scheme in all_schemes}
     if not isinstance(name, str) or name not in schemes:

@@ -11,9 +11,9 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from jno.lora import SelectionError, WrapperError
-from jno.lora.extending import map_adapters
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, with_attributes
 
+from ._calls import on_routers
 from ._routed import Routed, normal
 from .routers import Router, named_axes
 
@@ -158,25 +158,20 @@ def with_invocation(
         raise SelectionError(
             "`tokens` must be the numbers of the tokens of one example. For a batch, use vmap."
         )
-    ids, changed = jnp.asarray(tokens), False
+    ids = jnp.asarray(tokens)
     if last is not None and not 0 < last <= len(ids):
         raise SelectionError(f"`last` must be from 1 to {len(ids)}, the tokens, but is {last!r}")
     active_tokens = jnp.vectorize(
         lambda i: active_from(ids, i)[-(last or 0) :], signature="(n)->(t)"
     )
 
-    def put(_: str, adapter: Any) -> Any:
-        nonlocal changed
-        if not isinstance(adapter, ActivatedLoRA):
-            return adapter
-        changed, router = True, adapter.routing
+    def put(_: str, adapter: Routed) -> Routed:
+        router = adapter.routing
         active = active_tokens(router.tokens).astype(router.active.dtype)
         return adapter.with_routing(with_attributes(router, {"active": active, "axis": axis}))
 
-    model = map_adapters(put, model)
-    if not changed:
-        raise SelectionError("The model has no ActivatedLoRA, which waits for an invocation.")
-    return model
+    refusal = "The model has no ActivatedLoRA, which waits for an invocation."
+    return on_routers("with_invocation", put, model, Invocation, refusal)
 
 
 def active_from(tokens: Integer[Array, " t"], invocation: Int[Array, " n"]) -> Bool[Array, " t"]:

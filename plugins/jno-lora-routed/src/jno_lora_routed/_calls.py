@@ -38,7 +38,7 @@ def with_task(model: M, task: Any) -> M:
         chosen = jnp.broadcast_to(jnp.asarray(task, jnp.int32), jnp.shape(router.task))
         return adapter.with_routing(eqx.tree_at(lambda r: r.task, router, chosen))
 
-    return _on_routers(
+    return on_routers(
         "with_task", choose, model, Tasks, "The model has no Poly adapters, which have tasks."
     )
 
@@ -56,12 +56,12 @@ def average_over(model: M, *axes: str) -> M:
     def name(path: str, adapter: Routed) -> Routed:
         return adapter.with_routing(with_attributes(adapter.routing, {"axes": axes}))
 
-    return _on_routers(
+    return on_routers(
         "average_over", name, model, Softmax, "The model has no adapters with a gate to average."
     )
 
 
-def _on_routers(caller: str, function: Any, model: M, kind: type, refusal: str) -> M:
+def on_routers(caller: str, function: Any, model: M, kind: type, refusal: str) -> M:
     """`model` with `function(path, adapter)` for each adapter whose router is of this kind.
 
     **Raises:** `SelectionError` with the text `refusal` if there is none; for a `Net` or a set.

@@ -115,8 +115,6 @@ class XLoRA(eqx.Module):
             checked_count(name, count)
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, but is {temperature!r}")
-        if not callable(hidden):
-            raise ValueError(f"`hidden` must be a function hidden(model, *args), but is {hidden!r}")
         self.model = swap_adapters(model, _set_of(experts_of(sets)))
         slots = self.slots
         if top_k is not None:

@@ -108,11 +108,10 @@ class MoELoRA(Routed):
         outputs, inputs = base.weight.shape
         for_A, for_router = jax.random.split(key)
         A, B = normal(for_A, (n, rank, inputs), dtype), jnp.zeros((n, outputs, rank), dtype)
-        options = {"top_k": n if top_k is None else top_k}
-        if not issubclass(self.router_class, TopK):
-            if top_k is not None:
-                raise ValueError(f"`top_k` is for a TopK, not for a {self.router_class.__name__}")
-            options = {}
+        is_top_k = issubclass(self.router_class, TopK)
+        if top_k is not None and not is_top_k:
+            raise ValueError(f"`top_k` is for a TopK, not for a {self.router_class.__name__}")
+        options = {"top_k": n if top_k is None else top_k} if is_top_k else {}
         router = self.router_class(inputs, n, key=for_router, dtype=dtype, **options)
         self._take(base, rank, alpha, A, B, router)
 

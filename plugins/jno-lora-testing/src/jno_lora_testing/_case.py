@@ -69,8 +69,7 @@ class WrapperCase:
     - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
         that the adapter keeps is an error, so that the declaration stays true.
 
-    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry;
-    `TypeError` for a symmetry or a name that is not in a tuple, or a symmetry in place of a name.
+    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry.
     """
 
     wrapper: type[LoRAWrapper]
@@ -89,22 +88,13 @@ class WrapperCase:
     breaks: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        for field, value in (("symmetries", self.symmetries), ("breaks", self.breaks)):
-            if isinstance(value, Symmetry | str):
-                raise TypeError(f"`{field}` should be a tuple, but is {value!s}: add a comma.")
         names = [symmetry.name for symmetry in self.symmetries]
-        for value in self.breaks:
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"`breaks` should hold names of symmetries, but holds {value!s} of the type "
-                    f"{type(value).__name__}: give the name. The names of the case: {names}."
-                )
         if len({*names}) < len(names):
             raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")
         if unknown := {*self.breaks} - {*names}:
             raise ValueError(
-                f"`breaks` names {sorted(unknown)}, not symmetries of the case. Its symmetries: "
-                f"{names}."
+                f"`breaks` names {sorted(map(repr, unknown))}, not symmetries of the case. Their "
+                f"names: {names}."
             )
         if self.mergeable is None:
             object.__setattr__(self, "mergeable", self.wrapper.mergeable)

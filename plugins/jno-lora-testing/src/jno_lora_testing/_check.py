@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +23,8 @@ def imported(what: str) -> Any:
 
     **Raises:** `PluginError` if it cannot be imported.
     """
-    module, _, name = what.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(what)
     except (ImportError, AttributeError, ValueError) as err:
         raise PluginError(
             f"{what!r} cannot be imported: {err}. Give the module's import path and a name in it, "
@@ -42,20 +41,18 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
 
     **Raises:** `PluginError` for any other value, and for two cases of one name.
     """
-    kinds = (
-        "It must be a subclass of jno.lora.LoRAWrapper, a list of jno.lora.testing.WrapperCase, or "
-        "a function without arguments that returns such a list."
-    )
     try:
         result: Any = value() if callable(value) and not isinstance(value, type) else value
     except Exception as err:
-        problem = f"{what!r} is {value!r}, which fails: {type(err).__name__}: {err}"
-        raise PluginError(f"{problem}. {kinds}") from err
+        result = err
     cases: Any = [result] if isinstance(result, WrapperCase) else result
     is_listed = isinstance(cases, Sequence) and len(cases) > 0
     if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
-        is_returned = "" if result is value else f", which returns {result!r}"
-        raise PluginError(f"{what!r} is {value!r}{is_returned}. {kinds}")
+        raise PluginError(
+            f"{what!r} gives {result!r}. It must be a subclass of jno.lora.LoRAWrapper, a list of "
+            "jno.lora.testing.WrapperCase, or a function without arguments that returns such a "
+            "list."
+        )
     names = collections.Counter(map(str, cases))
     if repeated := [name for name, count in names.items() if count > 1]:
         raise PluginError(

@@ -16,7 +16,7 @@ from jno.lora.parts import takes
 
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close
-from ._conformance import ConformanceError, advice, raised_in, required, skip_unless
+from ._conformance import advice, answer_of, required, skip_unless
 from ._programs import output
 
 _TOLERANCE = 4e-5
@@ -80,7 +80,9 @@ def check_answers(case: WrapperCase) -> None:
         "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
     }
     for name, value in objects.items():
-        _check_reason(wrapper, name, value)
+        reason = answer_of(wrapper.why_not, name, value)
+        is_reason = reason is None or (isinstance(reason, str) and reason)
+        require(is_reason, f"`why_not` answers {reason!r} to {name}, not a reason or `None`.")
     for _ in range(2):
         problem = "`applies_to` answers otherwise when it is asked again."
         require(wrapper.applies_to(base) is True, problem, "let `applies_to` change nothing.")
@@ -100,16 +102,6 @@ def check_answers(case: WrapperCase) -> None:
         f"The constructor got alpha {case.alpha}, but `alpha` is {alpha!r}.",
         "keep alpha as it came: a file restores the adapter with this number.",
     )
-
-
-def _check_reason(wrapper: Any, name: str, value: Any) -> None:
-    try:
-        reason = wrapper.why_not(value)
-    except Exception as err:
-        problem = f"`why_not` raises for {name}: {type(err).__name__}: {err}"
-        raise ConformanceError(f"{problem}\n{raised_in(err, wrapper)}", "") from err
-    is_reason = reason is None or (isinstance(reason, str) and reason)
-    require(is_reason, f"`why_not` answers {reason!r} to {name}, not a reason or `None`.")
 
 
 # `*args` and `**kwargs` take a state too.

@@ -124,17 +124,16 @@ def _check_two_widths(case: WrapperCase) -> None:
     if type(narrow) is not eqx.nn.Linear:  # other layers cannot be widened here
         return
     outputs, inputs = narrow.weight.shape
-    wide = eqx.nn.Linear(inputs + 2, outputs + 1, key=jax.random.key(63))
-    if not case.wrapper.applies_to(wide):
+    layers = [narrow, eqx.nn.Linear(inputs + 2, outputs + 1, key=jax.random.key(63))]
+    vectors = [np.linspace(-1, 1, n, dtype=np.float32) for n in (inputs, inputs + 2)]
+
+    def called(layers: Any) -> list[Any]:
+        return [case.call(layer, x) for layer, x in zip(layers, vectors, strict=True)]
+
+    if not case.wrapper.applies_to(layers[1]):
         return
-    keys = jax.random.split(jax.random.key(64), 2)
-    vectors = [
-        np.asarray(jax.random.normal(k, (n,)))
-        for k, n in zip(keys, (inputs, inputs + 2), strict=True)
-    ]
-    layers = [narrow, wide]
     try:
-        plain = [case.call(layer, x) for layer, x in zip(layers, vectors, strict=True)]
+        plain = called(layers)
     except Exception:  # the case calls a layer with other inputs
         return
     try:
@@ -145,19 +144,15 @@ def _check_two_widths(case: WrapperCase) -> None:
         raise
     try:
         model = with_shared_arrays(pair, key=jax.random.key(3))
-        fresh, trained = (resolve(adapters) for adapters in (model, perturbed(model)))
-        started, moved = (
-            [case.call(adapter, x) for adapter, x in zip(adapters, vectors, strict=True)]
-            for adapters in (fresh, trained)
-        )
+        trained = perturbed(model)
+        started, moved = called(resolve(model)), called(resolve(trained))
     except Exception as err:
         problem = f"Two layers of different widths fail: {type(err).__name__}: {err}"
         raise ConformanceError(f"{problem}\n{raised_in(err, case.wrapper)}", _SLICE) from err
     problem = "Two fresh adapters of layers of different widths differ from the layers"
     require_close(started, plain, 10 * _TOLERANCE, problem)
     if case.mergeable:
-        merged = merge_lora(with_arrays(perturbed(model)))
-        expected = [case.call(layer, x) for layer, x in zip(merged, vectors, strict=True)]
+        expected = called(merge_lora(with_arrays(trained)))
         problem = "Two adapters of layers of different widths differ from their merged layers"
         require_close(moved, expected, 10 * _TOLERANCE, problem)
 
@@ -188,20 +183,19 @@ def check_penalty(case: WrapperCase) -> None:
     is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
     skip_unless(is_defined, "the adapter defines no `penalty`")
     differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
-    at_start, start_grads = differentiated(case.make())
-    require(np.isfinite(at_start), f"At the start, the penalty is {at_start}.", "mind divisions.")
-    for path, grad in jtu.tree_leaves_with_path(start_grads):
-        where = f"At the start, the gradient of the penalty by `{path_str(path)}`"
-        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     trained = case.make_trained()
-    value = penalty(trained)
-    compiled, grads = differentiated(trained)
-    require(np.isfinite(value), f"The penalty is {value}.", "mind divisions, and roots, at zero.")
-    require_close(compiled, value, 10 * _TOLERANCE, "Compiled and eager penalties differ")
+    value, grads = differentiated(trained)
+    for stage, at_stage, of_stage in (
+        ("At the start", *differentiated(case.make())),
+        ("After training", value, grads),
+    ):
+        problem = f"{stage}, the penalty is {at_stage}."
+        require(np.isfinite(at_stage), problem, "mind divisions, and roots, at zero.")
+        for path, grad in jtu.tree_leaves_with_path(of_stage):
+            where = f"{stage}, the gradient of the penalty by `{path_str(path)}`"
+            require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
+    require_close(value, penalty(trained), 10 * _TOLERANCE, "Compiled and eager penalties differ")
     moving, fixed = eqx.partition(grads, lora_trainable_filter(trained))
-    for path, grad in jtu.tree_leaves_with_path(grads):
-        where = f"The gradient of the penalty by `{path_str(path)}`"
-        require(np.all(np.isfinite(grad)), f"{where} is not finite.", "mind roots at zero.")
     for path, grad in jtu.tree_leaves_with_path(fixed):
         where = f"The gradient of the penalty by `{path_str(path)}`"
         require(not np.any(grad), f"{where} is not zero, but this array does not train.")

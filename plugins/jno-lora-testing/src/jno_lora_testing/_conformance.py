@@ -105,6 +105,19 @@ def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check
 advice = functools.partial(required, is_advice=True)
 
 
+def answer_of(function: Any, name: str, value: Any) -> Any:
+    """What a classmethod answers to an object, by its name in messages.
+
+    **Raises:** `ConformanceError` if it raises.
+    """
+    try:
+        return function(value)
+    except Exception as err:
+        problem = f"`{function.__name__}` raises for {name}: {type(err).__name__}: {err}"
+        place = raised_in(err, function.__self__)
+        raise ConformanceError(f"{problem}\n{place}", "") from err
+
+
 def raised_in(err: BaseException, cls: type) -> str:
     """The innermost line that led to `err`, if possible in the package of `cls`."""
     frame = (_frames(err, cls) or _frames(err))[-1]

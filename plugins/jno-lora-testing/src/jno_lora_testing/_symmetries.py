@@ -79,19 +79,19 @@ def cyclic_shift(
     - `name`: the name in messages.
     """
     axes, output_axes = _axes(axes), _axes(axes if output_axes is None else output_axes)
-    if len(axes) != len(output_axes):
-        raise ValueError(f"{len(axes)} axes of the inputs and {len(output_axes)} of the output.")
 
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).integers(1, 8, len(axes)).tolist())
 
+    def shifted(tree: Any, shift: tuple[int, ...], step: int, axes: tuple[int, ...]) -> Any:
+        return _on_leaves(lambda x: np.roll(x, [step * n for n in shift], axes), tree)
+
     def on_inputs(shift: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        points = tuple(steps[0] * n for n in shift)
-        return _on_each(lambda x: np.roll(x, points, axes), arguments, inputs, name)
+        move = functools.partial(shifted, shift=shift, step=steps[0], axes=axes)
+        return _on_chosen(move, arguments, inputs, name)
 
     def on_output(shift: tuple[int, ...], output: Any) -> Any:
-        points = tuple(steps[1] * n for n in shift)
-        return _on_leaves(lambda x: np.roll(x, points, output_axes), output)
+        return shifted(output, shift, steps[1], output_axes)
 
     return Symmetry(draw, on_inputs, on_output, name)
 
@@ -120,11 +120,15 @@ def permutation(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).permutation(n).tolist())
 
+    def permuted(tree: Any, order: tuple[int, ...], axis: int) -> Any:
+        return _on_leaves(lambda x: np.take(x, order, axis), tree)
+
     def on_inputs(order: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        return _on_each(lambda x: _permuted(x, order, axis, "an input"), arguments, inputs, name)
+        move = functools.partial(permuted, order=order, axis=axis)
+        return _on_chosen(move, arguments, inputs, name)
 
     def on_output(order: tuple[int, ...], output: Any) -> Any:
-        return _on_leaves(lambda x: _permuted(x, order, output_axis, "the output"), output)
+        return permuted(output, order, output_axis)
 
     return Symmetry(draw, on_inputs, on_output, name)
 
@@ -182,10 +186,8 @@ def rotation(
         return _Rotation(vector / np.linalg.norm(vector), angle, inverts)
 
     def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
-        chosen = _positions(inputs, arguments, name)
-        moved = _rotated(element, [arguments[i] for i in chosen], irreps_in, "`irreps_in`")
-        changed = dict(zip(chosen, moved, strict=True))
-        return tuple(changed.get(i, argument) for i, argument in enumerate(arguments))
+        rotated = functools.partial(_rotated, element, irreps=irreps_in, argument="`irreps_in`")
+        return _on_chosen(rotated, arguments, inputs, name)
 
     def on_output(element: _Rotation, output: Any) -> Any:
         return _rotated(element, output, irreps_out, "`irreps_out`")
@@ -205,11 +207,6 @@ def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
         raise ValueError(
             f"{argument} of the rotation should have irreps for {len(leaves)} arrays, but has "
             f"irreps for {len(every)}: {irreps!r}."
-        )
-    if not all(x_irreps.dim for x_irreps in every):
-        raise ValueError(
-            f"{argument} of the rotation has empty irreps: {irreps!r}. Give irreps for the last "
-            "axis of each array, such as '3x0e' for three numbers that do not rotate."
         )
     moved = [
         _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
@@ -243,15 +240,6 @@ def _rotation_matrix(vector: np.ndarray, generators: np.ndarray) -> np.ndarray:
     return np.real((modes * np.exp(-1j * frequencies)) @ modes.conj().T)
 
 
-def _permuted(x: np.ndarray, order: tuple[int, ...], axis: int, what: str) -> np.ndarray:
-    if not -x.ndim <= axis < x.ndim or x.shape[axis] != len(order):
-        raise ValueError(
-            f"A permutation of {len(order)} entries along axis {axis} does not fit {what} of shape "
-            f"{x.shape}. Give `n`, `axis`, `output_axis`, and the positions `inputs`."
-        )
-    return np.take(x, order, axis)
-
-
 def _axes(axes: int | Sequence[int]) -> tuple[int, ...]:
     return (axes,) if isinstance(axes, int) else tuple(axes)
 
@@ -261,35 +249,22 @@ def _random(key: PRNGKeyArray) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _positions(inputs: Collection[int] | None, arguments: tuple[Any, ...], name: str) -> list[int]:
-    """The positions of the arguments that the symmetry moves, in order, each checked."""
-    positions = sorted(range(len(arguments)) if inputs is None else {*inputs})
-    for i in positions:
-        if not 0 <= i < len(arguments):
-            raise ValueError(
-                f"`inputs` of the symmetry {name!r} names the position {i}, but the call has "
-                f"{len(arguments)} positional inputs, counted from 0."
-            )
+def _on_chosen(
+    move: Callable[[list[Any]], list[Any]],
+    arguments: tuple[Any, ...],
+    inputs: Collection[int] | None,
+    name: str,
+) -> tuple[Any, ...]:
+    """The arguments, with those at the positions `inputs` moved."""
+    chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
+    for i in chosen:
         if any(map(is_key, arrays_of(arguments[i]))):
             raise ValueError(
                 f"The symmetry {name!r} cannot move the random key at position {i} of the inputs. "
                 "Leave the key out: give `inputs=`, the positions of the inputs that move."
             )
-    return positions
-
-
-def _on_each(
-    action: Callable[[np.ndarray], np.ndarray],
-    arguments: tuple[Any, ...],
-    inputs: Collection[int] | None,
-    name: str,
-) -> tuple[Any, ...]:
-    """The arguments, with `action` on the arrays of the chosen positions."""
-    chosen = _positions(inputs, arguments, name)
-    return tuple(
-        _on_leaves(action, argument) if i in chosen else argument
-        for i, argument in enumerate(arguments)
-    )
+    moved = dict(zip(chosen, move([arguments[i] for i in chosen]), strict=True))
+    return tuple(moved.get(i, argument) for i, argument in enumerate(arguments))
 
 
 def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:

@@ -135,15 +135,12 @@ class AdaLoRAController:
         """
         step = state.step if step is None else jnp.asarray(step, jnp.int32)
         members = _members(model, grads)
-        fields = [set(member.fields) for member in members]
-        if fields != [set(names) for names in state.sensitivity]:
-            given = ", ".join(
-                f"{show_path(member.path)!r} ({', '.join(member.fields)})" for member in members
-            )
+        fields = {show_path(member.path): [*member.fields] for member in members}
+        if [*map(set, fields.values())] != [*map(set, state.sensitivity)]:
             raise ValueError(
                 f"The state is for {len(state.kept)} adapters, but there are gradients for "
-                f"{len(members)} or for different fields: {given or '-'}. Give `update` the tree "
-                "that `init` saw, and the gradients of all its trained arrays."
+                f"{fields}. Give `update` the tree that `init` saw, and the gradients of all its "
+                "trained arrays."
             )
         now = tuple(member.sensitivity() for member in members)
         sensitivity = _smoothed(self.beta1, state.sensitivity, now)

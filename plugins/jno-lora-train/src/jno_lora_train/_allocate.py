@@ -92,13 +92,10 @@ def allocate(
 
 
 def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most: Any) -> None:
-    if type(budget) is not int or budget < 1:
-        raise SelectionError(f"`budget` must be an integer of at least 1, but is {budget!r}.")
-    if type(least) is not int or least < 0:
-        raise SelectionError(f"`least` must be a whole number from 0, but is {least!r}.")
-    if most is not None and (type(most) is not int or most < max(least, 1)):
+    if not (budget >= 1 and least >= 0 and (most is None or most >= max(least, 1))):
         raise SelectionError(
-            f"`most` must be a whole number from 1 that is not below `least`, but is {most!r}."
+            "`budget` must be at least 1, `least` at least 0, and `most` at least 1 and `least`, "
+            f"but they are {budget!r}, {least!r} and {most!r}."
         )
     if not statistics:
         raise SelectionError("`statistics` are empty: there are no layers to give a rank.")

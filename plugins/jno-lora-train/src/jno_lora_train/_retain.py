@@ -57,9 +57,9 @@ def retain(
 
     **Returns:** a scalar, float32 at least; 0 as long as the adapters change nothing.
 
-    **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the call
-    fails, if the outputs hold no floating or complex numbers or differ in structure or shape, or if
-    an argument makes no sense.
+    **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the
+    outputs hold no floating or complex numbers or differ in structure or shape, or if an argument
+    makes no sense; the error of `call`.
 
     Papers: Li and Hoiem, "Learning without Forgetting", arXiv:1606.09282; Buzzega et al., "Dark
     Experience for General Continual Learning: a Strong, Simple Baseline", arXiv:2004.07211.
@@ -78,21 +78,10 @@ def retain(
         base = disabled(model)
     expect_model(base, "retain")
     call = call or _mapped
-    try:
-        new, old = call(resolve(model), inputs), call(resolve(base), inputs)
-    except Exception as err:
-        why = f"{type(err).__name__}: {err}"
-        raise SelectionError(f"Could not compute the outputs to retain: {why}\n{_ADVICE}") from err
+    new, old = call(resolve(model), inputs), call(resolve(base), inputs)
     pairs = _pairs(new, old)
     value = _squared(pairs) if distance == "squared" else _kl(pairs)
     return jnp.asarray(weight, value.dtype) * value
-
-
-_ADVICE = (
-    "By default, retain calls jax.vmap(model)(inputs). For other arguments, or a model that takes "
-    "a whole batch, give the call, such as retain(model, (x, t), call=lambda model, inputs: "
-    "jax.vmap(model)(*inputs))."
-)
 
 
 def _mapped(model: Any, inputs: PyTree) -> Any:

@@ -46,8 +46,6 @@ class ScannedLayers(eqx.Module):
 
     def __init__(self, layers: Iterable[PyTree], *, remat: bool | str = True):
         layers = list(layers)
-        if not layers:
-            raise SelectionError("ScannedLayers should get at least one layer, but got none.")
         if remat not in (True, False, "products"):
             raise SelectionError(f'remat should be True, False or "products", but is {remat!r}.')
         first_form = _form(layers[0])

@@ -105,8 +105,6 @@ class Trainer:
         **Raises:** `ValueError` if there are no batches.
         """
         losses = [self._loss(model, _on_the_device(batch)) for batch in batches]
-        if not losses:
-            raise ValueError("`batches` should hold at least one batch to evaluate, but is empty.")
         return statistics.fmean(map(float, losses))
 
     def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:

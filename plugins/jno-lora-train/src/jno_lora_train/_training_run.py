@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError
-from jno.lora.extending import adapted_layers, bullets, path_str, sharded_like, write_together
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    path_str,
+    sharded_like,
+    show_path,
+    write_together,
+)
 
 _CHECKSUM = b"crc32 "  # the start of the first line of a file
 
@@ -93,7 +100,12 @@ class TrainingRun(eqx.Module):
                 loaded = eqx.tree_deserialise_leaves(file, _with_key_data(self))
                 is_at_end = not file.read(1)
             except (RuntimeError, ValueError, EOFError) as err:
-                raise CheckpointError(f"{_misfit(path)} {_first_misfit(err)}") from err
+                leaf = show_path(path_str(getattr(err, "path", ())))
+                cause: BaseException = err
+                while cause.__cause__ is not None:  # the first of Equinox's errors says why
+                    cause = cause.__cause__
+                problem = f"{_misfit(path)} It stops fitting at {leaf}: {cause}"
+                raise CheckpointError(problem) from err
         if not is_at_end:
             raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
         return sharded_like(jax.tree.map(_as_key, loaded, self), self)
@@ -128,29 +140,15 @@ def _header(run: TrainingRun) -> bytes:
 
 def _describe_header_mismatch(path: object, header: bytes, expected_header: bytes) -> str:
     try:
-        entries = json.loads(header)
+        entries, expected = json.loads(header), json.loads(expected_header)
     except ValueError:
-        entries = None
-    if not isinstance(entries, list):
         return f"{path} should hold a training run, but was not written by TrainingRun.save."
-    expected = json.loads(expected_header)
     lines = [f"only in the file: {entry}" for entry in entries if entry not in expected]
     lines += [f"only in this run: {entry}" for entry in expected if entry not in entries]
     return (
         f"{_misfit(path)} Its adapters or random keys differ (path, class, rank, alpha of an "
         f"adapter; kind of a key):\n{bullets(lines or ['the order differs'], limit=12)}"
     )
-
-
-def _first_misfit(err: BaseException) -> str:
-    """The first leaf that does not fit, for a message, as far as Equinox's error names it."""
-    path = path_str(getattr(err, "path", ()))
-    if not path:
-        return str(err)
-    owner = "model" if path.startswith("trainable/") else "optimiser"
-    while err.__cause__ is not None:
-        err = err.__cause__
-    return f"It stops fitting at {path!r} ({err}): the {owner} differs, or the file was cut short."
 
 
 def _misfit(path: object) -> str:

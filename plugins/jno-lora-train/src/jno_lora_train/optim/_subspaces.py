@@ -207,11 +207,6 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
 
     **Raises:** at `init`, `SelectionError` if none of the factors train, or they have other shapes.
     """
-    if not isinstance(subspaces, Subspaces):
-        raise SelectionError(
-            f"`subspaces` must be Subspaces, but is of type {type(subspaces).__name__}. "
-            "Subspaces.of_weights(net.module) makes them."
-        )
 
     def init(params: PyTree) -> Any:
         expect_model(params, "stay_orthogonal")

@@ -7,8 +7,8 @@ import numpy as np
 
 from jno.lora.extending import new_picture
 
-from ... import burgers
-from ..._style import GREY, STYLE, save
+from .. import burgers
+from .._style import GREY, STYLE, save
 from ._data import TESTED, TRAINING
 from ._demo import Demo
 

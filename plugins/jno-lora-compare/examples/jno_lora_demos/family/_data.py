@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ... import burgers
+from .. import burgers
 
 TRAINING = (0.08, 0.06, 0.045, 0.035)
 # The pretrained viscosity, then values between the training values, then one beyond them.

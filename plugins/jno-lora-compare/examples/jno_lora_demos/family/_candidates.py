@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 from jno.lora import Net
 from jno.lora.extending import imported_for
+from jno_lora_compare._fitting import adam
 from jno_lora_train import Trainer, TrainingRun
 
-from ... import burgers
-from ..._fitting import adam
+from .. import burgers
 from ._data import Family
 
 with imported_for("The demo of a family", "demo", "jno_lora_conditional"):

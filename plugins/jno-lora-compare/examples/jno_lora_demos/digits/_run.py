@@ -14,9 +14,9 @@ from rich.console import Console
 
 from jno.lora import Net, merge_lora
 from jno.lora.extending import Bar, default_registry, new_picture, table
+from jno_lora_compare._fitting import parameter_count
 from jno_lora_train import Trainer
 
-from ..._fitting import parameter_count
 from .._output import new_console, say, suggest_commands
 from ._candidates import ADAPTERS, ALPHA, RANK, Outcome, adapt
 from ._classifier import Classifier, batches_of, logits_of, loss, measure

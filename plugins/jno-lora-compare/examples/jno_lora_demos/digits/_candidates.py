@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 
 from jno.lora import Net, WrapperError
+from jno_lora_compare import ComparisonRow, compare
+from jno_lora_compare._fitting import parameter_count
 
-from ..._compare import compare
-from ..._fitting import parameter_count
-from ..._row import ComparisonRow
 from ._classifier import Classifier, Score, batches_of, loss, measure
 from ._data import Digits
 

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from jno.lora import Net, merge_lora
 from jno.lora.extending import Bar, default_registry, table
+from jno_lora_compare._fitting import parameter_count
 from jno_lora_conditional import fit
 
-from ... import burgers
-from ..._fitting import parameter_count
+from .. import burgers
 from .._output import new_console, say, suggest_commands
 from ._candidates import (
     ADAPTER,

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
+import jno_lora_foundax  # noqa: F401  # the adapters of spectral weights
 from jno.lora import Net
 from jno.lora.extending import Bar, default_registry, table
+from jno_lora_compare._fitting import parameter_count
 
-from .. import burgers
-from .._fitting import parameter_count
+from . import burgers
 from ._output import new_console, say, suggest_commands
 
 NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
@@ -22,6 +23,8 @@ _RANK, _ALPHA = 4, 8.0
 
 
 class Effort(NamedTuple):
+    """Sizes of the data, and the candidates that are trained on them."""
+
     source_simulations: int
     test_simulations: int
     pretraining_steps: int
