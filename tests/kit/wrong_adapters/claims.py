@@ -6,7 +6,7 @@ from tests.core.data_adapters import Informed, Tied, normal
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import float_of
 
-from jno.lora import Shared, Statistic
+from jno.lora import About, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
 from ._rows import wrong
@@ -218,7 +218,7 @@ class SidesNameNoField(LoRA):
     factor_sides = {"lora_down": "input", "lora_B": "output"}  # noqa: RUF012
 
 
-@wrong("contract")
+@wrong("factor-sides")
 class SidesAreUnknown(LoRA):
     """`factor_sides` gives "left" for a side."""
 
@@ -504,7 +504,7 @@ class VariantIsEmpty(LoRA):
 class PaperIsANumber(LoRA):
     """`paper` is a number instead of a text."""
 
-    paper = 2106.09685  # pyright: ignore
+    about = About(paper=2106.09685)  # pyright: ignore
 
 
 @wrong("contract")
@@ -518,14 +518,14 @@ class AutoIsAText(LoRA):
 class FamilyIsATuple(LoRA):
     """`family` is a tuple because of a comma."""
 
-    family = ("low rank",)  # pyright: ignore
+    about = About(family=("low rank",))  # pyright: ignore
 
 
 @wrong("contract")
 class CostIsANumber(LoRA):
     """`cost` is a number, where summaries show a phrase."""
 
-    cost = 2  # pyright: ignore
+    about = About(cost=2)  # pyright: ignore
 
 
 @wrong("contract")
@@ -547,14 +547,14 @@ class MatrixNeedsAnInstance(LoRA):
 class FormulaIsWrong(LoRA):
     """`formula` says that a third factor trains."""
 
-    formula = "r (in + out) + r r"
+    about = About(formula="r (in + out) + r r")
 
 
 @wrong(None, survives="only a reader of the paper can tell")
 class PaperIsAnother(LoRA):
     """`paper` has the number of another paper."""
 
-    paper = "1706.03762"
+    about = About(paper="1706.03762")
 
 
 @wrong("penalty")

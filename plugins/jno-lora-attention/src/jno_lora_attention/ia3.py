@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import About
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, scaled, sharded_over
 
 from ._unit import AttentionUnit
@@ -28,10 +29,12 @@ class IA3Attention(AttentionUnit):
 
     adapter_fields = ("key_scale", "value_scale")
     variant = "ia3-attention"
-    paper = "2205.05638"
-    bibtex = bibtex_of()
-    family = "scale"
-    formula = "heads (qk + vo)"
+    about = About(
+        family="scale",
+        paper="2205.05638",
+        formula="heads (qk + vo)",
+        bibtex=bibtex_of("2205.05638"),
+    )
 
     key_scale: Float[Array, " heads*qk"]
     value_scale: Float[Array, " heads*vo"]

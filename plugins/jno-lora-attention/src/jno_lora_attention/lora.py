@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import About
 from jno_lora_zoo import (
     adapter_dtype_for,
     bibtex_of,
@@ -45,10 +46,12 @@ class LoRAAttention(AttentionUnit):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora-attention"
-    paper = "2106.09685"
-    bibtex = bibtex_of()
-    family = "low rank"
-    formula = "r (in + out) per projection"
+    about = About(
+        family="low rank",
+        paper="2106.09685",
+        formula="r (in + out) per projection",
+        bibtex=bibtex_of("2106.09685"),
+    )
 
     # By the letter of the projection: (r, in) and (out, r).
     lora_A: dict[str, Float[Array, "r _"]]

@@ -17,6 +17,7 @@ from jno.lora import LoRAWrapper, SelectionError, WrapperError
 from jno.lora.extending import (
     Printed,
     adapted_layers,
+    as_matrix_adapter,
     bullets,
     expect_model,
     new_picture,
@@ -213,7 +214,7 @@ def _shapes(layer: Any) -> Any:
 
 def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
     """The matrices of `layer`, `(*stack, rows, columns)`, by the names of families or arrays."""
-    cls: Any = type(adapter)
+    cls = as_matrix_adapter(type(adapter))
     ndim = cls.stack_ndim(adapter.base)
     families = over_stack(cls.matrices, ndim)(layer)
     if families:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
-from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
+from jno.lora.extending import (
+    adapted_layers,
+    as_matrix_adapter,
+    expect_model,
+    known_factors,
+    map_adapters,
+    warn,
+)
 from jno.lora.parts import Factors, is_traced
 
 from ._convert import has_products, lora_around, to_lora
@@ -31,7 +38,7 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
     """
     expect_model(model, "shrink")
-    gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
+    gated = map_adapters(lambda _, a: a if as_matrix_adapter(type(a)).rank_gate else None, model)
     adapters = [adapter for _, adapter in adapted_layers(gated)]
     if is_traced(adapters):
         raise SelectionError(
@@ -55,7 +62,8 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
 
 def _is_open(adapter: LoRAWrapper) -> bool:
     """Whether any direction of an adapter, or of one of its matrices, is on."""
-    return any(map(np.any, jax.tree.leaves(getattr(adapter, type(adapter).rank_gate or ""))))
+    gate = as_matrix_adapter(type(adapter)).rank_gate
+    return any(map(np.any, jax.tree.leaves(getattr(adapter, gate or ""))))
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jno.lora import SelectionError
-from jno.lora.extending import bullets, show_array, show_path
+from jno.lora.extending import as_matrix_adapter, bullets, show_array, show_path
 from jno.lora.parts import check_rank, on_the_mesh, widest
 from jno.lora.types import AdapterSet, LooseAdapter
 
@@ -122,7 +122,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
         dtype = wide  # half precision would round the scale
     scales = [np.asarray(ratio, wide) for ratio in ratios]
     state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
-    alpha = float(scale / (first.wrapper.low_rank_scale(rank, 1.0) or 1.0))
+    alpha = float(scale / (as_matrix_adapter(first.wrapper).low_rank_scale(rank, 1.0) or 1.0))
     return LooseAdapter(state, first.wrapper, rank, alpha, first.layer)
 
 

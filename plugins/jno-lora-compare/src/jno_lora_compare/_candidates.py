@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 from jno.lora.extending import nearest
+from jno.lora.parts import statistics_of
 from jno.lora.types import Plan
 from jno_lora_train import check_calibrate
 
@@ -80,7 +81,7 @@ def replace_all(
     if _ALL not in candidates:
         return list(candidates)
     classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
-    families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
+    families = {cls.variant: cls.about.family or "" for cls in classes if cls.variant}
     by_family = sorted(families, key=lambda variant: (families[variant], variant))
     unnamed = [variant for variant in by_family if variant not in candidates]
     added = [variant for variant in unnamed if net.plan(wrapper=variant, **settings).wrapped]
@@ -157,4 +158,4 @@ def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]
 
 
 def _starts_from_data(plan: Plan) -> bool:
-    return any(row.wrapper is not None and row.wrapper.needs for row in plan.wrapped)
+    return any(row.wrapper is not None and statistics_of(row.wrapper) for row in plan.wrapped)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, WrapperError
+from jno.lora import About, LoRAWrapper, WrapperError
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype
 
 from ._classes import E3nnLinear
@@ -54,10 +54,12 @@ class MMEA(LoRAWrapper):
 
     adapter_fields = ("down", "down_bias", "up", "up_bias")
     variant = "mmea"
-    paper = "2511.06696"
-    bibtex = bibtex_of()
-    family = "scale"
-    formula = "r (scalars + 1) + channels (r + 1)"
+    about = About(
+        family="scale",
+        paper="2511.06696",
+        formula="r (scalars + 1) + channels (r + 1)",
+        bibtex=bibtex_of("2511.06696"),
+    )
     mergeable = False
 
     base: eqx.Module

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno_lora_zoo import weighted_sum, with_attributes
 
 from ._mode_weights import ModeWeights, advice_to_declare, is_linear, mode_weights_of
 from ._sums import times
 
 
-class SpectralAdapter(LoRAWrapper):
+class SpectralAdapter(MatrixAdapter):
     """An adapter of layers with one matrix for each mode. A subclass says how the matrices change.
 
     The arrays are real: the first axis has the real and the imaginary part (real matrices have one

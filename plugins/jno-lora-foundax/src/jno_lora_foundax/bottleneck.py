@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import WrapperError
+from jno.lora import About, WrapperError
 from jno.lora.types import Term
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
 
@@ -44,10 +44,12 @@ class Bottleneck(LayerKind):
 
     adapter_fields = ("down_weight", "down_bias", "up_weight")
     variant = "bottleneck"
-    family = "bottleneck"
-    paper = "1902.00751"
-    bibtex = bibtex_of("1902.00751", "2110.04366")
-    formula = "r (in + out + 1)"
+    about = About(
+        family="bottleneck",
+        paper="1902.00751",
+        formula="r (in + out + 1)",
+        bibtex=bibtex_of("1902.00751", "2110.04366"),
+    )
     mergeable = False
 
     base: eqx.Module

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper
+from jno.lora import About, LoRAWrapper
 from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
@@ -28,8 +28,7 @@ class SpectralLowRank(SpectralAdapter):
 
     adapter_fields = ("lora_A", "lora_B")
     linear_field = "lora_B"
-    family = "low rank"
-    formula = "2 r (in + out) per mode"
+    about = About(family="low rank", formula="2 r (in + out) per mode")
 
     base: eqx.Module
     # By family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by family and band,
@@ -236,8 +235,12 @@ class LoRASpectral(SpectralLowRank):
 
     variant = "lora"
     auto = True
-    paper = "2106.09685"
-    bibtex = bibtex_of("2106.09685", "2010.08895", "2509.23173")
+    about = About(
+        family="low rank",
+        paper="2106.09685",
+        formula="2 r (in + out) per mode",
+        bibtex=bibtex_of("2106.09685", "2010.08895", "2509.23173"),
+    )
 
     @classmethod
     def scale_of(cls, rank: int, alpha: float) -> float:
@@ -269,8 +272,12 @@ class rsLoRASpectral(SpectralLowRank):
     """
 
     variant = "rslora"
-    paper = "2312.03732"
-    bibtex = bibtex_of("2312.03732", "2010.08895")
+    about = About(
+        family="low rank",
+        paper="2312.03732",
+        formula="2 r (in + out) per mode",
+        bibtex=bibtex_of("2312.03732", "2010.08895"),
+    )
 
     @classmethod
     def scale_of(cls, rank: int, alpha: float) -> float:

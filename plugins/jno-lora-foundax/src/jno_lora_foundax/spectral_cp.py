@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from jno.lora import About
 from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
@@ -40,10 +41,12 @@ class CPSpectral(SpectralAdapter):
     adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
     linear_field = "lora_B"
-    family = "low rank"
-    formula = "2 r (in + out + modes)"
-    paper = "2310.00120"
-    bibtex = bibtex_of("2310.00120", "2010.08895")
+    about = About(
+        family="low rank",
+        paper="2310.00120",
+        formula="2 r (in + out + modes)",
+        bibtex=bibtex_of("2310.00120", "2010.08895"),
+    )
 
     base: eqx.Module
     # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).

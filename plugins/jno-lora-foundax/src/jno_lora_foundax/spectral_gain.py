@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
 from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
@@ -43,10 +44,12 @@ class GainSpectral(SpectralAdapter):
     adapter_fields = ("gain",)
     linear_field = "gain"
     variant = "gain"
-    family = "scale"
-    formula = "2 per mode"
-    paper = "2205.05638"
-    bibtex = bibtex_of("2205.05638", "2010.08895")
+    about = About(
+        family="scale",
+        paper="2205.05638",
+        formula="2 per mode",
+        bibtex=bibtex_of("2205.05638", "2010.08895"),
+    )
 
     base: eqx.Module
     # By the name of the family: (parts, *modes, 1 or out).

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from jno.lora import SelectionError, WrapperError
+from jno.lora import About, SelectionError, WrapperError
 from jno.lora.extending import map_adapters
 from jno_lora_zoo import adapter_dtype_for, bibtex_of, with_attributes
 
@@ -79,9 +79,9 @@ class ActivatedLoRA(Routed):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "activated-lora"
-    paper = "2504.12397"
-    bibtex = bibtex_of()
-    formula = "r (in + out)"
+    about = About(
+        family="routed", paper="2504.12397", formula="r (in + out)", bibtex=bibtex_of("2504.12397")
+    )
     router_class = Invocation
 
     lora_A: Float[Array, "r in"]

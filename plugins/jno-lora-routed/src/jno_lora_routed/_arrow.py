@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jno.lora import AdapterSet, LooseAdapter, SelectionError, swap_adapters
+from jno.lora import About, AdapterSet, LooseAdapter, SelectionError, swap_adapters
 from jno_lora_zoo import bibtex_of
 
 from ._experts import Source, experts_of
@@ -30,8 +30,12 @@ class ArrowLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "arrow"
-    paper = "2405.11157"
-    bibtex = bibtex_of()
+    about = About(
+        family="routed",
+        paper="2405.11157",
+        formula="n (r (in + out) + in)",
+        bibtex=bibtex_of("2405.11157"),
+    )
     router_class = Prototypes
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jno.lora import (
+    About,
     AdapterSet,
     LooseAdapter,
     SelectionError,
@@ -36,8 +37,12 @@ class GivenLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "given-lora"
-    paper = "2402.07148"
-    bibtex = bibtex_of()
+    about = About(
+        family="routed",
+        paper="2402.07148",
+        formula="n (r (in + out) + in)",
+        bibtex=bibtex_of("2402.07148"),
+    )
     router_class = Given
 
 

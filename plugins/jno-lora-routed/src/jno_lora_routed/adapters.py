@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jno.lora import Shared
+from jno.lora import About, Shared
 from jno_lora_zoo import adapter_dtype_for, bibtex_of
 
 from ._routed import Routed, checked_count, normal, weighted
@@ -33,9 +33,12 @@ class HydraLoRA(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}  # an `A` belongs to several `B`
     variant = "hydra-lora"
-    paper = "2404.19245"
-    bibtex = bibtex_of()
-    formula = "r in + n (r out + in)"
+    about = About(
+        family="routed",
+        paper="2404.19245",
+        formula="r in + n (r out + in)",
+        bibtex=bibtex_of("2404.19245"),
+    )
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "experts out r"]
@@ -85,9 +88,12 @@ class MoELoRA(Routed):
     """
 
     variant = "moe-lora"
-    paper = "2312.09979"
-    bibtex = bibtex_of("2312.09979", "2404.15159")
-    formula = "n (r (in + out) + in)"
+    about = About(
+        family="routed",
+        paper="2312.09979",
+        formula="n (r (in + out) + in)",
+        bibtex=bibtex_of("2312.09979", "2404.15159"),
+    )
     router_class = TopK
 
     lora_A: Float[Array, "experts r in"]
@@ -148,9 +154,12 @@ class Lily(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}
     variant = "lily"
-    paper = "2407.09946"
-    bibtex = bibtex_of()
-    formula = "r (in + n), and n r out once"
+    about = About(
+        family="routed",
+        paper="2407.09946",
+        formula="r (in + n), and n r out once",
+        bibtex=bibtex_of("2407.09946"),
+    )
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
@@ -213,9 +222,12 @@ class Poly(Routed):
     """
 
     variant = "poly"
-    paper = "2202.13914"
-    bibtex = bibtex_of("2202.13914", "2211.03831")
-    formula = "skills (r (in + out) + tasks splits)"
+    about = About(
+        family="routed",
+        paper="2202.13914",
+        formula="skills (r (in + out) + tasks splits)",
+        bibtex=bibtex_of("2202.13914", "2211.03831"),
+    )
     router_class = Tasks
 
     lora_A: Float[Array, "splits skills r in_block"]

@@ -84,7 +84,7 @@ def calibrate(
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
     call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrappers)
     plan = plan_call(model, specs, call, param_mask, registry)
-    rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
+    rows = {row.path: row for row in plan.wrapped if row.wrapper and statistics_of(row.wrapper)}
     if not rows:
         raise SelectionError(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "

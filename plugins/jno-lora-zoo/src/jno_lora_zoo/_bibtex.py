@@ -3,34 +3,23 @@
 import functools
 import importlib.resources
 import re
-from typing import Any
 
 
 @functools.cache
-def entries() -> dict[str, str]:
+def entries() -> dict[str | None, str]:
     """Every entry of `papers.bib`, by its number on arXiv or OpenReview."""
     file = importlib.resources.files("jno_lora_zoo") / "papers.bib"
     texts = re.findall(r"^@.*?^}", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return {re.findall(r"eprint = {(.+)}", text)[0]: text for text in texts}
 
 
-class _Entries:
-    """A class attribute that reads `papers.bib` when somebody asks, not when it is imported."""
+def bibtex_of(*papers: str) -> str | None:
+    """The BibTeX entries of papers, for `About(bibtex=...)`; `None` without papers.
 
-    def __init__(self, papers: tuple[str, ...]):
-        self.papers = papers
+    An adapter of a `Method` has the entry of its paper by default.
 
-    def __get__(self, instance: object, cls: Any) -> str | None:
-        if not self.papers:
-            return entries().get(str(cls.paper))
-        return "\n".join(entries()[paper] for paper in self.papers)
+    **Arguments:** `papers`: numbers on arXiv or OpenReview.
 
-
-def bibtex_of(*papers: str) -> Any:
-    """The class attribute `bibtex`: the BibTeX entries of papers, `None` without an entry.
-
-    **Arguments:** `papers`: numbers on arXiv or OpenReview; by default the class's `paper`.
-
-    **Raises:** when it is read, `KeyError` for a number that `papers.bib` does not hold.
+    **Raises:** `KeyError` for a number that `papers.bib` does not hold.
     """
-    return _Entries(papers)
+    return "\n".join(entries()[paper] for paper in papers) or None

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.coded import is_coded, row_products
 
 from ._arrays import Matrix, cast_like, is_float_array, mixed
@@ -47,7 +47,7 @@ class Update(NamedTuple):
     column: Map | None = None
 
 
-class KindOfLayer(LoRAWrapper):
+class KindOfLayer(MatrixAdapter):
     """Which layers are of one kind: `fits` and `misfit`. For layers with one matrix or several."""
 
     @classmethod

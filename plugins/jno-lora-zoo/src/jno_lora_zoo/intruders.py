@@ -15,6 +15,7 @@ from jno.lora import LoRAWrapper, SelectionError, extract_adapters, resolve, swa
 from jno.lora.extending import (
     Printed,
     adapted_layers,
+    as_matrix_adapter,
     expect_model,
     known_factors,
     over_stack,
@@ -231,7 +232,7 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """By name (empty for a layer of one matrix): `W` and `W'`, in float64, `(*stack, out, in)`."""
-    cls: Any = type(adapter)
+    cls = as_matrix_adapter(type(adapter))
     if not cls.mergeable:
         return None
 
@@ -281,7 +282,7 @@ def _with_change(
         U, S, A = np.linalg.svd(B @ A, full_matrices=False)
         B = U * S[..., None, :]
     rank = A.shape[-2]
-    scale = adapter.wrapper.low_rank_scale(rank, float(rank))
+    scale = as_matrix_adapter(adapter.wrapper).low_rank_scale(rank, float(rank))
     assert scale is not None  # plain LoRA
     dtype = update.A.dtype
     state = {"lora_A": jnp.asarray(A, dtype), "lora_B": jnp.asarray(B / scale, dtype)}

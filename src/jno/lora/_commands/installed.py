@@ -72,11 +72,11 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
             **{name: getattr(wrapper, name) for name in attributes},
             "variant": wrapper.adapter.variant,
             "method": methods[wrapper.cls],
-            "family": wrapper.cls.family,
+            "family": wrapper.cls.about.family,
             "auto": wrapper.cls.auto,
             "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
-            "formula": wrapper.cls.formula,
-            "paper": wrapper.cls.paper,
+            "formula": wrapper.cls.about.formula,
+            "paper": wrapper.cls.about.paper,
         }
         for record in records
         for wrapper in record.wrappers

@@ -14,14 +14,7 @@ def squash(name: str) -> str:
 
 def variant_problem(variant: Any) -> str | None:
     """Why `variant` cannot be a variant, as the end of a sentence; `None` if it can."""
-    if variant is None:
+    is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
+    if variant is None or (is_word and ":" not in variant):
         return None
-    if not (isinstance(variant, str) and variant):
-        return "must be a text that is not empty, or None"
-    if ":" in variant:
-        return 'must hold no ":", which stands between a distribution and a name in `wrapper=`'
-    if not squash(variant):
-        return "must hold more than dashes, underscores and spaces, which do not count"
-    if squash(variant) in RESERVED_WORDS:
-        return "must be another word: `auto`, `all`, `none` and `all-linear` are reserved"
-    return None
+    return 'must be a word without ":", but not `auto`, `all`, `none` or `all-linear`; or None'

@@ -31,7 +31,8 @@ def methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], 
     """The name of each adapter's method: the shortest variant with its paper and formula."""
     methods: dict[Any, list[type[LoRAWrapper]]] = {}
     for cls in classes:
-        key = (cls.paper, cls.formula) if cls.paper else cls.variant or cls.__name__
+        about = cls.about
+        key = (about.paper, about.formula) if about.paper else cls.variant or cls.__name__
         methods.setdefault(key, []).append(cls)
     names: dict[type[LoRAWrapper], str] = {}
     for adapters in methods.values():
@@ -44,5 +45,5 @@ def by_family(wrappers: Iterable[RegisteredWrapper]) -> list[str]:
     classes = [wrapper.cls for wrapper in wrappers if wrapper.adapter.variant]
     families: dict[str, set[str]] = {}
     for cls, method in methods_of(classes).items():
-        families.setdefault(cls.family or "others", set()).add(method)
+        families.setdefault(cls.about.family or "others", set()).add(method)
     return [f"{family}: {', '.join(sorted(names))}" for family, names in sorted(families.items())]

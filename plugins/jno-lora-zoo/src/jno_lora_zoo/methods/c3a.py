@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix, compute_dtype
 from .._scaled import Additive
 
@@ -34,10 +36,12 @@ class C3A(Additive):
 
     adapter_fields = ("kernel",)
     variant = "c3a"
-    family = "structured"
-    paper = "2407.19342"
-    formula = "ceil(out / r) ceil(in / r) r"
-    cost = "makes a matrix as large as the weight at every call, if its blocks are below 32."
+    about = About(
+        family="structured",
+        paper="2407.19342",
+        formula="ceil(out / r) ceil(in / r) r",
+        cost="makes a matrix as large as the weight at every call, if its blocks are below 32.",
+    )
 
     kernel: Float[Array, "p q r"]
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._svd import Triplets, largest, smallest
 from .pissa import Split
@@ -38,7 +40,7 @@ class CorDA(Split):
 
     needs = ("input_covariance",)
     variant = "corda"
-    paper = "2406.05223"
+    about = About(family="singular", paper="2406.05223", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

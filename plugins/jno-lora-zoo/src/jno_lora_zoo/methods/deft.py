@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._layer_kind import Update
 from .._method import Method
@@ -34,11 +36,13 @@ class DEFT(Method):
 
     adapter_fields = ("P", "R")
     variant = "deft"
-    family = "low rank"
-    paper = "2509.22793"
-    formula = "r (in + out)"
+    about = About(
+        family="low rank",
+        paper="2509.22793",
+        formula="r (in + out)",
+        cost="reads the whole weight at every call, to project it: merge before decoding.",
+    )
     _rank_limits = ("out",)
-    cost = "reads the whole weight at every call, to project it: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None

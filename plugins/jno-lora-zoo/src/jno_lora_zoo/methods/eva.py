@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._svd import largest
 from .lora import LowRank
@@ -34,7 +36,7 @@ class EVA(LowRank):
 
     needs = ("input_covariance", "input_mean")
     variant = "eva"
-    paper = "2410.07170"
+    about = About(family="low rank", paper="2410.07170", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._positions import count_of, drawn_positions, row_and_column
 from .._scaled import Additive
@@ -15,8 +17,7 @@ class Transformed(Additive):
     """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
-    family = "transform"
-    formula = "min(r (in + out), in out)"
+    about = About(family="transform", formula="min(r (in + out), in out)")
 
     coefficients: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -54,8 +55,12 @@ class FourierFT(Transformed):
     """
 
     variant = "fourierft"
-    paper = "2405.03003"
-    cost = "an FFT of the size of the weight at every call: merge before decoding."
+    about = About(
+        family="transform",
+        paper="2405.03003",
+        formula="min(r (in + out), in out)",
+        cost="an FFT of the size of the weight at every call: merge before decoding.",
+    )
 
     def update(self, W: Matrix) -> Matrix:
         # The even part has a real inverse transform, and needs half of the frequencies.

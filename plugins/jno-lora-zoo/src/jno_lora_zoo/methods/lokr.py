@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._bibtex import bibtex_of
 from .._scaled import Additive
@@ -26,10 +28,12 @@ class LoKr(Additive):
 
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
-    family = "structured"
-    paper = "2309.14859"
-    bibtex = bibtex_of("2212.10650", "2309.14859")
-    formula = "r^2 + ceil(out / r) ceil(in / r)"
+    about = About(
+        family="structured",
+        paper="2309.14859",
+        formula="r^2 + ceil(out / r) ceil(in / r)",
+        bibtex=bibtex_of("2212.10650", "2309.14859"),
+    )
 
     kron_A: Float[Array, "r r"]
     kron_B: Float[Array, "p q"]

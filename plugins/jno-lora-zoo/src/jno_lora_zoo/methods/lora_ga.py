@@ -6,6 +6,8 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._options import positive_number
 from .._svd import largest
@@ -33,8 +35,7 @@ class LoRAGA(Split):
 
     needs = ("gradient",)
     variant = "lora-ga"
-    paper = "2407.05000"
-    family = "low rank"
+    about = About(family="low rank", paper="2407.05000", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._svd import Triplets
 from .pissa import Split
@@ -35,8 +37,7 @@ class LoRANull(Split):
 
     needs = ("input_covariance",)
     variant = "lora-null"
-    paper = "2503.02659"
-    family = "low rank"
+    about = About(family="low rank", paper="2503.02659", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

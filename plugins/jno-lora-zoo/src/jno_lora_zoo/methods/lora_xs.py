@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._scaled import Scaled
 from .._singular_core import SingularCore, singular_factors
@@ -24,8 +26,7 @@ class LoRAXS(Scaled, SingularCore):
 
     adapter_fields = ("R",)
     variant = "lora-xs"
-    paper = "2405.17604"
-    formula = "r^2"
+    about = About(family="singular", paper="2405.17604", formula="r^2")
 
     R: Float[Array, "r r"]
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix, rotated
 from .._method import Method
 from .._orthogonal import cayley
@@ -32,9 +34,7 @@ class OFT(Method):
 
     adapter_fields = ("Q_blocks",)
     variant = "oft"
-    family = "rotation"
-    paper = "2306.07280"
-    formula = "ceil(out / r) r^2"
+    about = About(family="rotation", paper="2306.07280", formula="ceil(out / r) r^2")
     _rank_limits = ("out",)
 
     Q_blocks: Float[Array, "blocks r r"]

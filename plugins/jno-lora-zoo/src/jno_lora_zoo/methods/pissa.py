@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper
+from jno.lora import About, LoRAWrapper
 
 from .._arrays import Matrix
 from .._method import Method
@@ -22,8 +22,7 @@ class Split(Method):
     """
 
     adapter_fields = ("lora_A", "lora_B")
-    family = "singular"
-    formula = "r (in + out)"
+    about = About(family="singular", formula="r (in + out)")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
@@ -121,7 +120,7 @@ class PiSSA(SingularSplit):
     """
 
     variant = "pissa"
-    paper = "2404.02948"
+    about = About(family="singular", paper="2404.02948", formula="r (in + out)")
 
     @staticmethod
     def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
@@ -144,7 +143,7 @@ class MiLoRA(SingularSplit):
     """
 
     variant = "milora"
-    paper = "2406.09044"
+    about = About(family="singular", paper="2406.09044", formula="r (in + out)")
 
     @staticmethod
     def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
@@ -163,8 +162,7 @@ class OLoRA(Split):
     """
 
     variant = "olora"
-    paper = "2406.01775"
-    family = "low rank"
+    about = About(family="low rank", paper="2406.01775", formula="r (in + out)")
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         # The first columns of `Q` depend only on the first columns of `W`.

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import About
+
 from .._arrays import Matrix, scaled
 from .._derivatives import recomputed
 from .._random import uniform_matrix
@@ -36,11 +38,13 @@ class RandLoRA(Scaled):
 
     adapter_fields = ("lambdas", "gammas")
     variant = "randlora"
-    family = "structured"
-    paper = "2502.00987"
-    formula = "ceil(m / r) (r + m), m = min(in, out)"
+    about = About(
+        family="structured",
+        paper="2502.00987",
+        formula="ceil(m / r) (r + m), m = min(in, out)",
+        cost="draws matrices as large as the weight at every call: merge before decoding.",
+    )
     _rank_limits = ()
-    cost = "draws matrices as large as the weight at every call: merge before decoding."
 
     lambdas: Float[Array, "r n"]
     gammas: Float[Array, "n smaller"]

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix, in_compute_dtype
 from .._layer_kind import Bias
 from .._method import Method
@@ -39,9 +41,7 @@ class RoAd(Method):
 
     adapter_fields = ("theta", "scale")
     variant = "road"
-    family = "rotation"
-    paper = "2409.00119"
-    formula = "2 ceil(out / 2)"
+    about = About(family="rotation", paper="2409.00119", formula="2 ceil(out / 2)")
     _rank_limits = ()
 
     theta: Angles

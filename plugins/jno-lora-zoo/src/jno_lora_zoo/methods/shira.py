@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._layer_kind import Update
 from .._method import Method
@@ -16,9 +18,11 @@ class Scattered(Method):
     """`W' = W + U`, where `U` has trained values at some positions, and zeros elsewhere."""
 
     adapter_fields = ("values",)
-    family = "sparse"
-    formula = "min(r (in + out), in out)"
-    cost = "makes a matrix as large as the weight at every call: merge before decoding."
+    about = About(
+        family="sparse",
+        formula="min(r (in + out), in out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     values: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -52,7 +56,12 @@ class SHiRA(Scattered):
     """
 
     variant = "shira"
-    paper = "2406.13175"
+    about = About(
+        family="sparse",
+        paper="2406.13175",
+        formula="min(r (in + out), in out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         n = count_of(W.shape, r, None, "rank")

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._positions import count_of, digits_of
 from .shira import Scattered
@@ -31,7 +33,12 @@ class SuperTuning(Scattered):
     """
 
     variant = "supertuning"
-    paper = "2607.09287"
+    about = About(
+        family="sparse",
+        paper="2607.09287",
+        formula="min(r (in + out), in out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     def start(
         self,

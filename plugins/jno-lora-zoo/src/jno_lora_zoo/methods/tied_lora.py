@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import Shared
+from jno.lora import About, Shared
 
 from .._arrays import Matrix
 from .vera import BetweenVectors
@@ -35,9 +35,7 @@ class TiedLoRA(BetweenVectors):
 
     adapter_fields = ("lora_A", "lora_B", "b", "d")
     variant = "tied-lora"
-    family = "low rank"
-    paper = "2311.09578"
-    formula = "out + r, and r (in + out) once"
+    about = About(family="low rank", paper="2311.09578", formula="out + r, and r (in + out) once")
     _rank_limits = ("out", "in")
 
     lora_A: Shared

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._options import whole_number
 from .._singular_core import SingularCore, singular_factors
@@ -29,8 +31,7 @@ class TinyLoRA(SingularCore):
 
     adapter_fields = ("v",)
     variant = "tinylora"
-    paper = "2602.04118"
-    formula = "u"
+    about = About(family="singular", paper="2602.04118", formula="u")
 
     v: Float[Array, " u"]
     P: Float[Array, "u r r"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import Shared
+from jno.lora import About, Shared
 
 from .._arrays import Matrix
 from .._options import whole_number
@@ -46,9 +46,7 @@ class VBLoRA(Scaled):
 
     adapter_fields = ("logits_A", "logits_B", "bank")
     variant = "vb-lora"
-    family = "low rank"
-    paper = "2405.15179"
-    formula = "n r (in + out) / l, and n l once"
+    about = About(family="low rank", paper="2405.15179", formula="n r (in + out) / l, and n l once")
     _rank_limits = ()
 
     logits_A: Float[Array, "r pieces n"]

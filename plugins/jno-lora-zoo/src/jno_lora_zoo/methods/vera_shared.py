@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import Shared
+from jno.lora import About, Shared
 
 from .._arrays import Matrix
 from .vera import BetweenVectors
@@ -32,8 +32,7 @@ class VeRAShared(BetweenVectors):
     """
 
     variant = "vera-shared"
-    paper = "2310.11454"
-    formula = "out + r, beside a frozen pair"
+    about = About(family="structured", paper="2310.11454", formula="out + r, beside a frozen pair")
 
     A: Shared
     B: Shared

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._positions import row_and_column, scattered
 from .fourierft import Transformed
@@ -38,8 +40,12 @@ class WaveFT(Transformed):
     """
 
     variant = "waveft"
-    paper = "2505.12532"
-    cost = "a wavelet transform of the size of the weight at every call: merge before decoding."
+    about = About(
+        family="transform",
+        paper="2505.12532",
+        formula="min(r (in + out), in out)",
+        cost="a wavelet transform of the size of the weight at every call: merge before decoding.",
+    )
 
     # An array, so that a saved adapter holds it. Without taps there is no transform.
     low_pass: Float[Array, " taps"]
