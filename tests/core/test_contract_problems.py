@@ -39,12 +39,6 @@ def define(body=None, **members):
     return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
 
 
-def test_an_adapter_that_cannot_be_merged_is_told_what_its_merge_does():
-    cls = define(without("merge"), mergeable=False)
-    (problem,) = contract_problems(cls)
-    assert problem.endswith("with `mergeable = False`, it raises a `WrapperError` that says why")
-
-
 @pytest.mark.parametrize("name", ["adapter_fields", "base", "applies_to", "__call__", "merge"])
 def test_a_required_member_that_is_missing_is_named(name):
     assert contract_problems(define(without(name))) == (f"`{name}` is not defined",)

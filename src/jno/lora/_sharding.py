@@ -67,13 +67,9 @@ def on_the_mesh(
 
 def _compiles_parts(args: tuple[Any, ...]) -> bool:
     """Whether an adapter, or a class of adapters, in `args` compiles its parts itself."""
-    for arg in args:
-        for item in arg if type(arg) is tuple else (arg,):
-            cls = item if isinstance(item, type) else type(item)
-            # The attribute first: `issubclass` of a module is slow.
-            if getattr(cls, "compiles_parts", False) and issubclass(cls, LoRAWrapper):
-                return True
-    return False
+    items = (item for arg in args for item in (arg if type(arg) is tuple else (arg,)))
+    classes = (item if isinstance(item, type) else type(item) for item in items)
+    return any(getattr(cls, "compiles_parts", False) for cls in classes)
 
 
 def start_together(

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import About
 from jno_lora_zoo import (
     adapter_dtype_for,
-    bibtex_of,
     cast_like,
+    cited,
     dtype_of,
     in_compute_dtype,
     mixed,
@@ -46,12 +45,7 @@ class LoRAAttention(AttentionUnit):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora-attention"
-    about = About(
-        family="low rank",
-        paper="2106.09685",
-        formula="r (in + out) per projection",
-        bibtex=bibtex_of("2106.09685"),
-    )
+    about = cited("2106.09685", family="low rank", formula="r (in + out) per projection")
 
     # By the letter of the projection: (r, in) and (out, r).
     lora_A: dict[str, Float[Array, "r _"]]

@@ -11,14 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import Net, SelectionError, lora_trainable_filter, swap_adapters
-from jno.lora.extending import (
-    adapted_layers,
-    adds_up,
-    as_matrix_adapter,
-    bullets,
-    compute_dtype,
-    show_path,
-)
+from jno.lora.extending import adapted_layers, adds_up, bullets, compute_dtype, show_path
 from jno.lora.types import AdapterSet, LooseAdapter
 from jno_lora_combine import combine
 
@@ -157,7 +150,7 @@ def _side_by_side(terms: Sequence[tuple[LooseAdapter, float]]) -> LooseAdapter:
         total = jnp.sum(jnp.stack([b @ a for a, b in zip(A, B, strict=True)]), axis=0)
         eye = jnp.broadcast_to(jnp.eye(rank, dtype=wide), (*total.shape[:-2], rank, rank))
         A, B = ([eye], [total]) if inputs == rank else ([total], [eye])
-    scale = as_matrix_adapter(first.wrapper).low_rank_scale(rank, float(rank))
+    scale = dataclasses.replace(first, rank=rank, alpha=float(rank)).scale
     state = {
         "lora_A": jnp.concatenate(A, axis=-2).astype(dtype),
         "lora_B": (jnp.concatenate(B, axis=-1) / jnp.asarray(scale, wide)).astype(dtype),

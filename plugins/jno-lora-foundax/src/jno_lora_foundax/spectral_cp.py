@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from jno.lora import About
 from jno.lora.types import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._mode_weights import ModeWeights
 from ._spectral_adapter import SpectralAdapter, as_complex, parts_of
@@ -41,12 +40,7 @@ class CPSpectral(SpectralAdapter):
     adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
     linear_field = "lora_B"
-    about = About(
-        family="low rank",
-        paper="2310.00120",
-        formula="2 r (in + out + modes)",
-        bibtex=bibtex_of("2310.00120", "2010.08895"),
-    )
+    about = cited("2310.00120", "2010.08895", family="low rank", formula="2 r (in + out + modes)")
 
     base: eqx.Module
     # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
 from jno.lora.types import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._spectral_adapter import SpectralAdapter, complex_product
 from ._sums import narrowed, times
@@ -44,12 +43,7 @@ class GainSpectral(SpectralAdapter):
     adapter_fields = ("gain",)
     linear_field = "gain"
     variant = "gain"
-    about = About(
-        family="scale",
-        paper="2205.05638",
-        formula="2 per mode",
-        bibtex=bibtex_of("2205.05638", "2010.08895"),
-    )
+    about = cited("2205.05638", "2010.08895", family="scale", formula="2 per mode")
 
     base: eqx.Module
     # By the name of the family: (parts, *modes, 1 or out).

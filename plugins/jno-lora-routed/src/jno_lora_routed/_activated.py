@@ -10,9 +10,9 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from jno.lora import About, SelectionError, WrapperError
+from jno.lora import SelectionError, WrapperError
 from jno.lora.extending import map_adapters
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, with_attributes
+from jno_lora_zoo import adapter_dtype_for, cited, with_attributes
 
 from ._routed import Routed, normal
 from .routers import Router, named_axes
@@ -79,9 +79,7 @@ class ActivatedLoRA(Routed):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "activated-lora"
-    about = About(
-        family="routed", paper="2504.12397", formula="r (in + out)", bibtex=bibtex_of("2504.12397")
-    )
+    about = cited("2504.12397", family="routed", formula="r (in + out)")
     router_class = Invocation
 
     lora_A: Float[Array, "r in"]

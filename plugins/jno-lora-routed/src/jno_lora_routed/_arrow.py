@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jno.lora import About, AdapterSet, LooseAdapter, SelectionError, swap_adapters
-from jno_lora_zoo import bibtex_of
+from jno.lora import AdapterSet, LooseAdapter, SelectionError, swap_adapters
+from jno_lora_zoo import cited
 
 from ._experts import Source, experts_of
 from .adapters import MoELoRA
@@ -30,12 +30,7 @@ class ArrowLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "arrow"
-    about = About(
-        family="routed",
-        paper="2405.11157",
-        formula="n (r (in + out) + in)",
-        bibtex=bibtex_of("2405.11157"),
-    )
+    about = cited("2405.11157", family="routed", formula="n (r (in + out) + in)")
     router_class = Prototypes
 
 

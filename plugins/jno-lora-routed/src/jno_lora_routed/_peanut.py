@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jno.lora import About
-from jno_lora_zoo import LinearLayer, Matrix, Method, Update
+from jno_lora_zoo import LinearLayer, Matrix, Method, Update, cited
 
 from ._routed import checked_count
 
@@ -53,9 +52,9 @@ class PEANuT(Method):
 
     adapter_fields = ("A", "B", "encoders", "decoders")
     variant = "peanut"
-    about = About(
+    about = cited(
+        "2410.01870",
         family="low rank",
-        paper="2410.01870",
         formula="2 r out + 2 depth r^2",
         cost="reads the whole weight at every call, to compute a factor: merge before decoding.",
     )

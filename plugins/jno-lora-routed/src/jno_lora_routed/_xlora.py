@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jno.lora import (
-    About,
     AdapterSet,
     LooseAdapter,
     SelectionError,
@@ -21,7 +20,7 @@ from jno.lora import (
     unwrap_lora,
 )
 from jno.lora.extending import adapted_layers, map_adapters
-from jno_lora_zoo import bibtex_of, with_attributes
+from jno_lora_zoo import cited, with_attributes
 
 from ._experts import Source, experts_of
 from ._routed import checked_count
@@ -37,12 +36,7 @@ class GivenLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "given-lora"
-    about = About(
-        family="routed",
-        paper="2402.07148",
-        formula="n (r (in + out) + in)",
-        bibtex=bibtex_of("2402.07148"),
-    )
+    about = cited("2402.07148", family="routed", formula="n (r (in + out) + in)")
     router_class = Given
 
 

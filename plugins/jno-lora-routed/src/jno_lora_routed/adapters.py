@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jno.lora import About, Shared
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno.lora import Shared
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._routed import Routed, checked_count, normal, weighted
 from .routers import Tasks, TopK
@@ -33,12 +33,7 @@ class HydraLoRA(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}  # an `A` belongs to several `B`
     variant = "hydra-lora"
-    about = About(
-        family="routed",
-        paper="2404.19245",
-        formula="r in + n (r out + in)",
-        bibtex=bibtex_of("2404.19245"),
-    )
+    about = cited("2404.19245", family="routed", formula="r in + n (r out + in)")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "experts out r"]
@@ -88,12 +83,7 @@ class MoELoRA(Routed):
     """
 
     variant = "moe-lora"
-    about = About(
-        family="routed",
-        paper="2312.09979",
-        formula="n (r (in + out) + in)",
-        bibtex=bibtex_of("2312.09979", "2404.15159"),
-    )
+    about = cited("2312.09979", "2404.15159", family="routed", formula="n (r (in + out) + in)")
     router_class = TopK
 
     lora_A: Float[Array, "experts r in"]
@@ -154,12 +144,7 @@ class Lily(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}
     variant = "lily"
-    about = About(
-        family="routed",
-        paper="2407.09946",
-        formula="r (in + n), and n r out once",
-        bibtex=bibtex_of("2407.09946"),
-    )
+    about = cited("2407.09946", family="routed", formula="r (in + n), and n r out once")
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
@@ -222,11 +207,8 @@ class Poly(Routed):
     """
 
     variant = "poly"
-    about = About(
-        family="routed",
-        paper="2202.13914",
-        formula="skills (r (in + out) + tasks splits)",
-        bibtex=bibtex_of("2202.13914", "2211.03831"),
+    about = cited(
+        "2202.13914", "2211.03831", family="routed", formula="skills (r (in + out) + tasks splits)"
     )
     router_class = Tasks
 

@@ -27,7 +27,7 @@ from ._arrays import (
     scaled,
     sharded_over,
 )
-from ._bibtex import bibtex_of
+from ._bibtex import bibtex_of, cited
 from ._layer_kind import Bias, LayerKind, Map, MeshAxes, Update, unchanged
 from ._matrices_layer import MatricesLayer
 from ._method import FAMILIES, Method, adapter_dtype_for
@@ -93,6 +93,7 @@ __all__ = [
     "bibtex_of",
     "cast_like",
     "cayley",
+    "cited",
     "compute_dtype",
     "daubechies",
     "describe",

@@ -17,7 +17,6 @@ from jaxtyping import AbstractArray, Array, PRNGKeyArray
 from jno.lora.coded import with_arrays
 
 from ._arrays import Matrix, compute_dtype
-from ._bibtex import entries
 from ._layer_kind import Bias, LayerKind
 from ._tracing import traced_once
 
@@ -170,8 +169,6 @@ class Method(LayerKind):
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:
             cls.method = cls
-        if cls.about.bibtex is None:
-            cls.about = dataclasses.replace(cls.about, bibtex=entries().get(cls.about.paper))
         # A constructor that somebody wrote is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (

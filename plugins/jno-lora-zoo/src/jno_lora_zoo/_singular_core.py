@@ -5,8 +5,6 @@ from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from ._arrays import Matrix, compute_dtype, in_compute_dtype, mixed
 from ._method import Method
 from ._svd import largest
@@ -14,8 +12,6 @@ from ._svd import largest
 
 class SingularCore(Method):
     """`W' = W + B R A`: `R` trains; `A = V_r^T` and `B = U_r S_r`, of the weight, are frozen."""
-
-    about = About(family="singular")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

@@ -282,7 +282,7 @@ def _with_change(
         U, S, A = np.linalg.svd(B @ A, full_matrices=False)
         B = U * S[..., None, :]
     rank = A.shape[-2]
-    scale = as_matrix_adapter(adapter.wrapper).low_rank_scale(rank, float(rank))
+    scale = dataclasses.replace(adapter, rank=rank, alpha=float(rank)).scale
     assert scale is not None  # plain LoRA
     dtype = update.A.dtype
     state = {"lora_A": jnp.asarray(A, dtype), "lora_B": jnp.asarray(B / scale, dtype)}

@@ -10,13 +10,12 @@ from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
 from ._matrix_adapter import MatrixAdapter
-from ._statistics import need_mistake
-from ._variants import variant_problem
+from ._statistics import BUILT_IN, Statistic
+from ._variants import RESERVED_WORDS, squash
 from ._wrapper import About, LoRAWrapper
 
 _MEMBERS = [*vars(LoRAWrapper).items(), *vars(MatrixAdapter).items()]
 _CLASSMETHODS = [name for name, member in _MEMBERS if isinstance(member, classmethod)]
-_REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
@@ -30,8 +29,7 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
     if missing:
-        hints = {} if cls.mergeable is not False else {"merge": _REFUSES}
-        return tuple(f"`{name}` is not defined{hints.get(name, '')}" for name in missing)
+        return tuple(f"`{name}` is not defined" for name in missing)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return (
         *_field_mistakes(cls, fields),
@@ -90,8 +88,13 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
         if not isinstance(getattr(cls, name), bool):
             yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
     # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
-    if problem := variant_problem(cls.variant):
-        yield f"`variant` {problem}, but is {cls.variant!r}"
+    variant: Any = cls.variant
+    is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
+    if variant is not None and not (is_word and ":" not in variant):
+        yield (
+            '`variant` must be a word without ":" (but not `auto`, `all`, `none` or `all-linear`), '
+            f"or None, but is {variant!r}"
+        )
     facts = vars(cls.about).items() if isinstance(cls.about, About) else [("about", cls.about)]
     for name, value in facts:
         if not (value is None or (isinstance(value, str) and value)):
@@ -103,7 +106,13 @@ def _needs_mistakes(cls: Any) -> Iterator[str]:
     if not isinstance(needs, tuple):
         yield f'`needs` must be a tuple of statistics, such as `("gradient",)`, but is {needs!r}'
         return
-    yield from filter(None, map(need_mistake, needs))
+    for need in needs:
+        is_class = isinstance(need, type) and issubclass(need, Statistic)
+        if need not in BUILT_IN and not (is_class and hasattr(need, "name")):
+            yield (
+                f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+                "subclass of jno.lora.Statistic with a name"
+            )
     if needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 

@@ -94,18 +94,6 @@ def statistic_key(statistic: type[Statistic]) -> str:
     return f"{statistic.__module__.partition('.')[0]}.{statistic.name}"
 
 
-def need_mistake(need: Any) -> str | None:
-    """The mistake in an item of `needs`; `None` if `calibrate` can collect the statistic."""
-    is_class = isinstance(need, type) and issubclass(need, Statistic)
-    name = getattr(need, "name", None) if is_class else None
-    if isinstance(name, str) or (isinstance(need, str) and need in BUILT_IN):
-        return None
-    return (
-        f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a subclass of "
-        "jno.lora.Statistic with a name"
-    )
-
-
 def statistics_of(cls: Any) -> tuple[type[Statistic], ...]:
     """The statistics that an adapter class needs."""
     needs = getattr(cls, "needs", ())

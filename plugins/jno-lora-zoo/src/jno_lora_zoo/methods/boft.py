@@ -8,9 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, rotated, scaled
+from .._bibtex import cited
 from .._method import Method
 from .._options import whole_number
 from .._orthogonal import cayley
@@ -42,9 +41,9 @@ class BOFT(Method):
 
     adapter_fields = ("Q_blocks", "s")
     variant = "boft"
-    about = About(
+    about = cited(
+        "2311.06243",
         family="rotation",
-        paper="2311.06243",
         formula="m h r^2 ceil(in/hr) + out, h = 2^(m-1)",
         cost="rotates the whole weight at every call, unless the layer reads features.",
     )

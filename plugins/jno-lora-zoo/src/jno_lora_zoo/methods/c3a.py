@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, compute_dtype
+from .._bibtex import cited
 from .._scaled import Additive
 
 # On a CPU, for 512 units and a batch of 64, a step takes 1.6 of LoRA's by FFT and 1.7 by the
@@ -36,9 +35,9 @@ class C3A(Additive):
 
     adapter_fields = ("kernel",)
     variant = "c3a"
-    about = About(
+    about = cited(
+        "2407.19342",
         family="structured",
-        paper="2407.19342",
         formula="ceil(out / r) ceil(in / r) r",
         cost="makes a matrix as large as the weight at every call, if its blocks are below 32.",
     )

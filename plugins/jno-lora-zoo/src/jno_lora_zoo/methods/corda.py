@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import Triplets, largest, smallest
 from .pissa import Split
 
@@ -40,7 +39,7 @@ class CorDA(Split):
 
     needs = ("input_covariance",)
     variant = "corda"
-    about = About(family="singular", paper="2406.05223", formula="r (in + out)")
+    about = cited("2406.05223", family="singular", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

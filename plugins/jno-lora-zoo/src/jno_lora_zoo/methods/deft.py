@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._orthogonal import orthonormal
@@ -36,9 +35,9 @@ class DEFT(Method):
 
     adapter_fields = ("P", "R")
     variant = "deft"
-    about = About(
+    about = cited(
+        "2509.22793",
         family="low rank",
-        paper="2509.22793",
         formula="r (in + out)",
         cost="reads the whole weight at every call, to project it: merge before decoding.",
     )

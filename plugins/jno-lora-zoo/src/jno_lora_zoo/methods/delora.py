@@ -5,9 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, in_compute_dtype, row_norms, scaled
+from .._bibtex import cited
 from .._method import Method
 from .._random import low_rank_start
 
@@ -37,7 +36,7 @@ class DeLoRA(Method):
 
     adapter_fields = ("lora_A", "lora_B", "strength")
     variant = "delora"
-    about = About(family="low rank", paper="2503.18225", formula="r (in + out) + 1")
+    about = cited("2503.18225", family="low rank", formula="r (in + out) + 1")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

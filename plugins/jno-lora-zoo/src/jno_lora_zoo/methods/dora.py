@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, row_norms, scaled
+from .._bibtex import cited
 from .._layer_kind import Factor
 from .._random import low_rank_start
 from .._weighted import Weighted
@@ -39,9 +38,9 @@ class DoRA(Weighted):
     adapter_fields = ("magnitude", "lora_A", "lora_B")
     takes_weights = True
     variant = "dora"
-    about = About(
+    about = cited(
+        "2402.09353",
         family="low rank",
-        paper="2402.09353",
         formula="r (in + out) + out",
         cost="reads the whole weight at every call, for its norms: merge before decoding.",
     )

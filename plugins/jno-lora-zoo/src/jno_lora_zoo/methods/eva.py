@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import largest
 from .lora import LowRank
 
@@ -36,7 +35,7 @@ class EVA(LowRank):
 
     needs = ("input_covariance", "input_mean")
     variant = "eva"
-    about = About(family="low rank", paper="2410.07170", formula="r (in + out)")
+    about = cited("2410.07170", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import count_of, drawn_positions, row_and_column
 from .._scaled import Additive
 
@@ -17,7 +16,6 @@ class Transformed(Additive):
     """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
-    about = About(family="transform", formula="min(r (in + out), in out)")
 
     coefficients: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -55,9 +53,9 @@ class FourierFT(Transformed):
     """
 
     variant = "fourierft"
-    about = About(
+    about = cited(
+        "2405.03003",
         family="transform",
-        paper="2405.03003",
         formula="min(r (in + out), in out)",
         cost="an FFT of the size of the weight at every call: merge before decoding.",
     )

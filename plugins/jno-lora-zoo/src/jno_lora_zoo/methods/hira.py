@@ -4,9 +4,8 @@ from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, in_compute_dtype
+from .._bibtex import cited
 from .._random import low_rank_start
 from .._scaled import Additive
 
@@ -25,9 +24,9 @@ class HiRA(Additive):
     adapter_fields = ("lora_A", "lora_B")
     variant = "hira"
     # The paper is on OpenReview; arXiv has none.
-    about = About(
+    about = cited(
+        "TwJrTz9cRS",
         family="structured",
-        paper="TwJrTz9cRS",
         formula="r (in + out)",
         cost="makes a matrix as large as the weight at every call: merge before decoding.",
     )

@@ -5,9 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, scaled
+from .._bibtex import cited
 from .._layer_kind import Bias, Update
 from .._method import Method
 
@@ -25,7 +24,7 @@ class IA3(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3"
-    about = About(family="scale", paper="2205.05638", formula="out")
+    about = cited("2205.05638", family="scale", formula="out")
     _rank_limits = ()
     scales_rows_only = True
 
@@ -56,7 +55,7 @@ class IA3In(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3-in"
-    about = About(family="scale", paper="2205.05638", formula="in")
+    about = cited("2205.05638", family="scale", formula="in")
     _rank_limits = ()
 
     scale: Float[Array, " in"]
@@ -87,7 +86,7 @@ class IA3Out(IA3):
     """
 
     variant = "ia3-out"
-    about = About(family="scale", paper="2205.05638", formula="out, for the bias too")
+    about = cited("2205.05638", family="scale", formula="out, for the bias too")
 
     def bias_law(self, b: Bias) -> Bias:
         return scaled(b, self.scale)

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, compute_dtype, mixed
-from .._bibtex import bibtex_of
+from .._bibtex import cited
 from .._scaled import Additive
 
 
@@ -32,12 +30,7 @@ class LoHa(Additive):
 
     adapter_fields = ("A1", "B1", "A2", "B2")
     variant = "loha"
-    about = About(
-        family="structured",
-        paper="2108.06098",
-        formula="2 r (in + out)",
-        bibtex=bibtex_of("2108.06098", "2309.14859"),
-    )
+    about = cited("2108.06098", "2309.14859", family="structured", formula="2 r (in + out)")
 
     A1: Float[Array, "r in"]
     B1: Float[Array, "out r"]

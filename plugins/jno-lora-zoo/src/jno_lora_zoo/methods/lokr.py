@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
-from .._bibtex import bibtex_of
+from .._bibtex import cited
 from .._scaled import Additive
 
 
@@ -28,11 +26,8 @@ class LoKr(Additive):
 
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
-    about = About(
-        family="structured",
-        paper="2309.14859",
-        formula="r^2 + ceil(out / r) ceil(in / r)",
-        bibtex=bibtex_of("2212.10650", "2309.14859"),
+    about = cited(
+        "2309.14859", "2212.10650", family="structured", formula="r^2 + ceil(out / r) ceil(in / r)"
     )
 
     kron_A: Float[Array, "r r"]

@@ -6,9 +6,8 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import positive_number
 from .._svd import largest
 from .pissa import Split
@@ -35,7 +34,7 @@ class LoRAGA(Split):
 
     needs = ("gradient",)
     variant = "lora-ga"
-    about = About(family="low rank", paper="2407.05000", formula="r (in + out)")
+    about = cited("2407.05000", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

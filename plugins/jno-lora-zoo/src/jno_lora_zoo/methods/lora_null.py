@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import Triplets
 from .pissa import Split
 
@@ -37,7 +36,7 @@ class LoRANull(Split):
 
     needs = ("input_covariance",)
     variant = "lora-null"
-    about = About(family="low rank", paper="2503.02659", formula="r (in + out)")
+    about = cited("2503.02659", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import positive_number
 from .._svd import largest
 from .pissa import Split
@@ -38,7 +37,7 @@ class LoRAOne(Split):
 
     needs = ("gradient",)
     variant = "lora-one"
-    about = About(family="low rank", paper="2502.01235", formula="r (in + out)")
+    about = cited("2502.01235", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

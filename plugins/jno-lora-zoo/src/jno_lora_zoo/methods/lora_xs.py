@@ -5,9 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._scaled import Scaled
 from .._singular_core import SingularCore, singular_factors
 
@@ -26,7 +25,7 @@ class LoRAXS(Scaled, SingularCore):
 
     adapter_fields = ("R",)
     variant = "lora-xs"
-    about = About(family="singular", paper="2405.17604", formula="r^2")
+    about = cited("2405.17604", family="singular", formula="r^2")
 
     R: Float[Array, "r r"]
 

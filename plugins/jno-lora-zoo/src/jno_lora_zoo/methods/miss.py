@@ -8,9 +8,8 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix, in_compute_dtype
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._options import whole_number
 from .._scaled import Additive
@@ -37,9 +36,9 @@ class MiSS(Additive):
 
     adapter_fields = ("D",)
     variant = "miss"
-    about = About(
+    about = cited(
+        "2409.15371",
         family="structured",
-        paper="2409.15371",
         formula="r out",
         cost="with `bat`, makes a matrix as large as the weight at every call: merge before "
         "decoding.",

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import About
-
 from .._arrays import Matrix, scaled
+from .._bibtex import cited
 from .._derivatives import recomputed
 from .._random import uniform_matrix
 from .._scaled import Scaled
@@ -38,9 +37,9 @@ class RandLoRA(Scaled):
 
     adapter_fields = ("lambdas", "gammas")
     variant = "randlora"
-    about = About(
+    about = cited(
+        "2502.00987",
         family="structured",
-        paper="2502.00987",
         formula="ceil(m / r) (r + m), m = min(in, out)",
         cost="draws matrices as large as the weight at every call: merge before decoding.",
     )

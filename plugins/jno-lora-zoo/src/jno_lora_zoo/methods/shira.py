@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._positions import count_of, drawn_positions, row_and_column, scattered
@@ -18,11 +17,6 @@ class Scattered(Method):
     """`W' = W + U`, where `U` has trained values at some positions, and zeros elsewhere."""
 
     adapter_fields = ("values",)
-    about = About(
-        family="sparse",
-        formula="min(r (in + out), in out)",
-        cost="makes a matrix as large as the weight at every call: merge before decoding.",
-    )
 
     values: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -56,9 +50,9 @@ class SHiRA(Scattered):
     """
 
     variant = "shira"
-    about = About(
+    about = cited(
+        "2406.13175",
         family="sparse",
-        paper="2406.13175",
         formula="min(r (in + out), in out)",
         cost="makes a matrix as large as the weight at every call: merge before decoding.",
     )

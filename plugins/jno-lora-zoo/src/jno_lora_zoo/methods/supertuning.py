@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import count_of, digits_of
 from .shira import Scattered
 
@@ -33,9 +32,9 @@ class SuperTuning(Scattered):
     """
 
     variant = "supertuning"
-    about = About(
+    about = cited(
+        "2607.09287",
         family="sparse",
-        paper="2607.09287",
         formula="min(r (in + out), in out)",
         cost="makes a matrix as large as the weight at every call: merge before decoding.",
     )

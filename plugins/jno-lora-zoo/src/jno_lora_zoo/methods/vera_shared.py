@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About, Shared
+from jno.lora import Shared
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .vera import BetweenVectors
 
 
@@ -32,7 +33,7 @@ class VeRAShared(BetweenVectors):
     """
 
     variant = "vera-shared"
-    about = About(family="structured", paper="2310.11454", formula="out + r, beside a frozen pair")
+    about = cited("2310.11454", family="structured", formula="out + r, beside a frozen pair")
 
     A: Shared
     B: Shared

@@ -9,9 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
-
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import row_and_column, scattered
 from .fourierft import Transformed
 
@@ -40,9 +39,9 @@ class WaveFT(Transformed):
     """
 
     variant = "waveft"
-    about = About(
+    about = cited(
+        "2505.12532",
         family="transform",
-        paper="2505.12532",
         formula="min(r (in + out), in out)",
         cost="a wavelet transform of the size of the weight at every call: merge before decoding.",
     )
