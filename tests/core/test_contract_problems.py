@@ -4,9 +4,8 @@ import equinox as eqx
 import jax
 import pytest
 
-from jno.lora import About, LoRAWrapper, WrapperError, apply_lora
+from jno.lora import About, LoRAWrapper, MatrixAdapter, WrapperError, apply_lora
 from jno.lora._contract._problems import check_contract, contract_problems
-from jno.lora.extending import as_matrix_adapter
 
 from .toys import ToyBlock, ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
 
@@ -206,8 +205,8 @@ def test_facts_that_are_attributes_are_collected():
 
 
 def test_members_about_matrices_need_no_other_base_class():
-    cls, layer = as_matrix_adapter(Former), eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    cls, layer = MatrixAdapter.of(Former), eqx.nn.Linear(3, 2, key=jax.random.key(0))
     assert cls.matrix(layer) is layer.weight and cls.low_rank_scale(2, 1.0) == 0.5
     assert cls.inputs_of(layer, layer.weight[0]).shape == (1, 3)
     assert (cls.needs, cls.rank_gate, cls.matrices(layer)) == ((), None, {})
-    assert as_matrix_adapter(Former) is cls and as_matrix_adapter(cls) is cls
+    assert MatrixAdapter.of(Former) is cls and MatrixAdapter.of(cls) is cls

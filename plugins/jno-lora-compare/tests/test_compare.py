@@ -20,15 +20,7 @@ from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 import jno.lora
 import jno_lora_compare._compare as comparing
 import jno_lora_train._trainer as trainer_module
-from jno.lora import (
-    About,
-    Net,
-    Registry,
-    SelectionError,
-    Shared,
-    extract_adapters,
-    lora_report,
-)
+from jno.lora import About, Net, Registry, SelectionError, Shared, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means

@@ -23,14 +23,7 @@ from ._compute import (
     jaxprs_in,
     static_key,
 )
-from ._contract import (
-    adds_up,
-    as_matrix_adapter,
-    expect_model,
-    over_stack,
-    trainable_fields,
-    weights_read_by,
-)
+from ._contract import adds_up, expect_model, over_stack, trainable_fields, weights_read_by
 from ._errors import imported_for, warn
 from ._moved import moved
 from ._paths import bullets, nearest, path_str, show_array, show_path
@@ -59,7 +52,6 @@ __all__ = [
     "Printed",
     "adapted_layers",
     "adds_up",
-    "as_matrix_adapter",
     "bullets",
     "call_compiled",
     "callable_for",

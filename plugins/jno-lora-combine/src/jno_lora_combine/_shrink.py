@@ -6,15 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import LoRAWrapper, Registry, SelectionError, unwrap_lora
-from jno.lora.extending import (
-    adapted_layers,
-    as_matrix_adapter,
-    expect_model,
-    known_factors,
-    map_adapters,
-    warn,
-)
+from jno.lora import LoRAWrapper, MatrixAdapter, Registry, SelectionError, unwrap_lora
+from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
 from jno.lora.parts import Factors, is_traced
 
 from ._convert import has_products, lora_around, to_lora
@@ -38,7 +31,7 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     as a product (`low_rank_update`); `SelectionError` if `model` is traced, a `Net` or a set.
     """
     expect_model(model, "shrink")
-    gated = map_adapters(lambda _, a: a if as_matrix_adapter(type(a)).rank_gate else None, model)
+    gated = map_adapters(lambda _, a: a if MatrixAdapter.of(type(a)).rank_gate else None, model)
     adapters = [adapter for _, adapter in adapted_layers(gated)]
     if is_traced(adapters):
         raise SelectionError(
@@ -62,7 +55,7 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
 
 def _is_open(adapter: LoRAWrapper) -> bool:
     """Whether any direction of an adapter, or of one of its matrices, is on."""
-    gate = as_matrix_adapter(type(adapter)).rank_gate
+    gate = MatrixAdapter.of(type(adapter)).rank_gate
     return any(map(np.any, jax.tree.leaves(getattr(adapter, gate or ""))))
 
 

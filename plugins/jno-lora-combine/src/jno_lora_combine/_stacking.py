@@ -15,13 +15,7 @@ from jno.lora.extending import bullets, show_array, show_path
 from jno.lora.parts import check_rank, on_the_mesh, widest
 from jno.lora.types import AdapterSet, LooseAdapter
 
-from ._products import (
-    check_products,
-    factors_of,
-    listed_sets,
-    padded,
-    paths_of,
-)
+from ._products import check_products, factors_of, listed_sets, padded, paths_of
 
 
 def stack_adapters(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jno.lora.extending import as_matrix_adapter, over_stack
+from jno.lora import MatrixAdapter
+from jno.lora.extending import over_stack
 
 
 def apart(
@@ -22,7 +23,7 @@ def apart(
     # Nothing maps over weights that have values: then the sums cost least, and train as ever.
     if not from_zero or not isinstance(phi, Tracer):
         return adapter, directions
-    cls = as_matrix_adapter(type(adapter))
+    cls = MatrixAdapter.of(type(adapter))
     ndim = cls.stack_ndim(adapter.base)
 
     def behind_the_stack(d: Array) -> Array:

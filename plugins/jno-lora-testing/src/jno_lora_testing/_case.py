@@ -13,9 +13,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper, lora_trainable_filter
+from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
 from jno.lora.coded import is_coded
-from jno.lora.extending import as_matrix_adapter, call_compiled
+from jno.lora.extending import call_compiled
 from jno.lora.parts import construct, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
@@ -158,7 +158,7 @@ def random_statistics(
     """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
     if not statistics_of(cls):
         return None
-    outputs, inputs = eqx.filter_eval_shape(as_matrix_adapter(cls).matrix, layer).shape
+    outputs, inputs = eqx.filter_eval_shape(MatrixAdapter.of(cls).matrix, layer).shape
     random = np.random.default_rng(6)
     values: dict[str, Any] = {}
     for statistic in statistics_of(cls):

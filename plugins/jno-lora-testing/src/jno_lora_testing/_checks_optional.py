@@ -12,6 +12,7 @@ import numpy as np
 
 from jno.lora import (
     LoRAWrapper,
+    MatrixAdapter,
     Registry,
     lora_trainable_filter,
     merge_lora,
@@ -19,7 +20,7 @@ from jno.lora import (
     resolve,
 )
 from jno.lora.coded import with_arrays
-from jno.lora.extending import as_matrix_adapter, path_str
+from jno.lora.extending import path_str
 from jno.lora.parts import shared_arrays, statistic_keys, statistics_of, with_shared_arrays
 from jno_lora_train import calibrate
 
@@ -215,7 +216,7 @@ def check_penalty(case: WrapperCase) -> None:
 )
 def check_rank_gate(case: WrapperCase) -> None:
     """Only directions with an open gate have an effect, in one program for all gates."""
-    name: Any = as_matrix_adapter(case.wrapper).rank_gate
+    name: Any = MatrixAdapter.of(case.wrapper).rank_gate
     skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
     _check_rank_axes(opened, name)
@@ -235,7 +236,7 @@ def check_rank_gate(case: WrapperCase) -> None:
             relative_error(without, with_direction) > 10 * _TOLERANCE,
             f"The output does not change if an entry of the gate {name!r} becomes zero.",
         )
-        for field, axis in as_matrix_adapter(case.wrapper).rank_axes.items():
+        for field, axis in MatrixAdapter.of(case.wrapper).rank_axes.items():
             array = _by_matrix(getattr(opened, field))[matrix]
             changed = array.at[(slice(None),) * axis + (-1,)].add(1)
             which = f"The direction of {field!r} along axis {axis}"
@@ -256,7 +257,7 @@ def _check_rank_axes(adapter: Any, name: str) -> None:
         require(
             gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
         )
-        for field, axis in as_matrix_adapter(type(adapter)).rank_axes.items():
+        for field, axis in MatrixAdapter.of(type(adapter)).rank_axes.items():
             shape = _by_matrix(getattr(adapter, field))[matrix].shape
             require(
                 shape[axis : axis + 1] == gate.shape,
@@ -268,7 +269,7 @@ def _check_rank_axes(adapter: Any, name: str) -> None:
 def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
     """**Raises:** `ConformanceError` if an array that grows with the rank is not in `rank_axes`."""
     cases = (case, dataclasses.replace(case, rank=1 if case.rank > 1 else 2))
-    key, declared = jax.random.key(3), as_matrix_adapter(case.wrapper).rank_axes
+    key, declared = jax.random.key(3), MatrixAdapter.of(case.wrapper).rank_axes
     grown = [eqx.filter_eval_shape(constructed, ranked, case.make_base(), key) for ranked in cases]
     for name in {*case.wrapper.adapter_fields} - {gate}:
         shapes = [getattr(getattr(adapter, name), "shape", ()) for adapter in grown]

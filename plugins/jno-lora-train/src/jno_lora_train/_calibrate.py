@@ -13,15 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import Registry, SelectionError, Spec, Statistic, WrapperError
-from jno.lora.extending import (
-    as_matrix_adapter,
-    bullets,
-    expect_model,
-    layers_at,
-    over_stack,
-    show_path,
-)
+from jno.lora import MatrixAdapter, Registry, SelectionError, Spec, Statistic, WrapperError
+from jno.lora.extending import bullets, expect_model, layers_at, over_stack, show_path
 from jno.lora.parts import (
     mean_shape,
     plan_call,
@@ -164,7 +157,7 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
             )
         sums[statistic_key(statistic)] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
-    return probe(layer, sums, tuple(measured), as_matrix_adapter(cls))
+    return probe(layer, sums, tuple(measured), MatrixAdapter.of(cls))
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:

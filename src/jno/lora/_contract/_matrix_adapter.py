@@ -43,6 +43,18 @@ class MatrixAdapter(LoRAWrapper):
     # so on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
 
+    @staticmethod
+    @remembered(4096)
+    def of(cls: type[LoRAWrapper]) -> type["MatrixAdapter"]:
+        """`cls` with every member of `MatrixAdapter`: the defaults, for members that `cls` lacks.
+
+        So tools may ask every adapter. An adapter that derives from `LoRAWrapper` alone may define
+        some of the members, as adapters did in 0.3.
+        """
+        if issubclass(cls, MatrixAdapter):
+            return cls
+        return types.new_class(cls.__name__, (cls, MatrixAdapter))
+
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
         """The `(out, in)` matrix of one plain `layer` that the adapter updates, if it is one."""
@@ -126,20 +138,8 @@ class MatrixAdapter(LoRAWrapper):
         return None
 
 
-@remembered(4096)
-def as_matrix_adapter(cls: type[LoRAWrapper]) -> type[MatrixAdapter]:
-    """`cls` with every member of `MatrixAdapter`: the defaults, for members that `cls` lacks.
-
-    So tools may ask every adapter. An adapter that derives from `LoRAWrapper` alone may define some
-    of the members, as adapters did until 0.3.
-    """
-    if issubclass(cls, MatrixAdapter):
-        return cls
-    return types.new_class(cls.__name__, (cls, MatrixAdapter))
-
-
 def adds_up(cls: type[LoRAWrapper]) -> bool:
     """Whether a class of adapters defines `sum_of`."""
-    function: Any = as_matrix_adapter(cls).sum_of
+    function: Any = MatrixAdapter.of(cls).sum_of
     default: Any = MatrixAdapter.sum_of
     return function.__func__ is not default.__func__

@@ -95,8 +95,10 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             '`variant` must be a word without ":" (but not `auto`, `all`, `none` or `all-linear`), '
             f"or None, but is {variant!r}"
         )
-    facts = vars(cls.about).items() if isinstance(cls.about, About) else [("about", cls.about)]
-    for name, value in facts:
+    if not isinstance(cls.about, About):
+        yield f"`about` must be a jno.lora.About, but is {cls.about!r}"
+        return
+    for name, value in vars(cls.about).items():
         if not (value is None or (isinstance(value, str) and value)):
             yield f"`About({name}=...)` must be a text that is not empty, or None, but is {value!r}"
 

@@ -16,7 +16,7 @@ from .._compute import held_dtype
 from .._contract import (
     Loose,
     LoRAWrapper,
-    as_matrix_adapter,
+    MatrixAdapter,
     call_or_trace,
     expect_model,
     is_coded,
@@ -110,7 +110,7 @@ class LooseAdapter(eqx.Module):
         """The scale `s` of an update `s B A` of `lora_A` and `lora_B`; `None` for other updates."""
         if self.rank is None or self.alpha is None:
             return None
-        return as_matrix_adapter(self.wrapper).low_rank_scale(self.rank, self.alpha)
+        return MatrixAdapter.of(self.wrapper).low_rank_scale(self.rank, self.alpha)
 
     @property
     def is_product(self) -> bool:

@@ -24,7 +24,6 @@ from .._contract import (
     MatrixAdapter,
     Term,
     adds_up,
-    as_matrix_adapter,
     check_adapter_name,
     check_number,
     expect_model,
@@ -98,7 +97,7 @@ class AdapterSum(MatrixAdapter):
     def matrix(cls, layer: Any) -> Array | None:
         """The matrix of the first member, if all members see the same matrix."""
         views = {view_of(member.wrapper) for member in cls.members}
-        return as_matrix_adapter(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
+        return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
 
     def __check_init__(self):
         hidden = {"trained", "frozen", "weights"} & {*getattr(self.base, "__dict__", ())}
@@ -190,7 +189,7 @@ class AdapterSum(MatrixAdapter):
         factors: dict[str, Any] = {}
         for member, weight in zip(self.members, self.weights, strict=True):
             adapter = at_least_float32(self.member(member.name))
-            update = as_matrix_adapter(member.wrapper).low_rank_update(adapter)
+            update = MatrixAdapter.of(member.wrapper).low_rank_update(adapter)
             if update is not None:
                 A, B = update
                 factors[member.name] = A, B * weight.astype(B.dtype)
@@ -212,7 +211,7 @@ class AdapterSum(MatrixAdapter):
             of_class = [m for m in remaining if m.wrapper is cls]
             states = {m: self._around_base(m.name).state() for m in of_class}
             terms = [Term(states[m], m.rank, m.alpha, remaining.pop(m)) for m in of_class]
-            total = as_matrix_adapter(cls).sum_of(terms)
+            total = MatrixAdapter.of(cls).sum_of(terms)
             assert total is not None
             parts.append(Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
         return parts + [Part(self.member(m.name), weight) for m, weight in remaining.items()]
@@ -254,7 +253,7 @@ def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def view_of(cls: type[LoRAWrapper]) -> Any:
     """The function that reads the matrix. Adapters of one layer kind inherit one function."""
-    return getattr(as_matrix_adapter(cls).matrix, "__func__", None)
+    return getattr(MatrixAdapter.of(cls).matrix, "__func__", None)
 
 
 def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:

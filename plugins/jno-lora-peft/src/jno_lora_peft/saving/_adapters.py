@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from jno.lora import (
     CheckpointError,
     LoRAWrapper,
+    MatrixAdapter,
     PeftFormatError,
     SelectionError,
     Shared,
@@ -17,14 +18,7 @@ from jno.lora import (
     resolve,
     swap_adapters,
 )
-from jno.lora.extending import (
-    adapted_layers,
-    as_matrix_adapter,
-    known_factors,
-    path_str,
-    show_path,
-    values_of,
-)
+from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
 from jno.lora.types import AdapterSum
 from jno_lora_combine import combine
 from jno_lora_zoo import Method
@@ -209,7 +203,7 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
     is_method = issubclass(cls, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
-    scale = as_matrix_adapter(cls).low_rank_scale(rank, alpha)
+    scale = MatrixAdapter.of(cls).low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
     if variant in ROUTED and cls.__name__ == ROUTED[variant]:

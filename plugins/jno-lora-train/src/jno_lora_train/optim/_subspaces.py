@@ -11,16 +11,8 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper, SelectionError, resolve
-from jno.lora.extending import (
-    as_matrix_adapter,
-    bullets,
-    expect_model,
-    over_stack,
-    path_str,
-    show_array,
-    show_path,
-)
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
+from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
 from jno.lora.parts import at_least_float32, on_the_mesh, stable_hash, widest
 
 from ._factors import ADVICE, KeyPath, Product, factors, products
@@ -249,7 +241,7 @@ def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
 
 def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
     """The matrix of the layer before adapting; of a layer with several, the matrix `name`."""
-    cls = as_matrix_adapter(type(adapter))
+    cls = MatrixAdapter.of(type(adapter))
 
     def of_layer(adapter: Any) -> Any:
         layer = at_least_float32(adapter).unwrap()
@@ -267,7 +259,7 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
     if product.inner:  # one of several matrices of a layer, whose update is not asked for
         return type(adapter).unwrap is LoRAWrapper.unwrap
-    cls = as_matrix_adapter(type(adapter))
+    cls = MatrixAdapter.of(type(adapter))
     update = over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(adapter)
     if update is None:
         return False
