@@ -45,15 +45,15 @@ class MatrixAdapter(LoRAWrapper):
 
     @staticmethod
     @remembered(4096)
-    def of(cls: type[LoRAWrapper]) -> type["MatrixAdapter"]:
-        """`cls` with every member of `MatrixAdapter`: the defaults, for members that `cls` lacks.
+    def of(wrapper: type[LoRAWrapper]) -> type["MatrixAdapter"]:
+        """`wrapper` with the members of `MatrixAdapter`: the defaults, for members that it lacks.
 
         So tools may ask every adapter. An adapter that derives from `LoRAWrapper` alone may define
         some of the members, as adapters did in 0.3.
         """
-        if issubclass(cls, MatrixAdapter):
-            return cls
-        return types.new_class(cls.__name__, (cls, MatrixAdapter))
+        if issubclass(wrapper, MatrixAdapter):
+            return wrapper
+        return types.new_class(wrapper.__name__, (wrapper, MatrixAdapter))
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
