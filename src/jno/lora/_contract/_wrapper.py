@@ -50,7 +50,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
     (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional,
-    also `rank` and `alpha`.
+    also `rank` and `alpha`. `MatrixAdapter` has further members, for adapters of matrices.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
@@ -200,10 +200,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         if cls.__doc__ is None:
             # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
-        if "about" not in vars(cls):
-            # In 0.3, each fact was an attribute of the class.
-            facts = {fact: getattr(cls, fact, None) for fact in vars(cls.about)}
-            facts = {fact: text for fact, text in facts.items() if isinstance(text, str)}
+        # In 0.3, each fact was an attribute of the class.
+        facts = {n: x for n, x in vars(cls).items() if n in vars(About()) and isinstance(x, str)}
+        if facts:
             cls.about = dataclasses.replace(cls.about, **facts)
         # Looked up with inheritance, because it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
