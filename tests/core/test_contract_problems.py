@@ -72,10 +72,9 @@ def test_a_variant_is_a_word(value):
 
 
 @pytest.mark.parametrize("name", ["family", "paper", "formula", "cost", "bibtex"])
-@pytest.mark.parametrize("value", ["", 2106.09685])
-def test_the_facts_for_listings_are_texts_or_none(name, value):
-    (problem,) = contract_problems(define(about=About(**{name: value})))
-    assert problem.startswith(f"`About({name}=...)` must be a text") and repr(value) in problem
+def test_the_facts_for_listings_are_texts_or_none(name):
+    (problem,) = contract_problems(define(about=About(**{name: ""})))
+    assert problem.startswith(f"`About({name}=...)` must be a text") and "''" in problem
     assert contract_problems(define(about=About(**{name: None}))) == ()
 
 

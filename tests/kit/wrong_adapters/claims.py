@@ -501,10 +501,10 @@ class VariantIsEmpty(LoRA):
 
 
 @wrong("contract")
-class PaperIsANumber(LoRA):
-    """`paper` is a number instead of a text."""
+class PaperIsEmpty(LoRA):
+    """`paper` is an empty text."""
 
-    about = About(paper=2106.09685)  # pyright: ignore
+    about = About(paper="")
 
 
 @wrong("contract")
@@ -515,17 +515,17 @@ class AutoIsAText(LoRA):
 
 
 @wrong("contract")
-class FamilyIsATuple(LoRA):
-    """`family` is a tuple because of a comma."""
+class FamilyIsEmpty(LoRA):
+    """`family` is an empty text."""
 
-    about = About(family=("low rank",))  # pyright: ignore
+    about = About(family="")
 
 
 @wrong("contract")
-class CostIsANumber(LoRA):
-    """`cost` is a number, where summaries show a phrase."""
+class AboutIsAText(LoRA):
+    """`about` is a text instead of an `About`."""
 
-    about = About(cost=2)  # pyright: ignore
+    about = "a low-rank update"  # pyright: ignore
 
 
 @wrong("contract")
