@@ -7,7 +7,7 @@ jno-lora check jno-lora-svft
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import hookimpl
+from jno.lora import About, hookimpl
 from jno_lora_zoo import ConvLayer, LinearLayer, Method, largest, scaled
 
 
@@ -25,8 +25,7 @@ class SVFT(Method):
 
     adapter_fields = ("m",)  # the fields that train
     variant = "svft"  # wrapper="svft"
-    paper = "2405.19597"
-    formula = "r"
+    about = About(paper="2405.19597", formula="r")
 
     U: Float[Array, "out r"]
     Vt: Float[Array, "r in"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jno.lora
-from jno.lora import Net, apply_lora, citation, registered
+from jno.lora import About, Net, apply_lora, citation, registered
 
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale
 
@@ -116,18 +116,20 @@ def test_a_plugin_s_record_counts_its_adapters(site):
 
 
 class Cited(ToyLinear):
-    bibtex = """
-    @misc{one,
-      title = {One},
-    }
-    @misc{two,
-      title = {Two},
-    }
-    """
+    about = About(
+        bibtex="""
+        @misc{one,
+          title = {One},
+        }
+        @misc{two,
+          title = {Two},
+        }
+        """
+    )
 
 
 class CitedToo(ToyConv):
-    bibtex = "@misc{two,\n  title = {Two},\n}"
+    about = About(bibtex="@misc{two,\n  title = {Two},\n}")
 
 
 class OnlyPaper(ToyLinear):

@@ -1,4 +1,4 @@
-"""The example of an operator in the README: it runs, and gives the numbers that are printed there."""
+"""The example of an operator in the README gives the numbers that the README prints."""
 
 import pathlib
 import re

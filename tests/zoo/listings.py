@@ -73,10 +73,10 @@ def _families() -> str:
     head = "| family | variant | parameters | in a step |\n|---|---|---|---|\n"
     rows: list[str] = []
     for family in FAMILIES:
-        named = sorted((m.variant, m) for m in METHODS if m.family == family)
+        named = sorted((m.variant, m) for m in METHODS if m.about.family == family)
         for number, (variant, method) in enumerate(named):
             cells = ["" if number else family, f"[`{variant}`](methods/{variant}.md)"]
-            rows.append(f"| {' | '.join([*cells, method.formula, _way(method)])} |\n")
+            rows.append(f"| {' | '.join([*cells, method.about.formula, _way(method)])} |\n")
     return head + "".join(rows)
 
 
@@ -121,11 +121,11 @@ def _row(method: Any) -> str:
     # No constructor makes `direction_weights`: they are of conditional adapters.
     fields = [f for f in dataclasses.fields(method) if f.name != "direction_weights"]
     arrays = [_array(f, f.name in method.adapter_fields) for f in fields]
-    is_on_arxiv = method.paper[:4].isdigit()
+    is_on_arxiv = method.about.paper[:4].isdigit()
     site = "https://arxiv.org/abs/" if is_on_arxiv else "https://openreview.net/forum?id="
-    paper = f"[{method.paper}]({site}{method.paper})"
+    paper = f"[{method.about.paper}]({site}{method.about.paper})"
     variant = f"[`{method.variant}`](methods/{method.variant}.md)"
-    cells = [variant, ", ".join(filter(None, arrays)), law[1], method.formula, paper]
+    cells = [variant, ", ".join(filter(None, arrays)), law[1], method.about.formula, paper]
     return f"| {' | '.join(cells)} |\n"
 
 

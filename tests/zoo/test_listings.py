@@ -31,7 +31,7 @@ def test_the_lists_are_up_to_date():
 @pytest.mark.parametrize("method", jno_lora_zoo.METHODS, ids=lambda method: method.__name__)
 def test_every_method_has_a_page(method):
     page = (listings.ROOT / f"docs/methods/{method.variant}.md").read_text()
-    assert f'`wrapper="{method.variant}"`' in page and f"[{method.paper}]" in page
+    assert f'`wrapper="{method.variant}"`' in page and f"[{method.about.paper}]" in page
     assert f"`{method.__name__}Linear`" in page
 
 
@@ -106,7 +106,7 @@ def test_the_methods_are_listed_by_family_within_100_columns():
     lines = str(installed.methods_as_table(found)).splitlines()
     assert max(map(len, lines)) <= 100
     families = [line.strip() for line in lines if line.endswith(":")]
-    assert {f"{method.family}:" for method in METHODS} <= {*families}
-    assert {method.family for method in METHODS} <= {*jno_lora_zoo.FAMILIES}
+    assert {f"{method.about.family}:" for method in METHODS} <= {*families}
+    assert {method.about.family for method in METHODS} <= {*jno_lora_zoo.FAMILIES}
     assert "others:" not in families
     assert all(any(f" {method.variant} " in line for line in lines) for method in METHODS)

@@ -25,7 +25,7 @@ def plain(text):
 
 @pytest.mark.parametrize("cls", first_party(), ids=lambda cls: cls.__name__)
 def test_the_entries_are_whole_and_agree_with_the_documentation(cls):
-    entries = re.split(r"^[ ]*(?=@)", cls.bibtex, flags=re.MULTILINE)[1:]
+    entries = re.split(r"^[ ]*(?=@)", cls.about.bibtex, flags=re.MULTILINE)[1:]
     documentation = " ".join(cls.__doc__.split())
     for entry in entries:
         assert re.match(r"@misc\{[a-z]+\d{4}[a-z0-9]+,\n", entry)
@@ -41,4 +41,4 @@ def test_the_entries_are_whole_and_agree_with_the_documentation(cls):
         title = re.search(rf'"([^"]*)", {number}', documentation)
         assert title is not None
         assert plain(fields["title"]).startswith(title[1])
-    assert any(f"eprint = {{{cls.paper}}}" in entry for entry in entries)
+    assert any(f"eprint = {{{cls.about.paper}}}" in entry for entry in entries)

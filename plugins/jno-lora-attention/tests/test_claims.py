@@ -69,7 +69,9 @@ def test_found_by_name_through_the_registry():
     record = next(r for r in registered() if r.distribution == "jno-lora-attention")
     assert record.status == "loaded" and [w.cls for w in record.wrappers] == ADAPTERS
     assert not any(cls.auto for cls in ADAPTERS)
-    assert [(bool(cls.paper), bool(cls.formula)) for cls in ADAPTERS] == [(True, True)] * 3
+    assert [(bool(cls.about.paper), bool(cls.about.formula)) for cls in ADAPTERS] == [
+        (True, True)
+    ] * 3
 
 
 @pytest.mark.parametrize("name", ["lora-attention", "LoRAAttention", LoRAAttention])

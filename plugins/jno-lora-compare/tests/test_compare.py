@@ -20,7 +20,7 @@ from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 import jno.lora
 import jno_lora_compare._compare as comparing
 import jno_lora_train._trainer as trainer_module
-from jno.lora import Net, Registry, SelectionError, Shared, extract_adapters, lora_report
+from jno.lora import About, Net, Registry, SelectionError, Shared, extract_adapters, lora_report
 from jno.lora.extending import Bar, Printed
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means
@@ -442,19 +442,19 @@ def test_one_name_need_not_be_in_a_list(model, batches):
 
 
 class First(ToyLinear):
-    variant, family = "first", "turns"
+    variant, about = "first", About(family="turns")
 
 
 class Second(ToyLinear):
-    variant, family = "second", "adds"
+    variant, about = "second", About(family="adds")
 
 
 class Elsewhere(ToyConv):
-    variant, family = "elsewhere", "adds"
+    variant, about = "elsewhere", About(family="adds")
 
 
 class Named(ToyScale):
-    variant, family = "named", "adds"
+    variant, about = "named", About(family="adds")
 
 
 def test_all_stands_for_every_variant_that_takes_a_layer(model, batches):

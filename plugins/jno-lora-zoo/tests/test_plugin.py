@@ -115,10 +115,10 @@ def test_each_keeps_the_contract(adapter):
 @each()
 def test_each_says_what_it_is(adapter):
     cls = adapter.cls
-    assert (cls.variant, cls.paper) == VARIANTS[adapter.method]
+    assert (cls.variant, cls.about.paper) == VARIANTS[adapter.method]
     assert set(cls.adapter_fields) == FIELDS[adapter.method]
-    assert set(re.findall("[a-z]+", cls.formula)) <= {"r", "in", "out", "ceil"}
-    assert cls.formula
+    assert set(re.findall("[a-z]+", cls.about.formula)) <= {"r", "in", "out", "ceil"}
+    assert cls.about.formula
     assert cls.auto is False
 
 
@@ -148,7 +148,7 @@ def test_each_names_its_options_and_refuses_others(adapter):
 def test_each_is_documented_with_its_law_its_cost_and_its_paper(adapter):
     doc = inspect.getdoc(adapter.cls)
     assert doc
-    assert f"arXiv:{adapter.cls.paper}" in doc
+    assert f"arXiv:{adapter.cls.about.paper}" in doc
     assert "Law:" in doc
     assert {"parameters", "train"} <= set(re.findall("[a-z]+", doc))
 

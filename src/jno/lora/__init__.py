@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _moved, _registry
 from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapters
-from ._contract import LoRAWrapper, Shared, Statistic
+from ._contract import About, LoRAWrapper, MatrixAdapter, Shared, Statistic
 from ._dispatch import apply_lora, plan_lora
 from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
 from ._merge import disabled, merge_lora, unwrap_lora
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Net", "Registry", "hookimpl", "refresh", "register", "registered", "resolve"]
 __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
-__all__ += ["LoRAWrapper", "Shared", "Spec", "Statistic"]
+__all__ += ["About", "LoRAWrapper", "MatrixAdapter", "Shared", "Spec", "Statistic"]
 __all__ += ["apply_lora", "merge_lora", "plan_lora", "unwrap_lora"]
 __all__ += ["disabled", "lora_param_labels", "lora_trainable_filter"]
 __all__ += ["partial_lora_trainable_filter", "penalty"]

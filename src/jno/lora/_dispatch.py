@@ -192,10 +192,10 @@ def _build_all(
 def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
     """The statistics that `row.wrapper` needs. **Raises:** `SelectionError` if some are missing."""
     cls: Any = row.wrapper
-    if not cls.needs:
+    keys = statistic_keys(cls)
+    if not keys:
         return None
     zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
-    keys = statistic_keys(cls)
     shapes = {keys[name]: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
     collected = statistics.get(row.path, {})
     given = {name: jnp.shape(x) for name, x in collected.items()}

@@ -28,6 +28,7 @@ from ._contract import (
     is_traced,
     replaced,
     shared_fields,
+    trainable_fields,
 )
 from ._errors import SelectionError
 from ._paths import show_array, stable_hash
@@ -206,8 +207,7 @@ def _users(model: Any) -> Iterator[tuple[Any, bool, Shared]]:
     for node in jax.tree.leaves(model, is_leaf=is_adapter):
         if is_adapter(node):
             for name, shared in shared_fields(node):
-                trained = (*type(node).adapter_fields, *type(node).optional_fields)
-                yield node, name in trained, shared
+                yield node, name in trainable_fields(type(node)), shared
 
 
 def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:

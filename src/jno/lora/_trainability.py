@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._caches import remembered
-from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared
+from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared, trainable_fields
 from ._errors import SelectionError
 from ._paths import KeyPath
 from ._shared_arrays import names_shared_in, shared_arrays, with_shared_values
@@ -147,7 +147,7 @@ def _flags(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> list[bool]:
 def _inside(adapter: LoRAWrapper) -> Any:
     """The role of each leaf of an adapter, in the structure of the adapter."""
     cls = type(adapter)
-    roles = {**dict.fromkeys((*cls.adapter_fields, *cls.optional_fields), _ADAPTER), "base": _BASE}
+    roles = {**dict.fromkeys(trainable_fields(cls), _ADAPTER), "base": _BASE}
 
     def mark(path: KeyPath, node: Any) -> Any:
         role = roles.get(path[0].name, 0)

@@ -27,6 +27,7 @@ from ._contract import (
     adds_up as adds_up,
     expect_model as expect_model,
     over_stack as over_stack,
+    trainable_fields as trainable_fields,
     weights_read_by as weights_read_by,
 )
 from ._errors import imported_for as imported_for, warn as warn

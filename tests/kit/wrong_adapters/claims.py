@@ -6,7 +6,7 @@ from tests.core.data_adapters import Informed, Tied, normal
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import float_of
 
-from jno.lora import Shared, Statistic
+from jno.lora import About, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
 from ._rows import wrong
@@ -218,7 +218,7 @@ class SidesNameNoField(LoRA):
     factor_sides = {"lora_down": "input", "lora_B": "output"}  # noqa: RUF012
 
 
-@wrong("contract")
+@wrong("factor-sides")
 class SidesAreUnknown(LoRA):
     """`factor_sides` gives "left" for a side."""
 
@@ -501,10 +501,10 @@ class VariantIsEmpty(LoRA):
 
 
 @wrong("contract")
-class PaperIsANumber(LoRA):
-    """`paper` is a number instead of a text."""
+class PaperIsEmpty(LoRA):
+    """`paper` is an empty text."""
 
-    paper = 2106.09685  # pyright: ignore
+    about = About(paper="")
 
 
 @wrong("contract")
@@ -515,17 +515,17 @@ class AutoIsAText(LoRA):
 
 
 @wrong("contract")
-class FamilyIsATuple(LoRA):
-    """`family` is a tuple because of a comma."""
+class FamilyIsEmpty(LoRA):
+    """`family` is an empty text."""
 
-    family = ("low rank",)  # pyright: ignore
+    about = About(family="")
 
 
 @wrong("contract")
-class CostIsANumber(LoRA):
-    """`cost` is a number, where summaries show a phrase."""
+class AboutIsAText(LoRA):
+    """`about` is a text instead of an `About`."""
 
-    cost = 2  # pyright: ignore
+    about = "a low-rank update"  # pyright: ignore
 
 
 @wrong("contract")
@@ -547,14 +547,14 @@ class MatrixNeedsAnInstance(LoRA):
 class FormulaIsWrong(LoRA):
     """`formula` says that a third factor trains."""
 
-    formula = "r (in + out) + r r"
+    about = About(formula="r (in + out) + r r")
 
 
 @wrong(None, survives="only a reader of the paper can tell")
 class PaperIsAnother(LoRA):
     """`paper` has the number of another paper."""
 
-    paper = "1706.03762"
+    about = About(paper="1706.03762")
 
 
 @wrong("penalty")

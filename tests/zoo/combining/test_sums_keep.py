@@ -183,7 +183,7 @@ def test_members_are_searched_before_the_registry(monkeypatch):
 def test_papers_and_listings_name_the_members(tmp_path):
     net = net_of(a=A, d=set_of("dora", 3)).activate("a", "d")
     for cls in (LoRALinear, DoRALinear):
-        assert cls.bibtex.strip() in citation(net.module)
+        assert cls.about.bibtex.strip() in citation(net.module)
     assert "no reference" not in citation(net.module)
     net.save_adapters(path := tmp_path / "sum.safetensors")
     table = str(as_table(inspect(path, values=False)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, scaled, sharded_over
+from jno_lora_zoo import adapter_dtype_for, cited, scaled, sharded_over
 
 from ._unit import AttentionUnit
 
@@ -28,10 +28,7 @@ class IA3Attention(AttentionUnit):
 
     adapter_fields = ("key_scale", "value_scale")
     variant = "ia3-attention"
-    paper = "2205.05638"
-    bibtex = bibtex_of()
-    family = "scale"
-    formula = "heads (qk + vo)"
+    about = cited("2205.05638", family="scale", formula="heads (qk + vo)")
 
     key_scale: Float[Array, " heads*qk"]
     value_scale: Float[Array, " heads*vo"]

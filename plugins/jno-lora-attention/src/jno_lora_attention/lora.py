@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from jno_lora_zoo import (
     LinearLayer,
     adapter_dtype_for,
-    bibtex_of,
+    cited,
     dtype_of,
     mixed,
     sharded_over,
@@ -44,10 +44,7 @@ class LoRAAttention(AttentionUnit):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "lora-attention"
-    paper = "2106.09685"
-    bibtex = bibtex_of()
-    family = "low rank"
-    formula = "r (in + out) per projection"
+    about = cited("2106.09685", family="low rank", formula="r (in + out) per projection")
 
     # By the letter of the projection: (r, in) and (out, r).
     lora_A: dict[str, Float[Array, "r _"]]

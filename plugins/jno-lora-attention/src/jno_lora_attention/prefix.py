@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype, sharded_over
+from jno_lora_zoo import adapter_dtype_for, cited, in_compute_dtype, sharded_over
 
 from ._unit import AttentionUnit
 
@@ -45,10 +45,7 @@ class PrefixAttention(AttentionUnit):
 
     adapter_fields = ("prefix_keys", "prefix_values", "gate")
     variant = "prefix-attention"
-    paper = "2101.00190"
-    bibtex = bibtex_of("2101.00190", "2303.16199")
-    family = "prefix"
-    formula = "r heads (qk + vo) + heads"
+    about = cited("2101.00190", "2303.16199", family="prefix", formula="r heads (qk + vo) + heads")
     mergeable = False
 
     prefix_keys: Float[Array, "rank heads qk"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.extending import adapted_layers, adds_up, over_stack
 from jno.lora.types import Term
 from jno_lora_zoo import (
@@ -214,7 +214,7 @@ class SumSlots(LoRAWrapper):
         """A term, with `ndim` axes of a stack in front of its arrays, with that rank at least."""
 
         def of_layer(state: Any) -> Any:
-            return cls.adapter.sum_of([term._replace(state=state)], rank)
+            return MatrixAdapter.of(cls.adapter).sum_of([term._replace(state=state)], rank)
 
         return over_stack(of_layer, ndim)(dict(term.state))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, SelectionError, split_adapters
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, split_adapters
 from jno.lora.extending import adds_up, bullets, show_path, warn
 from jno.lora.parts import Factors, check_key, check_number, on_the_mesh, stable_hash, widest
 from jno.lora.types import AdapterSet, AdapterSum, LooseAdapter
@@ -28,16 +28,7 @@ from ._products import (
     triplets_of_product,
     weighted,
 )
-from ._recipe import (
-    ALIGNING,
-    BY_INPUTS,
-    EXACT,
-    SPARSE,
-    TRIMMING,
-    Combination,
-    MajoritySign,
-    Recipe,
-)
+from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
 
 _COVARIANCE = "input_covariance"
 
@@ -262,8 +253,9 @@ def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
     if first.wrapper is second.wrapper:
         return first.layer.stack_ndim == second.layer.stack_ndim
     # Adapters of one layer kind inherit the function that reads the matrix.
-    views = [getattr(cls.matrix, "__func__", None) for cls in (first.wrapper, second.wrapper)]
-    return views[0] is views[1] is not getattr(LoRAWrapper.matrix, "__func__", None)
+    classes = MatrixAdapter.of(first.wrapper), MatrixAdapter.of(second.wrapper), MatrixAdapter
+    views = [getattr(cls.matrix, "__func__", None) for cls in classes]
+    return views[0] is views[1] is not views[2]
 
 
 def _covariances(

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jno.lora import (
     JnoLoraError,
     LoRAWrapper,
+    MatrixAdapter,
     Registry,
     SelectionError,
     WrapperError,
@@ -136,14 +137,16 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
     named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
     trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
     classes = dict.fromkeys((*registry.resolve("lora"), *trained))
-    of_one_matrix = [cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None]
+    of_one_matrix = [
+        cls for cls in classes if MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
+    ]
     return of_one_matrix + [cls for cls in classes if has_products(cls)]
 
 
 def has_products(cls: type[LoRAWrapper]) -> bool:
     """Whether a class of adapters defines `with_products`: plain LoRA of several matrices."""
-    function: Any = cls.with_products
-    default: Any = LoRAWrapper.with_products
+    function: Any = MatrixAdapter.of(cls).with_products
+    default: Any = MatrixAdapter.with_products
     return function.__func__ is not default.__func__
 
 
@@ -166,7 +169,7 @@ def _converted(
     layer = unwrap_lora(adapter)
     cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
-        way_out = _REGISTER if type(adapter).matrices(layer) else ""
+        way_out = _REGISTER if MatrixAdapter.of(type(adapter)).matrices(layer) else ""
         raise WrapperError(
             f"no plain LoRA of the registry is for a {type(layer).__name__}{way_out}. Adapters of "
             "one class with a `sum_of` need no conversion to be combined"
@@ -211,7 +214,8 @@ def _fits(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
         return applies
 
     def shapes(cls: type[LoRAWrapper]) -> dict[str, Any]:
-        matrices = eqx.filter_eval_shape(over_stack(cls.matrices, cls.stack_ndim(layer)), layer)
+        of_layer = MatrixAdapter.of(cls).matrices
+        matrices = eqx.filter_eval_shape(over_stack(of_layer, cls.stack_ndim(layer)), layer)
         return {name: W.shape for name, W in matrices.items()}
 
     return shapes(type(adapter)) in ({}, shapes(cls))
@@ -241,7 +245,7 @@ def _converted_family(
     all_values = jnp.concatenate([S.ravel() for S in values])
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
-    lora = over_stack(cls.with_products, ndim)(layer, factors)
+    lora = over_stack(MatrixAdapter.of(cls).with_products, ndim)(layer, factors)
     return lora, error.astype(jnp.float32)
 
 
@@ -250,7 +254,7 @@ def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Ar
 
     def of_layer(adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
         wide: Any = at_least_float32(adapter)
-        before, after = cls.matrices(wide.unwrap()), cls.matrices(wide.merge())
+        before, after = map(MatrixAdapter.of(cls).matrices, (wide.unwrap(), wide.merge()))
         return {name: (after[name] - W, rounding(W, after[name])) for name, W in before.items()}
 
     def rounding(W: Array, V: Array) -> Array:
@@ -285,7 +289,7 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
     def of_layer(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
         wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
-        before, after = cls.matrix(layer), cls.matrix(merged)
+        before, after = map(MatrixAdapter.of(cls).matrix, (layer, merged))
         assert before is not None and after is not None
         update = after - before
         outputs, inputs = update.shape

@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, WrapperError
 from jno.lora.extending import (
     Printed,
     adapted_layers,
@@ -213,7 +213,7 @@ def _shapes(layer: Any) -> Any:
 
 def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
     """The matrices of `layer`, `(*stack, rows, columns)`, by the names of families or arrays."""
-    cls: Any = type(adapter)
+    cls = MatrixAdapter.of(type(adapter))
     ndim = cls.stack_ndim(adapter.base)
     families = over_stack(cls.matrices, ndim)(layer)
     if families:

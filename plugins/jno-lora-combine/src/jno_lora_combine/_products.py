@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from jno.lora import LoRAWrapper, SelectionError
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
 from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table
 from jno.lora.parts import Factors, at_least_float32, check_number
 from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
@@ -141,7 +141,7 @@ def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) 
     def sum_of_layer(states: list[Mapping[str, Any]], weights: list[Any]) -> Any:
         triples = zip(states, adapters, weights, strict=True)
         terms = [Term(state, a.rank, a.alpha, weight) for state, a, weight in triples]
-        return first.wrapper.sum_of(terms)
+        return MatrixAdapter.of(first.wrapper).sum_of(terms)
 
     states, ndim = [adapter.state for adapter in adapters], first.layer.stack_ndim
     if ndim:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import LoRAWrapper, Registry, unwrap_lora
+from jno.lora import LoRAWrapper, MatrixAdapter, Registry, unwrap_lora
 from jno.lora.extending import adapted_layers, expect_model, known_factors, map_adapters, warn
 from jno.lora.parts import Factors
 
@@ -31,8 +31,8 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     as a product (`low_rank_update`); `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "shrink")
-    gated = map_adapters(lambda _, a: None if type(a).rank_gate is None else a, model)
-    gates = {path: getattr(a, type(a).rank_gate or "") for path, a in adapted_layers(gated)}
+    gated = map_adapters(lambda _, a: a if _gate_of(a) else None, model)
+    gates = {path: getattr(a, _gate_of(a) or "") for path, a in adapted_layers(gated)}
     converted, _ = to_lora(gated, registry=registry)
     is_open = {path: any(map(np.any, jax.tree.leaves(gate))) for path, gate in gates.items()}
     if is_open and not any(is_open.values()):
@@ -47,6 +47,10 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
         return _without_zeros(lora) if is_open[path] else unwrap_lora(lora)
 
     return map_adapters(shrunk, model, converted)
+
+
+def _gate_of(adapter: LoRAWrapper) -> str | None:
+    return MatrixAdapter.of(type(adapter)).rank_gate
 
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:

@@ -1,5 +1,6 @@
 """Stack sets of adapters, so that each example of a batch can use another set."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,7 @@ from jno.lora.extending import bullets, show_array, show_path
 from jno.lora.parts import check_rank, on_the_mesh, widest
 from jno.lora.types import AdapterSet, LooseAdapter
 
-from ._products import (
-    check_products,
-    factors_of,
-    listed_sets,
-    padded,
-    paths_of,
-)
+from ._products import check_products, factors_of, listed_sets, padded, paths_of
 
 
 def stack_adapters(
@@ -122,7 +117,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
         dtype = wide  # half precision would round the scale
     scales = [np.asarray(ratio, wide) for ratio in ratios]
     state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
-    alpha = float(scale / (first.wrapper.low_rank_scale(rank, 1.0) or 1.0))
+    alpha = float(scale / (dataclasses.replace(first, rank=rank, alpha=1.0).scale or 1.0))
     return LooseAdapter(state, first.wrapper, rank, alpha, first.layer)
 
 

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
 from jno.lora.extending import nearest
+from jno.lora.parts import statistics_of
 from jno_lora_train import check_calibrate
 
 Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
@@ -67,7 +68,7 @@ def replace_all(
     if _ALL not in candidates:
         return list(candidates)
     classes = [wrapper.cls for record in registry.records() for wrapper in record.wrappers]
-    families = {cls.variant: cls.family or "" for cls in classes if cls.variant}
+    families = {cls.variant: cls.about.family or "" for cls in classes if cls.variant}
     by_family = sorted(families, key=lambda variant: (families[variant], variant))
     unnamed = [variant for variant in by_family if variant not in candidates]
     added = [variant for variant in unnamed if net.plan(wrapper=variant, **settings).wrapped]
@@ -129,7 +130,7 @@ def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]
         return
     arguments = _arguments(candidate, settings)
     adapters = [row.wrapper for row in net.plan(**arguments).wrapped]
-    starts_from_data = any(adapter is not None and adapter.needs for adapter in adapters)
+    starts_from_data = any(adapter is not None and statistics_of(adapter) for adapter in adapters)
     if isinstance(candidate, Mapping) and candidate.get("calibrate") is not None:
         data = candidate["calibrate"]
         if not starts_from_data:

@@ -148,7 +148,7 @@ def _side_by_side(terms: Sequence[tuple[LooseAdapter, float]]) -> LooseAdapter:
         total = jnp.sum(jnp.stack([b @ a for a, b in zip(A, B, strict=True)]), axis=0)
         eye = jnp.broadcast_to(jnp.eye(rank, dtype=wide), (*total.shape[:-2], rank, rank))
         A, B = ([eye], [total]) if inputs == rank else ([total], [eye])
-    scale = first.wrapper.low_rank_scale(rank, float(rank))
+    scale = dataclasses.replace(first, rank=rank, alpha=float(rank)).scale
     state = {
         "lora_A": jnp.concatenate(A, axis=-2).astype(dtype),
         "lora_B": (jnp.concatenate(B, axis=-1) / jnp.asarray(scale, wide)).astype(dtype),

@@ -10,7 +10,14 @@ from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, Shared, resolve
 from jno.lora.coded import with_arrays
-from jno.lora.extending import adapted_layers, bullets, compute_dtype, over_stack, show_path
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    compute_dtype,
+    over_stack,
+    show_path,
+    trainable_fields,
+)
 
 # By the path of a layer, the names of its fields that move.
 Moving = dict[str, tuple[str, ...]]
@@ -79,7 +86,7 @@ def _declaration_problem(
 
 def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
     """The names of the trained fields that hold arrays."""
-    names = (*adapter.adapter_fields, *adapter.optional_fields)
+    names = trainable_fields(type(adapter))
     return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
 
 
@@ -160,8 +167,7 @@ def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
     def is_shared(node: Any) -> bool:
         return isinstance(node, Shared)
 
-    fields = (*adapter.adapter_fields, *adapter.optional_fields)
-    values = {name: getattr(adapter, name, None) for name in fields}
+    values = {name: getattr(adapter, name, None) for name in trainable_fields(type(adapter))}
     return [
         n for n, v in values.items() if any(map(is_shared, jax.tree.leaves(v, is_leaf=is_shared)))
     ]

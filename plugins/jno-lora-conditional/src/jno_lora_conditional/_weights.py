@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jno.lora import MatrixAdapter
 from jno.lora.extending import over_stack
 
 
@@ -22,13 +23,14 @@ def apart(
     # Nothing maps over weights that have values: then the sums cost least, and train as ever.
     if not from_zero or not isinstance(phi, Tracer):
         return adapter, directions
-    ndim = type(adapter).stack_ndim(adapter.base)
+    cls = MatrixAdapter.of(type(adapter))
+    ndim = cls.stack_ndim(adapter.base)
 
     def behind_the_stack(d: Array) -> Array:
         return jnp.moveaxis(d, 0, ndim)
 
     def of_layer(layer: Any, given: Any) -> Any:
-        return layer.with_directions(given, phi)
+        return cls.with_directions(layer, given, phi)
 
     given = jax.tree.map(behind_the_stack, {name: directions[name] for name in from_zero})
     weighted = over_stack(of_layer, ndim)(adapter, given)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, in_compute_dtype
+from jno_lora_zoo import adapter_dtype_for, cited, in_compute_dtype
 
 from ._classes import E3nnLinear
 from .layers import E3nnLayer, e3nn
@@ -54,10 +54,7 @@ class MMEA(LoRAWrapper):
 
     adapter_fields = ("down", "down_bias", "up", "up_bias")
     variant = "mmea"
-    paper = "2511.06696"
-    bibtex = bibtex_of()
-    family = "scale"
-    formula = "r (scalars + 1) + channels (r + 1)"
+    about = cited("2511.06696", family="scale", formula="r (scalars + 1) + channels (r + 1)")
     mergeable = False
 
     base: eqx.Module

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import WrapperError
 from jno.lora.types import Term
-from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, bibtex_of
+from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, cited
 
 from ._classes import loaded_class
 from ._sums import summed
@@ -43,10 +43,7 @@ class Bottleneck(LayerKind):
 
     adapter_fields = ("down_weight", "down_bias", "up_weight")
     variant = "bottleneck"
-    family = "bottleneck"
-    paper = "1902.00751"
-    bibtex = bibtex_of("1902.00751", "2110.04366")
-    formula = "r (in + out + 1)"
+    about = cited("1902.00751", "2110.04366", family="bottleneck", formula="r (in + out + 1)")
     mergeable = False
 
     base: eqx.Module

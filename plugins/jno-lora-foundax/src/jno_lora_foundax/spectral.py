@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper
 from jno.lora.types import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._spectral_adapter import SpectralAdapter, complex_product
 from ._sums import joined, narrowed
@@ -28,8 +28,6 @@ class SpectralLowRank(SpectralAdapter):
 
     adapter_fields = ("lora_A", "lora_B")
     linear_field = "lora_B"
-    family = "low rank"
-    formula = "2 r (in + out) per mode"
 
     base: eqx.Module
     # By family: (parts, *modes, r, in) and (parts, *modes, out, r). With bands, by family and band,
@@ -236,8 +234,13 @@ class LoRASpectral(SpectralLowRank):
 
     variant = "lora"
     auto = True
-    paper = "2106.09685"
-    bibtex = bibtex_of("2106.09685", "2010.08895", "2509.23173")
+    about = cited(
+        "2106.09685",
+        "2010.08895",
+        "2509.23173",
+        family="low rank",
+        formula="2 r (in + out) per mode",
+    )
 
     @classmethod
     def scale_of(cls, rank: int, alpha: float) -> float:
@@ -269,8 +272,7 @@ class rsLoRASpectral(SpectralLowRank):
     """
 
     variant = "rslora"
-    paper = "2312.03732"
-    bibtex = bibtex_of("2312.03732", "2010.08895")
+    about = cited("2312.03732", "2010.08895", family="low rank", formula="2 r (in + out) per mode")
 
     @classmethod
     def scale_of(cls, rank: int, alpha: float) -> float:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora.types import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._mode_weights import ModeWeights
 from ._spectral_adapter import SpectralAdapter, as_complex, parts_of
@@ -40,10 +40,7 @@ class CPSpectral(SpectralAdapter):
     adapter_fields = ("lora_A", "lora_B", "mode_factors")
     variant = "cp"
     linear_field = "lora_B"
-    family = "low rank"
-    formula = "2 r (in + out + modes)"
-    paper = "2310.00120"
-    bibtex = bibtex_of("2310.00120", "2010.08895")
+    about = cited("2310.00120", "2010.08895", family="low rank", formula="2 r (in + out + modes)")
 
     base: eqx.Module
     # By the name of the family: (parts, r, in), (parts, out, r) and (parts, *modes, r).

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora.types import Term
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._spectral_adapter import SpectralAdapter, complex_product
 from ._sums import narrowed, times
@@ -43,10 +43,7 @@ class GainSpectral(SpectralAdapter):
     adapter_fields = ("gain",)
     linear_field = "gain"
     variant = "gain"
-    family = "scale"
-    formula = "2 per mode"
-    paper = "2205.05638"
-    bibtex = bibtex_of("2205.05638", "2010.08895")
+    about = cited("2205.05638", "2010.08895", family="scale", formula="2 per mode")
 
     base: eqx.Module
     # By the name of the family: (parts, *modes, 1 or out).

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import SelectionError
+from jno.lora import MatrixAdapter, SelectionError
 from jno.lora.coded import is_coded
 from jno.lora.extending import (
     adapted_layers,
@@ -99,7 +99,7 @@ def loftq(
 
 
 def _why_not(adapter: Any) -> str | None:
-    if adapter.low_rank_scale(adapter.rank, adapter.alpha) is None:
+    if MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha) is None:
         return "its update is not a scale times B A"
     if not adapter.state().keys() <= {"lora_A", "lora_B", "bias_update"}:
         return "it has arrays beside its factors, such as a multiplier"
@@ -108,7 +108,7 @@ def _why_not(adapter: Any) -> str | None:
 
 def _started(path: str, adapter: Any, scheme: Scheme, **schedule: Any) -> Any:
     """The adapter around the codes of its base, with factors that make up for their errors."""
-    scale = adapter.low_rank_scale(adapter.rank, adapter.alpha)
+    scale = MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha)
     if scale == 0:
         raise SelectionError(
             f"The adapter at {show_path(path)!r} has the scale 0: give it another scale."

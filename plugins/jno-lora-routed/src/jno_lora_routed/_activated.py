@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from jno.lora import SelectionError, WrapperError
-from jno_lora_zoo import adapter_dtype_for, bibtex_of, with_attributes
+from jno_lora_zoo import adapter_dtype_for, cited, with_attributes
 
 from ._calls import on_routers
 from ._routed import Routed, normal
@@ -79,9 +79,7 @@ class ActivatedLoRA(Routed):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "activated-lora"
-    paper = "2504.12397"
-    bibtex = bibtex_of()
-    formula = "r (in + out)"
+    about = cited("2504.12397", family="routed", formula="r (in + out)")
     router_class = Invocation
 
     lora_A: Float[Array, "r in"]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jno.lora import AdapterSet, LooseAdapter, SelectionError, swap_adapters
-from jno_lora_zoo import bibtex_of
+from jno_lora_zoo import cited
 
 from ._experts import Source, experts_of
 from .adapters import MoELoRA
@@ -30,8 +30,7 @@ class ArrowLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "arrow"
-    paper = "2405.11157"
-    bibtex = bibtex_of()
+    about = cited("2405.11157", family="routed", formula="n (r (in + out) + in)")
     router_class = Prototypes
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jno_lora_zoo import LinearLayer, Matrix, Method, Update
+from jno_lora_zoo import LinearLayer, Matrix, Method, Update, cited
 
 from ._routed import checked_count
 
@@ -52,11 +52,13 @@ class PEANuT(Method):
 
     adapter_fields = ("A", "B", "encoders", "decoders")
     variant = "peanut"
-    family = "low rank"
-    paper = "2410.01870"
-    formula = "2 r out + 2 depth r^2"
+    about = cited(
+        "2410.01870",
+        family="low rank",
+        formula="2 r out + 2 depth r^2",
+        cost="reads the whole weight at every call, to compute a factor: merge before decoding.",
+    )
     _rank_limits = ()
-    cost = "reads the whole weight at every call, to compute a factor: merge before decoding."
 
     A: Float[Array, "r out"]
     B: Float[Array, "out r"]

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import WrapperError
+from jno.lora import About, WrapperError
 from jno_lora_zoo import LinearLayer, dtype_of, with_attributes
 
 from .routers import Router, Softmax
@@ -34,7 +34,7 @@ class Routed(LinearLayer):
     """
 
     adapter_fields = ("lora_A", "lora_B", "router")
-    family = "routed"
+    about = About(family="routed")
     mergeable = False
     router_class: ClassVar[type[Router]] = Softmax
 

@@ -20,7 +20,7 @@ from jno.lora import (
     unwrap_lora,
 )
 from jno.lora.extending import adapted_layers, map_adapters
-from jno_lora_zoo import bibtex_of, with_attributes
+from jno_lora_zoo import cited, with_attributes
 
 from ._experts import Source, experts_of
 from ._routed import checked_count
@@ -36,8 +36,7 @@ class GivenLoRA(MoELoRA):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "given-lora"
-    paper = "2402.07148"
-    bibtex = bibtex_of()
+    about = cited("2402.07148", family="routed", formula="n (r (in + out) + in)")
     router_class = Given
 
 

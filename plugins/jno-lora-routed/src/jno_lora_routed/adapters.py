@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import Shared
-from jno_lora_zoo import adapter_dtype_for, bibtex_of
+from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._routed import Routed, checked_count, normal, weighted
 from .routers import Tasks, TopK
@@ -33,9 +33,7 @@ class HydraLoRA(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}  # an `A` belongs to several `B`
     variant = "hydra-lora"
-    paper = "2404.19245"
-    bibtex = bibtex_of()
-    formula = "r in + n (r out + in)"
+    about = cited("2404.19245", family="routed", formula="r in + n (r out + in)")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "experts out r"]
@@ -85,9 +83,7 @@ class MoELoRA(Routed):
     """
 
     variant = "moe-lora"
-    paper = "2312.09979"
-    bibtex = bibtex_of("2312.09979", "2404.15159")
-    formula = "n (r (in + out) + in)"
+    about = cited("2312.09979", "2404.15159", family="routed", formula="n (r (in + out) + in)")
     router_class = TopK
 
     lora_A: Float[Array, "experts r in"]
@@ -147,9 +143,7 @@ class Lily(Routed):
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}
     variant = "lily"
-    paper = "2407.09946"
-    bibtex = bibtex_of()
-    formula = "r (in + n), and n r out once"
+    about = cited("2407.09946", family="routed", formula="r (in + n), and n r out once")
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
@@ -212,9 +206,9 @@ class Poly(Routed):
     """
 
     variant = "poly"
-    paper = "2202.13914"
-    bibtex = bibtex_of("2202.13914", "2211.03831")
-    formula = "skills (r (in + out) + tasks splits)"
+    about = cited(
+        "2202.13914", "2211.03831", family="routed", formula="skills (r (in + out) + tasks splits)"
+    )
     router_class = Tasks
 
     lora_A: Float[Array, "splits skills r in_block"]

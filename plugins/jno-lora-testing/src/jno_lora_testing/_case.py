@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper, lora_trainable_filter
+from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
 from jno.lora.coded import is_coded
 from jno.lora.extending import call_compiled
 from jno.lora.parts import construct, statistics_of, with_shared_arrays
@@ -146,9 +146,9 @@ def random_statistics(
     cls: type[LoRAWrapper], layer: Any, rows: int | None = None
 ) -> dict[str, Any] | None:
     """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
-    if not cls.needs:
+    if not statistics_of(cls):
         return None
-    outputs, inputs = eqx.filter_eval_shape(cls.matrix, layer).shape
+    outputs, inputs = eqx.filter_eval_shape(MatrixAdapter.of(cls).matrix, layer).shape
     random = np.random.default_rng(6)
     values: dict[str, Any] = {}
     for statistic in statistics_of(cls):

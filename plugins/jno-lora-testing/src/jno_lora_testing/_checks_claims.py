@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jno.lora import MatrixAdapter
 from jno.lora.coded import with_arrays
 from jno.lora.extending import path_str
 from jno.lora.parts import takes
@@ -55,7 +56,7 @@ def check_factor_sides(case: WrapperCase) -> None:
 def _pairs(adapter: Any) -> list[tuple[tuple[Any, Any], tuple[Any, Any]]]:
     """The paths and arrays of each `A` and its `B`."""
     sides: dict[str, list[Any]] = {"input": [], "output": []}
-    for name, side in type(adapter).factor_sides.items():
+    for name, side in MatrixAdapter.of(type(adapter)).factor_sides.items():
         leaves = jtu.tree_leaves_with_path(getattr(adapter, name, None))
         field = jtu.GetAttrKey(name)
         sides[side].append({path: ((field, *path), x) for path, x in leaves if eqx.is_array(x)})

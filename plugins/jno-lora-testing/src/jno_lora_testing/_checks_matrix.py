@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jno.lora import MatrixAdapter
 from jno.lora.coded import with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase
@@ -86,7 +87,7 @@ def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> An
     if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
         return _precise(inputs[0])[None]
     try:
-        return _precise(case.wrapper.inputs_of(base, *inputs))
+        return _precise(MatrixAdapter.of(case.wrapper).inputs_of(base, *inputs))
     except Exception:  # a class without `needs` need not know them
         return np.zeros((0, 0))
 
@@ -96,7 +97,7 @@ def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> A
     if eqx.is_array(y) and y.ndim == 1:
         return _precise(y)[None]
     try:
-        return _precise(case.wrapper.outputs_of(base, y))
+        return _precise(MatrixAdapter.of(case.wrapper).outputs_of(base, y))
     except Exception:
         return np.zeros((0, 0))
 
@@ -109,7 +110,7 @@ def check_low_rank_update(case: WrapperCase) -> None:
     """`low_rank_update` is the change of the matrix by `merge`."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
-    factors: Any = trained.low_rank_update()
+    factors: Any = MatrixAdapter.of(case.wrapper).low_rank_update(trained)
     skip_unless(factors is not None, "the adapter claims no low-rank update")
     require(
         isinstance(factors, tuple) and len(factors) == 2 and all(map(eqx.is_array, factors)),
@@ -127,7 +128,7 @@ def check_low_rank_scale(case: WrapperCase) -> None:
     """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the matrix."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
-    scale = case.wrapper.low_rank_scale(trained.rank, trained.alpha)
+    scale = MatrixAdapter.of(case.wrapper).low_rank_scale(trained.rank, trained.alpha)
     skip_unless(scale is not None, "the adapter claims no scale of a low-rank update")
     state = trained.state()
     shapes = {name: jnp.shape(array) for name, array in state.items()}
@@ -150,7 +151,7 @@ def _precise(array: Any) -> Any:
 
 def _matrix(case: WrapperCase, layer: Any) -> Any:
     """`matrix(layer)` in double precision, or `None`."""
-    matrix: Any = case.wrapper.matrix(with_arrays(layer))
+    matrix: Any = MatrixAdapter.of(case.wrapper).matrix(with_arrays(layer))
     if matrix is None:
         return None
     require(

@@ -12,6 +12,7 @@ import numpy as np
 
 from jno.lora import (
     LoRAWrapper,
+    MatrixAdapter,
     Registry,
     lora_trainable_filter,
     merge_lora,
@@ -35,7 +36,7 @@ _NEEDS_NOTHING = "the adapter needs no statistics"
 @required("guard divisions and roots: a layer may see zeros, or fewer vectors than it has inputs.")
 def check_poor_statistics(case: WrapperCase) -> None:
     """Statistics of zeros, or of a single vector, give finite arrays and the layer's outputs."""
-    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    skip_unless(statistics_of(case.wrapper), _NEEDS_NOTHING)
     base = case.make_base()
     plain = output(case, base)
     # An option may ask for another start.
@@ -55,7 +56,7 @@ def check_poor_statistics(case: WrapperCase) -> None:
 @required("define `inputs_of` and `outputs_of` for this kind of layer, in the order of `matrix`.")
 def check_calibration(case: WrapperCase) -> None:
     """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
-    skip_unless(case.wrapper.needs, _NEEDS_NOTHING)
+    skip_unless(statistics_of(case.wrapper), _NEEDS_NOTHING)
     for statistic in statistics_of(case.wrapper):
         _check_statistic(statistic)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
@@ -209,7 +210,7 @@ def check_penalty(case: WrapperCase) -> None:
 )
 def check_rank_gate(case: WrapperCase) -> None:
     """Only directions with an open gate have an effect, in one program for all gates."""
-    name: Any = case.wrapper.rank_gate
+    name: Any = MatrixAdapter.of(case.wrapper).rank_gate
     skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
     _check_rank_axes(opened, name)
@@ -229,7 +230,7 @@ def check_rank_gate(case: WrapperCase) -> None:
             relative_error(without, with_direction) > 10 * _TOLERANCE,
             f"The output does not change if an entry of the gate {name!r} becomes zero.",
         )
-        for field, axis in case.wrapper.rank_axes.items():
+        for field, axis in MatrixAdapter.of(case.wrapper).rank_axes.items():
             array = _by_matrix(getattr(opened, field))[matrix]
             changed = array.at[(slice(None),) * axis + (-1,)].add(1)
             which = f"The direction of {field!r} along axis {axis}"
@@ -250,7 +251,7 @@ def _check_rank_axes(adapter: Any, name: str) -> None:
         require(
             gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
         )
-        for field, axis in type(adapter).rank_axes.items():
+        for field, axis in MatrixAdapter.of(type(adapter)).rank_axes.items():
             shape = _by_matrix(getattr(adapter, field))[matrix].shape
             require(
                 shape[axis : axis + 1] == gate.shape,
@@ -262,12 +263,12 @@ def _check_rank_axes(adapter: Any, name: str) -> None:
 def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
     """**Raises:** `ConformanceError` if an array that grows with the rank is not in `rank_axes`."""
     cases = (case, dataclasses.replace(case, rank=1 if case.rank > 1 else 2))
-    key = jax.random.key(3)
+    key, declared = jax.random.key(3), MatrixAdapter.of(case.wrapper).rank_axes
     grown = [eqx.filter_eval_shape(constructed, ranked, case.make_base(), key) for ranked in cases]
     for name in {*case.wrapper.adapter_fields} - {gate}:
         shapes = [getattr(getattr(adapter, name), "shape", ()) for adapter in grown]
         axes = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len({*sizes}) > 1]
-        named = [axis for field, axis in case.wrapper.rank_axes.items() if field == name]
+        named = [axis for field, axis in declared.items() if field == name]
         require(
             axes == named or len(axes) != 1,
             f"The shape of {name!r} grows with the rank along axis {axes}, but `rank_axes` gives "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.extending import adapted_layers, map_adapters, show_path
 from jno.lora.parts import at_least_float32, widest
 
@@ -166,7 +166,7 @@ class AdaLoRAController:
             }
             if not gates:
                 return adapter
-            name = type(adapter).rank_gate
+            name: Any = MatrixAdapter.of(type(adapter)).rank_gate
             old = getattr(adapter, name)
             new = {**old, **gates} if isinstance(old, Mapping) else gates[""]
             return eqx.tree_at(lambda node: getattr(node, name), adapter, new)
@@ -193,7 +193,7 @@ class _Member(NamedTuple):
 
     path: str
     matrix: str
-    cls: type[LoRAWrapper]
+    cls: type[MatrixAdapter]
     fields: dict[str, Array]
     grads: dict[str, Array]
 
@@ -222,7 +222,7 @@ def _members(model: PyTree, grads: PyTree) -> list[_Member]:
 
 def _members_of(path: str, adapter: LoRAWrapper, grads: Any) -> list[_Member]:
     """For each matrix of the adapter, its trained arrays; nothing if its gate does not train."""
-    cls = type(adapter)
+    cls = MatrixAdapter.of(type(adapter))
     names = [name for name in (cls.rank_gate, *cls.rank_axes) if name is not None]
     values = {name: _by_matrix(getattr(adapter, name, None)) for name in names}
     gradients = {name: _by_matrix(getattr(grads, name, None)) for name in names}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import Registry, SelectionError, Spec, Statistic, WrapperError
+from jno.lora import MatrixAdapter, Registry, SelectionError, Spec, Statistic, WrapperError
 from jno.lora.extending import bullets, expect_model, layers_at, over_stack, show_path
 from jno.lora.parts import (
     mean_shape,
@@ -86,7 +86,7 @@ def calibrate(
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
     call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrapper)
     plan = plan_call(model, specs, call, mask, registry)
-    rows = {row.path: row for row in plan.wrapped if row.wrapper is not None and row.wrapper.needs}
+    rows = {row.path: row for row in plan.wrapped if row.wrapper and statistics_of(row.wrapper)}
     if not rows:
         raise SelectionError(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
@@ -159,7 +159,7 @@ def _probe(row: PlanRow, layer: Any, sketch: int | None) -> Probe:
             )
         sums[statistic_key(statistic)] = replicated_beside(layer, jnp.zeros(shape, W.dtype))
     probe: Any = Probe  # the constructor takes the fields, unlike the constructors of adapters
-    return probe(layer, sums, tuple(measured), cls)
+    return probe(layer, sums, tuple(measured), MatrixAdapter.of(cls))
 
 
 def _gradients_of(probe: Probe) -> list[type[Statistic]]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import LoRAWrapper, Statistic, WrapperError
+from jno.lora import LoRAWrapper, MatrixAdapter, Statistic, WrapperError
 from jno.lora.parts import statistic_key
 
 
@@ -45,7 +45,7 @@ class Probe(LoRAWrapper):
     sums: dict[str, Float[Array, "..."]]
     measured: tuple[type[Statistic], ...] = eqx.field(static=True)
     # The adapter class that the layer will get. It gives the rows of a call.
-    wrapper: type[LoRAWrapper] = eqx.field(static=True)
+    wrapper: type[MatrixAdapter] = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:

@@ -28,7 +28,7 @@ from ._arrays import (
     scaled as scaled,
     sharded_over as sharded_over,
 )
-from ._bibtex import bibtex_of as bibtex_of
+from ._bibtex import bibtex_of as bibtex_of, cited as cited
 from ._layer_kind import (
     Bias as Bias,
     KindOfLayer as KindOfLayer,

@@ -23,7 +23,7 @@ from .methods import METHODS
 # Facts of a method that hold for each of several matrices.
 _FACTS = (
     *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
-    *("needs", "family", "paper", "formula", "cost"),
+    *("needs", "about"),
 )
 
 
@@ -124,8 +124,6 @@ def _of_several(
         "method": method,
         "kind": kind,
         "of_one_matrix": of_one_matrix,
-        # Read when somebody asks.
-        "bibtex": inspect.getattr_static(method, "bibtex"),
         **facts,
     }
     return type(name, (kind,), {**attributes, **body})

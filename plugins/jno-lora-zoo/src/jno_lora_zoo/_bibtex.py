@@ -3,7 +3,8 @@
 import functools
 import importlib.resources
 import re
-from typing import Any
+
+from jno.lora import About
 
 
 @functools.cache
@@ -14,23 +15,21 @@ def entries() -> dict[str, str]:
     return {re.findall(r"eprint = {(.+)}", text)[0]: text for text in texts}
 
 
-class _Entries:
-    """A class attribute that reads `papers.bib` when somebody asks, not when it is imported."""
+def bibtex_of(*papers: str) -> str | None:
+    """The BibTeX entries of papers, for `About(bibtex=...)`; `None` without papers.
 
-    def __init__(self, papers: tuple[str, ...]):
-        self.papers = papers
+    **Arguments:** `papers`: numbers on arXiv or OpenReview.
 
-    def __get__(self, instance: object, cls: Any) -> str | None:
-        if not self.papers:
-            return entries().get(str(cls.paper))
-        return "\n".join(entries()[paper] for paper in self.papers)
-
-
-def bibtex_of(*papers: str) -> Any:
-    """The class attribute `bibtex`: the BibTeX entries of papers, `None` without an entry.
-
-    **Arguments:** `papers`: numbers on arXiv or OpenReview; by default the class's `paper`.
-
-    **Raises:** when it is read, `KeyError` for a number that `papers.bib` does not hold.
+    **Raises:** `KeyError` for a number that `papers.bib` does not hold.
     """
-    return _Entries(papers)
+    return "\n".join(entries()[paper] for paper in papers) or None
+
+
+def cited(*papers: str, **facts: str) -> About:
+    """The facts about an adapter of ours: its `paper`, the first, and the entries of all papers.
+
+    **Arguments:** `facts`: `family`, `formula` and `cost`, as in `About`.
+
+    **Raises:** `KeyError` for a number that `papers.bib` does not hold.
+    """
+    return About(paper=papers[0], bibtex=bibtex_of(*papers), **facts)

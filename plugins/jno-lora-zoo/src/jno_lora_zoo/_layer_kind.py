@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Array, Float
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.coded import is_coded, row_products
 
 from ._arrays import (
@@ -58,7 +58,7 @@ class Update(NamedTuple):
     column: Map | None = None
 
 
-class KindOfLayer(LoRAWrapper):
+class KindOfLayer(MatrixAdapter):
     """Which layers are of one kind: `fits` and `misfit`. For layers with one matrix or several."""
 
     @classmethod

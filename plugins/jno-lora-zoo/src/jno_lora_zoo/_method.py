@@ -14,7 +14,6 @@ from jaxtyping import Array, PRNGKeyArray
 from jno.lora.coded import with_arrays
 
 from ._arrays import Matrix, compute_dtype
-from ._bibtex import bibtex_of
 from ._layer_kind import Bias, LayerKind
 from ._tracing import traced_once
 
@@ -47,8 +46,8 @@ class Method(LayerKind):
     method: ClassVar["type[Method]"]
     kind: ClassVar[type[LayerKind]] = LayerKind
 
-    # One of `FAMILIES`, by which lists are sorted.
-    family: ClassVar[str | None]
+    # Names of further trainable fields. Each belongs to an option, and is `None` without it.
+    optional_fields: ClassVar[tuple[str, ...]] = ()
     # The sizes of the matrix that the rank does not exceed.
     _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
     # Whether the law changes nothing but the scale of each row of the matrix.
@@ -155,8 +154,6 @@ class Method(LayerKind):
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:
             cls.method = cls
-        if "paper" in vars(cls) and "bibtex" not in vars(cls):
-            cls.bibtex = bibtex_of()
         # A constructor that somebody wrote is inherited as it is.
         inherited = cls.__init__
         if "start" in vars(cls) and (

@@ -13,8 +13,6 @@ from ._svd import largest
 class SingularCore(Method):
     """`W' = W + B R A`: `R` trains; `A = V_r^T` and `B = U_r S_r`, of the weight, are frozen."""
 
-    family = "singular"
-
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, SelectionError, extract_adapters, resolve, swap_adapters
+from jno.lora import (
+    LoRAWrapper,
+    MatrixAdapter,
+    SelectionError,
+    extract_adapters,
+    resolve,
+    swap_adapters,
+)
 from jno.lora.extending import (
     Printed,
     adapted_layers,
@@ -231,7 +238,7 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """By name (empty for a layer of one matrix): `W` and `W'`, in float64, `(*stack, out, in)`."""
-    cls: Any = type(adapter)
+    cls = MatrixAdapter.of(type(adapter))
     if not cls.mergeable:
         return None
     matrices = over_stack(

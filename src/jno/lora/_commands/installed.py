@@ -55,11 +55,11 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
             **{name: getattr(wrapper, name) for name in attributes},
             "variant": wrapper.adapter.variant,
             "method": methods[wrapper.cls],
-            "family": wrapper.cls.family,
+            "family": wrapper.cls.about.family,
             "auto": wrapper.cls.auto,
             "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
-            "formula": wrapper.cls.formula,
-            "paper": wrapper.cls.paper,
+            "formula": wrapper.cls.about.formula,
+            "paper": wrapper.cls.about.paper,
         }
         for record in records
         for wrapper in record.wrappers
@@ -70,7 +70,8 @@ def _methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper],
     """The name of each adapter's method: the shortest variant with its paper and formula."""
     methods: dict[Any, list[type[LoRAWrapper]]] = {}
     for cls in classes:
-        key = (cls.paper, cls.formula) if cls.paper else cls.variant or cls.__name__
+        about = cls.about
+        key = (about.paper, about.formula) if about.paper else cls.variant or cls.__name__
         methods.setdefault(key, []).append(cls)
     names: dict[type[LoRAWrapper], str] = {}
     for adapters in methods.values():

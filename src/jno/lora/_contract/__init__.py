@@ -21,6 +21,7 @@ from ._coded import (
     with_arrays,
 )
 from ._constructing import construct, option_names, takes
+from ._matrix_adapter import MatrixAdapter, Term, adds_up
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
 from ._reading import merged_layer, weights_read_by
@@ -33,6 +34,5 @@ from ._statistics import (
     statistics_of,
     zero_statistics,
 )
-from ._updates import Term, adds_up
 from ._variants import RESERVED_WORDS, squash
-from ._wrapper import LoRAWrapper, is_adapter, unwrapped_layer
+from ._wrapper import About, LoRAWrapper, is_adapter, trainable_fields, unwrapped_layer

@@ -61,11 +61,9 @@ def expect_model(model: Any, function: str) -> None:
 def check_key(key: Any) -> None:
     """**Raises:** `SelectionError` unless `key` is one key of `jax.random`."""
     is_array = isinstance(key, jax.Array | np.ndarray)
-    if is_array and key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return
-    if is_array and key.ndim == 1 and key.dtype == np.uint32:  # perhaps a raw key
-        with contextlib.suppress(TypeError, ValueError):  # raised if the length is wrong
-            jax.random.wrap_key_data(jnp.asarray(key))
+    is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    with contextlib.suppress(TypeError, ValueError):  # raised unless it is a raw key
+        if (key if is_typed else jax.random.wrap_key_data(jnp.asarray(key))).ndim == 0:
             return
     came = f"an array {show_array(key)}" if is_array else repr(key)
     raise SelectionError(f"`key` must be one random key, such as jax.random.key(0), but is {came}.")
@@ -117,6 +115,4 @@ def check_same_structure(base: Any, layer: Any, what: str) -> None:
 def check_adapter_name(name: Any) -> None:
     """**Raises:** `SelectionError` for a name of adapters that is not a string."""
     if not isinstance(name, str):
-        is_list = isinstance(name, list | tuple)
-        hint = " Several sets act together by net.activate('a', 'b')." if is_list else ""
-        raise SelectionError(f"The name of adapters must be a string, but is {name!r}.{hint}")
+        raise SelectionError(f"The name of adapters must be a string, but is {name!r}.")

@@ -63,7 +63,7 @@ def _arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments behind `base`, without key and options."""
     parameters = _parameters(cls)
-    kwargs = {"statistics": statistics} if cls.needs else {}
+    kwargs = {"statistics": statistics} if getattr(cls, "needs", ()) else {}
     if parameters.by_position:
         return (rank, alpha), kwargs
     return (), kwargs | {n: rank if n == "rank" else alpha for n in parameters.scale}

@@ -1,6 +1,7 @@
 """Mistakes in an adapter class, found before anything is built with it."""
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,14 +9,13 @@ from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
 from ._constructing import constructor_problem, takes
-from ._statistics import namesakes, need_mistake, statistics_of
-from ._updates import Updates
-from ._variants import variant_problem
-from ._wrapper import LoRAWrapper
+from ._matrix_adapter import MatrixAdapter
+from ._statistics import BUILT_IN, Statistic
+from ._variants import RESERVED_WORDS, squash
+from ._wrapper import About, LoRAWrapper
 
-_MEMBERS = [*vars(Updates).items(), *vars(LoRAWrapper).items()]
+_MEMBERS = [*vars(LoRAWrapper).items(), *vars(MatrixAdapter).items()]
 _CLASSMETHODS = [name for name, member in _MEMBERS if isinstance(member, classmethod)]
-_REFUSES = ": with `mergeable = False`, it raises a `WrapperError` that says why"
 
 
 def contract_problems(cls: Any) -> tuple[str, ...]:
@@ -29,47 +29,35 @@ def contract_problems(cls: Any) -> tuple[str, ...]:
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
     if missing:
-        hints = {} if cls.mergeable is not False else {"merge": _REFUSES}
-        return tuple(f"`{name}` is not defined{hints.get(name, '')}" for name in missing)
+        return tuple(f"`{name}` is not defined" for name in missing)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return (
         *_field_mistakes(cls, fields),
-        *_side_mistakes(cls, fields),
-        *_rank_mistakes(cls),
-        *_needs_mistakes(cls),
         *_constructor_mistakes(cls, fields),
         *_attribute_mistakes(cls),
+        *_needs_mistakes(cls),
     )
 
 
-def _trained(cls: type[LoRAWrapper]) -> tuple[str, ...]:
-    """The `adapter_fields`, or none if they are not a tuple of names."""
-    return cls.adapter_fields if _are_names(cls.adapter_fields) else ()
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
-
-
 def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
-    optional: Any = cls.optional_fields
-    if not _are_names(optional):
-        yield f"`optional_fields` must be a tuple of field names, but is {optional!r}"
-        optional = ()
-    trained = {"adapter_fields": _trained(cls), "optional_fields": optional}
-    if not trained["adapter_fields"]:
+    trained: Any = cls.adapter_fields
+    if not (trained and isinstance(trained, tuple) and all(isinstance(n, str) for n in trained)):
         yield (
             "`adapter_fields` must be a non-empty tuple of field names, such as "
-            f'`("lora_A",)` (mind the comma), but is {cls.adapter_fields!r}'
+            f'`("lora_A",)` (mind the comma), but is {trained!r}'
         )
-    for attribute, names in trained.items():
-        for name in names:
+        trained = ()
+    members = {"adapter_fields": trained}
+    members |= {m: getattr(cls, m, ()) for m in ("optional_fields", "rank_axes", "factor_sides")}
+    for member, names in members.items():
+        # The default names fields that only some classes have.
+        for name in names if names is not MatrixAdapter.factor_sides else ():
             if name not in fields:
                 shown = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-                yield f"`{attribute}` names {name!r}, which is not a field (fields: {shown or '-'})"
+                yield f"`{member}` names {name!r}, which is not a field (fields: {shown or '-'})"
             elif fields[name].metadata.get("static", False):
-                yield f"`{attribute}` names {name!r}, which is static: it cannot train"
-    if "base" in trained["adapter_fields"]:
+                yield f"`{member}` names {name!r}, which is static: it cannot train"
+    if "base" in trained:
         yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:
         yield "`base` must be a field (`base: eqx.Module`)"
@@ -92,79 +80,43 @@ def _constructor_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> 
 
 
 def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
+    members = ChainMap(*map(vars, cls.__mro__))  # pyright: ignore[reportArgumentType]
     for name in _CLASSMETHODS:
-        if not isinstance(_defined(cls, name), classmethod | staticmethod):
+        if not isinstance(members.get(name), classmethod | staticmethod | None):
             yield f"`{name}` must be a classmethod"
     for name in ("auto", "mergeable"):
         if not isinstance(getattr(cls, name), bool):
             yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
-    if ":" in cls.__name__:
-        yield f'its name must hold no ":", but is {cls.__name__!r}'
     # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
-    if problem := variant_problem(cls.variant):
-        yield f"`variant` {problem}, but is {cls.variant!r}"
-    for name in ("family", "cost", "paper", "formula", "bibtex"):
-        value = _defined(cls, name)
-        if hasattr(type(value), "__get__"):  # reads it when somebody asks
-            continue
+    variant: Any = cls.variant
+    is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
+    if variant is not None and not (is_word and ":" not in variant):
+        yield (
+            '`variant` must be a word without ":" (but not `auto`, `all`, `none` or `all-linear`), '
+            f"or None, but is {variant!r}"
+        )
+    if not isinstance(cls.about, About):
+        yield f"`about` must be a jno.lora.About, but is {cls.about!r}"
+        return
+    for name, value in vars(cls.about).items():
         if not (value is None or (isinstance(value, str) and value)):
-            yield f"`{name}` must be a text that is not empty, or None, but is {value!r}"
+            yield f"`About({name}=...)` must be a text that is not empty, or None, but is {value!r}"
 
 
-def _defined(cls: type, name: str) -> Any:
-    """The attribute as a class defines it. `inspect.getattr_static` takes ten times as long."""
-    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-
-
-def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
-    needs: Any = cls.needs
+def _needs_mistakes(cls: Any) -> Iterator[str]:
+    needs, default = getattr(cls, "needs", ()), MatrixAdapter.matrix
     if not isinstance(needs, tuple):
-        yield (
-            '`needs` must be a tuple of names of statistics, such as `("gradient",)`, but is '
-            f"{needs!r}"
-        )
+        yield f'`needs` must be a tuple of statistics, such as `("gradient",)`, but is {needs!r}'
         return
-    mistakes = [mistake for need in needs if (mistake := need_mistake(need)) is not None]
-    yield from mistakes
-    if not mistakes and (pair := namesakes(statistics_of(cls))):
-        yield f"`needs` lists {pair}. The constructor gets them by name, so rename one of them"
-    if needs and cls.matrix.__func__ is LoRAWrapper.matrix.__func__:  # pyright: ignore[reportFunctionMemberAccess]
-        yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
-
-
-def _rank_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
-    gate, axes, trained = cls.rank_gate, cls.rank_axes, _trained(cls)
-    if gate is not None and gate not in trained:
-        yield f"`rank_gate` must be one of the `adapter_fields`, or None, but is {gate!r}"
-    if not isinstance(axes, Mapping):
-        yield (
-            "`rank_axes` must map fields to axes, such as `{'lora_A': 0, 'lora_B': 1}`, but is "
-            f"{axes!r}"
-        )
-        return
-    for name, axis in axes.items():
-        if name not in trained or name == gate:
-            yield f"`rank_axes` names {name!r}, which is not among the other `adapter_fields`"
-        if type(axis) is not int or axis < 0:
+    for need in needs:
+        is_class = isinstance(need, type) and issubclass(need, Statistic)
+        if need not in BUILT_IN and not (is_class and hasattr(need, "name")):
             yield (
-                f"`rank_axes` must give {name!r} an axis of one layer's array, counted from 0, but "
-                f"gives {axis!r}"
+                f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
+                "subclass of jno.lora.Statistic with a name"
             )
-
-
-def _side_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
-    sides: Any = cls.factor_sides
-    if not isinstance(sides, Mapping) or not all(
-        isinstance(name, str) and side in ("input", "output") for name, side in sides.items()
-    ):
-        yield (
-            "`factor_sides` must map names of fields to 'input' or 'output', such as "
-            f"{LoRAWrapper.factor_sides}, but is {sides!r}"
-        )
-    elif sides is not LoRAWrapper.factor_sides:
-        for name in sides:
-            if name not in fields or fields[name].metadata.get("static", False):
-                yield f"`factor_sides` names {name!r}, which is not a field of arrays"
+    if needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+        yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 
 
 def check_contract(cls: Any) -> None:

@@ -1,7 +1,5 @@
-"""Statistics of a layer's data, which an adapter class may ask for: see `LoRAWrapper.needs`."""
+"""Statistics of a layer's data, which an adapter class may ask for: see `MatrixAdapter.needs`."""
 
-import re
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -23,7 +21,7 @@ class Statistic:
     A subclass gives a `name` and the maps that it needs. An adapter class lists the subclass in
     `needs`. The constructor gets the array by `name`. `Statistics` hold the array by
     `"package.name"`, with the first package of the subclass's module, so that two plugins may use
-    one name. The names of the built-in statistics are taken.
+    one name.
     """
 
     name: ClassVar[str]
@@ -96,44 +94,10 @@ def statistic_key(statistic: type[Statistic]) -> str:
     return f"{statistic.__module__.partition('.')[0]}.{statistic.name}"
 
 
-def need_mistake(need: Any) -> str | None:
-    """The mistake in an item of `needs`; `None` if `calibrate` can collect the statistic."""
-    if isinstance(need, str) and need in BUILT_IN:
-        return None
-    is_class = isinstance(need, type) and issubclass(need, Statistic)
-    statistic: Any = need if is_class else None
-    if not isinstance(getattr(statistic, "name", None), str):
-        return (
-            f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
-            "subclass of jno.lora.Statistic with a name"
-        )
-    if not re.fullmatch(r"[\w.-]+", statistic.name):
-        return f"the name of {_place(statistic)} may hold letters, digits, '_', '-' and '.' only"
-    if BUILT_IN.get(statistic.name, statistic) is not statistic:
-        return (
-            f"the name of {_place(statistic)} belongs to a built-in statistic. Choose another "
-            f'name, or write `needs = ("{statistic.name}",)` for the built-in statistic'
-        )
-    return None
-
-
-def namesakes(statistics: Iterable[type[Statistic]]) -> str | None:
-    """Two different statistics of one name, for a message; `None` if no name has two."""
-    by_name: dict[str, type[Statistic]] = {}
-    for statistic in statistics:
-        first = by_name.setdefault(statistic.name, statistic)
-        if first is not statistic:
-            return f"{_place(first)} and {_place(statistic)}"
-    return None
-
-
-def _place(statistic: type[Statistic]) -> str:
-    return f"the statistic {statistic.name!r} ({statistic.__module__}.{statistic.__qualname__})"
-
-
 def statistics_of(cls: Any) -> tuple[type[Statistic], ...]:
     """The statistics that an adapter class needs."""
-    return tuple(BUILT_IN[need] if isinstance(need, str) else need for need in cls.needs)
+    needs = getattr(cls, "needs", ())
+    return tuple(BUILT_IN[need] if isinstance(need, str) else need for need in needs)
 
 
 def statistic_keys(cls: Any) -> dict[str, str]:
@@ -153,10 +117,11 @@ def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int,
 
 def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
     """The statistics of a `layer` that only sees zeros. `None` if `cls` needs no statistics."""
-    if not cls.needs:
+    statistics = statistics_of(cls)
+    if not statistics:
         return None
     shape = eqx.filter_eval_shape(cls.matrix, layer).shape
     return {
         statistic.name: statistic.value(jnp.zeros(mean_shape(statistic, shape), jnp.float32))
-        for statistic in statistics_of(cls)
+        for statistic in statistics
     }

@@ -14,25 +14,43 @@ import jax.tree_util as jtu
 import numpy as np
 from equinox import AbstractClassVar, AbstractVar
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import WrapperError
 from .._paths import bullets, path_str
 from ._calling import over_stack
 from ._constructing import construct
-from ._reading import in_scope, read_weight, rows_of
+from ._reading import in_scope, read_weight
 from ._shared import is_shared, replaced
-from ._statistics import Statistic, zero_statistics
-from ._updates import Updates
+from ._statistics import zero_statistics
 
 
-class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
+@dataclasses.dataclass(frozen=True)
+class About:
+    """Facts about an adapter, for listings and citations.
+
+    - `family`: the kind of method ("low rank", "rotation"), by which lists are sorted. Two
+        rotations are not added up.
+    - `paper`: its number on arXiv or OpenReview.
+    - `formula`: how many parameters train.
+    - `cost`: a phrase on what a call costs in addition to the layer, if that matters.
+    - `bibtex`: one or more BibTeX entries, for `citation`.
+    """
+
+    family: str | None = None
+    paper: str | None = None
+    formula: str | None = None
+    cost: str | None = None
+    bibtex: str | None = None
+
+
+class LoRAWrapper(eqx.nn.StatefulLayer):
     """Base class of every adapter: an `eqx.Module` that stands in the place of one layer.
 
     A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
     (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional,
-    also `rank` and `alpha`.
+    also `rank` and `alpha`. `MatrixAdapter` has further members, for adapters of matrices.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
@@ -46,17 +64,6 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
     adapter_fields: AbstractClassVar[tuple[str, ...]]
-    # Names of further trainable fields. Each belongs to an option, and is `None` without it.
-    optional_fields: ClassVar[tuple[str, ...]] = ()
-    # For controllers of rank: the trained field, `(r,)` in one layer, whose zeros switch directions
-    # off; and for other trained fields the axis of one layer's array along which directions lie.
-    # The fields may be dicts with such an array for each of several matrices.
-    rank_gate: ClassVar[str | None] = None
-    rank_axes: ClassVar[Mapping[str, int]] = {}
-    # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
-    # for `B` `(..., out, r)`, or dicts of arrays. The first input belongs to the first output, and
-    # so on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
-    factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
     base: AbstractVar[Any]  # the layer that is adapted
 
     # Family name: `wrapper="dora"` selects every registered adapter whose variant is "dora".
@@ -64,23 +71,7 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
     auto: ClassVar[bool] = False  # whether the adapter takes part in `wrapper="auto"`
     # Whether a plain layer can replace the adapted layer. If not, `merge` raises a `WrapperError`.
     mergeable: ClassVar[bool] = True
-    # Whether the constructor, `merge` and `unwrap` compile their parts (`call_compiled`), and so
-    # are not compiled as a whole: for layers that share parts, but no structure.
-    compiles_parts: ClassVar[bool] = False
-    # For listings: the kind of method ("low rank", "rotation"), the paper's number on arXiv (or
-    # OpenReview), and how many parameters train, as a formula. Two rotations are not added up.
-    family: ClassVar[str | None] = None
-    paper: ClassVar[str | None] = None
-    formula: ClassVar[str | None] = None
-    # For summaries: a phrase on what a call costs in addition to the layer, if that matters.
-    cost: ClassVar[str | None] = None
-    bibtex: ClassVar[str | None] = None  # for `citation`: one or more BibTeX entries
-    # The classes of the adapters that an adapter is built of, such as a sum: for `citation`.
-    built_of: ClassVar[tuple[type["LoRAWrapper"], ...]] = ()
-    # Statistics of data that the start depends on, by name ("input_covariance", "input_mean",
-    # "output_covariance", "gradient") or as classes. The constructor gets them as `statistics=`, a
-    # dict by name, of one layer. They may be zero or of low rank.
-    needs: ClassVar[tuple[str | type[Statistic], ...]] = ()
+    about: ClassVar[About] = About()  # facts for listings and citations
 
     if TYPE_CHECKING:
         # The rank in use and the numerator of the scale; `None` in an adapter without such a field.
@@ -124,43 +115,6 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
         mapped over those axes: each method sees one layer only.
         """
         return 0
-
-    @classmethod
-    def matrix(cls, layer: Any) -> Array | None:
-        """The `(out, in)` matrix of one plain `layer` that the adapter updates, if any.
-
-        For tools that compare or convert updates.
-        """
-        return None
-
-    @classmethod
-    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        """The vectors that the matrix of one `layer` multiplies in this call, for `needs`.
-
-        By default the first argument, whose last axis must be the matrix's `in`.
-        """
-        return rows_of(args[0], eqx.filter_eval_shape(cls.matrix, layer).shape[1], "inputs")
-
-    @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
-        """The rows of the layer's output `y`, for `needs`: by default along its last axis."""
-        return rows_of(y, eqx.filter_eval_shape(cls.matrix, layer).shape[0], "outputs")
-
-    @classmethod
-    def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
-        """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
-
-        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. `None` (the
-        default) for other adapters.
-        """
-        return None
-
-    def low_rank_update(self) -> tuple[Array, Array] | None:
-        """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
-
-        For export as plain LoRA. `k` may be larger than `rank`.
-        """
-        return None
 
     def penalty(self) -> Array:
         """A number for `jno.lora.penalty`, whose gradient moves trained fields alone. Default 0."""
@@ -246,6 +200,10 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
         if cls.__doc__ is None:
             # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
+        # In 0.3, each fact was an attribute of the class.
+        facts = {n: x for n, x in vars(cls).items() if n in vars(About()) and isinstance(x, str)}
+        if facts:
+            cls.about = dataclasses.replace(cls.about, **facts)
         # Looked up with inheritance, because it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):
@@ -278,6 +236,11 @@ class LoRAWrapper(Updates, eqx.nn.StatefulLayer):
         if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
             return value  # its methods are refused: they would compute without the adapter
         return read_weight(self, name)
+
+
+def trainable_fields(cls: type[LoRAWrapper]) -> tuple[str, ...]:
+    """The `adapter_fields`, and the `optional_fields`: each is `None` without the option for it."""
+    return (*cls.adapter_fields, *getattr(cls, "optional_fields", ()))
 
 
 def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:

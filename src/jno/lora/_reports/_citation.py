@@ -5,7 +5,8 @@ import re
 
 from jaxtyping import PyTree
 
-from .._contract import expect_model
+from .._contract import LoRAWrapper, expect_model
+from .._sets import AdapterSum
 from .._tree import adapted_layers
 
 _BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
@@ -14,9 +15,9 @@ _BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 def citation(model: PyTree) -> str:
     """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
 
-    The class attribute `bibtex` of an adapter holds its entries. An adapter that only names a
-    `paper` gives a comment with the arXiv number; without either, a comment that says so. A sum of
-    adapters has the entries of its members.
+    The `about` of an adapter's class holds its entries (`About.bibtex`). An adapter that only names
+    a `paper` gives a comment with the arXiv number; without either, a comment that says so. A sum
+    of adapters has the entries of its members.
 
     **Arguments:** `model`, any pytree, adapted or not.
 
@@ -26,13 +27,18 @@ def citation(model: PyTree) -> str:
     """
     expect_model(model, "citation")
     unique: dict[str, None] = {}  # in the order of the model, as a set would not be
-    adapters = (type(adapter) for _, adapter in adapted_layers(model))
-    for cls in dict.fromkeys(cls for adapter in adapters for cls in adapter.built_of or [adapter]):
-        if cls.bibtex is not None:
-            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.bibtex))
-        elif cls.paper is not None:
-            entries = [f"% {cls.__name__}: arXiv:{cls.paper}"]
+    classes = dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model))
+    for cls in dict.fromkeys(cls for adapter in classes for cls in _cited(adapter)):
+        if cls.about.bibtex is not None:
+            entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.about.bibtex))
+        elif cls.about.paper is not None:
+            entries = [f"% {cls.__name__}: arXiv:{cls.about.paper}"]
         else:
             entries = [f"% {cls.__name__}: no reference"]
         unique |= dict.fromkeys(filter(None, entries))
     return "\n\n".join(unique) + "\n" if unique else ""
+
+
+def _cited(cls: type[LoRAWrapper]) -> list[type[LoRAWrapper]]:
+    """`cls`, or the classes of the members of a sum."""
+    return [m.wrapper for m in cls.members] if issubclass(cls, AdapterSum) else [cls]

@@ -109,8 +109,8 @@ class LoraReport(Printed[ReportRow]):
             )[: len(columns)]
             for row in self.rows
         )
-        costs = {row.wrapper.__name__: row.wrapper.cost for row in self.rows if row.wrapper.cost}
-        lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items())]
+        costs = {row.wrapper.__name__: row.wrapper.about.cost for row in self.rows}
+        lines = [self._caption(), *(f"{name} {cost}" for name, cost in costs.items() if cost)]
         if any(row.asked_rank is not None for row in self.rows):
             lines.append('Rank "r of q": the call asked for q, and the layer allows no more than r')
         if self.rows and self.left_out.is_worth_a_line:

@@ -12,7 +12,15 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute import held_dtype
-from .._contract import Loose, LoRAWrapper, call_or_trace, expect_model, is_coded, over_stack
+from .._contract import (
+    Loose,
+    LoRAWrapper,
+    MatrixAdapter,
+    call_or_trace,
+    expect_model,
+    is_coded,
+    over_stack,
+)
 from .._errors import SelectionError, WrapperError, failing
 from .._paths import path_str, show_place
 from .._shared_arrays import names_shared_in, shared_arrays, without_shared
@@ -96,7 +104,7 @@ class LooseAdapter(eqx.Module):
         """The scale `s` of an update `s B A` of `lora_A` and `lora_B`; `None` for other updates."""
         if self.rank is None or self.alpha is None:
             return None
-        return self.wrapper.low_rank_scale(self.rank, self.alpha)
+        return MatrixAdapter.of(self.wrapper).low_rank_scale(self.rank, self.alpha)
 
     @property
     def is_product(self) -> bool:

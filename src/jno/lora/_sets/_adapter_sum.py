@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from .._compute import at_least_float32, held_dtype
-from .._contract import LoRAWrapper, Term, adds_up, refuse_coded
+from .._contract import LoRAWrapper, MatrixAdapter, Term, adds_up, refuse_coded
 from .._errors import JnoLoraError, WrapperError
 from .._penalty import total
 from .._registry import default_registry
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     weight: Array | None = None
 
 
-class AdapterSum(LoRAWrapper):
+class AdapterSum(MatrixAdapter):
     """Several adapters of one layer: `W' = W + sum_i w_i U_i`, with one base.
 
     The update of each adapter is what it does to the base: `U_i = W_i - W`, where `W_i` is the
@@ -71,7 +71,7 @@ class AdapterSum(LoRAWrapper):
     def matrix(cls, layer: Any) -> Array | None:
         """The matrix of the first member, if all members see the same matrix."""
         views = {view_of(member.wrapper) for member in cls.members}
-        return cls.members[0].wrapper.matrix(layer) if len(views) == 1 else None
+        return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
 
     def __check_init__(self):
         hidden = {"trained", "frozen", "weights"} & {*getattr(self.base, "__dict__", ())}
@@ -149,7 +149,8 @@ class AdapterSum(LoRAWrapper):
         """By name, `A` and `w B` of the members whose update is a product."""
         factors: dict[str, Any] = {}
         for member, weight in zip(self.members, self.weights, strict=True):
-            update = at_least_float32(self.member(member.name)).low_rank_update()
+            adapter = at_least_float32(self.member(member.name))
+            update = MatrixAdapter.of(member.wrapper).low_rank_update(adapter)
             if update is not None:
                 A, B = update
                 factors[member.name] = A, B * weight.astype(B.dtype)
@@ -171,7 +172,7 @@ class AdapterSum(LoRAWrapper):
             of_class = [m for m in remaining if m.wrapper is cls]
             states = {m: self._around_base(m.name).state() for m in of_class}
             terms = [Term(states[m], m.rank, m.alpha, remaining.pop(m)) for m in of_class]
-            total = cls.sum_of(terms)
+            total = MatrixAdapter.of(cls).sum_of(terms)
             assert total is not None
             parts.append(Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
         return parts + [Part(self.member(m.name), weight) for m, weight in remaining.items()]
@@ -190,7 +191,6 @@ def sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[Adapter
         "members": members,
         "adapter_fields": (*fields, "weights") if trains_weights else fields,
         "mergeable": all(member.wrapper.mergeable for member in members),
-        "built_of": tuple(member.wrapper for member in members),
         "__module__": __name__,
     }
     make: Any = _SumMeta
@@ -212,7 +212,7 @@ def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def view_of(cls: type[LoRAWrapper]) -> Any:
     """The function that reads the matrix. Adapters of one layer kind inherit one function."""
-    return getattr(cls.matrix, "__func__", None)
+    return getattr(MatrixAdapter.of(cls).matrix, "__func__", None)
 
 
 def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:

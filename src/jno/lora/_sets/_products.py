@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Inexact
 
 from .._compute import at_least_float32
-from .._contract import LoRAWrapper, over_stack
+from .._contract import LoRAWrapper, MatrixAdapter, over_stack
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler
 
@@ -27,7 +27,7 @@ class Factors(NamedTuple):
 
     def as_adapter(self, cls: type[LoRAWrapper]) -> tuple[dict[str, Array], int, float]:
         """State, rank and alpha (the rank) of an adapter of a class with a `low_rank_scale`."""
-        scale = cls.low_rank_scale(self.rank, float(self.rank))
+        scale = MatrixAdapter.of(cls).low_rank_scale(self.rank, float(self.rank))
         assert scale is not None
         dtype = widest([self.A.dtype, self.B.dtype])
         state = {"lora_A": self.A.astype(dtype), "lora_B": self.B.astype(dtype) / scale}
@@ -45,9 +45,10 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 
 
 def _low_rank_update(adapter: LoRAWrapper) -> tuple[Array, Array] | None:
-    ndim = type(adapter).stack_ndim(adapter.base)
+    cls = MatrixAdapter.of(type(adapter))
     # Half precision would round the scale in a factor, or overflow.
-    return over_stack(lambda layer: layer.low_rank_update(), ndim)(at_least_float32(adapter))
+    wide = at_least_float32(adapter)
+    return over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(wide)
 
 
 def widest(dtypes: Iterable[Any]) -> Any:
@@ -57,4 +58,4 @@ def widest(dtypes: Iterable[Any]) -> Any:
 
 def is_product_class(cls: type[LoRAWrapper]) -> bool:
     """Whether the whole effect of `cls` is a product."""
-    return cls.low_rank_scale(1, 1.0) is not None
+    return MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None

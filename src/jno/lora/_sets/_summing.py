@@ -120,7 +120,7 @@ def _problems(path: str, sets: Mapping[str, AdapterSet]) -> list[str]:
         return " and ".join(f"{name!r} ({members[name].__name__})" for name in names)
 
     lines: list[str] = []
-    rotations = [name for name, cls in members.items() if cls.family == "rotation"]
+    rotations = [name for name, cls in members.items() if cls.about.family == "rotation"]
     if len(rotations) > 1:
         lines.append(
             f"{where}: {shown(rotations)} rotate one weight. A sum of rotations is not a rotation, "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.coded import is_coded
 from jno.lora.extending import over_stack
 from jno_lora_zoo import (
@@ -90,7 +90,8 @@ def _factors(adapter: Any) -> tuple[Array, Array] | None:
     if isinstance(adapter, PiSSA | MiLoRA):
         # `low_rank_update` counts from the original weight, and the base holds the residual.
         return adapter.lora_A, adapter.scaling * adapter.lora_B
-    return adapter.low_rank_update() if type(adapter).unwrap is LoRAWrapper.unwrap else None
+    cls = MatrixAdapter.of(type(adapter))
+    return cls.low_rank_update(adapter) if cls.unwrap is LoRAWrapper.unwrap else None
 
 
 def times_inputs(adapter: Any, x: Array) -> Array:

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from jno.lora import (
     LoRAWrapper,
+    MatrixAdapter,
     SelectionError,
     Shared,
     extract_adapters,
@@ -188,7 +189,7 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> tuple[str, float, Arra
     # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
     is_method = isinstance(wrapper, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
-    scale = cls.low_rank_scale(rank, alpha)
+    scale = MatrixAdapter.of(cls).low_rank_scale(rank, alpha)
     if scale is not None:
         return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
     if variant in ROUTED and cls.__name__ == ROUTED[variant]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.parts import is_adapter
 
 KeyPath = tuple[Any, ...]
@@ -46,7 +46,7 @@ def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any
             continue
         fields = {name: value for name, value in vars(adapter).items() if name != "base"}
         sides: dict[str, list[dict[KeyPath, Factor]]] = {"input": [], "output": []}
-        for name, side in type(adapter).factor_sides.items():
+        for name, side in MatrixAdapter.of(type(adapter)).factor_sides.items():
             place = (*keys, *inner, jtu.GetAttrKey(name))
             leaves = jtu.tree_leaves_with_path(fields.get(name))
             sides[side].append({k: Factor((*place, *k), leaf) for k, leaf in leaves})

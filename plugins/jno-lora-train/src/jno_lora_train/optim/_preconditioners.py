@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Inexact, PyTree
 
-from jno.lora import LoRAWrapper, SelectionError
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
 from jno.lora.extending import bullets, expect_model, gauss_jordan, path_str, show_path
 from jno.lora.parts import at_least_float32, is_adapter
 from jno.lora.types import AdapterSum
@@ -138,7 +138,7 @@ def _scale_of(adapter: LoRAWrapper) -> Any:
     """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
     if adapter.rank is None or adapter.alpha is None:
         return None
-    return type(adapter).low_rank_scale(adapter.rank, adapter.alpha)
+    return MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha)
 
 
 def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyPath, Array]:

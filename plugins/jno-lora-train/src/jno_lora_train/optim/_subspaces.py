@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper, SelectionError, resolve
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
 from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
 from jno.lora.parts import at_least_float32, on_the_mesh, stable_hash, widest
 
@@ -236,7 +236,7 @@ def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
 
 def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
     """The matrix of the layer before adapting; of a layer with several, the matrix `name`."""
-    cls: Any = type(adapter)
+    cls = MatrixAdapter.of(type(adapter))
 
     def of_layer(adapter: Any) -> Any:
         layer = at_least_float32(adapter).unwrap()
@@ -254,8 +254,8 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
     if product.inner:  # one of several matrices of a layer, whose update is not asked for
         return type(adapter).unwrap is LoRAWrapper.unwrap
-    ndim = type(adapter).stack_ndim(adapter.base)
-    update = over_stack(lambda adapter: adapter.low_rank_update(), ndim)(adapter)
+    cls = MatrixAdapter.of(type(adapter))
+    update = over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(adapter)
     if update is None:
         return False
     parts = (update[0] @ V, update[0]), (_mH(U) @ update[1], update[1])

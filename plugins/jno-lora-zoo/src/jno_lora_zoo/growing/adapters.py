@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import About
+
 from .._arrays import Matrix
 from .._layer_kind import Bias, Update
 from .._method import Method
@@ -31,8 +33,7 @@ class Grown(Method):
     variant = "grown"
     # The axis of the matrix whose new entries start as asked: outputs, or the tokens of a table.
     start_axis: ClassVar[int] = 0
-    family = "sparse"
-    formula = "rows in + columns (out - rows)"
+    about = About(family="sparse", formula="rows in + columns (out - rows)")
     _rank_limits = ()
 
     new_rows: Float[Array, "rows in"]

@@ -43,5 +43,5 @@ from .waveft import WaveFT as WaveFT
 _methods = [item for item in vars().values() if isinstance(item, type) and item is not Method]
 
 # Oldest paper first. The numbers of papers that are not on arXiv come last.
-METHODS: tuple[type[Method], ...] = tuple(sorted(_methods, key=lambda method: method.paper))
+METHODS: tuple[type[Method], ...] = tuple(sorted(_methods, key=lambda m: str(m.about.paper)))
 __all__ = ["METHODS", *(method.__name__ for method in METHODS)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype, scaled
+from .._bibtex import cited
 from .._scaled import Scaled
 
 
@@ -32,9 +33,7 @@ class AdaLoRA(Scaled):
     rank_gate = "lora_E"
     rank_axes: ClassVar[Mapping[str, int]] = {"lora_A": 0, "lora_B": 1}
     variant = "adalora"
-    family = "low rank"
-    paper = "2303.10512"
-    formula = "r (in + out + 1)"
+    about = cited("2303.10512", family="low rank", formula="r (in + out + 1)")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

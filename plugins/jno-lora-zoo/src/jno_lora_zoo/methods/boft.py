@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated, scaled
+from .._bibtex import cited
 from .._method import Method
 from .._options import whole_number
 from .._orthogonal import cayley
@@ -40,11 +41,13 @@ class BOFT(Method):
 
     adapter_fields = ("Q_blocks", "s")
     variant = "boft"
-    family = "rotation"
-    paper = "2311.06243"
-    formula = "m h r^2 ceil(in/hr) + out, h = 2^(m-1)"
+    about = cited(
+        "2311.06243",
+        family="rotation",
+        formula="m h r^2 ceil(in/hr) + out, h = 2^(m-1)",
+        cost="rotates the whole weight at every call, unless the layer reads features.",
+    )
     _rank_limits = ("in",)
-    cost = "rotates the whole weight at every call, unless the layer reads features."
 
     Q_blocks: Float[Array, "m blocks r r"]
     s: Float[Array, " out"]

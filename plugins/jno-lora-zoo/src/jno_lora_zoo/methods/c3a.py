@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype
+from .._bibtex import cited
 from .._scaled import Additive
 
 # On a CPU, for 512 units and a batch of 64, a step takes 1.6 of LoRA's by FFT and 1.7 by the
@@ -34,10 +35,12 @@ class C3A(Additive):
 
     adapter_fields = ("kernel",)
     variant = "c3a"
-    family = "structured"
-    paper = "2407.19342"
-    formula = "ceil(out / r) ceil(in / r) r"
-    cost = "makes a matrix as large as the weight at every call, if its blocks are below 32."
+    about = cited(
+        "2407.19342",
+        family="structured",
+        formula="ceil(out / r) ceil(in / r) r",
+        cost="makes a matrix as large as the weight at every call, if its blocks are below 32.",
+    )
 
     kernel: Float[Array, "p q r"]
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import Triplets, largest, smallest
 from .pissa import Split
 
@@ -38,7 +39,7 @@ class CorDA(Split):
 
     needs = ("input_covariance",)
     variant = "corda"
-    paper = "2406.05223"
+    about = cited("2406.05223", family="singular", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

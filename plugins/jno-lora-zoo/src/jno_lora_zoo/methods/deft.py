@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._orthogonal import orthonormal
@@ -34,11 +35,13 @@ class DEFT(Method):
 
     adapter_fields = ("P", "R")
     variant = "deft"
-    family = "low rank"
-    paper = "2509.22793"
-    formula = "r (in + out)"
+    about = cited(
+        "2509.22793",
+        family="low rank",
+        formula="r (in + out)",
+        cost="reads the whole weight at every call, to project it: merge before decoding.",
+    )
     _rank_limits = ("out",)
-    cost = "reads the whole weight at every call, to project it: merge before decoding."
 
     P: Float[Array, "out r"]
     R: Float[Array, "r in"] | None

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype, row_norms, scaled
+from .._bibtex import cited
 from .._method import Method
 from .._random import low_rank_start
 
@@ -35,9 +36,7 @@ class DeLoRA(Method):
 
     adapter_fields = ("lora_A", "lora_B", "strength")
     variant = "delora"
-    family = "low rank"
-    paper = "2503.18225"
-    formula = "r (in + out) + 1"
+    about = cited("2503.18225", family="low rank", formula="r (in + out) + 1")
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, row_norms, scaled
+from .._bibtex import cited
 from .._layer_kind import Factor
 from .._random import low_rank_start
 from .._weighted import Weighted
@@ -37,10 +38,12 @@ class DoRA(Weighted):
     adapter_fields = ("magnitude", "lora_A", "lora_B")
     takes_weights = True
     variant = "dora"
-    family = "low rank"
-    paper = "2402.09353"
-    formula = "r (in + out) + out"
-    cost = "reads the whole weight at every call, for its norms: merge before decoding."
+    about = cited(
+        "2402.09353",
+        family="low rank",
+        formula="r (in + out) + out",
+        cost="reads the whole weight at every call, for its norms: merge before decoding.",
+    )
 
     magnitude: Float[Array, " out"]
     lora_A: Float[Array, "r in"]

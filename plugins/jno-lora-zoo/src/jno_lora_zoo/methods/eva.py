@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import largest
 from .lora import LowRank
 
@@ -34,7 +35,7 @@ class EVA(LowRank):
 
     needs = ("input_covariance", "input_mean")
     variant = "eva"
-    paper = "2410.07170"
+    about = cited("2410.07170", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import count_of, drawn_positions, row_and_column
 from .._scaled import Additive
 
@@ -15,8 +16,6 @@ class Transformed(Additive):
     """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
-    family = "transform"
-    formula = "min(r (in + out), in out)"
 
     coefficients: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -54,8 +53,12 @@ class FourierFT(Transformed):
     """
 
     variant = "fourierft"
-    paper = "2405.03003"
-    cost = "an FFT of the size of the weight at every call: merge before decoding."
+    about = cited(
+        "2405.03003",
+        family="transform",
+        formula="min(r (in + out), in out)",
+        cost="an FFT of the size of the weight at every call: merge before decoding.",
+    )
 
     def update(self, W: Matrix) -> Matrix:
         # The even part has a real inverse transform, and needs half of the frequencies.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype
+from .._bibtex import cited
 from .._options import whole_number
 from .._scaled import Additive
 
@@ -33,9 +34,7 @@ class GraLoRA(Additive):
 
     adapter_fields = ("A", "B")
     variant = "gralora"
-    family = "structured"
-    paper = "2505.20355"
-    formula = "k r (ceil(in / k) + ceil(out / k))"
+    about = cited("2505.20355", family="structured", formula="k r (ceil(in / k) + ceil(out / k))")
     _rank_limits = ()
 
     A: Float[Array, "k q r"]

@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
+from .._bibtex import cited
 from .._random import low_rank_start
 from .._scaled import Additive
 
@@ -22,10 +23,13 @@ class HiRA(Additive):
 
     adapter_fields = ("lora_A", "lora_B")
     variant = "hira"
-    family = "structured"
-    paper = "TwJrTz9cRS"  # on OpenReview; arXiv has none
-    formula = "r (in + out)"
-    cost = "makes a matrix as large as the weight at every call: merge before decoding."
+    # The paper is on OpenReview; arXiv has none.
+    about = cited(
+        "TwJrTz9cRS",
+        family="structured",
+        formula="r (in + out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]

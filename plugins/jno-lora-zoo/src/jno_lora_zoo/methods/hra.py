@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, mixed
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._orthogonal import orthonormal, reflections
@@ -36,9 +37,7 @@ class HRA(Method):
 
     adapter_fields = ("U",)
     variant = "hra"
-    family = "rotation"
-    paper = "2405.17484"
-    formula = "r in"
+    about = cited("2405.17484", family="rotation", formula="r in")
 
     U: Float[Array, "in r"]
     gram_schmidt: Float[Array, ""] | None

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, scaled
+from .._bibtex import cited
 from .._layer_kind import Bias, Update
 from .._method import Method
 
@@ -23,9 +24,7 @@ class IA3(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3"
-    family = "scale"
-    paper = "2205.05638"
-    formula = "out"
+    about = cited("2205.05638", family="scale", formula="out")
     _rank_limits = ()
     scales_rows_only = True
 
@@ -56,9 +55,7 @@ class IA3In(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3-in"
-    family = "scale"
-    paper = "2205.05638"
-    formula = "in"
+    about = cited("2205.05638", family="scale", formula="in")
     _rank_limits = ()
 
     scale: Float[Array, " in"]
@@ -89,7 +86,7 @@ class IA3Out(IA3):
     """
 
     variant = "ia3-out"
-    formula = "out, for the bias too"
+    about = cited("2205.05638", family="scale", formula="out, for the bias too")
 
     def bias_law(self, b: Bias) -> Bias:
         return scaled(b, self.scale)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype, mixed
-from .._bibtex import bibtex_of
+from .._bibtex import cited
 from .._scaled import Additive
 
 
@@ -30,10 +30,7 @@ class LoHa(Additive):
 
     adapter_fields = ("A1", "B1", "A2", "B2")
     variant = "loha"
-    family = "structured"
-    paper = "2108.06098"
-    bibtex = bibtex_of("2108.06098", "2309.14859")
-    formula = "2 r (in + out)"
+    about = cited("2108.06098", "2309.14859", family="structured", formula="2 r (in + out)")
 
     A1: Float[Array, "r in"]
     B1: Float[Array, "out r"]

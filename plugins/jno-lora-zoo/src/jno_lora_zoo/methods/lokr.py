@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
-from .._bibtex import bibtex_of
+from .._bibtex import cited
 from .._scaled import Additive
 
 
@@ -26,10 +26,9 @@ class LoKr(Additive):
 
     adapter_fields = ("kron_A", "kron_B")
     variant = "lokr"
-    family = "structured"
-    paper = "2309.14859"
-    bibtex = bibtex_of("2212.10650", "2309.14859")
-    formula = "r^2 + ceil(out / r) ceil(in / r)"
+    about = cited(
+        "2309.14859", "2212.10650", family="structured", formula="r^2 + ceil(out / r) ceil(in / r)"
+    )
 
     kron_A: Float[Array, "r r"]
     kron_B: Float[Array, "p q"]

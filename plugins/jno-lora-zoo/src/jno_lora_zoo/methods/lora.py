@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import WrapperError
 
 from .._arrays import Matrix, cast_like, in_compute_dtype
+from .._bibtex import cited
 from .._layer_kind import Bias, LayerKind
 from .._random import low_rank_start
 from .._weighted import Weighted
@@ -34,8 +35,6 @@ class LowRank(Weighted):
     adapter_fields = ("lora_A", "lora_B")
     optional_fields = ("bias_update",)
     takes_weights = True
-    family = "low rank"
-    formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
@@ -115,7 +114,7 @@ class LoRA(LowRank):
     """
 
     variant = "lora"
-    paper = "2106.09685"
+    about = cited("2106.09685", family="low rank", formula="r (in + out)")
 
 
 class rsLoRA(LowRank):
@@ -129,7 +128,7 @@ class rsLoRA(LowRank):
     """
 
     variant = "rslora"
-    paper = "2312.03732"
+    about = cited("2312.03732", family="low rank", formula="r (in + out)")
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
@@ -147,8 +146,7 @@ class LoRAFA(LowRank):
 
     adapter_fields = ("lora_B",)
     variant = "lora-fa"
-    paper = "2308.03303"
-    formula = "r out"
+    about = cited("2308.03303", family="low rank", formula="r out")
 
 
 _NO_FEATURES = (

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import positive_number
 from .._svd import largest
 from .pissa import Split
@@ -33,8 +34,7 @@ class LoRAGA(Split):
 
     needs = ("gradient",)
     variant = "lora-ga"
-    paper = "2407.05000"
-    family = "low rank"
+    about = cited("2407.05000", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

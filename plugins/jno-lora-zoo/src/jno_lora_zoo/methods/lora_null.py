@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._svd import Triplets
 from .pissa import Split
 
@@ -35,8 +36,7 @@ class LoRANull(Split):
 
     needs = ("input_covariance",)
     variant = "lora-null"
-    paper = "2503.02659"
-    family = "low rank"
+    about = cited("2503.02659", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import positive_number
 from .._svd import largest
 from .pissa import Split
@@ -36,8 +37,7 @@ class LoRAOne(Split):
 
     needs = ("gradient",)
     variant = "lora-one"
-    paper = "2502.01235"
-    family = "low rank"
+    about = cited("2502.01235", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

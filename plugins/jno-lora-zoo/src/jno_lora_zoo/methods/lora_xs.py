@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._scaled import Scaled
 from .._singular_core import SingularCore, singular_factors
 
@@ -24,8 +25,7 @@ class LoRAXS(Scaled, SingularCore):
 
     adapter_fields = ("R",)
     variant = "lora-xs"
-    paper = "2405.17604"
-    formula = "r^2"
+    about = cited("2405.17604", family="singular", formula="r^2")
 
     R: Float[Array, "r r"]
 

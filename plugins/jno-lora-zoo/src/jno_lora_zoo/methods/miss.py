@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._options import whole_number
 from .._scaled import Additive
@@ -35,11 +36,14 @@ class MiSS(Additive):
 
     adapter_fields = ("D",)
     variant = "miss"
-    family = "structured"
-    paper = "2409.15371"
-    formula = "r out"
+    about = cited(
+        "2409.15371",
+        family="structured",
+        formula="r out",
+        cost="with `bat`, makes a matrix as large as the weight at every call: merge before "
+        "decoding.",
+    )
     _rank_limits = ("in",)
-    cost = "with `bat`, makes a matrix as large as the weight at every call: merge before decoding."
 
     # `(r, out)`; `(r, n)` with `mini`; `(out / r, r, r)` with `bat`.
     D: Float[Array, "*blocks r columns"]

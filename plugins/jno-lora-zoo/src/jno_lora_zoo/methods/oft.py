@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
+from .._bibtex import cited
 from .._method import Method
 from .._orthogonal import cayley
 
@@ -32,9 +33,7 @@ class OFT(Method):
 
     adapter_fields = ("Q_blocks",)
     variant = "oft"
-    family = "rotation"
-    paper = "2306.07280"
-    formula = "ceil(out / r) r^2"
+    about = cited("2306.07280", family="rotation", formula="ceil(out / r) r^2")
     _rank_limits = ("out",)
 
     Q_blocks: Float[Array, "blocks r r"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._orthogonal import antisymmetric, rotation, series_for
@@ -40,9 +41,7 @@ class OFTIn(Method):
 
     adapter_fields = ("Q_packed",)
     variant = "oft-in"
-    family = "rotation"
-    paper = "2506.19847"
-    formula = "ceil(in / r) r (r - 1) / 2"
+    about = cited("2506.19847", family="rotation", formula="ceil(in / r) r (r - 1) / 2")
     _rank_limits = ("in",)
 
     Q_packed: Float[Array, "blocks packed"]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import LoRAWrapper
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._method import Method
 from .._svd import Triplets, largest, smallest
 
@@ -22,8 +23,6 @@ class Split(Method):
     """
 
     adapter_fields = ("lora_A", "lora_B")
-    family = "singular"
-    formula = "r (in + out)"
 
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
@@ -121,7 +120,7 @@ class PiSSA(SingularSplit):
     """
 
     variant = "pissa"
-    paper = "2404.02948"
+    about = cited("2404.02948", family="singular", formula="r (in + out)")
 
     @staticmethod
     def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
@@ -144,7 +143,7 @@ class MiLoRA(SingularSplit):
     """
 
     variant = "milora"
-    paper = "2406.09044"
+    about = cited("2406.09044", family="singular", formula="r (in + out)")
 
     @staticmethod
     def triplets(W: Matrix, r: int, svd: str, key: PRNGKeyArray) -> Triplets:
@@ -163,8 +162,7 @@ class OLoRA(Split):
     """
 
     variant = "olora"
-    paper = "2406.01775"
-    family = "low rank"
+    about = cited("2406.01775", family="low rank", formula="r (in + out)")
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         # The first columns of `Q` depend only on the first columns of `W`.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._orthogonal import antisymmetric, rotation, series_for
 from .._singular_core import SingularCore, singular_factors
 
@@ -35,9 +36,7 @@ class PSOFT(SingularCore):
 
     adapter_fields = ("Q_packed", "a", "b")
     variant = "psoft"
-    family = "rotation"
-    paper = "2505.11235"
-    formula = "r (r - 1) / 2 + 2 r"
+    about = cited("2505.11235", family="rotation", formula="r (r - 1) / 2 + 2 r")
 
     Q_packed: Float[Array, " packed"]
     a: Float[Array, " r"] | None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
+from .._bibtex import cited
 from .._derivatives import recomputed
 from .._random import uniform_matrix
 from .._scaled import Scaled
@@ -36,11 +37,13 @@ class RandLoRA(Scaled):
 
     adapter_fields = ("lambdas", "gammas")
     variant = "randlora"
-    family = "structured"
-    paper = "2502.00987"
-    formula = "ceil(m / r) (r + m), m = min(in, out)"
+    about = cited(
+        "2502.00987",
+        family="structured",
+        formula="ceil(m / r) (r + m), m = min(in, out)",
+        cost="draws matrices as large as the weight at every call: merge before decoding.",
+    )
     _rank_limits = ()
-    cost = "draws matrices as large as the weight at every call: merge before decoding."
 
     lambdas: Float[Array, "r n"]
     gammas: Float[Array, "n smaller"]

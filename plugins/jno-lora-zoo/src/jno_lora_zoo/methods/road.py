@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
+from .._bibtex import cited
 from .._layer_kind import Bias
 from .._method import Method
 from .._options import whole_number
@@ -39,9 +40,7 @@ class RoAd(Method):
 
     adapter_fields = ("theta", "scale")
     variant = "road"
-    family = "rotation"
-    paper = "2409.00119"
-    formula = "2 ceil(out / 2)"
+    about = cited("2409.00119", family="rotation", formula="2 ceil(out / 2)")
     _rank_limits = ()
 
     theta: Angles

@@ -7,6 +7,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._layer_kind import Update
 from .._method import Method
 from .._positions import count_of, drawn_positions, row_and_column, scattered
@@ -16,9 +17,6 @@ class Scattered(Method):
     """`W' = W + U`, where `U` has trained values at some positions, and zeros elsewhere."""
 
     adapter_fields = ("values",)
-    family = "sparse"
-    formula = "min(r (in + out), in out)"
-    cost = "makes a matrix as large as the weight at every call: merge before decoding."
 
     values: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -52,7 +50,12 @@ class SHiRA(Scattered):
     """
 
     variant = "shira"
-    paper = "2406.13175"
+    about = cited(
+        "2406.13175",
+        family="sparse",
+        formula="min(r (in + out), in out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         n = count_of(W.shape, r, None, "rank")

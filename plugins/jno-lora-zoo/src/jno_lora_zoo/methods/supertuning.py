@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import count_of, digits_of
 from .shira import Scattered
 
@@ -31,7 +32,12 @@ class SuperTuning(Scattered):
     """
 
     variant = "supertuning"
-    paper = "2607.09287"
+    about = cited(
+        "2607.09287",
+        family="sparse",
+        formula="min(r (in + out), in out)",
+        cost="makes a matrix as large as the weight at every call: merge before decoding.",
+    )
 
     def start(
         self,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import Shared
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .vera import BetweenVectors
 
 
@@ -35,9 +36,7 @@ class TiedLoRA(BetweenVectors):
 
     adapter_fields = ("lora_A", "lora_B", "b", "d")
     variant = "tied-lora"
-    family = "low rank"
-    paper = "2311.09578"
-    formula = "out + r, and r (in + out) once"
+    about = cited("2311.09578", family="low rank", formula="out + r, and r (in + out) once")
     _rank_limits = ("out", "in")
 
     lora_A: Shared

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import whole_number
 from .._singular_core import SingularCore, singular_factors
 
@@ -29,8 +30,7 @@ class TinyLoRA(SingularCore):
 
     adapter_fields = ("v",)
     variant = "tinylora"
-    paper = "2602.04118"
-    formula = "u"
+    about = cited("2602.04118", family="singular", formula="u")
 
     v: Float[Array, " u"]
     P: Float[Array, "u r r"]

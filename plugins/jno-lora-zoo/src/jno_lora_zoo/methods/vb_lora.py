@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from jno.lora import Shared
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._options import whole_number
 from .._scaled import Scaled
 
@@ -46,9 +47,7 @@ class VBLoRA(Scaled):
 
     adapter_fields = ("logits_A", "logits_B", "bank")
     variant = "vb-lora"
-    family = "low rank"
-    paper = "2405.15179"
-    formula = "n r (in + out) / l, and n l once"
+    about = cited("2405.15179", family="low rank", formula="n r (in + out) / l, and n l once")
     _rank_limits = ()
 
     logits_A: Float[Array, "r pieces n"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
+from .._bibtex import cited
 from .._random import uniform_matrix
 from .._scaled import Scaled
 
@@ -16,8 +17,6 @@ class BetweenVectors(Scaled):
     """`W' = W + s diag(b) B diag(d) A`, where `b` and `d` train. The rank is not clamped."""
 
     adapter_fields = ("b", "d")
-    family = "structured"
-    formula = "out + r"
     _rank_limits = ()
 
     b: Float[Array, " out"]
@@ -55,7 +54,7 @@ class VeRA(BetweenVectors):
     """
 
     variant = "vera"
-    paper = "2310.11454"
+    about = cited("2310.11454", family="structured", formula="out + r")
 
     # Four numbers from 0 to 255: small enough to survive a cast of the whole model to any floating
     # dtype. An array, not static, so that layers can be stacked and seeds differ without retracing.

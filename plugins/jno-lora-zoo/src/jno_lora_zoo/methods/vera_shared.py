@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import Shared
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .vera import BetweenVectors
 
 
@@ -32,8 +33,7 @@ class VeRAShared(BetweenVectors):
     """
 
     variant = "vera-shared"
-    paper = "2310.11454"
-    formula = "out + r, beside a frozen pair"
+    about = cited("2310.11454", family="structured", formula="out + r, beside a frozen pair")
 
     A: Shared
     B: Shared

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
+from .._bibtex import cited
 from .._positions import row_and_column, scattered
 from .fourierft import Transformed
 
@@ -38,8 +39,12 @@ class WaveFT(Transformed):
     """
 
     variant = "waveft"
-    paper = "2505.12532"
-    cost = "a wavelet transform of the size of the weight at every call: merge before decoding."
+    about = cited(
+        "2505.12532",
+        family="transform",
+        formula="min(r (in + out), in out)",
+        cost="a wavelet transform of the size of the weight at every call: merge before decoding.",
+    )
 
     # An array, so that a saved adapter holds it. Without taps there is no transform.
     low_pass: Float[Array, " taps"]
