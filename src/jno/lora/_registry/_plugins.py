@@ -274,8 +274,8 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
         raise PluginError(f"{err}. The hooks are {', '.join(signatures)}") from err
 
 
-def how_to_block(distribution: str) -> str:
+def how_to_block(distribution: str | None) -> str:
     """The end of a message about a plugin: how to do without the plugin, if it is installed."""
     variable = f"JNO_LORA_BLOCK={distribution}"
     advice = f" To do without this plugin, set the environment variable {variable}."
-    return "" if distribution == IN_PROCESS else advice
+    return "" if distribution in (None, IN_PROCESS) else advice
