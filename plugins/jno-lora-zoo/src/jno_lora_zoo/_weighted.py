@@ -26,7 +26,8 @@ class Weighted(Scaled):
     so that a map over the weights copies no factor.
     """
 
-    # Whether `law` and `forward` do so. A subclass that writes one of the two must say so again.
+    # Whether `law` and `forward` do so. A class that writes one of the two, also a mixin, must say
+    # so again.
     takes_weights: ClassVar[bool] = False
 
     lora_A: AbstractVar[Array]
@@ -35,8 +36,8 @@ class Weighted(Scaled):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if {"law", "forward"} & vars(cls).keys():
-            cls.takes_weights = vars(cls).get("takes_weights", False)
+        bases = [next(b for b in cls.__mro__ if name in vars(b)) for name in ("law", "forward")]
+        cls.takes_weights = all(vars(base).get("takes_weights", False) for base in bases)
 
     def _initial_fields(
         self, *start: Any, multiplier: Any = None, **options: Any
