@@ -17,6 +17,7 @@ from foundax_cases import (
     perturbed,
     run,
 )
+from tests.pairs import methods_on
 from zoo_cases import ALL_METHODS, made
 
 import jno_lora_foundax as package
@@ -31,10 +32,10 @@ KINDS = {
 
 
 def every_case():
-    """Every method on one layer of each kind, and LoRA on all layers."""
+    """The kind's methods on one layer of each kind, and LoRA on all layers."""
     for kind, layers in KINDS.items():
         for number, (name, layer) in enumerate(layers.items()):
-            for method in ALL_METHODS if number == 0 else ["LoRA"]:
+            for method in methods_on(kind) if number == 0 else ["LoRA"]:
                 yield pytest.param(method + kind, layer, id=f"{method}{kind}-{name}")
 
 

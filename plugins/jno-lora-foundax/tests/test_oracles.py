@@ -1,4 +1,4 @@
-"""Every method on foundax's layers in double precision: its law, loops, and every derivative."""
+"""Methods on foundax's layers in double precision: its law, loops, and every derivative."""
 
 import functools
 
@@ -14,6 +14,7 @@ from foundax_cases.maps import (
     subsampled,
     transposed_convolution,
 )
+from tests.pairs import methods_on
 from zoo_cases import METHODS, assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
@@ -34,7 +35,7 @@ everywhere = pytest.mark.parametrize(
         (method, kind, name)
         for kind, (layers, main, _) in KINDS.items()
         for name in layers
-        for method in (METHODS if name == main else ["LoRA", "DoRA"])
+        for method in (methods_on(kind, METHODS) if name == main else ["LoRA", "DoRA"])
     ],
     scope="module",
 )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import pairwise
 from zoo_cases import METHODS, assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
@@ -100,7 +101,7 @@ everywhere = pytest.mark.parametrize(
     ("method", "name"),
     # The cell itself is called with the merged weights: its kind does not depend on the method.
     [
-        *((method, name) for name in ("gru", "lstm") for method in METHODS),
+        *pairwise([(method, name) for name in ("gru", "lstm") for method in METHODS], layers=1),
         *(("DoRA", name) for name in CELLS if name not in ("gru", "lstm")),
     ],
     scope="module",

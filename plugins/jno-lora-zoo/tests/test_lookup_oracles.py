@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import pairwise
 from zoo_cases import METHODS, assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
@@ -92,7 +93,7 @@ everywhere = pytest.mark.parametrize(
     ("method", "name"),
     # A layer that does more than a lookup is called with the merged table, whatever the method.
     [
-        *((method, name) for name in ("one", "batch") for method in METHODS),
+        *pairwise([(method, name) for name in ("one", "batch") for method in METHODS], layers=1),
         # Later methods with a column of their own.
         *((method, "batch") for method in ("OFTIn", "HRA", "DEFT")),
         *(("DoRA", name) for name in ("duck", "subclass")),
