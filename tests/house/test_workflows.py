@@ -67,7 +67,7 @@ def test_publishing_needs_a_release_and_its_environment():
     assert not [step for name in trusted for step in jobs[name]["steps"] if "run" in step]
 
 
-def test_what_the_workflows_make_is_in_the_makefile():
+def test_the_targets_of_the_workflows_are_in_the_makefile():
     jobs = [*ALL_PAIRS["jobs"].values(), *RELEASE["jobs"].values()]
     steps = [step for job in jobs for step in job["steps"] if "run" in step]
     targets = [re.fullmatch(r"make ([\w-]+)", step["run"]) for step in steps]

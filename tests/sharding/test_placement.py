@@ -137,7 +137,7 @@ def test_loading_onto_one_device_leaves_the_arrays_there():
     assert restored.base.weight is plain.weight
 
 
-def test_what_the_state_lacks_is_named():
+def test_arrays_missing_from_a_state_are_named():
     wrapper = adapted("LoRA", "2d").up
     with pytest.raises(WrapperError, match="lora_B: expected, missing"):
         restored_layer(type(wrapper), base(Small, "2d").up, {"lora_A": wrapper.lora_A}, 4, 8.0)

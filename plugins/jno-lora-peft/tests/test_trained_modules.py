@@ -128,7 +128,7 @@ def test_a_module_whose_name_ends_in_that_of_a_saved_one_is_saved_too(tmp_path):
     assert names_beside(tensors) >= {"x.norm.weight", "x.norm.bias"}
 
 
-def test_what_peft_cannot_save_is_refused(tmp_path):
+def test_modules_that_peft_cannot_save_are_refused(tmp_path):
     embedding = eqx.nn.Embedding(5, 4, key=KEY)
     model = {
         "fc": eqx.nn.Linear(4, 3, key=KEY),
@@ -233,7 +233,7 @@ def test_the_base_model_and_the_task_are_written(tmp_path):
         ({"base_model_name_or_path": ""}, "must be a string such as"),
     ],
 )
-def test_what_peft_would_not_know_is_refused(given, reason, tmp_path):
+def test_modules_that_peft_does_not_know_are_refused(given, reason, tmp_path):
     with pytest.raises(PeftFormatError, match=reason):
         save_peft(apply_lora(layers(), 2, key=KEY, target="^fc"), tmp_path, **given)
     assert not list(tmp_path.iterdir())

@@ -108,7 +108,7 @@ def test_the_merged_table_is_the_law_to_double_precision(method, name):
 
 
 @everywhere
-def test_what_is_looked_up_is_a_column_of_the_law_to_double_precision(method, name):
+def test_a_lookup_is_a_column_of_the_law_to_double_precision(method, name):
     oracle(method, name).check_output()
 
 

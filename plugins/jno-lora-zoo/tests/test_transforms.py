@@ -103,7 +103,7 @@ def test_an_odd_number_of_taps_is_refused():
         trained(WaveFTLinear, (5, 6), wavelet=(0.5, 0.7, 0.2))
 
 
-def test_the_scale_is_alpha_whatever_the_rank():
+def test_the_scale_is_alpha_for_every_rank():
     layer = eqx.nn.Linear(6, 5, key=jax.random.key(0))
     for cls in (FourierFTLinear, WaveFTLinear):
         one, other = (cls(layer, rank, 7.0, key=jax.random.key(0)) for rank in (1, 2))

@@ -110,7 +110,7 @@ def test_inputs_are_rotated_by_rotations():
         (zoo.RoAdLinear, 2, {"per_pair": 2.0}, "`per_pair` must be a whole number .* but is 2.0"),
     ],
 )
-def test_what_cannot_be_is_refused(cls, rank, options, message):
+def test_impossible_options_are_refused(cls, rank, options, message):
     with pytest.raises(ValueError, match=message):
         cls(linear(6, 4), rank, 1.0, key=KEY, **options)
 
