@@ -84,7 +84,7 @@ def test_otherwise_nothing_is_written(number, console, show):
     assert console.file.getvalue() == ""
 
 
-def test_the_first_item_which_compiles_is_no_measure_of_the_others():
+def test_the_first_item_does_not_count_for_the_remaining_time():
     console = terminal()
     for index in tracked(range(50), "Counting", console=console):
         time.sleep(0.1 if index == 0 else 0)
