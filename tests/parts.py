@@ -11,7 +11,7 @@ import pytest
 
 
 def part_of(nodeid: str) -> str:
-    """`plugins/jno-lora-zoo` for `plugins/jno-lora-zoo/tests/test_law.py::test_it`."""
+    """`plugins/jno-lora-zoo` for a test in `plugins/jno-lora-zoo/tests/test_oracles.py`."""
     return "/".join(nodeid.split("::")[0].split("/")[:2])
 
 
