@@ -35,7 +35,7 @@ def for_each_structure(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(method for method in found if method is not None)
 
 
-def pairwise(pairs: Iterable[tuple[str, Layer]], layers: int = 2) -> list[tuple[str, Layer]]:
+def pairwise(pairs: Iterable[tuple[str, Layer]], layers: int = 1) -> list[tuple[str, Layer]]:
     """Of the pairs of a method and a layer, those that `make test` runs, in their order.
 
     Every method keeps so many of its `layers`, dealt in turn, and every layer keeps a method of

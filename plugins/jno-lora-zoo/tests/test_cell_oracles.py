@@ -98,7 +98,7 @@ everywhere = pytest.mark.parametrize(
     ("method", "name"),
     # The cell itself is called with the merged weights: its kind does not depend on the method.
     [
-        *pairwise([(method, name) for name in ("gru", "lstm") for method in METHODS], layers=1),
+        *pairwise([(method, name) for name in ("gru", "lstm") for method in METHODS]),
         *(("DoRA", name) for name in CELLS if name not in ("gru", "lstm")),
     ],
     scope="module",

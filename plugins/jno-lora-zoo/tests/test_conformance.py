@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import pairwise
 from zoo_cases import (
     ALL_METHODS,
     OF_THE_KIND,
@@ -129,10 +130,14 @@ CASES = [
     *(case(method, *GROUPED) for method in WHOLE_KIT),
     *map(circular_case, WHOLE_KIT),
 ]
-FURTHER = [case for method in ALL_METHODS for case in further_linear_cases(method)]
+FURTHER = {
+    (method, str(case).split("-")[-1]): case
+    for method in ALL_METHODS
+    for case in further_linear_cases(method)
+}
 
 
-@parametrize_with_checks([*CASES, *FURTHER])
+@parametrize_with_checks([*CASES, *(FURTHER[pair] for pair in pairwise(FURTHER))])
 def test_conformance(check):
     check()
 

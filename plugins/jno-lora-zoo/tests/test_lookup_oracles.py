@@ -90,7 +90,7 @@ everywhere = pytest.mark.parametrize(
     ("method", "name"),
     # A layer that does more than a lookup is called with the merged table, whatever the method.
     [
-        *pairwise([(method, name) for name in ("one", "batch") for method in METHODS], layers=1),
+        *pairwise([(method, name) for name in ("one", "batch") for method in METHODS]),
         # Later methods with a column of their own.
         *((method, "batch") for method in ("OFTIn", "HRA", "DEFT")),
         *(("DoRA", name) for name in ("duck", "subclass")),

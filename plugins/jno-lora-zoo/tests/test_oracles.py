@@ -50,7 +50,8 @@ def calls(layer):
         *pairs(**EVERY | {"InNorm": WITHOUT_ROWS}),
         *pairs(*NOT_IA3, InNorm=[name for name in NORMS if name not in WITHOUT_ROWS]),
         *pairs(*LATER, **OF_LATER),
-    ]
+    ],
+    layers=2,
 )
 def test_values_and_every_derivative_are_those_of_numpy(adapter, base):
     oracle(adapter, base.name).check()

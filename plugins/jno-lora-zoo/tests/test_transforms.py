@@ -61,8 +61,11 @@ def upsampled(c, taps):
     return full[cut : len(full) - cut]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("moments", [1, 2, 5])
+# Every size, and every filter on an odd and an even one.
+@pytest.mark.parametrize(
+    ("size", "moments"),
+    [*((size, 2) for size in SIZES), *((size, n) for size in SIZES[:2] for n in (1, 5))],
+)
 def test_the_update_is_the_inverse_wavelet_transform(size, moments):
     _, update, C = trained(WaveFTLinear, size, wavelet=f"db{moments}")
     low = daubechies(moments)

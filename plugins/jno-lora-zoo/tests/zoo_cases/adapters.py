@@ -60,12 +60,12 @@ def pairs(*methods: str, **names: Iterable[str]) -> list[tuple[Adapter, Case]]:
     ]
 
 
-def on_cases(pairs: Iterable[tuple[Adapter, Case]]):
-    """Parametrises a test by `adapter` and `base`: by so many pairs as `tests.pairs` says."""
+def on_cases(pairs: Iterable[tuple[Adapter, Case]], layers: int = 1):
+    """Parametrises a test by `adapter` and `base`, by those pairs that `pairwise` keeps."""
     named = {
         (adapter.method, (adapter.kind, base.name)): (adapter, base) for adapter, base in pairs
     }
-    chosen = [named[names] for names in pairwise(named)]
+    chosen = [named[names] for names in pairwise(named, layers)]
     cases = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in chosen]
     # The scope keeps the tests of one case together, so that one process compiles what they share.
     return pytest.mark.parametrize(("adapter", "base"), cases, scope="module")
@@ -74,7 +74,7 @@ def on_cases(pairs: Iterable[tuple[Adapter, Case]]):
 def each(*methods: str):
     """Parametrises a test by `adapter` alone: these methods (all), on a kind of layer or both."""
     pairs = [(a.method, a.kind) for a in ADAPTERS if not methods or a.method in methods]
-    chosen = [Adapter(*names) for names in pairwise(pairs, layers=1)]
+    chosen = [Adapter(*names) for names in pairwise(pairs)]
     return pytest.mark.parametrize("adapter", chosen, ids=lambda a: a.name, scope="module")
 
 
