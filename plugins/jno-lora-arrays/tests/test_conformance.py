@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 from tests.pairs import methods_on
-from zoo_cases import OPTIONS, made, parameter_count, perturb
+from zoo_cases import OPTIONS, WHOLE_KIT, check_kind, made, parameter_count, perturb
 
 from jno.lora import calibrate, merge_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -31,9 +31,14 @@ def case_of(method):
     )
 
 
-@parametrize_with_checks(map(case_of, ("LoRA", "DoRA", "OFT")))
+@parametrize_with_checks(map(case_of, WHOLE_KIT))
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", ["LoRA", "OFT", "CorDA"])
+def test_the_checks_of_the_kind(method):
+    check_kind(case_of(method))
 
 
 def function(weight, x):

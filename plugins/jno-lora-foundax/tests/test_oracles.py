@@ -13,7 +13,7 @@ from foundax_cases.maps import (
     transposed_convolution,
 )
 from tests.pairs import methods_on
-from zoo_cases import METHODS, assert_close, cast_floats
+from zoo_cases import assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
 import jno_lora_foundax as package
@@ -33,7 +33,7 @@ everywhere = pytest.mark.parametrize(
         (method, kind, name)
         for kind, (layers, main, _) in KINDS.items()
         for name in layers
-        for method in (methods_on(kind, METHODS) if name == main else ["LoRA", "DoRA"])
+        for method in (methods_on(kind) if name == main else ["LoRA", "DoRA"])
     ],
     scope="module",
 )

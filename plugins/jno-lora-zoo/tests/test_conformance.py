@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import pairwise
+from tests.pairs import methods_on, pairwise
 from zoo_cases import (
     ALL_METHODS,
+    METHODS,
     OF_THE_KIND,
     OPTIONS,
     SAME_BUT,
@@ -60,12 +61,10 @@ SHIFTS = {
         cyclic_shift(-1, name="cyclic shift of columns"),
     ),
 }
-# A method by its low-rank product, a method with its own `forward`, and a method by its matrix.
-ON_BOTH_CONVOLUTIONS = ("LoRA", "DoRA", "OFT")
 # Where a second layer of a kind differs: it pads in another way, and has no bias.
 OF_THE_LAYER = (
     *OF_THE_KIND,
-    *("merge-restores-form", "reads-like-the-layer", "special-inputs", "matrix"),
+    *("merge-restores-form", "reads-like-the-layer", "special-inputs"),
     *("jit", "vmap", "output-dtype"),
 )
 
@@ -121,14 +120,10 @@ def circulant_case(method, square):
     )
 
 
-def circular_case(method):
-    return case(method, *CIRCULAR, ("*",) if method in ON_BOTH_CONVOLUTIONS else OF_THE_LAYER)
-
-
 CASES = [
     *(case(method, *LINEAR) for method in ALL_METHODS),
     *(case(method, *GROUPED) for method in WHOLE_KIT),
-    *map(circular_case, WHOLE_KIT),
+    *(case(method, *CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", METHODS)),
 ]
 FURTHER = {
     (method, str(case).split("-")[-1]): case
@@ -143,7 +138,7 @@ def test_conformance(check):
 
 
 # These methods use the same operations of a convolution. With circular padding, the checks include
-# the shifts: with `circular_case`, every method of the zoo keeps them.
+# the shifts: with those of `CIRCULAR`, every method of the zoo keeps them.
 @pytest.mark.parametrize("method", kind_only("Conv"))
 def test_other_methods_on_convolutions(method):
     check_kind(case(method, *PERIODIC_GROUPED))
