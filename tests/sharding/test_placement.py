@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from tests.pairs import pairwise
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
@@ -54,7 +55,10 @@ def assert_lies_as_its_base(wrapper, mesh):
 
 @pytest.mark.parametrize(
     ("method", "layout"),
-    [*itertools.product(METHODS, ["tensor", "2d"]), ("LoRA", "data"), ("DoRA", "fsdp")],
+    [
+        *pairwise(itertools.product(METHODS, ["tensor", "2d"])),
+        *(("LoRA", "data"), ("DoRA", "fsdp")),
+    ],
 )
 def test_arrays_take_the_matching_axes(method, layout):
     plain, model = base(Small, layout), adapted(method, layout)
