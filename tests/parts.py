@@ -22,7 +22,7 @@ class Parts:
         self.terminal = terminal
         self.collected: set[str] = set()
         self.ended: collections.Counter[str] = collections.Counter()
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self.tests: collections.Counter[str] = collections.Counter()
 
     def collect(self, nodeids: list[str]) -> None:
