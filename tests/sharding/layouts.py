@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from tests.pairs import ALL
 
 import jno_lora_zoo
 from jno.lora import (
@@ -28,9 +27,11 @@ from jno.lora import (
 )
 from jno_lora_zoo import LoRAEmbedding
 
-METHODS = ["LoRA", "DoRA", "PiSSA", "VeRA", "LoKr", "OFT"]
-if ALL:  # their fields are those of the first ones
-    METHODS += ["rsLoRA", "LoRAFA", "MiLoRA", "LoRAXS", "IA3"]
+# The fields of the last five are those of the first six.
+ALL_METHODS = [
+    *("LoRA", "DoRA", "PiSSA", "VeRA", "LoKr", "OFT"),
+    *("rsLoRA", "LoRAFA", "MiLoRA", "LoRAXS", "IA3"),
+]
 # They decompose the weight, for which every device needs the whole of it.
 BY_SVD = {"PiSSA", "MiLoRA", "LoRAXS"}
 # The kind of each axis of an adapter's array, as far as it can be sharded.

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
-from tests.pairs import pairwise
+from tests.pairs import ALL, pairwise
 
 from jno.lora import _sharding, apply_lora, merge_lora, unwrap_lora
 from jno.lora._compute._program import Program
 
 from .layouts import (
+    ALL_METHODS,
     BY_SVD,
     CUT,
     LAYOUTS,
-    METHODS,
     Small,
     adapt,
     assert_same_sharding,
@@ -34,6 +34,8 @@ from .layouts import (
     shard,
     wrappers_of,
 )
+
+METHODS = ALL_METHODS if ALL else ALL_METHODS[:6]
 
 WIDE = {"width": 32, "hidden": 64}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from tests.pairs import pairwise
+from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
@@ -17,9 +17,9 @@ from jno.lora._sharding import restored_layer
 from jno_lora_zoo import sharded_over
 
 from .layouts import (
+    ALL_METHODS,
     FIELDS,
     LAYOUTS,
-    METHODS,
     Small,
     Transformer,
     adapted,
@@ -33,6 +33,8 @@ from .layouts import (
     shard,
     wrappers_of,
 )
+
+METHODS = ALL_METHODS if ALL else ALL_METHODS[:6]
 
 
 def expected_spec(wrapper, field):
