@@ -22,7 +22,7 @@ BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
+.PHONY: demo test test-all test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -30,6 +30,10 @@ demo: $(VENV)/.ready
 # The tests of the core run where the core is alone: in an environment of tests/packaging.
 test: $(VENV)/.ready
 	$(BIN)/pytest $(SHARED) --ignore tests/core
+
+# Every method on every kind of layer (tests/pairs.py): before a release, and each week.
+test-all: export JNO_LORA_TEST_ALL = 1
+test-all: test
 
 # Models of other projects. Some of their packages need Python 3.12; of three only the data are used.
 test-models: .venv-models/.ready

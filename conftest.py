@@ -91,6 +91,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
 import jax
 import pytest
 from jax._src.interpreters import mlir
+from tests.parts import Parts
 
 pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -115,6 +116,13 @@ def share_contexts(made_for: int = 100):
 
 
 share_contexts()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config):
+    """Prints how long the parts of the suite took, where the results are printed."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Parts(config.pluginmanager.get_plugin("terminalreporter")))
 
 
 def pytest_collection_finish():

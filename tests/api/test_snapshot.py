@@ -47,7 +47,7 @@ ADDED = "jno.lora.Net.lora(rank=4)"
         ),
     ],
 )
-def test_what_went_and_what_came_is_told(now, changed):
+def test_the_report_lists_removed_and_added_names(now, changed):
     assert snapshot.difference(BEFORE, now) == changed
 
 

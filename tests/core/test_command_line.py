@@ -140,7 +140,7 @@ def test_a_name_that_is_built_in_cannot_be_taken_over(site):
     assert module not in run("doctor", code=1).splitlines()
 
 
-def test_of_two_plugins_with_one_command_the_first_by_name_has_it(site):
+def test_the_first_plugin_by_name_owns_a_command_of_two(site):
     site.install("zebra", adding(["same", "other"]))
     first = site.install("aardvark", adding(["same"]))
     assert run("same") == f"{first}\n"

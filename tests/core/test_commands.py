@@ -331,7 +331,7 @@ def test_doctor_names_what_each_plugin_adds(site):
     assert lines[bolt + 1] == ["13 adapters", "kind-0, kind-1, kind-2"]
 
 
-def test_a_reader_that_has_enough_is_no_error(monkeypatch):
+def test_a_closed_pipe_is_not_an_error(monkeypatch):
     def print_into_nothing(**_):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 

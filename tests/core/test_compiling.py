@@ -74,7 +74,7 @@ def test_static_fields_that_are_equal_but_not_the_same_are_kept_apart(tags):
         assert repr(call_compiled(doubled, Tagged(jnp.ones(2), tag)).tag) == repr(tag)
 
 
-def test_what_changes_nothing_runs_nothing(getkey):
+def test_an_operation_that_changes_nothing_runs_no_program(getkey):
     layer = eqx.nn.Linear(3, 2, key=getkey())
     assert all(
         x is y
@@ -137,7 +137,7 @@ def test_other_settings_make_another_program():
         assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float64
 
 
-def test_an_array_that_goes_into_a_static_field_is_no_traced_one():
+def test_an_array_for_a_static_field_is_not_traced():
     with pytest.warns(UserWarning, match="set as static"):
         tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
     assert tagged[0].tag == 1

@@ -297,7 +297,7 @@ def test_from_state_restores_every_bit(make, linear, getkey):
     assert restored.base.weight is linear.weight
 
 
-def test_from_state_restores_nested_arrays_and_keeps_what_is_no_array(linear, getkey):
+def test_from_state_restores_nested_arrays_and_keeps_other_leaves(linear, getkey):
     wrapper = shaken(nested(linear, getkey))
     restored = type(wrapper).from_state(linear, wrapper.state(), 2, 3.0)
     assert same(restored, wrapper)

@@ -44,7 +44,7 @@ def test_a_required_member_that_is_missing_is_named(name):
 
 
 @pytest.mark.parametrize("name", ["rank", "alpha"])
-def test_what_the_constructor_takes_of_rank_and_alpha_is_a_field(name):
+def test_rank_and_alpha_of_the_constructor_are_fields(name):
     (problem,) = contract_problems(define(without(name)))
     assert problem.startswith(f"`{name}` is not defined, but `__init__` takes it: keep it, as in ")
     assert f"`{name}: " in problem and "eqx.field(static=True)`" in problem
@@ -146,13 +146,13 @@ def test_the_constructor_may_accept_more():
 
 
 @pytest.mark.parametrize("name", ["applies_to", "stack_ndim", "from_state"])
-def test_what_is_asked_of_the_class_must_be_a_classmethod(name):
+def test_members_that_are_called_on_the_class_must_be_classmethods(name):
     (problem,) = contract_problems(define(**{name: lambda leaf: False}))
     assert problem == f"`{name}` must be a classmethod"
 
 
 @pytest.mark.parametrize("thing", [eqx.nn.Linear, 3, "LoRALinear", None, [1], {"a": 1}])
-def test_what_is_no_adapter_class_is_said_to_be_none(thing):
+def test_an_object_that_is_not_an_adapter_class_is_reported(thing):
     (problem,) = contract_problems(thing)
     assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
 

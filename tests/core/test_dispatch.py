@@ -62,7 +62,7 @@ def any_model(request, getkey):
 # --- what is wrapped
 
 
-def test_what_is_wrapped_is_what_the_plan_says(any_model, getkey):
+def test_the_wrapped_layers_are_those_of_the_plan(any_model, getkey):
     plan = plan_lora(any_model, 1, 3.0, wrapper=EVERYTHING)
     adapters = adapters_in(apply_lora(any_model, 1, 3.0, key=getkey(), wrapper=EVERYTHING))
     assert adapters
@@ -93,7 +93,7 @@ def test_the_rank_of_a_call_is_not_optional(model, getkey, rank):
             apply_lora(model, key=getkey(), wrapper=ToyLinear, specs=specs, **rank)
 
 
-def test_specs_that_have_a_rank_need_none_of_the_call(model, getkey):
+def test_specs_with_a_rank_need_no_rank_of_the_call(model, getkey):
     specs = [{"target": "head", "rank": 2, "wrapper": ToyLinear}]
     assert set(adapters_in(apply_lora(model, key=getkey(), specs=specs))) == {"head"}
 
@@ -132,7 +132,7 @@ def test_the_same_layer_in_two_places_is_adapted_in_each_on_its_own(getkey):
         (np.zeros(3, np.uint32), r"an array uint32\[3\]"),
     ],
 )
-def test_what_is_no_key_is_an_error_that_shows_one(model, unchecked, key, came):
+def test_a_wrong_key_is_refused_with_an_example(model, unchecked, key, came):
     message = rf"`key` must be one random key, such as jax.random.key\(0\), but is {came}\."
     with pytest.raises(SelectionError, match=message):
         apply_lora(model, 1, key=key, wrapper=ToyLinear)
@@ -313,7 +313,7 @@ def test_an_applies_to_that_raises_is_named_with_the_node_and_path(model, getkey
     assert "must answer False" in message
 
 
-def test_what_was_adapted_computes_what_it_did_before(model, getkey):
+def test_an_adapted_model_computes_what_it_did_before(model, getkey):
     adapted = apply_lora(model, 2, key=getkey(), wrapper=[UserEmbedding, ToyLinear])
     assert jnp.allclose(adapted(1), model(1), rtol=1e-6)
     assert jnp.allclose(merge_lora(adapted)(1), model(1), rtol=1e-6)

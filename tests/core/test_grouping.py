@@ -34,7 +34,7 @@ def test_gaps():
     assert labels("3", "11", "4", "0") == [("[0,3-4,11]", 4)]
 
 
-def test_what_else_a_row_says_must_agree():
+def test_rows_are_grouped_only_if_they_agree():
     rows = [("0/q", "rank 4"), ("1/q", "rank 8"), ("2/q", "rank 4"), ("0/k", "rank 4")]
     assert grouped(rows) == [("[0,2]/q", 2, "rank 4"), ("1/q", 1, "rank 8"), ("0/k", 1, "rank 4")]
 

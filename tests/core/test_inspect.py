@@ -43,7 +43,7 @@ def test_inspect_shows_a_file_as_a_table(saved):
     assert row[-1] == "1"
 
 
-def test_a_path_is_no_markup_in_a_terminal(saved):
+def test_a_path_is_not_read_as_markup_in_a_terminal(saved):
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
     console.print(inspection.as_table(inspection.inspect(saved, values=False)))
     assert "[red]a" in console.export_text()
@@ -94,6 +94,6 @@ def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypa
     assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
 
 
-def test_inspect_refuses_what_is_no_file_of_adapters(saved):
+def test_inspect_refuses_a_file_that_is_not_of_adapters(saved):
     assert "cannot be used" in run("inspect", __file__, code=1)
     assert "No such file" in run("inspect", saved + "?", code=1)

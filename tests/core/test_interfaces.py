@@ -136,7 +136,7 @@ class OnlyPaper(ToyLinear):
     paper = "2106.09685"
 
 
-def test_what_is_in_use_is_cited_once_in_the_order_of_the_model(getkey):
+def test_used_methods_are_cited_once_in_the_order_of_the_model(getkey):
     linear, conv = eqx.nn.Linear(2, 2, key=getkey()), eqx.nn.Conv1d(2, 2, 1, key=getkey())
     model = {"a": linear, "b": conv, "c": linear, "d": linear, "e": linear}
     specs = [

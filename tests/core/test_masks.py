@@ -70,13 +70,13 @@ def test_scalar_bools_of_numpy_and_jax_are_bools(model, true, unchecked):
 
 
 @pytest.mark.parametrize("value", [1, "yes", np.ones(2, bool), jnp.ones(())])
-def test_a_leaf_that_is_no_bool_is_an_error_naming_its_path(model, value, unchecked):
+def test_a_leaf_that_is_not_a_bool_is_refused_with_its_path(model, value, unchecked):
     mask = eqx.tree_at(lambda m: m.encoder[1].weight, nothing(model), value)
     with pytest.raises(SelectionError, match=r"one bool per leaf.*'encoder/1/weight'.*regex"):
         plan_lora(model, 1, wrapper=ToyLinear, mask=mask)
 
 
-def test_the_model_itself_is_no_mask(model, unchecked):
+def test_the_model_itself_is_refused_as_a_mask(model, unchecked):
     with pytest.raises(SelectionError, match=r"one bool per leaf.*at 'embedding/weight'"):
         plan_lora(model, 1, wrapper=ToyLinear, mask=model)
 

@@ -79,7 +79,7 @@ def test_unwrapping_drops_what_was_trained(mixed, getkey):
 
 
 @pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
-def test_what_carries_no_adapter_is_returned_as_it_is(mixed, function):
+def test_a_tree_without_adapters_is_returned_unchanged(mixed, function):
     assert same(function(mixed), mixed)
     assert function(3) == 3 and function(None) is None
 

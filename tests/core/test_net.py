@@ -46,7 +46,7 @@ COMBINATIONS = list(itertools.product(MASKS, TARGETS, [False, True], ["chain", "
 
 
 @pytest.mark.parametrize(("mask", "target", "frozen", "form"), COMBINATIONS)
-def test_what_lora_wraps_and_what_trains_afterwards(model, mask, target, frozen, form):
+def test_lora_wraps_the_layers_and_only_adapters_train(model, mask, target, frozen, form):
     make_mask, by_mask = MASKS[mask]
     regex, by_target = TARGETS[target]
     expected = by_mask & by_target
@@ -123,7 +123,7 @@ def test_a_masked_unfreeze_may_add_a_wrapped_base_but_no_constant_of_an_adapter(
     assert selected(net.trainable) == {"head/gain", "head/base/weight", "head/base/bias"}
 
 
-def test_a_masked_unfreeze_never_trains_what_is_no_floating_array():
+def test_a_masked_unfreeze_trains_floating_arrays_only():
     net = Net({"a": jax.numpy.arange(3), "f": jax.nn.relu, "x": jax.numpy.ones(1)})
     assert selected(net.freeze().mask(True).unfreeze().trainable) == {"x"}
 
@@ -169,7 +169,7 @@ def test_a_mask_that_selects_nothing_names_the_nearest_paths(model):
 
 
 @pytest.mark.parametrize("key", [0, jnp.zeros(3)])
-def test_a_key_that_is_none_is_refused_at_once(model, unchecked, key):
+def test_a_key_of_none_is_refused_at_once(model, unchecked, key):
     with pytest.raises(SelectionError, match=r"must be one random key"):
         Net(model, key=key)
 

@@ -88,7 +88,7 @@ CACHED = {
 
 
 @pytest.mark.parametrize("name", CACHED)
-def test_what_is_compiled_for_a_net_itself_is_refused(name, model):
+def test_a_function_compiled_for_a_net_is_refused(name, model):
     net = Net(model).lora(1, wrapper=ToyLinear)
     with pytest.raises(SelectionError, match=r"A Net changes.*jax\.jit\(net\).*net\.module, x\)"):
         CACHED[name](net)

@@ -87,7 +87,7 @@ def test_an_option_of_another_adapter_of_the_call_is_none_of_this(model, getkey)
 
 
 @pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
-def test_what_the_call_itself_gives_is_no_option(model, getkey, given):
+def test_arguments_of_the_call_are_refused_as_options(model, getkey, given):
     with pytest.raises(SelectionError, match=f"no option '{given}'(.|\n)*There are kept"):
         apply_lora(model, 1, key=getkey(), wrapper=Keeping, options={given: 1})
 
@@ -106,7 +106,7 @@ def test_options_are_checked_before_any_adapter_is_built(model, getkey):
     assert not built
 
 
-def test_a_constructor_may_take_whatever_options_it_is_given(model, getkey):
+def test_a_constructor_with_keyword_arguments_takes_any_option(model, getkey):
     class Open(Keeping):
         def __init__(self, base, rank, alpha, *, key, **options):
             Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))

@@ -38,6 +38,6 @@ def test_a_spec_knows_the_words_too():
     assert "r is rank" in str(error.value) and "did you mean 'wrapper'" in str(error.value)
 
 
-def test_a_word_that_is_no_text_is_explained(unchecked):
+def test_a_word_that_is_not_a_string_is_explained(unchecked):
     with pytest.raises(SelectionError, match=r"specs\[0\], a spec, has no 0\."):
         Net(LAYER).lora(specs=[{0: "lora"}])

@@ -129,7 +129,7 @@ def test_a_target_of_layers_that_the_wrapper_cannot_adapt_lists_those_it_can(mod
     assert "can adapt are:\n  - encoder/0\n  - encoder/1\n  - head\n" in message
 
 
-def test_what_the_target_matches_is_told_with_the_reason_why_it_is_not_adapted(model):
+def test_a_target_that_matches_without_adapting_says_why(model):
     class Fussy(ToyLinear):
         @classmethod
         def why_not(cls, leaf):
@@ -190,7 +190,7 @@ def test_a_spec_that_earlier_ones_leave_nothing_is_told_who_took_it(model):
     assert "  - encoder/1: taken by specs[0], which wins\n" in message
 
 
-def test_a_spec_that_only_finds_adapted_layers_is_no_error(model, getkey):
+def test_a_spec_may_find_adapted_layers_only(model, getkey):
     adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyLinear)
     specs = [{"target": "head"}, {"target": "encoder"}]
     plan = plan_lora(adapted, 1, wrapper=ToyLinear, specs=specs)

@@ -210,7 +210,7 @@ def three(site):
         ("JNO_LORA_BLOCK", "jno-lora-zoo", {"zoo"}),
     ],
 )
-def test_what_the_environment_blocks_is_never_imported(
+def test_a_plugin_that_the_environment_blocks_is_never_imported(
     three, monkeypatch, variable, value, blocked
 ):
     monkeypatch.setenv(variable, value)

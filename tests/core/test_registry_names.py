@@ -227,7 +227,7 @@ def test_an_unknown_distribution_is_an_unknown_name(twice):
 # --- refresh
 
 
-def test_what_is_installed_later_is_found_after_a_refresh(site):
+def test_a_plugin_installed_later_is_found_after_a_refresh(site):
     site.plugin("acme-lora", '"Acme"')
     assert len(registered()) == 1
     site.plugin("bolt-lora", '"Bolt"')

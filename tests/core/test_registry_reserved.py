@@ -65,7 +65,7 @@ def test_without_the_zoo_a_name_belongs_to_who_has_it_until_the_zoo_is_installed
 
 
 @pytest.mark.parametrize("name", ["dora", "LoRA-FA", "OFTConv", "jno-lora-zoo:OFTConv"])
-def test_what_the_zoo_provides_is_an_error_that_says_what_to_install(site, name):
+def test_a_name_of_the_zoo_says_what_to_install(site, name):
     site.plugin("acme-lora", '"Acme", variant="acme"')
     with pytest.raises(PluginError, match=r'(?s)adapter zoo.*pip install -U "jno-lora\[zoo\]"'):
         Registry().resolve(name)
@@ -140,7 +140,7 @@ def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, m
     assert isinstance(Net(model, registry=registry).lora(2).module.head, linear)
 
 
-def test_another_class_of_a_reserved_name_is_no_default(site):
+def test_another_class_with_a_reserved_name_is_not_a_default(site):
     registry = Registry(discover=False)
     registry.register(type(ToyLinear)("LoRALinear", (ToyLinear,), {"__module__": "mine"}))
     with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*adapter zoo"):

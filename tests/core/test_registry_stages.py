@@ -121,7 +121,7 @@ def test_the_hooks_of_loaded_plugins_come_in_the_order_of_the_records(site):
     assert registry.hooks("jno_lora_wrappers") == []
 
 
-def test_of_two_installed_plugins_the_last_chooses_and_a_registered_policy_before_them(site):
+def test_the_last_of_two_plugins_chooses_and_a_registered_policy_comes_first(site):
     select = "@hookimpl\ndef jno_lora_select(candidates):\n    return candidates[{number}]\n"
     for number, name in enumerate(["jno-lora-zoo", "acme-lora", "bolt-lora"]):
         site.install(name, select.format(number=number))

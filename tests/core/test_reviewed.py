@@ -44,7 +44,7 @@ def test_a_mask_that_selects_nothing_warns(model, control):
     assert jax.tree.leaves(net.trainable) == jax.tree.leaves(before)
 
 
-def test_a_mask_may_leave_out_what_is_no_array(getkey):
+def test_a_mask_may_leave_out_leaves_that_are_not_arrays(getkey):
     model = eqx.nn.MLP(2, 2, 2, 1, key=getkey())
     mask = jax.tree.map(lambda _: True, eqx.filter(model, eqx.is_array))
     assert len(plan_lora(model, 1, wrapper=ToyLinear, mask=mask).wrapped) == 2

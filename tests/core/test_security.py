@@ -148,7 +148,7 @@ def test_the_sources_do_what_the_security_policy_says(path):
     assert found == ALLOWED.get(path.relative_to(ROOT).as_posix(), set())
 
 
-def test_what_is_allowed_is_there():
+def test_the_allowed_calls_exist():
     assert {ROOT / name for name in ALLOWED} <= set(SOURCES)
 
 
@@ -168,7 +168,7 @@ def test_what_is_allowed_is_there():
         *("compile(text, '', 'exec')", "np.load(file, allow_pickle=True)", "__import__(name)"),
     ],
 )
-def test_what_must_not_be_anywhere_is_seen(text):
+def test_forbidden_calls_are_noticed(text):
     assert effects(text)[1]
 
 
@@ -203,7 +203,7 @@ def test_what_must_not_be_anywhere_is_seen(text):
         ("from importlib import import_module as i", "import_module"),
     ],
 )
-def test_what_may_be_in_some_places_is_seen(text, name):
+def test_calls_allowed_in_some_places_are_noticed(text, name):
     assert effects(text) == ({name}, [])
 
 
@@ -215,7 +215,7 @@ def test_what_may_be_in_some_places_is_seen(text, name):
         *("json.load(file)", "def load(): pass", "load()"),
     ],
 )
-def test_what_does_no_harm_is_let_be(text):
+def test_harmless_code_is_allowed(text):
     assert effects(text) == (set(), [])
 
 

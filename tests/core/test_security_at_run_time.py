@@ -102,7 +102,7 @@ def is_metadata(event, path, search_path):
     return event == "open" and (".dist-info" in path or ".egg-info" in path)
 
 
-def test_what_a_plugin_does_that_is_not_blocked_would_be_seen(site):
+def test_the_watch_sees_a_plugin_that_is_not_blocked(site):
     found, evil, _ = watched(site, "Acme", "evil-lora")
     assert evil in found["modules"] and found["records"]["evil-lora"] == "loaded"
     seen = {event for event, *_ in found["seen"]["apply"]}

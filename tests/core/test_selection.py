@@ -52,7 +52,7 @@ def test_an_invalid_regex_is_an_error_that_shows_it(model, arguments, name):
         plan_lora(model, 1, wrapper=ToyLinear, **arguments)
 
 
-def test_a_target_in_a_spec_that_is_no_string_is_an_error(model, unchecked):
+def test_a_target_in_a_spec_must_be_a_string(model, unchecked):
     with pytest.raises(SelectionError, match=r"`specs\[0\]\['target'\]` must be a regex.*is 3"):
         plan_lora(model, 1, wrapper=ToyLinear, specs=[{"target": 3}])
 
@@ -187,7 +187,7 @@ def test_every_field_of_a_spec_goes_before_that_of_the_call(model, getkey):
     assert (type(head), head.rank, head.alpha, head.gain[0]) == (Starting, 2, 3.0, 4.0)
 
 
-def test_a_single_dataclass_is_no_list(model, unchecked):
+def test_a_single_dataclass_is_not_taken_for_a_list(model, unchecked):
     with pytest.raises(SelectionError, match=r"A single spec is a list, too: specs=\[\{...\}\]"):
         plan_lora(model, specs=Spec(target="head", rank=2))
 
@@ -215,13 +215,13 @@ def test_an_instance_instead_of_a_class_is_an_error(model, getkey, unchecked):
 
 
 @pytest.mark.parametrize("wrapper", [3, {"a": 1}, object()])
-def test_what_is_no_wrapper_is_an_error_that_shows_it(model, wrapper, unchecked):
+def test_an_object_that_is_not_a_wrapper_is_refused_with_its_repr(model, wrapper, unchecked):
     with pytest.raises(JnoLoraError) as caught:
         plan_lora(model, 1, wrapper=wrapper)
     assert repr(wrapper) in str(caught.value) or "'a'" in str(caught.value)
 
 
-def test_a_class_that_is_no_wrapper_is_an_error(model, unchecked):
+def test_a_class_that_is_not_a_wrapper_is_refused(model, unchecked):
     with pytest.raises(WrapperError, match=r"Linear'> is not a subclass of jno.lora.LoRAWrapper"):
         plan_lora(model, 1, wrapper=eqx.nn.Linear)
 
@@ -302,7 +302,7 @@ def test_specs_are_a_list(model, specs, unchecked):
 @pytest.mark.parametrize(
     "function", [plan_lora, functools.partial(apply_lora, key=jax.random.key(0))]
 )
-def test_a_single_spec_is_no_list(model, function, unchecked):
+def test_a_single_spec_is_not_taken_for_a_list(model, function, unchecked):
     with pytest.raises(SelectionError, match=r"A single spec is a list, too: specs=\[\{...\}\]"):
         function(model, specs={"target": "head", "rank": 2})
 

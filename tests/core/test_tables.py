@@ -42,7 +42,7 @@ def test_a_report_groups_only_what_has_the_same_numbers(deep, getkey):
     assert len(report.rows) == 13
 
 
-def test_what_was_measured_for_each_layer_keeps_them_apart(getkey):
+def test_rows_with_different_measurements_are_not_grouped(getkey):
     layers = [eqx.nn.Linear(2, 2, key=getkey()) for _ in range(2)]
     adapted = shaken(apply_lora(layers, 1, key=getkey(), wrapper=ToyLinear))
     one, other = lora_report(adapted, merge_error=True)
@@ -50,7 +50,7 @@ def test_what_was_measured_for_each_layer_keeps_them_apart(getkey):
     assert len(lines_with(str(lora_report(adapted, merge_error=True)), "ToyLinear")) == 2
 
 
-def test_without_repetition_there_is_no_column_for_it(model, getkey):
+def test_a_table_without_repetitions_has_no_column_for_them(model, getkey):
     adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyLinear)
     assert lines_with(str(lora_report(adapted)), "path")[0][:2] == ["path", "layer"]
 

@@ -61,7 +61,7 @@ def test_each_gets_what_it_would_get_alone_in_any_company(getkey):
         np.testing.assert_allclose(result, draw(key, *item), rtol=1e-5)
 
 
-def test_a_signature_is_traced_once_whatever_their_number(getkey):
+def test_a_signature_is_traced_once_for_any_number_of_layers(getkey):
     function = Traces(scaled)
     few = [(layer, 7) for layer in linears(3, getkey)]
     for item, result in zip(few, results(function, (2.0,), few), strict=True):
@@ -106,7 +106,7 @@ def test_static_fields_that_are_equal_but_of_other_types_have_keys_of_their_own(
     assert static_key(jax.tree.structure({"a": Holder(inside(2))})) == keys[0]
 
 
-def test_what_is_handed_through_is_not_copied(getkey):
+def test_an_argument_that_is_returned_is_not_copied(getkey):
     def wrapped(layer):
         return {"layer": layer, "bias": layer.bias, "extra": jnp.zeros(3)}
 
@@ -139,7 +139,7 @@ def test_keys_and_weak_types_stay_what_they_are(of):
         assert jnp.all(result["x"] == expected)
 
 
-def test_what_needs_values_is_called_as_it_is(getkey):
+def test_a_function_that_needs_values_is_called_uncompiled(getkey):
     items = [(layer,) for layer in linears(3, getkey)]
 
     def corner(layer):
@@ -148,7 +148,7 @@ def test_what_needs_values_is_called_as_it_is(getkey):
     assert results(corner, (), items) == [corner(*i) for i in items]
 
 
-def test_what_fails_while_it_is_traced_is_called_as_it_is(getkey):
+def test_a_function_that_fails_under_tracing_is_called_uncompiled(getkey):
     calls = []
 
     def moody(layer):

@@ -72,7 +72,7 @@ def test_a_name_as_long_as_the_file_system_takes_can_be_written(model, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["no directory", "a directory", "a pipe"])
-def test_what_can_be_no_file_is_refused(kind, model, tmp_path):
+def test_a_path_that_cannot_be_a_file_is_refused(kind, model, tmp_path):
     path = tmp_path / "x"
     if kind == "no directory":
         path = path / "y"

@@ -72,7 +72,7 @@ def test_notebooks_are_stored_without_outputs():
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_what_is_shown_of_the_examples_is_what_they_say():
+def test_excerpts_of_examples_on_pages_are_current():
     shown = set()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")):
         for name, text in EXCERPT.findall(page.read_text()):

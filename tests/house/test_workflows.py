@@ -19,11 +19,12 @@ def parsed(path):
     return workflow
 
 
-CHECKS, RELEASE = (parsed(ROOT / f".github/workflows/{name}.yml") for name in ("checks", "release"))
+NAMES = ("all-pairs", "checks", "release")
+ALL_PAIRS, CHECKS, RELEASE = (parsed(ROOT / f".github/workflows/{name}.yml") for name in NAMES)
 
 
 def test_these_are_all_workflows():
-    assert [path.stem for path in WORKFLOWS] == ["checks", "release"]
+    assert tuple(path.stem for path in WORKFLOWS) == NAMES
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -49,6 +50,12 @@ def test_the_checks_run_on_the_interpreters_that_pyproject_names():
     assert CHECKS["permissions"] == {"contents": "read"}
 
 
+def test_all_pairs_of_a_method_and_a_layer_run_each_week():
+    (job,) = ALL_PAIRS["jobs"].values()
+    assert ALL_PAIRS["on"]["schedule"] and {"run": "make test-all"} in job["steps"]
+    assert ALL_PAIRS["permissions"] == {"contents": "read"}
+
+
 def test_publishing_needs_a_release_and_its_environment():
     assert RELEASE["on"] == {"release": {"types": ["published"]}}
     assert RELEASE["permissions"] == {}
@@ -60,9 +67,10 @@ def test_publishing_needs_a_release_and_its_environment():
     assert not [step for name in trusted for step in jobs[name]["steps"] if "run" in step]
 
 
-def test_what_the_workflows_make_is_in_the_makefile():
-    steps = [step for job in RELEASE["jobs"].values() for step in job["steps"] if "run" in step]
-    targets = [re.fullmatch(r"make (\w+)", step["run"]) for step in steps]
+def test_the_targets_of_the_workflows_are_in_the_makefile():
+    jobs = [*ALL_PAIRS["jobs"].values(), *RELEASE["jobs"].values()]
+    steps = [step for job in jobs for step in job["steps"] if "run" in step]
+    targets = [re.fullmatch(r"make ([\w-]+)", step["run"]) for step in steps]
     makefile = (ROOT / "Makefile").read_text()
     assert targets and all(target and f"\n{target[1]}:" in makefile for target in targets)
 

@@ -116,7 +116,7 @@ _OF_SHAPES = ("law", "parameter-count", "identity-at-init", "merge-equals-call",
         ("kit-embedding", lambda key: eqx.nn.Embedding(6, 4, key=key)),
     ],
 )
-def test_what_new_writes_passes_the_kit_and_adapts_stacked_layers(
+def test_the_scaffold_passes_the_kit_and_adapts_stacked_layers(
     name, make, tmp_path, monkeypatch, getkey
 ):
     module, tests = written(tmp_path, monkeypatch, name)

@@ -169,13 +169,13 @@ class ChangesItsState(Good):
         return super().from_state(base, state, rank, alpha)
 
 
-def test_what_was_saved_comes_back_bit_for_bit_and_the_output_to_rounding():
+def test_saved_arrays_come_back_bit_for_bit_and_outputs_to_rounding():
     assert wrapper_checks(case_of(Residual))["state-round-trip"]() is None
     with pytest.raises(ConformanceError, match="is not the state that was saved"):
         wrapper_checks(case_of(ChangesItsState))["state-round-trip"]()
 
 
-def test_what_a_case_makes_is_made_once_for_each_dtype_seed_and_precision():
+def test_a_case_makes_each_object_once_for_each_dtype_seed_and_precision():
     case = case_of(Good)
     assert case.make_base() is case.make_base() and case.make() is case.make()
     assert case.make_base(seed=5) is not case.make_base(seed=6)

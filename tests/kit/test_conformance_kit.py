@@ -190,7 +190,7 @@ class RefusesStacks(Good):
         raise RuntimeError("for another reason")
 
 
-def test_a_failure_that_is_not_for_want_of_stack_ndim_is_no_such_advice():
+def test_a_failure_for_another_reason_does_not_advise_stack_ndim():
     with pytest.raises(ConformanceError, match="for another reason") as error:
         wrapper_checks(case_of(RefusesStacks))["stacked-layers"]()
     assert "What to do" not in str(error.value)
@@ -229,7 +229,7 @@ class Unmergeable(Good):
         raise WrapperError("there is no such weight")
 
 
-def test_what_needs_a_merged_layer_is_not_applicable_without_one():
+def test_checks_of_merged_layers_do_not_apply_to_adapters_that_cannot_merge():
     case = dataclasses.replace(case_of(Unmergeable), mergeable=False)
     checks = wrapper_checks(case)
     for name in ("merge-equals-call", "merge-gradients", *DERIVATIVES):

@@ -85,7 +85,7 @@ def test_merging_what_was_just_adapted_gives_the_model_back(case, key):
 
 @examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
-def test_unwrapping_gives_the_model_back_whatever_was_trained(case, key, seed):
+def test_unwrapping_gives_the_model_back_after_training(case, key, seed):
     model, hows = case
     for how in hows:
         plain = unwrap_lora(trained(adapted(model, how, key), seed))
@@ -157,7 +157,7 @@ def file(tmp_path_factory):
 
 @examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
-def test_what_is_saved_and_loaded_is_what_was_trained(case, key, seed, file):
+def test_loading_gives_the_trained_adapters_back(case, key, seed, file):
     model, hows = case
     for how in hows:
         one = trained(adapted(model, how, key), seed)

@@ -71,7 +71,7 @@ def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
 @examples(60)
 @given(case=cases())
-def test_what_is_planned_is_wrapped_and_nothing_else(case):
+def test_exactly_the_planned_layers_are_wrapped(case):
     model, call, mask = case
     arguments = {**call, "param_mask": mask, "registry": REGISTRY}
     before = arrays_of("", model)

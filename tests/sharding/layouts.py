@@ -27,9 +27,10 @@ from jno.lora import (
 )
 from jno_lora_zoo import LoRAEmbedding
 
-METHODS = [
-    *("LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "MiLoRA"),
-    *("LoRAXS", "VeRA", "IA3", "LoKr", "OFT"),
+# The fields of the last five are those of the first six.
+ALL_METHODS = [
+    *("LoRA", "DoRA", "PiSSA", "VeRA", "LoKr", "OFT"),
+    *("rsLoRA", "LoRAFA", "MiLoRA", "LoRAXS", "IA3"),
 ]
 # They decompose the weight, for which every device needs the whole of it.
 BY_SVD = {"PiSSA", "MiLoRA", "LoRAXS"}

@@ -5,6 +5,7 @@ memory, and run; and while Python runs in between, all arrays that exist on any 
 """
 
 import functools
+import itertools
 import re
 import sys
 from contextlib import contextmanager
@@ -15,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.pairs import ALL, pairwise
 
 from jno.lora import _sharding, apply_lora, merge_lora, unwrap_lora
 from jno.lora._compute._program import Program
 
 from .layouts import (
+    ALL_METHODS,
     BY_SVD,
     CUT,
     LAYOUTS,
-    METHODS,
     Small,
     adapt,
     assert_same_sharding,
@@ -32,6 +34,8 @@ from .layouts import (
     shard,
     wrappers_of,
 )
+
+METHODS = ALL_METHODS if ALL else ALL_METHODS[:6]
 
 WIDE = {"width": 32, "hidden": 64}
 
@@ -101,8 +105,10 @@ def one_layer(method, layout):
     return jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.up)
 
 
-@pytest.mark.parametrize("layout", CUT)
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in BY_SVD])
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    pairwise(itertools.product([m for m in METHODS if m not in BY_SVD], CUT)),
+)
 def test_adapting_and_merging_gather_nothing(method, layout, programs):
     layer = one_layer(method, layout)
     whole = layer.weight.size
@@ -117,8 +123,7 @@ def test_adapting_and_merging_gather_nothing(method, layout, programs):
     assert max(sizes) <= whole / 8
 
 
-@pytest.mark.parametrize("layout", CUT)
-@pytest.mark.parametrize("method", sorted(BY_SVD))
+@pytest.mark.parametrize(("method", "layout"), pairwise(itertools.product(sorted(BY_SVD), CUT)))
 def test_exact_decompositions_need_the_whole_weight_on_every_device(method, layout, programs):
     """The exception, as documented: inside the program, for one layer at a time."""
     layer = one_layer(method, layout)

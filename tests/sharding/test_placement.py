@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
@@ -16,9 +17,9 @@ from jno.lora._sharding import restored_layer
 from jno_lora_zoo import sharded_over
 
 from .layouts import (
+    ALL_METHODS,
     FIELDS,
     LAYOUTS,
-    METHODS,
     Small,
     Transformer,
     adapted,
@@ -32,6 +33,8 @@ from .layouts import (
     shard,
     wrappers_of,
 )
+
+METHODS = ALL_METHODS if ALL else ALL_METHODS[:6]
 
 
 def expected_spec(wrapper, field):
@@ -54,7 +57,10 @@ def assert_lies_as_its_base(wrapper, mesh):
 
 @pytest.mark.parametrize(
     ("method", "layout"),
-    [*itertools.product(METHODS, ["tensor", "2d"]), ("LoRA", "data"), ("DoRA", "fsdp")],
+    [
+        *pairwise(itertools.product(METHODS, ["tensor", "2d"])),
+        *(("LoRA", "data"), ("DoRA", "fsdp")),
+    ],
 )
 def test_arrays_take_the_matching_axes(method, layout):
     plain, model = base(Small, layout), adapted(method, layout)
@@ -137,7 +143,7 @@ def test_loading_onto_one_device_leaves_the_arrays_there():
     assert restored.base.weight is plain.weight
 
 
-def test_what_the_state_lacks_is_named():
+def test_arrays_missing_from_a_state_are_named():
     wrapper = adapted("LoRA", "2d").up
     with pytest.raises(WrapperError, match="lora_B: expected, missing"):
         restored_layer(type(wrapper), base(Small, "2d").up, {"lora_A": wrapper.lora_A}, 4, 8.0)

@@ -89,7 +89,7 @@ def test_they_see_what_one_process_sees(part, results, alone):
         np.testing.assert_allclose(results[0][name], alone[name], 1e-5, 1e-6, err_msg=name)
 
 
-def test_what_was_saved_is_what_is_loaded(results):
+def test_two_processes_load_what_they_saved(results):
     trained = [name for name in results[0] if name.startswith("trained/")]
     assert trained
     for name in trained:

@@ -52,7 +52,7 @@ VARIANTS = ["lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "lokr", "oft"])
-def test_what_is_taken_out_and_put_in_again_computes_the_same(variant, getkey):
+def test_extracted_adapters_put_back_compute_the_same(variant, getkey):
     plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
     wrapper = [f"{variant}"]
     model = trained(plain, wrapper, 1)
@@ -247,7 +247,7 @@ def test_a_set_is_a_pytree_of_the_adapters_arrays(getkey):
     )
 
 
-def test_an_array_whose_path_a_layer_has_is_no_place_for_an_adapter(getkey):
+def test_an_array_at_the_path_of_a_layer_cannot_take_an_adapter(getkey):
     layer = eqx.nn.Linear(4, 3, key=getkey())
     adapted = apply_lora({"a": {"b": layer}}, 2, key=getkey())
     model = {"a": {"b": layer}, "a/b": jnp.ones(3)}

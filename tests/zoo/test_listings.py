@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 
 import pytest
+from tests.pairs import pairwise
 
 import jno.lora
 import jno_lora_zoo
@@ -36,8 +37,15 @@ def test_every_method_has_a_page(method):
 
 
 def adapters():
-    modules = [pytest.importorskip(package).adapters for package in PACKAGES]
-    return [(module, name) for module in modules for name in module.__all__]
+    """Methods on kinds of layer, by the module of the adapter and its name."""
+    named = {}
+    for module in (pytest.importorskip(package).adapters for package in PACKAGES):
+        for name in module.__all__:
+            # The longest: `VeRASharedLinear` is not an adapter of VeRA.
+            methods = [m.__name__ for m in METHODS if name.startswith(m.__name__)]
+            method = max(methods, key=len)
+            named[method, name.removeprefix(method)] = (module, name)
+    return [named[pair] for pair in pairwise(named)]
 
 
 @pytest.mark.parametrize(("module", "name"), adapters(), ids=lambda item: str(item)[-30:])

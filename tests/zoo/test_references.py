@@ -10,12 +10,14 @@ FIELD = re.compile(r"^\s*(\w+) = \{(.*?)\},$", re.MULTILINE | re.DOTALL)
 
 
 def first_party() -> list[type[LoRAWrapper]]:
-    return [
+    """One adapter for each text: the adapters of a method have its entries and documentation."""
+    classes = [
         wrapper.cls
         for record in registered()
         if record.distribution.startswith("jno-lora-")
         for wrapper in record.wrappers
     ]
+    return list({(cls.bibtex, cls.__doc__): cls for cls in classes}.values())
 
 
 def plain(text):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from zoo_cases import ALL_METHODS, OPTIONS, made, parameter_count, perturb
+from tests.pairs import methods_on
+from zoo_cases import OPTIONS, WHOLE_KIT, check_kind, made, parameter_count, perturb
 
 from jno.lora import calibrate, merge_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -30,16 +31,21 @@ def case_of(method):
     )
 
 
-@parametrize_with_checks(map(case_of, ("LoRA", "DoRA", "OFT")))
+@parametrize_with_checks(map(case_of, WHOLE_KIT))
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("method", ["LoRA", "OFT", "CorDA"])
+def test_the_checks_of_the_kind(method):
+    check_kind(case_of(method))
 
 
 def function(weight, x):
     return jnp.einsum("ni,ihd->hnd", x, weight)
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("method", methods_on("Array"))
 def test_every_method_is_computed_as_its_merged_weight(method):
     box, x = kernel(jr.key(0)), jr.normal(jr.key(1), (4, INPUTS))
     cls = getattr(adapters, f"{method}Array")

@@ -155,7 +155,7 @@ def test_parts_that_are_joined_keep_their_axes():
     assert found(fused, q=(6, 8), k=(6, 4)) == {"q": "io", "k": "io"}
 
 
-def test_a_list_of_channels_of_a_kernel_is_no_stack():
+def test_a_list_of_channels_of_a_kernel_is_not_taken_for_a_stack():
     some = jnp.array([2, 0])
     assert found(lambda p: conv(p["k"][:, some]), k=(5, 4, 3)) == {"k": "oii"}
     assert found(lambda p: conv(p["k"][some]), k=(5, 4, 3)) == {"k": "oii"}

@@ -77,7 +77,7 @@ def test_each_example_uses_its_adapter(cls, model):
     np.testing.assert_allclose(bank(xs[2], "a"), ys[2], atol=2e-5)
 
 
-def test_what_has_no_room_is_refused(model):
+def test_a_bank_refuses_adapters_of_another_form(model):
     LoRA, CP = CLASSES[LoRASpectral], CLASSES[CPSpectral]
     bank = AdapterBank(model, {"a": set_of(model, LoRA, 0)})
     before = bank.snapshot()

@@ -176,7 +176,7 @@ def test_derivatives_by_the_input(model, sets):
     np.testing.assert_allclose(residuals_of_slots[of_b], expected[of_b], atol=1e-4)
 
 
-def test_what_cannot_train_is_refused(model, sets, unchecked):
+def test_optimisers_of_untrainable_or_unknown_slots_are_refused(model, sets, unchecked):
     pissa = extract_adapters(Net(model).lora(2, 2.0, wrapper="pissa").module)
     bank = AdapterBank(model, {**sets, "pissa": pissa})
     with pytest.raises(SelectionError, match=r"'pissa' cannot train.*PiSSALinear.*Net\("):

@@ -260,7 +260,7 @@ def test_dare_of_several_sets_is_the_method_on_what_was_kept(sets, method, merge
     assert any((np.abs(part) < 1e-6).any() for part in flat)
 
 
-def test_what_dare_drops_depends_on_the_key_and_the_path_alone(sets):
+def test_dares_dropped_entries_depend_on_the_key_and_the_path_alone(sets):
     def dare(key, *some):
         return combine(some, [1.0] * len(some), "dare_linear", density=DENSITY, rank=LARGE, key=key)
 
@@ -332,13 +332,13 @@ def test_layers_of_other_forms_are_listed():
     assert "b: set 0 is for" in str(error.value)
 
 
-def test_a_single_set_is_no_list_of_sets(sets, unchecked):
+def test_a_single_set_is_not_taken_for_a_list_of_sets(sets, unchecked):
     for function in (lambda: combine(sets[0], [1.0]), lambda: stack_adapters(sets[0])):
         with pytest.raises(SelectionError, match=r"give a list: \[adapters\]"):
             function()
 
 
-def test_what_is_no_set_is_told_by_its_type(sets, unchecked):
+def test_an_object_that_is_not_a_set_is_named_by_its_type(sets, unchecked):
     def refused(function, *arguments):
         with pytest.raises(SelectionError) as error:
             function(*arguments)

@@ -91,7 +91,7 @@ def test_a_stack_has_a_row_for_each_slice(getkey):
     assert second.singular_values == pytest.approx(np.linalg.svd(A)[1], rel=1e-5)
 
 
-def test_what_is_untrained_is_a_row_of_zeros_for_each_matrix(model, getkey):
+def test_an_untrained_adapter_has_a_row_of_zeros_for_each_matrix(model, getkey):
     effects = adapter_effects(
         apply_lora(model, 1, key=getkey(), wrapper=[ToyLinear, UserEmbedding])
     )
@@ -118,13 +118,13 @@ def test_an_update_below_the_rounding_of_the_weight_is_seen(dtype, getkey):
     assert row.effective_rank == pytest.approx(1, rel=1e-2)
 
 
-def test_what_is_not_a_number_stays_one(getkey):
+def test_nan_stays_nan(getkey):
     layer = eqx.nn.Linear(2, 2, key=getkey())
     (row,) = adapter_effects(adapted(layer, ToyScale, getkey, gain=jnp.asarray([1.0, jnp.nan])))
     assert math.isnan(row.relative_norm) and math.isnan(row.effective_rank)
 
 
-def test_what_was_zero_has_changed_without_bound(getkey):
+def test_the_relative_change_of_a_zero_weight_is_infinite(getkey):
     layer = jax.tree.map(lambda x: 0 * x, eqx.nn.Linear(2, 2, key=getkey()))
     (row,) = adapter_effects(adapted(layer, ToyLinear, getkey, lora_B=jnp.eye(2)))
     assert row.relative_norm == math.inf
@@ -135,7 +135,7 @@ class Unmergeable(ToyLinear):
         raise WrapperError("cannot be merged")
 
 
-def test_what_cannot_be_merged_is_named(model, getkey):
+def test_an_adapter_that_cannot_be_merged_is_named(model, getkey):
     specs = [{"target": "head", "wrapper": Unmergeable}, {"wrapper": ToyLinear}]
     effects = adapter_effects(apply_lora(model, 1, key=getkey(), specs=specs))
     assert effects.left_out == ("head",)

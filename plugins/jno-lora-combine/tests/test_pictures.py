@@ -59,7 +59,7 @@ def test_singular_values_are_on_a_logarithmic_axis_unless_all_are_zero(trained, 
 
 
 @pytest.mark.parametrize("number", [math.inf, math.nan])
-def test_what_is_not_finite_has_no_bar(trained, number):
+def test_values_that_are_not_finite_have_no_bar(trained, number):
     row, *others = adapter_effects(trained).rows
     values = (number, *row.singular_values[1:])
     bad = dataclasses.replace(row, relative_norm=number, singular_values=values)

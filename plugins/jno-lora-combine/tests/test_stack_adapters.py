@@ -170,7 +170,7 @@ def test_an_index_outside_the_stack_serves_nobody_elses_adapter(variant, dtype, 
             take_adapters(stacked, index)
 
 
-def test_what_is_no_index_and_no_stack_is_refused(getkey):
+def test_a_wrong_index_or_stack_is_refused(getkey):
     one = extract_adapters(trained(model_of(getkey()), "lora", 1, rank=1))
     for index in (True, 1.0, jnp.zeros(1, int), "0"):
         with pytest.raises(SelectionError, match="`index` must be one whole number"):

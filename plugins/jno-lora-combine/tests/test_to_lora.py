@@ -178,7 +178,7 @@ class NoProduct(ScalesBias):
     variant = "lora"
 
 
-def test_what_calls_itself_lora_and_is_no_product_is_refused(getkey):
+def test_an_adapter_of_the_variant_lora_without_a_product_is_refused(getkey):
     registry = Registry()
     registry.register(NoProduct)
     assert NoProduct in registry.resolve("lora")

@@ -170,7 +170,7 @@ def test_every_candidate_starts_from_the_model_as_it_is(comparison, model, batch
             assert row.losses[0] == pytest.approx(start, rel=1e-5)
 
 
-def test_training_helps_and_nothing_trained_is_no_better(comparison, batches, model):
+def test_training_helps_more_than_not_training(comparison, batches, model):
     untrained = row_of(comparison, "none")
     mean = np.mean([float(loss(model, batch)) for batch in batches])
     assert untrained.final_loss == untrained.best_loss == pytest.approx(mean, rel=1e-5)
@@ -241,7 +241,7 @@ def test_the_trained_model_is_there_with_its_adapters(comparison, model):
     assert not same(row.model.layers[0].gain, jnp.ones(4))
 
 
-def test_what_a_step_costs_is_measured(comparison):
+def test_the_cost_of_a_step_is_measured(comparison):
     for row in comparison:
         if row.error is None:
             assert row.milliseconds > 0 and row.compile_seconds > 0
@@ -286,7 +286,7 @@ def test_losses_are_averaged_over_a_tenth_of_the_steps():
     assert running_means([4.0, 2.0, 0.0, 4.0], 2) == [3.0, 1.0, 2.0]
 
 
-def test_a_loss_that_blew_up_is_no_best(model, batches):
+def test_a_diverged_loss_is_never_the_best(model, batches):
     settings = {**SETTINGS, "optimizer": GradientDescent(1e6)}
     (row,) = compare(model, loss, batches, ["full"], **settings)
     assert not math.isfinite(row.final_loss)
@@ -358,7 +358,7 @@ def test_arguments_that_make_no_sense_are_refused_before_training(
         ({"name": "full", "wrapper": ToyLinear}, "Two candidates are called 'full'"),
     ],
 )
-def test_a_dict_with_other_keys_is_no_candidate(model, batches, candidate, message):
+def test_a_dict_with_unknown_keys_is_refused_as_a_candidate(model, batches, candidate, message):
     with pytest.raises(SelectionError, match=message):
         compare(model, loss, batches, ["full", candidate], **SETTINGS)
     with pytest.raises(SelectionError, match=r"a pair `\(batches, loss\)`"):
@@ -372,7 +372,7 @@ def test_a_candidate_that_does_not_start_from_data_needs_no_calibrate(model, bat
 
 
 @pytest.mark.parametrize("candidate", [None, 3, eqx.nn.Linear, ["lora", None]])
-def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchecked):
+def test_a_candidate_must_name_an_adapter(model, batches, candidate, unchecked):
     with pytest.raises(SelectionError, match="`wrappers` holds"):
         compare(model, loss, batches, ["full", candidate], **SETTINGS)
 
@@ -386,7 +386,7 @@ def test_what_names_no_adapter_is_no_candidate(model, batches, candidate, unchec
         ({"key": 0}, "must be one random key"),
     ],
 )
-def test_what_keeps_every_candidate_from_the_model_is_said_at_once(
+def test_a_comparison_without_a_fitting_candidate_fails_at_once(
     model, batches, changed, message, unchecked
 ):
     supply = iter(batches)
@@ -480,7 +480,7 @@ def test_half_precision_stays_half(model, batches):
     assert row.model.layers[0].weight.dtype == jnp.bfloat16
 
 
-def test_what_it_logs_is_under_the_name_of_the_library(model, batches, caplog):
+def test_logs_are_under_the_name_of_the_library(model, batches, caplog):
     with caplog.at_level(logging.DEBUG, logger="jno.lora"):
         compare(model, loss, batches, [ToyLinear, ToyConv], **{**SETTINGS, "steps": 1})
     own = [record for record in caplog.records if record.name.startswith("jno.lora")]

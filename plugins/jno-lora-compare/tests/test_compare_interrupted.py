@@ -69,9 +69,7 @@ def find(name, names):
 
 @pytest.mark.parametrize("candidate", [0, 1])
 @pytest.mark.parametrize("part", STARTS)
-def test_what_is_finished_is_returned_and_nothing_else_has_changed(
-    part, candidate, run, watched, model
-):
+def test_an_interrupted_comparison_returns_the_finished_runs(part, candidate, run, watched, model):
     net = Net(model).freeze().lora(1, wrapper=ToyScale).add_adapter("one").mask("layers/0")
     before, leaves = state_of(net), jtu.tree_leaves(model)
     values = [np.array(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]

@@ -64,7 +64,7 @@ def test_each_is_trained_at_its_best_rate(comparison, model, batches):
         assert row.losses == pytest.approx(best.losses, rel=1e-6)
 
 
-def test_what_trains_nothing_has_no_rate(comparison):
+def test_a_candidate_that_trains_nothing_has_no_rate(comparison):
     nothing = comparison.rows[-1]
     assert (nothing.name, nothing.learning_rate) == ("none", None)
     assert len(set(nothing.losses)) == 1 and len(nothing.losses) == 10
@@ -154,5 +154,5 @@ def test_a_rate_that_cannot_train_is_refused(model, batches, rates):
         compared(model, batches, learning_rate=rates)
 
 
-def test_of_one_rate_there_is_no_best(model, batches):
+def test_a_single_rate_is_not_called_the_best(model, batches):
     assert "best of the rates" not in str(compared(model, batches, learning_rate=0.1))

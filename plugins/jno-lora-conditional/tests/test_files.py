@@ -249,7 +249,7 @@ def test_a_basis_of_the_user_needs_a_template(file):
         load_conditional(file, small(), basis=Sines(0.0, jnp.zeros(3)))
 
 
-def test_what_cannot_be_saved_leaves_no_file(file):
+def test_a_refused_save_leaves_no_file(file):
     conditional = trained("powers")
     trainable, frozen = conditional.partition()
     for part in (trainable, frozen):
@@ -369,7 +369,7 @@ def places(tree, path=()):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_whatever_a_file_holds_it_is_loaded_or_refused(data, whole, file):
+def test_any_file_is_loaded_or_refused(data, whole, file):
     def change(extension, header):
         *path, key = data.draw(st.sampled_from([p for p in places(extension) if p]))
         node = extension

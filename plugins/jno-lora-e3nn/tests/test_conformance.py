@@ -4,7 +4,8 @@ import e3nn_jax as e3nn
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, OPTIONS, parameter_count
+from tests.pairs import methods_on
+from zoo_cases import OPTIONS, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation, run_checks
 from jno_lora_e3nn import adapters
@@ -53,7 +54,7 @@ def test_conformance(check):
 CHECKS = ("merge-equals-call", "parameter-count", "symmetries")
 
 
-@pytest.mark.parametrize("method", [method for method in ALL_METHODS if method != "LoRA"])
+@pytest.mark.parametrize("method", [method for method in methods_on("E3nn") if method != "LoRA"])
 def test_other_methods(method):
     for result in run_checks(case_of(method), CHECKS):
         assert result.error is None, result.error

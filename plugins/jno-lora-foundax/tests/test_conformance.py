@@ -2,11 +2,10 @@
 
 Nearly all time goes into compiling, some seconds for each adapter: all 35 would take twice as long
 as the rest of this folder. The zoo's tests check the methods on the zoo's own layers.
-Only the kinds of layer are new here: each is here once, `ChannelLastConv` twice, with methods
-that differ in what the kit looks at. PiSSA changes the base and must restore it, DoRA has a field
-for each output, LoRA-FA a field that is frozen, `SubsampledLinear` a second argument, and spectral
-weights have dictionaries of arrays. `test_oracles.py` and `test_spectral_oracles.py` have every
-adapter, `test_law.py` and `test_spectral.py` every adapter and layer, with fewer checks.
+Only the kinds of layer are new here: each runs the whole kit once, with methods that differ in
+what the kit looks at. DoRA has a field for each output, LoRA-FA a field that is frozen,
+`SubsampledLinear` a second argument, and spectral weights have dictionaries of arrays.
+`test_oracles.py` and `test_spectral_oracles.py` have further adapters and every layer.
 """
 
 import dataclasses
@@ -14,8 +13,10 @@ import functools
 
 import equinox as eqx
 import jax
+import pytest
 from foundax.architectures import fno
 from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, Layer, filled
+from zoo_cases import check_kind
 
 import jno_lora_foundax as package
 from jno.lora.testing import WrapperCase, cyclic_shift, parametrize_with_checks
@@ -34,6 +35,12 @@ ADAPTERS = {
     ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),
 }
+# One of each kind of layer, and of each method that is foundax's alone.
+WHOLE_KIT = (
+    *("DoRAChannelLastConv-Conv1dNHWC", "LoRAFAChannelLastConvTranspose-ConvTranspose1d"),
+    *("LoRASubsampledLinear-subsample_in", "LoRASpectral-SpectralConv2d"),
+    *("CPSpectral-SpectralConv1d", "BottleneckChannelLastConv-Conv1dNHWC"),
+)
 # Those of Equinox.
 OTHERS = {
     "Linear": Layer(
@@ -87,6 +94,14 @@ BANDS = dataclasses.replace(
 )
 
 
-@parametrize_with_checks([*(case(*names, count) for names, count in ADAPTERS.items()), BANDS])
+CASES = [*(case(*names, count) for names, count in ADAPTERS.items()), BANDS]
+
+
+@parametrize_with_checks([case for case in CASES if str(case) in WHOLE_KIT])
 def test_conformance(check):
     check()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) not in WHOLE_KIT], ids=str)
+def test_the_checks_of_the_kind(case):
+    check_kind(case)

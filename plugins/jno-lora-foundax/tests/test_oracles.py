@@ -1,6 +1,4 @@
-"""Every method on foundax's layers in double precision: its law, loops, and every derivative."""
-
-import functools
+"""Methods on foundax's layers in double precision: its law, loops, and every derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,8 @@ from foundax_cases.maps import (
     subsampled,
     transposed_convolution,
 )
-from zoo_cases import METHODS, assert_close, cast_floats
+from tests.pairs import methods_on
+from zoo_cases import assert_close, cast_floats
 from zoo_cases.oracle import VALUE, Oracle
 
 import jno_lora_foundax as package
@@ -34,7 +33,7 @@ everywhere = pytest.mark.parametrize(
         (method, kind, name)
         for kind, (layers, main, _) in KINDS.items()
         for name in layers
-        for method in (METHODS if name == main else ["LoRA", "DoRA"])
+        for method in (methods_on(kind) if name == main else ["LoRA", "DoRA"])
     ],
     scope="module",
 )
@@ -47,7 +46,6 @@ def made(kind, name):
     return filled(layers[name].make, key), layers[name].data(key)
 
 
-@functools.lru_cache(maxsize=4)  # the tests of one case follow each other
 def oracle(method, kind, name):
     layer, inputs = made(kind, name)
     *_, apply = KINDS[kind]
@@ -67,18 +65,8 @@ def oracle(method, kind, name):
 
 
 @everywhere
-def test_the_merged_weight_is_the_law_to_double_precision(method, kind, name):
-    oracle(method, kind, name).check_merged()
-
-
-@everywhere
-def test_the_output_is_that_of_loops_to_double_precision(method, kind, name):
-    oracle(method, kind, name).check_output()
-
-
-@everywhere
-def test_every_derivative_is_a_central_difference_of_the_loops(method, kind, name):
-    oracle(method, kind, name).check_derivatives()
+def test_values_and_every_derivative_are_those_of_numpy(method, kind, name):
+    oracle(method, kind, name).check()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
     )
 
 
-def test_what_a_spec_lacks_comes_from_the_call(site):
+def test_a_spec_takes_missing_values_from_the_call(site):
     site.run(
         """
         import jno

@@ -26,7 +26,7 @@ from jno.lora.peft import load_peft
         ({"init_lora_weights": "loftq"}, "takes something out of the layer's weight"),
     ],
 )
-def test_a_configuration_that_is_not_held_says_why(config, reason, linear, tmp_path):
+def test_an_unsupported_configuration_says_why(config, reason, linear, tmp_path):
     folder = write_files(tmp_path, lora_tensors("fc", 3, 4), **config)
     with pytest.raises(PeftFormatError, match=reason):
         load_peft({"fc": linear}, folder)

@@ -134,7 +134,7 @@ def test_one_matrix_may_be_an_array_too(linear, tmp_path):
     assert np.allclose(merge_lora(model)["gate"].weight - linear.weight, delta, atol=1e-5)
 
 
-def test_what_the_file_does_not_tell_is_refused(linear, tmp_path):
+def test_experts_that_the_file_does_not_describe_are_refused(linear, tmp_path):
     same = pair("experts.base_layer", UP) | pair("experts", UP, seed=5)
     config = {"target_parameters": TARGETS, "target_modules": None}
     folder = write_files(tmp_path, same, **config)
@@ -154,7 +154,7 @@ def test_what_the_file_does_not_tell_is_refused(linear, tmp_path):
         load_peft(model, two(tmp_path, target_parameters="up")[1])
 
 
-def test_what_peft_cannot_have_is_not_written(tmp_path):
+def test_experts_that_peft_cannot_have_are_not_written(tmp_path):
     bare = declare(arrays(up=UP, down=DOWN), {"experts/": "soi"})
     model = apply_lora(bare, 2, key=KEY)
     with pytest.raises(PeftFormatError, match="it is a stack of layers"):

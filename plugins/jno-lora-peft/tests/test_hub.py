@@ -118,7 +118,7 @@ def test_private_and_gated_repositories_take_the_token(linear, folder, hub, monk
         assert load_peft({"fc": linear}, name)["fc"].rank == 2
 
 
-def test_what_is_not_there_is_named(folder, hub):
+def test_a_missing_repository_or_revision_is_named(folder, hub):
     hub.add(NAME, folder)
     assert "'org/nothing' is not a directory here" in message_of("org/nothing")
     assert f"'{NAME}'" in message_of(NAME, revision="v9")
@@ -181,7 +181,7 @@ def test_a_name_may_end_in_a_slash(linear, folder, hub):
     assert "is not a directory" in message_of(f"{NAME}//")
 
 
-def test_a_server_that_is_no_hub_is_refused(folder, hub):
+def test_a_server_that_is_not_a_hub_is_refused(folder, hub):
     hub.add(NAME, folder, access="broken")
     assert f"'{NAME}' is not a directory here" in message_of(NAME)
 

@@ -161,7 +161,7 @@ def test_a_kronecker_product_of_large_ranks_takes_no_more_than_the_layer(linear,
     assert np.allclose(update, np.kron(a1 @ b1, a2 @ b2), rtol=1e-4)
 
 
-def test_what_the_model_carries_already_stays(linear, tmp_path):
+def test_adapters_that_the_model_already_has_stay(linear, tmp_path):
     folder = write_files(tmp_path, lora_tensors("fc", 3, 4))
     adapted = apply_lora({"fc": linear, "other": linear}, 1, key=jax.random.key(0), target="other")
     model = load_peft(adapted, folder)

@@ -83,7 +83,7 @@ class Computed(eqx.Module):
         return self.weight @ x + self.bias
 
 
-def test_what_a_layer_computes_cannot_be_replaced(tmp_path):
+def test_a_bias_that_the_layer_computes_cannot_be_loaded(tmp_path):
     model = {"fc": Computed(jnp.ones((3, 4)), jnp.ones(3))}
     folder = write_files(tmp_path, {f"{PREFIX}fc.bias": normal(3)}, bias="all")
     with pytest.raises(PeftFormatError, match="fc/bias: the Computed has no such array"):

@@ -79,7 +79,9 @@ def test_the_models_agree(family, plain):
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_what_peft_saves_computes_the_same_here_and_again_there(case, family, plain, tmp_path):
+def test_language_models_of_peft_compute_the_same_here_and_back_in_peft(
+    case, family, plain, tmp_path
+):
     theirs = models.trained(FILES[case](), family)
     expected = their_logits(theirs)
     saved(theirs, tmp_path / "theirs")
@@ -136,7 +138,9 @@ def test_a_tied_dora_is_refused(plain, family, tmp_path):
         ("dora", 2, True),
     ],
 )
-def test_what_is_saved_here_computes_the_same_there(wrapper, rank, untied, family, plain, tmp_path):
+def test_saved_language_models_compute_the_same_in_peft(
+    wrapper, rank, untied, family, plain, tmp_path
+):
     model = untie(plain, "model/embed_tokens") if untied else plain
     specs = [{"target": "embed_tokens", "rank": rank}, {"target": "q_proj|v_proj"}]
     options = {"rank": 2, "alpha": 3.0, "specs": specs, "key": jax.random.key(1)}
@@ -151,7 +155,9 @@ def test_what_is_saved_here_computes_the_same_there(wrapper, rank, untied, famil
 
 
 @pytest.mark.parametrize("target", ["norm", "embed_tokens", "norm|embed_tokens"])
-def test_what_a_net_trains_beside_its_adapters_is_there_too(target, family, plain, tmp_path):
+def test_arrays_that_a_net_trains_beside_its_adapters_are_written_too(
+    target, family, plain, tmp_path
+):
     net = Net(plain).freeze().lora(2, target="q_proj").mask(target).unfreeze()
     net.update(jax.tree.map(lambda x: x + 0.1, net.partition()[0]))
     save_peft(net, tmp_path)

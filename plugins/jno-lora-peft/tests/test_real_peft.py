@@ -62,7 +62,7 @@ WRITTEN_AS = {
 
 
 @pytest.mark.parametrize("case", torch.CASES)
-def test_what_peft_saves_computes_the_same_here_and_is_written_back(case, plain, tmp_path):
+def test_files_of_peft_compute_the_same_here_and_are_written_back(case, plain, tmp_path):
     theirs = torch.trained(torch.CASES[case])
     saved(theirs, tmp_path)
     ours = load_peft(plain, tmp_path, tied=False)
@@ -92,7 +92,7 @@ def test_a_converted_pissa_adapter_computes_the_same_here(plain, tmp_path):
 
 
 @pytest.mark.parametrize("case", torch.REFUSED)
-def test_what_has_no_exact_form_is_refused(case, plain, tmp_path):
+def test_an_adapter_without_an_exact_form_is_refused(case, plain, tmp_path):
     config, reason = torch.REFUSED[case]
     saved(torch.trained(config), tmp_path)
     with pytest.raises(PeftFormatError, match=reason):
@@ -169,7 +169,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("case", WRITTEN)
-def test_what_is_saved_here_computes_the_same_in_peft(case, plain, tmp_path):
+def test_saved_adapters_compute_the_same_in_peft(case, plain, tmp_path):
     arguments = {"rank": 2, "alpha": 3.0, **WRITTEN[case]}
     if "wrappers" in arguments:
         arguments["wrappers"] = [arguments["wrappers"], f"{arguments['wrappers']}-embedding"]

@@ -153,7 +153,7 @@ def test_misfits_are_told(tmp_path):
         load_peft(PLAIN, write_files(tmp_path, lora, alora_invocation_tokens="go"))
 
 
-def test_what_peft_cannot_share_is_not_written(tmp_path):
+def test_arrays_that_peft_cannot_share_are_not_written(tmp_path):
     _, folder = lily_file(tmp_path)
     model = load_peft(PLAIN, folder)
     with pytest.raises(PeftFormatError, match="share their factors"):

@@ -78,7 +78,7 @@ class RsDoRA(DoRA, LinearLayer):
 
 
 @pytest.mark.parametrize("cls", [HalfDoRA, DoubleDoRA])
-def test_a_subclass_of_dora_with_another_gain_or_scale_is_no_dora(cls, tmp_path):
+def test_a_subclass_of_dora_with_another_gain_or_scale_is_not_written_as_dora(cls, tmp_path):
     model = trained({"fc": eqx.nn.Linear(4, 3, key=KEY)}, cls)
     with pytest.raises(PeftFormatError, match=cls.__name__):
         save_peft(model, tmp_path / "new")
@@ -250,7 +250,7 @@ def read_bfloat16(folder):
     return load_flax(folder / "adapter_model.safetensors")
 
 
-def test_what_has_no_exact_form_is_listed_and_nothing_is_written(tmp_path):
+def test_adapters_without_an_exact_form_are_listed_and_nothing_is_written(tmp_path):
     model = {
         "oft": eqx.nn.Linear(4, 4, key=KEY),
         "lokr": eqx.nn.Linear(5, 4, key=KEY),
@@ -287,7 +287,7 @@ def test_loading_does_not_take_a_net_for_a_model(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["lora", "ia3", "pissa"])
-def test_what_cannot_be_read_is_told_with_its_path(variant, tmp_path):
+def test_traced_and_deleted_arrays_are_refused_with_their_path(variant, tmp_path):
     model = trained({"fc": eqx.nn.Linear(4, 3, use_bias=False, key=KEY)}, variant)
     with pytest.raises(PeftFormatError, match="'fc' is not an array with values"):
         eqx.filter_jit(save_peft)(model, tmp_path / "no")

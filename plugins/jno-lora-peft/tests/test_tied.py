@@ -159,7 +159,7 @@ def test_a_table_that_peft_writes_beside_its_adapter_is_that_of_both_sides(form,
     assert {id(array) for array in jax.tree.leaves(model)} <= arrays
 
 
-def test_what_is_not_clearly_a_lookup_or_a_head_is_refused(tmp_path):
+def test_an_ambiguous_use_of_a_tied_table_is_refused(tmp_path):
     folder = write_files(tmp_path, EMBEDDING, **TARGETS)
     table = load_peft(reading(), folder).embed_tokens.weight
     assert (table.shape, table.ndim, table.size, table.dtype) == ((7, 4), 2, 28, jnp.float32)

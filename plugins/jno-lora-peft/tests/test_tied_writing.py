@@ -60,7 +60,7 @@ def test_the_tied_head_has_the_scale_of_its_embedding(tmp_path):
         ("LoRAEmbedding", "wte", True, "only for LoRA and rsLoRA on an embedding"),
     ],
 )
-def test_what_peft_cannot_tie_is_refused(wrapper, name, tied, reason, tmp_path):
+def test_tables_that_peft_cannot_tie_are_refused(wrapper, name, tied, reason, tmp_path):
     ours, rename = adapted(reading(), wrapper), {"embed_tokens": name}
     with pytest.raises(PeftFormatError, match=reason):
         save_peft(ours, tmp_path, rename=rename, tied=tied)
@@ -69,7 +69,7 @@ def test_what_peft_cannot_tie_is_refused(wrapper, name, tied, reason, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["twice", "own head"])
-def test_beside_a_head_of_its_own_the_adapter_is_one_of_lookups(form, tmp_path):
+def test_an_adapter_beside_an_untied_head_is_written_for_lookups_alone(form, tmp_path):
     ours = adapted(TIED[form][0]())
     save_peft(ours, tmp_path)
     config, tensors = read_files(tmp_path)

@@ -128,7 +128,7 @@ def test_a_module_whose_name_ends_in_that_of_a_saved_one_is_saved_too(tmp_path):
     assert names_beside(tensors) >= {"x.norm.weight", "x.norm.bias"}
 
 
-def test_what_peft_cannot_save_is_refused(tmp_path):
+def test_modules_that_peft_cannot_save_are_refused(tmp_path):
     embedding = eqx.nn.Embedding(5, 4, key=KEY)
     model = {
         "fc": eqx.nn.Linear(4, 3, key=KEY),

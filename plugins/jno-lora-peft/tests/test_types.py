@@ -72,7 +72,7 @@ def assert_same(one, other):
         (of("randlora", "wide", "deep"), "bases are drawn for each layer"),
     ],
 )
-def test_what_one_file_has_no_room_for_is_told(specs, reason, tmp_path):
+def test_adapters_that_do_not_fit_into_one_file_are_listed(specs, reason, tmp_path):
     model = trained(specs)
     if specs[0]["target"] == "conv" and specs[0]["wrapper"] == "ia3-in":
         scale = model["conv"].scale.at[0].add(1.0)

@@ -159,7 +159,7 @@ def test_the_update_is_the_one_that_the_paper_writes(name, tmp_path):
     assert np.abs(update_of(model, layer) - expected).max() < bound
 
 
-def test_what_adalora_pruned_altogether_is_no_update(tmp_path):
+def test_a_fully_pruned_adalora_layer_has_no_update(tmp_path):
     tensors = named({"lora_A": (0, 6), "lora_B": (4, 0), "lora_E": (0, 1)})
     model = load(LINEAR, tensors, tmp_path, peft_type="ADALORA", init_r=3)
     assert np.array_equal(update_of(model, LINEAR), np.zeros((4, 6)))

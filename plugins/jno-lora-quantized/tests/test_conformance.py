@@ -3,7 +3,8 @@
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, OPTIONS, check_kind, parameter_count
+from tests.pairs import methods_on
+from zoo_cases import ALL_METHODS, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 import jno_lora_zoo
 from jno.lora import WrapperError
@@ -13,7 +14,7 @@ from jno_lora_quantized import quantize
 RANK = 3
 # They start by taking a part out of the weight, which a quantised one refuses.
 REFUSED = ("PiSSA", "MiLoRA", "OLoRA", "CorDA", "LoRAGA", "LoRAOne", "LoRANull")
-WHOLE_KIT = ("LoRA", "DoRA")
+OTHERS = [method for method in ALL_METHODS if method not in (*REFUSED, *WHOLE_KIT)]
 
 
 def linear_case(method, scheme="nf4"):
@@ -28,14 +29,12 @@ def linear_case(method, scheme="nf4"):
     )
 
 
-@parametrize_with_checks([linear_case(method) for method in WHOLE_KIT])
+@parametrize_with_checks([linear_case(method) for method in WHOLE_KIT if method not in REFUSED])
 def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize(
-    "method", [method for method in ALL_METHODS if method not in (*REFUSED, *WHOLE_KIT)]
-)
+@pytest.mark.parametrize("method", methods_on("Quantized", OTHERS))
 def test_other_methods(method):
     check_kind(linear_case(method, "int8" if len(method) % 2 else "nf4"))
 

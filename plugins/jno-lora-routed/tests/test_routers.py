@@ -134,7 +134,7 @@ def test_options_without_a_default():
         check_router(NeedsAnOption, options={"depth": 2})
 
 
-def test_a_frozen_name_that_is_no_field():
+def test_a_frozen_name_must_be_a_field():
     class Misspelt(Softmax):
         frozen = ("wieght",)
 

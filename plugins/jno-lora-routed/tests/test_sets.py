@@ -270,7 +270,7 @@ def test_options_of_adapters():
         average_over(layer, "tokens")
 
 
-def test_what_is_adapted():
+def test_only_layers_with_known_axes_are_adapted():
     class Other(eqx.nn.Linear):
         def __call__(self, x, *, key=None):
             return 2 * super().__call__(x)

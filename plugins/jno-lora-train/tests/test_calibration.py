@@ -436,7 +436,7 @@ def test_needs_without_a_matrix_or_a_keyword() -> None:
             Net(layer).lora(wrapper=cls)
 
 
-def test_a_gradient_that_is_zero_is_a_layer_that_is_not_reached() -> None:
+def test_a_layer_with_zero_gradients_is_reported_as_not_reached() -> None:
     class ByGradient(Informed):
         needs = ("gradient",)
 

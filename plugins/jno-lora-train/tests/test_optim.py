@@ -358,7 +358,7 @@ def test_masked_factors_have_no_partner(linear, getkey):
     np.testing.assert_array_equal(scaled[1].lora_B, grads[1].lora_B)
 
 
-def test_what_the_riemannian_preconditioner_refuses(linear, getkey, unchecked):
+def test_the_riemannian_preconditioner_refuses_wrong_arguments(linear, getkey, unchecked):
     params = trained(ToyLinear(linear, 2, 1.0, key=getkey()))
     optimiser = optim.scale_by_riemannian()
     with pytest.raises(SelectionError, match=r"optimiser.update\(grads, state, params\)"):
@@ -416,7 +416,7 @@ def test_lora_fa_trains_in_a_jitted_step_over_stacks(getkey):
         np.testing.assert_allclose(corrected[0].lora_B[i], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_what_lora_fa_refuses(linear, getkey):
+def test_lora_fa_refuses_wrong_arguments(linear, getkey):
     class Trained(ToyLinear):
         low_rank_scale = FrozenA.low_rank_scale
 

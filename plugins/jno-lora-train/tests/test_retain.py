@@ -142,7 +142,7 @@ def test_errors_say_what_to_do(adapted, arguments, message, unchecked):
         retain(adapted, X, **arguments)
 
 
-def test_what_cannot_have_a_base_is_refused(plain, adapted):
+def test_retain_refuses_other_models(plain, adapted):
     with pytest.raises(SelectionError, match=r"carries no adapters.*base=original"):
         retain(plain, X)
     with pytest.raises(SelectionError, match=r"^retain takes a model.*retain\(net\.module, "):

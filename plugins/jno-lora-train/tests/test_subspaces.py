@@ -170,7 +170,7 @@ def test_the_size_must_be_a_count_or_a_fraction(moved, size, unchecked):
         Subspaces.random(moved, size, key=jax.random.key(0))
 
 
-def test_what_is_refused(plain, moved, unchecked):
+def test_subspaces_refuse_models_without_their_factors(plain, moved, unchecked):
     with pytest.raises(SelectionError, match=r"no direction to train:\n.*conv/lora_A: 4"):
         Subspaces.of_weights(moved, 4)
     with pytest.raises(SelectionError, match="holds no product `B A`"):

@@ -131,7 +131,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=list(REFUSED))
-def test_what_cannot_be_adapted_is_refused_without_raising(make):
+def test_applies_to_refuses_other_leaves_without_raising(make):
     leaf = make()
     assert {a.name: a.cls.applies_to(leaf) for a in ADAPTERS} == {a.name: False for a in ADAPTERS}
 
@@ -174,7 +174,7 @@ def test_other_forms_of_the_same_layers_are_claimed(kind, name):
 
 
 @each()
-def test_what_is_wrapped_already_is_claimed_by_nobody(adapter):
+def test_no_adapter_claims_a_wrapped_layer(adapter):
     wrapper = build(adapter, case(adapter.kind, "plain"))
     assert not any(other.cls.applies_to(wrapper) for other in ADAPTERS)
 

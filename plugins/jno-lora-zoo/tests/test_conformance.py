@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import ALL, methods_on, pairwise
 from zoo_cases import (
     ALL_METHODS,
-    KIND_ONLY,
+    METHODS,
     OF_THE_KIND,
     OPTIONS,
     SAME_BUT,
     WHOLE_KIT,
     check_kind,
+    kind_only,
     parameter_count,
 )
 
@@ -59,12 +61,10 @@ SHIFTS = {
         cyclic_shift(-1, name="cyclic shift of columns"),
     ),
 }
-# A method by its low-rank product, a method with its own `forward`, and a method by its matrix.
-ON_BOTH_CONVOLUTIONS = ("LoRA", "DoRA", "OFT")
 # Where a second layer of a kind differs: it pads in another way, and has no bias.
 OF_THE_LAYER = (
     *OF_THE_KIND,
-    *("merge-restores-form", "reads-like-the-layer", "special-inputs", "matrix"),
+    *("merge-restores-form", "reads-like-the-layer", "special-inputs"),
     *("jit", "vmap", "output-dtype"),
 )
 
@@ -120,32 +120,33 @@ def circulant_case(method, square):
     )
 
 
-def circular_case(method):
-    return case(method, *CIRCULAR, ("*",) if method in ON_BOTH_CONVOLUTIONS else OF_THE_LAYER)
-
-
 CASES = [
-    *(case(method, *LINEAR) for method in ALL_METHODS),
+    *(case(method, *LINEAR) for method in ALL_METHODS if ALL or method not in SAME_BUT),
     *(case(method, *GROUPED) for method in WHOLE_KIT),
-    *map(circular_case, WHOLE_KIT),
+    *(case(method, *CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", METHODS)),
 ]
-FURTHER = [case for method in ALL_METHODS for case in further_linear_cases(method)]
+FURTHER = {
+    (method, str(case).split("-")[-1]): case
+    for method in ALL_METHODS
+    for case in further_linear_cases(method)
+}
 
 
-@parametrize_with_checks([*CASES, *FURTHER])
+@parametrize_with_checks([*CASES, *(FURTHER[pair] for pair in pairwise(FURTHER))])
 def test_conformance(check):
     check()
 
 
 # These methods use the same operations of a convolution. With circular padding, the checks include
-# the shifts: with `circular_case`, every method of the zoo keeps them.
-@pytest.mark.parametrize("method", KIND_ONLY)
+# the shifts: with those of `CIRCULAR`, every method of the zoo keeps them.
+@pytest.mark.parametrize("method", kind_only("Conv"))
 def test_other_methods_on_convolutions(method):
     check_kind(case(method, *PERIODIC_GROUPED))
 
 
 @pytest.mark.parametrize("method", SAME_BUT)
 def test_nothing_but_one_member_is_different(method):
+    check_kind(case(method, *LINEAR))
     sibling, member = SAME_BUT[method]
     different, alike = (getattr(jno_lora_zoo, name) for name in (method, sibling))
     assert different.__bases__ == alike.__bases__

@@ -74,7 +74,7 @@ def test_only_a_probability_is_taken(p):
         adapted(LAYERS["linear"][0], p=p)
 
 
-def test_it_is_no_part_of_a_file(tmp_path):
+def test_dropout_is_not_saved_in_a_file(tmp_path):
     layer, shape = LAYERS["linear"]
     model = adapted({"a": layer})
     save_adapters(model, tmp_path / "a.safetensors")

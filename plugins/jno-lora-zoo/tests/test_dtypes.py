@@ -49,19 +49,6 @@ def rounding(wrapper, base, inputs):
 
 @HALVES
 @adapters(**LAYERS)
-def test_half_precision_starts_as_the_base_within_its_rounding(adapter, base, dtype):
-    base = in_dtype(base, dtype)
-    inputs = base.arguments(dtype)
-    wrapper = build(adapter, base)
-    actual, expected = wrapper(*inputs), base.layer(*inputs)
-    assert actual.dtype == expected.dtype == dtype
-    # PiSSA and MiLoRA alone split the weight, and round both of its parts.
-    roundings = 2 if adapter.method in ("PiSSA", "MiLoRA") else 0.5
-    assert_close(actual, expected, roundings * rounding(wrapper, base, inputs), scale=1.0)
-
-
-@HALVES
-@adapters(**LAYERS)
 def test_half_precision_merges_are_the_law_rounded_once(adapter, base, dtype):
     base = in_dtype(base, dtype)
     wrapper = perturb(build(adapter, base))

@@ -122,7 +122,7 @@ def test_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
     assert wrapped(wrapper=["dora", "dora-embedding"]) == ("DoRAEmbedding", "DoRALinear")
 
 
-def test_what_the_methods_refuse_names_the_path(getkey):
+def test_refusals_of_methods_name_the_path(getkey):
     with pytest.raises(WrapperError, match=r"embedding.*alpha must be greater than 0"):
         Net(Tagger(getkey())).lora(rank=2, alpha=0.0, wrapper=PiSSAEmbedding)
     with pytest.raises(SelectionError):

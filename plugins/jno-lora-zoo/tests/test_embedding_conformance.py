@@ -5,7 +5,8 @@ import dataclasses
 import equinox as eqx
 import jax
 import pytest
-from zoo_cases import ALL_METHODS, KIND_ONLY, OPTIONS, WHOLE_KIT, check_kind, parameter_count
+from tests.pairs import methods_on
+from zoo_cases import OPTIONS, WHOLE_KIT, check_kind, kind_only, parameter_count
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, standard_cases
 from jno_lora_zoo import adapters
@@ -30,11 +31,11 @@ def ends_of(method):
     return dataclasses.replace(ends, options=OPTIONS.get(method, {}))
 
 
-@parametrize_with_checks([*map(case_of, WHOLE_KIT), *map(ends_of, ALL_METHODS)])
+@parametrize_with_checks([*map(case_of, WHOLE_KIT), *map(ends_of, methods_on("Embedding"))])
 def test_conformance(check):
     check()
 
 
-@pytest.mark.parametrize("method", KIND_ONLY)
+@pytest.mark.parametrize("method", kind_only("Embedding"))
 def test_other_methods(method):
     check_kind(case_of(method))

@@ -199,7 +199,7 @@ def test_gamma_must_be_a_positive_number(adapter, base, gamma):
 
 
 @on("CorDA", conv=())
-def test_what_corda_refuses(adapter, base):
+def test_corda_refuses_wrong_statistics(adapter, base):
     with pytest.raises(ValueError, match="'instruction-previewed' or 'knowledge-preserved', but"):
         build(adapter, base, mode="kpm")
     with pytest.raises(ValueError, match="CorDALinear divides by its scale, so alpha must be"):

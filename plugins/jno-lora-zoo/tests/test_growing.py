@@ -220,7 +220,7 @@ def test_new_entries_are_a_product_for_tools():
     assert grown[0].rank == 3
 
 
-def test_what_cannot_grow_says_why():
+def test_a_layer_that_cannot_grow_says_why():
     linear, conv = eqx.nn.Linear(4, 4, key=KEY), eqx.nn.Conv1d(4, 4, 1, groups=2, key=KEY)
     model = {
         "linear": linear,

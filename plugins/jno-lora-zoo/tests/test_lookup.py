@@ -68,7 +68,7 @@ def test_ia3_and_dora_act_on_dimensions_of_the_embedding(getkey):
 
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "lora-fa", "dora", "vera"])
-def test_what_one_row_of_a_table_reads_starts_with_variance_one_however_long_it_is(variant, getkey):
+def test_a_row_of_a_long_table_starts_with_variance_one(variant, getkey):
     (cls,) = (cls for cls in ADAPTERS if cls.method.variant == variant)
     wrapper = cls(table(getkey(), num=600), RANK, 1.0, key=getkey())
     W = jnp.zeros((DIM, 600))

@@ -58,7 +58,7 @@ def test_it_multiplies_the_update_as_alpha_does(adapter, base):
 
 
 @by_method
-def test_without_it_there_is_no_leaf_and_with_it_one_that_is_frozen(method):
+def test_a_multiplier_is_a_frozen_leaf_and_absent_without_one(method):
     adapter, base = linear(method)
     plain, wrapper = build(adapter, base), build(adapter, base, multiplier=2.0)
     assert len(jax.tree.leaves(wrapper)) == len(jax.tree.leaves(plain)) + 1
@@ -140,7 +140,7 @@ def test_one_array_for_many_layers_is_a_buffer_of_its_own_in_each():
     jax.jit(lambda xs: [x + 1 for x in xs], donate_argnums=0)(multipliers)
 
 
-def test_what_is_no_number_and_who_takes_none(getkey):
+def test_a_multiplier_is_one_number_of_a_method_with_a_scale(getkey):
     layer = eqx.nn.Linear(4, 3, key=getkey())
     with pytest.raises(WrapperError, match=r"one real number, but is \[1.0, 2.0\]"):
         apply_lora(layer, 2, key=getkey(), options={"multiplier": [1.0, 2.0]})

@@ -1,12 +1,11 @@
-"""Layers stacked by `filter_vmap` and run by `lax.scan`."""
+"""Layers stacked by `filter_vmap`. The kit merges stacks, and runs them by `lax.scan`."""
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from zoo_cases import assert_close, each, equal_leaves, perturb
 
-from jno.lora import apply_lora, merge_lora, unwrap_lora
+from jno.lora import apply_lora, unwrap_lora
 
 DEPTH = 3
 MAKE = {
@@ -30,7 +29,7 @@ def nth(tree, k):
 
 
 @each()
-def test_a_stack_is_adapted_layer_by_layer(adapter):
+def test_a_stack_is_adapted_and_unwrapped_layer_by_layer(adapter):
     layer, stack = adapt(adapter)
     assert type(stack) is adapter.cls
     names = [n for n in ("lora_A", "kron_A", "seed") if n in vars(stack)]
@@ -41,26 +40,6 @@ def test_a_stack_is_adapted_layer_by_layer(adapter):
     assert jax.tree.structure(nth(stack, 0)) == jax.tree.structure(fresh)
     for one, other in zip(jax.tree.leaves(nth(stack, 0)), jax.tree.leaves(fresh), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
-
-
-@each()
-def test_a_scan_over_a_stack_is_its_merged_layers_in_turn(adapter):
-    _, stack = adapt(adapter)
-    stack = perturb(stack)
-    arrays, static = eqx.partition(stack, eqx.is_array)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=SHAPES[adapter.kind]), jnp.float32)
-    scanned, _ = jax.lax.scan(lambda h, a: (eqx.combine(a, static)(h), None), x, arrays)
-    merged = merge_lora(stack)
-    expected = x
-    for k in range(DEPTH):
-        assert_close(nth(merged, k).weight, nth(stack, k).merge().weight, 1e-5)
-        expected = nth(merged, k)(expected)
-    assert_close(scanned, expected, 2e-5)
-
-
-@each()
-def test_a_stack_can_be_unwrapped(adapter):
-    layer, stack = adapt(adapter)
     unwrapped = unwrap_lora(perturb(stack))
     if adapter.method in ("PiSSA", "MiLoRA"):
         assert_close(unwrapped.weight, layer.weight, 1e-6)

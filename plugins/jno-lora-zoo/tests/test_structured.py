@@ -38,16 +38,22 @@ def calls_shapes(wrapper):
     return shapes_in_jaxpr(lambda w, x: w(x), wrapper, x)
 
 
+@eqx.filter_jit  # one program in the place of many operations
+def matrix_and_outputs(wrapper, x):
+    """The merged matrix, and what the wrapped and the merged layer compute."""
+    merged = wrapper.merge()
+    if isinstance(wrapper.base, eqx.nn.Embedding):
+        return wrapper.matrix(merged), jax.vmap(wrapper)(x), jax.vmap(merged)(x)
+    return wrapper.matrix(merged), wrapper(x), merged(x)
+
+
 def assert_computes(wrapper, W):
     """The merged layer's matrix is `W`, and the wrapped layer computes the same as the merged."""
-    merged = wrapper.merge()
-    assert_close(wrapper.matrix(merged), W, 1e-6)
-    if isinstance(wrapper.base, eqx.nn.Embedding):
-        x = jnp.arange(W.shape[1])
-        assert_close(jax.vmap(wrapper)(x), jax.vmap(merged)(x), 1e-5)
-    else:
-        x = jnp.linspace(-1, 1, W.shape[1])
-        assert_close(wrapper(x), merged(x), 1e-5)
+    is_table = isinstance(wrapper.base, eqx.nn.Embedding)
+    x = np.arange(W.shape[1]) if is_table else np.linspace(-1, 1, W.shape[1], dtype=np.float32)
+    matrix, y, expected = matrix_and_outputs(wrapper, jnp.asarray(x))
+    assert_close(matrix, W, 1e-6)
+    assert_close(y, expected, 1e-5)
 
 
 @pytest.mark.parametrize(("rank", "by_matrix"), [(2, False), (3, True)])

@@ -74,7 +74,7 @@ def test_reading_the_weight_sees_the_adapter(cls, getkey):
     )
 
 
-def test_of_a_tied_pair_the_side_with_the_weight_carries_the_adapter_and_both_see_it(getkey):
+def test_the_side_of_a_tied_pair_with_the_weight_carries_the_adapter_and_both_see_it(getkey):
     model = TiedByShared(getkey(), "embedding")
     # Both kinds are asked for; the head holds a placeholder and is nobody's.
     adapted = Net(model).lora(rank=2, wrapper=["LoRALinear", LoRAEmbedding]).module

@@ -51,7 +51,7 @@ def test_layers_that_differ_are_not(traces, getkey):
     assert traces == [4, 3, 3]
 
 
-def test_with_values_each_call_is_one_of_python(traces, getkey):
+def test_calls_with_values_run_in_python(traces, getkey):
     model = apply_lora(eqx.nn.MLP(4, 4, 4, 1, key=getkey()), 2, key=getkey())
     model(jnp.ones(4))
     assert len(traces) == 2
@@ -114,7 +114,7 @@ class Box:
         return self.value
 
 
-def test_an_input_that_is_no_array_is_read_each_time(getkey):
+def test_an_input_that_is_not_an_array_is_read_at_each_call(getkey):
     adapter = LoRALinear(eqx.nn.Linear(4, 4, key=getkey()), 2, 1.0, key=getkey())
     box = Box(jnp.ones(4))
     value = eqx.filter_grad(lambda adapter: jnp.sum(adapter(box)))

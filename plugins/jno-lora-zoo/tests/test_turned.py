@@ -27,11 +27,18 @@ def trained(cls, base, rank, size=0.4, **options):
     return perturb(cls(base, rank, 1.0, key=KEY, **options), size)
 
 
+@eqx.filter_jit  # one program in the place of many operations
+def merged_and_outputs(wrapper, x):
+    merged = wrapper.merge()
+    return merged, wrapper(x), merged(x)
+
+
 def check(wrapper, W):
     """The merged weight is `W`, and the wrapper computes with it."""
-    assert_close(matrix_of(wrapper.merge()), W, 1e-5)
-    x = jax.random.normal(KEY, (wrapper.base.in_features,))
-    assert_close(wrapper(x), wrapper.merge()(x), 1e-5)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=wrapper.base.in_features), jnp.float32)
+    merged, y, expected = merged_and_outputs(wrapper, x)
+    assert_close(matrix_of(merged), W, 1e-5)
+    assert_close(y, expected, 1e-5)
 
 
 def check_restored(wrapper):
@@ -42,7 +49,9 @@ def check_restored(wrapper):
     assert {n: x.shape for n, x in again.state().items()} == {n: x.shape for n, x in state.items()}
     names = list(state)
     filled = eqx.tree_at(lambda w: [getattr(w, n) for n in names], again, list(state.values()))
-    assert_close(matrix_of(filled.merge()), matrix_of(wrapper.merge()), 1e-7)
+    x = jnp.zeros(wrapper.base.in_features)  # as `check` calls the program
+    actual, expected = (merged_and_outputs(one, x)[0] for one in (filled, wrapper))
+    assert_close(matrix_of(actual), matrix_of(expected), 1e-7)
 
 
 @pytest.mark.parametrize(("terms", "inputs"), [(2, 6), (3, 6), (4, 6), (5, 6), (8, 6), (5, 7)])
@@ -110,7 +119,7 @@ def test_inputs_are_rotated_by_rotations():
         (zoo.RoAdLinear, 2, {"per_pair": 2.0}, "`per_pair` must be a whole number .* but is 2.0"),
     ],
 )
-def test_what_cannot_be_is_refused(cls, rank, options, message):
+def test_impossible_options_are_refused(cls, rank, options, message):
     with pytest.raises(ValueError, match=message):
         cls(linear(6, 4), rank, 1.0, key=KEY, **options)
 

@@ -15,7 +15,7 @@ from jno.lora import CheckpointError, load_adapters, read_adapters, read_metadat
 from ._tools import OWN, assembled, parts, refused, small_model, with_adapter
 
 
-def test_what_is_no_file_is_refused(file, tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(file, tmp_path):
     assert "No such file" in refused(file)
     assert "Is a directory" in refused(tmp_path)
 
@@ -181,7 +181,7 @@ def test_a_configuration_that_is_not_of_the_schema_is_refused(name, whole, file)
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "damaged"), ("[]", "not a JSON object")])
-def test_a_configuration_that_is_no_json_is_refused(text, message, whole, file):
+def test_a_configuration_that_is_not_json_is_refused(text, message, whole, file):
     header, _, data = parts(whole)
     assert message in refused(file, assembled(header, text, data))
 

@@ -70,7 +70,7 @@ def test_a_state_of_another_form_is_listed_too(model, getkey, file):
     assert "expected shape (3, 3), got (2, 3)" in str(caught.value)
 
 
-def test_what_fits_is_loaded_if_asked_and_the_rest_is_told(model, getkey, file):
+def test_a_partial_load_takes_the_fitting_adapters_and_lists_the_misfits(model, getkey, file):
     trained = adapted(model, getkey)
     save_adapters(trained, file)
     other = eqx.tree_at(lambda m: m.head, model, eqx.nn.Linear(3, 5, key=getkey()))
@@ -81,7 +81,7 @@ def test_what_fits_is_loaded_if_asked_and_the_rest_is_told(model, getkey, file):
     assert same(loaded.head, other.head)
 
 
-def test_what_was_turned_into_an_error_changed_nothing(model, getkey, file):
+def test_a_warning_turned_into_an_error_changes_nothing(model, getkey, file):
     save_adapters(adapted(model, getkey), file)
     net = Net(eqx.tree_at(lambda m: m.head, model, eqx.nn.Linear(3, 5, key=getkey())))
     before = net.module

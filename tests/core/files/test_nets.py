@@ -50,7 +50,7 @@ def test_a_net_uses_its_own_registry(model, file):
         Net(model).load_adapters(file)
 
 
-def test_what_trains_and_is_not_saved_is_told(model, file):
+def test_trained_arrays_that_are_not_saved_are_reported(model, file):
     net = Net(model).lora(2, wrapper=ToyLinear, target="head")
     with pytest.warns(JnoLoraWarning, match=r"6 other arrays train too(.|\n)*embedding/weight"):
         net.save_adapters(file)

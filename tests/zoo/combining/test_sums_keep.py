@@ -202,7 +202,7 @@ def test_plain_adapters_beside_a_sum():
     np.testing.assert_allclose(net.merge().module["x"](V), x, atol=1e-6)
 
 
-def test_what_cannot_be_added():
+def test_adapters_that_cannot_be_added_are_refused():
     with pytest.raises(SelectionError, match=r"'p' \(PSOFTLinear\) and 'q' \(PSOFTLinear\) rotate"):
         sum_adapters(MODEL, {"p": set_of("psoft", 1), "q": set_of("psoft", 2)})
     block = {"block": eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))}

@@ -17,11 +17,11 @@ from .adapters import (
 from .laws import (
     ALL_METHODS,
     EFFECTIVE_RANK,
-    KIND_ONLY,
     LATER,
     SAME_BUT,
     WHOLE_KIT,
     fields_of,
+    kind_only,
     parameter_count,
     reference,
 )
@@ -43,7 +43,6 @@ __all__ = [
     "ALL_METHODS",
     "CONVS",
     "EFFECTIVE_RANK",
-    "KIND_ONLY",
     "LATER",
     "LINEARS",
     "METHODS",
@@ -65,6 +64,7 @@ __all__ = [
     "everywhere",
     "fields_of",
     "given_to",
+    "kind_only",
     "law_of",
     "made",
     "on_cases",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import pairwise
 
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
@@ -59,16 +60,21 @@ def pairs(*methods: str, **names: Iterable[str]) -> list[tuple[Adapter, Case]]:
     ]
 
 
-def on_cases(pairs: Iterable[tuple[Adapter, Case]]):
-    """Parametrises a test by `adapter` and `base`."""
-    cases = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in pairs]
+def on_cases(pairs: Iterable[tuple[Adapter, Case]], layers: int = 1):
+    """Parametrises a test by `adapter` and `base`, by those pairs that `pairwise` keeps."""
+    named = {
+        (adapter.method, (adapter.kind, base.name)): (adapter, base) for adapter, base in pairs
+    }
+    chosen = [named[names] for names in pairwise(named, layers)]
+    cases = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in chosen]
     # The scope keeps the tests of one case together, so that one process compiles what they share.
     return pytest.mark.parametrize(("adapter", "base"), cases, scope="module")
 
 
 def each(*methods: str):
-    """Parametrises a test by `adapter` alone: these of the 22 (all)."""
-    chosen = [adapter for adapter in ADAPTERS if not methods or adapter.method in methods]
+    """Parametrises a test by `adapter` alone: these methods (all), on a kind of layer or both."""
+    pairs = [(a.method, a.kind) for a in ADAPTERS if not methods or a.method in methods]
+    chosen = [Adapter(*names) for names in pairwise(pairs)]
     return pytest.mark.parametrize("adapter", chosen, ids=lambda a: a.name, scope="module")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
+from tests.pairs import ALL, methods_on
 
 from jno.lora import Shared
 
@@ -181,6 +182,11 @@ ALL_METHODS = (*METHODS, *LATER)
 # rsLoRA is LoRA with another scale, and MiLoRA is PiSSA with other triplets: what a kind of layer
 # does with them, it does with LoRA and PiSSA. (`test_conformance.py` checks that this is all.)
 SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
-# For each kind of layer, the methods of the whole kit, and the methods of the kind's checks.
-WHOLE_KIT = tuple(method for method in METHODS if method not in SAME_BUT)
-KIND_ONLY = (*SAME_BUT, *LATER)
+# The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
+# each row and a gain of the outputs, and so uses the most of a kind.
+WHOLE_KIT = tuple(m for m in METHODS if m not in SAME_BUT) if ALL else ("DoRA",)
+
+
+def kind_only(kind: str) -> list[str]:
+    """The methods that run the kind's checks alone on this kind of layer."""
+    return [method for method in methods_on(kind) if method not in WHOLE_KIT]

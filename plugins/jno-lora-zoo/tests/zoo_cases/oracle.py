@@ -30,7 +30,7 @@ def _called(layer: Any, *arguments: Any) -> Any:
 
 
 class Oracle:
-    """One adapter after training, and what NumPy says of it. Each method is a check.
+    """One adapter, and what NumPy says of it. `check` compares everything.
 
     **Arguments:**
 
@@ -57,14 +57,18 @@ class Oracle:
     ):
         with jax.enable_x64(True):
             layer = cast_floats(layer, jnp.float64)
-            wrapper = perturb(made(cls, layer, rank, ALPHA, key=jax.random.key(11)))
+            fresh = made(cls, layer, rank, ALPHA, key=jax.random.key(11))
+            wrapper = perturb(fresh)
             on_device = jax.tree.map(jnp.asarray, arguments)
             shapes = eqx.filter_eval_shape(call, wrapper, *on_device)
             rng = np.random.default_rng(3)
             weights = jax.tree.map(lambda y: rng.normal(size=y.shape), shapes)
-            computed = _computed(call, wrapper, on_device, jax.tree.map(jnp.asarray, weights))
+            weights_on_device = jax.tree.map(jnp.asarray, weights)
+            computed = _computed(call, fresh, wrapper, on_device, weights_on_device)
             arrays, static = eqx.partition(computed, eqx.is_array)
-            self._output, merged, self._gradients = eqx.combine(jax.device_get(arrays), static)
+            computed = eqx.combine(jax.device_get(arrays), static)
+            self._start, self._output, merged, self._gradients = computed
+            assert jax.tree.structure(merged) == jax.tree.structure(layer)
             fields = vars(fields_of(wrapper))
             fields.pop("multiplier", None)
             W = matrix(layer)
@@ -76,13 +80,33 @@ class Oracle:
         self._method, self._arguments, self._weights = method, arguments, weights
         self._names = cls.adapter_fields
         self._law = lambda fields: reference(method, SimpleNamespace(**fields), W, rank, ALPHA)
+        self._base = lambda: output(layer, W, W, *arguments)
         self._loops = lambda fields, *arguments: output(
             adapted_bias(method, SimpleNamespace(**fields), layer), *arguments
         )
 
+    def check(self) -> None:
+        """The adapter starts as its layer; trained, it is the law in values and derivatives."""
+        self.check_start()
+        self.check_merged()
+        self.check_output()
+        self.check_derivatives()
+
+    def check_start(self) -> None:
+        """The fresh adapter computes what the loops do with the layer's own weight."""
+        self._require_outputs(self._start, self._base())
+
+    def _require_outputs(self, actual: Any, expected: Any) -> None:
+        leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+        for one, other in zip(*leaves, strict=True):
+            assert_close(one, other, VALUE)
+
     def check_merged(self) -> None:
-        """The merged weight is the law, and what LoRA-XS keeps frozen is of the weight."""
+        """The merged weight is the law, and LoRA-XS's frozen factors are of the weight."""
         assert_close(self._merged, self._law(self._fields), VALUE)
+        # Something moved. (Blocks of one are not rotations: OFT of one output is the identity.)
+        if (self._method, len(self._W)) != ("OFT", 1):
+            assert np.max(np.abs(self._merged - self._W)) > 1e-2
         if self._method == "LoRAXS":
             A, B = self._fields["lora_A"], self._fields["lora_B"]
             assert_close(B @ A, triplets(self._W, slice(0, len(A))), VALUE)
@@ -90,9 +114,7 @@ class Oracle:
     def check_output(self) -> None:
         """The wrapped layer computes what the loops do with the law."""
         W = self._law(self._fields)
-        expected = jax.tree.leaves(self._loops(self._fields, W, W, *self._arguments))
-        for one, other in zip(jax.tree.leaves(self._output), expected, strict=True):
-            assert_close(one, other, VALUE)
+        self._require_outputs(self._output, self._loops(self._fields, W, W, *self._arguments))
 
     def check_derivatives(self) -> None:
         """Every derivative, of the wrapped and of the merged layer, is a central difference.
@@ -133,8 +155,13 @@ class Oracle:
 
 
 @eqx.filter_jit
-def _computed(call: Callable[..., Any], wrapper: Any, arguments: Any, weights: Any) -> Any:
-    """Output, merged layer, and the gradients of `sum(weights * sin(y))`, wrapped and merged."""
+def _computed(
+    call: Callable[..., Any], fresh: Any, wrapper: Any, arguments: Any, weights: Any
+) -> Any:
+    """The outputs at the start and after training, the merged layer, and the gradients.
+
+    The gradients of `sum(weights * sin(y))`, of the wrapped and of the merged layer.
+    """
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
     inputs, others = eqx.partition(arguments, eqx.is_inexact_array)
 
@@ -147,4 +174,4 @@ def _computed(call: Callable[..., Any], wrapper: Any, arguments: Any, weights: A
 
     by_layer, y = jax.grad(loss, has_aux=True)((trainable, inputs), False)
     by_merged, _ = jax.grad(loss, has_aux=True)((trainable, inputs), True)
-    return y, wrapper.merge(), (by_layer, by_merged)
+    return call(fresh, *arguments), y, wrapper.merge(), (by_layer, by_merged)

@@ -85,6 +85,9 @@ OF_THE_KIND = (
     "state-round-trip",
     "stacked-layers",
     "symmetries",
+    "matrix",
+    "low-rank-update",
+    "calibration",
 )
 
 
