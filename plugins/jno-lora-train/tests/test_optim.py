@@ -225,7 +225,7 @@ def test_the_ratio_may_be_traced_and_keeps_dtypes(linear, getkey):
     assert updates.lora_B.dtype == jnp.bfloat16
 
 
-def test_what_lora_plus_refuses(linear, getkey, unchecked):
+def test_lora_plus_refuses_wrong_arguments(linear, getkey, unchecked):
     with pytest.raises(SelectionError, match="`ratio` must be one real number"):
         optim.lora_plus(optax.sgd(0.1), "16")
     for ratio in (0.0, -1.0, float("nan")):

@@ -62,7 +62,7 @@ def test_merging_before_the_scan_gives_the_same_values_and_gradients(method, xs,
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
 
 
-def test_the_merge_then_is_no_part_of_the_scan(xs, getkey):
+def test_the_merge_is_not_repeated_in_each_step_of_a_scan(xs, getkey):
     model = apply_lora(Reader(getkey()), 2, 3.0, key=getkey(), wrapper=LoRARecurrent)
     arrays, static = eqx.partition(model, eqx.is_array)
 
