@@ -227,10 +227,18 @@ def test_rank_zero_is_an_error_that_says_what_to_do(model, call):
         getattr(Net(model), call)(-2, wrapper=ToyScale)
 
 
-def test_the_default_rank_is_four_and_alpha_one(getkey):
+def test_the_default_rank_is_four_and_alpha_is_the_rank(getkey):
     net = Net(Model(getkey(), size=6)).lora(wrapper=ToyLinear, target="encoder/0")
     adapter = net.module.encoder[0]
-    assert (adapter.rank, adapter.alpha) == (4, 1.0)
+    assert (adapter.rank, adapter.alpha) == (4, 4.0)
+
+
+def test_alpha_is_the_rank_of_a_spec_unless_the_spec_or_the_call_gives_it(model):
+    specs = [{"target": "encoder/0", "rank": 2}, {"target": "encoder/1", "rank": 2, "alpha": 8}]
+    by_default = Net(model).lora(1, wrapper=ToyLinear, specs=specs).module.encoder
+    assert [layer.alpha for layer in by_default] == [2.0, 8.0]
+    by_call = Net(model).lora(1, 5.0, wrapper=ToyLinear, specs=specs).module.encoder
+    assert [layer.alpha for layer in by_call] == [5.0, 8.0]
 
 
 def test_without_a_key_every_net_starts_from_seed_zero(model):
@@ -287,7 +295,7 @@ def test_a_model_that_holds_adapters_already(model):
 
 def test_a_target_beside_layers_that_are_all_adapted_says_that_they_are(model):
     net = Net(model).lora(1, wrapper=ToyScale)
-    with pytest.raises(SelectionError, match=r"head: Linear \(already adapted by ToyScale\)"):
+    with pytest.raises(SelectionError, match="encoder/0: Linear, already adapted by ToyScale"):
         net.lora(1, wrapper=ToyScale, target="nowhere")
 
 
