@@ -132,8 +132,8 @@ GROUPS = {
         "value of the parameter for the whole batch, or for each example. A *plain adapter* has "
         "the same rank, and does not depend on the parameter; floor and full fine-tuning are steps "
         "of the plain model. *Copies* means that each example has copies of the fields that move. "
-        "MLP: as above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers of 64 "
-        "channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
+        "MLP: as above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers "
+        "of 64 channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
         (
             (
                 *(("step", "plain"), ("forward", "plain"), ("temp", "plain")),
