@@ -50,9 +50,9 @@ minute on one machine.
 * For each row, each side runs in a fresh process; jNO and PEFT have separate environments, and all
   other sides share ours. The sides of a row have the same shapes and the same loss. A step is a
   step of Adam, unless the text of its table differs. The steps of JAX are compiled, with donated
-  state, and take flat lists of arrays, so flattening modules is not counted. PEFT's steps are eager,
-  with Torch's fused Adam, so Torch's overhead for each operation is counted. It weighs most in
-  [smaller batches](#smaller-batches).
+  state, and take flat lists of arrays, so flattening modules is not counted. PEFT's steps are
+  eager, with Torch's fused Adam, so Torch's overhead for each operation is counted. It weighs most
+  in [smaller batches](#smaller-batches).
 * In each round, every side runs once, in random order, for about the same time. Ratios are formed
   within a round, and warm-up rounds are discarded. Memory and flops are XLA's figures for the
   compiled step, without the memory inside a fusion; *compile* includes tracing.
