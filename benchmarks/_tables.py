@@ -99,8 +99,8 @@ GROUPS = {
     "dispatch": Group(
         "Finding and wrapping layers",
         "Models of many `Linear(8, 8)` with the default adapter, rank 4. Calls are warm, except in "
-        "the row that is marked: its calls are the first of a process. The last row shows how the "
-        "cost grows with five times as many layers.",
+        "the row of first calls in a process. The last row shows how the cost "
+        "grows with five times as many layers.",
         (
             (
                 *((m, "jno") for m in ("apply", "filter", "merge", "merge jitted")),
@@ -130,10 +130,10 @@ GROUPS = {
         "Conditional adapters",
         "A training step of an adapter that is a [function of a parameter](conditional.md), with a "
         "value of the parameter for the whole batch, or for each example. A *plain adapter* has "
-        "the same rank, and knows no parameter; floor and full fine-tuning are steps of the plain "
-        "model. *Copies* means that each example has copies of the fields that move. MLP: as "
-        "above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers of 64 "
-        "channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
+        "the same rank, and does not depend on the parameter; floor and full fine-tuning are steps "
+        "of the plain model. *Copies* means that each example has copies of the fields that move. "
+        "MLP: as above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers "
+        "of 64 channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
         (
             (
                 *(("step", "plain"), ("forward", "plain"), ("temp", "plain")),
@@ -151,8 +151,8 @@ GROUPS = {
         "Ours is forward mode (`jax.jvp`), as `fit` uses it. *No derivative* is the loss alone, "
         "*finite difference* two of these in one program, and *reverse mode* `jax.vjp`. With a "
         "value for each example, each example has a loss and a derivative. XLA makes one fusion of "
-        "the loss of the MLP, and counts no memory inside a fusion: the memory of the MLP is not "
-        "compared.",
+        "the loss of the MLP, and counts no memory inside a fusion, so the memory of the MLP is "
+        "not compared.",
         (
             tuple(("derivative", over) for over in ("no derivative", "difference", "reverse")),
             tuple(("temp", over) for over in ("no derivative", "difference", "reverse")),
@@ -163,7 +163,7 @@ GROUPS = {
         "Steps of second order",
         "Ten damped Gauss-Newton steps: `optimistix.LevenbergMarquardt`, with [the Jacobian that "
         "costs one gradient](physics.md#the-solver-levenberg-marquardt-of-optimistix). Each is a "
-        "step that the solver tries, with a Jacobian and a linear system of its own, whether the "
+        "step that the solver tries, with a separate Jacobian and linear system, whether the "
         "step is accepted or not. The network of two hidden layers of 20 learns Poisson's equation "
         "with a peak that moves, from 600 points, in double precision. Equation and sizes are "
         "[the study's](physics.md#measured), but the network starts from random values, not from a "

@@ -23,62 +23,62 @@ RESULTS = ROOT / "benchmarks" / "results"
 HEAD = """\
 # Benchmarks
 
-Ratios between our side and others, measured side by side. **A ratio below 1 means that ours takes
-less.** The page opens with the results, then says [how they are measured](#how-it-is-measured), and
-ends with [the targets that were missed](#missed-targets).
+Our adapters beside jNO's, PEFT's, full fine-tuning and training the biases alone. **A ratio below
+1 means that ours takes less.** Below the results are [how they were
+measured](#how-it-is-measured) and [the targets that were missed](#missed-targets).
 """
 
 LEGEND = """\
 **jNO** is `jax-neural-operators`, whose adapters have the same names and laws. **PEFT** is `peft`
 on PyTorch, run eagerly. **Floor** trains only the biases of the plain model, which costs the
 forward pass and the gradients of the layers' inputs. **Full fine-tuning** trains everything. A cell
-shows the median, and the quartiles in brackets. A number in parentheses is the target, set in
-advance; **bold** marks a missed target.
+shows the median with the quartiles in brackets, then the target, which was set in advance. **Bold**
+marks a missed target.
 """
 
 WHERE_THE_REST_GOES = """\
-The [cost model](cost-model.md#where-the-rest-of-a-step-goes) says where the rest of a step goes,
-and which changes won and lost.
+The [cost model](cost-model.md#where-the-rest-of-a-step-goes) explains where the rest of a step
+goes, and which changes helped.
 """
 
 METHOD = """\
 ## How it is measured
 
-The tables show no times, because times differ between machines, and from minute to minute on one
-machine.
+The tables show ratios instead of times, because times differ between machines, and from minute to
+minute on one machine.
 
-* Each side runs in its own process, started for each row, in its own environment; all sides but
-  jNO and PEFT share ours. The sides of a row have the same shapes and the same loss. A step is a
-  step of Adam, unless its table says otherwise. The steps of JAX are compiled, with donated state.
-  Their arguments are flat lists of arrays, so flattening modules is not counted. PEFT's steps are
-  eager, with Torch's fused Adam, so Torch's calls of each operation are counted. They weigh most in
-  [smaller batches](#smaller-batches).
-* In each round every side has its turn, in random order, for about the same time. Ratios are formed
-  within a round. The tables show the median over the rounds, with the quartiles in brackets.
-  Warm-up rounds are discarded. Memory and flops are XLA's figures for the compiled step, without
-  the memory inside a fusion; *compile* includes tracing.
+* For each row, each side runs in a fresh process; jNO and PEFT have separate environments, and all
+  other sides share ours. The sides of a row have the same shapes and the same loss. A step is a
+  step of Adam, unless the text of its table differs. The steps of JAX are compiled, with donated
+  state, and take flat lists of arrays, so flattening modules is not counted. PEFT's steps are
+  eager, with Torch's fused Adam, so Torch's overhead for each operation is counted. It weighs most
+  in [smaller batches](#smaller-batches).
+* In each round, every side runs once, in random order, for about the same time. Ratios are formed
+  within a round, and warm-up rounds are discarded. Memory and flops are XLA's figures for the
+  compiled step, without the memory inside a fusion; *compile* includes tracing.
 * Threads sleep while they wait (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`), so that an idle side
-  does not take the processor from another. OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
+  does not slow down the running side. OpenBLAS has one thread (`OPENBLAS_NUM_THREADS=1`).
 * PEFT's methods differ in three cases. Its LoRA-FA is LoRA with `lora_A` frozen. Its LoKr has the
-  same two dense factors as ours. Its OFT is the default one, which rotates inputs and approximates
-  the inverse by five terms of a series; ours is exact.
-* Ratios to PEFT depend on the machine. In the table of version 0.1, of an Intel Xeon and a build of
-  PyTorch for CPUs, the median of our step over PEFT's was 0.64.
-* A target is the measured result of a one-page version of each method, or a goal that seemed worth
-  reaching.
-* *save* and *load* are for the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning
-  must save the whole model, with Equinox's own functions.
+  same two dense factors as ours. Its OFT is the default, which rotates inputs and approximates the
+  inverse by five terms of a series; ours is exact.
+* Ratios to PEFT depend on the machine. In version 0.1, with an Intel Xeon and a build of PyTorch
+  for CPUs, the median of our step over PEFT's was 0.64.
+* A target is what a one-page version of the method measured, or a goal that seemed worth reaching.
+* All models that train have real arrays, so no gradient is
+  [conjugated](training.md#complex-arrays).
+* *save* and *load* handle the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning
+  saves the whole model, with Equinox's functions.
 
 ```sh
 make bench                              # everything, on the CPU: 50 minutes on two cores
 make bench BENCH="--quick --only mlp"   # some of it: does it run?
-make bench BENCH=--resume               # goes on with a run that was stopped
+make bench BENCH=--resume               # continues a run that was stopped
 make bench BENCH="--only '^(conditional|slope|gauss-newton)/' --out .bench/parameter"
 make bench DEVICE=gpu                   # the same on a CUDA GPU, and layers of a large model
 ```
 
-On a GPU the calls of a turn are queued, and the clock stops when the device has finished the last
-call (`jax.block_until_ready`, `torch.cuda.synchronize`). Float32 products may use TF32 on every
+On a GPU, the calls of a turn are queued, and the clock stops when the last call has finished
+(`jax.block_until_ready`, `torch.cuda.synchronize`). Float32 products may use TF32 on every
 side, which is JAX's default there.
 """
 
