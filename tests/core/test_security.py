@@ -79,7 +79,7 @@ ALLOWED = {
     f"{CORE}/_moved.py": {"import_module"},  # names of our plugins
     f"{CORE}/_registry/_inside_jno.py": {"load"},  # plugins that are not blocked, inside jNO
     f"{CORE}/_commands/doctor.py": {"entry_points"},  # their groups, which `doctor` shows
-    f"{KIT}/_check.py": {"import_module"},  # MODULE:NAME of a command line
+    f"{KIT}/_check.py": {"resolve_name"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {"import_module"},  # two names that stand there
     f"{JNO}/_replacement.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{CORE}/__init__.py": {"import_module"},  # a name that stands there

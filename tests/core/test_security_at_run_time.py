@@ -95,8 +95,14 @@ def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, s
     assert files == expected
 
 
+# Read when our packages are imported: papers, and the folder of the types of PEFT.
+OWN_DATA = (os.path.join("jno_lora_zoo", "papers.bib"), os.path.join("jno_lora_peft", "types"))
+
+
 def is_metadata(event, path, search_path):
-    """Whether discovery did that: it looks at what is installed, and reads the metadata of it."""
+    """Whether discovery did that: it reads what is installed, and our packages their own data."""
+    if path.endswith(OWN_DATA):
+        return event in ("open", "os.listdir")
     if path in search_path:
         return event in ("open", "os.listdir", "os.scandir")  # one of them may be an archive
     return event == "open" and (".dist-info" in path or ".egg-info" in path)

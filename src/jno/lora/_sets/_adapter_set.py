@@ -189,8 +189,8 @@ def _lost_options(adapter: LoRAWrapper, form: LayerForm, cache: dict[Any, str]) 
         rebuilt = eqx.filter_eval_shape(over_stack(rebuild, form.stack_ndim), adapter)
     except Exception:  # a `from_state` that looks at values fails on shapes
         rebuilt = adapter
-    found = [(name, before, getattr(rebuilt, name, None)) for name, before in options.items()]
-    lines = [f"`{name}`, which is {x!r}, would be {y!r}" for name, x, y in found if _differ(x, y)]
+    pairs = [(name, before, getattr(rebuilt, name, None)) for name, before in options.items()]
+    lines = [f"`{name}`, which is {x!r}, would be {y!r}" for name, x, y in pairs if _differ(x, y)]
     cache[key] = "; ".join(lines)
     return cache[key]
 

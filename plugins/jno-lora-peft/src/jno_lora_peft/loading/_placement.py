@@ -135,8 +135,9 @@ class Placement:
             raise PeftFormatError("The model holds no Equinox modules to adapt.")
         if not self.tensors.modules:
             raise PeftFormatError("The PEFT adapter holds no tensors.")
-        found = {module: self._place(module) for module in self.tensors.modules}
-        places = {module: place for module, place in found.items() if place is not None}
-        missing = {m: dotted_path(m, self._rename) for m in found if m not in places}
-        self.problems += self._paths.check({m: [p] if p else [] for m, p in found.items()}, missing)
+        place_of = {module: self._place(module) for module in self.tensors.modules}
+        places = {module: place for module, place in place_of.items() if place is not None}
+        missing = {m: dotted_path(m, self._rename) for m in place_of if m not in places}
+        every_place = {m: [place] if place else [] for m, place in place_of.items()}
+        self.problems += self._paths.check(every_place, missing)
         return places

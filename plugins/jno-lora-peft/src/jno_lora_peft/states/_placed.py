@@ -88,10 +88,10 @@ class Placer:
         if stack is not None:
             axis = find_stack_axis(pair, layout, None, self._stack_axis)
             names = (f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis]))
-            found = {name: self._find(name) for name in names}
-            if unknown := [name for name, place in found.items() if place is None]:
+            place_of = {name: self._find(name) for name in names}
+            if unknown := [name for name, place in place_of.items() if place is None]:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
-            places = tuple(filter(None, found.values()))
+            places = tuple(filter(None, place_of.values()))
         elif pair.inputs_first and stack_here and not index:
             count, *more = stack_here
             if more:
