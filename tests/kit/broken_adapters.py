@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from tests.core.good_adapter import Good, float_of, update
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.testing import WrapperCase
 
 
@@ -14,7 +14,7 @@ def case_of(wrapper):
         wrapper,
         base=lambda key: eqx.nn.Linear(6, 4, key=key),
         inputs=lambda key: (jax.random.normal(key, (6,)),),
-        parameters=2 * (6 + 4 + (wrapper.rank_gate is not None)),
+        parameters=2 * (6 + 4 + (MatrixAdapter.of(wrapper).rank_gate is not None)),
     )
 
 

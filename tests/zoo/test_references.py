@@ -17,7 +17,7 @@ def first_party() -> list[type[LoRAWrapper]]:
         if record.distribution.startswith("jno-lora-")
         for wrapper in record.wrappers
     ]
-    return list({(cls.bibtex, cls.__doc__): cls for cls in classes}.values())
+    return list({(cls.about.bibtex, cls.__doc__): cls for cls in classes}.values())
 
 
 def plain(text):
