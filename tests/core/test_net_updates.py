@@ -309,3 +309,23 @@ def test_a_partition_after_an_update_is_for_reading(net, tmp_path):
     copied = copy.copy(net)
     copied.partition()
     copied.save_adapters(tmp_path / "adapters.safetensors")
+
+
+def test_weights_of_a_transformation_are_refused_and_the_sets_stay(net):
+    net = net.add_adapter("a") if "a" not in net.adapters else net
+    net.add_adapter("b", net.adapter("a"))
+
+    def loss(weight):
+        net.activate("a", "b", weights={"a": weight})
+        return weight
+
+    with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
+        jax.grad(loss)(1.0)
+    assert net.active == "a"
+
+
+def test_the_names_of_sets_that_train_may_come_from_a_generator(net, unchecked):
+    net = net.add_adapter("a") if "a" not in net.adapters else net
+    net.add_adapter("b", net.adapter("a")).freeze()
+    net.activate("a", "b", train=(name for name in ["b"]))
+    assert jax.tree.leaves(net.partition()[0])

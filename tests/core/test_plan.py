@@ -410,6 +410,7 @@ def test_a_plan_says_where_a_digit_continues_a_target():
     assert "- layers/10\n  - layers/11\n" in note and "- layers/1\n" not in note
     assert repr("layers/1(/|$)") in note
     assert "layers/11" in notes("layers/[12]")[0] and notes("layers/(1|2)")
+    assert "layers/10" in notes("layers/1|layers/2")[0]
     for target in ("layers/1(/|$)", "layers/2", "layers/[0-9]", r"layers/\d", "layers", ["1"]):
         assert notes(target) == ()
     selected = plan_lora(model, 2, target="layers/1(/|$)", wrapper=ToyLinear).wrapped

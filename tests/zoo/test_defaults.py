@@ -61,6 +61,15 @@ def test_a_transposed_convolution_alone_is_an_error_that_lists_it(getkey):
         Net(model).lora(1)
 
 
+@pytest.mark.parametrize("variant", ["lora", "dora", "pissa"])
+def test_the_default_alpha_gives_a_scale_of_one_where_a_layer_clamps_the_rank(variant, getkey):
+    model = eqx.nn.MLP(2, 1, 16, 1, key=getkey())
+    first, last = Net(model).lora(8, wrapper=variant).module.layers
+    assert (first.rank, first.alpha, last.rank, last.alpha) == (2, 2.0, 1, 1.0)
+    first, _ = Net(model).lora(8, alpha=8, wrapper=variant).module.layers
+    assert (first.rank, first.alpha) == (2, 8.0)  # as the call says
+
+
 def test_auto_begins_with_the_defaults(getkey):
     found = chosen(layers(getkey()), wrapper="auto")
     assert found.items() >= chosen(layers(getkey())).items()

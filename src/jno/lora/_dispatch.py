@@ -179,7 +179,8 @@ def _build_all(
         cls: Any = row.wrapper
         with _failing_to_build(row):
             ndim = cls.stack_ndim(layer)
-        settings = (cls, row.rank, row.alpha, ndim, dict(row.options), impl)
+        scale = (row.rank, row.alpha, row.alpha_is_rank)
+        settings = (cls, scale, ndim, dict(row.options), impl)
         number = np.asarray(stable_hash(row.path), np.uint32)
         return settings, data, layer, number, _statistics_for(row, layer, statistics)
 
@@ -267,12 +268,15 @@ def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any
 
     - `key`: raw. The adapter gets a typed key of the kind `impl`, if that is not `None`.
     """
-    cls, rank, alpha, ndim, options, impl = settings
+    cls, (rank, alpha, alpha_is_rank), ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
     key = jax.random.fold_in(key, number)
 
     def construct_slice(layer: Any, key: Any, statistics: Any) -> Any:
         extra = {"options": options, "statistics": statistics}
-        return construct(cls, layer, rank, alpha, key=key, **extra)
+        adapter = construct(cls, layer, rank, alpha, key=key, **extra)
+        if alpha is None or not alpha_is_rank or adapter.rank in (None, rank):
+            return adapter
+        return construct(cls, layer, rank, float(adapter.rank), key=key, **extra)  # clamped
 
     return over_stack(construct_slice, ndim)(layer, keys_for_stack(key, layer, ndim), statistics)

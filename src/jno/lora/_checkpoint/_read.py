@@ -302,6 +302,8 @@ def _warn_of_non_finite(contents: Contents, loaded: Iterable[str]) -> None:
 
 def _classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
     classes: dict[str, type[LoRAWrapper]] = {}
+    if isinstance(given, str | LoRAWrapper):
+        raise SelectionError(f"`wrappers` must be adapter classes, but is {given!r}.")
     for cls in [given] if isinstance(given, type) else given or ():
         check_contract(cls)
         if classes.setdefault(cls.__name__, cls) is not cls:

@@ -233,6 +233,8 @@ def _as_metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
     **Raises:** `CheckpointError`, which names the key, if a file cannot hold a value.
     """
+    if not isinstance(given, Mapping | None):
+        raise CheckpointError(f"`metadata` must be a dict of values by name, but is {given!r}.")
     metadata = {key: _as_json(x, f"metadata/{key}") for key, x in (given or {}).items()}
     try:
         return from_json(Metadata, metadata, "metadata")

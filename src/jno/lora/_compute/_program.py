@@ -5,6 +5,7 @@ program also spares the memory of intermediate results, such as a float32 copy o
 """
 
 import functools
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -203,5 +204,6 @@ def _keeps_tracer(value: Any) -> bool:
     """Whether `value` is a traced array, or a function that closes over a traced array."""
     if isinstance(value, functools.partial):
         return any(map(_keeps_tracer, (value.func, *value.args, *value.keywords.values())))
+    value = inspect.unwrap(value) if callable(value) else value  # as `jax.jit` wraps a function
     cells = getattr(value, "__closure__", None) or ()
     return isinstance(value, Tracer) or any(_keeps_tracer(cell.cell_contents) for cell in cells)

@@ -201,7 +201,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
             # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
         # In 0.3, each fact was an attribute of the class.
-        facts = {n: x for n, x in vars(cls).items() if n in vars(About()) and isinstance(x, str)}
+        facts = {n: x for n, x in vars(cls).items() if n in vars(About())}
+        facts = {name: fact for name, fact in facts.items() if isinstance(fact, str | None)}
         if facts:
             cls.about = dataclasses.replace(cls.about, **facts)
         # Looked up with inheritance, because it may come from a mixin that is not an adapter.

@@ -223,6 +223,12 @@ class NetState:
 
         Without numbers in `weights`, they are as in the last sum of these sets.
         """
+        if is_traced(weights):
+            raise SelectionError(
+                "A net cannot hold traced `weights`. Call `jno.lora.sum_adapters(model, sets, "
+                "weights=weights)` inside of the transformation; it changes no net."
+            )
+        train = list(train)
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
         module = sum_adapters(self.module, adapters, weights=weights, train=train)

@@ -166,13 +166,14 @@ def _continued_numbers(walk: Walk) -> Iterator[str]:
         # "layers/1", "layers/(1|2)" and "layers/[01]", but not "layers/[0-9]".
         if not isinstance(target, re.Pattern) or not re.search(r"(?<!-)\d[\])]*$", target.pattern):
             continue
-        ends_here = re.compile(rf"{target.pattern}(?!\d)", target.flags)
+        whole = f"(?:{target.pattern})" if "|" in target.pattern else target.pattern
+        ends_here = re.compile(rf"{whole}(?!\d)", target.flags)
         selected = [row for row in walk.rows if row.spec == index]
         if longer := [row for row in selected if not ends_here.search(row.path)]:
             yield (
                 f"The target {target.pattern!r} ends in a number, and also selects paths in which "
                 f"the number goes on:\n{_paths(longer)}\n"
-                f"To leave them out, write {target.pattern + '(/|$)'!r}."
+                f"To leave them out, write {whole + '(/|$)'!r}."
             )
 
 

@@ -27,7 +27,8 @@ class PlanRow:
     - `path`: where the layer is; `layer`: its class.
     - `status`: `"wrapped"`, or the reason why not.
     - `wrapper`, `distribution`, `rank`, `alpha`: the adapter, to come or already there. The rank is
-        the requested rank; a small layer clamps it. Adapters without a rank or alpha have `None`.
+        the requested rank; a small layer clamps it, and with it the default alpha. Adapters without
+        a rank or alpha have `None`.
     - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies.
     - `options`: further arguments of the wrapper's constructor.
     - `role`: `"output head"` or `"router"` if the name of a layer to wrap says so.
@@ -48,8 +49,10 @@ class PlanRow:
     role: str | None = dataclasses.field(default=None, compare=False)
     advice: str | None = dataclasses.field(default=None, compare=False)
     # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
+    # `alpha_is_rank` says that nobody gave an alpha, so that it is the rank that the layer clamps.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
+    alpha_is_rank: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
     def explanation(self) -> str:

@@ -52,6 +52,7 @@ class Rule:
     target: Target | None
     rank: int | None  # of adapters that take a rank
     alpha: float
+    alpha_is_rank: bool  # by default
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
@@ -113,6 +114,7 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
         target=_parse_target(model, spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=_alpha_of(spec, label),
+        alpha_is_rank=spec.alpha is None,
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},

@@ -182,6 +182,7 @@ class Walk:
             options=rule.options,
             role=None if spec is None else role_of(path, keys[:-1] in self._mixtures),
             spec=claim.rule,
+            alpha_is_rank=rule.alpha_is_rank,
         )
 
     def _row_without_claim(

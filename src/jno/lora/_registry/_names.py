@@ -18,7 +18,8 @@ from ._plugins import (
 
 _ZOO_ADVICE = (
     "Perhaps it comes from the adapter zoo, or from a later version of the zoo:\n"
-    '    pip install -U "jno-lora[zoo]"'
+    '    pip install -U "jno-lora[zoo]"\n'
+    "(A registry with `discover=False` has the zoo after `registry.register(jno_lora_zoo.plugin)`.)"
 )
 
 

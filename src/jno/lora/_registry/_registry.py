@@ -37,8 +37,9 @@ _LOADING = threading.local()
 class Registry:
     """Finds, loads and names adapters. Safe in many threads.
 
-    Plugins load lazily. Explicit classes load nothing. The defaults and the names of the zoo's
-    classes load only the zoo. Every other question loads all installed plugins once.
+    Plugins load lazily. Explicit classes load at most the plugin of their package. The defaults and
+    the names of the zoo's classes load only the zoo. Every other question loads all installed
+    plugins once.
 
     **Arguments:**
 
@@ -66,8 +67,9 @@ class Registry:
         """As `find_plugins`, once. A missing distribution is looked for again."""
         if not self.discover:
             return ()
-        plugins = self._found.get(distribution) or find_plugins(distribution)
-        self._found[distribution] = plugins
+        plugins = self._found.get(distribution)
+        if plugins is None or (distribution is not None and not plugins):
+            plugins = self._found[distribution] = find_plugins(distribution)
         return plugins
 
     def _load(

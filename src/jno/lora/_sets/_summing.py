@@ -59,6 +59,7 @@ def sum_adapters(
     """
     expect_model(model, "sum_adapters")
     numbers = _checked_weights(weights)
+    train = list(train)
     _check_names(sets, (*numbers, *train))
     plain = unwrap_lora(model)
     for name, adapters in sets.items():
