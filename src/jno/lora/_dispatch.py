@@ -76,7 +76,7 @@ def apply_lora(
     - `rank`: the rank of the adapters. It may be left out if every spec has one, or if none of the
         adapters takes one.
     - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`). By
-        default the rank of the call or spec, so that the scale is 1.
+        default `default_alpha` of the adapter, the rank for most methods, so that the scale is 1.
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
         layer's path, so that adapting one layer more never changes the start of other adapters.
     - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
@@ -179,7 +179,7 @@ def _build_all(
         cls: Any = row.wrapper
         with _failing_to_build(row):
             ndim = cls.stack_ndim(layer)
-        scale = (row.rank, row.alpha, row.alpha_is_rank)
+        scale = (row.rank, row.alpha, row.alpha_is_default)
         settings = (cls, scale, ndim, dict(row.options), impl)
         number = np.asarray(stable_hash(row.path), np.uint32)
         return settings, data, layer, number, _statistics_for(row, layer, statistics)
@@ -268,15 +268,16 @@ def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any
 
     - `key`: raw. The adapter gets a typed key of the kind `impl`, if that is not `None`.
     """
-    cls, (rank, alpha, alpha_is_rank), ndim, options, impl = settings
+    cls, (rank, alpha, alpha_is_default), ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
     key = jax.random.fold_in(key, number)
 
     def construct_slice(layer: Any, key: Any, statistics: Any) -> Any:
         extra = {"options": options, "statistics": statistics}
         adapter = construct(cls, layer, rank, alpha, key=key, **extra)
-        if alpha is None or not alpha_is_rank or adapter.rank in (None, rank):
+        if alpha is None or not alpha_is_default or adapter.rank in (None, rank):
             return adapter
-        return construct(cls, layer, rank, float(adapter.rank), key=key, **extra)  # clamped
+        # The layer clamps the rank, and the default alpha follows.
+        return construct(cls, layer, rank, cls.default_alpha(adapter.rank), key=key, **extra)
 
     return over_stack(construct_slice, ndim)(layer, keys_for_stack(key, layer, ndim), statistics)

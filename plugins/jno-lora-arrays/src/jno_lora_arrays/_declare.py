@@ -70,12 +70,14 @@ class Letters:
 
     def __init__(self, axes: "Mapping[str, str] | InferredAxes"):
         is_inferred = isinstance(axes, InferredAxes)
-        self.entries = axes.letters if is_inferred else dict(axes)
-        self.patterns = None if is_inferred else [_compiled(key) for key in axes]
         self.used: set[str] = set()
-        if not is_inferred:
-            for key, letters in axes.items():
-                _check(key, letters)
+        if is_inferred:
+            self.entries, self.patterns = axes.letters, None
+            return
+        self.patterns = [_compiled(key) for key in axes]
+        self.entries = {p.pattern: x for p, x in zip(self.patterns, axes.values(), strict=True)}
+        for key, letters in self.entries.items():
+            _check(key, letters)
 
     def of(self, path: str) -> str | None:
         """The letters of the first entry that matches a path; `None` if no entry does."""

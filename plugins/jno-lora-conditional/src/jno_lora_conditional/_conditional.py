@@ -202,6 +202,11 @@ def _checked(net: Net) -> PyTree:
 
     **Raises:** `SelectionError` if a conditional cannot be made of the net.
     """
+    if not isinstance(net, Net):
+        raise SelectionError(
+            f"`Conditional` takes a `Net`, but got a {type(net).__name__}: Conditional(Net(model)"
+            ".freeze().lora(rank=4), basis)."
+        )
     try:
         plain = copy.copy(net).unwrap().module
     except SelectionError as err:  # a mask is pending

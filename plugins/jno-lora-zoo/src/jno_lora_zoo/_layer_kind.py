@@ -241,6 +241,13 @@ class MatrixLayer(LayerKind):
     # The field of the array.
     weight_field: ClassVar[str] = "weight"
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if {"weight_axes", "weight_field"} & vars(cls).keys() and "matrix" not in vars(cls):
+            # Adapters with one `matrix` function see a weight in the same way, so they add up.
+            function: Any = vars(MatrixLayer)["matrix"].__func__
+            cls.matrix = classmethod(lambda cls, layer: function(cls, layer))  # pyright: ignore
+
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         return getattr(leaf, cls.weight_field).ndim - 2

@@ -237,7 +237,7 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """By name (empty for a layer of one matrix): `W` and `W'`, in float64, `(*stack, out, in)`."""
+    """By name (empty for a layer of one matrix): `W` and `W'`, `(*stack, out, in)`, of float64 arrays."""
     cls = MatrixAdapter.of(type(adapter))
     if not cls.mergeable:
         return None

@@ -108,6 +108,11 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return None
 
     @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        """`alpha` where a call gives none: the rank, so that a scale of `alpha / rank` is 1."""
+        return float(rank)
+
+    @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes that a stack adds to `leaf`'s arrays. Default 0.
 
@@ -204,6 +209,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         facts = {n: x for n, x in vars(cls).items() if n in vars(About())}
         facts = {name: fact for name, fact in facts.items() if isinstance(fact, str | None)}
         if facts:
+            if "paper" in facts:  # the entry of the base class is for another paper
+                facts.setdefault("bibtex", None)
             cls.about = dataclasses.replace(cls.about, **facts)
         # Looked up with inheritance, because it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")

@@ -157,7 +157,7 @@ class Net(Handle):
         **Arguments:**
 
         - `rank`, `alpha`: of the adapters; most methods scale their update by `alpha / rank`. By
-            default `alpha` is the rank of the call or spec, so that the scale is 1.
+            default `alpha` is the rank for most methods, so that the scale is 1.
         - `target`: a regex, searched in the slash-joined path of each layer; a list of names that
             paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
             blocks, which leaves out output heads, and without routers of experts.

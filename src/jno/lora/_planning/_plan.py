@@ -49,10 +49,10 @@ class PlanRow:
     role: str | None = dataclasses.field(default=None, compare=False)
     advice: str | None = dataclasses.field(default=None, compare=False)
     # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
-    # `alpha_is_rank` says that nobody gave an alpha, so that it is the rank that the layer clamps.
+    # `alpha_is_default` says that the call gave no alpha, so that it follows a clamped rank.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
-    alpha_is_rank: bool = dataclasses.field(default=False, repr=False, compare=False)
+    alpha_is_default: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
     def explanation(self) -> str:

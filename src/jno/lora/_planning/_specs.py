@@ -51,8 +51,7 @@ class Rule:
 
     target: Target | None
     rank: int | None  # of adapters that take a rank
-    alpha: float
-    alpha_is_rank: bool  # by default
+    alpha: float | None  # by default, `default_alpha` of the adapter
     tiers: Tiers
     options: Mapping[str, Any]
     label: str  # its name in messages
@@ -113,8 +112,7 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
     return Rule(
         target=_parse_target(model, spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
-        alpha=_alpha_of(spec, label),
-        alpha_is_rank=spec.alpha is None,
+        alpha=None if spec.alpha is None else _checked_alpha(spec.alpha, label),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
@@ -133,11 +131,7 @@ def _parse_target(model: Any, target: Any, argument: str) -> Target | None:
     return None if target is None else compiled(target, argument)
 
 
-def _alpha_of(spec: Spec, label: str) -> float:
-    """The alpha of a spec: by default its rank, so that `alpha / rank` is 1."""
-    alpha: Any = spec.alpha
-    if alpha is None:
-        alpha = 1 if spec.rank is None else spec.rank
+def _checked_alpha(alpha: Any, label: str) -> float:
     if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
         return float(alpha)
     raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")

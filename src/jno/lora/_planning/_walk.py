@@ -173,16 +173,19 @@ class Walk:
         if self._meets_adapters and holds_adapters(node):
             return row("already adapted", spec=spec)
         rule, arguments = self.rules[claim.rule], takes(cls)
+        alpha = rule.alpha
+        if alpha is None:
+            alpha = 1.0 if rule.rank is None else cls.default_alpha(rule.rank)
         return row(
             "mask does not select" if spec is None else "wrapped",
             cls,
             self._distribution(cls),
             rule.rank if "rank" in arguments else None,
-            rule.alpha if "alpha" in arguments else None,
+            alpha if "alpha" in arguments else None,
             options=rule.options,
             role=None if spec is None else role_of(path, keys[:-1] in self._mixtures),
             spec=claim.rule,
-            alpha_is_rank=rule.alpha_is_rank,
+            alpha_is_default=rule.alpha is None,
         )
 
     def _row_without_claim(

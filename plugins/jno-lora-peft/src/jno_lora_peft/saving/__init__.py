@@ -1,5 +1,6 @@
 """Saving a model's adapters as PEFT's files."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def save_peft(
     modules_to_save: str | None = None,
     target_parameters: str | Sequence[str] | None = None,
     tied: bool | None = None,
-    base_model_name_or_path: str | None = None,
+    base_model_name_or_path: str | os.PathLike[str] | None = None,
     task_type: str | None = None,
 ) -> None:
     """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
@@ -75,7 +76,7 @@ def save_peft(
     """
     check_task(task_type)
     settings: dict[str, Any] = {
-        "base_model_name_or_path": base_model_name_or_path,
+        "base_model_name_or_path": base_model_name_or_path and os.fspath(base_model_name_or_path),
         "task_type": task_type,
     }
     trainable = None

@@ -26,6 +26,8 @@ def from_digits(digits: np.ndarray) -> np.ndarray:
 def drawn(m: Module) -> np.ndarray:
     """The positions that PEFT draws for this layer, as digits."""
     seed, size = m.settings.get("random_loc_seed", SEED), math.prod(m.layout.matrix)
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise MisfitError(f"the seed of its positions must be a whole number, but is {seed!r}")
     if size >= 2**32 // 20:
         raise MisfitError("Torch draws positions in so large a weight in another way")
     return to_digits(m, permuted(size, m.rank, seed))

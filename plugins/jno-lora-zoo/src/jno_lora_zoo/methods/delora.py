@@ -43,6 +43,10 @@ class DeLoRA(Method):
     strength: Float[Array, ""]
     norms: Float[Array, " in"]
 
+    @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.0
+
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         if self.alpha == 0:
             raise ValueError(

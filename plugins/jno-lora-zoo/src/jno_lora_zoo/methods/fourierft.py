@@ -27,6 +27,10 @@ class Transformed(Additive):
         return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}
 
     @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.0
+
+    @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         return alpha
 

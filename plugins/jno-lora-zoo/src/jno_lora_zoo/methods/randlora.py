@@ -30,7 +30,7 @@ class RandLoRA(Scaled):
 
     Paper: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
     arXiv:2502.00987. The paper shares one pair of matrices among all layers; here each layer has
-    its own seed. PEFT's default scale is `alpha = 20 r`: the default `alpha = 1` learns slowly.
+    its own seed. PEFT's default scale is `alpha = 20 r`, so the default `alpha = r` learns slowly.
 
     **Raises:** `ValueError` for `bases` of wrong shapes.
     """

@@ -84,6 +84,10 @@ class VBLoRA(Scaled):
         }
 
     @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.0
+
+    @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         return alpha
 

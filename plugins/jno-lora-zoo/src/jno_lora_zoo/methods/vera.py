@@ -49,8 +49,8 @@ class VeRA(BetweenVectors):
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
     paper shares one pair of matrices among all layers and starts `d` at 0.1, as `VeRAShared` does;
-    here each layer has its own seed, and `d` starts at 1. The paper has no scale: `alpha =
-    rank` gives its factor of 1, and the default `alpha = 1` a smaller update the higher the rank.
+    here each layer has its own seed, and `d` starts at 1. The paper has no scale: the default
+    `alpha = rank` gives its factor of 1.
     """
 
     variant = "vera"

@@ -51,6 +51,10 @@ class VeRAShared(BetweenVectors):
         return {"b": b, "d": d, "A": A, "B": Shared("vera-B", (outputs, r), kaiming)}
 
     @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.0
+
+    @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         return alpha
 
