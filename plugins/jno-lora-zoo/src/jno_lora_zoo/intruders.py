@@ -100,8 +100,8 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
     An intruder is one of the `top` largest singular directions of the adapted weight `W'` whose
     left vector has a cosine below `threshold`, in magnitude, with every left singular vector of the
     weight `W` before adapting. The paper finds them in weights that LoRA trained, and finds that
-    the model forgets less when they are scaled down (`reduce_intruders`). Decomposed on the host,
-    in float64.
+    the model forgets less when they are scaled down (`reduce_intruders`). Decomposed on the host
+    in float64, after merging in float32 at least.
 
     A direction that mixes many directions of `W` counts as an intruder, too: a random direction in
     `n` dimensions has a cosine of about `sqrt(2 log(n) / n)` with the nearest. Directions of equal
@@ -237,7 +237,7 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """By name (empty for a layer of one matrix): `W` and `W'`, `(*stack, out, in)`, of float64 arrays."""
+    """By name (empty for a layer of one matrix): `W` and `W'`, `(*stack, out, in)`."""
     cls = MatrixAdapter.of(type(adapter))
     if not cls.mergeable:
         return None
