@@ -16,7 +16,7 @@ from jno_lora_conditional import Conditional, Function, Indexed, Network, Powers
 def trained(basis, seed=0):
     """A small conditional whose directions are noise, as if it had been trained."""
     model = eqx.nn.MLP(2, "scalar", 8, 1, jnp.tanh, key=jax.random.key(seed))
-    conditional = Conditional(Net(model).freeze().lora(rank=2), basis)
+    conditional = Conditional(Net(model).freeze().lora(rank=2, alpha=1), basis)
     trainable, _ = conditional.partition()
     leaves, structure = jax.tree.flatten(trainable)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))

@@ -62,7 +62,7 @@ def test_an_error_of_a_type_says_what_can_be_done(kind, advised, linear, tmp_pat
         ("adapter_config.json", b"[]", "not a JSON object"),
         ("adapter_config.json", b"\xff", "cannot be used"),
         ("adapter_model.safetensors", None, "No such file"),
-        ("adapter_model.safetensors", b"\0" * 7, "cut short"),
+        ("adapter_model.safetensors", b"\0" * 7, "damaged, or not a safetensors file"),
         ("adapter_model.safetensors", b"\xff" * 20, "not a safetensors file"),
     ],
 )

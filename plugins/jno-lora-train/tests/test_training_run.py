@@ -217,7 +217,7 @@ def test_a_run_of_other_adapters_is_refused(tmp_path, other):
     assert start().load(tmp_path / "run").step == 0
     with pytest.raises(CheckpointError, match=r"(?s)adapters or .*only in this run:") as error:
         start(**other).load(tmp_path / "run")
-    assert "only in the file: ['', 'LoRALinear', 2, 1.0]" in str(error.value)
+    assert "only in the file: ['', 'LoRALinear', 2, 2.0]" in str(error.value)
 
 
 def noisy(key):
