@@ -101,7 +101,7 @@ OWN_DATA = (os.path.join("jno_lora_zoo", "papers.bib"), os.path.join("jno_lora_p
 
 def is_metadata(event, path, search_path):
     """Whether discovery did that: it reads what is installed, and our packages their own data."""
-    if path.endswith(OWN_DATA):
+    if any(data in path for data in OWN_DATA):
         return event in ("open", "os.listdir")
     if path in search_path:
         return event in ("open", "os.listdir", "os.scandir")  # one of them may be an archive

@@ -151,4 +151,5 @@ def test_nothing_but_one_member_is_different(method):
     different, alike = (getattr(jno_lora_zoo, name) for name in (method, sibling))
     assert different.__bases__ == alike.__bases__
     written = {name for name in vars(different) if not name.startswith(("__", "_abc_"))}
-    assert written == {*("variant", "paper", "method", "bibtex"), member}
+    # `takes_weights` follows from the members.
+    assert written - {"takes_weights"} == {*("variant", "about", "method"), member}
