@@ -54,7 +54,7 @@ class Shared(eqx.Module):
     # programs would be compiled for each adapter.
     make: Callable[[PRNGKeyArray, tuple[int, ...]], Array] | None = eqx.field(static=True)
     held: Box | None = eqx.field(static=True)
-    _package: str = eqx.field(static=True)  # that defines `make`
+    _package: str = eqx.field(static=True, repr=False)  # that defines `make`
 
     def __init__(
         self,
