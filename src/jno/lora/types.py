@@ -37,7 +37,11 @@ if _typing.TYPE_CHECKING:
     )
     from jno_lora_zoo import Triplets as Triplets
 
-__all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+# Written out, because `jno.lora` imports all of it, which tools for documentation follow.
+__all__ = ["AdapterSet", "AdapterSum", "LayerForm", "LooseAdapter", "Term"]
+__all__ += ["JnoLoraWarning", "MissingLibraryError", "PeftFormatError", "PluginError"]
+__all__ += ["LeftOut", "LoraReport", "Plan", "PlanRow", "ReportRow", "Table"]
+__all__ += ["ConvLike", "LinearLike", "PluginRecord", "RegisteredWrapper"]
 
 
 def __getattr__(name: str) -> _typing.Any:
