@@ -44,12 +44,13 @@ def test_an_update_takes_the_trained_values_and_nothing_else(net, model):
     assert same(net.module.head.base, model.head)
 
 
-def test_complex_arrays_that_train_are_warned_of():
+def test_complex_arrays_that_train_are_warned_of_once():
     net = Net({"real": jnp.ones(2), "spectral": {"w": jnp.ones((2, 3), jnp.complex64)}})
     with pytest.warns(JnoLoraWarning, match=r"spectral/w.*(?s:.)*jno\.lora\.optim\.conjugate\(\)"):
         trainable, frozen = net.partition()
     assert same(eqx.combine(trainable, frozen), net.module)
-    net.freeze().partition()  # a warning would be an error
+    net.partition()  # another warning would be an error
+    Net(net.module).freeze().partition()
 
 
 def test_an_update_can_be_jitted_and_donated(net):
@@ -329,3 +330,10 @@ def test_the_names_of_sets_that_train_may_come_from_a_generator(net, unchecked):
     net.add_adapter("b", net.adapter("a")).freeze()
     net.activate("a", "b", train=(name for name in ["b"]))
     assert jax.tree.leaves(net.partition()[0])
+
+
+def test_a_warning_that_comes_once_comes_in_a_disabled_block_or_after_it(net, tmp_path):
+    net.partition()
+    with net.disabled(), pytest.warns(JnoLoraWarning, match=r"net\.update\(trainable\)"):
+        net.save_adapters(tmp_path / "adapters.safetensors")
+    net.save_adapters(tmp_path / "adapters.safetensors")

@@ -483,6 +483,7 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
         (lambda: at_slot(model, 1), "has no slots"),
         (lambda: AdapterBank(swap_adapters(model, sets["lora"])), "must be plain"),
         (lambda: AdapterBank(model, sets["lora"]), "a list"),
+        (lambda: AdapterBank(model, slots=-1), "an int from 0"),
         (lambda: fixed.update(None), "partition.. was never called"),
     ]:
         with pytest.raises(JnoLoraError, match=message):

@@ -139,7 +139,7 @@ def test_every_shape_is_tried():
 def test_wrong_names_say_what_to_do(unchecked):
     net = net_of()
     for verb in (net.activate, net.delete_adapter, net.add_adapter):
-        with pytest.raises(SelectionError, match=r"must be a string, but is \['a', 'b'\]"):
+        with pytest.raises(SelectionError, match=r"must be a string.*net.activate\('a', 'b'\)"):
             verb(["a", "b"])
     net.activate("a", "b")
     with pytest.raises(SelectionError, match=r"carries 'a' and 'b'.*net\.adapter\(name\)"):

@@ -76,6 +76,9 @@ class AdapterBank:
                 raise SelectionError("`sets` must be a list, or a dict by name, of sets or files.")
             sets = {str(index): adapters for index, adapters in enumerate(sets)}
         slots = len(sets) if slots is None else slots
+        for name, number, least in (("slots", slots, 0), ("rank", rank, 1)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise SelectionError(f"`{name}` must be an int from {least}, but is {number!r}.")
         devices = 1 if axis is None else axis_size(model, axis)
         capacity = -(-(1 + max(slots, len(sets))) // devices) * devices  # a multiple of `devices`
         self._plain, self._rank, self._axis = model, rank, axis
@@ -242,14 +245,13 @@ class AdapterBank:
 
         **Arguments:**
 
-        - `make`: a function from a learning rate, which is traced, to an optimiser. A schedule
-            belongs here: `lambda rate: optax.adam(lambda step: rate * schedule(step))`.
+        - `make`: a function from a learning rate, which is traced, to an optimiser.
         - `rates`: the learning rates of the adapters that train, by name.
 
         The optimiser fits only the current slots: make a new optimiser after a change of the bank.
 
-        **Raises:** `SelectionError` for an unknown name, or for an adapter with more than a product
-        of its own factors (PiSSA, DoRA): a net trains it.
+        **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
+        adapter with more than a product of its own factors (PiSSA, DoRA): a net trains it.
         """
         with self._lock:
             slot_rates, moving = slots_to_train(self._state, rates, self._sets)

@@ -41,6 +41,7 @@ def room_for(
         for path, slots in layers_with_slots(state.snapshot.model)
     }
     lacking: list[str] = []
+    are_products = all(adapter.is_product for adapter in adapters.adapters.values())
     for path, fields in values.items():
         cls: Any = slots_class(adapters[path].wrapper)
         needed = Room(cls, rank_needed(cls, fields, rank), _OPTIONAL & fields.keys())
@@ -56,8 +57,10 @@ def room_for(
                 "Use a second bank: AdapterBank(model, {'name': adapters})."
             )
         if needed.rank > present.rank:
-            has = f"it has {present.rank}, and `to_lora` cuts products"
-            lacking.append(f"rank {needed.rank} at {show_path(path)!r} ({has})")
+            lora = f"to_lora(swap_adapters(model, adapters), rank={present.rank})"
+            cut = f": extract_adapters({lora}[0]) cuts it"
+            has = f"rank {needed.rank} at {show_path(path)!r} (it has {present.rank})"
+            lacking.append(has + (cut if are_products else ""))
         new_fields = sorted(needed.fields - present.fields)
         lacking += [f"a {field} of the outputs of {show_path(path)!r}" for field in new_fields]
         rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)

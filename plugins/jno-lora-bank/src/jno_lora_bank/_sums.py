@@ -32,7 +32,7 @@ def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
         if further and not (has_one_class and all(map(adds_up, further))):
             names = ", ".join(sorted(cls.__name__ for cls in further))
             misfits[path] = f"whose {names} does not add up with its other members"
-    refuse(adapters, misfits)
+    refuse(model, adapters, misfits)
     joined = {path: _joined(path, adapter, members[path]) for path, adapter in sums.items()}
     return AdapterSet({**adapters.adapters, **joined}, adapters.shared)
 

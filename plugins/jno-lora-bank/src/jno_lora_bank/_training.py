@@ -24,6 +24,13 @@ def slots_to_train(
     state: State, rates: Mapping[str, float], sets: Mapping[str, AdapterSet]
 ) -> tuple[Float[np.ndarray, " slots"], Moving]:
     """The learning rate of each slot, and which slots train. **Raises:** as `optimiser`."""
+    for name, rate in rates.items():
+        if name is None or callable(rate):
+            raise SelectionError(
+                f"`rates` must hold a number for the name of an adapter, but has {rate!r} for "
+                f"{name!r}. A schedule belongs into `make`: lambda rate: "
+                "optax.adam(lambda step: rate * schedule(step))"
+            )
     slots, count = state.snapshot.indices(rates), state.capacity
     moving = {key: np.zeros(count, bool) for key in state.places if key[1] in FACTORS.values()}
     for name, slot in zip(rates, slots, strict=True):

@@ -27,7 +27,7 @@ from jno.lora.extending import (
     over_stack,
     show_path,
 )
-from jno.lora.types import LooseAdapter, Term
+from jno.lora.types import AdapterSum, LooseAdapter, Term
 from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
 
 from ._slots import slots_class
@@ -52,8 +52,8 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """
     without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
     cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
-    refuse(adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
-    refuse(adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
+    refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
+    refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()
@@ -66,29 +66,52 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
         adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
         values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
     without_values = [path for path in adapters if values.get(path) is None]
-    refuse(adapters, dict.fromkeys(without_values, "whose update has another form"))
+    refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
     return values
 
 
-def refuse(adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
-    """**Raises:** `SelectionError` if there is a reason, with the ways out."""
+def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
+    """**Raises:** `SelectionError` if there is a reason, with a way out that the set can take."""
     if not reasons:
         return
     problems = [
         f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {why}" for p, why in reasons.items()
     ]
+    adapted = "swap_adapters(model, adapters)"
+    if not all(a.wrapper.mergeable for a in adapters.adapters.values()):
+        way_out = (
+            "Adapters that cannot be merged, such as prefixes, bottlenecks and adapters with a "
+            "router, have no nearest product. Serve sets of one structure by "
+            "stack_adapters([adapters, ...])."
+        )
+    elif _change_biases(model, adapters):
+        way_out = (
+            "They also change a bias, which no product does. Merge them, and give the merged model "
+            f"a bank: AdapterBank(merge_lora({adapted}))."
+        )
+    else:
+        way_out = (
+            f"Take the nearest product instead: extract_adapters(to_lora({adapted}, rank=...)[0])."
+        )
     raise SelectionError(
         "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
         "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
         "`sum_of` (spectral weights, bottlenecks). These adapters do not "
-        f"fit:\n{bullets(problems)}\n"
-        "Take the nearest product instead: "
-        "extract_adapters(to_lora(swap_adapters(model, adapters), rank=...)[0]). If they also "
-        "change a bias, which no product does, merge them, and give the merged model a bank: "
-        "AdapterBank(merge_lora(swap_adapters(model, adapters))). Adapters that cannot be merged, "
-        "such as prefixes, bottlenecks and adapters with a router, have no nearest product. Serve "
-        "sets of one structure by stack_adapters([adapters, ...])."
+        f"fit:\n{bullets(problems)}\n{way_out}"
     )
+
+
+def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:
+    """Whether an adapter of the zoo, perhaps in a sum, changes the bias of its layer."""
+
+    def shifts(adapter: Any) -> list[Any]:
+        is_sum = isinstance(adapter, AdapterSum)
+        parts = [adapter.member(m.name) for m in adapter.members] if is_sum else [adapter]
+        return [_shift(part) for part in parts if isinstance(part, Method)]
+
+    layers = adapted_layers(resolve(swap_adapters(model, adapters)))
+    changes = [_compiled_over_stack(shifts, layer) for _, layer in layers]
+    return any(bool(jnp.any(change)) for change in jax.tree.leaves(changes))
 
 
 def fits(model: PyTree, adapters: AdapterSet) -> bool:

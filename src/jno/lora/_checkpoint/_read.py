@@ -319,7 +319,7 @@ def _classes_of(
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     """The class of each adapter by path, and a problem for each class that is not found."""
     section = configuration.extension
-    advice = "Pass it: load_adapters(..., wrappers=[{}]), or call the loader of its own package"
+    advice = "Pass it: load_adapters(..., wrappers=[{}]), or call its package's own loader"
     if section is not None:
         advice = f"Pass it: {section.reader}(..., wrappers=[{{}}])"
 

@@ -68,7 +68,8 @@ class Group(click.Group):
         distributions = importlib_metadata.distributions
         if missing := [name for name in first_party() if not [*distributions(name=name)]]:
             names = ", ".join(sorted(missing))
-            click.echo(f"Plugins of this project that are not installed: {names}", err=True)
+            advice = f"Plugins of this project that are not installed (pip install ...): {names}"
+            click.echo(advice, err=True)
         return None
 
     def invoke(self, ctx: click.Context) -> Any:

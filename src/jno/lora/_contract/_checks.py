@@ -115,4 +115,7 @@ def check_same_structure(base: Any, layer: Any, what: str) -> None:
 def check_adapter_name(name: Any) -> None:
     """**Raises:** `SelectionError` for a name of adapters that is not a string."""
     if not isinstance(name, str):
-        raise SelectionError(f"The name of adapters must be a string, but is {name!r}.")
+        raise SelectionError(
+            f"The name of adapters must be a string, but is {name!r}. Several sets act together by "
+            "net.activate('a', 'b')."
+        )

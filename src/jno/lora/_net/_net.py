@@ -249,19 +249,21 @@ class Net(Handle):
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
 
-        Warns if a complex array trains: see `jno.lora.optim.conjugate`.
+        Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
         """
         state = self._state
         trainable, frozen = eqx.partition(state.module, state.trainable)
         leaves = jtu.tree_leaves_with_path(trainable)
-        if paths := [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]:
+        paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
+        if paths and not state.warned_of_complex:
             warn(
                 f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
                 "JAX's gradient by a complex array is the conjugate of the direction of ascent. "
                 "Trainer and compare conjugate it. A loop of your own needs "
                 "optax.chain(jno.lora.optim.conjugate(), optimiser)."
             )
-        self._become(state, partitioned=state.identity)
+        warned = state.warned_of_complex or bool(paths)
+        self._become(state, partitioned=state.identity, warned_of_complex=warned)
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
@@ -309,7 +311,10 @@ class Net(Handle):
             self._state = before.disabled()
             yield self
         finally:
-            self._state = before
+            said = self._state  # the warnings in the block, which come once
+            self._state = dataclasses.replace(
+                before, updated=said.updated, warned_of_complex=said.warned_of_complex
+            )
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.

@@ -82,6 +82,7 @@ class NetState:
     - `partitioned`: the `identity` at the last `partition`.
     - `updated`: each `identity` that needs no warning of a missing update: the update came, or the
         warning was given.
+    - `warned_of_complex`: whether the warning of complex arrays was given.
     - `enabled`: in a block without adapters, the state before the block.
     """
 
@@ -95,6 +96,7 @@ class NetState:
     identity: object = None
     partitioned: object = UNKNOWN
     updated: frozenset[object] = frozenset()
+    warned_of_complex: bool = False
     enabled: "NetState | None" = None
 
     @classmethod
