@@ -28,7 +28,7 @@ from ._products import (
     triplets_of_product,
     weighted,
 )
-from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
+from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, Combination, MajoritySign, Recipe
 
 _COVARIANCE = "input_covariance"
 
@@ -105,9 +105,9 @@ def combine(
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
     and orthonormal rows of `A` wherever it was cut. `combine_with_report` also measures the cuts.
 
-    **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
-    path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
-    is missing or makes no sense.
+    **Raises:** `SelectionError` that lists every adapter whose update is not only a product, or
+    every path at which the layers differ; that names a matrix that `density` leaves empty; or if an
+    argument is missing or makes no sense.
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
     all layers together); RegMean, arXiv:2212.09849 (it has no weights: 1 gives its law).
@@ -163,8 +163,10 @@ def combine_with_report(
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
         shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
-        recipe.check_alignment(path, states)
-        state, error = on_the_mesh(states, _combined, *args, shares)
+        try:
+            state, error = on_the_mesh(states, _combined, *args, shares)
+        except SelectionError as err:
+            raise SelectionError(f"{show_path(path)}: {err}") from err
         r = state["lora_A"].shape[-2]
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
@@ -221,14 +223,9 @@ def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
     is_exact = recipe.method in EXACT
     check_products(sets, "added up" if is_exact else f"combined by {recipe.method!r}", is_exact)
     misfits: list[str] = []
-    empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
     for index, adapters in enumerate(sets):
         for path, adapter in adapters.adapters.items():
-            if adapter.is_product and recipe.method in TRIMMING:
-                entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-                if recipe.entries_to_keep(entries) == 0:
-                    empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
             if first.layer.kinds != adapter.layer.kinds:
                 misfits.append(
@@ -242,10 +239,6 @@ def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
                 )
     if misfits:
         raise SelectionError(f"These adapters cannot be combined:\n{bullets(misfits)}")
-    if empty:
-        raise SelectionError(
-            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:

@@ -137,10 +137,8 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
     named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
     trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
     classes = dict.fromkeys((*registry.resolve("lora"), *trained))
-    of_one_matrix = [
-        cls for cls in classes if MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-    ]
-    return of_one_matrix + [cls for cls in classes if has_products(cls)]
+    has_scale = {cls: MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None for cls in classes}
+    return [*filter(has_scale.get, classes), *filter(has_products, classes)]
 
 
 def has_products(cls: type[LoRAWrapper]) -> bool:
@@ -157,11 +155,11 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    classes = [type(adapter), *classes] if has_products(type(adapter)) else classes
+    if has_products(type(adapter)):
+        classes = [type(adapter), *classes]
+    elif type(adapter) in classes and (extra := adapter.state().keys() - PRODUCT_STATE):
+        raise WrapperError(f"it also trains {', '.join(sorted(extra))}; merge it instead")
     if type(adapter) in classes:
-        is_alone = has_products(type(adapter))
-        if extra := [] if is_alone else sorted(adapter.state().keys() - PRODUCT_STATE):
-            raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
         if energy is None and (rank is None or adapter.rank <= rank):
             return adapter, jnp.zeros(())
     if refusal := refusal_of_template(adapter, "Give the model itself"):
@@ -189,15 +187,21 @@ def _converted(
             if factors.rank <= rank:
                 return lora_around(layer, cls, factors), jnp.zeros(())
         triplets = on_the_mesh(adapter, triplets_of_product, factors)
-    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
-        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
+    _check_values(triplets.S, rank)
     if energy is not None:
-        if is_traced(triplets.S):
-            raise WrapperError(_TRACED)
         rank = rank_for(triplets, energy)
     assert rank is not None
     update = cut(triplets, min(rank, triplets.S.shape[-1]))
     return lora_around(layer, cls, update), lost_by_cutting(triplets, rank)
+
+
+def _check_values(singular_values: Array, rank: int | None) -> None:
+    """**Raises:** `WrapperError` if an update with these singular values cannot be cut."""
+    if is_traced(singular_values):
+        if rank is None:
+            raise WrapperError(_TRACED)
+    elif not np.isfinite(singular_values).all():
+        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
 
 
 def lora_around(layer: Any, cls: type[LoRAWrapper], update: Factors) -> Any:
@@ -230,10 +234,8 @@ def _converted_family(
     triplets = {name: _without_noise(triplets_of(U), scale) for name, (U, scale) in updates.items()}
     dtype = widest(t.S.dtype for t in triplets.values())
     values = [t.S.astype(dtype) for t in triplets.values()]
-    if is_traced(*values) and rank is None:
-        raise WrapperError(_TRACED)
-    if not is_traced(*values) and not all(np.isfinite(S).all() for S in values):
-        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
+    all_values = jnp.concatenate([S.ravel() for S in values])
+    _check_values(all_values, rank)
     if energy is not None:
         rank = max(rank_for(t, energy) for t in triplets.values())
     if rank is None:
@@ -242,7 +244,6 @@ def _converted_family(
             raise WrapperError(_SAY_HOW_MUCH)
     rank = min(rank, max(S.shape[-1] for S in values))
     factors = {name: tuple(cut(t, rank)) for name, t in triplets.items()}
-    all_values = jnp.concatenate([S.ravel() for S in values])
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
     lora = over_stack(MatrixAdapter.of(cls).with_products, ndim)(layer, factors)

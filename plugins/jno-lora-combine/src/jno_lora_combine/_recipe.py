@@ -1,7 +1,6 @@
 """The methods of `combine`: the arguments and the steps of each method."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import SelectionError
-from jno.lora.extending import nearest, show_path
+from jno.lora.extending import nearest
 from jno.lora.parts import check_rank
 
 from ._products import check_fraction
@@ -39,6 +38,20 @@ _RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
 _ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd", "knots_ties")
 ALIGNING, BY_INPUTS = "knots_ties", "regmean"
 SPARSE = [method for method in _METHODS if method in TRIMMING + _RANDOM]
+# The methods that take each argument, and the arguments that these methods need.
+_METHODS_WITH = {
+    "density": SPARSE,
+    "rank": [method for method in _METHODS if method not in EXACT],
+    "key": _RANDOM,
+    "majority_sign": _ELECTING,
+    "statistics": (BY_INPUTS,),
+    "off_diagonal": (BY_INPUTS,),
+}
+_REQUIRED = {
+    "density": "a `density`, the fraction of entries to keep, such as 0.5",
+    "key": "a `key`, because it drops entries at random",
+    "statistics": "the inputs' `statistics` of each set, in a list",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,41 +66,29 @@ class Recipe:
 
     def check(self, *, has_key: bool, has_statistics: bool) -> None:
         """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
-        method, sign = self.method, self.majority_sign
-        if method not in _METHODS:
-            near = nearest(str(method), _METHODS, n=1)[0]
+        if self.method not in _METHODS:
+            near = nearest(str(self.method), _METHODS, n=1)[0]
             raise SelectionError(
-                f"There is no method {method!r}; did you mean {near!r}? "
+                f"There is no method {self.method!r}; did you mean {near!r}? "
                 f"The methods are {', '.join(_METHODS)}."
             )
-        problem = ""
-        if method in SPARSE and self.density is None:
-            problem = f"{method!r} needs a `density`, the fraction of entries to keep, such as 0.5."
-        elif self.density is not None and method not in SPARSE:
-            problem = f"`density` is for {', '.join(SPARSE)}; {method!r} keeps every entry."
-        elif method in _RANDOM and not has_key:
-            problem = f"{method!r} drops entries at random, and needs a `key`."
-        elif has_key and method not in _RANDOM:
-            problem = f"`key` is for {' and '.join(_RANDOM)}; {method!r} is not random."
-        elif self.rank is not None and method in EXACT:
-            problem = (
-                f"{method!r} is exact, so the ranks decide. For a smaller rank, use method='svd'."
+        if self.majority_sign not in get_args(MajoritySign):
+            raise SelectionError(
+                f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
             )
-        elif sign not in get_args(MajoritySign):
-            problem = f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}."
-        elif sign != "total" and method not in _ELECTING:
-            names = " and ".join(_ELECTING)
-            problem = f"`majority_sign` is for {names}; {method!r} elects no sign."
-        elif has_statistics != (method == BY_INPUTS):
-            problem = (
-                f"`statistics` are for {BY_INPUTS!r}; {method!r} needs no data."
-                if has_statistics
-                else f"{BY_INPUTS!r} needs the inputs' `statistics` of each set, in a list."
-            )
-        elif self.off_diagonal is not None and method != BY_INPUTS:
-            problem = f"`off_diagonal` is for {BY_INPUTS!r}."
-        if problem:
-            raise SelectionError(problem)
+        given = {
+            "density": self.density is not None,
+            "rank": self.rank is not None,
+            "key": has_key,
+            "majority_sign": self.majority_sign != "total",
+            "statistics": has_statistics,
+            "off_diagonal": self.off_diagonal is not None,
+        }
+        for name, methods in _METHODS_WITH.items():
+            if given[name] and self.method not in methods:
+                raise SelectionError(f"`{name}` is for {', '.join(methods)}, not {self.method!r}.")
+            if name in _REQUIRED and self.method in methods and not given[name]:
+                raise SelectionError(f"{self.method!r} needs {_REQUIRED[name]}.")
         if self.off_diagonal is not None:
             check_fraction("off_diagonal", self.off_diagonal)
         if self.density is not None:
@@ -95,29 +96,24 @@ class Recipe:
         if self.rank is not None:
             check_rank(self.rank)
 
-    def check_alignment(self, path: str, states: Sequence[Mapping[str, Any]]) -> None:
-        """**Raises:** `SelectionError` if `density` keeps no entry of the aligned updates."""
-        if self.method != ALIGNING:
-            return
-        ranks = sum(state["lora_A"].shape[-2] for state in states)
-        outputs, inputs = states[0]["lora_B"].shape[-2], states[0]["lora_A"].shape[-1]
-        rank = min(ranks, outputs, len(states) * inputs)
-        if self.entries_to_keep(rank * inputs) == 0:
-            raise SelectionError(
-                f"The `density` {self.density} keeps no entry of the {rank} x {inputs} matrices "
-                f"that stand for the updates of {show_path(path)}."
-            )
-
     @property
     def is_of_peft(self) -> bool:
         """Whether PEFT's law decides: signs are elected before weighting, and counts round down."""
         return self.method.endswith("_svd")
 
     def entries_to_keep(self, entries: int) -> int:
-        """How many of the entries of a matrix `trim` keeps."""
+        """How many of the entries of a matrix `trim` keeps.
+
+        **Raises:** `SelectionError` if it keeps none.
+        """
         assert self.density is not None
         kept = self.density * entries
-        return int(kept) if self.is_of_peft else round(kept)
+        number = int(kept) if self.is_of_peft else round(kept)
+        if number == 0:
+            raise SelectionError(
+                f"The `density` {self.density} keeps no entry of a matrix of {entries:,} entries."
+            )
+        return number
 
     def aligned_sum(
         self,
