@@ -49,9 +49,16 @@ def test_the_gradient_is_the_sum_over_all_users() -> None:
 
     A = model.layers[0].A.value
     expected = sum(jax.grad(by_hand)([A, A, A]))
-    np.testing.assert_allclose(
-        gradient(trainable).layers[0].A.value, expected, rtol=1e-4, atol=1e-4
-    )
+    found = gradient(trainable)
+    np.testing.assert_allclose(found.layers[0].A.value, expected, rtol=1e-4, atol=1e-4)
+
+    def merged(trainable: Any) -> Any:
+        plain = jno.lora.merge_lora(eqx.combine(trainable, frozen))
+        return jnp.sum(jax.vmap(plain)(X) ** 2)
+
+    of_merged = eqx.filter_jit(eqx.filter_grad(merged))(trainable)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(of_merged), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
@@ -72,19 +79,13 @@ def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
     np.testing.assert_array_equal(jax.vmap(net)(X), run(net.module))
 
 
-def test_forgetting_to_resolve_is_an_error_that_says_so() -> None:
+def test_what_resolve_is_for() -> None:
     with pytest.raises(WrapperError, match=r"jno\.lora\.resolve\("):
         jax.vmap(adapted())(X)
-
-
-def test_a_resolved_model_is_not_trained_by_mistake() -> None:
     resolved = resolve(adapted())
-    with pytest.raises(SelectionError, match="was resolved"):
+    with pytest.raises(SelectionError, match="was resolved"):  # and is not trained by mistake
         jno.lora.lora_trainable_filter(resolved)
     assert eqx.tree_equal(jax.tree.leaves(resolve(resolved)), jax.tree.leaves(resolved))
-
-
-def test_a_model_without_shared_arrays_is_returned_as_it_is() -> None:
     model = mlp()
     assert resolve(model) is model
 
@@ -99,18 +100,6 @@ def test_merge_unwrap_and_weights_that_are_read() -> None:
     np.testing.assert_array_equal(resolved.layers[1].weight, merged.layers[1].weight)
     with pytest.raises(WrapperError, match="resolve"):
         _ = model.layers[1].weight
-
-
-def test_a_merge_in_the_loss_has_the_same_gradient() -> None:
-    model = adapted()
-    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
-
-    def loss(trainable: Any, ready: Any) -> Any:
-        return jnp.sum(jax.vmap(ready(eqx.combine(trainable, frozen)))(X) ** 2)
-
-    one, two = (eqx.filter_grad(loss)(trainable, ready) for ready in (resolve, jno.lora.merge_lora))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_sets_and_swaps() -> None:
@@ -135,13 +124,15 @@ def test_named_adapters_of_a_net() -> None:
     assert not net.trainable.layers[0].A.value and net.trainable.layers[1].b
 
 
-def test_a_second_call_uses_the_array_that_exists() -> None:
-    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied, target="layers/[12]")
+@pytest.mark.parametrize("wrapper", [Tied, Frozen])
+def test_a_second_call_uses_the_array_that_exists(wrapper: Any) -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=wrapper, target="layers/[12]")
     kept = net.module.layers[1].A.value
-    net.lora(rank=2, wrapper=Tied, target="layers/0")
-    assert leaves_named(net.module, ".A.value") == [".layers[0].A.value"]
+    net.lora(rank=2, wrapper=wrapper, target="layers/0")
     assert net.module.layers[0].A.value is kept
-    assert net.trainable.layers[0].A.value
+    trains = wrapper is Tied
+    assert (net.module.layers[1].A.value is kept) is not trains
+    assert bool(net.trainable.layers[0].A.value) is trains
     jax.vmap(net)(X)
 
 
@@ -178,6 +169,8 @@ def test_stacked_layers_run_by_a_scan() -> None:
     same = eqx.tree_at(lambda m: m[0].B.value, same, jnp.zeros((3, 2)))
     with pytest.raises(WrapperError, match="resolve"):
         loss([same[0], model[1]], lambda model: model)
+    report = Net(model).summary(merge_error=True)
+    assert all(row.merge_error is not None for row in report)
 
 
 def test_a_sharded_model_keeps_the_array_on_every_device() -> None:
@@ -188,17 +181,9 @@ def test_a_sharded_model_keeps_the_array_on_every_device() -> None:
 
 
 def test_two_models_in_one_tree() -> None:
-    pair = [adapted(), adapted()]
-    with pytest.raises(SelectionError, match="two models"):
-        resolve(pair)
-    with pytest.raises(SelectionError, match="two models"):
-        jno.lora.extract_adapters(pair)
-    assert len([resolve(one) for one in pair]) == 2
-
-
-def test_a_part_of_a_model_lacks_the_array() -> None:
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(adapted().layers[1])
+    for call in (resolve, jno.lora.extract_adapters):
+        with pytest.raises(SelectionError, match="two models"):
+            call([adapted(), adapted()])
 
 
 def test_an_adapter_that_is_built_by_hand() -> None:
@@ -227,12 +212,12 @@ def test_the_function_that_makes_an_array_is_dropped_when_the_array_exists() -> 
     assert eqx.tree_equal(swapped, one)
 
 
-def test_an_adapter_whose_array_was_taken_away_gets_no_other_one() -> None:
+def test_a_part_of_a_model_lacks_the_array_and_gets_no_other_one() -> None:
     alone = adapted().layers[1]
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(alone, key=jax.random.key(0))
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(Tied.from_state(alone.base, alone.state(), 2, 1.0), key=jax.random.key(0))
+    restored = Tied.from_state(alone.base, alone.state(), 2, 1.0)
+    for adapter, key in ((alone, None), (alone, jax.random.key(0)), (restored, jax.random.key(0))):
+        with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+            resolve(adapter, key=key)
 
 
 def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
@@ -293,14 +278,6 @@ def test_a_compiled_function_is_found_again() -> None:
     assert len(traces) == 1
 
 
-def test_merge_errors_of_a_stack() -> None:
-    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
-    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 2))
-    model = adapted([stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))])
-    report = Net(model).summary(merge_error=True)
-    assert all(row.merge_error is not None for row in report)
-
-
 def test_a_shared_array_in_a_list_is_refused() -> None:
     class InList(Tied):
         A: Any
@@ -336,13 +313,6 @@ def test_frozen_arrays_stay_one_buffer_in_sets_and_named_adapters() -> None:
     for found in (swapped, net.module):
         assert eqx.tree_equal(found, model)
         assert {id(layer.A.value) for layer in found.layers} == {id(model.layers[0].A.value)}
-
-
-def test_a_later_call_refers_to_the_frozen_array_that_exists() -> None:
-    net = Net(mlp()).lora(rank=2, wrapper=Frozen, target="layers/[12]")
-    net.lora(rank=2, wrapper=Frozen, target="layers/0")
-    assert net.module.layers[0].A.value is net.module.layers[1].A.value
-    jax.vmap(net.module)(X)
 
 
 class Both(eqx.Module):

@@ -48,20 +48,19 @@ def trained(model, wrapper, seed, **options):
     return eqx.combine(moved, rest)
 
 
-VARIANTS = ["lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "vera", "ia3"]
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, "lokr", "oft"])
+@pytest.mark.parametrize("variant", ["lora", "pissa", "vera", "lokr"])
 def test_extracted_adapters_put_back_compute_the_same(variant, getkey):
     plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
-    wrapper = [f"{variant}"]
-    model = trained(plain, wrapper, 1)
+    model = trained(plain, variant, 1)
     adapters = extract_adapters(model)
     assert list(adapters) == ["convolution", "layers/0", "layers/1"]
     assert not any(leaf is plain.layers[0].weight for leaf in jax.tree.leaves(adapters))
     again = swap_adapters(plain, adapters)
     assert eqx.tree_equal(jax.tree.structure(again), jax.tree.structure(model))
     assert jnp.array_equal(again(x), model(x))
+    doubled = jax.tree.map(lambda a: 2 * a, adapters)  # a set is a pytree
+    for name, array in adapters["layers/0"].state.items():
+        assert jnp.array_equal(doubled["layers/0"].state[name], 2 * array)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +107,6 @@ def test_the_adapters_of_a_set_replace_all_others(getkey):
     assert eqx.tree_equal(empty, plain)
 
 
-def test_a_stack_is_taken_out_and_put_in_whole(getkey):
-    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 3, key=key))(jax.random.split(getkey(), 2))
-    model = trained([stack], "pissa", 1)
-    adapters = extract_adapters(model)
-    assert adapters["0"].state["lora_A"].shape == (2, 2, 4)
-    assert adapters["0"].layer.stack_ndim == 1
-    assert eqx.tree_equal(swap_adapters([stack], adapters), model)
-
-
 def test_everything_that_does_not_fit_is_listed_at_once(getkey):
     adapters = extract_adapters(trained(TwoKinds(getkey()), "lora", 1))
     other = TwoKinds(getkey())
@@ -124,16 +114,18 @@ def test_everything_that_does_not_fit_is_listed_at_once(getkey):
     other = eqx.tree_at(lambda m: m.convolution.bias, other, replace_fn=lambda b: b.astype("int32"))
     with pytest.raises(SelectionError) as error:
         swap_adapters(other, adapters)
-    message = str(error.value)
-    assert "layers/1: the model has no layer there (the nearest is 'layers/0')" in message
-    assert (
-        "layers/0/weight: the adapter was made for float32[6, 6], the Linear has float32[7, 6]"
-        in message
-    )
-    assert (
-        "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has int32[3, 1]"
-        in message
-    )
+    for line in (
+        "layers/1: the model has no layer there (the nearest is 'layers/0')",
+        "layers/0/weight: the adapter was made for float32[6, 6], the Linear has float32[7, 6]",
+        "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has int32[3, 1]",
+    ):
+        assert line in str(error.value)
+    model = [eqx.nn.Linear(2, 2, use_bias=False, key=getkey()) for _ in range(103)]
+    other = [eqx.nn.Linear(2, 3, use_bias=False, key=getkey())] * 103
+    with pytest.raises(SelectionError) as error:
+        swap_adapters(other, extract_adapters(trained(model, "lora", 1)))
+    assert str(error.value).count("/weight: the adapter was made for") == 100
+    assert "... and 3 more" in str(error.value)
 
 
 class Looks(eqx.Module):
@@ -171,16 +163,12 @@ def test_a_layer_that_the_class_is_not_for_is_refused(tmp_path, getkey):
     ):
         assert line in str(error.value) and line in str(of_file.value)
     assert "shy: a Shy is not for this Linear" in str(error.value)
-
-
-def test_a_layer_in_a_norm_is_refused(getkey):
-    linear = eqx.nn.Linear(3, 2, key=getkey())
     adapters = extract_adapters(trained({"a": {"layer": linear}}, "lora", 1))
     with pytest.raises(SelectionError, match="a/layer: inside the norm at 'a', which rewrites"):
         swap_adapters({"a": eqx.nn.WeightNorm(linear)}, adapters)
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "dora"])
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_a_set_fits_a_template_a_stack_and_a_traced_model(variant, getkey):
     plain = {
         "one": eqx.nn.Linear(3, 2, key=getkey()),
@@ -190,6 +178,7 @@ def test_a_set_fits_a_template_a_stack_and_a_traced_model(variant, getkey):
     }
     model = trained(plain, variant, 1)
     adapters = extract_adapters(model)
+    assert adapters["stack"].layer.stack_ndim == 1
     assert eqx.tree_equal(swap_adapters(model, adapters), model, rtol=1e-5, atol=1e-6)
     traced = eqx.filter_jit(swap_adapters)(plain, adapters)
     assert eqx.tree_equal(traced, model, rtol=1e-5, atol=1e-6)
@@ -198,7 +187,7 @@ def test_a_set_fits_a_template_a_stack_and_a_traced_model(variant, getkey):
     assert eqx.tree_equal(again, template)
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "vera", "lora-in-norm"])
+@pytest.mark.parametrize("variant", ["pissa", "vera", "lora-in-norm"])
 def test_the_set_of_a_template_reads_what_equinox_wrote(variant, tmp_path, getkey):
     layers = [eqx.nn.Linear(3, 2, key=getkey())]
     if variant == "lora-in-norm":
@@ -215,7 +204,12 @@ def test_the_set_of_a_template_reads_what_equinox_wrote(variant, tmp_path, getke
     assert eqx.tree_equal(read, adapters)
 
 
-def test_a_state_that_builds_nothing_is_told_with_its_path(getkey):
+class Stateless(LoRALinear):
+    def state(self):
+        raise RuntimeError("no state")
+
+
+def test_a_state_that_fails_or_builds_nothing_is_told_with_its_path(getkey):
     plain = {"a": eqx.nn.Linear(3, 3, key=getkey())}
     adapters = extract_adapters(trained(plain, "lora", 1))
     edited = AdapterSet({"a": dataclasses.replace(adapters["a"], rank=3)})
@@ -227,28 +221,17 @@ def test_a_state_that_builds_nothing_is_told_with_its_path(getkey):
     pissa = extract_adapters(trained(plain, "pissa", 1))
     with pytest.raises(SelectionError, match=r"build .* at 'a'"):
         swap_adapters(eqx.filter_eval_shape(lambda: plain), pissa)
+    stateless = apply_lora(plain, 2, key=getkey(), wrapper=Stateless)
+    with pytest.raises(WrapperError, match="take the Stateless at 'a' out: RuntimeError: no state"):
+        extract_adapters(stateless)
 
 
-def test_layers_of_one_path_are_not_confused(getkey):
-    layers = {
-        "a/b": eqx.nn.Linear(2, 2, key=getkey()),
-        "a": {"b": eqx.nn.Linear(2, 2, key=getkey())},
-    }
-    with pytest.raises(SelectionError, match="Two adapted layers have the path 'a/b'"):
-        extract_adapters(apply_lora(layers, 1, key=getkey()))
-
-
-def test_a_set_is_a_pytree_of_the_adapters_arrays(getkey):
-    adapters = extract_adapters(trained(TwoKinds(getkey()), "lora", 1, target="layers/0"))
-    doubled = jax.tree.map(lambda a: 2 * a, adapters)
-    assert isinstance(doubled, AdapterSet)
-    assert jnp.array_equal(
-        doubled["layers/0"].state["lora_A"], 2 * adapters["layers/0"].state["lora_A"]
-    )
-
-
-def test_an_array_at_the_path_of_a_layer_cannot_take_an_adapter(getkey):
+def test_two_nodes_of_one_path_are_not_confused(getkey):
     layer = eqx.nn.Linear(4, 3, key=getkey())
+    twice = apply_lora({"a/b": layer, "a": {"b": layer}}, 1, key=getkey())
+    with pytest.raises(SelectionError, match="Two adapted layers have the path 'a/b'"):
+        extract_adapters(twice)
+    # An array at the path of a layer takes no adapter.
     adapted = apply_lora({"a": {"b": layer}}, 2, key=getkey())
     model = {"a": {"b": layer}, "a/b": jnp.ones(3)}
     swapped = swap_adapters(model, extract_adapters(adapted))
@@ -301,14 +284,3 @@ def test_an_option_that_from_state_finds_out_is_kept(getkey):
     adapted = apply_lora(model, 2, key=getkey(), wrapper=OfTheState, options={"option": "right"})
     again = swap_adapters(model, extract_adapters(adapted))
     assert again["layer"].option == "right"
-
-
-def test_a_state_that_fails_is_named_with_its_path(getkey):
-    class Stateless(LoRALinear):
-        def state(self):
-            raise RuntimeError("no state")
-
-    adapted = apply_lora([eqx.nn.Linear(4, 3, key=getkey())], 2, key=getkey(), wrapper=Stateless)
-    message = "Could not take the Stateless at '0' out: RuntimeError: no state"
-    with pytest.raises(WrapperError, match=message):
-        extract_adapters(adapted)

@@ -11,18 +11,11 @@ from jno.lora import (
     CheckpointError,
     JnoLoraWarning,
     Net,
-    SelectionError,
-    extract_adapters,
     load_adapters,
     save_adapters,
-    swap_adapters,
 )
 
-from ..toys import (
-    Model,
-    ToyLinear,
-    same,
-)
+from ..toys import Model, ToyLinear, same
 from ._tools import OWN, adapted
 
 
@@ -35,24 +28,8 @@ def test_every_mismatch_is_listed_and_nothing_changes(model, getkey, file):
     message = str(caught.value)
     assert str(file) in message
     assert "encoder/0/weight: the adapter was made for float32[3, 3], the Linear has" in message
-    assert "encoder/0/bias" in message
+    assert "encoder/0/bias" in message and "head/weight" in message
     assert "encoder/1: the model has no layer there (the nearest is 'encoder/0')" in message
-    assert "head/weight" in message
-
-
-def test_a_hundred_mismatches_are_listed_and_the_rest_is_counted(getkey, file):
-    def layers(size):
-        return [eqx.nn.Linear(2, size, use_bias=False, key=getkey()) for _ in range(103)]
-
-    trained = adapted(layers(2), getkey)
-    save_adapters(trained, file)
-    with pytest.raises(CheckpointError) as loading:
-        load_adapters(layers(3), file, wrappers=OWN)
-    with pytest.raises(SelectionError) as swapping:
-        swap_adapters(layers(3), extract_adapters(trained))
-    for caught in (loading, swapping):
-        assert str(caught.value).count("/weight: the adapter was made for") == 100
-        assert "... and 3 more" in str(caught.value)
 
 
 def test_a_state_of_another_form_is_listed_too(model, getkey, file):
@@ -77,19 +54,14 @@ def test_a_partial_load_takes_the_fitting_adapters_and_lists_the_misfits(model, 
     with pytest.warns(JnoLoraWarning, match=r"2 of 3 adapters .* were loaded") as caught:
         loaded = load_adapters(other, file, strict=False, wrappers=OWN)
     assert "head/weight" in str(caught[0].message)
-    assert same(loaded.encoder, trained.encoder)
-    assert same(loaded.head, other.head)
-
-
-def test_a_warning_turned_into_an_error_changes_nothing(model, getkey, file):
-    save_adapters(adapted(model, getkey), file)
-    net = Net(eqx.tree_at(lambda m: m.head, model, eqx.nn.Linear(3, 5, key=getkey())))
-    before = net.module
+    assert same(loaded.encoder, trained.encoder) and same(loaded.head, other.head)
+    # A warning that is turned into an error changes nothing.
+    net = Net(other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(JnoLoraWarning):
             net.load_adapters(file, strict=False, wrappers=OWN)
-    assert net.module is before
+    assert net.module is other
 
 
 def test_nan_and_infinity_are_loaded_and_told(model, getkey, file):

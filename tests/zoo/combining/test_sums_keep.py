@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tests.zoo.combining._tools import trains
 
 from jno.lora import (
     LoRAWrapper,
@@ -25,7 +25,7 @@ from jno.lora import (
     swap_adapters,
 )
 from jno.lora._commands.inspection import as_table, inspect
-from jno.lora._sets import Member, _adapter_sum, sum_class
+from jno.lora._sets import Member, _sum, sum_class
 from jno_lora_zoo import DoRALinear, LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
@@ -55,11 +55,6 @@ def net_of(**sets):
     return net
 
 
-def trains(net):
-    leaves = jax.tree_util.tree_leaves_with_path(net.partition()[0])
-    return {jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves}
-
-
 def updated(net, by):
     return net.update(jax.tree.map(lambda a: a + by, net.partition()[0]))
 
@@ -78,8 +73,12 @@ def test_a_net_keeps_learned_weights():
         assert trains(net) == set()
     updated(net.activate("a", "b", weights="train"), 1.0)
     assert net.activate("a", "b").module["y"].weights.tolist() == [2.5]
-    net.activate("a", "b", weights={"a": 2.0})
-    assert weights() == [[2.0, 1.0], [2.0]]
+    net.activate("b", "a", weights={"a": 2.0})
+    assert net.active == ("b", "a") and weights() == [[1.0, 2.0], [2.0]]
+    with net.disabled():
+        assert net.active is None
+    # Sets that are in the model are not kept twice.
+    assert not any(net._state.named[name].adapters for name in ("a", "b"))
     net.deactivate().delete_adapter("b").add_adapter("b", B)  # another set
     assert net.activate("a", "b").module["x"].weights.tolist() == [1.0, 1.0]
 
@@ -96,18 +95,8 @@ def test_a_net_keeps_the_masks_of_its_sets():
     assert trains(net.activate("b")) == {"x/lora_A", "y/lora_A"}
 
 
-def test_frozen_members_stay_as_they_are_under_weight_decay():
-    net = net_of().activate("a", "b", train=["b"])
-    trainable, _ = net.partition()
-    optimiser = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
-    gradients = jax.tree.map(jnp.ones_like, trainable)
-    updates, _ = optimiser.update(gradients, optimiser.init(trainable), trainable)
-    net.update(optax.apply_updates(trainable, updates))
-    assert eqx.tree_equal(net.adapter("a"), A) and not eqx.tree_equal(net.adapter("b"), B)
-
-
-class Square(LoRAWrapper):
-    """An adapter of layers and blocks, whose merge refuses layers that are not square."""
+class Shift(LoRAWrapper):
+    """An adapter of layers and blocks."""
 
     adapter_fields = ("delta",)
     base: eqx.Module
@@ -124,16 +113,7 @@ class Square(LoRAWrapper):
         return self.merge()(x)
 
     def merge(self):
-        if self.base.in_features != self.base.out_features:
-            raise ValueError("not square")
         return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
-
-
-def test_every_shape_is_tried():
-    model = [LAYER, eqx.nn.Linear(4, 3, key=jax.random.key(2))]
-    squares = extract_adapters(apply_lora(model, 1, key=jax.random.key(0), wrapper=Square))
-    with pytest.raises(SelectionError, match="add the updates at '1': ValueError: not square"):
-        sum_adapters(model, {"a": squares, "b": set_of(model=model)})
 
 
 def test_wrong_names_say_what_to_do(unchecked):
@@ -149,7 +129,7 @@ def test_wrong_names_say_what_to_do(unchecked):
         net.add_adapter("both", extract_adapters(net.module))
 
 
-@pytest.mark.parametrize("name", ["weights", "lora_A", "a b", "trained", "x.y:z", "Größe"])
+@pytest.mark.parametrize("name", ["weights", "trained", "x.y:z Größe"])
 def test_odd_names(name, tmp_path):
     net = net_of(**{name: A, "b": B}).activate(name, "b", weights={name: 2.0}, train=[name])
     assert eqx.tree_equal(net.adapter(name), A)
@@ -172,7 +152,7 @@ def test_members_are_searched_before_the_registry(monkeypatch):
     def refuse(_):
         raise AssertionError("asked the registry")
 
-    monkeypatch.setattr(_adapter_sum, "default_registry", refuse)
+    monkeypatch.setattr(_sum, "default_registry", refuse)
     y = sum_adapters(MODEL, {"a": A, "p": set_of("pissa", 3)})["x"](V)
     monkeypatch.undo()
     ends = [merge_lora(swap_adapters(MODEL, s))["x"].weight for s in (A, set_of("pissa", 3))]
@@ -206,7 +186,7 @@ def test_adapters_that_cannot_be_added_are_refused():
     with pytest.raises(SelectionError, match=r"'p' \(PSOFTLinear\) and 'q' \(PSOFTLinear\) rotate"):
         sum_adapters(MODEL, {"p": set_of("psoft", 1), "q": set_of("psoft", 2)})
     block = {"block": eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))}
-    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=Square))
+    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=Shift))
     inner = set_of(model=block, target="layers/0")
     with pytest.raises(SelectionError, match="block/layers/0: inside the adapted 'block'"):
         sum_adapters(block, {"inner": inner, "outer": outer})
@@ -288,27 +268,6 @@ def test_a_set_of_frozen_arrays_that_shall_train_warns():
     assert not trains(net)
     net.mask("trained/old/").unfreeze()
     assert len(trains(net)) == 4
-
-
-def test_weights_are_in_the_order_of_the_active_names():
-    net = net_of().activate("b", "a", weights={"b": 5.0})
-    assert net.active == ("b", "a")
-    assert net.module["x"].weights.tolist() == [5.0, 1.0]
-    with net.disabled():
-        assert net.active is None
-    assert net.active == ("b", "a")
-
-
-def test_sets_that_are_in_the_model_are_not_kept_twice():
-    net = net_of().activate("a", "b")
-    assert not any(net._state.named[name].adapters for name in ("a", "b"))
-    net.activate("a")
-    assert not net._state.named["a"].adapters and net._state.named["b"].adapters
-
-
-def test_a_name_is_printable():
-    with pytest.raises(SelectionError, match="must be a printable text"):
-        sum_adapters(MODEL, {"a\nb": A, "b": B})
 
 
 def test_weights_have_the_precision_of_the_adapters(monkeypatch):

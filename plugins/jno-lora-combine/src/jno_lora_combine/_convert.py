@@ -61,7 +61,6 @@ _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
 )
-_REGISTER = ": register a subclass of LoRASpectral with the same `mode_weights` (spectral weights)"
 _TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
 
 
@@ -159,18 +158,18 @@ def _converted(
         classes = [type(adapter), *classes]
     elif type(adapter) in classes and (extra := adapter.state().keys() - PRODUCT_STATE):
         raise WrapperError(f"it also trains {', '.join(sorted(extra))}; merge it instead")
-    if type(adapter) in classes:
-        if energy is None and (rank is None or adapter.rank <= rank):
-            return adapter, jnp.zeros(())
+    is_lora = type(adapter) in classes
+    if is_lora and energy is None and (rank is None or adapter.rank <= rank):
+        return adapter, jnp.zeros(())
     if refusal := refusal_of_template(adapter, "Give the model itself"):
         raise WrapperError(refusal)
     layer = unwrap_lora(adapter)
     cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
-        way_out = _REGISTER if MatrixAdapter.of(type(adapter)).matrices(layer) else ""
         raise WrapperError(
-            f"no plain LoRA of the registry is for a {type(layer).__name__}{way_out}. Adapters of "
-            "one class with a `sum_of` need no conversion to be combined"
+            f"no plain LoRA of the registry is for a {type(layer).__name__} with these matrices: "
+            "register a subclass of the LoRA for such a layer. Adapters of one class with a "
+            "`sum_of` need no conversion to be combined"
         )
     if has_products(cls):
         return _converted_family(cls, adapter, layer, rank, energy)

@@ -1,7 +1,7 @@
 """The methods of `combine`: the arguments and the steps of each method."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
