@@ -130,7 +130,8 @@ def effects(text):
             use(node, node.attr, ast.unparse(node.value))
         elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else None
-            if called == "replace" and len(node.args) == 1 and not node.keywords:
+            is_one = len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
+            if called == "replace" and is_one and not node.keywords:
                 found.add("replace")  # of a path: a string's takes two
             if ast.unparse(node.func) == "getattr" and len(node.args) > 1:
                 name = node.args[1]

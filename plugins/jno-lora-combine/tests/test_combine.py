@@ -69,7 +69,6 @@ def agreed(matrices, majority_sign):
 
 NAIVE = {
     "linear": sum,
-    "cat": sum,
     "svd": sum,
     "magnitude_prune": lambda parts: sum(map(trim, parts)),
     "ties": lambda parts: agreed([trim(part) for part in parts], "total"),
@@ -117,13 +116,6 @@ def test_the_sign_of_most_updates_may_be_elected(sets):
     by_number, by_size = (agreed(parts, how) for how in ("frequency", "total"))
     assert relative(update(combined["linear"]), by_number) < 3e-6
     assert relative(by_size, by_number) > 0.1
-
-
-def test_ties_with_equal_weights_is_that_of_the_paper_times_the_weight(sets):
-    one, two = (
-        combine(sets, [w] * 3, "ties", density=DENSITY, rank=LARGE)["linear"] for w in (1.0, -2.0)
-    )
-    assert relative(update(two), -2 * update(one)) < 3e-6
 
 
 def test_exact_methods_add_up_ranks_as_far_as_the_matrix_allows(sets):
@@ -228,7 +220,7 @@ def test_dare_keeps_entries_at_random_and_is_right_on_average(sets):
         state = state["linear"].state
         return state["lora_B"] @ state["lora_A"]  # alpha is the rank, so the scale is 1
 
-    draws = 4000
+    draws = 1000
     found = np.asarray(sample(jax.random.split(jax.random.key(0), draws)), np.float64)
     scaled = found / exact * DENSITY
     assert np.allclose(scaled, np.round(scaled), atol=1e-3) and set(
@@ -289,17 +281,10 @@ def test_the_factor_of_scaling_is_rounded_to_no_half_precision(sets):
     assert jnp.array_equal(scale_adapters(half, 1.003)["linear"].state["lora_B"], expected)
 
 
-def test_the_factor_of_scaling_may_be_traced(sets):
-    scaled = jax.jit(scale_adapters)(sets[0], 2)
-    assert np.allclose(update(scaled["linear"]), 2 * update(sets[0]["linear"]))
-
-
-@pytest.mark.parametrize("factor", ["2", None, [2.0], 1j, np.ones(1), np.ones((3, 1, 1))])
+@pytest.mark.parametrize("factor", ["2", 1j, np.ones(1)])
 def test_the_factor_of_scaling_is_one_real_number(sets, factor, unchecked):
     with pytest.raises(SelectionError, match="`factor` must be one real number, but is"):
         scale_adapters(sets[0], factor)
-    with pytest.raises(SelectionError, match="`factor` must be one real number"):
-        jax.vmap(scale_adapters, in_axes=(None, 0))(sets[0], jnp.ones((2, 2)))
 
 
 # --- errors
@@ -332,34 +317,28 @@ def test_layers_of_other_forms_are_listed():
     assert "b: set 0 is for" in str(error.value)
 
 
-def test_a_single_set_is_not_taken_for_a_list_of_sets(sets, unchecked):
-    for function in (lambda: combine(sets[0], [1.0]), lambda: stack_adapters(sets[0])):
-        with pytest.raises(SelectionError, match=r"give a list: \[adapters\]"):
-            function()
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda sets: combine(sets[0], [1.0]), r"give a list: \[adapters\]"),
+        (lambda sets: stack_adapters(sets[0]), r"give a list: \[adapters\]"),
+        (lambda sets: stack_adapters([]), "a list of nothing"),
+        (lambda sets: stack_adapters([sets[0], layers()]), "stacked, in a list, .* of dict"),
+        (lambda sets: scale_adapters(sets, 0.5), "scaled, in a list, .* of list"),
+        (lambda sets: swap_adapters(layers(), layers()), "an AdapterSet, but are of type dict"),
+        (lambda _: Net(layers()).add_adapter("one", layers()), "but are of type dict"),
+    ],
+)
+def test_an_object_that_is_not_a_list_of_sets_is_named_by_its_type(call, message, sets, unchecked):
+    with pytest.raises(SelectionError, match=message):
+        call(sets)
 
 
-def test_an_object_that_is_not_a_set_is_named_by_its_type(sets, unchecked):
-    def refused(function, *arguments):
-        with pytest.raises(SelectionError) as error:
-            function(*arguments)
-        return str(error.value)
-
-    assert "stacked, in a list, but this is a list of dict" in refused(
-        stack_adapters, [sets[0], layers()]
-    )
-    assert "scaled, in a list, but this is a list of list" in refused(scale_adapters, sets, 0.5)
-    told = "must be an AdapterSet, but are of type dict"
-    assert told in refused(swap_adapters, layers(), layers())
-    assert told in refused(Net(layers()).add_adapter, "one", layers())
-
-
-@pytest.mark.parametrize("method", ["ties", "magnitude_prune"])
-def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
-    with pytest.raises(SelectionError, match=r"(?s)0.03 keeps no entry.*stack: of 12 entries"):
-        combine(sets[:2], [1.0, 1.0], method, density=0.03)
-    with pytest.raises(SelectionError) as error:
-        combine(sets[:2], [1.0, 1.0], method, density=0.03)
-    assert "linear" not in str(error.value)  # one of its 20 entries is kept
+@pytest.mark.parametrize("method", ["ties", "magnitude_prune_svd"])
+def test_a_density_that_keeps_nothing_is_told_with_the_path(sets, method):
+    only = [AdapterSet({"stack": one["stack"]}) for one in sets[:2]]
+    with pytest.raises(SelectionError, match=r"stack: .*0.03 keeps no entry of .* 12 entries"):
+        combine(only, [1.0, 1.0], method, density=0.03)
 
 
 @pytest.mark.parametrize(
@@ -368,22 +347,18 @@ def test_a_density_that_keeps_nothing_is_told_with_the_paths(sets, method):
         ({"weights": [1.0]}, "a list of 2 numbers, one for each set"),
         ({"method": "tie"}, "no method 'tie'; did you mean 'ties'"),
         ({"method": "ties"}, "'ties' needs a `density`"),
-        ({"density": 0.5}, "'linear' keeps every entry"),
-        ({"majority_sign": "frequency"}, "'linear' elects no sign"),
+        ({"density": 0.5}, "`density` is for ties, .*, not 'linear'"),
+        ({"majority_sign": "frequency"}, "`majority_sign` is for ties, .*, not 'linear'"),
         ({"majority_sign": "votes"}, "must be 'total' or 'frequency', but is 'votes'"),
         ({"method": "ties", "density": 0.0}, r"number in \(0, 1\], but is 0.0"),
         ({"method": "dare_ties", "density": 0.5}, "needs a `key`"),
-        ({"method": "svd", "key": jax.random.key(0)}, "'svd' is not random"),
-        ({"method": "cat", "rank": 2}, "For a smaller rank, use method='svd'"),
-        ({"method": "svd", "rank": 0}, "at least 1, but is 0"),
-        ({"sets": [], "weights": []}, "no sets to be combined"),
+        ({"method": "svd", "key": jax.random.key(0)}, "`key` is for dare_linear, .*, not 'svd'"),
+        ({"method": "cat", "rank": 2}, "`rank` is for svd, .*, not 'cat'"),
         ({"sets": None}, "a list of NoneType"),
         ({"sets": layers()}, "a list of str"),
         ({"weights": 0.5}, "a list of 2 numbers, one for each set, but is 0.5"),
-        ({"weights": jnp.ones(())}, "a list of 2 numbers"),
         ({"weights": jnp.ones((2, 1))}, r"`weights\[0\]` must be one real number"),
         ({"weights": [1.0, "1"]}, r"`weights\[1\]` must be one real number, but is '1'"),
-        ({"weights": [jnp.ones(2), 1]}, r"`weights\[0\]` must be one real number"),
         ({"method": "dare_ties", "density": 0.5, "key": 3}, "must be one random key"),
         ({"method": "ties", "density": "0.5"}, r"number in \(0, 1\], but is '0.5'"),
         ({"method": "svd", "rank": 2.5}, "an integer of at least 1, but is 2.5"),

@@ -26,14 +26,6 @@ def adapted(layer, cls, getkey, **fields):
     return eqx.tree_at(lambda w: [getattr(w, n) for n in names], wrapper, [*fields.values()])
 
 
-def test_a_template_has_no_effects(getkey):
-    template = eqx.filter_eval_shape(
-        lambda x: x, adapted(eqx.nn.Linear(5, 4, key=getkey()), ToyLinear, getkey)
-    )
-    with pytest.raises(WrapperError, match=r"this is a template.*Give the model itself"):
-        adapter_effects(template)
-
-
 def orthonormal(rows, columns):
     return np.linalg.qr(np.random.default_rng(0).normal(size=(rows, columns)))[0]
 
@@ -49,9 +41,7 @@ def test_the_numbers_are_those_of_the_update(getkey):
     assert row.relative_norm == pytest.approx(math.sqrt(24) / np.linalg.norm(layer.weight))
     # Half of the weight in one direction, a quarter in each of two: entropy 1.5 log 2.
     assert row.effective_rank == pytest.approx(2**1.5, rel=1e-6)
-
-
-def test_equal_directions_count_in_full(getkey):
+    # Equal directions count in full.
     layer = eqx.nn.Linear(6, 6, key=getkey())
     half = jnp.asarray([2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
     layer = eqx.tree_at(lambda m: m.weight, layer, jnp.eye(6))
@@ -118,14 +108,11 @@ def test_an_update_below_the_rounding_of_the_weight_is_seen(dtype, getkey):
     assert row.effective_rank == pytest.approx(1, rel=1e-2)
 
 
-def test_nan_stays_nan(getkey):
+def test_nan_and_an_infinite_change_are_told(getkey):
     layer = eqx.nn.Linear(2, 2, key=getkey())
     (row,) = adapter_effects(adapted(layer, ToyScale, getkey, gain=jnp.asarray([1.0, jnp.nan])))
     assert math.isnan(row.relative_norm) and math.isnan(row.effective_rank)
-
-
-def test_the_relative_change_of_a_zero_weight_is_infinite(getkey):
-    layer = jax.tree.map(lambda x: 0 * x, eqx.nn.Linear(2, 2, key=getkey()))
+    layer = jax.tree.map(lambda x: 0 * x, layer)
     (row,) = adapter_effects(adapted(layer, ToyLinear, getkey, lora_B=jnp.eye(2)))
     assert row.relative_norm == math.inf
 
@@ -163,8 +150,11 @@ def test_a_merge_that_fails_otherwise_is_an_error_with_the_path(model, getkey):
         def merge(self):
             raise KeyError("a bug")
 
+    broken = apply_lora(model, 1, key=getkey(), target="head", wrapper=Broken)
     with pytest.raises(WrapperError, match=r"Broken at 'head'.*KeyError"):
-        adapter_effects(apply_lora(model, 1, key=getkey(), target="head", wrapper=Broken))
+        adapter_effects(broken)
+    with pytest.raises(WrapperError, match=r"'head': this is a template.*Give the model itself"):
+        adapter_effects(eqx.filter_eval_shape(lambda: broken))
 
 
 def test_it_prints_as_a_table(getkey):
@@ -198,8 +188,6 @@ def test_a_merge_into_something_else_is_named_with_its_path(getkey):
             return eqx.nn.Identity()
 
     adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrapper=Other)
-    with pytest.raises(WrapperError, match=r"`merge\(\)` of the Other at '0' must return a layer"):
-        adapter_effects(adapted)
     with pytest.raises(WrapperError, match=r"the Other at '0' .*`merge\(\)` must return a layer"):
         lora_report(adapted, merge_error=True)
 

@@ -6,7 +6,6 @@ import math
 import equinox as eqx
 import jax
 import pytest
-from matplotlib import pyplot
 
 from jno.lora import (
     AdapterEffects,
@@ -42,13 +41,6 @@ def test_effects_are_a_bar_for_each_matrix_and_a_line_for_each_spectrum(trained,
     # Two triplets of the weight were scaled: a spectrum of two values.
     assert [len(line.get_ydata()) for line in spectra.lines] == [2, 2, 2]
     assert "<svg" in (tmp_path / "effects.svg").read_text()
-
-
-def test_a_picture_shows_itself_in_a_notebook_and_pyplot_does_not_keep_it(trained):
-    before = pyplot.get_fignums()
-    figure = plot_adapters(adapter_effects(trained))
-    assert figure._repr_png_().startswith(b"\x89PNG\r\n")
-    assert pyplot.get_fignums() == before
 
 
 @pytest.mark.parametrize(("size", "scale"), [(1.0, "log"), (1e-3, "log"), (0.0, "linear")])

