@@ -193,7 +193,7 @@ def test_every_difference_is_listed():
         "LoRAConv'> in set 0, none in set 1",
         "more, class: <class 'jno_lora_zoo.adapters.LoRALinear'> in set 1, none in set 0",
         "linear, rank: 2 in set 0, 1 in set 1",
-        "linear, magnitude: none in set 0, float32[4] in set 1",
+        "linear, magnitude: float32[4] in set 1, none in set 0",
         "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):

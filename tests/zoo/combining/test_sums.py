@@ -130,7 +130,7 @@ class Shift(LoRAWrapper):
 
 
 def test_reports_papers_and_listings_name_the_members(tmp_path, unchecked):
-    shift = extract_adapters(apply_lora(MODEL, key=V, wrapper=Shift, target="^x$"))
+    shift = extract_adapters(apply_lora(MODEL, key=jax.random.key(0), wrapper=Shift, target="^x$"))
     report = lora_report(sum_adapters(MODEL, {"a": A, "d": DORA, "c": shift}))
     assert [row.rank for row in report.rows] == [4, 2]
     assert re.findall(r"Sum\(.*\) .* (\S+\+\S+) ", str(report)) == ["2+2+-"]

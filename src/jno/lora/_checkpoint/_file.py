@@ -237,11 +237,11 @@ def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) ->
             os.replace(description[1], old)
         os.replace(*content)
         os.replace(*description)
-    except BaseException:
+    except BaseException as err:
         with contextlib.suppress(OSError):
             if content[0].exists():  # nothing was replaced
                 os.replace(old, description[1])
-            else:
+            elif not isinstance(err, OSError):  # an interrupt
                 os.replace(*description)
         raise
     finally:
