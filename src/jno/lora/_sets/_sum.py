@@ -235,14 +235,13 @@ def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapp
     """A class of plain LoRA for `layer` that sees the matrix of one of these classes."""
     views = {view_of(cls) for cls in products}
 
-    def first(classes: Sequence[type[LoRAWrapper]]) -> type[LoRAWrapper] | None:
-        suits = (c for c in classes if is_product_class(c) and view_of(c) in views)
-        return next((c for c in suits if claims(c, layer)), None)
+    def suits(cls: type[LoRAWrapper]) -> bool:
+        return is_product_class(cls) and view_of(cls) in views and claims(cls, layer)
 
-    holder = first(products)
+    holder = next(filter(suits, products), None)
     if holder is None and products:
         with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
-            holder = first(default_registry().resolve("lora"))
+            holder = next(filter(suits, default_registry().resolve("lora")), None)
     return holder
 
 
