@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-VARIANTS = ["lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "vera", "ia3"]
-VARIANTS += ["lokr", "oft"]
+VARIANTS = ["lora", "dora", "pissa", "lora-xs", "vera", "lokr"]
 # Also around a convolution, a stack of layers, and a layer in half precision.
 OTHERS = ["lora", "pissa", "vera"]
 
