@@ -583,7 +583,7 @@ def _class_of(
     requirement = f"{distribution}>={version.partition('+')[0]}".removesuffix(">=")
     advice = f'If you trust this file:\n    pip install -U "{requirement}"\n'
     if distribution is None or not registry.discover:
-        advice = f"Pass it: wrappers=[{name}]"
+        advice = f"Pass it: load_adapters(..., wrappers=[{name}]), or call its package's own loader"
     try:
         provided = registry.provided(distribution, name)
     except PluginError as err:

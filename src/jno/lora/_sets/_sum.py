@@ -308,8 +308,8 @@ def sum_adapters(
 
     **Raises:** `SelectionError` if an argument makes no sense, if a set does not fit the model, or
     that lists the layers at which the updates cannot be added: two rotations of one weight, two
-    adapters that cannot be merged, adapters that share arrays, and adapters that replace the weight
-    by another without a known product.
+    adapters that cannot be merged, and adapters that share arrays. A call raises a `WrapperError`
+    if an update that is not a product meets a quantised weight.
     """
     expect_model(model, "sum_adapters")
     if not isinstance(weights, Mapping | None) and weights != "train":
