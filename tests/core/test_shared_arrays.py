@@ -89,9 +89,8 @@ def test_what_resolve_is_for() -> None:
     with pytest.raises(SelectionError, match="was resolved"):  # and is not trained by mistake
         jno.lora.lora_trainable_filter(resolved)
     assert eqx.tree_equal(jax.tree.leaves(resolve(resolved)), jax.tree.leaves(resolved))
-    model = mlp()
-    assert resolve(model) is model
-    traces = []
+    plain, model, traces = mlp(), adapted(), []
+    assert resolve(plain) is plain
 
     @eqx.filter_jit
     def call(model: Any, x: Any) -> Any:
@@ -99,7 +98,7 @@ def test_what_resolve_is_for() -> None:
         return model(x)
 
     for _ in range(3):  # a compiled function is found again
-        call(resolve(adapted()), jnp.asarray(X[0]))
+        call(resolve(model), jnp.asarray(X[0]))
     assert len(traces) == 1
 
 
@@ -147,7 +146,8 @@ def test_named_adapters_and_later_calls_of_a_net_use_the_array_that_exists(wrapp
     assert bool(net.trainable.layers[0].A.value) is trains
     net.add_adapter("one").update(moved(net.partition()[0]))
     expected = jax.vmap(net)(X)
-    net.mask(r"layers/0/A").freeze()
+    if trains:
+        net.mask(r"layers/0/A").freeze()
     net.deactivate().activate("one")
     np.testing.assert_array_equal(jax.vmap(net)(X), expected)
     assert not net.trainable.layers[0].A.value and net.trainable.layers[1].b

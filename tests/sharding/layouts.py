@@ -57,11 +57,10 @@ class Layout:
     fsdp: str | None = None
     batch: str | None = None
 
-    def build(self, devices: Any = None) -> Mesh:
-        """The mesh, over the first devices if not over these."""
+    def build(self) -> Mesh:
+        """The mesh, over all devices."""
         names, sizes = zip(*self.mesh, strict=True)
-        devices = jax.devices()[: int(np.prod(sizes))] if devices is None else devices
-        return Mesh(np.array(devices).reshape(sizes), names)
+        return Mesh(np.array(jax.devices()).reshape(sizes), names)
 
     def spec(self, *axes: str | None) -> P:
         """The partition spec of an array with these kinds of axis."""

@@ -102,7 +102,7 @@ def test_frozen_arrays_are_the_same_objects_on_a_mesh_and_on_a_device():
 
 # The tests of gathers check that merged layers stay in place on the other meshes.
 @pytest.mark.parametrize(("method", "layout"), [*((m, "2d") for m in METHODS), ("LoRA", "data")])
-def test_merged_and_unwrapped_layers_lie_where_the_layers_were(method, layout):
+def test_merged_unwrapped_and_loaded_layers_lie_where_the_layers_were(method, layout):
     plain, model = base(Small, layout), perturbed(adapted(method, layout))
     assert_close(adapted(method, layout), adapted(method, None), rtol=1e-6, atol=1e-6)
     merged, unwrapped = merge_lora(model), unwrap_lora(model)
@@ -111,21 +111,16 @@ def test_merged_and_unwrapped_layers_lie_where_the_layers_were(method, layout):
     expected = eqx.filter_jit(merge_lora)(perturbed(adapted(method, None)))
     assert_close(merged, expected, rtol=1e-5, atol=1e-5)
     assert_close(unwrapped, plain, rtol=1e-5, atol=1e-6)
+    for path, wrapper in adapters_in(model).items():
+        restored = load(wrapper, getattr(plain, path))
+        assert_same_sharding(restored, wrapper, f"{path}: ")
+        assert_close(restored.state(), wrapper.state(), rtol=0)
+        assert_close(restored.base, wrapper.base, rtol=1e-6, atol=1e-6)
 
 
 def load(wrapper, plain):
     state = {name: np.asarray(array) for name, array in wrapper.state().items()}
     return restored_layer(type(wrapper), plain, state, wrapper.rank, wrapper.alpha)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_loaded_arrays_take_the_matching_axes(method):
-    plain = base(Small, "2d")
-    for path, wrapper in adapters_in(perturbed(adapted(method, "2d"))).items():
-        restored = load(wrapper, getattr(plain, path))
-        assert_same_sharding(restored, wrapper, f"{path}: ")
-        assert_close(restored.state(), wrapper.state(), rtol=0)
-        assert_close(restored.base, wrapper.base, rtol=1e-6, atol=1e-6)
 
 
 def test_a_half_precision_base_has_float32_adapters_on_the_mesh():

@@ -403,7 +403,22 @@ def test_arguments_that_make_no_sense(arguments, message, unchecked):
         sum_adapters(**{"model": MODEL, "sets": {"old": A, "new": B}, **arguments})
 
 
+class Unmergeable(Shift):
+    mergeable = False
+
+
+class Another(Unmergeable):
+    pass
+
+
 def test_adapters_that_cannot_be_added_are_refused():
+    shifts = {cls.__name__: set_of(cls, target="^x$") for cls in (Unmergeable, Another)}
+    with pytest.raises(SelectionError, match="and 'Another' .* are no changes of the weight"):
+        sum_adapters(MODEL, shifts)
+    with pytest.raises(SelectionError, match="'u' .* no change of the weight, and has no weight"):
+        sum_adapters(MODEL, {"a": A, "u": shifts["Another"]})
+    with pytest.raises(SelectionError, match="'t' .* shares arrays between layers"):
+        sum_adapters(MODEL, {"a": A, "t": set_of("tied-lora")})
     summed = extract_adapters(sum_adapters(MODEL, {"a": A}))
     with pytest.raises(SelectionError, match=r"'s' \(Sum\(a\)\) is a sum itself"):
         sum_adapters(MODEL, {"s": summed})

@@ -239,16 +239,18 @@ def _entry(adapter: LooseAdapter, provider_of: ProviderOf, base_values: str | No
     return Entry(*described, *values, members, "weights" in cls.adapter_fields)
 
 
-def _described(adapter: LooseAdapter | Member, provider_of: ProviderOf) -> tuple[Any, ...]:
+def _described(
+    adapter: LooseAdapter | Member, provider_of: ProviderOf
+) -> tuple[str, str | None, str, str | None, int | None, float | None]:
     """The fields of `Described`."""
     cls, rank, alpha = adapter.wrapper, adapter.rank, adapter.alpha
-    provider = provider_of(cls)
-    has_plugin = provider is not None and provider.distribution != IN_PROCESS
-    plugin = (provider.distribution, provider.version) if has_plugin else (None, "")
+    provider, distribution, version = provider_of(cls), None, ""
+    if provider is not None and provider.distribution != IN_PROCESS:
+        distribution, version = provider.distribution, provider.version
     # A NumPy number becomes a Python number, which JSON knows.
     rank = rank and operator.index(rank)
     alpha = alpha if isinstance(alpha, int | None) else float(alpha)
-    return cls.__name__, *plugin, cls.variant, rank, alpha
+    return cls.__name__, distribution, version, cls.variant, rank, alpha
 
 
 def _as_json(value: Any, what: str) -> Any:
@@ -548,6 +550,8 @@ def _classes_of(
     configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     """The class of each adapter by path, and a problem for each class that is not found."""
+    section = configuration.extension
+    reader = "load_adapters" if section is None else section.reader
     paths_by_class: dict[str, list[str]] = {}
     for path, x in configuration.adapters.items():
         name = repr((x.wrapper, x.distribution, x.version, x.members, x.trains_weights))
@@ -556,7 +560,7 @@ def _classes_of(
     problems: Problems = {}
     for paths in paths_by_class.values():
         try:
-            cls = _class_of(configuration.adapters[paths[0]], given, registry)
+            cls = _class_of(configuration.adapters[paths[0]], given, registry, reader)
             classes |= dict.fromkeys(paths, cls)
         except PluginError as err:
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
@@ -565,15 +569,16 @@ def _classes_of(
 
 
 def _class_of(
-    entry: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+    entry: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, reader: str
 ) -> type[LoRAWrapper]:
-    """The class of an entry. **Raises:** `PluginError` that says what to install or to pass."""
+    """The class of an entry. **Raises:** `PluginError` that says what to install or to pass.
+
+    - `reader`: the function that reads the file, for the message.
+    """
     if isinstance(entry, Entry) and entry.members:
         members = [
-            Member(
-                name, _class_of(member, given, registry), member.rank, member.alpha, member.trains
-            )
-            for name, member in entry.members.items()
+            Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
+            for name, x in entry.members.items()
         ]
         return sum_class(tuple(members), bool(entry.trains_weights))
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
@@ -583,7 +588,7 @@ def _class_of(
     requirement = f"{distribution}>={version.partition('+')[0]}".removesuffix(">=")
     advice = f'If you trust this file:\n    pip install -U "{requirement}"\n'
     if distribution is None or not registry.discover:
-        advice = f"Pass it: load_adapters(..., wrappers=[{name}]), or call its package's own loader"
+        advice = f"Pass it: {reader}(..., wrappers=[{name}]), or call its package's own loader"
     try:
         provided = registry.provided(distribution, name)
     except PluginError as err:
