@@ -24,10 +24,10 @@ from .._contract import (
     over_stack,
 )
 from .._errors import SelectionError, WrapperError, failing
-from .._merge import plain_layer
+from .._merge import plain_layer, unwrap_lora
 from .._paths import FEW, bullets, nearest, path_str, show_path, show_place
 from .._sharding import restored_layer
-from .._shared_arrays import filler, names_shared_in, put_shared, shared_arrays, without_shared
+from .._shared_arrays import names_shared_in, put_shared, shared_arrays, without_shared
 from .._tree import (
     adapted_layers,
     claims,
@@ -242,15 +242,9 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
     expect_model(model, "swap_adapters")
     # An adapter around a block hides its layers, and an adapter inside changes the block. So all
     # are dropped before the set is compared with the model.
-    former: dict[tuple[str, type], dict[str, Any]] = {}
-    fill = filler(model)
-
-    def drop(path: str, adapter: LoRAWrapper) -> Any:
-        former[path, type(adapter)] = settings_of(adapter)
-        return plain_layer(fill(adapter))
-
-    plain = map_adapters(drop, model)
+    plain = unwrap_lora(model)
     check_fit(plain, adapters, "These adapters")
+    former = {(path, type(a)): settings_of(a) for path, a in adapted_layers(model)}
 
     def restored(path: str, new: LoRAWrapper) -> LoRAWrapper:
         return with_settings(new, former.get((path, type(new)), {}))
