@@ -250,5 +250,5 @@ def test_hundreds_of_matrices_still_fit(effects):
 def test_without_adapters_there_is_nothing_to_draw(model):
     with pytest.raises(SelectionError, match="no adapter that could be drawn"):
         plot_adapters(model)
-    with pytest.raises(SelectionError, match=r"(?s)cannot be merged:\n  - head"):
+    with pytest.raises(SelectionError, match="cannot be merged: head"):
         plot_adapters(Net(model).lora(1, target="head", wrapper=Unmergeable).module)

@@ -17,7 +17,6 @@ from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, WrapperError
 from jno.lora.extending import (
     Printed,
     adapted_layers,
-    bullets,
     expect_model,
     new_picture,
     over_stack,
@@ -156,11 +155,11 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     figure = new_picture(11, 4, path)  # checks the ending before long work
     effects = model if isinstance(model, AdapterEffects) else adapter_effects(model)
     if not effects.rows:
-        message = "The model carries no adapter that could be drawn. Adapt it first: net.lora(...)."
-        if effects.left_out:
-            message += " These adapters cannot be merged:\n"
-            message += bullets(map(show_path, effects.left_out))
-        raise SelectionError(message)
+        left_out = ", ".join(map(show_path, effects.left_out)) or "none"
+        raise SelectionError(
+            "The model carries no adapter that could be drawn. Adapt it first: net.lora(...). "
+            f"Adapters that cannot be merged: {left_out}."
+        )
     figure.set_figheight(min(2.2 + 0.17 * len(effects.rows), 14))
     _draw(figure, effects.rows)
     return figure.saved(path)
@@ -245,8 +244,6 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
 
 
 def _singular_values(dW: Any, rounding: float) -> Any:
-    if not dW.any():
-        return np.zeros(min(dW.shape))
     if not np.isfinite(dW).all():
         return np.full(min(dW.shape), np.nan)
     values = np.linalg.svd(dW, compute_uv=False)
