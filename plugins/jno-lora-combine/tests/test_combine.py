@@ -390,11 +390,9 @@ def test_layers_of_other_forms_are_listed():
     sets = [extract_adapters(trained(model, "lora", 1, rank=1)) for model in models]
     with pytest.raises(SelectionError) as error:
         combine(sets, [1.0, 1.0])
-    one, other = (
-        f"a LoRALinear of Linear(weight float32[{n}, 3], bias float32[{n}])" for n in (2, 4)
-    )
-    assert f"a: set 0 has {one}, set 1 {other}" in str(error.value)
-    assert "b: set 0 has" in str(error.value)
+    forms = [f"Linear(weight float32[{n}, 3], bias float32[{n}])" for n in (2, 4)]
+    told = f"a: set 0 has a LoRALinear, set 1 a LoRALinear: they are for {forms[0]} and {forms[1]}"
+    assert told in str(error.value) and "b: set 0 has" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -276,13 +276,13 @@ def _check_combinable(sets: Sequence[AdapterSet], recipe: "_Recipe") -> None:
         for path, adapter in adapters.adapters.items():
             former, first = seen.setdefault(path, (index, adapter))
             if first.layer.kinds != adapter.layer.kinds or not _have_same_matrix(first, adapter):
-                one, other = (f"a {x.wrapper.__name__} of {x.layer}" for x in (first, adapter))
-                misfits.append(f"{show_path(path)}: set {former} has {one}, set {index} {other}")
+                misfits.append(
+                    f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
+                    f"a {adapter.wrapper.__name__}: they are for {first.layer} and "
+                    f"{adapter.layer}. If these are alike, convert them with to_lora"
+                )
     if misfits:
-        raise SelectionError(
-            f"These adapters cannot be combined:\n{bullets(misfits)}\n"
-            "If only their classes differ, convert them with to_lora."
-        )
+        raise SelectionError(f"These adapters cannot be combined:\n{bullets(misfits)}")
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:

@@ -168,9 +168,9 @@ def _converted(
     cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
         raise WrapperError(
-            f"no plain LoRA of the registry is for a {type(layer).__name__} with these matrices: "
-            "register a subclass of the LoRA for such a layer. Adapters of one class with a "
-            "`sum_of` need no conversion to be combined"
+            f"no plain LoRA of the registry is for a {type(layer).__name__}: register a subclass "
+            "of a LoRA (for spectral weights, of LoRASpectral with the same `mode_weights`). "
+            "Adapters of one class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
         return _converted_family(cls, adapter, layer, rank, energy)
