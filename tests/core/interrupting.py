@@ -14,7 +14,7 @@ import jno.lora
 
 SOURCES = str(Path(jno.lora.__file__).parent)
 # How many moments of a control are tried. The last calls are all among them: there it acts.
-MOMENTS, LAST = 20, 12
+MOMENTS, LAST = 12, 8
 
 
 class Interrupt:

@@ -3,12 +3,8 @@
 How the tests interrupt is in `interrupting`; for `compare` see the tests of jno-lora-compare.
 """
 
-import sys
-import types
-
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
 import pytest
 
 import jno.lora
@@ -54,8 +50,14 @@ def net_with(*names):
     return net
 
 
+def summary_of_base(net):
+    with net.disabled():
+        net.summary()
+
+
 # name: (how the net is made, what is interrupted)
 CONTROLS = {
+    "disabled": (lambda: net_with("one").mask("c"), lambda net, _: summary_of_base(net)),
     "lora": (lambda: net_with().mask("c"), lambda net, _: net.lora(1, wrapper=Rebuilding)),
     "plan": (lambda: net_with().mask("c"), lambda net, _: net.plan(1, wrapper=Rebuilding)),
     "freeze": (lambda: net_with("one").mask("c"), lambda net, _: net.freeze()),
@@ -90,61 +92,6 @@ def test_a_control_that_is_interrupted_has_changed_nothing(name, file):
         with pytest.raises(KeyboardInterrupt):
             Interrupt(moment).during(lambda net=net: control(net, file))
         assert state_of(net) == before, f"call {moment} of {counter.calls}"
-
-
-def test_a_block_without_adapters_that_is_interrupted_leaves_the_net_as_it_was():
-    def block(net):
-        with net.disabled():
-            net.summary()
-
-    counter, net = Interrupt(), net_with("one").mask("c")
-    block(net)  # what is cached is not called again
-    counter.during(lambda: block(net))
-    for moment in moments(counter.calls):
-        net = net_with("one").mask("c")
-        before = state_of(net)
-        with pytest.raises(KeyboardInterrupt):
-            Interrupt(moment).during(lambda net=net: block(net))
-        assert state_of(net) == before, f"call {moment} of {counter.calls}"
-
-
-def test_an_interrupted_application_leaves_the_model_as_it_was():
-    leaves = jtu.tree_leaves(LAYERS)
-
-    def apply():
-        apply_lora(LAYERS, 1, key=KEYS[0], wrapper=Rebuilding)
-
-    apply()  # compiles
-    counter = Interrupt()
-    counter.during(apply)
-    for moment in moments(counter.calls):
-        with pytest.raises(KeyboardInterrupt):
-            Interrupt(moment).during(apply)
-        assert all(x is y for x, y in zip(leaves, jtu.tree_leaves(LAYERS), strict=True))
-
-
-HOOK = """
-    import {gate} as gate
-
-    @hookimpl
-    def jno_lora_wrappers():
-        gate.turns.append(1)
-        if len(gate.turns) == 1:
-            raise KeyboardInterrupt
-        return [adapter("Patient")]
-"""
-
-
-def test_a_plugin_whose_loading_was_interrupted_is_loaded_at_the_next_question(site, monkeypatch):
-    gate = types.ModuleType("jno_lora_test_gate")
-    gate.turns = []
-    monkeypatch.setitem(sys.modules, gate.__name__, gate)
-    site.install("patient-lora", HOOK.format(gate=gate.__name__))
-    registry = Registry()
-    with pytest.raises(KeyboardInterrupt):
-        registry.records()
-    assert [record.status for record in registry.records()] == ["loaded"]
-    assert registry.resolve("Patient")[0].__name__ == "Patient"
 
 
 def test_an_object_whose_registration_was_interrupted_can_be_registered_again():

@@ -32,12 +32,9 @@ def test_the_functions_know_the_words_too(function):
         function(LAYER, r=8)
 
 
-def test_a_spec_knows_the_words_too():
+def test_a_spec_knows_the_words_too(unchecked):
     with pytest.raises(SelectionError, match=r"specs\[0\], a spec, has no 'r', 'wraper'") as error:
         Net(LAYER).lora(specs=[{"r": 8, "wraper": "lora"}])
     assert "r is rank" in str(error.value) and "did you mean 'wrapper'" in str(error.value)
-
-
-def test_a_word_that_is_not_a_string_is_explained(unchecked):
     with pytest.raises(SelectionError, match=r"specs\[0\], a spec, has no 0\."):
         Net(LAYER).lora(specs=[{0: "lora"}])

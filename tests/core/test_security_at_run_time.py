@@ -1,7 +1,6 @@
 """SECURITY.md, watched at run time: an audit hook sees what no reading of sources does.
 
-`watched.py` is the process; here are plugins for it, one of which is blocked and one of which,
-for the sake of the hook, is not.
+`watched.py` is the process; here are plugins for it, one of which is blocked.
 """
 
 import importlib.util
@@ -17,10 +16,9 @@ import pytest
 WATCHED = Path(__file__).with_name("watched.py")
 
 EVIL = """
-    import os, pickle, socket
+    import os, socket
 
     socket.socket().close()
-    pickle.loads(pickle.dumps(os.getcwd))
     os.system("true")
 
     @hookimpl
@@ -29,40 +27,30 @@ EVIL = """
 """
 
 
-def watched(site, wrapper, forbidden, **environment):
-    """The output of `watched.py` with the plugin acme-lora and a forbidden one, and its folder."""
-    site.plugin("acme-lora", '"Acme"')
-    evil = site.install(forbidden, EVIL)
-    folder = site.root / "files"
-    folder.mkdir()
-    found = [str(path.parent) for path in site.root.glob("*/*.dist-info")]
-    path = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-P", str(WATCHED), wrapper, str(folder), forbidden],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_ENABLE_COMPILATION_CACHE": "0",
-            **environment,
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), evil, folder
-
-
 ZOO = pytest.mark.skipif(not importlib.util.find_spec("jno_lora_peft"), reason="needs it")
 
 
 @pytest.mark.parametrize(
     ("wrapper", "forbidden"),
-    # The names of distributions that are as long as those of the adapters' own.
+    # The names of distributions that are as long as the names of the adapters' distributions.
     [("Acme", "evil-lora"), pytest.param("lora", "evil-adapter", marks=ZOO)],
 )
 def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, site):
-    found, evil, folder = watched(site, wrapper, forbidden, JNO_LORA_BLOCK=forbidden)
+    site.plugin("acme-lora", '"Acme"')
+    evil = site.install(forbidden, EVIL)
+    folder = site.root / "files"
+    folder.mkdir()
+    installed = [str(path.parent) for path in site.root.glob("*/*.dist-info")]
+    settings = {
+        "PYTHONPATH": os.pathsep.join([*installed, os.environ.get("PYTHONPATH", "")]),
+        "JNO_LORA_BLOCK": forbidden,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
+    command = [sys.executable, "-P", str(WATCHED), wrapper, str(folder), forbidden]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found["records"] | {forbidden: "blocked", "acme-lora": "loaded"} == found["records"]
     assert evil not in found["modules"]
     # A file that says that its adapters come from there changes nothing of that.
@@ -80,7 +68,7 @@ def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, s
         folder / "lying.safetensors",
         folder / "peft",
     )
-    written = {("open", "TEMPORARY"), ("os.rename", "TEMPORARY"), ("os.listdir", str(folder))}
+    written = {("open", "TEMPORARY"), ("os.rename", "TEMPORARY")}
     nothing, read = set(), {("open", str(file))}
     expected = dict.fromkeys(["import", "apply", "plan", "merge", "report"], nothing)
     expected |= {"save": written} | dict.fromkeys(["read", "load", "inspect"], read)
@@ -89,9 +77,8 @@ def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, s
         config, tensors = (str(peft / f"adapter_{p}") for p in ("config.json", "model.safetensors"))
         expected["load_peft"] = {("open", config), ("open", tensors)}
         # There is no description while the tensors change: the old one is put aside.
-        made = {("os.mkdir", str(peft)), ("os.listdir", str(peft))}
-        made |= {("os.rename", config), ("os.remove", "TEMPORARY")}
-        expected["save_peft"] = written - {("os.listdir", str(folder))} | made
+        made = {("os.mkdir", str(peft)), ("os.rename", config), ("os.remove", "TEMPORARY")}
+        expected["save_peft"] = written | made
     assert files == expected
 
 
@@ -106,10 +93,3 @@ def is_metadata(event, path, search_path):
     if path in search_path:
         return event in ("open", "os.listdir", "os.scandir")  # one of them may be an archive
     return event == "open" and (".dist-info" in path or ".egg-info" in path)
-
-
-def test_the_watch_sees_a_plugin_that_is_not_blocked(site):
-    found, evil, _ = watched(site, "Acme", "evil-lora")
-    assert evil in found["modules"] and found["records"]["evil-lora"] == "loaded"
-    seen = {event for event, *_ in found["seen"]["apply"]}
-    assert {"socket.__new__", "pickle.find_class", "os.system"} <= seen

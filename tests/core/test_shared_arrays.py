@@ -17,12 +17,18 @@ from jno.lora.extending import put_around
 from .tied import Frozen, Tied, X, adapted, leaves_named, mlp, moved, normal, run
 
 
+def apply(wrapper: Any = Tied, target: str | None = None, **options: Any) -> Any:
+    key = jax.random.key(2)
+    return jno.lora.apply_lora(mlp(), 2, key=key, wrapper=wrapper, target=target, **options)
+
+
 def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
     model = adapted()
     assert leaves_named(model, ".A.value") == [".layers[0].A.value"]
     assert model.layers[0].A.value.shape == (2, 5) and model.layers[0].B.value.shape == (5, 2)
-    report = jno.lora.lora_report(model)
-    assert report.trainable == 2 * 5 + (5 + 5 + 2)
+    assert jno.lora.lora_report(model).trainable == 2 * 5 + (5 + 5 + 2)
+    specs = [{"target": "layers/0", "wrapper": Frozen}, {"wrapper": Tied}]
+    assert leaves_named(apply(None, specs=specs), ".A.value") == [".layers[0].A.value"]
 
 
 def test_the_gradient_is_the_sum_over_all_users() -> None:
@@ -30,8 +36,11 @@ def test_the_gradient_is_the_sum_over_all_users() -> None:
     trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
 
     @eqx.filter_jit
-    def gradient(trainable: Any) -> Any:
-        return eqx.filter_grad(lambda t: jnp.sum(run(eqx.combine(t, frozen)) ** 2))(trainable)
+    def gradient(trainable: Any, ready: Any) -> Any:
+        def loss(trainable: Any) -> Any:
+            return jnp.sum(jax.vmap(ready(eqx.combine(trainable, frozen)))(X) ** 2)
+
+        return eqx.filter_grad(loss)(trainable)
 
     def by_hand(arrays: list[Any]) -> Any:
         """With a copy of the array for each layer."""
@@ -47,11 +56,12 @@ def test_the_gradient_is_the_sum_over_all_users() -> None:
 
         return jnp.sum(jax.vmap(one)(X) ** 2)
 
-    A = model.layers[0].A.value
+    A, found = model.layers[0].A.value, gradient(trainable, resolve)
     expected = sum(jax.grad(by_hand)([A, A, A]))
-    np.testing.assert_allclose(
-        gradient(trainable).layers[0].A.value, expected, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(found.layers[0].A.value, expected, rtol=1e-4, atol=1e-4)
+    merged = gradient(trainable, jno.lora.merge_lora)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(merged), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
@@ -72,27 +82,29 @@ def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
     np.testing.assert_array_equal(jax.vmap(net)(X), run(net.module))
 
 
-def test_forgetting_to_resolve_is_an_error_that_says_so() -> None:
+def test_what_resolve_is_for() -> None:
     with pytest.raises(WrapperError, match=r"jno\.lora\.resolve\("):
         jax.vmap(adapted())(X)
-
-
-def test_a_resolved_model_is_not_trained_by_mistake() -> None:
     resolved = resolve(adapted())
-    with pytest.raises(SelectionError, match="was resolved"):
+    with pytest.raises(SelectionError, match="was resolved"):  # and is not trained by mistake
         jno.lora.lora_trainable_filter(resolved)
     assert eqx.tree_equal(jax.tree.leaves(resolve(resolved)), jax.tree.leaves(resolved))
+    plain, model, traces = mlp(), adapted(), []
+    assert resolve(plain) is plain
 
+    @eqx.filter_jit
+    def call(model: Any, x: Any) -> Any:
+        traces.append(None)
+        return model(x)
 
-def test_a_model_without_shared_arrays_is_returned_as_it_is() -> None:
-    model = mlp()
-    assert resolve(model) is model
+    for _ in range(3):  # a compiled function is found again
+        call(resolve(model), jnp.asarray(X[0]))
+    assert len(traces) == 1
 
 
 def test_merge_unwrap_and_weights_that_are_read() -> None:
     model = adapted()
-    expected = run(model)
-    np.testing.assert_allclose(jax.vmap(jno.lora.merge_lora(model))(X), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(jno.lora.merge_lora(model))(X), run(model), rtol=1e-5)
     assert eqx.tree_equal(jno.lora.unwrap_lora(model), mlp())
     resolved = resolve(model)
     merged = jno.lora.merge_lora(resolved)
@@ -101,48 +113,44 @@ def test_merge_unwrap_and_weights_that_are_read() -> None:
         _ = model.layers[1].weight
 
 
-def test_a_merge_in_the_loss_has_the_same_gradient() -> None:
-    model = adapted()
-    trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
+class Sized(Tied):
+    """Its arrays are made by a function that differs from adapter to adapter."""
 
-    def loss(trainable: Any, ready: Any) -> Any:
-        return jnp.sum(jax.vmap(ready(eqx.combine(trainable, frozen)))(X) ** 2)
-
-    one, two = (eqx.filter_grad(loss)(trainable, ready) for ready in (resolve, jno.lora.merge_lora))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+        super().__init__(base, rank, alpha, key=key)
+        self.A = Shared("sized-A", self.A.shape, lambda key, shape: 3 * normal(key, shape))
 
 
-def test_sets_and_swaps() -> None:
-    model = adapted()
+@pytest.mark.parametrize("wrapper", [Tied, Frozen, Sized])
+def test_sets_and_swaps(wrapper: Any) -> None:
+    model = adapted(wrapper=wrapper)
     adapters = jno.lora.extract_adapters(model)
-    assert set(adapters.shared) == {"tied-A", "tied-B"}
-    assert "A/value" not in adapters["layers/0"].state
-    swapped = jno.lora.swap_adapters(mlp(), adapters)
-    assert eqx.tree_equal(swapped, model)
-    again = jno.lora.swap_adapters(moved(model), adapters)
-    assert eqx.tree_equal(again, model)
+    assert len(adapters.shared) == 2 and "A/value" not in adapters["layers/0"].state
+    name = model.layers[0].A.name
+    assert adapters.shared[name] is model.layers[0].A.value
+    for base in (mlp(), moved(model)):
+        swapped = jno.lora.swap_adapters(base, adapters)
+        assert eqx.tree_equal(swapped, model)
+        if wrapper is Frozen:  # one buffer
+            assert {id(layer.A.value) for layer in swapped.layers} == {id(adapters.shared[name])}
 
 
-def test_named_adapters_of_a_net() -> None:
-    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied).add_adapter("one")
-    net.update(moved(net.partition()[0]))
+@pytest.mark.parametrize("wrapper", [Tied, Frozen])
+def test_named_adapters_and_later_calls_of_a_net_use_the_array_that_exists(wrapper: Any) -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=wrapper, target="layers/[12]")
+    kept = net.module.layers[1].A.value
+    net.lora(rank=2, wrapper=wrapper, target="layers/0")
+    trains = wrapper is Tied
+    assert net.module.layers[0].A.value is kept
+    assert (net.module.layers[1].A.value is kept) is not trains
+    assert bool(net.trainable.layers[0].A.value) is trains
+    net.add_adapter("one").update(moved(net.partition()[0]))
     expected = jax.vmap(net)(X)
-    net.mask(r"layers/0/A").freeze()
-    net.deactivate()
-    net.activate("one")
+    if trains:
+        net.mask(r"layers/0/A").freeze()
+    net.deactivate().activate("one")
     np.testing.assert_array_equal(jax.vmap(net)(X), expected)
     assert not net.trainable.layers[0].A.value and net.trainable.layers[1].b
-
-
-def test_a_second_call_uses_the_array_that_exists() -> None:
-    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied, target="layers/[12]")
-    kept = net.module.layers[1].A.value
-    net.lora(rank=2, wrapper=Tied, target="layers/0")
-    assert leaves_named(net.module, ".A.value") == [".layers[0].A.value"]
-    assert net.module.layers[0].A.value is kept
-    assert net.trainable.layers[0].A.value
-    jax.vmap(net)(X)
 
 
 def test_a_second_call_that_needs_a_larger_array_is_refused() -> None:
@@ -166,7 +174,8 @@ def test_stacked_layers_run_by_a_scan() -> None:
         return jnp.sum(jax.vmap(lambda x: call(ready(model), x))(X) ** 2)
 
     (one, by_call), (two, by_merge) = (
-        eqx.filter_value_and_grad(loss)(model, ready) for ready in (resolve, jno.lora.merge_lora)
+        eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, ready)
+        for ready in (resolve, jno.lora.merge_lora)
     )
     np.testing.assert_allclose(one, two, rtol=1e-5)
     np.testing.assert_allclose(by_call[0].A.value, by_merge[0].A.value, rtol=1e-4, atol=1e-5)
@@ -178,6 +187,8 @@ def test_stacked_layers_run_by_a_scan() -> None:
     same = eqx.tree_at(lambda m: m[0].B.value, same, jnp.zeros((3, 2)))
     with pytest.raises(WrapperError, match="resolve"):
         loss([same[0], model[1]], lambda model: model)
+    report = Net(model).summary(merge_error=True)
+    assert all(row.merge_error is not None for row in report)
 
 
 def test_a_sharded_model_keeps_the_array_on_every_device() -> None:
@@ -185,20 +196,6 @@ def test_a_sharded_model_keeps_the_array_on_every_device() -> None:
     model = eqx.filter_shard(mlp(), NamedSharding(mesh, PartitionSpec()))
     array = adapted(model).layers[0].A.value
     assert array.sharding == NamedSharding(mesh, PartitionSpec())
-
-
-def test_two_models_in_one_tree() -> None:
-    pair = [adapted(), adapted()]
-    with pytest.raises(SelectionError, match="two models"):
-        resolve(pair)
-    with pytest.raises(SelectionError, match="two models"):
-        jno.lora.extract_adapters(pair)
-    assert len([resolve(one) for one in pair]) == 2
-
-
-def test_a_part_of_a_model_lacks_the_array() -> None:
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(adapted().layers[1])
 
 
 def test_an_adapter_that_is_built_by_hand() -> None:
@@ -210,36 +207,21 @@ def test_an_adapter_that_is_built_by_hand() -> None:
     np.testing.assert_array_equal(whole(X[0]), layer(X[0]))
 
 
-class Sized(Tied):
-    """Its arrays are made by a function that differs from adapter to adapter."""
-
-    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
-        super().__init__(base, rank, alpha, key=key)
-        self.A = Shared("sized-A", self.A.shape, lambda key, shape: 3 * normal(key, shape))
-
-
-def test_the_function_that_makes_an_array_is_dropped_when_the_array_exists() -> None:
-    one, other = (
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrapper=Sized) for _ in range(2)
-    )
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    swapped = jno.lora.swap_adapters(mlp(), jno.lora.extract_adapters(one))
-    assert eqx.tree_equal(swapped, one)
-
-
-def test_an_adapter_whose_array_was_taken_away_gets_no_other_one() -> None:
+def test_a_part_of_a_model_lacks_the_array_and_gets_no_other_one() -> None:
     alone = adapted().layers[1]
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(alone, key=jax.random.key(0))
-    with pytest.raises(SelectionError, match="'tied-A', which is missing"):
-        resolve(Tied.from_state(alone.base, alone.state(), 2, 1.0), key=jax.random.key(0))
+    restored = Tied.from_state(alone.base, alone.state(), 2, 1.0)
+    for adapter, key in ((alone, None), (alone, jax.random.key(0)), (restored, jax.random.key(0))):
+        with pytest.raises(SelectionError, match="'tied-A', which is missing"):
+            resolve(adapter, key=key)
 
 
-def test_adapters_that_bring_an_array_which_others_share_are_refused() -> None:
-    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/0")
-    brought = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=Tied, target="layers/1")
+def test_two_models_and_other_adapters_with_an_array_of_the_name_are_refused() -> None:
+    for call in (resolve, jno.lora.extract_adapters):
+        with pytest.raises(SelectionError, match="two models"):
+            call([adapted(), adapted()])
+    brought = jno.lora.extract_adapters(apply(target="layers/1"))
     with pytest.raises(SelectionError, match="share an array 'tied-A' already"):
-        put_around(model, jno.lora.extract_adapters(brought))
+        put_around(apply(target="layers/0"), brought)
 
 
 def test_names_that_clash() -> None:
@@ -248,9 +230,17 @@ def test_names_that_clash() -> None:
             super().__init__(base, rank, alpha, key=key)
             self.A = Shared("tied-A", (rank,), normal)
 
-    specs = [{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}]
+    class InList(Tied):
+        A: Any
+
+        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
+            super().__init__(base, rank, alpha, key=key)
+            self.A = [Shared("tied-A", (rank, 5), normal)]
+
     with pytest.raises(SelectionError, match=r"array 'tied-A' is .* shape"):
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), specs=specs)
+        apply(None, specs=[{"target": "layers/0", "wrapper": Other}, {"wrapper": Tied}])
+    with pytest.raises(WrapperError, match="must be a field of the adapter itself, or in a dict"):
+        apply(InList)
 
 
 def test_two_packages_do_not_share_an_array_by_accident() -> None:
@@ -267,7 +257,7 @@ def test_two_packages_do_not_share_an_array_by_accident() -> None:
 
     Foreign.__module__ = Borrowing.__module__ = ones.__module__ = "acme_lora.adapters"
     key = jax.random.key(0)
-    first = jno.lora.apply_lora(mlp(), 2, key=key, target="layers/1", wrapper=Tied)
+    first = apply(target="layers/1")
     message = "share an array 'tied-A', but different packages define them"
     with pytest.raises(SelectionError, match=rf"of acme_lora.adapters and .* {message}"):
         jno.lora.apply_lora(first, 2, key=key, wrapper=Foreign)
@@ -276,41 +266,7 @@ def test_two_packages_do_not_share_an_array_by_accident() -> None:
     ones.__module__ = "jax.nn"
     specs = [{"target": "layers/0", "wrapper": Tied}, {"wrapper": Foreign}]
     with pytest.raises(SelectionError, match=message):
-        jno.lora.apply_lora(mlp(), 2, key=key, specs=specs)
-
-
-def test_a_compiled_function_is_found_again() -> None:
-    traces = []
-
-    @eqx.filter_jit
-    def call(model: Any, x: Any) -> Any:
-        traces.append(None)
-        return model(x)
-
-    model = adapted()
-    for _ in range(3):
-        call(resolve(model), jnp.asarray(X[0]))
-    assert len(traces) == 1
-
-
-def test_merge_errors_of_a_stack() -> None:
-    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
-    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 2))
-    model = adapted([stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))])
-    report = Net(model).summary(merge_error=True)
-    assert all(row.merge_error is not None for row in report)
-
-
-def test_a_shared_array_in_a_list_is_refused() -> None:
-    class InList(Tied):
-        A: Any
-
-        def __init__(self, base: Any, rank: int, alpha: float, *, key: Any):
-            super().__init__(base, rank, alpha, key=key)
-            self.A = [Shared("tied-A", (rank, 5), normal)]
-
-    with pytest.raises(WrapperError, match="must be a field of the adapter itself, or in a dict"):
-        jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=InList)
+        apply(None, specs=specs)
 
 
 def test_a_frozen_array_is_one_buffer_that_every_adapter_holds() -> None:
@@ -322,27 +278,9 @@ def test_a_frozen_array_is_one_buffer_that_every_adapter_holds() -> None:
     expected = jax.vmap(jno.lora.merge_lora(net.module))(X)
     np.testing.assert_allclose(jax.vmap(net.module)(X), expected, rtol=1e-5)
     np.testing.assert_array_equal(run(net.module), jax.vmap(net.module)(X))
-    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), wrapper=Frozen)
+    model = apply(Frozen)
     assert jno.lora.lora_report(model).trainable == 5 + 5 + 2
     assert Net(model).summary().total == Net(mlp()).summary().total + 5 + 5 + 2
-
-
-def test_frozen_arrays_stay_one_buffer_in_sets_and_named_adapters() -> None:
-    model = adapted(wrapper=Frozen)
-    adapters = jno.lora.extract_adapters(model)
-    assert adapters.shared["tied-A"] is model.layers[0].A.value
-    swapped = jno.lora.swap_adapters(mlp(), adapters)
-    net = Net(model).add_adapter("one").deactivate().activate("one")
-    for found in (swapped, net.module):
-        assert eqx.tree_equal(found, model)
-        assert {id(layer.A.value) for layer in found.layers} == {id(model.layers[0].A.value)}
-
-
-def test_a_later_call_refers_to_the_frozen_array_that_exists() -> None:
-    net = Net(mlp()).lora(rank=2, wrapper=Frozen, target="layers/[12]")
-    net.lora(rank=2, wrapper=Frozen, target="layers/0")
-    assert net.module.layers[0].A.value is net.module.layers[1].A.value
-    jax.vmap(net.module)(X)
 
 
 class Both(eqx.Module):
@@ -367,9 +305,3 @@ def test_copies_of_a_frozen_array_are_one_array_and_other_values_are_two() -> No
             np.testing.assert_allclose(found, run(one), rtol=1e-6)
     with pytest.raises(SelectionError, match="'tied-A' in this tree"):
         jno.lora.extract_adapters(pair)
-
-
-def test_a_class_that_trains_the_frozen_array_of_another_class() -> None:
-    specs = [{"target": "layers/0", "wrapper": Frozen}, {"wrapper": Tied}]
-    model = jno.lora.apply_lora(mlp(), 2, key=jax.random.key(2), specs=specs)
-    assert leaves_named(model, ".A.value") == [".layers[0].A.value"]

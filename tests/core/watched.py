@@ -57,8 +57,7 @@ class Watch:
         if event in ("exec", "compile"):
             # Imports, data classes, named tuples and Equinox's modules make code; we do not.
             innermost = sys._getframe(2).f_code.co_filename
-            is_ours = any(part in innermost for part in OURS)
-            return is_ours or "canary" in repr(arguments)
+            return any(part in innermost for part in OURS) or "canary" in repr(arguments)
         if event.startswith(FILES):
             return not isinstance(arguments[0], int) and self.is_ours(sys._getframe(2))
         return False
@@ -78,10 +77,8 @@ class Watch:
 def main(wrapper, folder, forbidden):
     """Do everything once, and say what was seen."""
     # JAX and Equinox are there, and what they did is theirs.
-    model = {
-        CANARY: eqx.nn.Linear(3, 2, key=jax.random.key(0)),
-        "other": eqx.nn.Linear(2, 3, key=jax.random.key(1)),
-    }
+    one, two, key = jax.random.split(jax.random.key(0), 3)
+    model = {CANARY: eqx.nn.Linear(3, 2, key=one), "other": eqx.nn.Linear(2, 3, key=two)}
     file, lying = folder / "adapters.safetensors", folder / "lying.safetensors"
     watch = Watch()
 
@@ -94,35 +91,35 @@ def main(wrapper, folder, forbidden):
         return lora, _commands.cli
 
     lora, cli = watch.during("import", imported)
-    key = jax.random.key(2)
     adapted = watch.during(
         "apply", lambda: lora.apply_lora(model, 1, key=key, wrapper=wrapper, target="canary")
     )
-    watch.during("plan", lambda: str(lora.plan_lora(model, 1, wrapper=wrapper)))
-    watch.during("merge", lambda: lora.merge_lora(adapted))
-    watch.during("report", lambda: str(lora.lora_report(adapted)))
-    watch.during("save", lambda: lora.save_adapters(adapted, file))
-    watch.during("read", lambda: lora.read_adapters(file))
-    watch.during("load", lambda: lora.load_adapters(model, file))
-    command = lambda: cli(["inspect", str(file)], standalone_mode=False)  # noqa: E731
-    watch.during("inspect", command)
+    steps = {
+        "plan": lambda: str(lora.plan_lora(model, 1, wrapper=wrapper)),
+        "merge": lambda: lora.merge_lora(adapted),
+        "report": lambda: str(lora.lora_report(adapted)),
+        "save": lambda: lora.save_adapters(adapted, file),
+        "read": lambda: lora.read_adapters(file),
+        "load": lambda: lora.load_adapters(model, file),
+        "inspect": lambda: cli(["inspect", str(file)], standalone_mode=False),
+    }
     if wrapper == "lora":
-        peft = lora.peft
-        watch.during("save_peft", lambda: peft.save_peft(adapted, folder / "peft"))
-        watch.during("load_peft", lambda: peft.load_peft(model, folder / "peft"))
+        steps["save_peft"] = lambda: lora.peft.save_peft(adapted, folder / "peft")
+        steps["load_peft"] = lambda: lora.peft.load_peft(model, folder / "peft")
+    for name, step in steps.items():
+        watch.during(name, step)
 
-    entry = [
-        w for record in lora.registered() for w in record.wrappers if w.cls is type_of(adapted)
-    ]
+    cls = type(adapted[CANARY])
+    wrappers = [w for record in lora.registered() for w in record.wrappers]
+    (origin,) = {w.distribution for w in wrappers if w.cls is cls}
     # A name of the same length, so that the file is in order but for what it says.
-    (origin,) = {w.distribution for w in entry}
     assert len(origin) == len(forbidden)
     # Without checksums: the key has another name.
     content = file.read_bytes().replace(b"jno.lora.crc32", b"jno.lora.crc__")
     lying.write_bytes(content.replace(origin.encode(), forbidden.encode()))
+    error = None
     try:
         watch.during("load what lies", lambda: lora.load_adapters(model, lying))
-        error = None
     except lora.JnoLoraError as err:
         error = str(err)
 
@@ -131,10 +128,6 @@ def main(wrapper, folder, forbidden):
     watch.during("control", lambda: exec(control))
     found = {"seen": watch.seen, "error": error, "path": sys.path, "modules": list(sys.modules)}
     return found | {"records": {r.distribution: r.status for r in lora.registered()}}
-
-
-def type_of(adapted):
-    return type(adapted[CANARY])
 
 
 if __name__ == "__main__":

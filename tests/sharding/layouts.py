@@ -57,11 +57,10 @@ class Layout:
     fsdp: str | None = None
     batch: str | None = None
 
-    def build(self, devices: Any = None) -> Mesh:
-        """The mesh, over the first devices if not over these."""
+    def build(self) -> Mesh:
+        """The mesh, over all devices."""
         names, sizes = zip(*self.mesh, strict=True)
-        devices = jax.devices()[: int(np.prod(sizes))] if devices is None else devices
-        return Mesh(np.array(devices).reshape(sizes), names)
+        return Mesh(np.array(jax.devices()).reshape(sizes), names)
 
     def spec(self, *axes: str | None) -> P:
         """The partition spec of an array with these kinds of axis."""
@@ -127,18 +126,15 @@ class Block(eqx.Module):
 
 
 class Transformer(eqx.Module):
-    """Embedding, convolution, attention, a stack of blocks run by `lax.scan`, and a head."""
+    """Embedding, attention, a stack of blocks run by `lax.scan`, and a head."""
 
     embedding: eqx.nn.Embedding
-    conv: eqx.nn.Conv1d
     attention: eqx.nn.MultiheadAttention
     blocks: Block
     head: eqx.nn.Linear
 
     axes: ClassVar[dict] = {
         "embedding/weight": ("tensor", "fsdp"),
-        "conv/weight": ("tensor", "fsdp", None),
-        "conv/bias": ("tensor", None),
         "(query|key|value)_proj/weight": ("tensor", "fsdp"),
         "output_proj/weight": ("fsdp", "tensor"),
         "blocks/up/weight": (None, "tensor", "fsdp"),
@@ -150,16 +146,14 @@ class Transformer(eqx.Module):
     }
 
     def __init__(self, key):
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 4)
         self.embedding = eqx.nn.Embedding(24, 16, key=keys[0])
-        self.conv = eqx.nn.Conv1d(16, 16, 3, padding=1, key=keys[1])
-        self.attention = eqx.nn.MultiheadAttention(8, 16, key=keys[2])
-        self.blocks = eqx.filter_vmap(Block)(jax.random.split(keys[3], 3))
-        self.head = eqx.nn.Linear(16, 8, key=keys[4])
+        self.attention = eqx.nn.MultiheadAttention(8, 16, key=keys[1])
+        self.blocks = eqx.filter_vmap(Block)(jax.random.split(keys[2], 3))
+        self.head = eqx.nn.Linear(16, 8, key=keys[3])
 
     def __call__(self, tokens):
         x = jax.vmap(self.embedding)(tokens)
-        x = x + self.conv(x.T).T
         x = x + self.attention(x, x, x)
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
 
@@ -228,7 +222,7 @@ def adapted(method: str, layout: str | None) -> Any:
 @functools.cache
 def adapted_transformer(layout: str | None) -> Any:
     """The transformer with LoRA everywhere, the embedding included."""
-    return adapt(base(Transformer, layout), [*wrappers_of("LoRA"), LoRAEmbedding])
+    return adapt(base(Transformer, layout), ["lora", LoRAEmbedding])
 
 
 def adapt(model, wrappers):

@@ -70,7 +70,7 @@ def test_every_method_computes_the_same_bits_in_another_process(trained, file, e
         assert not np.array_equal(here[name], plain[name]), name
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "milora", "dora"])
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_a_model_of_numpys_64_bits_gets_its_adapters_back(variant, tmp_path, getkey):
     layer = eqx.nn.Linear(5, 3, key=getkey())
     arrays = np.random.default_rng(0).normal(size=(3, 5)), np.zeros(3)
@@ -115,24 +115,16 @@ def test_a_net_that_replaces_adapters_still_knows_the_layers_themselves(tmp_path
     assert net.unwrap().module[0].weight is layer[0].weight
 
 
-def test_the_file_of_vera_holds_its_seed_and_not_its_matrices(file, tmp_path, getkey):
-    tensors = safetensors.numpy.load_file(str(_of_vera(file, tmp_path)))
-    kinds = {name.rpartition(":")[2] for name in tensors}
-    assert kinds == {"b", "d", "seed"}
-    assert tensors["vera/linear:seed"].nbytes == 4
-    wide = Net(eqx.nn.Linear(512, 512, key=getkey())).freeze().lora(rank=256, wrapper="vera")
-    wide.save_adapters(tmp_path / "wide")
-    assert (tmp_path / "wide").stat().st_size < 10_000  # of 256 x 1024 numbers in A and B
+def test_the_file_of_vera_holds_its_seed_and_not_its_matrices(tmp_path, getkey):
+    file = tmp_path / "vera"
+    net = Net([eqx.nn.Linear(512, 512, key=getkey())]).freeze().lora(rank=256, wrapper="vera")
+    net.save_adapters(file)
+    tensors = safetensors.numpy.load_file(file)
+    assert tensors.keys() == {"0:b", "0:d", "0:seed"} and tensors["0:seed"].nbytes == 4
+    assert file.stat().st_size < 10_000  # of 256 x 1024 numbers in A and B
 
 
-def _of_vera(file, folder):
-    adapters = read_adapters(file).adapters
-    only = {path: adapter for path, adapter in adapters.items() if path.startswith("vera")}
-    save_adapters(type(read_adapters(file))(only), folder / "vera")
-    return folder / "vera"
-
-
-@pytest.mark.parametrize("variant", ["pissa", "milora", "lora-xs"])
+@pytest.mark.parametrize("variant", ["pissa", "lora-xs"])
 def test_the_program_that_restores_an_adapter_decomposes_nothing(variant, getkey):
     layer = [eqx.nn.Linear(7, 6, key=getkey())]
     adapters = extract_adapters(apply_lora(layer, 2, key=getkey(), wrapper=variant))

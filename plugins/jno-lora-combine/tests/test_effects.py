@@ -1,5 +1,6 @@
-"""`adapter_effects`: what an adapter did to the matrices of a model."""
+"""`adapter_effects` and `plot_adapters`: what an adapter did to the matrices of a model."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import pytest
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, ToyStacked, UserEmbedding
 
 from jno.lora import (
+    AdapterEffects,
+    Net,
+    SelectionError,
     WrapperError,
     adapter_effects,
     apply_lora,
     lora_report,
+    plot_adapters,
 )
 
 
@@ -24,14 +29,6 @@ def adapted(layer, cls, getkey, **fields):
     wrapper = cls(layer, 4, 4.0, key=getkey())
     names = list(fields)
     return eqx.tree_at(lambda w: [getattr(w, n) for n in names], wrapper, [*fields.values()])
-
-
-def test_a_template_has_no_effects(getkey):
-    template = eqx.filter_eval_shape(
-        lambda x: x, adapted(eqx.nn.Linear(5, 4, key=getkey()), ToyLinear, getkey)
-    )
-    with pytest.raises(WrapperError, match=r"this is a template.*Give the model itself"):
-        adapter_effects(template)
 
 
 def orthonormal(rows, columns):
@@ -49,9 +46,7 @@ def test_the_numbers_are_those_of_the_update(getkey):
     assert row.relative_norm == pytest.approx(math.sqrt(24) / np.linalg.norm(layer.weight))
     # Half of the weight in one direction, a quarter in each of two: entropy 1.5 log 2.
     assert row.effective_rank == pytest.approx(2**1.5, rel=1e-6)
-
-
-def test_equal_directions_count_in_full(getkey):
+    # Equal directions count in full.
     layer = eqx.nn.Linear(6, 6, key=getkey())
     half = jnp.asarray([2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
     layer = eqx.tree_at(lambda m: m.weight, layer, jnp.eye(6))
@@ -60,21 +55,34 @@ def test_equal_directions_count_in_full(getkey):
     assert row.relative_norm == pytest.approx(math.sqrt(3 / 6))
 
 
-def test_kernels_are_flattened_and_vectors_are_one_column(getkey):
+class Bias(ToyScale):
+    def merge(self):
+        return eqx.tree_at(lambda m: m.bias, self.base, self.base.bias + self.gain - 1)
+
+
+class Counted(eqx.nn.Linear):
+    """A layer with a count beside its arrays, and with no bias."""
+
+    count: jax.Array
+
+    def __init__(self, key):
+        super().__init__(4, 3, use_bias=False, key=key)
+        self.count = jnp.asarray(7)
+
+
+def test_kernels_are_flattened_vectors_are_one_column_and_integers_have_no_row(getkey):
     kernel = eqx.nn.Conv2d(3, 2, 2, key=getkey())
-    delta = jnp.ones_like(kernel.weight)
-    model = {"conv": adapted(kernel, ToyConv, getkey, delta=delta)}
-    (row,) = adapter_effects(model)
-    assert (row.label, row.shape, row.effective_rank) == ("conv/weight", (2, 12), pytest.approx(1))
-
-    class Bias(ToyScale):
-        def merge(self):
-            return eqx.tree_at(lambda m: m.bias, self.base, self.base.bias + self.gain - 1)
-
-    (row,) = adapter_effects(
-        adapted(eqx.nn.Linear(3, 2, key=getkey()), Bias, getkey, gain=2 * jnp.ones(2))
-    )
-    assert (row.array, row.shape, row.effective_rank) == ("bias", (2, 1), pytest.approx(1))
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    model = {
+        "conv": adapted(kernel, ToyConv, getkey, delta=jnp.ones_like(kernel.weight)),
+        "bias": adapted(linear, Bias, getkey, gain=2 * jnp.ones(2)),
+        "count": adapted(Counted(getkey()), ToyLinear, getkey, lora_B=jnp.ones((3, 3))),
+    }
+    assert [(row.label, row.shape, row.effective_rank) for row in adapter_effects(model)] == [
+        ("bias/bias", (2, 1), pytest.approx(1)),
+        ("conv/weight", (2, 12), pytest.approx(1)),
+        ("count/weight", (3, 4), pytest.approx(1)),
+    ]
 
 
 def test_a_stack_has_a_row_for_each_slice(getkey):
@@ -95,12 +103,8 @@ def test_an_untrained_adapter_has_a_row_of_zeros_for_each_matrix(model, getkey):
     effects = adapter_effects(
         apply_lora(model, 1, key=getkey(), wrapper=[ToyLinear, UserEmbedding])
     )
-    assert [row.label for row in effects] == [
-        "embedding/weight",
-        "encoder/0/weight",
-        "encoder/1/weight",
-        "head/weight",
-    ]
+    labels = ["embedding/weight", "encoder/0/weight", "encoder/1/weight", "head/weight"]
+    assert [row.label for row in effects] == labels
     assert {(row.relative_norm, row.effective_rank) for row in effects} == {(0, 0)}
     assert effects.rows[0].singular_values == (0, 0, 0)
 
@@ -109,23 +113,19 @@ def test_an_untrained_adapter_has_a_row_of_zeros_for_each_matrix(model, getkey):
 def test_an_update_below_the_rounding_of_the_weight_is_seen(dtype, getkey):
     layer = eqx.nn.Linear(8, 8, key=getkey())
     layer = eqx.tree_at(lambda m: m.weight, layer, layer.weight.astype(dtype))
-    delta = 1e-5 * jnp.ones((8, 1))
-    fields = {"lora_A": jnp.ones((1, 8)), "lora_B": delta}
     wrapper = ToyLinear(layer, 1, 1.0, key=getkey())
-    wrapper = eqx.tree_at(lambda w: (w.lora_A, w.lora_B), wrapper, (*fields.values(),))
+    factors = jnp.ones((1, 8)), 1e-5 * jnp.ones((8, 1))
+    wrapper = eqx.tree_at(lambda w: (w.lora_A, w.lora_B), wrapper, factors)
     (row,) = adapter_effects(wrapper)
     assert row.singular_values[0] == pytest.approx(8e-5, rel=1e-2)
     assert row.effective_rank == pytest.approx(1, rel=1e-2)
 
 
-def test_nan_stays_nan(getkey):
+def test_nan_and_an_infinite_change_are_told(getkey):
     layer = eqx.nn.Linear(2, 2, key=getkey())
     (row,) = adapter_effects(adapted(layer, ToyScale, getkey, gain=jnp.asarray([1.0, jnp.nan])))
     assert math.isnan(row.relative_norm) and math.isnan(row.effective_rank)
-
-
-def test_the_relative_change_of_a_zero_weight_is_infinite(getkey):
-    layer = jax.tree.map(lambda x: 0 * x, eqx.nn.Linear(2, 2, key=getkey()))
+    layer = jax.tree.map(lambda x: 0 * x, layer)
     (row,) = adapter_effects(adapted(layer, ToyLinear, getkey, lora_B=jnp.eye(2)))
     assert row.relative_norm == math.inf
 
@@ -135,36 +135,40 @@ class Unmergeable(ToyLinear):
         raise WrapperError("cannot be merged")
 
 
-def test_an_adapter_that_cannot_be_merged_is_named(model, getkey):
+class Broken(ToyLinear):
+    def merge(self):
+        raise KeyError("a bug")
+
+
+class Other(ToyLinear):
+    def merge(self):
+        return eqx.nn.Identity()
+
+
+def test_adapters_that_cannot_be_merged_are_named(model, getkey):
     specs = [{"target": "head", "wrapper": Unmergeable}, {"wrapper": ToyLinear}]
     effects = adapter_effects(apply_lora(model, 1, key=getkey(), specs=specs))
-    assert effects.left_out == ("head",)
-    assert len(effects) == 2
+    assert effects.left_out == ("head",) and len(effects) == 2
     assert str(effects).endswith("Cannot be merged: head")
-
-
-class Counted(eqx.nn.Linear):
-    """A layer with a count beside its arrays, and with no bias."""
-
-    count: jax.Array
-
-    def __init__(self, key):
-        super().__init__(4, 3, use_bias=False, key=key)
-        self.count = jnp.asarray(7)
-
-
-def test_integers_of_a_layer_have_no_row(getkey):
-    layer = adapted(Counted(getkey()), ToyLinear, getkey, lora_B=jnp.ones((3, 3)))
-    assert [row.path for row in adapter_effects([layer]).rows] == ["0"]
-
-
-def test_a_merge_that_fails_otherwise_is_an_error_with_the_path(model, getkey):
-    class Broken(ToyLinear):
-        def merge(self):
-            raise KeyError("a bug")
-
+    broken = apply_lora(model, 1, key=getkey(), target="head", wrapper=Broken)
     with pytest.raises(WrapperError, match=r"Broken at 'head'.*KeyError"):
-        adapter_effects(apply_lora(model, 1, key=getkey(), target="head", wrapper=Broken))
+        adapter_effects(broken)
+    with pytest.raises(WrapperError, match=r"'head': this is a template.*Give the model itself"):
+        adapter_effects(eqx.filter_eval_shape(lambda: broken))
+    other = apply_lora(model, 1, key=getkey(), target="head", wrapper=Other)
+    with pytest.raises(WrapperError, match=r"Other at 'head' .*`merge\(\)` must return a layer"):
+        lora_report(other, merge_error=True)
+
+
+def test_a_merge_that_casts_to_the_layers_own_dtype_is_right(getkey):
+    class Casting(ToyScale):
+        def merge(self):
+            weight = (self.gain * self.base.weight).astype(jnp.float32)
+            return eqx.tree_at(lambda m: m.weight, self.base, weight)
+
+    wrapper = Casting(eqx.nn.Linear(3, 2, key=getkey()), 1, 1.0, key=getkey())
+    wrapper = eqx.tree_at(lambda w: w.gain, wrapper, 2 * jnp.ones(()))
+    assert adapter_effects([wrapper]).rows[0].relative_norm == pytest.approx(1.0, rel=1e-6)
 
 
 def test_it_prints_as_a_table(getkey):
@@ -192,24 +196,59 @@ except MissingLibraryError as err:
     assert 'pip install "jno-lora[plot]"' in done.stdout
 
 
-def test_a_merge_into_something_else_is_named_with_its_path(getkey):
-    class Other(ToyScale):
-        def merge(self):
-            return eqx.nn.Identity()
-
-    adapted = apply_lora([eqx.nn.Linear(3, 2, key=getkey())], 1, key=getkey(), wrapper=Other)
-    with pytest.raises(WrapperError, match=r"`merge\(\)` of the Other at '0' must return a layer"):
-        adapter_effects(adapted)
-    with pytest.raises(WrapperError, match=r"the Other at '0' .*`merge\(\)` must return a layer"):
-        lora_report(adapted, merge_error=True)
+# --- pictures
 
 
-def test_a_merge_that_casts_to_the_layers_own_dtype_is_right(getkey):
-    class Casting(ToyScale):
-        def merge(self):
-            weight = (self.gain * self.base.weight).astype(jnp.float32)
-            return eqx.tree_at(lambda m: m.weight, self.base, weight)
+@pytest.fixture(scope="module")
+def effects():
+    """Of PiSSA adapters around a convolution and two linear layers, that have been moved."""
+    model = [
+        eqx.nn.Conv2d(2, 3, 2, key=jax.random.key(0)),
+        eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(1)),
+    ]
+    net = Net(model).freeze().lora(2, wrapper="pissa")
+    trainable, _ = net.partition()
+    return adapter_effects(net.update(jax.tree.map(lambda x: 1.5 * x, trainable)).module)
 
-    wrapper = Casting(eqx.nn.Linear(3, 2, key=getkey()), 1, 1.0, key=getkey())
-    wrapper = eqx.tree_at(lambda w: w.gain, wrapper, 2 * jnp.ones(()))
-    assert adapter_effects([wrapper]).rows[0].relative_norm == pytest.approx(1.0, rel=1e-6)
+
+def test_effects_are_a_bar_for_each_matrix_and_a_line_for_each_spectrum(effects, tmp_path):
+    figure = plot_adapters(effects, tmp_path / "effects.svg")
+    assert [row.label for row in effects] == ["0/weight", "1/layers/0/weight", "1/layers/1/weight"]
+    sizes, ranks, spectra = figure.axes
+    assert [bar.get_width() for bar in sizes.patches] == [r.relative_norm for r in effects]
+    assert [bar.get_width() for bar in ranks.patches] == [r.effective_rank for r in effects]
+    assert [text.get_text() for text in sizes.get_yticklabels()] == [r.label for r in effects]
+    # Two triplets of the weight were scaled: a spectrum of two values.
+    assert [len(line.get_ydata()) for line in spectra.lines] == [2, 2, 2]
+    assert "<svg" in (tmp_path / "effects.svg").read_text()
+
+
+@pytest.mark.parametrize(("size", "scale"), [(1e-3, "log"), (0.0, "linear")])
+def test_singular_values_are_on_a_logarithmic_axis_unless_all_are_zero(effects, size, scale):
+    row = dataclasses.replace(effects.rows[0], singular_values=(size, size / 2))
+    assert plot_adapters(AdapterEffects((row,))).axes[2].get_yscale() == scale
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_values_that_are_not_finite_have_no_bar(effects, number):
+    row, *others = effects.rows
+    values = (number, *row.singular_values[1:])
+    bad = dataclasses.replace(row, relative_norm=number, singular_values=values)
+    figure = plot_adapters(AdapterEffects((bad, *others)))
+    assert math.isnan(figure.axes[0].patches[0].get_width())
+    assert len(figure.axes[2].lines[0].get_ydata()) == 1
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_hundreds_of_matrices_still_fit(effects):
+    pictures = [plot_adapters(AdapterEffects((effects.rows[0],) * n)) for n in (1, 60, 61, 500)]
+    heights = [figure.get_figheight() for figure in pictures]
+    assert heights == sorted(heights) and heights[0] < heights[1] and heights[-1] == 14
+    assert [len(figure.axes[0].get_yticks()) for figure in pictures] == [1, 60, 31, 56]
+
+
+def test_without_adapters_there_is_nothing_to_draw(model):
+    with pytest.raises(SelectionError, match="no adapter that could be drawn"):
+        plot_adapters(model)
+    with pytest.raises(SelectionError, match="cannot be merged: head"):
+        plot_adapters(Net(model).lora(1, target="head", wrapper=Unmergeable).module)

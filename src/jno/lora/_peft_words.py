@@ -67,14 +67,9 @@ def takes_former_words(function: F) -> F:
 
     @functools.wraps(function)
     def renamed(*args: Any, **arguments: Any) -> Any:
-        for former in _FORMER.keys() & arguments:
-            word = _FORMER[former]
-            if word in arguments:
-                raise UnknownArgumentError(
-                    f"{function.__name__}() got `{word}` and `{former}`, which is its former "
-                    f"name. Give `{word}` alone."
-                )
-            arguments[word] = arguments.pop(former)
+        for former, word in _FORMER.items():
+            if former in arguments and word not in arguments:
+                arguments[word] = arguments.pop(former)
         return function(*args, **arguments)
 
     return cast(F, renamed)

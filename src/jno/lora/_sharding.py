@@ -184,12 +184,8 @@ def _restore(cls: Any, rank: Any, alpha: Any, base: Any, state: Any) -> Any:
 
 def _beside(leaf: Any, anchor: jax.Array) -> Any:
     """`leaf` (such as a key), moved to `anchor` if no program can take both where they are."""
-    if not isinstance(leaf, jax.Array):
-        return leaf
-    devices = leaf.sharding.device_set
-    if devices == anchor.sharding.device_set or (len(devices) == 1 and not anchor.committed):
-        return leaf
-    return jax.device_put(leaf, anchor.sharding)
+    is_elsewhere = isinstance(leaf, jax.Array) and leaf.devices() != anchor.devices()
+    return jax.device_put(leaf, anchor.sharding) if is_elsewhere else leaf
 
 
 def _joined(leaf: Any, mesh: Mesh) -> Any:

@@ -36,7 +36,15 @@ from ._tools import OWN, Assorted, adapted
 def test_a_loaded_model_is_the_saved_one(model, getkey, file):
     trained = adapted(model, getkey)
     save_adapters(trained, file)
+    first = file.read_bytes()
     assert same(load_adapters(model, file, wrappers=OWN), trained)
+    save_adapters(jax.device_get(trained), str(file))  # NumPy's arrays, into the same file
+    assert file.read_bytes() == first
+    # As a set, without a model.
+    adapters = extract_adapters(trained)
+    save_adapters(adapters, file)
+    assert isinstance(read_adapters(file, wrappers=OWN), AdapterSet)
+    assert same(read_adapters(file, wrappers=OWN), adapters)
 
 
 def test_the_library_can_read_the_file(model, getkey, file):
@@ -66,14 +74,6 @@ def test_the_library_can_read_the_file(model, getkey, file):
     }
 
 
-def test_the_same_adapters_make_the_same_file(model, getkey, file):
-    trained = adapted(model, getkey)
-    save_adapters(trained, file)
-    first = file.read_bytes()
-    save_adapters(trained, str(file))
-    assert file.read_bytes() == first
-
-
 NARROW = ["bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2", "complex64"]
 WIDE = ["float64", "int64", "uint64"]
 WHOLE = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "bool"]
@@ -95,6 +95,10 @@ def test_every_bit_of_every_dtype_comes_back(dtype, getkey, file):
             wrapper = eqx.tree_at(lambda w: w.trained, wrapper, wrapper.trained.astype(dtype))
         save_adapters(wrapper, file)
         assert same(load_adapters(base, file, wrappers=Assorted), wrapper)
+    # The names of dtypes are those of the format.
+    code = next(code for code, held in DTYPES.items() if held == dtype)
+    safetensors.numpy.save_file({"x": numbers}, file)
+    assert f'"dtype":"{code}"'.encode() in file.read_bytes()
 
 
 def test_wide_numbers_are_not_narrowed_silently(getkey, file):
@@ -126,25 +130,11 @@ def test_sharded_arrays_are_gathered_and_lie_as_the_base_does(getkey, file):
     assert same(loaded, trained)
     assert loaded[0].base.weight.sharding == place
     assert loaded[0].lora_A.sharding.device_set == set(mesh.devices.flat)
-    alone = load_adapters([plain], file, wrappers=OWN)
-    assert jnp.array_equal(alone[0].lora_A, np.asarray(trained[0].lora_A))
-    assert len(alone[0].lora_A.sharding.device_set) == 1
-
-
-def test_adapters_go_to_the_device_of_their_layer(getkey, file):
-    base = [eqx.nn.Linear(4, 3, key=getkey())]
-    save_adapters(adapted(base, getkey), file)
-    there = jax.tree.map(lambda a: jax.device_put(a, jax.devices()[3]), base)
-    loaded = load_adapters(there, file, wrappers=OWN)
-    assert {array.device for array in jax.tree.leaves(loaded)} == {jax.devices()[3]}
-
-
-def test_a_set_is_saved_and_read_without_a_model(model, getkey, file):
-    adapters = extract_adapters(adapted(model, getkey))
-    save_adapters(adapters, file)
-    again = read_adapters(file, wrappers=OWN)
-    assert isinstance(again, AdapterSet)
-    assert same(again, adapters)
+    # They go to the device of their layer, too.
+    there = jax.tree.map(lambda a: jax.device_put(a, jax.devices()[3]), [plain])
+    alone = load_adapters(there, file, wrappers=OWN)
+    assert jnp.array_equal(np.asarray(alone[0].lora_A), np.asarray(trained[0].lora_A))
+    assert {array.device for array in jax.tree.leaves(alone)} == {jax.devices()[3]}
 
 
 def test_layers_that_the_file_does_not_name_stay_as_they_are(model, getkey, file):
@@ -154,12 +144,6 @@ def test_layers_that_the_file_does_not_name_stay_as_they_are(model, getkey, file
     loaded = load_adapters(other, file, wrappers=OWN)
     assert same(loaded.head, saved.head)
     assert same(loaded.encoder, other.encoder)
-
-
-def test_numpy_arrays_are_saved(model, getkey, file):
-    trained = adapted(model, getkey, target="head")
-    save_adapters(jax.device_get(trained), file)
-    assert same(load_adapters(model, file, wrappers=OWN), trained)
 
 
 # --- what cannot be saved
@@ -173,26 +157,20 @@ def test_an_empty_key_is_the_path_of_the_root_and_may_be_saved(getkey, file):
     assert same(load_adapters(model, file, wrappers=OWN), trained)
 
 
-@pytest.mark.parametrize("key", ["a\nb", "//shared"])
-def test_paths_that_no_file_may_hold_are_refused(key, getkey, file):
-    model = adapted({key: eqx.nn.Linear(2, 2, key=getkey())}, getkey)
-    with pytest.raises(CheckpointError, match="not the path of an adapter"):
+def test_paths_and_names_that_no_file_may_hold_are_refused(model, getkey, file):
+    with pytest.raises(CheckpointError, match="no adapters to save"):
         save_adapters(model, file)
-    assert not file.exists()
-
-
-def test_names_that_would_be_one_are_refused(getkey, file):
+    for key in ("a\nb", "//shared"):
+        odd = adapted({key: eqx.nn.Linear(2, 2, key=getkey())}, getkey)
+        with pytest.raises(CheckpointError, match="not the path of an adapter"):
+            save_adapters(odd, file)
     layers = {key: eqx.nn.Linear(4, 3, key=getkey()) for key in ("a", "a:kept/b")}
     model = apply_lora(layers, 2, key=getkey(), wrapper=Assorted)
     model["a"] = eqx.tree_at(lambda w: w.kept, model["a"], {"b:kept/b": jnp.ones(2)})
     model["a:kept/b"] = eqx.tree_at(lambda w: w.kept, model["a:kept/b"], {"b": jnp.ones(2)})
     with pytest.raises(CheckpointError, match="two of its arrays have the same name"):
         save_adapters(model, file)
-
-
-def test_a_model_without_adapters_is_not_saved(model, file):
-    with pytest.raises(CheckpointError, match="no adapters to save"):
-        save_adapters(model, file)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(
@@ -234,27 +212,10 @@ def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
     skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyLinear)
     like, rest = eqx.partition(skeleton, lora_trainable_filter(skeleton))
     assert same(eqx.combine(eqx.tree_deserialise_leaves(file, like), rest), trained)
-
-
-def test_a_set_goes_through_equinox_with_what_does_not_train(model, getkey, file):
-    trained = adapted(model, getkey, ToyScale)
+    # A set has what does not train, too.
     eqx.tree_serialise_leaves(file, extract_adapters(trained))
-    like = extract_adapters(apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyScale))
-    assert same(eqx.tree_deserialise_leaves(file, like), extract_adapters(trained))
-    assert list(like) == list(MODEL_LINEARS)
-
-
-def test_no_classes_may_be_given_as_none(model, getkey, file):
-    save_adapters(adapted(model, getkey), file)
-    with pytest.raises(CheckpointError, match=r"a class that no plugin provides\. Pass it"):
-        load_adapters(model, file, wrappers=None)
-
-
-def test_the_names_of_dtypes_are_those_of_the_format(tmp_path):
-    for name, dtype in DTYPES.items():
-        safetensors.numpy.save_file({"x": np.zeros(2, dtype)}, tmp_path / name)
-        header = (tmp_path / name).read_bytes()[8:].split(b"}")[0]
-        assert json.loads(header + b"}}")["x"]["dtype"] == name
+    found = eqx.tree_deserialise_leaves(file, extract_adapters(skeleton))
+    assert same(found, extract_adapters(trained)) and list(found) == list(MODEL_LINEARS)
 
 
 @pytest.mark.parametrize("half", [0, 1])

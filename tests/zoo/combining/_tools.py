@@ -49,3 +49,9 @@ def update(adapter):
 def relative(found, expected):
     """How far two arrays are apart."""
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def trains(net):
+    """The paths of the arrays of a net that train."""
+    leaves = jax.tree_util.tree_leaves_with_path(net.partition()[0])
+    return {jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves}

@@ -4,10 +4,9 @@
 """
 
 from ._combine import combine, combine_with_report
-from ._convert import to_lora
+from ._convert import shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._products import UpdateReport, UpdateRow, scale_adapters
-from ._shrink import shrink
 from ._stacking import stack_adapters, take_adapters
 
 __all__ = [

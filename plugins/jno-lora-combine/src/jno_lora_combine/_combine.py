@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,22 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, split_adapters
-from jno.lora.extending import adds_up, bullets, show_path, warn
-from jno.lora.parts import Factors, check_key, check_number, on_the_mesh, stable_hash, widest
+from jno.lora.extending import adds_up, bullets, nearest, show_path, warn
+from jno.lora.parts import (
+    Factors,
+    check_key,
+    check_number,
+    check_rank,
+    on_the_mesh,
+    stable_hash,
+    widest,
+)
 from jno.lora.types import AdapterSet, AdapterSum, LooseAdapter
 
 from ._products import (
     UpdateReport,
     UpdateRow,
+    check_fraction,
     check_products,
     cut,
     factors_of,
@@ -28,9 +37,48 @@ from ._products import (
     triplets_of_product,
     weighted,
 )
-from ._recipe import ALIGNING, BY_INPUTS, EXACT, SPARSE, TRIMMING, Combination, MajoritySign, Recipe
 
 _COVARIANCE = "input_covariance"
+
+Combination = Literal[
+    "linear",
+    "cat",
+    "svd",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+    "ties_svd",
+    "dare_linear_svd",
+    "dare_ties_svd",
+    "magnitude_prune_svd",
+    "knots_ties",
+    "regmean",
+]
+MajoritySign = Literal["total", "frequency"]
+
+_METHODS = get_args(Combination)
+_EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
+# Keep the largest entries; keep random entries; elect a sign for each entry.
+_TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd", "knots_ties")
+_RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
+_ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd", "knots_ties")
+_ALIGNING, _BY_INPUTS = "knots_ties", "regmean"
+_SPARSE = [method for method in _METHODS if method in _TRIMMING + _RANDOM]
+# The methods that take each argument, and the arguments that these methods need.
+_METHODS_WITH = {
+    "density": _SPARSE,
+    "rank": [method for method in _METHODS if method not in _EXACT],
+    "key": _RANDOM,
+    "majority_sign": _ELECTING,
+    "statistics": (_BY_INPUTS,),
+    "off_diagonal": (_BY_INPUTS,),
+}
+_REQUIRED = {
+    "density": "a `density`, the fraction of entries to keep, such as 0.5",
+    "key": "a `key`, because it drops entries at random",
+    "statistics": "the inputs' `statistics` of each set, in a list",
+}
 
 if TYPE_CHECKING:
     Combined = AdapterSet
@@ -105,9 +153,9 @@ def combine(
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
     and orthonormal rows of `A` wherever it was cut. `combine_with_report` also measures the cuts.
 
-    **Raises:** `SelectionError` that lists every adapter whose update is not only a product, every
-    path at which the layers differ, or every matrix that `density` leaves empty; or if an argument
-    is missing or makes no sense.
+    **Raises:** `SelectionError` that lists every adapter whose update is not only a product, or
+    every path at which the layers differ; that names a matrix that `density` leaves empty; or if an
+    argument is missing or makes no sense.
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
     all layers together); RegMean, arXiv:2212.09849 (it has no weights: 1 gives its law).
@@ -141,7 +189,7 @@ def combine_with_report(
     """
     sets = [_without_sums(adapters) for adapters in listed_sets(sets, "combined")]
     weights = _listed_weights(weights, len(sets))
-    recipe = Recipe(method, density, rank, majority_sign, off_diagonal)
+    recipe = _Recipe(method, density, rank, majority_sign, off_diagonal)
     recipe.check(has_key=key is not None, has_statistics=statistics is not None)
     if key is not None:
         check_key(key)
@@ -163,8 +211,10 @@ def combine_with_report(
         numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
         shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
-        recipe.check_alignment(path, states)
-        state, error = on_the_mesh(states, _combined, *args, shares)
+        try:
+            state, error = on_the_mesh(states, _combined, *args, shares)
+        except SelectionError as err:
+            raise SelectionError(f"{show_path(path)}: {err}") from err
         r = state["lora_A"].shape[-2]
         adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
         rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
@@ -216,36 +266,23 @@ def _listed_weights(weights: Any, number: int) -> list[Array]:
     return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
 
 
-def _check_combinable(sets: Sequence[AdapterSet], recipe: Recipe) -> None:
+def _check_combinable(sets: Sequence[AdapterSet], recipe: "_Recipe") -> None:
     """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
-    is_exact = recipe.method in EXACT
+    is_exact = recipe.method in _EXACT
     check_products(sets, "added up" if is_exact else f"combined by {recipe.method!r}", is_exact)
     misfits: list[str] = []
-    empty: dict[str, None] = {}
     seen: dict[str, tuple[int, LooseAdapter]] = {}
     for index, adapters in enumerate(sets):
         for path, adapter in adapters.adapters.items():
-            if adapter.is_product and recipe.method in TRIMMING:
-                entries = adapter.state["lora_B"].shape[-2] * adapter.state["lora_A"].shape[-1]
-                if recipe.entries_to_keep(entries) == 0:
-                    empty[f"{show_path(path)}: of {entries:,} entries"] = None
             former, first = seen.setdefault(path, (index, adapter))
-            if first.layer.kinds != adapter.layer.kinds:
-                misfits.append(
-                    f"{show_path(path)}: set {former} is for {first.layer}, set {index} for "
-                    f"{adapter.layer}"
-                )
-            elif not _have_same_matrix(first, adapter):
+            if first.layer.kinds != adapter.layer.kinds or not _have_same_matrix(first, adapter):
                 misfits.append(
                     f"{show_path(path)}: set {former} has a {first.wrapper.__name__}, set {index} "
-                    f"a {adapter.wrapper.__name__}: convert them with to_lora"
+                    f"a {adapter.wrapper.__name__}: they are for {first.layer} and "
+                    f"{adapter.layer}. If these are alike, convert them with to_lora"
                 )
     if misfits:
         raise SelectionError(f"These adapters cannot be combined:\n{bullets(misfits)}")
-    if empty:
-        raise SelectionError(
-            f"The `density` {recipe.density} keeps no entry of these matrices:\n{bullets(empty)}"
-        )
 
 
 def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
@@ -305,8 +342,123 @@ def _damped(gram: Float[Array, "*stack in in"], factor: float) -> Float[Array, "
     return jnp.where(jnp.broadcast_to(is_diagonal, gram.shape), gram, factor * gram)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """The static arguments of `combine`."""
+
+    method: str
+    density: float | None
+    rank: int | None
+    majority_sign: str
+    off_diagonal: float | None = None
+
+    def check(self, *, has_key: bool, has_statistics: bool) -> None:
+        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
+        if self.method not in _METHODS:
+            near = nearest(str(self.method), _METHODS, n=1)[0]
+            raise SelectionError(
+                f"There is no method {self.method!r}; did you mean {near!r}? "
+                f"The methods are {', '.join(_METHODS)}."
+            )
+        if self.majority_sign not in get_args(MajoritySign):
+            raise SelectionError(
+                f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
+            )
+        given = {
+            "density": self.density is not None,
+            "rank": self.rank is not None,
+            "key": has_key,
+            "majority_sign": self.majority_sign != "total",
+            "statistics": has_statistics,
+            "off_diagonal": self.off_diagonal is not None,
+        }
+        for name, methods in _METHODS_WITH.items():
+            if given[name] and self.method not in methods:
+                raise SelectionError(f"`{name}` is for {', '.join(methods)}, not {self.method!r}.")
+            if name in _REQUIRED and self.method in methods and not given[name]:
+                raise SelectionError(f"{self.method!r} needs {_REQUIRED[name]}.")
+        if self.off_diagonal is not None:
+            check_fraction("off_diagonal", self.off_diagonal)
+        if self.density is not None:
+            check_fraction("density", self.density)
+        if self.rank is not None:
+            check_rank(self.rank)
+
+    @property
+    def is_of_peft(self) -> bool:
+        """Whether PEFT's law decides: signs are elected before weighting, and counts round down."""
+        return self.method.endswith("_svd")
+
+    def entries_to_keep(self, entries: int) -> int:
+        """How many of the entries of a matrix `trim` keeps.
+
+        **Raises:** `SelectionError` if it keeps none.
+        """
+        assert self.density is not None
+        kept = self.density * entries
+        number = int(kept) if self.is_of_peft else round(kept)
+        if number == 0:
+            raise SelectionError(
+                f"The `density` {self.density} keeps no entry of a matrix of {entries:,} entries."
+            )
+        return number
+
+    def aligned_sum(
+        self,
+        updates: Float[Array, "n *stack out in"],
+        weights: Float[Array, " n"],
+        rank: int,
+    ) -> Float[Array, "*stack out in"]:
+        """KnOTS: `U agree(trim(V_i))`, for `[U_1 ... U_n] = U [V_1 ... V_n]` with orthonormal `U`.
+
+        - `rank`: the largest rank of all updates side by side. Further directions hold rounding.
+        """
+        number, wide = len(updates), jnp.concatenate(list(updates), axis=-1)
+        U, S, Vt = jnp.linalg.svd(wide, full_matrices=False)
+        rank = min(rank, S.shape[-1])
+        V = S[..., :rank, None].astype(wide.dtype) * Vt[..., :rank, :]
+        parts = jnp.stack(jnp.split(V, number, axis=-1))
+        return U[..., :rank] @ self.sparse_sum(parts, weights, [])
+
+    def sparse_sum(
+        self,
+        updates: Float[Array, "n *stack out in"],
+        weights: Float[Array, " n"],
+        keys: list[PRNGKeyArray],
+    ) -> Float[Array, "*stack out in"]:
+        """The weighted sum of sparse updates. A random method needs one key per update."""
+        assert self.density is not None
+        if self.method in _TRIMMING:
+            sparse = self._trimmed(updates)
+        else:  # `drop`: each entry stays with probability `density`, divided by it
+            stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
+            sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
+        weighted = weights.reshape(-1, *[1] * (updates.ndim - 1)) * sparse
+        if self.method not in _ELECTING:
+            return jnp.sum(weighted, axis=0)
+        return self._mean_of_elected(weighted, sparse if self.is_of_peft else weighted)
+
+    def _mean_of_elected(
+        self, weighted: Float[Array, "n *stack out in"], voters: Float[Array, "n *stack out in"]
+    ) -> Float[Array, "*stack out in"]:
+        """For each entry, the mean over the voters that have the elected sign. 0 has no sign."""
+        signs = jnp.sign(voters)
+        votes = jnp.sum(voters if self.majority_sign == "total" else signs, axis=0)
+        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(signs.dtype)[None]
+        count = jnp.sum(agrees, axis=0).astype(signs.dtype)
+        return jnp.sum(jnp.where(agrees, weighted, 0), axis=0) / jnp.maximum(count, 1)
+
+    def _trimmed(self, updates: Float[Array, "n *stack out in"]) -> Float[Array, "n *stack out in"]:
+        """Zero all but the largest entries of each matrix in magnitude."""
+        *batch, outputs, inputs = updates.shape
+        sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
+        dropped = outputs * inputs - self.entries_to_keep(outputs * inputs)
+        smallest_to_stay = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
+        return jnp.where(jnp.abs(updates) >= smallest_to_stay, updates, 0)
+
+
 def _combined(
-    recipe: Recipe,
+    recipe: _Recipe,
     cls: Any,
     states: list[Mapping[str, Any]],
     scales: list[Any],
@@ -318,16 +470,16 @@ def _combined(
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
-    if recipe.method not in SPARSE:
+    if recipe.method not in _SPARSE:
         scales = [scale * weight for scale, weight in zip(scales, weights, strict=True)]
     updates = factors_of(states, scales, wide)
     if input_shares is not None:
         pairs = zip(updates, input_shares, strict=True)
         updates = [Factors(A @ share.astype(wide), B) for (A, B), share in pairs]
     ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    is_exact = recipe.method in EXACT or (recipe.method == BY_INPUTS and recipe.rank is None)
+    is_exact = recipe.method in _EXACT or (recipe.method == _BY_INPUTS and recipe.rank is None)
     rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
-    if recipe.method not in SPARSE:
+    if recipe.method not in _SPARSE:
         A, B = zip(*updates, strict=True)
         total = Factors(jnp.concatenate(A, axis=-2), jnp.concatenate(B, axis=-1))
         if is_exact and rank <= largest:
@@ -340,7 +492,7 @@ def _combined(
         shares = jnp.stack(weights).astype(wide)
         total = (
             recipe.aligned_sum(products, shares, sum(ranks))
-            if recipe.method == ALIGNING
+            if recipe.method == _ALIGNING
             else recipe.sparse_sum(products, shares, keys)
         )
         triplets = triplets_of(total)

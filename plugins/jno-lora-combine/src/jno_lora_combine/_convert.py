@@ -1,4 +1,4 @@
-"""Convert adapters to plain LoRA."""
+"""Adapters as plain LoRA: converted, or without the directions that a controller has closed."""
 
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from jno.lora.extending import (
     path_str,
     put_around,
     show_path,
+    warn,
 )
 from jno.lora.parts import (
     Factors,
@@ -61,7 +62,6 @@ _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
 )
-_REGISTER = ": register a subclass of LoRASpectral with the same `mode_weights` (spectral weights)"
 _TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
 
 
@@ -137,10 +137,8 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
     named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
     trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
     classes = dict.fromkeys((*registry.resolve("lora"), *trained))
-    of_one_matrix = [
-        cls for cls in classes if MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-    ]
-    return of_one_matrix + [cls for cls in classes if has_products(cls)]
+    has_scale = {cls: MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None for cls in classes}
+    return [*filter(has_scale.get, classes), *filter(has_products, classes)]
 
 
 def has_products(cls: type[LoRAWrapper]) -> bool:
@@ -157,22 +155,22 @@ def _converted(
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
     """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
-    classes = [type(adapter), *classes] if has_products(type(adapter)) else classes
-    if type(adapter) in classes:
-        is_alone = has_products(type(adapter))
-        if extra := [] if is_alone else sorted(adapter.state().keys() - PRODUCT_STATE):
-            raise WrapperError(f"it also trains {', '.join(extra)}; merge it instead")
-        if energy is None and (rank is None or adapter.rank <= rank):
-            return adapter, jnp.zeros(())
+    if has_products(type(adapter)):
+        classes = [type(adapter), *classes]
+    elif type(adapter) in classes and (extra := adapter.state().keys() - PRODUCT_STATE):
+        raise WrapperError(f"it also trains {', '.join(sorted(extra))}; merge it instead")
+    is_lora = type(adapter) in classes
+    if is_lora and energy is None and (rank is None or adapter.rank <= rank):
+        return adapter, jnp.zeros(())
     if refusal := refusal_of_template(adapter, "Give the model itself"):
         raise WrapperError(refusal)
     layer = unwrap_lora(adapter)
     cls: Any = next((c for c in classes if _fits(c, adapter, layer)), None)
     if cls is None:
-        way_out = _REGISTER if MatrixAdapter.of(type(adapter)).matrices(layer) else ""
         raise WrapperError(
-            f"no plain LoRA of the registry is for a {type(layer).__name__}{way_out}. Adapters of "
-            "one class with a `sum_of` need no conversion to be combined"
+            f"no plain LoRA of the registry is for a {type(layer).__name__}: register a subclass "
+            "of a LoRA (for spectral weights, of LoRASpectral with the same `mode_weights`). "
+            "Adapters of one class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
         return _converted_family(cls, adapter, layer, rank, energy)
@@ -189,15 +187,21 @@ def _converted(
             if factors.rank <= rank:
                 return lora_around(layer, cls, factors), jnp.zeros(())
         triplets = on_the_mesh(adapter, triplets_of_product, factors)
-    if not is_traced(triplets.S) and not np.isfinite(np.asarray(triplets.S)).all():
-        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
+    _check_values(triplets.S, rank)
     if energy is not None:
-        if is_traced(triplets.S):
-            raise WrapperError(_TRACED)
         rank = rank_for(triplets, energy)
     assert rank is not None
     update = cut(triplets, min(rank, triplets.S.shape[-1]))
     return lora_around(layer, cls, update), lost_by_cutting(triplets, rank)
+
+
+def _check_values(singular_values: Array, rank: int | None) -> None:
+    """**Raises:** `WrapperError` if an update with these singular values cannot be cut."""
+    if is_traced(singular_values):
+        if rank is None:
+            raise WrapperError(_TRACED)
+    elif not np.isfinite(singular_values).all():
+        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
 
 
 def lora_around(layer: Any, cls: type[LoRAWrapper], update: Factors) -> Any:
@@ -230,10 +234,8 @@ def _converted_family(
     triplets = {name: _without_noise(triplets_of(U), scale) for name, (U, scale) in updates.items()}
     dtype = widest(t.S.dtype for t in triplets.values())
     values = [t.S.astype(dtype) for t in triplets.values()]
-    if is_traced(*values) and rank is None:
-        raise WrapperError(_TRACED)
-    if not is_traced(*values) and not all(np.isfinite(S).all() for S in values):
-        raise WrapperError("its update holds NaN or infinity, and cannot be cut to a rank")
+    all_values = jnp.concatenate([S.ravel() for S in values])
+    _check_values(all_values, rank)
     if energy is not None:
         rank = max(rank_for(t, energy) for t in triplets.values())
     if rank is None:
@@ -242,7 +244,6 @@ def _converted_family(
             raise WrapperError(_SAY_HOW_MUCH)
     rank = min(rank, max(S.shape[-1] for S in values))
     factors = {name: tuple(cut(t, rank)) for name, t in triplets.items()}
-    all_values = jnp.concatenate([S.ravel() for S in values])
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
     lora = over_stack(MatrixAdapter.of(cls).with_products, ndim)(layer, factors)
@@ -305,3 +306,61 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
         return Triplets(U, sizes, Vt), missed
 
     return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def shrink(model: M, *, registry: Registry | None = None) -> M:
+    """`model` with each adapter that has a `rank_gate` as plain LoRA, without closed directions.
+
+    Outputs change only by rounding. A layer whose gates are all zero becomes the plain layer. A
+    stack of layers gets the largest rank among its layers. Other adapters stay as they are. For a
+    `Net`: `Net(shrink(net.module))`.
+
+    **Arguments:**
+
+    - `model`: an adapted model, not traced: the ranks decide about shapes.
+    - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
+
+    **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
+    as a product (`low_rank_update`); `SelectionError` if `model` is a `Net` or a set.
+    """
+    expect_model(model, "shrink")
+    gated = map_adapters(lambda _, a: a if _gate_of(a) else None, model)
+    gates = {path: getattr(a, _gate_of(a) or "") for path, a in adapted_layers(gated)}
+    converted, _ = to_lora(gated, registry=registry)
+    is_open = {path: any(map(np.any, jax.tree.leaves(gate))) for path, gate in gates.items()}
+    if is_open and not any(is_open.values()):
+        warn(
+            "Every gate is zero, so no adapter is left. AdaLoRA's gates start at zero: call shrink "
+            "when training is done."
+        )
+
+    def shrunk(path: str, adapter: LoRAWrapper, lora: Any) -> Any:
+        if lora is None:
+            return adapter
+        return _without_zeros(lora) if is_open[path] else unwrap_lora(lora)
+
+    return map_adapters(shrunk, model, converted)
+
+
+def _gate_of(adapter: LoRAWrapper) -> str | None:
+    return MatrixAdapter.of(type(adapter)).rank_gate
+
+
+def _without_zeros(adapter: LoRAWrapper) -> Any:
+    """Plain LoRA without the directions that are zero; the plain layer if all of them are."""
+    if has_products(type(adapter)):  # `to_lora` gave several matrices the rank that they need
+        return adapter
+    factors = known_factors(adapter)
+    assert factors is not None
+    layer = unwrap_lora(adapter)
+    is_nonzero = np.any(factors.A != 0, axis=-1) & np.any(factors.B != 0, axis=-2)
+    rank = int(is_nonzero.sum(axis=-1).max())
+    if rank == 0:
+        return layer
+    # A stable sort puts the nonzero directions first, in their order.
+    nonzero = np.argsort(~is_nonzero, axis=-1, kind="stable")[..., :rank]
+    update = Factors(
+        jnp.take_along_axis(factors.A, nonzero[..., :, None], axis=-2),
+        jnp.take_along_axis(factors.B, nonzero[..., None, :], axis=-1),
+    )
+    return lora_around(layer, type(adapter), update)

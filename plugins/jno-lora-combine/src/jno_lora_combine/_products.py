@@ -170,13 +170,12 @@ def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
     """**Raises:** `SelectionError` if `sets` is empty, or not a list of sets."""
     listed = list(sets) if isinstance(sets, Iterable) else [sets]
     misfits = [type(item).__name__ for item in listed if not isinstance(item, AdapterSet)]
-    if misfits:
+    if misfits or not listed:
         raise SelectionError(
-            f"Only AdapterSets can be {verb}, in a list, but this is a list of {misfits[0]}. For a "
-            "single set, give a list: [adapters]. extract_adapters(model) takes a set from a model."
+            f"Only AdapterSets can be {verb}, in a list, but this is a list of "
+            f"{misfits[0] if misfits else 'nothing'}. For a single set, give a list: [adapters]. "
+            "extract_adapters(model) takes a set from a model."
         )
-    if not listed:
-        raise SelectionError(f"There are no sets to be {verb}. Give at least one.")
     return listed
 
 
@@ -194,11 +193,10 @@ def check_products(sets: Sequence[AdapterSet], done: str, sums: bool = False) ->
     for index, adapters in enumerate(sets):
         place = f" in set {index}" if len(sets) > 1 else ""
         for path, adapter in adapters.adapters.items():
-            if adapter.is_product or (sums and adds_up(adapter.wrapper)):
-                continue
-            extra = adapter.state.keys() - PRODUCT_STATE if adapter.scale is not None else ()
-            beside = f", with {', '.join(sorted(extra))} beside its product" if extra else ""
-            lines.append(f"{show_path(path)}: a {adapter.wrapper.__name__}{place}{beside}")
+            if not (adapter.is_product or (sums and adds_up(adapter.wrapper))):
+                arrays = ", ".join(adapter.state)
+                name = adapter.wrapper.__name__
+                lines.append(f"{show_path(path)}: a {name}{place}, with the arrays {arrays}")
     if lines:
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "

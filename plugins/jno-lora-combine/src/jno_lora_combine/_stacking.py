@@ -72,13 +72,9 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
     - `index`: one whole number from 0, which may be traced. A traced index that is outside the
         stack gives NaN in every array, and so in the outputs of this example only.
 
-    **Raises:** `SelectionError` if the index is known and outside the stack (or negative), or not
-    one whole number; or if `stacked` is not a stack.
+    **Raises:** `SelectionError` if the index is known and outside the stack (or negative), or if
+    `stacked` is not a stack.
     """
-    is_int = isinstance(index, int) and not isinstance(index, bool)
-    is_whole = is_int or jnp.issubdtype(getattr(index, "dtype", bool), jnp.integer)
-    if not is_whole or jnp.ndim(index):
-        raise SelectionError(f"`index` must be one whole number, but is {index!r}.")
     leaves = jax.tree.leaves(stacked)
     slots = leaves[0].shape[0] if leaves and leaves[0].ndim else 0
     if not slots or any(leaf.shape[:1] != (slots,) for leaf in leaves):
@@ -138,40 +134,31 @@ def _above(rank: int | None, sets: Sequence[AdapterSet]) -> Iterator[str]:
 
 
 def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
-    """Each difference from the first set; at each path, from the first adapter there."""
-    for number, adapters in enumerate(sets):
-        shared, expected = (_shown(s.shared) for s in (adapters, sets[0]))
-        if shared != expected:
-            yield f"shared arrays: {expected} in set 0, {shared} in set {number}"
-    for path in paths_of(sets):
-        first = next(number for number, adapters in enumerate(sets) if path in adapters.adapters)
-        expected = _described(sets[first][path], is_padded)
-        for number, adapters in enumerate(sets):
-            if path not in adapters.adapters:
-                if not is_padded:
-                    yield f"{show_path(path)}: set {number} has no adapter there"
-                continue
-            facts = _described(adapters[path], is_padded)
-            for name in expected | facts:
-                pair = expected.get(name, "none"), facts.get(name, "none")
-                if pair[0] != pair[1]:
-                    # Classes of one name were defined twice, such as by a cell that ran again.
-                    yield (
-                        f"{show_path(path)}, {name}: {pair[0]} in set {first}, {pair[1]} in set "
-                        f"{number}"
-                    )
+    """Each fact that differs from the first set that has it. Padded sets may lack adapters."""
+    facts_of_sets = [_facts(adapters, is_padded) for adapters in sets]
+    for name in dict.fromkeys(name for facts in facts_of_sets for name in facts):
+        first = next(number for number, facts in enumerate(facts_of_sets) if name in facts)
+        expected = facts_of_sets[first][name]
+        for number, facts in enumerate(facts_of_sets):
+            if (name in facts or not is_padded) and facts.get(name, "none") != expected:
+                value = facts.get(name, "none")
+                yield f"{name}: {expected} in set {first}, {value} in set {number}"
 
 
-def _described(adapter: LooseAdapter, is_padded: bool) -> dict[str, Any]:
-    """The facts of an adapter that must be equal in all sets."""
-    facts = {
-        "class": adapter.wrapper,
-        "made for": str(adapter.layer.kinds),
-        "axes of a stack": adapter.layer.stack_ndim,
-    }
-    if is_padded:
-        return facts
-    return {**facts, "rank": adapter.rank, "alpha": adapter.alpha, **_shown(adapter.state)}
+def _facts(adapters: AdapterSet, is_padded: bool) -> dict[str, Any]:
+    """The facts that must be equal in all sets, by the place and the name of each fact."""
+    facts: dict[str, Any] = {"shared arrays": _shown(adapters.shared)}
+    for path, adapter in adapters.adapters.items():
+        of_adapter = {
+            # Classes of one name may have been defined twice, such as by a cell that ran again.
+            "class": adapter.wrapper,
+            "made for": str(adapter.layer.kinds),
+            "axes of a stack": adapter.layer.stack_ndim,
+        }
+        if not is_padded:
+            of_adapter |= {"rank": adapter.rank, "alpha": adapter.alpha, **_shown(adapter.state)}
+        facts |= {f"{show_path(path)}, {name}": fact for name, fact in of_adapter.items()}
+    return facts
 
 
 def _shown(arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """Adapters as files: one safetensors file, with its configuration in the metadata."""
 
-from ._file import FilePath, read_file, read_json, write_file, write_together
-from ._format import EXTENSION, SHARED, Extension, to_json
-from ._read import (
+from ._adapters import (
     Classes,
     Contents,
     Strict,
@@ -13,5 +11,10 @@ from ._read import (
     read_adapters,
     read_for,
     read_metadata,
+    save,
+    save_adapters,
+    save_extended,
+    values_of,
 )
-from ._write import save, save_adapters, save_extended, values_of
+from ._file import FilePath, read_file, read_json, write_file, write_together
+from ._format import EXTENSION, SHARED, Extension, to_json

@@ -8,14 +8,13 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import reprlib
 import secrets
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,17 +46,6 @@ class MalformedError(ValueError):
     """A file cannot be read. Becomes a `CheckpointError` that names the file."""
 
 
-class Container(NamedTuple):
-    """The parts of a safetensors file, and its size.
-
-    Where no values were read, the arrays are zeros, which share one number.
-    """
-
-    arrays: dict[str, np.ndarray]
-    metadata: dict[str, str]
-    nbytes: int
-
-
 def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All arrays of a safetensors file, and its metadata.
 
@@ -65,8 +53,7 @@ def read_file(path: FilePath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     not have the checksum that `write_file` wrote.
     """
     with errors_of(path, "read"):
-        container = read_container(path)
-        return container.arrays, container.metadata
+        return read_arrays(path)
 
 
 def read_json(path: FilePath) -> dict[str, Any]:
@@ -94,8 +81,12 @@ def brief(value: Any) -> str:
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
-def read_container(path: FilePath, *, values: bool = True) -> Container:
-    """A safetensors file, with the values of its arrays or without.
+def read_arrays(
+    path: FilePath, *, values: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file, and its metadata.
+
+    - `values`: whether to read the arrays. Otherwise they are zeros, which share one number.
 
     **Raises:** `MalformedError` or `OSError`.
     """
@@ -124,10 +115,9 @@ def read_container(path: FilePath, *, values: bool = True) -> Container:
                 arrays[name] = raw.view(dtype).reshape(info["shape"])
             else:
                 arrays[name] = np.broadcast_to(np.zeros((), dtype), info["shape"])
-        nbytes = os.fstat(file.fileno()).st_size
     if checksums is not None:
         _check({**(arrays if values else {}), _METADATA: _as_bytes(metadata)}, checksums)
-    return Container(arrays, metadata, nbytes)
+    return arrays, metadata
 
 
 def _check(arrays: Mapping[str, np.ndarray], checksums: str) -> None:
@@ -201,10 +191,10 @@ def write_file(
 def write_together(files: Mapping[FilePath, bytes]) -> None:
     """Write a file of content and, if there is a second file, its description.
 
-    An old file keeps its permissions, a link stays. Both are on the disk before an old file
-    changes. The old description goes before the content changes, so that nobody reads new content
-    by an old description. After an interrupt, both files are old or, once the content has been
-    replaced, both are new.
+    An old file keeps its permissions, and a link stays a link. Both files are on the disk before an
+    old file changes. The old description goes before the content changes, so that nobody reads new
+    content by an old description. After an interrupt, both files are old or, once the content has
+    been replaced, both are new.
 
     **Raises:** `CheckpointError`, which names the first file, if that fails. Then the old files
     stay as they were, unless the new description alone could not take its place: then there is no
@@ -212,91 +202,53 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     """
     with errors_of(next(iter(files)), "written"), contextlib.ExitStack() as stack:
         new = [stack.enter_context(_written_beside(*item)) for item in files.items()]
-        content, *descriptions = new
-        for description in descriptions:
-            stack.enter_context(_without_old(description, content))
-        for file in new:
-            file.put_in_place()
-
-
-class _NewFile(NamedTuple):
-    """A file on the disk, beside the file that it will replace."""
-
-    target: Path
-    temporary: Path
-
-    @property
-    def is_in_place(self) -> bool:
-        return not self.temporary.exists()
-
-    def put_in_place(self) -> None:
-        os.replace(self.temporary, self.target)
-        # A save that was killed left its temporary file.
-        start = _start(self.target)
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a name that we did not give
-            for name in os.listdir(self.target.parent):
-                is_ours = name.startswith(start) and name.endswith(".tmp")
-                if is_ours and not _is_running(int(name[len(start) :].partition(".")[0])):
-                    self.target.with_name(name).unlink()
+        if len(new) == 1:
+            os.replace(*new[0])
+        else:
+            _replace_both(*new)
 
 
 @contextlib.contextmanager
-def _written_beside(path: FilePath, content: bytes) -> Iterator[_NewFile]:
+def _written_beside(path: FilePath, content: bytes) -> Iterator[tuple[Path, Path]]:
+    """Two paths: of a new file with `content`, and of the file whose place it can take."""
     target = Path(os.path.realpath(path))
-    new = _NewFile(target, _temporary(target))
+    temporary = _temporary(target)
     try:
         permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
             raise PermissionError(errno.EACCES, "it is read-only, or not a file")
-        with open(new.temporary, "xb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if permissions is not None:
-            os.chmod(new.temporary, permissions)
-        yield new
+            os.chmod(temporary, permissions)
+        yield temporary, target
     except BaseException:
         with contextlib.suppress(OSError):
-            new.temporary.unlink()
+            temporary.unlink()
         raise
 
 
-@contextlib.contextmanager
-def _without_old(description: _NewFile, content: _NewFile) -> Iterator[None]:
-    """Without the old description, which comes back unless the content was replaced."""
-    old = _temporary(description.target)
+def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) -> None:
+    old = _temporary(description[1])
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.replace(description.target, old)
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        if content.is_in_place and not description.is_in_place:
-            description.put_in_place()
+            os.replace(description[1], old)
+        os.replace(*content)
+        os.replace(*description)
+    except BaseException as err:
+        with contextlib.suppress(OSError):
+            if content[0].exists():  # nothing was replaced
+                os.replace(old, description[1])
+            elif not isinstance(err, OSError):  # an interrupt
+                os.replace(*description)
         raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            if content.is_in_place:
-                old.unlink()
-            else:
-                os.replace(old, description.target)
+        if not content[0].exists():
+            old.unlink(missing_ok=True)
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f"{_start(target)}{os.getpid()}.{secrets.token_hex(8)}.tmp")
-
-
-def _start(target: Path) -> str:
-    """The start of the names of the temporary files for `target` that this machine writes."""
     # File systems limit the bytes of a name, and a character may take four. So it is cut.
-    checksum = zlib.crc32(os.fsencode(f"{platform.node()}/{target.name}"))
-    return f".{target.name[:40]}.{checksum:08x}."
-
-
-def _is_running(process: int) -> bool:
-    """Whether a process with this number runs. On Windows, asking would interrupt it: it does."""
-    try:
-        if os.name != "nt":
-            os.kill(process, 0)
-    except OSError as err:  # also for a process of another user, which runs
-        return not isinstance(err, ProcessLookupError)
-    return True
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")

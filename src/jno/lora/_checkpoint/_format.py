@@ -181,7 +181,7 @@ class Configuration:
         """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
         try:
             content = {"format_version": self.format_version} | to_json(self)
-            text = json.dumps(content, allow_nan=False)
+            text = json.dumps(content)
         except (TypeError, ValueError) as err:
             raise MalformedError(f"its configuration is not JSON: {err}") from err
         if Configuration.parse(text) != self:

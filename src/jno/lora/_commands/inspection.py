@@ -24,9 +24,8 @@ _WIDTH, _LINES = 200, 20
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
-    _, configuration, container = contents
-    arrays = container.arrays if values else {}
-    non_finite = {name: count_non_finite(array) for name, array in arrays.items()}
+    _, configuration, tensors = contents
+    non_finite = {n: count_non_finite(array) for n, array in tensors.items()} if values else {}
     adapters: list[dict[str, Any]] = []
     for path, entry in configuration.adapters.items():
         arrays = _arrays(path, contents)
@@ -41,9 +40,9 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
         "format_version": configuration.format_version,
         "versions": configuration.versions,
         "adapters": adapters,
-        "arrays": len(container.arrays),
-        "numbers": sum(math.prod(tensor.shape) for tensor in container.arrays.values()),
-        "bytes": container.nbytes,
+        "arrays": len(tensors),
+        "numbers": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        "bytes": os.path.getsize(file),
     }
     if shared:
         facts["shared"] = shared
@@ -61,7 +60,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
 
 def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
     """The arrays of an adapter, or of `SHARED` or `EXTENSION`."""
-    tensors, names = contents.container.arrays, contents.configuration.tensors[key]
+    tensors, names = contents.tensors, contents.configuration.tensors[key]
     return {
         name: {
             "shape": tensors[tensor].shape,

@@ -196,10 +196,9 @@ class NetState:
     ) -> tuple["NetState", Collection[str]]:
         """With the adapters of a file, and the paths of the adapters that they replaced."""
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
-        plain = self.plain().module
-        layers = {"plain": plain, "originals": self.original_layers()}
+        plain, originals = self.plain().module, self.original_layers()
         contents = read_for(path)
-        module, loaded = load(self.module, contents, wrappers, registry, strict, **layers)
+        module, loaded = load(self.module, contents, wrappers, registry, strict, originals)
         if not loaded:
             return self, ()
         replaced = [path for path, _ in adapted_layers(self.module) if path in loaded]

@@ -1,24 +1,40 @@
-"""`AdapterSum`: several adapters of one layer, with one base and one weight for each."""
+"""Sums of adapters: `AdapterSum` in one layer, and sets that are added up in a whole model."""
 
 import contextlib
 import copyreg
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._compute import at_least_float32, held_dtype
-from .._contract import LoRAWrapper, MatrixAdapter, Term, adds_up, refuse_coded
-from .._errors import JnoLoraError, WrapperError
+from .._contract import (
+    LoRAWrapper,
+    MatrixAdapter,
+    Term,
+    adds_up,
+    check_adapter_name,
+    check_number,
+    expect_model,
+    refuse_coded,
+)
+from .._errors import JnoLoraError, SelectionError, WrapperError
+from .._merge import unwrap_lora
+from .._paths import bullets, nearest, show_path
 from .._penalty import total
 from .._registry import default_registry
-from .._tree import claims
+from .._tree import claims, enclosing
 from ._products import Factors, is_product_class, widest
+from ._set import AdapterSet, LooseAdapter, check_fit, extract_adapters, put_around
+
+M = TypeVar("M")
+Weights = Mapping[str, Any] | Literal["train"] | None
 
 
 class Member(NamedTuple):
@@ -219,14 +235,13 @@ def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapp
     """A class of plain LoRA for `layer` that sees the matrix of one of these classes."""
     views = {view_of(cls) for cls in products}
 
-    def first(classes: Sequence[type[LoRAWrapper]]) -> type[LoRAWrapper] | None:
-        suits = (c for c in classes if is_product_class(c) and view_of(c) in views)
-        return next((c for c in suits if claims(c, layer)), None)
+    def suits(cls: type[LoRAWrapper]) -> bool:
+        return is_product_class(cls) and view_of(cls) in views and claims(cls, layer)
 
-    holder = first(products)
+    holder = next(filter(suits, products), None)
     if holder is None and products:
         with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
-            holder = first(default_registry().resolve("lora"))
+            holder = next(filter(suits, default_registry().resolve("lora")), None)
     return holder
 
 
@@ -266,3 +281,153 @@ def _changed(base: Any, parts: Sequence[Part]) -> Any:
         return total.astype(held_dtype(old))
 
     return jtu.tree_map(add, base, wide, *(layer for layer, _ in changes))
+
+
+def sum_adapters(
+    model: M,
+    sets: Mapping[str, AdapterSet],
+    *,
+    weights: Weights = None,
+    train: Collection[str] = (),
+) -> M:
+    """`model` with the sum of several named sets of adapters: `W' = W + sum_i w_i U_i`.
+
+    The update `U_i` of a set is what it does to the layer before adapting: `U_i = W_i - W`, where
+    `W_i` is the layer that it merges to. Low-rank updates become one product in a call. A set
+    without an adapter at a layer adds nothing there. May run inside `jit`, with traced weights.
+
+    **Arguments:**
+
+    - `model`: a plain model, or an adapted model, whose adapters are dropped.
+    - `sets`: by name. Names hold no slash.
+    - `weights`: by name, a number, which may be traced; 1 for other names. With `"train"`, one
+        number for each set and layer trains, from 1.
+    - `train`: the names of the sets whose adapters train. All others are frozen.
+
+    **Returns:** an adapted model. `split_adapters` takes the sets out again.
+
+    **Raises:** `SelectionError` if an argument makes no sense, if a set does not fit the model, or
+    that lists the layers at which the updates cannot be added: two rotations of one weight, two
+    adapters that cannot be merged, and adapters that share arrays. A call raises a `WrapperError`
+    if an update that is not a product meets a quantised weight.
+    """
+    expect_model(model, "sum_adapters")
+    if not isinstance(weights, Mapping | None) and weights != "train":
+        raise SelectionError(
+            f"`weights` must be a dict of numbers by name, or 'train', but is {weights!r}."
+        )
+    numbers, train = dict(weights) if isinstance(weights, Mapping) else {}, list(train)
+    for name, weight in numbers.items():
+        check_number(f"weights[{name!r}]", weight)
+    _check_names(sets, (*numbers, *train))
+    plain = unwrap_lora(model)
+    for name, adapters in sets.items():
+        check_fit(plain, adapters, f"The adapters {name!r}")
+    paths = list(dict.fromkeys(itertools.chain(*sets.values())))
+    problems = [line for path in paths for line in _problems(path, sets)]
+    problems += [
+        f"{show_path(path)}: inside the adapted {show_path(outer)!r}"
+        for path, outer in enclosing(paths, paths)
+    ]
+    if problems:
+        raise SelectionError(f"These adapters cannot be added:\n{bullets(problems)}\n{_ADVICE}")
+    summed = {path: _sum_at(path, sets, numbers, train, weights == "train") for path in paths}
+    return put_around(plain, AdapterSet(summed))
+
+
+_ADVICE = (
+    "Merge one of them, and adapt the merged model: then the second acts on the result of the "
+    "first. Or convert them to products: extract_adapters(to_lora(model, rank=...)[0])."
+)
+
+
+def _check_names(sets: Mapping[str, AdapterSet], names: Iterable[str]) -> None:
+    """**Raises:** `SelectionError` if a set has a bad name, or if one of `names` has no set."""
+    for name in sets:
+        check_adapter_name(name)
+        if not name or "/" in name or not name.isprintable():
+            raise SelectionError(
+                f"The name {name!r} must be a printable text without a slash, and not empty."
+            )
+    for name in names:
+        if name not in sets:
+            near = "".join(f" Did you mean {option!r}?" for option in nearest(name, sets, n=1))
+            raise SelectionError(f"{name!r} is not among the adapters to add.{near}")
+
+
+def _problems(path: str, sets: Mapping[str, AdapterSet]) -> Iterator[str]:
+    """Why the adapters of these sets cannot be added at a layer."""
+    members = {name: s[path].wrapper for name, s in sets.items() if path in s.adapters}
+
+    def line(names: Iterable[str], reason: str) -> str:
+        shown = " and ".join(f"{name!r} ({members[name].__name__})" for name in names)
+        return f"{show_path(path)}: {shown} {reason}"
+
+    rotations = [name for name, cls in members.items() if cls.about.family == "rotation"]
+    unmergeable = {cls: name for name, cls in members.items() if not cls.mergeable}
+    if len(rotations) > 1:
+        reason = "A sum of rotations is not a rotation, and a product depends on the order"
+        yield line(rotations, f"rotate one weight. {reason}")
+    if len(unmergeable) > 1:
+        yield line(unmergeable.values(), "are no changes of the weight")
+    for name, cls in members.items():
+        if issubclass(cls, AdapterSum):
+            yield line([name], "is a sum itself. Give its sets: split_adapters(...)")
+        elif not cls.mergeable and not adds_up(cls):
+            yield line([name], "is no change of the weight, and has no weight")
+        if sets[name].shared:
+            yield line([name], "shares arrays between layers")
+
+
+def _sum_at(
+    path: str,
+    sets: Mapping[str, AdapterSet],
+    numbers: Mapping[str, Any],
+    train: Collection[str],
+    trains_weights: bool,
+) -> LooseAdapter:
+    here = {name: s[path] for name, s in sets.items() if path in s.adapters}
+    members = (Member(n, a.wrapper, a.rank, a.alpha, n in train) for n, a in here.items())
+    first = next(iter(here.values()))
+    dtypes = {x.dtype for a in here.values() for x in a.state.values()}
+    floats = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    dtype = widest([jnp.dtype(jnp.float32), *floats])
+    weights = jnp.stack([jnp.asarray(numbers.get(name, 1.0), dtype) for name in here])
+    ndim, arrays = first.layer.stack_ndim, first.layer.arrays
+    stack = arrays[0][1][:ndim] if ndim else ()
+    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
+    for name, adapter in here.items():
+        state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
+    return LooseAdapter(state, sum_class(tuple(members), trains_weights), None, None, first.layer)
+
+
+def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
+    """The sets that `sum_adapters` added in `model`, by name, with their values now.
+
+    **Arguments:** `model`: a model whose adapters are sums; or an `AdapterSet` of sums, such as
+    `read_adapters` returns.
+
+    **Raises:** `SelectionError` if an adapter is not a sum; and as `extract_adapters`.
+    """
+    adapters = model
+    if not isinstance(model, AdapterSet):
+        expect_model(model, "split_adapters")
+        adapters = extract_adapters(model)
+    for path, adapter in adapters.adapters.items():
+        if not issubclass(adapter.wrapper, AdapterSum):
+            raise SelectionError(
+                f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
+                f"{adapter.wrapper.__name__}. Use extract_adapters(model)."
+            )
+    return sets_in(adapters)
+
+
+def sets_in(adapters: AdapterSet) -> dict[str, AdapterSet]:
+    """By name, the sets whose sums are among `adapters`. Plain adapters are left out."""
+    sets: dict[str, dict[str, LooseAdapter]] = {}
+    for path, adapter in adapters.adapters.items():
+        for m in adapter.wrapper.members if issubclass(adapter.wrapper, AdapterSum) else ():
+            state = state_of(m.name, adapter.state)
+            loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
+            sets.setdefault(m.name, {})[path] = loose
+    return {name: AdapterSet(of_name) for name, of_name in sets.items()}
