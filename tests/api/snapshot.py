@@ -178,45 +178,20 @@ def difference(before: list[str], now: list[str]) -> list[str]:
 def untold(changed: list[str], changelog: str) -> list[str]:
     """The changes of which the first section of the changelog has no word.
 
-    As far as that can be checked: the name that changed must stand there as code, between
-    backticks. A class or a command that came or went as a whole stands for all that is in it.
-    Whether what stands there is true is for a reader to say.
+    As far as that can be checked: the name that changed, or the name of its class or command, must
+    stand there as code, between backticks. Whether the text is true is for a reader to say.
     """
     section = re.split(r"^## ", changelog, flags=re.MULTILINE)[1]
-    spans = " ".join(re.findall(r"`([^`]+)`", section))
-    words = set(re.findall(r"\w+", re.sub(PACKAGE, "", spans)))
-    # By package: a class may have gone from one to another.
-    signs: dict[tuple[str, str], set[str]] = {}
-    for line in changed:
-        seen = signs.setdefault((_package(line), _subject(line)[0]), set())
-        seen.update(line[0] * (len(_subject(line)) == 1))
-    whole = {owner for owner, seen in signs.items() if len(seen) == 1}
-
-    def is_told(line: str) -> bool:
-        owner, *_, last = (_subject(line)[0], *_subject(line))
-        return last in words or ((_package(line), owner) in whole and owner in words)
-
-    return [line for line in changed if not is_told(line)]
+    words = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", section))))
+    return [line for line in changed if words.isdisjoint(_subject(line))]
 
 
-# With the dot after it, or as the name of the package alone; not a member of that form.
-_PARTS = "peft|testing|types|extending|coded"
-PACKAGE = rf"(?<![\w.])(?:jno\.lora(?:\.(?:{_PARTS}))?|jno_lora_\w+)(?:\.|\b)"
-
-
-def _package(line: str) -> str:
-    found = re.search(PACKAGE, line.partition("(")[0])
-    return "" if found is None else found[0]
-
-
-def _subject(line: str) -> tuple[str, ...]:
+def _subject(line: str) -> list[str]:
     """Of `+jno.lora.Net.lora(rank=4)`, `Net` and `lora`; of a command, its name and the option."""
-    command = re.match(r"[+-]jno-lora (\S+)(?: --([\w-]+))?", line)
-    if command is not None:
-        return tuple(part.replace("-", "_") for part in command.groups() if part)
-    dotted = re.match(r"[+-](?:class )?([\w.]+)", line)
-    assert dotted is not None, line
-    return tuple(re.sub(f"^{PACKAGE}", "", dotted[1]).split("."))
+    if command := re.match(r"[+-]jno-lora (\S+)(?: --([\w-]+))?", line):
+        return [part for part in command.groups() if part]
+    name = re.sub(r"^[+-](class )?(jno\.lora(\.[a-z_]+(?=\.))?|jno_lora_\w+)\.", "", line)
+    return re.match(r"[\w.]+", name)[0].split(".")[:2]
 
 
 def sealed(text: list[str]) -> str:
