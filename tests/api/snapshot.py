@@ -3,14 +3,11 @@
     python tests/api/snapshot.py            # what changed
     python tests/api/snapshot.py --write    # takes it down, once CHANGELOG.md tells of it
 
-Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter. The
-last line is a digest of the others, by which a change that was made by hand, past the changelog, is
-seen.
+Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
 """
 
 import dataclasses
 import difflib
-import hashlib
 import importlib
 import inspect
 import pathlib
@@ -41,7 +38,6 @@ PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "jno", "routed", "routed.testing", "train"),
 )
-SEAL = "# Written by snapshot.py --write: "
 
 
 def lines() -> list[str]:
@@ -194,38 +190,23 @@ def _subject(line: str) -> list[str]:
     return re.match(r"[\w.]+", name)[0].split(".")[:2]
 
 
-def sealed(text: list[str]) -> str:
-    """The lines as a file, with their digest."""
-    return "\n".join([*text, SEAL + _digest(text), ""])
-
-
-def taken_down() -> tuple[list[str], bool]:
-    """The lines of the file, and whether it is as `--write` wrote it."""
-    text = FILE.read_text().splitlines()
-    return text[:-1], text[-1:] == [SEAL + _digest(text[:-1])]
-
-
-def _digest(text: list[str]) -> str:
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:32]
+def taken_down() -> list[str]:
+    """The lines of the file."""
+    return FILE.read_text().splitlines() if FILE.exists() else []
 
 
 def main(arguments: list[str]) -> int:
     """Show what changed, and with `--write` take it down. Returns the exit status."""
-    before, is_whole = taken_down() if FILE.exists() else ([], True)
-    now = lines()
+    before, now = taken_down(), lines()
     changed = difference(before, now)
     print("\n".join(changed) or "Nothing has changed.")
-    if not is_whole:
-        # The former lines are not known, so the changes that the changelog needs are not, either.
-        print(f"\n{FILE.name} was changed by hand, or merged. Take it from a commit, as it was.")
-        return 1
-    if "--write" not in arguments or not changed:
+    if "--write" not in arguments:
         return 0
     missing = untold(changed, CHANGELOG.read_text()) if before else []
     if missing:
         print(f"\n{CHANGELOG.name} has no word, in its first section, of\n" + "\n".join(missing))
         return 1
-    FILE.write_text(sealed(now))
+    FILE.write_text("\n".join([*now, ""]))
     return 0
 
 

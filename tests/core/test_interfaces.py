@@ -1,15 +1,11 @@
-"""The view of people and tools: scopes in profiles, completion, help, references, logs."""
+"""The view of people and tools: scopes in profiles, reprs, references."""
 
-import logging
-import pydoc
 import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import pytest
 
-import jno.lora
 from jno.lora import About, Net, apply_lora, citation
 
 from .toys import ToyConv, ToyLinear, ToyScale
@@ -63,23 +59,6 @@ class Documented(ToyLinear):
         return self.base(x)
 
 
-# --- completion and help
-
-
-def test_the_module_lists_what_is_public():
-    names = [name for name in dir(jno.lora) if not name.startswith("__")]
-    assert set(jno.lora.__all__) <= set(names)
-    assert not [name for name in names if name.startswith("_") or name in ("Any", "TYPE_CHECKING")]
-
-
-@pytest.mark.parametrize("owner", [getattr(jno.lora, n) for n in ("Net", "LoRAWrapper", "Plan")])
-def test_every_public_method_has_help(owner):
-    public = [n for n in vars(owner) if not n.startswith("_") and callable(getattr(owner, n))]
-    assert public
-    for name in public:
-        assert pydoc.getdoc(getattr(owner, name)), name
-
-
 def test_reprs_are_short_whatever_the_size(getkey):
     layer = eqx.nn.Linear(300, 200, key=getkey())
     net = Net([layer]).lora(2, wrapper=ToyLinear)
@@ -127,8 +106,3 @@ def test_used_methods_are_cited_once_in_the_order_of_the_model(getkey):
         "% OnlyPaper: arXiv:2106.09685\n\n"
         "% ToyLinear: no reference\n"
     )
-
-
-def test_nothing_configures_logging():
-    assert not logging.getLogger("jno.lora").handlers
-    assert logging.getLogger("jno.lora").level == logging.NOTSET

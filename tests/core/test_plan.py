@@ -167,14 +167,14 @@ def test_normalised_layers_are_left_out_with_a_warning_that_says_why(getkey):
     rows = rows_of(plan_lora(model, 1, wrapper=ToyLinear))
     assert rows["spectral/layer"].status == "inside SpectralNorm"
     assert rows["weight/layer"].status == "inside WeightNorm"
-    with pytest.warns(JnoLoraWarning, match=r"(?s)rewrite.*spectral/layer.*weight/layer") as caught:
+    with pytest.warns(JnoLoraWarning, match=r"(?s)rescale.*spectral/layer.*weight/layer") as caught:
         adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
     assert set(adapters_in(adapted)) == {"head"} and len(caught) == 1
     for selection in ({"target": "head"}, {"mask": "head"}):  # nothing to warn of
         adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear, **selection)
         assert set(adapters_in(adapted)) == {"head"}
     message = refused(model, wrapper=ToyLinear, target="weight/")
-    assert "would rescale or bypass the adapter" in message and "spectral/" not in message
+    assert "rescale or bypass the adapter" in message and "spectral/" not in message
     assert "adapts none of them:\n  - weight/layer: Linear, inside WeightNorm\n" in message
     assert "can adapt these" not in refused({"weight": model["weight"]}, wrapper=ToyLinear)
 

@@ -29,20 +29,17 @@ from ._walk import Walk
 _NAMED = 4  # how many adapters the advice in a row names
 
 _NO_BLOCKS = (
-    "It means the linear layers in repeated blocks (modules of one class in a list, or a stack), "
-    "and this model has none. Leave `target` out to adapt every layer, or give a regex on paths, "
-    "or a list of names."
+    "The model has no repeated blocks (modules of one class in a list, or a stack). Leave `target` "
+    "out to adapt every layer, or give a regex on paths, or a list of names."
 )
 _WHY_REFUSED = (
-    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: the norm rewrites the "
-    "weight that the adapter adds to, and would rescale or bypass the adapter. To adapt the norm "
-    "and its layer as one, with the update inside the norm, ask for it: "
-    'wrapper=["lora", "lora-in-norm"].'
+    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted, because the norm would "
+    "rescale or bypass the adapter. To adapt the norm and its layer as one, with the update inside "
+    'the norm, ask for it: wrapper=["lora", "lora-in-norm"].'
 )
 _MORE_ADAPTERS = (
-    '`wrapper="auto"` asks every installed adapter that has `auto = True`; a name or variant asks '
-    "for any adapter (`jno-lora adapters` lists them). To adapt a layer of your own, say what the "
-    'axes of its arrays mean: "Your own spectral layer", in docs/operators.md, shows how.'
+    '`wrapper="auto"` asks more adapters, and `jno-lora adapters` lists the names of all. To adapt '
+    "a layer of your own, declare the axes of its arrays (docs/operators.md shows how)."
 )
 _NO_MODULE = (
     "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "

@@ -1,7 +1,6 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -159,7 +158,13 @@ class Walk:
             numbers = (self._distribution(cls), node.rank, node.alpha)
             return row("already adapted", cls, *numbers, spec=spec)
         if claim is None:
-            return self._row_without_claim(path, node, row)
+            classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
+            if any(self._applies(cls, path, node) for cls in classes):
+                return row("target does not match")
+            if not _owns_arrays(node):
+                return None
+            reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
+            return row("no wrapper applies", reason=next(filter(None, reasons), None))
         cls = self._chosen(claim, keys, node)
         if cls is None:
             return None
@@ -181,17 +186,6 @@ class Walk:
             spec=claim.rule,
             alpha_is_default=rule.alpha is None,
         )
-
-    def _row_without_claim(
-        self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
-    ) -> PlanRow | None:
-        classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
-        if any(self._applies(cls, path, node) for cls in classes):
-            return row("target does not match")
-        if not _owns_arrays(node):
-            return None
-        reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
-        return row("no wrapper applies", reason=next(filter(None, reasons), None))
 
     def _refuse_layers_in(self, keys: KeyPath, norm: eqx.Module) -> None:
         """Add rows for the layers inside a norm that is not adapted itself."""
