@@ -201,9 +201,10 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     collected = statistics.get(row.path, {})
     given = {name: jnp.shape(x) for name, x in collected.items() if name in shapes}
     if given != shapes:
+        expected, came = (", ".join(f"{n} {x}" for n, x in d.items()) for d in (shapes, given))
         raise SelectionError(
             f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
-            f"{show_path(row.path)!r}: {shapes}, but got {given or 'none'}. Collect them, and "
+            f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
             "pass `statistics=`:\n    statistics = jno.lora.calibrate(model, batches, loss, "
             f"wrapper={cls.variant or cls.__name__!r})\n"
             "or let `net.lora(..., calibrate=(batches, loss))` do both."

@@ -42,14 +42,15 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 def expect_model(model: Any, function: str) -> None:
     """**Raises:** `SelectionError` if `model` is a `Net`, a set without layers, or a path."""
-    advice = ""
+    came, advice = f"a {type(model).__name__}", ""
     if isinstance(model, Loose):
-        advice = f" Put its adapters into a model: {function}(swap_adapters(model, adapters), ...)"
+        came, advice = "an AdapterSet", f"{function}(swap_adapters(model, adapters), ...)"
     elif isinstance(model, Handle):
-        advice = f" Give the model in it: {function}(net.module, ...)"
-    if advice or isinstance(model, str | os.PathLike):
-        name = type(model).__name__
-        raise SelectionError(f"{function} takes a model first, but was given a {name}.{advice}")
+        advice = f"{function}(net.module, ...)"
+    elif isinstance(model, str | os.PathLike):
+        advice = f"{function}(model, {model!r})"
+    if advice:
+        raise SelectionError(f"{function} takes a model, but was given {came}. Write {advice}")
 
 
 def check_key(key: Any) -> None:

@@ -81,6 +81,9 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(members.get(name), classmethod | staticmethod | None):
             yield f"`{name}` must be a classmethod"
+    for name in ("auto", "mergeable"):
+        if not isinstance(getattr(cls, name), bool):
+            yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
     # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
     variant: Any = cls.variant
     is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
@@ -98,8 +101,8 @@ def _needs_mistakes(cls: Any) -> Iterator[str]:
     needs, default = getattr(cls, "needs", ()), MatrixAdapter.matrix
     if not isinstance(needs, tuple) or not all(map(_is_statistic, needs)):
         yield (
-            f"`needs` must be a tuple of {', '.join(BUILT_IN)} or subclasses of jno.lora.Statistic "
-            f"with a name, but is {needs!r}"
+            f"`needs` must be a tuple, but is {needs!r}, or an item of it is neither one of "
+            f"{', '.join(BUILT_IN)} nor a subclass of jno.lora.Statistic with a name"
         )
     elif needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
