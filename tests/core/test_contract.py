@@ -58,6 +58,7 @@ def test_static_attributes_come_from_the_base_and_arrays_from_the_merged_layer(w
     assert (conv.kernel_size, conv.stride, conv.groups) == ((3, 1), (2, 2), 1)
     assert not jnp.array_equal(wrapper.weight, wrapper.base.weight)
     assert jnp.array_equal(wrapper.weight, wrapper.merge().weight)
+    assert same(merge_lora(wrapper), wrapper.merge())
     assert jnp.array_equal(wrapper.bias, wrapper.base.bias)
     assert wrapper.rank == 2 and wrapper.lora_A.shape == (2, 3)  # its own fields come first
     grads = eqx.filter_grad(lambda w: jnp.sum(w.weight**2))(wrapper)
@@ -386,7 +387,3 @@ def test_facts_and_members_about_matrices_of_a_former_class_are_found(linear):
     assert cls.inputs_of(linear, X).shape == (1, 3)
     assert (cls.needs, cls.rank_gate, cls.matrices(linear)) == ((), None, {})
     assert MatrixAdapter.of(Former) is cls and MatrixAdapter.of(cls) is cls
-
-
-def test_a_merged_adapter_is_its_own_merge(wrapper):
-    assert same(merge_lora(wrapper), wrapper.merge())

@@ -18,12 +18,10 @@ from jno.lora import (
     apply_lora,
     load_adapters,
     lora_report,
-    lora_trainable_filter,
     merge_lora,
     partial_lora_trainable_filter,
     plan_lora,
     save_adapters,
-    unwrap_lora,
 )
 
 from .toys import ToyLinear
@@ -61,11 +59,9 @@ SETTINGS = {"wrappers": ToyLinear, "registry": Registry(discover=False)}
 OPERATIONS = {
     "plan": lambda model, adapted, file: plan_lora(model, 1, **SETTINGS),
     "apply": lambda model, adapted, file: apply_lora(model, 1, key=KEY, **SETTINGS),
-    "filter": lambda model, adapted, file: lora_trainable_filter(adapted),
     "partial filter": lambda model, adapted, file: partial_lora_trainable_filter(adapted),
     "report": lambda model, adapted, file: lora_report(adapted),
     "merge": lambda model, adapted, file: merge_lora(adapted),
-    "unwrap": lambda model, adapted, file: unwrap_lora(adapted),
     "save": lambda model, adapted, file: save_adapters(adapted, file),
     "load": lambda model, adapted, file: load_adapters(model, file, wrappers=ToyLinear),
 }

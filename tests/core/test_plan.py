@@ -109,7 +109,7 @@ def test_a_spec_is_told_which_layers_its_own_wrappers_do_not_adapt(model, other)
     specs.append({"target": "embedding", "wrapper": ToyLinear})
     message = refused(model, specs=specs)
     assert message.startswith("specs[1] (target 'embedding', wrapper ToyLinear)")
-    why = "taken by specs[0]" if other == "embedding" else "no wrapper applies"
+    why = "adapted by specs[0]" if other == "embedding" else "no wrapper applies"
     assert f"adapts none of them:\n  - embedding: Embedding, {why}\n" in message
 
 
@@ -117,11 +117,11 @@ def test_a_spec_that_earlier_specs_leave_nothing_is_told_so(model, blocks):
     specs = [{"target": "encoder"}, {"wrapper": UserEmbedding}, {"target": "encoder/1"}]
     message = refused(model, wrapper=ToyLinear, specs=specs)
     assert message.startswith("specs[2] (target 'encoder/1', wrapper ToyLinear) selects no layer.")
-    assert "  - encoder/1: Linear, taken by specs[0]\n" in message
+    assert "  - encoder/1: Linear, adapted by specs[0]\n" in message
     specs = [{"wrapper": ToyBlock}, {"target": "blocks/0/up", "wrapper": ToyLinear}]
     message = refused(blocks, specs=specs)
     assert message.startswith("specs[1] (target 'blocks/0/up', wrapper ToyLinear) selects no layer")
-    assert "  - blocks/0: Block, taken by specs[0]\n" in message
+    assert "  - blocks/0: Block, adapted by specs[0]\n" in message
 
 
 @pytest.mark.parametrize("nothing", [{}, None, 3, [jax.nn.relu]])

@@ -74,7 +74,7 @@ def _problem_of(walk: Walk, index: int) -> str | None:
         if row.status == "target does not match" and rule.matches(row.path):
             status = "no wrapper applies"  # unlike a wrapper of another rule
         elif row.status == "wrapped" and row.spec is not None and row.spec != index:
-            status = f"taken by {walk.rules[row.spec].label}"
+            status = f"adapted by {walk.rules[row.spec].label}"
         return f"{show_path(row.path)}: {row.layer}, {status}"
 
     target = f"target {pattern!r}" if pattern else "every layer"

@@ -217,9 +217,11 @@ class Registry:
 
     def _blame(self, culprit: Any, message: str) -> None:
         """Warn, once for each culprit."""
-        if culprit not in self._blamed:
+        with self._lock:
+            if culprit in self._blamed:
+                return
             self._blamed.append(culprit)
-            warn(message)
+        warn(message)
 
     def _current(self, distribution: str) -> str:
         """The distribution that provides the adapters of `distribution`: itself, if installed."""
