@@ -318,10 +318,10 @@ class Registry:
         if wrappers := names.of_distribution(distribution, name):
             return _only(wrappers, f"{distribution}:{name}")
         names.raise_if_unusable(distribution, name)
-        near = nearest(name, [w.name for w in names.provided if w.distribution == distribution])
-        why = f"has no adapter {name!r}; it has {', '.join(near)}"
-        if not near:
-            why = "is not installed, or this registry does not look for it (discover=False)"
+        why = "is not installed, or this registry does not look for it (discover=False)"
+        if any(record.distribution == distribution for record in names.records):
+            had = [w.name for w in names.provided if w.distribution == distribution]
+            why = f"has no adapter {name!r}; it has {', '.join(nearest(name, had)) or 'none'}"
         raise PluginError(f"{name} of {distribution} is not available: {distribution} {why}")
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
