@@ -48,17 +48,6 @@ def test_the_scope_adds_no_trace(getkey):
     assert len(traces) == 1
 
 
-def test_the_call_keeps_its_name_and_documentation():
-    assert ToyLinear.__call__.__name__ == "__call__"
-    assert Documented.__call__.__doc__ == "The documentation."
-
-
-class Documented(ToyLinear):
-    def __call__(self, x):
-        """The documentation."""
-        return self.base(x)
-
-
 def test_reprs_are_short_whatever_the_size(getkey):
     layer = eqx.nn.Linear(300, 200, key=getkey())
     net = Net([layer]).lora(2, wrapper=ToyLinear)

@@ -123,22 +123,6 @@ def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model, mon
         assert "apply_lora" in dir(jno.lora)
 
 
-def test_a_broken_plugin_leaves_no_hooks_behind(site, model):
-    code = """
-        @hookimpl
-        def jno_lora_wrappers():
-            raise RuntimeError("broken")
-        @hookimpl
-        def jno_lora_select(path, leaf, candidates):
-            raise AssertionError("a broken plugin was asked")
-    """
-    site.install("broken-lora", code)
-    registry = Registry()
-    with pytest.warns(JnoLoraWarning):
-        registry.records()
-    assert registry.select("head", model.head, [ToyLinear, ToyLinear]) is None
-
-
 @pytest.mark.parametrize(
     ("api", "status"), [(99, "incompatible"), (1, "loaded"), (0, "loaded"), ("'1'", "failed")]
 )
