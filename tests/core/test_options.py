@@ -146,13 +146,17 @@ def test_a_value_without_equality_is_not_an_option_that_is_lost(told):
 
 
 class Blocks(ToyScale):
-    """A gain for each of `blocks` equal parts of the output, kept in a static field as well."""
+    """A gain for each of `blocks` equal parts of the output, kept in a static field as well.
+
+    It passes the kit: tests/kit/test_own_adapters.py.
+    """
 
     blocks: int = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.Linear
+        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
+        return exact and leaf.weight.ndim >= 2
 
     @classmethod
     def stack_ndim(cls, leaf) -> int:
@@ -160,16 +164,21 @@ class Blocks(ToyScale):
 
     def __init__(self, base, rank, alpha, *, key, blocks=1):
         self.base, self.rank, self.alpha, self.blocks = base, rank, alpha, blocks
-        self.gain, self.constant = jnp.zeros(blocks), jnp.zeros(())
+        dtype = float_of(base.weight).dtype
+        self.gain, self.constant = jnp.zeros(blocks, dtype), jnp.zeros((), dtype)
 
     def merge(self):
         W = float_of(self.base.weight)
         gain = jnp.repeat(self.gain + self.constant, W.shape[0] // self.blocks)
-        return eqx.tree_at(lambda m: m.weight, self.base, W * (1 + gain[:, None]))
+        weight = (W * (1 + gain[:, None])).astype(self.base.weight.dtype)
+        return eqx.tree_at(lambda m: m.weight, self.base, weight)
 
     @classmethod
     def options_of(cls, state):
         return {"blocks": state["gain"].shape[0]}
+
+
+OPTIONS = {"blocks": 3}
 
 
 class Forgets(Blocks):
@@ -182,8 +191,7 @@ def test_a_file_brings_back_an_option_that_changes_shapes(getkey, tmp_path):
     keys, file = jax.random.split(getkey(), 2), tmp_path / "a.safetensors"
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 6, key=key))(keys)
     layers = [eqx.nn.Linear(4, 6, key=getkey()), stack]
-    options = {"blocks": 3}
-    model = shaken(apply_lora(layers, 2, key=getkey(), wrapper=Blocks, options=options))
+    model = shaken(apply_lora(layers, 2, key=getkey(), wrapper=Blocks, options=OPTIONS))
     save_adapters(model, file)
     loaded = load_adapters(layers, file, wrappers=Blocks)
     assert same(loaded, model)
