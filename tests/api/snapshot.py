@@ -3,14 +3,11 @@
     python tests/api/snapshot.py            # what changed
     python tests/api/snapshot.py --write    # takes it down, once CHANGELOG.md tells of it
 
-Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter. The
-last line is a digest of the others, by which a change that was made by hand, past the changelog, is
-seen.
+Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
 """
 
 import dataclasses
 import difflib
-import hashlib
 import importlib
 import inspect
 import pathlib
@@ -41,7 +38,6 @@ PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "jno", "routed", "routed.testing", "train"),
 )
-SEAL = "# Written by snapshot.py --write: "
 
 
 def lines() -> list[str]:
@@ -178,79 +174,39 @@ def difference(before: list[str], now: list[str]) -> list[str]:
 def untold(changed: list[str], changelog: str) -> list[str]:
     """The changes of which the first section of the changelog has no word.
 
-    As far as that can be checked: the name that changed must stand there as code, between
-    backticks. A class or a command that came or went as a whole stands for all that is in it.
-    Whether what stands there is true is for a reader to say.
+    As far as that can be checked: the name that changed, or the name of its class or command, must
+    stand there as code, between backticks. Whether the text is true is for a reader to say.
     """
     section = re.split(r"^## ", changelog, flags=re.MULTILINE)[1]
-    spans = " ".join(re.findall(r"`([^`]+)`", section))
-    words = set(re.findall(r"\w+", re.sub(PACKAGE, "", spans)))
-    # By package: a class may have gone from one to another.
-    signs: dict[tuple[str, str], set[str]] = {}
-    for line in changed:
-        seen = signs.setdefault((_package(line), _subject(line)[0]), set())
-        seen.update(line[0] * (len(_subject(line)) == 1))
-    whole = {owner for owner, seen in signs.items() if len(seen) == 1}
-
-    def is_told(line: str) -> bool:
-        owner, *_, last = (_subject(line)[0], *_subject(line))
-        return last in words or ((_package(line), owner) in whole and owner in words)
-
-    return [line for line in changed if not is_told(line)]
+    words = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", section))))
+    return [line for line in changed if words.isdisjoint(_subject(line))]
 
 
-# With the dot after it, or as the name of the package alone; not a member of that form.
-_PARTS = "peft|testing|types|extending|coded"
-PACKAGE = rf"(?<![\w.])(?:jno\.lora(?:\.(?:{_PARTS}))?|jno_lora_\w+)(?:\.|\b)"
-
-
-def _package(line: str) -> str:
-    found = re.search(PACKAGE, line.partition("(")[0])
-    return "" if found is None else found[0]
-
-
-def _subject(line: str) -> tuple[str, ...]:
+def _subject(line: str) -> list[str]:
     """Of `+jno.lora.Net.lora(rank=4)`, `Net` and `lora`; of a command, its name and the option."""
-    command = re.match(r"[+-]jno-lora (\S+)(?: --([\w-]+))?", line)
-    if command is not None:
-        return tuple(part.replace("-", "_") for part in command.groups() if part)
-    dotted = re.match(r"[+-](?:class )?([\w.]+)", line)
-    assert dotted is not None, line
-    return tuple(re.sub(f"^{PACKAGE}", "", dotted[1]).split("."))
+    if command := re.match(r"[+-]jno-lora (\S+)(?: --([\w-]+))?", line):
+        return [part for part in command.groups() if part]
+    name = re.sub(r"^[+-](class )?(jno\.lora(\.[a-z_]+(?=\.))?|jno_lora_\w+)\.", "", line)
+    return re.match(r"[\w.]+", name)[0].split(".")[:2]
 
 
-def sealed(text: list[str]) -> str:
-    """The lines as a file, with their digest."""
-    return "\n".join([*text, SEAL + _digest(text), ""])
-
-
-def taken_down() -> tuple[list[str], bool]:
-    """The lines of the file, and whether it is as `--write` wrote it."""
-    text = FILE.read_text().splitlines()
-    return text[:-1], text[-1:] == [SEAL + _digest(text[:-1])]
-
-
-def _digest(text: list[str]) -> str:
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:32]
+def taken_down() -> list[str]:
+    """The lines of the file."""
+    return FILE.read_text().splitlines() if FILE.exists() else []
 
 
 def main(arguments: list[str]) -> int:
     """Show what changed, and with `--write` take it down. Returns the exit status."""
-    before, is_whole = taken_down() if FILE.exists() else ([], True)
-    now = lines()
+    before, now = taken_down(), lines()
     changed = difference(before, now)
     print("\n".join(changed) or "Nothing has changed.")
-    if not is_whole:
-        # The former lines are not known, so the changes that the changelog needs are not, either.
-        print(f"\n{FILE.name} was changed by hand, or merged. Take it from a commit, as it was.")
-        return 1
-    if "--write" not in arguments or not changed:
+    if "--write" not in arguments:
         return 0
     missing = untold(changed, CHANGELOG.read_text()) if before else []
     if missing:
         print(f"\n{CHANGELOG.name} has no word, in its first section, of\n" + "\n".join(missing))
         return 1
-    FILE.write_text(sealed(now))
+    FILE.write_text("\n".join([*now, ""]))
     return 0
 
 

@@ -1,4 +1,7 @@
-"""A wrapper's contract: it reads like its layer, tolerates `key=`, unwraps, and keeps its state."""
+"""A wrapper's contract: it reads like its layer, tolerates `key=`, unwraps, and keeps its state.
+
+Each way to break the contract of a class is named.
+"""
 
 import copy
 
@@ -9,14 +12,17 @@ import numpy as np
 import pytest
 
 from jno.lora import (
+    About,
     ConvLike,
     LinearLike,
     LoRAWrapper,
+    MatrixAdapter,
     WrapperError,
     apply_lora,
     merge_lora,
     unwrap_lora,
 )
+from jno.lora._contract import check_contract, contract_problems
 
 from .toys import (
     Block,
@@ -24,10 +30,13 @@ from .toys import (
     ToyConv,
     ToyLinear,
     ToyScale,
+    ToyStacked,
     UserEmbedding,
     same,
     shaken,
 )
+
+X = jnp.arange(3.0)
 
 
 @pytest.fixture
@@ -43,47 +52,30 @@ def wrapper(linear, getkey):
 # --- reading through
 
 
-def test_static_attributes_come_from_the_base(wrapper, getkey):
+def test_static_attributes_come_from_the_base_and_arrays_from_the_merged_layer(wrapper, getkey):
     assert (wrapper.in_features, wrapper.out_features, wrapper.use_bias) == (3, 2, True)
     conv = ToyConv(eqx.nn.Conv2d(2, 4, (3, 1), stride=2, key=getkey()), 1, 1.0, key=getkey())
     assert (conv.kernel_size, conv.stride, conv.groups) == ((3, 1), (2, 2), 1)
-
-
-def test_arrays_come_from_the_merged_layer(wrapper):
     assert not jnp.array_equal(wrapper.weight, wrapper.base.weight)
     assert jnp.array_equal(wrapper.weight, wrapper.merge().weight)
+    assert same(merge_lora(wrapper), wrapper.merge())
     assert jnp.array_equal(wrapper.bias, wrapper.base.bias)
-
-
-def test_methods_are_those_of_the_merged_layer(getkey):
-    wrapper = shaken(ToyBlock(Block(2, key=getkey()), 1, 1.0, key=getkey()))
-    assert wrapper.slope == 0.5
-    assert jnp.array_equal(wrapper.first_bias(), wrapper.base.up.bias)
-    assert jnp.array_equal(wrapper.down.bias, wrapper.base.down.bias + wrapper.shift)
-
-
-def test_a_model_that_reads_an_embedding_sees_the_adapter(getkey):
-    embedding = eqx.nn.Embedding(5, 3, key=getkey())
-    wrapper = shaken(UserEmbedding(embedding, 1, 1.0, key=getkey()), by=1.0)
-    assert jnp.allclose(wrapper.weight[jnp.array([0, 4])], embedding.weight[jnp.array([0, 4])] + 1)
-
-
-def test_reading_through_is_differentiable(wrapper):
+    assert wrapper.rank == 2 and wrapper.lora_A.shape == (2, 3)  # its own fields come first
     grads = eqx.filter_grad(lambda w: jnp.sum(w.weight**2))(wrapper)
     assert jnp.any(grads.lora_A != 0) and jnp.any(grads.lora_B != 0)
 
 
-def test_own_fields_come_before_those_of_the_base(wrapper):
-    assert wrapper.rank == 2 and wrapper.lora_A.shape == (2, 3)
+def test_methods_are_those_of_the_merged_layer_and_are_listed(getkey):
+    wrapper = shaken(ToyBlock(Block(2, key=getkey()), 1, 1.0, key=getkey()))
+    assert wrapper.slope == 0.5
+    assert jnp.array_equal(wrapper.first_bias(), wrapper.base.up.bias)
+    assert jnp.array_equal(wrapper.down.bias, wrapper.base.down.bias + wrapper.shift)
+    listed = dir(wrapper)
+    assert {"up", "slope", "first_bias", "shift", "base", "merge"} <= set(listed)
+    assert len(listed) == len(set(listed))
 
 
-def test_an_attribute_that_neither_has_is_an_attribute_error_naming_both(wrapper):
-    with pytest.raises(AttributeError, match=r"'ToyLinear' nor the 'Linear'.*'in_featuers'"):
-        _ = wrapper.in_featuers
-    assert getattr(wrapper, "in_featuers", None) is None
-
-
-def test_dunder_names_are_not_handed_through(getkey):
+def test_a_name_that_neither_has_and_a_dunder_name_are_not_handed_through(wrapper, getkey):
     class Sized(eqx.nn.Linear):
         def __len__(self):
             return 7
@@ -91,17 +83,15 @@ def test_dunder_names_are_not_handed_through(getkey):
         def __array__(self, dtype=None, copy=None):
             return np.zeros(7)
 
-    wrapper = ToyLinear(Sized(3, 2, key=getkey()), 1, 1.0, key=getkey())
+    with pytest.raises(AttributeError, match=r"'ToyLinear' nor the 'Linear'.*'in_featuers'"):
+        _ = wrapper.in_featuers
+    sized = ToyLinear(Sized(3, 2, key=getkey()), 1, 1.0, key=getkey())
     for name in ("__len__", "__array__", "__jax_array__", "__deepcopy__"):
-        assert not hasattr(wrapper, name)
+        assert not hasattr(sized, name)
+    assert same(copy.copy(wrapper), wrapper) and same(copy.deepcopy(wrapper), wrapper)
 
 
-def test_a_wrapper_can_be_copied(wrapper):
-    assert same(copy.copy(wrapper), wrapper)
-    assert same(copy.deepcopy(wrapper), wrapper)
-
-
-def test_an_uninitialised_field_is_not_satisfied_from_the_base(linear, getkey):
+def test_while_it_is_built_an_adapter_reads_nothing_through(linear, getkey):
     class Forgetful(ToyLinear):
         weight: jax.Array
 
@@ -109,99 +99,72 @@ def test_an_uninitialised_field_is_not_satisfied_from_the_base(linear, getkey):
             self.base, self.rank, self.alpha = base, rank, alpha
             self.lora_A = self.lora_B = self.weight * 2
 
-    with pytest.raises(AttributeError, match="'Forgetful' has no attribute 'weight'"):
-        Forgetful(linear, 1, 1.0, key=getkey())
-
-
-def test_before_base_is_set_nothing_is_read_through(linear, getkey):
     class Early(ToyLinear):
         def __init__(self, base, rank, alpha, *, key):
             self.rank = self.in_features
 
-    with pytest.raises(AttributeError, match="'Early' has no attribute 'in_features'"):
-        Early(linear, 1, 1.0, key=getkey())
+    for cls, name in [(Forgetful, "weight"), (Early, "in_features")]:
+        with pytest.raises(AttributeError, match=f"'{cls.__name__}' has no attribute '{name}'"):
+            cls(linear, 1, 1.0, key=getkey())
 
 
-# --- eqx.nn.Shared
-
-
-def tied(getkey):
+def test_both_ends_of_shared_weights_can_be_adapted(getkey):
     embedding = eqx.nn.Embedding(5, 3, key=getkey())
     linear = eqx.nn.Linear(3, 5, use_bias=False, key=getkey())
-    return eqx.nn.Shared(
-        (embedding, linear), where=lambda pair: pair[1].weight, get=lambda pair: pair[0].weight
-    )
+    pair = (embedding, linear)
+    shared = eqx.nn.Shared(pair, where=lambda p: p[1].weight, get=lambda p: p[0].weight)
+    adapted = shaken(apply_lora(shared, 2, key=getkey(), wrapper=[UserEmbedding, ToyLinear]))
+    assert adapted.pytree[1].weight is shared.pytree[1].weight  # the placeholder
+    table, head = adapted()
+    assert isinstance(table, UserEmbedding) and isinstance(head, ToyLinear)
+    assert jnp.allclose(table.weight, embedding.weight + 0.25)
+    assert jnp.array_equal(head.base.weight, table.weight)
+    assert jnp.array_equal(head.weight, table.weight + head.lora_B @ head.lora_A)
+    assert jnp.allclose(head(X), table.weight @ X + head.lora_B @ (head.lora_A @ X), rtol=1e-5)
 
 
-def test_the_source_of_shared_weights_gives_its_adapted_weight(getkey):
-    shared = tied(getkey)
-    wrapper = shaken(UserEmbedding(shared.pytree[0], 1, 1.0, key=getkey()))
-    shared = eqx.tree_at(lambda s: s.pytree[0], shared, wrapper)
-    _, linear = shared()
-    assert jnp.array_equal(linear.weight, wrapper.base.weight + wrapper.delta)
+def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper, linear, getkey):
+    class Dense(eqx.Module):
+        weight: jax.Array
+        in_features: int
+        out_features: int
 
+        def __call__(self, x):
+            return self.weight @ x
 
-def test_the_destination_of_shared_weights_hands_the_placeholder_through(getkey):
-    shared = tied(getkey)
-    placeholder = shared.pytree[1].weight
-    wrapper = shaken(ToyLinear(shared.pytree[1], 2, 1.0, key=getkey()))
-    assert wrapper.weight is placeholder
+    class Around(eqx.Module):
+        inner: eqx.nn.Linear
 
-    shared = eqx.tree_at(lambda s: s.pytree[1], shared, wrapper)
-    embedding, linear = shared()
-    assert isinstance(linear, ToyLinear)
-    assert jnp.array_equal(linear.base.weight, embedding.weight)
-    x = jnp.arange(3.0)
-    expected = embedding.weight @ x + linear.lora_B @ (linear.lora_A @ x) / 2
-    assert jnp.allclose(linear(x), expected)
+        def __getattr__(self, name):
+            return getattr(self.__dict__["inner"], name)
 
+        def __call__(self, x):
+            return self.inner(x)
 
-def test_both_ends_of_shared_weights_can_be_adapted_by_the_dispatcher(getkey):
-    shared = apply_lora(tied(getkey), 2, key=getkey(), wrapper=[UserEmbedding, ToyLinear])
-    embedding, linear = shaken(shared)()
-    assert isinstance(embedding, UserEmbedding) and isinstance(linear, ToyLinear)
-    assert jnp.array_equal(linear.weight, embedding.weight + linear.lora_B @ linear.lora_A)
+    class Mine(LinearLike):
+        pass
+
+    for layer in (linear, wrapper, Dense(jnp.ones((1, 1)), 1, 1), Around(linear)):
+        assert isinstance(layer, LinearLike) and not isinstance(layer, ConvLike)
+    conv = eqx.nn.Conv1d(1, 1, 1, key=getkey())
+    assert isinstance(conv, ConvLike) and not isinstance(conv, LinearLike)
+    assert not isinstance(X, LinearLike | ConvLike)
+    assert not isinstance(linear, Mine) and isinstance(Mine(), LinearLike)
 
 
 # --- key=
 
 
-def test_a_wrapper_that_takes_x_alone_works_where_equinox_passes_key(getkey):
-    layers = [eqx.nn.Linear(3, 3, key=getkey()), eqx.nn.Lambda(jax.nn.relu)]
-    plain = eqx.nn.Sequential(layers)
-    adapted = eqx.nn.Sequential([ToyLinear(layers[0], 1, 1.0, key=getkey()), layers[1]])
-    x = jnp.arange(3.0)
-    assert jnp.array_equal(adapted(x, key=getkey()), plain(x))
-
-
-def test_a_wrapper_that_takes_key_receives_it(linear, getkey):
+def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, getkey):
     class Noisy(ToyLinear):
         def __call__(self, x, *, key):
             return ToyLinear.__call__(self, x) + jax.random.normal(key, (2,))
 
-    wrapper, key, x = Noisy(linear, 1, 1.0, key=getkey()), getkey(), jnp.arange(3.0)
-    assert jnp.array_equal(wrapper(x, key=key), linear(x) + jax.random.normal(key, (2,)))
-
-
-def test_key_is_tolerated_through_decorators(linear, getkey):
     class Jitted(ToyLinear):
         @eqx.filter_jit
         def __call__(self, x):
             return self.base(x)
 
-    class Named(ToyLinear):
-        @jax.named_scope("named")
-        def __call__(self, x):
-            return self.base(x)
-
-    x = jnp.arange(3.0)
-    for cls in (Jitted, Named):
-        wrapper = cls(linear, 1, 1.0, key=getkey())
-        assert jnp.allclose(wrapper(x, key=getkey()), linear(x))
-        assert jnp.allclose(wrapper(x), linear(x))
-
-
-def test_key_is_tolerated_by_a_call_that_comes_from_a_mixin(linear, getkey):
     class Forward:
         def __call__(self, x):
             return self.base(x)
@@ -209,28 +172,23 @@ def test_key_is_tolerated_by_a_call_that_comes_from_a_mixin(linear, getkey):
     class Mixed(Forward, ToyLinear):
         pass
 
-    x = jnp.arange(3.0)
-    wrapper = Mixed(linear, 1, 1.0, key=getkey())
-    assert jnp.array_equal(wrapper(x, key=getkey()), linear(x))
+    key = getkey()
+    noisy = Noisy(linear, 1, 1.0, key=key)
+    assert jnp.array_equal(noisy(X, key=key), linear(X) + jax.random.normal(key, (2,)))
+    for cls in (ToyLinear, Jitted, Mixed):
+        adapter = cls(linear, 1, 1.0, key=key)
+        sequence = eqx.nn.Sequential([adapter, eqx.nn.Lambda(jax.nn.relu)])
+        assert jnp.allclose(sequence(X, key=key), jax.nn.relu(linear(X)))
+        assert jnp.allclose(adapter(X), linear(X))
+        for arguments in ({"scale": 2}, {"x": 1}):
+            with pytest.raises(TypeError):
+                adapter(X, **arguments)
 
 
-def test_other_arguments_are_not_swallowed(wrapper):
-    with pytest.raises(TypeError):
-        wrapper(jnp.arange(3.0), 1)
-    with pytest.raises(TypeError):
-        wrapper(jnp.arange(3.0), scale=2)
+# --- unwrap, and state
 
 
-# --- unwrap
-
-
-def test_unwrap_is_the_base_itself_by_default(wrapper, linear):
-    assert wrapper.unwrap() is wrapper.base
-    assert wrapper.unwrap().weight is linear.weight
-    assert same(unwrap_lora(wrapper), linear)
-
-
-def test_unwrap_can_restore_a_base_that_the_constructor_changed(linear, getkey):
+def test_unwrap_is_the_base_unless_the_constructor_changed_it(wrapper, linear, getkey):
     class Residual(ToyScale):
         original: jax.Array
 
@@ -242,66 +200,37 @@ def test_unwrap_can_restore_a_base_that_the_constructor_changed(linear, getkey):
         def unwrap(self):
             return eqx.tree_at(lambda layer: layer.weight, self.base, self.original)
 
-    wrapper = Residual(linear, 1, 1.0, key=getkey())
-    assert not same(wrapper.base, linear)
-    assert same(unwrap_lora(wrapper), linear)
+    assert wrapper.unwrap() is wrapper.base and wrapper.unwrap().weight is linear.weight
+    residual = Residual(linear, 1, 1.0, key=getkey())
+    assert not same(residual.base, linear)
+    assert same(unwrap_lora(residual), linear) and same(unwrap_lora(wrapper), linear)
 
 
-# --- state
+class Nested(ToyScale):
+    """Keeps its arrays in a list and a dict, beside a function."""
+
+    adapter_fields = ("factors",)
+    factors: list
+    activation: object
+
+    def __init__(self, base, rank, alpha, *, key):
+        ToyScale.__init__(self, base, rank, alpha, key=key)
+        self.factors = [jax.random.normal(key, (rank,)), {"inner": jnp.zeros(2)}]
+        self.activation = jnp.tanh
 
 
-def test_state_is_every_array_outside_the_base(linear, getkey):
-    wrapper = shaken(ToyScale(linear, 1, 1.0, key=getkey()))
-    state = wrapper.state()
-    assert set(state) == {"gain", "constant"}
-    assert state["gain"] is wrapper.gain
-
-
-def test_state_names_nested_arrays_by_path(linear, getkey):
-    assert set(nested(linear, getkey).state()) == {"factors/0", "factors/1/inner"}
-
-
-def nested(linear, getkey):
-    class Nested(LoRAWrapper):
-        adapter_fields = ("factors",)
-        base: eqx.Module
-        factors: list
-        activation: object
-        rank: int = eqx.field(static=True)
-        alpha: float = eqx.field(static=True)
-
-        @classmethod
-        def applies_to(cls, leaf):
-            return isinstance(leaf, eqx.nn.Linear)
-
-        def __init__(self, base, rank, alpha, *, key):
-            self.base, self.rank, self.alpha = base, rank, alpha
-            self.factors = [jax.random.normal(key, (rank,)), {"inner": jnp.zeros(2)}]
-            self.activation = jnp.tanh
-
-        def __call__(self, x):
-            return self.base(x)
-
-        def merge(self):
-            return self.base
-
-    return Nested(linear, 2, 3.0, key=getkey())
-
-
-@pytest.mark.parametrize("make", [ToyLinear, ToyScale])
-def test_from_state_restores_every_bit(make, linear, getkey):
-    wrapper = shaken(make(linear, 2, 3.0, key=getkey()))
-    state = {name: np.asarray(array) for name, array in wrapper.state().items()}
-    restored = make.from_state(linear, jax.tree.map(jnp.asarray, state), 2, 3.0)
-    assert same(restored, wrapper)
-    assert restored.base.weight is linear.weight
-
-
-def test_from_state_restores_nested_arrays_and_keeps_other_leaves(linear, getkey):
-    wrapper = shaken(nested(linear, getkey))
-    restored = type(wrapper).from_state(linear, wrapper.state(), 2, 3.0)
-    assert same(restored, wrapper)
-    assert restored.activation is jnp.tanh
+def test_from_state_restores_every_bit_of_every_array_outside_the_base(linear, getkey):
+    names = {
+        ToyLinear: {"lora_A", "lora_B"},
+        ToyScale: {"gain", "constant"},
+        Nested: {"gain", "constant", "factors/0", "factors/1/inner"},
+    }
+    for cls, expected in names.items():
+        wrapper = shaken(cls(linear, 2, 3.0, key=getkey()))
+        assert wrapper.state().keys() == expected
+        state = {name: jnp.asarray(np.asarray(x)) for name, x in wrapper.state().items()}
+        restored = cls.from_state(linear, state, 2, 3.0)
+        assert same(restored, wrapper) and restored.base.weight is linear.weight
 
 
 def test_from_state_never_runs_the_initialiser_on_values(linear, getkey):
@@ -315,72 +244,146 @@ def test_from_state_never_runs_the_initialiser_on_values(linear, getkey):
 
     wrapper = Watched(linear, 1, 1.0, key=getkey())
     jax.effects_barrier()
-    assert runs == [False, "ran"]
-    runs.clear()
     Watched.from_state(linear, wrapper.state(), 1, 1.0)
     jax.effects_barrier()
-    assert runs == [True]
+    assert runs == [False, "ran", True]
 
 
-def test_a_state_that_lacks_an_array_is_an_error_naming_it(wrapper, linear):
-    state = wrapper.state()
-    del state["lora_B"]
-    with pytest.raises(WrapperError, match=r"(?s)ToyLinear.*lora_B: expected, missing"):
-        ToyLinear.from_state(linear, state, 2, 1.0)
+def test_a_state_that_does_not_fit_is_an_error_that_lists_every_misfit(wrapper, linear):
+    state = {"lora_A": wrapper.lora_A, "magnitude": X}
+    with pytest.raises(WrapperError, match="does not fit ToyLinear") as caught:
+        ToyLinear.from_state(linear, state, 1, 1.0)
+    for misfit in (
+        "lora_B: expected, missing",
+        "magnitude: not a field of ToyLinear",
+        "lora_A: expected shape (1, 3), got (2, 3)",
+    ):
+        assert misfit in str(caught.value)
+    assert "lora_B: expected shape" not in str(caught.value)
 
 
-def test_a_state_with_an_array_too_many_is_an_error_naming_it(wrapper, linear):
-    state = {**wrapper.state(), "magnitude": jnp.ones(2)}
-    with pytest.raises(WrapperError, match="magnitude: not a field of ToyLinear"):
-        ToyLinear.from_state(linear, state, 2, 1.0)
+# --- mistakes in a class
 
 
-def test_a_state_of_another_shape_is_an_error_saying_both(wrapper, linear):
-    with pytest.raises(WrapperError) as caught:
-        ToyLinear.from_state(linear, wrapper.state(), 1, 1.0)
-    assert "lora_A: expected shape (1, 3), got (2, 3)" in str(caught.value)
-    assert "lora_B: expected shape (2, 1), got (2, 2)" in str(caught.value)
+def without(*names):
+    """A class body without these members."""
+    body = {
+        "adapter_fields": ("delta",),
+        "applies_to": classmethod(lambda cls, leaf: False),
+        "__call__": lambda self, x: x,
+        "merge": lambda self: self.base,
+        "__init__": lambda self, base, rank, alpha, *, key: None,
+        "rank": eqx.field(static=True),
+        "alpha": eqx.field(static=True),
+        "__annotations__": {"base": eqx.Module, "delta": jax.Array, "rank": int, "alpha": float},
+    }
+    for name in names:
+        body.pop(name, None)
+        body["__annotations__"].pop(name, None)
+    return body
 
 
-# --- protocols
+def define(body=None, **members):
+    return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
 
 
-def test_layers_of_other_libraries_are_recognised_by_their_shape(linear, getkey):
-    class Dense(eqx.Module):
-        weight: jax.Array
-        in_features: int
-        out_features: int
-
-        def __call__(self, x):
-            return self.weight @ x
-
-    conv = eqx.nn.Conv1d(1, 1, 1, key=getkey())
-    assert isinstance(linear, LinearLike) and isinstance(Dense(jnp.ones((1, 1)), 1, 1), LinearLike)
-    assert isinstance(conv, ConvLike)
-    assert not isinstance(conv, LinearLike) and not isinstance(linear, ConvLike)
-    assert not isinstance(jnp.ones(3), LinearLike | ConvLike)
+@pytest.mark.parametrize("cls", [ToyLinear, ToyScale, ToyConv, UserEmbedding, ToyBlock, ToyStacked])
+def test_a_class_in_the_documented_form_has_no_problem(cls):
+    assert contract_problems(cls) == ()
+    check_contract(cls)
 
 
-def test_a_layer_that_takes_its_attributes_from_another_is_recognised(linear):
-    class Around(eqx.Module):
-        inner: eqx.nn.Linear
-
-        def __getattr__(self, name):
-            return getattr(self.__dict__["inner"], name)
-
-        def __call__(self, x):
-            return self.inner(x)
-
-    assert isinstance(Around(linear), LinearLike) and not isinstance(Around(linear), ConvLike)
+def test_required_members_that_are_missing_are_all_named():
+    names = ["__call__", "adapter_fields", "applies_to", "base", "merge"]
+    assert contract_problems(define(without(*names))) == tuple(
+        f"`{name}` is not defined" for name in names
+    )
 
 
-def test_a_class_that_inherits_a_protocol_is_asked_for_itself(linear):
-    class Mine(LinearLike):
-        pass
+@pytest.mark.parametrize(
+    ("left_out", "init"),
+    [
+        (("rank", "alpha"), lambda self, base, *, key: None),
+        (("rank", "alpha"), lambda self, base, *, key, **options: None),
+        (("alpha",), lambda self, base, rank, *, key: None),
+        (("rank",), lambda self, base, *, alpha=1.0, key: None),
+        ((), lambda self, base, r, a, *, key: None),
+        ((), lambda self, base, *, rank, alpha, key: None),
+        ((), lambda self, base, rank, alpha, *, key, adapter_dtype=None: None),
+        ((), lambda self, *args, key: None),
+    ],
+)
+def test_a_constructor_takes_what_it_has_a_use_for(left_out, init):
+    assert contract_problems(define(without(*left_out), __init__=init)) == ()
 
-    assert not isinstance(linear, Mine) and isinstance(Mine(), LinearLike)
+
+PROBLEMS = {
+    "a string": ({"adapter_fields": "delta"}, "`adapter_fields` must be a .*mind the comma.*delta"),
+    "no field": ({"adapter_fields": ()}, r"`adapter_fields` must be a non-empty tuple.*\(\)"),
+    "no names": ({"adapter_fields": (1,)}, r"`adapter_fields` must be .*\(1,\)"),
+    "a typo": ({"adapter_fields": ("detla",)}, r"`adapter_fields` names 'detla'.*\['base', 'delta"),
+    "a static field": ({"adapter_fields": ("rank",)}, "names 'rank', which is not a field with ar"),
+    "the base": ({"adapter_fields": ("base",)}, "'base', which must stay frozen"),
+    "optional": ({"optional_fields": ("gain",)}, "`optional_fields` names 'gain', which is not"),
+    "axes": ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not a field"),
+    "factors": ({"factor_sides": {"detla": "input"}}, "`factor_sides` names 'detla', which is not"),
+    "no rank": (without("rank"), "`rank` is not defined, but `__init__` takes it"),
+    "no alpha": (without("alpha"), "`alpha` is not defined, but `__init__` takes it"),
+    "base": ({**without("base"), "base": property(lambda self: None)}, "`base` must be a field"),
+    "no key": ({"__init__": lambda self, base, rank, alpha: None}, "`__init__` must accept"),
+    "extra": ({"__init__": lambda self, base, rank, alpha, x, *, key: 0}, "`__init__` must accept"),
+    "no classmethod": ({"stack_ndim": lambda leaf: 0}, "`stack_ndim` must be a classmethod"),
+    "empty variant": ({"variant": ""}, "`variant` must be a word .*''"),
+    "reserved variant": ({"variant": "All-Linear"}, "`variant` must be a word .*'All-Linear'"),
+    "colon": ({"variant": "a:b"}, "`variant` must be a word .*'a:b'"),
+    "about": ({"about": "text"}, "`about` must be a jno.lora.About of texts.*'text'"),
+}
 
 
-def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper):
-    assert isinstance(wrapper, LinearLike)
-    assert same(merge_lora(wrapper), wrapper.merge())
+@pytest.mark.parametrize(("members", "problem"), PROBLEMS.values(), ids=PROBLEMS)
+def test_each_mistake_in_a_class_is_named(members, problem, unchecked):
+    cls = define(members) if "merge" in members else define(**members)
+    assert len(contract_problems(cls)) == 1
+    with pytest.raises(WrapperError, match=rf"(?s)Broken is not a usable.*{problem}.*LoRAWrapper"):
+        check_contract(cls)
+
+
+def test_an_object_that_is_not_an_adapter_class_is_reported(wrapper, unchecked):
+    (problem,) = contract_problems(define(about=About(formula=3)))
+    assert problem.startswith("`about` must be a jno.lora.About of texts") and "3" in problem
+    for thing in (eqx.nn.Linear, 3, None, [1], wrapper):
+        (problem,) = contract_problems(thing)
+        assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
+
+
+def test_a_broken_class_is_refused_before_the_model_is_looked_at(model, getkey):
+    cls = define(without(), adapter_fields="delta", applies_to=lambda self, leaf: False)
+    with pytest.raises(WrapperError, match=r"(?s)mind the comma.*`applies_to` must be a classm"):
+        apply_lora(model, 1, key=getkey(), wrapper=cls)
+
+
+# --- adapters that were written for 0.3, which derive from LoRAWrapper alone
+
+
+class Former(ToyLinear):
+    family, paper, formula, bibtex = "low rank", "2106.09685", "2 r in", "@misc{one}"
+
+    @classmethod
+    def matrix(cls, layer):
+        return layer.weight
+
+    @classmethod
+    def low_rank_scale(cls, rank, alpha):
+        return alpha / rank
+
+
+def test_facts_and_members_about_matrices_of_a_former_class_are_found(linear):
+    facts = About("low rank", "2106.09685", "2 r in", None, "@misc{one}")
+    assert (contract_problems(Former), Former.about) == ((), facts)
+    assert type("Child", (Former,), {"formula": "r in"}).about.formula == "r in"
+    assert type("Child", (Former,), {"about": About(cost="much")}).about == About(cost="much")
+    cls = MatrixAdapter.of(Former)
+    assert cls.matrix(linear) is linear.weight and cls.low_rank_scale(2, 1.0) == 0.5
+    assert cls.inputs_of(linear, X).shape == (1, 3)
+    assert (cls.needs, cls.rank_gate, cls.matrices(linear)) == ((), None, {})
+    assert MatrixAdapter.of(Former) is cls and MatrixAdapter.of(cls) is cls

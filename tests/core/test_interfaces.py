@@ -1,18 +1,14 @@
-"""The view of people and tools: scopes in profiles, completion, help, references, logs."""
+"""The view of people and tools: scopes in profiles, reprs, references."""
 
-import logging
-import pydoc
 import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import pytest
 
-import jno.lora
-from jno.lora import About, Net, apply_lora, citation, registered
+from jno.lora import About, Net, apply_lora, citation
 
-from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale
+from .toys import ToyConv, ToyLinear, ToyScale
 
 
 def scopes(function, *args):
@@ -30,17 +26,11 @@ class Renamed(ToyLinear):
 
 def test_a_profile_shows_which_adapter_computes(getkey):
     layer = eqx.nn.Linear(3, 3, key=getkey())
-    one, other = (cls(layer, 2, 1.0, key=getkey()) for cls in (ToyLinear, Renamed))
-    names = scopes(lambda x: jnp.tanh(other(one(x))), jnp.ones(3))
+    one, two, three = (cls(layer, 2, 1.0, key=getkey()) for cls in (ToyLinear, Renamed, ToyScale))
+    names = scopes(lambda x: jnp.tanh(three(two(one(x)), key=None)), jnp.ones(3))
     products = {name.split("/")[1] for name in names if name.endswith("dot_general")}
-    assert products == {"ToyLinear", "Renamed"}
+    assert products == {"ToyLinear", "Renamed", "ToyScale"}
     assert "jit(<lambda>)/tanh" in names
-
-
-def test_a_call_that_takes_no_key_is_in_the_scope_too_and_gets_none(getkey):
-    adapter = ToyScale(eqx.nn.Linear(3, 3, key=getkey()), 1, 1.0, key=getkey())
-    names = scopes(lambda x: adapter(x, key=None), jnp.ones(3))
-    assert any("/ToyScale/" in name for name in names)
 
 
 def test_the_scope_adds_no_trace(getkey):
@@ -58,58 +48,11 @@ def test_the_scope_adds_no_trace(getkey):
     assert len(traces) == 1
 
 
-def test_the_call_keeps_its_name_and_documentation():
-    class Documented(ToyLinear):
-        def __call__(self, x):
-            """The documentation."""
-            return self.base(x)
-
-    assert Documented.__call__.__doc__ == "The documentation."
-    assert Documented.__call__.__name__ == "__call__"
-
-
-# --- completion and help
-
-
-def test_an_adapter_lists_what_it_reads_from_its_layer(getkey):
-    adapter = ToyBlock(Block(2, key=getkey()), 1, 1.0, key=getkey())
-    assert {"up", "down", "slope", "first_bias", "shift", "base", "merge"} <= set(dir(adapter))
-    for name in dir(adapter):
-        getattr(adapter, name, None)
-    assert len(dir(adapter)) == len(set(dir(adapter)))
-
-
-def test_the_module_lists_what_is_public():
-    names = [name for name in dir(jno.lora) if not name.startswith("__")]
-    assert set(jno.lora.__all__) <= set(names)
-    assert not [name for name in names if name.startswith("_") or name in ("Any", "TYPE_CHECKING")]
-
-
-@pytest.mark.parametrize("owner", [getattr(jno.lora, n) for n in ("Net", "LoRAWrapper", "Plan")])
-def test_every_public_method_has_help(owner):
-    public = [n for n in vars(owner) if not n.startswith("_") and callable(getattr(owner, n))]
-    assert public
-    for name in public:
-        assert pydoc.getdoc(getattr(owner, name)), name
-
-
-def test_help_of_the_module_names_the_public_functions():
-    text = pydoc.plain(pydoc.render_doc(jno.lora))
-    assert all(f"{name}(" in text for name in ("swap_adapters", "apply_lora"))
-
-
 def test_reprs_are_short_whatever_the_size(getkey):
     layer = eqx.nn.Linear(300, 200, key=getkey())
     net = Net([layer]).lora(2, wrapper=ToyLinear)
     assert len(repr(net.module)) < 400 and "f32[200,2]" in repr(net.module)
     assert repr(net) == "Net(list, 1 adapted layers, 1,000 of 61,200 parameters train)"
-
-
-def test_a_plugin_s_record_counts_its_adapters(site):
-    site.plugin("acme", '"One"', '"Two"')
-    (record,) = registered()
-    assert repr(record).startswith("PluginRecord(acme 1.0 (entry point 'main' = ")
-    assert repr(record).endswith("), loaded, 2 adapters)")
 
 
 # --- references
@@ -144,6 +87,7 @@ def test_used_methods_are_cited_once_in_the_order_of_the_model(getkey):
         {"target": "c", "wrapper": OnlyPaper},
         {"target": "d", "wrapper": ToyLinear},
     ]
+    assert citation(model) == ""
     text = citation(apply_lora(model, 1, key=getkey(), specs=specs))
     assert text == (
         "@misc{one,\n  title = {One},\n}\n\n"
@@ -151,23 +95,3 @@ def test_used_methods_are_cited_once_in_the_order_of_the_model(getkey):
         "% OnlyPaper: arXiv:2106.09685\n\n"
         "% ToyLinear: no reference\n"
     )
-
-
-def test_a_model_without_adapters_cites_nothing(model):
-    assert citation(model) == ""
-
-
-# --- logs
-
-
-def test_loading_plugins_is_logged_under_the_name_of_the_library(site, caplog):
-    site.plugin("acme", '"One"')
-    with caplog.at_level(logging.DEBUG):
-        registered()
-    messages = [r.getMessage() for r in caplog.records if r.name.startswith("jno.lora")]
-    assert messages == ["loading acme (entry point 'main')"]
-
-
-def test_nothing_configures_logging():
-    assert not logging.getLogger("jno.lora").handlers
-    assert logging.getLogger("jno.lora").level == logging.NOTSET

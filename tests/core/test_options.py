@@ -1,6 +1,8 @@
-"""`options`: further arguments of an adapter's constructor."""
+"""`options`, further arguments of a constructor, and constructors without rank and alpha."""
 
 import enum
+import functools
+import json
 import re
 from typing import Any
 
@@ -11,28 +13,29 @@ import numpy as np
 import pytest
 
 from jno.lora import (
+    CheckpointError,
+    LoRAWrapper,
+    Net,
     SelectionError,
     WrapperError,
     apply_lora,
     extract_adapters,
+    load_adapters,
+    lora_report,
     merge_lora,
     plan_lora,
+    read_adapters,
+    save_adapters,
+    swap_adapters,
+    unwrap_lora,
 )
+from jno.lora._contract import construct
 
-from .toys import ToyLinear, ToyScale
+from .asking import run
+from .good_adapter import float_of
+from .toys import MODEL_LINEARS, ToyLinear, ToyScale, UserEmbedding, adapters_in, same, shaken
 
-
-def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey):
-    class Scaled(ToyScale):
-        def __init__(self, base, rank, alpha, *, key, start=1.0):
-            ToyScale.__init__(self, base, rank, alpha, key=key)
-            self.gain = jnp.full(base.out_features, start)
-
-    specs = [{"target": "head", "options": {"start": 3.0}}, {}]
-    adapted = apply_lora(
-        model, 1, key=getkey(), wrapper=Scaled, specs=specs, options={"start": 2.0}
-    )
-    assert adapted.head.gain[0] == 3.0 and adapted.encoder[0].gain[0] == 2.0
+# --- options reach the constructor
 
 
 class Keeping(ToyScale):
@@ -46,9 +49,15 @@ class Keeping(ToyScale):
         self.gain = jnp.full(base.out_features, kept, jnp.float32)
 
 
-@pytest.mark.parametrize(
-    "number", [np.float32(2), np.int64(2), np.bool_(True), jnp.bfloat16.dtype.type(2)]
-)
+def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey):
+    specs = [{"target": "head", "options": {"kept": 3.0}}, {}]
+    adapted = apply_lora(
+        model, 1, key=getkey(), wrapper=Keeping, specs=specs, options={"kept": 2.0}
+    )
+    assert adapted.head.gain[0] == 3.0 and adapted.encoder[0].gain[0] == 2.0
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.bool_(True), jnp.bfloat16.dtype.type(2)])
 def test_a_numpy_number_among_the_options_may_be_kept_as_a_static_field(model, getkey, number):
     options = {"kept": number}
     adapted = apply_lora(model, 1, key=getkey(), wrapper=Keeping, options=options)
@@ -65,45 +74,31 @@ def test_an_array_among_the_options_that_is_kept_as_a_static_field_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "said"),
+    ("wrapper", "option", "said"),
     [
-        (Keeping, "has no option 'kpt'.\n  - kpt: did you mean 'kept'?\nThere are kept."),
-        (ToyLinear, "has no option 'kpt'.\nThere are none."),
+        (Keeping, "kpt", ".\n  - kpt: did you mean 'kept'?\nThere are kept."),
+        (ToyLinear, "kept", ".\nThere are none."),
+        (Keeping, "rank", "There are kept."),
+        (Keeping, "key", "There are kept."),
     ],
 )
-def test_an_option_that_the_adapter_lacks_is_named_with_the_nearest(model, getkey, wrapper, said):
-    with pytest.raises(SelectionError) as caught:
-        apply_lora(model, 1, key=getkey(), wrapper=wrapper, options={"kpt": 1})
-    where = f"{wrapper.__name__}, the adapter for the Linear at 'encoder/0', "
-    assert str(caught.value).startswith(where + said)
-    with pytest.raises(SelectionError, match="has no option 'kpt'"):
-        plan_lora(model, 1, wrapper=wrapper, options={"kpt": 1})
+def test_an_option_that_the_adapter_lacks_is_named_before_any_adapter_is_built(
+    model, getkey, wrapper, option, said
+):
+    specs = [{"target": "encoder", "wrapper": Unbuilt}, {"target": "head"}]
+    call = {"rank": 1, "wrapper": wrapper, "specs": specs, "options": {option: 1}}
+    where = f"{wrapper.__name__}, the adapter for the Linear at 'head', has no option {option!r}"
+    for function in (plan_lora, functools.partial(apply_lora, key=getkey())):
+        with pytest.raises(SelectionError, match=re.escape(where)) as caught:
+            function(model, **call)
+        assert said in str(caught.value)
 
 
-def test_an_option_of_another_adapter_of_the_call_is_none_of_this(model, getkey):
-    specs = [{"target": "encoder", "wrapper": ToyLinear}, {"target": "head", "wrapper": Keeping}]
-    with pytest.raises(SelectionError, match=r"ToyLinear.* no option 'kept'"):
-        apply_lora(model, 1, key=getkey(), specs=specs, options={"kept": 1})
+class Unbuilt(ToyScale):
+    """Takes any option, and must not be built."""
 
-
-@pytest.mark.parametrize("given", ["base", "rank", "alpha", "key"])
-def test_arguments_of_the_call_are_refused_as_options(model, getkey, given):
-    with pytest.raises(SelectionError, match=f"no option '{given}'(.|\n)*There are kept"):
-        apply_lora(model, 1, key=getkey(), wrapper=Keeping, options={given: 1})
-
-
-def test_options_are_checked_before_any_adapter_is_built(model, getkey):
-    built = []
-
-    class Counting(ToyLinear):
-        def __init__(self, base, rank, alpha, *, key):
-            built.append(base)
-            ToyLinear.__init__(self, base, rank, alpha, key=key)
-
-    specs = [{"target": "encoder"}, {"target": "head", "options": {"kpt": 1}}]
-    with pytest.raises(SelectionError, match="'head'"):
-        apply_lora(model, 1, key=getkey(), wrapper=Counting, specs=specs)
-    assert not built
+    def __init__(self, base, rank, alpha, *, key, **options):
+        raise AssertionError
 
 
 def test_a_constructor_with_keyword_arguments_takes_any_option(model, getkey):
@@ -114,6 +109,9 @@ def test_a_constructor_with_keyword_arguments_takes_any_option(model, getkey):
     options = {"anything": 1}
     adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=Open, options=options)
     assert adapted.head.kept == 1
+
+
+# --- options in files
 
 
 class Way(enum.Enum):
@@ -131,21 +129,221 @@ class Told(ToyScale):
         self.told = told
 
 
-@pytest.mark.parametrize("told", [Way.DOWN, 2, [1], float("inf")], ids=str)
+@pytest.mark.parametrize("told", [Way.DOWN, [1], float("inf")], ids=str)
 def test_an_option_that_a_file_would_lose_is_refused(told):
     linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
     adapted = Told(linear, 1, 1.0, key=jax.random.key(0), told=told)
     said = re.escape(f"`told`, which is {told!r}, would be {Way.UP!r}")
-    with pytest.raises(WrapperError, match=said):
+    with pytest.raises(WrapperError, match=f"(?s){said}.*restore it by `options_of`"):
         extract_adapters([adapted, adapted])
 
 
-@pytest.mark.parametrize(
-    "told",
-    [Way.UP, jnp.tanh, object(), float("nan")],
-    ids=["equal", "function", "object", "nan"],
-)
+@pytest.mark.parametrize("told", [Way.UP, jnp.tanh, float("nan")], ids=["equal", "function", "nan"])
 def test_a_value_without_equality_is_not_an_option_that_is_lost(told):
     linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
     adapted = Told(linear, 1, 1.0, key=jax.random.key(0), told=told)
     assert list(extract_adapters([adapted])) == ["0"]
+
+
+class Blocks(ToyScale):
+    """A gain for each of `blocks` equal parts of the output, kept in a static field as well.
+
+    It passes the kit: tests/kit/test_own_adapters.py.
+    """
+
+    blocks: int = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
+        return exact and leaf.weight.ndim >= 2
+
+    @classmethod
+    def stack_ndim(cls, leaf) -> int:
+        return leaf.weight.ndim - 2
+
+    def __init__(self, base, rank, alpha, *, key, blocks=1):
+        self.base, self.rank, self.alpha, self.blocks = base, rank, alpha, blocks
+        dtype = float_of(base.weight).dtype
+        self.gain, self.constant = jnp.zeros(blocks, dtype), jnp.zeros((), dtype)
+
+    def merge(self):
+        W = float_of(self.base.weight)
+        gain = jnp.repeat(self.gain + self.constant, W.shape[0] // self.blocks)
+        weight = (W * (1 + gain[:, None])).astype(self.base.weight.dtype)
+        return eqx.tree_at(lambda m: m.weight, self.base, weight)
+
+    @classmethod
+    def options_of(cls, state):
+        return {"blocks": state["gain"].shape[0]}
+
+
+OPTIONS = {"blocks": 3}
+
+
+class Forgets(Blocks):
+    @classmethod
+    def options_of(cls, state):
+        return {}
+
+
+def test_a_file_brings_back_an_option_that_changes_shapes(getkey, tmp_path):
+    keys, file = jax.random.split(getkey(), 2), tmp_path / "a.safetensors"
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 6, key=key))(keys)
+    layers = [eqx.nn.Linear(4, 6, key=getkey()), stack]
+    model = shaken(apply_lora(layers, 2, key=getkey(), wrapper=Blocks, options=OPTIONS))
+    save_adapters(model, file)
+    loaded = load_adapters(layers, file, wrappers=Blocks)
+    assert same(loaded, model)
+    assert [adapter.blocks for adapter in adapters_in(loaded).values()] == [3, 3]
+    (found, _) = json.loads(run("inspect", str(file), "--json"))["adapters"]
+    assert found["arrays"]["gain"]["shape"] == [3]
+    assert same(swap_adapters(layers, read_adapters(file, wrappers=Blocks)), model)
+    with pytest.raises(CheckpointError, match=r"gain: expected shape \(1,\), got \(3,\)"):
+        load_adapters(layers, file, wrappers=type("Blocks", (Forgets,), {}))
+
+
+# --- adapters that have no use for a rank or a scale
+
+
+class OutputGain(LoRAWrapper):
+    """Multiplies each output by a number."""
+
+    adapter_fields = ("gain",)
+    base: eqx.nn.Linear
+    gain: jax.Array
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return type(leaf) is eqx.nn.Linear
+
+    @classmethod
+    def stack_ndim(cls, leaf):
+        return leaf.weight.ndim - 2
+
+    def __init__(self, base, *, key):
+        self.base, self.gain = base, jnp.ones(base.weight.shape[-2])
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        weight = self.gain[:, None] * self.base.weight
+        return eqx.tree_at(lambda layer: layer.weight, self.base, weight)
+
+
+class WithAlpha(OutputGain):
+    """Takes an option, and an alpha."""
+
+    alpha: float = eqx.field(static=True)
+
+    def __init__(self, base, *, key, alpha, start=1.0):
+        self.base, self.alpha = base, alpha
+        self.gain = jnp.full(base.out_features, start)
+
+
+class RankedLayer(eqx.Module):
+    inner: eqx.nn.Linear
+    rank: int = eqx.field(static=True)
+
+    @property
+    def weight(self):
+        return self.inner.weight
+
+
+def test_an_adapter_without_rank_has_none_unless_it_declares_the_field(getkey):
+    class Forgetful(OutputGain):
+        rank: int = eqx.field(static=True)
+
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    adapter = OutputGain(linear, key=getkey())
+    assert adapter.rank is None and adapter.alpha is None
+    assert OutputGain(RankedLayer(linear, 5), key=getkey()).rank is None
+    with pytest.raises(TypeError, match="rank"):
+        Forgetful(linear, key=getkey())
+
+
+def test_a_call_may_leave_the_rank_out_or_give_it_to_layers_that_use_it(model, getkey):
+    for arguments in ({}, {"rank": 4, "alpha": 8.0}):
+        row = plan_lora(model, target="head", wrapper=OutputGain, **arguments).wrapped[0]
+        assert row.rank is None and row.alpha is None
+    with pytest.raises(SelectionError, match="at least 1, but is 0"):
+        apply_lora(model, 0, key=getkey(), wrapper=OutputGain)
+    with pytest.raises(SelectionError, match=r"rank of the call must be .* but is missing"):
+        apply_lora(model, key=getkey(), wrapper=[OutputGain, ToyLinear])
+    both = [OutputGain, UserEmbedding]
+    adapted = apply_lora(model, 2, 3.0, key=getkey(), wrapper=both)
+    plan = plan_lora(adapted, 2, wrapper=both)
+    assert {(row.path, row.rank, row.alpha) for row in plan if row.wrapper is not None} == {
+        ("embedding", 2, 3.0),
+        *((path, None, None) for path in MODEL_LINEARS),
+    }
+    head = apply_lora(model, 4, 3.0, key=getkey(), wrapper=WithAlpha, options={"start": 2.0}).head
+    assert (head.rank, head.alpha, head.gain[0]) == (None, 3.0, 2.0)
+
+
+def test_a_stack_is_adapted_slice_by_slice(getkey):
+    keys = jax.random.split(getkey(), 3)
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 2, key=key))(keys)
+    adapted = shaken(apply_lora(stack, key=getkey(), wrapper=OutputGain))
+    assert adapted.gain.shape == (3, 2)
+    assert jnp.allclose(merge_lora(adapted).weight, 1.25 * stack.weight)
+
+
+def test_reports_sets_and_files_cope(model, getkey, tmp_path):
+    adapted = shaken(apply_lora(model, key=getkey(), wrapper=OutputGain))
+    report = lora_report(adapted, merge_error=True)
+    assert [(row.rank, row.alpha) for row in report.rows] == [(None, None)] * 3
+    shown = [str(report), str(Net(model).lora(wrapper=OutputGain).summary())]
+    assert not any("None" in text for text in shown)
+    assert same(unwrap_lora(adapted), model)
+    adapters = extract_adapters(adapted)
+    assert {(one.rank, one.alpha) for one in adapters.adapters.values()} == {(None, None)}
+    assert same(swap_adapters(model, adapters), adapted)
+    file = tmp_path / "gains.safetensors"
+    save_adapters(adapted, file)
+    assert same(load_adapters(model, file, wrappers=OutputGain), adapted)
+    described = json.loads(run("inspect", str(file), "--json"))["adapters"]
+    assert {(one["rank"], one["alpha"]) for one in described} == {(None, None)}
+
+
+def test_a_file_from_when_the_adapter_took_a_rank_is_read(model, getkey, tmp_path):
+    class Former(OutputGain):
+        rank: int = eqx.field(static=True)
+        alpha: float = eqx.field(static=True)
+
+        def __init__(self, base, rank, alpha, *, key):
+            self.base, self.rank, self.alpha = base, rank, alpha
+            self.gain = jnp.ones(base.out_features)
+
+    Former.__name__ = "OutputGain"
+    adapted = shaken(apply_lora(model, 4, 8.0, key=getkey(), wrapper=Former))
+    file = tmp_path / "gains.safetensors"
+    save_adapters(adapted, file)
+    loaded = load_adapters(model, file, wrappers=OutputGain)
+    assert type(loaded.head) is OutputGain and loaded.head.rank is None
+    assert jnp.array_equal(loaded.head.gain, adapted.head.gain)
+
+
+@pytest.mark.parametrize(
+    ("signature", "given"),
+    {
+        "(self, base, rank, alpha, *, key)": {"rank": 3, "alpha": 7.0},
+        "(self, base, alpha, rank, *, key)": {"rank": 3, "alpha": 7.0},
+        "(self, base, *, key, rank, alpha)": {"rank": 3, "alpha": 7.0},
+        "(self, base, r=4, a=1.0, *, key)": {"r": 3, "a": 7.0},
+        "(self, base, r=4, alpha=1.0, *, key)": {"r": 3, "alpha": 7.0},
+        "(self, base, rank, scale, *, key)": {"rank": 3, "scale": 7.0},
+        "(self, base, r, a, /, *, key)": {"r": 3, "a": 7.0},
+        "(self, base, *args, key)": {"args": (3, 7.0)},
+        "(self, base, rank, *, key)": {"rank": 3},
+        "(self, base, *, key, alpha)": {"alpha": 7.0},
+        "(self, base, *, key)": {},
+    }.items(),
+)
+def test_rank_and_alpha_go_by_name_or_else_by_position(signature, given):
+    scope = {}
+    exec(f"def __init__{signature}: self.given = locals()", scope)
+    cls = type("Constructed", (), {"__init__": scope["__init__"], "needs": ()})
+    arguments = construct(cls, "base", 3, 7.0, key=jax.random.key(0)).given
+    assert {n: x for n, x in arguments.items() if n not in ("self", "base", "key")} == given

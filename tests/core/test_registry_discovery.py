@@ -2,102 +2,106 @@
 
 import builtins
 import importlib
+import logging
 import sys
 import threading
+import types
 
 import pytest
 
-from jno.lora import Net, PluginError, Registry, apply_lora, plan_lora, registered
+import jno.lora
+from jno.lora import Net, PluginError, Registry, apply_lora, hookimpl, plan_lora, registered
+from jno.lora._registry._plugins import find_plugins
 
-from .toys import MODEL_LINEARS, ToyLinear, UserEmbedding
+from .asking import at_once, one, statuses
+from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale, UserEmbedding
+
+EMPTY = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
 
 
 def order(registry):
     return [(record.distribution, record.name) for record in registry.records()]
 
 
-def names(registry):
-    return [w.name for record in registry.records() for w in record.wrappers]
-
-
-def test_without_plugins_nothing_is_found(site):
+def test_a_record_says_what_was_found(site, caplog):
     assert Registry().records() == ()
-
-
-def test_a_record_says_what_was_found(site):
-    module = site.plugin("acme-lora", '"Acme", variant="acme"', version="2.3")
-    (record,) = Registry().records()
+    module = site.plugin("acme-lora", '"Acme", variant="acme"', '"Bolt"', version="2.3")
+    with caplog.at_level(logging.DEBUG):
+        (record,) = Registry().records()
+    logged = [r.getMessage() for r in caplog.records if r.name.startswith("jno.lora")]
+    assert logged == ["loading acme-lora (entry point 'main')"]
     assert (record.name, record.distribution, record.version) == ("main", "acme-lora", "2.3")
     assert (record.value, record.status, record.error) == (module, "loaded", None)
     assert record.seconds > 0
-    (wrapper,) = record.wrappers
+    shown = f"PluginRecord(acme-lora 2.3 (entry point 'main' = '{module}'), loaded, 2 adapters)"
+    assert repr(record) == shown
+    wrapper = record.wrappers[0]
     assert (wrapper.name, wrapper.qualified_name) == ("Acme", "acme-lora:Acme")
     assert (wrapper.distribution, wrapper.version) == ("acme-lora", "2.3")
 
 
 def test_the_first_party_comes_first_then_distribution_then_entry_point(site):
-    empty = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
-    site.install("Zebra_Lora", empty, entry="b", entries={"a": empty})
-    site.install("acme.lora", empty)
-    site.install("jno-lora-zoo", empty, entry="zoo")
-    site.install("jno_lora_attention", empty)
-    assert order(Registry()) == [
+    site.install("Zebra_Lora", EMPTY, entry="b", entries={"a": EMPTY})
+    site.install("acme.lora", EMPTY)
+    site.install("jno_lora_attention", EMPTY)
+    zoo = site.install_zoo()
+    expected = [
         ("jno-lora-attention", "main"),
-        ("jno-lora-zoo", "zoo"),
+        ("jno-lora-zoo", "main"),
         ("acme-lora", "main"),
         ("zebra-lora", "a"),
         ("zebra-lora", "b"),
     ]
-
-
-def test_the_order_does_not_depend_on_what_was_asked_first(site):
-    site.plugin("acme-lora", '"Acme"')
-    site.plugin("jno-lora-attention", '"Attention"')
-    site.install_zoo()
+    assert [(found.distribution, found.name) for found in find_plugins()] == expected
+    assert find_plugins("zebra.lora") == find_plugins()[3:] and find_plugins("nobody") == ()
+    assert zoo not in sys.modules  # so far, nothing is imported
     zoo_first = Registry()
     zoo_first.zoo_class("LoRALinear")
-    assert order(zoo_first) == order(Registry())
-    assert names(zoo_first) == names(Registry())
+    assert order(zoo_first) == order(Registry()) == expected
+
+
+def test_only_entry_points_of_the_group_of_a_whole_installation_count(site):
+    site.plugin("acme-lora", '"Acme"', group="jno.lora.other")
+    folder = site.root / "broken"
+    (folder / "half_removed-1.0.dist-info").mkdir(parents=True)
+    (folder / "half_removed-1.0.dist-info" / "entry_points.txt").write_text(
+        "[jno.lora]\nmain = no_such_module_here\n"
+    )
+    site.monkeypatch.syspath_prepend(folder)
+    assert Registry().records() == ()
+
+
+def test_the_hook_may_be_on_an_object_that_the_entry_point_names(site):
+    code = """
+        class Plugin:
+            @hookimpl
+            def jno_lora_wrappers(self):
+                return (cls for cls in [Acme, Acme])
+        Acme = adapter("Acme")
+        plugin = Plugin()
+    """
+    module = site.install("acme-lora", code)
+    site.point_at("acme-lora", f"{module}:plugin")
+    (record,) = Registry().records()
+    assert record.status == "loaded" and [w.name for w in record.wrappers] == ["Acme"]
 
 
 # --- lazy loading
 
 
-def test_making_a_registry_imports_nothing(site):
-    module = site.plugin("acme-lora", '"Acme"')
-    Registry()
-    assert module not in sys.modules
-
-
-def test_explicit_classes_import_no_plugin(site, model, getkey):
-    modules = [site.plugin("acme-lora", '"Acme"'), site.install_zoo()]
-    apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
-    assert not set(modules) & set(sys.modules)
-
-
-def test_defaults_and_zoo_names_import_the_zoo_alone(site, model):
+def test_each_question_imports_what_it_needs(site, model, getkey):
     zoo, other = site.install_zoo(), site.plugin("acme-lora", '"Acme"')
+    Registry()
+    apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
+    assert Registry(discover=False).records() == ()
+    assert not {zoo, other} & set(sys.modules)
     Net(model).lora(1)
     plan_lora(model, 1, wrapper="DoRALinear")
     assert zoo in sys.modules and other not in sys.modules
 
 
-def test_other_names_variants_auto_and_listing_load_everything(site):
-    for number, ask in enumerate(
-        [
-            lambda registry: registry.resolve("Acme0"),
-            lambda registry: registry.resolve("dora"),
-            lambda registry: registry.auto(),
-            lambda registry: registry.records(),
-        ]
-    ):
-        zoo = site.install_zoo()
-        module = site.plugin(f"acme-{number}", f'"Acme{number}"')
-        ask(Registry())
-        assert zoo in sys.modules and module in sys.modules
-
-
-def test_each_plugin_is_loaded_once_however_often_it_is_asked(site):
+@pytest.mark.parametrize("question", ["resolve name", "resolve variant", "auto", "records"])
+def test_other_questions_load_everything_once(site, question):
     code = """
         CALLS = []
         Acme = adapter("Acme", auto=True)
@@ -106,11 +110,17 @@ def test_each_plugin_is_loaded_once_however_often_it_is_asked(site):
             CALLS.append(1)
             return [Acme]
     """
-    module = site.install("acme-lora", code)
-    registry = Registry()
-    for _ in range(3):
-        assert registry.resolve("Acme") == registry.auto()
-        registry.records()
+    site.install_zoo()
+    module, registry = site.install("acme-lora", code), Registry()
+    questions = {
+        "resolve name": lambda: registry.resolve("Acme"),
+        "resolve variant": lambda: registry.resolve("dora"),
+        "auto": registry.auto,
+        "records": registry.records,
+    }
+    questions[question]()
+    for ask in questions.values():
+        ask()
     assert sys.modules[module].CALLS == [1]
 
 
@@ -124,185 +134,76 @@ def test_a_distribution_that_was_missing_is_found_once_it_is_installed(site):
     site.install_zoo()
     assert registry.provided("acme-lora", "Acme").name == "Acme"
     assert registry.defaults()[0].__name__ == "LoRALinear"
+    with pytest.raises(PluginError, match=r"has no adapter 'Acne'; it has Acme"):
+        registry.provided("acme-lora", "Acne")
 
 
-def test_the_hook_may_be_on_an_object_that_the_entry_point_names(site):
-    code = """
-        class Plugin:
-            @hookimpl
-            def jno_lora_wrappers(self):
-                return [adapter("Acme")]
-        plugin = Plugin()
-    """
-    module = site.install("acme-lora", code)
-    site.point_at("acme-lora", f"{module}:plugin")
-    (record,) = Registry().records()
-    assert record.status == "loaded" and record.wrappers[0].name == "Acme"
-
-
-def test_entry_points_of_other_groups_are_no_plugins(site):
+def test_a_refresh_looks_for_plugins_and_reads_the_environment_again(site, monkeypatch):
+    jno.lora.register(ToyScale)
     site.plugin("acme-lora", '"Acme"')
-    entry_points = next(site.root.glob("acme-lora-*/*.dist-info/entry_points.txt"))
-    entry_points.write_text(entry_points.read_text().replace("jno.lora", "jno.lora.other"))
-    assert Registry().records() == ()
+    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lora")
+    assert [record.status for record in registered()] == ["blocked", "loaded"]
+    site.plugin("bolt-lora", '"Bolt"')
+    monkeypatch.delenv("JNO_LORA_BLOCK")
+    assert len(registered()) == 2
+    jno.lora.refresh()
+    found = {record.distribution: record.status for record in registered()}
+    assert found == dict.fromkeys(["acme-lora", "bolt-lora", "(in-process)"], "loaded")
 
 
-def test_a_registry_without_discovery_finds_nothing_installed(site):
-    module = site.plugin("acme-lora", '"Acme"')
-    assert Registry(discover=False).records() == ()
-    assert module not in sys.modules
+# --- plugins that use the registry while they load, and threads
 
 
-# --- a plugin that uses the public names
-
-
-def test_a_plugin_may_import_and_subclass_a_class_of_the_zoo(site):
-    site.install_zoo()
+def test_a_plugin_may_use_the_zoo_and_list_all_plugins_while_it_is_imported(site):
     code = """
-        from jno.lora import LoRALinear
-        class Better(LoRALinear):
+        import jno.lora
+        SEEN = [record.distribution for record in jno.lora.registered()]
+        class Better(jno.lora.LoRALinear):
             variant = "better"
         @hookimpl
         def jno_lora_wrappers():
             return [Better]
     """
-    site.install("acme-lora", code)
-    assert [(r.distribution, r.status) for r in registered()] == [
-        ("jno-lora-zoo", "loaded"),
-        ("acme-lora", "loaded"),
-    ]
-
-
-def test_a_plugin_may_list_the_registry_while_it_is_loaded(site):
-    code = """
-        import jno.lora
-        SEEN = [record.distribution for record in jno.lora.registered()]
-        @hookimpl
-        def jno_lora_wrappers():
-            return [adapter("Curious")]
-    """
-    site.plugin("acme-lora", '"Acme"')
-    site.install("curious-lora", code)
-    assert [(r.distribution, r.status) for r in registered()] == [
-        ("acme-lora", "loaded"),
-        ("curious-lora", "loaded"),
-    ]
-
-
-# --- defaults and "auto", with a zoo that is a plugin like any other
-
-
-def wrappers_of(model, **kwargs):
-    return {row.path: row.wrapper.__name__ for row in plan_lora(model, 1, **kwargs).wrapped}
-
-
-def test_installing_a_plugin_never_changes_the_defaults(site, model):
     site.install_zoo()
-    before = wrappers_of(model)
-    site.plugin("acme-lora", '"Acme", auto=True', '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
-    registered()
-    assert wrappers_of(model) == before == dict.fromkeys(MODEL_LINEARS, "LoRALinear")
+    site.plugin("zebra-lora", '"Zebra"')
+    module = site.install("asking-lora", code)
+    names = ["jno-lora-zoo", "asking-lora", "zebra-lora"]
+    assert [(r.distribution, r.status) for r in registered()] == [(n, "loaded") for n in names]
+    assert sys.modules[module].SEEN == ["jno-lora-zoo", "zebra-lora"]
 
 
-def test_auto_is_defaults_first_then_who_opts_in_for_leaves_that_no_default_claims(site, model):
-    site.install_zoo()
-    site.plugin("acme-lora", '"Acme", auto=True', '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
-    assert wrappers_of(model, wrapper="auto") == {
-        "embedding": "AcmeEmb",
-        **dict.fromkeys(MODEL_LINEARS, "LoRALinear"),
-    }
-
-
-def test_auto_leaves_out_who_does_not_opt_in(site, model):
-    site.install_zoo()
-    site.plugin("acme-lora", '"AcmeEmb", layer=eqx.nn.Embedding')
-    assert "embedding" not in wrappers_of(model, wrapper="auto")
-
-
-def test_two_plugins_that_claim_a_leaf_under_auto_are_both_named(site, model):
-    site.install_zoo()
-    site.plugin("acme-lora", '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
-    site.plugin("bolt-lora", '"BoltEmb", auto=True, layer=eqx.nn.Embedding')
-    with pytest.raises(ValueError, match="'embedding'") as caught:
-        wrappers_of(model, wrapper="auto")
-    assert "AcmeEmb (from acme-lora)" in str(caught.value)
-    assert "BoltEmb (from bolt-lora)" in str(caught.value)
-
-
-def test_a_select_hook_of_an_installed_plugin_decides(site, model):
-    site.install_zoo()
-    site.plugin("acme-lora", '"AcmeEmb", auto=True, layer=eqx.nn.Embedding')
-    code = """
-        Bolt = adapter("BoltEmb", auto=True, layer=eqx.nn.Embedding)
-        @hookimpl
-        def jno_lora_wrappers():
-            return [Bolt]
-        @hookimpl
-        def jno_lora_select(path, leaf, candidates):
-            return Bolt if path == "embedding" else None
-    """
-    site.install("bolt-lora", code)
-    assert wrappers_of(model, wrapper="auto")["embedding"] == "BoltEmb"
-
-
-def test_without_the_zoo_the_defaults_say_what_to_install(site, model):
-    with pytest.raises(PluginError, match=r'pip install -U "jno-lora\[zoo\]"'):
-        Net(model).lora(1)
-    assert Net(model).lora(1, wrapper=UserEmbedding).summary().rows[0].path == "embedding"
-
-
-# --- threads
-
-
-def test_many_threads_import_each_plugin_once_and_see_the_same(site):
+def test_many_threads_import_each_plugin_once_and_see_the_same(site, recwarn):
     # The module runs once. Several threads may call the hook; all use the classes that came first.
     code = """
         import time
-        RUNS.append("acme-{0}")
+        RUNS.append(1)
         time.sleep(0.02)
         @hookimpl
         def jno_lora_wrappers():
             time.sleep(0.02)
-            return [adapter("Acme{0}", auto=True)]
+            return [adapter("Acme", auto=True)]
     """
     runs = []
     site.monkeypatch.setattr(builtins, "RUNS", runs, raising=False)
-    for number in range(3):
-        site.install(f"acme-{number}", code.replace("{0}", str(number)))
-    zoo = site.install_zoo()
-    registry, start, results = Registry(), threading.Barrier(16), []
-
-    def ask(number):
-        questions = [
-            lambda: registry.zoo_class("DoRALinear"),
-            lambda: registry.resolve("Acme1")[0],
-            lambda: registry.auto(),
-            lambda: tuple(record.status for record in registry.records()),
-        ]
-        start.wait()
-        results.append((number % 4, questions[number % 4]()))
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert len(results) == 16 and len(set(results)) == 4
-    assert (3, ("loaded",) * 4) in results
-    assert sorted(runs) == ["acme-0", "acme-1", "acme-2"]
-    assert sys.modules[zoo]
+    site.install("acme-lora", code)
+    site.install("broken-lora", "import time\ntime.sleep(0.05)\nraise RuntimeError('no')\n")
+    site.install_zoo()
+    registry = Registry()
+    questions = [
+        lambda: registry.zoo_class("DoRALinear"),
+        lambda: one(registry, "Acme"),
+        registry.auto,
+        lambda: tuple(statuses(registry).values()),
+    ]
+    answers = at_once(*questions * 3)
+    assert answers == answers[:4] * 3 and runs == [1]
+    assert answers[3] == ("loaded", "loaded", "failed")
+    assert len(recwarn) == 1 and "broken-lora" in str(recwarn[0].message)
 
 
 def test_importing_a_plugin_while_another_thread_loads_it_does_not_deadlock(site):
     site.install_zoo()
-    code = """
-        STARTED.set()
-        LISTING.wait(5)
-        from jno.lora import LoRALinear
-        @hookimpl
-        def jno_lora_wrappers():
-            return []
-    """
+    code = f"STARTED.set()\nLISTING.wait(5)\nfrom jno.lora import LoRALinear\n{EMPTY}"
     started, listing = threading.Event(), threading.Event()
     module = site.install("acme-lora", code)
     site.monkeypatch.setattr(builtins, "STARTED", started, raising=False)
@@ -312,8 +213,83 @@ def test_importing_a_plugin_while_another_thread_loads_it_does_not_deadlock(site
     importer.start()
     started.wait(5)
     lister.start()
-    lister.join(timeout=0.5)  # it now waits for the module that the importer holds
+    lister.join(timeout=0.2)  # it now waits for the module that the importer holds
     listing.set()
     importer.join(timeout=10)
     lister.join(timeout=10)
     assert not importer.is_alive() and not lister.is_alive()
+
+
+# --- defaults and "auto", with a zoo that is a plugin like any other
+
+EMBEDDING = '"{}Emb", auto=True, variant="lora", layer=eqx.nn.Embedding'
+LINEARS = dict.fromkeys(MODEL_LINEARS, "LoRALinear")
+
+
+def names_of(model, **kwargs):
+    return {row.path: row.wrapper.__name__ for row in plan_lora(model, 1, **kwargs).wrapped}
+
+
+def test_installing_a_plugin_never_changes_the_defaults(site, model):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme", auto=True', EMBEDDING.format("Acme"))
+    registered()
+    assert names_of(model) == LINEARS
+
+
+@pytest.mark.parametrize("word", ["auto", "lora"])
+def test_a_plugin_extends_auto_and_a_variant_to_layers_that_nobody_covers(site, model, word):
+    site.install_zoo()
+    site.plugin("acme-lora", '"Acme", variant="LoRA"', EMBEDDING.format("Acme"))
+    site.plugin("idle-lora", '"IdleEmb", layer=eqx.nn.Embedding')  # has neither
+    assert names_of(model, wrapper=word) == {"embedding": "AcmeEmb", **LINEARS}
+    site.plugin("jno-lora-attention", EMBEDDING.format("Our"))
+    jno.lora.refresh()
+    assert names_of(model, wrapper=word) == {"embedding": "OurEmb", **LINEARS}
+
+
+def test_two_plugins_that_claim_a_layer_under_auto_are_both_named_unless_a_hook_chooses(
+    site, model
+):
+    site.install_zoo()
+    for distribution, name in [("acme-lora", "Acme"), ("bolt-lora", "Bolt")]:
+        site.plugin(distribution, EMBEDDING.format(name))
+    with pytest.raises(ValueError, match="'embedding'") as caught:
+        names_of(model, wrapper="auto")
+    for word in ("acme-lora:AcmeEmb", "bolt-lora:BoltEmb"):
+        assert f'wrapper="{word}"' in str(caught.value)
+        assert names_of(model, wrapper=word) == {"embedding": word.partition(":")[2]}
+    choice = "@hookimpl\ndef jno_lora_select(path, candidates):\n    return candidates[-1]\n"
+    site.install("calm-lora", choice)
+    jno.lora.refresh()
+    assert names_of(model, wrapper="auto")["embedding"] == "BoltEmb"
+
+
+def test_without_the_zoo_the_defaults_say_what_to_install(site, model):
+    with pytest.raises(PluginError, match=r'pip install -U "jno-lora\[zoo\]"'):
+        Net(model).lora(1)
+    assert Net(model).lora(1, wrapper=UserEmbedding).summary().rows[0].path == "embedding"
+
+
+def test_the_last_plugin_chooses_a_policy_comes_first_and_hooks_may_ask_otherwise(site):
+    select = "@hookimpl{option}\ndef jno_lora_select(candidates): return candidates[{number}]\n"
+    for number, name in enumerate(["jno-lora-zoo", "acme-lora"]):
+        site.install(name, select.format(number=number, option=""))
+    registry, candidates = Registry(), [ToyConv, ToyLinear, ToyScale]
+    registry.records()
+    assert [r.distribution for r, _ in registry.hooks("jno_lora_select")] == [
+        "jno-lora-zoo",
+        "acme-lora",
+    ]
+    assert registry.hooks("jno_lora_wrappers") == []
+    assert registry.select("head", None, candidates) is ToyLinear
+    policy = hookimpl(lambda candidates: candidates[2], specname="jno_lora_select")
+    registry.register(types.SimpleNamespace(__name__="policy", choose=policy))
+    assert registry.select("head", None, candidates) is ToyScale
+    last = hookimpl(lambda: ToyConv, specname="jno_lora_select", trylast=True)
+    registry.register(types.SimpleNamespace(__name__="last", choose=last))
+    assert registry.select("head", None, candidates) is ToyScale
+    site.install("bolt-lora", select.format(number=0, option="(tryfirst=True)"))
+    registry.refresh()
+    registry.records()
+    assert registry.select("head", None, candidates) is ToyConv

@@ -1,67 +1,56 @@
-"""A plugin that is broken, blocked or too new keeps nobody else from loading."""
+"""A plugin that is broken, blocked or too new hurts no other plugin, and the user is told."""
 
+import functools
+import re
 import sys
 
+import equinox as eqx
+import jax
 import pytest
 
-from jno.lora import JnoLoraWarning, PluginError, Registry, plan_lora
+import jno.lora
+from jno.lora import (
+    JnoLoraWarning,
+    PluginError,
+    Registry,
+    SelectionError,
+    WrapperError,
+    apply_lora,
+    plan_lora,
+)
+from jno.lora.extending import default_adapters
 
-from .asking import statuses
-from .toys import ToyLinear
+from .asking import one, run, statuses, wrapped
+from .toys import MODEL_LINEARS, ToyLinear
 
 GOOD = '"Good", variant="good"'
+HOOK = "@hookimpl\ndef jno_lora_wrappers():\n    return "
+LINEARS = dict.fromkeys(MODEL_LINEARS, "LoRALinear")
+
+
+def names(*args, **kwargs):
+    return {path: cls.__name__ for path, cls in wrapped(*args, **kwargs).items()}
+
 
 BROKEN = {
     "import fails": ("import there_is_no_such_module", "ModuleNotFoundError"),
-    "module raises": ("raise RuntimeError('broken on import')", "broken on import"),
-    "hook raises": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    raise OSError('broken in the hook')",
-        "broken in the hook",
-    ),
-    "hook returns None": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return None",
-        "must return an iterable of LoRAWrapper classes, but returned None",
-    ),
-    "hook returns a class": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return adapter('Lonely')",
-        "must return an iterable of LoRAWrapper classes, but returned <class",
-    ),
-    "hook returns a string": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return 'Name'",
-        "'N' is not a subclass of jno.lora.LoRAWrapper",
-    ),
-    "hook returns names": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return ['Name']",
-        "'Name' is not a subclass of jno.lora.LoRAWrapper",
-    ),
-    "hook returns dicts": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return [{}]",
-        "{} is not a subclass of jno.lora.LoRAWrapper",
-    ),
-    "hook returns other classes": (
-        "@hookimpl\ndef jno_lora_wrappers():\n    return [eqx.nn.Linear]",
-        "is not a subclass of jno.lora.LoRAWrapper",
-    ),
-    "hook returns an unfinished class": (
-        "class Half(LoRAWrapper):\n    adapter_fields = ('delta',)\n"
-        "@hookimpl\ndef jno_lora_wrappers():\n    return [Half]",
+    "hook raises": ("@hookimpl\ndef jno_lora_wrappers():\n    raise OSError('no disk')", "no disk"),
+    "hook returns None": (f"{HOOK}None", "must return an iterable of LoRAWrapper classes"),
+    "hook returns a class": (f"{HOOK}adapter('Lonely')", "must return an iterable of LoRAWrapper"),
+    "hook returns names": (f"{HOOK}['Name']", "'Name' is not a subclass of jno.lora.LoRAWrapper"),
+    "an unfinished class": (
+        f"class Half(LoRAWrapper):\n    adapter_fields = ('delta',)\n{HOOK}[Half]",
         "Half is not a usable adapter class",
     ),
+    "a reserved variant": (f"{HOOK}[adapter('Bad', variant='All-Linear')]", "but is 'All-Linear'"),
     "hook takes unknown arguments": (
         "@hookimpl\ndef jno_lora_wrappers(model):\n    return []",
         "jno_lora_wrappers",
     ),
-    "hook is misspelled": (
-        "@hookimpl\ndef jno_lora_wraperss():\n    return []",
-        "jno_lora_wraperss",
-    ),
+    "hook is misspelled": ("@hookimpl\ndef jno_lora_wraperss(): return []", "jno_lora_wraperss"),
     "hook is not marked": (
         "def jno_lora_wrappers():\n    return []",
         "implements none of the hooks. Mark its functions",
-    ),
-    "api is not a number": (
-        "jno_lora_api = '1'\n@hookimpl\ndef jno_lora_wrappers():\n    return []",
-        "TypeError",
     ),
     "the module exits": ("raise SystemExit(3)", "3"),
 }
@@ -74,117 +63,84 @@ def test_a_broken_plugin_is_left_out_with_one_warning_and_the_rest_loads(site, c
     site.plugin("zebra-lora", '"Zebra"')
     registry = Registry()
     with pytest.warns(JnoLoraWarning) as caught:
-        assert statuses(registry) == {
-            "acme-lora": "loaded",
-            "broken-lora": "failed",
-            "zebra-lora": "loaded",
-        }
-    assert len(caught) == 1
-    message = str(caught[0].message)
+        found = statuses(registry)
+    assert found == {"acme-lora": "loaded", "broken-lora": "failed", "zebra-lora": "loaded"}
+    (message,) = (str(warning.message) for warning in caught)
     assert f"broken-lora 0.9 (entry point 'bad' = '{module}')" in message
     assert reason in message and "left out" in message
-    assert [cls.__name__ for cls in registry.resolve("good")] == ["Good"]
+    assert one(registry, "good").__name__ == "Good"  # a second warning would be an error
     assert registry.records()[1].wrappers == ()
-
-
-def test_every_broken_plugin_has_a_warning_of_its_own_and_only_once(site):
-    site.install("broken-one", "raise RuntimeError('one')")
-    site.install("broken-two", "raise RuntimeError('two')")
-    registry = Registry()
-    with pytest.warns(JnoLoraWarning) as caught:
-        registry.records()
-    for warning, name in zip(caught, ["broken-one", "broken-two"], strict=True):
-        assert name in str(warning.message)
-    registry.records()  # a second warning would be an error
+    with pytest.raises(PluginError, match=r"broken-lora 0\.9") as caught:
+        registry.records(strict=True)
+    assert caught.value.__cause__ is registry.records()[1].error
 
 
 def test_a_warning_that_is_an_error_does_not_hide_the_other_plugins(site):
-    site.install("broken-lora", "raise RuntimeError('broken')")
+    for name in ("broken-one", "broken-two"):
+        site.install(name, "raise RuntimeError('broken')")
     site.plugin("zebra-lora", GOOD)
     registry = Registry()
-    with pytest.raises(JnoLoraWarning):
+    for name in ("broken-one", "broken-two"):  # each has its warning
+        with pytest.raises(JnoLoraWarning, match=name):
+            registry.records()
+    assert list(statuses(registry).values()) == ["failed", "failed", "loaded"]
+    registry.refresh()
+    with pytest.raises(JnoLoraWarning, match="broken-one"):  # looked at again
         registry.records()
-    assert statuses(registry) == {"broken-lora": "failed", "zebra-lora": "loaded"}
-    assert registry.resolve("Good")
 
 
-def test_asking_for_a_name_of_a_broken_plugin_raises_the_stored_cause(site):
+def test_a_name_of_a_broken_plugin_raises_the_stored_cause(site):
     site.install("broken-lora", "raise RuntimeError('the cause')", version="0.9")
-    registry = Registry()
-    with pytest.warns(JnoLoraWarning):
-        registry.records()
-    with pytest.raises(PluginError) as caught:
-        registry.resolve("broken-lora:Anything")
-    message = str(caught.value)
-    assert "broken-lora:Anything is not available" in message
-    assert "broken-lora 0.9 (entry point 'main'" in message
-    assert "failed: RuntimeError: the cause" in message
-    assert str(caught.value.__cause__) == "the cause"
-
-
-def test_an_unknown_name_mentions_the_plugin_that_may_have_held_it(site):
-    site.install("broken-lora", "raise RuntimeError('the cause')")
     site.plugin("acme-lora", GOOD)
     registry = Registry()
     with pytest.warns(JnoLoraWarning):
         registry.records()
-    with pytest.raises(ValueError, match="No adapter or variant is called 'Goode'") as caught:
-        registry.resolve("Goode")
-    message = str(caught.value)
-    assert "'Good'" in message
-    assert "broken-lora 1.0" in message and "the cause" in message
-    assert str(caught.value.__cause__) == "the cause"
+    errors = {
+        "broken-lora:Anything": (PluginError, "broken-lora:Anything is not available: the plugin"),
+        "Goode": (SelectionError, "(?s)'Goode'.*'Good'.*It may belong to the plugin"),
+    }
+    for name, (error, expected) in errors.items():
+        with pytest.raises(error, match=f"{expected} broken-lora 0.9 .*: the cause") as caught:
+            registry.resolve(name)
+        assert str(caught.value.__cause__) == "the cause"
 
 
-def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model):
+def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model, monkeypatch):
     site.install("jno-lora-zoo", "raise RuntimeError('zoo is broken')")
     registry = Registry()
-    with pytest.warns(JnoLoraWarning, match="zoo is broken"), pytest.raises(PluginError) as caught:
+    with (
+        pytest.warns(JnoLoraWarning, match="zoo is broken"),
+        pytest.raises(PluginError, match=r"DoRALinear is not available.*zoo is broken"),
+    ):
         registry.zoo_class("DoRALinear")
-    assert "DoRALinear is not available" in str(caught.value)
-    assert "pip install" not in str(caught.value)
     with pytest.raises(PluginError, match="zoo is broken"):
         registry.defaults()
     plan_lora(model, 1, wrapper=ToyLinear)
+    monkeypatch.setenv("JNO_LORA_STRICT", "1")
+    with pytest.raises(PluginError, match="zoo is broken"):
+        registry.resolve("LoRALinear")
+    with pytest.warns(JnoLoraWarning, match="zoo is broken"):  # of the default registry
+        assert "apply_lora" in dir(jno.lora)
 
 
-def test_half_loaded_plugins_leave_no_hooks_behind(site, model):
-    code = """
-        @hookimpl
-        def jno_lora_wrappers():
-            raise RuntimeError("broken")
-        @hookimpl
-        def jno_lora_select(path, leaf, candidates):
-            raise AssertionError("a broken plugin was asked")
-    """
-    site.install("broken-lora", code)
+@pytest.mark.parametrize(
+    ("api", "status"), [(99, "incompatible"), (1, "loaded"), (0, "loaded"), ("'1'", "failed")]
+)
+def test_a_plugin_for_a_newer_api_is_incompatible(site, api, status):
+    site.install("other-lora", f"jno_lora_api = {api}\n{HOOK}[adapter('Acme')]")
     registry = Registry()
-    with pytest.warns(JnoLoraWarning):
-        registry.records()
-    assert registry.select("head", model.head, [ToyLinear, ToyLinear]) is None
+    if status == "loaded":
+        assert statuses(registry) == {"other-lora": "loaded"}
+        return
+    with pytest.warns(JnoLoraWarning, match="other-lora") as caught:
+        assert statuses(registry) == {"other-lora": status}
+    if status == "incompatible":
+        assert "plugin API 99, this jno-lora has 1: upgrade" in str(caught[0].message)
+        with pytest.raises(PluginError, match=r"is incompatible: .*99"):
+            registry.resolve("other-lora:Acme")
 
 
-# --- incompatible
-
-
-def test_a_plugin_for_a_newer_api_is_incompatible_and_says_both_numbers(site):
-    code = "jno_lora_api = 99\n@hookimpl\ndef jno_lora_wrappers():\n    raise AssertionError"
-    site.install("future-lora", code)
-    registry = Registry()
-    with pytest.warns(JnoLoraWarning, match="plugin API 99, this jno-lora has 1: upgrade"):
-        (record,) = registry.records()
-    assert record.status == "incompatible" and isinstance(record.error, PluginError)
-    with pytest.raises(PluginError, match=r"is incompatible: .*99"):
-        registry.resolve("future-lora:Anything")
-
-
-@pytest.mark.parametrize("api", [1, 0])
-def test_a_plugin_for_this_or_an_older_api_is_loaded(site, api):
-    site.install("old-lora", f"jno_lora_api = {api}\n@hookimpl\ndef jno_lora_wrappers(): return []")
-    assert statuses(Registry()) == {"old-lora": "loaded"}
-
-
-# --- blocked
+# --- blocked, strict
 
 
 @pytest.fixture
@@ -197,51 +153,41 @@ def three(site):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "blocked"),
+    ("variables", "blocked"),
     [
-        ("JNO_LORA_PLUGINS", "", {"acme", "bolt"}),
-        ("JNO_LORA_PLUGINS", "acme-lora", {"bolt"}),
-        ("JNO_LORA_PLUGINS", " Acme_Lora , bolt.lora ", set()),
-        ("JNO_LORA_PLUGINS", "somebody-else", {"acme", "bolt"}),
-        ("JNO_LORA_BLOCK", "", set()),
-        ("JNO_LORA_BLOCK", "acme-lora", {"acme"}),
-        ("JNO_LORA_BLOCK", "acme-entry", {"acme"}),
-        ("JNO_LORA_BLOCK", "ACME.lora,bolt-lora", {"acme", "bolt"}),
-        ("JNO_LORA_BLOCK", "jno-lora-zoo", {"zoo"}),
+        ({"PLUGINS": ""}, {"acme", "bolt"}),
+        ({"PLUGINS": " Acme_Lora , somebody-else "}, {"bolt"}),
+        ({"BLOCK": ""}, set()),
+        ({"BLOCK": "acme-entry"}, {"acme"}),
+        ({"BLOCK": "ACME.lora,bolt-lora"}, {"acme", "bolt"}),
+        ({"BLOCK": "jno-lora-zoo"}, {"zoo"}),
+        ({"BLOCK": "acme-lora", "PLUGINS": "acme-lora"}, {"acme", "bolt"}),
     ],
 )
 def test_a_plugin_that_the_environment_blocks_is_never_imported(
-    three, monkeypatch, variable, value, blocked
+    three, monkeypatch, variables, blocked
 ):
-    monkeypatch.setenv(variable, value)
-    short = {"jno-lora-zoo": "zoo", "acme-lora": "acme", "bolt-lora": "bolt"}
-    found = {short[r.distribution]: r for r in Registry().records() if r.status == "blocked"}
-    assert set(found) == blocked
-    assert {name for name, module in three.items() if module not in sys.modules} == blocked
-    for record in found.values():
-        assert variable in str(record.error) and record.wrappers == ()
-
-
-def test_the_block_list_wins_over_the_allow_list(three, monkeypatch):
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "acme-lora")
-    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lora")
-    assert statuses(Registry())["acme-lora"] == "blocked"
-
-
-def test_asking_for_a_blocked_name_says_which_variable_blocks_it(three, monkeypatch):
-    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lora,jno-lora-zoo")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"JNO_LORA_{name}", value)
+    monkeypatch.setenv("JNO_LORA_STRICT", "1")  # which minds no blocked plugin
     registry = Registry()
-    with pytest.raises(PluginError, match=r"acme-lora is blocked: .* JNO_LORA_BLOCK"):
-        registry.resolve("acme-lora:Acme")
-    with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*JNO_LORA_BLOCK"):
-        registry.defaults()
-
-
-# --- strict
+    found = {record.distribution: record for record in registry.records()}
+    short = {"zoo": "jno-lora-zoo", "acme": "acme-lora", "bolt": "bolt-lora"}
+    assert {name for name in short if found[short[name]].status == "blocked"} == blocked
+    assert {name for name, module in three.items() if module not in sys.modules} == blocked
+    for name in blocked:
+        assert "JNO_LORA_" in str(found[short[name]].error) and not found[short[name]].wrappers
+        with pytest.raises(PluginError, match=rf"{short[name]} is blocked: .* JNO_LORA_"):
+            registry.resolve(f"{short[name]}:Name")
+    if "zoo" in blocked:
+        with pytest.raises(PluginError, match=r"`wrapper=None` is not available.*LORA_BLOCK"):
+            registry.defaults()
+        with pytest.raises(PluginError, match=r"(?s)called 'dora'.*is blocked: .*LORA_BLOCK"):
+            registry.resolve("dora")
 
 
 @pytest.mark.parametrize("code", ["raise RuntimeError('the cause')", "jno_lora_api = 99"])
-def test_strict_mode_raises_at_once_and_again(site, monkeypatch, code):
+def test_strict_mode_raises_at_once_and_again_and_can_be_off(site, monkeypatch, code):
     site.install("broken-lora", code)
     monkeypatch.setenv("JNO_LORA_STRICT", "1")
     registry = Registry()
@@ -249,29 +195,177 @@ def test_strict_mode_raises_at_once_and_again(site, monkeypatch, code):
         with pytest.raises(PluginError, match=r"broken-lora 1.0") as caught:
             registry.records()
         assert caught.value.__cause__ is not None
+    for value in ("", "0"):
+        monkeypatch.setenv("JNO_LORA_STRICT", value)
+        with pytest.warns(JnoLoraWarning):
+            Registry().records()
 
 
-@pytest.mark.parametrize("value", ["", "0"])
-def test_strict_mode_can_be_off(site, monkeypatch, value):
-    site.install("broken-lora", "raise RuntimeError('the cause')")
-    monkeypatch.setenv("JNO_LORA_STRICT", value)
-    with pytest.warns(JnoLoraWarning):
-        Registry().records()
+# --- adapters that raise
 
 
-def test_strict_mode_minds_no_blocked_plugin(three, monkeypatch):
-    monkeypatch.setenv("JNO_LORA_STRICT", "1")
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "")
-    assert set(statuses(Registry()).values()) == {"loaded", "blocked"}
+def with_fault(body, question="applies_to", variant="dora"):
+    """A plugin whose class `Bad` fails on embeddings, after it has claimed a norm."""
+    return f"""
+        import numpy as np
+        def fault(leaf):
+            {body}
+        def answer(cls, leaf):
+            return fault(leaf) if isinstance(leaf, eqx.nn.Embedding) else (
+                isinstance(leaf, eqx.nn.LayerNorm) if {question!r} == "applies_to" else None
+            )
+        Bad = adapter("Bad", {variant!r}, auto=True, layer=eqx.nn.LayerNorm)
+        Bad.{question} = classmethod(answer)
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Bad]
+    """
 
 
-def test_a_strict_question_raises_for_a_plugin_that_is_known_to_be_broken(site):
-    site.install("broken-lora", "raise RuntimeError('the cause')")
-    site.plugin("good-lora", '"Good"')
-    registry = Registry()
-    with pytest.warns(JnoLoraWarning):
-        registry.records()
-    with pytest.raises(PluginError, match=r"broken-lora 1.0") as caught:
-        registry.records(strict=True)
-    assert "the cause" in str(caught.value.__cause__)
-    assert statuses(registry) == {"broken-lora": "failed", "good-lora": "loaded"}
+@pytest.fixture
+def mixed(model):
+    """A model with a layer before the layer at which `Bad` fails."""
+    return {"a": eqx.nn.LayerNorm(2), "b": model}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("raise RuntimeError('boom')", "RuntimeError.*boom"), ("return np.ones(3)", "ValueError.*")],
+)
+def test_an_applies_to_that_fails_leaves_the_class_out_unless_the_user_names_it(
+    site, mixed, fault, error
+):
+    site.install_zoo()
+    site.install("acme-lora", with_fault(fault))
+    for word in ("dora", "auto"):
+        with pytest.warns(JnoLoraWarning) as caught:
+            found = names(mixed, 1, wrapper=word)
+        assert found.keys() == {f"b/{path}" for path in MODEL_LINEARS}  # and not "a"
+        (message,) = (str(warning.message) for warning in caught)
+        assert re.search(rf"Bad.applies_to raised {error}", message)
+        assert "'b/embedding'" in message and "JNO_LORA_BLOCK=acme-lora" in message
+    for wrapper in ("Bad", "acme-lora:Bad", one(Registry(), "Bad"), ["dora", "Bad"]):
+        with pytest.raises(WrapperError, match=rf"Bad.applies_to raised {error}"):
+            names(mixed, 1, wrapper=wrapper)
+
+
+def test_a_call_that_finds_nothing_without_the_class_says_both_each_time(site, mixed):
+    site.install("acme-lora", with_fault("raise RuntimeError('boom')", variant="acme"))
+    for _ in range(2):
+        with pytest.warns(JnoLoraWarning, match="boom") as caught:
+            problem = plan_lora(mixed, 1, wrapper="acme").problem
+        assert len(caught) == 1
+        assert problem is not None and "selects no layer" in problem
+
+
+@pytest.mark.parametrize("wrapper", ["dora", "Bad"])
+def test_a_why_not_that_raises_costs_its_reason_alone(site, mixed, wrapper):
+    site.install_zoo()
+    site.install("acme-lora", with_fault("raise RuntimeError('boom')", "why_not"))
+    plan = plan_lora(mixed, 1, wrapper=wrapper)
+    assert {row.path for row in plan.wrapped} >= {"a"}
+    assert [row.reason for row in plan.rows if row.layer == "Embedding"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("function", "fail"), [("stack_ndim", "classmethod(fail)"), ("__init__", "fail")]
+)
+def test_an_adapter_that_cannot_be_built_names_its_distribution(site, mixed, function, fail):
+    code = f"""
+        def fail(*args, **kwargs):
+            raise RuntimeError("boom")
+        Acme = adapter("Acme", variant="lora", layer=eqx.nn.Embedding)
+        Acme.{function} = {fail}
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Acme]
+    """
+    site.install_zoo()
+    site.install("acme-lora", code)
+    with pytest.raises(WrapperError, match=r"(?s)'b/embedding'.*boom\nAcme is from acme-lora") as e:
+        apply_lora(mixed, 1, key=jax.random.key(0), wrapper="lora")
+    assert "JNO_LORA_BLOCK=acme-lora" in str(e.value)
+
+
+# --- layers with adapters of their own
+
+
+class OwnLayer(eqx.Module):
+    """A layer of a third library."""
+
+    weight: object = None
+
+
+@pytest.fixture
+def answers(site):
+    """`default_adapters`, of which nothing stays."""
+    function = functools.singledispatch(default_adapters.dispatch(object))
+    for module in ("extending", "_planning._walk"):
+        site.monkeypatch.setattr(f"jno.lora.{module}.default_adapters", function)
+    site.install_zoo()
+    return function
+
+
+def registering(site, layer):
+    code = f"""
+        import collections.abc, sys
+        from jno.lora.extending import default_adapters
+        OwnLayer = sys.modules[{__name__!r}].OwnLayer
+        Acme = adapter("Acme", layer=(OwnLayer, eqx.nn.Embedding))
+        default_adapters.register({layer})(lambda layer: (Acme,))
+        @hookimpl
+        def jno_lora_wrappers():
+            return [Acme]
+    """
+    return site.install("acme-lora", code)
+
+
+def test_a_registration_that_fails_is_a_warning(site, answers, model):
+    @answers.register(OwnLayer)
+    def _(layer):
+        raise RuntimeError("boom")
+
+    model = [OwnLayer(model.head.weight), OwnLayer(model.head.weight), model]
+    with pytest.warns(JnoLoraWarning, match=f"{__name__} registered.*OwnLayer: it raised") as seen:
+        assert names(model, 1) == {f"2/{path}": name for path, name in LINEARS.items()}
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("layer", ["eqx.nn.Embedding", "eqx.Module", "collections.abc.Callable"])
+def test_a_plugin_cannot_change_what_a_call_without_a_name_does(site, answers, model, layer):
+    module = registering(site, layer)
+    Registry().records()
+    with pytest.warns(JnoLoraWarning, match=f"{module} registered .*is left out") as seen:
+        assert names(model, 1) == LINEARS
+    assert len(seen) == 1
+
+
+def test_a_plugin_may_register_adapters_for_layers_of_other_libraries(site, answers, model):
+    registering(site, "OwnLayer")
+    Registry().records()
+    assert names([OwnLayer(model.head.weight), model.head], 1) == {"0": "Acme", "1": "LoRALinear"}
+
+
+# --- hooks that raise
+
+
+@pytest.mark.parametrize("hook", ["jno_lora_wrappers()", "jno_lora_commands(group)", ""])
+def test_the_command_line_names_a_plugin_that_raises(site, hook):
+    error = "raise RuntimeError('boom')"
+    site.install("acme-lora", f"@hookimpl\ndef {hook}:\n    {error}\n" if hook else error)
+    site.plugin("bolt-lora", '"Acme"')
+    assert re.search(r"Left out.*acme-lora 1.0.*boom", run("--help"))
+
+
+@pytest.mark.parametrize("answer", ["raise RuntimeError('boom')", "return 3"])
+def test_a_choice_that_fails_is_left_to_the_next_plugin_with_one_warning(site, mixed, answer):
+    site.plugin("acme-lora", '"Emb1", variant="emb", layer=eqx.nn.Embedding')
+    site.plugin("bolt-lora", '"Emb2", variant="emb", layer=eqx.nn.Embedding')
+    hook = "@hookimpl\ndef jno_lora_select(path, leaf, candidates):\n    {}\n"
+    site.install("calm-lora", hook.format("return candidates[1]"))
+    site.install("zany-lora", hook.format(answer))  # asked first
+    model = {**mixed, "c": mixed["b"].embedding}
+    with pytest.warns(JnoLoraWarning, match=r"zany-lora 1.0[^$]*JNO_LORA_BLOCK=zany-lora") as seen:
+        found = names(model, 1, wrapper="emb", registry=Registry())
+    assert found == {"b/embedding": "Emb2", "c": "Emb2"}
+    assert len(seen) == 1

@@ -1,26 +1,44 @@
-"""Names of plugins: never picked, suffixed or overwritten."""
+"""Names and variants of plugins and of this process: never picked, suffixed or overwritten.
+
+The core knows the distributions of this project, and no name of an adapter: the zoo is asked first.
+"""
 
 import importlib
 import sys
 import textwrap
 import types
 
+import equinox as eqx
+import jax
 import pytest
 
-import jno.lora
 from jno.lora import (
     JnoLoraWarning,
+    Net,
     PluginError,
     Registry,
     SelectionError,
+    WrapperError,
+    apply_lora,
     hookimpl,
-    refresh,
+    plan_lora,
     register,
     registered,
 )
 
-from .asking import at_once, one, statuses
-from .toys import ToyLinear, ToyScale
+from .asking import at_once, one, run, statuses, wrapped
+from .toys import (
+    MODEL_LINEARS,
+    Block,
+    ToyBlock,
+    ToyConv,
+    ToyLinear,
+    ToyScale,
+    UserEmbedding,
+    adapters_in,
+)
+
+TO_INSTALL = r'[\s\S]*pip install -U "jno-lora\[zoo\]"'
 
 # --- two plugins, one name
 
@@ -32,24 +50,30 @@ def twice(site):
     return Registry()
 
 
-def test_a_name_of_two_plugins_is_an_error_listing_both_with_versions(twice):
+def test_a_name_of_two_plugins_is_an_error_listing_both_with_versions(twice, monkeypatch):
     with pytest.raises(PluginError) as caught:
         twice.resolve("Twin")
     message = str(caught.value)
     assert "'Twin' is ambiguous" in message
     assert 'wrapper="acme-lora:Twin"  (1.2)' in message
     assert 'wrapper="bolt-lora:Twin"  (3.4)' in message
-
-
-@pytest.mark.parametrize("spelling", ["acme-lora", "acme_lora", "Acme.Lora"])
-def test_both_are_usable_by_distribution_and_name(twice, spelling):
-    assert one(twice, f"{spelling}:Twin").variant == "acme"
-    assert one(twice, "bolt-lora:Twin").variant == "bolt"
-
-
-def test_other_names_and_variants_of_the_two_still_work(twice):
-    assert one(twice, "Acme").__name__ == "Acme"
+    assert twice.clashes() == {"acme-lora:Twin": "bolt-lora", "bolt-lora:Twin": "acme-lora"}
+    for spelling in ("acme-lora", "acme_lora", "Acme.Lora"):
+        assert one(twice, f"{spelling}:Twin").variant == "acme"
     assert one(twice, "bolt") is one(twice, "bolt-lora:Twin")
+    assert one(twice, "Acme").__name__ == "Acme"
+    monkeypatch.setenv("JNO_LORA_BLOCK", "bolt-lora")
+    twice.refresh()
+    assert one(twice, "Twin").variant == "acme"
+
+
+def test_an_unknown_name_lists_the_nearest(twice):
+    for name, near in [("acme-lora:Twn", "acme-lora:Twin"), ("Acne", "Acme"), ("bollt", "bolt")]:
+        with pytest.raises(SelectionError, match=rf"called '{name}'.*'{near}'") as caught:
+            twice.resolve(name)
+        assert "registered()" in str(caught.value)
+    with pytest.raises(SelectionError, match="called 'nobody:Twin'"):
+        twice.resolve("nobody:Twin")
 
 
 def test_two_classes_of_one_name_in_one_plugin_have_to_be_passed(site):
@@ -58,57 +82,67 @@ def test_two_classes_of_one_name_in_one_plugin_have_to_be_passed(site):
         "@hookimpl\ndef jno_lora_wrappers():\n    return [adapter('Two'), adapter('Two')]\n",
     )
     registry = Registry()
-    for name in ("Two", "acme-lora:Two"):
+    for module in ("one", "two"):
+        registry.register(type(ToyLinear)("Twin", (ToyLinear,), {"__module__": module}))
+    for name in ("Two", "acme-lora:Two", "(in-process):Twin"):
         with pytest.raises(PluginError, match=r"ambiguous.*pass the class itself"):
             registry.resolve(name)
 
 
-def test_the_registry_says_which_names_clash(twice):
-    twice.records()
-    assert twice.clashes() == {"acme-lora:Twin": "bolt-lora", "bolt-lora:Twin": "acme-lora"}
-
-
-def test_a_conflict_ends_when_one_of_the_two_is_blocked(twice, monkeypatch):
-    monkeypatch.setenv("JNO_LORA_BLOCK", "bolt-lora")
-    registry = Registry()
-    assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "blocked"}
-    assert one(registry, "Twin").variant == "acme"
-
-
 def test_one_class_from_two_plugins_is_one_adapter(site):
     module = site.plugin("acme-lora", '"Acme", variant="acme", auto=True')
-    site.install(
-        "bolt-lora",
-        f"import {module}\n@hookimpl\ndef jno_lora_wrappers():\n    return {module}.CLASSES\n",
-    )
+    again = f"import {module}\n@hookimpl\ndef jno_lora_wrappers():\n    return {module}.CLASSES\n"
+    site.install("bolt-lora", again)
     registry = Registry()
     assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "loaded"}
     assert len(registry.resolve("Acme")) == len(registry.resolve("acme")) == 1
-    assert len(registry.auto()) == 1
+    assert len(registry.auto()) == 1 and registry.clashes() == {}
     assert registry.provider(one(registry, "Acme")).distribution == "acme-lora"
     assert one(registry, "bolt-lora:Acme") is one(registry, "Acme")
 
 
-def test_one_class_twice_in_one_plugin_is_one_adapter(site):
-    site.install(
-        "acme-lora",
-        "Acme = adapter('Acme')\n@hookimpl\ndef jno_lora_wrappers():\n    return [Acme, Acme]\n",
-    )
-    (record,) = Registry().records()
-    assert record.status == "loaded" and len(record.wrappers) == 1
+def test_two_distributions_may_name_one_module_which_may_be_registered_too(site):
+    code = """
+        CALLS = []
+        Acme, Other = adapter("Acme", variant="acme"), adapter("Other", variant="acme")
+        @hookimpl
+        def jno_lora_wrappers():
+            CALLS.append(1)
+            if len(CALLS) == 3:
+                raise RuntimeError("asked too often")
+            return [Acme, Other]
+        @hookimpl
+        def jno_lora_select(path, leaf, candidates):
+            return Other
+    """
+    module = importlib.import_module(site.install("acme-lora", code))
+    site.plugin("bolt-lora", '"Unused"')
+    site.point_at("bolt-lora", module.__name__)
+    registry = Registry()
+    registry.register(module)
+    with pytest.warns(JnoLoraWarning, match=r"left out: bolt-lora .*RuntimeError: asked too"):
+        assert statuses(registry) == {
+            "acme-lora": "loaded",
+            "bolt-lora": "failed",
+            "(in-process)": "loaded",
+        }
+    assert one(registry, "Acme") is module.Acme
+    assert registry.select("head", None, registry.resolve("acme")) is module.Other
+    registry.refresh()
+    assert registry.select("head", None, [module.Acme, module.Other]) is module.Other
 
+
+# --- classes that are made late
 
 LAZY = """
     import threading
     from jno.lora.parts import LazyAdapter
     MADE, TOGETHER = [], threading.Barrier(2)
 
-    def lazily(name, variant, auto=False, **body):
+    def lazily(name, variant, auto=False):
         def make():
             MADE.append(name)
             cls = adapter(name, variant, auto)
-            for attribute, value in body.items():
-                setattr(cls, attribute, value)
             if name == "Slow":
                 TOGETHER.wait(timeout=60)
             return cls
@@ -133,132 +167,346 @@ def test_a_lazy_class_is_made_by_the_question_that_needs_it(site):
     assert made == []
     assert [cls.__name__ for cls in registry.auto()] == made == ["Shift"]
     acme, bolt = registry.resolve("acme")
-    assert made == ["Shift", "Acme"]
     assert one(registry, "Acme") is one(registry, "jno-lora-attention:Acme") is acme
     assert registry.provider(acme).distribution == "jno-lora-attention"
     assert registry.provider(bolt).distribution == "bolt-lora"
     assert made == ["Shift", "Acme"]
-
-
-def test_threads_that_name_a_lazy_class_at_once_get_the_same_class(site):
-    site.install("jno-lora-attention", textwrap.dedent(LAZY))
-    registry = Registry()
-    registry.records()
     first, second = at_once(*[lambda: one(registry, "slow")] * 2)
     assert first is second is one(registry, "Slow")
 
 
-CHOOSER = """
-    CALLS = []
-    Acme, Other = adapter("Acme", variant="acme"), adapter("Other", variant="acme")
-    @hookimpl
-    def jno_lora_wrappers():
-        CALLS.append(1)
-        if len(CALLS) in BROKEN:
-            raise RuntimeError("asked too often")
-        return [Acme, Other]
-    @hookimpl
-    def jno_lora_select(path, leaf, candidates):
-        return Other
-"""
+# --- whose word it is: the zoo's, else our other plugins', else third parties'
 
 
-@pytest.fixture
-def same_module(site):
-    """Two distributions that name one module."""
-
-    def install(broken=()):
-        module = site.install("acme-lora", f"BROKEN = {broken!r}\n" + textwrap.dedent(CHOOSER))
-        site.plugin("bolt-lora", '"Unused"')
-        site.point_at("bolt-lora", module)
-        return module
-
-    return install
-
-
-def test_two_distributions_that_name_one_module_have_its_hooks_once(same_module):
-    module = same_module()
+@pytest.mark.parametrize("name", ["DoRALinear", "lora", "DORA", "LORA_linear"])
+@pytest.mark.parametrize("distribution", ["acme-lora", "jno-lora-foundax"])
+def test_nobody_takes_a_word_of_the_zoo(site, distribution, name):
+    site.install_zoo()
+    site.plugin(distribution, f'"{name}", variant="other"', '"Acme"')
     registry = Registry()
-    assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "loaded"}
-    assert one(registry, "Acme") is one(registry, "bolt-lora:Acme")
-    acme, other = registry.resolve("acme")
-    assert registry.select("head", None, [acme, other]) is other
-    assert len(sys.modules[module].CALLS) == 2
+    assert registry.provided(distribution, name).name == name  # loaded before the zoo
+    assert [cls.__name__ for cls in registry.resolve("lora")] == ["LoRALinear", "LoRAConv"]
+    assert one(registry, "DoRALinear") is one(registry, "dora") is one(registry, "DoRA")
+    assert registry.defaults() == registry.resolve("lora")
+    assert one(registry, "DoRALinear").variant == "dora"
+    assert one(registry, f"{distribution}:{name}").variant == "other"
+    assert one(registry, "other").__name__ == name
+    assert registry.clashes() == {f"{distribution}:{name}": "jno-lora-zoo"}
+    assert f'Write `wrapper="{distribution}:{name}"`' in run("doctor", code=1)
 
 
-def test_a_module_that_fails_for_the_second_distribution_keeps_the_hooks_of_the_first(same_module):
-    same_module(broken=(2,))
+@pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
+def test_a_third_party_takes_no_word_of_our_other_plugins(site, name):
+    site.plugin("jno-lora-attention", '"OurEmbedding", variant="lora-embedding"')
+    site.plugin("acme-lora", f'"{name}", variant="other"')
     registry = Registry()
-    with pytest.warns(JnoLoraWarning, match=r"left out: bolt-lora .*RuntimeError: asked too"):
-        assert statuses(registry) == {"acme-lora": "loaded", "bolt-lora": "failed"}
-    acme, other = registry.resolve("acme")
-    assert registry.select("head", None, [acme, other]) is other
+    assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
+    assert one(registry, "lora_embedding") is one(registry, "OurEmbedding")
+    assert [*registry.clashes()] == [f"acme-lora:{name}"]
 
 
-def test_a_module_may_be_registered_and_installed(same_module):
-    module = importlib.import_module(same_module())
+@pytest.mark.parametrize("name", ["auto", "All", "none", "all_linear"])
+def test_a_class_named_by_a_word_of_the_core_has_no_bare_name(site, name):
+    site.plugin("acme-lora", f'"{name}"')
     registry = Registry()
-    registry.register(module)
-    assert registry.resolve("Acme") == (module.Acme,)
-    assert statuses(registry) == {
-        "acme-lora": "loaded",
-        "bolt-lora": "loaded",
-        "(in-process)": "loaded",
-    }
-    assert registry.select("head", None, [module.Acme, module.Other]) is module.Other
+    registry.records()
+    assert registry.clashes() == {f"acme-lora:{name}": "jno-lora itself"}
+    assert one(registry, f"acme-lora:{name}").__name__ == name
+    with pytest.raises((PluginError, SelectionError)):
+        registry.resolve(name)
+
+
+def test_without_the_zoo_a_name_belongs_to_who_has_it_until_the_zoo_is_installed(site):
+    site.plugin("acme-lora", '"DoRALinear", variant="fake"')
+    registry = Registry()
+    assert one(registry, "DoRALinear").variant == "fake"
+    with pytest.raises(PluginError, match=r"DoRALinear is not available.*adapter zoo"):
+        registry.zoo_class("DoRALinear")
+    site.install_zoo()
+    assert one(registry, "DoRALinear").variant == "dora"
+
+
+def test_a_name_that_the_zoo_lacks_says_what_to_install(site):
+    site.plugin("acme-lora", '"Acme", variant="acme"')
+    names = ("OFTConv", "LoRA-FA", "jno-lora-zoo:OFTConv")
+    for name in ("dora", *names):
+        with pytest.raises(PluginError, match=TO_INSTALL):
+            Registry().resolve(name)
+    site.install_zoo()
+    with pytest.raises(PluginError, match=f"OFTConv is not available{TO_INSTALL}"):
+        Registry().zoo_class("OFTConv")
+    for name in names:
+        with pytest.raises(SelectionError, match=f"called '{name}'{TO_INSTALL}"):
+            Registry().resolve(name)
+
+
+def test_the_zoo_alone_names_the_defaults_so_new_methods_need_no_new_core(site):
+    own = "jno_lora_defaults = ('Own',)\n@hookimpl\ndef jno_lora_wrappers():\n"
+    site.install("acme-lora", f"{own}    return [adapter('Own')]\n")
+    site.plugin("jno-lora-zoo", '"LoRALinear", variant="lora"')  # too old
+    registry = Registry()
+    with pytest.raises(PluginError, match=f"`wrapper=None` is not available{TO_INSTALL}"):
+        registry.defaults()
+    registry.records()
+    code = "jno_lora_defaults = ('NewLinear',)\nNEW = adapter('NewLinear', variant='new')\n"
+    site.install("jno-lora-zoo", f"{code}@hookimpl\ndef jno_lora_wrappers():\n    return [NEW]\n")
     registry.refresh()
-    assert registry.select("head", None, [module.Acme, module.Other]) is module.Other
+    (new,) = registry.defaults()
+    from jno.lora import NewLinear
+
+    assert NewLinear is new and new.variant == "new"
 
 
-# --- unknown names
+def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(site, model):
+    def of_module(module, base, name):
+        return type(base)(name, (base,), {"__module__": module})
+
+    registry = Registry(discover=False)
+    registry.register(of_module("mine", ToyLinear, "LoRALinear"))
+    for ask in (registry.defaults, lambda: registry.zoo_class("LoRALinear")):
+        with pytest.raises(PluginError, match=r"is not available.*adapter zoo"):
+            ask()
+    linear = of_module("jno_lora_zoo.adapters", ToyLinear, "LoRALinear")
+    conv = of_module("jno_lora_zoo.adapters", ToyConv, "LoRAConv")
+    plugin = types.SimpleNamespace(jno_lora_defaults=("LoRALinear", "LoRAConv"))
+    plugin.wrappers = hookimpl(lambda: [linear, conv], specname="jno_lora_wrappers")
+    registry.register(plugin)
+    assert registry.defaults() == (linear, conv)
+    assert registry.resolve("LoRALinear") == (linear,)
+    assert registry.provided("jno-lora-zoo", "LoRALinear").cls is linear
+    assert isinstance(Net(model, registry=registry).lora(2).module.head, linear)
 
 
-def test_an_unknown_qualified_name_lists_the_nearest(twice):
-    with pytest.raises(SelectionError, match="called 'acme-lora:Twn'") as caught:
-        twice.resolve("acme-lora:Twn")
-    assert "'acme-lora:Twin'" in str(caught.value)
+# --- what is registered in the process
 
 
-def test_an_unknown_distribution_is_an_unknown_name(twice):
-    with pytest.raises(SelectionError, match="called 'nobody:Twin'"):
-        twice.resolve("nobody:Twin")
+def test_a_class_is_registered_by_a_decorator_and_found_by_its_name(registry, model):
+    @register
+    class Mine(ToyScale):
+        variant = "mine"
+
+    register(Mine)
+    assert isinstance(Mine, type) and one(registry, "Mine") is one(registry, "mine") is Mine
+    (record,) = registered()
+    assert (record.distribution, record.status, record.value) == ("(in-process)", "loaded", "Mine")
+    plan = plan_lora(model, 1, wrapper="Mine")
+    assert {(row.wrapper, row.distribution) for row in plan.wrapped} == {(Mine, "(in-process)")}
+    assert "(in-process)" in str(plan)
 
 
-# --- refresh
+def test_a_class_or_module_that_is_made_again_replaces_the_former(registry):
+    def cell(*classes, name="ToyLinear"):
+        """What a cell of a notebook registers each time when it runs."""
+        register(type(ToyLinear)(name, (ToyLinear,), {"__module__": "notebook"}))
+        hook = hookimpl(lambda: classes, specname="jno_lora_wrappers")
+        return register(types.SimpleNamespace(__name__="notebook_plugin", hook=hook))
+
+    cell(ToyScale)
+    first = one(registry, "ToyLinear")
+    with pytest.raises(WrapperError):
+        cell(3)
+    assert one(registry, "ToyScale") is ToyScale  # the module that is refused replaces nothing
+    cell(ToyConv)
+    assert one(registry, "ToyLinear") is not first
+    names = [["ToyLinear"], ["ToyConv"]]
+    assert [[w.name for w in record.wrappers] for record in registered()] == names
+    registry.refresh()
+    assert [[w.name for w in record.wrappers] for record in registered()] == names
 
 
-def test_a_plugin_installed_later_is_found_after_a_refresh(site):
-    site.plugin("acme-lora", '"Acme"')
-    assert len(registered()) == 1
-    site.plugin("bolt-lora", '"Bolt"')
-    assert len(registered()) == 1
-    refresh()
-    assert [record.distribution for record in registered()] == ["acme-lora", "bolt-lora"]
+def test_a_broken_class_is_refused_and_not_registered(registry):
+    class Broken(ToyLinear):
+        adapter_fields = ("nothing",)
+
+    with pytest.raises(WrapperError, match=r"(?s)Broken is not.*names 'nothing'"):
+        register(Broken)
+    assert registered() == ()
 
 
-def test_a_refresh_reads_the_environment_again(site, monkeypatch):
-    site.plugin("acme-lora", '"Acme"')
-    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lora")
-    assert [record.status for record in registered()] == ["blocked"]
-    monkeypatch.delenv("JNO_LORA_BLOCK")
-    refresh()
-    assert [record.status for record in registered()] == ["loaded"]
+class Misspelled:
+    @hookimpl
+    def jno_lora_wraperss(self):
+        return [ToyScale]
 
 
-def test_a_refresh_keeps_what_was_registered_in_the_process(site):
-    chooser = types.SimpleNamespace(jno_lora_select=hookimpl(choose_last), __name__="chooser")
-    register(ToyScale)
-    register(chooser)
-    site.plugin("acme-lora", '"Acme"')
-    refresh()
-    assert [record.value for record in registered()][1:] == ["ToyScale", "chooser"]
-    registry = jno.lora._registry.default_registry()
-    assert one(registry, "ToyScale") is ToyScale
-    assert registry.select("head", None, [ToyLinear, ToyScale]) is ToyScale
+class TooManyArguments:
+    @hookimpl
+    def jno_lora_select(self, path, leaf, candidates, model):
+        return None
 
 
-def choose_last(path, leaf, candidates):
-    return candidates[-1]
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (Misspelled(), r"jno_lora_wraperss[^$]*`jno_lora_wrappers\(\)`"),
+        (TooManyArguments(), r"model[^$]*`jno_lora_select\(path, leaf, candidates\)`"),
+        (types.SimpleNamespace(jno_lora_wrappers=list), "none of the hooks. Mark .*@jno.lora.hook"),
+    ],
+)
+def test_an_object_without_good_hooks_is_refused_each_time(registry, plugin, message):
+    for _ in range(2):
+        with pytest.raises(PluginError, match=message):
+            register(plugin)
+    assert registered() == ()
 
 
-choose_last.__name__ = "jno_lora_select"
+def test_an_object_with_hooks_is_a_plugin_once_its_hooks_work(site):
+    site.install_zoo()
+    registry = Registry()
+
+    class Plugin:
+        classes = None
+
+        @hookimpl
+        def jno_lora_wrappers(self):
+            registry.defaults()  # it may ask for other plugins
+            return self.classes
+
+        @hookimpl(optionalhook=True)
+        def jno_lora_of_tomorrow(self):
+            raise AssertionError
+
+    plugin = Plugin()
+    with pytest.raises(Exception, match="must return an iterable of LoRAWrapper classes"):
+        registry.register(plugin)
+    plugin.classes = iter([ToyScale, ToyConv])
+    assert registry.register(plugin) is plugin
+    assert one(registry, "ToyConv") is ToyConv
+    plugin.classes = [ToyScale]
+    registry.register(plugin)
+    assert [[w.name for w in r.wrappers] for r in registry.loaded()][1:] == [["ToyScale"]]
+
+
+def test_a_name_that_a_plugin_has_too_is_ambiguous(site):
+    site.plugin("acme-lora", '"ToyScale"')
+    registry = Registry()
+    registry.register(ToyScale)
+    with pytest.raises(PluginError, match=r"(?s)acme-lora:ToyScale.*\(in-process\):ToyScale"):
+        registry.resolve("ToyScale")
+    assert one(registry, "(in-process):ToyScale") is ToyScale
+    assert registry.provided(None, "ToyScale").cls is ToyScale
+
+
+def test_a_registry_of_ones_own_takes_the_place_of_the_installed_plugins(model, registry, getkey):
+    own = Registry(discover=False)
+    own.register(ToyScale)
+    adapted = apply_lora(model, 1, key=getkey(), wrapper="ToyScale", registry=own)
+    net = Net(model, registry=own).lora(1, wrapper="ToyScale")
+    assert adapters_in(adapted).keys() == adapters_in(net.module).keys() == set(MODEL_LINEARS)
+    assert {row.distribution for row in net.summary()} == {"(in-process)"}
+    with pytest.raises(SelectionError, match="No adapter or variant is called 'ToyScale'"):
+        Net(model).lora(1, wrapper="ToyScale")
+
+
+# --- variants and ties
+
+
+class FamilyOne(ToyLinear):
+    variant = "twins"
+
+
+class FamilyTwo(ToyLinear):
+    variant = "twins"
+
+
+class OfEmbeddings(UserEmbedding):
+    variant = "Tw-ins"
+
+
+class OfBlocks(ToyBlock):
+    variant = "twins"
+
+
+class Chooser:
+    """A plugin object that chooses, and remembers what it was asked."""
+
+    def __init__(self, choice):
+        self.choice = choice
+        self.asked = []
+
+    @hookimpl
+    def jno_lora_select(self, path, leaf, candidates):
+        self.asked.append((path, type(leaf).__name__, tuple(candidates)))
+        if isinstance(self.choice, BaseException):
+            raise self.choice
+        return self.choice
+
+
+def test_a_variant_selects_every_wrapper_of_the_family_whatever_its_spelling(model, registry):
+    chooser = Chooser(FamilyTwo)
+    for item in (FamilyOne, OfEmbeddings, ToyScale, chooser):
+        register(item)
+    expected = {"embedding": OfEmbeddings, **dict.fromkeys(MODEL_LINEARS, FamilyOne)}
+    for spelling in ("twins", "t-wins", "TW_INS"):
+        assert wrapped(model, 1, wrapper=spelling) == expected
+    assert set(wrapped(model, 1, wrapper=["ToyScale", FamilyOne]).values()) == {ToyScale}
+    assert wrapped(model, 1, wrapper=["twins", ToyScale]) == expected
+    assert chooser.asked == []
+
+
+def test_a_tie_is_an_error_naming_the_layer_and_both_unless_a_hook_chooses(model, registry):
+    for item in (FamilyOne, FamilyTwo, Chooser(None)):
+        register(item)
+    with pytest.raises(SelectionError) as caught:
+        wrapped(model, 1, wrapper="twins")
+    message = str(caught.value)
+    assert "claim 'encoder/0', a Linear" in message and "`jno_lora_select`" in message
+    for name in ("FamilyOne", "FamilyTwo"):
+        assert f'{name} (wrapper="(in-process):{name}")' in message
+    chooser = register(Chooser(FamilyTwo))
+    assert set(wrapped(model, 1, wrapper="twins").values()) == {FamilyTwo}
+    assert ("head", "Linear", (FamilyOne, FamilyTwo)) in chooser.asked
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"), [(ToyConv, "chose .*ToyConv"), (OSError("no idea"), "OSError: no idea")]
+)
+def test_a_hook_that_fails_is_passed_over_with_one_warning(model, registry, choice, said):
+    for item in (FamilyOne, FamilyTwo, Chooser(FamilyTwo), Chooser(choice)):
+        register(item)
+    with pytest.warns(JnoLoraWarning, match=rf"{said}[^$]*'encoder/0'") as caught:
+        assert set(wrapped(model, 1, wrapper="twins").values()) == {FamilyTwo}
+    assert len(caught) == 1
+    register(Chooser(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        wrapped(model, 1, wrapper="twins")
+
+
+@pytest.mark.parametrize("choice", [None, OfBlocks, FamilyOne])
+def test_an_adapter_of_a_container_does_not_silently_hide_one_of_equal_priority(
+    getkey, registry, choice
+):
+    chooser = Chooser(choice)
+    for item in (FamilyOne, OfBlocks, chooser):
+        register(item)
+    model = {"block": Block(2, key=getkey())}
+    if choice is None:
+        message = r"(?s)claim 'block', a Block:.*OfBlocks.*FamilyOne.*for 'block/up'"
+        with pytest.raises(SelectionError, match=message):
+            wrapped(model, 1, wrapper="twins")
+        return
+    inside = {"block/up": FamilyOne, "block/down": FamilyOne}
+    assert wrapped(model, 1, wrapper="twins") == (
+        {"block": OfBlocks} if choice is OfBlocks else inside
+    )
+    assert chooser.asked[0] == ("block", "Block", (OfBlocks, FamilyOne))
+
+
+class Scaled(Block):
+    scale: jax.Array
+
+    def __init__(self, size, *, key):
+        super().__init__(size, key=key)
+        self.scale = jax.numpy.ones(())
+
+
+def test_a_tie_inside_of_what_a_mask_leaves_out_does_not_count(getkey, registry):
+    for item in (FamilyOne, FamilyTwo, OfBlocks):
+        register(item)
+    model = {"block": Scaled(2, key=getkey())}
+    mask = jax.tree.map(lambda _: False, model)
+    mask = eqx.tree_at(lambda m: m["block"].scale, mask, True)
+    assert wrapped(model, 1, wrapper="twins", mask=mask) == {"block": OfBlocks}
+    message = r"(?s)claim 'block', a Scaled:.*OfBlocks.*FamilyOne.*FamilyTwo"
+    with pytest.raises(SelectionError, match=message):
+        wrapped(model, 1, wrapper="twins")

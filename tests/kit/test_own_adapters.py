@@ -5,7 +5,7 @@ import re
 
 import equinox as eqx
 import jax
-from tests.core.test_options_of import OPTIONS, Blocks
+from tests.core.test_options import OPTIONS, Blocks
 
 from jno.lora.testing import WrapperCase, run_checks, standard_cases
 

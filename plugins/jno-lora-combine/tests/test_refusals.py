@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from tests.core.test_no_rank import OutputGain
+from tests.core.test_options import OutputGain
 from tests.core.toys import ToyLinear, shaken
 
 from jno.lora import (

@@ -199,11 +199,9 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     zeros = over_stack(partial(zero_statistics, cls), cls.stack_ndim(layer))
     shapes = {keys[name]: x.shape for name, x in eqx.filter_eval_shape(zeros, layer).items()}
     collected = statistics.get(row.path, {})
-    given = {name: jnp.shape(x) for name, x in collected.items()}
-    lacking = [name for name in shapes if given.get(name) != shapes[name]]
-    if lacking:
-        expected = ", ".join(f"{name} {shapes[name]}" for name in lacking)
-        came = ", ".join(f"{name} {given[name]}" for name in lacking if name in given)
+    given = {name: jnp.shape(x) for name, x in collected.items() if name in shapes}
+    if given != shapes:
+        expected, came = (", ".join(f"{n} {x}" for n, x in d.items()) for d in (shapes, given))
         raise SelectionError(
             f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
             f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
@@ -238,29 +236,19 @@ def _no_finite_start(layer: Any) -> WrapperError:
 
 def _holds_nan(array: Any) -> bool:
     """Whether a floating array of this process holds NaN or infinity. A traced array does not."""
-    is_here = isinstance(array, np.ndarray) or (
-        isinstance(array, jax.Array) and not is_traced(array) and array.is_fully_addressable
-    )
-    return (
-        is_here
-        and jnp.issubdtype(array.dtype, jnp.inexact)
-        and not bool(np.all(np.isfinite(np.asarray(array))))
-    )
+    if not eqx.is_inexact_array(array) or is_traced(array):
+        return False
+    is_here = getattr(array, "is_fully_addressable", True)
+    return is_here and not bool(np.all(np.isfinite(np.asarray(array))))
 
 
 def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     cls: Any = row.wrapper
-
-    def origin() -> str:
-        """The distribution of a plugin that is not ours, and how to do without the plugin."""
-        provider = default_registry().provider(cls)
-        if provider is None or provider.distribution in {*first_party(), IN_PROCESS}:
-            return ""
-        distribution = provider.distribution
-        return f"{cls.__name__} is from {distribution}.{how_to_block(distribution)}"
-
+    hint = ""
+    if row.distribution not in {None, IN_PROCESS, *first_party()}:
+        hint = f"{cls.__name__} is from {row.distribution}.{how_to_block(row.distribution)}"
     what = f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"
-    return failing(what, hint=origin)
+    return failing(what, hint=hint)
 
 
 def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:

@@ -1,6 +1,7 @@
 """The errors and warnings of `jno.lora`. All errors have one base class."""
 
 import contextlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,22 +75,16 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
 
 
 # Modules between the package and the user's line: context managers, imports, run-time type checks.
-_TRANSPARENT = ("contextlib", "importlib", "beartype", "jaxtyping")
+_TRANSPARENT = r"contextlib|importlib|beartype|jaxtyping"
 
 
 def warn(message: str) -> None:
     """Warn with a `JnoLoraWarning` at the line outside the calling package that led here."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _is_inside(frame, _TRANSPARENT):
-        frame = frame.f_back
-    package = frame.f_globals.get("__name__", "").partition(".")[0]
-    # Other distributions have modules in `jno`: their lines are a user's.
-    skipped = ("jno.lora",) if package == "jno" else ("jno.lora", package)
-    # Plugins call each other, and the core.
-    while frame.f_back is not None and (
-        _module_of(frame).startswith("jno_lora_") or _is_inside(frame, (*skipped, *_TRANSPARENT))
-    ):
-        frame = frame.f_back
+    caller = _first_outside(_TRANSPARENT, sys._getframe(1))
+    package = _module_of(caller).partition(".")[0]
+    # Other distributions have modules in `jno`: their lines are a user's. Plugins call each other.
+    packages = r"jno\.lora" if package == "jno" else re.escape(package)
+    frame = _first_outside(rf"{_TRANSPARENT}|jno\.lora|jno_lora_\w+|{packages}", caller)
     scope = frame.f_globals
     warnings.warn_explicit(
         message,
@@ -106,9 +101,11 @@ def _module_of(frame: FrameType) -> str:
     return frame.f_globals.get("__name__", "beartype")
 
 
-def _is_inside(frame: FrameType, packages: tuple[str, ...]) -> bool:
-    module = _module_of(frame)
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
+def _first_outside(packages: str, frame: FrameType) -> FrameType:
+    """The first frame outside of these packages, a regex; or the outermost frame."""
+    while frame.f_back is not None and re.match(rf"({packages})(\.|$)", _module_of(frame)):
+        frame = frame.f_back
+    return frame
 
 
 @contextlib.contextmanager

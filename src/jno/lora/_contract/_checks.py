@@ -42,20 +42,15 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 def expect_model(model: Any, function: str) -> None:
     """**Raises:** `SelectionError` if `model` is a `Net`, a set without layers, or a path."""
-    if isinstance(model, str | os.PathLike):
-        raise SelectionError(
-            f"{function} takes a model, before anything else, but was given the path {model!r}."
-        )
+    came, advice = f"a {type(model).__name__}", ""
     if isinstance(model, Loose):
-        raise SelectionError(
-            f"{function} takes a model, but was given an AdapterSet, which holds adapters without "
-            f"their layers. Put them in: {function}(swap_adapters(model, adapters), ...)"
-        )
-    if isinstance(model, Handle):
-        raise SelectionError(
-            f"{function} takes a model, but was given a {type(model).__name__}, which is a handle "
-            f"on a model. Give its module: {function}(net.module, ...)"
-        )
+        came, advice = "an AdapterSet", f"{function}(swap_adapters(model, adapters), ...)"
+    elif isinstance(model, Handle):
+        advice = f"{function}(net.module, ...)"
+    elif isinstance(model, str | os.PathLike):
+        advice = f"{function}(model, {model!r})"
+    if advice:
+        raise SelectionError(f"{function} takes a model, but was given {came}. Write {advice}")
 
 
 def check_key(key: Any) -> None:
@@ -102,14 +97,13 @@ def check_same_structure(base: Any, layer: Any, what: str) -> None:
         if old is new or not hasattr(old, "dtype"):
             continue
         is_array = hasattr(new, "dtype")
-        if is_array and old.shape == new.shape and held_dtype(old) == held_dtype(new):
-            continue
-        path = path_str(jtu.tree_leaves_with_path(base)[index][0])
-        came = show_array(new) if is_array else repr(new)
-        raise WrapperError(
-            f"{what} changes {path!r} from {show_array(old)} to {came}: keep the shape, and cast "
-            "back to the base's dtype."
-        )
+        if not (is_array and old.shape == new.shape and held_dtype(old) == held_dtype(new)):
+            path = path_str(jtu.tree_leaves_with_path(base)[index][0])
+            came = show_array(new) if is_array else repr(new)
+            raise WrapperError(
+                f"{what} changes {path!r} from {show_array(old)} to {came}: keep the shape, and "
+                "cast back to the base's dtype."
+            )
 
 
 def check_adapter_name(name: Any) -> None:

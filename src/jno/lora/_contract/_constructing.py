@@ -28,10 +28,8 @@ def _parameters(cls: Any) -> _Parameters:
     places = [p.name for p in behind if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     keywords = [p.name for p in behind if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     named = tuple(name for name in ("rank", "alpha") if name in keywords)
-    if len(named) == 2:  # both by name, unless the contract's place is closed to them
-        by_position = not {*named} <= {*places}
-    else:
-        by_position = len(places) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
+    takes_two = len(places) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
+    by_position = takes_two and not {"rank", "alpha"} <= {*places}
     taken = {"key", "statistics", *(places[:2] if by_position else named)}
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     options = None if takes_any else [name for name in keywords if name not in taken]

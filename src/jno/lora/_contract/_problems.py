@@ -49,14 +49,12 @@ def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterat
         trained = ()
     members = {"adapter_fields": trained}
     members |= {m: getattr(cls, m, ()) for m in ("optional_fields", "rank_axes", "factor_sides")}
+    arrays = [name for name, field in fields.items() if not field.metadata.get("static", False)]
     for member, names in members.items():
         # The default names fields that only some classes have.
         for name in names if names is not MatrixAdapter.factor_sides else ():
-            if name not in fields:
-                shown = ", ".join(n for n in fields if n not in ("base", "rank", "alpha"))
-                yield f"`{member}` names {name!r}, which is not a field (fields: {shown or '-'})"
-            elif fields[name].metadata.get("static", False):
-                yield f"`{member}` names {name!r}, which is static: it cannot train"
+            if name not in arrays:
+                yield f"`{member}` names {name!r}, which is not a field with arrays: {arrays}"
     if "base" in trained:
         yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:
@@ -64,14 +62,13 @@ def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterat
 
 
 def _constructor_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:
-    for name, declared in (("rank", "rank: int"), ("alpha", "alpha: float")):
-        if name in takes(cls) and name not in fields and not hasattr(cls, name):
+    for name in takes(cls):
+        if name not in fields and not hasattr(cls, name):
             yield (
-                f"`{name}` is not defined, but `__init__` takes it: keep it, as in `{declared} = "
-                "eqx.field(static=True)`, so that a file can restore the adapter; or do not take it"
+                f"`{name}` is not defined, but `__init__` takes it. Keep it in a static field, "
+                "so that a file can restore the adapter, or do not take it"
             )
-    problem = constructor_problem(cls)
-    if problem is not None:
+    if problem := constructor_problem(cls):
         yield (
             "`__init__` must accept `(self, base, rank, alpha, *, key)`, or "
             "`(self, base, *, key)` if it has no use for them, and `statistics=` if the class has "
@@ -95,28 +92,25 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             '`variant` must be a word without ":" (but not `auto`, `all`, `none` or `all-linear`), '
             f"or None, but is {variant!r}"
         )
-    if not isinstance(cls.about, About):
-        yield f"`about` must be a jno.lora.About, but is {cls.about!r}"
-        return
-    for name, value in vars(cls.about).items():
-        if not (value is None or (isinstance(value, str) and value)):
-            yield f"`About({name}=...)` must be a text that is not empty, or None, but is {value!r}"
+    facts = vars(cls.about).values() if isinstance(cls.about, About) else [...]
+    if not all(isinstance(fact, str | None) for fact in facts):
+        yield f"`about` must be a jno.lora.About of texts, but is {cls.about!r}"
 
 
 def _needs_mistakes(cls: Any) -> Iterator[str]:
     needs, default = getattr(cls, "needs", ()), MatrixAdapter.matrix
-    if not isinstance(needs, tuple):
-        yield f'`needs` must be a tuple of statistics, such as `("gradient",)`, but is {needs!r}'
-        return
-    for need in needs:
-        is_class = isinstance(need, type) and issubclass(need, Statistic)
-        if need not in BUILT_IN and not (is_class and hasattr(need, "name")):
-            yield (
-                f"`needs` names {need!r}, which is neither one of {', '.join(BUILT_IN)} nor a "
-                "subclass of jno.lora.Statistic with a name"
-            )
-    if needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+    if not isinstance(needs, tuple) or not all(map(_is_statistic, needs)):
+        yield (
+            f"`needs` must be a tuple, but is {needs!r}, or an item of it is neither one of "
+            f"{', '.join(BUILT_IN)} nor a subclass of jno.lora.Statistic with a name"
+        )
+    elif needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
+
+
+def _is_statistic(need: Any) -> bool:
+    is_class = isinstance(need, type) and issubclass(need, Statistic)
+    return hasattr(need, "name") if is_class else need in BUILT_IN
 
 
 def check_contract(cls: Any) -> None:

@@ -13,9 +13,9 @@ class _ByAttributes(type(Protocol)):
     def __instancecheck__(cls, instance: Any) -> bool:
         if super().__instancecheck__(instance):
             return True
-        is_protocol = cls.__dict__.get("_is_protocol", False)  # and not a class that inherits it
-        names = cls.__annotations__ if is_protocol else ()
-        return is_protocol and callable(instance) and all(hasattr(instance, name) for name in names)
+        if not cls.__dict__.get("_is_protocol", False):  # a class that inherits the protocol
+            return False
+        return callable(instance) and all(hasattr(instance, name) for name in cls.__annotations__)
 
 
 @runtime_checkable

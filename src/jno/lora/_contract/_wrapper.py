@@ -181,14 +181,13 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         template = eqx.filter_eval_shape(make, base, rank, alpha)
         leaves, treedef = jtu.tree_flatten_with_path(_without_base(template))
         names = [path_str(path) for path, _ in leaves]
-        expected = {n: x for n, (_, x) in zip(names, leaves, strict=True) if hasattr(x, "shape")}
-        misfits = [f"{n}: expected, missing" for n in expected if n not in state]
-        misfits += [f"{n}: not a field of {cls.__name__}" for n in state if n not in expected]
-        misfits += [
-            f"{n}: expected shape {leaf.shape}, got {jnp.shape(state[n])}"
-            for n, leaf in expected.items()
-            if n in state and jnp.shape(state[n]) != leaf.shape
-        ]
+        arrays = zip(names, leaves, strict=True)
+        expected = {name: x.shape for name, (_, x) in arrays if hasattr(x, "shape")}
+        given = {name: jnp.shape(x) for name, x in state.items()}
+        misfits = [f"{n}: expected, missing" for n in expected if n not in given]
+        misfits += [f"{n}: not a field of {cls.__name__}" for n in given if n not in expected]
+        shapes = [(n, shape, given.get(n, shape)) for n, shape in expected.items()]
+        misfits += [f"{n}: expected shape {a}, got {b}" for n, a, b in shapes if a != b]
         if misfits:
             raise WrapperError(f"The saved state does not fit {cls.__name__}:\n{bullets(misfits)}")
         filled = [state.get(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]

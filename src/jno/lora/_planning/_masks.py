@@ -83,15 +83,12 @@ def _mismatch(model: PyTree, mask: PyTree) -> str:
         [f"{path_str(keys)}/" for keys, _ in jtu.tree_leaves_with_path(tree)]
         for tree in (model, mask)
     )
-    unknown = [path for path in mask_paths if not any(p.startswith(path) for p in model_paths)]
-    missing = [path for path in model_paths if not path.startswith(tuple(mask_paths))]
-    where = "the paths agree, but the classes or static fields of the nodes differ"
-    if unknown:
-        where = f"the mask has a leaf at {unknown[0][:-1]!r}, the model has none there"
-    elif missing:
-        where = f"the model has a leaf at {show_path(missing[0][:-1])!r}, the mask has none"
+    # A leaf of the mask may stand for a whole subtree of the model.
+    odd = [path for path in mask_paths if not any(p.startswith(path) for p in model_paths)]
+    odd += [path for path in model_paths if not path.startswith(tuple(mask_paths))]
+    where = f", at {show_path(odd[0][:-1])!r}" if odd else " (a class or a static field differs)"
     return (
-        f"The mask has another structure than the model: {where}. Build it from the model as it "
+        f"The mask has another structure than the model{where}. Build it from the model as it "
         "is now:\n"
         "    mask = jax.tree.map(lambda _: False, net.module)\n"
         "    mask = eqx.tree_at(lambda m: m.encoder, mask, True)\n"

@@ -1,16 +1,14 @@
 """The plan of a call, and what is said about layers that are not adapted."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxtyping import PyTree
 
-from .._contract import is_adapter
 from .._errors import warn
-from .._paths import FEW, bullets, nearest, path_str, show_path
+from .._paths import FEW, bullets, nearest, show_path
 from .._registry import Registry
 from .._tree import (
     NORMALISED,
@@ -31,20 +29,17 @@ from ._walk import Walk
 _NAMED = 4  # how many adapters the advice in a row names
 
 _NO_BLOCKS = (
-    "It means the linear layers in repeated blocks (modules of one class in a list, or a stack), "
-    "and this model has none. Leave `target` out to adapt every layer, or give a regex on paths, "
-    "or a list of names."
+    "The model has no repeated blocks (modules of one class in a list, or a stack). Leave `target` "
+    "out to adapt every layer, or give a regex on paths, or a list of names."
 )
 _WHY_REFUSED = (
-    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted: the norm rewrites the "
-    "weight that the adapter adds to, and would rescale or bypass the adapter. To adapt the norm "
-    "and its layer as one, with the update inside the norm, ask for it: "
-    'wrapper=["lora", "lora-in-norm"].'
+    "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted, because the norm would "
+    "rescale or bypass the adapter. To adapt the norm and its layer as one, with the update inside "
+    'the norm, ask for it: wrapper=["lora", "lora-in-norm"].'
 )
 _MORE_ADAPTERS = (
-    '`wrapper="auto"` asks every installed adapter that has `auto = True`; a name or variant asks '
-    "for any adapter (`jno-lora adapters` lists them). To adapt a layer of your own, say what the "
-    'axes of its arrays mean: "Your own spectral layer", in docs/operators.md, shows how.'
+    '`wrapper="auto"` asks more adapters, and `jno-lora adapters` lists the names of all. To adapt '
+    "a layer of your own, declare the axes of its arrays (docs/operators.md shows how)."
 )
 _NO_MODULE = (
     "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "
@@ -58,97 +53,62 @@ def make_plan(
 ) -> Plan:
     """The plan of a call: one walk over the model, with the error of a rule that finds nothing."""
     walk = Walk(registry, model, rules, selects)
+    problems = filter(None, (_problem_of(walk, index) for index in range(len(rules))))
     notes = tuple(_continued_numbers(walk))
     by_default = walk.asks_layers or not walk.named
-    return Plan(tuple(walk.rows), _problem_of(walk), notes=notes, by_default=by_default)
+    return Plan(tuple(walk.rows), next(problems, None), notes=notes, by_default=by_default)
 
 
-def _problem_of(walk: Walk) -> str | None:
-    """The error of the first rule that matches no layer at all, masked or not."""
-    for index, rule in enumerate(walk.rules):
-        if index not in walk.matched:
-            return "\n".join(_explain(walk, index))
-        paths = [row.path for row in walk.rows]
-        missing = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
-        if missing:
-            # Names are compared with as many names at the end of each path.
-            length = missing[0].count("/") + 1
-            ends = ["/".join(path.split("/")[-length:]) for path in paths]
-            head = (
-                f"{rule.label}: no layer has a path (its names are joined by slashes) that ends in "
-                f"{missing[0]!r}. The nearest paths end in:\n{bullets(nearest(missing[0], ends))}"
-            )
-            return "\n".join([head, *_adaptable_layers(walk)])
-    return None
+def _problem_of(walk: Walk, index: int) -> str | None:
+    """The error of a rule, or of one of its names, that matches no layer at all, masked or not."""
+    rule, missing = walk.rules[index], list[str]()
+    if isinstance(rule.target, NamedLayers):
+        missing = rule.target.missing_from([row.path for row in walk.rows])
+    if index in walk.matched and not missing:
+        return None
+    pattern = "" if rule.target is None else [*missing, rule.target.pattern][0]
+    matching = [] if missing else [row for row in walk.rows if rule.matches(row.path)]
 
+    def describe(row: PlanRow) -> str:
+        status = row.explanation
+        if row.status == "target does not match" and rule.matches(row.path):
+            status = "no wrapper applies"  # unlike a wrapper of another rule
+        elif row.status == "wrapped" and row.spec is not None and row.spec != index:
+            status = f"adapted by {walk.rules[row.spec].label}"
+        return f"{show_path(row.path)}: {row.layer}, {status}"
 
-def _explain(walk: Walk, index: int) -> Iterator[str]:
-    """Why the rule selects no layer: the layers that it matches, or the nearest paths."""
-    rule, rows = walk.rules[index], {row.path: row for row in walk.rows}
-    target = "every layer" if rule.target is None else f"target {rule.target.pattern!r}"
+    target = f"target {pattern!r}" if pattern else "every layer"
     names = ", ".join(cls.__name__ for tier in rule.tiers for cls in tier)
-    yield f"{rule.label} ({target}, wrapper {names}) selects no layer."
-    matching = list(_matching(walk, index))
+    lines = [f"{rule.label} ({target}, wrapper {names}) selects no layer."]
     if isinstance(rule.target, LinearInBlocks) and not rule.target.paths:
-        yield _NO_BLOCKS
+        lines.append(_NO_BLOCKS)
     elif matching:
-        yield "It matches these layers, and adapts none of them:"
-        yield bullets(matching, FEW)
-        if any(row.spec == index for row in walk.rows):
-            yield _WHY_REFUSED
-        if any(row.status == "no wrapper applies" and rule.matches(row.path) for row in walk.rows):
-            yield _MORE_ADAPTERS
-    elif rows and rule.target is not None:
-        near = nearest(rule.target.pattern, rows, n=len(rows))
-        near.sort(key=lambda path: not _is_adaptable(rows[path]))
-        yield "The nearest paths are:"
-        yield bullets(
-            show_path(path) if _is_adaptable(rows[path]) else f"{path}: {_describe(rows[path])}"
-            for path in near[:5]
-        )
-    yield from _adaptable_layers(walk)
-
-
-def _matching(walk: Walk, index: int) -> Iterator[str]:
-    """Lines for the layers that the rule's target matches, with the reason why it adapts none."""
-    rule, rows = walk.rules[index], {row.path: row for row in walk.rows}
-    for keys, node in modules_in(walk.model):
-        path = path_str(keys)
-        row = rows.get(path)
-        layer: Any = node.base if is_adapter(node) else node
-        if not rule.matches(path):
-            continue
-        if row is not None and row.spec == index:  # inside a norm
-            yield f"{show_path(path)}: {row.status}"
-        elif any(walk.applying(tier, path, layer) for tier in rule.tiers):
-            yield f"{show_path(path)}: taken by {_taker(walk, path)}"
-        elif row is not None and row.status in ("no wrapper applies", "already adapted"):
-            yield f"{show_path(path)}: {_describe(row)}"
-        elif row is not None:  # a wrapper of another spec applies
-            yield f"{show_path(path)}: {row.layer}, no wrapper applies"
-
-
-def _taker(walk: Walk, path: str) -> str:
-    """The earlier rule that claims the layer at `path`, or a layer around it."""
-    for row in walk.rows:
-        if row.spec is not None and (row.path in ("", path) or path.startswith(f"{row.path}/")):
-            inside = "" if row.path == path else f", inside {show_path(row.path)}"
-            return f"{walk.rules[row.spec].label}, which wins{inside}"
-    return "earlier specs, by the layers inside of it"
-
-
-def _describe(row: PlanRow) -> str:
-    return f"{row.layer}, {row.explanation}"
-
-
-def _adaptable_layers(walk: Walk) -> Iterator[str]:
-    """Lines with the layers that the wrappers of the call adapt if the layers are selected."""
-    if adaptable := list(filter(_is_adaptable, walk.rows)):
-        yield f"The layers that the wrappers of this call can adapt are:\n{_paths(adaptable)}"
+        lines.append("It matches these layers, and adapts none of them:")
+        lines.append(bullets(map(describe, matching), FEW))
+        if any(row.spec == index for row in matching):
+            lines.append(_WHY_REFUSED)
+        if any(row.wrapper is None and row.spec is None for row in matching):
+            lines.append(_MORE_ADAPTERS)
     elif walk.rows:
-        yield "The wrappers of this call can adapt none of the model's layers."
+        lines.append("The nearest paths are:")
+        lines.append(bullets(map(describe, _nearest_rows(pattern, walk.rows))))
+    if adaptable := list(filter(_is_adaptable, walk.rows)):
+        lines.append(f"The wrappers of this call can adapt these layers:\n{_paths(adaptable)}")
+    elif walk.rows:
+        lines.append("The wrappers of this call can adapt none of the model's layers.")
     else:
-        yield _NO_MODULE
+        lines.append(_NO_MODULE)
+    return "\n".join(lines)
+
+
+def _nearest_rows(pattern: str, rows: list[PlanRow]) -> list[PlanRow]:
+    """The rows whose paths end most like `pattern`, layers that can be adapted first."""
+    names = pattern.count("/") + 1
+    ends: dict[str, PlanRow] = {}
+    for row in rows:
+        ends.setdefault("/".join(row.path.split("/")[-names:]), row)
+    near = [ends[end] for end in nearest(pattern, ends, n=len(ends))]
+    return sorted(near, key=lambda row: not _is_adaptable(row))[:5]
 
 
 def _is_adaptable(row: PlanRow) -> bool:
@@ -207,14 +167,15 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     left_out = layers_left_out(model, count_plain(model), adapted)
     layers = dict(modules_in(model))
     asks_all = plan.by_default or not registry.discover
-    records = functools.partial(registry.records, strict=False) if asks_all else registry.loaded
 
-    def advice_for(row: PlanRow, layer: Any) -> str | None:
+    def advice_for(row: PlanRow) -> str | None:
+        layer: Any = layers[row.keys]
         values = fields_of(layer).items()
         matrices = [name for name, x in values if is_parameter(x) and len(x.shape) > 1]
-        if not matrices:
+        if row.status != "no wrapper applies" or not matrices:
             return None
-        wrappers = [wrapper for record in records() for wrapper in record.wrappers]
+        records = registry.records(strict=False) if asks_all else registry.loaded()
+        wrappers = [wrapper for record in records for wrapper in record.wrappers]
         if applying := [wrapper for wrapper in wrappers if claims(wrapper.cls, layer)]:
             # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
             applying.sort(key=lambda wrapper: not wrapper.cls.auto)
@@ -228,10 +189,5 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
         declare = f"declare {', '.join(matrices)} (docs/operators.md)"
         return f"no installed adapter applies; {next(reasons, declare)}"
 
-    rows = (
-        dataclasses.replace(row, advice=advice_for(row, layers[row.keys]))
-        if row.status == "no wrapper applies"
-        else row
-        for row in plan.rows
-    )
-    return dataclasses.replace(plan, rows=tuple(rows), left_out=left_out)
+    rows = tuple(dataclasses.replace(row, advice=advice_for(row)) for row in plan.rows)
+    return dataclasses.replace(plan, rows=rows, left_out=left_out)

@@ -69,6 +69,7 @@ class NamedLayers:
         return f"/{path}".replace(".", "/").endswith(ends)
 
     def missing_from(self, paths: list[str]) -> list[str]:
+        """The names that none of the paths ends in."""
         return [name for name in self.names if not any(map(NamedLayers((name,)).search, paths))]
 
 

@@ -78,17 +78,12 @@ def parse_specs(
             "`target` and `specs` were both given. Put the target into each spec: "
             f'specs=[{{"target": {call.target!r}, ...}}]'
         )
-    if isinstance(specs, Mapping | Spec | str) or not isinstance(specs, Iterable):
-        raise SelectionError(
-            f"`specs` must be a list of dicts, but is {specs!r}. A single spec is a list, too: "
-            "specs=[{...}]"
-        )
+    if isinstance(specs, Mapping | Spec | str):
+        raise SelectionError(f"`specs` must be a list of specs, [{{...}}], but is {specs!r}.")
     rules: list[Rule] = []
     for index, given in enumerate(specs):
         label = f"specs[{index}]"
-        if not isinstance(given, Spec | Mapping):
-            raise SelectionError(f"{label} must be a dict or a `jno.lora.Spec`, but is {given!r}")
-        values = dict(given) if isinstance(given, Mapping) else vars(given)
+        values = given if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
             raise SelectionError(explain_unknown(f"{label}, a spec, has no", unknown, _KEYS))
         spec = dataclasses.replace(call, **{k: v for k, v in values.items() if v is not None})
@@ -103,7 +98,9 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
-    options = {} if spec.options is None else spec.options
+    alpha, options = spec.alpha, {} if spec.options is None else spec.options
+    if alpha is not None and not (isinstance(alpha, numbers.Real) and math.isfinite(alpha)):
+        raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
     if not isinstance(options, Mapping):
         raise SelectionError(
             f"The options of {label} must be a dict of keyword arguments for the adapter's "
@@ -112,7 +109,7 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
     return Rule(
         target=_parse_target(model, spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
-        alpha=None if spec.alpha is None else _checked_alpha(spec.alpha, label),
+        alpha=None if alpha is None else float(alpha),
         tiers=tiers,
         # A NumPy number counts as an array, whose value a program that builds layers cannot see.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
@@ -122,19 +119,11 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
 
 
 def _parse_target(model: Any, target: Any, argument: str) -> Target | None:
-    if isinstance(target, str) and re.fullmatch(r"all.?linear", target, re.IGNORECASE):
-        if target != ALL_LINEAR:
-            raise SelectionError(f"`{argument}` is {target!r}; did you mean {ALL_LINEAR!r}?")
+    if target == ALL_LINEAR:
         return LinearInBlocks.of(model)
     if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
         return NamedLayers(tuple(target))
     return None if target is None else compiled(target, argument)
-
-
-def _checked_alpha(alpha: Any, label: str) -> float:
-    if isinstance(alpha, numbers.Real) and math.isfinite(alpha):
-        return float(alpha)
-    raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
 
 
 def _parse_wrapper(
@@ -150,8 +139,8 @@ def _parse_wrapper(
         if item is None or item == "auto":
             defaults = registry.defaults()
             auto = registry.auto() if item == "auto" else ()
-            more = _by_standing(registry, [cls for cls in auto if cls not in defaults])
-            tiers += [*((cls,) for cls in defaults), LAYERS_OWN, *more]
+            tiers += [*((cls,) for cls in defaults), LAYERS_OWN]
+            tiers += _by_standing(registry, [cls for cls in auto if cls not in defaults])
         elif isinstance(item, str):
             classes = registry.resolve(item)
             tiers += _by_standing(registry, classes)
@@ -166,15 +155,12 @@ def _parse_wrapper(
 
 def _items_of(wrapper: Any) -> list[Any]:
     """The classes and words in `wrapper=`, in order of priority; `None` for the default."""
-    if isinstance(wrapper, set | frozenset | Mapping):
-        raise SelectionError(
-            f"`wrapper` must list adapters in order of priority, and a {type(wrapper).__name__} "
-            f"has none: {wrapper!r}. Give a list."
-        )
     is_list = isinstance(wrapper, Iterable) and not isinstance(wrapper, type | str)
     items = list(wrapper) if is_list else [wrapper]
-    if not items:
-        raise SelectionError("`wrapper` is an empty list. Name at least one adapter.")
+    if not items or isinstance(wrapper, set | frozenset | Mapping):
+        raise SelectionError(
+            f"`wrapper` must name an adapter, or list adapters in order of priority: {wrapper!r}"
+        )
     return items
 
 

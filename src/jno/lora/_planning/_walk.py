@@ -1,7 +1,6 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -90,20 +89,16 @@ class Walk:
         try:
             return bool(cls.applies_to(layer))
         except Exception as err:
-            name = cls.__name__
             failure = (
-                f"{name}.applies_to raised {type(err).__name__} on the {type(layer).__name__} at "
-                f"{show_path(path)!r}: {err}"
+                f"{cls.__name__}.applies_to raised {type(err).__name__} on the "
+                f"{type(layer).__name__} at {show_path(path)!r}: {err}\nIt is asked about every "
+                "module of a model, and must answer False to what it does not know."
             )
             if cls in self.named:
-                raise WrapperError(
-                    f"{failure}\nIt is asked about every module of a model, and must answer False "
-                    "to what it does not know."
-                ) from err
+                raise WrapperError(failure) from err
             self._failed.add(cls)
-            distribution = self._distribution(cls)
-            origin = f"{name} (from {distribution or cls.__module__})"
-            warn(f"{failure}\nThis call goes on without {origin}.{how_to_block(distribution)}")
+            block = how_to_block(self._distribution(cls))
+            warn(f"{failure}\nThis call goes on without {self._origin(cls)}.{block}")
             return False
 
     def _layers_own(self, path: str, layer: Any) -> tuple[AdapterClass, ...]:
@@ -112,18 +107,16 @@ class Walk:
         if function is default_adapters.dispatch(object):
             return ()
         registered = [cls for cls, f in default_adapters.registry.items() if f is function]
-        classes = [type(layer), *(cls for cls in registered if isinstance(layer, cls))]
-        closed = _CLOSED.intersection(map(_package, classes))
-        if not closed or _package(function) in closed:
-            try:
+        closed = _CLOSED.intersection(cls.__module__.partition(".")[0] for cls in registered)
+        why = (
+            f"layers of {', '.join(closed)} get adapters by default from jno-lora alone. Name the "
+            "adapter in the call, or register a layer class of your own."
+        )
+        try:
+            if not closed:
                 return default_adapters(layer)
-            except Exception as err:
-                why = f"it raised {type(err).__name__} at {show_path(path)!r}: {err}"
-        else:
-            why = (
-                f"layers of {', '.join(sorted(closed))} get adapters by default from jno-lora "
-                "alone. Name the adapter in the call, or register a layer class of your own."
-            )
+        except Exception as err:
+            why = f"it raised {type(err).__name__} at {show_path(path)!r}: {err}"
         if function not in self._warned:
             self._warned.add(function)
             warn(
@@ -165,7 +158,13 @@ class Walk:
             numbers = (self._distribution(cls), node.rank, node.alpha)
             return row("already adapted", cls, *numbers, spec=spec)
         if claim is None:
-            return self._row_without_claim(path, node, row)
+            classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
+            if any(self._applies(cls, path, node) for cls in classes):
+                return row("target does not match")
+            if not _owns_arrays(node):
+                return None
+            reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
+            return row("no wrapper applies", reason=next(filter(None, reasons), None))
         cls = self._chosen(claim, keys, node)
         if cls is None:
             return None
@@ -188,31 +187,18 @@ class Walk:
             alpha_is_default=rule.alpha is None,
         )
 
-    def _row_without_claim(
-        self, path: str, node: eqx.Module, row: Callable[..., PlanRow]
-    ) -> PlanRow | None:
-        classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
-        if any(self._applies(cls, path, node) for cls in classes):
-            return row("target does not match")
-        if not _owns_arrays(node):
-            return None
-        reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
-        return row("no wrapper applies", reason=next(filter(None, reasons), None))
-
     def _refuse_layers_in(self, keys: KeyPath, norm: eqx.Module) -> None:
         """Add rows for the layers inside a norm that is not adapted itself."""
         refusal = next(status for cls, status in NORMALISED.items() if isinstance(norm, cls))
         for inner, layer in modules_in(norm, keys, enter_norms=False)[1:]:
             path = path_str(inner)
-            claim = self.claim(path, layer)
-            if claim is None:
-                continue
-            status = refusal
-            if not self.selects(inner):
-                status = "mask does not select"
-                self.matched.add(claim.rule)
-            row = PlanRow(path, type(layer).__name__, status, keys=inner, spec=claim.rule)
-            self.rows.append(row)
+            if claim := self.claim(path, layer):
+                status = refusal
+                if not self.selects(inner):
+                    status = "mask does not select"
+                    self.matched.add(claim.rule)
+                row = PlanRow(path, type(layer).__name__, status, keys=inner, spec=claim.rule)
+                self.rows.append(row)
 
     def _note(self, claim: Claim | None, keys: KeyPath) -> int | None:
         """Note that a rule matched. Returns its index if the mask selects the layer at `keys`."""
@@ -242,31 +228,25 @@ class Walk:
         classes = list(claimed_paths)
         chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
         if chosen is None:
+            claims = (f"{self._origin(c)}, for {show_path(p)!r}" for c, p in claimed_paths.items())
             raise SelectionError(
                 f"Several adapters of equal priority claim {show_path(path)!r}, a "
-                f"{type(node).__name__}:\n"
-                f"{bullets((self._candidate(*pair, path) for pair in claimed_paths.items()), FEW)}"
-                "\nName the adapter you want (a list in `wrapper=` is in order of priority), or "
+                f"{type(node).__name__}:\n{bullets(claims, FEW)}\n"
+                "Name the adapter you want (a list in `wrapper=` is in order of priority), or "
                 "register a `jno_lora_select` hook that chooses."
             )
         return chosen if chosen in claim.classes else None
 
-    def _candidate(self, cls: AdapterClass, claimed: str, path: str) -> str:
-        """A class, where it comes from, the `wrapper=` that means the class alone, its layer."""
+    def _origin(self, cls: AdapterClass) -> str:
+        """A class in a message: the `wrapper=` that means this class alone, if it has a name."""
         provider = self.registry.provider(cls)
-        where = "" if claimed == path else f", for {show_path(claimed)!r} inside of it"
         if provider is None:
-            return f"{cls.__name__} (from {cls.__module__}){where}"
-        word = f'wrapper="{provider.qualified_name}"'
-        return f"{cls.__name__} (from {provider.distribution}), {word}{where}"
+            return f"{cls.__module__}.{cls.__name__}"
+        return f'{cls.__name__} (wrapper="{provider.qualified_name}")'
 
     def _distribution(self, cls: AdapterClass) -> str | None:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
-
-
-def _package(definition: Any) -> str:
-    return definition.__module__.partition(".")[0]
 
 
 def _owns_arrays(node: eqx.Module) -> bool:

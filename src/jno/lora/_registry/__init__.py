@@ -7,7 +7,6 @@ from ._lazy import ClassesByName, LazyAdapter
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
-    ZOO_DISTRIBUTION,
     PluginRecord,
     RegisteredWrapper,
     first_party,

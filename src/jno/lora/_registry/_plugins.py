@@ -1,9 +1,9 @@
 """Plugins: find the installed ones, load one, and the record of what came of it."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 import time
 from collections.abc import Iterable
@@ -146,12 +146,9 @@ def find_plugins(
             return next((find_plugins(entry.dist.name) for entry in successors), ())
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=group):
-        dist: Any = entry.dist
-        try:
-            name, version = dist.name, dist.version
-        except importlib_metadata.MetadataNotFound:  # a half-removed installation has its folder
-            name, version = pathlib.Path(dist._path).name.partition("-")[0], ""
-        plugins.append(InstalledPlugin(entry.name, normalise(name), version, entry))
+        with contextlib.suppress(importlib_metadata.MetadataNotFound):  # half removed
+            name = normalise(entry.dist.name)
+            plugins.append(InstalledPlugin(entry.name, name, entry.dist.version, entry))
     return tuple(sorted(plugins, key=order))
 
 
@@ -235,22 +232,20 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
     hooks = _hooks_of(plugin)
-    adapters: list[Any] = []
+    adapters: dict[Any, None] = {}
     for hook in hooks:
-        if hook.name != "jno_lora_wrappers":
-            continue
-        for returned in hook() or [None]:  # pluggy leaves out a result of `None`
+        if hook.name == "jno_lora_wrappers":
+            (returned,) = hook() or [None]  # pluggy leaves out a result of `None`
             if not isinstance(returned, Iterable):
                 raise TypeError(
                     "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
                     f"but returned {returned!r}"
                 )
-            adapters += returned
+            adapters = dict.fromkeys(returned)
     for adapter in adapters:
         if not isinstance(adapter, LazyAdapter):
             check_contract(adapter)
-    unique = dict.fromkeys(adapters)
-    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in unique)
+    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
     defaults = getattr(plugin, "jno_lora_defaults", ()) if any(map(is_of_zoo, wrappers)) else ()
     origin = (name, distribution, version, value)
     return PluginRecord(
@@ -261,7 +256,7 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
     """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
     manager = new_manager()
-    specs = {hook.name: hook for hook in vars(manager.hook).values() if hook.has_spec()}
+    specs = [hook.spec for hook in vars(manager.hook).values()]
     try:
         manager.register(plugin)
         manager.check_pending()
@@ -270,7 +265,7 @@ def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
         problem = f"{plugin!r} implements none of the hooks. Mark its functions"
         raise pluggy.PluginValidationError(plugin, f"{problem} with `@jno.lora.hookimpl`")
     except pluggy.PluginValidationError as err:
-        signatures = (f"`{name}({', '.join(specs[name].spec.argnames)})`" for name in specs)
+        signatures = (f"`{spec.name}({', '.join(spec.argnames)})`" for spec in specs)
         raise PluginError(f"{err}. The hooks are {', '.join(signatures)}") from err
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pluggy
 
 from .._caches import forget
-from .._contract import LoRAWrapper, check_contract
-from .._errors import PluginError, warn
-from .._paths import show_path
-from ._names import Names
+from .._contract import RESERVED_WORDS, LoRAWrapper, check_contract, squash
+from .._errors import PluginError, SelectionError, warn
+from .._paths import bullets, nearest, show_path
+from ._lazy import ClassesByName
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
@@ -22,9 +22,12 @@ from ._plugins import (
     RegisteredWrapper,
     find_plugins,
     how_to_block,
+    is_of_zoo,
     load_plugin,
+    normalise,
     order,
     record_of,
+    standing,
     why_unusable,
 )
 
@@ -32,6 +35,115 @@ _LOG = logging.getLogger("jno.lora.plugins")
 
 # The plugins that a thread loads just now: their modules may ask for other plugins.
 _LOADING = threading.local()
+
+_ZOO_ADVICE = (
+    "Perhaps it comes from the adapter zoo, or from a later version of the zoo:\n"
+    '    pip install -U "jno-lora[zoo]"\n'
+    "(A registry with `discover=False` has the zoo after `registry.register(jno_lora_zoo.plugin)`.)"
+)
+
+
+class Names:
+    """What names mean while the plugins of these records are loaded. Our plugins come first.
+
+    A word is a name or a variant, without case and dashes. It belongs to the zoo, else to our other
+    plugins, else to third parties; a class of anybody else has no bare name then. If two third
+    parties want a word as a name, both have to be written in full: `"distribution:Name"`.
+    """
+
+    def __init__(self, records: Sequence[PluginRecord]):
+        self.records = tuple(records)
+        self.provided = [wrapper for record in records for wrapper in record.wrappers]
+        unique: dict[object, RegisteredWrapper] = {}
+        for wrapper in self.provided:  # a class of two plugins counts for the first plugin
+            unique.setdefault(wrapper.identity, wrapper)
+        self.wrappers = list(unique.values())
+        of_zoo = {w.name: w for w in reversed(self.wrappers) if is_of_zoo(w)}
+        self.zoo_classes = ClassesByName(of_zoo)
+        self.by_word: dict[str, list[RegisteredWrapper]] = {}
+        for wrapper in sorted(self.wrappers, key=standing):
+            for word in {squash(wrapper.name), wrapper.variant_word} - {""}:
+                self.by_word.setdefault(word, []).append(wrapper)
+
+    def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
+        """The adapter of class `cls`."""
+        namesakes = self.by_word.get(squash(cls.__name__), [])
+        return next((wrapper for wrapper in namesakes if wrapper.identity is cls), None)
+
+    def owners(self, word: str) -> list[RegisteredWrapper]:
+        """The adapters to which a word belongs: of the zoo, else of our plugins, else of all."""
+        wrappers = self.by_word.get(squash(word), [])
+        return [wrapper for wrapper in wrappers if standing(wrapper) == standing(wrappers[0])]
+
+    def named(self, name: str) -> list[RegisteredWrapper]:
+        """The adapters that a bare name may mean: several if third parties clash."""
+        if squash(name) in RESERVED_WORDS:
+            return []
+        return [wrapper for wrapper in self.owners(name) if wrapper.name == name]
+
+    def of_distribution(self, distribution: str, name: str) -> list[RegisteredWrapper]:
+        """The adapters `name` of one distribution. Classes of the zoo may be registered by hand."""
+        named = [wrapper for wrapper in self.provided if wrapper.name == name]
+        if distribution == ZOO_DISTRIBUTION:
+            return list(filter(is_of_zoo, named))
+        return [wrapper for wrapper in named if wrapper.distribution == distribution]
+
+    def clashes(self) -> dict[str, str]:
+        """By qualified name, the plugins that have the name of an adapter as well."""
+        clashes: dict[str, str] = {}
+        for wrapper in self.wrappers:
+            if self.named(wrapper.name) != [wrapper]:
+                owners = {owner.distribution for owner in self.owners(wrapper.name)}
+                rivals = owners - {wrapper.distribution} or {"jno-lora itself"}
+                clashes[wrapper.qualified_name] = ", ".join(sorted(rivals))
+        return clashes
+
+    def raise_if_unusable(self, distribution: str, wanted: str) -> None:
+        for record in self.records:
+            if record.distribution == distribution and not record.usable:
+                why = f"{wanted} is not available: the plugin {why_unusable(record)}"
+                raise PluginError(why) from record.error
+
+    def without_zoo(self, wanted: str) -> PluginError:
+        self.raise_if_unusable(ZOO_DISTRIBUTION, wanted)
+        advice = f"{_ZOO_ADVICE}\nor pass adapter classes of your own as `wrapper=`."
+        return PluginError(f"{wanted} is not available. {advice}")
+
+    def unknown(self, name: str) -> "UnknownNameError":
+        variants = sorted({wrapper.adapter.variant or "" for wrapper in self.wrappers} - {""})
+        names = [name for w in self.wrappers for name in (w.name, w.qualified_name)]
+        near = ", ".join(map(repr, nearest(name, [*names, *variants]))) or "none"
+        unusable = [record for record in self.records if not record.usable]
+        lines = [
+            f"No adapter or variant is called {name!r}. The nearest names are {near}.",
+            *(f"It may belong to the plugin {why_unusable(record)}" for record in unusable),
+            f"The variants are {', '.join(variants) or 'none'}.",
+            _ZOO_ADVICE,
+            "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
+            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
+        ]
+        error = UnknownNameError("\n".join(lines))
+        error.__cause__ = unusable[0].error if unusable else None
+        return error
+
+
+class UnknownNameError(SelectionError, PluginError):
+    """A name that no adapter has. It may be misspelled, or of a plugin that is not installed."""
+
+
+def _only(wrappers: Sequence[RegisteredWrapper], name: str) -> RegisteredWrapper:
+    """The only adapter of a name. **Raises:** `PluginError` that lists the adapters."""
+    unique = {wrapper.identity: wrapper for wrapper in reversed(wrappers)}
+    if len(unique) > 1:
+        choices = bullets(
+            f'wrapper="{w.qualified_name}"  ({w.version or f"{w.adapter.__module__}.{w.name}"})'
+            for w in wrappers
+        )
+        raise PluginError(
+            f"The adapter name {name!r} is ambiguous. Say which adapter is meant, or pass the "
+            f"class itself:\n{choices}"
+        )
+    return wrappers[0]
 
 
 class Registry:
@@ -49,18 +161,17 @@ class Registry:
 
     def __init__(self, *, discover: bool = True):
         self.discover = discover
-        self._lock = threading.Lock()  # held to publish a record, never while a plugin loads
+        self._lock = threading.Lock()  # held to publish records, never while a plugin loads
         self._plugins: dict[Hashable, PluginRecord] = {}
         self._cached: tuple[Any, Names] | None = None  # the names of these plugins
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
-        self._blamed: list[Any] = []  # the plugins of whose hook there was a warning
+        self._blamed: list[Any] = []  # plugins and errors of which there was a warning
 
     @property
     def _names(self) -> Names:
         cached, plugins = self._cached, self._plugins
         if cached is None or cached[0] is not plugins:
-            names = Names(sorted(plugins.values(), key=order))
-            self._cached = cached = (plugins, names)
+            self._cached = cached = (plugins, Names(sorted(plugins.values(), key=order)))
         return cached[1]
 
     def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
@@ -81,14 +192,10 @@ class Registry:
 
         - `package`: loads only the plugins whose entry points are in this package, if it is given.
         """
-        plugins = [
-            plugin
-            for plugin in self._find(distribution)
-            if package in ("", plugin.entry_point.module.partition(".")[0])
-        ]
-        new: list[PluginRecord] = []
+        plugins = self._find(distribution)
+        asked = [p for p in plugins if package in ("", p.entry_point.module.partition(".")[0])]
         loading: frozenset[Hashable] = getattr(_LOADING, "plugins", frozenset())
-        for plugin in plugins:
+        for plugin in asked:
             if plugin.origin in self._plugins or plugin.origin in loading:
                 continue
             try:
@@ -98,19 +205,23 @@ class Registry:
             finally:  # an assignment, which Ctrl-C cannot interrupt
                 _LOADING.plugins = loading
             with self._lock:
-                if plugin.origin not in self._plugins:
-                    self._plugins = {**self._plugins, plugin.origin: record}
-                    new.append(record)
+                self._plugins = {plugin.origin: record} | self._plugins
         if strict is None:
             strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        for plugin in plugins if strict else ():
-            record = self._plugins.get(plugin.origin)
-            if record is not None and record.status in BROKEN:
-                raise PluginError(f"The plugin {why_unusable(record)}") from record.error
-        for record in new:
+        for record in filter(None, (self._plugins.get(plugin.origin) for plugin in asked)):
             if record.status in BROKEN:
-                warn(f"A plugin is left out: {why_unusable(record)}")
+                if strict:
+                    raise PluginError(f"The plugin {why_unusable(record)}") from record.error
+                self._blame(record.error, f"A plugin is left out: {why_unusable(record)}")
         return self._names
+
+    def _blame(self, culprit: Any, message: str) -> None:
+        """Warn, once for each culprit."""
+        with self._lock:
+            if culprit in self._blamed:
+                return
+            self._blamed.append(culprit)
+        warn(message)
 
     def _current(self, distribution: str) -> str:
         """The distribution that provides the adapters of `distribution`: itself, if installed."""
@@ -138,14 +249,21 @@ class Registry:
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken.
         """
-        return self._load(ZOO_DISTRIBUTION).defaults()
+        names = self._load(ZOO_DISTRIBUTION)
+        for record in names.records:
+            if record.defaults:
+                return tuple(names.zoo_classes[name] for name in record.defaults)
+        raise names.without_zoo("The adapter of `wrapper=None`")
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
         """One class of the zoo, by its name. Loads only the zoo.
 
         **Raises:** `PluginError` if the zoo is missing, blocked or broken, or lacks the class.
         """
-        return self._load(ZOO_DISTRIBUTION).zoo_class(name)
+        names = self._load(ZOO_DISTRIBUTION)
+        if name not in names.zoo_classes:
+            raise names.without_zoo(name)
+        return names.zoo_classes[name]
 
     def zoo_classes(self) -> Mapping[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
@@ -162,11 +280,19 @@ class Registry:
         **Raises:** `PluginError` if the name is ambiguous or its plugin cannot be used, and as
         `records`; `SelectionError` if no adapter or variant has the name.
         """
-        distribution, colon, bare = name.rpartition(":")
-        if colon:
-            return self._load().resolve(f"{self._current(distribution)}:{bare}")
         zoo_classes = self._load(ZOO_DISTRIBUTION).zoo_classes
-        return (zoo_classes[name],) if name in zoo_classes else self._load().resolve(name)
+        if name in zoo_classes:
+            return (zoo_classes[name],)
+        distribution, colon, bare = name.rpartition(":")
+        distribution, names = self._current(normalise(distribution)), self._load()
+        named = names.of_distribution(distribution, bare) if colon else names.named(name)
+        if named:
+            return (_only(named, name).cls,)
+        word = squash(name)
+        if variant := [w.cls for w in names.by_word.get(word, []) if w.variant_word == word]:
+            return tuple(variant)
+        names.raise_if_unusable(distribution, name)
+        raise names.unknown(name)
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
@@ -187,9 +313,16 @@ class Registry:
 
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
-        if distribution is None:
-            return self._names.provided(IN_PROCESS, name)
-        return self._load(distribution).provided(self._current(distribution), name)
+        distribution = IN_PROCESS if distribution is None else self._current(distribution)
+        names = self._names if distribution == IN_PROCESS else self._load(distribution)
+        if wrappers := names.of_distribution(distribution, name):
+            return _only(wrappers, f"{distribution}:{name}")
+        names.raise_if_unusable(distribution, name)
+        why = "is not installed, or this registry does not look for it (discover=False)"
+        if any(record.distribution == distribution for record in names.records):
+            had = [w.name for w in names.provided if w.distribution == distribution]
+            why = f"has no adapter {name!r}; it has {', '.join(nearest(name, had)) or 'none'}"
+        raise PluginError(f"{name} of {distribution} is not available: {distribution} {why}")
 
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""
@@ -204,26 +337,21 @@ class Registry:
         Warns once if the hook of a plugin fails or chooses something that is not a candidate.
         """
         selectors = list(reversed(self.hooks("jno_lora_select")))
-        selectors.sort(key=_place)
-        for record, hook in selectors:
+        for record, hook in sorted(selectors, key=_place):
             try:
                 chosen = hook(path=path, leaf=leaf, candidates=tuple(candidates))
-            except Exception as err:
-                problem = f"raised {type(err).__name__}: {err}"
-            else:
                 if any(chosen is cls for cls in candidates):
                     return chosen
                 if chosen is None:
                     continue
-                names = ", ".join(cls.__name__ for cls in candidates)
-                problem = f"chose {chosen!r}, which is none of the candidates ({names})"
-            if record.plugin in self._blamed:
-                continue
-            self._blamed.append(record.plugin)
-            warn(
+                problem = f"chose {chosen!r}, which is not a candidate"
+            except Exception as err:
+                problem = f"raised {type(err).__name__}: {err}"
+            self._blame(
+                record.plugin,
                 f"The hook `jno_lora_select` of the plugin {record.describe()} {problem}, when it "
                 f"was asked about the layer at {show_path(path)!r}. The next plugin is asked."
-                f"{how_to_block(record.distribution)}"
+                f"{how_to_block(record.distribution)}",
             )
         return None
 
@@ -250,7 +378,7 @@ class Registry:
             identity = (IN_PROCESS, item.__module__, item.__qualname__)
         else:
             record = record_of(item, *origin)
-            identity = (IN_PROCESS, getattr(item, "__name__", None) or id(item))
+            identity = (IN_PROCESS, getattr(item, "__name__", id(item)))
         with self._lock:
             self._plugins = {**self._plugins, identity: record}
         return item
@@ -262,7 +390,7 @@ class Registry:
         programs and facts about classes are forgotten, because classes may have been edited.
         """
         with self._lock:
-            self._found = {}
+            self._found, self._blamed = {}, []
             plugins = self._plugins.items()
             self._plugins = {key: r for key, r in plugins if r.distribution == IN_PROCESS}
         forget()
