@@ -4,7 +4,6 @@ Or of an adapter of PEFT, in a directory or in a repository of the Hub, which a 
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
 
-_WIDTH, _LINES = 200, 20
+_WIDTH = 200
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
@@ -115,15 +114,10 @@ def as_table(facts: dict[str, Any]) -> Table:
 
 
 def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
-    """A line of JSON for each of the first values: `--json` has all."""
-    for name, value in itertools.islice(values.items(), _LINES):
-        yield _cut(f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}")
-    if len(values) > _LINES:
-        yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+    """A line for each value, cut to a width: `--json` has all of it."""
+    for name, value in values.items():
+        line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
+        yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
 
 
 def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
@@ -157,25 +151,18 @@ def peft_as_table(facts: dict[str, Any]) -> Table:
     rows = [
         (
             show_path(module["module"]),
-            "; ".join(f"{name} {array['shape']}" for name, array in module["arrays"].items()),
-            "; ".join(sorted({array["dtype"] for array in module["arrays"].values()})),
+            "; ".join(f"{name} {x['dtype']} {x['shape']}" for name, x in module["arrays"].items()),
             f"{module['numbers']:,}",
             f"{module['bytes']:,}",
         )
         for module in facts["modules"]
     ]
-    columns = [(name, "left") for name in ("module", "arrays", "dtype")]
-    columns += [(name, "right") for name in ("numbers", "bytes")]
-    lines = [f"{facts['arrays']} arrays, {facts['numbers']:,} numbers, {facts['bytes']:,} bytes"]
-    if facts["revision"] is not None:
-        lines.append(f"{facts['directory']} at revision {facts['revision']}")
-    lines += [f"shared: {name} {array['shape']}" for name, array in facts["shared"].items()]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in facts["settings"].items()]
+    columns = [("module", "left"), ("arrays", "left"), ("numbers", "right"), ("bytes", "right")]
+    names = ("directory", "revision", "arrays", "numbers", "bytes", "shared", "refused")
+    lines = [f"{name}: {facts[name]}" for name in names if facts[name]]
+    lines += _shown("setting", facts["settings"])
     for server, reasons in facts["servers"].items():
         lines += [f"not for {server}: {reason}" for reason in reasons]
-    lines = [_cut(line) for line in lines]
     lines += (f"NaN or inf: {line}" for line in facts.get("non_finite", ()))
-    if facts["refused"] is not None:
-        lines.append(f"load_peft refuses it: {facts['refused']}")
     title = f"PEFT {facts['peft_type']}, {len(facts['modules'])} modules"
     return table(title, columns, rows, "\n".join(lines))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-import re
 from collections.abc import Collection, Container, Mapping
 from typing import Any, TypeVar
 
@@ -148,7 +147,10 @@ class NetState:
         possible = may_train(self.module)
         selected = jax.tree.map(operator.and_, chosen, possible)
         if self.mask is not None and not any(jax.tree.leaves(selected)):
-            warn(f"The mask selects nothing that could train.{_nearest_paths(self.mask, possible)}")
+            paths = [path for path, could in _by_path(possible).items() if could]
+            near = nearest(self.mask, paths) if isinstance(self.mask, str) else paths
+            shown = bullets(map(show_path, near), 5)
+            warn(f"The mask selects nothing that could train. These leaves could:\n{shown}")
         trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
         return dataclasses.replace(self, trainable=trains, mask=None)
 
@@ -159,15 +161,13 @@ class NetState:
         if self.partitioned not in (UNKNOWN, self.identity):
             raise SelectionError(
                 "The model's adapters were exchanged after the last `net.partition()`, so this "
-                "update may hold the values of the former adapters. Update the net before its "
-                "adapters are exchanged, or train the result of a new `net.partition()`."
+                "update may hold values of other adapters. Call `net.partition()` once more."
             )
         if self.partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
             raise SelectionError(
                 "net.update(...) was called inside of a JAX transformation (jit, grad, vmap). Its "
-                "values are gone when it ends. Inside, put the model together with "
-                "`eqx.combine(trainable, frozen)`, and update the net with the arrays that the "
-                "transformed function returns."
+                "values are gone when it ends. Call `eqx.combine(trainable, frozen)` inside, and "
+                "update the net with the arrays that the transformed function returns."
             )
         module, updated = eqx.combine(values, frozen), self.updated | {self.identity}
         return dataclasses.replace(self, module=module, updated=updated)
@@ -196,10 +196,9 @@ class NetState:
     ) -> tuple["NetState", Collection[str]]:
         """With the adapters of a file, and the paths of the adapters that they replaced."""
         # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
-        plain = self.plain().module
-        layers = {"plain": plain, "originals": self.original_layers()}
-        contents = read_for(path)
-        module, loaded = load(self.module, contents, wrappers, registry, strict, **layers)
+        plain, originals = self.plain().module, self.original_layers()
+        arguments = self.module, read_for(path), wrappers, registry, strict
+        module, loaded = load(*arguments, plain=plain, originals=originals)
         if not loaded:
             return self, ()
         replaced = [path for path, _ in adapted_layers(self.module) if path in loaded]
@@ -256,8 +255,8 @@ class NetState:
         for name in train:
             if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
                 warn(
-                    f"No array of the adapters {name!r} trains: all were frozen when they left the "
-                    f'model. Call net.mask("trained/{name}/").unfreeze() to train all of them.'
+                    f"No array of the adapters {name!r} trains, because all were frozen before. "
+                    f'net.mask("trained/{name}/").unfreeze() lets them train.'
                 )
         return state
 
@@ -360,9 +359,7 @@ class NetState:
             raise SelectionError(
                 "The model carries adapters without a name beside a sum of adapters, which would "
                 f"be lost:\n{bullets(map(show_path, plain), 5)}\n"
-                "Call net.merge() to fold all of them in, or net.unwrap() to drop them. "
-                "net.adapter(name) gives a set of the sum, and extract_adapters(net.module) has "
-                "all."
+                "Call net.merge() or net.unwrap(). extract_adapters(net.module) has all adapters."
             )
         weights: dict[str, dict[str, Any]] = {name: {} for name in self.active}
         trains = {name: dict(self.named[name].trains) for name in self.active}
@@ -399,15 +396,6 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
         for path, adapter, layer in adapted_layers(adapted, plain)
         if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
-
-
-def _nearest_paths(mask: MaskLike, possible: PyTree[bool]) -> str:
-    regex = mask.pattern if isinstance(mask, re.Pattern) else mask
-    if not isinstance(regex, str):
-        return ""
-    paths = [path for path, could in _by_path(possible).items() if could]
-    near = bullets(map(show_path, nearest(regex, paths)))
-    return f" The paths nearest to {regex!r} are:\n{near}"
 
 
 def _check_update(expected: PyTree, given: PyTree) -> None:
