@@ -1,9 +1,7 @@
 """Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is not a pytree."""
 
-import copy
 import inspect
 import pathlib
-import pickle
 
 import equinox as eqx
 import jax
@@ -129,10 +127,3 @@ def test_a_set_of_adapters_is_refused_by_name(name, model, registry):
 def test_a_path_before_the_model_is_named(function, path):
     with pytest.raises(SelectionError, match=rf"^{function.__name__} takes a model, before.*path"):
         function(path, path)  # the types of the arguments are checked, so both are paths
-
-
-def test_a_net_says_why_it_cannot_be_pickled(model):
-    net = Net(model)
-    with pytest.raises(SelectionError, match=r"cannot be pickled.*net\.save_adapters\(path\)"):
-        pickle.dumps(net)
-    assert copy.deepcopy(net).module is net.module

@@ -32,7 +32,7 @@ def test_a_plan_groups_what_is_repeated_and_keeps_the_rows(deep):
     (line,) = lines_with(str(plan), "/up")
     assert line[:4] == ["layers/[0-11]/up", "x", "12", "Linear"]
     assert "x 1 " not in str(plan)
-    assert repr(plan) == "Plan(12 of 12 candidate layers would be wrapped)"
+    assert repr(plan) == "Plan(12 of 13 candidate layers would be wrapped)"
 
 
 def test_a_report_groups_only_what_has_the_same_numbers(deep, getkey):

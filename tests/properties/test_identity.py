@@ -107,8 +107,9 @@ def test_adapting_changes_nothing_and_merging_gives_the_model_back(case, key, se
         assert_given_back(merged, model, how, exactly=how.method in EXACT)
         for other in (one, merged, unwrap_lora(one)):
             assert_untouched(other, model, adapters(one))
-        for path, adapter in adapters(one).items():
-            assert_computes_alike(adapter, layers[path], how, seed)
+        if how is hows[0]:  # to call layers takes long
+            for path, adapter in adapters(one).items():
+                assert_computes_alike(adapter, layers[path], how, seed)
 
 
 @pytest.fixture(scope="module")

@@ -156,15 +156,11 @@ def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ())
     sizes: dict[str, int] = {}
     for keys, leaf in jtu.tree_leaves_with_path(model, is_leaf=_is_unit):
         outer = [keys[:length] for length in range(len(keys), -1, -1)]
-        if (
-            not is_parameter(leaf)
-            or len(leaf.shape) < 2
-            or any(place in wrapped for place in outer)
-        ):
-            continue
-        # An array that no module holds is a layer of its own.
-        layer = path_str(next((place for place in outer if place in modules), keys))
-        sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
+        is_matrix = is_parameter(leaf) and len(leaf.shape) >= 2
+        if is_matrix and not any(place in wrapped for place in outer):
+            # An array that no module holds is a layer of its own.
+            layer = path_str(next((place for place in outer if place in modules), keys))
+            sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
     return LeftOut(sizes, total)
 
 

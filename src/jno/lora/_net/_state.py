@@ -212,8 +212,7 @@ class NetState:
             lambda path, new: with_settings(new, stored.settings.get(path, {})),
             put_around(self.module, stored.adapters),
         )
-        trains = {path: stored.trains.get(path, {}) for path, _ in adapted_layers(module)}
-        state = self._activated(module, (name,), trains)
+        state = self._activated(module, (name,), stored.trains)
         originals = originals_of(self.module, module)
         return dataclasses.replace(state, originals=originals, identity=stored.identity)
 
@@ -233,14 +232,14 @@ class NetState:
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
         module = sum_adapters(self.module, adapters, weights=weights, train=train)
-        former = {name: stored.weights.get(frozenset(names)) for name, stored in sets.items()}
+        former = {name: stored.weights.get(frozenset(names), {}) for name, stored in sets.items()}
 
         def weighted(path: str, adapter: Any) -> Any:
             new = jnp.ones_like(adapter.weights[..., 0])  # of a layer that no sum had before
-            columns = [(former[member.name] or {}).get(path, new) for member in adapter.members]
+            columns = [former[member.name].get(path, new) for member in adapter.members]
             return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
 
-        if not isinstance(weights, Mapping) and None not in former.values():
+        if not isinstance(weights, Mapping) and all(former.values()):
             module = map_adapters(weighted, module)
         trains = {
             path: {
@@ -266,7 +265,7 @@ class NetState:
         """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
 
         def restore(path: str, _: Any, mask: Any) -> Any:
-            saved = trains[path]
+            saved = trains.get(path, {})
             return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
 
         trainable = map_adapters(restore, module, carry_to_adapted(self.trainable, module))
