@@ -1,5 +1,6 @@
 """Deep models, many specs and many wrappers work; how fast they do is for `benchmarks/scale.py`."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -19,24 +20,10 @@ DEEP = """
     import sys
     import equinox as eqx, jax
     from jno.lora import *
+    from tests.core.toys import ToyScale
 
     depth, limit, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     sys.setrecursionlimit(limit)
-
-    class Scale(LoRAWrapper):
-        adapter_fields = ("gain",)
-        base: eqx.Module
-        gain: jax.Array
-        rank: int = eqx.field(static=True)
-        alpha: float = eqx.field(static=True)
-        @classmethod
-        def applies_to(cls, leaf): return isinstance(leaf, eqx.nn.Linear)
-        def __init__(self, base, rank, alpha, *, key):
-            self.base, self.rank, self.alpha = base, rank, alpha
-            self.gain = jax.numpy.ones(())
-        def __call__(self, x): return self.merge()(x)
-        def merge(self):
-            return eqx.tree_at(lambda l: l.weight, self.base, self.gain * self.base.weight)
 
     layer = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     model = {"bottom": layer}
@@ -45,7 +32,7 @@ DEEP = """
     model = {"deep": model, "top": layer}
     leaves = jax.tree.leaves(model)
     registry = Registry(discover=False)
-    settings = dict(wrapper=Scale, registry=registry)
+    settings = dict(wrapper=ToyScale, registry=registry)
     paths = [row.path for row in plan_lora(model, 1, **settings).wrapped]
     assert paths == ["deep/" + "0/" * depth + "bottom", "top"]
     adapted = apply_lora(model, 1, key=jax.random.key(0), **settings)
@@ -54,11 +41,11 @@ DEEP = """
     assert jax.tree.structure(merge_lora(adapted)) == jax.tree.structure(model)
     assert all(map(lambda x, y: x is y, jax.tree.leaves(unwrap_lora(adapted)), leaves))
     assert len(lora_report(adapted).rows) == 2
-    net = Net(model, registry=registry).freeze().lora(1, wrapper=Scale)
+    net = Net(model, registry=registry).freeze().lora(1, wrapper=ToyScale)
     assert len(jax.tree.leaves(net.partition()[0])) == 2
-    assert len(net.unwrap().plan(1, wrapper=Scale).wrapped) == 2
+    assert len(net.unwrap().plan(1, wrapper=ToyScale).wrapped) == 2
     save_adapters(adapted, file, registry=registry)
-    loaded = load_adapters(model, file, wrappers=[Scale], registry=registry)
+    loaded = load_adapters(model, file, wrappers=[ToyScale], registry=registry)
     assert jax.tree.structure(loaded) == jax.tree.structure(adapted)
     print("loaded")
 """
@@ -66,10 +53,9 @@ DEEP = """
 
 def test_models_may_be_as_deep_as_jax_takes_them(tmp_path):
     # Within Python's own limit: as deep as JAX's tree functions go, but for some frames.
-    arguments = ["900", "1000", str(tmp_path / "file")]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(DEEP), *arguments], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", textwrap.dedent(DEEP), "900", "1000", tmp_path / "file"]
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "loaded" in done.stdout
 

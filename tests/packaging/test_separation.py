@@ -184,8 +184,12 @@ def everything(environment):
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
+    (error,) = environment.errors({"optim": "import jno.lora.optim"}).values()
+    assert "needs optax" in error and 'pip install "jno-lora[optim]"' in error
+    environment.install("optax")
     environment.python(
         "from jno.lora import in_jno\n"
+        "from jno.lora.optim import lora_plus\n"
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
@@ -194,11 +198,6 @@ def everything(environment):
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
     )
-    assert "  compare " in environment.run("jno-lora", "--help").stdout
-    (error,) = environment.errors({"optim": "import jno.lora.optim"}).values()
-    assert "needs optax" in error and 'pip install "jno-lora[optim]"' in error
-    environment.install("optax")
-    environment.python("from jno.lora.optim import lora_plus")
     environment.tests_of_the_core(*skipped(environment.report))
 
 
