@@ -188,15 +188,6 @@ def test_what_is_not_a_key_is_refused_at_once(model, unchecked, key):
         Net(model, key=key)
 
 
-def test_specs_work_as_in_the_functional_form(model):
-    specs = [{"target": "head", "wrapper": ToyLinear, "rank": 2}, {"wrapper": ToyScale}]
-    net = Net(model).freeze().lora(1, specs=specs)
-    assert type(net.module.head) is ToyLinear and net.module.head.rank == 2
-    assert selected(net.trainable) == {
-        *("encoder/0/gain", "encoder/1/gain", "head/lora_A", "head/lora_B"),
-    }
-
-
 # --- models of every form
 
 

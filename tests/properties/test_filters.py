@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from jno.lora import Net, apply_lora, lora_trainable_filter, partial_lora_trainable_filter
+from jno.lora import apply_lora, lora_trainable_filter, partial_lora_trainable_filter
 
 from .naive import leaves_of, trainable
 from .odd_nodes import NodeAdapter
@@ -64,16 +64,3 @@ def test_filters_are_what_a_naive_walk_marks_and_part_a_model(model, how):
         assert jtu.tree_structure(again) == jtu.tree_structure(model)
         pairs = zip(jtu.tree_leaves(again), jtu.tree_leaves(model), strict=True)
         assert all(x is y for x, y in pairs)
-
-
-@examples(10)
-@given(model=MODELS, how=HOW)
-def test_a_nets_parts_are_its_model(model, how):
-    net = Net(adapted(model, how))
-    expected = {path for path, role in trainable(net.module).items() if role != "frozen"}
-    assert selected(net.module, net.trainable) == expected
-    assert selected(net.module, net.freeze().trainable) == set()
-    assert selected(net.module, net.unfreeze().trainable) == expected
-    before = jtu.tree_leaves(net.module)
-    net.update(net.partition()[0])
-    assert all(x is y for x, y in zip(before, jtu.tree_leaves(net.module), strict=True))

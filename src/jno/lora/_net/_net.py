@@ -355,12 +355,12 @@ class Net(Handle):
         check_adapter_name(name)
         state = self._state
         if name in state.named:
-            raise SelectionError(f"The net has adapters called {name!r}. Choose another name.")
+            raise SelectionError(f"There are adapters called {name!r} already. Choose a new name.")
         if adapters is not None:
             check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
             if sets_in(adapters):
                 raise SelectionError(
-                    f"The adapters to be called {name!r} are a sum. Add each set of "
+                    f"The adapters to be called {name!r} are a sum of several sets. Add each of "
                     "split_adapters(adapters) by a name, and activate all of them."
                 )
             return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
@@ -368,7 +368,7 @@ class Net(Handle):
             carried = " and ".join(map(repr, state.active)) or "no adapters"
             raise SelectionError(
                 f"The model carries {carried}, and no adapters without a name to be called "
-                f"{name!r}. Call net.lora(...) first, or give an AdapterSet."
+                f"{name!r}. Call net.lora(...) first, or give a set such as net.adapter(name)."
             )
         return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
 
@@ -493,9 +493,9 @@ class Net(Handle):
         if brought and (holds_adapters(state.module) or brought.keys() & state.named.keys()):
             names = ", ".join(map(repr, brought))
             raise SelectionError(
-                f"The file holds a sum of the adapters {names}, so the model must have no adapters "
-                "and the net none of these names. (net.add_adapter gives other names to the sets "
-                "of split_adapters(read_adapters(path)).)"
+                f"The file holds a sum of the adapters {names}, but the model carries adapters "
+                "already, or the net has adapters of these names. Take these out first, or give "
+                "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
             )
         if replaced and state.active:
             raise SelectionError(
