@@ -3,12 +3,11 @@
 import subprocess
 import sys
 
-import click
 import pytest
 from click.testing import CliRunner
 
 import jno.lora
-from jno.lora import SelectionError, hookimpl, register
+from jno.lora import SelectionError
 from jno.lora._commands._cli import cli
 
 from .asking import run
@@ -113,25 +112,7 @@ def test_a_name_is_of_the_core_then_of_our_plugins_then_of_the_first_by_name(sit
     assert taking not in run("doctor", code=1).splitlines()
 
 
-def test_a_command_that_is_built_in_loads_no_plugin(site):
-    module = site.install("greeting", GREET)
-    run("plugins", "--help")
-    run("inspect", "--help")
-    assert module not in sys.modules
-
-
 def test_a_command_that_is_not_installed_says_what_may_have_it(site):
     text = run("demo", code=2)
     assert "not installed" in text
     assert all(f"jno-lora-{plugin}" in text for plugin in ("testing", "compare"))
-
-
-def test_an_object_that_is_registered_may_add_commands(site):
-    class Here:
-        @staticmethod
-        @hookimpl
-        def jno_lora_commands(group):
-            group.add_command(click.Command("here", callback=lambda: click.echo("here")))
-
-    register(Here())
-    assert run("here") == "here\n"

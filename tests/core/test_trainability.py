@@ -1,5 +1,7 @@
 """The boolean trees: by path and field, in the model's structure, of Python bools."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import numpy as np
 import pytest
 
 from jno.lora import (
-    LoRAWrapper,
     Net,
     apply_lora,
     lora_param_labels,
@@ -84,54 +85,36 @@ def test_only_inexact_arrays_train():
     assert selected(partial_lora_trainable_filter(model)) == {"float", "half", "complex", "numpy"}
 
 
-class Rich(LoRAWrapper):
-    """Adapter fields that hold more than one float array."""
+class Unchanging(ToyScale):
+    """An adapter that changes nothing; its subclasses have other fields."""
 
     adapter_fields = ("parts",)
-    base: eqx.Module
-    parts: dict
-    frozen: list
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
+    parts: Any
+    frozen: Any
 
     def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.parts = {"a": jnp.ones(1), "steps": jnp.zeros((), int), "key": key, "f": jnp.tanh}
+        ToyScale.__init__(self, base, rank, alpha, key=key)
         self.frozen = [jnp.ones(1), ToyScale(base, rank, alpha, key=key)]
 
-    def __call__(self, x):
-        return self.base(x)
-
     def merge(self):
         return self.base
 
 
-class Outer(LoRAWrapper):
-    """An adapter built of adapters."""
-
-    adapter_fields = ("inner",)
-    base: eqx.Module
-    inner: ToyScale
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
+class Rich(Unchanging):
+    """Adapter fields that hold more than one float array."""
 
     def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.inner = ToyScale(eqx.nn.Linear(2, 2, key=key), rank, alpha, key=key)
+        super().__init__(base, rank, alpha, key=key)
+        self.parts = {"a": jnp.ones(1), "steps": jnp.zeros((), int), "key": key, "f": jnp.tanh}
 
-    def __call__(self, x):
-        return self.base(x) + self.inner(x)
 
-    def merge(self):
-        return self.base
+class Outer(Unchanging):
+    """An adapter built of adapters."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        super().__init__(base, rank, alpha, key=key)
+        inner = eqx.nn.Linear(2, 2, key=key)
+        self.parts = [jnp.ones(1), ToyScale(inner, rank, alpha, key=key)]
 
 
 class BOnly(ToyLinear):
@@ -153,7 +136,7 @@ def around(inner, key):
         (ToyLinear, {"lora_A", "lora_B"}),
         (BOnly, {"lora_B"}),
         (Rich, {"parts/a"}),
-        (Outer, {"inner/gain"}),
+        (Outer, {"parts/0", "parts/1/gain"}),
         (
             lambda base, *args, key: around(ToyScale(base, *args, key=key), key),
             {"lora_A", "lora_B"},
@@ -197,9 +180,9 @@ def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
     model = {"a": ToyLinear(linear, 1, 1.0, key=key), "nested": Outer(linear, 1, 1.0, key=key)}
     labels = lora_param_labels({**model, "plain": linear})
     assert jax.tree.structure(labels) == jax.tree.structure({**model, "plain": linear})
-    a, nested = labels["a"], labels["nested"]
+    a, nested = labels["a"], labels["nested"].parts
     assert (a.lora_A, a.lora_B, a.base.weight) == ("lora_A", "lora_B", "other")
-    assert (nested.inner.gain, nested.inner.base.weight) == ("gain", "other")
+    assert (nested[0], nested[1].gain, nested[1].base.weight) == ("parts", "gain", "other")
     assert set(jax.tree.leaves(labels["plain"])) == {"other"}
     trainable, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
     assert jax.tree.leaves(lora_param_labels(trainable)) == ["gain"]
