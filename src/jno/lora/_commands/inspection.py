@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +26,34 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     _, configuration, container = contents
     arrays = container.arrays if values else {}
     non_finite = {name: count_non_finite(array) for name, array in arrays.items()}
-    adapters: list[dict[str, Any]] = []
-    for path, entry in configuration.adapters.items():
-        arrays = _arrays(path, contents)
-        adapter = {"path": path, **to_json(entry), "arrays": arrays, "numbers": _numbers(arrays)}
-        adapter["bytes"] = sum(array["bytes"] for array in arrays.values())
-        if non_finite:
-            adapter["non_finite"] = sum(non_finite[t] for t in configuration.tensors[path].values())
-        adapters.append(adapter)
-    shared, extension = _arrays(SHARED, contents), _arrays(EXTENSION, contents)
     facts = {
         "file": str(file),
         "format_version": configuration.format_version,
         "versions": configuration.versions,
-        "adapters": adapters,
+        "adapters": [
+            {"path": path, **to_json(entry), **_arrays(path, contents, non_finite)}
+            for path, entry in configuration.adapters.items()
+        ],
         "arrays": len(container.arrays),
         "numbers": sum(math.prod(tensor.shape) for tensor in container.arrays.values()),
         "bytes": container.nbytes,
     }
-    if shared:
+    if shared := _arrays(SHARED, contents, {})["arrays"]:
         facts["shared"] = shared
     if configuration.metadata:
         facts["metadata"] = configuration.metadata
     if configuration.extension is not None:
-        facts["extension"] = dataclasses.asdict(configuration.extension) | {
-            "arrays": extension,
-            "numbers": _numbers(extension),
-        }
+        arrays = _arrays(EXTENSION, contents, {})
+        facts["extension"] = {**dataclasses.asdict(configuration.extension), **arrays}
     if values:
         facts["non_finite"] = sum(non_finite.values())
     return facts
 
 
-def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
-    """The arrays of an adapter, or of `SHARED` or `EXTENSION`."""
+def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> dict[str, Any]:
+    """The arrays of an adapter, or of `SHARED` or `EXTENSION`, and how large they are together."""
     tensors, names = contents.container.arrays, contents.configuration.tensors[key]
-    return {
+    arrays = {
         name: {
             "shape": tensors[tensor].shape,
             "dtype": str(tensors[tensor].dtype),
@@ -69,10 +61,14 @@ def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
         }
         for name, tensor in names.items()
     }
-
-
-def _numbers(arrays: dict[str, dict[str, Any]]) -> int:
-    return sum(math.prod(array["shape"]) for array in arrays.values())
+    facts: dict[str, Any] = {
+        "arrays": arrays,
+        "numbers": sum(math.prod(array["shape"]) for array in arrays.values()),
+        "bytes": sum(array["bytes"] for array in arrays.values()),
+    }
+    if non_finite:
+        facts["non_finite"] = sum(non_finite[tensor] for tensor in names.values())
+    return facts
 
 
 def as_table(facts: dict[str, Any]) -> Table:
