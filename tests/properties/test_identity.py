@@ -96,7 +96,7 @@ def assert_computes_alike(adapter, layer, how: Adapters, seed):
     assert np.max(np.abs(x - y)) <= tolerance * np.max(np.abs(y))
 
 
-@examples(6)
+@examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
 def test_adapting_changes_nothing_and_merging_gives_the_model_back(case, key, seed):
     model, hows = case
@@ -117,7 +117,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("saved") / "adapters.safetensors"
 
 
-@examples(6)
+@examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
 def test_training_can_be_saved_and_undone(case, key, seed, file):
     model, hows = case
@@ -138,7 +138,7 @@ def test_training_can_be_saved_and_undone(case, key, seed, file):
         assert same(net.unwrap().module, model)
 
 
-@examples(3)
+@examples(5)
 @given(part=MODELS, key=KEYS, seed=SEEDS)
 def test_a_prefix_cannot_be_merged_and_leaves_no_trace(part, key, seed):
     model = {"part": part, "unit": layer("attention", np.random.default_rng(0))}

@@ -64,7 +64,7 @@ def wrapped_by(plan) -> dict[str, Any]:
     return {row.path: (row.wrapper, row.rank, row.alpha, row.options) for row in plan.wrapped}
 
 
-@examples(100)
+@examples(150)
 @given(case=cases())
 def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
     model, call, mask = case
@@ -77,7 +77,7 @@ def test_a_plan_is_what_a_naive_reading_of_the_documentation_selects(case):
 
 
 @pytest.mark.filterwarnings("ignore::jno.lora.JnoLoraWarning")
-@examples(30)
+@examples(50)
 @given(case=cases())
 def test_exactly_the_planned_layers_are_wrapped_by_a_net_too(case):
     model, call, mask = case
