@@ -115,6 +115,14 @@ def test_metadata_of_other_kinds_are_refused(text, message, whole, file):
         read_metadata(file)
 
 
+def test_inspect_shows_the_first_of_many_values(getkey, file):
+    save_adapters(adapted(small_model(), getkey), file, metadata={f"n{i}": i for i in range(25)})
+    lines = str(inspection.as_table(inspection.inspect(file, values=False))).splitlines()
+    shown = [line for line in lines if line.startswith("metadata: ")]
+    assert len(shown) == 21
+    assert shown[-1] == "metadata: 5 more values, which `--json` shows"
+
+
 def test_inspect_shows_metadata_on_lines(getkey, file):
     save_adapters(adapted(small_model(), getkey), file, metadata=GIVEN | {"long": "x" * 1000})
     facts = inspection.inspect(file, values=False)

@@ -4,6 +4,7 @@ Or of an adapter of PEFT, in a directory or in a repository of the Hub, which a 
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
 
-_WIDTH = 200
+_WIDTH, _LINES = 200, 20
 
 
 def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
@@ -110,10 +111,12 @@ def as_table(facts: dict[str, Any]) -> Table:
 
 
 def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
-    """A line for each value, cut to a width: `--json` has all of it."""
-    for name, value in values.items():
+    """A line of JSON for each of the first values, cut to a width: `--json` has all."""
+    for name, value in itertools.islice(values.items(), _LINES):
         line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
         yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
+    if len(values) > _LINES:
+        yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
 
 
 def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
