@@ -73,16 +73,14 @@ def callable_model(model: Any) -> Callable[..., Any]:
     def is_registered(node: Any) -> bool:
         return callable_for.dispatch(type(node)) is not default
 
-    for layer in filter(is_registered, jax.tree.leaves(model, is_leaf=is_registered)):
-        function = callable_for(layer, model)
-        if function is not None:
-            return function
-    if not callable(model):
+    layers = jax.tree.leaves(model, is_leaf=is_registered)
+    function = next(filter(None, (callable_for(layer, model) for layer in layers)), model)
+    if not callable(function):
         raise SelectionError(
             f"The model of this net is a {type(model).__name__}, which cannot be called. Call the "
             "function that takes it: apply(net.module, x)"
         )
-    return model
+    return function
 
 
 def modules_in(
