@@ -61,7 +61,6 @@ def test_long_work_shows_a_bar_hands_on_the_items_and_takes_the_bar_away(items, 
     ("items", "console", "show"),
     [
         ([], terminal(), True),
-        (range(2), terminal(), True),  # done at once
         (Loader(None), terminal(), True),
         (range(1000), Console(file=io.StringIO()), True),  # no terminal
         (range(1000), terminal(), False),
@@ -72,6 +71,12 @@ def test_otherwise_nothing_is_written(items, console, show, impatient):
         time.sleep(0.005)
         if index == 10:
             break
+    assert console.file.getvalue() == ""
+
+
+def test_short_work_writes_nothing():
+    console = terminal()
+    assert list(tracked(range(20), "Counting", console=console)) == list(range(20))
     assert console.file.getvalue() == ""
 
 
