@@ -30,7 +30,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # so each worker has a folder of its own. A process that runs beside another process of a test, or
 # that a test kills, gets JAX_ENABLE_COMPILATION_CACHE=0. `make clean` removes all folders.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(sys.prefix, "jax-programs", _WORKER)
+_PROGRAMS = os.environ.get("JNO_LORA_TEST_PROGRAMS", os.path.join(sys.prefix, "jax-programs"))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_PROGRAMS, _WORKER)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Decompositions in a loop can make OpenBLAS's threads spin.

@@ -8,10 +8,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from jno.lora import (
-    apply_lora,
-    save_adapters,
-)
+from jno.lora import apply_lora, save_adapters
 from jno.lora._commands import inspection
 
 from .asking import run
@@ -34,32 +31,23 @@ def test_inspect_shows_a_file_as_a_table(saved):
     form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]
     assert form == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
     assert values["base_values"].startswith(f"sha256:{row[-1]}") and len(row[-1]) == 8
-    assert "2 adapters" in text
-    assert "4 arrays, 9 numbers" in text
-    assert "NaN" not in text
-    (row,) = [
-        line.split() for line in run("inspect", saved, "--values").splitlines() if " b " in line
-    ]
+    assert "2 adapters" in text and "4 arrays, 9 numbers" in text and "NaN" not in text
+    lines = run("inspect", saved, "--values").splitlines()
+    (row,) = [line.split() for line in lines if " b " in line]
     assert row[-1] == "1"
-
-
-def test_a_path_is_not_read_as_markup_in_a_terminal(saved):
+    # In a terminal, a path is not read as markup.
     console = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
     console.print(inspection.as_table(inspection.inspect(saved, values=False)))
     assert "[red]a" in console.export_text()
 
 
-def test_inspect_prints_json_with_stable_keys(saved):
+def test_inspect_prints_json_with_stable_keys(saved, monkeypatch):
+    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
     found = json.loads(run("inspect", saved, "--json"))
     assert list(found) == [
-        "file",
-        "format_version",
-        "versions",
-        "adapters",
-        "arrays",
-        "numbers",
-        "bytes",
+        *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
     ]
+    assert found["format_version"] == 1  # of the file, and not the newest
     assert found["adapters"][1] == {
         "path": "b",
         "wrapper": "ToyLinear",
@@ -87,11 +75,6 @@ def test_inspect_prints_json_with_stable_keys(saved):
     counted = json.loads(run("inspect", saved, "--json", "--values"))
     assert [adapter["non_finite"] for adapter in counted["adapters"]] == [0, 1]
     assert counted["non_finite"] == 1
-
-
-def test_inspect_shows_the_format_of_the_file_and_not_the_newest(saved, monkeypatch):
-    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
-    assert json.loads(run("inspect", saved, "--json"))["format_version"] == 1
 
 
 def test_inspect_refuses_a_file_that_is_not_of_adapters(saved):

@@ -42,84 +42,44 @@ MASKS = {
     "regex": (lambda m: "encoder", {"encoder/0", "encoder/1"}),
 }
 TARGETS = {"no target": (None, LINEARS), "target": ("1|head", {"encoder/1", "head"})}
-COMBINATIONS = list(itertools.product(MASKS, TARGETS, [False, True], ["chain", "statements"]))
 
 
-@pytest.mark.parametrize(("mask", "target", "frozen", "form"), COMBINATIONS)
-def test_lora_wraps_the_layers_and_only_adapters_train(model, mask, target, frozen, form):
+@pytest.mark.parametrize(
+    ("mask", "target", "frozen"), [*itertools.product(MASKS, TARGETS, [False, True])]
+)
+def test_lora_wraps_the_layers_and_only_adapters_train(model, mask, target, frozen):
     make_mask, by_mask = MASKS[mask]
     regex, by_target = TARGETS[target]
     expected = by_mask & by_target
     net = Net(model)
-
-    def controls():
-        if frozen:
-            yield net.freeze
-        if make_mask is not None:
-            yield lambda: net.mask(make_mask(model))
-        yield lambda: net.lora(1, wrapper=ToyScale, target=regex)
-
-    if form == "statements":
-        for control in controls():
-            assert control() is net
-    else:
-        chain = net.freeze() if frozen else net
-        chain = chain.mask(make_mask(model)) if make_mask is not None else chain
-        assert chain.lora(1, wrapper=ToyScale, target=regex) is net
-
+    chain = net.freeze() if frozen else net
+    chain = chain.mask(make_mask(model)) if make_mask is not None else chain
+    assert chain.lora(1, wrapper=ToyScale, target=regex) is net
     assert set(adapters_in(net.module)) == expected
     gains = {f"{path}/gain" for path in expected}
     outside = array_paths(model) - below(array_paths(model), expected)
     assert selected(net.trainable) == (gains if frozen else gains | outside)
 
 
-def test_a_mask_and_a_target_without_a_layer_in_common_warn_and_wrap_nothing(model):
-    net = Net(model)
-    with pytest.warns(JnoLoraWarning, match="(?s)mask selects none.*head"):
-        net.mask("encoder").lora(1, wrapper=ToyScale, target="head")
-    assert net.module is model
-    assert selected(net.trainable) == array_paths(model)
-
-
-def test_a_fresh_net_trains_everything(model):
-    assert selected(Net(model).trainable) == array_paths(model)
-
-
-def test_freeze_trains_nothing(model):
-    assert selected(Net(model).lora(1, wrapper=ToyScale).freeze().trainable) == set()
-
-
-@pytest.mark.parametrize("mask", ["encoder", "bias", "head/weight|temp"])
-def test_a_masked_freeze_trains_all_but_the_mask(model, mask):
+@pytest.mark.parametrize("mask", [None, "encoder", "bias", "head/weight|temp"])
+def test_freeze_stops_the_mask_or_everything(model, mask):
     everything = array_paths(model)
-    frozen = {p for p in everything if re.search(mask, p)}
-    assert frozen
-    assert selected(Net(model).mask(mask).freeze().trainable) == everything - frozen
+    assert selected(Net(model).trainable) == everything
+    net = Net(model) if mask is None else Net(model).mask(mask)
+    frozen = {p for p in everything if re.search(mask or "", p)}
+    assert selected(net.freeze().trainable) == everything - frozen < everything
+    net.mask("embedding").freeze()  # a second control goes on from the first
+    assert selected(net.trainable) == everything - frozen - {"embedding/weight"}
 
 
-def test_a_masked_freeze_leaves_the_rest_as_it_was(model):
-    net = Net(model).mask("encoder").freeze().mask("head").freeze()
-    assert selected(net.trainable) == {"embedding/weight", "temperature"}
-
-
-def test_unfreeze_trains_everything_but_wrapped_bases(model):
-    net = Net(model).freeze().lora(1, wrapper=ToyScale, target="head").unfreeze()
-    expected = array_paths(model) - below(array_paths(model), {"head"}) | {"head/gain"}
-    assert selected(net.trainable) == expected
-
-
-def test_a_masked_unfreeze_adds_the_mask(model):
+def test_unfreeze_trains_everything_but_wrapped_bases_and_a_mask_may_add_these(model):
     net = Net(model).freeze().lora(1, wrapper=ToyScale, target="head")
     assert selected(net.mask("encoder/0").unfreeze().trainable) == {
-        "head/gain",
-        "encoder/0/weight",
-        "encoder/0/bias",
+        *("head/gain", "encoder/0/weight", "encoder/0/bias"),
     }
-
-
-def test_a_masked_unfreeze_may_add_a_wrapped_base_but_no_constant_of_an_adapter(model):
-    net = Net(model).freeze().lora(1, wrapper=ToyScale, target="head").freeze()
-    net.mask("head").unfreeze()
+    expected = array_paths(model) - below(array_paths(model), {"head"}) | {"head/gain"}
+    assert selected(net.unfreeze().trainable) == expected
+    net.freeze().mask("head").unfreeze()  # but no constant of the adapter
     assert selected(net.trainable) == {"head/gain", "head/base/weight", "head/base/bias"}
 
 
@@ -135,78 +95,51 @@ def test_controls_go_on_from_what_earlier_ones_left(model):
     net.lora(1, wrapper=ToyScale, target="head")
     assert selected(net.trainable) == {"encoder/0/gain", "head/gain", "temperature"}
     net.mask("encoder/0").freeze()
-    assert selected(net.trainable) == {"head/gain", "temperature"}
-
-
-def test_new_adapters_leave_frozen_adapters_frozen(model):
-    net = Net(model).freeze().lora(1, wrapper=ToyScale, target="encoder/0").freeze()
-    net.lora(1, wrapper=ToyScale, target="head")
-    assert selected(net.trainable) == {"head/gain"}
+    net.lora(1, wrapper=ToyScale, target="encoder/1")
+    assert selected(net.trainable) == {"head/gain", "temperature", "encoder/1/gain"}
 
 
 # --- the mask is used up by the next control
 
 
-@pytest.mark.parametrize(
-    "control",
-    [
-        lambda net: net.lora(1, wrapper=ToyScale),
-        lambda net: net.freeze(),
-        lambda net: net.unfreeze(),
-        lambda net: net.plan(1, wrapper=ToyScale),
-    ],
-    ids=["lora", "freeze", "unfreeze", "plan"],
-)
+@pytest.mark.parametrize("control", ["lora", "freeze", "unfreeze", "plan"])
 def test_a_mask_is_used_up_by_the_next_control(model, control):
     net = Net(model).mask("encoder/0")
-    control(net)
+    getattr(net, control)(**{"wrapper": ToyScale} if control in ("lora", "plan") else {})
     assert selected(net.freeze().trainable) == set()
 
 
-def test_a_mask_that_selects_nothing_names_the_nearest_paths(model):
-    with pytest.warns(JnoLoraWarning, match=r"(?s)selects nothing.*'haed'.*head/weight"):
-        Net(model).mask("haed").freeze()
-
-
-@pytest.mark.parametrize("key", [0, jnp.zeros(3)])
-def test_a_key_of_none_is_refused_at_once(model, unchecked, key):
-    with pytest.raises(SelectionError, match=r"must be one random key"):
-        Net(model, key=key)
-
-
-def test_a_mask_that_selects_nothing_is_used_up_too(model):
+def test_a_mask_that_selects_nothing_warns_names_paths_and_is_used_up(model):
     net = Net(model)
-    with pytest.warns(JnoLoraWarning, match="mask selects none"):
-        net.mask("embedding").lora(1, wrapper=ToyScale)
-    net.lora(1, wrapper=ToyScale)
-    assert set(adapters_in(net.module)) == LINEARS
+    with pytest.warns(JnoLoraWarning, match=r"(?s)selects nothing.*head/weight"):
+        net.mask("haed").freeze()
+    for mask, target in [("embedding", None), ("encoder", "head")]:
+        with pytest.warns(JnoLoraWarning, match="(?s)mask selects none.*head"):
+            net.mask(mask).lora(1, wrapper=ToyScale, target=target)
+        assert net.module is model
+    assert selected(net.trainable) == array_paths(model)
+    assert set(adapters_in(net.lora(1, wrapper=ToyScale).module)) == LINEARS
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    "arguments",
     [
-        ({"target": "no such layer"}, SelectionError),
-        ({"wrapper": ToyConv}, SelectionError),
-        ({"rank": 0}, SelectionError),
-        ({"options": {"no such option": 1}}, SelectionError),
+        {"target": "no such layer"},
+        {"wrapper": ToyConv},
+        {"rank": 0},
+        {"options": {"no such option": 1}},
     ],
 )
-def test_a_control_that_raises_changes_nothing_and_keeps_the_mask(model, arguments, error):
-    net = Net(model).mask("encoder/0")
+def test_a_control_that_raises_changes_nothing_and_keeps_the_mask(model, arguments):
+    net = Net(model).mask("head").mask("encoder/0")  # the second replaces the first
     module, trainable = net.module, net.trainable
-    with pytest.raises(error):
+    with pytest.raises(SelectionError):
         net.lora(**{"rank": 1, "wrapper": ToyScale, **arguments})
+    with pytest.raises(SelectionError):
+        net.mask("(")
     assert net.module is module and net.trainable is trainable
     net.lora(1, wrapper=ToyScale)
     assert set(adapters_in(net.module)) == {"encoder/0"}
-
-
-def test_a_second_mask_replaces_the_first_and_a_bad_one_does_not(model):
-    net = Net(model).mask("encoder").mask("head")
-    with pytest.raises(SelectionError):
-        net.mask("(")
-    net.lora(1, wrapper=ToyScale)
-    assert set(adapters_in(net.module)) == {"head"}
 
 
 # --- plan, rank, key
@@ -220,11 +153,10 @@ def test_plan_says_what_lora_will_do(model):
 
 
 @pytest.mark.parametrize("call", ["lora", "plan"])
-def test_rank_zero_is_an_error_that_says_what_to_do(model, call):
-    with pytest.raises(SelectionError, match=r"at least 1, but is 0"):
-        getattr(Net(model), call)(0, wrapper=ToyScale)
-    with pytest.raises(SelectionError, match="must be an integer of at least 1, but is -2"):
-        getattr(Net(model), call)(-2, wrapper=ToyScale)
+@pytest.mark.parametrize("rank", [0, -2])
+def test_a_rank_below_one_is_an_error(model, call, rank):
+    with pytest.raises(SelectionError, match=rf"at least 1, but is {rank}"):
+        getattr(Net(model), call)(rank, wrapper=ToyScale)
 
 
 def test_the_default_rank_is_four_and_alpha_is_the_rank(getkey):
@@ -241,31 +173,19 @@ def test_alpha_is_the_rank_of_a_spec_unless_the_spec_or_the_call_gives_it(model)
     assert [layer.alpha for layer in by_call] == [5.0, 8.0]
 
 
-def test_without_a_key_every_net_starts_from_seed_zero(model):
-    one = Net(model).lora(1, wrapper=ToyLinear).module
-    two = Net(model).lora(1, wrapper=ToyLinear).module
-    zero = Net(model, key=jax.random.key(0)).lora(1, wrapper=ToyLinear).module
-    assert same(one, two) and same(one, zero)
+def test_a_key_of_the_net_or_of_the_call_decides_and_the_default_is_seed_zero(model):
+    def started(call_key=None, **net_key):
+        return Net(model, **net_key).lora(1, wrapper=ToyLinear, key=call_key).module
+
+    assert same(started(), started(key=jax.random.key(0)))
+    assert same(started(key=jax.random.key(3)), started(jax.random.PRNGKey(3)))
+    assert not same(started(key=jax.random.key(3)), started())
 
 
-def test_a_key_of_the_net_and_a_key_of_the_call(model):
-    of_net = Net(model, key=jax.random.key(3)).lora(1, wrapper=ToyLinear).module
-    of_call = Net(model).lora(1, wrapper=ToyLinear, key=jax.random.PRNGKey(3)).module
-    default = Net(model).lora(1, wrapper=ToyLinear).module
-    assert same(of_net, of_call)
-    assert not same(of_net, default)
-
-
-def test_specs_work_as_in_the_functional_form(model):
-    specs = [{"target": "head", "wrapper": ToyLinear, "rank": 2}, {"wrapper": ToyScale}]
-    net = Net(model).freeze().lora(1, specs=specs)
-    assert type(net.module.head) is ToyLinear and net.module.head.rank == 2
-    assert selected(net.trainable) == {
-        "encoder/0/gain",
-        "encoder/1/gain",
-        "head/lora_A",
-        "head/lora_B",
-    }
+@pytest.mark.parametrize("key", [0, jnp.zeros(3)])
+def test_what_is_not_a_key_is_refused_at_once(model, unchecked, key):
+    with pytest.raises(SelectionError, match=r"must be one random key"):
+        Net(model, key=key)
 
 
 # --- models of every form
@@ -286,48 +206,30 @@ def test_a_model_that_is_one_layer(getkey):
     assert not adapters_in(net.merge().module)
 
 
-def test_a_model_that_holds_adapters_already(model):
-    adapted = Net(model).lora(1, wrapper=ToyScale, target="head").module
-    net = Net(adapted)
+def test_adapters_of_the_model_stay_and_are_named_where_nothing_else_matches(model):
+    net = Net(Net(model).lora(1, wrapper=ToyScale).module)
     assert "head/gain" in selected(net.trainable)
     assert not below(selected(net.trainable), {"head/base"})
-
-
-def test_a_target_beside_layers_that_are_all_adapted_says_that_they_are(model):
-    net = Net(model).lora(1, wrapper=ToyScale)
+    assert jax.numpy.allclose(net(2), model(2), rtol=1e-6)
     with pytest.raises(SelectionError, match="encoder/0: Linear, already adapted by ToyScale"):
         net.lora(1, wrapper=ToyScale, target="nowhere")
-
-
-def test_calling_the_net_calls_the_model(model):
-    net = Net(model).lora(1, wrapper=ToyLinear)
-    assert jax.numpy.allclose(net(2), model(2), rtol=1e-6)
 
 
 # --- repr and summary
 
 
-def test_the_repr_says_how_much_is_adapted_and_trains(model):
+def test_the_repr_and_the_summary_count_what_trains_in_the_net(model):
     net = Net(model)
     everything = 5 * 3 + 2 * (9 + 3) + (6 + 2) + 1
-    assert repr(net) == (
-        f"Net(Model, 0 adapted layers, {everything} of {everything} parameters train)"
-    )
+    trains = f"{everything} of {everything} parameters train"
+    assert repr(net) == f"Net(Model, 0 adapted layers, {trains})"
     net.freeze().lora(1, wrapper=ToyScale)
-    assert repr(net) == (
-        f"Net(Model, 3 adapted layers, {3 + 3 + 2} of {everything + 8} parameters train)"
-    )
-
-
-def test_the_summary_counts_what_the_state_of_the_net_says(model):
-    net = Net(model).freeze().lora(1, wrapper=ToyScale)
+    trains = f"{3 + 3 + 2} of {everything + 8} parameters train"
+    assert repr(net) == f"Net(Model, 3 adapted layers, {trains})"
     net.mask("temperature").unfreeze()
     report = net.summary()
     assert [row.path for row in report] == list(MODEL_LINEARS)
-    assert report.trainable == 8 + 1
-    assert "9 of 56 parameters train" in str(report)
-    net = Net(model).freeze().lora(1, wrapper=ToyScale)
-    net.unfreeze().mask("head").freeze()
-    net.mask("encoder/0/base").unfreeze()
+    assert report.trainable == 8 + 1 and "9 of 56 parameters train" in str(report)
+    net.mask("head").freeze().mask("encoder/0/base").unfreeze()
     counts = {row.path: row.trainable for row in net.summary()}
     assert counts == {"encoder/0": 3 + 9 + 3, "encoder/1": 3, "head": 0}

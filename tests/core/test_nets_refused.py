@@ -1,9 +1,7 @@
 """Functions of models, ours and those of JAX and Equinox, refuse a `Net`: it is not a pytree."""
 
-import copy
 import inspect
 import pathlib
-import pickle
 
 import equinox as eqx
 import jax
@@ -124,10 +122,3 @@ def test_a_path_before_the_model_is_named(function, path):
         SelectionError, match=rf"^{function.__name__} takes a model, .*(str|Path).*\(model, "
     ):
         function(path, path)  # the types of the arguments are checked, so both are paths
-
-
-def test_a_net_says_why_it_cannot_be_pickled(model):
-    net = Net(model)
-    with pytest.raises(SelectionError, match=r"cannot be pickled.*net\.save_adapters\(path\)"):
-        pickle.dumps(net)
-    assert copy.deepcopy(net).module is net.module

@@ -38,18 +38,15 @@ def slice_of(tree, index):
     return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
 
 
-def test_the_constructor_is_mapped_over_the_leading_axes(adapted, axes):
+def test_the_constructor_is_mapped_and_every_slice_starts_from_values_of_its_own(adapted, axes):
     assert adapted.lora_A.shape == (*axes, 2, SIZE)
     assert adapted.lora_B.shape == (*axes, SIZE, 2)
     assert adapted.rank == 2
-
-
-def test_every_slice_starts_from_values_of_its_own(adapted):
     flat = adapted.lora_A.reshape(-1, 2 * SIZE)
     assert len({tuple(row) for row in flat.tolist()}) == flat.shape[0]
 
 
-def test_merge_is_mapped(adapted, axes):
+def test_merge_and_unwrap_are_mapped(adapted, plain, axes):
     adapted = shaken(adapted)
     merged = merge_lora(adapted)
     assert jax.tree.structure(merged) == jax.tree.structure(adapted.base)
@@ -57,15 +54,8 @@ def test_merge_is_mapped(adapted, axes):
     one_by_one = slice_of(adapted, index).merge()
     assert jnp.allclose(slice_of(merged, index).weight, one_by_one.weight, rtol=1e-6)
     assert not jnp.array_equal(merged.weight, adapted.base.weight)
-
-
-def test_unwrap_is_mapped_and_exact(adapted, plain):
-    assert same(unwrap_lora(shaken(adapted)), plain)
-
-
-def test_reading_the_weight_gives_the_merged_stack(adapted):
-    adapted = shaken(adapted)
-    assert jnp.array_equal(adapted.weight, merge_lora(adapted).weight)
+    assert jnp.array_equal(adapted.weight, merged.weight)
+    assert same(unwrap_lora(adapted), plain)
 
 
 def test_scan_over_the_stack_is_the_loop_over_its_layers(getkey):

@@ -32,34 +32,23 @@ def test_a_plan_groups_what_is_repeated_and_keeps_the_rows(deep):
     (line,) = lines_with(str(plan), "/up")
     assert line[:4] == ["layers/[0-11]/up", "x", "12", "Linear"]
     assert "x 1 " not in str(plan)
+    assert repr(plan) == "Plan(12 of 13 candidate layers would be wrapped)"
 
 
 def test_a_report_groups_only_what_has_the_same_numbers(deep, getkey):
-    report = lora_report(apply_lora(deep, 1, key=getkey(), wrapper=ToyLinear))
+    adapted = apply_lora(deep, 1, key=getkey(), wrapper=ToyLinear)
+    report = lora_report(adapted)
     wide, narrow = lines_with(str(report), "/up")
     assert wide[:3] == ["layers/[0-10]/up", "x", "11"] and wide[-2:] == ["4", "10"]
     assert narrow[0] == "layers/11/up" and narrow[-2:] == ["5", "14"]
     assert len(report.rows) == 13
-
-
-def test_rows_with_different_measurements_are_not_grouped(getkey):
-    layers = [eqx.nn.Linear(2, 2, key=getkey()) for _ in range(2)]
-    adapted = shaken(apply_lora(layers, 1, key=getkey(), wrapper=ToyLinear))
-    one, other = lora_report(adapted, merge_error=True)
-    assert one.merge_error != other.merge_error
-    assert len(lines_with(str(lora_report(adapted, merge_error=True)), "ToyLinear")) == 2
-
-
-def test_a_table_without_repetitions_has_no_column_for_them(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyLinear)
-    assert lines_with(str(lora_report(adapted)), "path")[0][:2] == ["path", "layer"]
-
-
-def test_the_repr_is_one_line(deep, getkey):
-    plan = plan_lora(deep, 1, wrapper=ToyLinear)
-    assert repr(plan) == "Plan(13 of 13 candidate layers would be wrapped)"
-    report = lora_report(apply_lora(deep, 1, key=getkey(), wrapper=ToyLinear))
     assert repr(report).startswith("LoraReport(13 adapted layers, 52 of ")
+    # A table without repetitions has no column for them, and other measurements are other rows.
+    pair = shaken(adapted["layers"][:2])
+    assert len({row.merge_error for row in lora_report(pair, merge_error=True)}) == 2
+    text = str(lora_report(pair, merge_error=True))
+    assert lines_with(text, "path")[0][:2] == ["path", "layer"]
+    assert len(lines_with(text, "ToyLinear")) == 2
 
 
 def test_a_notebook_gets_a_table_of_its_own(deep):
@@ -70,10 +59,8 @@ def test_a_notebook_gets_a_table_of_its_own(deep):
     assert rows[0][:3] == ["head", None, "Linear"]
     assert rows[1][:3] == ["layers/[0-11]/up", "x 12", "Linear"]
     assert root.find("div").find("b").text == "13 of 13 candidate layers would be wrapped"
-
-
-def test_html_has_no_colours_and_needs_nothing_else(deep):
-    text = plan_lora(deep, 1, wrapper=ToyLinear)._repr_html_()
+    # It has no colours, and needs nothing else.
+    text = ElementTree.tostring(root, encoding="unicode")
     for part in ("#", "rgb", "background", "<script", "<link", "<style", "class=", "http"):
         assert part not in text, part
 

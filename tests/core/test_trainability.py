@@ -1,5 +1,7 @@
 """The boolean trees: by path and field, in the model's structure, of Python bools."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import numpy as np
 import pytest
 
 from jno.lora import (
-    LoRAWrapper,
     Net,
     apply_lora,
     lora_param_labels,
@@ -31,39 +32,16 @@ def linear(getkey):
     return eqx.nn.Linear(2, 2, key=getkey())
 
 
-def test_a_plain_model_has_no_adapter_fields_and_trains_in_full(model):
+def test_each_filter_selects_by_path_in_the_structure_of_the_model(model, adapted):
     assert selected(lora_trainable_filter(model)) == set()
     assert selected(partial_lora_trainable_filter(model)) == array_paths(model)
-
-
-def test_the_lora_filter_selects_the_adapter_fields_alone(adapted):
-    assert selected(lora_trainable_filter(adapted)) == {"encoder/0/gain"}
-
-
-def test_the_partial_filter_adds_what_lies_outside_any_wrapper(adapted):
-    assert selected(partial_lora_trainable_filter(adapted)) == {
-        "embedding/weight",
-        "encoder/0/gain",
-        "encoder/1/weight",
-        "encoder/1/bias",
-        "head/weight",
-        "head/bias",
-        "temperature",
-    }
-
-
-@pytest.mark.parametrize("mask_of", FILTERS)
-def test_the_structure_is_that_of_the_model(adapted, mask_of):
-    mask = mask_of(adapted)
-    assert jax.tree.structure(mask) == jax.tree.structure(adapted)
-    trainable, frozen = eqx.partition(adapted, mask)
-    assert eqx.tree_equal(eqx.combine(trainable, frozen), adapted)
-
-
-@pytest.mark.parametrize("mask_of", FILTERS)
-def test_a_model_that_is_one_wrapper(linear, getkey, mask_of):
-    wrapper = ToyLinear(linear, 1, 1.0, key=getkey())
-    assert selected(mask_of(wrapper)) == {"lora_A", "lora_B"}
+    outside = array_paths(model) - {"encoder/0/weight", "encoder/0/bias"}
+    for mask_of, expected in zip(FILTERS, (set(), outside), strict=True):
+        mask = mask_of(adapted)
+        assert selected(mask) == expected | {"encoder/0/gain"}
+        assert jax.tree.structure(mask) == jax.tree.structure(adapted)
+        template = eqx.filter_eval_shape(lambda: adapted)
+        assert selected(mask_of(template)) == selected(mask)
 
 
 @pytest.mark.parametrize("mask_of", FILTERS)
@@ -72,25 +50,9 @@ def test_one_array_in_two_places_is_marked_by_path(linear, getkey, mask_of):
     gain = wrapper.gain
     sharing = eqx.tree_at(lambda w: (w.constant, w.base.bias), wrapper, (gain, gain))
     assert sharing.gain is sharing.constant is sharing.base.bias
-    assert selected(mask_of({"a": sharing})) == {"a/gain"}
-
-
-def test_an_array_that_is_also_an_adapter_field_still_trains_outside(linear, getkey):
-    wrapper = ToyScale(linear, 1, 1.0, key=getkey())
-    model = {"adapter": wrapper, "outside": wrapper.gain, "base": linear}
-    assert selected(lora_trainable_filter(model)) == {"adapter/gain"}
-    assert selected(partial_lora_trainable_filter(model)) == {
-        "adapter/gain",
-        "outside",
-        "base/weight",
-        "base/bias",
-    }
-
-
-@pytest.mark.parametrize("mask_of", FILTERS)
-def test_a_template_of_shapes_has_the_mask_of_the_model(adapted, mask_of):
-    template = eqx.filter_eval_shape(lambda: adapted)
-    assert selected(mask_of(template)) == selected(mask_of(adapted))
+    outside = {"outside", "base/weight", "base/bias"} if mask_of is not FILTERS[0] else set()
+    model = {"a": sharing, "outside": gain, "base": linear}
+    assert selected(mask_of(model)) == {"a/gain"} | outside
 
 
 class Listed(eqx.Module):
@@ -123,78 +85,66 @@ def test_only_inexact_arrays_train():
     assert selected(partial_lora_trainable_filter(model)) == {"float", "half", "complex", "numpy"}
 
 
-class Rich(LoRAWrapper):
-    """Adapter fields that hold more than one float array."""
+class Unchanging(ToyScale):
+    """An adapter that changes nothing; its subclasses have other fields."""
 
     adapter_fields = ("parts",)
-    base: eqx.Module
-    parts: dict
-    frozen: list
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
+    parts: Any
+    frozen: Any
 
     def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.parts = {"a": jnp.ones(1), "steps": jnp.zeros((), int), "key": key, "f": jnp.tanh}
+        ToyScale.__init__(self, base, rank, alpha, key=key)
         self.frozen = [jnp.ones(1), ToyScale(base, rank, alpha, key=key)]
 
-    def __call__(self, x):
-        return self.base(x)
-
     def merge(self):
         return self.base
 
 
-@pytest.mark.parametrize("mask_of", FILTERS)
-def test_in_an_adapter_field_only_inexact_arrays_train(linear, getkey, mask_of):
-    assert selected(mask_of(Rich(linear, 1, 1.0, key=getkey()))) == {"parts/a"}
-
-
-class Outer(LoRAWrapper):
-    """An adapter built of adapters."""
-
-    adapter_fields = ("inner",)
-    base: eqx.Module
-    inner: ToyScale
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
+class Rich(Unchanging):
+    """Adapter fields that hold more than one float array."""
 
     def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.inner = ToyScale(eqx.nn.Linear(2, 2, key=key), rank, alpha, key=key)
+        super().__init__(base, rank, alpha, key=key)
+        self.parts = {"a": jnp.ones(1), "steps": jnp.zeros((), int), "key": key, "f": jnp.tanh}
 
-    def __call__(self, x):
-        return self.base(x) + self.inner(x)
 
-    def merge(self):
-        return self.base
+class Outer(Unchanging):
+    """An adapter built of adapters."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        super().__init__(base, rank, alpha, key=key)
+        inner = eqx.nn.Linear(2, 2, key=key)
+        self.parts = [jnp.ones(1), ToyScale(inner, rank, alpha, key=key)]
+
+
+class BOnly(ToyLinear):
+    """A subclass that says itself which fields train."""
+
+    adapter_fields = ("lora_B",)
+
+
+def around(inner, key):
+    """An adapter whose base is an adapter."""
+    outer = ToyLinear(inner.base, 1, 1.0, key=key)
+    return eqx.tree_at(lambda w: w.base, outer, inner)
 
 
 @pytest.mark.parametrize("mask_of", FILTERS)
-def test_the_fields_of_an_adapter_inside_an_adapter_field_train(linear, getkey, mask_of):
-    assert selected(mask_of(Outer(linear, 1, 1.0, key=getkey()))) == {"inner/gain"}
-
-
-@pytest.mark.parametrize("mask_of", FILTERS)
-def test_an_adapter_inside_a_wrapped_base_is_frozen(linear, getkey, mask_of):
-    inner = ToyScale(linear, 1, 1.0, key=getkey())
-    outer = eqx.tree_at(lambda w: w.base, ToyLinear(linear, 1, 1.0, key=getkey()), inner)
-    assert selected(mask_of(outer)) == {"lora_A", "lora_B"}
-
-
-def test_a_subclass_says_itself_which_fields_train(linear, getkey):
-    class BOnly(ToyLinear):
-        adapter_fields = ("lora_B",)
-
-    assert selected(lora_trainable_filter(BOnly(linear, 1, 1.0, key=getkey()))) == {"lora_B"}
+@pytest.mark.parametrize(
+    ("make", "trains"),
+    [
+        (ToyLinear, {"lora_A", "lora_B"}),
+        (BOnly, {"lora_B"}),
+        (Rich, {"parts/a"}),
+        (Outer, {"parts/0", "parts/1/gain"}),
+        (
+            lambda base, *args, key: around(ToyScale(base, *args, key=key), key),
+            {"lora_A", "lora_B"},
+        ),
+    ],
+)
+def test_a_model_that_is_one_adapter_trains_its_fields(linear, getkey, mask_of, make, trains):
+    assert selected(mask_of(make(linear, 1, 1.0, key=getkey()))) == trains
 
 
 def test_a_filter_is_the_callers_to_change(model, getkey):
@@ -204,12 +154,8 @@ def test_a_filter_is_the_callers_to_change(model, getkey):
     second = lora_trainable_filter(adapted)
     assert jax.tree.structure(second) == jax.tree.structure(adapted)
     assert selected(second) == selected(lora_trainable_filter(adapted)) != selected(first)
-
-
-def test_models_of_other_dtypes_have_other_filters(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear)
+    # A model of other dtypes has another filter.
     whole = jax.tree.map(lambda x: x.astype(jnp.int32) if eqx.is_array(x) else x, adapted)
-    assert selected(lora_trainable_filter(adapted))
     assert not selected(lora_trainable_filter(whole))
     assert not selected(partial_lora_trainable_filter(whole))
 
@@ -234,9 +180,9 @@ def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
     model = {"a": ToyLinear(linear, 1, 1.0, key=key), "nested": Outer(linear, 1, 1.0, key=key)}
     labels = lora_param_labels({**model, "plain": linear})
     assert jax.tree.structure(labels) == jax.tree.structure({**model, "plain": linear})
-    a, nested = labels["a"], labels["nested"]
+    a, nested = labels["a"], labels["nested"].parts
     assert (a.lora_A, a.lora_B, a.base.weight) == ("lora_A", "lora_B", "other")
-    assert (nested.inner.gain, nested.inner.base.weight) == ("gain", "other")
+    assert (nested[0], nested[1].gain, nested[1].base.weight) == ("parts", "gain", "other")
     assert set(jax.tree.leaves(labels["plain"])) == {"other"}
     trainable, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
     assert jax.tree.leaves(lora_param_labels(trainable)) == ["gain"]

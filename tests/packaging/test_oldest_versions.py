@@ -65,25 +65,3 @@ def test_the_oldest_interpreter_is_the_one_that_the_matrix_takes():
     (oldest,) = wanted
     makefile = (ROOT / "Makefile").read_text()
     assert f"$(subst oldest,{oldest.removeprefix('>=')},$*)" in makefile
-
-
-def test_the_command_for_a_clone_installs_the_extras_of_the_table():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {
-        name: list(map(Requirement, lines))
-        for name, lines in project["optional-dependencies"].items()
-    }
-
-    def libraries(name):
-        ours = [r for r in extras[name] if r.name == project["name"]]
-        direct = {(r.name, *sorted(r.extras)) for r in extras[name]} - {
-            (r.name, *sorted(r.extras)) for r in ours
-        }
-        return direct.union(*(libraries(extra) for r in ours for extra in r.extras))
-
-    text = (ROOT / "docs/getting-started.md").read_text()
-    (chosen,) = re.findall(r'`pip install "\.\[(.*?)\]" plugins/\*`', text)
-    installed = set().union(*map(libraries, chosen.split(",")))
-    rows = re.findall(r"^\| (`[^|]*`) \|", text.partition("| extra |")[2], re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert {name for name in named if not libraries(name) <= installed} == {"orbax"}

@@ -20,15 +20,16 @@ BUILD = """
 import os, pathlib, shutil, sys, tempfile
 from hatchling.build import build_sdist, build_wheel
 
-wheels, project = sys.argv[1:]
-os.chdir(project)
-sdist = build_sdist(wheels)
-with tempfile.TemporaryDirectory() as folder:
-    shutil.unpack_archive(pathlib.Path(wheels, sdist), folder)
-    (unpacked,) = pathlib.Path(folder).iterdir()
-    os.chdir(unpacked)
-    build_wheel(wheels)
-    os.chdir(wheels)
+wheels, *projects = sys.argv[1:]
+for project in projects:
+    os.chdir(project)
+    sdist = build_sdist(wheels)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.unpack_archive(pathlib.Path(wheels, sdist), folder)
+        (unpacked,) = pathlib.Path(folder).iterdir()
+        os.chdir(unpacked)
+        build_wheel(wheels)
+        os.chdir(wheels)
 """
 
 
@@ -42,16 +43,16 @@ class Environment:
         # Which tests of the core were run where it is alone.
         self.report = folder / "core.xml"
         venv.create(folder / "venv")
-        for project in (ROOT, *PLUGINS):
-            self.build(project)
+        self.build(ROOT, *PLUGINS)
 
-    def build(self, project):
-        build = [sys.executable, "-c", BUILD, self.wheels, project]
+    def build(self, *projects):
+        build = [sys.executable, "-c", BUILD, self.wheels, *projects]
         done = subprocess.run(build, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def install(self, *requirements):
-        self.pip("install", "--quiet", *requirements)
+        # Most modules of the libraries are never imported, and to compile all takes long.
+        self.pip("install", "--quiet", "--no-compile", *requirements)
 
     def pip(self, *arguments):
         # The pip of this process: to install another takes as long as to build all the wheels.
@@ -66,6 +67,8 @@ class Environment:
 
     def run(self, program, *arguments, check=True, cwd=None):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JNO_LORA"))}
+        # The programs of an earlier run of this test, which another environment had.
+        clean["JNO_LORA_TEST_PROGRAMS"] = os.path.join(sys.prefix, "jax-programs", "core-alone")
         done = subprocess.run(
             [self.bin / program, *arguments],
             capture_output=True,
@@ -120,8 +123,6 @@ def the_metadata(environment):
     command = [sys.executable, "-m", "twine", "check", "--strict", *files]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    citation = (ROOT / "CITATION.cff").read_text()
-    assert f"\nversion: {__version__}\n" in citation
 
 
 def the_core_alone(environment):
@@ -171,11 +172,7 @@ def the_core_and_the_zoo(environment):
     )
     (zoo,) = environment.plugins()
     assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 246)
-    # On a busy machine, even the zoo may load slowly.
-    doctor = environment.run("jno-lora", "doctor", check=False)
-    troubles = [line for line in doctor.stdout.splitlines() if line.startswith("TROUBLE")]
-    assert all("to load; more than" in trouble for trouble in troubles)
-    assert doctor.returncode == bool(troubles)
+    environment.run("jno-lora", "doctor")
 
 
 def everything(environment):
@@ -187,9 +184,12 @@ def everything(environment):
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
     assert {p["status"] for p in plugins} == {"loaded"}
-    environment.run("jno-lora", "adapters")
+    (error,) = environment.errors({"optim": "import jno.lora.optim"}).values()
+    assert "needs optax" in error and 'pip install "jno-lora[optim]"' in error
+    environment.install("optax")
     environment.python(
         "from jno.lora import in_jno\n"
+        "from jno.lora.optim import lora_plus\n"
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
@@ -198,11 +198,6 @@ def everything(environment):
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
     )
-    assert "  compare " in environment.run("jno-lora", "--help").stdout
-    (error,) = environment.errors({"optim": "import jno.lora.optim"}).values()
-    assert "needs optax" in error and 'pip install "jno-lora[optim]"' in error
-    environment.install("optax")
-    environment.python("from jno.lora.optim import lora_plus")
     environment.tests_of_the_core(*skipped(environment.report))
 
 
@@ -229,8 +224,6 @@ def a_scaffolded_plugin(environment):
     tests = environment.run("pytest", "-q", "-W", "error", "tests", cwd=project)
     assert " passed" in tests.stdout
     assert "failed" not in tests.stdout
-    assert "jno-lora-embedding-bias" in {p["distribution"] for p in environment.plugins()}
-    environment.run("jno-lora", "check", "jno-lora-embedding-bias")
     environment.python(
         "import equinox as eqx, jax\n"
         "from jno.lora import Net\n"

@@ -1,7 +1,7 @@
 """Parts of random models: containers, layers of somebody's own, and adapters of those."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -75,85 +75,57 @@ class DuckConv(eqx.Module):
         return jax.lax.conv_general_dilated(x[None], self.weight, (1,), "VALID")[0]
 
 
-class NodeAdapter(LoRAWrapper):
-    """An adapter of a container, which hides the layers inside from nobody who comes first."""
-
-    adapter_fields = ("shift",)
-    variant = "test-shift"
-    base: Node
-    shift: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return type(leaf) is Node
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.shift = jnp.zeros_like(base.scale)
-
-    def __call__(self, x):
-        return x
-
-    def merge(self):
-        return eqx.tree_at(lambda n: n.scale, self.base, self.base.scale + self.shift)
-
-
-class EmbeddingAdapter(LoRAWrapper):
-    """A plugin's adapter of a variant that has one for the same layers already."""
+class Adds(LoRAWrapper):
+    """Adds to one array of the layers of one class."""
 
     adapter_fields = ("delta",)
-    variant = "lora"
-    base: eqx.nn.Embedding
+    layers: ClassVar[tuple[type, ...]]
+    array: ClassVar[str] = "weight"
+    base: eqx.Module
     delta: jax.Array
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.Embedding
+        return type(leaf) in cls.layers
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
-        self.delta = jax.random.normal(key, base.weight.shape)
-
-    def __call__(self, x):
-        return self.base(x) + self.delta[x]
-
-    def merge(self):
-        return eqx.tree_at(lambda e: e.weight, self.base, self.base.weight + self.delta)
-
-
-class NormAdapter(LoRAWrapper):
-    """A plugin's adapter that takes part in "auto", for layers that have no other."""
-
-    adapter_fields = ("gain",)
-    variant = "test-shift"
-    auto = True
-    base: eqx.nn.LayerNorm
-    gain: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.LayerNorm
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.gain = jnp.zeros(base.weight.shape)
+        self.delta = jnp.zeros_like(getattr(base, self.array))
 
     def __call__(self, x):
         return self.merge()(x)
 
     def merge(self):
-        return eqx.tree_at(lambda n: n.weight, self.base, self.base.weight + self.gain)
+        new = getattr(self.base, self.array) + self.delta
+        return eqx.tree_at(lambda m: getattr(m, self.array), self.base, new)
+
+
+class NodeAdapter(Adds):
+    """An adapter of a container, which hides the layers inside from nobody who comes first."""
+
+    variant = "test-shift"
+    layers = (Node,)
+    array = "scale"
+
+
+class EmbeddingAdapter(Adds):
+    """A plugin's adapter of a variant that has one for the same layers already."""
+
+    variant = "lora"
+    layers = (eqx.nn.Embedding,)
+
+
+class NormAdapter(Adds):
+    """A plugin's adapter that takes part in "auto", for layers that have no other."""
+
+    variant = "test-shift"
+    auto = True
+    layers = (eqx.nn.LayerNorm,)
 
 
 class Greedy(NormAdapter):
     """It would take every linear layer too, if "auto" did not ask the defaults first."""
 
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return type(leaf) in (eqx.nn.LayerNorm, eqx.nn.Linear)
+    layers = (eqx.nn.LayerNorm, eqx.nn.Linear)

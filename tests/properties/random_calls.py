@@ -71,7 +71,6 @@ ATTENTION = [
 PREFIX = _with_attention("PrefixAttention", "Prefix")
 
 
-# Classes, names, variants and what stands for several; the first lists are made of classes only.
 CLASSES = [
     *(zoo.LoRALinear, zoo.DoRALinear, zoo.LoRAConv, zoo.LoRAInNorm, zoo.LoRAConvTranspose),
     *(zoo.LoRAEmbedding, attention.LoRAAttention, zoo.LoRARecurrent),
@@ -79,28 +78,16 @@ CLASSES = [
 ]
 NAMES = ["LoRALinear", "DoRAConv", "LoRAEmbedding", "jno-lora-zoo:DoRALinear", "NodeAdapter"]
 VARIANTS = ["lora", "dora", "LoRA_in_Norm", "lora-attention", "DORA", "test-shift"]
-FORMS = {
-    "classes": st.lists(st.sampled_from(CLASSES), min_size=1, max_size=3, unique=True),
-    "class": st.sampled_from(CLASSES),
-    "name": st.sampled_from(NAMES),
-    "variant": st.sampled_from(VARIANTS),
-    "auto": st.just("auto"),
-    "none": st.none(),
-    "mixed": st.lists(
+WRAPPERS = st.one_of(
+    st.none(),
+    st.just("auto"),
+    *(st.sampled_from(names) for names in (CLASSES, NAMES, VARIANTS)),
+    st.lists(st.sampled_from(CLASSES), min_size=1, max_size=3, unique=True),
+    st.lists(
         st.sampled_from([*CLASSES, *NAMES, *VARIANTS, "auto"]), min_size=1, max_size=3, unique=True
     ),
-}
-WRAPPERS = st.one_of(*FORMS.values())
+)
 OPTIONS = st.sampled_from([{}, {"adapter_dtype": jnp.bfloat16}])
-
-
-def form_of(wrapper: Any) -> str:
-    """Which of `FORMS` it is."""
-    if isinstance(wrapper, list):
-        return "classes" if all(isinstance(item, type) for item in wrapper) else "mixed"
-    if isinstance(wrapper, type) or wrapper is None:
-        return "none" if wrapper is None else "class"
-    return "auto" if wrapper == "auto" else "name" if wrapper in NAMES else "variant"
 
 
 _TARGET = {"target": st.sampled_from([*TARGETS, None])}

@@ -74,22 +74,68 @@ def assert_given_back(plain, model, how: Adapters, *, exactly: bool):
         assert_close(plain, model, how.coarsest)
 
 
-@examples(8)
-@given(case=CASES, key=KEYS)
-def test_merging_what_was_just_adapted_gives_the_model_back(case, key):
-    model, hows = case
-    for how in hows:
-        merged = merge_lora(adapted(model, how, key))
-        assert_given_back(merged, model, how, exactly=how.method in EXACT)
+def assert_untouched(other, model, wrapped):
+    """The arrays that no adapter wraps are the same objects."""
+    there = arrays_of("", other)
+    for path, array in arrays_of("", model).items():
+        if owner(path, wrapped) is None:
+            assert there[path] is array
+
+
+def assert_computes_alike(adapter, layer, how: Adapters, seed):
+    """Within 1e-5 of the largest number; in half precision, within four units in its last place.
+
+    (A split weight is rounded twice, and so is the sum of two products.)
+    """
+    expected = output_of(layer, layer, np.random.default_rng(seed))
+    output = output_of(adapter, layer, np.random.default_rng(seed))
+    assert (output.shape, output.dtype) == (expected.shape, expected.dtype)
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in (output.dtype, how.coarsest))
+    tolerance = max(1e-5, 4 * eps if eps > 1e-6 else 0)
+    x, y = np.asarray(output, np.float64), np.asarray(expected, np.float64)
+    assert np.max(np.abs(x - y)) <= tolerance * np.max(np.abs(y))
 
 
 @examples(8)
 @given(case=CASES, key=KEYS, seed=SEEDS)
-def test_unwrapping_gives_the_model_back_after_training(case, key, seed):
+def test_adapting_changes_nothing_and_merging_gives_the_model_back(case, key, seed):
+    model, hows = case
+    layers = dict([("", model), *nodes_below("", model)])
+    for how in hows:
+        one = adapted(model, how, key)
+        merged = merge_lora(one)
+        assert_given_back(merged, model, how, exactly=how.method in EXACT)
+        for other in (one, merged, unwrap_lora(one)):
+            assert_untouched(other, model, adapters(one))
+        if how is hows[0]:  # to call layers takes long
+            for path, adapter in adapters(one).items():
+                assert_computes_alike(adapter, layers[path], how, seed)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved") / "adapters.safetensors"
+
+
+@examples(8)
+@given(case=CASES, key=KEYS, seed=SEEDS)
+def test_training_can_be_saved_and_undone(case, key, seed, file):
     model, hows = case
     for how in hows:
-        plain = unwrap_lora(trained(adapted(model, how, key), seed))
+        one = trained(adapted(model, how, key), seed)
+        plain = unwrap_lora(one)
         assert_given_back(plain, model, how, exactly=how.method not in SPLITTING)
+        save_adapters(one, file)
+        loaded = load_adapters(model, file)
+        assert same(loaded, one)
+        assert same(merge_lora(loaded), merge_lora(one))
+        # A net gives every bit back, with every method.
+        net = Net(model, key=key).freeze()
+        net.lora(2, 3.0, wrapper=how.call["wrappers"], options=how.options)
+        assert not same(net.module, one)
+        rng = np.random.default_rng(seed)
+        net.update(jax.tree.map(functools.partial(moved, rng=rng), net.partition()[0]))
+        assert same(net.unwrap().module, model)
 
 
 @examples(5)
@@ -100,69 +146,3 @@ def test_a_prefix_cannot_be_merged_and_leaves_no_trace(part, key, seed):
     with pytest.raises(WrapperError, match="no plain MultiheadAttention computes the same"):
         merge_lora(one)
     assert same(unwrap_lora(one), model)
-
-
-@examples(8)
-@given(case=CASES, key=KEYS, seed=SEEDS)
-def test_a_net_gives_every_bit_back_with_every_method(case, key, seed):
-    model, hows = case
-    for how in hows:
-        net = Net(model, key=key).freeze()
-        net.lora(2, 3.0, wrapper=how.call["wrappers"], options=how.options)
-        trainable, _ = net.partition()
-        assert jax.tree.leaves(trainable)
-        rng = np.random.default_rng(seed)
-        net.update(jax.tree.map(functools.partial(moved, rng=rng), trainable))
-        assert same(net.unwrap().module, model)
-
-
-@examples(8)
-@given(case=CASES, key=KEYS)
-def test_arrays_that_no_adapter_wraps_are_the_same_objects_in_every_form(case, key):
-    model, hows = case
-    for how in hows:
-        one = adapted(model, how, key)
-        wrapped = adapters(one)
-        for other in (one, merge_lora(one), unwrap_lora(one)):
-            there = arrays_of("", other)
-            for path, array in arrays_of("", model).items():
-                if owner(path, wrapped) is None:
-                    assert there[path] is array
-
-
-@examples(8)
-@given(case=CASES, key=KEYS, seed=SEEDS)
-def test_an_adapter_computes_at_first_what_its_layer_does(case, key, seed):
-    """Within 1e-5 of the largest number; in half precision, within four units in its last place.
-
-    (A split weight is rounded twice, and so is the sum of two products.)
-    """
-    model, hows = case
-    before = dict([("", model), *nodes_below("", model)])
-    for how in hows:
-        for path, adapter in adapters(adapted(model, how, key)).items():
-            expected = output_of(before[path], before[path], np.random.default_rng(seed))
-            output = output_of(adapter, before[path], np.random.default_rng(seed))
-            assert (output.shape, output.dtype) == (expected.shape, expected.dtype)
-            eps = max(float(jnp.finfo(dtype).eps) for dtype in (output.dtype, how.coarsest))
-            tolerance = max(1e-5, 4 * eps if eps > 1e-6 else 0)
-            x, y = np.asarray(output, np.float64), np.asarray(expected, np.float64)
-            assert np.max(np.abs(x - y)) <= tolerance * np.max(np.abs(y))
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return tmp_path_factory.mktemp("saved") / "adapters.safetensors"
-
-
-@examples(8)
-@given(case=CASES, key=KEYS, seed=SEEDS)
-def test_loading_gives_the_trained_adapters_back(case, key, seed, file):
-    model, hows = case
-    for how in hows:
-        one = trained(adapted(model, how, key), seed)
-        assert not same(one, adapted(model, how, key))
-        save_adapters(one, file)
-        loaded = load_adapters(model, file)
-        assert same(loaded, one)
-        assert same(merge_lora(loaded), merge_lora(one))

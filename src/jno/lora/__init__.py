@@ -64,12 +64,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     # `help` asks for everything that is listed, so names of missing plugins are left out.
-    zoo, special = _registry.default_registry().zoo_classes(), filter(_is_special, globals())
+    special = [name for name in globals() if name.startswith("__")]
+    zoo = _registry.default_registry().zoo_classes()
     return sorted({*__all__, *special, *zoo, *_moved.installed_names()})
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("__")
 
 
 # Last. `jno` is a namespace without a file, unless this is imported inside jNO.

@@ -10,27 +10,21 @@ from typing import Any
 
 from ._errors import imported_for
 
-# By the package that defines them, the extra that installs it and the names.
+# By the extra that installs the package of that name, as `jno_lora_combine`.
 _PLUGINS = {
-    "jno_lora_combine": (
-        "combine",
-        (
-            *("adapter_effects", "combine", "combine_with_report", "plot_adapters"),
-            *("scale_adapters", "shrink", "stack_adapters", "take_adapters", "to_lora"),
-            *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
-        ),
+    "combine": (
+        *("adapter_effects", "combine", "combine_with_report", "plot_adapters"),
+        *("scale_adapters", "shrink", "stack_adapters", "take_adapters", "to_lora"),
+        *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
     ),
-    "jno_lora_compare": ("compare", ("Comparison", "ComparisonRow", "compare")),
-    "jno_lora_zoo": ("zoo", ("Triplets",)),
-    "jno_lora_train": (
-        "train",
-        (
-            *("Allocation", "AllocationRow", "Statistics"),
-            *("allocate", "calibrate", "check_calibrate", "retain"),
-        ),
+    "compare": ("Comparison", "ComparisonRow", "compare"),
+    "train": (
+        *("Allocation", "AllocationRow", "Statistics"),
+        *("allocate", "calibrate", "check_calibrate", "retain"),
     ),
+    "zoo": ("Triplets",),
 }
-NAMES = {name: package for package, (_, names) in _PLUGINS.items() for name in names}
+NAMES = {name: extra for extra, names in _PLUGINS.items() for name in names}
 
 
 def moved(module: str, name: str) -> Any:
@@ -41,15 +35,15 @@ def moved(module: str, name: str) -> Any:
     """
     if name not in NAMES:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    package = NAMES[name]
-    with imported_for(f"{module}.{name}", _PLUGINS[package][0], package):
-        return getattr(importlib.import_module(package), name)
+    extra = NAMES[name]
+    with imported_for(f"{module}.{name}", extra, f"jno_lora_{extra}"):
+        return getattr(importlib.import_module(f"jno_lora_{extra}"), name)
 
 
 def installed_names() -> set[str]:
     """The names whose plugins are installed."""
-    installed = {package for package in _PLUGINS if any(metadata.distributions(name=package))}
-    return {name for name, package in NAMES.items() if package in installed}
+    missing = {x for x in _PLUGINS if not any(metadata.distributions(name=f"jno_lora_{x}"))}
+    return {name for name, extra in NAMES.items() if extra not in missing}
 
 
 def exported(namespace: dict[str, Any]) -> list[str]:

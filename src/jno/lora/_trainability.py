@@ -119,16 +119,20 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
     leaves, treedef = jtu.tree_flatten(model)
     kinds = tuple(map(type, leaves)), tuple([getattr(leaf, "dtype", None) for leaf in leaves])
     try:
-        flags = _flags(treedef, roles, kinds)
+        nodes, outer = _filter(treedef, roles, kinds)
     except TypeError:  # a static field that cannot be hashed
-        flags = _flags.__wrapped__(treedef, roles, kinds)
-    return jtu.tree_unflatten(treedef, flags)
+        nodes, outer = _filter.__wrapped__(treedef, roles, kinds)
+    return jtu.tree_unflatten(outer, nodes)
 
 
 # Callers ask for the filters of one model again and again.
 @remembered(32)
-def _flags(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> list[bool]:
-    """Whether each leaf of a model is an inexact array with one of these roles."""
+def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
+    """Whether each leaf of a model is an inexact array with one of these roles.
+
+    **Returns:** the bools, or whole adapters of bools, and the structure of the model around them,
+    so that each caller gets lists and dicts to change.
+    """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):
         raise SelectionError(
@@ -138,10 +142,11 @@ def _flags(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> list[bool]:
     marked = jtu.tree_map(
         lambda node: _inside(node) if is_adapter(node) else _OUTSIDE, model, is_leaf=is_adapter
     )
-    return [
+    flags = [
         bool(role & roles) and issubclass(cls, _ARRAYS) and bool(jnp.issubdtype(dtype, jnp.inexact))
         for role, cls, dtype in zip(jtu.tree_leaves(marked), *kinds, strict=True)
     ]
+    return jtu.tree_flatten(jtu.tree_unflatten(treedef, flags), is_leaf=is_adapter)
 
 
 def _inside(adapter: LoRAWrapper) -> Any:

@@ -73,16 +73,14 @@ def callable_model(model: Any) -> Callable[..., Any]:
     def is_registered(node: Any) -> bool:
         return callable_for.dispatch(type(node)) is not default
 
-    for layer in filter(is_registered, jax.tree.leaves(model, is_leaf=is_registered)):
-        function = callable_for(layer, model)
-        if function is not None:
-            return function
-    if not callable(model):
+    layers = jax.tree.leaves(model, is_leaf=is_registered)
+    function = next(filter(None, (callable_for(layer, model) for layer in layers)), model)
+    if not callable(function):
         raise SelectionError(
             f"The model of this net is a {type(model).__name__}, which cannot be called. Call the "
             "function that takes it: apply(net.module, x)"
         )
-    return model
+    return function
 
 
 def modules_in(
@@ -156,15 +154,11 @@ def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ())
     sizes: dict[str, int] = {}
     for keys, leaf in jtu.tree_leaves_with_path(model, is_leaf=_is_unit):
         outer = [keys[:length] for length in range(len(keys), -1, -1)]
-        if (
-            not is_parameter(leaf)
-            or len(leaf.shape) < 2
-            or any(place in wrapped for place in outer)
-        ):
-            continue
-        # An array that no module holds is a layer of its own.
-        layer = path_str(next((place for place in outer if place in modules), keys))
-        sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
+        is_matrix = is_parameter(leaf) and len(leaf.shape) >= 2
+        if is_matrix and not any(place in wrapped for place in outer):
+            # An array that no module holds is a layer of its own.
+            layer = path_str(next((place for place in outer if place in modules), keys))
+            sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
     return LeftOut(sizes, total)
 
 

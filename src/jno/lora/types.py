@@ -23,13 +23,8 @@ from ._showing import Table as Table
 from ._tree import LeftOut as LeftOut
 
 if _typing.TYPE_CHECKING:
-    from jno_lora_combine import (
-        AdapterEffect as AdapterEffect,
-        AdapterEffects as AdapterEffects,
-        UpdateReport as UpdateReport,
-        UpdateRow as UpdateRow,
-    )
-    from jno_lora_compare import Comparison as Comparison, ComparisonRow as ComparisonRow
+    from jno_lora_combine import *  # noqa: F403  # pyright: ignore
+    from jno_lora_compare import *  # noqa: F403  # pyright: ignore
     from jno_lora_train import (
         Allocation as Allocation,
         AllocationRow as AllocationRow,

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from .._errors import JnoLoraError
-from .._paths import nearest
-from .._registry import BROKEN, PluginRecord, default_registry, first_party, squash
+from .._registry import BROKEN, PluginRecord, default_registry, first_party
 from .._showing import Table
 
 
@@ -117,17 +116,10 @@ def adapters(variant: str | None, as_json: bool) -> None:
     adapters = installed.adapters(records())
     if variant is None:
         _print(adapters, installed.methods_as_table, as_json)
-        return
-    matches = [
-        adapter
-        for adapter in adapters
-        if squash(variant) in map(squash, filter(None, (adapter["variant"], adapter["name"])))
-    ]
-    if not matches:
-        words = [adapter[key] for adapter in adapters for key in ("variant", "name")]
-        near = nearest(variant, filter(None, words)) or ["nothing: no adapter is installed"]
-        raise click.BadParameter(f"no adapter is called {variant!r}; near it: {', '.join(near)}")
-    _print(matches, installed.adapters_as_table, as_json)
+    else:
+        names = {cls.__name__ for cls in default_registry().resolve(variant)}
+        matches = [adapter for adapter in adapters if adapter["name"] in names]
+        _print(matches, installed.adapters_as_table, as_json)
 
 
 @cli.command()

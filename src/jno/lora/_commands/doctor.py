@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import re
 import sys
 import textwrap
 import traceback
@@ -18,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from .. import __path__ as _package_path
 from .._contract import statistic_keys
 from .._errors import PluginError
-from .._paths import FEW, nearest
+from .._paths import nearest
 from .._registry import (
     BROKEN,
     ENTRY_POINT_GROUP,
@@ -27,13 +26,13 @@ from .._registry import (
     first_party,
     names_in,
     normalise,
+    squash,
 )
 from .._version import __version__
 
-SLOW_SECONDS = 1.0  # loading that takes longer is worth a look; the zoo takes a few hundredths
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
 # Groups that authors write for ours, without dots, dashes and underscores.
-_NEAR_GROUPS = [f"jnolora{end}" for end in ("", "plugins", "adapters", "wrappers")]
+_NEAR_GROUPS = {f"jnolora{end}" for end in ("", "plugins", "adapters", "wrappers")}
 
 
 def examine(
@@ -58,19 +57,18 @@ def examine(
             troubles.append(f"The hook `jno_lora_doctor` of {record.describe()}: {err!r}")
     for record in records:
         facts += _additions(record, commands)
-    variables = sorted(name for name in os.environ if name.startswith("JNO_LORA_"))
-    facts += ((name, repr(os.environ[name])) for name in variables)
+    facts += sorted(
+        (n, repr(value)) for n, value in os.environ.items() if n.startswith("JNO_LORA_")
+    )
     troubles += _plugin_troubles(records)
     troubles += (f"Left out of the command line: {line}" for line in left_out)
-    troubles += _distribution_troubles()
-    troubles += _unmatched_names(records)
+    troubles += (*_distribution_troubles(), *_unmatched_names(records))
 
     width = max(len(name) for name, _ in facts)
-    shown = _without_private_paths if is_report else str
     indent = (width + 2) * " "
     wrap = textwrap.TextWrapper(100, "", indent, break_long_words=False, break_on_hyphens=False)
-    lines = (wrap.fill(f"{name:<{width}}  {shown(value)}") for name, value in facts)
-    paragraphs = ["\n".join(lines)]
+    shown = _without_private_paths if is_report else str
+    paragraphs = ["\n".join(wrap.fill(f"{name:<{width}}  {shown(x)}") for name, x in facts)]
     paragraphs += (f"TROUBLE: {shown(trouble)}" for trouble in troubles)
     paragraphs += [f"{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found."]
     text = "\n\n".join(paragraphs)
@@ -81,15 +79,12 @@ def examine(
 def _versions(records: tuple[PluginRecord, ...]) -> Iterator[tuple[str, str]]:
     """The versions of Python, of jno-lora and its libraries, and of ours that are not plugins."""
     yield "Python", platform.python_version()
-    for name in ("jno-lora", *_LIBRARIES):
-        try:
-            yield name, importlib_metadata.version(name)
-        except importlib_metadata.PackageNotFoundError:
-            yield name, "not installed as a distribution"
-    for name in sorted(first_party() - {record.distribution for record in records}):
+    yield "jno-lora", __version__
+    yield "jno.lora imported from", next(iter(_package_path))
+    libraries = first_party() - {record.distribution for record in records}
+    for name in (*_LIBRARIES, *sorted(libraries)):
         with contextlib.suppress(importlib_metadata.PackageNotFoundError):
             yield name, importlib_metadata.version(name)
-    yield "jno.lora imported from", next(iter(_package_path))
 
 
 def _machine() -> Iterator[tuple[str, str]]:
@@ -111,12 +106,8 @@ def _additions(
     status = f"{record.status}, {record.seconds:.2f} s, entry point {record.name!r}"
     yield f"{record.distribution} {record.version}", status
     classes = [wrapper.cls for wrapper in record.wrappers]
-    adapters, word = [cls.__name__ for cls in classes], "adapters"
-    if len(adapters) > FEW:
-        adapters = sorted({cls.variant or cls.__name__ for cls in classes})
-        word = f"{len(classes)} adapters"
     names = {
-        word: adapters,
+        f"{len(classes)} adapters": sorted({cls.variant or cls.__name__ for cls in classes}),
         "hooks": sorted(hook.name for hook in record.hooks),
         "commands": [name for name, owner in commands.items() if owner is record],
         "statistics": sorted({key for cls in classes for key in statistic_keys(cls).values()}),
@@ -131,17 +122,11 @@ def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
     except PluginError as err:
         yield f"`net.lora()` has no adapters to use. {err}"
     for record in records:
-        plugin = f"The plugin {record.describe()}"
         if record.status in BROKEN:
             yield (
-                f"{plugin} cannot be used ({record.status}). Upgrade or uninstall it, or block it "
-                f"with JNO_LORA_BLOCK={record.distribution}.\n"
+                f"The plugin {record.describe()} cannot be used ({record.status}). Upgrade or "
+                f"uninstall it, or block it with JNO_LORA_BLOCK={record.distribution}.\n"
                 + "".join(traceback.format_exception(record.error))
-            )
-        if record.seconds > SLOW_SECONDS:
-            yield (
-                f"{plugin} took {record.seconds:.1f} s to load; more than {SLOW_SECONDS:g} s is "
-                "slow. Its entry point should import nothing heavy."
             )
     for name, owners in default_registry().clashes().items():
         yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
@@ -158,18 +143,14 @@ def _distribution_troubles() -> Iterator[str]:
     ours = {"jno-lora", *first_party()}
     for name, distribution in distributions.items():
         shown = f"{distribution.name} {distribution.version}"
-        groups = {entry.group for entry in distribution.entry_points}
-        advice = f'In its pyproject.toml, write [project.entry-points."{ENTRY_POINT_GROUP}"]'
-        for group in sorted(groups - {ENTRY_POINT_GROUP}):
-            if re.sub(r"[^a-z0-9]", "", group.lower()) in _NEAR_GROUPS:
-                yield (
-                    f"{shown} has entry points in the group {group!r}, but plugins are found by "
-                    f'the group "{ENTRY_POINT_GROUP}". {advice}, and install it again.'
-                )
-        if name.startswith("jno-lora-") and name not in ours and ENTRY_POINT_GROUP not in groups:
+        groups = sorted({entry.group for entry in distribution.entry_points})
+        is_near = any(squash(group).replace(".", "") in _NEAR_GROUPS for group in groups)
+        is_meant = (is_near or name.startswith("jno-lora-")) and name not in ours
+        if is_meant and ENTRY_POINT_GROUP not in groups:
             yield (
-                f"{shown} is named like a plugin, but has no entry point in the group "
-                f'"{ENTRY_POINT_GROUP}". {advice}, and install it again.'
+                f"{shown} looks like a plugin, but its entry points are in {groups}, and plugins "
+                f'are found by the group "{ENTRY_POINT_GROUP}". In its pyproject.toml, write '
+                f'[project.entry-points."{ENTRY_POINT_GROUP}"], and install it again.'
             )
         for need, bounds in _requirements(distribution):
             if need in ours & versions.keys() and not bounds.contains(versions[need], True):
@@ -190,31 +171,18 @@ def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
 
 def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
     """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that means no plugin."""
-    distributions = {record.distribution for record in records}
-    entries = {normalise(record.name) for record in records}
-    meanings = {
-        "JNO_LORA_BLOCK": distributions | entries,
-        "JNO_LORA_PLUGINS": {*distributions, *first_party()},
-    }
-    for variable, plugins in meanings.items():
+    plugins = {name for r in records for name in (r.distribution, normalise(r.name))}
+    plugins |= first_party()
+    for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS"):
         for name in sorted(names_in(variable) - plugins):
-            near = ", ".join(nearest(name, sorted(plugins))) or "none"
-            yield (
-                f"{variable} names {name!r}, but no installed plugin has this name. The nearest "
-                f"names are: {near}."
-            )
+            near = ", ".join(nearest(name, sorted(plugins)))
+            yield f"{variable} names {name!r}, which no plugin is called. Near it: {near}."
 
 
 def _without_private_paths(text: str) -> str:
     """`text` with names for the directories that tell who runs Python, and where."""
-    names = {
-        sys.prefix: "<environment>",
-        sys.base_prefix: "<python>",
-        os.getcwd(): "<here>",
-        os.path.expanduser("~"): "~",
-    }
-    names |= {os.path.realpath(path): name for path, name in names.items()}
-    for path in sorted(names, key=len, reverse=True):
+    places = {sys.prefix: "<environment>", os.getcwd(): "<here>", os.path.expanduser("~"): "~"}
+    for path, name in places.items():
         if len(path) > 1:  # `/` would be found in every path
-            text = text.replace(path, names[path])
+            text = text.replace(os.path.realpath(path), name).replace(path, name)
     return text

@@ -8,8 +8,9 @@ import itertools
 import json
 import math
 import os
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +26,36 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
     _, configuration, tensors = contents
-    non_finite = {n: count_non_finite(array) for n, array in tensors.items()} if values else {}
-    adapters: list[dict[str, Any]] = []
-    for path, entry in configuration.adapters.items():
-        arrays = _arrays(path, contents)
-        adapter = {"path": path, **to_json(entry), "arrays": arrays, "numbers": _numbers(arrays)}
-        adapter["bytes"] = sum(array["bytes"] for array in arrays.values())
-        if non_finite:
-            adapter["non_finite"] = sum(non_finite[t] for t in configuration.tensors[path].values())
-        adapters.append(adapter)
-    shared, extension = _arrays(SHARED, contents), _arrays(EXTENSION, contents)
+    arrays = tensors if values else {}
+    non_finite = {name: count_non_finite(array) for name, array in arrays.items()}
     facts = {
         "file": str(file),
         "format_version": configuration.format_version,
         "versions": configuration.versions,
-        "adapters": adapters,
+        "adapters": [
+            {"path": path, **to_json(entry), **_arrays(path, contents, non_finite)}
+            for path, entry in configuration.adapters.items()
+        ],
         "arrays": len(tensors),
         "numbers": sum(math.prod(tensor.shape) for tensor in tensors.values()),
         "bytes": os.path.getsize(file),
     }
-    if shared:
+    if shared := _arrays(SHARED, contents, {})["arrays"]:
         facts["shared"] = shared
     if configuration.metadata:
         facts["metadata"] = configuration.metadata
     if configuration.extension is not None:
-        facts["extension"] = dataclasses.asdict(configuration.extension) | {
-            "arrays": extension,
-            "numbers": _numbers(extension),
-        }
+        arrays = _arrays(EXTENSION, contents, {})
+        facts["extension"] = {**dataclasses.asdict(configuration.extension), **arrays}
     if values:
         facts["non_finite"] = sum(non_finite.values())
     return facts
 
 
-def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
-    """The arrays of an adapter, or of `SHARED` or `EXTENSION`."""
+def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> dict[str, Any]:
+    """The arrays of an adapter, or of `SHARED` or `EXTENSION`, and how large they are together."""
     tensors, names = contents.tensors, contents.configuration.tensors[key]
-    return {
+    arrays = {
         name: {
             "shape": tensors[tensor].shape,
             "dtype": str(tensors[tensor].dtype),
@@ -69,10 +63,14 @@ def _arrays(key: str, contents: Contents) -> dict[str, dict[str, Any]]:
         }
         for name, tensor in names.items()
     }
-
-
-def _numbers(arrays: dict[str, dict[str, Any]]) -> int:
-    return sum(math.prod(array["shape"]) for array in arrays.values())
+    facts: dict[str, Any] = {
+        "arrays": arrays,
+        "numbers": sum(math.prod(array["shape"]) for array in arrays.values()),
+        "bytes": sum(array["bytes"] for array in arrays.values()),
+    }
+    if non_finite:
+        facts["non_finite"] = sum(non_finite[tensor] for tensor in names.values())
+    return facts
 
 
 def as_table(facts: dict[str, Any]) -> Table:
@@ -114,15 +112,12 @@ def as_table(facts: dict[str, Any]) -> Table:
 
 
 def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
-    """A line of JSON for each of the first values: `--json` has all."""
+    """A line of JSON for each of the first values, cut to a width: `--json` has all."""
     for name, value in itertools.islice(values.items(), _LINES):
-        yield _cut(f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}")
+        line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
+        yield line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
     if len(values) > _LINES:
         yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 4]} ..."
 
 
 def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
@@ -156,25 +151,18 @@ def peft_as_table(facts: dict[str, Any]) -> Table:
     rows = [
         (
             show_path(module["module"]),
-            "; ".join(f"{name} {array['shape']}" for name, array in module["arrays"].items()),
-            "; ".join(sorted({array["dtype"] for array in module["arrays"].values()})),
+            "; ".join(f"{name} {x['dtype']} {x['shape']}" for name, x in module["arrays"].items()),
             f"{module['numbers']:,}",
             f"{module['bytes']:,}",
         )
         for module in facts["modules"]
     ]
-    columns = [(name, "left") for name in ("module", "arrays", "dtype")]
-    columns += [(name, "right") for name in ("numbers", "bytes")]
-    lines = [f"{facts['arrays']} arrays, {facts['numbers']:,} numbers, {facts['bytes']:,} bytes"]
-    if facts["revision"] is not None:
-        lines.append(f"{facts['directory']} at revision {facts['revision']}")
-    lines += [f"shared: {name} {array['shape']}" for name, array in facts["shared"].items()]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in facts["settings"].items()]
+    columns = [("module", "left"), ("arrays", "left"), ("numbers", "right"), ("bytes", "right")]
+    names = ("directory", "revision", "arrays", "numbers", "bytes", "shared", "refused")
+    lines = [f"{name}: {facts[name]}" for name in names if facts[name]]
+    lines += _shown("setting", facts["settings"])
     for server, reasons in facts["servers"].items():
         lines += [f"not for {server}: {reason}" for reason in reasons]
-    lines = [_cut(line) for line in lines]
     lines += (f"NaN or inf: {line}" for line in facts.get("non_finite", ()))
-    if facts["refused"] is not None:
-        lines.append(f"load_peft refuses it: {facts['refused']}")
     title = f"PEFT {facts['peft_type']}, {len(facts['modules'])} modules"
     return table(title, columns, rows, "\n".join(lines))

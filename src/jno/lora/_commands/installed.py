@@ -68,16 +68,13 @@ def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
 
 def _methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
     """The name of each adapter's method: the shortest variant with its paper and formula."""
-    methods: dict[Any, list[type[LoRAWrapper]]] = {}
+    names: dict[Any, str] = {}
+    keys: dict[type[LoRAWrapper], Any] = {}
     for cls in classes:
-        about = cls.about
-        key = (about.paper, about.formula) if about.paper else cls.variant or cls.__name__
-        methods.setdefault(key, []).append(cls)
-    names: dict[type[LoRAWrapper], str] = {}
-    for adapters in methods.values():
-        name = min((cls.variant or cls.__name__ for cls in adapters), key=len)
-        names |= dict.fromkeys(adapters, name)
-    return names
+        about, variant = cls.about, cls.variant or cls.__name__
+        keys[cls] = (about.paper, about.formula) if about.paper else variant
+        names[keys[cls]] = min(names.get(keys[cls], variant), variant, key=len)
+    return {cls: names[key] for cls, key in keys.items()}
 
 
 def _common_layers() -> dict[str, Any]:
@@ -122,8 +119,7 @@ def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
 
 def _few_layers(adapters: list[dict[str, Any]]) -> str:
     """The first common layers that the adapters of a method claim, and the number of adapters."""
-    claimed = {layer for adapter in adapters for layer in adapter["layers"]}
-    names = [re.sub(r"\dd$", "", layer) for layer in _common_layers() if layer in claimed]
-    kinds = list(dict.fromkeys(names))
+    claimed = (layer for adapter in adapters for layer in adapter["layers"])
+    kinds = list(dict.fromkeys(re.sub(r"\dd$", "", layer) for layer in claimed))
     shown = ", ".join([*kinds[:2], "..."] if len(kinds) > 2 else kinds) or _UNCOMMON
     return f"{shown} ({len(adapters)})"

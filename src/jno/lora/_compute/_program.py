@@ -49,12 +49,10 @@ def call_compiled(
         signature, arrays = signed or signature_of(args)
         program = _program(function, signature)
         return program.result(args, arrays, program.start(arrays))
-    except FloatingPointError:
-        raise  # the function itself would hand infinity to LAPACK
-    except jax.errors.JaxRuntimeError as err:
-        if "RESOURCE_EXHAUSTED" in str(err):
-            raise  # operation by operation, it would need still more memory
     except Exception as err:
+        # Without a program, LAPACK would get infinity, or still more memory would be needed.
+        if isinstance(err, FloatingPointError) or "RESOURCE_EXHAUSTED" in str(err):
+            raise
         _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
     # A function that fails by itself fails again here, with its own traceback.
     return function(*args)

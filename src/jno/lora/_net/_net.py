@@ -96,13 +96,6 @@ class Net(Handle):
             "model: eqx.filter_jit(lambda model, x: model(x))(net.module, x)"
         )
 
-    def __reduce__(self) -> Any:
-        raise SelectionError(
-            f"A {type(self).__name__} cannot be pickled: it holds a registry of plugins. Write its "
-            "adapters by net.save_adapters(path), or its model by "
-            "eqx.tree_serialise_leaves(path, net.module)."
-        )
-
     def __copy__(self) -> "Net":
         new = object.__new__(type(self))
         # A block of `disabled` does not end for a copy, so the copy is not in it.
@@ -131,7 +124,7 @@ class Net(Handle):
 
         **Raises:** `SelectionError` if the structure differs (naming where) or the regex is bad.
         """
-        self._refuse_disabled("mask")
+        self._refuse("mask")
         parse_mask(self.module, mask)
         return self._become(self._state, mask=mask)
 
@@ -178,8 +171,7 @@ class Net(Handle):
         adapter already) or an argument makes no sense; `PluginError` if a named plugin cannot be
         used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
         """
-        self._refuse_disabled("lora")
-        self._refuse_sum("lora")
+        self._refuse("lora", with_sum=True)
         state = self._state
         selection = self._selection(target, wrapper, specs)
         if calibrate is not None:
@@ -192,10 +184,8 @@ class Net(Handle):
         if adapted and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
             raise SelectionError(
-                "Every selected layer carries an adapter already, and a layer is never wrapped "
-                f"twice:\n{bullets(carriers)}\n"
-                "Call net.merge() to keep what they learned, or net.unwrap() to drop it, and then "
-                "net.lora(...)."
+                f"Every selected layer carries an adapter already:\n{bullets(carriers)}\n"
+                "First call net.merge() to keep what they learned, or net.unwrap() to drop it."
             )
         key = self._key if key is None else key
         module = carry_out(state.module, plan, key=key, statistics=statistics)
@@ -232,7 +222,7 @@ class Net(Handle):
 
         **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
-        self._refuse_disabled("freeze")
+        self._refuse("freeze")
         return self._become(self._state.training(train=False))
 
     def unfreeze(self) -> "Net":
@@ -243,7 +233,7 @@ class Net(Handle):
 
         **Raises:** as `freeze`.
         """
-        self._refuse_disabled("unfreeze")
+        self._refuse("unfreeze")
         return self._become(self._state.training(train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
@@ -275,7 +265,7 @@ class Net(Handle):
         another shape or dtype; or if other adapters were put into the model since `partition`; or
         if the arrays are traced, and the model is not.
         """
-        self._refuse_disabled("update")
+        self._refuse("update")
         return self._become(self._state.with_update(trainable))
 
     def merge(self) -> "Net":
@@ -285,7 +275,7 @@ class Net(Handle):
 
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
-        self._refuse_mask("merge")
+        self._refuse("merge", with_mask=True)
         merged = self._state.merged()
         if self._state.needs_update and any(jax.tree.leaves(self.trainable)):
             _warn_of_missing_update("merged", "before net.merge()")
@@ -296,7 +286,7 @@ class Net(Handle):
 
         **Raises:** `SelectionError` if a mask is pending.
         """
-        self._refuse_mask("unwrap")
+        self._refuse("unwrap", with_mask=True)
         return self._become(self._state.plain())
 
     @contextlib.contextmanager
@@ -361,28 +351,24 @@ class Net(Handle):
         **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
         a name, if `adapters` are sums, or do not fit the model (listing every misfit).
         """
-        self._refuse_disabled("add_adapter")
+        self._refuse("add_adapter")
         check_adapter_name(name)
         state = self._state
         if name in state.named:
-            raise SelectionError(
-                f"There are adapters called {name!r} already. Choose another name, or call "
-                f"net.delete_adapter({name!r}) first."
-            )
+            raise SelectionError(f"There are adapters called {name!r} already. Choose a new name.")
         if adapters is not None:
             check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
             if sets_in(adapters):
                 raise SelectionError(
-                    f"The adapters to be called {name!r} are a sum of several sets. Add each set "
-                    "by its name: split_adapters(adapters) gives them, for net.activate(...)."
+                    f"The adapters to be called {name!r} are a sum of several sets. Add each of "
+                    "split_adapters(adapters) by a name, and activate all of them."
                 )
             return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
         if state.active or not holds_adapters(state.module):
             carried = " and ".join(map(repr, state.active)) or "no adapters"
             raise SelectionError(
-                f"The model carries {carried}, and only adapters without a name can be called "
-                f"{name!r}. Call net.lora(...) first, or give an AdapterSet, such as "
-                "net.adapter(name)."
+                f"The model carries {carried}, and no adapters without a name to be called "
+                f"{name!r}. Call net.lora(...) first, or give a set such as net.adapter(name)."
             )
         return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
 
@@ -411,7 +397,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if a name is unknown or there twice; as `deactivate`; and as
         `sum_adapters`.
         """
-        self._refuse_mask("activate")
+        self._refuse("activate", with_mask=True)
         for name in names:
             self._check_name(name)
         if not names or len(set(names)) < len(names):
@@ -422,7 +408,7 @@ class Net(Handle):
         state = self._state.deactivated()
         if is_alone:
             return self._become(state.with_set(names[0]))
-        return self._become(state.with_sum(names, weights, () if train is None else train))
+        return self._become(state.with_sum(names, weights, train or ()))
 
     def deactivate(self) -> "Net":
         """Take the adapters out of the model. The net keeps them under their name.
@@ -432,7 +418,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if the model carries adapters without a name (which would be
         lost), or if a mask is pending.
         """
-        self._refuse_mask("deactivate")
+        self._refuse("deactivate", with_mask=True)
         return self._become(self._state.deactivated())
 
     def delete_adapter(self, name: str) -> "Net":
@@ -440,10 +426,10 @@ class Net(Handle):
 
         **Raises:** `SelectionError` if the name is unknown, or if a mask is pending.
         """
-        self._refuse_mask("delete_adapter")
+        is_active = name in self._state.active
+        self._refuse("delete_adapter", with_mask=True, with_sum=is_active)
         self._check_name(name)
-        if name in self._state.active:
-            self._refuse_sum("delete_adapter")
+        if is_active:
             return self._become(self._state.plain())
         named = {key: stored for key, stored in self._state.named.items() if key != name}
         return self._become(self._state, named=named)
@@ -500,28 +486,22 @@ class Net(Handle):
         such a layer, and a `SelectionError` if a mask is pending, or if adapters of the file would
         replace adapters that have a name.
         """
-        self._refuse_mask("load_adapters")
-        self._refuse_sum("load_adapters")
+        self._refuse("load_adapters", with_mask=True, with_sum=True)
         state = self._state
         loaded, replaced = state.loaded(path, wrappers, registry or self._registry, strict)
         brought = loaded.sets_of_sum()
-        if brought and holds_adapters(state.module):
+        if brought and (holds_adapters(state.module) or brought.keys() & state.named.keys()):
+            names = ", ".join(map(repr, brought))
             raise SelectionError(
-                "The file holds a sum of adapters, and the model carries adapters already. Call "
-                "net.deactivate(), net.merge() or net.unwrap() first."
-            )
-        if taken := sorted(brought.keys() & state.named.keys()):
-            raise SelectionError(
-                f"The file adds up adapters called {', '.join(map(repr, taken))}, and the net has "
-                "adapters of these names. Call net.delete_adapter(name) first, or give "
+                f"The file holds a sum of the adapters {names}, but the model carries adapters "
+                "already, or the net has adapters of these names. Take these out first, or give "
                 "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
             )
         if replaced and state.active:
-            active = state.active[0]
             raise SelectionError(
-                f"The adapters {active!r} are active, and the file holds adapters for the same "
-                f"layers:\n{bullets(map(show_path, replaced), 5)}\n"
-                f"Call net.deactivate() first, which keeps {active!r}. Or give the file a name: "
+                f"The adapters {state.active[0]!r} are active, and the file holds adapters for the "
+                f"same layers:\n{bullets(map(show_path, replaced), 5)}\n"
+                "Call net.deactivate() first, which keeps them. Or give the file a name: "
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
         return self._become(loaded.with_sum_named())
@@ -540,33 +520,31 @@ class Net(Handle):
             names = ", ".join(map(repr, nearest(name, self._state.named))) or "none"
             raise SelectionError(f"No adapters are called {name!r}. The nearest names: {names}.")
 
-    def _refuse_disabled(self, verb: str) -> None:
-        if self._state.enabled is not None:
+    def _refuse(self, verb: str, *, with_mask: bool = False, with_sum: bool = False) -> None:
+        """**Raises:** `SelectionError` in a block without adapters.
+
+        - `with_mask`, `with_sum`: whether to raise also if a mask is pending, or for a sum.
+        """
+        state = self._state
+        if state.enabled is not None:
             raise SelectionError(
                 f"net.{verb}(...) was called in a `with net.disabled()` block. Its end would undo "
                 "the change. Call it after the block."
             )
-
-    def _refuse_mask(self, verb: str) -> None:
-        self._refuse_disabled(verb)
-        if self._state.mask is not None:
+        if with_mask and state.mask is not None:
             raise SelectionError(
-                f"A mask is pending, but {verb} takes no mask. Use it up first (by lora, plan, "
-                f"freeze or unfreeze), then call net.{verb}(...)."
+                f"A mask is pending, but {verb} takes no mask. Use it up first, by lora, plan, "
+                "freeze or unfreeze."
             )
-
-    def _refuse_sum(self, verb: str) -> None:
-        if self._state.is_sum:
-            names = ", ".join(map(repr, self._state.active))
+        if with_sum and state.is_sum:
             raise SelectionError(
-                f"net.{verb}(...) cannot change a sum of adapters ({names}). Activate one of them, "
-                "or call net.deactivate() or net.merge()."
+                f"net.{verb}(...) cannot change a sum of adapters ({', '.join(state.active)}). "
+                "Activate one of them, or call net.deactivate() or net.merge()."
             )
 
 
 def _warn_of_missing_update(done: str, then: str) -> None:
     warn(
         f"The adapters were {done} as they are in the net, and net.update(...) was not called "
-        "since net.partition(). If you trained what it returned, call net.update(trainable) "
-        f"{then}."
+        f"since net.partition(). If you trained them, call net.update(trainable) {then}."
     )

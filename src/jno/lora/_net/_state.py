@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-import re
 from collections.abc import Collection, Container, Mapping
 from typing import Any, TypeVar
 
@@ -148,7 +147,10 @@ class NetState:
         possible = may_train(self.module)
         selected = jax.tree.map(operator.and_, chosen, possible)
         if self.mask is not None and not any(jax.tree.leaves(selected)):
-            warn(f"The mask selects nothing that could train.{_nearest_paths(self.mask, possible)}")
+            paths = [path for path, could in _by_path(possible).items() if could]
+            near = nearest(self.mask, paths) if isinstance(self.mask, str) else paths
+            shown = bullets(map(show_path, near), 5)
+            warn(f"The mask selects nothing that could train. These leaves could:\n{shown}")
         trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
         return dataclasses.replace(self, trainable=trains, mask=None)
 
@@ -159,15 +161,13 @@ class NetState:
         if self.partitioned not in (UNKNOWN, self.identity):
             raise SelectionError(
                 "The model's adapters were exchanged after the last `net.partition()`, so this "
-                "update may hold the values of the former adapters. Update the net before its "
-                "adapters are exchanged, or train the result of a new `net.partition()`."
+                "update may hold values of other adapters. Call `net.partition()` once more."
             )
         if self.partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
             raise SelectionError(
                 "net.update(...) was called inside of a JAX transformation (jit, grad, vmap). Its "
-                "values are gone when it ends. Inside, put the model together with "
-                "`eqx.combine(trainable, frozen)`, and update the net with the arrays that the "
-                "transformed function returns."
+                "values are gone when it ends. Call `eqx.combine(trainable, frozen)` inside, and "
+                "update the net with the arrays that the transformed function returns."
             )
         module, updated = eqx.combine(values, frozen), self.updated | {self.identity}
         return dataclasses.replace(self, module=module, updated=updated)
@@ -212,8 +212,7 @@ class NetState:
             lambda path, new: with_settings(new, stored.settings.get(path, {})),
             put_around(self.module, stored.adapters),
         )
-        trains = {path: stored.trains.get(path, {}) for path, _ in adapted_layers(module)}
-        state = self._activated(module, (name,), trains)
+        state = self._activated(module, (name,), stored.trains)
         originals = originals_of(self.module, module)
         return dataclasses.replace(state, originals=originals, identity=stored.identity)
 
@@ -233,14 +232,14 @@ class NetState:
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
         module = sum_adapters(self.module, adapters, weights=weights, train=train)
-        former = {name: stored.weights.get(frozenset(names)) for name, stored in sets.items()}
+        former = {name: stored.weights.get(frozenset(names), {}) for name, stored in sets.items()}
 
         def weighted(path: str, adapter: Any) -> Any:
             new = jnp.ones_like(adapter.weights[..., 0])  # of a layer that no sum had before
-            columns = [(former[member.name] or {}).get(path, new) for member in adapter.members]
+            columns = [former[member.name].get(path, new) for member in adapter.members]
             return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
 
-        if not isinstance(weights, Mapping) and None not in former.values():
+        if not isinstance(weights, Mapping) and all(former.values()):
             module = map_adapters(weighted, module)
         trains = {
             path: {
@@ -255,8 +254,8 @@ class NetState:
         for name in train:
             if not any(any(jtu.tree_leaves(trained.get(name, {}))) for trained in masks):
                 warn(
-                    f"No array of the adapters {name!r} trains: all were frozen when they left the "
-                    f'model. Call net.mask("trained/{name}/").unfreeze() to train all of them.'
+                    f"No array of the adapters {name!r} trains, because all were frozen before. "
+                    f'net.mask("trained/{name}/").unfreeze() lets them train.'
                 )
         return state
 
@@ -266,7 +265,7 @@ class NetState:
         """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
 
         def restore(path: str, _: Any, mask: Any) -> Any:
-            saved = trains[path]
+            saved = trains.get(path, {})
             return jtu.tree_map_with_path(lambda keys, new: saved.get(path_str(keys), new), mask)
 
         trainable = map_adapters(restore, module, carry_to_adapted(self.trainable, module))
@@ -359,9 +358,7 @@ class NetState:
             raise SelectionError(
                 "The model carries adapters without a name beside a sum of adapters, which would "
                 f"be lost:\n{bullets(map(show_path, plain), 5)}\n"
-                "Call net.merge() to fold all of them in, or net.unwrap() to drop them. "
-                "net.adapter(name) gives a set of the sum, and extract_adapters(net.module) has "
-                "all."
+                "Call net.merge() or net.unwrap(). extract_adapters(net.module) has all adapters."
             )
         weights: dict[str, dict[str, Any]] = {name: {} for name in self.active}
         trains = {name: dict(self.named[name].trains) for name in self.active}
@@ -398,15 +395,6 @@ def originals_of(plain: PyTree, adapted: PyTree) -> dict[str, Original]:
         for path, adapter, layer in adapted_layers(adapted, plain)
         if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
     }
-
-
-def _nearest_paths(mask: MaskLike, possible: PyTree[bool]) -> str:
-    regex = mask.pattern if isinstance(mask, re.Pattern) else mask
-    if not isinstance(regex, str):
-        return ""
-    paths = [path for path, could in _by_path(possible).items() if could]
-    near = bullets(map(show_path, nearest(regex, paths)))
-    return f" The paths nearest to {regex!r} are:\n{near}"
 
 
 def _check_update(expected: PyTree, given: PyTree) -> None:

@@ -173,9 +173,8 @@ def report_on(
         total = count(adapter, counted) + coded_size(adapter)
         numbers = _rank(adapter), adapter.alpha, count(adapter, trained), total
         error = _error_of_merging(fill(adapter), path) if measure else None
-        asked = asked_ranks.get(path)
-        is_clamped = asked is not None and adapter.rank is not None and adapter.rank < asked
-        asked = asked if is_clamped else None
+        asked = asked_ranks.get(path, 0)
+        asked = asked if adapter.rank is not None and adapter.rank < asked else None
         rows.append(ReportRow(path, *classes, distribution, *numbers, error, asked))
     total = count(model, parameters) + coded_size(model)
     left_out = layers_left_out(eqx.filter(model, trainable, inverse=True), count_plain(model))

@@ -23,7 +23,6 @@ def new_picture(
     **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`); `SelectionError` for an
     ending that matplotlib does not know.
     """
-    from .plots import Picture, check_ending
+    from .plots import Picture
 
-    check_ending(path)
-    return Picture(width, height)
+    return Picture(width, height, path)

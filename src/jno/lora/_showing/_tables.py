@@ -57,13 +57,10 @@ class Table:
         head = "".join(_cell("th", *column) for column in self.columns)
         justified = [justify for _, justify in self.columns]
         rows = ("".join(map(_cell, ["td"] * len(row), row, justified)) for row in self.rows)
-        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+        body = "\n".join(f"<tr>{row}</tr>" for row in (head, *rows))
         return (
-            '<div style="overflow-x:auto">\n'
-            f"<div><b>{html.escape(self.title)}</b></div>\n"
-            '<table style="border-collapse:collapse;margin:0.5em 0">\n'
-            f'<thead style="border-bottom:1px solid currentColor"><tr>{head}</tr></thead>\n'
-            f"<tbody>\n{body}\n</tbody>\n</table>\n"
+            f'<div style="overflow-x:auto">\n<div><b>{html.escape(self.title)}</b></div>\n'
+            f'<table style="border-collapse:collapse;margin:0.5em 0">\n{body}\n</table>\n'
             f"<div>{html.escape(self.caption)}</div>\n</div>"
         )
 

@@ -17,8 +17,14 @@ class Picture(Figure):
     It does not use pyplot, which would choose a backend for the process, and keep the figure.
     """
 
-    def __init__(self, width: float, height: float):
+    def __init__(self, width: float, height: float, path: str | PathLike[str] | None = None):
         super().__init__(figsize=(width, height), dpi=150, layout="constrained")
+        endings = [f".{name}" for name in sorted(self.canvas.get_supported_filetypes())]
+        if path is not None and Path(path).suffix.lower() not in endings:
+            raise SelectionError(
+                f"No picture can be saved as {os.fspath(path)!r}. Let it end in one of "
+                f"{', '.join(endings)}."
+            )
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
@@ -30,15 +36,3 @@ class Picture(Figure):
         if path is not None:
             self.savefig(path)
         return self
-
-
-def check_ending(path: str | PathLike[str] | None) -> None:
-    """**Raises:** `SelectionError` for a `path` with an ending that matplotlib does not know."""
-    if path is None:
-        return
-    endings = [f".{name}" for name in sorted(Picture(1, 1).canvas.get_supported_filetypes())]
-    if Path(path).suffix.lower() not in endings:
-        raise SelectionError(
-            f"No picture can be saved as {os.fspath(path)!r}. Let it end in one of "
-            f"{', '.join(endings)}."
-        )
