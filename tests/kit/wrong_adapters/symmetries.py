@@ -58,8 +58,6 @@ class UpdatesACirculantMatrix(LoRA):
 
 @wrong("symmetries", symmetries=(cyclic_shift(-1),), **PERIODIC)
 class HasAGainForEachPoint(ConvLoRA):
-    """The call scales the update by a trained number for each point of the grid."""
-
     adapter_fields = ("lora_A", "lora_B", "gain")
     mergeable = False
     gain: jax.Array
@@ -83,8 +81,6 @@ class UpdatesALayerOfSets(LoRA):
 
 @wrong("symmetries", symmetries=(permutation(5),))
 class TokensHavePositions(AttentionLoRA):
-    """The call adds a trained number to each token by its position."""
-
     adapter_fields = ("lora_A", "lora_B", "offsets")
     mergeable = False
     offsets: jax.Array
