@@ -75,9 +75,6 @@ class InHalfPrecision(Good):
         dtype = base.weight.dtype
         self.lora_A, self.lora_B = self.lora_A.astype(dtype), self.lora_B.astype(dtype)
 
-    def merge(self):
-        return super().merge()
-
 
 def test_advice_is_a_warning_unless_strict():
     case = case_of(InHalfPrecision, checks=("adapter-dtype", "jit"))

@@ -6,7 +6,9 @@ import pytest
 
 from jno.lora.testing import ADVICE, CHECKS, ConformanceError, wrapper_checks
 
+from .asking import case_of
 from .wrong_adapters import TABLE
+from .wrong_adapters.transformations import StaticArray
 
 SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE}]
 
@@ -37,3 +39,10 @@ def test_the_check_notices(wrong):
     assert "What to do" in message or "What is checked" in message
     # The fault is the adapter's, not the case's.
     assert wrong.noticed_by != "symmetries" or "breaks it: for " in message
+
+
+# Equinox warns, which is an error in the other tests.
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_static_field_that_holds_an_array_is_named():
+    with pytest.raises(ConformanceError, match="(?s)The static field 'factor' .*`factor: jax.Arr"):
+        wrapper_checks(case_of(StaticArray))["trainable-fields"]()

@@ -143,8 +143,8 @@ def test_every_method_of_the_zoo_is_there_once():
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
-    effort = replace(EFFORT, pretraining_fields=8, pretraining_steps=4, pool=16, steps=20)
-    effort = replace(effort, samples=(2, 16), seeds=2)
+    effort = replace(EFFORT, pretraining_fields=8, pretraining_steps=4, pool=128, steps=20)
+    effort = replace(effort, samples=(2, 128), seeds=2)
     methods = [method for method in METHODS if method.name in ("full", "lora")]
     plan = Plan((PROBLEM,), methods, effort, KEEPING[:1])
     file = tmp_path / "results.jsonl"

@@ -102,12 +102,13 @@ def changed(
     *,
     survives: str = "",
     says: str = "",
+    case: Mapping[str, Any] | None = None,
     **members: Any,
 ) -> type:
     """Put a subclass of a correct adapter into the table, with the changed members alone.
 
     A `Field` is set after the base's constructor, also if the base has the field. A function that
-    replaces a classmethod becomes a classmethod.
+    replaces a classmethod becomes a classmethod. `case`: changes of the cases.
     """
     fields = {key: value for key, value in members.items() if isinstance(value, Field)}
     namespace: dict[str, Any] = {"__module__": sys._getframe(1).f_globals["__name__"]}
@@ -125,7 +126,7 @@ def changed(
         if field.trains:
             namespace["adapter_fields"] = (*base.adapter_fields, key)
     adapter = type(base)(name, (base,), namespace)
-    return wrong(noticed_by, survives=survives, says=says)(adapter)
+    return wrong(noticed_by, survives=survives, says=says, **(case or {}))(adapter)
 
 
 def _constructor(base: Any, fields: dict[str, Field]) -> Callable[..., None]:

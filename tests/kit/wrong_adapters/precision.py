@@ -46,10 +46,12 @@ changed(
 )
 
 
-@wrong(HALF, alpha=0.04)
-class MergeSkipsASmallUpdateInBFloat16(LoRA):
-    def merge(self):
-        return self.base if is_bfloat16(self) else super().merge()
+changed(
+    HALF,
+    "MergeSkipsASmallUpdateInBFloat16",
+    case={"alpha": 0.04},
+    merge=lambda self: self.base if is_bfloat16(self) else LoRA.merge(self),
+)
 
 
 @wrong(HALF)

@@ -199,10 +199,9 @@ changed(
     "RightToTheFirstOrderAlone",
     added=lambda self, x: LoRA.added(self, x + (first_order(x) - jnp.sin(x))),
 )
-changed(
+StaticArray = changed(
     "trainable-fields",
     "StaticArray",
-    says="(?s)The static field 'factor' holds an array.*`factor: jax.Array`",
     factor=static(lambda self, base, key: np.ones(base.weight.shape)),
 )
 # Each constructor defines the function anew.
