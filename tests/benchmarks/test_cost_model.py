@@ -64,8 +64,11 @@ def test_a_model_that_is_never_allocated_is_adapted():
     adapted = eqx.filter_eval_shape(lambda m: apply_lora(m, 4, 8.0, key=key), skeleton)
     real = apply_lora(make(key), 4, 8.0, key=key)
     assert jax.tree.structure(adapted) == jax.tree.structure(real)
-    shapes, arrays = (jax.tree.leaves(eqx.filter(m, eqx.is_array_like)) for m in (adapted, real))
-    assert [(x.shape, x.dtype) for x in shapes] == [(x.shape, x.dtype) for x in arrays]
+    shapes, arrays = (
+        [(x.shape, x.dtype) for x in jax.tree.leaves(m) if hasattr(x, "dtype")]
+        for m in (adapted, real)
+    )
+    assert shapes == arrays != []
     assert str(lora_report(adapted)) == str(lora_report(real))
     merged = eqx.filter_eval_shape(merge_lora, adapted)
     assert jax.tree.structure(merged) == jax.tree.structure(skeleton)

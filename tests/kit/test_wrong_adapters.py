@@ -44,5 +44,5 @@ def test_the_check_notices(wrong):
 # Equinox warns, which is an error in the other tests.
 @pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
 def test_a_static_field_that_holds_an_array_is_named():
-    with pytest.raises(ConformanceError, match="(?s)The static field 'factor' .*`factor: jax.Arr"):
+    with pytest.raises(ConformanceError, match=r"(?s)The static field 'factor' .*`factor: jax.Arr"):
         wrapper_checks(case_of(StaticArray))["trainable-fields"]()

@@ -86,7 +86,8 @@ def _why_not(name: str, variant: str, installed: tuple[PluginRecord, ...]) -> st
     distribution = f"jno-lora-{variant}"
     # The extras of jno-lora name its distributions.
     core = next(iter(importlib_metadata.distributions(name="jno-lora")), None)
-    if distribution in {Requirement(need).name for need in (core and core.requires) or ()}:
+    needs = map(Requirement, (core and core.requires) or ())
+    if distribution in {need.name for need in needs}:
         return f"{distribution} is a distribution of jno-lora itself"
     # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
     taken: dict[str, str] = dict.fromkeys(RESERVED_WORDS, "a word that `wrapper=` knows")
