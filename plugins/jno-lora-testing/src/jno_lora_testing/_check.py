@@ -46,8 +46,8 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     except Exception as err:
         result = err
     cases: Any = [result] if isinstance(result, WrapperCase) else result
-    is_listed = isinstance(cases, Sequence) and len(cases) > 0
-    if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
+    is_listed = isinstance(cases, Sequence) and all(isinstance(c, WrapperCase) for c in cases)
+    if not (is_listed and cases):
         raise PluginError(
             f"{what!r} gives {result!r}. It must be a subclass of jno.lora.LoRAWrapper, a list of "
             "jno.lora.testing.WrapperCase, or a function without arguments that returns such a "

@@ -242,10 +242,9 @@ def check_state_round_trip(case: WrapperCase) -> None:
     )
 
 
-_RESTORE_ARRAYS = "let `from_state` take the arrays of `state`, by default named as the fields."
-_RESTORE_OPTIONS = (
-    "let `options_of(state)` give the options that the names and shapes of the saved arrays stand "
-    "for: `from_state` passes them to the constructor."
+_RESTORE = (
+    "let `from_state` take the arrays of `state`, by default named as the fields, and let "
+    "`options_of(state)` give the options that the names and shapes of the saved arrays stand for."
 )
 
 
@@ -259,6 +258,5 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
             return load_adapters(model, file, wrappers=case.wrapper, registry=registry)["layer"]
         except CheckpointError as err:
             start = f"With the options {dict(case.options)}, the" if case.options else "The"
-            remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
             problem = f"{start} saved adapter cannot be loaded: {err}"
-            raise ConformanceError(problem, remedy) from err
+            raise ConformanceError(problem, _RESTORE) from err
