@@ -129,6 +129,11 @@ def changed(
     return wrong(noticed_by, survives=survives, says=says, **(case or {}))(adapter)
 
 
+def noticed_by(check: str) -> Callable[..., type]:
+    """`changed` for this check."""
+    return functools.partial(changed, check)
+
+
 def _constructor(base: Any, fields: dict[str, Field]) -> Callable[..., None]:
     @functools.wraps(base.__init__)
     def constructor(self: Any, layer: Any, *args: Any, key: Any, **options: Any) -> None:

@@ -5,83 +5,55 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import AttentionLoRA, ConvLoRA, EmbeddingLoRA, LoRA
-from ._rows import changed, wrong
+from ._rows import changed, noticed_by, wrong
+
+by_claims = noticed_by("applies-to-total")
+by_greed = noticed_by("applies-to-not-greedy")
 
 
 def claims(leaf):
     return LoRA.applies_to(leaf)
 
 
-changed("applies-to-total", "RaisesForNone", applies_to=lambda cls, leaf: leaf.weight.ndim == 2)
-changed(
-    "applies-to-total",
-    "RaisesForArrays",
-    applies_to=lambda cls, leaf: False if leaf == 0 else claims(leaf),
+by_claims("RaisesForNone", applies_to=lambda cls, leaf: leaf.weight.ndim == 2)
+by_claims("RaisesForArrays", applies_to=lambda cls, leaf: False if leaf == 0 else claims(leaf))
+by_claims("AnswersANumber", applies_to=lambda cls, leaf: leaf.weight.ndim if claims(leaf) else 0)
+by_claims("AnswersNone", applies_to=lambda cls, leaf: True if claims(leaf) else None)
+by_claims(
+    "AnswersAnArray", applies_to=lambda cls, leaf: jnp.asarray(True) if claims(leaf) else False
 )
-changed(
-    "applies-to-total",
-    "AnswersANumber",
-    applies_to=lambda cls, leaf: leaf.weight.ndim if claims(leaf) else 0,
+by_claims(
+    "ClaimsNothing", applies_to=lambda cls, leaf: type(leaf).__module__ == "equinox.nn.linear"
 )
-changed(
-    "applies-to-total",
-    "AnswersNone",
-    applies_to=lambda cls, leaf: True if claims(leaf) else None,
-)
-changed(
-    "applies-to-total",
-    "AnswersAnArray",
-    applies_to=lambda cls, leaf: jnp.asarray(True) if claims(leaf) else False,
-)
-changed(
-    "applies-to-total",
-    "ClaimsNothing",
-    applies_to=lambda cls, leaf: type(leaf).__module__ == "equinox.nn.linear",
-)
-changed(
-    "applies-to-total",
+by_claims(
     "ClaimsArrays",
     applies_to=lambda cls, leaf: (isinstance(leaf, jax.Array) and leaf.ndim == 2) or claims(leaf),
 )
-changed(
-    "applies-to-total",
-    "ClaimsAdapters",
-    applies_to=lambda cls, leaf: isinstance(leaf, cls) or claims(leaf),
-)
-changed(
-    "applies-to-total",
-    "ClaimsClasses",
-    applies_to=lambda cls, leaf: leaf is eqx.nn.Linear or claims(leaf),
-)
-changed(
-    "applies-to-total",
+by_claims("ClaimsAdapters", applies_to=lambda cls, leaf: isinstance(leaf, cls) or claims(leaf))
+by_claims("ClaimsClasses", applies_to=lambda cls, leaf: leaf is eqx.nn.Linear or claims(leaf))
+by_claims(
     "ClaimsTuples",
     applies_to=lambda cls, leaf: (
         (isinstance(leaf, tuple) and len(leaf) == 1 and claims(leaf[0])) or claims(leaf)
     ),
 )
-changed(
-    "applies-to-total",
+by_claims(
     "ClaimsUnlikeAttention",
     AttentionLoRA,
     applies_to=lambda cls, leaf: leaf.query_proj.weight.ndim == 2,
 )
-changed(
-    "applies-to-not-greedy",
+by_greed(
     "ClaimsEveryWeight",
     applies_to=lambda cls, leaf: isinstance(leaf, eqx.nn.LayerNorm) or claims(leaf),
 )
-changed(
-    "applies-to-not-greedy",
+by_greed(
     "ClaimsContainers",
     applies_to=lambda cls, leaf: (
         (isinstance(leaf, eqx.nn.Sequential) and claims(leaf.layers[0])) or claims(leaf)
     ),
 )
-changed(
-    "applies-to-not-greedy",
-    "ClaimsNorms",
-    applies_to=lambda cls, leaf: isinstance(leaf, eqx.nn.WeightNorm) or claims(leaf),
+by_greed(
+    "ClaimsNorms", applies_to=lambda cls, leaf: isinstance(leaf, eqx.nn.WeightNorm) or claims(leaf)
 )
 
 

@@ -17,27 +17,32 @@ from tests.core.good_adapter import float_of
 from jno.lora import About, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
-from ._rows import Field, changed, wrong
+from ._rows import Field, changed, noticed_by, wrong
 
-changed(
-    "low-rank-update",
+by_answers = noticed_by("answers")
+by_calibration = noticed_by("calibration")
+by_contract = noticed_by("contract")
+by_gate = noticed_by("rank-gate")
+by_scale = noticed_by("low-rank-scale")
+by_specs = noticed_by("partition-specs")
+by_update = noticed_by("low-rank-update")
+
+
+by_update(
     "LowRankUpdateForgetsTheScale",
     says="not the update by which `merge",
     low_rank_update=lambda self: (self.lora_A, self.lora_B),
 )
-changed(
-    "low-rank-update",
+by_update(
     "LowRankUpdateScalesTwice",
     low_rank_update=lambda self: (self.scale() * self.lora_A, self.scale() * self.lora_B),
 )
-changed(
-    "low-rank-update",
+by_update(
     "LowRankUpdateIsSwapped",
     says=r"factors `A` \(\d, 2\) and `B` \(2, \d\)",
     low_rank_update=lambda self: (self.scale() * self.lora_B, self.lora_A),
 )
-changed(
-    "low-rank-update",
+by_update(
     "LowRankUpdateIsTransposed",
     low_rank_update=lambda self: (self.scale() * self.lora_B.T, self.lora_A.T),
 )
@@ -57,49 +62,30 @@ class LowRankUpdateForgetsTheGate(Gated):
         return self.lora_A, self.alpha / self.rank * self.lora_B
 
 
-changed(
-    "low-rank-update",
+by_update(
     "LowRankUpdateLosesADirection",
     low_rank_update=lambda self: (self.lora_A[:1], self.scale() * self.lora_B[:, :1]),
 )
-changed(
-    "low-rank-update",
+by_update(
     "LowRankUpdateOfDoRA",
     Magnitude,
     low_rank_update=lambda self: (self.lora_A, self.scale() * self.lora_B),
 )
-changed(
-    "low-rank-update",
-    "LowRankUpdateRaises",
-    low_rank_update=lambda self: (self.lora_A, self.lora_A @ self.lora_B),
+by_update(
+    "LowRankUpdateRaises", low_rank_update=lambda self: (self.lora_A, self.lora_A @ self.lora_B)
 )
-changed("low-rank-update", "LowRankUpdateIsTheProduct", low_rank_update=lambda self: self.update())
-changed(
-    "low-rank-scale",
+by_update("LowRankUpdateIsTheProduct", low_rank_update=lambda self: self.update())
+by_scale(
     "LowRankScaleIsAlpha",
     says="not the update by which `merge",
     low_rank_scale=lambda cls, rank, alpha: alpha,
 )
-changed(
-    "low-rank-scale", "LowRankScaleIsInverted", low_rank_scale=lambda cls, rank, alpha: rank / alpha
+by_scale("LowRankScaleIsInverted", low_rank_scale=lambda cls, rank, alpha: rank / alpha)
+by_scale(
+    "LowRankScaleForgetsTheScales", Frozen, low_rank_scale=lambda cls, rank, alpha: alpha / rank
 )
-changed(
-    "low-rank-scale",
-    "LowRankScaleForgetsTheScales",
-    Frozen,
-    low_rank_scale=lambda cls, rank, alpha: alpha / rank,
-)
-changed(
-    "low-rank-scale",
-    "LowRankScaleOfDoRA",
-    Magnitude,
-    low_rank_scale=lambda cls, rank, alpha: alpha / rank,
-)
-changed(
-    "low-rank-scale",
-    "LowRankScaleRaises",
-    low_rank_scale=lambda cls, rank, alpha: cls.alpha / cls.rank,
-)
+by_scale("LowRankScaleOfDoRA", Magnitude, low_rank_scale=lambda cls, rank, alpha: alpha / rank)
+by_scale("LowRankScaleRaises", low_rank_scale=lambda cls, rank, alpha: cls.alpha / cls.rank)
 
 
 @wrong("low-rank-scale")
@@ -113,23 +99,16 @@ class LowRankScaleWithoutNames(LoRA):
         return super().from_state(base, named, rank, alpha)
 
 
-changed(
-    "low-rank-update",
+by_update(
     "MatrixIsTransposed",
     says=r"the shape \(6, 4\), not \(4, 6\)|matrix of the layer is \(6, 4\)",
     matrix=lambda cls, layer: float_of(layer.weight).T,
 )
 changed("matrix", "MatrixRaises", says="kernel", matrix=lambda cls, layer: layer.kernel)
-changed("low-rank-update", "MatrixIsTheBias", matrix=lambda cls, layer: layer.bias)
+by_update("MatrixIsTheBias", matrix=lambda cls, layer: layer.bias)
 changed("matrix", "MatrixIsZero", matrix=lambda cls, layer: jnp.zeros_like(layer.weight))
-changed(
-    "low-rank-update",
-    "MatrixOfAKernelHasAllAxes",
-    ConvLoRA,
-    matrix=lambda cls, layer: float_of(layer.weight),
-)
-changed(
-    "low-rank-update",
+by_update("MatrixOfAKernelHasAllAxes", ConvLoRA, matrix=lambda cls, layer: float_of(layer.weight))
+by_update(
     "MatrixOfAKernelIsPermuted",
     ConvLoRA,
     matrix=lambda cls, layer: jnp.moveaxis(float_of(layer.weight), 1, -1).reshape(
@@ -142,18 +121,16 @@ changed(
     says=r"`lora_B` \(4, 2\) is `A`",
     factor_sides={"lora_A": "output", "lora_B": "input"},
 )
-changed("contract", "SidesNameNoField", factor_sides={"lora_down": "input", "lora_B": "output"})
+by_contract("SidesNameNoField", factor_sides={"lora_down": "input", "lora_B": "output"})
 changed("factor-sides", "SidesAreUnknown", factor_sides={"lora_A": "left", "lora_B": "output"})
-changed(
-    "rank-gate",
+by_gate(
     "RankAxesAreSwapped",
     Gated,
     says=r"gives axis 1 of 'lora_A', whose shape is \(2, 6\)",
     rank_axes={"lora_A": 1, "lora_B": 0},
 )
-changed("rank-gate", "RankAxesAreNegative", Gated, rank_axes={"lora_A": 0, "lora_B": -1})
-changed(
-    "rank-gate",
+by_gate("RankAxesAreNegative", Gated, rank_axes={"lora_A": 0, "lora_B": -1})
+by_gate(
     "RankAxesForgetB",
     Gated,
     says="'lora_B' grows with the rank along axis",
@@ -168,8 +145,7 @@ changed(
 )
 
 
-changed(
-    "rank-gate",
+by_gate(
     "GateIsAMatrix",
     Gated,
     says=r"'gate' of one layer has the shape \(2, 1\), not \(r,\)",
@@ -207,29 +183,25 @@ class GateLeaksOneDirection(Gated):
         return self.lora_A, self.alpha / self.rank * self.lora_B * open_gate[None, :]
 
 
-changed(
-    "answers",
+by_answers(
     "WhyNotRaises",
     says="`why_not` raises for None",
     why_not=lambda cls, leaf: f"the weight has {leaf.weight.ndim} axes",
 )
-changed("answers", "WhyNotIsABool", why_not=lambda cls, leaf: not cls.applies_to(leaf))
-changed(
-    "answers",
+by_answers("WhyNotIsABool", why_not=lambda cls, leaf: not cls.applies_to(leaf))
+by_answers(
     "WhyNotRejectsItsLayer",
     says="'the layer is too small'",
     why_not=lambda cls, leaf: "the layer is too small",
 )
-changed("answers", "SaysStateful", says=r"`is_stateful\(\)` is True", is_stateful=lambda self: True)
-changed("answers", "StatefulIsAnArray", is_stateful=lambda self: jnp.any(self.lora_B != 0))
-changed(
-    "partition-specs",
+by_answers("SaysStateful", says=r"`is_stateful\(\)` is True", is_stateful=lambda self: True)
+by_answers("StatefulIsAnArray", is_stateful=lambda self: jnp.any(self.lora_B != 0))
+by_specs(
     "SpecsNameNoField",
     says="'lora_down', which is not a field",
     partition_specs=lambda self: {"lora_down": PartitionSpec()},
 )
-changed(
-    "partition-specs",
+by_specs(
     "SpecsHaveTooManyAxes",
     partition_specs=lambda self: {"lora_A": PartitionSpec(None, None, "devices")},
 )
@@ -239,7 +211,7 @@ changed(
     survives="the check is advice",
     partition_specs=lambda self: {"lora_A": PartitionSpec(None, "an axis of another mesh")},
 )
-changed("partition-specs", "SpecsRaise", partition_specs=lambda self: {"lora_A": self.base.spec})
+by_specs("SpecsRaise", partition_specs=lambda self: {"lora_A": self.base.spec})
 changed("reads-like-the-layer", "StackNdimRaises", stack_ndim=lambda cls, leaf: leaf.depth)
 changed(
     "reads-like-the-layer", "StackNdimIsTooLarge", stack_ndim=lambda cls, leaf: leaf.weight.ndim - 1
@@ -301,17 +273,16 @@ class Measured(Informed):
         super().__init__(base, rank, alpha, key=key, statistics={"input_covariance": covariance})
 
 
-changed(
-    "calibration",
+by_calibration(
     "StatisticDividesTwice",
     Measured,
     says="depends on how rows are batched",
     needs=(MeanOverTheBatch,),
 )
-changed("calibration", "StatisticCentresBatches", Measured, needs=(CentredRows,))
+by_calibration("StatisticCentresBatches", Measured, needs=(CentredRows,))
 changed("law", "StatisticTakesTheLargest", Measured, needs=(LargestRow,))
-changed("contract", "NeedsAnUnknownStatistic", Informed, needs=("input_variance",))
-changed("contract", "NeedsAText", Informed, needs="input_covariance")
+by_contract("NeedsAnUnknownStatistic", Informed, needs=("input_variance",))
+by_contract("NeedsAText", Informed, needs="input_covariance")
 
 
 @wrong("law")
@@ -338,16 +309,13 @@ class DividesByTheMean(Informed):
 
 wrong("poor-statistics")(DividesByTheVariance)
 wrong("calibration")(SeesOtherInputs)
-changed("contract", "VariantIsEmpty", variant="")
-changed("contract", "PaperIsEmpty", about=About(paper=""))
-changed("contract", "AutoIsAText", auto="no")
-changed("contract", "FamilyIsEmpty", about=About(family=""))
-changed("contract", "AboutIsAText", about="a low-rank update")
-changed(
-    "contract",
-    "MergeableIsAText",
-    says="`mergeable` must be True or False, but is 'yes'",
-    mergeable="yes",
+by_contract("VariantIsEmpty", variant="")
+by_contract("PaperIsEmpty", about=About(paper=""))
+by_contract("AutoIsAText", auto="no")
+by_contract("FamilyIsEmpty", about=About(family=""))
+by_contract("AboutIsAText", about="a low-rank update")
+by_contract(
+    "MergeableIsAText", says="`mergeable` must be True or False, but is 'yes'", mergeable="yes"
 )
 
 
@@ -379,8 +347,7 @@ class InputsOfAKernelAreRows(ConvLoRA):
         super().__init__(base, rank, alpha, key=key)
 
 
-changed(
-    "calibration",
+by_calibration(
     "OutputsOfLosesAnOutput",
     Informed,
     needs=("input_covariance", "output_covariance"),

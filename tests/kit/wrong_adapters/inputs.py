@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import EmbeddingLoRA, LoRA
-from ._rows import changed, wrong
+from ._rows import changed, noticed_by, wrong
+
+by_call = noticed_by("merge-equals-call")
+by_inputs = noticed_by("special-inputs")
 
 
 @wrong("special-inputs")
@@ -21,26 +24,18 @@ class GradientIsNaNAtZeroInput(LoRA):
         return super().added(x) + 0 * length
 
 
-changed(
-    "special-inputs", "ClipsTheInput", added=lambda self, x: LoRA.added(self, jnp.clip(x, -10, 10))
-)
-changed(
-    "special-inputs", "ClipsTheTerm", added=lambda self, x: jnp.clip(LoRA.added(self, x), -50, 50)
-)
-changed(
-    "special-inputs",
-    "SaturatesForLargeInputs",
-    added=lambda self, x: LoRA.added(self, jnp.arctanh(jnp.tanh(x))),
+by_inputs("ClipsTheInput", added=lambda self, x: LoRA.added(self, jnp.clip(x, -10, 10)))
+by_inputs("ClipsTheTerm", added=lambda self, x: jnp.clip(LoRA.added(self, x), -50, 50))
+by_inputs(
+    "SaturatesForLargeInputs", added=lambda self, x: LoRA.added(self, jnp.arctanh(jnp.tanh(x)))
 )
 changed(
     "input-derivatives",
     "DropsNegativeInputs",
     added=lambda self, x: LoRA.added(self, jax.nn.relu(x)),
 )
-changed(
-    "special-inputs",
-    "DropsNegativeVectors",
-    added=lambda self, x: jnp.where(jnp.all(x < 0), 0, LoRA.added(self, x)),
+by_inputs(
+    "DropsNegativeVectors", added=lambda self, x: jnp.where(jnp.all(x < 0), 0, LoRA.added(self, x))
 )
 
 
@@ -56,8 +51,7 @@ def rows(index_of):
     return lambda self, x: EmbeddingLoRA.rows(self, index_of(self, x))
 
 
-changed(
-    "merge-equals-call",
+by_call(
     "TakesZeroForPadding",
     EmbeddingLoRA,
     rows=lambda self, x: jnp.where(x == 0, 0, 1) * EmbeddingLoRA.rows(self, x),
@@ -68,25 +62,14 @@ changed(
     EmbeddingLoRA,
     rows=rows(lambda self, x: jnp.clip(x, None, self.base.num_embeddings - 2)),
 )
-changed(
-    "merge-equals-call",
-    "CountsIndicesFromOne",
-    EmbeddingLoRA,
-    rows=rows(lambda self, x: x - 1),
-)
+by_call("CountsIndicesFromOne", EmbeddingLoRA, rows=rows(lambda self, x: x - 1))
 # A one-hot vector of the index -1 is zero, where the layer takes the last entry.
-changed(
-    "merge-equals-call",
+by_call(
     "LosesNegativeIndices",
     EmbeddingLoRA,
     rows=lambda self, x: jax.nn.one_hot(x, len(self.lora_B), dtype=self.lora_B.dtype) @ self.lora_B,
 )
-changed(
-    "merge-equals-call",
-    "ClipsNegativeIndices",
-    EmbeddingLoRA,
-    rows=rows(lambda self, x: jnp.maximum(x, 0)),
-)
+by_call("ClipsNegativeIndices", EmbeddingLoRA, rows=rows(lambda self, x: jnp.maximum(x, 0)))
 # Half precision rounds the index.
 changed(
     "state-round-trip",

@@ -7,7 +7,9 @@ import numpy as np
 from tests.core.good_adapter import float_of
 
 from ._bases import AttentionLoRA, ConvLoRA, with_weight
-from ._rows import changed, wrong
+from ._rows import changed, noticed_by, wrong
+
+by_call = noticed_by("merge-equals-call")
 
 
 @wrong("merge-equals-call")
@@ -25,8 +27,7 @@ class ForgetsDilation(ConvLoRA):
         return self.convolved(x, self.kernel(), rhs_dilation=ones, padding=padding)
 
 
-changed(
-    "merge-equals-call",
+by_call(
     "ForgetsThePaddingMode",
     ConvLoRA,
     added=lambda self, x: self.convolved(x, self.kernel(), padding=self.base.padding),
@@ -68,11 +69,8 @@ def reordered(self):
 
 
 changed("law", "FlipsTheKernel", ConvLoRA, kernel=lambda self: flipped(ConvLoRA.kernel(self)))
-changed(
-    "merge-equals-call",
-    "CallFlipsTheKernel",
-    ConvLoRA,
-    added=lambda self, x: self.convolved(x, flipped(self.kernel())),
+by_call(
+    "CallFlipsTheKernel", ConvLoRA, added=lambda self, x: self.convolved(x, flipped(self.kernel()))
 )
 changed("law", "OrdersTheAxesOtherwise", ConvLoRA, kernel=reordered)
 changed(
@@ -106,8 +104,7 @@ class ClaimsTransposedConvolutions(ConvLoRA):
         return transposed or super().applies_to(leaf)
 
 
-changed(
-    "merge-equals-call",
+by_call(
     "ForgetsTheMask",
     AttentionLoRA,
     attend=lambda self, layer, query, keys, values, mask, **options: layer(
@@ -123,10 +120,9 @@ def without(option):
     )
 
 
-changed("merge-equals-call", "ForgetsTheDropoutKey", AttentionLoRA, attend=without("key"))
-changed("merge-equals-call", "ForgetsInference", AttentionLoRA, attend=without("inference"))
-changed(
-    "merge-equals-call",
+by_call("ForgetsTheDropoutKey", AttentionLoRA, attend=without("key"))
+by_call("ForgetsInference", AttentionLoRA, attend=without("inference"))
+by_call(
     "TakesNoMask",
     AttentionLoRA,
     __call__=lambda self, query, key_, value: self.adapted(self.update())(query, key_, value),
@@ -140,8 +136,7 @@ class TakesNoHeads(AttentionLoRA):
         return adapted(query, key_, value, mask, key=key, inference=inference)
 
 
-changed(
-    "merge-equals-call",
+by_call(
     "AttendsToItself",
     AttentionLoRA,
     attend=lambda self, layer, query, keys, values, mask, **options: layer(
@@ -156,8 +151,7 @@ changed(
         query, values, keys, mask, **options
     ),
 )
-changed(
-    "merge-equals-call",
+by_call(
     "InvertsTheMask",
     AttentionLoRA,
     attend=lambda self, layer, query, keys, values, mask, **options: layer(

@@ -5,32 +5,29 @@ from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import float_of
 
 from ._bases import LoRA, Magnitude, with_weight
-from ._rows import Field, changed, wrong
+from ._rows import Field, changed, noticed_by, wrong
 
-changed("law", "MergeScalesTwice", update=lambda self: self.scale() * LoRA.update(self))
-changed(
-    "merge-equals-call",
-    "MergeForgetsTheScale",
-    update=lambda self: self.lora_B @ self.lora_A,
-)
-changed(
-    "merge-equals-call",
-    "CallForgetsTheScale",
-    added=lambda self, x: LoRA.added(self, x) / self.scale(),
-)
-changed("law", "MergeTakesTheRootOfTheRank", update=lambda self: LoRA.update(self) * self.rank**0.5)
-changed("law", "ScalesByTheRoot", scale=lambda self: self.alpha / self.rank**0.5)
-changed("law", "InvertsTheScale", scale=lambda self: self.rank / self.alpha)
-changed("law", "ScalesByAlphaAlone", scale=lambda self: self.alpha)
-changed("alpha", "DividesIntegers", scale=lambda self: self.alpha // self.rank)
-changed(
-    "alpha",
+by_alpha = noticed_by("alpha")
+by_call = noticed_by("merge-equals-call")
+by_derivatives = noticed_by("input-derivatives")
+by_law = noticed_by("law")
+
+
+by_law("MergeScalesTwice", update=lambda self: self.scale() * LoRA.update(self))
+by_call("MergeForgetsTheScale", update=lambda self: self.lora_B @ self.lora_A)
+by_call("CallForgetsTheScale", added=lambda self, x: LoRA.added(self, x) / self.scale())
+by_law("MergeTakesTheRootOfTheRank", update=lambda self: LoRA.update(self) * self.rank**0.5)
+by_law("ScalesByTheRoot", scale=lambda self: self.alpha / self.rank**0.5)
+by_law("InvertsTheScale", scale=lambda self: self.rank / self.alpha)
+by_law("ScalesByAlphaAlone", scale=lambda self: self.alpha)
+by_alpha("DividesIntegers", scale=lambda self: self.alpha // self.rank)
+by_alpha(
     "TakesAlphaZeroForTheDefault",
     says="With alpha 0.0",
     scale=lambda self: (self.alpha or self.rank) / self.rank,
 )
-changed("alpha", "DividesByAlpha", scale=lambda self: 1 / (self.rank / self.alpha))
-changed("alpha", "RoundsAlpha", scale=lambda self: int(self.alpha) / self.rank)
+by_alpha("DividesByAlpha", scale=lambda self: 1 / (self.rank / self.alpha))
+by_alpha("RoundsAlpha", scale=lambda self: int(self.alpha) / self.rank)
 # `merge` scales by the number of directions, the call by the rank that was asked for.
 changed(
     "ranks",
@@ -53,13 +50,8 @@ def transposed_if_square(update):
     return update.T if update.shape[0] == update.shape[1] else update
 
 
-changed(
-    "law",
-    "MergeTransposesSquareWeights",
-    update=lambda self: transposed_if_square(LoRA.update(self)),
-)
-changed(
-    "law",
+by_law("MergeTransposesSquareWeights", update=lambda self: transposed_if_square(LoRA.update(self)))
+by_law(
     "ReadsSquareWeightsTransposed",
     update=lambda self: transposed_if_square(LoRA.update(self)),
     added=lambda self, x: self.update().astype(x.dtype) @ x,
@@ -71,9 +63,8 @@ def reshaped(self):
     return self.scale() * (self.lora_A.T @ self.lora_B.T).reshape(self.base.weight.shape)
 
 
-changed("input-derivatives", "MergeReshapesTheTransposed", update=reshaped)
-changed(
-    "law",
+by_derivatives("MergeReshapesTheTransposed", update=reshaped)
+by_law(
     "BothReshapeTheTransposed",
     update=reshaped,
     added=lambda self, x: self.update().astype(x.dtype) @ x,
@@ -86,28 +77,17 @@ def first(array, count, axis):
     return array * jnp.expand_dims(is_first, 1 - axis).astype(array.dtype)
 
 
-changed(
-    "law",
-    "ReadsTheInputBackwards",
-    factors=lambda self: (self.lora_A[:, ::-1], self.lora_B),
-)
-changed(
-    "law",
-    "UsesTheFirstDirectionAlone",
-    factors=lambda self: (self.lora_A, first(self.lora_B, 1, 1)),
-)
-changed(
-    "law",
+by_law("ReadsTheInputBackwards", factors=lambda self: (self.lora_A[:, ::-1], self.lora_B))
+by_law("UsesTheFirstDirectionAlone", factors=lambda self: (self.lora_A, first(self.lora_B, 1, 1)))
+by_law(
     "WideLayersLoseInputs",
     factors=lambda self: (first(self.lora_A, self.base.out_features, 1), self.lora_B),
 )
-changed(
-    "law",
+by_law(
     "TallLayersLoseOutputs",
     factors=lambda self: (self.lora_A, first(self.lora_B, self.base.in_features, 0)),
 )
-changed(
-    "law",
+by_law(
     "DividesByTheNormOfA",
     factors=lambda self: (self.lora_A / jnp.linalg.norm(self.lora_A), self.lora_B),
 )
@@ -120,15 +100,11 @@ class AddsTheBiasTwice(LoRA):
         return super().added(x) if bias is None else super().added(x) + bias
 
 
-changed(
-    "merge-equals-call",
-    "NeedsABias",
-    __call__=lambda self, x: self.base.weight @ x + self.base.bias + self.added(x),
+by_call(
+    "NeedsABias", __call__=lambda self, x: self.base.weight @ x + self.base.bias + self.added(x)
 )
-changed(
-    "input-derivatives",
-    "ScalesTheBaseToo",
-    __call__=lambda self, x: self.scale() * self.base(x) + self.added(x),
+by_derivatives(
+    "ScalesTheBaseToo", __call__=lambda self, x: self.scale() * self.base(x) + self.added(x)
 )
 
 
@@ -139,25 +115,12 @@ class BendsTheMiddle(LoRA):
         return self.scale() * (B.astype(x.dtype) @ jnp.tanh(A.astype(x.dtype) @ x))
 
 
-changed(
-    "input-derivatives",
-    "CallDividesByTheNumberOfInputs",
-    added=lambda self, x: LoRA.added(self, x) / len(x),
-)
-changed("input-derivatives", "MergeSubtracts", update=lambda self: -LoRA.update(self))
-changed(
-    "input-derivatives",
-    "MergeClipsTheUpdate",
-    update=lambda self: jnp.clip(LoRA.update(self), -0.5, 0.5),
-)
-changed("input-derivatives", "MergeRoundsTheUpdate", update=lambda self: LoRA.update(self).round(2))
-changed(
-    "input-derivatives",
-    "MergeForgetsTheBase",
-    merge=lambda self: with_weight(self.base, self.update()),
-)
-changed(
-    "input-derivatives",
+by_derivatives("CallDividesByTheNumberOfInputs", added=lambda self, x: LoRA.added(self, x) / len(x))
+by_derivatives("MergeSubtracts", update=lambda self: -LoRA.update(self))
+by_derivatives("MergeClipsTheUpdate", update=lambda self: jnp.clip(LoRA.update(self), -0.5, 0.5))
+by_derivatives("MergeRoundsTheUpdate", update=lambda self: LoRA.update(self).round(2))
+by_derivatives("MergeForgetsTheBase", merge=lambda self: with_weight(self.base, self.update()))
+by_derivatives(
     "MergeUsesTheFirstA",
     first_A=Field(lambda self, base, key: jnp.copy(self.lora_A)),
     update=lambda self: self.scale() * (self.lora_B @ self.first_A),
@@ -185,8 +148,7 @@ class CallGatesBothFactors(Gated):
         return self.base(x) + B @ (self.gate.astype(x.dtype) * (A @ x))
 
 
-changed(
-    "law",
+by_law(
     "TakesNormsOfColumnsOfASquareWeight",
     Magnitude,
     norms=lambda cls, V: Magnitude.norms(transposed_if_square(V)),

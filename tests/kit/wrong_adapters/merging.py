@@ -7,7 +7,11 @@ import numpy as np
 from jno.lora import WrapperError
 
 from ._bases import LoRA, copy_of, float_of, with_bias, with_weight
-from ._rows import changed, static, wrong
+from ._rows import changed, noticed_by, static, wrong
+
+by_derivatives = noticed_by("input-derivatives")
+by_form = noticed_by("merge-restores-form")
+by_reading = noticed_by("reads-like-the-layer")
 
 
 class MergedLinear(eqx.nn.Linear):
@@ -29,32 +33,21 @@ def bias_changed(change):
     return merged(lambda layer: layer if layer.bias is None else with_bias(layer, change(layer)))
 
 
-changed(
-    "merge-restores-form",
-    "MergeChangesTheClass",
-    merge=merged(lambda layer: copy_of(layer, MergedLinear)),
-)
-changed(
-    "reads-like-the-layer", "MergeReturnsAFunction", merge=merged(lambda layer: lambda x: layer(x))
-)
+by_form("MergeChangesTheClass", merge=merged(lambda layer: copy_of(layer, MergedLinear)))
+by_reading("MergeReturnsAFunction", merge=merged(lambda layer: lambda x: layer(x)))
 changed("law", "MergeReturnsTheAdapter", merge=lambda self: self)
-changed("reads-like-the-layer", "MergeReturnsAnArray", merge=merged(lambda layer: layer.weight))
-changed("input-derivatives", "MergeRemovesTheBias", merge=bias_changed(lambda layer: None))
+by_reading("MergeReturnsAnArray", merge=merged(lambda layer: layer.weight))
+by_derivatives("MergeRemovesTheBias", merge=bias_changed(lambda layer: None))
 changed(
     "merge-equals-call",
     "MergeMakesTheBiasZero",
     merge=bias_changed(lambda layer: jnp.zeros_like(layer.bias)),
 )
-changed(
-    "input-derivatives",
+by_derivatives(
     "MergeAddsTheSumsOfRowsToTheBias",
     merge=bias_changed(lambda layer: layer.bias + layer.weight.sum(axis=1)),
 )
-changed(
-    "merge-restores-form",
-    "MergeWidensTheBias",
-    merge=bias_changed(lambda layer: float_of(layer.bias)),
-)
+by_form("MergeWidensTheBias", merge=bias_changed(lambda layer: float_of(layer.bias)))
 
 
 @wrong("merge-equals-call")
@@ -65,12 +58,11 @@ class MergeAddsABias(LoRA):
         return plain if plain.bias is not None else copy_of(plain, eqx.nn.Linear, bias=zeros)
 
 
-changed(
-    "reads-like-the-layer",
+by_reading(
     "MergeChangesAStaticField",
     merge=merged(lambda layer: copy_of(layer, eqx.nn.Linear, use_bias=False)),
 )
-changed("input-derivatives", "MergeAddsAnAxis", merge=weight_changed(lambda weight: weight[None]))
+by_derivatives("MergeAddsAnAxis", merge=weight_changed(lambda weight: weight[None]))
 changed("residual-gradients", "MergeGivesNumPy", merge=weight_changed(np.asarray))
 
 
@@ -97,12 +89,7 @@ class SaysUnmergeableAndRaisesAnotherError(LoRA):
         raise NotImplementedError
 
 
-changed(
-    "merge-restores-form",
-    "MergesThoughUnmergeable",
-    mergeable=False,
-    merge=lambda self: self.base,
-)
+by_form("MergesThoughUnmergeable", mergeable=False, merge=lambda self: self.base)
 changed("unwrap-restores", "UnwrapGivesTheMergedLayer", unwrap=lambda self: self.merge())
 changed(
     "unwrap-restores",
@@ -128,17 +115,9 @@ class UnwrapDropsTheBias(LoRA):
 
 
 # A model that reads the weight sees no adapter.
-changed(
-    "reads-like-the-layer", "ReadsTheFrozenWeight", weight=property(lambda self: self.base.weight)
+by_reading("ReadsTheFrozenWeight", weight=property(lambda self: self.base.weight))
+by_reading("ReadsTheUpdate", weight=property(lambda self: self.update()))
+by_reading(
+    "ReadsThroughToTheBase", __getattr__=lambda self, name: getattr(self.__dict__["base"], name)
 )
-changed("reads-like-the-layer", "ReadsTheUpdate", weight=property(lambda self: self.update()))
-changed(
-    "reads-like-the-layer",
-    "ReadsThroughToTheBase",
-    __getattr__=lambda self, name: getattr(self.__dict__["base"], name),
-)
-changed(
-    "reads-like-the-layer",
-    "HidesTheWidth",
-    in_features=static(lambda self, base, key: self.rank),
-)
+by_reading("HidesTheWidth", in_features=static(lambda self, base, key: self.rank))

@@ -87,11 +87,7 @@ changed(
     alpha=Field(lambda self, base, key: self.alpha / self.rank, is_static=True),
     scale=lambda self: self.alpha,
 )
-changed(
-    "answers",
-    "IgnoresAlpha",
-    alpha=Field(lambda self, base, key: self.rank, is_static=True),
-)
+changed("answers", "IgnoresAlpha", alpha=Field(lambda self, base, key: self.rank, is_static=True))
 changed(
     "trainable-fields",
     "StoresAlphaAsAnArray",

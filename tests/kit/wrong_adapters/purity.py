@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._bases import LoRA, with_weight
-from ._rows import Field, changed, static, wrong
+from ._rows import Field, changed, noticed_by, static, wrong
+
+by_keys = noticed_by("key-forms")
+
 
 COUNTER = itertools.count()
 GENERATOR = np.random.default_rng()
@@ -27,12 +30,10 @@ def drawn_from_numpy(self, base, key):
     return self.lora_A + jnp.asarray(GENERATOR.normal(size=self.lora_A.shape), self.lora_A.dtype)
 
 
-changed("key-forms", "DrawsFromNumPy", lora_A=Field(drawn_from_numpy))
-changed("key-forms", "CountsItsLayers", start=seeded(lambda W, key: jax.random.key(next(COUNTER))))
-changed(
-    "key-forms",
-    "SeedsFromTheClock",
-    start=seeded(lambda W, key: jax.random.key(time.perf_counter_ns() % 2**31)),
+by_keys("DrawsFromNumPy", lora_A=Field(drawn_from_numpy))
+by_keys("CountsItsLayers", start=seeded(lambda W, key: jax.random.key(next(COUNTER))))
+by_keys(
+    "SeedsFromTheClock", start=seeded(lambda W, key: jax.random.key(time.perf_counter_ns() % 2**31))
 )
 # A typed key cannot be indexed.
 changed("law", "NeedsARawKey", start=seeded(lambda W, key: jax.random.PRNGKey(key[1])))

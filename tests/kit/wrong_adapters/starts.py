@@ -5,19 +5,19 @@ import jax.numpy as jnp
 from tests.core.good_adapter import float_of
 
 from ._bases import EmbeddingLoRA, Frozen, LoRA, Magnitude
-from ._rows import Field, changed, wrong
+from ._rows import Field, changed, noticed_by, wrong
+
+by_gradients = noticed_by("gradients")
+by_keys = noticed_by("key-forms")
+by_start = noticed_by("identity-at-init")
 
 
 def normal(cls, W, rank, key):
     return jax.random.normal(key, (W.shape[0], rank), W.dtype)
 
 
-changed("identity-at-init", "BothFactorsAreRandom", first_B=normal)
-changed(
-    "identity-at-init",
-    "StartsWithNoise",
-    first_B=lambda cls, W, rank, key: 1e-3 * normal(cls, W, rank, key),
-)
+by_start("BothFactorsAreRandom", first_B=normal)
+by_start("StartsWithNoise", first_B=lambda cls, W, rank, key: 1e-3 * normal(cls, W, rank, key))
 
 
 @wrong("identity-at-init")
@@ -33,18 +33,16 @@ def zeros(self, base, key):
 
 
 # No gradient ever moves two factors of zeros.
-changed("gradients", "BothFactorsAreZero", lora_A=Field(zeros))
-changed("gradients", "BothFactorsOfTheTableAreZero", EmbeddingLoRA, lora_A=Field(zeros))
+by_gradients("BothFactorsAreZero", lora_A=Field(zeros))
+by_gradients("BothFactorsOfTheTableAreZero", EmbeddingLoRA, lora_A=Field(zeros))
 # Both have a zero gradient where `B` starts.
 changed("input-jet", "RectifiesB", factors=lambda self: (self.lora_A, jax.nn.relu(self.lora_B)))
 changed("law", "SquaresB", factors=lambda self: (self.lora_A, self.lora_B**2))
-changed(
-    "gradients",
+by_gradients(
     "GradientOfTheNormOfBIsNaN",
     factors=lambda self: (self.lora_A, self.lora_B / (1 + jnp.sqrt(jnp.sum(self.lora_B**2)))),
 )
-changed(
-    "identity-at-init",
+by_start(
     "MagnitudeStartsAtOne",
     Magnitude,
     magnitude=Field(lambda self, base, key: jnp.ones_like(self.magnitude)),
@@ -103,18 +101,13 @@ def seeded(seed):
 
 
 # All layers, or all layers of one shape, start alike.
-changed(
-    "key-forms",
+by_keys(
     "IgnoresTheKey",
     says="`lora_A` are the same for every key",
     start=seeded(lambda W, rank, key: jax.random.key(0)),
 )
-changed(
-    "key-forms",
-    "SeedsFromTheShape",
-    start=seeded(lambda W, rank, key: jax.random.key(W.size + rank)),
-)
-changed("key-forms", "KeepsItsKey", own_key=Field(lambda self, base, key: key))
+by_keys("SeedsFromTheShape", start=seeded(lambda W, rank, key: jax.random.key(W.size + rank)))
+by_keys("KeepsItsKey", own_key=Field(lambda self, base, key: key))
 changed(
     None,
     "FrozenScalesIgnoreTheKey",

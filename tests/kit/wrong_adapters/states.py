@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import Frozen, LoRA
-from ._rows import Field, changed, wrong
+from ._rows import Field, changed, noticed_by, wrong
 
-changed("state-round-trip", "StateForgetsB", state=lambda self: {"lora_A": self.lora_A})
+by_file = noticed_by("state-round-trip")
+
+
+by_file("StateForgetsB", state=lambda self: {"lora_A": self.lora_A})
 
 
 def state_with(function):
@@ -15,23 +18,13 @@ def state_with(function):
     return lambda self: {name: function(array) for name, array in LoRA.state(self).items()}
 
 
-changed(
-    "state-round-trip",
-    "StateIsInHalfPrecision",
-    state=state_with(lambda array: array.astype(jnp.float16)),
-)
-changed("state-round-trip", "StateIsTransposed", state=state_with(lambda array: array.T))
+by_file("StateIsInHalfPrecision", state=state_with(lambda array: array.astype(jnp.float16)))
+by_file("StateIsTransposed", state=state_with(lambda array: array.T))
 # This fits square layers alone.
-changed(
-    "state-round-trip",
-    "SquareStatesAreSwapped",
-    state=lambda self: {"lora_A": self.lora_B.T, "lora_B": self.lora_A.T},
+by_file(
+    "SquareStatesAreSwapped", state=lambda self: {"lora_A": self.lora_B.T, "lora_B": self.lora_A.T}
 )
-changed(
-    "state-round-trip",
-    "StateHoldsNumbers",
-    state=lambda self: {**LoRA.state(self), "alpha": self.alpha},
-)
+by_file("StateHoldsNumbers", state=lambda self: {**LoRA.state(self), "alpha": self.alpha})
 changed(
     "state-size",
     "StateHoldsATable",
@@ -79,13 +72,11 @@ def restored(cls, base, state, rank, alpha):
     return LoRA.from_state.__func__(cls, base, state, rank, alpha)
 
 
-changed(
-    "state-round-trip",
+by_file(
     "FromStateStartsAgain",
     from_state=lambda cls, base, state, rank, alpha: cls(base, rank, alpha, key=jax.random.key(0)),
 )
-changed(
-    "state-round-trip",
+by_file(
     "FromStateForgetsAlpha",
     says="restored differs from the saved",
     from_state=lambda cls, base, state, rank, alpha: restored(cls, base, state, rank, 1.0),
@@ -118,13 +109,10 @@ def from_rounded(function):
     )
 
 
-changed(
-    "state-round-trip",
-    "FromStateRounds",
-    from_state=from_rounded(lambda a: a.astype(jnp.bfloat16).astype(a.dtype)),
+by_file(
+    "FromStateRounds", from_state=from_rounded(lambda a: a.astype(jnp.bfloat16).astype(a.dtype))
 )
-changed(
-    "state-round-trip",
+by_file(
     "FromStateChangesTheLastBits",
     says="is not the state that was saved",
     from_state=from_rounded(lambda a: a * jnp.float32(1 + 2e-7)),

@@ -6,22 +6,25 @@ from tests.core.gated_adapters import Gated, PenaltyPullsOnTheBase
 from tests.core.good_adapter import float_of
 
 from ._bases import Frozen, LoRA, with_bias, with_weight
-from ._rows import Field, changed, trained, wrong
+from ._rows import Field, changed, noticed_by, trained, wrong
+
+by_contract = noticed_by("contract")
+by_count = noticed_by("parameter-count")
+by_derivatives = noticed_by("input-derivatives")
+by_fields = noticed_by("trainable-fields")
+by_gradients = noticed_by("gradients")
+by_penalty = noticed_by("penalty")
+
 
 stop = jax.lax.stop_gradient
 
-changed("contract", "MisspellsAField", says="lora_b", adapter_fields=("lora_A", "lora_b"))
-changed("contract", "TrainsItsBase", adapter_fields=("base", "lora_A", "lora_B"))
-changed("contract", "ForgetsTheComma", adapter_fields="lora_A")
-changed("contract", "TrainsAStaticField", adapter_fields=("lora_A", "lora_B", "alpha"))
-changed("parameter-count", "ForgetsB", adapter_fields=("lora_A",))
-changed("parameter-count", "ForgetsA", adapter_fields=("lora_B",))
-changed(
-    "parameter-count",
-    "TrainsTheFrozenScales",
-    Frozen,
-    adapter_fields=("lora_A", "lora_B", "scales"),
-)
+by_contract("MisspellsAField", says="lora_b", adapter_fields=("lora_A", "lora_b"))
+by_contract("TrainsItsBase", adapter_fields=("base", "lora_A", "lora_B"))
+by_contract("ForgetsTheComma", adapter_fields="lora_A")
+by_contract("TrainsAStaticField", adapter_fields=("lora_A", "lora_B", "alpha"))
+by_count("ForgetsB", adapter_fields=("lora_A",))
+by_count("ForgetsA", adapter_fields=("lora_B",))
+by_count("TrainsTheFrozenScales", Frozen, adapter_fields=("lora_A", "lora_B", "scales"))
 changed(
     "law",
     "TrainsACopyOfTheWeight",
@@ -35,20 +38,15 @@ def zeros_like_bias(self, base, key):
     return jnp.zeros(len(self.lora_B), self.lora_B.dtype)
 
 
-changed("parameter-count", "NeverUsesAField", shift=trained(zeros_like_bias))
-changed("trainable-fields", "TrainsAPythonNumber", gain=trained(lambda self, base, key: 1.0))
-changed(
-    "trainable-fields",
-    "TrainsACount",
-    count=trained(lambda self, base, key: jnp.zeros((), jnp.int32)),
-)
-changed(
-    "trainable-fields",
+by_count("NeverUsesAField", shift=trained(zeros_like_bias))
+by_fields("TrainsAPythonNumber", gain=trained(lambda self, base, key: 1.0))
+by_fields("TrainsACount", count=trained(lambda self, base, key: jnp.zeros((), jnp.int32)))
+by_fields(
     "TrainsABooleanMask",
     mask=trained(lambda self, base, key: jnp.ones(base.weight.shape, bool)),
     update=lambda self: LoRA.update(self) * self.mask.astype(self.lora_A.dtype),
 )
-changed("contract", "NamesAMissingOptionalField", optional_fields=("gain",))
+by_contract("NamesAMissingOptionalField", optional_fields=("gain",))
 
 
 class Shifted(LoRA):
@@ -68,15 +66,11 @@ changed(
     survives="a frozen field of zeros may be meant",
     shift=Field(zeros_like_bias),
 )
-changed(
-    "adapter-acts",
-    "DoesNothing",
-    factors=lambda self: (0 * self.lora_A, self.lora_B),
-)
-changed("gradients", "StopsA", factors=lambda self: (stop(self.lora_A), self.lora_B))
-changed("gradients", "StopsB", factors=lambda self: (self.lora_A, stop(self.lora_B)))
+changed("adapter-acts", "DoesNothing", factors=lambda self: (0 * self.lora_A, self.lora_B))
+by_gradients("StopsA", factors=lambda self: (stop(self.lora_A), self.lora_B))
+by_gradients("StopsB", factors=lambda self: (self.lora_A, stop(self.lora_B)))
 # The gradient of rounding is zero.
-changed("gradients", "RoundsA", factors=lambda self: (jnp.round(8 * self.lora_A) / 8, self.lora_B))
+by_gradients("RoundsA", factors=lambda self: (jnp.round(8 * self.lora_A) / 8, self.lora_B))
 changed("merge-gradients", "MergeStopsTheUpdate", update=lambda self: stop(LoRA.update(self)))
 
 
@@ -95,19 +89,14 @@ changed(
     "DoublesGradients",
     added=lambda self, x: self.product(x, self.lora_A, doubled_gradient(self.lora_B)),
 )
-changed(
-    "input-derivatives",
+by_derivatives(
     "StopsTheFirstProduct",
     product=lambda self, x, A, B: self.scale() * (B.astype(x.dtype) @ stop(A.astype(x.dtype) @ x)),
 )
-changed("input-derivatives", "StopsTheInput", added=lambda self, x: LoRA.added(self, stop(x)))
-changed("input-derivatives", "StopsTheWholeUpdate", added=lambda self, x: stop(LoRA.added(self, x)))
+by_derivatives("StopsTheInput", added=lambda self, x: LoRA.added(self, stop(x)))
+by_derivatives("StopsTheWholeUpdate", added=lambda self, x: stop(LoRA.added(self, x)))
 # Layers before it do not learn.
-changed(
-    "input-derivatives",
-    "StopsTheBase",
-    __call__=lambda self, x: stop(self.base(x)) + self.added(x),
-)
+by_derivatives("StopsTheBase", __call__=lambda self, x: stop(self.base(x)) + self.added(x))
 
 
 @wrong("residual-gradients")
@@ -128,50 +117,35 @@ class HasDirectionsWithoutGradient(LoRA):
 
 
 wrong("penalty")(PenaltyPullsOnTheBase)
-changed("penalty", "PenaltyIsAVector", Gated, penalty=lambda self: jnp.sum(self.lora_A**2, axis=1))
-changed(
-    "penalty",
+by_penalty("PenaltyIsAVector", Gated, penalty=lambda self: jnp.sum(self.lora_A**2, axis=1))
+by_penalty(
     "PenaltyIsConstant",
     Gated,
     says="moves no trained array",
     penalty=lambda self: jnp.asarray(float(self.rank)),
 )
-changed(
-    "penalty",
+by_penalty(
     "PenaltyStopsA",
     Gated,
     says="moves no trained array",
     penalty=lambda self: jnp.sum(stop(self.lora_A)),
 )
-changed(
-    "penalty",
+by_penalty(
     "GradientOfThePenaltyIsNaNAtTheStart",
     Gated,
     says="At the start, the gradient of the penalty by `gate` is not finite",
     penalty=lambda self: jnp.sqrt(jnp.sum(self.gate**2)),
 )
-changed(
-    "penalty",
+by_penalty(
     "PenaltyDividesByTheGate",
     Gated,
     says="At the start, the penalty is inf",
     penalty=lambda self: jnp.sum(self.lora_A**2) / jnp.sum(self.gate**2),
 )
-changed(
-    "penalty",
-    "PenaltyReadsPython",
-    Gated,
-    penalty=lambda self: jnp.asarray(float(jnp.sum(self.lora_A**2))),
+by_penalty(
+    "PenaltyReadsPython", Gated, penalty=lambda self: jnp.asarray(float(jnp.sum(self.lora_A**2)))
 )
-changed(
-    "penalty",
-    "PenaltyOverflows",
-    Gated,
-    penalty=lambda self: jnp.exp(100 * jnp.sum(self.lora_A**2)),
-)
-changed(
-    "penalty",
-    "PenaltyTakesAWeight",
-    Gated,
-    penalty=lambda self, weight: weight * jnp.sum(self.lora_A**2),
+by_penalty("PenaltyOverflows", Gated, penalty=lambda self: jnp.exp(100 * jnp.sum(self.lora_A**2)))
+by_penalty(
+    "PenaltyTakesAWeight", Gated, penalty=lambda self, weight: weight * jnp.sum(self.lora_A**2)
 )

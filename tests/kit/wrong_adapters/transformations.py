@@ -8,7 +8,11 @@ from jax.experimental import io_callback
 from tests.core.good_adapter import float_of
 
 from ._bases import LoRA, Magnitude, with_weight
-from ._rows import Field, changed, static, wrong
+from ._rows import Field, changed, noticed_by, static, wrong
+
+by_buffers = noticed_by("no-shared-buffers")
+by_derivatives = noticed_by("input-derivatives")
+by_file = noticed_by("state-round-trip")
 
 
 @wrong("input-jet")
@@ -74,8 +78,8 @@ def with_product(function):
     return added
 
 
-changed("input-derivatives", "HasReverseModeAlone", added=with_product(right_rule))
-changed("input-derivatives", "RuleReversesRows", added=with_product(reversed_rule))
+by_derivatives("HasReverseModeAlone", added=with_product(right_rule))
+by_derivatives("RuleReversesRows", added=with_product(reversed_rule))
 
 
 @jax.custom_jvp
@@ -136,8 +140,7 @@ def _tick_jvp(primals, tangents):
 
 # Work that reaches outside cannot be replayed.
 changed("checkpoint", "HasSideEffects", added=lambda self, x: LoRA.added(self, _tick(x)))
-changed(
-    "state-round-trip",
+by_file(
     "StaticFieldHoldsAValue",
     size=static(lambda self, base, key: float(jnp.linalg.norm(base.weight.astype(jnp.float32)))),
 )
@@ -165,11 +168,9 @@ class StartDependsOnValues(LoRA):
 
 
 # A buffer cannot be donated twice.
-changed(
-    "no-shared-buffers", "KeepsTheWeightTwice", original=Field(lambda self, base, key: base.weight)
-)
-changed("no-shared-buffers", "KeepsItsBaseTwice", original=Field(lambda self, base, key: base))
-changed("no-shared-buffers", "KeepsATwice", first=Field(lambda self, base, key: self.lora_A))
+by_buffers("KeepsTheWeightTwice", original=Field(lambda self, base, key: base.weight))
+by_buffers("KeepsItsBaseTwice", original=Field(lambda self, base, key: base))
+by_buffers("KeepsATwice", first=Field(lambda self, base, key: self.lora_A))
 
 
 @wrong("residual-gradients")
@@ -194,8 +195,7 @@ def _first_order_jvp(primals, tangents):
     return jnp.sin(primals[0]), jax.lax.stop_gradient(jnp.cos(primals[0])) * tangents[0]
 
 
-changed(
-    "input-derivatives",
+by_derivatives(
     "RightToTheFirstOrderAlone",
     added=lambda self, x: LoRA.added(self, x + (first_order(x) - jnp.sin(x))),
 )
@@ -205,7 +205,7 @@ StaticArray = changed(
     factor=static(lambda self, base, key: np.ones(base.weight.shape)),
 )
 # Each constructor defines the function anew.
-changed("state-round-trip", "StaticFunction", forward=static(lambda self, base, key: lambda x: x))
+by_file("StaticFunction", forward=static(lambda self, base, key: lambda x: x))
 
 
 class Holder:
@@ -225,8 +225,7 @@ class HidesItsArrays(LoRA):
         self.factors = Holder(self.lora_A, self.lora_B)
 
 
-changed(
-    "state-round-trip",
+by_file(
     "FieldDependsOnValues",
     shift=Field(lambda self, base, key: jnp.zeros(4) if bool(jnp.any(base.weight < 0)) else None),
 )

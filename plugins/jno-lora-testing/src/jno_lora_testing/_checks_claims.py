@@ -45,10 +45,7 @@ def check_factor_sides(case: WrapperCase) -> None:
     moved = jtu.tree_map_with_path(
         lambda path, x: np.asarray(x) * x.dtype.type(powers[path]) if path in powers else x, trained
     )
-    problem = (
-        "The output is not a function of the products that `factor_sides` names: twice `A` and "
-        "half of `B` change the output"
-    )
+    problem = "Twice `A` and half of `B`, as `factor_sides` names them, change the output"
     require_close(output(case, moved), output(case, trained), _TOLERANCE, problem)
 
 

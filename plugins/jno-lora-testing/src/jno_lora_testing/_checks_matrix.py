@@ -47,10 +47,7 @@ def check_matrix(case: WrapperCase) -> None:
     products = rows @ W.T
     squares = np.sum(np.abs(products) ** 2, axis=0)
     gains = np.sum(products.conj() * outputs, axis=0) / np.where(squares == 0, 1, squares)
-    problem = (
-        "`matrix` times the inputs is not the output of the layer without its bias, up to a factor "
-        "for each output"
-    )
+    problem = "Without its bias, the layer's output is not (a factor for each output) `matrix` x"
     require_close(products * gains[None], outputs, _TOLERANCE, problem)
 
 
