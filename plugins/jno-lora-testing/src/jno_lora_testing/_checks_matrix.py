@@ -47,7 +47,7 @@ def check_matrix(case: WrapperCase) -> None:
     products = rows @ W.T
     squares = np.sum(np.abs(products) ** 2, axis=0)
     gains = np.sum(products.conj() * outputs, axis=0) / np.where(squares == 0, 1, squares)
-    problem = "Without its bias, the layer's output is not (a factor for each output) `matrix` x"
+    problem = "`matrix` x, up to a factor for each output, is not the layer's output without bias"
     require_close(products * gains[None], outputs, _TOLERANCE, problem)
 
 
