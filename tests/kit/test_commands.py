@@ -11,9 +11,7 @@ import jax
 import pytest
 from tests.core.test_commands import GOOD
 
-from jno.lora import (
-    apply_lora,
-)
+from jno.lora import apply_lora
 from jno.lora.testing import CHECKS, run_checks
 
 from .asking import run

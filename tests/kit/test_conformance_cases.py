@@ -201,8 +201,7 @@ class ForgetsThatABiasMayLack(Good):
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "noticed"),
-    [(ScalesByHalfOfAlpha, "square"), (ForgetsThatABiasMayLack, "widening")],
+    ("wrapper", "noticed"), [(ScalesByHalfOfAlpha, "square"), (ForgetsThatABiasMayLack, "widening")]
 )
 def test_a_mistake_that_the_first_linear_layer_hides_shows_on_a_further_one(wrapper, noticed):
     first, *further = standard_cases(wrapper, law=law)

@@ -278,11 +278,7 @@ def of_rows(layer, x):
 
 @pytest.mark.parametrize(
     ("wrapper", "settings"),
-    [
-        (Tied, {"inputs": rows, "call": of_rows}),
-        (RefusesOddOutputs, {}),
-        (ClaimsEvenOutputs, {}),
-    ],
+    [(Tied, {"inputs": rows, "call": of_rows}), (RefusesOddOutputs, {}), (ClaimsEvenOutputs, {})],
 )
 def test_a_wider_layer_that_the_adapter_or_the_call_does_not_take_is_left_out(wrapper, settings):
     assert passes(eqx.nn.Linear, "shared-arrays", wrapper=wrapper, **settings)

@@ -37,18 +37,8 @@ TASK = Task(
     (1.2, 1.25, 1.35, 1.4, 1.6, 1.65, 1.7, 1.8),
     *(False, (1,), ""),
 )
-EFFORT = replace(
-    FULL,
-    pretraining_fields=8,
-    pretraining_steps=4,
-    pool=16,
-    test=4,
-    seeds=1,
-    samples=(8, 16),
-    steps=20,
-    every=10,
-    patience=2,
-)
+EFFORT = replace(FULL, pretraining_fields=8, pretraining_steps=4, pool=16, test=4, seeds=1)
+EFFORT = replace(EFFORT, samples=(8, 16), steps=20, every=10, patience=2)
 
 
 @pytest.fixture
