@@ -85,9 +85,9 @@ def _why_not(name: str, variant: str, installed: tuple[PluginRecord, ...]) -> st
         return f"{name!r} would be a class named {adapter}, which is a word of Python"
     distribution = f"jno-lora-{variant}"
     # The extras of jno-lora name its distributions.
-    core = next(iter(importlib_metadata.distributions(name="jno-lora")), None)
-    needs = map(Requirement, (core and core.requires) or ())
-    if distribution in {need.name for need in needs}:
+    cores = importlib_metadata.distributions(name="jno-lora")
+    needs = {Requirement(need).name for core in cores for need in core.requires or ()}
+    if distribution in needs:
         return f"{distribution} is a distribution of jno-lora itself"
     # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
     taken: dict[str, str] = dict.fromkeys(RESERVED_WORDS, "a word that `wrapper=` knows")
