@@ -13,7 +13,6 @@ from studies import _families
 from studies._families import FULL
 from studies._search import best_rates
 from studies.conditional import _modulation, _report
-from studies.conditional.__main__ import main
 from studies.conditional._fitting import Fitting, Given, State
 from studies.conditional._methods import HEADLINE, METHODS
 from studies.conditional._modulation import Affine, Channel, Film
@@ -172,8 +171,3 @@ def test_each_regex_of_places_finds_arrays_of_its_model():
         regexes = [regex for regex, _, _ in _modulation._FILM[family.name]]
         for regex in (*regexes, _modulation._FIRST_BIAS[family.name]):
             assert _modulation._leaves(model, regex), (family.name, regex)
-
-
-def test_the_command_refuses_a_pattern_that_selects_nothing():
-    with pytest.raises(SystemExit, match="selects no"):
-        main(["--quick", "--only", "nothing"])

@@ -14,7 +14,6 @@ from studies._families import FNO, FULL, Family, relative_errors
 from studies._records import read
 from studies.equivariant._force_field import ForceField
 from studies.operators import _report
-from studies.operators.__main__ import main
 from studies.operators._fitting import Fitting
 from studies.operators._methods import KEEPING, METHODS
 from studies.operators._problems import PROBLEMS, Problem
@@ -190,8 +189,3 @@ def test_the_rate_is_chosen_by_validation_alone(tmp_path):
     assert study.share(problem, "full") == 0.1
     unfinished = load(file, replace(PLAN, effort=replace(FULL, seeds=1, samples=(2,))))
     assert unfinished.cell(problem, "full", 2) is None and unfinished.kept(problem, "full") is None
-
-
-def test_the_command_refuses_a_pattern_that_selects_nothing():
-    with pytest.raises(SystemExit, match="selects no"):
-        main(["--quick", "--only", "nothing"])
