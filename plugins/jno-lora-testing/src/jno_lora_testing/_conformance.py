@@ -34,11 +34,11 @@ class ConformanceError(AssertionError):
     """An adapter fails a check. The message names the check, the problem and the remedy.
 
     - `problem`: the problem alone, without the check, the case and the remedy.
-    - `exception`, `place`: the exception that stopped the check, if any, and its line, as texts.
+    - `exception`, `place`: the exception that stopped the check, if any, and its line, as text.
     """
 
     problem: str = ""
-    exception: str = ""
+    exception: str | None = None
     place: str = ""
 
 
