@@ -68,7 +68,7 @@ class Surrogate(eqx.Module):
 
     layers: list
 
-    def __init__(self, key, width=24):
+    def __init__(self, key, width):
         sizes = [1, width, width, width, width, 1]
         pairs = zip(sizes[:-1], sizes[1:], jax.random.split(key, 5), strict=True)
         circle = {"padding": "SAME", "padding_mode": "CIRCULAR"}
@@ -111,10 +111,12 @@ def train(trainable, frozen, loss, data, steps, rate):
 
 def main(arguments=()):
     """Run the example; returns the true and the recovered viscosities."""
-    many, few, number, steps = (16, 2, 8, 3) if "--quick" in arguments else (256, 16, 64, 500)
+    many, few, number, steps, width = 256, 16, 64, 500, 24
+    if "--quick" in arguments:
+        many, few, number, steps, width = 16, 2, 8, 3, 6
     keys = jax.random.split(jax.random.key(0), 5)
 
-    model = Surrogate(keys[0])
+    model = Surrogate(keys[0], width)
     data = simulate(jax.random.split(keys[1], many), jnp.full(many, SOURCE))
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
     model = eqx.combine(train(arrays, static, error, data, steps, 3e-3), static)

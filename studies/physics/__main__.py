@@ -2,7 +2,8 @@
 
 from .._command import command
 from ._report import write_page
-from ._runs import FULL, QUICK, RESULTS, run
+from ._runs import RESULTS, run
+from ._tasks import FULL, QUICK
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,11 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._families import relative_errors
+from .._families import CACHE, relative_errors
 from . import _darcy as darcy
 from ._darcy import Data, OperatorWay
 from ._pinn_runs import size
-from ._runs import CACHE, KEY, Effort, Task, searched
+from ._tasks import KEY, Effort, Task, searched
 
 LABELS, BATCH = 16, 8
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._families import CACHE
 from ._equations import Equation
-from ._runs import CACHE, KEY, Effort, Task, searched
 from ._solvers import Adam, LevenbergMarquardt, Solved, plain_vector
+from ._tasks import KEY, Effort, Task, searched
 from ._ways import (
     BASE,
     WAYS,

@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .._records import read
 from . import _darcy as darcy
 from ._equations import EQUATIONS, Equation
 from ._pinn_runs import LM
-from ._runs import FULL, KEY, chosen, read
+from ._tasks import FULL, KEY, chosen
 
 # The goal, which was set before the first run. For networks, by Levenberg-Marquardt, in at least
 # `EQUATIONS_MET` equations: an error at untrained values inside of at most `CLOSE` times the lower

@@ -11,7 +11,7 @@ from benchmarks._abstract import collectives
 from benchmarks._adapter_costs import TERMS
 from benchmarks.cost_model import BASES, BATCH, NAMES, Base, agreement
 
-from jno.lora import apply_lora, lora_report, lora_trainable_filter, merge_lora, plan_lora
+from jno.lora import apply_lora, lora_report, merge_lora
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "cost-model.md"
 SMALL = Base(width=512, inner=1536, keys=256, heads=16, blocks=2)
@@ -21,10 +21,7 @@ SETTINGS = {"devices": 8, "sequences": 16, "length": 128}
 
 @pytest.mark.parametrize(
     ("method", "tensor"),
-    [
-        *(("full", False), ("lora", True), ("lora-fa", False), ("dora", True), ("lora-xs", False)),
-        *(("lokr", True), ("oft", False), ("vera", True), ("ia3", False)),
-    ],
+    [("full", False), ("lora", True), ("lora-fa", False), ("dora", True), ("oft", False)],
 )
 def test_formulas_agree_with_the_compiled_step(method, tensor):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -67,15 +64,11 @@ def test_a_model_that_is_never_allocated_is_adapted():
     adapted = eqx.filter_eval_shape(lambda m: apply_lora(m, 4, 8.0, key=key), skeleton)
     real = apply_lora(make(key), 4, 8.0, key=key)
     assert jax.tree.structure(adapted) == jax.tree.structure(real)
-    for shape, array in zip(jax.tree.leaves(adapted), jax.tree.leaves(real), strict=True):
-        assert isinstance(shape, jax.ShapeDtypeStruct) or not eqx.is_array(array)
-        if eqx.is_array(array):
-            assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
-    assert jax.tree.leaves(lora_trainable_filter(adapted)) == jax.tree.leaves(
-        lora_trainable_filter(real)
+    shapes, arrays = (
+        [(x.shape, x.dtype) for x in jax.tree.leaves(m) if hasattr(x, "dtype")]
+        for m in (adapted, real)
     )
+    assert shapes == arrays != []
     assert str(lora_report(adapted)) == str(lora_report(real))
     merged = eqx.filter_eval_shape(merge_lora, adapted)
     assert jax.tree.structure(merged) == jax.tree.structure(skeleton)
-    plan = eqx.filter_eval_shape(lambda model: plan_lora(model, 4), skeleton)
-    assert [row.path for row in plan.wrapped] == ["layers/0", "layers/1"]

@@ -1,12 +1,10 @@
 """Our side of the task beside PhysicsNeMo: the same function of the same weights, fair rates."""
 
 import math
-import sys
 
 import jax
 import numpy as np
 import pytest
-from benchmarks import physicsnemo as comparison
 from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, time_rows, tuned
 from benchmarks.sides.jax_physicsnemo import Operator
 
@@ -53,14 +51,9 @@ def test_the_operator_is_physicsnemos_function_of_its_state(operator):
     np.testing.assert_allclose(ours, physicsnemo(operator.state(), field), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("method", "number", "rank"), [("linear layers", 3, 4), ("lora 1, cp 4", 9, 1)]
-)
-def test_a_method_adapts_the_layers_of_its_row(operator, method, number, rank):
-    net = adapted(operator, 0, method)
-    rows = {row.path: row for row in lora_report(net.module).rows}
-    assert len(rows) == number
-    assert rows["decoder/0"].rank == rank
+def test_a_method_adapts_the_layers_of_its_row(operator):
+    rows = {row.path: row for row in lora_report(adapted(operator, 0, "lora 1, cp 4").module).rows}
+    assert len(rows) == 9 and rows["decoder/0"].rank == 1
 
 
 def test_rates_are_tuned_on_validation_fields():
@@ -71,7 +64,7 @@ def test_rates_are_tuned_on_validation_fields():
     assert tuned(runs) == (2.0, [0.3, 0.5])
 
 
-@pytest.mark.parametrize("best", [1e-4, 3e-3, 1e-1, 1e-6, 3.0])
+@pytest.mark.parametrize("best", [3e-3, 1e-6, 3.0])
 def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
     def row(rates):
         error = {rate: abs(math.log(rate / best)) for rate in rates}
@@ -92,10 +85,3 @@ def test_a_lost_side_is_not_measured():
     slow = {"eager": ratio | {"median": 1.1}, "compiled": ratio}
     step, *_ = time_rows("m", {"step": slow}, has_every_layer=False)
     assert step.endswith("| 2 missed |")
-
-
-def test_unknown_parts_are_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["physicsnemo", "times", "memory"])
-    with pytest.raises(SystemExit):
-        comparison.main()
-    assert "PART is one of reach, agreement, errors, times; got memory." in capsys.readouterr().err

@@ -13,26 +13,31 @@ from jno.lora import Net
 LINE = re.compile(r"step (\d+): (\S+)")
 
 
+def losses_of(lines):
+    return {int(found[1]): found[2] for found in map(LINE.match, lines) if found}
+
+
 def run(example, folder, killed_at=None):
     """The losses by step that a process prints, which `kill -9` may end."""
-    losses = {}
+    lines = []
     command = [sys.executable, example.__file__, str(folder)]
     # A killed process could leave a program half written in the folder that later tests read.
     cached = {"JAX_ENABLE_COMPILATION_CACHE": "1" if killed_at is None else "0"}
     environment = os.environ | cached
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            if found := LINE.match(line):
-                losses[int(found[1])] = found[2]
-            if killed_at is not None and killed_at in losses:
+            lines.append(line)
+            if line.startswith(f"step {killed_at}:"):
                 process.kill()
                 break
     assert (process.returncode == 0) == (killed_at is None)
-    return losses
+    return losses_of(lines)
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(example, tmp_path):
-    whole = run(example, tmp_path / "whole")
+def test_a_killed_run_goes_on_with_the_same_losses_and_the_best_adapters(example, tmp_path, capsys):
+    net = example.main(tmp_path / "whole")
+    printed = capsys.readouterr().out
+    whole = losses_of(printed.splitlines())
     assert len(whole) > 100
     first = run(example, tmp_path / "killed", killed_at=70)
     second = run(example, tmp_path / "killed")
@@ -40,13 +45,10 @@ def test_a_killed_run_goes_on_with_the_same_losses(example, tmp_path):
     assert first | second == whole
     files = [tmp_path / name / "adapters.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_the_best_adapters_are_those_of_the_best_evaluation(example, tmp_path, capsys):
-    net = example.main(tmp_path)
-    best = re.search(r"held out: (\S+)", capsys.readouterr().out)[1]
+    # The best adapters are the adapters of the best evaluation.
+    best = re.search(r"held out: (\S+)", printed)[1]
     x, y = example.data(1, 256)
     assert f"{np.mean((jax.vmap(net.module)(x) - y) ** 2):.4f}" == best
     start = example.eqx.nn.MLP(4, 2, 32, 2, key=jax.random.key(0))
-    loaded = Net(start).load_adapters(tmp_path / "adapters.safetensors")
+    loaded = Net(start).load_adapters(files[0])
     np.testing.assert_array_equal(jax.vmap(loaded.module)(x), jax.vmap(net.module)(x))

@@ -11,9 +11,7 @@ import jax
 import pytest
 from tests.core.test_commands import GOOD
 
-from jno.lora import (
-    apply_lora,
-)
+from jno.lora import apply_lora
 from jno.lora.testing import CHECKS, run_checks
 
 from .asking import run
@@ -40,56 +38,39 @@ def test_new_writes_nine_files_and_never_overwrites(tmp_path):
     assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
 
 
+def test_the_tests_that_new_writes_have_eight_devices(tmp_path, monkeypatch):
+    run("new", "my-adapter", "--output", str(tmp_path))
+    (conftest,) = tmp_path.rglob("conftest.py")
+    eight = "--xla_force_host_platform_device_count=8"
+    own = "--xla_force_host_platform_device_count=2"
+    for flags, expected in ((None, eight), ("--xla_a", f"--xla_a {eight}"), (own, own)):
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        if flags is not None:
+            monkeypatch.setenv("XLA_FLAGS", flags)
+        exec(conftest.read_text(), {})
+        assert os.environ["XLA_FLAGS"] == expected
+
+
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("name", "said"),
     [
-        (None, "--xla_force_host_platform_device_count=8"),
-        ("--xla_a", "--xla_a --xla_force_host_platform_device_count=8"),
-        (
-            "--xla_force_host_platform_device_count=2",
-            "--xla_force_host_platform_device_count=2",
-        ),
+        *((name, "is not a package name") for name in ("", "  ", "-", "a/b", "ünï!")),
+        ("TRUE", "a class named True, which is a word of Python. Choose another name, such as my-"),
+        # Names of the zoo, and words of `wrapper=`.
+        *((name, "ambiguous. Choose another name, such as my-") for name in ("LoRA-FA", "IA3")),
+        *((name, "ambiguous") for name in ("lora_in_norm", "DoRALinear", "all-linear")),
     ],
 )
-def test_the_tests_that_new_writes_have_eight_devices(flags, expected, tmp_path, monkeypatch):
-    run("new", "my-adapter", "--output", str(tmp_path))
-    monkeypatch.delenv("XLA_FLAGS")
-    if flags is not None:
-        monkeypatch.setenv("XLA_FLAGS", flags)
-    (conftest,) = tmp_path.rglob("conftest.py")
-    exec(conftest.read_text(), {})
-    assert os.environ["XLA_FLAGS"] == expected
-
-
-@pytest.mark.parametrize("name", ["", "  ", "-", "a/b", "ünï!"])
-def test_new_refuses_names_that_make_no_package(name, tmp_path):
-    assert "is not a package name" in run("new", "--output", str(tmp_path), "--", name, code=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["none", "TRUE", "false"])
-def test_new_refuses_names_of_classes_that_python_has_no_room_for(name, tmp_path):
-    text = run("new", name, "--output", str(tmp_path), code=1)
-    assert f"a class named {name.capitalize()}, which is a word of Python" in text
-    assert f"such as my-{name.lower()}" in text
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "name", ["lora", "LoRA-FA", "lora_in_norm", "IA3", "DoRALinear", "auto", "all", "all-linear"]
-)
-def test_new_refuses_names_of_the_zoo_which_would_be_ambiguous(name, site, tmp_path):
+def test_new_refuses_names_that_make_no_package_or_are_taken(name, said, site, tmp_path):
     site.plugin(
         "jno-lora-zoo",
         '"DoRALinear", variant="dora"',
         '"IA3Linear", variant="ia3"',
         '"LoRAFALinear", variant="lora-fa"',
         '"LoRAInNorm", variant="lora-in-norm"',
-        '"LoRALinear", variant="lora"',
     )
     output = tmp_path / "written"
-    text = run("new", name, "--output", str(output), code=1)
-    assert "ambiguous" in text and "such as my-" in text
+    assert said in run("new", "--output", str(output), "--", name, code=1)
     assert not output.exists()
 
 
@@ -160,13 +141,6 @@ def test_the_law_that_new_writes_notices_a_wrong_scale_and_a_transposed_matrix(
         assert any(result.error for case in cases for result in run_checks(case, ("law",)))
 
 
-@pytest.mark.parametrize(("name", "layer"), [("tint", "Linear"), ("embedding-tint", "Embedding")])
-def test_new_chooses_the_layer_by_the_name(name, layer, tmp_path):
-    run("new", name, "--output", str(tmp_path))
-    (code,) = tmp_path.rglob("src/*/__init__.py")
-    assert f"base: eqx.nn.{layer}" in code.read_text()
-
-
 def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tmp_path):
     site.install("jno-lora-tint", GOOD.replace("Shift", "Tint").replace("shift", "tint"))
     text = run("new", "ti-nt", "--output", str(tmp_path), code=1)
@@ -176,65 +150,43 @@ def test_new_refuses_the_name_of_an_installed_adapter_but_not_of_itself(site, tm
     assert (tmp_path / "jno-lora-tint" / "pyproject.toml").exists()
 
 
-def test_an_output_that_cannot_be_made_is_a_message_of_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    text = run("new", "tint", "--output", str(tmp_path / "file" / "below"), code=1)
-    assert text.startswith("Error: ") and "Not a directory" in text
-    assert str(tmp_path / "file" / "below") in text and text.count("\n") == 1
-
-
-def test_check_runs_the_kit_on_a_class(site, monkeypatch):
+def test_check_runs_the_kit_on_a_class(site):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
-    # It claims no stacks, has no optional member, and no count and no law are known.
-    optional = "subclass, subclass-merge, matrix, low-rank-update, low-rank-scale"
-    extensions = "poor-statistics, calibration, shared-arrays, penalty, rank-gate"
-    not_applicable = (
-        "parameter-count, factor-sides, partition-specs, symmetries, law, "
-        f"{optional}, {extensions}, stacked-layers"
-    )
-    checks = len(CHECKS) - len(not_applicable.split())
     assert re.match(r"0 of \d+ checks fail\n", text)
     (row,) = (line.split(maxsplit=4) for line in text.splitlines() if "Shift-Linear  " in line)
-    assert row == ["Shift-Linear", f"{checks}/{checks}", "-", "-", not_applicable]
+    checks = len(CHECKS) - len(row[4].split(", "))
+    assert row[:4] == ["Shift-Linear", f"{checks}/{checks}", "-", "-"]
+    # It has no optional member.
+    assert {"law", "matrix", "penalty"} < {*row[4].split(", ")}
 
 
 def test_check_prints_advice_and_fails_for_it_only_on_request(site):
     halved = GOOD.replace("if base.weight.dtype == jnp.float64 else jnp.float32", "")
     halved = halved.replace("dtype = jnp.float64", "dtype = base.weight.dtype")
     module = site.install("halved", halved)
-    text = run("check", f"{module}:Shift")
+    text = run("check", f"{module}:Shift", "--only", "adapter-dtype")
     assert re.match(r"0 of \d+ checks fail, 1 advise\n", text)
     (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
     assert row[2:4] == ["-", "adapter-dtype"]
     assert "\nAdvice: [adapter-dtype] Shift-Linear: With bfloat16" in text
-    assert "Advice: [adapter-dtype]" in run("check", f"{module}:Shift", "--strict", code=1)
+    run("check", f"{module}:Shift", "--only", "adapter-dtype", "--strict", code=1)
 
 
-def test_check_says_which_adapters_it_has_no_layer_for(site):
-    hidden = (
-        GOOD.replace("[Shift]", "[Shift, Hidden]")
-        + """
+def test_check_runs_the_kit_on_a_distribution_and_says_what_it_cannot_check(site):
+    merged_wrongly = GOOD.replace(
+        "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"
+    )
+    hidden = """
 class Hidden(Shift):
     @classmethod
     def applies_to(cls, leaf):
         return False
 """
-    )
-    site.install("whole", hidden)
-    text = run("check", "whole")
-    assert "Shift-Linear" in text
+    site.install("wrong", merged_wrongly.replace("[Shift]", "[Shift, Hidden]") + hidden)
+    text = run("check", "wrong", "--only", "merge-equals-call", code=1)
+    assert "\n[merge-equals-call] Shift-Linear" in text and "What to do" in text
     assert "they claim no layer that this command knows: Hidden." in text
-
-
-def test_check_runs_the_kit_on_a_distribution_and_fails_with_advice(site):
-    merged_wrongly = GOOD.replace(
-        "return self.merge()(x)", "return self.merge()(x) + 1 * self.delta[:, 0].astype(x.dtype)"
-    )
-    site.install("wrong", merged_wrongly)
-    text = run("check", "wrong", code=1)
-    assert "merge-equals-call" in text and "\n[merge-equals-call] " in text
-    assert "What to do" in text
 
 
 @pytest.mark.parametrize(

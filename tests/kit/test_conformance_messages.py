@@ -1,14 +1,12 @@
 """The kit's messages: the author's own line, and one message for failures that are the same."""
 
-import dataclasses
 import importlib
 import sys
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from tests.core.good_adapter import Good
 
 from jno.lora import SelectionError
 from jno.lora.testing import (
@@ -22,8 +20,7 @@ from jno.lora.testing import (
 )
 from jno_lora_testing import _check
 
-from .asking import run
-from .broken_adapters import Good, HalfPrecisionAdapter, case_of
+from .asking import case_of, run
 
 ADAPTER = """
 import equinox as eqx
@@ -74,13 +71,31 @@ def package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("check", ["identity-at-init", "gradients", "jit", "vmap", "sharding"])
-def test_the_line_is_the_author_s_own_in_whichever_module_and_under_jit(package, check):
-    checks = wrapper_checks(case_of(package.Adapter))
-    with pytest.raises(ConformanceError, match="the check stopped at an exception, Type") as error:
-        checks[check]()
-    assert "(raised in apply, " in str(error.value)
-    assert "helpers/arithmetic.py:5: return adapter.base(x) + jnp.matmul(" in str(error.value)
+def test_the_line_is_the_author_s_own_and_checks_that_stop_there_share_a_message(package):
+    results = run_checks(case_of(package.Adapter))
+    failed = [r for r in results if r.error is not None and r.level == "required"]
+    stopped = {r.check: f"{r.error}" for r in failed if r.error and r.error.exception}
+    # Also under `jit`, `vmap` and a mesh.
+    assert {"identity-at-init", "gradients", "jit", "vmap"} < {*stopped}
+    texts = messages(failed)
+    (text,) = (text for text in texts if "checks stopped at an exception" in text)
+    names = text.removeprefix("[").partition("] Adapter: ")[0].split(", ")
+    assert f"] Adapter: {len(names)} checks stopped at an exception, TypeError: " in text
+    assert "(raised in apply, " in text
+    assert "helpers/arithmetic.py:5: return adapter.base(x) + jnp.matmul(" in text
+    assert {*names} < {*stopped} and len(names) > 10
+    assert len(texts) == len(failed) - len(names) + 1
+    # One message for what is required, and one for advice; and one for all cases.
+    text = run("check", "someones_adapters:Adapter", "--only", "j*", "--only", "s*", code=1)
+    lines = [line for line in text.splitlines() if "stopped at an exception, TypeError: " in line]
+    assert [line.startswith("Advice: ") for line in lines] == [False, True]
+    cases = [
+        case_of(package.Adapter, name=name, rank=rank)
+        for name, rank in (("narrow", 1), ("wide", 3))
+    ]
+    (text,) = messages(r for case in cases for r in run_checks(case, ["jit", "identity-at-init"]))
+    assert text.startswith("[identity-at-init, jit] narrow: 2 checks stopped at an exception, Type")
+    assert text.endswith("\nThe same in wide.")
 
 
 class RaisesInInit(Good):
@@ -94,43 +109,6 @@ def test_an_error_behind_another_one_is_the_author_s_too():
     assert f"(raised in __init__, {__file__}:" in str(error.value)
 
 
-def test_checks_that_stop_at_one_line_for_one_reason_share_a_message(package):
-    results = run_checks(case_of(package.Adapter))
-    failed = [r for r in results if r.error is not None and r.level == "required"]
-    stopped = [r.check for r in failed if r.error and r.error.exception]
-    assert len(stopped) > 10
-    texts = messages(failed)
-    several = [text for text in texts if "checks stopped at an exception" in text]
-    (text,) = several
-    names = text.removeprefix("[").partition("] Adapter: ")[0].split(", ")
-    assert f"] Adapter: {len(names)} checks stopped at an exception, TypeError: " in text
-    assert set(names) < set(stopped) and len(names) > 10
-    assert len(texts) == len(failed) - len(names) + 1
-    with pytest.raises(ConformanceError, match=rf"fails \d+ of {len(CHECKS)} checks") as error:
-        check_wrapper(case_of(package.Adapter))
-    assert str(error.value).count(text) == 1
-
-
-def test_the_command_prints_one_message_for_all(package):
-    text = run("check", "someones_adapters:Adapter", code=1)
-    assert text.count("identity-at-init, ") >= 1
-    stopped = [
-        line for line in text.splitlines() if "checks stopped at an exception, TypeError: " in line
-    ]
-    # One for what is required, one for advice.
-    assert [line.startswith("Advice: ") for line in stopped] == [False, True]
-
-
-def test_one_cause_has_one_message_for_all_cases(package):
-    cases = [
-        dataclasses.replace(case_of(package.Adapter), name=name, rank=rank)
-        for name, rank in (("narrow", 1), ("wide", 3))
-    ]
-    (text,) = messages(r for case in cases for r in run_checks(case, ["jit", "identity-at-init"]))
-    assert text.startswith("[identity-at-init, jit] narrow: 2 checks stopped at an exception, Type")
-    assert text.endswith("\nThe same in wide.")
-
-
 class StartsLarge(Good):
     def __init__(self, base, rank, alpha, *, key):
         Good.__init__(self, base, rank, alpha, key=key)
@@ -139,67 +117,43 @@ class StartsLarge(Good):
 
 def test_one_problem_with_other_numbers_has_one_message_for_all_cases():
     cases = [
-        dataclasses.replace(case_of(StartsLarge), name=f"alpha {alpha}", alpha=alpha)
+        case_of(StartsLarge, name=f"alpha {alpha}", alpha=alpha, checks=("identity-at-init",))
         for alpha in (1.0, 2.0, 5.0)
     ]
-    results = [r for case in cases for r in run_checks(case, ["identity-at-init"])]
-    problems = {r.error.problem for r in results}
-    assert len(problems) == 3
+    results = [r for case in cases for r in run_checks(case)]
+    assert len({r.error.problem for r in results}) == 3
     (text,) = messages(results)
     assert text == f"{results[0].error}\nThe same in alpha 2.0, alpha 5.0."
 
 
-def test_other_failures_keep_a_message_each():
-    failed = [r for r in run_checks(case_of(HalfPrecisionAdapter)) if r.error is not None]
-    (text,) = messages(failed)
-    assert text == f"{failed[0].error}"
+class ForgetsTheScale(Good):
+    def __call__(self, x):
+        return self.base(x) + self.lora_B @ (self.lora_A @ x)
+
+
+def test_a_failure_that_explains_others_comes_first():
+    wanted = ["input-jet", "merge-equals-call"]
+    first, second = messages(run_checks(case_of(ForgetsTheScale), wanted))
+    assert first.startswith("[merge-equals-call]") and second.startswith("[input-jet]")
 
 
 def test_single_checks_can_be_run_by_their_ids_and_by_patterns():
-    case = case_of(Good)
+    case = case_of(Good, checks=("merge-*", "jit", "vmap"))
     assert [r.check for r in run_checks(case, ["jit", "merge-*"])] == [
         name for name in CHECKS if name == "jit" or name.startswith("merge-")
     ]
-    with pytest.raises(SelectionError, match=r"'no-such-check' is not a check\. Checks: contr"):
-        run_checks(case, ["no-such-check"])
-
-
-def rows(text):
-    return [line.split()[:2] for line in text.splitlines() if "-Linear" in line or "-Conv" in line]
-
-
-def test_the_command_runs_chosen_checks_on_chosen_layers_at_a_chosen_rank(package):
-    own = "someones_adapters:Adapter"
-    text = run("check", own, "--only", "contract", "--only", "applies-*", "--layer", "Linear")
-    assert rows(text) == [["Adapter-Linear", "4/4"]]  # further cases have no such checks
-    assert run("check", f"{__name__}:Picky", "--only", "key-forms", "--rank", "5", code=0)
-    assert "only even ranks" in run("check", f"{__name__}:Picky", "--only", "key-forms", code=1)
-    assert "Linears are not" not in text
-    for arguments, code, said in [
-        (
-            ("--layer", "Linears"),
-            1,
-            "['Linears'] are not layers that this command knows. Layers: Lin",
-        ),
-        (("--layer", "Conv1d"), 1, "they claim no Conv1d: Adapter."),
-        (("--only", "jits"), 1, "'jits' is not a check. Checks: contract, "),
-        (("--rank", "0"), 2, "0 is not in the range"),
-    ]:
-        assert said in " ".join(run("check", own, *arguments, code=code).split())
-
-
-def test_a_number_of_parameters_holds_for_the_rank_of_its_case():
-    (skipped,) = _check.run([case_of(Good)], ("parameter-count",), 3)
-    assert skipped.error is None and skipped.not_applicable
-    for rank in (2, None):  # 2 is the rank of the case
-        (counted,) = _check.run([case_of(Good)], ("parameter-count",), rank)
-        assert counted.error is None and not counted.not_applicable
+    assert {*wrapper_checks(case)} == {"vmap", *(r.check for r in run_checks(case))}
+    for asked in (lambda: run_checks(case, ["jits"]), lambda: case_of(Good, checks=("jits",))):
+        with pytest.raises(SelectionError, match=r"'jits' is not a check\. Checks: contr"):
+            check_wrapper(asked())
+    with pytest.raises(SelectionError, match=r"No check ran: .* Good match none of law"):
+        _check.run([case], ("law",), None)
 
 
 class Picky(Good):
     def __init__(self, base, rank, alpha, *, key):
         if rank < 4:
-            raise ValueError("only even ranks")
+            raise ValueError("four at least")
         Good.__init__(self, base, rank, alpha, key=key)
 
 
@@ -222,22 +176,21 @@ class DoublingUpdate(Good):
         return self.merge()(x)
 
 
-def doubling(outputs):
-    return WrapperCase(
-        DoublingUpdate,
-        base=lambda key: Doubling(jax.random.normal(key, (outputs, 3))),
-        inputs=lambda key: (jax.random.normal(key, (3,)),),
-        name=f"Doubling-{outputs}",
-    )
+def cases(name="Doubling-{}"):
+    return [
+        WrapperCase(
+            DoublingUpdate,
+            base=lambda key, outputs=outputs: Doubling(jax.random.normal(key, (outputs, 3))),
+            inputs=lambda key: (jax.random.normal(key, (3,)),),
+            name=name.format(outputs),
+        )
+        for outputs in (2, 4)
+    ]
 
 
-CASES = [doubling(2), doubling(4)]
+CASES = cases()
 CASE = CASES[0]
-UNNAMED = [dataclasses.replace(case, name="") for case in CASES]
-
-
-def cases():
-    return CASES
+UNNAMED = cases("")
 
 
 def no_cases():
@@ -254,95 +207,28 @@ def test_the_command_runs_cases_of_layers_of_one_s_own(name, count):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("UNNAMED",), 1, "has several cases called DoublingUpdate: give each case a `name`"),
-        (("no_cases",), 1, "gives ['Doubling']. It must be a subclass of jno.lora.LoRA"),
-        (("Doubling",), 1, "a function without arguments that returns such a list"),
-        (("CASES", "--layer", "Linear"), 2, "cases have layers already"),
+        ("Picky --only key-forms --rank 5", 0, "0 of 1 checks fail"),
+        ("Picky --only key-forms", 1, "four at least"),
+        ("Picky --layer Linears", 1, "['Linears'] are not layers that this command knows. Layers:"),
+        ("Picky --layer Conv1d", 1, "they claim no Conv1d: Picky."),
+        ("Picky --only jits", 1, "'jits' is not a check. Checks: contract, "),
+        ("Picky --rank 0", 2, "0 is not in the range"),
+        ("UNNAMED", 1, "has several cases called DoublingUpdate: give each case a `name`"),
+        ("no_cases", 1, "gives ['Doubling']. It must be a subclass of jno.lora.LoRA"),
+        ("Doubling", 1, "a function without arguments that returns such a list"),
+        ("CASES --layer Linear", 2, "cases have layers already"),
     ],
 )
-def test_the_command_says_what_cases_are(arguments, code, said):
-    name, *options = arguments
+def test_the_command_runs_what_its_options_choose_and_says_what_it_cannot_run(
+    arguments, code, said
+):
+    name, *options = arguments.split()
     assert said in " ".join(run("check", f"{__name__}:{name}", *options, code=code).split())
 
 
-class KeepsAnArrayAsStatic(Good):
-    signs: np.ndarray = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        Good.__init__(self, base, rank, alpha, key=key)
-        self.signs = np.ones(base.weight.shape)
-
-
-@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
-def test_a_static_field_that_holds_an_array_is_named():
-    with pytest.raises(ConformanceError, match="The static field 'signs' holds an array") as error:
-        wrapper_checks(case_of(KeepsAnArrayAsStatic))["trainable-fields"]()
-    assert "`signs: jax.Array`" in str(error.value)
-
-
-class RaisesWhenAsked(Good):
-    @classmethod
-    def applies_to(cls, leaf):
-        return leaf.weight.ndim == 2
-
-
-def test_a_claim_that_raises_is_shown_with_its_line():
-    with pytest.raises(ConformanceError, match="`applies_to` raises for None: Attr") as error:
-        wrapper_checks(case_of(RaisesWhenAsked))["applies-to-total"]()
-    assert f"(raised in applies_to, {__file__}:" in str(error.value)
-
-
-class ForgetsTheScale(Good):
-    def __call__(self, x):
-        return self.base(x) + self.lora_B @ (self.lora_A @ x)
-
-
-def test_a_failure_that_explains_others_comes_first():
-    wanted = ["input-jet", "merge-equals-call"]
-    first, second = messages(run_checks(case_of(ForgetsTheScale), wanted))
-    assert first.startswith("[merge-equals-call]")
-    assert second.startswith("[input-jet]")
-
-
-def test_a_promotion_that_the_kit_forbids_is_explained():
-    with pytest.raises(ConformanceError, match="checks forbid implicit promotion"):
-        wrapper_checks(case_of(ForgetsTheScale))["output-dtype"]()
-
-
-class InFloat32Only(eqx.Module):
-    """A layer that refuses half precision, as an FFT does."""
-
-    weight: jax.Array
-
-    def __call__(self, x):
-        modes = jnp.fft.rfft(x)
-        return jnp.fft.irfft(modes * self.weight.astype(modes.dtype), n=len(x))
-
-
-class Gain(Good):
-    @classmethod
-    def applies_to(cls, leaf):
-        return type(leaf) is InFloat32Only and eqx.is_inexact_array(leaf.weight)
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.lora_A = self.lora_B = jnp.zeros(base.weight.shape, base.weight.dtype)
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.lora_A)
-
-
-def test_half_precision_is_not_asked_of_an_adapter_whose_layer_has_none():
-    case = WrapperCase(
-        Gain,
-        base=lambda key: InFloat32Only(jnp.ones(4)),
-        inputs=lambda key: (jax.random.normal(key, (6,)),),
-    )
-    checks = wrapper_checks(case)
-    assert checks["identity-in-half-precision"]() == (
-        "the layer itself cannot compute in half precision"
-    )
-    assert checks["output-dtype"]() is None
+def test_a_number_of_parameters_holds_for_the_rank_of_its_case():
+    (skipped,) = _check.run([case_of(Good)], ("parameter-count",), 3)
+    assert skipped.error is None and skipped.not_applicable
+    for rank in (2, None):  # 2 is the rank of the case
+        (counted,) = _check.run([case_of(Good)], ("parameter-count",), rank)
+        assert counted.error is None and not counted.not_applicable

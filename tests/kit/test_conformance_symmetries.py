@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.core.good_adapter import Good
 
 from jno.lora import MissingLibraryError
 from jno.lora.testing import (
@@ -21,8 +22,6 @@ from jno.lora.testing import (
     rotation,
     wrapper_checks,
 )
-
-from .broken_adapters import Good
 
 N = 6
 KEY = jax.random.key(5)
@@ -112,22 +111,15 @@ def test_a_base_without_the_symmetry_is_a_mistake_of_the_case():
     assert "What to do: correct the case" in message
 
 
-def test_a_symmetry_that_moves_nothing_or_changes_shapes_is_a_mistake_of_the_case():
+def test_a_symmetry_that_moves_nothing_is_a_mistake_of_the_case():
     identity = dataclasses.replace(REVERSAL, on_inputs=lambda element, x: (x,))
     assert "No drawn element of the symmetry 'reversal' moves" in message_of(case_of(identity))
-    for on_inputs in (lambda element, x: x, lambda element, x: (x[1:],)):
-        changed = dataclasses.replace(REVERSAL, on_inputs=on_inputs)
-        message = message_of(case_of(changed))
-        assert "`on_inputs` of the symmetry 'reversal' should return ('float32[6]',)" in message
 
 
-def test_names_of_symmetries_are_checked_when_a_case_is_made():
-    with pytest.raises(ValueError, match="Two symmetries share a name"):
-        case_of(cyclic_shift(0), cyclic_shift(-1))
-    with pytest.raises(ValueError, match=r"names \[.*'shift'.*\], not symmetries of the case"):
-        case_of(cyclic_shift(0), breaks=("shift",))
-    with pytest.raises(ValueError, match="not symmetries of the case"):
-        case_of(cyclic_shift(0), breaks="cyclic shift")
+def test_names_of_broken_symmetries_are_checked_when_a_case_is_made():
+    for breaks in (("shift",), "cyclic shift"):
+        with pytest.raises(ValueError, match="not symmetries of the case"):
+            case_of(cyclic_shift(0), breaks=breaks)
 
 
 def test_breaks_asks_for_the_name_of_a_symmetry(unchecked):
@@ -149,16 +141,6 @@ def test_double_precision_notices_a_small_break():
     assert check(case) is None
     message = message_of(case, "double-precision")
     assert "the trained adapter in float64 breaks it: for the reversal" in message
-
-
-def test_double_precision_does_not_take_a_float32_symmetry_for_the_precision_of_the_layer():
-    rounded = dataclasses.replace(
-        REVERSAL, on_output=lambda element, y: y[::-1].astype(jnp.float32).astype(y.dtype)
-    )
-    case = case_of(rounded, wrapper=NearlyKeepsTheSymmetry, mergeable=False)
-    assert check(case) is None
-    message = message_of(case, "double-precision")
-    assert "The symmetry 'reversal' rounds float64 arrays to float32" in message
 
 
 def transformed(symmetry, x, y, seed=3):
@@ -199,19 +181,6 @@ def test_a_permutation_takes_axes_and_the_chosen_inputs():
     assert unchanged is y and sorted(order) == [0, 1, 2, 3, 4]
     assert np.array_equal(moved, x[:, np.array(order)])
     assert np.array_equal(symmetry.on_output(order, y), y[np.array(order)])
-
-
-@pytest.mark.parametrize(
-    "make", [functools.partial(permutation, 3), functools.partial(cyclic_shift, 0)]
-)
-def test_inputs_that_move_hold_no_random_key(make):
-    x = jnp.arange(3.0)
-    symmetry = make(inputs=(0,))
-    assert symmetry.on_inputs(symmetry.draw(KEY), x, KEY)[1] is KEY
-    with pytest.raises(
-        ValueError, match=r"random key at position 1 .* Leave the key out: give `inp"
-    ):
-        make().on_inputs(symmetry.draw(KEY), x, KEY)
 
 
 def test_an_invariant_output_stays():

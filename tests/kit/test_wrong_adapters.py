@@ -1,33 +1,31 @@
-"""The kit notices wrong adapters: for each, the required check that the table names fails."""
+"""The kit notices wrong adapters: for each, the check that the table names fails."""
+
+import re
 
 import pytest
 
 from jno.lora.testing import ADVICE, CHECKS, ConformanceError, wrapper_checks
 
+from .asking import case_of
 from .wrong_adapters import TABLE
+from .wrong_adapters.transformations import StaticArray
 
-NOTICED = [wrong for wrong in TABLE if wrong.noticed_by is not None]
-SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by is None]
+SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE}]
 
 
-def test_the_table_is_large_and_says_what_is_wrong():
-    assert len(TABLE) >= 140
+def test_the_table_is_large_and_says_why_required_checks_miss_the_few_survivors():
+    assert len(TABLE) >= 350
     assert len({str(wrong) for wrong in TABLE}) == len(TABLE)
-    assert all(wrong.fault.endswith(".") and "correct" not in wrong.fault for wrong in TABLE)
-    assert len({wrong.fault for wrong in TABLE}) == len(TABLE)
-
-
-def test_nearly_all_are_noticed_by_required_checks_and_survivors_have_a_reason():
-    assert len(NOTICED) >= 0.95 * len(TABLE)
+    assert len(SURVIVORS) <= 0.07 * len(TABLE)
     assert all(wrong.survives for wrong in SURVIVORS)
 
 
-def test_every_required_check_notices_a_wrong_adapter():
-    assert {wrong.noticed_by for wrong in NOTICED} == set(CHECKS) - ADVICE
+def test_every_check_notices_a_wrong_adapter():
+    assert {wrong.noticed_by for wrong in TABLE} == {*CHECKS, None}
 
 
-@pytest.mark.parametrize("wrong", NOTICED, ids=str)
-def test_a_required_check_notices(wrong):
+@pytest.mark.parametrize("wrong", [wrong for wrong in TABLE if wrong.noticed_by], ids=str)
+def test_the_check_notices(wrong):
     messages = []
     for case in wrong.cases():
         try:
@@ -37,6 +35,14 @@ def test_a_required_check_notices(wrong):
             break
     (message,) = messages
     assert message.startswith(f"[{wrong.noticed_by}] {wrong}")
+    assert re.search(wrong.says, message), message
     assert "What to do" in message or "What is checked" in message
     # The fault is the adapter's, not the case's.
     assert wrong.noticed_by != "symmetries" or "breaks it: for " in message
+
+
+# Equinox warns, which is an error in the other tests.
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
+def test_a_static_field_that_holds_an_array_is_named():
+    with pytest.raises(ConformanceError, match=r"(?s)The static field 'factor' .*`factor: jax.Arr"):
+        wrapper_checks(case_of(StaticArray))["trainable-fields"]()

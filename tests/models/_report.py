@@ -1,4 +1,4 @@
-"""The table of the matrix, model x variant: printed after a run, and written as a page."""
+"""The table of the matrix, model x variant, which a run writes into a page."""
 
 import collections
 import json
@@ -10,41 +10,12 @@ from typing import Any
 
 from .zoo_of_models import PACKAGES
 
-_HEAD = """\
-# Models by other people
-
-<!-- Written by the tests: do not edit. -->
-
-The tests run every variant of every plugin of this repository on models from other people's
-packages. A number is the number of adapted layers, with every check passed. *none* means that the
-call raises an error, which says for each layer why it cannot be adapted.
-
-Every cell is checked with `rank=2`, and only the adapters train:
-
-* The adapted model has the outputs of the model. With random adapters its outputs differ, and
-  merging these adapters into the weights gives the same outputs.
-* The merged and the unwrapped tree have the structure, shapes and dtypes of the model. The
-  unwrapped tree also has its weights.
-* Gradients are finite, and agree with the merged weights' gradients by the chain rule. They are not
-  zero where the merged weights' gradients are not.
-
-The columns `default` (without `wrapper=`) and `auto` have more checks. Running without `jit` gives
-the same outputs. Ten steps of Adam lower a loss and change no frozen leaf. The saved leaves give
-the same outputs in a copy that was adapted with another key.
-
-"The same" means a difference of at most 1e-5 of the largest output, or of ten times the effect of a
-last-place change of the model's own weights, if that is larger (see the notes).
-
-The command runs the tests and writes this page (Python 3.12 or newer, half an hour on two cores):
-
-```
-make test-models
-```
-"""
+# Its prose before the table is kept.
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 class Table:
-    """A pytest plugin that gathers the cells, prints the table, and writes it to `path`."""
+    """A pytest plugin that gathers the cells, and writes the table to `path`."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -60,15 +31,7 @@ class Table:
         self.cells.setdefault(cell["model"], {})[cell["variant"]] = cell
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if not self.cells:
-            return
-        terminalreporter.section("model x variant: layers adapted")
-        rows = [[_plain(text) for text in row] for row in self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            line = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-            terminalreporter.write_line("  ".join(line).rstrip())
-        if self.path is not None:
+        if self.cells and self.path is not None:
             self.path.write_text(self.page())
             terminalreporter.write_line(f"written to {self.path}")
 
@@ -87,7 +50,8 @@ class Table:
     def page(self) -> str:
         """The page as Markdown."""
         head, *body = self.rows()
-        lines = [_HEAD, *_table(head, body)]
+        prose, _, _ = PAGE.read_text().partition("| model |")
+        lines = [prose.rstrip(), "", *_table(head, body)]
         failures = list(self.failures())
         lines += ["", "## Failures", "", *(failures or ["None."])]
         lines += ["", "## Layers that no adapter takes", "", *self.left_out()]
@@ -160,10 +124,6 @@ def _cell(cell: dict[str, Any] | None) -> str:
     if cell.get("problems"):
         return "**fails**"
     return "*none*" if "refused" in cell else str(cell["layers"])
-
-
-def _plain(text: str) -> str:
-    return text.replace("*", "")
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The environment of the matrix, and its table: printed, and written by `--models-report`."""
+"""The environment of the matrix, and its table, which `--models-report` writes."""
 
 from pathlib import Path
 

@@ -112,11 +112,7 @@ MODELS = {
     "pdequinox-unet": Case(unet, call, ((2, 16),), 0.98, ("bias",)),
     # Its tables of distances are constants, and `r` is a scale for them.
     "foundax-pit": Case(
-        pit,
-        call,
-        ((1, 16, 2),),
-        0.85,
-        ("bias", "r", "m_dist_down", "m_dist_proc", "m_dist_up"),
+        pit, call, ((1, 16, 2),), 0.85, ("bias", "r", "m_dist_down", "m_dist_proc", "m_dist_up")
     ),
     "foundax-walrus": Case(
         walrus,

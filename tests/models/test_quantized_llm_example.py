@@ -1,7 +1,6 @@
 """The recipe for a quantised language model: started, trained, saved, loaded and merged."""
 
 import dataclasses
-import sys
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -39,9 +38,3 @@ def test_the_whole_script(example):
     assert started.relative < 0.9 * plain.relative
     memory = results["memory"]
     assert memory["LoRA, nf4 base"][0] < 0.3 * memory["LoRA, bfloat16 base"][0]
-
-
-def test_it_says_what_to_install(example, monkeypatch):
-    monkeypatch.setitem(sys.modules, "eqx_zoo", None)
-    with pytest.raises(ImportError, match="pip install eqx-zoo"):
-        load(NAME)

@@ -6,7 +6,6 @@
 from . import (  # noqa: F401
     applying,
     claims,
-    earlier,
     inputs,
     layers,
     maths,

@@ -46,13 +46,18 @@ class LoRA(Good):
         return alpha / rank
 
     def low_rank_update(self):
-        return self.lora_A, self.scale() * self.lora_B
+        A, B = self.factors()
+        return A, self.scale() * B
 
     @classmethod
     def start(cls, W, rank, key):
         """`A` and `B`."""
         A = jax.random.normal(key, (rank, W.shape[1]), W.dtype)
-        return A, jnp.zeros((W.shape[0], rank), W.dtype)
+        return A, cls.first_B(W, rank, key)
+
+    @classmethod
+    def first_B(cls, W, rank, key):
+        return jnp.zeros((W.shape[0], rank), W.dtype)
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -61,13 +66,22 @@ class LoRA(Good):
     def scale(self):
         return self.alpha / self.rank
 
+    def factors(self):
+        """`A` and `B`, of the call and of `merge`."""
+        return self.lora_A, self.lora_B
+
+    def product(self, x, A, B):
+        """`alpha / rank B A x`, in the dtype of `x`."""
+        return self.scale() * (B.astype(x.dtype) @ (A.astype(x.dtype) @ x))
+
     def added(self, x):
         """The term that a call adds."""
-        return self.scale() * (self.lora_B.astype(x.dtype) @ (self.lora_A.astype(x.dtype) @ x))
+        return self.product(x, *self.factors())
 
     def update(self):
         """The matrix that a merge adds."""
-        return self.scale() * (self.lora_B @ self.lora_A)
+        A, B = self.factors()
+        return self.scale() * (B @ A)
 
     def __call__(self, x):
         return self.base(x) + self.added(x)
@@ -77,18 +91,22 @@ class LoRA(Good):
 
 
 def lora_law(adapter, rank, alpha):
-    A, B = numbers(adapter.lora_A), numbers(adapter.lora_B)
-    return numbers(adapter.base.weight) + alpha / rank * (B @ A)
+    return sum_of(adapter, alpha / rank, adapter.lora_A, numbers(adapter.lora_B))
+
+
+def sum_of(adapter, scale, A, B):
+    """`W + scale B A`."""
+    return numbers(adapter.base.weight) + scale * (B @ numbers(A))
 
 
 def gated_law(adapter, rank, alpha):
-    A, B = numbers(adapter.lora_A), numbers(adapter.lora_B)
-    return numbers(adapter.base.weight) + alpha / rank * (B * numbers(adapter.gate) @ A)
+    B = numbers(adapter.lora_B) * numbers(adapter.gate)
+    return sum_of(adapter, alpha / rank, adapter.lora_A, B)
 
 
 def tied_law(adapter, rank, alpha):
-    A, B = numbers(adapter.low_rank_update()[0]), numbers(adapter.lora_B)
-    return numbers(adapter.base.weight) + alpha / rank * (B @ A)
+    A, _ = adapter.low_rank_update()
+    return sum_of(adapter, alpha / rank, A, numbers(adapter.lora_B))
 
 
 class Frozen(LoRA):
@@ -100,26 +118,17 @@ class Frozen(LoRA):
     def low_rank_scale(cls, rank, alpha):
         return None
 
-    def low_rank_update(self):
-        return self.lora_A, self.scale() * self.lora_B * self.scales[None, :]
+    def factors(self):
+        return self.lora_A, self.lora_B * self.scales[None, :]
 
     def __init__(self, base, rank, alpha, *, key):
         super().__init__(base, rank, alpha, key=key)
         self.scales = 1 + jax.random.uniform(jax.random.fold_in(key, 1), (rank,), self.lora_A.dtype)
 
-    def added(self, x):
-        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
-        return B @ (A @ x)
-
-    def update(self):
-        A, B = self.low_rank_update()
-        return B @ A
-
 
 def frozen_law(adapter, rank, alpha):
-    A, B = numbers(adapter.lora_A), numbers(adapter.lora_B)
-    scaled = B * numbers(adapter.scales)
-    return numbers(adapter.base.weight) + alpha / rank * (scaled @ A)
+    B = numbers(adapter.lora_B) * numbers(adapter.scales)
+    return sum_of(adapter, alpha / rank, adapter.lora_A, B)
 
 
 class Magnitude(LoRA):
@@ -280,9 +289,12 @@ class AttentionLoRA(LoRA):
         W = float_of(base.query_proj.weight)
         self.lora_A, self.lora_B = type(self).start(W, rank, key)
 
-    def __call__(self, query, key_, value, mask=None, *, key=None, inference=None, **options):
-        adapted = self.adapted(self.update())
-        return adapted(query, key_, value, mask, key=key, inference=inference, **options)
+    def __call__(self, query, key_, value, mask=None, **options):
+        layer = self.adapted(self.update())
+        return self.attend(layer, query, key_, value, mask, **options)
+
+    def attend(self, layer, *inputs, **options):
+        return layer(*inputs, **options)
 
     def adapted(self, update):
         W = float_of(self.base.query_proj.weight) + update
@@ -330,11 +342,17 @@ class ComplexLoRA(LoRAWrapper):
         self.lora_A = jax.random.normal(key, (rank, inputs), base.weight.dtype)
         self.lora_B = jnp.zeros((outputs, rank), base.weight.dtype)
 
+    def scale(self):
+        return self.alpha / self.rank
+
     def update(self):
-        return self.alpha / self.rank * (self.lora_B @ self.lora_A)
+        return self.scale() * (self.lora_B @ self.lora_A)
+
+    def product(self, x):
+        return self.scale() * (self.lora_B @ (self.lora_A @ x))
 
     def added(self, x):
-        y = self.alpha / self.rank * (self.lora_B @ (self.lora_A @ x.astype(self.lora_A.dtype)))
+        y = self.product(x.astype(self.lora_A.dtype))
         return jnp.concatenate([y.real, y.imag]).astype(x.dtype)
 
     def __call__(self, x):

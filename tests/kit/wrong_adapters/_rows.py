@@ -1,7 +1,10 @@
 """The rows of the table: a wrong adapter, its cases, and the check that must notice the fault."""
 
 import dataclasses
+import functools
 import inspect
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,28 +34,25 @@ LAWS: dict[type, tuple[Callable[..., Any], Callable[..., int]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
-    """A wrong adapter with one fault.
+    """A wrong adapter with one fault, which its name says.
 
-    - `noticed_by`: the required check that must fail; `None` if no required check does.
-    - `survives`: then, why not.
+    - `noticed_by`: the check that must fail; `None` if no check does.
+    - `survives`: then, or if the check is advice, why no required check notices the fault.
+    - `says`: what the message must contain, as a regular expression.
     - `changes`: of the cases, such as options.
     """
 
     adapter: type
     noticed_by: str | None
-    survives: str
-    changes: Mapping[str, Any]
-
-    @property
-    def fault(self) -> str:
-        """What is wrong, in a sentence."""
-        return inspect.cleandoc(self.adapter.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    survives: str = ""
+    says: str = ""
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def family(self) -> str:
         """The class of faults: the module of the adapter."""
         package, _, module = self.adapter.__module__.rpartition(".")
-        return module if package == __package__ else "each check"
+        return module if package == __package__ else "claims"
 
     def cases(self, with_law: bool = True) -> list[WrapperCase]:
         """The cases that an author writes: the standard cases, with a law and a count."""
@@ -66,14 +66,82 @@ class Wrong:
 TABLE: list[Wrong] = []
 
 
-def wrong(noticed_by: str | None, survives: str = "", **changes: Any) -> Callable[[type], type]:
+def wrong(
+    noticed_by: str | None, *, survives: str = "", says: str = "", **changes: Any
+) -> Callable[[type], type]:
     """Put a class into the table."""
 
     def register(adapter: type) -> type:
-        TABLE.append(Wrong(adapter, noticed_by, survives, changes))
+        TABLE.append(Wrong(adapter, noticed_by, survives, says, changes))
         return adapter
 
     return register
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A further field of an adapter; `value(adapter, base, key)` is its first value."""
+
+    value: Callable[..., Any]
+    trains: bool = False
+    is_static: bool = False
+
+
+def trained(value: Callable[..., Any]) -> Field:
+    return Field(value, trains=True)
+
+
+def static(value: Callable[..., Any]) -> Field:
+    return Field(value, is_static=True)
+
+
+def changed(
+    noticed_by: str | None,
+    name: str,
+    base: Any = bases.LoRA,
+    *,
+    survives: str = "",
+    says: str = "",
+    case: Mapping[str, Any] | None = None,
+    **members: Any,
+) -> type:
+    """Put a subclass of a correct adapter into the table, with the changed members alone.
+
+    A `Field` is set after the base's constructor, also if the base has the field. A function that
+    replaces a classmethod becomes a classmethod. `case`: changes of the cases.
+    """
+    fields = {key: value for key, value in members.items() if isinstance(value, Field)}
+    namespace: dict[str, Any] = {"__module__": sys._getframe(1).f_globals["__name__"]}
+    for key in members.keys() - fields.keys():
+        if isinstance(members[key], types.FunctionType):
+            members[key].__name__ = key  # which messages show
+        is_classmethod = isinstance(inspect.getattr_static(base, key, None), classmethod)
+        namespace[key] = classmethod(members[key]) if is_classmethod else members[key]
+    if fields:
+        namespace["__annotations__"] = dict.fromkeys(fields, Any)
+        namespace["__init__"] = _constructor(base, fields)
+    for key, field in fields.items():
+        if field.is_static:
+            namespace[key] = eqx.field(static=True)
+        if field.trains:
+            namespace["adapter_fields"] = (*base.adapter_fields, key)
+    adapter = type(base)(name, (base,), namespace)
+    return wrong(noticed_by, survives=survives, says=says, **(case or {}))(adapter)
+
+
+def noticed_by(check: str) -> Callable[..., type]:
+    """`changed` for this check."""
+    return functools.partial(changed, check)
+
+
+def _constructor(base: Any, fields: dict[str, Field]) -> Callable[..., None]:
+    @functools.wraps(base.__init__)
+    def constructor(self: Any, layer: Any, *args: Any, key: Any, **options: Any) -> None:
+        base.__init__(self, layer, *args, key=key, **options)
+        for name, field in fields.items():
+            object.__setattr__(self, name, field.value(self, layer, key))
+
+    return constructor
 
 
 def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:

@@ -6,97 +6,68 @@ import numpy as np
 
 from jno.lora import WrapperError
 
-from ._bases import LoRA, copy_of, with_bias, with_weight
-from ._rows import wrong
+from ._bases import LoRA, copy_of, float_of, with_bias, with_weight
+from ._rows import changed, noticed_by, static, wrong
+
+by_derivatives = noticed_by("input-derivatives")
+by_form = noticed_by("merge-restores-form")
+by_reading = noticed_by("reads-like-the-layer")
 
 
 class MergedLinear(eqx.nn.Linear):
     """A class of layers for merged weights."""
 
 
-@wrong("merge-restores-form")
-class MergeChangesTheClass(LoRA):
-    """`merge` returns a layer of a class of its own."""
-
-    def merge(self):
-        return copy_of(super().merge(), MergedLinear)
+def merged(change):
+    """A `merge` that gives the merged layer after this change."""
+    return lambda self: change(LoRA.merge(self))
 
 
-@wrong("reads-like-the-layer")
-class MergeReturnsAFunction(LoRA):
-    """`merge` returns a function."""
-
-    def merge(self):
-        plain = super().merge()
-        return lambda x: plain(x)
+def weight_changed(change):
+    """A `merge` that gives the merged layer with its weight after this change."""
+    return merged(lambda layer: eqx.tree_at(lambda node: node.weight, layer, change(layer.weight)))
 
 
-@wrong("law")
-class MergeReturnsTheAdapter(LoRA):
-    """`merge` returns the adapter."""
-
-    def merge(self):
-        return self
+def bias_changed(change):
+    """A `merge` that gives the merged layer with its bias, if it has one, after this change."""
+    return merged(lambda layer: layer if layer.bias is None else with_bias(layer, change(layer)))
 
 
-@wrong("reads-like-the-layer")
-class MergeReturnsAnArray(LoRA):
-    """`merge` returns the weight."""
-
-    def merge(self):
-        return super().merge().weight
-
-
-@wrong("input-derivatives")
-class MergeRemovesTheBias(LoRA):
-    """`merge` puts the bias into the call, and leaves `None` in the layer."""
-
-    def merge(self):
-        plain = super().merge()
-        return plain if plain.bias is None else with_bias(plain, None)
+by_form("MergeChangesTheClass", merge=merged(lambda layer: copy_of(layer, MergedLinear)))
+by_reading("MergeReturnsAFunction", merge=merged(lambda layer: lambda x: layer(x)))
+changed("law", "MergeReturnsTheAdapter", merge=lambda self: self)
+by_reading("MergeReturnsAnArray", merge=merged(lambda layer: layer.weight))
+by_derivatives("MergeRemovesTheBias", merge=bias_changed(lambda layer: None))
+changed(
+    "merge-equals-call",
+    "MergeMakesTheBiasZero",
+    merge=bias_changed(lambda layer: jnp.zeros_like(layer.bias)),
+)
+by_derivatives(
+    "MergeAddsTheSumsOfRowsToTheBias",
+    merge=bias_changed(lambda layer: layer.bias + layer.weight.sum(axis=1)),
+)
+by_form("MergeWidensTheBias", merge=bias_changed(lambda layer: float_of(layer.bias)))
 
 
 @wrong("merge-equals-call")
 class MergeAddsABias(LoRA):
-    """`merge` gives a bias of zeros to a layer without a bias."""
-
     def merge(self):
         plain = super().merge()
         zeros = jnp.zeros(len(plain.weight), plain.weight.dtype)
         return plain if plain.bias is not None else copy_of(plain, eqx.nn.Linear, bias=zeros)
 
 
-@wrong("reads-like-the-layer")
-class MergeChangesAStaticField(LoRA):
-    """`merge` returns a layer that says `use_bias=False`."""
-
-    def merge(self):
-        plain = super().merge()
-        return copy_of(plain, eqx.nn.Linear, use_bias=False)
-
-
-@wrong("input-derivatives")
-class MergeStacksTheWeight(LoRA):
-    """`merge` returns a weight with an axis more."""
-
-    def merge(self):
-        plain = super().merge()
-        return eqx.tree_at(lambda node: node.weight, plain, plain.weight[None])
-
-
-@wrong("residual-gradients")
-class MergeGivesNumPy(LoRA):
-    """`merge` returns a layer with a NumPy weight."""
-
-    def merge(self):
-        plain = super().merge()
-        return eqx.tree_at(lambda node: node.weight, plain, np.asarray(plain.weight))
+by_reading(
+    "MergeChangesAStaticField",
+    merge=merged(lambda layer: copy_of(layer, eqx.nn.Linear, use_bias=False)),
+)
+by_derivatives("MergeAddsAnAxis", merge=weight_changed(lambda weight: weight[None]))
+changed("residual-gradients", "MergeGivesNumPy", merge=weight_changed(np.asarray))
 
 
 @wrong("merge-restores-form")
 class MergeKeepsFloat32(LoRA):
-    """`merge` keeps the update's dtype for the weight."""
-
     def merge(self):
         W = self.base.weight.astype(self.lora_A.dtype) + self.update()
         return eqx.tree_at(lambda node: node.weight, self.base, W)
@@ -104,47 +75,27 @@ class MergeKeepsFloat32(LoRA):
 
 @wrong("reads-like-the-layer")
 class MergeRefuses(LoRA):
-    """`merge` raises, but the class does not say `mergeable = False`."""
+    """The class does not say `mergeable = False`."""
 
     def merge(self):
         raise WrapperError("merging is not supported")
 
 
 @wrong("merge-restores-form")
-class MergesThoughUnmergeable(LoRA):
-    """The class says `mergeable = False`, and `merge` returns the layer without the update."""
-
-    mergeable = False
-
-    def merge(self):
-        return self.base
-
-
-@wrong("merge-restores-form")
 class SaysUnmergeableAndRaisesAnotherError(LoRA):
-    """`merge` of an adapter that cannot be merged raises `NotImplementedError`."""
-
     mergeable = False
 
     def merge(self):
         raise NotImplementedError
 
 
-@wrong("unwrap-restores")
-class UnwrapGivesTheMergedLayer(LoRA):
-    """`unwrap` returns the merged layer."""
-
-    def unwrap(self):
-        return self.merge()
-
-
-@wrong("unwrap-restores")
-class UnwrapCastsTheWeight(LoRA):
-    """`unwrap` rounds the weight to bfloat16."""
-
-    def unwrap(self):
-        weight = self.base.weight.astype(jnp.bfloat16)
-        return with_weight(self.base, weight)
+by_form("MergesThoughUnmergeable", mergeable=False, merge=lambda self: self.base)
+changed("unwrap-restores", "UnwrapGivesTheMergedLayer", unwrap=lambda self: self.merge())
+changed(
+    "unwrap-restores",
+    "UnwrapRoundsTheWeight",
+    unwrap=lambda self: with_weight(self.base, self.base.weight.astype(jnp.bfloat16)),
+)
 
 
 @wrong("state-round-trip")
@@ -158,37 +109,15 @@ class KeepsARoundedBase(LoRA):
 
 @wrong("unwrap-restores")
 class UnwrapDropsTheBias(LoRA):
-    """`unwrap` builds a layer without the bias."""
-
     def unwrap(self):
         base = self.base
         return base if base.bias is None else with_bias(base, jnp.zeros_like(base.bias))
 
 
-@wrong("reads-like-the-layer")
-class ReadsTheFrozenWeight(LoRA):
-    """The property `weight` gives the frozen weight, so a model that reads it sees no adapter."""
-
-    @property
-    def weight(self):
-        return self.base.weight
-
-
-@wrong("reads-like-the-layer")
-class ReadsTheUpdate(LoRA):
-    """The property `weight` gives the update alone."""
-
-    @property
-    def weight(self):
-        return self.update()
-
-
-@wrong("reads-like-the-layer")
-class HidesTheWidth(LoRA):
-    """A field `in_features` holds the rank, and hides the layer's."""
-
-    in_features: int = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.in_features = rank
+# A model that reads the weight sees no adapter.
+by_reading("ReadsTheFrozenWeight", weight=property(lambda self: self.base.weight))
+by_reading("ReadsTheUpdate", weight=property(lambda self: self.update()))
+by_reading(
+    "ReadsThroughToTheBase", __getattr__=lambda self, name: getattr(self.__dict__["base"], name)
+)
+by_reading("HidesTheWidth", in_features=static(lambda self, base, key: self.rank))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import LoRA, lora_law, numbers
-from ._rows import wrong
+from ._rows import Field, changed, wrong
 
 
 class Gained(LoRA):
@@ -17,19 +17,12 @@ class Gained(LoRA):
     def low_rank_scale(cls, rank, alpha):
         return None
 
-    def low_rank_update(self):
-        return self.lora_A, self.lora_B * self.scale()
-
     def __init__(self, base, rank, alpha, *, key, gain=1.0):
         super().__init__(base, rank, alpha, key=key)
         self.gain = jnp.asarray(gain, self.lora_A.dtype)
 
-    def scale(self):
-        return self.alpha / self.rank * self.gain
-
-    def added(self, x):
-        A, B = self.lora_A.astype(x.dtype), (self.scale() * self.lora_B).astype(x.dtype)
-        return B @ (A @ x)
+    def factors(self):
+        return self.lora_A, self.gain * self.lora_B
 
 
 def gained_law(adapter):
@@ -40,8 +33,6 @@ def gained_law(adapter):
 
 @wrong("law", options={"gain": 3.0}, law=gained_law)
 class IgnoresItsOption(Gained):
-    """The constructor ignores the option."""
-
     def __init__(self, base, rank, alpha, *, key, gain=1.0):
         super().__init__(base, rank, alpha, key=key)
 
@@ -56,14 +47,9 @@ class LosesItsOptionInAFile(Gained):
         super().__init__(base, rank, alpha, key=key)
         self.gain = gain
 
-    def added(self, x):
-        return LoRA.added(self, x)
-
 
 @wrong("key-forms")
 class ChangesItsDefault(LoRA):
-    """The default of an option is a list, to which each constructor appends."""
-
     offset: jax.Array
 
     def __init__(self, base, rank, alpha, *, key, offsets=[]):  # noqa: B006
@@ -74,8 +60,6 @@ class ChangesItsDefault(LoRA):
 
 @wrong("contract", options={"scales": [1.0]})
 class ChangesItsOption(LoRA):
-    """The constructor appends to the list that it was given."""
-
     scales: jax.Array
 
     def __init__(self, base, rank, alpha, *, key, scales):
@@ -84,91 +68,53 @@ class ChangesItsOption(LoRA):
         self.scales = jnp.asarray(scales)
 
 
-@wrong("parameter-count")
-class IgnoresTheRank(LoRA):
-    """The factors always have the rank 1."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, 1, key)
+def at_rank(rank_of):
+    return lambda cls, W, rank, key: LoRA.start(W, rank_of(rank), key)
 
 
-@wrong("parameter-count")
-class DoublesTheRank(LoRA):
-    """The factors have twice the rank."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, 2 * rank, key)
-
-
-@wrong("state-round-trip")
-class StoresAnotherRank(LoRA):
-    """The field `rank` holds the number of inputs; the scale uses the factors' shape."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.rank = base.in_features
-
-    def scale(self):
-        return self.alpha / len(self.lora_A)
-
-
-@wrong("law")
-class StoresTheScaleAsAlpha(LoRA):
-    """The field `alpha` holds `alpha / rank`, which a restored adapter divides again."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.alpha = alpha / rank
-
-    def scale(self):
-        return self.alpha
-
-
-@wrong("answers")
-class IgnoresAlpha(LoRA):
-    """The field `alpha` is always the rank, so the scale is one."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, rank, key=key)
+changed("parameter-count", "IgnoresTheRank", start=at_rank(lambda rank: 1))
+changed("parameter-count", "DoublesTheRank", start=at_rank(lambda rank: 2 * rank))
+changed(
+    "state-round-trip",
+    "StoresAnotherRank",
+    rank=Field(lambda self, base, key: base.in_features, is_static=True),
+    scale=lambda self: self.alpha / len(self.lora_A),
+)
+# A restored adapter divides again.
+changed(
+    "law",
+    "StoresTheScaleAsAlpha",
+    alpha=Field(lambda self, base, key: self.alpha / self.rank, is_static=True),
+    scale=lambda self: self.alpha,
+)
+changed("answers", "IgnoresAlpha", alpha=Field(lambda self, base, key: self.rank, is_static=True))
+changed(
+    "trainable-fields",
+    "StoresAlphaAsAnArray",
+    alpha=Field(lambda self, base, key: jnp.asarray(self.alpha), is_static=True),
+)
 
 
 @wrong("state-round-trip")
 class SwapsRankAndAlpha(LoRA):
-    """The constructor hands rank and alpha on in the wrong order."""
-
     def __init__(self, base, rank, alpha, *, key):
         super().__init__(base, rank, alpha, key=key)
         self.rank, self.alpha = alpha, rank
 
 
-@wrong("trainable-fields")
-class StoresAlphaAsAnArray(LoRA):
-    """The static field `alpha` holds an array."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.alpha = jnp.asarray(alpha)  # pyright: ignore
-
-
 @wrong("contract")
 class TakesNoKey(LoRA):
-    """The constructor does not take `key`."""
-
     def __init__(self, base, rank, alpha):
         super().__init__(base, rank, alpha, key=jax.random.key(0))
 
 
 @wrong("contract")
 class NeedsAnOption(LoRA):
-    """The constructor has an option without a default."""
-
     def __init__(self, base, rank, alpha, *, key, dropout):
         super().__init__(base, rank, alpha, key=key)
 
 
-@wrong("ranks")
+@wrong("ranks", says="With rank 1, it fails: ZeroDivisionError")
 class RefusesRankOne(LoRA):
     """The constructor reshapes to pairs of directions, and fails at odd ranks."""
 
@@ -186,4 +132,20 @@ class FailsAboveTheSmallestSide(LoRA):
     def start(cls, W, rank, key):
         _, _, V = jnp.linalg.svd(W, full_matrices=True)
         A = jnp.concatenate([V[i : i + 1] for i in range(rank)])
-        return A.reshape(rank, -1), jnp.zeros((W.shape[0], rank), W.dtype)
+        return A.reshape(rank, -1), cls.first_B(W, rank, key)
+
+
+@wrong("ranks", says="(?s)With rank 3, it fails: ValueError: no odd ranks.*raise ValueError")
+class RefusesOddRanksWhenCalled(LoRA):
+    def __call__(self, x):
+        if self.rank == 3:
+            raise ValueError("no odd ranks")
+        return super().__call__(x)
+
+
+changed(
+    "ranks",
+    "OverflowsAtRankOne",
+    says="With rank 1, the output is not finite",
+    added=lambda self, x: LoRA.added(self, x) * (1e38 if self.rank == 1 else 1) * 1e3,
+)

@@ -4,13 +4,15 @@ import itertools
 import time
 import uuid
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._bases import LoRA, with_weight
-from ._rows import wrong
+from ._rows import Field, changed, noticed_by, static, wrong
+
+by_keys = noticed_by("key-forms")
+
 
 COUNTER = itertools.count()
 GENERATOR = np.random.default_rng()
@@ -19,47 +21,26 @@ MERGED: dict[tuple[int, ...], jax.Array] = {}
 UPDATES: dict[str, jax.Array] = {}
 
 
-@wrong("key-forms")
-class DrawsFromNumPy(LoRA):
-    """The start comes from a global generator of NumPy."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        A, B = super().start(W, rank, key)
-        return A + jnp.asarray(GENERATOR.normal(size=A.shape), A.dtype), B
+def seeded(key_of):
+    """A start from another key: `key_of(W, key)`."""
+    return lambda cls, W, rank, key: LoRA.start(W, rank, key_of(W, key))
 
 
-@wrong("key-forms")
-class CountsItsLayers(LoRA):
-    """The seed is a counter of the adapters that were built in this process."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, rank, jax.random.key(next(COUNTER)))
+def drawn_from_numpy(self, base, key):
+    return self.lora_A + jnp.asarray(GENERATOR.normal(size=self.lora_A.shape), self.lora_A.dtype)
 
 
-@wrong("key-forms")
-class SeedsFromTheClock(LoRA):
-    """The seed is the time."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, rank, jax.random.key(time.perf_counter_ns() % 2**31))
-
-
-@wrong("law")
-class NeedsARawKey(LoRA):
-    """Reads the numbers of the key by index, which a typed key forbids."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, rank, jax.random.PRNGKey(key[1]))
+by_keys("DrawsFromNumPy", lora_A=Field(drawn_from_numpy))
+by_keys("CountsItsLayers", start=seeded(lambda W, key: jax.random.key(next(COUNTER))))
+by_keys(
+    "SeedsFromTheClock", start=seeded(lambda W, key: jax.random.key(time.perf_counter_ns() % 2**31))
+)
+# A typed key cannot be indexed.
+changed("law", "NeedsARawKey", start=seeded(lambda W, key: jax.random.PRNGKey(key[1])))
 
 
 @wrong("key-forms")
 class NeedsATypedKey(LoRA):
-    """Refuses raw keys."""
-
     @classmethod
     def start(cls, W, rank, key):
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -67,54 +48,42 @@ class NeedsATypedKey(LoRA):
         return super().start(W, rank, key)
 
 
-@wrong("state-round-trip")
-class SeedsFromTheWeight(LoRA):
-    """Draws from a seed of the weight's values, by `int(...)`."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, rank, jax.random.fold_in(key, int(abs(W).sum())))
-
-
-@wrong(None, survives="differs between processes alone; a check would have to start a process")
-class SeedsFromAHash(LoRA):
-    """Folds Python's hash of a text into the key, which differs from process to process."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return super().start(W, rank, jax.random.fold_in(key, hash("lora_A") % 2**31))
+changed(
+    "state-round-trip",
+    "SeedsFromTheWeight",
+    start=seeded(lambda W, key: jax.random.fold_in(key, int(abs(W).sum()))),
+)
+changed(
+    None,
+    "SeedsFromAHash",
+    survives="differs between processes alone; a check would have to start a process",
+    start=seeded(lambda W, key: jax.random.fold_in(key, hash("lora_A") % 2**31)),
+)
 
 
 @wrong("input-derivatives")
 class WarmsUpByCalls(LoRA):
-    """The scale grows with the number of calls, which a Python list counts."""
-
     def added(self, x):
         CALLS.append(None)
         return super().added(x) * min(1.0, len(CALLS) / 1e6)
 
 
-@wrong("reads-like-the-layer")
-class CachesTheMergedWeight(LoRA):
-    """Keeps the first update of a shape in a global dict, and uses this update for ever."""
-
-    def update(self):
-        return MERGED.setdefault(self.base.weight.shape, super().update())
+changed(
+    "reads-like-the-layer",
+    "CachesTheMergedWeight",
+    update=lambda self: MERGED.setdefault(self.base.weight.shape, LoRA.update(self)),
+)
 
 
 @wrong("alpha")
 class CachesItsFirstOutput(LoRA):
-    """The call keeps `B A` of the first call in a global dict."""
-
     def added(self, x):
         key = f"{self.base.weight.shape}{x.dtype}{self.rank}"
         return UPDATES.setdefault(key, self.update().astype(x.dtype)) @ x
 
 
-@wrong("state-round-trip")
+@wrong("purity", says="The constructor changes the layer")
 class ChangesItsBase(LoRA):
-    """The constructor writes a smaller weight into the layer that it was given."""
-
     def __init__(self, base, rank, alpha, *, key):
         super().__init__(base, rank, alpha, key=key)
         object.__setattr__(base, "weight", 0.5 * base.weight)
@@ -122,17 +91,13 @@ class ChangesItsBase(LoRA):
 
 @wrong("purity")
 class MergeWritesIntoTheBase(LoRA):
-    """`merge` writes the merged weight into the frozen layer, and returns this layer."""
-
     def merge(self):
         object.__setattr__(self.base, "weight", super().merge().weight)
         return self.base
 
 
 @wrong("purity")
-class MergeCountsItsCalls(LoRA):
-    """`merge` marks the adapter as merged, and a second `merge` adds nothing."""
-
+class MergeAddsOnlyOnce(LoRA):
     def merge(self):
         if self.__dict__.get("is_merged"):
             return self.base
@@ -142,8 +107,6 @@ class MergeCountsItsCalls(LoRA):
 
 @wrong("purity")
 class PrintsItsOutput(LoRA):
-    """The call prints by a callback, in every step of every training."""
-
     def added(self, x):
         term = super().added(x)
         jax.debug.callback(lambda value: None, term[0])
@@ -152,33 +115,26 @@ class PrintsItsOutput(LoRA):
 
 @wrong("input-derivatives")
 class DropsAtRandom(LoRA):
-    """The call drops entries of the input with a constant key, also at inference."""
-
     def added(self, x):
         keep = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
         return super().added(x * keep.astype(x.dtype))
 
 
-@wrong("input-derivatives")
-class BranchesOnTheInput(LoRA):
-    """The call has a Python `if` on the input's values."""
-
-    def added(self, x):
-        return super().added(x) if jnp.sum(x) > -1e30 else 0 * x[:1]
+changed(
+    "input-derivatives",
+    "BranchesOnTheInput",
+    added=lambda self, x: LoRA.added(self, x) if jnp.sum(x) > -1e30 else 0 * x[:1],
+)
 
 
 @wrong("input-derivatives")
 class BranchesOnItsValues(LoRA):
-    """The call has a Python `if` on the values of `B`."""
-
     def __call__(self, x):
         return self.base(x) + self.added(x) if jnp.any(self.lora_B != 0) else self.base(x)
 
 
 @wrong("input-derivatives")
 class ChecksItsInput(LoRA):
-    """The call asserts that the input is finite."""
-
     def added(self, x):
         assert jnp.all(jnp.isfinite(x))
         return super().added(x)
@@ -186,8 +142,6 @@ class ChecksItsInput(LoRA):
 
 @wrong("input-derivatives")
 class ComputesWithNumPy(LoRA):
-    """The call computes the update with NumPy."""
-
     def added(self, x):
         product = np.asarray(self.lora_B) @ np.asarray(self.lora_A)
         return jnp.asarray(self.scale() * product @ np.asarray(x), x.dtype)
@@ -195,36 +149,31 @@ class ComputesWithNumPy(LoRA):
 
 @wrong("state-round-trip")
 class StartsWithNumPy(LoRA):
-    """The constructor decomposes the weight with NumPy."""
-
     @classmethod
     def start(cls, W, rank, key):
-        _, B = super().start(W, rank, key)
         _, _, V = np.linalg.svd(np.asarray(W))
-        return jnp.asarray(np.resize(V, (rank, W.shape[1])), W.dtype), B
+        A = jnp.asarray(np.resize(V, (rank, W.shape[1])), W.dtype)
+        return A, cls.first_B(W, rank, key)
 
 
+# It is neither compiled nor differentiated.
 @wrong("residual-gradients")
 class MergesWithNumPy(LoRA):
-    """`merge` computes with NumPy, so it is neither compiled nor differentiated."""
-
     def update(self):
         product = np.asarray(self.lora_B) @ np.asarray(self.lora_A)
         return jnp.asarray(self.scale() * product, self.lora_A.dtype)
 
 
-@wrong("input-derivatives")
-class SelectsByValue(LoRA):
-    """The call selects the positive inputs by an index of bools."""
-
-    def added(self, x):
-        total = jnp.sum(x[x > 0])
-        return super().added(x) + 0 * total
+changed(
+    "input-derivatives",
+    "SelectsByValue",
+    added=lambda self, x: LoRA.added(self, x) + 0 * jnp.sum(x[x > 0]),
+)
 
 
 @wrong("state-round-trip")
 class StartsWithTheLargeRows(LoRA):
-    """The constructor takes the rows that `nonzero` gives, a number that depends on values."""
+    """Takes the rows that `nonzero` gives, whose number depends on values."""
 
     @classmethod
     def start(cls, W, rank, key):
@@ -233,20 +182,10 @@ class StartsWithTheLargeRows(LoRA):
         return A + 0 * W[rows][:1], B
 
 
-@wrong("state-round-trip")
-class TagsItself(LoRA):
-    """A static field holds a random identifier."""
-
-    tag: str = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.tag = uuid.uuid4().hex
-
-
-@wrong("reads-like-the-layer")
-class MergesByItsWeight(LoRA):
-    """`merge` reads `self.weight`, the merged weight, and never ends."""
-
-    def merge(self):
-        return with_weight(self.base, self.weight)
+changed("state-round-trip", "TagsItself", tag=static(lambda self, base, key: uuid.uuid4().hex))
+# `self.weight` is the merged weight.
+changed(
+    "reads-like-the-layer",
+    "MergesByItsWeight",
+    merge=lambda self: with_weight(self.base, self.weight),
+)

@@ -5,7 +5,52 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import Frozen, LoRA
-from ._rows import wrong
+from ._rows import Field, changed, noticed_by, wrong
+
+by_file = noticed_by("state-round-trip")
+
+
+by_file("StateForgetsB", state=lambda self: {"lora_A": self.lora_A})
+
+
+def state_with(function):
+    """A state with each array changed by the function."""
+    return lambda self: {name: function(array) for name, array in LoRA.state(self).items()}
+
+
+by_file("StateIsInHalfPrecision", state=state_with(lambda array: array.astype(jnp.float16)))
+by_file("StateIsTransposed", state=state_with(lambda array: array.T))
+# This fits square layers alone.
+by_file(
+    "SquareStatesAreSwapped", state=lambda self: {"lora_A": self.lora_B.T, "lora_B": self.lora_A.T}
+)
+by_file("StateHoldsNumbers", state=lambda self: {**LoRA.state(self), "alpha": self.alpha})
+changed(
+    "state-size",
+    "StateHoldsATable",
+    survives="the check is advice",
+    says="numbers",
+    table=Field(lambda self, base, key: jnp.zeros(1000 * base.weight.size)),
+)
+
+
+@wrong(None, survives="the check `state-size` is advice, and allows a hundred times the layer")
+class StateHoldsTheLayer(LoRA):
+    def state(self):
+        return {**super().state(), "weight": self.base.weight}
+
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        weight = state["weight"].astype(base.weight.dtype)
+        base = eqx.tree_at(lambda node: node.weight, base, weight)
+        factors = {name: state[name] for name in ("lora_A", "lora_B")}
+        return super().from_state(base, factors, rank, alpha)
+
+
+@wrong("contract")
+class FromStateNeedsAnInstance(LoRA):
+    def from_state(self, base, state, rank, alpha):  # pyright: ignore
+        return self
 
 
 @wrong("state-round-trip")
@@ -22,77 +67,20 @@ class StateForgetsFrozenScales(Frozen):
         return eqx.tree_at(lambda node: (node.lora_A, node.lora_B), fresh, factors)
 
 
-@wrong("state-round-trip")
-class FromStateStartsAgain(LoRA):
-    """`from_state` runs the constructor and ignores the state."""
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        return cls(base, rank, alpha, key=jax.random.key(0))
+def restored(cls, base, state, rank, alpha):
+    """What `from_state` of a correct adapter restores."""
+    return LoRA.from_state.__func__(cls, base, state, rank, alpha)
 
 
-@wrong("state-round-trip")
-class StateIsInHalfPrecision(LoRA):
-    """`state` casts to float16, for small files."""
-
-    def state(self):
-        return {name: array.astype(jnp.float16) for name, array in super().state().items()}
-
-
-@wrong("state-round-trip")
-class StateIsTransposed(LoRA):
-    """`state` transposes the factors, and `from_state` does not."""
-
-    def state(self):
-        return {name: array.T for name, array in super().state().items()}
-
-
-@wrong("state-round-trip")
-class SquareStatesAreSwapped(LoRA):
-    """`state` gives the transposed factors each other's name, which fits square layers alone."""
-
-    def state(self):
-        return {"lora_A": self.lora_B.T, "lora_B": self.lora_A.T}
-
-
-@wrong("state-round-trip")
-class StateHoldsNumbers(LoRA):
-    """`state` also holds `alpha`, a Python number."""
-
-    def state(self):
-        return {**super().state(), "alpha": self.alpha}
-
-
-@wrong(None, survives="the check `state-size` is advice, and allows a hundred times the layer")
-class StateHoldsTheLayer(LoRA):
-    """`state` also holds the weight, and `from_state` puts this weight into the layer."""
-
-    def state(self):
-        return {**super().state(), "weight": self.base.weight}
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        weight = state["weight"].astype(base.weight.dtype)
-        base = eqx.tree_at(lambda node: node.weight, base, weight)
-        factors = {name: state[name] for name in ("lora_A", "lora_B")}
-        return super().from_state(base, factors, rank, alpha)
-
-
-@wrong("contract")
-class FromStateNeedsAnInstance(LoRA):
-    """`from_state` is not a classmethod."""
-
-    def from_state(self, base, state, rank, alpha):  # pyright: ignore
-        return self
-
-
-@wrong("state-round-trip")
-class FromStateForgetsAlpha(LoRA):
-    """`from_state` restores the adapter with alpha 1."""
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        return super().from_state(base, state, rank, 1.0)
+by_file(
+    "FromStateStartsAgain",
+    from_state=lambda cls, base, state, rank, alpha: cls(base, rank, alpha, key=jax.random.key(0)),
+)
+by_file(
+    "FromStateForgetsAlpha",
+    says="restored differs from the saved",
+    from_state=lambda cls, base, state, rank, alpha: restored(cls, base, state, rank, 1.0),
+)
 
 
 @wrong("state-round-trip")
@@ -108,22 +96,27 @@ class FromStateForgetsTheRank(LoRA):
 
 @wrong("state-round-trip")
 class FromStateMergesFirst(LoRA):
-    """`from_state` adds the update to the base as well."""
-
     @classmethod
     def from_state(cls, base, state, rank, alpha):
         restored = super().from_state(base, state, rank, alpha)
         return eqx.tree_at(lambda node: node.base, restored, restored.merge())
 
 
-@wrong("state-round-trip")
-class FromStateCastsToTheLayer(LoRA):
-    """`from_state` casts the factors to bfloat16 and back."""
+def from_rounded(function):
+    """Restore from arrays that the function changed."""
+    return lambda cls, base, state, rank, alpha: restored(
+        cls, base, {name: function(a) for name, a in state.items()}, rank, alpha
+    )
 
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        rounded = {name: a.astype(jnp.bfloat16).astype(a.dtype) for name, a in state.items()}
-        return super().from_state(base, rounded, rank, alpha)
+
+by_file(
+    "FromStateRounds", from_state=from_rounded(lambda a: a.astype(jnp.bfloat16).astype(a.dtype))
+)
+by_file(
+    "FromStateChangesTheLastBits",
+    says="is not the state that was saved",
+    from_state=from_rounded(lambda a: a * jnp.float32(1 + 2e-7)),
+)
 
 
 @wrong("law", options={"with_shift": True})
@@ -141,15 +134,6 @@ class OptionsOfForgetsAField(LoRA):
         super().__init__(base, rank, alpha, key=key)
         self.shift = jnp.zeros(len(self.lora_A), self.lora_A.dtype) if with_shift else None
 
-    def shifted(self):
-        return self.lora_A if self.shift is None else self.lora_A + self.shift[:, None]
-
-    def low_rank_update(self):
-        return self.shifted(), self.scale() * self.lora_B
-
-    def added(self, x):
-        A, B = self.shifted().astype(x.dtype), self.lora_B.astype(x.dtype)
-        return self.scale() * (B @ (A @ x))
-
-    def update(self):
-        return self.scale() * (self.lora_B @ self.shifted())
+    def factors(self):
+        A = self.lora_A if self.shift is None else self.lora_A + self.shift[:, None]
+        return A, self.lora_B

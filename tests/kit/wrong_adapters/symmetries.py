@@ -9,7 +9,7 @@ from jno.lora import WrapperError
 from jno.lora.testing import cyclic_shift, invariant, permutation, rotation
 
 from ._bases import AttentionLoRA, ConvLoRA, LoRA
-from ._rows import wrong
+from ._rows import changed, trained
 
 SIZE = 6
 
@@ -41,66 +41,41 @@ PERIODIC = {
 }
 
 
-@wrong("symmetries", symmetries=(rotation("2x1o", "2x1o"),), **VECTORS)
-class MixesTheComponentsOfVectors(LoRA):
-    """A low-rank product acts on vectors as on six numbers, which breaks rotations."""
+def breaking(symmetry, name, base=LoRA, layer=None, **members):
+    changed("symmetries", name, base, case={"symmetries": (symmetry,), **(layer or {})}, **members)
 
 
-@wrong("symmetries", symmetries=(rotation("2x0e + 0o", "0e + 0o"),), **SCALARS)
-class MixesScalarsWithPseudoscalars(LoRA):
-    """The update adds a pseudoscalar to a scalar, which only an inversion of space shows."""
+# A low-rank product acts on vectors as on six numbers.
+breaking(rotation("2x1o", "2x1o"), "MixesTheComponentsOfVectors", layer=VECTORS)
+# Only an inversion of space shows this.
+breaking(rotation("2x0e + 0o", "0e + 0o"), "MixesScalarsWithPseudoscalars", layer=SCALARS)
+breaking(cyclic_shift(0), "UpdatesACirculantMatrix", layer=CIRCULANT)
+breaking(permutation(SIZE), "UpdatesALayerOfSets", layer=DEEP_SET)
+breaking(invariant(permutation(SIZE)), "WeighsTheTermsOfASum", layer=SUMS)
 
 
-@wrong("symmetries", symmetries=(cyclic_shift(0),), **CIRCULANT)
-class UpdatesACirculantMatrix(LoRA):
-    """A low-rank product is added to a circulant matrix, which breaks shifts."""
+def refuses(self):
+    raise WrapperError("it is not a weight")
 
 
-@wrong("symmetries", symmetries=(cyclic_shift(-1),), **PERIODIC)
-class HasAGainForEachPoint(ConvLoRA):
-    """The call scales the update by a trained number for each point of the grid."""
-
-    adapter_fields = ("lora_A", "lora_B", "gain")
-    mergeable = False
-    gain: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.gain = jnp.ones(SIZE, self.lora_A.dtype)
-
-    def added(self, x):
-        y = super().added(x)
-        return y * jnp.broadcast_to(self.gain.astype(x.dtype), y.shape)
-
-    def merge(self):
-        raise WrapperError("a gain for each point is not a kernel")
-
-
-@wrong("symmetries", symmetries=(permutation(SIZE),), **DEEP_SET)
-class UpdatesALayerOfSets(LoRA):
-    """A low-rank product tells the entries of a set apart."""
-
-
-@wrong("symmetries", symmetries=(permutation(5),))
-class TokensHavePositions(AttentionLoRA):
-    """The call adds a trained number to each token by its position."""
-
-    adapter_fields = ("lora_A", "lora_B", "offsets")
-    mergeable = False
-    offsets: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.offsets = jnp.zeros(5, self.lora_A.dtype)
-
-    def __call__(self, *inputs, **options):
-        y = super().__call__(*inputs, **options)
-        return y + jnp.broadcast_to(self.offsets.astype(y.dtype)[:, None], y.shape)
-
-    def merge(self):
-        raise WrapperError("a number for each position is not a weight")
-
-
-@wrong("symmetries", symmetries=(invariant(permutation(SIZE)),), **SUMS)
-class WeighsTheTermsOfASum(LoRA):
-    """A low-rank product weighs the entries whose sum the layer takes."""
+breaking(
+    cyclic_shift(-1),
+    "HasAGainForEachPoint",
+    ConvLoRA,
+    PERIODIC,
+    mergeable=False,
+    merge=refuses,
+    gain=trained(lambda self, base, key: jnp.ones((1, SIZE), self.lora_A.dtype)),
+    added=lambda self, x: ConvLoRA.added(self, x) * self.gain.astype(x.dtype),
+)
+breaking(
+    permutation(5),
+    "TokensHavePositions",
+    AttentionLoRA,
+    mergeable=False,
+    merge=refuses,
+    offsets=trained(lambda self, base, key: jnp.zeros((5, 1), self.lora_A.dtype)),
+    attend=lambda self, layer, *inputs, **options: (
+        layer(*inputs, **options) + self.offsets.astype(inputs[0].dtype)
+    ),
+)

@@ -3,27 +3,23 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
 from tests.core.good_adapter import float_of
 
-from ._bases import LoRA, Magnitude
-from ._rows import wrong
+from ._bases import LoRA, Magnitude, with_weight
+from ._rows import Field, changed, noticed_by, static, wrong
+
+by_buffers = noticed_by("no-shared-buffers")
+by_derivatives = noticed_by("input-derivatives")
+by_file = noticed_by("state-round-trip")
 
 
 @wrong("input-jet")
 class NeedsABatch(LoRA):
-    """The call takes every input for a batch, and gives an output with a batch axis."""
-
     def __call__(self, x):
         rows = x.reshape(-1, self.base.in_features)
         return jax.vmap(lambda row: self.base(row) + self.added(row))(rows)
-
-
-@wrong("input-derivatives")
-class FlattensBatches(LoRA):
-    """Normalises by all numbers that `custom_vmap` shows, so that a batch differs from a loop."""
-
-    def added(self, x):
-        return super().added(x) / size_of_batch(x).astype(x.dtype)
 
 
 @jax.custom_batching.custom_vmap
@@ -36,10 +32,15 @@ def _size_of_batch_rule(axis_size, in_batched, x):
     return jnp.full(axis_size, float(axis_size)), True
 
 
+changed(
+    "vmap",
+    "DividesByTheBatch",
+    added=lambda self, x: LoRA.added(self, x) / size_of_batch(x).astype(x.dtype),
+)
+
+
 @wrong("no-lapack-in-step")
 class DecomposesInTheCall(LoRA):
-    """The call computes a QR decomposition."""
-
     def added(self, x):
         A = self.lora_A.astype(jnp.float32).T
         Q, R = jnp.linalg.qr(A)
@@ -51,128 +52,134 @@ class LoopsWithoutEnd(LoRA):
     """The call uses a `while_loop`, which has no reverse mode."""
 
     def added(self, x):
-        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-
-        def step(state):
-            count, product = state
-            return count + 1, product + A @ x
-
-        start = (0, jnp.zeros(len(A), x.dtype))
-        _, product = jax.lax.while_loop(lambda state: state[0] < 1, step, start)
-        return self.scale() * (B @ product)
+        loops = jax.lax.while_loop(lambda n: n[0] < 1, lambda n: (n[0] + 1, n[1] + x), (0, 0 * x))
+        return super().added(loops[1])
 
 
-@jax.custom_vjp
-def product(matrix, x):
+def with_rule(gradient_of_matrix):
+    """The product of a matrix and a vector, in reverse mode by this rule."""
+    product = jax.custom_vjp(lambda matrix, x: matrix @ x)
+    product.defvjp(
+        lambda matrix, x: (matrix @ x, (matrix, x)),
+        lambda kept, dy: (gradient_of_matrix(dy, kept[1]), kept[0].T @ dy),
+    )
+    return product
+
+
+right_rule = with_rule(jnp.outer)
+reversed_rule = with_rule(lambda dy, x: jnp.outer(dy, x)[::-1])
+
+
+def with_product(function):
+    def added(self, x):
+        A, B = (factor.astype(x.dtype) for factor in self.factors())
+        return self.scale() * function(B, function(A, x))
+
+    return added
+
+
+by_derivatives("HasReverseModeAlone", added=with_product(right_rule))
+by_derivatives("RuleReversesRows", added=with_product(reversed_rule))
+
+
+@jax.custom_jvp
+def _product(matrix, x):
     return matrix @ x
 
 
-product.defvjp(
-    lambda matrix, x: (matrix @ x, (matrix, x)),
-    lambda kept, dy: (jnp.outer(dy, kept[1]), kept[0].T @ dy),
+@_product.defjvp
+def _product_jvp(primals, tangents):
+    (matrix, x), (dmatrix, dx) = primals, tangents
+    return _product(matrix, x), dmatrix @ x + matrix @ dx
+
+
+# All derivatives are right, but Taylor mode does not see them.
+HidesItsProduct = changed("input-jet", "HidesItsProduct", added=with_product(_product))
+
+
+@wrong("jet-rules", survives="the adapter is right, and JAX has a gap")
+class SetsAnOutput(LoRA):
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y.at[0].set(y[0])
+
+
+def called_back(array):
+    return jax.pure_callback(lambda value: value, array, array, vmap_method="sequential")
+
+
+# A callback has no derivative.
+changed("gradients", "CallsBack", added=lambda self, x: called_back(LoRA.added(self, x)))
+changed(
+    "residual-gradients", "CallsBackInMerge", update=lambda self: called_back(LoRA.update(self))
 )
 
 
-@wrong("input-derivatives")
-class HasReverseModeAlone(LoRA):
-    """The call has a `custom_vjp`, so it has no forward mode."""
+@wrong("constructor-vmap-and-scan")
+class CallsBackInItsConstructor(LoRA):
+    @classmethod
+    def applies_to(cls, leaf):
+        return super().applies_to(leaf) and leaf.weight.ndim == 2
 
-    def added(self, x):
-        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-        return self.scale() * (B @ product(A, x))
-
-
-@jax.custom_vjp
-def transposed_rule(matrix, x):
-    return matrix @ x
+    @classmethod
+    def start(cls, W, rank, key):
+        A, B = super().start(W, rank, key)
+        return jax.pure_callback(lambda A: A + 1, A, A), B
 
 
-transposed_rule.defvjp(
-    lambda matrix, x: (matrix @ x, (matrix, x)),
-    lambda kept, dy: (jnp.outer(dy, kept[1])[::-1], kept[0].T @ dy),
+@jax.custom_jvp
+def _tick(x):
+    io_callback(lambda: None, None)
+    return x
+
+
+@_tick.defjvp
+def _tick_jvp(primals, tangents):
+    return _tick(*primals), tangents[0]
+
+
+# Work that reaches outside cannot be replayed.
+changed("checkpoint", "HasSideEffects", added=lambda self, x: LoRA.added(self, _tick(x)))
+by_file(
+    "StaticFieldHoldsAValue",
+    size=static(lambda self, base, key: float(jnp.linalg.norm(base.weight.astype(jnp.float32)))),
 )
-
-
-@wrong("input-derivatives")
-class RuleMixesUpRows(LoRA):
-    """A `custom_vjp` of the call gives the gradient of `A` with its rows reversed."""
-
-    def added(self, x):
-        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-        return self.scale() * (B @ transposed_rule(A, x))
-
-
-@wrong("gradients")
-class CallsBack(LoRA):
-    """The call computes in a `pure_callback`, which has no derivative."""
-
-    def added(self, x):
-        y = super().added(x)
-        return y + jax.pure_callback(lambda value: 0 * value, y, y, vmap_method="sequential")
-
-
-@wrong("residual-gradients")
-class CallsBackInMerge(LoRA):
-    """`merge` computes in a `pure_callback`, which has no derivative."""
-
-    def update(self):
-        update = super().update()
-        return jax.pure_callback(lambda value: value, update, update, vmap_method="sequential")
-
-
-@wrong("state-round-trip")
-class StaticFieldHoldsAValue(LoRA):
-    """A static field holds the norm of the weight as a float."""
-
-    size: float = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.size = float(jnp.linalg.norm(base.weight.astype(jnp.float32)))
+changed(
+    "eval-shape",
+    "StaticFieldSaysWhetherItIsTraced",
+    tag=static(lambda self, base, key: isinstance(base.weight, jax.core.Tracer)),
+)
 
 
 @wrong("state-round-trip")
 class ShapeDependsOnValues(LoRA):
-    """The rank is the number of singular values above a bound."""
-
     @classmethod
     def start(cls, W, rank, key):
         values = jnp.linalg.svd(W, compute_uv=False)
         return super().start(W, max(1, min(rank, int(jnp.sum(values > 0)))), key)
 
 
-@wrong("no-shared-buffers")
-class SharesItsBuffers(LoRA):
-    """A field keeps the weight of the layer, whose buffer cannot be donated twice."""
-
-    original: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.original = base.weight
+@wrong("jit")
+class StartDependsOnValues(LoRA):
+    @classmethod
+    def start(cls, W, rank, key):
+        A, B = super().start(W, rank, key)
+        return float(jnp.std(W)) * A, B
 
 
-@wrong("no-shared-buffers")
-class KeepsItsBaseTwice(LoRA):
-    """A second field keeps the whole layer."""
-
-    original: eqx.Module
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.original = base
+# A buffer cannot be donated twice.
+by_buffers("KeepsTheWeightTwice", original=Field(lambda self, base, key: base.weight))
+by_buffers("KeepsItsBaseTwice", original=Field(lambda self, base, key: base))
+by_buffers("KeepsATwice", first=Field(lambda self, base, key: self.lora_A))
 
 
 @wrong("residual-gradients")
 class MagnitudeForgetsMixedDerivatives(Magnitude):
     """The call takes the norms as constants in derivatives, and `merge` does not."""
 
-    def norms_of(self, V):
-        return jax.lax.stop_gradient(self.norms(V))
-
     def __call__(self, x):
         V = float_of(self.base.weight) + self.update()
-        W = (self.magnitude / self.norms_of(V))[:, None] * V
+        W = (self.magnitude / jax.lax.stop_gradient(self.norms(V)))[:, None] * V
         bias = self.base.bias
         y = W.astype(x.dtype) @ x
         return y if bias is None else y + bias
@@ -188,35 +195,17 @@ def _first_order_jvp(primals, tangents):
     return jnp.sin(primals[0]), jax.lax.stop_gradient(jnp.cos(primals[0])) * tangents[0]
 
 
-@wrong("input-derivatives")
-class FirstOrderAlone(LoRA):
-    """A rule of the call is right to the first order alone."""
-
-    def added(self, x):
-        nothing = first_order(x) - jnp.sin(x)
-        return super().added(x + nothing)
-
-
-@wrong("trainable-fields")
-class StaticArray(LoRA):
-    """A static field holds an array."""
-
-    factor: jax.Array = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.factor = jnp.asarray(alpha / rank)
-
-
-@wrong("state-round-trip")
-class StaticFunction(LoRA):
-    """A static field holds a function that each constructor defines anew."""
-
-    forward: object = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.forward = lambda x: x
+by_derivatives(
+    "RightToTheFirstOrderAlone",
+    added=lambda self, x: LoRA.added(self, x + (first_order(x) - jnp.sin(x))),
+)
+StaticArray = changed(
+    "trainable-fields",
+    "StaticArray",
+    factor=static(lambda self, base, key: np.ones(base.weight.shape)),
+)
+# Each constructor defines the function anew.
+by_file("StaticFunction", forward=static(lambda self, base, key: lambda x: x))
 
 
 class Holder:
@@ -228,8 +217,6 @@ class Holder:
 
 @wrong("trainable-fields")
 class HidesItsArrays(LoRA):
-    """The factors are in an object that is not a pytree."""
-
     adapter_fields = ("factors",)
     factors: Holder
 
@@ -238,13 +225,35 @@ class HidesItsArrays(LoRA):
         self.factors = Holder(self.lora_A, self.lora_B)
 
 
-@wrong("state-round-trip")
-class FieldDependsOnValues(LoRA):
-    """A field is `None` for layers whose weight has no negative entry."""
+by_file(
+    "FieldDependsOnValues",
+    shift=Field(lambda self, base, key: jnp.zeros(4) if bool(jnp.any(base.weight < 0)) else None),
+)
 
-    shift: jax.Array | None
+
+# It claims stacks.
+changed(
+    "stacked-layers",
+    "TakesAStackForALayer",
+    survives="the check is advice",
+    stack_ndim=lambda cls, leaf: 0,
+)
+
+
+@wrong("unwrap-restores")
+class SpoilsItsBase(LoRA):
+    """Takes the update out of the weight, and `unwrap` does not put it back."""
+
+    @classmethod
+    def first_B(cls, W, rank, key):
+        return jax.random.normal(key, (W.shape[0], rank), W.dtype)
 
     def __init__(self, base, rank, alpha, *, key):
         super().__init__(base, rank, alpha, key=key)
-        is_mixed = bool(jnp.any(base.weight < 0))
-        self.shift = jnp.zeros(len(self.lora_B)) if is_mixed else None
+        self.base = with_weight(base, float_of(base.weight) - self.update())
+
+    @classmethod
+    def from_state(cls, base, state, rank, alpha):
+        fresh = cls(base, rank, alpha, key=jax.random.key(3))
+        factors = (state["lora_A"], state["lora_B"])
+        return eqx.tree_at(lambda node: (node.lora_A, node.lora_B), fresh, factors)

@@ -62,9 +62,7 @@ MODELS = (
         layers=4,
     ),
     Model(
-        "foundax-unet1d",
-        lambda key: foundax.unet1d(2, 3, depth=2, wf=2, key=key),
-        normal((16, 2)),
+        "foundax-unet1d", lambda key: foundax.unet1d(2, 3, depth=2, wf=2, key=key), normal((16, 2))
     ),
     Model(
         "foundax-unet2d",

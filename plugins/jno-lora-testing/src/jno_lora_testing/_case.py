@@ -69,7 +69,7 @@ class WrapperCase:
     - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
         that the adapter keeps is an error, so that the declaration stays true.
 
-    **Raises:** `ValueError` if two symmetries share a name, or `breaks` names an unknown symmetry.
+    **Raises:** `ValueError` if `breaks` names an unknown symmetry.
     """
 
     wrapper: type[LoRAWrapper]
@@ -89,8 +89,6 @@ class WrapperCase:
 
     def __post_init__(self) -> None:
         names = [symmetry.name for symmetry in self.symmetries]
-        if len({*names}) < len(names):
-            raise ValueError(f"Two symmetries share a name: {names}. Give each a `name`.")
         if unknown := {*self.breaks} - {*names}:
             raise ValueError(
                 f"`breaks` names {sorted(map(repr, unknown))}, not symmetries of the case. Their "
@@ -187,6 +185,17 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
 
     trainable, frozen = split(adapter)
     return eqx.combine(jax.tree.map(moved, trainable), frozen)
+
+
+def skeleton(make: Callable[[Any], Any]) -> Any:
+    """What `make` makes from a key, with zeros, because JAX would compile each random start."""
+    tree = eqx.filter_eval_shape(make, jax.random.key(0))
+
+    def zeros(leaf: Any) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jnp.asarray(np.zeros(leaf.shape, leaf.dtype)) if is_shape else leaf
+
+    return jax.tree.map(zeros, tree)
 
 
 def cast(tree: PyTree, dtype: Any) -> Any:

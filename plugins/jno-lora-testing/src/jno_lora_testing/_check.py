@@ -46,8 +46,8 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     except Exception as err:
         result = err
     cases: Any = [result] if isinstance(result, WrapperCase) else result
-    is_listed = isinstance(cases, Sequence) and len(cases) > 0
-    if not (is_listed and all(isinstance(case, WrapperCase) for case in cases)):
+    is_listed = isinstance(cases, Sequence) and all(isinstance(c, WrapperCase) for c in cases)
+    if not (is_listed and cases):
         raise PluginError(
             f"{what!r} gives {result!r}. It must be a subclass of jno.lora.LoRAWrapper, a list of "
             "jno.lora.testing.WrapperCase, or a function without arguments that returns such a "
@@ -132,20 +132,18 @@ _OUTCOMES = ("passed", "failed", "advice", "not applicable")
 
 def as_table(results: list[CheckResult], unchecked: str) -> Table:
     """One line per case, and the sentence about unchecked classes that `run` returns."""
-    checks = {result.case: {outcome: list[str]() for outcome in _OUTCOMES} for result in results}
+    checks = {result.case: collections.defaultdict[str, list[str]](list) for result in results}
     for result in results:
         checks[result.case][_outcome(result)].append(result.check)
     counts = collections.Counter(map(_outcome, results))
     tried = len(results) - counts["not applicable"]
     title = f"{counts['failed']} of {tried} checks {'fails' if counts['failed'] == 1 else 'fail'}"
-    rows = (
-        (
-            case,
-            f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}",
-            *(", ".join(names[outcome]) or "-" for outcome in _OUTCOMES[1:]),
+    rows: list[tuple[str, ...]] = []
+    for case, names in checks.items():
+        passed = f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}"
+        rows.append(
+            (case, passed, *(", ".join(names[outcome]) or "-" for outcome in _OUTCOMES[1:]))
         )
-        for case, names in checks.items()
-    )
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]

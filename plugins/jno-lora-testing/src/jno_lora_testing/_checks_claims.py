@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jno.lora import MatrixAdapter
 from jno.lora.coded import with_arrays
@@ -18,7 +17,7 @@ from jno.lora.parts import takes
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close
 from ._conformance import advice, answer_of, required, skip_unless
-from ._programs import output
+from ._programs import output, shard
 
 _TOLERANCE = 4e-5
 
@@ -46,10 +45,7 @@ def check_factor_sides(case: WrapperCase) -> None:
     moved = jtu.tree_map_with_path(
         lambda path, x: np.asarray(x) * x.dtype.type(powers[path]) if path in powers else x, trained
     )
-    problem = (
-        "The output is not a function of the products that `factor_sides` names: twice `A` and "
-        "half of `B` change the output"
-    )
+    problem = "Twice `A` and half of `B`, as `factor_sides` names them, change the output"
     require_close(output(case, moved), output(case, trained), _TOLERANCE, problem)
 
 
@@ -125,15 +121,7 @@ def _check_stateful(base: Any, adapter: Any) -> None:
 @required("name fields, or paths in fields, with a spec of at most as many axes as the array has.")
 def check_partition_specs(case: WrapperCase) -> None:
     """`partition_specs` names arrays of the adapter, and axes of the layer's mesh."""
-    mesh = Mesh(np.array(jax.devices()[:1]), ("devices",))
-
-    def place(array: Any) -> Any:
-        axes = PartitionSpec(*("devices",)[: array.ndim])
-        return jax.device_put(array, NamedSharding(mesh, axes))
-
-    base: Any = case.make_base()
-    arrays, static = eqx.partition(base, eqx.is_array)
-    sharded = eqx.combine(jax.tree.map(place, arrays), static)
+    sharded, _ = shard(case.make_base())
     adapter = eqx.tree_at(lambda node: node.base, case.make(), sharded)
     specs = adapter.partition_specs()
     skip_unless(specs, "the adapter gives no `partition_specs`")

@@ -22,7 +22,7 @@ from jno.lora import (
 from jno.lora.extending import bullets, path_str
 from jno.lora.parts import contract_problems, statistics_of
 
-from ._case import WrapperCase, split
+from ._case import WrapperCase, skeleton, split
 from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
 from ._conformance import ConformanceError, advice, answer_of, required, skip_unless
 from ._programs import attributes, merged, output
@@ -83,8 +83,17 @@ class _Unrelated(eqx.Module):
     weight: Any
     bias: Any
 
-    def __call__(self, x: Any) -> Any:
-        return x * self.weight + self.bias
+
+def _layers_of_other_kinds(key: Any) -> list[Any]:
+    linear = eqx.nn.Linear(3, 3, key=key)
+    return [
+        _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
+        eqx.nn.Sequential([linear]),
+        eqx.nn.MLP(2, 2, 3, 1, key=key),
+        eqx.nn.LayerNorm(3),
+        eqx.nn.Dropout(0.5),
+        eqx.nn.WeightNorm(linear),
+    ]
 
 
 @required(
@@ -93,18 +102,8 @@ class _Unrelated(eqx.Module):
 )
 def check_applies_to_not_greedy(case: WrapperCase) -> None:
     """`applies_to` does not claim layers and containers of other kinds."""
-    key = jax.random.key(0)
-    linear = eqx.nn.Linear(3, 3, key=key)
-    layers = [
-        _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
-        eqx.nn.Sequential([linear]),
-        eqx.nn.MLP(2, 2, 3, 1, key=key),
-        eqx.nn.LayerNorm(3),
-        eqx.nn.Dropout(0.5),
-        eqx.nn.WeightNorm(linear),
-    ]
     base = case.make_base()
-    for layer in layers:
+    for layer in skeleton(_layers_of_other_kinds):
         require(
             isinstance(base, type(layer)) or not case.wrapper.applies_to(layer),
             f"`applies_to` claims a {type(layer).__name__}, a layer of another kind.",
@@ -243,10 +242,9 @@ def check_state_round_trip(case: WrapperCase) -> None:
     )
 
 
-_RESTORE_ARRAYS = "let `from_state` take the arrays of `state`, by default named as the fields."
-_RESTORE_OPTIONS = (
-    "let `options_of(state)` give the options that the names and shapes of the saved arrays stand "
-    "for: `from_state` passes them to the constructor."
+_RESTORE = (
+    "let `from_state` take the arrays of `state`, by default named as the fields, and let "
+    "`options_of(state)` give the options that the names and shapes of the saved arrays stand for."
 )
 
 
@@ -260,6 +258,5 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
             return load_adapters(model, file, wrappers=case.wrapper, registry=registry)["layer"]
         except CheckpointError as err:
             start = f"With the options {dict(case.options)}, the" if case.options else "The"
-            remedy = _RESTORE_OPTIONS if case.options else _RESTORE_ARRAYS
             problem = f"{start} saved adapter cannot be loaded: {err}"
-            raise ConformanceError(problem, remedy) from err
+            raise ConformanceError(problem, _RESTORE) from err

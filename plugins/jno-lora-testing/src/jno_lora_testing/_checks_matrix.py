@@ -1,5 +1,7 @@
 """Checks of an adapter's claims about its matrix: `matrix`, and updates of low rank."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -34,7 +36,7 @@ def check_matrix(case: WrapperCase) -> None:
     samples = [case.make_inputs(), case.make_inputs(seed=9)]
     has_numbers = any(map(eqx.is_inexact_array, jax.tree.leaves(samples[0])))
     if has_numbers:  # with the same indices, masks and keys
-        samples[1] = jax.tree.map(_second_number, *samples)
+        samples[1] = _on_numbers(lambda first, second: second, *samples)
     rows, outputs = _rows_of(case, base, samples)
     reason = "the class does not say which rows the matrix multiplies and gives"
     skip_unless(len(rows) == len(outputs) > 0, reason)
@@ -45,60 +47,46 @@ def check_matrix(case: WrapperCase) -> None:
     products = rows @ W.T
     squares = np.sum(np.abs(products) ** 2, axis=0)
     gains = np.sum(products.conj() * outputs, axis=0) / np.where(squares == 0, 1, squares)
-    problem = (
-        "`matrix` times the inputs is not the output of the layer without its bias, up to a factor "
-        "for each output"
-    )
+    problem = "`matrix` x, up to a factor for each output, is not the layer's output without bias"
     require_close(products * gains[None], outputs, _TOLERANCE, problem)
 
 
 def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -> Any:
     """What the layer adds to a linear map. **Raises:** `NotApplicableError` if it is not linear."""
-    at_zero: Any = _rows_of(case, base, [jax.tree.map(_zeros, inputs) for inputs in samples])[1]
-    inputs_sum = jax.tree.map(_sum, *samples)
-    of_sum: Any = _rows_of(case, base, [inputs_sum])[1]
+    zeros = [_on_numbers(jnp.zeros_like, inputs) for inputs in samples]
+    at_zero: Any = _rows_of(case, base, zeros)[1]
+    of_sum: Any = _rows_of(case, base, [_on_numbers(operator.add, *samples)])[1]
     first, second = np.split(outputs - at_zero, 2)
     is_linear = relative_error(of_sum - np.split(at_zero, 2)[0], first + second) <= _TOLERANCE
     skip_unless(is_linear, "the layer computes more than a matrix and a bias")
     return at_zero
 
 
-def _second_number(first: Any, second: Any) -> Any:
-    return second if eqx.is_inexact_array(first) else first
-
-
-def _sum(first: Any, second: Any) -> Any:
-    return first + second if eqx.is_inexact_array(first) else first
-
-
-def _zeros(leaf: Any) -> Any:
-    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else leaf
+def _on_numbers(function: Callable[..., Any], *samples: Any) -> Any:
+    """`function` of the floating arrays of samples, and the other inputs of the first sample."""
+    return jax.tree.map(
+        lambda *leaves: function(*leaves) if eqx.is_inexact_array(leaves[0]) else leaves[0],
+        *samples,
+    )
 
 
 def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
     """The vectors that the matrix multiplies, and the vectors that the layer gives."""
-    rows = [_rows_of_inputs(case, base, inputs) for inputs in samples]
-    outputs = [_rows_of_outputs(case, base, inputs) for inputs in samples]
-    return np.concatenate(rows), np.concatenate(outputs)
+    adapter = MatrixAdapter.of(case.wrapper)
+    outputs = [output(case, base, inputs) for inputs in samples]
+    rows = [_as_rows(adapter.inputs_of, base, *inputs) for inputs in samples]
+    return np.concatenate(rows), np.concatenate(
+        [_as_rows(adapter.outputs_of, base, y) for y in outputs]
+    )
 
 
-def _rows_of_inputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    """The vectors that the matrix multiplies; no rows if the class does not know them."""
-    if len(inputs) == 1 and eqx.is_inexact_array(inputs[0]) and inputs[0].ndim == 1:
-        return _precise(inputs[0])[None]
+def _as_rows(read: Callable[..., Any], base: Any, *arrays: Any) -> Any:
+    """A single vector as a row, or the rows that the class reads, if it can."""
+    if len(arrays) == 1 and eqx.is_inexact_array(arrays[0]) and arrays[0].ndim == 1:
+        return _precise(arrays[0])[None]
     try:
-        return _precise(MatrixAdapter.of(case.wrapper).inputs_of(base, *inputs))
+        return _precise(read(base, *arrays))
     except Exception:  # a class without `needs` need not know them
-        return np.zeros((0, 0))
-
-
-def _rows_of_outputs(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> Any:
-    y = output(case, base, inputs)
-    if eqx.is_array(y) and y.ndim == 1:
-        return _precise(y)[None]
-    try:
-        return _precise(MatrixAdapter.of(case.wrapper).outputs_of(base, y))
-    except Exception:
         return np.zeros((0, 0))
 
 

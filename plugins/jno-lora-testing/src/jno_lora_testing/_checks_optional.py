@@ -213,8 +213,6 @@ def check_rank_gate(case: WrapperCase) -> None:
     name: Any = MatrixAdapter.of(case.wrapper).rank_gate
     skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
-    _check_rank_axes(opened, name)
-    _check_no_axis_is_missing(case, name)
     traces: list[None] = []
 
     @eqx.filter_jit
@@ -224,6 +222,8 @@ def check_rank_gate(case: WrapperCase) -> None:
 
     with_direction = run(opened)
     for matrix, gate in _by_matrix(getattr(opened, name)).items():
+        problem = f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
+        require(gate.ndim == 1, problem)
         closed = _with(opened, name, matrix, gate.at[-1].set(0))
         without = run(closed)
         require(
@@ -232,6 +232,11 @@ def check_rank_gate(case: WrapperCase) -> None:
         )
         for field, axis in MatrixAdapter.of(case.wrapper).rank_axes.items():
             array = _by_matrix(getattr(opened, field))[matrix]
+            require(
+                array.shape[axis : axis + 1] == gate.shape,
+                f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {array.shape}, but "
+                f"the gate has {gate.size} directions.",
+            )
             changed = array.at[(slice(None),) * axis + (-1,)].add(1)
             which = f"The direction of {field!r} along axis {axis}"
             problem = f"{which} whose gate is zero changes the output"
@@ -239,25 +244,12 @@ def check_rank_gate(case: WrapperCase) -> None:
             require_close(y, without, _TOLERANCE, problem)
             error = relative_error(run(_with(opened, field, matrix, changed)), with_direction)
             require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
+    _check_no_axis_is_missing(case, name)
     require(
         len(traces) == 1,
         f"The call was traced {len(traces)} times for other values of one shape.",
         "keep everything that a controller changes in array fields.",
     )
-
-
-def _check_rank_axes(adapter: Any, name: str) -> None:
-    for matrix, gate in _by_matrix(getattr(adapter, name)).items():
-        require(
-            gate.ndim == 1, f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
-        )
-        for field, axis in MatrixAdapter.of(type(adapter)).rank_axes.items():
-            shape = _by_matrix(getattr(adapter, field))[matrix].shape
-            require(
-                shape[axis : axis + 1] == gate.shape,
-                f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {shape}, but the gate "
-                f"has {gate.size} directions.",
-            )
 
 
 def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:

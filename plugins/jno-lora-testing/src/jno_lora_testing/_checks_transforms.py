@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jno.lora import apply_lora, merge_lora, resolve
 from jno.lora.coded import is_coded, with_arrays
 from jno.lora.extending import call_compiled, path_str
-from jno.lora.parts import stable_hash, with_shared_arrays
 
-from ._case import NOT_MERGEABLE, WrapperCase, constructed, perturbed, random_statistics, split
+from ._case import NOT_MERGEABLE, WrapperCase, perturbed, random_statistics, split
 from ._comparisons import arrays_of, relative_error, require, require_close
 from ._conformance import ConformanceError, advice, required, skip_unless
 from ._programs import (
@@ -23,6 +22,7 @@ from ._programs import (
     mapped_output,
     output,
     require_gradients_of_merge,
+    shard,
     slice_of,
     stacked,
 )
@@ -198,13 +198,10 @@ def check_sharding(case: WrapperCase) -> None:
     """
     skip_unless(len(jax.devices()) > 1, "there is only one device")
     plain = case.make_base()
-    layer, shardings = _shard(plain)
+    layer, shardings = shard(plain)
     skip_unless(shardings, "the layer has no array that could be cut")
     adapted = perturbed(_apply(case, layer))
-    # The dispatcher gives this key to a model that is one layer.
-    key = jax.random.key(3)
-    unshared = constructed(case, plain, jax.random.fold_in(key, stable_hash("")))
-    on_one_device = perturbed(with_shared_arrays(unshared, key=key))
+    on_one_device = perturbed(_apply(case, plain))
     devices = shardings[0].device_set
     require(
         all(array.sharding.device_set == devices for array in arrays_of(adapted)),
@@ -218,35 +215,13 @@ def check_sharding(case: WrapperCase) -> None:
         10 * _TOLERANCE,
         "Sharded and on one device, the outputs differ",
     )
-    if case.mergeable and not _has_codes(layer):
+    if case.mergeable and not any(map(is_coded, jax.tree.leaves(layer, is_leaf=is_coded))):
         merged = zip(arrays_of(merge_lora(adapted)), shardings, strict=True)
         require(
             all(x.sharding.is_equivalent_to(sharding, x.ndim) for x, sharding in merged),
             "The merged layer is sharded differently than the layer was.",
             "merge into arrays of the base's shapes; `merge_lora` then places them like the base.",
         )
-
-
-def _has_codes(layer: Any) -> bool:
-    return any(map(is_coded, jax.tree.leaves(layer, is_leaf=is_coded)))
-
-
-def _shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
-    """The layer with each array split along an axis that the devices divide, and the shardings."""
-    sizes = {size for array in arrays_of(layer) for size in array.shape}
-    counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
-    if not counts:
-        return layer, []
-    mesh = Mesh(np.array(jax.devices()[: counts[0]]), ("devices",))
-
-    def sharding_of(array: Any) -> NamedSharding:
-        axis = next((i for i, size in enumerate(array.shape) if size % counts[0] == 0), None)
-        axes = ["devices" if i == axis else None for i in range(array.ndim)]
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
-    arrays, static = eqx.partition(layer, eqx.is_array)
-    shardings = jax.tree.map(sharding_of, arrays)
-    return eqx.combine(jax.device_put(arrays, shardings), static), jax.tree.leaves(shardings)
 
 
 def _apply(case: WrapperCase, base: Any) -> Any:

@@ -76,9 +76,8 @@ def check(
         cases, unchecked = _check.cases_in(what, named), ""
     results = _check.run(cases, only or ("*",), rank)
     click.echo(str(_check.as_table(results, unchecked)))
-    failed = [result for result in results if result.error is not None]
-    broken = [result for result in failed if result.level == "required"]
-    advice = [result for result in failed if result.level == "advice"]
+    broken = [result for result in results if result.error and result.level == "required"]
+    advice = [result for result in results if result.error and result.level == "advice"]
     for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
         click.echo(f"\n{message}")
     ctx.exit(1 if broken or (strict and advice) else 0)

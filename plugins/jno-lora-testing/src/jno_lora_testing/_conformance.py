@@ -5,7 +5,7 @@ import inspect
 import pathlib
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
@@ -30,32 +30,22 @@ def skip_unless(condition: Any, reason: str) -> None:
         raise NotApplicableError(reason)
 
 
-class Exceptional(NamedTuple):
-    """An exception that stopped a check, as text."""
-
-    kind: str
-    message: str
-    place: str
-
-    def __str__(self) -> str:
-        text = f"{self.kind}: {self.message}\n{self.place}"
-        if "_dtype_promotion" in self.message or "_rank_promotion" in self.message:
-            text += (
-                "\nThe checks forbid implicit promotion, as many users do: cast with `astype`, and "
-                "add axes with `[None, :]`."
-            )
-        return text
-
-
 class ConformanceError(AssertionError):
     """An adapter fails a check. The message names the check, the problem and the remedy.
 
     - `problem`: the problem alone, without the check, the case and the remedy.
-    - `exception`: the exception that stopped the check, if any.
+    - `exception`, `place`: the exception that stopped the check, if any, and its line, as text.
     """
 
     problem: str = ""
-    exception: Exceptional | None = None
+    exception: str | None = None
+    place: str = ""
+
+
+_PROMOTION = (
+    "\nThe checks forbid implicit promotion, as many users do: cast with `astype`, and add axes "
+    "with `[None, :]`."
+)
 
 
 def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check]:
@@ -84,13 +74,15 @@ def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check
                     raise failure from err
                 except Exception as err:
                     place = raised_in(err, case.wrapper)
-                    exception = Exceptional(type(err).__name__, f"{err}", place)
+                    exception = f"{type(err).__name__}: {err}\n{place}"
+                    if "_dtype_promotion" in f"{err}" or "_rank_promotion" in f"{err}":
+                        exception += _PROMOTION
                     purpose = inspect.cleandoc(check.__doc__ or "").partition("\n\n")[0]
                     stopped = ConformanceError(
                         f"[{name}] {case}: the check stopped at an exception, {exception}\n"
                         f"What is checked: {purpose}"
                     )
-                    stopped.exception = exception
+                    stopped.exception, stopped.place = exception, place
                     raise stopped from err
             return None
 

@@ -12,22 +12,16 @@ from jno.lora import JnoLoraError
 from jno.lora.parts import RESERVED_WORDS, squash
 from jno.lora.types import PluginRecord
 
-# By the layer that is wrapped, the layers and inputs of three cases for the kit.
-_CASES = {
+# By the layer that is wrapped, the inputs of three cases for the kit.
+_INPUTS = {
     "linear": {
-        "first_layer": "eqx.nn.Linear(6, 4, key=key)",
         "first_input": "jax.random.normal(key, (6,))",
-        "second_layer": "eqx.nn.Linear(3, 5, use_bias=False, key=key)",
         "second_input": "jax.random.normal(key, (3,))",
-        "third_layer": "eqx.nn.Linear(4, 4, key=key)",
         "third_input": "jax.random.normal(key, (4,))",
     },
     "embedding": {
-        "first_layer": "eqx.nn.Embedding(6, 4, key=key)",
         "first_input": "jax.random.randint(key, (), 0, 6)",
-        "second_layer": "eqx.nn.Embedding(3, 5, key=key)",
         "second_input": "jax.random.randint(key, (), -3, 0)",  # rows from the end
-        "third_layer": "eqx.nn.Embedding(4, 4, key=key)",
         "third_input": "jax.random.randint(key, (), 0, 4)",
     },
 }
@@ -46,7 +40,9 @@ def create(
     - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
     - `version`: the version of jno-lora that the plugin depends on.
     """
-    variant = _checked(name, installed)
+    variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
+    if why := _why_not(name, variant, installed):
+        raise JnoLoraError(f"{why}. Choose another name, such as my-{variant or 'adapter'}.")
     distribution = f"jno-lora-{variant}"
     package = distribution.replace("-", "_")
     target = directory / distribution
@@ -63,7 +59,8 @@ def create(
         "variant": variant,
         "layer": layer.capitalize(),
         "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
-        **_CASES[layer],
+        "unbiased": "use_bias=False, " if layer == "linear" else "",
+        **_INPUTS[layer],
         "versions": versions,
         "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
@@ -77,40 +74,29 @@ def create(
     return target
 
 
-def _checked(name: str, installed: tuple[PluginRecord, ...]) -> str:
-    """The variant of a new adapter. **Raises:** `JnoLoraError` for a name that cannot be used."""
-    variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
-    is_name = re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", variant)
-    if not is_name:
-        raise JnoLoraError(
+def _why_not(name: str, variant: str, installed: tuple[PluginRecord, ...]) -> str:
+    """Why a new adapter cannot have this name, or an empty text."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", variant):
+        return (
             f"{name!r} is not a package name. Use letters, digits and dashes, beginning with a "
-            "letter, such as embedding-bias."
+            "letter"
         )
     if keyword.iskeyword(adapter := _camel_case(variant)):
-        raise JnoLoraError(
-            f"{name!r} would be a class named {adapter}, which is a word of Python. Choose another "
-            f"name, such as my-{variant}."
-        )
+        return f"{name!r} would be a class named {adapter}, which is a word of Python"
     distribution = f"jno-lora-{variant}"
     # The extras of jno-lora name its distributions.
-    core = next(iter(importlib_metadata.distributions(name="jno-lora")), None)
-    needs = map(Requirement, (core and core.requires) or ())
-    if distribution in {need.name for need in needs}:
-        raise JnoLoraError(
-            f"{distribution} is a distribution of jno-lora itself. Choose another name."
-        )
+    cores = importlib_metadata.distributions(name="jno-lora")
+    needs = {Requirement(need).name for core in cores for need in core.requires or ()}
+    if distribution in needs:
+        return f"{distribution} is a distribution of jno-lora itself"
     # The names and variants that `wrapper=` finds in other distributions, each with its meaning.
     taken: dict[str, str] = dict.fromkeys(RESERVED_WORDS, "a word that `wrapper=` knows")
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
             for word in filter(None, (wrapper.name, wrapper.adapter.variant)):
                 taken.setdefault(squash(word), f"a name of {wrapper.qualified_name}")
-    if why := taken.get(squash(variant)):
-        raise JnoLoraError(
-            f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous. Choose another '
-            f"name, such as my-{variant}."
-        )
-    return variant
+    why = taken.get(squash(variant))
+    return f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous' if why else ""
 
 
 def _camel_case(variant: str) -> str:

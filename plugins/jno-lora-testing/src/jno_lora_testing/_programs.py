@@ -12,13 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jno.lora import merge_lora
 from jno.lora.coded import with_arrays
 
 from ._case import WrapperCase, perturbed, split
-from ._comparisons import is_key, require_close
+from ._comparisons import arrays_of, is_key, require_close
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -130,3 +131,21 @@ def slice_of(stack: Any, index: int) -> Any:
         return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
 
     return eqx.combine(jax.tree.map(slice_array, arrays), static)
+
+
+def shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
+    """The layer with each array split along an axis that the devices divide, and the shardings."""
+    sizes = {size for array in arrays_of(layer) for size in array.shape}
+    counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
+    if not counts:
+        return layer, []
+    mesh = Mesh(np.array(jax.devices()[: counts[0]]), ("devices",))
+
+    def sharding_of(array: Any) -> NamedSharding:
+        axis = next((i for i, size in enumerate(array.shape) if size % counts[0] == 0), None)
+        axes = ["devices" if i == axis else None for i in range(array.ndim)]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    shardings = jax.tree.map(sharding_of, arrays)
+    return eqx.combine(jax.device_put(arrays, shardings), static), jax.tree.leaves(shardings)

@@ -109,17 +109,13 @@ def messages(failed: Iterable[CheckResult]) -> list[str]:
     groups: dict[tuple[str, str], list[CheckResult]] = {}
     for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
         if result.error is not None:
-            groups.setdefault(_cause(result.check, result.error), []).append(result)
+            check = "" if result.error.place else result.check
+            cause = result.error.place or _NUMBER.sub("", result.error.problem)
+            groups.setdefault((check, cause), []).append(result)
     return [_message(results) for results in groups.values()]
 
 
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
-
-
-def _cause(check: str, error: ConformanceError) -> tuple[str, str]:
-    if error.exception is not None:
-        return error.exception.kind, error.exception.place
-    return check, _NUMBER.sub("", error.problem)
 
 
 def _message(results: list[CheckResult]) -> str:
@@ -173,23 +169,22 @@ def parametrize_with_checks(
 
     expected = dict(expected_failures or {})
     cases = list(cases)
-    run = [(f"{case}", check) for case in cases for check in wrapper_checks(case)]
-    ids = {check for _, check in run} | {f"{case}:{check}" for case, check in run}
+    tests = [(f"{case}:", *item) for case in cases for item in wrapper_checks(case).items()]
+    ids = {f"{case}{name}" for test_case, name, _ in tests for case in ("", test_case)}
     if unknown := sorted(expected.keys() - ids):
         raise ValueError(
             f"`expected_failures` names {unknown}, not a check that these cases run. "
             f"Checks: {', '.join(CHECKS)}; cases: {', '.join(map(str, cases))}."
         )
     parameters: list[Any] = []
-    for case in cases:
-        for name, check in wrapper_checks(case).items():
-            reason = expected.get(f"{case}:{name}", expected.get(name))
-            marks: list[Any] = []
-            if reason is not None:
-                marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
-            elif name in ADVICE and not strict:
-                check = functools.partial(_advise, check)
-            parameters.append(pytest.param(check, id=f"{case}:{name}", marks=marks))
+    for case, name, check in tests:
+        reason = expected.get(f"{case}{name}", expected.get(name))
+        marks: list[Any] = []
+        if reason is not None:
+            marks = [pytest.mark.xfail(strict=True, reason=reason, raises=ConformanceError)]
+        elif name in ADVICE and not strict:
+            check = functools.partial(_advise, check)
+        parameters.append(pytest.param(check, id=f"{case}{name}", marks=marks))
     return pytest.mark.parametrize("check", parameters)
 
 

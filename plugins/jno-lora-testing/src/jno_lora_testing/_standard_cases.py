@@ -1,6 +1,7 @@
 """Cases of common Equinox layers, and of the layers beside them that show wrong values."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jno.lora import LoRAWrapper
 from jno.lora.parts import claims
 
-from ._case import WrapperCase
+from ._case import WrapperCase, skeleton
 
 # The checks that compare values. With a `law` and `parameters`, they notice nearly every wrong
 # value that depends on the layer. Every other check sees the same on any layer of a kind.
@@ -57,16 +58,23 @@ def standard_cases(
     cases: list[WrapperCase] = []
     further_layers = _further_layers()
     for kind, (base, inputs) in standard_layers().items():
-        named = {f"{wrapper.__name__}-{kind}": {"base": base, "inputs": inputs}}
-        for suffix, settings in further_layers.get(kind, {}).items():
-            named[f"{wrapper.__name__}-{kind}-{suffix}"] = {**settings, "checks": _VALUE_CHECKS}
-        for name, settings in named.items() if not layers or kind in layers else ():
-            layer = settings["base"](jax.random.key(0))
+        named: dict[str, tuple[Any, Any, dict[str, Any]]] = {kind: (base, inputs, {})}
+        for name, (base, inputs, settings) in further_layers.items():
+            if name.startswith(f"{kind}-"):
+                named[name] = base, inputs, {**settings, "checks": _VALUE_CHECKS}
+        for name, (base, inputs, settings) in named.items() if not layers or kind in layers else ():
+            layer = jax.tree.map(lambda leaf: leaf, _skeleton(name))
             if claims(wrapper, layer):
-                case = WrapperCase(wrapper, **settings, law=law, name=name)
+                name = f"{wrapper.__name__}-{name}"
+                case = WrapperCase(wrapper, base, inputs, law=law, name=name, **settings)
                 count = None if parameters is None else parameters(layer, case.rank)
                 cases.append(dataclasses.replace(case, parameters=count))
     return cases
+
+
+@functools.cache
+def _skeleton(name: str) -> Any:
+    return skeleton({**standard_layers(), **_further_layers()}[name][0])
 
 
 def _layer(cls: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
@@ -101,50 +109,24 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
     }
 
 
-def _further_layers() -> dict[str, dict[str, dict[str, Any]]]:
-    """By the names of `standard_layers`, and by names for their cases, arguments of a case."""
+def _further_layers() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+    """By names that begin with a name of `standard_layers`: layer, inputs, arguments of a case."""
     nn = eqx.nn
-    dilated = {"dilation": 2, "groups": 2, "padding": 2, "use_bias": False}
-    dropping = _layer(nn.MultiheadAttention, 2, 8, dropout_p=0.5)
+    settings = {"dilation": 2, "groups": 2, "use_bias": False}
+    dilated = _layer(nn.Conv1d, 4, 6, 3, padding=((3, 1),), **settings)
+    reflecting = _layer(nn.Conv2d, 3, 4, (2, 3), padding=1, padding_mode="REFLECT")
+    transposed = _layer(nn.ConvTranspose1d, 4, 6, 3, stride=2, padding=2, **settings)
+    attention = _layer(nn.MultiheadAttention, 2, 8, dropout_p=0.5)
+    ends = tuple(map(jnp.asarray, (0, 8, -1, -9)))
     return {
-        "Linear": {
-            "widening": {"base": _layer(nn.Linear, 3, 5, use_bias=False), "inputs": _normal(3)},
-            "square": {
-                "base": _layer(nn.Linear, 4, 4),
-                "inputs": _normal(4),
-                "rank": 3,
-                "alpha": 3.0,
-            },
-        },
-        "Conv1d": {
-            "dilated": {
-                "base": _layer(nn.Conv1d, 4, 6, 3, **{**dilated, "padding": ((3, 1),)}),
-                "inputs": _normal(4, 7),
-            }
-        },
-        "Conv2d": {
-            "reflecting": {
-                "base": _layer(nn.Conv2d, 3, 4, (2, 3), padding=1, padding_mode="REFLECT"),
-                "inputs": _normal(3, 4, 5),
-            }
-        },
-        "ConvTranspose1d": {
-            "dilated": {
-                "base": _layer(nn.ConvTranspose1d, 4, 6, 3, stride=2, **dilated),
-                "inputs": _normal(4, 7),
-            }
-        },
-        "Embedding": {
-            "ends": {
-                "base": _layer(nn.Embedding, 9, 5),
-                "inputs": lambda key: tuple(map(jnp.asarray, (0, 8, -1, -9))),
-                "call": _each,
-            }
-        },
-        "MultiheadAttention": {
-            "masked": {"base": dropping, "inputs": _masked_sequences, "call": _masked},
-            "inference": {"base": dropping, "inputs": _three_sequences, "call": _in_inference},
-        },
+        "Linear-widening": (_layer(nn.Linear, 3, 5, use_bias=False), _normal(3), {}),
+        "Linear-square": (_layer(nn.Linear, 4, 4), _normal(4), {"rank": 3, "alpha": 3.0}),
+        "Conv1d-dilated": (dilated, _normal(4, 7), {}),
+        "Conv2d-reflecting": (reflecting, _normal(3, 4, 5), {}),
+        "ConvTranspose1d-dilated": (transposed, _normal(4, 7), {}),
+        "Embedding-ends": (_layer(nn.Embedding, 9, 5), lambda key: ends, {"call": _each}),
+        "MultiheadAttention-masked": (attention, _masked_sequences, {"call": _masked}),
+        "MultiheadAttention-inference": (attention, _three_sequences, {"call": _in_inference}),
     }
 
 

@@ -12,8 +12,6 @@ from jaxtyping import PRNGKeyArray
 
 from jno.lora.extending import imported_for
 
-from ._comparisons import arrays_of, is_key
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Symmetry:
@@ -78,22 +76,17 @@ def cyclic_shift(
     - `inputs`: the positions of the inputs that are shifted, by default all.
     - `name`: the name in messages.
     """
-    axes, output_axes = _axes(axes), _axes(axes if output_axes is None else output_axes)
+    output_axes = axes if output_axes is None else output_axes
 
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
-        return tuple(_random(key).integers(1, 8, len(axes)).tolist())
+        return tuple(_random(key).integers(1, 8, np.size(axes)).tolist())
 
-    def shifted(tree: Any, shift: tuple[int, ...], step: int, axes: tuple[int, ...]) -> Any:
+    def shifted(shift: tuple[int, ...], tree: Any, step: int, axes: Any) -> Any:
         return _on_leaves(lambda x: np.roll(x, [step * n for n in shift], axes), tree)
 
-    def on_inputs(shift: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        move = functools.partial(shifted, shift=shift, step=steps[0], axes=axes)
-        return _on_chosen(move, arguments, inputs, name)
-
-    def on_output(shift: tuple[int, ...], output: Any) -> Any:
-        return shifted(output, shift, steps[1], output_axes)
-
-    return Symmetry(draw, on_inputs, on_output, name)
+    on_inputs = functools.partial(shifted, step=steps[0], axes=axes)
+    on_output = functools.partial(shifted, step=steps[1], axes=output_axes)
+    return Symmetry(draw, _on_chosen(on_inputs, inputs), on_output, name)
 
 
 def permutation(
@@ -120,17 +113,12 @@ def permutation(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).permutation(n).tolist())
 
-    def permuted(tree: Any, order: tuple[int, ...], axis: int) -> Any:
+    def permuted(order: tuple[int, ...], tree: Any, axis: int) -> Any:
         return _on_leaves(lambda x: np.take(x, order, axis), tree)
 
-    def on_inputs(order: tuple[int, ...], *arguments: Any) -> tuple[Any, ...]:
-        move = functools.partial(permuted, order=order, axis=axis)
-        return _on_chosen(move, arguments, inputs, name)
-
-    def on_output(order: tuple[int, ...], output: Any) -> Any:
-        return permuted(output, order, output_axis)
-
-    return Symmetry(draw, on_inputs, on_output, name)
+    on_inputs = functools.partial(permuted, axis=axis)
+    on_output = functools.partial(permuted, axis=output_axis)
+    return Symmetry(draw, _on_chosen(on_inputs, inputs), on_output, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +128,6 @@ class _Rotation:
     about: np.ndarray
     angle: float
     inverts: bool
-
-    def __str__(self) -> str:
-        about = ", ".join(f"{x:.2f}" for x in self.about)
-        inversion = ", with inversion" if self.inverts else ""
-        return f"the rotation by {self.angle:.2f} about ({about}){inversion}"
 
 
 def rotation(
@@ -185,18 +168,13 @@ def rotation(
         inverts = inversion and bool(random.integers(2))
         return _Rotation(vector / np.linalg.norm(vector), angle, inverts)
 
-    def on_inputs(element: _Rotation, *arguments: Any) -> tuple[Any, ...]:
-        rotated = functools.partial(_rotated, element, irreps=irreps_in, argument="`irreps_in`")
-        return _on_chosen(rotated, arguments, inputs, name)
-
-    def on_output(element: _Rotation, output: Any) -> Any:
-        return _rotated(element, output, irreps_out, "`irreps_out`")
-
-    return Symmetry(draw, on_inputs, on_output, name)
+    on_inputs = functools.partial(_rotated, irreps=irreps_in)
+    on_output = functools.partial(_rotated, irreps=irreps_out)
+    return Symmetry(draw, _on_chosen(on_inputs, inputs), on_output, name)
 
 
-def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
-    """`tree` with each array rotated by its irreps, an `argument` of `rotation`."""
+def _rotated(element: _Rotation, tree: Any, irreps: Any) -> Any:
+    """`tree` with each array rotated by its irreps."""
     import e3nn_jax
 
     # `Irreps` of e3nn are a subclass of tuple.
@@ -204,10 +182,7 @@ def _rotated(element: _Rotation, tree: Any, irreps: Any, argument: str) -> Any:
     every = [e3nn_jax.Irreps(x) for x in (irreps if is_several else [irreps])]
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) != len(every):
-        raise ValueError(
-            f"{argument} of the rotation should have irreps for {len(leaves)} arrays, but has "
-            f"irreps for {len(every)}: {irreps!r}."
-        )
+        raise ValueError(f"The rotation has irreps of {len(every)} arrays for {len(leaves)}.")
     moved = [
         _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
         for leaf, x_irreps in zip(leaves, every, strict=True)
@@ -240,31 +215,22 @@ def _rotation_matrix(vector: np.ndarray, generators: np.ndarray) -> np.ndarray:
     return np.real((modes * np.exp(-1j * frequencies)) @ modes.conj().T)
 
 
-def _axes(axes: int | Sequence[int]) -> tuple[int, ...]:
-    return (axes,) if isinstance(axes, int) else tuple(axes)
-
-
 def _random(key: PRNGKeyArray) -> np.random.Generator:
     """NumPy's generator from a key: JAX would compile each draw."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _on_chosen(
-    move: Callable[[list[Any]], list[Any]],
-    arguments: tuple[Any, ...],
-    inputs: Collection[int] | None,
-    name: str,
-) -> tuple[Any, ...]:
-    """The arguments, with those at the positions `inputs` moved."""
-    chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
-    for i in chosen:
-        if any(map(is_key, arrays_of(arguments[i]))):
-            raise ValueError(
-                f"The symmetry {name!r} cannot move the random key at position {i} of the inputs. "
-                "Leave the key out: give `inputs=`, the positions of the inputs that move."
-            )
-    moved = dict(zip(chosen, move([arguments[i] for i in chosen]), strict=True))
-    return tuple(moved.get(i, argument) for i, argument in enumerate(arguments))
+    move: Callable[[Any, list[Any]], list[Any]], inputs: Collection[int] | None
+) -> Callable[..., tuple[Any, ...]]:
+    """A function of an element and all inputs, of which it moves the inputs at these positions."""
+
+    def on_inputs(element: Any, *arguments: Any) -> tuple[Any, ...]:
+        chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
+        moved = dict(zip(chosen, move(element, [arguments[i] for i in chosen]), strict=True))
+        return tuple(moved.get(i, argument) for i, argument in enumerate(arguments))
+
+    return on_inputs
 
 
 def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:

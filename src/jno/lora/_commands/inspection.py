@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
