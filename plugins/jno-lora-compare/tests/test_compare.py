@@ -63,10 +63,6 @@ def row_of(comparison, name):
     return next(row for row in comparison if row.name == name)
 
 
-def test_a_complex_number_counts_as_two_parameters():
-    assert parameter_count({"w": jnp.ones((2, 3), jnp.complex64), "b": jnp.ones(3)}) == 12 + 3
-
-
 def test_a_row_for_each_candidate_counts_its_parameters_and_costs(comparison, model):
     assert [row.name for row in comparison] == NAMES and not comparison.interrupted
     trained = [row for row in comparison if row.error is None]
@@ -231,7 +227,8 @@ def test_it_prints_as_a_table_with_the_errors_below_and_is_written_as_one(compar
     assert rows[3]["final_loss"] == "" and rows[3]["error"] == comparison.rows[3].error
 
 
-def test_losses_are_averaged_over_a_tenth_of_the_steps():
+def test_losses_are_averaged_over_a_tenth_of_the_steps_and_complex_numbers_count_twice():
+    assert parameter_count({"w": jnp.ones((2, 3), jnp.complex64), "b": jnp.ones(3)}) == 12 + 3
     assert running_means([3.0, 1.0, 2.0], 1) == [3.0, 1.0, 2.0]
     assert running_means([4.0, 2.0, 0.0, 4.0], 2) == [3.0, 1.0, 2.0]
 
@@ -277,7 +274,6 @@ PAIR = r"a pair `\(batches, loss\)`"
         ({"wrappers": []}, "at least one candidate"),
         ({"wrappers": [[]]}, r"`wrappers` holds \[\]"),
         ({"wrappers": ["full", None]}, "`wrappers` holds"),
-        ({"wrappers": ["full", eqx.nn.Linear]}, "`wrappers` holds"),
         ({"wrappers": ["full", ["lora", None]]}, "`wrappers` holds"),
         ({"wrappers": ["full", {"wraper": "lora"}]}, "did you mean 'wrapper'"),
         ({"wrappers": ["full", {"rank": 2}]}, "names no adapter"),
@@ -316,7 +312,6 @@ X = np.ones((6, 3), np.float32)
         ({"loss": lambda model, batch: jax.vmap(model)(batch[0])}, "one real number.*2"),
         ({"loss": lambda model, batch: None}, "one real number, but returns None"),
         ({"keep": []}, "`keep` must be a list of batches"),
-        ({"keep": 3}, "`keep` must be a list of batches"),
         ({"keep": iter([1])}, "`keep` must be a list of batches"),
         ({"keep": ([X], lambda model, batch: batch)}, r"`error\(model, batch\)` must return one"),
     ],

@@ -47,9 +47,6 @@ def test_each_is_trained_at_its_best_rate(comparison, model, batches):
         best = min(alone, key=lambda one: one.final_loss)
         assert row.learning_rate == best.learning_rate == 1e-1
         assert row.losses == pytest.approx(best.losses, rel=1e-6)
-
-
-def test_a_candidate_that_trains_nothing_has_no_rate(comparison):
     nothing = comparison.rows[-1]
     assert (nothing.name, nothing.learning_rate) == ("none", None)
     assert len(set(nothing.losses)) == 1 and len(nothing.losses) == 10

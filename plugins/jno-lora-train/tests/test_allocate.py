@@ -1,5 +1,7 @@
 """A total rank, spread over layers by their statistics."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,7 +39,8 @@ def test_allocation_keeps_its_bounds_and_counts_a_stack_whole():
     stacked = {"input_covariance": np.stack([np.diag([3.0, 2.0]), np.diag([1.0, 4.0])])}
     both = {"s": stacked, **statistics_of(a=[1.0, 1.0, 1.0])}
     assert ranks(both, budget=5, most=2) == {"s": 1, "a": 2}
-    of_matrices = Statistics(statistics_of(a=[1.0] * 6, b=[1.0] * 2), {"a": (2, 6), "b": (6, 2)})
+    means = jax.tree.map(jnp.asarray, statistics_of(a=[1.0] * 6, b=[1.0] * 2))
+    of_matrices = Statistics(means, {"a": (2, 6), "b": (6, 2)})
     assert ranks(of_matrices, budget=20) == {"a": 2, "b": 2}
 
 

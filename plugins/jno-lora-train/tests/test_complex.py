@@ -86,7 +86,7 @@ def test_behind_conjugate_an_optimiser_descends():
 
 def test_the_preconditioners_take_the_gram_matrices_of_complex_factors(getkey):
     """For `G`, the direction of ascent by the matrix: `B^H G` by `A`, and `G A^H` by `B`."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # as optimisers run
         adapter = complex_lora(5, 4, 3)
         G = jax.random.normal(getkey(), (4, 5), jnp.complex128)
         A, B = np.asarray(adapter.lora_A), np.asarray(adapter.lora_B)
