@@ -86,8 +86,9 @@ def test_merging_refuses(getkey, wrapper):
     coded, plain = adapted_pair(getkey(), "nf4", wrapper=wrapper)
     with pytest.raises(WrapperError, match=r"'layers/0': (.|\n)*merge_lora\(dequantize"):
         merge_lora(coded)
-    with pytest.raises(WrapperError, match="dequantize"):
-        coded.layers[0].merge()
+    if wrapper == "lora":
+        with pytest.raises(WrapperError, match="dequantize"):
+            coded.layers[0].merge()
     merged = eqx.filter((merge_lora(dequantize(coded)), merge_lora(plain)), eqx.is_array)
     jax.tree.map(lambda got, expected: close(got, expected, 1e-6), *merged)
 
@@ -181,7 +182,7 @@ EMBEDDING = (lambda key: eqx.nn.Embedding(11, 6, key=key), (3,))
         ("LoRAEmbedding", *EMBEDDING),
         ("DoRAEmbedding", *EMBEDDING),
         (
-            "dora-attention",
+            "lora-attention",
             lambda key: eqx.nn.MultiheadAttention(2, 8, key=key),
             3 * (jr.normal(jr.key(0), (3, 8)),),
         ),

@@ -114,6 +114,9 @@ CHANGES = {
     "less": lambda content, tensors: content["weights"][WEIGHT].pop("dtype"),
     "dtype": lambda content, tensors: content["weights"][WEIGHT].update(dtype="int8"),
     "stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=0),
+    "a norm": lambda content, tensors: content["weights"].update(
+        {"norm/weight": {**content["weights"][WEIGHT], "stack_ndim": 0}}
+    ),
     "another weight": lambda content, tensors: content["weights"].update(x={}),
     "no codes": lambda content, tensors: tensors.pop(CODES) is None or None,
     "codes": lambda content, tensors: tensors.update({CODES: tensors[CODES].astype(np.int8)}),

@@ -212,7 +212,9 @@ def test_empty_weights_and_other_reasons(getkey):
     parts = {"cell": eqx.nn.GRUCell(4, 4, key=getkey()), "spectral": Spectral(jnp.ones(2, complex))}
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(jr.split(getkey(), 2))
     parts |= {"empty": empty, "stack": jax.tree.map(lambda leaf: leaf[:0], stack)}
-    parts["integers"] = LookAlike(jnp.ones((2, 3), int), 3, 2)
+    weight = jnp.ones((2, 3), int)
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    parts["integers"] = eqx.tree_at(lambda m: m.weight, linear, weight)
     plan = plan_quantization({**parts, "mha": eqx.nn.MultiheadAttention(2, 8, key=getkey())})
     reasons = {row.path: row.reason for row in plan.left_alone}
     assert reasons == {
@@ -220,9 +222,11 @@ def test_empty_weights_and_other_reasons(getkey):
         "spectral": "its numbers are complex, and have no codes",
         "empty": "its weight (3, 0) is empty",
         "stack": "its weight is empty",
-        "integers": "its weight is int32, which is not a floating dtype",
+        "integers": "its weight is int32[2, 3], and adapters need floating weights",
     }
     assert len(plan.quantized) == 4  # the projections of the attention
+    codes = quantize(linear).weight  # outside of a layer
+    assert [row.path for row in plan_quantization({"codes": codes, "x": linear})] == ["x"]
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
