@@ -222,7 +222,7 @@ def test_empty_weights_and_other_reasons(getkey):
         "spectral": "its numbers are complex, and have no codes",
         "empty": "its weight (3, 0) is empty",
         "stack": "its weight is empty",
-        "integers": "its weight is int32[2, 3], and adapters need floating weights",
+        "integers": "its weight is int32 (2, 3), not (out_features, in_features) = (2, 3)",
     }
     assert len(plan.quantized) == 4  # the projections of the attention
     codes = quantize(linear).weight  # outside of a layer

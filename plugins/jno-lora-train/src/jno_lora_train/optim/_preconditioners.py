@@ -172,7 +172,7 @@ def _correction(
     A, keys = at_least_float32(jnp.asarray(product.A.array)), product.A.keys
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
     places = (keys[:length] for length in range(len(keys)))
-    factors = [weights[place] for place in places if place in weights]
+    factors: list[Any] = [weights[place] for place in places if place in weights]
     factors.append(vars(product.adapter).get("multiplier"))
     scale = jnp.asarray(_scale_of(product.adapter), A.dtype)
     for factor in factors:
