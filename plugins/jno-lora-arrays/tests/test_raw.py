@@ -139,6 +139,9 @@ def test_masks_of_floats_are_declared_on_request_alone():
         assert declared["w"].places == (2,)
     declared = declare_raw({"w": Parameterize(jnp.multiply, tril, full)}, {"args/0": "oi"})
     assert declared["w"].places == (1, 2)
+    # Nobody knows the values of a traced array, which counts as a weight.
+    traced = eqx.filter_eval_shape(declare_raw, {"w": Parameterize(jnp.multiply, tril, full)})
+    assert traced["w"].places == (1, 2)
 
 
 def test_dropout_and_a_second_declaration_are_refused():
@@ -231,6 +234,6 @@ def test_letters_and_errors():
     with pytest.raises(SelectionError, match=r"w/args/0.*float32\[3, 2\].*'soi'.* of 3 axes"):
         declare_raw(weights, {"args/0": "soi"})
     with pytest.raises(SelectionError, match=r"(?s)No matrix of this model.*w/args/0.*`declare`"):
-        declare_raw({"w": Parameterize(jnp.exp, jnp.zeros((3, 1)))})
+        declare_raw({"w": Parameterize(jnp.exp, jnp.zeros((3, 1)), jnp.zeros(3))})
     with pytest.raises(SelectionError, match="- none"):
         declare_raw({"w": NonTrainable(jnp.zeros((3, 3)))})

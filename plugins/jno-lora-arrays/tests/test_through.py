@@ -121,6 +121,7 @@ def test_the_adapter_computes_every_use_that_it_can(model, method):
     assert merged == (set() if method in LOW_RANK else {"ragged_dot"})
     assert {use.operation for use in report} >= {"dot_general", "gather"}
     if merged:
+        assert "2 of " in str(report) and "uses need the merged weight" in str(report)
         with pytest.raises(JnoLoraError, match=r"ragged_dot.* \(3, 8, 6\) of a OFTLinear needs"):
             eqx.filter_eval_shape(through(lambda m, ids: m(ids), strict=True), m, IDS)
 
