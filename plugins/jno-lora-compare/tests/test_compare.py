@@ -239,16 +239,31 @@ def test_a_diverged_loss_is_never_the_best(run):
     assert row.best_loss == pytest.approx(np.mean(row.losses[:2]), rel=1e-5)
 
 
-class Interrupting(ToyScale):
-    def __init__(self, base, rank, alpha, *, key):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("part", ["start", "compile", "fit"])
+def test_interrupting_keeps_what_is_finished(run, comparison, model, monkeypatch, part):
+    cls, name = (comparing, "adapt") if part == "start" else (trainer_module.Trainer, part)
+    calls, original = itertools.count(), getattr(cls, name)
 
+    def interrupted(*args, **kwargs):
+        if next(calls) == 1:  # at the second candidate
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
 
-def test_interrupting_keeps_what_is_finished(run):
-    made = run("none", Interrupting, "full")
-    assert [row.name for row in made] == ["none"]
-    assert made.interrupted
+    monkeypatch.setattr(cls, name, interrupted)
+    made = run("full", "none", ToyScale, steps=20)
+    assert [row.name for row in made] == ["full"] and made.interrupted
+    assert made.rows[0].losses == row_of(comparison, "full").losses
     assert "Interrupted" in str(made) and repr(made).endswith(", interrupted)")
+    assert same(model, eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)))  # is not changed
+
+
+def test_an_interrupt_before_the_first_candidate_is_raised(run):
+    def batches():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        run("none", batches=batches())
 
 
 def test_an_iterator_without_end_is_read_once_and_shared(run, batches):
