@@ -56,14 +56,6 @@ def test_every_method_is_computed_as_its_merged_weight(method):
     assert jnp.max(jnp.abs(found - function(merged.plain(), x))) <= 2e-5 * jnp.max(jnp.abs(found))
 
 
-# By a map of the inputs, by a product with the update, and by the matrix of the update.
-@pytest.mark.parametrize("method", ["HRA", "DEFT", "SHiRA"])
-def test_an_adapted_box_that_is_called_computes_its_merged_weight(method):
-    cls, x = getattr(adapters, f"{method}Array"), jr.normal(jr.key(1), (INPUTS,))
-    adapter = perturb(made(cls, kernel(jr.key(0)), R, 3.0, key=jr.key(2)))
-    assert jnp.allclose(adapter(x), merge_lora(adapter)(x), atol=1e-5)
-
-
 def test_calls_of_a_box_are_measured_as_vectors_of_its_matrix():
     class Measured(CorDA, ArrayLayer):
         needs = ("input_covariance", "output_covariance")

@@ -40,17 +40,6 @@ def test_the_solver_agrees_with_the_exact_solution():
             assert np.linalg.norm(solution - exact) < 1e-4 * np.linalg.norm(exact)
 
 
-def test_a_shifted_simulation_is_a_simulation():
-    fields = burgers.initial_fields(jax.random.key(3), 4)
-    solved = burgers.solve(fields, 0.1)
-    moved = burgers.solve(jnp.roll(fields, 12, axis=1), 0.1)
-    assert jnp.allclose(moved, jnp.roll(solved, 12, axis=1), atol=1e-5)
-    pair = np.asarray(fields[:, ::4]), np.asarray(solved[:, ::4])
-    starts, ends = burgers.shifted(pair, [2, 2], [3, 0])
-    assert np.array_equal(starts, np.stack([np.roll(pair[0][2], 3), pair[0][2]]))
-    assert np.allclose(ends[0], moved[2, ::4], atol=1e-5)
-
-
 class Factor(eqx.Module):
     """An operator with one number: it multiplies the field."""
 
@@ -89,38 +78,11 @@ def test_the_untouched_model_is_a_candidate(protocol):
     assert kept.validation_error == pytest.approx(0, abs=1e-6)
 
 
-def test_one_simulation_is_too_few(protocol):
-    with pytest.raises(ValueError, match="two or more, but holds 1"):
-        protocol.adapt(Net(Factor(jnp.asarray(1.0))), times(2))
-
-
 def test_the_error_is_the_mean_over_all_fields(protocol):
     factors = np.arange(1, 33)
     model = Factor(jnp.asarray(2.0))
     expected = np.mean(np.abs(2 - factors) / factors)
     assert protocol.error(model, times(*factors)) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="multiple of 16, but holds 3"):
-        protocol.error(model, times(1, 2, 3))
-
-
-def test_a_picture_of_the_same_numbers_is_the_same_file(tmp_path):
-    model, test = Factor(jnp.asarray(1.0)), times(1, 2)
-    errors = {"before": [0.5, 0.5], "after": [0.4, 0.2]}
-    for name in ("one.svg", "two.svg"):
-        burgers.draw(tmp_path / name, errors, [2, 4], {"before": model}, test)
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-
-
-def test_the_long_demo_of_an_operator_simulates_much(tmp_path, monkeypatch):
-    class AskedError(Exception):
-        pass
-
-    def simulate(key, count, viscosity):
-        raise AskedError(f"{count} at {viscosity}")
-
-    monkeypatch.setattr(burgers, "simulate", simulate)
-    with pytest.raises(AskedError, match=f"512 at {burgers.SOURCE}"):
-        operator.run_operator(tmp_path)
 
 
 def test_the_demo_of_an_operator(tmp_path):

@@ -54,11 +54,8 @@ def test_scores_are_drawn_where_a_score_was_given():
     assert [tuple(line.get_ydata()) for line in reached.lines] == [(-2, -2)]
     assert (reached.get_ylabel(), reached.get_yscale()) == ("score", "linear")
     assert (way.get_ylabel(), way.get_yscale()) == ("training loss", "log")
-
-
-def test_losses_below_zero_are_drawn_on_a_plain_axis():
-    row = ComparisonRow("lora", 10, -0.5, -0.5, losses=(1.0, -0.5))
-    way, reached = Comparison((row,), steps=2).plot().axes
+    below_zero = ComparisonRow("lora", 10, -0.5, -0.5, losses=(1.0, -0.5))
+    way, reached = Comparison((below_zero,), steps=2).plot().axes
     assert (way.get_yscale(), reached.get_yscale()) == ("linear", "linear")
 
 

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
-from tests.pairs import methods_on
+from tests.pairs import ALL, methods_on
 from zoo_cases import ALL_METHODS, OPTIONS, WHOLE_KIT, check_kind, parameter_count
 
 import jno_lora_zoo
@@ -39,30 +39,34 @@ def test_other_methods(method):
     check_kind(linear_case(method, "int8" if len(method) % 2 else "nf4"))
 
 
-@pytest.mark.parametrize("method", REFUSED)
+@pytest.mark.parametrize("method", REFUSED if ALL else ("CorDA", "LoRANull"))
 def test_refused(method):
     case = linear_case(method)
     with pytest.raises(WrapperError, match=r"quantize\(apply_lora"):
         case.make()
 
 
-def test_convolutions():
-    check_kind(
-        WrapperCase(
+@pytest.mark.parametrize(
+    ("cls", "layer", "inputs"),
+    [
+        (
             jno_lora_zoo.DoRAConv,
-            base=lambda key: quantize(eqx.nn.Conv1d(3, 5, 3, padding=2, key=key)),
-            inputs=lambda key: (jax.random.normal(key, (3, 8)),),
-            rank=RANK,
-        )
-    )
-
-
-def test_embeddings():
+            lambda key: eqx.nn.Conv1d(3, 5, 3, padding=2, key=key),
+            lambda key: jax.random.normal(key, (3, 8)),
+        ),
+        (
+            jno_lora_zoo.LoRAEmbedding,
+            lambda key: eqx.nn.Embedding(11, 6, key=key),
+            lambda key: jax.random.randint(key, (), 0, 11),
+        ),
+    ],
+)
+def test_other_layers(cls, layer, inputs):
     check_kind(
         WrapperCase(
-            jno_lora_zoo.LoRAEmbedding,
-            base=lambda key: quantize(eqx.nn.Embedding(11, 6, key=key)),
-            inputs=lambda key: (jax.random.randint(key, (), 0, 11),),
+            cls,
+            base=lambda key: quantize(layer(key)),
+            inputs=lambda key: (inputs(key),),
             rank=RANK,
         )
     )

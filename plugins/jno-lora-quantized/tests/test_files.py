@@ -40,13 +40,13 @@ def model(getkey):
     return Model(getkey())
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
+@pytest.mark.parametrize("scheme", ["nf4", "fp8"])
 def test_there_and_back(getkey, model, tmp_path, scheme):
     file = tmp_path / "base.safetensors"
     coded = quantize(model, scheme, target="table|conv|stack", block=4)
     save_quantized(coded, file)
     template = eqx.filter_eval_shape(Model, getkey())
-    for target in (template, Model(getkey()), quantize(model, "nf4"), quantize(template, "int8")):
+    for target in (template, quantize(model, "nf4")):
         loaded = load_quantized(target, file)
         assert jax.tree.structure(loaded) == jax.tree.structure(coded)
         assert loaded == coded
@@ -76,22 +76,16 @@ def test_loads_onto_a_mesh(getkey, tmp_path):
         np.testing.assert_array_equal(loaded.weight.codes, quantize(layer).weight.codes)
 
 
-def test_adapted_models_are_refused(getkey, model, tmp_path):
-    adapted = apply_lora(quantize(model), 2, key=getkey())
-    with pytest.raises(CheckpointError, match="unwrap_lora"):
-        save_quantized(adapted, tmp_path / "base.safetensors")
-    with pytest.raises(SelectionError, match="handle"):
-        save_quantized(Net(model), tmp_path / "base.safetensors")
-    with pytest.raises(SelectionError, match="handle"):
-        load_quantized(Net(model), tmp_path / "base.safetensors")
-    with pytest.raises(CheckpointError, match="slash"):
-        save_quantized({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="key"):
-        save_quantized({"a": jr.key(0)}, tmp_path / "x")
-
-
-def test_another_model_is_refused(getkey, model, tmp_path):
+def test_models_that_cannot_be_written_or_do_not_fit_are_refused(getkey, model, tmp_path):
     file = tmp_path / "base.safetensors"
+    for unfit, error, message in (
+        (apply_lora(quantize(model), 2, key=getkey()), CheckpointError, "unwrap_lora"),
+        (Net(model), SelectionError, "handle"),
+        ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, CheckpointError, "slash"),
+        ({"a": jr.key(0)}, CheckpointError, "key"),
+    ):
+        with pytest.raises(error, match=message):
+            save_quantized(unfit, file)
     save_quantized(quantize(model), file)
     with pytest.raises(CheckpointError, match=r"stack/bias: expected float32\[3, 9\], the file"):
         load_quantized(Model(getkey(), 9), file)
@@ -110,45 +104,28 @@ def changed(file, change):
 
 
 WEIGHT = "stack/weight"
+CODES, SCALES = f"{WEIGHT}/codes", f"{WEIGHT}/parts/1"
 CHANGES = {
     "text": lambda content, tensors: "{",
-    "list": lambda content, tensors: "[]",
-    "deep": lambda content, tensors: "[" * 100_000,
     "version": lambda content, tensors: content.update(version=2),
-    "weights": lambda content, tensors: content.update(weights=[]),
     "scheme": lambda content, tensors: content["weights"][WEIGHT].update(scheme="nf5"),
-    "scheme's type": lambda content, tensors: content["weights"][WEIGHT].update(scheme=[]),
     "block": lambda content, tensors: content["weights"][WEIGHT].update(block=2),
-    "block's type": lambda content, tensors: content["weights"][WEIGHT].update(block="4"),
-    "zero block": lambda content, tensors: content["weights"][WEIGHT].update(block=0),
     "more": lambda content, tensors: content["weights"][WEIGHT].update(more=0),
     "less": lambda content, tensors: content["weights"][WEIGHT].pop("dtype"),
     "dtype": lambda content, tensors: content["weights"][WEIGHT].update(dtype="int8"),
-    "stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=3),
-    "negative stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=-1),
-    "a real stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=1.5),
-    "another stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=0),
+    "stack": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim=0),
     "a norm": lambda content, tensors: content["weights"].update(
         {"norm/weight": {**content["weights"][WEIGHT], "stack_ndim": 0}}
     ),
-    "stack's type": lambda content, tensors: content["weights"][WEIGHT].update(stack_ndim="1"),
-    "no dict": lambda content, tensors: content["weights"].update({WEIGHT: 3}),
     "another weight": lambda content, tensors: content["weights"].update(x={}),
-    "integers": lambda content, tensors: content["weights"].update(
-        steps={**content["weights"][WEIGHT], "dtype": "int32", "stack_ndim": 0}
-    ),
-    "no codes": lambda content, tensors: tensors.pop(f"{WEIGHT}/codes") is None or None,
-    "codes": lambda content, tensors: tensors.update(
-        {f"{WEIGHT}/codes": tensors[f"{WEIGHT}/codes"].astype(np.int8)}
-    ),
-    "scales": lambda content, tensors: tensors.update(
-        {f"{WEIGHT}/parts/1": tensors[f"{WEIGHT}/parts/1"][..., :-1]}
-    ),
+    "no codes": lambda content, tensors: tensors.pop(CODES) is None or None,
+    "codes": lambda content, tensors: tensors.update({CODES: tensors[CODES].astype(np.int8)}),
+    "scales": lambda content, tensors: tensors.update({SCALES: tensors[SCALES][..., :-1]}),
     "an array more": lambda content, tensors: tensors.update(x=np.ones(1)),
 }
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_a_flipped_bit_in_any_array_is_refused_and_named(model, tmp_path, scheme):
     file = tmp_path / "base.safetensors"
     save_quantized(quantize(model, scheme, target="conv|stack", block=4), file)
@@ -176,7 +153,7 @@ def test_a_file_without_checksums_loads_as_before(model, tmp_path):
 def test_changed_files_are_refused(model, tmp_path, change):
     file = tmp_path / "base.safetensors"
     save_quantized(quantize(model), file)
-    changed(file, lambda *parts: CHANGES[change](*parts))
+    changed(file, CHANGES[change])
     with pytest.raises(CheckpointError, match=r"base\.safetensors"):
         load_quantized(model, file)
 

@@ -74,7 +74,7 @@ def by_numpy(W, rank, iterations, start):
     return Q + update
 
 
-@pytest.mark.parametrize(("start", "iterations"), [("codes", 3), ("pissa", 1), ("pissa", 3)])
+@pytest.mark.parametrize(("start", "iterations"), [("codes", 3), ("pissa", 1), ("pissa", 2)])
 def test_by_numpy(model, start, iterations):
     adapter = loftq(
         LoRALinear(model["up"], 2, 3.0, key=jr.key(1)), start=start, iterations=iterations
@@ -83,12 +83,6 @@ def test_by_numpy(model, start, iterations):
     # A number between two codes may take either, by the last bit of a product.
     assert np.isclose(adapter.weight, expected, rtol=1e-3, atol=1e-4).mean() > 0.98
     assert type(adapter) is LoRALinear and (adapter.rank, adapter.alpha) == (2, 3.0)
-
-
-def test_one_turn_of_qpissa_is_pissa(model):
-    started = loftq(LoRALinear(model["up"], 2, 2.0, key=jr.key(1)), start="pissa", iterations=1)
-    pissa = quantize(apply_lora(model["up"], 2, 2.0, key=jr.key(1), wrapper="pissa"))
-    np.testing.assert_allclose(started.weight, pissa.weight, atol=1e-5)
 
 
 def test_every_kind_of_layer(model, adapted, started):
@@ -134,12 +128,8 @@ def test_learned_updates_and_other_scales_count(model):
 
 
 def test_layers_without_adapters_and_other_methods(model):
-    some = apply_lora(
-        {"a": model["up"], "b": model["up"], "c": model["up"]},
-        2,
-        key=jr.key(1),
-        specs=[{"target": "a", "wrapper": "lora"}, {"target": "b", "wrapper": "dora"}],
-    )
+    specs = [{"target": "a", "wrapper": "lora"}, {"target": "b", "wrapper": "dora"}]
+    some = apply_lora(dict.fromkeys("abc", model["up"]), 2, key=jr.key(1), specs=specs)
     coded = loftq(some, iterations=1)
     assert jnp.any(coded["a"].lora_B != 0)
     assert eqx.tree_equal(coded["b"], quantize(some["b"]))
@@ -150,7 +140,6 @@ def test_layers_without_adapters_and_other_methods(model):
     ("call", "message"),
     [
         (lambda m, a: loftq(a, iterations=0), "`iterations` must be a positive integer"),
-        (lambda m, a: loftq(a, iterations=True), "`iterations`"),
         (lambda m, a: loftq(a, start="zero"), '`start` must be "codes" or "pissa"'),
         (lambda m, a: loftq(a, "nf5"), "`scheme`"),
         (lambda m, a: loftq(m), "apply_lora comes first"),
@@ -170,7 +159,6 @@ def test_layers_without_adapters_and_other_methods(model):
             lambda m, a: quantization_errors(m["up"], quantize(eqx.nn.Linear(4, 4, key=jr.key(0)))),
             r"has the shape \(16, 64\)",
         ),
-        (lambda m, a: quantization_errors(Net(m), m), "handle"),
     ],
 )
 def test_errors(model, adapted, unchecked, call, message):

@@ -61,7 +61,7 @@ def scheme_of(weight):
     return weight.scheme.name if isinstance(weight, QuantizedArray) else None
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "int4", "int8", "fp8"])
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_there_and_back(model, scheme):
     coded = quantize(model, scheme)
     quantised = (coded.table, *coded.layers, coded.other)
@@ -112,8 +112,13 @@ def test_templates(model):
     assert back.layers[0].weight.shape == (8, 8)
 
 
+class Padded(eqx.nn.Conv1d):
+    def __call__(self, x, *, key=None):
+        return 2 * super().__call__(jnp.pad(x, ((0, 0), (1, 1))))
+
+
 CONVOLUTIONS = {
-    "Conv1d": (lambda k: eqx.nn.Conv1d(4, 6, 3, padding="SAME", key=k), (4, 8)),
+    "Padded": (lambda k: Padded(2, 3, 3, key=k), (2, 5)),
     "Conv2d": (lambda k: eqx.nn.Conv2d(4, 6, (3, 2), 2, groups=2, key=k), (4, 8, 7)),
     "Conv3d": (lambda k: eqx.nn.Conv3d(1, 2, 2, use_bias=False, key=k), (1, 3, 3, 3)),
     "ConvTranspose1d": (lambda k: eqx.nn.ConvTranspose1d(4, 6, 3, stride=2, key=k), (4, 5)),
@@ -129,28 +134,9 @@ def test_convolutions(getkey, name):
     assert type(plain) is type(layer) and isinstance(coded, type(layer))
     assert type(coded).__name__ == name
     np.testing.assert_allclose(coded(x), plain(x), rtol=1e-5, atol=1e-5)
-    slopes = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m(x))))(x) for m in (coded, plain)]
+    slope = eqx.filter_jit(lambda m: jax.grad(lambda x: jnp.sum(jnp.sin(m(x))))(x))
+    slopes = [slope(m) for m in (coded, plain)]
     np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(eqx.filter_jit(coded)(x), coded(x), rtol=1e-5, atol=1e-5)
-    assert pickle.loads(pickle.dumps(coded)) == coded
-
-
-def test_a_convolution_of_ones_own(getkey):
-    class Padded(eqx.nn.Conv1d):
-        def __call__(self, x, *, key=None):
-            return 2 * super().__call__(jnp.pad(x, ((0, 0), (1, 1))))
-
-    layer, x = Padded(2, 3, 3, key=getkey()), jr.normal(getkey(), (2, 5))
-    coded = quantize(layer, "int8")
-    np.testing.assert_allclose(coded(x), dequantize(coded)(x), rtol=1e-5, atol=1e-5)
-    assert type(dequantize(coded)) is Padded
-
-
-def test_layers_in_adapters(model):
-    adapted = apply_lora(model, 2, key=jr.key(0), target="layers/0")
-    coded = quantize(adapted)
-    assert scheme_of(coded.layers[0].base.weight) == "nf4"
-    assert coded.layers[0].lora_A is adapted.layers[0].lora_A
 
 
 def test_old_layers_are_dropped_one_by_one(getkey, monkeypatch):
@@ -169,25 +155,28 @@ def test_old_layers_are_dropped_one_by_one(getkey, monkeypatch):
     assert alive == [3, 2, 1]
 
 
-def test_layers_of_an_adapter_itself_are_left_alone(getkey):
-    class Beside(LoRAWrapper):
-        adapter_fields = ("beside",)
-        base: eqx.nn.Linear
-        beside: eqx.nn.Linear
+class Beside(LoRAWrapper):
+    """An adapter with a layer of its own."""
 
-        @classmethod
-        def applies_to(cls, leaf):
-            return isinstance(leaf, eqx.nn.Linear)
+    adapter_fields = ("beside",)
+    base: eqx.nn.Linear
+    beside: eqx.nn.Linear
 
-        def __init__(self, base, *, key):
-            self.base, self.beside = base, eqx.nn.Linear(4, 4, key=key)
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.nn.Linear)
 
-        def __call__(self, x):
-            return self.base(x) + self.beside(x)
+    def __init__(self, base, *, key):
+        self.base, self.beside = base, eqx.nn.Linear(4, 4, key=key)
 
-        def merge(self):
-            return self.base
+    def __call__(self, x):
+        return self.base(x) + self.beside(x)
 
+    def merge(self):
+        return self.base
+
+
+def test_layers_in_adapters_are_quantised_and_layers_of_an_adapter_itself_are_not(getkey):
     adapted = apply_lora(eqx.nn.Linear(4, 4, key=getkey()), key=getkey(), wrapper=Beside)
     coded = quantize(adapted)
     assert scheme_of(coded.base.weight) == "nf4" and coded.beside.weight is adapted.beside.weight
@@ -195,12 +184,10 @@ def test_layers_of_an_adapter_itself_are_left_alone(getkey):
 
 
 def test_tied_weights(getkey):
-    parts = (
-        eqx.nn.Embedding(11, 6, key=getkey()),
-        eqx.nn.Linear(6, 11, use_bias=False, key=getkey()),
-    )
-    tied = eqx.nn.Shared(parts, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
-    coded = quantize(tied)
+    table = eqx.nn.Embedding(11, 6, key=getkey())
+    head = eqx.nn.Linear(6, 11, use_bias=False, key=getkey())
+    weights = lambda pair: pair[1].weight, lambda pair: pair[0].weight
+    coded = quantize(eqx.nn.Shared((table, head), *weights))
     (table, head), (plain_table, plain_head) = coded(), dequantize(coded)()
     np.testing.assert_allclose(head(table(3)), plain_head(plain_table(3)), rtol=1e-5)
 
@@ -212,16 +199,9 @@ def test_equinox_files_and_copies(getkey, tmp_path):
     template = eqx.filter_eval_shape(quantize, parts)
     assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "leaves", template), coded)
     assert eqx.tree_equal(copy.deepcopy(coded), coded)
+    assert pickle.loads(pickle.dumps(coded)) == coded
     x = jnp.ones((2, 5))
     np.testing.assert_array_equal(coded[0](x=x), coded[0](x, key=getkey()))
-
-
-def test_codes_outside_of_a_layer_are_no_layer(getkey):
-    layer = eqx.nn.Linear(4, 3, key=getkey())
-    model = {"codes": quantize(layer).weight, "layer": layer}
-    (row,) = plan_quantization(model)
-    assert row.path == "layer" and row.reason is None
-    assert eqx.tree_equal(quantize(model)["codes"], model["codes"])
 
 
 def test_empty_weights_and_other_reasons(getkey):
@@ -232,6 +212,9 @@ def test_empty_weights_and_other_reasons(getkey):
     parts = {"cell": eqx.nn.GRUCell(4, 4, key=getkey()), "spectral": Spectral(jnp.ones(2, complex))}
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(jr.split(getkey(), 2))
     parts |= {"empty": empty, "stack": jax.tree.map(lambda leaf: leaf[:0], stack)}
+    weight = jnp.ones((2, 3), int)
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    parts["integers"] = eqx.tree_at(lambda m: m.weight, linear, weight)
     plan = plan_quantization({**parts, "mha": eqx.nn.MultiheadAttention(2, 8, key=getkey())})
     reasons = {row.path: row.reason for row in plan.left_alone}
     assert reasons == {
@@ -239,19 +222,11 @@ def test_empty_weights_and_other_reasons(getkey):
         "spectral": "its numbers are complex, and have no codes",
         "empty": "its weight (3, 0) is empty",
         "stack": "its weight is empty",
+        "integers": "its weight is int32 (2, 3), not (out_features, in_features) = (2, 3)",
     }
     assert len(plan.quantized) == 4  # the projections of the attention
-
-
-def test_equal_blocks_print_as_one_row(getkey):
-    blocks = [{"q": eqx.nn.Linear(8, 8, key=getkey())} for _ in range(12)]
-    plan = plan_quantization({"blocks": blocks, "head": eqx.nn.Linear(8, 4, key=getkey())})
-    assert len(plan) == 13
-    lines = [line.split() for line in str(plan).splitlines()]
-    assert [line[:4] for line in lines if "Linear" in line] == [
-        ["blocks/[0-11]/q", "x", "12", "Linear"],
-        ["head", "Linear", "nf4", "128"],
-    ]
+    codes = quantize(linear).weight  # outside of a layer
+    assert [row.path for row in plan_quantization({"codes": codes, "x": linear})] == ["x"]
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
@@ -293,23 +268,13 @@ def test_shardings(getkey):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda m: quantize(m, "nf5"),
-            "must be one of nf4, int4, int8, fp8, but is 'nf5'",
-        ),
-        (lambda m: quantize(m, ["nf4"]), "`scheme` must be"),
+        (lambda m: quantize(m, "nf5"), "must be one of nf4, int4, int8, fp8, but is 'nf5'"),
         (lambda m: quantize(m, block=1), "`block` must be an integer of at least 2"),
-        (lambda m: quantize(m, block=True), "`block`"),
         (lambda m: quantize(m, target="("), "`target` must be a regex"),
-        (
-            lambda m: quantize(m, target="layer/0"),
-            "(.|\n)*layers/0: the target does not match its path",
-        ),
+        (lambda m: quantize(m, target="layer/0"), "(?s).*layers/0: the target does not match"),
         (lambda m: quantize(m, target="norm"), "norm: it is not a linear"),
         (lambda m: quantize(quantize(m)), "layers/0: its weight is quantised already"),
         (lambda m: quantize(Net(m)), "handle"),
-        (lambda m: dequantize(Net(m)), "handle"),
-        (lambda m: plan_quantization(Net(m)), "handle"),
         (
             lambda m: quantize(eqx.tree_at(lambda m: m.layers[1].weight, m, replace_fn=jnp.log)),
             "Linear at 'layers/1' holds NaN",
@@ -319,10 +284,3 @@ def test_shardings(getkey):
 def test_errors(model, unchecked, call, message):
     with pytest.raises(SelectionError, match=message):
         call(model)
-
-
-def test_integer_weights_are_left_alone(getkey):
-    layer = eqx.nn.Linear(3, 2, key=getkey())
-    integers = eqx.tree_at(lambda m: m.weight, layer, jnp.ones((2, 3), int))
-    with pytest.raises(SelectionError, match="int32"):
-        quantize(integers)

@@ -1,4 +1,4 @@
-"""AdaLoRA's allocator, against the paper's equations in NumPy and on models that train."""
+"""AdaLoRA's allocator, against the paper's equations in NumPy."""
 
 import functools
 
@@ -6,12 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import jno.lora
 from jno.lora import Net, apply_lora, lora_trainable_filter
-from jno_lora_zoo import AdaLoRAController, AdaLoRALinear, LoRALinear
+from jno_lora_zoo import AdaLoRAController, AdaLoRALinear
 
 RANK, DEPTH = 3, 2
 CONTROLLER = AdaLoRAController(target_rank=1.5, warmup=2, final=3, total=12, every=3, beta1=0.8)
@@ -98,8 +96,13 @@ class Paper:
 def test_every_step_is_the_papers(trainable):
     state = CONTROLLER.init(trainable)
     paper = Paper(CONTROLLER, layers_of(trainable))
-    update = eqx.filter_jit(CONTROLLER.update)
-    on = []
+    on, traces = [], []
+
+    @eqx.filter_jit
+    def update(*args):
+        traces.append(args)
+        return CONTROLLER.update(*args)
+
     for t in range(CONTROLLER.total):
         # Other values at each step, as of an optimiser: also the gates that are off train.
         model, grads = drawn(trainable, 2 * t), drawn(trainable, 2 * t + 1)
@@ -116,36 +119,11 @@ def test_every_step_is_the_papers(trainable):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
     # 12 directions, then fewer at the steps 3 and 6, and 6 from step 9 on.
     assert on == [12, 12, 12, 10, 12, 12, 6, 12, 12, 6, 6, 6]
-    assert bool(state.is_final) and int(state.step) == CONTROLLER.total
+    assert bool(state.is_final) and int(state.step) == CONTROLLER.total and len(traces) == 1
 
 
 def unstacked(arrays):
     return [{name: array[k] for name, array in arrays.items()} for k in range(DEPTH)]
-
-
-@pytest.mark.parametrize("target", [1.0, 1.5, 2.25])
-def test_the_budget_is_a_cube_between_its_ends(target):
-    controller = AdaLoRAController(target_rank=target, warmup=100, final=200, total=1000)
-    found = np.asarray(jax.vmap(lambda t: controller.budget(t, 4000, 1000))(jnp.arange(1000)))
-    t = np.clip((np.arange(1000) - 100) / 700, 0, 1)
-    assert np.max(np.abs(found - (1000 + 3000 * (1 - t) ** 3))) <= 0.51
-    assert found[100] == 4000 and found[800] == 1000 and np.all(np.diff(found) <= 0)
-
-
-def test_a_step_is_compiled_once(trainable):
-    traces = []
-
-    @eqx.filter_jit
-    def update(model, grads, state, step):
-        traces.append(None)
-        return CONTROLLER.update(model, grads, state, step)
-
-    state, model = CONTROLLER.init(trainable), trainable
-    for t in range(CONTROLLER.total):
-        model, state = update(model, drawn(trainable, t), state, jnp.asarray(t))
-    assert len(traces) == 1
-    counted, _ = eqx.filter_jit(CONTROLLER.update)(model, model, state)
-    assert jax.tree.structure(counted) == jax.tree.structure(model)
 
 
 def test_the_last_allocation_comes_even_if_its_step_is_skipped(trainable):
@@ -153,20 +131,14 @@ def test_the_last_allocation_comes_even_if_its_step_is_skipped(trainable):
     for t in (0, 1, 10, 11):
         model, state = CONTROLLER.update(drawn(trainable, t), drawn(trainable, 9), state, t)
         assert bool(state.is_final) == (t >= 10)
-    gates = [np.asarray(gate) for gate in gates_of(model)]
-    assert sum(map(np.count_nonzero, gates)) == 6
+    gates = [model[name].lora_E for name in ("first", "second", "stack")]
+    assert sum(map(np.count_nonzero, map(np.asarray, gates))) == 6
 
 
-def gates_of(model):
-    return [model[name].lora_E for name in ("first", "second", "stack")]
-
-
-def test_the_state_can_be_donated_and_has_float32_averages_of_half_precision(trainable):
+def test_half_precision_has_float32_averages_and_the_state_can_be_donated(trainable):
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), trainable)
     state = CONTROLLER.init(half)
     assert {a.dtype for a in jax.tree.leaves(state.sensitivity)} == {jnp.dtype(jnp.float32)}
-    arrays = jax.tree.leaves(state)
-    assert len({a.unsafe_buffer_pointer() for a in arrays}) == len(arrays)
     made, _ = eqx.filter_jit(CONTROLLER.update, donate="all")(half, drawn(half, 1), state)
     assert {a.dtype for a in jax.tree.leaves(made)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -206,80 +178,15 @@ def test_adapters_that_do_not_train_keep_their_rank(trainable):
         ({"every": 0}, "`every` must be at least 1, but is 0"),
         ({"beta1": 1.0}, r"`beta1` must be in \(0, 1\), but is 1.0"),
         ({"beta2": 0}, r"`beta2` must be in \(0, 1\), but is 0"),
+        ({"target_rank": 4}, "asks for 16 directions, but the adapters have 12 in all"),
     ],
 )
-def test_numbers_out_of_range_are_refused(numbers, said):
+def test_numbers_out_of_range_are_refused(trainable, numbers, said):
+    given = {"target_rank": 1, "warmup": 2, "final": 3, "total": 12, **numbers}
     with pytest.raises(ValueError, match=said):
-        AdaLoRAController(**{"target_rank": 1, "warmup": 2, "final": 3, "total": 12, **numbers})
+        AdaLoRAController(**given).init(trainable)
 
 
-def test_a_model_whose_rank_cannot_move_is_refused(trainable):
-    plain = apply_lora(
-        eqx.nn.Linear(3, 3, key=jax.random.key(0)), 2, key=jax.random.key(0), wrapper=LoRALinear
-    )
+def test_a_model_whose_rank_cannot_move_is_refused():
     with pytest.raises(ValueError, match="No adapter of this model has a `rank_gate` that trains"):
-        CONTROLLER.init(plain)
-    more = AdaLoRAController(target_rank=4, warmup=2, final=3, total=12)
-    with pytest.raises(ValueError, match="asks for 16 directions, but the adapters have 12 in all"):
-        more.init(trainable)
-
-
-class SideBySide(eqx.Module):
-    """Three linear maps of one input, the last two as a stack."""
-
-    first: eqx.nn.Linear
-    others: eqx.nn.Linear
-
-    def __init__(self, key):
-        keys = jax.random.split(key, 3)
-        self.first = eqx.nn.Linear(6, 6, key=keys[0])
-        self.others = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))(keys[1:])
-
-    def __call__(self, x):
-        others = eqx.filter_vmap(lambda layer: layer(x))(self.others)
-        return jnp.concatenate([self.first(x)[None, :], others])
-
-
-def test_rank_moves_to_the_layers_that_need_it_and_shrinking_keeps_the_function():
-    model = SideBySide(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (64, 6))
-    # The target differs by an update of rank 3 of the first layer, and one of rank 2 of the last.
-    B, A = jax.random.normal(jax.random.key(2), (2, 5, 6))
-    target = eqx.tree_at(
-        lambda m: (m.first.weight, m.others.weight),
-        model,
-        (model.first.weight + B[:3].T @ A[:3], model.others.weight.at[1].add(B[3:].T @ A[3:])),
-    )
-    y = jax.vmap(target)(x)
-
-    net = Net(model)
-    net.freeze().lora(rank=4, alpha=4, wrapper="adalora")
-    trainable, frozen = net.partition()
-    controller = AdaLoRAController(target_rank=5 / 3, warmup=20, final=200, total=400, every=5)
-    optimiser = optax.adam(2e-2)
-    opt_state, state = optimiser.init(trainable), controller.init(trainable)
-
-    def loss(trainable, frozen):
-        whole = eqx.combine(trainable, frozen)
-        return jnp.mean((jax.vmap(whole)(x) - y) ** 2) + 1e-3 * jno.lora.penalty(whole)
-
-    @eqx.filter_jit
-    def step(trainable, frozen, opt_state, state):
-        grads = eqx.filter_grad(loss)(trainable, frozen)
-        with jax.numpy_dtype_promotion("standard"):  # for optax
-            updates, opt_state = optimiser.update(grads, opt_state)
-        trainable = eqx.apply_updates(trainable, updates)
-        trainable, state = controller.update(trainable, grads, state)
-        return trainable, opt_state, state
-
-    for _ in range(controller.total):
-        trainable, opt_state, state = step(trainable, frozen, opt_state, state)
-    adapted = net.update(trainable).module
-    ranks = [int(jnp.sum(gate != 0)) for gate in (adapted.first.lora_E, *adapted.others.lora_E)]
-    assert ranks == [3, 0, 2]
-    assert float(jnp.mean((jax.vmap(adapted)(x) - y) ** 2)) < 1e-2
-
-    small = jno.lora.shrink(adapted)
-    assert type(small.first) is LoRALinear and small.first.rank == 3
-    assert small.others.lora_A.shape == (2, 2, 6)  # the largest rank of the stack
-    np.testing.assert_allclose(jax.vmap(small)(x), jax.vmap(adapted)(x), rtol=1e-5, atol=1e-5)
+        CONTROLLER.init(Net(eqx.nn.Linear(3, 3, key=jax.random.key(0))).lora(2).module)

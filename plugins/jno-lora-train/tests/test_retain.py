@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.core.gated_adapters import Gated
 
-from jno.lora import Net, SelectionError, apply_lora, extract_adapters, retain
+from jno.lora import Net, SelectionError, apply_lora, retain
 
 X = jax.random.normal(jax.random.key(5), (7, 6))
 
@@ -41,39 +41,38 @@ def outputs(layer, x=X):
     return x @ W.T + b
 
 
-def merged(adapted):
-    return adapted.layer.merge()
-
-
-def split(model):
-    return eqx.partition(model, lambda leaf: leaf is model.layer.gate or leaf is model.layer.lora_B)
-
-
 def test_squares_are_averaged_over_all_numbers_of_a_tree(plain, adapted):
-    difference = outputs(merged(adapted)) - outputs(plain.layer)
+    difference = outputs(adapted.layer.merge()) - outputs(plain.layer)
     squares = np.concatenate([difference.ravel(), difference[:, :2].ravel()]) ** 2
     value = eqx.filter_jit(retain)(adapted, X, 0.5)
     assert value.shape == () and value.dtype == jnp.float32
     assert float(value) == pytest.approx(0.5 * squares.mean(), rel=1e-5)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, adapted)
+    call = lambda model, x: jax.vmap(model)(x)["values"]  # noqa: E731
+    assert retain(half, X.astype(jnp.bfloat16), call=call).dtype == jnp.float32
+    # A model that trains in full has its original as base.
+    moved = eqx.tree_at(lambda m: m.layer.weight, plain, plain.layer.weight + 0.1)
+    difference = outputs(moved.layer) - outputs(plain.layer)
+    squares = np.concatenate([difference.ravel(), difference[:, :2].ravel()]) ** 2
+    assert float(retain(moved, X, base=plain)) == pytest.approx(squares.mean(), rel=1e-4)
 
 
 def test_only_the_adapted_half_has_a_gradient(plain, adapted):
-    trainable, frozen = split(adapted)
+    trainable, frozen = eqx.partition(
+        adapted, lambda leaf: leaf is adapted.layer.gate or leaf is adapted.layer.lora_B
+    )
 
     def by_hand(t):  # the base is another model, which the derivative does not see
         y = jax.vmap(eqx.combine(t, frozen))(X)["values"] - jax.vmap(plain)(X)["values"]
         return (jnp.sum(y**2) + jnp.sum(y[:, :2] ** 2)) / (7 * 6)
 
-    def penalty(model):
-        return retain(model, X)
-
     expected = jax.grad(by_hand)(trainable)
-    actual = eqx.filter_grad(penalty)(adapted)
+    actual = eqx.filter_grad(lambda model: retain(model, X))(adapted)
     np.testing.assert_allclose(actual.layer.gate, expected.layer.gate, rtol=1e-4)
     np.testing.assert_allclose(actual.layer.lora_B, expected.layer.lora_B, rtol=1e-4, atol=1e-6)
-    # The layer is half of neither: its gradient is the gradient of the adapted half alone.
-    other = eqx.filter_grad(lambda m: retain(m, X, base=plain))(adapted)
-    np.testing.assert_allclose(actual.layer.base.weight, other.layer.base.weight, rtol=1e-5)
+    # The layer is in both halves: its gradient is the gradient of the adapted half alone.
+    alone = eqx.filter_grad(lambda model: retain(model, X, base=plain))(adapted)
+    np.testing.assert_allclose(actual.layer.base.weight, alone.layer.base.weight, rtol=1e-5)
 
 
 def test_logits_are_compared_by_their_distributions(plain, adapted):
@@ -83,7 +82,7 @@ def test_logits_are_compared_by_their_distributions(plain, adapted):
     def log_softmax(z):
         return z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
 
-    new, old = log_softmax(outputs(merged(adapted))), log_softmax(outputs(plain.layer))
+    new, old = log_softmax(outputs(adapted.layer.merge())), log_softmax(outputs(plain.layer))
     expected = np.mean(np.sum(np.exp(old) * (old - new), axis=-1))
     value = retain(adapted, X, call=logits, distance="kl")
     assert float(value) == pytest.approx(expected, rel=1e-4)
@@ -104,26 +103,10 @@ def test_both_models_get_the_same_keys(adapted):
     def call(model, x):
         return jax.vmap(model)(x, keys)["values"]
 
-    def call_by_hand(model, x):
-        return jax.vmap(model.dropout)(x, key=keys)
-
-    dropped = call_by_hand(adapted, X)
-    difference = outputs(merged(adapted), dropped) - outputs(adapted.layer.base, dropped)
+    dropped = jax.vmap(adapted.dropout)(X, key=keys)
+    difference = outputs(adapted.layer.merge(), dropped) - outputs(adapted.layer.base, dropped)
     value = retain(adapted, X, call=call)
     assert float(value) == pytest.approx(np.mean(difference**2), rel=1e-5)
-
-
-def test_a_model_that_trains_in_full_has_its_original_as_base(plain):
-    moved = eqx.tree_at(lambda m: m.layer.weight, plain, plain.layer.weight + 0.1)
-    difference = outputs(moved.layer) - outputs(plain.layer)
-    squares = np.concatenate([difference.ravel(), difference[:, :2].ravel()]) ** 2
-    assert float(retain(moved, X, base=plain)) == pytest.approx(squares.mean(), rel=1e-4)
-
-
-def test_half_precision_is_compared_in_float32(adapted):
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, adapted)
-    call = lambda model, x: jax.vmap(model)(x)["values"]  # noqa: E731
-    assert retain(half, X.astype(jnp.bfloat16), call=call).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -147,5 +130,3 @@ def test_retain_refuses_other_models(plain, adapted):
         retain(plain, X)
     with pytest.raises(SelectionError, match=r"^retain takes a model.*retain\(net\.module, "):
         retain(Net(adapted), X)
-    with pytest.raises(SelectionError, match="was given an AdapterSet"):
-        retain(extract_adapters(adapted), X)

@@ -63,26 +63,19 @@ def test_the_gradient_keeps_the_inputs_of_the_layers_or_the_products_of_their_we
     layers = [Deeper(key) for key in jax.random.split(jax.random.key(0), 3)]
     sizes = {remat: len(kept(layers, remat)) for remat in (True, False, "products")}
     assert sizes[True] < sizes["products"] < sizes[False]
-
-
-def test_the_product_of_an_adapters_second_factor_is_computed_again():
-    """`B (A x)` is as large as the output of its layer, whose product is kept."""
-    layers = [Deeper(key) for key in jax.random.split(jax.random.key(0), 3)]
+    # `B (A x)` of an adapter is computed again: it is as large as the output of its layer.
     adapted = Net(layers).freeze().lora(rank=2, wrapper=ToyStacked).module
     shapes = kept(adapted, "products")
     assert shapes.count((3, 4)) == kept(layers, "products").count((3, 4))
     assert shapes.count((3, 2)) == 2
 
 
-def test_further_outputs_are_stacked():
+def test_further_outputs_are_stacked_and_layers_come_back():
+    layers = blocks()
+    assert eqx.tree_equal(ScannedLayers(layers).unstacked(), layers)
     x, none, sums = ScannedLayers(blocks(extras=True))(X, 0.5)
     assert none is None and sums.shape == (3,)
     assert jnp.allclose(sums[-1], x.sum(), atol=1e-6)
-
-
-def test_unstacked_layers_are_the_layers():
-    layers = blocks()
-    assert eqx.tree_equal(ScannedLayers(layers).unstacked(), layers)
 
 
 def test_adapters_of_a_stack_are_those_of_its_layers():

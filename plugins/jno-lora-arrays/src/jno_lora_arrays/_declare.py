@@ -69,31 +69,30 @@ class Letters:
     """The letters for the axes of arrays, and which of the entries have matched an array."""
 
     def __init__(self, axes: "Mapping[str, str] | InferredAxes"):
-        is_inferred = isinstance(axes, InferredAxes)
-        self.used: set[str] = set()
-        if is_inferred:
-            self.entries, self.patterns = axes.letters, None
-            return
-        self.patterns = [_compiled(key) for key in axes]
-        self.entries = {p.pattern: x for p, x in zip(self.patterns, axes.values(), strict=True)}
-        for key, letters in self.entries.items():
+        if isinstance(axes, InferredAxes):
+            axes = {f"^{re.escape(path)}$": letters for path, letters in axes.letters.items()}
+        for key, letters in axes.items():
             _check(key, letters)
+        self.entries = {_compiled(key): letters for key, letters in axes.items()}
+        self.used: set[re.Pattern[str]] = set()
 
     def of(self, path: str) -> str | None:
         """The letters of the first entry that matches a path; `None` if no entry does."""
-        matches = (p.pattern for p in self.patterns or () if p.search(path))
-        key = path if self.patterns is None else next(matches, "")
-        if key in self.entries:
-            self.used.add(key)
-        return self.entries.get(key)
+        for pattern, letters in self.entries.items():
+            if pattern.search(path):
+                self.used.add(pattern)
+                return letters
+        return None
 
     def check_used(self, paths: list[str]) -> None:
         """**Raises:** `SelectionError` if an entry has matched none of the arrays at `paths`."""
-        for key in sorted(self.entries.keys() - self.used):
-            raise SelectionError(
-                f"{key!r} matches no array whose axes an earlier entry has not declared. The "
-                f"nearest paths are:\n{bullets(nearest(key, paths, n=5))}"
-            )
+        for pattern in self.entries:
+            if pattern not in self.used:
+                raise SelectionError(
+                    f"{pattern.pattern!r} matches no array whose axes an earlier entry has not "
+                    "declared. The nearest paths are:\n"
+                    f"{bullets(nearest(pattern.pattern, paths, n=5))}"
+                )
 
 
 def _compiled(key: Any) -> re.Pattern[str]:
@@ -107,15 +106,12 @@ def _compiled(key: Any) -> re.Pattern[str]:
 
 def _check(key: str, letters: Any) -> None:
     """**Raises:** `SelectionError` if the letters of an entry of `axes` make no sense."""
-    if not isinstance(letters, str) or not {*letters} <= {*"ios", *INPUTS}:
+    is_text = isinstance(letters, str) and {*letters} <= {*"ios", *INPUTS}
+    if not (is_text and "o" in letters and {*letters} & {*INPUTS}):
         raise SelectionError(
             f"The axes of {key!r} must be a string of the letters o (output), i (input), s (stack) "
-            f"and e (input, looked up), one for each axis, but are {letters!r}."
-        )
-    if "o" not in letters or not {*letters} & {*INPUTS}:
-        raise SelectionError(
-            f"The axes {letters!r} of {key!r} need at least one output and one input: an adapter "
-            "changes a map from inputs to outputs."
+            "and e (input, looked up), one for each axis, with at least one output and one input, "
+            f"but are {letters!r}."
         )
 
 
@@ -126,14 +122,10 @@ def boxed(node: Any, letters: str, path: str) -> DeclaredArray:
             "declare it anew, take `plain` of it first."
         )
     array = jnp.asarray(node) if isinstance(node, np.ndarray) else node
-    if not eqx.is_array(array) or not jnp.issubdtype(array.dtype, jnp.inexact):
+    if not eqx.is_inexact_array(array) or array.ndim != len(letters):
         came = show_array(array) if eqx.is_array(array) else repr(node)
         raise SelectionError(
-            f"{show_path(path)} is {came}, and adapters need floating or complex arrays."
-        )
-    if array.ndim != len(letters):
-        raise SelectionError(
-            f"{show_path(path)} is {show_array(array)}, but was declared with the "
-            f"{len(letters)} axes {letters!r}. Give a letter for each axis, or a narrower regex."
+            f"{show_path(path)} is {came}, but was declared with the axes {letters!r}: give a "
+            f"floating or complex array of {len(letters)} axes, or a narrower regex."
         )
     return DeclaredArray.of(array, letters)

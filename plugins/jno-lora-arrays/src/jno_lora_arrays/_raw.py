@@ -111,14 +111,11 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
 
 def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:
     """**Raises:** `SelectionError` if `node` was taken apart before, or holds an adapter."""
-    place = f"The {type(node).__name__} at {show_path(path_str(keys))!r}"
-    if isinstance(node, TakenApart):
+    if isinstance(node, TakenApart) or any(True for _ in adapted_layers(node)):
         raise SelectionError(
-            f"{place} is declared already. To declare it anew, take `plain` of the model first."
-        )
-    if any(True for _ in adapted_layers(node)):
-        raise SelectionError(
-            f"{place} holds an adapter. Fold it in by `merge_lora`, or take `unwrap_lora`, first."
+            f"The {type(node).__name__} at {show_path(path_str(keys))!r} is declared already, or "
+            "holds an adapter. Take `plain` of the model first, or fold the adapter in by "
+            "`merge_lora`."
         )
 
 

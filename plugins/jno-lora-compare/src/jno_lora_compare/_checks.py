@@ -1,7 +1,8 @@
 """The other arguments of `compare`, checked before anything is trained."""
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -83,3 +84,27 @@ def _form(batch: PyTree) -> str:
     """The arrays of a batch and their containers, as text."""
     shown = jax.tree.map(lambda x: show_array(x) if eqx.is_array(x) else repr(x), batch)
     return f"{shown} ({jax.tree.structure(batch)})"
+
+
+def kept_error(
+    keep: Any, loss: Callable[[Any, Any], Any], model: PyTree
+) -> Callable[[PyTree], float]:
+    """The mean error of a model on the argument `keep` of `compare`.
+
+    **Raises:** `SelectionError` if there is no batch, or the error of `model` is not one real
+    number; the error of the call on `model`.
+    """
+    has_error = isinstance(keep, tuple) and len(keep) == 2 and callable(keep[1])
+    given, error = keep if has_error else (keep, loss)
+    # A loader may have no end, and every candidate reads all batches.
+    is_loader = not isinstance(given, Iterable) or iter(given) is given
+    batches = [] if is_loader else list(given)
+    if not batches:
+        raise SelectionError(
+            "`keep` must be a list of batches of earlier data, or (batches, error) with an "
+            f"error(model, batch), but is {keep!r}."
+        )
+    for batch in batches:
+        check_loss(error, model, batch, "error" if has_error else "loss")
+    compiled = eqx.filter_jit(error)
+    return lambda model: statistics.fmean(float(compiled(model, batch)) for batch in batches)

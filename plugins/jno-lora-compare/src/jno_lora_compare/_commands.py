@@ -80,13 +80,11 @@ def _arguments(task: str) -> Mapping[str, Any]:
             f"{task!r} cannot be imported: {err}. Give the module's import path and a name in it, "
             "such as my_package.tasks:digits, in a directory where the module can be imported."
         ) from err
-    if not callable(factory):
-        raise SelectionError(f"{task!r} is {factory!r}, but must be a function, such as{_EXAMPLE}")
-    arguments = factory()
+    arguments = factory() if callable(factory) else factory
     if not isinstance(arguments, Mapping):
         raise SelectionError(
-            f"{task} must return the arguments of `jno.lora.compare` as a dict, but returned a "
-            f"{type(arguments).__name__}. For example:{_EXAMPLE}"
+            f"{task!r} must be a function that returns the arguments of `jno.lora.compare` as a "
+            f"dict, but gives a {type(arguments).__name__}. For example:{_EXAMPLE}"
         )
     return arguments
 

@@ -23,10 +23,16 @@ from ._candidates import (
     name_of,
     replace_all,
 )
-from ._checks import check_batches, check_loss, check_model, check_steps, checked_rates
+from ._checks import (
+    check_batches,
+    check_loss,
+    check_model,
+    check_steps,
+    checked_rates,
+    kept_error,
+)
 from ._comparison import Comparison
 from ._fitting import Task, adam
-from ._keeping import kept_data
 from ._row import ComparisonRow
 
 _LOG = logging.getLogger("jno.lora.compare")
@@ -117,25 +123,26 @@ def compare(
     read_batches = list(itertools.islice(batches, steps))
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
-    kept = None if keep is None else kept_data(keep, loss, model)
+    error_of = None if keep is None else kept_error(keep, loss, model)
     # All candidates read the calibration's batches, which may be an iterator.
     data = (read_batches[:8], loss) if calibrate is None else (list(calibrate[0]), calibrate[1])
-    task = Task(loss, read_batches, steps, optimizer, rates, score, kept)
+    task = Task(loss, read_batches, steps, optimizer, rates, score, error_of)
+    before = None if error_of is None else error_of(model)
 
     def train_candidate(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
         adapt(net, candidate, data, settings)
         return task.train(name_of(candidate), net, on_step)
 
-    return _train_all(candidates, train_candidate, task)
+    trained, interrupted = _train_all(candidates, train_candidate, steps * max(1, len(rates)))
+    return Comparison(trained, steps, interrupted, rates, before)
 
 
 def _train_all(
-    candidates: Sequence[Candidate], train: Callable[..., ComparisonRow], task: Task
-) -> Comparison:
-    """Train the candidates in order, until all are trained or Ctrl-C."""
+    candidates: Sequence[Candidate], train: Callable[..., ComparisonRow], steps_each: int
+) -> tuple[tuple[ComparisonRow, ...], bool]:
+    """The rows of the candidates, trained in order, and whether Ctrl-C stopped them."""
     rows: list[ComparisonRow] = []
-    steps_each = task.steps * max(1, len(task.rates))
     interrupted = False
     try:
         with Bar(len(candidates) * steps_each) as bar:
@@ -152,8 +159,7 @@ def _train_all(
                 _report(rows[-1], time.perf_counter() - start)
     except KeyboardInterrupt:
         interrupted = True
-    before = None if task.kept is None else task.kept.before
-    return Comparison(tuple(rows), task.steps, interrupted, task.rates, before)
+    return tuple(rows), interrupted
 
 
 def _report(row: ComparisonRow, seconds: float) -> None:

@@ -14,7 +14,6 @@ from jno.lora import Net, resolve
 from jno.lora.extending import imported_for
 from jno_lora_train import Trainer
 
-from ._keeping import Kept
 from ._row import ComparisonRow
 
 
@@ -25,7 +24,7 @@ class Task(NamedTuple):
     optimizer: Any
     rates: tuple[float, ...]  # empty if the optimiser brings its learning rate
     score: Callable[[Any], Any] | None
-    kept: Kept | None = None
+    kept_error: Callable[[Any], float] | None
 
     def train(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
         """Train the trainable part of `net` at each rate, and return the best trial as a row."""
@@ -48,7 +47,7 @@ class Task(NamedTuple):
                 name=name,
                 trainable=parameter_count(trainable),
                 learning_rate=rate if trains else None,
-                kept_error=None if self.kept is None else self.kept.error_of(resolve(model)),
+                kept_error=None if self.kept_error is None else self.kept_error(resolve(model)),
                 score=scores[0] if scores else None,
                 final_loss=means[-1],
                 best_loss=min(means, key=lambda mean: math.inf if math.isnan(mean) else mean),

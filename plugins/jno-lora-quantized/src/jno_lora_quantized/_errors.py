@@ -13,7 +13,7 @@ from jno.lora.coded import is_coded
 from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
 from jno.lora.types import Table
 
-from ._candidates import quantizable_layers
+from ._plan import quantizable_layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ from jno.lora.extending import (
 from jno.lora.parts import write_file
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import quantizable_layers, weight_kind
 from ._layers import all_plain, decoding
+from ._plan import quantizable_layers, weight_kind
 from ._schemes import scheme_named
 
 M = TypeVar("M")

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jno.lora.coded import is_coded, with_arrays
 from jno_lora_zoo import KernelLayer
 
-from ._candidates import weight_kind
+from ._plan import weight_kind
 
 
 @dataclasses.dataclass(frozen=True)

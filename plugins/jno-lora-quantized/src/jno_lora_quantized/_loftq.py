@@ -22,7 +22,7 @@ from jno.lora.extending import (
 from jno_lora_zoo import largest
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import as_pattern, is_template, layers_to_quantize
+from ._plan import as_pattern, is_template, layers_to_quantize
 from ._quantize import quantize, with_codes
 from ._schemes import Scheme, scheme_named
 

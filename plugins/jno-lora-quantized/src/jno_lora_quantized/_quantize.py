@@ -10,11 +10,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from jno.lora import SelectionError
-from jno.lora.extending import expect_model, path_str, show_path
+from jno.lora.extending import bullets, expect_model, path_str, show_path
 
 from ._array import QuantizedArray, placed_like
-from ._candidates import as_pattern, is_template, layers_to_quantize, nothing_to_do, weight_kind
 from ._layers import all_plain, decoding
+from ._plan import as_pattern, is_template, layers_to_quantize, weight_kind
 from ._schemes import scheme_named
 
 M = TypeVar("M")
@@ -52,9 +52,13 @@ def quantize(
     if is_template(model):
         settings: Any = {"scheme": scheme, "target": target, "block": block, "double": double}
         return eqx.filter_eval_shape(quantize, model, **settings)
-    chosen = {keys for keys, _, reason in layers_to_quantize(model, pattern) if reason is None}
+    reasons = {keys: reason for keys, _, reason in layers_to_quantize(model, pattern)}
+    chosen = {keys for keys, reason in reasons.items() if reason is None}
     if not chosen:
-        raise SelectionError(nothing_to_do(model, pattern))
+        lines = [f"{show_path(path_str(keys))}: {reason}" for keys, reason in reasons.items()]
+        raise SelectionError(
+            f"quantize finds no weight that it could quantise:\n{bullets(lines or ['no layers'])}"
+        )
 
     nodes, treedef = jtu.tree_flatten_with_path(
         model, is_leaf=lambda keys, _: keys in chosen, is_leaf_takes_path=True

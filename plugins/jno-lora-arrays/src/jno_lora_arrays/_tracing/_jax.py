@@ -10,8 +10,6 @@ Everything else in this package uses documented functions of JAX. Where versions
 * `name` of a `jit`: the `__name__` of the function, the same object from 0.8.1 to 0.12.
 * `Jaxpr.replace`, `jax.core.eval_jaxpr`, `eqn.ctx.manager`, `eqn.source_info.name_stack`, and the
   names and parameters of primitives in `_rules.py` and `_calls.py` are the same from 0.8.1 to 0.12.
-
-`tests/test_jax.py` names for each of them what breaks if JAX changes it.
 """
 
 import contextlib

@@ -14,14 +14,8 @@ from jno.lora.extending import static_key
 from .._box import is_declared
 
 
-class _Shape(NamedTuple):
-    """The shape of an array, in the array's place."""
-
-    shape: tuple[int, ...]
-
-
 class Mark(NamedTuple):
-    """A read of the weight of an adapter. Its `leaves` hold a `_Shape` for each array."""
+    """A read of the weight of an adapter. Its `leaves` hold the shape of each array."""
 
     treedef: Any
     leaves: tuple[Any, ...]
@@ -29,12 +23,14 @@ class Mark(NamedTuple):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        return [leaf.shape for leaf in self.leaves if type(leaf) is _Shape]
+        return [leaf.shape for leaf in self.leaves if type(leaf) is jax.ShapeDtypeStruct]
 
     def adapter(self, arrays: list[Any]) -> Any:
         remaining = iter(arrays)
-        leaves = [next(remaining) if type(leaf) is _Shape else leaf for leaf in self.leaves]
-        return jtu.tree_unflatten(self.treedef, leaves)
+        return jtu.tree_unflatten(
+            self.treedef,
+            [next(remaining) if type(x) is jax.ShapeDtypeStruct else x for x in self.leaves],
+        )
 
 
 class MarkedName(str):
@@ -49,7 +45,7 @@ def read_marked(adapter: Any, name: str) -> Any:
     if name != "weight" or is_declared(adapter):
         return getattr(merge_lora(adapter), name)
     leaves, treedef = jtu.tree_flatten(adapter)
-    shapes = tuple(_Shape(x.shape) if eqx.is_array(x) else x for x in leaves)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves)
     try:
         read = _reader(Mark(treedef, shapes, type(adapter).__name__), static_key(treedef))
     except TypeError:  # a leaf that cannot be hashed

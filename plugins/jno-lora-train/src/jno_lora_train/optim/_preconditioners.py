@@ -119,7 +119,7 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
             )
         weights = _weights_of_members(model, trained)
         return PreconditionerState(
-            {path_str(x.B.keys): _correction(x, damping) * _of_weight(x, weights) for x in frozen}
+            {path_str(x.B.keys): _correction(x, damping, weights) for x in frozen}
         )
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
@@ -162,30 +162,25 @@ def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyP
     return weights
 
 
-def _of_weight(product: Product, weights: Mapping[KeyPath, Array]) -> Any:
-    """`1 / w^2` for a product in a member of weight `w`; 0 for a weight of 0; else 1."""
-    keys = product.A.keys
-    places = (keys[:length] for length in range(len(keys)) if keys[:length] in weights)
-    place = next(places, None)
-    if place is None:
-        return 1.0
-    return _inverse_square(at_least_float32(weights[place]))[..., None, None]
+def _correction(
+    product: Product, damping: float, weights: Mapping[KeyPath, Array]
+) -> Inexact[Array, "... r r"]:
+    """`(A A^T + delta I)^-1 / s^2`, or 0 if `s` is 0: an update that does not count takes no step.
 
-
-def _inverse_square(factor: Array) -> Array:
-    """`1 / f^2`, and 0 for a factor of 0: an update that does not count takes no step."""
-    return jnp.where(factor == 0, 0, 1 / jnp.square(jnp.where(factor == 0, 1, factor)))
-
-
-def _correction(product: Product, damping: float) -> Inexact[Array, "... r r"]:
-    """`(A A^T + delta I)^-1 / s^2`. A `multiplier` is a frozen factor of `s` for each layer."""
-    A, scale = at_least_float32(jnp.asarray(product.A.array)), _scale_of(product.adapter)
+    `s` has two more frozen factors for each layer: a `multiplier`, and the weight in a sum.
+    """
+    A, keys = at_least_float32(jnp.asarray(product.A.array)), product.A.keys
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
-    inverse = _solve(A, identity, damping) * _inverse_square(jnp.asarray(scale, A.dtype))
-    multiplier = vars(product.adapter).get("multiplier")
-    if multiplier is None:
-        return inverse
-    return inverse * _inverse_square(jnp.asarray(multiplier, A.dtype))[..., None, None]
+    places = (keys[:length] for length in range(len(keys)))
+    factors: list[Any] = [weights[place] for place in places if place in weights]
+    factors.append(vars(product.adapter).get("multiplier"))
+    scale = jnp.asarray(_scale_of(product.adapter), A.dtype)
+    for factor in factors:
+        if factor is not None:
+            scale = scale * jnp.asarray(factor, A.dtype)
+    inverse_square = jnp.where(scale == 0, 0, 1 / jnp.square(jnp.where(scale == 0, 1, scale)))
+    of_each_layer = jnp.broadcast_to(inverse_square, A.shape[:-2])[..., None, None]
+    return _solve(A, identity, damping) * of_each_layer
 
 
 def _solve(

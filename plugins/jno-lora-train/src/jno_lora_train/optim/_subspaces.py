@@ -61,38 +61,27 @@ class Subspaces(eqx.Module):
         its inputs. PEFT's OSF keeps half of the directions, as here.
         """
         expect_model(model, "Subspaces.of_weights")
-        weights, problems = dict[KeyPath, Array](), list[str]()
         # The same adapters, with the arrays that they share.
         pairs = zip(factors(model), factors(resolve(model)), strict=True)
         whole = {id(adapter): resolved for (adapter, _), (resolved, _) in pairs}
-        listed = _products_of(model)
-        for product in listed:
-            W = _matrix_of(product, whole[id(product.adapter)])
+        inputs, outputs, problems = dict[str, Array](), dict[str, Array](), list[str]()
+        for product, k in _sized(model, size):
+            adapter, name = whole[id(product.adapter)], type(product.adapter).__name__
+            W = _matrix_of(product, adapter)
             if W is None:
-                problems.append(
-                    f"{show_path(path_str(product.A.keys))}: the matrix of a "
-                    f"{type(product.adapter).__name__} is not known here"
-                )
-            else:
-                weights[product.A.keys] = W
-        if problems:
-            raise SelectionError(
-                f"These products have no known weight:\n{bullets(problems)}\nAdapt other layers, "
-                "by `target=`, or take Subspaces.random."
-            )
-        inside, sizes = list[str](), _sizes(listed, size)
-        inputs, outputs = dict[str, Array](), dict[str, Array]()
-        for product in listed:
-            W, k = weights[product.A.keys], sizes[product.A.keys]
+                problems.append(f"{_shown(product)}: the matrix of a {name} is not known here")
+                continue
             U, V = (side[..., :k] for side in on_the_mesh(W, _decomposed, W))
             inputs[path_str(product.A.keys)], outputs[path_str(product.B.keys)] = V, U
-            if not _stays_away(product, whole[id(product.adapter)], V, U):
-                path = show_path(path_str(product.A.keys))
-                inside.append(f"{path}: {type(product.adapter).__name__}")
-        if inside:
+            if not _stays_away(product, adapter, V, U):
+                problems.append(
+                    f"{_shown(product)}: a {name} changes the directions that are to stay, because "
+                    "its update is not s B A, or starts in them"
+                )
+        if problems:
             raise SelectionError(
-                f"These adapters change the directions that are to stay:\n{bullets(inside)}\n"
-                "Their update is not s B A, or they start in these directions. Take LoRA or MiLoRA."
+                f"These weights cannot keep their directions:\n{bullets(problems)}\nTake LoRA or "
+                "MiLoRA, adapt other layers, by `target=`, or take Subspaces.random."
             )
         return cls(inputs, outputs)
 
@@ -108,17 +97,15 @@ class Subspaces(eqx.Module):
         Training on Large Language Models", arXiv:2410.16801.
         """
         expect_model(model, "Subspaces.random")
-        listed = _products_of(model)
-        sizes = _sizes(listed, size)
 
         def basis(keys: KeyPath, shape: tuple[int, ...], dtype: Any) -> Array:
             factor_key = jax.random.fold_in(key, stable_hash(path_str(keys)))
             return jnp.linalg.qr(jax.random.normal(factor_key, shape, dtype))[0]
 
         inputs, outputs = dict[str, Array](), dict[str, Array]()
-        for product in listed:
+        for product, k in _sized(model, size):
             A, B = (at_least_float32(jnp.asarray(side.array)) for side in (product.A, product.B))
-            k, stack = sizes[product.A.keys], A.shape[:-2]
+            stack = A.shape[:-2]
             shapes = (*stack, A.shape[-1], k), (*stack, B.shape[-2], k)
             inputs[path_str(product.A.keys)] = basis(product.A.keys, shapes[0], A.dtype)
             outputs[path_str(product.B.keys)] = basis(product.B.keys, shapes[1], B.dtype)
@@ -220,10 +207,8 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _products_of(model: PyTree) -> list[Product]:
-    if not (listed := list(products(model))):
-        raise SelectionError(f"The model holds no product `B A`. {ADVICE}")
-    return listed
+def _shown(product: Product) -> str:
+    return show_path(path_str(product.A.keys))
 
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
@@ -271,8 +256,8 @@ def _mH(x: Array) -> Array:
     return x.mT.conj()
 
 
-def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
-    """How many directions to keep, by the path of each `A`."""
+def _sized(model: PyTree, size: Any) -> list[tuple[Product, int]]:
+    """The products of a model, and how many directions to keep of each."""
     fraction = size if isinstance(size, float) else 0.0
     count = int(size) if isinstance(size, numbers.Integral) and not isinstance(size, bool) else 0
     if count < 1 and not 0 < fraction < 1:
@@ -280,16 +265,14 @@ def _sizes(listed: list[Product], size: Any) -> dict[KeyPath, int]:
             "`size` must be a number of directions, 1 or more, or a fraction between 0 and 1, but "
             f"is {size!r}."
         )
-    problems, sizes = list[str](), dict[KeyPath, int]()
-    for product in listed:
-        smaller = min(product.A.array.shape[-1], product.B.array.shape[-2])
-        k = count or math.floor(fraction * smaller)
-        sizes[product.A.keys] = k
-        if k >= smaller:
-            problems.append(f"{show_path(path_str(product.A.keys))}: {smaller} directions")
-    if problems:
+    if not (listed := list(products(model))):
+        raise SelectionError(f"The model holds no product `B A`. {ADVICE}")
+    smaller = [min(x.A.array.shape[-1], x.B.array.shape[-2]) for x in listed]
+    kept = [count or math.floor(fraction * n) for n in smaller]
+    rows = zip(listed, smaller, kept, strict=True)
+    if problems := [f"{_shown(x)}: {n} directions" for x, n, k in rows if k >= n]:
         raise SelectionError(
             f"`size={size}` leaves these matrices no direction to train:\n{bullets(problems)}\n"
             "Give a smaller number, a fraction such as size=0.5, or adapt other layers."
         )
-    return sizes
+    return list(zip(listed, kept, strict=True))
