@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from jno.lora import Net, SelectionError, extract_adapters, swap_adapters, to_lora
+from jno.lora import Net, SelectionError, extract_adapters, swap_adapters
 from jno_lora_bank import AdapterBank
 from jno_lora_foundax import (
     BottleneckLinear,
@@ -100,19 +100,3 @@ def test_bottlenecks_have_slots_as_well():
     np.testing.assert_allclose(ys[0], alone[0], atol=1e-5)
     np.testing.assert_allclose(ys[2], alone[1], atol=1e-5)
     np.testing.assert_array_equal(ys[1], call(model, xs[1]))  # infinite, and not NaN
-
-
-def test_active_adapters_become_one_lora_of_a_slot():
-    model = eqx.nn.Sequential([eqx.nn.Linear(3, 4, key=jr.key(0))])
-    net = Net(model).freeze()
-    for seed, name in enumerate("ab"):
-        net.add_adapter(name, set_of(model, "lora", seed))
-    net.activate("a", "b", weights={"b": -0.5})
-    sets = {
-        "sum": extract_adapters(net.module),
-        "converted": extract_adapters(to_lora(net.module)[0]),
-    }
-    bank = AdapterBank(model, sets)
-    xs = jr.normal(jr.key(1), (3, 3))
-    y = bank.run(["sum", "converted", None], xs)
-    np.testing.assert_allclose(y, jnp.stack([net(xs[0]), net(xs[1]), model(xs[2])]), atol=1e-5)

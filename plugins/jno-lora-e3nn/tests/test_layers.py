@@ -1,14 +1,12 @@
 """The forms of the layers: indexed, mixed, stacked, radial; and layers that are refused."""
 
-import logging
-
 import e3nn_jax as e3nn
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from e3nn_models import radial
+from e3nn_models import radial, trained
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from jno.lora import (
@@ -52,36 +50,20 @@ def linear(form, **options):
     return e3nn.equinox.Linear(**settings)
 
 
-def trained(adapter):
-    arrays, other = eqx.partition(adapter, lora_trainable_filter(adapter))
-    return eqx.combine(
-        jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size) + 1).reshape(x.shape), arrays),
-        other,
-    )
-
-
 def applied(layer, form, x):
     first = {"indexed": (jnp.arange(6) % 3,), "mixed": (jax.random.normal(KEY, (6, 2)),)}
     with jax.numpy_dtype_promotion("standard"):
         return layer(*first.get(form, ()), x).array
 
 
-@pytest.mark.parametrize("path_normalization", ["element", "path"])
-@pytest.mark.parametrize("gradient_normalization", ["element", "path"])
-def test_a_matrix_is_the_linear_map_of_its_path(path_normalization, gradient_normalization):
-    layer = linear(
-        "vanilla",
-        path_normalization=path_normalization,
-        gradient_normalization=gradient_normalization,
-    )
+@pytest.mark.parametrize(("path", "gradient"), [("element", "path"), ("path", "element")])
+def test_a_matrix_is_the_linear_map_of_its_path(path, gradient):
+    layer = linear("vanilla", path_normalization=path, gradient_normalization=gradient)
     x = e3nn.normal(INPUTS, KEY, (6,))
     y = layer(x)
     matrices = E3nnLayer.matrices(layer)
-    assert {name: W.shape for name, W in matrices.items()} == {
-        "0e_0": (2, 4),
-        "1o_1": (5, 3),
-        "0e_2": (3, 4),
-    }
+    shapes = {name: W.shape for name, W in matrices.items()}
+    assert shapes == {"0e_0": (2, 4), "1o_1": (5, 3), "0e_2": (3, 4)}
     for name, chunk in (("0e_0", 0), ("1o_1", 1)):
         expected = jnp.einsum("oi,nim->nom", matrices[name], x.chunks[chunk])
         np.testing.assert_allclose(y.chunks[chunk], expected, rtol=1e-5, atol=1e-6)
@@ -112,6 +94,8 @@ def test_forms_start_as_the_layer_act_and_merge(cls, form):
     layer, x = linear(form), e3nn.normal(INPUTS, KEY, (6,))
     adapter = cls(layer, 2, 2.0, key=KEY)
     before, moved = applied(layer, form, x), trained(adapter)
+    if cls is not PiSSAE3nn:  # an untrained adapter merges to the very layer
+        assert eqx.tree_equal(adapter.merge()._weights, layer._weights)
     np.testing.assert_allclose(applied(adapter, form, x), before, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(applied(adapter.unwrap(), form, x), before, rtol=1e-5, atol=1e-5)
     changed = applied(moved, form, x)
@@ -181,14 +165,6 @@ def test_radial_layers_of_nequix():
     moved = trained(LoRARadial(layer, 2, 2.0, key=KEY))
     assert not np.allclose(moved(x), layer(x), atol=1e-2)
     np.testing.assert_allclose(moved(x), moved.merge()(x), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_untrained_adapters_merge_to_the_very_layer(form):
-    layer = linear(form)
-    merged = LoRAE3nn(layer, 2, 2.0, key=KEY).merge()
-    for name, array in layer._weights.items():
-        np.testing.assert_array_equal(merged._weights[name], array)
 
 
 def test_an_adapter_as_a_function_of_a_parameter():
@@ -311,12 +287,6 @@ def test_an_update_of_several_matrices_becomes_plain_lora(cls, expected):
     assert type(plain_lora) is expected and float(report.rows[0].error) < 1e-5
     y = applied(adapted, "indexed", x)
     np.testing.assert_allclose(applied(plain_lora, "indexed", x), y, rtol=1e-4, atol=1e-4)
-
-
-def test_a_start_that_decomposes_runs_as_a_program(caplog):
-    with caplog.at_level(logging.DEBUG, "jno.lora"):
-        PiSSAE3nn(linear("vanilla"), 2, 2.0, key=KEY)
-    assert not [r for r in caplog.records if "not computed by a program" in r.getMessage()]
 
 
 def test_adapters_of_a_sharded_stack_lie_as_its_arrays():

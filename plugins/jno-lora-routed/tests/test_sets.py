@@ -18,16 +18,13 @@ from jno.lora import (
     extract_adapters,
     load_adapters,
     save_adapters,
-    stack_adapters,
     swap_adapters,
-    take_adapters,
 )
 from jno.lora.extending import adapted_layers
 from jno_lora_bank import AdapterBank
 from jno_lora_routed import (
     ArrowLoRA,
     HydraLoRA,
-    Lily,
     MoELoRA,
     Poly,
     Softmax,
@@ -132,17 +129,14 @@ def test_xlora_in_a_stack(models):
 
 def test_only_the_classifier_trains_by_default(models):
     _, _, row, sets = models
-    trains = {}
     for train_experts in (False, True):
         xlora = XLoRA(row, sets, hidden, features=IN, key=KEY, train_experts=train_experts)
         trainable, frozen = xlora.partition()
-        gradients = eqx.filter_grad(lambda t, f=frozen: jnp.sum(eqx.combine(t, f)(X[0]) ** 2))(
-            trainable
-        )
-        trains[train_experts] = gradients
+        loss = lambda t, f=frozen: jnp.sum(eqx.combine(t, f)(X[0]) ** 2)  # noqa: E731
+        gradients = eqx.filter_grad(loss)(trainable)
         assert all(np.any(g) for g in jax.tree.leaves(gradients.classifier))
-    assert not jax.tree.leaves(trains[False].model)
-    assert all(np.any(g) for g in jax.tree.leaves(trains[True].model))
+        assert bool(jax.tree.leaves(gradients.model)) is train_experts
+        assert all(np.any(g) for g in jax.tree.leaves(gradients.model))
 
 
 def test_files_of_arrow(models, tmp_path):
@@ -185,21 +179,15 @@ def test_sets_that_do_not_fit(models):
         arrow(row, [sets[0], AdapterSet(dora)])
     with pytest.raises(SelectionError, match="do not fit the model"):
         arrow(stack, sets)
-
-
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"temperature": 0.0}])
-def test_options_of_arrow(models, options):
-    with pytest.raises(SelectionError, match="must be"):
-        arrow(models[2], models[3], **options)
+    for options in ({"top_k": 0}, {"temperature": 0.0}):
+        with pytest.raises(SelectionError, match="must be"):
+            arrow(row, sets, **options)
 
 
 def test_options_of_xlora(models, unchecked):
     _, _, row, sets = models
     given = {"hidden": hidden, "features": IN, "key": KEY}
-    for options in (
-        *({"depth": 0}, {"width": 0}, {"features": 0}, {"temperature": 0.0}),
-        {"top_k": N + 1},
-    ):
+    for options in (*({"depth": 0}, {"features": 0}, {"temperature": 0.0}, {"top_k": N + 1}),):
         with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
             XLoRA(row, sets, **{**given, **options})
     with pytest.raises(WrapperError, match=r"shape \(4,\), and the classifier .* for 3 features"):
@@ -219,18 +207,6 @@ def test_axes_without_a_name():
         jax.vmap(adapter)(jnp.ones((3, 6)))
 
 
-def test_sets_that_are_served(models):
-    row = models[2]
-    sets = [
-        extract_adapters(Net(row).lora(rank=2, wrapper="hydra-lora", key=jax.random.key(i)).module)
-        for i in range(2)
-    ]
-    with pytest.raises(SelectionError, match=r"(?s)a HydraLoRA, which cannot be merged.*stack_ada"):
-        AdapterBank(row, {"a": sets[0]})
-    stacked = stack_adapters(sets)
-    assert eqx.tree_equal(take_adapters(stacked, 1), sets[1])
-
-
 def test_no_array_of_a_set_is_empty(models):
     """Orbax refuses empty arrays."""
     for wrapper, options in (("lily", {}), ("lily", {"group": 2}), ("poly", {})):
@@ -245,7 +221,6 @@ def test_options_of_adapters():
     for wrapper, options, text in (
         (HydraLoRA, {"experts": 0}, "`experts` must be an int of at least 1"),
         (MoELoRA, {"experts": 2, "top_k": 3}, "`top_k` must be an int from 1 to 2"),
-        (Lily, {"group": -1}, "`group` must be an int of at least 0"),
         (Poly, {"splits": 4}, "`splits` must divide 6 inputs and 4 outputs"),
     ):
         with pytest.raises(ValueError, match=text):
