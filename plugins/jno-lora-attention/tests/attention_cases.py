@@ -1,4 +1,4 @@
-"""Attention in NumPy and float64, as the papers define it; random layers; an adapter in training.
+"""Attention in NumPy and float64, as the papers define it, and layers of random numbers.
 
 Written from "Attention Is All You Need" (arXiv:1706.03762, section 3.2.2) and the adapters' papers:
 loops over heads and queries, and nothing of ours but the arrays.
@@ -11,8 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jno.lora import lora_trainable_filter
 
 # The letters of the projections, and the fields of Equinox's layer.
 LETTERS = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"}
@@ -115,20 +113,6 @@ def attended(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndar
     logits = keys @ query / np.sqrt(len(query))
     weights = np.exp(logits - logits.max())
     return weights @ values / weights.sum()
-
-
-def perturbed(model: Any, size: float = 0.4) -> Any:
-    """`model` after some training: noise, the same in every call, on each array that trains.
-
-    The arrays stay where they lie.
-    """
-    random = np.random.default_rng(0)
-
-    def move(leaf: Any) -> Any:
-        return leaf + jnp.asarray(size * random.normal(size=leaf.shape), leaf.dtype)
-
-    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
-    return eqx.combine(jax.tree.map(move, trainable), frozen)
 
 
 def random_layer(cls: Any = eqx.nn.MultiheadAttention, **sizes: Any) -> Any:

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from attention_cases import (
     multihead,
-    perturbed,
     projections_of,
     random_layer,
     scaled_projections,
     with_low_rank,
 )
-from zoo_cases import assert_close, shapes_in_jaxpr
+from zoo_cases import assert_close, perturb, shapes_in_jaxpr
 
 from jno.lora import Net, WrapperError, apply_lora, lora_report, merge_lora, unwrap_lora
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
@@ -78,7 +77,7 @@ def test_a_subclass_is_called_with_the_merged_weights(cls):
     with jax.enable_x64(True):
         layer = random_layer(Reading, num_heads=2, query_size=8, use_key_bias=True)
         assert cls.applies_to(layer) and not PrefixAttention.applies_to(layer)
-        wrapper = perturbed(cls(layer, 2, 1.0, key=KEY))
+        wrapper = perturb(cls(layer, 2, 1.0, key=KEY))
         actual = wrapper(jnp.asarray(x))
     merged = projections_of(layer)
     if cls is LoRAAttention:
@@ -115,7 +114,7 @@ def test_other_letters_are_refused(projections, small):
 
 
 def test_a_state_remembers_the_projections_and_must_fit(small):
-    wrapper = perturbed(LoRAAttention(small, 2, 3.0, key=KEY, projections="kvo"))
+    wrapper = perturb(LoRAAttention(small, 2, 3.0, key=KEY, projections="kvo"))
     state = wrapper.state()
     assert set(state) == {f"lora_{ab}/{p}" for ab in "AB" for p in "kvo"}
     restored = LoRAAttention.from_state(small, state, wrapper.rank, wrapper.alpha)
@@ -140,7 +139,7 @@ def test_no_weight_is_merged_in_the_forward_pass(getkey):
 
 
 def test_an_adapter_reads_like_its_merged_layer(small):
-    wrapper = perturbed(LoRAAttention(small, 2, 1.0, key=KEY))
+    wrapper = perturb(LoRAAttention(small, 2, 1.0, key=KEY))
     assert (wrapper.num_heads, wrapper.qk_size, wrapper.dropout.p) == (2, 4, 0.0)
     merged = wrapper.merge()
     np.testing.assert_array_equal(wrapper.query_proj.weight, merged.query_proj.weight)

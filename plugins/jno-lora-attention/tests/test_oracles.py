@@ -18,13 +18,12 @@ from attention_cases import (
     Prefix,
     flat,
     multihead,
-    perturbed,
     projections_of,
     random_layer,
     scaled_projections,
     with_low_rank,
 )
-from zoo_cases import assert_close, central_difference
+from zoo_cases import assert_close, central_difference, perturb
 
 from jno.lora import lora_trainable_filter
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
@@ -126,7 +125,7 @@ def test_the_law_the_output_and_every_derivative_are_those_of_loops(case):
     with jax.enable_x64(True):
         layer = random_layer(**SIZES, **(BIASES if case.biases else {}))
         options = {"projections": case.projections} if case.projections else {}
-        wrapper = perturbed(case.cls(layer, RANK, ALPHA, key=jax.random.key(3), **options))
+        wrapper = perturb(case.cls(layer, RANK, ALPHA, key=jax.random.key(3), **options))
         x = inputs(layer)
         weights = random.normal(size=(QUERIES, SIZES["output_size"]))
         ways = (as_it_is, merged) if is_mergeable else (as_it_is,)

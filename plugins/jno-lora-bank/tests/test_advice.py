@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from zoo_cases import perturb
 
 from jno.lora import (
     LoRAWrapper,
@@ -31,10 +32,7 @@ X = jr.normal(jr.key(1), (4,))
 def set_of(wrapper="lora", rank=1, seed=0, **options):
     """A set of adapters that have moved away from their start."""
     net = Net(MODEL, key=jr.key(seed)).freeze().lora(rank, wrapper=wrapper, options=options)
-    trainable, _ = net.partition()
-    keys = iter(jr.split(jr.key(seed), 99))
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape, a.dtype), trainable)
-    return extract_adapters(net.update(moved).module)
+    return extract_adapters(perturb(net.module, 0.3, seed))
 
 
 def sum_of(*sets):

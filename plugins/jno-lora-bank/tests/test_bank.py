@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from zoo_cases import perturb
 
 from jno.lora import (
     JnoLoraError,
@@ -34,10 +35,7 @@ def adapters_of(model, wrapper="lora", seed=0, rank=2, target=None, options=None
     """A set of adapters that have moved away from their start."""
     net = Net(model, key=jr.key(seed)).freeze()
     net.lora(rank, 3.0, wrapper=wrapper, target=target, options=options)
-    trainable, _ = net.partition()
-    keys = iter(jr.split(jr.key(seed + 100), 99))
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape, a.dtype), trainable)
-    return extract_adapters(net.update(moved).module)
+    return extract_adapters(perturb(net.module, 0.3, seed))
 
 
 @pytest.fixture(scope="module")
@@ -212,32 +210,27 @@ class Layers(eqx.Module):
     lstm: eqx.nn.LSTMCell
     blocks: eqx.nn.Linear
 
-    def __init__(self, key):
-        keys = jr.split(key, 6)
-        self.table = eqx.nn.Embedding(9, 4, key=keys[0])
-        self.conv = eqx.nn.Conv1d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=keys[1])
-        self.grouped = eqx.nn.Conv1d(4, 4, 1, groups=2, key=keys[2])
-        self.gru = eqx.nn.GRUCell(4, 4, key=keys[3])
-        self.lstm = eqx.nn.LSTMCell(4, 4, use_bias=False, key=keys[4])
-        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))
-        self.blocks = make(jr.split(keys[5], 3))
-
     def __call__(self, ids):
         x = jax.vmap(self.table)(ids)
         x = self.grouped(jnp.tanh(self.conv(x.T))).T
         state = self.gru(x[0], x[1])
         state, cell = self.lstm(x[2], (state, x[0]))
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
-
-        def block(x, of_layer):
-            return jnp.tanh(eqx.combine(of_layer, static)(x)), None
-
+        block = lambda x, layer: (jnp.tanh(eqx.combine(layer, static)(x)), None)  # noqa: E731
         return jax.lax.scan(block, state + cell, arrays)[0]
 
 
 @pytest.fixture(scope="module")
 def layers():
-    return Layers(jr.key(2))
+    keys = jr.split(jr.key(2), 6)
+    return Layers(
+        eqx.nn.Embedding(9, 4, key=keys[0]),
+        eqx.nn.Conv1d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=keys[1]),
+        eqx.nn.Conv1d(4, 4, 1, groups=2, key=keys[2]),
+        eqx.nn.GRUCell(4, 4, key=keys[3]),
+        eqx.nn.LSTMCell(4, 4, use_bias=False, key=keys[4]),
+        eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(jr.split(keys[5], 3)),
+    )
 
 
 @pytest.fixture(scope="module")

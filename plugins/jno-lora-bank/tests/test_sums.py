@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from zoo_cases import perturb
 
 from jno.lora import Net, SelectionError, extract_adapters, swap_adapters
 from jno_lora_bank import AdapterBank
@@ -48,10 +49,7 @@ def model():
 
 def set_of(model, cls, seed, rank=1, **options):
     net = Net(model, key=jr.key(seed)).freeze().lora(rank, 3.0, wrapper=cls, options=options)
-    keys = iter(jr.split(jr.key(seed + 100), 9))
-    trainable, _ = net.partition()
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape), trainable)
-    return extract_adapters(net.update(moved).module)
+    return extract_adapters(perturb(net.module, 0.3, seed))
 
 
 def expected(model, sets, names, xs):

@@ -214,71 +214,50 @@ def test_adapters_of_the_model_beside_the_file_are_refused(file):
         load_conditional(file, model)
 
 
-def changed(content, change):
-    """A file whose configuration `change` changes in place."""
+def changed(content, path, value):
+    """A file with another value at this place of its description, or of its header."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     configuration = json.loads(header["__metadata__"]["jno.lora"])
-    change(configuration["extension"], header)
+    node = {"header": header, **configuration["extension"]}
+    *steps, last = ("content", *path) if path[0] != "header" else path
+    for step in steps:
+        node = node[step]
+    node[last] = value
     header["__metadata__"] = {"jno.lora": json.dumps(configuration)}  # without the checksums
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + content[8 + length :]
 
 
-def content(**changes):
-    return lambda extension, header: extension["content"].update(changes)
-
-
-def basis(**changes):
-    return lambda extension, header: extension["content"]["basis"].update(changes)
-
-
-def setting(**changes):
-    return lambda extension, header: extension["content"]["basis"]["settings"].update(changes)
-
-
-def reshaped(name, shape):
-    return lambda extension, header: header[f"//extension:{name}"].update(shape=shape)
-
-
-def renamed(name, new):
-    def change(extension, header):
-        header[f"//extension:{new}"] = header.pop(f"//extension:{name}")
-        extension["arrays"] = [new if x == name else x for x in extension["arrays"]]
-
-    return change
-
-
+SETTINGS, DIRECTION = ("basis", "settings"), "//extension:directions/layers/0:lora_B"
+BASE = {"layers/0": ["base"], "layers/1": ["lora_B"]}
+OTHER = {"layers/0": ["lora_A"], "layers/1": ["lora_B"]}
+# A place, its value, and what the error says.
 HOSTILE = {
-    "a class of the system": (basis(**{"class": "os.system"}), "os.system', which this"),
-    "no basis": (content(basis=None), "description is damaged"),
-    "another known class": (basis(**{"class": "Powers"}), "not a Powers that can be built"),
-    "a setting that is not known": (setting(key=1), "not a Network that can be built"),
-    "another size": (setting(size=3), "the arrays of its basis do not fit"),
-    "a unit of zero": (setting(unit=0), "`unit` must not be zero"),
-    "a newer format": (content(format=2), "pip install -U jno-lora-conditional"),
-    "another count": (content(size=3), r"values of shape [2], its directions [3]"),
-    "moving nothing": (content(moving={}), "must be some of the trained fields"),
-    "moving no layer": (content(moving={"x": ["lora_B"]}), "x: ['lora_B'] must be"),
-    "moving the base": (
-        content(moving={"layers/0": ["base"], "layers/1": ["lora_B"]}),
-        "layers/0: ['base'] must be some of the trained fields lora_A, lora_B",
-    ),
-    "directions of another shape": (
-        reshaped("directions/layers/0:lora_B", [4, 2, 1]),
+    "a class of the system": (("basis", "class"), "os.system", "os.system', which this"),
+    "no basis": (("basis",), None, "description is damaged"),
+    "another known class": (("basis", "class"), "Powers", "not a Powers that can be built"),
+    "an unknown setting": ((*SETTINGS, "key"), 1, "not a Network that can be built"),
+    "another size": ((*SETTINGS, "size"), 3, "the arrays of its basis do not fit"),
+    "a unit of zero": ((*SETTINGS, "unit"), 0, "`unit` must not be zero"),
+    "a newer format": (("format",), 2, "pip install -U jno-lora-conditional"),
+    "another count": (("size",), 3, "values of shape [2], its directions [3]"),
+    "moving nothing": (("moving",), {}, "must be some of the trained fields"),
+    "moving no layer": (("moving",), {"x": ["lora_B"]}, "x: ['lora_B'] must be"),
+    "moving the base": (("moving",), BASE, "layers/0: ['base'] must be some of the trained fields"),
+    "other fields": (("moving",), OTHER, "directions/layers/0:lora_B: expected no such array"),
+    "another shape": (
+        ("header", DIRECTION, "shape"),
+        [4, 2, 1],
         "expected float32[2, 4, 1], the file has float32[4, 2, 1]",
-    ),
-    "directions of another name": (
-        renamed("directions/layers/0:lora_B", "directions/layers/0:lora_A"),
-        "directions/layers/0:lora_A: expected no such array",
     ),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused(name, whole, file, monkeypatch):
-    change, message = HOSTILE[name]
-    file.write_bytes(changed(whole, change))
+    path, value, message = HOSTILE[name]
+    file.write_bytes(changed(whole, path, value))
     monkeypatch.setattr("importlib.import_module", None)
     with pytest.raises(CheckpointError) as caught:
         load_conditional(file, small())

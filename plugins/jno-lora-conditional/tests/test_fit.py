@@ -15,7 +15,7 @@ def trained(basis):
     """A small conditional whose directions are noise, as if it had been trained."""
     model = eqx.nn.MLP(2, "scalar", 8, 1, jnp.tanh, key=jax.random.key(0))
     net = Net(model).freeze().lora(rank=2, alpha=1)
-    return trained_at_random(Conditional(net, basis), size=0.7)
+    return trained_at_random(Conditional(net, basis), size=0.4, seed=2)
 
 
 def points(n=16):
@@ -60,23 +60,6 @@ def test_many_queries_by_one_trace(by_number, outputs_at):
     nearest = fit(by_number, error_to(outputs_at(zs)[3]), jnp.linspace(0.02, 0.2, 7), steps=0)
     assert nearest.loss == jnp.min(nearest.grid_losses)
     assert nearest.z == jnp.linspace(0.02, 0.2, 7)[jnp.argmin(nearest.grid_losses)]
-
-
-def test_by_a_residual(by_number):
-    def laplacian(model, x):
-        return jnp.trace(jax.hessian(model)(x))
-
-    forcing = jax.vmap(lambda x: laplacian(at(by_number, 0.13), x))(points(8))
-
-    @jax.jit
-    def find(forcing):
-        def residual(model):
-            values = jax.vmap(lambda x: laplacian(model, x))(points(8))
-            return jnp.mean((values - forcing) ** 2)
-
-        return fit(by_number, residual, jnp.linspace(0.02, 0.2, 4))
-
-    np.testing.assert_allclose(find(forcing).z, 0.13, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,6 @@ import e3nn_jax as e3nn
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from jno.lora import lora_trainable_filter
-
-
-def trained(model: Any) -> Any:
-    """`model` with all arrays of its adapters moved at random, as after training."""
-    rng = np.random.default_rng(0)
-    arrays, other = eqx.partition(model, lora_trainable_filter(model))
-    move = lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype)  # noqa: E731
-    return eqx.combine(jax.tree.map(move, arrays), other)
-
 
 HIDDEN = "4x0e + 3x1o"
 SPECIES = 2

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from e3nn_models import ForceField, trained
+from e3nn_models import ForceField
+from zoo_cases import perturb
 
 import jno_lora_e3nn  # noqa: F401
 from jno.lora import Net, lora_report
@@ -23,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def adapted(model):
-    return trained(Net(model).lora(rank=2, alpha=2).module)
+    return perturb(Net(model).lora(rank=2, alpha=2).module)
 
 
 @eqx.filter_jit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from e3nn_models import trained
+from zoo_cases import perturb
 
 from jno.lora import Net, WrapperError, merge_lora, plan_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
@@ -111,7 +111,7 @@ def test_the_law_of_the_paper_in_float64(make, make_inputs, copies, getkey):
         adapter = MMEA(base, R, 1.0, key=getkey())
         y, same = run(base, x), run(adapter, x)
         np.testing.assert_array_equal(same.array, y.array)  # nothing changes at first
-        adapter = trained(adapter)
+        adapter = perturb(adapter)
         changed = run(adapter, x)
         changes = [adapter.up.dtype, changed.array.dtype]
     assert changes == [np.float64] * 2 and changed.irreps == base.irreps_out
@@ -127,7 +127,7 @@ def test_channels_without_a_path_stay_zero(getkey):
     """Zeros are equivariant, and a gain keeps them."""
     base = layer(getkey(), irreps_out="2x0e + 2e", force_irreps_out=True, biases=False)
     (x,) = inputs(getkey())
-    y = trained(MMEA(base, R, 1.0, key=getkey()))(x)
+    y = perturb(MMEA(base, R, 1.0, key=getkey()))(x)
     assert y.irreps == "2x0e + 2e" and not y.filter("2e").array.any()
 
 

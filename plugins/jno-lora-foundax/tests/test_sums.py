@@ -162,14 +162,6 @@ def test_a_sum_in_half_precision_is_rounded_once(cls):
     assert eqx.tree_equal(combined["layer"].state, rounded["layer"].state)
 
 
-def test_only_linear_methods_add_up_several_matrices():
-    sets = [extract_adapters(trained(cls, 0)) for cls in (OwnCP, OwnLoRA)]
-    with pytest.raises(SelectionError, match=r"(?s)combined by 'ties'.*a OwnCP.*to_lora"):
-        combine(sets[:1], [1.0], "ties", density=0.5)
-    with pytest.raises(SelectionError, match=r"set 1 a OwnLoRA: .* to_lora"):
-        combine(sets, [1.0, 1.0])
-
-
 def test_a_sum_of_bottlenecks_adds_up_what_they_add(getkey):
     layer = eqx.nn.Linear(3, 4, key=getkey())
     models = [trained(BottleneckLinear, seed, seed + 1, {"layer": layer}) for seed in (0, 1)]
@@ -220,17 +212,3 @@ def test_a_gain_says_how_it_becomes_lora(plain_lora):
     np.testing.assert_allclose(change_of(converted), change_of(model), atol=1e-5)
     with pytest.raises(WrapperError, match=r"is for a OwnSpectral: register .* LoRASpectral"):
         to_lora(model, energy=1.0)
-
-
-def test_under_jit_the_rank_must_be_given(plain_lora):
-    model = trained(OwnCP, 1, 2)
-
-    @eqx.filter_jit
-    def converted(model, **cut):
-        return merge_lora(to_lora(model, registry=plain_lora, **cut)[0])
-
-    cut = merge_lora(to_lora(model, rank=1, registry=plain_lora)[0])
-    np.testing.assert_allclose(converted(model, rank=1)["layer"].w, cut["layer"].w, atol=1e-5)
-    for too_little in ({}, {"energy": 0.9}):
-        with pytest.raises(WrapperError, match="are traced: give `rank`"):
-            converted(model, **too_little)

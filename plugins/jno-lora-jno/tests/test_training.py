@@ -12,9 +12,7 @@ import jno
 from jno.lora import (
     DoRALinear,
     JnoLoraWarning,
-    LinearLike,
     LoRALinear,
-    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
@@ -27,33 +25,13 @@ from jno.lora import (
 )
 
 
-class ScaledOutput(LoRAWrapper):
-    """A third party's adapter: one factor per layer."""
+class ThirdParty(LoRALinear):
+    """A third party's adapter."""
 
-    adapter_fields = ("factor",)
-    base: eqx.Module
-    factor: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, LinearLike) and not isinstance(leaf, LoRAWrapper)
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha, self.factor = base, rank, alpha, jnp.ones(())
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        def scaled(layer):
-            return [leaf for leaf in (layer.weight, layer.bias) if leaf is not None]
-
-        return eqx.tree_at(scaled, self.base, replace_fn=lambda leaf: leaf * self.factor)
+    variant = None
 
 
-register(ScaledOutput)
+register(ThirdParty)
 
 
 def mask_of(module, where):
@@ -87,7 +65,7 @@ SPECS = [{"target": "hidden", "rank": 2, "wrapper": "oft"}, {"rank": 1, "alpha":
         ({"wrapper": "pissa"}, {"PiSSALinear"}),
         ({"wrapper": ["ia3", LoRALinear]}, {"IA3Linear"}),
         ({"wrapper": "auto"}, {"LoRALinear"}),
-        ({"wrapper": "ScaledOutput"}, {"ScaledOutput"}),
+        ({"wrapper": "ThirdParty"}, {"ThirdParty"}),
         ({"options": {"adapter_dtype": jnp.bfloat16}}, {"LoRALinear"}),
         ({"specs": SPECS}, {"OFTLinear", "LoRALinear"}),
     ],

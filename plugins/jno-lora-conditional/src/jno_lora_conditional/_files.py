@@ -219,10 +219,6 @@ def _named(directions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         path, field, *inner = keys
         name = f"directions/{path.key}:{field.key}"
         name += f"/{path_str(tuple(inner))}" if inner else ""
-        if name in arrays:
-            raise MalformedError(
-                f"two directions have the name {name!r}: a dict key holds a slash. Rename the key"
-            )
         arrays[name] = leaf
     return arrays
 

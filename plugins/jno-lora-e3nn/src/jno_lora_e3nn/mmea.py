@@ -74,8 +74,7 @@ class MMEA(LoRAWrapper):
     def why_not(cls, leaf: Any) -> str | None:
         if not isinstance(leaf, E3nnLinear) or _scalars(leaf):
             return E3nnLayer.why_not(leaf)
-        irreps = getattr(leaf, "irreps_in", None)
-        return f"the gate reads even scalars (0e), and its inputs are {irreps}"
+        return f"the gate reads even scalars (0e), and its inputs are {leaf.irreps_in}"
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:

@@ -157,16 +157,13 @@ class XLoRA(eqx.Module):
             layers = sum(self._counts())
             first = self._weighed(self._chosen(jnp.full((layers, self.slots), self.pass_value)))
         states = jax.lax.stop_gradient(self.hidden(first, *args, **kwargs))
-        if states.ndim > 2 or (states.ndim == 2 and self.axis is None):
-            raise WrapperError(
-                f"`hidden` gave states of the shape {states.shape}. It must give (features,), or "
-                "(tokens, features) with `axis`, the name of the axis of the tokens in the model"
-            )
         features = self.classifier[0].in_features
-        if states.shape[-1:] != (features,):
+        needs_axis = states.ndim == 2 and self.axis is None
+        if states.ndim > 2 or states.shape[-1:] != (features,) or needs_axis:
             raise WrapperError(
-                f"`hidden` gave states of the shape {states.shape}, and the classifier was made "
-                f"for {features} features. Give XLoRA(features=...) the size of the last axis"
+                f"`hidden` gave states of the shape {states.shape}. It must give ({features},), as "
+                f"XLoRA(features=...) says, or (tokens, {features}) with `axis`, the name of the "
+                "axis of the tokens in the model"
             )
         classify = jax.vmap(self._classified) if states.ndim == 2 else self._classified
         return classify(states)
