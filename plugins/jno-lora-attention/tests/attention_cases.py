@@ -41,7 +41,7 @@ def float64(array: Any) -> np.ndarray:
 def projections_of(layer: Any) -> dict[str, Projection]:
     """The four projections of an Equinox layer by letter, with zeros for a missing bias."""
     linears = {letter: getattr(layer, field) for letter, field in LETTERS.items()}
-    biases = {p: 0 * m.weight[:, 0] if m.bias is None else m.bias for p, m in linears.items()}
+    biases = {p: np.zeros(len(m.weight)) if m.bias is None else m.bias for p, m in linears.items()}
     return {p: Projection(float64(m.weight), float64(biases[p])) for p, m in linears.items()}
 
 

@@ -63,10 +63,7 @@ def _listed(sets: Any) -> list[AdapterSet]:
 
 
 def _of_layer(path: str, experts: list[LooseAdapter], general: list[LooseAdapter]) -> Experts:
-    forms = {adapter.layer for adapter in experts + general}
     ranks = {adapter.state["lora_A"].shape[-2] for adapter in experts + general}
-    if len({str(form.kinds) for form in forms}) > 1:
-        raise SelectionError(f"{path}: the sets are for different layers: {forms}")
     if general and len(ranks) > 1:
         raise SelectionError(f"{path}: `general` needs sets of one rank, but they have {ranks}")
     rank, axis = max(ranks), experts[0].layer.stack_ndim
