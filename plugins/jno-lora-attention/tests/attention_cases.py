@@ -46,10 +46,7 @@ def projections_of(layer: Any) -> dict[str, Projection]:
 
 
 def with_low_rank(
-    projections: Mapping[str, Projection],
-    A: Mapping[str, Any],
-    B: Mapping[str, Any],
-    scale: float,
+    projections: Mapping[str, Projection], A: Mapping[str, Any], B: Mapping[str, Any], scale: float
 ) -> dict[str, Projection]:
     """LoRA (arXiv:2106.09685): `W + s B A` for the letters that `A` and `B` have."""
     return {

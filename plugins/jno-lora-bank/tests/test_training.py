@@ -9,13 +9,7 @@ import optax
 import pytest
 from zoo_cases import perturb
 
-from jno.lora import (
-    Net,
-    SelectionError,
-    extract_adapters,
-    lora_trainable_filter,
-    swap_adapters,
-)
+from jno.lora import Net, SelectionError, extract_adapters, lora_trainable_filter, swap_adapters
 from jno_lora_bank import AdapterBank, at_slot
 
 RATES = {"a": 1e-2, "b": 1e-3, "c": 3e-2}

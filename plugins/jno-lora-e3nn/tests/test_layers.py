@@ -279,8 +279,7 @@ def test_a_controller_moves_rank_between_the_matrices_of_a_layer():
 
 
 @pytest.mark.parametrize(
-    ("cls", "expected"),
-    [("DoRAE3nn", LoRAE3nn), ("DoRAE3nnPerSpecies", LoRAE3nnPerSpecies)],
+    ("cls", "expected"), [("DoRAE3nn", LoRAE3nn), ("DoRAE3nnPerSpecies", LoRAE3nnPerSpecies)]
 )
 def test_an_update_of_several_matrices_becomes_plain_lora(cls, expected):
     """Of rank 3, which a matrix with two rows does not have, without a loss."""

@@ -67,7 +67,7 @@ SIZE = R * (SCALARS + 1) + CHANNELS * (R + 1)
             call=lambda layer, x: layer(x).array,
             parameters=SIZE,
             symmetries=[ROTATION],
-        ),
+        )
     ]
 )
 def test_conformance(check):

@@ -123,10 +123,7 @@ CONVS = {
         call=run_strict,
     ),
     "Conv2dNHWC": Layer(
-        lambda key: unet.Conv2dNHWC(3, 5, (2, 2), strides=(2, 1), key=key),
-        normal(5, 4, 3),
-        5,
-        12,
+        lambda key: unet.Conv2dNHWC(3, 5, (2, 2), strides=(2, 1), key=key), normal(5, 4, 3), 5, 12
     ),
     "Conv3dNHWC": Layer(
         lambda key: unet.Conv3dNHWC(2, 5, 2, use_bias=False, key=key),
@@ -136,12 +133,7 @@ CONVS = {
         call=run_strict,
     ),
     # A batch.
-    "Conv2d": Layer(
-        lambda key: common.Conv2d(2, 5, (3, 2), key=key),
-        normal(2, 4, 5, 2),
-        5,
-        12,
-    ),
+    "Conv2d": Layer(lambda key: common.Conv2d(2, 5, (3, 2), key=key), normal(2, 4, 5, 2), 5, 12),
     "Conv1dCL": Layer(lambda key: deeponet.Conv1dCL(4, 5, 3, key=key), normal(7, 4), 5, 12),
     # foundax's kernels have `in` inputs in each group.
     "grouped": Layer(lambda key: unet.Conv1dNHWC(2, 6, 3, groups=2, key=key), normal(7, 4), 6, 6),

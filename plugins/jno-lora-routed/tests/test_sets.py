@@ -22,16 +22,7 @@ from jno.lora import (
 )
 from jno.lora.extending import adapted_layers
 from jno_lora_bank import AdapterBank
-from jno_lora_routed import (
-    ArrowLoRA,
-    HydraLoRA,
-    MoELoRA,
-    Poly,
-    Softmax,
-    XLoRA,
-    arrow,
-    average_over,
-)
+from jno_lora_routed import ArrowLoRA, HydraLoRA, MoELoRA, Poly, Softmax, XLoRA, arrow, average_over
 
 IN, LAYERS, N = 4, 2, 3
 KEY = jax.random.key(0)

@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno_lora_zoo import (
-    LinearLayer,
-    adapter_dtype_for,
-    cited,
-    dtype_of,
-    mixed,
-    sharded_over,
-)
+from jno_lora_zoo import LinearLayer, adapter_dtype_for, cited, dtype_of, mixed, sharded_over
 
 from ._unit import FIELDS, AttentionUnit
 

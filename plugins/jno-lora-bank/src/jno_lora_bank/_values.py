@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import (
-    AdapterSet,
-    LoRAWrapper,
-    SelectionError,
-    resolve,
-    swap_adapters,
-)
+from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
     adds_up,

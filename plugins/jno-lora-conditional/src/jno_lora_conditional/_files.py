@@ -25,14 +25,7 @@ from jno.lora.extending import (
 )
 
 from ._bases import Basis
-from ._basis_files import (
-    MalformedError,
-    arrays_in,
-    check_forms,
-    described,
-    filled,
-    template_of,
-)
+from ._basis_files import MalformedError, arrays_in, check_forms, described, filled, template_of
 from ._conditional import Conditional
 from ._moving import moving_fields, starting_at_zero, trained_fields
 

@@ -81,13 +81,7 @@ class MMEA(LoRAWrapper):
         return E3nnLayer.stack_ndim(leaf)
 
     def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
     ):
         scalars = _scalars(base)
         if not scalars:
