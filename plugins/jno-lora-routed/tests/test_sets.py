@@ -148,7 +148,7 @@ def test_smaller_ranks_are_padded(models):
 
 def test_sets_that_do_not_fit(models):
     stack, _, row, sets = models
-    with pytest.raises(SelectionError, match="There are no sets to route between"):
+    with pytest.raises(SelectionError, match="There are no adapters to route between"):
         arrow(row, [])
     with pytest.raises(SelectionError, match="`sets` must be a list"):
         arrow(row, sets[0])

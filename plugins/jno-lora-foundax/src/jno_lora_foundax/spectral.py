@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,20 +179,16 @@ def _cut_to(most: int, A: Array, B: Array) -> tuple[Array, Array]:
 
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
     """The rank of each band. **Raises:** `ValueError` unless positive integers up to `rank`."""
-    numbers: list[Any] = [*bands.keys(), *bands.values()] if isinstance(bands, Mapping) else []
-    is_integer = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers]
-    if not numbers or not all(is_integer) or min(numbers) < 1:
+    try:
+        ranks = {operator.index(end): operator.index(r) for end, r in bands.items()}
+    except (AttributeError, TypeError):  # no dict, or no integers
+        ranks = {}
+    if not ranks or min(*ranks, *ranks.values()) < 1 or max(ranks.values()) > rank:
         raise ValueError(
-            "`bands` must give ranks by the frequency that a band ends before, both at least 1, "
-            f"such as {{4: 8, 12: 2}}, but is {bands!r}"
+            "`bands` must give ranks by the frequency that a band ends before, such as "
+            f"{{4: 8, 12: 2}}: integers from 1, and the ranks at most rank={rank}, but is {bands!r}"
         )
-    highest = max(bands.values())
-    if highest > rank:
-        raise ValueError(
-            f"`bands` has a band of rank {highest}, but `rank` is {rank}, and is the highest that "
-            f"any mode has: give rank={highest}, or lower the band"
-        )
-    return {int(end): int(r) for end, r in bands.items()}
+    return ranks
 
 
 class LoRASpectral(SpectralLowRank):

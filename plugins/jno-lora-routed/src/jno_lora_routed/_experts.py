@@ -1,13 +1,14 @@
 """Several sets of adapters of one model as the experts of one adapter for each layer."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jno.lora import AdapterSet, LooseAdapter, SelectionError, read_adapters
+from jno.lora import AdapterSet, LooseAdapter, LoRAWrapper, SelectionError, read_adapters
 from jno.lora.extending import bullets
 
 Source = AdapterSet | str | os.PathLike[str]
@@ -32,8 +33,8 @@ def experts_of(
     the same layers; or for sets of several ranks and `general` sets.
     """
     experts, subtracted = _listed(sets), _listed(general)
-    if not experts:
-        raise SelectionError("There are no sets to route between. Give at least one.")
+    if not experts or not experts[0].adapters:
+        raise SelectionError("There are no adapters to route between. Give at least one set.")
     names = ", ".join(sorted(experts[0]))
     problems: list[str] = []
     for index, adapters in enumerate(experts + subtracted):
@@ -53,6 +54,21 @@ def experts_of(
         path: _of_layer(path, [s[path] for s in experts], [s[path] for s in subtracted])
         for path in experts[0]
     }
+
+
+def set_of_experts(
+    experts: Mapping[str, Experts],
+    wrapper: type[LoRAWrapper],
+    settings: Callable[[Any, Any], dict[str, Any]],
+) -> AdapterSet:
+    """Adapters with these experts, whose router has the arrays that `settings(A, B)` gives."""
+    adapters: dict[str, LooseAdapter] = {}
+    for path, (like, A, B) in experts.items():
+        state = {f"settings/{name}": array for name, array in settings(A, B).items()}
+        state = {n: jnp.asarray(x) for n, x in {"lora_A": A, "lora_B": B, **state}.items()}
+        rank = A.shape[-2]
+        adapters[path] = LooseAdapter(state, wrapper, rank, float(rank), like.layer)
+    return AdapterSet(adapters)
 
 
 def _listed(sets: Any) -> list[AdapterSet]:
