@@ -17,6 +17,7 @@ from jno.lora import (
     CheckpointError,
     JnoLoraWarning,
     Net,
+    Registry,
     SelectionError,
     load_adapters,
     read_adapters,
@@ -179,6 +180,8 @@ def test_another_base_is_noticed(file):
         load_conditional(file, eqx.nn.MLP(3, 2, 5, 1, key=jax.random.key(0)))
     with pytest.raises(SelectionError, match="strict"):
         load_conditional(file, small(), strict=False)
+    with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
+        load_conditional(file, small(), registry=Registry(discover=False))
 
 
 def test_a_basis_of_the_user_needs_a_template(file):

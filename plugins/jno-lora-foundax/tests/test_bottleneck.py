@@ -111,7 +111,6 @@ def test_only_layers_whose_channels_are_known(getkey):
     ]
     own = [
         (Rows(3, 2, key=getkey()), BottleneckLinear),
-        (Columns(3, 2, key=getkey()), BottleneckLinear),
         (Batches(2, 4, 3, key=getkey()), BottleneckConv),
     ]
     refused += [layer for layer, _ in own]
@@ -125,13 +124,6 @@ class Rows(eqx.nn.Linear):
 
     def __call__(self, x):
         return x @ self.weight.T + self.bias
-
-
-class Columns(Linear):
-    """Takes a batch, with the channels first."""
-
-    def __call__(self, x):
-        return super().__call__(x.T).T
 
 
 class Batches(eqx.nn.Conv2d):
