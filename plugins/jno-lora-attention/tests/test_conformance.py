@@ -72,9 +72,13 @@ def test_conformance(check):
 
 
 def test_every_projection_keeps_the_values():
-    parameters = 2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO)
-    options = {"projections": "qkvo"}
-    case = WrapperCase(
-        LoRAAttention, base, inputs, options=options, parameters=parameters, symmetries=PERMUTATIONS
+    check_kind(
+        WrapperCase(
+            LoRAAttention,
+            base,
+            inputs,
+            options={"projections": "qkvo"},
+            parameters=2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO),
+            symmetries=PERMUTATIONS,
+        )
     )
-    check_kind(case)

@@ -6,7 +6,6 @@ that trains and in query, key and value, of the adapter's own way and of the mer
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import equinox as eqx
@@ -19,13 +18,12 @@ from attention_cases import (
     Prefix,
     flat,
     multihead,
-    perturbed,
     projections_of,
     random_layer,
     scaled_projections,
     with_low_rank,
 )
-from zoo_cases import assert_close, central_difference
+from zoo_cases import assert_close, central_difference, perturb
 
 from jno.lora import lora_trainable_filter
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
@@ -87,20 +85,11 @@ CASES = [
     Case(PrefixAttention, biases=False, process=turned),
 ]
 MERGEABLE = [case for case in CASES if case.cls is not PrefixAttention]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The results of an adapted layer: its output, and the gradients of a loss by name."""
-
-    output: np.ndarray
-    gradients: dict[str, np.ndarray]
 
 
 @eqx.filter_jit
 def computed(wrapper, x, mask, weights, process, ways):
-    """Output, and the gradients of `sum(weights * sin(y))`, in each of these ways."""
+    """By way: the output, and the gradients of `sum(weights * sin(y))`."""
     trainable, frozen = eqx.partition(wrapper, lora_trainable_filter(wrapper))
 
     def loss(trainable, x, way):
@@ -123,51 +112,6 @@ def merged(wrapper):
     return wrapper.merge()
 
 
-@functools.lru_cache(maxsize=len(CASES))  # three tests want each
-def both(case):
-    """The results of JAX, and those of NumPy as functions of the arrays."""
-    random = np.random.default_rng(4)
-    ways = (as_it_is, merged) if case in MERGEABLE else (as_it_is,)
-    mask = MASKS[case.mask]
-    with jax.enable_x64(True):
-        layer = random_layer(**SIZES, **(BIASES if case.biases else {}))
-        options = {"projections": case.projections} if case.projections else {}
-        wrapper = perturbed(case.cls(layer, RANK, ALPHA, key=jax.random.key(3), **options))
-        x = inputs(layer)
-        weights = random.normal(size=(QUERIES, SIZES["output_size"]))
-        results = computed(
-            wrapper, *jax.tree.map(jnp.asarray, (x, mask, weights)), case.process, ways
-        )
-        results = [Result(*result) for result in jax.device_get(results)]
-        plain = jax.device_get(wrapper.merge()) if case in MERGEABLE else None
-        arrays = {name: np.asarray(array) for name, array in flat(wrapper).items()}
-    assert {a.dtype for a in (*arrays.values(), results[0].output)} == {np.dtype(np.float64)}
-    arrays |= dict(zip(INPUTS, x, strict=True))
-    base = projections_of(layer)
-
-    def law(**changed):
-        """The projections of the plain layer that computes the same."""
-        new = {**arrays, **changed}
-        if case.cls is LoRAAttention:
-            A, B = ({p: new[f"lora_{ab}/{p}"] for p in case.projections} for ab in "AB")
-            return with_low_rank(base, A, B, ALPHA / RANK)
-        return scaled_projections(base, {"k": new["key_scale"], "v": new["value_scale"]})
-
-    def output(**changed):
-        new = {**arrays, **changed}
-        x = tuple(new[name] for name in INPUTS)
-        projections, adapter = base, {}
-        if case.cls is LoRAAttention:
-            projections = law(**changed)
-        elif case.cls is IA3Attention:
-            adapter["scales"] = {"k": new["key_scale"], "v": new["value_scale"]}
-        else:
-            adapter["prefix"] = Prefix(new["prefix_keys"], new["prefix_values"], new["gate"])
-        return multihead(projections, HEADS, x, mask, process=case.process, **adapter)
-
-    return results, plain, arrays, law, output, weights
-
-
 def inputs(layer):
     random = np.random.default_rng(5)
     sizes = (layer.query_size, layer.key_size, layer.value_size)
@@ -175,37 +119,59 @@ def inputs(layer):
     return tuple(random.normal(size=shape) for shape in shapes)
 
 
-@pytest.mark.parametrize("case", MERGEABLE, ids=str)
-def test_the_merged_projections_are_the_law_to_double_precision(case):
-    _, plain, _, law, *_ = both(case)
-    for letter, expected in law().items():
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_law_the_output_and_every_derivative_are_those_of_loops(case):
+    random, mask, is_mergeable = np.random.default_rng(4), MASKS[case.mask], case in MERGEABLE
+    with jax.enable_x64(True):
+        layer = random_layer(**SIZES, **(BIASES if case.biases else {}))
+        options = {"projections": case.projections} if case.projections else {}
+        wrapper = perturb(case.cls(layer, RANK, ALPHA, key=jax.random.key(3), **options))
+        x = inputs(layer)
+        weights = random.normal(size=(QUERIES, SIZES["output_size"]))
+        ways = (as_it_is, merged) if is_mergeable else (as_it_is,)
+        given = jax.tree.map(jnp.asarray, (x, mask, weights))
+        results = jax.device_get(computed(wrapper, *given, case.process, ways))
+        plain = jax.device_get(wrapper.merge()) if is_mergeable else None
+        arrays = {name: np.asarray(array) for name, array in flat(wrapper).items()}
+    assert {a.dtype for a in (*arrays.values(), results[0][0])} == {np.dtype(np.float64)}
+    arrays |= dict(zip(INPUTS, x, strict=True))
+    base = projections_of(layer)
+
+    def law(new):
+        """The projections of the plain layer that computes the same."""
+        if case.cls is LoRAAttention:
+            A, B = ({p: new[f"lora_{ab}/{p}"] for p in case.projections} for ab in "AB")
+            return with_low_rank(base, A, B, ALPHA / RANK)
+        return scaled_projections(base, {"k": new["key_scale"], "v": new["value_scale"]})
+
+    def output(new):
+        projections, adapter = base, {}
+        if case.cls is LoRAAttention:
+            projections = law(new)
+        elif case.cls is IA3Attention:
+            adapter["scales"] = {"k": new["key_scale"], "v": new["value_scale"]}
+        else:
+            adapter["prefix"] = Prefix(new["prefix_keys"], new["prefix_values"], new["gate"])
+        x = tuple(new[name] for name in INPUTS)
+        return multihead(projections, HEADS, x, mask, process=case.process, **adapter)
+
+    for letter, expected in law(arrays).items() if is_mergeable else ():
         linear = getattr(plain, LETTERS[letter])
-        assert linear.weight.dtype == np.float64
         assert_close(linear.weight, expected.weight, VALUE)
         assert (linear.bias is not None) == case.biases
         if case.biases:
             assert_close(linear.bias, expected.bias, VALUE)
-
-
-@every_case
-def test_the_output_is_that_of_loops_to_double_precision(case):
-    results, _, _, _, output, _ = both(case)
-    for result in results:
-        assert_close(result.output, output(), VALUE)
-
-
-@every_case
-def test_every_derivative_is_a_central_difference_of_the_loops(case):
-    results, _, arrays, _, output, weights = both(case)
-
-    def loss(**changed):
-        return np.sum(weights * np.sin(output(**changed)))
-
-    assert all(result.gradients.keys() == arrays.keys() for result in results)
+    for y, gradients in results:
+        assert_close(y, output(arrays), VALUE)
+        assert gradients.keys() == arrays.keys()
     for name, array in arrays.items():
-        expected = central_difference(lambda x, name=name: loss(**{name: x}), array)
-        for result in results:
-            assert_close(result.gradients[name], expected, GRADIENT)
+
+        def loss(array, name=name):
+            return np.sum(weights * np.sin(output({**arrays, name: array})))
+
+        expected = central_difference(loss, array)
+        for _, gradients in results:
+            assert_close(gradients[name], expected, GRADIENT)
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -10,21 +10,19 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from zoo_cases import perturb
 
 from jno.lora import (
     JnoLoraError,
-    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
     extract_adapters,
     lora_trainable_filter,
     merge_lora,
-    read_adapters,
     save_adapters,
     sum_adapters,
     swap_adapters,
-    to_lora,
 )
 from jno_lora_bank import AdapterBank, at_slot
 from jno_lora_zoo import DoRA, LinearLayer, LoRA, PiSSA
@@ -33,18 +31,11 @@ SIZE, BATCH = 6, 12
 METHODS = ("lora", "rslora", "lora-fa", "pissa", "milora", "vera", "dora", "ia3-out")
 
 
-def on_all_layers(method):
-    return [method, f"{method}-embedding", f"{method}-recurrent"]
-
-
 def adapters_of(model, wrapper="lora", seed=0, rank=2, target=None, options=None):
     """A set of adapters that have moved away from their start."""
     net = Net(model, key=jr.key(seed)).freeze()
     net.lora(rank, 3.0, wrapper=wrapper, target=target, options=options)
-    trainable, _ = net.partition()
-    keys = iter(jr.split(jr.key(seed + 100), 99))
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape, a.dtype), trainable)
-    return extract_adapters(net.update(moved).module)
+    return extract_adapters(perturb(net.module, 0.3, seed))
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +111,19 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
 
-@pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
-def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, method):
+@pytest.mark.parametrize("method", ["pissa", "dora"])
+def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, xs, method):
     bank = AdapterBank(model, {"first": sets[method]}, slots=4, rank=8)
     # The norms of DoRA have one program for ranks up to a power of two.
     bank.replace("first", adapters_of(model, method, seed=6, rank=4))
-    save_adapters(adapters_of(model, method, seed=7, rank=3), tmp_path / "new.safetensors")
+    new, path = adapters_of(model, method, seed=7, rank=3), tmp_path / "new.safetensors"
+    save_adapters(new, path)
     with Compilations() as compilations:
-        bank.add(tmp_path / "new.safetensors", "new")
+        bank.add(path, "new")
     assert compilations.count == 0
+    assert same(bank.adapters("new"), new)
+    np.testing.assert_allclose(bank(xs[0], "new"), swap_adapters(model, new)(xs[0]), atol=1e-5)
+    assert list(AdapterBank(model, [path, sets["lora"]]).slots) == ["0", "1"]
 
 
 def test_adapters_come_and_go_without_compiling(model, sets, xs):
@@ -215,41 +210,40 @@ class Layers(eqx.Module):
     lstm: eqx.nn.LSTMCell
     blocks: eqx.nn.Linear
 
-    def __init__(self, key):
-        keys = jr.split(key, 6)
-        self.table = eqx.nn.Embedding(9, 4, key=keys[0])
-        self.conv = eqx.nn.Conv1d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=keys[1])
-        self.grouped = eqx.nn.Conv1d(4, 4, 1, groups=2, key=keys[2])
-        self.gru = eqx.nn.GRUCell(4, 4, key=keys[3])
-        self.lstm = eqx.nn.LSTMCell(4, 4, use_bias=False, key=keys[4])
-        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))
-        self.blocks = make(jr.split(keys[5], 3))
-
     def __call__(self, ids):
         x = jax.vmap(self.table)(ids)
         x = self.grouped(jnp.tanh(self.conv(x.T))).T
         state = self.gru(x[0], x[1])
         state, cell = self.lstm(x[2], (state, x[0]))
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
-
-        def block(x, of_layer):
-            return jnp.tanh(eqx.combine(of_layer, static)(x)), None
-
+        block = lambda x, layer: (jnp.tanh(eqx.combine(layer, static)(x)), None)  # noqa: E731
         return jax.lax.scan(block, state + cell, arrays)[0]
 
 
 @pytest.fixture(scope="module")
 def layers():
-    return Layers(jr.key(2))
+    keys = jr.split(jr.key(2), 6)
+    return Layers(
+        eqx.nn.Embedding(9, 4, key=keys[0]),
+        eqx.nn.Conv1d(4, 4, 3, padding=1, padding_mode="CIRCULAR", key=keys[1]),
+        eqx.nn.Conv1d(4, 4, 1, groups=2, key=keys[2]),
+        eqx.nn.GRUCell(4, 4, key=keys[3]),
+        eqx.nn.LSTMCell(4, 4, use_bias=False, key=keys[4]),
+        eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(jr.split(keys[5], 3)),
+    )
 
 
 @pytest.fixture(scope="module")
 def sets_of_layers(layers):
+    lora, pissa, dora = (
+        [method, f"{method}-embedding", f"{method}-recurrent"]
+        for method in ("lora", "pissa", "dora")
+    )
     return {
-        "lora": adapters_of(layers, on_all_layers("lora")),
-        "pissa": adapters_of(layers, on_all_layers("pissa"), 1, 1),
-        "dora": adapters_of(layers, on_all_layers("dora"), 2),
-        "biased": adapters_of(layers, on_all_layers("lora"), 3, options={"bias": "train"}),
+        "lora": adapters_of(layers, lora),
+        "pissa": adapters_of(layers, pissa, 1, 1),
+        "dora": adapters_of(layers, dora, 2),
+        "biased": adapters_of(layers, lora, 3, options={"bias": "train"}),
     }
 
 
@@ -292,15 +286,11 @@ def test_a_cell_alone_and_a_subclass_that_is_called_as_it_is(cls):
 
 
 class DoublePiSSA(PiSSA, LinearLayer):
-    @property
-    def scaling(self):
-        return 2 * super().scaling
+    scaling = property(lambda self: 2 * super().scaling)
 
 
 class DoubleDoRA(DoRA, LinearLayer):
-    @property
-    def scaling(self):
-        return 2 * super().scaling
+    scaling = property(lambda self: 2 * super().scaling)
 
 
 class HalfDoRA(DoRA, LinearLayer):
@@ -324,11 +314,9 @@ def test_a_slot_merges_to_the_weights_of_its_adapter(model, sets, bank, xs):
         merged = merge_lora(at_slot(snapshot.model, int(slot)))
         wanted = merge_lora(swap_adapters(model, sets[name]))
         assert eqx.tree_equal(merged, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_other_adapters_beside_a_bank_stay_as_they_are(model, sets, bank):
+    # Other adapters beside a bank stay as they are.
     adapted = swap_adapters(model, sets["lora"])
-    _, beside = at_slot((bank.snapshot().model, adapted), 1)
+    _, beside = at_slot((snapshot.model, adapted), 1)
     assert eqx.tree_equal(beside, adapted)
 
 
@@ -385,15 +373,6 @@ def test_a_scanned_stack_is_not_copied(layers, sets_of_layers):
     assert "f32[7,3,4,4]" not in text
 
 
-def test_files(model, sets, tmp_path, xs):
-    path = tmp_path / "style.safetensors"
-    adapted = swap_adapters(model, sets["rslora"])
-    save_adapters(adapted, path)
-    bank = AdapterBank(model, [path, sets["lora"]])
-    assert same(bank.adapters("0"), read_adapters(path))
-    np.testing.assert_allclose(bank(xs[0], "0"), adapted(xs[0]), atol=1e-6)
-
-
 @pytest.mark.parametrize("axis", [None, "slots"])
 def test_sharded(model, sets, xs, axis):
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("slots", "out"))
@@ -430,58 +409,28 @@ class LoRAOwn(LoRA, OwnLayer):
     pass
 
 
-class Gate(LoRAWrapper):
-    """It has no rank."""
-
-    adapter_fields = ("gate",)
-    base: eqx.nn.Linear
-    gate: jax.Array
-
-    def __init__(self, base, *, key):
-        self.base, self.gate = base, jnp.ones(())
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
-
-    def __call__(self, x):
-        return self.gate * self.base(x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.gate * self.base.weight)
-
-
 def test_errors_change_nothing(model, sets, xs, unchecked):
+    """`test_advice.py` has the errors with a way out."""
     wider = eqx.nn.MLP(SIZE, 4, 9, 1, key=jr.key(0))
     fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
     before = fixed.snapshot()
-    oft = adapters_of(model, "oft")
-    gates = extract_adapters(apply_lora(model, key=jr.key(0), wrapper=Gate))
     for call, message in [
         (lambda: fixed.add(adapters_of(wider), "b"), "do not fit the model"),
-        (lambda: fixed.add(sets["lora"], "a"), "bank.replace"),
         (lambda: fixed.add(sets["lora"], "b"), "an empty slot .all 1 are in use"),
         (lambda: fixed.replace("a", sets["one layer"]), r"rank 4 at 'layers/1' .it has 2"),
         (lambda: fixed.replace("a", sets["dora"]), "a gain of the outputs of 'layers/0'"),
         (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),
-        (lambda: fixed.replace("a", oft), "(?s)OFTLinear, whose update has another form.*to_lora"),
-        (
-            lambda: fixed.replace("a", adapters_of(model, LoRAOwn)),
-            "LoRAOwn needs slots of",
-        ),
-        (lambda: fixed.replace("a", gates), "layers/0: a Gate, which is not of a layer kind"),
+        (lambda: fixed.replace("a", adapters_of(model, LoRAOwn)), "LoRAOwn needs slots of"),
         (lambda: fixed.replace("a", model), "must be an AdapterSet"),
         (lambda: fixed.remove("b"), "no adapter 'b'"),
         (lambda: fixed.run(["b"], xs[:1]), "no adapter 'b'"),
         (lambda: fixed.add(sets["lora"], 3), "must be a str"),
         (lambda: fixed(xs[0], 2), "no slot 2: the bank has 2, from 0"),
         (lambda: fixed(xs[0], 1.0), "one whole number"),
-        (lambda: jax.jit(lambda x: fixed(x, 1))(xs[0]), "inside jit"),
         (lambda: jax.jit(lambda xs: fixed.run(["a"] * BATCH, xs))(xs), "inside jit"),
         (lambda: fixed.run(["a"] * 3, xs), r"first axes of the arguments are \[\(12,\)\]"),
         (lambda: fixed.run("a", xs[:1]), "must be a list"),
         (lambda: at_slot(model, 1), "has no slots"),
-        (lambda: AdapterBank(swap_adapters(model, sets["lora"])), "must be plain"),
         (lambda: AdapterBank(model, sets["lora"]), "a list"),
         (lambda: AdapterBank(model, slots=-1), "an int from 0"),
         (lambda: fixed.update(None), "partition.. was never called"),
@@ -490,8 +439,6 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
             call()
     after = fixed.snapshot()
     assert all(old is new for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True))
-    lora, _ = to_lora(swap_adapters(model, oft), rank=2)
-    fixed.replace("a", extract_adapters(lora))  # as the message says
 
 
 def test_from_threads(model, sets, xs):
@@ -512,7 +459,7 @@ def test_from_threads(model, sets, xs):
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for turn in range(30):
+    for turn in range(15):
         bank.replace("moving", sets["lora-fa" if turn % 2 else "rslora"])
         bank.add(sets["lora"], "short")
         if turn % 3 == 0:

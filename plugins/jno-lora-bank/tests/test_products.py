@@ -129,13 +129,9 @@ def test_they_are_those_of_vmap(case):
         np.testing.assert_allclose(our_leaf, leaf, atol=2e-5, rtol=1e-5)
 
 
-def test_outside_of_jit_they_are_the_same():
-    np.testing.assert_allclose(
-        by_slots(x[0], A, Bt, slots[0]), expected(x[0], A, Bt, slots[0]), atol=1e-5
-    )
-
-
 def test_without_jit_they_are_the_same():
+    arguments = x[0], A, Bt, slots[0]
+    np.testing.assert_allclose(by_slots(*arguments), expected(*arguments), atol=1e-5)
     with jax.disable_jit():
         without = batch(by_slots)(x, A, Bt)
     np.testing.assert_allclose(without, batch(expected)(x, A, Bt), atol=1e-5)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from zoo_cases import perturb
 
-from jno.lora import Net, SelectionError, extract_adapters, swap_adapters, to_lora
+from jno.lora import Net, SelectionError, extract_adapters, swap_adapters
 from jno_lora_bank import AdapterBank
 from jno_lora_foundax import (
     BottleneckLinear,
@@ -48,10 +49,7 @@ def model():
 
 def set_of(model, cls, seed, rank=1, **options):
     net = Net(model, key=jr.key(seed)).freeze().lora(rank, 3.0, wrapper=cls, options=options)
-    keys = iter(jr.split(jr.key(seed + 100), 9))
-    trainable, _ = net.partition()
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(next(keys), a.shape), trainable)
-    return extract_adapters(net.update(moved).module)
+    return extract_adapters(perturb(net.module, 0.3, seed))
 
 
 def expected(model, sets, names, xs):
@@ -100,19 +98,3 @@ def test_bottlenecks_have_slots_as_well():
     np.testing.assert_allclose(ys[0], alone[0], atol=1e-5)
     np.testing.assert_allclose(ys[2], alone[1], atol=1e-5)
     np.testing.assert_array_equal(ys[1], call(model, xs[1]))  # infinite, and not NaN
-
-
-def test_active_adapters_become_one_lora_of_a_slot():
-    model = eqx.nn.Sequential([eqx.nn.Linear(3, 4, key=jr.key(0))])
-    net = Net(model).freeze()
-    for seed, name in enumerate("ab"):
-        net.add_adapter(name, set_of(model, "lora", seed))
-    net.activate("a", "b", weights={"b": -0.5})
-    sets = {
-        "sum": extract_adapters(net.module),
-        "converted": extract_adapters(to_lora(net.module)[0]),
-    }
-    bank = AdapterBank(model, sets)
-    xs = jr.normal(jr.key(1), (3, 3))
-    y = bank.run(["sum", "converted", None], xs)
-    np.testing.assert_allclose(y, jnp.stack([net(xs[0]), net(xs[1]), model(xs[2])]), atol=1e-5)

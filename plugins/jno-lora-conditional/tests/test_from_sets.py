@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo_cases import perturb
 
 from jno.lora import Net, SelectionError, extract_adapters, merge_lora
 from jno_lora_conditional import Hats, at, from_sets, merge
@@ -16,13 +17,7 @@ VALUES = (1.0, 0.1, 0.3)
 
 def trained(seed, wrapper="lora", rank=1, model=MODEL, **arguments):
     net = Net(model).freeze().lora(rank=rank, alpha=2.0, wrapper=wrapper, **arguments)
-    trainable, _ = net.partition()
-    rng = np.random.default_rng(seed)
-    return net.update(
-        jax.tree.map(
-            lambda x: x + jnp.asarray(rng.normal(size=x.shape, scale=0.3), x.dtype), trainable
-        )
-    ).module
+    return perturb(net.module, 0.3, seed)
 
 
 def pairs(models):

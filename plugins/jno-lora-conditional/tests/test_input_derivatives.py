@@ -4,14 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.experimental.jet import jet
 
 from jno.lora import Net
 from jno_lora_conditional import Conditional, Powers, at, merge
+from jno_lora_conditional.testing import trained_at_random
 
-Z = 0.7
-X, V = (0.3, -0.2), (0.5, 1.0)
+V = (0.5, 1.0)
 
 
 def third(u, x):
@@ -29,51 +28,28 @@ def directional(u, x):
     return [derivative(zero) for derivative in along]
 
 
-KINDS = {
-    "grad of grad": lambda u, x: jax.jacrev(jax.grad(u))(x),
-    "jacfwd": lambda u, x: jax.jacfwd(u)(x),
-    "jacrev": lambda u, x: jax.jacrev(u)(x),
-    "hessian": lambda u, x: jax.hessian(u)(x),
-    "forward over forward": lambda u, x: jax.jacfwd(jax.jacfwd(u))(x),
-    "jet": third,
-}
+def derivatives(u, x):
+    return {
+        "reverse over reverse": jax.jacrev(jax.grad(u))(x),
+        "forward over forward": jax.jacfwd(jax.jacfwd(u))(x),
+        "jet": third(u, x),
+        "nested": directional(u, x),
+    }
 
 
-def conditional(variant):
-    """A conditional with random directions."""
-    model = eqx.nn.MLP(2, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))
-    net = Net(model, key=jax.random.key(1)).freeze().lora(2, 4.0, wrapper=variant)
-    trainable, frozen = Conditional(net, Powers(0.2, degree=2)).partition()
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    leaves = [
-        x + 0.3 * jax.random.normal(key, x.shape, x.dtype)
-        for key, x in zip(keys, leaves, strict=True)
-    ]
-    return eqx.combine(jax.tree.unflatten(structure, leaves), frozen)
-
-
-@pytest.mark.parametrize("variant", ["lora", "adalora"])
-def test_derivatives_by_the_inputs_are_the_merged_networks(variant):
+def test_derivatives_by_the_inputs_are_the_merged_networks():
     with jax.enable_x64(True):
-        family = conditional(variant)
-        x = jnp.array(X)
-        merged = merge(family, Z)
-        base = family.model
-        for kind, derivative in KINDS.items():
-            ours = jax.jit(lambda z, x, d=derivative: d(at(family, z), x))(Z, x)
-            plain = jax.jit(lambda x, d=derivative: d(merged, x))(x)
-            start = derivative(base, x)
-            for left, right, before in zip(
-                *map(jax.tree.leaves, (ours, plain, start)), strict=True
-            ):
+        model = eqx.nn.MLP(2, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))
+        net = Net(model, key=jax.random.key(1)).freeze().lora(2, 4.0, wrapper="adalora")
+        family = trained_at_random(Conditional(net, Powers(0.2, degree=2)))
+        x = jnp.array((0.3, -0.2))
+        ours = jax.jit(lambda z, x: derivatives(at(family, z), x))(0.7, x)
+        plain, start = (
+            eqx.filter_jit(derivatives)(merged, x) for merged in (merge(family, 0.7), model)
+        )
+        for kind in ours:
+            trees = (tree[kind] for tree in (ours, plain, start))
+            for left, right, before in zip(*map(jax.tree.leaves, trees), strict=True):
                 np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12, err_msg=kind)
                 assert np.max(np.abs(left - before)) > 1e-3, kind
-
-
-def test_taylor_series_are_nested_derivatives():
-    with jax.enable_x64(True):
-        model = at(conditional("lora"), Z)
-        x = jnp.array(X)
-        for left, right in zip(third(model, x), directional(model, x), strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-9)
+        np.testing.assert_allclose(ours["jet"], ours["nested"], rtol=1e-9)

@@ -1,10 +1,11 @@
-"""All methods of the zoo as functions of a parameter, on a linear layer."""
+"""Methods of the zoo as functions of a parameter, on a linear layer."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import ALL
 
 from jno.lora import Net, SelectionError
 from jno_lora_conditional import Conditional, Powers
@@ -21,6 +22,10 @@ ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRA
 # Starts exactly, but divides by a norm when it is called.
 ROUNDED_CALL = {"DoRA"}
 
+# One method of each way to start, to move and to be refused; `make test-all` runs all methods.
+CHOSEN = ("LoRA", "AdaLoRA", "OFT", "EVA", "PiSSA", "HRA", "DoRA", *REFUSED)
+RUN = [method for method in METHODS if ALL or method.__name__ in CHOSEN]
+
 LAYER = eqx.nn.Linear(4, 6, key=jax.random.key(0))
 X = jnp.array([0.3, -0.5, 0.8, 1.1])
 
@@ -36,7 +41,7 @@ def statistics():
     }
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", RUN, ids=lambda method: method.__name__)
 def test_laws(method):
     name = method.__name__
     if name in REFUSED:
@@ -52,17 +57,3 @@ def test_laws(method):
         exact=name not in ROUNDED_START,
         rounding=1e-6 if name in ROUNDED_START | ROUNDED_CALL else None,
     )
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_double_precision_accepts_the_same_methods(method):
-    name = method.__name__
-    with jax.enable_x64(True):
-        layer = eqx.nn.Linear(4, 6, key=jax.random.key(0), dtype=jnp.float64)
-        net = Net(layer).freeze()
-        net.lora(rank=2, wrapper=method.variant, statistics=statistics())
-        if name in REFUSED:
-            with pytest.raises(SelectionError, match=f"<root>: {name}Linear {REFUSED[name]}"):
-                Conditional(net, Powers(source=0.0))
-        else:
-            Conditional(net, Powers(source=0.0), exact=name not in ROUNDED_START)

@@ -20,10 +20,8 @@ LAYERS = {
 }
 CASES = [
     ("linear", "lora", {"bias": "train"}, 1),
-    ("linear", "lora", {}, 2),
     ("linear", "dora", {}, 2),
     ("conv", "lora", {}, 1),
-    ("spectral", "lora", {}, 2),
     ("spectral", "cp", {}, 1),
 ]
 

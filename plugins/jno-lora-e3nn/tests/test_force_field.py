@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from e3nn_models import ForceField
+from zoo_cases import perturb
 
 import jno_lora_e3nn  # noqa: F401
-from jno.lora import Net, lora_report, lora_trainable_filter, merge_lora
+from jno.lora import Net, lora_report
 from jno.lora.extending import adapted_layers
 
 KEY = jax.random.key(0)
@@ -23,16 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def adapted(model):
-    return trained(Net(model).lora(rank=2, alpha=2).module)
-
-
-def trained(model):
-    """`model` with all arrays of its adapters moved at random, as after training."""
-    arrays, other = eqx.partition(model, lora_trainable_filter(model))
-    leaves, treedef = jax.tree.flatten(arrays)
-    rng = np.random.default_rng(0)
-    moved = [x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype) for x in leaves]
-    return eqx.combine(jax.tree.unflatten(treedef, moved), other)
+    return perturb(Net(model).lora(rank=2, alpha=2).module)
 
 
 @eqx.filter_jit
@@ -74,22 +66,3 @@ def test_energies_and_forces_turn_with_the_atoms(model, adapted):
     single = rotation_errors(adapted, positions.astype(jnp.float32))
     # e3nn keeps some constants in float32.
     assert max(errors) <= 1e-7 and max(single) <= 1e-5
-
-
-def test_a_merged_model_computes_the_same(adapted):
-    positions = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
-    merged = merge_lora(adapted)
-    both = (energy_and_forces(m, positions) for m in (merged, adapted))
-    for a, b in zip(*both, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_adapters_are_saved_and_loaded(model, adapted, tmp_path):
-    net = Net(model).lora(rank=2, alpha=2)
-    net.update(eqx.filter(adapted, net.trainable))
-    net.save_adapters(tmp_path / "adapters.safetensors")
-    loaded = Net(model).load_adapters(tmp_path / "adapters.safetensors").module
-    expected, came = (dict(adapted_layers(m)) for m in (adapted, loaded))
-    for path, adapter in expected.items():
-        for name, array in adapter.state().items():
-            np.testing.assert_array_equal(came[path].state()[name], array)

@@ -15,13 +15,7 @@ OURS = pathlib.Path(jno.lora.__path__[0])
 
 # `make test-jno` has jNO installed beside jno-lora, both as wheels.
 HAS_JNO = os.environ.get("JNO_LORA_TEST_JNO") == "1"
-REAL = [
-    "test_training.py",
-    "test_controls.py",
-    "test_saving.py",
-    "test_installs.py",
-    "test_page.py",
-]
+REAL = [f"test_{name}.py" for name in ("training", "controls", "saving", "installs", "page")]
 collect_ignore = ["test_standing_in.py"] if HAS_JNO else REAL
 
 if HAS_JNO and not getattr(importlib.util.find_spec("jno"), "has_location", False):

@@ -1,9 +1,5 @@
 """Runs and adapters as files."""
 
-import os
-import subprocess
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,27 +26,6 @@ def test_a_run_is_saved_and_loaded(tmp_path):
     (module,) = loaded.models.values()
     assert jnp.array_equal(output(module), output(net.module))
     loaded.solve(1)
-
-
-def test_a_run_says_what_is_missing_where_jno_lora_is_not_installed(tmp_path):
-    *_, core = solved()
-    path = str(tmp_path / "run.pkl")
-    jno.save(core, path)
-    code = f"""
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.startswith("jno_lora"):
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hidden())
-import jno
-jno.load({path!r})
-"""
-    environment = {**os.environ, "JNO_LORA_JNO": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode and "No module named 'jno_lora_zoo'" in done.stderr
 
 
 def test_adapters_go_on_without_jno(tmp_path):

@@ -15,13 +15,53 @@ def test_importing_jno_lets_it_use_ours(site):
         """
         import jno
         from jno.lora import in_jno, DoRALinear
+        from jno.trace import ModelCall
         assert in_jno.is_enabled()
+        raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
+        raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
         net = jno.Model(model).lora(2, wrapper="dora", options={"multiplier": 0.5})
         jno.core().solve(net, jax.random.key(1))
         assert isinstance(net.adapted.layers[0], DoRALinear)
         assert set(in_jno.trained_adapters(net)) == {"layers/0", "layers/1"}
         assert type(net.module.layers[0]) is eqx.nn.Linear
         jno.core().solve(jno.Model(model).lora(2, 1.0, "pissa"), jax.random.key(1))
+        # A spec takes missing values from the call.
+        net = jno.Model(model)
+        specs = [{"target": "0", "wrapper": "dora"}, {"rank": 3, "options": {"multiplier": 2.0}}]
+        assert ModelCall(net).lora(2, 4.0, specs=specs, wrapper="lora").model is net
+        assert net._lora_config == [
+            {"target": "0", "rank": 2, "alpha": 4.0, "wrappers": ("dora",)},
+            {"target": None, "rank": 3, "alpha": 4.0, "wrappers": ("lora",),
+             "options": {"multiplier": 2.0}},
+        ]
+        """
+    )
+
+
+def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
+    site.run(
+        """
+        import jno
+        from jno.architectures.lora import DoRALinear, apply_lora
+        net = jno.Model(model)
+        raises(SelectionError, "'dora'", net.lora, wrapper="doar")
+        raises(SelectionError, "did you mean 'rank'", net.lora, specs=[{"rnk": 2}])
+        raises(SelectionError, "integer of at least 1", net.lora, rank=0)
+        raises(SelectionError, "into each spec", net.lora, target="a", specs=[{"rank": 2}])
+        raises(SelectionError, "jno.lora.DoRALinear", net.lora, wrapper=DoRALinear)
+        raises(SelectionError, "No adapter or variant", net.tune, lora=[None, (4, 1.0, "nope")])
+        raises(SelectionError, "(rank, alpha, wrapper)", net.tune, lora=[4])
+        assert net._lora_config is None
+        net.tune(lora=[(4, 1.0), (4, 1.0, "dora"), None], freeze=[True])
+        # A mask may come from another instance, and hold arrays only.
+        other = eqx.nn.MLP(3, 3, 4, 1, activation=lambda x: x, key=jax.random.key(1))
+        no = jax.tree.map(lambda _: False, eqx.filter(other, eqx.is_array))
+        mask = eqx.tree_at(lambda m: m.layers[1].weight, no, True)
+        spec = {"target": None, "rank": 2, "alpha": 1.0, "wrappers": ("lora",)}
+        adapted = apply_lora(model, key=jax.random.key(2), specs=[spec], param_mask=mask)
+        assert type(adapted.layers[0]) is eqx.nn.Linear is not type(adapted.layers[1])
+        raises(SelectionError, "elsewhere/weight", apply_lora, model, key=jax.random.key(2),
+               specs=[spec], param_mask={"elsewhere": {"weight": True}})
         """
     )
 
@@ -57,117 +97,34 @@ def test_disable_gives_jno_everything_back(site):
     )
 
 
-def test_a_module_that_is_imported_later_gets_back_its_own_too(site):
-    site.run(
-        """
-        import jno.late
-        from jno.lora import in_jno
-        in_jno.disable()
-        assert jno.late.apply_lora(model, key=None) == "theirs"
-        """
-    )
-
-
-def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
-    site.run(
-        """
-        import jno
-        from jno.architectures.lora import DoRALinear
-        net = jno.Model(model)
-        raises(SelectionError, "'dora'", net.lora, wrapper="doar")
-        raises(SelectionError, "did you mean 'rank'", net.lora, specs=[{"rnk": 2}])
-        raises(SelectionError, "integer of at least 1", net.lora, rank=0)
-        raises(SelectionError, "regex", net.lora, target="(")
-        raises(SelectionError, "list of dicts", net.lora, specs={"rank": 2})
-        raises(SelectionError, "into each spec", net.lora, target="a", specs=[{"rank": 2}])
-        raises(SelectionError, "is empty", net.lora, specs=[])
-        raises(SelectionError, "jno.lora.DoRALinear", net.lora, wrapper=DoRALinear)
-        raises(SelectionError, "No adapter or variant", net.tune, lora=[None, (4, 1.0, "nope")])
-        raises(SelectionError, "(rank, alpha, wrapper)", net.tune, lora=[4])
-        assert net._lora_config is None
-        net.tune(lora=[(4, 1.0), (4, 1.0, "dora"), None], freeze=[True])
-        """
-    )
-
-
-def test_a_spec_takes_missing_values_from_the_call(site):
-    site.run(
-        """
-        import jno
-        from jno.trace import ModelCall
-        net = jno.Model(model)
-        specs = [{"target": "0", "wrapper": "dora"}, {"rank": 3, "options": {"multiplier": 2.0}}]
-        assert ModelCall(net).lora(2, 4.0, specs=specs, wrapper="lora").model is net
-        assert net._lora_config == [
-            {"target": "0", "rank": 2, "alpha": 4.0, "wrappers": ("dora",)},
-            {"target": None, "rank": 3, "alpha": 4.0, "wrappers": ("lora",),
-             "options": {"multiplier": 2.0}},
-        ]
-        """
-    )
-
-
-def test_masks_of_another_instance_and_of_arrays_only(site):
-    site.run(
-        """
-        import jno
-        from jno.architectures.lora import apply_lora
-        other = eqx.nn.MLP(3, 3, 4, 1, activation=lambda x: x, key=jax.random.key(1))
-        no = jax.tree.map(lambda _: False, eqx.filter(other, eqx.is_array))
-        mask = eqx.tree_at(lambda m: m.layers[1].weight, no, True)
-        spec = {"target": None, "rank": 2, "alpha": 1.0, "wrappers": ("lora",)}
-        adapted = apply_lora(model, key=jax.random.key(2), specs=[spec], param_mask=mask)
-        assert type(adapted.layers[0]) is eqx.nn.Linear is not type(adapted.layers[1])
-        raises(SelectionError, "elsewhere/weight", apply_lora, model, key=jax.random.key(2),
-               specs=[spec], param_mask={"elsewhere": {"weight": True}})
-        """
-    )
-
-
-def test_trained_adapters_says_why_there_are_none(site):
-    site.run(
-        """
-        import jno
-        from jno.lora import in_jno
-        raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
-        raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
-        """
-    )
-
-
-def test_switched_off_by_the_environment(site):
+@pytest.mark.parametrize("variable", [{"JNO_LORA_JNO": "0"}, {"JNO_LORA_BLOCK": "jno-lora-jno"}])
+def test_switched_off_by_the_environment(site, variable):
     site.run(
         """
         import jno, sys
-        from jno.lora import in_jno
-        assert not in_jno.is_enabled()
         assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
         """,
-        JNO_LORA_JNO="0",
+        **variable,
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "said"),
+    ("changes", "said"),
     [
-        ("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1", "spread"),
         (
-            "architectures/lora.py",
-            "def merge_lora(model)",
-            "def merge_lora(spread, model)",
-            "spread",
+            [
+                ("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1"),
+                ("architectures/lora.py", "merge_lora(model)", "merge_lora(further, model)"),
+                ("trace.py", "lora(self, rank=4, alpha=1.0,", "lora(self, alpha=1.0, rank=4,"),
+            ],
+            ("spread", "further", "alpha, rank in this order"),
         ),
-        (
-            "trace.py",
-            "def lora(self, rank=4, alpha=1.0,",
-            "def lora(self, alpha=1.0, rank=4,",
-            "order",
-        ),
-        ("trace.py", "class Model:", "class Net:", "jno.trace.Model.lora is missing"),
+        ([("trace.py", "class Model:", "class Net:")], ("jno.trace.Model.lora is missing",)),
     ],
 )
-def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, said):
-    site.change(name, old, new)
+def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, changes, said):
+    for change in changes:
+        site.change(*change)
     site.change("__init__.py", "from .trace import Model", "")
     site.run(
         f"""
@@ -176,11 +133,11 @@ def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, name, old, new, 
             import jno, sys
         from jno.lora import in_jno
         assert not in_jno.is_enabled()
-        raises(JnoLoraError, {said!r}, in_jno.enable)
-        raises(JnoLoraError, "jNO", in_jno.enable)
-        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
         from jno.trace import ModelCall
-        raises(JnoLoraError, {said!r}, ModelCall(None).lora)
+        for said in ("jNO", *{said!r}):
+            raises(JnoLoraError, said, in_jno.enable)
+            raises(JnoLoraError, said, ModelCall(None).lora)
+        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
         """
     )
 
@@ -265,35 +222,15 @@ def test_without_jno_there_is_nothing_to_enable():
     in_jno.disable()
 
 
-def test_the_plugin_may_be_imported_first(site):
+def test_the_plugin_may_be_imported_first_and_other_plugins_load_when_they_are_needed(site):
     site.run(
         """
-        import jno_lora_jno, jno
+        import jno_lora_jno, jno, sys
         assert jno_lora_jno.is_enabled()
         assert jno.lora.in_jno.enable is jno_lora_jno.enable
         assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
-        """
-    )
-
-
-def test_other_plugins_load_when_they_are_needed(site):
-    site.run(
-        """
-        import jno, sys
-        assert jno.lora.in_jno.is_enabled()
         assert not {"jno_lora_zoo", "jno_lora_arrays", "jno_lora_e3nn"} & set(sys.modules)
         """
-    )
-
-
-def test_the_plugin_can_be_blocked(site):
-    site.run(
-        """
-        import jno, sys
-        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
-        assert "jno_lora_jno" not in sys.modules
-        """,
-        JNO_LORA_BLOCK="jno-lora-jno",
     )
 
 
@@ -318,13 +255,13 @@ def test_doctor_says_which_adapters_jno_uses_and_what_hides_them(site):
         except SystemExit:
             pass
         """
-    assert "jNO 0.4.2 ours inside" in " ".join(site.run(doctor, start="").split())
     said = site.run(doctor, start="", JNO_LORA_JNO="0")
     assert "jNO 0.4.2 uses its own adapters" in " ".join(said.split())
     other = site.folder / "other" / "jno"
     other.mkdir(parents=True)
     (other / "__init__.py").touch()
     said = site.run(doctor, start="", PYTHONPATH=f"{site.folder}{os.pathsep}{other.parent}")
+    assert "jNO 0.4.2 ours inside" in " ".join(said.split())
     assert f"TROUBLE: A package `jno` at {other} does not hold this jno.lora" in said
 
 

@@ -22,13 +22,6 @@ class Attention(eqx.Module):
     blocks: dict[str, eqx.nn.Linear]
     per_head: eqx.nn.Linear
 
-    def __init__(self):
-        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
-        names = enumerate(("query", "key", "value"))
-        self.blocks = {name: make(jax.random.split(jax.random.key(n), 2)) for n, name in names}
-        self.embed = eqx.nn.Embedding(9, 6, key=KEY)
-        self.per_head = eqx.nn.Linear(3, 3, key=KEY)
-
     def __call__(self, tokens):
         """The output, and the keys and values of each block."""
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
@@ -46,7 +39,11 @@ class Attention(eqx.Module):
 
 @pytest.fixture(scope="module")
 def models():
-    plain = Attention()
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
+    names = enumerate(("query", "key", "value"))
+    blocks = {name: make(jax.random.split(jax.random.key(n), 2)) for n, name in names}
+    embed, per_head = eqx.nn.Embedding(9, 6, key=KEY), eqx.nn.Linear(3, 3, key=KEY)
+    plain = Attention(embed, blocks, per_head)
     options = {"invocation": (3, 4)}
     adapted = apply_lora(plain, 2, key=KEY, wrapper=ActivatedLoRA, options=options)
     nonzero = lambda path, x: x + 0.3 if "lora_B" in jax.tree_util.keystr(path) else x  # noqa: E731

@@ -1,38 +1,61 @@
-"""The adapters keep every promise, as the kit checks it."""
+"""The adapters keep every promise, as the kit checks it; options and activations of PEANuT."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
-from jno_lora_routed import HydraLoRA, Lily, MoELoRA, Poly
+from jno_lora_peft.types.peanut import _ACTIVATIONS
+from jno_lora_routed import ActivatedLoRA, HydraLoRA, Invocation, Lily, MoELoRA, PEANuTLinear, Poly
+from jno_lora_routed._peanut import ACTIVATIONS
 
-R, IN, OUT, N = 2, 6, 4, 3
+R, IN, OUT, N, DEPTH = 2, 6, 4, 3, 2
 LINEAR, INPUTS = standard_layers()["Linear"]
-OPTIONS = {
-    HydraLoRA: {"experts": N},
-    MoELoRA: {"experts": N, "top_k": 2},
-    Lily: {"experts": N, "group": 1},
-    Poly: {"tasks": 2, "skills": N, "splits": 2},
-}
-PARAMETERS = {
-    HydraLoRA: R * IN + N * (R * OUT + IN),
-    MoELoRA: N * (R * (IN + OUT) + IN),
-    Lily: R * (IN + N) + N * R * OUT,
-    Poly: N * (R * (IN + OUT) + 2 * 2),
-}
 
 
-def case_of(wrapper):
-    return WrapperCase(
-        wrapper,
-        base=LINEAR,
-        inputs=INPUTS,
-        rank=R,
-        options=OPTIONS[wrapper],
-        parameters=PARAMETERS[wrapper],
-    )
+class Always(Invocation):
+    """Every token is active, as for a prompt that begins with the invocation."""
+
+    def __call__(self, x, *, key=None):
+        return jnp.ones(1, x.dtype)
 
 
-@parametrize_with_checks([case_of(MoELoRA)])
+class AlwaysActivatedLoRA(ActivatedLoRA):
+    router_class = Always
+
+
+def peanut(adapter):
+    """The law in float64, one column of the weight after the other."""
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    arrays = (adapter.base.weight, adapter.A, adapter.B, adapter.encoders, adapter.decoders)
+    W, A, B, E, D = (np.asarray(x, np.float64) for x in arrays)
+    columns = []
+    for column in W.T:
+        h0 = silu(A @ column)
+        h1 = silu(E[0] @ h0)
+        h2 = silu(E[1] @ h1)
+        h3 = silu(D[0] @ h2) + h1
+        columns.append(silu(D[1] @ h3) + h0)
+    return W + adapter.alpha / adapter.rank * B @ np.stack(columns, 1)
+
+
+def case(wrapper, parameters, **options):
+    law = peanut if wrapper is PEANuTLinear else None
+    given = {"base": LINEAR, "inputs": INPUTS, "rank": R, "law": law}
+    return WrapperCase(wrapper, options=options, parameters=parameters, **given)
+
+
+@parametrize_with_checks(
+    [
+        case(MoELoRA, N * (R * (IN + OUT) + IN), experts=N, top_k=2),
+        case(PEANuTLinear, 2 * R * OUT + 2 * DEPTH * R * R, depth=DEPTH, activation="silu"),
+        case(AlwaysActivatedLoRA, R * (IN + OUT), invocation=(3, 4)),
+    ]
+)
 def test_conformance(check):
     check()
 
@@ -45,7 +68,33 @@ CHECKS = (
 )
 
 
-@pytest.mark.parametrize("wrapper", [HydraLoRA, Lily, Poly])
-def test_other_adapters(wrapper):
-    for result in run_checks(case_of(wrapper), CHECKS):
+@pytest.mark.parametrize(
+    "case",
+    [
+        case(HydraLoRA, R * IN + N * (R * OUT + IN), experts=N),
+        case(Lily, R * (IN + N) + N * R * OUT, experts=N, group=1),
+        case(Poly, N * (R * (IN + OUT) + 2 * 2), tasks=2, skills=N, splits=2),
+    ],
+    ids=str,
+)
+def test_other_adapters(case):
+    for result in run_checks(case, CHECKS):
         assert result.error is None, result.error
+
+
+def test_activations_are_those_of_peft():
+    assert tuple(ACTIVATIONS) == _ACTIVATIONS
+    x = np.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
+    assert np.allclose(ACTIVATIONS["relu6"](x), [0, 0, 0, 0.5, 6])
+    assert np.allclose(ACTIVATIONS["relu2"](x), [0, 0, 0, 0.25, 49])
+    assert np.allclose(ACTIVATIONS["quick_gelu"](x), x / (1 + np.exp(-1.702 * x)), atol=1e-5)
+    assert ACTIVATIONS["gelu"](0.5) != ACTIVATIONS["gelu_new"](0.5)
+
+
+def test_options_of_peanut():
+    layer, key = LINEAR(jax.random.key(0)), jax.random.key(0)
+    adapter = PEANuTLinear(layer, R, 1.0, key=key, depth=1)
+    assert all(array.size for array in adapter.state().values())  # Orbax saves no empty arrays
+    for options in ({"depth": -1}, {"depth": True}, {"activation": "sine"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            PEANuTLinear(layer, R, 1.0, key=key, **options)

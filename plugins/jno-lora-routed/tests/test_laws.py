@@ -57,31 +57,22 @@ def mapped(layer, **options):
     return eqx.filter_jit(lambda layer: jax.vmap(layer, **options)(X))(layer)
 
 
-def test_hydra(layer):
-    layer, W, b = layer
-    adapter, s = trained(layer, "hydra-lora", experts=N)
-    w = softmax(X @ s["router/weight"].T)
-    rows = [
-        W @ x + b + SCALE * sum(w[t, i] * s["lora_B"][i] @ s["lora_A"] @ x for i in range(N))
-        for t, x in enumerate(X)
-    ]
-    check(mapped(adapter), rows)
+def routed(X, W, b, w, A, B, scales):
+    """`W x + b + sum_i w_i s_i B_i A_i x` for each token."""
+    return X @ W.T + b + np.einsum("te,e,eor,eri,ti->to", w, scales, B, A, X)
 
 
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_mixture(layer, top_k):
+@pytest.mark.parametrize(
+    ("variant", "top_k"), [("hydra-lora", N), ("moe-lora", N), ("moe-lora", 2)]
+)
+def test_experts(layer, variant, top_k):
     layer, W, b = layer
-    adapter, s = trained(layer, "moe-lora", experts=N, top_k=top_k)
+    options = {"top_k": top_k} if top_k < N else {}
+    adapter, s = trained(layer, variant, experts=N, **options)
     z = X @ s["router/weight"].T
-    if top_k is not None:
-        z = np.where(z >= np.sort(z, axis=1)[:, -top_k, None], z, -np.inf)
-    w = softmax(z)
-    assert np.count_nonzero(w) == TOKENS * (top_k or N)
-    rows = [
-        W @ x + b + SCALE * sum(w[t, i] * s["lora_B"][i] @ s["lora_A"][i] @ x for i in range(N))
-        for t, x in enumerate(X)
-    ]
-    check(mapped(adapter), rows)
+    w = softmax(np.where(z >= np.sort(z, axis=1)[:, -top_k, None], z, -np.inf))
+    A = np.broadcast_to(s["lora_A"], (N, R, IN))  # HydraLoRA has one for all
+    check(mapped(adapter), routed(X, W, b, w, A, s["lora_B"], np.full(N, SCALE)))
 
 
 def lily(X, W, b, s, B, mean):
@@ -172,13 +163,8 @@ def test_arrow(layer, general):
     p = np.stack([np.linalg.svd(B[i] @ A[i])[2][0] for i in range(4)])
     z = np.abs(X @ p.T)
     z = np.where(z >= np.sort(z, axis=1)[:, -2, None], z / 0.5, -np.inf)
-    w = softmax(z)
-    rows = [
-        W @ x + b + sum(w[t, i] * scales[i] * B[i] @ A[i] @ x for i in range(4))
-        for t, x in enumerate(X)
-    ]
-    routed = arrow(layer, sets[:4], top_k=2, temperature=0.5, general=sets[4:])
-    check(mapped(routed), rows)
+    adapter = arrow(layer, sets[:4], top_k=2, temperature=0.5, general=sets[4:])
+    check(mapped(adapter), routed(X, W, b, softmax(z), A, B, scales))
 
 
 class Tokens(eqx.Module):
@@ -216,10 +202,8 @@ def test_xlora(options, weigh):
     xlora = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, xlora)
 
     def layer(name, x, w):
-        A, B, scales = factors(sets, name)
         linear = getattr(model, name)
-        y = x @ np.asarray(linear.weight).T + np.asarray(linear.bias)
-        return y + np.einsum("te,e,eor,eri,ti->to", w, scales, B, A, x)
+        return routed(x, *map(np.asarray, (linear.weight, linear.bias)), w, *factors(sets, name))
 
     given = np.full((TOKENS, N), options.get("pass_value", 0.0))
     if "top_k_softmax" in options:  # of equal values, the first two count

@@ -18,23 +18,11 @@ from jno.lora import (
     extract_adapters,
     load_adapters,
     save_adapters,
-    stack_adapters,
     swap_adapters,
-    take_adapters,
 )
 from jno.lora.extending import adapted_layers
 from jno_lora_bank import AdapterBank
-from jno_lora_routed import (
-    ArrowLoRA,
-    HydraLoRA,
-    Lily,
-    MoELoRA,
-    Poly,
-    Softmax,
-    XLoRA,
-    arrow,
-    average_over,
-)
+from jno_lora_routed import ArrowLoRA, HydraLoRA, MoELoRA, Poly, Softmax, XLoRA, arrow, average_over
 
 IN, LAYERS, N = 4, 2, 3
 KEY = jax.random.key(0)
@@ -46,10 +34,6 @@ class Stack(eqx.Module):
 
     layers: eqx.nn.Linear
 
-    def __init__(self):
-        keys = jax.random.split(KEY, LAYERS)
-        self.layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(IN, IN, key=key))(keys)
-
     def __call__(self, x):
         arrays, static = eqx.partition(self.layers, eqx.is_array)
         return jax.lax.scan(lambda x, a: (jnp.tanh(eqx.combine(a, static)(x)), None), x, arrays)[0]
@@ -60,11 +44,6 @@ class Row(eqx.Module):
 
     layers: list
 
-    def __init__(self, stack):
-        arrays, static = eqx.partition(stack.layers, eqx.is_array)
-        parts = [jax.tree.map(lambda x, i=i: x[i], arrays) for i in range(LAYERS)]
-        self.layers = [eqx.combine(part, static) for part in parts]
-
     def __call__(self, x):
         for layer in self.layers:
             x = jnp.tanh(layer(x))
@@ -74,18 +53,17 @@ class Row(eqx.Module):
 @pytest.fixture(scope="module")
 def models():
     """Both forms, and sets of the same adapters for each."""
-    stack = Stack()
-    row = Row(stack)
-    of_stack = lora_sets(stack, N)
-    of_row = lora_sets(row, N)
 
-    def part(name, i, j):
-        return of_stack[i]["layers"].state[name][j]
+    def part(tree, j):
+        return jax.tree.map(lambda x: x[j] if eqx.is_array(x) else x, tree)
 
-    for i, adapters in enumerate(of_row):
+    keys = jax.random.split(KEY, LAYERS)
+    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(IN, IN, key=key))(keys)
+    stack, row = Stack(layers), Row([part(layers, j) for j in range(LAYERS)])
+    of_stack, of_row = lora_sets(stack, N), lora_sets(row, N)
+    for whole, adapters in zip(of_stack, of_row, strict=True):
         for j in range(LAYERS):
-            for name in ("lora_A", "lora_B"):
-                adapters[f"layers/{j}"].state[name] = part(name, i, j)
+            adapters[f"layers/{j}"].state.update(part(dict(whole["layers"].state), j))
     return stack, of_stack, row, of_row
 
 
@@ -132,17 +110,14 @@ def test_xlora_in_a_stack(models):
 
 def test_only_the_classifier_trains_by_default(models):
     _, _, row, sets = models
-    trains = {}
     for train_experts in (False, True):
         xlora = XLoRA(row, sets, hidden, features=IN, key=KEY, train_experts=train_experts)
         trainable, frozen = xlora.partition()
-        gradients = eqx.filter_grad(lambda t, f=frozen: jnp.sum(eqx.combine(t, f)(X[0]) ** 2))(
-            trainable
-        )
-        trains[train_experts] = gradients
+        loss = lambda t, f=frozen: jnp.sum(eqx.combine(t, f)(X[0]) ** 2)  # noqa: E731
+        gradients = eqx.filter_grad(loss)(trainable)
         assert all(np.any(g) for g in jax.tree.leaves(gradients.classifier))
-    assert not jax.tree.leaves(trains[False].model)
-    assert all(np.any(g) for g in jax.tree.leaves(trains[True].model))
+        assert bool(jax.tree.leaves(gradients.model)) is train_experts
+        assert all(np.any(g) for g in jax.tree.leaves(gradients.model))
 
 
 def test_files_of_arrow(models, tmp_path):
@@ -173,7 +148,7 @@ def test_smaller_ranks_are_padded(models):
 
 def test_sets_that_do_not_fit(models):
     stack, _, row, sets = models
-    with pytest.raises(SelectionError, match="There are no sets to route between"):
+    with pytest.raises(SelectionError, match="There are no adapters to route between"):
         arrow(row, [])
     with pytest.raises(SelectionError, match="`sets` must be a list"):
         arrow(row, sets[0])
@@ -185,50 +160,31 @@ def test_sets_that_do_not_fit(models):
         arrow(row, [sets[0], AdapterSet(dora)])
     with pytest.raises(SelectionError, match="do not fit the model"):
         arrow(stack, sets)
-
-
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"temperature": 0.0}])
-def test_options_of_arrow(models, options):
-    with pytest.raises(SelectionError, match="must be"):
-        arrow(models[2], models[3], **options)
+    for options in ({"top_k": 0}, {"temperature": 0.0}):
+        with pytest.raises(SelectionError, match="must be"):
+            arrow(row, sets, **options)
 
 
 def test_options_of_xlora(models, unchecked):
     _, _, row, sets = models
     given = {"hidden": hidden, "features": IN, "key": KEY}
-    for options in (
-        *({"depth": 0}, {"width": 0}, {"features": 0}, {"temperature": 0.0}),
-        {"top_k": N + 1},
-    ):
+    for options in ({"depth": 0}, {"features": 0}, {"temperature": 0.0}, {"top_k": N + 1}):
         with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
             XLoRA(row, sets, **{**given, **options})
-    with pytest.raises(WrapperError, match=r"shape \(4,\), and the classifier .* for 3 features"):
-        XLoRA(row, sets, hidden, features=3, key=KEY)(X[0])
-    xlora = XLoRA(row, sets, lambda model, x: jnp.stack([x, x]), features=IN, key=KEY)
-    with pytest.raises(WrapperError, match="with `axis`, the name of the axis"):
-        xlora(X[0])
-    two = {"features": IN, "key": KEY, "axis": "tokens"}
-    xlora = XLoRA(row, sets, lambda model, x: jnp.stack([x, x]), **two)
-    with pytest.raises(WrapperError, match=r"vmap\(\.\.\., axis_name='tokens'\)"):
-        xlora(X[0])
+    twice = lambda model, x: jnp.stack([x, x])  # noqa: E731
+    for options, message in (
+        ({"features": 3}, r"shape \(4,\)\. It must give \(3,\)"),
+        ({"hidden": twice}, "with `axis`, the name of the axis"),
+        ({"hidden": twice, "axis": "tokens"}, r"vmap\(\.\.\., axis_name='tokens'\)"),
+    ):
+        with pytest.raises(WrapperError, match=message):
+            XLoRA(row, sets, **{**given, **options})(X[0])
 
 
 def test_axes_without_a_name():
     adapter = average_over(HydraLoRA(eqx.nn.Linear(6, 4, key=KEY), 2, 2.0, key=KEY), "toks")
     with pytest.raises(WrapperError, match=r"vmap\(\.\.\., axis_name='toks'\)"):
         jax.vmap(adapter)(jnp.ones((3, 6)))
-
-
-def test_sets_that_are_served(models):
-    row = models[2]
-    sets = [
-        extract_adapters(Net(row).lora(rank=2, wrapper="hydra-lora", key=jax.random.key(i)).module)
-        for i in range(2)
-    ]
-    with pytest.raises(SelectionError, match=r"(?s)a HydraLoRA, which cannot be merged.*stack_ada"):
-        AdapterBank(row, {"a": sets[0]})
-    stacked = stack_adapters(sets)
-    assert eqx.tree_equal(take_adapters(stacked, 1), sets[1])
 
 
 def test_no_array_of_a_set_is_empty(models):
@@ -245,7 +201,6 @@ def test_options_of_adapters():
     for wrapper, options, text in (
         (HydraLoRA, {"experts": 0}, "`experts` must be an int of at least 1"),
         (MoELoRA, {"experts": 2, "top_k": 3}, "`top_k` must be an int from 1 to 2"),
-        (Lily, {"group": -1}, "`group` must be an int of at least 0"),
         (Poly, {"splits": 4}, "`splits` must divide 6 inputs and 4 outputs"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -277,8 +232,7 @@ def test_only_layers_with_known_axes_are_adapted():
 
     other = Other(6, 4, key=KEY)
     assert not HydraLoRA.applies_to(other)
-    reason = "nothing says which axis of its input a Other has features on"
-    assert HydraLoRA.why_not(other) == reason
+    assert "which axis of its input a Other has features on" in HydraLoRA.why_not(other)
     scalar = eqx.nn.Linear("scalar", "scalar", key=KEY)
     matrix = eqx.nn.Linear(6, 4, use_bias=False, key=KEY)
     for layer, x in ((scalar, jnp.asarray(2.0)), (matrix, jnp.ones((6, 3)))):

@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno_lora_zoo import (
-    LinearLayer,
-    adapter_dtype_for,
-    cited,
-    dtype_of,
-    mixed,
-    sharded_over,
-)
+from jno_lora_zoo import LinearLayer, adapter_dtype_for, cited, dtype_of, mixed, sharded_over
 
 from ._unit import FIELDS, AttentionUnit
 
@@ -60,7 +53,12 @@ class LoRAAttention(AttentionUnit):
         projections: str = "qv",
         adapter_dtype: Any = None,
     ):
-        _check_projections(projections)
+        letters = set(projections) & set(FIELDS)
+        if not projections or len(letters) < len(projections):
+            raise ValueError(
+                '`projections` must be distinct letters out of "qkvo" (query, key, value, output), '
+                f'such as "qv", but is {projections!r}'
+            )
         shapes = {p: getattr(base, FIELDS[p]).weight.shape for p in FIELDS if p in projections}
         dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         keys = dict(zip(FIELDS, jax.random.split(key, len(FIELDS)), strict=True))
@@ -135,12 +133,3 @@ class _LowRankProjection(eqx.Module):
 def _with_update(linear: Any, A: Array, B: Array, scaling: float) -> Any:
     W = LinearLayer.matrix(linear)
     return LinearLayer.with_matrix(linear, W + scaling * (B.astype(W.dtype) @ A.astype(W.dtype)))
-
-
-def _check_projections(projections: str) -> None:
-    unknown = set(projections) - set(FIELDS)
-    if unknown or not projections or len(set(projections)) < len(projections):
-        raise ValueError(
-            '`projections` must be distinct letters out of "qkvo" (query, key, value, output), '
-            f'such as "qv", but is {projections!r}'
-        )

@@ -11,12 +11,7 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from jno.lora import SelectionError
-from jno.lora.extending import (
-    nearest,
-    path_str,
-    sharded_like,
-    show_path,
-)
+from jno.lora.extending import nearest, path_str, sharded_like, show_path
 
 from ._slots import layers_with_slots
 from ._values import Values

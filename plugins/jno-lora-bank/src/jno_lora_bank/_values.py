@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import (
-    AdapterSet,
-    LoRAWrapper,
-    SelectionError,
-    resolve,
-    swap_adapters,
-)
+from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -50,10 +44,12 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     **Raises:** `SelectionError` if the set holds adapters that are neither low-rank products nor
     scales of rows.
     """
-    without_kind = [path for path in adapters if slots_class(adapters[path].wrapper) is None]
-    cannot_merge = [path for path in without_kind if not adapters[path].wrapper.mergeable]
-    refuse(model, adapters, dict.fromkeys(cannot_merge, "which cannot be merged"))
-    refuse(model, adapters, dict.fromkeys(without_kind, "which is not of a layer kind"))
+    without_kind = {
+        path: "which is not of a layer kind" if a.wrapper.mergeable else "which cannot be merged"
+        for path, a in adapters.adapters.items()
+        if slots_class(a.wrapper) is None
+    }
+    refuse(model, adapters, without_kind)
     values: dict[str, Any] = {
         path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
         for path, a in adapters.adapters.items()

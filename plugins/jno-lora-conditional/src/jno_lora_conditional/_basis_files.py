@@ -74,18 +74,9 @@ def template_of(description: Any, given: Basis | None) -> Basis:
 
 
 def arrays_in(basis: Any) -> dict[str, Any]:
-    """The arrays of a basis, or their shapes, by path.
-
-    **Raises:** `MalformedError` if two have one path.
-    """
-    arrays: dict[str, Any] = {}
-    for keys, leaf in jtu.tree_leaves_with_path(basis):
-        if _is_array(leaf) and arrays.setdefault(path_str(keys), leaf) is not leaf:
-            raise MalformedError(
-                f"two arrays of its basis have the path {path_str(keys)!r}: a dict key in it holds "
-                "a slash. Rename the key"
-            )
-    return arrays
+    """The arrays of a basis, or their shapes, by path."""
+    leaves = jtu.tree_leaves_with_path(basis)
+    return {path_str(keys): leaf for keys, leaf in leaves if _is_array(leaf)}
 
 
 def filled(template: Any, arrays: Mapping[str, Any]) -> Any:

@@ -25,14 +25,7 @@ from jno.lora.extending import (
 )
 
 from ._bases import Basis
-from ._basis_files import (
-    MalformedError,
-    arrays_in,
-    check_forms,
-    described,
-    filled,
-    template_of,
-)
+from ._basis_files import MalformedError, arrays_in, check_forms, described, filled, template_of
 from ._conditional import Conditional
 from ._moving import moving_fields, starting_at_zero, trained_fields
 
@@ -219,10 +212,6 @@ def _named(directions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         path, field, *inner = keys
         name = f"directions/{path.key}:{field.key}"
         name += f"/{path_str(tuple(inner))}" if inner else ""
-        if name in arrays:
-            raise MalformedError(
-                f"two directions have the name {name!r}: a dict key holds a slash. Rename the key"
-            )
         arrays[name] = leaf
     return arrays
 

@@ -75,8 +75,6 @@ def fit(
     non-convex optimization", arXiv:1406.2572, for the absolute value of the Hessian.
     """
     points = _checked_grid(conditional, grid)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise SelectionError(f"`steps` must be a number of steps, such as 20, but is {steps!r}")
 
     def objective(z: Array) -> Float[Array, ""]:
         return _one_number(loss(at(conditional, z.reshape(points.shape[1:])))).astype(z.dtype)
@@ -186,10 +184,7 @@ def _spacing(points: Float[Array, "G p"], best: Vector) -> Vector:
 def _checked_grid(conditional: Conditional, grid: Any) -> Float[Array, "G *p"]:
     """The grid as floating numbers. **Raises:** `SelectionError` for another shape."""
     basis, shape = conditional.basis, np.shape(conditional.basis.source)
-    try:
-        points = jnp.asarray(grid, float)
-    except (TypeError, ValueError) as err:
-        raise SelectionError(f"`grid` must be an array of numbers: {err}") from err
+    points = jnp.asarray(grid, float)
     if points.ndim != 1 + len(shape) or points.shape[1:] != shape or not points.shape[0]:
         expected = f"(G, {', '.join(map(str, shape))})" if shape else "(G,)"
         raise SelectionError(

@@ -75,16 +75,15 @@ def from_sets(
 
 
 def _sorted_pairs(sets: Any) -> list[tuple[float, AdapterSet]]:
-    expected = "`sets` must be pairs of a number and a set: [(0.05, set1), (0.1, set2)]"
     try:
         pairs = [(numbers(value, "value"), adapters) for value, adapters in sets]
-    except (TypeError, ValueError) as err:
-        raise SelectionError(f"{expected}, but is of type {type(sets).__name__}") from err
+    except (TypeError, ValueError):
+        pairs = []
     is_right = [not np.ndim(value) and isinstance(s, AdapterSet) for value, s in pairs]
     if not pairs or not all(is_right):
         raise SelectionError(
-            f"{expected}, but is {sets!r:.200}. extract_adapters(model) gives the set of an "
-            "adapted model."
+            "`sets` must be pairs of a number and a set, [(0.05, set1), (0.1, set2)], but is "
+            f"{sets!r:.200}. extract_adapters(model) gives the set of an adapted model."
         )
     return sorted(pairs, key=lambda pair: pair[0])
 

@@ -38,8 +38,6 @@ class Hats(Basis):
     ):
         values: list[Any] = np.atleast_1d(numbers(nodes, "nodes")).tolist()
         self.source = None if source is None else numbers(source, "source")
-        if np.ndim(self.source):
-            raise SelectionError(f"`Hats` takes one parameter, but `source` is {source!r}")
         self.nodes = tuple(
             sorted(values if self.source in (None, *values) else [*values, self.source])
         )

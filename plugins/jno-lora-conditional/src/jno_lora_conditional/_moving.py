@@ -77,10 +77,8 @@ def _declaration_problem(
 ) -> str | None:
     if type(adapter).mergeable:
         return "can be merged, which shows the fields that move: leave it out of `moving`"
-    if isinstance(fields, str) or not fields:
-        return f"needs a tuple with one of its trained fields ({', '.join(trained)}) or more"
-    if strangers := set(fields).difference(trained):
-        return f"does not train {', '.join(sorted(strangers))}, but {', '.join(trained)}"
+    if not fields or set(fields).difference(trained):
+        return f"trains {', '.join(trained)}: name some of these fields, and not {fields!r}"
     return None
 
 

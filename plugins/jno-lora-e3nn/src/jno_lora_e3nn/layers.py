@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import (
-    Bias,
-    MatricesLayer,
-    cast_like,
-    describe,
-    is_float_array,
-)
+from jno_lora_zoo import Bias, MatricesLayer, cast_like, describe, is_float_array
 
 from ._classes import E3nnLinear
 from ._host import beside, on_host

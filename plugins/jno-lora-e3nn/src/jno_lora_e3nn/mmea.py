@@ -74,21 +74,14 @@ class MMEA(LoRAWrapper):
     def why_not(cls, leaf: Any) -> str | None:
         if not isinstance(leaf, E3nnLinear) or _scalars(leaf):
             return E3nnLayer.why_not(leaf)
-        irreps = getattr(leaf, "irreps_in", None)
-        return f"the gate reads even scalars (0e), and its inputs are {irreps}"
+        return f"the gate reads even scalars (0e), and its inputs are {leaf.irreps_in}"
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
         return E3nnLayer.stack_ndim(leaf)
 
     def __init__(
-        self,
-        base: Any,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
     ):
         scalars = _scalars(base)
         if not scalars:

@@ -5,13 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno_lora_zoo import (
-    Map,
-    MatrixLayer,
-    describe,
-    is_float_array,
-    unchanged,
-)
+from jno_lora_zoo import Map, MatrixLayer, describe, is_float_array, unchanged
 
 from ._classes import NequixLinear
 

@@ -46,37 +46,31 @@ class ModeWeights(NamedTuple):
     frequency: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
     def fits(self, layer: Any) -> bool:
-        """Whether the layer's arrays are floating, of one shape, and have all the axes."""
-        return self.misfit(layer) is None
+        """Whether the layer's arrays are floating, of one form, and have all the axes."""
+        arrays: list[Any] = [getattr(layer, field, None) for field in self.fields]
+        if not all(_is_complex(array) or is_float_array(array) for array in arrays):
+            return False
+        shape = arrays[0].shape
+        if len({(array.shape, array.dtype) for array in arrays}) > 1:
+            return False
+        if 0 in shape or len(shape) < len(self.axes):
+            return False
+        if _is_complex(arrays[0]):  # which holds both parts
+            return len(arrays) == 1 and "p" not in self.axes
+        parts = shape[self.axes.index("p") - len(self.axes)] if "p" in self.axes else len(arrays)
+        return parts in (1, 2)
 
     def misfit(self, layer: Any) -> str | None:
         """Why the layer's arrays are not as declared, or `None`."""
-        missing = [field for field in self.fields if not hasattr(layer, field)]
-        if missing:
-            return f"its weights are declared in a field {missing[0]!r}, which it lacks"
-        arrays = [getattr(layer, field) for field in self.fields]
-        for field, array in zip(self.fields, arrays, strict=True):
-            if _is_complex(array) and (len(arrays) > 1 or "p" in self.axes):
-                return (
-                    f"{field} is {show_array(array)}, which holds both parts: declare it as the "
-                    "one field, without an axis p"
-                )
-            if not (_is_complex(array) or is_float_array(array)):
-                return f"{field} is {describe(array)}, and adapters need floating or complex arrays"
-        shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
-        if len(shapes) > 1 or len(dtypes) > 1:
-            return f"{' and '.join(self.fields)} differ: {', '.join(map(show_array, arrays))}"
-        first = f"{self.fields[0]} is {show_array(arrays[0])}"
-        if 0 in arrays[0].shape:
-            return f"{first}, which is empty"
-        if arrays[0].ndim < len(self.axes):
-            return f"{first}, but is declared with the {len(self.axes)} axes {self.axes!r}"
-        n_parts = len(arrays)
-        if "p" in self.axes:
-            n_parts = arrays[0].shape[self.axes.index("p") - len(self.axes)]
-        if n_parts not in (1, 2):
-            return f"{first}: it has {n_parts} parts, and complex numbers have two"
-        return None
+        if self.fits(layer):
+            return None
+        arrays: list[Any] = [getattr(layer, field, None) for field in self.fields]
+        shown = [show_array(a) if eqx.is_array_like(a) else describe(a) for a in arrays]
+        return (
+            f"its {' and '.join(self.fields)} are {', '.join(shown)}, but are declared as parts of "
+            f"complex numbers with the axes {self.axes!r}: these are one or two floating arrays of "
+            "one shape, not empty, or one complex array without an axis p"
+        )
 
     def stack_ndim(self, layer: Any) -> int:
         """The number of axes of a stack, which come before the axes of one layer."""

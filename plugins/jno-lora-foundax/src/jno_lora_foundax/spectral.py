@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jno.lora import LoRAWrapper
 from jno.lora.types import Term
 from jno_lora_zoo import adapter_dtype_for, cited
 
-from ._spectral_adapter import SpectralAdapter, complex_product
+from ._spectral_adapter import SpectralAdapter, complex_product, parts_of
 from ._sums import joined, narrowed
 
 
@@ -178,21 +179,16 @@ def _cut_to(most: int, A: Array, B: Array) -> tuple[Array, Array]:
 
 def _checked_bands(bands: Any, rank: int) -> dict[int, int]:
     """The rank of each band. **Raises:** `ValueError` unless positive integers up to `rank`."""
-    is_mapping = isinstance(bands, Mapping) and len(bands) > 0
-    numbers: list[Any] = [*bands.keys(), *bands.values()] if is_mapping else [None]
-    is_integer = [isinstance(n, int | np.integer) and not isinstance(n, bool) for n in numbers]
-    if not all(is_integer) or min(numbers) < 1:
+    try:
+        ranks = {operator.index(end): operator.index(r) for end, r in bands.items()}
+    except (AttributeError, TypeError):  # no dict, or no integers
+        ranks = {}
+    if not ranks or min(*ranks, *ranks.values()) < 1 or max(ranks.values()) > rank:
         raise ValueError(
-            "`bands` must give ranks by the frequency that a band ends before, both at least 1, "
-            f"such as {{4: 8, 12: 2}}, but is {bands!r}"
+            "`bands` must give ranks by the frequency that a band ends before, such as "
+            f"{{4: 8, 12: 2}}: integers from 1, and the ranks at most rank={rank}, but is {bands!r}"
         )
-    highest = max(bands.values())
-    if highest > rank:
-        raise ValueError(
-            f"`bands` has a band of rank {highest}, but `rank` is {rank}, and is the highest that "
-            f"any mode has: give rank={highest}, or lower the band"
-        )
-    return {int(end): int(r) for end, r in bands.items()}
+    return ranks
 
 
 class LoRASpectral(SpectralLowRank):
@@ -249,14 +245,9 @@ class LoRASpectral(SpectralLowRank):
     @classmethod
     def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> LoRAWrapper:
         rank = next(iter(factors.values()))[0].shape[-2]
-        states = {"lora_A": {n: A for n, (A, _) in factors.items()}}
-        states |= {"lora_B": {n: B for n, (_, B) in factors.items()}}
-        n_parts = {name: len(W) for name, W in cls._matrices(layer).items()}
-        state = {
-            f"{field}/{name}": jnp.stack([jnp.real(x), jnp.imag(x)][: n_parts[name]])
-            for field, arrays in states.items()
-            for name, x in arrays.items()
-        }
+        state: dict[str, Array] = {}
+        for name, (A, B) in factors.items():
+            state |= {f"lora_A/{name}": parts_of(A), f"lora_B/{name}": parts_of(B)}
         return cls.from_state(layer, state, rank, float(rank))
 
 

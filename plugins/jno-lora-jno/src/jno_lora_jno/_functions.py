@@ -168,10 +168,9 @@ def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
 
 def _is_true(leaf: Any) -> bool:
     """Whether `leaf` is a true bool, of Python or of an array. Masks may hold functions too."""
-    is_bool = isinstance(leaf, bool) or (
-        getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
-    )
-    return is_bool and bool(leaf)
+    if isinstance(leaf, bool):
+        return leaf
+    return getattr(leaf, "shape", None) == () and leaf.dtype == np.bool_ and bool(leaf)
 
 
 def _constrained_layers(model: Any, specs: list[dict[str, Any]]) -> list[str]:

@@ -7,12 +7,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from jno.lora import (
-    JnoLoraError,
-    LoRAWrapper,
-    lora_trainable_filter,
-    partial_lora_trainable_filter,
-)
+from jno.lora import JnoLoraError, LoRAWrapper, lora_trainable_filter, partial_lora_trainable_filter
 
 from . import _functions, _methods
 from ._installs import describe_jno, jno_version

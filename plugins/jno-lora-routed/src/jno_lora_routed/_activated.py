@@ -109,10 +109,8 @@ class ActivatedLoRA(Routed):
     def state(self) -> dict[str, Any]:
         """Without the active tokens of a call."""
         state = super().state()
-        stack = state["lora_A"].shape[:-2]
-        if state["settings/active"].shape != stack:
-            state["settings/active"] = jnp.zeros(stack, state["settings/active"].dtype)
-        return state
+        stack, dtype = state["lora_A"].shape[:-2], state["settings/active"].dtype
+        return {**state, "settings/active": jnp.zeros(stack, dtype)}
 
     def update(
         self, x: Float[Array, " in"], key: PRNGKeyArray | None = None

@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jno.lora import AdapterSet, LooseAdapter, SelectionError, swap_adapters
+from jno.lora import AdapterSet, SelectionError, swap_adapters
 from jno_lora_zoo import cited
 
-from ._experts import Source, experts_of
+from ._experts import Source, experts_of, set_of_experts
 from .adapters import MoELoRA
 from .routers import Prototypes
 
@@ -70,18 +69,17 @@ def arrow(
         raise SelectionError(f"`temperature` must be positive, but is {temperature!r}")
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise SelectionError(f"`top_k` must be an int from 1, but is {top_k!r}")
-    adapters: dict[str, LooseAdapter] = {}
-    for path, (like, A, B) in experts_of(sets, general).items():
-        stack, (count, rank) = A.shape[:-3], A.shape[-3:-1]
-        state = {
-            "lora_A": jnp.asarray(A),
-            "lora_B": jnp.asarray(B),
-            "settings/weight": jnp.asarray(prototypes(A, B)),
-            "settings/temperature": jnp.full(stack, temperature, A.dtype),
-            "settings/k": jnp.full(stack, min(top_k, count), jnp.int32),
+
+    def settings(A: Any, B: Any) -> dict[str, Any]:
+        *stack, count, _, _ = A.shape
+        return {
+            "weight": prototypes(A, B),
+            "temperature": np.full(stack, temperature, A.dtype),
+            "k": np.full(stack, min(top_k, count), np.int32),
         }
-        adapters[path] = LooseAdapter(state, ArrowLoRA, rank, float(rank), like.layer)
-    return swap_adapters(model, AdapterSet(adapters))
+
+    adapters = set_of_experts(experts_of(sets, general), ArrowLoRA, settings)
+    return swap_adapters(model, adapters)
 
 
 def prototypes(

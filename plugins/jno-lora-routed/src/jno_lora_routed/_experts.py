@@ -1,13 +1,14 @@
 """Several sets of adapters of one model as the experts of one adapter for each layer."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jno.lora import AdapterSet, LooseAdapter, SelectionError, read_adapters
+from jno.lora import AdapterSet, LooseAdapter, LoRAWrapper, SelectionError, read_adapters
 from jno.lora.extending import bullets
 
 Source = AdapterSet | str | os.PathLike[str]
@@ -32,8 +33,8 @@ def experts_of(
     the same layers; or for sets of several ranks and `general` sets.
     """
     experts, subtracted = _listed(sets), _listed(general)
-    if not experts:
-        raise SelectionError("There are no sets to route between. Give at least one.")
+    if not experts or not experts[0].adapters:
+        raise SelectionError("There are no adapters to route between. Give at least one set.")
     names = ", ".join(sorted(experts[0]))
     problems: list[str] = []
     for index, adapters in enumerate(experts + subtracted):
@@ -55,6 +56,21 @@ def experts_of(
     }
 
 
+def set_of_experts(
+    experts: Mapping[str, Experts],
+    wrapper: type[LoRAWrapper],
+    settings: Callable[[Any, Any], dict[str, Any]],
+) -> AdapterSet:
+    """Adapters with these experts, whose router has the arrays that `settings(A, B)` gives."""
+    adapters: dict[str, LooseAdapter] = {}
+    for path, (like, A, B) in experts.items():
+        state = {f"settings/{name}": array for name, array in settings(A, B).items()}
+        state = {n: jnp.asarray(x) for n, x in {"lora_A": A, "lora_B": B, **state}.items()}
+        rank = A.shape[-2]
+        adapters[path] = LooseAdapter(state, wrapper, rank, float(rank), like.layer)
+    return AdapterSet(adapters)
+
+
 def _listed(sets: Any) -> list[AdapterSet]:
     if isinstance(sets, AdapterSet | str | os.PathLike):
         raise SelectionError("`sets` must be a list, or a dict by name, of sets or files.")
@@ -63,10 +79,7 @@ def _listed(sets: Any) -> list[AdapterSet]:
 
 
 def _of_layer(path: str, experts: list[LooseAdapter], general: list[LooseAdapter]) -> Experts:
-    forms = {adapter.layer for adapter in experts + general}
     ranks = {adapter.state["lora_A"].shape[-2] for adapter in experts + general}
-    if len({str(form.kinds) for form in forms}) > 1:
-        raise SelectionError(f"{path}: the sets are for different layers: {forms}")
     if general and len(ranks) > 1:
         raise SelectionError(f"{path}: `general` needs sets of one rank, but they have {ranks}")
     rank, axis = max(ranks), experts[0].layer.stack_ndim

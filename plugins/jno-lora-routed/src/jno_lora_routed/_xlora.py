@@ -8,21 +8,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from jno.lora import (
-    AdapterSet,
-    LooseAdapter,
-    SelectionError,
-    WrapperError,
-    lora_trainable_filter,
-    swap_adapters,
-    unwrap_lora,
-)
+from jno.lora import WrapperError, lora_trainable_filter, swap_adapters, unwrap_lora
 from jno.lora.extending import adapted_layers, map_adapters
 from jno_lora_zoo import cited, with_attributes
 
-from ._experts import Source, experts_of
+from ._experts import Source, experts_of, set_of_experts
 from ._routed import checked_count
 from .adapters import MoELoRA
 from .routers import Given, among_largest, checked_top_k
@@ -114,7 +107,8 @@ class XLoRA(eqx.Module):
             checked_count(name, count)
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, but is {temperature!r}")
-        self.model = swap_adapters(model, _set_of(experts_of(sets)))
+        equal = lambda A, B: {"weights": np.full(A.shape[:-2], 1 / A.shape[-3], A.dtype)}  # noqa: E731
+        self.model = swap_adapters(model, set_of_experts(experts_of(sets), GivenLoRA, equal))
         slots = self.slots
         if top_k is not None:
             checked_top_k(top_k, slots)
@@ -157,16 +151,13 @@ class XLoRA(eqx.Module):
             layers = sum(self._counts())
             first = self._weighed(self._chosen(jnp.full((layers, self.slots), self.pass_value)))
         states = jax.lax.stop_gradient(self.hidden(first, *args, **kwargs))
-        if states.ndim > 2 or (states.ndim == 2 and self.axis is None):
-            raise WrapperError(
-                f"`hidden` gave states of the shape {states.shape}. It must give (features,), or "
-                "(tokens, features) with `axis`, the name of the axis of the tokens in the model"
-            )
         features = self.classifier[0].in_features
-        if states.shape[-1:] != (features,):
+        needs_axis = states.ndim == 2 and self.axis is None
+        if states.ndim > 2 or states.shape[-1:] != (features,) or needs_axis:
             raise WrapperError(
-                f"`hidden` gave states of the shape {states.shape}, and the classifier was made "
-                f"for {features} features. Give XLoRA(features=...) the size of the last axis"
+                f"`hidden` gave states of the shape {states.shape}. It must give ({features},), as "
+                f"XLoRA(features=...) says, or (tokens, {features}) with `axis`, the name of the "
+                "axis of the tokens in the model"
             )
         classify = jax.vmap(self._classified) if states.ndim == 2 else self._classified
         return classify(states)
@@ -212,16 +203,3 @@ class XLoRA(eqx.Module):
     def _counts(self) -> list[int]:
         """How many layers each adapter stands for: more than 1 for a stack."""
         return [math.prod(a.settings.weights.shape[:-1]) for _, a in adapted_layers(self.model)]
-
-
-def _set_of(experts: Mapping[str, Any]) -> AdapterSet:
-    adapters: dict[str, LooseAdapter] = {}
-    for path, (like, A, B) in experts.items():
-        *stack, count, rank, _ = A.shape
-        weights = jnp.full((*stack, count), 1 / count, A.dtype)
-        state = {"lora_A": A, "lora_B": B, "settings/weights": weights}
-        state = {name: jnp.asarray(array) for name, array in state.items()}
-        adapters[path] = LooseAdapter(state, GivenLoRA, rank, float(rank), like.layer)
-    if not adapters:
-        raise SelectionError("The sets hold no adapters.")
-    return AdapterSet(adapters)

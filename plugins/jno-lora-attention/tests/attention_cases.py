@@ -1,4 +1,4 @@
-"""Multi-head attention and what the papers do to it, in NumPy and float64.
+"""Attention in NumPy and float64, as the papers define it, and layers of random numbers.
 
 Written from "Attention Is All You Need" (arXiv:1706.03762, section 3.2.2) and the adapters' papers:
 loops over heads and queries, and nothing of ours but the arrays.
@@ -7,6 +7,9 @@ loops over heads and queries, and nothing of ours but the arrays.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 # The letters of the projections, and the fields of Equinox's layer.
@@ -36,22 +39,14 @@ def float64(array: Any) -> np.ndarray:
 
 
 def projections_of(layer: Any) -> dict[str, Projection]:
-    """The four projections of an Equinox layer by letter, without a bias one of zeros."""
+    """The four projections of an Equinox layer by letter, with zeros for a missing bias."""
     linears = {letter: getattr(layer, field) for letter, field in LETTERS.items()}
-    return {
-        letter: Projection(
-            float64(linear.weight),
-            np.zeros(len(linear.weight)) if linear.bias is None else float64(linear.bias),
-        )
-        for letter, linear in linears.items()
-    }
+    biases = {p: np.zeros(len(m.weight)) if m.bias is None else m.bias for p, m in linears.items()}
+    return {p: Projection(float64(m.weight), float64(biases[p])) for p, m in linears.items()}
 
 
 def with_low_rank(
-    projections: Mapping[str, Projection],
-    A: Mapping[str, Any],
-    B: Mapping[str, Any],
-    scale: float,
+    projections: Mapping[str, Projection], A: Mapping[str, Any], B: Mapping[str, Any], scale: float
 ) -> dict[str, Projection]:
     """LoRA (arXiv:2106.09685): `W + s B A` for the letters that `A` and `B` have."""
     return {
@@ -115,3 +110,26 @@ def attended(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndar
     logits = keys @ query / np.sqrt(len(query))
     weights = np.exp(logits - logits.max())
     return weights @ values / weights.sum()
+
+
+def random_layer(cls: Any = eqx.nn.MultiheadAttention, **sizes: Any) -> Any:
+    """A layer in float64 (where that is enabled), its weights and biases NumPy's numbers."""
+    random = np.random.default_rng(1)
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(0.6 * random.normal(size=leaf.shape))
+
+    # Only its shapes are computed, so nothing is compiled.
+    return jax.tree.map(fill, eqx.filter_eval_shape(lambda: cls(**sizes, key=jax.random.key(0))))
+
+
+def flat(wrapper: Any) -> dict[str, Any]:
+    """The arrays that train, by names such as `gate` and `lora_A/q`."""
+    fields = {name: getattr(wrapper, name) for name in type(wrapper).adapter_fields}
+    return {
+        "/".join([name, *(entry.key for entry in path)]): array
+        for name, field in fields.items()
+        for path, array in jax.tree_util.tree_leaves_with_path(field)
+    }
