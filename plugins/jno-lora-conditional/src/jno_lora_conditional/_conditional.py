@@ -1,5 +1,6 @@
 """`Conditional`: an adapted model that is a function of a parameter."""
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
@@ -157,13 +159,18 @@ def at(conditional: Conditional, z: Any) -> Any:
     """The adapted model at the parameter `z`.
 
     It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
-    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. Adapters with `with_directions` copy no
-    field for an example, if `z` is traced: their structure is another than for a `z` with a value,
-    so do not put both into one container.
+    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. If `z` is traced, adapters with
+    `with_directions` copy no field for an example, and each call costs a product for each
+    direction: a loop over a few contexts costs less as a Python loop than as a `lax.scan`. Their
+    structure is another than for a `z` with a value, so do not put both into one container.
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
+    from_zero = dict(conditional.from_zero)
+    is_known = not any(isinstance(x, Tracer) for x in jax.tree.leaves((conditional.basis, z)))
+    # In a compiled step too, a known `z` gives values, so that directions are summed up.
+    with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
+        phi = conditional.basis(z)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
         directions = conditional.directions[path]
