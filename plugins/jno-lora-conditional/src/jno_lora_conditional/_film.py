@@ -33,7 +33,7 @@ def film_of(model: PyTree, size: int) -> dict[str, Film]:
     """
     films: dict[str, Film] = {}
     for path, adapter in adapted_layers(model):
-        if hasattr(type(adapter), "modulated"):
+        if type(adapter).mergeable and hasattr(type(adapter), "modulated"):
             form, has_bias = _outputs(adapter)
             zeros = jnp.zeros((size, *form.shape), form.dtype)
             films[path] = Film(zeros, jnp.zeros_like(zeros) if has_bias else None)
