@@ -57,7 +57,11 @@ class CoordinateReport(Printed[CoordinateRow]):
             (row.coordinate, *(f"{g:.3g}" for g in row.growth), f"{row.spread:.2f}")
             for row in self.rows
         )
-        caption = "The smallest spread is the right coordinate."
+        caption = "The coordinate with the smallest spread is the right one."
+        if not np.isfinite(self.rows[0].spread):
+            caption = (
+                "At some value the error is not larger than at the source: nothing can be told."
+            )
         return table("Growth of the error by value", columns, cells, caption)
 
 
