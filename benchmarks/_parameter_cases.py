@@ -48,7 +48,7 @@ FULL = side(kind="train", adapter="all")
 
 def parameter_cases() -> list[Case]:
     """All cases of this module."""
-    return [*conditional_steps(), *slopes(), *gauss_newton()]
+    return [*conditional_steps(), *film_steps(), *slopes(), *gauss_newton()]
 
 
 def adapted(model: str, method: str, values: str) -> Case:
@@ -72,6 +72,20 @@ def conditional_steps() -> Iterator[Case]:
     case = conditional("MLP", "LoRA", "each", targets)
     label = case["label"].replace("LoRA", "LoRA of two directions")
     yield case | {"name": "conditional/MLP/LoRA/each, degree 2", "label": label, "degree": 2}
+
+
+def film_steps() -> Iterator[Case]:
+    """A training step with scales and shifts beside the adapters, over the step without them."""
+    for model, method in FIRST:
+        for values in VALUES:
+            case = conditional(model, method, values, [("step", "without", 1.15)])
+            sides = {"ours": side(form="film"), "without": side(form="conditional")}
+            yield case | {
+                "name": f"conditional/{model}/{method}/{values}, film",
+                "label": f"{case['label']}, scales and shifts",
+                "sides": {**sides, "floor": FLOOR, "full": FULL},
+                "measures": ("step",),
+            }
 
 
 def conditional(model: str, method: str, values: str, targets: list[Any]) -> Case:

@@ -13,6 +13,7 @@ SIDES = {
     "svd": "full SVD",
     "small": "ours, 2,000 layers",
     "plain": "plain adapter",
+    "without": "without film",
     "copies": "copies",
     "no derivative": "no derivative",
     "difference": "finite difference",
@@ -142,6 +143,7 @@ GROUPS = {
             (
                 *(("step", "copies"), ("forward", "copies"), ("temp", "copies")),
                 *(("forward temp", "plain"), ("temp", "full"), ("flops", "plain")),
+                ("step", "without"),
             ),
         ),
     ),

@@ -126,7 +126,7 @@ def run_digits() -> None:
         demo.plot.replace(IMAGES / "digits.png")
     page = DOCS / "examples" / "digits.md"
     # Without the paths at the end.
-    page.write_text(with_printed(page.read_text(), out.getvalue().partition("\nPlot:")[0]))
+    page.write_text(with_printed(page.read_text(), out.getvalue().partition("\nPlots:")[0]))
 
     by_name = {row.name: row for row in demo.outcomes}
     full = by_name["full fine-tuning"]
@@ -150,7 +150,7 @@ def run_digits() -> None:
 
 def run_family() -> None:
     """Run the demo of a family of viscosities, for the README's figure and the page's table."""
-    from jno_lora_demos.family import draw, run_family
+    from jno_lora_demos.family import draw, draw_example, run_family
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -158,8 +158,9 @@ def run_family() -> None:
     ):
         demo = run_family(pathlib.Path(folder))
     draw(demo, IMAGES / "family.svg")
+    draw_example(demo, IMAGES / "family-field.svg")
     page = DOCS / "conditional.md"
-    printed = out.getvalue().partition("\nPlot:")[0]
+    printed = out.getvalue().partition("\nPlots:")[0]
     page.write_text(with_marked(page, "family", f"```text\n{printed.rstrip()}\n```\n"))
 
 

@@ -19,7 +19,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
     """A step of the form of the case.
 
     - `plain`: an adapter that knows no parameter.
-    - `conditional`: a function of the parameter.
+    - `conditional`: a function of the parameter; `film`: with scales and shifts beside it.
     - `copies`: each example has copies of the fields that move, as if the adapter had no
         `with_directions`.
     """
@@ -48,7 +48,7 @@ def adapted(case: dict[str, Any], plain: Any) -> Net:
 def conditional_of(case: dict[str, Any], plain: Any) -> Conditional:
     """A conditional adapter with random directions, as if it had been trained."""
     basis = Powers(source=0.0, degree=case.get("degree", 1))
-    conditional = Conditional(adapted(case, plain), basis)
+    conditional = Conditional(adapted(case, plain), basis, film=case.get("form") == "film")
     leaves, structure = jax.tree.flatten(conditional.directions)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]

@@ -110,11 +110,16 @@ def predict(model: PyTree, fields: Float[Any, "fields grid"]) -> Float[Array, "f
     return jax.vmap(model)(jnp.stack([jnp.asarray(fields), x], axis=-1))[:, 0, :, 0]
 
 
-def loss(model: PyTree, simulations: Simulations) -> Float[Array, ""]:
-    """The relative L2 error of the predicted fields, averaged over the fields."""
+def errors(model: PyTree, simulations: Simulations) -> Float[Array, " fields"]:
+    """The relative L2 error of each predicted field."""
     fields, solutions = simulations
     error = predict(model, fields) - solutions
-    return jnp.mean(jnp.linalg.norm(error, axis=-1) / jnp.linalg.norm(solutions, axis=-1))
+    return jnp.linalg.norm(error, axis=-1) / jnp.linalg.norm(solutions, axis=-1)
+
+
+def loss(model: PyTree, simulations: Simulations) -> Float[Array, ""]:
+    """The relative L2 error of the predicted fields, averaged over the fields."""
+    return jnp.mean(errors(model, simulations))
 
 
 def pretrain(

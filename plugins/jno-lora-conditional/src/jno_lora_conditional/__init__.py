@@ -2,6 +2,7 @@
 
 from ._bases import Basis, Function, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge
+from ._coordinates import CoordinateReport, CoordinateRow, choose_coordinate
 from ._files import load_conditional, save_conditional
 from ._fit import Fitted, fit
 from ._from_sets import from_sets
@@ -13,6 +14,8 @@ __all__ = [
     "Conditional",
     "ConditionalReport",
     "ConditionalRow",
+    "CoordinateReport",
+    "CoordinateRow",
     "Fitted",
     "Function",
     "Hats",
@@ -20,6 +23,7 @@ __all__ = [
     "Network",
     "Powers",
     "at",
+    "choose_coordinate",
     "fit",
     "from_sets",
     "load_conditional",

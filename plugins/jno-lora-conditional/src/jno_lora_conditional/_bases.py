@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,6 +15,24 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 from jno.lora import SelectionError
 
 Number = float | Sequence[float]
+
+
+class Coordinate(NamedTuple):
+    """A coordinate of a parameter, its inverse, and which parameters have it."""
+
+    of: Callable[[Array], Array]
+    back: Callable[[Array], Array]
+    has: Callable[[Any], Any]
+    takes: str  # these parameters in words
+
+
+# By the names that the arguments `coordinate=` take.
+COORDINATES = {
+    "z": Coordinate(lambda z: z, lambda u: u, lambda z: z == z, "all"),
+    "log": Coordinate(jnp.log, jnp.exp, lambda z: z > 0, "positive"),
+    "sqrt": Coordinate(jnp.sqrt, jnp.square, lambda z: z >= 0, "positive"),
+    "1/z": Coordinate(jnp.reciprocal, jnp.reciprocal, lambda z: z != 0, "nonzero"),
+}
 
 
 class Basis(eqx.Module):
@@ -40,7 +58,9 @@ class Powers(Basis):
     - `unit`: the distance from the source that counts as 1, such as the distance to the farthest
         training value. One number, or a number for each parameter.
     - `degree`: the highest power. There are no products of parameters.
-    - `log`: whether `u = log(z / source) / unit`, for parameters that range over magnitudes.
+    - `log`: short for `coordinate="log"`.
+    - `coordinate`: with `"log"`, `u = log(z / source) / unit`; with `"sqrt"` and `"1/z"`, the
+        difference of roots or of reciprocals. `choose_coordinate` finds the right coordinate.
 
     **Raises:** `SelectionError` if an argument makes no sense.
     """
@@ -48,11 +68,23 @@ class Powers(Basis):
     source: Any = eqx.field(static=True)
     unit: Any = eqx.field(static=True)
     degree: int = eqx.field(static=True)
-    log: bool = eqx.field(static=True)
+    coordinate: str = eqx.field(static=True)
 
-    def __init__(self, source: Number, unit: Number = 1.0, degree: int = 1, log: bool = False):
+    def __init__(
+        self,
+        source: Number,
+        unit: Number = 1.0,
+        degree: int = 1,
+        log: bool = False,
+        coordinate: str | None = None,
+    ):
         self.source, self.unit = numbers(source, "source"), numbers(unit, "unit")
-        self.degree, self.log = degree, bool(log)
+        self.degree, self.coordinate = degree, coordinate or ("log" if log else "z")
+        if self.coordinate not in COORDINATES or (log and self.coordinate != "log"):
+            raise SelectionError(
+                f"`coordinate` must be one of {', '.join(map(repr, COORDINATES))}, but is "
+                f"{coordinate!r}{' beside `log=True`' if log else ''}"
+            )
         if not np.all(np.asarray(self.unit)):
             raise SelectionError(f"`unit` must not be zero, but is {unit!r}")
         if np.ndim(self.unit) and np.shape(self.unit) != np.shape(self.source):
@@ -61,11 +93,20 @@ class Powers(Basis):
             )
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
             raise SelectionError(f"`degree` must be a positive integer, but is {degree!r}")
-        if log and not np.all(np.asarray(self.source) > 0):
-            raise SelectionError(f"`log=True` needs a positive `source`, but it is {source!r}")
+        known = COORDINATES[self.coordinate]
+        if not np.all(known.has(np.asarray(self.source))):
+            raise SelectionError(
+                f"The coordinate {self.coordinate!r} takes {known.takes} parameters, but `source` "
+                f"is {source!r}"
+            )
+
+    @property
+    def log(self) -> bool:
+        """Whether the coordinate is the logarithm."""
+        return self.coordinate == "log"
 
     def __call__(self, z: Any) -> Float[Array, " K"]:
-        u = distance(z, self.source, self.unit, self.log)
+        u = distance(z, self.source, self.unit, self.coordinate)
         return jnp.concatenate([u**power for power in range(1, self.degree + 1)])
 
 
@@ -76,7 +117,7 @@ class Network(Basis):
 
     **Arguments:**
 
-    - `source`, `unit`, `log`: as for `Powers`.
+    - `source`, `unit`, `log`, `coordinate`: as for `Powers`.
     - `size`: the number `K` of values.
     - `width`, `depth`: of the MLP.
     - `key`: of its initial values.
@@ -84,7 +125,7 @@ class Network(Basis):
 
     source: Any = eqx.field(static=True)
     unit: Any = eqx.field(static=True)
-    log: bool = eqx.field(static=True)
+    coordinate: str = eqx.field(static=True)
     network: eqx.nn.MLP
     size: int = eqx.field(static=True)
 
@@ -97,21 +138,27 @@ class Network(Basis):
         width: int = 8,
         depth: int = 1,
         log: bool = False,
+        coordinate: str | None = None,
         key: PRNGKeyArray,
     ):
-        linear = Powers(source, unit, log=log)  # checks the arguments
+        linear = Powers(source, unit, log=log, coordinate=coordinate)  # checks the arguments
         if size < 1 or width < 1 or depth < 0:
             raise SelectionError(
                 "`size` and `width` must be 1 or more, and `depth` 0 or more, but are "
                 f"{size}, {width} and {depth}"
             )
-        self.source, self.unit, self.log = linear.source, linear.unit, linear.log
+        self.source, self.unit, self.coordinate = linear.source, linear.unit, linear.coordinate
         self.size = size
         parameters = np.size(linear.source)
         self.network = eqx.nn.MLP(parameters, parameters * size, width, depth, jnp.tanh, key=key)
 
+    @property
+    def log(self) -> bool:
+        """Whether the coordinate is the logarithm."""
+        return self.coordinate == "log"
+
     def __call__(self, z: Any) -> Float[Array, " K"]:
-        u = distance(z, self.source, self.unit, self.log)
+        u = distance(z, self.source, self.unit, self.coordinate)
         return u @ self.network(u).reshape(len(u), self.size)
 
 
@@ -195,16 +242,21 @@ def numbers(value: Any, name: str) -> Any:
     return tuple(array.tolist()) if array.ndim else float(array)
 
 
-def distance(z: Any, source: Any, unit: Any, log: bool) -> Inexact[Array, " p"]:
-    """`(z - source) / unit`, or `log(z / source) / unit`, for each parameter.
+def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, " p"]:
+    """The distance of `z` from the source in the coordinate, over `unit`, for each parameter.
 
-    **Raises:** `SelectionError` if `z` has another shape than `source`.
+    **Raises:** `SelectionError` if `z` has another shape than `source`, or if the coordinate is not
+    finite at `z`.
     """
     z, start = parameter(z, source)
-    is_positive = jnp.all(z > 0)
-    if log and not isinstance(is_positive, Tracer) and not is_positive:
-        raise SelectionError(f"`log=True` takes positive parameters, but `z` is {z}")
-    u = jnp.log(z / start) if log else z - start
+    known = COORDINATES[coordinate]
+    is_known = jnp.all(jnp.asarray(known.has(z)))
+    if not isinstance(is_known, Tracer) and not is_known:
+        raise SelectionError(
+            f"The coordinate {coordinate!r} takes {known.takes} parameters, but `z` is {z}"
+        )
+    # The logarithm of the quotient loses no digits to a difference.
+    u = jnp.log(z / start) if coordinate == "log" else known.of(z) - known.of(start)
     return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
 
 

@@ -25,17 +25,18 @@ _CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Powers, Network, Index
 
 def _settings_of(basis: Any) -> dict[str, Any]:
     """The arguments that make a basis of a known class again, but for its arrays."""
-    if isinstance(basis, Powers):
-        names = ("source", "unit", "degree", "log")
-    elif isinstance(basis, Network):
+    if isinstance(basis, Powers | Network):
+        settings = {"source": basis.source, "unit": basis.unit}
+        # Files of 0.3 know `log` alone.
+        is_new = basis.coordinate not in ("z", "log")
+        settings |= {"coordinate": basis.coordinate} if is_new else {"log": basis.log}
+        if isinstance(basis, Powers):
+            return {**settings, "degree": basis.degree}
         mlp = basis.network
-        shape = {"size": basis.size, "width": mlp.width_size, "depth": mlp.depth}
-        return {"source": basis.source, "unit": basis.unit, "log": basis.log, **shape}
-    elif isinstance(basis, Indexed):
+        return {**settings, "size": basis.size, "width": mlp.width_size, "depth": mlp.depth}
+    if isinstance(basis, Indexed):
         return {"n": basis.n, "size": None if basis.codes is None else len(basis.source)}
-    else:
-        names = ("nodes", "source", "extrapolate")
-    return {name: getattr(basis, name) for name in names}
+    return {name: getattr(basis, name) for name in ("nodes", "source", "extrapolate")}
 
 
 def described(basis: Basis) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`Conditional`: an adapted model that is a function of a parameter."""
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
@@ -16,6 +18,7 @@ from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
 from jno.lora.types import AdapterSum
 
 from ._bases import Basis
+from ._film import Film, film_of, modulate
 from ._moving import moving_fields, starting_at_zero, with_fields
 from ._summary import ConditionalReport, described, report_on
 from ._weights import apart
@@ -52,14 +55,24 @@ class Conditional(eqx.Module):
         of the class.
     - `exact`: whether the start must be the pretrained model bit for bit. It is checked by merging
         each layer. Some methods (PiSSA, HRA) start with a rounding.
+    - `film`: whether the outputs of the adapted layers also get a scale and a shift that are
+        functions of the parameter (FiLM): `W' = (1 + phi gamma)(W + s B A)` and
+        `b' = (1 + phi gamma) b + phi beta`, row by row, with trained `gamma` and `beta` that start
+        as zero. A layer without a bias gets the scale alone. Layers with several matrices
+        (attention, recurrent cells of other packages) and bottlenecks get none.
 
     **Raises:** `SelectionError`, with paths, if the net has no adapters, if other arrays train, if
-    an adapter cannot be used, or if its start is not the pretrained layer.
+    an adapter cannot be used, if its start is not the pretrained layer, or if no layer can take
+    `film`.
+
+    Paper: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
+    arXiv:1709.07871, for `film`.
     """
 
     model: PyTree  # the adapted model at the source
     # By the path of a layer and the name of a field: the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
+    film: dict[str, Film]  # by the path of a layer
     basis: Basis
     # By path, the moving fields that start as zero. Only values tell, so it is known once for all.
     from_zero: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
@@ -71,6 +84,7 @@ class Conditional(eqx.Module):
         *,
         moving: Mapping[str, Sequence[str]] = MappingProxyType({}),
         exact: bool = True,
+        film: bool = False,
     ):
         net = copy.copy(net)  # a block of `net.disabled()` does not hold for a copy
         plain = _checked(net)
@@ -85,13 +99,15 @@ class Conditional(eqx.Module):
             path: {name: directions(getattr(adapter, name)) for name in moving[path]}
             for path, adapter in adapted_layers(net.module)
         }
+        self.film = film_of(net.module, size) if film else {}
         self.from_zero = starting_at_zero(net.module, moving)
 
     @property
     def trainable(self) -> PyTree[bool]:
         """Bools in the structure of this pytree: `True` for the arrays that train.
 
-        These are the directions, the fields that all `z` share, and floating arrays of the basis.
+        These are the directions, the scales and shifts of `film`, the fields that all `z` share,
+        and floating arrays of the basis.
         """
         model = lora_trainable_filter(self.model)
 
@@ -129,7 +145,7 @@ class Conditional(eqx.Module):
         Prints as a table. The percentage is of the whole model with its adapters, as in
         `Net.summary`.
         """
-        return report_on(self.model, self.directions, self.basis, self.trainable)
+        return report_on(self, self.trainable)
 
     def __repr__(self) -> str:
         return f"Conditional({type(self.model).__name__}, {described(self.directions, self.basis)})"
@@ -143,17 +159,24 @@ def at(conditional: Conditional, z: Any) -> Any:
     """The adapted model at the parameter `z`.
 
     It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
-    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. Adapters with `with_directions` copy no
-    field for an example, if `z` is traced: their structure is another than for a `z` with a value,
-    so do not put both into one container.
+    `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. If `z` is traced, adapters with
+    `with_directions` copy no field for an example, and each call costs a product for each
+    direction: a loop over a few contexts costs less as a Python loop than as a `lax.scan`. Their
+    structure is another than for a `z` with a value, so do not put both into one container.
 
     **Raises:** `SelectionError` if `z` has another shape than the basis takes.
     """
-    phi, from_zero = conditional.basis(z), dict(conditional.from_zero)
+    from_zero = dict(conditional.from_zero)
+    is_known = not any(isinstance(x, Tracer) for x in jax.tree.leaves((conditional.basis, z)))
+    # In a compiled step too, a known `z` gives values, so that directions are summed up.
+    with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
+        phi = conditional.basis(z)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
         directions = conditional.directions[path]
-        return _moved(*apart(adapter, directions, from_zero[path], phi), phi)
+        adapter = _moved(*apart(adapter, directions, from_zero[path], phi), phi)
+        film = conditional.film.get(path)
+        return adapter if film is None else modulate(adapter, film, phi)
 
     return map_adapters(moved, conditional.model)
 
@@ -163,7 +186,9 @@ def at_by_sums(conditional: Conditional, z: Any) -> Any:
     phi = conditional.basis(z)
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        return _moved(adapter, conditional.directions[path], phi)
+        adapter = _moved(adapter, conditional.directions[path], phi)
+        film = conditional.film.get(path)
+        return adapter if film is None else modulate(adapter, film, phi)
 
     return map_adapters(moved, conditional.model)
 

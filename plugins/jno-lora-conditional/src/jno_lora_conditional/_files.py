@@ -27,6 +27,7 @@ from jno.lora.extending import (
 from ._bases import Basis
 from ._basis_files import MalformedError, arrays_in, check_forms, described, filled, template_of
 from ._conditional import Conditional
+from ._film import Film, film_of
 from ._moving import moving_fields, starting_at_zero, trained_fields
 
 FilePath = str | os.PathLike[str]
@@ -69,9 +70,10 @@ def save_conditional(
             "size": size,
             "basis": described(conditional.basis),
             "moving": {layer_path: [*fields] for layer_path, fields in directions.items()},
+            "film": bool(conditional.film),
         }
         arrays = {f"basis/{name}": leaf for name, leaf in arrays_in(conditional.basis).items()}
-        arrays |= _named(directions)
+        arrays |= _named(directions, conditional.film)
     reader = "jno_lora_conditional.load_conditional"
     extension = Extension(_DISTRIBUTION, "conditional adapters", reader, content, arrays)
     save_extended(
@@ -134,23 +136,26 @@ def load_conditional(
         }
         whole_basis = filled(template_of(content["basis"], basis), of_basis)
         _check_size(whole_basis, content["size"])
-        forms = _forms(loaded, content["moving"], content["size"])
-        expected = _named(forms)
+        film = film_of(loaded, content["size"]) if content.get("film") else {}
+        forms = _forms(loaded, content["moving"], content["size"]), film
+        expected = _named(*forms)
         check_forms(expected, arrays, "directions")
         names = jax.tree.unflatten(jax.tree.structure(forms), list(expected))
-        directions = jax.tree.map(arrays.__getitem__, names)
+        directions, film = jax.tree.map(arrays.__getitem__, names)
         _check_start(loaded, model, directions)
-    return _assembled(loaded, directions, whole_basis)
+    return _assembled(loaded, directions, film, whole_basis)
 
 
-def _assembled(model: PyTree, directions: dict[str, dict[str, Any]], basis: Basis) -> Conditional:
+def _assembled(
+    model: PyTree, directions: dict[str, dict[str, Any]], film: dict[str, Film], basis: Basis
+) -> Conditional:
     # The constructor would start directions, and merge each layer to look for the moving fields.
     conditional = object.__new__(Conditional)
     moving = {
         path: tuple(name for name in trained_fields(adapter) if name in directions[path])
         for path, adapter in adapted_layers(model)
     }
-    values = {"model": model, "directions": directions, "basis": basis}
+    values = {"model": model, "directions": directions, "film": film, "basis": basis}
     for name, value in {**values, "from_zero": starting_at_zero(model, moving)}.items():
         object.__setattr__(conditional, name, value)
     return conditional
@@ -205,12 +210,12 @@ def _forms(model: PyTree, moving: Any, size: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _named(directions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The arrays of directions by their names in a file, in the order of the leaves."""
+def _named(directions: Mapping[str, Any], film: Mapping[str, Film]) -> dict[str, Any]:
+    """The arrays by their names in a file, in the order of the leaves of `(directions, film)`."""
     arrays: dict[str, Any] = {}
-    for keys, leaf in jtu.tree_leaves_with_path(dict(directions)):
-        path, field, *inner = keys
-        name = f"directions/{path.key}:{field.key}"
+    for keys, leaf in jtu.tree_leaves_with_path((dict(directions), dict(film))):
+        kind, path, field, *inner = keys
+        name = f"{('directions', 'film')[kind.idx]}/{path.key}:{path_str((field,))}"
         name += f"/{path_str(tuple(inner))}" if inner else ""
         arrays[name] = leaf
     return arrays

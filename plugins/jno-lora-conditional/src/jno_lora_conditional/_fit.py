@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jno.lora import SelectionError
 from jno.lora.extending import gauss_jordan
 
+from ._bases import COORDINATES
 from ._conditional import Conditional, at
 
 Vector = Float[Array, " p"]
@@ -33,7 +34,12 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    conditional: Conditional, loss: Callable[[Any], Any], grid: Any, *, steps: int = 20
+    conditional: Conditional,
+    loss: Callable[[Any], Any],
+    grid: Any,
+    *,
+    steps: int = 20,
+    coordinate: str = "z",
 ) -> Fitted:
     """The parameter `z` with the lowest loss: the best point of a grid, then Newton's method.
 
@@ -64,17 +70,24 @@ def fit(
     - `grid`: the points to start from, `(G,)` for one parameter and `(G, p)` for several. For
         `Indexed`, codes: `grid=conditional.basis.codes` starts from the trained contexts.
     - `steps`: of Newton's method. With 0, the result is the best point of the grid.
+    - `coordinate`: in which Newton's method steps: `"z"`, `"log"`, `"sqrt"` or `"1/z"`. The result
+        is `z` in any case. With `"log"`, a positive parameter stays positive.
 
     **Returns:** `Fitted(z, loss, grid_losses)`. If no loss of the grid is a number, `z` is its
     first point, and the loss NaN or infinite.
 
     **Raises:** `SelectionError` if the grid has another shape than the basis takes, if there are
-    more than eight numbers, or if the loss is not one floating number.
+    more than eight numbers, if the loss is not one floating number, or for another coordinate.
 
     Paper: Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional
     non-convex optimization", arXiv:1406.2572, for the absolute value of the Hessian.
     """
     points = _checked_grid(conditional, grid)
+
+    if coordinate not in COORDINATES:
+        known = ", ".join(map(repr, COORDINATES))
+        raise SelectionError(f"`coordinate` must be one of {known}, but is {coordinate!r}")
+    to, back, *_ = COORDINATES[coordinate]
 
     def objective(z: Array) -> Float[Array, ""]:
         return _one_number(loss(at(conditional, z.reshape(points.shape[1:])))).astype(z.dtype)
@@ -83,9 +96,10 @@ def fit(
     best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
     z, lowest = points[best], losses[best]
     if steps:
-        flat = points.reshape(len(points), -1)
-        newton = _newton(objective, flat[best], _spacing(flat, flat[best]), steps)
-        z = newton[0].reshape(z.shape)
+        flat = to(points.reshape(len(points), -1))
+        spacing = _spacing(flat, flat[best])
+        newton = _newton(lambda u: objective(back(u)), flat[best], spacing, steps)
+        z = back(newton[0]).reshape(z.shape)
         lowest = jnp.where(jnp.isfinite(newton[1]), newton[1], lowest)
     return Fitted(z, lowest, losses)
 

@@ -61,7 +61,8 @@ def moving_fields(
                 f'({", ".join(trained)}) move. Name them: moving={{"{name}": (...)}}'
             )
         else:
-            distance, changes, growths = _probe(adapter, layer, trained)
+            # A coded weight takes no other values. Decoded before compiling, both are equal.
+            distance, changes, growths = _probe(with_arrays(adapter), with_arrays(layer), trained)
             moving[path] = tuple(field for field in trained if bool(changes[field]))
             problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
             problem = problem or _size_problem(moving[path], growths)
@@ -109,8 +110,6 @@ def _probe(
     By field: whether a change of it changes the layer, and how much more than a fourth of it does,
     as a fraction: 3/4 for a linear field, 0 if only the direction of the change counts.
     """
-    # A coded weight takes no other values.
-    adapter, layer = with_arrays(adapter), with_arrays(layer)
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
     merged = merge(adapter)

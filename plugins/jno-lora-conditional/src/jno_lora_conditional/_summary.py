@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, lora_report
 from jno.lora.extending import Printed, adapted_layers, show_path, table
@@ -20,8 +19,8 @@ from ._moving import trained_fields
 class ConditionalRow:
     """One adapted layer.
 
-    - `moving`: the fields that move with the parameter, and `shared`: the trained fields that are
-        the same for all values of the parameter.
+    - `moving`: the fields that move with the parameter, and the scale and shift of `film`.
+    - `shared`: the trained fields that are the same for all values of the parameter.
     - `trainable`: the parameters that train: directions and shared fields.
     """
 
@@ -84,20 +83,22 @@ class ConditionalReport(Printed[ConditionalRow]):
         return table("Conditional", columns, cells, self.caption, by_path=True)
 
 
-def report_on(
-    model: PyTree, directions: Mapping[str, Mapping[str, Any]], basis: Basis, trainable: Any
-) -> ConditionalReport:
-    """The report of a conditional with these parts. `trainable` is its mask."""
+def report_on(conditional: Any, trainable: Any) -> ConditionalReport:
+    """The report of a `Conditional`. `trainable` is its mask."""
+    model, directions, basis = conditional.model, conditional.directions, conditional.basis
     rows: list[ConditionalRow] = []
     for path, adapter, mask in adapted_layers(model, trainable.model):
-        moving = tuple(directions[path])
+        moving, film = tuple(directions[path]), conditional.film.get(path)
         shared = tuple(name for name in trained_fields(adapter) if name not in moving)
-        trained = _count(eqx.filter(adapter, mask)) + _count(directions[path])
+        trained = _count((eqx.filter(adapter, mask), directions[path], film))
         layer = type(adapter.base).__name__
+        moving += tuple(
+            name for name in ("scale", "shift") if getattr(film, name, None) is not None
+        )
         rows.append(ConditionalRow(path, layer, type(adapter), moving, shared, trained))
     beside = _count(eqx.filter(basis, trainable.basis))
     count = sum(row.trainable for row in rows) + beside
-    total = lora_report(model).total + _count(directions) + beside
+    total = lora_report(model).total + _count((directions, conditional.film)) + beside
     return ConditionalReport(tuple(rows), described(directions, basis), count, total)
 
 

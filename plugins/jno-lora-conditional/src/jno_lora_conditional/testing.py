@@ -51,6 +51,7 @@ def check_conditional(
     basis: Basis | None = None,
     moving: Mapping[str, Sequence[str]] = MappingProxyType({}),
     exact: bool = True,
+    film: bool = False,
     rounding: float | None = None,
     call: Callable[..., Any] = operator.call,
 ) -> Conditional:
@@ -77,7 +78,7 @@ def check_conditional(
         have no float64.
     - `rank`, `options`, `statistics`: as `Net.lora` takes them.
     - `basis`: by default `Powers(source=0.5, degree=2)`.
-    - `moving`, `exact`: as `Conditional` takes them.
+    - `moving`, `exact`, `film`: as `Conditional` takes them.
     - `rounding`: the relative error that the *call* may have at the source, by default 0, and
         1e-6 without `exact`. A call that divides and multiplies by a norm cannot be exact.
     - `call`: calls the layer with the inputs.
@@ -93,7 +94,9 @@ def check_conditional(
         net = Net(layer).freeze()
         net.lora(rank=rank, wrapper=wrapper, options=options, statistics=statistics)
         names = {type(adapter).__name__ for _, adapter in adapted_layers(net.module)}
-        conditional = Conditional(net, _cast(basis, jnp.float64), moving=moving, exact=exact)
+        conditional = Conditional(
+            net, _cast(basis, jnp.float64), moving=moving, exact=exact, film=film
+        )
         conditional = trained_at_random(conditional)
         if rounding is None:
             rounding = 0.0 if exact else 1e-6
@@ -122,7 +125,7 @@ def _problem_of_file(conditional: Conditional, layer: Any, classes: tuple[Any, .
 
 
 def _arrays(conditional: Conditional) -> Any:
-    return eqx.filter((conditional.model, conditional.directions, conditional.basis), eqx.is_array)
+    return eqx.filter(conditional, eqx.is_array)
 
 
 def trained_at_random(conditional: Conditional, size: float = 0.3, seed: int = 0) -> Conditional:

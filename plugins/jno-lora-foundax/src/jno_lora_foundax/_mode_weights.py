@@ -210,7 +210,10 @@ _FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     ("pdequinox.conv", "SpectralConv"): _corners_stacked,
 }
 
-_LINEAR = [name for name in _FAMILIES if name[0].startswith("foundax.")]
+# The layers whose call is linear in their weights, with the axis of the outputs.
+_LINEAR = {
+    name: -1 if name[0] == _FNO else 1 for name in _FAMILIES if name[0].startswith("foundax.")
+}
 
 
 def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
@@ -241,6 +244,10 @@ def advice_to_declare(leaf: Any) -> str | None:
     )
 
 
-def is_linear(leaf: Any) -> bool:
-    """Whether the call of a layer is linear in its weights, known by its exact class."""
-    return any(type(leaf) is loaded_class(*name) for name in _LINEAR)
+def linear_output_axis(leaf: Any) -> int | None:
+    """The axis of the outputs of a layer whose call is linear in its weights, by its exact class.
+
+    `None` for other layers.
+    """
+    axes = (axis for name, axis in _LINEAR.items() if type(leaf) is loaded_class(*name))
+    return next(axes, None)

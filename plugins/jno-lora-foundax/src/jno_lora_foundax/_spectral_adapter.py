@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact
 from jno.lora import LoRAWrapper
 from jno_lora_zoo import KindOfLayer, weighted_sum, with_attributes
 
-from ._mode_weights import ModeWeights, advice_to_declare, is_linear, mode_weights_of
+from ._mode_weights import ModeWeights, advice_to_declare, linear_output_axis, mode_weights_of
 from ._sums import times
 
 
@@ -108,7 +108,7 @@ class SpectralAdapter(KindOfLayer):
         # A class with a law of its own must name the field that its change is linear in.
         author = next(cls for cls in type(self).__mro__ if "adapted_matrices" in vars(cls))
         field = vars(author).get("linear_field")
-        if directions.keys() != {field} or not is_linear(self.base):
+        if directions.keys() != {field} or linear_output_axis(self.base) is None:
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
@@ -141,6 +141,19 @@ class SpectralAdapter(KindOfLayer):
         for name, family in self._families(self.base).items():
             new |= fields(name, family)
         return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
+
+    @classmethod
+    def modulated(cls, layer: eqx.Module, scale: Float[Array, " out"], shift: None) -> eqx.Module:
+        """The plain `layer` with the outputs `scale y`. Without a bias, it takes no shift."""
+        new: dict[str, Array] = {}
+        for family in cls._families(layer).values():
+            W = family.read(layer)
+            new |= family.written(layer, scale.astype(W.dtype)[:, None] * W)
+        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], layer, list(new.values()))
+
+    def output_axis(self, *args: Any) -> int | None:
+        """The axis of the outputs, in layers of foundax that are linear in their weights."""
+        return linear_output_axis(self.base)
 
     @classmethod
     def matrices(cls, layer: Any) -> Mapping[str, Array]:

@@ -21,6 +21,7 @@ from ._arrays import (
     in_form_of,
     is_float_array,
     mixed,
+    scaled,
     sharded_over,
 )
 
@@ -233,6 +234,19 @@ class LayerKind(KindOfLayer):
         """`bias_of(replace_bias(base, b)) == b`, for a layer that has a bias."""
         new = cast_like(bias, base.bias).reshape(base.bias.shape)
         return eqx.tree_at(lambda m: m.bias, base, new)
+
+    @classmethod
+    def modulated(cls, layer: eqx.Module, scale: Bias, shift: Bias | None) -> eqx.Module:
+        """The plain `layer` with the outputs `scale y + shift`. `None` for a layer without bias."""
+        new = cls.with_matrix(layer, scaled(cls.matrix(layer), scale))
+        if shift is None:
+            return new
+        b = jnp.asarray(cls.bias_of(layer)).astype(shift.dtype)
+        return cls.replace_bias(new, scaled(b, scale) + shift)
+
+    def output_axis(self, *args: Any) -> int | None:
+        """The axis of the outputs in `self(*args)`. `None` if it computes more than `W x + b`."""
+        return 0 if len(args) == 1 and self.computes(args[0]) else None
 
 
 class MatrixLayer(LayerKind):

@@ -1,6 +1,6 @@
 """One adapter for a family of viscosities, beside four other ways to adapt an operator."""
 
-from ._picture import draw
+from ._picture import draw, draw_example
 from ._run import run_family
 
-__all__ = ["draw", "run_family"]
+__all__ = ["draw", "draw_example", "run_family"]

@@ -19,15 +19,15 @@ from .. import burgers
 from ._data import Family
 
 with imported_for("The demo of a family", "demo", "jno_lora_conditional"):
-    from jno_lora_conditional import Conditional, Powers, at
+    from jno_lora_conditional import Conditional, at
 
 # The distance from the pretrained viscosity that counts as 1.
 UNIT = 0.06
 NOTHING, POOLED, ADAPTER = "no adaptation", "full fine-tuning", "one adapter"
-FILM, CONDITIONAL = "full, with FiLM", "conditional adapter"
+FILM, CONDITIONAL, BOTH = "full, with FiLM", "conditional adapter", "conditional, FiLM"
 # Learning rates to choose from: adapters need about ten times the rate of full fine-tuning.
 _LOW, _HIGH = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2)
-RATES = {POOLED: _LOW, FILM: _LOW, ADAPTER: _HIGH, CONDITIONAL: _HIGH}
+RATES = {POOLED: _LOW, FILM: _LOW, ADAPTER: _HIGH, CONDITIONAL: _HIGH, BOTH: _HIGH}
 
 _ADAPTERS = [
     {"wrapper": "cp", "rank": 4, "alpha": 8},
@@ -81,8 +81,8 @@ class Start(NamedTuple):
     frozen: PyTree
 
 
-def start(name: str, model: PyTree, key: PRNGKeyArray) -> Start:
-    """The candidate of this name."""
+def start(name: str, model: PyTree, basis: Any, key: PRNGKeyArray) -> Start:
+    """The candidate of this name. The conditional adapters are functions of the `basis`."""
     if name == POOLED:
         return Start(model, *Net(model).partition())
     if name == FILM:
@@ -90,7 +90,7 @@ def start(name: str, model: PyTree, key: PRNGKeyArray) -> Start:
     net = Net(model, key=key).freeze().lora(specs=_ADAPTERS)
     if name == ADAPTER:
         return Start(net.module, *net.partition())
-    conditional = Conditional(net, Powers(burgers.SOURCE, UNIT))
+    conditional = Conditional(net, basis, film=name == BOTH)
     return Start(conditional, *conditional.partition())
 
 
@@ -101,9 +101,9 @@ def model_at(candidate: PyTree, viscosity: Float[Array, ""]) -> Any:
     return candidate.at(viscosity) if isinstance(candidate, Film) else candidate
 
 
-def errors(candidate: PyTree, family: Family) -> Float[Array, " values"]:
-    """The relative error at each viscosity."""
-    return jax.vmap(lambda nu, *pair: burgers.loss(model_at(candidate, nu), pair))(*family)
+def errors(candidate: PyTree, family: Family) -> Float[Array, "values number"]:
+    """The relative error of each simulation, by viscosity."""
+    return jax.vmap(lambda nu, *pair: burgers.errors(model_at(candidate, nu), pair))(*family)
 
 
 class Protocol(NamedTuple):
