@@ -25,9 +25,9 @@ def test_the_demo_of_a_family(tmp_path):
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     number = r" +([\d.e+-]+)"
-    row = re.compile(rf"^ *(no adaptation|conditional adapter){number * 7} +(\S+) *$")
+    row = re.compile(rf"^ *(no adaptation|conditional, FiLM){number * 7} +(\S+) *$")
     rows = {m[1]: m.groups()[1:] for m in map(row.match, result.output.splitlines()) if m}
-    assert list(rows) == ["no adaptation", "conditional adapter"]
+    assert list(rows) == ["no adaptation", "conditional, FiLM"]
     before, conditional = rows.values()
     # Trained, in per cent; the change of the weights, and the error, at the pretrained viscosity.
     assert float(before[0]) == 0 < float(conditional[0]) < 6
@@ -35,5 +35,6 @@ def test_the_demo_of_a_family(tmp_path):
     assert before[2] == conditional[2]
     assert all(0 < float(error) < 2 for row in rows.values() for error in row[2:7])
     assert "10 fits in one program" in result.output
-    assert (tmp_path / "family.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("family.png", "family-field.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     names_commands_that_exist(result.output)

@@ -93,10 +93,10 @@ class Powers(Basis):
             )
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
             raise SelectionError(f"`degree` must be a positive integer, but is {degree!r}")
-        known = COORDINATES[self.coordinate]
-        if not np.all(known.has(np.asarray(self.source))):
+        in_use = COORDINATES[self.coordinate]
+        if not np.all(in_use.has(np.asarray(self.source))):
             raise SelectionError(
-                f"The coordinate {self.coordinate!r} takes {known.takes} parameters, but `source` "
+                f"The coordinate {self.coordinate!r} takes {in_use.takes} parameters, but `source` "
                 f"is {source!r}"
             )
 
@@ -249,14 +249,14 @@ def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, 
     finite at `z`.
     """
     z, start = parameter(z, source)
-    known = COORDINATES[coordinate]
-    is_known = jnp.all(jnp.asarray(known.has(z)))
+    in_use = COORDINATES[coordinate]
+    is_known = jnp.all(jnp.asarray(in_use.has(z)))
     if not isinstance(is_known, Tracer) and not is_known:
         raise SelectionError(
-            f"The coordinate {coordinate!r} takes {known.takes} parameters, but `z` is {z}"
+            f"The coordinate {coordinate!r} takes {in_use.takes} parameters, but `z` is {z}"
         )
     # The logarithm of the quotient loses no digits to a difference.
-    u = jnp.log(z / start) if coordinate == "log" else known.of(z) - known.of(start)
+    u = jnp.log(z / start) if coordinate == "log" else in_use.of(z) - in_use.of(start)
     return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
 
 

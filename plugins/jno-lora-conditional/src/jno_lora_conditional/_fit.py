@@ -85,8 +85,8 @@ def fit(
     points = _checked_grid(conditional, grid)
 
     if coordinate not in COORDINATES:
-        known = ", ".join(map(repr, COORDINATES))
-        raise SelectionError(f"`coordinate` must be one of {known}, but is {coordinate!r}")
+        names = ", ".join(map(repr, COORDINATES))
+        raise SelectionError(f"`coordinate` must be one of {names}, but is {coordinate!r}")
     to, back, *_ = COORDINATES[coordinate]
 
     def objective(z: Array) -> Float[Array, ""]:
