@@ -25,6 +25,8 @@ class Method:
     - `spectral`, `spectral_rank`: the adapters of spectral weights, in models that have them.
       Alpha is always twice the rank.
     - `basis`: what makes the adapters functions of the parameter; `None`: the same for all values.
+    - `film`: whether the adapted layers also get scales and shifts (`Conditional(film=True)`).
+    - `by_number`: whether models know the parameter itself, also on tasks that give its logarithm.
     - `modulation`: FiLM with features of a kind, or an input channel.
     - `is_full`: whether all weights of the model train.
     - `rate`: the first learning rate of the search. `ratio`: the modulation's rate over it, which
@@ -48,6 +50,8 @@ class Method:
     ratio: float = 1.0
     replay: bool = False
     more: bool = False
+    film: bool = False
+    by_number: bool = False
 
     @property
     def is_conditional(self) -> bool:
@@ -58,6 +62,8 @@ class Method:
         """Whether the method differs from all earlier methods on this task."""
         if self.every_layer and task.family.attention is None:
             return False
+        if self.by_number and not self.film:  # elsewhere it is the method by the logarithm
+            return task.log
         return task.log or self.basis != "without log"
 
     def partition(self, task: Task, model: Any, seed: int) -> tuple[State, State]:
@@ -85,19 +91,22 @@ class Method:
         net.lora(self.rank, 2.0 * self.rank, target=target, wrapper=self.dense)
         if self.basis is None:
             return net.module, net.trainable
-        conditional = Conditional(net, self._basis(task, key))
+        conditional = Conditional(net, self._basis(task, key), film=self.film)
         return conditional, conditional.trainable
+
+    def _place(self, task: Task) -> dict[str, Any]:
+        """The source, the unit and the coordinate of a basis."""
+        if self.by_number or self.basis == "without log":
+            return {"source": task.source, "unit": task.training[-1] - task.source}
+        return {"source": task.source, "unit": task.unit, "log": task.log}
 
     def _basis(self, task: Task, key: Any) -> Any:
         if self.basis == "network":
-            return Network(task.source, task.unit, log=task.log, key=key)
-        if self.basis == "without log":
-            return Powers(task.source, task.training[-1] - task.source)
-        degree = 2 if self.basis == "z, z²" else 1
-        return Powers(task.source, task.unit, degree=degree, log=task.log)
+            return Network(**self._place(task), key=key)
+        return Powers(**self._place(task), degree=2 if self.basis == "z, z²" else 1)
 
     def _modulated(self, task: Task, model: Any, key: Any) -> Any:
-        u = Powers(task.source, task.unit, log=task.log)
+        u = Powers(**self._place(task))
         if self.modulation == "channel":
             return Channel(task.family, model, u)
         if self.modulation == "affine":
@@ -107,9 +116,7 @@ class Method:
         if self.modulation == "anchored":
             return Film(task.family, model, u, 1)
         if self.modulation == "anchored network":
-            return Film(
-                task.family, model, Network(task.source, task.unit, log=task.log, key=key), 2
-            )
+            return Film(task.family, model, Network(**self._place(task), key=key), 2)
         return None
 
 
@@ -172,4 +179,46 @@ SECOND = (
     ),
     Method("full + film, affine", modulation="affine", is_full=True, rate=1e-4, ratio=100.0),
 )
-METHODS = (*MAIN, *SECOND)
+
+# The study again, in the right coordinate of a viscosity: with scales and shifts of the library.
+AGAIN_HEADLINE = "conditional lora 1, cp 4, film, by number"
+FILM_BY_NUMBER = Method(
+    "full + film, by number",
+    modulation="network",
+    is_full=True,
+    rate=1e-4,
+    ratio=100.0,
+    by_number=True,
+)
+AGAIN = (
+    Method(AGAIN_HEADLINE, "lora", basis="z", film=True, by_number=True, rate=3e-3),
+    FILM_BY_NUMBER,
+    Method("conditional lora 1, cp 4, by number", "lora", basis="z", by_number=True),
+    Method(
+        "conditional lora 1, cp 4, network, film, by number",
+        "lora",
+        basis="network",
+        film=True,
+        by_number=True,
+        rate=3e-3,
+    ),
+    Method(
+        "conditional hira 1, cp 4, film, by number",
+        "hira",
+        basis="z",
+        film=True,
+        by_number=True,
+        rate=3e-3,
+    ),
+    Method("film, by number", modulation="network", by_number=True),
+    Method(
+        "full + film, replay, by number",
+        modulation="network",
+        is_full=True,
+        rate=1e-4,
+        ratio=100.0,
+        replay=True,
+        by_number=True,
+    ),
+)
+METHODS = (*MAIN, *SECOND, *AGAIN)

@@ -160,7 +160,7 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
     """Read the results of a file. Validation chooses the rates for each setting and seed."""
     groups: dict[Any, dict[int, dict[Any, Record]]] = defaultdict(dict)
     untouched: dict[str, list[Errors]] = defaultdict(list)
-    for record in read(path):
+    for record in (record for file in (*plan.files, path) for record in read(file)):
         if record["method"] == UNTOUCHED:
             untouched[record["task"]].append(tuple(record["errors"]))
             continue

@@ -45,7 +45,8 @@ class Plan:
     """What the study runs.
 
     The methods of `second` run with the first number of samples only, and from the first seed, as
-    all methods do with the further numbers of samples. The names of `left_out` run not at all.
+    all methods do with the further numbers of samples, unless `repeats_all`. The names of
+    `left_out` run not at all. Runs that stand in `files` are not repeated.
     """
 
     tasks: Sequence[Task] = TASKS
@@ -53,6 +54,8 @@ class Plan:
     second: Sequence[Method] = SECOND
     effort: Effort = EFFORT
     left_out: Sequence[str] = ()
+    repeats_all: bool = False
+    files: Sequence[pathlib.Path] = ()
 
     def jobs(self) -> list[Job]:
         """All jobs, the most important first."""
@@ -65,14 +68,18 @@ class Plan:
         order += [(name, samples, (0,)) for samples in further for name in names]
         order += [(name, first, (0,)) for name in seconds]
         seeds = range(1, self.effort.seeds)
-        order += [*((name, first, seeds) for name in names), (FIT, most, seeds)] if seeds else []
+        repeated = self.effort.samples if self.repeats_all else (first,)
+        if seeds:
+            order += [(name, samples, seeds) for samples in repeated for name in names]
+            order += [(FIT, most, seeds)]
         jobs = [Job(task, *part) for part in order for task in self.tasks]
         return [job for job in jobs if job.method not in self.left_out and _is_distinct(job)]
 
 
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     """Run the missing runs of jobs whose `task/method/samples` matches, and append to `path`."""
-    runs = Runs({tuple(record[name] for name in KEY): record for record in read(path)}, plan)
+    records = (record for file in (*plan.files, path) for record in read(file))
+    runs = Runs({tuple(record[name] for name in KEY): record for record in records}, plan)
     jobs = [job for job in plan.jobs() if re.search(only, str(job))]
     if not jobs:
         raise SystemExit(f"--only {only!r} selects no task/method/samples.")
