@@ -78,13 +78,6 @@ def test_the_untouched_model_is_a_candidate(protocol):
     assert kept.validation_error == pytest.approx(0, abs=1e-6)
 
 
-def test_the_error_is_the_mean_over_all_fields(protocol):
-    factors = np.arange(1, 33)
-    model = Factor(jnp.asarray(2.0))
-    expected = np.mean(np.abs(2 - factors) / factors)
-    assert protocol.error(model, times(*factors)) == pytest.approx(expected, rel=1e-5)
-
-
 def test_the_demo_of_an_operator(tmp_path):
     arguments = ["demo", "--task", "operator", "--quick", "--output", str(tmp_path)]
     # foundax is written for JAX's own defaults.

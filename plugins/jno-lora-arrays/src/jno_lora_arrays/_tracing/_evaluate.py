@@ -120,7 +120,10 @@ class Evaluation:
             try:
                 if name in CALLS:
                     return CALLS[name](self, eqn, values)
-                results = _by_rule(eqn, values)
+                if name not in RULES:
+                    raise DeclinedError("no rule")
+                result = RULES[name](eqn, values)
+                results = result if isinstance(result, list) else [result]
                 if all(isinstance(result, Virtual) for result in results):
                     return results
             except DeclinedError as declined:
@@ -152,10 +155,3 @@ class Evaluation:
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
-
-
-def _by_rule(eqn: Any, values: list[Any]) -> list[Any]:
-    if eqn.primitive.name not in RULES:
-        raise DeclinedError("no rule")
-    result = RULES[eqn.primitive.name](eqn, values)
-    return result if isinstance(result, list) else [result]
