@@ -90,6 +90,10 @@ def test_contexts():
     np.testing.assert_array_equal(at(conditional, jnp.zeros(3))(X), MODEL(X))
     with pytest.raises(SelectionError, match=r"takes an integer, or a code of shape \(3,\)"):
         at(conditional, 0.5)
+    coded = trained_at_random(Conditional(adapted(), Indexed(3, 2, key=jax.random.key(0))))
+    of_context, of_code = at(coded, 1)(X), at(coded, coded.basis.codes[1])(X)
+    np.testing.assert_array_equal(of_context, of_code)
+    assert not np.allclose(of_context, at(coded, 2)(X))
 
 
 def test_the_summary_counts_as_the_summary_of_a_net_and_prints(trained):
@@ -181,6 +185,15 @@ def test_a_trained_function_and_other_dtypes_keep_the_source():
         (lambda: Indexed(4)(7), "from 0 to 3, but is 7"),
         (lambda: Powers(0.1, log=True)(-0.2), "positive parameters"),
         (lambda: POWERS("a"), "`z` must be a number"),
+        (lambda: POWERS(None), "`z` must be a number"),
+        (lambda: POWERS([0.1, 0.2]), r"`z` must be one number, .* has the shape \[2\]"),
+        (lambda: Powers([0.1, 1.0], unit=[1.0]), "`unit` must be one number, or as many"),
+        (lambda: Powers(0.1, degree=0), "`degree` must be a positive integer"),
+        (lambda: Powers(-0.1, log=True), "`log=True` needs a positive `source`"),
+        (lambda: Network(0.1, size=0, key=jax.random.key(0)), "must be 1 or more"),
+        (lambda: Indexed(0), "`n` must be a positive number"),
+        (lambda: Indexed(4, 2), "both `size=` and `key=`"),
+        (lambda: Conditional(MODEL, POWERS), "takes a `Net`, but got a MLP"),
         (lambda: Indexed(4, 0, key=jax.random.key(0)), "`size` must be a positive number"),
         (lambda: from_sets(MODEL, []), r"but is \[\]"),
     ],

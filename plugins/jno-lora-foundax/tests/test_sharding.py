@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jno.lora import apply_lora
 
 
-def placed(layer, spec, key):
+def placed(layer, spec, key, wrapper="auto", **options):
     """`layer` on two devices, its weights cut as `spec` says."""
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
 
@@ -20,7 +20,7 @@ def placed(layer, spec, key):
         return jax.device_put(leaf, NamedSharding(mesh, spec if fits(leaf) else P()))
 
     layer = jax.tree.map(place, filled(layer.make, key))
-    return apply_lora(layer, 2, 4.0, key=key, wrapper="auto")
+    return apply_lora(layer, 2, 4.0, key=key, wrapper=wrapper, options=options)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,14 @@ def test_matrices(layer, spec, A, B, getkey):
 def test_spectral_weights(layer, spec, family, A, B, getkey):
     adapted = placed(SPECTRAL[layer], spec, getkey())
     assert same(adapted.lora_A[family], A) and same(adapted.lora_B[family], B)
+
+
+def test_bands_and_gains(getkey):
+    layer = SPECTRAL["SpectralConv2d"]
+    banded = placed(layer, P("x"), getkey(), "LoRASpectral", bands={2: 1})
+    assert same(banded.lora_A["weight_1_below_2"], P(None, None, None, "x"))
+    gains = placed(layer, P(None, None, None, "x"), getkey(), "GainSpectral")
+    assert same(gains.gain["weight_1"], P(None, None, "x"))
 
 
 def same(array, spec):
