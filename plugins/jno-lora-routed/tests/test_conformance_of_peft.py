@@ -71,7 +71,7 @@ def test_conformance(check):
 
 
 def test_activations_are_those_of_peft():
-    from jno_lora_peft.types.peanut import _ACTIVATIONS
+    from jno_lora_peft.types.routed import _ACTIVATIONS
 
     assert tuple(ACTIVATIONS) == _ACTIVATIONS
     x = np.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
