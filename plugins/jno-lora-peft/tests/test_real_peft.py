@@ -62,8 +62,7 @@ def test_files_of_peft_compute_the_same_here_and_are_written_back(case, plain, t
     save_peft(ours, tmp_path / "again", tied=False)
     config, _ = read_files(tmp_path / "again")
     assert config["peft_type"] == WRITTEN_AS.get(case, read_files(tmp_path)[0]["peft_type"])
-    again, warned = torch.loaded(tmp_path / "again")
-    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    again = torch.loaded(tmp_path / "again")
     assert_close(torch.outputs(again), torch.outputs(theirs))
     assert_close(outputs(load_peft(plain, tmp_path / "again", tied=False)), outputs(ours))
 
@@ -71,7 +70,7 @@ def test_files_of_peft_compute_the_same_here_and_are_written_back(case, plain, t
 @pytest.mark.parametrize("case", ["pissa", "pissa-rslora", "olora", "osf"])
 def test_a_start_that_changed_the_weight_is_found_as_peft_finds_it(case, plain, tmp_path):
     saved(torch.trained(torch.CASES[case]), tmp_path)
-    theirs, _ = torch.loaded(tmp_path)
+    theirs = torch.loaded(tmp_path)
     assert_close(outputs(load_peft(plain, tmp_path)), torch.outputs(theirs), 1e-4)
 
 
@@ -125,8 +124,7 @@ def test_saved_adapters_compute_the_same_in_peft(case, plain, tmp_path):
     wrappers = None if wrapper is None else [wrapper, f"{wrapper}-embedding"]
     ours = trained(plain, wrappers, target=target, **options)
     save_peft(ours, tmp_path, tied=False)
-    theirs, warned = torch.loaded(tmp_path)
-    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    theirs = torch.loaded(tmp_path)
     assert_close(outputs(ours), torch.outputs(theirs))
     # And back, where nothing is lost on the way.
     assert_close(outputs(load_peft(plain, tmp_path, tied=False)), outputs(ours))

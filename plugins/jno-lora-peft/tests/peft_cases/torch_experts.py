@@ -1,6 +1,7 @@
 """Fused experts in Torch, in PEFT's three layouts, and adapters of PEFT for their arrays."""
 
-from .torch_side import loaded_into, moved, nn, peft, quiet, torch
+from . import torch_side
+from .torch_side import moved, nn, peft, quiet, torch
 
 EXPERTS, IN, HIDDEN = 3, 4, 5
 TARGETS = ["mlp.experts.up", "experts.down", "gate.weight"]
@@ -45,7 +46,7 @@ def trained(layout, **options):
 
 
 def loaded(layout, directory):
-    return loaded_into(model(layout), directory)
+    return torch_side.loaded(directory, model(layout))
 
 
 @torch.no_grad()

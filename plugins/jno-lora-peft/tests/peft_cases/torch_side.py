@@ -7,6 +7,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import pytest
 
 if importlib.util.find_spec("peft") is None:
@@ -228,16 +231,14 @@ def converted_pissa(directory):
     return adapted.eval()
 
 
-def loaded(directory):
-    """A fresh model with the adapter in `directory`, and what PEFT warned of meanwhile."""
-    return loaded_into(model(), directory)
-
-
-def loaded_into(module, directory):
+def loaded(directory, module=None):
+    """A fresh model, or `module`, with the adapter in `directory`, which must be whole."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapted = peft.PeftModel.from_pretrained(module, directory)
-    return adapted.eval(), [str(warning.message) for warning in caught]
+        adapted = peft.PeftModel.from_pretrained(module or model(), directory)
+    warned = [str(warning.message) for warning in caught]
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    return adapted.eval()
 
 
 @torch.no_grad()
@@ -277,10 +278,11 @@ def two_adapters():
     return adapted
 
 
-def linear_of(adapted):
-    """The weight and bias of the layer of `two_adapters`."""
-    layer = adapted.base_model.model[0].base_layer
-    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+def linear_twin(layer):
+    """A linear layer of Torch as one of Equinox."""
+    linear = eqx.nn.Linear(layer.in_features, layer.out_features, key=jax.random.key(0))
+    arrays = [jnp.asarray(x.detach().numpy()) for x in (layer.weight, layer.bias)]
+    return eqx.tree_at(lambda m: (m.weight, m.bias), linear, arrays)
 
 
 def combined_update(adapted, weights, method, **settings):
