@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants, file_download
 from peft_cases.files import PREFIX, lora_tensors, write_files
-from peft_cases.hub_server import TOKEN, running_hub
+from peft_cases.hub_server import running_hub
 
 from jno.lora import MissingLibraryError, PeftFormatError, SelectionError
 from jno.lora._commands import cli
@@ -63,13 +62,12 @@ def test_a_repository_loads_as_its_directory_does(linear, folder, hub, capfd):
     loaded = load_peft({"fc": linear}, NAME)
     assert eqx.tree_equal(loaded, load_peft({"fc": linear}, folder))
     assert f"{NAME} is read at revision='{commit}'" in capfd.readouterr().err
-    paths = {path for method, path, _ in hub.requests if method == "GET"}
-    paths = {path for path in paths if path.startswith(("blobs/", NAME))}
     # The configuration is from the main branch, and the tensors are from its commit.
-    blobs = {path for path in paths if path.startswith("blobs/")}
-    assert len(blobs) == 1
-    assert paths - blobs == {f"{NAME}/resolve/main/adapter_config.json"}
-    assert ("HEAD", f"{NAME}/resolve/{commit}/adapter_model.safetensors", None) in hub.requests
+    assert hub.downloads == [
+        f"{NAME}/resolve/main/adapter_config.json",
+        f"{NAME}/resolve/{commit}/adapter_model.safetensors",
+    ]
+    assert load_peft({"fc": linear}, f"{NAME}/")["fc"].rank == 2
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(linear, folder, hub, capfd):
@@ -90,63 +88,58 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(linear, folder, hub, capfd):
     assert hub.requests == [] and capfd.readouterr().err == ""
 
 
-def test_a_directory_comes_before_the_hub(linear, folder, hub):
+def test_a_directory_or_a_path_comes_before_the_hub(linear, folder, hub):
     hub.add(NAME, folder)
     os.makedirs(NAME)
     with pytest.raises(PeftFormatError, match=r"adapter_config\.json"):
         load_peft({"fc": linear}, NAME)
-    assert hub.requests == []
     for place in (NAME, folder):
         text = message_of(place, revision="main", error=SelectionError)
         assert str(place) in text and "comes before the Hub" in text
-
-
-@pytest.mark.parametrize("place", ["./some-org/name", "../org/name", "name", "a/b/c", "/org/name"])
-def test_a_path_is_not_looked_for_on_the_hub(place, hub):
-    assert "is not a directory" in message_of(place)
+    for place in ("./some-org/name", "../org/name", "name", "a/b/c", "/org/name", "org/name//"):
+        assert "is not a directory" in message_of(place)
     assert hub.requests == []
 
 
-def test_private_and_gated_repositories_take_the_token(linear, folder, hub, monkeypatch):
-    hub.add("org/private", folder, access="private")
-    hub.add("org/gated", folder, access="gated")
-    assert "'org/private'" in message_of("org/private")
-    assert "'org/gated'" in message_of("org/gated")
-    assert "gated repo" in message_of("org/gated")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for name in ("org/private", "org/gated"):
-        assert load_peft({"fc": linear}, name)["fc"].rank == 2
-
-
-def test_a_missing_repository_or_revision_is_named(folder, hub):
+def test_what_cannot_be_read_is_named(folder, hub, monkeypatch):
     hub.add(NAME, folder)
     assert "'org/nothing' is not a directory here" in message_of("org/nothing")
-    assert f"'{NAME}'" in message_of(NAME, revision="v9")
     assert "at revision 'v9': " in message_of(NAME, revision="v9")
     assert "can be read from the Hub" in message_of("org/na..me")
+    # Files of the Hub are distrusted as all files are.
+    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    hub.add("org/damaged", folder)
+    assert "not a safetensors file" in message_of("org/damaged")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert 'pip install "jno-lora[hub]"' in message_of(NAME, error=MissingLibraryError)
 
 
 def test_a_repository_without_an_adapter_says_what_it_has(folder, hub):
-    (folder / "adapter_config.json").rename(folder / "config.json")
-    hub.add("org/model", folder)
-    text = message_of("org/model")
-    assert "needs adapter_config.json" in text
-    assert "has 2 files: 'adapter_model.safetensors', 'config.json'." in text
     (folder / "last").mkdir()
-    for name in ("config.json", "adapter_model.safetensors"):
-        (folder / name).rename(folder / "last" / name.replace("config", "adapter_config", 1))
     (folder / "last" / "evil\x1b[2J").touch()
+    (folder / "adapter_config.json").rename(folder / "last" / "adapter_config.json")
     hub.add("org/nested", folder)
     text = message_of("org/nested")
+    assert "needs adapter_config.json" in text and "has 3 files: 'adapter_model" in text
     assert "'last/adapter_config.json'" in text and "hf download" in text
     assert "evil\\x1b" in text and "\x1b" not in text
 
 
-def test_a_pickle_is_not_downloaded(folder, hub):
+def test_nothing_is_downloaded_in_vain(folder, hub):
+    """Neither a pickle, nor tensors whose configuration cannot be loaded."""
+    write_files(folder, lora_tensors("fc", 3, 4), layer_replication=[[0, 2]])
+    hub.add("org/refused", folder)
+    assert "layers of the model are copied" in message_of("org/refused")
+    (folder / "adapter_config.json").write_text("{")
+    hub.add("org/damaged", folder)
+    assert "adapter_config.json" in message_of("org/damaged")
+    write_files(folder, lora_tensors("fc", 3, 4))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     hub.add(NAME, folder)
-    assert "a pickle, which can run any program" in message_of(NAME)
-    assert not [path for _, path, _ in hub.requests if path.startswith("blobs/")]
+    assert "a pickle, adapter_model.bin, is not read" in message_of(NAME)
+    assert all(path.endswith("adapter_config.json") for path in hub.downloads)
+    # An inspection shows such a file, so it needs the tensors.
+    assert "layers of the model are copied" in inspect_peft("org/refused")["refused"]
 
 
 def test_without_the_hub_the_cache_is_read(linear, folder, hub, monkeypatch):
@@ -161,43 +154,6 @@ def test_without_the_hub_the_cache_is_read(linear, folder, hub, monkeypatch):
     assert "'org/other' is not a directory here" in text and "cache" in text
     assert "at revision 'v2'" in message_of(NAME, revision="v2")
     assert hub.requests == []
-
-
-def test_a_configuration_is_refused_before_the_tensors_are_downloaded(folder, hub):
-    write_files(folder, lora_tensors("fc", 3, 4), layer_replication=[[0, 2]])
-    hub.add(NAME, folder)
-    assert "layers of the model are copied" in message_of(NAME)
-    (folder / "adapter_config.json").write_text("{")
-    hub.add("org/damaged", folder)
-    assert "adapter_config.json" in message_of("org/damaged")
-    assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
-    # An inspection shows such a file, so it needs the tensors.
-    assert "layers of the model are copied" in inspect_peft(NAME)["refused"]
-
-
-def test_a_name_may_end_in_a_slash(linear, folder, hub):
-    hub.add(NAME, folder)
-    assert load_peft({"fc": linear}, f"{NAME}/")["fc"].rank == 2
-    assert "is not a directory" in message_of(f"{NAME}//")
-
-
-def test_a_server_that_is_not_a_hub_is_refused(folder, hub):
-    hub.add(NAME, folder, access="broken")
-    assert f"'{NAME}' is not a directory here" in message_of(NAME)
-
-
-def test_files_of_the_hub_are_distrusted_as_all_files_are(linear, folder, hub):
-    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
-    hub.add(NAME, folder)
-    with pytest.raises(PeftFormatError, match="not a safetensors file"):
-        load_peft({"fc": linear}, NAME)
-
-
-def test_without_the_library_the_error_says_the_extra(hub, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    text = message_of(NAME, error=MissingLibraryError)
-    assert f"'{NAME}' is not a directory here" in text
-    assert 'pip install "jno-lora[hub]"' in text
 
 
 # --- the command
@@ -221,6 +177,9 @@ def test_inspect_shows_a_repository_with_its_commit(folder, hub):
     facts = json.loads(run(NAME, "--json"))
     assert facts["revision"] == commit and facts["refused"] is None
     assert facts["modules"][0]["arrays"]["lora_A.weight"]["shape"] == [2, 4]
+    assert "'org/nothing' is not a directory here" in run("org/nothing", code=1)
+    assert "No such file" in run("org/nothing.safetensors", code=1)
+    assert "is a path" in run("nothing", "--revision", "v1", code=1)
 
 
 def test_inspect_shows_a_directory_and_what_is_refused(folder):
@@ -237,29 +196,3 @@ def test_inspect_shows_a_directory_and_what_is_refused(folder):
     facts = inspect_peft(folder)
     assert [module["module"] for module in facts["modules"]] == ["fc.lora_A", "fc.lora_B"]
     assert "\x1b" not in run(str(folder))
-    write_files(folder, tensors, peft_type=["LORA"], target_modules="(?\x1b")
-    assert "has the peft_type ['LORA']" in run(str(folder))
-
-
-def test_inspect_says_what_a_missing_name_may_be(hub):
-    assert "'org/nothing' is not a directory here" in run("org/nothing", code=1)
-    assert "No such file" in run("org/nothing.safetensors", code=1)
-    assert "is a path" in run("nothing", "--revision", "v1", code=1)
-
-
-def test_the_environment_of_huggingface_hub_is_used(folder, hub, tmp_path):
-    """Processes of their own, because the library reads these variables when it is imported."""
-    commit = hub.add(NAME, folder)
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-
-    def inspect(**more):
-        return subprocess.run(
-            [sys.executable, "-m", "jno.lora", "inspect", NAME, "--json"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0", **environment, **more},
-        )
-
-    assert json.loads(inspect().stdout)["revision"] == commit
-    hub.repositories.clear()
-    assert json.loads(inspect(HF_HUB_OFFLINE="1").stdout)["revision"] == commit

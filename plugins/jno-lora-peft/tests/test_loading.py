@@ -1,4 +1,4 @@
-"""The files that `load_peft` reads, and how it finds layers."""
+"""The files that `load_peft` reads, how it finds layers, and what it says of damaged files."""
 
 import equinox as eqx
 import jax
@@ -10,14 +10,19 @@ from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, write_files
 
 from jno.lora import (
     JnoLoraWarning,
+    Net,
     PeftFormatError,
+    PluginError,
     Registry,
     SelectionError,
-    apply_lora,
+    extract_adapters,
     merge_lora,
 )
-from jno.lora.peft import load_peft
+from jno.lora.peft import load_peft, save_peft
 from jno_lora_zoo import LoRALinear, rsLoRALinear
+
+KEY = jax.random.key(0)
+FC = lora_tensors("fc", 3, 4)
 
 
 def update(tensors, module, scale):
@@ -25,86 +30,73 @@ def update(tensors, module, scale):
     return scale * (B @ A)
 
 
-# --- what is read
-
-
-def test_lora_becomes_lora_with_its_own_numbers(linear, tmp_path):
-    tensors = lora_tensors("fc", 3, 4)
-    model = load_peft({"fc": linear}, write_files(tmp_path, tensors))
+def test_lora_becomes_lora_with_its_own_numbers(linear, load):
+    model = load({"fc": linear}, FC)
     adapter = model["fc"]
     assert type(adapter) is LoRALinear
     assert (adapter.rank, adapter.alpha) == (2, 3.0)
-    assert np.array_equal(adapter.lora_A, tensors[f"{PREFIX}fc.lora_A.weight"])
+    assert np.array_equal(adapter.lora_A, FC[f"{PREFIX}fc.lora_A.weight"])
     assert adapter.base.weight is linear.weight
-    expected = linear.weight + update(tensors, "fc", 3 / 2)
+    expected = linear.weight + update(FC, "fc", 3 / 2)
     assert np.allclose(merge_lora(model)["fc"].weight, expected, rtol=1e-6)
 
 
-def test_patterns_give_single_layers_another_rank_and_alpha(linear, tmp_path):
-    tensors = lora_tensors("fc", 3, 4) | lora_tensors("a.fc", 3, 4, rank=1)
-    folder = write_files(
-        tmp_path, tensors, rank_pattern={r"a\.fc": 1}, alpha_pattern={"^fc": 8}, use_rslora=True
-    )
-    model = load_peft({"fc": linear, "a": {"fc": linear}}, folder)
+def test_patterns_give_single_layers_another_rank_and_alpha(linear, load):
+    tensors = FC | lora_tensors("a.fc", 3, 4, rank=1)
+    patterns = {"rank_pattern": {r"a\.fc": 1}, "alpha_pattern": {"^fc": 8}}
+    model = load({"fc": linear, "a": {"fc": linear}}, tensors, **patterns, use_rslora=True)
     assert isinstance(model["fc"], rsLoRALinear)
     assert (model["fc"].rank, model["fc"].alpha) == (2, 8.0)
     assert (model["a"]["fc"].rank, model["a"]["fc"].alpha) == (1, 3.0)
 
 
-def test_a_rank_beyond_the_layers_is_held_with_the_rank_of_the_layer(linear, tmp_path):
+def test_a_rank_beyond_the_layers_is_held_with_the_rank_of_the_layer(linear, load):
     tensors = lora_tensors("fc", 3, 4, rank=7)
-    model = load_peft({"fc": linear}, write_files(tmp_path, tensors, r=7))
+    model = load({"fc": linear}, tensors, r=7)
     assert model["fc"].rank == 3
     expected = linear.weight + update(tensors, "fc", 3 / 7)
     assert np.allclose(merge_lora(model)["fc"].weight, expected, rtol=1e-5)
 
 
-def test_half_precision_is_read_into_float32(linear, tmp_path):
-    tensors = {name: t.astype(jnp.bfloat16) for name, t in lora_tensors("fc", 3, 4).items()}
-    model = load_peft({"fc": linear}, write_files(tmp_path, tensors))
+def test_half_precision_is_read_into_float32(linear, load):
+    tensors = {name: t.astype(jnp.bfloat16) for name, t in FC.items()}
+    model = load({"fc": linear}, tensors)
     assert model["fc"].lora_A.dtype == jnp.float32
     assert np.array_equal(model["fc"].lora_A, tensors[f"{PREFIX}fc.lora_A.weight"])
 
 
-def test_saved_modules_take_the_place_of_the_models_in_its_dtype(linear, tmp_path):
-    weight, bias = normal(3, 4), normal(3)
-    tensors = lora_tensors("fc", 3, 4) | {
+def test_saved_modules_take_the_place_of_the_models_in_its_dtype(linear, load):
+    conv = eqx.nn.Conv2d(2, 3, (1, 2), key=KEY)
+    weight, bias, kernel = normal(3, 4), normal(3), normal(3, 2, 1, 2)
+    tensors = FC | {
         f"{PREFIX}head.weight": weight,
         f"{PREFIX}head.modules_to_save.bias": bias,
         f"{PREFIX}head.original_module.bias": normal(3, seed=1),
+        f"{PREFIX}conv.weight": kernel,
+        f"{PREFIX}conv.bias": bias,
     }
     head = jax.tree.map(lambda a: a.astype(jnp.bfloat16), linear)
-    folder = write_files(tmp_path, tensors, modules_to_save=["head"])
-    model = load_peft({"fc": linear, "head": head}, folder)
+    model = {"fc": linear, "head": head, "conv": conv}
+    model = load(model, tensors, modules_to_save=["head", "conv"])
     assert model["head"].weight.dtype == jnp.bfloat16
     assert np.array_equal(model["head"].weight, weight.astype(jnp.bfloat16))
     assert np.array_equal(model["head"].bias, bias.astype(jnp.bfloat16))
-
-
-def test_a_saved_bias_gets_the_axes_of_a_convolution(tmp_path):
-    conv = eqx.nn.Conv2d(2, 3, (1, 2), key=jax.random.key(0))
-    weight, bias = normal(3, 2, 1, 2), normal(3)
-    tensors = {f"{PREFIX}conv.weight": weight, f"{PREFIX}conv.bias": bias}
-    folder = write_files(tmp_path, tensors, modules_to_save=["conv"])
-    loaded = load_peft({"conv": conv}, folder)["conv"]
-    assert np.array_equal(loaded.weight, weight)
-    assert np.array_equal(loaded.bias, bias.reshape(3, 1, 1))
+    assert np.array_equal(model["conv"].weight, kernel)
+    assert np.array_equal(model["conv"].bias, bias.reshape(3, 1, 1))
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (1, 4, 1)])
-def test_a_saved_weight_of_another_shape_is_refused(shape, tmp_path):
-    head = eqx.nn.Linear(4, 1, key=jax.random.key(0))
-    tensors = {f"{PREFIX}head.weight": normal(*shape)}
-    folder = write_files(tmp_path, tensors, modules_to_save=["head"])
-    with pytest.raises(PeftFormatError, match=r"head/weight: the model has float32\[1, 4\], the"):
-        load_peft({"head": head}, folder)
+def test_a_saved_weight_of_another_shape_is_refused(shape, refuse):
+    head = eqx.nn.Linear(4, 1, key=KEY)
+    reason = r"head/weight: the model has float32\[1, 4\], the"
+    refuse(reason, {"head": head}, {f"{PREFIX}head.weight": normal(*shape)})
 
 
-def test_numbers_that_are_not_finite_are_loaded_with_a_warning(linear, tmp_path):
+def test_numbers_that_are_not_finite_are_loaded_with_a_warning(linear, load):
     tensors = lora_tensors("fc", 3, 4)
     tensors[f"{PREFIX}fc.lora_B.weight"][1, 0] = np.nan
     with pytest.warns(JnoLoraWarning, match=r"fc\.lora_B\.weight: 1 of 6 numbers"):
-        model = load_peft({"fc": linear}, write_files(tmp_path, tensors))
+        model = load({"fc": linear}, tensors)
     assert jnp.isnan(model["fc"].lora_B[1, 0])
 
 
@@ -114,68 +106,38 @@ class ZooOnly(Registry):
 
 
 def test_for_the_layers_that_peft_knows_no_other_plugin_is_loaded(linear, tmp_path):
-    tensors = lora_tensors("fc", 3, 4) | {
+    tensors = FC | {
         f"{PREFIX}conv.lora_A.weight": normal(2, 2, 3),
         f"{PREFIX}conv.lora_B.weight": normal(3, 2, 1),
         f"{PREFIX}embed.lora_embedding_A": normal(2, 7),
         f"{PREFIX}embed.lora_embedding_B": normal(4, 2),
     }
-    model = {
-        "fc": linear,
-        "conv": eqx.nn.Conv1d(2, 3, 3, key=jax.random.key(0)),
-        "embed": eqx.nn.Embedding(7, 4, key=jax.random.key(0)),
-    }
-    loaded = load_peft(model, write_files(tmp_path, tensors), tied=False, registry=ZooOnly())
-    assert {name: type(layer).__name__ for name, layer in loaded.items()} == {
-        "fc": "LoRALinear",
-        "conv": "LoRAConv",
-        "embed": "LoRAEmbedding",
-    }
+    layers = {"conv": eqx.nn.Conv1d(2, 3, 3, key=KEY), "embed": eqx.nn.Embedding(7, 4, key=KEY)}
+    model, folder = {"fc": linear, **layers}, write_files(tmp_path, tensors)
+    loaded = load_peft(model, folder, tied=False, registry=ZooOnly())
+    classes = {type(layer).__name__ for layer in loaded.values()}
+    assert classes == {"LoRALinear", "LoRAConv", "LoRAEmbedding"}
+    with pytest.raises(PluginError, match=r"jno-lora\[zoo\]"):
+        load_peft(model, folder, tied=False, registry=Registry(discover=False))
 
 
-def test_the_kernel_of_a_transposed_convolution_is_laid_out_otherwise(tmp_path):
-    conv = eqx.nn.ConvTranspose1d(2, 2, 3, key=jax.random.key(0))
-    tensors = {f"{PREFIX}up.weight": normal(2, 2, 3)}
-    with pytest.raises(PeftFormatError, match="up/weight: Torch lays out the kernel"):
-        load_peft({"up": conv}, write_files(tmp_path, tensors, modules_to_save=["up"]))
-
-
-def test_a_pattern_of_layers_may_have_a_group_of_any_name(linear, tmp_path):
-    tensors = lora_tensors("blocks.1.fc", 3, 4)
-    folder = write_files(
-        tmp_path, tensors, layers_to_transform=[1], layers_pattern="(?P<index>b)locks"
-    )
-    model = load_peft({"blocks": [{"fc": linear}, {"fc": linear}]}, folder)
-    assert isinstance(model["blocks"][1]["fc"], LoRALinear)
-
-
-def test_a_kronecker_product_of_large_ranks_takes_no_more_than_the_layer(linear, tmp_path):
+def test_a_kronecker_product_of_large_ranks_takes_no_more_than_the_layer(linear, load):
     rank = 100_000
     parts = {"w1_a": (1, rank), "w1_b": (rank, 2), "w2_a": (3, rank), "w2_b": (rank, 2)}
     tensors = {f"{PREFIX}fc.lokr_{name}": normal(*shape) for name, shape in parts.items()}
-    model = load_peft(
-        {"fc": linear}, write_files(tmp_path, tensors, peft_type="LOKR", r=rank, alpha=rank)
-    )
+    model = load({"fc": linear}, tensors, peft_type="LOKR", r=rank, alpha=rank)
     a1, b1, a2, b2 = tensors.values()
-    update = merge_lora(model)["fc"].weight - linear.weight
-    assert np.allclose(update, np.kron(a1 @ b1, a2 @ b2), rtol=1e-4)
+    change = merge_lora(model)["fc"].weight - linear.weight
+    assert np.allclose(change, np.kron(a1 @ b1, a2 @ b2), rtol=1e-4)
 
 
-def test_adapters_that_the_model_already_has_stay(linear, tmp_path):
-    folder = write_files(tmp_path, lora_tensors("fc", 3, 4))
-    adapted = apply_lora({"fc": linear, "other": linear}, 1, key=jax.random.key(0), target="other")
-    model = load_peft(adapted, folder)
-    assert eqx.tree_equal(model["other"], adapted["other"])
-    assert isinstance(model["fc"], LoRALinear)
-
-
-def test_adapters_lie_on_the_mesh_of_their_layers(tmp_path):
+def test_adapters_lie_on_the_mesh_of_their_layers(load):
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
-    layer = eqx.nn.Linear(4, 6, key=jax.random.key(0))
+    layer = eqx.nn.Linear(4, 6, key=KEY)
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     layer = jax.tree.map(lambda a: jax.device_put(a, sharding), layer)
     tensors = lora_tensors("fc", 6, 4) | {f"{PREFIX}fc.lora_B.bias": normal(6)}
-    model = load_peft([layer], write_files(tmp_path, tensors, lora_bias=True), rename={"fc": "0"})
+    model = load([layer], tensors, lora_bias=True, rename={"fc": "0"})
     assert model[0].lora_B.sharding.spec[0] == "x"
     assert model[0].base.bias.sharding == layer.bias.sharding
     assert np.allclose(model[0].base.bias, layer.bias + 1.5 * normal(6))
@@ -189,41 +151,221 @@ def test_adapters_lie_on_the_mesh_of_their_layers(tmp_path):
     [
         {"^model/": "", "encoder/": "", r"layers/(\d+)/mlp": r"blocks/\1"},
         lambda name: name.replace("model.encoder.layers", "blocks").replace(".mlp", ""),
-        lambda name: "blocks/0/fc",
     ],
 )
-def test_a_table_or_a_function_says_where_a_module_is_here(rename, linear, tmp_path):
-    folder = write_files(tmp_path, lora_tensors("model.encoder.layers.0.mlp.fc", 3, 4))
-    model = load_peft({"blocks": [{"fc": linear}]}, folder, rename=rename)
+def test_a_table_or_a_function_says_where_a_module_is_here(rename, linear, load):
+    tensors = lora_tensors("model.encoder.layers.0.mlp.fc", 3, 4)
+    model = load({"blocks": [{"fc": linear}]}, tensors, rename=rename)
     assert isinstance(model["blocks"][0]["fc"], LoRALinear)
+    with pytest.raises(SelectionError, match="pattern '\\(' of `rename` is bad"):
+        load({"blocks": [{"fc": linear}]}, tensors, rename={"(": ""})
 
 
-def test_a_key_may_hold_a_dot(linear, tmp_path):
-    folder = write_files(tmp_path, lora_tensors("block.fc", 3, 4))
-    assert isinstance(load_peft({"block.fc": linear}, folder)["block.fc"], LoRALinear)
-
-
-def test_the_layers_of_a_stack_are_named_by_their_index(tmp_path):
+def test_the_layers_of_a_stack_are_named_by_their_index(load, refuse):
     tensors = lora_tensors("layers.1.fc", 3, 4, seed=5) | lora_tensors("layers.0.fc", 3, 4)
     rename = {r"layers/(\d+)/(.*)": r"layers/\2[\1]"}
-    folder = write_files(tmp_path, tensors)
     plain = {"layers": {"fc": stack_of(2)}}
-    model = load_peft(plain, folder, rename=rename)
-    merged = merge_lora(model)["layers"]["fc"].weight - plain["layers"]["fc"].weight
+    model = load(plain, tensors, rename=rename)
+    change = merge_lora(model)["layers"]["fc"].weight - plain["layers"]["fc"].weight
     for i in range(2):
-        assert np.allclose(merged[i], update(tensors, f"layers.{i}.fc", 1.5), atol=1e-5)
-
-    with pytest.raises(PeftFormatError) as error:
-        load_peft({"layers": {"fc": stack_of(3)}}, folder, rename=rename)
-    assert "a stack of 3 layers" in str(error.value)
-    assert "2: not in the file" in str(error.value)
-    with pytest.raises(PeftFormatError, match="need one rank and alpha, but these have"):
-        load_peft(plain, write_files(tmp_path, tensors, alpha_pattern={"0.fc": 9}), rename=rename)
+        assert np.allclose(change[i], update(tensors, f"layers.{i}.fc", 1.5), atol=1e-5)
+    three = {"layers": {"fc": stack_of(3)}}
+    message = refuse("a stack of 3 layers", three, tensors, rename=rename)
+    assert "2: not in the file" in message
+    alphas = {"alpha_pattern": {"0.fc": 9}}
+    refuse("need one rank and alpha, but these have", plain, tensors, rename=rename, **alphas)
 
 
-def test_a_bad_rename_is_an_error_of_selection(linear, tmp_path):
-    folder = write_files(tmp_path, lora_tensors("fc", 3, 4))
-    with pytest.raises(SelectionError, match="The rule"):
-        load_peft({"fc": linear}, folder, rename={"(": ""})
-    with pytest.raises(SelectionError, match="must return a string"):
-        load_peft({"fc": linear}, folder, rename=lambda name: None)
+@pytest.mark.parametrize(
+    ("config", "targeted"),
+    [
+        ({"target_modules": "all-linear"}, True),
+        ({"target_modules": None}, True),
+        ({"target_modules": ["fc"]}, True),
+        ({"target_modules": ["c"]}, False),
+        ({"target_modules": r".*\.0\.fc"}, True),
+        ({"target_modules": r".*\.1\.fc"}, False),
+        ({"exclude_modules": r".*\.0\..*"}, False),
+        ({"exclude_modules": ["blocks.1.fc"]}, True),
+        ({"target_modules": ["fc"], "layers_to_transform": 0}, True),
+        ({"target_modules": ["fc"], "layers_to_transform": [1, 2]}, False),
+        ({"target_modules": ["fc"], "layers_to_transform": [0], "layers_pattern": "blocks"}, True),
+        # The number of the layer is the last group.
+        ({"layers_to_transform": [0], "layers_pattern": "(?P<index>b)locks"}, True),
+        ({"target_modules": ["fc"], "layers_to_transform": [0], "layers_pattern": ["rows"]}, False),
+        ({"modules_to_save": ["blocks"]}, False),
+    ],
+)
+def test_which_modules_are_meant(config, targeted, linear, load, refuse):
+    tensors = lora_tensors("model.blocks.0.fc", 3, 4)
+    model = {"model": {"blocks": [{"fc": linear}]}}
+    if targeted:
+        assert type(load(model, tensors, **config)["model"]["blocks"][0]["fc"]) is LoRALinear
+    else:
+        refuse("does not target it", model, tensors, **config)
+
+
+# --- configurations and damaged files
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"peft_type": "PSOFT"}, "whose signs are not in the file(.|\n)*merge_and_unload"),
+        ({"peft_type": "NEW"}, "no adapter of jno.lora computes the same"),
+        ({"peft_type": []}, r"type '\[\]'"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16', not a number"),
+        ({"target_modules": "("}, "not a valid regular expression"),
+        ({"layer_replication": [[0, 2]]}, "layers of the model are copied"),
+        ({"init_lora_weights": "loftq"}, "takes something out of the layer's weight"),
+    ],
+)
+def test_an_unsupported_configuration_says_why(config, reason, linear, refuse):
+    refuse(reason, {"fc": linear}, FC, **config)
+
+
+@pytest.mark.parametrize("setting", ["lora_aplha", "boft_block_size"])
+def test_a_setting_that_the_type_lacks_in_peft_warns(setting, linear, load):
+    with pytest.warns(JnoLoraWarning, match=f"sets '{setting}', which PEFT 0.21 does not have"):
+        load({"fc": linear}, FC, **{setting: False})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("adapter_config.json", None, "No such file"),
+        ("adapter_config.json", b"{", "not JSON"),
+        ("adapter_model.safetensors", None, "No such file"),
+        ("adapter_model.safetensors", b"\xff" * 20, "not a safetensors file"),
+    ],
+)
+def test_damaged_files_are_named(name, content, reason, linear, tmp_path):
+    path = write_files(tmp_path, FC) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(PeftFormatError, match=reason) as error:
+        load_peft({"fc": linear}, tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_pickles_empty_files_and_tensors_of_integers_are_refused(linear, tmp_path, refuse):
+    refuse("holds no tensors", {"fc": linear}, {})
+    integers = {name: t.astype(np.int8) for name, t in FC.items()}
+    refuse("expected floating numbers, got int8", {"fc": linear}, integers)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(PeftFormatError, match="a pickle, which can run any program"):
+        load_peft({"fc": linear}, tmp_path)
+    with pytest.raises(PeftFormatError, match="is not a directory"):
+        load_peft({"fc": linear}, tmp_path / "adapter_model.bin")
+
+
+# --- adapters that do not fit the model: all reasons at once
+
+
+def test_when_nothing_matches_both_sides_are_shown(linear, refuse):
+    model = {"layers": [{"q_proj": linear, "k_proj": linear}]}
+    tensors = lora_tensors("model.layers.0.q_proj", 3, 4)
+    message = refuse("No module of the file is in the model", model, tensors)
+    assert "- model.layers.0.q_proj: the model has no such layer" in message
+    assert "'layers/0/q_proj'" in message and 'rename={"^model/": ""}' in message
+
+
+class Computed(eqx.Module):
+    """A linear layer whose bias is a property."""
+
+    weight: jax.Array = eqx.field(default_factory=lambda: jnp.ones((3, 4)))
+    half_bias: jax.Array = eqx.field(default_factory=lambda: jnp.ones(3))
+    in_features: int = eqx.field(static=True, default=4)
+    out_features: int = eqx.field(static=True, default=3)
+
+    @property
+    def bias(self):
+        return 2 * self.half_bias
+
+    def __call__(self, x):
+        return self.weight @ x + self.bias
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(linear, refuse):
+    model = {
+        "good": linear,
+        "small": eqx.nn.Linear(4, 2, key=KEY),
+        "carries": LoRALinear(linear, 1, 1.0, key=KEY),
+        "attention": eqx.nn.MultiheadAttention(2, 4, key=KEY),
+        "norm": eqx.nn.WeightNorm(linear),
+        "not_meant": linear,
+        "rows": stack_of(2),
+        "computed": Computed(),
+        "up": eqx.nn.ConvTranspose1d(2, 2, 3, key=KEY),
+        "first": linear,
+        "whole": eqx.tree_at(lambda m: m.bias, linear, jnp.zeros(3, jnp.int8)),
+    }
+    tensors = {}
+    for name in (*(model.keys() - {"norm", "up", "whole"}), "norm.layer", "oops", "second"):
+        tensors |= lora_tensors(name, 3, 4)
+    del tensors[f"{PREFIX}good.lora_A.weight"]
+    tensors[f"{PREFIX}good.lora_C"] = normal(1)
+    tensors[f"{PREFIX}small.bias"] = normal(7)
+    tensors[f"{PREFIX}carries.bias"] = normal(3)
+    tensors[f"{PREFIX}computed.bias"] = normal(3)
+    tensors[f"{PREFIX}up.weight"] = normal(2, 2, 3)
+    tensors[f"{PREFIX}whole.bias"] = normal(3)
+    message = refuse(
+        "does not fit", model, tensors, exclude_modules=["not_meant"], rename={"second": "first"}
+    )
+    for line in (
+        "good: lora_A.weight: missing",
+        "good/lora_C: the Linear has no such array",
+        "small/bias: the model has float32[2], the file has float32[7]",
+        "small: lora_B.weight: expected shape (2, 2), got (3, 2)",
+        "carries: its layer carries a LoRALinear already",
+        "carries: the file replaces arrays of this layer",
+        "attention: it is a MultiheadAttention; PEFT's tensors fit",
+        "norm.layer: its layer is inside the norm at 'norm'",
+        "not_meant: adapter_config.json does not target it",
+        "rows: the model has a stack of 2 layers there",
+        "computed/bias: the Computed has no such array",
+        "up/weight: Torch lays out the kernel",
+        "it stands for the same layer as",
+        "whole/bias: the model has int8[3], the file has float32[3]",
+        "oops: the model has no such layer; the nearest are",
+        "Nothing was loaded.",
+    ):
+        assert line in message
+
+
+def test_a_bias_that_the_file_adds_to_must_be_there(refuse, linear):
+    tensors = FC | {f"{PREFIX}fc.lora_B.bias": normal(3)}
+    refuse("the Computed holds no such array", {"fc": Computed()}, tensors, lora_bias=True)
+    scalar = eqx.tree_at(lambda m: m.bias, linear, jnp.zeros(()))
+    refuse(r"fc/bias: the model has float32\[\]", {"fc": scalar}, tensors, lora_bias=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"padding_mode": "CIRCULAR", "padding": 1}, "padding_mode='CIRCULAR'"),
+        ({"dilation": 2}, r"dilation=\(2,\)"),
+    ],
+)
+def test_convolutions_that_peft_computes_otherwise_are_refused(options, reason, refuse):
+    layer = eqx.nn.Conv1d(3, 4, 3, key=KEY, **options)
+    shapes = {"lora_A.weight": (2, 3, 3), "lora_B.weight": (4, 2, 1)}
+    tensors = {f"{PREFIX}conv.{name}": normal(*shape) for name, shape in shapes.items()}
+    refuse(reason, {"conv": layer}, tensors)
+
+
+def test_a_layer_that_a_stack_lacks_is_told(linear, refuse):
+    tensors = lora_tensors("0.fc", 3, 4) | lora_tensors("1.fc", 3, 4, seed=5)
+    tensors |= {f"{PREFIX}2.fc.bias": np.ones(3, "f4")}
+    rename = {r"(\d+)/(.*)": r"\2[\1]"}
+    refuse(r"here for \[2\]", {"fc": stack_of(2)}, tensors, rename=rename)
+    refuse("one layer there, not a stack", {"fc": linear}, FC, rename={"fc": "fc[3]"})
+
+
+def test_a_set_or_a_net_is_not_taken_for_a_model(linear):
+    net = Net([linear]).lora(1)
+    with pytest.raises(SelectionError, match=r"^load_peft takes .*load_peft\(net\.module, "):
+        load_peft(net, "nowhere")
+    for call in (load_peft, save_peft):
+        with pytest.raises(SelectionError, match=f"{call.__name__} takes a model, but was given"):
+            call(extract_adapters(net.module), "nowhere")

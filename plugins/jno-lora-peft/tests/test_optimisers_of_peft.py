@@ -1,32 +1,15 @@
 """Optimisers of `jno.lora.optim` against those of PEFT, on Torch in float64: `make test-peft`."""
 
-import importlib.util
-import os
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from peft_cases.torch_side import linear_twin, peft, quiet, torch
 
 from jno.lora import Net, lora_trainable_filter
 from jno.lora.optim import lora_fa, lora_plus, scale_by_riemannian
-
-if importlib.util.find_spec("peft") is None:
-    message = "needs torch and peft, which `make test-peft` installs"
-    if os.environ.get("JNO_LORA_TEST_PEFT"):
-        raise ImportError(message)
-    pytest.skip(message, allow_module_level=True)
-
-import peft
-import torch
-from peft.optimizers import (
-    create_lorafa_optimizer,
-    create_loraplus_optimizer,
-    create_riemannian_optimizer,
-)
-from peft_cases.torch_side import quiet
 
 STEPS, RANK, ALPHA = 5, 3, 6.0
 X, Y = (np.random.default_rng(seed).normal(size=(8, n)) for seed, n in enumerate((6, 5)))
@@ -57,10 +40,7 @@ def factors_of_peft(model, optimiser):
 
 
 def our_factors(model, variant, make):
-    layer = model.base_model.model[0].base_layer
-    values = [jnp.asarray(p.detach().numpy()) for p in (layer.weight, layer.bias)]
-    linear = eqx.nn.Linear(6, 5, key=jax.random.key(0))
-    linear = eqx.tree_at(lambda it: (it.weight, it.bias), linear, values)
+    linear = linear_twin(model.base_model.model[0].base_layer)
     net = Net(linear).freeze().lora(RANK, ALPHA, wrapper=variant)
     start = [jnp.asarray(parameter(model, f"lora_{k}.default").detach().numpy()) for k in "AB"]
     adapter = eqx.tree_at(lambda it: (it.lora_A, it.lora_B), net.module, start)
@@ -81,16 +61,16 @@ def our_factors(model, variant, make):
 
 
 def riemannian(model):
-    return create_riemannian_optimizer(model, torch.optim.Adam, lr=1e-2, reg=1e-2)
+    return peft.optimizers.create_riemannian_optimizer(model, torch.optim.Adam, lr=1e-2, reg=1e-2)
 
 
 def plus(model):
     rates = {"lr": 1e-2, "loraplus_lr_ratio": 16, "loraplus_weight_decay": 0.1}
-    return create_loraplus_optimizer(model, torch.optim.AdamW, **rates)
+    return peft.optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, **rates)
 
 
 def fa(model):
-    return create_lorafa_optimizer(model, r=RANK, lora_alpha=ALPHA, lr=1e-2)
+    return peft.optimizers.create_lorafa_optimizer(model, r=RANK, lora_alpha=ALPHA, lr=1e-2)
 
 
 CASES = {

@@ -1,20 +1,8 @@
-"""PEFT's prompts as rows of the embedding, and what an X-LoRA file lacks: `make test-peft`."""
-
-import importlib.util
-import os
+"""PEFT's prompts as rows of the embedding, as docs/peft.md has them: `make test-peft`."""
 
 import pytest
+from peft_cases.torch_side import moved, peft, quiet, torch
 from safetensors.numpy import load_file
-
-if importlib.util.find_spec("peft") is None:
-    message = "needs torch and peft, which `make test-peft` installs"
-    if os.environ.get("JNO_LORA_TEST_PEFT"):
-        raise ImportError(message)
-    pytest.skip(message, allow_module_level=True)
-
-import peft
-import torch
-from peft_cases.torch_side import moved, quiet
 from transformers import LlamaConfig, LlamaForCausalLM
 
 PROMPTS = {
@@ -63,15 +51,3 @@ def test_the_rows_of_the_file_are_tokens_before_the_text(case, tmp_path):
     expected = theirs(input_ids=text, **task).logits[:, -3:]
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
     assert not torch.allclose(plain(input_ids=text).logits, expected, atol=1e-3)
-
-
-def test_peft_writes_no_first_layer_of_x_lora(tmp_path):
-    """If this fails, PEFT writes it now, and `load_peft` can learn to read the type."""
-    for name in "01":
-        adapted(peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / name)
-    folders = {name: str(tmp_path / name) for name in "01"}
-    config = peft.XLoraConfig(hidden_size=8, adapters=folders, xlora_depth=3, xlora_size=5)
-    adapted(config).save_pretrained(tmp_path / "mixed")
-    tensors = load_file(tmp_path / "mixed" / "adapter_model.safetensors")
-    prefix = "base_model.internal_xlora_classifier.layers"
-    assert {name.rpartition(".")[0] for name in tensors} == {f"{prefix}.3", f"{prefix}.6"}

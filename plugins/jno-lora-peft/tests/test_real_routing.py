@@ -1,8 +1,9 @@
-"""Routed adapters give PEFT's numbers, by PEFT's own layers (`make test-peft`)."""
+"""Adapters that depend on the input or on a task, against PEFT itself: `make test-peft`.
+
+Lily is among the cases of all types.
+"""
 
 import copy
-import importlib.util
-import os
 import types
 
 import equinox as eqx
@@ -10,20 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peft_cases import torch_side as sides
+from peft_cases.files import normal
+from peft_cases.torch_side import peft, torch
+from peft_cases.twins import twin
+from transformers import PretrainedConfig
 
 from jno.lora import Net, extract_adapters
-from jno_lora_routed import Lily, Poly, XLoRA, arrow, average_over, with_task
-
-if importlib.util.find_spec("peft") is None:
-    message = "needs torch and peft, which `make test-peft` installs"
-    if os.environ.get("JNO_LORA_TEST_PEFT"):
-        raise ImportError(message)
-    pytest.skip(message, allow_module_level=True)
-
-import torch
-from peft import ArrowConfig, LilyConfig, LoraConfig, PolyConfig, XLoraConfig, get_peft_model
-from safetensors.numpy import load_file
-from transformers import PretrainedConfig
+from jno.lora.peft import load_peft, save_peft
+from jno_lora_routed import XLoRA, arrow, with_invocation, with_task
 
 IN, OUT, R, N = 6, 4, 2, 3
 X = np.random.default_rng(0).normal(size=(2, 5, IN)).astype(np.float32)
@@ -40,70 +36,21 @@ class Torch(torch.nn.Module):
         return self.layer(x, **kwargs)
 
 
-def with_random_numbers(model):
-    """The model of PEFT with random numbers in its adapters, and these, by name."""
-    torch.manual_seed(0)
-    arrays = {}
-    for name, parameter in model.named_parameters():
-        if "base_layer" not in name:
-            parameter.data = torch.randn_like(parameter)
-            arrays[name.split("layer.")[-1].replace(".default", "")] = parameter.data.numpy()
-    return model.eval(), arrays
-
-
-def plain(model):
-    layer = eqx.nn.Linear(IN, OUT, key=jax.random.key(0))
-    base = model.base_model.model.layer.base_layer
-    arrays = [jnp.asarray(x.detach().numpy()) for x in (base.weight, base.bias)]
-    return eqx.tree_at(lambda m: (m.weight, m.bias), layer, arrays)
-
-
 def check(got, expected):
     np.testing.assert_allclose(got, expected.detach().numpy(), atol=1e-5)
-
-
-def test_lily():
-    config = LilyConfig(r=R, num_B=N, scaling=1.5, target_modules=["layer"])
-    model, s = with_random_numbers(get_peft_model(Torch(), config))
-    state = {
-        "lora_A": jnp.asarray(s["lily_A.weight"]),
-        "router/weight": jnp.asarray(s["lily_router.weight"]),
-        "sizes": jnp.zeros((1, N), jnp.int8),
-    }
-    adapter = Lily.from_state(plain(model), state, R, 1.5 * R)
-    B = jnp.asarray(s["lily_B.weight"].reshape(N, R, OUT).transpose(0, 2, 1))
-    adapter = eqx.tree_at(lambda a: a.lora_B.value, adapter, B, is_leaf=lambda x: x is None)
-    adapter = average_over(adapter, "batch", "tokens")
-    tokens = jax.vmap(adapter, axis_name="tokens")
-    check(jax.vmap(tokens, axis_name="batch")(jnp.asarray(X)), model(torch.tensor(X)))
-
-
-@pytest.mark.parametrize("splits", [1, 2])
-def test_poly(splits):
-    config = PolyConfig(r=R, n_tasks=3, n_skills=N, n_splits=splits, target_modules=["layer"])
-    model, s = with_random_numbers(get_peft_model(Torch(), config))
-    state = {
-        "lora_A": jnp.asarray(s["poly_lora_A"].swapaxes(-1, -2)),
-        "lora_B": jnp.asarray(s["poly_lora_B"].swapaxes(-1, -2)),
-        "router/logits": jnp.asarray(s["poly_router.module_logits"]),
-        "settings/task": jnp.zeros((), jnp.int32),
-    }
-    adapter = Poly.from_state(plain(model), state, R, 1.0)
-    tasks = np.asarray([2, 0])
-    got = jax.vmap(lambda t, x: jax.vmap(with_task(adapter, t))(x))(jnp.asarray(tasks), X)
-    check(got, model(torch.tensor(X), task_ids=torch.tensor(tasks)))
 
 
 @pytest.mark.parametrize("general", [0, 2])
 def test_arrow(general):
     names = [f"task_{i}" for i in range(4)] + [f"gks_{i}" for i in range(general)]
-    config = LoraConfig(r=R, lora_alpha=3, target_modules=["layer"])
-    model = get_peft_model(Torch(), config, adapter_name=names[0])
+    config = peft.LoraConfig(r=R, lora_alpha=3, target_modules=["layer"])
+    model = peft.get_peft_model(Torch(), config, adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, config)
     layer = model.base_model.model.layer
     generator = np.random.default_rng(1)
-    made = Net(plain(model)).lora(rank=R, alpha=3.0)
+    plain = sides.linear_twin(layer.base_layer)
+    made = Net(plain).lora(rank=R, alpha=3.0)
     sets = []
     for name in names:
         A, B = (generator.normal(size=s).astype(np.float32) for s in ((R, IN), (OUT, R)))
@@ -111,17 +58,17 @@ def test_arrow(general):
         layer.lora_B[name].weight.data = torch.tensor(B)
         moved = eqx.tree_at(lambda m: (m.lora_A, m.lora_B), made.module, (A, B))
         sets.append(extract_adapters(jax.tree.map(jnp.asarray, moved)))
-    routing = ArrowConfig(top_k=2, router_temperature=0.5, use_gks=bool(general), rng_seed=0)
+    routing = peft.ArrowConfig(top_k=2, router_temperature=0.5, use_gks=bool(general), rng_seed=0)
     routing.task_adapter_names, routing.gks_adapter_names = names[:4], names[4:]
     model.add_adapter(
-        "arrow_router", LoraConfig(r=R, target_modules=["layer"], arrow_config=routing)
+        "arrow_router", peft.LoraConfig(r=R, target_modules=["layer"], arrow_config=routing)
     )
     model.set_adapter("arrow_router")
     # PEFT finds prototypes by 15 steps of a power iteration: give it time.
     arrow_layer = layer.lora_arrow["arrow_router"]
     iterate = arrow_layer.top_right_singular_vec_from_BA
     arrow_layer.top_right_singular_vec_from_BA = lambda A, B: iterate(A, B, iters=2000)
-    routed = arrow(plain(model), sets[:4], top_k=2, temperature=0.5, general=sets[4:])
+    routed = arrow(plain, sets[:4], top_k=2, temperature=0.5, general=sets[4:])
     check(jax.vmap(jax.vmap(routed))(jnp.asarray(X)), model.eval()(torch.tensor(X)))
 
 
@@ -182,41 +129,24 @@ def test_xlora(theirs, ours, tmp_path):
     torch.manual_seed(0)
     base = Sequence()
     for index in range(N):
-        config = LoraConfig(r=R, lora_alpha=3, target_modules=["first", "second"])
-        model = get_peft_model(copy.deepcopy(base), config)
+        config = peft.LoraConfig(r=R, lora_alpha=3, target_modules=["first", "second"])
+        model = peft.get_peft_model(copy.deepcopy(base), config)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data = torch.randn_like(parameter)
         model.save_pretrained(tmp_path / f"{index}")
     paths = {f"{index}": str(tmp_path / f"{index}") for index in range(N)}
-    config = XLoraConfig(
+    config = peft.XLoraConfig(
         task_type="CAUSAL_LM", hidden_size=OUT, adapters=paths, xlora_dropout_p=0.0, **theirs
     )
-    model = get_peft_model(copy.deepcopy(base), config).eval()
+    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
     expected = model(inputs_embeds=torch.tensor(X)).output
 
-    layers = {}
-    for name in ("first", "second"):
-        layer = getattr(base.model, name)
-        arrays = [jnp.asarray(x.detach().numpy()) for x in (layer.weight, layer.bias)]
-        made = eqx.nn.Linear(layer.in_features, layer.out_features, key=jax.random.key(0))
-        layers[name] = eqx.tree_at(lambda m: (m.weight, m.bias), made, arrays)
-    tokens = Tokens(**layers)
-    made = Net(tokens).lora(rank=R, alpha=3.0).module
-    sets = []
-    for path in paths.values():
-        tensors = load_file(f"{path}/adapter_model.safetensors")
-        factors = [
-            jnp.asarray(tensors[f"base_model.model.model.{layer}.{factor}.weight"])
-            for layer in ("first", "second")
-            for factor in ("lora_A", "lora_B")
-        ]
-        loaded = eqx.tree_at(
-            lambda m: [x for a in (m.first, m.second) for x in (a.lora_A, a.lora_B)], made, factors
-        )
-        sets.append(extract_adapters(loaded))
-    key = jax.random.key(0)
-    xlora = XLoRA(tokens, sets, Tokens.hidden, features=OUT, key=key, axis="tokens", **ours)
+    tokens = Tokens(sides.linear_twin(base.model.first), sides.linear_twin(base.model.second))
+    loaded = (load_peft(tokens, path, rename={"model/": ""}) for path in paths.values())
+    sets = [extract_adapters(model) for model in loaded]
+    options = {"key": jax.random.key(0), "axis": "tokens", **ours}
+    xlora = XLoRA(tokens, sets, Tokens.hidden, features=OUT, **options)
     classifier = model.base_model.internal_xlora_classifier.layers
     linears = [layer for layer in classifier if isinstance(layer, torch.nn.Linear)]
     arrays = [jnp.asarray(p.detach().numpy()) for x in linears for p in (x.weight, x.bias)]
@@ -224,3 +154,47 @@ def test_xlora(theirs, ours, tmp_path):
         lambda x: [a for layer in x.classifier for a in (layer.weight, layer.bias)], xlora, arrays
     )
     check(jax.vmap(xlora)(jnp.asarray(X)), expected)
+
+
+TASKS = [0, 2, 0, 2]
+INVOKED = np.asarray(
+    [[7, 3, 7, 3, 1, 7], [7, 3, 3, 7, 1, 3], [1, 7, 7, 7, 3, 7], [0, 1, 2, 4, 7, 3]]
+)
+BATCHES = {"wide": normal(4, 6, 8), "deep": normal(4, 6, 6, seed=1)}
+
+
+def assert_near(ours, theirs):
+    for name in BATCHES:
+        ours_, theirs_ = np.asarray(ours[name]), theirs[name]
+        np.testing.assert_allclose(ours_, theirs_, atol=1e-5 * np.abs(theirs_).max(), rtol=0)
+
+
+def ours_of(model, kind):
+    def outputs(how, x):
+        chosen = with_task(model, how) if kind == "poly" else with_invocation(model, how)
+        return {name: jax.vmap(chosen[name])(x[name]) for name in BATCHES}
+
+    how = jnp.asarray(TASKS) if kind == "poly" else jnp.asarray(INVOKED)
+    return jax.jit(jax.vmap(outputs))(how, jax.tree.map(jnp.asarray, BATCHES))
+
+
+@pytest.mark.parametrize("kind", sides.ROUTED)
+def test_files_compute_the_same_here_and_are_written_back(kind, tmp_path):
+    plain = twin(sides.weights(sides.model()))
+    theirs = sides.trained(sides.ROUTED[kind])
+    expected = sides.routed_outputs(theirs, kind, BATCHES, TASKS, INVOKED)
+    theirs.save_pretrained(tmp_path)
+    ours = load_peft(plain, tmp_path, tied=False)
+    assert_near(ours_of(ours, kind), expected)
+    if kind == "alora":
+        base = {
+            name: jax.vmap(jax.vmap(plain[name]))(jnp.asarray(x)) for name, x in BATCHES.items()
+        }
+        start = [2, 0, 3, 4]  # of the last [7, 3] in each row
+        for name, y in ours_of(ours, kind).items():
+            for row, first in enumerate(start):
+                assert np.array_equal(y[row, :first], base[name][row, :first])
+                assert not np.allclose(y[row, first:], base[name][row, first:], atol=1e-3)
+    save_peft(ours, tmp_path / "again", tied=False)
+    again = sides.loaded(tmp_path / "again")
+    assert_near(expected, sides.routed_outputs(again, kind, BATCHES, TASKS, INVOKED))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from peft_cases.files import trained
 
-from jno.lora import Net, PeftFormatError, SelectionError, apply_lora, lora_trainable_filter
+from jno.lora import Net, PeftFormatError, SelectionError
 from jno.lora.peft import load_lora_state, lora_state
 from jno_lora_arrays import declare, plain
 
@@ -110,14 +111,6 @@ def plain_twin():
     return twin(Theirs())
 
 
-def trained(model, rank=RANK, alpha=5.0, **options):
-    model = apply_lora(model, rank, alpha, key=KEY, **options)
-    trains, rest = eqx.partition(model, lora_trainable_filter(model))
-    keys = iter(jax.random.split(KEY, 1000))
-    moved = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), trains)
-    return eqx.combine(moved, rest)
-
-
 def assert_close(a, b):
     assert np.max(np.abs(a - b)) < 1e-5 * np.max(np.abs(b))
 
@@ -163,8 +156,8 @@ def test_a_checkpoint_of_tunix_computes_the_same_here(plain_twin, theirs, tmp_pa
 
 def test_adapters_from_here_compute_the_same_in_qwix_and_tunix(plain_twin, tmp_path):
     # Another rank and alpha than theirs, and a method whose update has twice the rank.
-    ours = trained(plain_twin, wrapper="lora")
-    ours = eqx.tree_at(lambda m: m.up, ours, trained(plain_twin.up, 1, wrapper="pissa"))
+    ours = trained(plain_twin, "lora", alpha=5.0)
+    ours = eqx.tree_at(lambda m: m.up, ours, trained(plain_twin.up, "pissa", 1))
     theirs = with_lora(Theirs(), X, rank=3)
     written = lora_state(Net(ours), nnx.state(theirs, nnx.LoRAParam), alpha=ALPHA)
     nnx.update(theirs, written)
@@ -255,7 +248,7 @@ def test_a_llama_of_tunix_and_the_same_llama_of_eqx_zoo(tmp_path):
     with pytest.raises(AssertionError):
         assert_close(our_logits(ours), their_logits(adapted))
     # Adapters from here, in Tunix.
-    again = trained(ours, wrapper="lora", target="layers/.*proj")
+    again = trained(ours, "lora", target="layers/.*proj")
     nnx.update(adapted, lora_state(again, state, alpha=ALPHA, rename=TUNIX))
     assert_close(their_logits(adapted), our_logits(again))
 

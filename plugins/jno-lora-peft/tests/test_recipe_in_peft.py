@@ -1,8 +1,5 @@
 """PEFT on Torch reads what the recipe of docs/llm.md writes: `make test-peft`, on Python 3.12."""
 
-import importlib.util
-import os
-import sys
 import tempfile
 
 import equinox as eqx
@@ -10,20 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peft_cases.language_models import error, our_logits, peft, quiet, their_logits, transformers
 from tests.models._example import load
 
 from jno.lora.peft import save_peft
-
-if importlib.util.find_spec("peft") is None or importlib.util.find_spec("eqx_zoo") is None:
-    message = "needs torch, peft and eqx-zoo, which `make test-peft` installs on Python 3.12"
-    if os.environ.get("JNO_LORA_TEST_PEFT") and sys.version_info >= (3, 12):
-        raise ImportError(message)
-    pytest.skip(message, allow_module_level=True)
-
-import peft
-import transformers
-from peft_cases.language_models import error, our_logits, their_logits
-from peft_cases.torch_side import quiet
 
 LAYERS = 2
 SIZES = {

@@ -1,29 +1,25 @@
-"""The updates of PEFT from other parts than two factors, against NumPy, each as in its paper."""
+"""Updates of PEFT from other parts than two factors, against NumPy, and parts that do not fit."""
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from peft_cases.files import PREFIX, normal, write_files
+from peft_cases.files import PREFIX, normal
 
-from jno.lora import PeftFormatError, merge_lora
-from jno.lora.peft import load_peft
+from jno.lora import merge_lora
+from jno_lora_peft.types.shared import _category
 
 LINEAR = eqx.nn.Linear(6, 4, key=jax.random.key(0))
 CONV = eqx.nn.Conv2d(3, 4, (2, 3), key=jax.random.key(1))
 CONV1D = eqx.nn.Conv1d(2, 4, 3, key=jax.random.key(4))
 GROUPED = eqx.nn.Conv2d(4, 6, 2, groups=2, key=jax.random.key(2))
-EMBEDDING = eqx.nn.Embedding(5, 4, key=jax.random.key(3))
 
 
 def named(parts):
     """Tensors of the module `fc`, all different, by their names in the file."""
     shapes = enumerate(parts.items())
     return {f"{PREFIX}fc.{name}": normal(*shape, seed=seed) for seed, (name, shape) in shapes}
-
-
-def load(layer, tensors, tmp_path, **config):
-    return load_peft({"fc": layer}, write_files(tmp_path, tensors, **config), tied=False)
 
 
 def update_of(model, layer):
@@ -47,298 +43,210 @@ def loha_with_cores(t1, t2, w1_a, w1_b, w2_a, w2_b):
     return tucker(t1, w1_a, w1_b) * tucker(t2, w2_a, w2_b)
 
 
-def lokr(w1, w2):
-    return np.kron(w1, w2)
-
-
-def lokr_of_kernel(w1, w2):
-    return np.kron(w1[:, :, None, None], w2)
-
-
-def lokr_of_factors(w1_a, w1_b, w2_a, w2_b):
-    return np.kron(w1_a @ w1_b, w2_a @ w2_b)
-
-
 def lokr_with_core(t2, w1, w2_a, w2_b):
-    return lokr_of_kernel(w1, tucker(t2, w2_a, w2_b))
+    return np.kron(w1[:, :, None, None], tucker(t2, w2_a, w2_b))
 
 
-# By name: the layer, the configuration with its scale, the update, and the shapes of its parts.
+def adalora_parts(r):
+    return {"lora_A": (r, 6), "lora_B": (4, r), "lora_E": (r, 1)}
+
+
+def loha_parts(a, b, core=None):
+    cores = {} if core is None else {"hada_t1": core, "hada_t2": core}
+    return cores | {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": a, "hada_w2_b": b}
+
+
+ADALORA = {"peft_type": "ADALORA", "init_r": 3}
+LOHA = {"peft_type": "LOHA", "alpha": 2}
+LOKR = {"peft_type": "LOKR", "r": 2, "alpha": 4}
+# By name: the layer, the settings, the scale, the update, and the shapes of its parts.
 CASES = {
-    "AdaLoRA": (
-        LINEAR,
-        ({"peft_type": "ADALORA", "init_r": 3, "lora_alpha": 2}, 2 / (3 + 1e-5)),
-        adalora,
-        {"lora_A": (3, 6), "lora_B": (4, 3), "lora_E": (3, 1)},
-    ),
+    "AdaLoRA": (LINEAR, ADALORA | {"lora_alpha": 2}, 2 / 3.00001, adalora, adalora_parts(3)),
     "AdaLoRA without alpha, pruned to one component": (
-        LINEAR,
-        ({"peft_type": "ADALORA", "init_r": 3, "lora_alpha": -1}, 3 / (3 + 1e-5)),
-        adalora,
-        {"lora_A": (1, 6), "lora_B": (4, 1), "lora_E": (1, 1)},
+        *(LINEAR, ADALORA | {"lora_alpha": -1}, 3 / 3.00001, adalora, adalora_parts(1)),
     ),
     "AdaLoRA of alpha 0": (
-        LINEAR,
-        ({"peft_type": "ADALORA", "init_r": 2, "lora_alpha": 0}, 2 / (2 + 1e-5)),
-        adalora,
-        {"lora_A": (2, 6), "lora_B": (4, 2), "lora_E": (2, 1)},
+        *(LINEAR, ADALORA | {"lora_alpha": 0}, 3 / 3.00001, adalora, adalora_parts(3)),
     ),
-    "LoHa of a small rank": (
-        LINEAR,
-        ({"peft_type": "LOHA", "r": 1, "alpha": 2}, 2.0),
-        loha,
-        {"hada_w1_a": (4, 1), "hada_w1_b": (1, 6), "hada_w2_a": (4, 1), "hada_w2_b": (1, 6)},
-    ),
-    "LoHa of a large rank": (
-        LINEAR,
-        ({"peft_type": "LOHA", "r": 3, "alpha": 2}, 2 / 3),
-        loha,
-        {"hada_w1_a": (4, 3), "hada_w1_b": (3, 6), "hada_w2_a": (4, 3), "hada_w2_b": (3, 6)},
-    ),
+    "AdaLoRA, wholly pruned": (LINEAR, ADALORA, 1.0, adalora, adalora_parts(0)),
+    "LoHa of a large rank": (LINEAR, LOHA | {"r": 3}, 2 / 3, loha, loha_parts((4, 3), (3, 6))),
     "LoHa with cores of one axis": (
-        CONV1D,
-        ({"peft_type": "LOHA", "r": 2, "alpha": 1}, 0.5),
-        lambda *parts: loha_with_cores(*parts)[..., 0],
-        {
-            "hada_t1": (2, 2, 3, 1),
-            "hada_t2": (2, 2, 3, 1),
-            "hada_w1_a": (2, 4),
-            "hada_w1_b": (2, 2),
-            "hada_w2_a": (2, 4),
-            "hada_w2_b": (2, 2),
-        },
+        *(CONV1D, LOHA | {"r": 2}, 1.0, lambda *parts: loha_with_cores(*parts)[..., 0]),
+        loha_parts((2, 4), (2, 2), (2, 2, 3, 1)),
     ),
     "LoHa with cores": (
-        CONV,
-        ({"peft_type": "LOHA", "r": 2, "alpha": 1}, 0.5),
-        loha_with_cores,
-        {
-            "hada_t1": (2, 2, 2, 3),
-            "hada_t2": (2, 2, 2, 3),
-            "hada_w1_a": (2, 4),
-            "hada_w1_b": (2, 3),
-            "hada_w2_a": (2, 4),
-            "hada_w2_b": (2, 3),
-        },
-    ),
-    "LoKr": (
-        LINEAR,
-        ({"peft_type": "LOKR", "r": 2, "alpha": 4}, 2.0),
-        lokr,
-        {"lokr_w1": (2, 3), "lokr_w2": (2, 2)},
-    ),
-    "LoKr of four factors": (
-        LINEAR,
-        ({"peft_type": "LOKR", "r": 1, "alpha": 4}, 4.0),
-        lokr_of_factors,
-        {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
-    ),
-    "LoKr of a kernel": (
-        CONV,
-        ({"peft_type": "LOKR", "r": 2, "alpha": 4}, 2.0),
-        lokr_of_kernel,
-        {"lokr_w1": (2, 1), "lokr_w2": (2, 3, 2, 3)},
+        *(CONV, LOHA | {"r": 2}, 1.0, loha_with_cores),
+        loha_parts((2, 4), (2, 3), (2, 2, 2, 3)),
     ),
     "LoKr with a core": (
-        CONV,
-        ({"peft_type": "LOKR", "r": 2, "alpha": 4}, 2.0),
-        lokr_with_core,
+        *(CONV, LOKR, 2.0, lokr_with_core),
         {"lokr_t2": (2, 2, 2, 3), "lokr_w1": (2, 1), "lokr_w2_a": (2, 2), "lokr_w2_b": (2, 3)},
     ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_update_is_the_one_that_the_paper_writes(name, tmp_path):
-    layer, (config, scale), update, parts = CASES[name]
+def test_the_update_is_the_one_that_the_paper_writes(name, load):
+    layer, settings, scale, update, parts = CASES[name]
     tensors = named(parts)
-    model = load(layer, tensors, tmp_path, **config)
+    model = load({"fc": layer}, tensors, **settings)
     expected = scale * update(*(array.astype(np.float64) for array in tensors.values()))
     # Of the size of the factors, since the update is found as a difference of weights.
     bound = 1e-5 * max(1.0, np.abs(expected).max())
     assert np.abs(update_of(model, layer) - expected).max() < bound
 
 
-def test_a_fully_pruned_adalora_layer_has_no_update(tmp_path):
-    tensors = named({"lora_A": (0, 6), "lora_B": (4, 0), "lora_E": (0, 1)})
-    model = load(LINEAR, tensors, tmp_path, peft_type="ADALORA", init_r=3)
-    assert np.array_equal(update_of(model, LINEAR), np.zeros((4, 6)))
-
-
 def grouped(tensors):
     A, B = tensors.values()
-    return np.concatenate(
-        [
-            np.einsum("or,rixy->oixy", b[:, :, 0, 0], a)
-            for a, b in ((A[:2, :2], B[:3]), (A[2:, 2:], B[3:]))
-        ]
-    )
+    groups = ((A[:2, :2], B[:3]), (A[2:, 2:], B[3:]))
+    return np.concatenate([np.einsum("or,rixy->oixy", b[:, :, 0, 0], a) for a, b in groups])
 
 
-def test_a_grouped_convolution_is_held_if_no_input_of_another_group_counts(tmp_path):
-    tensors = named({"lora_A.weight": (4, 4, 2, 2), "lora_B.weight": (6, 2, 1, 1)})
-    with pytest.raises(PeftFormatError, match="its update mixes the 2 groups"):
-        load(GROUPED, tensors, tmp_path, r=4, lora_alpha=4)
+def test_a_grouped_convolution_is_held_if_no_input_of_another_group_counts(load, refuse):
+    shapes, model = {"lora_A.weight": (4, 4, 2, 2), "lora_B.weight": (6, 2, 1, 1)}, {"fc": GROUPED}
+    tensors = named(shapes)
+    refuse("its update mixes the 2 groups", model, tensors, r=4, lora_alpha=4)
     A, _ = tensors.values()
     A[:2, 2:], A[2:, :2] = 0, 0
-    model = load(GROUPED, tensors, tmp_path, r=4, lora_alpha=4)
-    assert np.allclose(update_of(model, GROUPED), grouped(tensors), atol=1e-5)
+    loaded = load(model, tensors, r=4, lora_alpha=4)
+    assert np.allclose(update_of(loaded, GROUPED), grouped(tensors), atol=1e-5)
     A[2:, 2:] = A[:2, :2]  # one for all groups, as the zoo has it
-    model = load(GROUPED, tensors, tmp_path, r=4, lora_alpha=4)
-    assert model["fc"].rank == 2
-    assert np.allclose(update_of(model, GROUPED), grouped(tensors), atol=1e-5)
+    loaded = load(model, tensors, r=4, lora_alpha=4)
+    assert loaded["fc"].rank == 2
+    assert np.allclose(update_of(loaded, GROUPED), grouped(tensors), atol=1e-5)
+    odd = named({"lora_A.weight": (3, 4, 2, 2), "lora_B.weight": (6, 1, 1, 1)})
+    refuse("rank 3 is not a multiple of the 2 groups", model, odd, r=3)
+    dora = named({**shapes, "lora_magnitude_vector": (1, 6, 1, 1)})
+    refuse("takes no norm of the rows of a kernel", model, dora, r=4, use_dora=True)
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("name", ["linear", "convolution", "embedding"])
-def test_dora_takes_the_norm_of_each_row(name, use_rslora, tmp_path):
-    layer, parts = {
-        "linear": (LINEAR, {"lora_magnitude_vector": (4,), "lora_A.weight": (2, 6)}),
-        "convolution": (
-            CONV,
-            {"lora_magnitude_vector": (1, 4, 1, 1), "lora_A.weight": (2, 3, 2, 3)},
-        ),
-        "embedding": (EMBEDDING, {"lora_magnitude_vector": (4,), "lora_embedding_A": (2, 5)}),
-    }[name]
-    up = {"linear": ("lora_B.weight", (4, 2)), "convolution": ("lora_B.weight", (4, 2, 1, 1))}
-    tensors = named(parts | dict([up.get(name, ("lora_embedding_B", (4, 2)))]))
-    model = load(layer, tensors, tmp_path, lora_alpha=3, use_dora=True, use_rslora=use_rslora)
-    magnitude, A, B = (array.astype(np.float64) for array in tensors.values())
-    scale = 3 / np.sqrt(2) if use_rslora else 3 / 2
-    W = np.asarray(layer.weight.T if name == "embedding" else layer.weight, np.float64)
-    W = W.reshape(len(W), -1)
-    V = W + scale * B.reshape(4, 2) @ A.reshape(2, -1)
-    expected = magnitude.reshape(-1, 1) * V / np.linalg.norm(V, axis=1, keepdims=True)
-    found = np.asarray(merge_lora(model)["fc"].weight)
-    found = found.T if name == "embedding" else found.reshape(4, -1)
-    assert np.allclose(found, expected, atol=1e-5)
-
-
-def test_vera_takes_its_part_of_the_matrices_that_all_layers_share(tmp_path):
-    shared = {f"base_model.vera_{n}": normal(*s) for n, s in {"A": (3, 9), "B": (7, 3)}.items()}
-    own = named({"vera_lambda_b": (4,), "vera_lambda_d": (3,)})
-    model = load(LINEAR, own | shared, tmp_path, peft_type="VERA", r=3)
-    (b, d), (A, B) = own.values(), shared.values()
-    expected = (b[:, None] * B[:4]) @ (d[:, None] * A[:, :6])
-    assert np.allclose(update_of(model, LINEAR), expected, atol=1e-5)
-    few = shared | {"base_model.vera_B": normal(3, 3)}
-    for tensors, reason in (
-        (own, "save_projection=True"),
-        (own | few, "too small for the layer"),
-        (own | shared | {"base_model.vera_A": normal(2, 9)}, "do not have rank 3"),
-    ):
-        with pytest.raises(PeftFormatError, match=reason):
-            load(LINEAR, tensors, tmp_path, peft_type="VERA", r=3)
+def test_hira_of_a_large_rank_has_the_rank_of_the_weight(load):
+    tensors = named({"hira_A": (9, 6), "hira_B": (4, 9)})
+    A, B = tensors.values()
+    model = load({"fc": LINEAR}, tensors, peft_type="HIRA", r=9)
+    assert model["fc"].rank == 4
+    assert np.allclose(update_of(model, LINEAR), LINEAR.weight * (B @ A), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("config", "parts", "reason"),
+    ("name", "key"),
     [
-        ({"peft_type": "ADALORA", "init_r": 2}, {"lora_A": (2, 6)}, "lora_E: missing"),
-        (
-            {"peft_type": "LOHA", "r": 1},
-            {"hada_w1_a": (4, 1), "hada_w1_b": (1, 6), "hada_w2_a": (4, 1), "hada_w2_b": (1, 5)},
-            r"hada_w2_b: expected shape \(1, 6\), got \(1, 5\)",
-        ),
-        (
-            {"peft_type": "LOHA", "r": 1},
-            {"hada_t1": (1, 1, 1, 1), "hada_w1_a": (1, 4)},
-            "hada_t2: missing",
-        ),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (2, 3), "lokr_w2": (2, 3)}, "do not make"),
-        ({"peft_type": "LOKR", "r": 2}, {"lokr_w1": (8,), "lokr_w2": (3, 1)}, "do not make"),
-        (
-            {"peft_type": "LOKR", "r": 2},
-            {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)},
-            "of rank 2 cannot be",
-        ),
-        (
-            {"peft_type": "LOKR", "r": 2},
-            {"lokr_w1": (2, 3), "lokr_w2_a": (2, 2), "lokr_w2_b": (2,)},
-            "of rank 2 cannot be",
-        ),
-        (
-            {"peft_type": "ADALORA", "init_r": 2, "alpha_pattern": "fc"},
-            {"lora_A": (2, 6), "lora_B": (4, 2), "lora_E": (2, 1)},
-            "alpha_pattern is 'fc', not",
-        ),
-        (
-            {"peft_type": "LOKR", "r": 1},
-            {
-                "lokr_w1": (2, 3),
-                "lokr_w2_a": (1, 2),
-                "lokr_w2_b": (1, 2),
-                "lokr_t2": (1, 1),
-            },
-            r"lokr_t2: expected \(1, 1, and the kernel\)",
-        ),
-        ({"peft_type": "IA3"}, {"ia3_l": (4,)}, r"ia3_l: expected shape \(4, 1\), got \(4,\)"),
-        (
-            {"peft_type": "IA3", "feedforward_modules": "f."},
-            {"ia3_l": (4, 1)},
-            r"ia3_l: expected shape \(1, 6\), got \(4, 1\)",
-        ),
-        (
-            {"peft_type": "IA3", "feedforward_modules": ["fc"]},
-            {"ia3_l": (4, 1)},
-            r"ia3_l: expected shape \(1, 6\), got \(4, 1\)",
-        ),
-        (
-            {"use_dora": True},
-            {"lora_A.weight": (2, 6), "lora_B.weight": (4, 2)},
-            "lora_magnitude_vector: missing",
-        ),
+        ("fc", "fc"),
+        ("blocks.0.fc", "fc"),
+        ("mlp.up", "mlp_up"),
+        ("attention.output.dense", "attention_output"),
     ],
 )
-def test_parts_that_do_not_fit_are_told_by_their_names(config, parts, reason, tmp_path):
-    with pytest.raises(PeftFormatError, match=reason):
-        load(LINEAR, named(parts), tmp_path, **config)
+def test_frod_finds_its_shared_matrix_by_the_name_of_the_layer(name, key):
+    assert _category(name) == key
 
 
-def test_groups_of_which_peft_has_no_adapter(tmp_path):
-    tensors = named({"lora_A.weight": (3, 4, 2, 2), "lora_B.weight": (6, 1, 1, 1)})
-    with pytest.raises(PeftFormatError, match="rank 3 is not a multiple of the 2 groups"):
-        load(GROUPED, tensors, tmp_path, r=3)
-    tensors = named(
-        {
-            "lora_A.weight": (2, 4, 2, 2),
-            "lora_B.weight": (6, 1, 1, 1),
-            "lora_magnitude_vector": (1, 6, 1, 1),
-        }
-    )
-    with pytest.raises(PeftFormatError, match="takes no norm of the rows of a kernel with groups"):
-        load(GROUPED, tensors, tmp_path, r=2, use_dora=True)
+# --- files whose tensors or settings do not fit: the error says which, and why
+
+PAIR = {"lora_A.weight": (2, 6), "lora_B.weight": (4, 2)}
+TINY = {"tinylora_A": (2, 6), "tinylora_B": (4, 2), "tinylora_P": (3, 2, 2)}
+RAND = {"randlora_lambda": (2, 2), "randlora_gamma": (2, 4)}
+BASES = {"base_model.randlora_A": (2, 1, 6), "base_model.randlora_B": (6, 2, 2)}
+VERA = {"vera_lambda_b": (4,), "vera_lambda_d": (3,)}
+FROD = {"frod_lambda_l": (6,), "frod_lambda_s_values": (2,)}
+V = {f"base_model.frod_{n}.fc": s for n, s in {"V": (7, 7), "s_indices": (2, 2)}.items()}
+HADA = {"hada_w1_a": (4, 1), "hada_w1_b": (1, 6), "hada_w2_a": (4, 1), "hada_w2_b": (1, 5)}
+LARGE_LOKR = {"lokr_w1": (2, 3), "lokr_w2_a": (2, 1), "lokr_w2_b": (1, 2)}
+SMALL_LOKR = {"lokr_w1": (2, 3), "lokr_w2_a": (1, 2), "lokr_w2_b": (1, 2), "lokr_t2": (1, 1)}
+OSF = {f"osf_svd_params.{n}_low": s for n, s in {"U": (4, 4), "S": (4,), "V": (4, 6)}.items()}
+ROAD = dict.fromkeys(("road_theta", "road_alpha"), (2,))
+DORA = {**PAIR, "lora_magnitude_vector": (4,)}
+BANK = {"base_model.vblora_vector_bank": (5, 2)}
+TOP = {
+    "vblora_logits_A_topk_weights": (1, 3, 1),
+    "vblora_logits_A_topk_indices": (1, 3, 2),
+    "vblora_logits_B_topk_weights": (2, 1, 1),
+    "vblora_logits_B_topk_indices": (2, 1, 2),
+}
+# The type, the shapes of its tensors (also of shared tensors), the settings, and the reason.
+MISFITS = [
+    ("TINYLORA", TINY, {"u": 3}, "which of the trained vectors is its own"),
+    ("TINYLORA", TINY | {"base_model.tinylora_v.0": (2,)}, {"u": 3}, r"must be \(3,\) or larger"),
+    ("RANDLORA", RAND, {}, "save_projection=True"),
+    ("RANDLORA", RAND | BASES | {"base_model.randlora_A": (1, 1, 6)}, {}, r"\(2, 1, 4\) or larger"),
+    ("RANDLORA", RAND | BASES | {"base_model.randlora_B": (5, 2, 2)}, {}, r"\(6, 2, 2\) or larger"),
+    ("VERA", VERA, {"r": 3}, "save_projection=True"),
+    ("VBLORA", TOP, {"r": 1}, r"must be \(2, 1\) or larger, and is None"),
+    ("VBLORA", TOP | BANK, {"r": 1, "topk": 6}, r"must be \(6, 1\) or larger, and is \(5, 2\)"),
+    ("FROD", FROD, {}, "save_projection=True"),
+    ("FROD", FROD | V, {}, r"the shared matrix is \(7, 7\)"),
+    ("WAVEFT", {"waveft_spectrum": (3,)}, {"n_frequency": 3, "wavelet_family": "haar"}, "'haar'"),
+    ("MISS", {"miss_block": (1, 3, 3)}, {"r": 3, "init_weights": "bat"}, "do not divide"),
+    ("MISS", {"miss_block": (2, 3)}, {"init_weights": "mini", "mini_r": 3}, "does not fit"),
+    ("OFT", {"oft_R.weight": (1, 10)}, {}, "blocks are of 5 inputs, and the layer has 6"),
+    ("BOFT", {"boft_R": (1, 1, 4, 4), "boft_s": (4, 1)}, {}, "blocks are of 4 inputs"),
+    ("HRA", {"hra_u": (6, 3)}, {"r": 3, "apply_GS": True}, "rank 3 is odd, and apply_GS"),
+    ("ROAD", ROAD, {"group_size": 3}, "group_size 3 do not fit 4 outputs"),
+    ("DEFT", {"deft_P": (4, 2)}, {"decomposition_method": "lu"}, "is 'lu'"),
+    ("GLORA", {"glora_A.X": (5, 5)}, {}, r"glora_A: it does not make an array \(4, 6\)"),
+    ("OSF", OSF, {}, "it trains 4 of the 4 triplets"),
+    ("LORA", PAIR, {"lora_alpha": -1, "init_lora_weights": "pissa"}, "of a scale above 0"),
+    ("LORA", DORA, {"init_lora_weights": "pissa", "use_dora": True}, "on linear layers"),
+    ("LORA", PAIR, {"use_dora": True}, "lora_magnitude_vector: missing"),
+    ("LOHA", HADA, {"r": 1}, r"hada_w2_b: expected shape \(1, 6\), got \(1, 5\)"),
+    ("LOHA", {"hada_t1": (1, 1, 1, 1), "hada_w1_a": (1, 4)}, {"r": 1}, "hada_t2: missing"),
+    ("LOKR", {"lokr_w1": (2, 3), "lokr_w2": (2, 3)}, {}, "do not make"),
+    ("LOKR", LARGE_LOKR, {}, "of rank 2 cannot be"),
+    ("LOKR", SMALL_LOKR, {"r": 1}, r"lokr_t2: expected \(1, 1, and the kernel\)"),
+    ("IA3", {"ia3_l": (4, 1)}, {"feedforward_modules": "f."}, r"expected shape \(1, 6\)"),
+    ("IA3", {"ia3_l": (4, 1)}, {"feedforward_modules": ["fc"]}, r"expected shape \(1, 6\)"),
+]
 
 
-# --- which layers the configuration means
+def tensors_of(shapes):
+    """Tensors of these shapes: indices are ones, and all other numbers random."""
+    return {
+        name if name.startswith("base_model.") else f"{PREFIX}fc.{name}": np.ones(shape, np.int32)
+        if "indices" in name
+        else normal(*shape)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize(("kind", "shapes", "settings", "reason"), MISFITS)
+def test_it_is_told_what_does_not_fit(kind, shapes, settings, reason, refuse):
+    ranks = {"r": 2} if kind in ("TINYLORA", "RANDLORA", "MISS", "DEFT", "LORA", "LOKR") else {}
+    refuse(reason, {"fc": LINEAR}, tensors_of(shapes), peft_type=kind, **{**ranks, **settings})
+
+
+def test_entries_of_one_size_leave_the_order_of_the_largest_open(refuse):
+    layer = eqx.tree_at(lambda m: m.weight, LINEAR, jnp.ones((4, 6)))
+    tensors = {f"{PREFIX}fc.supertuning_values": normal(3)}
+    refuse("leave their order open", {"fc": layer}, tensors, peft_type="SUPERTUNING")
+
+
+def test_positions_outside_the_weight_are_refused(refuse):
+    indices = np.array([[0] * 10, [*range(9), 24]], np.int32)
+    tensors = {f"{PREFIX}fc.shira_weight": normal(10), f"{PREFIX}fc.shira_indices": indices}
+    refuse("not all within the weight", {"fc": LINEAR}, tensors, peft_type="SHIRA", r=1)
 
 
 @pytest.mark.parametrize(
-    ("config", "targeted"),
+    ("start", "values", "reason"),
     [
-        ({"target_modules": "all-linear"}, True),
-        ({"target_modules": None}, True),
-        ({"target_modules": ["fc"]}, True),
-        ({"target_modules": ["c"]}, False),
-        ({"target_modules": r".*\.0\.fc"}, True),
-        ({"target_modules": r".*\.1\.fc"}, False),
-        ({"exclude_modules": r".*\.0\..*"}, False),
-        ({"exclude_modules": ["blocks.1.fc"]}, True),
-        ({"target_modules": ["fc"], "layers_to_transform": 0}, True),
-        ({"target_modules": ["fc"], "layers_to_transform": [1, 2]}, False),
-        ({"target_modules": ["fc"], "layers_to_transform": [0], "layers_pattern": "blocks"}, True),
-        ({"target_modules": ["fc"], "layers_to_transform": [0], "layers_pattern": ["rows"]}, False),
-        ({"modules_to_save": ["blocks"]}, False),
+        ("pissa", [1, 1, 1, 1], "the singular values 2 and 3 of its weight are so close"),
+        ("pissa_niter_4", [1, 1, 1, 1], "the singular values 2 and 3"),
+        ("pissa_niter_4", [4, 3, 2.9, 1], "finds another part each time"),
+        ("olora", [1, 0, 0, 0], "the first 2 columns of its weight are so close"),
+        ("pissa_niter_4", [4, 3, 0.1, 0.1], None),
     ],
 )
-def test_which_modules_are_meant(config, targeted, tmp_path):
-    names = ("lora_A.weight", "lora_B.weight")
-    shapes = zip(names, ((2, 6), (4, 2)), strict=True)
-    tensors = {f"{PREFIX}model.blocks.0.fc.{name}": normal(*shape) for name, shape in shapes}
-    folder = write_files(tmp_path, tensors, **config)
-    model = {"model": {"blocks": [{"fc": LINEAR}]}}
-    if targeted:
-        assert type(load_peft(model, folder)["model"]["blocks"][0]["fc"]).__name__ == "LoRALinear"
+def test_starts_that_rounding_or_chance_decides_are_refused(start, values, reason, load, refuse):
+    weight = jnp.eye(4, 6) * jnp.asarray(values, jnp.float32)[:, None]
+    model = {"fc": eqx.tree_at(lambda m: m.weight, LINEAR, weight)}
+    settings = {"init_lora_weights": start, "r": 2}
+    if reason is None:
+        load(model, tensors_of(PAIR), **settings)
     else:
-        with pytest.raises(PeftFormatError, match="does not target it"):
-            load_peft(model, folder)
+        refuse(reason, model, tensors_of(PAIR), **settings)
+
+
+def test_a_layer_of_another_kind_is_refused(refuse):
+    embedding = eqx.nn.Embedding(5, 4, key=jax.random.key(1))
+    tensors = {f"{PREFIX}fc.hra_u": normal(5, 2)}
+    refuse("for linear, not embedding", {"fc": embedding}, tensors, peft_type="HRA", r=2)

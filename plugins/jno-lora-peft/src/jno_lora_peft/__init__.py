@@ -8,9 +8,10 @@ save_peft(model, "adapter/")
 
 from .inspecting import inspect_peft
 from .loading import load_peft
-from .model.untied import Untied, untie
 from .saving import save_peft
-from .states import load_lora_state, lora_state
+from .states.loading import load_lora_state
+from .states.writing import lora_state
+from .ties import Untied, untie
 
 __all__ = [
     "Untied",

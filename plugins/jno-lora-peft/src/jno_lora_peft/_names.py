@@ -18,22 +18,19 @@ EMBEDDING, HEAD = "embed_tokens", "lm_head"
 def module_name(path: str, rename: Rename) -> str:
     """PEFT's name for the module at `path`. **Raises:** `SelectionError` for a bad `rename`."""
     if callable(rename):
-        name = rename(path)
-        if not isinstance(name, str):
-            raise SelectionError(
-                f"`rename` must return a string, but for {path!r} it returned {name!r}"
-            )
-        return name.replace("/", ".")
+        return rename(path).replace("/", ".")
     name = path
     for pattern, replacement in (rename or {}).items():
-        try:
-            name = re.sub(pattern, replacement, name)
-        except re.error as err:
-            raise SelectionError(
-                f"The rule {pattern!r}: {replacement!r} of `rename` is not a valid regular "
-                f"expression with its replacement: {err}"
-            ) from err
+        name = compiled(pattern, "rename").sub(replacement, name)
     return name.replace("/", ".")
+
+
+def compiled(pattern: str, argument: str) -> re.Pattern[str]:
+    """A regular expression. **Raises:** `SelectionError` if it is not valid."""
+    try:
+        return re.compile(pattern)
+    except re.error as err:
+        raise SelectionError(f"The pattern {pattern!r} of `{argument}` is bad: {err}") from err
 
 
 def peft_name(path: str, rename: Rename) -> str:

@@ -8,12 +8,12 @@ import numpy as np
 
 from jno.lora import PeftFormatError
 
-from .files.config import Config
-from .files.directory import Directory, not_finite, read
-from .files.hub import locate
-from .files.servers import refused_by_servers
-from .files.tensors import Tensors, by_module
-from .types import TYPES, Type
+from .config import Config
+from .files import Directory, Tensors, by_module, not_finite, read
+from .hub import locate
+from .servers import refused_by_servers
+from .types import TYPES
+from .types.type import Type
 
 
 def inspect_peft(
@@ -37,10 +37,10 @@ def inspect_peft(
     `SelectionError` for a `revision` of a directory; `MissingLibraryError` for a repository without
     `huggingface_hub`.
     """
-    source = locate(directory, revision)
-    settings, tensors = read(source.folder)
+    folder, commit = locate(directory, revision)
+    settings, tensors = read(folder)
     peft_type = settings.get("peft_type")
-    kind = TYPES.get(peft_type if isinstance(peft_type, str) else "", Type())
+    kind = TYPES.get(str(peft_type), Type())
     parts = by_module(tensors, kind.tensors, kind.shared)
     refused = None
     try:
@@ -49,7 +49,7 @@ def inspect_peft(
         refused = str(err)
     facts = {
         "directory": os.fspath(directory),
-        "revision": source.commit,
+        "revision": commit,
         "peft_type": peft_type,
         "base_model": settings.get("base_model_name_or_path"),
         "refused": refused,

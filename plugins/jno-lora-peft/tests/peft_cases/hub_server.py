@@ -1,29 +1,11 @@
 """A server on this machine that speaks the part of the Hub's protocol that reads repositories."""
 
 import contextlib
-import dataclasses
 import hashlib
 import http.server
 import json
 import threading
 import urllib.parse
-
-TOKEN = "hf_test"
-# What the Hub stores apart from small files, and answers with a redirection.
-LARGE = (".safetensors", ".bin")
-
-
-@dataclasses.dataclass
-class Repository:
-    """Commits by their hash, each with its files; branches and tags; and who may read it."""
-
-    commits: dict[str, dict[str, bytes]]
-    refs: dict[str, str]
-    access: str = "public"
-
-    def commit(self, revision):
-        revision = self.refs.get(revision, revision)
-        return revision if revision in self.commits else None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,26 +14,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         hub = self.server.hub
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).removeprefix("/")
-        hub.requests.append((self.command, path, self.headers.get("authorization")))
-        if path.startswith("blobs/"):
-            return self.send(200, hub.blobs[path.removeprefix("blobs/")])
+        hub.requests.append((self.command, path))
         is_api = path.startswith("api/models/")
         parts = path.removeprefix("api/models/").split("/")
         if len(parts) < 4:  # questions of the library that are not about a repository
             return self.send(404, b"")
         owner, name, action, revision, *file = parts
-        repository = hub.repositories.get(f"{owner}/{name}")
-        may_read = self.headers.get("authorization") == f"Bearer {TOKEN}"
-        if repository is None or (repository.access == "private" and not may_read):
+        commits, refs = hub.repositories.get(f"{owner}/{name}", ({}, {}))
+        if not commits:
             return self.refuse(401, "RepoNotFound")
-        if repository.access == "gated" and not may_read and not is_api:
-            return self.refuse(403, "GatedRepo")
-        if repository.access == "broken":
-            return self.send(200, b"<html>a portal of a hotel</html>")
-        commit = repository.commit(revision)
-        if commit is None:
+        commit = refs.get(revision, revision)
+        if commit not in commits:
             return self.refuse(404, "RevisionNotFound")
-        files = repository.commits[commit]
+        files = commits[commit]
         if is_api and action == "tree":
             tree = [
                 {"type": "file", "oid": "0", "size": len(b), "path": f} for f, b in files.items()
@@ -62,12 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             return self.refuse(404, "EntryNotFound", **headers)
         digest = hashlib.sha256(content).hexdigest()
-        if not path.endswith(LARGE):
-            return self.send(200, content, ETag=f'"{digest}"', **headers)
-        hub.blobs[digest] = content
-        headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-        elsewhere = hub.url.replace("127.0.0.1", "localhost")
-        return self.send(302, b"", Location=f"{elsewhere}/blobs/{digest}", **headers)
+        return self.send(200, content, ETag=f'"{digest}"', **headers)
 
     do_HEAD = do_GET
 
@@ -88,22 +58,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Hub:
-    """Repositories by name, and the requests for them: method, path and token."""
+    """Repositories by name (files by commit, and commits by branch), and requests for them."""
 
     def __init__(self, url):
-        self.url, self.repositories, self.requests, self.blobs = url, {}, [], {}
+        self.url, self.repositories, self.requests = url, {}, []
 
-    def add(self, name, folder, refs=("main",), access="public", number=1):
+    @property
+    def downloads(self):
+        return [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
+
+    def add(self, name, folder, refs=("main",), number=1):
         """A commit with the files of a folder; its hash follows from `number`."""
-        files = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         commit = f"{number:040x}"
-        repository = self.repositories.setdefault(name, Repository({}, {}, access))
-        repository.commits[commit] = files
-        repository.refs |= dict.fromkeys(refs, commit)
+        commits, branches = self.repositories.setdefault(name, ({}, {}))
+        commits[commit] = files
+        branches |= dict.fromkeys(refs, commit)
         return commit
 
 

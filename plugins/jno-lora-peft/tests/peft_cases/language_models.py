@@ -1,5 +1,8 @@
 """Language models of Transformers with PEFT's adapters, and the same models in eqx-zoo."""
 
+import importlib.util
+import os
+import sys
 import tempfile
 import warnings
 
@@ -7,12 +10,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
-import torch
+import pytest
+
+from .torch_side import moved, peft, quiet, torch
+
+if importlib.util.find_spec("eqx_zoo") is None:
+    message = "needs eqx-zoo, which `make test-peft` installs on Python 3.12"
+    if os.environ.get("JNO_LORA_TEST_PEFT") and sys.version_info >= (3, 12):
+        raise ImportError(message)
+    pytest.skip(message, allow_module_level=True)
+
 import transformers
 from eqx_zoo import CausalLM
-
-from .torch_side import moved, quiet
 
 IDS = [1, 5, 3, 18, 40, 2]
 SIZES = {
@@ -71,6 +80,13 @@ def our_logits(model):
     """The logits of a model of eqx-zoo, which adds vectors to matrices."""
     with jax.numpy_rank_promotion("allow"):
         return np.asarray(eqx.filter_jit(model)(jnp.array(IDS))[0])
+
+
+def reloaded(folder, family, is_tied=True):
+    """The logits of the model of Transformers with the adapter in `folder`, which must be whole."""
+    adapted, warned = loaded(folder, family, is_tied)
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    return their_logits(adapted)
 
 
 def error(ours, theirs):

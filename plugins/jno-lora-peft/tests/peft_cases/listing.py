@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from jno_lora_peft.files.config import REASONS
+from jno_lora_peft.config import REASONS
 from jno_lora_peft.types import TYPES
 
 PAGE = Path(__file__).parents[4] / "docs/peft.md"

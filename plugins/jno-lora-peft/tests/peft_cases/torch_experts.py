@@ -1,60 +1,52 @@
 """Fused experts in Torch, in PEFT's three layouts, and adapters of PEFT for their arrays."""
 
-import peft
-import torch
-from torch import nn
-
-from .torch_side import loaded_into, moved, quiet
+from . import torch_side
+from .torch_side import moved, nn, peft, quiet, torch
 
 EXPERTS, IN, HIDDEN = 3, 4, 5
+TARGETS = ["mlp.experts.up", "experts.down", "gate.weight"]
 
 
 class Experts(nn.Module):
     """Arrays `(experts, out, in)`; `(experts, in, out)` if `inputs_first`: PEFT may be told so."""
 
-    def __init__(self, inputs_first, is_transposed, has_gate=True):
+    def __init__(self, inputs_first, is_transposed):
         super().__init__()
-        self.inputs_first, self.has_gate = inputs_first, has_gate
+        self.inputs_first = inputs_first
         if is_transposed:
             self.is_transposed = True
-        sizes = {"up": ((1 + has_gate) * HIDDEN, IN), "down": (IN, HIDDEN)}
+        sizes = {"up": (2 * HIDDEN, IN), "down": (IN, HIDDEN)}
         for name, (out, into) in sizes.items():
             shape = (EXPERTS, into, out) if inputs_first else (EXPERTS, out, into)
             self.register_parameter(name, nn.Parameter(torch.randn(shape)))
 
     def forward(self, x):
         up, down = (w if self.inputs_first else w.mT for w in (self.up, self.down))
-        if not self.has_gate:
-            return (x @ up).sigmoid() @ down
         gate, value = (x @ up).chunk(2, -1)
         return (gate.sigmoid() * value) @ down
 
 
 LAYOUTS = {"outputs-first": (False, False), "transposed": (True, True), "as-outputs": (True, False)}
-# `up` and `down` have transposed shapes.
-UNGATED = {name: (*layout, False) for name, layout in LAYOUTS.items()}
 
 
-def model(layout, layouts=LAYOUTS):
+def model(layout):
     torch.manual_seed(0)
-    experts = Experts(*layouts[layout])
+    experts = Experts(*LAYOUTS[layout])
     blocks = nn.ModuleDict({"experts": experts, "gate": nn.Linear(IN, EXPERTS, bias=False)})
     return nn.ModuleDict({"mlp": blocks}).eval()
 
 
-def trained(
-    layout, targets=("mlp.experts.up", "experts.down", "gate.weight"), layouts=LAYOUTS, **options
-):
+def trained(layout, **options):
     settings = {"r": 2, "lora_alpha": 3, "target_modules": [], **options}
     with quiet():
-        config = peft.LoraConfig(target_parameters=list(targets), **settings)
-        adapted = peft.get_peft_model(model(layout, layouts), config)
+        config = peft.LoraConfig(target_parameters=TARGETS, **settings)
+        adapted = peft.get_peft_model(model(layout), config)
     moved(adapted)
     return adapted.eval()
 
 
 def loaded(layout, directory):
-    return loaded_into(model(layout), directory)
+    return torch_side.loaded(directory, model(layout))
 
 
 @torch.no_grad()

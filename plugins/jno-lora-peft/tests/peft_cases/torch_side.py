@@ -1,18 +1,33 @@
 """The model of `twins.py` in Torch, and adapters that PEFT makes for it."""
 
 import contextlib
+import importlib.util
+import os
 import tempfile
 import warnings
 from pathlib import Path
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+if importlib.util.find_spec("peft") is None:
+    message = "needs torch and peft, which `make test-peft` installs"
+    if os.environ.get("JNO_LORA_TEST_PEFT"):
+        raise ImportError(message)
+    pytest.skip(message, allow_module_level=True)
+
 import peft
+import peft.optimizers
 import torch
 from peft.tuners.lora.variants import calculate_alora_offsets
 from torch import nn
 
 from .twins import inputs
 
-LINEAR = ["fc", "block.out", "layers.0.fc", "layers.1.fc"]
+BLOCKS = ["layers.0.fc", "layers.1.fc"]
+LINEAR = ["fc", "block.out", *BLOCKS]
 CONV = ["conv1", "conv2"]
 ALL = [*LINEAR, *CONV, "embed"]
 EVEN = ["wide", "deep"]
@@ -45,6 +60,14 @@ def lora(targets=ALL, **options):
     return peft.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": targets, **options})
 
 
+def of(name, targets=EVEN, **options):
+    """A function that makes the configuration of this name."""
+    return lambda: getattr(peft, f"{name}Config")(target_modules=targets, **options)
+
+
+FACTORED = [*LINEAR, *CONV, "grouped"]
+VBLORA = {"r": 2, "num_vectors": 5, "vector_length": 2}
+GRALORA = {"r": 4, "alpha": 3, "gralora_k": 2}
 # A configuration for each thing that is read, by a name for it.
 CASES = {
     "lora": lambda: lora(
@@ -63,165 +86,96 @@ CASES = {
     "some-layers": lambda: lora(["fc"], layers_to_transform=[1], layers_pattern="layers"),
     "large-rank": lambda: lora(["block.fc", "embed"], r=16),
     "mica": lambda: lora(LINEAR, init_lora_weights="mica"),
-    "vera": lambda: peft.VeraConfig(r=6, target_modules=LINEAR, save_projection=True),
-    "ia3": lambda: peft.IA3Config(target_modules=["out", "conv2"], feedforward_modules=[]),
-    "ia3-bias": lambda: peft.IA3Config(target_modules=["fc", "conv2"], feedforward_modules=[]),
-    "adalora": lambda: peft.AdaLoraConfig(
-        init_r=3, target_r=1, lora_alpha=5, total_step=10, target_modules=LINEAR
-    ),
-    "loha": lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"]),
-    "loha-small": lambda: peft.LoHaConfig(
-        r=1, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"], use_effective_conv2d=True
-    ),
-    "lokr": lambda: peft.LoKrConfig(r=2, alpha=3, target_modules=[*LINEAR, *CONV, "grouped"]),
-    "lokr-small": lambda: peft.LoKrConfig(
-        r=1, target_modules=[*LINEAR, *CONV], decompose_both=True, decompose_factor=2
-    ),
-    "lokr-core": lambda: peft.LoKrConfig(
-        r=1, target_modules=CONV, use_effective_conv2d=True, decompose_factor=1
-    ),
-    "norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
-    "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed"], token_indices=[1, 3]),
-    "lora-tokens": lambda: lora(["fc"], trainable_token_indices={"embed": [1, 3]}),
-    "beft": lambda: peft.BeftConfig(target_modules=["wide", "block.fc"]),
-    "ia3-inputs": lambda: peft.IA3Config(
-        target_modules=[*EVEN, "conv2"], feedforward_modules=["wide", "conv2"]
-    ),
     "pissa": lambda: lora(EVEN, init_lora_weights="pissa"),
     "pissa-rslora": lambda: lora(EVEN, init_lora_weights="pissa", use_rslora=True),
     "pissa-niter": lambda: lora(EVEN, init_lora_weights="pissa_niter_99"),
     "olora": lambda: lora(EVEN, init_lora_weights="olora"),
-    "osf": lambda: peft.OSFConfig(effective_rank=2, target_modules=EVEN),
-    "pvera": lambda: peft.PveraConfig(r=2, target_modules=EVEN),
-    "vblora": lambda: peft.VBLoRAConfig(
-        r=2, num_vectors=5, vector_length=2, topk=2, target_modules=EVEN
-    ),
-    "vblora-topk": lambda: peft.VBLoRAConfig(
-        r=2,
-        num_vectors=5,
-        vector_length=2,
-        topk=3,
-        target_modules=EVEN,
-        save_only_topk_weights=True,
-    ),
-    "unilora": lambda: peft.UniLoraConfig(
-        r=2, theta_d_length=5, save_indices=True, target_modules=EVEN
-    ),
-    "glora": lambda: peft.GloraConfig(r=2, target_modules=EVEN),
-    "glora-vectors": lambda: peft.GloraConfig(
-        config_A_B="vector", config_C="vector", config_D_E="vector", target_modules=EVEN
-    ),
-    "glora-constants": lambda: peft.GloraConfig(
-        config_A_B="constant", config_C="none", target_modules=EVEN
-    ),
-    "hira": lambda: peft.HiraConfig(r=2, target_modules=[*EVEN, *CONV, "embed"]),
-    "hra": lambda: peft.HRAConfig(r=4, target_modules=EVEN),
-    "hra-odd": lambda: peft.HRAConfig(r=3, target_modules=EVEN),
-    "hra-orthogonal": lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=EVEN),
-    "miss": lambda: peft.MissConfig(r=3, target_modules=EVEN),
-    "miss-bat": lambda: peft.MissConfig(r=2, init_weights="bat", target_modules=EVEN),
-    "miss-mini": lambda: peft.MissConfig(r=3, init_weights="mini", mini_r=2, target_modules=EVEN),
-    "gralora": lambda: peft.GraloraConfig(r=4, alpha=3, gralora_k=2, target_modules=EVEN),
-    "gralora-hybrid": lambda: peft.GraloraConfig(
-        r=4, alpha=3, gralora_k=2, hybrid_r=1, target_modules=EVEN
-    ),
-    "delora": lambda: peft.DeloraConfig(r=2, rank_pattern={"wide": 3}, target_modules=EVEN),
-    "road": lambda: peft.RoadConfig(group_size=2, target_modules=EVEN),
-    "road-2": lambda: peft.RoadConfig(variant="road_2", group_size=2, target_modules=EVEN),
-    "road-4": lambda: peft.RoadConfig(variant="road_4", group_size=2, target_modules=EVEN),
-    "oft": lambda: peft.OFTConfig(oft_block_size=2, target_modules=EVEN),
-    "oft-cayley": lambda: peft.OFTConfig(
-        oft_block_size=2, use_cayley_neumann=False, bias="oft_only", target_modules=EVEN
-    ),
-    "oft-shared": lambda: peft.OFTConfig(oft_block_size=2, block_share=True, target_modules=EVEN),
-    "oft-two-terms": lambda: peft.OFTConfig(
-        r=2, oft_block_size=0, num_cayley_neumann_terms=2, target_modules=EVEN
-    ),
-    "coft": lambda: peft.OFTConfig(oft_block_size=2, coft=True, eps=0.3, target_modules=EVEN),
-    "boft": lambda: peft.BOFTConfig(boft_block_size=2, target_modules=EVEN),
-    "deft": lambda: peft.DeftConfig(r=2, alpha=3, target_modules=EVEN),
-    "deft-qr": lambda: peft.DeftConfig(r=2, decomposition_method="qr", target_modules=EVEN),
-    "para": lambda: peft.DeftConfig(r=2, para=True, target_modules=EVEN),
-    "shira": lambda: peft.ShiraConfig(r=1, random_seed=1, target_modules=EVEN),
-    "supertuning": lambda: peft.SupertuningConfig(sparsity=0.8, target_modules=EVEN),
-    "supertuning-found": lambda: peft.SupertuningConfig(
-        sparsity=0.8, save_precomputed_indices=False, target_modules=EVEN
-    ),
-    "supertuning-lora": lambda: peft.SupertuningConfig(
-        sparsity=0.8, r=2, lora_alpha=3, target_modules=EVEN
-    ),
-    "fourierft": lambda: peft.FourierFTConfig(
-        n_frequency=6, n_frequency_pattern={"wide": 9}, target_modules=EVEN
-    ),
-    "waveft": lambda: peft.WaveFTConfig(n_frequency=6, target_modules=EVEN),
-    "waveft-db2": lambda: peft.WaveFTConfig(
-        n_frequency=6, wavelet_family="db2", target_modules=EVEN
-    ),
-    "waveft-entries": lambda: peft.WaveFTConfig(n_frequency=6, use_idwt=False, target_modules=EVEN),
-    "lokr-square": lambda: peft.LoKrConfig(r=8, alpha=3, decompose_factor=2, target_modules=EVEN),
-    "c3a": lambda: peft.C3AConfig(
-        block_size=2, block_size_pattern={"wide": 1}, target_modules=EVEN
-    ),
-    "randlora": lambda: peft.RandLoraConfig(r=2, randlora_alpha=5, target_modules=EVEN),
-    "tinylora": lambda: peft.TinyLoraConfig(r=2, u=8, target_modules=EVEN),
-    "tinylora-tied": lambda: peft.TinyLoraConfig(r=2, u=3, weight_tying=1.0, target_modules=EVEN),
-    "peanut": lambda: peft.PeanutConfig(r=2, depth=2, act_fn="silu", target_modules=EVEN),
-    "peanut-flat": lambda: peft.PeanutConfig(r=3, scaling=0.7, target_modules=EVEN),
-    "lily": lambda: peft.LilyConfig(
-        r=2, num_B=3, scaling=0.7, stride_A=2, target_modules=["layers.0.fc", "layers.1.fc", "wide"]
-    ),
-    "frod": lambda: peft.FrodConfig(
-        sparse_rate=0.3, progressbar=False, target_modules=["layers.0.fc", "layers.1.fc"]
-    ),
+    "lora-tokens": lambda: lora(["fc"], trainable_token_indices={"embed": [1, 3]}),
+    "vera": of("Vera", LINEAR, r=6, save_projection=True),
+    "ia3": of("IA3", ["out", "conv2"], feedforward_modules=[]),
+    "ia3-bias": of("IA3", ["fc", "conv2"], feedforward_modules=[]),
+    "ia3-inputs": of("IA3", [*EVEN, "conv2"], feedforward_modules=["wide", "conv2"]),
+    "adalora": of("AdaLora", LINEAR, init_r=3, target_r=1, lora_alpha=5, total_step=10),
+    "loha": of("LoHa", FACTORED, r=2, alpha=3),
+    "loha-small": of("LoHa", FACTORED, r=1, alpha=3, use_effective_conv2d=True),
+    "lokr": of("LoKr", FACTORED, r=2, alpha=3),
+    "lokr-small": of("LoKr", [*LINEAR, *CONV], r=1, decompose_both=True, decompose_factor=2),
+    "lokr-core": of("LoKr", CONV, r=1, use_effective_conv2d=True, decompose_factor=1),
+    "lokr-square": of("LoKr", r=8, alpha=3, decompose_factor=2),
+    "norms": of("LNTuning", ["norm"]),
+    "tokens": of("TrainableTokens", ["embed"], token_indices=[1, 3]),
+    "beft": of("Beft", ["wide", "block.fc"]),
+    "osf": of("OSF", effective_rank=2),
+    "pvera": of("Pvera", r=2),
+    "vblora": of("VBLoRA", **VBLORA, topk=2),
+    "vblora-topk": of("VBLoRA", **VBLORA, topk=3, save_only_topk_weights=True),
+    "unilora": of("UniLora", r=2, theta_d_length=5, save_indices=True),
+    "glora": of("Glora", r=2),
+    "glora-vectors": of("Glora", config_A_B="vector", config_C="vector", config_D_E="vector"),
+    "glora-constants": of("Glora", config_A_B="constant", config_C="none"),
+    "hira": of("Hira", [*EVEN, *CONV, "embed"], r=2),
+    "hra": of("HRA", r=4),
+    "hra-odd": of("HRA", r=3),
+    "hra-orthogonal": of("HRA", r=4, apply_GS=True),
+    "miss": of("Miss", r=3),
+    "miss-bat": of("Miss", r=2, init_weights="bat"),
+    "miss-mini": of("Miss", r=3, init_weights="mini", mini_r=2),
+    "gralora": of("Gralora", **GRALORA),
+    "gralora-hybrid": of("Gralora", **GRALORA, hybrid_r=1),
+    "delora": of("Delora", r=2, rank_pattern={"wide": 3}),
+    "road": of("Road", group_size=2),
+    "road-2": of("Road", variant="road_2", group_size=2),
+    "road-4": of("Road", variant="road_4", group_size=2),
+    "oft": of("OFT", oft_block_size=2),
+    "oft-cayley": of("OFT", oft_block_size=2, use_cayley_neumann=False, bias="oft_only"),
+    "oft-shared": of("OFT", oft_block_size=2, block_share=True),
+    "oft-two-terms": of("OFT", r=2, oft_block_size=0, num_cayley_neumann_terms=2),
+    "coft": of("OFT", oft_block_size=2, coft=True, eps=0.3),
+    "boft": of("BOFT", boft_block_size=2),
+    "deft": of("Deft", r=2, alpha=3),
+    "deft-qr": of("Deft", r=2, decomposition_method="qr"),
+    "para": of("Deft", r=2, para=True),
+    "shira": of("Shira", r=1, random_seed=1),
+    "supertuning": of("Supertuning", sparsity=0.8),
+    "supertuning-found": of("Supertuning", sparsity=0.8, save_precomputed_indices=False),
+    "supertuning-lora": of("Supertuning", sparsity=0.8, r=2, lora_alpha=3),
+    "fourierft": of("FourierFT", n_frequency=6, n_frequency_pattern={"wide": 9}),
+    "waveft": of("WaveFT", n_frequency=6),
+    "waveft-db2": of("WaveFT", n_frequency=6, wavelet_family="db2"),
+    "waveft-entries": of("WaveFT", n_frequency=6, use_idwt=False),
+    "c3a": of("C3A", block_size=2, block_size_pattern={"wide": 1}),
+    "randlora": of("RandLora", r=2, randlora_alpha=5),
+    "tinylora": of("TinyLora", r=2, u=8),
+    "tinylora-tied": of("TinyLora", r=2, u=3, weight_tying=1.0),
+    "peanut": of("Peanut", r=2, depth=2, act_fn="silu"),
+    "peanut-flat": of("Peanut", r=3, scaling=0.7),
+    "lily": of("Lily", [*BLOCKS, "wide"], r=2, num_B=3, scaling=0.7, stride_A=2),
+    "frod": of("Frod", BLOCKS, sparse_rate=0.3, progressbar=False),
 }
 
 # Configurations of adapters that depend on a task or on the tokens.
 ROUTED = {
-    "poly": lambda: peft.PolyConfig(r=2, n_tasks=3, n_skills=3, n_splits=2, target_modules=EVEN),
+    "poly": of("Poly", r=2, n_tasks=3, n_skills=3, n_splits=2),
     "alora": lambda: lora(EVEN, alora_invocation_tokens=[7, 3], task_type="CAUSAL_LM"),
 }
 
 # Configurations of files that are refused, and the reason.
 REFUSED = {
     "groups": (lambda: lora(["grouped"]), "its update mixes the 2 groups"),
-    "pissa-random": (
-        lambda: lora(EVEN, init_lora_weights="pissa_niter_1"),
-        "did not converge",
-    ),
-    "vera-drawn": (
-        lambda: peft.VeraConfig(r=2, target_modules=["fc"], save_projection=False),
-        "save_projection=True",
-    ),
-    "randlora-drawn": (
-        lambda: peft.RandLoraConfig(r=2, target_modules=EVEN, save_projection=False),
-        "save_projection=True",
-    ),
-    "unilora-drawn": (
-        lambda: peft.UniLoraConfig(r=2, theta_d_length=5, target_modules=EVEN),
-        "save_indices=True",
-    ),
-    "tinylora-few": (
-        lambda: peft.TinyLoraConfig(r=2, u=3, target_modules=EVEN),
-        "which of the trained vectors",
-    ),
+    "pissa-random": (lambda: lora(EVEN, init_lora_weights="pissa_niter_1"), "did not converge"),
+    "vera-drawn": (of("Vera", ["fc"], r=2, save_projection=False), "save_projection=True"),
+    "randlora-drawn": (of("RandLora", r=2, save_projection=False), "save_projection=True"),
+    "unilora-drawn": (of("UniLora", r=2, theta_d_length=5), "save_indices is False"),
+    "tinylora-few": (of("TinyLora", r=2, u=3), "which of the trained vectors"),
     "lora-bias": (lambda: lora(["out"], lora_bias=True), "the file adds to its bias"),
     "ia3-groups": (
-        lambda: peft.IA3Config(target_modules=["grouped"], feedforward_modules=["grouped"]),
+        of("IA3", ["grouped"], feedforward_modules=["grouped"]),
         "scales the inputs of each group differently",
     ),
-    "oft-convolution": (
-        lambda: peft.OFTConfig(oft_block_size=2, target_modules=["conv2"]),
-        "PEFT has adapters of this type for linear",
-    ),
-    "waveft-family": (
-        lambda: peft.WaveFTConfig(n_frequency=6, wavelet_family="sym2", target_modules=EVEN),
-        "wavelet_family is 'sym2'",
-    ),
-    "psoft": (lambda: peft.PsoftConfig(r=2, psoft_alpha=2, target_modules=EVEN), "whose signs"),
-    "adamss": (
-        lambda: peft.AdamssConfig(r=4, num_subspaces=2, target_modules=EVEN),
-        "which rows of the weight form a group",
-    ),
+    "oft-convolution": (of("OFT", ["conv2"], oft_block_size=2), "of this type for linear, not"),
+    "waveft-family": (of("WaveFT", n_frequency=6, wavelet_family="sym2"), "family is 'sym2'"),
+    "psoft": (of("Psoft", r=2, psoft_alpha=2), "whose signs"),
+    "adamss": (of("Adamss", r=4, num_subspaces=2), "which rows of the weight form a group"),
 }
 
 
@@ -277,16 +231,14 @@ def converted_pissa(directory):
     return adapted.eval()
 
 
-def loaded(directory):
-    """A fresh model with the adapter in `directory`, and what PEFT warned of meanwhile."""
-    return loaded_into(model(), directory)
-
-
-def loaded_into(module, directory):
+def loaded(directory, module=None):
+    """A fresh model, or `module`, with the adapter in `directory`, which must be whole."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        adapted = peft.PeftModel.from_pretrained(module, directory)
-    return adapted.eval(), [str(warning.message) for warning in caught]
+        adapted = peft.PeftModel.from_pretrained(module or model(), directory)
+    warned = [str(warning.message) for warning in caught]
+    assert not [text for text in warned if "missing" in text or "unexpected" in text]
+    return adapted.eval()
 
 
 @torch.no_grad()
@@ -326,10 +278,11 @@ def two_adapters():
     return adapted
 
 
-def linear_of(adapted):
-    """The weight and bias of the layer of `two_adapters`."""
-    layer = adapted.base_model.model[0].base_layer
-    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+def linear_twin(layer):
+    """A linear layer of Torch as one of Equinox."""
+    linear = eqx.nn.Linear(layer.in_features, layer.out_features, key=jax.random.key(0))
+    arrays = [jnp.asarray(x.detach().numpy()) for x in (layer.weight, layer.bias)]
+    return eqx.tree_at(lambda m: (m.weight, m.bias), linear, arrays)
 
 
 def combined_update(adapted, weights, method, **settings):

@@ -11,15 +11,9 @@ from pathlib import Path
 from safetensors.numpy import save
 
 from . import torch_side as torch
+from .files import CASES
 
 FILES = Path(__file__).with_name("files.tar.xz")
-CASES = [
-    *("lora", "rslora", "dora", "bias", "modules", "vera", "ia3-bias", "loha", "lokr-small"),
-    *("pissa", "olora", "osf", "adalora", "hira", "delora", "gralora", "miss", "miss-bat"),
-    *("c3a", "randlora", "oft", "oft-cayley", "boft", "hra", "road-4", "deft", "shira"),
-    *("supertuning", "fourierft", "waveft", "tinylora", "vblora", "unilora", "pvera", "glora"),
-    *("frod", "ia3-inputs", "beft", "tokens", "norms", "lokr-square"),
-]
 
 
 def main():

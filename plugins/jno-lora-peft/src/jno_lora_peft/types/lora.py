@@ -1,25 +1,14 @@
-"""LoRA, rsLoRA and DoRA, and the starts PiSSA and OLoRA."""
+"""LoRA, AdaLoRA and OSF, and the starts that take a matrix out of the layer's weight."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 
+from .._errors import MisfitError
 from .._names import PREFIX
-from ._methods import METHODS, refuse_layer
-from ._starts import initial_factors
-from ._type import (
-    R_PATTERN,
-    Adapter,
-    Converted,
-    MisfitError,
-    Module,
-    Modules,
-    Setting,
-    Tensors,
-    Type,
-    Written,
-)
+from .type import METHODS, Adapter, Converted, Module, Modules, Setting, Tensors, Type, Written
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
 BIAS = "lora_B.bias"
@@ -36,7 +25,7 @@ class LORA(Type):
     )
     layers = None
     methods = ("lora", "rslora", "dora", ACTIVATED)
-    rank = R_PATTERN
+    rank = Setting("r", 8, "rank_pattern")
     alpha = Setting("lora_alpha", 8, "alpha_pattern")
     settings = (
         "use_rslora use_dora lora_bias init_lora_weights lora_dropout qalora_group_size "
@@ -56,7 +45,7 @@ class LORA(Type):
             variant, table["magnitude"] = "dora", ("lora_magnitude_vector", m.layout.row)
         bias = {BIAS: (m.layout.outputs,)} if m.settings.get("lora_bias") else {}
         tensors = m.take(dict(table.values()) | bias, ignored=("lora_velora_embed",))
-        refuse_layer(m.layout, dora=is_dora)
+        m.layout.check_update(dora=is_dora)
         arrays = dict(zip([*table, *bias], tensors, strict=True))
         if m.settings.get("alora_invocation_tokens"):
             return _activated(m, arrays, scale)
@@ -85,7 +74,7 @@ class LORA(Type):
         is_dora = adapter.variant == "dora"
         if unknown := arrays.keys() - {"lora_A", "lora_B", "magnitude", "bias_update"}:
             raise MisfitError(f"PEFT's LoRA has nothing like its {', '.join(sorted(unknown))}")
-        refuse_layer(layout, dora=is_dora)
+        layout.check_update(dora=is_dora)
         arrays = {**arrays, "lora_A": layout.for_all_groups(A)}
         rank = len(arrays["lora_A"])
         table = layout.pair("lora", rank)
@@ -123,3 +112,127 @@ def _activated(m: Module, arrays: dict[str, np.ndarray], scale: float) -> Conver
     tokens = np.asarray(m.settings["alora_invocation_tokens"], np.int32)
     state = {**arrays, "settings/tokens": tokens, "settings/active": np.zeros((), np.float32)}
     return Converted(ACTIVATED, m.rank, scale * m.rank, state)
+
+
+# AdaLoRA: `s B diag(E) A`. The components that AdaLoRA has pruned are not in the file.
+class ADALORA(Type):
+    """AdaLoRA, with the components that are left."""
+
+    tensors = "lora_[ABE]"
+    rank = Setting("init_r", 12)
+    alpha = Setting("lora_alpha", 8)
+    settings = "target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step"
+    bias = "lora_only"
+
+    def read(self, m: Module) -> Converted:
+        left, _ = m.shape_of("lora_A", 2)
+        outputs, inputs = m.layout.matrix
+        scale = (m.alpha if m.alpha > 0 else m.rank) / (m.rank + 1e-5)
+        shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
+        if 0 < left <= min(outputs, inputs):
+            names = {name: (name, shape) for name, shape in shapes.items()}
+            m = dataclasses.replace(m, rank=left, alpha=scale * left)
+            adapter = m.as_method("adalora", names)
+            return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
+        A, B, E = m.take(shapes)
+        return m.low_rank((E * A, B), scale)
+
+    def write(self, adapter: Adapter) -> Written:
+        """PEFT divides by the rank and 1e-5."""
+        r = adapter.rank
+        tensors = {name: adapter.state[name] for name in ("lora_A", "lora_B")}
+        tensors["lora_E"] = adapter.state["lora_E"][:, None]
+        schedule = {"target_r": r, "total_step": 1, "tinit": 0, "tfinal": 0}
+        return adapter.written(tensors, schedule, alpha=adapter.alpha * (r + 1e-5) / r)
+
+
+# OSF: the singular triplets of the weight are trained, except the largest. It is MiLoRA.
+class OSF(Type):
+    """MiLoRA."""
+
+    tensors = r"osf_svd_params\.[USV]_low"
+    layers = None
+    settings = "effective_rank rank_pattern target_svd_config"
+
+    def read(self, m: Module) -> Converted:
+        names = [f"osf_svd_params.{letter}_low" for letter in "USV"]
+        (outputs, inputs), (r,) = m.layout.matrix, m.shape_of(names[1], 1)
+        U, S, V = m.take(dict(zip(names, ((outputs, r), (r,), (r, inputs)), strict=True)))
+        frozen = min(outputs, inputs) - r
+        if frozen < 1 or r < 1:
+            raise MisfitError(f"it trains {r} of the {min(outputs, inputs)} triplets of its weight")
+        Uh, Sh, Vh = largest_triplets(m, frozen)
+        # The weight without the frozen triplets, as factors with the rows of the smaller side.
+        rest_U, rest_S, rest_V = np.linalg.svd(m.W - (Uh * Sh[:frozen]) @ Vh, full_matrices=False)
+        state = {
+            "lora_A": S[:, None] * V,
+            "lora_B": U,
+            "initial_A": (rest_S[:r, None] * rest_V[:r]).astype(np.float32),
+            "initial_B": rest_U[:, :r].astype(np.float32),
+        }
+        return Converted("milora", r, float(r), state)
+
+
+# --- starts that take a matrix out of the layer's weight: found again, as PEFT does when it loads
+
+# The starts that leave the layer's weight alone.
+_PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
+_FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
+_SAVE_AS_LORA = (
+    "If PEFT can, save it as plain LoRA: `save_pretrained(directory, "
+    "path_initial_model_for_weight_conversion=...)`"
+)
+# The truncated product moves by some 5e-8 / gap of the weight if float32 rounds it (measured).
+_LEAST_GAP = 1e-3
+# A Q R decomposition moves by some 1e-7 times the condition.
+_LARGEST_CONDITION = 1e3
+# By this much may the iterations of a random subspace differ from its limit.
+_CONVERGED = 1e-6
+_UNCLEAR = (
+    f"are so close that rounding decides which matrix PEFT takes out of the weight. {_SAVE_AS_LORA}"
+)
+
+
+def refused_start(start: Any) -> list[str]:
+    """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
+    if start in _PURE or _FOUND.fullmatch(str(start).lower()):
+        return []
+    return [
+        f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
+        f"start, and the file fits only the rest. {_SAVE_AS_LORA}"
+    ]
+
+
+def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
+    """The factors that a LoRA took out of the weight, if any. **Raises:** `MisfitError`."""
+    start = m.settings.get("init_lora_weights")
+    match = _FOUND.fullmatch(str(start).lower())
+    if match is None:
+        return None
+    if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
+        raise MisfitError(f"{start!r} is read for LoRA of a scale above 0, on linear layers")
+    if match[0] == "olora":
+        Q, R = np.linalg.qr(m.W)
+        if np.linalg.cond(m.W[:, : m.rank]) > _LARGEST_CONDITION:
+            raise MisfitError(f"the first {m.rank} columns of its weight {_UNCLEAR}")
+        return _initial(R[: m.rank], Q[:, : m.rank])
+    U, S, Vt = largest_triplets(m, m.rank)
+    if match[1] is not None and m.rank < len(S):
+        ratio = (S[m.rank] / S[m.rank - 1]) ** (2 * int(match[1]) + 1)
+        if ratio > _CONVERGED:
+            raise MisfitError(f"{start!r} did not converge: PEFT finds another part each time")
+    root = np.sqrt(S[: m.rank] / scale)
+    return _initial(root[:, None] * Vt, U * root)
+
+
+def largest_triplets(m: Module, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `r` largest singular triplets of the weight, but all singular values."""
+    U, S, Vt = np.linalg.svd(m.W, full_matrices=False)
+    if r < len(S) and S[r - 1] - S[r] < _LEAST_GAP * S[r - 1]:
+        raise MisfitError(f"the singular values {r} and {r + 1} of its weight {_UNCLEAR}")
+    return U[:, :r], S, Vt[:r]
+
+
+def _initial(A: np.ndarray, B: np.ndarray) -> dict[str, np.ndarray]:
+    return {"initial_A": A.astype(np.float32), "initial_B": B.astype(np.float32)}

@@ -1,0 +1,235 @@
+"""Arrays of fused experts (`target_parameters`): one pair of tensors for all experts of an array.
+
+PEFT calls the pair by the module, and not by the array. A module with several adapted arrays has
+its pairs in an order that only Torch knows, so a file is read by the shapes of its pairs, and is
+written in an order that the caller gives. Here an array is a stack whose last axis are the experts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jno.lora import SelectionError
+from jno.lora.extending import show_path
+
+from ._errors import MisfitError, Problems
+from ._names import compiled, show_index
+from .config import Config
+from .files import Tensors
+from .layouts import Shape, layout_of
+from .types.type import Written
+
+Pair = Mapping[str, np.ndarray]
+
+
+class Size(NamedTuple):
+    """The sizes of an array of experts, and whether its last axis are the inputs."""
+
+    experts: int
+    outputs: int
+    inputs: int
+    inputs_last: bool
+
+
+_INNER = ".base_layer"
+A, B = "lora_A.weight", "lora_B.weight"
+
+
+def sizes_of(layer: object, index: Shape) -> Size:
+    """The size of a layer, or of a stack: its last axis are the experts."""
+    layout = layout_of(layer)
+    if layout is None or layout.kind != "linear":
+        raise MisfitError(f"it is a {type(layer).__name__} here, and not an array of matrices")
+    shape: Shape = layer.weight.shape[:-2]  # pyright: ignore[reportAttributeAccessIssue]
+    if len(shape) - len(index) not in (0, 1):
+        raise MisfitError(f"the model has a stack of {shape} layers there, and the index {index}")
+    experts = shape[-1] if len(shape) > len(index) else 0
+    # A declared array has a letter for each axis, and a layer's weight is `(out, in)`.
+    declared: str = getattr(layer, "axes", "oi")
+    return Size(experts, *layout.matrix, not declared.replace("s", "").endswith("o"))
+
+
+def split_experts(
+    config: Config, tensors: Tensors, size_of: Callable[[str], Size | None]
+) -> tuple[Tensors, set[str]]:
+    """The tensors with a module for each expert, `experts.up_proj[3]`, and the new names.
+
+    `size_of` says the size of the array with a name; `None` if the model has no such array.
+
+    **Raises:** `PeftFormatError` if the file does not tell which array a pair is for.
+    """
+    problems, adapters, new = Problems(), dict(tensors.adapters), dict[str, Pair]()
+    for module, names in _adapted_arrays(config, adapters):
+        pairs: list[Pair] = []
+        while (inner := module + _INNER * len(pairs)) in adapters:
+            pairs.append(adapters.pop(inner))
+        with problems.of(show_path(module)):
+            sizes = {name: size for name in names if (size := size_of(name)) is not None}
+            new |= _experts(config, names, pairs[::-1], sizes)
+    title = "The adapter of `target_parameters` does not fit the model"
+    problems.refuse(title, "Nothing was loaded.")
+    adapters |= {name: dict(pair) for name, pair in new.items()}
+    return dataclasses.replace(tensors, adapters=adapters), set(new)
+
+
+def _adapted_arrays(
+    config: Config, adapters: Mapping[str, Pair]
+) -> Iterator[tuple[str, list[str]]]:
+    """The modules whose arrays PEFT adapts, and the names of these arrays in the model."""
+    targets: list[str] = config.settings.get("target_parameters") or []
+    for module in [name for name in adapters if not name.endswith(_INNER)]:
+        if config.settings.get("target_modules") and config.is_target(module):
+            continue  # which PEFT adapts whole
+        ends = [target.rpartition(".") for target in targets]
+        names = {end for start, _, end in ends if not start or f".{module}".endswith(f".{start}")}
+        if names:
+            yield module, sorted(f"{module}.{name}" for name in names)
+
+
+def _experts(
+    config: Config, names: Sequence[str], pairs: Sequence[Pair], present: Mapping[str, Size]
+) -> dict[str, Pair]:
+    if str(config.settings.get("init_lora_weights")).lower().startswith(("pissa", "olora")):
+        raise MisfitError("PEFT starts PiSSA and OLoRA from a whole weight, and this is an array")
+    if len(present) < len(pairs):
+        # The loader says that the model lacks the arrays, and which are near.
+        return dict(zip([name for name in names if name not in present], pairs, strict=False))
+    chosen = {s: _chosen(config, pairs, present, swapped=s) for s in (False, True)}
+    fitting = {swapped: names for swapped, names in chosen.items() if names}
+    is_open = not all(size.inputs_last for size in present.values())
+    if len(fitting) == 2 and is_open:
+        raise MisfitError(
+            f"{', '.join(present)}: PEFT's `A` reads the last axis of an array, or the axis before "
+            "if Torch's module says `is_transposed`, and the shapes fit both. Give `load_peft` "
+            'arrays declared as "soi" instead: these arrays, without `is_transposed`; with it, the '
+            "arrays with their last two axes swapped"
+        )
+    for swapped, chosen_names in fitting.items():
+        items = zip(chosen_names, pairs, strict=True)
+        return {k: v for n, p in items for k, v in _split(n, p, present[n].experts, swapped)}
+    shapes = [{name: tensor.shape for name, tensor in pair.items()} for pair in pairs]
+    raise MisfitError(
+        f"its tensors {shapes} fit no array of (experts, out, in) "
+        f"{ {name: size[:3] for name, size in present.items()} } at the rank of the file"
+    )
+
+
+def _chosen(
+    config: Config, pairs: Sequence[Pair], present: Mapping[str, Size], *, swapped: bool
+) -> list[str]:
+    """The array of each pair, by the shapes; empty if they do not fit.
+
+    PEFT reads the last axis of an array by `A`, or the axis before it if the module says
+    `is_transposed`: these are the inputs in the layers of Transformers, and may be the outputs,
+    which `swapped` says.
+    """
+    by_shapes: dict[Any, list[str]] = {}
+    for name, size in present.items():
+        rows = config.rank(name) * (size.experts or 1)
+        a, b = (size.outputs, size.inputs) if swapped else (size.inputs, size.outputs)
+        by_shapes.setdefault(((rows, a), (b, rows)), []).append(name)
+    fitting = [by_shapes.get((p[A].shape, p[B].shape), []) for p in pairs if {*p} == {A, B}]
+    if len(fitting) < len(pairs) or not all(fitting):
+        return []
+    if max(map(len, fitting)) > 1:
+        raise MisfitError(
+            f"{', '.join(present)}: several have the same shape, and PEFT tells them apart "
+            "by the order in which Torch's module defines them, which is not in the file"
+        )
+    chosen = [name for (name,) in fitting]
+    return chosen if len({*chosen}) == len(pairs) else []
+
+
+def _split(name: str, pair: Pair, count: int, swapped: bool) -> Iterator[tuple[str, Pair]]:
+    """The factors of each expert: rows of `A` go expert by expert, columns of `B` rank by rank."""
+    many = count or 1
+    first = pair[A].reshape(many, -1, pair[A].shape[1])
+    second = pair[B].reshape(len(pair[B]), -1, many)
+    for n in range(many):
+        factors = second[:, :, n].T, first[n].T
+        a, b = factors if swapped else (first[n], second[:, :, n])
+        yield (f"{name}[{n}]" if count else name), {A: a, B: b}
+
+
+class ExpertArrays:
+    """Which stacks are written as arrays of experts, and the tensors of these arrays.
+
+    PEFT nests the adapters of one module in the order in which Torch's module defines its arrays.
+    The order of the regular expressions is that order, since a model here does not know it.
+    """
+
+    def __init__(self, patterns: str | Sequence[str] | None, paths: Collection[str]):
+        """`paths` are the paths of all adapters.
+
+        **Raises:** `SelectionError` for an expression that is not valid, or matches no path.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else patterns or ()
+        self._patterns = [compiled(pattern, "target_parameters") for pattern in patterns]
+        for pattern in self._patterns:
+            if not any(map(pattern.search, paths)):
+                raise SelectionError(
+                    f"target_parameters={pattern.pattern!r} matches no path of an adapter"
+                )
+        self._by_module: dict[str, dict[int, tuple[str, Written]]] = {}
+
+    def order(self, path: str) -> int | None:
+        """The number of the first expression that matches a path."""
+        return next((n for n, x in enumerate(self._patterns) if x.search(path)), None)
+
+    def add(self, name: str, order: int, written: Written) -> None:
+        """Add an array by PEFT's name. **Raises:** `MisfitError` if it has no place in a module."""
+        module, _, array = name.rpartition(".")
+        if not module:
+            raise MisfitError(
+                f"PEFT adapts arrays of modules, and {name!r} is outside of all. Give it a name "
+                "with `rename`, such as 'experts/up_proj'"
+            )
+        arrays = self._by_module.setdefault(module, {})
+        if order in arrays:
+            raise MisfitError(
+                f"{arrays[order][0]!r} and {array!r} are arrays of one module, and match the same "
+                "expression. Give an expression for each, in the order in which Torch's module "
+                'defines them, such as target_parameters=["gate_up_proj$", "down_proj$"]'
+            )
+        arrays[order] = array, written
+
+    @property
+    def names(self) -> list[str]:
+        arrays = self._by_module.items()
+        return [f"{module}.{name}" for module, by in arrays for name, _ in by.values()]
+
+    def tensors(self) -> dict[str, dict[str, np.ndarray]]:
+        """The tensors by PEFT's names of the modules. The first array is wrapped first."""
+        return {
+            module + _INNER * (len(arrays) - 1 - n): dict(arrays[order][1].tensors)
+            for module, arrays in self._by_module.items()
+            for n, order in enumerate(sorted(arrays))
+        }
+
+
+def join_experts(layers: Sequence[Written], path: str) -> list[Written]:
+    """The adapters of each array: the factors of its experts, the last axis of the stack, in one.
+
+    **Raises:** `MisfitError` if an adapter is more than two factors.
+    """
+    by_block: dict[Shape, list[Written]] = {}
+    for written in layers:
+        if tuple(written.tensors) != (A, B):
+            raise MisfitError(
+                f"PEFT adapts arrays by LoRA alone, and this would be {', '.join(written.tensors)}"
+            )
+        by_block.setdefault(written.adapter.index[:-1], []).append(written)
+    arrays: list[Written] = []
+    for index, experts in by_block.items():
+        first, second = ([np.asarray(x.tensors[name]) for x in experts] for name in (A, B))
+        # Rows of `A` go expert by expert, columns of `B` rank by rank.
+        tensors = {
+            A: np.concatenate(first),
+            B: np.stack(second, -1).reshape(len(second[0]), -1),
+        }
+        where = f"{path}[{show_index(index)}]" if index else path
+        adapter = dataclasses.replace(experts[0].adapter, path=where, index=index)
+        arrays.append(dataclasses.replace(experts[0], adapter=adapter, tensors=tensors))
+    return arrays

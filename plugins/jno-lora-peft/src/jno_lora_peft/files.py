@@ -1,0 +1,131 @@
+"""The two files of a PEFT adapter in a directory, and the tensors by the modules of the model."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import read_file, read_json, write_together
+
+from ._errors import format_errors
+from ._names import PREFIX
+
+Directory = str | os.PathLike[str]
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+
+def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The configuration and the tensors in `directory`."""
+    folder, shown = Path(directory), repr(os.fspath(directory))
+    if not folder.is_dir():
+        raise PeftFormatError(
+            f"{shown} is not a directory. Give the one that PEFT's `save_pretrained` wrote, with "
+            f"{CONFIG} and {TENSORS} in it."
+        )
+    with format_errors():
+        config = read_json(folder / CONFIG)
+        if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
+            raise PeftFormatError(
+                f"{shown} holds its tensors in {PICKLE}, a pickle, which can run any program when "
+                "it is read. Load it with PEFT where you trust it, and save it again: "
+                f"`save_pretrained` writes {TENSORS}."
+            )
+        tensors, _ = read_file(folder / TENSORS)
+        if read_json(folder / CONFIG) != config:
+            raise PeftFormatError(f"{shown} was written while it was read. Load it again.")
+    return config, tensors
+
+
+def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write both files into `directory`, which is made if need be.
+
+    If writing fails or is killed, the old files are whole, or the configuration is missing, so that
+    nothing loads.
+    """
+    # Here, because only saving needs them.
+    import safetensors.numpy
+
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    # As in PEFT's files; some readers ask for it.
+    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
+    with format_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together({folder / TENSORS: content, folder / CONFIG: text.encode()})
+
+
+def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each tensor that holds NaN or infinity."""
+    counts = {name: np.count_nonzero(~np.isfinite(tensor)) for name, tensor in tensors.items()}
+    return [f"{name}: {n:,} of {tensors[name].size:,} numbers" for name, n in counts.items() if n]
+
+
+ByModule = dict[str, dict[str, np.ndarray]]
+
+# Rows of an embedding that were trained alone: of a type for them, or beside LoRA.
+_ROWS = re.compile(r"(?:(.*)\.)?trainable_tokens_delta")
+# Where PEFT keeps the module that it wrapped, or the trained copy.
+_WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensors:
+    """The tensors of a file, by the names that the modules have in the model without PEFT.
+
+    - `adapters`, `plain`: tensors of adapters, and whole arrays: `{module: {name: tensor}}`.
+    - `base`: the arrays of layers in adapters, which PEFT writes for embeddings and biases.
+    - `rows`: of embeddings: `{module: {"weight": rows}}`; `shared`: of all modules, by whole names.
+    """
+
+    adapters: ByModule = dataclasses.field(default_factory=dict)
+    plain: ByModule = dataclasses.field(default_factory=dict)
+    base: ByModule = dataclasses.field(default_factory=dict)
+    rows: ByModule = dataclasses.field(default_factory=dict)
+    shared: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def without(self, modules: Iterable[str]) -> "Tensors":
+        left_out = frozenset(modules)
+        adapters, plain, base, rows = (
+            {module: tensors for module, tensors in table.items() if module not in left_out}
+            for table in self._tables
+        )
+        return Tensors(adapters, plain, base, rows, self.shared)
+
+    @property
+    def modules(self) -> list[str]:
+        return [*dict.fromkeys(module for table in self._tables for module in table)]
+
+    @property
+    def _tables(self) -> tuple[ByModule, ...]:
+        return self.adapters, self.plain, self.base, self.rows
+
+
+def by_module(tensors: Mapping[str, np.ndarray], of_adapter: str, shared: str) -> Tensors:
+    """The tensors of a file, sorted by module, by regular expressions for names of tensors."""
+    adapter_pattern, shared_pattern = re.compile(rf"(?:(.*)\.)?({of_adapter})"), re.compile(shared)
+    result = Tensors()
+    for key, tensor in tensors.items():
+        if shared_pattern.fullmatch(key):
+            result.shared[key] = tensor
+            continue
+        name = key.removeprefix(PREFIX)
+        if match := adapter_pattern.fullmatch(name):
+            array = match[2].removesuffix(".weight") if "magnitude" in match[2] else match[2]
+            result.adapters.setdefault(match[1] or "", {})[array] = tensor
+        elif match := _ROWS.fullmatch(name):
+            module = (match[1] or "").removesuffix("token_adapter").removesuffix(".")
+            result.rows[module] = {"weight": tensor}
+        elif ".original_module." not in f".{name}":  # which PEFT keeps beside the trained module
+            module, _, array = _WRAPPED.sub("", name).removeprefix(".").rpartition(".")
+            table = result.base if name.endswith(f"base_layer.{array}") else result.plain
+            table.setdefault(module, {})[array] = tensor
+    return result

@@ -1,1 +1,0 @@
-"""The files of an adapter of PEFT: the directory, the tensors by module, and the settings."""

@@ -1,0 +1,95 @@
+"""Adapters in repositories of the Hugging Face Hub, through the library `huggingface_hub`.
+
+The library has its cache, its token and its offline mode, which are used here as they are. Two
+files are downloaded, never a program or a pickle, and both come from one commit.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jno.lora import PeftFormatError, SelectionError
+from jno.lora.extending import imported_for, read_json
+
+from ._errors import format_errors
+from .files import CONFIG, PICKLE, TENSORS, Directory
+
+# An owner and a name. What begins with a dot, a slash or a letter of a drive is a path.
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def locate(
+    directory: Directory,
+    revision: str | None = None,
+    check: Callable[[dict[str, Any]], object] | None = None,
+) -> tuple[Path, str | None]:
+    """The directory of an adapter, and for the Hub its commit.
+
+    The files are downloaded if `directory` is the name of a repository.
+
+    A directory of this name comes before the Hub. A name may end in a slash. `check` gets the
+    configuration before the tensors are downloaded, which it may refuse by raising.
+
+    **Raises:** `SelectionError` for a revision of a directory, `PeftFormatError` if the repository
+    or its files cannot be had, `MissingLibraryError` without `huggingface_hub`.
+    """
+    name = directory.removesuffix("/") if isinstance(directory, str) else ""
+    if _NAME.fullmatch(name) is None or os.path.lexists(directory):
+        if revision is not None:
+            raise SelectionError(
+                f"revision={revision!r} is a branch, a tag or a commit of a repository of the Hub, "
+                f"such as 'organisation/name', but {os.fspath(directory)!r} is a path, and a path "
+                "that exists comes before the Hub. Leave `revision` out, or give the name of a "
+                "repository."
+            )
+        return Path(directory), None
+    what = f"{name!r} is not a directory here. To read it from the Hugging Face Hub, jno-lora-peft"
+    with imported_for(what, "hub", "huggingface_hub"):
+        import huggingface_hub  # noqa: F401
+    folder = _download(name, CONFIG, revision)
+    commit = folder.name  # the layout of the cache, which is documented
+    if check is not None:
+        with format_errors():
+            check(read_json(folder / CONFIG))
+    _download(name, TENSORS, commit)
+    return folder, commit
+
+
+def _download(name: str, file: str, revision: str | None) -> Path:
+    """The folder of the cache with that file. **Raises:** `PeftFormatError`."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision)).parent
+    # The errors depend on the library's version, which chooses the client of HTTP.
+    except Exception as err:
+        at, reason = "" if revision is None else f" at revision {revision!r}", str(err)
+        if isinstance(err, errors.EntryNotFoundError):
+            with contextlib.suppress(Exception):  # the first error says enough
+                files = sorted(huggingface_hub.HfApi().list_repo_files(name, revision=revision))
+                reason = (
+                    f"it needs {CONFIG} and {TENSORS} in its main folder (a pickle, {PICKLE}, is "
+                    f"not read), and has {len(files)} files: {', '.join(map(repr, files[:10]))}. "
+                    "Download an adapter in a folder with `hf download`, and give the path of the "
+                    "folder."
+                )
+        raise PeftFormatError(
+            f"{name!r} is not a directory here, and no adapter can be read from the Hub{at}: "
+            f"{reason}"
+        ) from err
+
+
+def tell_commit(repository: Directory, commit: str, revision: str | None) -> None:
+    """Say which commit was read. `HF_HUB_DISABLE_PROGRESS_BARS` silences the line on the screen."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    line = f"{repository} is read at revision={commit!r}"
+    logging.getLogger("jno.lora.peft").info(line)
+    if revision != commit and not are_progress_bars_disabled():
+        print(line, file=sys.stderr)

@@ -1,0 +1,165 @@
+"""The kinds of layer that PEFT has tensors for, and the tensors as matrices."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import equinox as eqx
+import numpy as np
+
+from jno.lora import ConvLike, LinearLike
+
+from ._errors import MisfitError
+
+Shape = tuple[int, ...]
+
+# The reasons why a layer cannot be as PEFT has it.
+NO_LAYER = "it is a {}; PEFT's tensors fit linear layers, convolutions and embeddings"
+TRANSPOSED = (
+    "Torch lays out the kernel of a transposed convolution otherwise, with the inputs first and "
+    "each axis reversed. Convert it by hand"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One layer as PEFT sees it.
+
+    - `outputs`, `inputs`: its features or channels; for an embedding its dimensions and its rows.
+    - `groups`, `kernel`: of a convolution.
+    - `odd`: options of a convolution that PEFT leaves out when it runs the update beside the layer,
+        so that PEFT's output differs from the merged layer's; empty for most layers.
+    """
+
+    kind: Literal["linear", "conv", "embedding"]
+    outputs: int
+    inputs: int
+    groups: int = 1
+    kernel: Shape = ()
+    odd: str = ""
+
+    @property
+    def weight_shape(self) -> Shape:
+        if self.kind == "embedding":
+            return self.inputs, self.outputs
+        return self.outputs, self.inputs // self.groups, *self.kernel
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        return self.outputs, self.inputs // self.groups * math.prod(self.kernel)
+
+    @property
+    def row(self) -> Shape:
+        return (1, self.outputs, *(1 for _ in self.kernel)) if self.kernel else (self.outputs,)
+
+    def pair(self, prefix: str, rank: int) -> dict[str, tuple[str, Shape]]:
+        """PEFT's names and shapes for two factors, by their names in the zoo."""
+        infix = "embedding_" if self.kind == "embedding" else ""
+        end = ".weight" if prefix == "lora" and not infix else ""
+        A = (rank, self.inputs, *self.kernel)
+        B = (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
+        return {"lora_A": (f"{prefix}_{infix}A{end}", A), "lora_B": (f"{prefix}_{infix}B{end}", B)}
+
+    def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.
+
+        `None` if no matrices do: PEFT's `A` sees the inputs of all groups, and the layer's kernel
+        sees only the inputs in the group of an output.
+        """
+        if self.groups == 1:
+            return A.reshape(len(A), -1), B.reshape(len(B), -1)
+        groups, each = self.groups, len(A) // self.groups
+        # Axes: group of the outputs, component, group of the inputs, input.
+        by_group = A.reshape(groups, each, groups, -1)
+        diagonal = np.stack([by_group[group, :, group] for group in range(groups)])
+        if np.count_nonzero(by_group) != np.count_nonzero(diagonal):
+            return None
+        if all(np.array_equal(block, diagonal[0]) for block in diagonal):
+            return diagonal[0], B.reshape(len(B), each)
+        spread = np.zeros((groups, self.outputs // groups, groups, each), B.dtype)
+        for group, block in enumerate(B.reshape(groups, -1, each)):
+            spread[group, :, group] = block
+        return diagonal.reshape(groups * each, -1), spread.reshape(self.outputs, -1)
+
+    def for_all_groups(self, A: np.ndarray) -> np.ndarray:
+        """`A` repeated for each group, on the inputs of the group."""
+        by_group = np.zeros((self.groups, len(A), self.groups, A.shape[1]), A.dtype)
+        for group in range(self.groups):
+            by_group[group, :, group] = A
+        return by_group.reshape(self.groups * len(A), -1)
+
+    def check_kind(self, kinds: tuple[str, ...] | None, groups: bool = False) -> None:
+        """**Raises:** `MisfitError` unless the layer is of one of these kinds, if there are any."""
+        if kinds is None:
+            return
+        kind = f"conv{len(self.kernel)}d" if self.kind == "conv" else self.kind
+        if kind not in kinds:
+            raise MisfitError(f"PEFT has adapters of this type for {', '.join(kinds)}, not {kind}")
+        if self.groups > 1 and not groups:
+            raise MisfitError("PEFT has adapters of this type for convolutions without groups")
+        self.check_update()
+
+    def check_update(self, *, dora: bool = False, dilated: bool = False) -> None:
+        """**Raises:** `MisfitError` if PEFT's (`dilated`) update is not an update of the weight."""
+        if self.odd and not (dilated and "padding_mode" not in self.odd):
+            raise MisfitError(f"the layer has {self.odd}, which PEFT's update of it leaves out")
+        if dora and self.groups > 1:
+            raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
+
+
+def layout_of(layer: Any) -> Layout | None:
+    """The layer, or one layer of a stack, as PEFT sees it; `None` if PEFT does not adapt it."""
+    weight: Any = getattr(layer, "weight", None)
+    if getattr(weight, "ndim", 0) < 2:
+        return None
+    features = getattr(type(layer), "linear_features", None)
+    if features is not None:  # a class of another plugin says that its weight is one matrix
+        layout = Layout("linear", *features(layer))
+    else:
+        layout = _embedding(layer) or _conv(layer) or _linear(layer)
+    if layout is None or weight.shape[-len(layout.weight_shape) :] != layout.weight_shape:
+        return None
+    return layout
+
+
+def stack_of(layer: Any) -> Shape:
+    """The axes of the layers in a stack, as far as the shape of one layer is known."""
+    layout, weight = layout_of(layer), getattr(layer, "weight", None)
+    shape: Shape = getattr(weight, "shape", ())
+    of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
+    if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
+        return ()
+    return shape[: len(shape) - len(of_layer)]
+
+
+def is_transposed(layer: Any) -> bool:
+    """Whether `layer` is a transposed convolution, whose kernel Torch lays out in another way."""
+    return isinstance(layer, eqx.nn.ConvTranspose) or hasattr(layer, "output_padding")
+
+
+def _embedding(layer: Any) -> Layout | None:
+    rows, size = getattr(layer, "num_embeddings", None), getattr(layer, "embedding_size", None)
+    if not isinstance(rows, int) or not isinstance(size, int):
+        return None
+    return Layout("embedding", size, rows)
+
+
+def _conv(layer: Any) -> Layout | None:
+    kernel = getattr(layer, "kernel_size", None)
+    if not isinstance(layer, ConvLike) or not isinstance(kernel, tuple) or is_transposed(layer):
+        return None
+    dilation = getattr(layer, "dilation", 1)
+    mode = str(getattr(layer, "padding_mode", "ZEROS"))
+    odd = [f"padding_mode={mode!r}"] if mode.upper() != "ZEROS" else []
+    odd += [f"dilation={dilation}"] if set(np.ravel(dilation)) != {1} else []
+    groups = getattr(layer, "groups", 1)
+    outputs, inputs = layer.out_channels, layer.in_channels
+    return Layout("conv", outputs, inputs, groups, kernel, " and ".join(odd))
+
+
+def _linear(layer: Any) -> Layout | None:
+    if not isinstance(layer, eqx.nn.Linear | LinearLike):
+        return None
+    sizes = layer.out_features, layer.in_features
+    outputs, inputs = (1 if size == "scalar" else size for size in sizes)
+    return Layout("linear", outputs, inputs)

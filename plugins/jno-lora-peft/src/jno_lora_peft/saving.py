@@ -1,0 +1,249 @@
+"""Saving a model's adapters as PEFT's files."""
+
+import collections
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jno.lora import Net, PeftFormatError
+from jno.lora.extending import bullets, expect_model, modules_by_path, show_path
+
+from ._errors import MisfitError
+from ._names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
+from .files import Directory, write
+from .ties import Ties
+from .trained_arrays import TrainedArrays
+from .types import TYPE_OF
+from .types.type import Modules, Setting, alpha_for
+from .written import WrittenAdapters
+
+
+def save_peft(
+    model: PyTree | Net,
+    directory: Directory,
+    *,
+    rename: Rename = None,
+    modules_to_save: str | None = None,
+    target_parameters: str | Sequence[str] | None = None,
+    tied: bool | None = None,
+    base_model_name_or_path: str | os.PathLike[str] | None = None,
+    task_type: str | None = None,
+) -> None:
+    """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
+
+    A method that PEFT has as well is written as PEFT's type. Another method is written as LoRA with
+    the same update if the update is a product of two factors of low rank (of twice the rank for
+    methods such as PiSSA, which change the weight at the start). So is a mix of LoRA and rsLoRA.
+    The page "Coming from PEFT" lists them. The adapted layers are not written, because PEFT puts
+    the adapters around its own layers.
+
+    Trained arrays outside the adapters are written as PEFT's `modules_to_save`: arrays that a `Net`
+    trains, arrays that `modules_to_save` names, and arrays that `load_peft` read from a file and
+    that did not change since. A plain model does not tell which arrays were trained. A model
+    without adapters is written with these arrays alone, in the type that was read or as
+    `LN_TUNING`.
+
+    **Arguments:**
+
+    - `model`: a `Net`, or an adapted model.
+    - `directory`: made if it does not exist. An adapter in it is replaced.
+    - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
+        expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
+        slashes become dots, or a function of the path that returns the dotted name. Each layer of a
+        stack has a path such as `layers/q_proj[3]`.
+    - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
+        `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
+    - `target_parameters`: regular expressions for the paths of stacks that PEFT has as one array
+        of all experts, as in fused mixtures of experts: the last axis of the stack are the experts.
+        PEFT's name of the array comes from `rename`, as for a layer. Of several arrays in one
+        module, each needs an expression, in the order in which Torch's module defines the arrays:
+        `["gate_up_proj$", "down_proj$"]`.
+    - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
+        adapter that a head sees too is written with PEFT's `ensure_weight_tying`; an adapter that
+        acts on lookups alone is in an `Untied`.
+    - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
+    - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
+        the model's class. PEFT looks for the invocation of aLoRA in `"CAUSAL_LM"` alone, which is
+        the default there.
+
+    **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
+    equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
+    keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
+    written: then the old files are whole, or without a configuration, so that nothing loads.
+    `SelectionError` for a bad `rename`, `modules_to_save`, `target_parameters` or model.
+    """
+    settings: dict[str, Any] = {
+        "base_model_name_or_path": base_model_name_or_path and os.fspath(base_model_name_or_path),
+        "task_type": task_type,
+    }
+    trainable = None
+    if isinstance(model, Net):
+        model, trainable = model.module, model.trainable
+    expect_model(model, "save_peft")
+    ties = Ties(model, tied)
+    adapters = WrittenAdapters(model, trainable, rename, ties, target_parameters)
+    title = "These adapters have no exact equivalent in PEFT"
+    adapters.problems.refuse(title, "Nothing was written.")
+    modules = adapters.modules
+    arrays = TrainedArrays(model, rename, ties, modules)
+    # Without adapters, only arrays that `load_peft` read are meant.
+    arrays.choose(trainable if modules else None, modules_to_save)
+    arrays.problems.refuse(
+        "PEFT cannot save these arrays beside the adapters",
+        "Nothing was written. To write the adapters alone, save `net.module`.",
+    )
+    if modules:
+        try:
+            settings |= _settings_of(adapters, arrays, model, rename, task_type)
+            shared = TYPE_OF[_common_variant(modules)].shares(modules)
+        except MisfitError as err:
+            raise PeftFormatError(f"{err}. Nothing was written.") from err
+        tensors = {**adapters.tensors, **arrays.tensors(), **arrays.head, **shared}
+        write(directory, settings, tensors)
+    elif arrays.modules:
+        settings_alone, tensors = arrays.alone()
+        write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
+    else:
+        raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+
+
+def _settings_of(
+    adapters: WrittenAdapters,
+    arrays: TrainedArrays,
+    model: PyTree,
+    rename: Rename,
+    task_type: str | None,
+) -> dict[str, Any]:
+    """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot keep them together."""
+    variant = _common_variant(adapters.modules)
+    kind = TYPE_OF[variant]
+    ties_both = adapters.ties_adapter and any(map(may_be_tied, arrays.modules))
+    if (arrays.head and kind.name != "LORA") or ties_both:
+        raise MisfitError(
+            "PEFT ties a head to its embedding for LoRA alone, and either in adapters or in "
+            f"modules_to_save, but these adapters are beside {', '.join(arrays.modules)}"
+        )
+    experts = adapters.experts.names
+    whole = {name: x for name, x in adapters.modules.items() if name not in experts}
+    settings = {
+        "peft_type": kind.name,
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        **_settings_of_modules(adapters, variant),
+        "target_modules": _targets(whole, model, rename) if whole else None,
+        "modules_to_save": [*arrays.modules] or None,
+        **kind.common(adapters.modules),
+    }
+    if kind.name == "LILY" and isinstance(settings["target_modules"], str) and len(whole) > 1:
+        raise MisfitError(
+            "PEFT lets layers share all factors if it gets their names as one regular expression, "
+            f"which these names need: {', '.join(whole)}. Give other names with `rename`"
+        )
+    if experts:
+        settings["target_parameters"] = experts
+        if settings.get("lora_bias"):
+            raise MisfitError("PEFT trains no biases by LoRA beside arrays of experts")
+    if kind.bias:
+        settings["bias"] = kind.bias if adapters.has_bias else "none"
+    if kind.name == "LORA":
+        settings["use_rslora"] = variant == "rslora"
+        settings["ensure_weight_tying"] = adapters.ties_adapter or bool(arrays.head)
+    if settings.get("alora_invocation_tokens"):
+        settings["task_type"] = "CAUSAL_LM"
+        if task_type not in (None, "CAUSAL_LM"):
+            raise MisfitError(
+                f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in "
+                "CAUSAL_LM alone. Leave `task_type` out"
+            )
+    return settings
+
+
+def _common_variant(modules: Modules) -> str:
+    """A variant of all these adapters' type. **Raises:** `MisfitError` if they have several."""
+    by_kind: dict[str, list[str]] = {}
+    for written in modules.values():
+        kind = TYPE_OF[written.adapter.variant].name
+        if kind == "LORA":  # every rsLoRA is a LoRA with another alpha
+            kind = written.adapter.variant.removeprefix("rs")
+        by_kind.setdefault(kind, []).append(show_path(written.adapter.path))
+    if len(by_kind) == 1:
+        variants = {written.adapter.variant for written in modules.values()}
+        return "lora" if variants == {"lora", "rslora"} else next(iter(variants))
+    kinds = (
+        f"{kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
+        for kind, paths in by_kind.items()
+    )
+    raise MisfitError(
+        f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
+        "Save each kind into a directory of its own (`unwrap_lora` the other layers in a copy of "
+        "the model)"
+    )
+
+
+def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, Any]:
+    """The numbers of modules, and the settings that modules must agree on."""
+    kind, modules = TYPE_OF[variant], adapters.modules
+    ranks: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    for module, written in modules.items():
+        rank, alpha = written.adapter.rank, written.adapter.alpha
+        if kind.name == "LORA":
+            alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
+        ranks[module] = rank
+        alphas[module] = int(alpha) if alpha.is_integer() else alpha
+    if adapters.ties_adapter:  # the head has the scale of its embedding
+        embedding = next(module for module in modules if is_embedding(module))
+        ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
+    settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
+    for written in modules.values():
+        for name, value in written.settings.items():
+            if settings.setdefault(name, value) != value:
+                raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
+    return settings
+
+
+def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
+    """A setting with a number, and a pattern for the modules that have another number."""
+    if setting is None:
+        return {}
+    usual = collections.Counter(numbers.values()).most_common(1)[0][0]
+    unusual = {name: number for name, number in numbers.items() if number != usual}
+    if not unusual:
+        return {setting.name: usual, **({setting.pattern: {}} if setting.pattern else {})}
+    if setting.by_name:
+        ends = tuple(f".{name}" for name in unusual)
+        has_pattern = not any(name.endswith(ends) for name in numbers)
+    else:
+        # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
+        unusual = {f"^{re.escape(name)}": number for name, number in unusual.items()}
+        has_pattern = bool(setting.pattern)
+    if not has_pattern:
+        raise _differ(setting.name, modules, numbers)
+    return {setting.name: usual, setting.pattern: unusual}
+
+
+def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitError:
+    lines = (f"{show_path(w.adapter.path)}: {values[module]!r}" for module, w in modules.items())
+    return MisfitError(
+        f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
+        f"several:\n{bullets(lines, 8)}\n"
+        "Save each into a directory of its own"
+    )
+
+
+def _targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
+    """The names of the modules; as a regex if a name may be the end of a name that is not meant."""
+    names = sorted(modules)
+    ends = tuple(f".{name}" for name in names)
+    # A function may know the names of adapted layers only, so the other names are unknown.
+    if callable(rename) or any(
+        name.endswith(ends) and name not in modules
+        for name in (module_name(path, rename) for path in modules_by_path(model))
+    ):
+        # PEFT looks for an embedding to tie by its short name.
+        short = [EMBEDDING] if any(map(is_embedding, names)) else []
+        return "|".join(map(re.escape, [*names, *short]))
+    return names

@@ -1,0 +1,261 @@
+"""Reading LoRA from states of other libraries, and from their files.
+
+The files are safetensors of diffusers and kohya, and checkpoints of Orbax.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import PeftFormatError, Registry, SelectionError
+from jno.lora.extending import (
+    bullets,
+    default_registry,
+    expect_model,
+    imported_for,
+    norms_around,
+    put_around,
+    read_file,
+    read_json,
+    show_path,
+    warn,
+)
+
+from .._errors import MisfitError, format_errors
+from .._names import Rename
+from ..config import Config
+from ..files import CONFIG, not_finite
+from ..layouts import Layout, Shape
+from ..loading import build_adapters, checked_layout
+from ..ties import SHARED, Ties
+from ..types import TYPES
+from ..types.type import Converted, Module, Tensors, floating
+from .pairs import Pair, Placed, Placer
+
+M = TypeVar("M")
+
+# Where diffusers keeps the configurations of PEFT, in the header of the file.
+_CONFIGS = "lora_adapter_metadata"
+# The file that a tree of Orbax has in its folder, and the folders in which libraries keep the tree.
+_TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
+_FOLDERS = ("", "model_params", "items", "default", "state")
+
+
+class _State(NamedTuple):
+    """A tree of arrays, the alpha beside it, and configurations by the first part of names."""
+
+    tree: PyTree
+    alpha: float | None = None
+    configs: Mapping[str, Config] = {}
+
+    def config_for(self, key: str) -> tuple[Config | None, str]:
+        """The configuration for a layer, and PEFT's name for the layer in this configuration."""
+        model, _, name = key.partition("/")
+        if model not in self.configs:
+            model, name = "", key
+        return self.configs.get(model), name.replace("/", ".")
+
+
+def load_lora_state(
+    model: M,
+    state: PyTree | str | os.PathLike[str],
+    *,
+    alpha: float | None = None,
+    rename: Rename = None,
+    prefix: str = "",
+    stack_axis: int | None = None,
+    registry: Registry | None = None,
+) -> M:
+    """`model` with the LoRA of a state of Qwix, Tunix or MaxText, or of diffusers or kohya.
+
+    An array is known by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
+    `lora_a.kernel` (MaxText's models of Linen), `lora_A.weight` (PEFT and diffusers),
+    `lora.down.weight` (former diffusers), `lora_down.weight`, `lora_mid.weight` and `alpha`
+    (kohya). The rest of the name is the path of the layer. The outputs equal the library's.
+
+    **Arguments:**
+
+    - `model`: any pytree, adapted or not.
+    - `state`: any pytree of arrays, such as `nnx.state(model, nnx.LoRAParam)` or a dict by whole
+        names; a safetensors file; or a folder of Orbax (`jno-lora[orbax]`), which is one step of
+        Tunix's `CheckpointManager`, or a tree.
+    - `alpha`: the scale of an update is `alpha / rank`. Qwix has `alpha` in its `LoraRule`, not in
+        its arrays, so it must be given, unless MaxText wrote it beside the arrays. In states of
+        other libraries, it is for layers without an alpha; by default they have the scale 1, but
+        names of PEFT (`base_model.model.`) need it.
+    - `rename`: from names of layers in the state to paths here, as in `load_peft`, but a function
+        gets the name with slashes. If the state has an array for all layers of a stack, and the
+        model a list of layers, layer 3 has the name `decoder/layers/mlp/wi_0[3]`.
+    - `prefix`: the start of the names to read, such as `"unet."` or `"lora_unet_"`. Other arrays
+        are left out.
+    - `stack_axis`: the axis of Qwix's arrays that counts layers of a stack: 0 for `nnx.vmap`, 1 for
+        MaxText. Needed only if the shapes leave it open.
+    - `registry`: as for `load_peft`.
+
+    **Returns:** the model, with `LoRA` around the layers, in float32 at least. Arrays that hold NaN
+    or infinity are loaded, with a `JnoLoraWarning`.
+
+    **Raises:** `PeftFormatError` that lists all arrays that do not fit, or have an unknown name, or
+    for a file that cannot be read; `SelectionError` for a bad `rename`, a `Net` or a missing
+    `alpha`; `MissingLibraryError` for a folder without Orbax.
+    """
+    expect_model(model, "load_lora_state")
+    read = _read_state(state)
+    placer = Placer(model, rename, stack_axis)
+    by_path: dict[str, dict[Shape, Converted]] = {}
+    numbers: dict[str, np.ndarray] = {}
+    norms, ties = norms_around(model, placer.modules), Ties(model)
+    for placed in placer.place(read.tree, prefix):
+        with placer.problems.of(show_path(placed.pair.key)):
+            arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
+            scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
+            arrays, layout = floating(arrays), placed.layout
+            if placed.pair.inputs_first:
+                # Options that Torch's LoRA leaves out when it runs the update. Flax has them.
+                layout = dataclasses.replace(layout, odd="")
+            config, _ = read.config_for(placed.pair.key)
+            settings = {} if config is None else config.settings
+            numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
+            for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
+                layer = placer.modules[path]
+                checked_layout(layer, path, norms)
+                if ties.is_shared(path):
+                    raise MisfitError(SHARED)
+                rank = len(next(iter(tensors.values())))
+                alpha_here, key = float(rank) if scale is None else scale, placed.pair.key
+                module = Module(key, settings, rank, alpha_here, tensors, {}, layer, index, layout)
+                by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
+    registry = default_registry(registry)
+    adapters = build_adapters(by_path, placer.modules, registry, placer.problems)
+    placer.problems.refuse("The state does not fit the model", "Nothing was loaded.")
+    if lines := not_finite(numbers):
+        warn(f"Arrays of the state hold NaN or infinity:\n{bullets(lines)}")
+    return put_around(model, adapters)
+
+
+def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
+    """PEFT's tensors of each layer of a pair."""
+    if not placed.pair.inputs_first:
+        return [_from_torch(arrays, placed.layout)]
+    if placed.axis is None:
+        return [_from_inputs_first(arrays["A"], arrays["B"], placed.layout)]
+    first, second = (np.moveaxis(arrays[name], placed.axis, 0) for name in "AB")
+    pairs = zip(first, second, strict=True)
+    return [_from_inputs_first(a, b, placed.layout) for a, b in pairs]
+
+
+def _alpha(
+    pair: Pair, beside: np.ndarray | None, state: _State, given: float | None
+) -> float | None:
+    """The alpha of a pair, or `None` for a scale of 1."""
+    if beside is not None:
+        # Of any dtype: kohya saves whole numbers, and a zero for a scale of 1.
+        return float(beside.item()) or None
+    config, name = state.config_for(pair.key)
+    if config is not None:
+        return config.alpha(name)
+    if state.alpha is not None and given not in (None, state.alpha):
+        raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
+    alpha = state.alpha if given is None else given
+    if alpha is None and (pair.kind == "peft" or pair.inputs_first):
+        raise SelectionError(
+            "PEFT and Qwix scale an update by alpha / rank, and their alpha is not in the arrays. "
+            "Read a directory of PEFT by load_peft, or give the alpha of adapter_config.json or of "
+            "Qwix's LoraRule: load_lora_state(model, state, alpha=16)"
+        )
+    return alpha
+
+
+def _from_inputs_first(a: np.ndarray, b: np.ndarray, layout: Layout) -> Tensors:
+    """PEFT's tensors of one layer, whose shapes fit."""
+    rank = a.shape[-1]
+    by_channel = a.reshape(*layout.kernel, layout.inputs, rank)
+    first, second = np.moveaxis(by_channel, (-1, -2), (0, 1)), b.reshape(rank, -1).T
+    return _named(first, second.reshape(*second.shape, *(1 for _ in layout.kernel)), layout)
+
+
+def _from_torch(arrays: Tensors, layout: Layout) -> Tensors:
+    """PEFT's tensors. A linear layer and a convolution of size 1 may stand for each other."""
+    first, second = arrays["A"], arrays["B"]
+    if "mid" in arrays:
+        # A kernel after a product, which is a kernel of the same size.
+        product = np.tensordot(arrays["mid"], first.reshape(len(first), -1), axes=(1, 0))
+        first = np.moveaxis(product, -1, 1)
+    shapes = [shape for _, shape in layout.pair("lora", len(first)).values()]
+    first, second = (
+        factor.reshape(shape) if _same_matrix(factor.shape, shape) else factor
+        for factor, shape in zip((first, second), shapes, strict=True)
+    )
+    return _named(first, second, layout)
+
+
+def _named(first: np.ndarray, second: np.ndarray, layout: Layout) -> Tensors:
+    names = (name for name, _ in layout.pair("lora", len(first)).values())
+    return dict(zip(names, (first, second), strict=True))
+
+
+def _same_matrix(shape: Shape, wanted: Shape) -> bool:
+    """Whether both are one matrix, with or without the axes of a kernel of size 1."""
+    return shape[:2] == wanted[:2] and {*shape[2:], *wanted[2:]} <= {1}
+
+
+def _read_state(source: Any) -> _State:
+    """The state in a file or a folder, or a tree as it is. **Raises:** `PeftFormatError`."""
+    if not isinstance(source, str | os.PathLike):
+        return _State(source)
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if (folder / CONFIG).exists():
+        raise PeftFormatError(
+            f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
+            "by load_peft(model, directory)"
+        )
+    with format_errors():
+        if path.is_dir():
+            return _read_orbax(path)
+        tensors, metadata = read_file(path)
+    return _State(tensors, configs=_configs(metadata.get(_CONFIGS)))
+
+
+def _configs(text: str | None) -> dict[str, Config]:
+    """The configurations of `{"transformer.r": 8}` by the names of the models in a pipeline."""
+    if text is None:
+        return {}
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, value in json.loads(text).items():
+        model, _, setting = name.rpartition(".")
+        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
+    return {model: Config.parse(settings) for model, settings in by_model.items()}
+
+
+def _read_orbax(path: Path) -> _State:
+    folders = [path / name for name in _FOLDERS if (path / name / _TREE).exists()]
+    if not folders:
+        raise PeftFormatError(
+            f"{os.fspath(path)!r} is not a checkpoint of Orbax: {_TREE} is not in it, nor in "
+            f"{', '.join(_FOLDERS[1:])}. Give the folder of one step, such as 'checkpoints/100'."
+        )
+    with imported_for("load_lora_state", "orbax", "orbax"):
+        import orbax.checkpoint  # pyright: ignore[reportMissingImports]
+    # As arrays of NumPy: the devices of whoever saved may not be here.
+    as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
+    folder = folders[0].absolute()
+    try:
+        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+            shapes: Any = checkpointer.metadata(folder).item_metadata
+            args = jax.tree.map(lambda _: as_numpy, shapes.tree)
+            tree = checkpointer.restore(folder, restore_args=args)
+    # A damaged folder has no metadata, so that `shapes` is `None`.
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
+    # MaxText writes the alpha beside its states.
+    facts: Any = read_json(path / _STEP) if (path / _STEP).exists() else {}
+    custom = facts.get("custom_metadata") or {}
+    return _State(tree, custom.get("lora", {}).get("lora_alpha"))

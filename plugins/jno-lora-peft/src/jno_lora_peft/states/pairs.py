@@ -1,0 +1,280 @@
+"""The LoRAs in a tree of arrays, and the layers of a model that they stand for.
+
+Each library has names of its own for the two factors of a LoRA.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import LoRAWrapper, PeftFormatError
+from jno.lora.extending import path_str, show_path
+
+from .._errors import MisfitError, Problems
+from .._names import PREFIX, Rename, module_name
+from ..arrays import Place
+from ..layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
+from ..placement import Paths
+
+# Flax and Orbax keep an array inside of a variable.
+_VARIABLE = re.compile(r"/(raw_)?value$")
+_PARTS = {"a": "A", "A": "A", "down": "A", "b": "B", "B": "B", "up": "B"}
+
+# The names of arrays with slashes for dots, and whether the factors are as in JAX: inputs first.
+_STYLES = (
+    # Qwix, and with it Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
+    (r"(?:(?P<module>.*)/)?(?P<array>[^/]+)_lora_(?P<part>[ab])", True),
+    # MaxText's models of Linen.
+    (r"(?P<module>.*)/lora_(?P<part>[ab])/(?P<array>kernel)", True),
+    # PEFT's names, which diffusers writes today, also with the name of an adapter.
+    (r"(?P<module>.*)/lora_(?P<part>[AB])(?:/\w+)?/weight", False),
+    (r"(?P<module>.*)/lora_embedding_(?P<part>[AB])(?:/\w+)?", False),
+    # kohya: `lora_mid` is the kernel of a convolution between two of size 1.
+    (r"(?P<module>.*)/lora_(?P<part>down|up|mid)/weight", False),
+    # Former versions of diffusers.
+    (r"(?P<module>.*?)(?:/lora|_lora|/lora_linear_layer)/(?P<part>down|up)/weight", False),
+)
+# kohya writes underscores for all dots of a layer's name.
+_KOHYA = re.compile(r"[^/]+/lora_(?:down|up|mid)/weight")
+_ALPHA = re.compile(r"(.*)/alpha")
+
+
+@dataclasses.dataclass
+class Pair:
+    """One LoRA of a tree.
+
+    - `key`: the name of its layer in the tree, with the name of the array if the layer has several;
+        `names`: the paths that it may have in the model.
+    - `kind`: `"peft"` and `"kohya"` for names that these libraries alone give, else empty.
+    - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as JAX has them;
+        otherwise `(rank, inputs)` and `(outputs, rank)`, as Torch has them.
+    - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if the tree has them; `places`: the numbers of
+        their leaves.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    inputs_first: bool
+    kind: str = ""
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+    places: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def _pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str]]:
+    """The whole pairs of a tree, and a line for each array without a pair or of an unknown name.
+
+    `prefix` is the start of the names to read, which leaves out all other arrays.
+    """
+    pairs: dict[tuple[str, str], Pair] = {}
+    alphas: dict[str, Any] = {}
+    problems: list[str] = []
+    start = prefix.replace(".", "/")
+    for number, (keys, leaf) in enumerate(jtu.tree_leaves_with_path(tree)):
+        key = path_str(keys)
+        name = _VARIABLE.sub("", key.removeprefix(PREFIX).replace(".", "/"))
+        if not name.startswith(start):
+            continue
+        name = name[len(start) :]
+        if match := _ALPHA.fullmatch(name):
+            alphas[match[1]] = leaf
+        elif (parsed := _match(name)) is None:
+            problems.append(f"{key}: no array of LoRA has such a name")
+        else:
+            module, array, part, inputs_first = parsed
+            names = _names(module, array)
+            kind = "peft" if key.startswith(PREFIX) else "kohya" if _KOHYA.fullmatch(name) else ""
+            new = Pair(start + module, names, inputs_first, kind)
+            pair = pairs.setdefault((module, array), new)
+            if part in pair.arrays:
+                problems.append(f"{key}: a second array for the same factor")
+            pair.arrays[part], pair.places[part] = leaf, number
+    whole: list[Pair] = []
+    counts = collections.Counter(module for module, _ in pairs)
+    for (module, array), pair in pairs.items():
+        if counts[module] > 1 and array:
+            pair.key = start + pair.names[0]
+        if missing := [part for part in "AB" if part not in pair.arrays]:
+            problems.append(f"{pair.key}: its factor {missing[0]} is missing")
+            continue
+        if module in alphas:
+            pair.arrays["alpha"] = alphas[module]
+        whole.append(pair)
+    layers = {module for module, _ in pairs}
+    names = (name for name in alphas if name not in layers)
+    problems += [f"{start}{name}/alpha: no factors are beside it" for name in names]
+    return whole, problems
+
+
+def _match(name: str) -> tuple[str, str, str, bool] | None:
+    for pattern, inputs_first in _STYLES:
+        if match := re.fullmatch(pattern, name):
+            groups = match.groupdict()
+            part = _PARTS.get(groups["part"], groups["part"])
+            return groups["module"] or "", groups.get("array") or "", part, inputs_first
+    return None
+
+
+def _names(module: str, array: str) -> tuple[str, ...]:
+    """The paths of a layer, or of a declared array, that may be meant."""
+    if array:
+        return f"{module}/{array}".removeprefix("/"), module
+    # Former versions of diffusers keep adapters in a processor, and its output projection has a
+    # dropout beside it.
+    names = dict.fromkeys((module, module.replace("/processor/", "/")))
+    if module.rpartition("/")[2] == "to_out":
+        names |= dict.fromkeys(f"{name}/0" for name in [*names])
+    return tuple(names)
+
+
+def shape_of(pair: Pair, part: str) -> Shape:
+    """The shape of an array of a pair."""
+    return tuple(pair.arrays[part].shape)
+
+
+class Placed(NamedTuple):
+    """A pair, the layers that it stands for, how they lie, and their axis in both factors."""
+
+    pair: Pair
+    places: tuple[Place, ...]
+    layout: Layout
+    axis: int | None
+
+
+class Placer:
+    """Finds the layers of pairs in a model.
+
+    - `modules`: the modules of the model, by path; `problems`: a line for each pair without layers.
+    """
+
+    def __init__(self, model: PyTree, rename: Rename, stack_axis: int | None):
+        self._paths, self.problems = Paths(model), Problems()
+        self.modules = self._paths.modules
+        self._rename, self._stack_axis = rename, stack_axis
+        # kohya writes underscores for dots.
+        self._by_flat_name: dict[str, list[str]] = {}
+        for path in self.modules:
+            self._by_flat_name.setdefault(re.sub(r"\W", "_", path), []).append(path)
+
+    def place(self, tree: PyTree, prefix: str = "") -> list[Placed]:
+        """The pairs of a tree with their layers, each layer once.
+
+        **Raises:** `PeftFormatError` if there are no pairs, or no layer of any pair.
+        """
+        pairs, lines = _pairs_of(tree, prefix)
+        self.problems += lines
+        if not (pairs or lines):
+            raise PeftFormatError("The state holds no arrays of LoRA, or none with this prefix.")
+        placed: list[Placed] = []
+        places: dict[str, tuple[Place, ...]] = {}
+        missing: dict[str, str] = {}
+        for pair in pairs:
+            with self.problems.of(show_path(pair.key)):
+                with_layers = self._placed(pair)
+                places[pair.key] = () if with_layers is None else with_layers.places
+                if with_layers is None:
+                    # The name without the array, unless the layer has several arrays.
+                    ends = (name for name in pair.names if pair.key.endswith(name))
+                    missing[pair.key] = module_name(next(ends, pair.names[0]), self._rename)
+                else:
+                    placed.append(with_layers)
+        self.problems += self._paths.check(places, missing) if places else []
+        return placed
+
+    def _placed(self, pair: Pair) -> Placed | None:
+        stack = None
+        place = self._find_flat(pair) if pair.kind == "kohya" else None
+        place = place or next(filter(None, map(self._find, pair.names)), None)
+        if place is None and not pair.inputs_first:
+            place = self._find_flat(pair)
+        elif place is None:
+            stack = next((name for name in pair.names if self._find(f"{name}[0]")), None)
+            place = None if stack is None else self._find(f"{stack}[0]")
+        if place is None:
+            return None
+        path, index = place
+        layer = self.modules[path]
+        layer = layer.base if isinstance(layer, LoRAWrapper) else layer
+        layout = layout_of(layer)
+        if layout is None:
+            raise MisfitError(NO_LAYER.format(type(layer).__name__))
+        places, axis, stack_here = (place,), None, stack_of(layer)
+        if stack is not None:
+            axis = _stack_axis_of(pair, layout, None, self._stack_axis)
+            names = (f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis]))
+            place_of = {name: self._find(name) for name in names}
+            if unknown := [name for name, place in place_of.items() if place is None]:
+                raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
+            places = tuple(filter(None, place_of.values()))
+        elif pair.inputs_first and stack_here and not index:
+            axis = _stack_axis_of(pair, layout, math.prod(stack_here), self._stack_axis)
+            places = tuple((path, i) for i in np.ndindex(*stack_here))
+        if pair.inputs_first and axis is None:
+            _check_shapes(pair, layout)
+        return Placed(pair, places, layout, axis)
+
+    def _find(self, name: str) -> Place | None:
+        return self._paths.find(module_name(name, self._rename))
+
+    def _find_flat(self, pair: Pair) -> Place | None:
+        name = module_name(pair.names[0], self._rename)
+        paths = self._by_flat_name.get(name, [])
+        if name in paths and isinstance(self._rename, Mapping) and name in self._rename.values():
+            return self._find(pair.names[0])
+        if len(paths) > 1:
+            rule = {f"^{pair.names[0]}$": paths[0]}
+            raise MisfitError(
+                f"{', '.join(map(repr, paths))} have this name, with underscores for dots. Say "
+                f"which is meant, such as rename={rule}"
+            )
+        return (paths[0], ()) if paths else None
+
+
+def _stack_axis_of(pair: Pair, layout: Layout, count: int | None, given: int | None) -> int:
+    """The axis of both factors that counts layers. **Raises:** `MisfitError`."""
+    a, b = shape_of(pair, "A"), shape_of(pair, "B")
+    fitting = [
+        axis
+        for axis in ((0, 1) if given is None else (given,))
+        if axis < min(len(a), len(b))
+        and a[axis] == b[axis] == (count or a[axis])
+        and _fits(_without(a, axis), _without(b, axis), layout)
+    ]
+    if len(fitting) != 1:
+        raise MisfitError(
+            f"the factors {a} and {b} must fit {count or 'many'} layers, each with {layout.inputs} "
+            f"inputs and {layout.outputs} outputs, along axis 0 or 1 and not along both. If they "
+            "fit along both, say stack_axis=0 or stack_axis=1"
+        )
+    return fitting[0]
+
+
+def _check_shapes(pair: Pair, layout: Layout) -> None:
+    """**Raises:** `MisfitError` unless the factors are of one such layer."""
+    a, b = shape_of(pair, "A"), shape_of(pair, "B")
+    if layout.groups > 1:
+        raise MisfitError(f"the layer has {layout.groups} groups, which Qwix's update mixes")
+    if not _fits(a, b, layout):
+        wanted = (*layout.kernel, layout.inputs) if layout.kernel else (layout.inputs,)
+        raise MisfitError(
+            f"expected factors ({', '.join(map(str, wanted))}, rank) and (rank, {layout.outputs}), "
+            f"or more axes with the same products, got {a} and {b}"
+        )
+
+
+def _fits(a: Shape, b: Shape, layout: Layout) -> bool:
+    if len(a) < 2 or a[-1:] != b[:1] or math.prod(b[1:]) != layout.outputs:
+        return False
+    if math.prod(layout.kernel) > 1:
+        return a[:-1] == (*layout.kernel, layout.inputs)
+    return math.prod(a[:-1]) == layout.inputs
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]

@@ -1,0 +1,279 @@
+"""What each type of PEFT is written with.
+
+A type reads a `Module` of a file as a `Converted` adapter, and an `Adapter` as a `Written` one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jno_lora_zoo import METHODS as _METHODS
+
+from .._errors import MisfitError
+from ..layouts import Layout, Shape
+
+Tensors = Mapping[str, np.ndarray]
+Factors = tuple[np.ndarray, np.ndarray]
+METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
+# The adapters of jno-lora-routed that PEFT has too, by variant.
+ROUTED = {
+    "activated-lora": "ActivatedLoRA",
+    "lily": "Lily",
+    "peanut": "PEANuTLinear",
+    "poly": "Poly",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """The adapter of a module as an adapter here.
+
+    - `variant`: of the method, `None` if only the bias changes; `state`: the method's arrays.
+    - `bias_shift`: added to the layer's bias; `shared`: arrays of all adapters of the file.
+    """
+
+    variant: str | None
+    rank: int
+    alpha: float
+    state: Tensors
+    bias_shift: np.ndarray | None = None
+    shared: Tensors = dataclasses.field(default_factory=dict)
+
+    def with_arrays(self, **arrays: np.ndarray) -> "Converted":
+        return dataclasses.replace(self, state={**self.state, **arrays})
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """One adapted module of a file, with everything that the law of its type needs.
+
+    - `name`, `rank`, `alpha`: of the module; `settings`: of the file.
+    - `tensors`: of the module; `shared`: of all modules. All are float32 at least.
+    - `layer`, `index`, `layout`: its layer here, the index in a stack, and the layer for PEFT.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    rank: int
+    alpha: float
+    tensors: Tensors
+    shared: Tensors
+    layer: Any
+    index: Shape
+    layout: Layout
+
+    def take(self, shapes: Mapping[str, Shape], ignored: Collection[str] = ()) -> list[np.ndarray]:
+        """The tensors of these names. **Raises:** `MisfitError` if names or shapes differ."""
+        tensors = self.tensors
+        lines = [f"{name}: missing" for name in shapes if name not in tensors]
+        lines += [
+            f"{name}: not part of the adapter that adapter_config.json describes for this layer"
+            for name in tensors
+            if name not in shapes and name not in ignored
+        ]
+        lines += [
+            f"{name}: expected shape {shape}, got {tensors[name].shape}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ]
+        if lines:
+            raise MisfitError(*lines)
+        return [tensors[name] for name in shapes]
+
+    def shape_of(self, name: str, axes: int) -> Shape:
+        """The shape of a tensor. **Raises:** `MisfitError` if it is missing, or has other axes."""
+        shape = self.tensors[name].shape if name in self.tensors else ()
+        if len(shape) != axes:
+            raise MisfitError(f"{name}: missing, or without {axes} axes")
+        return shape
+
+    @property
+    def W(self) -> np.ndarray:
+        """The layer's weight as `(out, in)`, in float64."""
+        weight = np.asarray(self.layer.weight[self.index], np.float64)
+        weight = weight.T if self.layout.kind == "embedding" else weight
+        return weight.reshape(self.layout.matrix)
+
+    @property
+    def b(self) -> np.ndarray:
+        """The layer's bias, in float64; zeros if it has none."""
+        bias = getattr(self.layer, "bias", None)
+        if bias is None:
+            return np.zeros(self.layout.outputs)
+        return np.asarray(bias[self.index], np.float64).reshape(-1)
+
+    def as_method(self, variant: str, names: Mapping[str, tuple[str, Shape]]) -> Converted:
+        """A method with these tensors as its arrays: names and shapes in the file, by field."""
+        rank, matrix = self.rank, self.layout.matrix
+        if METHODS[variant].effective_rank(rank, *matrix) != rank:
+            raise MisfitError(f"its rank {rank} is more than the {matrix} of its weight")
+        state = dict(zip(names, self.take(dict(names.values())), strict=True))
+        return Converted(variant, rank, self.alpha, state)
+
+    def low_rank(self, product: Factors, scale: float = 1.0, variant: str = "lora") -> Converted:
+        """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives it."""
+        A, B = product
+        outputs, inputs = self.layout.matrix
+        if len(A) > min(outputs, inputs):
+            # No adapter here has a larger rank than its layer's matrix.
+            whole = B.astype(np.float64) @ A.astype(np.float64)
+            A, B = factors(whole.astype(np.result_type(A, B)))
+        elif len(A) == 0:  # AdaLoRA has pruned all components
+            A, B = np.zeros((1, inputs), A.dtype), np.zeros((outputs, 1), B.dtype)
+        alpha = alpha_for(variant, len(A), scale, self.alpha)
+        return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B})
+
+    def update(self, U: np.ndarray, scale: float = 1.0) -> Converted:
+        """`W + s U` as LoRA, for an update of any rank."""
+        return self.low_rank(factors(U), scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One adapter here, to be written: its arrays without the axes of a stack.
+
+    - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
+    - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
+    """
+
+    path: str
+    index: Shape
+    variant: str
+    state: Tensors
+    rank: int
+    alpha: float
+    layout: Layout
+    has_bias: bool
+    scale: float = 1.0
+    shared: Tensors = dataclasses.field(default_factory=dict)
+
+    def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
+        """The adapter with these tensors in PEFT; `changes` are the rank and alpha there."""
+        return Written(dataclasses.replace(self, **changes), tensors, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One adapter as PEFT has it; `shared` are the module's slices of tensors of all modules."""
+
+    adapter: Adapter
+    tensors: Tensors
+    settings: Mapping[str, Any]
+    shared: Tensors = dataclasses.field(default_factory=dict)
+
+
+Modules = Mapping[str, Written]
+
+
+class Setting(NamedTuple):
+    """A setting with a number: its name, its default, and the table for single modules.
+
+    - `by_name`: whether PEFT looks for whole names in the table, or else for the end of a name.
+    """
+
+    name: str
+    default: float
+    pattern: str = ""
+    by_name: bool = False
+
+
+class Type:
+    """One type of adapter. Its class has the name that PEFT calls `peft_type`.
+
+    The class's docstring says how the type is held: docs/peft.md shows it.
+
+    - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
+    - `methods`: the variants that are written as this type, if not the one of the same name.
+    - `layers`: the kinds that PEFT has the type for; if `None`, `read` and `write` check.
+    - `rank`, `alpha`: the settings with these numbers.
+    - `settings`: names of further settings that are read or do not change outputs, with spaces.
+    - `only`: settings that may have one value only, the value, and why.
+    - `bias`: the value of its setting `bias` with which the adapted layers' biases train.
+    """
+
+    tensors = shared = "(?!)"
+    methods: tuple[str, ...] = ()
+    layers: tuple[str, ...] | None = ("linear",)
+    rank: Setting | None = None
+    alpha: Setting | None = None
+    settings = ""
+    only: tuple[tuple[str, Any, str], ...] = ()
+    bias = ""
+
+    def read(self, m: Module) -> Converted:
+        """The adapter of a module. **Raises:** `MisfitError`."""
+        raise NotImplementedError
+
+    def write(self, adapter: Adapter) -> Written:
+        """The adapter as PEFT has it. **Raises:** `MisfitError`."""
+        raise NotImplementedError
+
+    def common(self, modules: Modules) -> dict[str, Any]:
+        """The settings that depend on all modules. **Raises:** `MisfitError` if they disagree."""
+        return {}
+
+    def shares(self, modules: Modules) -> Tensors:
+        """The tensors of all modules, by whole names, as large as the largest slice in a module.
+
+        **Raises:** `MisfitError` if modules hold other values.
+        """
+        whole: dict[str, np.ndarray] = {}
+        for name in next(iter(modules.values())).shared:
+            slices = [written.shared[name] for written in modules.values()]
+            whole[name] = np.zeros(np.max([x.shape for x in slices], axis=0), slices[0].dtype)
+            for x in slices:
+                whole[name][tuple(map(slice, x.shape))] = x
+            if not all(np.array_equal(whole[name][tuple(map(slice, x.shape))], x) for x in slices):
+                raise MisfitError(f"PEFT has one {name!r} for all layers, and these have several")
+        return whole
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def known_settings(self) -> set[str]:
+        numbers = [setting for setting in (self.rank, self.alpha) if setting is not None]
+        names = {name for setting in numbers for name in (setting.name, setting.pattern) if name}
+        return {*self.settings.split(), *(name for name, _, _ in self.only), *names}
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        is_written = type(self).write is not Type.write
+        return self.methods or ((self.name.lower(),) if is_written else ())
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """An array in float32 at least."""
+    return array.astype(np.promote_types(array.dtype, np.float32))
+
+
+def floating(tensors: Tensors) -> Tensors:
+    """The tensors in float32 at least, except indices and sizes, which must be whole numbers."""
+    wide: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        is_whole = "indices" in name or "_s_size." in name
+        kind, words = (jnp.integer, "whole") if is_whole else (jnp.floating, "floating")
+        if not jnp.issubdtype(tensor.dtype, kind):
+            raise MisfitError(f"{name}: expected {words} numbers, got {tensor.dtype}")
+        wide[name] = tensor if is_whole else widened(tensor)
+    return wide
+
+
+def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+    """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
+    # The scale of the adapters of jno-lora-routed is LoRA's.
+    alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
+    return float(given) if math.isclose(alpha, given) else alpha
+
+
+def factors(kernel: np.ndarray) -> Factors:
+    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, that may have any rank."""
+    matrix = kernel.reshape(len(kernel), -1)
+    outputs, inputs = matrix.shape
+    eye = np.eye(min(outputs, inputs), dtype=matrix.dtype)
+    return (matrix, eye) if outputs <= inputs else (eye, matrix)

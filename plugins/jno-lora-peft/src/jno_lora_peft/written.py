@@ -1,0 +1,242 @@
+"""The adapters of a model as PEFT has them, or the reasons why PEFT cannot have them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import (
+    LoRAWrapper,
+    MatrixAdapter,
+    SelectionError,
+    Shared,
+    extract_adapters,
+    resolve,
+    swap_adapters,
+)
+from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
+from jno.lora.types import AdapterSum
+from jno_lora_combine import combine
+from jno_lora_zoo import Method
+
+from ._errors import NO_PRODUCT, MisfitError, Problems, format_errors
+from ._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
+from .arrays import is_loaded
+from .experts import ExpertArrays, join_experts
+from .layouts import NO_LAYER, Shape, layout_of
+from .ties import SHARED, Ties
+from .types import TYPE_OF
+from .types.type import METHODS, ROUTED, Adapter, Written, widened
+
+Arrays = dict[str, np.ndarray]
+# The variant of a type of PEFT, the scale of the update, and the arrays.
+_Form = tuple[str, float, Arrays]
+
+
+class WrittenAdapters:
+    """The adapters of a model for PEFT, by PEFT's names, and their tensors.
+
+    - `ties_adapter`: whether PEFT must adapt the head that is tied to an embedding.
+    - `has_bias`: whether biases of adapted layers changed.
+    - `experts`: the arrays that PEFT adapts without their module.
+    """
+
+    def __init__(
+        self,
+        model: PyTree,
+        trainable: PyTree | None,
+        rename: Rename,
+        ties: Ties,
+        target_parameters: str | Sequence[str] | None,
+    ):
+        self.problems = Problems()
+        self.modules: dict[str, Written] = {}
+        self.tensors: dict[str, Any] = {}
+        self.ties_adapter = self.has_bias = False
+        self._rename, self._ties = rename, ties
+        flags = () if trainable is None else (trainable,)
+        # With the arrays that adapters share; not for the flags, which have the model's structure.
+        resolved = dict(adapted_layers(resolve(model)))
+        self.experts = experts = ExpertArrays(target_parameters, resolved)
+        layers = zip(adapted_layers(model, *flags), resolved.values(), strict=True)
+        for (path, wrapper, *trains), whole in layers:
+            with self.problems.of(f"{show_path(path)} ({type(wrapper).__name__})"):
+                trained = _trained_in_base(trains[0]) if trains else frozenset()
+                layers, order = _write_adapter(whole, ties.outer(path)), experts.order(path)
+                for written in layers if order is None else join_experts(layers, path):
+                    self._add(written, wrapper, trained, ties.of(path), order)
+        for module, tensors in experts.tensors().items():
+            self._put(module, tensors)
+
+    def _add(
+        self,
+        written: Written,
+        wrapper: LoRAWrapper,
+        trained: frozenset[str],
+        is_tied: bool | None,
+        order: int | None,
+    ) -> None:
+        """Add an adapter, and arrays of its layer that train, or that `load_peft` read."""
+        module = peft_name(written.adapter.path, self._rename)
+        if module in self.modules:
+            path = self.modules[module].adapter.path
+            raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
+        arrays = _written_base(wrapper, written.adapter.index, trained)
+        if order is not None:
+            if arrays:
+                raise MisfitError("PEFT has no place for arrays of the layer beside its factors")
+            self.experts.add(module, order, written)
+        else:
+            self._put(module, written.tensors)
+        self.modules[module] = written
+        kind = TYPE_OF[written.adapter.variant]
+        if "bias" in arrays and not kind.bias:
+            raise MisfitError(
+                f"its bias is not the base model's bias, which PEFT's {kind.name} keeps"
+            )
+        self.has_bias |= "bias" in arrays
+        self._put(f"{module}.base_layer", arrays)
+        if is_tied is not False:
+            self._tie(module, written, is_tied)
+
+    def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
+        """Let the head that reads an adapted table have the update as well, as it has here."""
+        if written.adapter.layout.kind != "embedding":
+            raise MisfitError(SHARED)
+        if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
+            reads = "reads" if is_tied else "may read"
+            raise MisfitError(
+                f"a head {reads} the adapted table, and PEFT lets a head see an adapter only for "
+                "LoRA and rsLoRA on an embedding 'embed_tokens' (`ensure_weight_tying`). If no "
+                "head reads it, say tied=False; if one does, `untie` the embedding before it is "
+                "adapted"
+            )
+        self.ties_adapter = True
+        A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
+        self._put(HEAD, {"lora_A.weight": B.T, "lora_B.weight": A.T})
+
+    def _put(self, module: str, tensors: Mapping[str, Any]) -> None:
+        self.tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
+    """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
+    if isinstance(wrapper, AdapterSum):
+        wrapper = _joined(wrapper)
+    where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
+    if layout_of(wrapper.base) is None:
+        raise MisfitError(NO_LAYER.format(type(wrapper.base).__name__))
+    # First: nothing can be computed with arrays that cannot be read.
+    state = read_arrays(wrapper.state(), where)
+    fields = {name: x.array for name, x in vars(wrapper).items() if isinstance(x, Shared)}
+    shared = read_arrays(fields, where)
+    same_type = _in_same_type(wrapper, state)
+    try:
+        if same_type is None:
+            raise MisfitError(NO_PRODUCT)
+        return _write_layers(wrapper, path, same_type, shared)
+    except MisfitError:
+        is_lora = same_type is not None and same_type[0] in ("lora", "rslora", "dora")
+        product = None if is_lora else known_factors(wrapper)
+        if product is None:
+            raise
+    arrays = read_arrays({"lora_A": product.A, "lora_B": product.B}, where)
+    return _write_layers(wrapper, path, ("lora", 1.0, arrays), {})
+
+
+def _joined(adapters: AdapterSum) -> LoRAWrapper:
+    """One adapter with the same update. **Raises:** `MisfitError` if there is none."""
+    try:
+        joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
+    except SelectionError as err:
+        raise MisfitError(
+            "it is a sum of adapters, which are not all low-rank products. `to_lora` makes one "
+            "adapter of it, and `net.activate` with one name activates one of them"
+        ) from err
+    return swap_adapters({"layer": adapters.base}, joined)["layer"]
+
+
+def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) -> list[Written]:
+    """The adapter in this form. **Raises:** `MisfitError` if PEFT's type does not have it."""
+    base: Any = wrapper.base
+    (variant, scale, arrays), layout, rank = form, layout_of(base), wrapper.rank
+    kind = TYPE_OF[variant]
+    assert layout is not None
+    bias = getattr(base, "bias", None)
+    has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
+    layers: list[Written] = []
+    layout.check_kind(kind.layers)
+    for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
+        state = {name: np.asarray(array[index]) for name, array in arrays.items()}
+        # Where a method has a scale, it is linear in alpha.
+        alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
+        if alpha != wrapper.alpha and kind.alpha is None:
+            raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        layer = f"{path}[{show_index(index)}]" if index else path
+        adapter = Adapter(
+            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared
+        )
+        layers.append(kind.write(adapter))
+    return layers
+
+
+def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> _Form | None:
+    """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
+    cls: Any = type(wrapper)
+    rank, alpha = wrapper.rank, wrapper.alpha
+    # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
+    is_method = isinstance(wrapper, Method) and cls.law is cls.method.law
+    variant = str(cls.method.variant if is_method else cls.variant)
+    scale = MatrixAdapter.of(cls).low_rank_scale(rank, alpha)
+    if scale is not None:
+        return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
+    if variant in ROUTED and cls.__name__ == ROUTED[variant]:
+        return variant, 1.0 if rank is None else alpha / rank, state
+    if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
+        return None
+    if variant == "dora":
+        members = ("scaling", "times_scale", "direction", "row_factor")
+        if any(getattr(cls, name) is not getattr(METHODS[variant], name) for name in members):
+            return None
+        return variant, cls.scale_for(rank, alpha), _without_multiplier(state)
+    return variant, 1.0, state
+
+
+def _without_multiplier(state: Arrays) -> Arrays:
+    """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
+    if not {"multiplier", "lora_B"} <= state.keys():
+        return state
+    B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
+    arrays = {name: array for name, array in state.items() if name != "multiplier"}
+    return arrays | {"lora_B": B * multiplier[..., None, None]}
+
+
+def _trained_in_base(trains: Any) -> frozenset[str]:
+    """`"bias"` if the layer's bias trains. **Raises:** `MisfitError` if another array trains."""
+    leaves = jtu.tree_leaves_with_path(trains.base)
+    names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
+    if refused := names - {"bias"}:
+        raise MisfitError(f"its own {', '.join(sorted(refused))} trains too. Freeze the layer")
+    return names
+
+
+def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -> Arrays:
+    """The arrays of the layer in an adapter that train or that `load_peft` read, for PEFT."""
+    fields = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
+    chosen = {name: x for name, x in fields.items() if is_loaded(x) or name in trained}
+    arrays = read_arrays(chosen, f"in the {type(wrapper).__name__}")
+    slices = {name: x[index] for name, x in arrays.items()}
+    return {name: x.reshape(-1) if name == "bias" else x for name, x in slices.items()}
+
+
+def read_arrays(arrays: Any, where: str) -> Arrays:
+    """The numbers of arrays by name. **Raises:** `PeftFormatError` if they cannot be read."""
+    return {name: read_array(x, f"the array {name!r} {where}") for name, x in arrays.items()}
+
+
+def read_array(array: Any, description: str) -> np.ndarray:
+    """The numbers of an array. **Raises:** `PeftFormatError` if they cannot be read."""
+    with format_errors():
+        return values_of(array, description)
