@@ -322,7 +322,7 @@ PROBLEMS = {
     "no field": ({"adapter_fields": ()}, r"`adapter_fields` must be a non-empty tuple.*\(\)"),
     "no names": ({"adapter_fields": (1,)}, r"`adapter_fields` must be .*\(1,\)"),
     "a typo": ({"adapter_fields": ("detla",)}, r"`adapter_fields` names 'detla'.*\['base', 'delta"),
-    "a static field": ({"adapter_fields": ("rank",)}, "names 'rank', which is not a field with ar"),
+    "a static field": ({"adapter_fields": ("rank",)}, "names 'rank', which is static"),
     "the base": ({"adapter_fields": ("base",)}, "'base', which must stay frozen"),
     "optional": ({"optional_fields": ("gain",)}, "`optional_fields` names 'gain', which is not"),
     "axes": ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not a field"),

@@ -53,8 +53,10 @@ def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterat
     for member, names in members.items():
         # The default names fields that only some classes have.
         for name in names if names is not MatrixAdapter.factor_sides else ():
-            if name not in arrays:
+            if name not in fields:
                 yield f"`{member}` names {name!r}, which is not a field with arrays: {arrays}"
+            elif name not in arrays:
+                yield f"`{member}` names {name!r}, which is static: it cannot train"
     if "base" in trained:
         yield "`adapter_fields` names 'base', which must stay frozen"
     if "base" not in fields:
