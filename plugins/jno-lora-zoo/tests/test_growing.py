@@ -139,25 +139,6 @@ def _trained(net):
     return [jax.tree_util.keystr(k, simple=True, separator="/") for k, on in leaves if on]
 
 
-def test_lora_and_new_entries_act_on_one_layer_together(tmp_path):
-    old = {"head": eqx.nn.Linear(3, 4, key=KEY)}
-    net = Net(grow(old, "head", outputs=1)).add_adapter("new").deactivate()
-    net.freeze().lora(rank=2).add_adapter("lora").activate("new", "lora", train=["new", "lora"])
-    trainable, _ = net.partition()
-    net.update(jax.tree.map(lambda a: a + jr.normal(jr.key(a.size), a.shape), trainable))
-    assert {path.split("/")[-1] for path in _trained(net)} >= {"new_rows", "lora_A", "lora_B"}
-    head, new, lora = net.module["head"], net.adapter("new"), net.adapter("lora")
-    A, B = (np.float64(lora["head"].state[name]) for name in ("lora_A", "lora_B"))
-    W = np.zeros((5, 3))
-    W[:4] = old["head"].weight
-    W[4:] += np.float64(new["head"].state["new_rows"])
-    expected = W + lora["head"].scale * B @ A
-    np.testing.assert_allclose(merge_lora(head).weight, expected, atol=1e-5)
-    net.save_adapters(tmp_path / "sum.safetensors")
-    loaded = load_grown(old, tmp_path / "sum.safetensors")["head"]
-    assert jnp.array_equal(merge_lora(loaded).weight, merge_lora(head).weight)
-
-
 LINEAR = eqx.nn.Linear(4, 4, key=KEY)
 MODEL = {
     "linear": LINEAR,

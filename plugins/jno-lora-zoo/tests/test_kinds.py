@@ -18,7 +18,7 @@ from jno.lora import (
     merge_lora,
     unwrap_lora,
 )
-from jno_lora_zoo import CorDA, EmbeddingLayer, LoRAEmbedding, LoRALinear, RecurrentLayer
+from jno_lora_zoo import CorDA, EmbeddingLayer, LoRAEmbedding, RecurrentLayer
 
 NUM, DIM, RANK = 11, 6, 4
 KEY = jax.random.key(0)
@@ -64,14 +64,6 @@ def test_any_id_means_what_it_means_to_the_base(method):
     wide = jnp.array([-1, -300, -301, -900, 0, 299, 300, 999], jnp.int32)
     for ids in (wide, wide.astype(jnp.int16), jnp.array([200, 255], jnp.uint8)):
         np.testing.assert_allclose(read(wrapper, ids), read(merged, ids), rtol=1e-4, atol=1e-5)
-
-
-def test_a_lookup_refuses_what_the_base_refuses():
-    wrapper = lookup("LoRA", table())
-    with pytest.raises(ValueError, match="scalar index"):
-        wrapper(jnp.array([1, 2]))
-    with pytest.raises(TypeError, match="integer"):
-        wrapper(jnp.array(1.0))
 
 
 class Encoder(eqx.Module):
@@ -233,13 +225,6 @@ def test_the_inputs_of_a_cell_are_its_input_and_its_state(make):
     np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
     with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
         calibrate(cell, [x], loss, wrapper=MeasuredGates)
-
-
-def test_the_matrix_times_the_columns_that_a_linear_layer_takes_gives_the_outputs():
-    layer = eqx.nn.Linear(5, 3, use_bias=False, key=KEY)
-    columns = jax.random.normal(KEY, (5, 4))
-    rows, y = LoRALinear.inputs_of(layer, columns), LoRALinear.outputs_of(layer, layer(columns))
-    np.testing.assert_allclose(y, rows @ layer.weight.T, rtol=1e-5, atol=1e-5)
 
 
 def test_convolutions_are_calibrated_as_they_are_called_unless_they_may_do_more():

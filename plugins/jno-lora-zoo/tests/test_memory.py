@@ -71,16 +71,11 @@ def test_no_step_makes_a_float32_copy_of_the_weight(method):
     assert bool(copies) == (method in READ_IN_FLOAT32 | MAKE_THE_UPDATE)
 
 
-@pytest.mark.parametrize("kind", ["Linear", "Conv"])
-def test_a_compiled_step_of_lora_fa_takes_less_memory(kind):
-    if kind == "Linear":
-        layer, shape = eqx.nn.Linear(32, 32, key=jr.key(0)), (256, 32)
-    else:
-        layer, shape = eqx.nn.Conv1d(32, 32, 3, padding=1, key=jr.key(0)), (4, 32, 64)
-    x = jnp.ones(shape)
+def test_a_compiled_step_of_lora_fa_takes_less_memory():
+    layer, x = eqx.nn.Conv1d(32, 32, 3, padding=1, key=jr.key(0)), jnp.ones((4, 32, 64))
 
     def temporary_bytes(method):
-        layers = [perturb(build(Adapter(method, kind), layer, rank=2), seed=k) for k in range(3)]
+        layers = [perturb(build(Adapter(method, "Conv"), layer, rank=2), seed=k) for k in range(3)]
         trainable, frozen = eqx.partition(layers, [lora_trainable_filter(one) for one in layers])
 
         def loss(trainable):

@@ -9,7 +9,7 @@ from zoo_cases import assert_close, fields_of, perturb, shapes_in_jaxpr
 from zoo_cases.laws_shared import vb_factors
 
 import jno.lora
-from jno.lora import SelectionError, WrapperError, apply_lora, merge_lora, resolve
+from jno.lora import WrapperError, apply_lora, merge_lora, resolve
 from jno.lora.extending import known_factors
 
 VB = {"vectors": 8, "vector_length": 4, "top_k": 2}
@@ -172,16 +172,6 @@ def test_a_step_forms_no_matrix_of_the_layer():
         assert (36, 40) not in shapes_in_jaxpr(lambda w, x: w(x), wrapper, jnp.ones(40))
 
 
-@every
-def test_shared_arrays_of_half_precision(variant):
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, mlp())
-    for options, dtype in (({}, "float32"), ({"adapter_dtype": "bfloat16"}, "bfloat16")):
-        model = adapted(variant, half, **options)
-        shared = jno.lora.extract_adapters(model).shared
-        assert {x.dtype.name for x in shared.values()} == {dtype}
-    assert jax.vmap(resolve(model))(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
@@ -198,10 +188,3 @@ def test_shared_arrays_of_half_precision(variant):
 def test_options_that_are_refused(variant, options, message):
     with pytest.raises(WrapperError, match=message):
         adapted(variant, **options)
-
-
-def test_a_layer_whose_array_was_taken_away_gets_no_other_one():
-    model = adapted("tied-lora")
-    part = [model.layers[2], eqx.nn.Linear(8, 8, key=jax.random.key(3))]
-    with pytest.raises(SelectionError, match="'tied-A-8x8', which is missing"):
-        apply_lora(part, 3, key=jax.random.key(4), wrapper="tied-lora", target="1")

@@ -107,12 +107,6 @@ def test_loha_has_a_low_rank_update_of_rank_r_squared_unless_that_is_the_full_ra
         assert trained("LoHaLinear", linear(12, 9), rank).low_rank_update() is None
 
 
-def test_miss_and_gralora_form_no_matrix():
-    shapes = calls_shapes(trained("MiSSLinear", linear(7, 5), 3))
-    assert (3,) in shapes and (5, 7) not in shapes
-    assert (8, 12) not in calls_shapes(trained("GraLoRALinear", linear(12, 8), 2))
-
-
 @pytest.mark.parametrize("name", ["MiSSLinear", "MiSSEmbedding"])
 def test_miss_mini_repeats_over_the_outputs_and_bat_maps_each_block_of_the_weight(name):
     wrapper = trained(name, table_or_linear(name, 7, 6), 3, mini=2)

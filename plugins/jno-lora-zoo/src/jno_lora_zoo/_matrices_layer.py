@@ -212,8 +212,8 @@ class MatricesLayer(KindOfLayer):
         linears, states = cls.linear_layers(base), by_matrix(state)
         if linears.keys() != states.keys():
             raise WrapperError(
-                f"The saved state does not fit {cls.__name__}: it is for the matrices "
-                f"{sorted(states)}, but this {type(base).__name__} has {sorted(linears)}"
+                f"The saved state is for the matrices {', '.join(sorted(states))}, but this "
+                f"{type(base).__name__} has {', '.join(sorted(linears))}"
             )
         restore = functools.partial(cls.of_one_matrix.from_state, rank=rank, alpha=alpha)
         adapters = {
