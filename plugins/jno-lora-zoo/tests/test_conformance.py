@@ -133,7 +133,7 @@ KINDS = {
 OF_THE_LAYER = (
     *OF_THE_KIND,
     *("merge-restores-form", "reads-like-the-layer", "special-inputs"),
-    *("jit", "vmap", "output-dtype"),
+    *("jit", "vmap", "output-dtype", "partition-specs", "sharding"),
 )
 
 

@@ -69,6 +69,7 @@ def test_a_linear_layer_keeps_old_outputs_and_merges_into_a_larger_layer():
     np.testing.assert_array_equal(np.float64(layer.weight), W)
     np.testing.assert_array_equal(np.float64(layer.bias), b)
     np.testing.assert_allclose(trained(x), W @ np.float64(x) + b, rtol=1e-5, atol=1e-6)
+    assert jnp.array_equal(merge_lora(grow([old], "0", inputs=1))[0].bias, old.bias)
     plain = unwrap_lora(trained)
     assert jnp.array_equal(plain(x)[:4], old(x[:3]))
 
@@ -166,6 +167,7 @@ MODEL = {
         ("table", {"outputs": 1, "start": "mean"}, "how new tokens start.*`inputs=`"),
         ("linear", {"outputs": -1}, "at least 0, but is -1"),
         ("linear", {"inputs": True}, "at least 0, but is True"),
+        ("linear", {"outputs": 1, "start": (0.5,)}, "must hold 1 numbers"),
         ("linear", {"outputs": 0}, "give `outputs=` or `inputs=`"),
         ("linear", {"outputs": 1, "start": "ones"}, "one of .*'random'"),
         ("linear", {"outputs": 1, "start": "random"}, "needs a `key=`"),

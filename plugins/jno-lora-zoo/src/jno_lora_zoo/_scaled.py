@@ -24,7 +24,7 @@ class Scaled(Method):
     """
 
     # Whether the factor `s` of the update is `alpha`, whose default is 1 then.
-    scales_by_alpha: ClassVar[bool] = False
+    _scales_by_alpha: ClassVar[bool] = False
 
     multiplier: Float[Array, ""] | None
 
@@ -35,12 +35,12 @@ class Scaled(Method):
 
     @classmethod
     def default_alpha(cls, rank: int) -> float:
-        return 1.0 if cls.scales_by_alpha else super().default_alpha(rank)
+        return 1.0 if cls._scales_by_alpha else super().default_alpha(rank)
 
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         """The factor `s` of the update, for the effective rank: linear in `alpha`, or always 1."""
-        return alpha if cls.scales_by_alpha else alpha / rank
+        return alpha if cls._scales_by_alpha else alpha / rank
 
     @property
     def scaling(self) -> float:

@@ -16,7 +16,7 @@ class Transformed(Additive):
     """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
-    scales_by_alpha = True
+    _scales_by_alpha = True
 
     coefficients: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]

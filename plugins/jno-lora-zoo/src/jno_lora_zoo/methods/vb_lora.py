@@ -49,7 +49,7 @@ class VBLoRA(Scaled):
     variant = "vb-lora"
     about = cited("2405.15179", family="low rank", formula="n r (in + out) / l, and n l once")
     _rank_limits = ()
-    scales_by_alpha = True
+    _scales_by_alpha = True
 
     logits_A: Float[Array, "r pieces n"]
     logits_B: Float[Array, "pieces r n"]

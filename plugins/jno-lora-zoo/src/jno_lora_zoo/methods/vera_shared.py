@@ -34,7 +34,7 @@ class VeRAShared(BetweenVectors):
 
     variant = "vera-shared"
     about = cited("2310.11454", family="structured", formula="out + r, beside a frozen pair")
-    scales_by_alpha = True
+    _scales_by_alpha = True
 
     A: Shared
     B: Shared
