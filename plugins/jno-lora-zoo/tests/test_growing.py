@@ -176,7 +176,7 @@ MODEL = {
         ("linear", {"outputs": 1, "start": (True,)}, "must hold 1 numbers"),
     ],
 )
-def test_a_layer_that_cannot_grow_says_why(path, asked, words):
+def test_a_layer_that_cannot_grow_says_why(path, asked, words, unchecked):
     with pytest.raises(SelectionError, match=words):
         grow(MODEL, path, **asked)
 
