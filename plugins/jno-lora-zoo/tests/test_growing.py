@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from tests.core.toys import ToyLinear
 from zoo_cases import check_kind, perturb
 
 from jno.lora import (
@@ -15,6 +16,7 @@ from jno.lora import (
     WrapperError,
     load_adapters,
     merge_lora,
+    save_adapters,
     unwrap_lora,
 )
 from jno.lora.testing import WrapperCase
@@ -74,7 +76,7 @@ def test_a_linear_layer_keeps_old_outputs_and_merges_into_a_larger_layer():
     assert jnp.array_equal(plain(x)[:4], old(x[:3]))
 
 
-def test_channels_of_a_convolution_copy_old_channels():
+def test_channels_of_a_convolution_copy_old_channels_and_a_file_keeps_them(tmp_path):
     old = eqx.nn.Conv2d(2, 3, 2, key=KEY)
     x = jr.normal(KEY, (3, 4, 4))
     conv = grow([old], "0", outputs=2, inputs=1, start=(2, 0))[0]
@@ -86,6 +88,8 @@ def test_channels_of_a_convolution_copy_old_channels():
     assert (layer.in_channels, layer.out_channels) == (3, 5)
     np.testing.assert_allclose(perturb(conv)(x), layer(x), atol=1e-5)
     assert jnp.array_equal(layer.weight[:3, :2], old.weight)
+    save_adapters([conv], tmp_path / "a.safetensors")
+    assert jnp.array_equal(load_grown([old], tmp_path / "a.safetensors")[0](x), y)
 
 
 def test_stacks_grow_slice_by_slice():
@@ -133,6 +137,14 @@ def test_a_token_more_in_a_tied_model_beside_lora(tmp_path):
         CheckpointError, match=r"wrappers=\[GrownEmbedding\]\), or call its package's own loader"
     ):
         load_adapters(model, file)
+
+
+def test_a_class_that_no_plugin_provides_is_passed_to_load_grown(tmp_path):
+    model = {"head": eqx.nn.Linear(3, 4, key=KEY), "tail": eqx.nn.Linear(4, 2, key=KEY)}
+    net = Net(grow(model, "head", outputs=1)).lora(rank=1, wrapper=ToyLinear, target="tail")
+    net.save_adapters(tmp_path / "a.safetensors")
+    loaded = load_grown(model, tmp_path / "a.safetensors", wrappers=ToyLinear)
+    assert eqx.tree_equal(loaded, net.module)
 
 
 def _trained(net):
