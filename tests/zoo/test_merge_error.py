@@ -11,7 +11,7 @@ import pytest
 import jno_lora_zoo
 from jno.lora import Net, apply_lora, lora_report, lora_trainable_filter
 
-LAYERS = ("LoRALinear", "DoRALinear", "PiSSALinear", "IA3Linear", "VeRALinear", "OFTLinear")
+LAYERS = ("LoRALinear", "DoRALinear", "PiSSALinear")
 
 
 def moved(model, size, key):
@@ -40,10 +40,11 @@ def test_it_is_what_rounding_the_merged_weight_takes_of_the_update(name, getkey)
     assert 0 < row.merge_error < 10
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_smaller_update_loses_more_and_float32_next_to_nothing(name, getkey):
+def test_a_smaller_update_loses_more_and_float32_next_to_nothing(getkey):
     small, large, full = (
-        lora_report(adapted(name, dtype, size, getkey), merge_error=True).rows[0].merge_error
+        lora_report(adapted("LoRALinear", dtype, size, getkey), merge_error=True)
+        .rows[0]
+        .merge_error
         for dtype, size in ((jnp.bfloat16, 1e-3), (jnp.bfloat16, 0.3), (jnp.float32, 0.3))
     )
     assert small > 2 * large > 1000 * full > 0
@@ -68,12 +69,15 @@ def test_it_is_only_measured_on_request_and_shown_then(getkey):
     assert net.summary(merge_error=True).rows[0].merge_error > 0
 
 
-def test_a_layer_that_nothing_changed_has_none(getkey):
+def test_a_layer_that_nothing_changed_has_none_and_an_adapter_of_nan_nan(getkey):
     layer = eqx.nn.Linear(4, 4, key=getkey(), dtype=jnp.bfloat16)
     report = lora_report(apply_lora([layer], 2, key=getkey()), merge_error=True)
     assert report.rows[0].merge_error is None
     (line,) = (line for line in str(report).splitlines() if "LoRALinear" in line)
     assert line.split()[-1] == "-"
+    model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
+    (row,) = lora_report(model, merge_error=True)
+    assert row.merge_error is not None and math.isnan(row.merge_error)
 
 
 def test_a_stack_counts_as_one_layer(getkey):
@@ -81,9 +85,3 @@ def test_a_stack_counts_as_one_layer(getkey):
     stack = eqx.filter_vmap(lambda k: eqx.nn.Linear(6, 5, key=k, dtype=jnp.bfloat16))(keys)
     model = moved(apply_lora(stack, 2, key=getkey()), 0.1, getkey())
     assert 0 < lora_report(model, merge_error=True).rows[0].merge_error < 1
-
-
-def test_an_adapter_of_nan_has_not_changed_nothing(getkey):
-    model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
-    (row,) = lora_report(model, merge_error=True)
-    assert row.merge_error is not None and math.isnan(row.merge_error)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import ALL, STRUCTURES
 
 from jno.lora import (
     CheckpointError,
@@ -44,7 +45,7 @@ def master(getkey):
     return [eqx.nn.Linear(5, 4, key=getkey()), stack(jax.random.split(getkey(), 2))]
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "dora"])
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_numpys_64_bits_take_the_adapters_of_half_precision_and_give_them_back(
     variant, master, tmp_path
 ):
@@ -82,18 +83,10 @@ def test_sets_for_two_precisions_of_one_base_are_combined(master):
     assert eqx.tree_equal(both, alike, typematch=True)
 
 
-WEIGHTS = {
-    "int32": jnp.ones((4, 5), jnp.int32),
-    "bool": jnp.ones((4, 5), bool),
-    "complex64": jnp.ones((4, 5), jnp.complex64),
-    "uint8": jnp.ones((4, 5), jnp.uint8),
-}
-
-
-@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
 def test_another_kind_of_number_is_refused(dtype, master, tmp_path):
     adapted = trained(master[:1], "lora")
-    other = [eqx.tree_at(lambda layer: layer.weight, master[0], WEIGHTS[dtype])]
+    other = [eqx.tree_at(lambda layer: layer.weight, master[0], jnp.ones((4, 5), dtype))]
     message = rf"0/weight: .* made for float32\[4, 5\], the Linear has {dtype}\[4, 5\]"
     with pytest.raises(SelectionError, match=message):
         swap_adapters(other, extract_adapters(adapted))
@@ -106,10 +99,7 @@ KINDS = [
     {"bfloat16", "float16", "float32", "float64", "float8_e4m3fn"},
     {"complex64", "complex128"},
     {"int32", "int64"},
-    {"uint32", "uint64"},
-    {"int8"},
     {"uint8"},
-    {"int4"},
     {"bool"},
     {"key<fry>"},
 ]
@@ -126,6 +116,7 @@ def test_dtypes_are_of_one_kind_if_only_their_precision_differs():
 
 
 OURS = {"jno-lora-zoo", "jno-lora-attention"}
+METHODS = tuple(itertools.chain(*STRUCTURES.values()))
 
 
 @pytest.mark.parametrize(("made_for", "dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -154,6 +145,8 @@ def test_the_adapters_of_all_plugins_take_the_dtype_of_the_layer_that_they_move_
 
     seen, plugins = set(), [row for row in registered() if row.distribution in OURS]
     for row in (row for plugin in plugins for row in plugin.wrappers):
+        if not (ALL or row.distribution != "jno-lora-zoo" or row.name.startswith(METHODS)):
+            continue
         for layer, inputs in layers:
             if row.cls.applies_to(layer):
                 adapter = eqx.filter_eval_shape(moved, layer, row.cls)

@@ -1,6 +1,5 @@
 """Habits of models in the wild: state, scans over stacks, typed keys, direct reads of weights."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +87,6 @@ def close(one, other, tolerance=2e-5):
 ADAPTERS: list[Any] = [
     "auto",
     ["LoRAAttention", "vera", "OFTEmbedding"],
-    ["dora", "dora-embedding"],
     ["pissa", "pissa-embedding"],
 ]
 
@@ -99,6 +97,10 @@ def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
     adapted = apply_lora(encoder, 2, 4.0, key=jax.random.key(1), wrapper=wrapper)
     paths = {row.path for row in Net(adapted).summary()}
     assert "tokens" in paths and any(path.startswith("blocks/attention") for path in paths)
+    if wrapper == "auto":  # the slices of a stack start from different values
+        factors = np.asarray(adapted.blocks.up.lora_A)
+        assert factors.shape == (2, 3, 2, 6)
+        assert len({factor.tobytes() for factor in factors.reshape(6, -1)}) == 6
     close(run(adapted), run(encoder))
     trained = moved(adapted)
     plain = merge_lora(trained)
@@ -121,13 +123,6 @@ def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
         np.testing.assert_allclose(one, other, atol=1e-4 * scale, rtol=0)
 
 
-def test_the_slices_of_a_stack_start_from_different_values(encoder):
-    adapted = apply_lora(encoder, 2, key=jax.random.key(1), target="up")
-    factors = np.asarray(adapted.blocks.up.lora_A)
-    assert factors.shape == (2, 3, 2, 6)
-    assert len({factor.tobytes() for factor in factors.reshape(6, -1)}) == 6
-
-
 def test_training_with_typed_keys_functions_and_donated_buffers():
     model = Encoder(jax.random.key(0))
     net = Net(model).freeze().lora(2, 4.0, wrapper="auto")
@@ -148,7 +143,7 @@ def test_training_with_typed_keys_functions_and_donated_buffers():
             return eqx.apply_updates(trainable, updates), state, value
 
         losses = []
-        for _ in range(8):
+        for _ in range(4):
             trainable, state, value = step(frozen, trainable, state)
             losses.append(float(value))
     assert losses[-1] < losses[0]
@@ -184,12 +179,11 @@ class Normed(eqx.Module):
         return self.layers(jax.nn.relu(x), state)
 
 
-@pytest.mark.parametrize("wrapper", ["lora", "dora"])
-def test_a_model_with_batch_norm_trains_and_keeps_its_statistics(wrapper):
+def test_a_model_with_batch_norm_trains_and_keeps_its_statistics():
     model, state = eqx.nn.make_with_state(Normed)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (16, 2, 6))
     y = x[:, :, 0]
-    net = Net(model).freeze().lora(2, 8.0, wrapper=wrapper)
+    net = Net(model).freeze().lora(2, 8.0, wrapper="dora")
     trainable, frozen = net.partition()
 
     def loss(trainable, frozen, state):
@@ -267,23 +261,6 @@ def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encod
     # `tokens.weight` is computed, and not a leaf of the tree.
     with pytest.raises(ValueError, match="where"):
         eqx.tree_at(lambda m: m.tokens.weight, adapted, weight)
-
-
-def test_a_template_of_shapes_takes_what_was_serialised(encoder):
-    adapted = moved(apply_lora(encoder, 2, key=jax.random.key(1), wrapper="auto"))
-    arrays = eqx.filter(adapted, eqx.is_inexact_array)
-    file = io.BytesIO()
-    eqx.tree_serialise_leaves(file, arrays)
-    file.seek(0)
-
-    def make(key):
-        model = apply_lora(Encoder(key), 2, key=key, wrapper="auto")
-        return eqx.filter(model, eqx.is_inexact_array)
-
-    template = eqx.filter_eval_shape(make, jax.random.key(5))
-    restored = eqx.tree_deserialise_leaves(file, template)
-    model = eqx.combine(restored, adapted)
-    close(model(IDS), adapted(IDS))
 
 
 def test_inference_mode_reaches_what_adapters_wrap(encoder):

@@ -17,9 +17,8 @@ from jno.lora import (
     swap_adapters,
 )
 
-METHODS = ("lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs", "vera")
-METHODS += ("ia3", "lokr", "oft")
-SCALED = ("lora", "rslora", "lora-fa", "dora", "lora-xs", "vera", "lokr")
+METHODS = ("lora", "dora", "pissa", "vera", "ia3", "lokr", "oft")
+SCALED = ("lora", "dora", "vera", "lokr")
 
 
 class Step:
@@ -78,14 +77,8 @@ def test_seeds_bases_and_trained_values_share_one_trace(variant):
         step(model)
     step(swap_adapters(first, extract_adapters(other)))
     assert step.traces == 1
-
-
-def test_other_seeds_of_vera_give_other_outputs_by_one_trace():
-    step = Step()
-    models = [moved(adapted("vera", seed)) for seed in (1, 2)]
-    losses = [step(model)[0] for model in models]
-    assert step.traces == 1
-    assert losses[0] != losses[1]
+    if variant == "vera":  # whose seeds are arrays: they differ all the same
+        assert step(moved(first))[0] != step(other)[0]
 
 
 @pytest.mark.parametrize("variant", SCALED)
@@ -102,21 +95,16 @@ def test_a_sweep_of_multipliers_is_one_trace(variant):
     assert len(set(map(float, losses))) == 3
 
 
-def test_a_sweep_of_alphas_is_not():
-    step = Step()
-    for alpha in (1.0, 2.0):
-        step(adapted("lora", 1, alpha=alpha))
-    assert step.traces == 2
-
-
-def test_scaled_adapters_share_the_trace_of_the_others():
+def test_scaled_adapters_share_the_trace_of_the_others_and_other_alphas_do_not():
     step, model = Step(), moved(adapted("lora", 1))
     step(model)
     step(swap_adapters(model, scale_adapters(extract_adapters(model), 0.5)))
     assert step.traces == 1
+    step(adapted("lora", 1, alpha=1.0))
+    assert step.traces == 2
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "vera", "pissa"])
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_nothing_is_compiled_to_adapt_merge_or_swap_once_more(variant):
     def everything(seed):
         model = moved(adapted(variant, seed, base=seed))
@@ -134,9 +122,6 @@ def test_nothing_is_compiled_for_another_multiplier_in_an_array():
     with compilations() as seen:
         adapted("lora", 1, multiplier=jnp.float32(0.25))
     assert seen == []
-
-
-def test_compilations_are_seen():
-    with compilations() as seen:
+    with compilations() as seen:  # they are seen
         jax.jit(lambda x: x * 7 - 5)(jnp.ones(3))
     assert seen

@@ -3,16 +3,14 @@
 import equinox as eqx
 import jax.random as jr
 import pytest
+from tests.pairs import ALL
 
-import jno_lora_zoo
 from jno.lora import Registry, plan_lora
-from jno_lora_zoo import METHODS, adapters_defined_in
+from jno_lora_zoo import IA3, METHODS, DoRA, LoRA, VBLoRA, plugin
 
 ALL_PLUGINS = Registry()
 THE_ZOO = Registry(discover=False)
-for adapter in adapters_defined_in(jno_lora_zoo.adapters):
-    THE_ZOO.register(adapter)
-
+THE_ZOO.register(plugin)
 
 KEY = jr.key(0)
 MODEL = {
@@ -33,10 +31,8 @@ def wrapped_by(variant, registry):
     return {row.path: row.wrapper for row in plan.wrapped}
 
 
-def test_all_plugins_are_installed():
-    distributions = {record.distribution for record in ALL_PLUGINS.records()}
-    for name in ("arrays", "attention", "foundax"):
-        assert f"jno-lora-{name}" in distributions
+# LoRA and IA3 are methods of other plugins as well.
+METHODS = METHODS if ALL else (LoRA, IA3, DoRA, VBLoRA)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.variant)
@@ -44,10 +40,7 @@ def test_a_method_selects_the_layers_that_it_selects_with_the_zoo_alone(method):
     adapters = wrapped_by(method.variant, ALL_PLUGINS)
     assert adapters == wrapped_by(method.variant, THE_ZOO)
     assert set(adapters) == {"linear", "conv", "transpose", *PROJECTIONS}
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.variant)
-def test_embeddings_and_cells_have_variants_of_their_own(method):
+    # Embeddings and cells have variants of their own.
     embedding = wrapped_by(f"{method.variant}-embedding", ALL_PLUGINS)
     recurrent = wrapped_by(f"{method.variant}-recurrent", ALL_PLUGINS)
     assert set(embedding) == {"embedding"}
@@ -56,7 +49,9 @@ def test_embeddings_and_cells_have_variants_of_their_own(method):
         assert adapter.method is method
 
 
-def test_auto_still_takes_them():
+def test_auto_takes_them_and_all_plugins_are_installed():
+    distributions = {record.distribution for record in ALL_PLUGINS.records()}
+    assert {f"jno-lora-{name}" for name in ("arrays", "attention", "foundax")} <= distributions
     adapters = {path: cls.__name__ for path, cls in wrapped_by("auto", ALL_PLUGINS).items()}
     assert adapters == {
         "linear": "LoRALinear",

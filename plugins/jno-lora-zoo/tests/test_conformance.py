@@ -1,26 +1,30 @@
 """Every adapter of the zoo keeps every promise, as the kit checks it."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from tests.pairs import ALL, methods_on, pairwise
 from zoo_cases import (
     ALL_METHODS,
-    METHODS,
     OF_THE_KIND,
     OPTIONS,
     SAME_BUT,
+    WAYS,
     WHOLE_KIT,
     check_kind,
+    fields_of,
     kind_only,
     parameter_count,
+    reference,
 )
+from zoo_cases.laws import adapted_bias
+from zoo_cases.layers import matrix_of
 
 import jno_lora_zoo
+from jno.lora import unwrap_lora
 from jno.lora.testing import (
     WrapperCase,
     cyclic_shift,
@@ -29,58 +33,156 @@ from jno.lora.testing import (
 )
 
 RANK = 3
-SIZE = 4  # of the standard case of a square layer
 
 
-def linear(key):
-    return eqx.nn.Linear(7, 5, key=key)
+class Layer(NamedTuple):
+    """A layer of a kind: how it is made and called, the shape of its matrix, and its symmetries."""
+
+    kind: str
+    name: str
+    base: Any
+    inputs: Any
+    matrix: tuple[int, int]
+    symmetries: tuple[Any, ...] = ()
 
 
-def grouped_conv(key, padding_mode="ZEROS"):
-    settings = {"stride": (2, 1), "padding": "SAME", "dilation": (1, 2), "groups": 2}
-    return eqx.nn.Conv2d(4, 8, (3, 2), **settings, padding_mode=padding_mode, key=key)
+def layer(cls, *args, **settings):
+    return lambda key: cls(*args, **settings, key=key)
 
 
-def periodic_grouped_conv(key):
-    return grouped_conv(key, "CIRCULAR")
+def normal(*shapes):
+    return lambda key: tuple(jax.random.normal(key, shape) for shape in shapes)
 
 
-def conv(key):
-    return eqx.nn.Conv1d(3, 5, 3, padding=1, padding_mode="CIRCULAR", use_bias=False, key=key)
-
-
-LINEAR = "Linear", linear, (7,), (5, 7)
-GROUPED = "Conv", grouped_conv, (4, 6, 5), (8, 12)
-CIRCULAR = "Conv", conv, (3, 8), (5, 9)
-PERIODIC_GROUPED = "Conv", periodic_grouped_conv, (4, 6, 5), (8, 12)
-# The stride of the first axis of points is 2.
-SHIFTS = {
-    conv: (cyclic_shift(-1),),
-    periodic_grouped_conv: (
-        cyclic_shift(-2, steps=(2, 1), name="cyclic shift of rows"),
+def shifts(rows):
+    """Of two axes of points; the stride of the first is 2."""
+    return (
+        cyclic_shift(-2, steps=rows, name="cyclic shift of rows"),
         cyclic_shift(-1, name="cyclic shift of columns"),
+    )
+
+
+nn, PERIODIC = eqx.nn, {"padding_mode": "CIRCULAR", "padding": "SAME"}
+CONV = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
+UP = {"stride": (2, 1), "groups": 2}
+LINEAR = Layer("Linear", "linear", layer(nn.Linear, 7, 5), normal((7,)), (5, 7))
+CIRCULAR = Layer(
+    "Conv",
+    "circular",
+    layer(nn.Conv1d, 3, 5, 3, padding=1, padding_mode="CIRCULAR", use_bias=False),
+    normal((3, 8)),
+    (5, 9),
+    (cyclic_shift(-1),),
+)
+ROWS = Layer("InNorm", "rows", lambda key: nn.WeightNorm(LINEAR.base(key)), normal((7,)), (5, 7))
+# One norm for all rows, which keeps their proportions.
+WHOLE = ROWS._replace(name="whole", base=lambda key: nn.WeightNorm(LINEAR.base(key), axis=None))
+GROUPED = Layer(
+    "Conv",
+    "grouped",
+    layer(nn.Conv2d, 4, 8, (3, 2), **CONV, padding="SAME"),
+    normal((4, 6, 5)),
+    (8, 12),
+)
+GROUPED_UP = Layer(
+    "ConvTranspose",
+    "grouped",
+    layer(nn.ConvTranspose2d, 4, 6, (3, 2), **UP, padding=1),
+    normal((4, 4, 5)),
+    (6, 12),
+)
+TABLE = Layer(
+    "Embedding",
+    "table",
+    layer(nn.Embedding, 11, 6),
+    lambda key: (jax.random.randint(key, (), 0, 11),),
+    (6, 11),
+)
+GRU = Layer("Recurrent", "gru", layer(nn.GRUCell, 4, 3), normal((4,), (3,)), (9, 7))
+LSTM = Layer(
+    "Recurrent",
+    "lstm",
+    layer(nn.LSTMCell, 4, 3, use_bias=False),
+    lambda key: (normal((4,))(key)[0], normal((3,), (3,))(key)),
+    (12, 7),
+)
+# Of each kind, the layer for the whole kit, and the layer for the checks of the kind. With circular
+# padding, these include the shifts: with those of `CIRCULAR`, every method of the zoo keeps them.
+KINDS = {
+    "Conv": (
+        GROUPED,
+        GROUPED._replace(
+            name="periodic",
+            base=layer(nn.Conv2d, 4, 8, (3, 2), **CONV, **PERIODIC),
+            symmetries=shifts((2, 1)),
+        ),
     ),
+    "ConvTranspose": (
+        GROUPED_UP,
+        GROUPED_UP._replace(
+            name="periodic",
+            base=layer(nn.ConvTranspose2d, 4, 6, (3, 2), **UP, **PERIODIC),
+            symmetries=shifts((1, 2)),
+        ),
+    ),
+    "InNorm": (ROWS, ROWS),
+    "Embedding": (TABLE, TABLE),
+    "Recurrent": (GRU, GRU),
 }
-# Where a second layer of a kind differs: it pads in another way, and has no bias.
+# Where another layer of a kind differs: it pads in another way, and has no bias.
 OF_THE_LAYER = (
     *OF_THE_KIND,
     *("merge-restores-form", "reads-like-the-layer", "special-inputs"),
-    *("jit", "vmap", "output-dtype"),
+    *("jit", "vmap", "output-dtype", "partition-specs", "sharding"),
 )
 
 
-def case(method, kind, base, shape, matrix, checks=("*",)):
+# These run the whole kit on linear layers: one of each way to use a layer, and the methods whose
+# `forward` has a rule for derivatives, or operations that Taylor mode knows badly.
+WHOLE_ON_LINEAR = ALL_METHODS if ALL else (*WAYS, "HRA", "SHiRA", "DEFT", "TiedLoRA", "CorDA")
+# A transposed convolution is a kernel as well, and a cell is called with the merged weights.
+WHOLE_KINDS = ("Conv", "InNorm", "Embedding")
+# Where the other methods differ: in their arrays and their law.
+OF_THE_METHOD = (
+    *("contract", "key-forms", "trainable-fields", "no-shared-buffers", "partition-specs"),
+    *("parameter-count", "identity-at-init", "adapter-acts", "merge-equals-call", "law", "ranks"),
+    *("alpha", "special-inputs", "unwrap-restores", "state-round-trip", "state-size"),
+    *("gradients", "merge-gradients", "stacked-layers", "eval-shape", "no-lapack-in-step"),
+    *("double-precision", "trained-in-half-precision", "adapter-dtype", "low-rank-*"),
+    *("factor-sides", "penalty", "rank-gate", "shared-arrays", "poor-statistics", "matrix"),
+)
+
+
+def case(method, layer, checks=("*",)):
+    if layer is ROWS and method in ("IA3", "IA3Out"):
+        layer = WHOLE
+    cls = getattr(jno_lora_zoo, method + layer.kind)
     return WrapperCase(
-        getattr(jno_lora_zoo, method + kind),
-        base=base,
-        inputs=lambda key: (jax.random.normal(key, shape),),
+        cls,
+        base=layer.base,
+        inputs=layer.inputs,
         rank=RANK,
         options=OPTIONS.get(method, {}),
-        parameters=parameter_count(method, RANK, *matrix),
-        name=f"{method}-{base.__name__}",
+        parameters=parameter_count(method, RANK, *layer.matrix),
+        # The laws of starts from data are for other data; see `test_oracles.py`.
+        law=law_of(method) if layer.kind == "Linear" and not cls.needs else None,
+        name=f"{method}{layer.kind}-{layer.name}",
         checks=checks,
-        symmetries=SHIFTS.get(base, ()),
+        symmetries=layer.symmetries,
     )
+
+
+def law_of(method):
+    """The law in NumPy, which the kit also tries with other ranks and scales."""
+
+    def law(trained):
+        base, fields = unwrap_lora(trained), fields_of(trained)
+        return {
+            "weight": reference(method, fields, matrix_of(base), trained.rank, trained.alpha),
+            "bias": adapted_bias(method, fields, base).bias,
+        }
+
+    return law
 
 
 def further_linear_cases(method):
@@ -90,63 +192,63 @@ def further_linear_cases(method):
         ["Linear"],
         parameters=lambda layer, rank: parameter_count(method, rank, *layer.weight.shape),
     )
-    cases = [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
-    return [circulant_case(method, case) if "square" in str(case) else case for case in cases]
+    return [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
 
 
-def circulant(key):
-    """A square linear layer that keeps cyclic shifts: its matrix is circulant."""
-    layer = eqx.nn.Linear(SIZE, SIZE, key=key)
-    row = np.asarray(layer.weight)[0]
-    matrix = jnp.asarray(np.stack([np.roll(row, i) for i in range(SIZE)]))
-    bias = jnp.full(SIZE, 0.5, matrix.dtype)
-    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (matrix, bias))
+def ends_of(method):
+    """The first and the last row of a table, by positive and negative indices."""
+    _, ends = standard_cases(getattr(jno_lora_zoo, f"{method}Embedding"))
+    return dataclasses.replace(ends, options=OPTIONS.get(method, {}))
 
 
-def circulant_case(method, square):
-    """The standard case of a square layer, with a matrix whose symmetry the methods break.
-
-    C3A with a single block is itself circulant.
-    """
-    rank = SIZE if method == "C3A" else square.rank
-    return dataclasses.replace(
-        square,
-        base=circulant,
-        rank=rank,
-        parameters=parameter_count(method, rank, SIZE, SIZE),
-        checks=(*square.checks, "symmetries"),
-        symmetries=(cyclic_shift(0),),
-        breaks=() if method == "C3A" else ("cyclic shift",),
-    )
-
-
-CASES = [
-    *(case(method, *LINEAR) for method in ALL_METHODS if ALL or method not in SAME_BUT),
-    *(case(method, *GROUPED) for method in WHOLE_KIT),
-    *(case(method, *CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", METHODS)),
-]
 FURTHER = {
     (method, str(case).split("-")[-1]): case
     for method in ALL_METHODS
     for case in further_linear_cases(method)
 }
+CASES = [
+    *(case(method, LINEAR) for method in WHOLE_ON_LINEAR),
+    *(
+        case(method, LINEAR, OF_THE_METHOD)
+        for method in ALL_METHODS
+        if method not in WHOLE_ON_LINEAR
+    ),
+    *(
+        case(
+            method,
+            layer,
+            ("*",) if ALL or kind in WHOLE_KINDS else OF_THE_LAYER,
+        )
+        for kind, (layer, _) in KINDS.items()
+        for method in WHOLE_KIT
+    ),
+    *(case(method, CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", WAYS)),
+    *(FURTHER[pair] for pair in pairwise(FURTHER)),
+    *map(ends_of, methods_on("Embedding")),
+]
 
 
-@parametrize_with_checks([*CASES, *(FURTHER[pair] for pair in pairwise(FURTHER))])
+@parametrize_with_checks(CASES)
 def test_conformance(check):
     check()
 
 
-# These methods use the same operations of a convolution. With circular padding, the checks include
-# the shifts: with those of `CIRCULAR`, every method of the zoo keeps them.
-@pytest.mark.parametrize("method", kind_only("Conv"))
-def test_other_methods_on_convolutions(method):
-    check_kind(case(method, *PERIODIC_GROUPED))
+OTHERS = [
+    *((layer, method) for kind, (_, layer) in KINDS.items() for method in kind_only(kind)),
+    # The LSTM's pair of states, and the missing bias, do not depend on the method.
+    *((LSTM, method) for method in ("LoRA", "DoRA")),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "method"), OTHERS, ids=[f"{m}{layer.kind}-{layer.name}" for layer, m in OTHERS]
+)
+def test_other_methods_keep_what_the_kind_has_a_part_in(layer, method):
+    check_kind(case(method, layer))
 
 
 @pytest.mark.parametrize("method", SAME_BUT)
 def test_nothing_but_one_member_is_different(method):
-    check_kind(case(method, *LINEAR))
     sibling, member = SAME_BUT[method]
     different, alike = (getattr(jno_lora_zoo, name) for name in (method, sibling))
     assert different.__bases__ == alike.__bases__

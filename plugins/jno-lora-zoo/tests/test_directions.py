@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from zoo_cases import assert_close, perturb, shapes_in_jaxpr
 
-from jno_lora_zoo import AdaLoRALinear, DeLoRALinear, LoRALinear, TinyLoRALinear
+from jno_lora_zoo import AdaLoRALinear, DeLoRALinear, TinyLoRALinear
 
 
 def linear(inputs=12, outputs=10):
@@ -28,35 +28,10 @@ def test_the_forward_pass_forms_nothing_as_large_as_the_weight(cls):
     assert shapes and not large
 
 
-@pytest.mark.parametrize("cls", [AdaLoRALinear, DeLoRALinear, TinyLoRALinear])
-def test_the_low_rank_update_is_the_whole_update(cls):
-    wrapper = perturb(built(cls, linear()))
-    A, B = wrapper.low_rank_update()
-    assert_close(B @ A, wrapper.merge().weight - wrapper.base.weight, 1e-5)
-
-
-def test_a_direction_at_zero_is_a_rank_less():
-    wrapper = perturb(built(AdaLoRALinear, linear(), rank=3, alpha=6.0))
-    off = eqx.tree_at(lambda w: w.lora_E, wrapper, wrapper.lora_E.at[1].set(0))
-    kept = np.array([0, 2])
-    plain = built(LoRALinear, linear(), rank=2, alpha=4.0)  # alpha / r as before
-    A = wrapper.lora_E[kept][:, None] * wrapper.lora_A[kept]
-    plain = eqx.tree_at(lambda w: (w.lora_A, w.lora_B), plain, (A, wrapper.lora_B[:, kept]))
-    assert_close(off.merge().weight, plain.merge().weight, 1e-6)
-
-
 def test_the_start_of_adalora_is_close_to_orthonormal():
-    wrapper = built(AdaLoRALinear, linear(4000, 3000), rank=4)
+    wrapper = built(AdaLoRALinear, linear(2000, 3000), rank=4)
     for gram in (wrapper.lora_A @ wrapper.lora_A.T, wrapper.lora_B.T @ wrapper.lora_B):
         assert np.max(np.abs(np.asarray(gram) - np.eye(4))) < 0.1
-
-
-@pytest.mark.parametrize("size", [1e-2, 1.0, 1e3])
-def test_the_update_of_delora_is_bounded_by_its_strength(size):
-    wrapper = perturb(built(DeLoRALinear, linear(), rank=4, alpha=5.0), size=size)
-    update = np.asarray(wrapper.merge().weight - wrapper.base.weight, np.float64)
-    relative = update / np.linalg.norm(np.asarray(wrapper.base.weight), axis=0)
-    assert np.linalg.norm(relative) <= abs(float(wrapper.strength)) * (1 + 1e-4)
 
 
 def test_delora_starts_at_alpha_and_keeps_the_norms_if_the_base_changes():
@@ -69,39 +44,30 @@ def test_delora_starts_at_alpha_and_keeps_the_norms_if_the_base_changes():
     elsewhere: Any = DeLoRALinear.from_state(other, moved.state(), 2, 7.0)
     update = moved.merge().weight - layer.weight
     assert_close(elsewhere.merge().weight - other.weight, update, 1e-5)
-
-
-def test_delora_without_a_strength_is_refused():
     with pytest.raises(ValueError, match="with alpha 0 nothing would train"):
         built(DeLoRALinear, linear(), alpha=0.0)
 
 
-def test_a_column_of_zeros_stays_zero_under_delora():
+def test_a_column_of_zeros_stays_zero_under_delora_and_derivatives_are_finite():
     layer = eqx.tree_at(lambda layer: layer.weight, linear(), jnp.eye(10, 12))
     wrapper = perturb(built(DeLoRALinear, layer))
     changed = np.any(np.asarray(wrapper.merge().weight - layer.weight) != 0, axis=0)
     assert list(changed) == [True] * 10 + [False] * 2
-
-
-def test_derivatives_of_delora_are_finite_where_all_is_zero():
-    layer = eqx.tree_at(lambda layer: layer.weight, linear(), jnp.zeros((10, 12)))
-    wrapper = built(DeLoRALinear, layer)
+    zeros = eqx.tree_at(lambda layer: layer.weight, linear(), jnp.zeros((10, 12)))
+    wrapper = built(DeLoRALinear, zeros)
     wrapper = eqx.tree_at(lambda w: w.lora_A, wrapper, jnp.zeros((2, 12)))
     gradient = eqx.filter_grad(lambda w: jnp.sum(jnp.sin(w(jnp.ones(12)))))(wrapper)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("u", [1, 13])
-def test_tinylora_trains_u_numbers_which_the_state_implies(u):
-    wrapper = built(TinyLoRALinear, linear(), u=u)
-    assert wrapper.v.shape == (u,) and wrapper.P.shape == (u, 2, 2)
-    assert TinyLoRALinear.options_of(wrapper.state()) == {"u": u}
-
-
-@pytest.mark.parametrize("u", [0, -1, 2.0, True])
-def test_a_number_of_parameters_below_one_is_refused(u):
-    with pytest.raises(ValueError, match="`u` must be a whole number of 1 or more, but is"):
-        built(TinyLoRALinear, linear(), u=u)
+def test_tinylora_trains_u_numbers_which_the_state_implies():
+    for u in (1, 13):
+        wrapper = built(TinyLoRALinear, linear(), u=u)
+        assert wrapper.v.shape == (u,) and wrapper.P.shape == (u, 2, 2)
+        assert TinyLoRALinear.options_of(wrapper.state()) == {"u": u}
+    for u in (0, 2.0, True):
+        with pytest.raises(ValueError, match="`u` must be a whole number of 1 or more, but is"):
+            built(TinyLoRALinear, linear(), u=u)
 
 
 def test_tinylora_with_a_basis_of_matrices_is_lora_xs():

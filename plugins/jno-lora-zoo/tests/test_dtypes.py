@@ -1,5 +1,6 @@
 """Half precision, double precision, and adapters in another precision than their layer."""
 
+import contextlib
 import dataclasses
 
 import equinox as eqx
@@ -8,20 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from zoo_cases import (
-    ADAPTERS,
+    ALL_METHODS,
+    Adapter,
     adapters,
     assert_close,
     build,
     case,
     cast_floats,
-    each,
+    dealt,
+    equal_leaves,
     law_of,
+    on_cases,
+    pairs,
     perturb,
 )
 from zoo_cases.layers import matrix_of, with_matrix
 
+from jno.lora import extract_adapters, load_adapters, merge_lora, save_adapters, swap_adapters
+
 HALVES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-LAYERS = {"linear": ("plain", "duck"), "conv": ("plain", "duck")}
 
 
 def in_dtype(base, dtype):
@@ -48,61 +54,49 @@ def rounding(wrapper, base, inputs):
 
 
 @HALVES
-@adapters(**LAYERS)
-def test_half_precision_merges_are_the_law_rounded_once(adapter, base, dtype):
+@adapters(linear=("plain", "duck"))
+def test_half_precision_merges_are_the_law_rounded_once_and_layers_compute_them(
+    adapter, base, dtype
+):
     base = in_dtype(base, dtype)
-    wrapper = perturb(build(adapter, base))
+    wrapper, inputs = perturb(build(adapter, base)), base.arguments(dtype)
     merged = wrapper.merge()
     assert merged.weight.dtype == dtype
-    # PiSSA's and MiLoRA's residual is in the layer's dtype: that rounding is not the merge's.
+    # PiSSA's residual is in the layer's dtype: that rounding is not the merge's.
     law = law_of(adapter, wrapper, base, residual=matrix_of(wrapper.base))
     error = np.abs(matrix_of(merged) - law)
     # Half a unit in the last place, and what float32 lost before.
     bound = 0.5 * float(jnp.finfo(dtype).eps) * np.abs(law) + 1e-5 * np.max(np.abs(law))
     assert (error <= bound).all()
-
-
-@HALVES
-@adapters(**LAYERS)
-def test_half_precision_layers_compute_their_merge_within_its_rounding(adapter, base, dtype):
-    base = in_dtype(base, dtype)
-    inputs = base.arguments(dtype)
-    wrapper = perturb(build(adapter, base))
-    actual, merged = wrapper(*inputs), wrapper.merge()(*inputs)
+    actual = wrapper(*inputs)
     assert actual.dtype == dtype
-    assert_close(actual, merged, 2 * rounding(wrapper, base, inputs), scale=1.0)
+    assert_close(actual, merged(*inputs), 2 * rounding(wrapper, base, inputs), scale=1.0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@adapters(**LAYERS)
-def test_adapter_dtype_is_that_of_the_adapter_only(adapter, base, dtype):
-    base = in_dtype(base, dtype)
+@adapters(linear=("plain", "duck"))
+def test_adapter_dtype_is_that_of_the_adapter_only(adapter, base):
     wrapper = perturb(build(adapter, base, adapter_dtype=jnp.float16))
     assert {leaf.dtype for leaf in outside_base(wrapper)} == {jnp.dtype(jnp.float16)}
-    assert wrapper(*base.arguments(dtype)).dtype == wrapper.merge().weight.dtype == dtype
-    if dtype == jnp.float32:
-        law = law_of(adapter, wrapper, base, residual=matrix_of(wrapper.base))
-        assert_close(matrix_of(wrapper.merge()), law, 1e-5)
-        actual, expected = wrapper(*base.arguments()), with_matrix(base.layer, law)
-        assert_close(actual, expected(*base.arguments()), 2e-5)
+    merged, inputs = wrapper.merge(), base.arguments()
+    assert wrapper(*inputs).dtype == merged.weight.dtype == jnp.float32
+    law = law_of(adapter, wrapper, base, residual=matrix_of(wrapper.base))
+    assert_close(matrix_of(merged), law, 1e-5)
+    assert_close(wrapper(*inputs), with_matrix(base.layer, law)(*inputs), 2e-5)
 
 
-@pytest.mark.parametrize("given", ["f32", "int8", jnp.int8, 3, "complex64"])
-@pytest.mark.parametrize(
-    "adapter", [a for a in ADAPTERS if a.kind == "Linear"], ids=lambda a: a.name
-)
-def test_an_adapter_dtype_in_which_nothing_could_train_is_refused(adapter, given):
+@pytest.mark.parametrize("given", ["f32", jnp.int8, 3, "complex64"])
+def test_an_adapter_dtype_in_which_nothing_could_train_is_refused(given):
     with pytest.raises(ValueError, match="`adapter_dtype` must be a floating dtype") as caught:
-        build(adapter, case("Linear", "plain"), adapter_dtype=given)
+        build(Adapter("LoRA", "Linear"), case("Linear", "plain"), adapter_dtype=given)
     assert str(caught.value).endswith(f"but is {given!r}")
 
 
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__
 )
-@each()
-def test_lower_precision_is_kept_where_double_is_the_default(adapter, dtype):
-    base = in_dtype(case(adapter.kind, "plain"), dtype)
+@on_cases(dealt(pairs(*ALL_METHODS, Linear=("plain",), Conv=("plain",))))
+def test_lower_precision_is_kept_where_double_is_the_default(adapter, base, dtype):
+    base = in_dtype(base, dtype)
 
     def use(layer, x):
         wrapper = build(adapter, layer)
@@ -130,11 +124,44 @@ def test_a_factor_close_to_one_is_not_rounded_to_one(adapter, base, dtype):
     assert abs(size(moved) / size(wrapper) - 1.0035) < 2e-3
 
 
-@adapters(**LAYERS)
-def test_numpy_weights_in_double_precision_are_computed_with_as_jax_does(adapter, base):
-    weight = np.asarray(base.layer.weight, np.float64)
-    wide = dataclasses.replace(base, layer=eqx.tree_at(lambda m: m.weight, base.layer, weight))
-    one, other = (perturb(build(adapter, layer)) for layer in (wide, base))
-    (x,) = base.arguments()
-    assert_close(one(x), other(x), 1e-5)
-    assert_close(matrix_of(one.merge()), matrix_of(other.merge()), 1e-5)
+MOVES = [
+    ("bfloat16", "float32"),
+    ("float32", "bfloat16"),
+    ("float64", "float32"),
+    ("float32", "float64"),
+]
+# The error that the law may have, relative to the largest entry.
+LOST = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 1e-5}
+
+
+@pytest.mark.parametrize(("made_for", "dtype"), MOVES)
+@adapters("LoRA", "DoRA", "PiSSA", "VeRA")
+def test_an_adapter_follows_its_law_on_a_layer_of_another_precision(
+    adapter, base, made_for, dtype, tmp_path
+):
+    file = tmp_path / "adapters.safetensors"
+    with jax.enable_x64(True) if "float64" in (made_for, dtype) else contextlib.nullcontext():
+        old, new = ([cast_floats(base.layer, name)] for name in (made_for, dtype))
+        trained = [perturb(build(adapter, old[0], rank=base.rank))]
+        save_adapters(trained, file)
+        loaded = load_adapters(new, file)
+        # No bit of the adapter changes, and the way back leads to where it began.
+        assert equal_leaves(loaded[0].state(), trained[0].state())
+        assert equal_leaves(swap_adapters(new, extract_adapters(trained)), loaded)
+        save_adapters(loaded, file)
+        assert equal_leaves(load_adapters(old, file), trained)
+
+        (merged,), (x,) = merge_lora(loaded), base.arguments(dtype)
+        assert loaded[0](x).dtype == merged.weight.dtype == dtype
+        on_new = dataclasses.replace(base, layer=new[0])
+        fields = {}
+        if adapter.method == "PiSSA":  # whose update is known exactly
+            B, A = (np.asarray(trained[0].state()[f"initial_{n}"], np.float64) for n in "BA")
+            residual = on_new.matrix() - 3.0 / trained[0].rank * B @ A
+            rounding = float(jnp.finfo(dtype).eps) if dtype == "bfloat16" else 0
+            fields["residual"] = matrix_of(loaded[0].base)
+            assert_close(fields["residual"], residual, LOST[dtype] + rounding)
+        law = law_of(adapter, loaded[0], on_new, **fields)
+        rounded = 0.5 * float(jnp.finfo(dtype).eps) * np.abs(law) if dtype == "bfloat16" else 0
+        error = np.abs(matrix_of(merged) - law)
+    assert (error <= rounded + LOST[dtype] * np.max(np.abs(law))).all()

@@ -9,7 +9,6 @@ import pytest
 from jno.lora import (
     SelectionError,
     apply_lora,
-    combine,
     extract_adapters,
     merge_lora,
     swap_adapters,
@@ -35,14 +34,14 @@ def plain():
     return {"layer": layer, "stack": stack}, U, V
 
 
-def adapted(plain, wrapper="lora"):
+def adapted(plain):
     """With an update of size 5 along a direction of outputs that the weight lacks.
 
     The second slice of the stack keeps its weight.
     """
     model, U, V = plain
     with jax.enable_x64(True):
-        model = apply_lora(model, 1, 2.0, key=jax.random.key(1), wrapper=wrapper)
+        model = apply_lora(model, 1, 2.0, key=jax.random.key(1), wrapper="lora")
         A, B = jnp.asarray(V[4:5]), jnp.asarray(2.5 * U[:, 4:5])
         factors = lambda m: [getattr(m[n], f) for n in m for f in ("lora_A", "lora_B")]  # noqa: E731
         return eqx.tree_at(factors, model, [A, B, jnp.stack([A, A]), jnp.stack([B, 0 * B])])
@@ -59,8 +58,7 @@ def test_an_intruder_is_found_where_it_was_put(plain):
     np.testing.assert_allclose(rows["layer"].similarities, (0, 1, 1), atol=1e-6)
     np.testing.assert_allclose(rows["layer"].energy, 25 / (25 + np.sum(SIZES**2)), rtol=1e-6)
     assert rows["layer"].shape == (6, 5) and rows["stack[1]"].energy == 0
-    text = str(report)
-    assert "6 x 5" in text and "45.5%" in text
+    assert "6 x 5" in str(report) and "45.5%" in str(report)
     assert repr(report) == "IntruderReport(2 intruders in 3 matrices)"
 
 
@@ -75,11 +73,7 @@ def test_intruders_are_scaled_down_exactly(plain):
         first, second = np.asarray(weight["stack"].weight)
         np.testing.assert_allclose(first, after, atol=1e-6)
         np.testing.assert_allclose(second, before, atol=1e-6)
-        cut = combine([reduced], [1.0], "svd", rank=1)
-        np.testing.assert_allclose(
-            merge_lora(swap_adapters(model, cut))["layer"].weight, after, atol=1e-6
-        )
-        assert reduced["layer"].rank == 2 and cut["layer"].rank == 1
+        assert reduced["layer"].rank == reduced["stack"].rank == 2
 
 
 def test_random_updates_against_the_formula(plain):
@@ -105,24 +99,17 @@ def test_random_updates_against_the_formula(plain):
 
 def test_a_model_that_has_not_moved_has_no_intruders(plain):
     model = apply_lora(plain[0], 1, key=jax.random.key(1), wrapper="lora")
-    assert all(row.intruders == () for row in report_intruders(model))
     adapters = extract_adapters(model)
     assert eqx.tree_equal(reduce_intruders(adapters, model), adapters)
 
 
-def test_a_model_without_adapters_has_nothing_to_compare_with(plain):
+def test_calls_that_make_no_sense_are_refused(plain):
     with pytest.raises(SelectionError, match="The model has no adapters"):
         report_intruders(plain[0])
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+    for changed, message in (
         ({"top": 0}, "`top` must be a whole number of at least 1, but is 0"),
         ({"threshold": 1.5}, "`threshold` must be a number between 0 and 1, but is 1.5"),
         ({"factor": -1}, "`factor` must be a number of 0 or more, but is -1"),
-    ],
-)
-def test_numbers_that_make_no_sense_are_refused(plain, changed, message):
-    with pytest.raises(SelectionError, match=message):
-        reduce_intruders(extract_adapters(adapted(plain)), plain[0], **changed)
+    ):
+        with pytest.raises(SelectionError, match=message):
+            reduce_intruders(extract_adapters(adapted(plain)), plain[0], **changed)

@@ -1,11 +1,12 @@
-"""With every method: `disabled` gives the layer before adapting, and a sum adds the changes."""
+"""`disabled` gives the layer before adapting, and a sum adds the changes, whatever the method."""
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from zoo_cases import ALL_METHODS, OPTIONS, assert_close, made, perturb
+from tests.pairs import ALL
+from zoo_cases import ALL_METHODS, OPTIONS, WAYS, assert_close, made, perturb
 
 import jno_lora_zoo
 from jno.lora import (
@@ -22,6 +23,8 @@ BASE = eqx.nn.Linear(8, 6, key=jr.key(0))
 X = jnp.linspace(-1, 1, 8)
 SHARING = {"VeRAShared", "VBLoRA", "TiedLoRA"}
 WEIGHTS = {"method": 0.5, "lora": -1.5}
+# With a start from data, a bias that it adapts, and shared arrays.
+METHODS = ALL_METHODS if ALL else (*WAYS, "CorDA", "RoAd", "VeRAShared")
 
 
 def adapted(method, seed=1):
@@ -43,7 +46,7 @@ def outputs(adapter, lora, is_added, x):
     return adapter(x), disabled(adapter)(x), total(x), merged, merged(x), changes
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_base_and_a_sum_with_lora(method, lora):
     adapter, is_added = adapted(method), method not in SHARING
     after, reference, y, merged, y_merged, changed = outputs(adapter, lora, is_added, X)

@@ -1,4 +1,4 @@
-"""Trained entries and coefficients: where they are, how many, and that nothing moves them."""
+"""Trained entries and coefficients: where they are, how many, and the transforms of them."""
 
 import equinox as eqx
 import jax
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from zoo_cases import Adapter, assert_close, build, equal_leaves, perturb
 
-from jno_lora_zoo import FourierFTLinear, SHiRALinear, SuperTuningLinear, WaveFTLinear
+from jno_lora_zoo import FourierFTLinear, SuperTuningLinear, WaveFTLinear
 from jno_lora_zoo._positions import count_of, digits_of, drawn_positions, number_of
+from jno_lora_zoo.methods.waveft import daubechies
 
-METHODS = ("SHiRA", "SuperTuning", "FourierFT", "WaveFT")
-each_method = pytest.mark.parametrize("method", METHODS)
+KEY = jax.random.key(0)
 
 
-def linear(inputs, outputs, seed=0):
-    return eqx.nn.Linear(inputs, outputs, key=jax.random.key(seed))
+def linear(inputs=6, outputs=5):
+    return eqx.nn.Linear(inputs, outputs, key=KEY)
 
 
 def flat(wrapper):
@@ -34,7 +34,7 @@ def test_numbers_of_32_bits_survive_as_digits_of_any_dtype(dtype):
 @pytest.mark.parametrize("n", [1, 7, 22, 30])
 def test_drawn_positions_differ_and_are_equally_likely(n):
     draws = 4000
-    keys = jax.random.split(jax.random.key(0), draws)
+    keys = jax.random.split(KEY, draws)
     drawn = np.asarray(number_of(jax.vmap(lambda key: drawn_positions(key, n, 30))(keys)))
     assert drawn.shape == (draws, n)
     assert all(len(set(row)) == n for row in drawn)
@@ -46,19 +46,16 @@ def test_drawn_positions_differ_and_are_equally_likely(n):
 
 def test_positions_reach_the_ends_of_a_large_matrix():
     size = 2**31 + 2**30 + 7
-    places = np.asarray(number_of(drawn_positions(jax.random.key(1), 5000, size))).astype(np.int64)
+    places = np.asarray(number_of(drawn_positions(KEY, 5000, size))).astype(np.int64)
     assert len(set(places)) == 5000
-    (one,) = np.asarray(number_of(drawn_positions(jax.random.key(1), 1, size)))
+    (one,) = np.asarray(number_of(drawn_positions(KEY, 1, size)))
     assert one < size
     assert places.min() < 0.001 * size and 0.999 * size < places.max() < size
-
-
-def test_a_matrix_beyond_32_bits_is_refused():
     with pytest.raises(ValueError, match=r"has 4294967296 entries, but positions end at 2\^32"):
         count_of((2**16, 2**16), 4, 10, "count")
 
 
-@each_method
+@pytest.mark.parametrize("method", ["SHiRA", "SuperTuning", "FourierFT", "WaveFT"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_positions_survive_a_cast_of_every_leaf(method, dtype):
     wrapper = build(Adapter(method, "Linear"), linear(70, 100), rank=2)
@@ -71,78 +68,146 @@ def test_positions_survive_a_cast_of_every_leaf(method, dtype):
     assert np.max(np.abs(np.asarray(moved(x) - cast(x)).astype(np.float32))) > 0
 
 
-@each_method
-def test_the_slices_of_a_stack_have_positions_of_their_own(method):
-    cls = build(Adapter(method, "Linear"), linear(6, 5), rank=1).__class__
-    keys = jax.random.split(jax.random.key(0), 3)
-    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 5, key=key))(keys)
-    stack = eqx.filter_vmap(lambda layer, key: cls(layer, 1, 3.0, key=key))(layers, keys)
-    assert stack.positions.shape == (3, 11, 4)
-    assert len({np.asarray(positions).tobytes() for positions in stack.positions}) == 3
-
-
-@each_method
-def test_positions_do_not_train_and_are_saved(method):
-    wrapper = perturb(build(Adapter(method, "Linear"), linear(6, 5)))
-    state = wrapper.state()
-    assert state["positions"].dtype == jnp.uint8
-    other = type(wrapper).from_state(linear(6, 5), state, wrapper.rank, wrapper.alpha)
-    assert equal_leaves(other, wrapper)
-
-
-OPTIONS = [
-    (SuperTuningLinear, {"count": 9}, "values"),
-    (SuperTuningLinear, {"sparsity": 0.7, "largest": False}, "values"),
-    (FourierFTLinear, {"n_frequency": 9}, "coefficients"),
-    (WaveFTLinear, {"n_frequency": 9, "wavelet": "db3"}, "coefficients"),
-    (WaveFTLinear, {"n_frequency": 9, "wavelet": "none"}, "coefficients"),
-]
-
-
-@pytest.mark.parametrize(("cls", "options", "name"), OPTIONS)
+@pytest.mark.parametrize(
+    ("cls", "options", "name"),
+    [
+        (SuperTuningLinear, {"count": 9}, "values"),
+        (SuperTuningLinear, {"sparsity": 0.7, "largest": False}, "values"),
+        (FourierFTLinear, {"n_frequency": 9}, "coefficients"),
+        (WaveFTLinear, {"n_frequency": 9, "wavelet": "db3"}, "coefficients"),
+        (WaveFTLinear, {"n_frequency": 9, "wavelet": "none"}, "coefficients"),
+    ],
+)
 def test_the_number_is_an_option_that_the_state_implies(cls, options, name):
-    layer, key = linear(6, 5), jax.random.key(0)
-    wrapper = cls(layer, 2, 3.0, key=key, **options)
+    wrapper = cls(linear(), 2, 3.0, key=KEY, **options)
     assert getattr(wrapper, name).shape == (9,)
-    again = cls(layer, 2, 3.0, key=key, **cls.options_of(wrapper.state()))
+    again = cls(linear(), 2, 3.0, key=KEY, **cls.options_of(wrapper.state()))
     shapes = [{k: v.shape for k, v in w.state().items()} for w in (wrapper, again)]
     assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(
-    ("cls", "name"),
-    [(SuperTuningLinear, "count"), (FourierFTLinear, "n_frequency"), (WaveFTLinear, "n_frequency")],
+    ("cls", "options", "message"),
+    [
+        (SuperTuningLinear, {"count": 0}, r"`count` .* from 1 to 30, .* \(5, 6\), but is 0"),
+        (SuperTuningLinear, {"count": 31}, r"`count` .* from 1 to 30, .* \(5, 6\), but is 31"),
+        (FourierFTLinear, {"n_frequency": 2.0}, "`n_frequency` .* from 1 to 30, .* but is 2.0"),
+        (WaveFTLinear, {"n_frequency": True}, "`n_frequency` .* from 1 to 30, .* but is True"),
+        (SuperTuningLinear, {"sparsity": 0.5, "count": 2}, "say the same: give one of them"),
+        *(
+            (
+                SuperTuningLinear,
+                {"sparsity": wrong},
+                r"sparsity\) in out` .* from 1 to 30, .* \(5, 6\)",
+            )
+            for wrong in (0.99, 1.0, 1.5, -0.1)
+        ),
+    ],
 )
-@pytest.mark.parametrize("number", [0, 31, -1, 2.0, True])
-def test_a_number_that_does_not_fit_is_refused(cls, name, number):
-    with pytest.raises(
-        ValueError, match=rf"`{name}` must be a whole number from 1 to 30, .* \(5, 6\), but is"
-    ):
-        cls(linear(6, 5), 2, 3.0, key=jax.random.key(0), **{name: number})
-
-
-def test_a_small_layer_trains_all_entries():
-    wrapper = SHiRALinear(linear(3, 2), 2, 1.0, key=jax.random.key(0))
-    assert sorted(flat(wrapper)) == list(range(6))
+def test_a_number_that_does_not_fit_is_refused(cls, options, message):
+    with pytest.raises(ValueError, match=message):
+        cls(linear(), 2, 3.0, key=KEY, **options)
 
 
 @pytest.mark.parametrize(("sparsity", "n"), [(0.0, 30), (0.5, 15), (0.9, 2), (0.99 - 0.03, 1)])
 @pytest.mark.parametrize("largest", [True, False])
 def test_super_tuning_takes_the_entries_by_size(sparsity, n, largest):
-    layer = linear(6, 5)
     options = {"sparsity": sparsity, "largest": largest}
-    wrapper = SuperTuningLinear(layer, 2, 1.0, key=jax.random.key(0), **options)
-    order = np.argsort(np.abs(np.asarray(layer.weight)).ravel())
+    wrapper = SuperTuningLinear(linear(), 2, 1.0, key=KEY, **options)
+    order = np.argsort(np.abs(np.asarray(linear().weight)).ravel())
     expected = order[len(order) - n :] if largest else order[:n]
     assert list(flat(wrapper)) == sorted(expected)
 
 
-@pytest.mark.parametrize("sparsity", [0.99, 1.0, 1.5, -0.1, float("nan")])
-def test_a_sparsity_that_leaves_no_entry_is_refused(sparsity):
-    with pytest.raises(ValueError, match=r"`sparsity` must be at least 0 .* \(5, 6\) that trains"):
-        SuperTuningLinear(linear(6, 5), 2, 1.0, key=jax.random.key(0), sparsity=sparsity)
+SIZES = [(5, 6), (6, 5), (8, 4), (7, 7), (1, 4), (4, 1), (2, 2)]
 
 
-def test_sparsity_and_count_together_are_refused():
-    with pytest.raises(ValueError, match="say the same: give one of them"):
-        SuperTuningLinear(linear(6, 5), 2, 1.0, key=jax.random.key(0), sparsity=0.5, count=2)
+def transformed(cls, size, **options):
+    """The adapter with all coefficients, its update, and the matrix of coefficients."""
+    outputs, inputs = size
+    wrapper = perturb(cls(linear(inputs, outputs), 99, 3.0, key=KEY, **options))
+    C = np.zeros(size)
+    C.flat[flat(wrapper)] = np.asarray(wrapper.coefficients)
+    return wrapper, np.asarray(wrapper.update(jnp.zeros(size))), C
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_update_is_the_real_part_of_the_inverse_fourier_transform(size):
+    _, update, C = transformed(FourierFTLinear, size)
+    assert_close(update, 3.0 * np.fft.ifft2(C).real, 1e-5)
+
+
+@pytest.mark.parametrize("moments", range(1, 11))
+def test_the_filters_of_daubechies(moments):
+    low = daubechies(moments)
+    assert low.shape == (2 * moments,)
+    for shift in range(moments):  # orthonormal to itself, moved by two places
+        product = np.sum(low[2 * shift :] * low[: len(low) - 2 * shift])
+        assert abs(product - (shift == 0)) < 1e-9
+    signs = (-1.0) ** np.arange(2 * moments)
+    for power in range(moments):  # the details of polynomials vanish
+        terms = signs * low * (np.arange(2 * moments) / (2 * moments)) ** power
+        assert abs(np.sum(terms)) < 1e-7
+    # The zeros lie inside the unit circle, and so the energy comes first.
+    assert np.sum(low[:moments] ** 2) > 0.5 or moments == 1
+    if moments == 2:
+        root = np.sqrt(3)
+        closed = np.array([1 + root, 3 + root, 3 - root, 1 - root]) / (4 * np.sqrt(2))
+        np.testing.assert_allclose(low, closed, atol=1e-14)
+
+
+def upsampled(c, taps):
+    """Along the first axis: coefficients spread by two, convolved, the ends cut off."""
+    full = np.zeros((2 * len(c) - 2 + len(taps), c.shape[1]))
+    for i, row in enumerate(c):
+        for k, tap in enumerate(taps):
+            full[2 * i + k] += tap * row
+    cut = len(taps) - 2
+    return full[cut : len(full) - cut]
+
+
+# Every size, and every filter on an odd and an even one.
+@pytest.mark.parametrize(
+    ("size", "moments"),
+    [*((size, 2) for size in SIZES), *((size, n) for size in SIZES[:2] for n in (1, 5))],
+)
+def test_the_update_is_the_inverse_wavelet_transform(size, moments):
+    _, update, C = transformed(WaveFTLinear, size, wavelet=f"db{moments}")
+    low = daubechies(moments)
+    high = low[::-1] * (-1.0) ** np.arange(len(low))
+    padded = [n + len(low) - 2 + n % 2 for n in size]
+    before = [(p - n) // 2 for p, n in zip(padded, size, strict=True)]
+    Q = np.zeros(padded)
+    Q[before[0] : before[0] + size[0], before[1] : before[1] + size[1]] = C
+    h, w = padded[0] // 2, padded[1] // 2
+    expected = 0
+    for quarter, rows, columns in [
+        (Q[:h, :w], low, low),
+        (Q[:h, w:], high, low),
+        (Q[h:, :w], low, high),
+        (Q[h:, w:], high, high),
+    ]:
+        expected = expected + upsampled(upsampled(quarter, rows).T, columns).T
+    assert_close(update, 3.0 * expected[: size[0], : size[1]], 1e-5)
+
+
+def test_taps_of_another_filter_and_no_transform():
+    _, by_taps, _ = transformed(WaveFTLinear, (5, 6), wavelet=tuple(daubechies(3)))
+    _, by_name, _ = transformed(WaveFTLinear, (5, 6), wavelet="db3")
+    assert_close(by_taps, by_name, 1e-6)
+    wrapper, update, C = transformed(WaveFTLinear, (5, 6), wavelet="none")
+    assert wrapper.low_pass.shape == (0,)
+    assert_close(update, 3.0 * C, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wavelet", "message"),
+    [
+        ("db11", "'db1' to 'db10', 'none', .* but is 'db11'"),
+        ("haar", "'db1' to 'db10', 'none', .* but is 'haar'"),
+        ((0.5, 0.7, 0.2), "even number of taps, but has 3"),
+    ],
+)
+def test_an_unknown_wavelet_is_refused(wavelet, message):
+    with pytest.raises(ValueError, match=message):
+        transformed(WaveFTLinear, (5, 6), wavelet=wavelet)

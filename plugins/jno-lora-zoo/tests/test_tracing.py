@@ -49,12 +49,8 @@ def test_layers_that_differ_are_not(traces, getkey):
     model = apply_lora(eqx.nn.Sequential(layers), 2, key=getkey())
     eqx.filter_jit(model)(jnp.ones(4))
     assert traces == [4, 3, 3]
-
-
-def test_calls_with_values_run_in_python(traces, getkey):
-    model = apply_lora(eqx.nn.MLP(4, 4, 4, 1, key=getkey()), 2, key=getkey())
-    model(jnp.ones(4))
-    assert len(traces) == 2
+    model(jnp.ones(4))  # calls with values run in Python
+    assert traces == 2 * [4, 3, 3]
 
 
 @pytest.mark.parametrize("inside", [lambda f: f, jax.vmap])
@@ -101,23 +97,3 @@ def test_a_field_that_is_edited_counts(getkey):
     second = jax.jit(lambda adapter: adapter(jnp.ones(4)))(adapter)
     bias = adapter.base.bias
     np.testing.assert_allclose(second - bias, 2 * (first - bias), rtol=1e-5)
-
-
-class Box:
-    """Another library's variable."""
-
-    def __init__(self, value):
-        self.value = value
-        self.shape, self.dtype, self.ndim = value.shape, value.dtype, value.ndim
-
-    def __jax_array__(self):
-        return self.value
-
-
-def test_an_input_that_is_not_an_array_is_read_at_each_call(getkey):
-    adapter = LoRALinear(eqx.nn.Linear(4, 4, key=getkey()), 2, 1.0, key=getkey())
-    box = Box(jnp.ones(4))
-    value = eqx.filter_grad(lambda adapter: jnp.sum(adapter(box)))
-    assert jnp.array_equal(value(adapter).base.weight[0], jnp.ones(4))
-    box.value = jnp.zeros(4)
-    assert jnp.array_equal(value(adapter).base.weight[0], jnp.zeros(4))

@@ -1,4 +1,4 @@
-"""Rotations, reflections and projections: their options, and the paths that they take.
+"""Rotations, reflections and projections, and LoKr: their options, and the paths that they take.
 
 `test_oracles.py` checks that the defaults compute their laws. Every law here is in NumPy.
 """
@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from zoo_cases import assert_close, perturb, shapes_in_jaxpr
-from zoo_cases.laws import fields_of, reference
+from zoo_cases import Adapter, assert_close, build, fields_of, perturb, reference, shapes_in_jaxpr
 from zoo_cases.laws_turned import truncated
 from zoo_cases.layers import matrix_of
 
@@ -33,28 +32,28 @@ def merged_and_outputs(wrapper, x):
     return merged, wrapper(x), merged(x)
 
 
-def check(wrapper, W):
-    """The merged weight is `W`, and the wrapper computes with it."""
+def check(wrapper, W=None):
+    """The merged weight is `W` (the law), and the wrapper computes with it.
+
+    The options that the saved arrays show make an adapter with the same arrays, and law.
+    """
+    cls, state = type(wrapper), wrapper.state()
+    if W is None:
+        base = matrix_of(wrapper.base)
+        W = reference(cls.method.__name__, fields_of(wrapper), base, wrapper.rank, 1.0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=wrapper.base.in_features), jnp.float32)
     merged, y, expected = merged_and_outputs(wrapper, x)
     assert_close(matrix_of(merged), W, 1e-5)
     assert_close(y, expected, 1e-5)
-
-
-def check_restored(wrapper):
-    """The options that the saved arrays show make an adapter with the same arrays, and law."""
-    cls, state = type(wrapper), wrapper.state()
     options = cls.options_of(state)
     again = cls(wrapper.base, wrapper.rank, wrapper.alpha, key=KEY, **options)
     assert {n: x.shape for n, x in again.state().items()} == {n: x.shape for n, x in state.items()}
     names = list(state)
     filled = eqx.tree_at(lambda w: [getattr(w, n) for n in names], again, list(state.values()))
-    x = jnp.zeros(wrapper.base.in_features)  # as `check` calls the program
-    actual, expected = (merged_and_outputs(one, x)[0] for one in (filled, wrapper))
-    assert_close(matrix_of(actual), matrix_of(expected), 1e-7)
+    assert_close(matrix_of(merged_and_outputs(filled, x)[0]), matrix_of(merged), 1e-7)
 
 
-@pytest.mark.parametrize(("terms", "inputs"), [(2, 6), (3, 6), (4, 6), (5, 6), (8, 6), (5, 7)])
+@pytest.mark.parametrize(("terms", "inputs"), [(2, 6), (3, 6), (4, 6), (5, 7), (8, 6)])
 def test_the_series_of_the_rotation_is_cut_as_in_peft(terms, inputs):
     wrapper = trained(zoo.OFTInLinear, linear(inputs, 4), 3, terms=terms)
     R = np.zeros((9, 9))
@@ -63,60 +62,39 @@ def test_the_series_of_the_rotation_is_cut_as_in_peft(terms, inputs):
         exists = np.arange(3 * k, 3 * k + 3) < inputs
         R[3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = truncated(Q * np.outer(exists, exists), terms)
     check(wrapper, matrix_of(wrapper.base) @ R[:inputs, :inputs])
-    check_restored(wrapper)
-
-
-def test_many_terms_are_the_rotation():
-    exact, series = (
-        trained(zoo.OFTInLinear, linear(6, 4), 3, 0.1, terms=terms) for terms in (None, 30)
-    )
-    assert_close(matrix_of(series.merge()), matrix_of(exact.merge()), 1e-6)
 
 
 @pytest.mark.parametrize("terms", [None, 5])
 def test_one_rotation_may_serve_all_blocks(terms):
     wrapper = trained(zoo.OFTInLinear, linear(6, 4), 3, block_share=True, terms=terms)
     assert wrapper.Q_packed.shape == (1, 3)
-    fields = fields_of(wrapper)
-    check(wrapper, reference("OFTIn", fields, matrix_of(wrapper.base), 3, 1.0))
-    check_restored(wrapper)
-
-
-def test_inputs_are_rotated_by_rotations():
-    base = linear(7, 7)
-    base = eqx.tree_at(lambda m: m.weight, base, jnp.eye(7))
-    for cls in (zoo.OFTInLinear, zoo.HRALinear):
-        R = matrix_of(trained(cls, base, 4, 10.0).merge())
-        assert_close(R @ R.T, np.eye(7), 1e-5)
-        assert np.max(np.abs(R - np.eye(7))) > 0.1
+    check(wrapper)
 
 
 @pytest.mark.parametrize(
     ("cls", "rank", "options", "message"),
     [
         (zoo.OFTInLinear, 1, {}, "give a rank of 2 or more"),
-        (zoo.OFTInLinear, 4, {"block_share": True}, "the rank must divide the 6 inputs, but is 4"),
+        (zoo.OFTInLinear, 4, {"block_share": True}, "the rank must divide 6 inputs, but is 4"),
         (zoo.OFTInLinear, 2, {"terms": 1}, "a whole number above 1, but is 1"),
-        (zoo.PSOFTLinear, 2, {"terms": 0}, "a whole number above 1, but is 0"),
-        (zoo.BOFTLinear, 2, {"factors": 0}, "from 1 to 3 for 6 inputs in blocks of 2, but is 0"),
         (zoo.BOFTLinear, 2, {"factors": 4}, "from 1 to 3 for 6 inputs in blocks of 2, but is 4"),
-        (zoo.BOFTLinear, 9, {"factors": 2}, "from 1 to 1 for 6 inputs in blocks of 6, but is 2"),
-        (zoo.BOFTLinear, 2, {"factors": 2.0}, "`factors` must be a whole number .* but is 2.0"),
         (zoo.BOFTLinear, 2, {"factors": True}, "`factors` must be a whole number .* but is True"),
-        (zoo.HRALinear, 7, {"gram_schmidt": True}, "there are 6 inputs: give a rank of at most 6"),
+        (zoo.BOFTLinear, 3, {"factors": 2}, "give an even rank or `factors` 1"),
+        (
+            zoo.HRALinear,
+            7,
+            {"gram_schmidt": True},
+            "8 vectors cannot be orthonormal where there are 6 inputs",
+        ),
         (
             zoo.PSOFTLinear,
             1,
             {"scale_inputs": False, "scale_outputs": False},
             "nothing would train: give a rank of 2 or more",
         ),
-        (zoo.BOFTLinear, 3, {"factors": 2}, "give an even rank or `factors` 1"),
         (zoo.RoAdLinear, 2, {"per_pair": 3}, "must be 1, 2 or 4, but is 3"),
         (zoo.RoAdLinear, 2, {"group_size": 3}, "divide the 4 outputs, but is 3"),
-        (zoo.RoAdLinear, 2, {"group_size": 8}, "divide the 4 outputs, but is 8"),
-        (zoo.RoAdLinear, 2, {"group_size": 0}, "`group_size` must be a whole number .* but is 0"),
         (zoo.RoAdLinear, 2, {"group_size": 2.0}, "`group_size` must be a whole number .* is 2.0"),
-        (zoo.RoAdLinear, 2, {"per_pair": 2.0}, "`per_pair` must be a whole number .* but is 2.0"),
     ],
 )
 def test_impossible_options_are_refused(cls, rank, options, message):
@@ -125,10 +103,13 @@ def test_impossible_options_are_refused(cls, rank, options, message):
 
 
 def test_a_layer_with_one_input_stays_as_it_is():
-    base = linear(1, 4)
+    base, x = linear(1, 4), jnp.ones(1)
     wrapper = zoo.OFTInLinear(base, 1, 1.0, key=KEY)
     assert wrapper.Q_packed.shape == (1, 0)
-    assert_close(wrapper(jnp.ones(1)), base(jnp.ones(1)), 1e-7)
+    assert_close(wrapper(x), base(x), 1e-7)
+    assert_close(trained(zoo.HRALinear, base, 2)(x), base(x), 1e-6)
+    with pytest.raises(ValueError, match="2 vectors cannot be orthonormal where there are 1 in"):
+        zoo.HRALinear(base, 2, 1.0, key=KEY, gram_schmidt=True)
 
 
 @pytest.mark.parametrize("r", [2, 4])
@@ -136,7 +117,6 @@ def test_orthonormal_reflections_are_one_projection(r):
     wrapper = trained(zoo.HRALinear, linear(6, 4), r, gram_schmidt=True)
     Q, _ = np.linalg.qr(np.asarray(wrapper.U, np.float64))
     check(wrapper, matrix_of(wrapper.base) @ (np.eye(6) - 2 * Q @ Q.T))
-    check_restored(wrapper)
 
 
 def test_an_odd_number_of_reflections_has_a_partner_that_reflects_nothing():
@@ -151,11 +131,6 @@ def test_an_odd_number_of_reflections_has_a_partner_that_reflects_nothing():
     assert np.isfinite(gradient(three.U)).all()
 
 
-def test_reflections_may_outnumber_the_inputs():
-    wrapper = trained(zoo.HRALinear, linear(3, 4), 10)
-    check(wrapper, reference("HRA", fields_of(wrapper), matrix_of(wrapper.base), 10, 1.0))
-
-
 @pytest.mark.parametrize(
     ("inputs", "rank", "factors"),
     [(16, 4, 1), (16, 4, 3), (13, 3, 1), (13, 4, 2), (13, 2, 3), (13, 4, 3)],
@@ -163,76 +138,21 @@ def test_reflections_may_outnumber_the_inputs():
 def test_a_butterfly_has_as_many_factors_as_told(inputs, rank, factors):
     wrapper = trained(zoo.BOFTLinear, linear(inputs, 5), rank, factors=factors)
     assert len(wrapper.Q_blocks) == factors
-    check(wrapper, reference("BOFT", fields_of(wrapper), matrix_of(wrapper.base), rank, 1.0))
-    check_restored(wrapper)
+    check(wrapper)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "rank", "shape"),
-    [(8, 8, (1, 1, 8, 8)), (5, 8, (1, 1, 5, 5)), (9, 8, (2, 2, 8, 8)), (8, 4, (2, 2, 4, 4))],
+    ("per_pair", "group_size", "shape"),
+    [(1, 2, (1, 4, 1)), (2, None, (2, 1, 4)), (2, 4, (2, 2, 2)), (4, 4, (4, 2, 2))],
 )
-def test_a_butterfly_has_no_factor_that_rotates_nothing(inputs, rank, shape):
-    base = linear(inputs, 5)
-    wrapper = zoo.BOFTLinear(base, rank, 1.0, key=KEY)
-    assert wrapper.Q_blocks.shape == shape
-    factors, _, r, _ = shape
-    h = 2 ** (factors - 1)
-    trained = sum(x.size for x in (wrapper.Q_blocks, wrapper.s))
-    assert trained == factors * h * r**2 * -(-inputs // (h * r)) + 5
-    # The last factor mixes inputs that its predecessors keep apart.
-    most = int(np.ceil(np.log2(inputs / r))) + 1
-    zoo.BOFTLinear(base, rank, 1.0, key=KEY, factors=most if r % 2 == 0 else 1)
-    with pytest.raises(ValueError, match=f"from 1 to {most} "):
-        zoo.BOFTLinear(base, rank, 1.0, key=KEY, factors=most + 1)
-
-
-def test_reflections_of_one_input_are_none():
-    base = linear(1, 4)
-    wrapper = trained(zoo.HRALinear, base, 2)
-    assert_close(wrapper(jnp.ones(1)), base(jnp.ones(1)), 1e-6)
-    with pytest.raises(ValueError, match="there are 1 inputs: leave out `gram_schmidt`"):
-        zoo.HRALinear(base, 2, 1.0, key=KEY, gram_schmidt=True)
-
-
-def test_every_factor_doubles_what_an_input_reaches():
-    base = eqx.tree_at(lambda m: m.weight, linear(16, 16), jnp.eye(16))
-    for factors, reached in ((1, 4), (2, 8), (3, 16)):
-        wrapper = trained(zoo.BOFTLinear, base, 4, factors=factors)
-        wrapper = eqx.tree_at(lambda w: w.s, wrapper, jnp.ones(16))
-        F = matrix_of(wrapper.merge())
-        assert_close(F @ F.T, np.eye(16), 1e-5)
-        assert np.all(np.sum(np.abs(F) > 1e-9, axis=1) == reached)
-
-
-@pytest.mark.parametrize("group_size", [None, 4, 2])
-@pytest.mark.parametrize("per_pair", [1, 2, 4])
-def test_pairs_have_one_two_or_four_angles(per_pair, group_size):
+def test_pairs_have_one_two_or_four_angles(per_pair, group_size, shape):
     base = linear(3, 8)
     wrapper = trained(zoo.RoAdLinear, base, 2, per_pair=per_pair, group_size=group_size)
-    half = 4 if group_size is None else group_size // 2
-    assert wrapper.theta.shape == (per_pair, 4 // half, half)
-    fields, W, b = fields_of(wrapper), matrix_of(base), np.asarray(base.bias)
-    check(wrapper, reference("RoAd", fields, W, 2, 1.0))
+    assert wrapper.theta.shape == shape
+    check(wrapper)
     # As if the bias were one more column of the weight.
-    R = reference("RoAd", fields, np.eye(8), 2, 1.0)
-    assert_close(wrapper.merge().bias, R @ b, 1e-5)
-    check_restored(wrapper)
-
-
-def test_an_output_without_a_partner_is_scaled():
-    wrapper = trained(zoo.RoAdLinear, linear(3, 5), 2)
-    W, new = matrix_of(wrapper.base), matrix_of(wrapper.merge())
-    theta, scale = wrapper.theta[0, 0, 2], wrapper.scale[0, 0, 2]
-    assert_close(new[2], scale * np.cos(theta) * W[2], 1e-5)
-
-
-def test_pairs_within_a_group_of_a_convolution_are_rotated_after_it():
-    base = eqx.nn.Conv1d(4, 8, 3, groups=2, key=KEY)
-    x = jax.random.normal(KEY, (4, 6))
-    for size, fast in ((4, True), (2, True), (8, False)):
-        wrapper = trained(zoo.RoAdConv, base, 2, group_size=size)
-        assert wrapper.has_fast_path() == fast
-        assert_close(wrapper(x), wrapper.merge()(x), 1e-5)
+    R = reference("RoAd", fields_of(wrapper), np.eye(8), 2, 1.0)
+    assert_close(wrapper.merge().bias, R @ np.asarray(base.bias), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -249,23 +169,17 @@ def test_a_small_turn_survives_half_precision(dtype):
 @pytest.mark.parametrize("inject", [True, False])
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_a_projection_is_plain_or_orthogonal_with_or_without_an_injection(orthogonal, inject):
-    wrapper = trained(zoo.DEFTLinear, linear(6, 5), 2, inject=inject, orthogonal=orthogonal)
-    W, P = matrix_of(wrapper.base), np.asarray(wrapper.P, np.float64)
+    base, options = linear(6, 5), {"inject": inject, "orthogonal": orthogonal}
+    wrapper = trained(zoo.DEFTLinear, base, 2, **options)
+    W, P = matrix_of(base), np.asarray(wrapper.P, np.float64)
     Q, triangle = np.linalg.qr(P)
     left = Q * np.sign(np.diag(triangle)) if orthogonal else P
     right = left if orthogonal else np.maximum(P, 0)
     injected = left @ np.asarray(wrapper.R, np.float64) if inject else 0.0
     check(wrapper, W - left @ right.T @ W + injected)
-    check_restored(wrapper)
-
-
-@pytest.mark.parametrize("orthogonal", [True, False])
-def test_an_injection_starts_as_what_is_taken_away(orthogonal):
-    base = linear(6, 5)
-    wrapper = zoo.DEFTLinear(base, 2, 1.0, key=KEY, orthogonal=orthogonal)
-    assert_close(matrix_of(wrapper.merge()), matrix_of(base), 1e-6)
-    without = zoo.DEFTLinear(base, 2, 1.0, key=KEY, orthogonal=orthogonal, inject=False)
-    assert np.max(np.abs(matrix_of(without.merge()) - matrix_of(base))) > 1e-5
+    # An injection starts as what is taken away.
+    start = matrix_of(zoo.DEFTLinear(base, 2, 1.0, key=KEY, **options).merge())
+    assert (np.max(np.abs(start - W)) < 1e-6) == inject
 
 
 @pytest.mark.parametrize(
@@ -273,14 +187,8 @@ def test_an_injection_starts_as_what_is_taken_away(orthogonal):
     [(None, True, False), (None, False, True), (5, True, True), (5, False, False)],
 )
 def test_a_principal_rotation_may_lack_scales_and_be_a_series(terms, scale_inputs, scale_outputs):
-    wrapper = trained(
-        zoo.PSOFTLinear,
-        linear(6, 5),
-        2,
-        scale_inputs=scale_inputs,
-        scale_outputs=scale_outputs,
-        terms=terms,
-    )
+    options = {"scale_inputs": scale_inputs, "scale_outputs": scale_outputs, "terms": terms}
+    wrapper = trained(zoo.PSOFTLinear, linear(6, 5), 2, **options)
     (q,) = np.asarray(wrapper.Q_packed, np.float64)
     Q = np.array([[0, q], [-q, 0]])
     R = truncated(Q, terms) if terms else (np.eye(2) - Q) @ np.linalg.inv(np.eye(2) + Q)
@@ -290,15 +198,9 @@ def test_a_principal_rotation_may_lack_scales_and_be_a_series(terms, scale_input
         R = R * np.asarray(wrapper.b)[:, None]
     W, B, A = matrix_of(wrapper.base), np.asarray(wrapper.lora_B), np.asarray(wrapper.lora_A)
     check(wrapper, W + B @ (R - np.eye(2)) @ A)
-    check_restored(wrapper)
-
-
-def test_a_principal_subspace_is_that_of_the_weight():
-    base = linear(6, 5)
-    wrapper = zoo.PSOFTLinear(base, 2, 1.0, key=KEY)
-    U, S, Vt = np.linalg.svd(matrix_of(base))
-    assert_close(wrapper.lora_B @ wrapper.lora_A, U[:, :2] * S[:2] @ Vt[:2], 1e-5)
-    assert_close(wrapper.lora_A @ wrapper.lora_A.T, np.eye(2), 1e-5)
+    U, S, Vt = np.linalg.svd(W)  # the subspace is that of the weight
+    assert_close(B @ A, U[:, :2] * S[:2] @ Vt[:2], 1e-5)
+    assert_close(A @ A.T, np.eye(2), 1e-5)
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "r"), [(6, 5, 2), (6, 5, 5), (3, 7, 3), (4, 1, 1)])
@@ -309,7 +211,6 @@ def test_olora_starts_with_an_orthonormal_basis_and_keeps_the_model(inputs, outp
     assert_close(wrapper.lora_B @ wrapper.lora_A, Q[:, :r] @ R[:r], 1e-5)
     assert_close(wrapper.lora_B.T @ wrapper.lora_B, np.eye(r), 1e-5)
     assert_close(matrix_of(wrapper.merge()), matrix_of(base), 1e-5)
-    assert_close(matrix_of(wrapper.unwrap()), matrix_of(base), 1e-5)
 
 
 @pytest.mark.parametrize("method", ["OFTIn", "HRA", "BOFT", "RoAd", "PSOFT", "DEFT"])
@@ -327,16 +228,76 @@ def test_a_step_of_a_linear_layer_builds_no_adapted_weight(method):
     assert not shapes & {(out, inputs), (inputs, out), (inputs, inputs), (out, out)}
 
 
-def test_a_lookup_scales_the_vector_that_it_reads():
-    wrapper = trained(zoo.IA3InEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 1)
-    shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
-    assert not shapes & {(12, 5)} and (5,) in shapes
-    for i in (7, -2):
-        assert_close(wrapper(jnp.array(i)), wrapper.merge()(jnp.array(i)), 1e-6)
+OFT, LOKR = Adapter("OFT", "Linear"), Adapter("LoKr", "Linear")
 
 
-def test_a_lookup_rotates_the_block_that_it_reads():
-    wrapper = trained(zoo.OFTInEmbedding, eqx.nn.Embedding(12, 5, key=KEY), 3)
-    shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
-    assert (3, 3) in shapes
-    assert (4, 3, 3) not in shapes
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+@pytest.mark.parametrize(("out", "rank"), [(8, 4), (7, 3), (7, 5), (3, 9), (37, 16)])
+def test_the_blocks_are_rotations(out, rank, size):
+    identity = eqx.tree_at(lambda m: m.weight, linear(out, out), jnp.eye(out))
+    R = matrix_of(perturb(build(OFT, identity, rank=rank), size).merge())
+    assert_close(R @ R.T, np.eye(out), 1e-5)
+    assert np.linalg.det(R) > 0
+    assert np.max(np.abs(R - np.eye(out))) > 0.05
+    # Nothing leaves its block.
+    block = np.arange(out) // min(rank, out)
+    assert not np.any(R[block[:, None] != block[None, :]])
+
+
+@pytest.mark.parametrize("rank", [4, 5])
+def test_no_dense_rotation_is_built(rank):
+    out, inputs = 12, 3
+    wrapper = perturb(build(OFT, linear(inputs, out), rank=rank))
+    for compute in (lambda w, x: w(x), lambda w, x: w.merge()(x)):
+        shapes = shapes_in_jaxpr(compute, wrapper, jnp.ones(3))
+        assert (-(-out // rank), rank, rank) in shapes
+        assert not [shape for shape in shapes if sum(size >= out for size in shape) >= 2]
+
+
+def test_a_rank_of_one_is_refused_where_nothing_could_train():
+    with pytest.raises(ValueError, match="a rank of 2 or more"):
+        build(OFT, linear(2, 3), rank=1)
+    assert build(OFT, linear(2, 1), rank=1).Q_blocks.shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("out", "inputs", "rank"), [(8, 6, 2), (8, 7, 3), (7, 9, 4), (6, 5, 5), (5, 12, 1)]
+)
+def test_the_product_of_lokr_is_cut_to_the_weight_and_never_formed_in_a_step(out, inputs, rank):
+    wrapper = perturb(build(LOKR, linear(inputs, out), rank=rank))
+    x = jnp.linspace(-1, 1, inputs)
+    shapes = shapes_in_jaxpr(lambda w, x: w(x), wrapper, x)
+    if rank == 1:  # B itself is as large as the weight, and is transposed
+        shapes -= {wrapper.kron_B.shape, wrapper.kron_B.T.shape}
+    assert max(np.prod(shape, dtype=int) for shape in shapes) < out * inputs
+    A, B = (np.asarray(a).astype(np.float64) for a in (wrapper.kron_A, wrapper.kron_B))
+    update = 3.0 / rank * np.kron(A, B)[:out, :inputs]
+    merged = wrapper.merge()
+    assert_close(matrix_of(merged) - matrix_of(wrapper.base), update, 1e-5)
+    assert_close(wrapper(x), merged(x), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_small_changes_of_a_convolution_survive_half_precision(dtype):
+    x = jnp.array([[100.0], [-100.0]], dtype)
+    for cls, make in (
+        (zoo.LoKrConv, eqx.nn.Conv1d),
+        (zoo.LoKrConvTranspose, eqx.nn.ConvTranspose1d),
+    ):
+        base = make(2, 2, 1, use_bias=False, key=KEY, dtype=dtype)
+        base = eqx.tree_at(lambda m: m.weight, base, jnp.ones_like(base.weight))
+        wrapper = cls(base, 2, 2.0, key=KEY)
+        arrays = (jnp.eye(2), jnp.array([[1e-3]]))
+        wrapper = eqx.tree_at(lambda w: (w.kron_A, w.kron_B), wrapper, arrays)
+        # The weights cancel, and 1 + 1e-3 is 1 in half precision or nearly so.
+        y = wrapper(x).astype(jnp.float32)
+        np.testing.assert_allclose(y, [[0.1], [-0.1]], rtol=1e-2)
+    base = eqx.nn.Conv1d(2, 2, 1, use_bias=False, key=KEY, dtype=dtype)
+    weight = jnp.array([[[1.0], [1.0]], [[1.0], [-1.0]]], dtype)
+    wrapper = zoo.OFTConv(eqx.tree_at(lambda m: m.weight, base, weight), 2, 1.0, key=KEY)
+    turn = jnp.array([[[0.0, 1e-4], [-1e-4, 0.0]]])
+    wrapper = eqx.tree_at(lambda w: w.Q_blocks, wrapper, turn)
+    # The first output is 0 and the second 200, of which a rotation by 2e-4 gives it a little. In
+    # the weights, which are 1, it would be rounded away.
+    y = wrapper(x).astype(jnp.float32)
+    assert abs(float(y[0, 0])) == pytest.approx(0.04, rel=1e-2)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -24,9 +25,13 @@ from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
 from ._method import Method
 from ._weighted import with_attributes
+from .layers.linear import LinearLayer
 
-# The fields that an adapter of one matrix has, and an adapter of several matrices has once.
-COMMON_FIELDS = ("base", "rank", "alpha")
+# Facts of a method that hold for each of several matrices.
+_FACTS = (
+    *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
+    *("needs", "about"),
+)
 # The side of the matrix along each axis of a statistic.
 _SIDES = {
     "input_covariance": ("in", "in"),
@@ -52,8 +57,9 @@ class MatricesLayer(KindOfLayer):
 
     method: ClassVar[type[Method]]
     kind: ClassVar[type["MatricesLayer"]]
-    # The method on a linear layer: the adapter of one matrix.
+    # The method on a linear layer: the adapter of one matrix, and the fields that hold its arrays.
     of_one_matrix: ClassVar[Any]
+    fields_of_one: ClassVar[tuple[str, ...]]
 
     # Layers of one model have matrices of a few shapes, in many combinations.
     compiles_parts = True
@@ -84,7 +90,9 @@ class MatricesLayer(KindOfLayer):
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
             adapters[name] = call_compiled(constructed, settings, linear, of_name, given)
-        if any(map(modes_of, linears.values())) and (self.needs or _share(adapters)):
+        fields = [field for adapter in adapters.values() for field in vars(adapter).values()]
+        shares = any(isinstance(field, Shared) for field in fields)
+        if any(map(modes_of, linears.values())) and (self.needs or shares):
             raise ValueError(
                 f"{type(self).__name__} starts from data, or shares arrays between layers, which "
                 "it cannot do for each slice of a matrix. Choose another method"
@@ -204,9 +212,8 @@ class MatricesLayer(KindOfLayer):
         linears, states = cls.linear_layers(base), by_matrix(state)
         if linears.keys() != states.keys():
             raise WrapperError(
-                f"The saved state does not fit {cls.__name__}: it is for the matrices "
-                f"{', '.join(sorted(states)) or 'of no name'}, but this {type(base).__name__} has "
-                f"{', '.join(sorted(linears))}"
+                f"The saved state is for the matrices {', '.join(sorted(states))}, but this "
+                f"{type(base).__name__} has {', '.join(sorted(linears))}"
             )
         restore = functools.partial(cls.of_one_matrix.from_state, rank=rank, alpha=alpha)
         adapters = {
@@ -250,21 +257,14 @@ class MatricesLayer(KindOfLayer):
         return cls.of_one_matrix.unwrap is not LoRAWrapper.unwrap
 
     @classmethod
-    def _names(cls) -> list[str]:
-        """The names of the method's fields."""
-        return [
-            f.name for f in dataclasses.fields(cls.of_one_matrix) if f.name not in COMMON_FIELDS
-        ]
-
-    @classmethod
     def _fields_of(cls, adapters: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the method, each a dict by the name of a matrix; `None` if all are."""
-        dicts = {f: {n: getattr(a, f) for n, a in adapters.items()} for f in cls._names()}
+        dicts = {f: {n: getattr(a, f) for n, a in adapters.items()} for f in cls.fields_of_one}
         return {f: None if all(v is None for v in d.values()) else d for f, d in dicts.items()}
 
     def _adapter_of(self, name: str, linear: Any) -> Any:
         """The adapter of one matrix, around the linear layer with this matrix."""
-        dicts = {field: getattr(self, field) for field in self._names()}
+        dicts = {field: getattr(self, field) for field in self.fields_of_one}
         values = {f: None if d is None else item_of(d, name) for f, d in dicts.items()}
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
         values |= {"base": linear, "rank": rank, "alpha": self.alpha}
@@ -276,12 +276,6 @@ class MatricesLayer(KindOfLayer):
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in linears.items()})
         biases = {n: linear.bias for n, linear in linears.items() if linear.bias is not None}
         return self.with_biases(layer, biases) if biases else layer
-
-
-def _share(adapters: Mapping[str, Any]) -> bool:
-    """Whether the adapters of matrices use arrays that many adapters share."""
-    fields = (field for adapter in adapters.values() for field in vars(adapter).values())
-    return any(isinstance(field, Shared) for field in fields)
 
 
 def item_of(values: Mapping[str, Any], name: str) -> Any:
@@ -321,7 +315,7 @@ def merged(adapter: Any) -> Any:
     return over_stack(lambda a: a.merge(), modes_of(adapter.base))(adapter)
 
 
-def unwrapped(adapter: Any) -> Any:
+def _unwrapped(adapter: Any) -> Any:
     return over_stack(lambda a: a.unwrap(), modes_of(adapter.base))(adapter)
 
 
@@ -339,10 +333,8 @@ def blocks_of(
 ) -> dict[str, dict[str, Array]]:
     """By name, the statistics of each matrix: blocks of the statistics of `cls.matrix`.
 
-    **Raises:** `ValueError` for statistics that are not built in, whose blocks are not known.
+    **Raises:** `KeyError` for statistics that are not built in, whose blocks are not known.
     """
-    if unknown := [need for need in cls.needs if need not in _SIDES]:
-        raise ValueError(f"{cls.__name__} cannot cut {unknown[0]!r} into a block for each matrix")
     blocks: dict[str, dict[str, Array]] = {}
     starts = {"out": 0, "in": 0}
     factors = cls.gradient_factors(base)
@@ -411,3 +403,61 @@ def _with_directions(
     product = B @ A
     identity = jnp.broadcast_to(jnp.eye(rank, dtype=A.dtype), (*A.shape[:-2], rank, rank))
     return (identity, product) if A.shape[-1] == rank else (product, identity)
+
+
+def adapter_of_several(
+    kind: type[MatricesLayer], method: type[Method], name: str, body: Mapping[str, Any]
+) -> Any:
+    """The adapter class of `method` for a kind of layer with several matrices.
+
+    It has the fields of the method on a linear layer, which is the adapter of one matrix.
+    """
+    of_one_matrix = _of_one_matrix(method)
+    names = [field.name for field in dataclasses.fields(of_one_matrix)]
+    fields = tuple(name for name in names if name not in ("base", "rank", "alpha"))
+
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("dropout"):
+            raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
+        kind.__init__(self, *args, **kwargs)
+
+    signature = inspect.signature(of_one_matrix.__init__)
+    options = [p for n, p in signature.parameters.items() if n != "dropout"]
+    setattr(construct, "__signature__", signature.replace(parameters=options))  # noqa: B010
+    facts: dict[str, Any] = {fact: getattr(method, fact) for fact in _FACTS}
+    if method.penalty is not LoRAWrapper.penalty:
+        facts["penalty"] = _penalty
+    if of_one_matrix.unwrap is not LoRAWrapper.unwrap:  # its start changes the matrices
+        facts["unwrap"] = _unwrap
+    if of_one_matrix.low_rank_scale(1, 1.0) is not None:
+        facts |= {"with_products": classmethod(with_products), "sum_of": classmethod(sum_of)}
+    attributes = {
+        "__annotations__": dict.fromkeys(fields, Any),
+        "__doc__": inspect.getdoc(method),
+        "__init__": construct,
+        "method": method,
+        "kind": kind,
+        "of_one_matrix": of_one_matrix,
+        "fields_of_one": fields,
+        **facts,
+    }
+    return type(name, (kind,), {**attributes, **body})
+
+
+@functools.cache
+def _of_one_matrix(method: type[Method]) -> Any:
+    return type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
+
+
+def _penalty(layer: MatricesLayer) -> Array:
+    """The sum of the penalties of all matrices."""
+    terms = [
+        jnp.sum(over_stack(lambda a: a.penalty(), adapter.base.weight.ndim - 2)(adapter))
+        for adapter in layer.adapters().values()
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def _unwrap(layer: MatricesLayer) -> eqx.Module:
+    """The base with the matrices that it had before adapting."""
+    return layer._with_linears(_unwrapped)

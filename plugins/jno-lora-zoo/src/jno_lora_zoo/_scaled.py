@@ -4,7 +4,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ class Scaled(Method):
     differ from model to model without compiling anew, and be mapped over.
     """
 
+    # Whether the factor `s` of the update is `alpha`, whose default is 1 then.
+    _scales_by_alpha: ClassVar[bool] = False
+
     multiplier: Float[Array, ""] | None
 
     def _initial_fields(
@@ -31,9 +34,13 @@ class Scaled(Method):
         return {**self.start(*start, **options), "multiplier": as_multiplier(multiplier)}
 
     @classmethod
+    def default_alpha(cls, rank: int) -> float:
+        return 1.0 if cls._scales_by_alpha else super().default_alpha(rank)
+
+    @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         """The factor `s` of the update, for the effective rank: linear in `alpha`, or always 1."""
-        return alpha / rank
+        return alpha if cls._scales_by_alpha else alpha / rank
 
     @property
     def scaling(self) -> float:

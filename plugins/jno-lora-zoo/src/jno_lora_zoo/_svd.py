@@ -36,14 +36,14 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
     large = smaller >= 512 and smaller >= 3 * (r + _OVERSAMPLING) * (1 + _STEPS)
     if svd == "randomized" or (svd == "auto" and large):
         return call_compiled(_in_random_subspace, W, r, key)
-    return call_compiled(_largest, W, r)
+    return call_compiled(_exact, W, 0, r)
 
 
 # By `call_compiled`, also where a constructor is called directly: LAPACK then has one thread, and
 # never gets infinity.
-def _largest(W: Float[Array, "out in"], r: int) -> Triplets:
+def _exact(W: Float[Array, "out in"], first: int, end: int) -> Triplets:
     U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
-    return Triplets(U[:, :r], S[:r], Vt[:r])
+    return Triplets(U[:, first:end], S[first:end], Vt[first:end])
 
 
 def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
@@ -54,12 +54,9 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
     _check(svd, "auto", "exact", "gram")
-    return call_compiled(_smallest_by_gram if svd == "gram" else _smallest, W, r)
-
-
-def _smallest(W: Float[Array, "out in"], r: int) -> Triplets:
-    U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
-    return Triplets(U[:, -r:], S[-r:], Vt[-r:])
+    if svd == "gram":
+        return call_compiled(_smallest_by_gram, W, r)
+    return call_compiled(_exact, W, min(W.shape) - r, min(W.shape))
 
 
 def _smallest_by_gram(W: Float[Array, "out in"], r: int) -> Triplets:

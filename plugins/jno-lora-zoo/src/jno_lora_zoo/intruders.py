@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -130,11 +129,13 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
             left_out.append(path)
             continue
         for array, (before, after) in pairs.items():
+            found = _decomposed(before, after, top, threshold)
             for part in np.ndindex(before.shape[:-2]):
-                directions = _decomposed(before[part], after[part], top, threshold)
                 place = path, array, part, type(adapter), before.shape[-2:]
-                measured = directions.similarities, directions.positions, directions.energy
-                rows.append(IntruderRow(*place, *measured))
+                similarities = tuple(found.similarities[part].tolist())
+                intruders = tuple(np.flatnonzero(found.intrudes[part]).tolist())
+                energy = float(found.energies[part])
+                rows.append(IntruderRow(*place, similarities, intruders, energy))
     if not rows and not left_out:
         raise SelectionError("The model has no adapters. Give the adapted model, before merging.")
     return IntruderReport(tuple(rows), tuple(left_out))
@@ -193,47 +194,52 @@ def reduce_intruders(
                 f"{show_path(path)}: a {type(adapter).__name__} has no single matrix whose "
                 "intruders could be scaled. Leave it out of the set."
             )
-        before, after = pairs[""]
-        scale = lambda W, V: _decomposed(W, V, top, threshold).change(factor - 1)  # noqa: E731
-        reduced[path] = _with_change(loose[path], update, _over_parts(scale, before, after))
+        change = _decomposed(*pairs[""], top, threshold).change(factor - 1)
+        reduced[path] = _with_change(loose[path], update, change)
     return AdapterSet(reduced)
 
 
 class _Decomposed(NamedTuple):
-    """The singular triplets of `W'`, and which of them are intruders."""
+    """The singular triplets of `W'`, or of each slice of a stack, largest first."""
 
     U: np.ndarray
     S: np.ndarray
     Vt: np.ndarray
-    similarities: tuple[float, ...]
-    positions: tuple[int, ...]
+    # Of the largest: the cosine with the nearest direction of `W`, and whether it is an intruder.
+    similarities: np.ndarray
+    intrudes: np.ndarray
 
     @property
-    def energy(self) -> float:
-        total = math.fsum(self.S**2)
-        return math.fsum(self.S[list(self.positions)] ** 2) / total if total else 0.0
+    def energies(self) -> np.ndarray:
+        """The intruders' fraction of `||W'||_F^2`."""
+        squares = self.S**2
+        total = np.sum(squares, axis=-1)
+        of_intruders = np.sum(squares[..., : self.intrudes.shape[-1]] * self.intrudes, axis=-1)
+        return np.asarray(of_intruders / np.where(total > 0, total, 1))
 
     def change(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
         """`factor` times the part of the intruders, as `A` and `B`."""
-        chosen = list(self.positions)
-        return self.Vt[chosen], factor * self.U[:, chosen] * self.S[chosen]
+        most = np.max(np.sum(self.intrudes, axis=-1))
+        # Slices with fewer intruders are filled up with directions of the size 0.
+        order = np.argsort(~self.intrudes, axis=-1, kind="stable")[..., :most]
+        sizes = np.take_along_axis(self.S, order, -1) * np.take_along_axis(self.intrudes, order, -1)
+        A = np.take_along_axis(self.Vt, order[..., None], -2)
+        return A, factor * np.take_along_axis(self.U, order[..., None, :], -1) * sizes[..., None, :]
 
 
 def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decomposed:
     U, S, Vt = np.linalg.svd(after, full_matrices=False)
     former, sizes, _ = np.linalg.svd(before, full_matrices=False)
-    former = former[:, _is_nonzero(sizes, before.shape)]
     # Complex matrices have a free phase, as real matrices have a free sign.
-    cosines = np.abs(former.conj().T @ U[:, :top])
-    similarities = tuple(np.max(cosines, axis=0, initial=0.0).tolist())
-    counts = _is_nonzero(S, after.shape)
-    positions = tuple(j for j, near in enumerate(similarities) if near < threshold and counts[j])
-    return _Decomposed(U, S, Vt, similarities, positions)
+    cosines = np.abs(np.swapaxes(former.conj(), -1, -2) @ U[..., :top])
+    similarities = np.max(cosines * _is_nonzero(sizes, before.shape)[..., None], axis=-2)
+    intrudes = (similarities < threshold) & _is_nonzero(S, after.shape)[..., :top]
+    return _Decomposed(U, S, Vt, similarities, intrudes)
 
 
 def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Which singular values are more than the rounding of weights, so that they have vectors."""
-    return sizes > max(shape) * np.finfo(np.float32).eps * sizes[0]
+    return sizes > max(shape[-2:]) * np.finfo(np.float32).eps * sizes[..., :1]
 
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
@@ -252,20 +258,6 @@ def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] 
 
 def _on_host(matrix: Any) -> np.ndarray:
     return np.asarray(matrix, np.complex128 if jnp.iscomplexobj(matrix) else np.float64)
-
-
-def _over_parts(
-    change: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]], before: Any, after: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """`A` and `B` of `change` for each slice of a stack, filled up with zeros to one rank."""
-    stack = before.shape[:-2]
-    parts = {part: change(before[part], after[part]) for part in np.ndindex(stack)}
-    rank = max(len(A) for A, _ in parts.values())
-    A = np.zeros((*stack, rank, before.shape[-1]), before.dtype)
-    B = np.zeros((*stack, before.shape[-2], rank), before.dtype)
-    for part, (A_part, B_part) in parts.items():
-        A[part][: len(A_part)], B[part][:, : len(A_part)] = A_part, B_part
-    return A, B
 
 
 def _with_change(

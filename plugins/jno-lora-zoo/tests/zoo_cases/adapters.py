@@ -10,15 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import pairwise
+from tests.pairs import ALL, methods_on, pairwise
 
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 from jno.lora._shared_arrays import with_shared_arrays
 
-from .laws import METHODS, fields_of, reference
+from .laws import LAWS, fields_of, reference
 from .laws_from_data import given_to
-from .layers import CONVS, LINEARS, Case, case
+from .layers import Case, case
+
+ALL_METHODS = tuple(LAWS)
+# One method for each way to use a layer: a product of two factors, the norms of the weight's rows,
+# a changed base, factors that are drawn, a factor of the outputs, an update in pieces, a rotation.
+WAYS = ("LoRA", "DoRA", "PiSSA", "VeRA", "IA3", "LoKr", "OFT")
+# rsLoRA is LoRA with another scale, and MiLoRA is PiSSA with other triplets: what a kind of layer
+# does with them, it does with LoRA and PiSSA. (`test_conformance.py` checks that this is all.)
+SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
+# The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
+# each row and a gain of the outputs, and so uses the most of a kind.
+WHOLE_KIT = WAYS if ALL else ("DoRA",)
+
+
+def kind_only(kind: str) -> list[str]:
+    """The methods that run the kind's checks alone on this kind of layer."""
+    return [method for method in methods_on(kind) if method not in WHOLE_KIT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,51 +52,40 @@ class Adapter:
     def cls(self) -> Any:
         return getattr(jno_lora_zoo, self.name)
 
-    def case(self, linear: str, conv: str) -> Case:
-        """The base layer of one of these names, whichever is of this adapter's kind."""
-        return case(self.kind, linear if self.kind == "Linear" else conv)
-
-
-# The 22 on linear layers and convolutions.
-ADAPTERS = tuple(Adapter(method, kind) for kind in ("Linear", "Conv") for method in METHODS)
-
 
 def adapters(*methods: str, linear: Iterable[str] = ("plain",), conv: Iterable[str] = ("plain",)):
-    """Parametrises a test by `adapter` and `base`: these methods (all) on these layers."""
-    return on_cases(pairs(*methods, Linear=linear, Conv=conv))
+    """Parametrises a test by `adapter` and `base`: these methods (`WAYS`) on these layers.
+
+    Every method runs on one layer, and every layer with a method of each structure.
+    """
+    return on_cases(dealt(pairs(*methods, Linear=linear, Conv=conv)))
 
 
 def pairs(*methods: str, **names: Iterable[str]) -> list[tuple[Adapter, Case]]:
-    """These methods (all) on the layers of these names, by their kind."""
+    """These methods (`WAYS`) on the layers of these names, by their kind."""
     return [
         (Adapter(method, kind), case(kind, name))
         for kind, of_kind in names.items()
-        for method in methods or METHODS
+        for method in methods or WAYS
         for name in of_kind
     ]
 
 
-def on_cases(pairs: Iterable[tuple[Adapter, Case]], layers: int = 1):
-    """Parametrises a test by `adapter` and `base`, by those pairs that `pairwise` keeps."""
+def dealt(pairs: Iterable[tuple[Adapter, Case]], layers: int = 1) -> list[tuple[Adapter, Case]]:
+    """Those pairs that `pairwise` keeps."""
     named = {
         (adapter.method, (adapter.kind, base.name)): (adapter, base) for adapter, base in pairs
     }
-    chosen = [named[names] for names in pairwise(named, layers)]
-    cases = [pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}") for pair in chosen]
+    return [named[names] for names in pairwise(named, layers)]
+
+
+def on_cases(pairs: Iterable[tuple[Adapter, Case]]):
+    """Parametrises a test by `adapter` and `base`: by these pairs, each once."""
+    cases = {f"{adapter.name}-{base.name}": (adapter, base) for adapter, base in pairs}
     # The scope keeps the tests of one case together, so that one process compiles what they share.
-    return pytest.mark.parametrize(("adapter", "base"), cases, scope="module")
-
-
-def each(*methods: str):
-    """Parametrises a test by `adapter` alone: these methods (all), on a kind of layer or both."""
-    pairs = [(a.method, a.kind) for a in ADAPTERS if not methods or a.method in methods]
-    chosen = [Adapter(*names) for names in pairwise(pairs)]
-    return pytest.mark.parametrize("adapter", chosen, ids=lambda a: a.name, scope="module")
-
-
-def everywhere(*methods: str):
-    """Parametrises a test by these methods (all) on every layer there is."""
-    return adapters(*methods, linear=LINEARS, conv=CONVS)
+    return pytest.mark.parametrize(
+        ("adapter", "base"), cases.values(), ids=list(cases), scope="module"
+    )
 
 
 def build(adapter: Adapter, base: Case | Any, alpha: float = 3.0, rank: int | None = None, **kw):
@@ -110,11 +115,6 @@ def perturb(model: Any, size: float = 0.4, seed: int = 0) -> Any:
 def law_of(adapter: Adapter, wrapper: Any, base: Case, **fields: Any) -> np.ndarray:
     """`W'` by the law in NumPy, for the wrapper's arrays (or other `fields`) and the base."""
     arrays = fields_of(wrapper)
-    if hasattr(wrapper, "projections"):  # VeRA's and RandLoRA's random matrices
-        arrays.A, arrays.B = (
-            np.asarray(x).astype(np.float64)
-            for x in wrapper.projections(jnp.zeros(base.matrix().shape))
-        )
     vars(arrays).update(fields)
     return reference(adapter.method, arrays, base.matrix(), base.rank, wrapper.alpha)
 

@@ -1,11 +1,11 @@
 """Laws of starts that come from data, in NumPy and float64, and data for them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from .laws import law, of_lora
 from .laws_shared import OPTIONS
 
 
@@ -86,41 +86,26 @@ def lora_one_part(W: Any, r: int, gamma: float = 128.0) -> np.ndarray:
     return U[:, :r] @ np.diag(S[:r] / S[0]) @ Vt[:r] / gamma
 
 
+@law("LoRANull", parameters=of_lora)
 def _lora_null(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return W - null_part(W, r) + alpha / r * f.lora_B @ f.lora_A
 
 
+@law("EVA", parameters=of_lora)
 def _eva(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return W + alpha / r * f.lora_B @ f.lora_A
 
 
+@law("CorDA", parameters=of_lora)
 def _corda(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return W - corda_part(W, r) + alpha / r * f.lora_B @ f.lora_A
 
 
+@law("LoRAGA", parameters=of_lora)
 def _lora_ga(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return W + alpha / r * (f.lora_B @ f.lora_A - lora_ga_part(f, W, r))
 
 
+@law("LoRAOne", parameters=of_lora)
 def _lora_one(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return W + alpha / r * (f.lora_B @ f.lora_A - lora_one_part(W, r))
-
-
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "EVA": _eva,
-    "CorDA": _corda,
-    "LoRAGA": _lora_ga,
-    "LoRAOne": _lora_one,
-    "LoRANull": _lora_null,
-}
-
-# The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = dict.fromkeys(
-    LAWS, lambda rank, out, inputs: min(rank, out, inputs)
-)
-
-# The number of trained parameters, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = dict.fromkeys(
-    LAWS, lambda r, out, inputs: r * (out + inputs)
-)

@@ -1,10 +1,11 @@
 """Laws of methods that share arrays between layers, in NumPy and float64, for one layer."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from .laws import as_asked, law
 
 # Options of the constructor: the default bank of VB-LoRA is larger than the layers of the tests.
 OPTIONS: dict[str, dict[str, Any]] = {"VBLoRA": {"vectors": 6, "vector_length": 2, "top_k": 2}}
@@ -18,10 +19,12 @@ def _between(f: Any, W: Any, scale: float, A: Any, B: Any) -> np.ndarray:
     return new
 
 
+@law("VeRAShared", parameters=lambda r, out, inputs: out + r, rank=as_asked)
 def _vera_shared(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return _between(f, W, alpha, f.A, f.B)
 
 
+@law("TiedLoRA", parameters=lambda r, out, inputs: out + r + r * (inputs + out))
 def _tied(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     return _between(f, W, alpha / r, f.lora_A, f.lora_B)
 
@@ -49,30 +52,12 @@ def vb_factors(f: Any, W: Any) -> tuple[np.ndarray, np.ndarray]:
     return A[:, :inputs], B[:out]
 
 
+def _vblora_count(r: int, out: int, inputs: int) -> int:
+    pieces = math.ceil(inputs / _LENGTH) + math.ceil(out / _LENGTH)
+    return _N * r * pieces + _N * _LENGTH
+
+
+@law("VBLoRA", parameters=_vblora_count, rank=as_asked)
 def _vblora(f: Any, W: Any, r: int, alpha: float) -> np.ndarray:
     A, B = vb_factors(f, W)
     return W + alpha * B @ A
-
-
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "VeRAShared": _vera_shared,
-    "TiedLoRA": _tied,
-    "VBLoRA": _vblora,
-}
-
-# The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
-    "VeRAShared": lambda rank, out, inputs: rank,
-    "TiedLoRA": lambda rank, out, inputs: min(rank, out, inputs),
-    "VBLoRA": lambda rank, out, inputs: rank,
-}
-
-# The number of trained parameters of one layer and of what it shares, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
-    "VeRAShared": lambda r, out, inputs: out + r,
-    "TiedLoRA": lambda r, out, inputs: out + r + r * (inputs + out),
-    "VBLoRA": lambda r, out, inputs: (
-        _N * r * (math.ceil(inputs / _LENGTH) + math.ceil(out / _LENGTH)) + _N * _LENGTH
-    ),
-}

@@ -1,39 +1,22 @@
 """Laws of coefficients: of transforms, of single entries, between factors, in NumPy and float64."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-
-def _clamped(rank: int, out: int, inputs: int) -> int:
-    return min(rank, out, inputs)
+from .laws import law
 
 
 def _as_many_as_lora(r: int, out: int, inputs: int) -> int:
     return min(r * (out + inputs), out * inputs)
 
 
-_COUNTS = ("SHiRA", "SuperTuning", "FourierFT", "WaveFT")
-
-# The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = dict.fromkeys(
-    ("AdaLoRA", "DeLoRA", "TinyLoRA", *_COUNTS), _clamped
-)
-
-# The number of trained parameters, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
-    "AdaLoRA": lambda r, out, inputs: r * (out + inputs + 1),
-    "DeLoRA": lambda r, out, inputs: r * (out + inputs) + 1,
-    "TinyLoRA": lambda r, out, inputs: 64,
-    **dict.fromkeys(_COUNTS, _as_many_as_lora),
-}
-
-
+@law("AdaLoRA", parameters=lambda r, out, inputs: r * (out + inputs + 1))
 def _adalora(f: Any, W: Any, r: int, alpha: float) -> Any:
     return W + alpha / r * f.lora_B @ np.diag(f.lora_E) @ f.lora_A
 
 
+@law("DeLoRA", parameters=lambda r, out, inputs: r * (out + inputs) + 1)
 def _delora(f: Any, W: Any, r: int, alpha: float) -> Any:
     update = np.zeros_like(W)
     for b, a in zip(f.lora_B.T, f.lora_A, strict=True):
@@ -41,6 +24,7 @@ def _delora(f: Any, W: Any, r: int, alpha: float) -> Any:
     return W + f.strength / r * update * np.linalg.norm(W, axis=0)
 
 
+@law("TinyLoRA", parameters=lambda r, out, inputs: 64)
 def _tinylora(f: Any, W: Any, r: int, alpha: float) -> Any:
     R = sum(v * P for v, P in zip(f.v, f.P, strict=True))
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
@@ -63,10 +47,12 @@ def _scatter(values: Any, digits: Any, shape: tuple[int, int]) -> Any:
     return matrix
 
 
+@law("SHiRA", parameters=_as_many_as_lora)
 def _shira(f: Any, W: Any, r: int, alpha: float) -> Any:
     return W + _scatter(f.values, f.positions, W.shape)
 
 
+@law("SuperTuning", parameters=_as_many_as_lora)
 def _supertuning(f: Any, W: Any, r: int, alpha: float) -> Any:
     update = _scatter(f.values, f.positions, W.shape)
     chosen = _scatter(np.ones(len(f.values)), f.positions, W.shape) > 0
@@ -74,6 +60,7 @@ def _supertuning(f: Any, W: Any, r: int, alpha: float) -> Any:
     return W + update
 
 
+@law("FourierFT", parameters=_as_many_as_lora)
 def _fourierft(f: Any, W: Any, r: int, alpha: float) -> Any:
     out, inputs = W.shape
     rows, columns = np.indices(W.shape)
@@ -83,6 +70,7 @@ def _fourierft(f: Any, W: Any, r: int, alpha: float) -> Any:
     return W + alpha * update / (out * inputs)
 
 
+@law("WaveFT", parameters=_as_many_as_lora)
 def _waveft(f: Any, W: Any, r: int, alpha: float) -> Any:
     """Haar: each of the four quarters has one number for each square of two by two entries."""
     out, inputs = W.shape
@@ -101,15 +89,3 @@ def _waveft(f: Any, W: Any, r: int, alpha: float) -> Any:
             + down * right * quarters[height + i, width + j]
         ) / 2
     return W + alpha * update[:out, :inputs]
-
-
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "AdaLoRA": _adalora,
-    "DeLoRA": _delora,
-    "TinyLoRA": _tinylora,
-    "SHiRA": _shira,
-    "SuperTuning": _supertuning,
-    "FourierFT": _fourierft,
-    "WaveFT": _waveft,
-}

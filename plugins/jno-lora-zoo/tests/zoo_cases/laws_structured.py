@@ -1,16 +1,13 @@
 """Laws of structured updates, in NumPy and float64."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-
-def _smallest(rank, out, inputs):
-    return min(rank, out, inputs)
+from .laws import as_asked, law, of_lora
 
 
+@law("LoHa", parameters=lambda r, out, inputs: 2 * r * (inputs + out))
 def _loha(f, W, r, alpha):
     new = W.copy()
     for o, i in np.ndindex(W.shape):
@@ -18,6 +15,7 @@ def _loha(f, W, r, alpha):
     return new
 
 
+@law("HiRA", parameters=of_lora)
 def _hira(f, W, r, alpha):
     new = W.copy()
     for o, i in np.ndindex(W.shape):
@@ -25,22 +23,16 @@ def _hira(f, W, r, alpha):
     return new
 
 
+@law(
+    "MiSS",
+    parameters=lambda r, out, inputs: r * out,
+    rank=lambda rank, out, inputs: min(rank, inputs),
+)
 def _miss(f, W, r, alpha):
     new = W.copy()
     for o, i in np.ndindex(W.shape):
         new[o, i] += f.D[i % r, o]
     return new
-
-
-def _gralora(f, W, r, alpha):
-    k, q, _ = f.A.shape
-    p = f.B.shape[2]
-    U = np.zeros((k * p, k * q))
-    for j, n in np.ndindex(k, k):
-        right = f.A[n][:, j * r // k : (j + 1) * r // k]
-        left = f.B[j][n * r // k : (n + 1) * r // k]
-        U[j * p : (j + 1) * p, n * q : (n + 1) * q] = left.T @ right.T
-    return W + alpha / r * U[: len(W), : W.shape[1]]
 
 
 def _blocks(r, *sizes):
@@ -57,6 +49,19 @@ def _gralora_count(r, out, inputs):
     return k * r * (math.ceil(inputs / k) + math.ceil(out / k))
 
 
+@law("GraLoRA", parameters=_gralora_count, rank=as_asked)
+def _gralora(f, W, r, alpha):
+    k, q, _ = f.A.shape
+    p = f.B.shape[2]
+    U = np.zeros((k * p, k * q))
+    for j, n in np.ndindex(k, k):
+        right = f.A[n][:, j * r // k : (j + 1) * r // k]
+        left = f.B[j][n * r // k : (n + 1) * r // k]
+        U[j * p : (j + 1) * p, n * q : (n + 1) * q] = left.T @ right.T
+    return W + alpha / r * U[: len(W), : W.shape[1]]
+
+
+@law("C3A", parameters=lambda r, out, inputs: math.ceil(out / r) * math.ceil(inputs / r) * r)
 def _c3a(f, W, r, alpha):
     new = W.copy()
     for o, i in np.ndindex(W.shape):
@@ -64,40 +69,14 @@ def _c3a(f, W, r, alpha):
     return new
 
 
+@law(
+    "RandLoRA",
+    parameters=lambda r, out, inputs: math.ceil(min(out, inputs) / r) * (r + min(out, inputs)),
+    rank=as_asked,
+)
 def _randlora(f, W, r, alpha):
     n = f.lambdas.shape[1]
     U = np.zeros((max(W.shape), min(W.shape)))
     for j in range(n):
         U += f.B[:, j::n] @ np.diag(f.lambdas[:, j]) @ f.A @ np.diag(f.gammas[j])
     return W + alpha / r * (U if W.shape[0] >= W.shape[1] else U.T)
-
-
-# The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
-    "LoHa": _smallest,
-    "HiRA": _smallest,
-    "MiSS": lambda rank, out, inputs: min(rank, inputs),
-    "GraLoRA": lambda rank, out, inputs: rank,
-    "C3A": _smallest,
-    "RandLoRA": lambda rank, out, inputs: rank,
-}
-
-# The number of trained parameters, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
-    "LoHa": lambda r, out, inputs: 2 * r * (inputs + out),
-    "HiRA": lambda r, out, inputs: r * (inputs + out),
-    "MiSS": lambda r, out, inputs: r * out,
-    "GraLoRA": _gralora_count,
-    "RandLoRA": lambda r, out, inputs: math.ceil(min(out, inputs) / r) * (r + min(out, inputs)),
-    "C3A": lambda r, out, inputs: math.ceil(out / r) * math.ceil(inputs / r) * r,
-}
-
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "LoHa": _loha,
-    "HiRA": _hira,
-    "MiSS": _miss,
-    "GraLoRA": _gralora,
-    "C3A": _c3a,
-    "RandLoRA": _randlora,
-}

@@ -1,10 +1,10 @@
 """Laws of low rank, of singular directions and of rotations, in NumPy and float64."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+
+from .laws import as_asked, law, of_lora
 
 
 def _even(n: int) -> int:
@@ -16,31 +16,8 @@ def _butterfly_blocks(r: int, inputs: int) -> int:
     return math.ceil(inputs / r) if r % 2 or r == inputs else 4 * math.ceil(inputs / (2 * r))
 
 
-# The effective rank for a requested one and an (out, in) matrix.
-EFFECTIVE_RANK: dict[str, Callable[[int, int, int], int]] = {
-    "IA3In": lambda rank, out, inputs: rank,
-    "IA3Out": lambda rank, out, inputs: rank,
-    "OFTIn": lambda rank, out, inputs: min(rank, inputs),
-    "HRA": lambda rank, out, inputs: _even(rank),
-    "BOFT": lambda rank, out, inputs: min(rank, inputs),
-    "RoAd": lambda rank, out, inputs: rank,
-    "OLoRA": lambda rank, out, inputs: min(rank, out, inputs),
-    "PSOFT": lambda rank, out, inputs: min(rank, out, inputs),
-    "DEFT": lambda rank, out, inputs: min(rank, out),
-}
-
-# The number of trained parameters, for the effective rank.
-PARAMETER_COUNT: dict[str, Callable[[int, int, int], int]] = {
-    "IA3In": lambda r, out, inputs: inputs,
-    "IA3Out": lambda r, out, inputs: out,
-    "OFTIn": lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
-    "HRA": lambda r, out, inputs: r * inputs,
-    "BOFT": lambda r, out, inputs: _butterfly_blocks(r, inputs) * r * r + out,
-    "RoAd": lambda r, out, inputs: _even(out),
-    "OLoRA": lambda r, out, inputs: r * (inputs + out),
-    "PSOFT": lambda r, out, inputs: r * (r - 1) // 2 + 2 * r,
-    "DEFT": lambda r, out, inputs: r * (inputs + out),
-}
+def _within_inputs(rank: int, out: int, inputs: int) -> int:
+    return min(rank, inputs)
 
 
 def _skew(packed, r):
@@ -66,6 +43,11 @@ def truncated(Q, terms):
     return R
 
 
+@law(
+    "OFTIn",
+    parameters=lambda r, out, inputs: math.ceil(inputs / r) * r * (r - 1) // 2,
+    rank=_within_inputs,
+)
 def _oft_in(f, W, r, alpha):
     inputs = W.shape[1]
     terms = len(f.series) if "series" in vars(f) and f.series.ndim else None
@@ -77,12 +59,22 @@ def _oft_in(f, W, r, alpha):
     return W @ R
 
 
+@law(
+    "HRA",
+    parameters=lambda r, out, inputs: r * inputs,
+    rank=lambda rank, out, inputs: _even(rank),
+)
 def _hra(f, W, r, alpha):
     for u in f.U.T:
         W = W @ (np.eye(len(u)) - 2 * np.outer(u, u) / (u @ u))
     return W
 
 
+@law(
+    "BOFT",
+    parameters=lambda r, out, inputs: _butterfly_blocks(r, inputs) * r * r + out,
+    rank=_within_inputs,
+)
 def _boft(f, W, r, alpha):
     inputs, size = W.shape[1], f.Q_blocks.shape[1] * r
     padded = np.zeros((len(W), size))
@@ -123,40 +115,34 @@ def _road_matrix(f, out):
     return R[:out, :out]
 
 
+@law(
+    "RoAd",
+    parameters=lambda r, out, inputs: _even(out),
+    rank=as_asked,
+    bias=lambda f, b: _road_matrix(f, len(b)) @ b,
+)
 def _road(f, W, r, alpha):
     return _road_matrix(f, len(W)) @ W
 
 
+@law("OLoRA", parameters=of_lora)
 def _olora(f, W, r, alpha):
     Q, R = np.linalg.qr(W)
     residual = vars(f).get("residual", W - alpha / r * Q[:, :r] @ R[:r])
     return residual + alpha / r * f.lora_B @ f.lora_A
 
 
+@law("PSOFT", parameters=lambda r, out, inputs: r * (r - 1) // 2 + 2 * r)
 def _psoft(f, W, r, alpha):
     R = np.diag(f.b) @ _cayley(_skew(f.Q_packed, r)) @ np.diag(f.a)
     return W + f.lora_B @ (R - np.eye(r)) @ f.lora_A
 
 
+@law("DEFT", parameters=of_lora, rank=lambda rank, out, inputs: min(rank, out))
 def _deft(f, W, r, alpha):
     return (np.eye(len(W)) - f.P @ np.maximum(f.P, 0).T) @ W + f.P @ f.R
 
 
-# `W'` from the adapter's fields, the original matrix, the effective rank and alpha.
-LAWS: dict[str, Callable[[Any, Any, int, float], Any]] = {
-    "IA3In": lambda f, W, r, alpha: W * f.scale[None, :],
-    "IA3Out": lambda f, W, r, alpha: f.scale[:, None] * W,
-    "OFTIn": _oft_in,
-    "HRA": _hra,
-    "BOFT": _boft,
-    "RoAd": _road,
-    "OLoRA": _olora,
-    "PSOFT": _psoft,
-    "DEFT": _deft,
-}
-
-# The bias, where a method adapts it: from the fields and the original one.
-BIAS_LAWS: dict[str, Callable[[Any, Any], Any]] = {
-    "IA3Out": lambda f, b: f.scale * b,
-    "RoAd": lambda f, b: _road_matrix(f, len(b)) @ b,
-}
+@law("IA3In", parameters=lambda r, out, inputs: inputs, rank=as_asked)
+def _ia3_in(f, W, r, alpha):
+    return W * f.scale[None, :]

@@ -19,6 +19,10 @@ class DuckLinear(eqx.Module):
     in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
 
+    def __init__(self, weight, in_features, out_features):
+        self.weight, self.bias = weight, jax.ShapeDtypeStruct((out_features,), jnp.float32)
+        self.in_features, self.out_features = in_features, out_features
+
     def __call__(self, x):
         y = x @ self.weight.T
         return y + jnp.broadcast_to(self.bias, y.shape)
@@ -51,19 +55,69 @@ class DuckConv(eqx.Module):
         return jax.lax.conv_general_dilated(x, self.weight, (1, 1), "SAME")
 
 
+class DuckEmbedding(eqx.Module):
+    """Somebody's own table: a whole sequence at once, scaled."""
+
+    weight: jax.Array
+    num_embeddings: int = eqx.field(static=True)
+    embedding_size: int = eqx.field(static=True)
+
+    def __call__(self, ids):
+        return 2.0 * self.weight[ids]
+
+
+class ScaledEmbedding(eqx.nn.Embedding):
+    def __call__(self, x, *, key=None):
+        return self.embedding_size**0.5 * super().__call__(x, key=key)
+
+
+class DoublingCell(eqx.nn.GRUCell):
+    """Does more than its parent: it doubles the next state."""
+
+    def __call__(self, input, hidden, *, key=None):
+        return 2.0 * super().__call__(input, hidden, key=key)
+
+
+def called(layer: Any, *arguments: Any) -> Any:
+    return layer(*arguments)
+
+
+def mapped(layer: Any, *arguments: Any) -> Any:
+    return jax.vmap(layer)(*arguments)
+
+
+def with_state(layer: Any, x: Any) -> Any:
+    """How a `SpectralNorm` is called, whose vectors are an output as well."""
+    state = eqx.nn.State(layer)
+    y, state = layer(x, state)
+    return y, state.get(layer.uv_index)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One base layer, its inputs, and the rank to adapt it with."""
+    """One base layer, its inputs, the rank to adapt it with, and how it is called.
+
+    `shapes`: a tree of the shapes of the arguments, and of arrays of indices.
+    """
 
     name: str
     layer: Any
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Any
     rank: int
+    call: Callable[..., Any] = called
 
-    def arguments(self, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
+    def arguments(self, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         """The arguments of the layer's call."""
         rng = np.random.default_rng(17)
-        return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in self.shapes)
+
+        def argument(shape: Any) -> Any:
+            if isinstance(shape, np.ndarray):
+                return jnp.asarray(shape)
+            if all(isinstance(size, int) for size in shape):
+                return jnp.asarray(rng.normal(size=shape), dtype)
+            return tuple(map(argument, shape))
+
+        return tuple(map(argument, self.shapes))
 
     def matrix(self) -> np.ndarray:
         """The `(out, in)` matrix of the layer, in float64."""
@@ -74,7 +128,12 @@ def matrix_of(layer: Any) -> np.ndarray:
     """The `(out, in)` matrix of a layer, or of the one in a norm, in float64."""
     if isinstance(layer, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
         layer = layer.layer
+    if isinstance(layer, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+        weights = [np.asarray(w).astype(np.float64) for w in (layer.weight_ih, layer.weight_hh)]
+        return np.concatenate(weights, axis=1)
     weight = np.asarray(layer.weight).astype(np.float64)
+    if hasattr(layer, "num_embeddings"):
+        return weight.T
     return weight.reshape(weight.shape[0], -1)
 
 
@@ -101,20 +160,12 @@ def _layer(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return _randomised(eqx.filter_eval_shape(lambda: build(*args, **kwargs, key=_KEY)))
 
 
-def _duck_linear() -> Any:
-    weight, bias = (
-        jax.ShapeDtypeStruct((5, 6), jnp.float32),
-        jax.ShapeDtypeStruct((5,), jnp.float32),
-    )
-    return _randomised(DuckLinear(weight, bias, 6, 5))
-
-
-def _duck_conv() -> Any:
-    return _randomised(DuckConv(jax.ShapeDtypeStruct((5, 2, 3, 1), jnp.float32), 2, 5, (3, 1)))
+def _duck(cls: Any, *shape: int, **sizes: Any) -> Any:
+    return _randomised(cls(jax.ShapeDtypeStruct(shape, jnp.float32), **sizes))
 
 
 # name: (how to make the layer, shapes of its arguments, rank)
-_Table = dict[str, tuple[Callable[[], Any], tuple[tuple[int, ...], ...], int]]
+_Table = dict[str, tuple[Callable[[], Any], Any, int]]
 
 _LINEARS: _Table = {
     "plain": (lambda: _layer(Linear, 6, 5), ((6,),), 2),
@@ -125,7 +176,7 @@ _LINEARS: _Table = {
     "scalar_output": (lambda: _layer(Linear, 4, "scalar"), ((4,),), 2),
     "scalars": (lambda: _layer(Linear, "scalar", "scalar", use_bias=False), ((),), 1),
     "rank_above_sizes": (lambda: _layer(Linear, 4, 3), ((4,),), 9),
-    "duck": (_duck_linear, ((2, 3, 6),), 2),
+    "duck": (lambda: _duck(DuckLinear, 5, 6, in_features=6, out_features=5), ((2, 3, 6),), 2),
     "subclass": (lambda: _layer(ScaledLinear, 6, 5), ((6,), ()), 2),
 }
 
@@ -134,24 +185,11 @@ _CONVS: _Table = {
     "plain": (lambda: _layer(Conv1d, 2, 5, 3), ((2, 9),), 2),
     "strided": (lambda: _layer(Conv2d, 1, 5, (3, 2), stride=(2, 1), padding=1), ((1, 7, 6),), 2),
     "volume": (lambda: _layer(Conv3d, 3, 5, (1, 2, 1)), ((3, 2, 4, 3),), 2),
-    "dilated": (lambda: _layer(Conv1d, 2, 5, 3, dilation=2, padding="SAME"), ((2, 9),), 2),
     "asymmetric": (
         lambda: _layer(
             Conv2d, 2, 5, (1, 3), stride=(1, 2), padding=((1, 0), (2, 1)), use_bias=False
         ),
         ((2, 4, 7),),
-        2,
-    ),
-    "same_lower": (lambda: _layer(Conv1d, 3, 5, 2, padding="SAME_LOWER"), ((3, 9),), 2),
-    "valid": (lambda: _layer(Conv2d, 1, 5, (2, 3), padding="VALID"), ((1, 6, 5),), 2),
-    "reflect": (
-        lambda: _layer(Conv1d, 2, 5, 3, padding=2, padding_mode="REFLECT"),
-        ((2, 9),),
-        2,
-    ),
-    "replicate": (
-        lambda: _layer(Conv2d, 1, 5, (2, 3), padding="SAME", padding_mode="REPLICATE"),
-        ((1, 5, 6),),
         2,
     ),
     "circular": (
@@ -168,7 +206,11 @@ _CONVS: _Table = {
     "pointwise": (lambda: _layer(Conv2d, 6, 5, 1), ((6, 4, 3),), 8),
     "generic": (lambda: _layer(eqx.nn.Conv, 1, 3, 5, 2), ((3, 6),), 2),
     "subclass": (lambda: _layer(PeriodicConv, 2, 5, 3), ((2, 9),), 2),
-    "duck": (_duck_conv, ((2, 2, 6, 5),), 2),
+    "duck": (
+        lambda: _duck(DuckConv, 5, 2, 3, 1, in_channels=2, out_channels=5, kernel_size=(3, 1)),
+        ((2, 2, 6, 5),),
+        2,
+    ),
 }
 
 _CONV_TRANSPOSES: _Table = {
@@ -186,19 +228,11 @@ _CONV_TRANSPOSES: _Table = {
         ((2, 4),),
         2,
     ),
-    "dilated": (lambda: _layer(Up2d, 1, 5, (2, 3), dilation=(2, 1)), ((1, 3, 4),), 2),
-    "same": (lambda: _layer(Up1d, 2, 5, 3, stride=2, padding="SAME"), ((2, 4),), 2),
-    "same_lower": (lambda: _layer(Up1d, 3, 5, 4, padding="SAME_LOWER"), ((3, 4),), 2),
-    # With a stride beyond the kernel there are outputs that no input reaches.
-    "sparse": (lambda: _layer(Up1d, 3, 5, 2, stride=4, padding="SAME"), ((3, 3),), 2),
-    "valid": (lambda: _layer(Up1d, 3, 5, 2, stride=2, padding="VALID"), ((3, 4),), 2),
     "circular": (
         lambda: _layer(Up1d, 2, 5, 3, stride=2, padding="SAME", padding_mode="CIRCULAR"),
         ((2, 4),),
         2,
     ),
-    # Few channels for each group: 2 of 4 outputs, which is also what OFT's blocks fit into.
-    "groups": (lambda: _layer(Up1d, 4, 8, 3, stride=2, groups=2), ((4, 3),), 2),
     "depthwise": (lambda: _layer(Up1d, 4, 4, 3, groups=4, use_bias=False), ((4, 4),), 3),
     "volume": (lambda: _layer(Up3d, 3, 5, (1, 2, 1), stride=(2, 1, 1)), ((3, 2, 2, 1),), 2),
     "generic": (lambda: _layer(eqx.nn.ConvTranspose, 1, 3, 5, 2, stride=2), ((3, 4),), 2),
@@ -221,26 +255,51 @@ def _spectral_norm(build: Callable[..., Any], *args: Any, inference: bool = Fals
 # if the layer inside had been trained since the norm was put around it.
 _NORMS: _Table = {
     "rows_linear": (lambda: _weight_norm(Linear, 6, 5), ((6,),), 2),
-    "rows_conv": (lambda: _weight_norm(Conv2d, 2, 5, (3, 1)), ((2, 4, 3),), 2),
     "rows_conv_transpose": (lambda: _weight_norm(Up1d, 3, 5, 2), ((3, 4),), 2),
     "whole_linear": (lambda: _weight_norm(Linear, 4, 3, axis=None), ((4,),), 2),
-    "whole_conv": (lambda: _weight_norm(Conv1d, 2, 5, 3, axis=None), ((2, 6),), 2),
     "spectral_linear": (lambda: _spectral_norm(Linear, 6, 5), ((6,),), 2),
     "spectral_conv": (lambda: _spectral_norm(Conv1d, 2, 5, 3), ((2, 6),), 2),
     "spectral_at_inference": (lambda: _spectral_norm(Linear, 6, 5, inference=True), ((6,),), 2),
 }
 
+# LoKr's and OFT's blocks divide neither the embeddings nor their size. Repeated ids add up their
+# gradients, and negative ones count from the end.
+_EMBEDDINGS: _Table = {
+    "batch": (lambda: _layer(eqx.nn.Embedding, 7, 5), (np.array([1, 6, 6, -2, 0]),), 3),
+    "duck": (
+        lambda: _duck(DuckEmbedding, 7, 5, num_embeddings=7, embedding_size=5),
+        (np.array([[0, 3], [3, -1]]),),
+        3,
+    ),
+    "subclass": (lambda: _layer(ScaledEmbedding, 7, 5), (np.array([2, 5]),), 3),
+}
+
+# The states of an LSTM are a pair.
+_CELLS: _Table = {
+    "gru": (lambda: _layer(eqx.nn.GRUCell, 3, 2), ((3,), (2,)), 4),
+    "gru_without_bias": (lambda: _layer(eqx.nn.GRUCell, 3, 2, False), ((3,), (2,)), 4),
+    "lstm": (lambda: _layer(eqx.nn.LSTMCell, 3, 2), ((3,), ((2,), (2,))), 4),
+    "subclass": (lambda: _layer(DoublingCell, 3, 2), ((3,), (2,)), 4),
+}
+
+# The layers of each kind, as adapters are named: "Linear", "Conv", ...
 _TABLES = {
     "Linear": _LINEARS,
     "Conv": _CONVS,
     "ConvTranspose": _CONV_TRANSPOSES,
     "InNorm": _NORMS,
+    "Embedding": _EMBEDDINGS,
+    "Recurrent": _CELLS,
 }
-LINEARS, CONVS, CONV_TRANSPOSES, NORMS = map(tuple, _TABLES.values())
+NAMES = {kind: tuple(table) for kind, table in _TABLES.items()}
 
 
 @functools.cache
 def case(kind: str, name: str) -> Case:
-    """The base layer of that name, of kind `"Linear"`, `"Conv"`, ... as adapters are named."""
+    """The base layer of that name, of that kind."""
     make, shapes, rank = _TABLES[kind][name]
-    return Case(name, make(), shapes, rank)
+    layer = make()
+    call = with_state if isinstance(layer, eqx.nn.SpectralNorm) else called
+    if type(layer) in (eqx.nn.Embedding, ScaledEmbedding):
+        call = mapped
+    return Case(name, layer, shapes, rank, call)

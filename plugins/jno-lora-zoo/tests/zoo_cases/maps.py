@@ -2,19 +2,24 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 
-from .layers import DuckConv, DuckLinear, PeriodicConv, ScaledLinear
+from .layers import (
+    DoublingCell,
+    DuckConv,
+    DuckEmbedding,
+    DuckLinear,
+    PeriodicConv,
+    ScaledEmbedding,
+    ScaledLinear,
+)
 
 # The names that NumPy has for ways of padding.
 _PADDING = {
     "ZEROS": "constant",
-    "REFLECT": "reflect",
-    "REPLICATE": "edge",
     "CIRCULAR": "wrap",
 }
 
@@ -34,30 +39,29 @@ def output(layer: Any, W: np.ndarray, at: np.ndarray, *arguments: Any) -> Any:
 
 @output.register(eqx.nn.Linear)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    y = linear(W, _bias(layer), x.reshape(-1))
+    y = W @ x.reshape(-1) + _bias(layer)
     return y.reshape(()) if layer.out_features == "scalar" else y
 
 
 @output.register(ScaledLinear)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    return 0.5 * gain * linear(W, _bias(layer), x)
+    return 0.5 * gain * (W @ x + _bias(layer))
 
 
 @output.register(DuckLinear)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    rows = [linear(W, _bias(layer), row) for row in x.reshape(-1, x.shape[-1])]
-    return np.reshape(rows, (*x.shape[:-1], -1))
+    return x @ W.T + _bias(layer)
 
 
 @output.register(eqx.nn.Conv)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return convolution(layer, W, _bias(layer), x)
+    return convolution(layer, W, x)
 
 
 @output.register(PeriodicConv)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
     periodic = [[*row[-1:] / 2, *row, *row[:1] / 2] for row in x]
-    return convolution(layer, W, _bias(layer), np.array(periodic))
+    return convolution(layer, W, np.array(periodic))
 
 
 @output.register(DuckConv)
@@ -71,7 +75,7 @@ def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @output.register(eqx.nn.ConvTranspose)
 def _(layer: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return transposed_convolution(layer, W, _bias(layer), x)
+    return transposed_convolution(layer, W, x)
 
 
 @output.register(eqx.nn.WeightNorm)
@@ -93,17 +97,64 @@ def _(norm: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray) -> Any:
     return output(norm.layer, weight, weight, x), (u, v)
 
 
-def _bias(layer: Any) -> np.ndarray | None:
-    return None if layer.bias is None else np.asarray(layer.bias)
+@output.register(eqx.nn.Embedding)
+def _(layer: Any, W: np.ndarray, at: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Column `i` of `W` for every id `i`, in an axis behind those of the ids."""
+    return W.T[ids]
 
 
-def linear(W: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-    """`y_o = sum_i W_oi x_i + b_o`."""
-    y = np.array([sum(W[o, i] * x[i] for i in range(W.shape[1])) for o in range(W.shape[0])])
-    return y if bias is None else y + bias
+@output.register(DuckEmbedding)
+def _(layer: Any, W: np.ndarray, at: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return 2 * W.T[ids]
 
 
-def convolution(layer: Any, W: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+@output.register(ScaledEmbedding)
+def _(layer: Any, W: np.ndarray, at: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return np.sqrt(len(W)) * W.T[ids]
+
+
+@output.register(eqx.nn.GRUCell)
+def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Reset, update and new state, of which the reset gate acts behind the bias `bias_n`.
+
+    `r = s(W_ir x + b_r + W_hr h)`, `z = s(W_iz x + b_z + W_hz h)`,
+    `n = tanh(W_in x + b_n + r (W_hn h + bias_n))`, `h' = (1 - z) n + z h`.
+    """
+    of_input, of_state = W[:, : len(x)] @ x + _bias(cell), W[:, len(x) :] @ h
+    bias_n = 0.0 if cell.bias_n is None else np.asarray(cell.bias_n)
+    (i_r, i_z, i_n), (h_r, h_z, h_n) = of_input.reshape(3, -1), of_state.reshape(3, -1)
+    reset, update = _sigmoid(i_r + h_r), _sigmoid(i_z + h_z)
+    new = np.tanh(i_n + reset * (h_n + bias_n))
+    return (1 - update) * new + update * h
+
+
+@output.register(DoublingCell)
+def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, h: np.ndarray) -> np.ndarray:
+    return 2 * output.dispatch(eqx.nn.GRUCell)(cell, W, at, x, h)
+
+
+@output.register(eqx.nn.LSTMCell)
+def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, state: Any) -> Any:
+    """Input, forget, cell and output gates of `W_i x + W_h h + b`.
+
+    `c' = s(f) c + s(i) tanh(g)`, `h' = s(o) tanh(c')`.
+    """
+    h, c = state
+    z = W[:, : len(x)] @ x + W[:, len(x) :] @ h + _bias(cell)
+    i, f, g, o = z.reshape(4, -1)
+    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+    return _sigmoid(o) * np.tanh(c), c
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def _bias(layer: Any) -> Any:
+    return 0.0 if layer.bias is None else np.asarray(layer.bias)
+
+
+def convolution(layer: Any, W: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The cross-correlation that `eqx.nn.Conv` is documented to compute.
 
     `y[o, p] = b[o] + sum over c and k of K[o, c, k] xp[c + first(o), p * stride + k * dilation]`,
@@ -111,42 +162,22 @@ def convolution(layer: Any, W: np.ndarray, bias: np.ndarray | None, x: np.ndarra
 
     **Arguments:**
 
-    - `layer`: has the settings (strides, padding), of its arrays none is used.
+    - `layer`: has the settings (strides, padding) and the bias. Its kernel is not used.
     - `W`: `(out, in / groups * prod(kernel))`.
     """
-    kernel = W.reshape(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    groups, n = layer.groups, len(layer.kernel_size)
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    xp = np.pad(x, [(0, 0), *_padding(layer, x, reach)], mode=_PADDING[layer.padding_mode])
-    sizes = [(n - r) // s + 1 for n, r, s in zip(xp.shape[1:], reach, layer.stride, strict=True)]
-    y = np.zeros((layer.out_channels, *sizes))
-    for o in range(layer.out_channels):
-        channels = _inputs_of(layer, o)
-        for place in itertools.product(*map(range, sizes)):
-            window = tuple(
-                slice(p * s, p * s + r, d)
-                for p, s, r, d in zip(place, layer.stride, reach, layer.dilation, strict=True)
-            )
-            y[(o, *place)] = np.sum(kernel[o] * xp[(channels, *window)])
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(sizes))
+    xp = np.pad(x, [(0, 0), *layer.padding], mode=_PADDING[layer.padding_mode])
+    windows = np.lib.stride_tricks.sliding_window_view(xp, reach, axis=tuple(range(1, n + 1)))
+    steps = [slice(None, None, step) for step in (*layer.stride, *layer.dilation)]
+    windows = windows[(slice(None), *steps)]  # (in, *sizes, *kernel)
+    sizes = windows.shape[1 : n + 1]
+    windows = windows.reshape(groups, layer.in_channels // groups, *sizes, -1)
+    kernel = W.reshape(groups, layer.out_channels // groups, layer.in_channels // groups, -1)
+    return np.einsum("goik,gi...k->go...", kernel, windows).reshape(-1, *sizes) + _bias(layer)
 
 
-def _padding(layer: Any, x: np.ndarray, reach: list[int]) -> Sequence[tuple[int, int]]:
-    """How many places are added before and after each axis."""
-    if layer.padding == "VALID":
-        return [(0, 0)] * len(reach)
-    if not isinstance(layer.padding, str):
-        return layer.padding
-    # As many outputs as inputs (over the stride).
-    totals = [
-        max((-(-n // s) - 1) * s + r - n, 0)
-        for n, s, r in zip(x.shape[1:], layer.stride, reach, strict=True)
-    ]
-    return [_halves(layer, total) for total in totals]
-
-
-def transposed_convolution(
-    layer: Any, W: np.ndarray, bias: np.ndarray | None, x: np.ndarray
-) -> np.ndarray:
+def transposed_convolution(layer: Any, W: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The transpose of the convolution that has the same settings and leads the other way.
 
     That one reads, for the place `p` of its output, the places `p * stride + k * dilation` of its
@@ -155,42 +186,30 @@ def transposed_convolution(
 
     **Arguments:** those of `convolution`.
     """
-    kernel = W.reshape(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    groups = layer.groups
+    kernel = W.reshape(groups, -1, layer.in_channels // groups, *layer.kernel_size)
+    inputs = x.reshape(groups, -1, *x.shape[1:])
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     places, sizes = x.shape[1:], []
     before = []  # how many places of padding come first
     for axis, (n, s, r) in enumerate(zip(places, layer.stride, reach, strict=True)):
         more = layer.output_padding[axis]
-        if layer.padding in ("SAME", "SAME_LOWER"):
+        if layer.padding == "SAME":
             size = n * s - more  # of which the convolution makes n
-            first, _ = _halves(layer, max((n - 1) * s + r - size, 0))
+            first = max((n - 1) * s + r - size, 0) // 2
         else:
-            first, last = (0, 0) if layer.padding == "VALID" else layer.padding[axis]
+            first, last = layer.padding[axis]
             size = (n - 1) * s + r - first - last + more
         before.append(first)
         sizes.append(size)
-    y = np.zeros((layer.out_channels, *sizes))
-    for o in range(layer.out_channels):
-        inputs = x[_inputs_of(layer, o)]
-        for p in itertools.product(*map(range, places)):
-            for k in itertools.product(*map(range, layer.kernel_size)):
-                mirrored = tuple(n - 1 - i for n, i in zip(layer.kernel_size, k, strict=True))
-                to = np.array(p) * layer.stride + np.array(k) * layer.dilation - before
-                if layer.padding_mode == "CIRCULAR":
-                    to %= sizes
-                if np.all(to >= 0) and np.all(to < sizes):
-                    y[(o, *to)] += np.sum(kernel[(o, slice(None), *mirrored)] * inputs[(..., *p)])
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(sizes))
-
-
-def _inputs_of(layer: Any, o: int) -> slice:
-    """The channels that output `o` of a grouped convolution reads."""
-    inputs = layer.in_channels // layer.groups
-    first = o // (layer.out_channels // layer.groups) * inputs
-    return slice(first, first + inputs)
-
-
-def _halves(layer: Any, total: int) -> tuple[int, int]:
-    """Padding before and after, of which an odd place is the last one, or the first."""
-    less = total // 2
-    return (total - less, less) if layer.padding == "SAME_LOWER" else (less, total - less)
+    y = np.zeros((groups, layer.out_channels // groups, *sizes))
+    for p in itertools.product(*map(range, places)):
+        for k in itertools.product(*map(range, layer.kernel_size)):
+            mirrored = tuple(n - 1 - i for n, i in zip(layer.kernel_size, k, strict=True))
+            to = np.array(p) * layer.stride + np.array(k) * layer.dilation - before
+            if layer.padding_mode == "CIRCULAR":
+                to %= sizes
+            if np.all(to >= 0) and np.all(to < sizes):
+                products = kernel[(..., *mirrored)] @ inputs[(..., *p)][..., None]
+                y[(..., *to)] += products[..., 0]
+    return y.reshape(-1, *sizes) + _bias(layer)

@@ -16,17 +16,21 @@ import numpy as np
 from jno.lora import lora_trainable_filter
 
 from .adapters import made, perturb
-from .laws import adapted_bias, array_of, fields_of, reference, triplets
-from .layers import matrix_of
+from .laws import (
+    adapted_bias,
+    array_of,
+    effective_rank,
+    fields_of,
+    parameter_count,
+    reference,
+    triplets,
+)
+from .layers import called, matrix_of
 from .tools import assert_close, cast_floats, central_difference
 
 ALPHA = 3.0
 GRADIENT = 1e-7
 VALUE = 1e-12
-
-
-def _called(layer: Any, *arguments: Any) -> Any:
-    return layer(*arguments)
 
 
 class Oracle:
@@ -53,7 +57,7 @@ class Oracle:
         output: Callable[..., Any],
         *,
         matrix: Callable[[Any], np.ndarray] = matrix_of,
-        call: Callable[..., Any] = _called,
+        call: Callable[..., Any] = called,
     ):
         with jax.enable_x64(True):
             layer = cast_floats(layer, jnp.float64)
@@ -69,21 +73,13 @@ class Oracle:
             computed = eqx.combine(jax.device_get(arrays), static)
             self._start, self._output, merged, self._gradients = computed
             assert jax.tree.structure(merged) == jax.tree.structure(layer)
-            fields = vars(fields_of(wrapper))
-            fields.pop("multiplier", None)
+            self._fields = vars(fields_of(wrapper))
             W = matrix(layer)
-            if hasattr(wrapper, "seed") and hasattr(wrapper, "projections"):
-                fields["A"], fields["B"] = map(np.asarray, wrapper.projections(jnp.zeros(W.shape)))
         assert all(x.dtype == np.float64 for x in jax.tree.leaves((self._output, shapes)))
-        self._W = W
-        self._merged, self._fields = matrix(merged), fields
+        self._layer, self._W, self._merged = layer, W, merged
+        self._matrix, self._to_numpy = matrix, output
         self._method, self._arguments, self._weights = method, arguments, weights
-        self._names = cls.adapter_fields
-        self._law = lambda fields: reference(method, SimpleNamespace(**fields), W, rank, ALPHA)
-        self._base = lambda: output(layer, W, W, *arguments)
-        self._loops = lambda fields, *arguments: output(
-            adapted_bias(method, SimpleNamespace(**fields), layer), *arguments
-        )
+        self._names, self._rank, self._rank_in_use = cls.adapter_fields, rank, wrapper.rank
 
     def check(self) -> None:
         """The adapter starts as its layer; trained, it is the law in values and derivatives."""
@@ -93,65 +89,104 @@ class Oracle:
         self.check_derivatives()
 
     def check_start(self) -> None:
-        """The fresh adapter computes what the loops do with the layer's own weight."""
-        self._require_outputs(self._start, self._base())
+        """The fresh adapter computes what the loops do with the layer's own weight.
 
-    def _require_outputs(self, actual: Any, expected: Any) -> None:
-        leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
-        for one, other in zip(*leaves, strict=True):
-            assert_close(one, other, VALUE)
+        As many numbers train as the documentation says.
+        """
+        expected = self._to_numpy(self._layer, self._W, self._W, *self._arguments)
+        _require_close(self._start, expected)
+        assert self._rank_in_use == effective_rank(self._method, self._rank, *self._W.shape)
+        size = sum(self._fields[name].size for name in self._names)
+        assert size == parameter_count(self._method, self._rank, *self._W.shape)
 
     def check_merged(self) -> None:
-        """The merged weight is the law, and LoRA-XS's frozen factors are of the weight."""
-        assert_close(self._merged, self._law(self._fields), VALUE)
+        """The merged weight and bias are the law; LoRA-XS's frozen factors are of the weight."""
+        W = self._matrix(self._merged)
+        assert_close(W, self._law(self._fields), VALUE)
+        _require_close(_bias_of(self._merged), _bias_of(self._adapted(self._fields)))
         # Something moved. (Blocks of one are not rotations: OFT of one output is the identity.)
-        if (self._method, len(self._W)) != ("OFT", 1):
-            assert np.max(np.abs(self._merged - self._W)) > 1e-2
+        if (self._method, len(W)) != ("OFT", 1):
+            assert np.max(np.abs(W - self._W)) > 1e-2
         if self._method == "LoRAXS":
             A, B = self._fields["lora_A"], self._fields["lora_B"]
             assert_close(B @ A, triplets(self._W, slice(0, len(A))), VALUE)
 
     def check_output(self) -> None:
         """The wrapped layer computes what the loops do with the law."""
-        W = self._law(self._fields)
-        self._require_outputs(self._output, self._loops(self._fields, W, W, *self._arguments))
+        W, layer = self._law(self._fields), self._adapted(self._fields)
+        _require_close(self._output, self._to_numpy(layer, W, W, *self._arguments))
 
     def check_derivatives(self) -> None:
         """Every derivative, of the wrapped and of the merged layer, is a central difference.
 
-        Of `sum(weights * sin(y))`, in each of the adapter's arrays and in each input.
+        Of `sum(weights * sin(y))`, in each of the adapter's arrays and in each input. In the
+        arrays by the chain rule, through the matrix and the bias, which are few numbers.
         """
-        at = self._law(self._fields)
+        at, layer = self._law(self._fields), self._adapted(self._fields)
+        inputs, treedef = jax.tree.flatten(self._arguments)
+        moving = {n: x for n, x in enumerate(inputs) if x.dtype == np.float64} | {"W": at}
+        if _bias_of(layer) is not None:
+            moving["b"] = np.asarray(_bias_of(layer))
+
+        def loss(values):
+            arguments = [values.get(n, x) for n, x in enumerate(inputs)]
+            changed = _with_bias(layer, values["b"]) if "b" in values else layer
+            y = self._to_numpy(changed, values["W"], at, *jax.tree.unflatten(treedef, arguments))
+            terms = jax.tree.map(lambda w, y: np.sum(w * np.sin(y)), self._weights, y)
+            return sum(jax.tree.leaves(terms))
+
+        by = _differences(loss, moving)
+        by_W, by_b = by.pop("W"), by.pop("b", None)
         constant = {}
         if self._method == "DoRA":  # takes the row norm for constant (section 4.3)
             ones = np.ones(len(at))
             V = self._law({**self._fields, "magnitude": ones, "norm": ones})
             constant["norm"] = np.linalg.norm(V, axis=1)
-        inputs, treedef = jax.tree.flatten(self._arguments)
+
+        def pulled_back(trained):
+            fields = {**self._fields, **constant, **trained}
+            by_bias = 0 if by_b is None else np.sum(by_b * _bias_of(self._adapted(fields)))
+            return np.sum(by_W * self._law(fields)) + by_bias
+
         trained = {name: self._fields[name] for name in self._names}
-        moving = trained | {n: x for n, x in enumerate(inputs) if x.dtype == np.float64}
-
-        def loss(moving):
-            fields = {name: array for name, array in moving.items() if name in trained}
-            arguments = [moving.get(n, x) for n, x in enumerate(inputs)]
-            fields = {**self._fields, **constant, **fields}
-            y = self._loops(fields, self._law(fields), at, *jax.tree.unflatten(treedef, arguments))
-            terms = jax.tree.map(lambda w, y: np.sum(w * np.sin(y)), self._weights, y)
-            return sum(jax.tree.leaves(terms))
-
-        expected = {
-            name: central_difference(lambda x, name=name: loss({**moving, name: x}), array)
-            for name, array in moving.items()
-        }
+        by_field = _differences(pulled_back, trained)
+        expected = by_field | by
         largest = max(np.max(np.abs(gradient)) for gradient in expected.values())
         for fields, arguments in self._gradients:
-            actual = {name: array_of(fields, name) for name in trained}
-            others = [name for name in moving if name not in trained]
-            actual |= zip(others, jax.tree.leaves(arguments), strict=True)
+            actual = {name: array_of(fields, name) for name in by_field}
+            actual |= zip(by, jax.tree.leaves(arguments), strict=True)
             for name, gradient in expected.items():
                 # Fields without effect have differences of rounding.
                 scale = max(np.max(np.abs(gradient)), 1e-2 * largest)
                 assert_close(actual[name], gradient, GRADIENT, scale=scale)
+
+    def _law(self, fields: dict[str, Any]) -> np.ndarray:
+        return reference(self._method, SimpleNamespace(**fields), self._W, self._rank, ALPHA)
+
+    def _adapted(self, fields: dict[str, Any]) -> Any:
+        """The layer with the bias that the method gives it."""
+        return adapted_bias(self._method, SimpleNamespace(**fields), self._layer)
+
+
+def _require_close(actual: Any, expected: Any) -> None:
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert_close(one, other, VALUE)
+
+
+def _bias_of(layer: Any) -> Any:
+    return getattr(getattr(layer, "layer", layer), "bias", None)
+
+
+def _with_bias(layer: Any, bias: np.ndarray) -> Any:
+    return eqx.tree_at(_bias_of, layer, bias)
+
+
+def _differences(function: Callable[[Any], Any], arrays: dict[Any, np.ndarray]) -> Any:
+    """The derivative of a number by every entry of each of these arrays."""
+    return {
+        name: central_difference(lambda x, name=name: function({**arrays, name: x}), array)
+        for name, array in arrays.items()
+    }
 
 
 @eqx.filter_jit

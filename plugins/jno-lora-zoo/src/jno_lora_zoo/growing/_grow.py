@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray
 
-from jno.lora import (
-    CheckpointError,
-    LoRAWrapper,
-    SelectionError,
-    load_adapters,
-    read_adapters,
-)
-from jno.lora.coded import is_coded
+from jno.lora import LoRAWrapper, SelectionError, load_adapters, read_adapters
 from jno.lora.extending import (
     bullets,
     expect_model,
@@ -85,8 +78,6 @@ def grow(
     makes no sense.
     """
     expect_model(model, "grow")
-    if not isinstance(path, str):
-        raise SelectionError(f"`path` must be a string, such as 'layers/0', but is {path!r}.")
     layer = layers_at(model, [path]).get(path)
     if layer is None:
         paths = [name for name, node in modules_by_path(model).items() if _class_for(node)]
@@ -130,8 +121,7 @@ def load_grown(
         that the adapters were made for.
     - `wrappers`: as of `jno.lora.load_adapters`, for other adapters of the file.
 
-    **Raises:** `SelectionError` if a layer cannot grow, `CheckpointError` if the arrays of a grown
-    layer are damaged; as `jno.lora.load_adapters`.
+    **Raises:** `SelectionError` if a layer cannot grow; as `jno.lora.load_adapters`.
     """
     expect_model(model, "load_grown")
     # No plugin registers these classes, because no other call makes them.
@@ -141,15 +131,9 @@ def load_grown(
         layer = layers_at(model, [path]).get(path)
         if "new_rows" not in sizes or layer is None:
             continue
-        shapes = [sizes.get(name, ()) for name in Grown.adapter_fields]
-        if any(len(shape) < 2 for shape in shapes):
-            raise CheckpointError(
-                f"The file is damaged: at {show_path(path)!r}, expected two matrices or stacks "
-                f"{Grown.adapter_fields}, and the file has arrays of the shapes {sizes}."
-            )
         cls = _class_for(layer)
         _check(model, path, layer, cls)
-        rows, columns = shapes[0][-2], shapes[1][-1]
+        rows, columns = sizes["new_rows"][-2], sizes["new_columns"][-1]
         kernel = math.prod(getattr(layer, "kernel_size", ()))
         model = replace_layers(model, {path: _enlarged(layer, cls, rows, columns // kernel)})
     return load_adapters(model, file, strict=strict, wrappers=classes)
@@ -164,22 +148,17 @@ def _check(model: Any, path: str, layer: Any, cls: Any) -> None:
     place = f"The {type(layer).__name__} at {show_path(path)!r} cannot grow"
     if isinstance(layer, LoRAWrapper):
         raise SelectionError(
-            f"{place}: it carries an adapter. Grow the plain layer, all of its sizes in one call; "
-            "`merge_lora` makes it plain. Adapters of two names act on one layer together by "
-            "`net.activate`."
+            f"{place}: it carries an adapter. Merge it, and grow all sizes in one call."
         )
     if cls is None:
         raise SelectionError(
             f"{place}. Linear layers, convolutions and embeddings with a floating weight in the "
-            "layout (out, in, ...) grow. A norm would divide by other statistics, and other layers "
-            "have several matrices that must fit each other: make a larger layer by hand."
+            "layout (out, in, ...) grow. Make a larger layer by hand."
         )
     if getattr(layer, "groups", 1) != 1:
         raise SelectionError(f"{place}: its channels are in {layer.groups} groups, expected 1.")
     if "scalar" in (getattr(layer, name) for name in _KINDS[cls]):
         raise SelectionError(f"{place}: its size is 'scalar', expected a number.")
-    if is_coded(layer.weight):
-        raise SelectionError(f"{place}: its weight is quantised. Grow first, and quantise then.")
     if norms := norms_around(model, [path]):
         raise SelectionError(f"{place}: the norm at {show_path(norms[path])!r} rewrites it.")
     places = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(model) if x is layer.weight]
@@ -204,7 +183,7 @@ def _checked_sizes(model: Any, path: str, outputs: Any, inputs: Any) -> tuple[in
     if isinstance(attention, eqx.nn.MultiheadAttention) and sizes.get(_HEADS.get(name, "")):
         raise SelectionError(
             f"The {_HEADS[name]} of {show_path(path)!r} cannot grow: the attention cuts them into "
-            "heads, so that old outputs would change. Make a larger attention by hand."
+            "heads, so that old outputs would change."
         )
     return sizes["outputs"], sizes["inputs"]
 
@@ -225,7 +204,7 @@ def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> A
         entries, option = (("outputs", "outputs="), ("tokens", "inputs="))[cls.start_axis]
         raise SelectionError(
             f"`start` says how new {entries} start, and there are none: leave it out, or give "
-            f"`{option}`. All other new entries start at zero."
+            f"`{option}`."
         )
     if isinstance(start, str):
         if start not in names:

@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._arrays import (
-    cast_like,
-    compute_dtype,
-    describe,
-    in_compute_dtype,
-    is_float_array,
-)
+from .._arrays import cast_like, compute_dtype, describe, in_compute_dtype, is_float_array
 from .._layer_kind import Map, MatrixLayer, Update, unchanged
 
 

@@ -12,13 +12,7 @@ from jaxtyping import Array, Float
 from jno.lora import LinearLike
 from jno.lora.coded import is_coded
 
-from .._arrays import (
-    Matrix,
-    cast_like,
-    describe,
-    dtype_of,
-    is_float_array,
-)
+from .._arrays import Matrix, cast_like, describe, dtype_of, is_float_array
 from .._derivatives import recomputed
 from .._layer_kind import Bias, Map, MatrixLayer, Update, unchanged
 

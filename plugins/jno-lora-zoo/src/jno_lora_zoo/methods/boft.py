@@ -61,10 +61,7 @@ class BOFT(Method):
         most = 1 + ((inputs - 1) // r).bit_length()
         m = whole_number(factors, "factors", most, f" for {inputs} inputs in blocks of {r}")
         if m > 1 and r % 2:
-            raise ValueError(
-                f"a butterfly of {m} factors rotates halves of blocks, but its blocks are of "
-                f"{r} inputs: give an even rank or `factors` 1"
-            )
+            raise ValueError(f"{r} inputs have no halves: give an even rank or `factors` 1")
         blocks = math.ceil(inputs / (2 ** (m - 1) * r)) * 2 ** (m - 1)
         return {"Q_blocks": jnp.zeros((m, blocks, r, r), dtype), "s": jnp.ones(W.shape[0], dtype)}
 

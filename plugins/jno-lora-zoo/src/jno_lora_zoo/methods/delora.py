@@ -49,10 +49,7 @@ class DeLoRA(Method):
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         if self.alpha == 0:
-            raise ValueError(
-                "DeLoRA starts its strength at alpha, and with alpha 0 nothing would train: give "
-                "another, such as 15"
-            )
+            raise ValueError("with alpha 0 nothing would train: give another, such as 15")
         return {
             **low_rank_start(W, r, key, dtype, self.fan_in(W)),
             "strength": jnp.asarray(self.alpha, dtype),

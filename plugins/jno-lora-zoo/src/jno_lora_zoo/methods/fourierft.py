@@ -16,6 +16,7 @@ class Transformed(Additive):
     """`W' = W + alpha U`, where a transform of `U` has trained coefficients at some positions."""
 
     adapter_fields = ("coefficients",)
+    _scales_by_alpha = True
 
     coefficients: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]
@@ -25,14 +26,6 @@ class Transformed(Additive):
     ) -> dict[str, Any]:
         n = count_of(W.shape, r, n_frequency, "n_frequency")
         return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 1.0
-
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        return alpha
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:

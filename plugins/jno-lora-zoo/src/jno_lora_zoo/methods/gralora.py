@@ -47,15 +47,9 @@ class GraLoRA(Additive):
             k = next((n for n in range(2, r + 1) if r % n == 0 and _fits(n, W.shape)), 1)
         k = whole_number(k, "k")
         if r % k:
-            raise ValueError(
-                f"GraLoRA shares the rank out among `k` blocks, so that `k` must divide the rank, "
-                f"but `k` is {k} and the rank {r}"
-            )
+            raise ValueError(f"`k` must divide the rank, but `k` is {k} and the rank {r}")
         if not _fits(k, W.shape):
-            raise ValueError(
-                f"a weight {W.shape} has no {k} x {k} blocks with an entry in each: give a smaller "
-                "`k`"
-            )
+            raise ValueError(f"a weight {W.shape} has no {k} x {k} blocks with an entry in each")
         p, q = (-(-size // k) for size in W.shape)
         A = jax.random.normal(key, (k, q, r), dtype) * math.sqrt(k / self.fan_in(W))
         return {"A": A, "B": jnp.zeros((k, r, p), dtype)}

@@ -51,10 +51,9 @@ class HRA(Method):
     ) -> dict[str, Any]:
         inputs = W.shape[1]
         if gram_schmidt and r > inputs:
-            most = f"give a rank of at most {inputs - inputs % 2}, or " if inputs > 1 else ""
             raise ValueError(
-                f"with `gram_schmidt`, the {r} vectors (the rank, rounded up to an even number) "
-                f"are orthonormal, but there are {inputs} inputs: {most}leave out `gram_schmidt`"
+                f"{r} vectors cannot be orthonormal where there are {inputs} inputs: give a "
+                "smaller rank, or leave out `gram_schmidt`"
             )
         if gram_schmidt:
             U = jax.random.normal(key, (inputs, r), dtype)

@@ -150,15 +150,13 @@ class LoRAFA(LowRank):
 
 
 _NO_FEATURES = (
-    "was built with `dropout`, which acts on the features that its low-rank product reads. The "
-    "adapter does not see them here: the layer has an unknown `__call__`, reads integers, or was "
-    "not given its input by position. Leave `dropout` out for this layer (`specs=`), or switch it "
-    "off by `eqx.nn.inference_mode(model)`."
+    "was built with `dropout`, and does not see the features that its low-rank product reads: the "
+    "layer has an unknown `__call__`, reads integers, or got its input by name. Leave `dropout` "
+    "out for this layer (`specs=`), or switch it off by `eqx.nn.inference_mode(model)`."
 )
 _NO_KEY = (
-    "was built with `dropout` and was called without `key=`. Give each adapted layer a key, "
-    "`layer(x, key=key)` (`eqx.nn.MLP` does not do so), or switch dropout off by "
-    "`eqx.nn.inference_mode(model)`."
+    "was built with `dropout` and called without `key=`. Give each adapted layer a key (as "
+    "`eqx.nn.MLP` does not), or switch dropout off by `eqx.nn.inference_mode(model)`."
 )
 
 

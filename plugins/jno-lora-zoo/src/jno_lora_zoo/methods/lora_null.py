@@ -39,13 +39,7 @@ class LoRANull(Split):
     about = cited("2503.02659", family="low rank", formula="r (in + out)")
 
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        W: Matrix,
-        r: int,
-        key: PRNGKeyArray,
-        dtype: Any,
-        *,
-        statistics: Mapping[str, Array],
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, statistics: Mapping[str, Array]
     ) -> dict[str, Any]:
         # The eigenvalues ascend.
         N = jnp.linalg.eigh(statistics["input_covariance"])[1][:, :r]

@@ -40,10 +40,7 @@ class OFT(Method):
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
         if r == 1 < W.shape[0]:
-            raise ValueError(
-                "OFT rotates the outputs in blocks of `rank`, and a block of one output cannot "
-                "rotate: give a rank of 2 or more"
-            )
+            raise ValueError("a block of one output cannot rotate: give a rank of 2 or more")
         return {"Q_blocks": jnp.zeros((math.ceil(W.shape[0] / r), r, r), dtype)}
 
     def rotations(self, W: Array) -> Float[Array, "blocks r r"]:

@@ -59,13 +59,10 @@ class OFTIn(Method):
     ) -> dict[str, Any]:
         inputs = W.shape[1]
         if r == 1 < inputs:
-            raise ValueError(
-                "OFTIn rotates the inputs in blocks of `rank`, and a block of one input cannot "
-                "rotate: give a rank of 2 or more"
-            )
+            raise ValueError("a block of one input cannot rotate: give a rank of 2 or more")
         if block_share and inputs % r:
             raise ValueError(
-                f"with `block_share`, the rank must divide the {inputs} inputs, but is {r}"
+                f"with `block_share`, the rank must divide {inputs} inputs, but is {r}"
             )
         blocks = 1 if block_share else math.ceil(inputs / r)
         packed = jnp.zeros((blocks, r * (r - 1) // 2), dtype)

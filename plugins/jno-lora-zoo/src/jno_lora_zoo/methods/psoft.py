@@ -56,10 +56,7 @@ class PSOFT(SingularCore):
         svd: str = "auto",
     ) -> dict[str, Any]:
         if r == 1 and not (scale_inputs or scale_outputs):
-            raise ValueError(
-                "a rotation of one direction is the identity, so that nothing would train: give a "
-                "rank of 2 or more, or leave `scale_inputs` or `scale_outputs` on"
-            )
+            raise ValueError("nothing would train: give a rank of 2 or more, or leave a scale on")
         return {
             **singular_factors(W, r, svd, key, dtype),
             "Q_packed": jnp.zeros(r * (r - 1) // 2, dtype),

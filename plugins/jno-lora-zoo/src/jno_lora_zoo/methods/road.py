@@ -64,8 +64,7 @@ class RoAd(Method):
             size = whole_number(group_size, "group_size")
             if size % 2 or outputs % size:
                 raise ValueError(
-                    f"`group_size` must be even and divide the {outputs} outputs, but is {size}: "
-                    "give another, or None for one group"
+                    f"`group_size` must be even and divide the {outputs} outputs, but is {size}"
                 )
         shape = (per_pair, -(-outputs // size), size // 2)
         return {"theta": jnp.zeros(shape, dtype), "scale": jnp.ones(shape, dtype)}

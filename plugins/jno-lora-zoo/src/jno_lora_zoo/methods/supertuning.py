@@ -50,9 +50,12 @@ class SuperTuning(Scattered):
         count: Any = None,
         largest: bool = True,
     ) -> dict[str, Any]:
+        option = "count"
         if sparsity is not None:
-            count = _count(W, sparsity, count)
-        n = count_of(W.shape, r, count, "count")
+            if count is not None:
+                raise ValueError("`sparsity` and `count` say the same: give one of them")
+            option, count = "(1 - sparsity) in out", int(W.size * (1 - sparsity))
+        n = count_of(W.shape, r, count, option)
         sizes = jnp.abs(W).reshape(-1)
         positions = jax.lax.top_k(sizes if largest else -sizes, n)[1]
         # In the order of memory.
@@ -61,16 +64,3 @@ class SuperTuning(Scattered):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         return {"count": len(state["values"])}
-
-
-def _count(W: Matrix, sparsity: Any, count: Any) -> int:
-    """The number of entries that train. **Raises:** `ValueError` if that is zero."""
-    if count is not None:
-        raise ValueError("`sparsity` and `count` say the same: give one of them")
-    n = int(W.size * (1 - sparsity)) if 0 <= sparsity < 1 else 0
-    if n == 0:
-        raise ValueError(
-            "`sparsity` must be at least 0 and less than 1, and leave an entry of a weight "
-            f"{W.shape} that trains, but is {sparsity!r}"
-        )
-    return n

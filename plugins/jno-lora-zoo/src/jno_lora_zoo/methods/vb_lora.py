@@ -49,6 +49,7 @@ class VBLoRA(Scaled):
     variant = "vb-lora"
     about = cited("2405.15179", family="low rank", formula="n r (in + out) / l, and n l once")
     _rank_limits = ()
+    _scales_by_alpha = True
 
     logits_A: Float[Array, "r pieces n"]
     logits_B: Float[Array, "pieces r n"]
@@ -82,14 +83,6 @@ class VBLoRA(Scaled):
             "bank": Shared("vb-lora-bank", (vectors, vector_length), make_bank),
             "sizes": jnp.zeros((top_k, vector_length), jnp.uint8),
         }
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 1.0
-
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        return alpha
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:

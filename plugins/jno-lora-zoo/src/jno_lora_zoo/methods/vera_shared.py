@@ -34,6 +34,7 @@ class VeRAShared(BetweenVectors):
 
     variant = "vera-shared"
     about = cited("2310.11454", family="structured", formula="out + r, beside a frozen pair")
+    _scales_by_alpha = True
 
     A: Shared
     B: Shared
@@ -49,14 +50,6 @@ class VeRAShared(BetweenVectors):
             A = Shared("vera-A-of-lookups", (r, inputs), for_lookups)
         b, d = jnp.zeros(outputs, dtype), jnp.full(r, d_initial, dtype)
         return {"b": b, "d": d, "A": A, "B": Shared("vera-B", (outputs, r), kaiming)}
-
-    @classmethod
-    def default_alpha(cls, rank: int) -> float:
-        return 1.0
-
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        return alpha
 
     def projections(self, W: Array) -> tuple[Float[Array, "r in"], Float[Array, "out r"]]:
         outputs, inputs = W.shape

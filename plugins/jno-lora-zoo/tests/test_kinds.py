@@ -1,0 +1,254 @@
+"""Tables, cells and norms in models: what the oracle and the kit do not show of these kinds."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo_cases import assert_close, perturb, shapes_in_jaxpr
+
+import jno_lora_zoo
+from jno.lora import (
+    JnoLoraWarning,
+    Net,
+    WrapperError,
+    apply_lora,
+    calibrate,
+    lora_trainable_filter,
+    merge_lora,
+    unwrap_lora,
+)
+from jno_lora_zoo import CorDA, EmbeddingLayer, LoRAEmbedding, RecurrentLayer
+
+NUM, DIM, RANK = 11, 6, 4
+KEY = jax.random.key(0)
+
+
+def table(num=NUM):
+    return eqx.nn.Embedding(num, DIM, key=KEY)
+
+
+def lookup(method, base, rank=RANK):
+    return getattr(jno_lora_zoo, f"{method}Embedding")(base, rank, 1.0, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize("method", ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "VeRA"])
+def test_a_row_of_a_long_table_starts_with_variance_one(method):
+    wrapper = lookup(method, table(600))
+    A = wrapper.projections(jnp.zeros((DIM, 600)))[0] if method == "VeRA" else wrapper.lora_A
+    assert A.shape == (RANK, 600)
+    # Within five standard deviations, of the variance of 2400 normal numbers.
+    assert abs(np.var(np.asarray(A)) - 1) < 5 * (2 / A.size) ** 0.5
+
+
+@pytest.mark.parametrize("method", ["LoRA", "LoRAFA", "PiSSA", "LoRAXS", "LoKr"])
+def test_lookups_never_form_the_table(method):
+    wrapper = lookup(method, table())
+    shapes = shapes_in_jaxpr(lambda w, i: w(i), wrapper, jnp.array(3))
+    shapes |= shapes_in_jaxpr(lambda w, i: jax.vmap(w)(i), wrapper, jnp.arange(5))
+    # (8, 12) is LoKr's product before it is cut.
+    assert not shapes & {(NUM, DIM), (DIM, NUM), (NUM,), (1, NUM), (5, NUM), (8, 12)}
+
+
+def test_a_lookup_rotates_the_block_that_it_reads():
+    wrapper = lookup("OFTIn", table(), 3)
+    shapes = shapes_in_jaxpr(lambda w: w(jnp.array(7)), wrapper)
+    assert (3, 3) in shapes and (4, 3, 3) not in shapes
+
+
+# One of each way to compute a lookup.
+@pytest.mark.parametrize("method", ["LoRA", "DoRA", "LoKr", "PiSSA", "IA3In"])
+def test_any_id_means_what_it_means_to_the_base(method):
+    wrapper = perturb(lookup(method, table(300)))
+    merged, read = wrapper.merge(), jax.jit(jax.vmap(lambda m, i: m(i), in_axes=(None, 0)))
+    wide = jnp.array([-1, -300, -301, -900, 0, 299, 300, 999], jnp.int32)
+    for ids in (wide, wide.astype(jnp.int16), jnp.array([200, 255], jnp.uint8)):
+        np.testing.assert_allclose(read(wrapper, ids), read(merged, ids), rtol=1e-4, atol=1e-5)
+
+
+class Encoder(eqx.Module):
+    """Reads `weight[ids]` and ties its head by hand."""
+
+    embedding: eqx.nn.Embedding
+
+    def __call__(self, ids):
+        h = jnp.tanh(self.embedding.weight[ids])
+        return h @ self.embedding.weight.T
+
+
+class TiedByShared(eqx.Module):
+    """Ties table and head with `eqx.nn.Shared`. The table keeps the weight."""
+
+    shared: eqx.nn.Shared
+
+    def __init__(self, embedding):
+        head = eqx.nn.Linear(DIM, NUM, use_bias=False, key=KEY)
+        pair = (embedding, head)
+        self.shared = eqx.nn.Shared(pair, where=lambda p: p[1].weight, get=lambda p: p[0].weight)
+
+    def __call__(self, ids):
+        embedding, head = self.shared()
+        return jax.vmap(head)(jnp.tanh(jax.vmap(embedding)(ids)))
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [(Encoder, lambda m: m.embedding), (TiedByShared, lambda m: m.shared.pytree[0])],
+)
+def test_both_sides_of_a_tied_table_see_and_train_the_one_adapter(make, place):
+    model, ids = make(table()), jnp.array([0, 5, 5, 8])
+    # Both kinds are asked for; the head holds a placeholder and is nobody's.
+    adapted = Net(model).lora(rank=2, wrapper=["LoRALinear", LoRAEmbedding]).module
+    np.testing.assert_allclose(adapted(ids), model(ids), rtol=1e-5, atol=1e-6)
+    adapted = perturb(adapted)
+    trainable, frozen = eqx.partition(adapted, lora_trainable_filter(adapted))
+
+    def both_sides(model):
+        weight = place(model).merge().weight
+        return jnp.tanh(weight[ids]) @ weight.T
+
+    def gradient(read):
+        loss = lambda t: jnp.sum(jnp.sin(read(eqx.combine(t, frozen))))  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(trainable))
+
+    assert not np.allclose(adapted(ids), model(ids), atol=1e-2)
+    np.testing.assert_allclose(adapted(ids), both_sides(adapted), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(merge_lora(adapted)(ids), adapted(ids), rtol=1e-5, atol=1e-6)
+    assert eqx.tree_equal(unwrap_lora(adapted), model)
+    got, expected = gradient(lambda model: model(ids)), gradient(both_sides)
+    assert len(got) == 2
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Reader(eqx.Module):
+    """A sequence in, one vector out."""
+
+    cell: eqx.nn.GRUCell
+
+    def __call__(self, xs):
+        def step(hidden, x):
+            return self.cell(x, hidden), None
+
+        return jax.lax.scan(step, jnp.zeros(self.cell.hidden_size), xs)[0]
+
+
+def test_merging_before_the_scan_gives_the_same_gradients_and_is_not_repeated_in_it():
+    xs, reader = jax.random.normal(KEY, (6, 3)), Reader(eqx.nn.GRUCell(3, 5, key=KEY))
+    adapted = apply_lora(reader, 2, 3.0, key=KEY, wrapper="dora-recurrent")
+    trainable, frozen = eqx.partition(perturb(adapted), lora_trainable_filter(adapted))
+
+    def loss(trainable, prepare):
+        return jnp.sum(jnp.sin(prepare(eqx.combine(trainable, frozen))(xs)))
+
+    def merges_in_scan(prepare):
+        jaxpr = jax.make_jaxpr(lambda t: loss(t, prepare))(trainable)
+        (scan,) = (eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan")
+        return "15,8" in str(scan.params["jaxpr"])  # the two weights side by side
+
+    ways = [lambda model: model, merge_lora]
+    inside, outside = (jax.value_and_grad(loss)(trainable, prepare) for prepare in ways)
+    for one, other in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+    assert [*map(merges_in_scan, ways)] == [True, False]
+
+
+def test_spectral_norm_keeps_its_state_and_works_in_a_sequential():
+    def make(key):
+        first, second, norm = jax.random.split(key, 3)
+        normed = eqx.nn.SpectralNorm(eqx.nn.Linear(3, 5, key=second), "weight", key=norm)
+        return eqx.nn.Sequential(
+            [eqx.nn.Linear(4, 3, key=first), normed, eqx.nn.Lambda(jax.nn.relu)]
+        )
+
+    model, state = eqx.nn.make_with_state(make)(KEY)
+    x = jax.random.normal(KEY, (4,))
+    net = Net(model).lora(2, wrapper=["lora", "lora-in-norm"])
+    assert [row.wrapper.__name__ for row in net.summary()] == ["LoRALinear", "LoRAInNorm"]
+    run = eqx.filter_jit(lambda model, state: model(x, state))
+    (y, after), (expected, expected_state) = run(net.module, state), run(model, state)
+    assert_close(y, expected, 1e-5)
+    sums = [jnp.stack(jax.tree.leaves(jax.tree.map(jnp.sum, s))) for s in (after, expected_state)]
+    assert_close(*sums, 1e-5)
+    moved = perturb(net.module)
+    assert_close(run(moved, state)[0], run(merge_lora(moved), state)[0], 1e-5)
+    assert eqx.tree_equal(unwrap_lora(moved), model)
+    # Both flags, that of the norm inside the adapter included.
+    quiet = eqx.nn.inference_mode(moved)
+    assert quiet.layers[1].base.inference is True and quiet.layers[1].inference is True
+    assert eqx.tree_equal(run(quiet, state)[1], state)
+
+
+def test_without_asking_a_norm_is_refused_with_the_reason():
+    linear = eqx.nn.Linear(7, 5, key=KEY)
+    for wrapper in (None, "lora", "auto"):
+        with pytest.warns(JnoLoraWarning, match=r"(?s)WeightNorm.*in-norm.*0/layer"):
+            net = Net([eqx.nn.WeightNorm(linear), linear]).lora(2, wrapper=wrapper)
+        assert [row.path for row in net.summary()] == ["1"]
+    # A norm that was changed since.
+    changed = eqx.nn.WeightNorm(eqx.nn.GRUCell(3, 2, key=KEY), "weight_hh")
+    with pytest.raises(TypeError, match="linear or convolution layer in the WeightNorm, got GRUC"):
+        jno_lora_zoo.LoRAInNorm.matrix(changed)
+
+
+# What calibration sees, for layers that the kit does not try.
+class MeasuredTable(CorDA, EmbeddingLayer):
+    """Starts from the covariance of the one-hot rows that a table reads."""
+
+
+class MeasuredCell(CorDA, RecurrentLayer):
+    """Starts from the covariance of what a cell reads."""
+
+
+class MeasuredGates(CorDA, RecurrentLayer):
+    """Asks for the outputs of a matrix whose products a cell does not show."""
+
+    needs = ("output_covariance",)
+
+
+def test_ids_are_measured_as_the_rows_that_they_read():
+    ids = jnp.array([0, 3, 3, -1, 99])  # from the end, and beyond it
+    loss = lambda model, ids: jnp.sum(jax.vmap(model)(ids) ** 2)  # noqa: E731
+    found = calibrate(table(), [ids], loss, wrapper=MeasuredTable)[""]["input_covariance"]
+    counts = np.zeros(NUM)
+    counts[[0, 3, 10]] = 1, 2, 2
+    np.testing.assert_allclose(found, np.diag(counts / 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
+def test_the_inputs_of_a_cell_are_its_input_and_its_state(make):
+    cell, x, h = make(3, 2, key=KEY), jnp.arange(3.0), jnp.array([1.0, -2.0])
+    state = h if make is eqx.nn.GRUCell else (h, jnp.ones(2))
+    loss = lambda cell, x: sum(map(jnp.sum, jax.tree.leaves(cell(x, state))))  # noqa: E731
+    found = calibrate(cell, [x], loss, wrapper=MeasuredCell)[""]["input_covariance"]
+    read = np.array([0, 1, 2, 1, -2.0])
+    np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
+    with pytest.raises(WrapperError, match="gates of a cell are not among its outputs"):
+        calibrate(cell, [x], loss, wrapper=MeasuredGates)
+
+
+def test_convolutions_are_calibrated_as_they_are_called_unless_they_may_do_more():
+    class Scaled(eqx.nn.Conv1d):
+        def __call__(self, x, *, key=None):
+            return super().__call__(2 * x)
+
+    with pytest.raises(WrapperError, match="inputs of a Scaled are not known as patches"):
+        jno_lora_zoo.EVAConv.inputs_of(Scaled(2, 3, 3, key=KEY), jnp.ones((2, 5)))
+    model = [
+        eqx.nn.Conv1d(3, 4, 3, padding=1, key=KEY),
+        eqx.nn.MultiheadAttention(2, 4, key=KEY),
+    ]
+    batch = jax.random.normal(jax.random.key(1), (5, 3, 6))
+
+    def run(model, x):
+        x = jnp.tanh(model[0](x)).T
+        return model[1](x, x, x)
+
+    def loss(model, batch):
+        return jnp.mean(jax.vmap(lambda x: run(model, x))(batch) ** 2)
+
+    net = Net(model).freeze()
+    net.lora(rank=2, wrapper=["eva", "lora"], calibrate=([batch], loss))
+    assert {row.wrapper.__name__ for row in net.summary()} == {"EVAConv", "EVALinear"}
+    expected, found = (jax.vmap(lambda x, m=m: run(m, x))(batch) for m in (model, net.module))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
