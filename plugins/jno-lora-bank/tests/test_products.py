@@ -67,6 +67,16 @@ def transposes(function):
     return transposed
 
 
+def of_pullbacks(function):
+    """The transpose of a gradient by both factors: the derivative along them."""
+
+    def transposed(x, A, Bt):
+        pull = jax.vjp(lambda A, Bt: batch(function)(x, A, Bt), A, Bt)[1]
+        return jax.linear_transpose(pull, jnp.ones((BATCH, SIZES[2])))((A, Bt))
+
+    return transposed
+
+
 def of_one_example(function):
     """Without `vmap`."""
 
@@ -118,6 +128,7 @@ CASES = {
     ),
     "jet": taylor,
     "transposes": transposes,
+    "transposes of gradients": of_pullbacks,
     "gradients of one example": of_one_example,
 }
 
