@@ -2,7 +2,7 @@
 
 pip install "jno-lora[zoo,testing]"
 python examples/first_adapter.py
-cd examples && jno-lora check first_adapter:Gain
+cd examples && jno-lora check first_adapter:RowGain
 """
 
 import equinox as eqx
@@ -13,7 +13,7 @@ from jno.lora import LoRAWrapper, Net
 from jno.lora.extending import compute_dtype
 
 
-class Gain(LoRAWrapper):
+class RowGain(LoRAWrapper):
     """A trained factor for each output of a linear layer."""
 
     adapter_fields = ("gain",)  # the arrays that train
@@ -41,7 +41,7 @@ class Gain(LoRAWrapper):
 def main():
     """Print the summary of a model with the adapter."""
     model = eqx.nn.MLP(16, 8, width_size=32, depth=2, key=jax.random.key(0))
-    net = Net(model).freeze().lora(wrapper=Gain)
+    net = Net(model).freeze().lora(wrapper=RowGain)
     print(net.summary())
     return net
 

@@ -1,6 +1,6 @@
 """A language model: adapters by target, a file of PEFT out and in, many users in one program.
 
-pip install "jno-lora[zoo,peft,bank]"
+pip install "jno-lora[zoo,peft,bank]" optax
 python examples/first_language_model.py
 """
 
@@ -9,6 +9,7 @@ import tempfile
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 from jno.lora import Net, extract_adapters
 from jno.lora.peft import load_peft, save_peft
@@ -68,11 +69,32 @@ class Decoder(eqx.Module):
         return jax.vmap(self.head)(x)
 
 
-def finetune(net, seed):
-    """`net`, whose adapters move at random. Your training comes in the place of this function."""
-    trainable, _ = net.partition()
-    key = jax.random.key(seed)
-    return net.update(jax.tree.map(lambda a: a + jax.random.normal(key, a.shape) / 20, trainable))
+def finetune(net, texts, steps=60):
+    """Train the adapters to predict the next words of `texts` `(number, length)`; print the loss."""
+    trainable, frozen = net.partition()
+    optimiser = optax.adam(1e-2)
+
+    def loss(trainable):
+        logits = jax.vmap(eqx.combine(trainable, frozen))(texts[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, texts[:, 1:]).mean()
+
+    @eqx.filter_jit
+    def step(trainable, state):
+        value, gradient = eqx.filter_value_and_grad(loss)(trainable)
+        updates, state = optimiser.update(gradient, state)
+        return eqx.apply_updates(trainable, updates), state, value
+
+    state, losses = optimiser.init(trainable), []
+    for _ in range(steps):
+        trainable, state, value = step(trainable, state)
+        losses.append(value)
+    print(f"loss {losses[0]:.1f} to {losses[-1]:.1f}")
+    return net.update(trainable)
+
+
+def texts_that_count(by):
+    """Eight texts of 17 words: each word is the word before plus `by`."""
+    return (jnp.arange(8)[:, None] * 31 + by * jnp.arange(17)) % 256
 
 
 def main():
@@ -81,10 +103,11 @@ def main():
     model = Decoder(words=256, size=32, depth=4, key=jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (3, 16), 0, 256)
     folder = tempfile.mkdtemp()
-    bob = finetune(Net(model).freeze().lora(rank=4, target="down_proj"), seed=2)
+    bob = Net(model).freeze().lora(rank=4, target="down_proj")
+    bob = finetune(bob, texts_that_count(by=2))
 
     net = Net(model).freeze().lora(rank=8, alpha=16, target="[qv]_proj")  # or "all-linear"
-    net = finetune(net, seed=3)
+    net = finetune(net, texts_that_count(by=3))  # your loop: an Equinox partition, any optimiser
     save_peft(net, folder)  # adapter_config.json, adapter_model.safetensors
     ada = load_peft(model, folder)  # or "org/name", from the Hugging Face Hub
     users = {"ada": extract_adapters(ada), "bob": extract_adapters(bob.module)}

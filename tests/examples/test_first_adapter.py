@@ -8,8 +8,8 @@ README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_the_adapter_passes_all_checks_and_the_readme_says_how_many(example):
-    assert example.main().summary().rows[0].wrapper is example.Gain
-    results = [r for case in standard_cases(example.Gain) for r in run_checks(case)]
+    assert example.main().summary().rows[0].wrapper is example.RowGain
+    results = [r for case in standard_cases(example.RowGain) for r in run_checks(case)]
     assert messages(results) == []
     # On one device, where a reader runs it, there is nothing to shard.
     ran = [r for r in results if r.not_applicable is None and r.check != "sharding"]

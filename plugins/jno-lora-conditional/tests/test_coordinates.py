@@ -97,12 +97,19 @@ def test_functions_of_the_user_are_coordinates():
         ({0.06: 1.0, 0.03: 2.0}, "of the source 0.1"),
         ({0.1: 0.1, 0.03: 2.0}, "two other values"),
         ({0.1: 0.1, 0.03: np.nan, 0.06: 1.0}, "must give numbers"),
-        ({0.1: 0.1, 0.03: 1.0, -0.06: 1.0}, "'log' has no distances"),
     ],
 )
 def test_data_that_cannot_tell_are_refused(data, fact):
     with pytest.raises(SelectionError, match=fact):
         choose_coordinate(None, lambda _, e: e, data, source=0.1)
+
+
+def test_a_coordinate_that_a_value_lacks_is_left_out():
+    errors = {0.0: 0.1, np.float32(0.2): 1.0, 0.4: 2.0}
+    report = choose_coordinate(None, lambda _, e: e, errors, source=0.0)
+    assert {row.coordinate for row in report.rows} == {"z", "sqrt"} and report.best == "z"
+    with pytest.raises(SelectionError, match="None of the coordinates log"):
+        choose_coordinate(None, lambda _, e: e, errors, source=0.0, coordinates=["log"])
 
 
 def test_fit_steps_in_a_coordinate():

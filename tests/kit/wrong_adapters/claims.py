@@ -310,9 +310,7 @@ class DividesByTheMean(Informed):
 wrong("poor-statistics")(DividesByTheVariance)
 wrong("calibration")(SeesOtherInputs)
 by_contract("VariantIsEmpty", variant="")
-by_contract("PaperIsEmpty", about=About(paper=""))
 by_contract("AutoIsAText", auto="no")
-by_contract("FamilyIsEmpty", about=About(family=""))
 by_contract("AboutIsAText", about="a low-rank update")
 by_contract(
     "MergeableIsAText", says="`mergeable` must be True or False, but is 'yes'", mergeable="yes"

@@ -57,7 +57,7 @@ class CoordinateReport(Printed[CoordinateRow]):
             (row.coordinate, *(f"{g:.3g}" for g in row.growth), f"{row.spread:.2f}")
             for row in self.rows
         )
-        caption = "The coordinate with the smallest spread is the right one."
+        caption = "The smallest spread is the right coordinate."
         if not np.isfinite(self.rows[0].spread):
             caption = (
                 "At some value the error is not larger than at the source: nothing can be told."
@@ -94,12 +94,14 @@ def choose_coordinate(
         fields for all values if you can, because different draws hide the difference.
     - `source`: the value that the model was pretrained at.
     - `coordinates`: names of coordinates (`"z"`, `"log"`, `"sqrt"`, `"1/z"`), or functions by name.
+        A coordinate that is not finite at some value is left out, such as the logarithm of 0.
 
     **Raises:** `SelectionError` if `data_by_value` lacks the source or has less than two other
-    values, if an error is not a number, or if a coordinate is not finite at a value.
+    values, if an error is not a number, or if no coordinate is left.
     """
     errors = {float(z): float(error(model, data)) for z, data in data_by_value.items()}
-    at_source = errors.pop(float(source), None)
+    # A key from an array of lower precision is the source, too.
+    at_source = next((errors.pop(z) for z in [*errors] if np.isclose(z, source, rtol=1e-6)), None)
     if at_source is None or len(errors) < 2:
         raise SelectionError(
             f"`data_by_value` must hold data of the source {source} and of two other values or "
@@ -115,16 +117,18 @@ def choose_coordinate(
         functions = {name: COORDINATES[name].of for name in coordinates}
     rows: list[tuple[CoordinateRow, float]] = []
     for name, function in functions.items():
-        start = function(jnp.asarray(source, float))
-        u = np.array([float(function(jnp.asarray(z, float)) - start) for z in errors])
-        if not np.all(np.isfinite(u) & (u != 0)):
-            raise SelectionError(
-                f"The coordinate {name!r} has no distances of {list(errors)} from the source "
-                f"{source}, but {u.tolist()}. Give `coordinates=` without it."
-            )
-        growth = np.sqrt(np.maximum(np.square([*errors.values()]) - at_source**2, 0)) / np.abs(u)
-        spread = float(np.max(growth) / np.min(growth)) if np.all(growth) else float("inf")
-        rows.append((CoordinateRow(name, tuple(growth.tolist()), spread), float(np.max(np.abs(u)))))
+        u = np.array([float(function(jnp.asarray(z, float))) for z in (source, *errors)])
+        u = np.abs(u[1:] - u[0])
+        if np.all(np.isfinite(u) & (u > 0)):
+            growth = np.sqrt(np.maximum(np.square([*errors.values()]) - at_source**2, 0)) / u
+            spread = float(np.max(growth) / np.min(growth)) if np.all(growth) else float("inf")
+            row = CoordinateRow(name, tuple(growth.tolist()), spread)
+            rows.append((row, float(f"{np.max(u):.6g}")))
+    if not rows:
+        raise SelectionError(
+            f"None of the coordinates {', '.join(functions)} is finite, and different, at the "
+            f"source {source} and at {list(errors)}."
+        )
     rows.sort(key=lambda row: row[0].spread)
     best, unit = rows[0]
     if isinstance(coordinates, Mapping):

@@ -90,8 +90,8 @@ class NewArrays:
         path, index = place
         key, old = self._present(path, "weight")
         *stack, count, size = (0, 0) if old is None or old.ndim < 2 else old.shape
-        known = {*(rows or ())} & {*range(count)}
-        if old is None or tensor.shape != (len(known), size) or index not in np.ndindex(*stack):
+        present = {*(rows or ())} & {*range(count)}
+        if old is None or tensor.shape != (len(present), size) or index not in np.ndindex(*stack):
             self._problems.append(
                 f"{key}: the file has new rows {show_array(tensor)} for the rows {rows}, which "
                 f"must be different rows of the {count} of a plain layer"

@@ -144,10 +144,11 @@ class Placement:
     def _find_places(self) -> dict[str, Place]:
         if not self.tensors.modules:
             raise PeftFormatError("The PEFT adapter holds no tensors.")
-        found = {module: self._place(module) for module in self.tensors.modules}
-        places = {module: place for module, place in found.items() if place is not None}
-        missing = {m: dotted_path(m, self._rename) for m in found if m not in places}
-        self.problems += self._paths.check({m: [p] if p else [] for m, p in found.items()}, missing)
+        place_of = {module: self._place(module) for module in self.tensors.modules}
+        places = {module: place for module, place in place_of.items() if place is not None}
+        missing = {m: dotted_path(m, self._rename) for m in place_of if m not in places}
+        candidates = {m: [p] if p else [] for m, p in place_of.items()}
+        self.problems += self._paths.check(candidates, missing)
         return places
 
 

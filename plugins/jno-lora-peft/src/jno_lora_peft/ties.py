@@ -130,9 +130,9 @@ def untie(model: M, path: str) -> M:
     modules = modules_by_path(model)
     if not is_table(modules.get(path)):
         near = ", ".join(map(show_path, nearest(path, list(modules), n=3)))
-        found = type(modules[path]).__name__ if path in modules else f"not one of {near}, ..."
+        layer = type(modules[path]).__name__ if path in modules else f"not one of {near}, ..."
         raise SelectionError(
-            f"The layer at {show_path(path)!r} is {found}, and only a plain embedding can be "
+            f"The layer at {show_path(path)!r} is {layer}, and only a plain embedding can be "
             "untied. Call merge_lora or unwrap_lora first if it is adapted."
         )
     return with_untied(model, {path})

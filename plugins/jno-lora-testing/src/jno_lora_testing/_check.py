@@ -141,9 +141,8 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for case, names in checks.items():
         passed = f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}"
-        rows.append(
-            (case, passed, *(", ".join(names[outcome]) or "-" for outcome in _OUTCOMES[1:]))
-        )
+        by_name = (", ".join(names[outcome]) or "-" for outcome in ("failed", "advice"))
+        rows.append((case, passed, *by_name, str(len(names["not applicable"]))))
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]

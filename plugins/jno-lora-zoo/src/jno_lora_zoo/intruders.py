@@ -129,12 +129,12 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
             left_out.append(path)
             continue
         for array, (before, after) in pairs.items():
-            found = _decomposed(before, after, top, threshold)
+            compared = _decomposed(before, after, top, threshold)
             for part in np.ndindex(before.shape[:-2]):
                 place = path, array, part, type(adapter), before.shape[-2:]
-                similarities = tuple(found.similarities[part].tolist())
-                intruders = tuple(np.flatnonzero(found.intrudes[part]).tolist())
-                energy = float(found.energies[part])
+                similarities = tuple(compared.similarities[part].tolist())
+                intruders = tuple(np.flatnonzero(compared.intrudes[part]).tolist())
+                energy = float(compared.energies[part])
                 rows.append(IntruderRow(*place, similarities, intruders, energy))
     if not rows and not left_out:
         raise SelectionError("The model has no adapters. Give the adapted model, before merging.")

@@ -268,10 +268,10 @@ def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:
 def _shared_arrays(m: Module, shapes: Mapping[str, Shape]) -> list[np.ndarray]:
     """The arrays of all layers. **Raises:** `MisfitError` if one is smaller than its shape."""
     for name, shape in shapes.items():
-        found = getattr(m.shared.get(f"base_model.{name}"), "shape", None)
-        if found is None or len(found) != len(shape) or any(map(operator.lt, found, shape)):
+        saved = getattr(m.shared.get(f"base_model.{name}"), "shape", None)
+        if saved is None or len(saved) != len(shape) or any(map(operator.lt, saved, shape)):
             raise MisfitError(
-                f"{name}, which layers share, must be {shape} or larger, and is {found}. If the "
+                f"{name}, which layers share, must be {shape} or larger, and is {saved}. If the "
                 "file lacks it, save it in PEFT with save_projection=True"
             )
     return [m.shared[f"base_model.{name}"] for name in shapes]

@@ -91,8 +91,10 @@ def _taps(wavelet: str | Sequence[float]) -> Any:
             return ()
         if wavelet in _DAUBECHIES:
             return daubechies(_DAUBECHIES[wavelet])
-        known = "'db1' to 'db10', 'none', or the taps of a filter"
-        raise ValueError(f"`wavelet` must be {known}, but is {wavelet!r}")
+        raise ValueError(
+            "`wavelet` must be 'db1' to 'db10', 'none', or the taps of a filter, but is "
+            f"{wavelet!r}"
+        )
     if len(wavelet) % 2:
         raise ValueError(f"`wavelet` must have an even number of taps, but has {len(wavelet)}")
     return wavelet
