@@ -70,7 +70,7 @@ class Decoder(eqx.Module):
 
 
 def finetune(net, texts, steps=60):
-    """Train the adapters to predict the next words of `texts` `(number, length)`; print the loss."""
+    """Train the adapters to predict the next word of `texts` `(number, length)`; print the loss."""
     trainable, frozen = net.partition()
     optimiser = optax.adam(1e-2)
 
