@@ -6,7 +6,7 @@
     net.freeze().lora(rank=8, alpha=16)
     trainable, frozen = net.partition()
 
-The adapters themselves come from plugins; the built-in zoo is one (`pip install "jno-lora[zoo]"`).
+The adapters come from plugins, such as the built-in zoo (`pip install "jno-lora[zoo]"`).
 """
 
 import importlib as _importlib
@@ -57,13 +57,13 @@ def __getattr__(name: str) -> Any:
     is_class = name.isalnum() and not name.islower() and not name.isupper()  # "DoRALinear"
     if is_class and name not in _moved.NAMES:
         adapters = _registry.default_registry().zoo_classes()
-        if not adapters or name in adapters:  # without the zoo, the error says what to install
+        if not adapters or name in adapters:  # without the zoo, the error names the package
             return _registry.default_registry().zoo_class(name)
     return _moved.moved(__name__, name)
 
 
 def __dir__() -> list[str]:
-    # `help` asks for everything that is listed, so names of missing plugins are left out.
+    # `help` looks up every listed name, so names of missing plugins are left out.
     special = [name for name in globals() if name.startswith("__")]
     zoo = _registry.default_registry().zoo_classes()
     return sorted({*__all__, *special, *zoo, *_moved.installed_names()})

@@ -48,7 +48,7 @@ from ._shared_arrays import names_shared_in, with_shared_arrays
 from ._showing import tracked
 
 M = TypeVar("M")
-# For each layer, by path, its statistics by name.
+# The statistics of each layer, by path and name.
 Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
@@ -72,23 +72,25 @@ def apply_lora(
 
     **Arguments:**
 
-    - `model`: any pytree that holds Equinox modules. It is not changed.
-    - `rank`: the rank of the adapters. It may be left out if every spec has one, or if none of the
-        adapters takes one.
-    - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`). By
-        default `default_alpha` of the adapter, the rank for most methods, so that the scale is 1.
+    - `model`: any pytree that contains Equinox modules. It is not changed.
+    - `rank`: the rank of the adapters. Optional if every spec has a rank or no adapter takes a
+        rank.
+    - `alpha`: the numerator of the scale (most methods scale their update by `alpha / rank`). The
+        default is the adapter's `default_alpha`, which is the rank for most methods, so that the
+        scale is 1.
     - `key`: a typed key or a raw `PRNGKey`. Each adapter's key is derived from `key` and from the
-        layer's path, so that adapting one layer more never changes the start of other adapters.
+        layer's path, so that adapting one more layer never changes the initial values of other
+        adapters.
     - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
     - `wrapper`: as for `Net.lora`. `None` selects linear and convolution layers; `"lora"` selects
         all layers for which an installed plugin has LoRA. (`wrappers` is the former name, for one
         release.)
     - `mask`: bools in the structure of `model`, or a regex on paths: only layers with a selected
         leaf are wrapped. (`param_mask` is the former name, for one release.)
-    - `registry`: where names are looked up, instead of among the installed plugins.
+    - `registry`: where to look up names, instead of among the installed plugins.
 
-    **Returns:** the adapted model. Layers that carry an adapter already stay as they are; if
-    nothing else is selected, that is a warning.
+    **Returns:** the adapted model. Layers that already have an adapter stay as they are; if the
+    call selects no other layer, it warns.
 
     **Raises:** `SelectionError` if a target or spec selects nothing or an argument makes no sense
     (a `Net` for the model, a rank of 0, an option that the adapter lacks), `PluginError` if a named
@@ -117,11 +119,11 @@ def plan_lora(
     """The plan of `apply_lora` with the same arguments: every candidate, and why it is left out.
 
     **Returns:** a `Plan`; `print` it for a table. If it leaves out layers with matrices, their rows
-    name the installed adapters that apply: of all plugins, or of loaded plugins alone if the call
-    names its adapters.
+    name the installed adapters that apply. If the call names its adapters, only loaded plugins are
+    searched.
 
     **Raises:** as `apply_lora`, except for errors that only occur when an adapter is built. If a
-    target selects nothing, the plan says so in `problem`.
+    target selects nothing, the plan's `problem` is the error.
     """
     expect_model(model, "plan_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
@@ -130,7 +132,7 @@ def plan_lora(
 
 
 def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
-    """The plan of a call, which asks no adapters but those that the call names."""
+    """The plan of a call, which only queries the adapters that the call names."""
     registry = default_registry(registry)
     rules = parse_specs(registry, model, specs, call)
     plan = make_plan(registry, model, rules, selector(model, mask))
@@ -170,7 +172,7 @@ def carry_out(
 def _build_all(
     rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
-    # JAX takes long to look up where a typed key lies, and there is one call for each layer.
+    # JAX is slow to look up the device of a typed key, and there is one call for each layer.
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
@@ -235,7 +237,7 @@ def _no_finite_start(layer: Any) -> WrapperError:
 
 
 def _holds_nan(array: Any) -> bool:
-    """Whether a floating array of this process holds NaN or infinity. A traced array does not."""
+    """Whether a floating array of this process has NaN or infinity. `False` for traced arrays."""
     if not eqx.is_inexact_array(array) or is_traced(array):
         return False
     is_here = getattr(array, "is_fully_addressable", True)
@@ -252,9 +254,9 @@ def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
 
 
 def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
-    """The adapter around `layer`, with a key of its own that is folded from `key` and `number`.
+    """The adapter around `layer`, with a key that is folded from `key` and `number`.
 
-    - `key`: raw. The adapter gets a typed key of the kind `impl`, if that is not `None`.
+    - `key`: raw. The adapter gets a typed key of the kind `impl`, unless `impl` is `None`.
     """
     cls, (rank, alpha, alpha_is_default), ndim, options, impl = settings
     key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)

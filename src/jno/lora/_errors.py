@@ -11,8 +11,8 @@ from types import FrameType
 class JnoLoraError(Exception):
     """Base class of every error that `jno.lora` raises on purpose.
 
-    An operation that raises it has changed nothing. A message lists at most 100 problems, and says
-    how many more there are.
+    An operation that raises this error has changed nothing. A message lists at most 100 problems,
+    and counts the rest.
     """
 
 
@@ -27,7 +27,7 @@ class WrapperError(JnoLoraError):
 class PluginError(JnoLoraError, ImportError):
     """A plugin is missing, failed to load, is blocked or incompatible, or a name is ambiguous.
 
-    An `ImportError` too: `from jno.lora import DoRALinear` fails as other imports do.
+    Also an `ImportError`, so that `from jno.lora import DoRALinear` fails like any import.
     """
 
 
@@ -38,7 +38,7 @@ class CheckpointError(JnoLoraError):
 class PeftFormatError(JnoLoraError):
     """A PEFT adapter, or LoRA of another library, is damaged, does not fit, or has no exact match.
 
-    Or its repository on the Hugging Face Hub cannot be read.
+    Also raised if the adapter's repository on the Hugging Face Hub cannot be read.
     """
 
 
@@ -52,7 +52,7 @@ class JnoLoraWarning(UserWarning):
 
 @contextlib.contextmanager
 def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
-    """Guard the imports inside: if a library is missing, the error says what to install.
+    """Guard the imports in the block: if a library is missing, the error names the extra.
 
     **Arguments:**
 
@@ -79,10 +79,11 @@ _TRANSPARENT = r"contextlib|importlib|beartype|jaxtyping"
 
 
 def warn(message: str) -> None:
-    """Warn with a `JnoLoraWarning` at the line outside the calling package that led here."""
+    """Warn with a `JnoLoraWarning` at the nearest line outside the calling package."""
     caller = _first_outside(_TRANSPARENT, sys._getframe(1))
     package = _module_of(caller).partition(".")[0]
-    # Other distributions have modules in `jno`: their lines are a user's. Plugins call each other.
+    # Other distributions have modules in `jno`: their lines count as user code. Plugins call each
+    # other.
     packages = r"jno\.lora" if package == "jno" else re.escape(package)
     frame = _first_outside(rf"{_TRANSPARENT}|jno\.lora|jno_lora_\w+|{packages}", caller)
     scope = frame.f_globals
@@ -97,7 +98,7 @@ def warn(message: str) -> None:
 
 
 def _module_of(frame: FrameType) -> str:
-    # Generated code (a beartype wrapper) may not say which module it is in.
+    # Generated code (a beartype wrapper) may lack the name of its module.
     return frame.f_globals.get("__name__", "beartype")
 
 
@@ -112,7 +113,7 @@ def _first_outside(packages: str, frame: FrameType) -> FrameType:
 def failing(
     what: str, error: type[JnoLoraError] | None = None, hint: str | Callable[[], str] = ""
 ) -> Iterator[None]:
-    """An exception inside becomes "Could not WHAT: why", followed by the hint.
+    """An exception in the block becomes "Could not WHAT: why", followed by the hint.
 
     **Arguments:**
 
@@ -133,5 +134,5 @@ def failing(
 
 
 def reason_of(err: Exception) -> str:
-    """The message of `err`, with its class in front of it if it is not a `JnoLoraError`."""
+    """The message of `err`, after its class unless it is a `JnoLoraError`."""
     return f"{err}" if isinstance(err, JnoLoraError) else f"{type(err).__name__}: {err}"

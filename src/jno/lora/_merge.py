@@ -28,8 +28,8 @@ M = TypeVar("M")
 def merge_lora(model: M) -> M:
     """`model` with every adapter folded into its layer.
 
-    Pure and differentiable: may run inside a loss, for models that read their layers' weights in
-    ways that an adapter cannot see.
+    Pure and differentiable, so it may run inside a loss, for models that read the weights of their
+    layers in ways that an adapter cannot intercept.
 
     **Arguments:** `model`, any pytree. Only its adapted layers change.
 
@@ -57,11 +57,11 @@ def disabled(model: M) -> M:
 
         reference = jax.vmap(jno.lora.disabled(model))(x)
 
-    No array is copied, and nothing is differentiated. The layers are the layers that
-    `jno.lora.unwrap_lora` gives: bit for bit the layers before adapting. Layers whose adapter
-    replaced their weight (PiSSA, MiLoRA) come back up to rounding, and cost a small product each;
-    `with net.disabled()` restores these bit for bit. Arrays outside of adapters stay as they are
-    now, trained or not.
+    No array is copied, and no gradient flows through the result. The layers come from
+    `jno.lora.unwrap_lora`, so they equal the layers before adapting bit for bit. If an adapter
+    replaced the weight (PiSSA, MiLoRA), its layer is restored up to rounding, which costs a small
+    product; `with net.disabled()` restores it bit for bit. Arrays outside of adapters keep their
+    current values, trained or not.
 
     **Arguments:** `model`: any pytree, adapted or not. May be traced.
 

@@ -1,6 +1,6 @@
-"""Names of `jno.lora` that live in plugins: each is imported when somebody asks for it.
+"""Names of `jno.lora` that are defined in plugins, and imported on first use.
 
-Also the names that a module of imports exports.
+Also lists the names that a module of imports exports.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 
 from ._errors import imported_for
 
-# By the extra that installs the package of that name, as `jno_lora_combine`.
+# By extra: the extra `combine` installs the package `jno_lora_combine`.
 _PLUGINS = {
     "combine": (
         *("adapter_effects", "combine", "combine_with_report", "plot_adapters"),
@@ -47,6 +47,6 @@ def installed_names() -> set[str]:
 
 
 def exported(namespace: dict[str, Any]) -> list[str]:
-    """The public names of a module of imports. An import hook may have added modules."""
+    """The public names of a module of imports, without modules, which an import hook may add."""
     public = (name for name in namespace if not name.startswith("_"))
     return [name for name in public if not inspect.ismodule(namespace[name])]

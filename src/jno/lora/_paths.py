@@ -42,7 +42,7 @@ def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     """The options most like `name`, best first. At least one, if there are any options."""
     unique = list(dict.fromkeys(options))
     near = difflib.get_close_matches(name, unique, n=n, cutoff=0.4)
-    # The regex ".*enc.*" should find "encoder/0", although they are not alike.
+    # The regex ".*enc.*" should find "encoder/0", although the strings are not similar.
     return near or difflib.get_close_matches(name, unique, n=1, cutoff=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Words for arguments: the former words, and PEFT's words, which get an error with our word."""
+"""Names of arguments: former names still work, and PEFT's names raise an error with ours."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ _OURS = {
 }
 
 
-# Former words of this project, which are taken for one release.
+# Former names in this project, accepted for one release.
 _FORMER = {"wrappers": "wrapper", "param_mask": "mask"}
 
 
@@ -33,10 +33,10 @@ class UnknownArgumentError(SelectionError, TypeError):
 
 
 def explain_unknown(head: str, unknown: Iterable[Any], arguments: Iterable[str]) -> str:
-    """A message about arguments that do not exist, with our words for words of PEFT.
+    """A message about unknown arguments, with our names for PEFT's arguments.
 
     - `head`: the beginning of its first sentence: "apply_lora() has no".
-    - `arguments`: the arguments that there are.
+    - `arguments`: the arguments that exist.
     """
     names, lines = [*arguments], [f"{head} {', '.join(map(repr, unknown))}."]
     for name in unknown:
@@ -49,7 +49,7 @@ def explain_unknown(head: str, unknown: Iterable[Any], arguments: Iterable[str])
 
 
 def knows_words_of_peft(function: F) -> F:
-    """A decorator: an error about an unknown argument says what the argument is called here."""
+    """A decorator: the error for an unknown argument includes our name for it."""
     parameters = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
@@ -63,7 +63,7 @@ def knows_words_of_peft(function: F) -> F:
 
 
 def takes_former_words(function: F) -> F:
-    """A decorator: `wrappers` and `param_mask`, the former words, mean `wrapper` and `mask`."""
+    """A decorator: the former names `wrappers` and `param_mask` mean `wrapper` and `mask`."""
 
     @functools.wraps(function)
     def renamed(*args: Any, **arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The adapters' own penalties, summed for a loss."""
+"""The sum of the adapters' penalties, for a loss."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def penalty(model: PyTree) -> Float[Array, ""]:
 
         loss(model) + 0.1 * jno.lora.penalty(model)
 
-    AdaLoRA's penalty keeps its directions orthonormal. Each layer of a stack counts. The sum is
-    differentiable, and 0 if no adapter of `model` defines a `penalty`.
+    AdaLoRA's penalty keeps its directions orthonormal. Every layer of a stack contributes. The sum
+    is differentiable, and 0 if no adapter of `model` defines a `penalty`.
 
     **Arguments:** `model`, the whole model: `eqx.combine(trainable, frozen)`.
 

@@ -1,4 +1,4 @@
-"""Sharded layers: adapters, and merged layers, lie on the mesh of their layer."""
+"""Place adapters and merged layers on the mesh of a sharded layer."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ from ._contract import LoRAWrapper, over_stack
 from ._paths import KeyPath, path_str
 
 T = TypeVar("T")
-# More calls would keep more objects that the garbage collector looks at.
+# With more calls, the garbage collector would have to scan more objects.
 _TOGETHER = 64
 
 
@@ -37,9 +37,9 @@ def on_the_mesh(
 ) -> T:
     """`function(*args)` by a program (see `call_compiled`), on the mesh or device of `layer`.
 
-    Operation by operation, some intermediate results (an update made of replicated factors) would
-    lie whole on every device, and processes would have to agree on arrays that each process made.
-    The compiler splits a program over the mesh.
+    If the operations ran one by one, some intermediate results (an update made of replicated
+    factors) would be replicated on every device, and processes would have to agree on arrays that
+    each process made. The compiler splits a program over the mesh.
 
     - `layer`: an item of `args`, or a subtree of an item.
     - `settle`: `settle(result, layer)` puts the result's arrays in place if `layer` is sharded.
@@ -76,8 +76,8 @@ def start_together(
 ) -> Iterator[tuple[tuple[Any, ...], Started | None]]:
     """Start `function(*args)` for each `args` of `calls`, some calls ahead of the caller.
 
-    The programs start back to back: the threads of XLA spin between two programs, and Python's work
-    on a layer in between would cost more than the programs do.
+    The programs start back to back, because XLA's threads spin between two programs, so that
+    Python's work on a layer in between would cost more than the programs.
 
     **Yields:** `args`, and the call, which is `None` if it must go through `on_the_mesh`.
     """
@@ -120,7 +120,7 @@ def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
     """`wrapper`, built around `layer`, with its arrays on the layer's mesh, if there is a mesh.
 
     Each field takes its spec in `wrapper.partition_specs()`; fields without a spec are replicated.
-    An array of the base that the constructor changed takes its former sharding.
+    An array of the base that the constructor changed keeps its former sharding.
     """
     mesh = _mesh(layer)
     if mesh is None:
@@ -152,7 +152,7 @@ def with_dtypes_of_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:
 def sharded_like(layer: Any, model: Any) -> Any:
     """`layer`, with the shardings of `model`, a layer of the same structure."""
 
-    # A compiler may put results elsewhere, such as blocks that do not divide an axis.
+    # A compiler may place results elsewhere, for example if blocks do not divide an axis.
     def place(new: Any, old: Any) -> Any:
         sharding = _named_sharding(old)
         if sharding is None or new is old or isinstance(new, Tracer):
@@ -163,7 +163,7 @@ def sharded_like(layer: Any, model: Any) -> Any:
 
 
 def replicated_beside(layer: Any, array: Any) -> Any:
-    """`array`, whole on every device of the layer's mesh, if the layer lies on a mesh."""
+    """`array`, replicated over the layer's mesh, if the layer lies on a mesh."""
     mesh = _mesh(layer)
     return array if mesh is None else _put(array, NamedSharding(mesh, PartitionSpec()))
 
@@ -193,7 +193,7 @@ def _joined(leaf: Any, mesh: Mesh) -> Any:
     if not isinstance(leaf, jax.Array):
         return leaf
     if leaf.sharding.device_set != set(mesh.devices.flat):
-        # Such as a key on one device. The devices of another process are out of reach.
+        # For example, a key on one device. A process cannot use another process's devices.
         replicated = NamedSharding(_automatic(mesh), PartitionSpec())
         return jax.device_put(leaf, replicated) if replicated.is_fully_addressable else leaf
     sharding = _named_sharding(leaf)
@@ -213,7 +213,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
     is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if sharding.is_fully_addressable or isinstance(leaf, Tracer) or is_global:
         return jax.device_put(leaf, sharding)
-    # Every process holds the same values, and cannot reach the devices of other processes.
+    # Every process has the same values, and cannot use the devices of other processes.
     values = np.asarray(leaf)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 

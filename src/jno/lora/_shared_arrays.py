@@ -38,28 +38,28 @@ M = TypeVar("M")
 
 
 def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
-    """`model`, in which every adapter has the arrays that it shares, for a call.
+    """`model` with every shared array in each adapter that uses it, ready for calls.
 
-    Two kinds of models need it: those whose adapters train a shared array, which the first adapter
-    keeps, and stacks of layers that a scan runs, because a shared array has no axis of the stack.
-    Call it where the model is called, inside the loss and inside `jit`:
+    Two kinds of models need this: models that train a shared array, because only the first adapter
+    keeps it, and stacks of layers that a scan runs, because a shared array lacks the axis of the
+    stack. Call it where the model is called, inside the loss and inside `jit`:
 
         def loss(trainable, frozen, batch):
             model = jno.lora.resolve(eqx.combine(trainable, frozen))
             ...
 
-    Calling the model itself raises an error (in a scan over a stack of layers, JAX says that it
+    Calling the model itself raises an error (in a scan over a stack of layers, JAX reports that it
     "got values with different leading axis sizes"). The arrays are not copied. The gradient with
-    respect to `trainable` is the sum over all adapters. Use the result for calls only: train the
-    model that was given. A model without shared arrays is returned unchanged.
+    respect to `trainable` is the sum over all adapters. Use the result only for calls, and train
+    the original model. A model without shared arrays is returned unchanged.
 
     **Arguments:**
 
     - `model`: a pytree, adapted or not.
-    - `key`: makes arrays that do not exist yet, around an adapter that was built by hand.
+    - `key`: initialises arrays that do not exist yet, in an adapter that was built by hand.
 
     **Raises:** `SelectionError` if an array is missing; if two trained arrays have the same name
-    (resolve two models in one tree apart); or if `model` is a `Net` or a set.
+    (resolve two models in one tree separately); or if `model` is a `Net` or a set.
     """
     expect_model(model, "resolve")
     if key is not None:
@@ -73,7 +73,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
 
 
 def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
-    """A function that gives an adapter of `model` each shared array, to merge it alone.
+    """A function that puts shared arrays into one adapter of `model`, so that it can be merged.
 
     A stacked layer gets a copy with the axes of the stack.
     """
@@ -94,10 +94,10 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
 
 
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
-    """`model` in which every array that its adapters share exists. `key` makes new arrays.
+    """`model` with every array that its adapters share. `key` initialises new arrays.
 
-    **Raises:** `SelectionError` if an array exists and is too small for an adapter, if an array
-    was taken away, or if adapters of different packages chose one name.
+    **Raises:** `SelectionError` if an existing array is too small for an adapter, if an array was
+    removed, or if adapters of different packages chose the same name.
     """
     arrays = shared_arrays(model)
     first_users: dict[str, tuple[Any, Shared]] = {}
@@ -114,7 +114,7 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     for name, (adapter, shared) in first_users.items():
         if name in arrays:
             continue
-        if shared.make is None:  # the array was taken away, and a new array would be wrong
+        if shared.make is None:  # the array was removed, and a new array would be wrong
             raise _missing(name)
         array = shared.make(jax.random.fold_in(key, stable_hash(name)), shapes[name])
         arrays[name] = replicated_beside(adapter.base, array)
@@ -122,9 +122,9 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
 
 
 def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
-    """`model` in which every adapter holds the frozen arrays that it uses among `arrays`.
+    """`model` in which every adapter has the frozen arrays that it uses from `arrays`.
 
-    The first adapter that uses a trained array keeps it. Arrays that the model has already stay.
+    The first adapter that uses a trained array keeps it. Existing arrays of the model stay.
 
     **Raises:** `SelectionError` if an adapter uses an array that neither `arrays` nor `model` has,
     or that is too small for it, or of another kind.
@@ -150,12 +150,12 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
 
 
 def without_shared(adapter: LoRAWrapper) -> LoRAWrapper:
-    """`adapter` without the shared arrays that it holds."""
+    """`adapter` without its shared arrays."""
     return _on_shared(lambda shared: replaced(shared, value=None, held=None), adapter)
 
 
 def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
-    """`mask`, an adapter's tree of bools, with a bool where `adapter` holds a shared array.
+    """`mask`, an adapter's tree of bools, with a bool where `adapter` has a shared array.
 
     - `values`: bools by the names of arrays. Without an entry, the bool of `mask` stays.
     """
@@ -172,7 +172,8 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
 def shared_arrays(model: Any) -> dict[str, Any]:
     """The arrays that the adapters of `model` share, by name.
 
-    **Raises:** `SelectionError` if two arrays have the same name. Copies of a frozen array are one.
+    **Raises:** `SelectionError` if two arrays have the same name. Copies of a frozen array count
+    once.
     """
     arrays: dict[str, Any] = {}
     for _, trains, shared in _users(model):
@@ -183,7 +184,7 @@ def shared_arrays(model: Any) -> dict[str, Any]:
         if trains or not (is_traced(array) or np.array_equal(array, arrays[shared.name])):
             raise SelectionError(
                 f"There are two arrays {shared.name!r} in this tree, each shared by adapters: the "
-                "tree holds two models. Give each model alone."
+                "tree contains two models. Pass each model alone."
             )
     return arrays
 

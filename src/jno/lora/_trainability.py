@@ -1,4 +1,4 @@
-"""Boolean pytrees that say which arrays train, built by path and field, never by identity."""
+"""Boolean pytrees that mark which arrays train, built by path and field, never by identity."""
 
 from collections.abc import Container
 from typing import Any
@@ -34,7 +34,7 @@ def lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
     """`True` for the adapters' trainable arrays and for every inexact array outside any adapter.
 
-    The wrapped layers themselves (`base`), and arrays that an adapter keeps frozen, are `False`.
+    The wrapped layers (`base`), and arrays that an adapter keeps frozen, are `False`.
 
     **Arguments**, **Returns** and **Raises:** as `lora_trainable_filter`.
     """
@@ -45,12 +45,12 @@ def partial_lora_trainable_filter(model: PyTree) -> PyTree[bool]:
 def lora_param_labels(params: PyTree) -> PyTree[str]:
     """The name of the field for each array of an adapter (`"lora_B"`), `"other"` for other leaves.
 
-    Give optax the function itself, since it would call a tree of labels that is a callable module:
+    Pass the function itself to optax, which would call a tree of labels that is a callable module:
     `optax.multi_transform({"lora_A": slow, "lora_B": fast, "other": slow}, lora_param_labels)`.
 
     **Arguments:** `params`, an adapted model, or a part that `eqx.partition` gives.
 
-    **Returns:** strings in the structure of `params`. Adapted layers themselves are `"other"`.
+    **Returns:** strings in the structure of `params`. The adapted layers are `"other"`.
 
     **Raises:** `SelectionError` if `params` is a `Net` or a set.
     """
@@ -71,9 +71,9 @@ def _labels(node: Any) -> Any:
 
 
 def may_train(model: PyTree) -> PyTree[bool]:
-    """`True` for every inexact array but an adapter's constants (LoRA-FA's `lora_A`).
+    """`True` for every inexact array except an adapter's constants (LoRA-FA's `lora_A`).
 
-    A wrapped `base` may be trained if the user insists.
+    A wrapped `base` may be trained if the user asks for it.
     """
     return _select(model, _ADAPTER | _OUTSIDE | _BASE)
 
@@ -125,13 +125,13 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
     return jtu.tree_unflatten(outer, nodes)
 
 
-# Callers ask for the filters of one model again and again.
+# Cached, because callers request the filters of one model repeatedly.
 @remembered(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
     """Whether each leaf of a model is an inexact array with one of these roles.
 
     **Returns:** the bools, or whole adapters of bools, and the structure of the model around them,
-    so that each caller gets lists and dicts to change.
+    so that each caller gets new lists and dicts, which it may change.
     """
     model = jtu.tree_unflatten(treedef, range(treedef.num_leaves))
     if any(is_shared(x) and x.held for x in jtu.tree_leaves(model, is_leaf=is_shared)):

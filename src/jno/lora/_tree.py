@@ -1,4 +1,4 @@
-"""The layers of a model by their paths: find layers, tell which are adapted, replace them."""
+"""The layers of a model by their paths: find layers, detect adapters, replace layers."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ NORMALISED: dict[type, Any] = {
 
 
 def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
-    """Whether `cls` applies to `layer`. A class that raises does not."""
+    """Whether `cls` applies to `layer`. `False` if it raises."""
     try:
         return bool(cls.applies_to(layer))
     except Exception:
@@ -38,7 +38,7 @@ def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
 
 
 def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
-    """The reason that `cls` gives for not applying to `layer`. A class that raises gives none."""
+    """Why `cls` does not apply to `layer`; `None` without a reason, or if it raises."""
     try:
         return cls.why_not(layer)
     except Exception:
@@ -49,22 +49,22 @@ def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
 def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
     """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
 
-    An open function: `@default_adapters.register(MyLayer)` says which adapters its layers have.
+    An open function: `@default_adapters.register(MyLayer)` adds the adapters of a layer class.
     """
     return ()
 
 
 @functools.singledispatch
 def callable_for(layer: Any, model: Any) -> Callable[..., Any] | None:
-    """The function that a `Net` calls in the place of `model`, which holds `layer`.
+    """The function that a `Net` calls instead of `model`, which contains `layer`.
 
-    An open function, as `default_adapters`. `None` stands for the model itself.
+    An open function, like `default_adapters`. `None` means the model itself.
     """
     return None
 
 
 def callable_model(model: Any) -> Callable[..., Any]:
-    """The function that a `Net` calls: `model`, or the function that one of its layers asks for.
+    """The function that a `Net` calls: `model`, or the function registered for one of its layers.
 
     **Raises:** `SelectionError` if the model cannot be called.
     """
@@ -123,7 +123,7 @@ def fields_of(module: eqx.Module) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """The layers that hold matrices (arrays of two axes or more) without an adapter.
+    """The layers that have matrices (arrays of two axes or more) but no adapter.
 
     - `sizes`: the parameters in these matrices, by the path of their layer.
     - `total`: the parameters of the whole model, without adapters.
@@ -134,7 +134,7 @@ class LeftOut:
 
     @property
     def is_worth_a_line(self) -> bool:
-        """Whether the matrices hold one percent of the parameters, or more."""
+        """Whether the matrices have at least one percent of the parameters."""
         return sum(self.sizes.values()) > 0.01 * self.total
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ())
         outer = [keys[:length] for length in range(len(keys), -1, -1)]
         is_matrix = is_parameter(leaf) and len(leaf.shape) >= 2
         if is_matrix and not any(place in wrapped for place in outer):
-            # An array that no module holds is a layer of its own.
+            # An array outside of all modules counts as a layer.
             layer = path_str(next((place for place in outer if place in modules), keys))
             sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
     return LeftOut(sizes, total)
@@ -199,12 +199,12 @@ def adapted_layers(model: PyTree, *trees: PyTree) -> Iterator[tuple[Any, ...]]:
 
 
 def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) -> Any:
-    """Put `function(path, adapter, *nodes)` in the place of each adapted layer.
+    """Replace each adapted layer by `function(path, adapter, *nodes)`.
 
     An adapter inside of another adapter belongs to the outer adapter. A tree that `eqx.partition`
-    returns has the adapters of the model, with `None` for the arrays in its other tree.
+    returns has the adapters of the model, with `None` for the arrays in the other tree.
 
-    - `trees`: as for `adapted_layers`. Everywhere else, the result is the last of all trees.
+    - `trees`: as for `adapted_layers`. Everywhere else, the result is the last tree.
     """
 
     def replace(keys: KeyPath, *nodes: Any) -> Any:
@@ -216,7 +216,7 @@ def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) ->
 def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     """The modules of `model` at these paths, plain or adapted. Missing paths are left out.
 
-    **Raises:** `SelectionError` if two modules have one of the paths.
+    **Raises:** `SelectionError` if two modules share one of the paths.
     """
     wanted = frozenset(paths)
     layers: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
 
 
 def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
-    """`model` with these nodes in the places of its layers, by path."""
+    """`model` with the layers at these paths replaced by `nodes`."""
 
     def replace(keys: KeyPath, node: Any) -> Any:
         return nodes.get(path_str(keys), node) if isinstance(node, eqx.Module) else node

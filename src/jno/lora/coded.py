@@ -1,7 +1,7 @@
 """Arrays that a layer keeps in another form, such as codes: for plugins that quantise.
 
-A `CodedArray` takes the place of an array in a layer. The core, the conformance kit and the zoo
-treat it as the array that it stands for.
+A `CodedArray` replaces an array in a layer. The core, the conformance kit and the zoo treat it as
+the array that it stands for.
 """
 
 from ._contract import CodedArray, class_of, is_coded, row_products, with_arrays

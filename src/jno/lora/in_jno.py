@@ -1,4 +1,4 @@
-"""jNO's own `net.lora(...)` with these adapters: the door to `jno_lora_jno`."""
+"""jNO's own `net.lora(...)` with these adapters, imported from `jno_lora_jno`."""
 
 from ._errors import imported_for
 

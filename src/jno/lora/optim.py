@@ -1,4 +1,4 @@
-"""Optimisers that know adapters: the door to `jno_lora_train.optim`."""
+"""Optimisers for adapters, imported from `jno_lora_train.optim`."""
 
 from ._errors import imported_for
 

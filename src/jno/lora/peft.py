@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT, read and written: the door to `jno_lora_peft`."""
+"""Read and write adapters of Hugging Face PEFT: imported from `jno_lora_peft`."""
 
 from ._errors import imported_for
 

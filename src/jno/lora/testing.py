@@ -1,4 +1,4 @@
-"""The conformance kit for authors of adapters: the door to `jno_lora_testing`."""
+"""The conformance kit for authors of adapters, imported from `jno_lora_testing`."""
 
 from ._errors import imported_for
 

@@ -32,7 +32,7 @@ if _typing.TYPE_CHECKING:
     )
     from jno_lora_zoo import Triplets as Triplets
 
-# Written out, because `jno.lora` imports all of it, which tools for documentation follow.
+# Written out, because `jno.lora` imports all these names, and documentation tools read them.
 __all__ = ["AdapterSet", "AdapterSum", "LayerForm", "LooseAdapter", "Term"]
 __all__ += ["JnoLoraWarning", "MissingLibraryError", "PeftFormatError", "PluginError"]
 __all__ += ["LeftOut", "LoraReport", "Plan", "PlanRow", "ReportRow", "Table"]

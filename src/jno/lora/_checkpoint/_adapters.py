@@ -74,22 +74,22 @@ def save_adapters(
     base_values: bool | PyTree = True,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the adapters of a model, without the rest of it, into one safetensors file.
+    """Write only the adapters of a model into one safetensors file.
 
-    The file holds the arrays of each adapter's `state()`, and JSON that says how to build the
-    adapters again. At any time, the whole old file or the whole new file is there. Sharded arrays
-    are gathered one by one. If an array lies on devices of several processes, every process must
-    make this call, and the first process writes.
+    The file contains the arrays of each adapter's `state()`, and JSON from which the adapters are
+    rebuilt. An old file is replaced atomically. Sharded arrays are gathered one by one. If an array
+    lies on devices of several processes, every process must make this call, and the first process
+    writes.
 
     **Arguments:**
 
     - `model`: an adapted model, a `Net`, or the `AdapterSet` of `extract_adapters`.
-    - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
-    - `registry`: where the plugins of the classes are looked up, instead of among the installed
+    - `path`: the file, by convention `NAME.safetensors`. Its directory must exist.
+    - `registry`: where to look up the plugins of the classes, instead of among the installed
         plugins.
-    - `base_values`: whether the file holds a hash of the values of each adapted layer, by which
-        `load_adapters` recognises another base. For a set, which has no layers, give the model that
-        it is for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
+    - `base_values`: whether to store a hash of the values of each adapted layer, so that
+        `load_adapters` notices a different base. A set has no layers, so pass the model that it is
+        for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
     - `metadata`: a flat dict of strings, bools, finite numbers and lists of these, such as
         `{"nu": 0.05}`. `read_metadata(path)` returns it, and `jno-lora inspect` shows it.
 
@@ -119,11 +119,11 @@ def save_extended(
 ) -> None:
     """Write the adapters of a model and an extension of a plugin into one safetensors file.
 
-    `load_adapters` and `read_adapters` refuse the file, and say what to install. `read_metadata`
-    and `jno-lora inspect` read it without the plugin.
+    `load_adapters` and `read_adapters` raise an error that names the package to install.
+    `read_metadata` and `jno-lora inspect` read the file without the plugin.
 
-    **Arguments:** `model`: an adapted model. `extension`: what the plugin keeps. The rest as for
-    `save_adapters`.
+    **Arguments:** `model`: an adapted model. `extension`: the plugin's data. The other arguments
+    are as for `save_adapters`.
 
     **Raises:** as `save_adapters`; also `CheckpointError` if the extension cannot be stored.
     """
@@ -132,7 +132,7 @@ def save_extended(
 
 
 def _refuse_half(model: PyTree) -> None:
-    """**Raises:** `CheckpointError` if `model` is half a model, as `net.partition()` splits it."""
+    """**Raises:** `CheckpointError` if `model` is one half that `net.partition()` returns."""
     for path, adapter in adapted_layers(model):
         fields = [getattr(adapter, name) for name in type(adapter).adapter_fields]
         # A sum may train nothing.
@@ -153,7 +153,7 @@ def save(
     extension: Extension | None = None,
     originals: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the adapters of `model` into one file, at once or not at all.
+    """Write the adapters of `model` into one file, atomically.
 
     - `originals`: layers as they were before adapting, by path.
     """
@@ -172,7 +172,7 @@ def save(
         return
     from jax.experimental import multihost_utils  # here, because only many processes need it
 
-    # Every process is here, and all raise if the first one fails.
+    # Every process gets here, and all raise if the first process fails.
     error = None
     if jax.process_index() == 0:
         try:
@@ -197,7 +197,7 @@ def _content(
             "`eqx.tree_serialise_leaves`."
         )
     loose = adapters.adapters
-    # The search for a class that no plugin provides is slow.
+    # Cached, because searching for a class that no plugin provides is slow.
     provider_of = functools.cache(registry.provider)
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     section = None
@@ -234,7 +234,7 @@ def _entry(adapter: LooseAdapter, provider_of: ProviderOf, base_values: str | No
     if not issubclass(cls, AdapterSum):
         return Entry(*_described(adapter, provider_of), *values)
     members = {m.name: Part(*_described(m, provider_of), m.trains) for m in cls.members}
-    # The members say the rest.
+    # The members describe the rest.
     described = "AdapterSum", None, "", None, None, None
     return Entry(*described, *values, members, "weights" in cls.adapter_fields)
 
@@ -247,14 +247,14 @@ def _described(
     provider, distribution, version = provider_of(cls), None, ""
     if provider is not None and provider.distribution != IN_PROCESS:
         distribution, version = provider.distribution, provider.version
-    # A NumPy number becomes a Python number, which JSON knows.
+    # A NumPy number becomes a Python number, which JSON can store.
     rank = rank and operator.index(rank)
     alpha = alpha if isinstance(alpha, int | None) else float(alpha)
     return cls.__name__, distribution, version, cls.variant, rank, alpha
 
 
 def _as_json(value: Any, what: str) -> Any:
-    """A user's metadata as JSON: numbers and 1-d arrays of NumPy and JAX become Python's."""
+    """A user's metadata as JSON. Numbers and 1-d arrays of NumPy and JAX are converted."""
     if isinstance(value, list | tuple):
         return [_as_json(inner, what) for inner in value]
     value = values_of(value, what) if isinstance(value, jax.Array) else value
@@ -262,7 +262,7 @@ def _as_json(value: Any, what: str) -> Any:
 
 
 def values_of(array: Any, what: str) -> np.ndarray:
-    """The values of an array. **Raises:** `CheckpointError` if a file cannot hold them."""
+    """The values of an array. **Raises:** `CheckpointError` if a file cannot store them."""
     if not isinstance(array, jax.Array | np.ndarray) or isinstance(array, Tracer):
         raise CheckpointError(f"{what} is not an array with values, but {brief(array)}.")
     if array.dtype not in DTYPES.values():
@@ -286,26 +286,27 @@ def load_adapters(
 ) -> M:
     """`model` with the adapters of a file around its layers.
 
-    Initialisers do not run. An adapter of the file replaces the one that its layer carries; layers
-    that the file does not name stay as they are. Arrays go onto the mesh of their layers.
+    Initialisers do not run. An adapter of the file replaces the existing adapter of its layer;
+    layers that are not in the file stay as they are. Arrays are placed on the mesh of their layers.
 
     **Arguments:**
 
     - `model`: the model that the adapters were made for (layers of the same shapes at the same
         paths, in any precision), or a `Net` of it, which is changed and returned.
-    - `path`: of a file that `save_adapters` wrote.
-    - `strict`: whether all adapters must fit. With `False`, those that fit are loaded, and a
-        `JnoLoraWarning` lists the rest. With `"values"`, the layers must also have the values that
-        the adapters were made for, and be comparable (see `save_adapters`).
+    - `path`: a file that `save_adapters` wrote.
+    - `strict`: whether all adapters must fit. With `False`, the adapters that fit are loaded, and a
+        `JnoLoraWarning` lists the rest. With `"values"`, the layers must also be comparable, and
+        have the values that the adapters were made for (see `save_adapters`).
     - `wrappers`: one class or several. Other classes come from the plugin that the file names.
-    - `registry`: where that plugin is looked up, instead of among the installed plugins.
+    - `registry`: where to look up that plugin, instead of among the installed plugins.
 
-    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`.
-    So do other values of a layer, unless `strict` is `"values"`.
+    **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`,
+    and so do different values of a layer unless `strict` is `"values"`.
 
-    **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the one
-    that wrote it, or something does not fit the model: everything is listed at once. `WrapperError`
-    if one of `wrappers` is not an adapter class, `SelectionError` if two have one name.
+    **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the
+    plugin that wrote it, or something does not fit the model; the message lists every problem.
+    `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if two classes
+    have the same name.
     """
     if isinstance(model, Handle):
         net: Any = model
@@ -325,10 +326,11 @@ def load_extended(
 ) -> tuple[M, Extension]:
     """A model with the adapters of a file that `save_extended` wrote, and the extension.
 
-    Treat the extension as a stranger's: it is JSON of the promised kind, and arrays that JAX holds.
+    Do not trust the extension: it is only checked to be JSON of the documented kind, and arrays
+    that JAX can represent.
 
-    **Arguments:** `distribution`: of the plugin that reads the extension. The rest as for
-    `load_adapters`.
+    **Arguments:** `distribution`: the distribution of the plugin that reads the extension. The
+    other arguments are as for `load_adapters`.
 
     **Returns:** the adapted model, and the extension with JAX's arrays.
 
@@ -351,18 +353,18 @@ def read_adapters(
     """
     contents = read_for(path)
     adapters, problems = _adapters_in(contents, wrappers, default_registry(registry))
-    _refuse(problems, path, "holds adapters that cannot be read here", "No adapter was read.")
+    _refuse(problems, path, "contains adapters that cannot be read here", "No adapter was read.")
     _warn_of_non_finite(contents, adapters)
     return adapters
 
 
 def read_metadata(path: FilePath) -> dict[str, Any]:
-    """The metadata that a user gave to a file (`save_adapters(..., metadata={"nu": 0.05})`).
+    """The metadata that a user stored in a file (`save_adapters(..., metadata={"nu": 0.05})`).
 
     No plugin runs, and no array is read. Files that a plugin extends (`jno-lora-conditional`) have
-    metadata, too.
+    metadata too.
 
-    **Arguments:** `path`: of a file that `save_adapters` wrote.
+    **Arguments:** `path`: a file that `save_adapters` wrote.
 
     **Returns:** a dict of strings, bools, numbers and lists of these; empty for a file without
     metadata.
@@ -415,13 +417,13 @@ def read_for(path: FilePath, distribution: str | None = None) -> Contents:
     section = contents.configuration.extension
     if section is None and distribution is not None:
         raise CheckpointError(
-            f"{os.fspath(path)!r} cannot be used: it holds adapters alone, which "
+            f"{os.fspath(path)!r} cannot be used: it has only adapters, which "
             "`jno.lora.load_adapters` reads."
         )
     if section is not None and section.distribution != distribution:
         raise CheckpointError(
             f"{os.fspath(path)!r} cannot be used: it holds {section.kind}, whose adapters alone "
-            f"say too little. {section.reader} of {section.distribution} reads it. If that is not "
+            f"are incomplete. {section.reader} of {section.distribution} reads it. If that is not "
             f'installed and you trust this file:\n    pip install "{section.distribution}"\n'
         )
     return contents
@@ -435,9 +437,9 @@ def load(
     strict: Strict,
     originals: Mapping[str, Any] | None = None,
 ) -> tuple[M, list[str]]:
-    """`model` with the adapters of a file: all, or those that fit; and their paths.
+    """`model` with all adapters of a file, or all that fit, and the paths of these adapters.
 
-    They replace the adapters that the model carries there.
+    They replace the model's adapters at these paths.
 
     - `originals`: layers as they were before adapting, by path.
     """
@@ -505,7 +507,7 @@ def _refuse(problems: Problems, path: FilePath, what: str, advice: str) -> None:
 def _adapters_in(
     contents: Contents, wrappers: Classes, registry: Registry
 ) -> tuple[AdapterSet, Problems]:
-    """The adapters whose classes are found and whose arrays JAX can hold, and the problems."""
+    """The adapters whose classes are found and whose arrays JAX supports, and the problems."""
     configuration = contents.configuration
     classes, problems = _classes_of(configuration, _classes_by_name(wrappers), registry)
     dtypes = {name: array.dtype for name, array in contents.tensors.items()}
@@ -521,7 +523,7 @@ def _adapters_in(
     return AdapterSet(adapters, contents.arrays(SHARED)), problems
 
 
-_ONLY_WITH_X64 = "which JAX holds only with `jax.config.update('jax_enable_x64', True)`"
+_ONLY_WITH_X64 = "which JAX supports only with `jax.config.update('jax_enable_x64', True)`"
 
 
 def _warn_of_non_finite(contents: Contents, loaded: Iterable[str]) -> None:
@@ -571,7 +573,7 @@ def _classes_of(
 def _class_of(
     entry: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, reader: str
 ) -> type[LoRAWrapper]:
-    """The class of an entry. **Raises:** `PluginError` that says what to install or to pass.
+    """The class of an entry. **Raises:** `PluginError` with advice on what to install or pass.
 
     - `reader`: the function that reads the file, for the message.
     """
@@ -584,7 +586,7 @@ def _class_of(
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
     if name in given:
         return given[name]
-    # Package indexes and bounds do not know local versions, such as "1.0+cpu" (PEP 440).
+    # Package indexes and bounds do not support local versions, such as "1.0+cpu" (PEP 440).
     requirement = f"{distribution}>={version.partition('+')[0]}".removesuffix(">=")
     advice = f'If you trust this file:\n    pip install -U "{requirement}"\n'
     if distribution is None or not registry.discover:

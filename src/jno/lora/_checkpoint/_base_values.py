@@ -1,4 +1,4 @@
-"""Hashes of the values of layers, by which a file recognises the base of its adapters."""
+"""Hashes of layers' values, which show whether adapters are loaded onto their own base."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def known_layers(
 ) -> dict[str, Any]:
     """The plain layers at these paths that are known bit for bit.
 
-    An adapter that defines `unwrap` (PiSSA) changed its base: `originals` may hold its layer.
+    An adapter that defines `unwrap` (PiSSA) changed its base; `originals` may have its layer.
     """
     layers: dict[str, Any] = {}
     for path, node in layers_at(model, paths).items():
@@ -71,7 +71,7 @@ def hashes(layers: Mapping[str, Any], forms: Mapping[str, LayerForm]) -> dict[st
 def same_values(entries: Mapping[str, Entry], layers: Mapping[str, Any]) -> dict[str, bool]:
     """By path, whether the hash of a layer is the hash in its entry.
 
-    Leaves out layers without comparable hashes. (Hashes of codes say nothing of the weight.)
+    Leaves out layers without comparable hashes. (Hashes of codes do not identify the weight.)
     """
     saved = {path: entry.base_values or "" for path, entry in entries.items()}
     forms = {p: e.layer.form for p, e in entries.items() if saved[p].startswith(_ALGORITHM)}
@@ -95,8 +95,8 @@ def _has_values(array: Any) -> bool:
 
 
 def _digest(array: Any) -> str:
-    # NumPy's arrays can change. All processes must take part in gathering an array, so a process
-    # may not skip it.
+    # Not cached for NumPy's arrays, which can change, nor for arrays of several processes, because
+    # all processes must take part in gathering.
     if isinstance(array, np.ndarray) or not array.is_fully_addressable:
         return _computed_digest(array)
     identity = id(array)

@@ -1,7 +1,7 @@
-"""Safetensors and JSON files: read and checked, and written whole or not at all.
+"""Read and check safetensors and JSON files, and write them atomically.
 
-The NumPy side of the `safetensors` library (0.8) cannot read float8. So the library checks a header
-against the size of its file, and this module reads the arrays.
+The NumPy interface of the `safetensors` library (0.8) cannot read float8, so the library only
+checks a header against the size of its file, and this module reads the arrays.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .._paths import FEW, bullets, show_array
 
 FilePath = str | os.PathLike[str]
 
-# The dtypes of the format that NumPy can hold, with JAX's types.
+# The dtypes of the format that NumPy can represent, with JAX's types.
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
     **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
@@ -36,9 +36,9 @@ DTYPES = {
     "C64": np.dtype(np.complex64),
 }
 
-# The header holds the metadata under this name, so no array can have it.
+# The header stores the metadata under this name, so no array can have this name.
 _METADATA = "__metadata__"
-# The metadata hold the checksums under this name: of each array, and of all other metadata.
+# The metadata store the checksums of each array, and of all other metadata, under this name.
 _CHECKSUMS = "jno.lora.crc32"
 
 
@@ -86,7 +86,7 @@ def read_arrays(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of a safetensors file, and its metadata.
 
-    - `values`: whether to read the arrays. Otherwise they are zeros, which share one number.
+    - `values`: whether to read the arrays. Otherwise they are zeros, broadcast from one number.
 
     **Raises:** `MalformedError` or `OSError`.
     """
@@ -153,7 +153,7 @@ def _raw(array: np.ndarray) -> memoryview:
 
 
 def _checksum(array: np.ndarray) -> str:
-    # For accidents, so speed counts: `python -m benchmarks.base_values`.
+    # Only detects accidents, so speed matters: `python -m benchmarks.base_values`.
     form = zlib.crc32(show_array(array).encode())
     return f"{zlib.crc32(_raw(array), form):08x}"
 
@@ -164,7 +164,7 @@ def _as_bytes(metadata: Mapping[str, str]) -> np.ndarray:
 
 @contextlib.contextmanager
 def errors_of(path: FilePath, action: str) -> Iterator[None]:
-    """Turns errors in the block into a `CheckpointError` that names the file."""
+    """Turn errors in the block into a `CheckpointError` that names the file."""
     try:
         yield
     except MalformedError as err:
@@ -180,8 +180,7 @@ def write_file(
 ) -> None:
     """Write arrays and metadata into one safetensors file, which `read_file` reads.
 
-    The file has a checksum of each array and of the metadata. At any time, the whole old file or
-    the whole new file is there.
+    The file has a checksum of each array and of the metadata. An old file is replaced atomically.
 
     **Raises:** `CheckpointError` if the file cannot be written.
     """
@@ -192,12 +191,12 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
     """Write a file of content and, if there is a second file, its description.
 
     An old file keeps its permissions, and a link stays a link. Both files are on the disk before an
-    old file changes. The old description goes before the content changes, so that nobody reads new
-    content by an old description. After an interrupt, both files are old or, once the content has
-    been replaced, both are new.
+    old file changes. The old description is removed before the content changes, so that new content
+    is never read with an old description. After an interrupt, both files are old or, once the
+    content has been replaced, both are new.
 
-    **Raises:** `CheckpointError`, which names the first file, if that fails. Then the old files
-    stay as they were, unless the new description alone could not take its place: then there is no
+    **Raises:** `CheckpointError`, which names the first file, if writing fails. Then the old files
+    are unchanged, unless only the new description could not be moved into place; then there is no
     description.
     """
     with errors_of(next(iter(files)), "written"), contextlib.ExitStack() as stack:
@@ -210,7 +209,7 @@ def write_together(files: Mapping[FilePath, bytes]) -> None:
 
 @contextlib.contextmanager
 def _written_beside(path: FilePath, content: bytes) -> Iterator[tuple[Path, Path]]:
-    """Two paths: of a new file with `content`, and of the file whose place it can take."""
+    """Two paths: a new file with `content`, and the file that it can replace."""
     target = Path(os.path.realpath(path))
     temporary = _temporary(target)
     try:
@@ -250,5 +249,5 @@ def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) ->
 
 
 def _temporary(target: Path) -> Path:
-    # File systems limit the bytes of a name, and a character may take four. So it is cut.
+    # File systems limit the bytes of a name, and a character may take four, so the name is cut.
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")

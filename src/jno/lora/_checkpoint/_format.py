@@ -22,12 +22,12 @@ from ._file import MalformedError, brief, parse_json
 # The key in the metadata, and the newest version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 4
-# In the place of a path: arrays that several adapters use, and arrays of an extension.
+# Used instead of a path, for arrays that several adapters use and arrays of an extension.
 SHARED, EXTENSION = "//shared", "//extension"
 
 
 def _is_value(value: Any) -> bool:
-    """Whether metadata may hold `value`. Lines and tabs are fine in a user's text."""
+    """Whether metadata may contain `value`. A user's text may have line breaks and tabs."""
     if isinstance(value, list):
         return all(not isinstance(inner, list) and _is_value(inner) for inner in value)
     if isinstance(value, str):
@@ -36,9 +36,9 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, bool) or is_whole or (type(value) is float and math.isfinite(value))
 
 
-# Further conditions on a value of a type: their name, and a test. Messages and terminals show text.
+# Further conditions on a value: a name and a test. Messages and terminals show text.
 Text = Annotated[str, "printable text", str.isprintable]
-# Messages show code with these, and a command that installs the distribution.
+# Messages show these in code, and in commands that install the distribution.
 Name = Annotated[str, "a name in Python", re.compile(r"\w+(\.\w+)*").fullmatch]
 Distribution = Annotated[
     str, "a normalised name (PEP 503)", re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch
@@ -128,10 +128,10 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """What a plugin keeps in a file of adapters: `save_extended` writes it, `load_extended` reads.
+    """A plugin's data in a file of adapters, for `save_extended` and `load_extended`.
 
-    - `distribution`: of the plugin. Readers without the plugin are told to install it.
-    - `kind`: what the file holds, for messages: `"conditional adapters"`.
+    - `distribution`: the plugin's distribution, which readers without the plugin must install.
+    - `kind`: the contents of the file, for messages: `"conditional adapters"`.
     - `reader`: the function that loads the file: `"jno_lora_conditional.load_conditional"`.
     - `content`: a dict of JSON: text, finite numbers, bools, `None`, and lists and dicts of these.
         `jno-lora inspect` shows it.
@@ -151,7 +151,7 @@ class Configuration:
 
     - `shared`: the names of the arrays that several adapters use.
     - `metadata`: from the user.
-    - `extension`: what a plugin keeps in the file. Without the plugin, the adapters say too little.
+    - `extension`: a plugin's data. Without the plugin, the adapters are incomplete.
     """
 
     versions: dict[Text, Text]
@@ -223,7 +223,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """`value` as a type: of JSON, a dataclass of this module, a container of these, or one
+    """`value` as a type: of JSON, a dataclass of this module, a container of these types, or a type
     with further conditions.
 
     A missing key is null. Unknown keys are skipped.

@@ -75,7 +75,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # whoever reads the output has enough; click ends quietly
+            raise  # the reader closed the pipe; click exits quietly
         except (JnoLoraError, OSError) as err:
             raise click.ClickException(str(err)) from err
 
@@ -142,10 +142,10 @@ def doctor(ctx: click.Context, report: bool) -> None:
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
 @click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
 def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> None:
-    """Show what a file of adapters holds. No plugin of anybody else is imported, and no
-    model is needed.
+    """Show the contents of a file of adapters. No third-party plugin is imported, and no model is
+    needed.
 
-    A DIRECTORY holds an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
+    A DIRECTORY contains an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
     is looked for if no file or directory has this name. Both need jno-lora-peft.
     """
     from . import inspection

@@ -31,7 +31,7 @@ from .._registry import (
 from .._version import __version__
 
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")
-# Groups that authors write for ours, without dots, dashes and underscores.
+# Groups that authors write by mistake, without dots, dashes and underscores.
 _NEAR_GROUPS = {f"jnolora{end}" for end in ("", "plugins", "adapters", "wrappers")}
 
 
@@ -72,12 +72,12 @@ def examine(
     paragraphs += (f"TROUBLE: {shown(trouble)}" for trouble in troubles)
     paragraphs += [f"{len(troubles)} {'trouble' if len(troubles) == 1 else 'troubles'} found."]
     text = "\n\n".join(paragraphs)
-    fence = "`" * 8  # an error may hold backticks, too
+    fence = "`" * 8  # an error may contain backticks
     return f"{fence}text\n{text}\n{fence}" if is_report else text, bool(troubles)
 
 
 def _versions(records: tuple[PluginRecord, ...]) -> Iterator[tuple[str, str]]:
-    """The versions of Python, of jno-lora and its libraries, and of ours that are not plugins."""
+    """The versions of Python, of jno-lora and its libraries, and our packages without plugins."""
     yield "Python", platform.python_version()
     yield "jno-lora", __version__
     yield "jno.lora imported from", next(iter(_package_path))
@@ -88,13 +88,13 @@ def _versions(records: tuple[PluginRecord, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _machine() -> Iterator[tuple[str, str]]:
-    """The devices of JAX. A driver that does not fit is a fact, because it may be the bug."""
+    """The devices of JAX. A driver error is listed as a fact, because it may be the bug."""
     yield "platform", platform.platform()
     yield "jax_enable_x64", str(jax.config.read("jax_enable_x64"))
     try:
         kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
         shown = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    except Exception as err:  # of whichever plugin of JAX
+    except Exception as err:  # from any plugin of JAX
         shown = f"{type(err).__name__}: {err}"
     yield "devices", shown
 
@@ -133,7 +133,7 @@ def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
 
 
 def _distribution_troubles() -> Iterator[str]:
-    """A text for metadata that keep a distribution from being a plugin, and for other versions."""
+    """A text for each distribution whose metadata hide its plugin, or whose versions clash."""
     distributions: dict[str, Any] = {}
     for distribution in importlib_metadata.distributions():  # the first on `sys.path` counts
         with contextlib.suppress(FileNotFoundError):  # a half-removed installation
@@ -170,7 +170,7 @@ def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
 
 
 def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
-    """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that means no plugin."""
+    """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that matches no plugin."""
     plugins = {name for r in records for name in (r.distribution, normalise(r.name))}
     plugins |= first_party()
     for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS"):
@@ -180,7 +180,7 @@ def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
 
 
 def _without_private_paths(text: str) -> str:
-    """`text` with names for the directories that tell who runs Python, and where."""
+    """`text` with placeholders for directories that reveal who runs Python, and where."""
     places = {sys.prefix: "<environment>", os.getcwd(): "<here>", os.path.expanduser("~"): "~"}
     for path, name in places.items():
         if len(path) > 1:  # `/` would be found in every path

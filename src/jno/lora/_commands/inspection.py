@@ -1,6 +1,6 @@
 """`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins.
 
-Or of an adapter of PEFT, in a directory or in a repository of the Hub, which a plugin reads.
+A plugin reads adapters of PEFT, in a directory or in a repository of the Hub.
 """
 
 import dataclasses
@@ -134,12 +134,12 @@ def _shown_value(value: str | float | None) -> str:
 
 # --- adapters of PEFT
 
-# An owner and a name. What begins with a dot or a slash is a path.
+# An owner and a name. Text that begins with a dot or a slash is a path.
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def is_of_peft(place: str) -> bool:
-    """Whether `place` is a directory, or may be a repository: the name of no file that is here."""
+    """Whether `place` is a directory, or may be a repository because no file has this name."""
     path = Path(place)
     is_name = _REPOSITORY.fullmatch(place) is not None and path.suffix != ".safetensors"
     return path.is_dir() or (is_name and not os.path.lexists(path))

@@ -1,4 +1,4 @@
-"""Arithmetic on layers: in which dtypes, and by compiled programs that alike layers share."""
+"""Arithmetic on layers: its dtypes, and compiled programs that similar layers share."""
 
 from ._elimination import gauss_jordan
 from ._jaxprs import equations_in, jaxprs_in

@@ -10,7 +10,8 @@ def gauss_jordan(
 ) -> Inexact[Array, "*batch n m"]:
     """`A^-1 B`, by Gauss-Jordan elimination, for steps of training that may not call LAPACK.
 
-    - `pivoting`: whether to exchange rows (partial pivoting). Positive definite matrices need none.
+    - `pivoting`: whether to exchange rows (partial pivoting). Not needed for positive definite
+        matrices.
     """
     n = A.shape[-1]
     # In the integer type of the loop index, which depends on the configuration.

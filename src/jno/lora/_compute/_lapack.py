@@ -19,8 +19,8 @@ _DECOMPOSITIONS = {
     *("qr", "schur", "svd", "triangular_solve", "tridiagonal"),
 }
 
-# The number of threads belongs to the process. Two calls at once would each restore the number that
-# the other call has set.
+# The number of threads is global to the process, so two concurrent calls would each restore the
+# number that the other call has set.
 _lock = threading.RLock()
 
 

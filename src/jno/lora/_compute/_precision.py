@@ -23,9 +23,9 @@ def count_reals(array: Any) -> int:
 def compute_dtype(weight: Any) -> Any:
     """The dtype to compute in with `weight`, and of arrays that train beside it.
 
-    It is the dtype that JAX has for `weight`, or float32 in the place of a half precision, in which
-    small updates vanish: `jnp.zeros(shape, compute_dtype(weight))`, and
-    `weight.astype(compute_dtype(weight))` before a sum or a decomposition.
+    This is JAX's dtype for `weight`, or float32 instead of half precision, in which small updates
+    vanish: `jnp.zeros(shape, compute_dtype(weight))`, and `weight.astype(compute_dtype(weight))`
+    before a sum or a decomposition.
 
     **Arguments:** `weight`: a floating or complex array, or its shape and dtype.
     """
@@ -76,7 +76,7 @@ def widened(tree: Any) -> Any:
 
 
 def _is_half(leaf: Any) -> bool:
-    # Equinox takes NumPy's bfloat16 for an exact dtype.
+    # Equinox treats NumPy's bfloat16 as an exact dtype.
     return (
         isinstance(leaf, jax.Array | np.ndarray)
         and bool(jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,7 +1,7 @@
-"""Calling a function on many layers that are alike, by one compiled program.
+"""Call a function on many similar layers by one compiled program.
 
 Without programs, a large model is adapted by thousands of small operations, which is slow. A
-program also spares the memory of intermediate results, such as a float32 copy of a weight.
+program also saves the memory of intermediate results, such as a float32 copy of a weight.
 """
 
 import functools
@@ -43,29 +43,29 @@ def call_compiled(
     - `signed`: `signature_of(args)`, if the caller has it.
 
     **Raises:** `FloatingPointError` if the function decomposes a matrix on a CPU, and an array of
-    `args` holds infinity, for which LAPACK may never return.
+    `args` contains infinity, for which LAPACK may never return.
     """
     try:
         signature, arrays = signed or signature_of(args)
         program = _program(function, signature)
         return program.result(args, arrays, program.start(arrays))
     except Exception as err:
-        # Without a program, LAPACK would get infinity, or still more memory would be needed.
+        # Without a program, LAPACK would get infinity, or even more memory would be needed.
         if isinstance(err, FloatingPointError) or "RESOURCE_EXHAUSTED" in str(err):
             raise
         _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
-    # A function that fails by itself fails again here, with its own traceback.
+    # A function that fails without a program, too, fails again here with its traceback.
     return function(*args)
 
 
-# A call whose program runs: a function that returns the result.
+# A call whose program is running: a function that returns the result.
 Started = Callable[[], Any]
 
 
 def start_compiled(
     function: Callable[..., Any], args: tuple[Any, ...], signed: SignedTree
 ) -> Started | None:
-    """Start `call_compiled`. `None` if the call must be made alone: it fails, or calls LAPACK."""
+    """Start `call_compiled`. `None` if the call must run alone: it fails or calls LAPACK."""
     try:
         program = _program(function, signed.signature)
         if not program.decomposes:
@@ -77,12 +77,12 @@ def start_compiled(
 
 
 class _Given(NamedTuple):
-    """In a result: the argument, or the array in an argument, at this place."""
+    """A placeholder in a result for an argument, or for an array in an argument."""
 
     place: int
 
 
-# In a result: the next array that is computed.
+# A placeholder in a result for the next computed array.
 _COMPUTED = object()
 
 
@@ -129,7 +129,7 @@ class Program:
         return self._jitted(arrays)
 
     def result(self, args: tuple[Any, ...], arrays: list[Any], computed: list[Array]) -> Any:
-        """The function's result for `args`, which hold `arrays`, from what `start` returned."""
+        """The function's result for `args`, which contain `arrays`, from the result of `start`."""
         remaining, given = iter(computed), (*args, *arrays)
         leaves = [
             given[x.place] if type(x) is _Given else next(remaining) if x is _COMPUTED else x
@@ -159,7 +159,7 @@ _program = remembered(512)(Program)
 
 
 # On a CPU they halve the time to compile a random start, and keep its numbers bit for bit. They are
-# not for weights, since the older emitters of XLA add up a sum in another order.
+# not used for weights, because the older emitters of XLA sum in another order.
 _QUICK: dict[str, Any] = {"xla_backend_optimization_level": 2}
 if jax.__version_info__ < (0, 11):  # later versions have no older emitters
     _QUICK["xla_cpu_use_fusion_emitters"] = False
@@ -169,7 +169,7 @@ if jax.__version_info__ < (0, 11):  # later versions have no older emitters
 def _quick_to_compile() -> dict[str, Any] | None:
     """XLA's options for a random start, which takes far longer to compile than to run.
 
-    `None` for another backend, or if `XLA_FLAGS` says how to compile.
+    `None` for another backend, or if `XLA_FLAGS` sets one of these options.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     is_left_alone = jax.default_backend() != "cpu" or any(name in flags for name in _QUICK)
@@ -177,7 +177,7 @@ def _quick_to_compile() -> dict[str, Any] | None:
 
 
 def _lie_on_a_cpu(arrays: list[Any]) -> bool:
-    """Whether LAPACK would decompose `arrays`, and not a library of an accelerator."""
+    """Whether LAPACK would decompose `arrays`, rather than an accelerator's library."""
     devices = (device for x in arrays if isinstance(x, jax.Array) for device in x.devices())
     return "cpu" in ({device.platform for device in devices} or {jax.default_backend()})
 

@@ -31,7 +31,7 @@ class Signature(NamedTuple):
     treedef: Any
     types: Any  # of the static fields
     leaves: tuple[Any, ...]  # an `_Array` for an array, else the type, the leaf, and a float's sign
-    widest: Any  # the dtype of floats, which tells whether 64 bits are enabled
+    widest: Any  # the dtype of floats, which shows whether x64 is enabled
 
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
         """Arrays without values, to trace a function with."""
@@ -44,7 +44,7 @@ class Signature(NamedTuple):
         ]
 
     def tree_of(self, arrays: list[Any]) -> Any:
-        """The tree of this signature that holds `arrays`."""
+        """The tree of this signature with `arrays`."""
         remaining = iter(arrays)
         leaves = [next(remaining) if type(leaf) is _Array else leaf[1] for leaf in self.leaves]
         return jtu.tree_unflatten(self.treedef, leaves)
@@ -89,10 +89,10 @@ def _is_array_class(cls: type) -> bool:
 
 
 def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
-    """A key for the static fields of a tree: `treedef` alone takes 1, 1.0 and True for the same.
+    """A key for the static fields of a tree: `treedef` alone treats 1, 1.0 and True as equal.
 
     - `key_of`: gives the key of a value, by default its type. Tuples, lists and frozen dataclasses
-        have keys for their contents, and floats their digits.
+        are keyed by their contents, and floats by their digits.
     """
 
     def key(value: Any) -> Any:
@@ -106,7 +106,7 @@ def static_key(treedef: Any, key_of: Callable[[Any], Any] = type) -> Any:
         return key_of(value)
 
     keys, nodes = [], [treedef]
-    while nodes:  # a loop, since a model has thousands of nodes
+    while nodes:  # a loop, because a model has thousands of nodes
         node = nodes.pop()
         data = node.node_data()
         if data is not None:

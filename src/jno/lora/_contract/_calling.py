@@ -1,7 +1,8 @@
-"""Calls of functions that are written for one layer, with a stack of layers or with a template.
+"""Call functions that are written for one layer on a stack of layers or on a template.
 
 `eqx.filter_vmap` of a constructor builds stacks: one object with many layers along leading axes,
-which `lax.scan` or `vmap` run. `eqx.filter_eval_shape` makes templates, with shapes for arrays.
+which `lax.scan` or `vmap` run. `eqx.filter_eval_shape` makes templates, with shapes instead of
+arrays.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def keys_for_stack(key: PRNGKeyArray, layer: Any, ndim: int) -> Array:
 
 
 def call_or_trace(function: Callable[[Any], T], tree: Any) -> T:
-    """`function(tree)`, which is only traced, for its shapes, if `tree` is a template."""
+    """`function(tree)`, which is only traced for its shapes if `tree` is a template."""
     return eqx.filter_eval_shape(function, tree) if _is_template(tree) else function(tree)
 
 

@@ -1,4 +1,4 @@
-"""Checks that several functions do: of models, random keys, ranks, numbers and merged layers."""
+"""Checks that several functions share: of models, random keys, ranks, numbers and merged layers."""
 
 import contextlib
 import numbers
@@ -18,8 +18,9 @@ from .._paths import path_str, show_array
 class Handle:
     """The base class of `Net`. No fields.
 
-    Every function of trees refuses a net. JAX would take it for a leaf, and Equinox for a constant:
-    `filter_jit` would go on computing with former values, and a file would be empty.
+    Functions of trees raise an error for a net, because JAX would treat it as a leaf, and Equinox
+    as a constant: `filter_jit` would keep computing with old values, and a saved file would be
+    empty.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -107,7 +108,7 @@ def check_same_structure(base: Any, layer: Any, what: str) -> None:
 
 
 def check_adapter_name(name: Any) -> None:
-    """**Raises:** `SelectionError` for a name of adapters that is not a string."""
+    """**Raises:** `SelectionError` unless the name of adapters is a string."""
     if not isinstance(name, str):
         raise SelectionError(
             f"The name of adapters must be a string, but is {name!r}. Several sets act together by "

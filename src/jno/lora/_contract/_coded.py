@@ -1,4 +1,4 @@
-"""Arrays that a layer keeps in another form, such as the codes of a quantised weight."""
+"""Arrays that a layer stores in another form, such as the codes of a quantised weight."""
 
 import abc
 import math
@@ -17,14 +17,14 @@ from .._errors import WrapperError
 
 
 class CodedArray(eqx.Module):
-    """A frozen array in another form. It takes the place of a layer's array, and reads like it.
+    """A frozen array in another form. It replaces a layer's array, and reads like the array.
 
     A subclass describes the array (`shape`, `dtype`) and computes it (`decoded`). Its leaves
     should be integers: then no filter, cast or optimiser touches them. Its fields must keep their
     meaning when the leading axes of a stack are mapped over or scanned.
     """
 
-    # Why other values cannot take its place: the error of merges, and of starts that change it.
+    # The error of merges, and of starts that change the weight: other values cannot replace it.
     refusal: ClassVar[str] = "its weight is coded, and other values have no such form."
 
     dtype: AbstractVar[Any]

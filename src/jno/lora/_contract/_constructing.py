@@ -1,4 +1,4 @@
-"""The call of an adapter's constructor: with `rank` and `alpha` only if it takes them."""
+"""Call an adapter's constructor, with `rank` and `alpha` only if it takes them."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ._shared import is_shared, shared_fields
 
 
 class _Parameters(NamedTuple):
-    """The parameters of a constructor behind `self` and `base`."""
+    """The parameters of a constructor after `self` and `base`."""
 
     scale: tuple[str, ...]  # among "rank" and "alpha"
     by_position: bool  # rank and alpha are the second and third argument, under whatever names
@@ -59,7 +59,7 @@ def construct(
 def _arguments(
     cls: Any, rank: Any, alpha: Any, statistics: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments behind `base`, without key and options."""
+    """The positional and the keyword arguments after `base`, without key and options."""
     parameters = _parameters(cls)
     kwargs = {"statistics": statistics} if getattr(cls, "needs", ()) else {}
     if parameters.by_position:

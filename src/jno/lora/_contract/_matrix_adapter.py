@@ -40,16 +40,16 @@ class MatrixAdapter(LoRAWrapper):
     rank_axes: ClassVar[Mapping[str, int]] = {}
     # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
     # for `B` `(..., out, r)`, or dicts of arrays. The first input belongs to the first output, and
-    # so on. Fields that the class lacks do not count. For optimisers (`jno.lora.optim`).
+    # so on. Fields that the class lacks are ignored. For optimisers (`jno.lora.optim`).
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
 
     @staticmethod
     @remembered(4096)
     def of(wrapper: type[LoRAWrapper]) -> type["MatrixAdapter"]:
-        """`wrapper` with the members of `MatrixAdapter`: the defaults, for members that it lacks.
+        """`wrapper` with the members of `MatrixAdapter`, and defaults for members that it lacks.
 
-        So tools may ask every adapter. An adapter that derives from `LoRAWrapper` alone may define
-        some of the members, as adapters did in 0.3.
+        So tools can read the members of every adapter. An adapter that derives from `LoRAWrapper`
+        alone may define some of the members, as adapters did in 0.3.
         """
         if issubclass(wrapper, MatrixAdapter):
             return wrapper
@@ -64,8 +64,8 @@ class MatrixAdapter(LoRAWrapper):
     def matrices(cls, layer: Any) -> Mapping[str, Inexact[Array, "*modes out in"]]:
         """By name, the matrices of one plain `layer` that the adapter updates, if several.
 
-        They may be complex, and have axes in front, such as the modes of a Fourier transform. By
-        default none: see `matrix`.
+        They may be complex, and have axes in front, such as the modes of a Fourier transform. Empty
+        by default: see `matrix`.
         """
         return {}
 
@@ -86,7 +86,7 @@ class MatrixAdapter(LoRAWrapper):
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
-        Its `state()` then holds `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. `None` (the
+        Its `state()` then contains `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. `None` (the
         default) for other adapters.
         """
         return None
@@ -116,7 +116,7 @@ class MatrixAdapter(LoRAWrapper):
         change nothing.
 
         - `terms`: adapters of this class for one layer. Arrays and weights may be traced.
-        - `rank`: the least rank of the result. A bank holds adapters of one rank.
+        - `rank`: the least rank of the result. A bank requires adapters of one rank.
 
         **Raises:** `ValueError`, with the reason, if these states have no sum.
         """
@@ -125,12 +125,13 @@ class MatrixAdapter(LoRAWrapper):
     def with_directions(self, directions: Mapping[str, Any], weights: Float[Array, " K"]) -> Any:
         """This adapter with each of these fields at `sum_k weights[k] directions[field][k]`.
 
-        It keeps directions and weights apart: a map over `weights` copies no direction. `None` (the
-        default) for adapters and fields that cannot, whose fields the caller sets to the sums. For
-        conditional adapters, with a parameter for each example of a batch.
+        Directions and weights stay separate, so that a map over `weights` copies no direction.
+        `None` (the default) if the adapter or a field does not support this; then the caller sets
+        the fields to the sums. For conditional adapters, with a parameter for each example of a
+        batch.
 
-        The fields of `self` are zero. `state()` of the result holds the sums, so that it is a state
-        of the same class. Derivatives in `weights` must be exact.
+        The fields of `self` are zero. `state()` of the result contains the sums, so that it is a
+        state of the same class. Derivatives in `weights` must be exact.
 
         - `directions`: by field, arrays `(K, *shape)` for a field of one layer with that shape.
         - `weights`: may be traced, and mapped over.

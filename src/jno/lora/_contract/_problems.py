@@ -86,7 +86,7 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in ("auto", "mergeable"):
         if not isinstance(getattr(cls, name), bool):
             yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
-    # Read here, where a plugin is loaded: an error in a variant would hurt every later call.
+    # Checked while a plugin is loaded, because a bad variant would break every later call.
     variant: Any = cls.variant
     is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
     if variant is not None and not (is_word and ":" not in variant):

@@ -4,10 +4,10 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class _ByAttributes(type(Protocol)):
-    """`isinstance` asks an object for its attributes, on every interpreter.
+    """`isinstance` looks up an object's attributes, on every interpreter.
 
     Since Python 3.12, the `isinstance` of protocols does not see attributes that come from
-    `__getattr__`, by which an adapter gives the attributes of its layer.
+    `__getattr__`, by which an adapter provides the attributes of its layer.
     """
 
     def __instancecheck__(cls, instance: Any) -> bool:

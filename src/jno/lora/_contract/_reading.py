@@ -1,4 +1,4 @@
-"""Reading a wrapper like its layer: merged weights, calls in a scope, rows of inputs."""
+"""Read a wrapper like its layer: merged weights, calls in a scope, rows of inputs."""
 
 import contextlib
 import functools
@@ -20,7 +20,8 @@ from ._coded import refuse_coded, with_arrays
 def merged_layer(adapter: Any) -> eqx.Module:
     """`adapter.merge()`, mapped over the axes of a stacked layer.
 
-    **Raises:** `WrapperError` if the layer keeps an array in a form that other values do not have.
+    **Raises:** `WrapperError` if the layer stores an array in a form that cannot represent other
+    values.
     """
     refuse_coded(adapter.base)
     return over_stack(lambda layer: layer.merge(), type(adapter).stack_ndim(adapter.base))(adapter)
@@ -33,7 +34,7 @@ _read_weight: ContextVar[Callable[[Any, str], Any]] = ContextVar(
 
 @contextlib.contextmanager
 def weights_read_by(read: Callable[[Any, str], Any]) -> Iterator[None]:
-    """A context in which `read(adapter, name)` gives the merged arrays that a model reads.
+    """A context in which `read(adapter, name)` returns the merged arrays that a model reads.
 
     By default, `adapter.weight` is `getattr(merged_layer(adapter), "weight")`.
     """
@@ -45,7 +46,7 @@ def weights_read_by(read: Callable[[Any, str], Any]) -> Iterator[None]:
 
 
 def read_weight(adapter: Any, name: str) -> Any:
-    """The merged array of this name, as the context gives it."""
+    """The merged array of this name, as the context returns it."""
     return _read_weight.get()(adapter, name)
 
 
@@ -61,7 +62,7 @@ def rows_of(values: Any, width: int, what: str) -> Array:
 
 
 def in_scope(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` in a scope of the adapter's name, for profiles. A `key=` that it lacks is dropped."""
+    """`call` in a scope of the adapter's name, for profiles. An unsupported `key=` is dropped."""
     parameters = inspect.signature(call).parameters
     takes_key = "key" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

@@ -11,9 +11,9 @@ from .._errors import WrapperError
 
 
 class Box:
-    """An array in a static field. Two boxes are equal if they hold the same array object.
+    """An array in a static field. Two boxes are equal if they contain the same array object.
 
-    So a function that was compiled for a resolved model serves the same model, resolved again.
+    So a function that was compiled for a resolved model is reused if the model is resolved again.
     """
 
     def __init__(self, array: Array):
@@ -32,7 +32,7 @@ class Shared(eqx.Module):
     The constructor of an adapter sets the field, which may be a dict of `Shared`, and `__call__`,
     `merge` and the like read `self.field.array`. The array is made once, when a model is adapted.
 
-    If `adapter_fields` leaves the field out, the array is frozen. Then every adapter holds the same
+    If `adapter_fields` leaves the field out, the array is frozen. Then every adapter has the same
     `jax.Array`, one buffer in memory. If `adapter_fields` names the field, the first adapter keeps
     the array as the leaf that is trained. Other adapters, and stacked layers that a scan runs, get
     the array when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over
@@ -40,11 +40,12 @@ class Shared(eqx.Module):
 
     **Arguments:**
 
-    - `name`: of the array, unique in the model. Put the shape into the name if layers of other
-        sizes need another array.
+    - `name`: the array's name, unique in the model. Put the shape into the name if layers of
+        different sizes need different arrays.
     - `shape`: the least shape that this adapter needs. The array has the largest size that any
         adapter needs along each axis, so an adapter reads a slice (`array[:, :inputs]`).
-    - `make`: `make(key, shape)` gives the first values. Only the first adapter's is called, once.
+    - `make`: `make(key, shape)` gives the first values. Only the first adapter's `make` is called,
+        once.
     """
 
     value: Array | None
@@ -92,7 +93,7 @@ def authors_of(adapter: Any, shared: Shared) -> set[str]:
 
 
 def array_in(shared: Shared) -> Any:  # of a mask, a bool
-    """The array, if this adapter holds it."""
+    """The array, if this adapter has it."""
     return shared.value if shared.held is None else shared.held.array
 
 

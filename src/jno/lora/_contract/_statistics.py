@@ -9,24 +9,24 @@ from jaxtyping import Array, Float
 
 
 class Statistic:
-    """A mean that `calibrate` takes over some batches: of `left(V)^T right(V)` for rows `V`.
+    """The mean of `left(V)^T right(V)` for rows `V`, which `calibrate` takes over some batches.
 
     The rows, `(n, width)`, are the vectors that the layer's matrix multiplies (`of = "inputs"`:
-    `width` is `in`) or that it gives (`"outputs"`: `out`), in float32 at least. Each example of a
-    batch, and each position of a convolution, gives a row. The mean is over all rows.
+    `width` is `in`) or outputs (`"outputs"`: `out`), in float32 at least. Each example of a batch,
+    and each position of a convolution, gives a row. The mean is over all rows.
 
-    With `of = "gradient"`, `V` is the gradient `(out, in)` of the loss by the matrix, and the mean
-    of `right(V)` over the batches is taken.
+    With `of = "gradient"`, `V` is the gradient `(out, in)` of the loss by the matrix, and
+    `calibrate` takes the mean of `right(V)` over the batches.
 
     A subclass gives a `name` and the maps that it needs. An adapter class lists the subclass in
-    `needs`. The constructor gets the array by `name`. `Statistics` hold the array by
+    `needs`. The constructor gets the array by `name`. `Statistics` store the array by
     `"package.name"`, with the first package of the subclass's module, so that two plugins may use
-    one name.
+    the same name.
     """
 
     name: ClassVar[str]
     of: ClassVar[Literal["inputs", "outputs", "gradient"]] = "inputs"
-    # Whether `left` and `right` are the same map, so that a sketch can take the mean's place.
+    # Whether `left` and `right` are the same map, so that a sketch can replace the mean.
     is_covariance: ClassVar[bool] = False
 
     @staticmethod
@@ -116,7 +116,7 @@ def mean_shape(statistic: type[Statistic], shape: tuple[int, ...]) -> tuple[int,
 
 
 def zero_statistics(cls: Any, layer: Any) -> dict[str, Array] | None:
-    """The statistics of a `layer` that only sees zeros. `None` if `cls` needs no statistics."""
+    """The statistics of a `layer` whose data are zeros. `None` if `cls` needs no statistics."""
     statistics = statistics_of(cls)
     if not statistics:
         return None

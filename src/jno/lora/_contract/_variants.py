@@ -1,11 +1,11 @@
-"""Variants: how they are compared, and the words that no adapter may take."""
+"""Variants: how they are compared, and the words that adapters may not use."""
 
 import re
 
-# Words with a meaning of their own in `wrapper=`, `target=` or `compare`, as `squash` gives them.
+# Words with a special meaning in `wrapper=`, `target=` or `compare`, as `squash` returns them.
 RESERVED_WORDS = ("auto", "all", "none", "alllinear")
 
 
 def squash(name: str) -> str:
-    """A variant as it is compared, without case, dashes and underscores: "LoRA-FA" is "lorafa"."""
+    """A variant for comparison, without case, dashes and underscores: "lorafa" for "LoRA-FA"."""
     return re.sub(r"[-_ ]", "", name).lower()

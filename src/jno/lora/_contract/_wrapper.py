@@ -30,10 +30,10 @@ class About:
     """Facts about an adapter, for listings and citations.
 
     - `family`: the kind of method ("low rank", "rotation"), by which lists are sorted. Two
-        rotations are not added up.
+        rotations cannot be added.
     - `paper`: its number on arXiv or OpenReview.
     - `formula`: how many parameters train.
-    - `cost`: a phrase on what a call costs in addition to the layer, if that matters.
+    - `cost`: a phrase about the additional cost of a call, if it matters.
     - `bibtex`: one or more BibTeX entries, for `citation`.
     """
 
@@ -45,19 +45,19 @@ class About:
 
 
 class LoRAWrapper(eqx.nn.StatefulLayer):
-    """Base class of every adapter: an `eqx.Module` that stands in the place of one layer.
+    """Base class of every adapter: an `eqx.Module` that replaces one layer.
 
-    A subclass says which fields are trained (`adapter_fields`), which layers it can wrap
+    A subclass defines which fields are trained (`adapter_fields`), which layers it can wrap
     (`applies_to`), how it starts (`__init__(base, rank, alpha, *, key)`), what it computes
     (`__call__`) and how it becomes one plain layer again (`merge`). Everything else is optional,
-    also `rank` and `alpha`. `MatrixAdapter` has further members, for adapters of matrices.
+    including `rank` and `alpha`. `MatrixAdapter` has further members, for adapters of matrices.
 
     `__init__`, `merge` and `unwrap` must be pure, with `key` as the only source of randomness: they
     are compiled once for all layers of one signature (class, static fields, shapes, dtypes).
 
-    A wrapper reads like the layer that it wraps: an attribute that it lacks comes from `base` if it
-    holds no array (`in_features`), else from the merged layer (`weight`). An adapter that is not
-    `mergeable` gives the fields of `base`.
+    A wrapper can be read like its layer: an attribute that the wrapper lacks comes from `base` if
+    the value has no arrays (`in_features`), else from the merged layer (`weight`). An adapter that
+    is not `mergeable` returns the fields of `base`.
 
     The page "Extending" of the documentation has a complete adapter, and `jno-lora new` writes one.
     """
@@ -79,7 +79,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         rank: Any
         alpha: Any
 
-        # How the dispatcher calls the class; each adapter writes its own.
+        # How the dispatcher calls the class; each adapter defines its own constructor.
         def __init__(self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray): ...
 
     @classmethod
@@ -89,11 +89,11 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output, with the adapter. `key=` is dropped if a subclass lacks it."""
+        """The layer's output, with the adapter. `key=` is dropped if unsupported."""
 
     @abc.abstractmethod
     def merge(self) -> eqx.Module:
-        """One plain layer of the base's structure, shapes and dtypes, adapter folded in.
+        """One plain layer of the base's structure, shapes and dtypes, with the adapter folded in.
 
         Pure and differentiable.
         """
@@ -109,7 +109,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     @classmethod
     def default_alpha(cls, rank: int) -> float:
-        """`alpha` where a call gives none: the rank, so that a scale of `alpha / rank` is 1."""
+        """The default for `alpha`: the rank, so that a scale of `alpha / rank` is 1."""
         return float(rank)
 
     @classmethod
@@ -117,12 +117,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """The number of leading axes that a stack adds to `leaf`'s arrays. Default 0.
 
         `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
-        mapped over those axes: each method sees one layer only.
+        mapped over these axes, so each method gets a single layer.
         """
         return 0
 
     def penalty(self) -> Array:
-        """A number for `jno.lora.penalty`, whose gradient moves trained fields alone. Default 0."""
+        """A number for `jno.lora.penalty`, whose gradient only moves trained fields. Default 0."""
         return jnp.zeros(())
 
     def is_stateful(self) -> bool:
@@ -133,15 +133,15 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         """The sharding of the arrays around a sharded base: a spec by field, or by path in a field.
 
         Called once, when the base's arrays have a `NamedSharding`. Arrays without a spec are
-        replicated. For a stacked layer, `self` holds the whole stack.
+        replicated. For a stacked layer, `self` is the whole stack.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """The arrays that a checkpoint holds: by default every array outside `base`, by its path.
+        """The arrays that a checkpoint stores: by default every array outside `base`, by its path.
 
-        Arrays of a `Shared` are left out, because a file holds them once. `options_of` and
-        `from_state` must find in the state everything that an option changes.
+        Arrays of a `Shared` are left out, because a file stores them once. The state must contain
+        everything that an option changes, because `options_of` and `from_state` have nothing else.
         """
         return {
             path_str(path): jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
@@ -155,7 +155,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         Needed for options that change the names or shapes of arrays, which `from_state` gets from
         `__init__`. The arrays may be traced, so look at names, shapes and dtypes only. `state` is
-        the state of one layer, also for a stacked layer.
+        the state of one layer, even for a stacked layer.
         """
         return {}
 
@@ -167,7 +167,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
         `base` is the layer as it was before adapting. `rank` and `alpha` are `None` if the adapter
         lacks them. By default `__init__` is only traced (`eqx.filter_eval_shape`), with the options
-        that `options_of(state)` gives.
+        that `options_of(state)` returns.
 
         **Raises:** `WrapperError` if `state` has other names or shapes than the adapter.
         """
@@ -222,7 +222,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
     def __getattr__(self, name: str) -> Any:
         # Reached only if normal lookup failed. A declared field that is not set yet (inside
-        # `__init__`) must stay an error, else the base's attribute of that name would pass for it.
+        # `__init__`) must stay an error, because the base's attribute of that name is another
+        # value.
         is_field = name in {f.name for f in dataclasses.fields(self)}
         if name in ("rank", "alpha") and not (is_field or hasattr(type(self), name)):
             return None
@@ -236,8 +237,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
                 f"Neither the adapter {type(self).__name__!r} nor the {type(base).__name__!r} "
                 f"that it wraps has an attribute {name!r}"
             ) from None
-        # A method of an Equinox module is a pytree that holds the module: it has arrays as well.
-        # A value without arrays (a static field, `Shared`'s placeholder) comes from the base.
+        # A method of an Equinox module is a pytree that contains the module, so it has arrays as
+        # well. A value without arrays (a static field, `Shared`'s placeholder) comes from the base.
         if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(value)):
             return value
         if not type(self).mergeable and name in {f.name for f in dataclasses.fields(base)}:
@@ -246,7 +247,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
 
 def trainable_fields(cls: type[LoRAWrapper]) -> tuple[str, ...]:
-    """The `adapter_fields`, and the `optional_fields`: each is `None` without the option for it."""
+    """The `adapter_fields` and the `optional_fields`, which are `None` without their options."""
     return (*cls.adapter_fields, *getattr(cls, "optional_fields", ()))
 
 
@@ -259,7 +260,7 @@ def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
 
 def is_adapter(node: Any) -> TypeGuard[LoRAWrapper]:
     """Whether `node` is an adapted layer."""
-    # By its type: `isinstance` looks up `__class__`, which Equinox intercepts at a price.
+    # By its type, because `isinstance` looks up `__class__`, which Equinox intercepts slowly.
     return issubclass(type(node), LoRAWrapper)
 
 

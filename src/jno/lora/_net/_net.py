@@ -1,4 +1,4 @@
-"""`Net`: a mutable handle on an immutable model, which also knows which arrays train."""
+"""`Net`: a mutable handle on an immutable model, and on which of its arrays train."""
 
 import contextlib
 import copy
@@ -40,26 +40,27 @@ class Net(Handle):
     net.update(trainable).merge()
     ```
 
-    `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`) and is then gone. A
-    control that raises changes nothing: the mask is still set. A net may hold several sets of
-    adapters by name, with one set, or the sum of several sets, in the model (`add_adapter`,
-    `activate`, `deactivate`).
+    `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`), which uses it up. A
+    control that raises changes nothing, so the mask stays set. A net can have several named sets of
+    adapters, with one set, or the sum of several sets, in the model (`add_adapter`, `activate`,
+    `deactivate`).
 
-    PiSSA and MiLoRA change the weight of the layer that they hold. The net keeps the original
-    layer too, to restore it bit for bit. This is a second copy of the weight in memory.
+    PiSSA and MiLoRA change the weight of the layer that they wrap. The net also keeps the original
+    layer, so that it can be restored bit for bit, which needs memory for a second copy of the
+    weight.
 
-    A net is not a pytree: functions of JAX and Equinox refuse it. Give them `net.module`, or the
-    trees that `net.partition()` returns.
+    A net is not a pytree, so functions of JAX and Equinox raise an error. Pass them `net.module`,
+    or the trees that `net.partition()` returns.
 
     **Arguments:**
 
-    - `model`: any pytree that holds Equinox modules. It is not changed.
+    - `model`: any pytree that contains Equinox modules. It is not changed.
     - `key`: for the adapters' initial values, typed or raw; the default is `jax.random.key(0)`. A
         layer's values depend on the key and its path alone, so a layer that is merged and adapted
         again starts from the same values unless `lora` gets another key.
-    - `registry`: where adapters are looked up by name, instead of among the installed plugins.
+    - `registry`: where to look up adapters by name, instead of among the installed plugins.
 
-    **Raises:** `SelectionError` if `key` is not a key, or if `model` is a `Net` or holds one.
+    **Raises:** `SelectionError` if `key` is not a key, or if `model` is or contains a `Net`.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class Net(Handle):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The current model's output.
 
-        A compiled function that calls the net (`jax.jit(jax.vmap(net))`, or with a `lambda`) holds
-        the weights of its first call, also after `update`. Compile a function of the model, and
-        give it `net.module`.
+        A compiled function that calls the net (`jax.jit(jax.vmap(net))`, or with a `lambda`) keeps
+        the weights of its first call, even after `update`. Instead, compile a function of the
+        model, and pass it `net.module`.
 
         **Raises:** `SelectionError` if the model cannot be called, such as a dict.
         """
@@ -88,8 +89,8 @@ class Net(Handle):
         return f"Net({type(self.module).__name__}, {len(report)} adapted layers, {trains})"
 
     def __hash__(self) -> int:
-        # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)`, which would be
-        # harmless, asks for the hash just as `jax.make_jaxpr` does, so it is refused too.
+        # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)` would be
+        # harmless, but uses the hash just as `jax.make_jaxpr` does, so it is refused too.
         raise SelectionError(
             f"A {type(self).__name__} changes, and has no hash: a program compiled for it, as by "
             "jax.jit(net), would keep the weights of its first call. Compile a function of the "
@@ -98,7 +99,7 @@ class Net(Handle):
 
     def __copy__(self) -> "Net":
         new = object.__new__(type(self))
-        # A block of `disabled` does not end for a copy, so the copy is not in it.
+        # The end of a `disabled` block would not restore a copy, so the copy is enabled.
         vars(new).update(vars(self), _state=self._state.enabled or self._state)
         return new
 
@@ -149,21 +150,21 @@ class Net(Handle):
 
         **Arguments:**
 
-        - `rank`, `alpha`: of the adapters; most methods scale their update by `alpha / rank`. By
-            default `alpha` is the rank for most methods, so that the scale is 1.
+        - `rank`, `alpha`: the adapters' rank and alpha; most methods scale their update by
+            `alpha / rank`. By default `alpha` is the rank for most methods, so that the scale is 1.
         - `target`: a regex, searched in the slash-joined path of each layer; a list of names that
             paths end in (`["q_proj", "v_proj"]`); or `"all-linear"`: the linear layers in repeated
-            blocks, which leaves out output heads, and without routers of experts.
+            blocks (so no output heads), except routers of experts.
         - `wrapper`: an adapter class, a registered name (`"DoRALinear"`) or variant (`"dora"`), a
             list of these in order of priority, `"auto"`, or `None`. `None` is LoRA on
             linear and convolution layers alone; `"lora"` is LoRA on all layers for which an
             installed plugin has it, such as spectral weights and transposed convolutions.
         - `specs`: a list of `jno.lora.Spec`s, or of dicts with the keys `target`, `rank`, `alpha`,
-            `wrapper`, `options`. The call gives what a spec leaves out. The first spec whose target
-            matches and whose wrapper applies wins.
+            `wrapper`, `options`. The call fills in whatever a spec leaves out. The first spec whose
+            target matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
-        - `statistics`: what `jno.lora.calibrate` returned, for adapters that start from data (EVA).
+        - `statistics`: the result of `jno.lora.calibrate`, for adapters that start from data (EVA).
         - `calibrate`: `(batches, loss)`, to collect the statistics here.
         - `key`: overrides the key of the `Net`.
 
@@ -205,12 +206,12 @@ class Net(Handle):
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Plan `lora` with the same arguments and mask: each layer, with the reason.
+        """The plan of `lora` with the same arguments and mask: what happens to each layer, and why.
 
         **Returns:** a `Plan`; `print` it for a table. Uses up a mask, as `lora` does.
 
-        **Raises:** as `lora`, except for errors that only building an adapter raises. If a
-        target selects nothing, the plan says so in `problem`.
+        **Raises:** as `lora`, except for errors that only building an adapter raises. If a target
+        selects nothing, the plan's `problem` is the error.
         """
         selection = self._selection(target, wrapper, specs)
         plan = plan_lora(self.module, rank, alpha, options=options, **selection)
@@ -218,7 +219,7 @@ class Net(Handle):
         return plan
 
     def freeze(self) -> "Net":
-        """Train nothing; with a mask, stop training the selected leaves.
+        """Freeze every leaf; with a mask, only the selected leaves.
 
         **Raises:** `SelectionError` in `with net.disabled()`. A mask that selects nothing warns.
         """
@@ -226,7 +227,7 @@ class Net(Handle):
         return self._become(self._state.training(train=False))
 
     def unfreeze(self) -> "Net":
-        """Train everything but wrapped layers; with a mask, also train the selected leaves.
+        """Train everything except wrapped layers; with a mask, also train the selected leaves.
 
         A mask may select leaves of a wrapped layer. Arrays that the method freezes (LoRA-FA's
         `lora_A`) never train.
@@ -237,7 +238,7 @@ class Net(Handle):
         return self._become(self._state.training(train=True))
 
     def partition(self) -> tuple[PyTree, PyTree]:
-        """Split the model into `(trainable, frozen)`, which `eqx.combine` puts together again.
+        """Split the model into `(trainable, frozen)`, which `eqx.combine` joins again.
 
         Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
         """
@@ -257,7 +258,7 @@ class Net(Handle):
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
-        """Take in trained arrays.
+        """Put trained arrays into the model.
 
         **Arguments:** `trainable`, the first tree that `partition` returned, with new values.
 
@@ -271,7 +272,7 @@ class Net(Handle):
     def merge(self) -> "Net":
         """Fold every adapter into its layer. Frozen layers stay frozen (see `unfreeze`).
 
-        Warns if something trains, `partition` returned the adapters, and no `update` came.
+        Warns if something trains, `partition` returned the adapters, and `update` was not called.
 
         **Raises:** `SelectionError` if a mask is pending; `WrapperError` as `merge_lora`.
         """
@@ -282,7 +283,7 @@ class Net(Handle):
         return self._become(merged)
 
     def unwrap(self) -> "Net":
-        """Drop every adapter in the model, and its name, and restore the layers.
+        """Drop the model's adapters and their names, and restore the layers.
 
         **Raises:** `SelectionError` if a mask is pending.
         """
@@ -291,7 +292,7 @@ class Net(Handle):
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator["Net"]:
-        """A block in which the net is the model without adapters, and cannot be changed.
+        """A block in which the net acts as the model without adapters, and cannot be changed.
 
         Example: `with net.disabled(): reference = net(x)`. Layers that were not trained are bit for
         bit as before adapting. After the block, the net is as it was before the block.
@@ -301,7 +302,7 @@ class Net(Handle):
             self._state = before.disabled()
             yield self
         finally:
-            said = self._state  # the warnings in the block, which come once
+            said = self._state  # warnings that the block already gave
             self._state = dataclasses.replace(
                 before, updated=said.updated, warned_of_complex=said.warned_of_complex
             )
@@ -325,8 +326,8 @@ class Net(Handle):
     def active(self) -> str | tuple[str, ...] | None:
         """The name of the adapters in the model, or a tuple of names if several are active.
 
-        The order of the tuple is the order of a sum's weights.
-        `None` without adapters, or without a name.
+        The order of the tuple is the order of a sum's weights. `None` if the model has no adapters,
+        or if they have no name.
         """
         names = self._state.active
         return names if len(names) > 1 else next(iter(names), None)
@@ -346,7 +347,7 @@ class Net(Handle):
 
         - `name`: a new name.
         - `adapters`: a set (`extract_adapters`, `combine`), which `activate` puts into the model.
-            Without it, the adapters that `lora` made get the name, and are active.
+            Without a set, the adapters that `lora` made get the name, and are active.
 
         **Raises:** `SelectionError` if the name is taken, if the model has no adapters or they have
         a name, if `adapters` are sums, or do not fit the model (listing every misfit).
@@ -377,24 +378,24 @@ class Net(Handle):
     ) -> "Net":
         """Exchange the model's adapters for the adapters of that name, or for a sum of several.
 
-        The net keeps the former adapters under their names. One set keeps its values, and which of
-        its arrays and of its layers' arrays train, even if `freeze` is called meanwhile. Adapters
-        that become active for the first time train as after `lora`. A `lora` call adds to the
-        active adapters.
+        The net keeps the former adapters under their names. A single set keeps its values, and
+        which of its arrays, and of its layers' arrays, train, even if `freeze` is called in
+        between. Adapters that become active for the first time train as after `lora`. A `lora` call
+        adds to the active adapters.
 
         With several names, weights or `train`, the model gets the sum of the sets (`sum_adapters`):
         each layer changes by the sum of their updates. Only the sets in `train` train.
 
         **Arguments:**
 
-        - `names`: of one set, or of several.
-        - `weights`: by name, a number; 1 for other names. With `"train"`, one number for each set
-            and layer trains. Without numbers, the weights are as in the last sum of these sets, or
-            1. Give numbers to begin again.
+        - `names`: the names of one set, or of several sets.
+        - `weights`: numbers by name; 1 for names without a number. With `"train"`, one number for
+            each set and layer trains. Without numbers, the weights are as in the last sum of these
+            sets, or 1. Pass numbers to start again.
         - `train`: the names of the sets whose adapters train, as they trained before. A set that
             does not train here keeps its values, and which of its arrays train.
 
-        **Raises:** `SelectionError` if a name is unknown or there twice; as `deactivate`; and as
+        **Raises:** `SelectionError` if a name is unknown or given twice; as `deactivate`; and as
         `sum_adapters`.
         """
         self._refuse("activate", with_mask=True)
@@ -446,8 +447,8 @@ class Net(Handle):
 
         `save_adapters(net.adapter(name), path)` writes adapters that are not active. The file also
         has hashes of layers that an adapter changed (PiSSA), from the copies in the net. Warns if
-        arrays outside the adapters train too, since the file does not hold them; and once if
-        `partition` returned these adapters and `update` never got them back.
+        arrays outside the adapters train too, because the file does not contain them; and once if
+        `partition` returned these adapters and `update` was not called.
 
         **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
         """
@@ -476,10 +477,10 @@ class Net(Handle):
     ) -> "Net":
         """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
 
-        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is
-        as it was. The loaded adapters join the active adapters, and replace those without a name;
-        to keep them apart, give `add_adapter` the set that `read_adapters` returns. A sum brings
-        the names of its sets.
+        Afterwards the loaded adapters train, the layers they wrap do not, and everything else is as
+        it was. The loaded adapters join the active adapters, and replace unnamed adapters; to keep
+        them apart, pass the set that `read_adapters` returns to `add_adapter`. The sets of a loaded
+        sum keep their names.
 
         **Arguments** and **Raises:** as `load_adapters`. The default `registry` is the net's. Also
         raises a `CheckpointError` if the net carries an adapter around a layer of the file, or in
@@ -493,13 +494,13 @@ class Net(Handle):
         if brought and (holds_adapters(state.module) or brought.keys() & state.named.keys()):
             names = ", ".join(map(repr, brought))
             raise SelectionError(
-                f"The file holds a sum of the adapters {names}, but the model carries adapters "
+                f"The file contains a sum of the adapters {names}, but the model carries adapters "
                 "already, or the net has adapters of these names. Take these out first, or give "
                 "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
             )
         if replaced and state.active:
             raise SelectionError(
-                f"The adapters {state.active[0]!r} are active, and the file holds adapters for the "
+                f"The adapters {state.active[0]!r} are active, and the file has adapters for the "
                 f"same layers:\n{bullets(map(show_path, replaced), 5)}\n"
                 "Call net.deactivate() first, which keeps them. Or give the file a name: "
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"

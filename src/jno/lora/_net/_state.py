@@ -1,4 +1,4 @@
-"""The state of a `Net`: one immutable value, of which each operation makes a new one."""
+"""The state of a `Net`: an immutable value, from which each operation makes a new state."""
 
 import dataclasses
 import operator
@@ -40,7 +40,7 @@ from .._tree import adapted_layers, holds_adapters, map_adapters
 
 T = TypeVar("T")
 
-# The identity of the adapters of a tree that comes from no net.
+# The identity of adapters in a tree that does not come from a net.
 UNKNOWN = object()
 
 # A layer as it was before adapting, and the `base` that an adapter made of it. (PiSSA makes a
@@ -52,12 +52,12 @@ Original = tuple[Any, Any]
 class NamedAdapters:
     """A set of adapters that has a name in a net.
 
-    - `adapters`: empty while the set is in the model, which has its arrays.
+    - `adapters`: empty while the set is active, because its arrays are in the model.
     - `trains`: by path, whether each leaf of the adapted layer trained when the set left the model.
         Leaves without an entry train as in a new adapter.
-    - `settings`: by path and field, the settings of an adapter that no set holds, such as dropout.
-    - `weights`: by the names of the sets of a sum, the weights of this set in that sum, by path.
-    - `identity`: of `NetState`.
+    - `settings`: by path and field, the settings of an adapter that a set lacks, such as dropout.
+    - `weights`: by the names of the sets in a sum, this set's weights in that sum, by path.
+    - `identity`: as in `NetState`.
     """
 
     adapters: AdapterSet = dataclasses.field(default_factory=lambda: AdapterSet({}))
@@ -76,11 +76,12 @@ class NetState:
     - `named`: the sets of adapters with a name, oldest first.
     - `active`: the names of the sets in `module`, in the order of a sum's weights.
     - `originals`: by path, the original layers that the adapters in `module` changed.
-    - `asked_ranks`: by path, the ranks that `lora` was asked for, which a small layer clamps.
-    - `identity`: stands for the adapters in `module`, whatever their values; `None` without any.
+    - `asked_ranks`: by path, the ranks passed to `lora`, which a small layer clamps.
+    - `identity`: identifies the adapters in `module`, whatever their values; `None` without
+        adapters.
     - `partitioned`: the `identity` at the last `partition`.
-    - `updated`: each `identity` that needs no warning of a missing update: the update came, or the
-        warning was given.
+    - `updated`: each `identity` that needs no warning of a missing update, because the update came
+        or the warning was given.
     - `warned_of_complex`: whether the warning of complex arrays was given.
     - `enabled`: in a block without adapters, the state before the block.
     """
@@ -112,7 +113,7 @@ class NetState:
 
     @property
     def needs_update(self) -> bool:
-        """Whether `partition` returned the adapters, and `update` never got them back."""
+        """Whether `partition` returned the adapters, and `update` was not called."""
         was_returned = self.identity is not None and self.partitioned is self.identity
         return was_returned and self.identity not in self.updated
 
@@ -136,7 +137,7 @@ class NetState:
     # --- training
 
     def training(self, *, train: bool) -> "NetState":
-        """With the leaves that the mask selects trained, or not. An empty selection warns.
+        """This state, with the mask's leaves trained or frozen. An empty selection warns.
 
         Without a mask, `train` selects all leaves outside adapted layers.
         """
@@ -155,13 +156,13 @@ class NetState:
         return dataclasses.replace(self, trainable=trains, mask=None)
 
     def with_update(self, values: PyTree) -> "NetState":
-        """With new values of the leaves that train."""
+        """This state, with new values of the leaves that train."""
         expected, frozen = eqx.partition(self.module, self.trainable)
         _check_update(expected, values)
         if self.partitioned not in (UNKNOWN, self.identity):
             raise SelectionError(
                 "The model's adapters were exchanged after the last `net.partition()`, so this "
-                "update may hold values of other adapters. Call `net.partition()` once more."
+                "update may have values of other adapters. Call `net.partition()` once more."
             )
         if self.partitioned is not UNKNOWN and is_traced(values) and not is_traced(expected):
             raise SelectionError(
@@ -181,7 +182,7 @@ class NetState:
         asked_ranks: Mapping[str, int],
         replaced: Container[str] = (),
     ) -> "NetState":
-        """With `module`, whose new adapters changed `originals`, and replaced adapters."""
+        """This state, with `module`, whose new adapters changed `originals`."""
         return dataclasses.replace(
             self,
             module=module,
@@ -194,8 +195,8 @@ class NetState:
     def loaded(
         self, path: FilePath, wrappers: Classes, registry: Registry, strict: Strict
     ) -> tuple["NetState", Collection[str]]:
-        """With the adapters of a file, and the paths of the adapters that they replaced."""
-        # A replaced adapter may hold a changed layer (PiSSA), so plain layers are wrapped.
+        """This state, with the adapters of a file, and the paths of replaced adapters."""
+        # A replaced adapter may contain a changed layer (PiSSA), so plain layers are wrapped.
         plain, originals = self.plain().module, self.original_layers()
         contents = read_for(path)
         module, loaded = load(self.module, contents, wrappers, registry, strict, originals)
@@ -206,7 +207,7 @@ class NetState:
         return self.adapted(module, originals, {}, loaded), replaced
 
     def with_set(self, name: str) -> "NetState":
-        """With the set of that name in the model, which has no adapters."""
+        """This state, with the set of that name in the model, which has no adapters."""
         stored = self.named[name]
         module = map_adapters(
             lambda path, new: with_settings(new, stored.settings.get(path, {})),
@@ -219,13 +220,13 @@ class NetState:
     def with_sum(
         self, names: tuple[str, ...], weights: Weights, train: Collection[str]
     ) -> "NetState":
-        """With the sum of the sets of these names in the model, which has no adapters.
+        """This state, with the sum of these sets in the model, which has no adapters.
 
-        Without numbers in `weights`, they are as in the last sum of these sets.
+        Without numbers in `weights`, the weights are as in the last sum of these sets.
         """
         if is_traced(weights):
             raise SelectionError(
-                "A net cannot hold traced `weights`. Call `jno.lora.sum_adapters(model, sets, "
+                "A net cannot store traced `weights`. Call `jno.lora.sum_adapters(model, sets, "
                 "weights=weights)` inside of the transformation; it changes no net."
             )
         train = list(train)
@@ -235,7 +236,7 @@ class NetState:
         former = {name: stored.weights.get(frozenset(names), {}) for name, stored in sets.items()}
 
         def weighted(path: str, adapter: Any) -> Any:
-            new = jnp.ones_like(adapter.weights[..., 0])  # of a layer that no sum had before
+            new = jnp.ones_like(adapter.weights[..., 0])  # for a layer that was in no sum before
             columns = [former[member.name].get(path, new) for member in adapter.members]
             return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
 
@@ -262,7 +263,7 @@ class NetState:
     def _activated(
         self, module: PyTree, names: tuple[str, ...], trains: Mapping[str, Mapping[str, bool]]
     ) -> "NetState":
-        """With the sets of these names in `module`. `trains` is as in `NamedAdapters`."""
+        """This state, with these sets in `module`. `trains` is as in `NamedAdapters`."""
 
         def restore(path: str, _: Any, mask: Any) -> Any:
             saved = trains.get(path, {})
@@ -293,7 +294,7 @@ class NetState:
         return sets_in(extract_adapters(self.module)) if self.is_sum else {}
 
     def with_sum_named(self) -> "NetState":
-        """With the names of the sets whose sum came into the model with a model or a file."""
+        """This state, with the names of the sets in a sum that came with a model or a file."""
         new = {name: NamedAdapters() for name in self.sets_of_sum()}
         if not new:
             return self
@@ -302,23 +303,23 @@ class NetState:
     # --- adapters leave the model
 
     def plain(self) -> "NetState":
-        """Without the model's adapters and their names. Layers not trained are the originals."""
+        """This state, without adapters and their names. Untrained layers are the originals."""
         originals = self.original_layers()
         module = map_adapters(lambda path, adapter: originals.get(path, adapter), self.module)
         return self._without_adapters(unwrap_lora(module))
 
     def merged(self) -> "NetState":
-        """With the model's adapters in the layers, and without their names."""
+        """This state, with the adapters merged into the layers, and without their names."""
         return self._without_adapters(merge_lora(self.module))
 
     def disabled(self) -> "NetState":
-        """As in a block without adapters."""
+        """This state, as in a block without adapters."""
         if self.enabled is not None:
             return self
         return dataclasses.replace(self.plain(), mask=None, named=self.named, enabled=self)
 
     def deactivated(self) -> "NetState":
-        """With the model's adapters kept by their names.
+        """This state, with the model's adapters stored under their names.
 
         **Raises:** `SelectionError` if the model has adapters without a name.
         """

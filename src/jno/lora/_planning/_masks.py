@@ -33,7 +33,7 @@ def compiled(pattern: Any, argument: str) -> re.Pattern[str]:
 
 
 def selector(model: PyTree, mask: MaskLike | None) -> Selector:
-    """A function that tells whether a leaf is selected in the node of `model` at a key path."""
+    """A function that returns whether a leaf is selected in the node of `model` at a key path."""
     if mask is None:
         return lambda keys: True
     leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))
@@ -54,14 +54,14 @@ def parse_mask(model: PyTree, mask: MaskLike) -> PyTree[bool]:
     if isinstance(mask, str | re.Pattern):
         pattern = compiled(mask, "mask")
         return jtu.tree_map_with_path(lambda keys, _: bool(pattern.search(path_str(keys))), model)
-    # `None` stands where `eqx.filter` took out a leaf that is not an array: it selects nothing.
+    # `None` selects nothing. `eqx.filter` puts it in the place of leaves that are not arrays.
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda node: node is None)
     for keys, leaf in leaves:
         is_bool = getattr(leaf, "shape", None) == () and getattr(leaf, "dtype", None) == np.bool_
         if not (leaf is None or isinstance(leaf, bool) or is_bool):
             value = repr(leaf) if len(repr(leaf)) < 60 else f"a {type(leaf).__name__}"
             raise SelectionError(
-                f"A mask holds one bool per leaf (or subtree), but has {value} at "
+                f"A mask has one bool per leaf (or subtree), but has {value} at "
                 f"{show_path(path_str(keys))!r}. To select whole layers by name, give a regex: "
                 '.mask("encoder")'
             )

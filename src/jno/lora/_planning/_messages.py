@@ -1,4 +1,4 @@
-"""The plan of a call, and what is said about layers that are not adapted."""
+"""The plan of a call, and messages about layers that are not adapted."""
 
 import dataclasses
 import re
@@ -51,7 +51,7 @@ _NO_MODULE = (
 def make_plan(
     registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
 ) -> Plan:
-    """The plan of a call: one walk over the model, with the error of a rule that finds nothing."""
+    """The plan of a call: one walk over the model, and the error of a rule without a match."""
     walk = Walk(registry, model, rules, selects)
     problems = filter(None, (_problem_of(walk, index) for index in range(len(rules))))
     notes = tuple(_continued_numbers(walk))
@@ -120,7 +120,7 @@ def _paths(rows: Iterable[PlanRow]) -> str:
 
 
 def _continued_numbers(walk: Walk) -> Iterator[str]:
-    """For each target such as `layers/1`, which of the selected paths are like `layers/10`."""
+    """A note for each target such as `layers/1` that also selects paths such as `layers/10`."""
     for index, rule in enumerate(walk.rules):
         target = rule.target
         # "layers/1", "layers/(1|2)" and "layers/[01]", but not "layers/[0-9]".
@@ -132,13 +132,13 @@ def _continued_numbers(walk: Walk) -> Iterator[str]:
         if longer := [row for row in selected if not ends_here.search(row.path)]:
             yield (
                 f"The target {target.pattern!r} ends in a number, and also selects paths in which "
-                f"the number goes on:\n{_paths(longer)}\n"
+                f"the number continues:\n{_paths(longer)}\n"
                 f"To leave them out, write {whole + '(/|$)'!r}."
             )
 
 
 def warn_of_omissions(plan: Plan) -> None:
-    """Warn about the layers in norms, and if everything that is selected has an adapter or none."""
+    """Warn about layers in norms, and if nothing was adapted, due to adapters or the mask."""
     refusals: Any = NORMALISED.values()
     if refused := plan.having(*refusals):
         warn(f"{_WHY_REFUSED} These were not adapted:\n{_paths(refused)}")
@@ -157,11 +157,11 @@ def warn_of_omissions(plan: Plan) -> None:
 def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
     """`plan`, with the layers that it leaves out, and with advice in their rows.
 
-    Asks the adapters of all installed plugins, which it loads if a layer with matrices is left out.
-    (If the call names classes, it loads nothing, and asks the plugins that are loaded: the answers
-    of the remaining plugins are not known, so there is no advice on how to declare.) So
-    `apply_lora` and `net.lora` do not ask. A plan does not ask when it prints either: it would have
-    to keep the model, and would change as plugins are loaded.
+    Queries the adapters of all installed plugins, and loads the plugins if a layer with matrices is
+    left out. (If the call names classes, it loads nothing, and only queries the loaded plugins. The
+    remaining plugins may have adapters, so there is no advice on how to declare.) This is why
+    `apply_lora` and `net.lora` give no advice. A plan does not query when it prints either, because
+    it would have to keep the model, and would change as plugins are loaded.
     """
     adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
     left_out = layers_left_out(model, count_plain(model), adapted)

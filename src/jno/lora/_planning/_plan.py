@@ -1,4 +1,4 @@
-"""Plans: a row for each layer, which says what a call would do with it."""
+"""Plans: what a call would do with each layer, one row for each."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ PlanStatus = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One candidate: a layer that holds arrays of its own, or that an adapter claims.
+    """One candidate: a layer with arrays as direct fields, or that an adapter claims.
 
     - `path`: where the layer is; `layer`: its class.
     - `status`: `"wrapped"`, or the reason why not.
-    - `wrapper`, `distribution`, `rank`, `alpha`: the adapter, to come or already there. The rank is
-        the requested rank; a small layer clamps it, and with it the default alpha. Adapters without
-        a rank or alpha have `None`.
+    - `wrapper`, `distribution`, `rank`, `alpha`: the planned or existing adapter. The rank is the
+        requested rank; a small layer clamps the rank, and the default alpha with it. Adapters
+        without a rank or alpha have `None`.
     - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies.
     - `options`: further arguments of the wrapper's constructor.
-    - `role`: `"output head"` or `"router"` if the name of a layer to wrap says so.
+    - `role`: `"output head"` or `"router"`, judged by the name of a layer to wrap.
     - `advice`: for a layer with matrices to which no wrapper of the call applies: the installed
         adapters that apply, or the first `why_not` of an installed adapter, or how to declare its
-        arrays. Only `plan_lora` and `net.plan` ask.
+        arrays. Only `plan_lora` and `net.plan` set it.
     """
 
     path: str
@@ -49,7 +49,7 @@ class PlanRow:
     role: str | None = dataclasses.field(default=None, compare=False)
     advice: str | None = dataclasses.field(default=None, compare=False)
     # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
-    # `alpha_is_default` says that the call gave no alpha, so that it follows a clamped rank.
+    # `alpha_is_default` means that the call gave no alpha, so alpha follows a clamped rank.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
     alpha_is_default: bool = dataclasses.field(default=False, repr=False, compare=False)
@@ -69,15 +69,16 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(Printed[PlanRow]):
-    """Every candidate of a model, and what is done with it.
+    """Every candidate of a model, and what a call would do with it.
 
     Prints as a table, with one line for rows that differ only in the indices of their paths
     (`layers/[0-11]/query`).
 
     - `problem`: the error that the call raises, if a target or spec selects nothing.
     - `left_out`: the layers whose matrices would have no adapter.
-    - `notes`: what else the call may not mean: a target `layers/1` that selects `layers/10` too.
-    - `by_default`: whether `wrapper=None`, `"auto"` or variants alone choose adapters.
+    - `notes`: possible mistakes in the call, such as a target `layers/1` that also selects
+        `layers/10`.
+    - `by_default`: whether only `wrapper=None`, `"auto"` or variants choose adapters.
     """
 
     rows: tuple[PlanRow, ...]

@@ -22,9 +22,9 @@ _HEAD = re.compile(
 class LinearInBlocks:
     """The target `"all-linear"`, which matches all linear layers in repeated blocks.
 
-    Repeated blocks are two or more modules of one class in a list or tuple that hold layers
-    themselves, or one stacked module, whose weights have one more axis. Routers of experts are left
-    out, and so is everything outside of the blocks, such as an output head.
+    Repeated blocks are two or more modules of one class in a list or tuple that contain layers, or
+    one stacked module, whose weights have one more axis. The target leaves out routers of experts,
+    and everything outside of the blocks, such as an output head.
     """
 
     paths: frozenset[str]
@@ -76,7 +76,7 @@ class NamedLayers:
 def role_of(path: str, beside_experts: bool) -> str | None:
     """The role of a layer by its path: `"output head"`, `"router"` or `None`.
 
-    - `beside_experts`: whether the module that holds the layer has a field for experts.
+    - `beside_experts`: whether the module around the layer has a field for experts.
     """
     name = path.rpartition("/")[2]
     if "router" in path or (name == "gate" and beside_experts):
@@ -90,7 +90,7 @@ def has_experts(cls: type) -> bool:
 
 
 def _blocks(modules: list[tuple[KeyPath, Any]]) -> set[KeyPath]:
-    """The key paths of modules that repeat in a list or tuple, and that hold layers."""
+    """The key paths of modules that repeat in a list or tuple, and contain layers."""
     holders = {keys[:n] for keys, _ in modules for n in range(len(keys))}
     siblings: dict[Any, list[KeyPath]] = collections.defaultdict(list)  # of one class
     for keys, node in modules:

@@ -1,4 +1,4 @@
-"""Specs, as users write them, are checked and parsed into rules."""
+"""Check specs as users write them, and parse them into rules."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One entry of `specs=`: which layers get which adapter. `None` is filled in by the call.
+    """One entry of `specs=`: which layers get which adapter. `None` means the call's value.
 
     **Arguments:** as for `apply_lora`.
     """
@@ -66,8 +66,8 @@ def parse_specs(
 ) -> tuple[Rule, ...]:
     """The rules of a call for `model`, in order of priority.
 
-    - `call`: the arguments of the call, which fill in what a spec lacks. Without `specs`, they are
-        the only rule.
+    - `call`: the arguments of the call, which fill in missing values of a spec. Without `specs`,
+        they are the only rule.
     """
     if call.rank is not None:
         check_rank(call.rank, "The rank of the call")
@@ -111,7 +111,7 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
         rank=None if spec.rank is None else int(spec.rank),
         alpha=None if alpha is None else float(alpha),
         tiers=tiers,
-        # A NumPy number counts as an array, whose value a program that builds layers cannot see.
+        # A NumPy number counts as an array, whose value a program that builds layers cannot read.
         options={k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()},
         label=label,
         named=named,
@@ -167,7 +167,7 @@ def _items_of(wrapper: Any) -> list[Any]:
 def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Tiers:
     """The registered classes in tiers: of the zoo, of our other plugins, of third parties.
 
-    So a plugin takes no layer away from an adapter of the zoo that has the same variant.
+    So a plugin cannot take a layer from an adapter of the zoo that has the same variant.
     """
     tiers: dict[int, list[type[LoRAWrapper]]] = {}
     for cls in classes:

@@ -22,13 +22,13 @@ AdapterClass: TypeAlias = type[LoRAWrapper]
 
 _NORMS = tuple(NORMALISED)
 
-# Packages whose layers get no adapters by default from plugins: a call that names no adapter would
-# do something else as soon as a plugin is imported.
+# Plugins may not register default adapters for the layers of these packages, because a call that
+# names no adapter would change as soon as a plugin is imported.
 _CLOSED = {"builtins", "collections", "equinox", "jax"}
 
 
 class Claim(NamedTuple):
-    """The first tier that claims a layer, and the classes in it that do."""
+    """The first tier that claims a layer, and the classes in it that claim the layer."""
 
     order: int  # the index of the tier among the tiers of all rules: the smaller index wins
     rule: int
@@ -36,13 +36,13 @@ class Claim(NamedTuple):
 
 
 class Walk:
-    """The layers of a model, each with what the rules of a call do with it.
+    """The layers of a model, and what the rules of a call do with each layer.
 
-    Afterwards `rows` has a row for each candidate, and `matched` holds the indices of the rules
+    Afterwards `rows` has a row for each candidate, and `matched` contains the indices of the rules
     that match a layer.
 
-    A class that the user named must answer questions about layers. A class that a variant, `"auto"`
-    or a registration gives is left out of the whole call if it fails, with one warning.
+    If a class that the user named fails on a layer, the call fails. A failing class from a variant,
+    `"auto"` or a registration is left out of the whole call, with one warning.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Walk:
     # --- questions to adapter classes
 
     def claim(self, path: str, layer: Any) -> Claim | None:
-        """The claim of the first rule whose target matches and one of whose wrappers applies."""
+        """The claim of the first rule with a matching target and a wrapper that applies."""
         applying: dict[tuple[AdapterClass, ...], list[AdapterClass]] = {}  # by tier
         for order, (rule, tier) in enumerate(self.tiers):
             if not self.rules[rule].matches(path):
@@ -98,7 +98,7 @@ class Walk:
                 raise WrapperError(failure) from err
             self._failed.add(cls)
             block = how_to_block(self._distribution(cls))
-            warn(f"{failure}\nThis call goes on without {self._origin(cls)}.{block}")
+            warn(f"{failure}\nThis call continues without {self._origin(cls)}.{block}")
             return False
 
     def _layers_own(self, path: str, layer: Any) -> tuple[AdapterClass, ...]:
@@ -128,7 +128,7 @@ class Walk:
     # --- rows
 
     def _visit(self, keys: KeyPath, node: Any) -> None:
-        """Add the rows of `node`, and of the nodes inside that are candidates as well."""
+        """Add the rows of `node`, and of candidates inside of it."""
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if issubclass(type(node), eqx.Module):
             if is_coded(node):  # an array of its layer
@@ -208,10 +208,10 @@ class Walk:
         return claim.rule if self.selects(keys) else None
 
     def _chosen(self, claim: Claim, keys: KeyPath, node: eqx.Module) -> AdapterClass | None:
-        """The class that gets `node`, or `None` if layers inside of it are adapted instead.
+        """The class that wraps `node`, or `None` if layers inside of it are adapted instead.
 
-        They are if an earlier rule or tier claims a layer inside. Between classes of equal priority
-        that claim `node` or a layer inside of it, plugins decide.
+        They are adapted instead if an earlier rule or tier claims one of them. If classes of equal
+        priority claim `node` or a layer inside of it, plugins decide.
         """
         path = path_str(keys)
         claimed_paths = dict.fromkeys(claim.classes, path)
@@ -238,7 +238,7 @@ class Walk:
         return chosen if chosen in claim.classes else None
 
     def _origin(self, cls: AdapterClass) -> str:
-        """A class in a message: the `wrapper=` that means this class alone, if it has a name."""
+        """A class in a message: the `wrapper=` that selects only this class, if it has a name."""
         provider = self.registry.provider(cls)
         if provider is None:
             return f"{cls.__module__}.{cls.__name__}"
@@ -257,7 +257,7 @@ def _owns_arrays(node: eqx.Module) -> bool:
 
 
 def _why_quantized(node: eqx.Module) -> str | None:
-    """The reason for a layer whose weights are integers, such as a quantised layer."""
+    """Why a layer with integer weights, such as a quantised layer, is left out."""
     for name, value in fields_of(node).items():
         if _is_integer_matrix(value):
             return f"its {name} is {show_array(value)}, and adapters need floating weights"

@@ -1,4 +1,4 @@
-"""The registry: which adapters there are, and where they come from."""
+"""The registry: which adapters exist, and where they come from."""
 
 from .._contract import squash
 from ._hookspecs import ENTRY_POINT_GROUP, hookimpl

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
 # An entry point of this group has the name of a former distribution, whose adapters the
-# distribution of the entry point now provides: files that name the former one still load.
+# distribution of the entry point now provides, so that files which name the former distribution
+# still load.
 FORMER_GROUP = "jno.lora.former_distributions"
 
-# The version of hooks and contract. A plugin that asks for a later `jno_lora_api` is left out.
+# The version of hooks and contract. A plugin that needs a later `jno_lora_api` is left out.
 API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -29,9 +30,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper] | LazyAdapter]":  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides, or a `LazyAdapter` for each.
 
-    Called when the plugin is loaded. Threads that load a plugin at the same time each call the
-    hook, and all of them use the classes that came first. Import the adapters in here, so that the
-    plugin costs nothing before.
+    Called when the plugin is loaded. If several threads load a plugin at the same time, each of
+    them calls the hook, and all use the classes that are returned first. Import the adapters inside
+    the hook, so that the plugin costs nothing until then.
     """
 
 
@@ -42,10 +43,10 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
     """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
 
     Called only for such a tie, in `wrapper="auto"` or in a variant that several third parties
-    provide: the zoo and our other plugins go before third parties. Return one of `candidates`, or
-    `None` to leave the choice to the next plugin. A plugin that raises, or returns anything else,
-    is passed over with a warning. If no plugin chooses, the user gets an error that names the
-    candidates.
+    provide: the zoo and our other plugins take precedence over third parties. Return one of
+    `candidates`, or `None` to leave the choice to the next plugin. A plugin that raises, or returns
+    anything else, is skipped with a warning. If no plugin chooses, the user gets an error that
+    names the candidates.
     """
 
 
@@ -53,24 +54,24 @@ def jno_lora_select(  # pyright: ignore[reportReturnType]
 def jno_lora_commands(group: "click.Group") -> None:
     """Add commands of this plugin to the command line: `group.add_command(command)`.
 
-    Called for the help, and for a command that is not built in. `group` is empty, and belongs to
-    this plugin alone. A command whose name is taken is left out with a warning; so are all commands
-    of a plugin that raises here. Import what a command needs inside the command.
+    Called for the help, and for a command that is not built in. `group` is empty, and only this
+    plugin uses it. A command whose name is taken is left out with a warning, and so are all
+    commands of a plugin that raises here. Import what a command needs inside the command.
     """
 
 
 @hookspec
 def jno_lora_doctor(facts: list[tuple[str, str]], troubles: list[str]) -> None:
-    """Tell `jno-lora doctor` about an installation that only this plugin knows.
+    """Add facts and troubles that only this plugin can find to `jno-lora doctor`.
 
-    Append pairs to `facts`, such as the name of a library and its version, and to `troubles` a text
-    for each problem, with what to do. `doctor` exits with 1 if there is any trouble. A plugin that
-    raises here is a trouble itself.
+    Append pairs to `facts`, such as the name and version of a library. For each problem, append a
+    text to `troubles` that includes the remedy. `doctor` exits with 1 if there is any trouble. An
+    exception here is also listed as a trouble.
     """
 
 
 def new_manager() -> pluggy.PluginManager:
-    """A manager of plugins that knows the hooks above."""
+    """A plugin manager with the hooks above."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(sys.modules[__name__])
     return manager

@@ -1,4 +1,4 @@
-"""What plugins do when `jno.lora` is imported inside jNO, which is another package `jno`."""
+"""Run functions of plugins if `jno.lora` is imported inside jNO, another package `jno`."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ GROUP = "jno.lora.inside_jno"
 
 
 def call_inside_jno() -> None:
-    """Call the functions that plugins have in the group above.
+    """Call the functions that plugins register in the group above.
 
-    jNO imports `jno.lora` and so calls this. Troubles are warnings, because `import jno` must work
-    all the same.
+    This runs when jNO imports `jno.lora`. Errors become warnings, because `import jno` must still
+    work.
     """
     plugins = find_plugins(group=GROUP)
     troubles: list[str] = []

@@ -1,4 +1,4 @@
-"""Adapter classes that are made when somebody uses them."""
+"""Adapter classes that are created on first use."""
 
 from collections import UserDict
 from collections.abc import Callable, Mapping
@@ -8,15 +8,15 @@ from .._contract import LoRAWrapper
 
 
 class LazyAdapter:
-    """An adapter class that is made when somebody reads `cls`, with the facts that find it.
+    """An adapter class that is created when `cls` is read, with the facts for looking it up.
 
-    For the plugins of this project. The classes of other plugins are made when they are loaded, so
-    that a class that cannot be made hurts its own plugin alone.
+    For the plugins of this project. Other plugins create their classes when they are loaded, so
+    that a class that cannot be created only breaks its own plugin.
 
     **Arguments:**
 
-    - `make`: makes the class. Threads that read `cls` at the same time may call it twice, and get
-        the class that came first.
+    - `make`: creates the class. Threads that read `cls` at the same time may call `make` twice, and
+        all get the first class.
     - `name`, `module`, `variant`, `auto`: the attributes of the class.
     """
 
@@ -28,19 +28,19 @@ class LazyAdapter:
 
     @property
     def made(self) -> type[LoRAWrapper] | None:
-        """The class, if it is made."""
+        """The class, or `None` if it was not created yet."""
         return self._made[0] if self._made else None
 
     @property
     def cls(self) -> type[LoRAWrapper]:
-        """The class: always the same one."""
+        """The class, always the same object."""
         if not self._made:
             self._made.append(self._make())
         return self._made[0]
 
 
 class ClassesByName(UserDict[str, Any]):
-    """Adapter classes by name. A class is made when it is read; `data` has what makes it."""
+    """Adapter classes by name. A class is created when it is read, from the item in `data`."""
 
     def __init__(self, data: Mapping[str, Any]):
         self.data = dict(data)

@@ -1,4 +1,4 @@
-"""Plugins: find the installed ones, load one, and the record of what came of it."""
+"""Find and load plugins, and record the results."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 
-IN_PROCESS = "(in-process)"  # the "distribution" of what `jno.lora.register` registers
+IN_PROCESS = "(in-process)"  # the "distribution" of `jno.lora.register`
 PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
 
@@ -31,7 +31,7 @@ BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and
 class RegisteredWrapper:
     """One adapter and the plugin that provides it.
 
-    `adapter` has the name, the variant and `auto` of the class, and reading them makes no class.
+    `adapter` has the name, the variant and `auto` of the class, without creating the class.
     """
 
     adapter: type[LoRAWrapper] | LazyAdapter
@@ -40,7 +40,7 @@ class RegisteredWrapper:
 
     @property
     def cls(self) -> type[LoRAWrapper]:
-        """The class. **Raises:** `WrapperError` if it is made late, and breaks the contract."""
+        """The class. **Raises:** `WrapperError` if it is created late and breaks the contract."""
         if isinstance(self.adapter, type):
             return self.adapter  # which was checked when its plugin was loaded
         check_contract(self.adapter.cls)
@@ -48,7 +48,7 @@ class RegisteredWrapper:
 
     @property
     def identity(self) -> object:
-        """The class, or the `LazyAdapter` of a class that is not made yet."""
+        """The class, or the `LazyAdapter` of a class that was not created yet."""
         return (isinstance(self.adapter, LazyAdapter) and self.adapter.made) or self.adapter
 
     @property
@@ -71,7 +71,7 @@ class RegisteredWrapper:
 class PluginRecord:
     """One plugin: its origin, its status, and the adapters that it provides.
 
-    - `name`: the entry point's name; `value`: the module it names.
+    - `name`: the entry point's name; `value`: the module that it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"` or
         `"incompatible"` (asks for a newer `jno_lora_api`).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
@@ -122,7 +122,7 @@ class InstalledPlugin(NamedTuple):
 
     @property
     def origin(self) -> tuple[str, str, str, str]:
-        """The start of a `PluginRecord`, and equal for a plugin that is found again."""
+        """The first fields of a `PluginRecord`, equal if the same plugin is found again."""
         return (self.name, self.distribution, self.version, self.entry_point.value)
 
 
@@ -131,7 +131,8 @@ def find_plugins(
 ) -> tuple[InstalledPlugin, ...]:
     """The plugins of one distribution, or of all: ours first, then by distribution and name.
 
-    A distribution that is not installed may have become a part of another one, which says so.
+    If a distribution is not installed, its adapters may have moved to another distribution, which
+    declares this.
     """
     import importlib_metadata
 
@@ -154,7 +155,7 @@ def find_plugins(
 
 @functools.cache
 def first_party() -> frozenset[str]:
-    """The distributions of this project: those that the extras of jno-lora name."""
+    """The distributions of this project, which the extras of jno-lora name."""
     import importlib_metadata
 
     try:
@@ -173,14 +174,14 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
 
 
 def standing(wrapper: RegisteredWrapper) -> int:
-    """Who goes first where several want one word: 0 the zoo, 1 our plugins, 2 third parties."""
+    """The precedence for a word: 0 for the zoo, 1 for our plugins, 2 for third parties."""
     if is_of_zoo(wrapper):
         return 0
     return 1 if wrapper.distribution in first_party() else 2
 
 
 def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
-    """Whether the zoo provides an adapter, or somebody has registered a class of the zoo."""
+    """Whether the zoo provides an adapter, or a user registered the zoo's class."""
     if wrapper.distribution == IN_PROCESS:
         return wrapper.adapter.__module__.partition(".")[0] == ZOO_PACKAGE
     return wrapper.distribution == ZOO_DISTRIBUTION
@@ -192,7 +193,7 @@ def normalise(name: str) -> str:
 
 
 def names_in(variable: str) -> set[str]:
-    """The normalised names in an environment variable, which commas separate."""
+    """The normalised names in a comma-separated environment variable."""
     names = os.environ.get(variable, "").split(",")
     return {normalise(name.strip()) for name in names if name.strip()}
 
@@ -208,7 +209,7 @@ def reason_to_block(installed: InstalledPlugin) -> str | None:
 
 
 def load_plugin(plugin: InstalledPlugin) -> PluginRecord:
-    """Import a plugin, unless it is blocked, and ask it for its adapters. Any error is recorded."""
+    """Import a plugin, unless it is blocked, and get its adapters. Errors are recorded."""
     if reason := reason_to_block(plugin):
         error = PluginError(f"{plugin.distribution} is blocked: {reason}")
         return PluginRecord(*plugin.origin, "blocked", error)
@@ -254,7 +255,7 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
 
 
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
-    """The hooks that a plugin object implements. **Raises:** `PluginError` if it has a bad one."""
+    """The hooks that a plugin object implements. **Raises:** `PluginError` if one is invalid."""
     manager = new_manager()
     specs = [hook.spec for hook in vars(manager.hook).values()]
     try:

@@ -1,4 +1,4 @@
-"""The registry: answers questions about adapters by class, by name or by distribution."""
+"""The registry: looks up adapters by class, by name or by distribution."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ from ._plugins import (
 
 _LOG = logging.getLogger("jno.lora.plugins")
 
-# The plugins that a thread loads just now: their modules may ask for other plugins.
+# The plugins that a thread is loading, because their modules may look up other plugins.
 _LOADING = threading.local()
 
 _ZOO_ADVICE = (
@@ -44,11 +44,11 @@ _ZOO_ADVICE = (
 
 
 class Names:
-    """What names mean while the plugins of these records are loaded. Our plugins come first.
+    """The meaning of names while the plugins of these records are loaded. Ours come first.
 
-    A word is a name or a variant, without case and dashes. It belongs to the zoo, else to our other
-    plugins, else to third parties; a class of anybody else has no bare name then. If two third
-    parties want a word as a name, both have to be written in full: `"distribution:Name"`.
+    A word is a name or a variant, without case and dashes. A word belongs to the zoo, else to our
+    other plugins, else to third parties, and classes of other plugins then lack a bare name. If two
+    third parties use the same name, both must be written in full: `"distribution:Name"`.
     """
 
     def __init__(self, records: Sequence[PluginRecord]):
@@ -89,7 +89,7 @@ class Names:
         return [wrapper for wrapper in named if wrapper.distribution == distribution]
 
     def clashes(self) -> dict[str, str]:
-        """By qualified name, the plugins that have the name of an adapter as well."""
+        """By an adapter's qualified name, the other plugins that also use its name."""
         clashes: dict[str, str] = {}
         for wrapper in self.wrappers:
             if self.named(wrapper.name) != [wrapper]:
@@ -147,16 +147,16 @@ def _only(wrappers: Sequence[RegisteredWrapper], name: str) -> RegisteredWrapper
 
 
 class Registry:
-    """Finds, loads and names adapters. Safe in many threads.
+    """Finds, loads and names adapters. Thread-safe.
 
     Plugins load lazily. Explicit classes load at most the plugin of their package. The defaults and
-    the names of the zoo's classes load only the zoo. Every other question loads all installed
-    plugins once.
+    the names of the zoo's classes load only the zoo. Every other query loads all installed plugins
+    once.
 
     **Arguments:**
 
-    - `discover`: whether to look for installed plugins. With `False`, for applications that must
-        not import what happens to be installed, only `register` adds adapters.
+    - `discover`: whether to look for installed plugins. With `False`, only `register` adds
+        adapters, for applications that must not import whatever happens to be installed.
     """
 
     def __init__(self, *, discover: bool = True):
@@ -165,7 +165,7 @@ class Registry:
         self._plugins: dict[Hashable, PluginRecord] = {}
         self._cached: tuple[Any, Names] | None = None  # the names of these plugins
         self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
-        self._blamed: list[Any] = []  # plugins and errors of which there was a warning
+        self._blamed: list[Any] = []  # plugins and errors that caused a warning
 
     @property
     def _names(self) -> Names:
@@ -175,7 +175,7 @@ class Registry:
         return cached[1]
 
     def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
-        """As `find_plugins`, once. A missing distribution is looked for again."""
+        """`find_plugins`, cached. A missing distribution is searched for again."""
         if not self.discover:
             return ()
         plugins = self._found.get(distribution)
@@ -241,7 +241,7 @@ class Registry:
         return self._names.records
 
     def clashes(self) -> dict[str, str]:
-        """By qualified name, the plugins that have the name of a loaded adapter as well."""
+        """By a loaded adapter's qualified name, the other plugins that also use its name."""
         return self._names.clashes()
 
     def defaults(self) -> tuple[type[LoRAWrapper], ...]:
@@ -268,9 +268,8 @@ class Registry:
     def zoo_classes(self) -> Mapping[str, type[LoRAWrapper]]:
         """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
 
-        A class is made when it is read.
-
-        Warns about a broken zoo, and does not raise in strict mode: `dir(jno.lora)` asks.
+        Warns about a broken zoo even in strict mode, instead of raising, because `dir(jno.lora)`
+        calls this. A class is created when it is read.
         """
         return self._load(ZOO_DISTRIBUTION, strict=False).zoo_classes
 
@@ -299,7 +298,7 @@ class Registry:
         return tuple(wrapper.cls for wrapper in self._load().wrappers if wrapper.adapter.auto)
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`. Loads the plugins of the class's package alone."""
+        """The registered adapter of class `cls`. Loads only the plugins of its package."""
         provider = self._names.provider(cls)
         if provider is None:
             package = cls.__module__.partition(".")[0]
@@ -309,7 +308,7 @@ class Registry:
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
 
-        Loads the plugins of the distribution alone, or of the distribution that took it over.
+        Loads only the plugins of the distribution, or of the distribution that took it over.
 
         **Raises:** `PluginError` if the adapter is missing or cannot be used.
         """
@@ -361,13 +360,14 @@ class Registry:
         **Arguments:**
 
         - `item`: a `LoRAWrapper` subclass, or any object (a module, an instance) with functions
-            that `jno.lora.hookimpl` marks. A class or module that is defined again under its name,
-            as by a notebook cell that runs twice, replaces the former one.
+            that `jno.lora.hookimpl` marks. A class or module that is defined again under the same
+            name, for example because a notebook cell runs twice, replaces the former class or
+            module.
 
         **Returns:** `item`, so this can be a class decorator.
 
         **Raises:** `WrapperError` if a class breaks the contract; `PluginError` if an object
-        implements no hook, or one that does not exist or has other arguments.
+        implements no hook, an unknown hook, or a hook with other arguments.
         """
         name = getattr(item, "__name__", repr(item))
         origin = (name, IN_PROCESS, "", name)
@@ -384,7 +384,7 @@ class Registry:
         return item
 
     def refresh(self) -> None:
-        """Forget every installed plugin, so that the next question looks for plugins again.
+        """Forget every installed plugin, so that the next query looks for plugins again.
 
         Plugins of this process stay registered, and Python's modules stay imported. Compiled
         programs and facts about classes are forgotten, because classes may have been edited.
@@ -421,5 +421,5 @@ def register(item: Any) -> Any:
 
 
 def refresh() -> None:
-    """Look for plugins again at the next question. See `Registry.refresh`."""
+    """Look for plugins again at the next query. See `Registry.refresh`."""
     _DEFAULT.refresh()

@@ -15,9 +15,9 @@ _BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
 def citation(model: PyTree) -> str:
     """The BibTeX entries of the adapters in `model`, each once, in the order of the model.
 
-    The `about` of an adapter's class holds its entries (`About.bibtex`). An adapter that only names
-    a `paper` gives a comment with the arXiv number; without either, a comment that says so. A sum
-    of adapters has the entries of its members.
+    The entries come from the `about` of the adapters' classes (`About.bibtex`). An adapter with
+    only a `paper` gets a comment with the arXiv number, and an adapter without a reference a
+    comment that states this. A sum of adapters has the entries of its members.
 
     **Arguments:** `model`, any pytree, adapted or not.
 
@@ -26,7 +26,7 @@ def citation(model: PyTree) -> str:
     **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "citation")
-    unique: dict[str, None] = {}  # in the order of the model, as a set would not be
+    unique: dict[str, None] = {}  # in the order of the model, which a set loses
     classes = dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model))
     for cls in dict.fromkeys(cls for adapter in classes for cls in _cited(adapter)):
         if cls.about.bibtex is not None:

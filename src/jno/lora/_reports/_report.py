@@ -1,4 +1,4 @@
-"""The adapters of a model, their parameter counts, and the loss by merging each of them."""
+"""The adapters of a model, their parameter counts, and the error of merging each adapter."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ class ReportRow:
     - `rank`, `alpha`: the actual values; `None` if the adapter lacks them. The rank of a sum of
         several adapters is the sum of their ranks, which the table shows one by one: `4+8`.
     - `asked_rank`: the rank that `net.lora` was asked for, if the layer is too small for that rank.
-    - `trainable`, `total`: the parameters of the layer and its adapter that train, and all of them.
-        Constants of an adapter (PiSSA's initial factors) are not counted.
+    - `trainable`, `total`: how many parameters of the layer and its adapter train, and how many
+        there are. Constants of an adapter (PiSSA's initial factors) are not counted.
     - `merge_error`: the fraction of the update that is lost to rounding when it is merged into the
         layer's dtype. `None` if it was not or cannot be measured, or the update is zero.
     """
@@ -124,7 +124,7 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     **Arguments:**
 
     - `model`: any pytree, adapted or not.
-    - `merge_error`: whether to measure the loss by merging each layer, in two precisions.
+    - `merge_error`: whether to measure the rounding error of merging each layer, in two precisions.
 
     **Returns:** a `LoraReport`. Its trainable parameters are the arrays that
     `lora_trainable_filter` marks. (`Net.summary` counts the parameters that train in the net.)

@@ -39,7 +39,7 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 
     The factors are float32 at least, with the axes of a stack in front.
     """
-    adapter = filler(adapter)(adapter)  # a program would hold the arrays of `resolve` as constants
+    adapter = filler(adapter)(adapter)  # a program would keep the arrays of `resolve` as constants
     update = on_the_mesh(adapter, _low_rank_update, adapter)
     return None if update is None else Factors(*update)
 

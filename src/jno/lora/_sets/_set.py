@@ -75,7 +75,7 @@ class LayerForm:
         return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
 
     def problems(self, layer: Any) -> list[str]:
-        """Why `layer` does not fit. A layer of another class fits if its arrays are alike."""
+        """Why `layer` does not fit. A layer of another class fits if its arrays match."""
         form, missing = LayerForm.of(layer, 0), "no such array"
         expected, actual = self._shown(), form._shown()
         expected_kinds, actual_kinds = self.kinds, form.kinds
@@ -92,7 +92,7 @@ class LayerForm:
 
 def arrays_of(layer: Any) -> list[tuple[str, Any]]:
     """The arrays of `layer` with their paths. An array in another form counts as the array."""
-    # A list, since a layer may have two arrays of one path.
+    # A list, because two arrays of a layer may have the same path.
     return [
         (path_str(keys), leaf)
         for keys, leaf in jtu.tree_leaves_with_path(layer, is_leaf=is_coded)
@@ -123,7 +123,7 @@ class LooseAdapter(eqx.Module):
 
     @property
     def is_product(self) -> bool:
-        """Whether the adapter does nothing but add `s B A`."""
+        """Whether the adapter only adds `s B A`."""
         # `multiplier` is a frozen factor of the scale.
         is_alone = self.state.keys() <= {"lora_A", "lora_B", "multiplier"}
         return is_alone and self.scale is not None
@@ -159,7 +159,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
     `eqx.tree_deserialise_leaves`.
 
     **Raises:** `SelectionError` if two adapted layers have the same slash-joined path (a dict key
-    holds a slash), or if `model` is a `Net` or a set. `WrapperError`, naming the path, if an
+    contains a slash), or if `model` is a `Net` or a set. `WrapperError`, naming the path, if an
     adapter's `state` fails, or leaves out an option that its class keeps in a static field.
     """
     expect_model(model, "extract_adapters")
@@ -223,7 +223,7 @@ def _differ(before: Any, after: Any) -> bool:
 
 
 def swap_adapters(model: M, adapters: AdapterSet) -> M:
-    """`model` with exactly the adapters of a set. Drops the adapters that it carries now.
+    """`model` with exactly the adapters of a set. Drops the model's current adapters.
 
     Initialisers do not run. If model and set have adapters of the same structure at the same paths,
     the result has the structure of `model`, so a compiled function does not compile again. May run
@@ -236,12 +236,12 @@ def swap_adapters(model: M, adapters: AdapterSet) -> M:
         Its arrays keep their dtypes.
 
     **Raises:** `SelectionError` that lists every path that is missing or in a norm, and every layer
-    with other arrays or that the adapter's class does not apply to; or that names the adapter that
-    cannot be built.
+    whose arrays differ, or to which the adapter's class does not apply; or that names the adapter
+    that cannot be built.
     """
     expect_model(model, "swap_adapters")
     # An adapter around a block hides its layers, and an adapter inside changes the block. So all
-    # are dropped before the set is compared with the model.
+    # adapters are dropped before the set is compared with the model.
     plain = unwrap_lora(model)
     check_fit(plain, adapters, "These adapters")
     former = {(path, type(a)): settings_of(a) for path, a in adapted_layers(model)}
@@ -298,7 +298,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
     """`model` with `adapters`, which fit it, around its layers. Adapters at other paths stay.
 
     **Raises:** `SelectionError` that names the path, if an adapter cannot be built from its state;
-    or if adapters at other paths share an array of a name that `adapters` hold as well.
+    or if adapters at other paths share an array whose name `adapters` use as well.
     """
     check_shared(model, adapters)
     layers = layers_at(model, adapters)
@@ -327,7 +327,7 @@ def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
 
 
 def settings_of(adapter: LoRAWrapper) -> dict[str, Any]:
-    """By field, the settings of `adapter` that no state holds, such as dropout."""
+    """By field, the settings of `adapter` that its state lacks, such as dropout."""
     return {
         name: value
         for name, value in vars(adapter).items()

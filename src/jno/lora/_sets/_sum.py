@@ -57,11 +57,12 @@ class Part(NamedTuple):
 class AdapterSum(MatrixAdapter):
     """Several adapters of one layer: `W' = W + sum_i w_i U_i`, with one base.
 
-    The update of each adapter is what it does to the base: `U_i = W_i - W`, where `W_i` is the
-    layer that it merges to. A call multiplies by one low-rank product, whose factors are the
-    members' factors side by side; updates that are no products are added to the weight.
+    The update of an adapter is `U_i = W_i - W`, where `W_i` is the merged layer. A call multiplies
+    by one low-rank product, whose factors are the members' factors side by side; updates that are
+    not products are added to the weight.
 
-    `sum_adapters` and `Net.activate` make sums. A sum has a class for its members (`sum_class`).
+    `sum_adapters` and `Net.activate` make sums. Each combination of members has its own class
+    (`sum_class`).
 
     - `trained`, `frozen`: the members by name, without their base.
     - `weights`: `w`, in the order of `members`.
@@ -173,7 +174,7 @@ class AdapterSum(MatrixAdapter):
         return factors
 
     def _parts(self) -> list[Part]:
-        """Adapters whose changes are the change of the sum: as few as can be."""
+        """As few adapters as possible whose changes add up to the change of the sum."""
         remaining = dict(zip(self.members, self.weights, strict=True))
         parts: list[Part] = []
         factors = self._factors()
@@ -195,13 +196,13 @@ class AdapterSum(MatrixAdapter):
 
 
 class _SumMeta(type(LoRAWrapper)):
-    """The type of the classes of sums, which are pickled as the members that make them."""
+    """The type of the classes of sums, which are pickled as the members that define them."""
 
 
-# Without a limit: JAX keeps every class of a pytree for good.
+# Unlimited, because JAX keeps every pytree class forever.
 @functools.cache
 def sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[AdapterSum]:
-    """The class of the sums of these members. The same members have the same class."""
+    """The class of sums of these members. The same members always give the same class."""
     fields = ("trained",) if any(member.trains for member in members) else ()
     body = {
         "members": members,
@@ -221,7 +222,7 @@ copyreg.pickle(_SumMeta, _reduced)  # pyright: ignore[reportArgumentType]
 
 
 def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of the member of that name, among the arrays of its sum."""
+    """The arrays of one member, from the arrays of its sum."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
@@ -232,7 +233,7 @@ def view_of(cls: type[LoRAWrapper]) -> Any:
 
 
 def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
-    """A class of plain LoRA for `layer` that sees the matrix of one of these classes."""
+    """A class of plain LoRA for `layer` that updates the matrix of one of these classes."""
     views = {view_of(cls) for cls in products}
 
     def suits(cls: type[LoRAWrapper]) -> bool:
@@ -252,7 +253,7 @@ def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
 
 
 def _allowed(A: Array, B: Array) -> Factors:
-    """`B A`, of a rank that an adapter may have: at most the rank of its matrix."""
+    """`B A` with at most the rank of the matrix, because adapters may not have more."""
     update = Factors(A, B)
     if update.rank <= update.largest_rank:
         return update
@@ -267,7 +268,7 @@ def _changed(base: Any, parts: Sequence[Part]) -> Any:
     widened = {id(x): y for x, y in zip(*map(jtu.tree_leaves, (base, wide)), strict=True)}
 
     def merged(adapter: LoRAWrapper) -> Any:
-        # With the very arrays of `wide`, which show that an adapter left an array alone.
+        # Contains the same array objects as `wide` wherever an adapter left an array unchanged.
         return at_least_float32(jtu.tree_map(lambda x: widened.get(id(x), x), adapter)).merge()
 
     changes = [(merged(part.adapter), part.weight) for part in parts]
@@ -292,17 +293,17 @@ def sum_adapters(
 ) -> M:
     """`model` with the sum of several named sets of adapters: `W' = W + sum_i w_i U_i`.
 
-    The update `U_i` of a set is what it does to the layer before adapting: `U_i = W_i - W`, where
-    `W_i` is the layer that it merges to. Low-rank updates become one product in a call. A set
-    without an adapter at a layer adds nothing there. May run inside `jit`, with traced weights.
+    The update of a set is `U_i = W_i - W`, where `W` is the layer before adapting and `W_i` the
+    merged layer. Low-rank updates become one product in a call. A set without an adapter at a layer
+    adds nothing there. May run inside `jit`, with traced weights.
 
     **Arguments:**
 
     - `model`: a plain model, or an adapted model, whose adapters are dropped.
-    - `sets`: by name. Names hold no slash.
-    - `weights`: by name, a number, which may be traced; 1 for other names. With `"train"`, one
-        number for each set and layer trains, from 1.
-    - `train`: the names of the sets whose adapters train. All others are frozen.
+    - `sets`: the sets by name. Names may not contain a slash.
+    - `weights`: numbers by name, which may be traced; 1 for names without a number. With `"train"`,
+        one number for each set and layer trains, starting at 1.
+    - `train`: the names of the sets whose adapters train. All other sets are frozen.
 
     **Returns:** an adapted model. `split_adapters` takes the sets out again.
 
@@ -402,7 +403,7 @@ def _sum_at(
 
 
 def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
-    """The sets that `sum_adapters` added in `model`, by name, with their values now.
+    """The sets that `sum_adapters` added in `model`, by name, with their current values.
 
     **Arguments:** `model`: a model whose adapters are sums; or an `AdapterSet` of sums, such as
     `read_adapters` returns.

@@ -18,10 +18,11 @@ def new_picture(
 
     It needs no screen; `saved(path)` writes it to a file.
 
-    **Arguments:** `path`: where it is to be saved. Its ending is checked now, before long work.
+    **Arguments:** `path`: where it will be saved. The file extension is checked now, before long
+    work.
 
-    **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`); `SelectionError` for an
-    ending that matplotlib does not know.
+    **Raises:** `MissingLibraryError` without matplotlib (the extra `plot`); `SelectionError` for a
+    file extension that matplotlib does not support.
     """
     from .plots import Picture
 

@@ -6,14 +6,14 @@ from typing import TypeVar
 
 R = TypeVar("R", bound=Hashable)
 
-# A path component that counts. "007" is a name.
+# A path component that is an index. "007" is a name.
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
 def grouped(rows: Iterable[tuple[str, R]]) -> list[tuple[str, int, R]]:
     """Join the rows that differ only in the indices of their paths, in linear time.
 
-    The result says exactly which paths there are. Two stages with three blocks and one stage with
+    The result describes exactly the given paths. Two stages with three blocks and one stage with
     nine give `stages/[0-1]/blocks/[0-2]` and `stages/2/blocks/[0-8]`.
 
     - `rows`: slash-joined paths, each with the cells of its row.

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("jno.lora")
 
-# Work of the first seconds shows nothing.
+# Nothing is shown during the first seconds.
 _PATIENCE = 2.0  # seconds
 _BETWEEN_LINES = 10.0  # seconds
 
@@ -25,8 +25,8 @@ def tracked(
 ) -> Generator[T, None, None]:
     """Yield the items, with a `Bar` after some seconds.
 
-    Items whose number is unknown have no bar. The logger `jno.lora` says the same in lines of level
-    INFO, every ten seconds and at the end. If the work may raise, close the iterator
+    There is no bar if the number of items is unknown. The logger `jno.lora` reports the progress at
+    level INFO, every ten seconds and at the end. If the work may raise, close the iterator
     (`contextlib.closing`), so that the bar does not stay.
     """
     total = operator.length_hint(items)  # 0 if unknown; a `len` that raises TypeError is caught
@@ -58,7 +58,7 @@ class Bar:
     """
 
     def __init__(self, total: int, what: str = "", *, console: "Console | None" = None):
-        # Imported here, since most work needs no bar.
+        # Imported here, because most work needs no bar.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
@@ -84,7 +84,7 @@ class Bar:
         self.stop()
 
     def update(self, *, completed: int | None = None, what: str | None = None) -> None:
-        """Show the steps done, and the work at hand. `None` leaves either as it is."""
+        """Show the steps done and the current work. `None` leaves a value unchanged."""
         self._progress.update(self._task, completed=completed, description=what)
 
     def advance(self) -> None:

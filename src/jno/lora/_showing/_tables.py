@@ -53,7 +53,7 @@ class Table:
         return "\n".join(line.rstrip() for line in lines).strip("\n")
 
     def _repr_html_(self) -> str:
-        # Styles in the tags, since some viewers remove style sheets.
+        # Inline styles, because some viewers remove style sheets.
         head = "".join(_cell("th", *column) for column in self.columns)
         justified = [justify for _, justify in self.columns]
         rows = ("".join(map(_cell, ["td"] * len(row), row, justified)) for row in self.rows)
@@ -103,8 +103,8 @@ def table(
 ) -> Table:
     """A table. `columns` are (heading, justification) pairs.
 
-    - `by_path`: whether the first column holds paths. Rows that differ only in the indices of their
-        paths become one row then.
+    - `by_path`: whether the first column has paths. If so, rows that differ only in the indices of
+        their paths are joined.
     """
     if by_path:
         groups = grouped((path, tuple(cells)) for path, *cells in rows)
@@ -119,7 +119,7 @@ def table(
 
 
 def _printable(text: str) -> str:
-    """Text, perhaps of a file, without characters that steer a terminal."""
+    """`text`, which may come from a file, without terminal control characters."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
