@@ -19,9 +19,9 @@ from ._bases import COORDINATES, Basis, Function, Powers
 class CoordinateRow:
     """One coordinate `u`.
 
-    - `growth`: by value, `sqrt(e^2 - e_0^2) / |u|`, for the error `e` of the untouched model there,
-        and its error `e_0` at the source.
-    - `spread`: the largest growth over the smallest. 1 if the coordinate is right.
+    - `growth`: `sqrt(e^2 - e_0^2) / |u|` for each value, where `e` is the error of the untouched
+        model at this value, and `e_0` at the source.
+    - `spread`: the largest growth over the smallest, which is 1 if the coordinate is right.
     """
 
     coordinate: str
@@ -34,8 +34,8 @@ class CoordinateReport(Printed[CoordinateRow]):
     """The coordinates, the smallest spread first. Prints as a table.
 
     - `values`: the values of the parameter.
-    - `basis`: the basis of the first coordinate, of degree 1, with the distance to the farthest
-        value as its unit.
+    - `basis`: the basis of the first coordinate, of degree 1, whose unit is the distance to the
+        farthest value.
     """
 
     rows: tuple[CoordinateRow, ...]
@@ -60,7 +60,8 @@ class CoordinateReport(Printed[CoordinateRow]):
         caption = "The coordinate with the smallest spread is the right one."
         if not np.isfinite(self.rows[0].spread):
             caption = (
-                "At some value the error is not larger than at the source: nothing can be told."
+                "At some value the error is not larger than at the source, so no coordinate can be "
+                "recommended."
             )
         return table("Growth of the error by value", columns, cells, caption)
 
@@ -73,11 +74,11 @@ def choose_coordinate(
     *,
     coordinates: Sequence[str] | Mapping[str, Callable[[Any], Any]] = tuple(COORDINATES),
 ) -> CoordinateReport:
-    """The coordinate of a parameter in which the untouched model moves away at a constant rate.
+    """Find the coordinate in which the error of the untouched model grows at a constant rate.
 
-    Nothing is trained, and no test data are needed. In the right coordinate `u`, the distance of
-    the pretrained model from the solution is proportional to `|u|`, so that
-    `sqrt(e^2 - e_0^2) / |u|` is the same for all values.
+    This needs neither training nor test data. In the right coordinate `u`, the distance of the
+    pretrained model from the solution is proportional to `|u|`, so that `sqrt(e^2 - e_0^2) / |u|`
+    is the same for all values.
 
     ```python
     report = choose_coordinate(model, error, {0.1: data, 0.06: data_2, 0.03: data_3}, source=0.1)
@@ -88,8 +89,8 @@ def choose_coordinate(
     **Arguments:**
 
     - `model`: the pretrained model.
-    - `error`: `error(model, data)`, a norm, such as a relative L2 error. Of a mean square, take the
-        root.
+    - `error`: `error(model, data)`, a norm, such as a relative L2 error. Take the root of a mean
+        square.
     - `data_by_value`: the data at the source, and at two other values or more. Use the same initial
         fields for all values if you can, because different draws hide the difference.
     - `source`: the value that the model was pretrained at.
