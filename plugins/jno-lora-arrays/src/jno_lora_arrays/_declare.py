@@ -1,4 +1,4 @@
-"""`declare`: boxes around arrays, so that adapters find them. `plain`: the bare arrays again."""
+"""`declare` puts boxes around arrays, so that adapters find them; `plain` removes the boxes."""
 
 import re
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     **Arguments:**
 
     - `params`: any pytree of arrays: the parameters of Flax or Haiku, an Equinox module, a dict.
-    - `axes`: what `infer` returned; or, for a regex that is searched in the slash-joined path of an
-        array, a letter for each of its axes: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`.
-        The first regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
+    - `axes`: the result of `infer`; or a letter for each axis, by a regex that is searched in the
+        slash-joined path of an array: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`. The first
+        regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
         of a stack, whose slices are adapted separately, and `e` an input that is looked up by
         number, such as the words of an embedding. Letters may come in any order, and repeat.
 
@@ -38,8 +38,8 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
     adapted separately. `plain` and `through` join them again.
 
     **Raises:** `SelectionError`, which names the path, if a regex matches no array, or matches an
-    array that has another number of axes, is not floating or complex, or is declared already; and
-    if the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
+    array that has a different number of axes, is not floating or complex, or is already declared;
+    and if the letters are not `o`, `i`, `s` and `e`, or if there is no input or no output.
     """
     expect_model(params, "declare")
     letters = Letters(axes)

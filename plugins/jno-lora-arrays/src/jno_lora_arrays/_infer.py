@@ -175,7 +175,7 @@ def _letters_of(
     if looked_up in ({"o"}, {"i"}):
         letters |= dict.fromkeys(record.looked_up, "e")
     text = _shown(ndim, letters)
-    # An axis of size one, or an axis that is summed alone, becomes the missing letter.
+    # An axis of size one, or an axis that is only summed, becomes the missing letter.
     text = text.replace("-", "o" if "o" not in text else "i", 1).replace("-", "i")
     if "o" not in text:
         return None, f"a product that keeps none of its axes ({text})"
@@ -185,7 +185,7 @@ def _letters_of(
 
 
 def _combined(record: Record) -> dict[str, str] | None:
-    """The letters of all uses together, by axis; `None` if two uses contradict each other."""
+    """The letters from all uses, by axis; `None` if two uses contradict each other."""
     letters = dict.fromkeys(record.stacked, "s")
     for product in record.products:
         # A product from the other side has inputs and outputs the other way round.

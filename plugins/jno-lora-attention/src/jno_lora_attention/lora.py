@@ -24,7 +24,7 @@ class LoRAAttention(AttentionUnit):
 
     **Arguments:**
 
-    - `key`: each projection gets its own key, so adding one does not change the present starts.
+    - `key`: each projection gets its own key, so adding one does not change how the rest start.
     - `projections`: letters out of `"qkvo"` (query, key, value, output); by default `"qv"`, as in
         the paper: `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
     - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.

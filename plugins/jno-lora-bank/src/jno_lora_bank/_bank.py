@@ -43,7 +43,7 @@ class AdapterBank:
 
     **Arguments:**
 
-    - `model`: a plain model. The bank keeps it.
+    - `model`: a plain model, which the bank keeps.
     - `sets`: sets of adapters or files, by name. The names of a list are "0", "1", and so on.
     - `slots`: how many adapters there is room for at first. By default the number of `sets`.
     - `rank`: the smallest rank that the slots have room for. Lower ranks are padded with zeros.
@@ -100,8 +100,8 @@ class AdapterBank:
 
         **Returns:** the slot.
 
-        **Raises:** `SelectionError` for a name that is taken; if the adapters do not fit the model,
-        or a slot; or if they need more room than a `fixed` bank has. `CheckpointError` as
+        **Raises:** `SelectionError` for a name that is taken; if the adapters do not fit the model
+        or a slot; or if they need more room than a `fixed` bank has. `CheckpointError` as in
         `read_adapters`.
         """
         if not isinstance(name, str):
@@ -214,7 +214,7 @@ class AdapterBank:
         """Put trained factors into the bank.
 
         **Raises:** `SelectionError` if the bank was changed since `partition`, or if `trainable`
-        has another structure.
+        has a different structure.
         """
         with self._lock:
             if self._partitioned is not self._state.leaves:

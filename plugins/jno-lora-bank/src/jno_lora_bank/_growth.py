@@ -17,7 +17,7 @@ from ._slots import Slots, SumSlots, layers_with_slots, slots_class
 from ._state import State
 from ._values import Values, rank_needed
 
-# The fields of `Slots` that a layer may lack.
+# The optional fields of `Slots`.
 _OPTIONAL = frozenset({"gain", "shift"})
 
 
@@ -34,7 +34,7 @@ def room_for(
 ) -> tuple[dict[str, Room], list[str]]:
     """The room that the layers need for these adapters too, and a list of the missing room.
 
-    **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
+    **Raises:** `SelectionError` if an adapter's layer kind differs from the bank's adapters.
     """
     rooms = {
         path: Room(type(slots), slots.rank or 0, _OPTIONAL & slots.state().keys())

@@ -41,7 +41,7 @@ def slot_update(
     s: Float[Array, ""],
     slot: Int[Array, ""],
 ) -> Float[Array, " m"]:
-    """`y + s B[slot] A[slot] x`, and `y` itself for `s = 0`, whatever `x` holds.
+    """`y + s B[slot] A[slot] x`, and `y` itself for `s = 0`, whatever is in `x`.
 
     `Bt` contains the transposes of `B`, in the dtype of `A`. `y`, `x` and `s` have one dtype. The
     slot must exist.
@@ -53,7 +53,7 @@ def _primitive(
     name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
 ) -> Primitive:
     primitive = Primitive(name)
-    # With jit disabled, the primitive would call itself without end.
+    # If jit were disabled, the primitive would call itself forever.
     primitive.def_impl(jax.disable_jit(False)(jax.jit(primitive.bind, static_argnames=statics)))
     primitive.def_abstract_eval(result_type)
     return primitive

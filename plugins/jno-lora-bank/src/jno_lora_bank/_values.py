@@ -231,7 +231,7 @@ def _of_rows(adapter: Any) -> Values:
     if isinstance(adapter, IA3):
         empty = {"lora_A": jnp.zeros((0, W.shape[1])), "lora_B": jnp.zeros((W.shape[0], 0))}
         return {**empty, "scale": jnp.zeros(()), "gain": adapter.scale}
-    # The norm of the merged weight. (The forward pass of DoRA computes it from the factors.)
+    # The norm of the merged weight. (DoRA's forward pass computes it from the factors.)
     B = adapter.times_scale(adapter.weighted(adapter.lora_B).astype(W.dtype))
     V = W + B @ adapter.lora_A.astype(W.dtype)
     gain = adapter.row_factor(row_norms(V))

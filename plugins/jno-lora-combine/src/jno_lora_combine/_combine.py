@@ -159,7 +159,7 @@ def combine(
     argument is missing or makes no sense.
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
-    all layers together); RegMean, arXiv:2212.09849 (it has no weights: 1 gives its law).
+    all layers together); RegMean, arXiv:2212.09849 (without weights, which means weights of 1).
     """
     if report:
         warn(
@@ -184,7 +184,7 @@ def combine_with_report(
     statistics: Sequence[Mapping[str, Mapping[str, Array]]] | None = None,
     off_diagonal: float | None = None,
 ) -> tuple[AdapterSet, UpdateReport]:
-    """As `combine`, and an `UpdateReport` with the rank of each adapter and the error of its cut.
+    """Like `combine`, but also return an `UpdateReport` with the rank and error of each adapter.
 
     **Arguments** and **Raises:** as `combine`.
     """
@@ -301,7 +301,7 @@ def _covariances(
 ) -> dict[str, list[Array]]:
     """The covariances of the inputs of each adapted layer, one for each set.
 
-    **Raises:** `SelectionError` unless each set has statistics, which cover all layers.
+    **Raises:** `SelectionError` unless each set has statistics that cover all adapted layers.
     """
     if isinstance(statistics, Mapping) or len(statistics) != len(sets):
         raise SelectionError(

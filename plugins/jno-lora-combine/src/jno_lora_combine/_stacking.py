@@ -36,7 +36,7 @@ def stack_adapters(
     - `rank`: of each product in the stack, at most the largest rank of its matrix. By default the
         largest rank at its path. A larger rank leaves room for sets that are stacked later.
     - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. Only for
-        products, because the zero of other methods (DoRA's magnitude) depends on the layer.
+        products, because the zero of other methods (DoRA's magnitude) depends on the weights.
 
     **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
     `rank`; or every adapter that is not a product, if `rank` or `base_slot` needs products.

@@ -1,4 +1,4 @@
-"""`compare`: train adapters from the same start, on the same batches, for as many steps."""
+"""`compare`: train adapters with the same start, batches and number of steps."""
 
 import itertools
 import logging
@@ -61,9 +61,9 @@ def compare(
 
     Only the adapters train. Adapters that start from data (EVA) are calibrated on the first 8
     batches with the same `loss`. The best learning rate differs between methods, so give several
-    rates to compare fairly, and let data decide on which no candidate trained (`score`). Ctrl-C
-    keeps the finished candidates. A terminal shows a progress bar on standard error; otherwise a
-    line is printed there for each finished candidate.
+    rates to compare fairly, and choose by data on which no candidate trained (`score`). Ctrl-C
+    keeps the finished candidates. Standard error shows a progress bar if it is a terminal, or else
+    a line for each finished candidate.
 
     **Arguments:**
 
@@ -103,8 +103,8 @@ def compare(
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
     `SelectionError` for bad arguments (a model that carries adapters, two candidates of one name,
     no batches, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if
-    optax is missing and there is no `optimizer`; the error of `loss`, or of the error of `keep`, on
-    the model as it is.
+    optax is missing and there is no `optimizer`; any error that `loss`, or the error function of
+    `keep`, raises on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)

@@ -58,7 +58,7 @@ def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
         labels[cell] = (text, (x, y))
     for text, position in labels.values():
         axes.annotate(text, position, (5, 3), textcoords="offset points", fontsize=8)
-    # Linear up to one parameter, for a candidate that trains none.
+    # Linear up to one parameter, so that a candidate may have no trained parameters.
     axes.set_xscale("symlog", linthresh=1)
     if name == "final loss" and min(results) > 0:
         axes.set_yscale("log")

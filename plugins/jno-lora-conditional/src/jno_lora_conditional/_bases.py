@@ -246,8 +246,8 @@ def numbers(value: Any, name: str) -> Any:
 def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, " p"]:
     """The distance of `z` from the source in the coordinate, over `unit`, for each parameter.
 
-    **Raises:** `SelectionError` if `z` has another shape than `source`, or if the coordinate is not
-    finite at `z`.
+    **Raises:** `SelectionError` if the shapes of `z` and `source` differ, or if the coordinate is
+    not finite at `z`.
     """
     z, start = parameter(z, source)
     in_use = COORDINATES[coordinate]
@@ -264,7 +264,7 @@ def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, 
 def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p"]]:
     """`z` and the source as floating arrays, equal if `z` is the source in the dtype of `z`.
 
-    **Raises:** `SelectionError` unless `z` is numbers in the shape of `source`.
+    **Raises:** `SelectionError` unless `z` consists of numbers in the shape of `source`.
     """
     refusal = f"`z` must be a number, or an array of numbers, but is {z!r}"
     if isinstance(z, str):  # NumPy would take a string as the name of a dtype

@@ -1,4 +1,4 @@
-"""Bases in files: a class by name, its settings as JSON, and its arrays by path."""
+"""Bases in files, as the name of a class, its settings as JSON, and its arrays by path."""
 
 import json
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ def filled(template: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def check_forms(expected: Mapping[str, Any], arrays: Mapping[str, Any], what: str) -> None:
-    """**Raises:** `MalformedError` with each array that is missing, unknown, or of another form."""
+    """**Raises:** `MalformedError` with each array that is missing, unknown or of a wrong form."""
     lines: list[str] = []
     for name in {**expected, **arrays}:
         form, array = expected.get(name), arrays.get(name)

@@ -70,7 +70,7 @@ class Conditional(eqx.Module):
     """
 
     model: PyTree  # the adapted model at the source
-    # By the path of a layer and the name of a field: the field with an axis `K` in front.
+    # By the path of a layer and the name of a field, the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
     film: dict[str, Film]  # by the path of a layer
     basis: Basis
@@ -164,7 +164,7 @@ def at(conditional: Conditional, z: Any) -> Any:
     direction, so a loop over a few contexts is cheaper in Python than as a `lax.scan`. The
     structure differs from the model at a `z` with a value, so do not put both in one container.
 
-    **Raises:** `SelectionError` if `z` has another shape than the basis takes.
+    **Raises:** `SelectionError` if the shape of `z` does not fit the basis.
     """
     from_zero = dict(conditional.from_zero)
     is_known = not any(isinstance(x, Tracer) for x in jax.tree.leaves((conditional.basis, z)))

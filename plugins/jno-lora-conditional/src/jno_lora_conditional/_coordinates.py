@@ -1,4 +1,4 @@
-"""The coordinate of a parameter in which adapters are linear: `z`, its logarithm, and others."""
+"""Find the coordinate of a parameter in which adapters are linear, such as `z` or its logarithm."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -96,8 +96,8 @@ def choose_coordinate(
     - `source`: the value that the model was pretrained at.
     - `coordinates`: names of coordinates (`"z"`, `"log"`, `"sqrt"`, `"1/z"`), or functions by name.
 
-    **Raises:** `SelectionError` if `data_by_value` lacks the source or has less than two other
-    values, if an error is not a number, or if a coordinate is not finite at a value.
+    **Raises:** `SelectionError` if `data_by_value` does not contain the source and at least two
+    other values, if an error is not a number, or if a coordinate is not finite at a value.
     """
     errors = {float(z): float(error(model, data)) for z, data in data_by_value.items()}
     at_source = errors.pop(float(source), None)

@@ -52,7 +52,7 @@ def save_conditional(
 
     **Arguments:**
 
-    - `conditional`: whole, not half of it as `partition` returns it.
+    - `conditional`: the whole conditional, not a half that `partition` returned.
     - `path`: of the file, usually `NAME.safetensors`. Its directory must exist.
     - `metadata`, `registry`, `base_values`: as for `jno.lora.save_adapters`. Adapters that changed
         their layer (PiSSA) get a hash only from a model given as `base_values`.
@@ -110,7 +110,7 @@ def load_conditional(
     - `wrappers`, `registry`: as for `jno.lora.load_adapters`.
 
     **Raises:** `CheckpointError`, which names the file, as `load_adapters`; also if the directions
-    or the basis are damaged, or if the file needs a `basis`, or another `basis`.
+    or the basis are damaged, or if `basis` is missing or does not fit.
     """
     expect_model(model, "load_conditional")
     if strict is not True and strict != "values":

@@ -78,8 +78,8 @@ def fit(
     **Returns:** `Fitted(z, loss, grid_losses)`. If no loss on the grid is a number, `z` is the
     first point, and the loss is NaN or infinite.
 
-    **Raises:** `SelectionError` if the grid has another shape than the basis takes, if there are
-    more than eight numbers, if the loss is not one floating number, or for another coordinate.
+    **Raises:** `SelectionError` if the shape of the grid does not fit the basis, if there are more
+    than eight numbers, if the loss is not one floating number, or for an unknown coordinate.
 
     Paper: Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional
     non-convex optimization", arXiv:1406.2572, for the absolute value of the Hessian.
@@ -198,7 +198,7 @@ def _spacing(points: Float[Array, "G p"], best: Vector) -> Vector:
 
 
 def _checked_grid(conditional: Conditional, grid: Any) -> Float[Array, "G *p"]:
-    """The grid as floating numbers. **Raises:** `SelectionError` for another shape."""
+    """The grid as floating numbers. **Raises:** `SelectionError` for a wrong shape."""
     basis, shape = conditional.basis, np.shape(conditional.basis.source)
     points = jnp.asarray(grid, float)
     if points.ndim != 1 + len(shape) or points.shape[1:] != shape or not points.shape[0]:

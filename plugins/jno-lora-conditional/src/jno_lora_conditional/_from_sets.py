@@ -128,7 +128,7 @@ def _combined(sets: Sequence[AdapterSet], weights: Sequence[float]) -> AdapterSe
 
 
 def _side_by_side(terms: Sequence[tuple[LooseAdapter, float]]) -> LooseAdapter:
-    """The weighted sum of products, whose rank is at most the largest of the matrix."""
+    """The weighted sum of products, whose rank is at most the largest that the matrix allows."""
     first = terms[0][0]
     dtype = max((a.state["lora_B"].dtype for a, _ in terms), key=lambda dtype: dtype.itemsize)
     wide = compute_dtype(jax.ShapeDtypeStruct((), dtype))

@@ -1,4 +1,4 @@
-"""`e3nn_jax.equinox.Linear`: a matrix of channels for each path between two equal irreps."""
+"""`e3nn_jax.equinox.Linear`, with a matrix of channels for each path between two equal irreps."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -55,7 +55,7 @@ class ModeWeights(NamedTuple):
             return False
         if 0 in shape or len(shape) < len(self.axes):
             return False
-        if _is_complex(arrays[0]):  # which holds both parts
+        if _is_complex(arrays[0]):  # with both parts
             return len(arrays) == 1 and "p" not in self.axes
         parts = shape[self.axes.index("p") - len(self.axes)] if "p" in self.axes else len(arrays)
         return parts in (1, 2)
@@ -88,7 +88,7 @@ class ModeWeights(NamedTuple):
     def written(
         self, layer: Any, matrices: Float[Array, "parts *modes out in"]
     ) -> dict[str, Shaped[Array, "..."]]:
-        """Write these matrices to arrays for the fields of `layer`, in their layout and dtype."""
+        """Arrays of these matrices for the fields of `layer`, in the fields' layout and dtype."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
         first = getattr(layer, self.fields[0])
         if _is_complex(first):
@@ -147,7 +147,7 @@ def _is_complex(array: Any) -> bool:
 def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:
     """The largest `|k_j|` over the axes, for modes `0, 1, ...` or, where `True`, `..., -2, -1`.
 
-    Several corners lie on the first axis.
+    If there are several corners, they are on the first axis.
     """
 
     def frequency(sizes: tuple[int, ...]) -> np.ndarray:

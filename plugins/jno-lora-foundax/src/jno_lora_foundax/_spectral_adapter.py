@@ -70,7 +70,7 @@ class SpectralAdapter(KindOfLayer):
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the layer with the updated weights, for the layer's arguments.
+        """The output of the layer with the updated weights, for the same arguments as the layer.
 
         The weights are updated once for a whole batch, which is cheap compared with the transforms.
         Weights of directions multiply outputs instead, because they may differ in a batch.

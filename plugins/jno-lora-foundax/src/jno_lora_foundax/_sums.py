@@ -12,7 +12,7 @@ from jno_lora_zoo import in_compute_dtype
 
 
 def summed(terms: Sequence[Term], axes: Mapping[str, int], scaled: str, rank: int | None) -> Term:
-    """The sum of `terms`, whose directions add up. `rank` is the smallest rank of the sum.
+    """The sum of `terms`, whose directions add up, with at least the rank `rank`.
 
     - `axes`, `scaled`: as in `joined`. An update is `alpha / rank` times the field `scaled`.
     """

@@ -72,7 +72,7 @@ class Bottleneck(LayerKind):
 
     @abc.abstractmethod
     def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
-        """`A x` for each group of channels, for the arguments of a call."""
+        """`A x` for each group of channels, from the arguments of a call."""
 
     @abc.abstractmethod
     def channel_axis(self) -> int:

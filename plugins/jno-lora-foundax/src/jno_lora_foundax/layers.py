@@ -1,4 +1,4 @@
-"""foundax's layers: convolutions whose kernels have the channels last, and MPP's linear layers."""
+"""foundax's layers: convolutions with channel-last kernels, and MPP's linear layers."""
 
 import abc
 import math

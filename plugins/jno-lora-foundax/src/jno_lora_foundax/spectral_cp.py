@@ -79,7 +79,7 @@ class CPSpectral(SpectralAdapter):
         return W + parts_of(change)
 
     def _adapted_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
-        # A subclass may have another law.
+        # A subclass may have a different law.
         if type(self).adapted_matrices is not CPSpectral.adapted_matrices:
             return super()._adapted_fields(name, family)
         axes = family.axes.replace("p", "")

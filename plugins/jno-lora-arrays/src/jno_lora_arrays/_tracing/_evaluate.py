@@ -1,4 +1,4 @@
-"""Evaluating a traced function in which some values are virtual weights, and a report of them."""
+"""Evaluate a traced function in which some values are virtual weights, and report their uses."""
 
 import collections
 import dataclasses

@@ -48,7 +48,7 @@ class Named(NamedTuple):
 
 
 def _contract(a: Named, b: Named, names: str, precision: Any = None) -> Named:
-    """The sum of `a b` over the axes that `names` lacks. Traces faster than `jnp.einsum`.
+    """The sum of `a b` over the axes that are not in `names`. Traces faster than `jnp.einsum`.
 
     A name that is in only one of the arrays, and not in `names`, must belong to an axis of size 1.
     """
@@ -260,7 +260,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[int
 def _dot_with_factors(
     dot: Dot, first: Named, second: Named, weight_names: str, weight_dtype: Any
 ) -> Array:
-    """The product with `B A` alone: `x` is multiplied by the `first` factor, then the `second`."""
+    """The product with `B A` alone, which multiplies `x` by the `first` factor, then `second`."""
     x_names, out_names = dot.names(weight_names)
     # A product may be wider than its factors: `preferred_element_type`.
     dtype = np.promote_types(dot.x.dtype, dot.out.dtype)

@@ -42,7 +42,7 @@ class Dot(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def applied_to(self, weight: Array) -> Array:
-        """The product, for an array in the place of the weight."""
+        """The product, with an array instead of the weight."""
         left, right, axes = self.x, weight, (self.x_axes, self.weight_axes)
         if self.weight_first:
             left, right, axes = right, left, axes[::-1]
@@ -106,7 +106,7 @@ class Ragged(NamedTuple):
 class Lookup(NamedTuple):
     """`gather` of whole slices at places along some axes.
 
-    - `axes`: the axes that are looked up, which the result lacks.
+    - `axes`: the axes that are looked up, which the result does not have.
     - `places`: an array of indices for each of these axes, none out of bounds.
     - `at`: the positions of the axes of the indices in the result, in their order.
     - `in_bounds`: which of the indices were in bounds; `None` if all count as in bounds.

@@ -1,4 +1,4 @@
-"""Views of an adapter's weight as a whole: `forward`, or its transpose, computes the products."""
+"""Views of an adapter's weight as a whole, whose products `forward` or its transpose computes."""
 
 import contextlib
 import dataclasses
