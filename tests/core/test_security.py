@@ -82,10 +82,9 @@ ALLOWED = {
     f"{JNO}/_replacement.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{CORE}/__init__.py": {"import_module"},  # a name that stands there
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it
-    f"{PEFT}/types/__init__.py": {"import_module"},  # the files beside it, a type in each
-    f"{PEFT}/files/directory.py": {"mkdir"},
-    f"{PEFT}/files/hub.py": {"huggingface_hub"},  # repositories that a call names
-    f"{PEFT}/states/_sources.py": {"orbax"},  # folders that a call names
+    f"{PEFT}/files.py": {"mkdir"},
+    f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names
+    f"{PEFT}/states/loading.py": {"orbax"},  # folders that a call names
     f"{COMPARE}/_comparison.py": {"open"},
     f"{COMPARE}/_commands.py": {"mkdir", "to_csv", "resolve_name"},  # MODULE:NAME
     f"{TRAIN}/_training_run.py": {"open", "tree_serialise_leaves", "tree_deserialise_leaves"},

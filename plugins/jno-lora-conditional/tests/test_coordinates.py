@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora import Net, SelectionError
+from jno.lora import JnoLoraWarning, Net, SelectionError
 from jno_lora_conditional import (
     Conditional,
     Function,
@@ -48,7 +48,7 @@ def test_powers_in_a_coordinate(coordinate):
 def test_a_coordinate_that_the_source_lacks_is_refused(arguments, fact):
     with pytest.raises(SelectionError, match=fact):
         Powers(**{"source": 1.0, **arguments})
-    with pytest.raises(SelectionError, match="positive parameters, but `z` is -2"):
+    with pytest.raises(SelectionError, match="non-negative parameters, but `z` is -2"):
         Powers(source=1.0, coordinate="sqrt")(-2.0)
 
 
@@ -81,6 +81,16 @@ def test_the_right_coordinate_is_found_by_the_errors(coordinate):
     expected = (f(0.03) - f(0.1)) / abs(farthest)
     np.testing.assert_allclose(report.basis(0.03), [expected], rtol=1e-5)
     assert coordinate in str(report) and "0.03" in str(report)
+
+
+def test_errors_that_do_not_grow_recommend_nothing():
+    with pytest.warns(JnoLoraWarning, match="recommend no coordinate"):
+        report = choose_coordinate(None, lambda _, e: e, {0.1: 0.05, 0.06: 0.04, 0.03: 0.2}, 0.1)
+    assert report.best == "z" and "nothing can be told" in str(report)
+    with pytest.raises(SelectionError, match="must be some of 'z', 'log'"):
+        choose_coordinate(
+            None, lambda _, e: e, {1e-9: 1.0, 2e-9: 2.0, 4e-9: 3.0}, 1e-9, coordinates=["lg"]
+        )
 
 
 def test_functions_of_the_user_are_coordinates():
@@ -125,3 +135,6 @@ def test_fit_steps_in_a_coordinate():
     assert found.z == pytest.approx(0.02, rel=1e-3) and found.loss < 1e-9
     with pytest.raises(SelectionError, match="'log'"):
         fit(conditional, loss, jnp.array([0.01, 0.1]), coordinate="exp")
+    for coordinate in ("log", "sqrt", "1/z"):
+        with pytest.raises(SelectionError, match="`grid` goes from 0 to 0.1"):
+            fit(conditional, loss, jnp.array([0.0, 0.1]), coordinate=coordinate)

@@ -61,6 +61,19 @@ def test_the_laws_of_conditionals(layer, x):
     assert all((film.shift is not None) == has_bias for film in checked.film.values())
 
 
+def test_a_small_scale_counts_in_half_precision():
+    layer = eqx.nn.Linear(4, 3, use_bias=False, dtype=jnp.bfloat16, key=KEY)
+    conditional = trained(layer)
+    films = eqx.tree_at(lambda f: f[""].scale, conditional.film, jnp.full((2, 3), 0.003))
+    conditional = eqx.tree_at(lambda c: c.film, conditional, films)
+    x = jnp.linspace(-1, 1, 4000).reshape(1000, 4).astype(jnp.bfloat16)
+    scaled, plain = (
+        jax.vmap(at(eqx.tree_at(lambda c: c.film, conditional, film), 1.5))(x).astype(float)
+        for film in (films, {})
+    )
+    assert jnp.sum(jnp.abs(scaled)) / jnp.sum(jnp.abs(plain)) == pytest.approx(1.006, abs=1e-3)
+
+
 def test_spectral_weights_get_a_scale_for_each_channel():
     layer = SpectralConv1d(2, 3, 2, key=KEY)
     x = jnp.outer(jnp.sin(jnp.arange(6.0)), jnp.array([1.0, -0.5]))

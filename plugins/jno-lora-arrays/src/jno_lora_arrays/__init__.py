@@ -1,9 +1,9 @@
-"""Adapters for arrays that no layer holds: Flax, Haiku, raw weights, and layers that are read.
+"""Adapters for arrays outside of layers (Flax, Haiku, raw weights), and for weights that are read.
 
-`declare` says which axes of an array are inputs and outputs (`infer` finds out), so that every
-method of the zoo adapts it. `declare_raw` does so for arrays behind functions, such as masks.
-`through` computes a function of such arrays, or of layers whose weights are read, at the price of
-the adapters.
+`declare` marks the axes of an array as inputs and outputs (`infer` finds them), so that every
+method of the zoo can adapt the array. `declare_raw` does the same for arrays behind functions, such
+as masks. `through` computes a function of such arrays, or of layers whose weights are read, at the
+cost of the adapters.
 """
 
 # ruff: noqa: F403

@@ -1,4 +1,4 @@
-"""Declared arrays: bare arrays that adapters see as layers, and the kind of layer that they are."""
+"""Declared arrays, which adapters treat as layers, and their kind of layer."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def _not_an_array(*_: Any) -> Array:
 
 
 class NotAnArray:
-    """The uses of an array that a box refuses: by functions of JAX, Python's operators, indices."""
+    """Raises an error where a box is used as an array: by JAX functions, operators or indices."""
 
     __jax_array__ = _not_an_array  # called by functions of JAX that expect an array
     __getitem__ = __neg__ = __pow__ = _not_an_array
@@ -44,14 +44,14 @@ class NotAnArray:
 
 
 class DeclaredArray(NotAnArray, eqx.Module):
-    """An array of a model, with the meaning of its axes. `jno_lora_arrays.declare` makes them.
+    """An array of a model, with the meaning of its axes, as `jno_lora_arrays.declare` makes it.
 
-    Called with the values of its input axes, it gives the values of its output axes. Models do not
-    call it: `through` computes the model's own function, and `plain` gives the bare array back.
+    A call maps values of the input axes to values of the output axes. Models do not call it,
+    because `through` computes the model's own function. `plain` returns the bare array.
 
     - `array`: the real values, with the axes of a stack first.
     - `axes`: one letter for each axis of the bare array, as `declare` takes them. A complex array
-        has an `s` more, in front: its two parts are a stack of two real arrays.
+        has one more `s` in front, because its two parts are a stack of two real arrays.
     - `is_complex`: whether the bare array is complex.
     """
 
@@ -76,7 +76,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
         return _transposed(self.array, np.argsort(_stack_first(self.axes)).tolist())
 
     def joined(self, in_order: Any) -> Any:
-        """The bare array, for the values that `in_order` gives."""
+        """The bare array, from the values that `in_order` returns."""
         return lax.complex(in_order[0], in_order[1]) if self.is_complex else in_order
 
     @property
@@ -90,7 +90,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
         return tuple(slice_shape[axis] for axis in axes_with(letters, self.own_axes))
 
     def matrix(self) -> Array:
-        """The array as an `(out, in)` matrix, in its own dtype; of a stack, for each slice."""
+        """The array as an `(out, in)` matrix, in its own dtype; for a stack, one per slice."""
         stack = self.array.ndim - len(self.own_axes)
         order = [*range(stack), *(stack + axis for axis in _outputs_first(self.own_axes))]
         moved = self.array.transpose(order)
@@ -112,7 +112,7 @@ class DeclaredArray(NotAnArray, eqx.Module):
         return self.matrix()
 
     def linear_features(self) -> tuple[int, int]:
-        """The outputs and inputs of a slice, which files of PEFT hold as a linear layer."""
+        """The outputs and inputs of a slice, which PEFT's files store as a linear layer."""
         return math.prod(self.sizes("o")), math.prod(self.sizes(INPUTS))
 
 
@@ -120,8 +120,8 @@ class ArrayLayer(NotAnArray, LayerKind):
     """A `DeclaredArray`: any array whose axes are declared as inputs, outputs and a stack.
 
     The rows of the matrix are the output axes, in their order, and the columns are the input axes.
-    So the kernel `(in, heads, size)` of an attention, `"ioo"`, has one row for each head and each
-    place in it, and a kernel `(height, width, in, out)` of a convolution, `"iiio"`, has one row for
+    For example, the kernel `(in, heads, size)` of attention, `"ioo"`, has one row for each place of
+    each head, and the kernel `(height, width, in, out)` of a convolution, `"iiio"`, has one row for
     each channel.
     """
 
@@ -155,7 +155,7 @@ class ArrayLayer(NotAnArray, LayerKind):
         mesh_axes = sharded_over(base.array)
 
         def joined(letters: str) -> Any:
-            # Of several axes that are joined, only the first can stay sharded as it was.
+            # If several axes are joined, only the first can stay sharded as it was.
             first, *later = (mesh_axes[stack + n] for n in axes_with(letters, base.own_axes))
             return None if any(later) else first
 

@@ -1,4 +1,4 @@
-"""`declare`: boxes around arrays, so that adapters find them. `plain`: the bare arrays again."""
+"""`declare` puts boxes around arrays, so that adapters find them; `plain` removes the boxes."""
 
 import re
 from collections.abc import Mapping
@@ -20,27 +20,26 @@ T = TypeVar("T")
 
 
 def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
-    """`params` with a `DeclaredArray` in the place of each array whose axes are given.
+    """Replace each array of `params` whose axes are given by a `DeclaredArray`.
 
-    All adapters, masks, plans, files and reports then see the array as a layer, at its path. Only
-    `through` and `plain` know what to do with the box: a function is called as
-    `through(f)(params, x)`.
+    Adapters, masks, plans, files and reports then treat the array as a layer at its path. Only
+    `through` and `plain` can open the box, so call your function as `through(f)(params, x)`.
 
     **Arguments:**
 
     - `params`: any pytree of arrays: the parameters of Flax or Haiku, an Equinox module, a dict.
-    - `axes`: what `infer` returned; or, for a regex that is searched in the slash-joined path of an
-        array, a letter for each of its axes: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`.
-        The first regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
+    - `axes`: the result of `infer`; or a letter for each axis, by a regex that is searched in the
+        slash-joined path of an array: `{"(query|key)/kernel": "ioo", "embedding": "eo"}`. The first
+        regex that matches an array counts. `o` is an output, `i` an input, `s` an axis
         of a stack, whose slices are adapted separately, and `e` an input that is looked up by
         number, such as the words of an embedding. Letters may come in any order, and repeat.
 
-    The box of a complex array holds its two parts as a stack of real arrays, and each part is
-    adapted separately. `plain` and `through` make the complex array of them.
+    The box of a complex array stores the two parts as a stack of real arrays, and each part is
+    adapted separately. `plain` and `through` join them again.
 
     **Raises:** `SelectionError`, which names the path, if a regex matches no array, or matches an
-    array that has another number of axes, is not floating or complex, or is declared already; and
-    if the letters are not `o`, `i`, `s` and `e`, or lack an input or an output.
+    array that has a different number of axes, is not floating or complex, or is already declared;
+    and if the letters are not `o`, `i`, `s` and `e`, or if there is no input or no output.
     """
     expect_model(params, "declare")
     letters = Letters(axes)
@@ -55,7 +54,7 @@ def declare(params: T, axes: "Mapping[str, str] | InferredAxes") -> T:
 
 
 def plain(tree: T) -> T:
-    """`tree` with bare arrays in the place of declared arrays, and every adapter folded in.
+    """Replace the declared arrays of `tree` by bare arrays, with every adapter folded in.
 
     Pure and differentiable. `through(f)(*args)` computes `f(*plain(args))`. Nodes that
     `declare_raw` took apart are put together again.
@@ -119,7 +118,7 @@ def boxed(node: Any, letters: str, path: str) -> DeclaredArray:
     if is_declared(node):
         raise SelectionError(
             f"{show_path(path)} is declared already, with the axes {unadapted(node).axes!r}. To "
-            "declare it anew, take `plain` of it first."
+            "declare it again, take `plain` of it first."
         )
     array = jnp.asarray(node) if isinstance(node, np.ndarray) else node
     if not eqx.is_inexact_array(array) or array.ndim != len(letters):

@@ -1,4 +1,4 @@
-"""`infer`: the axes of arrays, from the way in which a function uses them."""
+"""`infer`: find the axes of arrays from how a function uses them."""
 
 import dataclasses
 import math
@@ -33,8 +33,8 @@ class ArrayAxes(NamedTuple):
     """The result of `infer` for one array.
 
     - `path`, `shape`: the array.
-    - `axes`: a letter for each of its axes, as `declare` takes them; `None` if there are none.
-    - `reason`: why there are none.
+    - `axes`: a letter for each of its axes, as `declare` takes them; `None` if they are unknown.
+    - `reason`: why they are unknown.
     """
 
     path: str
@@ -51,14 +51,14 @@ class InferredAxes(Printed[ArrayAxes]):
 
     @property
     def letters(self) -> dict[str, str]:
-        """The axes by path, for the arrays that have some."""
+        """The known axes, by the path of the array."""
         return {row.path: row.axes for row in self.rows if row.axes is not None}
 
     @property
     def coverage(self) -> float:
         """The fraction of the entries of all parameters with two axes or more that adapters reach.
 
-        Arrays in layers that have adapters of their own count as reached.
+        Arrays in layers with their own adapters count as reached.
         """
         matrices = [row for row in self.rows if len(row.shape) > 1]
         parameters = [m for m in matrices if not (m.reason or "").endswith(_NOT_A_PARAMETER)]
@@ -74,27 +74,27 @@ class InferredAxes(Printed[ArrayAxes]):
 
 
 def infer(function: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> InferredAxes:
-    """The axes of the arrays in `params`, from how `function(params, *args)` uses each of them.
+    """Find the axes of the arrays in `params` from how `function(params, *args)` uses each array.
 
     The function is traced once, and nothing is computed. Axes that a product, a convolution or an
     `einsum` sums over are inputs, and axes that it keeps are outputs. Axes that are scanned, or
     shared by both sides of a product, belong to a stack. An axis that is looked up by number is an
     input too (`e`). `infer` looks through transposes, reshapes, casts, slices, `concatenate`, sums
-    over an axis, `scan`, `checkpoint` and functions with rules of their own.
+    over an axis, `scan`, `checkpoint` and functions with custom derivatives.
 
     **Arguments:**
 
     - `function`: such as the `apply` of a Flax or Haiku model, or `lambda model, x: ...`.
-    - `params`: a pytree of arrays, or of their shapes. An Equinox module counts too: arrays in
-        layers that have adapters are left to them.
-    - `args`, `kwargs`: as of a call; arrays may be given by their shapes.
+    - `params`: a pytree of arrays, or of their shapes. It may be an Equinox module, whose layers
+        with their own adapters are left out.
+    - `args`, `kwargs`: as in a call; arrays may be given by their shapes.
 
-    **Returns:** `InferredAxes` for `declare`. `print` it: each array without axes has a reason,
-    such as that it has one axis, is only added or multiplied entry by entry, or has uses that
-    contradict each other. A weight that is masked by `jnp.where`, summed over an axis, reversed or
-    joined with more arrays has axes, but `through` merges it.
+    **Returns:** `InferredAxes` for `declare`. Print it to see why an array has no axes: it may have
+    one axis only, be added or multiplied entry by entry, or have uses that contradict each other.
+    A weight that is masked by `jnp.where`, summed over an axis, reversed or joined with more arrays
+    has axes, but `through` merges it.
 
-    **Raises:** `SelectionError` if `params` hold declared arrays.
+    **Raises:** `SelectionError` if `params` contains declared arrays.
     """
     expect_model(params, "infer")
     if any(is_declared(node) for node in jax.tree.leaves(params, is_leaf=is_declared)):
@@ -142,7 +142,7 @@ def _paths_in_layers(params: PyTree) -> set[str]:
     nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, eqx.Module))
     if not any(isinstance(node, eqx.Module) for node in nodes):
         return set()
-    # A layer of shapes is a layer, too.
+    # This also finds layers of shapes.
     plan = eqx.filter_eval_shape(plan_lora, params, 1, wrapper="auto")
     paths = (path_str(keys) for keys, _ in jtu.tree_leaves_with_path(params))
     return {path for path in paths if any(path.startswith(f"{row.path}/") for row in plan.wrapped)}
@@ -161,7 +161,7 @@ def _why_never(array: Any) -> str | None:
 def _letters_of(
     ndim: int, record: Record, operations: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """The letters of an array, or `None` and the reason. The record lacks the `operations`."""
+    """The letters of an array, or `None` and the reason. `operations` are not in the record."""
     if not record.products:
         uses = ", ".join(dict.fromkeys(_SEEN_IN.get(name, name) for name in operations))
         return None, f"not in a product: {uses}" if uses else "not in a product"
@@ -175,7 +175,7 @@ def _letters_of(
     if looked_up in ({"o"}, {"i"}):
         letters |= dict.fromkeys(record.looked_up, "e")
     text = _shown(ndim, letters)
-    # An axis of size one, or an axis that is summed alone, becomes the missing letter.
+    # An axis of size one, or an axis that is only summed, becomes the missing letter.
     text = text.replace("-", "o" if "o" not in text else "i", 1).replace("-", "i")
     if "o" not in text:
         return None, f"a product that keeps none of its axes ({text})"
@@ -185,7 +185,7 @@ def _letters_of(
 
 
 def _combined(record: Record) -> dict[str, str] | None:
-    """The letters of all uses together, by axis; `None` if two uses contradict each other."""
+    """The letters from all uses, by axis; `None` if two uses contradict each other."""
     letters = dict.fromkeys(record.stacked, "s")
     for product in record.products:
         # A product from the other side has inputs and outputs the other way round.

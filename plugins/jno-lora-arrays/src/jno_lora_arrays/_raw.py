@@ -1,4 +1,4 @@
-"""`declare_raw`: the raw arrays behind functions, such as masks and weight norms, for adapters."""
+"""`declare_raw`: adapt raw arrays that become weights by a function, such as a mask."""
 
 import math
 from collections.abc import Mapping
@@ -34,30 +34,30 @@ T = TypeVar("T")
 
 
 def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
-    """`model` with the raw arrays behind its functions declared, so that adapters train them.
+    """Declare the raw arrays behind the functions of `model`, so that adapters can train them.
 
-    For weights behind a mask, a weight normalisation, `softplus` or any function of paramax, or
-    of a library in its style. The adapter acts before the function: `f(W)` becomes `f(W + B A)`.
-    So a mask still masks, and a positive weight stays positive. The model is used as before, and
-    its library calls the functions: `net = Net(declare_raw(flow)).lora(rank=4)`, then
+    Use it for weights behind a mask, a weight normalisation, `softplus` or any function of paramax
+    or a similar library. The adapter acts before the function: `f(W)` becomes `f(W + B A)`, so a
+    mask still masks and a positive weight stays positive. Use the model as before, because its
+    library calls the functions: `net = Net(declare_raw(flow)).lora(rank=4)`, then
     `net.module.log_prob(x)`.
 
     **Arguments:**
 
     - `model`: a pytree with nodes whose class derives from a class `AbstractUnwrappable`. Arrays in
-        a `NonTrainable` are left out, because it stops their gradients. Arrays of NumPy, and arrays
-        of zeros and ones with a one, count as constants such as masks: only `axes` declares them.
+        a `NonTrainable` are left out, because it stops their gradients. NumPy arrays, and arrays
+        of zeros and ones with a one, count as constants such as masks, unless `axes` declares them.
     - `axes`: letters for the axes of arrays, by a regex on their path in `model`, as for `declare`.
         By default the last two axes are `oi`, with one more `i` for each size of the layer's
         `kernel_size`, and axes before these are a stack. An array with a single output or input
         has no default.
 
-    **Returns:** a model with the same values. `plain` gives the original classes back, with the
-    adapters folded into the raw arrays. Adapters do not survive the library's own unwrapping of
-    the whole model, so unwrap the model inside of the loss.
+    **Returns:** a model with the same values. `plain` returns the original classes, with the
+    adapters folded into the raw arrays. The adapters are lost if the library unwraps the whole
+    model, so unwrap the model inside of the loss.
 
     **Raises:** `SelectionError` if no array is declared, if arrays behind a function are declared
-    already or have adapters, and as `declare` for `axes`.
+    already or have adapters, and for `axes` as in `declare`.
     """
     expect_model(model, "declare_raw")
     letters = Letters(axes or {})
@@ -110,7 +110,7 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
 
 
 def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:
-    """**Raises:** `SelectionError` if `node` was taken apart before, or holds an adapter."""
+    """**Raises:** `SelectionError` if `node` was taken apart before, or contains an adapter."""
     if isinstance(node, TakenApart) or any(True for _ in adapted_layers(node)):
         raise SelectionError(
             f"The {type(node).__name__} at {show_path(path_str(keys))!r} is declared already, or "
@@ -120,9 +120,10 @@ def _refuse_second(keys: tuple[Any, ...], node: Any) -> None:
 
 
 def _is_constant(array: Any) -> bool:
-    """Whether `array` looks like a constant. An array of zeros alone may be the start of a weight.
+    """Whether `array` looks like a constant.
 
-    Nobody knows the values of an array that is traced, which counts as a weight.
+    An array of zeros counts as a weight, because weights may start as zeros. So does a traced
+    array, because its values are unknown.
     """
     if isinstance(array, Tracer):
         return False

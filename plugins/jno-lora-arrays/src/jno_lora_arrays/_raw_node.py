@@ -19,7 +19,7 @@ class TakenApart:
 
 def library_class(node: Any) -> Any:
     """The class `AbstractUnwrappable` that the class of `node` derives from, or `None`."""
-    # By its name: paramax is not the only library with such nodes, and may not be installed.
+    # Found by name, because paramax may not be installed, and other libraries have such nodes too.
     return next((c for c in type(node).__mro__ if c.__name__ == "AbstractUnwrappable"), None)
 
 
@@ -47,8 +47,8 @@ def taken_apart_class(library_class: Any) -> Callable[..., Any]:
 
         - `raw`: its raw arrays, declared.
         - `leaves`: its remaining leaves, with `None` at the `places` of the raw arrays.
-        - `structure`: its structure. The node itself would be opened before the adapters act,
-            because the library opens inner nodes first.
+        - `structure`: its structure. The library opens inner nodes first, so it would open the node
+            itself before the adapters act.
         """
 
         raw: tuple[Any, ...]
@@ -89,7 +89,7 @@ def _taken_apart(node: Any, raw: tuple[Any, ...]) -> Any:
 
 
 def bare_arrays(tree: Any) -> Any:
-    """`tree`, which has no adapters, with bare arrays in the place of declared arrays."""
+    """Replace the declared arrays of `tree`, which has no adapters, by bare arrays."""
     return jax.tree.map(lambda x: x.plain() if is_declared(x) else x, tree, is_leaf=is_declared)
 
 

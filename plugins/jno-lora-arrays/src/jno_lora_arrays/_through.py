@@ -19,16 +19,15 @@ from ._views import weight_of
 
 
 def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
-    """`function`, in which a weight that is read from an adapted layer costs as its adapter does.
+    """Compute `function` without merging the weights that it reads from adapted layers.
 
-    Many models read `layer.weight` instead of calling the layer: for a head that is tied to the
-    embedding, for experts. An adapter then gives the merged weight, and a training step costs as
-    much as full fine-tuning. `through` traces the function, finds these reads, and computes each
-    product with such a weight, or lookup in it, by the adapter's own fast path. Calls of adapted
-    layers stay as they are.
+    Many models read `layer.weight` instead of calling the layer, for example in a head that is tied
+    to the embedding, or in experts. The adapter then returns the merged weight, so a training step
+    costs as much as full fine-tuning. `through` traces the function, finds these reads, and
+    computes each product with such a weight, or lookup in it, by the adapter's own fast path. Calls
+    of adapted layers do not change.
 
-    A use that has no such path gets the merged weight, as without `through`; `report_uses` lists
-    them.
+    Uses without such a path get the merged weight, as without `through`; `report_uses` lists them.
 
     **Arguments:**
 
@@ -51,7 +50,7 @@ def through(function: Callable[..., Any], *, strict: bool = False) -> Callable[.
 
 @callable_for.register(DeclaredArray)
 def _(layer: DeclaredArray, model: Any) -> Callable[..., Any]:
-    """A `Net` calls a model that holds declared arrays by `through`."""
+    """A `Net` calls a model with declared arrays by `through`."""
     if callable(model):
         return functools.partial(through(operator.call), model)
     raise SelectionError(
@@ -100,8 +99,8 @@ def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> 
 def _separate_traces() -> contextlib.AbstractContextManager[Any]:
     """A context whose traces JAX caches apart from other traces of the same functions.
 
-    A jitted function that was traced before would come from JAX's cache without marks. The default
-    device belongs to the key of the cache, and changes nothing while a function is only traced.
+    Otherwise a jitted function that was traced before would come from JAX's cache, without marks.
+    The default device is part of the cache key, and has no effect while a function is only traced.
     """
     current = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     return jax.default_device(jax.local_devices()[0] if current is None else None)

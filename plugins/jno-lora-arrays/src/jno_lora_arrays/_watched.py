@@ -1,4 +1,4 @@
-"""A view of a bare array that notes how a function uses each of its axes."""
+"""A view of a bare array that records how a function uses each of its axes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from ._views import Conv, Dot, Lookup, Ragged, Run, RunsView, Virtual, of_view
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """The uses of an array. The number of an axis, as text, is its name.
+    """The uses of an array, whose axes are named by their numbers, as text.
 
     - `products`: for each product, the letter of each axis that it used: `i`, `o`, `s`, or `?` for
         an axis with two meanings.
@@ -29,11 +29,11 @@ class Record:
 
 
 class Watched(RunsView):
-    """A view of a bare array, without its values, that notes how a function uses each axis.
+    """A view of a bare array, without its values, that records how a function uses each axis.
 
     - `runs`: the sides are the numbers of the array's axes, as text.
-    - `picked`: the axes of which a list of places was looked up. They are axes of a stack, unless a
-        convolution uses them.
+    - `picked`: the axes along which a list of places was looked up. They are axes of a stack,
+        unless a convolution uses them.
     """
 
     only_watches: ClassVar[bool] = True
@@ -78,7 +78,7 @@ class Watched(RunsView):
         return dataclasses.replace(self, runs=tuple(runs), picked=picked)
 
     def summed(self, axes: Sequence[int]) -> "Watched":
-        # As a product with ones: an axis that the other uses leave open is an input.
+        # Like a product with ones, so the axis is an input unless another use decides.
         runs = tuple(runs for axis, runs in enumerate(self.runs) if axis not in axes)
         return dataclasses.replace(self, runs=runs)
 
@@ -103,13 +103,13 @@ class Watched(RunsView):
         return self.dense(), lambda _: dataclasses.replace(self, runs=self.runs[1:])
 
     def specs(self, spec: PartitionSpec) -> None:
-        return None  # each device has other sizes than the runs
+        return None  # on each device, the sizes differ from the runs
 
     def _sides(self, axes: Sequence[int]) -> set[str]:
         return {run.side for run in self.runs_along(axes)}
 
     def _resized(self, axis: int, size: int) -> "Watched":
-        """With fewer or more places along an axis: inputs or outputs, as the axis is."""
+        """With `size` places along an axis, which keeps its side if it has only one."""
         sides = self._sides([axis])
         return self.with_axis(axis, (Run(sides.pop() if len(sides) == 1 else "?", 1, size),))
 
@@ -119,7 +119,7 @@ class Watched(RunsView):
         axes: Mapping[str, Sequence[int]],
         ignored: frozenset[str] = frozenset(),
     ) -> Array:
-        """Notes a product that uses axes of the view with these letters."""
+        """Record a product that uses axes of the view with these letters."""
         letters: dict[str, str] = {}
         for letter, letter_axes in axes.items():
             for side in self._sides(letter_axes):

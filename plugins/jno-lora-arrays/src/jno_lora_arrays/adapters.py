@@ -13,5 +13,5 @@ __all__ = list(ADAPTERS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 @default_adapters.register(DeclaredArray)
 def _(layer: DeclaredArray) -> tuple[type[LoRAWrapper], ...]:
-    """`net.lora(rank=4)` adapts every declared array, because declaring asks for it."""
+    """`net.lora(rank=4)` adapts every declared array, because it was declared for that."""
     return (ADAPTERS["LoRAArray"],)

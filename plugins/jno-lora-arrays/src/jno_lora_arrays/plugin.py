@@ -1,4 +1,4 @@
-"""The entry point: tiny, so that finding it costs nothing."""
+"""The entry point, which is tiny so that discovery is cheap."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[LazyAdapter]:
-    """Every adapter of `adapters.py`. Its class is made when it is used."""
+    """All adapters of `adapters.py`. Each class is made when it is first used."""
     from .adapters import ADAPTERS
 
     return ADAPTERS.data.values()

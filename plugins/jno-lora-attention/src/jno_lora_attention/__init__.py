@@ -1,8 +1,8 @@
 """Adapters for `eqx.nn.MultiheadAttention` as one unit: LoRA, IA3 and prefixes.
 
-They are found by name (`net.lora(wrapper="lora-attention")`) or passed as classes. None takes part
-in `wrapper="auto"`: an adapter around the whole unit would hide the linear layers inside from the
-default adapters.
+They are found by name (`net.lora(wrapper="lora-attention")`) or passed as classes. They are not
+part of `wrapper="auto"`, because an adapter around the whole unit would hide its linear layers from
+the default adapters.
 """
 
 from .ia3 import IA3Attention

@@ -15,9 +15,9 @@ from ._unit import AttentionUnit
 class IA3Attention(AttentionUnit):
     """IA³: one trained factor for each channel of the keys and of the values.
 
-    Law: `K' = l_k * (W_k x + b_k)` and `V' = l_v * (W_v x + b_v)`, `l_k` and `l_v` at first 1. As
-    in the paper the *activations* are scaled, so the bias is too, if there is one (the zoo's
-    `IA3Linear` scales the weight alone); `process_heads` sees the scaled heads. `merge` scales the
+    Law: `K' = l_k * (W_k x + b_k)` and `V' = l_v * (W_v x + b_v)`, where `l_k` and `l_v` start as
+    1. As in the paper, the *activations* are scaled, and therefore the bias too (the zoo's
+    `IA3Linear` scales the weight alone); `process_heads` gets the scaled heads. `merge` scales the
     rows of the weights, and the biases. `heads (qk_size + vo_size)` parameters train. `rank`,
     `alpha` and `key` are ignored. `adapter_dtype` is by default the base's, float32 at least.
 
@@ -55,7 +55,7 @@ class IA3Attention(AttentionUnit):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         if type(self.base) is not eqx.nn.MultiheadAttention:
-            # A subclass may read the weights in other ways.
+            # A subclass may read the weights in another way.
             return self.merge()(*args, **kwargs)
         # Scaling the weights instead would compute the whole gradient of a weight in training.
         key = _ScaledProjection(self.base.key_proj, self.key_scale)

@@ -24,12 +24,12 @@ class LoRAAttention(AttentionUnit):
 
     **Arguments:**
 
-    - `key`: each projection has its own key: one more projection changes no other start.
+    - `key`: each projection gets its own key, so adding one does not change how the rest start.
     - `projections`: letters out of `"qkvo"` (query, key, value, output); by default `"qv"`, as in
         the paper: `net.lora(wrapper="lora-attention", options={"projections": "qkvo"})`.
     - `adapter_dtype`: the dtype of `A` and `B`; by default the base's, float32 at least.
 
-    **Raises:** `ValueError` unless `projections` holds distinct letters out of `"qkvo"`.
+    **Raises:** `ValueError` unless `projections` consists of distinct letters out of `"qkvo"`.
 
     Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. No
     dropout on the input of the update.
@@ -91,7 +91,7 @@ class LoRAAttention(AttentionUnit):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         if type(self.base) is not eqx.nn.MultiheadAttention:
-            # A subclass may read the weights in other ways.
+            # A subclass may read the weights in another way.
             return self.merge()(*args, **kwargs)
         return self._with_projections(_LowRankProjection)(*args, **kwargs)
 
@@ -123,7 +123,7 @@ class _LowRankProjection(eqx.Module):
     scaling: float
 
     def __call__(self, x: Shaped[Array, " in"], *, key: Any = None) -> Float[Array, " out"]:
-        # As in the product with the weight. Integers would cut the adapter's arrays.
+        # As in the product with the weight. Casting the adapter to integers would truncate it.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.linear.weight)))
         # `x @ A.T`, not `A @ x`: under the layer's `vmap` this is one plain matrix product.
         h = x @ self.A.T.astype(x.dtype)

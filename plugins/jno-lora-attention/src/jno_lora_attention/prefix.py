@@ -25,15 +25,15 @@ class PrefixAttention(AttentionUnit):
     """Trained key and value prefixes, behind a gate per head that starts at 0.
 
     Law: for each head, `heads' = softmax(Q K^T / sqrt(d)) V + g softmax(Q P_k^T / sqrt(d)) P_v`,
-    before the output projection. `P_k` and `P_v` hold `rank` tokens; `g = 0` at first, so that
-    nothing changes until it is trained. `rank heads (qk_size + vo_size) + heads` parameters train.
+    before the output projection. `P_k` and `P_v` have `rank` tokens. `g` starts at 0, so nothing
+    changes until it is trained. `rank heads (qk_size + vo_size) + heads` parameters train.
     The rank is not clamped, and `alpha` is ignored.
 
     Queries are taken after `process_heads`; the prefix, which has no position, does not go through
     it. Masks and dropout apply to the real tokens only.
 
-    The layer's projections make the first prefix from random tokens, so that it has the size of
-    real keys and values. `adapter_dtype` is by default the base's, float32 at least.
+    The prefix starts as the layer's projections of random tokens, so that it has the size of real
+    keys and values. `adapter_dtype` is by default the base's, float32 at least.
 
     A prefix cannot be merged: `merge` raises. The projections read as the base's projections.
 
@@ -54,7 +54,7 @@ class PrefixAttention(AttentionUnit):
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        # The law speaks of heads, which a subclass may arrange in another way.
+        # The law is about heads, which a subclass may arrange differently.
         plain = eqx.nn.MultiheadAttention
         return super().applies_to(leaf) and type(leaf).__call__ is plain.__call__
 
@@ -78,7 +78,7 @@ class PrefixAttention(AttentionUnit):
         self.gate = jnp.zeros(heads, dtype)
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The heads lie as the outputs of their projections do, if no head is cut there."""
+        """The heads are sharded as the outputs of their projections, unless that cuts a head."""
         *stack, keys = _axes_of_heads(self.base.key_proj, self.base.num_heads)
         *_, values = _axes_of_heads(self.base.value_proj, self.base.num_heads)
         return {

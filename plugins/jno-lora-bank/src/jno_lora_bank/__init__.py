@@ -1,4 +1,4 @@
-"""Many adapters of one model in one program: each example of a batch uses its own adapter."""
+"""Many adapters of one model in one program, where each example of a batch has its own adapter."""
 
 from ._bank import AdapterBank
 from ._running import at_slot

@@ -30,27 +30,26 @@ Source = AdapterSet | str | os.PathLike[str]
 class AdapterBank:
     """One model with many adapters, each in a slot.
 
-    A batch may use all of them: the products with the weights of the model run once, over the whole
-    batch. Slot 0 is the model alone.
+    One batch may use all adapters, because the products with the weights of the model run once for
+    the whole batch. Slot 0 is the model alone.
 
         bank = AdapterBank(model, {"style": style}, slots=64)
         bank.add("topic.safetensors", name="topic")
         bank.run(["topic", "style", None, "topic"], xs)
 
-    Adapters come and go without compiling again. The bank compiles again if an adapter needs more
-    room than there is: slots (their number doubles), rank, another layer, or a scale of outputs
-    (DoRA, IA3). Several threads may call its methods. A method that raises an error has changed
-    nothing.
+    Adding and removing adapters does not compile again, unless an adapter needs more room than
+    there is: slots (their number doubles), rank, another layer, or a scale of outputs (DoRA, IA3).
+    Several threads may call the methods of a bank. A method that raises an error changes nothing.
 
     **Arguments:**
 
-    - `model`: a plain model. The bank keeps it.
+    - `model`: a plain model, which the bank keeps.
     - `sets`: sets of adapters or files, by name. The names of a list are "0", "1", and so on.
     - `slots`: how many adapters there is room for at first. By default the number of `sets`.
     - `rank`: the smallest rank that the slots have room for. Lower ranks are padded with zeros.
-    - `fixed`: refuse an adapter that needs more room, instead of making room.
+    - `fixed`: raise an error for an adapter that needs more room, instead of making room.
     - `axis`: the axis of the model's mesh over which the slots are split at rest. By default every
-        device has all slots, with the rows or columns of their factors for its share of the weight.
+        device has all slots, with the rows or columns of the factors for its part of the weight.
 
     **Raises:** `SelectionError` if `model` is adapted, or has no such mesh axis; or as `add`.
     """
@@ -92,7 +91,7 @@ class AdapterBank:
         self._fixed = fixed
 
     def add(self, adapters: Source, name: str) -> int:
-        """Put adapters into the slot that has been empty for longest.
+        """Put adapters into the slot that has been empty longest.
 
         **Arguments:**
 
@@ -101,8 +100,8 @@ class AdapterBank:
 
         **Returns:** the slot.
 
-        **Raises:** `SelectionError` for a name that is taken; if the adapters do not fit the model,
-        or a slot; or if they need more room than a `fixed` bank has. `CheckpointError` as
+        **Raises:** `SelectionError` for a name that is taken; if the adapters do not fit the model
+        or a slot; or if they need more room than a `fixed` bank has. `CheckpointError` as in
         `read_adapters`.
         """
         if not isinstance(name, str):
@@ -117,14 +116,14 @@ class AdapterBank:
             return self._put(name, adapters, values)
 
     def replace(self, name: str, adapters: Source) -> int:
-        """Put other adapters into the slot of `name`. **Returns** and **Raises:** as `add`."""
+        """Put new adapters into the slot of `name`. **Returns** and **Raises:** as `add`."""
         adapters, values = self._read(adapters)
         with self._lock:
             self._state.snapshot.slot(name)
             return self._put(name, adapters, values)
 
     def remove(self, name: str) -> None:
-        """Empty the slot of `name`. An example that still has its number gets NaN.
+        """Empty the slot of `name`. Examples that still use its number get NaN.
 
         **Raises:** `SelectionError` if there is no such adapter.
         """
@@ -134,7 +133,7 @@ class AdapterBank:
             del self._sets[name]
 
     def adapters(self, name: str) -> AdapterSet:
-        """The adapters of `name` with their own classes, as trained: to save, or to combine.
+        """The adapters of `name` in their own classes, as trained, to save or to combine.
 
         **Raises:** `SelectionError` if there is no such adapter.
         """
@@ -155,7 +154,7 @@ class AdapterBank:
     def snapshot(self) -> Snapshot:
         """The bank as it is now, for your programs.
 
-        The next change copies the arrays of all slots, since the snapshot keeps the old arrays.
+        The next change copies the arrays of all slots, because the snapshot keeps the old arrays.
         """
         with self._lock:
             self._state = self._state._replace(is_shared=True)
@@ -185,11 +184,11 @@ class AdapterBank:
 
         **Arguments:**
 
-        - `names`: the name of the adapter of each example; `None` is the base alone.
+        - `names`: the name of the adapter of each example; `None` means the base alone.
         - `args`: the arguments of the model: arrays, or trees of them, with the axis of the
             examples in front.
-        - `function`: called with the model and the arguments of one example, in the place of the
-            model. Give the same object each time: another object compiles again.
+        - `function`: called with the model and the arguments of one example, instead of the model.
+            Give the same object each time, because another object compiles again.
 
         **Raises:** `SelectionError` for an unknown name; if the numbers of names and examples
         differ; or inside `jit`, as a call.
@@ -204,7 +203,7 @@ class AdapterBank:
         """`(trainable, frozen)`: the factors of all slots, and everything else.
 
         `eqx.combine` joins them to the model again, for `at_slot`. Train with `optimiser`. The bank
-        holds the same arrays: copy them before a step of yours that donates them.
+        uses the same arrays, so copy them before a step of yours that donates them.
         """
         with self._lock:
             model = self.snapshot().model
@@ -215,7 +214,7 @@ class AdapterBank:
         """Put trained factors into the bank.
 
         **Raises:** `SelectionError` if the bank was changed since `partition`, or if `trainable`
-        has another structure.
+        has a different structure.
         """
         with self._lock:
             if self._partitioned is not self._state.leaves:
@@ -240,8 +239,8 @@ class AdapterBank:
             trainable, frozen = bank.partition()
             state = optimiser.init(trainable)
 
-        Norms, counts and everything else that `make` computes belong to one slot. Factors that
-        their method freezes (`A` of LoRA-FA) do not move.
+        Norms, counts and everything else that `make` computes are separate for each slot. Factors
+        that their method freezes (`A` of LoRA-FA) do not change.
 
         **Arguments:**
 
@@ -251,7 +250,7 @@ class AdapterBank:
         The optimiser fits only the current slots: make a new optimiser after a change of the bank.
 
         **Raises:** `SelectionError` for an unknown name; for a rate that is not a number; or for an
-        adapter with more than a product of its own factors (PiSSA, DoRA): a net trains it.
+        adapter that is more than a product of its own factors (PiSSA, DoRA), which a net can train.
         """
         with self._lock:
             slot_rates, moving = slots_to_train(self._state, rates, self._sets)
@@ -265,7 +264,7 @@ class AdapterBank:
                 "the program the model: f(bank.snapshot().model, xs, slots), with "
                 "at_slot(model, slot)(x) inside."
             )
-        # A derivative keeps arrays of the bank for its backward pass.
+        # The backward pass of a derivative needs the arrays of the bank.
         is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
         return self.snapshot() if is_traced else self._state.snapshot
 
@@ -276,7 +275,7 @@ class AdapterBank:
         return adapters, values_of(self._plain, adapters)
 
     def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:
-        """Write the values into the slot of `name`, or an empty slot. Make room if needed."""
+        """Write the values into the slot of `name` or an empty slot, making room if needed."""
         state = self._state
         rooms, lacking = room_for(state, adapters, values, self._rank)
         if name not in state.slots and not state.free:

@@ -1,4 +1,4 @@
-"""How the slots of a bank grow: what adapters need, and larger slots with the old values."""
+"""Grow the slots of a bank: find the room that adapters need, and copy values to larger slots."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,12 +17,12 @@ from ._slots import Slots, SumSlots, layers_with_slots, slots_class
 from ._state import State
 from ._values import Values, rank_needed
 
-# The fields of `Slots` that a layer may lack.
+# The optional fields of `Slots`.
 _OPTIONAL = frozenset({"gain", "shift"})
 
 
 class Room(NamedTuple):
-    """What the slots of one layer have room for: a class, a rank, and optional fields."""
+    """The room in the slots of one layer: a class, a rank, and optional fields."""
 
     cls: type[Slots | SumSlots]
     rank: int
@@ -32,9 +32,9 @@ class Room(NamedTuple):
 def room_for(
     state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
 ) -> tuple[dict[str, Room], list[str]]:
-    """The room that the layers need if they also hold these adapters, and what they lack now.
+    """The room that the layers need for these adapters too, and a list of the missing room.
 
-    **Raises:** `SelectionError` for an adapter of another layer kind than the adapters in the bank.
+    **Raises:** `SelectionError` if an adapter's layer kind differs from the bank's adapters.
     """
     rooms = {
         path: Room(type(slots), slots.rank or 0, _OPTIONAL & slots.state().keys())
@@ -74,9 +74,9 @@ def grown(
     axis: str | None,
     values: Mapping[str, Values],
 ) -> State:
-    """The state with the plain `model`, and with `rooms` that are at least as large as now.
+    """The state of the plain `model` with `rooms`, which are at least as large as now.
 
-    - `values`: the values to come. Slots of a new layer with a `sum_of` get their form.
+    - `values`: the values to add, which give slots of a new layer with a `sum_of` their form.
     """
     layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
     used = np.asarray([0, *state.slots.values()])
@@ -108,7 +108,7 @@ def grown(
 
 
 def _with_corner(array: Array, corner: Array) -> Array:
-    """`array` with `corner` at its beginning. NumPy writes it, for JAX would compile a program."""
+    """`array` with `corner` at its beginning, by NumPy because JAX would compile a program."""
     inside = tuple(slice(0, size) for size in corner.shape)
     if not (array.is_fully_addressable and corner.is_fully_addressable):
         return array.at[inside].set(corner)

@@ -34,7 +34,7 @@ def _gathered_down(x: Array, A: Array, s: Array, slots: Array) -> Array:
 
 
 def looped_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`gathered_update` without copies: a loop over blocks of examples with the same slot."""
+    """`gathered_update` without copies, by a loop over blocks of examples with the same slot."""
     if len(x) < 2:
         return gathered_update(y, x, A, Bt, s, slots)
     flat = _flat(x)
@@ -48,7 +48,7 @@ def looped_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Arra
 
 
 def looped_sums(x: Array, A: Array, y: Array, s: Array, slots: Array) -> Array:
-    """`gathered_sums` by the same loop. Only the result is as large as all factors."""
+    """`gathered_sums` by the same loop. No array but the result is as large as all factors."""
     if len(x) < 2:
         return gathered_sums(x, A, y, s, slots)
 
@@ -65,7 +65,7 @@ def looped_cotangents(
 ) -> list[Array]:
     """The cotangents of `x` (if asked for), `A` and `Bt`, for the cotangent of the update.
 
-    One loop computes all of them, and reads the factors of a slot once for each block.
+    One loop computes them all, so it reads the factors of a slot once for each block.
     """
     if len(x) < 2:
         dx = [gathered_update(jnp.zeros_like(x), ct, Bt, A, s, slots)] if of_x else []
@@ -86,11 +86,11 @@ def looped_cotangents(
 def _loop(step: Callable[..., Any], result: Any, n: int, count: int, s: Array, slots: Array) -> Any:
     """`result = step(examples, slot, s, result)` for each block of one slot's examples.
 
-    A block that is not full is padded with the number `b`, which no example has, and `s = 0`.
+    Blocks that are not full are padded with `s = 0` and the number `b`, which is not an example.
     """
     b = len(slots)
-    # As many examples as a slot has on average. Larger blocks waste products on padding, and
-    # smaller blocks need more iterations.
+    # As many examples as a slot has on average, because larger blocks waste products on padding,
+    # and smaller blocks need more iterations.
     size = max(1, min(_ROWS // max(n, 1), -(-b // count)))
     order = jnp.argsort(slots, stable=True)
     slots = slots[order]
@@ -111,7 +111,7 @@ def _loop(step: Callable[..., Any], result: Any, n: int, count: int, s: Array, s
 
 
 def _flat(x: Array) -> Array:
-    """`x` without an axis of one row: XLA would pick another layout for it, and copy."""
+    """`x` without an axis of one row, for which XLA would choose another layout, and copy."""
     return x[:, 0] if x.shape[1] == 1 else x
 
 
@@ -122,7 +122,8 @@ def _rows(flat: Array, examples: Array, width: int) -> Array:
 def _rows_or_zeros(x: Array, examples: Array, scale: Array) -> Array:
     """The rows of the examples with `s != 0`.
 
-    Zeros elsewhere, in both factors of a product: NaN of another slot, times zero, would be NaN.
+    The other rows are zero in both factors of a product, because NaN of another slot times zero
+    would be NaN.
     """
     is_zero = jnp.repeat(scale == 0, x.shape[1])[:, None]
     return jnp.where(is_zero, 0, _rows(_flat(x), examples, x.shape[2]))
@@ -135,9 +136,9 @@ def _add_rows(y: Array, u: Array, examples: Array, scale: Array) -> Array:
 
 
 def _scaled_down(M: Array, rows: Array, scale: Array, slot: Array) -> Array:
-    """`(s rows M^T)^T`: XLA on CPUs multiplies from the left by this layout faster.
+    """`(s rows M^T)^T`, because XLA on CPUs multiplies faster from the left by this layout.
 
-    Zeros where `s = 0`, whatever `M` holds: infinity times zero would be NaN.
+    Zeros where `s = 0`, whatever is in `M`, because infinity times zero would be NaN.
     """
     h = _factor(M, slot, rows.dtype) @ rows.T
     scale = jnp.repeat(scale, len(rows) // len(scale))[None]
@@ -155,7 +156,7 @@ def _factor(M: Array, slot: Array, dtype: Any) -> Array:
 
 
 def ragged_update(y: Array, x: Array, A: Array, Bt: Array, s: Array, slots: Array) -> Array:
-    """`gathered_update` by products of sorted rows, an operation of TPUs."""
+    """`gathered_update` by products of sorted rows, which TPUs have as an operation."""
     order = jnp.argsort(slots, stable=True)
     sizes = jnp.bincount(slots, length=len(A)).astype(jnp.int32) * x.shape[1]
     h = lax.ragged_dot(x[order].reshape(-1, x.shape[2]), A.astype(x.dtype).mT, sizes)

@@ -2,9 +2,9 @@
 
 `vmap` of `B[slot] @ (A[slot] @ x)` gathers two factors for each example, and then multiplies
 example by example. The primitives here are batched as a whole instead, so that the examples of
-each slot are taken together. The update and the sums are linear in each array, and each is the
-derivative of the other, so that all transformations of JAX apply to them. Two more primitives
-stand for the derivatives of an update by both factors, so that CPUs train by one loop for a layer.
+each slot are computed together. The update and the sums are linear in each array, and they are
+each other's derivatives, so all transformations of JAX apply to them. Two more primitives compute
+the derivatives of an update by both factors, so that CPUs train with one loop per layer.
 
 Shapes: `x` is `(b, n, k)` and `y` is `(b, n, m)`, `n` rows for each of `b` examples; `s` and
 `slots` are `(b,)`. The factors of all slots are `A` `(count, r, k)` and `Bt` `(count, r, m)`.
@@ -41,10 +41,10 @@ def slot_update(
     s: Float[Array, ""],
     slot: Int[Array, ""],
 ) -> Float[Array, " m"]:
-    """`y + s B[slot] A[slot] x`, and `y` itself for `s = 0`, whatever `x` holds.
+    """`y + s B[slot] A[slot] x`, and `y` itself for `s = 0`, whatever is in `x`.
 
-    `Bt` are the transposes of `B`, in the dtype of `A`. `y`, `x` and `s` have one dtype. The slot
-    must exist.
+    `Bt` contains the transposes of `B`, in the dtype of `A`. `y`, `x` and `s` have one dtype. The
+    slot must exist.
     """
     return _update.bind(y[None, None], x[None, None], A, Bt, s[None], slot[None])[0, 0]
 
@@ -53,7 +53,7 @@ def _primitive(
     name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
 ) -> Primitive:
     primitive = Primitive(name)
-    # With jit disabled, the primitive would call itself without end.
+    # If jit were disabled, the primitive would call itself forever.
     primitive.def_impl(jax.disable_jit(False)(jax.jit(primitive.bind, static_argnames=statics)))
     primitive.def_abstract_eval(result_type)
     return primitive
@@ -69,7 +69,7 @@ _sums = _primitive(
     "jno_lora_slot_sums", lambda x, A, y, *_: ShapedArray((*A.shape[:2], y.shape[2]), A.dtype)
 )
 
-# The platform decides: a loop of small products suits a CPU, and keeps an accelerator waiting.
+# A loop of small products is fast on a CPU, but slow on an accelerator.
 _lower(_update, None, gathered_update)
 _lower(_sums, None, gathered_sums)
 _lower(_update, "cpu", looped_update)
@@ -80,7 +80,7 @@ _lower(_update, "tpu", ragged_update)
 def _jet_rule(function: Callable[..., Any], primals: Any, series: Any, **params: Any) -> Any:
     """The `jet` rule of a primitive, obtained by running `jet` on `function`.
 
-    Rules get Taylor coefficients, which callers of `jet` give as derivatives.
+    Rules get Taylor coefficients, but callers of `jet` pass derivatives.
     """
     *arrays, slots = primals
     of_arrays = lambda *xs: function(*xs, slots, **params)  # noqa: E731
@@ -121,7 +121,7 @@ def _by_scale(y: Array, x: Array, A: Array, Bt: Array, slots: Array) -> Array:
 
 
 def _transpose_rule(transposes: Sequence[Callable[..., Array]], ct: Any, *args: Any) -> list[Any]:
-    """A transpose rule, from the transpose by each array but `slots`."""
+    """A transpose rule, made of the transposes by each array except `slots`."""
     results: list[Any] = [None] * len(args)
     for i, x in enumerate(args):
         if ad.is_undefined_primal(x):
@@ -185,12 +185,12 @@ def _in_front(array: Array, dim: int | None, size: int) -> Array:
 
 
 def _joined(array: Array) -> Array:
-    """`array` with its first two axes as one axis."""
+    """`array` with its first two axes joined."""
     return lax.collapse(array, 0, 2)
 
 
 def _numbered(slots: Int[Array, "v b"], count: int) -> Int[Array, "v b"]:
-    """The numbers of `slots` once `v` stacks of `count` slots lie one after the other."""
+    """The numbers of `slots` after `v` stacks of `count` slots have been concatenated."""
     return slots + count * jnp.arange(len(slots), dtype=slots.dtype)[:, None]
 
 
@@ -233,7 +233,7 @@ _lower(_cotangents, "cpu", looped_cotangents)
 
 
 def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
-    """Derivatives and batches of `primitive` are the derivatives and batches of `terms`."""
+    """Differentiate and batch `primitive` by differentiating and batching `terms`."""
 
     def of_places(primals: Any, places: Sequence[int], params: Any) -> Callable[..., Any]:
         def function(*values: Array) -> Any:
@@ -286,7 +286,7 @@ _jvp_by_terms = ad.primitive_jvps[_update]
 
 
 def _jvp_of_update(primals: Any, tangents: Any) -> Any:
-    """The tangents of `x`, `A` and `Bt` as one, if both factors have a tangent."""
+    """The tangents of `x`, `A` and `Bt` together, if both factors have a tangent."""
     dy, dx, dA, dBt, ds, _ = tangents
     if ad.Zero in (type(dA), type(dBt)):
         return _jvp_by_terms(primals, tangents)

@@ -19,15 +19,15 @@ M = TypeVar("M")
 
 
 def at_slot(model: M, slot: Any) -> M:
-    """`model`, whose layers use their adapters in one slot. Inside `vmap`, one slot per example.
+    """`model` with the adapters of one slot in use. Inside `vmap`, one slot per example.
 
         jax.vmap(lambda x, slot: at_slot(model, slot)(x))(xs, slots)
 
     **Arguments:**
 
     - `model`: the `model` of a bank or of a `Snapshot`, perhaps trained.
-    - `slot`: one whole number, which may be traced. 0 is the base alone. If a traced slot is empty
-        or does not exist, the outputs of the adapted layers are NaN.
+    - `slot`: one whole number, which may be traced. 0 means the base alone. If a traced slot is
+        empty or does not exist, the outputs of the adapted layers are NaN.
 
     **Raises:** `SelectionError` if the slot is known and does not exist, or is not one whole
     number; or if `model` does not come from a bank.
@@ -35,7 +35,7 @@ def at_slot(model: M, slot: Any) -> M:
     layer = next((layer for _, layer in layers_with_slots(model)), None)
     if layer is None:
         raise SelectionError(
-            "`model` has no slots: give the `model` of a bank, to which an adapter was added."
+            "`model` has no slots. Give the `model` of a bank with at least one adapter."
         )
     is_int = isinstance(slot, int) and not isinstance(slot, bool)
     is_integer = is_int or jnp.issubdtype(getattr(slot, "dtype", bool), jnp.integer)
@@ -45,7 +45,7 @@ def at_slot(model: M, slot: Any) -> M:
     if not isinstance(slot, Tracer) and not 0 <= int(slot) < count:
         raise SelectionError(f"There is no slot {slot}: the bank has {count}, from 0.")
     index = jnp.asarray(slot).astype(int)
-    # Marked before the cut to 32 bits, which could leave the number of another slot.
+    # Marked before the cast to 32 bits, which could turn the number into another slot.
     index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
 
     def put(_: str, adapter: Any) -> Any:
@@ -57,7 +57,7 @@ def at_slot(model: M, slot: Any) -> M:
     return map_adapters(put, model)
 
 
-# The slot is in the arrays of the model: a program has no constant for it.
+# The slot is an array of the model, and not a constant of the program.
 call_one = eqx.filter_jit(operator.call)
 
 
@@ -67,7 +67,7 @@ def call_batch(model: Any, slots: Any, args: Any, function: Callable[..., Any]) 
 
 
 def in_slot(model: Any, slot: Any) -> Any:
-    """`at_slot`, or the model itself while no adapter was added."""
+    """`at_slot`, or the model itself if it has no slots yet."""
     return at_slot(model, slot) if any(layers_with_slots(model)) else model
 
 

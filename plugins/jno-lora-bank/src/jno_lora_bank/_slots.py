@@ -35,8 +35,8 @@ class Slots(Method):
     Law: `W' = diag(g_i) (W + s_i B_i A_i)` and `b' = b + d_i`, for the slot `i`. Slot 0 is the base
     alone. A scale `s_i` of NaN marks an empty slot, and makes every output NaN.
 
-    - `lora_A`, `lora_Bt`: the factors, padded with zeros to one rank. `B` is transposed, since
-      products of few rows with it are faster so.
+    - `lora_A`, `lora_Bt`: the factors, padded with zeros to one rank. `B` is transposed, because
+      this makes products with few rows faster.
     - `scale`: `s`; `gain`: `g`, `None` if no slot needs it; `shift`: `d`, likewise.
     - `slot`: the index `i`. `at_slot` sets it in all layers of a model.
     """
@@ -95,9 +95,9 @@ class Slots(Method):
         return y if self.gain is None else scaled(y, self.of_slot(self.gain))
 
     def updated(self, x: Any) -> Array:
-        """`(W + s B A) x`. This default copies the factors for each example of a batch."""
+        """`(W + s B A) x`. By default, the factors are copied for each example of a batch."""
         A, B = self.of_slot(self.lora_A), self.of_slot(self.lora_Bt).T
-        # With `seen`, no kind adds the update to its weight, which would be copied as well.
+        # With `seen`, no layer kind adds the update to its weight, which would copy the weight.
         return self.low_rank(x, A, B, between=self.times_scale, after=self.or_base, seen=x)
 
     def added(self, y: Array, x: Array, A: Array) -> Array:
@@ -115,14 +115,14 @@ class Slots(Method):
 
     @property
     def scaling(self) -> Float[Array, ""]:
-        """`s`, or NaN if there is no such slot: no example gets the adapter of another slot."""
+        """`s`, or NaN if the slot does not exist, so that no example gets a wrong adapter."""
         return jnp.where(self.slot == self.nearest, self.of_slot(self.scale), jnp.nan)
 
     def times_scale(self, u: Array) -> Array:
         return self.scaling.astype(u.dtype) * u
 
     def or_base(self, update: Array) -> Array:
-        """`update`, or -0.0 in slot 0. A number plus -0.0 is the same number."""
+        """`update`, or -0.0 in slot 0, because adding -0.0 changes no number."""
         return jnp.where(self.slot == 0, jnp.asarray(-0.0, update.dtype), update)
 
 
@@ -132,7 +132,7 @@ class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVari
 
 
 class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of an embedding table. A lookup reads one column of one `A`."""
+    """Slots of an embedding table, where a lookup reads one column of one `A`."""
 
     def updated(self, x: Any) -> Array:
         h = self.lora_A[self.nearest, :, x]
@@ -142,14 +142,14 @@ class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatib
 
 
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Slots of a recurrent cell. The update of its gates is added to its biases."""
+    """Slots of a recurrent cell, where the update of the gates is added to the biases."""
 
     def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
         cell: Any = self.base
         if type(cell) is eqx.nn.LSTMCell:
             bias = self.bias_law(self._change(jnp.concatenate([x, hidden[0]])))
             return _with_biases(cell, bias=bias)(x, hidden)
-        if type(cell) is not eqx.nn.GRUCell:  # a subclass may do anything
+        if type(cell) is not eqx.nn.GRUCell:  # a subclass may compute something else
             return super().__call__(x, hidden, **kwargs)
         of_input = self._change(jnp.concatenate([x, jnp.zeros_like(hidden)]))
         of_state = self._change(jnp.concatenate([jnp.zeros_like(x), hidden]))
@@ -179,7 +179,7 @@ def _with_biases(cell: Any, **changes: Array) -> Any:
 class SumSlots(LoRAWrapper):
     """The states of adapters of one class with a `sum_of`, one in each slot, at one rank.
 
-    A call builds the adapter of `slot`. A state of zeros changes nothing: slot 0 is the base.
+    A call builds the adapter of `slot`. A state of zeros changes nothing, so slot 0 is the base.
 
     - `states`: by the names of `adapter.state()`. `scale` is NaN for an empty slot.
     """
@@ -211,7 +211,7 @@ class SumSlots(LoRAWrapper):
 
     @classmethod
     def at_rank(cls, term: Term, rank: int, ndim: int) -> Term:
-        """A term, with `ndim` axes of a stack in front of its arrays, with that rank at least."""
+        """A term with at least this rank. Its arrays have `ndim` axes of a stack in front."""
 
         def of_layer(state: Any) -> Any:
             return MatrixAdapter.of(cls.adapter).sum_of([term._replace(state=state)], rank)
@@ -239,7 +239,7 @@ class SumSlots(LoRAWrapper):
         return Term(self.states, self.rank, self.alpha)
 
     def at_higher_rank(self, rank: int) -> "SumSlots":
-        """The same adapters with that rank at least."""
+        """The same adapters with at least this rank."""
         if (self.rank or 0) >= rank:
             return self
         cls: Any = type(self)
@@ -256,7 +256,7 @@ class SumSlots(LoRAWrapper):
         return self.in_slot().merge()
 
     def in_slot(self) -> LoRAWrapper:
-        """The adapter of `slot`; with NaN in the place of its numbers if the slot is empty."""
+        """The adapter of `slot`, whose numbers are NaN if the slot is empty."""
         nearest = jnp.clip(self.slot, 0, len(self.scale) - 1)
         is_empty = (self.slot != nearest) | jnp.isnan(self.scale[nearest])
         state = {name: jnp.where(is_empty, jnp.nan, x[nearest]) for name, x in self.states.items()}
@@ -264,7 +264,7 @@ class SumSlots(LoRAWrapper):
 
 
 def slots_class(adapter: Any) -> Any:
-    """The slots for an adapter class: of its layer kind, or for its `sum_of`; else `None`."""
+    """The slots for an adapter class, by its layer kind or its `sum_of`, or `None`."""
     if adds_up(adapter):
         return _slots_of_sums(adapter)
     has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind

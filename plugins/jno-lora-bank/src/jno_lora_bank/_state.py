@@ -1,4 +1,4 @@
-"""The state of a bank: the model and its slots, and how a slot is written."""
+"""The state of a bank: the model and its slots, and how to write a slot."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -34,14 +34,14 @@ class Snapshot(NamedTuple):
     slots: Mapping[str, int]
 
     def indices(self, names: Iterable[str | None]) -> Int[np.ndarray, " n"]:
-        """The slots of these names. `None` is the base alone, slot 0.
+        """The slots of these names. `None` means the base alone, slot 0.
 
         **Raises:** `SelectionError` for a name that the bank does not have.
         """
         return np.asarray([self.slot(name) for name in names], np.int32)
 
     def slot(self, name: str | None) -> int:
-        """The slot of one name. **Raises:** as `indices`."""
+        """The slot of a name. **Raises:** as `indices`."""
         if name is None:
             return 0
         if name not in self.slots:
@@ -54,12 +54,12 @@ class Snapshot(NamedTuple):
 
 
 class State(NamedTuple):
-    """The model as leaves, and what its slots hold.
+    """The model as leaves, and the contents of its slots.
 
     - `places`: the index in `leaves` of each array of slots.
     - `stacks`: the number of axes of a stack, by the path of each layer with slots.
     - `free`: the empty slots. The next adapter goes into the first.
-    - `is_shared`: whether somebody else may hold the arrays of slots.
+    - `is_shared`: whether the arrays of slots may be in use elsewhere.
     """
 
     leaves: list[Any]
@@ -72,7 +72,7 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, model: PyTree, slots: Mapping[str, int], free: tuple[int, ...]) -> "State":
-        """The state with this model, whose arrays of slots nobody else holds."""
+        """The state of this model, whose arrays of slots are not in use elsewhere."""
         leaves, treedef = jtu.tree_flatten_with_path(model)
         layers = dict(layers_with_slots(model))
         stacks = {path: type(layer).stack_ndim(layer.base) for path, layer in layers.items()}
@@ -100,7 +100,7 @@ class State(NamedTuple):
     def filled(self, name: str, values: Mapping[str, Values]) -> "State":
         """The state with only `values` in the slot of `name`. This state may become unusable."""
         slot = self.slots[name] if name in self.slots else self.free[0]
-        # Layers and fields that `values` lack get numbers without effect: a gain of 1, else 0.
+        # Layers and fields that are not in `values` get neutral numbers: 1 for a gain, else 0.
         every = {
             (path, field): values.get(path, {}).get(field, float(field == "gain"))
             for path, field in self.places
@@ -149,7 +149,7 @@ class State(NamedTuple):
 
 
 def _padded(value: Any, axis: int, array: Array) -> Any:
-    """`value` as an entry of `array` along `axis`, with zeros at the end of axes too short."""
+    """`value` as an entry of `array` along `axis`, with zeros at the end of axes that are short."""
     shape = (*array.shape[:axis], *array.shape[axis + 1 :])
     if isinstance(value, jax.Array) and value.shape == shape:
         return value.astype(array.dtype)

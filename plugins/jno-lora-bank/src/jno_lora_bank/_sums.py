@@ -1,4 +1,4 @@
-"""Sums of several adapters: one adapter of a slot in the place of each sum."""
+"""Replace each sum of several adapters by one adapter, which fits a slot."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from ._values import fits, has_factors, refuse
 
 
 def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
-    """The set with one adapter in the place of each sum of several.
+    """The set, where each sum of several adapters is replaced by one adapter.
 
     **Raises:** `SelectionError` if the set does not fit the model, or if the members of a sum are
-    neither products, perhaps beside a trained bias, nor adapters of one class with a `sum_of`.
+    neither products (a trained bias is allowed) nor adapters of one class with a `sum_of`.
     """
     if not fits(model, adapters):
-        swap_adapters(model, adapters)  # raises, and says why
+        swap_adapters(model, adapters)  # raises an error with the reason
     sums = {p: a for p, a in adapters.adapters.items() if issubclass(a.wrapper, AdapterSum)}
     members = {path: split_adapters(AdapterSet({path: sums[path]})) for path in sums}
     misfits: dict[str, str] = {}
@@ -38,7 +38,7 @@ def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
 
 
 def _joined(path: str, adapter: LooseAdapter, sets: Mapping[str, AdapterSet]) -> LooseAdapter:
-    """One adapter with the update of a sum, and with the sum of the trained biases."""
+    """One adapter with the update of a sum and the sum of the trained biases."""
     state = {key: x for key, x in adapter.state.items() if not key.endswith("/bias_update")}
     joined = combine([AdapterSet({path: dataclasses.replace(adapter, state=state)})], [1.0], "cat")
     weights = jnp.moveaxis(jnp.asarray(adapter.state["weights"]), -1, 0)

@@ -1,4 +1,4 @@
-"""Training of adapters in their slots: which factors move, and an optimiser for all slots."""
+"""Train adapters in their slots: which factors train, and an optimiser for all slots."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def slots_to_train(
         if name is None or callable(rate):
             raise SelectionError(
                 f"`rates` must hold a number for the name of an adapter, but has {rate!r} for "
-                f"{name!r}. A schedule belongs into `make`: lambda rate: "
+                f"{name!r}. Put a schedule into `make`: lambda rate: "
                 "optax.adam(lambda step: rate * schedule(step))"
             )
     slots, count = state.snapshot.indices(rates), state.capacity
@@ -54,11 +54,11 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         import optax
 
     def rates_like(factors: PyTree) -> Array:
-        """The rates in the dtype of the factors: a traced rate would change this dtype."""
+        """The rates in the dtype of the factors, because a traced rate would change this dtype."""
         return jnp.asarray(rates, next((x.dtype for x in jax.tree.leaves(factors)), None))
 
     def only_moving(keys: Any, x: Array) -> Array:
-        """`x`, whose first axis is the axis of slots, with zeros in the slots that do not train."""
+        """`x`, whose first axis is the slots, with zeros in the slots that do not train."""
         path, _, field = path_str(keys).rpartition("/")
         is_moving = moving[path, field]
         return jnp.where(is_moving.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
@@ -68,7 +68,7 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         return jax.vmap(lambda rate, x: make(rate).init(x))(rates_like(params), params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # Before, since norms must not count frozen factors; and after, since these must not decay.
+        # Before, so that norms leave out frozen factors; and after, so that these do not decay.
         updates = jtu.tree_map_with_path(only_moving, _slots_first(updates))
         args = rates_like(updates), updates, state, _slots_first(params)
         updates, state = jax.vmap(lambda rate, *trees: make(rate).update(*trees))(*args)

@@ -1,4 +1,4 @@
-"""The values that a slot holds for the adapters of a set, and how to get the set back."""
+"""The values in a slot for the adapters of a set, and how to get the set back."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -39,10 +39,9 @@ _DORA_MEMBERS = ("law", "direction", "row_factor", "scaling", "times_scale")
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
-    """The values of a slot that acts as `adapters` do around the layers of `model`, by path.
+    """The values with which a slot acts as `adapters` around the layers of `model`, by path.
 
-    **Raises:** `SelectionError` if the set holds adapters that are neither low-rank products nor
-    scales of rows.
+    **Raises:** `SelectionError` if some adapters are neither low-rank products nor scales of rows.
     """
     without_kind = {
         path: "which is not of a layer kind" if a.wrapper.mergeable else "which cannot be merged"
@@ -67,7 +66,7 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
 
 
 def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
-    """**Raises:** `SelectionError` if there is a reason, with a way out that the set can take."""
+    """**Raises:** `SelectionError` if there is a reason, with a way out that fits the set."""
     if not reasons:
         return
     problems = [
@@ -124,14 +123,14 @@ def fits(model: PyTree, adapters: AdapterSet) -> bool:
 
 
 def has_factors(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, beside a trained bias at most."""
+    """Whether the update is `s B A` of `lora_A` and `lora_B`, with at most a trained bias."""
     return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
 
 
 def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
     """The values of an adapter whose rank may be new. `None` for adapters of other forms.
 
-    NumPy computes them: JAX would compile programs for each rank.
+    NumPy computes them, because JAX would compile programs for each rank.
     """
     state, cls = adapter.state, adapter.wrapper
     if has_factors(adapter):
@@ -195,12 +194,12 @@ def _factors(A: Any, B: Any) -> Values:
 
 
 def _is_whole(array: Any) -> bool:
-    """Whether this process has the whole array, and not only a part of it."""
+    """Whether this process has the whole array, not just a part."""
     return not isinstance(array, jax.Array) or array.is_fully_addressable
 
 
 def _of_layer(adapter: LoRAWrapper) -> Values | None:
-    """The values of an adapter in its layer; `None` if a slot cannot hold its update."""
+    """The values of an adapter in its layer; `None` if its update does not fit a slot."""
     factors = known_factors(adapter)
     if factors is not None:
         scale = np.ones(factors.A.shape[:-2], np.float32)
@@ -232,7 +231,7 @@ def _of_rows(adapter: Any) -> Values:
     if isinstance(adapter, IA3):
         empty = {"lora_A": jnp.zeros((0, W.shape[1])), "lora_B": jnp.zeros((W.shape[0], 0))}
         return {**empty, "scale": jnp.zeros(()), "gain": adapter.scale}
-    # The norm of the merged weight. (The forward pass of DoRA computes it from the factors.)
+    # The norm of the merged weight. (DoRA's forward pass computes it from the factors.)
     B = adapter.times_scale(adapter.weighted(adapter.lora_B).astype(W.dtype))
     V = W + B @ adapter.lora_A.astype(W.dtype)
     gain = adapter.row_factor(row_norms(V))
@@ -248,7 +247,7 @@ def rank_needed(cls: Any, fields: Values, rank: int) -> int:
 
 
 def at_rank_of(rooms: Mapping[str, Any], values: Mapping[str, Values]) -> dict[str, Values]:
-    """The values, with the states of adapters with a `sum_of` at the rank of their slots.
+    """The values, where states of adapters with a `sum_of` get the rank of their slots.
 
     - `rooms`: class and rank of the slots of each layer.
     """
@@ -269,12 +268,12 @@ def _shift(adapter: Any) -> Any:
 
 
 def without_factors(adapters: AdapterSet) -> AdapterSet:
-    """The set with shapes in the place of the factors of its products, which are in a slot."""
+    """The set with shapes instead of the factors of its products, which are in a slot."""
     return _map_factors(adapters, lambda path, field, x: jax.ShapeDtypeStruct(x.shape, x.dtype))
 
 
 def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
-    """The set of `without_factors`, with arrays. `read(path, field)` gives the array of a slot."""
+    """Undo `without_factors`. `read(path, field)` returns the array of a slot."""
 
     def factor(path: str, field: str, form: jax.ShapeDtypeStruct) -> Array:
         array = read(path, field)

@@ -58,7 +58,7 @@ Combination = Literal[
 MajoritySign = Literal["total", "frequency"]
 
 _METHODS = get_args(Combination)
-_EXACT = ("linear", "cat")  # cut nothing unless the matrix is too small
+_EXACT = ("linear", "cat")  # exact unless the matrix is too small for the rank
 # Keep the largest entries; keep random entries; elect a sign for each entry.
 _TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd", "knots_ties")
 _RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
@@ -117,19 +117,20 @@ def combine(
     | `"regmean"` | `sum_i w_i U_i G_i (sum_j G_j)^+` | as `"linear"`, or `rank` |
 
     `trim` keeps the fraction `density` of the entries of `U_i`, the largest in magnitude. `drop`
-    keeps each entry with probability `density`, divided by it: its mean over all keys is `U_i`.
-    `agree` elects a sign for each entry, and takes the mean of the updates that have this sign. A
-    singular value decomposition cuts the result to the nearest update of rank `rank`. A set without
-    an adapter at a path adds zero. PEFT's `"ties_svd"` and `"dare_ties_svd"` elect signs before
-    they weight, and `trim` of PEFT's methods rounds the number of entries down. PEFT's methods
-    without `_svd`, except `"cat"`, act on `A` and `B` separately; no method here does so.
-    KnOTS aligns the updates first: `U` is orthonormal, and `U [V_1 ... V_n]` is the singular value
-    decomposition of the updates side by side, with the singular values in `V_i`. RegMean is the
-    least-squares fit to the outputs of all adapted layers on their inputs, where `G_i` is the
-    covariance of a layer's inputs `E[x x^T]`, with the entries off its diagonal times
-    `off_diagonal`. A set without an adapter at a path counts with its `G_i`.
+    keeps each entry with probability `density` and divides it by `density`, so that the mean over
+    all keys is `U_i`. `agree` elects a sign for each entry, and takes the mean of the updates that
+    have this sign. A singular value decomposition cuts the result to the nearest update of rank
+    `rank`. A set without an adapter at a path adds zero. PEFT's `"ties_svd"` and `"dare_ties_svd"`
+    elect signs before they weight, and `trim` of PEFT's methods rounds the number of entries down.
+    PEFT's methods without `_svd`, except `"cat"`, act on `A` and `B` separately, unlike all methods
+    here. KnOTS aligns the updates first: `U` is orthonormal, and `U [V_1 ... V_n]` is the singular
+    value decomposition of the updates side by side, with the singular values in `V_i`. RegMean is
+    the least-squares fit to the outputs of all adapted layers on their inputs, where `G_i` is the
+    covariance of a layer's inputs `E[x x^T]`, whose off-diagonal entries are multiplied by
+    `off_diagonal`. The `G_i` of a set counts even at a path where the set has no adapter.
 
-    May run inside `jit`, with traced arrays and weights. Cuts call LAPACK: not for training steps.
+    May run inside `jit`, with traced arrays and weights. Cuts call LAPACK, so do not use them in a
+    training step.
 
     **Arguments:**
 
@@ -138,15 +139,15 @@ def combine(
         (spectral weights, bottlenecks), exactly. A sum of such adapters (`sum_adapters`) counts as
         one adapter.
     - `weights`: one number for each set; may be negative, and traced. `"ties"` and `"dare_ties"`
-        take a mean: weights of 1 give the method of the paper.
+        take a mean, so weights of 1 give the method of the paper.
     - `density`: in `(0, 1]`; required by the methods that make updates sparse.
     - `rank`: of the result, where the method leaves it open. By default the largest of the ranks at
-        a path, and never more than a matrix allows. Zeros fill up an update that needs less.
+        a path, and never more than a matrix allows. An update that needs less is padded with zeros.
     - `key`: for `"dare_linear"` and `"dare_ties"`. The dropped entries depend on it, on the path
         and on the position of the set.
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
         (`"total"`, as in the paper) or of most updates (`"frequency"`). A draw is positive.
-    - `statistics`: for `"regmean"`: one for each set, each from its data and its merged model:
+    - `statistics`: for `"regmean"`: one for each set, from the set's data and merged model:
         `calibrate(merge_lora(model), batches, loss, wrapper="corda")`.
     - `off_diagonal`: for `"regmean"`, in `(0, 1]`; 0.9 by default, as in most of the paper.
 
@@ -158,7 +159,7 @@ def combine(
     argument is missing or makes no sense.
 
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
-    all layers together); RegMean, arXiv:2212.09849 (it has no weights: 1 gives its law).
+    all layers together); RegMean, arXiv:2212.09849 (without weights, which means weights of 1).
     """
     if report:
         warn(
@@ -183,7 +184,7 @@ def combine_with_report(
     statistics: Sequence[Mapping[str, Mapping[str, Array]]] | None = None,
     off_diagonal: float | None = None,
 ) -> tuple[AdapterSet, UpdateReport]:
-    """As `combine`, and an `UpdateReport` with the rank of each adapter and the error of its cut.
+    """Like `combine`, but also return an `UpdateReport` with the rank and error of each adapter.
 
     **Arguments** and **Raises:** as `combine`.
     """
@@ -222,7 +223,7 @@ def combine_with_report(
 
 
 def _without_sums(adapters: AdapterSet) -> AdapterSet:
-    """The set, with one adapter in the place of each sum of several adapters.
+    """The set, where each sum of several adapters is replaced by one adapter.
 
     **Raises:** `SelectionError` for a sum with a member that `combine` does not take.
     """
@@ -300,7 +301,7 @@ def _covariances(
 ) -> dict[str, list[Array]]:
     """The covariances of the inputs of each adapted layer, one for each set.
 
-    **Raises:** `SelectionError` if the statistics are not one for each set, or lack a layer.
+    **Raises:** `SelectionError` unless each set has statistics that cover all adapted layers.
     """
     if isinstance(statistics, Mapping) or len(statistics) != len(sets):
         raise SelectionError(
@@ -326,9 +327,9 @@ def _shares_of(
     present: Sequence[int],
     off_diagonal: float | None,
 ) -> list[Float[Array, "*stack in in"]]:
-    """`G_i (sum_j G_j)^+` of the sets `present`. Directions without an input have no share.
+    """`G_i (sum_j G_j)^+` of the sets `present`, which is zero in directions without inputs.
 
-    `G_i` is a covariance with the entries off its diagonal times `off_diagonal`.
+    `G_i` is a covariance whose off-diagonal entries are multiplied by `off_diagonal`.
     """
     factor = 0.9 if off_diagonal is None else off_diagonal
     grams = [_damped(covariance, factor) for covariance in covariances]
@@ -386,7 +387,7 @@ class _Recipe:
 
     @property
     def is_of_peft(self) -> bool:
-        """Whether PEFT's law decides: signs are elected before weighting, and counts round down."""
+        """Whether PEFT's law is used: signs are elected before weighting, and counts round down."""
         return self.method.endswith("_svd")
 
     def entries_to_keep(self, entries: int) -> int:
@@ -411,7 +412,7 @@ class _Recipe:
     ) -> Float[Array, "*stack out in"]:
         """KnOTS: `U agree(trim(V_i))`, for `[U_1 ... U_n] = U [V_1 ... V_n]` with orthonormal `U`.
 
-        - `rank`: the largest rank of all updates side by side. Further directions hold rounding.
+        - `rank`: the largest rank of all updates side by side. Further directions are rounding.
         """
         number, wide = len(updates), jnp.concatenate(list(updates), axis=-1)
         U, S, Vt = jnp.linalg.svd(wide, full_matrices=False)
@@ -430,7 +431,7 @@ class _Recipe:
         assert self.density is not None
         if self.method in _TRIMMING:
             sparse = self._trimmed(updates)
-        else:  # `drop`: each entry stays with probability `density`, divided by it
+        else:  # `drop`: keeps each entry with probability `density`, and divides it by `density`
             stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
             sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
         weighted = weights.reshape(-1, *[1] * (updates.ndim - 1)) * sparse

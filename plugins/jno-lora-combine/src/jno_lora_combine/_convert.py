@@ -1,4 +1,4 @@
-"""Adapters as plain LoRA: converted, or without the directions that a controller has closed."""
+"""Convert adapters to plain LoRA, and remove the directions that a controller has closed."""
 
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
 )
-_TRACED = "its values, which would decide its rank, are traced: give `rank`, or leave `jit` out"
+_TRACED = "its rank depends on values, which are traced: give `rank`, or leave out `jit`"
 
 
 def to_lora(
@@ -72,13 +72,13 @@ def to_lora(
     energy: float | None = None,
     registry: Registry | None = None,
 ) -> tuple[M, UpdateReport]:
-    """`model` with every adapter as plain LoRA around the layer as it was before adapting.
+    """Convert every adapter of `model` to plain LoRA around the layer as it was before adapting.
 
-    An adapter of several matrices, such as spectral weights, becomes the LoRA of such a layer.
+    An adapter of several matrices, such as spectral weights, becomes the LoRA for such layers.
 
-    An adapter with a `low_rank_update` gives its factors, without loss if their rank is allowed.
-    Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both in float32 at
-    least.) A stack of layers gets one rank. Plain LoRA of an allowed rank stays as it is.
+    If an adapter has a `low_rank_update`, its factors are used, without loss if their rank is
+    allowed. Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both in
+    float32 at least.) A stack of layers gets one rank. Plain LoRA of an allowed rank is unchanged.
 
     **Arguments:**
 
@@ -86,7 +86,8 @@ def to_lora(
     - `rank`: the largest rank to keep.
     - `energy`: in `(0, 1]`: take the smallest rank that keeps this fraction of the update's squared
         Frobenius norm. The error is then at most `sqrt(1 - energy)`. Without `rank` and `energy`,
-        every update must be a product, and keeps its rank (PiSSA, MiLoRA, OLoRA: twice theirs).
+        every update must be a product, whose rank is kept (PiSSA, MiLoRA, OLoRA: twice the rank of
+        the adapter).
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the model, and an `UpdateReport` with the rank and the error of each layer.
@@ -129,9 +130,9 @@ def to_lora(
 
 
 def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
-    """The classes of plain LoRA: of one matrix, and then of several.
+    """The classes of plain LoRA, first for one matrix and then for several.
 
-    Their variant is "lora", or "lora" and the layers that it is for, such as "lora-embedding".
+    Their variant is "lora", or "lora" and the kind of layer, such as "lora-embedding".
     """
     registered = (wrapper for record in registry.records() for wrapper in record.wrappers)
     named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
@@ -142,7 +143,7 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
 
 
 def has_products(cls: type[LoRAWrapper]) -> bool:
-    """Whether a class of adapters defines `with_products`: plain LoRA of several matrices."""
+    """Whether a class defines `with_products`, as plain LoRA of several matrices does."""
     function: Any = MatrixAdapter.of(cls).with_products
     default: Any = MatrixAdapter.with_products
     return function.__func__ is not default.__func__
@@ -154,7 +155,7 @@ def _converted(
     rank: int | None,
     energy: float | None,
 ) -> tuple[LoRAWrapper, Array]:
-    """Plain LoRA with the update of `adapter`, and the error that its rank makes."""
+    """Plain LoRA with the update of `adapter`, and the error due to its rank."""
     if has_products(type(adapter)):
         classes = [type(adapter), *classes]
     elif type(adapter) in classes and (extra := adapter.state().keys() - PRODUCT_STATE):
@@ -212,7 +213,7 @@ def lora_around(layer: Any, cls: type[LoRAWrapper], update: Factors) -> Any:
 
 
 def _fits(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
-    """Whether `cls` adapts the matrices of `layer` that `adapter` adapts, and not their mean."""
+    """Whether `cls` adapts the same matrices of `layer` as `adapter`, and not their mean."""
     applies = claims(cls, layer)
     if not applies or not has_products(cls):
         return applies
@@ -251,7 +252,7 @@ def _converted_family(
 
 
 def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
-    """By name, the update of each of several matrices, and the size of its rounding."""
+    """The update of each of several matrices and the size of its rounding, by name."""
 
     def of_layer(adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
         wide: Any = at_least_float32(adapter)
@@ -266,7 +267,7 @@ def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Ar
 
 
 def _without_noise(triplets: Triplets, noise: Array) -> Triplets:
-    """The triplets with zero in the place of singular values that may come from rounding."""
+    """The triplets, where singular values that may come from rounding are set to zero."""
     return triplets._replace(S=jnp.where(noise[..., None] >= triplets.S, 0, triplets.S))
 
 
@@ -284,7 +285,7 @@ def _decomposed(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> Triplets:
 def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, Any]:
     """The update of the matrix, and for each floating array of the layer, whether LoRA misses it.
 
-    LoRA misses an array that the adapter changes, and LoRA with the whole update does not change.
+    LoRA misses an array if the adapter changes it, but LoRA with the whole update does not.
     """
 
     def of_layer(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
@@ -309,15 +310,15 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
 
 
 def shrink(model: M, *, registry: Registry | None = None) -> M:
-    """`model` with each adapter that has a `rank_gate` as plain LoRA, without closed directions.
+    """Turn each adapter of `model` with a `rank_gate` into plain LoRA without closed directions.
 
     Outputs change only by rounding. A layer whose gates are all zero becomes the plain layer. A
-    stack of layers gets the largest rank among its layers. Other adapters stay as they are. For a
+    stack of layers gets the largest rank among its layers. Other adapters do not change. For a
     `Net`: `Net(shrink(net.module))`.
 
     **Arguments:**
 
-    - `model`: an adapted model, not traced: the ranks decide about shapes.
+    - `model`: an adapted model, not traced because the ranks determine shapes.
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
@@ -348,7 +349,7 @@ def _gate_of(adapter: LoRAWrapper) -> str | None:
 
 def _without_zeros(adapter: LoRAWrapper) -> Any:
     """Plain LoRA without the directions that are zero; the plain layer if all of them are."""
-    if has_products(type(adapter)):  # `to_lora` gave several matrices the rank that they need
+    if has_products(type(adapter)):  # already cut to the rank needed
         return adapter
     factors = known_factors(adapter)
     assert factors is not None

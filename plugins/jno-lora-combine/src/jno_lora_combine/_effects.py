@@ -39,13 +39,13 @@ class AdapterEffect:
     """The change `dW` of one matrix: the merged weight minus the weight before adapting.
 
     - `path`: of the layer; `array`: the name of the array (`"weight"`); `part`: the slice of a
-        stacked layer. `label` joins the three. Arrays that hold one family of matrices together,
-        such as real and imaginary parts, have the name of the family.
-    - `shape`: of the matrix. Its rows are the outputs that the adapter declares, and all modes of
-        spectral weights lie side by side: `(out, in * modes)`. Without a declaration, the rows are
-        the first axis. A vector is one column.
+        stacked layer. `label` joins the three. If several arrays store one family of matrices, such
+        as real and imaginary parts, `array` is the name of the family.
+    - `shape`: of the matrix. Its rows are the outputs that the adapter declares, or else the first
+        axis. All modes of spectral weights lie side by side: `(out, in * modes)`. A vector is one
+        column.
     - `relative_norm`: `||dW||_F / ||W||_F`.
-    - `effective_rank`: in how many directions `dW` acts: `exp(-sum(p log p))` with
+    - `effective_rank`: the number of directions in which `dW` acts: `exp(-sum(p log p))` with
         `p = s / sum(s)` for the singular values `s`. It is `r` for `r` directions of equal weight,
         lower if one direction dominates, and 0 without a change. (Roy and Vetterli, "The effective
         rank: A measure of effective dimensionality", EUSIPCO 2007.)
@@ -73,7 +73,7 @@ class AdapterEffect:
 class AdapterEffects(Printed[AdapterEffect]):
     """The effects of a model's adapters, one row per matrix. Prints and shows as a table.
 
-    - `left_out`: the paths of adapters that cannot be merged, and so have no `dW`.
+    - `left_out`: the paths of adapters without a `dW`, because they cannot be merged.
     """
 
     rows: tuple[AdapterEffect, ...]
@@ -105,7 +105,7 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     """Measure how much each adapter changed its layer, and in how many directions.
 
     Every layer is merged and unwrapped in float64 (float32 for half precision), and the difference
-    of each array is decomposed on the host. Give a part of a large model (`model.blocks[0]`).
+    of each array is decomposed on the host. For a large model, give a part (`model.blocks[0]`).
 
     **Arguments:** `model`, any pytree, adapted or not.
 
@@ -210,7 +210,7 @@ def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
     matrices: dict[str, Any] = {}
     for keys, array in jtu.tree_leaves_with_path(layer):
         if eqx.is_inexact_array(array) and array.size:
-            # A matrix of as many numbers is this array, with its axes in another order.
+            # A matrix of the same size is this array with its axes in another order.
             is_declared = array.ndim > ndim + 1 and jnp.size(declared) == array.size
             matrices[path_str(keys)] = _flattened(declared if is_declared else array, ndim)
     return matrices

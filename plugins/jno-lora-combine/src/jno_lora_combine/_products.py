@@ -1,4 +1,4 @@
-"""Updates that are products `B A`: take them from adapters, scale them, cut their rank."""
+"""Updates that are products `B A`: extract them from adapters, scale them, cut their rank."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,9 +72,9 @@ def triplets_of_product(update: Factors) -> Triplets:
 
 
 def cut(triplets: Triplets, rank: int) -> Factors:
-    """The nearest update of that rank (Eckart and Young), if need be with zero directions.
+    """The nearest update of this rank (Eckart and Young), padded with zero directions if needed.
 
-    The rows of `A` are orthonormal, so that `B` alone holds the size of the update.
+    The rows of `A` are orthonormal, so the size of the update is in `B` alone.
     """
     U, S, Vt = triplets
     B = U[..., :rank] * S[..., None, :rank].astype(U.dtype)
@@ -102,14 +102,14 @@ def padded(update: Factors, rank: int) -> Factors:
 
 
 def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
-    """`adapters` with every update multiplied by `factor` (of LoRA: in `lora_B`).
+    """`adapters` with every update multiplied by `factor` (for LoRA, in `lora_B`).
 
     **Arguments:**
 
     - `adapters`: a set of adapters that `combine` takes.
     - `factor`: one real number, which may be traced. 0 gives the base's outputs.
 
-    **Raises:** `SelectionError` that lists every other adapter.
+    **Raises:** `SelectionError` that lists all adapters that `combine` does not take.
     """
     listed_sets([adapters], "scaled")
     check_number("factor", factor)
@@ -201,7 +201,7 @@ def check_products(sets: Sequence[AdapterSet], done: str, sums: bool = False) ->
         raise SelectionError(
             "Only adapters whose update is a low-rank product (LoRA, rsLoRA, LoRA-FA) can be "
             f"{done}. These adapters are different:\n{bullets(lines)}\n"
-            "Convert them first, if they hold nothing beside their update: "
+            "Convert them first, if they consist only of their update: "
             "extract_adapters(to_lora(model, rank=...)[0])."
         )
 

@@ -1,4 +1,4 @@
-"""Stack sets of adapters, so that each example of a batch can use another set."""
+"""Stack sets of adapters, so that each example of a batch can use a different set."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,20 +23,20 @@ def stack_adapters(
 ) -> AdapterSet:
     """One set whose arrays have a leading axis, with a slot for each set.
 
-    Then the examples of a batch can use different adapters of one base: inside `vmap`, each example
-    takes a set by `take_adapters(stacked, index)` and swaps it in. `swap_adapters` does not take
-    the stack itself.
+    The examples of a batch can then use different adapters of one base: inside `vmap`, take a set
+    for each example by `take_adapters(stacked, index)` and swap it in. `swap_adapters` does not
+    accept the stack itself.
 
     **Arguments:**
 
     - `sets`: with adapters of the same classes for the same layers. If the update of every adapter
-        is only a product (LoRA, rsLoRA, LoRA-FA), ranks, alphas and paths may differ: zeros fill up
-        the factors, other scales go into `lora_B`, and a set without an adapter at a path adds zero
-        there. Other methods need one structure in all sets.
+        is only a product (LoRA, rsLoRA, LoRA-FA), ranks, alphas and paths may differ, because the
+        factors are padded with zeros, different scales go into `lora_B`, and a set without an
+        adapter at a path adds zero there. With other methods, all sets need the same structure.
     - `rank`: of each product in the stack, at most the largest rank of its matrix. By default the
         largest rank at its path. A larger rank leaves room for sets that are stacked later.
-    - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. For products
-        only: the zero of other methods (DoRA's magnitude) depends on the weights of the layer.
+    - `base_slot`: whether slot 0 is the base alone; set `i` is then in slot `i + 1`. Only for
+        products, because the zero of other methods (DoRA's magnitude) depends on the weights.
 
     **Raises:** `SelectionError` that lists every difference and every adapter of a rank above
     `rank`; or every adapter that is not a product, if `rank` or `base_slot` needs products.
@@ -64,7 +64,7 @@ def stack_adapters(
 
 
 def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
-    """The set in one slot of a stack. Inside `vmap`, each example takes its own.
+    """The set in one slot of a stack. Inside `vmap`, each example can take a different slot.
 
     **Arguments:**
 
@@ -97,7 +97,7 @@ def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
 def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapter:
     """The stack of products at one path, with zero where a set has no adapter.
 
-    The first scale stays. The ratio of each scale to it becomes a factor of `lora_B`.
+    All adapters get the first scale, and the ratios of their scales to it multiply `lora_B`.
     """
     first = next(adapter for adapter in adapters if adapter is not None)
     zero = jax.tree.map(jnp.zeros_like, first)
@@ -134,7 +134,7 @@ def _above(rank: int | None, sets: Sequence[AdapterSet]) -> Iterator[str]:
 
 
 def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
-    """Each fact that differs from the first set that has it. Padded sets may lack adapters."""
+    """Each fact that differs from the first set with this fact. Padded sets may lack adapters."""
     facts_of_sets = [_facts(adapters, is_padded) for adapters in sets]
     for name in dict.fromkeys(name for facts in facts_of_sets for name in facts):
         first = next(number for number, facts in enumerate(facts_of_sets) if name in facts)
@@ -150,7 +150,7 @@ def _facts(adapters: AdapterSet, is_padded: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"shared arrays": _shown(adapters.shared)}
     for path, adapter in adapters.adapters.items():
         of_adapter = {
-            # Classes of one name may have been defined twice, such as by a cell that ran again.
+            # A class may have been defined twice, for example by a notebook cell that ran again.
             "class": adapter.wrapper,
             "made for": str(adapter.layer.kinds),
             "axes of a stack": adapter.layer.stack_ndim,

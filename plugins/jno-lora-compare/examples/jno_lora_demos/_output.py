@@ -4,7 +4,7 @@ from rich.console import Console
 
 
 def new_console() -> Console:
-    """Standard output. A pipe has no width, so it gets 100 columns."""
+    """Standard output. A pipe gets 100 columns, because it has no width."""
     console = Console()
     return console if console.is_terminal else Console(width=100)
 
@@ -16,7 +16,7 @@ def say(console: Console, *lines: str) -> None:
 
 
 def suggest_commands(console: Console, other_demo: str, purpose: str) -> None:
-    """Print the end of a demo: commands to go on with, the other demo first."""
+    """End a demo by suggesting commands to run next, the other demo first."""
     commands = {
         other_demo: purpose,
         "jno-lora compare MODULE:FACTORY": "the same for your own model and loss",

@@ -1,4 +1,4 @@
-"""Pictures that are readable on a white and on a black page."""
+"""Make pictures readable on white and on black pages."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.titlesize": "medium",
     "legend.fontsize": "x-small",
-    "svg.hashsalt": "burgers",  # the same numbers should give the same file
+    "svg.hashsalt": "burgers",  # so that the same numbers give the same file
 }
 
 

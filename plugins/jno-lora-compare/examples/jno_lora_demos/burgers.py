@@ -1,4 +1,4 @@
-"""The viscous Burgers equation as a small task: a neural operator moves to another viscosity.
+"""The viscous Burgers equation as a small task: adapt a neural operator to another viscosity.
 
     u_t + u u_x = nu u_xx,    x in [0, 2 pi) periodic,    u(x, 0) -> u(x, 1)
 
@@ -34,7 +34,7 @@ SOURCE, TARGET = 0.1, 0.02  # viscosities
 Simulations: TypeAlias = Sequence[Any]
 
 _BATCH = 8
-_VALIDATION = 16  # shifted fields. Tests evaluate batches of this size too, for one program.
+_VALIDATION = 16  # shifted fields. Tests use this batch size too, so that one program serves both.
 
 
 def initial_fields(key: PRNGKeyArray, number: int) -> Float[Array, "fields points"]:
@@ -72,7 +72,7 @@ def solve(
         d = rate(half**2 * v + dt * half * c)
         return half**2 * v + dt / 6 * (half**2 * a + 2 * half * (b + c) + d), None
 
-    # The mask and the wave numbers are real: JAX's promotion multiplies them by complex modes.
+    # JAX must promote the real mask and wave numbers, which are multiplied by complex modes.
     with jax.numpy_dtype_promotion("standard"):
         v, _ = jax.lax.scan(step, jnp.fft.rfft(u), length=steps)
     return jnp.fft.irfft(v, n)
@@ -150,10 +150,11 @@ class Adapted(NamedTuple):
 class Protocol:
     """Early stopping, the same for every candidate.
 
-    A quarter of the simulations, at least one, is for validation. The model trains on the remaining
-    simulations. The error on the validation split is measured before the first step, then after
-    each `every` steps. Training stops when the error has not fallen `patience` times in a row. The
-    arrays and the learning rate with the smallest error win. The untouched arrays take part.
+    A quarter of the simulations, at least one, is used for validation, and the model trains on the
+    remaining simulations. The error on the validation split is measured before the first step, and
+    then every `every` steps. Training stops when the error has not fallen `patience` times in a
+    row. The arrays and the learning rate with the smallest error are kept; these may be the arrays
+    before training.
 
     - `rates`: learning rates of Adam, each tried from the start.
     - `steps`: the most steps at a rate, on batches of 8 shifted simulations.
@@ -170,7 +171,7 @@ class Protocol:
     ) -> Adapted:
         """Train the trainable part of `net`, and leave the best arrays in `net`.
 
-        **Raises:** `ValueError` for fewer than two simulations: one trains, one validates.
+        **Raises:** `ValueError` for fewer than two simulations (one to train, one to validate).
         """
         count = len(simulations[0])
         if count < 2:

@@ -1,4 +1,4 @@
-"""A Fourier neural operator that moves to another viscosity."""
+"""A Fourier neural operator is adapted to another viscosity."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from . import burgers
 from ._output import new_console, say, suggest_commands
 
 NOTHING, EVERYTHING = "no adaptation", "full fine-tuning"
-# The method where it has an adapter, and LoRA for the spectral weights.
+# Each method where it has an adapter, and LoRA for the spectral weights.
 ADAPTERS = {name: [name, "lora"] for name in ("lora", "pissa", "lokr")}
 _LAYERS = "spectral_layers|proj1"
 _RANK, _ALPHA = 4, 8.0
@@ -40,7 +40,7 @@ _QUICK = Effort(16, 16, 2, (2, 4), (EVERYTHING, "lora"), _SHORT)
 
 
 class Row(NamedTuple):
-    """A candidate: the error after each count, the net that was adapted last, and what it kept."""
+    """A candidate: its error after each count, the last adapted net, and the error `kept`."""
 
     name: str
     errors: list[float]
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
     """Pretrain an operator, adapt it to few simulations in several ways, and report."""
-    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
+    default_registry().defaults()  # raises before pretraining if the zoo is missing
     effort = _QUICK if quick else _FULL
     counts, steps, protocol = effort.counts, effort.pretraining_steps, effort.protocol
     console = new_console()
@@ -58,7 +58,7 @@ def run_operator(output: Path, *, seed: int = 0, quick: bool = False) -> None:
     source = burgers.simulate(keys[0], effort.source_simulations, burgers.SOURCE)
     target = burgers.simulate(keys[1], max(counts), burgers.TARGET)
     test = burgers.simulate(keys[2], effort.test_simulations, burgers.TARGET)
-    # Its own key: the other draws stay as they are.
+    # A separate key, so that the other draws do not change.
     earlier_key = jax.random.fold_in(keys[2], 1)
     earlier = burgers.simulate(earlier_key, effort.test_simulations, burgers.SOURCE)
     _print_data(console, effort)

@@ -1,4 +1,4 @@
-"""Adapters side by side: each trained on one model, from the same start, on the same batches."""
+"""Train adapters side by side on one model, from the same start and on the same batches."""
 
 from typing import Any
 

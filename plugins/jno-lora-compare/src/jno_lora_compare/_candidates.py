@@ -1,4 +1,4 @@
-"""The candidates of `compare`: which adapters they name, and what they are called."""
+"""The candidates of `compare`: their adapters and their names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -33,11 +33,11 @@ def check_candidates(candidates: list[Any]) -> None:
 
 
 def check_names(candidates: Sequence[Candidate]) -> None:
-    """**Raises:** `SelectionError` if two candidates have one name: rows are found by name."""
+    """**Raises:** `SelectionError` if two candidates share a name, since rows are found by name."""
     names = [name_of(candidate) for candidate in candidates]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SelectionError(
-            f"Two candidates are called {twice[0]!r}. Give each of them another `name`, in a dict: "
+            f"Two candidates are called {twice[0]!r}. Give each a different `name`, in a dict: "
             '{"name": ..., "wrapper": ...}.'
         )
 
@@ -78,7 +78,7 @@ def replace_all(
 
 
 def check_plans(net: Net, candidates: Sequence[Candidate], settings: Mapping[str, Any]) -> None:
-    """**Raises:** the error of the first adapter, if none of the adapters fits the model."""
+    """**Raises:** the error of the first adapter, if no adapter fits the model."""
     errors: list[JnoLoraError] = []
     for candidate in candidates:
         if candidate in (_FULL, _NONE):
@@ -109,7 +109,7 @@ def name_of(candidate: Candidate) -> str:
 
 
 def _arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Net.plan` for a candidate, which `settings` complete."""
+    """The arguments of `Net.plan` for a candidate, completed by `settings`."""
     if not isinstance(candidate, Mapping):
         return {"wrapper": candidate, **settings}
     given = {key: value for key, value in candidate.items() if key not in ("name", "calibrate")}
@@ -120,7 +120,7 @@ def _arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, A
 def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
     """Put the adapters into `net`.
 
-    Those that start from data are calibrated on the candidate's `calibrate`, or else on `data`.
+    Adapters that start from data are calibrated on the candidate's `calibrate`, or else on `data`.
 
     **Raises:** `SelectionError` if the candidate has a `calibrate`, but does not start from data.
     """

@@ -1,4 +1,4 @@
-"""The other arguments of `compare`, checked before anything is trained."""
+"""Check the arguments of `compare` before anything is trained."""
 
 import math
 import statistics
@@ -32,11 +32,11 @@ def check_steps(steps: Any) -> None:
 
 
 def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
-    """The learning rates of Adam: none if `optimizer` replaces Adam."""
+    """The learning rates of Adam, which is empty if `optimizer` replaces Adam."""
     if optimizer is not None:
         if learning_rate is not None:
             raise SelectionError(
-                "`optimizer` brings its own learning rate: leave out `learning_rate` or "
+                "`optimizer` has its own learning rate, so leave out `learning_rate` or "
                 "`optimizer`."
             )
         return ()
@@ -74,8 +74,8 @@ def check_batches(batches: list[PyTree]) -> None:
     for number, form in enumerate(further_batches, start=1):
         if form != first:
             raise SelectionError(
-                "All batches must have the same shapes in the same containers, so that every step "
-                f"is the same work, but batch {number} differs from batch 0:\n  {form}\n  {first}"
+                "All batches must have the same shapes in the same containers, so that all steps "
+                f"do the same work, but batch {number} differs from batch 0:\n  {form}\n  {first}"
                 "\nLeave out the short batch at the end, and make arrays of numbers."
             )
 
@@ -91,12 +91,12 @@ def kept_error(
 ) -> Callable[[PyTree], float]:
     """The mean error of a model on the argument `keep` of `compare`.
 
-    **Raises:** `SelectionError` if there is no batch, or the error of `model` is not one real
-    number; the error of the call on `model`.
+    **Raises:** `SelectionError` if there are no batches, or the error of `model` is not one real
+    number; and any error that the call on `model` raises.
     """
     has_error = isinstance(keep, tuple) and len(keep) == 2 and callable(keep[1])
     given, error = keep if has_error else (keep, loss)
-    # A loader may have no end, and every candidate reads all batches.
+    # Every candidate reads all batches, but a loader may be endless.
     is_loader = not isinstance(given, Iterable) or iter(given) is given
     batches = [] if is_loader else list(given)
     if not batches:

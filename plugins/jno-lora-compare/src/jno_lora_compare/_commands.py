@@ -54,7 +54,7 @@ def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Pat
             )
     if plot_file is not None:
         new_picture(1, 1, plot_file)
-    # As `python -m` does: the module may be in the current directory.
+    # As `python -m` does, because the module may be in the current directory.
     sys.path.insert(0, "")
     comparison = compare_(**_arguments(task))
     if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""Adapters side by side: each trained from the same start, on the same batches, for as long."""
+"""`compare`: train adapters with the same start, batches and number of steps."""
 
 import itertools
 import logging
@@ -60,41 +60,41 @@ def compare(
     """Train several adapters on your model, from the same start and under the same budget.
 
     Only the adapters train. Adapters that start from data (EVA) are calibrated on the first 8
-    batches with the same `loss`. The best learning rate differs between methods: a fair comparison
-    gives several rates, and decides by data on which no candidate trained (`score`). Ctrl-C keeps
-    the finished candidates. Standard error shows a bar if it is a terminal, and else a line for
-    each finished candidate.
+    batches with the same `loss`. The best learning rate differs between methods, so give several
+    rates to compare fairly, and choose by data on which no candidate trained (`score`). Ctrl-C
+    keeps the finished candidates. Standard error shows a progress bar if it is a terminal, or else
+    a line for each finished candidate.
 
     **Arguments:**
 
-    - `model`: any pytree that holds Equinox modules, without adapters. It is not changed.
+    - `model`: any pytree of Equinox modules, without adapters. It is not changed.
     - `loss`: `loss(model, batch)` returns a scalar. A random loss takes its key from the batch.
-        The loss holds the state of a stateful model itself.
+        The loss itself keeps the state of a stateful model.
     - `batches`: pytrees of arrays of the same shapes, in any iterable, which may be endless. At
-        most `steps` batches are read, and used again from the first.
+        most `steps` batches are read, and reused from the first batch on.
     - `wrappers`: the candidates: names (`"DoRALinear"`), variants (`"dora"`), classes, or lists of
         these in order of priority, as for `Net.lora`. `"full"` trains everything, `"none"` nothing.
         `"all"` stands for every registered variant that takes a layer of the model; `options` must
         then suit all of them. A candidate may also be a dict of arguments of `Net.lora`, with a
-        `name`: `{"name": "mixed", "specs": [...], "rank": 8, "alpha": 16}`. It has `wrapper` or
-        `specs`, and may have `target`, `options` and `calibrate`. The call gives the arguments that
-        the dict lacks; its `target` is not for candidates with `specs`.
+        `name`: `{"name": "mixed", "specs": [...], "rank": 8, "alpha": 16}`. It needs `wrapper` or
+        `specs`, and may have `target`, `options` and `calibrate`. Missing arguments are taken from
+        the call, but candidates with `specs` ignore its `target`.
     - `steps`: how many steps each candidate trains.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
     - `calibrate`: `(batches, loss)` for adapters that start from data (EVA), instead of the first 8
         of `batches` with `loss`.
-    - `keep`: a list of batches of what the model knows, such as data of its pretraining, or
+    - `keep`: a list of batches of earlier data, such as data of the pretraining, or
         `(batches, error)`. The table shows the mean of `loss(model, batch)`, or of
-        `error(model, batch)`, before and after training. It decides nothing: no rate is chosen by
-        it. The batches may differ in shape from `batches`.
+        `error(model, batch)`, before and after training. This mean does not influence the choice of
+        the rate. The batches may differ in shape from `batches`.
     - `learning_rate`: the rate of Adam, by default 0.001. With several rates (a list or an array),
         each candidate trains from the start at each rate, and its best rate counts.
     - `optimizer`: an optax optimiser instead of Adam, with its learning rate set. The gradients
-        of complex arrays are conjugated already, as `Trainer` does.
+        of complex arrays are already conjugated, as in `Trainer`.
     - `score`: `score(model)` rates a trained model by a number, the larger the better, or by a
-        tuple whose later numbers break ties. The score chooses the learning rate; without a
-        score, the final loss does.
+        tuple whose later numbers break ties. The learning rate is chosen by the score, or without a
+        score by the final loss.
     - `registry`: where adapters are looked up by name, instead of among the installed plugins.
 
     **Returns:** a `Comparison`. A candidate that cannot be trained is a row with its error, as
@@ -103,8 +103,8 @@ def compare(
     **Raises:** the error of `Net.lora`, if none of the adapters fits the model;
     `SelectionError` for bad arguments (a model that carries adapters, two candidates of one name,
     no batches, batches of different shapes, a loss that is not a scalar); `MissingLibraryError` if
-    optax is missing and there is no `optimizer`; the error of `loss`, or of the error of `keep`, on
-    the model as it is.
+    optax is missing and there is no `optimizer`; any error that `loss`, or the error function of
+    `keep`, raises on the model as it is.
     """
     check_model(model)
     candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
@@ -119,12 +119,12 @@ def compare(
     candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
     check_names(candidates)
     check_plans(plain_net, candidates, settings)
-    # Only now: this may use up an iterator.
+    # Not before, because this may use up an iterator.
     read_batches = list(itertools.islice(batches, steps))
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
     error_of = None if keep is None else kept_error(keep, loss, model)
-    # All candidates read the calibration's batches, which may be an iterator.
+    # A list, because all candidates read the calibration's batches, which may be an iterator.
     data = (read_batches[:8], loss) if calibrate is None else (list(calibrate[0]), calibrate[1])
     task = Task(loss, read_batches, steps, optimizer, rates, score, error_of)
     before = None if error_of is None else error_of(model)
@@ -153,7 +153,7 @@ def _train_all(
                 try:
                     rows.append(train(candidate, bar.advance))
                 except Exception as err:
-                    # Keep the error as text: its traceback would hold on to the arrays.
+                    # Keep the error as text, because its traceback would keep the arrays alive.
                     _LOG.info("The candidate %s failed", name, exc_info=True)
                     rows.append(ComparisonRow(name, error=f"{type(err).__name__}: {err}"))
                 _report(rows[-1], time.perf_counter() - start)

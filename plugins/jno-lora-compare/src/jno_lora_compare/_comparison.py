@@ -23,8 +23,8 @@ class Comparison(Printed[ComparisonRow]):
     - `rows`: one row per candidate, in the order of `wrappers`.
     - `steps`: how many steps each candidate trained at each learning rate.
     - `interrupted`: whether Ctrl-C stopped the comparison, so that later candidates are missing.
-    - `learning_rates`: the rates that were tried; empty with an optimiser of your own.
-    - `kept_error`: the mean error of the model as it was on `keep`; `None` without `keep`.
+    - `learning_rates`: the rates that were tried; empty with your own optimiser.
+    - `kept_error`: the mean error on `keep` before training; `None` without `keep`.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -74,9 +74,9 @@ class Comparison(Printed[ComparisonRow]):
         )
 
     def plot(self, path: str | PathLike[str] | None = None, *, times: bool = False) -> "Figure":
-        """Draw the training loss at each step, and the result over the trained parameters.
+        """Draw the training loss at each step, and the result against the trained parameters.
 
-        The result is the score, or the final loss where no `score` was given.
+        The result is the score, or the final loss if no `score` was given.
 
         **Arguments:**
 
@@ -100,7 +100,7 @@ class Comparison(Printed[ComparisonRow]):
         return figure.saved(path)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the table to `path`: a line per candidate, all digits, empty cells where it failed.
+        """Write the table to `path`, a line per candidate, with all digits; failures are empty.
 
         **Raises:** `OSError` if the file cannot be written.
         """

@@ -1,4 +1,4 @@
-"""The picture of a comparison, by matplotlib: imported when one is drawn."""
+"""The picture of a comparison. The module is imported when one is drawn, as it needs matplotlib."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ._row import ComparisonRow
 
 
 def draw_comparison(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
-    """Draw the loss at each step, and the result over the number of trained parameters."""
+    """Draw the loss at each step, and the result against the number of trained parameters."""
     curves, results = figure.subplots(1, 2, width_ratios=(3, 2))
     # The ends of the colour map are hard to see on white.
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, len(rows)))
@@ -45,7 +45,7 @@ def draw_comparison(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
 
 
 def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
-    """Draw each candidate's result over its parameters, coloured by the time of a step."""
+    """Draw each candidate's result against its parameters, coloured by the time of a step."""
     axes = figure.subplots()
     name, results = _results(rows)
     trained = [row.trainable or 0 for row in rows]
@@ -58,7 +58,7 @@ def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
         labels[cell] = (text, (x, y))
     for text, position in labels.values():
         axes.annotate(text, position, (5, 3), textcoords="offset points", fontsize=8)
-    # Linear up to one parameter, for a candidate that trains none.
+    # Linear up to one parameter, so that a candidate may have no trained parameters.
     axes.set_xscale("symlog", linthresh=1)
     if name == "final loss" and min(results) > 0:
         axes.set_yscale("log")
@@ -69,7 +69,7 @@ def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
 
 
 def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[Any]]:
-    """The name and the values of what the candidates are judged by."""
+    """The name and the values of the measure that the candidates are judged by."""
     scores = [row.score for row in rows]
     if None not in scores:
         return "score", scores
@@ -77,7 +77,7 @@ def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[Any]]:
 
 
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:
-    """Few labels on a logarithmic axis: matplotlib's labels within a decade overlap."""
+    """Put few labels on a logarithmic axis, because matplotlib's labels in a decade overlap."""
     subs = (1, 2, 5) if max(values) < 100 * min(values) else (1,)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""Train one candidate: once at each learning rate, of which the best counts."""
+"""Train one candidate at each learning rate, and keep the best trial."""
 
 import itertools
 import math
@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 def _order(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    """The best trial has the largest order. NaN is worse than any number."""
+    """A sort key, largest for the best trial. NaN is worse than any number."""
     return tuple(-math.inf if math.isnan(x) else x for x in numbers)
 
 
@@ -78,12 +78,12 @@ def adam() -> Any:
     """Adam with the learning rate in its state, so that one compiled step serves all rates."""
     with imported_for("compare", "compare", "optax"):
         import optax
-    # Adam's other numbers stay Python floats: in half precision, a decay of 0.999 would be 1.
+    # The remaining numbers stay Python floats: in half precision, a decay of 0.999 would be 1.
     fixed = ("b1", "b2", "eps", "eps_root")
     adam = optax.inject_hyperparams(optax.adam, static_args=fixed, hyperparam_dtype=jnp.float32)
     return adam(learning_rate=0.0)
 
 
 def parameter_count(tree: PyTree) -> int:
-    # Real numbers: a complex number is two parameters.
+    # A complex number counts as two parameters.
     return sum(leaf.size * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree))

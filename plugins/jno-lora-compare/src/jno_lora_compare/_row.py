@@ -13,14 +13,15 @@ class ComparisonRow:
     - `losses`: the loss at every step, before the step's update.
     - `final_loss`: the mean loss over the last tenth of the steps.
     - `best_loss`: the smallest mean loss over a window of this length.
-    - `milliseconds`: the median time of a step, without the first; `None` after a single step.
+    - `milliseconds`: the median time of a step, without the first step; `None` if that is the only
+        step.
     - `temp_bytes`: the temporary memory of the compiled step, without its arguments and results;
         `None` where the compiler does not report it.
     - `compile_seconds`: how long tracing and compiling the step took.
-    - `learning_rate`: the best rate; `None` with your own optimiser, and where nothing trains.
+    - `learning_rate`: the best rate; `None` with your own optimiser, or if nothing trains.
     - `score`: the number that `score` returned for the trained model, or the first of its tuple.
     - `model`: the trained model, with its adapters.
-    - `error`: why the candidate could not be trained. Then only `name` is set beside it.
+    - `error`: why the candidate could not be trained. Then `name` is the only other field set.
     - `kept_error`: the mean error on `keep` after training; `None` without `keep`.
     """
 

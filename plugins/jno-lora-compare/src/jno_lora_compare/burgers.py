@@ -1,3 +1,3 @@
-"""The Burgers task, which is in `jno_lora_demos.burgers` now."""
+"""The Burgers task, which has moved to `jno_lora_demos.burgers`."""
 
 from jno_lora_demos.burgers import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""The entry point: tiny, so that finding it costs nothing."""
+"""The entry point, which is tiny so that discovery is cheap."""
 
 from typing import TYPE_CHECKING
 

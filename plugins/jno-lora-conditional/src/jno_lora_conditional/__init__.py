@@ -1,4 +1,4 @@
-"""Adapters that are functions of a parameter: one set of arrays serves every value."""
+"""Adapters that are functions of a parameter, so that one set of arrays serves every value."""
 
 from ._bases import Basis, Function, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge

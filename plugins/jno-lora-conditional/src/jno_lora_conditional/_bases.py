@@ -18,7 +18,7 @@ Number = float | Sequence[float]
 
 
 class Coordinate(NamedTuple):
-    """A coordinate of a parameter, its inverse, and which parameters have it."""
+    """A coordinate of a parameter, its inverse, and the parameters for which it is defined."""
 
     of: Callable[[Array], Array]
     back: Callable[[Array], Array]
@@ -26,11 +26,11 @@ class Coordinate(NamedTuple):
     takes: str  # these parameters in words
 
 
-# By the names that the arguments `coordinate=` take.
+# By the names that `coordinate=` takes.
 COORDINATES = {
     "z": Coordinate(lambda z: z, lambda u: u, lambda z: z == z, "all"),
     "log": Coordinate(jnp.log, jnp.exp, lambda z: z > 0, "positive"),
-    "sqrt": Coordinate(jnp.sqrt, jnp.square, lambda z: z >= 0, "positive"),
+    "sqrt": Coordinate(jnp.sqrt, jnp.square, lambda z: z >= 0, "non-negative"),
     "1/z": Coordinate(jnp.reciprocal, jnp.reciprocal, lambda z: z != 0, "nonzero"),
 }
 
@@ -53,11 +53,11 @@ class Powers(Basis):
 
     **Arguments:**
 
-    - `source`: the value at which the pretrained model stays as it is; a list for several
+    - `source`: the value at which the pretrained model does not change; a list for several
         parameters.
     - `unit`: the distance from the source that counts as 1, such as the distance to the farthest
         training value. One number, or a number for each parameter.
-    - `degree`: the highest power. There are no products of parameters.
+    - `degree`: the highest power. Products of different parameters are not included.
     - `log`: short for `coordinate="log"`.
     - `coordinate`: with `"log"`, `u = log(z / source) / unit`; with `"sqrt"` and `"1/z"`, the
         difference of roots or of reciprocals. `choose_coordinate` finds the right coordinate.
@@ -113,7 +113,7 @@ class Powers(Basis):
 class Network(Basis):
     """A small network of the parameters: `phi(z) = sum_i u_i g_i(u)`, with `u` as in `Powers`.
 
-    `g` is a trained MLP. The factors `u_i` make `phi` zero at the source.
+    `g` is a trained MLP. Because of the factors `u_i`, `phi` is zero at the source.
 
     **Arguments:**
 
@@ -165,11 +165,12 @@ class Network(Basis):
 class Indexed(Basis):
     """A code for each of `n` discrete contexts: environments, machines, steps of a roll-out.
 
-    `phi(i)` is the code of context `i`. By default it is `1` at place `i`: each context has
-    directions of its own, and shares the other fields of the adapters. With `size`, the codes are
-    trained arrays `(size,)`, and contexts share directions. `phi` also takes a code in the place of
-    an index, so that a new context is fitted as a parameter is (`fit(..., grid=codes)`). The source
-    is the code zero: the pretrained model. A traced index outside of the contexts gives NaN.
+    `phi(i)` is the code of context `i`. By default it is `1` at place `i`, so that each context has
+    its own directions, and shares the other fields of the adapters. With `size`, the codes are
+    trained arrays `(size,)`, and contexts share directions. `phi` also takes a code instead of an
+    index, so that a new context can be fitted like a parameter (`fit(..., grid=codes)`). The source
+    is the code zero, which gives the pretrained model. A traced index outside of the contexts gives
+    NaN.
 
     **Arguments:** `n`: the number of contexts. `size`, `key`: of the trained codes.
 
@@ -213,9 +214,9 @@ class Indexed(Basis):
 
 
 class Function(Basis):
-    """The function of a user: `phi(z) = f(z) - f(source)`, for a number or an array `(K,)`.
+    """A function of yours: `phi(z) = f(z) - f(source)`, for a number or an array `(K,)`.
 
-    `f` may be an Equinox module. Its floating arrays train.
+    `f` may be an Equinox module, whose floating arrays then train.
     """
 
     f: Callable[[Any], Any]
@@ -245,8 +246,8 @@ def numbers(value: Any, name: str) -> Any:
 def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, " p"]:
     """The distance of `z` from the source in the coordinate, over `unit`, for each parameter.
 
-    **Raises:** `SelectionError` if `z` has another shape than `source`, or if the coordinate is not
-    finite at `z`.
+    **Raises:** `SelectionError` if the shapes of `z` and `source` differ, or if the coordinate is
+    not finite at `z`.
     """
     z, start = parameter(z, source)
     in_use = COORDINATES[coordinate]
@@ -255,7 +256,7 @@ def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, 
         raise SelectionError(
             f"The coordinate {coordinate!r} takes {in_use.takes} parameters, but `z` is {z}"
         )
-    # The logarithm of the quotient loses no digits to a difference.
+    # The logarithm of the quotient is more accurate than a difference of logarithms.
     u = jnp.log(z / start) if coordinate == "log" else in_use.of(z) - in_use.of(start)
     return jnp.atleast_1d(u / jnp.asarray(unit, z.dtype))
 
@@ -263,10 +264,10 @@ def distance(z: Any, source: Any, unit: Any, coordinate: str) -> Inexact[Array, 
 def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p"]]:
     """`z` and the source as floating arrays, equal if `z` is the source in the dtype of `z`.
 
-    **Raises:** `SelectionError` unless `z` is numbers in the shape of `source`.
+    **Raises:** `SelectionError` unless `z` consists of numbers in the shape of `source`.
     """
     refusal = f"`z` must be a number, or an array of numbers, but is {z!r}"
-    if isinstance(z, str):  # NumPy takes a string for the name of a dtype
+    if isinstance(z, str):  # NumPy would take a string as the name of a dtype
         raise SelectionError(refusal)
     try:
         given = jnp.asarray(z)
@@ -280,7 +281,7 @@ def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p
             f"{list(given.shape)}. For a value per example, map: "
             "`jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
         )
-    # In half precision, 0.1 is another number: the source is rounded as `z` was.
+    # Round the source as `z` was, because 0.1 is a different number in half precision.
     is_floating = jnp.issubdtype(given.dtype, jnp.floating)
     start = jnp.asarray(source, given.dtype if is_floating else float)
     return wide, start.astype(wide.dtype)

@@ -1,4 +1,4 @@
-"""Bases in files: a class by name, its settings as JSON, and its arrays by path."""
+"""Bases in files, as the name of a class, its settings as JSON, and its arrays by path."""
 
 import json
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from ._hats import Hats
 
 
 class MalformedError(ValueError):
-    """The part of a file that this plugin reads is wrong. Becomes a `CheckpointError`."""
+    """The plugin's part of a file is malformed. Callers turn this into a `CheckpointError`."""
 
 
-# The classes that a file can name. A basis of another class needs an instance of the user.
+# The classes that a file can name. For a basis of another class, the user gives an instance.
 _CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Powers, Network, Indexed, Hats)}
 
 
 def _settings_of(basis: Any) -> dict[str, Any]:
-    """The arguments that make a basis of a known class again, but for its arrays."""
+    """The arguments that rebuild a basis of a known class, except its arrays."""
     if isinstance(basis, Powers | Network):
         settings = {"source": basis.source, "unit": basis.unit}
-        # Files of 0.3 know `log` alone.
+        # Files of 0.3 have only `log`.
         is_new = basis.coordinate not in ("z", "log")
         settings |= {"coordinate": basis.coordinate} if is_new else {"log": basis.log}
         if isinstance(basis, Powers):
@@ -40,9 +40,9 @@ def _settings_of(basis: Any) -> dict[str, Any]:
 
 
 def described(basis: Basis) -> dict[str, Any]:
-    """The basis as a file holds it, without its arrays: with settings, unless its code is a user's.
+    """The basis as a file stores it, without arrays, and without settings if the class is a user's.
 
-    Its values are as JSON gives them back.
+    Values are as JSON would return them.
     """
     name = type(basis).__name__
     if _CLASSES.get(name) is type(basis):
@@ -56,7 +56,7 @@ def described(basis: Basis) -> dict[str, Any]:
 def template_of(description: Any, given: Basis | None) -> Basis:
     """A basis of the structure that a file describes: `given`, or an instance with shapes.
 
-    **Raises:** `MalformedError` if the description is wrong, or needs a basis, or another basis.
+    **Raises:** `MalformedError` if the description is wrong, or `given` is missing or does not fit.
     """
     name, settings = description["class"], description.get("settings")
     if given is None:
@@ -91,7 +91,7 @@ def filled(template: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def check_forms(expected: Mapping[str, Any], arrays: Mapping[str, Any], what: str) -> None:
-    """**Raises:** `MalformedError` with each array that is missing, unknown, or of another form."""
+    """**Raises:** `MalformedError` with each array that is missing, unknown or of a wrong form."""
     lines: list[str] = []
     for name in {**expected, **arrays}:
         form, array = expected.get(name), arrays.get(name)
@@ -103,7 +103,7 @@ def check_forms(expected: Mapping[str, Any], arrays: Mapping[str, Any], what: st
 
 
 def _fits(form: Any, array: Any) -> bool:
-    # Precision may differ: the arrays of the file stay as they are.
+    # The precision may differ, because the arrays of the file are used as they are.
     floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in (form, array)]
     return form.shape == array.shape and (all(floating) or form.dtype == array.dtype)
 
@@ -119,7 +119,7 @@ def _made(name: str, settings: Any) -> Basis:
     arguments = {"key": jax.random.key(0), **settings} if has_arrays else settings
     try:
         return eqx.filter_eval_shape(lambda: cls(**arguments))
-    except Exception as err:  # the settings of a damaged file may be anything
+    except Exception as err:  # a damaged file may contain any settings
         raise MalformedError(f"its basis is not a {name} that can be built: {err}") from err
 
 

@@ -27,16 +27,16 @@ from ._weights import apart
 class Conditional(eqx.Module):
     """An adapted model whose adapters are functions of a parameter `z`. A pytree.
 
-    Each field of an adapter that changes its layer by itself *moves*:
+    A field of an adapter *moves* if changing it alone changes the layer:
     `field(z) = start + sum_k phi_k(z) d_k`, with trained directions `d_k` that start as zero. The
-    other trained fields are the same for all `z`. With LoRA, `B` moves; with AdaLoRA, its gate:
+    remaining trained fields are the same for all `z`. With LoRA, `B` moves; with AdaLoRA, the gate:
     `W + s B diag(phi(z) d) A`. At the source, where `phi` is zero, the model is the pretrained
     model, whatever has been trained.
 
-    At the source, a merged model is the pretrained model bit for bit, and a called model too, but
-    for DoRA, which divides by a norm when it is called: a rounding of 1e-6 of the output. PiSSA,
+    At the source, a merged model is the pretrained model bit for bit. So is a called model, except
+    with DoRA, which divides by a norm when it is called (a rounding of 1e-6 of the output). PiSSA,
     MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One, LoRA-Null and HRA start with a rounding in most layers
-    (`exact=False`). VB-LoRA and Tied-LoRA train arrays that layers share, and are refused.
+    (`exact=False`). VB-LoRA and Tied-LoRA are refused, because they train arrays that layers share.
 
     ```python
     net = Net(model).freeze().lora(rank=4)
@@ -49,17 +49,17 @@ class Conditional(eqx.Module):
 
     **Arguments:**
 
-    - `net`: a `Net` with adapters that have not been trained, and of which nothing else trains.
-    - `basis`: `Powers`, `Network`, `Indexed`, `Function`, or a `Basis` of yours.
+    - `net`: a `Net` with adapters that have not been trained, in which only the adapters train.
+    - `basis`: `Powers`, `Network`, `Indexed`, `Function`, or your own `Basis`.
     - `moving`: for adapters that cannot be merged (bottlenecks), the fields that move, by the name
         of the class.
-    - `exact`: whether the start must be the pretrained model bit for bit. It is checked by merging
-        each layer. Some methods (PiSSA, HRA) start with a rounding.
+    - `exact`: whether the start must be the pretrained model bit for bit, which is checked by
+        merging each layer. Some methods (PiSSA, HRA) start with a rounding.
     - `film`: whether the outputs of the adapted layers also get a scale and a shift that are
         functions of the parameter (FiLM): `W' = (1 + phi gamma)(W + s B A)` and
         `b' = (1 + phi gamma) b + phi beta`, row by row, with trained `gamma` and `beta` that start
-        as zero. A layer without a bias gets the scale alone. Layers with several matrices
-        (attention, recurrent cells of other packages) and bottlenecks get none.
+        as zero. A layer without a bias gets only the scale. Layers with several matrices
+        (attention, recurrent cells of other packages) and bottlenecks get neither.
 
     **Raises:** `SelectionError`, with paths, if the net has no adapters, if other arrays train, if
     an adapter cannot be used, if its start is not the pretrained layer, or if no layer can take
@@ -70,11 +70,11 @@ class Conditional(eqx.Module):
     """
 
     model: PyTree  # the adapted model at the source
-    # By the path of a layer and the name of a field: the field with an axis `K` in front.
+    # By the path of a layer and the name of a field, the field with an axis `K` in front.
     directions: dict[str, dict[str, Any]]
     film: dict[str, Film]  # by the path of a layer
     basis: Basis
-    # By path, the moving fields that start as zero. Only values tell, so it is known once for all.
+    # By path, the moving fields that start as zero. Found once, because that needs their values.
     from_zero: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
     def __init__(
@@ -86,7 +86,7 @@ class Conditional(eqx.Module):
         exact: bool = True,
         film: bool = False,
     ):
-        net = copy.copy(net)  # a block of `net.disabled()` does not hold for a copy
+        net = copy.copy(net)  # a copy is not affected by `net.disabled()`
         plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
         size = _size_of(basis)
@@ -121,7 +121,7 @@ class Conditional(eqx.Module):
         return eqx.tree_at(lambda c: (c.model, c.basis), mask, (model, basis))
 
     def partition(self) -> tuple["Conditional", "Conditional"]:
-        """Split into `(trainable, frozen)`, which `eqx.combine` puts together again."""
+        """Split into `(trainable, frozen)`, which `eqx.combine` joins again."""
         return eqx.partition(self, self.trainable)
 
     def update(self, trainable: "Conditional") -> "Conditional":
@@ -129,7 +129,7 @@ class Conditional(eqx.Module):
 
         **Arguments:** `trainable`: the first tree that `partition` returned, with new values.
 
-        **Raises:** `SelectionError` if it is another tree.
+        **Raises:** `SelectionError` for any other tree.
         """
         expected, frozen = self.partition()
         if _forms(expected) != _forms(trainable):
@@ -140,7 +140,7 @@ class Conditional(eqx.Module):
         return eqx.combine(trainable, frozen)
 
     def summary(self) -> ConditionalReport:
-        """The adapted layers: which fields move, which are shared, how many parameters train.
+        """The adapted layers: moving fields, shared fields and the number of trained parameters.
 
         Prints as a table. The percentage is of the whole model with its adapters, as in
         `Net.summary`.
@@ -158,17 +158,17 @@ class Conditional(eqx.Module):
 def at(conditional: Conditional, z: Any) -> Any:
     """The adapted model at the parameter `z`.
 
-    It may be compiled, mapped over `z`, and differentiated in `z`. A value per example:
+    It may be compiled, mapped over `z`, and differentiated in `z`. For a value per example, use
     `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`. If `z` is traced, adapters with
-    `with_directions` copy no field for an example, and each call costs a product for each
-    direction: a loop over a few contexts costs less as a Python loop than as a `lax.scan`. Their
-    structure is another than for a `z` with a value, so do not put both into one container.
+    `with_directions` do not copy fields for each example, but each call costs a product for each
+    direction, so a loop over a few contexts is cheaper in Python than as a `lax.scan`. The
+    structure differs from the model at a `z` with a value, so do not put both in one container.
 
-    **Raises:** `SelectionError` if `z` has another shape than the basis takes.
+    **Raises:** `SelectionError` if the shape of `z` does not fit the basis.
     """
     from_zero = dict(conditional.from_zero)
     is_known = not any(isinstance(x, Tracer) for x in jax.tree.leaves((conditional.basis, z)))
-    # In a compiled step too, a known `z` gives values, so that directions are summed up.
+    # A known `z` gives values even in a compiled step, so that the directions are summed.
     with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
         phi = conditional.basis(z)
 
@@ -225,7 +225,7 @@ def _size_of(basis: Basis) -> int:
 def _checked(net: Net) -> PyTree:
     """The model of the net without adapters.
 
-    **Raises:** `SelectionError` if a conditional cannot be made of the net.
+    **Raises:** `SelectionError` if the net cannot become a conditional.
     """
     if not isinstance(net, Net):
         raise SelectionError(
@@ -240,8 +240,8 @@ def _checked(net: Net) -> PyTree:
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
     if any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(net.module)):
         raise SelectionError(
-            "A sum of several adapters cannot become a conditional, which changes nothing at the "
-            "source: frozen adapters change it. Call net.merge(), and adapt the merged model."
+            "A sum of several adapters cannot become a conditional, because its frozen adapters "
+            "would change the model at the source. Call net.merge(), and adapt the merged model."
         )
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
         raise SelectionError(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jno.lora import SelectionError
-from jno.lora.extending import Printed, table
+from jno.lora.extending import Printed, table, warn
 from jno.lora.types import Table
 
 from ._bases import COORDINATES, Basis, Function, Powers
@@ -101,7 +101,9 @@ def choose_coordinate(
     """
     errors = {float(z): float(error(model, data)) for z, data in data_by_value.items()}
     # A key from an array of lower precision is the source, too.
-    at_source = next((errors.pop(z) for z in [*errors] if np.isclose(z, source, rtol=1e-6)), None)
+    at_source = next(
+        (errors.pop(z) for z in [*errors] if np.isclose(z, source, rtol=1e-6, atol=0)), None
+    )
     if at_source is None or len(errors) < 2:
         raise SelectionError(
             f"`data_by_value` must hold data of the source {source} and of two other values or "
@@ -113,8 +115,11 @@ def choose_coordinate(
         )
     if isinstance(coordinates, Mapping):
         functions = dict(coordinates)
-    else:
+    elif set(coordinates) <= COORDINATES.keys():
         functions = {name: COORDINATES[name].of for name in coordinates}
+    else:
+        names = ", ".join(map(repr, COORDINATES))
+        raise SelectionError(f"`coordinates` must be some of {names}, but is {coordinates!r}")
     rows: list[tuple[CoordinateRow, float]] = []
     for name, function in functions.items():
         u = np.array([float(function(jnp.asarray(z, float))) for z in (source, *errors)])
@@ -131,6 +136,11 @@ def choose_coordinate(
         )
     rows.sort(key=lambda row: row[0].spread)
     best, unit = rows[0]
+    if not np.isfinite(best.spread):
+        warn(
+            "`choose_coordinate` can recommend no coordinate: at some value, the error is not above "
+            f"the source's ({at_source:.3g}). Its basis is the number itself. Give more data."
+        )
     if isinstance(coordinates, Mapping):
         function = functions[best.coordinate]
 

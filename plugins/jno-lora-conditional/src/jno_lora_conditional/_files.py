@@ -47,13 +47,13 @@ def save_conditional(
 ) -> None:
     """Write the adapters, their directions and the basis into one safetensors file.
 
-    The pretrained model is not in it. At any time, the whole old file or the whole new file is
-    there. `jno-lora inspect` shows the file.
+    The file does not contain the pretrained model. At any time, `path` is the whole old file or the
+    whole new file. `jno-lora inspect` shows the file.
 
     **Arguments:**
 
-    - `conditional`: whole, not half of it as `partition` returns it.
-    - `path`: of the file, by custom `NAME.safetensors`. Its directory must exist.
+    - `conditional`: the whole conditional, not a half that `partition` returned.
+    - `path`: of the file, usually `NAME.safetensors`. Its directory must exist.
     - `metadata`, `registry`, `base_values`: as for `jno.lora.save_adapters`. Adapters that changed
         their layer (PiSSA) get a hash only from a model given as `base_values`.
 
@@ -103,14 +103,14 @@ def load_conditional(
 
     - `path`: of a file that `save_conditional` wrote.
     - `model`: the pretrained model, without adapters.
-    - `basis`: for a `Function`, or a class of yours, which a file cannot hold: an instance of the
-        same structure. Its arrays are filled from the file, and the rest of it is taken as it is.
+    - `basis`: an instance of the same structure, for a `Function` or your own class, because a file
+        cannot store them. Its arrays are filled from the file; everything else is used as it is.
     - `strict`: with `"values"`, the layers must have the values that the adapters were made for.
         By default, other values are a `JnoLoraWarning`.
     - `wrappers`, `registry`: as for `jno.lora.load_adapters`.
 
     **Raises:** `CheckpointError`, which names the file, as `load_adapters`; also if the directions
-    or the basis are damaged, or if the file needs a `basis`, or another `basis`.
+    or the basis are damaged, or if `basis` is missing or does not fit.
     """
     expect_model(model, "load_conditional")
     if strict is not True and strict != "values":
@@ -149,7 +149,7 @@ def load_conditional(
 def _assembled(
     model: PyTree, directions: dict[str, dict[str, Any]], film: dict[str, Film], basis: Basis
 ) -> Conditional:
-    # The constructor would start directions, and merge each layer to look for the moving fields.
+    # The constructor would make new directions, and merge each layer to find the moving fields.
     conditional = object.__new__(Conditional)
     moving = {
         path: tuple(name for name in trained_fields(adapter) if name in directions[path])

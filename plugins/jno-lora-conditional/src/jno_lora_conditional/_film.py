@@ -1,4 +1,4 @@
-"""FiLM beside the adapters: a scale and a shift for each output, as functions of the parameter."""
+"""FiLM for adapters: a scale and a shift for each output, as functions of the parameter."""
 
 import functools
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ class Film(eqx.Module):
 def film_of(model: PyTree, size: int) -> dict[str, Film]:
     """By path, zeros for each adapted layer of `model` whose adapter can be modulated.
 
-    Adapters of the zoo with one matrix can, and adapters of spectral weights.
+    These are adapters of the zoo with one matrix, and adapters of spectral weights.
 
     **Raises:** `SelectionError` if no adapter can be modulated.
     """
@@ -39,15 +39,15 @@ def film_of(model: PyTree, size: int) -> dict[str, Film]:
             films[path] = Film(zeros, jnp.zeros_like(zeros) if has_bias else None)
     if not films:
         raise SelectionError(
-            "`film=True` scales and shifts the outputs of layers, but no adapter of this net says "
-            "where the outputs are. Adapt linear layers, convolutions or spectral weights by "
-            "methods of the zoo, or leave `film=True` out."
+            "`film=True` scales and shifts the outputs of layers, but no adapter of this net "
+            "defines the axis of its outputs. Adapt linear layers, convolutions or spectral "
+            "weights by methods of the zoo, or leave out `film=True`."
         )
     return films
 
 
 def _outputs(adapter: Any) -> tuple[jax.ShapeDtypeStruct, bool]:
-    """The form of a number for each output of the layer, and whether its outputs have a bias."""
+    """The form of an array with one number per output, and whether the outputs have a bias."""
     cls = MatrixAdapter.of(type(adapter))
 
     def rows(layer: Any) -> tuple[Array, Array | None]:
@@ -66,7 +66,7 @@ class Modulated(LoRAWrapper):
     """An adapted layer whose output `y` becomes `scale y + shift`.
 
     Law: `W' = diag(scale) W_adapted`, `b' = scale b_adapted + shift`. A layer without a bias gets
-    the scale alone, so that the merged layer has the structure of the plain layer.
+    only the scale, so that the merged layer has the structure of the plain layer.
 
     `modulated_class` gives the subclass for a class of adapters.
     """
@@ -75,13 +75,13 @@ class Modulated(LoRAWrapper):
     of: ClassVar[type[LoRAWrapper]]  # the class of the adapter
 
     base: Any
-    adapter: Any  # without its base, which would be here twice
+    adapter: Any  # without its base, which would be stored twice
     scale: Float[Array, "*stack out"]
     shift: Float[Array, "*stack out"] | None
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        return False  # made by `at` alone
+        return False  # only `at` makes it
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -102,10 +102,12 @@ class Modulated(LoRAWrapper):
         outputs = y if jnp.shape(y)[axis:][:1] == self.scale.shape else y.reshape(-1)
         shape = [1] * outputs.ndim
         shape[axis] = -1
-        modulated = outputs * self.scale.astype(y.dtype).reshape(shape)
+        # In half precision, a scale near 1 would round to 1.
+        wide = compute_dtype(y)
+        modulated = outputs.astype(wide) * self.scale.astype(wide).reshape(shape)
         if self.shift is not None:
-            modulated += self.shift.astype(y.dtype).reshape(shape)
-        return modulated.reshape(y.shape)
+            modulated += self.shift.astype(wide).reshape(shape)
+        return modulated.astype(y.dtype).reshape(y.shape)
 
     def merge(self) -> eqx.Module:
         cls: Any = self.of

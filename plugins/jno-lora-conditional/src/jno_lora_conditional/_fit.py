@@ -1,4 +1,4 @@
-"""`fit`: the parameter at which a conditional model explains data, or solves an equation."""
+"""`fit`: find the parameter at which a conditional model explains data or solves an equation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jno.lora import SelectionError
@@ -25,7 +26,8 @@ class Fitted(NamedTuple):
 
     - `z`: the parameter, in the shape that `at` takes.
     - `loss`: the loss at `z`.
-    - `grid_losses`: the loss at each point of the grid, `(G,)`. More than one basin shows here.
+    - `grid_losses`: the loss at each point of the grid, `(G,)`, which shows if there are several
+        minima.
     """
 
     z: Float[Array, "*p"]
@@ -41,10 +43,10 @@ def fit(
     steps: int = 20,
     coordinate: str = "z",
 ) -> Fitted:
-    """The parameter `z` with the lowest loss: the best point of a grid, then Newton's method.
+    """Find the parameter `z` with the lowest loss by Newton's method from the best grid point.
 
-    Nothing trains: `z` is one to eight numbers. May be compiled, and mapped over data, with one
-    trace for all queries:
+    Only `z` is fitted, one to eight numbers. May be compiled, and mapped over data, with one trace
+    for all queries:
 
     ```python
     def fit_to(data):
@@ -53,31 +55,32 @@ def fit(
     fitted = jax.jit(jax.vmap(fit_to))(many)     # fitted.z: a parameter for each
     ```
 
-    A step of Newton's method is damped until it lowers the loss. The first step is no longer than
-    the spacing of the grid. A loss that is NaN is never accepted. `z` may leave the grid: compare
-    it with the range of the training values. The Hessian `H` is replaced by its absolute value
-    `(H^2)^(1/2)`, so that each step descends.
+    Each step of Newton's method is damped until it lowers the loss. The first step is no longer
+    than the spacing of the grid. A loss of NaN is never accepted. `z` may leave the grid, so
+    compare it with the range of the training values. The Hessian `H` is replaced by its absolute
+    value `(H^2)^(1/2)`, so that each step descends.
 
-    The grid is tried point after point, and derivatives are taken forward: the memory is a few
-    times the memory of one call of `loss`, and `loss` may hold loops of any kind. Each step costs
-    a second derivative for each pair of numbers. Outside of `jax.jit`, each call of `fit` compiles.
+    The grid is evaluated point by point, and derivatives are computed in forward mode, so that the
+    memory is a few times the memory of one call of `loss`, and `loss` may contain loops of any
+    kind. Each step costs a second derivative for each pair of numbers. Outside of `jax.jit`, each
+    call of `fit` compiles.
 
     **Arguments:**
 
     - `conditional`: as trained.
-    - `loss`: takes an adapted model, `at(conditional, z)`, and returns one floating number: an
-        error on data, or the mean square of a residual, with derivatives in the input.
+    - `loss`: takes an adapted model, `at(conditional, z)`, and returns one floating number, such as
+        an error on data, or the mean square of a residual with derivatives in the input.
     - `grid`: the points to start from, `(G,)` for one parameter and `(G, p)` for several. For
         `Indexed`, codes: `grid=conditional.basis.codes` starts from the trained contexts.
     - `steps`: of Newton's method. With 0, the result is the best point of the grid.
-    - `coordinate`: in which Newton's method steps: `"z"`, `"log"`, `"sqrt"` or `"1/z"`. The result
-        is `z` in any case. With `"log"`, a positive parameter stays positive.
+    - `coordinate`: the coordinate of the steps: `"z"`, `"log"`, `"sqrt"` or `"1/z"`. The result is
+        `z` in any case. With `"log"`, a positive parameter stays positive.
 
-    **Returns:** `Fitted(z, loss, grid_losses)`. If no loss of the grid is a number, `z` is its
-    first point, and the loss NaN or infinite.
+    **Returns:** `Fitted(z, loss, grid_losses)`. If no loss on the grid is a number, `z` is the
+    first point, and the loss is NaN or infinite.
 
-    **Raises:** `SelectionError` if the grid has another shape than the basis takes, if there are
-    more than eight numbers, if the loss is not one floating number, or for another coordinate.
+    **Raises:** `SelectionError` if the shape of the grid does not fit the basis, if there are more
+    than eight numbers, if the loss is not one floating number, or for an unknown coordinate.
 
     Paper: Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional
     non-convex optimization", arXiv:1406.2572, for the absolute value of the Hessian.
@@ -87,7 +90,15 @@ def fit(
     if coordinate not in COORDINATES:
         names = ", ".join(map(repr, COORDINATES))
         raise SelectionError(f"`coordinate` must be one of {names}, but is {coordinate!r}")
-    to, back, *_ = COORDINATES[coordinate]
+    in_use = COORDINATES[coordinate]
+    # Newton's method cannot leave a point where the coordinate, or its slope, is not finite.
+    is_start = in_use.has(points) & ((points != 0) | (coordinate == "z"))
+    if not isinstance(points, Tracer) and not np.all(is_start):
+        raise SelectionError(
+            f"The coordinate {coordinate!r} takes {in_use.takes} parameters but 0, and `grid` goes "
+            f"from {np.min(points):g} to {np.max(points):g}"
+        )
+    to, back, *_ = in_use
 
     def objective(z: Array) -> Float[Array, ""]:
         return _one_number(loss(at(conditional, z.reshape(points.shape[1:])))).astype(z.dtype)
@@ -117,7 +128,7 @@ class _State(NamedTuple):
 def _newton(
     objective: Objective, start: Vector, spacing: Vector, steps: int
 ) -> tuple[Vector, Float[Array, ""]]:
-    """The best point and its loss, which is infinite if no loss was a number."""
+    """The best point and its loss, which is infinite if every loss was NaN."""
 
     def scaled(trial: Vector) -> Any:
         return _derivatives(lambda v: objective(trial + spacing * v), jnp.zeros_like(trial))
@@ -138,8 +149,8 @@ def _newton(
 
     zeros = jnp.zeros((start.size, start.size), start.dtype)
     number = zeros[0, 0]
-    # The first iteration takes the derivatives at `start`, so that they are traced once. It counts
-    # as accepted.
+    # The first iteration computes the derivatives at `start`, so that they are traced only once. It
+    # counts as accepted.
     state = _State(start, number + jnp.inf, zeros[0], zeros, start, number + 0.1, number + 0.5)
     state = jax.lax.fori_loop(0, steps + 1, step, state)
     return state.z, state.loss
@@ -173,7 +184,7 @@ def _absolute(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
 def _derivatives(
     function: Objective, at_point: Vector
 ) -> tuple[Float[Array, ""], Vector, Float[Array, "p p"]]:
-    """Value, gradient and Hessian, by forward differentiation: no memory for a way back."""
+    """Value, gradient and Hessian, in forward mode to save the memory of a backward pass."""
     basis = jnp.eye(at_point.size, dtype=at_point.dtype)
 
     def first(point: Vector) -> tuple[Array, Array]:
@@ -182,13 +193,13 @@ def _derivatives(
     def second(tangent: Vector) -> Any:
         return jax.jvp(first, (at_point,), (tangent,))
 
-    # One row of the Hessian after another.
+    # The Hessian is computed row by row.
     (values, gradients), (_, rows) = jax.lax.map(second, basis)
     return values[0, 0], gradients[0], (rows + rows.T) / 2
 
 
 def _spacing(points: Float[Array, "G p"], best: Vector) -> Vector:
-    """The mean distance of neighbours in the grid, for each number; 1 as the last resort."""
+    """The mean distance of neighbours in the grid, for each number; 1 as a last resort."""
     G, p = points.shape
     width = jnp.max(points, axis=0) - jnp.min(points, axis=0)
     mean = width / max(G ** (1 / p) - 1, 1)
@@ -196,7 +207,7 @@ def _spacing(points: Float[Array, "G p"], best: Vector) -> Vector:
 
 
 def _checked_grid(conditional: Conditional, grid: Any) -> Float[Array, "G *p"]:
-    """The grid as floating numbers. **Raises:** `SelectionError` for another shape."""
+    """The grid as floating numbers. **Raises:** `SelectionError` for a wrong shape."""
     basis, shape = conditional.basis, np.shape(conditional.basis.source)
     points = jnp.asarray(grid, float)
     if points.ndim != 1 + len(shape) or points.shape[1:] != shape or not points.shape[0]:

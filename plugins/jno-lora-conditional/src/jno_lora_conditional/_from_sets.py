@@ -1,4 +1,4 @@
-"""`from_sets`: a conditional that interpolates adapters which were trained apart."""
+"""`from_sets`: a conditional that interpolates adapters which were trained separately."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -29,23 +29,23 @@ def from_sets(
 ) -> Conditional:
     """A conditional that has a trained set of adapters at each of some values of one parameter.
 
-    At `z_i` the model has the update of set `i`, within the rounding of a sum. Between two values,
-    the update is the weighted mean of the two sets (`Hats`), exactly: the factors are put side by
-    side. Interpolated sets know nothing of each other, so adapters that are trained together
+    At `z_i` the model has the update of set `i`, up to the rounding of a sum. Between two values,
+    the update is exactly the weighted mean of the two sets (`Hats`), because the factors are put
+    side by side. The sets were trained independently, so adapters that are trained together
     (`Conditional`) are usually better between the values. The result may be trained further.
 
-    The cost: the rank is the sum of the ranks of the sets, and the moving field has a direction for
-    each set. So `n` sets of rank `r` compute as one adapter of rank `n r`, and LoRA's `B` is stored
-    `n` times at that rank.
+    The rank is the sum of the ranks of the sets, and the moving field has a direction for each set,
+    so `n` sets of rank `r` cost as much as one adapter of rank `n r`, and LoRA's `B` is stored `n`
+    times at that rank.
 
     **Arguments:**
 
     - `model`: the plain model that the sets were trained for.
     - `sets`: pairs of a value and a set, as `extract_adapters` and `read_adapters` return it. A set
-        without an adapter for a layer leaves this layer as it is.
-    - `source`: a further value, at which the model is the plain model. `None` if there is none.
-    - `extrapolate`: whether the weights go on linearly outside of the values. By default, the
-        nearest set stays.
+        without an adapter for a layer does not change this layer.
+    - `source`: a further value, at which the model is the plain model, or `None`.
+    - `extrapolate`: whether the weights continue linearly outside of the values. By default, the
+        nearest set is used there.
 
     **Returns:** a `Conditional` with the basis `Hats`.
 
@@ -128,7 +128,7 @@ def _combined(sets: Sequence[AdapterSet], weights: Sequence[float]) -> AdapterSe
 
 
 def _side_by_side(terms: Sequence[tuple[LooseAdapter, float]]) -> LooseAdapter:
-    """The weighted sum of products, whose rank is at most the largest of the matrix."""
+    """The weighted sum of products, whose rank is at most the largest that the matrix allows."""
     first = terms[0][0]
     dtype = max((a.state["lora_B"].dtype for a, _ in terms), key=lambda dtype: dtype.itemsize)
     wide = compute_dtype(jax.ShapeDtypeStruct((), dtype))
@@ -165,9 +165,9 @@ def _scaled_B(adapter: LooseAdapter, weight: float, dtype: Any) -> Any:
 def _directions(
     path: str, zero: Any, adapters: Sequence[Any], moving: tuple[str, ...]
 ) -> dict[str, Any]:
-    """By moving field, the values that the adapters at the nodes have, one behind another.
+    """By moving field, the values of the adapters at the nodes, stacked.
 
-    **Raises:** `SelectionError` if other arrays differ: a sum was cut to a smaller rank.
+    **Raises:** `SelectionError` if other arrays differ, because a sum was cut to a smaller rank.
     """
 
     def without_moving(adapter: Any) -> Any:

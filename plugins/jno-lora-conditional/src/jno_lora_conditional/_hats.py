@@ -1,4 +1,4 @@
-"""`Hats`: interpolation between values of the parameter that are set."""
+"""`Hats`: linear interpolation between given values of the parameter."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from ._bases import Basis, numbers
 class Hats(Basis):
     """Piecewise linear functions of one parameter: `phi_k` is 1 at node `k`, 0 at other nodes.
 
-    Between two nodes, both change linearly. So the adapters between two nodes are a weighted mean
-    of the adapters at these nodes. Before the first and behind the last node, `phi` is constant.
+    Between two nodes, both functions change linearly, so the adapters there are a weighted mean of
+    the adapters at these nodes. `phi` is constant before the first and after the last node.
 
     **Arguments:**
 
     - `nodes`: at least two different numbers, counting the source.
-    - `source`: the value at which the pretrained model stays as it is. It is a node without a
-        function. `None` if there is no such value.
-    - `extrapolate`: whether `phi` goes on linearly outside of the nodes.
+    - `source`: the value at which the pretrained model does not change, which is a node without a
+        function; or `None`.
+    - `extrapolate`: whether `phi` continues linearly outside of the nodes.
 
     **Raises:** `SelectionError` if an argument makes no sense.
     """

@@ -1,4 +1,4 @@
-"""The laws of conditionals, as functions of what one program computed."""
+"""The laws of conditionals, as functions of the results of one program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ _OF_DIFFERENCES = 1e-6  # of derivatives, against central differences
 
 
 class Results(NamedTuple):
-    """What one program computed: outputs as vectors."""
+    """The results of one program, with outputs as vectors."""
 
     name: str  # of the adapters
     plain: Any  # the plain layer's output, in float32
@@ -108,7 +108,7 @@ def _gradients(results: Results) -> str:
     return f"the gradients of {', '.join(bad)} are not finite" if bad else ""
 
 
-# By name: a function that returns the problem, or nothing.
+# By name, a function that returns a problem or an empty text.
 LAWS: dict[str, Callable[[Results], str]] = {
     "source": _source,
     "acts": _acts,

@@ -1,4 +1,4 @@
-"""Which trained fields of an adapter move with the parameter, and whether the start is the base."""
+"""Find the trained fields of an adapter that move, and check that the start is the base."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,9 +26,9 @@ Moving = dict[str, tuple[str, ...]]
 def moving_fields(
     adapted: PyTree, plain: PyTree, declared: Mapping[str, Sequence[str]], exact: bool
 ) -> Moving:
-    """The trained fields that change their layer by themselves, from the start of the adapters.
+    """The trained fields whose change alone changes the layer, at the start of the adapters.
 
-    The other trained fields act through these (LoRA's `A` through `B`).
+    The remaining trained fields act through these (LoRA's `A` through `B`).
 
     **Arguments:**
 
@@ -61,7 +61,7 @@ def moving_fields(
                 f'({", ".join(trained)}) move. Name them: moving={{"{name}": (...)}}'
             )
         else:
-            # A coded weight takes no other values. Decoded before compiling, both are equal.
+            # A coded weight cannot be changed. Decoded before compiling, both are equal.
             distance, changes, growths = _probe(with_arrays(adapter), with_arrays(layer), trained)
             moving[path] = tuple(field for field in trained if bool(changes[field]))
             problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
@@ -77,14 +77,14 @@ def _declaration_problem(
     adapter: LoRAWrapper, fields: Sequence[str], trained: tuple[str, ...]
 ) -> str | None:
     if type(adapter).mergeable:
-        return "can be merged, which shows the fields that move: leave it out of `moving`"
+        return "can be merged, so its moving fields are found: remove it from `moving`"
     if not fields or set(fields).difference(trained):
         return f"trains {', '.join(trained)}: name some of these fields, and not {fields!r}"
     return None
 
 
 def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
-    """The names of the trained fields that hold arrays."""
+    """The names of the trained fields that contain arrays."""
     names = trainable_fields(type(adapter))
     return tuple(name for name in names if jax.tree.leaves(getattr(adapter, name, None)))
 
@@ -105,10 +105,10 @@ def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[
 def _probe(
     adapter: Any, layer: Any, trained: tuple[str, ...]
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """How far the merged start is from `layer`, and what each field alone does to the layer.
+    """The distance of the merged start from `layer`, and how each field alone changes the layer.
 
     By field: whether a change of it changes the layer, and how much more than a fourth of it does,
-    as a fraction: 3/4 for a linear field, 0 if only the direction of the change counts.
+    as a fraction: 3/4 for a linear field, 0 if only the direction of the change matters.
     """
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
@@ -159,7 +159,7 @@ def _distance(a: Any, b: Any) -> Any:
 
 
 def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
-    """The trained fields that hold a `Shared` array."""
+    """The trained fields that contain a `Shared` array."""
 
     def is_shared(node: Any) -> bool:
         return isinstance(node, Shared)
@@ -173,18 +173,18 @@ def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
 def _rounding_of(layer: Any) -> float:
     """The largest difference that counts as a rounding of this layer's numbers."""
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
-    # A decomposition is good to some hundred roundings, which is less than the square root.
+    # A decomposition is accurate to some hundred roundings, less than the square root allows.
     sizes = (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays)
     return max(sizes, default=0.0)
 
 
 def _size_problem(moving: tuple[str, ...], growths: Mapping[str, Any]) -> str | None:
-    """For a field that the method divides by its norm: the parameter would only turn a sign."""
+    """The problem of a field that is divided by its norm: the parameter only decides its sign."""
     if not (bounded := [field for field in moving if float(growths[field]) < 1e-3]):
         return None
     return (
-        f"has the same update for {', '.join(bounded)} of every size, so the value of the "
-        "parameter would not count, only its side of the source. Choose another method"
+        f"has the same update for {', '.join(bounded)} of every size, so that only the sign of the "
+        "parameter's distance from the source would matter. Choose another method"
     )
 
 
@@ -192,7 +192,7 @@ def _problem(
     distance: float, exact: bool, moving: tuple[str, ...], trained: tuple[str, ...], rounding: float
 ) -> str | None:
     if not moving:
-        return f"changes nothing by any one of its trained fields ({', '.join(trained)})"
+        return f"has no trained field that changes the layer by itself ({', '.join(trained)})"
     if not distance <= rounding:  # NaN included
         return (
             f"does not start as the plain layer: a number differs by {distance:.2g}. Its values "

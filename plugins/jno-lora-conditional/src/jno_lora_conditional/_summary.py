@@ -21,7 +21,7 @@ class ConditionalRow:
 
     - `moving`: the fields that move with the parameter, and the scale and shift of `film`.
     - `shared`: the trained fields that are the same for all values of the parameter.
-    - `trainable`: the parameters that train: directions and shared fields.
+    - `trainable`: the number of trained parameters in directions and shared fields.
     """
 
     path: str
@@ -36,13 +36,13 @@ class ConditionalRow:
 class ConditionalReport(Printed[ConditionalRow]):
     """The adapted layers of a conditional, and totals.
 
-    Prints as a table that joins rows which differ only in the indices of their paths. `rows` is not
-    joined.
+    Prints as a table that joins rows which differ only in the indices of their paths; `rows` does
+    not join them.
 
-    - `moves`: how many layers move by which basis, in words.
-    - `trainable`: the parameters that train, also in the basis.
-    - `total`: the parameters of the whole model with its adapters, as in the summary of a `Net`,
-        and of the directions and the basis.
+    - `moves`: the number of layers that move, and the basis, as text.
+    - `trainable`: the number of trained parameters, including the basis.
+    - `total`: the number of parameters of the whole model with its adapters, as in the summary of a
+        `Net`, and of the directions and the basis.
     """
 
     rows: tuple[ConditionalRow, ...]
@@ -111,6 +111,6 @@ def described(directions: Mapping[str, Any], basis: Basis) -> str:
 
 
 def _count(tree: Any) -> int:
-    """Real numbers, so that a complex number counts twice."""
+    """The number of real numbers, so that a complex number counts twice."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
     return sum(leaf.size * (2 if leaf.dtype.kind == "c" else 1) for leaf in arrays)

@@ -1,4 +1,4 @@
-"""Directions and their weights kept apart, for a value of the parameter per example."""
+"""Keep directions and weights apart, so that each example can have its own parameter."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ from jno.lora.extending import over_stack
 def apart(
     adapter: Any, directions: Mapping[str, Any], from_zero: tuple[str, ...], phi: Float[Array, " K"]
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The adapter with directions and weights apart if it can, and the directions that are left.
+    """The adapter, with directions and weights apart if possible, and the remaining directions.
 
     - `directions`: by field, with the axis `K` in front of the axes of a stack.
     - `from_zero`: the fields that start as zero.
     """
-    # Nothing maps over weights that have values: then the sums cost least, and train as ever.
+    # Weights with values are not mapped over. The sums are cheapest then, and train as usual.
     if not from_zero or not isinstance(phi, Tracer):
         return adapter, directions
     cls = MatrixAdapter.of(type(adapter))

@@ -38,7 +38,7 @@ from ._laws import LAWS, Results
 
 __all__ = ["check_conditional", "trained_at_random"]
 
-_STEP = 1e-5  # of central differences, whose error is its square
+_STEP = 1e-5  # of central differences, whose error is the square of the step
 
 
 def check_conditional(
@@ -230,7 +230,7 @@ def _cast(tree: PyTree, dtype: Any) -> Any:
 
 
 def _numbers(output: PyTree) -> Float[Array, " n"]:
-    """The floating and complex arrays of an output as one vector."""
+    """The floating and complex arrays of an output, as one vector."""
     leaves = [leaf for leaf in jax.tree.leaves(output) if eqx.is_inexact_array(leaf)]
     parts = [
         part.ravel()

@@ -5,10 +5,10 @@ from typing import Any
 
 
 class _Named(abc.ABCMeta):
-    """The class of an abstract class that stands for the class with a given module and name.
+    """The metaclass of a class that stands for the class with a given module and name.
 
-    A plugin is loaded for every model, and e3nn-jax takes seconds to import. A model that holds one
-    of its layers has imported it already. `functools.singledispatch` knows such classes as well.
+    A plugin is loaded for every model, but e3nn-jax takes seconds to import, and a model with one
+    of its layers has already imported it. `functools.singledispatch` works with such classes, too.
     """
 
     names: frozenset[tuple[str, str]]

@@ -1,4 +1,4 @@
-"""Arithmetic on the arrays of a layer by NumPy: JAX compiles a program for each shape."""
+"""Arithmetic on the arrays of a layer by NumPy, because JAX compiles a program for each shape."""
 
 import contextlib
 from typing import Any
@@ -13,7 +13,7 @@ from jno_lora_zoo import in_compute_dtype
 
 
 def on_host(array: Any) -> Any:
-    """`array` in its compute dtype, for arithmetic: NumPy's if its values lie on one CPU.
+    """`array` in its compute dtype, for arithmetic; a NumPy array if its values are on one CPU.
 
     NumPy rounds sums and products as JAX does.
     """
@@ -31,7 +31,7 @@ def beside(result: Any, array: Any) -> Array:
 
 
 def _device_of(array: Any) -> Any:
-    """The CPU on which an array of JAX with values lies, or `None`."""
+    """The CPU that stores the values of an array of JAX, or `None`."""
     if not isinstance(array, jax.Array) or isinstance(array, Tracer):
         return None
     devices = list(array.devices())

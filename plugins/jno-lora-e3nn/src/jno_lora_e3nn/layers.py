@@ -1,4 +1,4 @@
-"""`e3nn_jax.equinox.Linear`: a matrix of channels for each path between two equal irreps."""
+"""`e3nn_jax.equinox.Linear`, with a matrix of channels for each path between two equal irreps."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from ._host import beside, on_host
 
 
 class Path(NamedTuple):
-    """A path of the layer: from the channels of one irrep to channels of the same irrep.
+    """A path of the layer, from the channels of one irrep to channels of the same irrep.
 
     - `name`: of its matrix, such as `1o_2`: the irrep, and its place among the outputs.
     - `weight`: the key of its array in the layer, whose last axes are `(in, out)`.
@@ -35,12 +35,12 @@ class Path(NamedTuple):
 class E3nnLayer(MatricesLayer):
     """`e3nn_jax.equinox.Linear`, with one matrix `(mul_out, mul_in)` for each path of irreps.
 
-    An update mixes channels of one irrep, and no components of an irrep: by Schur's lemma, every
-    matrix keeps the equivariance. The matrix is the array times the path's weight, about
-    `1/sqrt(mul_in)`, so that it is the linear map that the layer applies. Biases, which only
-    scalars have, are left alone unless the method adapts biases.
+    An update mixes the channels of one irrep, but not the components of an irrep, so by Schur's
+    lemma every matrix keeps the equivariance. The matrix is the array times the path's weight,
+    about `1/sqrt(mul_in)`, so that it is the linear map that the layer applies. Biases, which only
+    scalars have, do not change unless the method adapts biases.
 
-    A layer with indexed weights (a set of matrices for each species) has one matrix for each path:
+    In a layer with indexed weights (a set of matrices for each species), the matrix of a path is
     the mean over the species. Its change is added for every species, so that all species share the
     adapter. `E3nnPerSpeciesLayer` has an adapter for each species. In a layer with mixed weights,
     the products of the weights and the channels are the inputs, and a matrix is
@@ -92,7 +92,7 @@ class E3nnLayer(MatricesLayer):
         for path in paths(base):
             if path.name in matrices:
                 array = base._weights[path.weight]
-                # The change, and not the new matrix: no change leaves the array as it is, exactly.
+                # Add the change, so that the array stays exactly the same without a change.
                 new_matrix, matrix = matrices[path.name], cls._matrix(base, path, array)
                 change = (on_host(new_matrix) - on_host(matrix)) / path.factor
                 wide = on_host(array)
@@ -102,9 +102,9 @@ class E3nnLayer(MatricesLayer):
 
     @classmethod
     def _change_of_array(cls, change: Any, array: Any) -> Any:
-        """The change of the layer's array, for the change of a matrix over the path's factor."""
+        """The change of the layer's array, from the change of a matrix over the path's factor."""
         change = change.swapaxes(-1, -2)
-        # The array of a layer with one set of matrices, or the same change for all species.
+        # With one set of matrices, the change of the array; else the same change for all species.
         return change.reshape(array.shape) if change.size == array.size else change[None]
 
     @classmethod
@@ -141,9 +141,9 @@ class E3nnLayer(MatricesLayer):
         layer: Any = self.base
         linear, is_vanilla = layer._linear, layer.linear_type == "vanilla"
         x = args[-1].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
-        # The irreps of the inputs are regrouped: an output has one path at most.
+        # The irreps of the inputs are regrouped, so an output has at most one path.
         chunks: list[Any] = [None] * len(linear.irreps_out)
-        # The matrix of all species is their mean, of which only the change is added.
+        # The matrix of all species is their mean, so only its change is added.
         plain = {} if is_vanilla else self.linear_layers(layer)
         for path in paths(layer):
             features = x.chunks[path.place_in]
@@ -187,8 +187,8 @@ class E3nnLayer(MatricesLayer):
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> dict[str, float]:
-        # A change of the matrix, over the factor, is added to the array of every species. So the
-        # gradient by the matrix is a sum over the species, and `matrices` of a gradient is a mean.
+        # A change of the matrix, over the factor, is added to the array of every species, so the
+        # gradient by the matrix is a sum over the species, but `matrices` of a gradient is a mean.
         count = layer.num_indexed_weights if layer.linear_type == "indexed" else 1
         return {path.name: count / path.factor**2 for path in paths(layer)}
 
@@ -217,7 +217,7 @@ class E3nnPerSpeciesLayer(E3nnLayer):
 def paths(layer: Any) -> Iterator[Path]:
     """The paths of an `e3nn_jax.equinox.Linear` that have weights.
 
-    The arrays of the layer are in a dict, whose keys JAX sorts: so they are found by their names.
+    The arrays of the layer are found by name, because they are in a dict, whose keys JAX sorts.
     """
     linear = layer._linear
     names = [(ins, _key(linear, ins)) for ins in linear.instructions if 0 not in ins.path_shape]
@@ -260,9 +260,9 @@ def _mixed(
 def _rows(features: Float[Array, "*batch mul n"], ir: Any, most: int) -> Float[Array, "rows mul"]:
     """Vectors of channels with the mean and the covariance of the channels over all directions.
 
-    Each has `2 most` rows. Scalars are repeated. Components of other irreps come with both signs,
-    as under rotations and inversions: their mean is zero, whatever the frame of the data. Rows of
-    zeros, for which the other rows are scaled up, make the numbers of rows equal.
+    There are `2 most` rows for each input. Scalars are repeated. Components of other irreps get
+    both signs, as under rotations and inversions, so that their mean is zero in every frame of the
+    data. Rows of zeros make the numbers of rows equal, and the other rows are scaled up for this.
     """
     rows = jnp.moveaxis(features, -1, 0)
     if ir == "0e":
@@ -280,7 +280,7 @@ def _components(layer: Any) -> int:
 
 
 def e3nn() -> Any:
-    """The library, which takes seconds to import."""
+    """The library, imported late because that takes seconds."""
     import e3nn_jax
 
     return e3nn_jax

@@ -1,4 +1,4 @@
-"""MMEA: gains for the channels of an equivariant layer, which a small network of scalars gives."""
+"""MMEA: a small network of the scalars computes gains for the channels of an equivariant layer."""
 
 import math
 from typing import Any
@@ -26,17 +26,17 @@ class MMEA(LoRAWrapper):
 
     Law: for the input `x` with the scalars `s` (`0e`), and the output `y` of the layer,
     `g = up silu(down s + down_bias) + up_bias`. A scalar channel becomes `y_k + g_k`. A channel of
-    any other irrep becomes `exp(g_k) y_k`: all components of a channel have one gain, and no
-    channels mix. So rotations and inversions of the input still rotate and invert the output.
-    `up = 0` and `up_bias = 0` at first, so that nothing changes until the gate is trained, and
+    any other irrep becomes `exp(g_k) y_k`. All components of a channel have one gain, and channels
+    do not mix, so rotations and inversions of the input still rotate and invert the output. `up`
+    and `up_bias` start at 0, so nothing changes until the gate is trained, and
     `down ~ N(0, 1/scalars)`.
 
     With `scalars` inputs and `channels` of the output (the sum of its multiplicities, times
     `channel_out` if the layer has it), `r (scalars + 1) + channels (r + 1)` parameters train. The
     rank is the width of the gate and is not clamped; the authors use 16. `alpha` is ignored.
 
-    An adapter of this kind cannot be merged: `merge` raises. Layers without even scalars among
-    their inputs are not claimed.
+    MMEA cannot be merged, so `merge` raises. Layers without even scalars among their inputs are not
+    claimed.
 
     **Arguments:**
 
@@ -46,10 +46,10 @@ class MMEA(LoRAWrapper):
 
     Paper: Jin, Yuan and Tao, "Magnitude-Modulated Equivariant Adapter for Parameter-Efficient
     Fine-Tuning of Equivariant Graph Neural Networks", arXiv:2511.06696. The authors' code starts
-    the rows of the scalars at random, which changes the model; here all of `up` starts at 0. Odd
-    scalars (`0o`), which the code does not tell from even ones, have gains and are not read by the
-    gate: otherwise an inversion would change it. `1 + g_k` in the place of `exp(g_k)`, the second
-    form of the code, is left out.
+    the rows of the scalars at random, which changes the model; here all of `up` starts at 0. The
+    code does not distinguish odd scalars (`0o`) from even scalars. Here, odd scalars have gains,
+    but the gate does not read them, because otherwise an inversion would change it. The second form
+    of the code, `1 + g_k` instead of `exp(g_k)`, is left out.
     """
 
     adapter_fields = ("down", "down_bias", "up", "up_bias")
@@ -99,7 +99,7 @@ class MMEA(LoRAWrapper):
         self.up_bias = jnp.zeros(channels, dtype)
 
     def __call__(self, weights_or_input: Any, input_or_none: Any = None) -> Any:
-        """The layer's output with gains, for the arguments of the layer itself."""
+        """The layer's output with gains, for the same arguments as the layer."""
         base: Any = self.base
         args = (weights_or_input,) if input_or_none is None else (weights_or_input, input_or_none)
         y = base(*args)

@@ -1,4 +1,4 @@
-"""The entry point. It imports the adapters only when asked for them, and never e3nn-jax."""
+"""The entry point, which imports the adapters only when they are needed, and never e3nn-jax."""
 
 from collections.abc import Iterable
 

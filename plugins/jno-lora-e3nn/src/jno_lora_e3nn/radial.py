@@ -13,7 +13,7 @@ from ._classes import NequixLinear
 class RadialLayer(MatrixLayer):
     """`nequix.model.Linear`: a layer with a weight `(in, out)` in its field `weights`.
 
-    The layers of a radial network read distances alone, so every change keeps the equivariance.
+    The layers of a radial network read only distances, so every change keeps the equivariance.
     """
 
     weight_axes = "io"

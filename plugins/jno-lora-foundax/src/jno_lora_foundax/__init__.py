@@ -1,8 +1,8 @@
 """Adapters for the models of foundax: channel-last convolutions, MPP's linear layers, FNOs.
 
 They are found by name (`net.lora(wrapper="LoRASpectral")`), by variant (`wrapper="lora"`) and by
-`wrapper="auto"`. Kernels of unknown layout are refused: a subclass of `ChannelLastKernelLayer` or
-`SpectralAdapter.mode_weights` declares the layers of another library.
+`wrapper="auto"`. Kernels of unknown layout are refused, unless a subclass of
+`ChannelLastKernelLayer` or `SpectralAdapter.mode_weights` declares them.
 """
 
 # ruff: noqa: F403

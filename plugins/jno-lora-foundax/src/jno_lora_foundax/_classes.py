@@ -1,4 +1,4 @@
-"""Recognising the layers of foundax and pdequinox without importing these libraries."""
+"""Recognise the layers of foundax and pdequinox without importing these libraries."""
 
 import sys
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ T = TypeVar("T")
 def value_for(leaf: Any, table: Mapping[tuple[str, str], T]) -> T | None:
     """The value of the first class in `table`, by module and name, that `leaf` is an instance of.
 
-    A plugin is loaded for every model, and these libraries are heavy. But a model that holds one of
-    their layers has imported the layer's module already: as long as that is missing, nothing can be
-    an instance of its classes.
+    A plugin is loaded for every model, but these libraries are heavy. A model with one of their
+    layers has already imported the layer's module, so as long as the module is missing, nothing can
+    be an instance of its classes.
     """
     for (module, name), value in table.items():
         cls = loaded_class(module, name)

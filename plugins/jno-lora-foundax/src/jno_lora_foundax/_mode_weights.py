@@ -27,18 +27,18 @@ from ._classes import loaded_class, value_for
 
 
 class ModeWeights(NamedTuple):
-    """A family of matrices, one for each mode, complex as a rule: how a layer stores them.
+    """How a layer stores a family of matrices, one for each mode, which are usually complex.
 
     **Arguments:**
 
-    - `fields`: the layer's fields that hold the matrices: real part, then imaginary part. One field
-        is enough for a complex array, for real matrices, or if it has an axis for the two parts.
+    - `fields`: the layer's fields with the matrices: real part, then imaginary part. One field is
+        enough for a complex array, for real matrices, or if it has an axis for the two parts.
     - `axes`: a letter for each axis of these arrays: `i` for the inputs, `o` for the outputs, `p`
         for the parts, any other letter for modes.
-    - `frequency`: a function of the sizes of the modes' axes. It gives an integer array of these
+    - `frequency`: a function of the sizes of the modes' axes. It returns an integer array of these
         sizes with the frequency of each mode, on a grid that is fine enough for all modes. (On a
         coarser grid, foundax's layers use negative modes at lower frequencies.) `None` if the
-        modes are not in the order of frequencies.
+        modes are not ordered by frequency.
     """
 
     fields: tuple[str, ...]
@@ -55,7 +55,7 @@ class ModeWeights(NamedTuple):
             return False
         if 0 in shape or len(shape) < len(self.axes):
             return False
-        if _is_complex(arrays[0]):  # which holds both parts
+        if _is_complex(arrays[0]):  # with both parts
             return len(arrays) == 1 and "p" not in self.axes
         parts = shape[self.axes.index("p") - len(self.axes)] if "p" in self.axes else len(arrays)
         return parts in (1, 2)
@@ -88,7 +88,7 @@ class ModeWeights(NamedTuple):
     def written(
         self, layer: Any, matrices: Float[Array, "parts *modes out in"]
     ) -> dict[str, Shaped[Array, "..."]]:
-        """Arrays for the fields of `layer`, in their layout and dtype, that hold these matrices."""
+        """Arrays of these matrices for the fields of `layer`, in the fields' layout and dtype."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
         first = getattr(layer, self.fields[0])
         if _is_complex(first):
@@ -98,15 +98,15 @@ class ModeWeights(NamedTuple):
         return dict(zip(self.fields, arrays, strict=True))
 
     def compute_dtype(self, layer: Any) -> Any:
-        """The dtype of the parts in computations, as `read` has it."""
+        """The dtype of the parts in computations, as `read` returns them."""
         first = getattr(layer, self.fields[0])
         return jnp.finfo(first.dtype).dtype if _is_complex(first) else compute_dtype(first)
 
     def added(self, layer: Any, change: Inexact[Array, "..."]) -> dict[str, Shaped[Array, "..."]]:
         """Arrays for the fields of `layer` after `change`, complex if there are two parts.
 
-        The axes of `change` are `axes` without `p`: neither it nor the fields are transposed, so
-        that a training step computes no more than it must.
+        The axes of `change` are `axes` without `p`, so that a training step has to transpose
+        neither `change` nor the fields.
         """
         first = getattr(layer, self.fields[0])
         if _is_complex(first):
@@ -121,7 +121,7 @@ class ModeWeights(NamedTuple):
         return {f: cast_like(new, first) for f, new in zip(self.fields, sums, strict=True)}
 
     def mesh_axes(self, layer: Any) -> MeshAxes:
-        """The mesh axes that cut the matrices. Those of parts and modes follow the stack's."""
+        """The mesh axes that shard the matrices. Parts and modes come after the stack."""
         mesh_axes = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
         axes = dict(zip(self.axes, mesh_axes[stack:], strict=True))
@@ -147,7 +147,7 @@ def _is_complex(array: Any) -> bool:
 def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]], np.ndarray]:
     """The largest `|k_j|` over the axes, for modes `0, 1, ...` or, where `True`, `..., -2, -1`.
 
-    Several corners lie on the first axis.
+    If there are several corners, they are on the first axis.
     """
 
     def frequency(sizes: tuple[int, ...]) -> np.ndarray:
@@ -163,7 +163,7 @@ def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]]
 
 
 def _negative(dims: int) -> list[tuple[bool, ...]]:
-    """Which axes of each corner of the spectrum have negative frequencies: never the last."""
+    """Which axes of each corner of the spectrum have negative frequencies (never the last axis)."""
     return [(*axes, False) for axes in itertools.product((False, True), repeat=dims - 1)]
 
 
@@ -175,8 +175,8 @@ def _pairs(axes: str, *names: str) -> dict[str, ModeWeights]:
 
 
 def _geometric(axes: str) -> dict[str, ModeWeights]:
-    # The cosine's weight acts as real part, and the sine's as imaginary part. The constant mode
-    # has a real weight.
+    # The weight of the cosine acts as the real part, and the weight of the sine as the imaginary
+    # part. The constant mode has a real weight.
     return {
         "weights": ModeWeights(("weights_c", "weights_s"), axes),
         "weights_0": ModeWeights(("weights_0",), axes),
@@ -184,8 +184,8 @@ def _geometric(axes: str) -> dict[str, ModeWeights]:
 
 
 def _corners_stacked(leaf: Any) -> dict[str, ModeWeights]:
-    # The sizes are named `(corners, in, out, *modes)`, but the call sums over the third axis. A
-    # layer whose numbers of inputs and outputs differ cannot run, so only the meaning differs.
+    # The sizes are named `(corners, in, out, *modes)`, but the call sums over the third axis. Only
+    # the meaning differs, because layers with different numbers of inputs and outputs cannot run.
     dims = leaf.num_spatial_dims
     # The first axis is the fastest among the corners.
     corners = sorted(_negative(dims), key=lambda corner: corner[::-1])
@@ -202,7 +202,7 @@ _FAMILIES: dict[tuple[str, str], _Families | Callable[[Any], _Families]] = {
     (_FNO, "SpectralConv3d"): _pairs("ioxyz", "weight_1", "weight_2", "weight_3", "weight_4"),
     ("foundax.architectures.geofno", "SpectralConvGeo"): _geometric("iox"),
     ("foundax.architectures.pcno", "SpectralConv"): _geometric("ioxm"),
-    # DPOT: the same matrix for all modes, one for each block of channels.
+    # DPOT uses the same matrix for all modes, one for each block of channels.
     ("jax_dpot.model_eqx", "AFNO2D"): {
         "w1": ModeWeights(("w1",), "pbio"),
         "w2": ModeWeights(("w2",), "pbio"),
@@ -229,8 +229,8 @@ _PART = re.compile(r"(?:^|_)(?:re|real|im|imag)(?=_|$)")
 def advice_to_declare(leaf: Any) -> str | None:
     """How to declare arrays that look like weights of modes, or `None`.
 
-    They have three axes or more, and are complex, or their names say that they are a real or an
-    imaginary part, such as `w_re` and `w_im`.
+    Such arrays have three axes or more, and are complex or named as a real or imaginary part, such
+    as `w_re` and `w_im`.
     """
     names = [field.name for field in dataclasses.fields(leaf)]
     fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}

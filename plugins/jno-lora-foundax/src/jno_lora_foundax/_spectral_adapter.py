@@ -18,11 +18,11 @@ from ._sums import times
 
 
 class SpectralAdapter(KindOfLayer):
-    """An adapter of layers with one matrix for each mode. A subclass says how the matrices change.
+    """An adapter of layers with one matrix for each mode. A subclass defines how these change.
 
-    The arrays are real: the first axis has the real and the imaginary part (real matrices have one
-    part), so that optimisers, casts and checkpoints need not know of complex numbers. The layer is
-    called with the updated weights in it.
+    The arrays are real, and their first axis has the real and the imaginary part (real matrices
+    have one part), so that optimisers, casts and checkpoints need not handle complex numbers. The
+    layer itself is called, with the updated weights.
     """
 
     # The field in which the change of the matrices is linear.
@@ -41,12 +41,12 @@ class SpectralAdapter(KindOfLayer):
     def change_of_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
     ) -> Float[Array, "parts *modes out in"]:
-        """The change alone, in a class with a `linear_field`. By default it does not read `W`."""
+        """The change alone, for a class with a `linear_field`. The default does not read `W`."""
         return self.adapted_matrices(name, jnp.zeros_like(W))
 
     @classmethod
     def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
-        """The families of matrices that `leaf` holds, by name, or `None`.
+        """The families of matrices in `leaf`, by name, or `None`.
 
         A subclass declares the layers of another library here.
         """
@@ -70,10 +70,10 @@ class SpectralAdapter(KindOfLayer):
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the layer with the updated weights, for the layer's arguments.
+        """The output of the layer with the updated weights, for the same arguments as the layer.
 
-        The weights are updated once for a whole batch, which costs little beside the transforms.
-        Weights of directions, which may differ in a batch, multiply outputs instead.
+        The weights are updated once for a whole batch, which is cheap compared with the transforms.
+        Weights of directions multiply outputs instead, because they may differ in a batch.
         """
         if self.direction_weights is None:
             return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -85,8 +85,8 @@ class SpectralAdapter(KindOfLayer):
     ) -> Float[Array, "..."]:
         """The sum of what each direction adds to the output, times its weight.
 
-        The layer is linear in its weights: it is called with the change in their place. A compiler
-        shares the transform of the input with the layer.
+        The layer is linear in its weights, so it is called with the change instead of its weights.
+        A compiler shares the transform of the input with the layer.
         """
         field = str(self.linear_field)
         terms: list[Array] = []
@@ -101,11 +101,11 @@ class SpectralAdapter(KindOfLayer):
     def with_directions(
         self, directions: Mapping[str, Any], weights: Float[Array, " K"]
     ) -> LoRAWrapper | None:
-        """`None` for other fields than `linear_field`, and if the layer may do more than multiply.
+        """`None` unless the field is `linear_field` and the layer is linear in its weights.
 
         Layers of foundax's FNOs, GeoFNO and PCNO are linear in their weights.
         """
-        # A class with a law of its own must name the field that its change is linear in.
+        # A class with its own law must name the field in which its change is linear.
         author = next(cls for cls in type(self).__mro__ if "adapted_matrices" in vars(cls))
         field = vars(author).get("linear_field")
         if directions.keys() != {field} or linear_output_axis(self.base) is None:
@@ -144,7 +144,7 @@ class SpectralAdapter(KindOfLayer):
 
     @classmethod
     def modulated(cls, layer: eqx.Module, scale: Float[Array, " out"], shift: None) -> eqx.Module:
-        """The plain `layer` with the outputs `scale y`. Without a bias, it takes no shift."""
+        """The plain `layer` with the outputs `scale y`, without a shift as it has no bias."""
         new: dict[str, Array] = {}
         for family in cls._families(layer).values():
             W = family.read(layer)
@@ -170,12 +170,12 @@ class SpectralAdapter(KindOfLayer):
 
 
 def as_complex(parts: Float[Array, "parts ..."]) -> Inexact[Array, "..."]:
-    """The array whose parts lie on the first axis: a real array if there is one part."""
+    """The array whose parts are on the first axis, which is real if there is one part."""
     return parts[0] if len(parts) == 1 else lax.complex(parts[0], parts[1])
 
 
 def parts_of(array: Inexact[Array, "..."]) -> Float[Array, "parts ..."]:
-    """The parts of an array on a new first axis: the inverse of `as_complex`."""
+    """The parts of an array on a new first axis, as the inverse of `as_complex`."""
     parts = [jnp.real(array), jnp.imag(array)] if jnp.iscomplexobj(array) else [array]
     return jnp.stack(parts)
 
@@ -185,7 +185,7 @@ def complex_product(
     a: Float[Array, "parts ..."],
     b: Float[Array, "parts ..."],
 ) -> Float[Array, "parts ..."]:
-    """A bilinear product of complex arrays whose parts lie on the first axis, or of real ones."""
+    """A bilinear product of complex arrays whose parts are on the first axis, or of real arrays."""
     if a.shape[0] == 1:
         return product(a, b)
     real = product(a[0], b[0]) - product(a[1], b[1])

@@ -1,4 +1,4 @@
-"""Weighted sums of adapters that are sums over directions."""
+"""Weighted sums of adapters whose updates are sums over directions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jno_lora_zoo import in_compute_dtype
 
 
 def summed(terms: Sequence[Term], axes: Mapping[str, int], scaled: str, rank: int | None) -> Term:
-    """The sum of `terms`, whose directions add up. `rank` is the least rank of the sum.
+    """The sum of `terms`, whose directions add up, with at least the rank `rank`.
 
     - `axes`, `scaled`: as in `joined`. An update is `alpha / rank` times the field `scaled`.
     """
@@ -39,9 +39,9 @@ def joined(
 
     - `axes`: by field, the axis of directions of its arrays, counted from the end.
     - `scaled`, `factor`: each array of the field `scaled` is multiplied by `factor(term, name)`.
-    - `more`: how many directions of zeros follow.
+    - `more`: how many directions of zeros to append.
 
-    **Raises:** `ValueError` if the terms have arrays of other names, as bands of frequencies do.
+    **Raises:** `ValueError` if the terms have arrays of different names, as with different bands.
     """
     names = list(terms[0].state)
     in_any = {name for term in terms for name in term.state}

@@ -28,11 +28,11 @@ class Bottleneck(LayerKind):
     """A nonlinear bottleneck of `rank` channels beside a layer.
 
     Law: `y = layer(x) + (alpha / rank) B gelu(A x + a)`, with GELU in its tanh form, `a = 0`,
-    `B = 0` and `A ~ N(0, 1/in)`. `A` reads what the layer reads: the patches of its kernel, for a
-    convolution. `rank (in + out + 1)` parameters train. The rank is not clamped.
+    `B = 0` and `A ~ N(0, 1/in)`. `A` reads the same inputs as the layer; for a convolution, these
+    are the patches of the kernel. `rank (in + out + 1)` parameters train. The rank is not clamped.
 
-    A bottleneck does not change the weight, so `merge` raises, and the weight reads as the base's.
-    With groups, `A` and `a` serve each group, and the rows of `B` are divided among the groups.
+    A bottleneck does not change the weight, so `merge` raises, and `weight` is the base's weight.
+    With groups, all groups share `A` and `a`, and the rows of `B` are divided among the groups.
 
     `adapter_dtype` is by default the weight's, float32 at least.
 
@@ -72,11 +72,11 @@ class Bottleneck(LayerKind):
 
     @abc.abstractmethod
     def bottleneck_features(self, *args: Any, **kwargs: Any) -> Float[Array, "r groups *rest"]:
-        """`A x` for each group of channels, for the arguments of a call."""
+        """`A x` for each group of channels, from the arguments of a call."""
 
     @abc.abstractmethod
     def channel_axis(self) -> int:
-        """The axis of the layer's output that has the channels."""
+        """The axis of the channels in the layer's output."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         y = self.base(*args, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -98,7 +98,7 @@ class Bottleneck(LayerKind):
 
 
 def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` has the `__call__` of its base `cls`, which says where the channels lie."""
+    """Whether `leaf` has the `__call__` of its base `cls`, where the channel axis is known."""
     return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
 
 

@@ -1,4 +1,4 @@
-"""foundax's layers: convolutions whose kernels have the channels last, and MPP's linear layers."""
+"""foundax's layers: convolutions with channel-last kernels, and MPP's linear layers."""
 
 import abc
 import math
@@ -25,20 +25,21 @@ class ChannelLastKernelLayer(LayerKind):
     """A layer with a kernel `(*kernel_size, in / groups, out)`.
 
     The matrix is `(out, in / groups * prod(kernel_size))`: a row is one output channel's kernel,
-    with the inputs as its slowest axis. That is the matrix of the same convolution in Equinox's
-    layout, `(out, in / groups, *kernel_size)`, so that an adapter's arrays are the same in both.
+    with the inputs as its slowest axis. The same convolution in Equinox's layout,
+    `(out, in / groups, *kernel_size)`, has the same matrix, so that an adapter's arrays fit both.
 
-    Neither the layers nor their arrays say which axis is which: `num_spatial_dims` says it for
-    known classes. Every other kernel is refused. A subclass declares the layers of another library.
+    The meaning of an axis cannot be read from a layer or its arrays, so `num_spatial_dims` defines
+    it for known classes, and all other kernels are refused. A subclass declares the layers of
+    another library.
 
-    There are no fast paths: convolving with `A` apart was slower for UNets on a CPU more often than
-    faster.
+    There are no fast paths, because for UNets on a CPU, convolving with `A` separately was more
+    often slower than faster.
     """
 
     @classmethod
     @abc.abstractmethod
     def num_spatial_dims(cls, leaf: Any) -> int | None:
-        """The number of spatial axes of `leaf`'s kernel, or `None` if its layout is not known."""
+        """The number of spatial axes of `leaf`'s kernel, or `None` if the layout is unknown."""
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
@@ -66,13 +67,13 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        """The patches: the outputs of the layer for kernels with a single 1."""
+        """The patches, which are the outputs of the layer for kernels with a single 1."""
         ones = jnp.eye(math.prod(layer.weight.shape[:-1]), dtype=layer.weight.dtype)
         return super().inputs_of(layer, cls._called_with(layer, ones)(*args, **kwargs))
 
     @classmethod
     def _called_with(cls, layer: Any, matrix: Float[Array, "_ in"]) -> Any:
-        """`layer` with the kernels of another matrix, of any number of outputs, and no bias."""
+        """`layer` without a bias, with the kernels of a matrix of any number of outputs."""
         *kernel_size, inputs, _ = layer.weight.shape
         kernel = cast_like(matrix, layer.weight).reshape(-1, inputs, *kernel_size)
         new = (jnp.moveaxis(kernel, (0, 1), (-1, -2)), None)
@@ -82,7 +83,7 @@ class ChannelLastKernelLayer(LayerKind):
     def mesh_axes(cls, base: Any) -> MeshAxes:
         stack = cls.stack_ndim(base)
         *spatial, inputs, outputs = sharded_over(base.weight)
-        # A row of the matrix is cut like the inputs, unless the spatial axes are cut as well.
+        # A row of the matrix is sharded like the inputs, unless the spatial axes are sharded too.
         inputs = None if any(spatial[stack:]) else inputs
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
 
@@ -105,7 +106,7 @@ _SUBSAMPLED = {("jax_mpp.avit_eqx", "SubsampledLinear"): True}
 class ChannelLastConvLayer(ChannelLastKernelLayer):
     """`Conv1dNHWC`, `Conv2dNHWC`, `Conv3dNHWC`, `Conv2d` and `Conv1dCL` of foundax.
 
-    The convolutions of Poseidon hold an `eqx.nn.Conv2d`, which the zoo's adapters claim.
+    The convolutions of Poseidon contain an `eqx.nn.Conv2d`, which the zoo's adapters claim.
     """
 
     @classmethod
@@ -116,9 +117,9 @@ class ChannelLastConvLayer(ChannelLastKernelLayer):
 class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     """`ConvTranspose1d`, `ConvTranspose2d` and `ConvTranspose3d` of foundax.
 
-    They allocate their kernel as `(*kernel_size, out, in)`, but the call, which is the truth, uses
-    it as `(*kernel_size, in, out)`. A layer with different numbers of inputs and outputs cannot
-    run, and is refused. The models of foundax have none.
+    They allocate their kernel as `(*kernel_size, out, in)`, but the call uses it as
+    `(*kernel_size, in, out)`, which counts here. A layer with different numbers of inputs and
+    outputs cannot run, and is refused. The models of foundax do not contain such layers.
     """
 
     @classmethod
@@ -134,8 +135,8 @@ class SubsampledLinearLayer(LinearLayer):
     """MPP's `SubsampledLinear`: a weight `(dim_out, dim_in)`, called with `(x, labels)`.
 
     The labels choose the columns (or, without `subsample_in`, the rows) that a call uses. The
-    matrix is the whole weight: one adapter for every set of physical fields. The layer is called as
-    it is, with the law's weight in it.
+    matrix is the whole weight, so one adapter serves every set of physical fields. The layer itself
+    is called, with the adapted weight.
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The entry point. It imports the adapters only when asked for them, and never foundax."""
+"""The entry point, which imports the adapters only when they are needed, and never foundax."""
 
 from collections.abc import Iterable
 

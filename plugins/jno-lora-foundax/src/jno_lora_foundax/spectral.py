@@ -1,4 +1,4 @@
-"""Adapters for the spectral weights of Fourier neural operators: one update for each mode."""
+"""Adapters for the spectral weights of Fourier neural operators, with an update for each mode."""
 
 import abc
 import math
@@ -22,9 +22,9 @@ from ._sums import joined, narrowed
 
 
 class SpectralLowRank(SpectralAdapter):
-    """`W_k' = W_k + s B_k A_k` for each mode `k`; the subclasses say what `s` is.
+    """`W_k' = W_k + s B_k A_k` for each mode `k`, with a scale `s` that the subclasses define.
 
-    The option `bands` gives ranks by frequency: see `LoRASpectral`.
+    The option `bands` gives ranks by frequency, as in `LoRASpectral`.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -103,7 +103,7 @@ class SpectralLowRank(SpectralAdapter):
 
     @classmethod
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
-        """The rank is the sum of the ranks, at most the smaller side of the matrices."""
+        """The rank is the sum of the ranks, but at most the smaller side of the matrices."""
 
         def factor(term: Term, name: str) -> Any:
             return term.weight * cls.scale_of(term.state[name].shape[-1], term.alpha)
@@ -123,7 +123,7 @@ class SpectralLowRank(SpectralAdapter):
         return Term(narrowed(state, terms), rank, float(rank))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """`A` and `B` are cut like their family's weight, but the modes of a band are not cut."""
+        """`A` and `B` are sharded like their family's weight, except the modes of a band."""
         specs: dict[str, PartitionSpec] = {}
         families = self._families(self.base)
         for array in self.lora_A:
@@ -142,12 +142,12 @@ class SpectralLowRank(SpectralAdapter):
     def _band_modes(
         self, name: str, shape: tuple[int, ...], ends: list[int]
     ) -> dict[int, np.ndarray]:
-        """The modes of each band that has any, as indices among all modes, by the band's end."""
+        """The modes of each band that is not empty, as indices of all modes, by the band's end."""
         frequency = self._families(self.base)[name].frequency
         if frequency is None:
             raise ValueError(
-                "`bands` are bands of frequencies, but nothing says which frequencies the modes of "
-                f"{name!r} of a {type(self.base).__name__} have: leave `bands` out for this layer"
+                "`bands` are bands of frequencies, but the frequencies of the modes of "
+                f"{name!r} of a {type(self.base).__name__} are unknown: leave out `bands` here"
             )
         height = frequency(shape[1:-2]).ravel()
         bands = zip([0, *ends], ends, strict=False)
@@ -202,7 +202,7 @@ class LoRASpectral(SpectralLowRank):
     each mode: of a layer in d dimensions, `2^d r (in + out) prod(n_modes)`, since `2^(d-1)` corners
     of the spectrum are kept. That is less than the layer has if `r < in out / (in + out)`.
 
-    A merged model still runs at every resolution that the model runs at.
+    A merged model runs at every resolution at which the model runs.
 
     Claims foundax's `SpectralConv1d/2d/3d`, and by the same law the layers of GeoFNO and PCNO
     (complex pairs of cosine and sine weights; the constant mode's matrix is real, and so are its
@@ -211,15 +211,15 @@ class LoRASpectral(SpectralLowRank):
     **Arguments:**
 
     - `base`: the layer, its weights real arrays of any floating dtype.
-    - `rank`: of every mode, unless `bands` says otherwise.
+    - `rank`: of every mode, unless `bands` is given.
     - `adapter_dtype`: the dtype of the (real) arrays; by default the weights', float32 at least.
     - `bands`: ranks by frequency, `{4: 8, 12: 2}`: rank 8 for modes whose frequency, the largest
         `|k_j|` over the axes of the transform, is below 4, rank 2 from there to below 12, and no
         update above. foundax's FNOs pad their input to twice its size, so a frequency of the
         transform is half as high in the domain.
 
-    **Raises:** `ValueError` for `bands` that are not positive integers, that exceed `rank`, or of a
-    layer whose modes have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
+    **Raises:** `ValueError` if `bands` are not positive integers or exceed `rank`, or if the modes
+    of the layer have no known frequencies (GeoFNO, PCNO, `AFNO2D`).
 
     Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685; Li
     et al., "Fourier Neural Operator for Parametric Partial Differential Equations",

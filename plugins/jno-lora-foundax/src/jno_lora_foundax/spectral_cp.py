@@ -26,8 +26,8 @@ class CPSpectral(SpectralAdapter):
     of the update of all modes. `2 r (in + out + modes)` real parameters train for each family of
     modes. The rank is not clamped.
 
-    The directions among the channels are the same at all frequencies, and each mode weights them.
-    `LoRASpectral` has to learn directions for each mode from that mode alone.
+    The directions among the channels are the same at all frequencies, weighted for each mode, while
+    `LoRASpectral` has to learn directions for each mode from this mode alone.
 
     **Arguments:** as for `LoRASpectral`, without `bands`.
 
@@ -79,7 +79,7 @@ class CPSpectral(SpectralAdapter):
         return W + parts_of(change)
 
     def _adapted_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
-        # A subclass may have another law.
+        # A subclass may have a different law.
         if type(self).adapted_matrices is not CPSpectral.adapted_matrices:
             return super()._adapted_fields(name, family)
         axes = family.axes.replace("p", "")
@@ -88,15 +88,15 @@ class CPSpectral(SpectralAdapter):
     def _change(self, name: str, axes: str, dtype: Any) -> Inexact[Array, "..."]:
         """The change of one family, with these axes, complex if there are two parts.
 
-        One of `i` and `o` is contracted last, alone: at an end of `axes`, no transpose is needed.
+        Either `i` or `o` is contracted last: if it is at an end of `axes`, this needs no transpose.
         """
         arrays = (self.lora_A[name], self.lora_B[name], self.mode_factors[name])
         A, B, c = (as_complex(array.astype(dtype)) for array in arrays)
         alone, joined = ("i", "o") if "i" in (axes[0], axes[-1]) else ("o", "i")
         sides = {"i": A, "o": B.T}
         remaining = axes.replace(alone, "")
-        # Multiplied by broadcasting: batched products of single numbers are slower, and so is
-        # their compilation.
+        # Multiplied by broadcasting, because batched products of single numbers are slower to run
+        # and to compile.
         side = jnp.expand_dims(
             sides[joined], [1 + k for k, a in enumerate(remaining) if a != joined]
         )

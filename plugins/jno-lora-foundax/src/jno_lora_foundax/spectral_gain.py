@@ -22,20 +22,20 @@ class GainSpectral(SpectralAdapter):
     Law: `W_k' = (1 + g_k) W_k` for each mode `k`, with `g_k` complex and `= 0`. 2 real parameters
     train for each mode (1 where the matrices are real), of the `2 in out` that the layer has. The
     option `per="output"`, instead of `"mode"`, gives each output channel a gain: `W_k' = diag(1 +
-    g_k) W_k`, with `2 out` for each mode. There is no rank.
+    g_k) W_k`, with `2 out` for each mode. The method has no rank.
 
-    A change of viscosity or velocity multiplies the modes of a solution: by a factor that decays
-    with the frequency, and by a phase.
+    When viscosity or velocity change, the modes of a solution are multiplied by a factor that
+    decays with the frequency, and by a phase.
 
     **Arguments:**
 
     - `base`, `adapter_dtype`: as for `LoRASpectral`.
     - `per`: `"mode"` for one gain that all channels share, `"output"` for one per output channel.
 
-    **Raises:** `ValueError` for another `per`.
+    **Raises:** `ValueError` for an unknown `per`.
 
     Papers: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
-    In-Context Learning", arXiv:2205.05638, whose factors (IA3) are real and of features; Li et al.,
+    In-Context Learning", arXiv:2205.05638, whose factors (IA3) are real, for features; Li et al.,
     "Fourier Neural Operator for Parametric Partial Differential Equations", arXiv:2010.08895. The
     gain of modes is ours.
     """

@@ -43,15 +43,15 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 def expect_model(model: Any, function: str) -> None:
     """**Raises:** `SelectionError` if `model` is a `Net`, a set without layers, or a path."""
-    came, advice = f"a {type(model).__name__}", ""
     if isinstance(model, Loose):
-        came, advice = "an AdapterSet", f"{function}(swap_adapters(model, adapters), ...)"
+        came, advice = "an AdapterSet", ". Give swap_adapters(model, adapters)"
     elif isinstance(model, Handle):
-        advice = f"{function}(net.module, ...)"
+        came, advice = f"a {type(model).__name__}", ". Give net.module"
     elif isinstance(model, str | os.PathLike):
-        advice = f"{function}(model, {model!r})"
-    if advice:
-        raise SelectionError(f"{function} takes a model, but was given {came}. Write {advice}")
+        came, advice = f"the path {os.fspath(model)!r}", ""
+    else:
+        return
+    raise SelectionError(f"{function} takes a model, but was given {came}{advice}")
 
 
 def check_key(key: Any) -> None:

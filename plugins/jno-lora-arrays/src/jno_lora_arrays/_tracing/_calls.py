@@ -1,4 +1,4 @@
-"""Operations that call a traced function: the same `Evaluation` evaluates it."""
+"""Operations that call a traced function, which the same `Evaluation` evaluates."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 
 
 def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Arrays to scan over, and the function that gives the value of a step from their slices."""
+    """Arrays to scan over, and a function that computes the value of a step from their slices."""
     try:
         return x.scanned() if isinstance(x, Virtual) else (x, lambda x: x)
     except DeclinedError as declined:
@@ -100,7 +100,7 @@ def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
 def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     if _is_watched(values):
         return evaluation.run(custom_function(eqn), values)
-    # The rule gives a derivative by the whole weight, and need not be the derivative.
+    # The rule needs the whole weight, and may differ from the true derivative.
     raise DeclinedError("a function with a rule of its own for derivatives")
 
 

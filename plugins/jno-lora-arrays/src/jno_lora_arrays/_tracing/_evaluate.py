@@ -1,4 +1,4 @@
-"""Evaluating a traced function in which some values are virtual weights, and a report of them."""
+"""Evaluate a traced function in which some values are virtual weights, and report their uses."""
 
 import collections
 import dataclasses
@@ -54,7 +54,7 @@ class UseReport(Printed[Use]):
 
 
 class Evaluation:
-    """One evaluation of a traced function, and the uses of virtual weights that it met."""
+    """One evaluation of a traced function, and the uses of virtual weights that it found."""
 
     def __init__(self, strict: bool = False):
         self.strict = strict
@@ -68,7 +68,7 @@ class Evaluation:
         jaxpr, consts = opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         plain: list[Any] = []  # equations without virtual weights, which JAX evaluates together
-        # Taylor mode takes all arguments of a nested jit for varying, and fails at loops over some.
+        # Taylor mode treats all arguments of a nested jit as varying, so loops over some fail.
         opens_jit = any(map(in_taylor_mode, args))
         for eqn in jaxpr.eqns:
             has_weight = any(isinstance(read(env, var), Virtual) for var in eqn.invars)
@@ -105,7 +105,7 @@ class Evaluation:
         return weight
 
     def merged(self, value: Any, operation: str, reason: str) -> Any:
-        """An array: the merged weight if `value` is a virtual weight, whose use is noted."""
+        """`value` as an array. A virtual weight is merged, and its use is recorded."""
         if isinstance(value, Virtual):
             self._note(Use(value.name, value.shape, operation, reason))
         return dense(value)
@@ -148,7 +148,7 @@ class Evaluation:
         return None
 
     def _note(self, use: Use, is_choice: bool = False) -> None:
-        """Notes a use. **Raises:** `JnoLoraError` with `strict`, unless merging is a choice."""
+        """Record a use. **Raises:** `JnoLoraError` with `strict`, unless merging is a choice."""
         self.uses.append(use)
         if self.strict and use.reason is not None and not is_choice:
             raise JnoLoraError(

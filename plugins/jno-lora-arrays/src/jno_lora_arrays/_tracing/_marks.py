@@ -15,7 +15,7 @@ from .._box import is_declared
 
 
 class Mark(NamedTuple):
-    """A read of the weight of an adapter. Its `leaves` hold the shape of each array."""
+    """A read of the weight of an adapter. `leaves` contains the shape of each array."""
 
     treedef: Any
     leaves: tuple[Any, ...]
@@ -53,7 +53,7 @@ def read_marked(adapter: Any, name: str) -> Any:
     return read([x for x in leaves if eqx.is_array(x)])
 
 
-# Adapters with equal structures share a trace. The key tells static fields 1 and 1.0 apart.
+# Adapters with equal structures share a trace. The key distinguishes static fields 1 and 1.0.
 @functools.lru_cache(maxsize=1024)
 def _reader(mark: Mark, key: Any) -> Callable[[list[Any]], Any]:
 

@@ -69,7 +69,7 @@ def _complex(eqn: Any, values: Sequence[Any]) -> Any:
 
 
 def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
-    # The entries keep their axes, which is all that `infer` asks.
+    # The entries keep their axes, and `infer` needs nothing else.
     weights = [x for x in values if isinstance(x, Virtual)]
     if len(weights) == 1 and weights[0].only_watches:
         return weights[0]
@@ -77,7 +77,7 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
 
 
 def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
-    # A sum of weights, each padded to the whole. Arrays beside them have nothing to be watched.
+    # A sum of weights, each padded to the full size. Plain arrays need not be watched.
     axis, total = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
     start, terms = 0, []
     for value in values:

@@ -1,4 +1,4 @@
-"""Views of adapted weights: their axes may be moved, joined or cut, and products need no merge."""
+"""Views of adapted weights, whose axes may be moved, joined or cut without merging the weight."""
 
 from ._adapted_layers import weight_of as weight_of
 from ._runs import Run as Run, RunsView as RunsView

@@ -32,9 +32,9 @@ _KINDS = (ArrayLayer, *(kind for kind in LAYER_KINDS if kind.weight_axes in ("oi
 
 
 def is_known(adapter: Any) -> bool:
-    """Whether the weight is laid out, and merged, as the kind of layer and the method say.
+    """Whether the weight is laid out and merged as the kind of layer and the method define it.
 
-    A subclass may do either in another way.
+    A subclass may override either.
     """
     kind = next((kind for kind in _KINDS if isinstance(adapter, kind)), None)
     if kind is None or not isinstance(adapter, Method):
@@ -48,7 +48,7 @@ def is_known(adapter: Any) -> bool:
 
 
 def weight_of(layer: Any) -> Array:
-    """The bare weight of a layer, as a model reads it; of a complex array, the two parts."""
+    """The bare weight of a layer, as a model reads it; for a complex array, the two parts."""
     weight = layer.in_order() if type(layer) is DeclaredArray else layer.weight
     return weight.decoded() if is_coded(weight) else weight
 
@@ -62,7 +62,7 @@ def kinds_of(adapter: Any) -> str:
 
 
 def matrix_of(adapter: Any, layer: Any) -> Array:
-    """The `(out, in)` matrix of the base, or of the merged layer; of a stack, for each layer."""
+    """The `(out, in)` matrix of the base, or of the merged layer; for a stack, one per layer."""
     if type(layer) is DeclaredArray:
         return layer.matrix()
     weight = weight_of(layer)
@@ -88,7 +88,7 @@ def factors_of(adapter: Any) -> tuple[Array, Array] | None:
 
 def _factors(adapter: Any) -> tuple[Array, Array] | None:
     if isinstance(adapter, PiSSA | MiLoRA):
-        # `low_rank_update` counts from the original weight, and the base holds the residual.
+        # `low_rank_update` is relative to the original weight, but the base has the residual.
         return adapter.lora_A, adapter.scaling * adapter.lora_B
     cls = MatrixAdapter.of(type(adapter))
     return cls.low_rank_update(adapter) if cls.unwrap is LoRAWrapper.unwrap else None
@@ -144,7 +144,7 @@ def _class_of(cls: type[Method], kind: type, looked_up: int | None, inputs_first
     """The method of `cls` on another kind of layer.
 
     Its random factors keep their variance. If the weight is stored with its inputs first, the norms
-    of rows are computed as norms of columns: otherwise the whole matrix would be copied.
+    of rows are computed as norms of columns, so that the matrix is not copied.
     """
 
     def row_products(cls: type[LayerKind], layer: Any, A: Array) -> tuple[Array, Array]:

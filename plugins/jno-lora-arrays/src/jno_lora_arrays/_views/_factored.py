@@ -48,9 +48,9 @@ class Named(NamedTuple):
 
 
 def _contract(a: Named, b: Named, names: str, precision: Any = None) -> Named:
-    """The sum of `a b` over the axes that `names` lacks. Traces faster than `jnp.einsum`.
+    """The sum of `a b` over the axes that are not in `names`. Traces faster than `jnp.einsum`.
 
-    A name that one array alone has, and `names` lacks, must belong to an axis of size one.
+    A name that is in only one of the arrays, and not in `names`, must belong to an axis of size 1.
     """
     shared = [name for name in a.names if name in b.names]
     batch = [name for name in shared if name in names]
@@ -137,7 +137,7 @@ class Factored(View):
             return factor.reshape(factor.shape[0], *sizes)
 
         view = self._map(self.base.reshape(shape), reshape, kinds)
-        # One row of a matrix is values.
+        # One row of a matrix is an array of values, not a weight.
         return view if {"i", "o"} <= {*kinds} else view.dense()
 
     def cast(self, dtype: Any) -> "Factored":
@@ -173,7 +173,7 @@ class Factored(View):
         A, B = self.factors()
         A, B = look_up(A, _KINDS_OF_A), look_up(B, _KINDS_OF_B)
         view = Factored(lookup.gather(self.base), A, B, result_kinds, self.name)
-        # Rows of an embedding are values. Matrices of a stack, as of some experts, are weights.
+        # Rows of an embedding are values. Matrices of a stack, such as experts, are weights.
         return view if "s" in {self.kinds[axis] for axis in lookup.axes} else view.dense()
 
     def dot(self, dot: Dot) -> Any:
@@ -260,13 +260,13 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> tuple[list[int], list[int
 def _dot_with_factors(
     dot: Dot, first: Named, second: Named, weight_names: str, weight_dtype: Any
 ) -> Array:
-    """The product with `B A` alone: `x` is multiplied by the `first` factor, then the `second`."""
+    """The product with `B A` alone, which multiplies `x` by the `first` factor, then `second`."""
     x_names, out_names = dot.names(weight_names)
     # A product may be wider than its factors: `preferred_element_type`.
     dtype = np.promote_types(dot.x.dtype, dot.out.dtype)
     x = Named(dot.x, x_names).cast(dtype)
     first, second = first.cast(dtype), second.cast(dtype)
-    # An algorithm belongs to the dtypes that the function multiplies.
+    # An algorithm is chosen for the dtypes that the function multiplies.
     has_same_dtypes = dtype == dot.x.dtype == weight_dtype
     precision = dot.precision if has_same_dtypes or _is_plain(dot.precision) else None
     needed = dict.fromkeys(out_names + second.names)

@@ -1,4 +1,4 @@
-"""Views that know which places of the weight each of their axes counts through."""
+"""Views that record which places of the weight each of their axes runs through."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
 
 class RunsView(View):
-    """A view whose axes count through runs, the last run fastest. An axis of size one has none."""
+    """A view whose axes are made of runs, the last run fastest. An axis of size 1 has no runs."""
 
     runs: AbstractVar[tuple[tuple[Run, ...], ...]]
 
@@ -50,7 +50,7 @@ class RunsView(View):
 
 
 def rearranged(array: Array, runs: Sequence[Run], order: Sequence[Run]) -> Array:
-    """An array that counts through `runs`, with an axis for each run in another order."""
+    """An array of `runs`, rearranged to an axis for each run in another order."""
     split = array.reshape([run.size for run in runs])
     return split.transpose([runs.index(run) for run in order])
 

@@ -1,4 +1,4 @@
-"""Views of an adapted weight, and the uses of a weight that a view answers."""
+"""Views of an adapted weight, and the uses of a weight that a view supports."""
 
 import abc
 import string
@@ -42,7 +42,7 @@ class Dot(NamedTuple):
     out: jax.ShapeDtypeStruct
 
     def applied_to(self, weight: Array) -> Array:
-        """The product, for an array in the place of the weight."""
+        """The product, with an array instead of the weight."""
         left, right, axes = self.x, weight, (self.x_axes, self.weight_axes)
         if self.weight_first:
             left, right, axes = right, left, axes[::-1]
@@ -106,10 +106,10 @@ class Ragged(NamedTuple):
 class Lookup(NamedTuple):
     """`gather` of whole slices at places along some axes.
 
-    - `axes`: the axes that are looked up, which the result lacks.
+    - `axes`: the axes that are looked up, which the result does not have.
     - `places`: an array of indices for each of these axes, none out of bounds.
     - `at`: the positions of the axes of the indices in the result, in their order.
-    - `in_bounds`: which of the indices were in bounds; `None` if all count as such.
+    - `in_bounds`: which of the indices were in bounds; `None` if all count as in bounds.
     - `gather`: the operation itself, for an array of the weight's shape.
     """
 
@@ -130,10 +130,10 @@ class Lookup(NamedTuple):
 
 
 class View(eqx.Module):
-    """An adapted weight as a function sees it: its axes moved, joined, cut, or in another dtype.
+    """An adapted weight as a function reads it: its axes moved, joined, cut, or in another dtype.
 
-    Every operation gives a view, or for a product the values, or raises `DeclinedError`, as all
-    operations do that are not defined.
+    Every operation returns a view (a product returns values), or raises `DeclinedError`. Undefined
+    operations raise it, too.
     """
 
     # The class of the adapter, for reports.
@@ -149,7 +149,7 @@ class View(eqx.Module):
 
     @abc.abstractmethod
     def dense(self) -> Array:
-        """The merged weight, as it is seen here."""
+        """The merged weight, with the axes and dtype of this view."""
 
     @abc.abstractmethod
     def transposed(self, order: Sequence[int]) -> Any:
@@ -201,6 +201,6 @@ class View(eqx.Module):
         """For a scan over the first axis: arrays to scan over, and the view of their slices."""
 
     def specs(self, spec: PartitionSpec) -> Any:
-        """The sharding of each array of the view, given the view's; `None` if there is none."""
+        """The sharding of each array of the view, given the view's sharding, or `None`."""
         # By default an adapter is whole on every device.
         return None if any(spec) else jax.tree.map(lambda _: PartitionSpec(), self)

@@ -20,7 +20,7 @@ from ._whole import whole_view
 
 
 class Term(NamedTuple):
-    """A multiple of a view. The factor `None` is one."""
+    """A multiple of a view. The factor `None` means one."""
 
     factor: Any
     view: View
@@ -34,7 +34,7 @@ class Term(NamedTuple):
 
 
 class Virtual(eqx.Module):
-    """A sum of multiples of views, in some dtype, which may be a complex one."""
+    """A sum of multiples of views, in a dtype that may be complex."""
 
     terms: tuple[Term, ...]
     dtype: Any = eqx.field(static=True)
@@ -53,7 +53,7 @@ class Virtual(eqx.Module):
 
     @property
     def is_one_view(self) -> bool:
-        """Whether this is one view, and not a multiple or a sum."""
+        """Whether this is a single view, not a multiple or a sum."""
         return len(self.terms) == 1 and self.terms[0].factor is None
 
     def dense(self) -> Array:
@@ -61,9 +61,9 @@ class Virtual(eqx.Module):
         return functools.reduce(operator.add, values)
 
     def each(self, f: Callable[[View], Any], dtype: Any = None) -> Any:
-        """With `f(view)` in the place of each view.
+        """Replace each view by `f(view)`, for a linear `f`.
 
-        If `f`, which is linear, gives arrays: their sum in `dtype`, by default of the weight.
+        If `f` returns arrays, return their sum in `dtype`, by default the dtype of the weight.
         """
         results = [f(term.view) for term in self.terms]
         if all(isinstance(result, View) for result in results):
@@ -112,7 +112,7 @@ class Virtual(eqx.Module):
         dtype = use.out.dtype
         if not jnp.issubdtype(dtype, jnp.complexfloating):
             return self.each(lambda view: view.product(use), dtype)
-        # Each view is real, so that two real products make a complex product.
+        # Each view is real, so a complex product is two real products.
         real = jax.ShapeDtypeStruct(use.out.shape, jnp.zeros((), dtype).real.dtype)
         arrays = (use.x.real, use.x.imag) if jnp.iscomplexobj(use.x) else (use.x,)
 

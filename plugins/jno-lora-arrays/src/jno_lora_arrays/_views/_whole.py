@@ -1,4 +1,4 @@
-"""Views of an adapter's weight as a whole: `forward`, or its transpose, computes the products."""
+"""Views of an adapter's weight as a whole, whose products `forward` or its transpose computes."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ class Whole(RunsView):
     """The weight of an adapter, whose axes were moved, joined or split.
 
     - `adapter`: the adapter, whose base is one layer or a stack of layers.
-    - `runs`: as of `RunsView`. Their sides are `i`, `o`, and a number for each axis of the stack.
+    - `runs`: as in `RunsView`. Their sides are `i`, `o`, and a number for each axis of the stack.
     """
 
     adapter: Any
@@ -66,7 +66,7 @@ class Whole(RunsView):
         rows = jnp.moveaxis(rows, -1, output_axis)
         if lookup.in_bounds is None:
             return rows
-        # The operation itself fills places that are out of bounds with its own number.
+        # The operation itself puts its fill value at places that are out of bounds.
         filled = lookup.gather(jnp.zeros(self.shape, lookup.out.dtype))
         return jnp.where(jnp.expand_dims(lookup.in_bounds, output_axis), rows, filled)
 
@@ -106,7 +106,7 @@ class Whole(RunsView):
         )
 
     def _whole_side(self, axis: int) -> str | None:
-        """The side all of whose places the axis counts, in their order."""
+        """The side that the axis covers completely and in order, or `None`."""
         *stack, outputs, inputs = matrix_shape(self.adapter)
         sizes = {"o": outputs, "i": inputs} | {str(n): size for n, size in enumerate(stack)}
         sides = (side for side, size in sizes.items() if self.runs[axis] == (Run(side, 1, size),))
@@ -161,7 +161,7 @@ def _side_and_stack(product: _Product, shape: tuple[int, ...]) -> tuple[str, lis
 
 
 def _as_vectors(product: _Product, dot: Dot, stack_sizes: list[int]) -> Array:
-    """`x` as `(*stack, vectors, summed)`, in the order in which the adapter has them."""
+    """`x` as `(*stack, vectors, summed)`, in the adapter's order."""
     x = dot.x.transpose([*dot.x_axes.batch, *dot.x_axes.free(dot.x.ndim), *dot.x_axes.summed])
     runs = [*product.batch, product.vectors, *product.summed]
     order = [*_as_stored(product.batch), product.vectors, *_as_stored(product.summed)]

@@ -1,4 +1,4 @@
-"""A classifier of digits: one shift of domain, and eleven ways of adapting to it in one table."""
+"""A classifier of digits is adapted to another domain in eleven ways, compared in one table."""
 
 from ._run import run_demo
 

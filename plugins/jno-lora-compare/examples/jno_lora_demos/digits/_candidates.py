@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 def adapt(
     model: Classifier, digits: Digits, *, rates: tuple[float, ...], epochs: int, seed: int
 ) -> tuple[Outcome, ...]:
-    """Train every candidate at every rate, and keep the best on the validation scans."""
+    """Train every candidate at every rate, and keep the rate that is best on validation scans."""
     batches = list(batches_of(digits.training, epochs=epochs, seed=seed))
     comparison = compare(
         model,

@@ -16,7 +16,7 @@ BATCH = 50
 
 
 class Classifier(eqx.Module):
-    """Two convolutions with a pooling between them, then two linear layers: 85,066 parameters."""
+    """Two convolutions with pooling between them, then two linear layers: 85,066 parameters."""
 
     edges: eqx.nn.Conv2d
     shapes: eqx.nn.Conv2d
@@ -65,13 +65,13 @@ class Score(NamedTuple):
 
     @property
     def order(self) -> tuple[float, float]:
-        """The best model has the largest order: accuracy, then the loss (150 scans often tie)."""
+        """A sort key: the accuracy, and then the loss, because 150 scans often tie."""
         return self.validation, -self.validation_loss
 
 
 def measure(model: PyTree, digits: Digits) -> Score:
     groups = (digits.validation, digits.test_target, digits.test_source)
-    # One call for all groups, so that each class of model compiles once.
+    # One call for all groups, so that each class of model is compiled once.
     all_logits = logits_of(model, jnp.concatenate([scans.images for scans in groups]))
     logits = jnp.split(all_logits, np.cumsum([len(scans) for scans in groups])[:-1])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits[0], digits.validation.labels)

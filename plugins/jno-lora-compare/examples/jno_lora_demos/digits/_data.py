@@ -1,4 +1,4 @@
-"""The demo's data: real scans of digits, upright and clean, or rotated and noisy."""
+"""The demo's data: real scans of digits, either upright and clean, or rotated and noisy."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# A classifier of upright digits is right on about half of the digits with this shift.
+# A classifier of upright digits classifies about half of the shifted digits correctly.
 ROTATION = 30.0  # degrees
 NOISE = 0.15  # standard deviation, where a pixel ranges from 0 to 1
 
@@ -30,7 +30,7 @@ class Scans:
 
 
 class Digits(NamedTuple):
-    """Four disjoint groups of scans, so that no test scan was seen before, in either domain."""
+    """Four disjoint groups of scans, so that no test scan was seen before in either domain."""
 
     pretraining: Scans  # source domain, many
     training: Scans  # target domain, few
@@ -40,7 +40,7 @@ class Digits(NamedTuple):
 
 
 def split(labels: Int[np.ndarray, " scans"], seed: int) -> dict[str, np.ndarray]:
-    """The indices of the scans in each group, drawn at random, each digit in proportion."""
+    """Draw the indices of the scans in each group at random, each digit in proportion."""
     remaining, groups = np.arange(len(labels)), dict[str, np.ndarray]()
     for name, size in (("test", TEST), ("validation", VALIDATION), ("training", TRAINING)):
         digits = labels[remaining]

@@ -1,4 +1,4 @@
-"""The demo from beginning to end, its printed lines and its plot."""
+"""Run the whole demo, print its results and plot them."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Effort(NamedTuple):
 
 FULL = Effort(pretraining_epochs=20, epochs=30, rates=(1e-3, 3e-3, 1e-2, 3e-2))
 QUICK = Effort(pretraining_epochs=4, epochs=4, rates=(3e-3,))
-# The markers of the plot differ in lightness and shape too, not only in hue.
+# The markers of the plot differ in lightness and shape, and not only in hue.
 _TARGET, _SOURCE, _QUIET = "#0b5fa5", "#e08a00", "#b8b8b8"
 
 
@@ -53,11 +53,11 @@ class Demo(NamedTuple):
 
 
 def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
-    """Pretrain, shift the domain, adapt in every way, report, and return the numbers.
+    """Pretrain, shift the domain, adapt with each method, report, and return the numbers.
 
     The same seed gives the same numbers, except times, on the same machine.
     """
-    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
+    default_registry().defaults()  # raises before pretraining if the zoo is missing
     effort = QUICK if quick else FULL
     console = new_console()
     digits = load(seed)
@@ -121,7 +121,7 @@ def _print_data(console: Console, digits: Digits) -> None:
 
 
 def _print_table(console: Console, outcomes: Sequence[Outcome], rates: Sequence[float]) -> None:
-    # A pipe may have an encoding that lacks the arrow.
+    # The encoding of a pipe may not have the arrow.
     arrow = "->" if console.options.ascii_only else "→"
     headings = ("trainable\nparameters", "% of\nmodel", f"target %\nbefore {arrow} after")
     headings += ("source %\nkept", "rate", "ms per\nstep")
@@ -178,7 +178,7 @@ def _save_plot(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def _draw_costs(axes: Axes, rows: Sequence[Outcome]) -> None:
     heights = range(len(rows))
-    # A logarithmic axis has no zero: zero gets no bar, only its number.
+    # A logarithmic axis has no zero, so a zero gets only its number, and no bar.
     trainable = [row.row.trainable or 0 for row in rows]
     bars = axes.barh(heights, [max(number, 1) for number in trainable], color=_QUIET, height=0.6)
     axes.bar_label(bars, [f"{row.row.trainable:,} ({row.share:.1%})" for row in rows], padding=4)

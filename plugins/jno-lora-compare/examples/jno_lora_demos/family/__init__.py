@@ -1,4 +1,4 @@
-"""One adapter for a family of viscosities, beside four other ways to adapt an operator."""
+"""One adapter for a family of viscosities, compared with four other ways to adapt an operator."""
 
 from ._picture import draw, draw_example
 from ._run import run_family

@@ -33,12 +33,12 @@ _ADAPTERS = [
     {"wrapper": "cp", "rank": 4, "alpha": 8},
     {"wrapper": "lora", "rank": 2, "alpha": 4},
 ]
-# Adam moves every number by about its rate. The gains of FiLM stand beside 1, and need more.
+# Adam moves every number by about its rate, but the gains of FiLM are added to 1, and need more.
 _FILM_RATE = 30.0
 
 
 class Film(eqx.Module):
-    """The operator with a gain and a shift of each channel, proportional to the viscosity's change.
+    """The operator with a gain and a shift of each channel, linear in the viscosity's change.
 
     Paper: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
     arXiv:1709.07871.
@@ -107,7 +107,7 @@ def errors(candidate: PyTree, family: Family) -> Float[Array, "values number"]:
 
 
 class Protocol(NamedTuple):
-    """Early stopping as in `burgers.Protocol`: a quarter of each viscosity's data validates."""
+    """Early stopping as in `burgers.Protocol`, validated on a quarter of each viscosity's data."""
 
     steps: int
     rates: int = 3  # how many of a candidate's rates to try
@@ -119,7 +119,7 @@ class Protocol(NamedTuple):
     def adapt(
         self, name: str, begin: Start, family: Family, on_rate: Callable[[], None]
     ) -> tuple[PyTree, float]:
-        """The trained candidate, and its rate: the best on the validation split."""
+        """The trained candidate, and the rate that was best on the validation split."""
         trainer = Trainer(lambda candidate, batch: jnp.mean(errors(candidate, batch)), adam())
         held_out = max(1, family.number // 4)
         validation = family.first(held_out).spread(self.validation)
@@ -141,7 +141,7 @@ class Protocol(NamedTuple):
 
         run = trainer.start(begin.trainable)
         run.state.hyperparams["learning_rate"] = jnp.asarray(rate, jnp.float32)
-        run = evaluated(run)  # the untouched model takes part
+        run = evaluated(run)  # the untouched model is a candidate too
         while run.step < self.steps and run.waited < self.patience:
             run, _ = trainer.step(run, begin.frozen, training.batch(self.batch, rng))
             if run.step % self.every == 0:
@@ -164,7 +164,7 @@ def _spectral_weights(layer: Any) -> list[Any]:
 
 
 def _modulated(layer: Any, gain: Float[Array, " out"], shift: Float[Array, " out"]) -> Any:
-    """The layer with `gain * output + shift` in the place of its output."""
+    """The layer with the output `gain * output + shift`."""
 
     def as_first_axis(values: Array, array: Array) -> Array:
         return values.reshape(-1, *[1] * (array.ndim - 1))

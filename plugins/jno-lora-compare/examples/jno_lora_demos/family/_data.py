@@ -15,7 +15,7 @@ TESTED = (burgers.SOURCE, 0.07, 0.052, 0.04, 0.03)
 
 
 class Family(NamedTuple):
-    """Simulations by viscosity: `(values,)`, and twice `(values, number, GRID)`."""
+    """Viscosities `(values,)`, and their simulations as two arrays `(values, number, GRID)`."""
 
     viscosities: Any
     fields: Any
@@ -23,7 +23,7 @@ class Family(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The simulations of each viscosity."""
+        """The number of simulations of each viscosity."""
         return self.fields.shape[1]
 
     def first(self, number: int) -> "Family":

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """A candidate: its errors at the tested viscosities, and what it changed."""
+    """A candidate: its errors at the tested viscosities, and its change of the weights."""
 
     name: str
     trained: int
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One simulation at a viscosity that nothing was trained at."""
+    """One simulation at a viscosity that no candidate was trained at."""
 
     viscosity: float
     start: np.ndarray

@@ -14,10 +14,10 @@ from ._demo import Demo
 
 
 def draw(demo: Demo, path: Path) -> None:
-    """Draw the errors over the viscosity, and the recovered viscosities, into a file.
+    """Draw the errors against the viscosity, and the recovered viscosities, into a file.
 
-    The band of the last candidate holds 80 % of the simulations. The background is transparent, and
-    all colours are readable on white and on black.
+    The band of the last candidate covers 80 % of the simulations. The background is transparent,
+    and all colours are readable on white and on black.
     """
     figure = new_picture(10, 3.8, path)
     from matplotlib import colormaps, rc_context
@@ -86,7 +86,7 @@ def _scale(axes: Any, demo: Demo) -> None:
     axes.set(ylim=(low, high))
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks(TESTED, [f"{nu:g}" for nu in TESTED])
-    # The training values stand on the axis.
+    # Mark the training values on the axis.
     axes.plot(TRAINING, [low * 1.05] * len(TRAINING), "|", color=GREY, ms=9)
     axes.minorticks_off()
 

@@ -1,4 +1,4 @@
-"""The demo of a family from beginning to end, its printed lines and its plot."""
+"""Run the whole demo of a family, print its results and plot them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ def run_family(output: Path, *, seed: int = 0, quick: bool = False) -> Demo:
 
     **Returns:** the printed numbers. The same seed gives the same numbers on the same machine.
     """
-    default_registry().defaults()  # raises now, and not after pretraining, if the zoo is missing
+    default_registry().defaults()  # raises before pretraining if the zoo is missing
     effort, console = _QUICK if quick else _FULL, new_console()
     keys = jax.random.split(jax.random.key(seed), 5)
     _print_data(console, effort)
@@ -139,7 +139,7 @@ def _change(model: PyTree, candidate: PyTree) -> float:
 
 
 def _recovered(conditional: Any, queries: Family, effort: Effort) -> np.ndarray:
-    """The viscosity of each simulation, from that simulation alone: all in one program."""
+    """The viscosity of each simulation, found from this simulation alone, all in one program."""
 
     def viscosity(field: Any, solution: Any) -> Any:
         def error(model: Any) -> Any:
@@ -180,7 +180,7 @@ def _print_table(console: Console, demo: Demo, parameters: int, effort: Effort) 
         f"\nRate: the best of {effort.protocol.rates} on the validation split."
     )
     console.print(table("Relative error by viscosity", columns, cells, caption))
-    # As printed: the compiled programs of equal models may round differently.
+    # Rounded as printed, because the compiled programs of equal models may round differently.
     best = [
         min(demo.rows, key=lambda row: round(row.errors[place], 3)).name
         for place in range(len(TESTED))

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray
 
 from jno.lora import LoRAWrapper, SelectionError, load_adapters, read_adapters
+from jno.lora.coded import is_coded
 from jno.lora.extending import (
     bullets,
     expect_model,
@@ -159,6 +160,8 @@ def _check(model: Any, path: str, layer: Any, cls: Any) -> None:
         raise SelectionError(f"{place}: its channels are in {layer.groups} groups, expected 1.")
     if "scalar" in (getattr(layer, name) for name in _KINDS[cls]):
         raise SelectionError(f"{place}: its size is 'scalar', expected a number.")
+    if is_coded(layer.weight):
+        raise SelectionError(f"{place}: its weight is quantised. Grow first, and quantise then.")
     if norms := norms_around(model, [path]):
         raise SelectionError(f"{place}: the norm at {show_path(norms[path])!r} rewrites it.")
     places = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(model) if x is layer.weight]
