@@ -30,7 +30,7 @@ def compiled(pattern: str, argument: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as err:
-        raise SelectionError(f"The pattern {pattern!r} of `{argument}` is invalid: {err}") from err
+        raise SelectionError(f"The pattern {pattern!r} of `{argument}` is bad: {err}") from err
 
 
 def peft_name(path: str, rename: Rename) -> str:

@@ -142,7 +142,7 @@ def _describe_header_mismatch(path: object, header: bytes, expected_header: byte
     try:
         entries, expected = json.loads(header), json.loads(expected_header)
     except ValueError:
-        return f"{path} should be a training run, but was not written by TrainingRun.save."
+        return f"{path} should hold a training run, but was not written by TrainingRun.save."
     lines = [f"only in the file: {entry}" for entry in entries if entry not in expected]
     lines += [f"only in this run: {entry}" for entry in expected if entry not in entries]
     return (
