@@ -19,16 +19,16 @@ from jno.lora.types import AdapterSet
 
 JNO_ADAPTERS = "jno.architectures.lora"
 
-# The adapters of the last solve by the identity of the merged model that jNO keeps. Models have no
-# hash, so a weak reference takes the entry out when jNO drops the model.
+# The adapters of the last solve, by the identity of jNO's merged model. Models are not hashable, so
+# a weak reference removes the entry when jNO drops the model.
 _trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
 
 
 def normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
     """`wrapper` as jNO stores it: a tuple of the given classes and names, or of the defaults.
 
-    **Raises:** `SelectionError` for a class of jNO's own; `PluginError` if `wrapper` is `None` and
-    the zoo cannot be used.
+    **Raises:** `SelectionError` for one of jNO's own classes; `PluginError` if `wrapper` is `None`
+    and the zoo cannot be used.
     """
     if wrapper is None:
         return default_registry().defaults()
@@ -54,9 +54,9 @@ def apply_lora(
     wrappers: Any = None,
     param_mask: Any = None,
 ) -> Any:
-    """`model` with adapters, from the specs that jNO's `Model` keeps (with the key `wrappers`).
+    """`model` with adapters, from the specs that jNO's `Model` stores (with the key `wrappers`).
 
-    Adapters that the model carries train on. If it carries all that are asked for, it is returned.
+    Existing adapters continue to train. If no adapter is missing, the model is returned as is.
     """
     if specs is None:
         if rank <= 0:
@@ -90,7 +90,7 @@ def apply_lora(
 
 
 def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
-    """A spec that jNO keeps as a spec of `jno.lora`."""
+    """Convert a spec that jNO stores into a spec of `jno.lora`."""
     wrapper = config.get("wrappers", config.get("wrapper", wrappers))
     left_out = ("wrappers", "statistics", "calibrate")
     fields = {name: value for name, value in config.items() if name not in left_out}
@@ -100,9 +100,9 @@ def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
 def _statistics(
     model: Any, configs: list[Mapping[str, Any]], call: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The statistics that `lora` was given, or that its batches give in the model of this solve.
+    """The statistics passed to `lora`, or computed from its batches on the model of this solve.
 
-    A solve trains the model that it starts from, so the batches are looked at only now.
+    They are computed only now because a solve trains the model that it starts from.
     """
     config = configs[0] if configs else {}  # `statistics` and `calibrate` are the same in all
     if (calibration := config.get("calibrate")) is None:
@@ -117,7 +117,7 @@ def _statistics(
 
 
 def merge_lora(model: Any) -> Any:
-    """`model` merged. Its adapters are remembered for `adapters_merged_into`."""
+    """Merge `model`, and record its adapters for `adapters_merged_into`."""
     merged = jno.lora.merge_lora(model)
     try:
         adapters = jno.lora.extract_adapters(model)
@@ -132,9 +132,9 @@ def merge_lora(model: Any) -> Any:
 
 
 def adapters_merged_into(module: Any) -> AdapterSet | None:
-    """The adapters that were merged into `module`; `None` without adapters.
+    """The adapters that were merged into `module`; `None` if there were no adapters.
 
-    **Raises:** the error of `extract_adapters`, if they cannot be taken out.
+    **Raises:** the error of `extract_adapters`, if the adapters could not be extracted.
     """
     reference, adapters = _trained.get(id(module), (None, None))
     if reference is None or reference() is not module:
@@ -145,12 +145,12 @@ def adapters_merged_into(module: Any) -> AdapterSet | None:
 
 
 def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
-    """jNO's mask in the structure of `model`.
+    """Convert jNO's mask to the structure of `model`.
 
-    A mask of jNO may come from a model with other static fields, or hold the arrays only. So leaves
-    are found by their paths.
+    Leaves are found by their paths, because jNO's mask may come from a model with other static
+    fields, or contain only the arrays.
 
-    **Raises:** `SelectionError` for a mask whose every `True` is at a path that `model` lacks.
+    **Raises:** `SelectionError` if `model` lacks all paths at which the mask is `True`.
     """
     if isinstance(mask, str):
         return mask
@@ -167,7 +167,7 @@ def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
 
 
 def _is_true(leaf: Any) -> bool:
-    """Whether `leaf` is a true bool, of Python or of an array. Masks may hold functions too."""
+    """Whether `leaf` is true, as a Python bool or a bool array. Masks may contain functions too."""
     if isinstance(leaf, bool):
         return leaf
     return getattr(leaf, "shape", None) == () and leaf.dtype == np.bool_ and bool(leaf)
@@ -187,7 +187,7 @@ def _constrained_layers(model: Any, specs: list[dict[str, Any]]) -> list[str]:
     call, values = Spec(alpha=1.0), paramax.unwrap(model)
     try:
         adapted, free = (plan_call(x, specs, call, None, None).wrapped for x in (model, values))
-    except JnoLoraError:  # the specs are wrong, which an error of the call says
+    except JnoLoraError:  # the specs are wrong; the call itself raises that error
         return []
     return [show_path(row.path) for row in free if row.path not in {r.path for r in adapted}]
 

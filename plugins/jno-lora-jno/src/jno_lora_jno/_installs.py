@@ -1,11 +1,11 @@
-"""Which jNO is installed, and the ways of installing it beside `jno.lora` that do not work."""
+"""Find out which jNO is installed, and detect installations that break `jno.lora`."""
 
 import itertools
 import pathlib
 import sys
 from importlib import metadata
 
-# The name until 0.2.3, and since 0.3.
+# The names until 0.2.3, and since 0.3.
 JNO_DISTRIBUTIONS = ("jax-neural-operators", "jax-numerical-operators")
 
 _WHEELS = (
@@ -15,7 +15,7 @@ _WHEELS = (
 
 
 def jno_version() -> str | None:
-    """The version of the installed jNO; `None` without one."""
+    """The version of the installed jNO; `None` if jNO is not installed."""
     return next(iter(_installed().values()), None)
 
 
@@ -25,7 +25,7 @@ def describe_jno() -> str:
 
 
 def find_bad_installs(packages: list[str], package_of_jno: str | None) -> list[str]:
-    """The problems of how jNO and `jno.lora` are installed, each with its cure.
+    """Problems with the installation of jNO and `jno.lora`, each with its fix.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""The methods that stand in for `Model.lora` and `Model.tune` of jNO."""
+"""The methods that replace jNO's `Model.lora` and `Model.tune`."""
 
 import functools
 import operator
@@ -16,7 +16,7 @@ from ._functions import normalize_wrappers
 
 
 def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Model.lora` with our arguments and names of adapters, which are checked at the call."""
+    """`Model.lora` with our arguments and adapter names, which are checked at the call."""
 
     @functools.wraps(original)
     def lora(
@@ -47,7 +47,7 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lora_of_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`ModelCall.lora`, which hands everything to its model."""
+    """`ModelCall.lora`, which passes everything to its model."""
 
     @functools.wraps(original)
     def lora(
@@ -60,7 +60,7 @@ def lora_of_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tune_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Model.tune` that checks `lora`: a sweep itself only logs that a configuration failed."""
+    """`Model.tune` that checks `lora`, because a sweep only logs failed configurations."""
 
     @functools.wraps(original)
     def tune(self: Any, *, lora: list[Any] | None = None, **named: Any) -> Any:
@@ -83,7 +83,7 @@ class TrainableMask:
     """The attribute `_trainable_param_mask` of jNO's `Model`: which arrays of the model train.
 
     jNO trains all arrays of a model for which neither `lora` nor `freeze` was called. If the model
-    carries adapters, these and the arrays outside train, and the layers in the adapters do not.
+    has adapters, the adapters and the arrays outside them train, but not the adapted layers.
     """
 
     name = "_trainable_param_mask"
@@ -106,8 +106,8 @@ def _checked_specs(specs: Any, call: Any) -> list[dict[str, Any]]:
 
     - `call`: a `Spec` of the arguments of the call.
 
-    **Raises:** as `apply_lora` for bad specs, names and classes; `SelectionError` for a class of
-    jNO's own.
+    **Raises:** as `apply_lora` for bad specs, names and classes; `SelectionError` for one of jNO's
+    own classes.
     """
     given: Any = specs
     if isinstance(specs, Iterable) and not isinstance(specs, Mapping | str):

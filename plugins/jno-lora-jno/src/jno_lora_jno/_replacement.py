@@ -1,4 +1,4 @@
-"""The places in jNO where adapters are used, and our adapters in these places."""
+"""Replace jNO's adapters by ours wherever jNO uses them."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ from . import _functions, _methods
 from ._installs import describe_jno, jno_version
 from ._methods import TrainableMask
 
-# By the names in jNO's modules.
+# By their names in jNO's modules.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "_normalize_wrappers": _functions.normalize_wrappers,
     "apply_lora": _functions.apply_lora,
@@ -29,7 +29,7 @@ _METHODS: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 
 class Replacement:
-    """Our adapters in the places of jNO's adapters, from `put` to `take_back`."""
+    """The replacement of jNO's adapters by ours, in effect from `put` to `take_back`."""
 
     def __init__(self) -> None:
         """Find the places, and check that our functions take the arguments of jNO's functions.
@@ -40,7 +40,7 @@ class Replacement:
         _import("jno.core")
         trace = _import("jno.trace")
         problems: list[str] = []
-        # Pairs of (theirs, ours), swapped in modules; and of methods, swapped in their classes.
+        # Pairs of (theirs, ours): objects to swap in modules, and methods to swap in their classes.
         self._pairs: list[tuple[Any, Any]] = []
         self._methods: list[tuple[type, str, Any, Any]] = []
         for name, ours in {"LoRAWrapper": LoRAWrapper, **_FUNCTIONS}.items():
@@ -67,14 +67,14 @@ class Replacement:
             )
 
     def put(self) -> None:
-        """Let jNO use our adapters."""
+        """Make jNO use our adapters."""
         _swap({id(theirs): ours for theirs, ours in self._pairs})
         for cls, name, _, ours in self._methods:
             setattr(cls, name, ours)
         setattr(self._model, TrainableMask.name, TrainableMask())
 
     def take_back(self) -> None:
-        """Let jNO use its own adapters again, also in modules that were imported since."""
+        """Make jNO use its own adapters again, also in modules imported since."""
         _swap({id(ours): theirs for theirs, ours in self._pairs})
         for cls, name, theirs, _ in self._methods:
             setattr(cls, name, theirs)
@@ -82,7 +82,7 @@ class Replacement:
 
 
 def forbid_lora(reason: str) -> None:
-    """Let jNO's `net.lora` raise, because jNO's core would silently train our adapters wrong."""
+    """Make jNO's `net.lora` raise, because jNO's core would silently train our adapters wrong."""
 
     def lora(*_: Any, **__: Any) -> Any:
         raise JnoLoraError(reason)
@@ -115,7 +115,7 @@ def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
     named = [name for name, p in asked.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     unknown = [] if takes_any else [name for name in named if name not in taken]
     if unknown:
-        return [f"{where} takes {', '.join(unknown)}, which jno.lora does not know"]
+        return [f"{where} takes {', '.join(unknown)}, which jno.lora does not take"]
     in_order = [name for name, p in asked.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if in_order != list(taken)[: len(in_order)]:
         return [f"{where} takes {', '.join(in_order)} in this order, jno.lora {', '.join(taken)}"]
@@ -123,7 +123,7 @@ def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
 
 
 def _swap(replacements: Mapping[int, Any]) -> None:
-    """Replace objects, known by their identity, in every module of jNO that is loaded."""
+    """Replace objects, found by their identity, in every loaded module of jNO."""
     for name, module in list(sys.modules.items()):
         if not f"{name}.".startswith("jno.") or f"{name}.".startswith("jno.lora."):
             continue

@@ -1,4 +1,4 @@
-"""Give jNO the adapters of `jno.lora`, or its own adapters back."""
+"""Switch jNO to the adapters of `jno.lora`, or back to its own adapters."""
 
 import contextlib
 import os
@@ -13,17 +13,17 @@ from ._installs import describe_jno
 from ._replacement import Replacement, forbid_lora
 
 _current: Replacement | None = None
-_refusal: str | None = None  # why this jNO cannot use the adapters, once an import has found out
+_refusal: str | None = None  # set by an import that failed: why this jNO cannot use the adapters
 
 
 def enable() -> None:
-    """Let jNO use the adapters of `jno.lora`. A second call changes nothing.
+    """Make jNO use the adapters of `jno.lora`. A second call has no effect.
 
     jNO's `net.lora` then takes names and variants, `options=` and `"auto"`, and its training loop,
     filters, logs and merge treat every adapter alike.
 
     **Raises:** `JnoLoraError` if jNO is not installed, or if this version of jNO is too different;
-    the message names the version and the differences. Nothing is changed then.
+    the message names the version and the differences. In that case, nothing changes.
     """
     global _current
     if _refusal is not None:
@@ -35,10 +35,10 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give jNO its own adapters back. A second call changes nothing.
+    """Make jNO use its own adapters again. A second call has no effect.
 
-    Then pass adapters of `jno.architectures.lora` to jNO's `net.lora`, and not adapters of
-    `jno.lora`, which jNO's core would not train.
+    Afterwards, pass jNO's `net.lora` adapters of `jno.architectures.lora`, because jNO's core would
+    not train adapters of `jno.lora`.
     """
     global _current
     if _current is not None:
@@ -50,7 +50,7 @@ def disable() -> None:
 def enabled(on: bool = True) -> Iterator[None]:
     """A context in which jNO uses the adapters of `jno.lora`, or its own adapters.
 
-    The former state, which all threads share, comes back at the end.
+    The previous state, which all threads share, is restored at the end.
 
     **Arguments:**
 
@@ -74,7 +74,7 @@ def is_enabled() -> bool:
 def trained_adapters(net: Any) -> AdapterSet:
     """The adapters that the last `solve` trained on `net`, although jNO has merged them.
 
-    Save them, combine them, or put them on the former model with `swap_adapters`.
+    Save them, combine them, or put them on the original model with `swap_adapters`.
 
     **Arguments:**
 
@@ -96,7 +96,7 @@ def trained_adapters(net: Any) -> AdapterSet:
     if adapters is None:
         raise SelectionError(
             f"No adapters were trained in the last solve of this {type(module).__name__}. Call "
-            "net.lora(...) and then solve; a loaded or changed model has none."
+            "net.lora(...) and then solve; a loaded or changed model has no trained adapters."
         )
     return adapters
 
@@ -104,7 +104,7 @@ def trained_adapters(net: Any) -> AdapterSet:
 def enable_at_import() -> None:
     """Enable while jNO is imported, unless the environment variable `JNO_LORA_JNO` is 0.
 
-    **Raises:** as `enable`. Then jNO's `net.lora` raises this error, too.
+    **Raises:** as `enable`, after which jNO's `net.lora` raises this error, too.
     """
     global _refusal
     if os.environ.get("JNO_LORA_JNO") == "0":

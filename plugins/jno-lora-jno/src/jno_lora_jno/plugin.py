@@ -1,4 +1,4 @@
-"""The plugin's entry points: jNO gets these adapters when it is imported, and `doctor` says so."""
+"""The plugin's entry points: enable the adapters when jNO is imported, and report to `doctor`."""
 
 import jno
 from jno.lora import __path__ as path_of_ours, hookimpl
@@ -15,7 +15,7 @@ def enable_inside_jno() -> None:
 
 @hookimpl
 def jno_lora_doctor(facts: list[tuple[str, str]], troubles: list[str]) -> None:
-    """Say which jNO is installed and which adapters it uses, and find bad installations."""
+    """Report which jNO is installed, which adapters it uses, and bad installations."""
     from ._installs import describe_jno, find_bad_installs, jno_version
     from ._switch import is_enabled
 

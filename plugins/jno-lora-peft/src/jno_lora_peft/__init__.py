@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT: read from its files, and written for it.
+"""Read adapters from files of Hugging Face PEFT, and write adapters for PEFT.
 
 from jno.lora.peft import load_peft, save_peft
 

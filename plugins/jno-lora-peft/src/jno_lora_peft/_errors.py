@@ -1,4 +1,4 @@
-"""Misfits of single modules, which `load_peft` and `save_peft` collect and tell at once."""
+"""Errors of single modules, which `load_peft` and `save_peft` collect and report together."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ class MisfitError(ValueError):
 
 @contextlib.contextmanager
 def format_errors() -> Iterator[None]:
-    """Errors of files and arrays, as `PeftFormatError`."""
+    """Turn errors of files and arrays into `PeftFormatError`."""
     try:
         yield
     except (CheckpointError, OSError) as err:
@@ -24,16 +24,16 @@ NO_PRODUCT = "its update is not a product of two factors of low rank; `to_lora` 
 
 
 class Problems(list[str]):
-    """A line for each reason why a call cannot do what it was asked for."""
+    """A line for each reason why a call fails."""
 
     def refuse(self, title: str, consequence: str) -> None:
-        """**Raises:** `PeftFormatError` that lists the problems, if there are problems."""
+        """**Raises:** `PeftFormatError` that lists the problems, if there are any."""
         if self:
             raise PeftFormatError(f"{title}:\n{bullets(self)}\n{consequence}")
 
     @contextlib.contextmanager
     def of(self, place: str) -> Iterator[None]:
-        """Add the reasons of a `MisfitError` that is raised inside, for this place."""
+        """Collect the reasons of a `MisfitError` raised inside the block, for this place."""
         try:
             yield
         except MisfitError as err:

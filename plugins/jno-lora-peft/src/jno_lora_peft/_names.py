@@ -1,4 +1,4 @@
-"""Names of PEFT's modules, and how they follow from the paths of layers here."""
+"""PEFT's names of modules, derived from the paths of layers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,9 +9,9 @@ from ._errors import MisfitError
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
 
-# The start of the name of each tensor: the two levels that PEFT puts around a model.
+# The prefix of each tensor's name: the two levels that PEFT puts around a model.
 PREFIX = "base_model.model."
-# PEFT ties a head to an embedding of the first name, and finds both by these names.
+# PEFT ties a head to an embedding with the first name, and finds both by these names.
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 
@@ -26,7 +26,7 @@ def module_name(path: str, rename: Rename) -> str:
 
 
 def compiled(pattern: str, argument: str) -> re.Pattern[str]:
-    """A regular expression. **Raises:** `SelectionError` if it is not valid."""
+    """Compile a regular expression. **Raises:** `SelectionError` if it is not valid."""
     try:
         return re.compile(pattern)
     except re.error as err:
@@ -34,7 +34,7 @@ def compiled(pattern: str, argument: str) -> re.Pattern[str]:
 
 
 def peft_name(path: str, rename: Rename) -> str:
-    """`module_name`, checked. **Raises:** `MisfitError` if PEFT cannot have the name."""
+    """`module_name`, checked. **Raises:** `MisfitError` if the name is not possible in PEFT."""
     module = module_name(path, rename)
     if "[" in module:
         raise MisfitError(
@@ -52,17 +52,17 @@ def peft_name(path: str, rename: Rename) -> str:
 
 
 def dotted_path(module: str, rename: Rename) -> str:
-    """The path here of PEFT's `module`, with dots for slashes, so that both can be compared."""
+    """The path of PEFT's `module`, with dots for slashes, so that both can be compared."""
     return module_name(module if callable(rename) else module.replace(".", "/"), rename)
 
 
 def is_embedding(module: str) -> bool:
-    """Whether PEFT can tie a head to the module of that name."""
+    """Whether PEFT can tie a head to the module with that name."""
     return module.rpartition(".")[2] == EMBEDDING
 
 
 def may_be_tied(module: str) -> bool:
-    """Whether PEFT looks for ties because a setting has that name."""
+    """Whether a setting with that name makes PEFT look for ties."""
     return module.rpartition(".")[2] in (EMBEDDING, HEAD)
 
 

@@ -1,7 +1,8 @@
 """New arrays for a model: trained biases, rows of embeddings, and whole modules.
 
-The arrays are known by identity, so that `save_peft` writes them again: a model cannot tell which
-of its arrays are pretrained. Training a loaded array makes a new array, which is not known.
+Loaded arrays are recorded by identity so that `save_peft` writes them again, because a model does
+not record which arrays are pretrained. Training a loaded array makes a new array, which is not
+recorded.
 """
 
 import weakref
@@ -23,12 +24,12 @@ from .layouts import TRANSPOSED, Shape, is_transposed
 
 M = TypeVar("M")
 
-# The path of a layer, and its index in a stack, which is `()` for a single layer.
+# A layer's path, and its index in a stack, which is `()` for a single layer.
 Place = tuple[str, Shape]
 
 
 class Source(NamedTuple):
-    """The tensors and settings that a file of this type had in place of the array."""
+    """The tensors and settings that a file of this type had instead of the array."""
 
     type: str
     tensors: Mapping[str, Any]
@@ -51,7 +52,7 @@ class NewArrays:
         self._old: dict[str, Any] = {}
 
     def put_into(self, model: M, *, everywhere: bool = False) -> M:
-        """`model` with these arrays, `everywhere` also at further paths of a replaced array."""
+        """`model` with these arrays; with `everywhere`, also at other paths of a replaced array."""
         by_id = {id(old): self._new[key] for key, old in self._old.items()} if everywhere else {}
 
         def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
@@ -81,7 +82,7 @@ class NewArrays:
                 self._problems.append(_differ(key, old, tensor, which))
             else:
                 new = jnp.asarray(tensor.reshape(old.shape[len(index) :])).astype(old.dtype)
-                # The same numbers leave the array shared with whatever else holds it.
+                # If the numbers are equal, the array stays, and stays shared.
                 if not jnp.array_equal(new, old[index]):
                     self._put(place, name, new)
 
@@ -104,7 +105,7 @@ class NewArrays:
         self._put(place, "weight", table, None if index else source)
 
     def shift_bias(self, place: Place, shift: np.ndarray, source: Source | None = None) -> None:
-        """Add `shift` to a layer's bias. **Raises:** `MisfitError` if it has no such array."""
+        """Add `shift` to a layer's bias. **Raises:** `MisfitError` without such a bias."""
         path, index = place
         (key, old), kind = self._present(path, "bias"), type(self._layers[path]).__name__
         if old is None:
@@ -129,7 +130,7 @@ class NewArrays:
         _by_id[identity] = weakref.ref(new, lambda _: _by_id.pop(identity, None)), source
 
     def _present(self, path: str, name: str) -> tuple[str, Any]:
-        """The path of an array of a layer, and the array. A property is not an array to replace."""
+        """The path of a layer's array, and the array. A property cannot be replaced."""
         key = f"{path}/{name}" if path else name
         value = vars(self._layers[path]).get(name)
         return key, self._new.get(key, value if isinstance(value, jax.Array | np.ndarray) else None)
@@ -144,12 +145,12 @@ def _fits(name: str, new: Shape, old: Shape, index: Shape) -> bool:
     if index not in np.ndindex(*old[: len(index)]):
         return False
     shape = old[len(index) :]
-    # The bias of a convolution has axes of length 1 here, behind the axis of the channels.
+    # The bias of an Equinox convolution has axes of length 1 after the channel axis.
     return new == shape or (name == "bias" and shape == (*new, *(1 for _ in shape[1:])))
 
 
 def _kind(array: Any) -> type:
-    """The kind of the numbers. A cast within one kind only rounds."""
+    """The kind of the numbers. A cast within a kind only rounds."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
     return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)
 
@@ -161,5 +162,5 @@ def is_loaded(array: object) -> bool:
 
 
 def source_of(array: object) -> Source | None:
-    """The source of this array; `None` if the file had the array, or if it was not loaded."""
+    """The source of this array; `None` if the file had the array itself, or it was not loaded."""
     return _by_id[id(array)][1] if is_loaded(array) else None

@@ -1,4 +1,4 @@
-"""The settings of `adapter_config.json`: the modules that they name, and what is refused."""
+"""The settings of `adapter_config.json`: which modules they name, and which are unsupported."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ REASONS = {
     "PSOFT": "it turns singular vectors, whose signs are not in the file, into each other",
 }
 
-# Settings that change what an adapter computes into something that no adapter here does.
+# Settings that make an adapter compute something that no adapter here supports.
 _SETTINGS = {
     "arrow_config": "several adapters are mixed by the input (Arrow)",
     "kasa_config": "the layer's weight is truncated (KaSA)",
@@ -36,7 +36,7 @@ _SETTINGS = {
     "use_qalora": "inputs are pooled in groups (QALoRA)",
 }
 
-# Settings of any type: which modules it is for, where it comes from, and how it was trained.
+# Settings of every type: the adapter's modules, its origin, and how it was trained.
 _COMMON = (
     "peft_type target_modules exclude_modules modules_to_save layers_to_transform layers_pattern "
     "bias init_weights fan_in_fan_out base_model_name_or_path revision task_type auto_mapping "
@@ -46,13 +46,13 @@ _COMMON = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The configuration of one PEFT adapter, of a type that can be converted."""
+    """The configuration of a PEFT adapter of a type that can be converted."""
 
     settings: Mapping[str, Any]
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> "Config":
-        """Check a configuration. Settings that its type lacks in PEFT only warn, as in PEFT."""
+        """Check a configuration. Settings that its type lacks only warn, as in PEFT."""
         peft_type = str(settings.get("peft_type"))
         if peft_type not in TYPES:
             reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
@@ -82,11 +82,11 @@ class Config:
         return self._for(module, self.type.rank)
 
     def alpha(self, module: str) -> float:
-        """The numerator of the scale for the module of that name."""
+        """The numerator of the scale for the module with that name."""
         return 1.0 if self.type.alpha is None else self._for(module, self.type.alpha)
 
     def is_target(self, module: str) -> bool:
-        """Whether PEFT would put an adapter on the module of that name."""
+        """Whether PEFT would put an adapter on the module with that name."""
         excluded = self.settings.get("exclude_modules")
         targets = self.settings.get("target_modules")
         if excluded and _names(excluded, module):
@@ -101,12 +101,12 @@ class Config:
 
     @property
     def ties(self) -> bool:
-        """Whether PEFT lets a tied head see the new embedding."""
+        """Whether a tied head uses the new embedding in PEFT."""
         can_tie = self.type.name in ("LORA", "ADALORA")
         return can_tie and bool(self.settings.get("ensure_weight_tying"))
 
     def ties_adapter_of(self, module: str) -> bool:
-        """Whether PEFT lets a tied head see the adapter of the embedding of that name."""
+        """Whether a tied head uses the adapter of the embedding with that name in PEFT."""
         if not self.ties or self.type.name != "LORA" or not is_embedding(module):
             return False
         if any(map(may_be_tied, self._saved)):
@@ -120,7 +120,7 @@ class Config:
         return any(module.endswith(name) for name in self._saved)
 
     def rows(self, module: str) -> list[int] | None:
-        """Which rows of the embedding of that name the file replaces."""
+        """Which rows the file replaces in the embedding with that name."""
         rows = self.settings.get("token_indices") or self.settings.get("trainable_token_indices")
         if isinstance(rows, dict):
             return next((rows[name] for name in rows if module.endswith(name)), None)
@@ -133,7 +133,7 @@ class Config:
     def _for(self, module: str, setting: Setting | None) -> Any:
         if setting is None:
             return 1
-        module = module.partition("[")[0]  # all experts of an array have its numbers
+        module = module.partition("[")[0]  # all experts of an array share its numbers
         for key, value in (self.settings.get(setting.pattern) or {}).items():
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
@@ -148,27 +148,27 @@ class Config:
         patterns = self.settings.get("layers_pattern") or r".*?\.[^.]*"
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
-            if match:  # the last group: the pattern may have groups as well
+            if match:  # the last group, because the pattern may have groups as well
                 return int(match[match.re.groups]) in layers
         return False
 
 
 def _names(names: str | list[str], module: str) -> bool:
-    """Whether `module` is named: by a regex as a whole, by a list also by the end of its name."""
+    """Whether `module` matches: a regex matches whole names, a list also the ends of names."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def known_settings(peft_type: str) -> set[str]:
-    """The settings of a type that are read, or refused, or do not change the outputs."""
+    """The settings of a type that are read, or unsupported, or do not change the outputs."""
     settings = {*_SETTINGS, *_COMMON.split(), *TYPES[peft_type].known_settings}
     # In PEFT, the configuration of AdaLoRA has all settings of LoRA.
     return settings | TYPES["LORA"].known_settings if peft_type == "ADALORA" else settings
 
 
 def _refused_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Why an adapter with this configuration cannot be loaded, a line for each reason."""
+    """Why an adapter with this configuration cannot be loaded, one line per reason."""
     kind = TYPES[settings["peft_type"]]
     lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if settings.get(name)]
     for name, held, why in kind.only:

@@ -1,8 +1,8 @@
 """Arrays of fused experts (`target_parameters`): one pair of tensors for all experts of an array.
 
-PEFT calls the pair by the module, and not by the array. A module with several adapted arrays has
-its pairs in an order that only Torch knows, so a file is read by the shapes of its pairs, and is
-written in an order that the caller gives. Here an array is a stack whose last axis are the experts.
+PEFT names the pair after the module, not the array. The order of the pairs in a module with several
+adapted arrays depends on the Torch code, so pairs are matched by their shapes when a file is read,
+and written in the caller's order. Here an array is a stack whose last axis runs over the experts.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Pair = Mapping[str, np.ndarray]
 
 
 class Size(NamedTuple):
-    """The sizes of an array of experts, and whether its last axis are the inputs."""
+    """The sizes of an array of experts, and whether the inputs are its last axis."""
 
     experts: int
     outputs: int
@@ -38,7 +38,7 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 
 def sizes_of(layer: object, index: Shape) -> Size:
-    """The size of a layer, or of a stack: its last axis are the experts."""
+    """The size of a layer, or of a stack whose last axis runs over the experts."""
     layout = layout_of(layer)
     if layout is None or layout.kind != "linear":
         raise MisfitError(f"it is a {type(layer).__name__} here, and not an array of matrices")
@@ -46,7 +46,7 @@ def sizes_of(layer: object, index: Shape) -> Size:
     if len(shape) - len(index) not in (0, 1):
         raise MisfitError(f"the model has a stack of {shape} layers there, and the index {index}")
     experts = shape[-1] if len(shape) > len(index) else 0
-    # A declared array has a letter for each axis, and a layer's weight is `(out, in)`.
+    # A declared array has a letter for each axis; a layer's weight is `(out, in)`.
     declared: str = getattr(layer, "axes", "oi")
     return Size(experts, *layout.matrix, not declared.replace("s", "").endswith("o"))
 
@@ -56,9 +56,9 @@ def split_experts(
 ) -> tuple[Tensors, set[str]]:
     """The tensors with a module for each expert, `experts.up_proj[3]`, and the new names.
 
-    `size_of` says the size of the array with a name; `None` if the model has no such array.
+    `size_of` returns the size of the array with a name; `None` if the model has no such array.
 
-    **Raises:** `PeftFormatError` if the file does not tell which array a pair is for.
+    **Raises:** `PeftFormatError` if it is not clear from the file which array a pair is for.
     """
     problems, adapters, new = Problems(), dict(tensors.adapters), dict[str, Pair]()
     for module, names in _adapted_arrays(config, adapters):
@@ -77,11 +77,11 @@ def split_experts(
 def _adapted_arrays(
     config: Config, adapters: Mapping[str, Pair]
 ) -> Iterator[tuple[str, list[str]]]:
-    """The modules whose arrays PEFT adapts, and the names of these arrays in the model."""
+    """The modules with arrays that PEFT adapts, and the names of these arrays in the model."""
     targets: list[str] = config.settings.get("target_parameters") or []
     for module in [name for name in adapters if not name.endswith(_INNER)]:
         if config.settings.get("target_modules") and config.is_target(module):
-            continue  # which PEFT adapts whole
+            continue  # PEFT adapts the whole module
         ends = [target.rpartition(".") for target in targets]
         names = {end for start, _, end in ends if not start or f".{module}".endswith(f".{start}")}
         if names:
@@ -94,7 +94,7 @@ def _experts(
     if str(config.settings.get("init_lora_weights")).lower().startswith(("pissa", "olora")):
         raise MisfitError("PEFT starts PiSSA and OLoRA from a whole weight, and this is an array")
     if len(present) < len(pairs):
-        # The loader says that the model lacks the arrays, and which are near.
+        # The loader reports the missing arrays, with the nearest names.
         return dict(zip([name for name in names if name not in present], pairs, strict=False))
     chosen = {s: _chosen(config, pairs, present, swapped=s) for s in (False, True)}
     fitting = {swapped: names for swapped, names in chosen.items() if names}
@@ -121,9 +121,9 @@ def _chosen(
 ) -> list[str]:
     """The array of each pair, by the shapes; empty if they do not fit.
 
-    PEFT reads the last axis of an array by `A`, or the axis before it if the module says
-    `is_transposed`: these are the inputs in the layers of Transformers, and may be the outputs,
-    which `swapped` says.
+    PEFT applies `A` to the last axis of an array, or to the second-last axis if the module has
+    `is_transposed`. In Transformers' layers, this is the axis of the inputs. `swapped` means that
+    it may be the axis of the outputs.
     """
     by_shapes: dict[Any, list[str]] = {}
     for name, size in present.items():
@@ -143,7 +143,7 @@ def _chosen(
 
 
 def _split(name: str, pair: Pair, count: int, swapped: bool) -> Iterator[tuple[str, Pair]]:
-    """The factors of each expert: rows of `A` go expert by expert, columns of `B` rank by rank."""
+    """The factors of each expert: rows of `A` are grouped by expert, columns of `B` by rank."""
     many = count or 1
     first = pair[A].reshape(many, -1, pair[A].shape[1])
     second = pair[B].reshape(len(pair[B]), -1, many)
@@ -154,10 +154,10 @@ def _split(name: str, pair: Pair, count: int, swapped: bool) -> Iterator[tuple[s
 
 
 class ExpertArrays:
-    """Which stacks are written as arrays of experts, and the tensors of these arrays.
+    """The stacks to write as arrays of experts, and the tensors of these arrays.
 
-    PEFT nests the adapters of one module in the order in which Torch's module defines its arrays.
-    The order of the regular expressions is that order, since a model here does not know it.
+    PEFT nests the adapters of a module in the order in which Torch's module defines its arrays. The
+    regular expressions are in that order, because a model here does not record it.
     """
 
     def __init__(self, patterns: str | Sequence[str] | None, paths: Collection[str]):
@@ -175,11 +175,11 @@ class ExpertArrays:
         self._by_module: dict[str, dict[int, tuple[str, Written]]] = {}
 
     def order(self, path: str) -> int | None:
-        """The number of the first expression that matches a path."""
+        """The index of the first expression that matches a path."""
         return next((n for n, x in enumerate(self._patterns) if x.search(path)), None)
 
     def add(self, name: str, order: int, written: Written) -> None:
-        """Add an array by PEFT's name. **Raises:** `MisfitError` if it has no place in a module."""
+        """Add an array by PEFT's name. **Raises:** `MisfitError` if it is not in a module."""
         module, _, array = name.rpartition(".")
         if not module:
             raise MisfitError(
@@ -201,7 +201,7 @@ class ExpertArrays:
         return [f"{module}.{name}" for module, by in arrays for name, _ in by.values()]
 
     def tensors(self) -> dict[str, dict[str, np.ndarray]]:
-        """The tensors by PEFT's names of the modules. The first array is wrapped first."""
+        """The tensors, by PEFT's names of the modules. The first array is wrapped first."""
         return {
             module + _INNER * (len(arrays) - 1 - n): dict(arrays[order][1].tensors)
             for module, arrays in self._by_module.items()
@@ -210,7 +210,7 @@ class ExpertArrays:
 
 
 def join_experts(layers: Sequence[Written], path: str) -> list[Written]:
-    """The adapters of each array: the factors of its experts, the last axis of the stack, in one.
+    """One adapter per array, with the factors of all experts (the last axis of the stack).
 
     **Raises:** `MisfitError` if an adapter is more than two factors.
     """
@@ -224,7 +224,7 @@ def join_experts(layers: Sequence[Written], path: str) -> list[Written]:
     arrays: list[Written] = []
     for index, experts in by_block.items():
         first, second = ([np.asarray(x.tensors[name]) for x in experts] for name in (A, B))
-        # Rows of `A` go expert by expert, columns of `B` rank by rank.
+        # Rows of `A` are grouped by expert, columns of `B` by rank.
         tensors = {
             A: np.concatenate(first),
             B: np.stack(second, -1).reshape(len(second[0]), -1),

@@ -1,4 +1,4 @@
-"""The two files of a PEFT adapter in a directory, and the tensors by the modules of the model."""
+"""The two files of a PEFT adapter's directory, and the tensors sorted by module."""
 
 import dataclasses
 import json
@@ -46,16 +46,16 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Write both files into `directory`, which is made if need be.
+    """Write both files into `directory`, which is created if it does not exist.
 
-    If writing fails or is killed, the old files are whole, or the configuration is missing, so that
-    nothing loads.
+    If writing fails or is killed, either the old files are complete, or the configuration is
+    missing, so that nothing loads.
     """
-    # Here, because only saving needs them.
+    # Imported here, because only saving needs them.
     import safetensors.numpy
 
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    # As in PEFT's files; some readers ask for it.
+    # As in PEFT's files; some readers require it.
     content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
     folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
     with format_errors():
@@ -71,19 +71,20 @@ def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
 
 ByModule = dict[str, dict[str, np.ndarray]]
 
-# Rows of an embedding that were trained alone: of a type for them, or beside LoRA.
+# Separately trained rows of an embedding, by their own type or beside LoRA.
 _ROWS = re.compile(r"(?:(.*)\.)?trainable_tokens_delta")
-# Where PEFT keeps the module that it wrapped, or the trained copy.
+# Where PEFT stores the wrapped module, or the trained copy.
 _WRAPPED = re.compile(r"(^|\.)(base_layer|modules_to_save|ln_tuning_layers)(?=\.)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The tensors of a file, by the names that the modules have in the model without PEFT.
+    """The tensors of a file, by the modules' names in the model without PEFT.
 
     - `adapters`, `plain`: tensors of adapters, and whole arrays: `{module: {name: tensor}}`.
-    - `base`: the arrays of layers in adapters, which PEFT writes for embeddings and biases.
-    - `rows`: of embeddings: `{module: {"weight": rows}}`; `shared`: of all modules, by whole names.
+    - `base`: the arrays of adapted layers, which PEFT writes for embeddings and biases.
+    - `rows`: rows of embeddings: `{module: {"weight": rows}}`; `shared`: tensors of all modules, by
+        whole names.
     """
 
     adapters: ByModule = dataclasses.field(default_factory=dict)
@@ -110,7 +111,7 @@ class Tensors:
 
 
 def by_module(tensors: Mapping[str, np.ndarray], of_adapter: str, shared: str) -> Tensors:
-    """The tensors of a file, sorted by module, by regular expressions for names of tensors."""
+    """Sort the tensors of a file by module, using regular expressions for their names."""
     adapter_pattern, shared_pattern = re.compile(rf"(?:(.*)\.)?({of_adapter})"), re.compile(shared)
     result = Tensors()
     for key, tensor in tensors.items():
@@ -124,7 +125,7 @@ def by_module(tensors: Mapping[str, np.ndarray], of_adapter: str, shared: str) -
         elif match := _ROWS.fullmatch(name):
             module = (match[1] or "").removesuffix("token_adapter").removesuffix(".")
             result.rows[module] = {"weight": tensor}
-        elif ".original_module." not in f".{name}":  # which PEFT keeps beside the trained module
+        elif ".original_module." not in f".{name}":  # PEFT stores it beside the trained module
             module, _, array = _WRAPPED.sub("", name).removeprefix(".").rpartition(".")
             table = result.base if name.endswith(f"base_layer.{array}") else result.plain
             table.setdefault(module, {})[array] = tensor

@@ -1,7 +1,7 @@
 """Adapters in repositories of the Hugging Face Hub, through the library `huggingface_hub`.
 
-The library has its cache, its token and its offline mode, which are used here as they are. Two
-files are downloaded, never a program or a pickle, and both come from one commit.
+The library's cache, token and offline mode apply. Only two files are downloaded, never a program or
+a pickle, and both come from the same commit.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jno.lora.extending import imported_for, read_json
 from ._errors import format_errors
 from .files import CONFIG, PICKLE, TENSORS, Directory
 
-# An owner and a name. What begins with a dot, a slash or a letter of a drive is a path.
+# An owner and a name. A string that begins with a dot, a slash or a drive letter is a path.
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -28,15 +28,15 @@ def locate(
     revision: str | None = None,
     check: Callable[[dict[str, Any]], object] | None = None,
 ) -> tuple[Path, str | None]:
-    """The directory of an adapter, and for the Hub its commit.
+    """The directory of an adapter, and its commit if it is from the Hub.
 
     The files are downloaded if `directory` is the name of a repository.
 
-    A directory of this name comes before the Hub. A name may end in a slash. `check` gets the
-    configuration before the tensors are downloaded, which it may refuse by raising.
+    A directory with this name takes precedence over the Hub. A name may end in a slash. `check`
+    gets the configuration before the tensors are downloaded, and may raise to prevent this.
 
     **Raises:** `SelectionError` for a revision of a directory, `PeftFormatError` if the repository
-    or its files cannot be had, `MissingLibraryError` without `huggingface_hub`.
+    or its files are not available, `MissingLibraryError` without `huggingface_hub`.
     """
     name = directory.removesuffix("/") if isinstance(directory, str) else ""
     if _NAME.fullmatch(name) is None or os.path.lexists(directory):
@@ -61,17 +61,17 @@ def locate(
 
 
 def _download(name: str, file: str, revision: str | None) -> Path:
-    """The folder of the cache with that file. **Raises:** `PeftFormatError`."""
+    """The cache folder with that file. **Raises:** `PeftFormatError`."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         return Path(huggingface_hub.hf_hub_download(name, file, revision=revision)).parent
-    # The errors depend on the library's version, which chooses the client of HTTP.
+    # The errors depend on the library's version, because versions use different HTTP clients.
     except Exception as err:
         at, reason = "" if revision is None else f" at revision {revision!r}", str(err)
         if isinstance(err, errors.EntryNotFoundError):
-            with contextlib.suppress(Exception):  # the first error says enough
+            with contextlib.suppress(Exception):  # the first error suffices
                 files = sorted(huggingface_hub.HfApi().list_repo_files(name, revision=revision))
                 reason = (
                     f"it needs {CONFIG} and {TENSORS} in its main folder (a pickle, {PICKLE}, is "
@@ -86,7 +86,7 @@ def _download(name: str, file: str, revision: str | None) -> Path:
 
 
 def tell_commit(repository: Directory, commit: str, revision: str | None) -> None:
-    """Say which commit was read. `HF_HUB_DISABLE_PROGRESS_BARS` silences the line on the screen."""
+    """Log which commit was read; also print it unless `HF_HUB_DISABLE_PROGRESS_BARS` is set."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
     line = f"{repository} is read at revision={commit!r}"

@@ -1,4 +1,4 @@
-"""What a file of PEFT holds, without a model."""
+"""Inspect a PEFT file without a model."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from .types.type import Type
 def inspect_peft(
     directory: Directory, *, revision: str | None = None, values: bool = False
 ) -> dict[str, Any]:
-    """What the adapter in `directory` holds, as `jno-lora inspect` prints it.
+    """The contents of the adapter in `directory`, as `jno-lora inspect` prints them.
 
     No plugin is imported, no model is needed, and no regular expression of the file is run.
 
@@ -28,10 +28,10 @@ def inspect_peft(
     - `directory`, `revision`: as for `load_peft`: a directory, or a repository of the Hub.
     - `values`: also count NaN and infinity: `"non_finite"` has a line for each array with them.
 
-    **Returns:** facts for JSON, whose keys are stable. `"revision"` is the commit of a repository,
-    to give to `load_peft`. `"refused"` says why `load_peft` cannot load the adapter into any model,
-    or is `None`. `"servers"` has lines for vLLM and for sglang-jax about what each of them refuses
-    or leaves out. `"modules"` has an item for each module of the model that has arrays in the file.
+    **Returns:** a dict for JSON with stable keys. `"revision"` is the commit of a repository, for
+    `load_peft`. `"refused"` is the reason why `load_peft` cannot load the adapter into any model,
+    or `None`. `"servers"` lists what vLLM and sglang-jax reject or ignore. `"modules"` has an item
+    for each module of the model that has arrays in the file.
 
     **Raises:** `PeftFormatError` for damaged files, or for a repository that cannot be read;
     `SelectionError` for a `revision` of a directory; `MissingLibraryError` for a repository without
@@ -67,7 +67,7 @@ def inspect_peft(
 
 
 def _is_set(value: Any) -> bool:
-    """Whether a setting says something: PEFT also writes the settings that are off."""
+    """Whether a setting is on, because PEFT also writes settings that are off."""
     return value is not None and value is not False and value not in ("", [], {})
 
 

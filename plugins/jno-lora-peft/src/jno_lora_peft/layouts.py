@@ -1,4 +1,4 @@
-"""The kinds of layer that PEFT has tensors for, and the tensors as matrices."""
+"""The kinds of layer that PEFT adapts, and PEFT's tensors as matrices."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from ._errors import MisfitError
 
 Shape = tuple[int, ...]
 
-# The reasons why a layer cannot be as PEFT has it.
+# The reasons why a layer does not match PEFT's.
 NO_LAYER = "it is a {}; PEFT's tensors fit linear layers, convolutions and embeddings"
 TRANSPOSED = (
     "Torch lays out the kernel of a transposed convolution otherwise, with the inputs first and "
@@ -23,12 +23,13 @@ TRANSPOSED = (
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One layer as PEFT sees it.
+    """One layer in PEFT's terms.
 
-    - `outputs`, `inputs`: its features or channels; for an embedding its dimensions and its rows.
+    - `outputs`, `inputs`: the numbers of features or channels; for an embedding, its dimensions and
+        rows.
     - `groups`, `kernel`: of a convolution.
-    - `odd`: options of a convolution that PEFT leaves out when it runs the update beside the layer,
-        so that PEFT's output differs from the merged layer's; empty for most layers.
+    - `odd`: options of a convolution that PEFT ignores when it runs the update beside the layer, so
+        that its output differs from the merged layer's; usually empty.
     """
 
     kind: Literal["linear", "conv", "embedding"]
@@ -63,13 +64,13 @@ class Layout:
     def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.
 
-        `None` if no matrices do: PEFT's `A` sees the inputs of all groups, and the layer's kernel
-        sees only the inputs in the group of an output.
+        `None` if no matrices do, because PEFT's `A` reads the inputs of all groups, but the layer's
+        kernel only those in the group of an output.
         """
         if self.groups == 1:
             return A.reshape(len(A), -1), B.reshape(len(B), -1)
         groups, each = self.groups, len(A) // self.groups
-        # Axes: group of the outputs, component, group of the inputs, input.
+        # Axes: output group, component, input group, input.
         by_group = A.reshape(groups, each, groups, -1)
         diagonal = np.stack([by_group[group, :, group] for group in range(groups)])
         if np.count_nonzero(by_group) != np.count_nonzero(diagonal):
@@ -89,7 +90,7 @@ class Layout:
         return by_group.reshape(self.groups * len(A), -1)
 
     def check_kind(self, kinds: tuple[str, ...] | None, groups: bool = False) -> None:
-        """**Raises:** `MisfitError` unless the layer is of one of these kinds, if there are any."""
+        """**Raises:** `MisfitError` unless the layer is of one of these kinds, if any are given."""
         if kinds is None:
             return
         kind = f"conv{len(self.kernel)}d" if self.kind == "conv" else self.kind
@@ -108,12 +109,12 @@ class Layout:
 
 
 def layout_of(layer: Any) -> Layout | None:
-    """The layer, or one layer of a stack, as PEFT sees it; `None` if PEFT does not adapt it."""
+    """The layout of a layer, or of one layer of a stack; `None` if PEFT does not adapt it."""
     weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) < 2:
         return None
     features = getattr(type(layer), "linear_features", None)
-    if features is not None:  # a class of another plugin says that its weight is one matrix
+    if features is not None:  # a class of another plugin declares its weight as one matrix
         layout = Layout("linear", *features(layer))
     else:
         layout = _embedding(layer) or _conv(layer) or _linear(layer)
@@ -123,7 +124,7 @@ def layout_of(layer: Any) -> Layout | None:
 
 
 def stack_of(layer: Any) -> Shape:
-    """The axes of the layers in a stack, as far as the shape of one layer is known."""
+    """The stack axes of a layer, as far as the shape of a single layer is known."""
     layout, weight = layout_of(layer), getattr(layer, "weight", None)
     shape: Shape = getattr(weight, "shape", ())
     of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
@@ -133,7 +134,7 @@ def stack_of(layer: Any) -> Shape:
 
 
 def is_transposed(layer: Any) -> bool:
-    """Whether `layer` is a transposed convolution, whose kernel Torch lays out in another way."""
+    """Whether `layer` is a transposed convolution, for which Torch's kernel layout differs."""
     return isinstance(layer, eqx.nn.ConvTranspose) or hasattr(layer, "output_padding")
 
 

@@ -1,4 +1,4 @@
-"""Loading PEFT's files: adapters around the layers of a model."""
+"""Load PEFT's files as adapters around the layers of a model."""
 
 import contextlib
 import functools
@@ -49,50 +49,51 @@ def load_peft(
 ) -> M:
     """`model` with the adapter that PEFT saved into `directory`.
 
-    A type that the zoo has a method for becomes adapters of the method, in float32 at least. Other
-    types that update the weight become LoRA with the same update, of the rank that this takes. The
-    page "Coming from PEFT" lists them. The outputs are PEFT's. An adapter without an exact
+    If the zoo has a method for the type, the adapters become this method's, in at least float32.
+    Other types that update the weight become LoRA with the same update and a sufficient rank. The
+    page "Coming from PEFT" lists them. The outputs equal PEFT's. An adapter without an exact
     equivalent here is an error.
 
     Arrays of fused experts (`target_parameters`) are declared arrays here (`jno_lora_arrays`), or
-    stacks whose last axis are the experts.
+    stacks whose last axis runs over the experts.
 
     Trained biases, the modules of `modules_to_save` and trained rows of embeddings replace arrays
-    of the model, in the dtype of the model. So does a bias that PEFT changes by its adapter
-    (`lora_bias`, BEFT): `unwrap_lora` does not bring the former bias back.
+    of the model, in the dtype of the model. So does a bias that PEFT's adapter changes
+    (`lora_bias`, BEFT), which `unwrap_lora` does not restore.
 
-    An adapter of PEFT on an embedding acts on lookups, and not on an output head that is tied to
-    the embedding, unless the file says `ensure_weight_tying`. If a head may read the table, the
-    embedding becomes an `Untied` that holds the adapter, and the head reads the plain table.
+    In PEFT, an adapter on an embedding acts on lookups, but not on a tied output head, unless the
+    file sets `ensure_weight_tying`. If a head may read the table, the embedding becomes an `Untied`
+    around the adapter, and the head reads the plain table.
 
     **Arguments:**
 
-    - `model`: any pytree, adapted or not. Its layers are found by PEFT's names for them, with
-        slashes for dots.
-    - `directory`: with `adapter_config.json` and `adapter_model.safetensors`; or a string
-        `"organisation/name"`, a repository of the Hugging Face Hub with these two files, if there
-        is no such directory. `huggingface_hub` (`jno-lora[hub]`) downloads the files once, and
-        uses its cache, its token and its offline mode.
+    - `model`: any pytree, adapted or not. Its layers are found by PEFT's names, with slashes for
+        dots.
+    - `directory`: a directory with `adapter_config.json` and `adapter_model.safetensors`; or, if
+        there is no such directory, `"organisation/name"`, a Hugging Face Hub repository with these
+        two files. `huggingface_hub` (`jno-lora[hub]`) downloads the files once, and uses its cache,
+        its token and its offline mode.
     - `revision`: a branch, a tag or a commit of the repository; by default its main branch. Both
-        files are from one commit, which is printed on standard error unless `revision` is this
+        files are from the same commit, which is printed to standard error unless `revision` is this
         commit.
     - `rename`: from PEFT's names of modules to the paths of layers here: a table of regular
         expressions and replacements, each used in turn on the slash-joined name, such as
         `{"^model/": ""}`, or a function of the dotted name. A path that ends in `[3]` is layer 3
         of a stack; all layers of a stack must be there.
     - `tied`: whether an output head reads the table of the model's embedding. By default,
-        `load_peft` looks at `eqx.nn.Shared`, at a head with a weight of its own, and at a
-        `tie_word_embeddings` of the model or of its `config`. If nothing tells, a head may.
-    - `registry`: where adapter classes are looked up, instead of among the installed plugins.
-        Plugins other than the zoo are loaded only for layers that the zoo has no adapters for.
+        `load_peft` looks at `eqx.nn.Shared`, at a head with its own weight, and at a
+        `tie_word_embeddings` of the model or of its `config`. If these leave it open, a head is
+        assumed to read it.
+    - `registry`: where to look up adapter classes instead of the installed plugins. Plugins other
+        than the zoo are loaded only for layers that the zoo does not adapt.
 
-    **Returns:** the model, with the adapters around its layers. Adapters of the model stay. Tensors
-    that hold NaN or infinity are loaded, with a `JnoLoraWarning`.
+    **Returns:** the model with the adapters around its layers. Existing adapters stay. Tensors with
+    NaN or infinity are loaded with a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
     not fit the model (everything at once), or a repository that cannot be read; `SelectionError`
-    for a bad `rename`, a `Net`, two places of one path, an adapter that cannot be built, or a
-    `revision` of a directory; `PluginError` if a plugin is missing; `MissingLibraryError` for a
+    for a bad `rename`, a `Net`, two places with the same path, an adapter that cannot be built, or
+    a `revision` with a directory; `PluginError` if a plugin is missing; `MissingLibraryError` for a
     repository without `huggingface_hub`.
     """
     expect_model(model, "load_peft")
@@ -119,9 +120,9 @@ def load_peft(
 
 
 def _with_arrays(model: M, placement: Placement) -> tuple[M, dict[str, Place]]:
-    """`model` with the arrays of a file, and the places of the file's modules in it."""
+    """`model` with the arrays of a file, and where the file's modules are in the model."""
     config, tensors, problems = placement.config, placement.tensors, placement.problems
-    # A head keeps the table that PEFT changes for lookups alone, or gets the saved table.
+    # A head keeps the table that PEFT changes only for lookups, or gets the saved table.
     model = with_untied(model, {*_tables_to_untie(model, placement), *placement.tables})
     layers = modules_by_path(model)
     untied = [path for path, layer in layers.items() if isinstance(layer, Untied)]
@@ -133,7 +134,7 @@ def _with_arrays(model: M, placement: Placement) -> tuple[M, dict[str, Place]]:
             arrays.replace(place, tensors.base[module])
         if module in tensors.rows:
             arrays.replace_rows(place, config.rows(module), tensors.rows[module]["weight"])
-    # They are also new in a head that reads the table of an adapted embedding.
+    # A head that reads the table of an adapted embedding also gets the new arrays.
     model = arrays.put_into(model, everywhere=True)
     arrays = NewArrays(model, problems)
     for path, table in placement.tables.items():
@@ -145,7 +146,7 @@ def _with_arrays(model: M, placement: Placement) -> tuple[M, dict[str, Place]]:
 
 
 def _tables_to_untie(model: Any, placement: Placement) -> set[str]:
-    """The paths of embeddings that a head may read, and that PEFT changes for lookups only."""
+    """The paths of embeddings that a head may read and that PEFT changes only for lookups."""
     paths: set[str] = set()
     layers, problems = modules_by_path(model), placement.problems
     for module, (path, _) in placement.places.items():
@@ -169,7 +170,7 @@ def _tables_to_untie(model: Any, placement: Placement) -> set[str]:
 def _with_adapters(
     model: M, places: Mapping[str, Place], placement: Placement, registry: Registry
 ) -> tuple[M, AdapterSet]:
-    """`model` with the biases that adapters of PEFT add to, and the adapters of a file."""
+    """`model` with the biases that PEFT's adapters change, and the adapters of a file."""
     config, problems = placement.config, placement.problems
     layers: Mapping[str, Any] = modules_by_path(model)
     biases, norms = NewArrays(model, problems), norms_around(model, layers)
@@ -202,7 +203,7 @@ def _with_adapters(
 
 
 def checked_layout(layer: Any, path: str, norms: Mapping[str, str]) -> Layout:
-    """The layer for PEFT. **Raises:** `MisfitError` if it cannot be adapted."""
+    """The layer's layout. **Raises:** `MisfitError` if the layer cannot be adapted."""
     name = type(layer).__name__
     if isinstance(layer, LoRAWrapper):
         raise MisfitError(f"its layer carries a {name} already. Call merge_lora or unwrap_lora")
@@ -221,7 +222,7 @@ def build_adapters(
     registry: Registry,
     problems: Problems,
 ) -> AdapterSet:
-    """Adapters by path, from the adapters of single layers by their indices in a stack."""
+    """Adapters by path, joined from the adapters of single layers by their stack indices."""
     adapters: dict[str, LooseAdapter] = {}
     shared: dict[str, jax.Array] = {}
     for path, by_index in by_path.items():
@@ -237,7 +238,7 @@ def build_adapters(
                 )
                 for name, array in states[0].items()
             }
-            # The same arrays for every module of the file.
+            # The same arrays serve every module of the file.
             shared |= {n: jnp.asarray(x) for n, x in first.shared.items() if n not in shared}
             form = LayerForm.of(layer, ndim)
             adapters[path] = LooseAdapter(arrays, cls, first.rank, first.alpha, form)
@@ -256,13 +257,13 @@ def _adapter_class(registry: Registry, variant: str, layer: Any) -> type[LoRAWra
 
 
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
-    """The classes of a variant. A plugin is loaded only when the classes before do not fit."""
+    """The classes of a variant. A plugin is loaded only when no earlier class fits."""
     if variant in ROUTED:
         yield registry.provided("jno-lora-routed", ROUTED[variant]).cls
         return
     method = METHODS[variant].__name__
     yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
-    with contextlib.suppress(PluginError):  # a registry may hold no such class
+    with contextlib.suppress(PluginError):  # a registry may lack the class
         yield registry.zoo_class(f"{method}Embedding")
     yield from registry.resolve(variant)
     with contextlib.suppress(SelectionError):
@@ -270,7 +271,7 @@ def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
 
 
 def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Converted]:
-    """The adapters of a stack, in its order. **Raises:** `MisfitError` if they are not a stack."""
+    """The adapters of a stack, in order. **Raises:** `MisfitError` if they do not form a stack."""
     indices = list(np.ndindex(*stack))
     if not stack and list(adapters) != indices:
         raise MisfitError("the model has one layer there, not a stack with an index")

@@ -1,7 +1,7 @@
-"""The layers of a model that the modules of a file stand for.
+"""Match the modules of a file with the layers of a model.
 
-PEFT writes the tensors of a head that is tied to an embedding a second time. If one table serves
-both in the model, the head needs no layer.
+PEFT writes the tensors of a tied head and of its embedding separately. If the model uses one table
+for both, the head needs no layer.
 """
 
 import re
@@ -24,13 +24,13 @@ from .ties import Ties
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
-# How many missing names get hints, and how many names a message shows.
+# How many missing names get hints, and how many names a message lists.
 _HINTS = 8
 _SHOWN = 12
 
 
 class Paths:
-    """The paths of a model's modules, without the insides of adapters, and how to find a path."""
+    """The paths of a model's modules, without the insides of adapters, and a search for paths."""
 
     def __init__(self, model: PyTree):
         self.modules: Mapping[str, Any] = modules_by_path(model)
@@ -44,11 +44,11 @@ class Paths:
         return None if path is None else (path, index)
 
     def check(self, places: Mapping[str, Sequence[Place]], renamed: Mapping[str, str]) -> list[str]:
-        """A line for each module without a place, or with the place of another module.
+        """A line for each module without a layer, or with another module's layer.
 
-        `renamed` has the dotted paths that modules without a place stand for.
+        `renamed` has the dotted paths of the modules without a layer.
 
-        **Raises:** `PeftFormatError` if no module has a place.
+        **Raises:** `PeftFormatError` if no module has a layer.
         """
         lines: list[str] = []
         first_at: dict[Place, str] = {}
@@ -73,11 +73,11 @@ class Paths:
 
 
 class Placement:
-    """The layers that a file's modules stand for.
+    """The layers for a file's modules.
 
     - `problems`: a line for each module that does not fit.
-    - `tensors`: the tensors of the modules; `places`: by module.
-    - `untargeted`: modules that PEFT adapts without targeting them: heads, and arrays of experts.
+    - `tensors`: the tensors of the modules; `places`: the layers' paths and indices, by module.
+    - `untargeted`: modules that PEFT adapts without targeting: heads, and arrays of experts.
     - `tables`: the saved weights of heads that the model lacks, by the path of their embedding.
     """
 
@@ -97,10 +97,10 @@ class Placement:
         name, _, expert = module.partition("[")
         dotted = dotted_path(name, self._rename)
         if expert:
-            # Behind the index of a block, in a stack of blocks.
+            # After the index of a block, in a stack of blocks.
             dotted = f"{dotted[:-1]},{expert}" if dotted.endswith("]") else f"{dotted}[{expert}"
         place = self._paths.find(dotted)
-        if place is None and name.endswith(".weight"):  # an array, by the layer that holds it
+        if place is None and name.endswith(".weight"):  # an array, found by its layer
             end = f"[{expert}" if expert else ""
             return self._place(name.removesuffix(".weight") + end)
         return place
@@ -111,7 +111,7 @@ class Placement:
         return None if place is None else sizes_of(self._paths.modules[place[0]], place[1])
 
     def _served_heads(self, tensors: Tensors) -> set[str]:
-        """The tied heads that need no place, because the table of their embedding serves them.
+        """The tied heads that need no layer because they use the table of their embedding.
 
         All tied heads and their embeddings become `untargeted`.
         """
@@ -131,7 +131,7 @@ class Placement:
         return served
 
     def _heads_of_tables(self, tensors: Tensors) -> dict[str, tuple[str, np.ndarray]]:
-        """The heads with a saved weight that the model lacks: their embedding, and the weight."""
+        """The embeddings and the saved weights of heads that the model lacks."""
         heads: dict[str, tuple[str, np.ndarray]] = {}
         for module, arrays in tensors.plain.items():
             is_head = module.endswith(HEAD) and self.config.saves(module)
@@ -152,7 +152,7 @@ class Placement:
         return places
 
 
-# The factors of a linear layer, and the factors of an embedding that are the same transposed.
+# The factors of a linear layer, and those of an embedding, which are their transposes.
 _PAIRS = (("lora_B.weight", "lora_embedding_A"), ("lora_A.weight", "lora_embedding_B"))
 _ONE_TABLE = (
     "but one table serves both in the model. Give the model a head of its own, with a weight that "
@@ -161,7 +161,7 @@ _ONE_TABLE = (
 
 
 def _tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:
-    """The heads that PEFT tied by `ensure_weight_tying`, and the embedding that each repeats."""
+    """The heads that PEFT tied by `ensure_weight_tying`, each with its embedding."""
     for embedding in tensors.modules if config.ties else ():
         adapter, saved = tensors.adapters.get(embedding, {}), tensors.plain.get(embedding, {})
         if "lora_embedding_A" in adapter:

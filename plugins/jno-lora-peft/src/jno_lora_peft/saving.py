@@ -1,4 +1,4 @@
-"""Saving a model's adapters as PEFT's files."""
+"""Save a model's adapters as PEFT files."""
 
 import collections
 import os
@@ -32,48 +32,49 @@ def save_peft(
     base_model_name_or_path: str | os.PathLike[str] | None = None,
     task_type: str | None = None,
 ) -> None:
-    """Write the adapters of `model` as one adapter of PEFT, for `PeftModel.from_pretrained`.
+    """Write the adapters of `model` as one PEFT adapter, for `PeftModel.from_pretrained`.
 
-    A method that PEFT has as well is written as PEFT's type. Another method is written as LoRA with
-    the same update if the update is a product of two factors of low rank (of twice the rank for
+    A method that PEFT also has is written as PEFT's type. Any other method is written as LoRA with
+    the same update if the update is a product of two low-rank factors (with twice the rank for
     methods such as PiSSA, which change the weight at the start). So is a mix of LoRA and rsLoRA.
     The page "Coming from PEFT" lists them. The adapted layers are not written, because PEFT puts
     the adapters around its own layers.
 
     Trained arrays outside the adapters are written as PEFT's `modules_to_save`: arrays that a `Net`
     trains, arrays that `modules_to_save` names, and arrays that `load_peft` read from a file and
-    that did not change since. A plain model does not tell which arrays were trained. A model
+    that did not change since. A plain model has no record of which arrays were trained. A model
     without adapters is written with these arrays alone, in the type that was read or as
     `LN_TUNING`.
 
     **Arguments:**
 
     - `model`: a `Net`, or an adapted model.
-    - `directory`: made if it does not exist. An adapter in it is replaced.
+    - `directory`: created if it does not exist. An adapter in it is replaced.
     - `rename`: from the paths of layers here to PEFT's names of modules: a table of regular
         expressions and replacements, each used in turn on the path (`{"^": "model/"}`) before its
         slashes become dots, or a function of the path that returns the dotted name. Each layer of a
         stack has a path such as `layers/q_proj[3]`.
     - `modules_to_save`: a regular expression for the paths of arrays outside the adapters, such as
-        `"^classifier/|norm/"`: their modules are written whole. It replaces what a `Net` trains.
-    - `target_parameters`: regular expressions for the paths of stacks that PEFT has as one array
-        of all experts, as in fused mixtures of experts: the last axis of the stack are the experts.
-        PEFT's name of the array comes from `rename`, as for a layer. Of several arrays in one
-        module, each needs an expression, in the order in which Torch's module defines the arrays:
-        `["gate_up_proj$", "down_proj$"]`.
+        `"^classifier/|norm/"`: their modules are written whole. It overrides the arrays that a
+        `Net` trains.
+    - `target_parameters`: regular expressions for the paths of stacks that are one array of all
+        experts in PEFT, as in fused mixtures of experts; the last axis of the stack runs over the
+        experts. PEFT's name of the array comes from `rename`, as for a layer. Each of several
+        arrays in a module needs an expression, in the order in which Torch's module defines the
+        arrays: `["gate_up_proj$", "down_proj$"]`.
     - `tied`: whether an output head reads the table of an adapted embedding, as for `load_peft`. An
-        adapter that a head sees too is written with PEFT's `ensure_weight_tying`; an adapter that
-        acts on lookups alone is in an `Untied`.
-    - `base_model_name_or_path`: the model that the adapter is for: its name on a hub, or a path.
+        adapter that the head uses too is written with PEFT's `ensure_weight_tying`; an adapter that
+        acts only on lookups is in an `Untied`.
+    - `base_model_name_or_path`: the name or path of the model that the adapter is for.
     - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
-        the model's class. PEFT looks for the invocation of aLoRA in `"CAUSAL_LM"` alone, which is
-        the default there.
+        the model's class. PEFT looks for aLoRA's invocation only in `"CAUSAL_LM"`, which is the
+        default for aLoRA.
 
     **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
-    equivalent in PEFT; also if a setting is malformed, the adapters are of kinds that PEFT cannot
-    keep together, an array cannot be read (tracers, donated arrays), or the files cannot be
-    written: then the old files are whole, or without a configuration, so that nothing loads.
-    `SelectionError` for a bad `rename`, `modules_to_save`, `target_parameters` or model.
+    equivalent in PEFT; also if a setting is malformed, PEFT cannot combine the kinds of adapters,
+    an array cannot be read (tracers, donated arrays), or the files cannot be written; the old files
+    are then complete, or lack the configuration, so that nothing loads. `SelectionError` for a bad
+    `rename`, `modules_to_save`, `target_parameters` or model.
     """
     settings: dict[str, Any] = {
         "base_model_name_or_path": base_model_name_or_path and os.fspath(base_model_name_or_path),
@@ -89,7 +90,7 @@ def save_peft(
     adapters.problems.refuse(title, "Nothing was written.")
     modules = adapters.modules
     arrays = TrainedArrays(model, rename, ties, modules)
-    # Without adapters, only arrays that `load_peft` read are meant.
+    # Without adapters, only arrays that `load_peft` read are written.
     arrays.choose(trainable if modules else None, modules_to_save)
     arrays.problems.refuse(
         "PEFT cannot save these arrays beside the adapters",
@@ -117,7 +118,7 @@ def _settings_of(
     rename: Rename,
     task_type: str | None,
 ) -> dict[str, Any]:
-    """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot keep them together."""
+    """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot combine them."""
     variant = _common_variant(adapters.modules)
     kind = TYPE_OF[variant]
     ties_both = adapters.ties_adapter and any(map(may_be_tied, arrays.modules))
@@ -162,7 +163,7 @@ def _settings_of(
 
 
 def _common_variant(modules: Modules) -> str:
-    """A variant of all these adapters' type. **Raises:** `MisfitError` if they have several."""
+    """A variant of the adapters' common type. **Raises:** `MisfitError` if the types differ."""
     by_kind: dict[str, list[str]] = {}
     for written in modules.values():
         kind = TYPE_OF[written.adapter.variant].name
@@ -184,7 +185,7 @@ def _common_variant(modules: Modules) -> str:
 
 
 def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, Any]:
-    """The numbers of modules, and the settings that modules must agree on."""
+    """The numbers for single modules, and the settings that all modules must agree on."""
     kind, modules = TYPE_OF[variant], adapters.modules
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
@@ -194,7 +195,7 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
             alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
         ranks[module] = rank
         alphas[module] = int(alpha) if alpha.is_integer() else alpha
-    if adapters.ties_adapter:  # the head has the scale of its embedding
+    if adapters.ties_adapter:  # the head uses the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
     settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
@@ -206,7 +207,7 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
 
 
 def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
-    """A setting with a number, and a pattern for the modules that have another number."""
+    """A setting with a number, and a pattern for the modules with a different number."""
     if setting is None:
         return {}
     usual = collections.Counter(numbers.values()).most_common(1)[0][0]
@@ -217,7 +218,7 @@ def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules)
         ends = tuple(f".{name}" for name in unusual)
         has_pattern = not any(name.endswith(ends) for name in numbers)
     else:
-        # PEFT looks for a pattern at the end of a name, unless it says where the name begins.
+        # PEFT matches a pattern at the end of a name, unless the pattern marks the beginning.
         unusual = {f"^{re.escape(name)}": number for name, number in unusual.items()}
         has_pattern = bool(setting.pattern)
     if not has_pattern:
@@ -235,15 +236,15 @@ def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitErr
 
 
 def _targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
-    """The names of the modules; as a regex if a name may be the end of a name that is not meant."""
+    """The names of the modules, as a regex if a name could also match the end of another name."""
     names = sorted(modules)
     ends = tuple(f".{name}" for name in names)
-    # A function may know the names of adapted layers only, so the other names are unknown.
+    # A function may only handle the names of adapted layers, so all other names are unknown.
     if callable(rename) or any(
         name.endswith(ends) and name not in modules
         for name in (module_name(path, rename) for path in modules_by_path(model))
     ):
-        # PEFT looks for an embedding to tie by its short name.
+        # PEFT finds an embedding to tie by its short name.
         short = [EMBEDDING] if any(map(is_embedding, names)) else []
         return "|".join(map(re.escape, [*names, *short]))
     return names

@@ -1,4 +1,4 @@
-"""What servers of language models refuse in an adapter, or compute in another way, unsaid.
+"""Adapter features that language-model servers reject, or silently compute differently.
 
 vLLM 0.33: `PEFTHelper` (github.com/vllm-project/vllm, vllm/lora/peft_helper.py) and the names of
 tensors in `parse_fine_tuned_lora_name` (vllm/lora/utils.py). sglang-jax: `LoRAConfig`,
@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Starts that leave the weight alone, as vLLM lists them.
+# Starts that leave the weight alone, according to vLLM.
 _PURE = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _HIGHEST_RANK = 512  # of vLLM's `--max-lora-rank`
 _READ_BY_VLLM = re.compile(
@@ -44,7 +44,7 @@ _SGLANG = {
 def refused_by_servers(
     settings: Mapping[str, Any], tensors: Collection[str]
 ) -> dict[str, list[str]]:
-    """By server, a line for each thing that it refuses, or leaves out without a word."""
+    """By server, a line for each feature that it rejects or silently ignores."""
     if settings.get("peft_type") != "LORA":
         line = f"it reads LoRA, and this is {settings.get('peft_type')}"
         return {"vLLM": [line], "sglang-jax": [line]}

@@ -1,6 +1,6 @@
-"""Embeddings whose table an output head reads: who reads it, and how a head is kept apart.
+"""Embeddings tied to an output head: detect ties, and separate the head from adapters.
 
-An adapter of PEFT on an embedding acts on lookups, and not on a head that is tied to the embedding.
+In PEFT, an adapter on an embedding acts on lookups, but not on a tied head.
 """
 
 import collections
@@ -24,22 +24,22 @@ SHARED = (
     "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer alone. Let the "
     "other layer hold the weight"
 )
-# The field of `Untied` that holds the embedding.
+# The field of `Untied` with the embedding.
 INNER = "layer"
 
 
 class Untied(eqx.Module):
-    """An embedding that is looked up, and the table that an output head reads.
+    """An embedding for lookups, and the table that an output head reads.
 
-    An adapter around `layer` changes the lookups alone, as PEFT does on a model whose head is tied
-    to its embedding. `merge_lora` leaves the head's table as it is, so that the merged model
-    computes the same.
+    An adapter around `layer` changes only lookups, as PEFT does if the head is tied to the
+    embedding. `merge_lora` leaves the head's table unchanged, so that the merged model computes the
+    same.
 
-    It is called like the embedding, and its `weight` can be indexed by ids (a lookup) and be
-    transposed or multiplied with a vector (as heads do).
+    It is called like the embedding. Its `weight` can be indexed by ids (a lookup), and transposed
+    or multiplied with a vector (as in heads).
 
     - `layer`: the embedding, plain or adapted.
-    - `table`: the array that the head reads, at first the very array of the embedding.
+    - `table`: the array that the head reads; initially the embedding's array itself.
     """
 
     layer: Any
@@ -61,19 +61,19 @@ class Untied(eqx.Module):
 
     @property
     def weight(self) -> "Table":
-        """The table as a model reads it: lookups see the adapter, products do not."""
+        """The table for models that read it: lookups include the adapter, products do not."""
         return Table(self.layer, self.table, self.table.dtype)
 
 
 class Table(eqx.Module):
-    """The weight of an `Untied`, for models that read the weights of their layers."""
+    """The weight of an `Untied`, for models that read their layers' weights."""
 
     layer: Any
     table: Any
     dtype: Any = eqx.field(static=True)
 
     def __getitem__(self, ids: Any) -> Array:
-        """The rows of these ids, with the adapter."""
+        """The rows for these ids, with the adapter."""
         is_number = isinstance(ids, int | np.integer) and not isinstance(ids, bool)
         if not is_number and not (is_array(ids) and jnp.issubdtype(ids.dtype, jnp.integer)):
             self._refuse()
@@ -119,12 +119,12 @@ class Table(eqx.Module):
 
 
 def untie(model: M, path: str) -> M:
-    """`model` with its embedding at `path` as an `Untied`: an adapter then acts on lookups alone.
+    """`model` with the embedding at `path` in an `Untied`, so that an adapter only affects lookups.
 
-    The outputs stay the same. On a model with a tied head, it lets you train the same adapter as
-    PEFT with `target_modules=["embed_tokens"]`; `save_peft` then writes it for PEFT.
+    The outputs stay the same. If the head is tied, you can then train the same adapter as PEFT with
+    `target_modules=["embed_tokens"]`, and write it with `save_peft`.
 
-    **Raises:** `SelectionError` unless there is a plain embedding.
+    **Raises:** `SelectionError` unless `path` is a plain embedding.
     """
     expect_model(model, "untie")
     modules = modules_by_path(model)
@@ -153,8 +153,8 @@ def with_untied(model: M, paths: set[str]) -> M:
 class Ties:
     """Whether other layers read the weight of a layer of a model.
 
-    A head that reads `embedding.weight` cannot be seen in a model, so the answer may be unknown.
-    The first of these rules that applies decides:
+    A head that reads `embedding.weight` cannot be detected in a model, so the answer may be
+    unknown. The first rule that applies decides:
 
     1. The embedding is in an `Untied`: not tied.
     2. `eqx.nn.Shared` hands the weight to other layers: tied.
@@ -171,7 +171,7 @@ class Ties:
         tables = collections.Counter(id(x.weight) for x in self._layers.values() if is_table(x))
         # How often the model has an array outside of embeddings.
         self._counts = collections.Counter(map(id, jax.tree.leaves(plain))) - tables
-        self._plain = plain  # its arrays are known by their ids
+        self._plain = plain  # keeps its arrays alive, because their ids are used
         shared = [x for x in self._layers.values() if isinstance(x, eqx.nn.Shared)]
         self._shared = {id(x) for node in shared for x in jax.tree.leaves(node.get(node.pytree))}
 
@@ -199,7 +199,7 @@ class Ties:
         return id(getattr(self._layers[path], "weight", None)) in self._shared
 
     def tables(self, shape: tuple[int, ...]) -> list[str]:
-        """The paths of embeddings, also of `Untied`, with that shape that a head may read."""
+        """The paths of embeddings (also `Untied`) of that shape that a head may read."""
         return [
             path
             for path, layer in self._layers.items()
@@ -211,14 +211,14 @@ class Ties:
         return isinstance(self._layers.get(path), Untied)
 
     def outer(self, path: str) -> str:
-        """The path of the `Untied` around the layer at `path`, or else `path` itself."""
+        """The path of the `Untied` around the layer at `path`, or `path` itself."""
         outer, _, field = path.rpartition("/")
         return outer if field == INNER and self.is_untied(outer) else path
 
     def _has_head(self, rows: int, size: int) -> bool:
-        """Whether a linear layer must be the head: no layer takes its `rows` outputs.
+        """Whether a linear layer must be the head, because no layer takes its `rows` outputs.
 
-        The layer between an MLP's two layers may have as many features as there are tokens.
+        An MLP's hidden layer may have as many features as there are tokens.
         """
         layouts = [layout_of(layer) for layer in self._layers.values() if not is_table(layer)]
         linear = [lay for lay in layouts if lay is not None and lay.kind == "linear"]
@@ -235,5 +235,5 @@ def is_table(layer: Any) -> bool:
 
 
 def is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
-    """Whether `value` is an array, of NumPy too."""
+    """Whether `value` is an array, including NumPy arrays."""
     return isinstance(value, jax.Array | np.ndarray)

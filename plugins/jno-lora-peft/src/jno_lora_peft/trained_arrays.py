@@ -1,4 +1,4 @@
-"""Trained arrays outside of adapters, as PEFT's `modules_to_save`."""
+"""Trained arrays outside adapters, as PEFT's `modules_to_save`."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -20,9 +20,9 @@ from .written import read_array, read_arrays
 
 
 class TrainedArrays:
-    """The modules of a model that PEFT saves whole, because they hold trained or loaded arrays.
+    """The modules that PEFT saves whole, because they contain trained or loaded arrays.
 
-    - `modules`: the arrays of each module, by PEFT's name for it.
+    - `modules`: the arrays of each module, by PEFT's name of the module.
     - `head`: the weight of a head that PEFT must tie to a saved embedding, by its name in the file.
     """
 
@@ -36,7 +36,7 @@ class TrainedArrays:
         self._layers: dict[str, Any] = modules_by_path(model)
 
     def choose(self, trainable: PyTree | None, pattern: str | None) -> None:
-        """Add the modules whose arrays train, or match the pattern, or were loaded."""
+        """Add the modules with arrays that train, match the pattern, or were loaded."""
         for path in self._chosen(trainable, pattern):
             module_path = path.rpartition("/")[0]
             with self.problems.of(show_path(path)):
@@ -93,7 +93,7 @@ class TrainedArrays:
                 yield path
 
     def _is_base_table(self, path: str, array: Any) -> bool:
-        """Whether `array` is the table of an `Untied`, which PEFT has in the adapter's layer."""
+        """Whether `array` is the table of an `Untied`, which is in the adapter's layer in PEFT."""
         layer = self._layers.get(path.rpartition("/")[0])
         if not isinstance(layer, Untied):
             return False
@@ -117,7 +117,7 @@ class TrainedArrays:
                 continue
             self._check_name(name)
             self.modules[name] = {
-                # The bias of a convolution has more axes here.
+                # The bias of an Equinox convolution has more axes.
                 field.replace("/", "."): x[index].reshape(-1) if field == "bias" else x[index]
                 for field, x in arrays.items()
             }
@@ -125,7 +125,7 @@ class TrainedArrays:
                 self._tie(path, name)
 
     def _save_head(self, layer: Untied) -> None:
-        """Add the table that a head reads beside an embedding, as PEFT's head with its weight."""
+        """Add the table that a head reads beside an embedding, as the weight of PEFT's head."""
         if HEAD in self.modules:
             raise MisfitError(f"PEFT has one head {HEAD!r}, and this would be a second one")
         self._check_name(HEAD)
@@ -139,7 +139,7 @@ class TrainedArrays:
                 raise MisfitError(f"PEFT would save the adapted module {adapted!r} with {name!r}")
 
     def _tie(self, path: str, name: str) -> None:
-        """Let a head that reads the table of a saved embedding read the saved table, as here."""
+        """Make PEFT's head read the table of a saved embedding, if the head reads it here."""
         is_tied = self._ties.of(path)
         if is_tied is False:
             return
@@ -153,9 +153,9 @@ class TrainedArrays:
         self.head = {f"{PREFIX}{HEAD}.weight": self.modules[name]["weight"]}
 
     def _save_namesakes(self) -> None:
-        """Add modules that PEFT would save too, since their names end in a saved name."""
+        """Add modules that PEFT would save too because their names end in a saved name."""
         if callable(self._rename):
-            return  # it may know the names of adapted and trained modules only
+            return  # it may only handle the names of adapted and trained modules
         for path in self._layers:
             name = module_name(self._ties.outer(path), self._rename)
             is_saved = any(name == saved or name.startswith(f"{saved}.") for saved in self.modules)

@@ -1,4 +1,4 @@
-"""The adapters of a model as PEFT has them, or the reasons why PEFT cannot have them."""
+"""Convert a model's adapters to PEFT's form, or collect the reasons why this is impossible."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,16 +31,16 @@ from .types import TYPE_OF
 from .types.type import METHODS, ROUTED, Adapter, Written, widened
 
 Arrays = dict[str, np.ndarray]
-# The variant of a type of PEFT, the scale of the update, and the arrays.
+# The variant of a PEFT type, the scale of the update, and the arrays.
 _Form = tuple[str, float, Arrays]
 
 
 class WrittenAdapters:
-    """The adapters of a model for PEFT, by PEFT's names, and their tensors.
+    """A model's adapters for PEFT, by PEFT's names, and their tensors.
 
     - `ties_adapter`: whether PEFT must adapt the head that is tied to an embedding.
     - `has_bias`: whether biases of adapted layers changed.
-    - `experts`: the arrays that PEFT adapts without their module.
+    - `experts`: the arrays that PEFT adapts without their whole module.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WrittenAdapters:
         self.ties_adapter = self.has_bias = False
         self._rename, self._ties = rename, ties
         flags = () if trainable is None else (trainable,)
-        # With the arrays that adapters share; not for the flags, which have the model's structure.
+        # Resolve shared arrays, but not in the flags, which have the model's structure.
         resolved = dict(adapted_layers(resolve(model)))
         self.experts = experts = ExpertArrays(target_parameters, resolved)
         layers = zip(adapted_layers(model, *flags), resolved.values(), strict=True)
@@ -78,7 +78,7 @@ class WrittenAdapters:
         is_tied: bool | None,
         order: int | None,
     ) -> None:
-        """Add an adapter, and arrays of its layer that train, or that `load_peft` read."""
+        """Add an adapter, and its layer's arrays that train or that `load_peft` read."""
         module = peft_name(written.adapter.path, self._rename)
         if module in self.modules:
             path = self.modules[module].adapter.path
@@ -102,7 +102,7 @@ class WrittenAdapters:
             self._tie(module, written, is_tied)
 
     def _tie(self, module: str, written: Written, is_tied: bool | None) -> None:
-        """Let the head that reads an adapted table have the update as well, as it has here."""
+        """Make PEFT's head that reads an adapted table get the update as well, as here."""
         if written.adapter.layout.kind != "embedding":
             raise MisfitError(SHARED)
         if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
@@ -122,13 +122,13 @@ class WrittenAdapters:
 
 
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
-    """The adapter, or one for each layer of a stack. **Raises:** `MisfitError` if PEFT has none."""
+    """The adapter, or an adapter per layer of a stack. **Raises:** `MisfitError` if not in PEFT."""
     if isinstance(wrapper, AdapterSum):
         wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(NO_LAYER.format(type(wrapper.base).__name__))
-    # First: nothing can be computed with arrays that cannot be read.
+    # This comes first, because nothing can be computed with unreadable arrays.
     state = read_arrays(wrapper.state(), where)
     fields = {name: x.array for name, x in vars(wrapper).items() if isinstance(x, Shared)}
     shared = read_arrays(fields, where)
@@ -147,7 +147,7 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
 
 
 def _joined(adapters: AdapterSum) -> LoRAWrapper:
-    """One adapter with the same update. **Raises:** `MisfitError` if there is none."""
+    """A single adapter with the same update. **Raises:** `MisfitError` if this is impossible."""
     try:
         joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
     except SelectionError as err:
@@ -159,7 +159,7 @@ def _joined(adapters: AdapterSum) -> LoRAWrapper:
 
 
 def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) -> list[Written]:
-    """The adapter in this form. **Raises:** `MisfitError` if PEFT's type does not have it."""
+    """The adapter in this form. **Raises:** `MisfitError` if PEFT's type does not support it."""
     base: Any = wrapper.base
     (variant, scale, arrays), layout, rank = form, layout_of(base), wrapper.rank
     kind = TYPE_OF[variant]
@@ -170,7 +170,7 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     layout.check_kind(kind.layers)
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
-        # Where a method has a scale, it is linear in alpha.
+        # If a method has a scale, the scale is linear in alpha.
         alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
         if alpha != wrapper.alpha and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
@@ -186,7 +186,7 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> _Form | None:
     """The variant of PEFT's type, the scale and the arrays; `None` if PEFT has no such type."""
     cls: Any = type(wrapper)
     rank, alpha = wrapper.rank, wrapper.alpha
-    # The method's, since a kind of layer may have its own variants, such as "lora-embedding".
+    # The method's variant, because a layer kind may have its own, such as "lora-embedding".
     is_method = isinstance(wrapper, Method) and cls.law is cls.method.law
     variant = str(cls.method.variant if is_method else cls.variant)
     scale = MatrixAdapter.of(cls).low_rank_scale(rank, alpha)
@@ -205,7 +205,7 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> _Form | None:
 
 
 def _without_multiplier(state: Arrays) -> Arrays:
-    """A state whose `lora_B` has the multiplier of the update in it, if there is one."""
+    """A state with the update's multiplier, if any, folded into `lora_B`."""
     if not {"multiplier", "lora_B"} <= state.keys():
         return state
     B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
@@ -223,7 +223,7 @@ def _trained_in_base(trains: Any) -> frozenset[str]:
 
 
 def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -> Arrays:
-    """The arrays of the layer in an adapter that train or that `load_peft` read, for PEFT."""
+    """An adapted layer's arrays that train or that `load_peft` read, for PEFT."""
     fields = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
     chosen = {name: x for name, x in fields.items() if is_loaded(x) or name in trained}
     arrays = read_arrays(chosen, f"in the {type(wrapper).__name__}")

@@ -1,4 +1,4 @@
-"""Quantised frozen weights of Equinox models, beside which adapters of jno-lora train (QLoRA)."""
+"""Quantised frozen weights for Equinox models, to train jno-lora adapters beside (QLoRA)."""
 
 from ._array import QuantizedArray
 from ._errors import QuantizationError, QuantizationErrors, quantization_errors

@@ -1,4 +1,4 @@
-"""The array type that takes the place of a quantised weight."""
+"""The array type that replaces a quantised weight."""
 
 import functools
 import math
@@ -18,19 +18,19 @@ from jno.lora.extending import over_stack
 from ._linear import Applied, linear
 from ._schemes import Scheme
 
-# How many numbers are decoded at a time for the norms of rows.
+# How many numbers to decode at a time for the norms of rows.
 _AT_ONCE = 2**16
 
 
 class QuantizedArray(CodedArray):
-    """A frozen weight as codes. It reads like the weight: `shape`, `dtype`, `W @ x`, `W[rows]`.
+    """A frozen weight as codes, used like the weight: `shape`, `dtype`, `W @ x`, `W[rows]`.
 
-    All leaves are integers: filters, casts and optimisers leave them alone. `W @ x` keeps the codes
-    for the backward pass, and decodes them again there. All other operations, such as
-    `jnp.asarray(W)` or `x @ W.T`, decode the weight and may keep it.
+    All leaves are integers, so that filters, casts and optimisers leave them alone. `W @ x` saves
+    only the codes for the backward pass, which decodes them again. All other operations, such as
+    `jnp.asarray(W)` or `x @ W.T`, decode the weight and may keep the decoded weight.
 
-    - `codes`: the codes of one weight as a matrix of rows, after the axes of a stack.
-    - `parts`: the encoded scales. Numbers in float32 are stored as their bits.
+    - `codes`: the codes of one weight as a matrix, after any stack axes.
+    - `parts`: the encoded scales. Float32 numbers are stored as their bits.
     - `form`: the shape of one weight.
     - `dtype`: the dtype of the weight. Decoding computes in float32 and casts.
     """
@@ -87,9 +87,9 @@ class QuantizedArray(CodedArray):
         return linear(Applied(function, structure), x, *leaves)
 
     def row_products(self, A: Float[Array, "r in"]) -> tuple[Array, Array]:
-        """`W A^T` and the squared norm of each row, by blocks of rows: never holds all of `W`."""
+        """`W A^T` and each row's squared norm, by blocks of rows to avoid decoding all of `W`."""
         A, count = A.astype(self.compute_dtype), self.form[0]
-        # At least four steps: XLA would unroll a loop of one step, and hold all weights.
+        # At least four steps, because XLA would unroll a loop of one step and keep all weights.
         at_once = max(1, min(-(-count // 4), _AT_ONCE // math.prod(self.form[1:])))
         starts = jnp.arange(0, count, at_once)
 
@@ -105,7 +105,7 @@ class QuantizedArray(CodedArray):
         dtype = getattr(index, "dtype", int if isinstance(index, int) else bool)
         if self.codes.ndim > 2 or not jnp.issubdtype(dtype, jnp.integer):
             return self.decoded()[index]
-        # As JAX: negative numbers count from the end, and numbers out of range are clamped.
+        # As in JAX, negative indices count from the end, and indices out of range are clamped.
         rows = jnp.arange(self.form[0])[index]
         return self._matrix(rows.reshape(-1)).reshape(*rows.shape, *self.form[1:])
 
@@ -132,7 +132,7 @@ def _floating(dtype: Any) -> Any:
 
 
 def placed_like(array: Any, weight: Any) -> Any:
-    """`array` on the mesh of `weight`, cut along the same axes; codes only where these divide."""
+    """`array` sharded like `weight`; codes only along axes that divide evenly."""
     sharding = None if isinstance(weight, Tracer) else getattr(weight, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return array
@@ -141,7 +141,7 @@ def placed_like(array: Any, weight: Any) -> Any:
     mesh, ndim = sharding.mesh, array.codes.ndim
 
     def place(leaf: Any) -> Any:
-        # Codes and scales have the axes of the stack, and mostly an axis of rows and one of blocks.
+        # Codes and scales have the stack axes, and usually an axis of rows and an axis of blocks.
         spec = tuple(sharding.spec)[: ndim if leaf.ndim == ndim else ndim - 2]
         pairs = zip(spec, leaf.shape, strict=False)
         axes = [axis if _divides(mesh, axis, size) else None for axis, size in pairs]

@@ -1,4 +1,4 @@
-"""The distance of a quantised model's weights from the original weights."""
+"""How far a quantised model's weights are from the original weights."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ class QuantizationError:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class QuantizationErrors(Printed[QuantizationError]):
-    """The errors of all quantised layers of a model, and of all these weights together."""
+    """The errors of each quantised layer of a model, and of all quantised weights together."""
 
     rows: tuple[QuantizationError, ...]
     relative: float

@@ -1,4 +1,4 @@
-"""A whole quantised model in one safetensors file."""
+"""Save a whole quantised model to one safetensors file, and load it."""
 
 import dataclasses
 import json
@@ -39,10 +39,10 @@ _KEY = "jno_lora_quantized"
 
 
 def save_quantized(model: PyTree, path: FilePath) -> None:
-    """Write all arrays of a model, codes among them, into one safetensors file.
+    """Write all arrays of a model, including codes, to one safetensors file.
 
-    Even if the process ends meanwhile, the old file or the new file is there, whole. The file has a
-    checksum of each array, which `load_quantized` compares.
+    If the process is killed meanwhile, either the old or the new file is left complete. The file
+    has a checksum of each array, which `load_quantized` verifies.
 
     **Arguments:**
 
@@ -80,9 +80,9 @@ def load_quantized(template: M, path: FilePath) -> M:
 
     **Arguments:**
 
-    - `template`: a model of the same classes and shapes, quantised or not. Its values are not
-        used: `eqx.filter_eval_shape(make_model)` gives one without memory. If its arrays lie on a
-        mesh, the arrays of the file go onto this mesh.
+    - `template`: a model of the same classes and shapes, quantised or not. Its values are not used:
+        `eqx.filter_eval_shape(make_model)` gives one without memory. If its arrays are on a mesh,
+        the loaded arrays are placed on this mesh.
     - `path`: of the file.
 
     **Returns:** the template with the file's arrays and quantised weights in it.
@@ -128,7 +128,7 @@ def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
 
 
 def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
-    """The quantised form of a weight by a file's description, or why there is none."""
+    """The quantised form of a weight from a file's description, or why this is impossible."""
     if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
     try:
@@ -160,7 +160,7 @@ def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]
 
 
 def _stack_ndims(model: PyTree) -> dict[str, int]:
-    """The number of axes of a stack, by the path of each weight that can be quantised."""
+    """The number of stack axes, by the path of each weight that can be quantised."""
     layers = quantizable_layers(model)
     ndims = {path: weight_kind(layer).stack_ndim(layer) for path, layer in layers.items()}
     return {f"{path}/weight".lstrip("/"): ndim for path, ndim in ndims.items()}

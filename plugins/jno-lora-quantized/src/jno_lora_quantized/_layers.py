@@ -1,6 +1,7 @@
-"""Convolutions with quantised kernels: subclasses, whose calls decode the kernel.
+"""Convolutions with quantised kernels: subclasses whose calls decode the kernel.
 
-The product `W @ x` of a linear layer asks `W` first, but JAX's convolution takes only arrays.
+They are needed because `W @ x` of a linear layer calls a method of `W`, but JAX's convolution takes
+only arrays.
 """
 
 import copy
@@ -20,7 +21,7 @@ from ._plan import weight_kind
 
 @dataclasses.dataclass(frozen=True)
 class _Convolution:
-    """The convolution of `frame`, a layer without arrays and bias, by a kernel."""
+    """The convolution of `frame`, a layer without arrays and bias, with a kernel."""
 
     frame: Any
 
@@ -56,7 +57,7 @@ def _with_class(cls: Any, fields: dict[str, Any]) -> Any:
 
 
 def _new(cls: Any, fields: dict[str, Any]) -> Any:
-    """A layer of a class with these fields. (Its constructor would make other arrays.)"""
+    """A layer of a class with these fields, made without its constructor."""
     layer = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(layer, name, value)
@@ -64,7 +65,7 @@ def _new(cls: Any, fields: dict[str, Any]) -> Any:
 
 
 def decoding(tree: Any) -> Any:
-    """`tree`, with a call that decodes in its convolutions whose kernels are coded."""
+    """`tree`, whose convolutions with coded kernels get a call that decodes."""
 
     def is_convolution(node: Any) -> bool:
         kind = weight_kind(node) if is_coded(getattr(node, "weight", None)) else None
@@ -77,7 +78,7 @@ def decoding(tree: Any) -> Any:
 
 
 def all_plain(tree: Any) -> Any:
-    """`tree` with plain arrays, and with the classes that its layers had before `decoding`."""
+    """`tree` with plain arrays, and with its layers' classes from before `decoding`."""
 
     def is_decoding(node: Any) -> bool:
         return isinstance(node, eqx.Module) and "stands_for" in vars(type(node))

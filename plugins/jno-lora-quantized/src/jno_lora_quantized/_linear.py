@@ -1,6 +1,6 @@
-"""A product that keeps codes for the backward pass, and decodes them again there.
+"""A product that saves codes for the backward pass, which decodes them again.
 
-The product is a primitive that is linear in `x`, given the codes, so that derivatives of any order
+The product is a primitive that is linear in `x`, given the codes, so its derivatives of any order
 are such products too. (A function with a custom derivative rule would fail in second derivatives.)
 """
 
@@ -17,14 +17,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-# A hashable function of `x` and the leaves of a coded array, linear in `x`. Equal functions share
+# A hashable function of `x` and a coded array's leaves that is linear in `x`. Equal functions share
 # compiled programs.
 Map = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Applied:
-    """`function(W, x)` for the array `W` that the leaves stand for."""
+    """`function(W, x)` for the array `W` that the leaves encode."""
 
     function: Callable[[Array, Array], Array]
     structure: Any
@@ -59,7 +59,7 @@ linear_p = Primitive("jno_lora_linear")
 
 
 def linear(function: Map, x: Array, *leaves: Array) -> Array:
-    """`function(x, *leaves)`, whose backward pass keeps only the leaves."""
+    """`function(x, *leaves)`, with a backward pass that saves only the leaves."""
     return linear_p.bind(x, *leaves, function=function)
 
 
@@ -69,12 +69,12 @@ linear_p.def_impl(lambda *args, function: _compiled(function)(*args))
 
 @linear_p.def_abstract_eval
 def _abstract(*args: Any, function: Map) -> ShapedArray:
-    # Traced with the types of the arguments, which say how they lie on a mesh.
+    # Traced with the types of the arguments, which include their sharding.
     return jax.make_jaxpr(function)(*args).out_avals[0]
 
 
 def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array, Any]:
-    # Only `x` has a tangent: the leaves are codes, which are integers.
+    # Only `x` has a tangent, because the leaves are integer codes.
     (x, *leaves), dx = primals, tangents[0]
     return linear(function, x, *leaves), linear(function, dx, *leaves)
 
@@ -95,15 +95,16 @@ def _expand(primals: Any, series: Any, *, function: Map) -> tuple[Array, list[Ar
 
 
 def _after_x(x: Array, *leaves: Array, function: Map) -> Array:
-    """The product, whose codes are decoded only when `x` is known.
+    """The product, computed so that the codes are decoded only once `x` is computed.
 
     XLA for CPUs would decode the weights of all layers first, or keep the decoded weights of the
-    forward pass for the backward pass, and hold the whole model. It removes barriers, but not
-    arithmetic: the codes change by a number that is always zero, which the compiler cannot prove.
+    forward pass for the backward pass; either way the whole decoded model would be in memory. XLA
+    removes barriers, but not arithmetic, so the codes change by a number that is always zero, which
+    the compiler cannot prove.
     """
     if x.size == 0:
         return function(x, *leaves)
-    # Of all entries: a single entry cannot be read where the axes of a mesh are explicit.
+    # Of all entries, because a single entry cannot be read on a mesh with explicit axes.
     largest = jnp.max(jnp.real(x)).astype(jnp.float32)
     never = (largest != largest) & (largest == jnp.float32(jnp.inf))
     return function(x, *(leaf ^ never.astype(leaf.dtype) for leaf in leaves))

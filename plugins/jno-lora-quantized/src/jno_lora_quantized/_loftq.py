@@ -1,4 +1,4 @@
-"""LoftQ and QPiSSA: LoRA starts with the errors of the codes of a weight."""
+"""LoftQ and QPiSSA: LoRA starts from a weight's quantisation error."""
 
 import functools
 from typing import Any, TypeVar
@@ -41,29 +41,30 @@ def loftq(
     block: int = 64,
     double: bool = True,
 ) -> M:
-    """`quantize(model, ...)`, whose LoRA adapters start with the errors of the codes.
+    """`quantize(model, ...)`, with LoRA adapters that start from the quantisation errors.
 
-    For a layer with the matrix `W`, it computes in turn the codes `Q` of `W - s B A`, and `s B A`
-    as the `r` largest singular triplets of `W - Q`. So the quantised model starts closer to the
-    given model. LoRA, rsLoRA and LoRA-FA can start like this. All other layers are only quantised.
+    For a layer with the matrix `W`, it alternately computes the codes `Q` of `W - s B A`, and
+    `s B A` as the `r` largest singular triplets of `W - Q`, so that the quantised model starts
+    closer to the given model. LoRA, rsLoRA and LoRA-FA can start like this; all other layers are
+    only quantised.
 
     Papers: Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
     arXiv:2310.08659; QPiSSA in Meng et al., arXiv:2404.02948.
 
     **Arguments:**
 
-    - `model`: with adapters, as `apply_lora(model, rank, key=key)` gives it. Learned updates count
+    - `model`: a model with adapters, from `apply_lora(model, rank, key=key)`. Learned updates count
         as part of `W`.
-    - `iterations`: how often the codes are computed.
-    - `start`: `"codes"`: the codes of `W` come first, and triplets last (LoftQ). `"pissa"`: the
-        triplets of `W` come first, and codes last (QPiSSA).
+    - `iterations`: how many times the codes are computed.
+    - `start`: `"codes"`: start with the codes of `W`, end with triplets (LoftQ). `"pissa"`: start
+        with the triplets of `W`, end with codes (QPiSSA).
     - `svd`: `"exact"`, `"randomized"` or `"auto"`, as for PiSSA. `"exact"` captures more of
         `W - Q`, whose singular values decrease slowly.
     - `scheme`, `target`, `block`, `double`: as for `quantize`.
 
-    **Returns:** the model, with codes in all layers that `quantize` takes. The classes of its
-    adapters stay, so that they save and load as before, onto the base of
-    `save_quantized(unwrap_lora(model), path)`.
+    **Returns:** the model, with codes in all layers that `quantize` takes. Its adapters keep their
+    classes, so that they are saved and loaded as before, onto the base that
+    `save_quantized(unwrap_lora(model), path)` wrote.
 
     **Raises:** `SelectionError` for a wrong argument, if no adapter can start like this, for an
     adapter whose scale is 0, and as `quantize`.
@@ -107,7 +108,7 @@ def _why_not(adapter: Any) -> str | None:
 
 
 def _started(path: str, adapter: Any, scheme: Scheme, **schedule: Any) -> Any:
-    """The adapter around the codes of its base, with factors that make up for their errors."""
+    """The adapter around its quantised base, with factors that compensate for the error."""
     scale = MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha)
     if scale == 0:
         raise SelectionError(

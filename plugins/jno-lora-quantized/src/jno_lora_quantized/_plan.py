@@ -1,4 +1,4 @@
-"""Which layers of a model are quantised, why the others are left alone, and the table of both."""
+"""Which layers of a model are quantised, why the remaining layers are not, and a table of both."""
 
 import dataclasses
 import re
@@ -30,8 +30,8 @@ Keys = tuple[Any, ...]
 def layers_to_quantize(
     model: PyTree, pattern: re.Pattern[str] = _EVERY_PATH, keys: Keys = ()
 ) -> Iterator[tuple[Keys, Any, str | None]]:
-    """The keys of each layer with floating arrays, the layer, and the reason to leave it alone."""
-    while isinstance(model, LoRAWrapper):  # its other layers belong to the adapter, and may train
+    """Each layer with floating arrays: its keys, the layer, and why it is left alone, if so."""
+    while isinstance(model, LoRAWrapper):  # further layers belong to the adapter, and may train
         model, keys = model.base, (*keys, jtu.GetAttrKey("base"))
     if is_coded(model):
         return
@@ -88,7 +88,7 @@ def is_template(model: PyTree) -> bool:
 
 
 def as_pattern(target: Any) -> re.Pattern[str]:
-    """The regex of a target, or of all paths. **Raises:** `SelectionError` if it is not a regex."""
+    """A target as a regex, by default for all paths. **Raises:** `SelectionError` if invalid."""
     try:
         return _EVERY_PATH if target is None else re.compile(target)
     except (re.error, TypeError) as err:
@@ -115,7 +115,7 @@ class QuantizationRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class QuantizationPlan(Printed[QuantizationRow]):
-    """The layers of a model that `quantize` changes, and those that it leaves alone."""
+    """The layers of a model that `quantize` changes, and the layers that it leaves alone."""
 
     rows: tuple[QuantizationRow, ...]
 
@@ -151,9 +151,9 @@ def plan_quantization(
     block: int = 64,
     double: bool = True,
 ) -> QuantizationPlan:
-    """The layers that `quantize` would change, and why it would leave the others alone.
+    """The layers that `quantize` would change, and why it would leave the remaining layers alone.
 
-    **Arguments** and **Raises:** as `quantize`, but a plan may quantise nothing.
+    **Arguments** and **Raises:** as `quantize`, but a plan may be empty.
     """
     expect_model(model, "plan_quantization")
     coding, pattern = scheme_named(scheme, block, double), as_pattern(target)

@@ -1,4 +1,4 @@
-"""Put codes in the place of the weights of a model, and weights in the place of codes."""
+"""Replace the weights of a model by codes, and codes by weights."""
 
 from typing import Any, TypeVar
 
@@ -28,11 +28,12 @@ def quantize(
     block: int = 64,
     double: bool = True,
 ) -> M:
-    """`model`, with codes in the place of the weights of its layers. Adapters go on as before.
+    """`model`, with its layers' weights replaced by codes. Adapters work as before.
 
     It quantises linear, convolution and embedding layers, their look-alikes and stacks, also inside
-    adapters. `plan_quantization` lists the layers that it leaves alone. It works layer by layer:
-    `quantize(make_model())` never holds more than the model, the codes so far and one more layer.
+    adapters. `plan_quantization` lists the layers that it leaves alone. It works layer by layer, so
+    `quantize(make_model())` never needs more memory than the model, the codes so far and one more
+    layer.
 
     **Arguments:**
 
@@ -40,7 +41,7 @@ def quantize(
     - `scheme`: `"nf4"` or `"int4"` (about 4.13 bits for each number), `"int8"` or `"fp8"` (8 bits).
     - `target`: a regex, searched for in the paths of layers (`encoder/layers/0/query`).
     - `block`: for `"nf4"` and `"int4"`, the number of entries of a row that share a scale.
-    - `double`: for `"nf4"` and `"int4"`, whether scales are quantised as well.
+    - `double`: for `"nf4"` and `"int4"`, whether to quantise the scales as well.
 
     **Returns:** the model, with a `QuantizedArray` for each weight.
 
@@ -63,7 +64,7 @@ def quantize(
     nodes, treedef = jtu.tree_flatten_with_path(
         model, is_leaf=lambda keys, _: keys in chosen, is_leaf_takes_path=True
     )
-    # No name holds an old layer once its codes are there.
+    # No variable refers to an old layer once its codes exist.
     del model
     quantized: list[Any] = []
     nodes.reverse()
@@ -78,9 +79,9 @@ def quantize(
 
 
 def dequantize(model: M) -> M:
-    """`model`, with the decoded weight in the place of each `QuantizedArray`.
+    """`model`, with each `QuantizedArray` replaced by the decoded weight.
 
-    **Arguments:** `model`, any pytree. Everything but its quantised weights stays as it is.
+    **Arguments:** `model`, any pytree. Everything but its quantised weights is unchanged.
 
     **Raises:** `SelectionError` if `model` is a `Net` or a set.
     """
@@ -89,7 +90,7 @@ def dequantize(model: M) -> M:
 
 
 def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
-    """**Raises:** `SelectionError` if the codes stand for numbers that are not finite."""
+    """**Raises:** `SelectionError` if the codes decode to numbers that are not finite."""
     weight = jnp.asarray(layer.weight)
     if not isinstance(weight, Tracer) and not _is_finite(codes):
         raise SelectionError(

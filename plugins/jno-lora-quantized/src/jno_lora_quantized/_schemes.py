@@ -1,4 +1,4 @@
-"""Quantisation schemes: how a matrix becomes codes, and how codes become a matrix again."""
+"""Quantisation schemes: how to encode a matrix as codes, and how to decode it."""
 
 import abc
 import dataclasses
@@ -38,7 +38,7 @@ NORMAL_FLOAT_4 = (
     0.7229568362236023,
     1.0,
 )
-# How many scales share a second scale, as in bitsandbytes.
+# How many scales share a second-level scale, as in bitsandbytes.
 _SECOND_BLOCK = 256
 
 
@@ -46,10 +46,10 @@ _SECOND_BLOCK = 256
 class Scheme(abc.ABC):
     """`W[i, j] = level(codes[i, j]) scale[i, j // block]`. Blocks lie in the rows of a matrix.
 
-    So each row can be read, and sharded, alone. The last block of a row may be shorter.
+    Each row can therefore be read and sharded separately. The last block of a row may be shorter.
     """
 
-    # The name by which `quantize` knows the scheme.
+    # The name of the scheme for `quantize`.
     name: ClassVar[str]
 
     @abc.abstractmethod
@@ -62,7 +62,7 @@ class Scheme(abc.ABC):
 
     @abc.abstractmethod
     def levels(self, codes: Codes) -> Matrix:
-        """The number that each code stands for, in float32."""
+        """The number that each code represents, in float32."""
 
     @abc.abstractmethod
     def scales(self, encoded: Encoded, rows: Rows | None) -> Float[Array, "n blocks"]:
@@ -71,7 +71,7 @@ class Scheme(abc.ABC):
     def decode(
         self, codes: Codes, encoded: Encoded, columns: int, rows: Rows | None = None
     ) -> Matrix:
-        """The matrix with these codes, or only `rows`, whose codes are given, in float32."""
+        """The decoded matrix in float32, or only `rows`, if the codes are those of these rows."""
         scales = self.scales(encoded, rows)
         blocks = _in_blocks(self.levels(codes)[:, :columns], self.block_in(columns))
         return (blocks * scales[:, :, None]).reshape(len(codes), -1)[:, :columns]
@@ -85,7 +85,7 @@ class FourBits(Scheme):
     from their mean are 8-bit codes, scaled by the largest of 256 differences, as in QLoRA.
     """
 
-    # The numbers, ascending. They include zero.
+    # The numbers in ascending order, including zero.
     book: ClassVar[tuple[float, ...]]
 
     block: int = 64
@@ -97,15 +97,15 @@ class FourBits(Scheme):
     def encode(self, W: Matrix) -> tuple[UInt8[Array, "rows bytes"], Encoded]:
         book = np.asarray(self.book, np.float32)
         codes, scales = _coded_blocks(W, self.block_in(W.shape[1]), book)
-        # A code of zero fills the last byte of a row.
+        # A zero code fills up the last byte of a row.
         zero = self.book.index(0.0)
         codes = jnp.pad(codes, ((0, 0), (0, W.shape[1] % 2)), constant_values=zero)
         packed = (codes[:, ::2] << jnp.uint8(4)) | codes[:, 1::2]
         return packed, self._encode_scales(scales) if self.double else (_as_bits(scales),)
 
     def levels(self, codes: UInt8[Array, "rows bytes"]) -> Matrix:
-        # Entry by entry, without a concatenation of halves or a table: XLA fuses this with the next
-        # operations, and vectorises it.
+        # Entry by entry, not by concatenating halves or by a table, so that XLA fuses this with the
+        # next operations and vectorises it.
         half = jax.lax.broadcasted_iota(jnp.int32, (*codes.shape, 2), 2)
         byte = codes[:, :, None]
         pairs = jnp.where(half == 0, byte >> jnp.uint8(4), byte & jnp.uint8(15))
@@ -126,7 +126,7 @@ class FourBits(Scheme):
         numbers = jnp.arange(len(codes)) if rows is None else rows
         flat = numbers[:, None] * codes.shape[1] + jnp.arange(codes.shape[1])[None]
         codes, second_scales = _at(codes, rows), _as_floats(largest)[flat // _SECOND_BLOCK]
-        # On a mesh whose axes are explicit, the scales are sharded like their codes.
+        # On a mesh with explicit axes, the scales are sharded like their codes.
         book, sharding = jnp.asarray(dynamic_tree_8()), jax.typeof(codes).sharding
         return book.at[codes].get(out_sharding=sharding) * second_scales + _as_floats(mean)
 
@@ -149,7 +149,7 @@ class Int4(FourBits):
 
 
 class EightBits(Scheme):
-    """One byte for each code. The scale of a row maps its largest entry to the largest code."""
+    """One byte per code. A row's scale maps its largest entry to the largest code."""
 
     largest: ClassVar[int]
 
@@ -188,7 +188,7 @@ class Float8(EightBits):
     largest = 448
 
     def rounded(self, scaled: Matrix) -> Codes:
-        # As bits: Equinox would train an array of this dtype.
+        # Stored as bits, because Equinox would train an array of this dtype.
         return jax.lax.bitcast_convert_type(scaled.astype(jnp.float8_e4m3fn), jnp.uint8)
 
     def levels(self, codes: Codes) -> Matrix:
@@ -211,7 +211,7 @@ def _in_blocks(M: Matrix, block: int) -> Float[Array, "rows blocks block"]:
 
 
 def _coded_blocks(M: Matrix, block: int, book: np.ndarray) -> tuple[Array, Array]:
-    """The codes of a matrix, and the largest number of each block, by which it is scaled."""
+    """The codes of a matrix, and the largest number of each block, which is the block's scale."""
     blocks = _in_blocks(M, block)
     scales = jnp.max(jnp.abs(blocks), axis=2)
     codes = _nearest_code(blocks / _divisor(scales)[:, :, None], book)
@@ -219,7 +219,7 @@ def _coded_blocks(M: Matrix, block: int, book: np.ndarray) -> tuple[Array, Array
 
 
 def _divisor(scales: Array) -> Array:
-    """`scales`, with ones in the place of zeros, the scales of blocks of zeros."""
+    """`scales`, with the zeros (of blocks of zeros) replaced by ones."""
     return jnp.where(scales > 0, scales, 1)
 
 
@@ -228,7 +228,7 @@ def _at(array: Array, rows: Rows | None) -> Array:
 
 
 def _as_bits(values: Array) -> Array:
-    # Integers, which no filter takes for parameters and no cast rounds.
+    # Integers, so that no filter treats them as parameters and no cast rounds them.
     return jax.lax.bitcast_convert_type(values, jnp.uint32)
 
 
@@ -260,7 +260,7 @@ def dynamic_tree_8() -> np.ndarray:
 
 def _nearest_code(values: Float[Array, "*axes"], book: np.ndarray) -> UInt8[Array, "*axes"]:
     """The index of the nearest entry of the ascending `book`; of two, the lower index."""
-    # Counting instead of a search: XLA fuses it, and holds only `values` and the codes.
+    # Counting instead of searching, because XLA fuses it and allocates only `values` and the codes.
     entries, value = jnp.asarray(book).reshape(*(1,) * values.ndim, -1), values[..., None]
     is_nearer = entries[..., 1:] - value < value - entries[..., :-1]
     return jnp.sum(is_nearer, axis=-1, dtype=jnp.uint8)

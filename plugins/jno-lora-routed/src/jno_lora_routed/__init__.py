@@ -1,9 +1,9 @@
 """Adapters that depend on the input: a router weighs low-rank products for each token.
 
-`HydraLoRA`, `MoELoRA`, `Lily` and `Poly` are found by name and by variant
-(`net.lora(wrapper="hydra-lora", rank=4, options={"experts": 3})`), and so is `ActivatedLoRA`, which
-acts from an invocation on. `arrow` and `XLoRA` route between adapters that exist already. All of
-them use a `Router`, which is open to other packages.
+`HydraLoRA`, `MoELoRA`, `Lily` and `Poly` can be selected by name or variant
+(`net.lora(wrapper="hydra-lora", rank=4, options={"experts": 3})`), and so can `ActivatedLoRA`,
+which acts from an invocation on. `arrow` and `XLoRA` route between existing adapters. All of them
+use a `Router`, which other packages can subclass.
 """
 
 from ._activated import ActivatedLoRA, Invocation, with_invocation

@@ -1,4 +1,4 @@
-"""Activated LoRA: an adapter that acts from an invocation on, and not on the tokens before."""
+"""Activated LoRA: an adapter that acts only on the tokens from an invocation on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ M = TypeVar("M")
 
 
 class Invocation(Router):
-    """The weight 1 for tokens from the invocation on, and 0 for tokens before.
+    """A router with weight 1 for tokens from the invocation on, and 0 for earlier tokens.
 
     `with_invocation` sets `active` for the tokens of a call, and the name `axis` of their axis.
     """
@@ -49,30 +49,30 @@ class Invocation(Router):
     ) -> Float[Array, "1"]:
         if not self.active.ndim:
             raise WrapperError(
-                "the model was not told where the invocation of its aLoRA is. Call "
+                "the invocation of the model's aLoRA has not been set. Call "
                 "`with_invocation(model, tokens)(...)`, also in the loss: without it, nothing "
                 "would train. `jno.lora.unwrap_lora(model)` is the model without adapters"
             )
         if self.axis is not None and self.active.size > 1:
             active = self.active[_place_on(self.axis, self.active.size)]
         else:
-            # Without a trace, the result is an array of NumPy.
+            # Outside a trace, the result is a NumPy array.
             active = jnp.asarray(_of_this_token(self.active, jax.lax.stop_gradient(x[0])))
         return active.reshape(1).astype(x.dtype)
 
 
 class ActivatedLoRA(Routed):
-    """aLoRA: LoRA for the tokens from the last invocation on, such as the words of a request.
+    """aLoRA: LoRA only for the tokens from the last invocation on, such as a request's words.
 
-    Law: `y = W x + (alpha / r) B A x` for active tokens, and `y = W x` for tokens before, so that
-    the keys and values of these tokens are the base's, bit for bit, and a cache of them serves the
-    base and every such adapter. `A ~ N(0, 1/in)` and `B = 0`.
+    Law: `y = W x + (alpha / r) B A x` for active tokens, and `y = W x` for earlier tokens, so that
+    their keys and values equal the base's bit for bit, and the base and every such adapter can
+    share a cache of them. `A ~ N(0, 1/in)` and `B = 0`.
 
-    `with_invocation(model, tokens)` says which tokens are active. A call without it raises
+    `with_invocation(model, tokens)` sets which tokens are active; without it, a call raises
     `WrapperError`.
 
-    **Arguments:** `invocation`: the numbers of the tokens that activate the adapter, which must be
-    given. `adapter_dtype`: by default the weight's, float32 at least.
+    **Arguments:** `invocation`: the ids of the tokens that activate the adapter; required.
+    `adapter_dtype`: by default the weight's, float32 at least.
 
     Paper: Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv:2504.12397.
     """
@@ -107,7 +107,7 @@ class ActivatedLoRA(Routed):
         return {"invocation": (0,) * state["settings/tokens"].shape[-1]}
 
     def state(self) -> dict[str, Any]:
-        """Without the active tokens of a call."""
+        """The state, without the active tokens of a call."""
         state = super().state()
         stack, dtype = state["lora_A"].shape[:-2], state["settings/active"].dtype
         return {**state, "settings/active": jnp.zeros(stack, dtype)}
@@ -124,31 +124,31 @@ class ActivatedLoRA(Routed):
         weight = self.routing(jnp.reshape(x, -1))[0]
         plain = layer(x)
         adapted = self._updated(plain, x, key)
-        # NaN if no axis of the call is the axis of the tokens.
+        # NaN if no axis of the call is the token axis.
         return jnp.where(weight == 0, plain, adapted * weight.astype(adapted.dtype))
 
 
 def with_invocation(
     model: M, tokens: Any, *, axis: str | None = None, last: int | None = None
 ) -> M:
-    """`model`, whose activated adapters act from the last invocation in these tokens on.
+    """`model`, with activated adapters that act from the last invocation in these tokens on.
 
-    A layer has to know which token it sees. Give `axis` if the model names the axis of its tokens.
-    Otherwise it is the `jax.vmap` over as many examples as there are tokens, as in
+    A layer must find out which token it gets. Pass `axis` if the model names its token axis.
+    Otherwise the token axis is the `jax.vmap` over as many examples as there are tokens, as in
     `jax.vmap(self.query_proj)(x)`. Without such an axis, the output of the layer is NaN. For a
     batch: `jax.vmap(lambda tokens: with_invocation(model, tokens)(tokens))(batch)`.
 
     **Arguments:**
 
-    - `tokens`: the numbers of all tokens of one example, which may be traced. Without an
-        invocation among them, no token is active.
+    - `tokens`: the ids of all tokens of one example, which may be traced. Without an invocation
+        among them, no token is active.
     - `axis`: the name in the model's `jax.vmap(layer, axis_name=...)` over the tokens.
-    - `last`: how many tokens the call computes, if it takes the keys and values of the tokens
-        before from a cache. By default all.
+    - `last`: how many tokens the call computes, if the keys and values of earlier tokens come from
+        a cache. By default all.
 
-    **Raises:** `SelectionError` if no adapter has an invocation, or for tokens that are not a row
-    of integers. A call raises `WrapperError` if two axes may be the axis of the tokens (heads, for
-    example), or if no axis has the name.
+    **Raises:** `SelectionError` if no adapter has an invocation, or for tokens that are not a
+    one-dimensional array of integers. A call raises `WrapperError` if two axes could be the token
+    axis (heads, for example), or if no axis has the name.
     """
     if jnp.ndim(tokens) != 1 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
         raise SelectionError(
@@ -181,7 +181,7 @@ def active_from(tokens: Integer[Array, " t"], invocation: Int[Array, " n"]) -> B
 
 
 def checked_invocation(tokens: Any) -> tuple[int, ...]:
-    """**Raises:** `ValueError` unless `tokens` holds numbers of tokens, at least one."""
+    """**Raises:** `ValueError` unless `tokens` are ids of at least one token."""
     array = np.asarray(tokens)
     is_row = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.integer)
     if not is_row or array.min() < 0 or array.max() > np.iinfo(np.int32).max:
@@ -193,7 +193,7 @@ def checked_invocation(tokens: Any) -> tuple[int, ...]:
 
 
 def _place_on(axis: str, count: int) -> Any:
-    """The place of this token on the named axis. **Raises:** `WrapperError` for another axis."""
+    """The index of this token on the named axis. **Raises:** `WrapperError` for another axis."""
     with named_axes(axis):
         size: int = jax.lax.psum(1, axis)
         place = jax.lax.axis_index(axis)
@@ -214,7 +214,7 @@ def _of_this_token(active: Float[Array, "*stack tokens"], x: Float[Array, ""]) -
 def _(size: int, batched: list[bool], active: Array, x: Any) -> tuple[Any, bool]:
     of_active, of_x = batched
     x = x[0] if of_x else x
-    if of_active:  # a stack inside of the tokens: the entries of all its layers
+    if of_active:  # a stack inside the tokens: the entries of all its layers
         return _of_this_token(active, x), True
     if active.shape[-1] == size > 1:
         return jnp.moveaxis(_without_another_axis(active, x), -1, 0), True
@@ -223,7 +223,7 @@ def _(size: int, batched: list[bool], active: Array, x: Any) -> tuple[Any, bool]
 
 @custom_vmap
 def _without_another_axis(active: Float[Array, "*stack tokens"], x: Float[Array, ""]) -> Any:
-    """`active`. **Raises:** `WrapperError` if a further axis of `x` may be the tokens, too."""
+    """`active`. **Raises:** `WrapperError` if another axis of `x` could be the tokens, too."""
     return active
 
 

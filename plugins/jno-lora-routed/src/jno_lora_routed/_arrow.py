@@ -1,4 +1,4 @@
-"""Arrow: routing between adapters that exist already, without training."""
+"""Arrow: routing between existing adapters, without training."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ M = TypeVar("M")
 
 
 class ArrowLoRA(MoELoRA):
-    """The adapter that `arrow` puts around a layer: experts that prototypes weigh.
+    """The adapter that `arrow` puts around a layer: experts, weighted by prototypes.
 
     Law: `y = W x + sum_i w_i(x) B_i A_i x`, where `w(x)` is the softmax of `|p_i x| / temperature`
     over its `top_k` largest entries. `p_i` is the first right singular vector of `B_i A_i`.
@@ -41,21 +41,21 @@ def arrow(
     temperature: float = 1.0,
     general: Iterable[str | os.PathLike[str] | AdapterSet] = (),
 ) -> M:
-    """`model` in which each layer routes each token between the adapters of several sets.
+    """`model`, with layers that route each token between the adapters of several sets.
 
-    Nothing has to be trained. An adapter's prototype in a layer is the first right singular vector
-    of its `B A`: the input that it changes most. (Zero for an adapter that changes nothing.)
+    This needs no training. An adapter's prototype in a layer is the first right singular vector of
+    its `B A`, the input that the adapter changes most (zero if the adapter changes nothing).
 
     **Arguments:**
 
-    - `model`: a model, whose adapters are dropped if it has any.
+    - `model`: a model; its adapters, if any, are dropped.
     - `sets`: sets or files of plain LoRA of the same layers (`bank.adapters(name)`).
     - `top_k`: how many adapters a token uses; no more than there are sets.
     - `temperature`: of the softmax.
     - `general`: sets of general knowledge. The mean of their factors is subtracted from the factors
-        of each set first (GenKnowSub), and prototypes are computed afterwards.
+        of each set (GenKnowSub) before the prototypes are computed.
 
-    **Returns:** the model with `ArrowLoRA` adapters. A file of it is loaded with
+    **Returns:** the model with `ArrowLoRA` adapters. Load its file with
     `load_adapters(..., wrappers=ArrowLoRA)`.
 
     **Raises:** `SelectionError` if the sets do not fit each other or the model, or for a
@@ -87,7 +87,7 @@ def prototypes(
 ) -> Float[np.ndarray, "*slots in"]:
     """The first right singular vector of each `B A`, from matrices with `r` columns.
 
-    The vector is zero for a `B A` of zeros, which has no direction: no token is sent there first.
+    The vector is zero if `B A` is zero and so has no direction; no token prefers such an expert.
     """
     Q, R = np.linalg.qr(np.swapaxes(A, -1, -2))
     _, sizes, vectors = np.linalg.svd(B @ np.swapaxes(R, -1, -2), full_matrices=False)

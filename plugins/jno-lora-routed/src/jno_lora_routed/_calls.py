@@ -1,4 +1,4 @@
-"""What the caller of a model says about its inputs: the task, and the axes of the tokens."""
+"""Settings for a call of a model: the task, and the axes of the tokens."""
 
 from typing import Any, TypeVar
 
@@ -17,12 +17,12 @@ M = TypeVar("M")
 
 
 def with_task(model: M, task: Any) -> M:
-    """`model`, whose Poly adapters compute for a task.
+    """`model`, with its Poly adapters set to a task.
 
     For a batch of mixed tasks: `jax.vmap(lambda t, x: with_task(model, t)(x))(tasks, xs)`.
 
-    **Arguments:** `task`: an integer, which may be traced. The output for a traced task that does
-    not exist is NaN.
+    **Arguments:** `task`: an integer, which may be traced. If a traced task does not exist, the
+    output is NaN.
 
     **Raises:** `SelectionError` if no adapter has tasks, or for a task that does not exist.
     """
@@ -44,11 +44,11 @@ def with_task(model: M, task: Any) -> M:
 
 
 def average_over(model: M, *axes: str) -> M:
-    """`model`, whose gates average their weights over named axes of `jax.vmap`.
+    """`model`, with gates that average their weights over named axes of `jax.vmap`.
 
-    The authors of Lily average over all tokens of a batch. The model must then be called inside of
-    `jax.vmap(..., axis_name=...)` with each of the names. No names: each token for itself. This is
-    a setting for calls: files and sets do not hold it.
+    The authors of Lily average over all tokens of a batch. The model must then be called inside a
+    `jax.vmap(..., axis_name=...)` for each of the names. Without names, each token has its own
+    weights. Files and sets do not contain this setting.
 
     **Raises:** `SelectionError` if no adapter has a gate.
     """
@@ -64,7 +64,8 @@ def average_over(model: M, *axes: str) -> M:
 def on_routers(caller: str, function: Any, model: M, kind: type, refusal: str) -> M:
     """`model` with `function(path, adapter)` for each adapter whose router is of this kind.
 
-    **Raises:** `SelectionError` with the text `refusal` if there is none; for a `Net` or a set.
+    **Raises:** `SelectionError` with the text `refusal` if no adapter has such a router; for a
+    `Net` or a set.
     """
     expect_model(model, caller)
     changed: list[str] = []

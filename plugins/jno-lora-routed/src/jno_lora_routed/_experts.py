@@ -1,4 +1,4 @@
-"""Several sets of adapters of one model as the experts of one adapter for each layer."""
+"""Turn several sets of adapters of a model into the experts of one adapter per layer."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ Source = AdapterSet | str | os.PathLike[str]
 
 
 class Experts(NamedTuple):
-    """The factors of one layer. Each update is `B A`, with the axes of a stack in front."""
+    """The factors of one layer. Each update is `B A`, after any stack axes."""
 
     like: LooseAdapter  # of the first set
     A: Float[np.ndarray, "*stack experts r in"]
@@ -27,10 +27,10 @@ def experts_of(
 ) -> dict[str, Experts]:
     """The experts of each layer, by path. Smaller ranks are padded with zeros.
 
-    - `general`: sets whose mean `A` and mean `B` are subtracted from each `A` and each `B`.
+    - `general`: sets; their mean `A` and mean `B` are subtracted from each `A` and each `B`.
 
     **Raises:** `SelectionError` that names the set and the path, unless all sets are plain LoRA of
-    the same layers; or for sets of several ranks and `general` sets.
+    the same layers; or if `general` is given and the sets have several ranks.
     """
     experts, subtracted = _listed(sets), _listed(general)
     if not experts or not experts[0].adapters:
@@ -61,7 +61,7 @@ def set_of_experts(
     wrapper: type[LoRAWrapper],
     settings: Callable[[Any, Any], dict[str, Any]],
 ) -> AdapterSet:
-    """Adapters with these experts, whose router has the arrays that `settings(A, B)` gives."""
+    """Adapters with these experts, and with a router that has the arrays of `settings(A, B)`."""
     adapters: dict[str, LooseAdapter] = {}
     for path, (like, A, B) in experts.items():
         state = {f"settings/{name}": array for name, array in settings(A, B).items()}
@@ -86,7 +86,7 @@ def _of_layer(path: str, experts: list[LooseAdapter], general: list[LooseAdapter
     A = np.stack([_padded(a.state["lora_A"], rank, -2) for a in experts], axis)
     B = np.stack([_padded(a.state["lora_B"], rank, -1) for a in experts], axis)
     if general:
-        # The mean gets the axis of the experts, which stands behind the axes of a stack.
+        # The mean gets the axis of the experts, which comes after the axes of a stack.
         A = A - np.expand_dims(np.mean([_wide(a.state["lora_A"]) for a in general], axis=0), axis)
         B = B - np.expand_dims(np.mean([_wide(a.state["lora_B"]) for a in general], axis=0), axis)
     scales = [_scale(a) for a in experts]
@@ -101,7 +101,7 @@ def _scale(adapter: LooseAdapter) -> Any:
 
 
 def _wide(array: Any) -> Any:
-    """A NumPy array in float32 at least: NumPy compiles nothing."""
+    """A NumPy array in at least float32. NumPy avoids compilation."""
     array = np.asarray(array)
     return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
 

@@ -12,7 +12,7 @@ from jno_lora_zoo import LinearLayer, Matrix, Method, Update, cited
 
 from ._routed import checked_count
 
-# By their names in Transformers. Files hold the place in this list: append only.
+# By their names in Transformers. Files record the index in this list, so only append.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
@@ -32,17 +32,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class PEANuT(Method):
-    """PEANuT: `B` as in LoRA, and a second factor that a network computes from the weight.
+    """PEANuT: `B` as in LoRA, and a network that computes the second factor from the weight.
 
-    Law: `W' = W + (alpha / r) B f(A W)`. `f` acts on each column: the activation; then, with
-    `depth`, as many layers `h -> act(E_i h)`, and as many `h -> act(D_i h) + skipped`, which add
-    the values before the layers `E` in reverse order. `A`, `E_i` and `D_i` start as linear layers,
-    and `B = 0`. `2 r out + 2 depth r^2` parameters train. The rank may exceed the layer's sizes.
+    Law: `W' = W + (alpha / r) B f(A W)`. `f` acts on each column: first the activation, then
+    `depth` layers `h -> act(E_i h)`, then `depth` layers `h -> act(D_i h) + skipped`, which add the
+    inputs of the layers `E` in reverse order. `A`, `E_i` and `D_i` start as linear layers, and
+    `B = 0`. `2 r out + 2 depth r^2` parameters train. The rank may exceed the layer's sizes.
 
     The update depends on the weight and not on the layer's input, so the adapter can be merged.
 
-    - `depth`: how many layers `E_i`, and how many layers `D_i`.
-    - `activation`: its name in Transformers. The length of an array records the name.
+    - `depth`: the number of layers `E_i`, and of layers `D_i`.
+    - `activation`: its name in Transformers, which files record as the length of an array.
 
     **Raises:** `ValueError` for an unknown activation or a depth that is not a whole number.
 
@@ -64,7 +64,7 @@ class PEANuT(Method):
     B: Float[Array, "out r"]
     encoders: Float[Array, "depth r r"]
     decoders: Float[Array, "depth r r"]
-    # Zeros, whose number is the place among `ACTIVATIONS`, from 1: `options_of` sees shapes alone.
+    # As many zeros as the index in `ACTIVATIONS`, from 1, because `options_of` only gets shapes.
     activation: Int[Array, " activation"]
 
     def start(
@@ -130,6 +130,6 @@ class PEANuTLinear(PEANuT, LinearLayer):
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """As a linear layer starts, for a shape that ends in `in`."""
+    """The initial weights of a linear layer, for a shape that ends in `in`."""
     bound = 1 / math.sqrt(shape[-1])
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,4 +1,4 @@
-"""The base class of the adapters: a layer beside low-rank products that a router weighs."""
+"""The base class of the adapters: a layer plus low-rank products, weighted by a router."""
 
 import abc
 import dataclasses
@@ -25,12 +25,11 @@ _NO_MERGE = (
 
 
 class Routed(LinearLayer):
-    """`y = layer(x) + update(x)`, where a router weighs the parts of the update for each token.
+    """`y = layer(x) + update(x)`, with an update whose parts a router weights for each token.
 
-    The arrays of the router that train are in the field `router`, and everything else of the router
-    in `settings`: `routing` is the whole router. A subclass with another `router_class` is an
-    adapter with another router. `rank` is not clamped. A call takes what `eqx.nn.Linear` takes, and
-    gives `key` to the router.
+    The field `router` has the router's trained arrays, and `settings` everything else; `routing` is
+    the whole router. To use another router, subclass with another `router_class`. `rank` is not
+    clamped. A call takes the arguments of `eqx.nn.Linear`, and passes `key` to the router.
     """
 
     adapter_fields = ("lora_A", "lora_B", "router")
@@ -52,14 +51,14 @@ class Routed(LinearLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        # A layer of this kind, with an unknown `__call__`.
+        # A layer of this kind with an unknown `__call__`.
         if LinearLayer.fits(leaf) and not _is_called_as_linear(leaf):
             return f"nothing says which axis of its input a {type(leaf).__name__} has features on"
         return super().misfit(leaf)
 
     @property
     def routing(self) -> Any:
-        """The router, with all of its arrays."""
+        """The router with all of its arrays."""
         return eqx.combine(self.router, self.settings)
 
     def with_routing(self, router: Router) -> Any:
@@ -82,7 +81,7 @@ class Routed(LinearLayer):
         layer: Any = self.base
         x = jnp.asarray(x)
         x = x.astype(jnp.result_type(x.dtype, dtype_of(layer.weight)))
-        if x.ndim == 2:  # a layer without a bias takes a matrix, whose columns are the inputs
+        if x.ndim == 2:  # a layer without a bias also takes a matrix with inputs as columns
             update = jax.vmap(lambda column: self.update(column, key), 1, 1)(x)
         else:
             update = self.update(x.reshape(-1), key)
@@ -130,9 +129,10 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def parts_of(router: Router) -> tuple[Router, Router]:
-    """The arrays of a router that train, and everything else.
+    """The trained arrays of a router, and everything else.
 
-    **Raises:** `WrapperError` if `frozen` names what is no field: a wrong name would train.
+    **Raises:** `WrapperError` if `frozen` names something that is not a field, since the intended
+    field would train.
     """
     frozen = type(router).frozen
     fields = [field.name for field in dataclasses.fields(router)]

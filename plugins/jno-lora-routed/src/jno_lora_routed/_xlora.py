@@ -1,4 +1,4 @@
-"""X-LoRA: a classifier of the hidden states of a first pass weighs existing adapters."""
+"""X-LoRA: a classifier of a first pass's hidden states weights existing adapters."""
 
 import itertools
 import math
@@ -34,28 +34,29 @@ class GivenLoRA(MoELoRA):
 
 
 class XLoRA(eqx.Module):
-    """A model whose existing adapters are weighed for each token and layer, by a classifier.
+    """A model whose existing adapters are weighted for each token and layer by a classifier.
 
     A first pass of the plain model gives hidden states. A classifier maps the state of each token
     to a weight for each adapter (and each layer, with `layerwise`), and a second pass uses these
-    weights. Only the classifier trains. A pytree; a call takes the arguments of the model.
+    weights. Only the classifier trains. This is a pytree, called with the arguments of the model.
 
-    A layer does not know which token it sees, unless the axis has a name: if `hidden` gives states
+    A layer can only find its token if the token axis has a name: if `hidden` returns states
     `(tokens, features)`, the model must map its layers over the tokens with
-    `jax.vmap(layer, axis_name="tokens")`, and `axis="tokens"` says so. If `hidden` gives one state
-    `(features,)`, all layers use the weights of this state.
+    `jax.vmap(layer, axis_name="tokens")`, and you pass `axis="tokens"`. If `hidden` returns one
+    state `(features,)`, all layers use the weights of this state.
 
     **Arguments:**
 
     - `model`: a plain model.
     - `sets`: sets or files of plain LoRA of the same layers.
-    - `hidden`: `hidden(model, *args)` gives the last hidden states, `(tokens, features)` or
+    - `hidden`: `hidden(model, *args)` returns the last hidden states, `(tokens, features)` or
         `(features,)`.
     - `features`: the size of a state.
-    - `depth`, `width`: the number of linear layers of the classifier, and the size between them.
+    - `depth`, `width`: the number of linear layers of the classifier, and the size of its hidden
+        layers.
     - `layerwise`: whether each layer has its own weights.
     - `softmax`, `temperature`: whether weights are a softmax over the adapters.
-    - `top_k`, `top_k_softmax`: keep the largest weights alone, perhaps with another softmax.
+    - `top_k`, `top_k_softmax`: keep only the largest weights, perhaps with another softmax.
     - `pass_value`: the weight of every adapter in the first pass.
     - `scale`: multiplies all weights.
     - `axis`: the name of the axis of the tokens.
@@ -138,13 +139,13 @@ class XLoRA(eqx.Module):
         return eqx.tree_at(lambda x: (x.classifier, x.model), mask, (classifier, model))
 
     def partition(self) -> tuple["XLoRA", "XLoRA"]:
-        """`(trainable, frozen)`, which `eqx.combine` puts together again."""
+        """`(trainable, frozen)`, which `eqx.combine` joins again."""
         return eqx.partition(self, self.trainable)
 
     def scalings(self, *args: Any, **kwargs: Any) -> Float[Array, "*tokens layers slots"]:
         """The weights of the adapters in each layer, for the arguments of a call.
 
-        Layers are in the order of their paths in the model. A stack of layers counts as so many.
+        Layers are in the order of their paths in the model. Each layer of a stack counts.
         """
         first = unwrap_lora(self.model)
         if self.pass_value:
@@ -163,7 +164,7 @@ class XLoRA(eqx.Module):
         return classify(states)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the model, with the weights that `scalings` gives."""
+        """The output of the model with the weights of `scalings`."""
         return self._weighed(self._chosen(self.scalings(*args, **kwargs)))(*args, **kwargs)
 
     def _classified(self, x: Float[Array, " features"]) -> Float[Array, "layers slots"]:
@@ -174,7 +175,7 @@ class XLoRA(eqx.Module):
         return jax.nn.softmax(logits / self.temperature) if self.softmax else logits
 
     def _chosen(self, weights: Float[Array, "*layers slots"]) -> Float[Array, "*layers slots"]:
-        """The weights, of which perhaps the largest alone are kept, times the scale."""
+        """The weights times the scale, perhaps with only the largest weights kept."""
 
         def of_layer(w: Float[Array, " slots"]) -> Float[Array, " slots"]:
             if self.top_k is not None:
@@ -201,5 +202,5 @@ class XLoRA(eqx.Module):
         return map_adapters(weigh, self.model)
 
     def _counts(self) -> list[int]:
-        """How many layers each adapter stands for: more than 1 for a stack."""
+        """How many layers each adapter covers: more than 1 for a stack."""
         return [math.prod(a.settings.weights.shape[:-1]) for _, a in adapted_layers(self.model)]

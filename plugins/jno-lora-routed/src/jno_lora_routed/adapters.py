@@ -17,7 +17,7 @@ from .routers import Tasks, TopK
 
 
 class HydraLoRA(Routed):
-    """HydraLoRA: one `A` for all experts, and a `B` for each, weighed by a router.
+    """HydraLoRA: one `A` for all experts, and a `B` for each expert, weighted by a router.
 
     Law: `y = W x + (alpha / r) sum_i w_i(x) B_i A x`, `w(x) = softmax(G x)`. `A ~ N(0, 1/in)`,
     `B_i = 0`, and the gate `G` `(experts, in)` starts as a linear layer.
@@ -67,19 +67,19 @@ class HydraLoRA(Routed):
 
 
 class MoELoRA(Routed):
-    """A mixture of LoRA experts: a router weighs `experts` pairs of factors.
+    """A mixture of LoRA experts: a router weights `experts` pairs of factors.
 
     Law: `y = W x + (alpha / r) sum_i w_i(x) B_i A_i x`, where `w(x)` is the softmax over the
     `top_k` largest entries of `G x`, and 0 elsewhere. `A_i ~ N(0, 1/in)`, `B_i = 0`, and the gate
-    `G` `(experts, in)` starts as a linear layer. Experts of weight 0 are computed, too.
+    `G` `(experts, in)` starts as a linear layer. Experts with weight 0 are still computed.
 
     **Arguments:** `experts`: the number of pairs. `top_k`: by default all experts.
     `adapter_dtype`: by default the weight's, float32 at least.
 
     Papers: Dou et al., "LoRAMoE: Alleviate World Knowledge Forgetting in Large Language Models via
-    MoE-Style Plugin", arXiv:2312.09979, weighs all experts; Li et al., "MixLoRA: Enhancing Large
+    MoE-Style Plugin", arXiv:2312.09979, weights all experts; Li et al., "MixLoRA: Enhancing Large
     Language Models Fine-Tuning with LoRA-based Mixture of Experts", arXiv:2404.15159, the `top_k`.
-    Their losses that balance the experts are left to the user.
+    The papers' losses that balance the experts are left to the user.
     """
 
     variant = "moe-lora"
@@ -124,21 +124,22 @@ class MoELoRA(Routed):
 
 
 class Lily(Routed):
-    """Lily: each layer has an `A`; layers of one shape share the `B_i`, and weigh them by a router.
+    """Lily: each layer has an `A`; layers of one shape share the `B_i`, weighted by a router.
 
     Law: `h = A x`, `y = W x + (alpha / r) sum_i w_i(h) B_i h`, `w(h) = softmax(G h)`.
-    `A ~ N(0, 1/in)`, `B_i = 0`, and the gate `G` `(experts, r)` starts as a linear layer. Authors
-    and PEFT average `w` over all tokens of a batch, so that a token depends on the other tokens:
-    `average_over(model, "tokens")` does so. Without it, each token has its own weights.
+    `A ~ N(0, 1/in)`, `B_i = 0`, and the gate `G` `(experts, r)` starts as a linear layer. The
+    authors and PEFT average `w` over all tokens of a batch, so that a token depends on the other
+    tokens; `average_over(model, "tokens")` does the same. Without it, each token has its own
+    weights.
 
     Call `jno.lora.resolve(model)` in the loss.
 
-    **Arguments:** `experts`: the number of shared `B_i`. `group`: layers of one shape with another
-    number share other `B_i`, for example queries and values. `adapter_dtype`: by default the
+    **Arguments:** `experts`: the number of shared `B_i`. `group`: layers of the same shape share
+    their `B_i` only within a group, for example queries or values. `adapter_dtype`: by default the
     weight's, float32 at least.
 
-    Paper: Zhong et al., "Low-Rank Interconnected Adaptation across Layers", arXiv:2407.09946. The
-    paper's `A` of several layers in a row is left out.
+    Paper: Zhong et al., "Low-Rank Interconnected Adaptation across Layers", arXiv:2407.09946.
+    Sharing `A` among consecutive layers, as in the paper, is not supported.
     """
 
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input"}
@@ -147,8 +148,8 @@ class Lily(Routed):
 
     lora_A: Float[Array, "r in"]
     lora_B: Shared
-    # Zeros. `options_of` sees shapes alone, so the shape holds `group + 1` and the experts. (Not
-    # `group`: Orbax refuses an empty array.)
+    # Zeros. `options_of` only gets shapes, so the shape encodes `group + 1` and the experts. (Not
+    # `group`, because Orbax cannot save an empty array.)
     sizes: Int[Array, "groups experts"]
 
     def __init__(
@@ -194,9 +195,9 @@ class Poly(Routed):
 
     `with_task(model, task)` chooses the task, 0 at first.
 
-    **Arguments:** `tasks`, `skills`, `splits`: how many there are. `sampled`: draw the weights
-    while training, in calls with a key; files do not hold it. `adapter_dtype`: by default the
-    weight's, float32 at least.
+    **Arguments:** `tasks`, `skills`, `splits`: their numbers. `sampled`: draw the weights while
+    training, in calls with a key; not saved in files. `adapter_dtype`: by default the weight's,
+    float32 at least.
 
     **Raises:** `ValueError` if `splits` does not divide the inputs and the outputs.
 
@@ -264,7 +265,7 @@ class Poly(Routed):
         return (self.alpha / self.rank * (x @ A.T)) @ B.T
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        return {}  # a block of features may not be a device's share
+        return {}  # a block of features may be split between devices
 
 
 def _zeros(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any) -> Array:

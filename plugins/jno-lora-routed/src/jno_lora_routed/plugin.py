@@ -1,4 +1,4 @@
-"""The entry point. It imports the adapters only when asked for them."""
+"""The entry point. It imports the adapters only when they are needed."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Routers: functions of a layer's input that weigh the slots of an adapter."""
+"""Routers: functions of a layer's input that weight the slots of an adapter."""
 
 import abc
 import contextlib
@@ -18,25 +18,25 @@ _EPS = 1e-12  # of PEFT's Poly, beside a sum of sigmoids
 
 
 class Router(eqx.Module):
-    """A function of the features `(in,)` of one token that gives the weights `(slots,)`.
+    """A function from the features `(in,)` of one token to the weights `(slots,)`.
 
-    An adapter has a slot for each of its low-rank products. Any leading axes of the features belong
-    to the caller, who maps the layer over them. All floating arrays of a router train, but for
-    those that `frozen` names. Files hold every array, and no static field: the constructor must
-    give the same static fields again.
+    An adapter has a slot for each of its low-rank products. The caller maps the layer over any
+    leading axes of the features. All floating arrays of a router train, except the fields in
+    `frozen`. Files contain every array but no static field, so the constructor must recreate the
+    static fields.
 
     A subclass has the constructor `__init__(self, inputs, slots, *, key, dtype)`, and an adapter
-    names it: `class MyHydra(HydraLoRA): router_class = MyRouter`. Further arguments need defaults,
-    because an adapter gives these alone. Every leaf is an array, and numbers and functions are
-    static fields: otherwise no stack of layers can be scanned. `jno_lora_routed.testing` has
-    `check_router`, which checks these promises.
+    refers to it: `class MyHydra(HydraLoRA): router_class = MyRouter`. Further arguments need
+    defaults, because an adapter passes only these. Every leaf must be an array, and numbers and
+    functions static fields, so that a stack of layers can be scanned.
+    `jno_lora_routed.testing.check_router` checks these promises.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()  # floating fields that do not train
     slots: eqx.AbstractVar[int]
 
     if TYPE_CHECKING:
-        # How adapters call the class; each router writes a constructor of this form.
+        # How adapters call the class; every router has a constructor of this form.
         def __init__(
             self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any, **options: Any
         ): ...
@@ -48,7 +48,7 @@ class Router(eqx.Module):
         """The weights, in the dtype of `x`. `key` is for routers that draw random numbers."""
 
     def total(self) -> float | None:
-        """The sum of the weights, if it is the same for every input. Default: not known."""
+        """The sum of the weights if it is the same for every input; by default `None`."""
         return None
 
 
@@ -86,9 +86,9 @@ class Softmax(Router):
 
 
 class TopK(Softmax):
-    """The softmax over the `k` largest entries of `G x`. The other slots have the weight 0.
+    """The softmax over the `k` largest entries of `G x`; all other slots have weight 0.
 
-    `k` is an array, so that a file holds it. Every slot is computed.
+    `k` is an array, so that it is saved in files. Every slot is computed.
     """
 
     k: Int[Array, ""]
@@ -133,9 +133,10 @@ class Prototypes(TopK):
 class Tasks(Router):
     """Poly: the weights of the slots for a task, `sigmoid(logits[task])` divided by their sum.
 
-    The slots may be in `splits` groups (multi-head routing), each with the sum 1. The features are
-    not read. The weights of a task that does not exist are NaN. With `sampled`, a call with a key
-    draws relaxed Bernoulli variables (temperature 1) in the place of the sigmoid, for training.
+    The slots may form `splits` groups (multi-head routing), whose weights each sum to 1. The
+    features are ignored. The weights are NaN for a task that does not exist. With `sampled`, a call
+    with a key draws relaxed Bernoulli variables (temperature 1) instead of the sigmoid, for
+    training.
     """
 
     slots: int = eqx.field(static=True)
@@ -176,9 +177,9 @@ class Tasks(Router):
 
 
 class Given(Router):
-    """Weights that something else computed: `(slots,)`, or a row for each token of a named axis.
+    """Given weights: `(slots,)`, or a row for each token of a named axis.
 
-    With `axis`, `weights` is `(tokens, slots)`, and the layer must be called inside of
+    With `axis`, `weights` is `(tokens, slots)`, and the layer must be called inside
     `jax.vmap(..., axis_name=axis)` over these tokens.
     """
 
@@ -205,7 +206,7 @@ class Given(Router):
 
 @contextlib.contextmanager
 def named_axes(*axes: str) -> Iterator[None]:
-    """**Raises:** `WrapperError` in the place of JAX's `NameError` for an axis without a name."""
+    """**Raises:** `WrapperError` instead of JAX's `NameError` for an unnamed axis."""
     try:
         yield
     except NameError as err:
@@ -218,7 +219,7 @@ def named_axes(*axes: str) -> Iterator[None]:
 
 
 def among_largest(values: Float[Array, " n"], k: Int[Array, ""]) -> Bool[Array, " n"]:
-    """Whether each value is among the `k` largest. Of equal values, the first count as larger."""
+    """Whether each value is among the `k` largest. Of equal values, the first ones win."""
     place = jnp.arange(values.size)
     is_before = (values[None, :] == values[:, None]) & (place[None, :] < place[:, None])
     is_larger = (values[None, :] > values[:, None]) | is_before

@@ -1,4 +1,4 @@
-"""Checks of the promises of a router, for its author.
+"""Checks for authors of routers, which must keep the promises of `Router`.
 
 ```python
 from jno_lora_routed.testing import check_router
@@ -59,8 +59,8 @@ def check_router(
 
     **Returns:** the router that was checked.
 
-    **Raises:** `ConformanceError` that names the law, what happened, and what to do. `WrapperError`
-    if `frozen` names what is no field.
+    **Raises:** `ConformanceError` with the law, the problem and the remedy. `WrapperError` if
+    `frozen` names something that is not a field.
     """
     key = jax.random.key(0)
     built = router(inputs, slots, key=key, dtype=jnp.float32, **options)
@@ -177,7 +177,7 @@ def _arrays(given: _Given) -> str:
 def _adapter(given: _Given) -> Any:
     """An adapter with the router, and its layer.
 
-    **Raises:** `WrapperError` if the constructor needs an option, which an adapter does not give.
+    **Raises:** `WrapperError` if the constructor requires an option, because adapters pass none.
     """
     slots, inputs = given.router.slots, given.features.shape[1]
     try:
@@ -210,7 +210,7 @@ def _file(given: _Given) -> str:
     )
 
 
-# By name: a function that returns the problem, or nothing.
+# By name, a function that returns the problem, or nothing.
 _LAWS: dict[str, Callable[[_Given], str]] = {
     "shape": _shape,
     "dtype": _dtype,

@@ -1,4 +1,4 @@
-"""The conformance kit: whether an adapter keeps every promise that jno-lora makes.
+"""The conformance kit: check that an adapter keeps every promise that jno-lora makes.
 
 ```python
 import equinox as eqx
@@ -20,7 +20,7 @@ def test_conformance(check):
 Without pytest: `check_wrapper(case)`, or `jno-lora check my_package:MyAdapter`.
 
 Most checks are *required*: users of an adapter rely on them. Some are *advice* (`ADVICE`): an
-adapter that fails them works for fewer layers, or less precisely.
+adapter that fails them still works, but for fewer layers or less precisely.
 """
 
 from ._case import WrapperCase

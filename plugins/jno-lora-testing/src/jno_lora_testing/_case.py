@@ -1,4 +1,4 @@
-"""A case: an adapter and a layer for it, with inputs, and the objects that checks build."""
+"""A case: an adapter, a layer with inputs, and the objects that checks build from them."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from jno.lora.parts import construct, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
 
-# The reason of checks that are not applicable.
+# The reason that a check is not applicable.
 NOT_MERGEABLE = "the adapter cannot be merged"
 
 
@@ -40,34 +40,34 @@ def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WrapperCase:
-    """An adapter and a layer for it, as the checks need them.
+    """An adapter and a layer to check it on.
 
     **Arguments:**
 
     - `wrapper`: the adapter class.
-    - `base`: makes a float32 layer from a key. Choose a small layer with `in` unlike `out`, so that
-        checks notice a transposed matrix.
+    - `base`: makes a float32 layer from a key. Choose a small layer with different `in` and `out`,
+        so that checks notice a transposed matrix.
     - `inputs`: makes the tuple of positional inputs of one call from a key.
     - `rank`, `alpha`, `options`: the arguments of the adapter.
     - `call`: calls a layer with the inputs, by default `layer(*inputs)`.
     - `parameters`: the documented number of trained parameters for this base and rank; `None`
         leaves it unchecked.
-    - `mergeable`: `False` for an adapter that cannot be a weight of its layer, such as a prefix.
-        Its `merge()` must refuse with a `WrapperError`; checks of the merged layer are left out. By
-        default `wrapper.mergeable`.
-    - `law`: the method written independently, from the paper and for example in NumPy: a function
-        of the trained adapter that returns the merged layer's `weight`, or a dict of its attributes
-        (`weight`, `bias`). Without it, a mistake that `merge` and `__call__` share, such as a
-        transposed matrix, passes.
-    - `name`: the name in test ids and tables, by default the name of the wrapper. Several cases of
-        one wrapper need names.
+    - `mergeable`: `False` for an adapter that cannot be merged into its layer's weight, such as a
+        prefix. Its `merge()` must raise a `WrapperError`; checks of the merged layer are skipped.
+        By default `wrapper.mergeable`.
+    - `law`: an independent implementation of the method, written from the paper, for example in
+        NumPy: a function of the trained adapter that returns the merged layer's `weight`, or a dict
+        of its attributes (`weight`, `bias`). Without a law, a mistake that `merge` and `__call__`
+        share, such as a transposed matrix, passes unnoticed.
+    - `name`: the name in test ids and tables, by default the name of the wrapper. Give names if
+        several cases have the same wrapper.
     - `checks`: the ids of the checks that run on this case; `*` and `?` stand for any letters. By
-        default all. A second layer of a kind needs only the checks that compare values: the whole
-        kit takes some ten seconds for each case, and these checks half a second.
+        default all. A second layer of a kind needs only the checks that compare values, which take
+        half a second, while the whole kit takes about ten seconds per case.
     - `symmetries`: the symmetries of the layer, such as `(cyclic_shift(-1),)`. The trained adapter
         and its merged layer must keep them.
-    - `breaks`: the names of the symmetries that the adapter breaks by its law. A declared symmetry
-        that the adapter keeps is an error, so that the declaration stays true.
+    - `breaks`: the names of the symmetries that the adapter's law breaks. It is an error if the
+        adapter keeps a declared symmetry, so that the declaration stays true.
 
     **Raises:** `ValueError` if `breaks` names an unknown symmetry.
     """
@@ -103,7 +103,7 @@ class WrapperCase:
     @_cached
     def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
         """The layer, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
-        with jax.numpy_dtype_promotion("standard"):  # promises are the adapter's, not the layer's
+        with jax.numpy_dtype_promotion("standard"):  # the adapter makes the promises, not the layer
             return cast(self.base(jax.random.key(seed)), dtype)
 
     @_cached
@@ -113,13 +113,13 @@ class WrapperCase:
             return cast(self.inputs(jax.random.key(seed)), dtype)
 
     def build(self, base: Any, key: Any = None) -> Any:
-        """The adapter around `base`, which is one layer (not a stack)."""
+        """The adapter around `base`, which is a single layer, not a stack."""
         key = jax.random.key(3) if key is None else key
         return with_shared_arrays(constructed(self, base, key), key=key)
 
     @_cached
     def make(self, dtype: Any = None) -> Any:
-        """The adapter around `make_base(dtype)`, as initialised."""
+        """The freshly initialised adapter around `make_base(dtype)`."""
         base = self.make_base(dtype)
         return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
 
@@ -129,12 +129,12 @@ class WrapperCase:
         return perturbed(self.make(dtype))
 
     def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
-        """The layer's output, operation by operation."""
+        """The layer's output, computed operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
 def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
-    """The adapter without shared arrays, from `random_statistics` of `rows` vectors."""
+    """The adapter without shared arrays, built from `random_statistics` of `rows` vectors."""
     statistics = random_statistics(case.wrapper, base, rows)
     options = {"options": case.options, "statistics": statistics}
     return construct(case.wrapper, base, case.rank, case.alpha, key=key, **options)
@@ -163,7 +163,7 @@ def random_statistics(
 
 
 def split(adapter: Any) -> tuple[PyTree, PyTree]:
-    """The adapter's trainable arrays, and the rest."""
+    """The adapter's trainable and frozen arrays."""
     return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
@@ -178,7 +178,7 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
         step = step.astype(leaf.dtype)
         if isinstance(leaf, Tracer):
             return leaf + step
-        # NumPy adds, since JAX would compile an addition for each shape.
+        # NumPy adds, because JAX would compile an addition for each shape.
         array = np.asarray(leaf) + step
         is_placed = isinstance(leaf, jax.Array) and leaf.committed
         return jax.device_put(array, leaf.sharding if is_placed else None)
@@ -188,7 +188,7 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
 
 
 def skeleton(make: Callable[[Any], Any]) -> Any:
-    """What `make` makes from a key, with zeros, because JAX would compile each random start."""
+    """The result of `make` with zeros, because JAX would compile each random start."""
     tree = eqx.filter_eval_shape(make, jax.random.key(0))
 
     def zeros(leaf: Any) -> Any:

@@ -19,7 +19,7 @@ from ._standard_cases import standard_cases, standard_layers
 
 
 def imported(what: str) -> Any:
-    """The object called MODULE:NAME.
+    """Import the object called MODULE:NAME.
 
     **Raises:** `PluginError` if it cannot be imported.
     """
@@ -37,9 +37,9 @@ def is_adapter_class(value: Any) -> bool:
 
 
 def cases_in(what: str, value: Any) -> list[WrapperCase]:
-    """The cases that an author wrote: `value` is a case, a list of cases, or a function of them.
+    """The cases in `value`: a case, a list of cases, or a function that returns cases.
 
-    **Raises:** `PluginError` for any other value, and for two cases of one name.
+    **Raises:** `PluginError` for any other value, and for two cases with the same name.
     """
     try:
         result: Any = value() if callable(value) and not isinstance(value, type) else value
@@ -68,7 +68,7 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
         names = ", ".join(dict.fromkeys(record.distribution for record in records)) or "none"
         raise PluginError(
             f"No installed plugin belongs to a distribution {distribution!r} (installed: {names}). "
-            "`jno-lora doctor` says what keeps a distribution from being found. To check a class, "
+            "`jno-lora doctor` shows why a distribution is not found. To check a class, "
             "give MODULE:CLASS."
         )
     for record in plugins:
@@ -83,9 +83,9 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
 def common_cases(
     wrappers: list[type[LoRAWrapper]], layers: tuple[str, ...]
 ) -> tuple[list[WrapperCase], str]:
-    """Cases of the common Equinox layers that the classes claim: of all, or of `layers`.
+    """Cases for the common Equinox layers that the classes claim, or for those in `layers`.
 
-    Also returns a sentence about classes that claim no such layer, or an empty one.
+    Also returns a sentence about classes that claim no such layer, empty if all claim one.
 
     **Raises:** `SelectionError` for an unknown layer; `WrapperError` if no class claims a layer.
     """
@@ -97,8 +97,8 @@ def common_cases(
     cases = {wrapper: standard_cases(wrapper, layers) for wrapper in wrappers}
     unchecked = [wrapper.__name__ for wrapper in wrappers if not cases[wrapper]]
     sentence = (
-        f"Not checked, for they claim no {' or '.join(layers) or 'layer that this command knows'}: "
-        f"{', '.join(unchecked)}. "
+        "Not checked, because they claim no "
+        f"{' or '.join(layers) or 'layer that this command knows'}: {', '.join(unchecked)}. "
         "For another layer, write cases with `jno.lora.testing.WrapperCase`, and give their list: "
         'MODULE:CASES. See docs/extending.md, "Keep the promises".'
     )
@@ -109,11 +109,11 @@ def common_cases(
 
 
 def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
-    """Run checks of the cases: all, or those that match `only`; at their rank, or at `rank`.
+    """Run all checks of the cases, or those that match `only`, at their rank or at `rank`.
 
     **Raises:** `SelectionError` if no case runs a check that matches `only`.
     """
-    if rank is not None:  # the number of parameters that an author counted is for another rank
+    if rank is not None:  # `parameters` was counted for another rank
         cases = [
             case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
             for case in cases

@@ -1,4 +1,4 @@
-"""Checks of an adapter's claims: what its optional members say about the adapter."""
+"""Checks of an adapter's claims, made by its optional members."""
 
 import inspect
 from typing import Any
@@ -24,10 +24,10 @@ _TOLERANCE = 4e-5
 
 @required("name the fields so that the first input belongs to the first output; or give `{}`.")
 def check_factor_sides(case: WrapperCase) -> None:
-    """The factors that `factor_sides` names are a product, `(..., r, in)` and `(..., out, r)`.
+    """The factors that `factor_sides` names form a product, `(..., r, in)` and `(..., out, r)`.
 
-    A number that moves from one factor to the other must not change the output, unless the adapter
-    cannot be merged: it may be nonlinear between its factors.
+    Moving a scalar from one factor to the other must not change the output, unless the adapter
+    cannot be merged, because it may then be nonlinear between its factors.
     """
     trained = with_arrays(case.make_trained())
     pairs = _pairs(trained)
@@ -50,7 +50,7 @@ def check_factor_sides(case: WrapperCase) -> None:
 
 
 def _pairs(adapter: Any) -> list[tuple[tuple[Any, Any], tuple[Any, Any]]]:
-    """The paths and arrays of each `A` and its `B`."""
+    """The path and array of each `A` and its `B`."""
     sides: dict[str, list[Any]] = {"input": [], "output": []}
     for name, side in MatrixAdapter.of(type(adapter)).factor_sides.items():
         leaves = jtu.tree_leaves_with_path(getattr(adapter, name, None))
@@ -66,7 +66,7 @@ def _pairs(adapter: Any) -> list[tuple[tuple[Any, Any], tuple[Any, Any]]]:
 
 @required("answer every object of a model, and never raise.")
 def check_answers(case: WrapperCase) -> None:
-    """`why_not`, `stack_ndim`, `is_stateful` and `alpha` answer as the contract says."""
+    """`why_not`, `stack_ndim`, `is_stateful` and `alpha` return what the contract requires."""
     base, adapter = case.make_base(), case.make()
     wrapper = case.wrapper
     objects = {
@@ -79,12 +79,12 @@ def check_answers(case: WrapperCase) -> None:
     for name, value in objects.items():
         reason = answer_of(wrapper.why_not, name, value)
         is_reason = reason is None or (isinstance(reason, str) and reason)
-        require(is_reason, f"`why_not` answers {reason!r} to {name}, not a reason or `None`.")
+        require(is_reason, f"`why_not` returns {reason!r} for {name}, not a reason or `None`.")
     for _ in range(2):
-        problem = "`applies_to` answers otherwise when it is asked again."
+        problem = "`applies_to` gives another result when called again."
         require(wrapper.applies_to(base) is True, problem, "let `applies_to` change nothing.")
     reason = wrapper.why_not(base)
-    require(reason is None, f"`why_not` says {reason!r} of a layer that `applies_to` claims.")
+    require(reason is None, f"`why_not` returns {reason!r} for a layer that `applies_to` claims.")
     ndim = wrapper.stack_ndim(base)
     require(
         type(ndim) is int and ndim == 0,
@@ -97,7 +97,7 @@ def check_answers(case: WrapperCase) -> None:
     require(
         is_kept or "alpha" not in takes(wrapper),
         f"The constructor got alpha {case.alpha}, but `alpha` is {alpha!r}.",
-        "keep alpha as it came: a file restores the adapter with this number.",
+        "keep alpha as given: a file restores the adapter with this number.",
     )
 
 
@@ -120,7 +120,7 @@ def _check_stateful(base: Any, adapter: Any) -> None:
 
 @required("name fields, or paths in fields, with a spec of at most as many axes as the array has.")
 def check_partition_specs(case: WrapperCase) -> None:
-    """`partition_specs` names arrays of the adapter, and axes of the layer's mesh."""
+    """`partition_specs` names arrays of the adapter and axes of the layer's mesh."""
     sharded, _ = shard(case.make_base())
     adapter = eqx.tree_at(lambda node: node.base, case.make(), sharded)
     specs = adapter.partition_specs()
@@ -139,19 +139,19 @@ def check_partition_specs(case: WrapperCase) -> None:
         )
 
 
-# How much larger than the layer the frozen arrays of a checkpoint may be.
+# How many times larger than the layer the frozen arrays of a checkpoint may be.
 _TIMES_THE_LAYER = 100
 
 
 @advice("make large frozen arrays again in `from_state`, from a seed or from the layer.")
 def check_state_size(case: WrapperCase) -> None:
-    """The frozen numbers in `state()` are at most a hundred times the numbers of the layer."""
+    """`state()` has at most a hundred times as many frozen numbers as the layer has numbers."""
     trained = case.make_trained()
     in_state = sum(array.size for array in jax.tree.leaves(trained.state()))
     of_training = sum(array.size for array in arrays_of(split(trained)[0]))
     of_layer = sum(array.size for array in arrays_of(case.make_base()))
     require(
         in_state - of_training <= _TIMES_THE_LAYER * of_layer,
-        f"`state()` holds {in_state} numbers, of which {of_training} train, but the layer has only "
+        f"`state()` has {in_state} numbers, of which {of_training} train, but the layer has only "
         f"{of_layer}.",
     )

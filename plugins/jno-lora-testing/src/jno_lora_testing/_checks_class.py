@@ -30,19 +30,19 @@ from ._programs import attributes, merged, output
 
 @required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
 def check_contract(case: WrapperCase) -> None:
-    """The class has every member that `LoRAWrapper` asks for."""
+    """The class has every member that `LoRAWrapper` requires."""
     problems = contract_problems(case.wrapper)
     require(not problems, f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}")
 
 
 @required("test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest.")
 def check_applies_to_total(case: WrapperCase) -> None:
-    """`applies_to` answers `True` to its layer, and `False` (no exception) to anything else."""
+    """`applies_to` returns `True` for its layer, and `False` (no exception) for anything else."""
     base = case.make_base()
     answer = case.wrapper.applies_to(base)
     require(
         answer is True,
-        f"`applies_to` answers {answer!r} to the case's own layer.",
+        f"`applies_to` returns {answer!r} for the case's layer.",
         "answer `True` to the layers the adapter is for (a bool, not a truthy object).",
     )
     objects = {
@@ -62,7 +62,7 @@ def check_applies_to_total(case: WrapperCase) -> None:
 
 @advice("test that the weight is an array: `eqx.is_inexact_array(...)`.")
 def check_applies_to_needs_arrays(case: WrapperCase) -> None:
-    """`applies_to` answers `False` (no exception) to its layer without arrays."""
+    """`applies_to` returns `False` (no exception) for its layer without arrays."""
     base = case.make_base()
     objects = {
         "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
@@ -78,7 +78,7 @@ def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
 
 
 class _Unrelated(eqx.Module):
-    """A layer that no adapter knows, with attributes that many layers have."""
+    """A layer of an unknown class, with attributes that many layers have."""
 
     weight: Any
     bias: Any
@@ -112,7 +112,7 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
 
 @required("draw all random numbers in `__init__`, from `key` alone.")
 def check_key_forms(case: WrapperCase) -> None:
-    """The constructor takes typed and raw keys, keeps neither, and depends on nothing else."""
+    """The constructor takes typed and raw keys, stores neither, and has no other randomness."""
     base = case.make_base()
     for key in (jax.random.key(5), jax.random.PRNGKey(5)):
         first, second = case.build(base, key), case.build(base, key)
@@ -145,7 +145,7 @@ def _require_dependence_on_key(case: WrapperCase) -> None:
 
 
 def _looks_random(array: Any) -> bool:
-    """Whether most numbers differ, and along no axis all of them only rise, or only fall."""
+    """Whether most numbers differ, and are not monotonic along any axis."""
     for axis, size in enumerate(array.shape):
         signs = np.sign(np.diff(array, axis=axis))
         if size >= 4 and np.all(signs == signs.take([0], axis)):
@@ -155,7 +155,7 @@ def _looks_random(array: Any) -> bool:
 
 @required("name only fields of floating arrays in `adapter_fields`; integers cannot train.")
 def check_trainable_fields(case: WrapperCase) -> None:
-    """Every field in `adapter_fields` holds floating arrays; only those train; none is static."""
+    """The fields in `adapter_fields` hold floating arrays, only they train, and none is static."""
     adapter = case.make()
     for field in dataclasses.fields(adapter):
         static = getattr(adapter, field.name) if field.metadata.get("static", False) else None
@@ -197,11 +197,11 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
 
 @required("do not override `__getattr__`; leave out attributes that the base has.")
 def check_reads_like_the_layer(case: WrapperCase) -> None:
-    """A model reads the same attributes of the adapted layer, and sees the adapter in them."""
+    """The adapted layer has the attributes of the layer, with the update applied to them."""
     base, adapter = case.make_base(), case.make_trained()
     plain = merged(adapter) if case.mergeable else base
     of_base = [field.name for field in dataclasses.fields(base)]
-    of_adapter = {"rank", "alpha", "base"}  # which a layer's fields of these names do not change
+    of_adapter = {"rank", "alpha", "base"}  # a layer's fields with these names are not checked
     names = [n for n in of_base if n not in of_adapter and not hasattr(MatrixAdapter, n)]
     for name, got in attributes(adapter, tuple(names)).items():
         expected = getattr(plain, name)
@@ -221,14 +221,14 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
     "of them on the base as it was before adapting (a method that changes it must do so again)."
 )
 def check_state_round_trip(case: WrapperCase) -> None:
-    """Saved to a file and loaded onto the original base, the adapter is the same."""
+    """The adapter is the same after it is saved to a file and loaded onto the original base."""
     trained = case.make_trained()
     restored = _saved_and_loaded(case, trained)
     require(
         same_bits(trained.state(), restored.state()),
         "The state of the restored adapter is not the state that was saved.",
     )
-    # To rounding: a base that the constructor changes (PiSSA) is computed again.
+    # Up to rounding, because a base that the constructor changes (PiSSA) is recomputed.
     error = relative_error(output(case, restored), output(case, trained))
     require(
         error <= 1e-6,
@@ -249,7 +249,7 @@ _RESTORE = (
 
 
 def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
-    registry = Registry(discover=False)  # so that only this class is looked at
+    registry = Registry(discover=False)  # so that only this class is found
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "adapter.safetensors"
         save_adapters({"layer": adapter}, file, registry=registry, base_values=False)

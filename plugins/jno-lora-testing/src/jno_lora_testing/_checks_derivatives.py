@@ -1,7 +1,7 @@
 """Checks of derivatives with respect to a layer's input, which physics-informed losses need.
 
-Each layer is restricted to a plane through the case's inputs, since derivatives by two numbers are
-cheap to compile.
+Each layer is restricted to a plane through the case's inputs, because derivatives with respect to
+two numbers are cheap to compile.
 """
 
 import traceback
@@ -77,7 +77,7 @@ def check_input_jet(case: WrapperCase) -> None:
     "same by other operations: `jnp.where` instead of `jnp.clip` and `.at[...].set`."
 )
 def check_jet_rules(case: WrapperCase) -> None:
-    """JAX's Taylor mode (`jax.experimental.jet`) can follow every operation of the call."""
+    """JAX's Taylor mode (`jax.experimental.jet`) supports every operation of the call."""
     gap = _gap_of_jet(case, _plane_for_jet(case))
     require(not gap, f"`jax.experimental.jet` itself fails at an operation of the call: {gap}")
 
@@ -96,7 +96,7 @@ def check_residual_gradients(case: WrapperCase) -> None:
 
 
 class _Plane(eqx.Module):
-    """A point of the input, and a direction from it for each Taylor term."""
+    """An input point, with a direction for each Taylor term."""
 
     point: PyTree
     directions: list[PyTree]
@@ -113,7 +113,7 @@ class _Plane(eqx.Module):
 
 
 def _plane(case: WrapperCase) -> _Plane:
-    """A plane through the case's inputs, if a merged layer can be compared on it."""
+    """A plane through the case's inputs, if the merged layer can be compared on it."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     point, fixed = eqx.partition(case.make_inputs(), eqx.is_inexact_array)
     leaves, form = jax.tree.flatten(point)
@@ -136,7 +136,7 @@ def _plane_for_jet(case: WrapperCase) -> _Plane:
 
 
 def _gap_of_jet(case: WrapperCase, plane: _Plane) -> str:
-    """The exception that JAX's `jet` raises by itself for the adapter, or nothing."""
+    """The exception that `jet` itself raises for the adapter, or an empty text."""
     try:
         _taylor_terms(case.make_trained(), case.call, plane)
     except jax.errors.UnexpectedTracerError:
@@ -163,8 +163,8 @@ def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
     return lambda t: loss_of(call(layer, *plane.at(t)))
 
 
-# The functions below take only arrays and `case.call`, so each is compiled once for all adapters of
-# layers of the same form.
+# The functions below take only arrays and `case.call`, so that each is compiled once for all
+# adapters of layers with the same form.
 
 
 @eqx.filter_jit

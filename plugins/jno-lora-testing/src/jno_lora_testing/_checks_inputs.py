@@ -1,4 +1,4 @@
-"""Checks of values where authors do not look: special inputs, alpha, half precision, subclasses."""
+"""Checks of values that authors overlook: special inputs, alpha, half precision, subclasses."""
 
 import dataclasses
 import functools
@@ -20,16 +20,16 @@ from ._conformance import advice, is_refusal, required, skip_unless
 from ._programs import merged, output, start_and_merge
 
 _TOLERANCE = 4e-5
-# Roundings of half precision that a call or a merge may add up.
+# How many half-precision roundings may add up in a call or a merge.
 _HALF_ROUNDINGS = 6
 _LARGE = 100
 
 
 @required("mind divisions by norms, clipping, and indices that count from the end.")
 def check_special_inputs(case: WrapperCase) -> None:
-    """Zeros, large and negative inputs, and the indices 0 and -1 give the merged outputs."""
+    """Zeros, large and negative inputs, and indices 0 and -1 give the merged layer's outputs."""
     trained = case.make_trained()
-    # A fresh adapter that cannot be merged has the layer's outputs.
+    # If an adapter cannot be merged, the fresh adapter is compared with the layer.
     adapter, plain = (
         (trained, merged(trained)) if case.mergeable else (case.make(), case.make_base())
     )
@@ -37,13 +37,13 @@ def check_special_inputs(case: WrapperCase) -> None:
     for name, inputs in _special(case.make_inputs()).items():
         try:
             output(case, case.make_base(), inputs)
-        except Exception:  # the layer may refuse such inputs
+        except Exception:  # the layer may raise for such inputs
             continue
         expected = output(case, plain, inputs)
         if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected)):
             continue
         is_compared = True
-        # Rounding, and how much the layer itself magnifies rounding (a softmax of large numbers).
+        # Rounding, also as magnified by the layer itself (a softmax of large numbers).
         moved = jax.tree.map(lambda x: x * 1.00001 if eqx.is_inexact_array(x) else x, inputs)
         bound = _TOLERANCE + 10 * relative_error(output(case, plain, moved), expected)
         problem = f"For {name}, the adapter and the plain layer differ"
@@ -74,7 +74,7 @@ def _is_index(leaf: Any) -> bool:
 
 @required("scale by `alpha` alone where the paper does; refuse `alpha = 0` only if it divides.")
 def check_alpha(case: WrapperCase) -> None:
-    """With alpha 0, and with a fraction, the adapter starts, merges and follows its law."""
+    """With alpha 0 and a fractional alpha, the adapter starts, merges and follows its law."""
     skip_unless("alpha" in takes(case.wrapper), "the adapter takes no alpha")
     base = case.make_base()
     for alpha in (0.0, 0.75):
@@ -100,7 +100,7 @@ def check_alpha(case: WrapperCase) -> None:
 
 @required("cast to float32 before small numbers are added or multiplied, and cast the result back.")
 def check_trained_in_half_precision(case: WrapperCase) -> None:
-    """A trained adapter of a half-precision layer, and its merged layer, compute as in float32."""
+    """A trained adapter of a half-precision layer, and the merged layer, agree with float32."""
     dtypes = halves_of(case)
     skip_unless(dtypes, NO_HALF)
     compared = [_compare_with_float32(case, dtype) for dtype in dtypes]
@@ -108,7 +108,7 @@ def check_trained_in_half_precision(case: WrapperCase) -> None:
 
 
 def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
-    """Whether the update shows over the rounding. **Raises:** `ConformanceError` if it is wrong."""
+    """Whether the update exceeds the rounding. **Raises:** `ConformanceError` if it is wrong."""
     inputs = case.make_inputs(dtype)
     wide_inputs, wide_base = cast(inputs, jnp.float32), cast(case.make_base(dtype), jnp.float32)
     at_base = output(case, wide_base, wide_inputs)
@@ -130,7 +130,7 @@ def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
 
 
 def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tuple[Any, Any]:
-    """An adapter moved until half of its output in float32 is its update; and this output."""
+    """An adapter moved until its update is half of its float32 output; and this output."""
     trained = case.make_trained(dtype)
     expected = output(case, cast(trained, jnp.float32), inputs)
     for size in (1.0, 3.0, 10.0):
@@ -148,9 +148,9 @@ def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tupl
     "the exact type (`type(leaf) is ...`)."
 )
 def check_subclass(case: WrapperCase) -> None:
-    """A subclass that computes more than its class, if claimed, computes it with an adapter, too.
+    """A claimed subclass that computes more than its class does so with an adapter, too.
 
-    Otherwise the fresh adapter would change the outputs of the model without a word.
+    Otherwise the fresh adapter would silently change the outputs of the model.
     """
     layer, (start, *_) = _of_subclass(case)
     problem = "Around a subclass with a `__call__` of its own, the fresh adapter differs from it"
@@ -159,11 +159,11 @@ def check_subclass(case: WrapperCase) -> None:
 
 @advice("put the new weight into the layer and call that, or claim the exact type.")
 def check_subclass_merge(case: WrapperCase) -> None:
-    """Around a subclass that computes more than its class, the merged layer computes the same.
+    """Around a subclass that computes more than its class, the merged layer equals the adapter.
 
-    This is advice, because `base(x) + update(x)` and a merged weight agree for every layer that
-    computes what its class computes. They differ only for some subclasses: if the `__call__` of a
-    subclass scales its output, it scales a merged weight, but not an added update.
+    This is advice, because `base(x) + update(x)` and a merged weight differ only for some
+    subclasses: a `__call__` that scales its output also scales a merged weight, but not an added
+    update.
     """
     skip_unless(case.mergeable, NOT_MERGEABLE)
     _, (_, trained, plain, *_) = _of_subclass(case)
@@ -195,7 +195,7 @@ def _doubling(layer: Any) -> Any:
 
 @required("return new values, and let no argument, field or global object change.")
 def check_purity(case: WrapperCase) -> None:
-    """The constructor, the call and `merge` change nothing, and give the same result again."""
+    """The constructor, the call and `merge` have no side effects, and repeat their results."""
     base: Any = jax.tree.map(lambda leaf: leaf, case.make_base())
     before = jax.tree.leaves(base)
     adapter = perturbed(case.build(base))

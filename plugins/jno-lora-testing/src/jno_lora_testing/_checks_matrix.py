@@ -26,9 +26,9 @@ _NO_MATRIX = "the adapter says no `matrix`"
     "classmethod; or leave `matrix` out."
 )
 def check_matrix(case: WrapperCase) -> None:
-    """`matrix` is `None`, or the `(out, in)` matrix of the layer, to which the update is added.
+    """`matrix` is `None`, or the layer's `(out, in)` matrix to which the update is added.
 
-    A linear layer computes `W x`, perhaps with a bias and with a factor for each output.
+    A linear layer computes `W x`, perhaps with a bias and a factor for each output.
     """
     base = case.make_base()
     W: Any = _matrix(case, base)
@@ -40,7 +40,7 @@ def check_matrix(case: WrapperCase) -> None:
     rows, outputs = _rows_of(case, base, samples)
     reason = "the class does not say which rows the matrix multiplies and gives"
     skip_unless(len(rows) == len(outputs) > 0, reason)
-    if has_numbers:  # else they are the rows of a table
+    if has_numbers:  # otherwise the inputs select rows of a table
         outputs = outputs - _constants(case, base, samples, outputs)
     shape = outputs.shape[1], rows.shape[1]
     require(W.shape == shape, f"`matrix` has the shape {W.shape}, not {shape}, (out, in).")
@@ -52,7 +52,7 @@ def check_matrix(case: WrapperCase) -> None:
 
 
 def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -> Any:
-    """What the layer adds to a linear map. **Raises:** `NotApplicableError` if it is not linear."""
+    """The layer's constant term. **Raises:** `NotApplicableError` if the layer is not affine."""
     zeros = [_on_numbers(jnp.zeros_like, inputs) for inputs in samples]
     at_zero: Any = _rows_of(case, base, zeros)[1]
     of_sum: Any = _rows_of(case, base, [_on_numbers(operator.add, *samples)])[1]
@@ -63,7 +63,7 @@ def _constants(case: WrapperCase, base: Any, samples: list[Any], outputs: Any) -
 
 
 def _on_numbers(function: Callable[..., Any], *samples: Any) -> Any:
-    """`function` of the floating arrays of samples, and the other inputs of the first sample."""
+    """`function` of the samples' floating arrays, with the first sample's remaining inputs."""
     return jax.tree.map(
         lambda *leaves: function(*leaves) if eqx.is_inexact_array(leaves[0]) else leaves[0],
         *samples,
@@ -71,7 +71,7 @@ def _on_numbers(function: Callable[..., Any], *samples: Any) -> Any:
 
 
 def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any]:
-    """The vectors that the matrix multiplies, and the vectors that the layer gives."""
+    """The vectors that the matrix multiplies, and the vectors that the layer returns."""
     adapter = MatrixAdapter.of(case.wrapper)
     outputs = [output(case, base, inputs) for inputs in samples]
     rows = [_as_rows(adapter.inputs_of, base, *inputs) for inputs in samples]
@@ -81,12 +81,12 @@ def _rows_of(case: WrapperCase, base: Any, samples: list[Any]) -> tuple[Any, Any
 
 
 def _as_rows(read: Callable[..., Any], base: Any, *arrays: Any) -> Any:
-    """A single vector as a row, or the rows that the class reads, if it can."""
+    """A single vector as a row, or the rows that the class finds, if it can."""
     if len(arrays) == 1 and eqx.is_inexact_array(arrays[0]) and arrays[0].ndim == 1:
         return _precise(arrays[0])[None]
     try:
         return _precise(read(base, *arrays))
-    except Exception:  # a class without `needs` need not know them
+    except Exception:  # a class without `needs` may not support this
         return np.zeros((0, 0))
 
 
@@ -95,7 +95,7 @@ def _as_rows(read: Callable[..., Any], base: Any, *arrays: Any) -> Any:
     "or `None`, if the update is not exactly `B A`."
 )
 def check_low_rank_update(case: WrapperCase) -> None:
-    """`low_rank_update` is the change of the matrix by `merge`."""
+    """`low_rank_update` is the change that `merge` makes to the matrix."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     factors: Any = MatrixAdapter.of(case.wrapper).low_rank_update(trained)
@@ -113,7 +113,7 @@ def check_low_rank_update(case: WrapperCase) -> None:
     "`None`, if the adapter does anything else."
 )
 def check_low_rank_scale(case: WrapperCase) -> None:
-    """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the matrix."""
+    """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the merged matrix."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     scale = MatrixAdapter.of(case.wrapper).low_rank_scale(trained.rank, trained.alpha)
@@ -154,7 +154,7 @@ def _require_change(case: WrapperCase, trained: Any, A: Any, B: Any, member: str
     """**Raises:** `ConformanceError` unless `merge` adds `B A` to the matrix of the layer."""
     base, plain = case.make_base(), merged(trained)
     before, after = _matrix(case, base), _matrix(case, plain)
-    if before is None:  # the layout of an unknown layer's weight is not known
+    if before is None:  # the layout of the weight is unknown
         skip_unless(isinstance(base, eqx.nn.Linear), _NO_MATRIX)
         before, after = _precise(base.weight), _precise(plain.weight)
     A, B = _precise(A), _precise(B)

@@ -98,7 +98,7 @@ def _check_statistic(statistic: Any) -> None:
 
 @required("read a shared array by `self.field.array` each time; keep no copy of it.")
 def check_shared_arrays(case: WrapperCase) -> None:
-    """Two adapters keep one array of each name, whose gradient is the sum over both."""
+    """Two adapters share one array of each name, and its gradient is the sum over both."""
     skip_unless(shared_arrays(case.make()), "the adapter shares no array")
     layers = [case.make_base(seed=seed) for seed in (61, 62)]
     pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
@@ -135,7 +135,7 @@ def _check_two_widths(case: WrapperCase) -> None:
         return
     try:
         plain = called(layers)
-    except Exception:  # the case calls a layer with other inputs
+    except Exception:  # the case's inputs fit only its own layer
         return
     try:
         pair = [constructed(case, layer, jax.random.key(3)) for layer in layers]
@@ -180,7 +180,7 @@ def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
 
 @required("wrap the arrays that should not move in `jax.lax.stop_gradient`.")
 def check_penalty(case: WrapperCase) -> None:
-    """The penalty is one finite number, and moves only trained arrays."""
+    """The penalty is one finite number, with gradients for trained arrays only."""
     is_defined = case.wrapper.penalty is not LoRAWrapper.penalty
     skip_unless(is_defined, "the adapter defines no `penalty`")
     differentiated = eqx.filter_jit(eqx.filter_value_and_grad(penalty))
@@ -209,7 +209,7 @@ def check_penalty(case: WrapperCase) -> None:
     "the directions in one layer's array of each other field."
 )
 def check_rank_gate(case: WrapperCase) -> None:
-    """Only directions with an open gate have an effect, in one program for all gates."""
+    """Only directions with an open gate have an effect, and all gates share one program."""
     name: Any = MatrixAdapter.of(case.wrapper).rank_gate
     skip_unless(name is not None, "the adapter declares no `rank_gate`")
     opened, inputs = case.make_trained(), case.make_inputs()
@@ -269,7 +269,7 @@ def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
 
 
 def _by_matrix(value: Any) -> dict[str | None, Any]:
-    """The array of each of several matrices; of a field with one array, under the name `None`."""
+    """The arrays of a field by the name of their matrix; a single array has the name `None`."""
     return dict(value) if isinstance(value, Mapping) else {None: value}
 
 

@@ -11,11 +11,11 @@ from ._conformance import required, skip_unless
 from ._programs import merged, output
 from ._symmetries import Symmetry
 
-# Float32: the rounding of a few hundred terms, and of moved inputs.
+# Float32: the rounding of a few hundred terms and of the moved inputs.
 _TOLERANCE = 4e-5
-# Float64: a layer that has a symmetry by float32 numbers alone would hide breaks up to 1e-6.
+# Float64: a layer whose symmetry is only exact in float32 would hide breaks up to 1e-6.
 _LAYER_IN_FLOAT64 = 1e-9
-# Each draws an element. Moved inputs have the shapes of the inputs: their calls compile nothing.
+# Elements to draw. Moved inputs keep their shapes, so calls on them compile nothing.
 _SEEDS = (71, 72, 73)
 
 
@@ -25,7 +25,7 @@ _SEEDS = (71, 72, 73)
     "say so in the method's documentation."
 )
 def check_symmetries(case: WrapperCase) -> None:
-    """The trained adapter and its merged layer keep the symmetries that the case names."""
+    """The trained adapter and its merged layer keep the symmetries that the case lists."""
     skip_unless(case.symmetries, "the case names no `symmetries`")
     base, trained, inputs = case.make_base(), case.make_trained(), case.make_inputs()
     adapted = {"the trained adapter": trained}
@@ -66,9 +66,9 @@ def require_symmetries(
     inputs: tuple[Any, ...],
     tolerance: float,
 ) -> None:
-    """Check the symmetries in float64, as far as the layer itself has them there.
+    """Check the symmetries in float64, as precisely as the layer itself has them.
 
-    A layer that computes a part in float32 has its symmetries up to the rounding of float32, which
+    A layer that partly computes in float32 has its symmetries up to float32 rounding, which
     `check_symmetries` allows.
 
     **Raises:** `ConformanceError` if an adapted layer breaks a symmetry that it should keep.
@@ -104,7 +104,7 @@ def _problem(
 def _largest_error(
     case: WrapperCase, layer: Any, symmetry: Symmetry, inputs: tuple[Any, ...]
 ) -> tuple[float, Any]:
-    """The largest relative error over the drawn elements, and the element that has this error."""
+    """The largest relative error over the drawn elements, and its element."""
     plain = output(case, layer, inputs)
     errors: list[tuple[float, Any]] = []
     for element in _elements(symmetry):

@@ -35,7 +35,7 @@ _TOLERANCE = 2e-5
     "and roots at zero."
 )
 def check_gradients(case: WrapperCase) -> None:
-    """Gradients by the trainable arrays are finite, and nonzero after a step."""
+    """Gradients of the trainable arrays are finite, and nonzero after a step."""
     for stage, adapter in (("at the start", case.make()), ("after a step", case.make_trained())):
         grads = _gradients(case, adapter)
         require(
@@ -52,7 +52,7 @@ def check_gradients(case: WrapperCase) -> None:
 
 @required("take the same values as constants in both (DoRA's norm), and use only JAX operations.")
 def check_merge_gradients(case: WrapperCase) -> None:
-    """Merging inside the loss gives the gradients of the wrapped path."""
+    """Merging inside the loss gives the same gradients as calling the adapter."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     problem = "The gradients through `merge()` differ from those through `__call__`"
     require_gradients_of_merge(case, gradients, case.make_inputs(), 10 * _TOLERANCE, problem)
@@ -77,7 +77,7 @@ def check_jit(case: WrapperCase) -> None:
 
 @required("write `__call__` for one input, without assumptions on its batch axes.")
 def check_vmap(case: WrapperCase) -> None:
-    """`vmap` over inputs equals a loop."""
+    """`vmap` over inputs gives the same outputs as a loop."""
     trained = case.make_trained()
     several = [case.make_inputs(seed=seed) for seed in (21, 22, 23)]
     mapped = mapped_output(trained, case.call, stacked(several))
@@ -87,7 +87,7 @@ def check_vmap(case: WrapperCase) -> None:
 
 @required("keep everything that differs between layers in array fields.")
 def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
-    """The constructor can be mapped over layers, and the stack run by `lax.scan`."""
+    """The constructor can be mapped over layers, and `lax.scan` can run the stack."""
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
     inputs = case.make_inputs()
@@ -120,7 +120,7 @@ def check_stacked_layers(case: WrapperCase) -> None:
         _adapt_and_merge_a_stack(case, bases, stack)
     except Exception as err:
         ndim = case.wrapper.stack_ndim(stack)
-        # An adapter that takes the stack for one layer may fail in any way.
+        # An adapter that mistakes the stack for one layer may fail in any way.
         require(
             isinstance(err, ConformanceError) or ndim == 1,
             f"`applies_to` claims a stack of layers, whose `stack_ndim` is {ndim}, and the adapter "
@@ -132,7 +132,7 @@ def check_stacked_layers(case: WrapperCase) -> None:
 def _adapt_and_merge_a_stack(case: WrapperCase, bases: list[Any], stack: Any) -> None:
     model = _apply(case, stack)
     trained_model = perturbed(model)
-    # Slices hold no arrays that all of them share.
+    # Slices do not contain the arrays that they share.
     adapted, trained = resolve(model), resolve(trained_model)
     plain: Any = merge_lora(with_arrays(trained_model)) if case.mergeable else trained
     for index, base in enumerate(bases):
@@ -163,7 +163,7 @@ def check_eval_shape(case: WrapperCase) -> None:
 
 @required("keep `__call__` pure.")
 def check_checkpoint(case: WrapperCase) -> None:
-    """Gradients under `eqx.filter_checkpoint` (rematerialisation) are the same."""
+    """Gradients stay the same under `eqx.filter_checkpoint` (rematerialisation)."""
     trained = case.make_trained()
     call = eqx.filter_checkpoint(case.call)
     expected = _gradients(case, trained)
@@ -194,7 +194,7 @@ def check_no_lapack_in_step(case: WrapperCase) -> None:
 def check_sharding(case: WrapperCase) -> None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 
-    The check needs several devices (see `--xla_force_host_platform_device_count`).
+    This needs several devices (see `--xla_force_host_platform_device_count`).
     """
     skip_unless(len(jax.devices()) > 1, "there is only one device")
     plain = case.make_base()
@@ -225,7 +225,7 @@ def check_sharding(case: WrapperCase) -> None:
 
 
 def _apply(case: WrapperCase, base: Any) -> Any:
-    """The adapter around `base`, which may be a stack or lie on a mesh, by `apply_lora`."""
+    """The adapter that `apply_lora` puts around `base`, which may be stacked or sharded."""
     settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
     if (statistics := random_statistics(case.wrapper, case.make_base())) is not None:
         array, single = arrays_of(base)[0], arrays_of(case.make_base())[0]
@@ -236,5 +236,5 @@ def _apply(case: WrapperCase, base: Any) -> Any:
 
 
 def _gradients(case: WrapperCase, adapter: Any) -> Any:
-    """The gradients of a loss of the output by the adapter's trainable arrays."""
+    """The gradients of a loss of the output with respect to the trainable arrays."""
     return gradients(*split(adapter), case.call, case.make_inputs())

@@ -21,8 +21,8 @@ from ._comparisons import arrays_of, relative_error, require, require_close
 from ._conformance import ConformanceError, advice, is_refusal, raised_in, required, skip_unless
 from ._programs import merged, output, start_and_merge
 
-# Float32: the rounding of a few hundred terms. Half precision: a number of roundings of the output;
-# a weight that was changed and cast back (PiSSA) adds a rounding.
+# Float32: the rounding of a few hundred terms. Half precision: several roundings of the output; a
+# weight that was changed and cast back (PiSSA) adds another rounding.
 _FLOAT32 = 1e-5
 _FLOAT64 = 1e-11
 _HALF_ROUNDINGS = 16
@@ -34,14 +34,14 @@ _HALVES = (jnp.bfloat16, jnp.float16)
     "make out of the base."
 )
 def check_identity_at_init(case: WrapperCase) -> None:
-    """A fresh adapter changes nothing."""
+    """A fresh adapter does not change the layer's output."""
     fresh, plain = output(case, case.make()), output(case, case.make_base())
     require_close(fresh, plain, _FLOAT32, "The fresh adapter's output differs from the layer's")
 
 
 @required("compute decompositions and differences in float32, and cast the result back.")
 def check_identity_in_half_precision(case: WrapperCase) -> None:
-    """A fresh adapter of a half-precision layer changes only the rounding."""
+    """A fresh adapter changes the output of a half-precision layer only by rounding."""
     dtypes = halves_of(case)
     skip_unless(dtypes, NO_HALF)
     for dtype in dtypes:
@@ -58,7 +58,7 @@ NO_HALF = "the layer itself cannot compute in half precision"
 
 
 def halves_of(case: WrapperCase) -> list[Any]:
-    """The half precisions in which the layer can compute. (An FFT cannot.)"""
+    """The half precisions that the layer supports. (An FFT supports neither.)"""
     dtypes: list[Any] = []
     for dtype in _HALVES:
         base, inputs = case.make_base(dtype), case.make_inputs(dtype)
@@ -77,7 +77,7 @@ def check_adapter_acts(case: WrapperCase) -> None:
 
 @required("let both follow one law; mind the scale, the bias, groups, strides and padding.")
 def check_merge_equals_call(case: WrapperCase) -> None:
-    """The merged layer has the outputs of the adapter, for several inputs."""
+    """The merged layer has the same outputs as the adapter, for several inputs."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
     plain = merged(trained)
@@ -97,7 +97,7 @@ def check_merge_equals_call(case: WrapperCase) -> None:
     "case's `law` is wrong, correct that."
 )
 def check_law(case: WrapperCase) -> None:
-    """The merged layer is the layer that the case's `law` gives."""
+    """The merged layer agrees with the case's `law`."""
     skip_unless(case.law is not None, "the case has no `law`")
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
@@ -105,7 +105,7 @@ def check_law(case: WrapperCase) -> None:
 
 
 def require_law(case: WrapperCase, trained: Any, plain: Any, setting: str = "") -> None:
-    """**Raises:** `ConformanceError` if `plain` is not the layer that the law of the case gives."""
+    """**Raises:** `ConformanceError` if `plain` does not agree with the case's law."""
     law: Any = case.law
     expected = law(trained)
     attributes = expected if isinstance(expected, Mapping) else {"weight": expected}
@@ -119,7 +119,7 @@ def require_law(case: WrapperCase, trained: Any, plain: Any, setting: str = "") 
     "message that says which ranks are possible."
 )
 def check_ranks(case: WrapperCase) -> None:
-    """Ranks 1 and 3, and a rank larger than the layer, start and merge like other ranks."""
+    """Ranks 1 and 3, and a rank larger than the layer, start and merge correctly."""
     skip_unless("rank" in takes(case.wrapper), "the adapter takes no rank")
     base = case.make_base()
     beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
@@ -150,14 +150,14 @@ def check_ranks(case: WrapperCase) -> None:
 
 @required("put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`.")
 def check_merge_restores_form(case: WrapperCase) -> None:
-    """`merge()` gives a layer of the base's class, structure, shapes and dtypes."""
+    """`merge()` returns a layer with the base's class, structure, shapes and dtypes."""
     if not case.mergeable:
         try:
             case.make_trained().merge()
         except WrapperError:
             return
         raise ConformanceError(
-            "`merge()` of an adapter that cannot be merged does not refuse.",
+            "`merge()` of an adapter that cannot be merged does not raise.",
             "raise a `WrapperError` that says why, and what to do instead.",
         )
     for dtype in (None, jnp.bfloat16):
@@ -169,7 +169,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 
 @required("leave `base` as it came, or define `unwrap` to undo the changes of `__init__`.")
 def check_unwrap_restores(case: WrapperCase) -> None:
-    """`unwrap()` gives the original layer, to rounding, even after training."""
+    """`unwrap()` returns the original layer up to rounding, even after training."""
     base: Any = case.make_base()
     plain = unwrap_lora(case.make_trained())
     arrays = zip(jax.tree.leaves(plain), jax.tree.leaves(base), strict=True)
@@ -182,7 +182,7 @@ def check_unwrap_restores(case: WrapperCase) -> None:
 
 @required("cast the adapter's arrays to the dtype of the features when they are used.")
 def check_output_dtype(case: WrapperCase) -> None:
-    """The output has the dtype that the layer gives, in every precision."""
+    """The output has the dtype of the layer's output, in every precision."""
     for dtype in (None, *halves_of(case), jnp.float64):
         with jax.enable_x64(True) if dtype is jnp.float64 else contextlib.nullcontext():
             layers, inputs = (

@@ -1,4 +1,4 @@
-"""Comparisons of arrays and trees, and the requirements that checks make of them."""
+"""Functions that compare arrays and trees, and raise if a check's requirement fails."""
 
 from typing import Any
 
@@ -56,5 +56,5 @@ def arrays_of(tree: PyTree) -> list[Any]:
 
 
 def is_key(array: Any) -> bool:
-    """Whether it is a typed PRNG key."""
+    """Whether the argument is a typed PRNG key."""
     return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))

@@ -1,4 +1,4 @@
-"""How checks are registered and run, and the error of a failed check."""
+"""Register and run checks, and the error that a failed check raises."""
 
 import functools
 import inspect
@@ -13,15 +13,15 @@ from jno.lora import JnoLoraError
 
 Check: TypeAlias = Callable[[Any], None]
 
-# The checks by their ids, which return a reason if they are not applicable.
+# The checks by their ids. A check returns a reason if it is not applicable.
 CHECKS: dict[str, Callable[[Any], str | None]] = {}
 ADVICE: set[str] = set()
-# By the same ids, what to do after a failure.
+# What to do after a failure, by the ids of the checks.
 REMEDIES: dict[str, str] = {}
 
 
 class NotApplicableError(Exception):
-    """A check is not applicable to a case, for the reason in the message."""
+    """A check is not applicable to a case; the message has the reason."""
 
 
 def skip_unless(condition: Any, reason: str) -> None:
@@ -49,10 +49,11 @@ _PROMOTION = (
 
 
 def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check]:
-    """Register a check of a promise. If it fails, a documented use fails, or nothing trains.
+    """Register a check of a promise, without which a documented use fails or nothing trains.
 
     - `remedy`: the advice after a failure, unless `require` gives other advice.
-    - `is_advice`: whether an adapter that fails still works, for fewer layers or less precisely.
+    - `is_advice`: whether an adapter that fails still works, but for fewer layers or less
+        precisely.
     """
 
     def register(check: Check) -> Check:
@@ -98,7 +99,7 @@ advice = functools.partial(required, is_advice=True)
 
 
 def answer_of(function: Any, name: str, value: Any) -> Any:
-    """What a classmethod answers to an object, by its name in messages.
+    """The result of a classmethod for an object; messages call the object by the given name.
 
     **Raises:** `ConformanceError` if it raises.
     """
@@ -117,7 +118,7 @@ def raised_in(err: BaseException, cls: type) -> str:
 
 
 def _frames(err: BaseException, author_of: type | None = None) -> list[traceback.FrameSummary]:
-    """The lines that led to an error and its causes, in all packages or the author's packages."""
+    """The lines that led to an error and its causes, in all packages or only the author's."""
     packages = {_package(c.__module__) for c in author_of.__mro__} if author_of else set()
     frames: list[traceback.FrameSummary] = []
     seen: BaseException | None = err
@@ -130,7 +131,7 @@ def _frames(err: BaseException, author_of: type | None = None) -> list[traceback
     return frames
 
 
-# Packages of classes that every adapter inherits.
+# Packages of the base classes of every adapter.
 _OURS = {"jno.lora", "equinox", "abc", "builtins", "typing"}
 
 
@@ -140,7 +141,7 @@ def _package(module: str) -> str:
 
 
 def is_refusal(err: BaseException) -> bool:
-    """Whether a constructor, not a library, raised this `ValueError` or error of jno-lora."""
+    """Whether a constructor, and not a library, raised this `ValueError` or jno-lora error."""
     if not isinstance(err, ValueError | JnoLoraError):
         return False
     frames = _frames(err)

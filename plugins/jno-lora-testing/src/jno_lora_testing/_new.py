@@ -12,7 +12,7 @@ from jno.lora import JnoLoraError
 from jno.lora.parts import RESERVED_WORDS, squash
 from jno.lora.types import PluginRecord
 
-# By the layer that is wrapped, the inputs of three cases for the kit.
+# The inputs of three cases for the kit, by the wrapped layer.
 _INPUTS = {
     "linear": {
         "first_input": "jax.random.normal(key, (6,))",
@@ -21,7 +21,7 @@ _INPUTS = {
     },
     "embedding": {
         "first_input": "jax.random.randint(key, (), 0, 6)",
-        "second_input": "jax.random.randint(key, (), -3, 0)",  # rows from the end
+        "second_input": "jax.random.randint(key, (), -3, 0)",  # negative indices
         "third_input": "jax.random.randint(key, (), 0, 4)",
     },
 }
@@ -37,7 +37,7 @@ def create(
 ) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
-    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, else `"linear"`.
+    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, or else `"linear"`.
     - `version`: the version of jno-lora that the plugin depends on.
     """
     variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")

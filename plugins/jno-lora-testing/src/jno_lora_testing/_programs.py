@@ -1,7 +1,7 @@
-"""The programs of the checks.
+"""The compiled programs of the checks.
 
-All layers of one structure share a program. Without programs, JAX would compile each operation for
-each new shape, which would take most of a check's time.
+Layers with the same structure share a program. Without programs, JAX would compile each operation
+for each new shape, which would take most of a check's time.
 """
 
 import functools
@@ -23,7 +23,7 @@ from ._comparisons import arrays_of, is_key, require_close
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` as a program; uncompiled if that fails, since only the check `jit` requires it."""
+    """`function`, compiled if possible, because only the check `jit` requires compilation."""
     jitted: Any = eqx.filter_jit(function)
 
     @functools.wraps(function)
@@ -63,7 +63,7 @@ def mapped_and_scanned(
 
 
 def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The outputs of the fresh adapter, the trained adapter and its merged layer; the last two."""
+    """The outputs of the fresh, trained and merged adapter, with the latter two layers."""
     fresh = case.build(base)
     trained = perturbed(fresh)
     plain: Any = merge_lora(with_arrays(trained)) if case.mergeable else trained
@@ -73,7 +73,7 @@ def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tu
 
 @compiled
 def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
-    """The gradients of a loss of the output by the arrays in `varied`."""
+    """The gradients of a loss of the output with respect to the arrays in `varied`."""
     return jax.grad(lambda varied: loss_of(call(eqx.combine(varied, fixed), *inputs)))(varied)
 
 
@@ -86,7 +86,7 @@ def loss_of(outputs: PyTree) -> Any:
 
 @compiled
 def _through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTree:
-    """Pull gradients by the merged layer's arrays back through `merge()`."""
+    """Pull the gradients of the merged layer's arrays back through `merge()`."""
 
     def arrays(trainable: PyTree) -> PyTree:
         adapter = with_arrays(eqx.combine(trainable, frozen))
@@ -127,7 +127,7 @@ def slice_of(stack: Any, index: int) -> Any:
     arrays, static = eqx.partition(stack, eqx.is_array)
 
     def slice_array(x: Any) -> Any:
-        # JAX would compile the slice of an array.
+        # JAX would compile the slicing of an array.
         return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
 
     return eqx.combine(jax.tree.map(slice_array, arrays), static)

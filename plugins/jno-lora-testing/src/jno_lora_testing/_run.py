@@ -1,4 +1,4 @@
-"""All checks by their ids, and how to run the checks of a case, with pytest or without."""
+"""All checks by their ids, and functions that run a case's checks, with or without pytest."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from jno.lora import SelectionError
 from jno.lora.extending import warn
 from jno.lora.parts import tracked
 
-# The modules of checks put them into `CHECKS`, in this order. The contract comes first.
+# The modules of checks register them in `CHECKS` in this order. The contract comes first.
 from . import _checks_class  # noqa: F401
 
 # isort: split
@@ -30,7 +30,7 @@ from . import (  # noqa: F401
 from ._case import WrapperCase
 from ._conformance import ConformanceError
 
-# Every check by its id. Ids are stable, since `expected_failures` names them.
+# Every check by its id. Ids are stable, because `expected_failures` lists them.
 CHECKS: Mapping[str, Callable[[WrapperCase], str | None]] = _conformance.CHECKS
 # The ids of the checks whose failure is advice.
 ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
@@ -38,7 +38,7 @@ ADVICE: frozenset[str] = frozenset(_conformance.ADVICE)
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check: it failed with an `error`, or was `not_applicable`, or passed.
+    """The outcome of a check: it failed with an `error`, was `not_applicable`, or passed.
 
     `not_applicable` is the reason, such as "the adapter does not claim stacked layers".
     """
@@ -77,10 +77,10 @@ def _matching(patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
-    """Run the checks of `case`, also after a failure. Shows its progress.
+    """Run the checks of `case`, continuing after failures. Shows its progress.
 
-    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all of the
-    case.
+    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all checks
+    of the case.
 
     **Raises:** `SelectionError` if a pattern in `only` or in `case.checks` matches no check.
     """
@@ -96,15 +96,15 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
     return results
 
 
-# A failure of these checks often explains failures of other checks.
+# Failures of these checks often explain the failures of other checks.
 _CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-call")
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
     """The messages of failed checks, one for each cause.
 
-    Checks that stopped at the same line share a message, and so do cases in which one check found
-    one problem, whatever the numbers in it. Likely causes of other failures come first.
+    Checks that stopped at the same line share a message, as do cases in which a check found the
+    same problem, apart from numbers. Likely causes of other failures come first.
     """
     groups: dict[tuple[str, str], list[CheckResult]] = {}
     for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
@@ -134,7 +134,7 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
 
     **Arguments:** `strict`: whether advice that fails is an error too.
 
-    **Raises:** `ConformanceError` that lists every broken promise.
+    **Raises:** `ConformanceError`, which lists every broken promise.
     """
     results = run_checks(case)
     failed = [result for result in results if result.error is not None]
@@ -165,7 +165,7 @@ def parametrize_with_checks(
 
     **Raises:** `ValueError` for an expected failure that names no check of these cases.
     """
-    import pytest  # only here: the kit runs without it
+    import pytest  # imported here because the kit runs without pytest
 
     expected = dict(expected_failures or {})
     cases = list(cases)

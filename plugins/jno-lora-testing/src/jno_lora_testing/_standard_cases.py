@@ -1,4 +1,4 @@
-"""Cases of common Equinox layers, and of the layers beside them that show wrong values."""
+"""Cases of common Equinox layers, and of further layers that reveal wrong values."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jno.lora.parts import claims
 from ._case import WrapperCase, skeleton
 
 # The checks that compare values. With a `law` and `parameters`, they notice nearly every wrong
-# value that depends on the layer. Every other check sees the same on any layer of a kind.
+# value that depends on the layer. The remaining checks give the same result on any layer of a kind.
 _VALUE_CHECKS = (
     "identity-at-init",
     "adapter-acts",
@@ -34,11 +34,11 @@ def standard_cases(
 ) -> list[WrapperCase]:
     """The cases of the common Equinox layers that `wrapper` claims.
 
-    The first case of each layer is for all checks. Further cases are for the checks that compare
-    values (`WrapperCase.checks`), because many mistakes show on some layers only: a transposed
+    The first case of each layer runs all checks. Further cases run only the checks that compare
+    values (`WrapperCase.checks`), because many mistakes appear on some layers only: a transposed
     matrix of a square layer has the right shape, a scale `alpha / rank` of 2 may be a constant, and
-    a bias, a mask or a padding mode may be forgotten. All checks on these layers would take several
-    times as long, and would notice nothing more.
+    a bias, a mask or a padding mode may be forgotten. Running all checks on these layers would take
+    several times as long without finding more.
 
     | layer | further cases |
     |---|---|
@@ -91,7 +91,7 @@ def _three_sequences(key: Any) -> tuple[Any, ...]:
 
 
 def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
-    """By name, common Equinox layers: a function that makes the layer, and one for its inputs."""
+    """Common Equinox layers by name: a function that makes the layer, and one for its inputs."""
     nn = eqx.nn
     return {
         "Linear": (_layer(nn.Linear, 6, 4), _normal(6)),
@@ -110,7 +110,7 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
 
 
 def _further_layers() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
-    """By names that begin with a name of `standard_layers`: layer, inputs, arguments of a case."""
+    """By a name that starts with one of `standard_layers`: layer, inputs, arguments of a case."""
     nn = eqx.nn
     settings = {"dilation": 2, "groups": 2, "use_bias": False}
     dilated = _layer(nn.Conv1d, 4, 6, 3, padding=((3, 1),), **settings)

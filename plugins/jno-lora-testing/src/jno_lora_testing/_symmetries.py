@@ -1,4 +1,4 @@
-"""Symmetries of a layer: how its output moves when its inputs are moved, and common symmetries."""
+"""Symmetries of a layer: how its output transforms with its inputs; common symmetries."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ class Symmetry:
     **Arguments:**
 
     - `draw`: draws an element from a key: a number, a matrix, or any other value. Messages show
-        the element as `str` shows it.
+        `str(element)`.
     - `on_inputs`: called with an element and the positional inputs of one call. Returns the tuple
         of moved inputs, with their shapes and dtypes.
     - `on_output`: called with an element and the output. Returns the moved output.
@@ -68,8 +68,8 @@ def cyclic_shift(
 
     **Arguments:**
 
-    - `axes`: the axes of the inputs. Channels first, a convolution has its points on the axis -1,
-        or on (-2, -1).
+    - `axes`: the axes of the inputs. A convolution, with channels first, has its points on the axis
+        -1, or on (-2, -1).
     - `output_axes`: the axes of the output, by default `axes`.
     - `steps`: when the inputs are shifted by the first number of points, the output is shifted by
         the second: (2, 1) for a stride of 2, (1, 2) for a transposed convolution of stride 2.
@@ -153,7 +153,7 @@ def rotation(
     - `inversion`: whether half of the drawn elements also invert space. `False` for a layer that
         is equivariant to rotations only.
     - `inputs`: the positions of the inputs that are rotated, by default all. Leave out inputs such
-        as the numbers of the species.
+        as atomic numbers.
     - `name`: the name in messages.
 
     **Raises:** `MissingLibraryError` without `e3nn-jax`.
@@ -216,14 +216,14 @@ def _rotation_matrix(vector: np.ndarray, generators: np.ndarray) -> np.ndarray:
 
 
 def _random(key: PRNGKeyArray) -> np.random.Generator:
-    """NumPy's generator from a key: JAX would compile each draw."""
+    """A NumPy generator seeded by a key, because JAX would compile each draw."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _on_chosen(
     move: Callable[[Any, list[Any]], list[Any]], inputs: Collection[int] | None
 ) -> Callable[..., tuple[Any, ...]]:
-    """A function of an element and all inputs, of which it moves the inputs at these positions."""
+    """A function of an element and all inputs that moves the inputs at these positions."""
 
     def on_inputs(element: Any, *arguments: Any) -> tuple[Any, ...]:
         chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
@@ -234,5 +234,5 @@ def _on_chosen(
 
 
 def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
-    """`tree` with `action` on its arrays, by NumPy: JAX would compile each action."""
+    """Apply `action` to the arrays of `tree` in NumPy, because JAX would compile each action."""
     return jax.tree.map(lambda x: jnp.asarray(action(np.asarray(x)), x.dtype), tree)

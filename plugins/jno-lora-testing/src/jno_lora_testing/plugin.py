@@ -1,4 +1,4 @@
-"""The entry point: tiny, so that finding it costs nothing."""
+"""The entry point, kept tiny so that discovery is fast."""
 
 from typing import TYPE_CHECKING
 

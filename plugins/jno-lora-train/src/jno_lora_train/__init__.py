@@ -1,4 +1,4 @@
-"""Training: loops, optimisers that know adapters, statistics of data, ranks that move.
+"""Training: loops, optimisers for adapters, calibration on data, and reallocation of ranks.
 
 `jno_lora_train.optim` has the optimisers, which need optax.
 """

@@ -1,4 +1,4 @@
-"""AdaLoRA's allocator: it moves rank between layers while they train, by masks of fixed shape."""
+"""AdaLoRA's allocator moves rank between layers during training, by masks of fixed shape."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class AdaLoRAState(eqx.Module):
-    """The memory of an `AdaLoRAController`: a pytree of arrays, with an entry for each adapter.
+    """The state of an `AdaLoRAController`: a pytree of arrays, with an entry for each adapter.
 
     - `step`: the number of updates so far.
-    - `sensitivity`, `uncertainty`: the averages of each trained array's sensitivity, and of its
-        distance from that average, by field.
+    - `sensitivity`, `uncertainty`: running averages by field: of each trained array's sensitivity,
+        and of its deviation from that average.
     - `kept`: the directions that the last allocation kept.
     - `is_final`: whether the allocation was the final one.
     """
@@ -36,7 +36,7 @@ class AdaLoRAState(eqx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaLoRAController:
-    """AdaLoRA's allocator: the least important directions of all layers lose their rank.
+    """AdaLoRA's allocator removes the least important directions across all layers.
 
         controller = AdaLoRAController(target_rank=4, warmup=100, final=300, total=1000)
         state = controller.init(trainable)
@@ -45,24 +45,24 @@ class AdaLoRAController:
         trainable = eqx.apply_updates(trainable, updates)
         trainable, state = controller.update(trainable, grads, state)
 
-    The sensitivity `|w g|` of each trained number `w` with the gradient `g` is smoothed, and so is
-    the distance of the sensitivity from this average; the product is the importance of the number.
-    The importance of a direction is the importance of its gate, plus the mean importance of its row
-    of `A` and of its column of `B`. The budget, a number of directions of all layers together,
-    falls as a cube. Between two allocations all gates train, and directions may come back. From
-    step `total - final` on, gates that are zero stay zero.
+    The importance of a trained number `w` with gradient `g` is the product of two running averages:
+    of its sensitivity `|w g|`, and of the sensitivity's deviation from that average. The importance
+    of a direction is the importance of its gate plus the mean importances of its row of `A` and its
+    column of `B`. The budget, the number of directions in all layers together, falls along a cubic
+    curve. Between two allocations all gates train, so directions can come back. From step
+    `total - final` on, gates that are zero stay zero.
 
-    It works on every adapter with a `rank_gate`, of any plugin, on stacks, and on layers with
-    several matrices, which have a gate each. No shape depends on a value: under `jit` nothing is
-    compiled anew. At the end, `jno.lora.shrink` makes the model smaller.
+    It works on every adapter with a `rank_gate`, from any plugin, on stacks, and on layers with
+    several matrices, each with its own gate. No shape depends on a value, so `jit` does not
+    recompile. At the end, `jno.lora.shrink` makes the model smaller.
 
     **Arguments:**
 
-    - `target_rank`: the mean rank that is left for each layer. Each layer of a stack counts, and
-        each matrix of a layer with several.
+    - `target_rank`: the mean final rank per layer. Each layer of a stack counts, and each matrix of
+        a layer with several matrices.
     - `warmup`: the steps before the budget begins to fall.
-    - `final`: the last steps, with a fixed choice of directions; at least 1.
-    - `total`: all steps.
+    - `final`: the number of last steps, in which the directions are fixed; at least 1.
+    - `total`: the number of all steps.
     - `every`: the steps between two allocations.
     - `beta1`, `beta2`: the smoothing of the sensitivity, and of its uncertainty.
 
@@ -105,7 +105,7 @@ class AdaLoRAController:
         if not members:
             raise ValueError(
                 "No adapter of this model has a `rank_gate` that trains, so that no rank can move. "
-                'AdaLoRA\'s have one: net.lora(wrapper="adalora")'
+                'AdaLoRA adapters have a gate: net.lora(wrapper="adalora")'
             )
         if budget > directions:
             raise ValueError(
@@ -122,14 +122,14 @@ class AdaLoRAController:
     def update(
         self, model: T, grads: PyTree, state: AdaLoRAState, step: Int[Array, ""] | int | None = None
     ) -> tuple[T, AdaLoRAState]:
-        """`model` with the gates of unimportant directions at zero, and the next state.
+        """`model` with the gates of unimportant directions set to zero, and the next state.
 
         **Arguments:**
 
         - `model`: the tree that `init` saw, after the optimiser's step.
         - `grads`: the gradients of that step, in the structure of `model`, with `None` for arrays
             that do not train.
-        - `step`: the number of the step, from 0 on. By default the state counts.
+        - `step`: the number of the step, starting at 0. By default the state counts the steps.
 
         **Raises:** `ValueError` if the adapters with gradients are not the adapters of `init`.
         """
@@ -156,7 +156,7 @@ class AdaLoRAController:
         budget = self.budget(step, *self._first_and_last_budget(members))
         masks = zip(_largest(importance, budget), state.kept, strict=True)
         masks = tuple(jnp.where(is_due, new, old) for new, old in masks)
-        # Between two allocations all directions train, also directions that were switched off.
+        # Between two allocations all directions train, even those that were switched off.
         open_gates = iter([mask | ~(is_due | is_final) for mask in masks])
 
         def gated(path: str, adapter: Any, adapter_grads: Any, _: Any) -> Any:
@@ -175,7 +175,7 @@ class AdaLoRAController:
         return gated_model, AdaLoRAState(step + 1, sensitivity, uncertainty, masks, is_final)
 
     def budget(self, step: Int[Array, ""] | int, initial: int, target: int) -> Int[Array, ""]:
-        """The number of directions after this step: from `initial` to `target`, as a cube."""
+        """The number of directions after this step: a cubic curve from `initial` to `target`."""
         between = self.total - self.final - self.warmup
         left = 1 - (jnp.asarray(step, jnp.float32) - self.warmup) / between
         return target + jnp.round((initial - target) * jnp.clip(left, 0, 1) ** 3).astype(jnp.int32)
@@ -188,7 +188,7 @@ class AdaLoRAController:
 class _Member(NamedTuple):
     """An adapter with a gate: its trained arrays by field, the gate first, and their gradients.
 
-    - `matrix`: which matrix of a layer with several the arrays are for; else empty.
+    - `matrix`: the name of the matrix that the arrays are for, in a layer with several; else empty.
     """
 
     path: str
@@ -202,7 +202,7 @@ class _Member(NamedTuple):
         return next(iter(self.fields.values()))
 
     def sensitivity(self) -> dict[str, Array]:
-        """`|w g|` for every number, float32 at least."""
+        """`|w g|` for every number, in at least float32."""
         wide = at_least_float32((self.fields, self.grads))
         return jax.tree.map(lambda w, g: jnp.abs(w * g), *wide)
 
@@ -221,7 +221,7 @@ def _members(model: PyTree, grads: PyTree) -> list[_Member]:
 
 
 def _members_of(path: str, adapter: LoRAWrapper, grads: Any) -> list[_Member]:
-    """For each matrix of the adapter, its trained arrays; nothing if its gate does not train."""
+    """The trained arrays of each matrix of the adapter; nothing if the matrix's gate is frozen."""
     cls = MatrixAdapter.of(type(adapter))
     names = [name for name in (cls.rank_gate, *cls.rank_axes) if name is not None]
     values = {name: _by_matrix(getattr(adapter, name, None)) for name in names}
@@ -237,7 +237,7 @@ def _members_of(path: str, adapter: LoRAWrapper, grads: Any) -> list[_Member]:
 
 
 def _by_matrix(value: Any) -> dict[str, Any]:
-    """A field of an adapter: the array of each matrix, by name. One array has no name."""
+    """The arrays of a field by the name of their matrix; a single array has no name."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
@@ -246,7 +246,7 @@ def _smoothed(beta: float, mean: T, now: T) -> T:
 
 
 def _largest(scores: Sequence[Array], number: Int[Array, ""]) -> list[Bool[Array, "..."]]:
-    """Masks of the largest scores of all arrays together. Among equal scores, the first count."""
+    """Masks of the largest scores across all arrays. Of equal scores, the first are chosen."""
     dtype = widest(score.dtype for score in scores)
     every = jnp.concatenate([score.ravel().astype(dtype) for score in scores])
     place = jnp.argsort(jnp.argsort(-every))

@@ -1,4 +1,4 @@
-"""Spread a total rank over layers, by the energy of their directions."""
+"""Distribute a total rank over layers, by the energy of their directions."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ class Allocation(Printed[AllocationRow]):
 
     @property
     def specs(self) -> list[Spec]:
-        """A spec for each layer with a rank, for `specs=`. The call gives wrapper and alpha."""
+        """A spec for each layer with a rank, for `specs=`. Wrapper and alpha come from the call."""
         return [
             Spec(target=f"^{re.escape(row.path)}$", rank=row.rank) for row in self.rows if row.rank
         ]
@@ -49,15 +49,15 @@ def allocate(
     least: int = 1,
     most: int | None = None,
 ) -> Allocation:
-    """Spread a total rank over layers: each further rank goes where it adds most energy.
+    """Distribute a total rank over layers: each further rank goes where it adds the most energy.
 
     **Arguments:**
 
     - `statistics`: what `calibrate` returned.
     - `budget`: the sum of the ranks of all layers. Each layer of a stack counts.
     - `method`: the energy of a direction. `"variance"`: the eigenvalues of the covariance of a
-        layer's inputs, each as a fraction of their sum, as EVA does (around the mean, if
-        `input_mean` was collected). `"gradient"`: the squared singular values of the gradient.
+        layer's inputs, as fractions of their sum, as in EVA (centred if `input_mean` was
+        collected). `"gradient"`: the squared singular values of the gradient.
     - `least`, `most`: the bounds of each layer's rank. With `least=0` a layer may get no adapter.
 
     **Returns:** an `Allocation`, whose `specs` are for `apply_lora` and `net.lora`.
@@ -104,7 +104,7 @@ def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most
 
 
 def _energies(path: str, arrays: Mapping[str, Any], method: str) -> np.ndarray:
-    """For each layer of a stack, the energy of each direction, largest first."""
+    """The energy of each direction, largest first, for each layer of a stack."""
     name, spectrum = _SPECTRA[method]
     if name not in arrays:
         raise SelectionError(

@@ -1,4 +1,4 @@
-"""Collect the statistics that adapters start from, in one pass over some batches."""
+"""Collect the statistics from which adapters start, in one pass over some batches."""
 
 import contextlib
 import functools
@@ -55,7 +55,7 @@ def calibrate(
     sketch: int | None = None,
     registry: Registry | None = None,
 ) -> Statistics:
-    """Collect the statistics for adapters that start from data (EVA, CorDA, LoRA-GA), in one pass.
+    """Collect the statistics for adapters that start from data (EVA, CorDA, LoRA-GA) in one pass.
 
     Layers run as before, under any `vmap`, `scan` or `jax.checkpoint` of the model. A layer that is
     used several times contributes its rows each time.
@@ -65,13 +65,14 @@ def calibrate(
     - `model`: a pytree, as for `apply_lora`. It is not changed.
     - `batches`: some batches of data, for `loss`.
     - `loss`: `loss(model, batch)`, a scalar that JAX can differentiate. Statistics of inputs and
-        outputs do not depend on its value, but are only collected where its gradient arrives.
+        outputs do not depend on its value, but are only collected in layers that its gradient
+        reaches.
     - `wrapper`, `target`, `specs`, `mask`, `registry`: which layers get which adapter, as for
         `apply_lora`.
-    - `sketch`: the largest number of columns of a covariance. A wider covariance is approximated
-        by its products with `sketch` random vectors (Nyström), exactly if its rank is lower.
-        `None`: all columns, if they take at most 2 GiB. The start of an adapter computes the whole
-        covariance of its layer.
+    - `sketch`: the largest number of columns of a covariance. A wider covariance is approximated by
+        its products with `sketch` random vectors (Nyström), exactly if its rank is lower. `None`:
+        all columns, if they take at most 2 GiB. To start, an adapter computes the whole covariance
+        of its layer.
 
     **Returns:** `Statistics`, for `apply_lora(..., statistics=)`, `net.lora(..., statistics=)`
     and `allocate`. They can be saved.
@@ -79,7 +80,7 @@ def calibrate(
     **Raises:** `SelectionError` if no selected adapter needs statistics, `batches` is empty, the
     loss does not reach a layer, a covariance is too large, or statistics are not finite;
     `WrapperError` if the inputs of a layer are not vectors of its matrix, or if two statistics have
-    one name.
+    the same name.
     """
     expect_model(model, "calibrate")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
@@ -170,7 +171,7 @@ def _gradients_of(probe: Probe) -> list[type[Statistic]]:
 def _sums(
     model: Any, probes: dict[str, Probe], batch: Any, *, loss: Loss
 ) -> dict[str, dict[str, Array]]:
-    """By path and name, the sums over one batch."""
+    """The sums over one batch, by path and name."""
 
     def varies(probe: Probe) -> Any:
         base = eqx.is_inexact_array if _gradients_of(probe) else False
@@ -183,7 +184,7 @@ def _sums(
     by_path = {path: dict(grad.sums) for path, grad in grads.items()}
     for path, probe in probes.items():
         if statistics := _gradients_of(probe):
-            # Leaves without a gradient, such as sizes, come from the layer.
+            # Leaves without a gradient, such as sizes, are taken from the layer.
             base = eqx.combine(grads[path].base, fixed[path].base)
             ndim = probe.wrapper.stack_ndim(probe.base)
             G = over_stack(probe.wrapper.matrix, ndim)(base)

@@ -1,7 +1,7 @@
 """A probe: a layer with unchanged outputs, whose gradients are statistics.
 
-The probe holds a zero array `C` for each statistic. A custom rule makes the cotangent of
-`left(V) C` equal to `right(V)`, whatever the loss is. So `jax.grad` by `C` gives
+The probe has a zero array `C` for each statistic. A custom rule makes the cotangent of `left(V) C`
+equal to `right(V)`, whatever the loss is, so that `jax.grad` with respect to `C` gives
 `left(V)^T right(V)`, through `vmap`, `scan`, `jax.checkpoint` and layers that are used several
 times. The compiler drops the backward pass if no other gradient needs it.
 """
@@ -37,14 +37,14 @@ class RowsOut(Rows):
 
 
 class Probe(LoRAWrapper):
-    """`base`, with an array for each of `measured` whose gradient is its sum."""
+    """`base`, with an array for each statistic in `measured`, whose gradient is the sum."""
 
     adapter_fields = ("sums",)
 
     base: Any
     sums: dict[str, Float[Array, "..."]]
     measured: tuple[type[Statistic], ...] = eqx.field(static=True)
-    # The adapter class that the layer will get. It gives the rows of a call.
+    # The adapter class that the layer will get. It finds the rows of a call.
     wrapper: type[MatrixAdapter] = eqx.field(static=True)
 
     @classmethod
@@ -72,8 +72,8 @@ class Probe(LoRAWrapper):
             if right.shape[1] > (size := sums.shape[1]):
                 sketch = directions(right.shape[1], size, right.dtype)
                 right = jnp.matmul(right, sketch, precision="highest")
-            # The zeros depend on the rows: `vmap` would count a factor that is the same for all
-            # examples only once, and `shard_map` would refuse it.
+            # The zeros depend on the rows, because `vmap` would count a factor that is the same for
+            # all examples only once, and `shard_map` would raise an error.
             zero = 0 * V[:, :1]
             left, right = left + zero, right + zero
             product = jnp.matmul(left, sums, precision="highest")
@@ -86,7 +86,7 @@ class Probe(LoRAWrapper):
 
 
 def directions(width: int, size: int, dtype: Any) -> Float[Array, "width size"]:
-    """The random vectors of a sketch, in the place of a covariance of this `width`."""
+    """The random vectors of a sketch of a covariance of this `width`."""
     return jax.random.normal(jax.random.key(0), (width, size), jnp.float32).astype(dtype)
 
 

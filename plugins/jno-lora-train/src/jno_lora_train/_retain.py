@@ -36,30 +36,30 @@ def retain(
 
         loss(model, batch) + jno.lora.retain(model, earlier_inputs, weight=0.1)
 
-    It needs inputs of the earlier data, and no labels. The base gets no gradient. The cost is a
-    forward pass of the base on `inputs`, and a forward and a backward pass of the adapted model.
-    A loss that computes the outputs on `inputs` anyway can subtract the outputs of
-    `disabled(model)` by itself: then the forward pass of the base is the whole cost.
+    It needs inputs from the earlier data, but no labels. The base gets no gradient. It costs a
+    forward pass of the base on `inputs`, and a forward and a backward pass of the adapted model. A
+    loss that computes the outputs on `inputs` anyway can subtract the outputs of `disabled(model)`
+    itself, which costs only the forward pass of the base.
 
     **Arguments:**
 
-    - `model`: the whole adapted model: `eqx.combine(trainable, frozen)`. Need not be resolved.
-    - `inputs`: the argument of `call`; by default a pytree of arrays whose first axis counts
+    - `model`: the whole adapted model: `eqx.combine(trainable, frozen)`. It need not be resolved.
+    - `inputs`: the argument of `call`; by default a pytree of arrays whose first axis runs over the
         examples.
     - `weight`: the factor of the penalty; may be traced.
-    - `call`: a function of a model and `inputs` that gives the outputs, any pytree. By default
+    - `call`: a function of a model and `inputs` that returns the outputs, any pytree. By default
         `jax.vmap(model)(inputs)`. It is called for both models, so both get the same random keys.
     - `distance`: `"squared"`: the mean of `|f(x) - f_base(x)|^2` over all numbers of the outputs.
         `"kl"`: for outputs that are logits along their last axis, the mean of
         `sum_k p_base log(p_base / p)` over all other axes.
-    - `base`: another model to stay near, such as the original of a model that trains in full. By
-        default `disabled(model)`.
+    - `base`: another model to stay near, such as the original in full fine-tuning. By default
+        `disabled(model)`.
 
-    **Returns:** a scalar, float32 at least; 0 as long as the adapters change nothing.
+    **Returns:** a scalar of at least float32; 0 as long as the adapters change nothing.
 
     **Raises:** `SelectionError` if the model has no adapters and `base` is not given, if the
-    outputs hold no floating or complex numbers or differ in structure or shape, or if an argument
-    makes no sense; the error of `call`.
+    outputs have no floating or complex numbers or differ in structure or shape, or if an argument
+    is invalid; any error of `call`.
 
     Papers: Li and Hoiem, "Learning without Forgetting", arXiv:1606.09282; Buzzega et al., "Dark
     Experience for General Continual Learning: a Strong, Simple Baseline", arXiv:2004.07211.
@@ -89,7 +89,7 @@ def _mapped(model: Any, inputs: PyTree) -> Any:
 
 
 def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
-    """The floating and complex arrays of two outputs, by their path in the output."""
+    """The floating and complex arrays of two outputs, paired by their path in the output."""
     columns = [
         [(path_str(keys), at_least_float32(leaf)) for keys, leaf in jtu.tree_leaves_with_path(tree)]
         for tree in (eqx.filter(new, eqx.is_inexact_array), eqx.filter(old, eqx.is_inexact_array))

@@ -1,4 +1,4 @@
-"""What a gradient saves: the outputs of products with weights, and nothing between them."""
+"""A checkpoint policy that saves only the outputs of products with weights."""
 
 import math
 from collections.abc import Callable
@@ -13,15 +13,16 @@ from jno.lora.extending import adapted_layers
 def save_products(model: PyTree) -> Callable[..., bool]:
     """A policy for `jax.checkpoint`: the gradient saves the products with the weights of layers.
 
-    Everything between these products (norms, activations, the scores of attention) is computed
-    again, which takes a few per cent of a step's operations. A product whose contracted axis is at
-    most the largest rank in `model` is computed again, too: it is `B (A x)` of an adapter, and as
-    large as the output of its layer.
+    Everything between these products (norms, activations, the scores of attention) is recomputed,
+    which takes a few per cent of a step's operations. A product whose contracted axis is at most
+    the largest rank in `model` is recomputed too, because it is the `B (A x)` of an adapter, which
+    is as large as the output of its layer.
 
         @functools.partial(jax.checkpoint, policy=save_products(model))
         def body(x, arrays): ...
 
-    Outside of a loop, XLA for CPUs removes what `jax.checkpoint` repeats, and nothing is saved.
+    Outside a loop, XLA for CPUs merges the recomputation with the forward pass, so no memory is
+    saved.
 
     **Arguments:**
 
@@ -38,7 +39,7 @@ def save_products(model: PyTree) -> Callable[..., bool]:
         if primitive is lax.conv_general_dilated_p:
             kernel, output_axis = inputs[1].shape, params["dimension_numbers"].rhs_spec[0]
             return math.prod(kernel) // kernel[output_axis] > largest_rank
-        # The end of a spectral layer's product. Complex results are as large, and come before it.
+        # A spectral layer's product ends here. Its complex results are as large, and come earlier.
         return primitive is lax.fft_p and params["fft_type"] == lax.FftType.IRFFT
 
     return is_saved

@@ -1,4 +1,4 @@
-"""Layers of one structure as one module: compiled once, with little saved for the gradient."""
+"""Layers of the same structure as one module, compiled once, with less saved for the gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,11 +14,11 @@ from ._save_products import save_products
 
 
 class ScannedLayers(eqx.Module):
-    """Stacked layers of one structure that `jax.lax.scan` runs. Only one layer is compiled.
+    """Stacked layers of the same structure that `jax.lax.scan` runs, so only one layer is compiled.
 
     The result equals this loop's: `for layer in layers: x = layer(x, *args)`. A layer may return a
     tuple: the first item goes to the next layer, and the module returns the remaining items
-    stacked. So a list that holds only this module replaces the list of layers in most models:
+    stacked. In most models, a list with only this module can therefore replace the list of layers:
 
     ```python
     blocks = lambda model: model.blocks
@@ -28,12 +28,12 @@ class ScannedLayers(eqx.Module):
     plain = eqx.tree_at(blocks, net.module, net.module.blocks[0].unstacked())
     ```
 
-    The stack copies the layers' arrays. Drop the original model if memory is short.
+    The stack copies the layers' arrays, so drop the original model if memory is short.
 
     **Arguments:**
 
-    - `layers`: at least one layer, adapted or not. All have one structure and the same shapes.
-    - `remat`: what the gradient computes again. `True`: all but each layer's input, which takes one
+    - `layers`: at least one layer, adapted or not. All must have the same structure and shapes.
+    - `remat`: how much the gradient recomputes. `True`: all but each layer's input, which takes one
       more forward pass. `"products"`: all but the products with weights (`save_products`), which
       takes a few per cent more operations. `False`: nothing.
 
@@ -76,7 +76,7 @@ class ScannedLayers(eqx.Module):
             return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
         if self.remat:
-            # The scan itself keeps the compiler from merging the two computations of a layer.
+            # The scan already keeps the compiler from merging the two computations of a layer.
             policy = save_products(self.stack) if self.remat == "products" else None
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         x, extras = jax.lax.scan(body, x, (arrays, keys), length=self.count)

@@ -19,7 +19,7 @@ from jno.lora.extending import (
 from jno.lora.parts import write_file
 from jno.lora.types import Table
 
-# The end of the key of `F`, `(..., width, size)`, which stands for the covariance `F F^T`.
+# The suffix of the key of `F`, `(..., width, size)`, which represents the covariance `F F^T`.
 FACTOR = "/factor"
 _KEY = "jno.lora.statistics"  # in the metadata of a file
 
@@ -27,8 +27,8 @@ _KEY = "jno.lora.statistics"  # in the metadata of a file
 class Statistics(Printed[str], Mapping[str, Mapping[str, Array]]):
     """The statistics of each layer, by path and then by name. Prints as a table.
 
-    A statistic of a plugin has the name `"package.name"`. Arrays of stacked layers have the axes of
-    the stack in front. Indexing computes a covariance from its sketch.
+    A plugin's statistic is called `"package.name"`. Arrays of stacked layers begin with the axes of
+    the stack. Indexing computes a covariance from its sketch.
 
     - `shapes`: the `(out, in)` of each layer's matrix, by path.
     """

@@ -1,4 +1,4 @@
-"""Train the trainable part of a model by one compiled step, and measure the step."""
+"""Train the trainable part of a model with one compiled step, and time the step."""
 
 import math
 import statistics
@@ -32,11 +32,11 @@ class Fit(NamedTuple):
 
 
 class ConjugateState(NamedTuple):
-    """The empty state of `jno.lora.optim.conjugate`: `Trainer` refuses to conjugate twice."""
+    """The empty state of `conjugate`, by which `Trainer` detects a second conjugation."""
 
 
 class Cost(NamedTuple):
-    """The time to compile a step, and its temporary memory (`None` where this is not reported)."""
+    """The time to compile a step, and its temporary memory (`None` if JAX does not report it)."""
 
     compile_seconds: float
     temp_bytes: int | None
@@ -62,10 +62,10 @@ class Trainer:
 
     - `loss`: `loss(model, batch)` returns a scalar. The model is resolved (`jno.lora.resolve`).
     - `optimizer`: an optax optimiser, or any object with its `init` and `update`. It gets the
-        direction of ascent, also by complex arrays, for which JAX's gradient is the conjugate. So
+        direction of ascent, also for complex arrays, for which JAX's gradient is the conjugate, so
         it must not conjugate the gradients itself.
 
-    **Raises:** at the first step, `ValueError` if complex arrays train and `optimizer` holds
+    **Raises:** at the first step, `ValueError` if complex arrays train and `optimizer` contains
     `jno.lora.optim.conjugate()`.
     """
 
@@ -77,7 +77,7 @@ class Trainer:
             value, gradient = eqx.filter_value_and_grad(
                 lambda trainable: loss(resolve(eqx.combine(trainable, frozen)), batch)
             )(trainable)
-            # Optax raises a float to the power of an integer; the model itself needs no promotion.
+            # Optax raises a float to an integer power; the model itself needs no promotion.
             with jax.numpy_dtype_promotion("standard"):
                 updates, state = optimizer.update(_ascent(gradient, state), state, trainable)
                 moved = eqx.apply_updates(trainable, updates)
@@ -87,12 +87,12 @@ class Trainer:
         self._loss: Any = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
 
     def start(self, trainable: PyTree) -> TrainingRun:
-        """The run before its first step, for the trainable part of a model."""
+        """A new run, before its first step, for the trainable part of a model."""
         trainable = _strongly_typed(trainable)
         return TrainingRun(trainable, self.optimizer.init(trainable), step=0, best=trainable)
 
     def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
-        """Train on one batch. Returns the new run, and the loss of the batch before the update."""
+        """Train on one batch. Returns the new run, and the batch's loss before the update."""
         batch = _on_the_device(batch)
         trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
         # Until the first evaluation, the newest arrays count as the best.
@@ -132,7 +132,7 @@ class Trainer:
         state = self.optimizer.init(trainable) if state is None else state
         losses, seconds = list[Array](), list[float]()
         for batch in batches:
-            # Move the batch before the clock runs, so that only the step is timed.
+            # Move the batch before the clock starts, so that only the step is timed.
             batch = jax.block_until_ready(_on_the_device(batch))
             begin = time.perf_counter()
             results = self._step(trainable, frozen, state, batch)
@@ -144,9 +144,9 @@ class Trainer:
 
 
 def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
-    """The direction of ascent: JAX's gradient by a complex array is its conjugate.
+    """The direction of ascent, which is the conjugate of JAX's gradient for a complex array.
 
-    **Raises:** `ValueError` if the optimiser, whose `state` it is, conjugates as well.
+    **Raises:** `ValueError` if the optimiser with this `state` conjugates as well.
     """
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
     if is_complex and any(map(_is_conjugate, jax.tree.leaves(state, is_leaf=_is_conjugate))):

@@ -1,4 +1,4 @@
-"""The state of a training run. One file holds all of it, so a killed run goes on exactly."""
+"""The state of a training run, saved in one file, so that a killed run resumes exactly."""
 
 import io
 import json
@@ -52,12 +52,12 @@ class TrainingRun(eqx.Module):
         """Record the loss of an evaluation: it is a new best, or `waited` grows by one."""
         if loss < self.best_loss:
             return replace(self, best=self.trainable, best_loss=float(loss), waited=0)
-        return replace(self, waited=self.waited + 1)  # a loss of NaN comes here too
+        return replace(self, waited=self.waited + 1)  # a loss of NaN ends up here too
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run into one file. A crash leaves the old file or the new file, complete.
 
-        The file begins with a checksum of the rest. jno-lora up to 0.3.0 cannot read it.
+        The file begins with a checksum of its contents. jno-lora up to 0.3.0 cannot read it.
 
         **Raises:** `CheckpointError` if the file cannot be written.
         """
@@ -65,7 +65,7 @@ class TrainingRun(eqx.Module):
         file.write(_header(self))
         try:
             eqx.tree_serialise_leaves(file, _with_key_data(self))
-        except Exception as err:  # such as arrays that other processes hold
+        except Exception as err:  # such as arrays on the devices of other processes
             raise CheckpointError(f"The run cannot be written into {path}: {err}") from err
         content = file.getvalue()
         write_together({path: _first_line(zlib.crc32(content)) + content})
@@ -73,8 +73,8 @@ class TrainingRun(eqx.Module):
     def load(self, path: str | os.PathLike[str]) -> "TrainingRun":
         """Read a run that `save` wrote, for the same model, adapters and optimiser as this run.
 
-        The arrays get the shardings of this run's arrays. The file has no frozen arrays. The frozen
-        arrays of adapters (LoRA-FA's `A`) are the same if the `Net` has the same key.
+        The arrays get the shardings of this run's arrays. The file has no frozen arrays: those of
+        adapters (LoRA-FA's `A`) come out the same if the `Net` has the same key.
 
         **Raises:** `CheckpointError` if the file is damaged, or differs from this run in the
         classes, ranks or alphas of its adapters, in the kind of its random keys
@@ -102,12 +102,12 @@ class TrainingRun(eqx.Module):
             except (RuntimeError, ValueError, EOFError) as err:
                 leaf = show_path(path_str(getattr(err, "path", ())))
                 cause: BaseException = err
-                while cause.__cause__ is not None:  # the first of Equinox's errors says why
+                while cause.__cause__ is not None:  # the first of Equinox's errors has the reason
                     cause = cause.__cause__
                 problem = f"{_misfit(path)} It stops fitting at {leaf}: {cause}"
                 raise CheckpointError(problem) from err
         if not is_at_end:
-            raise CheckpointError(f"{_misfit(path)} It holds more arrays than this run.")
+            raise CheckpointError(f"{_misfit(path)} It has more arrays than this run.")
         return sharded_like(jax.tree.map(_as_key, loaded, self), self)
 
 
@@ -116,7 +116,7 @@ def _is_key(leaf: object) -> bool:
 
 
 def _with_key_data(run: TrainingRun) -> TrainingRun:
-    """The run with each typed key replaced by its bits, which a file can hold."""
+    """The run with each typed key replaced by its bits, which can be saved."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, run)
 
 

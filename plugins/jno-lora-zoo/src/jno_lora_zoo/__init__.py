@@ -1,8 +1,8 @@
 """The adapter zoo of jno-lora: LoRA and its relatives on six kinds of layer (`LAYER_KINDS`).
 
-The adapters are found through the registry (`net.lora(wrapper="dora")`, `from jno.lora import
-DoRALinear`). The methods, the layer kinds and their tools are exported for plugins: a plugin can
-add a method for every kind of layer, or a kind of layer for every method.
+The registry finds the adapters (`net.lora(wrapper="dora")`, `from jno.lora import DoRALinear`). The
+methods, the layer kinds and their tools are exported so that plugins can add a method for every
+kind of layer, or a kind of layer for every method.
 """
 
 # ruff: noqa: F403
@@ -97,7 +97,7 @@ __all__ += adapters.__all__
 def __getattr__(name: str) -> typing.Any:
     if name not in ("AdaLoRAController", "AdaLoRAState"):
         return _adapter(name)
-    # Until 0.3, they were here.
+    # They were here until 0.3.
     with _imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
         import jno_lora_train
 

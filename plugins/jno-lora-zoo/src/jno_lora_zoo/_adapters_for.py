@@ -15,9 +15,9 @@ from .methods import METHODS
 def made_when_named(
     namespace: dict[str, Any], adapters: ClassesByName
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module that has `adapters`, which are made when named.
+    """`__getattr__` and `__dir__` of a module whose `adapters` are made on first access.
 
-    The module `adapters.py` of a plugin, whose hook `jno_lora_wrappers` returns
+    For example in the module `adapters.py` of a plugin, whose hook `jno_lora_wrappers` returns
     `ADAPTERS.data.values()`:
 
     ```python
@@ -47,19 +47,19 @@ def adapters_for(
 ) -> ClassesByName:
     """The adapters of all methods for one kind of layer, by name: `DoRAConv` for `ConvLayer`.
 
-    A class is made when it is read.
+    Each class is made on first access.
 
     **Arguments:**
 
     - `kind`: the kind of layer. Its class name ends in `Layer`.
-    - `module`: the `__name__` of the module that will hold the classes:
-        `globals().update(adapters_for(MyLayer, __name__))`, or as `made_when_named`
-        shows.
+    - `module`: the `__name__` of the module that will contain the classes:
+        `globals().update(adapters_for(MyLayer, __name__))`, or as `made_when_named` shows.
     - `methods`: by default all methods of the zoo.
-    - `auto`: the method whose adapter takes part in `wrapper="auto"`.
-    - `variant`: the variant of an adapter, where `{}` stands for the method's variant. A layer that
-        the zoo or another plugin adapts needs a variant that names the layer, such as
-        `"{}-embedding"`: what `wrapper="lora"` selects must not depend on the installed plugins.
+    - `auto`: the method whose adapter `wrapper="auto"` may select.
+    - `variant`: the variant of an adapter, with `{}` for the method's variant. If the zoo or
+        another plugin adapts the layer too, the variant must name the layer, such as
+        `"{}-embedding"`, because the choice of `wrapper="lora"` must not depend on the installed
+        plugins.
     """
     suffix = kind.__name__.removesuffix("Layer")
     adapters: dict[str, LazyAdapter] = {}

@@ -32,7 +32,7 @@ def _is_floating(dtype: Any) -> bool:
 
 
 def describe(weight: Any) -> str:
-    """A weight in a message: its shape, and its dtype if the dtype is wrong."""
+    """A weight for a message: its shape, and its dtype if that is wrong."""
     if not (isinstance(weight, _ARRAYS) or is_coded(weight)):
         return f"a {type(weight).__name__}"
     return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
@@ -46,7 +46,7 @@ def sharded_over(weight: Any) -> tuple[Any, ...]:
 
 
 def dtype_of(weight: Any) -> Any:
-    """The dtype that JAX has for `weight`: float32 for NumPy's float64 unless that is enabled."""
+    """The JAX dtype of `weight`: float32 for NumPy's float64, unless x64 is enabled."""
     return jax.dtypes.canonicalize_dtype(weight.dtype)
 
 
@@ -65,7 +65,8 @@ def cast_like(array: Array, weight: Any) -> Array:
 def in_form_of(array: Array, weight: Any) -> Array:
     """`array` in the shape and dtype of `weight`, to replace it.
 
-    **Raises:** `WrapperError` if `weight` is stored as codes, which cannot hold arbitrary values.
+    **Raises:** `WrapperError` if `weight` is stored as codes, which cannot represent arbitrary
+    values.
     """
     if is_coded(weight):
         raise WrapperError(weight.refusal)
@@ -75,8 +76,8 @@ def in_form_of(array: Array, weight: Any) -> Array:
 def scaled(y: Float[Array, "n *rest"], v: Float[Array, " n"]) -> Float[Array, "n *rest"]:
     """`diag(v) y`: a factor for each entry of the first axis.
 
-    The product is taken in float32 at least: half precision would round a factor within 0.4 % of 1
-    to 1.
+    The product is computed in at least float32, because half precision would round a factor within
+    0.4 % of 1 to 1.
     """
     return _times(y, v) if y.dtype.itemsize >= 4 else _half_times(y, v)
 
@@ -88,7 +89,7 @@ def _times(y: Array, v: Array) -> Array:
 
 
 def _half_times_rule(value: Array, primals: Any, tangents: Any) -> tuple[Array, Array | None]:
-    # The derivative by `v` needs `y`, and must store it as it is, not its copy in float32.
+    # The derivative by `v` needs `y`, and must store `y` itself, not its float32 copy.
     times = jax.checkpoint(_times, prevent_cse=False)
     return value, eqx.filter_jvp(times, primals, tangents)[1]
 
@@ -101,20 +102,20 @@ def _half_times(y: Array, v: Array) -> Array:
 def mixed(h: Float[Array, "r *rest"], R: Float[Array, "k r"]) -> Float[Array, "k *rest"]:
     """`R h`: a matrix on the first axis."""
     transposed = R.astype(h.dtype).T
-    # The gradient of a tall matrix costs XLA on a CPU ten times as much by rows as by columns.
+    # On a CPU, XLA takes ten times as long for a tall matrix's gradient by rows as by columns.
     if R.shape[0] > R.shape[1]:
         transposed = with_stored_gradient(transposed)
-    if h.ndim == 1:  # one matrix product under `vmap`; a random `R` is drawn inside of it
+    if h.ndim == 1:  # one matrix product under `vmap`; a random `R` is drawn inside it
         return h @ transposed
     return jnp.moveaxis(jax.lax.dot_general(h, transposed, (((0,), (0,)), ((), ()))), -1, 0)
 
 
 @jax.custom_jvp
 def with_stored_gradient(a: Array) -> Array:
-    """`a` itself, whose gradient the compiler stores as an array of this shape.
+    """`a`, with a gradient that the compiler stores as an array of this shape.
 
-    Otherwise XLA may choose a layout in which a product takes ten times as long, or compute the
-    gradient again, entry by entry.
+    Otherwise XLA may choose a layout in which a product takes ten times as long, or recompute the
+    gradient entry by entry.
     """
     return a
 
@@ -134,7 +135,7 @@ def rotated(y: Float[Array, "n *rest"], R: Float[Array, "blocks r r"]) -> Float[
 
 
 def row_norms(V: Matrix) -> Float[Array, " out"]:
-    """The norm of each row. Rows are divided by their largest entry: squares could overflow."""
+    """The norm of each row, divided by its largest entry first so that squares do not overflow."""
     largest = jnp.max(jnp.abs(V), axis=1)
     unit = jnp.where(largest > 0, largest, 1)
     return unit * jnp.sqrt(jnp.sum(jnp.square(V / unit[:, None]), axis=1))

@@ -1,4 +1,4 @@
-"""The papers that the first party's adapters cite, which `papers.bib` holds."""
+"""The papers in `papers.bib`, which the first party's adapters cite."""
 
 import functools
 import importlib.resources
@@ -16,7 +16,7 @@ def entries() -> dict[str, str]:
 
 
 def bibtex_of(*papers: str) -> str | None:
-    """The BibTeX entries of papers, for `About(bibtex=...)`; `None` without papers.
+    """The BibTeX entries of papers, for `About(bibtex=...)`; `None` if there are no papers.
 
     **Arguments:** `papers`: numbers on arXiv or OpenReview.
 
@@ -26,7 +26,7 @@ def bibtex_of(*papers: str) -> str | None:
 
 
 def cited(*papers: str, **facts: str) -> About:
-    """The facts about an adapter of ours: its `paper`, the first, and the entries of all papers.
+    """The facts about one of our adapters: its first paper as `paper`, and all BibTeX entries.
 
     **Arguments:** `facts`: `family`, `formula` and `cost`, as in `About`.
 

@@ -1,7 +1,7 @@
-"""Functions with custom derivatives that Taylor mode (`jax.experimental.jet`) can follow.
+"""Functions with custom derivatives that Taylor mode (`jax.experimental.jet`) supports.
 
 JAX's `jet` ignores rules of `jax.custom_jvp` and fails at the first operation inside such a
-function. The two functions below therefore contain no operation: they return an argument.
+function. The two functions below therefore contain no operations, but return an argument.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# From the value, the arguments and their tangents (`None` for constant arguments) to the value and
+# Maps the value, the arguments and their tangents (`None` for constant arguments) to the value and
 # its tangent.
 Rule = Callable[..., tuple[Array, Array | None]]
 
@@ -21,10 +21,10 @@ Rule = Callable[..., tuple[Array, Array | None]]
 def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
     """Give `function(*arrays, **static)` a rule: `rule(value, arrays, tangents, **static)`.
 
-    The function computes its value outside of the rule, from arguments that are constants for
-    differentiation. So nothing is differentiated twice, and `jet` sees the plain operations. A rule
-    that computes the value on its way to the tangent returns this value, and the compiler drops the
-    first.
+    The function computes its value outside the rule, from arguments that are constants for
+    differentiation, so that nothing is differentiated twice and `jet` gets the plain operations. If
+    a rule computes the value anyway, it returns this value, and the compiler removes the first
+    computation.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -39,11 +39,11 @@ def differentiated_by(rule: Rule) -> Callable[[_Function], _Function]:
 
 
 def recomputed(function: _Function) -> _Function:
-    """`function(*arguments)`, whose backward pass keeps only the arguments.
+    """`function(*arguments)`, with a backward pass that stores only the arguments.
 
-    Everything that is differentiated must be an argument: an array, or a tree with arrays such as a
-    module. `jax.checkpoint` alone would stop Taylor mode. Outside of loops, XLA for CPUs (of JAX
-    0.10) merges the two computations, and stores the values after all.
+    Everything to differentiate must be an argument: an array, or a tree of arrays such as a module.
+    `jax.checkpoint` alone would stop Taylor mode. Outside of loops, XLA for CPUs (of JAX 0.10)
+    merges the two computations and stores the values anyway.
     """
     checkpointed = eqx.filter_checkpoint(function)
 
@@ -55,14 +55,14 @@ def recomputed(function: _Function) -> _Function:
 
 @eqx.filter_custom_jvp
 def _detached(args: Any) -> Any:
-    """`args`, constant for differentiation. `jet`, unlike with `stop_gradient`, sees them vary."""
+    """`args` as constants for differentiation, but (unlike with `stop_gradient`) not for `jet`."""
     return args
 
 
 @_detached.def_jvp
 def _detached_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (args,) = primals
-    # Called again, so that the arguments are constants for an outer derivative, too.
+    # Called again so that the arguments are constants for an outer derivative, too.
     return _detached(args), jax.tree.map(lambda _: None, args)
 
 

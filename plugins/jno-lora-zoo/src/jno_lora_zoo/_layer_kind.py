@@ -1,4 +1,4 @@
-"""The operations that a method may ask of a layer, whatever kind of layer it is."""
+"""The operations that methods use on a layer of any kind."""
 
 import abc
 import dataclasses
@@ -27,7 +27,7 @@ from ._arrays import (
 
 
 class MeshAxes(NamedTuple):
-    """The mesh axes that cut the stack, the outputs and the inputs of a sharded weight."""
+    """The mesh axes along which a weight's stack, outputs and inputs are sharded."""
 
     stack: tuple[Any, ...]
     outputs: Any
@@ -45,13 +45,13 @@ Map = Callable[[Array], Array]
 
 
 class Update(NamedTuple):
-    """An update `U` of the matrix, in the ways to use it that a method offers.
+    """An update `U` of the matrix, as the functions that a method provides to apply it.
 
     `matrix()` is `U`. `times(v)` is `U v` for features `v`, and `column(i)` is `U[:, i]`, both
-    without the whole `U`; `None` where that is not cheaper.
+    without the whole `U`; `None` if that is not cheaper.
 
-    If `matrix` is a `jax.tree_util.Partial`, whose arguments hold all arrays that it uses, a linear
-    layer keeps these for the backward pass, and computes `U` again there.
+    If `matrix` is a `jax.tree_util.Partial` whose arguments include all arrays that it uses, a
+    linear layer stores only these for the backward pass, and recomputes `U` there.
     """
 
     matrix: Callable[[], Matrix]
@@ -60,7 +60,7 @@ class Update(NamedTuple):
 
 
 class KindOfLayer(MatrixAdapter):
-    """Which layers are of one kind: `fits` and `misfit`. For layers with one matrix or several."""
+    """Decides which layers are of a kind (`fits`, `misfit`), with one or several matrices."""
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -70,7 +70,7 @@ class KindOfLayer(MatrixAdapter):
             return False
         try:
             return bool(cls.fits(leaf))
-        except Exception:  # the attributes of a look-alike may mean something else
+        except Exception:  # the attributes of a look-alike may have other meanings
             return False
 
     @classmethod
@@ -88,22 +88,23 @@ class KindOfLayer(MatrixAdapter):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        """For a module that does not fit: the reason, or `None` if it is far off."""
+        """Why a module does not fit; `None` if it is not even similar."""
         return None
 
 
 class LayerKind(KindOfLayer):
     """One kind of layer: its `(out, in)` matrix `W`, and its linear map in pieces.
 
-    A subclass says which layers are of its kind (`fits`), where their weight lies (`stack_ndim`,
-    `mesh_axes`), and defines the operations from `matrix` on, each by its equation. A law needs
-    only `matrix` and `with_matrix`. The operations after them make fast paths, and are called only
-    if `computes(x)`. If not, the layer's `__call__` may do more than the kind knows: the layer
-    gets the law's matrix and is called itself.
+    A subclass defines which layers are of its kind (`fits`), the layout of their weight
+    (`stack_ndim`, `mesh_axes`), and the operations from `matrix` on, each by its equation. A law
+    needs only `matrix` and `with_matrix`. The remaining operations are for fast paths, and are
+    called only if `computes(x)`. Otherwise the layer's `__call__` may do more, so the layer gets
+    the law's matrix and is called itself.
 
     `x` is the layer's input: features, or the index of a lookup. Features have the output axis
-    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to their dtype. By
-    default, the operations after `product` are for a layer that multiplies one `vector` by `W`.
+    (`y`) or the rank axis (`h`) *first*. Operations cast the adapter's arrays to the features'
+    dtype. By default, the operations after `product` assume a layer that multiplies one `vector` by
+    `W`.
     """
 
     # The axes of the layer's array `weight`, after the axes of a stack: `o` for outputs, `i` for
@@ -113,10 +114,10 @@ class LayerKind(KindOfLayer):
     @classmethod
     @abc.abstractmethod
     def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
-        """The mesh axes that cut the weight."""
+        """The mesh axes along which the weight is sharded."""
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
-        """The axes called `out` and `in` in a field's annotation lie as the weight's do."""
+        """The axes `out` and `in` in a field's annotation are sharded like the weight's."""
         axes = self.mesh_axes(self.base)
         by_name = {"out": axes.outputs, "in": axes.inputs}
         return {
@@ -129,12 +130,12 @@ class LayerKind(KindOfLayer):
 
     @classmethod
     def fan_in(cls, W: Matrix) -> int:
-        """The number of inputs that one output sums over: the variance of random factors."""
+        """The number of inputs that an output sums over, which sets the scale of random factors."""
         return W.shape[1]
 
     @classmethod
     def group_size(cls, base: eqx.Module) -> int | None:
-        """The number of outputs in a row that see the same inputs. `None`: all see all inputs."""
+        """How many consecutive outputs read the same inputs; `None` if all read all inputs."""
         return None
 
     def computes(self, x: Any) -> bool:
@@ -149,7 +150,7 @@ class LayerKind(KindOfLayer):
     @classmethod
     @abc.abstractmethod
     def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
-        """`matrix(with_matrix(base, W)) == W`, to the rounding of the weight's dtype."""
+        """`matrix(with_matrix(base, W)) == W`, up to the rounding of the weight's dtype."""
 
     @classmethod
     def row_products(cls, layer: eqx.Module, A: Factor) -> tuple[Array, Array]:
@@ -162,13 +163,13 @@ class LayerKind(KindOfLayer):
         return row_products(W, A.astype(W.dtype))
 
     def reads_features(self) -> bool:
-        """Whether `x` itself, first axis, is the input axis of `W`: then `product` takes a map."""
+        """Whether the first axis of `x` is the input axis of `W`, so that `product` takes a map."""
         return False
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
         """`W before(x)`, without the bias, for a map that is linear along the input axis.
 
-        Only a layer with `reads_features()` takes a map that is not the default.
+        Only a layer with `reads_features()` takes a map other than the default.
         """
         raise NotImplementedError
 
@@ -178,7 +179,7 @@ class LayerKind(KindOfLayer):
 
     def down(self, x: Any, A: Factor) -> Array:
         """`h = A x`: the features of the rank axis."""
-        # `v @ A.T`, not `A @ v`: under `vmap` this is one plain matrix product.
+        # `v @ A.T`, not `A @ v`, because this is one plain matrix product under `vmap`.
         v = self.vector(x)
         return v @ A.T.astype(v.dtype)
 
@@ -202,19 +203,19 @@ class LayerKind(KindOfLayer):
 
         A kind may apply both maps to the factors instead.
         """
-        # The layer's product first: XLA keeps to the order, and holds less at once.
+        # The layer's product comes first, because XLA keeps the order and so needs less memory.
         y = self.product(x)
         return y + after(mixed(between(self.down(x if seen is None else seen, A)), B))
 
     def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
         """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.
 
-        `f` may be applied to the rows of `W` instead: it must not mix outputs of two groups.
+        `f` may be applied to the rows of `W` instead, so it must not mix outputs of two groups.
         """
         return f(self.product(x), p)
 
     def plus(self, x: Any, U: Update) -> Array:
-        """`(W + U) x`, by the cheapest way that `U` offers to this kind."""
+        """`(W + U) x`, computed in the way that is cheapest for this kind."""
         v = self.vector(x)
         update = U.matrix().astype(v.dtype) @ v if U.times is None else U.times(v)
         return self.product(x) + update
@@ -225,7 +226,7 @@ class LayerKind(KindOfLayer):
 
     @classmethod
     def bias_of(cls, layer: Any) -> Bias | None:
-        """`b`: the number that the layer adds to each row of `W x`. `None`: it adds nothing."""
+        """`b`: the number that the layer adds to each row of `W x`; `None` without a bias."""
         bias = getattr(layer, "bias", None)
         return jnp.asarray(bias).reshape(-1) if is_float_array(bias) else None
 
@@ -252,13 +253,14 @@ class LayerKind(KindOfLayer):
 class MatrixLayer(LayerKind):
     """A kind of layer that stores its matrix (`weight_axes = "oi"`) or the transpose (`"io"`)."""
 
-    # The field of the array.
+    # The field with the array.
     weight_field: ClassVar[str] = "weight"
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if {"weight_axes", "weight_field"} & vars(cls).keys() and "matrix" not in vars(cls):
-            # Adapters with one `matrix` function see a weight in the same way, so they add up.
+            # Adapters with the same `matrix` function use the same matrix, so their updates can be
+            # added.
             function: Any = vars(MatrixLayer)["matrix"].__func__
             cls.matrix = classmethod(lambda cls, layer: function(cls, layer))  # pyright: ignore
 

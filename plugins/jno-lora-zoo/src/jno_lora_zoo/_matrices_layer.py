@@ -27,7 +27,7 @@ from ._method import Method
 from ._weighted import with_attributes
 from .layers.linear import LinearLayer
 
-# Facts of a method that hold for each of several matrices.
+# Facts of a method that also apply to each of several matrices.
 _FACTS = (
     *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
     *("needs", "about"),
@@ -42,13 +42,13 @@ _SIDES = {
 
 
 class MatricesLayer(KindOfLayer):
-    """One kind of layer with several matrices: which matrices, and how a layer gets new ones.
+    """A kind of layer with several matrices, which it can read and replace.
 
-    A subclass says which layers are of its kind (`fits`), and defines `matrices` and
-    `with_matrices`. `adapters_for` makes an adapter of each method of the zoo from it. The adapter
-    has the fields of the method, each a dict with the array of each matrix, and treats each matrix
-    as the method treats a linear layer. A matrix may have axes in front, whose slices are adapted
-    separately (`matrices` of the contract).
+    A subclass defines which layers are of its kind (`fits`), `matrices` and `with_matrices`. From
+    it, `adapters_for` makes an adapter for each method of the zoo. The adapter has the fields of
+    the method, each a dict with the array of each matrix, and treats each matrix as the method
+    treats a linear layer. A matrix may have leading axes, whose slices are adapted separately
+    (`matrices` of the contract).
 
     All other members are optional: `stack_ndim` for stacks, `biases_of` and `with_biases` for
     methods that adapt a bias, `computes` and `call` for a fast path, `rows_of_inputs` and
@@ -57,7 +57,7 @@ class MatricesLayer(KindOfLayer):
 
     method: ClassVar[type[Method]]
     kind: ClassVar[type["MatricesLayer"]]
-    # The method on a linear layer: the adapter of one matrix, and the fields that hold its arrays.
+    # The method on a linear layer, which adapts a single matrix, and the fields with its arrays.
     of_one_matrix: ClassVar[Any]
     fields_of_one: ClassVar[tuple[str, ...]]
 
@@ -82,10 +82,11 @@ class MatricesLayer(KindOfLayer):
         blocks = blocks_of(self, base, linears, statistics)
         adapters: dict[str, Any] = {}
         for name, linear in linears.items():
-            # By its name: the start of a matrix does not depend on the layer's other matrices.
+            # By its name, so that a matrix's start does not depend on the layer's remaining
+            # matrices.
             number = np.uint32(zlib.crc32(name.encode()))
-            # Outside of the programs, which all would hold it: it compiles as long as a third of a
-            # start of random numbers.
+            # Outside the programs, which would all include it; compiling it takes a third as long
+            # as compiling a random start.
             of_name = jax.random.fold_in(key, number)
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
@@ -102,29 +103,29 @@ class MatricesLayer(KindOfLayer):
     @classmethod
     @abc.abstractmethod
     def matrices(cls, layer: Any) -> Mapping[str, Float[Array, "*modes _ _"]]:
-        """By name, the matrices of one plain `layer`, in float32 at least."""
+        """The matrices of one plain `layer` by name, in at least float32."""
 
     @classmethod
     @abc.abstractmethod
     def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
-        """`base` with these of its matrices, to the rounding of its dtype."""
+        """`base` with these matrices replaced, up to the rounding of its dtype."""
 
     @classmethod
     def biases_of(cls, layer: Any) -> Mapping[str, Bias]:
-        """By the name of a matrix, the numbers that `layer` adds to its product. Default: none."""
+        """The biases that `layer` adds to its products, by name of the matrix. Default: empty."""
         return {}
 
     @classmethod
     def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
-        """`base` with these biases, for a kind with `biases_of`."""
+        """`base` with these biases, for kinds with `biases_of`."""
         raise NotImplementedError
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether `call` computes `base(*args, **kwargs)`, if it is given the plain matrices."""
+        """Whether `call` with the plain matrices computes `base(*args, **kwargs)`."""
         return False
 
     def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
-        """The output of the layer, for other linear maps in the place of its matrices.
+        """The output of the layer with its matrices replaced by other linear maps.
 
         - `products`: by name, the map of a vector `(in,)` to a vector `(out,)`, with the bias.
         """
@@ -132,7 +133,8 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> Mapping[str, Array]:
-        """By name, the vectors that each matrix multiplies in this call: `(n, in)`, with one `n`.
+        """The vectors `(n, in)` that each matrix multiplies in this call, by name; `n` is the same
+        for all.
 
         Needed for methods with `needs`.
         """
@@ -140,19 +142,19 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def rows_of_outputs(cls, layer: Any, y: Any) -> Mapping[str, Array]:
-        """By name, the vectors `(n, out)` that each matrix gives, for the layer's output `y`."""
+        """The output vectors `(n, out)` of each matrix, by name, for the layer's output `y`."""
         raise WrapperError(f"{cls.__name__} does not say which vectors its matrices give")
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> Mapping[str, float]:
-        """By name, the gradient by a matrix over `matrices(gradient by the layer)`, if not 1."""
+        """By name, the ratio of a matrix's gradient to `matrices(layer gradient)`, if not 1."""
         return {}
 
     # The members of the contract follow from the members above.
 
     @classmethod
     def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
-        """The matrices of `layer` as linear layers, with axes of modes in front of the weights."""
+        """The matrices of `layer` as linear layers, with any mode axes in front of the weights."""
         biases = cls.biases_of(layer)
         return {name: linear_layer(W, biases.get(name)) for name, W in cls.matrices(layer).items()}
 
@@ -184,7 +186,7 @@ class MatricesLayer(KindOfLayer):
             of_matrix = {
                 field: values[name]
                 for field, values in directions.items()
-                if values[name] is not None  # a bias, which this matrix lacks
+                if values[name] is not None  # skips a bias that this matrix lacks
             }
             adapters[name] = adapter.with_directions(of_matrix, weights)
             if adapters[name] is None or modes_of(adapter.base):
@@ -226,7 +228,7 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
-        """For methods with `needs`: all matrices in the blocks of one, which is zero elsewhere."""
+        """For methods with `needs`: one block-diagonal matrix of all matrices."""
         if not cls.needs:
             return None
         return jax.scipy.linalg.block_diag(*cls.matrices(layer).values())
@@ -242,7 +244,7 @@ class MatricesLayer(KindOfLayer):
         return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
 
     def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
-        """Sets the fields of this new adapter, from the adapter of each matrix."""
+        """Set the fields of this new adapter from the adapters of the matrices."""
         values = self._fields_of(adapters)
         values["rank"], values["alpha"] = max(a.rank for a in adapters.values()), alpha
         if self._changes_base():
@@ -253,17 +255,17 @@ class MatricesLayer(KindOfLayer):
 
     @classmethod
     def _changes_base(cls) -> bool:
-        """Whether the start of the method changes the matrices of the base (PiSSA)."""
+        """Whether the method starts by changing the matrices of the base (PiSSA)."""
         return cls.of_one_matrix.unwrap is not LoRAWrapper.unwrap
 
     @classmethod
     def _fields_of(cls, adapters: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of the method, each a dict by the name of a matrix; `None` if all are."""
+        """The fields of the method, each a dict by matrix name; `None` if all values are `None`."""
         dicts = {f: {n: getattr(a, f) for n, a in adapters.items()} for f in cls.fields_of_one}
         return {f: None if all(v is None for v in d.values()) else d for f, d in dicts.items()}
 
     def _adapter_of(self, name: str, linear: Any) -> Any:
-        """The adapter of one matrix, around the linear layer with this matrix."""
+        """The adapter of a single matrix, around the linear layer with this matrix."""
         dicts = {field: getattr(self, field) for field in self.fields_of_one}
         values = {f: None if d is None else item_of(d, name) for f, d in dicts.items()}
         rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
@@ -271,7 +273,7 @@ class MatricesLayer(KindOfLayer):
         return with_attributes(object.__new__(self.of_one_matrix), values)
 
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
-        """The base with the matrices and biases of the linear layer that `function` gives."""
+        """The base with the matrices and biases of the linear layers that `function` returns."""
         linears = {name: call_compiled(function, a) for name, a in self.adapters().items()}
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in linears.items()})
         biases = {n: linear.bias for n, linear in linears.items() if linear.bias is not None}
@@ -279,7 +281,7 @@ class MatricesLayer(KindOfLayer):
 
 
 def item_of(values: Mapping[str, Any], name: str) -> Any:
-    """The value of one matrix. An array that several matrices share is kept by one of them."""
+    """The value for one matrix. An array that several matrices share is stored only once."""
     value = values[name]
     if not isinstance(value, Shared) or value.value is not None or value.held is not None:
         return value
@@ -289,7 +291,7 @@ def item_of(values: Mapping[str, Any], name: str) -> Any:
 
 
 def linear_layer(W: Float[Array, "*modes out in"], bias: Any = None) -> eqx.nn.Linear:
-    """A linear layer with this matrix, and with axes of modes in front, as in a stack."""
+    """A linear layer with this matrix; mode axes in front are treated like a stack."""
     sizes = {"in_features": W.shape[-1], "out_features": W.shape[-2]}
     arrays = {"weight": W, "bias": bias, "use_bias": bias is not None}
     return with_attributes(object.__new__(eqx.nn.Linear), {**sizes, **arrays})
@@ -300,7 +302,7 @@ def modes_of(linear: Any) -> int:
 
 
 def constructed(settings: Any, linear: Any, key: Any, given: Any) -> Any:
-    """The adapter of one matrix. Each slice of a matrix with modes has a key of its own."""
+    """The adapter of one matrix. Each slice of a matrix with modes gets its own key."""
     cls, rank, alpha, options = settings
     modes = linear.weight.shape[:-2]
 
@@ -320,7 +322,7 @@ def _unwrapped(adapter: Any) -> Any:
 
 
 def by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """The state of each matrix, from the state of the layer: its keys are `field/matrix`."""
+    """The state of each matrix, from the layer's state, which has the keys `field/matrix`."""
     states: dict[str, dict[str, Array]] = {}
     for path, array in state.items():
         field, _, name = path.partition("/")
@@ -331,7 +333,7 @@ def by_matrix(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
 def blocks_of(
     cls: Any, base: Any, matrices: Mapping[str, Any], statistics: Mapping[str, Array] | None
 ) -> dict[str, dict[str, Array]]:
-    """By name, the statistics of each matrix: blocks of the statistics of `cls.matrix`.
+    """The statistics of each matrix by name, which are blocks of the statistics of `cls.matrix`.
 
     **Raises:** `KeyError` for statistics that are not built in, whose blocks are not known.
     """
@@ -357,7 +359,7 @@ def with_products(cls: Any, layer: Any, factors: Mapping[str, tuple[Array, Array
     rank = next(iter(factors.values()))[0].shape[-2]
     state: dict[str, Array] = {}
     for name, (A, B) in factors.items():
-        # A small matrix has no more directions than it needs.
+        # A small matrix gets only as many directions as it needs.
         A, B = _with_directions(min(rank, A.shape[-1], B.shape[-2]), A, B)
         scale = cls.of_one_matrix.low_rank_scale(A.shape[-2], float(rank))
         state |= {f"lora_A/{name}": A, f"lora_B/{name}": B / scale}
@@ -365,7 +367,7 @@ def with_products(cls: Any, layer: Any, factors: Mapping[str, tuple[Array, Array
 
 
 def sum_of(cls: Any, terms: Sequence[Term], rank: int | None = None) -> Term:
-    """The weighted sum of adapters of class `cls`: for each matrix, the directions side by side."""
+    """The weighted sum of adapters of class `cls`, with each matrix's directions side by side."""
     total = max(sum(term.rank for term in terms), rank or 0)
     states = [by_matrix(term.state) for term in terms]
     if any(fields.keys() != {"lora_A", "lora_B"} for s in states for fields in s.values()):
@@ -379,7 +381,7 @@ def sum_of(cls: Any, terms: Sequence[Term], rank: int | None = None) -> Term:
         scaled = [_scaled(cls, *pair, term) for pair, term in zip(pairs, terms, strict=True)]
         A = jnp.concatenate([in_compute_dtype(A) for A, _ in pairs], axis=-2)
         B = jnp.concatenate(scaled, axis=-1)
-        # As many directions as an adapter of the total rank has for this matrix.
+        # As many directions as an adapter with the total rank has for this matrix.
         A, B = _with_directions(min(total, B.shape[-2], A.shape[-1]), A, B)
         B = B / cls.of_one_matrix.low_rank_scale(A.shape[-2], float(total))
         state[f"lora_A/{name}"] = A.astype(widest(A.dtype for A, _ in pairs))
@@ -396,7 +398,7 @@ def _scaled(cls: Any, A: Array, B: Array, term: Term) -> Array:
 def _with_directions(
     rank: int, A: Float[Array, "*modes k in"], B: Float[Array, "*modes out k"]
 ) -> tuple[Array, Array]:
-    """Factors of the same product with `rank` directions, which are enough for it."""
+    """Factors of the same product with `rank` directions, which suffice for it."""
     if A.shape[-2] <= rank:
         stack, zeros = [(0, 0)] * (A.ndim - 2), (0, rank - A.shape[-2])
         return jnp.pad(A, [*stack, zeros, (0, 0)]), jnp.pad(B, [*stack, (0, 0), zeros])
@@ -410,7 +412,7 @@ def adapter_of_several(
 ) -> Any:
     """The adapter class of `method` for a kind of layer with several matrices.
 
-    It has the fields of the method on a linear layer, which is the adapter of one matrix.
+    It has the fields of the method's adapter of a linear layer.
     """
     of_one_matrix = _of_one_matrix(method)
     names = [field.name for field in dataclasses.fields(of_one_matrix)]
@@ -427,7 +429,7 @@ def adapter_of_several(
     facts: dict[str, Any] = {fact: getattr(method, fact) for fact in _FACTS}
     if method.penalty is not LoRAWrapper.penalty:
         facts["penalty"] = _penalty
-    if of_one_matrix.unwrap is not LoRAWrapper.unwrap:  # its start changes the matrices
+    if of_one_matrix.unwrap is not LoRAWrapper.unwrap:  # the start changes the matrices
         facts["unwrap"] = _unwrap
     if of_one_matrix.low_rank_scale(1, 1.0) is not None:
         facts |= {"with_products": classmethod(with_products), "sum_of": classmethod(sum_of)}

@@ -1,4 +1,4 @@
-"""The base class of all methods: one constructor, the law, and when a fast path may be used."""
+"""The base class of all methods: the constructor, the law, and when to use a fast path."""
 
 import abc
 import contextlib
@@ -30,27 +30,27 @@ FAMILIES = (
 
 
 class Method(LayerKind):
-    """One paper: its arrays, how they start, its law `W -> W'`, and a fast way to compute `W' x`.
+    """A paper's method: its arrays, their start, its law `W -> W'`, and a fast path for `W' x`.
 
-    A subclass declares its arrays as fields and defines `start` and `law`. It defines `forward`,
-    which must equal the law, if `W' x` costs less without the matrix `W'`: it is used where the
-    layer's `__call__` is known to compute `W x + b`. Every other layer gets the law's weight and is
-    called. Keyword-only parameters of `start` are options of the constructor (`options={...}` of
-    `apply_lora`).
+    A subclass declares its arrays as fields and defines `start` and `law`. If `W' x` costs less
+    without the matrix `W'`, it also defines `forward`, which must agree with the law, and which is
+    used if the layer's `__call__` is known to compute `W x + b`. Every other layer gets the law's
+    weight and is called. Keyword-only parameters of `start` are options of the constructor
+    (`options={...}` of `apply_lora`).
 
-    An adapter class joins a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
-    `adapters_for`. Its attributes `method` and `kind` are these two bases, and subclasses of the
-    adapter inherit both. A method alone has itself as its `method`, and `LayerKind` as its `kind`.
+    An adapter class combines a method and a layer kind: `class DoRAConv(DoRA, ConvLayer): ...`, or
+    `adapters_for`. Its attributes `method` and `kind` are these two bases, and its subclasses
+    inherit both. A method by itself is its own `method`, and has the `kind` `LayerKind`.
     """
 
     method: ClassVar["type[Method]"]
     kind: ClassVar[type[LayerKind]] = LayerKind
 
-    # Names of further trainable fields. Each belongs to an option, and is `None` without it.
+    # Names of further trainable fields, each of which is `None` unless its option is given.
     optional_fields: ClassVar[tuple[str, ...]] = ()
-    # The sizes of the matrix that the rank does not exceed.
+    # The sizes of the matrix that limit the rank.
     _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
-    # Whether the law changes nothing but the scale of each row of the matrix.
+    # Whether the law only changes the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
     base: eqx.Module
@@ -95,12 +95,12 @@ class Method(LayerKind):
 
     @abc.abstractmethod
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
-        """The arrays that the adapter starts with, by field, in the given `dtype`.
+        """The initial arrays of the adapter, by field, in the given `dtype`.
 
         `W` is the base's matrix, `r` the effective rank, `key` the only source of randomness.
         `self.base` and `self.alpha` are set. A method that starts by changing the base returns the
-        new one as `"base"`. A method with `needs` has one more keyword, `statistics`: the arrays by
-        name, in the dtype of `W`.
+        new base as `"base"`. A method with `needs` takes another keyword, `statistics`: the arrays
+        by name, in the dtype of `W`.
         """
 
     def _initial_fields(self, *start: Any, **options: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Method(LayerKind):
         raise NotImplementedError
 
     def has_fast_path(self) -> bool:
-        """Whether `forward` computes the law for this layer. Decided by static facts only."""
+        """Whether `forward` computes the law for this layer, decided from static facts only."""
         return type(self).forward is not Method.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -154,7 +154,7 @@ class Method(LayerKind):
             cls.method, cls.kind = methods[0], layer_kinds[0]
         elif cls.kind is LayerKind:
             cls.method = cls
-        # A constructor that somebody wrote is inherited as it is.
+        # An explicitly written constructor is inherited unchanged.
         inherited = cls.__init__
         if "start" in vars(cls) and (
             inherited is Method.__init__ or hasattr(inherited, "is_generated")
@@ -163,7 +163,7 @@ class Method(LayerKind):
 
 
 def _constructor(cls: type[Method]) -> Callable[..., None]:
-    """`Method.__init__`, with the options of `cls` in its signature, where planning reads them."""
+    """`Method.__init__` with the options of `cls` in its signature, which planning reads."""
 
     @functools.wraps(Method.__init__)
     def construct(self: Method, *args: Any, **kwargs: Any) -> None:
@@ -180,9 +180,10 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
 
 
 def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
-    """The dtype of an adapter's arrays: the weight's (float32 at least) unless told otherwise.
+    """The dtype of an adapter's arrays, by default the weight's, but at least float32.
 
-    **Raises:** `ValueError` unless `adapter_dtype` is a floating dtype: nothing else could train.
+    **Raises:** `ValueError` unless `adapter_dtype` is a floating dtype, because other dtypes cannot
+    train.
     """
     if adapter_dtype is None:
         return compute_dtype(weight)

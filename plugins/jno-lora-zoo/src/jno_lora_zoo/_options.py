@@ -1,4 +1,4 @@
-"""Options of constructors that must be numbers of a kind."""
+"""Check options of constructors that must be certain numbers."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ def whole_number(value: Any, option: str, most: int | None = None, why: str = ""
     """`value` as an `int`.
 
     **Raises:** `ValueError` that names the `option`, unless `value` is a whole number from 1 to
-    `most`. `why` says in the message where that end comes from.
+    `most`. `why` explains in the message where this limit comes from.
     """
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if is_whole and value >= 1 and (most is None or value <= most):

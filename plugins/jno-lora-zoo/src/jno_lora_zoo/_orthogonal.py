@@ -1,4 +1,4 @@
-"""Orthogonal matrices from packed numbers, from reflections and from columns, without LAPACK."""
+"""Orthogonal matrices from packed entries, reflections or columns, without LAPACK."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from ._derivatives import differentiated_by
 
 
 def antisymmetric(packed: Float[Array, "*batch n"], r: int) -> Float[Array, "*batch r r"]:
-    """`Q` with these `n = r (r - 1) / 2` numbers above its diagonal, row by row."""
+    """The antisymmetric `Q` with these `n = r (r - 1) / 2` numbers above its diagonal, by row."""
     above = jnp.zeros((*packed.shape[:-1], r, r), packed.dtype)
     above = above.at[(..., *np.triu_indices(r, 1))].set(packed)
     return above - above.mT
@@ -20,7 +20,7 @@ def antisymmetric(packed: Float[Array, "*batch n"], r: int) -> Float[Array, "*ba
 def series_for(terms: int | None) -> Float[Array, " terms"] | None:
     """The coefficients `1, 2, ..., 2, 1` of the Cayley map's series in `-Q`, cut after `terms`.
 
-    As in PEFT, two terms are `1, 2`, and three terms count as four. `None` is the map itself.
+    As in PEFT, two terms are `1, 2`, and three terms count as four. `None` means the exact map.
 
     **Raises:** `ValueError` unless `terms` is `None` or a whole number above 1.
     """
@@ -36,7 +36,8 @@ def rotation(
 ) -> Float[Array, "*batch r r"]:
     """`R = (I - Q)(I + Q)^-1`, or `sum_k c_k (-Q)^k` for the coefficients `c` of `series`.
 
-    The sum is a rotation as far as it approximates the map: for a `Q` of norm well below 1.
+    The sum is a rotation only as far as it approximates the map, that is, if the norm of `Q` is
+    well below 1.
     """
     if series is None:
         return cayley(Q)
@@ -58,8 +59,8 @@ def _cayley_rule(R: Array, primals: tuple[Array], tangents: tuple[Array]) -> tup
 def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     """`R = (I - Q)(I + Q)^-1` of antisymmetric matrices `Q`: a rotation, however large `Q` is.
 
-    Two Newton-Schulz steps follow the elimination. Each squares `R^T R - I`, which only rounding
-    makes differ from zero.
+    Two Newton-Schulz steps follow the elimination. Each squares `R^T R - I`, which is zero except
+    for rounding.
     """
     eye = jnp.broadcast_to(jnp.eye(skew.shape[-1], dtype=skew.dtype), skew.shape)
     # `I - Q` and `(I + Q)^-1` commute, so R solves (I + Q) R = I - Q.
@@ -102,7 +103,7 @@ def _upper_inverse(S: Float[Array, "r r"]) -> Float[Array, "r r"]:
 def orthonormal(U: Float[Array, "n r"]) -> Float[Array, "n r"]:
     """The orthonormalised columns: `Q` of `U = Q R`, where the diagonal of `R` is positive.
 
-    Gram-Schmidt, applied twice to each column for accuracy. A column of zeros stays zero.
+    Uses Gram-Schmidt, twice per column for accuracy. A column of zeros stays zero.
     """
 
     def add(k: Array, Q: Array) -> Array:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt
 
 from ._options import whole_number
 
-# Each position is four digits from 0 to 255, lowest first. A cast of the whole model to any
-# floating dtype keeps these digits, and would round the position itself.
+# Each position is stored as four digits from 0 to 255, lowest first, because a cast of the whole
+# model to any floating dtype preserves these digits, but would round the position itself.
 Positions = Shaped[Array, "n 4"]
 
 
@@ -29,14 +29,14 @@ def count_of(shape: tuple[int, ...], r: int, n: Any, option: str) -> int:
 
 
 def drawn_positions(key: PRNGKeyArray, n: int, size: int) -> Positions:
-    """`n` different positions below `size`, equally likely: one in each of `n` stretches.
+    """`n` different positions below `size`, all equally likely, one in each of `n` segments.
 
-    The stretches are shifted around the end. A permutation of all entries would take far longer.
+    The segments are shifted cyclically. A permutation of all entries would take far longer.
     """
-    # The remainders of random words: the bias is below `size` over 2^32.
+    # The remainders of random words, whose bias is below `size / 2^32`.
     words = jax.random.bits(key, (n + 1,), jnp.uint32)
     stretch = jnp.arange(n, dtype=jnp.uint32)
-    length, longer = divmod(size, n)  # the first stretches are longer by 1
+    length, longer = divmod(size, n)  # the first segments are longer by 1
     first = stretch * jnp.uint32(length) + jnp.minimum(stretch, jnp.uint32(longer))
     lengths = jnp.uint32(length) + (stretch < longer).astype(jnp.uint32)
     flat = first + words[:n] % lengths

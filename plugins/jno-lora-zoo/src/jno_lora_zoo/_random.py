@@ -1,4 +1,4 @@
-"""Random matrices: the factors of a low-rank update, and some to be drawn anew at every use."""
+"""Random matrices: the factors of a low-rank update, and matrices redrawn at every use."""
 
 import math
 from typing import Any
@@ -24,16 +24,16 @@ def low_rank_start(
 def uniform_matrix(
     seed: Shaped[Array, "4"], stream: int, shape: tuple[int, int], variance: float, dtype: Any
 ) -> Float[Array, "rows columns"]:
-    """A matrix of independent uniform numbers with mean 0, the same for the same seed and stream.
+    """A matrix of independent uniform numbers with mean 0, determined by `seed` and `stream`.
 
-    A counter goes through two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
-    fuses into its consumer. `jax.random` costs several times as much. `seed` has four numbers from
-    0 to 255, of any dtype; `stream` tells the matrices of one seed apart.
+    A counter is hashed by two rounds of an integer hash (the finaliser of MurmurHash3), which XLA
+    fuses into its consumer; `jax.random` costs several times as much. `seed` has four numbers from
+    0 to 255, of any dtype; `stream` distinguishes the matrices of a seed.
     """
     word = _hash(number_of(seed) ^ jnp.uint32((0x9E3779B9 * (stream + 1)) % 2**32))
     rows, columns = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
     bits = _hash(_hash(rows * jnp.uint32(shape[1]) + columns + word) ^ word)
-    # A float32 holds 24 bits; the half step makes the mean exactly 0.
+    # A float32 has 24 bits of precision; the half step makes the mean exactly 0.
     unit = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-23) - 1.0
     return (unit * jnp.float32(math.sqrt(3 * variance))).astype(dtype)
 

@@ -17,13 +17,13 @@ from ._method import Method
 
 
 class Scaled(Method):
-    """A method whose update is multiplied by a static number, from `alpha` and the rank.
+    """A method whose update is multiplied by a static number computed from `alpha` and the rank.
 
-    With the option `multiplier`, the update is also multiplied by a frozen scalar array, which may
-    differ from model to model without compiling anew, and be mapped over.
+    With the option `multiplier`, the update is also multiplied by a frozen scalar array, which can
+    differ between models without recompilation, and can be mapped over.
     """
 
-    # Whether the factor `s` of the update is `alpha`, whose default is 1 then.
+    # Whether the factor `s` of the update is `alpha`, which then defaults to 1.
     _scales_by_alpha: ClassVar[bool] = False
 
     multiplier: Float[Array, ""] | None
@@ -48,7 +48,7 @@ class Scaled(Method):
         return self.scale_for(self.rank, self.alpha)
 
     def times_scale(self, factor: Array) -> Array:
-        """`s` times the multiplier, if any, times `factor`, in float32 at least for its digits."""
+        """`s` times the multiplier, if any, times `factor`, in at least float32 for precision."""
         return self.scaling * in_compute_dtype(self.multiplied(factor))
 
     def multiplied(self, factor: Array) -> Array:
@@ -67,7 +67,7 @@ class Scaled(Method):
 class Additive(Scaled):
     """`W' = W + U`, for an update `U` that is not a product of two factors.
 
-    A subclass defines `update`, and `times` or `column` where they cost less than `U`. Both get the
+    A subclass defines `update`, and `times` or `column` if they cost less than `U`. Both get the
     shape of `W`.
     """
 
@@ -95,7 +95,7 @@ class Additive(Scaled):
         return W + self.update(W)
 
     def forward(self, x: Any) -> Array:
-        # Only its shape: a matrix may be another array than the weight, such as its transpose.
+        # Only the shape, because the matrix may be another array, such as the weight's transpose.
         shape = eqx.filter_eval_shape(self.matrix, self.base).shape
         by_column = type(self).column is not Additive.column
         update = Update(
@@ -113,7 +113,8 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
     array = None
     if not isinstance(value, str):
         with contextlib.suppress(TypeError, ValueError):  # JAX raises them for other objects
-            # Copied: it is a leaf of each layer, and one buffer in two leaves cannot be donated.
+            # Copied because it is a leaf of each layer, and a buffer in two leaves cannot be
+            # donated.
             array = jnp.copy(jnp.asarray(value, jnp.float32))
     if array is None or array.shape != ():
         raise ValueError(f"`multiplier` must be one real number, but is {value!r}")

@@ -1,4 +1,4 @@
-"""Singular triplets for initialisers: exact, or from a random subspace. No step calls LAPACK."""
+"""Singular triplets for initialisers, exact or from a random subspace; never used in a step."""
 
 import functools
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora.extending import call_compiled
 
-# With this many columns more than the rank, the subspace holds 0.96 of the energy of the largest
-# triplets if the spectrum does not decay, and 0.9999 if it falls like `1/k`.
+# With this many columns more than the rank, the subspace contains 0.96 of the energy of the largest
+# triplets if the spectrum does not decay, and 0.9999 if it decays like `1/k`.
 _OVERSAMPLING = 4
 _LEAST = 16  # columns, which cost little beside reading the matrix
 _STEPS = 4
@@ -28,8 +28,8 @@ class Triplets(NamedTuple):
 def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> Triplets:
     """The `r` largest singular triplets of `W`.
 
-    `svd` is `"exact"`, `"randomized"` (in a random subspace, by `key`), or `"auto"`: the second for
-    matrices that are large beside the rank.
+    `svd` is `"exact"`, `"randomized"` (in a random subspace, from `key`), or `"auto"`, which is
+    randomized for matrices that are large compared with the rank.
     """
     _check(svd, "auto", "exact", "randomized")
     smaller = min(W.shape)
@@ -39,7 +39,7 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
     return call_compiled(_exact, W, 0, r)
 
 
-# By `call_compiled`, also where a constructor is called directly: LAPACK then has one thread, and
+# By `call_compiled`, also if a constructor is called directly, so that LAPACK has one thread and
 # never gets infinity.
 def _exact(W: Float[Array, "out in"], first: int, end: int) -> Triplets:
     U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
@@ -50,8 +50,8 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     """The `r` smallest singular triplets of `W`, among as many as its smaller side.
 
     `svd` is `"exact"` (as is `"auto"` here), or `"gram"`: eigenvectors of `W W^T` or `W^T W`, in
-    half the time. That squares the condition: singular values below `1e-4` times the largest are
-    noise in float32, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
+    half the time. This squares the condition number, so in float32, singular values below `1e-4`
+    times the largest are noise, and the triplets' product is off by `1e-3` to `4e-2` of its norm.
     """
     _check(svd, "auto", "exact", "gram")
     if svd == "gram":
@@ -73,22 +73,23 @@ def _in_random_subspace(W: Float[Array, "out in"], r: int, key: PRNGKeyArray) ->
     """The triplets of `W` within the space of `W G, (W W^T) W G, (W W^T)^2 W G, ...`, `G` random.
 
     Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular
-    Value Decomposition", arXiv:1504.05477. For as many products with `W`, the space of all powers
-    holds far more than the space of the last power. Singular values below `1e-3` times the largest
-    are not resolved.
+    Value Decomposition", arXiv:1504.05477. For the same number of products with `W`, the space of
+    all powers contains far more energy than the space of the last power. Singular values below
+    `1e-3` times the largest are not resolved.
     """
     smaller = min(W.shape)
     columns = min(max(r + _OVERSAMPLING, _LEAST), smaller)
     block = _scaled(W @ jax.random.normal(key, (W.shape[1], columns), W.dtype))
     blocks = [block]
     for _ in range(min(_STEPS, smaller // columns - 1)):
-        # The barrier keeps the rows: for `W^T Q`, XLA would read the matrix against its grain.
+        # The barrier keeps the row layout; for `W^T Q`, XLA would read the matrix across its
+        # layout.
         image = lax.optimization_barrier(block.T @ W)
         block = _scaled(W @ image.T)
         blocks.append(block)
     basis = jnp.linalg.qr(jnp.concatenate(blocks, axis=1))[0]
     image = basis.T @ W
-    # A small square matrix gives the best directions, and a smaller one their triplets.
+    # A small square matrix gives the best directions, and a smaller matrix gives their triplets.
     best = jnp.linalg.eigh(image @ image.T)[1][:, ::-1][:, :r]
     Q, R = jnp.linalg.qr(image.T @ best)
     U, S, Vt = jnp.linalg.svd(R.T, full_matrices=False)

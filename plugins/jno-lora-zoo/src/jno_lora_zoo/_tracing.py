@@ -1,4 +1,4 @@
-"""One trace for all layers of one form."""
+"""One trace for all layers with the same form."""
 
 import enum
 import functools
@@ -16,14 +16,14 @@ from jno.lora.extending import static_key
 
 
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
-    """`function(layer, x)`. While JAX traces, layers of one form share one trace.
+    """`function(layer, x)`. While JAX traces, layers with the same form share a trace.
 
-    JAX then traces, differentiates and batches the function once for all these layers, and the
+    JAX then traces, differentiates and batches the function only once for these layers, and the
     compiler inlines it.
 
-    Layers share no trace if none of their arrays is traced, if a leaf is not an array, if a static
-    field could change, or in Taylor mode, which treats all arguments of a nested jit as varying,
-    and fails at loops over factors. `function` must be pure.
+    Layers do not share a trace if none of their arrays is traced, if a leaf is not an array, if a
+    static field could change, or in Taylor mode, which treats all arguments of a nested jit as
+    varying, and fails at loops over factors. `function` must be pure.
     """
     leaves, treedef = jax.tree.flatten((layer, x))
     is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer))
@@ -48,7 +48,7 @@ def _constant(value: Any) -> Any:
     """A key for a static value. **Raises:** `TypeError` if it could change."""
     kind = type(value)
     is_plain = kind in _PLAIN or isinstance(value, type | np.dtype | enum.Enum)
-    # A marker, such as Equinox's marker of a missing value, is an object without attributes.
+    # A sentinel, such as Equinox's for a missing value, is an object without attributes.
     if is_plain or (getattr(value, "__dict__", None) == {} and not callable(value)):
         return kind, value
     raise TypeError(f"{value!r} could change")

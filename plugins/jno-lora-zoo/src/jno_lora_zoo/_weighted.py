@@ -1,4 +1,4 @@
-"""Low-rank updates whose factor `B` is a weighted sum of several directions."""
+"""Low-rank updates with a factor `B` that is a weighted sum of several directions."""
 
 import copy
 from collections.abc import Mapping
@@ -20,14 +20,13 @@ T = TypeVar("T")
 class Weighted(Scaled):
     """A method with an update `B A`, where `B` may be a weighted sum: `B = sum_k w_k B_k`.
 
-    Constructors make adapters with a plain `B`. `with_directions` gives an adapter with the weights
-    `w` `(K,)`, whose field `lora_B` is `(K, out, r)`. The law reads `B` by `weighted`, and the
-    forward pass computes `weighted_low_rank`: there the weights multiply features of the rank axis,
-    so that a map over the weights copies no factor.
+    Constructors make adapters with a plain `B`. `with_directions` returns an adapter with the
+    weights `w` `(K,)` and a field `lora_B` of shape `(K, out, r)`. The law gets `B` from
+    `weighted`, and the forward pass computes `weighted_low_rank`, in which the weights multiply
+    features of the rank axis, so that a map over the weights does not copy factors.
     """
 
-    # Whether `law` and `forward` do so. A class that writes one of the two, also a mixin, must say
-    # so again.
+    # Whether `law` and `forward` do so. A class or mixin that overrides either must set this again.
     takes_weights: ClassVar[bool] = False
 
     lora_A: AbstractVar[Array]
@@ -48,7 +47,7 @@ class Weighted(Scaled):
     def with_directions(
         self, directions: Mapping[str, Any], weights: Float[Array, " K"]
     ) -> LoRAWrapper | None:
-        """`None` without directions of `lora_B`. Other fields, which are vectors, become sums."""
+        """`None` without directions for `lora_B`. All other fields are vectors, and become sums."""
         if "lora_B" not in directions or not self.takes_weights:
             return None
         fields = {
@@ -72,12 +71,13 @@ class Weighted(Scaled):
         def weighted_features(h: Float[Array, "r *rest"]) -> Float[Array, "Kr *rest"]:
             return scaled(jnp.concatenate([h] * K), weight_of_each)
 
-        # With `seen`, no kind adds the update to its weight, which a map over weights would copy.
+        # With `seen`, kinds do not add the update to their weight, which a map over weights would
+        # copy.
         seen = x if seen is None else seen
         return self.low_rank(x, self.lora_A, side_by_side, between=weighted_features, seen=seen)
 
     def state(self) -> dict[str, Any]:
-        """The arrays with the sum in the place of the directions."""
+        """The arrays, with the directions replaced by their sum."""
         if self.direction_weights is None:
             return super().state()
         fields = {"lora_B": self.weighted(self.lora_B), "direction_weights": None}
@@ -91,7 +91,7 @@ def weighted_sum(d: Float[Array, "K *shape"], weights: Float[Array, " K"]) -> Ar
 
 
 def with_attributes(module: T, values: Mapping[str, Any]) -> T:
-    """A copy of an Equinox module with other values of some fields."""
+    """A copy of an Equinox module with some fields replaced."""
     changed = copy.copy(module)
     for name, value in values.items():
         object.__setattr__(changed, name, value)

@@ -1,4 +1,4 @@
-"""The zoo's adapters: every method on every kind of layer, one line for each kind.
+"""The zoo's adapters: every method on every kind of layer, with a line for each kind.
 
 `adapters.pyi` beside this file lists the classes for type checkers.
 """
@@ -17,9 +17,9 @@ from .methods import LoRA
 ADAPTERS = (
     adapters_for(LinearLayer, __name__)
     | adapters_for(ConvLayer, __name__)
-    # Not among the defaults: `wrapper=` names them, their variant or "auto".
+    # Not among the defaults, so `wrapper=` must give their name, their variant or "auto".
     | adapters_for(ConvTransposeLayer, __name__, auto=LoRA)
-    # Nor these. Their variants name the kind of layer, so that the method's variant leaves it out.
+    # Nor are these. Their variants name the layer kind, so that the method's variant excludes it.
     | adapters_for(InNormLayer, __name__, variant="{}-in-norm")
     | adapters_for(EmbeddingLayer, __name__, auto=LoRA, variant="{}-embedding")
     | adapters_for(RecurrentLayer, __name__, auto=LoRA, variant="{}-recurrent")

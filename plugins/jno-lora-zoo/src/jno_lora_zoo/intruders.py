@@ -94,17 +94,17 @@ class IntruderReport(Printed[IntruderRow]):
 
 
 def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) -> IntruderReport:
-    """Find the intruder dimensions that adapters brought into their layers.
+    """Find the intruder dimensions that adapters added to their layers.
 
     An intruder is one of the `top` largest singular directions of the adapted weight `W'` whose
     left vector has a cosine below `threshold`, in magnitude, with every left singular vector of the
-    weight `W` before adapting. The paper finds them in weights that LoRA trained, and finds that
-    the model forgets less when they are scaled down (`reduce_intruders`). Decomposed on the host
-    in float64, after merging in float32 at least.
+    weight `W` before adapting. The paper finds them in weights trained by LoRA, and shows that the
+    model forgets less when they are scaled down (`reduce_intruders`). The weights are merged in at
+    least float32, and decomposed on the host in float64.
 
     A direction that mixes many directions of `W` counts as an intruder, too: a random direction in
-    `n` dimensions has a cosine of about `sqrt(2 log(n) / n)` with the nearest. Directions of equal
-    singular values have no certain vectors. Directions of `W` whose value is zero do not count.
+    `n` dimensions has a cosine of about `sqrt(2 log(n) / n)` with the nearest. The vectors of equal
+    singular values are not unique. Directions of `W` with singular value zero do not count.
 
     **Arguments:**
 
@@ -112,9 +112,9 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
     - `top`: how many directions to look at.
     - `threshold`: a number between 0 and 1.
 
-    **Returns:** an `IntruderReport`, with a row per matrix (per slice of a stacked layer).
+    **Returns:** an `IntruderReport`, with a row per matrix, or per slice of a stacked layer.
 
-    **Raises:** `SelectionError` if an argument makes no sense, or `model` has no adapters.
+    **Raises:** `SelectionError` if an argument is invalid, or `model` has no adapters.
 
     Paper: Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence",
     arXiv:2410.21228.
@@ -149,32 +149,33 @@ def reduce_intruders(
     top: int = 10,
     threshold: float = 0.5,
 ) -> AdapterSet:
-    """A set whose intruder dimensions are scaled down, to forget less.
+    """A set of adapters with intruder dimensions scaled down, to forget less.
 
         reduced = reduce_intruders(extract_adapters(net.module), net.module)
         net = Net(swap_adapters(model, reduced))
 
     The adapted weight `W'` becomes `W' + (factor - 1) sum_j s_j u_j v_j^T`, over its intruders'
-    singular triplets (see `report_intruders`). This is exact: the rank of an adapter grows by the
-    number of its intruders, as far as the matrix allows. `combine([reduced], [1], "svd", rank=4)`
-    cuts the rank, as PEFT does. What the intruders learned is scaled down, too: try several
-    factors, and measure.
+    singular triplets (see `report_intruders`). This is exact, so the rank of an adapter grows by
+    the number of its intruders, as far as the matrix allows.
+    `combine([reduced], [1], "svd", rank=4)` cuts the rank, as PEFT does. This also scales down what
+    the intruders learned, so try several factors and measure.
 
     **Arguments:**
 
-    - `adapters`: a set. Adapters other than plain LoRA become LoRA, as by `to_lora`.
+    - `adapters`: a set. Adapters other than plain LoRA become LoRA, as with `to_lora`.
     - `model`: the model that the set is for, adapted or not.
-    - `factor`: of the intruders' singular values; 1 changes nothing, 0 takes them away.
+    - `factor`: the factor of the intruders' singular values; 1 changes nothing, 0 removes the
+      intruders.
     - `top`, `threshold`: as for `report_intruders`.
 
     **Returns:** a set of plain LoRA.
 
-    **Raises:** `SelectionError` if an argument makes no sense, or the set does not fit the model;
-    `WrapperError` if an update is not a low-rank product, or no matrix that can be decomposed;
+    **Raises:** `SelectionError` if an argument is invalid, or the set does not fit the model;
+    `WrapperError` if an update is not a low-rank product, or its matrix cannot be decomposed;
     `MissingLibraryError` without jno-lora-combine (the extra `combine`).
 
     Paper: as `report_intruders`. The paper subtracts one intruder at a time; here, as in PEFT, all
-    of a matrix are scaled.
+    intruders of a matrix are scaled.
     """
     from jno.lora import to_lora  # of the extra `combine`, which needs the zoo
 
@@ -205,7 +206,8 @@ class _Decomposed(NamedTuple):
     U: np.ndarray
     S: np.ndarray
     Vt: np.ndarray
-    # Of the largest: the cosine with the nearest direction of `W`, and whether it is an intruder.
+    # For each largest direction, the cosine with the nearest direction of `W`, and whether it is an
+    # intruder.
     similarities: np.ndarray
     intrudes: np.ndarray
 
@@ -218,9 +220,9 @@ class _Decomposed(NamedTuple):
         return np.asarray(of_intruders / np.where(total > 0, total, 1))
 
     def change(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
-        """`factor` times the part of the intruders, as `A` and `B`."""
+        """`factor` times the intruders' part of the matrix, as `A` and `B`."""
         most = np.max(np.sum(self.intrudes, axis=-1))
-        # Slices with fewer intruders are filled up with directions of the size 0.
+        # Slices with fewer intruders are padded with directions of size 0.
         order = np.argsort(~self.intrudes, axis=-1, kind="stable")[..., :most]
         sizes = np.take_along_axis(self.S, order, -1) * np.take_along_axis(self.intrudes, order, -1)
         A = np.take_along_axis(self.Vt, order[..., None], -2)
@@ -238,12 +240,12 @@ def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decompo
 
 
 def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which singular values are more than the rounding of weights, so that they have vectors."""
+    """Which singular values exceed the weights' rounding, so that their vectors are defined."""
     return sizes > max(shape[-2:]) * np.finfo(np.float32).eps * sizes[..., :1]
 
 
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """By name (empty for a layer of one matrix): `W` and `W'`, `(*stack, out, in)`."""
+    """`W` and `W'`, `(*stack, out, in)`, by name (empty for a layer with one matrix)."""
     cls = MatrixAdapter.of(type(adapter))
     if not cls.mergeable:
         return None
@@ -277,7 +279,7 @@ def _with_change(
 
 
 def _check(top: Any, threshold: Any) -> None:
-    """**Raises:** `SelectionError` unless both numbers make sense."""
+    """**Raises:** `SelectionError` unless both numbers are valid."""
     if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
         raise SelectionError(f"`top` must be a whole number of at least 1, but is {top!r}.")
     if not isinstance(threshold, int | float) or not 0 < threshold <= 1:

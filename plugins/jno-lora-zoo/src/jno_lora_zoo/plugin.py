@@ -1,4 +1,4 @@
-"""The zoo's entry point. It imports the adapters only when asked for them."""
+"""The zoo's entry point. It imports the adapters only when they are needed."""
 
 import inspect
 from collections.abc import Iterable
@@ -8,20 +8,20 @@ from jno.lora import LoRAWrapper, hookimpl
 from jno.lora.parts import LazyAdapter
 
 jno_lora_api = 1
-# The adapters of `net.lora(rank=4)`, in order of priority. The core asks the zoo alone for them.
+# The adapters of `net.lora(rank=4)`, in order of priority. The core asks only the zoo for them.
 jno_lora_defaults: tuple[str, ...] = ("LoRALinear", "LoRAConv")
 
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[LazyAdapter]:
-    """Every adapter of `adapters.py`. Its class is made when it is used."""
+    """Every adapter of `adapters.py`. Its class is made on first use."""
     from .adapters import ADAPTERS
 
     return ADAPTERS.data.values()
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:
-    """The adapter classes that a module defines. Imported classes and methods are left out.
+    """The adapter classes that a module defines, without imported classes and methods.
 
     If the module has a mapping `ADAPTERS`, the classes in it are made.
     """

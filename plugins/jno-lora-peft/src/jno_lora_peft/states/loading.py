@@ -1,4 +1,4 @@
-"""Reading LoRA from states of other libraries, and from their files.
+"""Read LoRA from states of other libraries, and from their files.
 
 The files are safetensors of diffusers and kohya, and checkpoints of Orbax.
 """
@@ -41,22 +41,22 @@ from .pairs import Pair, Placed, Placer
 
 M = TypeVar("M")
 
-# Where diffusers keeps the configurations of PEFT, in the header of the file.
+# The key of PEFT's configurations in the header of diffusers' files.
 _CONFIGS = "lora_adapter_metadata"
-# The file that a tree of Orbax has in its folder, and the folders in which libraries keep the tree.
+# The file in the folder of an Orbax tree, and the subfolders in which libraries store the tree.
 _TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
 _FOLDERS = ("", "model_params", "items", "default", "state")
 
 
 class _State(NamedTuple):
-    """A tree of arrays, the alpha beside it, and configurations by the first part of names."""
+    """A tree of arrays, its alpha, and configurations by the first component of names."""
 
     tree: PyTree
     alpha: float | None = None
     configs: Mapping[str, Config] = {}
 
     def config_for(self, key: str) -> tuple[Config | None, str]:
-        """The configuration for a layer, and PEFT's name for the layer in this configuration."""
+        """The configuration for a layer, and the layer's PEFT name in this configuration."""
         model, _, name = key.partition("/")
         if model not in self.configs:
             model, name = "", key
@@ -75,10 +75,10 @@ def load_lora_state(
 ) -> M:
     """`model` with the LoRA of a state of Qwix, Tunix or MaxText, or of diffusers or kohya.
 
-    An array is known by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
+    An array is recognised by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
     `lora_a.kernel` (MaxText's models of Linen), `lora_A.weight` (PEFT and diffusers),
     `lora.down.weight` (former diffusers), `lora_down.weight`, `lora_mid.weight` and `alpha`
-    (kohya). The rest of the name is the path of the layer. The outputs equal the library's.
+    (kohya). The beginning of the name is the path of the layer. The outputs equal the library's.
 
     **Arguments:**
 
@@ -88,19 +88,19 @@ def load_lora_state(
         Tunix's `CheckpointManager`, or a tree.
     - `alpha`: the scale of an update is `alpha / rank`. Qwix has `alpha` in its `LoraRule`, not in
         its arrays, so it must be given, unless MaxText wrote it beside the arrays. In states of
-        other libraries, it is for layers without an alpha; by default they have the scale 1, but
-        names of PEFT (`base_model.model.`) need it.
+        other libraries, it applies to layers without an alpha, which by default have scale 1; with
+        PEFT's names (`base_model.model.`), it is required.
     - `rename`: from names of layers in the state to paths here, as in `load_peft`, but a function
-        gets the name with slashes. If the state has an array for all layers of a stack, and the
-        model a list of layers, layer 3 has the name `decoder/layers/mlp/wi_0[3]`.
-    - `prefix`: the start of the names to read, such as `"unet."` or `"lora_unet_"`. Other arrays
-        are left out.
-    - `stack_axis`: the axis of Qwix's arrays that counts layers of a stack: 0 for `nnx.vmap`, 1 for
-        MaxText. Needed only if the shapes leave it open.
+        gets the name with slashes. If the state has one array for a stack of layers and the model
+        has a list of layers, layer 3 is called `decoder/layers/mlp/wi_0[3]`.
+    - `prefix`: the start of the names to read, such as `"unet."` or `"lora_unet_"`. All other
+        arrays are skipped.
+    - `stack_axis`: the axis of Qwix's arrays that runs over the layers of a stack: 0 for
+        `nnx.vmap`, 1 for MaxText. Needed only if the shapes are ambiguous.
     - `registry`: as for `load_peft`.
 
-    **Returns:** the model, with `LoRA` around the layers, in float32 at least. Arrays that hold NaN
-    or infinity are loaded, with a `JnoLoraWarning`.
+    **Returns:** the model with `LoRA` around the layers, in at least float32. Arrays with NaN or
+    infinity are loaded with a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` that lists all arrays that do not fit, or have an unknown name, or
     for a file that cannot be read; `SelectionError` for a bad `rename`, a `Net` or a missing
@@ -118,7 +118,7 @@ def load_lora_state(
             scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
             arrays, layout = floating(arrays), placed.layout
             if placed.pair.inputs_first:
-                # Options that Torch's LoRA leaves out when it runs the update. Flax has them.
+                # Options that Torch's LoRA ignores when it runs the update, unlike Flax.
                 layout = dataclasses.replace(layout, odd="")
             config, _ = read.config_for(placed.pair.key)
             settings = {} if config is None else config.settings
@@ -156,7 +156,7 @@ def _alpha(
 ) -> float | None:
     """The alpha of a pair, or `None` for a scale of 1."""
     if beside is not None:
-        # Of any dtype: kohya saves whole numbers, and a zero for a scale of 1.
+        # Of any dtype, because kohya saves whole numbers; a zero means a scale of 1.
         return float(beside.item()) or None
     config, name = state.config_for(pair.key)
     if config is not None:
@@ -182,10 +182,10 @@ def _from_inputs_first(a: np.ndarray, b: np.ndarray, layout: Layout) -> Tensors:
 
 
 def _from_torch(arrays: Tensors, layout: Layout) -> Tensors:
-    """PEFT's tensors. A linear layer and a convolution of size 1 may stand for each other."""
+    """PEFT's tensors. Linear layers and convolutions of size 1 are interchangeable."""
     first, second = arrays["A"], arrays["B"]
     if "mid" in arrays:
-        # A kernel after a product, which is a kernel of the same size.
+        # A kernel followed by a product, which together are a kernel of the same size.
         product = np.tensordot(arrays["mid"], first.reshape(len(first), -1), axes=(1, 0))
         first = np.moveaxis(product, -1, 1)
     shapes = [shape for _, shape in layout.pair("lora", len(first)).values()]
@@ -207,7 +207,7 @@ def _same_matrix(shape: Shape, wanted: Shape) -> bool:
 
 
 def _read_state(source: Any) -> _State:
-    """The state in a file or a folder, or a tree as it is. **Raises:** `PeftFormatError`."""
+    """The state in a file or a folder, or a tree unchanged. **Raises:** `PeftFormatError`."""
     if not isinstance(source, str | os.PathLike):
         return _State(source)
     path = Path(source)
@@ -225,7 +225,7 @@ def _read_state(source: Any) -> _State:
 
 
 def _configs(text: str | None) -> dict[str, Config]:
-    """The configurations of `{"transformer.r": 8}` by the names of the models in a pipeline."""
+    """The configurations in `{"transformer.r": 8}`, by the names of a pipeline's models."""
     if text is None:
         return {}
     by_model: dict[str, dict[str, Any]] = {}
@@ -244,7 +244,7 @@ def _read_orbax(path: Path) -> _State:
         )
     with imported_for("load_lora_state", "orbax", "orbax"):
         import orbax.checkpoint  # pyright: ignore[reportMissingImports]
-    # As arrays of NumPy: the devices of whoever saved may not be here.
+    # As NumPy arrays, because the devices on which they were saved may not exist here.
     as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
     folder = folders[0].absolute()
     try:
@@ -252,7 +252,7 @@ def _read_orbax(path: Path) -> _State:
             shapes: Any = checkpointer.metadata(folder).item_metadata
             args = jax.tree.map(lambda _: as_numpy, shapes.tree)
             tree = checkpointer.restore(folder, restore_args=args)
-    # A damaged folder has no metadata, so that `shapes` is `None`.
+    # A damaged folder has no metadata, so `shapes` is `None`.
     except (OSError, ValueError, KeyError, AttributeError) as err:
         raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
     # MaxText writes the alpha beside its states.

@@ -1,6 +1,6 @@
-"""The LoRAs in a tree of arrays, and the layers of a model that they stand for.
+"""Find the LoRAs in a tree of arrays, and their layers in a model.
 
-Each library has names of its own for the two factors of a LoRA.
+Each library names the two factors of a LoRA differently.
 """
 
 import collections
@@ -23,13 +23,13 @@ from ..arrays import Place
 from ..layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
 from ..placement import Paths
 
-# Flax and Orbax keep an array inside of a variable.
+# Flax and Orbax store an array inside a variable.
 _VARIABLE = re.compile(r"/(raw_)?value$")
 _PARTS = {"a": "A", "A": "A", "down": "A", "b": "B", "B": "B", "up": "B"}
 
-# The names of arrays with slashes for dots, and whether the factors are as in JAX: inputs first.
+# The names of arrays, with slashes for dots, and whether inputs come first in the factors (JAX).
 _STYLES = (
-    # Qwix, and with it Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
+    # Qwix, used by Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
     (r"(?:(?P<module>.*)/)?(?P<array>[^/]+)_lora_(?P<part>[ab])", True),
     # MaxText's models of Linen.
     (r"(?P<module>.*)/lora_(?P<part>[ab])/(?P<array>kernel)", True),
@@ -38,10 +38,10 @@ _STYLES = (
     (r"(?P<module>.*)/lora_embedding_(?P<part>[AB])(?:/\w+)?", False),
     # kohya: `lora_mid` is the kernel of a convolution between two of size 1.
     (r"(?P<module>.*)/lora_(?P<part>down|up|mid)/weight", False),
-    # Former versions of diffusers.
+    # Older versions of diffusers.
     (r"(?P<module>.*?)(?:/lora|_lora|/lora_linear_layer)/(?P<part>down|up)/weight", False),
 )
-# kohya writes underscores for all dots of a layer's name.
+# kohya replaces all dots in a layer's name by underscores.
 _KOHYA = re.compile(r"[^/]+/lora_(?:down|up|mid)/weight")
 _ALPHA = re.compile(r"(.*)/alpha")
 
@@ -51,12 +51,12 @@ class Pair:
     """One LoRA of a tree.
 
     - `key`: the name of its layer in the tree, with the name of the array if the layer has several;
-        `names`: the paths that it may have in the model.
-    - `kind`: `"peft"` and `"kohya"` for names that these libraries alone give, else empty.
-    - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as JAX has them;
-        otherwise `(rank, inputs)` and `(outputs, rank)`, as Torch has them.
-    - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if the tree has them; `places`: the numbers of
-        their leaves.
+        `names`: its possible paths in the model.
+    - `kind`: `"peft"` or `"kohya"` for names that only these libraries use, else empty.
+    - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as in JAX; otherwise
+        `(rank, inputs)` and `(outputs, rank)`, as in Torch.
+    - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if present; `places`: the indices of their
+        leaves.
     """
 
     key: str
@@ -68,9 +68,9 @@ class Pair:
 
 
 def _pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str]]:
-    """The whole pairs of a tree, and a line for each array without a pair or of an unknown name.
+    """The complete pairs of a tree, and a line for each array without a pair or a known name.
 
-    `prefix` is the start of the names to read, which leaves out all other arrays.
+    Only names that start with `prefix` are read.
     """
     pairs: dict[tuple[str, str], Pair] = {}
     alphas: dict[str, Any] = {}
@@ -122,11 +122,11 @@ def _match(name: str) -> tuple[str, str, str, bool] | None:
 
 
 def _names(module: str, array: str) -> tuple[str, ...]:
-    """The paths of a layer, or of a declared array, that may be meant."""
+    """The possible paths of a layer, or of a declared array."""
     if array:
         return f"{module}/{array}".removeprefix("/"), module
-    # Former versions of diffusers keep adapters in a processor, and its output projection has a
-    # dropout beside it.
+    # Older versions of diffusers keep adapters in a processor, whose output projection is in a list
+    # with a dropout.
     names = dict.fromkeys((module, module.replace("/processor/", "/")))
     if module.rpartition("/")[2] == "to_out":
         names |= dict.fromkeys(f"{name}/0" for name in [*names])
@@ -139,7 +139,7 @@ def shape_of(pair: Pair, part: str) -> Shape:
 
 
 class Placed(NamedTuple):
-    """A pair, the layers that it stands for, how they lie, and their axis in both factors."""
+    """A pair with its layers, their layout, and their axis in both factors."""
 
     pair: Pair
     places: tuple[Place, ...]
@@ -157,7 +157,7 @@ class Placer:
         self._paths, self.problems = Paths(model), Problems()
         self.modules = self._paths.modules
         self._rename, self._stack_axis = rename, stack_axis
-        # kohya writes underscores for dots.
+        # kohya replaces dots by underscores.
         self._by_flat_name: dict[str, list[str]] = {}
         for path in self.modules:
             self._by_flat_name.setdefault(re.sub(r"\W", "_", path), []).append(path)
@@ -165,7 +165,7 @@ class Placer:
     def place(self, tree: PyTree, prefix: str = "") -> list[Placed]:
         """The pairs of a tree with their layers, each layer once.
 
-        **Raises:** `PeftFormatError` if there are no pairs, or no layer of any pair.
+        **Raises:** `PeftFormatError` if there are no pairs, or no pair has a layer.
         """
         pairs, lines = _pairs_of(tree, prefix)
         self.problems += lines
@@ -179,7 +179,7 @@ class Placer:
                 with_layers = self._placed(pair)
                 places[pair.key] = () if with_layers is None else with_layers.places
                 if with_layers is None:
-                    # The name without the array, unless the layer has several arrays.
+                    # The name without the array's name, unless the layer has several arrays.
                     ends = (name for name in pair.names if pair.key.endswith(name))
                     missing[pair.key] = module_name(next(ends, pair.names[0]), self._rename)
                 else:
@@ -237,7 +237,7 @@ class Placer:
 
 
 def _stack_axis_of(pair: Pair, layout: Layout, count: int | None, given: int | None) -> int:
-    """The axis of both factors that counts layers. **Raises:** `MisfitError`."""
+    """The axis of both factors that runs over layers. **Raises:** `MisfitError`."""
     a, b = shape_of(pair, "A"), shape_of(pair, "B")
     fitting = [
         axis
@@ -256,7 +256,7 @@ def _stack_axis_of(pair: Pair, layout: Layout, count: int | None, given: int | N
 
 
 def _check_shapes(pair: Pair, layout: Layout) -> None:
-    """**Raises:** `MisfitError` unless the factors are of one such layer."""
+    """**Raises:** `MisfitError` unless the factors fit one such layer."""
     a, b = shape_of(pair, "A"), shape_of(pair, "B")
     if layout.groups > 1:
         raise MisfitError(f"the layer has {layout.groups} groups, which Qwix's update mixes")

@@ -1,4 +1,4 @@
-"""Writing LoRA into states of Qwix, Tunix and MaxText."""
+"""Write LoRA into states of Qwix, Tunix and MaxText."""
 
 from typing import Any, TypeVar
 
@@ -34,25 +34,25 @@ def lora_state(
     rename: Rename = None,
     stack_axis: int | None = None,
 ) -> T:
-    """The adapters of `model` as a state of Qwix, Tunix or MaxText, such as `like`.
+    """The adapters of `model` as a state of Qwix, Tunix or MaxText, in the form of `like`.
 
     `nnx.update(theirs, state)` puts the state into a model of Flax, and
     `orbax.checkpoint.PyTreeCheckpointer().save(path, state)` into a folder.
 
     **Arguments:**
 
-    - `model`: a `Net`, or an adapted model. Its adapters are written, and no other array.
-    - `like`: the state of a model of that library with LoRA, whose names, shapes and dtypes are
-        used: `nnx.state(theirs, nnx.LoRAParam)`, or its shapes by `jax.eval_shape`. It has arrays
-        for all adapters of `model`, and for no other layer.
-    - `alpha`: of Qwix's `LoraRule`. Updates of another scale are scaled by `lora_b`.
+    - `model`: a `Net`, or an adapted model. Only its adapters are written.
+    - `like`: the state of that library's model with LoRA, which determines names, shapes and
+        dtypes: `nnx.state(theirs, nnx.LoRAParam)`, or its shapes by `jax.eval_shape`. It must have
+        arrays for exactly the adapters of `model`.
+    - `alpha`: the alpha of Qwix's `LoraRule`. If an adapter's scale differs, `lora_b` is rescaled.
     - `rename`, `stack_axis`: as for `load_lora_state`: from names in the state to paths here.
 
-    **Returns:** a tree as `like`, also sharded as its arrays are. If its rank is larger than the
-    rank of an adapter, the factors are filled up with zeros.
+    **Returns:** a tree like `like`, with the same shardings. If its rank is larger than an
+    adapter's rank, the factors are padded with zeros.
 
     **Raises:** `PeftFormatError` that lists all adapters and arrays without a counterpart, and
-    adapters that are not a product of two factors, or of too high a rank; `SelectionError` for a
+    adapters that are not a product of two factors or have too high a rank; `SelectionError` for a
     bad `rename` or model.
     """
     if alpha == 0:
@@ -102,7 +102,7 @@ def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarra
 
 
 def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Factors `(rank, in)` and `(out, rank)` of the update, with the axes of a stack in front."""
+    """Factors `(rank, in)` and `(out, rank)` of the update, after any stack axes."""
     if not isinstance(adapter, LoRAWrapper):
         raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
     where = f"of the {type(adapter).__name__} at {show_path(path)!r}"
@@ -116,7 +116,7 @@ def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
 def _to_inputs_first(
     factors: tuple[np.ndarray, np.ndarray], layout: Layout, a: Shape, b: Shape
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factors `(rank, in)` and `(out, rank)` as arrays of these shapes, filled up with zeros.
+    """Factors `(rank, in)` and `(out, rank)` as arrays of these shapes, padded with zeros.
 
     **Raises:** `MisfitError` if their rank is larger.
     """

@@ -1,6 +1,6 @@
-"""PEFT's types that are held here, by families.
+"""The supported types of PEFT, by family.
 
-`python -m peft_cases.listing --write`, in the folder of the tests, adds a new one to docs/peft.md.
+`python -m peft_cases.listing --write`, in the tests' folder, adds a new type to docs/peft.md.
 """
 
 from . import lora, positions, products, rotations, routed, shared, vectors  # noqa: F401
@@ -9,5 +9,5 @@ from .type import Type
 # By `peft_type`.
 TYPES = {cls.__name__: cls() for cls in sorted(Type.__subclasses__(), key=lambda c: c.__name__)}
 
-# By the variants of the methods that are written as the type.
+# By the variants of the methods that are written as these types.
 TYPE_OF = {variant: type_ for type_ in TYPES.values() for variant in type_.variants}

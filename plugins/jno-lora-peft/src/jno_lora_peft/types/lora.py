@@ -1,4 +1,4 @@
-"""LoRA, AdaLoRA and OSF, and the starts that take a matrix out of the layer's weight."""
+"""LoRA, AdaLoRA and OSF, and the starts that subtract a matrix from the layer's weight."""
 
 import dataclasses
 import re
@@ -93,7 +93,7 @@ class LORA(Type):
         return {"lora_bias": any(BIAS in written.tensors for written in modules.values())}
 
     def shares(self, modules: Modules) -> Tensors:
-        """Updates of zero for the layers whose bias has no update, if another layer's bias has."""
+        """Zero updates for biases without an update, if any bias has an update."""
         if not self.common(modules)["lora_bias"]:
             return {}
         return {
@@ -114,7 +114,7 @@ def _activated(m: Module, arrays: dict[str, np.ndarray], scale: float) -> Conver
     return Converted(ACTIVATED, m.rank, scale * m.rank, state)
 
 
-# AdaLoRA: `s B diag(E) A`. The components that AdaLoRA has pruned are not in the file.
+# AdaLoRA: `s B diag(E) A`. Components that AdaLoRA pruned are not in the file.
 class ADALORA(Type):
     """AdaLoRA, with the components that are left."""
 
@@ -146,7 +146,7 @@ class ADALORA(Type):
         return adapter.written(tensors, schedule, alpha=adapter.alpha * (r + 1e-5) / r)
 
 
-# OSF: the singular triplets of the weight are trained, except the largest. It is MiLoRA.
+# OSF trains all singular triplets of the weight except the largest, like MiLoRA.
 class OSF(Type):
     """MiLoRA."""
 
@@ -162,7 +162,7 @@ class OSF(Type):
         if frozen < 1 or r < 1:
             raise MisfitError(f"it trains {r} of the {min(outputs, inputs)} triplets of its weight")
         Uh, Sh, Vh = largest_triplets(m, frozen)
-        # The weight without the frozen triplets, as factors with the rows of the smaller side.
+        # The weight without the frozen triplets, as factors with the rank of the smaller side.
         rest_U, rest_S, rest_V = np.linalg.svd(m.W - (Uh * Sh[:frozen]) @ Vh, full_matrices=False)
         state = {
             "lora_A": S[:, None] * V,
@@ -173,21 +173,21 @@ class OSF(Type):
         return Converted("milora", r, float(r), state)
 
 
-# --- starts that take a matrix out of the layer's weight: found again, as PEFT does when it loads
+# --- starts that subtract a matrix from the layer's weight: recomputed, as PEFT does when it loads
 
 # The starts that leave the layer's weight alone.
 _PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-# The starts that are found again: PiSSA, exact or by subspace iterations, and OLoRA.
+# The starts that can be recomputed: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
 _SAVE_AS_LORA = (
     "If PEFT can, save it as plain LoRA: `save_pretrained(directory, "
     "path_initial_model_for_weight_conversion=...)`"
 )
-# The truncated product moves by some 5e-8 / gap of the weight if float32 rounds it (measured).
+# Float32 rounding moves the truncated product by about 5e-8 / gap of the weight (measured).
 _LEAST_GAP = 1e-3
-# A Q R decomposition moves by some 1e-7 times the condition.
+# Rounding moves a QR decomposition by about 1e-7 times the condition number.
 _LARGEST_CONDITION = 1e3
-# By this much may the iterations of a random subspace differ from its limit.
+# How far the iterations of a random subspace may be from their limit.
 _CONVERGED = 1e-6
 _UNCLEAR = (
     f"are so close that rounding decides which matrix PEFT takes out of the weight. {_SAVE_AS_LORA}"
@@ -195,7 +195,7 @@ _UNCLEAR = (
 
 
 def refused_start(start: Any) -> list[str]:
-    """A line if this `init_lora_weights` changes the layer's weight in a way not found again."""
+    """A line if the weight change by this `init_lora_weights` cannot be recomputed."""
     if start in _PURE or _FOUND.fullmatch(str(start).lower()):
         return []
     return [
@@ -205,7 +205,7 @@ def refused_start(start: Any) -> list[str]:
 
 
 def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
-    """The factors that a LoRA took out of the weight, if any. **Raises:** `MisfitError`."""
+    """The factors that a LoRA subtracted from the weight, if any. **Raises:** `MisfitError`."""
     start = m.settings.get("init_lora_weights")
     match = _FOUND.fullmatch(str(start).lower())
     if match is None:
@@ -227,7 +227,7 @@ def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
 
 
 def largest_triplets(m: Module, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `r` largest singular triplets of the weight, but all singular values."""
+    """The `r` largest singular triplets of the weight, with all singular values."""
     U, S, Vt = np.linalg.svd(m.W, full_matrices=False)
     if r < len(S) and S[r - 1] - S[r] < _LEAST_GAP * S[r - 1]:
         raise MisfitError(f"the singular values {r} and {r + 1} of its weight {_UNCLEAR}")

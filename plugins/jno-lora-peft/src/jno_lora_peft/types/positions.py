@@ -1,6 +1,6 @@
-"""Types that train numbers at chosen places, in the weight or in its transform.
+"""Types that train numbers at chosen positions, in the weight or in its transform.
 
-Places are counted row by row: the zoo has them as digits, and Torch draws them.
+Positions are counted row by row; the zoo stores them as digits, and Torch draws them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ..layouts import Shape
 from .type import Adapter, Converted, Module, Modules, Setting, Type, Written
 
 
-# SHiRA: trained values at entries of the weight that the file names.
+# SHiRA: trained values at entries of the weight that the file lists.
 class SHIRA(Type):
     """SHiRA."""
 
@@ -78,7 +78,7 @@ class SUPERTUNING(Type):
         return adapter.written(tensors, {"save_precomputed_indices": True}, rank=1)
 
     def common(self, modules: Modules) -> dict[str, float]:
-        """A sparsity with which PEFT counts as many entries in each layer as these have values."""
+        """A sparsity for which PEFT computes the right number of entries in every layer."""
         sizes = [
             (written.tensors["supertuning_values"].size, np.prod(written.adapter.layout.matrix))
             for written in modules.values()
@@ -154,7 +154,7 @@ class WAVEFT(Type):
 
 
 def _family(taps: np.ndarray) -> str:
-    """The wavelet with these taps; the first wavelet if there are no taps."""
+    """The wavelet with these taps; the first wavelet if the taps are empty."""
     for family, n in _FAMILIES.items():
         wavelet = daubechies(n)
         if not taps.size or (taps.shape == wavelet.shape and np.allclose(taps, wavelet)):
@@ -168,14 +168,14 @@ SEED = 777
 
 
 def to_digits(m: Module, flat: np.ndarray) -> np.ndarray:
-    """Positions as the zoo has them: four digits each, lowest first."""
+    """Positions in the zoo's form: four digits each, lowest first."""
     if flat.size and (flat.min() < 0 or flat.max() >= math.prod(m.layout.matrix)):
         raise MisfitError("its positions are not all within the weight")
     return ((flat[:, None] >> np.arange(0, 32, 8)) & 255).astype(np.uint8)
 
 
 def from_digits(digits: np.ndarray) -> np.ndarray:
-    """Positions of four digits each as numbers."""
+    """Positions as numbers, from four digits each."""
     return (np.rint(digits).astype(np.int64) << np.arange(0, 32, 8)).sum(1)
 
 
@@ -188,7 +188,7 @@ def drawn(m: Module) -> np.ndarray:
 
 
 def write_spectrum(adapter: Adapter, name: str, settings: dict[str, Any]) -> Written:
-    """Coefficients of a transform, at the positions that the default seed gives."""
+    """Coefficients of a transform, at the positions of the default seed."""
     values, flat = adapter.state["coefficients"], from_digits(adapter.state["positions"])
     if not np.array_equal(flat, permuted(math.prod(adapter.layout.matrix), len(values), SEED)):
         raise MisfitError(f"Torch draws PEFT's positions by a seed, and {SEED} gives others")
@@ -207,12 +207,12 @@ def permuted(size: int, count: int, seed: int) -> np.ndarray:
 
 
 def normal(count: int, seed: int) -> np.ndarray:
-    """The first 16 of `count` (16 or more) normal numbers: pairs by Box and Muller, 8 apart."""
+    """The first 16 of `count` (16 or more) normal numbers: Box-Muller pairs, 8 apart."""
     first = _twister(seed, 16) % 2**24 / 2**24
     radius, angle = np.sqrt(-2 * np.log(1 - first[:8])), 2 * np.pi * first[8:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
-# Torch draws on a CPU by a Mersenne twister, which NumPy has too.
+# On a CPU, Torch draws with a Mersenne Twister, which NumPy has too.
 def _twister(seed: int, count: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Types whose update is made from factors of the layer alone."""
+"""Types whose update is made only from the layer's own factors."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ class LOHA(Type):
 
 
 def _loha_as_lora(m: Module) -> Converted:
-    """The product of two low-rank matrices is a sum over all pairs of their components."""
+    """LoRA whose components are all pairs of the two products' components."""
     m.layout.check_update(dilated=True)
     outputs, inputs = m.layout.matrix
     has_cores, scale = "hada_t1" in m.tensors, m.alpha / m.rank
@@ -73,7 +73,7 @@ class LOKR(Type):
 
     def read(self, m: Module) -> Converted:
         w1, w2 = m.tensors.get("lokr_w1"), m.tensors.get("lokr_w2")
-        as_lora = _lokr_as_lora(m)  # which checks the tensors
+        as_lora = _lokr_as_lora(m)  # this also checks the tensors
         if m.layout.kind != "linear" or w1 is None or w2 is None or m.rank < max(m.layout.matrix):
             return as_lora
         r = len(w1)
@@ -109,11 +109,11 @@ def _lokr_as_lora(m: Module) -> Converted:
         raise MisfitError(f"its Kronecker factors {shapes} do not make {(outputs, inputs)}")
     w2 = tensors.get("lokr_w2")
     if w2 is not None and w2.ndim == 3:
-        # PEFT multiplies the kernel of a Conv1d as an array of three axes, so that the axes of the
-        # first factor meet other axes than with a Conv2d.
+        # PEFT treats the kernel of a Conv1d as an array with three axes, so that the axes of the
+        # first factor align differently than with a Conv2d.
         return m.update(np.kron(b1 @ a1, w2).reshape(outputs, inputs), scale)
     if len(a1) * len(a2) > min(outputs, inputs):
-        # The product is smaller than the factors, however large the factors' rank is.
+        # The product is smaller than the factors, whatever their rank.
         return m.update(np.kron(b1 @ a1, b2 @ a2), scale)
     return m.low_rank((np.kron(a1, a2), np.kron(b1, b2)), scale)
 
@@ -160,7 +160,7 @@ class HIRA(Type):
         return adapter.written(tensors, {})
 
 
-# GraLoRA: a grid of blocks of low rank; LoRA if it has a LoRA of all inputs beside it.
+# GraLoRA: a grid of low-rank blocks; LoRA if it also has a LoRA of all inputs.
 class GRALORA(Type):
     """GraLoRA; LoRA if it is a hybrid."""
 
@@ -218,7 +218,7 @@ class DELORA(Type):
         return adapter.written(tensors, {})
 
 
-# DEFT: a projection, and its replacement. The signs of orthonormal columns may differ in PEFT.
+# DEFT: a projection and its replacement. PEFT's orthonormal columns may have other signs.
 class DEFT(Type):
     """DEFT."""
 
@@ -231,7 +231,7 @@ class DEFT(Type):
         r = min(m.rank, m.layout.outputs)
         para, method = bool(m.settings.get("para")), m.settings.get("decomposition_method", "relu")
         if method not in ("relu", "qr"):
-            raise MisfitError(f"decomposition_method is {method!r}, and PEFT knows 'relu' and 'qr'")
+            raise MisfitError(f"decomposition_method is {method!r}, and PEFT has 'relu' and 'qr'")
         names = {"P": ("deft_P", (m.layout.outputs, r))}
         if not para:
             names["R"] = ("deft_R", (r, m.layout.inputs))
@@ -254,7 +254,7 @@ class DEFT(Type):
 
 
 def _signs(P: np.ndarray, method: str) -> np.ndarray:
-    """The sign of each column of LAPACK's `Q`, where Gram-Schmidt keeps the column's direction."""
+    """The sign of each column of LAPACK's `Q` relative to Gram-Schmidt, which keeps directions."""
     if method != "qr":
         return np.ones((1, 1), P.dtype)
     return np.sign(np.diag(np.linalg.qr(P)[1]))[:, None].astype(P.dtype)
@@ -306,7 +306,7 @@ class C3A(Type):
         return adapter.written({"c3a_kernel": adapter.state["kernel"]}, {})
 
 
-# GLoRA: `W + W A + B` and `b + b D + E + W C`, and each of the five has one of four forms.
+# GLoRA: `W + W A + B` and `b + b D + E + W C`; each of `A` to `E` has one of four forms.
 class GLORA(Type):
     """LoRA of the layer's rank, and the bias changed."""
 
@@ -328,7 +328,7 @@ class GLORA(Type):
 
 
 def _support(m: Module, letter: str, shape: Shape) -> np.ndarray:
-    """One of the five: a product of two factors, one vector, one number, or nothing."""
+    """One of `A` to `E`: a product of two factors, a vector, a number, or nothing."""
     prefix = f"glora_{letter}."
     x = {name.removeprefix(prefix): t for name, t in m.tensors.items() if name.startswith(prefix)}
     try:

@@ -31,7 +31,7 @@ class OFT(Type):
         if inputs % size or size < 2:
             raise MisfitError(f"its blocks are of {size} inputs, and the layer has {inputs}")
         if m.settings.get("coft"):
-            # No further from zero than `eps`. The packed arrays hold half the entries.
+            # At most `eps` from zero. The packed arrays contain half of the entries.
             limit = m.settings.get("eps", 6e-5) / math.sqrt(len(Q))
             length = np.linalg.norm(Q, axis=1, keepdims=True) * math.sqrt(2)
             Q = np.where(length > limit, Q * (limit / np.maximum(length, 1e-30)), Q).astype(Q.dtype)
@@ -117,7 +117,7 @@ class HRA(Type):
         return adapter.written(tensors, settings, rank=U.shape[1])
 
 
-# RoAd: rotations of pairs of outputs half a group apart, the bias among them.
+# RoAd: rotations of pairs of outputs that are half a group apart, including the bias.
 class ROAD(Type):
     """RoAd, the bias with it."""
 
@@ -145,7 +145,7 @@ class ROAD(Type):
 
 
 def _block_settings(modules: Modules, size_name: str, count_name: str) -> dict[str, int]:
-    """The size and the number of blocks, one of them 0. **Raises:** `MisfitError`."""
+    """The size and the number of blocks, one of which is 0. **Raises:** `MisfitError`."""
     adapters = [written.adapter for written in modules.values()]
     sizes = {adapter.rank for adapter in adapters}
     counts = {adapter.layout.inputs // adapter.rank for adapter in adapters}

@@ -25,7 +25,7 @@ class LILY(Type):
     settings = "num_B stride_A"
 
     def read(self, m: Module) -> Converted:
-        """PEFT writes the shared factors for each layer: factors of a group are one array here."""
+        """PEFT writes the shared factors for each layer; here, a group has one array of factors."""
         outputs, inputs = m.layout.matrix
         shared = m.shared.get(f"{PREFIX}{m.name}.{_B}", np.zeros((0, 0)))
         experts = len(shared) // m.rank
@@ -54,7 +54,7 @@ class LILY(Type):
         return adapter.written(tensors, settings, alpha=adapter.alpha / adapter.rank)
 
     def common(self, modules: Modules) -> dict[str, Any]:
-        """**Raises:** `MisfitError` if PEFT would give layers one factor that have several here."""
+        """**Raises:** `MisfitError` if layers would share a factor in PEFT but not here."""
         for (a, first), (b, second) in itertools.permutations(modules.items(), 2):
             x, y = first.tensors[_B], second.tensors[_B]
             if a.endswith(b) and x.shape == y.shape and not np.array_equal(x, y):
@@ -63,7 +63,7 @@ class LILY(Type):
 
 
 def _group(m: Module, B: np.ndarray) -> int:
-    """The first of the equal factors `B`: zeros are equal at the start, so names decide there."""
+    """The first of the equal factors `B`; for zeros at the start, names decide."""
 
     def target(name: str) -> str:
         module, targets = name.removesuffix(f".{_B}"), m.settings.get("target_modules")
@@ -81,7 +81,7 @@ def _group(m: Module, B: np.ndarray) -> int:
 
 
 # PEANuT: an update that a network computes from the weight, as `PEANuT` of jno-lora-routed.
-# In the order of jno-lora-routed, whose adapters hold the place.
+# In the order of jno-lora-routed, whose adapters store the index.
 _ACTIVATIONS = (
     *("relu", "relu2", "relu6", "leaky_relu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
     *("quick_gelu", "silu", "swish", "mish", "sigmoid", "tanh", "linear"),
@@ -120,7 +120,7 @@ class PEANUT(Type):
         return adapter.written(tensors, settings, alpha=adapter.alpha / adapter.rank)
 
 
-# Poly: skills that the weights of a task mix, as `Poly` of jno-lora-routed.
+# Poly: skills mixed by the weights of a task, as `Poly` of jno-lora-routed.
 _LOGITS = "poly_router.module_logits"
 
 
@@ -133,7 +133,7 @@ class POLY(Type):
     only = (("poly_type", "poly", "PEFT has no other type"),)
 
     def read(self, m: Module) -> Converted:
-        """PEFT's factors lie transposed, and its scale is `1 / r`."""
+        """PEFT's factors are transposed, and its scale is `1 / r`."""
         splits, skills, *_ = m.shape_of("poly_lora_A", 4)
         tasks, _ = m.shape_of(_LOGITS, 2)
         (outputs, inputs), rank = m.layout.matrix, m.rank

@@ -1,6 +1,6 @@
 """Types with arrays that all layers share.
 
-Each module uses a matrix's first rows and columns.
+Each module uses the first rows and columns of a shared matrix.
 """
 
 import operator
@@ -15,7 +15,7 @@ from .positions import normal
 from .type import Adapter, Converted, Module, Modules, Setting, Tensors, Type, Written
 
 
-# VeRA: `diag(b) B diag(d) A`, with the matrices that all layers share.
+# VeRA: `diag(b) B diag(d) A`, with matrices that all layers share.
 class VERA(Type):
     """VeRA with the shared matrices of the file (`vera-shared`)."""
 
@@ -44,7 +44,7 @@ class VERA(Type):
         return Written(adapter, tensors, {"save_projection": True}, shared)
 
 
-# PVeRA, as VeRA: the second half of `d` and `A` makes the variance, which only training uses.
+# PVeRA, like VeRA: the second half of `d` and `A` is the variance, used only in training.
 class PVERA(Type):
     """LoRA, `A = diag(d) A`, `B = diag(b) B`."""
 
@@ -99,8 +99,8 @@ class RANDLORA(Type):
         return Written(adapter, tensors, settings, bases)
 
     def shares(self, modules: Modules) -> Tensors:
-        """The pair of bases from which all layers take slices, for all and for each."""
-        # PEFT makes it for a layer with the most outputs and the most inputs of all.
+        """The bases from which layers take slices: for all layers together, and for each layer."""
+        # PEFT sizes it for the most outputs and the most inputs of all layers.
         most = np.max([written.adapter.layout.matrix for written in modules.values()], axis=0)
         smaller, larger = sorted(most.tolist())
         r = next(iter(modules.values())).adapter.rank
@@ -133,7 +133,7 @@ class UNILORA(Type):
         return m.low_rank((A, B))
 
 
-# VB-LoRA: factors of pieces, each a mean of the vectors that its largest logits choose.
+# VB-LoRA: the factors consist of pieces, each a mean of the vectors with the largest logits.
 _BANK = "base_model.vblora_vector_bank"
 
 
@@ -180,7 +180,7 @@ class VBLORA(Type):
 def _chosen(
     m: Module, grids: dict[str, tuple[int, int]], k: int, bank: np.ndarray
 ) -> list[np.ndarray]:
-    """The pieces of both factors, in float32. The last weight is missing, for they sum to 1."""
+    """The pieces of both factors, in float32. The last weight is omitted because they sum to 1."""
     shapes: dict[str, tuple[int, ...]] = {}
     for letter, grid in grids.items():
         shapes[f"vblora_logits_{letter}_topk_weights"] = (*grid, k - 1)
@@ -224,7 +224,7 @@ class FROD(Type):
 
 
 def _category(module: str) -> str:
-    """The layers that share a matrix have one key, of the last two components of their names."""
+    """The key of the layers that share a matrix: the last two components of their names."""
     names = module.split(".")
     if len(names) == 1 or names[-2].isdigit():
         return names[-1]
@@ -233,7 +233,7 @@ def _category(module: str) -> str:
     return f"{names[-2]}_{names[-1]}"
 
 
-# TinyLoRA: a trained vector around matrices of the file. Their seed says which vector it is.
+# TinyLoRA: a trained vector around matrices of the file, whose seed identifies the vector.
 class TINYLORA(Type):
     """TinyLoRA, each layer with a vector of its own."""
 
@@ -252,7 +252,7 @@ class TINYLORA(Type):
 
 
 def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:
-    """The number of the vector of this module. PEFT counts layers, and seeds by their numbers."""
+    """The index of this module's vector. PEFT numbers the layers, and seeds by these numbers."""
     vectors = len(m.shared)
     if vectors == 1:
         return 0
@@ -266,7 +266,7 @@ def _number_of_vector(m: Module, P: np.ndarray, r: int) -> int:
 
 
 def _shared_arrays(m: Module, shapes: Mapping[str, Shape]) -> list[np.ndarray]:
-    """The arrays of all layers. **Raises:** `MisfitError` if one is smaller than its shape."""
+    """The arrays of all layers. **Raises:** `MisfitError` if an array is too small."""
     for name, shape in shapes.items():
         saved = getattr(m.shared.get(f"base_model.{name}"), "shape", None)
         if saved is None or len(saved) != len(shape) or any(map(operator.lt, saved, shape)):

@@ -1,4 +1,4 @@
-"""What each type of PEFT is written with.
+"""The base class of PEFT's types.
 
 A type reads a `Module` of a file as a `Converted` adapter, and an `Adapter` as a `Written` one.
 """
@@ -19,7 +19,7 @@ from ..layouts import Layout, Shape
 Tensors = Mapping[str, np.ndarray]
 Factors = tuple[np.ndarray, np.ndarray]
 METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
-# The adapters of jno-lora-routed that PEFT has too, by variant.
+# The adapters of jno-lora-routed that also exist in PEFT, by variant.
 ROUTED = {
     "activated-lora": "ActivatedLoRA",
     "lily": "Lily",
@@ -30,9 +30,10 @@ ROUTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """The adapter of a module as an adapter here.
+    """A module's adapter, converted to an adapter here.
 
-    - `variant`: of the method, `None` if only the bias changes; `state`: the method's arrays.
+    - `variant`: the method's variant, `None` if only the bias changes; `state`: the method's
+        arrays.
     - `bias_shift`: added to the layer's bias; `shared`: arrays of all adapters of the file.
     """
 
@@ -49,7 +50,7 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """One adapted module of a file, with everything that the law of its type needs.
+    """An adapted module of a file, with everything that its type's law needs.
 
     - `name`, `rank`, `alpha`: of the module; `settings`: of the file.
     - `tensors`: of the module; `shared`: of all modules. All are float32 at least.
@@ -100,14 +101,14 @@ class Module:
 
     @property
     def b(self) -> np.ndarray:
-        """The layer's bias, in float64; zeros if it has none."""
+        """The layer's bias, in float64; zeros if the layer has no bias."""
         bias = getattr(self.layer, "bias", None)
         if bias is None:
             return np.zeros(self.layout.outputs)
         return np.asarray(bias[self.index], np.float64).reshape(-1)
 
     def as_method(self, variant: str, names: Mapping[str, tuple[str, Shape]]) -> Converted:
-        """A method with these tensors as its arrays: names and shapes in the file, by field."""
+        """A method with these tensors as arrays, given by field as the file's names and shapes."""
         rank, matrix = self.rank, self.layout.matrix
         if METHODS[variant].effective_rank(rank, *matrix) != rank:
             raise MisfitError(f"its rank {rank} is more than the {matrix} of its weight")
@@ -115,11 +116,11 @@ class Module:
         return Converted(variant, rank, self.alpha, state)
 
     def low_rank(self, product: Factors, scale: float = 1.0, variant: str = "lora") -> Converted:
-        """`s B A` as an adapter of scale `s`, with the alpha of the file if that gives it."""
+        """`s B A` as an adapter of scale `s`, with the file's alpha if it gives this scale."""
         A, B = product
         outputs, inputs = self.layout.matrix
         if len(A) > min(outputs, inputs):
-            # No adapter here has a larger rank than its layer's matrix.
+            # An adapter's rank cannot exceed the rank of its layer's matrix.
             whole = B.astype(np.float64) @ A.astype(np.float64)
             A, B = factors(whole.astype(np.result_type(A, B)))
         elif len(A) == 0:  # AdaLoRA has pruned all components
@@ -128,13 +129,13 @@ class Module:
         return Converted(variant, len(A), alpha, {"lora_A": A, "lora_B": B})
 
     def update(self, U: np.ndarray, scale: float = 1.0) -> Converted:
-        """`W + s U` as LoRA, for an update of any rank."""
+        """`W + s U` as LoRA, for an update `U` of any rank."""
         return self.low_rank(factors(U), scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One adapter here, to be written: its arrays without the axes of a stack.
+    """An adapter to write, with arrays without stack axes.
 
     - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
     - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
@@ -152,13 +153,13 @@ class Adapter:
     shared: Tensors = dataclasses.field(default_factory=dict)
 
     def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
-        """The adapter with these tensors in PEFT; `changes` are the rank and alpha there."""
+        """The adapter with these tensors in PEFT; `changes` are PEFT's rank and alpha."""
         return Written(dataclasses.replace(self, **changes), tensors, settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """One adapter as PEFT has it; `shared` are the module's slices of tensors of all modules."""
+    """An adapter in PEFT's form; `shared` are the module's slices of tensors of all modules."""
 
     adapter: Adapter
     tensors: Tensors
@@ -172,7 +173,7 @@ Modules = Mapping[str, Written]
 class Setting(NamedTuple):
     """A setting with a number: its name, its default, and the table for single modules.
 
-    - `by_name`: whether PEFT looks for whole names in the table, or else for the end of a name.
+    - `by_name`: whether PEFT matches whole names in the table, or the ends of names.
     """
 
     name: str
@@ -184,15 +185,15 @@ class Setting(NamedTuple):
 class Type:
     """One type of adapter. Its class has the name that PEFT calls `peft_type`.
 
-    The class's docstring says how the type is held: docs/peft.md shows it.
+    The class's docstring describes the equivalent here, for docs/peft.md.
 
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
-    - `methods`: the variants that are written as this type, if not the one of the same name.
-    - `layers`: the kinds that PEFT has the type for; if `None`, `read` and `write` check.
+    - `methods`: the variants that are written as this type, if not the variant of the same name.
+    - `layers`: the kinds of layer that PEFT's type supports; if `None`, `read` and `write` check.
     - `rank`, `alpha`: the settings with these numbers.
     - `settings`: names of further settings that are read or do not change outputs, with spaces.
-    - `only`: settings that may have one value only, the value, and why.
-    - `bias`: the value of its setting `bias` with which the adapted layers' biases train.
+    - `only`: settings that must have a certain value, the value, and why.
+    - `bias`: the value of the setting `bias` for which the adapted layers' biases train.
     """
 
     tensors = shared = "(?!)"
@@ -209,7 +210,7 @@ class Type:
         raise NotImplementedError
 
     def write(self, adapter: Adapter) -> Written:
-        """The adapter as PEFT has it. **Raises:** `MisfitError`."""
+        """The adapter in PEFT's form. **Raises:** `MisfitError`."""
         raise NotImplementedError
 
     def common(self, modules: Modules) -> dict[str, Any]:
@@ -219,7 +220,7 @@ class Type:
     def shares(self, modules: Modules) -> Tensors:
         """The tensors of all modules, by whole names, as large as the largest slice in a module.
 
-        **Raises:** `MisfitError` if modules hold other values.
+        **Raises:** `MisfitError` if values of modules differ.
         """
         whole: dict[str, np.ndarray] = {}
         for name in next(iter(modules.values())).shared:
@@ -253,7 +254,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def floating(tensors: Tensors) -> Tensors:
-    """The tensors in float32 at least, except indices and sizes, which must be whole numbers."""
+    """The tensors in at least float32, except indices and sizes, which must be whole numbers."""
     wide: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         is_whole = "indices" in name or "_s_size." in name
@@ -265,14 +266,14 @@ def floating(tensors: Tensors) -> Tensors:
 
 
 def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
-    """The alpha that makes this scale of an update: the given alpha if it does, up to rounding."""
+    """The alpha for this scale: the given alpha if it gives the scale up to rounding."""
     # The scale of the adapters of jno-lora-routed is LoRA's.
     alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
     return float(given) if math.isclose(alpha, given) else alpha
 
 
 def factors(kernel: np.ndarray) -> Factors:
-    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, that may have any rank."""
+    """Factors `A` and `B` of a matrix, or of a kernel as a matrix, of any rank."""
     matrix = kernel.reshape(len(kernel), -1)
     outputs, inputs = matrix.shape
     eye = np.eye(min(outputs, inputs), dtype=matrix.dtype)

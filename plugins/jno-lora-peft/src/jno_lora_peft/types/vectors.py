@@ -12,7 +12,7 @@ from ..layouts import Layout, Shape
 from .type import Adapter, Converted, Module, Modules, Type, Written
 
 
-# IA3, on outputs (the bias among them) or inputs: a factor for each output, input or channel.
+# IA3, on outputs (including the bias) or inputs: a factor per output, input or channel.
 class IA3(Type):
     """IA³ on outputs (`IA3Out` if the layer has a bias) or on inputs (`IA3In`)."""
 
@@ -22,7 +22,7 @@ class IA3(Type):
     settings = "feedforward_modules init_ia3_weights"
 
     def read(self, m: Module) -> Converted:
-        """The inputs of `feedforward_modules` are scaled, the outputs of all other layers."""
+        """PEFT scales the inputs of `feedforward_modules`, and the outputs of all other layers."""
         on_inputs = _scales_inputs(m.settings, m.name)
         scale = m.take({"ia3_l": _shape(m.layout, on_inputs)})[0].reshape(-1)
         if not on_inputs:
@@ -69,7 +69,7 @@ def _shape(layout: Layout, on_inputs: bool) -> Shape:
     return (1, count) if on_inputs else (count, 1)
 
 
-# BEFT: a vector that is added to the layer's bias.
+# BEFT: a vector added to the layer's bias.
 class BEFT(Type):
     """the layer's bias changed."""
 

@@ -1,11 +1,11 @@
-"""Optimisers that know adapters, as transformations of optax: `jno.lora.optim`.
+"""Optimisers for adapters, as optax transformations: `jno.lora.optim`.
 
     from jno.lora.optim import lora_plus
 
     optimiser = lora_plus(optax.adam(1e-4), ratio=16)
 
-They take the trees that `net.partition()` returns. The class of an adapter, also of a third party,
-says in `factor_sides` which of its fields are factors of a product `B A`.
+They take the trees that `net.partition()` returns. The class of an adapter, also from a third
+party, lists in `factor_sides` which fields are factors of a product `B A`.
 """
 
 from .._trainer import ConjugateState

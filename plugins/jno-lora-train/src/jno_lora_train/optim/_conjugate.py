@@ -1,4 +1,4 @@
-"""Gradients of complex arrays, as optimisers take them."""
+"""Gradients of complex arrays, as optimisers expect them."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from .._trainer import ConjugateState
 
 
 def conjugate() -> optax.GradientTransformation:
-    """Conjugate the gradients of complex arrays, as the first member of a chain.
+    """Conjugate the gradients of complex arrays; the first transformation of a chain.
 
         optimiser = optax.chain(conjugate(), optax.adam(1e-3))
 
     For a complex array, `jax.grad` returns `dL/dx - i dL/dy`, whose conjugate is the direction of
     ascent. Without `conjugate`, an optimiser descends in the real parts and climbs in the imaginary
-    parts, and no optimiser of optax conjugates by itself. Real arrays pass unchanged.
+    parts, because optax's optimisers do not conjugate. Real arrays pass unchanged.
 
-    It is for loops of your own. `Trainer` and `compare` conjugate the gradients themselves, so do
-    not give them an optimiser that conjugates as well: two conjugations cancel.
+    Use it in your own loops. `Trainer` and `compare` conjugate the gradients themselves, so do not
+    pass them an optimiser that conjugates as well: two conjugations cancel.
 
     Adam scales a complex number as a whole, by the average of `|g|^2`. To scale real and imaginary
     parts separately, as Adam does for a pair of real arrays, write

@@ -1,4 +1,4 @@
-"""The factors of the products in adapters, as their classes name them (`factor_sides`)."""
+"""The factors of the products in adapters, as declared by their classes (`factor_sides`)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -34,10 +34,10 @@ class Product(NamedTuple):
 
 
 def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any]]:
-    """Each adapter of `tree`, and by side, for each field, its factors by their path in the field.
+    """Each adapter of `tree`, with its factors by side, by field, and by their path in the field.
 
     Fields whose arrays were taken out (`eqx.partition`, `optax.masked`) have no factors. An adapter
-    may be built of adapters.
+    may contain adapters.
 
     - `keys`: the key path of `tree` itself.
     """

@@ -22,8 +22,8 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
 
     `g_A <- (B^T B + delta I)^-1 g_A` and `g_B <- g_B (A A^T + delta I)^-1`. Put it in front of an
     optimiser: `optax.chain(scale_by_riemannian(), optax.adam(1e-3))` is the paper's scaled AdamW.
-    Computed in float32 at least; the dtypes of the gradients stay. Stacks of layers have a
-    preconditioner for each layer. `A` or `B` whose partner does not train keeps its gradient.
+    It computes in at least float32 and keeps the dtypes of the gradients. Each layer of a stack has
+    its own preconditioner. If only `A` or only `B` trains, its gradient stays unchanged.
 
     For complex factors, `^T` also conjugates; put `conjugate()` in front.
 
@@ -83,20 +83,20 @@ class PreconditionerState(NamedTuple):
 def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformation:
     """LoRA-FA's correction of the gradients of `B`, for adapters whose `A` is frozen.
 
-    `g_B <- g_B (A A^T + delta I)^-1 / s^2`. Among all updates that a frozen `A` allows, this step
-    of the matrix is the nearest to a step of full fine-tuning. Put it in front of an optimiser:
+    `g_B <- g_B (A A^T + delta I)^-1 / s^2`. Among all updates that a frozen `A` allows, this one
+    moves the matrix closest to a step of full fine-tuning. Put it in front of an optimiser:
     `optax.chain(lora_fa(net.module), optax.adamw(1e-3))`. Other gradients stay as they are.
 
     **Arguments:**
 
-    - `model`: the adapted model, which holds the factors `A`; the optimiser does not see them. In a
-        sum of adapters, the weight of a member is a factor of its `s`. Weight 0 gives a step of 0.
-        If the factors are complex, `^T` also conjugates; put `conjugate()` in front.
+    - `model`: the adapted model, which has the factors `A`; the optimiser does not get them. In a
+        sum of adapters, the weight of a member is a factor of its `s`. A weight of 0 gives a step
+        of 0. If the factors are complex, `^T` also conjugates; put `conjugate()` in front.
     - `damping`: `delta`, as in `scale_by_riemannian`.
 
     **Raises:** `SelectionError` unless `damping` is positive, or if `model` is a `Net` or a set; at
-    `init`, if there is no adapter of an update `s B A` with `A` frozen and `B` among `params`, or
-    if the weights of a sum train, and `s` with them.
+    `init`, if no adapter has an update `s B A` with `A` frozen and `B` among `params`, or if the
+    weights of a sum train, because `s` would then change.
 
     Paper: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
     Fine-tuning", arXiv:2308.03303.
@@ -142,7 +142,7 @@ def _scale_of(adapter: LoRAWrapper) -> Any:
 
 
 def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyPath, Array]:
-    """By the key path of each member of a sum of adapters, its weight in each layer.
+    """The weight of each member of a sum of adapters, in each layer, by the member's key path.
 
     **Raises:** `SelectionError` if the weights train.
     """
@@ -165,9 +165,9 @@ def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyP
 def _correction(
     product: Product, damping: float, weights: Mapping[KeyPath, Array]
 ) -> Inexact[Array, "... r r"]:
-    """`(A A^T + delta I)^-1 / s^2`, or 0 if `s` is 0: an update that does not count takes no step.
+    """`(A A^T + delta I)^-1 / s^2`, or 0 if `s` is 0, because such an update has no effect.
 
-    `s` has two more frozen factors for each layer: a `multiplier`, and the weight in a sum.
+    `s` also contains two frozen factors for each layer: a `multiplier`, and the weight in a sum.
     """
     A, keys = at_least_float32(jnp.asarray(product.A.array)), product.A.keys
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
@@ -191,8 +191,8 @@ def _solve(
     @partial(jnp.vectorize, signature="(r,n),(r,m)->(r,m)")
     def solve(F: Array, R: Array) -> Array:
         G = jnp.matmul(F, F.T.conj(), precision="highest")
-        # Less damping can vanish in the rounding of `G`: a quarter of it gave indefinite matrices.
-        # JAX 0.8 sums in turn on a CPU, with errors of half the root of the number of terms.
+        # Less damping can be lost to the rounding of `G`: a quarter of it gave indefinite matrices.
+        # JAX 0.8 sums sequentially on a CPU, with errors of half the root of the number of terms.
         rounding = max(8.0, F.shape[1] ** 0.5) * jnp.finfo(G.dtype).eps * jnp.trace(G).real
         identity = jnp.eye(len(G), dtype=G.dtype)
         damped = G + jnp.maximum(damping, rounding) * identity

@@ -1,4 +1,4 @@
-"""Learning rates by the side of a factor, and by path."""
+"""Learning rates by the side of a factor, or by path."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ from ._factors import ADVICE, KeyPath, factors
 def side_labels(params: PyTree) -> PyTree[str]:
     """`"input"` and `"output"` for factors on these sides of a product, `"other"` for other arrays.
 
-    For optax, which takes the function itself: `optax.multi_transform({"input": slow, "output":
-    fast, "other": slow}, side_labels)`.
+    Pass the function itself to optax: `optax.multi_transform({"input": slow, "output": fast,
+    "other": slow}, side_labels)`.
 
     **Arguments:** `params`, an adapted model, or a tree that `eqx.partition` gives.
 
@@ -51,11 +51,11 @@ def path_labels(
 
     **Arguments:**
 
-    - `patterns`: by label, a regex that is searched in the slash-joined path of each array, such as
-        `encoder/layers/0/lora_A`. The first regex that is found wins.
+    - `patterns`: a regex for each label, searched in the slash-joined path of each array, such as
+        `encoder/layers/0/lora_A`. The first match wins.
     - `default`: the label of all other arrays.
 
-    **Returns:** a function of `params`. It raises a `SelectionError` if a regex is found nowhere.
+    **Returns:** a function of `params` that raises a `SelectionError` if a regex matches no path.
 
     **Raises:** `re.error` for an invalid regex.
     """
@@ -84,20 +84,20 @@ def path_labels(
 def lora_plus(
     optimiser: optax.GradientTransformation, ratio: Any = 16.0
 ) -> optax.GradientTransformationExtraArgs:
-    """LoRA+: `optimiser` with a learning rate of output factors (`B`) that is `ratio` times larger.
+    """LoRA+: `optimiser` with a `ratio` times larger learning rate for output factors (`B`).
 
-    The updates of `B` are multiplied by `ratio`. This equals a larger rate if the optimiser's
+    The updates of `B` are multiplied by `ratio`, which equals a larger rate if the optimiser's
     updates are its rate times a direction that does not depend on the rate, as in SGD, Adam, AdamW
-    and Lion. AdamW's decay of `B` is multiplied as well, as in the code of the paper. For other
+    and Lion. AdamW's decay of `B` is multiplied as well, as in the paper's code. For other
     optimisers, such as Prodigy, use `optax.multi_transform` with `side_labels`.
 
     **Arguments:**
 
-    - `optimiser`: with the rate of `A` and of everything else: `optax.adam(1e-4)`.
+    - `optimiser`: an optimiser with the rate for everything but `B`, such as `optax.adam(1e-4)`.
     - `ratio`: one positive number, which may be traced.
 
-    **Raises:** `SelectionError` for a `ratio` of another kind; at `init`, if no trained array is an
-    output factor.
+    **Raises:** `SelectionError` for any other `ratio`; at `init`, if no trained array is an output
+    factor.
 
     Paper: Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
     """

@@ -1,4 +1,4 @@
-"""Directions that the factors of adapters stay away from: CLoRA's penalty, OSF's projection."""
+"""Directions that the factors of adapters must avoid: CLoRA's penalty, OSF's projection."""
 
 import math
 import numbers
@@ -21,16 +21,17 @@ T = TypeVar("T")
 
 
 class Subspaces(eqx.Module):
-    """For each product `B A` in a model, directions that `A` and `B` are to stay away from.
+    """Directions that `A` and `B` must avoid, for each product `B A` in a model.
 
         kept = Subspaces.of_weights(net.module, 0.5)
         net.update(kept.project(net.partition()[0]))
         optimiser = optax.chain(optax.adam(1e-3), stay_orthogonal(kept))
 
     If `A V = 0` and `U^T B = 0`, the update `s B A` neither reads the inputs `V` nor changes the
-    outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. Here, `^T` also conjugates. A pytree.
+    outputs along `U`: `W' V = W V` and `U^T W' = U^T W`. Here, `^T` also conjugates. `Subspaces`
+    are a pytree.
 
-    - `inputs`, `outputs`: by the paths of each `A` and each `B`, orthonormal bases `V` and `U`.
+    - `inputs`, `outputs`: orthonormal bases `V` and `U`, by the paths of each `A` and each `B`.
     """
 
     inputs: dict[str, Inexact[Array, "... in k"]]
@@ -38,11 +39,11 @@ class Subspaces(eqx.Module):
 
     @classmethod
     def of_weights(cls, model: PyTree, size: float = 0.5) -> "Subspaces":
-        """The `size` largest singular directions of each weight: they hold what the model knows.
+        """The `size` largest singular directions of each weight, to preserve the model's behaviour.
 
         With `project` at the start and `stay_orthogonal`, the largest singular triplets of each
-        weight stay triplets of the adapted weight. MiLoRA starts outside of them, and with the rank
-        that `size` leaves trains all of the remaining part of the weight: this is OSF.
+        weight stay triplets of the adapted weight. MiLoRA starts outside of them; with the full
+        remaining rank, it trains all of the remaining part of the weight, which is OSF.
 
         **Arguments:**
 
@@ -51,14 +52,14 @@ class Subspaces(eqx.Module):
             down; a matrix of one row or column then has none).
 
         **Raises:** `SelectionError` unless `size` is a whole number of 1 or more, or between 0 and
-        1; if `model` has no products; or that lists every adapter of a matrix which is not known,
-        or which `size` leaves no direction, or whose update is not `s B A` (DoRA), or which starts
-        in these directions (PiSSA, LoRA-Null).
+        1; if `model` has no products; or if an adapter's matrix is unknown or `size` leaves it no
+        direction, or if its update is not `s B A` (DoRA) or starts in these directions (PiSSA,
+        LoRA-Null). The message lists all such adapters.
 
         Papers: Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for
         Continual Learning", arXiv:2504.07097. The paper trains both factors and the values of the
-        remaining triplets, and projects gradients; it takes `size` from how much a layer changes
-        its inputs. PEFT's OSF keeps half of the directions, as here.
+        remaining triplets, and projects gradients; it derives `size` from how much a layer changes
+        its inputs. PEFT's OSF keeps half of the directions, as in the example.
         """
         expect_model(model, "Subspaces.of_weights")
         # The same adapters, with the arrays that they share.
@@ -118,9 +119,9 @@ class Subspaces(eqx.Module):
 
         **Arguments:** `model`: the whole model, `eqx.combine(trainable, frozen)`.
 
-        **Returns:** a scalar, float32 at least.
+        **Returns:** a scalar of at least float32.
 
-        **Raises:** `SelectionError` if `model` has none of the factors, or of other shapes.
+        **Raises:** `SelectionError` if `model` lacks the factors, or if their shapes differ.
         """
         expect_model(model, "Subspaces.penalty")
         pairs = ((x, V) if is_input else (_mH(V), x) for _, x, V, is_input in self._matched(model))
@@ -129,13 +130,13 @@ class Subspaces(eqx.Module):
         return sum((part.astype(dtype) for part in parts), jnp.zeros((), dtype)) / 2
 
     def project(self, tree: T) -> T:
-        """`tree` with `A - A V V^T` in the place of each `A`, and `B - U U^T B` of each `B`.
+        """`tree` with each `A` replaced by `A - A V V^T`, and each `B` by `B - U U^T B`.
 
         **Arguments:** `tree`: a model, its trained part, its gradients or its updates. Adapters
             whose update is zero at first (LoRA, not PiSSA) still change nothing afterwards.
 
-        **Raises:** `SelectionError` if `tree` has none of the factors, or of other shapes, or one
-        factor of a product without the other.
+        **Raises:** `SelectionError` if `tree` lacks the factors, if their shapes differ, or if only
+        one of a product's two factors is in `tree`.
         """
         sides = [is_input for *_, is_input in self._matched(tree)]
         if sum(sides) * 2 != len(sides):
@@ -158,7 +159,7 @@ class Subspaces(eqx.Module):
         return jtu.tree_map_with_path(replaced, tree)
 
     def _matched(self, tree: PyTree) -> list[tuple[KeyPath, Array, Array, bool]]:
-        """Each factor in `tree`, in float32 at least, with its basis and whether it is an `A`."""
+        """Each factor in `tree`, in at least float32, with its basis and whether it is an `A`."""
         matched: list[tuple[KeyPath, Array, Array, bool]] = []
         for keys, leaf in jtu.tree_leaves_with_path(tree):
             path = path_str(keys)
@@ -189,8 +190,9 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
 
         optax.chain(optax.adamw(1e-3), stay_orthogonal(subspaces))
 
-    Put it last: Adam scales each number by itself, so that projected gradients would leave again.
-    Factors that start outside (`Subspaces.project`) stay outside, up to rounding, also under decay.
+    Put it last: Adam rescales each number separately, so projecting the gradients alone would not
+    suffice. Factors that start outside (`Subspaces.project`) stay outside, up to rounding, also
+    under decay.
 
     **Raises:** at `init`, `SelectionError` if none of the factors train, or they have other shapes.
     """
@@ -212,7 +214,7 @@ def _shown(product: Product) -> str:
 
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
-    """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
+    """The weight before adapting, `(..., out, in)`, if its sizes are those of the product."""
     W = on_the_mesh(adapter, _weight_before, adapter, path_str(product.inner))
     A, B = product.A.array, product.B.array
     fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
@@ -220,7 +222,7 @@ def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
 
 
 def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
-    """The matrix of the layer before adapting; of a layer with several, the matrix `name`."""
+    """The layer's matrix before adapting, or the matrix `name` of a layer with several."""
     cls = MatrixAdapter.of(type(adapter))
 
     def of_layer(adapter: Any) -> Any:
@@ -237,7 +239,7 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     outside = A - A @ V @ _mH(V), ones - U @ (_mH(U) @ ones)
     moved = dict(zip((id(product.A.array), id(product.B.array)), outside, strict=True))
     adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
-    if product.inner:  # one of several matrices of a layer, whose update is not asked for
+    if product.inner:  # one of several matrices of a layer, whose update is not available
         return type(adapter).unwrap is LoRAWrapper.unwrap
     cls = MatrixAdapter.of(type(adapter))
     update = over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(adapter)

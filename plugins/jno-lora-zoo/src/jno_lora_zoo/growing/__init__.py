@@ -1,4 +1,4 @@
-"""A growing model: trained new outputs, inputs and tokens around frozen old weights."""
+"""Grow a model: train new outputs, inputs and tokens around frozen old weights."""
 
 from ._grow import grow as grow, load_grown as load_grown
 from .adapters import (

@@ -1,4 +1,4 @@
-"""`grow`: a layer with more outputs, inputs or tokens, and its file."""
+"""Give a layer more outputs, inputs or tokens, and load its file."""
 
 import math
 import operator
@@ -37,7 +37,7 @@ _KINDS: dict[Any, tuple[str, str]] = {
     GrownConv: ("out_channels", "in_channels"),
     GrownEmbedding: ("embedding_size", "num_embeddings"),
 }
-# The sizes of the layers of an attention that hold its heads.
+# The sizes of the layers of an attention that contain its heads.
 _HEADS = {"output_proj": "inputs"} | dict.fromkeys(
     ("query_proj", "key_proj", "value_proj"), "outputs"
 )
@@ -52,31 +52,31 @@ def grow(
     start: str | Iterable[SupportsIndex] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> M:
-    """`model` with a larger layer at `path`: new entries train around the frozen old weight.
+    """`model` with a larger layer at `path`, whose new entries train around the frozen old weight.
 
-    A field, a channel, a token or a class more. The layer becomes an adapter around a layer of the
-    larger size, and `merge_lora` gives this layer with the trained values. New entries come last.
-    The layers before and after must fit: grow them as well.
+    Use it to add a field, a channel, a token or a class. The layer becomes an adapter around a
+    larger layer, and `merge_lora` returns this layer with the trained values. New entries come
+    last. Grow the layers before and after too, so that their sizes fit.
 
     **Arguments:**
 
     - `model`: a pytree, such as a model or an adapted model. It is not changed.
     - `path`: of an `eqx.nn.Linear`, a convolution without groups, or an `eqx.nn.Embedding`, stacked
         or not, and layers that look like these.
-    - `outputs`, `inputs`: how many are new. The inputs of an embedding are its tokens, and its
+    - `outputs`, `inputs`: how many to add. The inputs of an embedding are its tokens, and its
         outputs are the features of a token.
-    - `start`: how new outputs (of an embedding: new tokens) start. `"zeros"`; `"mean"` of the old
-        rows; `"random"`, normal with the deviation of the old weight; or the numbers of old rows to
-        copy, one for each new row. Default `"zeros"`, of an embedding `"mean"`. New inputs of other
-        layers are zero, so that the old outputs stay as they were.
+    - `start`: how new outputs (of an embedding: new tokens) start: `"zeros"`; `"mean"` of the old
+        rows; `"random"`, normal with the old weight's standard deviation; or the indices of old
+        rows to copy, one per new row. The default is `"zeros"`, or `"mean"` for an embedding. New
+        inputs of other layers are zero, so that the old outputs do not change.
     - `key`: for `"random"`.
 
-    **Returns:** the model with an adapter at `path`. Its file holds the new entries alone:
+    **Returns:** the model with an adapter at `path`. Its file contains only the new entries, and
     `load_grown` loads it onto the small model.
 
     **Raises:** `SelectionError`, naming the path, if there is no such layer, if it cannot grow or
-    carries an adapter, if the array of its weight is in several places, or if a number or `start`
-    makes no sense.
+    already has an adapter, if its weight's array occurs in several places, or if a number or
+    `start` is invalid.
     """
     expect_model(model, "grow")
     layer = layers_at(model, [path]).get(path)
@@ -112,15 +112,15 @@ def load_grown(
     strict: bool | Literal["values"] = True,
     wrappers: type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None = (),
 ) -> M:
-    """`model` with the grown layers, and all adapters, of a file that `save_adapters` wrote.
+    """`model` with the grown layers and all adapters from a file that `save_adapters` wrote.
 
     **Arguments:**
 
     - `model`: the small model, before `grow`.
     - `file`: the path of the file.
-    - `strict`: as of `jno.lora.load_adapters`. With `"values"`, the layers must have the values
+    - `strict`: as in `jno.lora.load_adapters`. With `"values"`, the layers must have the values
         that the adapters were made for.
-    - `wrappers`: as of `jno.lora.load_adapters`, for other adapters of the file.
+    - `wrappers`: as in `jno.lora.load_adapters`, for other adapters of the file.
 
     **Raises:** `SelectionError` if a layer cannot grow; as `jno.lora.load_adapters`.
     """

@@ -16,22 +16,22 @@ from ..layers import ConvLayer, EmbeddingLayer, LinearLayer
 
 
 class Grown(Method):
-    """New rows and columns of a matrix, at its end: `W' = W + U`.
+    """New rows and columns at the end of a matrix: `W' = W + U`.
 
     Law: `U` is `new_rows` in the last rows, `new_columns` above them in the last columns, and zero
     elsewhere; `new_bias` is added to the last entries of the bias. All start at zero. `grow` makes
-    the larger layer, whose new entries are zero, and puts this adapter around it.
+    the larger layer, with zeros as new entries, and puts this adapter around it.
 
     Options: `rows` and `columns`, the numbers of new rows and columns. `U` has the rank `rows +
     columns`; `rank` and `alpha` are ignored. `rows in + columns (out - rows)` parameters train, and
     `rows` of the bias.
     """
 
-    # Without new rows, or columns, the array is empty.
+    # Without new rows or columns, the array is empty.
     adapter_fields = ("new_rows", "new_columns")
     optional_fields = ("new_bias",)
     variant = "grown"
-    # The axis of the matrix whose new entries start as asked: outputs, or the tokens of a table.
+    # The axis of the matrix to which `start` applies: outputs, or the tokens of a table.
     start_axis: ClassVar[int] = 0
     about = About(family="sparse", formula="rows in + columns (out - rows)")
     _rank_limits = ()
@@ -92,14 +92,14 @@ class Grown(Method):
         return jnp.concatenate([columns @ v[len(v) - columns.shape[1] :], rows @ v])
 
     def _column(self, i: Array) -> Array:
-        """`U[:, i]`, without `U`: a table has many columns."""
+        """`U[:, i]` without the whole `U`, because a table has many columns."""
         old = self.new_rows.shape[1] - self.new_columns.shape[1]
         # Old tokens have a column of zeros.
         columns = jnp.pad(self.new_columns, ((0, 0), (1, 0)))
         return jnp.concatenate([columns[:, jnp.maximum(i - old + 1, 0)], self.new_rows[:, i]])
 
     def started(self, start: str | tuple[int, ...], key: PRNGKeyArray) -> "Grown":
-        """With new outputs (of a table: tokens) that start as `start` says."""
+        """This adapter with new outputs (of a table: tokens) that start according to `start`."""
         name = ("new_rows", "new_columns")[self.start_axis]
         values = getattr(self, name)
         if start == "zeros" or not values.size:
@@ -133,7 +133,7 @@ class GrownEmbedding(Grown, EmbeddingLayer):
 
 
 def started_rows(start: str | tuple[int, ...], old: Array, number: int, key: Any) -> Array:
-    """`number` new rows beside `old` rows: their mean, random rows, or the rows with numbers."""
+    """`number` new rows from the `old` rows: their mean, random rows, or copies by index."""
     shape = (number, *old.shape[1:])
     if start == "random":
         return jnp.std(old) * jax.random.normal(key, shape, old.dtype)

@@ -7,7 +7,7 @@ from .in_norm import InNormLayer as InNormLayer
 from .linear import LinearLayer as LinearLayer
 from .recurrent import RecurrentLayer as RecurrentLayer
 
-# No layer is of two of these kinds. `LayerKind.weight_axes` says how each stores its weight.
+# A layer belongs to at most one of these kinds. `LayerKind.weight_axes` is the weight's layout.
 LAYER_KINDS: tuple[type[LayerKind], ...] = (
     LinearLayer,
     ConvLayer,

@@ -1,4 +1,4 @@
-"""Convolutions: `eqx.nn.Conv` and what looks like it, and `eqx.nn.ConvTranspose`."""
+"""Convolutions: `eqx.nn.Conv` and its look-alikes, and `eqx.nn.ConvTranspose`."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class ConvLayer(KernelLayer):
                 "it looks like a transposed convolution but is not an eqx.nn.ConvTranspose: other "
                 "libraries swap the first two axes of the kernel"
             )
-        # Other plugins say how to adapt weights of modes.
+        # Other plugins adapt weights with modes.
         is_of_modes = jnp.iscomplexobj(leaf.weight) and not hasattr(leaf, "kernel_size")
         if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm) or is_of_modes:
             return None
@@ -62,9 +62,9 @@ class ConvLayer(KernelLayer):
 class ConvTransposeLayer(KernelLayer):
     """`eqx.nn.ConvTranspose1d/2d/3d`, with groups, strides, dilation and output padding.
 
-    Equinox keeps the kernel as `(out, in / groups, *kernel_size)` here too, and convolves with it
-    over the input spread out by the stride, so that it is adapted as a convolution. Look-alikes are
-    not claimed, since other libraries swap the first two axes.
+    Equinox keeps the kernel as `(out, in / groups, *kernel_size)` here too, and convolves it with
+    the input spread out by the stride, so it is adapted like a convolution. Look-alikes are not
+    claimed, because other libraries swap the first two axes.
     """
 
     exact_classes = (

@@ -1,4 +1,4 @@
-"""Embedding tables: `eqx.nn.Embedding`, its subclasses, and what looks like it."""
+"""Embedding tables: `eqx.nn.Embedding`, its subclasses, and look-alikes."""
 
 from typing import Any
 
@@ -14,15 +14,16 @@ from .._layer_kind import Map, MatrixLayer, Update, unchanged
 class EmbeddingLayer(MatrixLayer):
     """A table `weight` of shape `(num_embeddings, embedding_size)`, read one row at a time.
 
-    The matrix is the transposed table: a lookup is `W e_i`, so that `in` counts the embeddings and
-    `out` is their size. `lora_A` is `(r, num_embeddings)` and `lora_B` is `(embedding_size, r)`.
-    "Per output" (the scale of IA3, the magnitude of DoRA, the rotation of OFT) therefore means per
+    The matrix is the transposed table: a lookup is `W e_i`, so `in` is the number of embeddings and
+    `out` their size. `lora_A` is `(r, num_embeddings)` and `lora_B` is `(embedding_size, r)`. "Per
+    output" (the scale of IA3, the magnitude of DoRA, the rotation of OFT) therefore means per
     dimension of the embedding, the same for every token.
 
-    `A e_i` is a column of `A`. Features are float32 at least, and are rounded once, at the end.
+    `A e_i` is a column of `A`. Features are at least float32, and are rounded only once, at the
+    end.
 
     Duck types must declare `num_embeddings` and `embedding_size`. A duck type or a subclass may do
-    more than a lookup, so it is called as it is, with the adapted table in it.
+    more than a lookup, so it is called itself, with the adapted table.
     """
 
     weight_axes = "io"
@@ -53,7 +54,7 @@ class EmbeddingLayer(MatrixLayer):
         return type(self.base) is eqx.nn.Embedding
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        # The base is called, so that it refuses the inputs that it always refuses: vectors of ids.
+        # The base is called so that it raises for invalid inputs as usual, such as vectors of ids.
         return in_compute_dtype(self.base(x))
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
@@ -75,8 +76,8 @@ class EmbeddingLayer(MatrixLayer):
 
 
 def _row(layer: Any, x: Any) -> Array:
-    """The row that `layer.weight[x]` reads, as a number that can be divided."""
+    """The index of the row that `layer.weight[x]` reads, as an integer that can be divided."""
     count = layer.num_embeddings
-    # JAX's default integers: an `uint8` id cannot hold the count.
+    # JAX's default integers, because the count may exceed a `uint8`.
     index = jnp.asarray(x).astype(int)
     return jnp.clip(jnp.where(index < 0, index + count, index), 0, count - 1)

@@ -18,12 +18,12 @@ class InNormLayer(LayerKind):
     """A `WeightNorm` or `SpectralNorm` around a linear or convolution layer, adapted as one.
 
     The matrix is the inner layer's matrix, so the norm acts on the adapted weight: `g W' / ||W'||`
-    for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter on the inner layer would be
-    rescaled or bypassed, and is refused.
+    for `WeightNorm`, `W' / sigma(W')` for `SpectralNorm`. An adapter on the inner layer is refused,
+    because the norm would rescale or bypass it.
 
-    `WeightNorm` with its default `axis=0` takes the scale of each row out again, and so does every
-    norm of a single row: IA³ on outputs only scales rows of the weight and is refused there, and
-    the magnitude of DoRA does not act.
+    `WeightNorm` with its default `axis=0` removes the scale of each row, as does any norm of a
+    single row. IA³ on outputs is refused there, because it only scales rows of the weight, and the
+    magnitude of DoRA has no effect.
     """
 
     @classmethod
@@ -90,7 +90,7 @@ def _is_normed(leaf: Any) -> bool:
 
 
 def _norms_rows(norm: Any) -> bool:
-    """Whether `norm`, which is adapted, takes the scale of each output's row out again."""
+    """Whether the adapted `norm` removes the scale of each output's row."""
     has_one_row = norm.layer.weight.shape[InNormLayer.stack_ndim(norm)] == 1
     return has_one_row or (isinstance(norm, eqx.nn.WeightNorm) and norm.axis == 0)
 

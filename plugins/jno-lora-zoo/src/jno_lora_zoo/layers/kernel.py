@@ -1,4 +1,4 @@
-"""Layers whose weight is the kernel of a convolution."""
+"""Layers with a convolution kernel as their weight."""
 
 import copy
 import dataclasses
@@ -30,8 +30,8 @@ from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchan
 class KernelLayer(LayerKind):
     """A layer with a kernel `(out, in / groups, *kernel_size)`.
 
-    The matrix is the kernel with all axes but the first flattened. With groups, `A` serves each
-    group and the rows of `B` are divided among the groups, so every law holds exactly as it stands.
+    The matrix is the kernel with all axes but the first flattened. With groups, all groups share
+    `A` and the rows of `B` are divided among the groups, so that every law applies unchanged.
     """
 
     weight_axes = "oi..."
@@ -40,7 +40,7 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def keeps_layout(cls, leaf: Any) -> bool:
-        """Whether the weight is laid out as the layer's sizes say, after the axes of a stack."""
+        """Whether the weight's layout matches the layer's sizes, after any stack axes."""
         weight, shape = leaf.weight, kernel_shape(leaf)
         return is_float_array(weight) and 0 not in shape and weight.shape[-len(shape) :] == shape
 
@@ -58,7 +58,7 @@ class KernelLayer(LayerKind):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        """The patches of all groups and positions: the outputs for kernels with a single 1."""
+        """The patches of all groups and positions, as outputs of kernels with a single 1."""
         if class_of(layer) not in cls.exact_classes:
             raise WrapperError(f"the inputs of a {type(layer).__name__} are not known as patches")
         frame = eqx.filter(layer, eqx.is_array, inverse=True)
@@ -74,8 +74,8 @@ class KernelLayer(LayerKind):
     def mesh_axes(cls, base: Any) -> MeshAxes:
         stack = cls.stack_ndim(base)
         axes = sharded_over(base.weight)
-        # The inputs are the slowest axis of a row of the matrix. So a row is cut like the inputs,
-        # unless the spatial axes are cut as well.
+        # The inputs are the slowest axis of a row of the matrix, so a row is sharded like the
+        # inputs, unless the spatial axes are sharded as well.
         inputs = axes[stack + 1] if not any(axes[stack + 2 :]) else None
         return MeshAxes(axes[:stack], axes[stack], inputs)
 
@@ -133,11 +133,11 @@ class KernelLayer(LayerKind):
 
     @property
     def _weight(self) -> Array:
-        return jnp.asarray(self.base.weight)  # NumPy's arrays too have a dtype of JAX then
+        return jnp.asarray(self.base.weight)  # so that NumPy arrays also get a JAX dtype
 
     @property
     def _rounds(self) -> bool:
-        """Whether the kernel would round away an update that is small beside it, or is coded."""
+        """Whether the kernel would round away a small update, or is coded."""
         weight = self.base.weight
         return is_coded(weight) or dtype_of(weight).itemsize < 4
 
@@ -166,16 +166,17 @@ class _Convolution:
 def is_narrow(frame: Any, r: int) -> bool:
     """Whether `r` channels for each group are few: together at most half of the outputs.
 
-    The derivative with respect to `A` and `B` costs two convolutions to those channels, against one
-    for the gradient of the whole kernel: the factored rule pays with few channels. With few
-    channels, one dense product with a block-diagonal `B` is faster than a product for each group.
+    The derivative with respect to `A` and `B` costs two convolutions to those channels, compared
+    with one for the gradient of the whole kernel, so the factored rule pays off with few channels.
+    With few channels, one dense product with a block-diagonal `B` is also faster than a product for
+    each group.
     """
     return 2 * frame.groups * r <= frame.out_channels
 
 
 def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
-    # All groups have the same A, so the groups can be the samples of a batch. XLA on a CPU takes
-    # ten times as long for the kernel's gradient of a convolution with groups.
+    # All groups have the same A, so they can be treated as a batch. On a CPU, XLA takes ten times
+    # as long for the kernel's gradient of a convolution with groups.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
     groups = x.reshape(frame.groups, -1, *x.shape[1:])
     ungrouped = copy.copy(frame)
@@ -189,8 +190,8 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
     B = B.astype(h.dtype).reshape(groups, -1, r)
     if groups > 1 and not is_narrow(frame, r):
         return jnp.einsum("gor,rg...->go...", B, h).reshape(-1, *sizes)
-    # A convolution shares its copies of `h` and of the outputs with the gradient of the kernel. A
-    # product of matrices would need more copies.
+    # A convolution shares its copies of `h` and of the outputs with the kernel's gradient, while a
+    # matrix product would need more copies.
     diagonal = jnp.einsum("gor,gk->gork", B, jnp.eye(groups, dtype=h.dtype))
     kernel = diagonal.reshape(-1, r * groups, *(1,) * len(sizes))
     y = lax.conv_general_dilated(h.reshape(1, -1, *sizes), kernel, (1,) * len(sizes), "VALID")
@@ -200,10 +201,11 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
 def _merged_product_rule(
     y: Array, primals: Any, tangents: Any, *, frame: Any
 ) -> tuple[Array, Array | None]:
-    """Through `r` channels for `A` and `B`, instead of through the whole kernel."""
+    """Derivatives through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
-    # No rule is used on `dx`: since JAX 0.12, a function with a rule that gets one tangent returns
-    # tangents alone, such as the kernel's, and a product of two tangents has no transpose.
+    # `dx` does not go through a rule: since JAX 0.12, a function with a rule that gets one tangent
+    # returns only tangents, such as the kernel's, and a product of two tangents cannot be
+    # transposed.
     terms = [
         *([] if dx is None else [_convolve(frame, dx, _adapted(weight, A, B))]),
         *([] if dweight is None else [_convolve(frame, x, dweight)]),
@@ -236,12 +238,12 @@ def _with_rows_changed_rule(
 
 @differentiated_by(_with_rows_changed_rule)
 def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
-    """`f(W, p) x` as one convolution: a kernel has fewer numbers than the outputs."""
+    """`f(W, p) x` as one convolution, because a kernel has fewer numbers than the outputs."""
     return _convolve(frame, x, f(weight, p))
 
 
 def kernel_shape(leaf: Any) -> tuple[Any, ...]:
-    """The shape that the kernel of one layer must have, by the sizes that the layer states."""
+    """The required shape of a layer's kernel, from the layer's sizes."""
     sizes = leaf.kernel_size
     if isinstance(sizes, int):
         sizes = (sizes,) * getattr(leaf, "num_spatial_dims", leaf.weight.ndim - 2)

@@ -1,4 +1,4 @@
-"""Linear layers: `eqx.nn.Linear`, and everything that looks like it."""
+"""Linear layers: `eqx.nn.Linear` and its look-alikes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from .._layer_kind import Bias, Map, MatrixLayer, Update, unchanged
 
 
 class LinearLayer(MatrixLayer):
-    """`eqx.nn.Linear`, with `"scalar"` features too, and duck types with the same attributes.
+    """`eqx.nn.Linear`, including `"scalar"` features, and duck types with the same attributes.
 
     The weight must be `(out_features, in_features)`, after any axes of a stack. Other layouts are
     not claimed.
@@ -28,7 +28,7 @@ class LinearLayer(MatrixLayer):
 
     @classmethod
     def fits(cls, leaf: Any) -> bool:
-        # The nominal type first: a protocol costs microseconds per node.
+        # The nominal type comes first, because a protocol costs microseconds per node.
         if not (issubclass(type(leaf), eqx.nn.Linear) or isinstance(leaf, LinearLike)):
             return False
         weight, sizes = leaf.weight, (_size(leaf.out_features), _size(leaf.in_features))
@@ -72,7 +72,8 @@ class LinearLayer(MatrixLayer):
     def plus(self, x: Any, U: Update) -> Array:
         if U.times is not None:
             return self.product(x) + U.times(self.vector(x))
-        # Kept for the backward pass, the matrices of all layers would be as large as the model.
+        # If stored for the backward pass, the matrices of all layers would be as large as the
+        # model.
         plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
         weight = self.base.weight
         return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self.vector(x))
@@ -92,14 +93,14 @@ class LinearLayer(MatrixLayer):
 def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     """`(W + U) x` by the matrix `U`."""
     update = cast_like(matrix(), weight)
-    # The first would round away a small update, the second is not to be decoded beside it.
+    # The first would round away a small update, and the second should not be decoded beside it.
     if weight.dtype.itemsize < 4 or is_coded(weight):
         return weight @ x + update @ x
     return (weight + update) @ x
 
 
 def _derives_from(name: str, node: Any) -> bool:
-    # By its name: the class is of another plugin, or of a library that may not be installed.
+    # By its name, because its plugin or library may not be installed.
     return any(cls.__name__ == name for cls in type(node).__mro__)
 
 

@@ -15,14 +15,14 @@ from .._layer_kind import LayerKind, MeshAxes
 class RecurrentLayer(LayerKind):
     """A cell with the raw weights `weight_ih` `(gates h, in)` and `weight_hh` `(gates h, h)`.
 
-    The gates see the input `x` and the hidden state `h` by `weight_ih x` and `weight_hh h`, which
-    are summed (in a GRU's third gate the second is multiplied by the reset gate before). The
-    matrix is the two side by side, `(gates h, in + h)`, with 3 gates in a GRU and 4 in an LSTM. So
-    `lora_A` reads input and state, `lora_B` writes to the gates, and "per output" means per gate
-    and unit. Biases are untouched.
+    The gates get `weight_ih x + weight_hh h` from the input `x` and the hidden state `h` (in a
+    GRU's third gate, the second term is multiplied by the reset gate). The matrix is the two
+    weights side by side, `(gates h, in + h)`, with 3 gates in a GRU and 4 in an LSTM, so `lora_A`
+    reads input and state, `lora_B` writes to the gates, and "per output" means per gate and unit.
+    Biases are untouched.
 
-    The cell is called with the law's weights in it. In a `lax.scan` that merges anew for each step;
-    `merge_lora` before the scan does it once.
+    The cell is called with the law's weights, which a `lax.scan` merges again in each step; to
+    merge only once, call `merge_lora` before the scan.
     """
 
     @classmethod
@@ -66,7 +66,7 @@ class RecurrentLayer(LayerKind):
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         x, hidden, *_ = args
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # an LSTM has a cell state too
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # an LSTM also has a cell state
         return super().inputs_of(layer, jnp.concatenate([x, hidden]))
 
     @classmethod
@@ -75,7 +75,8 @@ class RecurrentLayer(LayerKind):
 
     @classmethod
     def mesh_axes(cls, base: Any) -> MeshAxes:
-        # The inputs of both weights share one axis of the matrix, which cannot be cut like either.
+        # The inputs of both weights share an axis of the matrix, which cannot be sharded like
+        # either.
         *stack, outputs, _ = sharded_over(base.weight_ih)
         is_same = sharded_over(base.weight_hh)[-2] == outputs
         return MeshAxes(tuple(stack), outputs if is_same else None, None)

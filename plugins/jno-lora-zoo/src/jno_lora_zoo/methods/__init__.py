@@ -1,4 +1,4 @@
-"""The methods of the zoo, one paper each. A new method is one line more here.
+"""The methods of the zoo, one per paper. A new method adds one line here.
 
 `python tests/zoo/listings.py --write` writes the stubs and lists that name its adapters.
 """

@@ -20,10 +20,10 @@ class AdaLoRA(Scaled):
     `r(in + out + 1)` parameters train. `r = min(rank, in, out)`.
 
     A direction whose entry of `E` is zero has no effect. `AdaLoRAController`, the paper's
-    allocator, moves rank between layers by entries that it sets to zero, and no shape changes;
-    `jno.lora.shrink` takes these directions away. The penalty `||A A^T - I||^2 + ||B^T B - I||^2`
+    allocator, moves rank between layers by setting entries to zero, which changes no shapes;
+    `jno.lora.shrink` then removes these directions. The penalty `||A A^T - I||^2 + ||B^T B - I||^2`
     (Frobenius norms; see `jno.lora.penalty`) keeps rows of `A` and columns of `B` orthonormal. With
-    the variances here they start close to that.
+    the variances here, they start almost orthonormal.
 
     Paper: Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
     arXiv:2303.10512. PEFT starts both factors from `N(0, 0.02^2)`, and divides by `r + 1e-5`.

@@ -20,23 +20,23 @@ class BOFT(Method):
 
     Law: `W' = diag(s) W F_0 F_1 ... F_(m-1)`, `F_i = P_i blockdiag(R_1, R_2, ...) P_i^T`, with
     `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`, `Q = 0`, `s = 1`. The blocks are `r x r` with
-    `r = min(rank, in)`. In factor `i`, a block rotates two halves of `r / 2` inputs that lie
-    `2^i` halves apart: each factor doubles the number of inputs that an output of the product sees.
-    `m blocks r^2 + out` parameters train, with `blocks = ceil(in / (2^(m-1) r)) 2^(m-1)`; only
+    `r = min(rank, in)`. In factor `i`, a block rotates two halves of `r / 2` inputs that are `2^i`
+    halves apart, so each factor doubles the number of inputs that an output of the product depends
+    on. `m blocks r^2 + out` parameters train, with `blocks = ceil(in / (2^(m-1) r)) 2^(m-1)`; only
     the antisymmetric part of a block acts. Surplus inputs of the last blocks are masked before the
     Cayley map. `alpha` is ignored.
 
-    `factors` is the number `m`: by default 2, and 1 where `r` is odd and has no halves, or where
-    one block holds all inputs. One factor is OFT of the inputs, with a scale.
+    `factors` is the number `m`: by default 2, or 1 if `r` is odd and cannot be halved, or if one
+    block contains all inputs. One factor is OFT of the inputs, with a scale.
 
     Paper: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
-    arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`: its
-    matrices are the transposes of these matrices.
+    arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`, so its
+    matrices are the transposes of ours.
 
-    In a `WeightNorm` of rows, `s` does not act.
+    In a `WeightNorm` of rows, `s` has no effect.
 
-    **Raises:** `ValueError` for `factors` below 1, above 1 where `r` is odd, and if the last factor
-    would have no two halves to rotate: `2^(m-2) r` must be below `in`.
+    **Raises:** `ValueError` for `factors` below 1, above 1 if `r` is odd, and if the last factor
+    would not have two halves to rotate, that is, unless `2^(m-2) r` is below `in`.
     """
 
     adapter_fields = ("Q_blocks", "s")
@@ -107,11 +107,11 @@ def butterfly(
 def gathered(
     v: Float[Array, "n *rest"], i: int, r: int, back: bool = False
 ) -> Float[Array, "n *rest"]:
-    """`P_i^T v`, where the two halves that a block of factor `i` rotates are neighbours.
+    """`P_i^T v`, in which the two halves that a block of factor `i` rotates are adjacent.
 
     `back`: `P_i v`.
     """
-    if i == 0:  # they are neighbours, and an odd block has none
+    if i == 0:  # the halves are adjacent already, and an odd block cannot be halved
         return v
     shape = (2**i, 2) if back else (2, 2**i)
     halves = v.reshape(-1, *shape, r // 2, *v.shape[1:])

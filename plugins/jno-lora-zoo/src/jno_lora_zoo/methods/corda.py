@@ -1,4 +1,4 @@
-"""CorDA: PiSSA or MiLoRA, with the weight seen through the covariance of its inputs."""
+"""CorDA: PiSSA or MiLoRA of the weight times the covariance of its inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,16 +23,15 @@ class CorDA(Split):
     `W C` and `s` the scale, `B = U sqrt(S / s)` and `A = sqrt(S / s) V^T C^-1` at first, and `base`
     holds `W - s B A`. `r(in + out)` parameters train.
 
-    - `mode`: `"instruction-previewed"`, the default, trains the `r` largest triplets (the data are
-        those to be learned); `"knowledge-preserved"` the `r` smallest (the data hold what is to
-        stay).
-    - `svd`: as PiSSA's for the largest triplets, as MiLoRA's for the smallest.
+    - `mode`: `"instruction-previewed"`, the default, trains the `r` largest triplets (use data to
+        learn); `"knowledge-preserved"` trains the `r` smallest (use data to preserve).
+    - `svd`: as in PiSSA for the largest triplets, as in MiLoRA for the smallest.
 
     Paper: Yang et al., "CorDA: Context-Oriented Decomposition Adaptation of Large Language Models
     for Task-Aware Parameter-Efficient Fine-tuning", arXiv:2406.05223. The paper has no scale;
-    `alpha = r` gives its `s = 1`. Its code divides the inputs of each call by their maximum, where
-    here the covariance is scaled, and doubles the damping while the inverse is inexact; here the
-    base keeps whatever the factors leave. A layer whose weight is zero stays zero.
+    `alpha = r` gives its `s = 1`. Its code divides the inputs of each call by their maximum, and
+    doubles the damping until the inverse is exact; here the covariance is scaled, and the base
+    absorbs any remaining error. A layer whose weight is zero stays zero.
 
     **Raises:** `ValueError` for another mode, and if `alpha` is not positive.
     """

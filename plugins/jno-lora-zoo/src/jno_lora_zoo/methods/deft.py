@@ -1,4 +1,4 @@
-"""DEFT: take a subspace out of the outputs, and inject something else into it."""
+"""DEFT: remove a subspace of the outputs, and inject a trained update into it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ class DEFT(Method):
     Law: `W' = (I - P relu(P)^T) W + P R`, `P ~ N(0, 0.02^2)`, `R = relu(P)^T W`. `r(in + out)`
     parameters train; `r = min(rank, out)`. `alpha` is ignored.
 
-    - `orthogonal=True`: `W' = (I - Q Q^T) W + Q R`, where `Q` has the columns of `P` made
-        orthonormal. The array of that name only records the option.
+    - `orthogonal=True`: `W' = (I - Q Q^T) W + Q R`, where `Q` has the orthonormalised columns of
+        `P`. The array of that name only records the option.
     - `inject=False`: without `R`, which is the law of PaRa (Chen et al., arXiv:2406.05641), with
-        `r out` parameters. A subspace is missing from the start: the adapted model does not start
-        as the original.
+        `r out` parameters. Because a subspace is missing from the start, the adapted model does not
+        start as the original.
 
     Paper: Kumar et al., "DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
     arXiv:2509.22793. The paper starts `R` at random; here, as in PEFT, the injection starts as the
@@ -77,7 +77,8 @@ class DEFT(Method):
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "r in"]]:
         """`P` (or `Q`) and `R - relu(P)^T W` (or `R - Q^T W`): the update is their product."""
-        # Once for a batch: projecting each output apart takes 1.5 to 2 times as long in a step.
+        # Once per batch, because projecting each output separately makes a step 1.5 to 2 times as
+        # long.
         P, right = self.projection(W)
         taken = right.T @ W
         return P, -taken if self.R is None else self.R.astype(W.dtype) - taken

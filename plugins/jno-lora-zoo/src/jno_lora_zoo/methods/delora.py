@@ -1,4 +1,4 @@
-"""DeLoRA: the directions and the strength of a low-rank update, trained apart."""
+"""DeLoRA: train the directions and the strength of a low-rank update separately."""
 
 from typing import Any
 
@@ -21,15 +21,15 @@ class DeLoRA(Method):
     A norm of `a_i` or `b_i` counts as 1e-4 at least. `strength` starts as `alpha` and trains, `A ~
     N(0, 1/in)`, `B = 0`. `r(in + out) + 1` parameters train. `r = min(rank, in, out)`.
 
-    Only the directions of `a_i` and `b_i` act, so that no learning rate makes the update larger
-    than `strength`. PEFT's default is 15; a step moves `B` from zero to its full effect.
+    Only the directions of `a_i` and `b_i` matter, so that no learning rate makes the update larger
+    than `strength`. PEFT's default is 15; a single step moves `B` from zero to its full effect.
 
     Paper: Bini et al., "Decoupling Angles and Strength in Low-rank Adaptation", arXiv:2503.18225.
     The paper starts `B` at random too and subtracts a frozen copy of the initial update. As in
-    PEFT, `B` starts at zero, norms count as the least norm at least, and `norms` stay if the base
-    changes.
+    PEFT, `B` starts at zero, norms have a lower bound, and `norms` stay if the base changes.
 
-    A column of zeros stays zero, and a layer of zeros never trains: the norms scale the update.
+    A column of zeros stays zero, and a layer of zeros never trains, because the norms scale the
+    update.
 
     **Raises:** `ValueError` if `alpha` is 0: `strength`, `B` and every gradient would be zero.
     """
@@ -77,5 +77,5 @@ class DeLoRA(Method):
 
 
 def _norms(X: Float[Array, "_ _"], axis: int) -> Float[Array, " r"]:
-    # At the least norm the derivative is zero. The derivative of a root would be infinite.
+    # Below the least norm the derivative is zero, while the derivative of a root would be infinite.
     return jnp.sqrt(jnp.maximum(jnp.sum(X * X, axis=axis), _LEAST**2))

@@ -1,4 +1,4 @@
-"""DoRA: magnitude and direction of each row, adapted apart."""
+"""DoRA: adapt the magnitude and the direction of each row separately."""
 
 from typing import Any
 
@@ -19,17 +19,18 @@ class DoRA(Weighted):
     Law: `W' = m * V / norm(V)` with `V = W + (alpha / r) B A`, where `norm` is taken of each row.
     `m` starts as `norm(W)`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out) + out` parameters train.
 
-    The norm is a constant for differentiation (section 4.3 of the paper), in `merge` as well; but
-    not for derivatives in the weights of `with_directions`, so that the derivative in a parameter
-    is exact, and a trained basis of a conditional learns through the norm. The norm is computed
-    from `W` at every call: a stored norm would be wrong once the base changes. A row of `W` that is
-    zero has magnitude zero, and stays zero.
+    The norm is a constant for differentiation (section 4.3 of the paper), also in `merge`, except
+    for derivatives in the weights of `with_directions`, so that the derivative in a parameter is
+    exact, and a trained basis of a conditional learns through the norm. The norm is computed from
+    `W` at every call, because a stored norm would be wrong once the base changes. A row of `W` that
+    is zero has magnitude zero, and stays zero.
 
     `merge` takes the norm of `V` itself; the forward pass computes it from the factors. Where `B A`
     cancels most of a row of `W`, the relative error of this norm is up to `2 e c^2`: `e` is the
     rounding of the dtype (6e-8 in float32), `c` the sum of the norms of `W` and `B A` over the norm
-    of `V`. That is 5e-3 if 0.99 of a row is cancelled, and nothing where the rank is the number of
-    inputs. Rows below 1e-19 or above 1e19 give zeros: float32 cannot hold their squares.
+    of `V`. That is 5e-3 if 0.99 of a row is cancelled, and zero if the rank is the number of
+    inputs. Rows below 1e-19 or above 1e19 give zeros, because their squares exceed the range of
+    float32.
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353. The paper
     norms columns of `(in, out)` matrices, which are rows here.
@@ -84,7 +85,7 @@ class DoRA(Weighted):
 
         `||V_i||^2 = ||W_i||^2 + 2 (B * W A^T)_i + (B (A A^T) * B)_i`, summed over `r`.
         """
-        # Detached before the products: a loop over blocks of rows would store the blocks.
+        # Detached before the products, because a loop over blocks of rows would store the blocks.
         A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
         if A.shape[0] == A.shape[1]:  # `V` is no larger than `W A^T` then, and its norm is exact
             W = jax.lax.stop_gradient(self.matrix(self.base))
@@ -99,7 +100,7 @@ class DoRA(Weighted):
     def weighted_norms(self, weights: Float[Array, " K"]) -> Float[Array, " out"]:
         """`factored_norms` for `B = sum_k w_k B_k`. Only the weights are not constants.
 
-        The squares are a polynomial in the weights: a map over weights copies no factor.
+        The squares are a polynomial in the weights, so a map over weights does not copy factors.
         """
         A, B = (jax.lax.stop_gradient(factor) for factor in (self.lora_A, self.lora_B))
         products, squares = map(jax.lax.stop_gradient, self.row_products(self.base, A))

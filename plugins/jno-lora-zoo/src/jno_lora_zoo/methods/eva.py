@@ -1,4 +1,4 @@
-"""EVA: LoRA that starts from the directions in which the layer's inputs vary most."""
+"""EVA: LoRA that starts with the directions in which the layer's inputs vary most."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ class EVA(LowRank):
     arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,
     as here, and follows the vectors batch by batch until they converge; here they are computed from
     all batches. The code whitens by the root of a singular value, which grows with the number of
-    samples. How the paper spreads ranks over layers is not a matter of the adapter.
+    samples. To distribute ranks over layers as in the paper, use `allocate` of jno-lora-train.
     """
 
     needs = ("input_covariance", "input_mean")

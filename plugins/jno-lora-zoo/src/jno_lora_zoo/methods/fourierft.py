@@ -37,14 +37,14 @@ class FourierFT(Transformed):
 
     Law: `W' = W + alpha Re(IFFT2(scatter(coefficients)))`, `coefficients = 0`, at positions drawn
     from the key and saved. `min(r(in + out), in out)` real parameters train, or `n_frequency`.
-    `alpha` is the paper's scale, not divided by the rank: the inverse transform divides by `in
-    out`, so that it wants to be large, such as 100 to 300. `r = min(rank, in, out)` says only how
-    many coefficients there are: as many as LoRA has numbers.
+    `alpha` is the paper's scale, not divided by the rank: the inverse transform divides by
+    `in out`, so `alpha` should be large, such as 100 to 300. `r = min(rank, in, out)` only sets how
+    many coefficients there are, as many as LoRA has numbers.
 
     Paper: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
     arXiv:2405.03003. The paper shares one draw of positions among all layers, and can prefer
-    frequencies; here each layer has its own, spread evenly. `Re` keeps the even part of the
-    coefficients, as in the paper: opposite frequencies add up.
+    frequencies; here each layer has its own draw, spread evenly. As in the paper, `Re` keeps the
+    even part of the coefficients, so opposite frequencies add up.
 
     **Raises:** `ValueError` unless `n_frequency` is a whole number from 1 to `in out`.
     """

@@ -19,15 +19,15 @@ class GraLoRA(Additive):
 
     Law: `W' = W + (alpha / r) U`, where `U` is a grid of `k x k` blocks: block `(j, n)` is the
     product of the `n`-th `r / k` columns of `B_j` and the `j`-th `r / k` rows of `A_n`. `A_n`
-    `(in / k, r)` `~ N(0, k/in)` and `B_j` `(r, out / k)` `= 0` are stored transposed.
-    `r(in + out)` parameters train. Where `k` does not divide a size of `W`, the last blocks are
-    cut. The rank is not clamped.
+    `(in / k, r)` `~ N(0, k/in)` and `B_j` `(r, out / k)` `= 0` are stored transposed. `r(in + out)`
+    parameters train. If `k` does not divide a size of `W`, the last blocks are cut. The rank is not
+    clamped.
 
     `k` is an option. By default it is the smallest divisor of the rank above 1: 2 for even ranks.
-    With a rank of 1, or where the weight is too small, it is 1, which is LoRA.
+    With a rank of 1, or if the weight is too small, `k` is 1, which is LoRA.
 
     Paper: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
-    arXiv:2505.20355. The paper's hybrid with a LoRA of all inputs is left out.
+    arXiv:2505.20355. The paper's hybrid with a LoRA of all inputs is not supported.
 
     **Raises:** `ValueError` if `k` does not divide the rank, or if a block would have no entry.
     """

@@ -1,4 +1,4 @@
-"""HRA: reflect the inputs, a few times."""
+"""HRA: reflect the inputs a few times."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,14 +23,15 @@ class HRA(Method):
     exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is ignored.
 
     `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
-    paper's regulariser at infinity). No such product is the identity: the adapted model starts
-    elsewhere. The array of that name only records the option.
+    paper's regulariser at infinity). Because such a product is never the identity, the adapted
+    model does not start as the original. The array of that name only records the option.
 
     Paper: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
     Reflection Adaptation", arXiv:2405.17484. The paper's penalty on vectors that are not orthogonal
     is left to the loss.
 
-    A layer with one input stays as it is: every reflection is `-1`, and their number is even.
+    A layer with one input does not change, because every reflection is `-1` and their number is
+    even.
 
     **Raises:** `ValueError` for `gram_schmidt` with more vectors than inputs.
     """

@@ -21,11 +21,11 @@ class LoHa(Additive):
     Papers: Hyeon-Woo et al., "FedPara: Low-rank Hadamard Product for Communication-Efficient
     Federated Learning", arXiv:2108.06098, which trains the product instead of the weight; Yeh et
     al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
-    arXiv:2309.14859, for which it is an update. The kernel of a convolution is a matrix here too,
-    where both papers may factor its small axes apart.
+    arXiv:2309.14859, which uses it as an update. The kernel of a convolution is a matrix here too,
+    while both papers can factor its small axes separately.
 
-    On a CPU, for 512 units and a batch of 64, a step takes 1.2 times as long as LoRA's with a rank
-    of 4, 1.4 times with 8; with 16 it is 2.3, by the matrix.
+    On a CPU, for 512 units and a batch of 64, a step takes 1.2 times as long as LoRA's with rank 4,
+    1.4 times with rank 8, and 2.3 times with rank 16, where the matrix is formed.
     """
 
     adapter_fields = ("A1", "B1", "A2", "B2")

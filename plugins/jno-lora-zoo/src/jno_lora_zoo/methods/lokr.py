@@ -15,13 +15,13 @@ from .._scaled import Additive
 class LoKr(Additive):
     """LoKr: an update of high rank from two small factors.
 
-    Law: `W' = W + (alpha / r) crop(A ⊗ B)`, `A` `(r, r) ~ N(0, 1/r)`, `B` `(ceil(out/r),
-    ceil(in/r))` `= 0`; where `r` does not divide, the product is cut to `(out, in)`.
-    `r^2 + ceil(out/r) ceil(in/r)` parameters train.
+    Law: `W' = W + (alpha / r) crop(A ⊗ B)`, `A` `(r, r) ~ N(0, 1/r)`, `B`
+    `(ceil(out/r), ceil(in/r))` `= 0`; the product is cut to `(out, in)` if `r` does not divide the
+    sizes. `r^2 + ceil(out/r) ceil(in/r)` parameters train.
 
     Papers: Edalati et al., "KronA", arXiv:2212.10650; Yeh et al., "Navigating Text-To-Image
     Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv:2309.14859. `B` is one
-    matrix, where LyCORIS may factor it further.
+    matrix here, while LyCORIS can factor it further.
     """
 
     adapter_fields = ("kron_A", "kron_B")

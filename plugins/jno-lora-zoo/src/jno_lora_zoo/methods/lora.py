@@ -21,15 +21,15 @@ class LowRank(Weighted):
     """`W' = W + s B A` with `A ~ N(0, 1/in)` and `B = 0`; `s` is `alpha / r` unless told otherwise.
 
     With the option `dropout=p`, training computes `W x + s B A dropout(x)`. A call then needs
-    `key=`, and `eqx.nn.inference_mode` switches dropout off. Files and sets do not hold dropout: to
-    go on with it, adapt with the option and swap the set in.
+    `key=`, and `eqx.nn.inference_mode` switches dropout off. Files and sets do not store dropout:
+    to resume with it, adapt with the option and swap the set in.
 
     With the option `bias="train"`, an update of the layer's bias, if there is one, trains as well,
     from zero: `out` more parameters.
 
     **Raises** (like all constructors of the zoo): `ValueError` unless `adapter_dtype` is a floating
-    dtype and `multiplier` a real number. A call with dropout and without a key, or of a layer whose
-    inputs the adapter does not see, raises `WrapperError`.
+    dtype and `multiplier` a real number. A call with dropout raises `WrapperError` without a key,
+    or if the adapter does not get the layer's inputs.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -118,7 +118,7 @@ class LoRA(LowRank):
 
 
 class rsLoRA(LowRank):
-    """rsLoRA: LoRA whose scale keeps the size of the update stable as the rank grows.
+    """rsLoRA: LoRA with a scale that keeps the size of the update stable as the rank grows.
 
     Law: `W' = W + (alpha / sqrt(r)) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters
     train.

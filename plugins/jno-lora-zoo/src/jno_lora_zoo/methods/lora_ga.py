@@ -1,4 +1,4 @@
-"""LoRA-GA: factors whose first step is as near to full fine-tuning as their rank allows."""
+"""LoRA-GA: factors whose first step is as close to full fine-tuning as their rank allows."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class LoRAGA(Split):
     Law: `W' = base + (alpha / r) B A`. With `U S V^T` the singular value decomposition of the
     gradient of the loss by `W`, `A = c V_[1:r]^T` and `B = c U_[r+1:2r]` with
     `c = out^(1/4) / sqrt(gamma)` at first, and `base` holds `W - (alpha / r) B A`. `r(in + out)`
-    parameters train. Where there are fewer than `2 r` vectors, `B` takes the last `r` vectors, so
+    parameters train. If there are fewer than `2 r` vectors, `B` gets the last `r` vectors, so that
     the vectors of `A` and `B` still span the gradient.
 
     - `gamma`: a positive number, 16 by default. A larger `gamma` makes both factors smaller.

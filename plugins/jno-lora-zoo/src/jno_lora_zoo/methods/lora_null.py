@@ -1,4 +1,4 @@
-"""LoRA-Null: factors that start in the directions which the layer's inputs hardly use."""
+"""LoRA-Null: factors that start in the directions that the layer's inputs use least."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +20,10 @@ class LoRANull(Split):
     of `W N N^T` and `s` the scale, `B = U sqrt(S / s)` and `A = sqrt(S / s) V^T` at first, and
     `base` holds `W - s B A`. `r(in + out)` parameters train.
 
-    The data of the calibration are the data that are to stay. As long as the rows of `A` are
-    combinations of the columns of `N`, an input without a part along `N` gives the output of the
-    original layer. `net.mask("lora_A$").freeze()` keeps `A` there; then `r out` parameters train.
-    If the inputs use all directions, `N` is what they use least.
+    Calibrate on the data to preserve. As long as the rows of `A` are combinations of the columns of
+    `N`, an input without a part along `N` gives the output of the original layer.
+    `net.mask("lora_A$").freeze()` keeps `A` there; then `r out` parameters train. If the inputs use
+    all directions, `N` contains the directions that they use least.
 
     Paper: Tang et al., "Put the Space of LoRA Initialization to the Extreme to Preserve Pre-trained
     Knowledge", arXiv:2503.02659. Its first version had the title "LoRA-Null: Low-Rank Adaptation

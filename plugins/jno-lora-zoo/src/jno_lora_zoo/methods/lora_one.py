@@ -1,4 +1,4 @@
-"""LoRA-One: factors that start along the largest step that full fine-tuning would take."""
+"""LoRA-One: factors that start along the first step of full fine-tuning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +29,8 @@ class LoRAOne(Split):
     Paper: Zhang, Liu and Chen, "LoRA-One: One-Step Full Gradient Could Suffice for Fine-Tuning
     Large Language Models, Provably and Efficiently", arXiv:2502.01235. By default the adapted model
     equals the original here. The scale of the authors' code is rsLoRA's, `alpha / sqrt(r)`: for its
-    start, multiply its `alpha` by `sqrt(r)`. The paper's preconditioner is a matter of the
-    optimiser. A layer whose gradient is zero stays as it is.
+    start, multiply its `alpha` by `sqrt(r)`. The paper's preconditioner belongs to the optimiser. A
+    layer whose gradient is zero does not change.
 
     **Raises:** `ValueError` if `gamma` is not positive.
     """
@@ -56,5 +56,5 @@ class LoRAOne(Split):
         root = jnp.sqrt(S / (gamma * jnp.where(S[0] > 0, S[0], 1)))
         A, B = (root[:, None] * Vt).astype(dtype), (U * root[None, :]).astype(dtype)
         fields = self.split(W, A, B)
-        # Nothing is taken out of the weight, so nothing is to be put back.
+        # Nothing was subtracted from the weight, so nothing has to be added back.
         return {**fields, "base": self.base, "initial_B": jnp.zeros_like(B)} if step else fields

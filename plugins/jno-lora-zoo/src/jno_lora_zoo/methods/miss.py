@@ -16,7 +16,7 @@ from .._scaled import Additive
 
 
 class MiSS(Additive):
-    """MiSS: matrix shard sharing. Inputs that lie `r` apart have the same update.
+    """MiSS: matrix shard sharing. Inputs that are `r` apart have the same update.
 
     Law: `W' = W + [D^T D^T ...]`, cut to `in` columns, with `D` `(r, out)` `= 0`. `r out`
     parameters train. `r = min(rank, in)`. `alpha` is ignored: the paper has no scale.
@@ -30,8 +30,8 @@ class MiSS(Additive):
     Paper: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
     Structure", arXiv:2409.15371. Its first versions are called Bone, and have `bat`.
 
-    **Raises:** `ValueError` if both options are given, if `n` does not divide `out`, or if for
-    `bat` `r` does not divide `in` and `out`.
+    **Raises:** `ValueError` if both options are given, if `n` does not divide `out`, or if `r` does
+    not divide `in` and `out` with `bat`.
     """
 
     adapter_fields = ("D",)

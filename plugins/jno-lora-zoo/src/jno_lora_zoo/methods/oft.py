@@ -16,11 +16,11 @@ class OFT(Method):
     """OFT: orthogonal fine-tuning, a rotation of the layer's outputs.
 
     Law: `W' = blockdiag(R_1, ..., R_n) W` with `R = (I - Q~)(I + Q~)^-1`, `Q~ = (Q - Q^T) / 2`,
-    `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`. Where `r` does not divide `out`, the
+    `Q = 0`. The blocks are `r x r` with `r = min(rank, out)`. If `r` does not divide `out`, the
     surplus rows and columns of the last `Q~` are masked *before* the Cayley map, so that the
     remaining block is orthogonal too. `ceil(out / r) r^2` parameters train; only their
     antisymmetric part acts. `alpha` is ignored. A layer with a single output, a layer whose weight
-    is zero, and the last output if it is alone in its block stay as they are.
+    is zero, and the last output if it is alone in its block do not change.
 
     Paper: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
     arXiv:2306.07280. The paper rotates the inputs of each neuron, which keeps the norms of the rows
@@ -28,7 +28,7 @@ class OFT(Method):
     and the angles between the outputs for different `x`. The distance from the identity is not
     constrained (the paper's COFT).
 
-    **Raises:** `ValueError` for a rank of 1, where nothing could train.
+    **Raises:** `ValueError` for a rank of 1, with which nothing could train.
     """
 
     adapter_fields = ("Q_blocks",)
@@ -54,8 +54,8 @@ class OFT(Method):
         return rotated(W, self.rotations(W))
 
     def has_fast_path(self) -> bool:
-        # A block that reaches into two groups mixes outputs of both. The layer with the law's
-        # kernel cannot: its outputs see only the inputs of their group.
+        # A block across two groups mixes their outputs, which the layer with the law's kernel
+        # cannot do, because its outputs depend only on the inputs of their group.
         size = self.group_size(self.base)
         return size is None or size % self.rank == 0
 

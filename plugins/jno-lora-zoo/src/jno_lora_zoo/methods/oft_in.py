@@ -18,13 +18,13 @@ class OFTIn(Method):
     """OFT of the inputs: orthogonal fine-tuning in the authors' later form.
 
     Law: `W' = W blockdiag(R_1, ..., R_n)` with `R = (I - Q)(I + Q)^-1` for antisymmetric `Q = 0`.
-    The blocks are `r x r` with `r = min(rank, in)`. `Q_packed` holds the entries above the
-    diagonal of each `Q`, row by row; `ceil(in / r) r (r - 1) / 2` parameters train. Where `r` does
-    not divide `in`, the surplus rows and columns of the last `Q` are masked, and have no
-    effect. `alpha` is ignored. A layer with a single input stays as it is.
+    The blocks are `r x r` with `r = min(rank, in)`. `Q_packed` holds the entries above the diagonal
+    of each `Q`, row by row; `ceil(in / r) r (r - 1) / 2` parameters train. If `r` does not divide
+    `in`, the surplus rows and columns of the last `Q` are masked, and have no effect. `alpha` is
+    ignored. A layer with a single input does not change.
 
     - `terms`: with a whole number, `R` is the series `I - 2 Q + 2 Q^2 - ...` with that many terms,
-        the last term once: the paper's Cayley-Neumann form. It costs products of blocks only, and
+        the last term once: the paper's Cayley-Neumann form. It only needs products of blocks, and
         is approximately a rotation. `series` holds its coefficients.
     - `block_share`: one `Q` for all blocks, with `r (r - 1) / 2` parameters.
 

@@ -19,7 +19,7 @@ from .._svd import Triplets, largest, smallest
 class Split(Method):
     """`W = (W - s B0 A0) + s B0 A0`: the first term is frozen as `base`, the second term trains.
 
-    By the stored initial factors, `unwrap` gives the original weight back, to rounding.
+    From the stored initial factors, `unwrap` restores the original weight up to rounding.
     """
 
     adapter_fields = ("lora_A", "lora_B")
@@ -70,7 +70,7 @@ class Split(Method):
         return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: self.scaling * h)
 
     def low_rank_update(self) -> tuple[Array, Array]:
-        # The weight lacks the start of the factors, which therefore has the opposite sign.
+        # The initial update was subtracted from the weight, so it has the opposite sign.
         A = jnp.concatenate([self.lora_A, self.initial_A])
         B = jnp.concatenate([self.lora_B, -self.initial_B], axis=1)
         return A, self.scaling * B
@@ -104,7 +104,7 @@ class SingularSplit(Split):
 
 
 class PiSSA(SingularSplit):
-    """PiSSA: train the principal singular triplets of the weight, freeze the rest.
+    """PiSSA: train the principal singular triplets of the weight, freeze the residual.
 
     Law: `W' = base + (alpha / r) B A`. With `U S V^T` the `r` largest triplets of `W` and `s` the
     scale, `B = U sqrt(S / s)` and `A = sqrt(S / s) V^T` at first, and `base` holds `W - s B A`.
@@ -114,7 +114,8 @@ class PiSSA(SingularSplit):
     Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
 
     `svd` is `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
-    are large beside the rank. The start is exact either way: the base holds the residual.
+    are large compared with the rank. The start is exact either way, because the base is the
+    residual.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """
@@ -151,7 +152,7 @@ class MiLoRA(SingularSplit):
 
 
 class OLoRA(Split):
-    """OLoRA: train a part of the weight with an orthonormal basis, freeze the rest.
+    """OLoRA: train a part of the weight with an orthonormal basis, freeze the residual.
 
     Law: `W' = base + (alpha / r) B A`. With `W = Q R` and `s` the scale, `B` starts as the first
     `r` columns of `Q` and `A` as the first `r` rows of `R`, and `base` holds `W - s B A`.

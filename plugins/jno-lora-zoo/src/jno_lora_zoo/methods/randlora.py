@@ -18,13 +18,13 @@ from .._scaled import Scaled
 class RandLoRA(Scaled):
     """RandLoRA: a sum of random low-rank terms, each scaled by two trained vectors.
 
-    Law: `W' = W + (alpha / r) sum_j B_j Λ_j A Γ_j` for `j = 1 ... n` with `n = ceil(min(in, out) /
-    r)`, and transposed, `sum_j Γ_j A^T Λ_j B_j^T`, where there are fewer outputs than inputs. `A`
-    `(r, min)` is the same in all terms; `B_j` `(max, r)` is every `n`-th column, from the `j`-th
-    on, of a matrix `B` `(max, r n)`. Both are uniform with mean 0 and variance 1, drawn from `seed`
-    at every use, also in the backward pass, and not saved. `Λ_j`, the columns of `lambdas`, start
-    at 0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`. `n (r + min)` parameters train:
-    *fewer* at a higher rank. The rank is not clamped.
+    Law: `W' = W + (alpha / r) sum_j B_j Λ_j A Γ_j` for `j = 1 ... n` with
+    `n = ceil(min(in, out) / r)`, and transposed, `sum_j Γ_j A^T Λ_j B_j^T`, where there are fewer
+    outputs than inputs. `A` `(r, min)` is the same in all terms; `B_j` `(max, r)` is every `n`-th
+    column, from the `j`-th on, of a matrix `B` `(max, r n)`. Both are uniform with mean 0 and
+    variance 1, drawn from `seed` at every use (also in the backward pass), and not saved. `Λ_j`,
+    the columns of `lambdas`, start at 0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`.
+    `n (r + min)` parameters train: *fewer* at a higher rank. The rank is not clamped.
 
     Option `bases=(A, B)`: given matrices, which are stored and saved, instead of random matrices.
 
@@ -99,7 +99,7 @@ class RandLoRA(Scaled):
         return W + B @ scaled(A, self.times_scale(self.lambdas.astype(W.dtype)).reshape(-1))
 
     def forward(self, x: Any) -> Array:
-        # Kept for the backward pass, the random matrices would be as large as the model.
+        # If stored for the backward pass, the random matrices would be as large as the model.
         return recomputed(RandLoRA._forward)(self, x)
 
     def _forward(self, x: Any) -> Array:

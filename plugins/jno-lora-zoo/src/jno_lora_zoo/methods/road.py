@@ -1,4 +1,4 @@
-"""RoAd: rotate and scale the outputs, two by two."""
+"""RoAd: rotate and scale the outputs in pairs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,24 +16,24 @@ Angles = Float[Array, "per_pair groups half"]
 
 
 class RoAd(Method):
-    """RoAd: a rotation and a scale of each pair of outputs, of the bias as well.
+    """RoAd: rotate and scale each pair of outputs, including the bias.
 
     Law: `W' = blockdiag(R_1, R_2, ...) W` with `R = [[c_1, -s_1], [s_2, c_2]]`, and the same for
     the bias; `c = scale cos(theta)`, `s = scale sin(theta)`. `theta` starts at 0 and `scale` at 1.
-    `per_pair` says how many angles and scales a pair has: 1, the default, for all four entries; 2,
-    for its rows; 4, for its entries (the paper's variants). `2 ceil(out / 2)` parameters train,
+    `per_pair` is the number of angles and scales of a pair: 1, the default, for all four entries;
+    2, for its rows; 4, for its entries (the paper's variants). `2 ceil(out / 2)` parameters train,
     times `per_pair`. `rank` and `alpha` are ignored.
 
     An output is paired with the output half a group away. `group_size` is the size of a group, and
     must be even and divide the outputs (PEFT's default is 64). By default, all outputs are one
-    group; if their number is odd, the last is scaled alone, by `scale cos(theta)`. There `theta`
-    has no slope at its start, so that only `scale` trains.
+    group; if their number is odd, the last is scaled alone, by `scale cos(theta)`. Its `theta` has
+    zero gradient at the start, so only its `scale` trains.
 
     Paper: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
     and Composability", arXiv:2409.00119. The paper pairs neighbours.
 
-    In a convolution with groups, pairs that lie in two of them get the law's kernel. In a cell, the
-    bias of the gates is rotated, and the second bias of a GRU is not.
+    In a convolution with groups, pairs across two groups use the law's kernel. In a cell, the bias
+    of the gates is rotated, and the second bias of a GRU is not.
 
     **Raises:** `ValueError` for any other `per_pair` or `group_size`.
     """
@@ -72,7 +72,7 @@ class RoAd(Method):
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         per_pair, groups, half = state["theta"].shape
-        # One group may have an odd number of outputs, which `group_size` cannot ask for.
+        # A single group may have an odd number of outputs, which `group_size` does not allow.
         return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}
 
     def law(self, W: Matrix) -> Matrix:

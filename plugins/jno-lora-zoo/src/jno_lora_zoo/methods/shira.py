@@ -40,13 +40,13 @@ class SHiRA(Scattered):
     """SHiRA: sparse high-rank adaptation, trained values at random entries of the weight.
 
     Law: `W' = W + scatter(values)`, `values = 0`, at as many positions as LoRA of rank `r` has
-    numbers. `min(r(in + out), in out)` parameters train. `alpha` is ignored. `r = min(rank, in,
-    out)`. The positions are drawn from the key and saved: each entry is as likely as any other, and
-    they are spread evenly over the weight.
+    numbers. `min(r(in + out), in out)` parameters train. `alpha` is ignored.
+    `r = min(rank, in, out)`. The positions are drawn from the key and saved: all entries are
+    equally likely, and the positions are spread evenly over the weight.
 
     Paper: Bhardwaj et al., "Sparse High Rank Adapters", arXiv:2406.13175. This is the random mask,
-    which PEFT uses too; the paper's other masks need gradients. A small layer trains all entries,
-    where PEFT refuses it.
+    which PEFT uses too; the paper's other masks need gradients. In a small layer, all entries
+    train, while PEFT raises an error.
     """
 
     variant = "shira"

@@ -1,4 +1,4 @@
-"""Super-Tuning: train the entries of the weight that are largest in size."""
+"""Super-Tuning: train the entries of the weight with the largest magnitude."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +14,16 @@ from .shira import Scattered
 
 
 class SuperTuning(Scattered):
-    """Super-Tuning: trained values at the entries of the weight that are largest in size.
+    """Super-Tuning: trained values at the entries of the weight with the largest magnitude.
 
     Law: `W' = W + scatter(values)`, `values = 0`, at the positions of the largest `|W_ij|`.
-    `min(r(in + out), in out)` parameters train, or `(1 - sparsity) in out`. `alpha` is ignored.
-    The positions are saved: a rounded weight could have other largest entries.
+    `min(r(in + out), in out)` parameters train, or `(1 - sparsity) in out`. `alpha` is ignored. The
+    positions are saved, because a rounded weight could have different largest entries.
 
     Paper: "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", arXiv:2607.09287. It
-    chooses by size or by activations; this is the choice by size, as in PEFT. Its mixture with LoRA
-    ("Supra") is left out. Paper and PEFT have no rank, and choose by `options={"sparsity": 0.99}`.
+    chooses by magnitude or by activations; here the choice is by magnitude, as in PEFT. Its mixture
+    with LoRA ("Supra") is not supported. The paper and PEFT use a sparsity instead of a rank:
+    `options={"sparsity": 0.99}`.
 
     - `sparsity`: the fraction of the entries that do not train, from 0 to less than 1.
     - `count`, instead of `sparsity`: how many entries train.

@@ -1,4 +1,4 @@
-"""Tied-LoRA: all layers of one shape share the trained factors of LoRA."""
+"""Tied-LoRA: all layers with the same shape share the trained factors of LoRA."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""VB-LoRA: the factors of all layers are put together from the vectors of one bank."""
+"""VB-LoRA: the factors of all layers are composed from the vectors of one bank."""
 
 import functools
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class VBLoRA(Scaled):
     `W'` a little off `W`.
 
     Paper: Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
-    arXiv:2405.15179. The paper has no scale, which is the default `alpha = 1`. Its files hold the
-    chosen logits alone; files here hold all logits, so that training can go on. Call
+    arXiv:2405.15179. The paper has no scale, which is the default `alpha = 1`. Its files contain
+    only the chosen logits; files here contain all logits, so that training can resume. Call
     `jno.lora.resolve(model)` in the loss.
 
     **Raises:** `ValueError` unless `vectors`, `vector_length` and `top_k` are whole numbers from 1
@@ -54,7 +54,7 @@ class VBLoRA(Scaled):
     logits_A: Float[Array, "r pieces n"]
     logits_B: Float[Array, "pieces r n"]
     bank: Shared
-    # Zeros. A saved state tells by its shape how many logits count, and how long vectors are.
+    # Zeros. In a saved state, the shape records `top_k` and the length of the vectors.
     sizes: Shaped[Array, "k l"]
 
     def start(

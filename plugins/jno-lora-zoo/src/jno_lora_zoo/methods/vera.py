@@ -56,8 +56,9 @@ class VeRA(BetweenVectors):
     variant = "vera"
     about = cited("2310.11454", family="structured", formula="out + r")
 
-    # Four numbers from 0 to 255: small enough to survive a cast of the whole model to any floating
-    # dtype. An array, not static, so that layers can be stacked and seeds differ without retracing.
+    # Four numbers from 0 to 255, which survive a cast of the whole model to any floating dtype. An
+    # array, not a static field, so that layers can be stacked and seeds can differ without
+    # retracing.
     seed: Shaped[Array, "4"]
 
     def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:

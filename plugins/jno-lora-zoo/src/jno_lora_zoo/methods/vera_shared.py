@@ -22,14 +22,14 @@ class VeRAShared(BetweenVectors):
     entries of two matrices with the largest rank, `in` and `out` of all layers, which are uniform
     with mean 0 and variances `2/in` and `2/r` for these largest sizes. `b` starts at 0 and `d` at
     the option `d_initial`, 0.1 by default; `out + r` parameters train. The rank is not clamped. All
-    layers of one rank see the same random directions; `VeRA` draws them for each layer.
+    layers with the same rank use the same random directions; `VeRA` draws them for each layer.
 
     Embeddings share another `A`, of variance 2, because a lookup reads a single column. This `A` is
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper has no scale: the default `alpha = 1`. Every adapter holds the same two arrays. Only a
-    stack of layers that a scan runs needs `jno.lora.resolve(model)` in the loss.
+    paper has no scale: the default `alpha = 1`. Every adapter has the same two arrays. Only a stack
+    of layers run by a scan needs `jno.lora.resolve(model)` in the loss.
     """
 
     variant = "vera-shared"

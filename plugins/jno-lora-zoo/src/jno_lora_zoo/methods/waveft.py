@@ -22,13 +22,13 @@ class WaveFT(Transformed):
 
     Law: `W' = W + alpha IDWT2(scatter(coefficients))`, `coefficients = 0`, at positions drawn from
     the key and saved. `min(r(in + out), in out)` parameters train, or `n_frequency`. `alpha` is the
-    paper's scale, not divided by the rank; PEFT's default is 25. `r = min(rank, in, out)` says only
-    how many coefficients there are: as many as LoRA has numbers.
+    paper's scale, not divided by the rank; PEFT's default is 25. `r = min(rank, in, out)` only sets
+    how many coefficients there are, as many as LoRA has numbers.
 
     Paper: Bilican et al., "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
     arXiv:2505.12532. The transform has one level, as in PEFT. Its four quarters form a matrix that
-    is `taps - 2` larger than `W` each way (1 more if that is odd); positions are drawn in the
-    middle of it, where PEFT draws them.
+    is `taps - 2` larger than `W` each way (1 more if that is odd); positions are drawn in its
+    middle, as in PEFT.
 
     - `n_frequency`: how many coefficients train.
     - `wavelet`: `"db1"` (Haar) to `"db10"`, `"none"` (the coefficients are entries of the update),
@@ -46,7 +46,7 @@ class WaveFT(Transformed):
         cost="a wavelet transform of the size of the weight at every call: merge before decoding.",
     )
 
-    # An array, so that a saved adapter holds it. Without taps there is no transform.
+    # An array, so that it is saved with the adapter. Without taps there is no transform.
     low_pass: Float[Array, " taps"]
 
     def start(
@@ -80,7 +80,7 @@ class WaveFT(Transformed):
 
     @classmethod
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
-        # The state has the taps, so only their number matters.
+        # The state contains the taps, so only their number matters.
         return {**super().options_of(state), "wavelet": (0.0,) * len(state["low_pass"])}
 
 
@@ -125,7 +125,7 @@ def synthesised(
     averages, details = jnp.split(c, 2, axis)
     signs = jnp.where(jnp.arange(low.size) % 2 == 0, 1, -1).astype(low.dtype)
     high = signs * low[::-1]
-    taps = low.size // 2  # of every second output
+    taps = low.size // 2  # that reach every second output
     n = averages.shape[axis] - taps + 1
 
     def every_second(first: int) -> Array:
@@ -136,6 +136,6 @@ def synthesised(
             terms.append(low[tap] * a + high[tap] * d)
         return sum(terms[1:], terms[0])
 
-    # A transposition would take more time than the sums.
+    # A transposition would take longer than the sums.
     pairs = jnp.stack([every_second(0), every_second(1)], axis + 1)
     return pairs.reshape(*c.shape[:axis], 2 * n, *c.shape[axis + 1 :])
