@@ -39,10 +39,10 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_net_and_a_set_of_adapters_are_refused_with_what_to_give(name, model, registry):
     net = Net(model).lora(1, wrapper=ToyLinear)
-    with pytest.raises(SelectionError, match=rf"^{name} takes a model.*{name}\(net\.module, "):
+    with pytest.raises(SelectionError, match=rf"^{name} takes a model.*Give net\.module$"):
         CALLS[name](net)
     if name != "split_adapters":
-        message = rf"^{name} takes a model.*AdapterSet.*{name}\(swap_adapters\("
+        message = rf"^{name} takes a model.*AdapterSet.*Give swap_adapters\(model, adapters\)$"
         with pytest.raises(SelectionError, match=message):
             CALLS[name](extract_adapters(net.module))
 
@@ -118,7 +118,6 @@ def test_an_error_says_that_equinox_has_emptied_the_file(model, tmp_path):
 @pytest.mark.parametrize("path", ["adapters.safetensors", pathlib.Path("adapters.safetensors")])
 @pytest.mark.parametrize("function", [jno.lora.save_adapters, jno.lora.load_adapters])
 def test_a_path_before_the_model_is_named(function, path):
-    with pytest.raises(
-        SelectionError, match=rf"^{function.__name__} takes a model, .*(str|Path).*\(model, "
-    ):
+    message = f"^{function.__name__} takes a model, but was given the path 'adapters.safetensors'$"
+    with pytest.raises(SelectionError, match=message):
         function(path, path)  # the types of the arguments are checked, so both are paths

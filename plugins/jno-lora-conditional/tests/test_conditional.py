@@ -189,7 +189,7 @@ def test_a_trained_function_and_other_dtypes_keep_the_source():
         (lambda: POWERS([0.1, 0.2]), r"`z` must be one number, .* has the shape \[2\]"),
         (lambda: Powers([0.1, 1.0], unit=[1.0]), "`unit` must be one number, or as many"),
         (lambda: Powers(0.1, degree=0), "`degree` must be a positive integer"),
-        (lambda: Powers(-0.1, log=True), "`log=True` needs a positive `source`"),
+        (lambda: Powers(-0.1, log=True), "positive parameters, but `source` is -0.1"),
         (lambda: Network(0.1, size=0, key=jax.random.key(0)), "must be 1 or more"),
         (lambda: Indexed(0), "`n` must be a positive number"),
         (lambda: Indexed(4, 2), "both `size=` and `key=`"),

@@ -80,7 +80,7 @@ def test_models_that_cannot_be_written_or_do_not_fit_are_refused(getkey, model, 
     file = tmp_path / "base.safetensors"
     for unfit, error, message in (
         (apply_lora(quantize(model), 2, key=getkey()), CheckpointError, "unwrap_lora"),
-        (Net(model), SelectionError, "handle"),
+        (Net(model), SelectionError, "net.module"),
         ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, CheckpointError, "slash"),
         ({"a": jr.key(0)}, CheckpointError, "key"),
     ):

@@ -143,7 +143,7 @@ def test_layers_without_adapters_and_other_methods(model):
         (lambda m, a: loftq(a, start="zero"), '`start` must be "codes" or "pissa"'),
         (lambda m, a: loftq(a, "nf5"), "`scheme`"),
         (lambda m, a: loftq(m), "apply_lora comes first"),
-        (lambda m, a: loftq(Net(m)), "handle"),
+        (lambda m, a: loftq(Net(m)), "net.module"),
         (lambda m, a: loftq(a, target="norm"), r"up \(LoRALinear\): the target does not match"),
         (
             lambda m, a: loftq(apply_lora(m["up"], 2, key=jr.key(0), wrapper="dora")),

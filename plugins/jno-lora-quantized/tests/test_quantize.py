@@ -274,7 +274,7 @@ def test_shardings(getkey):
         (lambda m: quantize(m, target="layer/0"), "(?s).*layers/0: the target does not match"),
         (lambda m: quantize(m, target="norm"), "norm: it is not a linear"),
         (lambda m: quantize(quantize(m)), "layers/0: its weight is quantised already"),
-        (lambda m: quantize(Net(m)), "handle"),
+        (lambda m: quantize(Net(m)), "net.module"),
         (
             lambda m: quantize(eqx.tree_at(lambda m: m.layers[1].weight, m, replace_fn=jnp.log)),
             "Linear at 'layers/1' holds NaN",

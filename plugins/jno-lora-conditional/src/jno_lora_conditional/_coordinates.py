@@ -138,8 +138,8 @@ def choose_coordinate(
     best, unit = rows[0]
     if not np.isfinite(best.spread):
         warn(
-            "`choose_coordinate` can recommend no coordinate: at some value, the error is not above "
-            f"the source's ({at_source:.3g}). Its basis is the number itself. Give more data."
+            "`choose_coordinate` can recommend no coordinate: at some value, the error is not above"
+            f" the source's ({at_source:.3g}). Its basis is the number itself. Give more data."
         )
     if isinstance(coordinates, Mapping):
         function = functions[best.coordinate]

@@ -294,9 +294,10 @@ def load_adapters(
     - `model`: the model that the adapters were made for (layers of the same shapes at the same
         paths, in any precision), or a `Net` of it, which is changed and returned.
     - `path`: a file that `save_adapters` wrote.
-    - `strict`: whether all adapters must fit. With `False`, the adapters that fit are loaded, and a
-        `JnoLoraWarning` lists the rest. With `"values"`, the layers must also be comparable, and
-        have the values that the adapters were made for (see `save_adapters`).
+    - `strict`: whether all adapters must fit. With `False`, the adapters that fit are loaded,
+        unless the name of a shared array is taken, and a `JnoLoraWarning` lists the rest. With
+        `"values"`, the layers must also be comparable, and have the values that the adapters were
+        made for (see `save_adapters`).
     - `wrappers`: one class or several. Other classes come from the plugin that the file names.
     - `registry`: where to look up that plugin, instead of among the installed plugins.
 
