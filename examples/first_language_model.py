@@ -116,7 +116,8 @@ def main():
 
     each = jnp.stack([user(text) for user, text in zip((net, bob, model), tokens, strict=True)])
     print(net.summary())
-    print(f"largest difference to a model for each user: {jnp.max(jnp.abs(logits - each)):.0e}")
+    difference = jnp.max(jnp.abs(logits - each)) / jnp.max(jnp.abs(each))
+    print(f"largest difference to a model for each user: {difference:.0e} of the largest logit")
     return logits, each
 
 

@@ -152,7 +152,7 @@ class Placement:
         return places
 
 
-# The factors of a linear layer, and those of an embedding, which are their transposes.
+# The factors of a linear layer, and the factors of an embedding, which are their transposes.
 _PAIRS = (("lora_B.weight", "lora_embedding_A"), ("lora_A.weight", "lora_embedding_B"))
 _ONE_TABLE = (
     "but one table serves both in the model. Give the model a head of its own, with a weight that "

@@ -71,7 +71,7 @@ class Scheme(abc.ABC):
     def decode(
         self, codes: Codes, encoded: Encoded, columns: int, rows: Rows | None = None
     ) -> Matrix:
-        """The decoded matrix in float32, or only `rows`, if the codes are those of these rows."""
+        """The decoded matrix in float32, or only `rows`, if `codes` has only these rows."""
         scales = self.scales(encoded, rows)
         blocks = _in_blocks(self.levels(codes)[:, :columns], self.block_in(columns))
         return (blocks * scales[:, :, None]).reshape(len(codes), -1)[:, :columns]

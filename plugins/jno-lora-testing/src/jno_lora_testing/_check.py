@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import pkgutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,7 +147,10 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    return table(title, columns, rows, unchecked)
+    lines = [unchecked] if unchecked else []
+    if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
+        lines.insert(0, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
+    return table(title, columns, rows, "\n".join(lines))
 
 
 def _outcome(result: CheckResult) -> str:

@@ -73,8 +73,8 @@ class TrainingRun(eqx.Module):
     def load(self, path: str | os.PathLike[str]) -> "TrainingRun":
         """Read a run that `save` wrote, for the same model, adapters and optimiser as this run.
 
-        The arrays get the shardings of this run's arrays. The file has no frozen arrays: those of
-        adapters (LoRA-FA's `A`) come out the same if the `Net` has the same key.
+        The arrays get the shardings of this run's arrays. The file has no frozen arrays:
+        frozen arrays of adapters (LoRA-FA's `A`) are the same if the `Net` has the same key.
 
         **Raises:** `CheckpointError` if the file is damaged, or differs from this run in the
         classes, ranks or alphas of its adapters, in the kind of its random keys

@@ -214,7 +214,7 @@ def _shown(product: Product) -> str:
 
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
-    """The weight before adapting, `(..., out, in)`, if its sizes are those of the product."""
+    """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
     W = on_the_mesh(adapter, _weight_before, adapter, path_str(product.inner))
     A, B = product.A.array, product.B.array
     fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
