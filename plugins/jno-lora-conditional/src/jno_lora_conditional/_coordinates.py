@@ -71,7 +71,7 @@ def choose_coordinate(
     data_by_value: Mapping[float, Any],
     source: float,
     *,
-    coordinates: Sequence[str] | Mapping[str, Callable[[Any], Any]] = tuple(COORDINATES),
+    coordinates: Sequence[str] | Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> CoordinateReport:
     """The coordinate of a parameter in which the untouched model moves away at a constant rate.
 
@@ -93,8 +93,8 @@ def choose_coordinate(
     - `data_by_value`: the data at the source, and at two other values or more. Use the same initial
         fields for all values if you can, because different draws hide the difference.
     - `source`: the value that the model was pretrained at.
-    - `coordinates`: names of coordinates (`"z"`, `"log"`, `"sqrt"`, `"1/z"`), or functions by name.
-        A coordinate that is not finite at some value is left out, such as the logarithm of 0.
+    - `coordinates`: names of coordinates (`"z"`, `"log"`, `"sqrt"`, `"1/z"`), or functions by name;
+        by default, all of these names. A coordinate that is not finite at some value is left out, such as the logarithm of 0.
 
     **Raises:** `SelectionError` if `data_by_value` lacks the source or has less than two other
     values, if an error is not a number, or if no coordinate is left.
@@ -113,6 +113,7 @@ def choose_coordinate(
         raise SelectionError(
             f"`error` must give numbers, but gave {errors}, and {at_source} at the source {source}"
         )
+    coordinates = tuple(COORDINATES) if coordinates is None else coordinates
     if isinstance(coordinates, Mapping):
         functions = dict(coordinates)
     elif set(coordinates) <= COORDINATES.keys():
