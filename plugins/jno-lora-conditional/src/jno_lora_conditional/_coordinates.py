@@ -94,7 +94,8 @@ def choose_coordinate(
         fields for all values if you can, because different draws hide the difference.
     - `source`: the value that the model was pretrained at.
     - `coordinates`: names of coordinates (`"z"`, `"log"`, `"sqrt"`, `"1/z"`), or functions by name;
-        by default, all of these names. A coordinate that is not finite at some value is left out, such as the logarithm of 0.
+        by default all of these. A coordinate that is not finite at some value is left out, such as
+        the logarithm of 0.
 
     **Raises:** `SelectionError` if `data_by_value` lacks the source or has less than two other
     values, if an error is not a number, or if no coordinate is left.
