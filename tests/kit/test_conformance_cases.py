@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.core.good_adapter import Good, update
-from tests.core.test_options_of import OPTIONS, Blocks as OptionBlocks
+from tests.core.test_options import OPTIONS, Blocks as OptionBlocks
 from tests.core.toys import ToyScale
 
 from jno.lora.extending import compute_dtype

@@ -112,7 +112,7 @@ def test_options_that_mean_nothing_are_refused(getkey):
         with pytest.raises(ValueError, match="`bands` must give ranks by the frequency"):
             LoRASpectral(base, 2, 2.0, key=getkey(), bands=bands)
     blocks = filled(SPECTRAL["AFNO2D"].make, getkey())
-    with pytest.raises(ValueError, match="the modes of 'w1' of a AFNO2D have"):
+    with pytest.raises(ValueError, match="the modes of 'w1' of a AFNO2D are unknown"):
         LoRASpectral(blocks, 2, 2.0, key=getkey(), bands={2: 1})
     with pytest.raises(ValueError, match='`per` must be "mode" or "output"'):
         GainSpectral(base, key=getkey(), per="input")

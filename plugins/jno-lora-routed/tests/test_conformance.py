@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
-from jno_lora_peft.types.peanut import _ACTIVATIONS
+from jno_lora_peft.types.routed import _ACTIVATIONS
 from jno_lora_routed import ActivatedLoRA, HydraLoRA, Invocation, Lily, MoELoRA, PEANuTLinear, Poly
 from jno_lora_routed._peanut import ACTIVATIONS
 

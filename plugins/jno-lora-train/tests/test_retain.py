@@ -128,5 +128,5 @@ def test_errors_say_what_to_do(adapted, arguments, message, unchecked):
 def test_retain_refuses_other_models(plain, adapted):
     with pytest.raises(SelectionError, match=r"carries no adapters.*base=original"):
         retain(plain, X)
-    with pytest.raises(SelectionError, match=r"^retain takes a model.*retain\(net\.module, "):
+    with pytest.raises(SelectionError, match=r"^retain takes a model.*Give net\.module$"):
         retain(Net(adapted), X)

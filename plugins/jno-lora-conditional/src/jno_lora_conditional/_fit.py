@@ -91,13 +91,14 @@ def fit(
         names = ", ".join(map(repr, COORDINATES))
         raise SelectionError(f"`coordinate` must be one of {names}, but is {coordinate!r}")
     in_use = COORDINATES[coordinate]
-    # Newton's method cannot leave a point where the coordinate, or its slope, is not finite.
-    is_start = in_use.has(points) & ((points != 0) | (coordinate == "z"))
-    if not isinstance(points, Tracer) and not np.all(is_start):
-        raise SelectionError(
-            f"The coordinate {coordinate!r} takes {in_use.takes} parameters but 0, and `grid` goes "
-            f"from {np.min(points):g} to {np.max(points):g}"
-        )
+    if not isinstance(points, Tracer):
+        starts = np.asarray(points)
+        # Newton's method cannot leave a point where the coordinate, or its slope, is not finite.
+        if not np.all(in_use.has(starts)) or (coordinate != "z" and not np.all(starts)):
+            raise SelectionError(
+                f"The coordinate {coordinate!r} takes {in_use.takes} parameters but 0, and `grid` "
+                f"goes from {starts.min():g} to {starts.max():g}"
+            )
     to, back, *_ = in_use
 
     def objective(z: Array) -> Float[Array, ""]:
