@@ -87,7 +87,7 @@ def test_errors_that_do_not_grow_recommend_nothing():
     with pytest.warns(JnoLoraWarning, match="recommend no coordinate"):
         report = choose_coordinate(None, lambda _, e: e, {0.1: 0.05, 0.06: 0.04, 0.03: 0.2}, 0.1)
     assert report.best == "z" and "nothing can be told" in str(report)
-    with pytest.raises(SelectionError, match="must be some of 'z', 'log'"):
+    with pytest.raises(SelectionError, match="must be one of 'z', 'log'"):
         choose_coordinate(None, lambda _, e: e, moved(np.log), 0.1, coordinates=["lg"])
     tiny = {z * 1e-8: e for z, e in moved(np.log).items()}
     assert choose_coordinate(None, lambda _, e: e, tiny, source=1e-9).best == "log"
@@ -136,5 +136,5 @@ def test_fit_steps_in_a_coordinate():
     with pytest.raises(SelectionError, match="'log'"):
         fit(conditional, loss, jnp.array([0.01, 0.1]), coordinate="exp")
     for coordinate in ("log", "sqrt", "1/z"):
-        with pytest.raises(SelectionError, match="`grid` goes from 0 to"):
+        with pytest.raises(SelectionError, match="not 0, but go from 0 to"):
             fit(conditional, loss, jnp.array([0.0, 0.1]), coordinate=coordinate)

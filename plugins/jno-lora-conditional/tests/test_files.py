@@ -237,7 +237,7 @@ BASE = {"layers/0": ["base"], "layers/1": ["lora_B"]}
 OTHER = {"layers/0": ["lora_A"], "layers/1": ["lora_B"]}
 # A place, its value, and what the error says.
 HOSTILE = {
-    "a class of the system": (("basis", "class"), "os.system", "os.system', which this"),
+    "a class of the system": (("basis", "class"), "os.system", "os.system', and this"),
     "no basis": (("basis",), None, "description is damaged"),
     "another known class": (("basis", "class"), "Powers", "not a Powers that can be built"),
     "an unknown setting": ((*SETTINGS, "key"), 1, "not a Network that can be built"),

@@ -35,6 +35,14 @@ COORDINATES = {
 }
 
 
+def coordinate_named(name: str) -> Coordinate:
+    """The coordinate. **Raises:** `SelectionError` for a name that `COORDINATES` lacks."""
+    if name not in COORDINATES:
+        names = ", ".join(map(repr, COORDINATES))
+        raise SelectionError(f"A coordinate must be one of {names}, but is {name!r}")
+    return COORDINATES[name]
+
+
 class Basis(eqx.Module):
     """`phi(z)`, an array `(K,)`, for a parameter `z`: a number, or an array `(p,)` of numbers.
 
@@ -80,11 +88,8 @@ class Powers(Basis):
     ):
         self.source, self.unit = numbers(source, "source"), numbers(unit, "unit")
         self.degree, self.coordinate = degree, coordinate or ("log" if log else "z")
-        if self.coordinate not in COORDINATES or (log and self.coordinate != "log"):
-            raise SelectionError(
-                f"`coordinate` must be one of {', '.join(map(repr, COORDINATES))}, but is "
-                f"{coordinate!r}{' beside `log=True`' if log else ''}"
-            )
+        if log and self.coordinate != "log":
+            raise SelectionError(f"Give `log=True` or `coordinate={coordinate!r}`, not both")
         if not np.all(np.asarray(self.unit)):
             raise SelectionError(f"`unit` must not be zero, but is {unit!r}")
         if np.ndim(self.unit) and np.shape(self.unit) != np.shape(self.source):
@@ -93,7 +98,7 @@ class Powers(Basis):
             )
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
             raise SelectionError(f"`degree` must be a positive integer, but is {degree!r}")
-        in_use = COORDINATES[self.coordinate]
+        in_use = coordinate_named(self.coordinate)
         if not np.all(in_use.has(np.asarray(self.source))):
             raise SelectionError(
                 f"The coordinate {self.coordinate!r} takes {in_use.takes} parameters, but `source` "

@@ -112,8 +112,8 @@ def _made(name: str, settings: Any) -> Basis:
     """The basis of these settings, with shapes for arrays."""
     if (cls := _CLASSES.get(name)) is None:
         raise MalformedError(
-            f"its basis is a {name!r:.100}, which this jno-lora-conditional does not know. It "
-            f"knows {', '.join(_CLASSES)}. A newer version may know it"
+            f"its basis is a {name!r:.100}, and this jno-lora-conditional has only "
+            f"{', '.join(_CLASSES)}. Upgrade it"
         )
     has_arrays = cls is Network or (cls is Indexed and settings.get("size") is not None)
     arguments = {"key": jax.random.key(0), **settings} if has_arrays else settings

@@ -12,7 +12,7 @@ from jno.lora import SelectionError
 from jno.lora.extending import Printed, table, warn
 from jno.lora.types import Table
 
-from ._bases import COORDINATES, Basis, Function, Powers
+from ._bases import COORDINATES, Basis, Function, Powers, coordinate_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +117,8 @@ def choose_coordinate(
     coordinates = tuple(COORDINATES) if coordinates is None else coordinates
     if isinstance(coordinates, Mapping):
         functions = dict(coordinates)
-    elif set(coordinates) <= COORDINATES.keys():
-        functions = {name: COORDINATES[name].of for name in coordinates}
     else:
-        names = ", ".join(map(repr, COORDINATES))
-        raise SelectionError(f"`coordinates` must be some of {names}, but is {coordinates!r}")
+        functions = {name: coordinate_named(name).of for name in coordinates}
     rows: list[tuple[CoordinateRow, float]] = []
     for name, function in functions.items():
         u = np.array([float(function(jnp.asarray(z, float))) for z in (source, *errors)])

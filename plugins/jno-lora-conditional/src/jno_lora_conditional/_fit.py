@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jno.lora import SelectionError
 from jno.lora.extending import gauss_jordan
 
-from ._bases import COORDINATES
+from ._bases import coordinate_named
 from ._conditional import Conditional, at
 
 Vector = Float[Array, " p"]
@@ -87,17 +87,14 @@ def fit(
     """
     points = _checked_grid(conditional, grid)
 
-    if coordinate not in COORDINATES:
-        names = ", ".join(map(repr, COORDINATES))
-        raise SelectionError(f"`coordinate` must be one of {names}, but is {coordinate!r}")
-    in_use = COORDINATES[coordinate]
+    in_use = coordinate_named(coordinate)
     if not isinstance(points, Tracer):
         starts = np.asarray(points)
         # Newton's method cannot leave a point where the coordinate, or its slope, is not finite.
         if not np.all(in_use.has(starts)) or (coordinate != "z" and not np.all(starts)):
             raise SelectionError(
-                f"The coordinate {coordinate!r} takes {in_use.takes} parameters but 0, and `grid` "
-                f"goes from {starts.min():g} to {starts.max():g}"
+                f"In the coordinate {coordinate!r}, the points of `grid` must be {in_use.takes}, "
+                f"and not 0, but go from {starts.min():g} to {starts.max():g}. Give other points"
             )
     to, back, *_ = in_use
 

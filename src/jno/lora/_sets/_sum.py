@@ -370,12 +370,12 @@ def _problems(path: str, sets: Mapping[str, AdapterSet]) -> Iterator[str]:
         reason = "A sum of rotations is not a rotation, and a product depends on the order"
         yield line(rotations, f"rotate one weight. {reason}")
     if len(unmergeable) > 1:
-        yield line(unmergeable.values(), "are no changes of the weight")
+        yield line(unmergeable.values(), "do not change the weight")
     for name, cls in members.items():
         if issubclass(cls, AdapterSum):
             yield line([name], "is a sum itself. Give its sets: split_adapters(...)")
         elif not cls.mergeable and not adds_up(cls):
-            yield line([name], "is no change of the weight, and has no weight")
+            yield line([name], "does not change the weight, so that a sum cannot scale it")
         if sets[name].shared:
             yield line([name], "shares arrays between layers")
 
