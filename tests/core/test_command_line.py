@@ -1,5 +1,6 @@
 """The command line: its help, what it does not import, errors, and commands that plugins add."""
 
+import re
 import subprocess
 import sys
 
@@ -71,9 +72,10 @@ def test_a_plugin_may_add_commands_alone_or_beside_adapters(site):
     both = adding(["there"], "pass\n\n        @hookimpl\n        def jno_lora_wrappers():\n")
     site.install("both", both + "            return [adapter('Both')]")
     text = run("--help")
-    assert "greet     Greet somebody." in text and "\n  there\n" in text and "Left out" not in text
+    assert re.search(r"greet +Greet somebody\.", text) and "\n  there\n" in text
+    assert "Left out" not in text
     assert run("greet", "--name", "you") == "hello you\n"
-    assert "Both" in run("adapters")
+    assert "Both" in run("plugins", "--json")
 
 
 BROKEN = {

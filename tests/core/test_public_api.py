@@ -21,11 +21,13 @@ MOVED = {
     "compare": {"compare", "Comparison", "ComparisonRow"},
     "combine": {
         *("combine", "combine_with_report", "scale_adapters", "stack_adapters", "take_adapters"),
-        *("to_lora", "shrink", "adapter_effects", "plot_adapters"),
+        *("to_lora", "shrink", "adapter_effects", "plot_adapters", "new_picture"),
         *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
+        *("AdapterSum", "sum_adapters", "split_adapters"),
     },
     "train": {"calibrate", "allocate", "retain", "Allocation", "AllocationRow", "Statistics"},
-    "zoo": {"Triplets"},
+    "zoo": {"Triplets", "known_factors"},
+    "peft": {"write_together"},
 }
 METHODS = ["LoRA", "rsLoRA", "LoRAFA", "DoRA", "PiSSA", "LoRAXS", "VeRA", "MiLoRA", "IA3", "LoKr"]
 ZOO = {f"{method}{layer}" for method in [*METHODS, "OFT"] for layer in ("Linear", "Conv")}

@@ -63,7 +63,7 @@ TRAIN = "plugins/jno-lora-train/src/jno_lora_train"
 ALLOWED = {
     # Files that a call names.
     f"{CORE}/_checkpoint/_file.py": {*WRITING, "safe_open", "fromfile", "read_bytes"},
-    f"{CORE}/_showing/plots.py": {"savefig"},
+    "plugins/jno-lora-combine/src/jno_lora_combine/_figure.py": {"savefig"},
     "plugins/jno-lora-testing/src/jno_lora_testing/_new.py": {
         "mkdir",
         "rglob",
@@ -82,7 +82,7 @@ ALLOWED = {
     f"{JNO}/_replacement.py": {"import_module"},  # three modules of jNO, beside a loaded jNO
     f"{CORE}/__init__.py": {"import_module"},  # a name that stands there
     f"{ZOO}/_bibtex.py": {"read_text"},  # papers.bib, beside it
-    f"{PEFT}/files.py": {"mkdir"},
+    f"{PEFT}/files.py": {"mkdir", "os.replace", "unlink"},
     f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names
     f"{PEFT}/states/loading.py": {"orbax"},  # folders that a call names
     f"{COMPARE}/_comparison.py": {"open"},

@@ -14,8 +14,7 @@ import pytest
 
 import jno_lora_zoo
 from jno.lora import Registry
-from jno.lora._commands import installed
-from jno_lora_zoo import METHODS
+from jno_lora_zoo import METHODS, _listing
 
 from . import listings
 
@@ -86,8 +85,8 @@ def test_wheels_and_sdists_hold_the_stubs(tmp_path):
 
 
 def test_the_methods_are_listed_by_family_within_100_columns():
-    found = installed.adapters(Registry().records())
-    lines = str(installed.methods_as_table(found)).splitlines()
+    found = _listing.installed_adapters(Registry().records())
+    lines = str(_listing.methods_as_table(found)).splitlines()
     assert max(map(len, lines)) <= 100
     families = [line.strip() for line in lines if line.endswith(":")]
     assert {f"{method.about.family}:" for method in METHODS} <= {*families}

@@ -24,7 +24,7 @@ from ._penalty import penalty
 from ._planning import Spec
 from ._registry import Registry, hookimpl, refresh, register, registered
 from ._reports import citation, lora_report
-from ._sets import extract_adapters, split_adapters, sum_adapters, swap_adapters
+from ._sets import extract_adapters, swap_adapters
 from ._shared_arrays import resolve
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._version import __version__ as __version__
@@ -46,7 +46,7 @@ __all__ += ["disabled", "lora_param_labels", "lora_trainable_filter"]
 __all__ += ["partial_lora_trainable_filter", "penalty"]
 __all__ += ["citation", "lora_report"]
 __all__ += ["extract_adapters", "load_adapters", "read_adapters", "read_metadata", "save_adapters"]
-__all__ += ["split_adapters", "sum_adapters", "swap_adapters"]
+__all__ += ["swap_adapters"]
 if TYPE_CHECKING:
     __all__ += _adapters.__all__
 

@@ -14,15 +14,17 @@ from ._errors import imported_for
 _PLUGINS = {
     "combine": (
         *("adapter_effects", "combine", "combine_with_report", "plot_adapters"),
-        *("scale_adapters", "shrink", "stack_adapters", "take_adapters", "to_lora"),
-        *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
+        *("new_picture", "scale_adapters", "shrink", "split_adapters", "stack_adapters"),
+        *("sum_adapters", "take_adapters", "to_lora"),
+        *("AdapterEffect", "AdapterEffects", "AdapterSum", "UpdateReport", "UpdateRow"),
     ),
     "compare": ("Comparison", "ComparisonRow", "compare"),
+    "peft": ("write_together",),
     "train": (
         *("Allocation", "AllocationRow", "Statistics"),
         *("allocate", "calibrate", "check_calibrate", "retain"),
     ),
-    "zoo": ("Triplets",),
+    "zoo": ("Triplets", "known_factors"),
 }
 NAMES = {name: extra for extra, names in _PLUGINS.items() for name in names}
 

@@ -4,6 +4,6 @@ A `CodedArray` replaces an array in a layer. The core, the conformance kit and t
 the array that it stands for.
 """
 
-from ._contract import CodedArray, class_of, is_coded, row_products, with_arrays
+from ._contract import CodedArray, class_of, is_coded, refuse_coded, row_products, with_arrays
 
-__all__ = ["CodedArray", "class_of", "is_coded", "row_products", "with_arrays"]
+__all__ = ["CodedArray", "class_of", "is_coded", "refuse_coded", "row_products", "with_arrays"]

@@ -13,7 +13,7 @@ from ._checkpoint import (
     read_json as read_json,
     save_extended as save_extended,
     values_of as values_of,
-    write_together as write_together,
+    write_atomically as write_atomically,
 )
 from ._compute import (
     call_compiled as call_compiled,
@@ -39,9 +39,9 @@ from ._paths import (
     show_path as show_path,
 )
 from ._registry import default_registry as default_registry
-from ._sets import known_factors as known_factors, put_around as put_around
+from ._sets import put_around as put_around
 from ._sharding import sharded_like as sharded_like
-from ._showing import Bar as Bar, Printed as Printed, new_picture as new_picture, table as table
+from ._showing import Bar as Bar, Printed as Printed, table as table
 from ._tree import (
     adapted_layers as adapted_layers,
     callable_for as callable_for,

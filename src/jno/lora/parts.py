@@ -5,10 +5,19 @@ use `jno.lora.extending`.
 """
 
 from . import _moved
-from ._checkpoint import write_file as write_file
-from ._compute import at_least_float32 as at_least_float32
+from ._checkpoint import (
+    errors_of as errors_of,
+    write_file as write_file,
+    written_beside as written_beside,
+)
+from ._compute import (
+    at_least_float32 as at_least_float32,
+    held_dtype as held_dtype,
+    widest as widest,
+)
 from ._contract import (
     RESERVED_WORDS as RESERVED_WORDS,
+    check_adapter_name as check_adapter_name,
     check_key as check_key,
     check_number as check_number,
     check_rank as check_rank,
@@ -33,7 +42,13 @@ from ._registry import (
     LazyAdapter as LazyAdapter,
     why_unusable as why_unusable,
 )
-from ._sets import Factors as Factors, widest as widest
+from ._sets import (
+    Member as Member,
+    SeveralAdapters as SeveralAdapters,
+    Weights as Weights,
+    check_fit as check_fit,
+    members_of as members_of,
+)
 from ._sharding import on_the_mesh as on_the_mesh, replicated_beside as replicated_beside
 from ._shared_arrays import (
     filler as filler,
@@ -41,7 +56,7 @@ from ._shared_arrays import (
     shared_arrays as shared_arrays,
     with_shared_arrays as with_shared_arrays,
 )
-from ._showing import tracked as tracked
-from ._tree import claims as claims, replace_layers as replace_layers
+from ._showing import print_table as print_table, tracked as tracked
+from ._tree import claims as claims, enclosing as enclosing, replace_layers as replace_layers
 
 __all__ = _moved.exported(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -15,7 +15,6 @@ from ._registry import PluginRecord as PluginRecord, RegisteredWrapper as Regist
 from ._reports import LoraReport as LoraReport, ReportRow as ReportRow
 from ._sets import (
     AdapterSet as AdapterSet,
-    AdapterSum as AdapterSum,
     LayerForm as LayerForm,
     LooseAdapter as LooseAdapter,
 )
@@ -33,7 +32,7 @@ if _typing.TYPE_CHECKING:
     from jno_lora_zoo import Triplets as Triplets
 
 # Written out, because `jno.lora` imports all these names, and documentation tools read them.
-__all__ = ["AdapterSet", "AdapterSum", "LayerForm", "LooseAdapter", "Term"]
+__all__ = ["AdapterSet", "LayerForm", "LooseAdapter", "Term"]
 __all__ += ["JnoLoraWarning", "MissingLibraryError", "PeftFormatError", "PluginError"]
 __all__ += ["LeftOut", "LoraReport", "Plan", "PlanRow", "ReportRow", "Table"]
 __all__ += ["ConvLike", "LinearLike", "PluginRecord", "RegisteredWrapper"]

@@ -34,7 +34,8 @@ from jno.lora import (
     to_lora,
 )
 from jno.lora._commands.inspection import as_table, inspect
-from jno.lora._sets import Member, _sum, sum_class
+from jno.lora.parts import Member
+from jno_lora_combine import AdapterSum, _sum
 from jno_lora_zoo import DoRALinear, LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
@@ -376,8 +377,10 @@ def test_classes_of_sums_are_pickled():
     summed = extract_adapters(sum_adapters(MODEL, {"a": A, "b": B}, weights="train"))
     assert eqx.tree_equal(pickle.loads(pickle.dumps(summed)), summed)
     members = (Member("a", LoRALinear, 2, 4.0),)
-    assert sum_class(members, False) is sum_class((Member("a", LoRALinear, 2, 4.0),), False)
-    assert sum_class(members, False) is not sum_class(members, True)
+    assert AdapterSum.of_members(members, False) is AdapterSum.of_members(
+        (Member("a", LoRALinear, 2, 4.0),), False
+    )
+    assert AdapterSum.of_members(members, False) is not AdapterSum.of_members(members, True)
 
 
 # --- what is refused

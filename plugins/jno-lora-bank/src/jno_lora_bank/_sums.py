@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jno.lora import AdapterSet, split_adapters, swap_adapters
+from jno.lora import AdapterSet, swap_adapters
 from jno.lora.extending import adds_up
-from jno.lora.types import AdapterSum, LooseAdapter
-from jno_lora_combine import combine
+from jno.lora.parts import members_of
+from jno.lora.types import LooseAdapter
+from jno_lora_combine import combine, split_adapters
 
 from ._values import fits, has_factors, refuse
 
@@ -22,7 +23,7 @@ def with_joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
     """
     if not fits(model, adapters):
         swap_adapters(model, adapters)  # raises an error with the reason
-    sums = {p: a for p, a in adapters.adapters.items() if issubclass(a.wrapper, AdapterSum)}
+    sums = {p: a for p, a in adapters.adapters.items() if members_of(a.wrapper)}
     members = {path: split_adapters(AdapterSet({path: sums[path]})) for path in sums}
     misfits: dict[str, str] = {}
     for path, sets in members.items():

@@ -15,14 +15,14 @@ from jno.lora.extending import (
     adapted_layers,
     adds_up,
     bullets,
-    known_factors,
     layers_at,
     norms_around,
     over_stack,
     show_path,
 )
-from jno.lora.types import AdapterSum, LooseAdapter, Term
-from jno_lora_zoo import IA3, DoRA, Method, PiSSA, row_norms
+from jno.lora.types import LooseAdapter, Term
+from jno_lora_combine import AdapterSum
+from jno_lora_zoo import IA3, DoRA, Method, PiSSA, known_factors, row_norms
 
 from ._slots import slots_class
 

@@ -6,21 +6,27 @@
 from ._combine import combine, combine_with_report
 from ._convert import shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
+from ._pictures import new_picture
 from ._products import UpdateReport, UpdateRow, scale_adapters
 from ._stacking import stack_adapters, take_adapters
+from ._sum import AdapterSum, split_adapters, sum_adapters
 
 __all__ = [
     "AdapterEffect",
     "AdapterEffects",
+    "AdapterSum",
     "UpdateReport",
     "UpdateRow",
     "adapter_effects",
     "combine",
     "combine_with_report",
+    "new_picture",
     "plot_adapters",
     "scale_adapters",
     "shrink",
+    "split_adapters",
     "stack_adapters",
+    "sum_adapters",
     "take_adapters",
     "to_lora",
 ]

@@ -9,18 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, split_adapters
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
 from jno.lora.extending import adds_up, bullets, nearest, show_path, warn
-from jno.lora.parts import (
-    Factors,
-    check_key,
-    check_number,
-    check_rank,
-    on_the_mesh,
-    stable_hash,
-    widest,
-)
-from jno.lora.types import AdapterSet, AdapterSum, LooseAdapter
+from jno.lora.parts import check_key, check_number, check_rank, on_the_mesh, stable_hash, widest
+from jno.lora.types import AdapterSet, LooseAdapter
+from jno_lora_zoo import Factors
 
 from ._products import (
     UpdateReport,
@@ -37,6 +30,7 @@ from ._products import (
     triplets_of_product,
     weighted,
 )
+from ._sum import AdapterSum, split_adapters
 
 _COVARIANCE = "input_covariance"
 

@@ -23,7 +23,6 @@ from jno.lora.extending import (
     bullets,
     default_registry,
     expect_model,
-    known_factors,
     map_adapters,
     over_stack,
     path_str,
@@ -32,7 +31,6 @@ from jno.lora.extending import (
     warn,
 )
 from jno.lora.parts import (
-    Factors,
     at_least_float32,
     check_rank,
     claims,
@@ -43,7 +41,7 @@ from jno.lora.parts import (
     widest,
 )
 from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
-from jno_lora_zoo import Triplets
+from jno_lora_zoo import Factors, Triplets, known_factors
 
 from ._products import (
     PRODUCT_STATE,

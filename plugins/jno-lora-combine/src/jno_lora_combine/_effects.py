@@ -18,7 +18,6 @@ from jno.lora.extending import (
     Printed,
     adapted_layers,
     expect_model,
-    new_picture,
     over_stack,
     path_str,
     show_path,
@@ -26,6 +25,8 @@ from jno.lora.extending import (
 )
 from jno.lora.parts import filler, refusal_of_template, wide_layers
 from jno.lora.types import Table
+
+from ._pictures import new_picture
 
 # With more matrices, only some have a label.
 _MOST_LABELS = 60

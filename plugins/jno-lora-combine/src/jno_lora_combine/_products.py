@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Inexact
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
 from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table
-from jno.lora.parts import Factors, at_least_float32, check_number
+from jno.lora.parts import at_least_float32, check_number
 from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
-from jno_lora_zoo import Triplets
+from jno_lora_zoo import Factors, Triplets
 
 # The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
 PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from jno.lora import PluginError, SelectionError
-from jno.lora.extending import imported_for, new_picture
+from jno.lora.extending import imported_for
+from jno.lora.parts import print_table
+from jno_lora_combine import new_picture
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -57,12 +59,7 @@ def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Pat
     # As `python -m` does, because the module may be in the current directory.
     sys.path.insert(0, "")
     comparison = compare_(**_arguments(task))
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(comparison)
-    else:  # plain text of full width
-        click.echo(str(comparison))
+    print_table(comparison)
     if csv_file is not None:
         comparison.to_csv(csv_file)
     if plot_file is not None:

@@ -7,8 +7,9 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from jno.lora import SelectionError
-from jno.lora.extending import Printed, new_picture, table
+from jno.lora.extending import Printed, table
 from jno.lora.types import Table
+from jno_lora_combine import new_picture
 
 from ._row import ComparisonRow
 

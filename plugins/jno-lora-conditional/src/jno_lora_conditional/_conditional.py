@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
 from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
-from jno.lora.types import AdapterSum
+from jno.lora.parts import members_of
 
 from ._bases import Basis
 from ._film import Film, film_of, modulate
@@ -238,7 +238,7 @@ def _checked(net: Net) -> PyTree:
         raise SelectionError(f"This net cannot become a conditional yet: {err}") from err
     if not any(True for _ in adapted_layers(net.module)):
         raise SelectionError("The net has no adapters. Call net.freeze().lora(...) first.")
-    if any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(net.module)):
+    if any(members_of(type(adapter)) for _, adapter in adapted_layers(net.module)):
         raise SelectionError(
             "A sum of several adapters cannot become a conditional, because its frozen adapters "
             "would change the model at the source. Call net.merge(), and adapt the merged model."

@@ -6,6 +6,7 @@ model = load_peft(model, "adapter/", rename={"^model/": ""})
 save_peft(model, "adapter/")
 """
 
+from .files import write_together
 from .inspecting import inspect_peft
 from .loading import load_peft
 from .saving import save_peft
@@ -21,4 +22,5 @@ __all__ = [
     "lora_state",
     "save_peft",
     "untie",
+    "write_together",
 ]

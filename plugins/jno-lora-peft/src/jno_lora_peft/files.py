@@ -1,9 +1,11 @@
 """The two files of a PEFT adapter's directory, and the tensors sorted by module."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import read_file, read_json, write_together
+from jno.lora.extending import read_file, read_json
+from jno.lora.parts import errors_of, written_beside
 
 from ._errors import format_errors
 from ._names import PREFIX
@@ -61,6 +64,47 @@ def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str,
     with format_errors():
         folder.mkdir(parents=True, exist_ok=True)
         write_together({folder / TENSORS: content, folder / CONFIG: text.encode()})
+
+
+def write_together(files: Mapping[Directory, bytes]) -> None:
+    """Write a file of content and, if there is a second file, its description.
+
+    An old file keeps its permissions, and a link stays a link. Both files are on the disk before an
+    old file changes. The old description is removed before the content changes, so that new content
+    is never read with an old description. After an interrupt, both files are old or, once the
+    content has been replaced, both are new.
+
+    **Arguments:** `files`: by path, the bytes of the content and then of the description.
+
+    **Raises:** `CheckpointError`, which names the first file, if writing fails. Then the old files
+    are unchanged, unless only the new description could not be moved into place; then there is no
+    description.
+    """
+    with errors_of(next(iter(files)), "written"), contextlib.ExitStack() as stack:
+        new = [stack.enter_context(written_beside(*item)) for item in files.items()]
+        if len(new) == 1:
+            os.replace(*new[0])
+        else:
+            _replace_both(*new)
+
+
+def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) -> None:
+    old = description[1].with_name(f".{CONFIG}.{secrets.token_hex(8)}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(description[1], old)
+        os.replace(*content)
+        os.replace(*description)
+    except BaseException as err:
+        with contextlib.suppress(OSError):
+            if content[0].exists():  # nothing was replaced
+                os.replace(old, description[1])
+            elif not isinstance(err, OSError):  # an interrupt
+                os.replace(*description)
+        raise
+    finally:
+        if not content[0].exists():
+            old.unlink(missing_ok=True)
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:

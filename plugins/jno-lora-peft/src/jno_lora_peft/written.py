@@ -16,10 +16,9 @@ from jno.lora import (
     resolve,
     swap_adapters,
 )
-from jno.lora.extending import adapted_layers, known_factors, path_str, show_path, values_of
-from jno.lora.types import AdapterSum
-from jno_lora_combine import combine
-from jno_lora_zoo import Method
+from jno.lora.extending import adapted_layers, path_str, show_path, values_of
+from jno_lora_combine import AdapterSum, combine
+from jno_lora_zoo import Method, known_factors
 
 from ._errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from ._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index

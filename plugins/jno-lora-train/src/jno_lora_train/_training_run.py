@@ -20,7 +20,7 @@ from jno.lora.extending import (
     path_str,
     sharded_like,
     show_path,
-    write_together,
+    write_atomically,
 )
 
 _CHECKSUM = b"crc32 "  # the start of the first line of a file
@@ -68,7 +68,7 @@ class TrainingRun(eqx.Module):
         except Exception as err:  # such as arrays on the devices of other processes
             raise CheckpointError(f"The run cannot be written into {path}: {err}") from err
         content = file.getvalue()
-        write_together({path: _first_line(zlib.crc32(content)) + content})
+        write_atomically(path, _first_line(zlib.crc32(content)) + content)
 
     def load(self, path: str | os.PathLike[str]) -> "TrainingRun":
         """Read a run that `save` wrote, for the same model, adapters and optimiser as this run.

@@ -17,17 +17,11 @@ from jno.lora import (
     resolve,
     swap_adapters,
 )
-from jno.lora.extending import (
-    Printed,
-    adapted_layers,
-    expect_model,
-    known_factors,
-    over_stack,
-    show_path,
-    table,
-)
-from jno.lora.parts import Factors, wide_layers
+from jno.lora.extending import Printed, adapted_layers, expect_model, over_stack, show_path, table
+from jno.lora.parts import wide_layers
 from jno.lora.types import AdapterSet, LooseAdapter, Table
+
+from ._products import Factors, known_factors
 
 
 @dataclasses.dataclass(frozen=True)

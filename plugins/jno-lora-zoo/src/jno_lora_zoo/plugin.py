@@ -3,9 +3,13 @@
 import inspect
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jno.lora import LoRAWrapper, hookimpl
 from jno.lora.parts import LazyAdapter
+
+if TYPE_CHECKING:
+    import click
 
 jno_lora_api = 1
 # The adapters of `net.lora(rank=4)`, in order of priority. The core asks only the zoo for them.
@@ -18,6 +22,14 @@ def jno_lora_wrappers() -> Iterable[LazyAdapter]:
     from .adapters import ADAPTERS
 
     return ADAPTERS.data.values()
+
+
+@hookimpl
+def jno_lora_commands(group: "click.Group") -> None:
+    """Add `jno-lora adapters`."""
+    from ._listing import adapters
+
+    group.add_command(adapters)
 
 
 def adapters_defined_in(module: ModuleType) -> list[type[LoRAWrapper]]:

@@ -16,5 +16,13 @@ from ._adapters import (
     save_extended,
     values_of,
 )
-from ._file import FilePath, read_file, read_json, write_file, write_together
+from ._file import (
+    FilePath,
+    errors_of,
+    read_file,
+    read_json,
+    write_atomically,
+    write_file,
+    written_beside,
+)
 from ._format import EXTENSION, SHARED, Extension, to_json

@@ -16,19 +16,19 @@ from jaxtyping import PyTree
 from .._compute import count_non_finite
 from .._contract import Handle, LoRAWrapper, check_contract, expect_model
 from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
+from .._moved import moved
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import (
     AdapterSet,
-    AdapterSum,
     LooseAdapter,
     Member,
     built_around,
     check_fit,
     check_shared,
     extract_adapters,
+    members_of,
     misfits,
-    sum_class,
 )
 from .._shared_arrays import put_shared, shared_arrays
 from .._tree import adapted_layers, layers_at, nested_with, replace_layers
@@ -42,7 +42,7 @@ from ._file import (
     errors_of,
     read_arrays,
     serialised,
-    write_together,
+    write_atomically,
 )
 from ._format import (
     EXTENSION,
@@ -165,10 +165,10 @@ def save(
         layers = known_layers(base_values, adapters)
     elif base_values and adapters is not model:
         layers = known_layers(model, adapters, originals)
-    content = {path: _content(adapters, registry, layers, metadata or {}, extension)}
+    content = _content(adapters, registry, layers, metadata or {}, extension)
     arrays = jax.tree.leaves((adapters, dict(extension.arrays) if extension else {}))
     if all(array.is_fully_addressable for array in arrays if isinstance(array, jax.Array)):
-        write_together(content)
+        write_atomically(path, content)
         return
     from jax.experimental import multihost_utils  # here, because only many processes need it
 
@@ -176,7 +176,7 @@ def save(
     error = None
     if jax.process_index() == 0:
         try:
-            write_together(content)
+            write_atomically(path, content)
         except CheckpointError as err:
             error = err
     if multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
@@ -231,9 +231,9 @@ def _content(
 def _entry(adapter: LooseAdapter, provider_of: ProviderOf, base_values: str | None) -> Entry:
     cls = adapter.wrapper
     values = base_values, tuple(adapter.state), Layer.of(adapter.layer)
-    if not issubclass(cls, AdapterSum):
+    members = {m.name: Part(*_described(m, provider_of), m.trains) for m in members_of(cls)}
+    if not members:
         return Entry(*_described(adapter, provider_of), *values)
-    members = {m.name: Part(*_described(m, provider_of), m.trains) for m in cls.members}
     # The members describe the rest.
     described = "AdapterSum", None, "", None, None, None
     return Entry(*described, *values, members, "weights" in cls.adapter_fields)
@@ -583,7 +583,8 @@ def _class_of(
             Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
             for name, x in entry.members.items()
         ]
-        return sum_class(tuple(members), bool(entry.trains_weights))
+        make_sum = moved("jno.lora", "AdapterSum").of_members
+        return make_sum(tuple(members), bool(entry.trains_weights))
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
     if name in given:
         return given[name]

@@ -184,34 +184,25 @@ def write_file(
 
     **Raises:** `CheckpointError` if the file cannot be written.
     """
-    write_together({path: serialised(tensors, metadata)})
+    write_atomically(path, serialised(tensors, metadata))
 
 
-def write_together(files: Mapping[FilePath, bytes]) -> None:
-    """Write a file of content and, if there is a second file, its description.
+def write_atomically(path: FilePath, content: bytes) -> None:
+    """Write a file. An old file is replaced atomically, keeps its permissions, and may be a link.
 
-    An old file keeps its permissions, and a link stays a link. Both files are on the disk before an
-    old file changes. The old description is removed before the content changes, so that new content
-    is never read with an old description. After an interrupt, both files are old or, once the
-    content has been replaced, both are new.
-
-    **Raises:** `CheckpointError`, which names the first file, if writing fails. Then the old files
-    are unchanged, unless only the new description could not be moved into place; then there is no
-    description.
+    **Raises:** `CheckpointError`, which names the file, if writing fails. Then an old file is as it
+    was.
     """
-    with errors_of(next(iter(files)), "written"), contextlib.ExitStack() as stack:
-        new = [stack.enter_context(_written_beside(*item)) for item in files.items()]
-        if len(new) == 1:
-            os.replace(*new[0])
-        else:
-            _replace_both(*new)
+    with errors_of(path, "written"), written_beside(path, content) as (new, target):
+        os.replace(new, target)
 
 
 @contextlib.contextmanager
-def _written_beside(path: FilePath, content: bytes) -> Iterator[tuple[Path, Path]]:
+def written_beside(path: FilePath, content: bytes) -> Iterator[tuple[Path, Path]]:
     """Two paths: a new file with `content`, and the file that it can replace."""
     target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
+    # File systems limit the bytes of a name, and a character may take four, so the name is cut.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         permissions = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         if permissions is not None and not (target.is_file() and os.access(target, os.W_OK)):
@@ -227,27 +218,3 @@ def _written_beside(path: FilePath, content: bytes) -> Iterator[tuple[Path, Path
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) -> None:
-    old = _temporary(description[1])
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(description[1], old)
-        os.replace(*content)
-        os.replace(*description)
-    except BaseException as err:
-        with contextlib.suppress(OSError):
-            if content[0].exists():  # nothing was replaced
-                os.replace(old, description[1])
-            elif not isinstance(err, OSError):  # an interrupt
-                os.replace(*description)
-        raise
-    finally:
-        if not content[0].exists():
-            old.unlink(missing_ok=True)
-
-
-def _temporary(target: Path) -> Path:
-    # File systems limit the bytes of a name, and a character may take four, so the name is cut.
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")

@@ -1,7 +1,6 @@
 """The command line: the commands of `jno-lora` and of plugins. Each imports what it needs."""
 
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ import click
 
 from .._errors import JnoLoraError
 from .._registry import BROKEN, PluginRecord, default_registry, first_party
-from .._showing import Table
+from .._showing import Table, print_table
 
 
 def records() -> tuple[PluginRecord, ...]:
@@ -107,22 +106,6 @@ def plugins(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("variant", required=False)
-@_json_option
-def adapters(variant: str | None, as_json: bool) -> None:
-    """List the methods by family, or the adapters of one VARIANT (or class name)."""
-    from . import installed
-
-    adapters = installed.adapters(records())
-    if variant is None:
-        _print(adapters, installed.methods_as_table, as_json)
-    else:
-        names = {cls.__name__ for cls in default_registry().resolve(variant)}
-        matches = [adapter for adapter in adapters if adapter["name"] in names]
-        _print(matches, installed.adapters_as_table, as_json)
-
-
-@cli.command()
 @click.option("--report", is_flag=True, help="Print one block of Markdown, for a report of a bug.")
 @click.pass_context
 def doctor(ctx: click.Context, report: bool) -> None:
@@ -159,13 +142,8 @@ def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> No
         _print(inspection.inspect(place, values=values), inspection.as_table, as_json)
 
 
-def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool = False) -> None:
-    """Print JSON, or a table: with colours in a terminal, as plain text of full width in a pipe."""
+def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(as_table(facts))
     else:
-        click.echo(str(as_table(facts)))
+        print_table(as_table(facts))

@@ -1,18 +1,9 @@
-"""`jno-lora plugins` and `jno-lora adapters`: the installed plugins, methods and adapters."""
+"""`jno-lora plugins`: the installed plugins."""
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
-import equinox as eqx
-import jax
-
-from .._contract import LoRAWrapper
 from .._registry import PluginRecord
 from .._showing import Table, table
-from .._tree import claims
-
-_UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
@@ -43,83 +34,3 @@ def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:
     texts = [(name, "left") for name in ("plugin", "distribution", "version", "status")]
     columns = [*texts, ("adapters", "right"), ("seconds", "right")]
     return table("1 plugin" if len(plugins) == 1 else f"{len(plugins)} plugins", columns, rows)
-
-
-def adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
-    """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
-    attributes = ("name", "qualified_name", "distribution", "version")
-    layers = _common_layers()
-    methods = _methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
-    return [
-        {
-            **{name: getattr(wrapper, name) for name in attributes},
-            "variant": wrapper.adapter.variant,
-            "method": methods[wrapper.cls],
-            "family": wrapper.cls.about.family,
-            "auto": wrapper.cls.auto,
-            "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
-            "formula": wrapper.cls.about.formula,
-            "paper": wrapper.cls.about.paper,
-        }
-        for record in records
-        for wrapper in record.wrappers
-    ]
-
-
-def _methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
-    """The name of each adapter's method: the shortest variant with its paper and formula."""
-    names: dict[Any, str] = {}
-    keys: dict[type[LoRAWrapper], Any] = {}
-    for cls in classes:
-        about, variant = cls.about, cls.variant or cls.__name__
-        keys[cls] = (about.paper, about.formula) if about.paper else variant
-        names[keys[cls]] = min(names.get(keys[cls], variant), variant, key=len)
-    return {cls: names[key] for cls, key in keys.items()}
-
-
-def _common_layers() -> dict[str, Any]:
-    """Small examples of common Equinox layers, by the names of their classes."""
-    nn, key = eqx.nn, jax.random.key(0)
-    layers = [nn.Linear(6, 4, key=key), nn.Conv1d(4, 5, 3, key=key), nn.Conv2d(4, 6, 3, key=key)]
-    layers += [nn.ConvTranspose1d(4, 5, 3, key=key), nn.Embedding(9, 5, key=key)]
-    layers += [nn.MultiheadAttention(2, 8, key=key), nn.GRUCell(4, 5, key=key)]
-    layers += [nn.LSTMCell(4, 5, key=key), nn.LayerNorm(6)]
-    return {type(layer).__name__: layer for layer in layers}
-
-
-def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
-    names = ("name", "variant", "layers", "parameters", "paper", "distribution")
-    rows = (
-        (
-            adapter["name"],
-            adapter["variant"] or "",
-            ", ".join(adapter["layers"]) or _UNCOMMON,
-            *(adapter[key] or "" for key in ("formula", "paper", "distribution")),
-        )
-        for adapter in adapters
-    )
-    return table(f"{len(adapters)} adapters", [(name, "left") for name in names], rows)
-
-
-def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
-    methods: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for adapter in adapters:
-        key = (adapter["family"] or "others", adapter["method"], adapter["formula"] or "")
-        methods.setdefault(key, []).append(adapter)
-    rows: list[tuple[str, ...]] = []
-    for family, name, formula in sorted(methods):
-        if (f"{family}:", "", "", "") not in rows:
-            rows.append((f"{family}:", "", "", ""))
-        group = methods[family, name, formula]
-        rows.append((f"  {name}", formula, _few_layers(group), group[0]["paper"] or ""))
-    columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
-    caption = "`jno-lora adapters VARIANT` lists the adapters of a variant."
-    return table(f"{len(adapters)} adapters", columns, rows, caption)
-
-
-def _few_layers(adapters: list[dict[str, Any]]) -> str:
-    """The first common layers that the adapters of a method claim, and the number of adapters."""
-    claimed = (layer for adapter in adapters for layer in adapter["layers"])
-    kinds = list(dict.fromkeys(re.sub(r"\dd$", "", layer) for layer in claimed))
-    shown = ", ".join([*kinds[:2], "..."] if len(kinds) > 2 else kinds) or _UNCOMMON
-    return f"{shown} ({len(adapters)})"

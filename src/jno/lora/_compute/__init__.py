@@ -10,6 +10,7 @@ from ._precision import (
     held_dtype,
     in_dtypes_of,
     widened,
+    widest,
 )
 from ._program import Started, call_compiled, start_compiled
 from ._signature import TracedError, signature_of, static_key

@@ -1,5 +1,6 @@
 """Dtypes to compute in, where the dtypes of the arrays would round too much."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -31,6 +32,11 @@ def compute_dtype(weight: Any) -> Any:
     """
     dtype = jax.dtypes.canonicalize_dtype(weight.dtype)
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
+def widest(dtypes: Iterable[Any]) -> Any:
+    """The first dtype of the largest size. (Strict promotion allows no mixture of dtypes.)"""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def count_non_finite(array: np.ndarray) -> int:

@@ -21,7 +21,7 @@ from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, report_on
-from .._sets import AdapterSet, Weights, check_fit, sets_in
+from .._sets import AdapterSet, Weights, check_fit, members_of
 from .._shared_arrays import resolve
 from .._tree import callable_model, holds_adapters
 from ._state import NamedAdapters, NetState, originals_of
@@ -359,7 +359,7 @@ class Net(Handle):
             raise SelectionError(f"There are adapters called {name!r} already. Choose a new name.")
         if adapters is not None:
             check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
-            if sets_in(adapters):
+            if any(members_of(adapter.wrapper) for adapter in adapters.adapters.values()):
                 raise SelectionError(
                     f"The adapters to be called {name!r} are a sum of several sets. Add each of "
                     "split_adapters(adapters) by a name, and activate all of them."

@@ -15,18 +15,17 @@ from .._checkpoint import Classes, FilePath, Strict, load, read_for
 from .._contract import LoRAWrapper, is_adapter, is_traced
 from .._errors import SelectionError, warn
 from .._merge import merge_lora, unwrap_lora
+from .._moved import moved
 from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning import MaskLike, parse_mask
 from .._registry import Registry
 from .._sets import (
     AdapterSet,
-    AdapterSum,
     Weights,
     extract_adapters,
+    members_of,
     put_around,
-    sets_in,
     settings_of,
-    sum_adapters,
     with_settings,
 )
 from .._trainability import (
@@ -109,7 +108,7 @@ class NetState:
     @property
     def is_sum(self) -> bool:
         """Whether a layer of the model has a sum of sets."""
-        return any(isinstance(adapter, AdapterSum) for _, adapter in adapted_layers(self.module))
+        return any(members_of(type(adapter)) for _, adapter in adapted_layers(self.module))
 
     @property
     def needs_update(self) -> bool:
@@ -232,6 +231,7 @@ class NetState:
         train = list(train)
         sets = {name: self.named[name] for name in names}
         adapters = {name: stored.adapters for name, stored in sets.items()}
+        sum_adapters = moved("jno.lora", "sum_adapters")
         module = sum_adapters(self.module, adapters, weights=weights, train=train)
         former = {name: stored.weights.get(frozenset(names), {}) for name, stored in sets.items()}
 
@@ -291,7 +291,9 @@ class NetState:
 
     def sets_of_sum(self) -> dict[str, AdapterSet]:
         """By name, the sets whose sum is in the model, with their current values."""
-        return sets_in(extract_adapters(self.module)) if self.is_sum else {}
+        adapters = extract_adapters(self.module).adapters if self.is_sum else {}
+        sums = {path: x for path, x in adapters.items() if members_of(x.wrapper)}
+        return moved("jno.lora", "split_adapters")(AdapterSet(sums)) if sums else {}
 
     def with_sum_named(self) -> "NetState":
         """This state, with the names of the sets in a sum that came with a model or a file."""
@@ -355,7 +357,7 @@ class NetState:
     def _members(self) -> dict[str, NamedAdapters]:
         """The sets of the sum in the model, with their values, weights and masks."""
         layers = list(adapted_layers(self.module, self.trainable))
-        if plain := [path for path, adapter, _ in layers if not isinstance(adapter, AdapterSum)]:
+        if plain := [path for path, adapter, _ in layers if not members_of(type(adapter))]:
             raise SelectionError(
                 "The model carries adapters without a name beside a sum of adapters, which would "
                 f"be lost:\n{bullets(map(show_path, plain), 5)}\n"

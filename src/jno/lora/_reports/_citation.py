@@ -6,7 +6,7 @@ import re
 from jaxtyping import PyTree
 
 from .._contract import LoRAWrapper, expect_model
-from .._sets import AdapterSum
+from .._sets import members_of
 from .._tree import adapted_layers
 
 _BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
@@ -41,4 +41,4 @@ def citation(model: PyTree) -> str:
 
 def _cited(cls: type[LoRAWrapper]) -> list[type[LoRAWrapper]]:
     """`cls`, or the classes of the members of a sum."""
-    return [m.wrapper for m in cls.members] if issubclass(cls, AdapterSum) else [cls]
+    return [member.wrapper for member in members_of(cls)] or [cls]

@@ -24,7 +24,7 @@ from .._errors import WrapperError, failing
 from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
-from .._sets import AdapterSum
+from .._sets import members_of
 from .._sharding import on_the_mesh
 from .._shared_arrays import filler
 from .._showing import Printed, Table, table
@@ -140,15 +140,14 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
 def _shown_rank(row: ReportRow) -> str:
     if row.rank is None:
         return ""
-    if issubclass(row.wrapper, AdapterSum):
-        return "+".join("-" if m.rank is None else f"{m.rank}" for m in row.wrapper.members)
+    if members := members_of(row.wrapper):
+        return "+".join("-" if m.rank is None else f"{m.rank}" for m in members)
     return f"{row.rank}" if row.asked_rank is None else f"{row.rank} of {row.asked_rank}"
 
 
 def _rank(adapter: LoRAWrapper) -> int | None:
-    if not isinstance(adapter, AdapterSum):
-        return adapter.rank
-    return sum(member.rank or 0 for member in adapter.members) or None
+    members = members_of(type(adapter))
+    return (sum(m.rank or 0 for m in members) or None) if members else adapter.rank
 
 
 def report_on(

@@ -1,6 +1,6 @@
-"""Sets of adapters without their model: extract them, swap them, and add them up in a model."""
+"""Sets of adapters without their model: extract them, and swap them."""
 
-from ._products import Factors, known_factors, widest
+from ._members import Member, SeveralAdapters, Weights, members_of
 from ._set import (
     AdapterSet,
     LayerForm,
@@ -16,4 +16,3 @@ from ._set import (
     swap_adapters,
     with_settings,
 )
-from ._sum import AdapterSum, Member, Weights, sets_in, split_adapters, sum_adapters, sum_class

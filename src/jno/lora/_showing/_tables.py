@@ -4,8 +4,9 @@ import abc
 import dataclasses
 import html
 import io
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._grouping import grouped
 
@@ -116,6 +117,16 @@ def table(
             ]
     cells = (tuple(map(_printable, row)) for row in rows)
     return Table(_printable(title), tuple(columns), tuple(cells), _printable(caption))
+
+
+def print_table(shown: Table | Printed[Any]) -> None:
+    """Print a table: with colours in a terminal, and as plain text of full width in a pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(shown)
+    else:
+        print(shown)
 
 
 def _printable(text: str) -> str:

@@ -9,13 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, resolve
-from jno.lora.extending import (
-    adapted_layers,
-    expect_model,
-    known_factors,
-    sharded_like,
-    show_path,
-)
+from jno.lora.extending import adapted_layers, expect_model, sharded_like, show_path
+from jno_lora_zoo import known_factors
 
 from .._errors import NO_PRODUCT, MisfitError
 from .._names import Rename, show_index

@@ -11,8 +11,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
 from jno.lora.extending import bullets, expect_model, gauss_jordan, path_str, show_path
-from jno.lora.parts import at_least_float32, is_adapter
-from jno.lora.types import AdapterSum
+from jno.lora.parts import at_least_float32, is_adapter, members_of
 
 from ._factors import ADVICE, KeyPath, Product, products
 
@@ -148,7 +147,8 @@ def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyP
     """
     weights: dict[KeyPath, Array] = {}
     for keys, adapter in jtu.tree_leaves_with_path(model, is_leaf=is_adapter):
-        if not isinstance(adapter, AdapterSum):
+        members = members_of(type(adapter)) if is_adapter(adapter) else ()
+        if not members:
             continue
         if (*keys, jtu.GetAttrKey("weights")) in trained:
             raise SelectionError(
@@ -156,7 +156,7 @@ def _weights_of_members(model: PyTree, trained: Container[KeyPath]) -> dict[KeyP
                 f"{show_path(path_str(keys))!r} train. Give them numbers: "
                 'net.activate(..., weights={"name": 1.0}, train=[...])'
             )
-        for index, member in enumerate(adapter.members):
+        for index, member in enumerate(members):
             place = (*keys, jtu.GetAttrKey("trained"), jtu.DictKey(member.name))
             weights[place] = adapter.weights[..., index]
     return weights

@@ -5,7 +5,7 @@ import copyreg
 import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,38 +13,44 @@ import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from .._compute import at_least_float32, held_dtype
-from .._contract import (
+from jno.lora import (
+    AdapterSet,
+    JnoLoraError,
     LoRAWrapper,
     MatrixAdapter,
-    Term,
-    adds_up,
-    check_adapter_name,
-    check_number,
-    expect_model,
-    refuse_coded,
+    SelectionError,
+    WrapperError,
+    extract_adapters,
+    penalty,
+    unwrap_lora,
 )
-from .._errors import JnoLoraError, SelectionError, WrapperError
-from .._merge import unwrap_lora
-from .._paths import bullets, nearest, show_path
-from .._penalty import total
-from .._registry import default_registry
-from .._tree import claims, enclosing
-from ._products import Factors, is_product_class, widest
-from ._set import AdapterSet, LooseAdapter, check_fit, extract_adapters, put_around
+from jno.lora.coded import refuse_coded
+from jno.lora.extending import (
+    adds_up,
+    bullets,
+    default_registry,
+    expect_model,
+    nearest,
+    put_around,
+    show_path,
+)
+from jno.lora.parts import (
+    Member,
+    SeveralAdapters,
+    Weights,
+    at_least_float32,
+    check_adapter_name,
+    check_fit,
+    check_number,
+    claims,
+    enclosing,
+    held_dtype,
+    widest,
+)
+from jno.lora.types import LooseAdapter, Term
+from jno_lora_zoo import Factors
 
 M = TypeVar("M")
-Weights = Mapping[str, Any] | Literal["train"] | None
-
-
-class Member(NamedTuple):
-    """One adapter of a sum: its name, class, rank and alpha, and whether it trains."""
-
-    name: str
-    wrapper: type[LoRAWrapper]
-    rank: int | None
-    alpha: float | None
-    trains: bool = False
 
 
 class Part(NamedTuple):
@@ -54,7 +60,7 @@ class Part(NamedTuple):
     weight: Array | None = None
 
 
-class AdapterSum(MatrixAdapter):
+class AdapterSum(SeveralAdapters):
     """Several adapters of one layer: `W' = W + sum_i w_i U_i`, with one base.
 
     The update of an adapter is `U_i = W_i - W`, where `W_i` is the merged layer. A call multiplies
@@ -62,19 +68,23 @@ class AdapterSum(MatrixAdapter):
     not products are added to the weight.
 
     `sum_adapters` and `Net.activate` make sums. Each combination of members has its own class
-    (`sum_class`).
+    (`AdapterSum.of_members`).
 
     - `trained`, `frozen`: the members by name, without their base.
     - `weights`: `w`, in the order of `members`.
     """
 
-    members: ClassVar[tuple[Member, ...]] = ()
     adapter_fields = ()
 
     base: Any
     trained: dict[str, Any]
     frozen: dict[str, Any]
     weights: Float[Array, " n"]
+
+    @classmethod
+    def of_members(cls, members: tuple[Member, ...], trains_weights: bool) -> type["AdapterSum"]:
+        """The class of sums of these members. The same members always give the same class."""
+        return _sum_class(members, trains_weights)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
@@ -131,8 +141,7 @@ class AdapterSum(MatrixAdapter):
 
     def penalty(self) -> Array:
         """The penalties of the members that train."""
-        adapters = [self.member(name) for name in self.trained]
-        return total([at_least_float32(jnp.asarray(adapter.penalty())) for adapter in adapters])
+        return penalty([self.member(name) for name in self.trained])
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         return {
@@ -201,8 +210,7 @@ class _SumMeta(type(LoRAWrapper)):
 
 # Unlimited, because JAX keeps every pytree class forever.
 @functools.cache
-def sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[AdapterSum]:
-    """The class of sums of these members. The same members always give the same class."""
+def _sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[AdapterSum]:
     fields = ("trained",) if any(member.trains for member in members) else ()
     body = {
         "members": members,
@@ -215,7 +223,7 @@ def sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[Adapter
 
 
 def _reduced(cls: Any) -> Any:
-    return sum_class, (cls.members, "weights" in cls.adapter_fields)
+    return _sum_class, (cls.members, "weights" in cls.adapter_fields)
 
 
 copyreg.pickle(_SumMeta, _reduced)  # pyright: ignore[reportArgumentType]
@@ -237,7 +245,8 @@ def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapp
     views = {view_of(cls) for cls in products}
 
     def suits(cls: type[LoRAWrapper]) -> bool:
-        return is_product_class(cls) and view_of(cls) in views and claims(cls, layer)
+        is_product = MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
+        return is_product and view_of(cls) in views and claims(cls, layer)
 
     holder = next(filter(suits, products), None)
     if holder is None and products:
@@ -399,7 +408,9 @@ def _sum_at(
     state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
     for name, adapter in here.items():
         state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
-    return LooseAdapter(state, sum_class(tuple(members), trains_weights), None, None, first.layer)
+    return LooseAdapter(
+        state, AdapterSum.of_members(tuple(members), trains_weights), None, None, first.layer
+    )
 
 
 def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
@@ -420,14 +431,9 @@ def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
                 f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
                 f"{adapter.wrapper.__name__}. Use extract_adapters(model)."
             )
-    return sets_in(adapters)
-
-
-def sets_in(adapters: AdapterSet) -> dict[str, AdapterSet]:
-    """By name, the sets whose sums are among `adapters`. Plain adapters are left out."""
     sets: dict[str, dict[str, LooseAdapter]] = {}
     for path, adapter in adapters.adapters.items():
-        for m in adapter.wrapper.members if issubclass(adapter.wrapper, AdapterSum) else ():
+        for m in adapter.wrapper.members:
             state = state_of(m.name, adapter.state)
             loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
             sets.setdefault(m.name, {})[path] = loose

@@ -1,11 +1,12 @@
-"""Pictures, by matplotlib. This module is imported when a picture is drawn."""
+"""A figure of matplotlib. This module is imported when the first picture is drawn."""
 
 import io
 import os
 from os import PathLike
 from pathlib import Path
 
-from .._errors import SelectionError, imported_for
+from jno.lora import SelectionError
+from jno.lora.extending import imported_for
 
 with imported_for("A picture", "plot", "matplotlib"):
     from matplotlib.figure import Figure

@@ -1,14 +1,12 @@
 """Updates that are products `B A`, and how to take them from adapters."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array, Inexact
 
-from .._compute import at_least_float32
-from .._contract import LoRAWrapper, MatrixAdapter, over_stack
-from .._sharding import on_the_mesh
-from .._shared_arrays import filler
+from jno.lora import LoRAWrapper, MatrixAdapter
+from jno.lora.extending import over_stack
+from jno.lora.parts import at_least_float32, filler, on_the_mesh, widest
 
 
 class Factors(NamedTuple):
@@ -49,13 +47,3 @@ def _low_rank_update(adapter: LoRAWrapper) -> tuple[Array, Array] | None:
     # Half precision would round the scale in a factor, or overflow.
     wide = at_least_float32(adapter)
     return over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(wide)
-
-
-def widest(dtypes: Iterable[Any]) -> Any:
-    """The first dtype of the largest size. (Strict promotion allows no mixture of dtypes.)"""
-    return max(dtypes, key=lambda dtype: dtype.itemsize)
-
-
-def is_product_class(cls: type[LoRAWrapper]) -> bool:
-    """Whether the whole effect of `cls` is a product."""
-    return MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
