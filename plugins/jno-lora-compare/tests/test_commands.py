@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-import jno.lora._showing
+import jno_lora_combine
 from jno.lora._commands._cli import cli
 
 
@@ -167,8 +167,8 @@ def test_compare_says_which_extra_is_missing_before_it_trains(
 ):
     hide(monkeypatch, library)
     # Its package remembers the module, too.
-    monkeypatch.delitem(sys.modules, "jno.lora._showing.plots", raising=False)
-    monkeypatch.delattr(jno.lora._showing, "plots", raising=False)
+    monkeypatch.delitem(sys.modules, "jno_lora_combine._figure", raising=False)
+    monkeypatch.delattr(jno_lora_combine, "_figure", raising=False)
     code, text = run("compare", f"{task}:task", *option)
     assert code == 1
     assert f"needs {library}, which is not installed" in text
