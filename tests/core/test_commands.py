@@ -10,13 +10,11 @@ from textwrap import dedent
 
 import jax
 import pytest
-from click.testing import CliRunner
 
 import jno.lora
 from jno.lora import refresh
-from jno.lora._commands._cli import Group, cli
+from jno.lora._commands._cli import cli
 from jno.lora._commands.installed import plugins_as_table
-from jno_lora_zoo._listing import adapters
 
 from .asking import run
 
@@ -74,55 +72,10 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert (broken["status"], broken["error"]) == ("failed", "RuntimeError: no such thing")
 
 
-def listed(*arguments, code=0):
-    """The output of the zoo's `jno-lora adapters`, in a site without the zoo."""
-    run("plugins")  # loads them
-    group = Group(commands={"adapters": adapters})
-    result = CliRunner().invoke(group, ["adapters", *arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
-
-
-def test_plugins_and_adapters_work_with_every_plugin_broken(site):
+def test_plugins_are_listed_with_every_plugin_broken(site):
     site.install("broken", "import nothing_of_this_name")
     site.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
     assert {r["status"] for r in json.loads(run("plugins", "--json"))} == {"failed"}
-    assert json.loads(listed("--json")) == []
-    assert "0 adapters" in listed()
-
-
-def test_adapters_say_what_they_are_for_and_are_listed_as_methods_by_family(site):
-    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
-    site.install("whole", turned, version="1.2")
-    (adapter,) = json.loads(listed("--json"))
-    assert adapter == {
-        "name": "Shift",
-        "qualified_name": "whole:Shift",
-        "distribution": "whole",
-        "version": "1.2",
-        "variant": "shift",
-        "method": "shift",
-        "family": "turns",
-        "auto": False,
-        "layers": ["Linear"],
-        "formula": "out",
-        "paper": "0000.00000",
-    }
-    for word in ("shift", "SHIFT", "Shift"):
-        assert "Shift" in listed(word)
-    assert "nearest" in listed("shaft", code=1)
-    heading, method = [line for line in listed().splitlines() if "  " in line][-2:]
-    assert heading.strip() == "turns:"
-    assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
-
-
-def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
-    careless = GOOD.replace("exact = type(leaf) is eqx.nn.Linear and", "exact = leaf.weight and")
-    site.install("careless", careless)
-    (adapter,) = json.loads(listed("--json"))
-    assert adapter["layers"] == []
-    (line,) = (line for line in listed().splitlines() if " shift " in line)
-    assert "(others)" in line
 
 
 # --- doctor

@@ -249,9 +249,3 @@ def test_weights_of_a_transformation_are_refused_and_the_sets_stay(net):
     with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
         jax.grad(loss)(1.0)
     assert net.active == "a"
-
-
-def test_the_names_of_sets_that_train_may_come_from_a_generator(net, unchecked):
-    net.add_adapter("a").add_adapter("b", net.adapter("a")).freeze()
-    net.activate("a", "b", train=(name for name in ["b"]))
-    assert jax.tree.leaves(net.partition()[0])

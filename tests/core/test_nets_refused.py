@@ -26,11 +26,8 @@ CALLS = {
     "merge_lora": jno.lora.merge_lora,
     "Net": Net,
     "partial_lora_trainable_filter": jno.lora.partial_lora_trainable_filter,
-    "penalty": jno.lora.penalty,
     "plan_lora": jno.lora.plan_lora,
     "resolve": jno.lora.resolve,
-    "split_adapters": jno.lora.split_adapters,
-    "sum_adapters": lambda net: jno.lora.sum_adapters(net, {"a": AdapterSet({})}),
     "swap_adapters": lambda net: jno.lora.swap_adapters(net, AdapterSet({})),
     "unwrap_lora": jno.lora.unwrap_lora,
 }
@@ -41,10 +38,9 @@ def test_a_net_and_a_set_of_adapters_are_refused_with_what_to_give(name, model, 
     net = Net(model).lora(1, wrapper=ToyLinear)
     with pytest.raises(SelectionError, match=rf"^{name} takes a model.*Give net\.module$"):
         CALLS[name](net)
-    if name != "split_adapters":
-        message = rf"^{name} takes a model.*AdapterSet.*Give swap_adapters\(model, adapters\)$"
-        with pytest.raises(SelectionError, match=message):
-            CALLS[name](extract_adapters(net.module))
+    message = rf"^{name} takes a model.*AdapterSet.*Give swap_adapters\(model, adapters\)$"
+    with pytest.raises(SelectionError, match=message):
+        CALLS[name](extract_adapters(net.module))
 
 
 def test_every_function_of_a_model_is_in_the_table():
@@ -56,7 +52,7 @@ def test_every_function_of_a_model_is_in_the_table():
         if inspect.isfunction(value) and "model" in inspect.signature(value).parameters
     }
     assert functions - takes_a_net <= CALLS.keys()
-    assert len(functions) > 14
+    assert len(functions) > 11
 
 
 # Equinox would leave a leaf that is not an array alone, or keep the values of the first call.

@@ -25,7 +25,10 @@ MOVED = {
         *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
         *("AdapterSum", "sum_adapters", "split_adapters"),
     },
-    "train": {"calibrate", "allocate", "retain", "Allocation", "AllocationRow", "Statistics"},
+    "train": {
+        *("calibrate", "allocate", "penalty", "retain"),
+        *("Allocation", "AllocationRow", "Statistics"),
+    },
     "zoo": {"Triplets", "known_factors"},
     "peft": {"write_together"},
 }

@@ -20,7 +20,6 @@ from ._dispatch import apply_lora, plan_lora
 from ._errors import CheckpointError, JnoLoraError, SelectionError, WrapperError
 from ._merge import disabled, merge_lora, unwrap_lora
 from ._net import Net
-from ._penalty import penalty
 from ._planning import Spec
 from ._registry import Registry, hookimpl, refresh, register, registered
 from ._reports import citation, lora_report
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
     from jno_lora_combine import *  # noqa: F403  # pyright: ignore
     from jno_lora_compare import *  # noqa: F403  # pyright: ignore
-    from jno_lora_train import allocate as allocate, calibrate as calibrate, retain as retain
+    from jno_lora_train import *  # noqa: F403  # pyright: ignore
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 
@@ -43,7 +42,7 @@ __all__ += ["CheckpointError", "JnoLoraError", "SelectionError", "WrapperError"]
 __all__ += ["About", "LoRAWrapper", "MatrixAdapter", "Shared", "Spec", "Statistic"]
 __all__ += ["apply_lora", "merge_lora", "plan_lora", "unwrap_lora"]
 __all__ += ["disabled", "lora_param_labels", "lora_trainable_filter"]
-__all__ += ["partial_lora_trainable_filter", "penalty"]
+__all__ += ["partial_lora_trainable_filter"]
 __all__ += ["citation", "lora_report"]
 __all__ += ["extract_adapters", "load_adapters", "read_adapters", "read_metadata", "save_adapters"]
 __all__ += ["swap_adapters"]
@@ -69,6 +68,6 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *special, *zoo, *_moved.installed_names()})
 
 
-# Last. `jno` is a namespace without a file, unless this is imported inside jNO.
+# Must stay last. `jno` has a file only if jNO imports this module.
 if getattr(_sys.modules.get("jno"), "__file__", None) is not None:
     _registry.call_inside_jno()

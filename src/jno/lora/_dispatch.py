@@ -225,18 +225,18 @@ def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRA
         except FloatingPointError as err:
             raise _no_finite_start(layer) from err
         fields = {name: value for name, value in vars(adapter).items() if name != "base"}
-        if any(map(_holds_nan, jax.tree.leaves(fields))):
+        if any(map(_is_not_finite, jax.tree.leaves(fields))):
             raise _no_finite_start(layer)
         return with_dtypes_of_base(adapter, layer)
 
 
 def _no_finite_start(layer: Any) -> WrapperError:
-    broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _holds_nan(x)]
+    broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _is_not_finite(x)]
     where = f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
     return WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
 
 
-def _holds_nan(array: Any) -> bool:
+def _is_not_finite(array: Any) -> bool:
     """Whether a floating array of this process has NaN or infinity. `False` for traced arrays."""
     if not eqx.is_inexact_array(array) or is_traced(array):
         return False

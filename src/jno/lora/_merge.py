@@ -92,7 +92,7 @@ def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: st
 
 
 def plain_layer(adapter: LoRAWrapper, take_out: Callable[..., Any] = unwrapped_layer) -> Any:
-    """The layer that `take_out` makes of an adapter: by default, the layer before adapting."""
+    """The plain layer that `take_out` makes: by default, the layer before adapting."""
     return on_the_mesh(
         adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
     )

@@ -22,7 +22,7 @@ _PLUGINS = {
     "peft": ("write_together",),
     "train": (
         *("Allocation", "AllocationRow", "Statistics"),
-        *("allocate", "calibrate", "check_calibrate", "retain"),
+        *("allocate", "calibrate", "check_calibrate", "penalty", "retain"),
     ),
     "zoo": ("Triplets", "known_factors"),
 }

@@ -107,7 +107,7 @@ def _homes(arrays: Iterable[Any]) -> set[Any]:
 
 
 def _call_on_mesh(mesh: Mesh, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    joined = jax.tree.map(lambda leaf: _joined(leaf, mesh), args)
+    joined = jax.tree.map(lambda leaf: _on_automatic_axes(leaf, mesh), args)
     originals = dict(zip(map(id, jax.tree.leaves(joined)), jax.tree.leaves(args), strict=True))
     is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
     # If `jax.set_mesh` has set a mesh with explicit axes, another mesh takes its place.
@@ -188,8 +188,8 @@ def _beside(leaf: Any, anchor: jax.Array) -> Any:
     return jax.device_put(leaf, anchor.sharding) if is_elsewhere else leaf
 
 
-def _joined(leaf: Any, mesh: Mesh) -> Any:
-    """`leaf` as a program on `mesh` takes it. Arrays that lie on the mesh are not copied."""
+def _on_automatic_axes(leaf: Any, mesh: Mesh) -> Any:
+    """Prepare `leaf` for a program on `mesh`. Arrays that lie on the mesh are not copied."""
     if not isinstance(leaf, jax.Array):
         return leaf
     if leaf.sharding.device_set != set(mesh.devices.flat):

@@ -102,7 +102,7 @@ def carry_to_adapted(
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:
-    """`trainable` of an adapted model, for the model without adapters, by their bases."""
+    """The mask of the model without adapters: each layer keeps the bools of its adapter's base."""
     carried = map_adapters(lambda _, adapter, before: before.base, adapted, trainable)
     # The static parts come from the plain model, so that the two trees match node by node.
     return jtu.tree_unflatten(jtu.tree_structure(plain), jtu.tree_leaves(carried))

@@ -152,7 +152,9 @@ def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ())
     """The layers of `model` with matrices outside of adapters, and outside of `wrapped` layers."""
     modules = {keys for keys, _ in modules_in(model)}
     sizes: dict[str, int] = {}
-    for keys, leaf in jtu.tree_leaves_with_path(model, is_leaf=_is_unit):
+    for keys, leaf in jtu.tree_leaves_with_path(
+        model, is_leaf=lambda node: is_adapter(node) or is_coded(node)
+    ):
         outer = [keys[:length] for length in range(len(keys), -1, -1)]
         is_matrix = is_parameter(leaf) and len(leaf.shape) >= 2
         if is_matrix and not any(place in wrapped for place in outer):
@@ -173,10 +175,6 @@ def is_parameter(leaf: Any) -> bool:
     """Whether `leaf` is an array of real or complex numbers, or stands for such an array."""
     is_array = isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or is_coded(leaf)
     return is_array and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def _is_unit(node: Any) -> bool:
-    return is_adapter(node) or is_coded(node)
 
 
 def holds_adapters(tree: Any) -> bool:

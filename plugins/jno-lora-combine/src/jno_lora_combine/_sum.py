@@ -21,7 +21,6 @@ from jno.lora import (
     SelectionError,
     WrapperError,
     extract_adapters,
-    penalty,
     unwrap_lora,
 )
 from jno.lora.coded import refuse_coded
@@ -53,7 +52,7 @@ from jno_lora_zoo import Factors
 M = TypeVar("M")
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """An adapter around the base of a sum, and its weight; `None` if its weight is folded in."""
 
     adapter: LoRAWrapper
@@ -97,7 +96,7 @@ class AdapterSum(SeveralAdapters):
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
         """The matrix of the first member, if all members see the same matrix."""
-        views = {view_of(member.wrapper) for member in cls.members}
+        views = {_view_of(member.wrapper) for member in cls.members}
         return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
 
     def __check_init__(self):
@@ -120,11 +119,13 @@ class AdapterSum(SeveralAdapters):
     def joined(self) -> Any:
         """One adapter, or one plain layer, that computes what the sum computes."""
         parts = self._parts()
-        whole = [part.adapter for part in parts if part.weight is None]
-        outer = next((a for a in whole if not type(a).mergeable), whole[0] if whole else None)
-        further = [part for part in parts if part.adapter is not outer]
-        layer = _changed(self.base, further) if further else self.base
-        return layer if outer is None else eqx.tree_at(lambda a: a.base, outer, layer)
+        unweighted = [part.adapter for part in parts if part.weight is None]
+        # An adapter that cannot be merged has to be outermost. There is at most one (`_problems`).
+        unmergeable = [adapter for adapter in unweighted if not type(adapter).mergeable]
+        outermost = next(iter([*unmergeable, *unweighted]), None)
+        inner = [part for part in parts if part.adapter is not outermost]
+        layer = _changed(self.base, inner) if inner else self.base
+        return layer if outermost is None else eqx.tree_at(lambda a: a.base, outermost, layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.joined()(*args, **kwargs)
@@ -135,13 +136,15 @@ class AdapterSum(SeveralAdapters):
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
         factors = self._factors()
-        if len({view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
+        if len({_view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
             return None
         return _side_by_side(list(factors.values()))
 
     def penalty(self) -> Array:
         """The penalties of the members that train."""
-        return penalty([self.member(name) for name in self.trained])
+        numbers = [jnp.asarray(self.member(name).penalty()) for name in self.trained]
+        dtype = widest([jnp.dtype(jnp.float32), *(number.dtype for number in numbers)])
+        return sum((number.astype(dtype) for number in numbers), start=jnp.zeros((), dtype))
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
         return {
@@ -162,7 +165,7 @@ class AdapterSum(SeveralAdapters):
     ) -> "AdapterSum":
         fields: dict[str, dict[str, Any]] = {"trained": {}, "frozen": {}}
         for m in cls.members:
-            adapter = m.wrapper.from_state(base, state_of(m.name, state), m.rank, m.alpha)
+            adapter = m.wrapper.from_state(base, _state_of(m.name, state), m.rank, m.alpha)
             bare = eqx.tree_at(lambda w: w.base, adapter, None)
             fields["trained" if m.trains else "frozen"][m.name] = bare
         return cls(base, **fields, weights=state["weights"])  # pyright: ignore
@@ -182,26 +185,26 @@ class AdapterSum(SeveralAdapters):
                 factors[member.name] = A, B * weight.astype(B.dtype)
         return factors
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[_Part]:
         """As few adapters as possible whose changes add up to the change of the sum."""
         remaining = dict(zip(self.members, self.weights, strict=True))
-        parts: list[Part] = []
+        parts: list[_Part] = []
         factors = self._factors()
-        holder = _holder([m.wrapper for m in remaining if m.name in factors], self.base)
-        if holder is not None:
-            view = view_of(holder)
-            held = [m for m in remaining if m.name in factors and view_of(m.wrapper) is view]
-            A, B = _side_by_side([factors[member.name] for member in held])
-            parts.append(Part(holder.from_state(self.base, *_allowed(A, B).as_adapter(holder))))
-            remaining = {m: weight for m, weight in remaining.items() if m not in held}
+        lora = _plain_lora([m.wrapper for m in remaining if m.name in factors], self.base)
+        if lora is not None:
+            view = _view_of(lora)
+            products = [m for m in remaining if m.name in factors and _view_of(m.wrapper) is view]
+            update = _within_full_rank(*_side_by_side([factors[m.name] for m in products]))
+            parts.append(_Part(lora.from_state(self.base, *update.as_adapter(lora))))
+            remaining = {m: weight for m, weight in remaining.items() if m not in products}
         for cls in dict.fromkeys(m.wrapper for m in remaining if adds_up(m.wrapper)):
             of_class = [m for m in remaining if m.wrapper is cls]
             states = {m: self._around_base(m.name).state() for m in of_class}
             terms = [Term(states[m], m.rank, m.alpha, remaining.pop(m)) for m in of_class]
             total = MatrixAdapter.of(cls).sum_of(terms)
             assert total is not None
-            parts.append(Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
-        return parts + [Part(self.member(m.name), weight) for m, weight in remaining.items()]
+            parts.append(_Part(cls.from_state(self.base, total.state, total.rank, total.alpha)))
+        return parts + [_Part(self.member(m.name), weight) for m, weight in remaining.items()]
 
 
 class _SumMeta(type(LoRAWrapper)):
@@ -222,37 +225,37 @@ def _sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[Adapte
     return make(f"Sum({', '.join(member.name for member in members)})", (AdapterSum,), body)
 
 
-def _reduced(cls: Any) -> Any:
+def _pickled_sum_class(cls: Any) -> Any:
     return _sum_class, (cls.members, "weights" in cls.adapter_fields)
 
 
-copyreg.pickle(_SumMeta, _reduced)  # pyright: ignore[reportArgumentType]
+copyreg.pickle(_SumMeta, _pickled_sum_class)  # pyright: ignore[reportArgumentType]
 
 
-def state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of one member, from the arrays of its sum."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
 
-def view_of(cls: type[LoRAWrapper]) -> Any:
+def _view_of(cls: type[LoRAWrapper]) -> Any:
     """The function that reads the matrix. Adapters of one layer kind inherit one function."""
     return getattr(MatrixAdapter.of(cls).matrix, "__func__", None)
 
 
-def _holder(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
+def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
     """A class of plain LoRA for `layer` that updates the matrix of one of these classes."""
-    views = {view_of(cls) for cls in products}
+    views = {_view_of(cls) for cls in products}
 
     def suits(cls: type[LoRAWrapper]) -> bool:
         is_product = MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-        return is_product and view_of(cls) in views and claims(cls, layer)
+        return is_product and _view_of(cls) in views and claims(cls, layer)
 
-    holder = next(filter(suits, products), None)
-    if holder is None and products:
-        with contextlib.suppress(JnoLoraError):  # no plain LoRA is installed
-            holder = next(filter(suits, default_registry().resolve("lora")), None)
-    return holder
+    lora = next(filter(suits, products), None)
+    if lora is None and products:
+        with contextlib.suppress(JnoLoraError):  # the zoo is blocked
+            lora = next(filter(suits, default_registry().resolve("lora")), None)
+    return lora
 
 
 def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
@@ -261,7 +264,7 @@ def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
     return jnp.concatenate(A), jnp.concatenate(B, axis=1)
 
 
-def _allowed(A: Array, B: Array) -> Factors:
+def _within_full_rank(A: Array, B: Array) -> Factors:
     """`B A` with at most the rank of the matrix, because adapters may not have more."""
     update = Factors(A, B)
     if update.rank <= update.largest_rank:
@@ -270,7 +273,7 @@ def _allowed(A: Array, B: Array) -> Factors:
     return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
-def _changed(base: Any, parts: Sequence[Part]) -> Any:
+def _changed(base: Any, parts: Sequence[_Part]) -> Any:
     """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
     refuse_coded(base)
     wide = at_least_float32(base)
@@ -434,7 +437,7 @@ def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
     sets: dict[str, dict[str, LooseAdapter]] = {}
     for path, adapter in adapters.adapters.items():
         for m in adapter.wrapper.members:
-            state = state_of(m.name, adapter.state)
+            state = _state_of(m.name, adapter.state)
             loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
             sets.setdefault(m.name, {})[path] = loose
     return {name: AdapterSet(of_name) for name, of_name in sets.items()}

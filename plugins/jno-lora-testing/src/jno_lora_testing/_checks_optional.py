@@ -16,13 +16,12 @@ from jno.lora import (
     Registry,
     lora_trainable_filter,
     merge_lora,
-    penalty,
     resolve,
 )
 from jno.lora.coded import with_arrays
 from jno.lora.extending import path_str
 from jno.lora.parts import shared_arrays, statistic_keys, statistics_of, with_shared_arrays
-from jno_lora_train import calibrate
+from jno_lora_train import calibrate, penalty
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close

@@ -6,6 +6,7 @@
 from ._adalora import AdaLoRAController, AdaLoRAState
 from ._allocate import Allocation, AllocationRow, allocate
 from ._calibrate import calibrate, check_calibrate
+from ._penalty import penalty
 from ._retain import retain
 from ._save_products import save_products
 from ._scanned_layers import ScannedLayers
@@ -27,6 +28,7 @@ __all__ = [
     "allocate",
     "calibrate",
     "check_calibrate",
+    "penalty",
     "retain",
     "save_products",
 ]

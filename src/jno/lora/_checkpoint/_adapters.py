@@ -15,7 +15,15 @@ from jaxtyping import PyTree
 
 from .._compute import count_non_finite
 from .._contract import Handle, LoRAWrapper, check_contract, expect_model
-from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
+from .._errors import (
+    CheckpointError,
+    MissingLibraryError,
+    PluginError,
+    SelectionError,
+    failing,
+    reason_of,
+    warn,
+)
 from .._moved import moved
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
@@ -230,18 +238,21 @@ def _content(
 
 def _entry(adapter: LooseAdapter, provider_of: ProviderOf, base_values: str | None) -> Entry:
     cls = adapter.wrapper
-    values = base_values, tuple(adapter.state), Layer.of(adapter.layer)
-    members = {m.name: Part(*_described(m, provider_of), m.trains) for m in members_of(cls)}
-    if not members:
-        return Entry(*_described(adapter, provider_of), *values)
-    # The members describe the rest.
-    described = "AdapterSum", None, "", None, None, None
-    return Entry(*described, *values, members, "weights" in cls.adapter_fields)
+    members = {m.name: Part(**_described(m, provider_of), trains=m.trains) for m in members_of(cls)}
+    described = _described(adapter, provider_of)
+    if members:  # which describe the rest
+        described: Any = dict.fromkeys(described) | {"wrapper": "AdapterSum", "version": ""}
+    return Entry(
+        **described,
+        base_values=base_values,
+        arrays=tuple(adapter.state),
+        layer=Layer.of(adapter.layer),
+        members=members or None,
+        trains_weights="weights" in cls.adapter_fields if members else None,
+    )
 
 
-def _described(
-    adapter: LooseAdapter | Member, provider_of: ProviderOf
-) -> tuple[str, str | None, str, str | None, int | None, float | None]:
+def _described(adapter: LooseAdapter | Member, provider_of: ProviderOf) -> dict[str, Any]:
     """The fields of `Described`."""
     cls, rank, alpha = adapter.wrapper, adapter.rank, adapter.alpha
     provider, distribution, version = provider_of(cls), None, ""
@@ -250,7 +261,7 @@ def _described(
     # A NumPy number becomes a Python number, which JSON can store.
     rank = rank and operator.index(rank)
     alpha = alpha if isinstance(alpha, int | None) else float(alpha)
-    return cls.__name__, distribution, version, cls.variant, rank, alpha
+    return vars(Described(cls.__name__, distribution, version, cls.variant, rank, alpha))
 
 
 def _as_json(value: Any, what: str) -> Any:
@@ -565,7 +576,7 @@ def _classes_of(
         try:
             cls = _class_of(configuration.adapters[paths[0]], given, registry, reader)
             classes |= dict.fromkeys(paths, cls)
-        except PluginError as err:
+        except (MissingLibraryError, PluginError) as err:
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             problems[f"{', '.join(map(show_path, paths[:3]))}{more}: {err}"] = err
     return classes, problems
@@ -574,7 +585,9 @@ def _classes_of(
 def _class_of(
     entry: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, reader: str
 ) -> type[LoRAWrapper]:
-    """The class of an entry. **Raises:** `PluginError` with advice on what to install or pass.
+    """The class of an entry.
+
+    **Raises:** `PluginError` or `MissingLibraryError`, with advice on what to install or pass.
 
     - `reader`: the function that reads the file, for the message.
     """

@@ -31,7 +31,7 @@ class Signature(NamedTuple):
     treedef: Any
     types: Any  # of the static fields
     leaves: tuple[Any, ...]  # an `_Array` for an array, else the type, the leaf, and a float's sign
-    widest: Any  # the dtype of floats, which shows whether x64 is enabled
+    float_dtype: Any  # which shows whether x64 is enabled
 
     def abstract(self) -> list[jax.ShapeDtypeStruct]:
         """Arrays without values, to trace a function with."""
@@ -73,8 +73,10 @@ def signature_of(tree: Any) -> SignedTree:
             signatures.append((float, leaf, math.copysign(1, leaf)))  # 0.0 equals -0.0
         else:
             signatures.append((type(leaf), leaf))
-    widest = jax.dtypes.canonicalize_dtype(float)
-    return SignedTree(Signature(treedef, static_key(treedef), tuple(signatures), widest), arrays)
+    float_dtype = jax.dtypes.canonicalize_dtype(float)
+    return SignedTree(
+        Signature(treedef, static_key(treedef), tuple(signatures), float_dtype), arrays
+    )
 
 
 @functools.lru_cache(maxsize=256)

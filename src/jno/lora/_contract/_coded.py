@@ -13,6 +13,7 @@ import numpy as np
 from equinox import AbstractVar
 from jaxtyping import Array, Float, PyTree
 
+from .._compute import compute_dtype
 from .._errors import WrapperError
 
 
@@ -65,7 +66,7 @@ class CodedArray(eqx.Module):
     @property
     def compute_dtype(self) -> Any:
         """The dtype to compute in: float32 or, if it has more bits, the dtype of the array."""
-        return jnp.dtype(jnp.float32) if self.dtype.itemsize < 4 else self.dtype
+        return compute_dtype(self)
 
     @property
     def ndim(self) -> int:

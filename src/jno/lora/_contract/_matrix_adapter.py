@@ -86,8 +86,8 @@ class MatrixAdapter(LoRAWrapper):
     def low_rank_scale(cls, rank: Any, alpha: Any) -> float | None:
         """The factor `s` of an adapter whose whole effect is an update `s B A` of the matrix.
 
-        Its `state()` then contains `lora_A` `(rank, in)` and `lora_B` `(out, rank)`. `None` (the
-        default) for other adapters.
+        Its `state()` then contains `lora_A` `(rank, in)` and `lora_B` `(out, rank)`, and perhaps
+        `multiplier`, a frozen factor of the scale. `None` (the default) for other adapters.
         """
         return None
 

@@ -40,7 +40,7 @@ class Net(Handle):
     net.update(trainable).merge()
     ```
 
-    `mask(...)` narrows the next control (`lora`, `freeze`, `unfreeze`, `plan`), which uses it up. A
+    `mask(...)` narrows the next call of `lora`, `freeze`, `unfreeze` or `plan`, which uses it up. A
     control that raises changes nothing, so the mask stays set. A net can have several named sets of
     adapters, with one set, or the sum of several sets, in the model (`add_adapter`, `activate`,
     `deactivate`).
@@ -169,8 +169,9 @@ class Net(Handle):
         - `key`: overrides the key of the `Net`.
 
         **Raises:** `SelectionError` if nothing can be adapted (no match, or all matches carry an
-        adapter already) or an argument makes no sense; `PluginError` if a named plugin cannot be
-        used; `WrapperError` if an adapter cannot be built. A mask that selects nothing warns.
+        adapter already), a sum of sets is active, or an argument makes no sense; `PluginError` if a
+        named plugin cannot be used; `WrapperError` if an adapter cannot be built. A mask that
+        selects nothing warns.
         """
         self._refuse("lora", with_sum=True)
         state = self._state
@@ -302,9 +303,9 @@ class Net(Handle):
             self._state = before.disabled()
             yield self
         finally:
-            said = self._state  # warnings that the block already gave
+            at_end = self._state  # with the warnings that the block already gave
             self._state = dataclasses.replace(
-                before, updated=said.updated, warned_of_complex=said.warned_of_complex
+                before, updated=at_end.updated, warned_of_complex=at_end.warned_of_complex
             )
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
@@ -425,7 +426,8 @@ class Net(Handle):
     def delete_adapter(self, name: str) -> "Net":
         """Drop the adapters of that name. Active adapters leave the model.
 
-        **Raises:** `SelectionError` if the name is unknown, or if a mask is pending.
+        **Raises:** `SelectionError` if the name is unknown, if the adapters are in an active sum,
+        or if a mask is pending.
         """
         is_active = name in self._state.active
         self._refuse("delete_adapter", with_mask=True, with_sum=is_active)

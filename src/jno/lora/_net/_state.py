@@ -138,7 +138,8 @@ class NetState:
     def training(self, *, train: bool) -> "NetState":
         """This state, with the mask's leaves trained or frozen. An empty selection warns.
 
-        Without a mask, `train` selects all leaves outside adapted layers.
+        Without a mask, `train=True` is as in a new net: adapters train, and so do the arrays
+        outside of adapted layers.
         """
         if self.mask is None and train:
             trainable = partial_lora_trainable_filter(self.module)
@@ -332,7 +333,8 @@ class NetState:
             masks = {path: _by_path(mask) for path, mask in adapted_layers(self.trainable)}
             settings = {path: settings_of(adapter) for path, adapter in adapted_layers(self.module)}
             adapters, weights = extract_adapters(self.module), self.named[name].weights
-            stored = {name: NamedAdapters(adapters, masks, settings, weights, self.identity)}
+            current = NamedAdapters(adapters, masks, settings, weights, identity=self.identity)
+            stored = {name: current}
         elif holds_adapters(self.module):
             raise SelectionError(
                 "The model carries adapters without a name, which would be lost. Call "

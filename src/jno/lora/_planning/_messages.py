@@ -38,7 +38,7 @@ _WHY_REFUSED = (
     'the norm, ask for it: wrapper=["lora", "lora-in-norm"].'
 )
 _MORE_ADAPTERS = (
-    '`wrapper="auto"` asks more adapters, and `jno-lora adapters` lists the names of all. To adapt '
+    '`wrapper="auto"` tries more adapters, and `jno.lora.registered()` lists all. To adapt '
     "a layer of your own, declare the axes of its arrays (docs/operators.md shows how)."
 )
 _NO_MODULE = (

@@ -48,7 +48,8 @@ class PlanRow:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     role: str | None = dataclasses.field(default=None, compare=False)
     advice: str | None = dataclasses.field(default=None, compare=False)
-    # The dispatcher finds the node by its keys. `spec` is the index of the spec that chose it.
+    # The dispatcher finds the node by its keys. `spec` is the index of the spec that matches the
+    # layer, and `None` for a layer that carries an adapter unless the mask selects the layer.
     # `alpha_is_default` means that the call gave no alpha, so alpha follows a clamped rank.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)

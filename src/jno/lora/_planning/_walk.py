@@ -56,13 +56,14 @@ class Walk:
         self._meets_adapters = holds_adapters(model)  # else no layer is searched for adapters
         self._warned: set[Any] = set()  # functions of `default_adapters` that are left out
         self._failed: set[AdapterClass] = set()
-        known_to_fail = None
-        while known_to_fail != self._failed:  # start over without the classes that failed
-            known_to_fail = set(self._failed)
+        while True:  # again without the classes that failed
+            known_to_fail = len(self._failed)
             self.rows: list[PlanRow] = []
             self.matched: set[int] = set()
             self._mixtures: set[KeyPath] = set()  # modules with a field for experts
             self._visit((), model)
+            if len(self._failed) == known_to_fail:
+                break
 
     # --- questions to adapter classes
 
@@ -155,8 +156,8 @@ class Walk:
         row = functools.partial(PlanRow, path, type(layer).__name__, keys=keys)
         if is_adapter(node):
             cls, spec = type(node), self._note(claim, keys)
-            numbers = (self._distribution(cls), node.rank, node.alpha)
-            return row("already adapted", cls, *numbers, spec=spec)
+            origin = self._distribution(cls)
+            return row("already adapted", cls, origin, rank=node.rank, alpha=node.alpha, spec=spec)
         if claim is None:
             classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
             if any(self._applies(cls, path, node) for cls in classes):
@@ -228,10 +229,10 @@ class Walk:
         classes = list(claimed_paths)
         chosen = classes[0] if len(classes) == 1 else self.registry.select(path, node, classes)
         if chosen is None:
-            claims = (f"{self._origin(c)}, for {show_path(p)!r}" for c, p in claimed_paths.items())
+            lines = (f"{self._origin(c)}, for {show_path(p)!r}" for c, p in claimed_paths.items())
             raise SelectionError(
                 f"Several adapters of equal priority claim {show_path(path)!r}, a "
-                f"{type(node).__name__}:\n{bullets(claims, FEW)}\n"
+                f"{type(node).__name__}:\n{bullets(lines, FEW)}\n"
                 "Name the adapter you want (a list in `wrapper=` is in order of priority), or "
                 "register a `jno_lora_select` hook that chooses."
             )

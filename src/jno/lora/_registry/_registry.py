@@ -71,7 +71,7 @@ class Names:
         return next((wrapper for wrapper in namesakes if wrapper.identity is cls), None)
 
     def owners(self, word: str) -> list[RegisteredWrapper]:
-        """The adapters to which a word belongs: of the zoo, else of our plugins, else of all."""
+        """The adapters that own a word: the zoo's, else those of our plugins, else all."""
         wrappers = self.by_word.get(squash(word), [])
         return [wrapper for wrapper in wrappers if standing(wrapper) == standing(wrappers[0])]
 
@@ -119,8 +119,8 @@ class Names:
             *(f"It may belong to the plugin {why_unusable(record)}" for record in unusable),
             f"The variants are {', '.join(variants) or 'none'}.",
             _ZOO_ADVICE,
-            "`jno.lora.registered()`, or `jno-lora adapters`, lists all adapters. A class of "
-            "your own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
+            "`jno.lora.registered()` lists all plugins with their adapters. A class of your "
+            "own needs no name: `wrapper=MyAdapter`, or `jno.lora.register` it.",
         ]
         error = UnknownNameError("\n".join(lines))
         error.__cause__ = unusable[0].error if unusable else None
@@ -331,7 +331,9 @@ class Registry:
     def select(
         self, path: str, leaf: Any, candidates: Sequence[type[LoRAWrapper]]
     ) -> type[LoRAWrapper] | None:
-        """The first choice of a `jno_lora_select` hook, if any. As in pluggy, the last goes first.
+        """The first choice of a `jno_lora_select` hook, if any.
+
+        As in pluggy, the plugin that was registered last is asked first.
 
         Warns once if the hook of a plugin fails or chooses something that is not a candidate.
         """

@@ -1,11 +1,12 @@
 """The papers of a model's adapters, as BibTeX."""
 
 import inspect
+import itertools
 import re
 
 from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, expect_model
+from .._contract import expect_model
 from .._sets import members_of
 from .._tree import adapted_layers
 
@@ -28,7 +29,8 @@ def citation(model: PyTree) -> str:
     expect_model(model, "citation")
     unique: dict[str, None] = {}  # in the order of the model, which a set loses
     classes = dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model))
-    for cls in dict.fromkeys(cls for adapter in classes for cls in _cited(adapter)):
+    members = [[m.wrapper for m in members_of(cls)] or [cls] for cls in classes]
+    for cls in dict.fromkeys(itertools.chain(*members)):
         if cls.about.bibtex is not None:
             entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.about.bibtex))
         elif cls.about.paper is not None:
@@ -37,8 +39,3 @@ def citation(model: PyTree) -> str:
             entries = [f"% {cls.__name__}: no reference"]
         unique |= dict.fromkeys(filter(None, entries))
     return "\n\n".join(unique) + "\n" if unique else ""
-
-
-def _cited(cls: type[LoRAWrapper]) -> list[type[LoRAWrapper]]:
-    """`cls`, or the classes of the members of a sum."""
-    return [member.wrapper for member in members_of(cls)] or [cls]

@@ -167,14 +167,20 @@ def report_on(
     fill = filler(model)
     for path, adapter, trained, counted in adapted_layers(model, trainable, parameters):
         provider = registry.provider(type(adapter))
-        distribution = None if provider is None else provider.distribution
-        classes = type(adapter.base).__name__, type(adapter)
-        total = count(adapter, counted) + coded_size(adapter)
-        numbers = _rank(adapter), adapter.alpha, count(adapter, trained), total
-        error = _error_of_merging(fill(adapter), path) if measure else None
         asked = asked_ranks.get(path, 0)
-        asked = asked if adapter.rank is not None and adapter.rank < asked else None
-        rows.append(ReportRow(path, *classes, distribution, *numbers, error, asked))
+        row = ReportRow(
+            path,
+            layer=type(adapter.base).__name__,
+            wrapper=type(adapter),
+            distribution=None if provider is None else provider.distribution,
+            rank=_rank(adapter),
+            alpha=adapter.alpha,
+            trainable=count(adapter, trained),
+            total=count(adapter, counted) + coded_size(adapter),
+            merge_error=_error_of_merging(fill(adapter), path) if measure else None,
+            asked_rank=asked if adapter.rank is not None and adapter.rank < asked else None,
+        )
+        rows.append(row)
     total = count(model, parameters) + coded_size(model)
     left_out = layers_left_out(eqx.filter(model, trainable, inverse=True), count_plain(model))
     return LoraReport(tuple(rows), count(model, trainable), total, measure, left_out)

@@ -1,7 +1,10 @@
-"""What the core knows of several adapters in one layer. `jno-lora-combine` adds them up."""
+"""Sums of adapters as the core sees them. `jno-lora-combine` makes them, and computes with them."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from equinox import AbstractVar
+from jaxtyping import Array, Float
 
 from .._contract import LoRAWrapper, MatrixAdapter
 
@@ -20,9 +23,16 @@ class Member(NamedTuple):
 
 
 class SeveralAdapters(MatrixAdapter):
-    """The base class of `AdapterSum`: several adapters of one layer."""
+    """The base class of `AdapterSum`: several adapters of one layer, with a weight each.
+
+    - `trained`, `frozen`: the members by name, without their base.
+    - `weights`: in the order of `members`. They train if `adapter_fields` names them.
+    """
 
     members: ClassVar[tuple[Member, ...]] = ()
+    trained: AbstractVar[dict[str, Any]]
+    frozen: AbstractVar[dict[str, Any]]
+    weights: AbstractVar[Float[Array, " n"]]
 
 
 def members_of(cls: type[LoRAWrapper]) -> tuple[Member, ...]:

@@ -70,9 +70,9 @@ class LayerForm:
         return f"{self.layer}({arrays})"
 
     @property
-    def kinds(self) -> dict[str, str]:
+    def kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """By path, the dtype (without its precision) and shape of each array."""
-        return {path: _PRECISION.sub(r"\1\2", array) for path, array in self._shown().items()}
+        return {path: (_PRECISION.sub(r"\1\2", x), shape) for path, shape, x in self.arrays}
 
     def problems(self, layer: Any) -> list[str]:
         """Why `layer` does not fit. A layer of another class fits if its arrays match."""

@@ -1,15 +1,11 @@
 """The sum of the adapters' penalties, for a loss."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._compute import at_least_float32
-from ._contract import LoRAWrapper, expect_model, over_stack
-from ._errors import WrapperError, failing
-from ._paths import show_place
-from ._tree import adapted_layers
+from jno.lora import LoRAWrapper, WrapperError
+from jno.lora.extending import adapted_layers, expect_model, over_stack, show_path
+from jno.lora.parts import at_least_float32, widest
 
 
 def penalty(model: PyTree) -> Float[Array, ""]:
@@ -31,15 +27,15 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     penalties: list[Array] = []
     for path, adapter in adapted_layers(model):
         if type(adapter).penalty is not LoRAWrapper.penalty:
-            with failing(f"compute the penalty of {show_place(type(adapter), path)}"):
+            try:
                 penalties.append(_penalty_of(adapter))
-    return total(penalties)
-
-
-def total(values: Sequence[Array]) -> Array:
-    """The sum of numbers in the widest of their dtypes."""
-    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize, default=None)
-    return sum((value.astype(widest) for value in values), start=jnp.asarray(0.0))
+            except Exception as err:  # the author's function may raise anything
+                where = f"the {type(adapter).__name__} at {show_path(path)!r}"
+                raise WrapperError(f"Could not compute the penalty of {where}: {err}") from err
+    if not penalties:
+        return jnp.asarray(0.0)  # of a weak type, so that a loss keeps its precision
+    dtype = widest(x.dtype for x in penalties)
+    return jnp.sum(jnp.stack([x.astype(dtype) for x in penalties]))
 
 
 def _penalty_of(adapter: LoRAWrapper) -> Array:

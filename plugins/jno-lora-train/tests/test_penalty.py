@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.core.gated_adapters import Gated
+from tests.core.good_adapter import Good
 
 from jno.lora import WrapperError, apply_lora, penalty
-
-from .gated_adapters import Gated
-from .good_adapter import Good
 
 
 @pytest.fixture

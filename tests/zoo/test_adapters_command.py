@@ -1,0 +1,60 @@
+"""`jno-lora adapters`, in an environment with plugins for one test."""
+
+import json
+
+from click.testing import CliRunner
+from tests.core.asking import run
+from tests.core.conftest import *  # noqa: F403
+from tests.core.test_commands import GOOD
+
+from jno.lora._commands._cli import Group
+from jno_lora_zoo._listing import adapters
+
+
+def listed(*arguments, code=0):
+    """The output of the zoo's `jno-lora adapters`, in a site without the zoo."""
+    run("plugins")  # loads them
+    group = Group(commands={"adapters": adapters})
+    result = CliRunner().invoke(group, ["adapters", *arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_nothing_is_listed_with_every_plugin_broken(site):
+    site.install("broken", "import nothing_of_this_name")
+    assert json.loads(listed("--json")) == []
+    assert "0 adapters" in listed()
+
+
+def test_adapters_say_what_they_are_for_and_are_listed_as_methods_by_family(site):
+    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
+    site.install("whole", turned, version="1.2")
+    (adapter,) = json.loads(listed("--json"))
+    assert adapter == {
+        "name": "Shift",
+        "qualified_name": "whole:Shift",
+        "distribution": "whole",
+        "version": "1.2",
+        "variant": "shift",
+        "method": "shift",
+        "family": "turns",
+        "auto": False,
+        "layers": ["Linear"],
+        "formula": "out",
+        "paper": "0000.00000",
+    }
+    for word in ("shift", "SHIFT", "Shift"):
+        assert "Shift" in listed(word)
+    assert "nearest" in listed("shaft", code=1)
+    heading, method = [line for line in listed().splitlines() if "  " in line][-2:]
+    assert heading.strip() == "turns:"
+    assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
+
+
+def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
+    careless = GOOD.replace("exact = type(leaf) is eqx.nn.Linear and", "exact = leaf.weight and")
+    site.install("careless", careless)
+    (adapter,) = json.loads(listed("--json"))
+    assert adapter["layers"] == []
+    (line,) = (line for line in listed().splitlines() if " shift " in line)
+    assert "(others)" in line
