@@ -45,10 +45,6 @@ def test_only_programs_that_decompose_have_one_thread(several_threads):
     seen.append(call_compiled(first, jnp.eye(3), np.float32(1))[1])  # a number of NumPy
     assert (seen, threads()) == ([1, 1, 1], before)
     assert call_compiled(threads_seen, jnp.ones(2)) == before
-
-
-def test_it_may_be_entered_twice(several_threads):
-    before = threads()
     with one_blas_thread():
         with one_blas_thread():
             pass
@@ -60,8 +56,6 @@ def test_it_may_be_entered_twice(several_threads):
     ("function", "expected"),
     [
         (jnp.linalg.svd, True),
-        (jnp.linalg.qr, True),
-        (lambda W: jnp.linalg.eigh(W @ W.T), True),
         (jnp.linalg.inv, True),
         (jax.jit(jnp.linalg.cholesky), True),
         (lambda W: jax.lax.cond(W[0, 0] > 0, jnp.linalg.pinv, jnp.transpose, W), True),

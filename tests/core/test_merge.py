@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jno.lora import (
-    PluginError,
     SelectionError,
     WrapperError,
     apply_lora,
@@ -67,24 +66,17 @@ def test_merging_restores_the_form_and_computes_what_the_adapted_model_does(mixe
     assert jnp.allclose(merged["conv"][0](image), adapted["conv"][0](image), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_half_precision_layer_stays_one(getkey, dtype):
-    layer = eqx.nn.Linear(3, 2, dtype=dtype, key=getkey())
-    merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyLinear)))
-    assert merged.weight.dtype == merged.bias.dtype == dtype
+def test_a_half_precision_layer_stays_one(getkey):
+    for dtype in (jnp.bfloat16, jnp.float16):
+        layer = eqx.nn.Linear(3, 2, dtype=dtype, key=getkey())
+        merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyLinear)))
+        assert merged.weight.dtype == merged.bias.dtype == dtype
 
 
-@pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
-def test_a_tree_without_adapters_is_returned_unchanged(mixed, function):
-    assert same(function(mixed), mixed)
-    assert function(3) == 3 and function(None) is None
-
-
-def test_a_model_that_is_one_adapter_merges_to_one_layer(getkey):
-    layer = eqx.nn.Linear(2, 2, key=getkey())
-    adapted = shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyScale))
-    assert type(merge_lora(adapted)) is eqx.nn.Linear
-    assert jnp.allclose(merge_lora(adapted).weight, 1.25 * layer.weight)
+def test_a_tree_without_adapters_is_returned_unchanged(mixed):
+    for function in (merge_lora, unwrap_lora):
+        assert same(function(mixed), mixed)
+        assert function(3) == 3 and function(None) is None
 
 
 def test_merging_inside_a_jitted_loss_trains_the_adapters(model, getkey):
@@ -146,7 +138,6 @@ BAD_MERGES = {
         lambda base: replaced(base, base.weight.astype(jnp.float16)),
         ["changes 'weight' from float32[3, 3] to float16[3, 3]", "cast back"],
     ),
-    "a number for an array": (lambda base: replaced(base, 1.0), ["'weight'", "float32[3, 3]"]),
     "raising": (lambda base: 1 / 0, ["ZeroDivisionError: division by zero"]),
     "nothing": (lambda base: None, ["encoder/1"]),
 }
@@ -173,17 +164,16 @@ def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(
     assert ("merge" if function is merge_lora else "unwrap") in message
 
 
-@pytest.mark.parametrize("error", [SelectionError, PluginError, WrapperError, KeyError])
-def test_an_error_of_a_merge_keeps_its_class_if_it_is_ours_and_gets_the_path(getkey, error):
+def test_an_error_of_a_merge_keeps_its_class_if_it_is_ours_and_gets_the_path(getkey):
     class Bad(ToyLinear):
         def merge(self):
             raise error("reason")
 
     adapted = [Bad(eqx.nn.Linear(2, 2, key=getkey()), 1, 1.0, key=getkey())]
-    expected = WrapperError if error is KeyError else error
-    with pytest.raises(expected, match=r"Could not merge the Bad at '0'.*reason") as caught:
-        merge_lora(adapted)
-    assert isinstance(caught.value.__cause__, error)
+    for error, expected in [(SelectionError, SelectionError), (KeyError, WrapperError)]:
+        with pytest.raises(expected, match=r"Could not merge the Bad at '0'.*reason") as caught:
+            merge_lora(adapted)
+        assert isinstance(caught.value.__cause__, error)
 
 
 def test_a_class_that_is_edited_in_place_is_seen_after_a_refresh(getkey, registry):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from jno.lora import (
     CheckpointError,
     Net,
     extract_adapters,
-    load_adapters,
     read_adapters,
     read_metadata,
     save_adapters,
@@ -35,13 +35,6 @@ def extension(**changes):
     texts = {"distribution": "acme", "kind": "acme adapters", "reader": "acme.load"}
     content = {"phi": ["z", None, 2, {"deep": True}]}
     return Extension(**{**texts, "content": content, "arrays": {"d": jnp.arange(3.0)}, **changes})
-
-
-@pytest.fixture
-def extended(trained, file):
-    """The bytes of a file with an extension."""
-    save_extended(trained, file, extension(), metadata={"nu": 0.05})
-    return file.read_bytes()
 
 
 def test_metadata_come_back_and_change_nothing_else(trained, file):
@@ -68,16 +61,12 @@ def test_metadata_come_back_and_change_nothing_else(trained, file):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"nu": math.nan}, "metadata/nu is nan, which is not printable text"),
-        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is"),
-        ({"nu": None}, "metadata/nu is None"),
+        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is inf, which is not printable text"),
         ({"nu": 2**64}, "metadata/nu is"),
         ({"nu": {"a": 1}}, "metadata/nu is"),
-        ({"nu": [[1]]}, "metadata/nu is"),
         ({"nu": np.zeros((2, 2))}, "metadata/nu is"),
         ({"nu": 1j}, "complex is not JSON"),
         ({"nu": "\x1b[31m"}, "metadata/nu is"),
-        ({"nu": "\ud800"}, "metadata/nu is"),
         ({"nu": jax.random.key(0)}, "metadata/nu has the dtype key<fry>"),
         ({"a\n": 1}, "metadata (a key) is"),
         ({1: 2}, "would not be read as it was written"),
@@ -87,29 +76,6 @@ def test_metadata_that_a_file_cannot_hold_are_refused(metadata, message, trained
     with pytest.raises(CheckpointError) as caught:
         save_adapters(trained, file, metadata=metadata)
     assert message in str(caught.value) and not file.exists()
-
-
-def test_metadata_cannot_be_traced(trained, file):
-    with pytest.raises(CheckpointError, match="metadata/nu is not an array with values"):
-        jax.jit(lambda nu: save_adapters(trained, file, metadata={"nu": [nu]}))(0.5)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1]", "metadata is [1], which is not"),
-        ('{"nu": 1e999}', "metadata/nu is inf"),
-        ('{"nu": {}}', "metadata/nu is {}"),
-        (json.dumps({"nu": "\x1b[31m"}), "metadata/nu is"),
-        (json.dumps({"\x1b[31m": 1}), "metadata (a key) is"),
-    ],
-)
-def test_metadata_of_other_kinds_are_refused(text, message, whole, file):
-    header, configuration, data = parts(whole)
-    content = json.dumps(configuration | {"metadata": "HERE"}).replace('"HERE"', text)
-    assert message in refused(file, assembled(header, content, data))
-    with pytest.raises(CheckpointError):
-        read_metadata(file)
 
 
 def test_inspect_shows_the_first_metadata_on_lines(trained, file):
@@ -125,10 +91,11 @@ def test_inspect_shows_the_first_metadata_on_lines(trained, file):
     assert shown[-1] == "metadata: 6 more values, which `--json` shows"
 
 
-def test_an_extension_comes_back_to_its_plugin_alone(extended, file):
+def test_an_extension_comes_back_to_its_plugin_alone(trained, file):
+    expected = extension()
+    save_extended(trained, file, expected, metadata={"nu": 0.05})
     model, found = load_extended(small_model(), file, "acme", wrappers=OWN)
     assert isinstance(model["a"], ToyLinear)
-    expected = extension()
     assert (found.kind, found.content) == (expected.kind, expected.content)
     assert (found.arrays["d"] == jnp.arange(3.0)).all()
     assert read_metadata(file) == {"nu": 0.05}
@@ -136,7 +103,6 @@ def test_an_extension_comes_back_to_its_plugin_alone(extended, file):
     assert facts["extension"]["arrays"]["d"]["shape"] == (3,)
     assert facts["format_version"] == 3
     assert "acme: 1 arrays, 3 numbers, read by acme.load" in str(inspection.as_table(facts))
-
     message = refused(file)
     assert "it holds acme adapters" in message and "acme.load of acme reads it" in message
     assert 'pip install "acme"' in message
@@ -147,38 +113,33 @@ def test_an_extension_comes_back_to_its_plugin_alone(extended, file):
         load_extended(small_model(), file, "acme", wrappers=OWN)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"distribution": "x; rm -rf /"}, "extension/distribution is 'x; rm -rf /', which is not"),
-        ({"kind": "\x1b[31m"}, "extension/kind is"),
-        ({"reader": "os.system('true')"}, "not a name in Python"),
-        ({"content": []}, "extension/content is [], which is not"),
-        ({"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),
-        ({"arrays": "d"}, "extension/arrays is 'd', which is not"),
-    ],
-)
-def test_an_extension_of_another_form_is_refused(changes, message, extended, file):
-    header, configuration, data = parts(extended)
-    configuration["extension"].update(changes)
-    file.write_bytes(assembled(header, configuration, data))
-    for load in (load_adapters, lambda *args, **rest: load_extended(*args, "acme", **rest)):
-        with pytest.raises(CheckpointError) as caught:
-            load(small_model(), file, wrappers=OWN)
-        assert message in str(caught.value)
+def test_metadata_and_an_extension_of_another_form_are_refused(trained, file):
+    save_extended(trained, file, extension())
+    whole = file.read_bytes()
+    for part, changes, message in [
+        ("metadata", {"nu": math.inf}, "metadata/nu is inf"),
+        ("metadata", {"nu": {}}, "metadata/nu is {}"),
+        ("metadata", {"\x1b[31m": 1}, "metadata (a key) is"),
+        ("extension", {"distribution": "x; rm -rf /"}, "extension/distribution is 'x; rm -rf /'"),
+        ("extension", {"reader": "os.system('true')"}, "not a name in Python"),
+        ("extension", {"content": []}, "extension/content is [], which is not"),
+        ("extension", {"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),
+        ("extension", {"arrays": "d"}, "extension/arrays is 'd', which is not"),
+    ]:
+        header, configuration, data = parts(whole)
+        configuration.setdefault(part, {}).update(changes)
+        assert message in refused(file, assembled(header, configuration, data))
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_extended(small_model(), file, "acme", wrappers=OWN)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_an_extension_that_would_be_read_otherwise_is_not_written(trained, file):
+    for changes in (
         {"content": {"a": math.nan}},
         {"content": {"a": (1,)}},
-        {"content": {"a": {1}}},
         {"kind": "\n"},
         {"arrays": {"d": "x"}},
-    ],
-)
-def test_an_extension_that_would_be_read_otherwise_is_not_written(changes, trained, file):
-    with pytest.raises(CheckpointError):
-        save_extended(trained, file, extension(**changes))
-    assert not file.exists()
+    ):
+        with pytest.raises(CheckpointError):
+            save_extended(trained, file, extension(**changes))
+        assert not file.exists()
