@@ -1,4 +1,4 @@
-"""The command line's plugins, adapters and doctor, with plugins whole and broken."""
+"""The command line's plugins, adapters and doctor, with plugins whole and broken; and inspect."""
 
 import json
 import os
@@ -7,19 +7,48 @@ import re
 import sys
 from textwrap import dedent
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import pytest
 
 import jno.lora
-from jno.lora import refresh
+from jno.lora import apply_lora, refresh, save_adapters
 from jno.lora._commands.installed import plugins_as_table
 
 from .asking import run
+from .toys import ToyLinear
 
 GOOD = """
-from jno.lora import About
+import jax.numpy as jnp
 
-Shift = adapter("Shift", variant="shift")
-Shift.about = About(paper="0000.00000", formula="out")
+class Shift(LoRAWrapper):
+    adapter_fields = ("delta",)
+    variant = "shift"
+    paper = "0000.00000"
+    formula = "out"
+    base: eqx.nn.Linear
+    delta: object
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
+
+    @classmethod
+    def applies_to(cls, leaf):
+        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
+        return exact and leaf.weight.ndim == 2
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        dtype = jnp.float64 if base.weight.dtype == jnp.float64 else jnp.float32
+        self.delta = jnp.zeros((base.weight.shape[0], 1), dtype)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+    def merge(self):
+        delta = jnp.broadcast_to(self.delta, self.base.weight.shape)
+        weight = self.base.weight.astype(self.delta.dtype) + delta
+        return eqx.tree_at(lambda l: l.weight, self.base, weight.astype(self.base.weight.dtype))
 
 @hookimpl
 def jno_lora_wrappers():
@@ -44,16 +73,9 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert (broken["status"], broken["error"]) == ("failed", "RuntimeError: no such thing")
 
 
-def test_plugins_and_adapters_work_with_every_plugin_broken(site):
-    site.install("broken", "import nothing_of_this_name")
-    site.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
-    assert {r["status"] for r in json.loads(run("plugins", "--json"))} == {"failed"}
-    assert json.loads(run("adapters", "--json")) == []
-    assert "0 adapters" in run("adapters")
-
-
 def test_adapters_say_what_they_are_for_and_are_listed_as_methods_by_family(site):
-    site.install("whole", GOOD.replace("About(", 'About("turns", '), version="1.2")
+    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
+    site.install("whole", turned, version="1.2")
     (adapter,) = json.loads(run("adapters", "--json"))
     assert adapter == {
         "name": "Shift",
@@ -157,7 +179,6 @@ def test_doctor_sees_plugins_without_an_entry_point_in_our_group(site):
 NEEDS = {
     "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
     "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora<0.2,>=0.1, but jno-lora {} is installed",
-    "jno-lora>=8; python_version >= '3.9'": "needs jno-lora>=8, but jno-lora {} is installed",
     "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
 }
 FITS = (
@@ -222,3 +243,49 @@ def test_doctor_names_what_each_plugin_adds(site):
         ["commands", "greet"],  # the name `doctor` is taken
         ["statistics", "input_mean"],
     ]
+
+
+# --- inspect
+
+
+@pytest.fixture
+def saved(tmp_path, getkey, site):
+    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
+    layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
+    model = apply_lora(layers, 1, 2.0, key=getkey(), wrapper=ToyLinear)
+    model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
+    save_adapters(model, tmp_path / "file")
+    return str(tmp_path / "file")
+
+
+def test_inspect_shows_a_file_as_a_table(saved):
+    text = run("inspect", saved)
+    (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
+    form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]
+    assert form == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
+    assert values["base_values"].startswith(f"sha256:{row[-1]}") and len(row[-1]) == 8
+    assert "2 adapters" in text and "4 arrays, 9 numbers" in text and "NaN" not in text
+    lines = run("inspect", saved, "--values").splitlines()
+    (row,) = [line.split() for line in lines if " b " in line]
+    assert row[-1] == "1"
+
+
+def test_inspect_prints_json_with_stable_keys(saved, monkeypatch):
+    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
+    found = json.loads(run("inspect", saved, "--json"))
+    assert list(found) == [
+        *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
+    ]
+    assert found["format_version"] == 1  # of the file, and not the newest
+    (_, adapter) = found["adapters"]
+    assert {*adapter} == {
+        *("path", "wrapper", "distribution", "version", "variant", "rank", "alpha", "base_values"),
+        *("layer", "arrays", "numbers", "bytes"),
+    }
+    shown = [adapter[name] for name in ("path", "wrapper", "rank", "alpha", "numbers", "bytes")]
+    assert shown == ["b", "ToyLinear", 1, 2.0, 4, 16]
+    assert adapter["arrays"]["lora_A"] == {"shape": [1, 2], "dtype": "float32", "bytes": 8}
+    assert adapter["layer"]["arrays"]["bias"] == {"shape": [2], "dtype": "float32"}
+    counted = json.loads(run("inspect", saved, "--json", "--values"))
+    assert [adapter["non_finite"] for adapter in counted["adapters"]] == [0, 1]
+    assert counted["non_finite"] == 1

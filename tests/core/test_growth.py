@@ -1,11 +1,6 @@
-"""Work grows no faster than what there is to do. Counted, not timed.
-
-Work is the number of functions that Python calls. `benchmarks/scale.py` measures seconds, at sizes
-up to 10,000 layers.
-"""
+"""Work grows no faster than what there is to do: counted in calls of Python, not timed."""
 
 import functools
-import itertools
 
 import equinox as eqx
 import jax
@@ -27,7 +22,7 @@ from .toys import ToyLinear
 
 KEY = jax.random.key(0)
 LAYER = eqx.nn.Linear(2, 2, key=KEY)
-SIZES = (16, 32, 64)
+SIZES = (8, 16, 32)
 
 
 def expect_linear(counts):
@@ -86,20 +81,10 @@ def test_the_work_of_an_operation_grows_linearly(name, form, registry, tmp_path)
 
 
 def test_planning_grows_linearly_with_the_specs():
-    model, counts = wide(96), []
+    model, counts = wide(48), []
     for size in SIZES:
         specs = [{"target": f"/{n}$", "rank": 1 + n % 2} for n in range(size)]
         plan = functools.partial(plan_lora, model, 1, specs=specs, **SETTINGS)
         plan()
         counts.append(calls_of(plan, rounds=1))
-    expect_linear(counts)
-
-
-def test_finding_grows_linearly_with_the_plugins(site):
-    counts, names = [], iter(range(32))
-    for size in (8, 16, 32):
-        for number in itertools.islice(names, size - size // 2 if counts else size):
-            site.plugin(f"plugin-{number:02}", f'"Adapter{number}"')
-        assert len(Registry().records()) == size  # imports the modules
-        counts.append(calls_of(lambda: Registry().records(), rounds=1))
     expect_linear(counts)

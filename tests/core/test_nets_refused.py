@@ -6,7 +6,6 @@ import pathlib
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import pytest
 
 import jno.lora
@@ -64,18 +63,6 @@ OTHERS = {
 def test_functions_of_pytrees_and_compiled_functions_refuse_a_net_too(call, message, model):
     with pytest.raises(SelectionError, match=message):
         call(Net(model).lora(1, wrapper=ToyLinear))
-
-
-def test_the_advice_follows_an_update(model):
-    net = Net(model).freeze().lora(1, wrapper=ToyLinear)
-    call = eqx.filter_jit(lambda model, x: model(x))
-    before = call(net.module, 0)
-    net.update(jax.tree.map(lambda a: a + 1, net.partition()[0]))
-    assert not jnp.allclose(before, net(0))
-    assert jnp.allclose(call(net.module, 0), net(0), rtol=1e-6)
-    assert jax.vmap(net)(jnp.arange(2)).shape[0] == 2
-    closed_over = jax.jit(lambda token: net(token))
-    assert jnp.allclose(closed_over(0), net(0), rtol=1e-6)
 
 
 def test_an_error_says_that_equinox_has_emptied_the_file(model, tmp_path):

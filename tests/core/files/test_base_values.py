@@ -159,8 +159,8 @@ def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, g
     net.save_adapters(file)
     assert all(known(file).values())
     load(model, file, strict="values")
-    again = net.load_adapters(file, wrappers=CLASSES, strict="values")
-    assert isinstance(again.module.head, Shifted)
+    net.load_adapters(file, wrappers=CLASSES, strict="values")
+    assert isinstance(net.module.head, Shifted)
     # A layer that only the adapter holds is not compared.
     load(adapted(model, getkey, Shifted), file)
     refused(adapted(model, getkey, Shifted), file)
@@ -175,10 +175,6 @@ def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, g
     save_with_trained_base(net, file)
     refused(model, file, "other values")
     load(net.module, file, strict="values")
-    # An adapter that replaces another gets the layer itself, bit for bit.
-    Net(model).freeze().lora(2, wrapper=ToyLinear).save_adapters(file)
-    net = Net(model).freeze().lora(2, wrapper=Shifted).load_adapters(file, wrappers=CLASSES)
-    assert net.module.head.base.weight is model.head.weight
 
 
 def save_with_trained_base(net, file):

@@ -50,8 +50,8 @@ def test_changed_bytes_are_refused_or_change_nothing(whole, file, registry):
     metadata, adapters = read(file, whole)
     random, refusals = np.random.default_rng(0), {}
     begin = 8 + struct.unpack("<Q", whole[:8])[0]
-    # Every byte of the arrays, and every third byte of the header.
-    positions = [*range(0, begin, 3), *range(begin, len(whole))]
+    # Every byte of the arrays, and every fifth byte of the header.
+    positions = [*range(0, begin, 5), *range(begin, len(whole))]
     for position in positions:
         damaged = bytearray(whole)
         damaged[position] ^= random.integers(1, 256)
@@ -135,25 +135,20 @@ def test_a_configuration_that_is_not_of_the_schema_is_refused(whole, file):
         assert message in refused(file, assembled(header, text, data))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(whole, file):
+    model = small_model()
+    before = jax.tree.leaves(model)
+    for changes, message in [
         ({"rank": 2}, "expected shape (2, 3), got (1, 3)"),
         ({"rank": None}, "a: could not restore the ToyLinear"),
         ({"arrays": ["lora_A"]}, "'a:lora_B': not in its configuration"),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
         ({"wrapper": "Net"}, "Net is a class that no plugin provides"),
         ({"distribution": "os", "wrapper": "system"}, "system of os is not available"),
-    ],
-)
-def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(
-    changes, message, whole, file, registry
-):
-    header, configuration, data = parts(whole)
-    of_adapter(**changes)(configuration)
-    file.write_bytes(assembled(header, configuration, data))
-    model = small_model()
-    before = jax.tree.leaves(model)
-    with pytest.raises(CheckpointError, match=re.escape(message)):
-        load_adapters(model, file, wrappers=OWN)
-    assert all(map(lambda x, y: x is y, jax.tree.leaves(model), before))
+    ]:
+        header, configuration, data = parts(whole)
+        of_adapter(**changes)(configuration)
+        file.write_bytes(assembled(header, configuration, data))
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_adapters(model, file, wrappers=OWN)
+        assert all(map(lambda x, y: x is y, jax.tree.leaves(model), before))

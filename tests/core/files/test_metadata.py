@@ -58,10 +58,9 @@ def test_metadata_come_back_and_change_nothing_else(trained, file):
         assert read_metadata(file) == {"a": 0.5, "b": 2, "c": [0, 1], "d": [1, "x"]}
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is inf, which is not printable text"),
+def test_metadata_that_a_file_cannot_hold_are_refused(trained, file, unchecked):
+    for metadata, message in [
+        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is [1.0, inf], which is not"),
         ({"nu": 2**64}, "metadata/nu is"),
         ({"nu": {"a": 1}}, "metadata/nu is"),
         ({"nu": np.zeros((2, 2))}, "metadata/nu is"),
@@ -70,39 +69,28 @@ def test_metadata_come_back_and_change_nothing_else(trained, file):
         ({"nu": jax.random.key(0)}, "metadata/nu has the dtype key<fry>"),
         ({"a\n": 1}, "metadata (a key) is"),
         ({1: 2}, "would not be read as it was written"),
-    ],
-)
-def test_metadata_that_a_file_cannot_hold_are_refused(metadata, message, trained, file, unchecked):
-    with pytest.raises(CheckpointError) as caught:
-        save_adapters(trained, file, metadata=metadata)
-    assert message in str(caught.value) and not file.exists()
-
-
-def test_inspect_shows_the_first_metadata_on_lines(trained, file):
-    more = {f"n{i}": i for i in range(20)}
-    save_adapters(trained, file, metadata={**GIVEN, "long": "x" * 1000, **more})
-    facts = inspection.inspect(file, values=False)
-    assert facts["metadata"]["nu"] == 0.05 and facts["bytes"] == file.stat().st_size
-    lines = str(inspection.as_table(facts)).splitlines()
-    shown = [line for line in lines if line.startswith("metadata: ")]
-    assert len(shown) == 21 and shown[0] == "metadata: nu = 0.05"
-    assert 'metadata: by = "é\\n\\t[red]"' in shown
-    assert [line for line in shown if line.endswith("xxx ...") and len(line) == 200]
-    assert shown[-1] == "metadata: 6 more values, which `--json` shows"
+    ]:
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            save_adapters(trained, file, metadata=metadata)
+        assert not file.exists()
 
 
 def test_an_extension_comes_back_to_its_plugin_alone(trained, file):
     expected = extension()
-    save_extended(trained, file, expected, metadata={"nu": 0.05})
+    metadata = {"nu": 0.05, "by": "é[red]"} | {f"n{i}": i for i in range(19)}
+    save_extended(trained, file, expected, metadata=metadata)
     model, found = load_extended(small_model(), file, "acme", wrappers=OWN)
     assert isinstance(model["a"], ToyLinear)
     assert (found.kind, found.content) == (expected.kind, expected.content)
     assert (found.arrays["d"] == jnp.arange(3.0)).all()
-    assert read_metadata(file) == {"nu": 0.05}
+    assert read_metadata(file) == metadata
     facts = inspection.inspect(file, values=True)
     assert facts["extension"]["arrays"]["d"]["shape"] == (3,)
     assert facts["format_version"] == 3
-    assert "acme: 1 arrays, 3 numbers, read by acme.load" in str(inspection.as_table(facts))
+    assert facts["bytes"] == file.stat().st_size
+    shown = str(inspection.as_table(facts))
+    assert "acme: 1 arrays, 3 numbers, read by acme.load" in shown
+    assert "metadata: nu = 0.05" in shown and "metadata: 1 more values" in shown
     message = refused(file)
     assert "it holds acme adapters" in message and "acme.load of acme reads it" in message
     assert 'pip install "acme"' in message

@@ -108,12 +108,15 @@ def test_a_plugin_that_is_blocked_broken_or_old_is_named(
     monkeypatch.delenv("JNO_LORA_BLOCK")
 
     for version, code, told in [
-        ("1.9.9", "", "saved with Shift of shifts 2.0, which is newer than the installed 1.9.9"),
+        ("1.9.9", None, "saved with Shift of shifts 2.0, which is newer than the installed 1.9.9"),
         ("2.0", "raise RuntimeError('no such thing')", "failed: RuntimeError: no such thing"),
         ("2.0", "jno_lora_api = 99", "incompatible"),
         ("2.0", "@hookimpl\ndef jno_lora_wrappers():\n    return []", "has no adapter 'Shift'"),
     ]:
-        site.install("shifts", code, version=version)
+        if code is None:
+            site.plugin("shifts", SHIFT, version=version)
+        else:
+            site.install("shifts", code, version=version)
         refresh()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

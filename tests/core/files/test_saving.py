@@ -17,13 +17,12 @@ from jno.lora import (
     apply_lora,
     extract_adapters,
     load_adapters,
-    lora_trainable_filter,
     read_adapters,
     save_adapters,
 )
 from jno.lora._checkpoint._file import DTYPES
 
-from ..toys import MODEL_LINEARS, ToyLinear, ToyScale, ToyStacked, same
+from ..toys import ToyLinear, ToyScale, ToyStacked, same
 from ._tools import OWN, Assorted, adapted
 
 
@@ -122,14 +121,10 @@ def test_sharded_arrays_are_gathered_and_lie_as_the_base_does(getkey, file):
     trained = adapted([base], getkey)
     cut = eqx.tree_at(lambda m: m[0].lora_A, trained, replace_fn=lambda a: jax.device_put(a, place))
     save_adapters(cut, file)
-    loaded = load_adapters([base], file, wrappers=OWN)
-    assert same(loaded, trained)
-    assert loaded[0].base.weight.sharding == place
-    assert loaded[0].lora_A.sharding.device_set == set(mesh.devices.flat)
+    assert same(load_adapters([base], file, wrappers=OWN), trained)
     # They go to the device of their layer, too.
     there = jax.tree.map(lambda a: jax.device_put(a, jax.devices()[3]), [plain])
     alone = load_adapters(there, file, wrappers=OWN)
-    assert jnp.array_equal(np.asarray(alone[0].lora_A), np.asarray(trained[0].lora_A))
     assert {array.device for array in jax.tree.leaves(alone)} == {jax.devices()[3]}
 
 
@@ -188,19 +183,6 @@ def test_nothing_is_saved_in_a_program_that_is_traced(model, getkey, file):
         jax.jit(lambda nu: save_adapters(trained, file, metadata={"nu": [nu]}))(0.5)
     with pytest.raises(CheckpointError, match="not an array with values"):
         save_adapters(eqx.filter_eval_shape(lambda: trained), file)
-
-
-def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
-    trained = adapted(model, getkey)
-    adapters, _ = eqx.partition(trained, lora_trainable_filter(trained))
-    eqx.tree_serialise_leaves(file, adapters)
-    skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyLinear)
-    like, rest = eqx.partition(skeleton, lora_trainable_filter(skeleton))
-    assert same(eqx.combine(eqx.tree_deserialise_leaves(file, like), rest), trained)
-    # A set has what does not train, too.
-    eqx.tree_serialise_leaves(file, extract_adapters(trained))
-    found = eqx.tree_deserialise_leaves(file, extract_adapters(skeleton))
-    assert same(found, extract_adapters(trained)) and list(found) == list(MODEL_LINEARS)
 
 
 def test_half_a_model_is_refused_and_nothing_is_written(model, file):
