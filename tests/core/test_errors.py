@@ -1,6 +1,7 @@
 """One base class, and what else each error is; how messages name what failed, and where."""
 
 import threading
+import types
 import warnings
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 import jno.lora as lora
-from jno.lora._errors import failing
+from jno.lora._errors import failing, warn
 
 NAMES = ["SelectionError", "WrapperError", "PluginError", "CheckpointError", "PeftFormatError"]
 
@@ -36,6 +37,16 @@ def test_a_warning_names_the_line_that_called_us_and_is_shown_once_for_it(recwar
     thread.start()
     thread.join()
     assert [warning.filename for warning in recwarn] == [__file__, threading.__file__]
+
+
+@pytest.mark.parametrize(("name", "named"), [("jno.other", "other.py"), ("acme.inner", __file__)])
+def test_a_warning_skips_the_package_that_warns_but_not_another_one_in_our_namespace(name, named):
+    module = types.ModuleType(name)
+    module.warn = warn if name.startswith("acme") else lora.Net(LAYERS).mask("nothing").freeze
+    exec(compile("def call(*args): warn(*args)", "other.py", "exec"), module.__dict__)
+    with pytest.warns(lora.JnoLoraWarning) as caught:
+        module.call(*(["here"] if name.startswith("acme") else []))
+    assert [warning.filename for warning in caught] == [named]
 
 
 def test_a_failure_says_what_could_not_be_done_why_and_what_helps():
