@@ -96,11 +96,15 @@ def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper, linear, getkey):
         def __call__(self, x):
             return self.weight @ x
 
+    class Mine(LinearLike):
+        pass
+
     for layer in (linear, wrapper, Dense(jnp.ones((1, 1)), 1, 1)):
         assert isinstance(layer, LinearLike) and not isinstance(layer, ConvLike)
     conv = eqx.nn.Conv1d(1, 1, 1, key=getkey())
     assert isinstance(conv, ConvLike) and not isinstance(conv, LinearLike)
     assert not isinstance(X, LinearLike | ConvLike)
+    assert not isinstance(linear, Mine) and isinstance(Mine(), LinearLike)
 
 
 def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, getkey):
