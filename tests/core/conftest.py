@@ -95,9 +95,8 @@ class Site:
     ) -> str:
         """Write a distribution whose plugin module holds `code`, and return that module's name.
 
-        `entries` are further entry points: name -> code of a module of its own.
-        `group`: the group of the entry points. `requires`: the requirements. `former`: the
-        distributions whose adapters it has taken over.
+        `entries`: further entry points, by name the code of a module. `group`: the group of the
+        entry points. `former`: the distributions whose adapters it has taken over.
         """
         where = self.root / f"{distribution}-{next(_numbers)}"
         info = where / f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -125,7 +124,7 @@ class Site:
         (file,) = self.root.glob(f"{distribution}-*/{name}-*.dist-info/entry_points.txt")
         file.write_text(f"[jno.lora]\nmain = {value}\n")
 
-    def install_zoo(self, extra: str = "") -> str:
+    def install_zoo(self) -> str:
         """A fake zoo with the two defaults and a third name."""
         code = """
             Linear = adapter("LoRALinear", variant="lora", auto=True)
@@ -138,7 +137,7 @@ class Site:
             def jno_lora_wrappers():
                 return [Linear, Conv, DoRA]
         """
-        return self.install("jno-lora-zoo", textwrap.dedent(code) + textwrap.dedent(extra))
+        return self.install("jno-lora-zoo", code)
 
     def plugin(self, distribution: str, *adapters: str, **options: Any) -> str:
         """Install a plugin that provides adapters: `'"Name", variant="v"'` for each."""
@@ -149,10 +148,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch) -> Site:
-    """A `sys.path` on which no plugin is installed but those that the test installs.
-
-    The default registry is one that knows nothing yet.
-    """
+    """A path without plugins, on which the test installs some, and a new default registry."""
 
     def holds_plugins(entry: str) -> bool:
         return any(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jno.lora import Shared
 
-from .good_adapter import Good, eqx, float_of
+from .good_adapter import Factored, Good, float_of
 
 
 class Informed(Good):
@@ -46,7 +46,7 @@ def normal(key, shape):
     return jax.random.normal(key, shape)
 
 
-class Tied(Good):
+class Tied(Factored):
     """A correct adapter, whose `A` all layers share."""
 
     lora_A: Shared
@@ -60,15 +60,6 @@ class Tied(Good):
         scale = self.alpha / self.rank
         A = self.lora_A.array[: self.rank, : self.base.weight.shape[1]]
         return A.astype(dtype), scale * self.lora_B
-
-    def __call__(self, x):
-        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
-        return self.base(x) + B @ (A @ x)
-
-    def merge(self):
-        A, B = self.low_rank_update()
-        W = float_of(self.base.weight) + B @ A
-        return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
 
 
 class ReadsTheValue(Tied):

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from .good_adapter import Good, eqx, float_of
+from .good_adapter import Factored, float_of
 
 
-class Gated(Good):
+class Gated(Factored):
     """`W + s B diag(gate) A`: a correct adapter, with a penalty on rows of `A`."""
 
     adapter_fields = ("lora_A", "lora_B", "gate")
@@ -15,9 +15,8 @@ class Gated(Good):
     gate: jax.Array
 
     def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
+        super().__init__(base, rank, alpha, key=key)
         W = float_of(base.weight)
-        self.lora_A = jax.random.normal(key, (rank, W.shape[1]), W.dtype)
         self.lora_B = jax.random.normal(key, (W.shape[0], rank), W.dtype)
         self.gate = jnp.zeros(rank, W.dtype)
 
@@ -27,15 +26,6 @@ class Gated(Good):
 
     def low_rank_update(self):
         return self.seen(), (self.alpha / self.rank) * self.lora_B * self.gate[None, :]
-
-    def __call__(self, x):
-        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
-        return self.base(x) + B @ (A @ x)
-
-    def merge(self):
-        A, B = self.low_rank_update()
-        W = float_of(self.base.weight) + B @ A
-        return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
 
     def penalty(self):
         identity = jnp.eye(self.rank, dtype=self.lora_A.dtype)

@@ -46,3 +46,16 @@ class Good(LoRAWrapper):
     def merge(self):
         W = float_of(self.base.weight) + update(self)
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))
+
+
+class Factored(Good):
+    """`W + B A`, with the factors that `low_rank_update` gives."""
+
+    def __call__(self, x):
+        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
+        return self.base(x) + B @ (A @ x)
+
+    def merge(self):
+        A, B = self.low_rank_update()
+        W = float_of(self.base.weight) + B @ A
+        return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))

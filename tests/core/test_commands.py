@@ -1,6 +1,5 @@
-"""The command line's plugins, adapters and doctor, with plugins whole and broken."""
+"""The command line's plugins, adapters and doctor, with plugins whole and broken; and inspect."""
 
-import errno
 import json
 import os
 import platform
@@ -8,15 +7,17 @@ import re
 import sys
 from textwrap import dedent
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jno.lora
-from jno.lora import refresh
-from jno.lora._commands._cli import cli
+from jno.lora import apply_lora, refresh, save_adapters
 from jno.lora._commands.installed import plugins_as_table
 
 from .asking import run
+from .toys import ToyLinear
 
 GOOD = """
 import jax.numpy as jnp
@@ -72,15 +73,6 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert (broken["status"], broken["error"]) == ("failed", "RuntimeError: no such thing")
 
 
-def test_plugins_are_listed_with_every_plugin_broken(site):
-    site.install("broken", "import nothing_of_this_name")
-    site.install("rubbish", "@hookimpl\ndef jno_lora_wrappers():\n    return 3")
-    assert {r["status"] for r in json.loads(run("plugins", "--json"))} == {"failed"}
-
-
-# --- doctor
-
-
 def facts_in(text):
     """The facts that `doctor` prints, by name."""
     pairs = [re.split("  +", line.strip(), maxsplit=1) for line in text.splitlines()]
@@ -111,63 +103,48 @@ def test_doctor_writes_a_report_with_tracebacks_and_without_private_paths(site, 
         assert path not in text
 
 
-def test_a_device_that_cannot_be_used_is_in_the_report(site, monkeypatch):
+def test_doctor_misses_the_zoo_or_says_who_blocked_it_and_that_a_device_fails(site, monkeypatch):
     def broken():
         raise RuntimeError("the driver is too old")
 
-    site.install_zoo()
-    monkeypatch.setattr(jax, "devices", broken)
-    assert facts_in(run("doctor"))["devices"] == "RuntimeError: the driver is too old"
-
-
-def test_doctor_misses_the_zoo_or_says_who_blocked_it(site, monkeypatch):
     text = run("doctor", code=1)
     assert 'pip install -U "jno-lora[zoo]"' in text and "1 trouble found." in text
     site.install_zoo()
     monkeypatch.setenv("JNO_LORA_BLOCK", "jno-lora-zoo")
+    monkeypatch.setattr(jax, "devices", broken)
     refresh()
-    text = " ".join(run("doctor", code=1).split())
+    text = run("doctor", code=1)
+    assert facts_in(text)["devices"] == "RuntimeError: the driver is too old"
+    text = " ".join(text.split())
     assert "has no adapters to use" in text and "jno-lora-zoo is blocked" in text
     assert "pip install" not in text
 
 
-TELLS = """
-@hookimpl
-def jno_lora_doctor(facts, troubles):
-    facts.append(("a library", "4.2"))
-    troubles.append("the library is too old")
-"""
-
-
 def test_doctor_prints_what_plugins_tell_and_that_one_cannot(site):
     site.install_zoo()
-    site.install("silent", "@hookimpl\ndef jno_lora_doctor(facts):\n    raise KeyError('a tooth')")
-    site.install("telling", TELLS)
+    hook = "@hookimpl\ndef jno_lora_doctor(facts, troubles):\n    "
+    site.install("silent", f"{hook}raise KeyError('a tooth')")
+    site.install("telling", f"{hook}facts.append(('a library', '4.2')); troubles.append('too old')")
     text = run("doctor", code=1)
-    assert facts_in(text)["a library"] == "4.2" and "TROUBLE: the library is too old" in text
+    assert facts_in(text)["a library"] == "4.2" and "TROUBLE: too old" in text
     assert "silent" in text and "KeyError('a tooth')" in text and "2 troubles found." in text
 
 
-@pytest.mark.parametrize(
-    ("distribution", "group"),
-    [
-        *(("acme-lora", group) for group in ("jno_lora", "jno.lora.plugins", "Jno-Lora")),
-        ("jno-lora-acme", "console_scripts"),
-    ],
-)
-def test_doctor_sees_a_plugin_without_an_entry_point_in_our_group(distribution, group, site):
+def test_doctor_sees_plugins_without_an_entry_point_in_our_group(site):
     site.install_zoo()
-    site.install(distribution, GOOD, group=group, version="1.5")
+    hidden = {"acme-lora": "jno.lora.plugins", "bolt": "Jno-Lora", "jno-lora-x": "console_scripts"}
+    for distribution, group in hidden.items():
+        site.install(distribution, GOOD, group=group, version="1.5")
     site.install("jno-lora-train", "", group="console_scripts")  # ours, which users import
     text = run("doctor", code=1)
-    assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text
-    assert '[project.entry-points."jno.lora"]' in text and "1 trouble found" in text
+    for distribution, group in hidden.items():
+        assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text
+    assert '[project.entry-points."jno.lora"]' in text and "3 troubles found" in text
 
 
 NEEDS = {
     "jno-lora>=9": "needs jno-lora>=9, but jno-lora {} is installed",
     "jno_lora[zoo] (>=0.1,<0.2)": "needs jno-lora<0.2,>=0.1, but jno-lora {} is installed",
-    "jno-lora>=8; python_version >= '3.9'": "needs jno-lora>=8, but jno-lora {} is installed",
     "jno-lora-zoo~=1.1": "needs jno-lora-zoo~=1.1, but jno-lora-zoo 1.0 is installed",
 }
 FITS = (
@@ -205,14 +182,7 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
 
 def test_doctor_names_what_each_plugin_adds(site):
     site.install_zoo()
-    commands = """
-        @hookimpl
-        def jno_lora_commands(group):
-            import click
-            group.add_command(click.Command("greet"))
-            group.add_command(click.Command("doctor"))
-    """
-    needy = """
+    more = """
         class Needy(Shift):
             needs = ("input_mean",)
             variant = "needy"
@@ -223,12 +193,16 @@ def test_doctor_names_what_each_plugin_adds(site):
 
             def __init__(self, base, rank, alpha, *, key, statistics):
                 pass
+
+        @hookimpl
+        def jno_lora_commands(group):
+            import click
+            group.add_command(click.Command("greet"))
+            group.add_command(click.Command("doctor"))
     """
-    code = GOOD.replace("\n@hookimpl", f"\n{dedent(needy)}\n@hookimpl")
-    code = code.replace("[Shift]", "[Shift, Needy]")
-    site.install("acme-lora", code + dedent(commands), version="2.0")
+    site.install("acme-lora", GOOD.replace("[Shift]", "[Shift, Needy]") + dedent(more))
     lines = [re.split("  +", line.strip()) for line in run("doctor", code=1).splitlines()]
-    start = [line[0] for line in lines].index("acme-lora 2.0") + 1
+    start = [line[0] for line in lines].index("acme-lora 1.0") + 1
     assert lines[start : start + 4] == [
         ["2 adapters", "needy, shift"],
         ["hooks", "jno_lora_commands, jno_lora_wrappers"],
@@ -237,9 +211,47 @@ def test_doctor_names_what_each_plugin_adds(site):
     ]
 
 
-def test_a_closed_pipe_is_not_an_error(monkeypatch):
-    def print_into_nothing(**_):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+# --- inspect
 
-    monkeypatch.setattr(cli.commands["plugins"], "callback", print_into_nothing)
-    assert run("plugins", code=1) == ""
+
+@pytest.fixture
+def saved(tmp_path, getkey, site):
+    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
+    layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
+    model = apply_lora(layers, 1, 2.0, key=getkey(), wrapper=ToyLinear)
+    model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
+    save_adapters(model, tmp_path / "file")
+    return str(tmp_path / "file")
+
+
+def test_inspect_shows_a_file_as_a_table(saved):
+    text = run("inspect", saved)
+    (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
+    form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]
+    assert form == ["[red]a", "Linear", "ToyLinear", "(no", "plugin)", "1", "2", "2", "5", "20"]
+    assert values["base_values"].startswith(f"sha256:{row[-1]}") and len(row[-1]) == 8
+    assert "2 adapters" in text and "4 arrays, 9 numbers" in text and "NaN" not in text
+    lines = run("inspect", saved, "--values").splitlines()
+    (row,) = [line.split() for line in lines if " b " in line]
+    assert row[-1] == "1"
+
+
+def test_inspect_prints_json_with_stable_keys(saved, monkeypatch):
+    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
+    found = json.loads(run("inspect", saved, "--json"))
+    assert list(found) == [
+        *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
+    ]
+    assert found["format_version"] == 1  # of the file, and not the newest
+    (_, adapter) = found["adapters"]
+    assert {*adapter} == {
+        *("path", "wrapper", "distribution", "version", "variant", "rank", "alpha", "base_values"),
+        *("layer", "arrays", "numbers", "bytes"),
+    }
+    shown = [adapter[name] for name in ("path", "wrapper", "rank", "alpha", "numbers", "bytes")]
+    assert shown == ["b", "ToyLinear", 1, 2.0, 4, 16]
+    assert adapter["arrays"]["lora_A"] == {"shape": [1, 2], "dtype": "float32", "bytes": 8}
+    assert adapter["layer"]["arrays"]["bias"] == {"shape": [2], "dtype": "float32"}
+    counted = json.loads(run("inspect", saved, "--json", "--values"))
+    assert [adapter["non_finite"] for adapter in counted["adapters"]] == [0, 1]
+    assert counted["non_finite"] == 1

@@ -1,4 +1,7 @@
-"""`call_compiled`: one program per signature; unchanged arguments stay the objects they were."""
+"""`call_compiled`: one program per signature, unchanged arguments stay the objects they were.
+
+While a weight is decomposed, BLAS has one thread.
+"""
 
 import enum
 import functools
@@ -9,41 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
+import threadpoolctl
 
-from jno.lora._caches import forget
 from jno.lora._compute import _program
 from jno.lora._compute._jaxprs import is_random_start
+from jno.lora._compute._lapack import decomposes, one_blas_thread
 from jno.lora._compute._program import call_compiled
-
-
-class Traces:
-    """A function that counts how often it is traced."""
-
-    def __init__(self, function):
-        self.function = function
-        self.count = 0
-
-    def __call__(self, *args):
-        self.count += 1
-        return self.function(*args)
-
-
-def doubled(layer, factor):
-    return eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight)
+from jno.lora.extending import equations_in, gauss_jordan
 
 
 def test_layers_of_one_signature_share_a_program(getkey):
-    function = Traces(doubled)
+    traces = []
+
+    def doubled(layer, factor):
+        traces.append(factor)
+        return eqx.tree_at(lambda m: m.weight, layer, factor * layer.weight)
+
     layers = [eqx.nn.Linear(3, 2, key=getkey()) for _ in range(5)]
     for layer in layers:
-        result = call_compiled(function, layer, 2.0)
+        result = call_compiled(doubled, layer, 2.0)
         np.testing.assert_array_equal(result.weight, 2 * layer.weight)
         assert result.bias is layer.bias
-    after_one_signature = function.count
+    after_one_signature = len(traces)
     assert after_one_signature <= 2  # for the shapes, and for the program
-    call_compiled(function, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
-    call_compiled(function, layers[0], 3.0)
-    assert function.count == 3 * after_one_signature
+    call_compiled(doubled, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
+    call_compiled(doubled, layers[0], 3.0)
+    assert len(traces) == 3 * after_one_signature
     unchanged = jax.tree.leaves(call_compiled(lambda m: m, layers[0]))
     assert all(x is y for x, y in zip(unchanged, jax.tree.leaves(layers[0]), strict=True))
 
@@ -69,43 +64,31 @@ def test_static_values_that_are_equal_but_not_the_same_are_kept_apart(tags):
         assert repr(module.tag) == repr(tag) == repr(kept[0])
 
 
-def test_a_function_that_needs_values_is_called_as_it_is_and_fails_with_its_own_error():
-    def fails(x):
-        raise KeyError("mine")
+def test_a_function_that_cannot_be_compiled_is_called_as_it_is_and_fails_with_its_own_error():
+    calls = []
+
+    def fails(x, error):
+        calls.append(x)
+        raise error("mine: RESOURCE_EXHAUSTED")
 
     assert call_compiled(lambda x: float(x) + x, jnp.array(2.0)) == 4.0
     with pytest.raises(KeyError, match="mine"):
-        call_compiled(fails, jnp.ones(2))
+        call_compiled(fails, jnp.ones(2), KeyError)
+    assert len(calls) == 1  # an exhausted machine is not asked for more
 
 
-def test_an_exhausted_machine_is_not_asked_for_more():
-    calls = []
-
-    def exhausts(x):
-        calls.append(x)
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
-
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        call_compiled(exhausts, jnp.ones(2))
-    assert len(calls) == 1
-
-
-def test_unhashable_values_and_traced_arrays_are_no_obstacle():
+def test_unhashable_values_traced_arrays_numpys_arrays_and_raw_keys_are_no_obstacle():
     def total(x, options):
         return x * len(options)
+
+    def draw(key, x):
+        return jax.random.normal(key, x.shape) + x
 
     assert call_compiled(total, jnp.ones(()), {"a": [1, 2]}) == 1
     traced = jax.jit(lambda x: call_compiled(total, x, {"a": 1, "b": 2}))(jnp.ones(()))
     assert traced == 2
-
-
-def test_numpy_arrays_and_both_kinds_of_keys_are_arguments_like_others():
-    def draw(key, x):
-        return jax.random.normal(key, x.shape) + x
-
     x = np.zeros(3, np.float32)
-    typed = call_compiled(draw, jax.random.key(1), x)
-    raw = call_compiled(draw, jax.random.PRNGKey(1), x)
+    typed, raw = (call_compiled(draw, key(1), x) for key in (jax.random.key, jax.random.PRNGKey))
     np.testing.assert_array_equal(typed, raw)
 
 
@@ -116,12 +99,6 @@ def test_other_settings_make_another_program():
     assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float32
     with jax.enable_x64(True):
         assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float64
-
-
-def test_an_array_for_a_static_field_is_not_traced():
-    with pytest.warns(UserWarning, match="set as static"):
-        tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
-    assert tagged[0].tag == 1
 
 
 class Keeps(eqx.Module):
@@ -143,19 +120,9 @@ def test_a_function_that_keeps_a_computed_array_is_usable_afterwards(keep, field
         return Keeps(**{"function": abs, "static": abs, field: keep(jnp.sum(x))})
 
     assert getattr(call_compiled(make, jnp.ones(3)), field)(2.0) == 6.0
-
-
-def test_programs_are_forgotten_on_demand():
-    factor = [2]
-
-    def scaled(x):
-        return factor[0] * x
-
-    assert call_compiled(scaled, jnp.ones(())) == 2
-    factor[0] = 3
-    assert call_compiled(scaled, jnp.ones(())) == 2
-    forget()
-    assert call_compiled(scaled, jnp.ones(())) == 3
+    with pytest.warns(UserWarning, match="set as static"):
+        tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
+    assert tagged[0].tag == 1
 
 
 def test_a_random_start_keeps_its_numbers(getkey):
@@ -174,11 +141,9 @@ def test_a_random_start_keeps_its_numbers(getkey):
 @pytest.mark.parametrize(
     ("function", "answer"),
     [
-        (lambda W, k: jax.random.uniform(k, W.shape), True),
         (lambda W, k: (jnp.sin(W), jax.random.uniform(k))[1], True),
         (lambda W, k: jax.random.uniform(k) * W, False),
         (lambda W, k: jax.random.uniform(k) * jnp.asarray(np.ones(3, np.float32)), False),
-        (lambda W, k: jnp.zeros(2), False),
         (lambda W, k: W, False),
     ],
 )
@@ -188,28 +153,97 @@ def test_a_random_start_is_recognised(function, answer):
 
 
 def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch, getkey, caplog):
-    monkeypatch.delenv("XLA_FLAGS")  # the tests have a level there
-    quick = functools.cache(_program._quick_to_compile.__wrapped__)
-    monkeypatch.setattr(_program, "_quick_to_compile", quick)
-    assert "xla_backend_optimization_level" in quick()
-
-    def draw(key):
-        return jax.random.normal(key, (3,))
-
+    quick_to_compile = _program._quick_to_compile.__wrapped__
+    assert quick_to_compile() is None  # XLA_FLAGS of the tests have a level
+    monkeypatch.delenv("XLA_FLAGS")
+    assert "xla_backend_optimization_level" in quick_to_compile()
     key = getkey()
-    with caplog.at_level("DEBUG"):
+    caplog.set_level("DEBUG")
+    for options in (quick_to_compile(), {"xla_of_tomorrow": 2}):
+        monkeypatch.setattr(_program, "_quick_to_compile", lambda options=options: options)
+
+        def draw(key):
+            return jax.random.normal(key, (3,))
+
         drawn = call_compiled(draw, key)
-        assert "usual options" not in caplog.text
-        inside = jax.jit(lambda: call_compiled(draw, key))()
-    np.testing.assert_array_equal(drawn, inside)
-    assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
+        # XLA does not know the second options, and no options are allowed inside of a program.
+        assert ("usual options" in caplog.text) is ("xla_of_tomorrow" in options)
+        inside = jax.jit(lambda draw=draw: call_compiled(draw, key))()
+        np.testing.assert_array_equal(inside, draw(key))
+        np.testing.assert_array_equal(drawn, draw(key))
+        assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
+        caplog.clear()
 
 
-def test_options_that_xla_does_not_know_are_left_out(monkeypatch, getkey, caplog):
-    assert _program._quick_to_compile.__wrapped__() is None  # XLA_FLAGS of the tests have a level
-    monkeypatch.setattr(_program, "_quick_to_compile", lambda: {"xla_of_tomorrow": 2})
-    key = getkey()
-    with caplog.at_level("DEBUG"):
-        drawn = call_compiled(lambda key: jax.random.normal(key, (3,)), key)
-    np.testing.assert_array_equal(drawn, jax.random.normal(key, (3,)))
-    assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
+# --- decompositions
+
+
+def threads():
+    found = threadpoolctl.threadpool_info()
+    return max(one["num_threads"] for one in found if one["user_api"] == "blas")
+
+
+@pytest.fixture
+def several_threads():
+    """More than one, even where the suite is run with one."""
+    with threadpoolctl.threadpool_limits(4, user_api="blas"):
+        if threads() < 2:
+            pytest.fail("this BLAS cannot be given threads")
+        yield
+
+
+def threads_seen(x):
+    seen = jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.pure_callback(lambda _: np.int32(threads()), seen, x)
+
+
+def q_and_threads(x):
+    return jnp.linalg.qr(x)[0], threads_seen(x)
+
+
+def test_only_programs_that_decompose_have_one_thread(several_threads):
+    def first(x, number):
+        q, seen = q_and_threads(x)
+        return q + number, seen
+
+    before = threads()
+    seen = [call_compiled(q_and_threads, k * jnp.eye(3))[1] for k in (1, 2)]
+    seen.append(call_compiled(first, jnp.eye(3), np.float32(1))[1])  # a number of NumPy
+    assert (seen, threads()) == ([1, 1, 1], before)
+    assert call_compiled(threads_seen, jnp.ones(2)) == before
+    with one_blas_thread():
+        with one_blas_thread():
+            pass
+        assert threads() == 1
+    assert threads() == before
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (jnp.linalg.svd, True),
+        (jnp.linalg.inv, True),
+        (jax.jit(jnp.linalg.cholesky), True),
+        (lambda W: jax.lax.cond(W[0, 0] > 0, jnp.linalg.pinv, jnp.transpose, W), True),
+        (lambda W: jax.lax.map(lambda w: jnp.linalg.svd(w[None])[1], W), True),
+        (lambda W: jax.random.normal(jax.random.key(0), W.shape) @ W, False),
+    ],
+)
+def test_a_decomposition_is_found_however_deep(function, expected):
+    assert decomposes(jax.make_jaxpr(function)(jnp.eye(3)).jaxpr) is expected
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("pivoting", [True, False])
+def test_elimination_solves_without_lapack(batch, pivoting, getkey):
+    A = jax.random.normal(getkey(), (*batch, 4, 4))
+    # A zero on the diagonal needs an exchange of rows; a positive definite matrix does not.
+    positive = A @ A.mT + 0.1 * jnp.broadcast_to(jnp.eye(4), A.shape)
+    A = A.at[..., 0, 0].set(0.0) if pivoting else positive
+    B = jax.random.normal(getkey(), (*batch, 4, 3))
+    X = jax.jit(gauss_jordan, static_argnames="pivoting")(A, B, pivoting=pivoting)
+    np.testing.assert_allclose(A @ X, B, atol=1e-4)
+    traced = jax.make_jaxpr(lambda A, B: gauss_jordan(A, B, pivoting=pivoting))(A, B)
+    assert not decomposes(traced.jaxpr)
+    # The equations in the loop are among them.
+    assert "argmax" in {e.primitive.name for e in equations_in(traced.jaxpr)} or not pivoting

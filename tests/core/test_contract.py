@@ -1,4 +1,4 @@
-"""A wrapper's contract: it reads like its layer, tolerates `key=`, unwraps, and keeps its state.
+"""A wrapper's contract: it reads like its layer, tolerates `key=`, and keeps its state.
 
 Each way to break the contract of a class is named.
 """
@@ -20,21 +20,10 @@ from jno.lora import (
     WrapperError,
     apply_lora,
     merge_lora,
-    unwrap_lora,
 )
 from jno.lora._contract import check_contract, contract_problems
 
-from .toys import (
-    Block,
-    ToyBlock,
-    ToyConv,
-    ToyLinear,
-    ToyScale,
-    ToyStacked,
-    UserEmbedding,
-    same,
-    shaken,
-)
+from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, same, shaken
 
 X = jnp.arange(3.0)
 
@@ -49,16 +38,13 @@ def wrapper(linear, getkey):
     return shaken(ToyLinear(linear, 2, 1.0, key=getkey()))
 
 
-# --- reading through
-
-
 def test_static_attributes_come_from_the_base_and_arrays_from_the_merged_layer(wrapper, getkey):
     assert (wrapper.in_features, wrapper.out_features, wrapper.use_bias) == (3, 2, True)
     conv = ToyConv(eqx.nn.Conv2d(2, 4, (3, 1), stride=2, key=getkey()), 1, 1.0, key=getkey())
     assert (conv.kernel_size, conv.stride, conv.groups) == ((3, 1), (2, 2), 1)
     assert not jnp.array_equal(wrapper.weight, wrapper.base.weight)
     assert jnp.array_equal(wrapper.weight, wrapper.merge().weight)
-    assert same(merge_lora(wrapper), wrapper.merge())
+    assert same(merge_lora(wrapper), wrapper.merge()) and wrapper.unwrap() is wrapper.base
     assert jnp.array_equal(wrapper.bias, wrapper.base.bias)
     assert wrapper.rank == 2 and wrapper.lora_A.shape == (2, 3)  # its own fields come first
     grads = eqx.filter_grad(lambda w: jnp.sum(w.weight**2))(wrapper)
@@ -70,9 +56,7 @@ def test_methods_are_those_of_the_merged_layer_and_are_listed(getkey):
     assert wrapper.slope == 0.5
     assert jnp.array_equal(wrapper.first_bias(), wrapper.base.up.bias)
     assert jnp.array_equal(wrapper.down.bias, wrapper.base.down.bias + wrapper.shift)
-    listed = dir(wrapper)
-    assert {"up", "slope", "first_bias", "shift", "base", "merge"} <= set(listed)
-    assert len(listed) == len(set(listed))
+    assert {"up", "slope", "first_bias", "shift", "base", "merge"} <= set(dir(wrapper))
 
 
 def test_a_name_that_neither_has_and_a_dunder_name_are_not_handed_through(wrapper, getkey):
@@ -99,28 +83,8 @@ def test_while_it_is_built_an_adapter_reads_nothing_through(linear, getkey):
             self.base, self.rank, self.alpha = base, rank, alpha
             self.lora_A = self.lora_B = self.weight * 2
 
-    class Early(ToyLinear):
-        def __init__(self, base, rank, alpha, *, key):
-            self.rank = self.in_features
-
-    for cls, name in [(Forgetful, "weight"), (Early, "in_features")]:
-        with pytest.raises(AttributeError, match=f"'{cls.__name__}' has no attribute '{name}'"):
-            cls(linear, 1, 1.0, key=getkey())
-
-
-def test_both_ends_of_shared_weights_can_be_adapted(getkey):
-    embedding = eqx.nn.Embedding(5, 3, key=getkey())
-    linear = eqx.nn.Linear(3, 5, use_bias=False, key=getkey())
-    pair = (embedding, linear)
-    shared = eqx.nn.Shared(pair, where=lambda p: p[1].weight, get=lambda p: p[0].weight)
-    adapted = shaken(apply_lora(shared, 2, key=getkey(), wrapper=[UserEmbedding, ToyLinear]))
-    assert adapted.pytree[1].weight is shared.pytree[1].weight  # the placeholder
-    table, head = adapted()
-    assert isinstance(table, UserEmbedding) and isinstance(head, ToyLinear)
-    assert jnp.allclose(table.weight, embedding.weight + 0.25)
-    assert jnp.array_equal(head.base.weight, table.weight)
-    assert jnp.array_equal(head.weight, table.weight + head.lora_B @ head.lora_A)
-    assert jnp.allclose(head(X), table.weight @ X + head.lora_B @ (head.lora_A @ X), rtol=1e-5)
+    with pytest.raises(AttributeError, match="'Forgetful' has no attribute 'weight'"):
+        Forgetful(linear, 1, 1.0, key=getkey())
 
 
 def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper, linear, getkey):
@@ -132,27 +96,15 @@ def test_a_wrapper_looks_like_the_layer_it_wraps(wrapper, linear, getkey):
         def __call__(self, x):
             return self.weight @ x
 
-    class Around(eqx.Module):
-        inner: eqx.nn.Linear
-
-        def __getattr__(self, name):
-            return getattr(self.__dict__["inner"], name)
-
-        def __call__(self, x):
-            return self.inner(x)
-
     class Mine(LinearLike):
         pass
 
-    for layer in (linear, wrapper, Dense(jnp.ones((1, 1)), 1, 1), Around(linear)):
+    for layer in (linear, wrapper, Dense(jnp.ones((1, 1)), 1, 1)):
         assert isinstance(layer, LinearLike) and not isinstance(layer, ConvLike)
     conv = eqx.nn.Conv1d(1, 1, 1, key=getkey())
     assert isinstance(conv, ConvLike) and not isinstance(conv, LinearLike)
     assert not isinstance(X, LinearLike | ConvLike)
     assert not isinstance(linear, Mine) and isinstance(Mine(), LinearLike)
-
-
-# --- key=
 
 
 def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, getkey):
@@ -165,17 +117,10 @@ def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, get
         def __call__(self, x):
             return self.base(x)
 
-    class Forward:
-        def __call__(self, x):
-            return self.base(x)
-
-    class Mixed(Forward, ToyLinear):
-        pass
-
     key = getkey()
     noisy = Noisy(linear, 1, 1.0, key=key)
     assert jnp.array_equal(noisy(X, key=key), linear(X) + jax.random.normal(key, (2,)))
-    for cls in (ToyLinear, Jitted, Mixed):
+    for cls in (ToyLinear, Jitted):
         adapter = cls(linear, 1, 1.0, key=key)
         sequence = eqx.nn.Sequential([adapter, eqx.nn.Lambda(jax.nn.relu)])
         assert jnp.allclose(sequence(X, key=key), jax.nn.relu(linear(X)))
@@ -183,27 +128,6 @@ def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, get
         for arguments in ({"scale": 2}, {"x": 1}):
             with pytest.raises(TypeError):
                 adapter(X, **arguments)
-
-
-# --- unwrap, and state
-
-
-def test_unwrap_is_the_base_unless_the_constructor_changed_it(wrapper, linear, getkey):
-    class Residual(ToyScale):
-        original: jax.Array
-
-        def __init__(self, base, rank, alpha, *, key):
-            ToyScale.__init__(self, base, rank, alpha, key=key)
-            self.original = base.weight
-            self.base = eqx.tree_at(lambda layer: layer.weight, base, 0 * base.weight)
-
-        def unwrap(self):
-            return eqx.tree_at(lambda layer: layer.weight, self.base, self.original)
-
-    assert wrapper.unwrap() is wrapper.base and wrapper.unwrap().weight is linear.weight
-    residual = Residual(linear, 1, 1.0, key=getkey())
-    assert not same(residual.base, linear)
-    assert same(unwrap_lora(residual), linear) and same(unwrap_lora(wrapper), linear)
 
 
 class Nested(ToyScale):
@@ -231,22 +155,6 @@ def test_from_state_restores_every_bit_of_every_array_outside_the_base(linear, g
         state = {name: jnp.asarray(np.asarray(x)) for name, x in wrapper.state().items()}
         restored = cls.from_state(linear, state, 2, 3.0)
         assert same(restored, wrapper) and restored.base.weight is linear.weight
-
-
-def test_from_state_never_runs_the_initialiser_on_values(linear, getkey):
-    runs = []
-
-    class Watched(ToyLinear):
-        def __init__(self, base, rank, alpha, *, key):
-            runs.append(isinstance(base.weight, jax.core.Tracer))
-            jax.debug.callback(lambda _: runs.append("ran"), base.weight)
-            ToyLinear.__init__(self, base, rank, alpha, key=key)
-
-    wrapper = Watched(linear, 1, 1.0, key=getkey())
-    jax.effects_barrier()
-    Watched.from_state(linear, wrapper.state(), 1, 1.0)
-    jax.effects_barrier()
-    assert runs == [False, "ran", True]
 
 
 def test_a_state_that_does_not_fit_is_an_error_that_lists_every_misfit(wrapper, linear):
@@ -287,29 +195,14 @@ def define(body=None, **members):
     return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
 
 
-@pytest.mark.parametrize("cls", [ToyLinear, ToyScale, ToyConv, UserEmbedding, ToyBlock, ToyStacked])
-def test_a_class_in_the_documented_form_has_no_problem(cls):
-    assert contract_problems(cls) == ()
-    check_contract(cls)
-
-
-def test_required_members_that_are_missing_are_all_named():
-    names = ["__call__", "adapter_fields", "applies_to", "base", "merge"]
-    assert contract_problems(define(without(*names))) == tuple(
-        f"`{name}` is not defined" for name in names
-    )
-
-
 @pytest.mark.parametrize(
     ("left_out", "init"),
     [
-        (("rank", "alpha"), lambda self, base, *, key: None),
         (("rank", "alpha"), lambda self, base, *, key, **options: None),
         (("alpha",), lambda self, base, rank, *, key: None),
         (("rank",), lambda self, base, *, alpha=1.0, key: None),
-        ((), lambda self, base, r, a, *, key: None),
+        ((), lambda self, base, r, a, *, key, adapter_dtype=None: None),
         ((), lambda self, base, *, rank, alpha, key: None),
-        ((), lambda self, base, rank, alpha, *, key, adapter_dtype=None: None),
         ((), lambda self, *args, key: None),
     ],
 )
@@ -320,7 +213,6 @@ def test_a_constructor_takes_what_it_has_a_use_for(left_out, init):
 PROBLEMS = {
     "a string": ({"adapter_fields": "delta"}, "`adapter_fields` must be a .*mind the comma.*delta"),
     "no field": ({"adapter_fields": ()}, r"`adapter_fields` must be a non-empty tuple.*\(\)"),
-    "no names": ({"adapter_fields": (1,)}, r"`adapter_fields` must be .*\(1,\)"),
     "a typo": ({"adapter_fields": ("detla",)}, r"`adapter_fields` names 'detla'.*\['base', 'delta"),
     "a static field": ({"adapter_fields": ("rank",)}, "names 'rank', which is static"),
     "the base": ({"adapter_fields": ("base",)}, "'base', which must stay frozen"),
@@ -328,14 +220,12 @@ PROBLEMS = {
     "axes": ({"rank_axes": {"detla": 0}}, "`rank_axes` names 'detla', which is not a field"),
     "factors": ({"factor_sides": {"detla": "input"}}, "`factor_sides` names 'detla', which is not"),
     "no rank": (without("rank"), "`rank` is not defined, but `__init__` takes it"),
-    "no alpha": (without("alpha"), "`alpha` is not defined, but `__init__` takes it"),
     "base": ({**without("base"), "base": property(lambda self: None)}, "`base` must be a field"),
     "no key": ({"__init__": lambda self, base, rank, alpha: None}, "`__init__` must accept"),
     "extra": ({"__init__": lambda self, base, rank, alpha, x, *, key: 0}, "`__init__` must accept"),
     "no classmethod": ({"stack_ndim": lambda leaf: 0}, "`stack_ndim` must be a classmethod"),
     "empty variant": ({"variant": ""}, "`variant` must be a word .*''"),
     "reserved variant": ({"variant": "All-Linear"}, "`variant` must be a word .*'All-Linear'"),
-    "colon": ({"variant": "a:b"}, "`variant` must be a word .*'a:b'"),
     "about": ({"about": "text"}, "`about` must be a jno.lora.About of texts.*'text'"),
 }
 
@@ -348,18 +238,18 @@ def test_each_mistake_in_a_class_is_named(members, problem, unchecked):
         check_contract(cls)
 
 
-def test_an_object_that_is_not_an_adapter_class_is_reported(wrapper, unchecked):
+def test_all_mistakes_are_named_before_the_model_is_looked_at(model, getkey, unchecked):
+    names = ["__call__", "adapter_fields", "applies_to", "base", "merge"]
+    missing = tuple(f"`{name}` is not defined" for name in names)
+    assert contract_problems(define(without(*names))) == missing
     (problem,) = contract_problems(define(about=About(formula=3)))
     assert problem.startswith("`about` must be a jno.lora.About of texts") and "3" in problem
-    for thing in (eqx.nn.Linear, 3, None, [1], wrapper):
-        (problem,) = contract_problems(thing)
-        assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
-
-
-def test_a_broken_class_is_refused_before_the_model_is_looked_at(model, getkey):
-    cls = define(without(), adapter_fields="delta", applies_to=lambda self, leaf: False)
+    cls = define(adapter_fields="delta", applies_to=lambda self, leaf: False)
     with pytest.raises(WrapperError, match=r"(?s)mind the comma.*`applies_to` must be a classm"):
         apply_lora(model, 1, key=getkey(), wrapper=cls)
+    for thing in (eqx.nn.Linear, None, ToyLinear(model.head, 1, 1.0, key=getkey())):
+        (problem,) = contract_problems(thing)
+        assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
 
 
 # --- adapters that were written for 0.3, which derive from LoRAWrapper alone

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from jno.lora import (
-    PluginError,
-    SelectionError,
     WrapperError,
     apply_lora,
     disabled,
@@ -31,30 +29,21 @@ from .toys import (
     shaken,
 )
 
-EVERYTHING = [ToyBlock, ToyLinear, ToyConv, UserEmbedding]
-
-
-@pytest.fixture
-def mixed(model, getkey):
-    return {
-        "model": model,
-        "blocks": (Block(2, key=getkey()), None),
-        "conv": [eqx.nn.Conv2d(1, 2, (3, 2), key=getkey())],
-        "other": [jnp.arange(3), "text", jax.nn.relu, jax.random.key(0)],
-    }
-
 
 def form(tree):
     arrays = [(x.shape, x.dtype) if eqx.is_array(x) else x for x in jax.tree.leaves(tree)]
     return jax.tree.structure(tree), arrays
 
 
-@pytest.fixture
-def adapted(mixed, getkey):
-    return shaken(apply_lora(mixed, 2, key=getkey(), wrapper=EVERYTHING))
-
-
-def test_merging_restores_the_form_and_computes_what_the_adapted_model_does(mixed, adapted):
+def test_merging_restores_the_form_and_computes_what_the_adapted_model_does(model, getkey):
+    mixed = {
+        "model": model,
+        "blocks": (Block(2, key=getkey()), None),
+        "conv": [eqx.nn.Conv2d(1, 2, (3, 2), key=getkey())],
+        "other": [jnp.arange(3), "text", jax.nn.relu, jax.random.key(0)],
+    }
+    classes = [ToyBlock, ToyLinear, ToyConv, UserEmbedding]
+    adapted = shaken(apply_lora(mixed, 2, key=getkey(), wrapper=classes))
     assert len(adapters_in(adapted)) == 6
     merged = merge_lora(adapted)
     assert form(merged) == form(mixed)
@@ -65,26 +54,9 @@ def test_merging_restores_the_form_and_computes_what_the_adapted_model_does(mixe
     assert jnp.allclose(merged["model"](3), adapted["model"](3), rtol=1e-5, atol=1e-6)
     assert jnp.allclose(merged["blocks"][0](x), adapted["blocks"][0](x), rtol=1e-5)
     assert jnp.allclose(merged["conv"][0](image), adapted["conv"][0](image), rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_half_precision_layer_stays_one(getkey, dtype):
-    layer = eqx.nn.Linear(3, 2, dtype=dtype, key=getkey())
-    merged = merge_lora(shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyLinear)))
-    assert merged.weight.dtype == merged.bias.dtype == dtype
-
-
-@pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
-def test_a_tree_without_adapters_is_returned_unchanged(mixed, function):
-    assert same(function(mixed), mixed)
-    assert function(3) == 3 and function(None) is None
-
-
-def test_a_model_that_is_one_adapter_merges_to_one_layer(getkey):
-    layer = eqx.nn.Linear(2, 2, key=getkey())
-    adapted = shaken(apply_lora(layer, 1, key=getkey(), wrapper=ToyScale))
-    assert type(merge_lora(adapted)) is eqx.nn.Linear
-    assert jnp.allclose(merge_lora(adapted).weight, 1.25 * layer.weight)
+    for function in (merge_lora, unwrap_lora):  # a tree without adapters stays as it is
+        assert same(function(mixed), mixed)
+        assert function(3) == 3 and function(None) is None
 
 
 def test_merging_inside_a_jitted_loss_trains_the_adapters(model, getkey):
@@ -113,20 +85,13 @@ def test_arrays_of_numpy_with_64_bits_are_merged_as_jax_computes_them(getkey):
     assert jnp.allclose(traced.weight, expected.weight)
 
 
-@pytest.mark.parametrize(
-    ("function", "advice"),
-    [
-        (merge_lora, r"To merge it: eqx\.filter_eval_shape\(merge_lora, model\)"),
-        (lambda model: lora_report(model, merge_error=True), "Give the model itself"),
-    ],
-)
-def test_a_template_is_told_what_it_is(function, advice, model, getkey):
+def test_a_template_is_told_what_it_is(model, getkey):
     template = eqx.filter_eval_shape(apply_lora, model, 1, key=getkey(), wrapper=ToyLinear)
+    advice = r"To merge it: eqx\.filter_eval_shape\(merge_lora, model\)"
     with pytest.raises(WrapperError, match=rf"'encoder/0'(?s:.*)This is a template.*{advice}"):
-        function(template)
-
-
-# --- errors
+        merge_lora(template)
+    with pytest.raises(WrapperError, match="This is a template"):
+        lora_report(template, merge_error=True)
 
 
 def replaced(layer, value):
@@ -146,17 +111,13 @@ BAD_MERGES = {
         lambda base: replaced(base, base.weight.astype(jnp.float16)),
         ["changes 'weight' from float32[3, 3] to float16[3, 3]", "cast back"],
     ),
-    "a number for an array": (lambda base: replaced(base, 1.0), ["'weight'", "float32[3, 3]"]),
     "raising": (lambda base: 1 / 0, ["ZeroDivisionError: division by zero"]),
     "nothing": (lambda base: None, ["encoder/1"]),
 }
 
 
 @pytest.mark.parametrize(("result", "parts"), BAD_MERGES.values(), ids=BAD_MERGES.keys())
-@pytest.mark.parametrize("function", [merge_lora, unwrap_lora])
-def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(
-    model, getkey, result, parts, function
-):
+def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(model, getkey, result, parts):
     class Bad(ToyLinear):
         def merge(self):
             return result(self.base)
@@ -165,25 +126,11 @@ def test_a_bad_merge_or_unwrap_is_an_error_naming_adapter_and_path(
             return result(self.base)
 
     adapted = apply_lora(model, 1, key=getkey(), target="encoder/1", wrapper=Bad)
-    with pytest.raises(WrapperError) as caught:
-        function(adapted)
-    message = str(caught.value)
-    for part in ["Bad at 'encoder/1'", *parts]:
-        assert part in message
-    assert ("merge" if function is merge_lora else "unwrap") in message
-
-
-@pytest.mark.parametrize("error", [SelectionError, PluginError, WrapperError, KeyError])
-def test_an_error_of_a_merge_keeps_its_class_if_it_is_ours_and_gets_the_path(getkey, error):
-    class Bad(ToyLinear):
-        def merge(self):
-            raise error("reason")
-
-    adapted = [Bad(eqx.nn.Linear(2, 2, key=getkey()), 1, 1.0, key=getkey())]
-    expected = WrapperError if error is KeyError else error
-    with pytest.raises(expected, match=r"Could not merge the Bad at '0'.*reason") as caught:
-        merge_lora(adapted)
-    assert isinstance(caught.value.__cause__, error)
+    for verb, function in {"merge": merge_lora, "unwrap": unwrap_lora}.items():
+        with pytest.raises(WrapperError) as caught:
+            function(adapted)
+        for part in (verb, "Bad at 'encoder/1'", *parts):
+            assert part in str(caught.value)
 
 
 def test_a_class_that_is_edited_in_place_is_seen_after_a_refresh(getkey, registry):

@@ -68,18 +68,14 @@ class ToyScale(LoRAWrapper):
         return eqx.tree_at(lambda layer: layer.weight, self.base, weight)
 
 
-class ToyConv(LoRAWrapper):
-    """A full-rank difference for convolutions."""
+class Difference(LoRAWrapper):
+    """A full-rank difference of the weight."""
 
     adapter_fields = ("delta",)
-    base: eqx.nn.Conv
+    base: eqx.Module
     delta: jax.Array
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return isinstance(leaf, eqx.nn.Conv)
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -92,28 +88,18 @@ class ToyConv(LoRAWrapper):
         return eqx.tree_at(lambda layer: layer.weight, self.base, self.base.weight + self.delta)
 
 
-class UserEmbedding(LoRAWrapper):
-    """An adapter that a user with an embedding would write."""
+class ToyConv(Difference):
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return isinstance(leaf, eqx.nn.Conv)
 
-    adapter_fields = ("delta",)
-    base: eqx.nn.Embedding
-    delta: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+
+class UserEmbedding(Difference):
+    """An adapter that a user with an embedding would write."""
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
         return isinstance(leaf, eqx.nn.Embedding)
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.delta = jnp.zeros((base.num_embeddings, base.embedding_size))
-
-    def __call__(self, x):
-        return self.base(x) + self.delta[x]
-
-    def merge(self):
-        return eqx.tree_at(lambda layer: layer.weight, self.base, self.base.weight + self.delta)
 
 
 class Block(eqx.Module):

@@ -3,9 +3,6 @@
 import jax
 import pytest
 
-# Saving imports it, when `site` has taken the folder away in which it is installed.
-import safetensors.numpy  # noqa: F401
-
 from jno.lora import apply_lora, save_adapters
 
 from ..toys import ToyLinear, ToyScale

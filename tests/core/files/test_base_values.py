@@ -52,14 +52,10 @@ class Odd(eqx.Module):
     in_features: int = eqx.field(static=True)
     out_features: int = eqx.field(static=True)
 
-    def __init__(self, seed=0):
-        self.weight, self.key = jnp.ones((2, 3)), jax.random.key(seed)
-        self.ids, self.flags = np.arange(3), jnp.asarray([True, False])
-        self.scale, self.none = jnp.asarray(2.0), jnp.zeros((0, 4))
-        self.function, self.in_features, self.out_features = lambda x: x, 3, 2
 
-    def __call__(self, x):
-        return self.weight @ x
+def odd(seed=0):
+    arrays = jnp.ones((2, 3)), jax.random.key(seed), np.arange(3), jnp.asarray([True, False])
+    return Odd(*arrays, jnp.asarray(2.0), jnp.zeros((0, 4)), lambda x: x, 3, 2)
 
 
 class ToyOdd(ToyLinear):
@@ -130,16 +126,14 @@ def test_what_strict_says_of_another_base(model, getkey, file, unchecked):
     refused(wrong, file, r"encoder/0/weight: the adapter(.|\n)*head: the layer")
     with pytest.warns(JnoLoraWarning) as told:
         load(wrong, file, strict=False)
-    assert ["other values" in str(one.message) for one in told] == [True, False]
-    assert "encoder/0" not in str(told[0].message)
+    assert ["other values" in str(warning.message) for warning in told] == [True, False]
     with pytest.raises(SelectionError, match="`strict` must be True, False or 'values'"):
         load(model, file, strict="value")
 
 
 def test_a_file_without_hashes_fits_every_base(model, getkey, file):
-    Net(model).freeze().lora(2, wrapper=ToyLinear).save_adapters(file, base_values=False)
-    assert not any(known(file).values())
     save_adapters(adapted(model, getkey), file, base_values=False)
+    assert not any(known(file).values())
     header, configuration, data = parts(file.read_bytes())
     # As they are now, from before there were hashes, and from a version with another algorithm.
     for change in ({"base_values": None}, None, {"base_values": "blake3:0123456789abcdef"}):
@@ -150,15 +144,12 @@ def test_a_file_without_hashes_fits_every_base(model, getkey, file):
         file.write_bytes(assembled(header, configuration, data))
         load(changed(model), file)
         refused(model, file)
-
-
-def test_another_precision_cannot_be_compared(model, getkey, file):
-    save_adapters(adapted(model, getkey), file)
+    # Nor can values of another precision be compared.
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model)
-    load(half, file)
-    refused(half, file)
     save_adapters(adapted(half, getkey), file)
     load(half, file, strict="values")
+    load(model, file)
+    refused(model, file)
 
 
 def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, getkey, file):
@@ -168,8 +159,8 @@ def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, g
     net.save_adapters(file)
     assert all(known(file).values())
     load(model, file, strict="values")
-    again = net.load_adapters(file, wrappers=CLASSES, strict="values")
-    assert isinstance(again.module.head, Shifted)
+    net.load_adapters(file, wrappers=CLASSES, strict="values")
+    assert isinstance(net.module.head, Shifted)
     # A layer that only the adapter holds is not compared.
     load(adapted(model, getkey, Shifted), file)
     refused(adapted(model, getkey, Shifted), file)
@@ -184,10 +175,6 @@ def test_an_adapter_that_changed_its_base_has_the_hash_that_a_net_knows(model, g
     save_with_trained_base(net, file)
     refused(model, file, "other values")
     load(net.module, file, strict="values")
-    # An adapter that replaces another gets the layer itself, bit for bit.
-    Net(model).freeze().lora(2, wrapper=ToyLinear).save_adapters(file)
-    net = Net(model).freeze().lora(2, wrapper=Shifted).load_adapters(file, wrappers=CLASSES)
-    assert net.module.head.base.weight is model.head.weight
 
 
 def save_with_trained_base(net, file):
@@ -206,8 +193,8 @@ def test_a_set_has_no_layers_unless_its_model_is_given(model, getkey, file):
     load(model, file, strict="values")
     save_adapters(read_adapters(file, wrappers=CLASSES), file, base_values=changed(model))
     refused(model, file, "head: the layer has other values")
-    net = Net(model).lora(2, wrapper=ToyLinear)
-    net.freeze().save_adapters(file, base_values=changed(model))
+    net = Net(model).freeze().lora(2, wrapper=ToyLinear)
+    net.save_adapters(file, base_values=changed(model))
     with pytest.warns(JnoLoraWarning, match=":\n  - head\n"):
         load(model, file)
     with pytest.raises(SelectionError, match="`base_values` of save_adapters takes a model"):
@@ -217,21 +204,19 @@ def test_a_set_has_no_layers_unless_its_model_is_given(model, getkey, file):
 
 
 def test_arrays_of_all_kinds_are_hashed(getkey, file):
-    layer = Odd()
+    layer = odd()
     save_adapters(apply_lora([layer], 1, key=getkey(), wrapper=ToyOdd), file)
     assert known(file) == {"0": True}
-    load([Odd()], file, strict="values")  # with another function in a static field
+    load([odd()], file, strict="values")  # with another function in a static field
     for other in (
-        Odd(seed=1),
+        odd(seed=1),
         eqx.tree_at(lambda it: it.ids, layer, np.arange(1, 4)),
         eqx.tree_at(lambda it: it.flags, layer, jnp.asarray([True, True])),
         eqx.tree_at(lambda it: it.scale, layer, jnp.asarray(3.0)),
         eqx.tree_at(lambda it: it.weight, layer, -layer.weight),
     ):
         refused([other], file, "0: the layer has other values")
-
-
-def test_numpys_double_precision_is_hashed_as_jax_holds_it(getkey, file):
+    # NumPy's double precision is hashed as JAX holds it.
     layer = eqx.nn.Linear(3, 2, key=getkey())
     values = np.asarray(layer.weight, np.float64) + 1e-12
     doubles = eqx.tree_at(lambda it: it.weight, layer, np.asfortranarray(values))

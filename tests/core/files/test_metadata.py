@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from jno.lora import (
     CheckpointError,
     Net,
     extract_adapters,
-    load_adapters,
     read_adapters,
     read_metadata,
     save_adapters,
@@ -37,13 +37,6 @@ def extension(**changes):
     return Extension(**{**texts, "content": content, "arrays": {"d": jnp.arange(3.0)}, **changes})
 
 
-@pytest.fixture
-def extended(trained, file):
-    """The bytes of a file with an extension."""
-    save_extended(trained, file, extension(), metadata={"nu": 0.05})
-    return file.read_bytes()
-
-
 def test_metadata_come_back_and_change_nothing_else(trained, file):
     save_adapters(trained, file)
     plain = file.read_bytes()
@@ -65,78 +58,39 @@ def test_metadata_come_back_and_change_nothing_else(trained, file):
         assert read_metadata(file) == {"a": 0.5, "b": 2, "c": [0, 1], "d": [1, "x"]}
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"nu": math.nan}, "metadata/nu is nan, which is not printable text"),
-        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is"),
-        ({"nu": None}, "metadata/nu is None"),
+def test_metadata_that_a_file_cannot_hold_are_refused(trained, file, unchecked):
+    for metadata, message in [
+        ({"nu": jnp.asarray([1.0, jnp.inf])}, "metadata/nu is [1.0, inf], which is not"),
         ({"nu": 2**64}, "metadata/nu is"),
         ({"nu": {"a": 1}}, "metadata/nu is"),
-        ({"nu": [[1]]}, "metadata/nu is"),
         ({"nu": np.zeros((2, 2))}, "metadata/nu is"),
         ({"nu": 1j}, "complex is not JSON"),
         ({"nu": "\x1b[31m"}, "metadata/nu is"),
-        ({"nu": "\ud800"}, "metadata/nu is"),
         ({"nu": jax.random.key(0)}, "metadata/nu has the dtype key<fry>"),
         ({"a\n": 1}, "metadata (a key) is"),
         ({1: 2}, "would not be read as it was written"),
-    ],
-)
-def test_metadata_that_a_file_cannot_hold_are_refused(metadata, message, trained, file, unchecked):
-    with pytest.raises(CheckpointError) as caught:
-        save_adapters(trained, file, metadata=metadata)
-    assert message in str(caught.value) and not file.exists()
+    ]:
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            save_adapters(trained, file, metadata=metadata)
+        assert not file.exists()
 
 
-def test_metadata_cannot_be_traced(trained, file):
-    with pytest.raises(CheckpointError, match="metadata/nu is not an array with values"):
-        jax.jit(lambda nu: save_adapters(trained, file, metadata={"nu": [nu]}))(0.5)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1]", "metadata is [1], which is not"),
-        ('{"nu": 1e999}', "metadata/nu is inf"),
-        ('{"nu": {}}', "metadata/nu is {}"),
-        (json.dumps({"nu": "\x1b[31m"}), "metadata/nu is"),
-        (json.dumps({"\x1b[31m": 1}), "metadata (a key) is"),
-    ],
-)
-def test_metadata_of_other_kinds_are_refused(text, message, whole, file):
-    header, configuration, data = parts(whole)
-    content = json.dumps(configuration | {"metadata": "HERE"}).replace('"HERE"', text)
-    assert message in refused(file, assembled(header, content, data))
-    with pytest.raises(CheckpointError):
-        read_metadata(file)
-
-
-def test_inspect_shows_the_first_metadata_on_lines(trained, file):
-    more = {f"n{i}": i for i in range(20)}
-    save_adapters(trained, file, metadata={**GIVEN, "long": "x" * 1000, **more})
-    facts = inspection.inspect(file, values=False)
-    assert facts["metadata"]["nu"] == 0.05 and facts["bytes"] == file.stat().st_size
-    lines = str(inspection.as_table(facts)).splitlines()
-    shown = [line for line in lines if line.startswith("metadata: ")]
-    assert len(shown) == 21 and shown[0] == "metadata: nu = 0.05"
-    assert 'metadata: by = "é\\n\\t[red]"' in shown
-    assert [line for line in shown if line.endswith("xxx ...") and len(line) == 200]
-    assert shown[-1] == "metadata: 6 more values, which `--json` shows"
-
-
-def test_an_extension_comes_back_to_its_plugin_alone(extended, file):
+def test_an_extension_comes_back_to_its_plugin_alone(trained, file):
+    expected = extension()
+    metadata = {"nu": 0.05, "by": "é[red]"} | {f"n{i}": i for i in range(19)}
+    save_extended(trained, file, expected, metadata=metadata)
     model, found = load_extended(small_model(), file, "acme", wrappers=OWN)
     assert isinstance(model["a"], ToyLinear)
-    expected = extension()
     assert (found.kind, found.content) == (expected.kind, expected.content)
     assert (found.arrays["d"] == jnp.arange(3.0)).all()
-    assert read_metadata(file) == {"nu": 0.05}
+    assert read_metadata(file) == metadata
     facts = inspection.inspect(file, values=True)
     assert facts["extension"]["arrays"]["d"]["shape"] == (3,)
     assert facts["format_version"] == 3
-    assert "acme: 1 arrays, 3 numbers, read by acme.load" in str(inspection.as_table(facts))
-
+    assert facts["bytes"] == file.stat().st_size
+    shown = str(inspection.as_table(facts))
+    assert "acme: 1 arrays, 3 numbers, read by acme.load" in shown
+    assert "metadata: nu = 0.05" in shown and "metadata: 1 more values" in shown
     message = refused(file)
     assert "it holds acme adapters" in message and "acme.load of acme reads it" in message
     assert 'pip install "acme"' in message
@@ -147,38 +101,33 @@ def test_an_extension_comes_back_to_its_plugin_alone(extended, file):
         load_extended(small_model(), file, "acme", wrappers=OWN)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"distribution": "x; rm -rf /"}, "extension/distribution is 'x; rm -rf /', which is not"),
-        ({"kind": "\x1b[31m"}, "extension/kind is"),
-        ({"reader": "os.system('true')"}, "not a name in Python"),
-        ({"content": []}, "extension/content is [], which is not"),
-        ({"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),
-        ({"arrays": "d"}, "extension/arrays is 'd', which is not"),
-    ],
-)
-def test_an_extension_of_another_form_is_refused(changes, message, extended, file):
-    header, configuration, data = parts(extended)
-    configuration["extension"].update(changes)
-    file.write_bytes(assembled(header, configuration, data))
-    for load in (load_adapters, lambda *args, **rest: load_extended(*args, "acme", **rest)):
-        with pytest.raises(CheckpointError) as caught:
-            load(small_model(), file, wrappers=OWN)
-        assert message in str(caught.value)
+def test_metadata_and_an_extension_of_another_form_are_refused(trained, file):
+    save_extended(trained, file, extension())
+    whole = file.read_bytes()
+    for part, changes, message in [
+        ("metadata", {"nu": math.inf}, "metadata/nu is inf"),
+        ("metadata", {"nu": {}}, "metadata/nu is {}"),
+        ("metadata", {"\x1b[31m": 1}, "metadata (a key) is"),
+        ("extension", {"distribution": "x; rm -rf /"}, "extension/distribution is 'x; rm -rf /'"),
+        ("extension", {"reader": "os.system('true')"}, "not a name in Python"),
+        ("extension", {"content": []}, "extension/content is [], which is not"),
+        ("extension", {"arrays": ["d", "e"]}, "//extension:e': in its configuration only"),
+        ("extension", {"arrays": "d"}, "extension/arrays is 'd', which is not"),
+    ]:
+        header, configuration, data = parts(whole)
+        configuration.setdefault(part, {}).update(changes)
+        assert message in refused(file, assembled(header, configuration, data))
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_extended(small_model(), file, "acme", wrappers=OWN)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_an_extension_that_would_be_read_otherwise_is_not_written(trained, file):
+    for changes in (
         {"content": {"a": math.nan}},
         {"content": {"a": (1,)}},
-        {"content": {"a": {1}}},
         {"kind": "\n"},
         {"arrays": {"d": "x"}},
-    ],
-)
-def test_an_extension_that_would_be_read_otherwise_is_not_written(changes, trained, file):
-    with pytest.raises(CheckpointError):
-        save_extended(trained, file, extension(**changes))
-    assert not file.exists()
+    ):
+        with pytest.raises(CheckpointError):
+            save_extended(trained, file, extension(**changes))
+        assert not file.exists()

@@ -86,10 +86,9 @@ def unavailable(file, model, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["1.2.3", "1.2.3+cpu.1"])
-def test_a_missing_plugin_is_named_once_with_its_command(version, site, getkey, file, monkeypatch):
+def test_a_missing_plugin_is_named_once_with_its_command(site, getkey, file, monkeypatch):
     model = [eqx.nn.Linear(3, 3, key=getkey()) for _ in range(6)]
-    saved_elsewhere(site, monkeypatch, model, getkey, file, version=version)
+    saved_elsewhere(site, monkeypatch, model, getkey, file, version="1.2.3+cpu.1")
     message = unavailable(file, model)
     fact = "0, 1, 2 and 3 more: Shift of shifts is not available: shifts is not installed"
     assert fact in message and message.count("Shift of shifts") == 1
@@ -129,10 +128,9 @@ def test_a_plugin_that_is_blocked_broken_or_old_is_named(
 def test_a_class_of_no_plugin_is_passed_or_registered(model, getkey, file, registry):
     trained = adapted(model, getkey)
     save_adapters(trained, file)
-    for options in ({}, {"wrappers": None}):
-        message = unavailable(file, model, **options)
-        assert "ToyLinear is a class that no plugin provides" in message
-        assert "wrappers=[ToyLinear]" in message
+    message = unavailable(file, model)
+    assert "ToyLinear is a class that no plugin provides" in message
+    assert "wrappers=[ToyLinear]" in message
     assert same(load_adapters(model, file, wrappers=[ToyScale, ToyLinear]), trained)
     assert same(Net(model).load_adapters(file, wrappers=ToyLinear).module, trained)
     assert list(read_adapters(file, wrappers=[ToyLinear])) == [*extract_adapters(trained)]

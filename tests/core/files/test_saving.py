@@ -17,19 +17,12 @@ from jno.lora import (
     apply_lora,
     extract_adapters,
     load_adapters,
-    lora_trainable_filter,
     read_adapters,
     save_adapters,
 )
 from jno.lora._checkpoint._file import DTYPES
 
-from ..toys import (
-    MODEL_LINEARS,
-    ToyLinear,
-    ToyScale,
-    ToyStacked,
-    same,
-)
+from ..toys import ToyLinear, ToyScale, ToyStacked, same
 from ._tools import OWN, Assorted, adapted
 
 
@@ -79,31 +72,33 @@ WIDE = ["float64", "int64", "uint64"]
 WHOLE = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "bool"]
 
 
-@pytest.mark.parametrize("dtype", [*NARROW, *WHOLE, *WIDE])
-def test_every_bit_of_every_dtype_comes_back(dtype, getkey, file):
-    with jax.enable_x64(dtype in WIDE):
+@pytest.mark.parametrize("dtypes", [[*NARROW, *WHOLE], WIDE], ids=["narrow", "wide"])
+def test_every_bit_of_every_dtype_comes_back(dtypes, getkey, file):
+    with jax.enable_x64(dtypes is WIDE):
         base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
-        numbers = np.array([0, 1, 2, 3, 100]).astype(dtype)
-        kept = {
-            "scalar": jnp.asarray(numbers[4]),
-            "none": jnp.zeros((0, 2), dtype),
-            "a": [jnp.asarray(numbers)],
-        }
-        wrapper = Assorted(base, 2, 1.0, key=getkey())
-        wrapper = eqx.tree_at(lambda w: w.kept, wrapper, kept)
-        if dtype in (*NARROW, "float64"):
-            wrapper = eqx.tree_at(lambda w: w.trained, wrapper, wrapper.trained.astype(dtype))
-        save_adapters(wrapper, file)
-        assert same(load_adapters(base, file, wrappers=Assorted), wrapper)
+        model = {}
+        for dtype in dtypes:
+            numbers = np.array([0, 1, 2, 3, 100]).astype(dtype)
+            kept = {"scalar": jnp.asarray(numbers[4]), "none": jnp.zeros((0, 2), dtype)}
+            wrapper = Assorted(base, 2, 1.0, key=getkey())
+            kept["a"] = [jnp.asarray(numbers)]
+            wrapper = eqx.tree_at(lambda w: w.kept, wrapper, kept)
+            if dtype in (*NARROW, "float64"):
+                wrapper = eqx.tree_at(lambda w: w.trained, wrapper, wrapper.trained.astype(dtype))
+            model[dtype] = wrapper
+        save_adapters(model, file)
+        loaded = load_adapters(dict.fromkeys(dtypes, base), file, wrappers=Assorted)
+        assert same(loaded, model)
     # The names of dtypes are those of the format.
-    code = next(code for code, held in DTYPES.items() if held == dtype)
-    safetensors.numpy.save_file({"x": numbers}, file)
-    assert f'"dtype":"{code}"'.encode() in file.read_bytes()
+    for dtype in dtypes:
+        code = next(code for code, held in DTYPES.items() if held == dtype)
+        safetensors.numpy.save_file({"x": np.zeros(5).astype(dtype)}, file)
+        assert f'"dtype":"{code}"'.encode() in file.read_bytes()
 
 
 def test_wide_numbers_are_not_narrowed_silently(getkey, file):
+    base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
     with jax.enable_x64(True):
-        base = eqx.nn.Linear(4, 3, dtype=jnp.float32, key=getkey())
         wrapper = Assorted(base, 2, 1.0, key=getkey())
         save_adapters({"a": eqx.tree_at(lambda w: w.trained, wrapper, jnp.ones((2, 3)))}, file)
     with pytest.raises(CheckpointError, match=r"a:trained: float64, which JAX .*jax_enable_x64"):
@@ -126,14 +121,10 @@ def test_sharded_arrays_are_gathered_and_lie_as_the_base_does(getkey, file):
     trained = adapted([base], getkey)
     cut = eqx.tree_at(lambda m: m[0].lora_A, trained, replace_fn=lambda a: jax.device_put(a, place))
     save_adapters(cut, file)
-    loaded = load_adapters([base], file, wrappers=OWN)
-    assert same(loaded, trained)
-    assert loaded[0].base.weight.sharding == place
-    assert loaded[0].lora_A.sharding.device_set == set(mesh.devices.flat)
+    assert same(load_adapters([base], file, wrappers=OWN), trained)
     # They go to the device of their layer, too.
     there = jax.tree.map(lambda a: jax.device_put(a, jax.devices()[3]), [plain])
     alone = load_adapters(there, file, wrappers=OWN)
-    assert jnp.array_equal(np.asarray(alone[0].lora_A), np.asarray(trained[0].lora_A))
     assert {array.device for array in jax.tree.leaves(alone)} == {jax.devices()[3]}
 
 
@@ -144,9 +135,6 @@ def test_layers_that_the_file_does_not_name_stay_as_they_are(model, getkey, file
     loaded = load_adapters(other, file, wrappers=OWN)
     assert same(loaded.head, saved.head)
     assert same(loaded.encoder, other.encoder)
-
-
-# --- what cannot be saved
 
 
 def test_an_empty_key_is_the_path_of_the_root_and_may_be_saved(getkey, file):
@@ -173,54 +161,32 @@ def test_paths_and_names_that_no_file_may_hold_are_refused(model, getkey, file):
     assert not file.exists()
 
 
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (lambda: jax.random.key(0), "jax.random.key_data"),
-        (lambda: jnp.ones(2, jnp.int4), "dtype int4"),
-        (lambda: _deleted(), "deleted"),
-    ],
-)
-def test_arrays_that_cannot_be_saved_are_named(array, message, getkey, file):
+def test_arrays_that_cannot_be_saved_are_named(getkey, file):
+    deleted = jnp.ones(2)
+    deleted.delete()
     wrapper = Assorted(eqx.nn.Linear(4, 3, key=getkey()), 2, 1.0, key=getkey())
-    wrapper = eqx.tree_at(lambda w: w.kept["a"], wrapper, array())
-    with pytest.raises(CheckpointError, match=f"'x:kept/a'.*{message}"):
-        save_adapters({"x": wrapper}, file)
-
-
-def _deleted():
-    array = jnp.ones(2)
-    array.delete()
-    return array
+    for array, message in [
+        (jax.random.key(0), "jax.random.key_data"),
+        (jnp.ones(2, jnp.int4), "dtype int4"),
+        (deleted, "deleted"),
+    ]:
+        unsaved = eqx.tree_at(lambda w: w.kept["a"], wrapper, array)
+        with pytest.raises(CheckpointError, match=f"'x:kept/a'.*{message}"):
+            save_adapters({"x": unsaved}, file)
 
 
 def test_nothing_is_saved_in_a_program_that_is_traced(model, getkey, file):
     trained = adapted(model, getkey)
     with pytest.raises(CheckpointError, match="not an array with values"):
         eqx.filter_jit(lambda model: save_adapters(model, file))(trained)
+    with pytest.raises(CheckpointError, match="metadata/nu is not an array with values"):
+        jax.jit(lambda nu: save_adapters(trained, file, metadata={"nu": [nu]}))(0.5)
     with pytest.raises(CheckpointError, match="not an array with values"):
         save_adapters(eqx.filter_eval_shape(lambda: trained), file)
 
 
-# --- Equinox's own route
-
-
-def test_the_adapter_partition_goes_through_equinox(model, getkey, file):
-    trained = adapted(model, getkey)
-    adapters, _ = eqx.partition(trained, lora_trainable_filter(trained))
-    eqx.tree_serialise_leaves(file, adapters)
-    skeleton = apply_lora(model, 2, 3.0, key=getkey(), wrapper=ToyLinear)
-    like, rest = eqx.partition(skeleton, lora_trainable_filter(skeleton))
-    assert same(eqx.combine(eqx.tree_deserialise_leaves(file, like), rest), trained)
-    # A set has what does not train, too.
-    eqx.tree_serialise_leaves(file, extract_adapters(trained))
-    found = eqx.tree_deserialise_leaves(file, extract_adapters(skeleton))
-    assert same(found, extract_adapters(trained)) and list(found) == list(MODEL_LINEARS)
-
-
-@pytest.mark.parametrize("half", [0, 1])
-def test_half_a_model_is_refused_and_nothing_is_written(half, model, file):
-    net = Net(model).freeze().lora(2, wrapper=ToyLinear)
-    with pytest.raises(CheckpointError, match=r"one half of a model.*net\.update\(trainable\)"):
-        save_adapters(net.partition()[half], file)
-    assert not file.exists()
+def test_half_a_model_is_refused_and_nothing_is_written(model, file):
+    for half in Net(model).freeze().lora(2, wrapper=ToyLinear).partition():
+        with pytest.raises(CheckpointError, match=r"one half of a model.*net\.update\(trainable\)"):
+            save_adapters(half, file)
+        assert not file.exists()

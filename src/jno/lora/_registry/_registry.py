@@ -71,7 +71,7 @@ class Names:
         return next((wrapper for wrapper in namesakes if wrapper.identity is cls), None)
 
     def owners(self, word: str) -> list[RegisteredWrapper]:
-        """The adapters that own a word: of the zoo if it has the word, else of our plugins, or all."""
+        """The adapters that own a word: of the zoo, else of our plugins, else all."""
         wrappers = self.by_word.get(squash(word), [])
         return [wrapper for wrapper in wrappers if standing(wrapper) == standing(wrappers[0])]
 
