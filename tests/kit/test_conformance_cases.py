@@ -22,6 +22,7 @@ from jno.lora.testing import (
 )
 
 from .asking import case_of
+from .wrong_adapters.maths import NeedsABias
 
 
 def law(adapter):
@@ -193,15 +194,8 @@ class ScalesByHalfOfAlpha(Good):
         return eqx.tree_at(lambda m: m.weight, self.base, new)
 
 
-class ForgetsThatABiasMayLack(Good):
-    def __call__(self, x):
-        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-        scale = self.alpha / self.rank
-        return self.base.weight @ x + scale * (B @ (A @ x)) + self.base.bias
-
-
 @pytest.mark.parametrize(
-    ("wrapper", "noticed"), [(ScalesByHalfOfAlpha, "square"), (ForgetsThatABiasMayLack, "widening")]
+    ("wrapper", "noticed"), [(ScalesByHalfOfAlpha, "square"), (NeedsABias, "widening")]
 )
 def test_a_mistake_that_the_first_linear_layer_hides_shows_on_a_further_one(wrapper, noticed):
     first, *further = standard_cases(wrapper, law=law)

@@ -9,15 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compare_cases import loss
 
 from jno.lora import SelectionError, compare
 
 RATES = (1e-3, 1e-1, 1e3)  # too small, good, and too large
-
-
-def loss(model, batch):
-    x, y = batch
-    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +99,7 @@ def test_half_precision_trains_as_well(model, batches):
     rates = np.logspace(-2, -1, 2)
     full, nothing = compared(half, batch, ["full", "none"], learning_rate=rates)
     assert full.final_loss < 0.9 * nothing.final_loss
+    assert full.model.weight.dtype == jnp.bfloat16
 
 
 def test_an_optimiser_has_a_rate_of_its_own(model, batches):
@@ -112,7 +109,7 @@ def test_an_optimiser_has_a_rate_of_its_own(model, batches):
 
 @pytest.mark.parametrize(
     "rates",
-    [(), 0.0, (1e-3, -1.0), float("nan"), (math.inf,), "large"],
+    [(), 0.0, (1e-3, -1.0), float("nan"), "large"],
     ids=str,
 )
 @pytest.mark.usefixtures("unchecked")

@@ -16,8 +16,3 @@ def test_an_old_name_is_the_new_class_and_says_so(name):
     assert value is getattr(jno_lora_train, name)
     files = [pathlib.Path(warning.filename).name for warning in warned]
     assert files == [pathlib.Path(__file__).name]
-
-
-def test_unknown_names_are_errors():
-    with pytest.raises(AttributeError, match="no attribute 'Trainers'"):
-        _ = jno_lora_compare.Trainers

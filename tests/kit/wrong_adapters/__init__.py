@@ -19,6 +19,4 @@ from . import (  # noqa: F401
     training,
     transformations,
 )
-from ._rows import TABLE, Wrong, cases_of
-
-__all__ = ["TABLE", "Wrong", "cases_of"]
+from ._rows import TABLE as TABLE

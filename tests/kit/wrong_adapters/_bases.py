@@ -90,6 +90,21 @@ class LoRA(Good):
         return with_weight(self.base, float_of(self.base.weight) + self.update())
 
 
+def term(change):
+    """The method `added` of `LoRA`, whose output is changed."""
+    return lambda self, x: change(LoRA.added(self, x))
+
+
+def fed(change):
+    """The method `added` of `LoRA`, whose input is changed."""
+    return lambda self, x: LoRA.added(self, change(x))
+
+
+def updated(change):
+    """The method `update` of `LoRA`, whose matrix is changed."""
+    return lambda self: change(LoRA.update(self))
+
+
 def lora_law(adapter, rank, alpha):
     return sum_of(adapter, alpha / rank, adapter.lora_A, numbers(adapter.lora_B))
 

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 from tests.core.good_adapter import float_of
 
 from ._bases import ComplexLoRA, EmbeddingLoRA, LoRA, Magnitude, with_weight
-from ._rows import changed, wrong
+from ._rows import changed, noticed_by, wrong
+
+by_derivatives = noticed_by("input-derivatives")
+by_dtype = noticed_by("output-dtype")
+by_law = noticed_by("law")
+by_precision = noticed_by("double-precision")
 
 HALF = "trained-in-half-precision"
 
@@ -104,10 +109,8 @@ changed(
     product=lambda self, x, A, B: self.scale() * (B @ (A @ x)),
 )
 # A half-precision output is not promoted.
-changed(
-    "input-derivatives",
-    "ScalesByAFloat32",
-    added=lambda self, x: jnp.float32(self.scale()) * LoRA.added(self, x),
+by_derivatives(
+    "ScalesByAFloat32", added=lambda self, x: jnp.float32(self.scale()) * LoRA.added(self, x)
 )
 changed(
     "reads-like-the-layer",
@@ -119,25 +122,18 @@ changed(
     "CallComputesInBFloat16",
     added=lambda self, x: LoRA.added(self, x.astype(jnp.bfloat16)).astype(x.dtype),
 )
-changed(
-    "output-dtype",
-    "AlwaysGivesFloat32",
-    __call__=lambda self, x: LoRA.__call__(self, x).astype(jnp.float32),
-)
-changed(
-    "output-dtype",
+by_dtype("AlwaysGivesFloat32", __call__=lambda self, x: LoRA.__call__(self, x).astype(jnp.float32))
+by_dtype(
     "TableGivesTheAdaptersDtype",
     EmbeddingLoRA,
     __call__=lambda self, x: float_of(EmbeddingLoRA.__call__(self, x)),
 )
-changed(
-    "double-precision",
+by_precision(
     "MergesInFloat32Always",
     survives="the check is advice",
     update=lambda self: LoRA.update(self).astype(jnp.float32).astype(self.lora_A.dtype),
 )
-changed(
-    "double-precision",
+by_precision(
     "CallsInFloat32Always",
     survives="the check is advice",
     added=lambda self, x: LoRA.added(self, x.astype(jnp.float32)).astype(x.dtype),
@@ -161,20 +157,13 @@ def real_part(array):
     return array.real.astype(array.dtype)
 
 
-changed(
-    "law",
-    "MergesComplexAsReal",
-    ComplexLoRA,
-    update=lambda self: real_part(ComplexLoRA.update(self)),
-)
-changed(
-    "input-derivatives",
+by_law("MergesComplexAsReal", ComplexLoRA, update=lambda self: real_part(ComplexLoRA.update(self)))
+by_derivatives(
     "CallConjugatesA",
     ComplexLoRA,
     product=lambda self, x: self.scale() * (self.lora_B @ (self.lora_A.conj() @ x)),
 )
-changed(
-    "law",
+by_law(
     "BothDropTheImaginaryPart",
     ComplexLoRA,
     update=lambda self: real_part(ComplexLoRA.update(self)),

@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import io_callback
 from tests.core.good_adapter import float_of
 
-from ._bases import LoRA, Magnitude, with_weight
+from ._bases import LoRA, Magnitude, fed, term, updated, with_weight
 from ._rows import Field, changed, noticed_by, static, wrong
 
 by_buffers = noticed_by("no-shared-buffers")
@@ -109,10 +109,8 @@ def called_back(array):
 
 
 # A callback has no derivative.
-changed("gradients", "CallsBack", added=lambda self, x: called_back(LoRA.added(self, x)))
-changed(
-    "residual-gradients", "CallsBackInMerge", update=lambda self: called_back(LoRA.update(self))
-)
+changed("gradients", "CallsBack", added=term(called_back))
+changed("residual-gradients", "CallsBackInMerge", update=updated(called_back))
 
 
 @wrong("constructor-vmap-and-scan")
@@ -139,7 +137,7 @@ def _tick_jvp(primals, tangents):
 
 
 # Work that reaches outside cannot be replayed.
-changed("checkpoint", "HasSideEffects", added=lambda self, x: LoRA.added(self, _tick(x)))
+changed("checkpoint", "HasSideEffects", added=fed(_tick))
 by_file(
     "StaticFieldHoldsAValue",
     size=static(lambda self, base, key: float(jnp.linalg.norm(base.weight.astype(jnp.float32)))),
