@@ -184,13 +184,7 @@ class Hidden(Shift):
     assert "they claim no layer that this command knows: Hidden." in text
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("nowhere_at_all:Class", "cannot be imported"),
-        ("json:loads", "must be a subclass"),
-        ("not-installed", "No installed plugin"),
-    ],
-)
-def test_check_says_what_it_cannot_find(what, message, site):
-    assert message in run("check", what, code=1)
+def test_check_says_what_it_cannot_find(site):
+    assert "cannot be imported" in run("check", "nowhere_at_all:Class", code=1)
+    assert "must be a subclass" in run("check", "json:loads", code=1)
+    assert "No installed plugin" in run("check", "not-installed", code=1)

@@ -57,7 +57,6 @@ def calling_back(W, x):
 
 
 def from_a_strict_table(W, index):
-    """A table that refuses indices from the end."""
     return W[eqx.error_if(index, index < 0, "a negative index")]
 
 
@@ -68,8 +67,6 @@ def for_its_input_alone(W, x):
 
 
 class CallsMerged(Good):
-    """LoRA of any of these layers."""
-
     base: eqx.Module
 
     @classmethod

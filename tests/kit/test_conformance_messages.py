@@ -21,40 +21,23 @@ from jno.lora.testing import (
 from jno_lora_testing import _check
 
 from .asking import case_of, run
+from .wrong_adapters._bases import is_exactly
 from .wrong_adapters.maths import CallForgetsTheScale
 
 ADAPTER = """
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jno.lora import LoRAWrapper
+from tests.core.good_adapter import Good
 from .helpers.arithmetic import apply
 
-class Adapter(LoRAWrapper):
-    adapter_fields = ("delta",)
-    base: eqx.nn.Linear
-    delta: jax.Array
-
-    @classmethod
-    def applies_to(cls, leaf):
-        exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
-        return exact and leaf.weight.ndim == 2
-
-    def __init__(self, base, *, key):
-        self.base, self.delta = base, jnp.zeros(base.weight.shape)
-
+class Adapter(Good):
     def __call__(self, x):
         return apply(self, x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
 """
 HELPER = """
 import jax.numpy as jnp
 
 def apply(adapter, x):
     return adapter.base(x) + jnp.matmul(
-        adapter.delta.T, x)
+        adapter.lora_A.T, x)
 """
 
 
@@ -154,8 +137,6 @@ class Picky(Good):
 
 
 class Doubling(eqx.Module):
-    """A layer of an author's own."""
-
     weight: jax.Array
 
     def __call__(self, x):
@@ -165,8 +146,7 @@ class Doubling(eqx.Module):
 class DoublingUpdate(Good):
     @classmethod
     def applies_to(cls, leaf):
-        is_array = type(leaf) is Doubling and eqx.is_inexact_array(leaf.weight)
-        return is_array and leaf.weight.ndim == 2
+        return is_exactly(leaf, Doubling, 2)
 
     def __call__(self, x):
         return self.merge()(x)
@@ -189,11 +169,13 @@ CASE = CASES[0]
 UNNAMED = cases("")
 
 
-@pytest.mark.parametrize(("name", "count"), [("CASES", 2), ("cases", 2), ("CASE", 1)])
-def test_the_command_runs_cases_of_layers_of_one_s_own(name, count):
-    text = run("check", f"{__name__}:{name}", "--only", "contract", "--only", "identity-at-init")
-    lines = [line.split()[:2] for line in text.splitlines() if "Doubling-" in line]
-    assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
+def test_the_command_runs_cases_of_layers_of_one_s_own():
+    for name, count in (("CASES", 2), ("cases", 2), ("CASE", 1)):
+        text = run(
+            "check", f"{__name__}:{name}", "--only", "contract", "--only", "identity-at-init"
+        )
+        lines = [line.split()[:2] for line in text.splitlines() if "Doubling-" in line]
+        assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
 
 
 @pytest.mark.parametrize(

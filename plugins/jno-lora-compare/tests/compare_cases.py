@@ -10,8 +10,6 @@ from jno.lora._commands._cli import cli
 
 
 class GradientDescent(NamedTuple):
-    """The functions that `compare` needs of an optimiser."""
-
     rate: float = 0.1
 
     def init(self, params):

@@ -41,8 +41,6 @@ def test_the_solver_agrees_with_the_exact_solution():
 
 
 class Factor(eqx.Module):
-    """An operator with one number: it multiplies the field."""
-
     by: jax.Array
 
     def __call__(self, inputs):

@@ -24,7 +24,6 @@ def run():
 
 @pytest.fixture
 def forgotten(monkeypatch):
-    """The demo as if nothing had imported it yet."""
     for name in [name for name in sys.modules if name.startswith("jno_lora_demos")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -37,12 +36,7 @@ def hide(monkeypatch, library):
 
 @pytest.mark.parametrize(
     ("library", "task"),
-    [
-        ("matplotlib", "digits"),
-        ("sklearn", "digits"),
-        ("foundax", "operator"),
-        ("jno_lora_conditional", "family"),
-    ],
+    [("sklearn", "digits"), ("foundax", "operator"), ("jno_lora_conditional", "family")],
 )
 def test_a_missing_library_is_named_with_what_to_install(
     run, forgotten, monkeypatch, tmp_path, library, task
@@ -53,17 +47,6 @@ def test_a_missing_library_is_named_with_what_to_install(
     assert f"needs {library}, which is not installed" in text
     assert 'pip install "jno-lora[demo]"' in text
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_or_a_seed_that_cannot_be_is_refused(run, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    for output in (file, file / "below"):
-        code, text = run("demo", "--quick", "--output", str(output))
-        assert code == 2 and "--output" in text
-    for seed in ("-1", str(2**32)):
-        code, text = run("demo", "--seed", seed)
-        assert code == 2 and "--seed" in text
 
 
 # --- compare
@@ -135,18 +118,11 @@ def test_compare_shows_what_is_finished_and_its_exit_code_says_that_it_is_not_al
     assert "\n1 candidates, 1 steps each" in text and "Interrupted" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_dict", "as a dict, but gives a list"),
-        ("nothing", "cannot be imported: module 'my_tasks' has no attribute 'nothing'"),
-    ],
-)
-def test_compare_says_what_a_factory_must_return(run, task, name, message):
-    code, text = run("compare", f"{task}:{name}")
-    assert code == 1
-    assert message in text
-    assert '"batches": [batch, ...]' in text or "my_package.tasks:digits" in text
+def test_compare_says_what_a_factory_must_return(run, task):
+    said = {"no_dict": "as a dict, but gives a list", "nothing": "has no attribute 'nothing'"}
+    for name, message in said.items():
+        code, text = run("compare", f"{task}:{name}")
+        assert code == 1 and message in text
 
 
 @pytest.mark.parametrize(

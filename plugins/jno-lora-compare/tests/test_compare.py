@@ -18,7 +18,6 @@ from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 import jno_lora_compare._compare as comparing
 import jno_lora_train._trainer as trainer_module
 from jno.lora import About, Net, Registry, SelectionError, Shared, lora_report
-from jno.lora.extending import Bar
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means
 
@@ -84,8 +83,6 @@ def test_a_row_for_each_candidate_counts_its_parameters_and_costs(comparison, mo
 
 
 class ToyFromData(ToyLinear):
-    """One that keeps the mean of its inputs."""
-
     needs = ("input_mean",)
     mean: jax.Array
 
@@ -136,8 +133,6 @@ def ones(key, shape):
 
 
 class ToyShared(ToyLinear):
-    """One whose layers share a vector of scales."""
-
     adapter_fields = ("lora_A", "lora_B", "scales")
     scales: Shared
 
@@ -346,7 +341,7 @@ def test_all_stands_for_every_variant_that_takes_a_layer(run):
     assert [row.name for row in run(wrappers="full", steps=1)] == ["full"]
 
 
-# --- lines and the bar
+# --- lines and times
 
 
 def test_a_line_for_each_finished_candidate_where_no_bar_is_seen(run, capsys, monkeypatch):
@@ -376,23 +371,9 @@ def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled(run):
     assert next(traced) == 2  # the check of the loss, and the step
 
 
-def test_the_bar_counts_every_step_and_the_clock_times_it(run, monkeypatch):
-    bars = []
-
-    class Counting(Bar):
-        def __init__(self, total):
-            super().__init__(total)
-            self.total, self.done = total, 0
-            bars.append(self)
-
-        def advance(self):
-            self.done += 1
-
+def test_the_clock_times_steps_and_compilation(run, monkeypatch):
     ticks = itertools.count(100.0, 0.25)
     clock = types.SimpleNamespace(perf_counter=lambda: next(ticks))
-    monkeypatch.setattr(comparing, "Bar", Counting)
     monkeypatch.setattr(trainer_module, "time", clock)
     rows = run("none", "full", steps=3).rows
-    (bar,) = bars
-    assert bar.total == bar.done == 2 * 3
     assert [(row.milliseconds, row.compile_seconds) for row in rows] == [(250.0, 0.25)] * 2

@@ -114,14 +114,3 @@ def test_no_scan_is_in_two_groups():
     assert sorted(everything) == list(range(len(labels)))
     for group in drawn:  # each digit in proportion: about a tenth
         assert np.all(np.abs(np.bincount(labels[group]) / len(group) - 0.1) < 0.02)
-
-
-def test_the_domains_show_the_same_test_scans_and_the_seed_decides_them():
-    digits, same, other = load(SEED), load(SEED), load(1)
-    assert np.array_equal(digits.test_source.labels, digits.test_target.labels)
-    moved = np.abs(np.asarray(digits.test_source.images - digits.test_target.images))
-    assert moved.mean() > 0.1
-    for scans in (digits.test_source, digits.test_target, digits.training):
-        assert scans.images.min() >= 0 and scans.images.max() <= 1
-    assert np.array_equal(digits.test_target.images, same.test_target.images)
-    assert not np.array_equal(digits.test_target.images, other.test_target.images)

@@ -50,7 +50,6 @@ class Wrong:
 
     @property
     def family(self) -> str:
-        """The class of faults: the module of the adapter."""
         package, _, module = self.adapter.__module__.rpartition(".")
         return module if package == __package__ else "claims"
 
@@ -68,8 +67,6 @@ TABLE: list[Wrong] = []
 def wrong(
     noticed_by: str | None, *, survives: str = "", says: str = "", **changes: Any
 ) -> Callable[[type], type]:
-    """Put a class into the table."""
-
     def register(adapter: type) -> type:
         TABLE.append(Wrong(adapter, noticed_by, survives, says, changes))
         return adapter

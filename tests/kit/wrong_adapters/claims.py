@@ -1,6 +1,5 @@
 """Adapters that say something wrong about themselves in an optional member."""
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from tests.core.data_adapters import (
@@ -17,7 +16,7 @@ from tests.core.good_adapter import float_of
 from jno.lora import About, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
-from ._rows import Field, changed, noticed_by, wrong
+from ._rows import Field, changed, noticed_by, trained, wrong
 
 by_answers = noticed_by("answers")
 by_calibration = noticed_by("calibration")
@@ -164,15 +163,13 @@ by_gate(
 )
 
 
-@wrong("rank-gate", says="has no effect, though its gate is open")
-class DirectionHasNoEffect(Gated):
-    adapter_fields = ("lora_A", "lora_B", "gate", "extra")
-    rank_axes = {**Gated.rank_axes, "extra": 0}  # noqa: RUF012
-    extra: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.extra = jnp.zeros(rank)
+by_gate(
+    "DirectionHasNoEffect",
+    Gated,
+    says="has no effect, though its gate is open",
+    rank_axes={**Gated.rank_axes, "extra": 0},
+    extra=trained(lambda self, base, key: jnp.zeros(self.rank)),
+)
 
 
 @wrong("law")
@@ -239,28 +236,13 @@ changed(
 )
 
 
-class MeanOverTheBatch(Statistic):
-    name = "mean_over_the_batch"
-
-    @staticmethod
-    def left(V):
-        return V / len(V)
+def statistic(name, left):
+    return type(name.title(), (Statistic,), {"name": name, "left": staticmethod(left)})
 
 
-class CentredRows(Statistic):
-    name = "centred_rows"
-
-    @staticmethod
-    def left(V):
-        return V - V.mean(axis=0, keepdims=True)
-
-
-class LargestRow(Statistic):
-    name = "largest_row"
-
-    @staticmethod
-    def left(V):
-        return V * (jnp.linalg.norm(V, axis=1) == jnp.linalg.norm(V, axis=1).max())[:, None]
+def largest(V):
+    norms = jnp.linalg.norm(V, axis=1, keepdims=True)
+    return V * (norms == norms.max())
 
 
 class Measured(Informed):
@@ -276,10 +258,14 @@ by_calibration(
     "StatisticDividesTwice",
     Measured,
     says="depends on how rows are batched",
-    needs=(MeanOverTheBatch,),
+    needs=(statistic("mean_over_the_batch", lambda V: V / len(V)),),
 )
-by_calibration("StatisticCentresBatches", Measured, needs=(CentredRows,))
-by_law("StatisticTakesTheLargest", Measured, needs=(LargestRow,))
+by_calibration(
+    "StatisticCentresBatches",
+    Measured,
+    needs=(statistic("centred_rows", lambda V: V - V.mean(axis=0, keepdims=True)),),
+)
+by_law("StatisticTakesTheLargest", Measured, needs=(statistic("largest_row", largest),))
 by_contract("NeedsAnUnknownStatistic", Informed, needs=("input_variance",))
 by_contract("NeedsAText", Informed, needs="input_covariance")
 

@@ -31,7 +31,7 @@ class ForgetsDilation(ConvLoRA):
 
 
 def convolving(**settings):
-    """A convolution by the settings of the layer and these settings of the layer."""
+    """The convolution with these settings, each a function of the layer."""
     return lambda self, x: self.convolved(
         x, self.kernel(), **{name: setting(self.base) for name, setting in settings.items()}
     )
@@ -101,7 +101,7 @@ class ClaimsTransposedConvolutions(ConvLoRA):
 
 
 def attending(inputs):
-    """A call of the layer with these inputs, of its own."""
+    """A call of the layer with `inputs(q, k, v, mask)`."""
     return lambda self, layer, *given, **options: layer(*inputs(*given), **options)
 
 

@@ -28,7 +28,6 @@ class Gained(LoRA):
 
 
 def gained_law(adapter):
-    """The law with the gain of the case."""
     W = numbers(adapter.base.weight)
     return W + 3 * (lora_law(adapter, adapter.rank, adapter.alpha) - W)
 

@@ -142,8 +142,6 @@ by_precision(
 
 @wrong("adapter-dtype", survives="the check is advice", says="With bfloat16")
 class HalfPrecisionAdapter(LoRA):
-    """The trained arrays have the layer's half precision."""
-
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.lora_A, self.lora_B = self.start(base.weight, rank, key)

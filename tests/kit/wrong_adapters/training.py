@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from tests.core.gated_adapters import Gated, PenaltyPullsOnTheBase
 from tests.core.good_adapter import float_of
 
-from ._bases import Frozen, LoRA, fed, term, updated, with_bias, with_weight
+from ._bases import Frozen, LoRA, fed, term, updated, with_bias, with_tangent, with_weight
 from ._rows import Field, changed, noticed_by, trained, wrong
 
 by_contract = noticed_by("contract")
@@ -76,16 +76,7 @@ by_gradients("RoundsA", factors=lambda self: (jnp.round(8 * self.lora_A) / 8, se
 changed("merge-gradients", "MergeStopsTheUpdate", update=updated(stop))
 
 
-@jax.custom_jvp
-def doubled_gradient(array):
-    return array
-
-
-@doubled_gradient.defjvp
-def _doubled_gradient_jvp(primals, tangents):
-    return primals[0], 2 * tangents[0]
-
-
+doubled_gradient = with_tangent(lambda array: array, lambda primals, tangents: 2 * tangents[0])
 changed(
     "residual-gradients",
     "DoublesGradients",
