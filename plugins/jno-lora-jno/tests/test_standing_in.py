@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 import pytest
@@ -251,31 +252,20 @@ OLD, NEW = "jax-neural-operators", "jax-numerical-operators"
 
 
 @pytest.mark.parametrize(
-    ("names", "elsewhere", "package", "trouble", "cure"),
+    ("names", "package", "trouble"),
     [
-        ((NEW,), None, None, "jno-lora hides an editable jNO", "Install both as wheels"),
-        ((NEW, OLD), None, "jno/__init__.py", "are both installed", "Uninstall both, then install"),
-        ((NEW,), "src", "src/jno/__init__.py", "hides it wherever", "Install both as wheels"),
+        ((NEW,), None, "jno-lora hides an editable jNO.*Install both as wheels"),
+        ((NEW, OLD), "jno", "are both installed.*Uninstall both, then install"),
+        ((NEW,), "src/jno", "hides it wherever.*Install both as wheels"),
+        ((NEW,), "jno", ""),
     ],
 )
-def test_a_bad_installation_is_found_with_its_cure(
-    tmp_path, monkeypatch, names, elsewhere, package, trouble, cure
-):
-    folder = installed(tmp_path, *names)
-    monkeypatch.syspath_prepend(folder)
-    if elsewhere is not None:
-        (folder / elsewhere / "jno").mkdir(parents=True)
-        (folder / elsewhere / "jno" / "__init__.py").touch()
-        monkeypatch.syspath_prepend(folder / elsewhere)
-    package = package and str(folder / package)
-    (found,) = find_bad_installs([str(folder / "jno" / "lora")], package)
-    assert trouble in found
-    assert cure in found
-
-
-def test_a_good_installation_has_no_troubles(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(installed(tmp_path, NEW))
-    (tmp_path / "jno" / "lora").mkdir(parents=True)
-    (tmp_path / "jno" / "__init__.py").touch()
-    package = tmp_path / "jno"
-    assert find_bad_installs([str(package / "lora")], str(package / "__init__.py")) == []
+def test_a_bad_installation_is_found_with_its_cure(tmp_path, monkeypatch, names, package, trouble):
+    monkeypatch.syspath_prepend(installed(tmp_path, *names))
+    if package is not None:
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").touch()
+        monkeypatch.syspath_prepend((tmp_path / package).parent)
+        package = str(tmp_path / package / "__init__.py")
+    found = find_bad_installs([str(tmp_path / "jno" / "lora")], package)
+    assert len(found) == bool(trouble) and re.search(trouble, "".join(found), re.DOTALL)
