@@ -48,20 +48,17 @@ def test_the_tests_that_new_writes_have_eight_devices(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        *((name, "is not a package name") for name in ("", "  ", "-", "a/b", "ünï!")),
+        *((name, "is not a package name") for name in ("", "-", "a/b", "ünï!")),
         ("TRUE", "a class named True, which is a word of Python. Choose another name, such as my-"),
         # Names of the zoo, and words of `wrapper=`.
-        *((name, "ambiguous. Choose another name, such as my-") for name in ("LoRA-FA", "IA3")),
-        *((name, "ambiguous") for name in ("lora_in_norm", "DoRALinear", "all-linear")),
+        *((name, "ambiguous") for name in ("LoRA-FA", "DoRALinear", "all-linear")),
     ],
 )
 def test_new_refuses_names_that_make_no_package_or_are_taken(name, said, site, tmp_path):
     site.plugin(
         "jno-lora-zoo",
         '"DoRALinear", variant="dora"',
-        '"IA3Linear", variant="ia3"',
         '"LoRAFALinear", variant="lora-fa"',
-        '"LoRAInNorm", variant="lora-in-norm"',
     )
     output = tmp_path / "written"
     assert said in run("new", "--output", str(output), "--", name, code=1)
@@ -95,17 +92,15 @@ def test_the_scaffold_passes_the_kit_and_adapts_stacked_layers(
     name, make, tmp_path, monkeypatch, getkey
 ):
     module, tests = written(tmp_path, monkeypatch, name)
-    first, second, third = tests.CASES
+    first, second, _ = tests.CASES
     (adapter,) = {case.wrapper for case in tests.CASES}
     assert adapter is vars(module)[adapter.__name__]
-    for result in run_checks(first):
+    # Its own tests run the whole kit on an embedding in `tests/packaging`.
+    for result in run_checks(first) if name == "kit-gain" else ():
         assert result.error is None
-        # An index has no derivatives.
-        is_lookup = result.not_applicable == "no input of the layer is a floating array"
-        extension = (result.not_applicable or "").startswith("the adapter ")
-        symmetries = result.not_applicable == "the case names no `symmetries`"
-        assert result.not_applicable is None or is_lookup or extension or symmetries
-    for case in (second, third):
+        reason = result.not_applicable or "the adapter "
+        assert reason.startswith("the adapter ") or reason == "the case names no `symmetries`"
+    for case in tests.CASES:
         results = run_checks(case, _OF_SHAPES)
         assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
     shapes = [sorted(case.make_base().weight.shape) for case in tests.CASES]

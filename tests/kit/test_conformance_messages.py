@@ -93,23 +93,6 @@ def test_an_error_behind_another_one_is_the_author_s_too():
     assert f"(raised in __init__, {__file__}:" in str(error.value)
 
 
-class StartsLarge(Good):
-    def __init__(self, base, rank, alpha, *, key):
-        Good.__init__(self, base, rank, alpha, key=key)
-        self.lora_B = self.lora_B + alpha
-
-
-def test_one_problem_with_other_numbers_has_one_message_for_all_cases():
-    cases = [
-        case_of(StartsLarge, name=f"alpha {alpha}", alpha=alpha, checks=("identity-at-init",))
-        for alpha in (1.0, 2.0, 5.0)
-    ]
-    results = [r for case in cases for r in run_checks(case)]
-    assert len({r.error.problem for r in results}) == 3
-    (text,) = messages(results)
-    assert text == f"{results[0].error}\nThe same in alpha 2.0, alpha 5.0."
-
-
 def test_a_failure_that_explains_others_comes_first():
     wanted = ["input-jet", "merge-equals-call"]
     first, second = messages(run_checks(case_of(CallForgetsTheScale), wanted))

@@ -70,15 +70,6 @@ def message_of(case, name="symmetries"):
 EVERY = (permutation(N), cyclic_shift(0), REVERSAL)
 
 
-def test_the_message_says_which_symmetry_which_element_by_how_much_and_what_to_do():
-    message = message_of(case_of(*EVERY, wrapper=Good))
-    assert "[symmetries] Good: The layer has the symmetry 'permutation'" in message
-    assert "the trained adapter breaks it: for (" in message
-    assert "relative error" in message and "allowed 4." in message
-    assert "What to do: let the trained arrays act in a way that commutes" in message
-    assert "give the case `breaks`" in message
-
-
 def test_an_adapter_keeps_its_symmetries_or_declares_a_break_which_must_happen():
     assert check(case_of(*EVERY)) is None
     names = ("permutation", "cyclic shift", "reversal")

@@ -100,15 +100,6 @@ def test_compare_prints_a_table_and_writes_files(run, task, tmp_path):
     assert "<svg" in (tmp_path / "made.svg").read_text()
 
 
-def test_compare_draws_its_table_on_a_terminal(task, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "100")
-    assert cli.main(["compare", f"{task}:task"], standalone_mode=False) == 0
-    text = capsys.readouterr().out
-    assert "2 candidates, 2 steps each" in text and "─" in text
-    assert {"full", "none"} <= {line.split()[0] for line in text.splitlines() if line.split()}
-
-
 def test_compare_shows_what_is_finished_and_its_exit_code_says_that_it_is_not_all(run, task):
     code, text = run("compare", f"{task}:with_a_failure")
     assert code == 1

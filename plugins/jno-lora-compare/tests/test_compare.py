@@ -3,8 +3,7 @@
 import csv
 import itertools
 import math
-import re
-import sys
+import pathlib
 import types
 
 import equinox as eqx
@@ -15,9 +14,11 @@ import pytest
 from compare_cases import SETTINGS, GradientDescent, loss
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
+import jno_lora_compare
 import jno_lora_compare._compare as comparing
+import jno_lora_train
 import jno_lora_train._trainer as trainer_module
-from jno.lora import About, Net, Registry, SelectionError, Shared, lora_report
+from jno.lora import About, JnoLoraWarning, Net, Registry, SelectionError, Shared, lora_report
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means
 
@@ -341,22 +342,7 @@ def test_all_stands_for_every_variant_that_takes_a_layer(run):
     assert [row.name for row in run(wrappers="full", steps=1)] == ["full"]
 
 
-# --- lines and times
-
-
-def test_a_line_for_each_finished_candidate_where_no_bar_is_seen(run, capsys, monkeypatch):
-    made = run(ToyLinear, ToyConv)
-    out, err = capsys.readouterr()
-    trained, failed = err.splitlines()
-    loss_of_row = f"final loss {made.rows[0].final_loss:.4g}"
-    assert re.fullmatch(rf"ToyLinear: {re.escape(loss_of_row)}, \d+\.\d s", trained)
-    assert made.rows[1].error.splitlines()[0] in failed and failed.startswith("ToyConv: ")
-    assert not out
-    run("none", score=lambda _: (0.01234, 5))
-    assert capsys.readouterr().err.startswith("none: score 0.01234, ")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    run("none")
-    assert "final loss" not in capsys.readouterr().err
+# --- compilation and times
 
 
 def test_a_weakly_typed_parameter_does_not_have_later_steps_compiled(run):
@@ -377,3 +363,13 @@ def test_the_clock_times_steps_and_compilation(run, monkeypatch):
     monkeypatch.setattr(trainer_module, "time", clock)
     rows = run("none", "full", steps=3).rows
     assert [(row.milliseconds, row.compile_seconds) for row in rows] == [(250.0, 0.25)] * 2
+
+
+# The parts of a training loop moved to jno-lora-train. Their old names still work, and warn.
+@pytest.mark.parametrize("name", ["ScannedLayers", "Trainer", "TrainingRun"])
+def test_an_old_name_is_the_new_class_and_says_so(name):
+    with pytest.warns(JnoLoraWarning, match=f"from jno_lora_train import {name}") as warned:
+        value = getattr(jno_lora_compare, name)
+    assert value is getattr(jno_lora_train, name)
+    files = [pathlib.Path(warning.filename).name for warning in warned]
+    assert files == [pathlib.Path(__file__).name]

@@ -220,25 +220,6 @@ def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     assert said.count("JnoLoraWarning") == 1 and "jno-lora-sad" in said and "'sad'" in said
 
 
-def test_doctor_says_which_adapters_jno_uses_and_what_hides_them(site):
-    installed(site.folder, NEW)
-    doctor = """
-        import jno, sys
-        from jno.lora.__main__ import main
-        sys.argv = ["jno-lora", "doctor"]
-        try:
-            main()
-        except SystemExit:
-            pass
-        """
-    other = site.folder / "other" / "jno"
-    other.mkdir(parents=True)
-    (other / "__init__.py").touch()
-    said = site.run(doctor, start="", PYTHONPATH=f"{site.folder}{os.pathsep}{other.parent}")
-    assert "jNO 0.4.2 ours inside" in " ".join(said.split())
-    assert f"TROUBLE: A package `jno` at {other} does not hold this jno.lora" in said
-
-
 def installed(folder, *names):
     """A folder in which distributions of these names are installed, for `importlib.metadata`."""
     for name in names:

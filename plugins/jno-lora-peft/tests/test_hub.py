@@ -164,11 +164,8 @@ def test_inspect_shows_a_repository_with_its_commit(folder, hub):
     write_files(folder, lora_tensors("fc", 3, 4), base_model_name_or_path="org/base")
     commit = hub.add(NAME, folder, ["main", "v1"])
     text = run(NAME, "--revision", "v1")
-    assert "PEFT LORA, 1 modules" in text
     assert f"directory: {NAME}" in text and f"revision: {commit}" in text
     assert 'base_model_name_or_path = "org/base"' in text
-    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("fc")]
-    assert row[-2:] == ["14", "56"]
     facts = json.loads(run(NAME, "--json"))
     assert facts["revision"] == commit and facts["refused"] is None
     assert facts["modules"][0]["arrays"]["lora_A.weight"]["shape"] == [2, 4]

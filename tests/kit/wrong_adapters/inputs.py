@@ -7,6 +7,7 @@ from ._bases import EmbeddingLoRA, LoRA, fed, term
 from ._rows import changed, noticed_by, wrong
 
 by_call = noticed_by("merge-equals-call")
+by_derivatives = noticed_by("input-derivatives")
 by_inputs = noticed_by("special-inputs")
 by_merged_gradients = noticed_by("merge-gradients")
 
@@ -18,19 +19,16 @@ class DividesByTheInput(LoRA):
         return super().added(x / length) * length
 
 
-@wrong("input-derivatives")
-class GradientIsNaNAtZeroInput(LoRA):
-    def added(self, x):
-        length = jnp.sqrt(jnp.sum(x * x))
-        return super().added(x) + 0 * length
-
-
+by_derivatives(
+    "GradientIsNaNAtZeroInput",
+    added=lambda self, x: LoRA.added(self, x) + 0 * jnp.sqrt(jnp.sum(x * x)),
+)
 by_inputs("ClipsTheInput", added=fed(lambda x: jnp.clip(x, -10, 10)))
 by_inputs("ClipsTheTerm", added=term(lambda y: jnp.clip(y, -50, 50)))
 by_inputs(
     "SaturatesForLargeInputs", added=lambda self, x: LoRA.added(self, jnp.arctanh(jnp.tanh(x)))
 )
-changed("input-derivatives", "DropsNegativeInputs", added=fed(jax.nn.relu))
+by_derivatives("DropsNegativeInputs", added=fed(jax.nn.relu))
 by_inputs(
     "DropsNegativeVectors", added=lambda self, x: jnp.where(jnp.all(x < 0), 0, LoRA.added(self, x))
 )

@@ -12,7 +12,7 @@ by_dtype = noticed_by("output-dtype")
 by_law = noticed_by("law")
 by_precision = noticed_by("double-precision")
 
-HALF = "trained-in-half-precision"
+by_half = noticed_by("trained-in-half-precision")
 
 
 def is_half(array):
@@ -23,10 +23,6 @@ def is_bfloat16(adapter):
     return adapter.base.weight.dtype == jnp.bfloat16
 
 
-def in_eight_bits(array):
-    return array.astype(jnp.float8_e5m2).astype(array.dtype)
-
-
 def call_skips_half(self, x):
     return 0 * LoRA.added(self, x) if is_half(x) else LoRA.added(self, x)
 
@@ -35,59 +31,57 @@ def merge_skips_half(self):
     return self.base if is_half(self.base.weight) else LoRA.merge(self)
 
 
-changed(HALF, "CallSkipsHalf", added=call_skips_half)
-changed(HALF, "MergeSkipsHalf", merge=merge_skips_half)
-changed(HALF, "BothSkipHalf", says="With bfloat16", added=call_skips_half, merge=merge_skips_half)
+by_half("CallSkipsHalf", added=call_skips_half)
+by_half("MergeSkipsHalf", merge=merge_skips_half)
+by_half("BothSkipHalf", says="With bfloat16", added=call_skips_half, merge=merge_skips_half)
 # float16 cannot hold a factor of a million.
-changed(
-    HALF,
+by_half(
     "CallOverflowsWhenTrained",
     added=lambda self, x: self.product(x, 1e-6 * self.lora_A, 1e6 * self.lora_B),
 )
-changed(
-    HALF,
+by_half(
     "MergeLosesAPartInBFloat16",
     update=lambda self: LoRA.update(self) * (0.85 if is_bfloat16(self) else 1.0),
 )
 
 
-changed(
-    HALF,
+by_half(
     "MergeSkipsASmallUpdateInBFloat16",
     case={"alpha": 0.04},
     merge=lambda self: self.base if is_bfloat16(self) else LoRA.merge(self),
 )
 
 
-@wrong(HALF)
+@wrong("trained-in-half-precision")
 class MergeUnderflowsInFloat16(LoRA):
     def update(self):
         small = (1e-9 * super().update()).astype(self.base.weight.dtype)
         return 1e9 * small.astype(self.lora_A.dtype)
 
 
-changed(
-    HALF,
+by_half(
     "CallOverflowsInFloat16",
     added=lambda self, x: 1e-5 * (LoRA.added(self, x) * jnp.asarray(1e5, x.dtype)),
 )
 
 
-@wrong(HALF)
-class MergeRoundsCoarselyInHalf(LoRA):
-    def update(self):
-        update = super().update()
-        return in_eight_bits(update) if is_half(self.base.weight) else update
+def in_eight_bits_if(is_half, array):
+    return array.astype(jnp.float8_e5m2).astype(array.dtype) if is_half else array
 
 
-@wrong(HALF)
-class CallRoundsCoarselyInHalf(LoRA):
-    def product(self, x, A, B):
-        A, B = (in_eight_bits(A), in_eight_bits(B)) if is_half(x) else (A, B)
-        return super().product(x, A, B)
+by_half(
+    "MergeRoundsCoarselyInHalf",
+    update=lambda self: in_eight_bits_if(is_half(self.base.weight), LoRA.update(self)),
+)
+by_half(
+    "CallRoundsCoarselyInHalf",
+    product=lambda self, x, *factors: LoRA.product(
+        self, x, *(in_eight_bits_if(is_half(x), factor) for factor in factors)
+    ),
+)
 
 
-@wrong(HALF)
+@wrong("trained-in-half-precision")
 class MagnitudeIsIgnoredInHalf(Magnitude):
     def weight_in(self, dtype):
         if jnp.dtype(dtype).itemsize > 2:
