@@ -180,9 +180,9 @@ def test_the_steps_are_those_of_the_optimiser(comparison, model, batches):
 
 def test_the_error_on_what_the_model_knew_is_shown_before_and_after(run, model, batches, tmp_path):
     earlier = [(x[:4] - 3, y[:4]) for x, y in batches]
-    made = run("none", ToyConv, "full", keep=earlier)
+    made = run("none", ToyConv, ToyScale, "full", keep=earlier)
     before = np.mean([float(loss(model, batch)) for batch in earlier])
-    none, failed, full = made.rows
+    none, failed, _, full = made.rows
     assert made.kept_error == none.kept_error == pytest.approx(before, rel=1e-5)
     after = np.mean([float(loss(full.model, batch)) for batch in earlier])
     assert full.kept_error == pytest.approx(after, rel=1e-5) and after != before
@@ -191,7 +191,7 @@ def test_the_error_on_what_the_model_knew_is_shown_before_and_after(run, model, 
     assert line[2:4] == [f"{before:.4g}", f"{full.kept_error:.4g}"]
     made.to_csv(tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:
-        assert float([*csv.DictReader(file)][2]["kept_error"]) == full.kept_error
+        assert float([*csv.DictReader(file)][3]["kept_error"]) == full.kept_error
     # By another error than the loss.
     worst = lambda model, batch: jnp.max(jnp.abs(jax.vmap(model)(batch[0])))  # noqa: E731
     expected = np.mean([float(worst(model, batch)) for batch in earlier])
