@@ -31,6 +31,9 @@ from .helpers.arithmetic import apply
 class Adapter(Good):
     def __call__(self, x):
         return apply(self, x)
+
+    def penalty(self):
+        return self.another_mistake
 """
 HELPER = """
 import jax.numpy as jnp
