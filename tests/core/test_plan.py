@@ -1,7 +1,5 @@
 """`plan_lora`: a row for every candidate, and errors for what selects nothing."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,7 @@ def refused(model, **kwargs):
     return str(caught.value)
 
 
-def test_each_candidate_has_a_row_with_its_status(model, getkey, registry):
+def test_each_candidate_has_a_row_with_its_status(model, getkey, site):
     adapted = apply_lora(model, 1, 5.0, key=getkey(), target="encoder/0", wrapper=ToyScale)
     model = {"model": adapted, "other": [model.head, "x", jax.nn.relu]}
     plan = plan_lora(model, 2, 4.0, target="model/", mask="encoder|/head", wrapper=ToyLinear)
@@ -90,10 +88,7 @@ def test_a_target_of_layers_that_the_wrapper_cannot_adapt_says_why(model):
     [
         ([("nothing|head", [UserEmbedding, ToyLinear]), ("emb", ToyLinear)], "no wrapper applies"),
         ([("emb|head", [UserEmbedding, ToyLinear]), ("emb", ToyLinear)], "adapted by specs[0]"),
-        (
-            [("blocks", ToyBlock), ("blocks/0/up", ToyLinear)],
-            "0: Block, adapted by specs[0]",
-        ),
+        ([("blocks", ToyBlock), ("blocks/0/up", ToyLinear)], "0: Block, adapted by specs[0]"),
     ],
 )
 def test_a_spec_is_told_what_earlier_specs_and_its_own_wrappers_leave_it(model, blocks, specs, row):
@@ -218,11 +213,14 @@ def test_advice_comes_from_all_plugins_unless_the_call_names_its_adapters(getkey
     site.install_zoo()
     site.plugin("acme-lora", *(f'"E{n}", auto={n > 3}, layer=eqx.nn.Embedding' for n in range(6)))
     model = {"own": own_model(getkey), "table": eqx.nn.Embedding(3, 2, key=getkey())}
-    ask = functools.partial(plan_lora, model, 1)
-    assert rows_of(ask(wrapper=ToyLinear))["table"].advice is None  # nothing is loaded
-    advice = rows_of(ask(wrapper="lora"))["table"].advice
-    assert advice == "none of this call; E4, E5, E0, E1 and 2 more (acme-lora)"
-    assert rows_of(ask())["own/own/0"].advice.endswith("declare w (docs/operators.md)")
+
+    def advice(path, **call):
+        return rows_of(plan_lora(model, 1, **call))[path].advice
+
+    assert advice("table", wrapper=ToyLinear) is None  # nothing is loaded
+    asked = "none of this call; E4, E5, E0, E1 and 2 more (acme-lora)"
+    assert advice("table", wrapper="lora") == asked
+    assert advice("own/own/0").endswith("declare w (docs/operators.md)")
 
 
 def test_integer_weights_are_told(model):

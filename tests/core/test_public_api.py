@@ -1,6 +1,8 @@
 """The exports and imports of `jno.lora`, and its errors about names that it lacks."""
 
 import json
+import os
+import pathlib
 import pydoc
 import subprocess
 import sys
@@ -135,29 +137,15 @@ SCRIPT = """
     plugins = [m for m in modules if m.startswith("jno_lora")]
 
     import equinox as eqx, jax, jax.numpy as jnp
-    from jno.lora import LoRAWrapper, Net, apply_lora
-
-    class Mine(LoRAWrapper):
-        adapter_fields = ("delta",)
-        base: eqx.Module
-        delta: jax.Array
-        rank: int = eqx.field(static=True)
-        alpha: float = eqx.field(static=True)
-        @classmethod
-        def applies_to(cls, leaf): return isinstance(leaf, eqx.nn.Linear)
-        def __init__(self, base, rank, alpha, *, key):
-            self.base, self.rank, self.alpha = base, min(rank, 2), alpha
-            self.delta = jnp.zeros(base.weight.shape)
-        def __call__(self, x): return self.merge()(x)
-        def merge(self):
-            return eqx.tree_at(lambda l: l.weight, self.base, self.base.weight + self.delta)
+    from jno.lora import Net, apply_lora
+    from tests.core.toys import ToyLinear as Mine
 
     key = jax.random.key(0)
     model = [eqx.nn.Linear(2, 2, key=key)]
     adapted = Net(model).lora(2, wrapper=Mine).module
     jno.lora.save_adapters(adapted, sys.argv[1])
     loading = dict(strict=False, wrappers=[Mine])
-    nan = eqx.tree_at(lambda m: m[0].delta, adapted, jnp.full((2, 2), jnp.nan))
+    nan = eqx.tree_at(lambda m: m[0].lora_B, adapted, jnp.full((2, 2), jnp.nan))
     jno.lora.save_adapters(nan, sys.argv[2])
     tuned = Net([*adapted, eqx.nn.Linear(2, 2, key=key)])
     calls = {
@@ -183,7 +171,9 @@ def test_the_core_and_a_wrapper_of_ones_own_import_no_plugin_and_nothing_heavy(t
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     files = [str(tmp_path / name) for name in "abc"]
-    done = subprocess.run([sys.executable, str(script), *files], capture_output=True, text=True)
+    path = {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, str(script), *files]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
     assert done.returncode == 0, done.stderr
     heavy, plugins, later, origins = json.loads(done.stdout)
     assert (heavy, plugins, later) == ([], [], [])

@@ -6,10 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import Net, SelectionError, apply_lora
-from jno.lora._tree import (
-    layers_at,
-    norms_around,
-)
+from jno.lora._paths import stable_hash
+from jno.lora._tree import layers_at, norms_around
 from jno.lora.extending import callable_for
 
 from .toys import ToyLinear
@@ -71,3 +69,12 @@ def test_a_net_calls_what_a_registered_layer_gives():
     assert jnp.array_equal(net(jnp.ones(2)), jnp.full(2, 2.0))
     with pytest.raises(SelectionError, match="a list, which cannot be called"):
         Net([layer])(jnp.ones(2))
+
+
+def test_the_hash_of_a_path_is_the_same_in_every_process_and_release_and_fits_32_bits():
+    # Changing these would change the initial values of every adapter.
+    assert stable_hash("") == 0x25CF7112
+    assert stable_hash("encoder/0") == 0x9A5049DF
+    paths = [f"decoder/layers/{i}/{part}" for i in range(100) for part in "qkvo"]
+    hashes = {stable_hash(path) for path in paths}
+    assert len(hashes) == len(paths) and all(0 <= number < 2**32 for number in hashes)

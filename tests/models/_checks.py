@@ -220,8 +220,7 @@ def _layers(adapted: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
 
 
 def _changed(base: PyTree, merged: PyTree) -> bool:
-    pairs = zip(jax.tree.leaves(base), jax.tree.leaves(merged), strict=True)
-    return any(eqx.is_array(a) and not np.array_equal(a, b) for a, b in pairs)
+    return bool(_of_changed(base, merged, eqx.filter(merged, eqx.is_inexact_array)))
 
 
 def _of_changed(base: PyTree, merged: PyTree, weights: PyTree) -> list[Any]:
