@@ -53,14 +53,6 @@ def test_publishing_needs_a_release_and_its_environment():
     assert not [step for name in trusted for step in jobs[name]["steps"] if "run" in step]
 
 
-def test_the_targets_of_the_workflows_are_in_the_makefile():
-    jobs = [*ALL_PAIRS["jobs"].values(), *RELEASE["jobs"].values()]
-    steps = [step for job in jobs for step in job["steps"] if "run" in step]
-    targets = [re.fullmatch(r"make ([\w-]+)", step["run"]) for step in steps]
-    makefile = (ROOT / "Makefile").read_text()
-    assert targets and all(target and f"\n{target[1]}:" in makefile for target in targets)
-
-
 def test_the_hooks_of_pre_commit_are_local():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"
