@@ -64,19 +64,14 @@ def test_the_gradient_is_the_sum_over_all_users() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_an_optimiser_keeps_one_state_and_training_moves_the_array() -> None:
-    optax = pytest.importorskip("optax")
+def test_an_optimiser_sees_one_array_and_training_moves_it() -> None:
     net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
     trainable, frozen = net.partition()
-    optimiser = optax.adam(1e-2)
-    state = optimiser.init(trainable)
-    assert len(leaves_named(state[0].mu, ".A.value")) == 1
+    assert len(leaves_named(trainable, ".A.value")) == 1
     before = net.module.layers[0].A.value
     gradient = eqx.filter_jit(eqx.filter_grad(lambda t: jnp.sum(run(eqx.combine(t, frozen)) ** 2)))
     for _ in range(2):  # `b` is zero at first
-        with jax.numpy_dtype_promotion("standard"):  # for optax
-            updates, state = optimiser.update(gradient(trainable), state)
-        trainable = eqx.apply_updates(trainable, updates)
+        trainable = jax.tree.map(lambda p, g: p - 0.01 * g, trainable, gradient(trainable))
     net.update(trainable)
     assert not jnp.allclose(net.module.layers[0].A.value, before)
     np.testing.assert_array_equal(jax.vmap(net)(X), run(net.module))

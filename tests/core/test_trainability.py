@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jno.lora import (
-    Net,
     apply_lora,
     lora_param_labels,
     lora_trainable_filter,
@@ -164,17 +163,3 @@ def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
     assert set(jax.tree.leaves(labels["plain"])) == {"other"}
     trainable, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
     assert jax.tree.leaves(lora_param_labels(trainable)) == ["gain"]
-
-
-def test_optax_takes_the_labels_of_a_model_that_is_callable(getkey):
-    optax = pytest.importorskip("optax")
-    model = eqx.nn.MLP(2, 2, 4, 1, key=getkey())  # has a `__call__`
-    net = Net(model).lora(2, wrapper=ToyLinear, target="layers/0")
-    trainable, _ = net.partition()
-    grads = jax.tree.map(jnp.ones_like, trainable)
-    rates = {"lora_A": 1.0, "lora_B": 16.0, "other": 2.0}
-    sgd = {name: optax.sgd(rate) for name, rate in rates.items()}
-    plus = optax.multi_transform(sgd, lora_param_labels)
-    updates, _ = eqx.filter_jit(plus.update)(grads, plus.init(trainable), trainable)
-    assert jnp.all(updates.layers[0].lora_A == -1) and jnp.all(updates.layers[0].lora_B == -16)
-    assert jnp.all(updates.layers[1].weight == -2)

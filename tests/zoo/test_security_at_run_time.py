@@ -3,7 +3,6 @@
 `watched.py` is the process; here are plugins for it, one of which is blocked.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.core.conftest import site  # noqa: F401
 
 WATCHED = Path(__file__).with_name("watched.py")
 
@@ -27,8 +26,7 @@ EVIL = """
 """
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("jno_lora_peft"), reason="needs it")
-def test_nothing_is_done_but_what_the_security_policy_says(site):
+def test_nothing_is_done_but_what_the_security_policy_says(site):  # noqa: F811
     # As long as the name of the zoo, the distribution of the adapters.
     forbidden = "evil-adapter"
     site.plugin("acme-lora", '"Acme"')
