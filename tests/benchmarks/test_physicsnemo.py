@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, time_rows, tuned
+from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, tuned
 from benchmarks.sides.jax_physicsnemo import Operator
 
 from jno.lora import lora_report
@@ -56,14 +56,6 @@ def test_a_method_adapts_the_layers_of_its_row(operator):
     assert len(rows) == 9 and rows["decoder/0"].rank == 1
 
 
-def test_rates_are_tuned_on_validation_fields():
-    def run(rate, validation, test):
-        return {"rate": rate, "validation": validation, "test": test}
-
-    runs = [run(1.0, 0.2, 0.0), run(2.0, 0.1, 0.3), run(2.0, 0.1, 0.5), run(3.0, math.nan, 0.0)]
-    assert tuned(runs) == (2.0, [0.3, 0.5])
-
-
 @pytest.mark.parametrize("best", [3e-3, 1e-6, 3.0])
 def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
     def row(rates):
@@ -74,14 +66,3 @@ def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
     tried = [run["rate"] for run in answer["runs"]]
     assert math.isclose(tuned(answer["runs"])[0], best)
     assert len(tried) == len(set(tried)) <= len(RATES)
-
-
-def test_a_lost_side_is_not_measured():
-    ratio = {"median": 0.5, "q1": 0.4, "q3": 0.6, "rounds": 5}
-    step, forward, memory, more = time_rows("m", {"step": {"eager": ratio}}, has_every_layer=True)
-    assert step == "| m | step | 0.50 [0.40, 0.60] | not measured | 2 not measured |"
-    assert forward == "| m | forward | not measured | not measured | 2 not measured |"
-    assert memory.endswith("| 3 not measured |") and more.endswith("every layer: not measured |")
-    slow = {"eager": ratio | {"median": 1.1}, "compiled": ratio}
-    step, *_ = time_rows("m", {"step": slow}, has_every_layer=False)
-    assert step.endswith("| 2 missed |")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from studies.conditional import again
-from studies.conditional._methods import AGAIN, AGAIN_HEADLINE, FILM, FILM_BY_NUMBER
+from studies.conditional._methods import AGAIN_HEADLINE, FILM, FILM_BY_NUMBER
 from studies.conditional._results import Cell, Study
 from studies.conditional._tasks import TASKS
 
@@ -31,20 +31,6 @@ def study(adapter=0.9, outside=0.9, share=0.03, source=0.2):
     return Study(PLAN, cells, untouched, {})
 
 
-def test_the_better_film_counts_in_each_cell():
-    found = again.cells(study())
-    assert len(found) == 10
-    ratios = {(cell.task.name, cell.is_outside): cell.ratio for cell in found}
-    assert ratios == pytest.approx(
-        {
-            (VISCOSITY.name, False): 0.9 / 0.8,
-            (VISCOSITY.name, True): 0.9 / 0.95,
-            (FORCE.name, False): 0.9,
-            (FORCE.name, True): 0.9,
-        }
-    )
-
-
 @pytest.mark.parametrize(
     ("given", "failed"),
     [
@@ -60,11 +46,3 @@ def test_each_clause_of_the_goal_can_fail(given, failed):
     missed = [line for line in lines if "Not met" in line]
     assert len(lines) == 4 and len(missed) == (failed is not None)
     assert failed is None or failed in missed[0]
-
-
-def test_methods_run_where_they_differ_from_others():
-    by_name = {method.name: method for method in AGAIN}
-    assert by_name[AGAIN_HEADLINE].on(FORCE) and by_name[AGAIN_HEADLINE].on(VISCOSITY)
-    assert FILM_BY_NUMBER.on(VISCOSITY) and not FILM_BY_NUMBER.on(FORCE)
-    jobs = again.PLAN.jobs()
-    assert {job.samples for job in jobs if list(job.seeds) == [1, 2]} == {8, 16, 32}

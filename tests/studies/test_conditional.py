@@ -17,9 +17,9 @@ from studies.conditional._fitting import Fitting, Given, State
 from studies.conditional._methods import HEADLINE, METHODS
 from studies.conditional._modulation import Affine, Channel, Film
 from studies.conditional._prepared import hats
-from studies.conditional._results import Mean, load
+from studies.conditional._results import load
 from studies.conditional._runs import KEY, Plan, run
-from studies.conditional._tasks import TASKS, Task, pool
+from studies.conditional._tasks import TASKS, Task
 
 from jno_lora_conditional import Powers
 
@@ -79,13 +79,6 @@ def test_replay_takes_one_group_from_the_source():
         groups = fitting.batch(samples_pool, jax.random.key(3), given, step)
         np.testing.assert_array_equal(groups[2], [1, 2, 2, 2])
         assert (groups[0][0] >= 16).all() and (groups[0][1:] < 16).all()
-
-
-def test_the_pool_takes_the_values_in_turn():
-    fields, solutions, values = pool(TASK, 0, TASK.training, 8)
-    np.testing.assert_allclose(values, [1.4, 1.6, 1.8, 1.2] * 2)
-    np.testing.assert_allclose(solutions, values[:, None] * fields, rtol=1e-6)
-    assert len({field.tobytes() for field in np.asarray(fields)}) == 8
 
 
 def test_no_value_is_in_training_and_in_the_test():
@@ -157,12 +150,6 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch, places):
     assert f"| {study.cell(TASK, 'full', 8).at(TASK.values.index(1.3))} |" in page.replace("*", "")
     assert "### Linear" in page and "The error at the source" in page
     assert "<svg" in (tmp_path / "images" / "conditional-study.svg").read_text()
-
-
-def test_ratios_are_over_seeds_that_both_have():
-    assert Mean({0: 1.0, 1: 5.0}).ratio(Mean({0: 2.0, 2: 9.0})) == 0.5
-    assert Mean({0: 1.0}).ratio(Mean({1: 1.0})) is None
-    assert len({method.name for method in METHODS}) == len(METHODS)
 
 
 def test_each_regex_of_places_finds_arrays_of_its_model():

@@ -24,7 +24,7 @@ from jno_lora_foundax import (
     ModeWeights,
     SubsampledLinearLayer,
 )
-from jno_lora_zoo import METHODS, CorDA, LoRA
+from jno_lora_zoo import CorDA, LoRA
 
 KINDS = {
     ChannelLastConvLayer: CONVS,
@@ -213,7 +213,7 @@ def test_found_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
     ]
     refresh()
     record = next(r for r in registered() if r.distribution == "jno-lora-foundax")
-    assert record.status == "loaded" and len(record.wrappers) == 3 * len(METHODS) + 7
+    assert record.status == "loaded"
     assert {w.name for w in record.wrappers} < set(package.__all__)
     assert {w.name for w in record.wrappers if w.cls.auto} == {
         *("LoRAChannelLastConv", "LoRAChannelLastConvTranspose"),

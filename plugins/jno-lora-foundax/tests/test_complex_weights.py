@@ -11,11 +11,8 @@ from foundax_cases import perturbed, run_spectral
 from jno.lora import (
     Net,
     adapter_effects,
-    apply_lora,
-    load_adapters,
     lora_report,
     merge_lora,
-    save_adapters,
     unwrap_lora,
 )
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -104,33 +101,14 @@ def test_a_complex_array_is_adapted_as_two_real_arrays(cls):
     imag = of_parts.w.transpose(2, 3, 0, 1)[1]
     np.testing.assert_allclose(of_complex.w.imag, imag, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(unwrap_lora(adapters[0]).w, layers[0].w)
-
-
-def test_files_and_the_report(tmp_path):
-    net = Net({"layer": complex_layer(jr.key(0))}).freeze().lora(2, wrapper=OwnCP)
-    moved = perturbed(net.module)
-    save_adapters(moved, tmp_path / "a.safetensors")
-    loaded = load_adapters(
-        {"layer": complex_layer(jr.key(0))}, tmp_path / "a.safetensors", wrappers=[OwnCP]
-    )
-    assert eqx.tree_equal(loaded, moved)
-    for layer in in_every_form(jr.key(0)):
-        # A complex number counts as two parameters, as a pair does.
-        report = lora_report(apply_lora(layer, 2, key=jr.key(1), wrapper=OwnCP))
-        assert report.total == report.rows[0].total == 2 * 60 + 2 * 2 * 12
-
-
-def test_effects_are_the_same_in_every_form():
-    rows = [
-        row
-        for layer in in_every_form(jr.key(0))
-        for row in adapter_effects(perturbed(OwnLoRA(layer, 2, 3.0, key=jr.key(1))))
-    ]
-    assert [(row.array, row.shape) for row in rows] == [("w", (OUTPUTS, INPUTS * MODES))] * 3
-    for row in rows[1:]:
-        assert row.relative_norm == pytest.approx(rows[0].relative_norm, rel=1e-6)
-        assert row.effective_rank == pytest.approx(rows[0].effective_rank, rel=1e-6)
-        np.testing.assert_allclose(row.singular_values, rows[0].singular_values, rtol=1e-5)
+    # A complex number counts as two parameters, as a pair does.
+    trained = sum(array.size for array in adapters[0].state().values())
+    assert {lora_report(adapter).total for adapter in adapters} == {2 * 60 + trained}
+    effects = [adapter_effects(adapter).rows[0] for adapter in adapters]
+    assert {(row.array, row.shape) for row in effects} == {("w", (OUTPUTS, INPUTS * MODES))}
+    for row in effects[1:]:
+        assert row.relative_norm == pytest.approx(effects[0].relative_norm, rel=1e-6)
+        np.testing.assert_allclose(row.singular_values, effects[0].singular_values, rtol=1e-5)
 
 
 class Undeclared(eqx.Module):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from foundax.architectures import fno, mgno, unet
+from foundax.architectures import fno, mgno
 from foundax_cases import filled, normal, perturbed, run, same_form
 from zoo_cases import assert_close
 
@@ -11,11 +11,6 @@ from jno.lora.extending import adapted_layers
 
 # Layers that the default adapters cannot reach, and how often each of ours is used.
 MODELS = {
-    "UNet1D": (
-        lambda key: unet.UNet1D(2, 2, depth=1, wf=2, key=key),
-        normal(8, 2),
-        {"LoRAChannelLastConv": 7, "LoRAChannelLastConvTranspose": 1},
-    ),
     "MgNO": (
         lambda key: mgno.MgNO(
             (8, 8), 1, 4, 2, num_iteration=[(1, 1), (1, 1)], output_dim=2, key=key

@@ -44,27 +44,14 @@ def test_reads_like_the_weight(getkey, scheme):
     close(weight.T, W.T)
     for index in INDICES:
         close(weight[index], W[index], 1e-6)
+    np.testing.assert_array_equal(jnp.stack(list(weight)), W)
+    np.testing.assert_array_equal(weight.reshape(-1, 10), W.reshape(-1, 10))
+    pairs = ((weight + 1, W + 1), (1 - weight, 1 - W), (2 * weight, 2 * W), (weight / 3, W / 3))
+    for got, expected in (*pairs, (-weight, -W), (weight**2, W**2), (W * weight, W * W)):
+        close(got, expected, 1e-6)
     with jax.numpy_dtype_promotion("standard"):
         for x in (jnp.arange(70), jnp.ones(70, complex)):
             close(jax.jit(lambda x: weight @ x)(x), W @ x, 1e-4)
-
-
-def test_sequences_and_arithmetic(getkey):
-    weight = linear(getkey, "int8").weight
-    W = weight.decoded()
-    np.testing.assert_array_equal(jnp.stack(list(weight)), W)
-    np.testing.assert_array_equal(np.asarray(weight), W)
-    np.testing.assert_array_equal(weight.reshape(-1, 10), W.reshape(-1, 10))
-    for got, expected in (
-        (weight + 1, W + 1),
-        (1 - weight, 1 - W),
-        (2 * weight, 2 * W),
-        (weight / 3, W / 3),
-        (-weight, -W),
-        (weight**2, W**2),
-        (W * weight, W * W),
-    ):
-        close(got, expected, 1e-6)
 
 
 def on_mesh(kind):
