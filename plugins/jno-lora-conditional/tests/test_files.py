@@ -2,9 +2,7 @@
 
 import functools
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -127,21 +125,6 @@ def test_every_bit_comes_back(name, file):
     assert eqx.tree_equal(*map(jax.tree.leaves, arrays), typematch=True)
     again.update(again.partition()[0])
     assert output(name, again) == output(name, conditional)
-
-
-def test_another_process_computes_the_same(file):
-    conditional = trained("function")
-    save_conditional(conditional, file)
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_files as t\n"
-        "print(t.output('function', t.loaded('function', sys.argv[2])))"
-    )
-    arguments = [str(Path(__file__).parent), str(file)]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == output("function", conditional)
 
 
 def test_without_the_plugin_the_file_says_what_to_install(file, monkeypatch):

@@ -17,8 +17,7 @@ import numpy as np
 from foundax.architectures import common, deeponet, fno, geofno, pcno, unet
 from jax_dpot.model_eqx import AFNO2D
 from jax_mpp.avit_eqx import SubsampledLinear
-
-from jno.lora import lora_trainable_filter
+from zoo_cases import perturb
 
 
 @contextlib.contextmanager
@@ -73,15 +72,7 @@ def filled(make: Any, key: Any) -> Any:
 
 def perturbed(model: Any, size: float = 0.3) -> Any:
     """`model` after some training, with noise on every array that trains."""
-    random = np.random.default_rng(0)
-
-    def move(trains: Any, leaf: Any) -> Any:
-        if not trains:
-            return leaf
-        noise = size * random.normal(size=leaf.shape)
-        return jnp.asarray((np.asarray(leaf) + noise).astype(leaf.dtype))
-
-    return jax.tree.map(move, lora_trainable_filter(model), model)
+    return perturb(model, size)
 
 
 def same_form(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from tests.core.toys import ToyLinear
+from zoo_cases import perturb
 
 from jno.lora import (
     WrapperError,
@@ -35,11 +36,8 @@ def make_model(key):
     return eqx.nn.Sequential([*parts, eqx.nn.Linear(8, 5, key=second)])
 
 
-def moved(model, size=0.2):
-    def move(leaf, trains):
-        return leaf + size * jr.normal(jr.key(leaf.size), leaf.shape) if trains else leaf
-
-    return jax.tree.map(move, model, lora_trainable_filter(model))
+def moved(model):
+    return perturb(model, 0.2)
 
 
 def adapted_pair(key, scheme, **options):
