@@ -11,15 +11,15 @@ from jno.lora import LoRAWrapper
 from jno.lora.testing import messages, run_checks, standard_cases
 
 ROOT = pathlib.Path(__file__).parents[2]
+METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted({*(ROOT / "docs").glob("**/*.md")} - {*METHODS}),
     *sorted((ROOT / "docs").glob("**/*.ipynb")),
 ]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXCERPT = re.compile(
-    r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
-)
+SECTION = re.MULTILINE | re.DOTALL
+BLOCK = re.compile(r"^```python\n(.*?)^```", SECTION)
+EXCERPT = re.compile(r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', SECTION)
 
 
 def blocks_of(page):
@@ -30,14 +30,30 @@ def blocks_of(page):
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+def run(page):
+    """The blocks of a page, which build on each other; what they define."""
+    namespace = {"__name__": f"docs.{page.stem}"}
+    # They are written for JAX's own defaults.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for number, block in enumerate(blocks_of(page)):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.name)
+def test_the_page_of_a_method_shows_what_its_code_prints(page, capsys):
+    """It prints shapes alone, and those need no numbers."""
+    if "calibrate=" in page.read_text():
+        run(page)
+    else:
+        jax.eval_shape(lambda: run(page) and None)
+    (shown,) = re.findall(r"^<!-- printed -->\n```text\n(.*?)```", page.read_text(), SECTION)
+    assert capsys.readouterr().out.startswith(shown)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run(page):
-    blocks = blocks_of(page)
-    # The blocks of a page build on each other, and are written for JAX's own defaults.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        namespace = {"__name__": f"docs.{page.stem}"}
-        for number, block in enumerate(blocks):
-            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    blocks, namespace = blocks_of(page), run(page)
     adapters = [value for value in namespace.values() if is_written_on(page, value)]
     assert adapters or not any("(LoRAWrapper)" in block for block in blocks)
     # tests/examples runs the kit on the adapter of the README.

@@ -1,7 +1,7 @@
-"""Adapting, merging and unwrapping never gather the base. (For training see there.)
+"""Adapting, merging and unwrapping never gather the base.
 
-Two witnesses: every program that the core compiles is read after partitioning, for collectives and
-memory, and run; and while Python runs in between, all arrays that exist on any device are listed.
+Two witnesses: each program of the core is read after partitioning, for collectives and memory; and
+between programs, all arrays that exist on any device are listed.
 """
 
 import functools

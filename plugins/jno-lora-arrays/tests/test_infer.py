@@ -67,11 +67,7 @@ ONE_ARRAY = [
         (6, 3),
         "a product that sums over none of its axes (so)",
     ),
-    (
-        lambda w: jnp.einsum("ij,ij->", X, w),
-        (4, 6),
-        "a product that keeps none of its axes (ii)",
-    ),
+    (lambda w: jnp.einsum("ij,ij->", X, w), (4, 6), "a product that keeps none of its axes (ii)"),
 ]
 
 

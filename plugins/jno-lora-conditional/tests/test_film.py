@@ -8,14 +8,7 @@ import pytest
 from foundax.architectures.fno import SpectralConv1d
 
 from jno.lora import Net, SelectionError
-from jno_lora_conditional import (
-    Conditional,
-    Powers,
-    at,
-    load_conditional,
-    merge,
-    save_conditional,
-)
+from jno_lora_conditional import Conditional, Powers, at, load_conditional, merge, save_conditional
 from jno_lora_conditional.testing import check_conditional, trained_at_random
 
 KEY = jax.random.key(0)

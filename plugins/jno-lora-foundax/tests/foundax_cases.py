@@ -1,7 +1,6 @@
 """One small layer of each class that this plugin adapts, how to call it, and laws in NumPy.
 
-Every size differs where the layer allows it, so that no axis passes for another. The laws are
-oracles, written from the papers; those of the zoo's methods are in `zoo_cases`.
+Every size differs where the layer allows it, so that no axis passes for another.
 """
 
 import contextlib
@@ -225,13 +224,7 @@ SPECTRAL = {
 
 
 def per_mode(W: np.ndarray, A: np.ndarray, B: np.ndarray, scale: float) -> np.ndarray:
-    """`W_k + s B_k A_k` of the spectral layers.
-
-    **Arguments:**
-
-    - `W`: complex (or real), `(*modes, out, in)`.
-    - `A`, `B`: real, the first axis has the real and the imaginary part, or the real one only.
-    """
+    """`W_k + s B_k A_k`, with `W` `(*modes, out, in)`, and the parts first in `A` and `B`."""
     return W + scale * complex_of(B) @ complex_of(A)
 
 

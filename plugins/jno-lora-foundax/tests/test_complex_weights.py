@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 from foundax_cases import perturbed, run_spectral
 
-from jno.lora import (
-    Net,
-    adapter_effects,
-    lora_report,
-    merge_lora,
-    unwrap_lora,
-)
+from jno.lora import Net, adapter_effects, lora_report, merge_lora, unwrap_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_foundax import CPSpectral, LoRASpectral, ModeWeights
 

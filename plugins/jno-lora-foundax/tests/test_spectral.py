@@ -1,7 +1,4 @@
-"""Spectral weights: starts, ranks, bands, dtypes, resolutions, and the layers of pdequinox.
-
-`test_spectral_oracles.py` has the law of every layer, in double precision.
-"""
+"""Spectral weights: starts, ranks, bands, dtypes, resolutions, and the layers of pdequinox."""
 
 import sys
 import types

@@ -1,7 +1,4 @@
-"""Spectral adapters and bottlenecks that are added up, scaled, or converted to LoRA.
-
-The oracles are NumPy's sums of the updates, in double precision.
-"""
+"""Spectral adapters and bottlenecks that are added up, scaled, or converted to LoRA."""
 
 import equinox as eqx
 import jax

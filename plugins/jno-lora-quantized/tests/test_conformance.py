@@ -64,9 +64,6 @@ def test_refused(method):
 def test_other_layers(cls, layer, inputs):
     check_kind(
         WrapperCase(
-            cls,
-            base=lambda key: quantize(layer(key)),
-            inputs=lambda key: (inputs(key),),
-            rank=RANK,
+            cls, base=lambda key: quantize(layer(key)), inputs=lambda key: (inputs(key),), rank=RANK
         )
     )
