@@ -11,10 +11,10 @@ from jno.lora import LoRAWrapper
 from jno.lora.testing import messages, run_checks, standard_cases
 
 ROOT = pathlib.Path(__file__).parents[2]
-METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
+METHOD_PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
 PAGES = [
     ROOT / "README.md",
-    *sorted({*(ROOT / "docs").glob("**/*.md")} - {*METHODS}),
+    *sorted({*(ROOT / "docs").glob("**/*.md")} - {*METHOD_PAGES}),
     *sorted((ROOT / "docs").glob("**/*.ipynb")),
 ]
 SECTION = re.MULTILINE | re.DOTALL
@@ -40,7 +40,7 @@ def run(page):
     return namespace
 
 
-@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.name)
 def test_the_page_of_a_method_shows_what_its_code_prints(page, capsys):
     """It prints shapes alone, and those need no numbers."""
     if "calibrate=" in page.read_text():
@@ -73,8 +73,7 @@ VALUES = ("contract", "state-round-trip", "identity-*", "adapter-acts", "merge-*
 def check(adapter, checks):
     """These checks on the first layer of an adapter, and the checks of values on its others.
 
-    A reader copies adapters from these pages. The methods of the zoo's form, which claim no layer,
-    are checked by the adapters that a page makes of them.
+    Methods of the zoo's form claim no layer, but the adapters that a page makes of them do.
     """
     first, *further = standard_cases(adapter) or [None]
     cases = [first, *(case for case in further if "*" not in case.checks)] if first else []

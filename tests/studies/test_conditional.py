@@ -16,7 +16,6 @@ from studies.conditional import _modulation, _report
 from studies.conditional._fitting import Fitting, Given, State
 from studies.conditional._methods import HEADLINE, METHODS
 from studies.conditional._modulation import Affine, Channel, Film
-from studies.conditional._prepared import hats
 from studies.conditional._results import load
 from studies.conditional._runs import KEY, Plan, run
 from studies.conditional._tasks import TASKS, Task
@@ -116,14 +115,6 @@ def test_film_and_the_channel_start_as_the_model_and_depend_on_the_parameter(pla
     )
     # gamma = beta = 1 + u = 2
     np.testing.assert_allclose(film(model, 1.8)(x), 3 * model(x) + 2, rtol=1e-5)
-
-
-def test_hats_interpolate_and_extrapolate():
-    by_value = {value: hats(TASK, value) for value in TASK.values}
-    np.testing.assert_allclose(by_value[1.0], [0, 0, 0, 0])
-    np.testing.assert_allclose(by_value[1.3], [0.5, 0.5, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(by_value[1.8], [0, 0, 0, 1], atol=1e-6)
-    np.testing.assert_allclose(by_value[2.0], [0, 0, -1, 2], atol=1e-6)
 
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch, places):

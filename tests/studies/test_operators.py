@@ -103,17 +103,6 @@ def test_training_and_validation_share_no_sample(samples):
     assert len(trained) == samples - len(validated)
 
 
-def test_shifts_move_fields_and_solutions_alike():
-    fitting = Fitting(PROBLEM, EFFORT)
-    pool = _families.simulate(LINEAR, 1, 16, PROBLEM.target)
-    for fields, solutions in (
-        fitting.batch(pool, jax.random.key(0), 8, 0),
-        fitting.validation(pool, jax.random.key(0), 8),
-    ):
-        np.testing.assert_allclose(solutions, 2 * jnp.roll(fields, 1, axis=1), rtol=1e-6)
-    assert len({field.tobytes() for field in np.asarray(fields)}) == Fitting.VALIDATED
-
-
 def test_training_helps_and_step_0_is_a_candidate_that_ends_what_does_not_help(fitted):
     outcomes, untouched, run, at_source = fitted
     good = outcomes["good"]

@@ -10,7 +10,7 @@ from studies.physics.__main__ import main
 from studies.physics._equations import EQUATIONS
 from studies.physics._runs import RESULTS, run
 from studies.physics._solvers import plain_vector, vector
-from studies.physics._tasks import KEY, QUICK, Effort, chosen, searched
+from studies.physics._tasks import QUICK
 from studies.physics._ways import WAYS, new_network, residual_of
 
 from .conftest import killed
@@ -81,20 +81,6 @@ def test_all_losses_of_darcy_flow_have_one_minimum(double):
     distance = darcy.energy(away - u, g, 1.5) + jnp.sum(away - u) / (darcy.N + 1) ** 2
     above = darcy.energy(away, g, 1.5) - darcy.energy(u, g, 1.5)
     np.testing.assert_allclose(above, distance, rtol=1e-6)
-
-
-def test_the_grid_of_rates_grows_until_its_best_is_inside():
-    name = dict.fromkeys(KEY, 0)
-
-    def at_rate(rate, factor):
-        return {"validation": abs(np.log(rate / 0.1))}
-
-    records = list(searched(name, Effort(), {}, (1.0,), at_rate))
-    assert [record["rate"] for record in records] == [1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3]
-    best = chosen(records)
-    assert best["rate"] == 0.1 and not best["edge"]
-    done = {tuple(record[part] for part in KEY): record for record in records}
-    assert not list(searched(name, Effort(), done, (1.0,), at_rate))
 
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):

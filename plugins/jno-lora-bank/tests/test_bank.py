@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from foundax_cases import declared
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zoo_cases import perturb
 
@@ -504,17 +505,10 @@ class SpectralLayer(eqx.Module):
         return jnp.fft.irfft(modes, len(x), axis=0)
 
 
-def declared(cls):
-    class Declared(cls):
-        @classmethod
-        def mode_weights(cls, leaf):
-            known = isinstance(leaf, SpectralLayer)
-            return {"w": ModeWeights(("w",), "xio", lambda n: np.arange(n[0]))} if known else None
-
-    return Declared
-
-
-CLASSES = {cls: declared(cls) for cls in (LoRASpectral, rsLoRASpectral, CPSpectral, GainSpectral)}
+FAMILIES = {SpectralLayer: ModeWeights(("w",), "xio", lambda n: np.arange(n[0]))}
+CLASSES = {
+    cls: declared(cls, FAMILIES) for cls in (LoRASpectral, rsLoRASpectral, CPSpectral, GainSpectral)
+}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from jax_dpot.model_eqx import AFNO2D
 from jax_mpp.avit_eqx import SubsampledLinear
 from zoo_cases import perturb
 
+from jno_lora_foundax import ModeWeights
+
 
 @contextlib.contextmanager
 def foundax_regime():
@@ -221,6 +223,17 @@ SPECTRAL = {
         call=run_spectral,
     ),
 }
+
+
+def declared(cls: Any, families: dict[type, ModeWeights]) -> Any:
+    """`cls` for layers of the user, whose weights are declared."""
+
+    class Declared(cls):
+        @classmethod
+        def mode_weights(cls, leaf: Any) -> Any:
+            return {"w": families[type(leaf)]} if type(leaf) in families else None
+
+    return Declared
 
 
 def per_mode(W: np.ndarray, A: np.ndarray, B: np.ndarray, scale: float) -> np.ndarray:

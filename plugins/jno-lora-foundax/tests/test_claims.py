@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from foundax.architectures import common, fno, unet
 from foundax.architectures.linear import Linear
-from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, filled, perturbed, run
+from foundax_cases import (
+    CONV_TRANSPOSES,
+    CONVS,
+    SPECTRAL,
+    SUBSAMPLED,
+    declared,
+    filled,
+    perturbed,
+    run,
+)
 
 import jno_lora_foundax as package
 from jno.lora import SelectionError, apply_lora, calibrate, refresh, registered
@@ -133,17 +142,6 @@ class Spectrum(eqx.Module):
     im: Any
 
 
-def declared(fields, axes):
-    """An adapter that declares these fields of a `Spectrum`."""
-
-    class LoRASpectrum(LoRASpectral):
-        @classmethod
-        def mode_weights(cls, leaf):
-            return {"w": ModeWeights(fields, axes)} if isinstance(leaf, Spectrum) else None
-
-    return LoRASpectrum
-
-
 COMPLEX = jnp.ones((5, 4, 3), jnp.complex64)
 
 
@@ -162,11 +160,12 @@ COMPLEX = jnp.ones((5, 4, 3), jnp.complex64)
 def test_spectral_weights_that_are_not_as_declared_are_refused_with_the_facts(
     fields, axes, re, im, shown
 ):
-    cls = declared(fields, axes)
+    cls = declared(LoRASpectral, {Spectrum: ModeWeights(fields, axes)})
     assert not cls.applies_to(Spectrum(re, im))
     why = cls.why_not(Spectrum(re, im))
     assert f"its {' and '.join(fields)} are " in why and shown in why and repr(axes) in why
-    assert declared(("re",), "piox").applies_to(Spectrum(jnp.ones((2, 2, 2, 4)), 0))
+    as_parts = declared(LoRASpectral, {Spectrum: ModeWeights(("re",), "piox")})
+    assert as_parts.applies_to(Spectrum(jnp.ones((2, 2, 2, 4)), 0))
 
 
 def test_a_declaration_that_fails_claims_nothing():

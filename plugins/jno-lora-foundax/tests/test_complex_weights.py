@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from foundax_cases import perturbed, run_spectral
+from foundax_cases import declared, perturbed, run_spectral
 
 from jno.lora import Net, adapter_effects, lora_report, merge_lora, unwrap_lora
 from jno.lora.testing import WrapperCase, parametrize_with_checks
@@ -45,14 +45,7 @@ FAMILIES = {
 }
 
 
-class OwnCP(CPSpectral):
-    @classmethod
-    def mode_weights(cls, leaf):
-        return {"w": FAMILIES[type(leaf)]} if type(leaf) in FAMILIES else None
-
-
-class OwnLoRA(LoRASpectral):
-    mode_weights = OwnCP.mode_weights
+OwnCP, OwnLoRA = (declared(cls, FAMILIES) for cls in (CPSpectral, LoRASpectral))
 
 
 def complex_layer(key):
@@ -144,12 +137,7 @@ def test_the_law_of_a_subclass_of_cp_is_kept():
 
 @pytest.mark.parametrize("axes", ["iox", "oix", "xio", "xoi", "ixo", "oxi"])
 def test_the_merged_array_in_every_layout_to_double_precision(axes):
-    class CP(CPSpectral):
-        @classmethod
-        def mode_weights(cls, leaf):
-            is_known = isinstance(leaf, ComplexSpectral)
-            return {"w": ModeWeights(("w",), axes)} if is_known else None
-
+    CP = declared(CPSpectral, {ComplexSpectral: ModeWeights(("w",), axes)})
     sizes = {"i": INPUTS, "o": OUTPUTS, "x": MODES}
     with jax.enable_x64(True):
         base = ComplexSpectral(jnp.ones([sizes[axis] for axis in axes], jnp.complex128))

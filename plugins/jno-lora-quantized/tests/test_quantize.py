@@ -71,14 +71,8 @@ def test_there_and_back(model, scheme):
     assert jax.tree.structure(plain) == jax.tree.structure(model)
     np.testing.assert_allclose(coded(3), plain(3), rtol=1e-5, atol=1e-5)
     assert dequantize(model) == model
-
-
-def test_target_and_second_scheme(model):
-    some = quantize(model, "int8", target="layers/0|table")
-    assert scheme_of(some.layers[0].weight) == "int8" and some.layers[1] == model.layers[1]
-    mixed = quantize(some, "nf4")
-    assert scheme_of(mixed.layers[0].weight) == "int8"
-    assert scheme_of(mixed.layers[1].weight) == "nf4"
+    mixed = quantize(quantize(model, scheme, target="layers/0|table"), "fp8")
+    assert [scheme_of(layer.weight) for layer in mixed.layers] == [scheme, "fp8"]
 
 
 def test_plan(model):
