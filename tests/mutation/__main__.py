@@ -2,8 +2,8 @@
 
     make mutation [MUTATION="--mutants 400 --seed 1"]
 
-Each mutant is one small change of the sources, such as `<` for `<=`. Tests that run the changed line
-are run on it: a few, without the suite's checks of types, and if all pass many more, with them. A
+Each mutant is one small change of the sources, such as `<` for `<=`. Tests that run the line are
+run on it: a few, without the suite's checks of types, and if all pass many more, with them. A
 mutant that all pass has survived. As a control, the tests of every twentieth mutant are first run
 without it, and must pass.
 """

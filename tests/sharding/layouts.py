@@ -46,8 +46,8 @@ _GATHER = re.compile(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)(?:-star
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and over which of its axes the hidden width (`tensor`), other axes of weights (`fsdp`)
-    and the batch are cut.
+    """A mesh, and over which of its axes the hidden width (`tensor`), the other axes of weights
+    (`fsdp`) and the batch are cut.
     """
 
     mesh: tuple[tuple[str, int], ...]
