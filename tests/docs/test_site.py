@@ -43,18 +43,6 @@ def test_the_reference_shows_plugins_and_not_their_doors_which_define_nothing(do
     assert not re.search(rf"^::: jno\.lora\.{door}\b", page, re.MULTILINE)
 
 
-@pytest.mark.parametrize("address", [None, "https://example.org/jno-lora"])
-def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_path, address):
-    (tmp_path / "src/jno/lora").mkdir(parents=True)
-    (tmp_path / "src/jno/lora/_version.py").write_text('"""Doc."""\n\n__version__ = "1.2.3"\n')
-    urls = f'[project.urls]\nRepository = "{address}"\n' if address else ""
-    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "jno-lora"\n{urls}')
-    site_facts.ROOT = tmp_path
-    done = site_facts.on_config(config())
-    assert done.site_name == "jno-lora 1.2.3"
-    assert (done.repo_url, done.repo_name) == (address, "jno-lora" if address else None)
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_table_of_numbers_is_that_of_the_stored_results(site_facts, page):
     # If not: `python docs/site_facts.py`.

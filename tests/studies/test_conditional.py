@@ -68,18 +68,6 @@ def test_training_and_validation_share_no_sample_and_groups_have_one_value(sampl
     assert trained == set(range(samples)) - validated
 
 
-def test_replay_takes_one_group_from_the_source():
-    fitting = Fitting(replace(TASK, axes=()), EFFORT)
-    numbers = jnp.arange(32.0)
-    fields = numbers[:, None] + jnp.zeros((32, 16))
-    samples_pool = (fields, fields, jnp.where(numbers < 16, 2.0, 1.0))
-    given = Given(16, 0.1, values=1, replay=True)
-    for step in range(5):
-        groups = fitting.batch(samples_pool, jax.random.key(3), given, step)
-        np.testing.assert_array_equal(groups[2], [1, 2, 2, 2])
-        assert (groups[0][0] >= 16).all() and (groups[0][1:] < 16).all()
-
-
 def test_no_value_is_in_training_and_in_the_test():
     for task in TASKS:
         unseen = {task.source, *task.inside, *task.outside}

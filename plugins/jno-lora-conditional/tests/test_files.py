@@ -145,13 +145,10 @@ def test_without_the_plugin_the_file_says_what_to_install(file, monkeypatch):
     assert "2 conditional adapters" in text and "12 numbers, read by" in text
 
 
-def test_files_of_adapters_are_not_conditionals(file):
+def test_another_base_and_a_file_of_adapters_are_noticed(file):
     save_adapters(Net(small()).lora(rank=1), file)
     with pytest.raises(CheckpointError, match=r"which `jno\.lora\.load_adapters` reads"):
         load_conditional(file, small())
-
-
-def test_another_base_is_noticed(file):
     save_conditional(trained("powers"), file)
     scaled = eqx.tree_at(lambda m: m.layers[0].weight, small(), replace_fn=lambda w: w + 1)
     with pytest.warns(JnoLoraWarning, match="onto another base"):

@@ -1,4 +1,4 @@
-"""Which layers are claimed and which refused, and how the adapters are found."""
+"""Which layers are claimed and which refused, how adapters are found; whole models of foundax."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from foundax.architectures import common, fno, unet
+from foundax.architectures import common, fno, mgno, unet
 from foundax.architectures.linear import Linear
 from foundax_cases import (
     CONV_TRANSPOSES,
@@ -18,12 +18,16 @@ from foundax_cases import (
     SUBSAMPLED,
     declared,
     filled,
+    normal,
     perturbed,
     run,
+    same_form,
 )
+from zoo_cases import assert_close
 
 import jno_lora_foundax as package
-from jno.lora import SelectionError, apply_lora, calibrate, refresh, registered
+from jno.lora import SelectionError, apply_lora, calibrate, merge_lora, refresh, registered
+from jno.lora.extending import adapted_layers
 from jno_lora_foundax import (
     ChannelLastConvLayer,
     ChannelLastConvTransposeLayer,
@@ -246,3 +250,36 @@ def test_the_plugin_does_not_import_foundax():
         "assert not {m for m in sys.modules if m.split('.')[0] in heavy}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Layers that the default adapters cannot reach, and how often each of ours is used.
+MODELS = {
+    "MgNO": (
+        lambda key: mgno.MgNO(
+            (8, 8), 1, 4, 2, num_iteration=[(1, 1), (1, 1)], output_dim=2, key=key
+        ),
+        normal(8, 8, 2),
+        {"LoRAChannelLastConv": 11, "LoRAChannelLastConvTranspose": 1},
+    ),
+    "FNO2D": (
+        lambda key: fno.FNO2D(2, 6, 3, d_vars=2, n_layers=1, key=key),
+        normal(6, 5, 2),
+        {"LoRASpectral": 1, "LoRALinear": 3, "LoRAConv": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_adapted_model_starts_as_the_model_moves_and_merges(name, getkey):
+    make, data, expected = MODELS[name]
+    base, inputs = filled(make, getkey()), data(getkey())
+    adapted = apply_lora(base, 2, 4.0, key=getkey(), wrapper=["auto"])
+    found = [type(adapter).__name__ for _, adapter in adapted_layers(adapted)]
+    assert {cls: found.count(cls) for cls in expected} == expected
+    trained = perturbed(adapted, size=0.2)
+    merged = merge_lora(trained)
+    assert same_form(merged, base)
+    y, first, later, plain = (run(m, *inputs) for m in (base, adapted, trained, merged))
+    assert_close(first, y, 1e-4)
+    assert_close(plain, later, 1e-4)
+    assert np.max(np.abs(later - y)) > 1e-3 * np.max(np.abs(y))

@@ -40,9 +40,13 @@ def model(getkey):
     return Model(getkey())
 
 
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "base.safetensors"
+
+
 @pytest.mark.parametrize("scheme", ["nf4", "fp8"])
-def test_there_and_back(getkey, model, tmp_path, scheme):
-    file = tmp_path / "base.safetensors"
+def test_there_and_back(getkey, model, file, scheme):
     coded = quantize(model, scheme, target="table|conv|stack", block=4)
     save_quantized(coded, file)
     template = eqx.filter_eval_shape(Model, getkey())
@@ -59,8 +63,8 @@ def test_there_and_back(getkey, model, tmp_path, scheme):
         assert load_quantized(onto, file) == stored
 
 
-def test_loads_onto_a_mesh(getkey, tmp_path):
-    file, mesh = tmp_path / "base.safetensors", Mesh(np.array(jax.devices()[:2]), ("a",))
+def test_loads_onto_a_mesh(getkey, file):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("a",))
     layer = eqx.nn.Linear(8, 4, key=getkey())
     save_quantized(quantize(layer), file)
     placed = NamedSharding(mesh, PartitionSpec("a"))
@@ -72,8 +76,7 @@ def test_loads_onto_a_mesh(getkey, tmp_path):
         np.testing.assert_array_equal(loaded.weight.codes, quantize(layer).weight.codes)
 
 
-def test_models_that_cannot_be_written_or_do_not_fit_are_refused(getkey, model, tmp_path):
-    file = tmp_path / "base.safetensors"
+def test_models_that_cannot_be_written_or_do_not_fit_are_refused(getkey, model, file):
     for unfit, error, message in (
         (apply_lora(quantize(model), 2, key=getkey()), CheckpointError, "unwrap_lora"),
         (Net(model), SelectionError, "net.module"),
@@ -120,8 +123,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_a_flipped_bit_in_any_array_is_refused_and_named(model, tmp_path, scheme):
-    file = tmp_path / "base.safetensors"
+def test_a_flipped_bit_in_any_array_is_refused_and_named(model, file, scheme):
     save_quantized(quantize(model, scheme, target="conv|stack", block=4), file)
     whole = file.read_bytes()
     begin = 8 + int.from_bytes(whole[:8], "little")
@@ -136,30 +138,23 @@ def test_a_flipped_bit_in_any_array_is_refused_and_named(model, tmp_path, scheme
         assert repr(name) in str(caught.value)
 
 
-def test_a_file_without_checksums_loads_as_before(model, tmp_path):
-    file = tmp_path / "base.safetensors"
-    save_quantized(coded := quantize(model), file)
-    changed(file, lambda content, tensors: None)
-    assert load_quantized(model, file) == coded
-
-
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_files_are_refused(model, tmp_path, change):
-    file = tmp_path / "base.safetensors"
+def test_changed_files_are_refused(model, file, change):
     save_quantized(quantize(model), file)
     changed(file, CHANGES[change])
     with pytest.raises(CheckpointError, match=r"base\.safetensors"):
         load_quantized(model, file)
 
 
-def test_other_files_are_refused(model, tmp_path):
-    file = tmp_path / "base.safetensors"
+def test_a_file_without_checksums_loads_and_other_files_are_refused(model, file):
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_quantized(model, file)
     safetensors.numpy.save_file({"a": np.ones(1)}, file)
     with pytest.raises(CheckpointError, match="not a file of save_quantized"):
         load_quantized(model, file)
-    save_quantized(quantize(model), file)
+    save_quantized(coded := quantize(model), file)
+    changed(file, lambda content, tensors: None)  # as before
+    assert load_quantized(model, file) == coded
     content = file.read_bytes()
     for length in (0, 7, 100, len(content) - 1):
         file.write_bytes(content[:length])

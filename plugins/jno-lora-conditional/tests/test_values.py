@@ -1,14 +1,16 @@
-"""A value of the parameter for each example, and one that is known while a step is compiled."""
+"""Values of the parameter, for each example and known while a step is compiled; derivatives."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from foundax.architectures.fno import SpectralConv1d
+from jax.experimental.jet import jet
 
 from jno.lora import Net, extract_adapters, swap_adapters
 from jno.lora.extending import equations_in
-from jno_lora_conditional import Conditional, Indexed, Network, Powers, at
+from jno_lora_conditional import Conditional, Indexed, Network, Powers, at, merge
 from jno_lora_conditional.testing import trained_at_random
 
 BATCH, RANK, INPUTS, OUTPUTS = 7, 3, 16, 24
@@ -117,3 +119,28 @@ def test_directions_are_summed_for_a_known_value(basis, z, is_summed):
     y = step(conditional, x)
     assert seen == [is_summed]
     assert jnp.allclose(y, at(conditional, z)(x), atol=1e-5)
+
+
+def derivatives(u, x):
+    return {
+        "reverse over reverse": jax.jacrev(jax.grad(u))(x),
+        "forward over forward": jax.jacfwd(jax.jacfwd(u))(x),
+        "jet": jet(u, (x,), ((jnp.asarray((0.5, 1.0), x.dtype), 0 * x, 0 * x),)),
+    }
+
+
+def test_derivatives_by_the_inputs_are_the_merged_networks():
+    with jax.enable_x64(True):
+        model = eqx.nn.MLP(2, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))
+        net = Net(model, key=jax.random.key(1)).freeze().lora(2, 4.0, wrapper="adalora")
+        family = trained_at_random(Conditional(net, Powers(0.2, degree=2)))
+        x = jnp.array((0.3, -0.2))
+        ours = jax.jit(lambda z, x: derivatives(at(family, z), x))(0.7, x)
+        plain, start = (
+            eqx.filter_jit(derivatives)(merged, x) for merged in (merge(family, 0.7), model)
+        )
+        for kind in ours:
+            trees = (tree[kind] for tree in (ours, plain, start))
+            for left, right, before in zip(*map(jax.tree.leaves, trees), strict=True):
+                np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12, err_msg=kind)
+                assert np.max(np.abs(left - before)) > 1e-3, kind
