@@ -77,6 +77,7 @@ def test_the_axes_of_one_array(function, shape, expected):
 
 
 def test_arrays_that_are_no_product_say_why():
+    matrices = dict.fromkeys(("kernel", "masked", "mask", "selected"), (6, 8))
     rows = found(
         lambda p: (
             (X @ p["kernel"] + p["bias"][None]) * p["scale"][None]
@@ -84,14 +85,7 @@ def test_arrays_that_are_no_product_say_why():
             + X @ (p["masked"] * p["mask"])
             + X @ jnp.where(MASK, p["selected"], p["kernel"])
         ),
-        kernel=(6, 8),
-        bias=(8,),
-        scale=(8,),
-        positions=(9, 8),
-        masked=(6, 8),
-        mask=(6, 8),
-        selected=(6, 8),
-        unused=(3, 3),
+        **{**matrices, "bias": (8,), "scale": (8,), "positions": (9, 8), "unused": (3, 3)},
     )
     assert rows == {
         "bias": "one axis: a bias, or the scale of a norm",
