@@ -1,5 +1,6 @@
 """The study of physics: its equations, its schemes, its Jacobian, and a short form of the whole."""
 
+import foundax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,12 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     assert "Not run yet." in page
 
 
-def test_the_command_runs_the_operator_in_its_short_form():
+def test_the_command_runs_the_operator_in_its_short_form(monkeypatch):
+    def small(key):
+        sizes = {"n_layers": 1, "d_model": (darcy.N, darcy.N)}
+        return foundax.fno2d(3, 4, 3, norm=None, linear_conv=False, key=key, **sizes)
+
+    monkeypatch.setattr(darcy, "new_operator", small)
     main(["--quick", "--only", "darcy/conditional/energy"])
 
 

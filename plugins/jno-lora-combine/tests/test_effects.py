@@ -219,7 +219,8 @@ def test_pictures_that_have_little_or_nothing_to_show(effects, model, monkeypatc
         plot_adapters(model)
     with pytest.raises(SelectionError, match="cannot be merged: head"):
         plot_adapters(Net(model).lora(1, target="head", wrapper=Unmergeable).module)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "jno.lora._showing.plots")
     with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[plot\]"'):
         plot_adapters(effects)

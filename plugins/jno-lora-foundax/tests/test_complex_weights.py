@@ -7,9 +7,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 from foundax_cases import declared, perturbed, run_spectral
+from zoo_cases import check_kind
 
 from jno.lora import Net, adapter_effects, lora_report, merge_lora, unwrap_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora.testing import WrapperCase
 from jno_lora_foundax import CPSpectral, LoRASpectral, ModeWeights
 
 MODES, INPUTS, OUTPUTS = 4, 3, 5
@@ -60,8 +61,8 @@ def in_every_form(key):
     return ComplexSpectral(w), PairSpectral(re, im), PartsSpectral(parts)
 
 
-@parametrize_with_checks(
-    [
+def test_the_checks_of_the_kind():
+    check_kind(
         WrapperCase(
             OwnCP,
             base=complex_layer,
@@ -70,10 +71,7 @@ def in_every_form(key):
             call=run_spectral,
             parameters=2 * 2 * (INPUTS + OUTPUTS + MODES),
         )
-    ]
-)
-def test_conformance(check):
-    check()
+    )
 
 
 @pytest.mark.parametrize("cls", [OwnCP, OwnLoRA])

@@ -60,8 +60,7 @@ def test_conformance(check):
     check()
 
 
-# The other checks see the same in every adapter of this base class. docs/routed.md runs all of
-# them on a subclass of HydraLoRA.
+# The other checks see the same in every adapter of this base class.
 CHECKS = (
     *("contract", "identity-at-init", "adapter-acts", "parameter-count", "trainable-fields"),
     *("state-round-trip", "gradients", "stacked-layers", "shared-arrays"),
