@@ -7,10 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 from foundax_cases import declared, perturbed, run_spectral
-from zoo_cases import check_kind
 
 from jno.lora import Net, adapter_effects, lora_report, merge_lora, unwrap_lora
-from jno.lora.testing import WrapperCase
+from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_foundax import CPSpectral, LoRASpectral, ModeWeights
 
 MODES, INPUTS, OUTPUTS = 4, 3, 5
@@ -61,8 +60,8 @@ def in_every_form(key):
     return ComplexSpectral(w), PairSpectral(re, im), PartsSpectral(parts)
 
 
-def test_the_checks_of_the_kind():
-    check_kind(
+@parametrize_with_checks(
+    [
         WrapperCase(
             OwnCP,
             base=complex_layer,
@@ -71,7 +70,10 @@ def test_the_checks_of_the_kind():
             call=run_spectral,
             parameters=2 * 2 * (INPUTS + OUTPUTS + MODES),
         )
-    )
+    ]
+)
+def test_conformance(check):
+    check()
 
 
 @pytest.mark.parametrize("cls", [OwnCP, OwnLoRA])
