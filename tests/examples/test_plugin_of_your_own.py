@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tomllib
 
+from tests.pairs import ALL
+
 PLUGIN = pathlib.Path(__file__).parents[2] / "examples" / "plugin_of_your_own"
 
 
@@ -23,8 +25,10 @@ def test_its_own_tests_pass_where_it_is_installed(tmp_path):
 
     # A process of its own, as an author has it: without the settings of this suite.
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    chosen = [] if ALL else ["-k", "not SVFTConv"]  # the whole kit runs on one of two layers
+    pytest = ["pytest", "-q", f"--rootdir={PLUGIN}", f"-c{os.devnull}", *chosen, PLUGIN]
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"--rootdir={PLUGIN}", f"-c{os.devnull}", PLUGIN],
+        [sys.executable, "-m", *pytest],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,

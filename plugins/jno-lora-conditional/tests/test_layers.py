@@ -133,7 +133,7 @@ ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRA
 ROUNDED_CALL = {"DoRA"}
 
 # One method of each way to start, to move and to be refused; `make test-all` runs all methods.
-CHOSEN = ("LoRA", "AdaLoRA", "OFT", "EVA", "PiSSA", "HRA", "DoRA", *REFUSED)
+CHOSEN = ("LoRA", "OFT", "EVA", "PiSSA", "DoRA", *REFUSED)
 RUN = [method for method in METHODS if ALL or method.__name__ in CHOSEN]
 
 
