@@ -1,17 +1,22 @@
-"""The examples run, loaded as the scripts that they are, and give the numbers of the README.
+"""The examples run, loaded as the scripts that they are, and give the numbers of the README."""
 
-`test_training_loop.py` and `test_plugin_of_your_own.py` start processes.
-"""
-
+import os
 import pathlib
 import re
+import subprocess
+import sys
+import tomllib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.pairs import ALL
 
+from jno.lora import Net
 from jno.lora.testing import messages, run_checks, standard_cases
 
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -89,3 +94,76 @@ def test_serve_many(example, capsys):
     assert (requests, wrong) == (64, 0)
     assert 32 < answered <= requests
     assert "0 answers are wrong" in capsys.readouterr().out
+
+
+LINE = re.compile(r"step (\d+): (\S+)")
+
+
+def losses_of(lines):
+    return {int(found[1]): found[2] for found in map(LINE.match, lines) if found}
+
+
+def killed_at(step, example, folder):
+    """The losses by step that a process prints before `kill -9` ends it."""
+    lines = []
+    command = [sys.executable, example.__file__, str(folder)]
+    # It could leave a program half written in the folder that later tests read.
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(f"step {step}:"):
+                process.kill()
+                break
+    assert process.returncode != 0
+    return losses_of(lines)
+
+
+def test_training_loop(example, tmp_path, capsys):
+    """A killed run goes on with the same losses and the best adapters."""
+    net = example.main(tmp_path / "whole")
+    printed = capsys.readouterr().out
+    whole = losses_of(printed.splitlines())
+    assert len(whole) > 100
+    first = killed_at(70, example, tmp_path / "killed")
+    example.main(tmp_path / "killed")
+    second = losses_of(capsys.readouterr().out.splitlines())
+    assert min(second) == 60  # the last evaluation
+    assert first | second == whole
+    files = [tmp_path / name / "adapters.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    # The best adapters are the adapters of the best evaluation.
+    best = re.search(r"held out: (\S+)", printed)[1]
+    x, y = example.data(1, 256)
+    assert f"{np.mean((jax.vmap(net.module)(x) - y) ** 2):.4f}" == best
+    start = example.eqx.nn.MLP(4, 2, 32, 2, key=jax.random.key(0))
+    loaded = Net(start).load_adapters(files[0])
+    np.testing.assert_array_equal(jax.vmap(loaded.module)(x), jax.vmap(net.module)(x))
+
+
+def test_plugin_of_your_own(tmp_path):
+    """Its own tests pass where it is installed as a distribution of its own."""
+    plugin = EXAMPLES / "plugin_of_your_own"
+    project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
+    name, version = project["name"], project["version"]
+    info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    entries = project["entry-points"]["jno.lora"]
+    lines = [f"{entry} = {module}" for entry, module in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[jno.lora]", *lines, ""]))
+    for module in entries.values():
+        (tmp_path / f"{module}.py").write_text((plugin / f"{module}.py").read_text())
+
+    # A process of its own, as an author has it: without the settings of this suite.
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    chosen = [] if ALL else ["-k", "not SVFTConv"]  # the whole kit runs on one of two layers
+    words = ["pytest", "-q", f"--rootdir={plugin}", f"-c{os.devnull}", *chosen, plugin]
+    found = subprocess.run(
+        [sys.executable, "-m", *words],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout
+    assert " skipped" not in found.stdout
