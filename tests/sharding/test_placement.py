@@ -123,20 +123,6 @@ def load(wrapper, plain):
     return restored_layer(type(wrapper), plain, state, wrapper.rank, wrapper.alpha)
 
 
-def test_a_half_precision_base_has_float32_adapters_on_the_mesh():
-    half = jax.tree.map(
-        lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, base(Small, "2d")
-    )
-    model = apply_lora(half, 4, 8.0, key=jax.random.key(1), wrapper="dora")
-    for path in ("up", "down"):
-        wrapper = getattr(model, path)
-        assert {str(array.dtype) for array in wrapper.state().values()} == {"float32"}
-        assert_lies_as_its_base(wrapper, mesh_of("2d"))
-    merged = merge_lora(model)
-    assert_same_sharding(merged, half)
-    assert merged.up.weight.dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize(("method", "is_set"), [("DoRA", False), ("PiSSA", True), ("LoKr", True)])
 def test_meshes_with_explicit_axes(method, is_set):
     # `jax.make_mesh` of newer versions of JAX makes such axes by default.

@@ -124,21 +124,6 @@ def test_files_of_adapters_load_both_ways(getkey, tmp_path, saved_from, loaded_i
             load_adapters(quantize(other), file)
 
 
-def test_stacks_under_adapters(getkey):
-    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
-    stack = quantize(make(jr.split(getkey(), 3)))
-    adapted = moved(apply_lora(stack, 2, key=getkey()))
-    assert adapted.lora_A.shape == (3, 2, 6)
-
-    def run(stack, x):
-        dynamic, static = eqx.partition(stack, eqx.is_array)
-        return jax.lax.scan(lambda h, one: (eqx.combine(one, static)(h), None), x, dynamic)[0]
-
-    x = jr.normal(getkey(), (6,))
-    close(run(adapted, x), run(dequantize(adapted), x))
-    close(run(merge_lora(dequantize(adapted)), x), run(adapted, x))
-
-
 class Scaled(eqx.nn.Linear):
     """A look-alike."""
 
