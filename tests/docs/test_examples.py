@@ -88,11 +88,8 @@ def check(adapter, checks):
     assert not failed, "\n\n".join(messages(failed))
 
 
-def test_the_pages_have_code():
+def test_the_pages_have_code_and_notebooks_are_stored_without_outputs():
     assert sum(len(blocks_of(page)) for page in PAGES) > 8
-
-
-def test_notebooks_are_stored_without_outputs():
     # The site runs them when it is built.
     for notebook in (ROOT / "docs").glob("**/*.ipynb"):
         cells = json.loads(notebook.read_text())["cells"]

@@ -16,7 +16,7 @@ from studies.equivariant._crystals import FCC, Crystal, padded
 from studies.equivariant._force_field import ForceField, energy_and_forces
 from studies.equivariant._frames import alloys
 from studies.equivariant._pretraining import CUTOFF, TYPES, graphs_of
-from studies.equivariant._runs import KEY, NONE, QUICK, RESULTS, read, run
+from studies.equivariant._runs import KEY, NONE, QUICK, read, run
 from studies.equivariant._teacher import COPPER, GOLD, labels
 
 from .conftest import killed, once
@@ -87,10 +87,3 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     )
     page = _report.write_page(file, tmp_path).read_text()
     assert "open: runs are missing" in page
-
-
-def test_the_page_shows_the_stored_results(tmp_path):
-    page = _report.DOCS / "equivariant-study.md"
-    (tmp_path / "equivariant-study.md").write_text(page.read_text())
-    # If not: `python -m studies.equivariant --report`.
-    assert _report.write_page(RESULTS, tmp_path).read_text() == page.read_text()

@@ -9,7 +9,7 @@ from studies._records import read
 from studies.physics import _darcy as darcy, _report
 from studies.physics.__main__ import main
 from studies.physics._equations import EQUATIONS
-from studies.physics._runs import RESULTS, run
+from studies.physics._runs import run
 from studies.physics._solvers import plain_vector, vector
 from studies.physics._tasks import QUICK
 from studies.physics._ways import WAYS, new_network, residual_of
@@ -109,10 +109,3 @@ def test_the_command_runs_the_operator_in_its_short_form(monkeypatch):
 
     monkeypatch.setattr(darcy, "new_operator", small)
     main(["--quick", "--only", "darcy/conditional/energy"])
-
-
-def test_the_page_shows_the_stored_results(tmp_path):
-    page = _report.DOCS / "physics.md"
-    (tmp_path / "physics.md").write_text(page.read_text())
-    # If not: `python -m studies.physics --report`.
-    assert _report.write_page(RESULTS, tmp_path).read_text() == page.read_text()

@@ -88,19 +88,16 @@ def test_frozen_arrays_stay_and_adapters_train(net):
     assert all(jnp.any(x != 0) for x in jax.tree.leaves(gradient))
 
 
-def test_plain_has_the_structure_of_the_parameters(net):
+def test_plain_has_the_structure_of_the_parameters_and_a_file_restores_the_adapters(net, tmp_path):
+    net.save_adapters(tmp_path / "adapters.safetensors")
+    other = Net(declare(params(), AXES)).load_adapters(tmp_path / "adapters.safetensors")
+    assert eqx.tree_equal(other.module, net.module)
     bare = plain(net.module)
     assert jax.tree.structure(bare) == jax.tree.structure(params())
     assert jnp.allclose(apply(bare, IDS), through(apply)(net.module, IDS), rtol=1e-4, atol=1e-3)
     undone = plain(Net(declare(params(), AXES)).module)
     assert eqx.tree_equal(undone, params())
     assert eqx.tree_equal(plain(Net(net.module).unwrap().module), params())
-
-
-def test_a_file_restores_the_adapters(net, tmp_path):
-    net.save_adapters(tmp_path / "adapters.safetensors")
-    other = Net(declare(params(), AXES)).load_adapters(tmp_path / "adapters.safetensors")
-    assert eqx.tree_equal(other.module, net.module)
 
 
 @pytest.mark.parametrize("axes", ["ioo", "iio", "oio", "sio", "ios", "iso", "soi", "oei"])

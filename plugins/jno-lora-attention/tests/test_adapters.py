@@ -75,6 +75,10 @@ def test_queries_and_values_by_default_each_with_a_key_of_its_own(small):
     assert more.projections == "qkvo"
     np.testing.assert_array_equal(wrapper.lora_A["v"], more.lora_A["v"])
     assert not np.allclose(more.lora_A["q"], more.lora_A["k"])
+    for projections in ("", "qq", "query"):
+        options = {"projections": projections}
+        with pytest.raises(WrapperError, match=r'at \'0/a\'.*distinct letters out of "qkvo"'):
+            apply_lora([{"a": small}], 2, key=KEY, wrapper=LoRAAttention, options=options)
     # The rank is what the smallest projection allows.
     layer = eqx.nn.MultiheadAttention(2, 8, qk_size=1, output_size=3, key=KEY)
     assert LoRAAttention(layer, 9, 1.0, key=KEY, projections="v").rank == 8
@@ -85,13 +89,6 @@ def test_queries_and_values_by_default_each_with_a_key_of_its_own(small):
     assert (moved.num_heads, moved.qk_size, moved.dropout.p) == (2, 4, 0.0)
     np.testing.assert_array_equal(moved.query_proj.weight, moved.merge().query_proj.weight)
     assert not np.allclose(moved.query_proj.weight, small.query_proj.weight, atol=1e-2)
-
-
-def test_other_letters_are_refused(small):
-    for projections in ("", "qq", "query"):
-        options = {"projections": projections}
-        with pytest.raises(WrapperError, match=r'at \'0/a\'.*distinct letters out of "qkvo"'):
-            apply_lora([{"a": small}], 2, key=KEY, wrapper=LoRAAttention, options=options)
 
 
 def test_a_state_remembers_the_projections_and_must_fit(small):

@@ -116,6 +116,12 @@ def test_exact_methods_add_up_ranks_as_far_as_the_matrix_allows(sets):
     four = combine([sets[0]] * 4, [1.0] * 4, "cat")["linear"]
     assert four.rank == 4 and four.state["lora_A"].shape == (4, 5)
     assert relative(update(four), 4 * update(sets[0]["linear"])) < 3e-6
+    # The combined set goes into a model.
+    model, x = layers(), jnp.arange(5.0)
+    adapted = swap_adapters(model, combine(sets, WEIGHTS))["linear"]
+    expected = np.asarray(model["linear"](x)) + sum(weighted(sets, "linear")) @ np.asarray(x)
+    assert np.allclose(adapted(x), expected, rtol=1e-5, atol=1e-5)
+    assert type(adapted).__name__ == "LoRALinear"
 
 
 def test_a_cut_is_the_nearest_update_of_that_rank_and_its_error_is_told(sets):
@@ -144,14 +150,6 @@ def test_the_former_argument_report_warns_and_gives_the_same_pair(sets):
     assert eqx.tree_equal(former, combine_with_report(sets, WEIGHTS, "svd", rank=2))
     combined = combine(sets, WEIGHTS, "svd", rank=2, report=False)
     assert eqx.tree_equal(combined, former[0])
-
-
-def test_the_combined_set_goes_into_a_model(sets):
-    model, x = layers(), jnp.arange(5.0)
-    adapted = swap_adapters(model, combine(sets, WEIGHTS))["linear"]
-    expected = np.asarray(model["linear"](x)) + sum(weighted(sets, "linear")) @ np.asarray(x)
-    assert np.allclose(adapted(x), expected, rtol=1e-5, atol=1e-5)
-    assert type(adapted).__name__ == "LoRALinear"
 
 
 def test_weights_and_adapters_may_be_traced(sets):
