@@ -11,11 +11,6 @@ from benchmarks.sides.jax_physicsnemo import Operator
 from jno.lora import lora_report
 
 
-@pytest.fixture(scope="module")
-def operator():
-    return Operator(jax.random.key(0), width=4, modes=3, layers=2)
-
-
 def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
@@ -44,14 +39,12 @@ def physicsnemo(state, field):
     return dense("decoder_net.final_layer.linear", h)[0]
 
 
-def test_the_operator_is_physicsnemos_function_of_its_state(operator):
+def test_the_operator_is_physicsnemos_function_of_its_state():
+    operator = Operator(jax.random.key(0), width=4, modes=3, layers=2)
     field = np.sin(np.arange(8, dtype=np.float32))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         ours = operator(field)
     np.testing.assert_allclose(ours, physicsnemo(operator.state(), field), atol=1e-6)
-
-
-def test_a_method_adapts_the_layers_of_its_row(operator):
     rows = {row.path: row for row in lora_report(adapted(operator, 0, "lora 1, cp 4").module).rows}
     assert len(rows) == 9 and rows["decoder/0"].rank == 1
 

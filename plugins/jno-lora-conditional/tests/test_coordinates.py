@@ -36,18 +36,15 @@ def test_powers_in_a_coordinate(coordinate):
     assert basis.log == (coordinate == "log")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fact"),
-    [
+def test_a_coordinate_that_the_source_lacks_is_refused():
+    for arguments, fact in (
         ({"coordinate": "exp"}, "'sqrt'"),
         ({"log": True, "coordinate": "sqrt"}, "log=True"),
         ({"source": -1.0, "coordinate": "log"}, "source"),
         ({"source": 0.0, "coordinate": "1/z"}, "source"),
-    ],
-)
-def test_a_coordinate_that_the_source_lacks_is_refused(arguments, fact):
-    with pytest.raises(SelectionError, match=fact):
-        Powers(**{"source": 1.0, **arguments})
+    ):
+        with pytest.raises(SelectionError, match=fact):
+            Powers(**{"source": 1.0, **arguments})
     with pytest.raises(SelectionError, match="non-negative parameters, but `z` is -2"):
         Powers(source=1.0, coordinate="sqrt")(-2.0)
 
@@ -106,17 +103,14 @@ def test_errors_that_do_not_grow_recommend_nothing():
     assert choose_coordinate(None, lambda _, e: e, tiny, source=1e-9).best == "log"
 
 
-@pytest.mark.parametrize(
-    ("data", "fact"),
-    [
+def test_data_that_cannot_tell_are_refused():
+    for data, fact in (
         ({0.06: 1.0, 0.03: 2.0}, "of the source 0.1"),
         ({0.1: 0.1, 0.03: 2.0}, "two other values"),
         ({0.1: 0.1, 0.03: np.nan, 0.06: 1.0}, "must give numbers"),
-    ],
-)
-def test_data_that_cannot_tell_are_refused(data, fact):
-    with pytest.raises(SelectionError, match=fact):
-        choose_coordinate(None, lambda _, e: e, data, source=0.1)
+    ):
+        with pytest.raises(SelectionError, match=fact):
+            choose_coordinate(None, lambda _, e: e, data, source=0.1)
 
 
 def test_fit_steps_in_a_coordinate():
