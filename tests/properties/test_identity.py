@@ -13,7 +13,6 @@ from hypothesis import given, strategies as st
 
 from jno.lora import (
     Net,
-    WrapperError,
     apply_lora,
     load_adapters,
     merge_lora,
@@ -23,7 +22,7 @@ from jno.lora import (
 
 from .calling import output_of
 from .naive import arrays_of, nodes_below
-from .random_calls import ATTENTION, BY_METHOD, EXACT, PREFIX, SPLITTING, WITH_OPTIONS, Adapters
+from .random_calls import ATTENTION, BY_METHOD, EXACT, SPLITTING, WITH_OPTIONS, Adapters
 from .random_models import examples, layer, models
 from .trees import adapters, assert_close, moved, owner, same, trained
 
@@ -136,13 +135,3 @@ def test_training_can_be_saved_and_undone(case, key, seed, file):
         rng = np.random.default_rng(seed)
         net.update(jax.tree.map(functools.partial(moved, rng=rng), net.partition()[0]))
         assert same(net.unwrap().module, model)
-
-
-@examples(5)
-@given(part=MODELS, key=KEYS, seed=SEEDS)
-def test_a_prefix_cannot_be_merged_and_leaves_no_trace(part, key, seed):
-    model = {"part": part, "unit": layer("attention", np.random.default_rng(0))}
-    one = trained(adapted(model, PREFIX, key), seed)
-    with pytest.raises(WrapperError, match="no plain MultiheadAttention computes the same"):
-        merge_lora(one)
-    assert same(unwrap_lora(one), model)

@@ -17,8 +17,7 @@ from jno.lora import (
     swap_adapters,
 )
 
-METHODS = ("lora", "dora", "pissa", "vera", "ia3", "lokr", "oft")
-SCALED = ("lora", "dora", "vera", "lokr")
+METHODS = ("lora", "dora", "pissa", "vera", "oft")
 
 
 class Step:
@@ -81,7 +80,7 @@ def test_seeds_bases_and_trained_values_share_one_trace(variant):
         assert step(moved(first))[0] != step(other)[0]
 
 
-@pytest.mark.parametrize("variant", SCALED)
+@pytest.mark.parametrize("variant", ["lora", "lokr"])
 def test_a_sweep_of_multipliers_is_one_trace(variant):
     step = Step()
     model = moved(adapted(variant, 1, multiplier=0.5))

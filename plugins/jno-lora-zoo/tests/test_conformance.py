@@ -1,12 +1,11 @@
 """Every adapter of the zoo keeps every promise, as the kit checks it."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import pytest
-from tests.pairs import ALL, methods_on, pairwise
+from tests.pairs import ALL, methods_on
 from zoo_cases import (
     ALL_METHODS,
     OF_THE_KIND,
@@ -29,7 +28,6 @@ from jno.lora.testing import (
     WrapperCase,
     cyclic_shift,
     parametrize_with_checks,
-    standard_cases,
 )
 
 RANK = 3
@@ -185,27 +183,6 @@ def law_of(method):
     return law
 
 
-def further_linear_cases(method):
-    """Layers of other shapes, for the checks that compare values."""
-    _, *further = standard_cases(
-        getattr(jno_lora_zoo, f"{method}Linear"),
-        ["Linear"],
-        parameters=lambda layer, rank: parameter_count(method, rank, *layer.weight.shape),
-    )
-    return [dataclasses.replace(case, options=OPTIONS.get(method, {})) for case in further]
-
-
-def ends_of(method):
-    """The first and the last row of a table, by positive and negative indices."""
-    _, ends = standard_cases(getattr(jno_lora_zoo, f"{method}Embedding"))
-    return dataclasses.replace(ends, options=OPTIONS.get(method, {}))
-
-
-FURTHER = {
-    (method, str(case).split("-")[-1]): case
-    for method in ALL_METHODS
-    for case in further_linear_cases(method)
-}
 CASES = [
     *(case(method, LINEAR) for method in WHOLE_ON_LINEAR),
     *(
@@ -214,17 +191,11 @@ CASES = [
         if method not in WHOLE_ON_LINEAR
     ),
     *(
-        case(
-            method,
-            layer,
-            ("*",) if ALL or kind in WHOLE_KINDS else OF_THE_LAYER,
-        )
+        case(method, layer, ("*",) if ALL or kind in WHOLE_KINDS else OF_THE_LAYER)
         for kind, (layer, _) in KINDS.items()
         for method in WHOLE_KIT
     ),
     *(case(method, CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", WAYS)),
-    *(FURTHER[pair] for pair in pairwise(FURTHER)),
-    *map(ends_of, methods_on("Embedding")),
 ]
 
 

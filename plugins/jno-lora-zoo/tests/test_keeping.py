@@ -15,7 +15,6 @@ from jno.lora import (
     disabled,
     extract_adapters,
     merge_lora,
-    split_adapters,
     sum_adapters,
 )
 
@@ -66,12 +65,3 @@ def test_the_base_and_a_sum_with_lora(method, lora):
         expected = W + sum(w * (end - W) for w, end in zip(WEIGHTS.values(), ends, strict=True))
         assert_close(getattr(merged, name), expected, 2e-6)
     assert_close(y, y_merged, 5e-6)
-
-
-def test_a_sum_gives_its_sets_back():
-    sets = {"a": extract_adapters(adapted("PiSSA")), "b": extract_adapters(adapted("DoRA"))}
-    back = split_adapters(sum_adapters(BASE, sets, train=["b"]))
-    assert eqx.tree_equal(back, sets)
-    rotations = {"a": extract_adapters(adapted("OFT")), "b": extract_adapters(adapted("HRA"))}
-    with pytest.raises(SelectionError, match=r"'a' \(OFTLinear\) and 'b' \(HRALinear\) rotate"):
-        sum_adapters(BASE, rotations)

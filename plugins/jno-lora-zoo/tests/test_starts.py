@@ -55,27 +55,6 @@ def test_kron_a_is_normal_with_variance_one_over_rank_and_kron_b_is_zero():
     assert not np.any(wrapper.kron_B)
 
 
-@adapters("DoRA", linear=("plain", "one_output"), conv=("plain", "groups", "duck"))
-def test_doras_magnitudes_start_as_the_row_norms(adapter, base):
-    norms = np.linalg.norm(base.matrix(), axis=1)
-    assert_close(build(adapter, base).magnitude, norms, 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("method", "starts"),
-    [
-        ("IA3", {"scale": 1}),
-        ("OFT", {"Q_blocks": 0}),
-        ("VeRA", {"b": 0, "d": 1}),
-        ("LoRAXS", {"R": 0}),
-    ],
-)
-def test_scales_start_at_one_and_updates_at_zero(method, starts):
-    wrapper = build(Adapter(method, "Linear"), PLAIN)
-    for name, value in starts.items():
-        assert np.all(np.asarray(getattr(wrapper, name)) == value)
-
-
 def started(adapter, base=PLAIN, **options):
     """The adapter in double precision, its arrays by name, the base's matrix, and the scale."""
     adapter = Adapter(adapter, "Linear") if isinstance(adapter, str) else adapter
