@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.core.toys import ToyScale
+from tests.core.toys import Block, ToyBlock, ToyScale
 
 import jno.lora
 import jno_lora_zoo
@@ -83,6 +83,11 @@ def test_every_method_is_a_variant_of_its_layers_and_another_one_inside_a_norm()
 
 SCRIPT = """
     import json, sys
+    def made():
+        classes = [jno.lora.LoRAWrapper]
+        for cls in classes:
+            classes += cls.__subclasses__()
+        return sorted(c.__name__ for c in classes if c.__module__ == "jno_lora_zoo.adapters")
     def loaded():
         names = {m.split(".")[0] for m in sys.modules}
         return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
@@ -95,7 +100,9 @@ SCRIPT = """
     steps["Net"] = loaded()
     net.lora(1)
     steps["lora"] = loaded()
-    from jno.lora import DoRALinear
+    steps["made by lora"] = made()
+    from jno.lora import OFTConv
+    steps["made by name"] = made()
     steps["name"] = loaded()
     dir(jno.lora)
     steps["dir"] = loaded()
@@ -112,6 +119,9 @@ def test_the_zoo_alone_is_imported_and_only_when_an_adapter_is_asked_for():
     assert steps["import"] == steps["Net"] == []
     for step in ("lora", "name", "dir"):
         assert steps[step] == ["importlib_metadata", "jno_lora_zoo"]
+    # A class of the zoo is made when it is named.
+    assert steps["made by lora"] == ["LoRAConv", "LoRALinear"]
+    assert steps["made by name"] == ["LoRAConv", "LoRALinear", "OFTConv"]
 
 
 class Undeclared(eqx.Module):
@@ -170,3 +180,16 @@ def test_registered_layers_bring_adapters_for_calls_that_name_none(getkey, cls):
     assert [row.path for row in plan_lora(model, 1, wrapper=jno_lora_zoo.LoRALinear).wrapped] == [
         "plain"
     ]
+
+
+def test_a_container_claimed_by_auto_hides_no_layer_of_the_defaults(getkey):
+    class AutoBlock(ToyBlock):
+        auto = True
+
+    registry = Registry()
+    registry.register(AutoBlock)
+    plan = plan_lora(Block(2, key=getkey()), 1, wrapper="auto", registry=registry)
+    assert {row.path: row.wrapper for row in plan.wrapped} == {
+        "up": jno_lora_zoo.LoRALinear,
+        "down": jno_lora_zoo.LoRALinear,
+    }

@@ -5,17 +5,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import pytest
-from tests.pairs import ALL, methods_on
+from tests.pairs import ALL
 from zoo_cases import (
     ALL_METHODS,
     OF_THE_KIND,
     OPTIONS,
     SAME_BUT,
-    WAYS,
     WHOLE_KIT,
     check_kind,
     fields_of,
-    kind_only,
     parameter_count,
     reference,
 )
@@ -127,27 +125,24 @@ KINDS = {
     "Embedding": (TABLE, TABLE),
     "Recurrent": (GRU, GRU),
 }
-# Where another layer of a kind differs: it pads in another way, and has no bias.
+# What the kind of layer, or its way of padding, has a part in.
 OF_THE_LAYER = (
     *OF_THE_KIND,
-    *("merge-restores-form", "reads-like-the-layer", "special-inputs"),
+    *("merge-restores-form", "reads-like-the-layer", "special-inputs", "subclass*"),
     *("jit", "vmap", "output-dtype", "partition-specs", "sharding"),
 )
-
-
-# These run the whole kit on linear layers: one of each way to use a layer, and the methods whose
-# `forward` has a rule for derivatives, or operations that Taylor mode knows badly.
-WHOLE_ON_LINEAR = ALL_METHODS if ALL else (*WAYS, "HRA", "SHiRA", "DEFT", "TiedLoRA", "CorDA")
-# A transposed convolution is a kernel as well, and a cell is called with the merged weights.
-WHOLE_KINDS = ("Conv", "InNorm", "Embedding")
-# Where the other methods differ: in their arrays and their law.
+# These run the whole kit on linear layers: a product of two factors, the norms of the rows, a
+# rotation, and the methods whose `forward` has a rule for derivatives, or operations that Taylor
+# mode knows badly.
+WHOLE_ON_LINEAR = ALL_METHODS if ALL else ("LoRA", "DoRA", "VeRA", "OFT", "HRA", "SHiRA", "DEFT")
+# Where the other methods differ: in their arrays and their law. `test_oracles.py` has their values
+# and gradients, in double precision.
 OF_THE_METHOD = (
     *("contract", "key-forms", "trainable-fields", "no-shared-buffers", "partition-specs"),
-    *("parameter-count", "identity-at-init", "adapter-acts", "merge-equals-call", "law", "ranks"),
-    *("alpha", "special-inputs", "unwrap-restores", "state-round-trip", "state-size"),
-    *("gradients", "merge-gradients", "stacked-layers", "eval-shape", "no-lapack-in-step"),
-    *("double-precision", "trained-in-half-precision", "adapter-dtype", "low-rank-*"),
-    *("factor-sides", "penalty", "rank-gate", "shared-arrays", "poor-statistics", "matrix"),
+    *("law", "ranks", "special-inputs", "unwrap-restores", "state-round-trip", "state-size"),
+    *("stacked-layers", "eval-shape", "no-lapack-in-step", "trained-in-half-precision"),
+    *("low-rank-*", "factor-sides", "penalty", "rank-gate", "matrix"),
+    *("shared-arrays", "poor-statistics", "calibration"),
 )
 
 
@@ -191,11 +186,11 @@ CASES = [
         if method not in WHOLE_ON_LINEAR
     ),
     *(
-        case(method, layer, ("*",) if ALL or kind in WHOLE_KINDS else OF_THE_LAYER)
+        case(method, layer, ("*",) if ALL or kind == "Conv" else OF_THE_LAYER)
         for kind, (layer, _) in KINDS.items()
         for method in WHOLE_KIT
     ),
-    *(case(method, CIRCULAR, OF_THE_LAYER) for method in methods_on("Conv", WAYS)),
+    case("DoRA", CIRCULAR, OF_THE_LAYER),
 ]
 
 
@@ -204,8 +199,10 @@ def test_conformance(check):
     check()
 
 
+# Another structure than DoRA's, and a start from data.
+MORE = [method for method in ALL_METHODS if method not in WHOLE_KIT] if ALL else ("LoRA", "CorDA")
 OTHERS = [
-    *((layer, method) for kind, (_, layer) in KINDS.items() for method in kind_only(kind)),
+    *((layer, method) for _, layer in KINDS.values() for method in MORE),
     # The LSTM's pair of states, and the missing bias, do not depend on the method.
     *((LSTM, method) for method in ("LoRA", "DoRA")),
 ]

@@ -96,9 +96,12 @@ def test_a_net_keeps_it_for_each_name():
         net.deactivate().lora(2, wrapper="lora", options=p).add_adapter(name)
         net.update(perturb(net.partition()[0]))
 
+    @eqx.filter_jit
+    def spread_of(model):
+        return jax.vmap(lambda key: model(jnp.ones(6), key=key))(keys).std(0).max()
+
     def spread():
-        model = net.module
-        return float(jax.vmap(lambda key: model(jnp.ones(6), key=key))(keys).std(0).max())
+        return float(spread_of(net.module))
 
     spreads = {name: net.activate(name) and spread() for name in ("a", "b", "c")}
     assert spreads["a"] > 0.01 and spreads["b"] < 1e-5 and spreads["c"] > 0.01

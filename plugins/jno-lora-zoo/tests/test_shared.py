@@ -28,6 +28,7 @@ def adapted(variant, model=None, rank=3, **options):
     return apply_lora(model, rank, key=jax.random.key(1), wrapper=variant, options=options)
 
 
+@eqx.filter_jit
 def run(model):
     return jax.vmap(resolve(model))(X)
 

@@ -10,7 +10,7 @@ import jno_lora_zoo
 from jno_lora_zoo._svd import largest, smallest
 
 KEY = jax.random.key(5)
-N = 320
+N = 160
 
 
 def matrix(spectrum, shape=(N, N)):

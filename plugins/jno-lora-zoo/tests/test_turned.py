@@ -53,7 +53,7 @@ def check(wrapper, W=None):
     assert_close(matrix_of(merged_and_outputs(filled, x)[0]), matrix_of(merged), 1e-7)
 
 
-@pytest.mark.parametrize(("terms", "inputs"), [(2, 6), (3, 6), (4, 6), (5, 7), (8, 6)])
+@pytest.mark.parametrize(("terms", "inputs"), [(2, 6), (3, 6), (4, 6), (5, 7)])
 def test_the_series_of_the_rotation_is_cut_as_in_peft(terms, inputs):
     wrapper = trained(zoo.OFTInLinear, linear(inputs, 4), 3, terms=terms)
     R = np.zeros((9, 9))
@@ -133,7 +133,7 @@ def test_an_odd_number_of_reflections_has_a_partner_that_reflects_nothing():
 
 @pytest.mark.parametrize(
     ("inputs", "rank", "factors"),
-    [(16, 4, 1), (16, 4, 3), (13, 3, 1), (13, 4, 2), (13, 2, 3), (13, 4, 3)],
+    [(16, 4, 3), (13, 3, 1), (13, 4, 2), (13, 2, 3)],
 )
 def test_a_butterfly_has_as_many_factors_as_told(inputs, rank, factors):
     wrapper = trained(zoo.BOFTLinear, linear(inputs, 5), rank, factors=factors)
@@ -231,8 +231,9 @@ def test_a_step_of_a_linear_layer_builds_no_adapted_weight(method):
 OFT, LOKR = Adapter("OFT", "Linear"), Adapter("LoKr", "Linear")
 
 
-@pytest.mark.parametrize("size", [1.0, 1000.0])
-@pytest.mark.parametrize(("out", "rank"), [(8, 4), (7, 3), (7, 5), (3, 9), (37, 16)])
+@pytest.mark.parametrize(
+    ("out", "rank", "size"), [(8, 4, 1.0), (7, 5, 1000.0), (3, 9, 1.0), (37, 16, 1000.0)]
+)
 def test_the_blocks_are_rotations(out, rank, size):
     identity = eqx.tree_at(lambda m: m.weight, linear(out, out), jnp.eye(out))
     R = matrix_of(perturb(build(OFT, identity, rank=rank), size).merge())
@@ -260,9 +261,7 @@ def test_a_rank_of_one_is_refused_where_nothing_could_train():
     assert build(OFT, linear(2, 1), rank=1).Q_blocks.shape == (1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("out", "inputs", "rank"), [(8, 6, 2), (8, 7, 3), (7, 9, 4), (6, 5, 5), (5, 12, 1)]
-)
+@pytest.mark.parametrize(("out", "inputs", "rank"), [(8, 7, 3), (7, 9, 4), (6, 5, 5), (5, 12, 1)])
 def test_the_product_of_lokr_is_cut_to_the_weight_and_never_formed_in_a_step(out, inputs, rank):
     wrapper = perturb(build(LOKR, linear(inputs, out), rank=rank))
     x = jnp.linspace(-1, 1, inputs)

@@ -275,14 +275,21 @@ def test_members_lie_on_the_mesh_of_their_layer():
     assert alone.lora_B.sharding.spec == PartitionSpec("m", None)
 
 
-def test_a_member_that_replaces_the_weight_is_an_adapter_of_the_layer():
-    pissa = set_of("pissa", 3)
-    summed = sum_adapters(MODEL, {"p": pissa, "a": A})
-    W = by_hand({"p": pissa, "a": A}, {"p": 1.0, "a": 1.0})["x"]
-    np.testing.assert_allclose(summed["x"](V), W @ np.asarray(V) + LAYER.bias, atol=1e-5)
-    alone = swap_adapters(MODEL, pissa)["x"]
-    np.testing.assert_allclose(summed["x"].member("p")(V), alone(V), atol=1e-5)
-    assert eqx.tree_equal(split_adapters(summed)["p"], pissa)
+# They replace the weight, rotate it, or change the bias too.
+@pytest.mark.parametrize("method", ["pissa", "oft", "road"])
+def test_a_member_of_any_method_is_an_adapter_of_the_layer(method):
+    sets = {"m": set_of(method, 3), "a": A}
+    summed = sum_adapters(MODEL, sets)
+    W = by_hand(sets, {"m": 1.0, "a": 1.0})["x"]
+    alone = swap_adapters(MODEL, sets["m"])["x"]
+    merged = merge_lora(summed)["x"]
+    np.testing.assert_allclose(merged.weight, W, atol=2e-6)
+    np.testing.assert_allclose(merged.bias, merge_lora(alone).bias, atol=1e-6)
+    np.testing.assert_allclose(summed["x"](V), W @ np.asarray(V) + merged.bias, atol=1e-5)
+    np.testing.assert_allclose(summed["x"].member("m")(V), alone(V), atol=1e-5)
+    assert eqx.tree_equal(split_adapters(summed), sets)
+    with Net(summed).disabled() as net:
+        np.testing.assert_allclose(net.module["x"](V), LAYER(V), atol=1e-6)
 
 
 def test_a_sum_of_products_becomes_plain_lora_without_loss():

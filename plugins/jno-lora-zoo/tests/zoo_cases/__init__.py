@@ -19,7 +19,6 @@ from .adapters import (
     adapters,
     build,
     dealt,
-    kind_only,
     law_of,
     made,
     on_cases,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import ALL, methods_on, pairwise
+from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
@@ -30,11 +30,6 @@ SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
 # The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
 # each row and a gain of the outputs, and so uses the most of a kind.
 WHOLE_KIT = WAYS if ALL else ("DoRA",)
-
-
-def kind_only(kind: str) -> list[str]:
-    """The methods that run the kind's checks alone on this kind of layer."""
-    return [method for method in methods_on(kind) if method not in WHOLE_KIT]
 
 
 @dataclasses.dataclass(frozen=True)
