@@ -158,12 +158,6 @@ def test_everything_that_does_not_fit_is_listed_at_once(getkey):
         "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has int32[3, 1]",
     ):
         assert line in str(error.value)
-    model = [eqx.nn.Linear(2, 2, use_bias=False, key=getkey()) for _ in range(103)]
-    other = [eqx.nn.Linear(2, 3, use_bias=False, key=getkey())] * 103
-    with pytest.raises(SelectionError) as error:
-        swap_adapters(other, set_of(model, "lora", 1))
-    assert str(error.value).count("/weight: the adapter was made for") == 100
-    assert "... and 3 more" in str(error.value)
 
 
 class Looks(eqx.Module):

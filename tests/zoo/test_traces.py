@@ -114,13 +114,6 @@ def test_nothing_is_compiled_to_adapt_merge_or_swap_once_more(variant):
     with compilations() as seen:
         everything(2)
     assert seen == []
-
-
-def test_nothing_is_compiled_for_another_multiplier_in_an_array():
-    adapted("lora", 1, multiplier=jnp.float32(0.5))
-    with compilations() as seen:
-        adapted("lora", 1, multiplier=jnp.float32(0.25))
-    assert seen == []
     with compilations() as seen:  # they are seen
         jax.jit(lambda x: x * 7 - 5)(jnp.ones(3))
     assert seen

@@ -10,7 +10,6 @@ from zoo_cases import (
     ALL_METHODS,
     OF_THE_KIND,
     OPTIONS,
-    SAME_BUT,
     WHOLE_KIT,
     check_kind,
     fields_of,
@@ -58,35 +57,27 @@ def shifts(rows):
     )
 
 
-nn, PERIODIC = eqx.nn, {"padding_mode": "CIRCULAR", "padding": "SAME"}
-CONV = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
-UP = {"stride": (2, 1), "groups": 2}
+nn, PERIODIC = eqx.nn, {"padding_mode": "CIRCULAR", "padding": "SAME", "groups": 2}
 LINEAR = Layer("Linear", "linear", layer(nn.Linear, 7, 5), normal((7,)), (5, 7))
-CIRCULAR = Layer(
+CONV = Layer(
     "Conv",
-    "circular",
-    layer(nn.Conv1d, 3, 5, 3, padding=1, padding_mode="CIRCULAR", use_bias=False),
-    normal((3, 8)),
-    (5, 9),
-    (cyclic_shift(-1),),
+    "periodic",
+    layer(nn.Conv2d, 4, 8, (3, 2), stride=(2, 1), dilation=(1, 2), **PERIODIC),
+    normal((4, 6, 5)),
+    (8, 12),
+    shifts((2, 1)),
+)
+UP = Layer(
+    "ConvTranspose",
+    "periodic",
+    layer(nn.ConvTranspose2d, 4, 6, (3, 2), stride=(2, 1), **PERIODIC),
+    normal((4, 4, 5)),
+    (6, 12),
+    shifts((1, 2)),
 )
 ROWS = Layer("InNorm", "rows", lambda key: nn.WeightNorm(LINEAR.base(key)), normal((7,)), (5, 7))
 # One norm for all rows, which keeps their proportions.
 WHOLE = ROWS._replace(name="whole", base=lambda key: nn.WeightNorm(LINEAR.base(key), axis=None))
-GROUPED = Layer(
-    "Conv",
-    "grouped",
-    layer(nn.Conv2d, 4, 8, (3, 2), **CONV, padding="SAME"),
-    normal((4, 6, 5)),
-    (8, 12),
-)
-GROUPED_UP = Layer(
-    "ConvTranspose",
-    "grouped",
-    layer(nn.ConvTranspose2d, 4, 6, (3, 2), **UP, padding=1),
-    normal((4, 4, 5)),
-    (6, 12),
-)
 TABLE = Layer(
     "Embedding",
     "table",
@@ -102,30 +93,7 @@ LSTM = Layer(
     lambda key: (normal((4,))(key)[0], normal((3,), (3,))(key)),
     (12, 7),
 )
-# Of each kind, the layer for the whole kit, and the layer for the checks of the kind. With circular
-# padding, these include the shifts: with those of `CIRCULAR`, every method of the zoo keeps them.
-KINDS = {
-    "Conv": (
-        GROUPED,
-        GROUPED._replace(
-            name="periodic",
-            base=layer(nn.Conv2d, 4, 8, (3, 2), **CONV, **PERIODIC),
-            symmetries=shifts((2, 1)),
-        ),
-    ),
-    "ConvTranspose": (
-        GROUPED_UP,
-        GROUPED_UP._replace(
-            name="periodic",
-            base=layer(nn.ConvTranspose2d, 4, 6, (3, 2), **UP, **PERIODIC),
-            symmetries=shifts((1, 2)),
-        ),
-    ),
-    "InNorm": (ROWS, ROWS),
-    "Embedding": (TABLE, TABLE),
-    "Recurrent": (GRU, GRU),
-}
-# What the kind of layer, or its way of padding, has a part in.
+# What the kind of layer has a part in.
 OF_THE_LAYER = (
     *OF_THE_KIND,
     *("merge-restores-form", "reads-like-the-layer", "special-inputs", "subclass*"),
@@ -186,11 +154,10 @@ CASES = [
         if method not in WHOLE_ON_LINEAR
     ),
     *(
-        case(method, layer, ("*",) if ALL or kind == "Conv" else OF_THE_LAYER)
-        for kind, (layer, _) in KINDS.items()
+        case(method, layer, ("*",) if ALL or layer is CONV else OF_THE_LAYER)
+        for layer in (CONV, UP, ROWS, TABLE, GRU)
         for method in WHOLE_KIT
     ),
-    case("DoRA", CIRCULAR, OF_THE_LAYER),
 ]
 
 
@@ -202,7 +169,7 @@ def test_conformance(check):
 # Another structure than DoRA's, and a start from data.
 MORE = [method for method in ALL_METHODS if method not in WHOLE_KIT] if ALL else ("LoRA", "CorDA")
 OTHERS = [
-    *((layer, method) for _, layer in KINDS.values() for method in MORE),
+    *((layer, method) for layer in (CONV, UP, ROWS, TABLE, GRU) for method in MORE),
     # The LSTM's pair of states, and the missing bias, do not depend on the method.
     *((LSTM, method) for method in ("LoRA", "DoRA")),
 ]
@@ -213,13 +180,3 @@ OTHERS = [
 )
 def test_other_methods_keep_what_the_kind_has_a_part_in(layer, method):
     check_kind(case(method, layer))
-
-
-@pytest.mark.parametrize("method", SAME_BUT)
-def test_nothing_but_one_member_is_different(method):
-    sibling, member = SAME_BUT[method]
-    different, alike = (getattr(jno_lora_zoo, name) for name in (method, sibling))
-    assert different.__bases__ == alike.__bases__
-    written = {name for name in vars(different) if not name.startswith(("__", "_abc_"))}
-    # `takes_weights` follows from the members.
-    assert written - {"takes_weights"} == {*("variant", "about", "method"), member}

@@ -22,7 +22,7 @@ from jno.lora import (
     unwrap_lora,
 )
 from jno.lora.testing import WrapperCase, parametrize_with_checks
-from jno_lora_zoo import LoRAConv, LoRALinear, rsLoRAInNorm
+from jno_lora_zoo import LoRAConv, LoRALinear
 
 KEY = jax.random.key(0)
 LINEAR = eqx.nn.Linear(6, 5, key=KEY)
@@ -136,12 +136,6 @@ CASES = [
     for cls, make, shape, parameters in (
         (LoRALinear, lambda key: eqx.nn.Linear(6, 5, key=key), (6,), 2 * 11 + 5),
         (LoRAConv, lambda key: eqx.nn.Conv1d(4, 6, 3, groups=2, key=key), (4, 5), 2 * 12 + 6),
-        (
-            rsLoRAInNorm,
-            lambda key: eqx.nn.WeightNorm(eqx.nn.Linear(6, 5, key=key)),
-            (6,),
-            2 * 11 + 5,
-        ),
     )
 ]
 

