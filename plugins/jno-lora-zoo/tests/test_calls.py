@@ -67,7 +67,7 @@ def merged(wrapper):
     return wrapper.merge()
 
 
-@adapters()
+@adapters("LoRA", "DoRA", "OFT")
 def test_layers_one_after_the_other_have_the_gradients_of_the_law(adapter, base):
     """The input of the second varies with what trains, which not every version of JAX survives."""
     (x,) = base.arguments()
@@ -84,7 +84,7 @@ def test_layers_one_after_the_other_have_the_gradients_of_the_law(adapter, base)
     assert_alike(gradient(trainable, as_it_is), gradient(trainable, merged), 1e-5)
 
 
-@adapters(conv=("groups_straddled",))
+@adapters("DoRA", "PiSSA", "IA3", "LoKr", conv=("groups_straddled",))
 def test_taylor_mode_follows_a_batch_and_can_be_differentiated(adapter, base):
     trainable, frozen = split(perturb(build(adapter, base)))
     (x,) = base.arguments()

@@ -8,6 +8,7 @@ import pytest
 from tests.pairs import ALL
 from zoo_cases import (
     ALL_METHODS,
+    LAW_WAYS,
     OF_THE_KIND,
     OPTIONS,
     WHOLE_KIT,
@@ -108,10 +109,12 @@ WHOLE_ON_LINEAR = ALL_METHODS if ALL else ("LoRA", "DoRA", "VeRA", "OFT", "HRA",
 OF_THE_METHOD = (
     *("contract", "key-forms", "trainable-fields", "no-shared-buffers", "partition-specs"),
     *("law", "ranks", "special-inputs", "unwrap-restores", "state-round-trip", "state-size"),
-    *("stacked-layers", "eval-shape", "no-lapack-in-step", "trained-in-half-precision"),
+    *("stacked-layers", "eval-shape", "no-lapack-in-step"),
     *("low-rank-*", "factor-sides", "penalty", "rank-gate", "matrix"),
     *("shared-arrays", "poor-statistics", "calibration"),
 )
+# Methods that compute their law in the same way round alike.
+ROUNDING = ("trained-in-half-precision",)
 
 
 def case(method, layer, checks=("*",)):
@@ -149,7 +152,7 @@ def law_of(method):
 CASES = [
     *(case(method, LINEAR) for method in WHOLE_ON_LINEAR),
     *(
-        case(method, LINEAR, OF_THE_METHOD)
+        case(method, LINEAR, (*OF_THE_METHOD, *(ROUNDING if ALL or method in LAW_WAYS else ())))
         for method in ALL_METHODS
         if method not in WHOLE_ON_LINEAR
     ),

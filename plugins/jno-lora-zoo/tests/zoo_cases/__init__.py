@@ -12,6 +12,7 @@ see: starts, options, precision, memory, refusals.
 from . import laws_from_data, laws_shared, laws_sparse, laws_structured, laws_turned
 from .adapters import (
     ALL_METHODS,
+    LAW_WAYS,
     WAYS,
     WHOLE_KIT,
     Adapter,

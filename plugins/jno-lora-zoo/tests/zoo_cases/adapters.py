@@ -15,6 +15,7 @@ from tests.pairs import ALL, pairwise
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 from jno.lora._shared_arrays import with_shared_arrays
+from jno_lora_zoo import METHODS
 
 from .laws import LAWS, fields_of, reference
 from .laws_from_data import given_to
@@ -24,6 +25,8 @@ ALL_METHODS = tuple(LAWS)
 # One method for each way to use a layer: a product of two factors, the norms of the weight's rows,
 # a changed base, factors that are drawn, a factor of the outputs, an update in pieces, a rotation.
 WAYS = ("LoRA", "DoRA", "PiSSA", "VeRA", "IA3", "LoKr", "OFT")
+# One method for each law and way to compute it: PiSSA, say, computes as LoRA does.
+LAW_WAYS = {(m.forward, m.law, getattr(m, "update", None)): m.__name__ for m in METHODS}.values()
 # The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
 # each row and a gain of the outputs, and so uses the most of a kind.
 WHOLE_KIT = WAYS if ALL else ("DoRA",)
