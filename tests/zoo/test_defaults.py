@@ -87,7 +87,7 @@ SCRIPT = """
         classes = [jno.lora.LoRAWrapper]
         for cls in classes:
             classes += cls.__subclasses__()
-        return sorted(c.__name__ for c in classes if c.__module__ == "jno_lora_zoo.adapters")
+        return sorted({c.__name__ for c in classes if c.__module__ == "jno_lora_zoo.adapters"})
     def loaded():
         names = {m.split(".")[0] for m in sys.modules}
         return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
