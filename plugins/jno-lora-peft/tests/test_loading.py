@@ -11,6 +11,7 @@ from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, write_files
 from jno.lora import (
     JnoLoraWarning,
     PeftFormatError,
+    Registry,
     SelectionError,
     merge_lora,
 )
@@ -78,6 +79,21 @@ def test_numbers_that_are_not_finite_are_loaded_with_a_warning(linear, load):
     with pytest.warns(JnoLoraWarning, match=r"fc\.lora_B\.weight: 1 of 6 numbers"):
         model = load({"fc": linear}, tensors)
     assert jnp.isnan(model["fc"].lora_B[1, 0])
+
+
+class ZooOnly(Registry):
+    def resolve(self, name):
+        raise AssertionError(f"{name!r} was looked for among all plugins")
+
+
+def test_for_the_layers_that_peft_knows_no_other_plugin_is_loaded(linear, tmp_path):
+    embedded = {
+        f"{PREFIX}embed.lora_embedding_{x}": normal(*s) for x, s in (("A", (2, 7)), ("B", (4, 2)))
+    }
+    model = {"fc": linear, "embed": eqx.nn.Embedding(7, 4, key=KEY)}
+    folder = write_files(tmp_path, FC | embedded)
+    loaded = load_peft(model, folder, tied=False, registry=ZooOnly())
+    assert {type(layer).__name__ for layer in loaded.values()} == {"LoRALinear", "LoRAEmbedding"}
 
 
 def test_a_kronecker_product_of_large_ranks_takes_no_more_than_the_layer(linear, load):
