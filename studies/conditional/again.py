@@ -213,36 +213,35 @@ def _clause(is_met: bool | None, text: str) -> str:
 
 def progress(*studies: Study) -> str:
     """How many seeds each task has."""
-    parts: list[str] = []
+    sentences: list[str] = []
     for study in studies:
         found, numbers = cells(study), sorted(study.plan.effort.samples)
+        parts: list[str] = []
         for task in study.plan.tasks:
             seeds = {c.samples: len(c.adapter.by_seed) for c in found if c.task is task}
-            done = " + ".join(str(seeds.get(samples, 0)) for samples in numbers)
-            whole = " + ".join(str(study.plan.effort.seeds) for _ in numbers)
-            parts.append(f"{task.title} {done}" + (f" of {whole}" if done != whole else ""))
-    return filled(
-        "Seeds that are recorded for the adapter and for both FiLMs, from the smallest number of "
-        f"simulations to the largest: {', '.join(parts)}."
-    )
+            parts.append(f"{task.title} {', '.join(str(seeds.get(n, 0)) for n in numbers)}")
+        sentences.append(
+            f"With {', '.join(map(str, numbers))} simulations, of {study.plan.effort.seeds} seeds "
+            f"the adapter and both FiLMs have: {'; '.join(parts)}."
+        )
+    return filled(" ".join(sentences))
 
 
 def table(*studies: Study) -> str:
     """A row for each cell: the adapter's error, the better FiLM's, their ratio."""
-    head = "| task | simulations | value | adapter with film | better FiLM | ratio | |"
-    lines = [head, "|---" * 7 + "|"]
+    rows: list[list[str]] = []
     for cell in (cell for study in studies for cell in cells(study)):
         value = f"*{cell.value:g}*" if cell.is_outside else f"{cell.value:g}"
-        columns = (cell.task.title, cell.samples, value, cell.adapter, cell.film)
+        numbers = [str(cell.adapter), str(cell.film), f"{cell.ratio:.2f}"]
         met = "met" if cell.is_met else "not met"
-        lines.append(f"| {' | '.join(map(str, columns))} | {cell.ratio:.2f} | {met} |")
-    return "\n".join(lines) + "\n"
+        rows.append([cell.task.title, str(cell.samples), value, *numbers, met])
+    header = ["task", "simulations", "value", "adapter with film", "better FiLM", "ratio", ""]
+    return _table(header, rows)
 
 
 def methods(*studies: Study) -> str:
     """A row for each method: its ratio to the better FiLM, over the cells that it has."""
-    head = "| method | trained | cells inside | ratio | cells outside | ratio | source changes by |"
-    lines = [head, "|---" * 7 + "|"]
+    rows: list[list[str]] = []
     plans = (study.plan for study in studies)
     for name in dict.fromkeys(m.name for plan in plans for m in (*plan.main, *plan.second)):
         found = [cell for study in studies for cell in cells(study, name)]
@@ -253,16 +252,14 @@ def methods(*studies: Study) -> str:
         for is_outside in (False, True):
             ratios = [cell.ratio for cell in found if cell.is_outside is is_outside]
             columns += [str(len(ratios)), f"{statistics.geometric_mean(ratios):.2f}"]
-        columns.append(f"{max(goal.source for goal in goals):.1g}")
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([*columns, f"{max(goal.source for goal in goals):.1g}"])
+    header = ["method", "trained", "cells inside", "ratio", "cells outside", "ratio"]
+    return _table([*header, "source changes by"], rows)
 
 
 def table_of_fits(*studies: Study) -> str:
     """A row for each cell of fits: the adapter's numbers, and the better FiLM's."""
-    sides = [f"{side}: {of}" for side in ("adapter", "FiLM") for of in ("value", "log", "error")]
-    header = ["task", "values", "form", *sides, "seeds"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows: list[list[str]] = []
     for cell in (cell for study in studies for cell in fit_cells(study)):
         numbers = [
             text
@@ -273,9 +270,16 @@ def table_of_fits(*studies: Study) -> str:
                 f"{estimates.error:.4f}",
             )
         ]
-        columns = [cell.task.title, cell.end, cell.form, *numbers, str(cell.seeds)]
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([cell.task.title, cell.end, cell.form, *numbers, str(cell.seeds)])
+    sides = [f"{side}: {of}" for side in ("adapter", "FiLM") for of in ("value", "log", "error")]
+    return _table(["task", "values", "form", *sides, "seeds"], rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return "No results yet.\n"
+    head, *lines = (f"| {' | '.join(row)} |\n" for row in (header, *rows))
+    return "".join([head, "|---" * len(header) + "|\n", *lines])
 
 
 def main(arguments: list[str] | None = None) -> None:
