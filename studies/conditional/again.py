@@ -221,10 +221,10 @@ def progress(*studies: Study) -> str:
             seeds = {c.samples: len(c.adapter.by_seed) for c in found if c.task is task}
             parts.append(f"{task.title} {', '.join(str(seeds.get(n, 0)) for n in numbers)}")
         sentences.append(
-            f"With {', '.join(map(str, numbers))} simulations, of {study.plan.effort.seeds} seeds "
-            f"the adapter and both FiLMs have: {'; '.join(parts)}."
+            f"Recorded seeds, of {study.plan.effort.seeds}, with {', '.join(map(str, numbers))} "
+            f"simulations: {'; '.join(parts)}."
         )
-    return filled(" ".join(sentences))
+    return filled(" ".join([*sentences, "A seed counts when the adapter and both FiLMs have it."]))
 
 
 def table(*studies: Study) -> str:

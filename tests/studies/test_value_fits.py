@@ -142,8 +142,8 @@ def test_cells_count_the_seeds_that_both_sides_have_and_join_small_and_large():
     assert all(cell.ratio == pytest.approx(0.9) for cell in found)
     assert "Inside the range, 4 of 4" in again.verdicts(*studies)
     text = again.progress(*studies).replace("\n", " ")
-    assert "of 3 seeds the adapter and both FiLMs have: Burgers, viscosity 1, 0, 0." in text
-    assert "of 2 seeds the adapter and both FiLMs have: FNO in 2-D 1, 0." in text
+    assert "of 3, with 8, 16, 32 simulations: Burgers, viscosity 1, 0, 0." in text
+    assert "of 2, with 16, 64 simulations: FNO in 2-D 1, 0." in text
     assert f"| `{FILM.name}` | 1.0 % | 4 | 1.00 | 4 | 1.00 |" in again.methods(*studies)
 
 
