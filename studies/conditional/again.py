@@ -182,7 +182,7 @@ def verdicts(*studies: Study) -> str:
     """The clauses of the goal about errors."""
     found = [cell for study in studies for cell in cells(study)]
     goals = [study.goal(AGAIN_HEADLINE) for study in studies]
-    share, source = (max(goal[at] for goal in goals) for at in (0, 3))
+    share, source = max(goal.share for goal in goals), max(goal.source for goal in goals)
     inside = [cell.is_met for cell in found if not cell.is_outside]
     outside = [cell.is_met for cell in found if cell.is_outside]
     clauses = [

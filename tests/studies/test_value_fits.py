@@ -91,6 +91,7 @@ def test_the_fits_go_on_and_the_page_has_what_is_recorded(tmp_path, monkeypatch)
         (again.DOCS / "conditional-study.md").read_text()
     )
     page = again.write_page(file, tmp_path, plan, tmp_path / "none", AGAIN).read_text()
+    page = page.replace("\n", " ")
     assert "| Linear | outside | log, 3 starts |" in page
     assert "* **Open.** Inside the range" in page and "FNO in 2-D 0, 0; Transformer 0, 0." in page
 
