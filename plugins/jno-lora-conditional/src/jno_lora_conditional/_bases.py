@@ -267,17 +267,19 @@ def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p
 
     **Raises:** `SelectionError` unless `z` consists of numbers in the shape of `source`.
     """
+    refusal = f"`z` must be a number, or an array of numbers, but is {z!r}"
+    if isinstance(z, str):  # NumPy would take a string as the name of a dtype
+        raise SelectionError(refusal)
     try:
         given = jnp.asarray(z)
         wide = given.astype(float)
     except (TypeError, ValueError):
-        refusal = f"`z` must be a number, or an array of numbers, but is {z!r}"
         raise SelectionError(refusal) from None
     if given.shape != np.shape(source):
         expected = "one number" if np.ndim(source) == 0 else f"an array {list(np.shape(source))}"
         raise SelectionError(
-            f"`z` must be {expected}, but has the shape {list(given.shape)}. For a value per "
-            "example, map: `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
+            f"`z` must be {expected}, but `z` has the shape {list(given.shape)}. For a value "
+            "per example, map: `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
         )
     # Round the source as `z` was, because 0.1 is a different number in half precision.
     is_floating = jnp.issubdtype(given.dtype, jnp.floating)
