@@ -58,8 +58,8 @@ class ValueFits:
         self.ready, self.state, self.seed = ready, state, seed
         self.number = _number(ready.task.source)
         validated = max(1, samples // 4)
-        held_out = tuple(part[:validated] for part in ready.pool(seed, False))
-        self.weights: Any = eqx.filter_jit(self._weights)(state, held_out)
+        fields, solutions, values = (part[:validated] for part in ready.pool(seed, False))
+        self.weights: Any = eqx.filter_jit(self._weights)(state, (fields, solutions, values))
         self._run: Any = eqx.filter_jit(self._fits)
 
     def __call__(self, value: float, form: Form) -> tuple[Array, Array]:
