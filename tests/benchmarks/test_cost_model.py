@@ -5,7 +5,6 @@ import pathlib
 import jax
 import pytest
 from benchmarks import cost_model
-from benchmarks._abstract import collectives
 from benchmarks._adapter_costs import TERMS
 from benchmarks.cost_model import BASES, BATCH, NAMES, Base, agreement
 from tests.pairs import ALL
@@ -32,19 +31,6 @@ def test_formulas_agree_with_the_compiled_step(method, tensor):
     assert ratios["moved"] > 1
     assert 0.9995 < ratios["summed"] < 1.005
     assert tensor or 0.9995 < ratios["gathered"] <= 1
-
-
-def test_collectives_are_read_from_a_program():
-    program = """
-  %a = (bf16[2,3]{1,0}, /*index=1*/f32[4]{0}) all-reduce(%x, %y), replica_groups={}
-  %b = bf16[16]{0} all-gather-start(%z), dimensions={0}
-  %c = f32[] all-reduce(%s), to_apply=%add
-
-ENTRY %main {
-  %d = f32[2,10]{1,0} all-gather(%w), dimensions={0}
-"""
-    # The last one, outside of the loop, is that of a stack of two blocks.
-    assert collectives(program) == (16 + 10, 6 + 4 + 1)
 
 
 def test_the_page_shows_what_the_formulas_say():

@@ -4,8 +4,7 @@ import math
 
 import jax
 import numpy as np
-import pytest
-from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, tuned
+from benchmarks.physicsnemo import adapted
 from benchmarks.sides.jax_physicsnemo import Operator
 
 from jno.lora import lora_report
@@ -47,15 +46,3 @@ def test_the_operator_is_physicsnemos_function_of_its_state():
     np.testing.assert_allclose(ours, physicsnemo(operator.state(), field), atol=1e-6)
     rows = {row.path: row for row in lora_report(adapted(operator, 0, "lora 1, cp 4").module).rows}
     assert len(rows) == 9 and rows["decoder/0"].rank == 1
-
-
-@pytest.mark.parametrize("best", [3e-3, 1e-6, 3.0])
-def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
-    def row(rates):
-        error = {rate: abs(math.log(rate / best)) for rate in rates}
-        return {"runs": [{"rate": r, "validation": e, "test": e} for r, e in error.items()]}
-
-    answer = searched(row, RATES[FIRST])
-    tried = [run["rate"] for run in answer["runs"]]
-    assert math.isclose(tuned(answer["runs"])[0], best)
-    assert len(tried) == len(set(tried)) <= len(RATES)

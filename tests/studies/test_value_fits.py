@@ -64,13 +64,6 @@ def test_weights_lower_the_influence_of_a_mode_in_which_the_model_is_wrong():
     assert jnp.sqrt(jnp.mean(errors[True] ** 2)) < 0.2 * jnp.sqrt(jnp.mean(errors[False] ** 2))
 
 
-def test_forms_that_are_the_same_run_once():
-    assert len(forms_of(BY_NAME[AGAIN_HEADLINE], VISCOSITY)) == len(FORMS) == 4
-    assert len(forms_of(FILM, VISCOSITY)) == len(forms_of(FILM, FORCE)) == 3
-    names = {f.named(name) for name in (AGAIN_HEADLINE, FILM.name) for f in forms_of(FILM, FORCE)}
-    assert len(names) == 6
-
-
 def test_the_fits_go_on_and_the_page_has_what_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(_families, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(Runs, "_trained", lambda *_: Exact())
@@ -146,12 +139,3 @@ def test_cells_count_the_seeds_that_both_sides_have_and_join_small_and_large():
     assert "of 3, with 8, 16, 32 simulations: Burgers, viscosity 1, 0, 0." in text
     assert "of 2, with 16, 64 simulations: FNO in 2-D 1, 0." in text
     assert f"| `{FILM.name}` | 1.0 % | 4 | 1.00 | 4 | 1.00 |" in again.methods(*studies)
-
-
-def test_the_large_plan_repeats_what_the_goal_compares():
-    jobs = AGAIN.jobs()
-    repeated = {(job.method, job.samples) for job in jobs if list(job.seeds) == [1]}
-    names = (AGAIN_HEADLINE, FILM.name, FILM_BY_NUMBER.name)
-    assert repeated == {(name, samples) for name in names for samples in (16, 64)} | {(FITS, 64)}
-    once_only = {job.method for job in jobs} - {method for method, _ in repeated}
-    assert len(once_only) == 4 and all(BY_NAME[name] for name in once_only)
