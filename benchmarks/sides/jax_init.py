@@ -30,7 +30,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
     layer = eqx.tree_at(lambda layer: layer.weight, layer, array)
 
     def init() -> Any:
-        adapted = lora.apply_lora(layer, rank, float(rank), key=key, wrapper=[cls])
+        adapted = lora.apply_lora(layer, rank, float(rank), key=key, wrappers=[cls])  # jNO's word
         return eqx.filter(adapted, eqx.is_array)
 
     subject = Subject({}, {"init": timed(init, jax.block_until_ready, queue=queue)})

@@ -43,7 +43,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
             for_layer = {"statistics": statistics[next(iter(statistics))]}
 
         def apply() -> Any:
-            adapted = lora.apply_lora(plain, rank, alpha, key=key, wrapper=cls, **for_model)
+            adapted = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **for_model)
             return eqx.filter(adapted, eqx.is_array)
 
         def init() -> Any:
@@ -53,7 +53,7 @@ def build(case: dict[str, Any], device: str) -> Subject:
         start = time.perf_counter()
         jax.block_until_ready(apply())
         first_apply = time.perf_counter() - start
-        model = lora.apply_lora(plain, rank, alpha, key=key, wrapper=cls, **for_model)
+        model = lora.apply_lora(plain, rank, alpha, key=key, wrappers=cls, **for_model)
         trains = lora.lora_trainable_filter(model)
         subject = Subject({"apply_seconds": first_apply})
         if not for_model:
@@ -206,7 +206,7 @@ def _traces(lora: Any, cls: Any, plain: Any) -> int:
 
     layer = eqx.nn.Sequential([first_layer(plain)])
     for seed in range(3):
-        touch(lora.apply_lora(layer, 2, 2.0, key=jax.random.key(seed), wrapper=cls))
+        touch(lora.apply_lora(layer, 2, 2.0, key=jax.random.key(seed), wrappers=cls))
     return count
 
 

@@ -68,7 +68,9 @@ def on_the_mesh(
 def _compiles_parts(args: tuple[Any, ...]) -> bool:
     """Whether an adapter, or a class of adapters, in `args` compiles its parts itself."""
     items = (item for arg in args for item in (arg if type(arg) is tuple else (arg,)))
-    return any(getattr(item, "compiles_parts", False) is True for item in items)
+    # Of the class: an adapter would look in its layer, too, which is slow.
+    classes = (item if isinstance(item, type) else type(item) for item in items)
+    return any(getattr(cls, "compiles_parts", False) is True for cls in classes)
 
 
 def start_together(
