@@ -1,5 +1,8 @@
 """The public interface is what `public_api.txt` says, so that no change of it goes unnoticed."""
 
+import inspect
+import pkgutil
+
 import pytest
 
 from . import snapshot
@@ -24,7 +27,6 @@ def test_the_public_interface_is_what_was_taken_down(lines):
     changes = snapshot.difference(snapshot.taken_down(), lines)
     assert not changes, ADVICE.format(changes="\n".join(changes))
     assert len(lines) == len(set(lines))
-    # No line depends on where it is run.
     assert not [line for line in lines if " at 0x" in line or "(?)" in line or "/" in line]
     for start in ("class jno_lora_zoo.VeRA(", "jno-lora compare --plot", "jno.lora.Net.lora("):
         assert any(line.startswith(start) for line in lines), start
@@ -41,3 +43,11 @@ def test_a_change_is_shown_and_taken_down(lines, tmp_path, monkeypatch, capsys):
     assert snapshot.taken_down() == former
     snapshot.main(["--write"])
     assert snapshot.taken_down() == lines
+
+
+def test_what_could_be_imported_and_passed_in_0_3_0_still_can_be():
+    lines = (snapshot.HERE / "names_of_0_3_0.txt").read_text().splitlines()
+    for path, *parameters in (line.split() for line in lines if line[0] != "#"):
+        thing = pkgutil.resolve_name(path)
+        taken = inspect.signature(thing).parameters if parameters else ()
+        assert {*parameters} <= {*taken}, path

@@ -18,28 +18,12 @@ from jno.lora import MissingLibraryError, PluginError
 
 from .toys import ToyLinear
 
-# What 0.3 had in `jno.lora`, and plugins have now.
-MOVED = {
-    "compare": {"compare", "Comparison", "ComparisonRow"},
-    "combine": {
-        *("combine", "combine_with_report", "scale_adapters", "stack_adapters", "take_adapters"),
-        *("to_lora", "shrink", "adapter_effects", "plot_adapters", "new_picture"),
-        *("AdapterEffect", "AdapterEffects", "UpdateReport", "UpdateRow"),
-        *("AdapterSum", "sum_adapters", "split_adapters"),
-    },
-    "train": {
-        *("calibrate", "allocate", "penalty", "retain"),
-        *("Allocation", "AllocationRow", "Statistics"),
-    },
-    "zoo": {"Triplets", "known_factors"},
-    "peft": {"write_together"},
-}
+MOVED = jno.lora._moved._PLUGINS  # names by extra; tests/api has what 0.3 exported
 ZOO = ("DoRALinear", "LoRAConv", "OFTLinear")
 
 
 @pytest.mark.parametrize("module", [jno.lora, jno.lora.types, jno.lora.extending, jno.lora.coded])
 def test_every_exported_name_exists_is_documented_and_listed_once(module):
-    # tests/api says which names there are.
     assert len(set(module.__all__)) == len(module.__all__) <= 40
     for name in module.__all__:
         assert getattr(module, name).__doc__, name
@@ -63,6 +47,14 @@ def test_without_the_plugin_a_net_that_calibrates_says_what_to_install(missing, 
         jno.lora.Net(model).lora(wrapper=ToyLinear, calibrate=([], max))
     with pytest.raises(MissingLibraryError, match=r'check_calibrate.*\n.*"jno-lora\[train\]"'):
         _ = jno.lora.extending.check_calibrate
+
+
+def test_without_the_plugin_a_net_that_adds_sets_up_says_what_to_install(missing, model):
+    net = jno.lora.Net(model).lora(1, wrapper=ToyLinear).add_adapter("a")
+    net.add_adapter("b", net.adapter("a"))
+    with pytest.raises(MissingLibraryError, match=r'sum_adapters.*\n.*"jno-lora\[combine\]"'):
+        net.activate("a", "b")
+    assert net.active == "a"
 
 
 @pytest.mark.parametrize(("extra", "names"), MOVED.items())

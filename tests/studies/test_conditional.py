@@ -12,7 +12,8 @@ import pytest
 from studies import _families
 from studies._families import FULL
 from studies._search import best_rates
-from studies.conditional import _modulation, _report, again
+from studies.again import _report as again
+from studies.conditional import _modulation, _report
 from studies.conditional._fitting import Fitting, Given, State
 from studies.conditional._methods import AGAIN_HEADLINE, FILM, FILM_BY_NUMBER, HEADLINE, METHODS
 from studies.conditional._modulation import Affine, Channel, Film

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from studies import _families
-from studies.conditional import again
+from studies.again import _report as again
 from studies.conditional._fitting import Fitting
 from studies.conditional._methods import AGAIN_HEADLINE, FILM, FILM_BY_NUMBER, METHODS
 from studies.conditional._results import Cell, Study, load

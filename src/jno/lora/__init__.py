@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     # For type checkers. At run time `__getattr__` finds these names.
     from jno_lora_combine import *  # noqa: F403  # pyright: ignore
     from jno_lora_compare import *  # noqa: F403  # pyright: ignore
-    from jno_lora_train import *  # noqa: F403  # pyright: ignore
+    from jno_lora_train import (
+        allocate as allocate,
+        calibrate as calibrate,
+        penalty as penalty,
+        retain as retain,
+    )
     from jno_lora_zoo import adapters as _adapters
     from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore
 

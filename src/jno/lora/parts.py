@@ -34,6 +34,7 @@ from ._contract import (
     takes as takes,
 )
 from ._dispatch import plan_call as plan_call
+from ._errors import failing as failing
 from ._merge import wide_layers as wide_layers
 from ._paths import stable_hash as stable_hash
 from ._peft_words import takes_former_words as takes_former_words

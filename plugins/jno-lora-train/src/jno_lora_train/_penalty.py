@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, WrapperError
 from jno.lora.extending import adapted_layers, expect_model, over_stack, show_path
-from jno.lora.parts import at_least_float32, widest
+from jno.lora.parts import at_least_float32, failing, widest
 
 
 def penalty(model: PyTree) -> Float[Array, ""]:
@@ -27,11 +27,9 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     penalties: list[Array] = []
     for path, adapter in adapted_layers(model):
         if type(adapter).penalty is not LoRAWrapper.penalty:
-            try:
+            where = f"the {type(adapter).__name__} at {show_path(path)!r}"
+            with failing(f"compute the penalty of {where}"):
                 penalties.append(_penalty_of(adapter))
-            except Exception as err:  # the author's function may raise anything
-                where = f"the {type(adapter).__name__} at {show_path(path)!r}"
-                raise WrapperError(f"Could not compute the penalty of {where}: {err}") from err
     if not penalties:
         return jnp.asarray(0.0)  # of a weak type, so that a loss keeps its precision
     dtype = widest(x.dtype for x in penalties)

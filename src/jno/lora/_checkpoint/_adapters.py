@@ -15,15 +15,7 @@ from jaxtyping import PyTree
 
 from .._compute import count_non_finite
 from .._contract import Handle, LoRAWrapper, check_contract, expect_model
-from .._errors import (
-    CheckpointError,
-    MissingLibraryError,
-    PluginError,
-    SelectionError,
-    failing,
-    reason_of,
-    warn,
-)
+from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
 from .._moved import moved
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
@@ -576,7 +568,7 @@ def _classes_of(
         try:
             cls = _class_of(configuration.adapters[paths[0]], given, registry, reader)
             classes |= dict.fromkeys(paths, cls)
-        except (MissingLibraryError, PluginError) as err:
+        except ImportError as err:  # such as `PluginError` and `MissingLibraryError`
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             problems[f"{', '.join(map(show_path, paths[:3]))}{more}: {err}"] = err
     return classes, problems
@@ -596,8 +588,7 @@ def _class_of(
             Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
             for name, x in entry.members.items()
         ]
-        make_sum = moved("jno.lora", "AdapterSum").of_members
-        return make_sum(tuple(members), bool(entry.trains_weights))
+        return moved("jno.lora", "AdapterSum").of_members(tuple(members), bool(entry.trains_weights))
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
     if name in given:
         return given[name]

@@ -145,11 +145,6 @@ def _shown_rank(row: ReportRow) -> str:
     return f"{row.rank}" if row.asked_rank is None else f"{row.rank} of {row.asked_rank}"
 
 
-def _rank(adapter: LoRAWrapper) -> int | None:
-    members = members_of(type(adapter))
-    return (sum(m.rank or 0 for m in members) or None) if members else adapter.rank
-
-
 def report_on(
     model: PyTree,
     trainable: PyTree[bool],
@@ -173,7 +168,7 @@ def report_on(
             layer=type(adapter.base).__name__,
             wrapper=type(adapter),
             distribution=None if provider is None else provider.distribution,
-            rank=_rank(adapter),
+            rank=sum(m.rank or 0 for m in members_of(type(adapter))) or adapter.rank,
             alpha=adapter.alpha,
             trainable=count(adapter, trained),
             total=count(adapter, counted) + coded_size(adapter),

@@ -1,19 +1,19 @@
-"""The conditional study again, on the two large models: `python -m studies.large.again`."""
+"""The study again on the two large models: `python -m studies.again.large`."""
 
 from dataclasses import replace
 
 from .._command import command
 from .._families import QUICK
 from ..conditional._runs import run
-from ..conditional.again import write_page
-from ._plans import AGAIN, AGAIN_RESULTS
+from ..large._plans import AGAIN, AGAIN_RESULTS
+from ._report import write_page
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command `python -m studies.large.again`."""
+    """The command `python -m studies.again.large`."""
     quick = replace(QUICK, samples=(16,), pool=16, batch=4)
     command(
-        "large.again",
+        "again.large",
         "task/method/samples",
         arguments,
         run=run,

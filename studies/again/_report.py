@@ -1,34 +1,30 @@
-"""The study again, in the right coordinate of a viscosity: `python -m studies.conditional.again`.
-
-The goal was set before any run: an adapter with scales and shifts (`Conditional(film=True)`) trains
-at most 5 % of the parameters, leaves the source as it is, has at most the error of the better FiLM
-(by the number or by its logarithm; 3 % count as equal) at every unseen value inside the range, and
-a lower error at every value outside. And one simulation of an unknown value gives a better estimate
-of the value than the better FiLM does.
-
-`python -m studies.large.again` runs the same methods on the two large models. Both commands write
-the same page, which has what is recorded so far.
-"""
+"""The goal of the study again, cell by cell, and its part of `docs/conditional-study.md`."""
 
 import math
 import pathlib
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .._command import command
-from .._families import QUICK
 from .._pages import DOCS, fill, filled, percent
 from .._records import Record
+from ..conditional._methods import (
+    AGAIN,
+    AGAIN_HEADLINE,
+    FILM,
+    FILM_BY_NUMBER,
+    FULL,
+    HEADLINE,
+    MAIN,
+    Method,
+)
+from ..conditional._results import Mean, Study, load
+from ..conditional._runs import EFFORT, FIT, RESULTS, SETS, TARGET, Plan
+from ..conditional._tasks import Task
+from ..conditional._value_fits import FITTED, FORMS, GOAL_FORM, form_of
 from ..large._plans import AGAIN as LARGE, AGAIN_RESULTS as LARGE_RESULTS
-from ._methods import AGAIN, AGAIN_HEADLINE, FILM, FILM_BY_NUMBER, FULL, HEADLINE, MAIN, Method
-from ._results import Mean, Study, load
-from ._runs import EFFORT, FIT, RESULTS, SETS, TARGET, Plan, run
-from ._tasks import Task
-from ._value_fits import FITTED, FORMS, GOAL_FORM, form_of
 
 AGAIN_RESULTS = RESULTS.with_name("conditional-again.jsonl")
 SMALL, EQUAL = 0.05, 1.03
@@ -280,21 +276,3 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
         return "No results yet.\n"
     head, *lines = (f"| {' | '.join(row)} |\n" for row in (header, *rows))
     return "".join([head, "|---" * len(header) + "|\n", *lines])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command `python -m studies.conditional.again`."""
-    quick = replace(QUICK, pool=16, samples=(8,), batch=8)
-    command(
-        "conditional.again",
-        "task/method/samples",
-        arguments,
-        run=run,
-        plans=(PLAN, replace(PLAN, effort=quick, files=())),
-        results=AGAIN_RESULTS,
-        write_page=write_page,
-    )
-
-
-if __name__ == "__main__":
-    main()
