@@ -588,7 +588,9 @@ def _class_of(
             Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
             for name, x in entry.members.items()
         ]
-        return moved("jno.lora", "AdapterSum").of_members(tuple(members), bool(entry.trains_weights))
+        return moved("jno.lora", "AdapterSum").of_members(
+            tuple(members), bool(entry.trains_weights)
+        )
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
     if name in given:
         return given[name]
