@@ -62,9 +62,10 @@ def moving_fields(
             )
         else:
             # A coded weight cannot be changed. Decoded before compiling, both are equal.
-            distance, changes, growths = _probe(with_arrays(adapter), with_arrays(layer), trained)
+            probed = _probe(with_arrays(adapter), with_arrays(layer), trained)
+            distance, rounding, changes, growths = probed
             moving[path] = tuple(field for field in trained if float(changes[field]) != 0)
-            problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
+            problem = _problem(float(distance), exact, moving[path], trained, float(rounding))
             problem = problem or _size_problem(moving[path], growths)
         if problem is not None:
             problems.append(f"{show_path(path)}: {name} {problem}")
@@ -104,11 +105,12 @@ def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[
 @eqx.filter_jit
 def _probe(
     adapter: Any, layer: Any, trained: tuple[str, ...]
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The distance of the merged start from `layer`, and how each field alone changes the layer.
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """How far the merged start is from `layer`, and how each field alone changes the layer.
 
-    By field: how much a change of it changes the layer, and how much more than a fourth of it does,
-    as a fraction: 3/4 for a linear field, 0 if only the direction of the change matters.
+    The distance, the largest distance that counts as a rounding, and by field: how much a change of
+    it changes the layer, and how much more than a fourth of the change does, as a fraction (3/4 for
+    a linear field, 0 if only the direction of the change matters).
     """
     ndim = type(adapter).stack_ndim(adapter.base)
     merge = over_stack(lambda each: each.merge(), ndim)
@@ -118,15 +120,14 @@ def _probe(
         changed, less = (merge(_perturbed(adapter, field, size)) for size in (0.1, 0.025))
         changes[field] = whole = _distance(changed, merged)
         growths[field] = _distance(changed, less) / jnp.where(whole > 0, whole, 1)
-    return _distance(merged, layer), changes, growths
+    return _distance(merged, layer), _rounding_of(layer), changes, growths
 
 
 def _perturbed(adapter: Any, field: str, size: float) -> Any:
-    key = jax.random.key(0)
-
     def perturb(leaf: Any) -> Any:
         wide = compute_dtype(leaf)
-        noise = jax.random.normal(key, leaf.shape, wide)
+        # No random numbers, whose program takes a second to compile for each form of layer.
+        noise = jnp.sin(jnp.arange(1, leaf.size + 1).astype(float)).astype(wide).reshape(leaf.shape)
         return leaf + (size * noise * (1 + jnp.abs(leaf)).astype(wide)).astype(leaf.dtype)
 
     values = jax.tree.map(perturb, getattr(adapter, field))
@@ -165,12 +166,12 @@ def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
     ]
 
 
-def _rounding_of(layer: Any) -> float:
+def _rounding_of(layer: Any) -> Any:
     """The largest difference that counts as a rounding of this layer's numbers."""
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
     # A decomposition is accurate to some hundred roundings, less than the square root allows.
-    sizes = (float(jnp.finfo(x.dtype).eps) ** 0.5 * float(jnp.max(jnp.abs(x))) for x in arrays)
-    return max(sizes, default=0.0)
+    sizes = [float(jnp.finfo(x.dtype).eps) ** 0.5 * jnp.max(jnp.abs(x)) for x in arrays]
+    return jnp.max(jnp.stack([size.astype(float) for size in sizes])) if sizes else 0.0
 
 
 def _size_problem(moving: tuple[str, ...], growths: Mapping[str, Any]) -> str | None:
