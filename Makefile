@@ -6,7 +6,7 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # The first that runs: a shim of pyenv may be on the path for a version that is not active.
 MODELS_PYTHON ?= $(shell for v in 3.12 3.13; do for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do $$p -c '' 2>/dev/null && echo $$p; done; done | head -1)
 
-# Hundreds of processes import the same modules: each is compiled once.
+# Hundreds of processes import the same modules: each is compiled once, when it is first imported.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes share the suite, file by file: the tests of a file use the same compiled programs.
@@ -186,12 +186,16 @@ $(VENV)/.ready-coverage: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e ".[coverage]"
 	touch $@
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=src $(BIN)/lint-imports
-typecheck: $(VENV)/.ready
+typecheck: $(VENV)/.ready-lint
 	$(BIN)/basedpyright
+
+$(VENV)/.ready-lint: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet "jno-lora[lint]"
+	touch $@
 
 # Fails on a dead link, an unknown name, or a script that is not there.
 # The bars of the notebook show their end only: a page cannot move them.
@@ -230,5 +234,5 @@ $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet hatchling editables
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
-	$(BIN)/python -m pip install --quiet "jno-lora[demo,test,lint]" $(notdir $(PLUGINS))
+	$(BIN)/python -m pip install --quiet --no-compile "jno-lora[demo,test]" $(notdir $(PLUGINS))
 	touch $@
