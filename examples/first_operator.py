@@ -52,7 +52,7 @@ def adapt(conditional, data, steps):
     """`conditional`, trained on the simulations of all values at once."""
 
     def loss(conditional, data):
-        return sum(error(at(conditional, viscosity), pairs) for viscosity, pairs in data)
+        return jax.vmap(lambda value, *pairs: error(at(conditional, value), pairs))(*data).sum()
 
     return conditional.update(train(*conditional.partition(), loss, data, steps))
 
@@ -60,7 +60,8 @@ def adapt(conditional, data, steps):
 def main(steps=300):
     """Print the errors at a viscosity without training data, and a viscosity that was found."""
     model = pretrained(steps)
-    data = [(value, simulate(seed, value, 16)) for seed, value in enumerate(VALUES, 1)]
+    seeds, values = jnp.arange(1, 1 + len(VALUES)), jnp.array(VALUES)
+    data = values, *jax.vmap(lambda seed, value: simulate(seed, value, 16))(seeds, values)
     unseen, one = simulate(9, 0.05, 64), simulate(10, 0.05, 1)
 
     # CP for the spectral weights; LoRA for the linear layers and the convolutions.
