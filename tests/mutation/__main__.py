@@ -1,6 +1,6 @@
 """Mutation testing on a random sample.
 
-    make mutation [MUTATION="--mutants 400 --seed 1"]
+    make mutation [MUTATION="--mutants 400 --seed 1 --folders src/jno/lora"]
 
 Each mutant is one small change of the sources, such as `<` for `<=`. Tests that run the line are
 run on it: a few, without the suite's checks of types, and if all pass many more, with them. A
@@ -30,7 +30,8 @@ from ._covering import Covering
 from ._mutants import sample
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = ["src/jno/lora", "plugins/jno-lora-zoo/src"]
+FOLDERS = ["src/jno/lora"]
+FOLDERS += [f"plugins/jno-lora-{p}/src" for p in ("zoo", "bank", "conditional", "peft")]
 FEW, MANY = 12, 120  # tests on a mutant
 # For one run of tests. A mutant that does not end in it is killed if the tests are few: it hangs.
 SECONDS = {FEW: 240, MANY: 1200}
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mutants", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folders", nargs="+", default=FOLDERS)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--coverage", type=pathlib.Path, default=ROOT / ".coverage")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "mutation.json")
@@ -51,7 +53,7 @@ def main() -> None:
         copies: queue.Queue[pathlib.Path] = queue.Queue()
         for number in range(options.workers):
             copies.put(copy_of_sources(pathlib.Path(folder) / str(number)))
-        mutants = sample(ROOT, FOLDERS, options.mutants, options.seed)
+        mutants = sample(ROOT, options.folders, options.mutants, options.seed)
         results: list[dict[str, Any]] = []
 
         def result_of(numbered: tuple[int, MutationSpec]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def main() -> None:
                 options.output.write_text(json.dumps(results, indent=1))
                 done = f"{len(results)}/{len(mutants)} {result['outcome']}"
                 print(f"{done}: {result['path']}:{result['line']} {result['operator']}", flush=True)
-    report(results)
+    report(results, options.folders)
 
 
 def copy_of_sources(folder: pathlib.Path) -> pathlib.Path:
@@ -101,9 +103,8 @@ def run(
                 break
     finally:
         copies.put(copy)
-    operator = mutant.operator_name.removeprefix("core/")
-    facts = {"path": str(path), "line": mutant.start_pos[0], "operator": operator}
-    return {**facts, "outcome": outcome, "diff": diff}
+    facts = {"path": str(path), "line": mutant.start_pos[0], "outcome": outcome, "diff": diff}
+    return {**facts, "operator": mutant.operator_name.removeprefix("core/")}
 
 
 def command_of(copy: pathlib.Path, tests: list[str], *, checked: bool) -> str:
@@ -151,9 +152,9 @@ def tested(
     return outcome, (result.diff or "").replace(f"{copy}/", "")
 
 
-def report(results: list[dict[str, Any]]) -> None:
+def report(results: list[dict[str, Any]], folders: list[str]) -> None:
     """Print the share of mutants that were killed, overall and by folder, and the survivors."""
-    for folder in (None, *FOLDERS):
+    for folder in (None, *folders):
         chosen = [r for r in results if folder is None or r["path"].startswith(folder)]
         killed = sum(r["outcome"] == "killed" for r in chosen)
         if chosen:

@@ -111,7 +111,7 @@ def the_core_alone(environment):
 
 
 def plugins_from_outside(environment):
-    """A plugin that starts from data and shares an array, and the scaffold, which runs the kit."""
+    """A plugin that starts from data and shares an array, and the scaffold, on one of its cases."""
     environment.install("--no-deps", *map(environment.wheel, ("jno-lora-train", TESTING)))
     project = environment.folder / "outside"
     shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
@@ -121,10 +121,8 @@ def plugins_from_outside(environment):
     environment.build(project, scaffold)
     wheels = map(environment.wheel, ("jno-lora-outside", scaffold.name))
     environment.install("--no-deps", *wheels)
-    # tests/kit runs the whole kit on the scaffold.
     for folder, chosen in ((project, ""), (scaffold / "tests", "not conformance or wide")):
-        options = ("-q", "-W", "error", "-p", "no:cacheprovider", "-k", chosen)
-        environment.run("pytest", *options, ".", cwd=folder)
+        environment.run("pytest", "-q", "-W", "error", "-k", chosen, ".", cwd=folder)
     environment.pip("uninstall", "--quiet", "--yes", TESTING)
 
 
