@@ -51,7 +51,7 @@ class Covering:
         if path not in self._lines:
             by_line = self._data.contexts_by_lineno(str(self._root / path))
             self._lines[path] = {
-                line: sorted({context.partition("|")[0] for context in contexts})
+                line: sorted({context.rpartition("|")[0] for context in contexts})
                 for line, contexts in by_line.items()
             }
         return self._lines[path]

@@ -100,8 +100,7 @@ def the_metadata(environment):
 
 
 def the_core_alone(environment):
-    tools = ("pytest", "pytest-xdist", "hypothesis", "beartype")
-    environment.install(environment.wheel("jno-lora"), *tools)
+    environment.install(environment.wheel("jno-lora"), "pytest-xdist", "hypothesis", "beartype")
     sharing = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     done = environment.run(
         "pytest", "-q", "-p", "no:cacheprovider", *sharing, "tests/core", cwd=ROOT

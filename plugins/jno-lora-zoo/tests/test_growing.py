@@ -94,11 +94,12 @@ def test_channels_of_a_convolution_copy_old_channels_and_a_file_keeps_them(tmp_p
 
 def test_stacks_grow_slice_by_slice():
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 4, key=key))(jr.split(KEY, 2))
-    grown = grow([stack], "0", outputs=1, inputs=1, start="random", key=KEY)[0]
-    assert grown.new_rows.shape == (2, 1, 4) and not jnp.any(grown.new_rows[..., -1])
-    assert jnp.all(grown.new_rows[0, :, :3] != grown.new_rows[1, :, :3])
+    grown = grow([stack], "0", outputs=40, inputs=1, start="random", key=KEY)[0]
+    rows, last = grown.new_rows[..., :3], grown.new_rows[..., -1]
+    assert rows.shape == (2, 40, 3) and not jnp.any(last) and jnp.all(rows[0] != rows[1])
+    assert abs(rows.mean()) < 0.1 and abs(rows.std() - stack.weight.std()) < 0.1
     layer = merge_lora(grown)
-    assert layer.weight.shape == (2, 5, 4) and layer.bias.shape == (2, 5)
+    assert layer.weight.shape == (2, 44, 4) and layer.bias.shape == (2, 44)
     assert jnp.array_equal(layer.weight[:, :4, :3], stack.weight)
 
 
