@@ -250,7 +250,7 @@ def sets_of_layers(layers):
     return {
         "lora": adapters_of(layers, lora),
         "pissa": adapters_of(layers, pissa, 1, 1),
-        "dora": adapters_of(layers, dora, 2),
+        "dora": adapters_of(layers, dora, 2, options={"multiplier": 2.0}),
         "biased": adapters_of(layers, lora, 3, options={"bias": "train"}),
     }
 
