@@ -108,7 +108,7 @@ def one_layer(layout):
 
 
 @pytest.mark.parametrize(
-    ("method", "layout"), itertools.product(ALL_METHODS, CUT) if ALL else PAIRS
+    ("method", "layout"), [*itertools.product(ALL_METHODS, CUT)] if ALL else PAIRS
 )
 def test_adapting_and_merging_gather_nothing(method, layout, programs):
     layer = one_layer(layout)

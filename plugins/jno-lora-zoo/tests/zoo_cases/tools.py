@@ -20,19 +20,18 @@ def assert_close(actual: Any, expected: Any, tolerance: float, scale: float | No
     assert error <= bound, f"error {error:.3g} > bound {bound:.3g}"
 
 
-# Of a central difference: its errors are h^2 by the third derivative, and the rounding of the
-# values over h. Both are about 1e-10 of the values at this one.
+# The errors, h^4 by the fifth derivative and rounding over h, are small for outputs of thousands.
 _H = 1e-5
 
 
 def central_difference(function: Callable[[np.ndarray], Any], array: np.ndarray) -> np.ndarray:
-    """The derivative of a number by every entry of `array`."""
-    derivative = np.empty(array.shape)
+    """The derivative of a number by every entry of `array`, from four points for each."""
+    derivative = np.zeros(array.shape)
     for place in np.ndindex(array.shape):
-        up, down = array.copy(), array.copy()
-        up[place] += _H
-        down[place] -= _H
-        derivative[place] = (function(up) - function(down)) / (2 * _H)
+        for steps, weight in ((1, 8), (2, -1), (-1, -8), (-2, 1)):
+            moved = array.copy()
+            moved[place] += steps * _H
+            derivative[place] += weight * function(moved) / (12 * _H)
     return derivative
 
 
