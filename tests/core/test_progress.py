@@ -106,6 +106,7 @@ def test_adapters_that_take_long_to_build_show_a_bar_on_standard_error(
         apply_lora(layers, 1, key=getkey(), wrapper=Slow)
     written = sys.stderr.getvalue()
     assert "Adapting layers" in written and written.endswith("\x1b[2K")  # gone before the error
+    # Traced work shows nothing.
     monkeypatch.setattr(sys, "stderr", Terminal())
     adapt = lambda key: eqx.filter(apply_lora(layers, 1, key=key, wrapper=Traced), eqx.is_array)  # noqa: E731
     jax.eval_shape(adapt, getkey())

@@ -167,6 +167,7 @@ def test_a_process_killed_or_interrupted_at_any_line_leaves_the_old_file_or_the_
     done = subprocess.run(script, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for way in done.stdout.splitlines():
+        # It was stopped at some lines before the new file took the name, and at some after.
         lines, replaced = map(int, way.split())
         assert lines > 16 and 10 < replaced < lines - 1
 

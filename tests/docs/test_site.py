@@ -10,7 +10,7 @@ import pytest
 
 from jno.lora import __version__, extending
 from jno.lora.testing import CHECKS
-from jno_lora_zoo import METHODS, adapters
+from jno_lora_zoo import FAMILIES, METHODS, adapters
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -56,6 +56,8 @@ def test_a_methods_page_shows_its_call_its_adapter_and_its_options(method):
     page = (DOCS / "methods" / f"{method.variant}.md").read_text()
     cls = getattr(adapters, f"{method.__name__}Linear")
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert f"[{method.about.paper}]" in page and f'`wrapper="{method.variant}"`' in page
+    assert f"`{cls.__name__}`" in page and method.about.family in FAMILIES
     assert any(f'.lora(wrapper="{method.variant}"' in re.sub(r"\w+=\d+, ", "", c) for c in code)
     assert f"```text\n{cls.__name__}(" in page
     row = re.search(r"^\| options \| (.*) \|$", page, re.MULTILINE)[1]

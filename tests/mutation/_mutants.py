@@ -23,6 +23,7 @@ def sample(root: pathlib.Path, folders: list[str], size: int, seed: int) -> list
         init(paths, work, {})
         found = [mutation for item in work.work_items for mutation in item.mutations]
     ignored = {path: _ignored(ast.parse(path.read_text())) for path in paths}
+    # Sorted, because the database gives them in no particular order.
     mutants = sorted(
         (m for m in found if not _is_in(m, ignored[m.module_path])),
         key=lambda m: (str(m.module_path), m.start_pos, m.operator_name, m.occurrence),

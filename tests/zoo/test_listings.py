@@ -23,14 +23,6 @@ def test_the_lists_are_up_to_date():
     assert not outdated, f"out of date: {outdated}. python tests/zoo/listings.py --write"
 
 
-def test_every_method_has_a_page():
-    for method in METHODS:
-        assert method.about.family in jno_lora_zoo.FAMILIES
-        page = (listings.ROOT / f"docs/methods/{method.variant}.md").read_text()
-        assert f'`wrapper="{method.variant}"`' in page and f"[{method.about.paper}]" in page
-        assert f"`{method.__name__}Linear`" in page
-
-
 @pytest.mark.parametrize("column", listings.COLUMNS)
 def test_an_adapter_is_a_class_as_if_written_by_hand(column):
     module = pytest.importorskip(f"jno_lora_{column}").adapters

@@ -104,10 +104,12 @@ class Oracle:
         W = self._matrix(self._merged)
         assert_close(W, self._law(self._fields), VALUE)
         _require_close(_bias_of(self._merged), _bias_of(self._adapted(self._fields)))
-        # Something moved, unless a single output or input is turned, which is the identity.
-        turned = {"OFT": W.shape[0], "OFTIn": W.shape[1], "HRA": W.shape[1]}
+        # Something moved, unless a single output or input is turned, which is the identity. (PSOFT
+        # then trains two numbers, which move less.)
+        outputs, inputs = W.shape
+        turned = {"OFT": outputs, "OFTIn": inputs, "HRA": inputs, "PSOFT": min(W.shape)}
         if turned.get(self._method) != 1:
-            assert np.max(np.abs(W - self._W)) > 1e-3
+            assert np.max(np.abs(W - self._W)) > 1e-2
         if self._method == "LoRAXS":
             A, B = self._fields["lora_A"], self._fields["lora_B"]
             assert_close(B @ A, triplets(self._W, slice(0, len(A))), VALUE)
