@@ -117,6 +117,8 @@ def test_names_are_the_ends_of_paths_and_taken_literally(language_model):
     for name, near in [("q_porj", "q_proj"), ("experts/2", "experts/")]:
         with pytest.raises(SelectionError, match=rf"'{name}'.*\n.*paths are:\n  - blocks.*{near}"):
             apply_lora(language_model, 2, key=jr.key(0), target=["gate", name], wrapper=ToyLinear)
+    with pytest.raises(SelectionError, match="'q_proj, gate'"):
+        apply_lora(language_model, 2, key=jr.key(0), target=["q_proj", "gate"], wrapper=ToyConv)
 
 
 @pytest.mark.parametrize("pattern", ["encoder", "weight", "0/bias", "^head", "bias|temp", "^$"])

@@ -23,6 +23,7 @@ from jno.lora import (
     save_adapters,
 )
 from jno.lora._checkpoint import _base_values
+from jno.lora.types import LayerForm
 
 from ..toys import ToyLinear, same
 from ._tools import OWN, adapted, assembled, parts
@@ -227,7 +228,7 @@ def test_arrays_of_all_kinds_are_hashed(getkey, file):
     refused([doubles], file, "other values")
 
 
-def test_layers_without_values_are_left_out(model, getkey, file):
+def test_layers_without_values_or_of_another_form_are_left_out(model, getkey, file):
     trained = adapted(model, getkey)
     save_adapters(trained, file)
     eqx.filter_eval_shape(lambda m: load(m, file), model)
@@ -237,6 +238,9 @@ def test_layers_without_values_are_left_out(model, getkey, file):
     head.weight.delete()
     save_adapters(donated, file)
     assert known(file) == {"encoder/0": True, "encoder/1": True, "head": False}
+    with_bias, without = (eqx.nn.Linear(3, 2, bias, key=getkey()) for bias in (True, False))
+    for layer, other in ((with_bias, without), (without, with_bias)):
+        assert not _base_values.hashes({"0": layer}, {"0": LayerForm.of(other, 0)})
 
 
 def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):

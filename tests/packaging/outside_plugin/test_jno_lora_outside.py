@@ -1,10 +1,6 @@
-import pathlib
-import re
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jno_lora_outside
 import numpy as np
 
 from jno.lora import Net, resolve
@@ -16,11 +12,6 @@ Y = jnp.sin(2 * X[:, :3])
 def loss(model, batch):
     x, y = batch
     return jnp.mean((jax.vmap(resolve(model))(x) - y) ** 2)
-
-
-def test_only_public_names_are_used():
-    source = pathlib.Path(jno_lora_outside.__file__).read_text()
-    assert not re.search(r"jno\.lora[\w.]*\._|from jno\.lora[\w.]* import _", source)
 
 
 def test_the_adapter_is_found_trained_saved_loaded_and_merged(tmp_path):
