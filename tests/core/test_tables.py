@@ -76,6 +76,7 @@ def test_in_a_notebook_text_is_text_too(monkeypatch):
     # By this name rich knows a notebook, in which it shows instead of writing.
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
     assert "a title" in str(table("a title", [("column", "left")], [["cell"]]))
+    assert table("\x1b[2K", [], []).title == r"\x1b[2K"  # no control of the terminal
 
 
 def test_text_is_never_folded_and_a_caption_is_below():
