@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import pkgutil
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora import LoRAWrapper, SelectionError, WrapperError, __version__
 from jno.lora.extending import table
 from jno.lora.parts import why_unusable
 from jno.lora.types import PluginError, PluginRecord, Table
@@ -17,6 +18,7 @@ from jno.lora.types import PluginError, PluginRecord, Table
 from ._case import WrapperCase
 from ._run import CheckResult, run_checks
 from ._standard_cases import standard_cases, standard_layers
+from ._tiers import TIERS, sentence, tier_of, why_below
 
 
 def imported(what: str) -> Any:
@@ -147,10 +149,29 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    lines = [unchecked] if unchecked else []
+    lines = [sentence(results), *filter(None, [unchecked])]
     if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
-        lines.insert(0, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
+        lines.insert(1, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
     return table(title, columns, rows, "\n".join(lines))
+
+
+def as_json(results: list[CheckResult], unchecked: str) -> str:
+    """The results as JSON. Its keys are stable: later versions only add keys."""
+    by_name = {name: tier for tier, names in TIERS.items() for name in names}
+    listed = [
+        {
+            "case": result.case,
+            "check": result.check,
+            "tier": by_name[result.check],
+            "level": result.level,
+            "outcome": _outcome(result),
+            "message": str(result.error or result.not_applicable or ""),
+        }
+        for result in results
+    ]
+    tiers = {tier: why_below(tier, results) for tier in TIERS}
+    facts = {"jno_lora": __version__, "tier": tier_of(results), "missing_for_tier": tiers}
+    return json.dumps({**facts, "unchecked": unchecked, "results": listed}, indent=2)
 
 
 def _outcome(result: CheckResult) -> str:

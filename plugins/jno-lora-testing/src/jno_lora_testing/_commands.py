@@ -45,6 +45,12 @@ def new(name: str, layer: str | None, method: bool, output: Path) -> None:
 @click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
 @click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
+@click.option(
+    "--badge",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the tier as an SVG to this file; a file .json is for the endpoint of shields.io.",
+)
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -53,16 +59,20 @@ def check(
     layers: tuple[str, ...],
     rank: int | None,
     strict: bool,
+    as_json: bool,
+    badge: Path | None,
 ) -> None:
     """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
     CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
-    with 1 if a required check fails: users rely on it. Advice is printed, too. --only and --layer
-    can be given several times.
+    with 1 if a required check fails: users rely on it. Advice is printed, too. The tier says what
+    users may rely on: an adapter works, is solid, or is complete. --only and --layer can be given
+    several times.
     """
     from . import _check
     from ._run import messages
+    from ._tiers import tier_of, write_badge
 
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
@@ -75,9 +85,12 @@ def check(
     else:
         cases, unchecked = _check.cases_in(what, named), ""
     results = _check.run(cases, only or ("*",), rank)
-    click.echo(str(_check.as_table(results, unchecked)))
+    if badge is not None:
+        write_badge(badge, tier_of(results))
+    click.echo((_check.as_json if as_json else _check.as_table)(results, unchecked))
     broken = [result for result in results if result.error and result.level == "required"]
     advice = [result for result in results if result.error and result.level == "advice"]
-    for message in (*messages(broken), *(f"Advice: {text}" for text in messages(advice))):
+    printed = (*messages(broken), *(f"Advice: {text}" for text in messages(advice)))
+    for message in () if as_json else printed:
         click.echo(f"\n{message}")
     ctx.exit(1 if broken or (strict and advice) else 0)
