@@ -64,7 +64,14 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     return list(cases)
 
 
-def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
+def cases_of(
+    distribution: str, records: tuple[PluginRecord, ...], layers: tuple[str, ...]
+) -> tuple[list[WrapperCase], str]:
+    """The cases that the plugins of a distribution name, and common cases of other adapters.
+
+    A plugin names its cases as MODULE:CASES, in `jno_lora_cases` of its module; with `layers`, they
+    are left out. Also returns a sentence about adapters without a case, or about none at all.
+    """
     name = canonicalize_name(distribution)
     plugins = [record for record in records if record.distribution == name]
     if not plugins:
@@ -77,10 +84,18 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
     for record in plugins:
         if not record.usable:
             raise PluginError(f"The plugin {why_unusable(record)}") from record.error
+    named = [getattr(record.plugin, "jno_lora_cases", None) for record in plugins]
+    cases = [
+        case for what in named if what and not layers for case in cases_in(what, imported(what))
+    ]
+    covered = {case.wrapper for case in cases}
     wrappers = [wrapper.cls for record in plugins for wrapper in record.wrappers]
     if not wrappers:
-        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
-    return wrappers
+        return [], f"{distribution} loads, and has no adapters to check."
+    if not (further := [wrapper for wrapper in wrappers if wrapper not in covered]):
+        return cases, ""
+    common, unchecked = common_cases(further, layers)
+    return [*cases, *common], unchecked
 
 
 def common_cases(
@@ -149,7 +164,7 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    lines = [sentence(results), *filter(None, [unchecked])]
+    lines = [text for text in (results and sentence(results), unchecked) if text]
     if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
         lines.insert(1, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
     return table(title, columns, rows, "\n".join(lines))

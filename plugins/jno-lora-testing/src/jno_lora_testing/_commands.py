@@ -17,25 +17,34 @@ from jno.lora import __version__, registered
     "class, replace Linear by the class in the files that are written.",
 )
 @click.option(
-    "--method", is_flag=True, help="A method for all kinds of layer of the zoo, not an adapter."
+    "--kind",
+    type=click.Choice(["method", "layer", "opaque", "router", "command"]),
+    default="opaque",
+    help="A method for all kinds of layer of the zoo; a kind of layer for all methods; an adapter "
+    "of one class of layer (the default); a router of low-rank experts; or a command of jno-lora.",
 )
+@click.option("--method", is_flag=True, help="The same as --kind method.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("."),
     help="Where the plugin's folder is made.",
 )
-def new(name: str, layer: str | None, method: bool, output: Path) -> None:
-    """Write a plugin to start from: nine files that work.
+def new(name: str, layer: str | None, kind: str, method: bool, output: Path) -> None:
+    """Write a plugin to start from: files that work, one of which you edit.
 
-    NAME is the name of the adapter (or with --method, of the method), such as embedding-bias.
+    NAME is the name of the adapter, method, kind of layer, router or command, such as
+    embedding-bias.
     """
-    if method and layer is not None:
-        raise click.BadParameter("a method is for all kinds of layer: leave `--layer` out")
+    kind = "method" if method else kind
+    if kind != "opaque" and layer is not None:
+        raise click.BadParameter(f"a {kind} does not wrap this layer alone: leave `--layer` out")
     from . import _new
 
-    target = _new.create(name, layer, method, output, __version__, registered())
+    target = _new.create(name, kind, layer, output, __version__, registered())
+    (package,) = target.glob("src/*")
     click.echo(f"Written: {target}")
+    click.echo(f"Edit:    {package / '__init__.py'}")
     click.echo(f'Next:    cd {target} && pip install -e ".[test]" && pytest')
 
 
@@ -77,15 +86,16 @@ def check(
     # The module may lie where the command is run, as for `python -m pytest`.
     sys.path.insert(0, "")
     named = _check.imported(what) if ":" in what else None
-    if named is None or _check.is_adapter_class(named):
-        wrappers = _check.classes_of(what, registered()) if named is None else [named]
-        cases, unchecked = _check.common_cases(wrappers, layers)
+    if named is None:
+        cases, unchecked = _check.cases_of(what, registered(), layers)
+    elif _check.is_adapter_class(named):
+        cases, unchecked = _check.common_cases([named], layers)
     elif layers:
         raise click.BadParameter("--layer chooses common layers; cases have layers already")
     else:
         cases, unchecked = _check.cases_in(what, named), ""
-    results = _check.run(cases, only or ("*",), rank)
-    if badge is not None:
+    results = _check.run(cases, only or ("*",), rank) if cases else []
+    if badge is not None and results:
         write_badge(badge, tier_of(results))
     click.echo((_check.as_json if as_json else _check.as_table)(results, unchecked))
     broken = [result for result in results if result.error and result.level == "required"]
