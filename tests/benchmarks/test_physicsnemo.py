@@ -5,15 +5,10 @@ import math
 import jax
 import numpy as np
 import pytest
-from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, time_rows, tuned
+from benchmarks.physicsnemo import FIRST, RATES, adapted, searched, tuned
 from benchmarks.sides.jax_physicsnemo import Operator
 
 from jno.lora import lora_report
-
-
-@pytest.fixture(scope="module")
-def operator():
-    return Operator(jax.random.key(0), width=4, modes=3, layers=2)
 
 
 def gelu(x):
@@ -44,24 +39,14 @@ def physicsnemo(state, field):
     return dense("decoder_net.final_layer.linear", h)[0]
 
 
-def test_the_operator_is_physicsnemos_function_of_its_state(operator):
+def test_the_operator_is_physicsnemos_function_of_its_state():
+    operator = Operator(jax.random.key(0), width=4, modes=3, layers=2)
     field = np.sin(np.arange(8, dtype=np.float32))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         ours = operator(field)
     np.testing.assert_allclose(ours, physicsnemo(operator.state(), field), atol=1e-6)
-
-
-def test_a_method_adapts_the_layers_of_its_row(operator):
     rows = {row.path: row for row in lora_report(adapted(operator, 0, "lora 1, cp 4").module).rows}
     assert len(rows) == 9 and rows["decoder/0"].rank == 1
-
-
-def test_rates_are_tuned_on_validation_fields():
-    def run(rate, validation, test):
-        return {"rate": rate, "validation": validation, "test": test}
-
-    runs = [run(1.0, 0.2, 0.0), run(2.0, 0.1, 0.3), run(2.0, 0.1, 0.5), run(3.0, math.nan, 0.0)]
-    assert tuned(runs) == (2.0, [0.3, 0.5])
 
 
 @pytest.mark.parametrize("best", [3e-3, 1e-6, 3.0])
@@ -74,14 +59,3 @@ def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best):
     tried = [run["rate"] for run in answer["runs"]]
     assert math.isclose(tuned(answer["runs"])[0], best)
     assert len(tried) == len(set(tried)) <= len(RATES)
-
-
-def test_a_lost_side_is_not_measured():
-    ratio = {"median": 0.5, "q1": 0.4, "q3": 0.6, "rounds": 5}
-    step, forward, memory, more = time_rows("m", {"step": {"eager": ratio}}, has_every_layer=True)
-    assert step == "| m | step | 0.50 [0.40, 0.60] | not measured | 2 not measured |"
-    assert forward == "| m | forward | not measured | not measured | 2 not measured |"
-    assert memory.endswith("| 3 not measured |") and more.endswith("every layer: not measured |")
-    slow = {"eager": ratio | {"median": 1.1}, "compiled": ratio}
-    step, *_ = time_rows("m", {"step": slow}, has_every_layer=False)
-    assert step.endswith("| 2 missed |")

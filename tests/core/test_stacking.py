@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
@@ -19,34 +20,17 @@ def stacked(axes, key):
     return make(jax.random.split(key, axes))
 
 
-@pytest.fixture(scope="module", params=[(2,), (2, 4)], ids=["one axis", "two axes"])
-def axes(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def plain(axes):
-    return stacked(axes, jax.random.key(1))
-
-
-@pytest.fixture(scope="module")
-def adapted(plain):
-    return apply_lora(plain, 2, key=jax.random.key(2), wrapper=ToyStacked)
-
-
 def slice_of(tree, index):
     return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
 
 
-def test_the_constructor_is_mapped_and_every_slice_starts_from_values_of_its_own(adapted, axes):
-    assert adapted.lora_A.shape == (*axes, 2, SIZE)
-    assert adapted.lora_B.shape == (*axes, SIZE, 2)
+@pytest.mark.parametrize("axes", [(2,), (2, 4)], ids=["one axis", "two axes"])
+def test_each_slice_starts_from_values_of_its_own_and_is_merged_and_unwrapped(axes):
+    plain = stacked(axes, jax.random.key(1))
+    adapted = apply_lora(plain, 2, key=jax.random.key(2), wrapper=ToyStacked)
+    assert adapted.lora_A.shape == (*axes, 2, SIZE) and adapted.lora_B.shape == (*axes, SIZE, 2)
     assert adapted.rank == 2
-    flat = adapted.lora_A.reshape(-1, 2 * SIZE)
-    assert len({tuple(row) for row in flat.tolist()}) == flat.shape[0]
-
-
-def test_merge_and_unwrap_are_mapped(adapted, plain, axes):
+    assert len({*map(tuple, adapted.lora_A.reshape(-1, 2 * SIZE).tolist())}) == np.prod(axes)
     adapted = shaken(adapted)
     merged = merge_lora(adapted)
     assert jax.tree.structure(merged) == jax.tree.structure(adapted.base)

@@ -14,7 +14,7 @@ from jno.lora import apply_lora, merge_lora, unwrap_lora
 from jno.lora._compute import call_compiled
 from jno.lora.extending import static_key
 
-from .toys import ToyConv, ToyLinear, same, shaken
+from .toys import ToyConv, ToyLinear, shaken
 
 
 def scaled(factor, layer, number):
@@ -75,9 +75,6 @@ def test_signatures_are_told_apart(getkey):
     for (layer, number), result in zip(items, found, strict=True):
         np.testing.assert_array_equal(result["layer"].weight, 3 * layer.weight)
         assert type(result["n"]) is type(number)
-    # So are zeros of both signs.
-    quotients = [call_compiled(jnp.divide, jnp.ones(()), zero) for zero in (0.0, -0.0)]
-    assert quotients == [np.inf, -np.inf]
 
 
 class Setting(enum.IntEnum):
@@ -116,17 +113,15 @@ def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
     jax.block_until_ready(jax.jit(lambda xs: [x * 2 for x in xs], donate_argnums=0)(arrays))
 
 
-@pytest.mark.parametrize("of", ["key", "weak"])
-def test_keys_and_weak_types_stay_what_they_are(of):
-    def twice(x):
-        return {"x": jax.random.fold_in(x, 1) if of == "key" else x * 2}
-
-    items = [(jax.random.key(k) if of == "key" else jnp.asarray(k),) for k in range(3)]
-    for (x,), result in zip(items, results(twice, (), items), strict=True):
-        expected = twice(x)["x"]
-        assert result["x"].dtype == expected.dtype
-        assert getattr(result["x"], "weak_type", None) == getattr(expected, "weak_type", None)
-        assert jnp.all(result["x"] == expected)
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [(lambda x: jax.random.fold_in(x, 1), jax.random.key(0)), (lambda x: x * 2, jnp.asarray(3))],
+    ids=["key", "weak"],
+)
+def test_keys_and_weak_types_stay_what_they_are(function, value):
+    found, expected = call_compiled(function, value), function(value)
+    assert found.dtype == expected.dtype and jnp.all(found == expected)
+    assert getattr(found, "weak_type", None) == getattr(expected, "weak_type", None)
 
 
 def test_a_function_that_fails_under_tracing_is_called_uncompiled(getkey):
@@ -157,13 +152,3 @@ def test_layers_on_a_device_get_their_adapters_there(getkey):
         assert {device} == set.union(*(x.devices() for x in jax.tree.leaves(adapter)))
     for plain in (merge_lora(shaken(model)), unwrap_lora(model)):
         assert all(x.devices() == {device} for x in jax.tree.leaves(plain[1:]))
-
-
-def test_adapters_of_many_layers_are_those_of_few(getkey):
-    layers = linears(MANY + 2, getkey)
-    key = getkey()
-    model = apply_lora(layers, 1, key=key, wrapper=ToyLinear)
-    alone = apply_lora(layers, 1, key=key, wrapper=ToyLinear, target=f"^{MANY + 1}$")
-    assert same(model[-1], alone[-1])
-    model, alone = shaken(model), shaken(alone)
-    assert same(merge_lora(model)[-1], merge_lora(alone)[-1])

@@ -1,12 +1,12 @@
 """A file is written whole or not at all: whoever reads finds the old file or the new one."""
 
+import concurrent.futures
 import errno
 import os
 import stat
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import equinox as eqx
@@ -103,9 +103,8 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_name(model, file, monke
     calls = []
     for name in ("fsync", "replace"):
         call = getattr(os, name)
-        monkeypatch.setattr(
-            os, name, lambda *args, n=name, call=call: (calls.append(n), call(*args))
-        )
+        log = lambda *args, name=name, call=call: (calls.append(name), call(*args))  # noqa: E731
+        monkeypatch.setattr(os, name, log)
     save_adapters(model, file)
     assert calls == ["fsync", "replace"]
 
@@ -118,7 +117,7 @@ EVERY_LINE = """
     from pathlib import Path
     import jno.lora._checkpoint._file as writing
 
-    file, old, new = Path(sys.argv[1]), b"old" * 100_000, b"new" * 200_000
+    file, old, new = Path(sys.argv[1]), b"old" * 1_000, b"new" * 2_000
 
     def stop(how):
         if how == "killed":
@@ -184,9 +183,8 @@ def filled(number):
 
 
 def test_whoever_reads_while_several_threads_save_reads_a_whole_file(file):
-    sets, errors, seen = [filled(number) for number in range(4)], [], set()
+    sets, seen, end = [filled(number) for number in range(3)], set(), time.monotonic() + 30
     save_adapters(sets[0], file)
-    begin = time.monotonic()
 
     def read():
         state = read_adapters(file, wrappers=[ToyLinear])[""].state
@@ -194,18 +192,10 @@ def test_whoever_reads_while_several_threads_save_reads_a_whole_file(file):
         seen.add(value)  # and not a mixture of two files
 
     def repeat(action):
-        try:
-            while time.monotonic() < begin + 0.5 or len(seen) < 2:
-                action()
-                assert time.monotonic() < begin + 60, "one thread keeps the others from saving"
-        except BaseException as err:
-            errors.append(err)
+        while len(seen) < 3 and time.monotonic() < end:
+            action()
 
-    actions = [lambda one=one: save_adapters(one, file) for one in sets] + [read] * 3
-    threads = [threading.Thread(target=repeat, args=(action,)) for action in actions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors[0]
-    assert seen <= {0, 1, 2, 3} and alone(file)
+    saves = [lambda adapters=adapters: save_adapters(adapters, file) for adapters in sets]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        list(threads.map(repeat, [*saves, read, read]))
+    assert seen == {0, 1, 2} and alone(file)

@@ -11,15 +11,15 @@ from jno.lora import LoRAWrapper
 from jno.lora.testing import messages, run_checks, standard_cases
 
 ROOT = pathlib.Path(__file__).parents[2]
+METHOD_PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted({*(ROOT / "docs").glob("**/*.md")} - {*METHOD_PAGES}),
     *sorted((ROOT / "docs").glob("**/*.ipynb")),
 ]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXCERPT = re.compile(
-    r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', re.MULTILINE | re.DOTALL
-)
+SECTION = re.MULTILINE | re.DOTALL
+BLOCK = re.compile(r"^```python\n(.*?)^```", SECTION)
+EXCERPT = re.compile(r'^```[^\n]* title="((?:examples|plugins)/.*?)"}?\n(.*?)^```', SECTION)
 
 
 def blocks_of(page):
@@ -30,19 +30,35 @@ def blocks_of(page):
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+def run(page):
+    """The blocks of a page, which build on each other; what they define."""
+    namespace = {"__name__": f"docs.{page.stem}"}
+    # They are written for JAX's own defaults.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for number, block in enumerate(blocks_of(page)):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.name)
+def test_the_page_of_a_method_shows_what_its_code_prints(page, capsys):
+    """It prints shapes alone, and those need no numbers."""
+    if "calibrate=" in page.read_text():
+        run(page)
+    else:
+        jax.eval_shape(lambda: run(page) and None)
+    (shown,) = re.findall(r"^<!-- printed -->\n```text\n(.*?)```", page.read_text(), SECTION)
+    assert capsys.readouterr().out.startswith(shown)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run(page):
-    blocks = blocks_of(page)
-    # The blocks of a page build on each other, and are written for JAX's own defaults.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        namespace = {"__name__": f"docs.{page.stem}"}
-        for number, block in enumerate(blocks):
-            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    blocks, namespace = blocks_of(page), run(page)
     adapters = [value for value in namespace.values() if is_written_on(page, value)]
     assert adapters or not any("(LoRAWrapper)" in block for block in blocks)
     # tests/examples runs the kit on the adapter of the README.
     for number, adapter in enumerate(adapters if page.name != "README.md" else ()):
-        check(adapter, ("*",) if number == 0 else VALUES)
+        check(adapter, VALUES if number or varies_ours(adapter) else ("*",))
 
 
 def is_written_on(page, value):
@@ -50,15 +66,20 @@ def is_written_on(page, value):
     return is_adapter and value.__module__ == f"docs.{page.stem}"
 
 
-# What a further adapter of a page, a variation of the first, may break.
+def varies_ours(adapter):
+    """Whether it inherits from an adapter of our plugins, on which the whole kit runs."""
+    ours = [base for base in adapter.__mro__ if base.__module__.startswith("jno_lora_")]
+    return any("variant" in vars(base) for base in ours)
+
+
+# What a variation of an adapter, such as a further adapter of a page, may break.
 VALUES = ("contract", "state-round-trip", "identity-*", "adapter-acts", "merge-*", "gradients")
 
 
 def check(adapter, checks):
     """These checks on the first layer of an adapter, and the checks of values on its others.
 
-    A reader copies adapters from these pages. The methods of the zoo's form, which claim no layer,
-    are checked by the adapters that a page makes of them.
+    Methods of the zoo's form claim no layer, but the adapters that a page makes of them do.
     """
     first, *further = standard_cases(adapter) or [None]
     cases = [first, *(case for case in further if "*" not in case.checks)] if first else []
@@ -67,11 +88,8 @@ def check(adapter, checks):
     assert not failed, "\n\n".join(messages(failed))
 
 
-def test_the_pages_have_code():
+def test_the_pages_have_code_and_notebooks_are_stored_without_outputs():
     assert sum(len(blocks_of(page)) for page in PAGES) > 8
-
-
-def test_notebooks_are_stored_without_outputs():
     # The site runs them when it is built.
     for notebook in (ROOT / "docs").glob("**/*.ipynb"):
         cells = json.loads(notebook.read_text())["cells"]

@@ -27,32 +27,13 @@ def config():
     return SimpleNamespace(site_name="jno-lora", repo_url=None, repo_name=None)
 
 
-def test_the_site_shows_the_version(site_facts):
+def test_the_reference_has_each_helper_once_and_shows_plugins_instead_of_their_doors(site_facts):
     assert site_facts.on_config(config()).site_name == f"jno-lora {__version__}"
-
-
-def test_the_reference_has_each_helper_for_plugins_once():
+    every_page = "".join(file.read_text() for file in DOCS.glob("*.md"))
+    assert not re.search(r"^::: jno\.lora\.(in_jno|optim|peft|testing)\b", every_page, re.MULTILINE)
     page = (DOCS / "api.md").read_text()
     names = re.findall(r"^::: jno\.lora\.extending\.(\w+)$", page, re.MULTILINE)
     assert sorted(names) == sorted(extending.__all__)
-
-
-@pytest.mark.parametrize("door", ["in_jno", "optim", "peft", "testing"])
-def test_the_reference_shows_plugins_and_not_their_doors_which_define_nothing(door):
-    page = "".join(file.read_text() for file in DOCS.glob("*.md"))
-    assert not re.search(rf"^::: jno\.lora\.{door}\b", page, re.MULTILINE)
-
-
-@pytest.mark.parametrize("address", [None, "https://example.org/jno-lora"])
-def test_the_site_links_the_repository_that_the_project_names(site_facts, tmp_path, address):
-    (tmp_path / "src/jno/lora").mkdir(parents=True)
-    (tmp_path / "src/jno/lora/_version.py").write_text('"""Doc."""\n\n__version__ = "1.2.3"\n')
-    urls = f'[project.urls]\nRepository = "{address}"\n' if address else ""
-    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "jno-lora"\n{urls}')
-    site_facts.ROOT = tmp_path
-    done = site_facts.on_config(config())
-    assert done.site_name == "jno-lora 1.2.3"
-    assert (done.repo_url, done.repo_name) == (address, "jno-lora" if address else None)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])

@@ -11,8 +11,8 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def example(request):
-    """The module that the test module is named after."""
-    name = pathlib.Path(request.path).stem.removeprefix("test_")
+    """The module of the script that the test is named after."""
+    name = request.node.originalname.removeprefix("test_")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

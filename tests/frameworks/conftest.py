@@ -49,17 +49,12 @@ class Report:
         self.found[framework, what][method] = report.outcome
 
     def pytest_sessionfinish(self):
-        versions = (
-            f"{name} {importlib.metadata.version(name)}" for name in ("flax", "dm-haiku", "jax")
-        )
-        lines = [f"Run with {', '.join(versions)}.\n"]
-        lines += [
-            f"| framework | test | {' | '.join(METHODS)} |",
-            "|---|---|" + "---|" * len(METHODS),
-        ]
-        for (framework, what), methods in sorted(self.found.items()):
-            cells = (methods.get(method, "") for method in METHODS)
-            lines.append(f"| {framework} | {what} | {' | '.join(cells)} |")
+        version = importlib.metadata.version
+        versions = (f"{name} {version(name)}" for name in ("flax", "dm-haiku", "jax"))
+        rows = [("framework", "test", *METHODS), ("---",) * (2 + len(METHODS))]
+        for names, methods in sorted(self.found.items()):
+            rows.append((*names, *(methods.get(method, "") for method in METHODS)))
+        lines = [f"Run with {', '.join(versions)}.\n", *(f"| {' | '.join(row)} |" for row in rows)]
         text = "\n".join(lines) + "\n"
         pattern = r"(?<=<!-- frameworks -->\n).*?(?=<!-- /frameworks -->)"
         page, count = re.subn(pattern, lambda _: text, self.path.read_text(), flags=re.S)

@@ -142,18 +142,6 @@ def test_meshes(method):
     assert jnp.allclose(found, expected, atol=1e-4)
 
 
-def test_files(tmp_path):
-    model = Block()
-    params = model.init(jr.key(0), X)
-    axes = infer(model.apply, params, X)
-    net = net_of(model.apply, params, X, axes=axes)
-    net.save_adapters(tmp_path / "adapters.safetensors")
-    other = Net(declare(params, axes)).load_adapters(tmp_path / "adapters.safetensors")
-    assert jnp.array_equal(
-        through(model.apply)(other.module, X), through(model.apply)(net.module, X)
-    )
-
-
 def test_real_sizes_are_reached():
     """A model of the size of GPT-2, of shapes alone."""
 

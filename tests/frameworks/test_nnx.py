@@ -64,24 +64,3 @@ def test_scan_and_remat(method):
     axes = infer(apply, params, ids)
     assert sorted(axes.letters.values()) == ["eo", "sio"]
     assert check(apply, params, ids, method=method) == []
-
-
-def test_real_sizes_are_reached():
-    """Blocks of the size of GPT-2's, of shapes alone."""
-
-    class Large(nnx.Module):
-        def __init__(self, rngs):
-            self.embed = nnx.Embed(50257, 768, rngs=rngs)
-            self.attention = nnx.MultiHeadAttention(12, 768, decode=False, rngs=rngs)
-            self.first = nnx.Linear(768, 3072, rngs=rngs)
-            self.second = nnx.Linear(3072, 768, rngs=rngs)
-
-        def __call__(self, ids):
-            x = self.embed(ids)
-            x = x + self.attention(x)
-            return self.embed.attend(x + self.second(nnx.gelu(self.first(x))))
-
-    graph, params = nnx.split(nnx.eval_shape(lambda: Large(nnx.Rngs(0))), nnx.Param)
-    apply = lambda params, ids: nnx.merge(graph, params)(ids)  # noqa: E731
-    axes = infer(apply, params, jnp.zeros((1, 16), int))
-    assert axes.coverage > 0.999

@@ -24,10 +24,6 @@ def bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.arg
 
 
-def test_there_are_sources():
-    assert len(SOURCES) > 150
-
-
 def test_each_distribution_keeps_its_budget_of_code():
     sizes = lines.counts()
     assert sizes.keys() == lines.BUDGETS.keys()

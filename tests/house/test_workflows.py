@@ -19,12 +19,7 @@ def parsed(path):
     return workflow
 
 
-NAMES = ("all-pairs", "checks", "release")
-ALL_PAIRS, CHECKS, RELEASE = (parsed(ROOT / f".github/workflows/{name}.yml") for name in NAMES)
-
-
-def test_these_are_all_workflows():
-    assert tuple(path.stem for path in WORKFLOWS) == NAMES
+ALL_PAIRS, CHECKS, RELEASE = map(parsed, WORKFLOWS)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -33,10 +28,7 @@ def test_actions_are_pinned_and_there_are_no_secrets(path):
     uses = [line.strip().removeprefix("- ") for line in text.splitlines() if "uses:" in line]
     assert uses and all(PINNED.fullmatch(line) for line in uses)
     assert "secrets." not in text and "password" not in text.replace("no password", "")
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_no_text_from_outside_becomes_a_command(path):
+    # No text from outside becomes a command.
     for job in parsed(path)["jobs"].values():
         assert not [step["run"] for step in job["steps"] if "${{" in step.get("run", "")]
 
@@ -47,13 +39,7 @@ def test_the_checks_run_on_the_interpreters_that_pyproject_names():
     named = [re.search(r"Python :: (3\.\d+)$", line) for line in project["classifiers"]]
     assert job["strategy"]["matrix"]["python"] == [match[1] for match in named if match]
     assert {"run": "bash .ci/run"} in job["steps"]
-    assert CHECKS["permissions"] == {"contents": "read"}
-
-
-def test_all_pairs_of_a_method_and_a_layer_run_each_week():
-    (job,) = ALL_PAIRS["jobs"].values()
-    assert ALL_PAIRS["on"]["schedule"] and {"run": "make test-all"} in job["steps"]
-    assert ALL_PAIRS["permissions"] == {"contents": "read"}
+    assert CHECKS["permissions"] == ALL_PAIRS["permissions"] == {"contents": "read"}
 
 
 def test_publishing_needs_a_release_and_its_environment():
@@ -65,14 +51,6 @@ def test_publishing_needs_a_release_and_its_environment():
     assert all("environment" in jobs[name] for name in trusted)
     # A job that is trusted runs no code of the repository.
     assert not [step for name in trusted for step in jobs[name]["steps"] if "run" in step]
-
-
-def test_the_targets_of_the_workflows_are_in_the_makefile():
-    jobs = [*ALL_PAIRS["jobs"].values(), *RELEASE["jobs"].values()]
-    steps = [step for job in jobs for step in job["steps"] if "run" in step]
-    targets = [re.fullmatch(r"make ([\w-]+)", step["run"]) for step in steps]
-    makefile = (ROOT / "Makefile").read_text()
-    assert targets and all(target and f"\n{target[1]}:" in makefile for target in targets)
 
 
 def test_the_hooks_of_pre_commit_are_local():

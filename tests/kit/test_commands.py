@@ -20,19 +20,13 @@ from .asking import run
 def test_new_writes_few_files_and_never_overwrites(tmp_path):
     run("new", "my-adapter", "--output", str(tmp_path))
     folder = tmp_path / "jno-lora-my-adapter"
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    assert files == [
-        ".github/workflows/test.yml",
-        ".gitignore",
-        "LICENSE",
-        "README.md",
-        "pyproject.toml",
-        "src/jno_lora_my_adapter/__init__.py",
-        "src/jno_lora_my_adapter/cases.py",
-        "src/jno_lora_my_adapter/plugin.py",
-        "tests/conftest.py",
-        "tests/test_conformance.py",
-    ]
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    package = "src/jno_lora_my_adapter"
+    assert {path for path in files if path.endswith(".py")} == {
+        *(f"{package}/{name}.py" for name in ("__init__", "cases", "plugin")),
+        *("tests/conftest.py", "tests/test_conformance.py"),
+    }
+    assert files >= {"LICENSE", "README.md", "pyproject.toml"} and len(files) == 10
     steps = (folder / ".github" / "workflows" / "test.yml").read_text()
     assert "python-version: ${{ matrix.python }}\n" in steps
     commands = ("pip install", "pytest", "jno-lora check jno-lora-my-adapter --badge badge.svg")
@@ -56,20 +50,17 @@ def test_the_tests_that_new_writes_have_eight_devices(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        *((name, "is not a package name") for name in ("", "  ", "-", "a/b", "ünï!")),
+        *((name, "is not a package name") for name in ("", "-", "a/b", "ünï!")),
         ("TRUE", "a class named True, which is a word of Python. Choose another name, such as my-"),
         # Names of the zoo, and words of `wrapper=`.
-        *((name, "ambiguous. Choose another name, such as my-") for name in ("LoRA-FA", "IA3")),
-        *((name, "ambiguous") for name in ("lora_in_norm", "DoRALinear", "all-linear")),
+        *((name, "ambiguous") for name in ("LoRA-FA", "DoRALinear", "all-linear")),
     ],
 )
 def test_new_refuses_names_that_make_no_package_or_are_taken(name, said, site, tmp_path):
     site.plugin(
         "jno-lora-zoo",
         '"DoRALinear", variant="dora"',
-        '"IA3Linear", variant="ia3"',
         '"LoRAFALinear", variant="lora-fa"',
-        '"LoRAInNorm", variant="lora-in-norm"',
     )
     output = tmp_path / "written"
     assert said in run("new", "--output", str(output), "--", name, code=1)
@@ -103,17 +94,15 @@ def test_the_scaffold_passes_the_kit_and_adapts_stacked_layers(
     name, make, tmp_path, monkeypatch, getkey
 ):
     module, tests = written(tmp_path, monkeypatch, name)
-    first, second, third = tests.CASES
+    first, second, _ = tests.CASES
     (adapter,) = {case.wrapper for case in tests.CASES}
     assert adapter is vars(module)[adapter.__name__]
-    for result in run_checks(first):
+    # Its own tests run the whole kit on an embedding in `tests/packaging`.
+    for result in run_checks(first) if name == "kit-gain" else ():
         assert result.error is None
-        # An index has no derivatives.
-        is_lookup = result.not_applicable == "no input of the layer is a floating array"
-        extension = (result.not_applicable or "").startswith("the adapter ")
-        symmetries = result.not_applicable == "the case names no `symmetries`"
-        assert result.not_applicable is None or is_lookup or extension or symmetries
-    for case in (second, third):
+        reason = result.not_applicable or "the adapter "
+        assert reason.startswith("the adapter ") or reason == "the case names no `symmetries`"
+    for case in tests.CASES:
         results = run_checks(case, _OF_SHAPES)
         assert [(r.error, r.not_applicable) for r in results] == len(_OF_SHAPES) * [(None, None)]
     shapes = [sorted(case.make_base().weight.shape) for case in tests.CASES]
@@ -219,13 +208,7 @@ def test_check_of_a_plugin_without_adapters_says_so_and_writes_no_badge(site, tm
     assert not list(tmp_path.glob("*.svg"))
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("nowhere_at_all:Class", "cannot be imported"),
-        ("json:loads", "must be a subclass"),
-        ("not-installed", "No installed plugin"),
-    ],
-)
-def test_check_says_what_it_cannot_find(what, message, site):
-    assert message in run("check", what, code=1)
+def test_check_says_what_it_cannot_find(site):
+    assert "cannot be imported" in run("check", "nowhere_at_all:Class", code=1)
+    assert "must be a subclass" in run("check", "json:loads", code=1)
+    assert "No installed plugin" in run("check", "not-installed", code=1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.core.good_adapter import Good, update
+from tests.core.good_adapter import Good
 from tests.core.test_options import OPTIONS, Blocks as OptionBlocks
 from tests.core.toys import ToyScale
 
@@ -22,6 +22,8 @@ from jno.lora.testing import (
 )
 
 from .asking import case_of
+from .wrong_adapters._bases import ComplexLoRA, LoRA, is_exactly
+from .wrong_adapters.maths import NeedsABias
 
 
 def law(adapter):
@@ -42,14 +44,12 @@ def test_a_constructor_may_refuse_a_rank_with_a_message():
         def __init__(self, base, rank, alpha, *, key):
             if rank > 4:
                 raise ValueError(f"the rank must be 4 at most, but is {rank}")
-            Good.__init__(self, base, rank, alpha, key=key)
+            super().__init__(base, rank, alpha, key=key)
 
     assert wrapper_checks(case_of(Refuses))["ranks"]() is None
 
 
 class Blocks(ToyScale):
-    """An option that changes a shape."""
-
     def __init__(self, base, rank, alpha, *, key, blocks=1):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.gain, self.constant = jnp.zeros(blocks), jnp.zeros(())
@@ -123,20 +123,13 @@ class Mixing(eqx.Module):
         return y + self.bias.astype(y.dtype)
 
 
-class ComplexUpdate(Good):
+class ComplexUpdate(ComplexLoRA):
     @classmethod
     def applies_to(cls, leaf):
-        is_array = type(leaf) is Mixing and eqx.is_inexact_array(leaf.weight)
-        return is_array and leaf.weight.ndim == 2
+        return is_exactly(leaf, Mixing, 2)
 
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        outputs, inputs = base.weight.shape
-        self.lora_A = jax.random.normal(key, (rank, inputs), base.weight.dtype)
-        self.lora_B = jnp.zeros((outputs, rank), base.weight.dtype)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + update(self))
+    def added(self, x):
+        return self.product(x)
 
 
 def test_a_correct_adapter_of_a_complex_layer_passes():
@@ -181,27 +174,13 @@ def test_three_linear_layers_show_what_one_hides():
     assert [result.not_applicable or result.error for result in results] == 10 * [None]
 
 
-class ScalesByHalfOfAlpha(Good):
-    """The first case's rank is 2."""
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        W = self.base.weight
-        new = (W + self.alpha / 2 * (self.lora_B @ self.lora_A)).astype(W.dtype)
-        return eqx.tree_at(lambda m: m.weight, self.base, new)
-
-
-class ForgetsThatABiasMayLack(Good):
-    def __call__(self, x):
-        A, B = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-        scale = self.alpha / self.rank
-        return self.base.weight @ x + scale * (B @ (A @ x)) + self.base.bias
+class ScalesByHalfOfAlpha(LoRA):
+    def scale(self):
+        return self.alpha / 2  # the first case's rank
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "noticed"), [(ScalesByHalfOfAlpha, "square"), (ForgetsThatABiasMayLack, "widening")]
+    ("wrapper", "noticed"), [(ScalesByHalfOfAlpha, "square"), (NeedsABias, "widening")]
 )
 def test_a_mistake_that_the_first_linear_layer_hides_shows_on_a_further_one(wrapper, noticed):
     first, *further = standard_cases(wrapper, law=law)

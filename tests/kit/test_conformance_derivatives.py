@@ -49,17 +49,6 @@ def test_only_derivatives_that_the_layer_itself_has_are_asked_for(after, reasons
     assert [checks[name]() for name in DERIVATIVES] == reasons
 
 
-def test_derivatives_that_only_the_adapter_lacks_are_a_failure():
-    class Rounds(Good):
-        def __call__(self, x):
-            return jax.pure_callback(lambda y: y, x[:4], Good.__call__(self, x))
-
-    checks = wrapper_checks(case_of(Rounds))
-    for name in ("input-derivatives", "residual-gradients"):
-        with pytest.raises(ConformanceError, match="the check stopped at an exception"):
-            checks[name]()
-
-
 def test_an_operation_that_jet_itself_cannot_follow_is_advice_and_named_as_a_gap_of_jax():
     checks = wrapper_checks(case_of(SetsAnOutput))
     assert checks["input-jet"]() == "`jet` has a gap, which `jet-rules` names"

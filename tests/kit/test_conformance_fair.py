@@ -1,5 +1,7 @@
 """The conformance kit is fair: correct adapters of unusual layers raise no false alarm."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,92 +14,59 @@ from jno.lora.testing import WrapperCase, run_checks
 
 
 class Layer(eqx.Module):
-    """A layer with a random matrix."""
+    """A layer with a random matrix, which its `call` uses."""
 
     weight: jax.Array
+    call: Callable = eqx.field(static=True)
 
-    def __init__(self, inputs, outputs, *, key):
-        self.weight = jax.random.normal(key, (outputs, inputs))
-
-
-class ScaledLinear(Layer):
-    def __call__(self, x):
-        return 0.5 * (self.weight @ x) + 1
+    def __call__(self, *inputs):
+        return self.call(self.weight, *inputs)
 
 
-class GainLinear(Layer):
-    def __call__(self, x):
-        return jnp.arange(1, 1 + len(self.weight), dtype=x.dtype) * (self.weight @ x)
+def scaled(W, x):
+    return 0.5 * (W @ x) + 1
 
 
-class ReluLinear(Layer):
-    def __call__(self, x):
-        return jax.nn.relu(self.weight @ x)
+def with_gains(W, x):
+    return jnp.arange(1, 1 + len(W), dtype=x.dtype) * (W @ x)
 
 
-class CosineLinear(Layer):
-    def __call__(self, x):
-        return self.weight @ (x / jnp.linalg.norm(x))
+def by_the_direction(W, x):
+    return W @ (x / jnp.linalg.norm(x))
 
 
-class InOutLinear(Layer):
-    """A layer whose weight is `(in, out)`."""
-
-    def __init__(self, inputs, outputs, *, key):
-        self.weight = jax.random.normal(key, (inputs, outputs))
-
-    def __call__(self, x):
-        return x @ self.weight
+def noisy(W, x, key):
+    y = W @ x
+    return y + jax.random.normal(key, y.shape, y.dtype)
 
 
-class NoisyLinear(Layer):
-    def __call__(self, x, key):
-        y = self.weight @ x
-        return y + jax.random.normal(key, y.shape, y.dtype)
+def decided(W, x):
+    y = W @ x
+    return jnp.sign(y) * 10 + y
 
 
-class Router(Layer):
-    """A layer with a hard decision for each of many outputs."""
-
-    def __init__(self, inputs, outputs, *, key):
-        super().__init__(inputs, 50 * outputs, key=key)
-
-    def __call__(self, x):
-        y = self.weight @ x
-        return jnp.sign(y) * 10 + y
+def float32_only(W, x):
+    if x.dtype.itemsize == 2:
+        raise TypeError("no half precision")
+    return W @ x
 
 
-class Float32Linear(Layer):
-    def __call__(self, x):
-        if x.dtype.itemsize == 2:
-            raise TypeError("no half precision")
-        return self.weight @ x
+def calling_back(W, x):
+    jax.debug.callback(lambda y: None, x)
+    return W @ x
 
 
-class CallsBack(Layer):
-    def __call__(self, x):
-        jax.debug.callback(lambda y: None, x)
-        return self.weight @ x
+def from_a_strict_table(W, index):
+    return W[eqx.error_if(index, index < 0, "a negative index")]
 
 
-class StrictTable(InOutLinear):
-    """A table that refuses indices from the end."""
-
-    def __call__(self, index):
-        return self.weight[eqx.error_if(index, index < 0, "a negative index")]
-
-
-class RefusesAll(Layer):
-    """A layer for its input alone, as a stand-in for a layer with strict preconditions."""
-
-    def __call__(self, x):
-        y = eqx.error_if(x, jnp.abs(jnp.linalg.norm(x) - 1) > 1e-4, "no unit")
-        return self.weight @ jnp.where(jnp.all(x <= 0), jnp.nan, y)
+def for_its_input_alone(W, x):
+    """A stand-in for a layer with strict preconditions."""
+    y = eqx.error_if(x, jnp.abs(jnp.linalg.norm(x) - 1) > 1e-4, "no unit")
+    return W @ jnp.where(jnp.all(x <= 0), jnp.nan, y)
 
 
 class CallsMerged(Good):
-    """LoRA of any of these layers."""
-
     base: eqx.Module
 
     @classmethod
@@ -152,9 +121,15 @@ def vector(key):
     return (jax.random.normal(key, (6,)),)
 
 
-def results_of(layer, *checks, wrapper=CallsMerged, inputs=vector, **settings):
-    """The result of each check of a case with this layer, by the check."""
-    case = WrapperCase(wrapper, lambda key: layer(6, 4, key=key), inputs, **settings)
+def results_of(layer, *checks, wrapper=CallsMerged, inputs=vector, shape=(4, 6), **settings):
+    """The result of each check of a case with this layer, or this call of a layer."""
+
+    def make(key):
+        if isinstance(layer, type):
+            return layer(6, 4, key=key)
+        return Layer(jax.random.normal(key, shape), layer)
+
+    case = WrapperCase(wrapper, make, inputs, **settings)
     return {result.check: result for result in run_checks(case, checks)}
 
 
@@ -182,22 +157,25 @@ def index(key):
     return (jax.random.randint(key, (), 0, 6),)
 
 
+IN_OUT = {"wrapper": InOutAdapter, "shape": (6, 4)}
+
+
 @pytest.mark.parametrize(
     ("layer", "check", "settings"),
     [
         # The matrix of a layer with gains is the matrix that the update is added to.
-        (ScaledLinear, "matrix", {}),
-        (GainLinear, "matrix", {}),
+        (scaled, "matrix", {}),
+        (with_gains, "matrix", {}),
         # A fixed start with structure is not an ignored key, and `alpha` need not be an argument.
-        (ScaledLinear, "key-forms", {"wrapper": LearnedKnots}),
-        (ScaledLinear, "answers", {"wrapper": LearnedKnots}),
+        (scaled, "key-forms", {"wrapper": LearnedKnots}),
+        (scaled, "answers", {"wrapper": LearnedKnots}),
         # A state may be among any arguments.
-        (ScaledLinear, "answers", {"wrapper": PassesStateOn}),
+        (scaled, "answers", {"wrapper": PassesStateOn}),
         # Special inputs that the layer refuses are left out.
-        (StrictTable, "special-inputs", {"inputs": index, "wrapper": InOutAdapter}),
+        (from_a_strict_table, "special-inputs", {"inputs": index, **IN_OUT}),
         # Effects of the layer are no effects of the adapter.
-        (CallsBack, "purity", {}),
-        (ScaledLinear, "purity", {"wrapper": MergesInNumPy}),
+        (calling_back, "purity", {}),
+        (scaled, "purity", {"wrapper": MergesInNumPy}),
     ],
 )
 def test_a_correct_adapter_of_an_unusual_layer_passes(layer, check, settings):
@@ -215,14 +193,14 @@ NO_HALF = "the layer itself cannot compute in half precision"
 @pytest.mark.parametrize(
     ("layer", "check", "settings", "reason"),
     [
-        (ReluLinear, "matrix", {}, "more than a matrix"),
-        (CosineLinear, "matrix", {}, "more than a matrix"),
+        (lambda W, x: jax.nn.relu(W @ x), "matrix", {}, "more than a matrix"),
+        (by_the_direction, "matrix", {}, "more than a matrix"),
         # No layout of the weight is assumed.
-        (InOutLinear, "low-rank-update", {"wrapper": InOutAdapter}, "the adapter says no `matrix`"),
-        (Float32Linear, "trained-in-half-precision", {}, NO_HALF),
-        (Float32Linear, "identity-in-half-precision", {}, NO_HALF),
+        (lambda W, x: x @ W, "low-rank-update", IN_OUT, "the adapter says no `matrix`"),
+        (float32_only, "trained-in-half-precision", {}, NO_HALF),
+        (float32_only, "identity-in-half-precision", {}, NO_HALF),
         (
-            RefusesAll,
+            for_its_input_alone,
             "special-inputs",
             {"inputs": unit_vector},
             "the layer gives no finite outputs for special inputs",
@@ -239,16 +217,16 @@ def vector_and_key(key):
 
 
 @pytest.mark.parametrize(
-    ("layer", "check", "inputs"),
+    ("layer", "check", "settings"),
     [
         # Noise and decisions of the layer are no faults of the adapter.
-        (NoisyLinear, "trained-in-half-precision", vector_and_key),
-        (Router, "trained-in-half-precision", vector),
-        (Float32Linear, "output-dtype", vector),
+        (noisy, "trained-in-half-precision", {"inputs": vector_and_key}),
+        (decided, "trained-in-half-precision", {"shape": (200, 6)}),
+        (float32_only, "output-dtype", {}),
     ],
 )
-def test_half_precision_is_compared_as_far_as_the_layer_has_it(layer, check, inputs):
-    assert results_of(layer, check, inputs=inputs)[check].error is None
+def test_half_precision_is_compared_as_far_as_the_layer_has_it(layer, check, settings):
+    assert results_of(layer, check, **settings)[check].error is None
 
 
 class RefusesOddOutputs(Tied):

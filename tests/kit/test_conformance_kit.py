@@ -12,8 +12,6 @@ from tests.core.good_adapter import Good
 
 from jno.lora import JnoLoraWarning, LoRAWrapper, WrapperError
 from jno.lora.testing import (
-    ADVICE,
-    CHECKS,
     ConformanceError,
     check_wrapper,
     parametrize_with_checks,
@@ -25,6 +23,8 @@ from jno_lora_testing._comparisons import relative_error
 from jno_lora_testing._programs import shard
 
 from .asking import case_of
+from .wrong_adapters.precision import HalfPrecisionAdapter
+from .wrong_adapters.training import DoesNothing
 
 
 @parametrize_with_checks([case_of(it) for it in (Good, Gated, Informed, Tied)], strict=True)
@@ -67,25 +67,16 @@ def test_an_adapter_in_the_documented_form_passes_all_that_is_required():
     }
 
 
-class InHalfPrecision(Good):
-    """The trained arrays have the layer's half precision."""
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        dtype = base.weight.dtype
-        self.lora_A, self.lora_B = self.lora_A.astype(dtype), self.lora_B.astype(dtype)
-
-
 def test_advice_is_a_warning_unless_strict():
-    case = case_of(InHalfPrecision, checks=("adapter-dtype", "jit"))
-    with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\] InHalfPrecision"):
+    case = case_of(HalfPrecisionAdapter, checks=("adapter-dtype", "jit"))
+    with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\] HalfPrecisionAdapter"):
         check_wrapper(case)
     with pytest.raises(ConformanceError, match=r"fails 1 of 2 checks.\n\n\[adapter-dtype\]"):
         check_wrapper(case, strict=True)
 
     def test_of(name, **settings):
         parameters = parametrize_with_checks([case], **settings).mark.args[1]
-        ((check,),) = (p.values for p in parameters if p.id == f"InHalfPrecision:{name}")
+        ((check,),) = (p.values for p in parameters if p.id == f"HalfPrecisionAdapter:{name}")
         return check
 
     with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\]"):
@@ -105,20 +96,6 @@ def test_expected_failures_are_strict_and_name_a_check_that_a_case_runs():
     for name in ("no-such-check", "vmap", "Good:vmap"):
         with pytest.raises(ValueError, match=f"{name}.*not a check that these cases run"):
             parametrize_with_checks(cases, {name: "?"})
-
-
-def test_ids_and_levels_are_those_that_users_rely_on_or_not():
-    assert {
-        "applies-to-needs-arrays",
-        "adapter-dtype",
-        "double-precision",
-        "jet-rules",
-        "stacked-layers",
-        "sharding",
-        "state-size",
-        "subclass-merge",
-    } == ADVICE
-    assert set(CHECKS) > ADVICE and next(iter(CHECKS)) == "contract"
 
 
 class OneLayerOnly(Good):
@@ -172,14 +149,6 @@ def test_each_array_is_cut_along_an_axis_that_the_devices_divide():
     assert shardings[0].mesh.size == 8
     case = case_of(Good, base=lambda key: eqx.nn.Identity())
     assert "no array that could be cut" in wrapper_checks(case)["sharding"]()
-
-
-class DoesNothing(Good):
-    def __call__(self, x):
-        return self.base(x) + 0 * jnp.sum(self.lora_A).astype(x.dtype)
-
-    def merge(self):
-        return self.base
 
 
 def test_check_wrapper_lists_every_failure():

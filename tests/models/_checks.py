@@ -25,6 +25,7 @@ STEPS = 10
 class Adapted(NamedTuple):
     """A model with adapters at random values, and what came of it."""
 
+    wrappers: str | None
     net: Net  # as initialised
     trainable: PyTree
     frozen: PyTree
@@ -46,6 +47,7 @@ def adapt(trial: Trial, wrappers: str | None) -> Adapted:
     _, outputs, gradient, merged = trial.adapted(trainable, frozen)
     _, merged_outputs, merged_gradient = trial.plain(merged)
     return Adapted(
+        wrappers,
         net,
         trainable,
         frozen,
@@ -58,27 +60,13 @@ def adapt(trial: Trial, wrappers: str | None) -> Adapted:
     )
 
 
-def every_check(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[str]:
-    """The checks of every variant."""
-    yield from _named("identity at init", _identity(trial, case))
-    yield from _named("merge", _merge(trial, case))
-    yield from _named("form", _form(trial.model, case.merged))
-    yield from _named("unwrap", _unwrap(trial, case))
-    yield from _named("gradient", _gradient(trial, case))
-
-
-def further_checks(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[str]:
-    """The checks of the default and of "auto" only, because they take longer."""
-    yield from _named("eager", _eager(trial, case))
-    yield from _named("training", _training(trial, case))
-    yield from _named("saved and loaded", _saved_and_loaded(trial, wrappers, case))
-
-
-def _named(name: str, problems: Iterator[str]) -> Iterator[str]:
-    try:
-        yield from (f"{name}: {problem}" for problem in problems)
-    except Exception as err:
-        yield f"{name}: {type(err).__name__}: {err}"
+def problems(checks: dict[str, Any], trial: Trial, case: Adapted) -> Iterator[str]:
+    """What the checks, by name, find wrong, or how they fail."""
+    for name, check in checks.items():
+        try:
+            yield from (f"{name}: {problem}" for problem in check(trial, case))
+        except Exception as err:
+            yield f"{name}: {type(err).__name__}: {err}"
 
 
 def _identity(trial: Trial, case: Adapted) -> Iterator[str]:
@@ -99,7 +87,11 @@ def _merge(trial: Trial, case: Adapted) -> Iterator[str]:
             yield f"{path}: the merged layer is the plain one, whatever the adapter holds"
 
 
-def _form(plain: PyTree, restored: PyTree) -> Iterator[str]:
+def _form(trial: Trial, case: Adapted) -> Iterator[str]:
+    yield from _apart(trial.model, case.merged)
+
+
+def _apart(plain: PyTree, restored: PyTree) -> Iterator[str]:
     before, after = jtu.tree_flatten_with_path(plain), jtu.tree_flatten_with_path(restored)
     if before[1] != after[1]:
         yield "another structure"
@@ -114,7 +106,7 @@ def _form(plain: PyTree, restored: PyTree) -> Iterator[str]:
 
 def _unwrap(trial: Trial, case: Adapted) -> Iterator[str]:
     plain = unwrap_lora(eqx.combine(case.trainable, case.frozen))
-    yield from _form(trial.model, plain)
+    yield from _apart(trial.model, plain)
     for path, wrapper, base, restored in _layers(case.net.module, trial.model, plain):
         for old, new in zip(jax.tree.leaves(base), jax.tree.leaves(restored), strict=True):
             if not eqx.is_inexact_array(old):
@@ -183,16 +175,27 @@ def _training(trial: Trial, case: Adapted) -> Iterator[str]:
         yield "a frozen leaf was touched"
 
 
-def _saved_and_loaded(trial: Trial, wrappers: str | None, case: Adapted) -> Iterator[str]:
+def _saved_and_loaded(trial: Trial, case: Adapted) -> Iterator[str]:
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, eqx.combine(case.trainable, case.frozen))
     file.seek(0)
-    other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrapper=wrappers)
+    other = apply_lora(trial.model, RANK, ALPHA, key=jax.random.key(99), wrapper=case.wrappers)
     loaded = eqx.tree_deserialise_leaves(file, other)
     outputs = trial.adapted(*eqx.partition(loaded, case.net.trainable))[1]
     off = apart(outputs, case.outputs, [0.0] * len(outputs))
     if off:
         yield off
+
+
+CHECKS = {
+    "identity at init": _identity,
+    "merge": _merge,
+    "form": _form,
+    "unwrap": _unwrap,
+    "gradient": _gradient,
+}
+# Of the default and of "auto" only, because they take longer.
+FURTHER_CHECKS = {"eager": _eager, "training": _training, "saved and loaded": _saved_and_loaded}
 
 
 def _inert(wrapper: LoRAWrapper) -> bool:
@@ -217,8 +220,7 @@ def _layers(adapted: PyTree, *others: PyTree) -> Iterator[tuple[Any, ...]]:
 
 
 def _changed(base: PyTree, merged: PyTree) -> bool:
-    pairs = zip(jax.tree.leaves(base), jax.tree.leaves(merged), strict=True)
-    return any(eqx.is_array(a) and not np.array_equal(a, b) for a, b in pairs)
+    return bool(_of_changed(base, merged, eqx.filter(merged, eqx.is_inexact_array)))
 
 
 def _of_changed(base: PyTree, merged: PyTree, weights: PyTree) -> list[Any]:

@@ -35,35 +35,25 @@ class Table:
             self.path.write_text(self.page())
             terminalreporter.write_line(f"written to {self.path}")
 
-    def variants(self) -> list[str]:
-        """The variants, in the order in which the first model had them."""
-        return list(dict.fromkeys(v for cells in self.cells.values() for v in cells))
-
-    def rows(self) -> list[list[str]]:
-        """The table, its first row the head."""
-        rows = [["model", *self.variants()]]
-        for model in sorted(self.cells):
-            cells = self.cells[model]
-            rows.append([model, *(_cell(cells.get(v)) for v in self.variants())])
-        return rows
-
     def page(self) -> str:
-        """The page as Markdown."""
-        head, *body = self.rows()
+        """The page as Markdown: its prose, then the table and the lists."""
+        models = sorted(self.cells)
+        variants = list(dict.fromkeys(v for cells in self.cells.values() for v in cells))
+        rows = [[model, *(_cell(self.cells[model].get(v)) for v in variants)] for model in models]
+        failures = [
+            f"* `{model}`, {variant}: {problem}"
+            for model in models
+            for variant, cell in self.cells[model].items()
+            for problem in cell.get("problems", ())
+        ]
         prose, _, _ = PAGE.read_text().partition("| model |")
-        lines = [prose.rstrip(), "", *_table(head, body)]
-        failures = list(self.failures())
+        lines = [prose.rstrip(), "", *_table(["model", *variants], rows)]
         lines += ["", "## Failures", "", *(failures or ["None."])]
         lines += ["", "## Layers that no adapter takes", "", *self.left_out()]
-        lines += ["", "## Notes", "", *self.notes(), "", "## Versions", "", _versions()]
-        return "\n".join(lines) + "\n"
-
-    def failures(self) -> Iterator[str]:
-        """A line for everything that went wrong."""
-        for model in sorted(self.cells):
-            for variant, cell in self.cells[model].items():
-                for problem in cell.get("problems", ()):
-                    yield f"* `{model}`, {variant}: {problem}"
+        names = ["jax", "equinox", *PACKAGES]
+        versions = ", ".join(f"{name} {version(name)}" for name in names)
+        lines += ["", "## Notes", "", *self.notes(), "", "## Versions", ""]
+        return "\n".join([*lines, f"Python {platform.python_version()}, {versions}.", ""])
 
     def left_out(self) -> Iterator[str]:
         """Layers that `auto` leaves alone: first those with a reason, then the other classes."""
@@ -77,11 +67,9 @@ class Table:
             yield (
                 "The default adapts only linear layers and convolutions whose weight has the "
                 "layout that their own sizes declare. The kernels of these models are "
-                f"channel-last, but only a plugin knows it: {', '.join(only_auto)}."
+                f"channel-last, but only a plugin knows it: {', '.join(only_auto)}.\n"
             )
-            yield ""
-        yield "With `auto`, adapters almost apply to these layers:"
-        yield ""
+        yield from ("With `auto`, adapters almost apply to these layers:", "")
         others: set[str] = set()
         body: list[list[str]] = []
         for model in sorted(self.cells):
@@ -129,9 +117,3 @@ def _cell(cell: dict[str, Any] | None) -> str:
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *body]
     return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _versions() -> str:
-    names = ["jax", "equinox", *PACKAGES]
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"Python {platform.python_version()}, {packages}."

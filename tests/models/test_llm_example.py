@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import sys
 
 import equinox as eqx
 import jax
@@ -78,12 +77,6 @@ def test_a_killed_run_ends_with_the_same_bits(example, data, tmp_path, monkeypat
     assert rerun.step == run.step == 16 and rerun.best_loss == run.best_loss
     assert eqx.tree_equal(rerun.state, run.state)
     assert eqx.tree_equal(again, whole)
-
-
-def test_it_says_what_to_install(example, monkeypatch):
-    monkeypatch.setitem(sys.modules, "eqx_zoo", None)
-    with pytest.raises(ImportError, match="pip install eqx-zoo"):
-        load(NAME)
 
 
 def test_the_recipe_is_short():

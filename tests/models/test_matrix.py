@@ -1,7 +1,7 @@
 """Every variant on every model: the laws of an adapter, on models that nobody here wrote.
 
 The default and `"auto"` are checked in full. For the other variants, what takes no further
-compilation is checked: see `_checks.every_check` and `_checks.further_checks`.
+compilation is checked: see `_checks.CHECKS` and `_checks.FURTHER_CHECKS`.
 """
 
 import functools
@@ -13,25 +13,14 @@ import pytest
 
 from jno.lora import Net, SelectionError, plan_lora
 
-from ._checks import ALPHA, RANK, adapt, every_check, further_checks
+from ._checks import ALPHA, CHECKS, FURTHER_CHECKS, RANK, adapt, problems
 from ._model import Model
 from ._trial import Trial, relative
 from .zoo_of_models import every_model
 
 VARIANTS = (
-    "default",
-    "auto",
-    "lora",
-    "rslora",
-    "lora-fa",
-    "dora",
-    "pissa",
-    "milora",
-    "lora-xs",
-    "vera",
-    "ia3",
-    "lokr",
-    "oft",
+    *("default", "auto", "lora", "rslora", "lora-fa", "dora", "pissa", "milora", "lora-xs"),
+    *("vera", "ia3", "lokr", "oft"),
 )
 _IN_FULL = ("default", "auto")
 
@@ -68,17 +57,16 @@ def test_matrix(model, variant, record_property):
     wrapped = plan.wrapped
     cell["layers"] = len(wrapped)
     cell["left out"] = sorted((r.layer, r.explanation) for r in plan if r.status != "wrapped")
-    problems = []
+    found = []
     if variant == "default" and len(wrapped) != model.layers:
-        problems.append(f"{len(wrapped)} layers are wrapped, expected {model.layers}")
+        found.append(f"{len(wrapped)} layers are wrapped, expected {model.layers}")
     if len(wrapped) < max(model.layers, 1):
-        problems.append(f"fewer layers ({len(wrapped)}) are wrapped than by default")
+        found.append(f"fewer layers ({len(wrapped)}) are wrapped than by default")
     case = adapt(trial, wrappers)
-    problems += every_check(trial, wrappers, case)
-    if variant in _IN_FULL:
-        problems += further_checks(trial, wrappers, case)
-    cell["problems"] = problems
+    checks = CHECKS | FURTHER_CHECKS if variant in _IN_FULL else CHECKS
+    found += problems(checks, trial, case)
+    cell["problems"] = found
     cell["tolerance"] = relative(case.tolerance, case.merged_outputs)
     record_property("cell", json.dumps(cell))
-    if problems:
-        pytest.fail("\n".join(problems), pytrace=False)
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)

@@ -33,12 +33,9 @@ def predict():
     return eqx.filter_jit(energy_and_forces)
 
 
-def test_the_parameters_are_the_checkpoints():
+def test_parameters_energies_and_forces_are_the_authors(graphs, predict):
     arrays = jax.tree.leaves(eqx.filter(loaded()[0], eqx.is_inexact_array))
     assert sum(array.size for array in arrays) == 842_623
-
-
-def test_energies_and_forces_are_the_authors(graphs, predict):
     for graph, reference in zip(graphs, references().values(), strict=True):
         energy, forces = predict(loaded()[0], graph)
         # Two units in the last place of an energy of 42 eV.

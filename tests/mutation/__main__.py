@@ -2,13 +2,10 @@
 
     make mutation [MUTATION="--mutants 400 --seed 1"]
 
-Each mutant is one small change of the sources (`<` for `<=`, `not` left out, a number off by one, a
-loop that is not entered, ...). Tests that run the changed line are run on it: first a few, without
-the suite's checks of types, and if all pass many more, with them. A mutant that all pass has
-survived: a test is missing, or the change makes no difference. Prints the share that was killed,
-and writes every survivor's diff.
-
-As a control, the tests of every twentieth mutant are first run without it, and must pass.
+Each mutant is one small change of the sources, such as `<` for `<=`. Tests that run the line are
+run on it: a few, without the suite's checks of types, and if all pass many more, with them. A
+mutant that all pass has survived. As a control, the tests of every twentieth mutant are first run
+without it, and must pass.
 """
 
 import argparse
@@ -104,13 +101,9 @@ def run(
                 break
     finally:
         copies.put(copy)
-    return {
-        "path": str(path),
-        "line": mutant.start_pos[0],
-        "operator": mutant.operator_name.removeprefix("core/"),
-        "outcome": outcome,
-        "diff": diff,
-    }
+    operator = mutant.operator_name.removeprefix("core/")
+    facts = {"path": str(path), "line": mutant.start_pos[0], "operator": operator}
+    return {**facts, "outcome": outcome, "diff": diff}
 
 
 def command_of(copy: pathlib.Path, tests: list[str], *, checked: bool) -> str:

@@ -9,12 +9,9 @@ from coverage import CoverageData
 
 
 class Covering:
-    """The tests that run each line of the sources.
+    """The tests that run each line of the sources, by a file of coverage data with contexts.
 
-    **Arguments:**
-
-    - `data`: a file of coverage data with a context for each test.
-    - `root`: where the sources were when it was written.
+    The sources were in `root` when it was written.
     """
 
     def __init__(self, data: pathlib.Path, root: pathlib.Path):
@@ -24,12 +21,10 @@ class Covering:
         self._lines: dict[pathlib.Path, dict[int, list[str]]] = {}
 
     def tests(self, path: pathlib.Path, lines: Sequence[int], most: int, few: int) -> list[str]:
-        """Up to `most` tests that run one of the lines; of those that run the file, if none does.
+        """Up to `most` tests that run one of the lines, or else the file and the interface.
 
-        A line that only runs when its module is imported belongs to no test: the snapshot of the
-        interface, which has names and defaults, is asked too. The first `few` are those that run
-        little else: they are written for what is there, and quick. After these, each test is asked
-        once before any is asked with other parameters.
+        The first `few` run little else: they are quick, and written for these lines. After these,
+        each test is asked once before any is asked with other parameters.
         """
         by_line = self._of(path)
         found = {test for line in lines for test in by_line.get(line, ()) if test}

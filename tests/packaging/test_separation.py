@@ -1,18 +1,17 @@
 """The distributions stand apart: wheels, installed step by step into one empty environment."""
 
-import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import venv
-from xml.etree import ElementTree
 
 from jno.lora import __version__
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+TESTING = "jno-lora-testing"
 
 
 # The hooks that pip calls. The wheel is built from the sdist, so that both are whole.
@@ -40,8 +39,6 @@ class Environment:
         self.folder = folder
         self.bin = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
         self.wheels = folder / "wheels"
-        # Which tests of the core were run where it is alone.
-        self.report = folder / "core.xml"
         venv.create(folder / "venv")
         self.build(ROOT, *PLUGINS)
 
@@ -82,38 +79,15 @@ class Environment:
     def python(self, code, **kwargs):
         return self.run("python", "-c", code, **kwargs)
 
-    def errors(self, codes):
-        """The message of the error that each code raises, by name."""
-        errors = self.python(
-            "import json\n"
-            "errors = {}\n"
-            f"for name, code in {codes!r}.items():\n"
-            "    try:\n"
-            "        exec(code, {})\n"
-            "    except Exception as err:\n"
-            "        errors[name] = str(err)\n"
-            "print(json.dumps(errors))\n"
-        )
-        errors = json.loads(errors.stdout)
-        assert errors.keys() == codes.keys()
-        return errors
-
-    def tests_of_the_core(self, *arguments):
-        self.run("pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=ROOT)
-
-    def plugins(self):
-        return json.loads(self.run("jno-lora", "plugins", "--json").stdout)
-
 
 def test_the_distributions_stand_apart(tmp_path):
     # One test, because the environment is filled step by step.
     environment = Environment(tmp_path)
     the_metadata(environment)
     the_core_alone(environment)
-    a_plugin_from_outside(environment)
+    plugins_from_outside(environment)
     the_core_and_the_zoo(environment)
     everything(environment)
-    a_scaffolded_plugin(environment)
 
 
 def the_metadata(environment):
@@ -126,69 +100,64 @@ def the_metadata(environment):
 
 
 def the_core_alone(environment):
-    environment.install(
-        environment.wheel("jno-lora"), "pytest", "pytest-xdist", "hypothesis", "beartype"
-    )
+    tools = ("pytest", "pytest-xdist", "hypothesis", "beartype")
+    environment.install(environment.wheel("jno-lora"), *tools)
     sharing = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-    environment.tests_of_the_core(*sharing, "--junitxml", environment.report, "tests/core")
-    doors = {
-        "zoo": "from jno.lora import DoRALinear",
-        "combine": "from jno.lora import combine",
-        "compare": "from jno.lora import compare",
-        "jno": "from jno.lora import in_jno",
-        "peft": "import jno.lora.peft",
-        "testing": "import jno.lora.testing",
-        "train": "from jno.lora import calibrate",
-        "optim": "import jno.lora.optim",
-    }
-    for extra, hint in environment.errors(doors).items():
-        assert f'"jno-lora[{extra}]"' in hint and "pip install" in hint
-    assert environment.plugins() == []
+    done = environment.run(
+        "pytest", "-q", "-p", "no:cacheprovider", *sharing, "tests/core", cwd=ROOT
+    )
+    assert "skipped" not in done.stdout
     assert environment.run("jno-lora", "doctor", check=False).returncode == 1
 
 
-def a_plugin_from_outside(environment):
+def plugins_from_outside(environment):
+    """A plugin that starts from data and shares an array, and the scaffold, which runs the kit."""
+    environment.install("--no-deps", *map(environment.wheel, ("jno-lora-train", TESTING)))
     project = environment.folder / "outside"
     shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
-    environment.build(project)
-    # Its adapters start from data, and its tests run the kit.
-    needed = ("jno-lora-outside", "jno-lora-train", "jno-lora-testing")
-    environment.install("--no-deps", *map(environment.wheel, needed))
-    environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", ".", cwd=project)
-    environment.pip("uninstall", "--quiet", "--yes", "jno-lora-testing", "jno-lora-outside")
+    environment.run("jno-lora", "new", "embedding-bias", "--output", environment.folder)
+    scaffold = environment.folder / "jno-lora-embedding-bias"
+    assert len([path for path in scaffold.rglob("*") if path.is_file()]) <= 9
+    environment.build(project, scaffold)
+    wheels = map(environment.wheel, ("jno-lora-outside", scaffold.name))
+    environment.install("--no-deps", *wheels)
+    for folder in (project, scaffold / "tests"):
+        environment.run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", ".", cwd=folder)
+    environment.pip("uninstall", "--quiet", "--yes", TESTING)
 
 
 def the_core_and_the_zoo(environment):
     environment.install("--no-deps", environment.wheel("jno-lora-zoo"))
     environment.python(
         "import equinox as eqx, jax\n"
-        "from jno.lora import DoRALinear, Net\n"
+        "from jno.lora import DoRALinear, MissingLibraryError, Net, registered\n"
         "model = eqx.nn.MLP(6, 6, 6, 1, key=jax.random.key(0))\n"
         "x = jax.numpy.ones(6)\n"
         "for wrapper in (None, DoRALinear, 'auto', 'vera'):\n"
         "    net = Net(model).lora(rank=2, wrapper=wrapper)\n"
         "    assert jax.numpy.allclose(net(x), model(x), atol=1e-6)\n"
         "    assert jax.numpy.allclose(net.merge()(x), model(x), atol=1e-6)\n"
+        "sizes = {record.distribution: len(record.wrappers) for record in registered()}\n"
+        "names = ('zoo', 'embedding-bias', 'outside')\n"
+        "assert [sizes.pop('jno-lora-' + name) for name in names] == [246, 1, 1] and not sizes\n"
+        "net = Net([eqx.nn.Embedding(6, 4, key=jax.random.key(0))])\n"
+        "net.lora(rank=2, wrapper='EmbeddingBias')\n"
+        "assert type(net.module[0]).__name__ == 'EmbeddingBias'\n"
+        "try:\n"
+        "    import jno.lora.optim\n"
+        "except MissingLibraryError as err:\n"
+        "    assert 'needs optax' in str(err) and 'pip install \"jno-lora[optim]\"' in str(err)\n"
+        "else:\n"
+        "    raise AssertionError\n"
     )
-    (zoo,) = environment.plugins()
-    assert (zoo["status"], len(zoo["wrappers"])) == ("loaded", 246)
-    environment.run("jno-lora", "doctor")
 
 
 def everything(environment):
-    environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
-    plugins = environment.plugins()
-    # These are called by their users, and register nothing.
-    names = ("bank", "combine", "conditional", "peft", "quantized", "train")
-    libraries = [f"jno-lora-{name}" for name in names]
-    expected = [p.name for p in PLUGINS if p.name not in libraries]
-    assert sorted(p["distribution"] for p in plugins) == sorted(expected)
-    assert {p["status"] for p in plugins} == {"loaded"}
-    (error,) = environment.errors({"optim": "import jno.lora.optim"}).values()
-    assert "needs optax" in error and 'pip install "jno-lora[optim]"' in error
+    wheels = (environment.wheel(plugin.name) for plugin in PLUGINS)
+    environment.install("--no-deps", *wheels)
     environment.install("optax")
-    environment.python(
-        "from jno.lora import in_jno\n"
+    found = environment.python(
+        "from jno.lora import in_jno, registered\n"
         "from jno.lora.optim import lora_plus\n"
         "from jno.lora.peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
@@ -197,37 +166,11 @@ def everything(environment):
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
+        "print(*[record.distribution for record in registered() if record.status == 'loaded'])\n"
     )
-    environment.tests_of_the_core(*skipped(environment.report))
-
-
-def skipped(report):
-    """The tests, and the files of tests, that a run of pytest skipped."""
-    chosen = set()
-    for case in ElementTree.parse(report).iter("testcase"):
-        if case.find("skipped") is not None:
-            module, name = case.get("classname"), case.get("name")
-            file = (module or name).replace(".", "/") + ".py"
-            chosen.add(f"{file}::{name}" if module else file)
-    assert any("test_trainability" in test for test in chosen)
-    return sorted(chosen)
-
-
-def a_scaffolded_plugin(environment):
-    folder = environment.folder / "new"
-    environment.run("jno-lora", "new", "embedding-bias", "--output", str(folder))
-    project = folder / "jno-lora-embedding-bias"
-    files = [path for path in project.rglob("*") if path.is_file()]
-    assert len(files) <= 9
-    environment.build(project)
-    environment.install("--no-deps", environment.wheel("jno-lora-embedding-bias"))
-    tests = environment.run("pytest", "-q", "-W", "error", "tests", cwd=project)
-    assert " passed" in tests.stdout
-    assert "failed" not in tests.stdout
-    environment.python(
-        "import equinox as eqx, jax\n"
-        "from jno.lora import Net\n"
-        "model = {'tokens': eqx.nn.Embedding(6, 4, key=jax.random.key(0))}\n"
-        "net = Net(model).lora(rank=2, wrapper='EmbeddingBias')\n"
-        "assert type(net.module['tokens']).__name__ == 'EmbeddingBias'\n"
-    )
+    # These are called by their users, and register nothing.
+    names = ("bank", "combine", "conditional", "peft", "quantized", "train")
+    registered = {p.name for p in PLUGINS} - {f"jno-lora-{name}" for name in names}
+    outside = {"jno-lora-embedding-bias", "jno-lora-outside"}
+    assert set(found.stdout.split()) == registered | outside
+    environment.run("jno-lora", "doctor")

@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jno_lora_zoo as zoo
@@ -241,22 +240,3 @@ def selection(
 
     visit("", model)
     return found
-
-
-def trainable(model: Any) -> dict[str, str]:
-    """By path, what each inexact array is: "adapter", "frozen" in an adapter, or "outside"."""
-    roles: dict[str, str] = {}
-
-    def visit(path: str, node: Any, role: str) -> None:
-        if isinstance(node, LoRAWrapper):
-            for name, child in children(node):
-                own = name in type(node).adapter_fields and role != "frozen"
-                visit(joined(path, name), child, "adapter" if own else "frozen")
-            return
-        if is_array(node) and jnp.issubdtype(node.dtype, jnp.inexact):
-            roles[path] = role
-        for name, child in children(node):
-            visit(joined(path, name), child, role)
-
-    visit("", model, "outside")
-    return roles

@@ -123,9 +123,3 @@ class NormAdapter(Adds):
     variant = "test-shift"
     auto = True
     layers = (eqx.nn.LayerNorm,)
-
-
-class Greedy(NormAdapter):
-    """It would take every linear layer too, if "auto" did not ask the defaults first."""
-
-    layers = (eqx.nn.LayerNorm, eqx.nn.Linear)

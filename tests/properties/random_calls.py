@@ -68,7 +68,6 @@ ATTENTION = [
     _with_attention("LoRAAttention", "LoRA", projections="kvo"),
     _with_attention("IA3Attention", "IA3"),
 ]
-PREFIX = _with_attention("PrefixAttention", "Prefix")
 
 
 CLASSES = [

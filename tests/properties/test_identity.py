@@ -1,19 +1,17 @@
-"""Adapting changes nothing that is computed, and can be undone, whatever the model and the method.
+"""Adapting can be saved and undone, whatever the model and the method.
 
-Layers are called in one property only; what adapters compute has tests of its own.
+No layer is called here: the kit and the oracles test the outputs of adapters.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from jno.lora import (
     Net,
-    WrapperError,
     apply_lora,
     load_adapters,
     merge_lora,
@@ -21,9 +19,8 @@ from jno.lora import (
     unwrap_lora,
 )
 
-from .calling import output_of
-from .naive import arrays_of, nodes_below
-from .random_calls import ATTENTION, BY_METHOD, EXACT, PREFIX, SPLITTING, WITH_OPTIONS, Adapters
+from .naive import arrays_of
+from .random_calls import ATTENTION, BY_METHOD, EXACT, SPLITTING, WITH_OPTIONS, Adapters
 from .random_models import examples, layer, models
 from .trees import adapters, assert_close, moved, owner, same, trained
 
@@ -82,34 +79,16 @@ def assert_untouched(other, model, wrapped):
             assert there[path] is array
 
 
-def assert_computes_alike(adapter, layer, how: Adapters, seed):
-    """Within 1e-5 of the largest number; in half precision, within four units in its last place.
-
-    (A split weight is rounded twice, and so is the sum of two products.)
-    """
-    expected = output_of(layer, layer, np.random.default_rng(seed))
-    output = output_of(adapter, layer, np.random.default_rng(seed))
-    assert (output.shape, output.dtype) == (expected.shape, expected.dtype)
-    eps = max(float(jnp.finfo(dtype).eps) for dtype in (output.dtype, how.coarsest))
-    tolerance = max(1e-5, 4 * eps if eps > 1e-6 else 0)
-    x, y = np.asarray(output, np.float64), np.asarray(expected, np.float64)
-    assert np.max(np.abs(x - y)) <= tolerance * np.max(np.abs(y))
-
-
 @examples(8)
-@given(case=CASES, key=KEYS, seed=SEEDS)
-def test_adapting_changes_nothing_and_merging_gives_the_model_back(case, key, seed):
+@given(case=CASES, key=KEYS)
+def test_merging_and_unwrapping_give_the_model_back(case, key):
     model, hows = case
-    layers = dict([("", model), *nodes_below("", model)])
     for how in hows:
         one = adapted(model, how, key)
         merged = merge_lora(one)
         assert_given_back(merged, model, how, exactly=how.method in EXACT)
         for other in (one, merged, unwrap_lora(one)):
             assert_untouched(other, model, adapters(one))
-        if how is hows[0]:  # to call layers takes long
-            for path, adapter in adapters(one).items():
-                assert_computes_alike(adapter, layers[path], how, seed)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +115,3 @@ def test_training_can_be_saved_and_undone(case, key, seed, file):
         rng = np.random.default_rng(seed)
         net.update(jax.tree.map(functools.partial(moved, rng=rng), net.partition()[0]))
         assert same(net.unwrap().module, model)
-
-
-@examples(5)
-@given(part=MODELS, key=KEYS, seed=SEEDS)
-def test_a_prefix_cannot_be_merged_and_leaves_no_trace(part, key, seed):
-    model = {"part": part, "unit": layer("attention", np.random.default_rng(0))}
-    one = trained(adapted(model, PREFIX, key), seed)
-    with pytest.raises(WrapperError, match="no plain MultiheadAttention computes the same"):
-        merge_lora(one)
-    assert same(unwrap_lora(one), model)

@@ -4,15 +4,14 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jno.lora import Net, SelectionError, apply_lora, plan_lora, save_adapters
+from jno.lora import Net, SelectionError, apply_lora, plan_lora
 
 from .naive import Selection, arrays_of, leaves_of, rules_of, selection
 from .random_calls import CALLS, choose, lacks_an_option, registry
-from .random_models import examples, layer, masks_of, models
+from .random_models import examples, masks_of, models
 from .trees import adapters, owner, same
 
 REGISTRY, INSTALLED = registry()
@@ -124,12 +123,3 @@ def test_exactly_the_planned_layers_are_wrapped_by_a_net_too(case):
     else:  # the one difference: to select nothing but what carries an adapter is an error of a net
         with pytest.raises(SelectionError, match="carries an adapter already"):
             net.lora(**of_net)
-
-
-def test_two_layers_whose_paths_read_alike_cannot_be_saved(tmp_path):
-    rng = np.random.default_rng(0)
-    model = {"a/b": layer("linear", rng), "a": {"b": layer("linear", rng)}}
-    adapted = apply_lora(model, 2, key=KEY)
-    assert [row.path for row in plan_lora(model, 2).wrapped] == ["a/b", "a/b"]
-    with pytest.raises(SelectionError, match="a dict key in it holds a slash"):
-        save_adapters(adapted, tmp_path / "adapters.safetensors")

@@ -46,10 +46,8 @@ _GATHER = re.compile(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)(?:-star
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and over which of its axes the two kinds of weight axis and the batch are cut.
-
-    `tensor` axes are those that tensor parallelism cuts (the hidden width: outputs of one layer and
-    inputs of the next), `fsdp` axes the others.
+    """A mesh, and over which of its axes the hidden width (`tensor`), the other axes of weights
+    (`fsdp`) and the batch are cut.
     """
 
     mesh: tuple[tuple[str, int], ...]

@@ -5,12 +5,9 @@ import itertools
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 from tests.pairs import ALL
-
-from jno.lora import lora_trainable_filter, merge_lora
 
 from .layouts import (
     LAYOUTS,
@@ -25,7 +22,6 @@ from .layouts import (
     compiled_step,
     copied,
     gathered,
-    loss,
     mesh_of,
     perturbed,
     put_batch,
@@ -106,20 +102,6 @@ def test_a_transformer_with_stacked_blocks_and_adam(layout):
     assert_close(trained, expected, rtol=1e-4, atol=1e-5)
     # A stack is never whole on a device, in FSDP neither: at most one block at a time.
     assert max(gathered(program), default=0) < base(Transformer, layout).blocks.up.weight.size
-
-
-def test_merging_in_the_loss_gives_the_same_gradients():
-    model = perturbed(adapted("DoRA", "2d"))
-    x, y = on("2d", Small.data())
-    trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
-
-    def loss_of_merged(trainable):
-        plain = merge_lora(eqx.combine(trainable, frozen))
-        return jnp.mean((jax.vmap(plain)(x) - y) ** 2)
-
-    merged = jax.jit(jax.grad(loss_of_merged))(trainable)
-    wrapped = jax.jit(jax.grad(lambda trainable: loss(trainable, frozen, x, y)))(trainable)
-    assert_close(merged, wrapped, rtol=1e-5, atol=1e-7)
 
 
 def test_adapting_under_jit_gives_the_same_values():

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from studies.equivariant import _report, _runs
 from studies.equivariant._checkpoint import read_torch
-from studies.equivariant._crystals import FCC, Crystal, neighbours, padded
+from studies.equivariant._crystals import FCC, Crystal, padded
 from studies.equivariant._force_field import ForceField, energy_and_forces
 from studies.equivariant._frames import alloys
 from studies.equivariant._pretraining import CUTOFF, TYPES, graphs_of
-from studies.equivariant._runs import KEY, NONE, QUICK, RESULTS, read, run, search
+from studies.equivariant._runs import KEY, NONE, QUICK, read, run
 from studies.equivariant._teacher import COPPER, GOLD, labels
 
 from .conftest import killed, once
@@ -38,16 +38,6 @@ def test_the_teachers_forces_are_differences_of_its_energies():
     moves[1:, 1, 2] = 1e-2, -1e-2
     energies, forces = labels([crystal._replace(positions=crystal.positions + m) for m in moves])
     np.testing.assert_allclose(-(energies[1] - energies[2]) / 2e-2, forces[0, 1, 2], atol=2e-3)
-
-
-def test_neighbours_of_a_lattice():
-    a = 3.61
-    crystal = Crystal(np.full(4, COPPER), FCC * a + 5 * a, np.eye(3) * a)
-    senders, receivers, offsets = neighbours(crystal, 3.7)
-    lengths = crystal.positions[senders] - crystal.positions[receivers] + offsets
-    lengths = np.linalg.norm(lengths, axis=1)
-    assert np.bincount(receivers).tolist() == [18] * 4
-    np.testing.assert_allclose(np.sort(lengths)[[0, 47, 48, -1]], [a / 2**0.5] * 2 + [a] * 2)
 
 
 def test_the_force_field_is_equivariant_and_ignores_pairs_at_the_cutoff():
@@ -80,17 +70,6 @@ def test_a_checkpoint_runs_no_function(tmp_path):
         read_torch(tmp_path / "checkpoint.pth")
 
 
-def test_the_grid_of_rates_grows_until_its_best_is_inside():
-    tried = []
-
-    def validation(rate):
-        tried.append(rate)
-        return abs(np.log(rate / 0.1))
-
-    assert search((1e-3, 3e-3, 1e-2), 3, validation) == 0.09
-    assert tried == [1e-3, 3e-3, 1e-2, 0.03, 0.09, 0.3]
-
-
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     # The second start has the compiled programs of the first.
     monkeypatch.setattr(_runs, "_Prepared", functools.cache(_runs._Prepared))
@@ -108,10 +87,3 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     )
     page = _report.write_page(file, tmp_path).read_text()
     assert "open: runs are missing" in page
-
-
-def test_the_page_shows_the_stored_results(tmp_path):
-    page = _report.DOCS / "equivariant-study.md"
-    (tmp_path / "equivariant-study.md").write_text(page.read_text())
-    # If not: `python -m studies.equivariant --report`.
-    assert _report.write_page(RESULTS, tmp_path).read_text() == page.read_text()

@@ -20,21 +20,6 @@ from .test_operators import PROBLEM
 TINY = replace(QUICK, samples=(16,), pool=16, steps=4, every=2)
 
 
-def test_weights_are_stored_as_rounded_to_bfloat16(tmp_path):
-    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
-    file = tmp_path / "folder" / "mlp.npz"
-    _weights.write(file, model)
-    read = _weights.read(file, eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(1)))
-    assert eqx.tree_equal(
-        read,
-        jax.tree.map(
-            lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if eqx.is_array(x) else x, model
-        ),
-    )
-    with pytest.raises(ValueError, match=r"26 numbers, and the model has 9\."):
-        _weights.read(file, eqx.nn.Linear(2, 3, key=jax.random.key(1)))
-
-
 @pytest.mark.parametrize("family", [_models.FNO, _models.TRANSFORMER], ids=lambda f: f.name)
 def test_the_repository_stores_the_models_of_more_than_a_million_parameters(family):
     model = family.make(jax.random.key(1))

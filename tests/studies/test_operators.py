@@ -23,8 +23,6 @@ from studies.physics._darcy import new_operator
 from studies.physics._ways import new_network
 from studies.sequence._problem import MLP_FAMILY
 
-from jno_lora_zoo import METHODS as ZOO
-
 from .conftest import killed
 
 TRACED = []
@@ -105,17 +103,6 @@ def test_training_and_validation_share_no_sample(samples):
     assert len(trained) == samples - len(validated)
 
 
-def test_shifts_move_fields_and_solutions_alike():
-    fitting = Fitting(PROBLEM, EFFORT)
-    pool = _families.simulate(LINEAR, 1, 16, PROBLEM.target)
-    for fields, solutions in (
-        fitting.batch(pool, jax.random.key(0), 8, 0),
-        fitting.validation(pool, jax.random.key(0), 8),
-    ):
-        np.testing.assert_allclose(solutions, 2 * jnp.roll(fields, 1, axis=1), rtol=1e-6)
-    assert len({field.tobytes() for field in np.asarray(fields)}) == Fitting.VALIDATED
-
-
 def test_training_helps_and_step_0_is_a_candidate_that_ends_what_does_not_help(fitted):
     outcomes, untouched, run, at_source = fitted
     good = outcomes["good"]
@@ -129,15 +116,6 @@ def test_training_helps_and_step_0_is_a_candidate_that_ends_what_does_not_help(f
     before = len(TRACED)
     run(2, 0.01)
     assert len(TRACED) == before > 0
-
-
-def test_every_method_of_the_zoo_is_there_once():
-    by_name = {method.name: method for method in METHODS}
-    assert len(by_name) == len(METHODS)
-    assert {method.variant for method in ZOO} <= {method.dense for method in METHODS}
-    # Methods that differ in spectral weights alone are one method elsewhere.
-    dense = by_name["lora, no spectral"]
-    assert dense.on(FNO) is dense and dense.on(LINEAR) is by_name["lora"]
 
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The study of physics: its equations, its schemes, its Jacobian, and a short form of the whole."""
 
+import foundax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +9,9 @@ from studies._records import read
 from studies.physics import _darcy as darcy, _report
 from studies.physics.__main__ import main
 from studies.physics._equations import EQUATIONS
-from studies.physics._runs import RESULTS, run
+from studies.physics._runs import run
 from studies.physics._solvers import plain_vector, vector
-from studies.physics._tasks import KEY, QUICK, Effort, chosen, searched
+from studies.physics._tasks import QUICK
 from studies.physics._ways import WAYS, new_network, residual_of
 
 from .conftest import killed
@@ -83,20 +84,6 @@ def test_all_losses_of_darcy_flow_have_one_minimum(double):
     np.testing.assert_allclose(above, distance, rtol=1e-6)
 
 
-def test_the_grid_of_rates_grows_until_its_best_is_inside():
-    name = dict.fromkeys(KEY, 0)
-
-    def at_rate(rate, factor):
-        return {"validation": abs(np.log(rate / 0.1))}
-
-    records = list(searched(name, Effort(), {}, (1.0,), at_rate))
-    assert [record["rate"] for record in records] == [1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3]
-    best = chosen(records)
-    assert best["rate"] == 0.1 and not best["edge"]
-    done = {tuple(record[part] for part in KEY): record for record in records}
-    assert not list(searched(name, Effort(), done, (1.0,), at_rate))
-
-
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     file = tmp_path / "results.jsonl"
     run(file, QUICK, "helmholtz/(base|conditional lora 2/Lev)")
@@ -115,12 +102,10 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, monkeypatch):
     assert "Not run yet." in page
 
 
-def test_the_command_runs_the_operator_in_its_short_form():
+def test_the_command_runs_the_operator_in_its_short_form(monkeypatch):
+    def small(key):
+        sizes = {"n_layers": 1, "d_model": (darcy.N, darcy.N)}
+        return foundax.fno2d(3, 4, 3, norm=None, linear_conv=False, key=key, **sizes)
+
+    monkeypatch.setattr(darcy, "new_operator", small)
     main(["--quick", "--only", "darcy/conditional/energy"])
-
-
-def test_the_page_shows_the_stored_results(tmp_path):
-    page = _report.DOCS / "physics.md"
-    (tmp_path / "physics.md").write_text(page.read_text())
-    # If not: `python -m studies.physics --report`.
-    assert _report.write_page(RESULTS, tmp_path).read_text() == page.read_text()

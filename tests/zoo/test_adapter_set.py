@@ -1,8 +1,6 @@
 """Adapters taken out of a model, and put into another of the same form."""
 
 import dataclasses
-import enum
-import re
 
 import equinox as eqx
 import jax
@@ -52,7 +50,7 @@ def set_of(*args, **options):
     return extract_adapters(trained(*args, **options))
 
 
-@pytest.mark.parametrize("variant", ["lora", "pissa", "vera", "lokr"])
+@pytest.mark.parametrize("variant", ["lora", "pissa", "vera"])
 def test_extracted_adapters_put_back_compute_the_same(variant, getkey):
     plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
     model = trained(plain, variant, 1)
@@ -160,12 +158,6 @@ def test_everything_that_does_not_fit_is_listed_at_once(getkey):
         "convolution/bias: the adapter was made for float32[3, 1], the Conv1d has int32[3, 1]",
     ):
         assert line in str(error.value)
-    model = [eqx.nn.Linear(2, 2, use_bias=False, key=getkey()) for _ in range(103)]
-    other = [eqx.nn.Linear(2, 3, use_bias=False, key=getkey())] * 103
-    with pytest.raises(SelectionError) as error:
-        swap_adapters(other, set_of(model, "lora", 1))
-    assert str(error.value).count("/weight: the adapter was made for") == 100
-    assert "... and 3 more" in str(error.value)
 
 
 class Looks(eqx.Module):
@@ -175,22 +167,14 @@ class Looks(eqx.Module):
     bias: jax.Array
 
 
-class Shy(LoRALinear):
-    @classmethod
-    def applies_to(cls, leaf):
-        raise RuntimeError("asked too much")
-
-
 def test_a_layer_that_the_class_is_not_for_is_refused(tmp_path, getkey):
     linear, conv = eqx.nn.Linear(3, 2, key=getkey()), eqx.nn.Conv1d(3, 3, 3, key=getkey())
-    model = trained({"linear": linear, "conv": conv, "shy": linear, "norm": linear}, "lora", 1)
+    model = trained({"linear": linear, "conv": conv, "norm": linear}, "lora", 1)
     adapters = extract_adapters(model).adapters
-    adapters["shy"] = dataclasses.replace(adapters["shy"], wrapper=Shy)
     adapters["norm/layer"] = adapters.pop("norm")
     other = {
         "linear": Looks(linear.weight, linear.bias),
         "conv": eqx.nn.ConvTranspose1d(3, 3, 3, key=getkey()),
-        "shy": linear,
         "norm": eqx.nn.WeightNorm(linear),
     }
     with pytest.raises(SelectionError) as error:
@@ -203,7 +187,6 @@ def test_a_layer_that_the_class_is_not_for_is_refused(tmp_path, getkey):
         "conv: a LoRAConv is not for this ConvTranspose1d",
     ):
         assert line in str(error.value) and line in str(of_file.value)
-    assert "shy: a Shy is not for this Linear" in str(error.value)
     assert "norm/layer: inside the norm at 'norm', which rewrites" in str(error.value)
 
 
@@ -240,51 +223,3 @@ def test_two_nodes_of_one_path_are_not_confused(getkey):
     model = {"a": {"b": layer}, "a/b": jnp.ones(3)}
     swapped = swap_adapters(model, extract_adapters(adapted))
     assert swapped["a/b"] is model["a/b"] and isinstance(swapped["a"]["b"], LoRALinear)
-
-
-class Side(enum.Enum):
-    LEFT, RIGHT = 1, 2
-
-
-class WithOption(LoRALinear):
-    """Keeps an option in a static field, which no state holds."""
-
-    option: object = eqx.field(static=True)
-
-    def __init__(self, base, rank, alpha, *, key, option="left"):
-        super().__init__(base, rank, alpha, key=key)
-        self.option = option
-
-
-@pytest.mark.parametrize("option", ["right", ("right",), None, Side.RIGHT, jnp.float32])
-def test_an_option_that_no_state_holds_is_told_and_not_lost(option, getkey):
-    model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
-    plain = apply_lora(model, 2, key=getkey(), wrapper=WithOption)
-    assert len(extract_adapters(plain)) == 1
-    adapted = apply_lora(model, 2, key=getkey(), wrapper=WithOption, options={"option": option})
-    message = f"WithOption at 'layer' out: .* `option`, which is {option!r}, would be 'left'"
-    with pytest.raises(WrapperError, match=re.escape(message).replace(r"\.\*", ".*")):
-        extract_adapters(adapted)
-
-
-class OfTheState(WithOption):
-    """Finds its option out of the state, by its values."""
-
-    which: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key, option="left"):
-        super().__init__(base, rank, alpha, key=key, option=option)
-        self.which = jnp.asarray(option == "right")
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        made = super().from_state(base, state, rank, alpha)
-        object.__setattr__(made, "option", "right" if state["which"] else "left")
-        return made
-
-
-def test_an_option_that_from_state_finds_out_is_kept(getkey):
-    model = {"layer": eqx.nn.Linear(4, 3, key=getkey())}
-    adapted = apply_lora(model, 2, key=getkey(), wrapper=OfTheState, options={"option": "right"})
-    again = swap_adapters(model, extract_adapters(adapted))
-    assert again["layer"].option == "right"

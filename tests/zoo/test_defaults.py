@@ -10,10 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from tests.core.toys import Block, ToyBlock, ToyScale
 
 import jno.lora
 import jno_lora_zoo
-from jno.lora import LoRAWrapper, Net, Registry, apply_lora, plan_lora
+from jno.lora import Net, Registry, apply_lora, plan_lora
 from jno.lora.extending import default_adapters
 from jno_lora_zoo.plugin import jno_lora_defaults
 
@@ -82,6 +83,11 @@ def test_every_method_is_a_variant_of_its_layers_and_another_one_inside_a_norm()
 
 SCRIPT = """
     import json, sys
+    def made():
+        classes = [jno.lora.LoRAWrapper]
+        for cls in classes:
+            classes += cls.__subclasses__()
+        return sorted({c.__name__ for c in classes if c.__module__ == "jno_lora_zoo.adapters"})
     def loaded():
         names = {m.split(".")[0] for m in sys.modules}
         return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
@@ -94,7 +100,9 @@ SCRIPT = """
     steps["Net"] = loaded()
     net.lora(1)
     steps["lora"] = loaded()
-    from jno.lora import DoRALinear
+    steps["made by lora"] = made()
+    from jno.lora import OFTConv
+    steps["made by name"] = made()
     steps["name"] = loaded()
     dir(jno.lora)
     steps["dir"] = loaded()
@@ -111,6 +119,9 @@ def test_the_zoo_alone_is_imported_and_only_when_an_adapter_is_asked_for():
     assert steps["import"] == steps["Net"] == []
     for step in ("lora", "name", "dir"):
         assert steps[step] == ["importlib_metadata", "jno_lora_zoo"]
+    # A class of the zoo is made when it is named.
+    assert steps["made by lora"] == ["LoRAConv", "LoRALinear"]
+    assert steps["made by name"] == ["LoRAConv", "LoRALinear", "OFTConv"]
 
 
 class Undeclared(eqx.Module):
@@ -120,62 +131,34 @@ class Undeclared(eqx.Module):
         return x
 
 
-class InOut(Undeclared):
-    in_features: int = 3
-    out_features: int = 8
+def test_a_plan_says_what_keeps_a_layer_from_being_adapted(getkey):
+    odd = Undeclared(jnp.ones((5, 5, 3, 8)))
+    model = {
+        "odd": odd,
+        "even": eqx.nn.Linear(2, 2, key=getkey()),
+        "vector": Undeclared(jnp.ones(3)),
+    }
+    row, vector = plan_lora(model, 1).having("no wrapper applies")
+    assert (row.path, row.layer, vector.path) == ("odd", "Undeclared", "vector")
+    assert "(5, 5, 3, 8), and without in_channels, out_channels" in row.reason
+    assert row.explanation == f"no wrapper applies: {row.reason}"
+    assert vector.reason is None and vector.explanation == "no wrapper applies"
+    with pytest.raises(jno.lora.SelectionError, match=re.escape(row.reason)):
+        apply_lora(odd, 1, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        (Undeclared(jnp.ones((5, 5, 3, 8))), "(5, 5, 3, 8), and without in_channels, out_channels"),
-        (InOut(jnp.ones((3, 8))), "(3, 8), not (out_features, in_features) = (8, 3)"),
-        (Undeclared(jnp.ones(3)), None),
-    ],
-)
-def test_a_plan_says_what_keeps_a_layer_from_being_adapted(layer, reason, getkey):
-    model = {"odd": layer, "even": eqx.nn.Linear(2, 2, key=getkey())}
-    plan = plan_lora(model, 1)
-    (row,) = plan.having("no wrapper applies")
-    assert (row.path, row.layer) == ("odd", type(layer).__name__)
-    if reason is None:
-        assert row.reason is None and row.explanation == "no wrapper applies"
-    else:
-        assert reason in row.reason and row.explanation == f"no wrapper applies: {row.reason}"
-        with pytest.raises(jno.lora.SelectionError, match=re.escape(reason)):
-            apply_lora(layer, 1, key=jax.random.key(0))
-
-
-class Registered(eqx.Module):
+class Registered(Undeclared):
     """A layer whose class has adapters of its own."""
-
-    weight: jax.Array
 
 
 class Subclass(Registered):
-    """What is registered for a class serves its subclasses."""
+    """The adapters of a class serve its subclasses."""
 
 
-class Gain(LoRAWrapper):
-    adapter_fields = ("gain",)
-    base: Registered
-    gain: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
+class Gain(ToyScale):
     @classmethod
     def applies_to(cls, leaf) -> bool:
         return isinstance(leaf, Registered)
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.gain = jnp.ones(())
-
-    def __call__(self, x):
-        return self.merge().weight @ x
-
-    def merge(self):
-        return type(self.base)(self.gain * self.base.weight)
 
 
 @default_adapters.register(Registered)
@@ -197,3 +180,16 @@ def test_registered_layers_bring_adapters_for_calls_that_name_none(getkey, cls):
     assert [row.path for row in plan_lora(model, 1, wrapper=jno_lora_zoo.LoRALinear).wrapped] == [
         "plain"
     ]
+
+
+def test_a_container_claimed_by_auto_hides_no_layer_of_the_defaults(getkey):
+    class AutoBlock(ToyBlock):
+        auto = True
+
+    registry = Registry()
+    registry.register(AutoBlock)
+    plan = plan_lora(Block(2, key=getkey()), 1, wrapper="auto", registry=registry)
+    assert {row.path: row.wrapper for row in plan.wrapped} == {
+        "up": jno_lora_zoo.LoRALinear,
+        "down": jno_lora_zoo.LoRALinear,
+    }

@@ -78,10 +78,3 @@ def test_a_layer_that_nothing_changed_has_none_and_an_adapter_of_nan_nan(getkey)
     model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
     (row,) = lora_report(model, merge_error=True)
     assert row.merge_error is not None and math.isnan(row.merge_error)
-
-
-def test_a_stack_counts_as_one_layer(getkey):
-    keys = jax.random.split(getkey(), 3)
-    stack = eqx.filter_vmap(lambda k: eqx.nn.Linear(6, 5, key=k, dtype=jnp.bfloat16))(keys)
-    model = moved(apply_lora(stack, 2, key=getkey()), 0.1, getkey())
-    assert 0 < lora_report(model, merge_error=True).rows[0].merge_error < 1

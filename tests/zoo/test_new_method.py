@@ -59,8 +59,3 @@ def test_a_method_may_have_the_name_of_a_class_that_it_uses(tmp_path, monkeypatc
     module = importlib.import_module("jno_lora_linear_layer")
     names = [cls.__name__ for cls in adapters_defined_in(module)]
     assert names == [f"LinearLayer{kind}" for kind in ("Linear", "Conv", "ConvTranspose")]
-
-
-def test_a_method_is_for_all_layers(tmp_path):
-    options = ("--method", "--layer", "linear", "--output", str(tmp_path))
-    assert "leave `--layer` out" in run("new", "turn", *options, code=2)

@@ -7,23 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import ALL, STRUCTURES
 
 from jno.lora import (
-    CheckpointError,
     Net,
-    SelectionError,
     apply_lora,
     combine,
     extract_adapters,
     load_adapters,
     lora_trainable_filter,
     merge_lora,
-    registered,
     save_adapters,
     swap_adapters,
 )
-from jno.lora._contract import zero_statistics
 from jno.lora.types import LayerForm
 
 
@@ -83,18 +78,6 @@ def test_sets_for_two_precisions_of_one_base_are_combined(master):
     assert eqx.tree_equal(both, alike, typematch=True)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "complex64"])
-def test_another_kind_of_number_is_refused(dtype, master, tmp_path):
-    adapted = trained(master[:1], "lora")
-    other = [eqx.tree_at(lambda layer: layer.weight, master[0], jnp.ones((4, 5), dtype))]
-    message = rf"0/weight: .* made for float32\[4, 5\], the Linear has {dtype}\[4, 5\]"
-    with pytest.raises(SelectionError, match=message):
-        swap_adapters(other, extract_adapters(adapted))
-    save_adapters(adapted, tmp_path / "file")
-    with pytest.raises(CheckpointError, match=message):
-        load_adapters(other, tmp_path / "file")
-
-
 KINDS = [
     {"bfloat16", "float16", "float32", "float64", "float8_e4m3fn"},
     {"complex64", "complex128"},
@@ -113,46 +96,3 @@ def test_dtypes_are_of_one_kind_if_only_their_precision_differs():
         for one, two in itertools.product(kind, other):
             assert (kinds(one) == kinds(two)) is (kind is other), (one, two)
             assert kinds(one) != kinds(two, (5, 4))
-
-
-OURS = {"jno-lora-zoo", "jno-lora-attention"}
-METHODS = tuple(itertools.chain(*STRUCTURES.values()))
-
-
-@pytest.mark.parametrize(("made_for", "dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_the_adapters_of_all_plugins_take_the_dtype_of_the_layer_that_they_move_to(
-    made_for, dtype, getkey
-):
-    nn, x = eqx.nn, jnp.ones(4)
-    layers = [
-        (nn.Embedding(5, 4, key=getkey()), [0]),
-        (nn.MultiheadAttention(2, 4, key=getkey()), [jnp.ones((3, 4))] * 3),
-        (nn.GRUCell(4, 4, key=getkey()), [x, x]),
-        (nn.LSTMCell(4, 4, key=getkey()), [x, (x, x)]),
-        (nn.WeightNorm(nn.Linear(4, 4, key=getkey())), [x]),
-        (nn.ConvTranspose1d(4, 4, 2, key=getkey()), [jnp.ones((4, 3))]),
-    ]
-
-    def moved(layer, cls):
-        old, new = ([cast(layer, name)] for name in (made_for, dtype))
-        data = {"0": zero_statistics(cls, old[0]) or {}}
-        adapted = apply_lora(old, 2, key=jax.random.key(0), wrapper=cls, statistics=data)
-        return swap_adapters(new, extract_adapters(adapted))[0]
-
-    def dtypes(layer, inputs):
-        outputs = eqx.filter_eval_shape(lambda layer: layer(*cast(inputs, dtype)), layer)
-        return {leaf.dtype for leaf in jax.tree.leaves(outputs)}
-
-    seen, plugins = set(), [row for row in registered() if row.distribution in OURS]
-    for row in (row for plugin in plugins for row in plugin.wrappers):
-        if not (ALL or row.distribution != "jno-lora-zoo" or row.name.startswith(METHODS)):
-            continue
-        for layer, inputs in layers:
-            if row.cls.applies_to(layer):
-                adapter = eqx.filter_eval_shape(moved, layer, row.cls)
-                assert dtypes(adapter, inputs) == {jnp.dtype(dtype)}, row.name
-                if not row.name.startswith("Prefix"):  # cannot be merged
-                    plain = eqx.filter_eval_shape(merge_lora, [adapter])
-                    assert dtypes(plain[0], inputs) == {jnp.dtype(dtype)}, row.name
-                seen.add(row.distribution)
-    assert seen == OURS

@@ -84,11 +84,7 @@ def close(one, other, tolerance=2e-5):
 
 
 # The kit has every adapter stacked; what a whole model adds is seen with a few.
-ADAPTERS: list[Any] = [
-    "auto",
-    ["LoRAAttention", "vera", "OFTEmbedding"],
-    ["pissa", "pissa-embedding"],
-]
+ADAPTERS: list[Any] = ["auto", ["LoRAAttention", "vera", "OFTEmbedding"]]
 
 
 @pytest.mark.parametrize("wrapper", ADAPTERS, ids=str)
@@ -154,75 +150,6 @@ def test_training_with_typed_keys_functions_and_donated_buffers():
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
 
 
-class Normed(eqx.Module):
-    """A batch-normalised convolution net, made with `make_with_state`."""
-
-    conv: eqx.nn.Conv1d
-    norm: eqx.nn.BatchNorm
-    layers: eqx.nn.Sequential
-
-    def __init__(self, key):
-        keys = jax.random.split(key, 3)
-        self.conv = eqx.nn.Conv1d(2, 4, 3, padding=1, key=keys[0])
-        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
-        self.layers = eqx.nn.Sequential(
-            [
-                eqx.nn.Lambda(lambda x: jnp.mean(x, axis=-1)),
-                eqx.nn.Linear(4, 5, key=keys[1]),
-                eqx.nn.BatchNorm(5, "batch", mode="batch"),
-                eqx.nn.Linear(5, 2, key=keys[2]),
-            ]
-        )
-
-    def __call__(self, x, state):
-        x, state = self.norm(self.conv(x), state)
-        return self.layers(jax.nn.relu(x), state)
-
-
-def test_a_model_with_batch_norm_trains_and_keeps_its_statistics():
-    model, state = eqx.nn.make_with_state(Normed)(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (16, 2, 6))
-    y = x[:, :, 0]
-    net = Net(model).freeze().lora(2, 8.0, wrapper="dora")
-    trainable, frozen = net.partition()
-
-    def loss(trainable, frozen, state):
-        model = eqx.combine(trainable, frozen)
-        run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
-        out, state = run(x, state)
-        return jnp.mean((out - y) ** 2), state
-
-    step = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))
-    losses = []
-    for _ in range(10):
-        (value, state), grads = step(trainable, frozen, state)
-        trainable = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
-        losses.append(float(value))
-    assert losses[-1] < losses[0]
-    # The running statistics moved, and the merged model takes the same state.
-    trained = eqx.nn.inference_mode(net.update(trainable).module)
-    plain = eqx.nn.inference_mode(merge_lora(net.module))
-    assert not any(x.inference is False for x in (trained.norm, plain.norm, plain.layers[2]))
-    run = eqx.filter_jit(lambda model, state: model(x[0], state))
-    (one, kept), (other, _) = run(trained, state), run(plain, state)
-    close(one, other)
-    assert eqx.tree_equal(kept, state)
-
-
-class Doubling(eqx.nn.StatefulLayer):
-    """A stateful layer of somebody's own, which counts its calls."""
-
-    linear: eqx.nn.Linear
-    calls: eqx.nn.StateIndex
-
-    def __init__(self, key):
-        self.linear = eqx.nn.Linear(3, 3, key=key)
-        self.calls = eqx.nn.StateIndex(jnp.array(0))
-
-    def __call__(self, x, state, *, key=None):
-        return 2.0 * self.linear(x), state.set(self.calls, state.get(self.calls) + 1)
-
-
 class StatefulLinear(eqx.nn.Linear, eqx.nn.StatefulLayer):
     """A subclass of `Linear` that `Sequential` calls with the state."""
 
@@ -232,44 +159,14 @@ class StatefulLinear(eqx.nn.Linear, eqx.nn.StatefulLayer):
 
 def test_stateful_layers_inside_a_sequential(getkey):
     def make(key):
-        keys = jax.random.split(key, 3)
-        linear = eqx.nn.Linear(3, 3, key=keys[0])
-        return eqx.nn.Sequential([linear, Doubling(keys[1]), StatefulLinear(3, 2, key=keys[2])])
+        return eqx.nn.Sequential([eqx.nn.Linear(3, 3, key=key), StatefulLinear(3, 2, key=key)])
 
     model, state = eqx.nn.make_with_state(make)(getkey())
     x = jax.random.normal(getkey(), (3,))
     adapted = apply_lora(model, 2, key=getkey())
-    assert [row.path for row in Net(adapted).summary()] == [
-        "layers/0",
-        "layers/1/linear",
-        "layers/2",
-    ]
-    assert not adapted[0].is_stateful() and adapted[2].is_stateful()
+    assert [row.path for row in Net(adapted).summary()] == ["layers/0", "layers/1"]
+    assert not adapted[0].is_stateful() and adapted[1].is_stateful()
     run = eqx.filter_jit(lambda model, state: model(x, state))
     (one, after), (other, expected) = run(adapted, state), run(model, state)
     close(one, other)
     assert eqx.tree_equal(after, expected)
-
-
-def test_a_base_inside_an_adapter_can_be_edited_and_a_merged_weight_cannot(encoder):
-    adapted = apply_lora(
-        encoder, 2, key=jax.random.key(1), target="tokens", wrapper="dora-embedding"
-    )
-    weight = adapted.tokens.base.weight
-    edited = eqx.tree_at(lambda m: m.tokens.base.weight, adapted, 2 * weight)
-    close(edited.tokens.base.weight, 2 * weight)
-    # `tokens.weight` is computed, and not a leaf of the tree.
-    with pytest.raises(ValueError, match="where"):
-        eqx.tree_at(lambda m: m.tokens.weight, adapted, weight)
-
-
-def test_inference_mode_reaches_what_adapters_wrap(encoder):
-    noisy = eqx.nn.inference_mode(apply_lora(encoder, 2, key=jax.random.key(1)), value=False)
-    assert noisy.blocks.dropout.inference is False
-    assert eqx.nn.inference_mode(noisy).blocks.dropout.inference is True
-    adapted = apply_lora(encoder, 2, key=jax.random.key(1), wrapper="LoRAAttention")
-    flags = [
-        m.blocks.attention.dropout.inference
-        for m in (adapted, eqx.nn.inference_mode(adapted, value=False))
-    ]
-    assert flags == [True, False]

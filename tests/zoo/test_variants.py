@@ -47,18 +47,3 @@ def test_a_method_selects_the_layers_that_it_selects_with_the_zoo_alone(method):
     assert set(recurrent) == {"gru", "lstm"}
     for adapter in {*embedding.values(), *recurrent.values()}:
         assert adapter.method is method
-
-
-def test_auto_takes_them_and_all_plugins_are_installed():
-    distributions = {record.distribution for record in ALL_PLUGINS.records()}
-    assert {f"jno-lora-{name}" for name in ("arrays", "attention", "foundax")} <= distributions
-    adapters = {path: cls.__name__ for path, cls in wrapped_by("auto", ALL_PLUGINS).items()}
-    assert adapters == {
-        "linear": "LoRALinear",
-        "conv": "LoRAConv",
-        "transpose": "LoRAConvTranspose",
-        "embedding": "LoRAEmbedding",
-        "gru": "LoRARecurrent",
-        "lstm": "LoRARecurrent",
-        **dict.fromkeys(PROJECTIONS, "LoRALinear"),
-    }

@@ -220,9 +220,8 @@ def test_stacks_are_adapted_slice_by_slice():
 def test_letters_and_errors():
     with pytest.raises(SelectionError, match=r"a Parameterize computes its weight.*declare_raw"):
         Net([Model(jr.key(0)).masked]).lora(rank=2)
-    for layer in (Model(jr.key(0)).masked, Model(jr.key(0)).normed):
-        with pytest.raises(SelectionError, match=r"raw arrays are declared: select .*/raw/0"):
-            Net(declare_raw([layer])).lora(rank=2, target="^0$")
+    with pytest.raises(SelectionError, match=r"raw arrays are declared: select .*/raw/0"):
+        Net(declare_raw([Model(jr.key(0)).normed])).lora(rank=2, target="^0$")
     weights = {
         "w": Parameterize(jnp.exp, jnp.zeros((3, 2)), jnp.zeros((2, 3, 4))),
         "v": jnp.ones(2),
@@ -235,5 +234,3 @@ def test_letters_and_errors():
         declare_raw(weights, {"args/0": "soi"})
     with pytest.raises(SelectionError, match=r"(?s)No matrix of this model.*w/args/0.*`declare`"):
         declare_raw({"w": Parameterize(jnp.exp, jnp.zeros((3, 1)), jnp.zeros(3))})
-    with pytest.raises(SelectionError, match="- none"):
-        declare_raw({"w": NonTrainable(jnp.zeros((3, 3)))})

@@ -352,34 +352,32 @@ MERGED = {
             X, w, precision=("highest", "default")
         ),
     },
-    ((9, 6), "eo", "boft"): {
-        "BOFTArray has no fast path here": lambda w: w[jnp.array([0, 8, 3])],
-    },
+    ((9, 6), "eo", "boft"): {"BOFTArray has no fast path here": lambda w: w[jnp.array([0, 8, 3])]},
     ((2, 3, 8), "iio", "dora"): {
         "a sum over a part of the inputs or outputs": lambda w: jnp.einsum(
             "nd,hdo->nho", lax.complex(X, X)[:, :3], lax.complex(w, w)
-        ),
+        )
     },
     ((4, 8), "io", "lora"): {
-        "a weight that is convolved itself": lambda w: convolved(w[None], jnp.ones((3, 8, 2))),
+        "a weight that is convolved itself": lambda w: convolved(w[None], jnp.ones((3, 8, 2)))
     },
     ((3, 6, 8), "sio", "lora"): {
         "a convolution that sums over other axes than a product does": (
             lambda w: convolved(IMAGES, w)
-        ),
+        )
     },
     ((3, 6, 8), "ioo", "lora"): {
-        "a convolution whose inputs and outputs are of one kind": lambda w: convolved(IMAGES, w),
+        "a convolution whose inputs and outputs are of one kind": lambda w: convolved(IMAGES, w)
     },
     ((3, 6, 8), "iio", "lora"): {
         "a ragged product of axes that are not a stack, inputs and outputs": (
             lambda w: lax.ragged_dot(X, w, jnp.array([1, 0, 3]))
-        ),
+        )
     },
     ((4, 6), "io", "lora"): {
         "a ragged product that is not x @ weight[group]": (
             lambda w: lax.ragged_dot(w, jnp.ones((3, 6, 8)), jnp.array([1, 0, 3]))
-        ),
+        )
     },
 }
 

@@ -1,8 +1,4 @@
-"""Attention in NumPy and float64, as the papers define it, and layers of random numbers.
-
-Written from "Attention Is All You Need" (arXiv:1706.03762, section 3.2.2) and the adapters' papers:
-loops over heads and queries, and nothing of ours but the arrays.
-"""
+"""Attention in NumPy and float64, as the papers define it (arXiv:1706.03762, section 3.2.2)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import (
+    CheckpointError,
+    JnoLoraWarning,
     LoRALinear,
     Net,
     SelectionError,
-    lora_report,
-    lora_trainable_filter,
+    extract_adapters,
     plan_lora,
     refresh,
     registered,
+    swap_adapters,
 )
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
@@ -66,39 +68,21 @@ def test_claims_attention_over_plain_linear_layers_only(cls, getkey):
     assert cls.applies_to(small) and cls.stack_ndim(small) == 0
 
 
-def test_found_by_name_through_the_registry():
+def test_found_by_name_through_the_registry(getkey):
     refresh()
     record = next(r for r in registered() if r.distribution == "jno-lora-attention")
     assert record.status == "loaded" and [w.cls for w in record.wrappers] == ADAPTERS
-    assert not any(cls.auto for cls in ADAPTERS)
-    assert all(cls.about.paper and cls.about.formula for cls in ADAPTERS)
-
-
-def test_options_choose_the_projections(getkey):
-    net = Net(Encoder(getkey())).freeze()
-    net.lora(rank=2, wrapper="lora-attention", options={"projections": "qkvo"})
-    attention = net.module.attention
-    assert type(attention) is LoRAAttention and attention.projections == "qkvo"
-    assert lora_report(net.module).trainable == 4 * 2 * (8 + 8)
-    selected = lora_trainable_filter(net.module)
-    assert sum(jax.tree.leaves(selected)) == 8
-    assert net(jnp.ones((3, 8))).shape == (3, 8)
-
-
-@pytest.mark.parametrize(
-    ("name", "cls"), [("ia3-attention", IA3Attention), ("prefix-attention", PrefixAttention)]
-)
-def test_the_others_by_their_variants(name, cls, getkey):
-    net = Net(Encoder(getkey())).lora(rank=2, wrapper=name)
-    assert type(net.module.attention) is cls
-    assert net(jnp.ones((3, 8))).shape == (3, 8)
-
-
-def test_neither_the_default_nor_auto_takes_the_unit(getkey):
-    for wrapper in (None, "auto"):
-        module = Net(Encoder(getkey())).lora(rank=2, wrapper=wrapper).module
-        assert type(module.attention) is eqx.nn.MultiheadAttention
-        assert type(module.attention.query_proj) is LoRALinear
+    for name, cls in (
+        ("lora-attention", LoRAAttention),
+        ("ia3-attention", IA3Attention),
+        ("prefix-attention", PrefixAttention),
+        # Neither the default nor "auto" takes the unit.
+        (None, eqx.nn.MultiheadAttention),
+        ("auto", eqx.nn.MultiheadAttention),
+    ):
+        net = Net(Encoder(getkey())).lora(rank=2, wrapper=name)
+        assert type(net.module.attention) is cls
+        assert cls is eqx.nn.MultiheadAttention or (cls.about.paper and cls.about.formula)
 
 
 def test_the_layers_inside_a_wrapped_unit_are_hidden(getkey):
@@ -114,3 +98,30 @@ def test_the_layers_inside_a_wrapped_unit_are_hidden(getkey):
     net = Net(Encoder(getkey())).lora(rank=2, wrapper=LoRALinear, target="query_proj")
     with pytest.raises(SelectionError):
         net.lora(rank=2, wrapper=LoRAAttention)
+
+
+@pytest.fixture(scope="module")
+def nets():
+    """One block with adapters inside of it, and the same with one around it."""
+    block = eqx.nn.MultiheadAttention(2, 4, key=jax.random.key(0))
+    model = {"block": block}
+    within = Net(model).freeze().lora(rank=2, target="query")
+    around = Net(model).freeze().lora(rank=2, wrapper=PrefixAttention)
+    return within, around
+
+
+def test_loading_neither_loses_what_was_there_nor_what_was_loaded(nets, tmp_path):
+    for carrier, other, words in (
+        (nets[0], nets[1], "around the LoRALinear at 'block/query_proj'"),
+        (nets[1], nets[0], "inside the PrefixAttention at 'block'"),
+    ):
+        other.save_adapters(tmp_path / "file")
+        before = carrier.module
+        with pytest.raises(CheckpointError, match=words):
+            carrier.load_adapters(tmp_path / "file")
+        with pytest.warns(JnoLoraWarning, match=words):
+            carrier.load_adapters(tmp_path / "file", strict=False)
+        assert eqx.tree_equal(carrier.module, before)
+        # A set takes the place of whatever the model carries.
+        swapped = swap_adapters(before, extract_adapters(other.module))
+        assert eqx.tree_equal(swapped, other.module)

@@ -23,12 +23,8 @@ def base(key):
 
 
 def inputs(key):
-    q, k, v = jax.random.split(key, 3)
-    return (
-        jax.random.normal(q, (3, SIZE)),
-        jax.random.normal(k, (5, SIZE)),
-        jax.random.normal(v, (5, SIZE)),
-    )
+    keys = jax.random.split(key, 3)
+    return tuple(jax.random.normal(k, (n, SIZE)) for k, n in zip(keys, (3, 5, 5), strict=True))
 
 
 # Without a mask and positions, attention does not see the order of the tokens.
@@ -38,6 +34,11 @@ PERMUTATIONS = (
 )
 
 
+def case(adapter, parameters, **more):
+    given = {"parameters": parameters, "symmetries": PERMUTATIONS, **more}
+    return WrapperCase(adapter, base, inputs, **given)
+
+
 def further_cases(adapter):
     """A mask with dropout and its key, and dropout switched off by `inference`."""
     return [case for case in standard_cases(adapter) if "*" not in case.checks]
@@ -45,26 +46,10 @@ def further_cases(adapter):
 
 @parametrize_with_checks(
     [
-        *further_cases(LoRAAttention),
-        *further_cases(IA3Attention),
-        *further_cases(PrefixAttention),
-        WrapperCase(
-            LoRAAttention,
-            base,
-            inputs,
-            parameters=2 * (SIZE + HEADS * QK + SIZE + HEADS * VO),
-            symmetries=PERMUTATIONS,
-        ),
-        WrapperCase(
-            IA3Attention, base, inputs, parameters=HEADS * (QK + VO), symmetries=PERMUTATIONS
-        ),
-        WrapperCase(
-            PrefixAttention,
-            base,
-            inputs,
-            parameters=2 * HEADS * (QK + VO) + HEADS,
-            symmetries=PERMUTATIONS,
-        ),
+        *(c for a in (LoRAAttention, IA3Attention, PrefixAttention) for c in further_cases(a)),
+        case(LoRAAttention, 2 * (SIZE + HEADS * QK + SIZE + HEADS * VO)),
+        case(IA3Attention, HEADS * (QK + VO)),
+        case(PrefixAttention, 2 * HEADS * (QK + VO) + HEADS),
     ]
 )
 def test_conformance(check):
@@ -72,13 +57,5 @@ def test_conformance(check):
 
 
 def test_every_projection_keeps_the_values():
-    check_kind(
-        WrapperCase(
-            LoRAAttention,
-            base,
-            inputs,
-            options={"projections": "qkvo"},
-            parameters=2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO),
-            symmetries=PERMUTATIONS,
-        )
-    )
+    parameters = 2 * (4 * SIZE + 2 * HEADS * QK + 2 * HEADS * VO)
+    check_kind(case(LoRAAttention, parameters, options={"projections": "qkvo"}))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from foundax_cases import declared
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from zoo_cases import perturb
 
@@ -25,6 +26,14 @@ from jno.lora import (
     swap_adapters,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_foundax import (
+    BottleneckLinear,
+    CPSpectral,
+    GainSpectral,
+    LoRASpectral,
+    ModeWeights,
+    rsLoRASpectral,
+)
 from jno_lora_zoo import DoRA, LinearLayer, LoRA, PiSSA
 
 SIZE, BATCH = 6, 12
@@ -164,7 +173,6 @@ def test_it_may_be_empty(model, sets, xs):
     """A server may start before its first adapter, and have a turn without a request."""
     bank = AdapterBank(model, slots=2)
     assert jnp.array_equal(bank.run([None] * BATCH, xs), plain(model, xs))
-    np.testing.assert_allclose(bank(xs[0], None), model(xs[0]), atol=1e-6)
     bank.add(sets["lora"], "a")
     assert bank.run([], xs[:0]).shape == (0, 4)
 
@@ -486,3 +494,67 @@ def test_a_sum_of_products_has_one_slot(model, sets, xs):
     mixed = sum_adapters(model, {name: sets[name] for name in ("lora", "dora")})
     with pytest.raises(SelectionError, match=r"layers/0: a Sum.*, whose DoRALinear "):
         bank.add(extract_adapters(mixed), "mixed")
+
+
+class SpectralLayer(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, x, *, key=None):
+        modes = jnp.einsum("xi,xio->xo", jnp.fft.rfft(x, axis=0)[:4], self.w)
+        return jnp.fft.irfft(modes, len(x), axis=0)
+
+
+FAMILIES = {SpectralLayer: ModeWeights(("w",), "xio", lambda n: np.arange(n[0]))}
+CLASSES = {
+    cls: declared(cls, FAMILIES) for cls in (LoRASpectral, rsLoRASpectral, CPSpectral, GainSpectral)
+}
+
+
+@pytest.fixture(scope="module")
+def spectral():
+    re, im = jr.normal(jr.key(0), (2, 4, 3, 4))
+    return eqx.nn.Sequential([SpectralLayer(jax.lax.complex(re, im)), eqx.nn.Lambda(jnp.tanh)])
+
+
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=[cls.__name__ for cls in CLASSES])
+def test_adapters_of_several_matrices(cls, spectral):
+    xs = jr.normal(jr.key(2), (4, 8, 3))
+    sets = {name: adapters_of(spectral, cls, seed, seed + 1) for seed, name in enumerate("ab")}
+    bank = AdapterBank(spectral, {"a": sets["a"]}, slots=2)
+    bank.add(sets["b"], "b")  # of a higher rank
+    names = ["b", None, "a", "b"]
+    ys = bank.run(names, xs)
+    np.testing.assert_allclose(ys, expected(spectral, sets, names, xs), atol=2e-5)
+    assert jnp.array_equal(bank.run([None] * 4, xs), plain(spectral, xs))
+    assert eqx.tree_equal(bank.adapters("a"), sets["a"])
+    slot = bank.slots["b"]
+    bank.remove("b")
+    assert jnp.isnan(bank(xs[0], slot)).all()
+    np.testing.assert_allclose(bank(xs[2], "a"), ys[2], atol=2e-5)
+
+
+def test_a_bank_refuses_adapters_of_another_form(spectral):
+    LoRA, CP = CLASSES[LoRASpectral], CLASSES[CPSpectral]
+    bank = AdapterBank(spectral, {"a": adapters_of(spectral, LoRA, 0, 1)})
+    before = bank.snapshot()
+    with pytest.raises(SelectionError, match=r"arrays of other shapes .* such as `bands`"):
+        bank.add(adapters_of(spectral, LoRA, 1, 1, options={"bands": {2: 1}}), "b")
+    with pytest.raises(SelectionError, match=r"needs slots of another kind.*AdapterBank"):
+        bank.add(adapters_of(spectral, CP, 1, 1), "b")
+    with pytest.raises(SelectionError, match=r"Declared at .* is not just a product.*Net"):
+        bank.optimiser(lambda rate: None, {"a": 1e-3})
+    assert eqx.tree_equal(bank.snapshot().model, before.model)
+
+
+def test_bottlenecks_have_slots_as_well():
+    model = {"layer": eqx.nn.Linear(3, 4, key=jr.key(0))}
+    sets = {
+        name: adapters_of(model, BottleneckLinear, seed, seed + 1) for seed, name in enumerate("ab")
+    }
+    bank, xs = AdapterBank(model, sets), jr.normal(jr.key(1), (3, 3)).at[1].set(jnp.inf)
+    call = lambda model, x: model["layer"](x)  # noqa: E731
+    ys = bank.run(["b", None, "a"], xs, function=call)
+    alone = [call(swap_adapters(model, sets[name]), x) for name, x in (("b", xs[0]), ("a", xs[2]))]
+    np.testing.assert_allclose(ys[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(ys[2], alone[1], atol=1e-5)
+    np.testing.assert_array_equal(ys[1], call(model, xs[1]))  # infinite, and not NaN

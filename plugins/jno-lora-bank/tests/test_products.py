@@ -140,27 +140,21 @@ def test_they_are_those_of_vmap(case):
         np.testing.assert_allclose(our_leaf, leaf, atol=2e-5, rtol=1e-5)
 
 
-def test_without_jit_they_are_the_same():
+def test_without_jit_without_rows_and_along_tangents_of_numpy_they_are_the_same():
     arguments = x[0], A, Bt, slots[0]
     np.testing.assert_allclose(by_slots(*arguments), expected(*arguments), atol=1e-5)
     with jax.disable_jit():
         without = batch(by_slots)(x, A, Bt)
     np.testing.assert_allclose(without, batch(expected)(x, A, Bt), atol=1e-5)
-
-
-def test_a_sequence_may_be_empty():
     rows = jax.vmap(by_slots, (0, None, None, None))
     results = batch(rows)(jnp.zeros((BATCH, 0, SIZES[0])), A, Bt)
     assert results.shape == (BATCH, 0, SIZES[2])
-
-
-def test_tangents_may_be_arrays_of_numpy():
-    def tangent(*tangents):
-        of_factors = lambda x, A, Bt: by_slots(x, A, Bt, slots[0])  # noqa: E731
-        return jax.jvp(of_factors, (x[0], A, Bt), tangents)[1]
-
-    wanted = tangent(x[1], 2 * A, 3 * Bt)
-    ours = tangent(*map(np.asarray, (x[1], 2 * A, 3 * Bt)))
+    of_factors = lambda x, A, Bt: by_slots(x, A, Bt, slots[0])  # noqa: E731
+    tangents = x[1], 2 * A, 3 * Bt
+    ours, wanted = (
+        jax.jvp(of_factors, (x[0], A, Bt), along)[1]
+        for along in (tuple(map(np.asarray, tangents)), tangents)
+    )
     np.testing.assert_array_equal(ours, wanted)
 
 

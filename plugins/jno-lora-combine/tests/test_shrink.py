@@ -8,13 +8,7 @@ import pytest
 from tests.core.gated_adapters import Gated
 from tests.zoo.combining._tools import layers, relative, trained
 
-from jno.lora import (
-    JnoLoraWarning,
-    WrapperError,
-    apply_lora,
-    merge_lora,
-    shrink,
-)
+from jno.lora import JnoLoraWarning, WrapperError, apply_lora, merge_lora, shrink
 
 GATES = {"convolution": [0, 1, 0], "linear": [1, 0, 1], "stack": [[0, 0, 1], [0, 0, 0]]}
 

@@ -152,16 +152,15 @@ def test_every_difference_is_listed():
     half = dataclasses.replace(
         one["stack"], state=jtu.tree_map(lambda a: a.astype(jnp.bfloat16), one["stack"].state)
     )
-    other = AdapterSet({**other.adapters, "stack": half, "more": one["linear"]})
+    other = AdapterSet({**other.adapters, "stack": half})
     with pytest.raises(SelectionError) as error:
         stack_adapters([one, other])
     message = str(error.value)
     for line in (
         "LoRAConv'> in set 0, none in set 1",
-        "more, class: <class 'jno_lora_zoo.adapters.LoRALinear'> in set 1, none in set 0",
+        "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
         "linear, rank: 2 in set 0, 1 in set 1",
         "linear, magnitude: float32[4] in set 1, none in set 0",
-        "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):
         assert line in message

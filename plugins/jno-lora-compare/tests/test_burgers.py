@@ -1,4 +1,4 @@
-"""The Burgers task: its solver is right, its protocol is fair, and the demo of an operator runs."""
+"""The Burgers task: its solver is right, its protocol is fair, and the demos of it run."""
 
 import re
 
@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from compare_cases import names_commands_that_exist
 
-from jno.lora import Net
+from jno.lora import JnoLoraWarning, Net
 from jno.lora._commands._cli import cli
 
 pytest.importorskip("foundax")
@@ -41,8 +40,6 @@ def test_the_solver_agrees_with_the_exact_solution():
 
 
 class Factor(eqx.Module):
-    """An operator with one number: it multiplies the field."""
-
     by: jax.Array
 
     def __call__(self, inputs):
@@ -78,20 +75,39 @@ def test_the_untouched_model_is_a_candidate(protocol):
     assert kept.validation_error == pytest.approx(0, abs=1e-6)
 
 
-def test_the_demo_of_an_operator(tmp_path):
-    arguments = ["demo", "--task", "operator", "--quick", "--output", str(tmp_path)]
+def rows_of_the_demo(task, folder, *names):
+    """The numbers in each row of a table that a demo prints, by these names, and its output."""
+    arguments = ["demo", "--task", task, "--quick", "--output", str(folder)]
     # foundax is written for JAX's own defaults.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    row = re.compile(
-        r"^ *(no adaptation|full fine-tuning|lora) +([\d,]+) +[\d.]+((?: +[\d.]+){3}) *$"
-    )
+    pictures = list(folder.iterdir())
+    assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    row = re.compile(rf"^ *({'|'.join(names)})((?: +[\d.,e+-]+)+) *$")
     rows = [match.groups() for match in map(row.match, result.output.splitlines()) if match]
-    assert [name for name, *_ in rows] == ["no adaptation", "full fine-tuning", "lora"]
-    trained = [int(number.replace(",", "")) for _, number, *_ in rows]
+    assert [name for name, _ in rows] == [*names]
+    numbers = (numbers.replace(",", "").replace(" - ", " ").split() for _, numbers in rows)
+    return [[float(number) for number in row if number != "-"] for row in numbers], result.output
+
+
+def test_the_demo_of_an_operator(tmp_path):
+    names = "no adaptation", "full fine-tuning", "lora"
+    rows, _ = rows_of_the_demo("operator", tmp_path, *names)
+    trained = [row[0] for row in rows]
     assert trained[0] == 0 < trained[2] < trained[1]
     # From two and four simulations, and then at the viscosity of the pretraining.
-    assert all(0 < float(error) < 2 for *_, errors in rows for error in errors.split())
-    assert (tmp_path / "operator.png").read_bytes().startswith(b"\x89PNG")
-    names_commands_that_exist(result.output)
+    assert all(len(row) == 5 and all(0 < error < 2 for error in row[2:]) for row in rows)
+
+
+def test_the_demo_of_a_family_trains_a_conditional_adapter(tmp_path):
+    pytest.importorskip("jno_lora_conditional")
+    with pytest.warns(JnoLoraWarning, match="recommend no coordinate"):  # two steps of pretraining
+        rows, text = rows_of_the_demo("family", tmp_path, "no adaptation", "conditional, FiLM")
+    before, conditional = rows
+    # Trained, in per cent; the change of the weights, and the error, at the pretrained viscosity.
+    assert before[0] == 0 < conditional[0] < 6
+    assert before[1] == conditional[1] == 0
+    assert before[2] == conditional[2]
+    assert all(0 < error < 2 for row in rows for error in row[2:7])
+    assert "10 fits in one program" in text and len(list(tmp_path.iterdir())) == 2

@@ -1,6 +1,5 @@
 """`jno-lora compare` and `jno-lora demo`: what they print and write, and what went wrong."""
 
-import io
 import sys
 
 import pytest
@@ -25,7 +24,6 @@ def run():
 
 @pytest.fixture
 def forgotten(monkeypatch):
-    """The demo as if nothing had imported it yet."""
     for name in [name for name in sys.modules if name.startswith("jno_lora_demos")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -38,12 +36,7 @@ def hide(monkeypatch, library):
 
 @pytest.mark.parametrize(
     ("library", "task"),
-    [
-        ("matplotlib", "digits"),
-        ("sklearn", "digits"),
-        ("foundax", "operator"),
-        ("jno_lora_conditional", "family"),
-    ],
+    [("sklearn", "digits"), ("foundax", "operator"), ("jno_lora_conditional", "family")],
 )
 def test_a_missing_library_is_named_with_what_to_install(
     run, forgotten, monkeypatch, tmp_path, library, task
@@ -54,17 +47,6 @@ def test_a_missing_library_is_named_with_what_to_install(
     assert f"needs {library}, which is not installed" in text
     assert 'pip install "jno-lora[demo]"' in text
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_or_a_seed_that_cannot_be_is_refused(run, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    for output in (file, file / "below"):
-        code, text = run("demo", "--quick", "--output", str(output))
-        assert code == 2 and "--output" in text
-    for seed in ("-1", str(2**32)):
-        code, text = run("demo", "--seed", seed)
-        assert code == 2 and "--seed" in text
 
 
 # --- compare
@@ -98,8 +80,6 @@ def interrupted():
 
 def no_dict():
     return ["lora"]
-
-NUMBER = 3
 """
 
 
@@ -120,20 +100,6 @@ def test_compare_prints_a_table_and_writes_files(run, task, tmp_path):
     assert "<svg" in (tmp_path / "made.svg").read_text()
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_compare_draws_its_table_on_a_terminal(task, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "100")
-    assert cli.main(["compare", f"{task}:task"], standalone_mode=False) == 0
-    text = sys.stdout.getvalue()
-    assert "2 candidates, 2 steps each" in text and "─" in text
-    assert {"full", "none"} <= {line.split()[0] for line in text.splitlines() if line.split()}
-
-
 def test_compare_shows_what_is_finished_and_its_exit_code_says_that_it_is_not_all(run, task):
     code, text = run("compare", f"{task}:with_a_failure")
     assert code == 1
@@ -143,19 +109,11 @@ def test_compare_shows_what_is_finished_and_its_exit_code_says_that_it_is_not_al
     assert "\n1 candidates, 1 steps each" in text and "Interrupted" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_dict", "as a dict, but gives a list"),
-        ("NUMBER", "must be a function that returns"),
-        ("nothing", "cannot be imported: module 'my_tasks' has no attribute 'nothing'"),
-    ],
-)
-def test_compare_says_what_a_factory_must_return(run, task, name, message):
-    code, text = run("compare", f"{task}:{name}")
-    assert code == 1
-    assert message in text
-    assert '"batches": [batch, ...]' in text or "my_package.tasks:digits" in text
+def test_compare_says_what_a_factory_must_return(run, task):
+    said = {"no_dict": "as a dict, but gives a list", "nothing": "has no attribute 'nothing'"}
+    for name, message in said.items():
+        code, text = run("compare", f"{task}:{name}")
+        assert code == 1 and message in text
 
 
 @pytest.mark.parametrize(
@@ -175,16 +133,12 @@ def test_compare_says_which_extra_is_missing_before_it_trains(
     assert f'pip install "jno-lora[{extra}]"' in text
 
 
-def test_a_picture_of_no_known_format_is_refused_before_anything_is_trained(run, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_trained(run, tmp_path):
     code, text = run("compare", "no_such_module:task", "--plot", str(tmp_path / "made.foo"))
     assert code == 1
     assert "No picture can be saved as " in text and ".png" in text and ".svg" in text
-
-
-@pytest.mark.parametrize("option", ["--csv", "--plot"])
-def test_a_directory_that_is_missing_is_said_before_anything_is_trained(run, tmp_path, option):
     output = tmp_path / "nowhere" / "made.svg"
-    code, text = run("compare", "no_such_module:task", option, str(output))
-    assert code == 2
-    assert option in text and "there is no directory" in text
-    assert str(output.parent) in text.replace("\n", "")
+    for option in ("--csv", "--plot"):
+        code, text = run("compare", "no_such_module:task", option, str(output))
+        assert code == 2 and option in text
+        assert str(output.parent) in text.replace("\n", "")

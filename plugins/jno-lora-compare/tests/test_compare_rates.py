@@ -1,6 +1,5 @@
 """Comparing at several learning rates: each candidate at its best, as the loss or a score says."""
 
-import csv
 import math
 
 import equinox as eqx
@@ -9,15 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compare_cases import loss
 
 from jno.lora import SelectionError, compare
 
 RATES = (1e-3, 1e-1, 1e3)  # too small, good, and too large
-
-
-def loss(model, batch):
-    x, y = batch
-    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +37,7 @@ def comparison(model, batches):
 
 
 def test_each_is_trained_at_its_best_rate(comparison, model, batches):
+    assert "at the best of the rates 0.001, 0.1, 1000" in str(comparison)
     for row in comparison.rows[:2]:
         alone = [compared(model, batches, row.name, learning_rate=rate).rows[0] for rate in RATES]
         best = min(alone, key=lambda one: one.final_loss)
@@ -50,17 +46,6 @@ def test_each_is_trained_at_its_best_rate(comparison, model, batches):
     nothing = comparison.rows[-1]
     assert (nothing.name, nothing.learning_rate) == ("none", None)
     assert len(set(nothing.losses)) == 1 and len(nothing.losses) == 10
-
-
-def test_the_table_and_the_file_say_the_rate(comparison, model, batches, tmp_path):
-    text = str(comparison)
-    assert "at the best of the rates 0.001, 0.1, 1000" in text
-    assert " rate " in text and " score " not in text
-    single = compared(model, batches, "none", learning_rate=0.1)
-    assert "best of the rates" not in str(single)
-    comparison.to_csv(tmp_path / "c.csv")
-    with open(tmp_path / "c.csv", newline="") as file:
-        assert [row["learning_rate"] for row in csv.DictReader(file)] == ["0.1", "0.1", ""]
 
 
 def test_a_score_decides_instead_of_the_loss(model, batches):
@@ -103,6 +88,7 @@ def test_half_precision_trains_as_well(model, batches):
     rates = np.logspace(-2, -1, 2)
     full, nothing = compared(half, batch, ["full", "none"], learning_rate=rates)
     assert full.final_loss < 0.9 * nothing.final_loss
+    assert full.model.weight.dtype == jnp.bfloat16
 
 
 def test_an_optimiser_has_a_rate_of_its_own(model, batches):
@@ -112,7 +98,7 @@ def test_an_optimiser_has_a_rate_of_its_own(model, batches):
 
 @pytest.mark.parametrize(
     "rates",
-    [(), 0.0, (1e-3, -1.0), float("nan"), (math.inf,), "large"],
+    [(), 0.0, (1e-3, -1.0), float("nan"), "large"],
     ids=str,
 )
 @pytest.mark.usefixtures("unchecked")

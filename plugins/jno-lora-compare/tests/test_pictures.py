@@ -42,8 +42,6 @@ def test_many_candidates_are_named_points_coloured_by_time(tmp_path):
     assert bar.get_ylabel() == "milliseconds per step"
     twice = Comparison((timed[0], dataclasses.replace(timed[0], name="same")), steps=2)
     assert [text.get_text() for text in twice.plot(times=True).axes[0].texts] == ["lora, same"]
-    scored = Comparison(tuple(dataclasses.replace(row, score=0.9) for row in timed[:2]), steps=2)
-    assert scored.plot(times=True).axes[0].get_ylabel() == "score"
 
 
 def test_scores_are_drawn_where_a_score_was_given():

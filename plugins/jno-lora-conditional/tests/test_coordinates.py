@@ -36,18 +36,15 @@ def test_powers_in_a_coordinate(coordinate):
     assert basis.log == (coordinate == "log")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fact"),
-    [
+def test_a_coordinate_that_the_source_lacks_is_refused():
+    for arguments, fact in (
         ({"coordinate": "exp"}, "'sqrt'"),
         ({"log": True, "coordinate": "sqrt"}, "log=True"),
         ({"source": -1.0, "coordinate": "log"}, "source"),
         ({"source": 0.0, "coordinate": "1/z"}, "source"),
-    ],
-)
-def test_a_coordinate_that_the_source_lacks_is_refused(arguments, fact):
-    with pytest.raises(SelectionError, match=fact):
-        Powers(**{"source": 1.0, **arguments})
+    ):
+        with pytest.raises(SelectionError, match=fact):
+            Powers(**{"source": 1.0, **arguments})
     with pytest.raises(SelectionError, match="non-negative parameters, but `z` is -2"):
         Powers(source=1.0, coordinate="sqrt")(-2.0)
 
@@ -83,6 +80,19 @@ def test_the_right_coordinate_is_found_by_the_errors(coordinate):
     assert coordinate in str(report) and "0.03" in str(report)
 
 
+def test_functions_of_the_user_and_values_that_lack_a_coordinate():
+    functions = {"square": jnp.square, "z": lambda z: z}
+    errors = moved(np.square)
+    report = choose_coordinate(None, lambda _, e: e, errors, 0.1, coordinates=functions)
+    assert report.best == "square" and isinstance(report.basis, Function)
+    np.testing.assert_allclose(report.basis(0.01), [-1], rtol=1e-5)
+    errors = {0.0: 0.1, np.float32(0.2): 1.0, 0.4: 2.0}
+    report = choose_coordinate(None, lambda _, e: e, errors, source=0.0)
+    assert {row.coordinate for row in report.rows} == {"z", "sqrt"} and report.best == "z"
+    with pytest.raises(SelectionError, match="None of the coordinates log"):
+        choose_coordinate(None, lambda _, e: e, errors, source=0.0, coordinates=["log"])
+
+
 def test_errors_that_do_not_grow_recommend_nothing():
     with pytest.warns(JnoLoraWarning, match="recommend no coordinate"):
         report = choose_coordinate(None, lambda _, e: e, {0.1: 0.05, 0.06: 0.04, 0.03: 0.2}, 0.1)
@@ -93,33 +103,14 @@ def test_errors_that_do_not_grow_recommend_nothing():
     assert choose_coordinate(None, lambda _, e: e, tiny, source=1e-9).best == "log"
 
 
-def test_functions_of_the_user_are_coordinates():
-    functions = {"square": jnp.square, "z": lambda z: z}
-    errors = moved(np.square)
-    report = choose_coordinate(None, lambda _, e: e, errors, 0.1, coordinates=functions)
-    assert report.best == "square" and isinstance(report.basis, Function)
-    np.testing.assert_allclose(report.basis(0.01), [-1], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("data", "fact"),
-    [
+def test_data_that_cannot_tell_are_refused():
+    for data, fact in (
         ({0.06: 1.0, 0.03: 2.0}, "of the source 0.1"),
         ({0.1: 0.1, 0.03: 2.0}, "two other values"),
         ({0.1: 0.1, 0.03: np.nan, 0.06: 1.0}, "must give numbers"),
-    ],
-)
-def test_data_that_cannot_tell_are_refused(data, fact):
-    with pytest.raises(SelectionError, match=fact):
-        choose_coordinate(None, lambda _, e: e, data, source=0.1)
-
-
-def test_a_coordinate_that_a_value_lacks_is_left_out():
-    errors = {0.0: 0.1, np.float32(0.2): 1.0, 0.4: 2.0}
-    report = choose_coordinate(None, lambda _, e: e, errors, source=0.0)
-    assert {row.coordinate for row in report.rows} == {"z", "sqrt"} and report.best == "z"
-    with pytest.raises(SelectionError, match="None of the coordinates log"):
-        choose_coordinate(None, lambda _, e: e, errors, source=0.0, coordinates=["log"])
+    ):
+        with pytest.raises(SelectionError, match=fact):
+            choose_coordinate(None, lambda _, e: e, data, source=0.1)
 
 
 def test_fit_steps_in_a_coordinate():

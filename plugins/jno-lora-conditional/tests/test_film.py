@@ -8,14 +8,7 @@ import pytest
 from foundax.architectures.fno import SpectralConv1d
 
 from jno.lora import Net, SelectionError
-from jno_lora_conditional import (
-    Conditional,
-    Powers,
-    at,
-    load_conditional,
-    merge,
-    save_conditional,
-)
+from jno_lora_conditional import Conditional, Powers, at, load_conditional, merge, save_conditional
 from jno_lora_conditional.testing import check_conditional, trained_at_random
 
 KEY = jax.random.key(0)
@@ -86,17 +79,13 @@ def test_spectral_weights_get_a_scale_for_each_channel():
         np.testing.assert_allclose(merge(conditional, 0.9)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_summary_and_the_trainable_arrays_hold_scales_and_shifts():
-    conditional = trained(eqx.nn.Linear(4, 3, key=KEY))
+def test_the_summary_the_trainable_arrays_and_a_file_hold_scales_and_shifts(tmp_path):
+    layer = eqx.nn.Linear(4, 3, key=KEY)
+    conditional = trained(layer)
     (row,) = conditional.summary().rows
     assert row.moving == ("lora_B", "scale", "shift") and row.shared == ("lora_A",)
     assert row.trainable == 2 * 4 + 2 * 3 * 2 + 2 * 2 * 3
     assert jax.tree.leaves(conditional.partition()[1].film) == []
-
-
-def test_a_file_holds_scales_and_shifts(tmp_path):
-    layer = eqx.nn.Linear(4, 3, key=KEY)
-    conditional = trained(layer)
     save_conditional(conditional, tmp_path / "c.safetensors")
     loaded = load_conditional(tmp_path / "c.safetensors", layer)
     assert eqx.tree_equal(loaded.film, conditional.film)

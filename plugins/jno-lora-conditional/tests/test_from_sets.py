@@ -49,10 +49,8 @@ def test_without_a_source_and_beyond_the_values():
     np.testing.assert_allclose(merge(conditional, 0.0).layers[1].weight, weight[0], atol=1e-6)
     beyond = merge(conditional, 3.0).layers[1].weight
     np.testing.assert_allclose(beyond, weight[0] + 3 * (weight[1] - weight[0]), atol=1e-5)
-
-
-def test_a_set_without_a_layer_leaves_it_as_it_is():
-    models = [trained(0), trained(1, target="layers/0")]
+    # A set without a layer leaves it as it is.
+    models = [models[0], trained(1, target="layers/0")]
     conditional = from_sets(MODEL, [(z, extract_adapters(m)) for z, m in enumerate(models)])
     assert eqx.tree_equal(merge(conditional, 1.0).layers[1], MODEL.layers[1])
     np.testing.assert_allclose(at(conditional, 0.0)(X), models[0](X), atol=1e-6)

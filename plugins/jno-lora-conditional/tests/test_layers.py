@@ -1,4 +1,4 @@
-"""Layers of all kinds as functions of a parameter, and every basis."""
+"""Layers of all kinds and methods of the zoo as functions of a parameter, and every basis."""
 
 import equinox as eqx
 import jax
@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foundax.architectures.fno import SpectralConv1d
+from tests.pairs import ALL
 
-from jno.lora import Net, extract_adapters, merge_lora
+from jno.lora import Net, SelectionError, extract_adapters, merge_lora
 from jno.lora.coded import with_arrays
 from jno_lora_arrays import declare, through
 from jno_lora_conditional import (
@@ -22,9 +23,11 @@ from jno_lora_conditional import (
 )
 from jno_lora_conditional.testing import check_conditional, trained_at_random
 from jno_lora_quantized import quantize
+from jno_lora_zoo.methods import METHODS
 
 KEY = jax.random.key(0)
 X = jnp.array([0.3, -0.5, 0.8, 1.1])
+LAYER = eqx.nn.Linear(4, 6, key=KEY)
 
 
 def scanned(stack, x):
@@ -116,4 +119,49 @@ def test_declared_array():
     ids=lambda basis: type(basis).__name__,
 )
 def test_bases(basis):
-    check_conditional("adalora", eqx.nn.Linear(4, 6, key=KEY), X, basis=basis)
+    check_conditional("adalora", LAYER, X, basis=basis)
+
+
+REFUSED = {
+    "DeLoRA": "has the same update for lora_B of every size",
+    "TiedLoRA": "trains an array that several layers share",
+    "VBLoRA": "trains an array that several layers share",
+}
+# Start from a decomposition of the weight, or with reflections that cancel up to a rounding.
+ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull", "HRA"}
+# Starts exactly, but divides by a norm when it is called.
+ROUNDED_CALL = {"DoRA"}
+
+# One method of each way to start, to move and to be refused; `make test-all` runs all methods.
+CHOSEN = ("LoRA", "OFT", "EVA", "PiSSA", "DoRA", *REFUSED)
+RUN = [method for method in METHODS if ALL or method.__name__ in CHOSEN]
+
+
+def statistics():
+    rng = np.random.default_rng(0)
+    return {
+        "": {
+            "input_covariance": jnp.eye(4) + 0.3,
+            "input_mean": jnp.full(4, 0.1),
+            "gradient": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+        }
+    }
+
+
+@pytest.mark.parametrize("method", RUN, ids=lambda method: method.__name__)
+def test_methods(method):
+    name = method.__name__
+    if name in REFUSED:
+        net = Net(LAYER).freeze().lora(rank=2, wrapper=method.variant)
+        with pytest.raises(SelectionError, match=f"<root>: {name}Linear {REFUSED[name]}"):
+            Conditional(net, Powers(source=0.0))
+        return
+    check_conditional(
+        method.variant,
+        LAYER,
+        X,
+        statistics=statistics(),
+        film=True,  # the other laws are without it
+        exact=name not in ROUNDED_START,
+        rounding=1e-6 if name in ROUNDED_START | ROUNDED_CALL else None,
+    )

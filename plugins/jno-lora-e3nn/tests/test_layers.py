@@ -6,20 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from e3nn_models import radial
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from zoo_cases import perturb
 
 from jno.lora import (
     Net,
     WrapperError,
-    combine,
     extract_adapters,
     lora_trainable_filter,
     merge_lora,
     shrink,
     sum_adapters,
-    swap_adapters,
     to_lora,
 )
 from jno_lora_arrays import declare, plain, through
@@ -30,7 +27,6 @@ from jno_lora_e3nn import (
     E3nnPerSpeciesLayer,
     LoRAE3nn,
     LoRAE3nnPerSpecies,
-    LoRARadial,
     PiSSAE3nn,
     adapters,
 )
@@ -119,23 +115,16 @@ def test_species_share_an_adapter_or_have_one_each():
     assert not np.allclose(*np.diff(each.lora_A["0e_0"], axis=0))
 
 
-@pytest.mark.parametrize("method", ["VBLoRA", "EVA"])
-def test_methods_that_a_set_of_matrices_cannot_have_say_so(method):
-    cls = getattr(adapters, f"{method}E3nnPerSpecies")
+def test_methods_layers_and_states_that_do_not_fit_are_refused_with_the_reason():
     statistics = {"input_covariance": jnp.eye(7), "input_mean": jnp.zeros(7)}
-    given = {"statistics": statistics} if cls.needs else {}
-    with pytest.raises(ValueError, match="Choose another method"):
-        cls(linear("indexed"), 2, 2.0, key=KEY, **given)
-
-
-def test_layers_of_another_form_are_refused_with_the_reason():
+    for cls in (adapters.VBLoRAE3nnPerSpecies, adapters.EVAE3nnPerSpecies):
+        given = {"statistics": statistics} if cls.needs else {}
+        with pytest.raises(ValueError, match="Choose another method"):
+            cls(linear("indexed"), 2, 2.0, key=KEY, **given)
     layer = linear("vanilla", linear_type="mixed_per_channel", channel_in=2, weights_dim=2)
     assert not LoRAE3nn.applies_to(layer)
     assert "mixed_per_channel" in LoRAE3nn.why_not(layer)
     assert LoRAE3nn.why_not(eqx.nn.Linear(2, 2, key=KEY)) is None
-
-
-def test_the_state_of_a_layer_with_other_matrices_is_refused():
     adapter = LoRAE3nn(linear("vanilla"), 2, 2.0, key=KEY)
     other = e3nn.equinox.Linear(irreps_in="4x0e", irreps_out="2x0e", key=KEY)
     with pytest.raises(WrapperError, match=r"1o_1.* but this Linear has 0e_0"):
@@ -161,13 +150,6 @@ def test_declared_parameters_of_functional_layers():
     turned = through(apply)(moved, x.transform_by_matrix(R).array)
     expected = e3nn.IrrepsArray(layer._linear.irreps_out, y).transform_by_matrix(R).array
     np.testing.assert_allclose(turned, expected, atol=1e-5)
-
-
-def test_radial_layers_of_nequix():
-    layer, x = radial(3, 4, KEY), jax.random.normal(KEY, (3,))
-    moved = perturb(LoRARadial(layer, 2, 2.0, key=KEY))
-    assert not np.allclose(moved(x), layer(x), atol=1e-2)
-    np.testing.assert_allclose(moved(x), moved.merge()(x), rtol=1e-5, atol=1e-6)
 
 
 def test_an_adapter_as_a_function_of_a_parameter():
@@ -225,18 +207,6 @@ def test_statistics_do_not_depend_on_the_frame():
     ):
         np.testing.assert_allclose(here[name][0], mean, atol=1e-6)
         np.testing.assert_allclose(here[name][1], covariance, rtol=1e-4, atol=1e-5)
-
-
-def test_adapters_of_several_matrices_add_up():
-    layer = linear("vanilla")
-    fresh = Net(layer).freeze().lora(rank=2, alpha=3.0).module
-    adapted = [perturb(fresh), perturb(perturb(fresh))]
-    total = combine([extract_adapters(a) for a in adapted], [0.5, -2.0])
-    plain = layer(X).array
-    first, second = (a(X).array - plain for a in adapted)
-    expected = plain + 0.5 * first - 2.0 * second
-    y = swap_adapters(fresh, total)(X).array
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_dora_and_lora_act_at_once():

@@ -1,5 +1,6 @@
 """MMEA: the law of the paper, the symmetry, and the layers that it takes."""
 
+import dataclasses
 import re
 
 import e3nn_jax as e3nn
@@ -57,19 +58,10 @@ ROTATION = rotation(INPUTS, OUTPUTS)
 SIZE = R * (SCALARS + 1) + CHANNELS * (R + 1)
 
 
-@parametrize_with_checks(
-    [
-        WrapperCase(
-            MMEA,
-            base_of_the_kit,
-            inputs,
-            rank=R,
-            call=lambda layer, x: layer(x).array,
-            parameters=SIZE,
-            symmetries=[ROTATION],
-        )
-    ]
-)
+CASE = WrapperCase(MMEA, base_of_the_kit, inputs, rank=R, parameters=SIZE, symmetries=[ROTATION])
+
+
+@parametrize_with_checks([dataclasses.replace(CASE, call=lambda layer, x: layer(x).array)])
 def test_conformance(check):
     check()
 

@@ -1,7 +1,6 @@
 """One small layer of each class that this plugin adapts, how to call it, and laws in NumPy.
 
-Every size differs where the layer allows it, so that no axis passes for another. The laws are
-oracles, written from the papers; those of the zoo's methods are in `zoo_cases`.
+Every size differs where the layer allows it, so that no axis passes for another.
 """
 
 import contextlib
@@ -17,8 +16,9 @@ import numpy as np
 from foundax.architectures import common, deeponet, fno, geofno, pcno, unet
 from jax_dpot.model_eqx import AFNO2D
 from jax_mpp.avit_eqx import SubsampledLinear
+from zoo_cases import perturb
 
-from jno.lora import lora_trainable_filter
+from jno_lora_foundax import ModeWeights
 
 
 @contextlib.contextmanager
@@ -73,15 +73,7 @@ def filled(make: Any, key: Any) -> Any:
 
 def perturbed(model: Any, size: float = 0.3) -> Any:
     """`model` after some training, with noise on every array that trains."""
-    random = np.random.default_rng(0)
-
-    def move(trains: Any, leaf: Any) -> Any:
-        if not trains:
-            return leaf
-        noise = size * random.normal(size=leaf.shape)
-        return jnp.asarray((np.asarray(leaf) + noise).astype(leaf.dtype))
-
-    return jax.tree.map(move, lora_trainable_filter(model), model)
+    return perturb(model, size)
 
 
 def same_form(a: Any, b: Any) -> bool:
@@ -113,48 +105,44 @@ def normal(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
     return lambda key: (jax.random.normal(key, shape),)
 
 
+def layer(
+    cls: Any,
+    *sizes: Any,
+    data: Any,
+    size: tuple[int, int],
+    modes: int = 1,
+    call: Any = run,
+    **options,
+) -> Layer:
+    """A layer of this class, whose matrix has this size."""
+    return Layer(lambda key: cls(*sizes, key=key, **options), data, *size, modes, call)
+
+
+# Without bias a call of foundax keeps to strict promotion: nothing of ours can hide.
+STRICT: dict[str, Any] = {"use_bias": False, "call": run_strict}
 CONVS = {
-    # Without bias a call of foundax keeps to strict promotion: nothing of ours can hide.
-    "Conv1dNHWC": Layer(
-        lambda key: unet.Conv1dNHWC(3, 5, 4, padding="VALID", use_bias=False, key=key),
-        normal(9, 3),
-        5,
-        12,
-        call=run_strict,
+    "Conv1dNHWC": layer(
+        *(unet.Conv1dNHWC, 3, 5, 4), data=normal(9, 3), size=(5, 12), padding="VALID", **STRICT
     ),
-    "Conv2dNHWC": Layer(
-        lambda key: unet.Conv2dNHWC(3, 5, (2, 2), strides=(2, 1), key=key), normal(5, 4, 3), 5, 12
+    "Conv2dNHWC": layer(
+        *(unet.Conv2dNHWC, 3, 5, (2, 2)), data=normal(5, 4, 3), size=(5, 12), strides=(2, 1)
     ),
-    "Conv3dNHWC": Layer(
-        lambda key: unet.Conv3dNHWC(2, 5, 2, use_bias=False, key=key),
-        normal(3, 4, 3, 2),
-        5,
-        16,
-        call=run_strict,
-    ),
+    "Conv3dNHWC": layer(unet.Conv3dNHWC, 2, 5, 2, data=normal(3, 4, 3, 2), size=(5, 16), **STRICT),
     # A batch.
-    "Conv2d": Layer(lambda key: common.Conv2d(2, 5, (3, 2), key=key), normal(2, 4, 5, 2), 5, 12),
-    "Conv1dCL": Layer(lambda key: deeponet.Conv1dCL(4, 5, 3, key=key), normal(7, 4), 5, 12),
+    "Conv2d": layer(common.Conv2d, 2, 5, (3, 2), data=normal(2, 4, 5, 2), size=(5, 12)),
+    "Conv1dCL": layer(deeponet.Conv1dCL, 4, 5, 3, data=normal(7, 4), size=(5, 12)),
     # foundax's kernels have `in` inputs in each group.
-    "grouped": Layer(lambda key: unet.Conv1dNHWC(2, 6, 3, groups=2, key=key), normal(7, 4), 6, 6),
+    "grouped": layer(unet.Conv1dNHWC, 2, 6, 3, data=normal(7, 4), size=(6, 6), groups=2),
 }
 CONV_TRANSPOSES = {
-    "ConvTranspose1d": Layer(
-        lambda key: unet.ConvTranspose1d(4, 4, 3, use_bias=True, key=key), normal(5, 4), 4, 12
+    "ConvTranspose1d": layer(
+        unet.ConvTranspose1d, 4, 4, 3, data=normal(5, 4), size=(4, 12), use_bias=True
     ),
-    "ConvTranspose2d": Layer(
-        lambda key: common.ConvTranspose2d(4, 4, (2, 3), key=key),
-        normal(3, 4, 4),
-        4,
-        24,
-        call=run_strict,
+    "ConvTranspose2d": layer(
+        *(common.ConvTranspose2d, 4, 4, (2, 3)), data=normal(3, 4, 4), size=(4, 24), call=run_strict
     ),
-    "ConvTranspose3d": Layer(
-        lambda key: unet.ConvTranspose3d(4, 4, 2, key=key),
-        normal(2, 3, 2, 4),
-        4,
-        32,
-        call=run_strict,
+    "ConvTranspose3d": layer(
+        *(unet.ConvTranspose3d, 4, 4, 2), data=normal(2, 3, 2, 4), size=(4, 32), call=run_strict
     ),
 }
 
@@ -164,14 +152,14 @@ def _labelled(*shape: int, labels: list[int]) -> Callable[[Any], tuple[Any, ...]
 
 
 SUBSAMPLED = {
-    "subsample_in": Layer(
-        lambda key: SubsampledLinear(7, 5, key=key), _labelled(2, 3, labels=[0, 2, 6]), 5, 7
+    "subsample_in": layer(
+        SubsampledLinear, 7, 5, data=_labelled(2, 3, labels=[0, 2, 6]), size=(5, 7)
     ),
-    "subsample_out": Layer(
-        lambda key: SubsampledLinear(4, 6, subsample_in=False, key=key),
-        _labelled(4, labels=[5, 1, 2]),
-        6,
-        4,
+    "subsample_out": layer(
+        *(SubsampledLinear, 4, 6),
+        data=_labelled(4, labels=[5, 1, 2]),
+        size=(6, 4),
+        subsample_in=False,
         call=run_strict,
     ),
 }
@@ -190,57 +178,42 @@ def _geometric(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
     return data
 
 
+def _spectral(cls: Any, *modes: int, data: Any, numbers: int, call: Any = run_spectral, **options):
+    size = (5, 4)
+    return layer(cls, 4, 5, *modes, data=data, size=size, modes=numbers, call=call, **options)
+
+
 SPECTRAL = {
-    "SpectralConv1d": Layer(
-        lambda key: fno.SpectralConv1d(4, 5, 3, key=key),
-        normal(8, 4),
-        5,
-        4,
-        2 * 3,
-        call=run_spectral,
+    "SpectralConv1d": _spectral(fno.SpectralConv1d, 3, data=normal(8, 4), numbers=2 * 3),
+    "SpectralConv2d": _spectral(fno.SpectralConv2d, 3, 2, data=normal(6, 5, 4), numbers=4 * 6),
+    "SpectralConv3d": _spectral(
+        *(fno.SpectralConv3d, 2, 3, 2), data=normal(4, 6, 5, 4), numbers=8 * 12, linear_conv=False
     ),
-    "SpectralConv2d": Layer(
-        lambda key: fno.SpectralConv2d(4, 5, 3, 2, key=key),
-        normal(6, 5, 4),
-        5,
-        4,
-        4 * 6,
-        call=run_spectral,
+    "SpectralConvGeo": _spectral(
+        geofno.SpectralConvGeo, 3, data=_geometric(3), numbers=2 * 3 + 1, call=run
     ),
-    "SpectralConv3d": Layer(
-        lambda key: fno.SpectralConv3d(4, 5, 2, 3, 2, linear_conv=False, key=key),
-        normal(4, 6, 5, 4),
-        5,
-        4,
-        8 * 12,
-        call=run_spectral,
-    ),
-    "SpectralConvGeo": Layer(
-        lambda key: geofno.SpectralConvGeo(4, 5, 3, key=key), _geometric(3), 5, 4, 2 * 3 + 1
-    ),
-    "PCNO": Layer(
-        lambda key: pcno.SpectralConv(4, 5, 3, 2, key=key), _geometric(3, 2), 5, 4, 2 * 6 + 2
-    ),
+    "PCNO": _spectral(pcno.SpectralConv, 3, 2, data=_geometric(3, 2), numbers=2 * 6 + 2, call=run),
     # Two matrices for each block, in -> hidden and hidden -> out.
     "AFNO2D": Layer(
         lambda key: AFNO2D(8, num_blocks=2, modes=3, hidden_size_factor=2, key=key),
-        normal(1, 4, 5, 8),
-        8,
-        4,
-        2 * 2 * 2,
-        call=run_spectral,
+        *(normal(1, 4, 5, 8), 8, 4, 2 * 2 * 2, run_spectral),
     ),
 }
 
 
+def declared(cls: Any, families: dict[type, ModeWeights]) -> Any:
+    """`cls` for layers of the user, whose weights are declared."""
+
+    class Declared(cls):
+        @classmethod
+        def mode_weights(cls, leaf: Any) -> Any:
+            return {"w": families[type(leaf)]} if type(leaf) in families else None
+
+    return Declared
+
+
 def per_mode(W: np.ndarray, A: np.ndarray, B: np.ndarray, scale: float) -> np.ndarray:
-    """`W_k + s B_k A_k` of the spectral layers.
-
-    **Arguments:**
-
-    - `W`: complex (or real), `(*modes, out, in)`.
-    - `A`, `B`: real, the first axis has the real and the imaginary part, or the real one only.
-    """
+    """`W_k + s B_k A_k`, with `W` `(*modes, out, in)`, and the parts first in `A` and `B`."""
     return W + scale * complex_of(B) @ complex_of(A)
 
 

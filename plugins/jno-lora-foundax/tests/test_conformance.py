@@ -1,9 +1,7 @@
 """Adapters on layers of each kind keep every promise, as the kit checks it.
 
-Only the kinds of layer are new here, and the adapters of spectral weights. So one method of each
-kind of layer runs the checks of the kind, and these run the whole kit: DoRA, which has a field for
-each output; dictionaries of arrays; and bottlenecks. `test_oracles.py` and
-`test_spectral_oracles.py` have further adapters and every layer.
+One method of each kind runs the checks of the kind. The whole kit runs on DoRA, which has a field
+for each output, on dictionaries of arrays, and on bottlenecks.
 """
 
 import dataclasses

@@ -1,7 +1,4 @@
-"""Methods on foundax's layers in double precision: the law by NumPy, and every derivative.
-
-A layer is called itself, with the matrix that the law gives.
-"""
+"""Methods on foundax's layers in double precision: the law by NumPy, and every derivative."""
 
 import equinox as eqx
 import jax

@@ -1,7 +1,7 @@
-"""Spectral weights in double precision: the law by NumPy, and every derivative of it.
+"""Adapters of spectral weights in double precision: the law by NumPy, and every derivative.
 
-A layer is called itself, with the matrices that the law gives. Some layers of foundax compute in
-complex64 whatever they are given, so their outputs can only be compared to that precision.
+Some layers of foundax compute in complex64 whatever they are given: their outputs are compared to
+that precision.
 """
 
 import equinox as eqx

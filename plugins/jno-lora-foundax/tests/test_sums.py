@@ -1,7 +1,4 @@
-"""Spectral adapters and bottlenecks that are added up, scaled, or converted to LoRA.
-
-The oracles are NumPy's sums of the updates, in double precision.
-"""
+"""Spectral adapters and bottlenecks that are added up, scaled, or converted to LoRA."""
 
 import equinox as eqx
 import jax
@@ -9,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from foundax_cases import complex_of, perturbed
+from foundax_cases import complex_of, declared, perturbed
 
 from jno.lora import (
     Net,
@@ -47,26 +44,10 @@ class OwnSpectral(eqx.Module):
 FAMILY = ModeWeights(("w",), "xio", lambda sizes: np.arange(sizes[0]))
 
 
-class Declared:
-    @classmethod
-    def mode_weights(cls, leaf):
-        return {"w": FAMILY} if isinstance(leaf, OwnSpectral) else None
-
-
-class OwnLoRA(Declared, LoRASpectral):
-    pass
-
-
-class OwnRsLoRA(Declared, rsLoRASpectral):
-    pass
-
-
-class OwnCP(Declared, CPSpectral):
-    pass
-
-
-class OwnGain(Declared, GainSpectral):
-    pass
+OwnLoRA, OwnRsLoRA, OwnCP, OwnGain = (
+    declared(cls, {OwnSpectral: FAMILY})
+    for cls in (LoRASpectral, rsLoRASpectral, CPSpectral, GainSpectral)
+)
 
 
 @pytest.fixture

@@ -49,21 +49,6 @@ def test_jno_logs_what_was_adapted_in_half_precision(capfd):
     assert "DoRALinear" in logged and "4.0" in logged and "policy=LoRA" in logged
 
 
-def test_a_sweep_over_names():
-    net = mlp(0)
-    net.tune(lora=[(2, 1.0), (2, 1.0, "dora"), None])
-    with pytest.raises(SelectionError, match="doar"):
-        net.tune(lora=[(2, 1.0, "doar")])
-    for choice in net._tunable_opts["lora"]:  # as jNO's tuner does it
-        net.reset()
-        if choice is not None:
-            net.lora(*choice)
-    net.reset()
-    net.freeze().lora(2, 1.0, "dora")
-    pinn(net).solve(1)
-    assert len(in_jno.trained_adapters(net))
-
-
 @pytest.mark.skipif(IS_OLD, reason="jNO samples since 0.3")
 @pytest.mark.parametrize("by", ["bayesian", "vi"])
 def test_adapters_are_sampled(by):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 import pytest
@@ -10,13 +11,16 @@ import jno_lora_jno
 from jno_lora_jno._installs import find_bad_installs
 
 
-def test_importing_jno_lets_it_use_ours(site):
+def test_importing_jno_or_the_plugin_lets_it_use_ours(site):
     site.run(
         """
-        import jno
+        import jno_lora_jno, jno, sys
+        # The other plugins load when they are needed.
+        assert not {"jno_lora_zoo", "jno_lora_arrays", "jno_lora_e3nn"} & set(sys.modules)
         from jno.lora import in_jno, DoRALinear
         from jno.trace import ModelCall
-        assert in_jno.is_enabled()
+        assert in_jno.is_enabled() and in_jno.enable is jno_lora_jno.enable
+        assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
         raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
         raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
         net = jno.Model(model).lora(2, wrapper="dora", options={"multiplier": 0.5})
@@ -99,42 +103,26 @@ def test_disable_gives_jno_everything_back(site):
 
 @pytest.mark.parametrize("variable", [{"JNO_LORA_JNO": "0"}, {"JNO_LORA_BLOCK": "jno-lora-jno"}])
 def test_switched_off_by_the_environment(site, variable):
+    program = """
+        import jno, sys
+        assert sys.modules["jno.core"]._apply_lora(None, key=None) == "theirs"
+        """
+    site.run(program, start="", **variable)
+
+
+def test_an_unknown_jno_is_refused_and_nothing_is_changed(site):
+    site.change("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1")
+    site.change("architectures/lora.py", "merge_lora(model)", "merge_lora(further, model)")
+    site.change("trace.py", "lora(self, rank=4, alpha=1.0,", "lora(self, alpha=1.0, rank=4,")
     site.run(
         """
-        import jno, sys
-        assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
-        """,
-        **variable,
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            [
-                ("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1"),
-                ("architectures/lora.py", "merge_lora(model)", "merge_lora(further, model)"),
-                ("trace.py", "lora(self, rank=4, alpha=1.0,", "lora(self, alpha=1.0, rank=4,"),
-            ],
-            ("spread", "further", "alpha, rank in this order"),
-        ),
-        ([("trace.py", "class Model:", "class Net:")], ("jno.trace.Model.lora is missing",)),
-    ],
-)
-def test_an_unknown_jno_is_refused_and_nothing_is_changed(site, changes, said):
-    for change in changes:
-        site.change(*change)
-    site.change("__init__.py", "from .trace import Model", "")
-    site.run(
-        f"""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             import jno, sys
         from jno.lora import in_jno
         assert not in_jno.is_enabled()
         from jno.trace import ModelCall
-        for said in ("jNO", *{said!r}):
+        for said in ("jNO", "spread", "further", "alpha, rank in this order"):
             raises(JnoLoraError, said, in_jno.enable)
             raises(JnoLoraError, said, ModelCall(None).lora)
         assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
@@ -170,22 +158,23 @@ def test_a_package_of_another_kind_gets_a_warning_only(site):
     assert "has no module jno.architectures.lora" in site.run("import jno", start="")
 
 
+(PACKAGES,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
+
+
 @pytest.fixture
 def core_alone(tmp_path):
     """Options and a path for `site.run`: the installed libraries without our plugins."""
-    (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
     libraries = tmp_path / "libraries"
     libraries.mkdir()
-    for entry in folder.iterdir():
+    for entry in PACKAGES.iterdir():
         if not entry.name.startswith(("jno_lora", "_")) and entry.suffix != ".pth":
             (libraries / entry.name).symlink_to(entry)
     return {"options": ("-S",), "PYTHONPATH": f"{tmp_path}{os.pathsep}{libraries}"}
 
 
 def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path, core_alone):
-    (folder,) = (pathlib.Path(path) for path in sys.path if path.endswith("site-packages"))
     package = pathlib.Path(jno_lora_jno.__file__).parent
-    for entry in (package, *folder.glob("jno_lora_jno-*.dist-info")):
+    for entry in (package, *PACKAGES.glob("jno_lora_jno-*.dist-info")):
         (tmp_path / "libraries" / entry.name).symlink_to(entry)
     site.run(
         """
@@ -222,18 +211,6 @@ def test_without_jno_there_is_nothing_to_enable():
     in_jno.disable()
 
 
-def test_the_plugin_may_be_imported_first_and_other_plugins_load_when_they_are_needed(site):
-    site.run(
-        """
-        import jno_lora_jno, jno, sys
-        assert jno_lora_jno.is_enabled()
-        assert jno.lora.in_jno.enable is jno_lora_jno.enable
-        assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
-        assert not {"jno_lora_zoo", "jno_lora_arrays", "jno_lora_e3nn"} & set(sys.modules)
-        """
-    )
-
-
 def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     info = site.folder / "jno_lora_sad-1.0.dist-info"
     info.mkdir()
@@ -241,28 +218,6 @@ def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     (info / "entry_points.txt").write_text("[jno.lora.inside_jno]\nsad = json:sad\n")
     said = site.run("import jno\nassert jno.lora.in_jno.is_enabled()", start="")
     assert said.count("JnoLoraWarning") == 1 and "jno-lora-sad" in said and "'sad'" in said
-
-
-def test_doctor_says_which_adapters_jno_uses_and_what_hides_them(site):
-    installed(site.folder, NEW)
-    doctor = """
-        import jno
-        from jno.lora.__main__ import main
-        import sys
-        sys.argv = ["jno-lora", "doctor"]
-        try:
-            main()
-        except SystemExit:
-            pass
-        """
-    said = site.run(doctor, start="", JNO_LORA_JNO="0")
-    assert "jNO 0.4.2 uses its own adapters" in " ".join(said.split())
-    other = site.folder / "other" / "jno"
-    other.mkdir(parents=True)
-    (other / "__init__.py").touch()
-    said = site.run(doctor, start="", PYTHONPATH=f"{site.folder}{os.pathsep}{other.parent}")
-    assert "jNO 0.4.2 ours inside" in " ".join(said.split())
-    assert f"TROUBLE: A package `jno` at {other} does not hold this jno.lora" in said
 
 
 def installed(folder, *names):
@@ -278,31 +233,20 @@ OLD, NEW = "jax-neural-operators", "jax-numerical-operators"
 
 
 @pytest.mark.parametrize(
-    ("names", "elsewhere", "package", "trouble", "cure"),
+    ("names", "package", "trouble"),
     [
-        ((NEW,), None, None, "jno-lora hides an editable jNO", "Install both as wheels"),
-        ((NEW, OLD), None, "jno/__init__.py", "are both installed", "Uninstall both, then install"),
-        ((NEW,), "src", "src/jno/__init__.py", "hides it wherever", "Install both as wheels"),
+        ((NEW,), None, "jno-lora hides an editable jNO.*Install both as wheels"),
+        ((NEW, OLD), "jno", "are both installed.*Uninstall both, then install"),
+        ((NEW,), "src/jno", "hides it wherever.*Install both as wheels"),
+        ((NEW,), "jno", ""),
     ],
 )
-def test_a_bad_installation_is_found_with_its_cure(
-    tmp_path, monkeypatch, names, elsewhere, package, trouble, cure
-):
-    folder = installed(tmp_path, *names)
-    monkeypatch.syspath_prepend(folder)
-    if elsewhere is not None:
-        (folder / elsewhere / "jno").mkdir(parents=True)
-        (folder / elsewhere / "jno" / "__init__.py").touch()
-        monkeypatch.syspath_prepend(folder / elsewhere)
-    package = package and str(folder / package)
-    (found,) = find_bad_installs([str(folder / "jno" / "lora")], package)
-    assert trouble in found
-    assert cure in found
-
-
-def test_a_good_installation_has_no_troubles(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(installed(tmp_path, NEW))
-    (tmp_path / "jno" / "lora").mkdir(parents=True)
-    (tmp_path / "jno" / "__init__.py").touch()
-    package = tmp_path / "jno"
-    assert find_bad_installs([str(package / "lora")], str(package / "__init__.py")) == []
+def test_a_bad_installation_is_found_with_its_cure(tmp_path, monkeypatch, names, package, trouble):
+    monkeypatch.syspath_prepend(installed(tmp_path, *names))
+    if package is not None:
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").touch()
+        monkeypatch.syspath_prepend((tmp_path / package).parent)
+        package = str(tmp_path / package / "__init__.py")
+    found = find_bad_installs([str(tmp_path / "jno" / "lora")], package)
+    assert len(found) == bool(trouble) and re.search(trouble, "".join(found), re.DOTALL)

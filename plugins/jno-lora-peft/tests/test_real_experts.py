@@ -17,7 +17,6 @@ ORDER = ["up$", "down$", "gate"]
 
 
 def arrays_of(layout):
-    """The arrays, declared as what they are."""
     theirs = weights(torch.model(layout))
     gate = eqx.nn.Linear(torch.IN, torch.EXPERTS, use_bias=False, key=jax.random.key(0))
     gate = eqx.tree_at(lambda g: g.weight, gate, jnp.asarray(theirs["mlp.gate.weight"]))

@@ -1,7 +1,6 @@
 """Against PEFT itself, on Torch: `make test-peft`."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 import pytest
@@ -33,12 +32,6 @@ def test_no_setting_of_peft_is_taken_for_a_misspelling():
     for kind, config in torch.configurations().items():
         if kind in TYPES:
             assert {field.name for field in dataclasses.fields(config)} <= known_settings(kind)
-
-
-def test_the_page_names_every_field_of_lora_config():
-    page = (pathlib.Path(__file__).parents[3] / "docs" / "peft.md").read_text()
-    fields = dataclasses.fields(torch.configurations()["LORA"])
-    assert not [field.name for field in fields if field.name not in page]
 
 
 # The cases of types that are held by LoRA, or by the weight itself, and are written otherwise.

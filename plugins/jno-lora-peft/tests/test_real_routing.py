@@ -26,8 +26,6 @@ X = np.random.default_rng(0).normal(size=(2, 5, IN)).astype(np.float32)
 
 
 class Torch(torch.nn.Module):
-    """A model of one layer."""
-
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(IN, OUT)
@@ -96,8 +94,6 @@ class Sequence(torch.nn.Module):
 
 
 class Tokens(eqx.Module):
-    """The same model here."""
-
     first: eqx.nn.Linear
     second: eqx.nn.Linear
 

@@ -30,6 +30,14 @@ BLOCK = {"q": LINEAR, "up": LINEAR}
 DOWN, UP = normal(2, 4), normal(6, 2)
 
 
+KOHYA, DIFFUSERS = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
+
+
+def pair(module, names, factors=(DOWN, UP)):
+    """The factors of a module by their names in the file."""
+    return {f"{module}.{name}": array for name, array in zip(names, factors, strict=True)}
+
+
 def update(layer):
     """The update of a layer as one matrix for each layer of a stack, in NumPy."""
     A, B = np.asarray(layer.lora_A, np.float64), np.asarray(layer.lora_B, np.float64)
@@ -206,8 +214,7 @@ def test_adapters_that_the_state_cannot_hold_are_listed():
         adapter = apply_lora(LINEAR, 1, key=KEY, **options)
         unwritten("not a product of two factors", adapter, qwix_block()["q"])
     unwritten("alpha must not be 0", loaded, like, error=SelectionError, alpha=0.0)
-    torch = {"up.lora_down.weight": DOWN, "up.lora_up.weight": UP}
-    unwritten("are read, not written", loaded, torch)
+    unwritten("are read, not written", loaded, pair("up", KOHYA))
 
 
 UNET = {
@@ -224,19 +231,15 @@ def to_q(model):
 
 def test_diffusers_names_old_and_new():
     out = normal(3, 6), normal(4, 3)
+    former = ("down.weight", "up.weight")
     new = {
-        "unet.down_blocks.0.attn.to_q.lora_A.weight": DOWN,
-        "unet.down_blocks.0.attn.to_q.lora_B.weight": UP,
-        "unet.to_out.0.lora_A.default.weight": out[0],
-        "unet.to_out.0.lora_B.default.weight": out[1],
-        "text_encoder.q_proj.lora_linear_layer.down.weight": DOWN,
-        "text_encoder.q_proj.lora_linear_layer.up.weight": UP,
+        **pair("unet.down_blocks.0.attn.to_q", DIFFUSERS),
+        **pair("unet.to_out.0", ("lora_A.default.weight", "lora_B.default.weight"), out),
+        **pair("text_encoder.q_proj.lora_linear_layer", former),
     }
     old = {
-        "unet.down_blocks.0.attn.processor.to_q_lora.down.weight": DOWN,
-        "unet.down_blocks.0.attn.processor.to_q_lora.up.weight": UP,
-        "unet.to_out.lora.down.weight": out[0],
-        "unet.to_out.lora.up.weight": out[1],
+        **pair("unet.down_blocks.0.attn.processor.to_q_lora", former),
+        **pair("unet.to_out.lora", former, out),
         "unet.to_out.alpha": np.float32(3.0),
     }
     for state in (new, old):
@@ -248,14 +251,14 @@ def test_diffusers_names_old_and_new():
     assert np.allclose(update(encoder["q_proj"]), 2 * UP @ DOWN, atol=1e-5)
     refused("none with this prefix", UNET, new, prefix="transformer.")
     # A processor of the model comes before the processor of a name.
-    named = {"v.processor.to_q.lora_A.weight": DOWN, "v.processor.to_q.lora_B.weight": UP}
+    named = pair("v.processor.to_q", DIFFUSERS)
     loaded = load_lora_state({"v": {"to_q": LINEAR, "processor": {"to_q": LINEAR}}}, named)
     assert isinstance(loaded["v"]["processor"]["to_q"], LoRAWrapper)
     assert not isinstance(loaded["v"]["to_q"], LoRAWrapper)
 
 
 def test_alphas_that_are_not_in_the_arrays_must_be_given(tmp_path):
-    state = {"base_model.model.q.lora_A.weight": DOWN, "base_model.model.q.lora_B.weight": UP}
+    state = pair("base_model.model.q", DIFFUSERS)
     for arrays in (state, qwix_block()):
         with pytest.raises(SelectionError, match=r"by load_peft(.|\n)*LoraRule: load_lora_state"):
             load_lora_state(BLOCK, arrays)
@@ -270,8 +273,7 @@ def test_alphas_that_are_not_in_the_arrays_must_be_given(tmp_path):
 
 def test_kohyas_names_alphas_and_cores(tmp_path):
     tensors = {
-        "lora_unet_down_blocks_0_attn_to_q.lora_down.weight": DOWN,
-        "lora_unet_down_blocks_0_attn_to_q.lora_up.weight": UP,
+        **pair("lora_unet_down_blocks_0_attn_to_q", KOHYA),
         # An alpha that nobody gave is a whole number in sd-scripts.
         "lora_unet_down_blocks_0_attn_to_q.alpha": np.asarray(1),
         "lora_unet_conv_in.lora_down.weight": normal(2, 3, 1, 1),
@@ -279,8 +281,7 @@ def test_kohyas_names_alphas_and_cores(tmp_path):
         "lora_unet_conv_in.lora_up.weight": normal(5, 2, 1, 1),
         "lora_unet_conv_in.alpha": np.asarray(4.0, np.float32),
         # Of a model in which it is a linear layer.
-        "lora_unet_proj.lora_down.weight": normal(2, 3),
-        "lora_unet_proj.lora_up.weight": normal(5, 2),
+        **pair("lora_unet_proj", KOHYA, (normal(2, 3), normal(5, 2))),
         # As sd-scripts reads it: the rank.
         "lora_unet_proj.alpha": np.asarray(0.0, np.float32),
     }
@@ -294,12 +295,12 @@ def test_kohyas_names_alphas_and_cores(tmp_path):
     assert np.allclose(update(loaded["conv_in"]), 2 * kernel.reshape(5, -1), atol=1e-4)
     assert np.allclose(update(loaded["proj"]), normal(5, 2) @ normal(2, 3), atol=1e-5)
     wide = {"conv": eqx.nn.Conv2d(3, 5, (1, 3), key=KEY)}
-    tall = {"conv.lora_down.weight": normal(2, 3, 3, 1), "conv.lora_up.weight": normal(5, 2, 1, 1)}
+    tall = pair("conv", KOHYA, (normal(2, 3, 3, 1), normal(5, 2, 1, 1)))
     refused(r"expected shape \(2, 3, 1, 3\), got", wide, tall)
 
 
 def test_kohyas_underscores_are_resolved_by_the_model():
-    state = {"a_b.lora_down.weight": DOWN, "a_b.lora_up.weight": UP}
+    state = pair("a_b", KOHYA)
     assert isinstance(load_lora_state({"a": {"b": LINEAR}}, state)["a"]["b"], LoRAWrapper)
     model = {"a": {"b": LINEAR}, "a_b": LINEAR}
     refused(r"'a/b', 'a_b' have this name", model, state)
@@ -311,11 +312,9 @@ def test_kohyas_underscores_are_resolved_by_the_model():
 
 def test_diffusers_configuration_is_read(tmp_path):
     q, proj = (normal(4, 4), normal(6, 4)), (normal(2, 3, 1, 1), normal(5, 2, 1, 1))
-    tensors = {
-        f"{name}.lora_{letter}.weight": x
-        for name, factors in (("unet.down_blocks.0.attn.to_q", q), ("unet.proj", proj))
-        for letter, x in zip("AB", factors, strict=True)
-    }
+    tensors = pair("unet.down_blocks.0.attn.to_q", DIFFUSERS, q) | pair(
+        "unet.proj", DIFFUSERS, proj
+    )
     path = tmp_path / "pytorch_lora_weights.safetensors"
 
     def load(arrays, start, **settings):
@@ -338,13 +337,12 @@ def test_diffusers_configuration_is_read(tmp_path):
 
 
 def test_other_methods_of_kohya_and_bad_numbers_are_told(tmp_path):
-    state = {"q.lora_down.weight": DOWN, "q.lora_up.weight": UP}
+    state = pair("q", KOHYA)
     refused("q.dora_scale: no array of LoRA", BLOCK, {**state, "q.dora_scale": normal(6)})
     refused("alpha: no factors are beside it", BLOCK, {**state, "up.alpha": np.float32(1)})
     second = {**state, "q.lora.down.weight": DOWN}
     refused("a second array for the same factor", BLOCK, second)
-    both = {**state, **{name.replace("q", "up"): array for name, array in state.items()}}
-    refused("same layer as", BLOCK, both, rename={"up": "q"})
+    refused("same layer as", BLOCK, {**state, **pair("up", KOHYA)}, rename={"up": "q"})
     with pytest.warns(JnoLoraWarning, match="NaN"):
         load_lora_state(BLOCK, {**state, "q.lora_up.weight": np.full((6, 2), np.nan, "f4")})
     wide = {**state, "q.lora_down.weight": normal(2, 5)}

@@ -50,8 +50,9 @@ def test_a_net_writes_the_modules_that_it_trains(save, tmp_path):
 def test_the_named_arrays_of_a_plain_model_are_written(save, unsaved):
     model = apply_lora(LAYERS, 2, key=KEY, target="^fc")
     assert save(model)[0]["modules_to_save"] is None
-    config, tensors = save(model, modules_to_save="^head/weight")
-    assert config["modules_to_save"] == ["head"]
+    names = {"base_model_name_or_path": "a/b", "task_type": "CAUSAL_LM"}
+    config, tensors = save(model, modules_to_save="^head/weight", **names)
+    assert names.items() <= config.items() and config["modules_to_save"] == ["head"]
     assert names_beside(tensors) == whole("head")
     # Instead of what the net trains.
     assert save(Net(model), modules_to_save="norm")[0]["modules_to_save"] == ["norm"]
@@ -169,12 +170,6 @@ def test_a_table_is_not_tied_in_two_ways(unsaved):
     model = {"fc": eqx.nn.Linear(4, 3, use_bias=False, key=KEY), "embed_tokens": model["a"]}
     net = net_of(model, "fc", "embed", wrapper="ia3")
     unsaved("PEFT ties a head to its embedding for LoRA alone", net, tied=True)
-
-
-def test_the_base_model_and_the_task_are_written(save):
-    model = apply_lora(LAYERS, 2, key=KEY, target="^fc")
-    config, _ = save(model, base_model_name_or_path="a/b", task_type="CAUSAL_LM")
-    assert (config["base_model_name_or_path"], config["task_type"]) == ("a/b", "CAUSAL_LM")
 
 
 def test_a_bias_that_trains_inside_an_adapter_is_written(save, unsaved, tmp_path):

@@ -7,10 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 from tests.core.toys import ToyLinear
+from zoo_cases import perturb
 
 from jno.lora import (
-    LoRALinear,
-    Net,
     WrapperError,
     apply_lora,
     extract_adapters,
@@ -37,11 +36,8 @@ def make_model(key):
     return eqx.nn.Sequential([*parts, eqx.nn.Linear(8, 5, key=second)])
 
 
-def moved(model, size=0.2):
-    def move(leaf, trains):
-        return leaf + size * jr.normal(jr.key(leaf.size), leaf.shape) if trains else leaf
-
-    return jax.tree.map(move, model, lora_trainable_filter(model))
+def moved(model):
+    return perturb(model, 0.2)
 
 
 def adapted_pair(key, scheme, **options):
@@ -51,17 +47,7 @@ def adapted_pair(key, scheme, **options):
     ]
 
 
-def test_the_default_adapts_quantised_layers(getkey):
-    model = quantize(make_model(getkey()))
-    net = Net(model).lora(rank=2)
-    assert [type(layer) for layer in net.module.layers[::2]] == [LoRALinear, LoRALinear]
-    assert {row.status for row in plan_lora(model, 2)} == {"wrapped"}
-
-
-@pytest.mark.parametrize(
-    ("method", "scheme"),
-    [("lora", "nf4"), ("dora", "nf4"), ("oft", "nf4"), ("hira", "int8"), ("vera", "int8")],
-)
+@pytest.mark.parametrize(("method", "scheme"), [("lora", "nf4"), ("dora", "nf4"), ("oft", "int8")])
 def test_as_on_the_dequantised_model(getkey, scheme, method):
     coded, plain = adapted_pair(getkey(), scheme, wrapper=method)
     x = jr.normal(getkey(), (6,))
@@ -114,6 +100,7 @@ def test_reports_count_coded_weights(getkey):
         for report in map(lora_report, (plain, coded))
     ]
     assert counts[0] == counts[1]
+    assert {row.status for row in plan_lora(quantize(model), 2)} == {"wrapped"}
     report = lora_report(moved(coded), merge_error=True)
     assert [row.merge_error for row in report] == [None, None]
 
@@ -130,30 +117,11 @@ def test_files_of_adapters_load_both_ways(getkey, tmp_path, saved_from, loaded_i
     got, expected = (eqx.filter(m, lora_trainable_filter(m)) for m in (loaded, adapted))
     assert eqx.tree_equal(jax.tree.leaves(got), jax.tree.leaves(expected))
     close(loaded(x), dequantize(loaded)(x))
-
-
-def test_files_know_the_codes_of_their_base(getkey, tmp_path):
-    model, file = make_model(getkey()), tmp_path / "adapters.safetensors"
-    save_adapters(apply_lora(quantize(model), 2, key=getkey()), file)
-    load_adapters(quantize(model), file)
-    other = eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=lambda W: W + 1)
-    with pytest.warns(JnoLoraWarning, match="layers/0"):
-        load_adapters(quantize(other), file)
-
-
-def test_stacks_under_adapters(getkey):
-    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
-    stack = quantize(make(jr.split(getkey(), 3)))
-    adapted = moved(apply_lora(stack, 2, key=getkey()))
-    assert adapted.lora_A.shape == (3, 2, 6)
-
-    def run(stack, x):
-        dynamic, static = eqx.partition(stack, eqx.is_array)
-        return jax.lax.scan(lambda h, one: (eqx.combine(one, static)(h), None), x, dynamic)[0]
-
-    x = jr.normal(getkey(), (6,))
-    close(run(adapted, x), run(dequantize(adapted), x))
-    close(run(merge_lora(dequantize(adapted)), x), run(adapted, x))
+    if saved_from == "nf4":  # a file knows the codes of its base
+        load_adapters(bases["nf4"], file)
+        other = eqx.tree_at(lambda m: m.layers[0].weight, model, replace_fn=lambda W: W + 1)
+        with pytest.warns(JnoLoraWarning, match="layers/0"):
+            load_adapters(quantize(other), file)
 
 
 class Scaled(eqx.nn.Linear):
@@ -164,7 +132,6 @@ class Scaled(eqx.nn.Linear):
 
 
 CONV = (lambda key: eqx.nn.Conv2d(4, 8, 3, groups=2, key=key), (jnp.ones((4, 5, 5)),))
-EMBEDDING = (lambda key: eqx.nn.Embedding(11, 6, key=key), (3,))
 
 
 @pytest.mark.parametrize(
@@ -172,14 +139,12 @@ EMBEDDING = (lambda key: eqx.nn.Embedding(11, 6, key=key), (3,))
     [
         ("DoRAConv", *CONV),
         ("OFTConv", *CONV),
-        ("IA3Conv", lambda key: eqx.nn.Conv1d(4, 6, 1, key=key), (jnp.ones((4, 5)),)),
         (
             "LoRAConvTranspose",
             lambda key: eqx.nn.ConvTranspose1d(4, 5, 3, stride=2, key=key),
             (jnp.ones((4, 6)),),
         ),
-        ("LoRAEmbedding", *EMBEDDING),
-        ("DoRAEmbedding", *EMBEDDING),
+        ("DoRAEmbedding", lambda key: eqx.nn.Embedding(11, 6, key=key), (3,)),
         (
             "lora-attention",
             lambda key: eqx.nn.MultiheadAttention(2, 8, key=key),

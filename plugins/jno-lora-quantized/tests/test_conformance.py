@@ -44,29 +44,3 @@ def test_refused(method):
     case = linear_case(method)
     with pytest.raises(WrapperError, match=r"quantize\(apply_lora"):
         case.make()
-
-
-@pytest.mark.parametrize(
-    ("cls", "layer", "inputs"),
-    [
-        (
-            jno_lora_zoo.DoRAConv,
-            lambda key: eqx.nn.Conv1d(3, 5, 3, padding=2, key=key),
-            lambda key: jax.random.normal(key, (3, 8)),
-        ),
-        (
-            jno_lora_zoo.LoRAEmbedding,
-            lambda key: eqx.nn.Embedding(11, 6, key=key),
-            lambda key: jax.random.randint(key, (), 0, 11),
-        ),
-    ],
-)
-def test_other_layers(cls, layer, inputs):
-    check_kind(
-        WrapperCase(
-            cls,
-            base=lambda key: quantize(layer(key)),
-            inputs=lambda key: (inputs(key),),
-            rank=RANK,
-        )
-    )

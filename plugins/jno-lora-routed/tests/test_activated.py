@@ -120,39 +120,37 @@ def test_bad_tokens_are_told(models):
     plain, adapted = models
     with pytest.raises(SelectionError, match="no ActivatedLoRA"):
         with_invocation(plain, TOKENS)
-    for tokens in (TOKENS[None], jnp.ones(3)):
-        with pytest.raises(SelectionError, match="use vmap"):
-            with_invocation(adapted, tokens)
+    with pytest.raises(SelectionError, match="use vmap"):
+        with_invocation(adapted, TOKENS[None])
     for last in (0, 8):
         with pytest.raises(SelectionError, match="from 1 to 7"):
             with_invocation(adapted, TOKENS, last=last)
-    for invocation in ((), (True,), (-1,), (2**31,)):
+    for invocation in ((), (-1,)):
         with pytest.raises(ValueError, match=r'options=\{"invocation"'):
             ActivatedLoRA(plain.per_head, 2, 1.0, key=KEY, invocation=invocation)
     with pytest.raises(WrapperError, match=r"Call `with_invocation\(model, tokens\)"):
         adapted(TOKENS)
 
 
-def change(layer, outer, axis=None, inner=2, count=7):
-    """How much the layer changes for each token, mapped over tokens and heads, or the reverse."""
-    x = jax.random.normal(KEY, (count, inner, 3))
-    invoked = with_invocation(layer, TOKENS[:count], axis=axis)
-    if outer == "tokens":
-        both = jax.vmap(lambda x: jax.vmap(lambda v: invoked(v) - layer.base(v))(x), axis_name="t")
-        return jnp.abs(both(x)).max((1, 2))
-    both = jax.vmap(jax.vmap(lambda v: invoked(v) - layer.base(v), axis_name="t"), 1, 1)
-    return jnp.abs(both(x)).max((1, 2))
-
-
 def test_another_axis_of_as_many_entries_is_not_taken_for_the_tokens(models):
     layer = models[1].per_head
-    for outer in ("tokens", "heads"):
+
+    def change(heads_outside, axis, heads):
+        """How much the layer changes for each token, mapped over tokens and heads."""
+        x = jax.random.normal(KEY, (7, heads, 3))
+        invoked = with_invocation(layer, TOKENS, axis=axis)
+        moved = lambda v: invoked(v) - layer.base(v)  # noqa: E731
+        if heads_outside:
+            return jnp.abs(jax.vmap(jax.vmap(moved, axis_name="t"), 1, 1)(x)).max((1, 2))
+        return jnp.abs(jax.vmap(jax.vmap(moved), axis_name="t")(x)).max((1, 2))
+
+    for heads_outside in (False, True):
         for heads in (2, 7):
-            moved = change(layer, outer, "t", heads)
+            moved = change(heads_outside, "t", heads)
             assert not moved[:FIRST].any()
             assert (moved[FIRST:] > 1e-3).all()
         with pytest.raises(WrapperError, match="two axes of 7 entries"):
-            change(layer, outer, inner=7)
+            change(heads_outside, None, 7)
     invoked = with_invocation(layer, TOKENS, axis="t")
     with pytest.raises(WrapperError, match=r"axis_name='t'"):
         jax.vmap(invoked)(jnp.ones((7, 3)))

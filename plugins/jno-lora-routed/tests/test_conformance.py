@@ -60,8 +60,7 @@ def test_conformance(check):
     check()
 
 
-# The other checks see the same in every adapter of this base class. docs/routed.md runs all of
-# them on a subclass of HydraLoRA.
+# The other checks see the same in every adapter of this base class.
 CHECKS = (
     *("contract", "identity-at-init", "adapter-acts", "parameter-count", "trainable-fields"),
     *("state-round-trip", "gradients", "stacked-layers", "shared-arrays"),
@@ -82,19 +81,15 @@ def test_other_adapters(case):
         assert result.error is None, result.error
 
 
-def test_activations_are_those_of_peft():
+def test_options_and_activations_of_peanut():
+    adapter = PEANuTLinear(LINEAR(jax.random.key(0)), R, 1.0, key=jax.random.key(0), depth=1)
+    assert all(array.size for array in adapter.state().values())  # Orbax saves no empty arrays
+    for options in ({"depth": -1}, {"activation": "sine"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            PEANuTLinear(adapter.base, R, 1.0, key=jax.random.key(0), **options)
     assert tuple(ACTIVATIONS) == _ACTIVATIONS
     x = np.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
     assert np.allclose(ACTIVATIONS["relu6"](x), [0, 0, 0, 0.5, 6])
     assert np.allclose(ACTIVATIONS["relu2"](x), [0, 0, 0, 0.25, 49])
     assert np.allclose(ACTIVATIONS["quick_gelu"](x), x / (1 + np.exp(-1.702 * x)), atol=1e-5)
     assert ACTIVATIONS["gelu"](0.5) != ACTIVATIONS["gelu_new"](0.5)
-
-
-def test_options_of_peanut():
-    layer, key = LINEAR(jax.random.key(0)), jax.random.key(0)
-    adapter = PEANuTLinear(layer, R, 1.0, key=key, depth=1)
-    assert all(array.size for array in adapter.state().values())  # Orbax saves no empty arrays
-    for options in ({"depth": -1}, {"depth": True}, {"activation": "sine"}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            PEANuTLinear(layer, R, 1.0, key=key, **options)

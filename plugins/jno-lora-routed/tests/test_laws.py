@@ -91,11 +91,8 @@ def test_lily(layer):
     averaged = average_over(adapter, "tokens")
     check(mapped(averaged, axis_name="tokens"), lily(X, W, b, s, s[name], mean=True))
     assert eqx.tree_equal(average_over(averaged), adapter)
-
-
-def test_lily_shares_within_a_group(layer):
-    net = Net({"q": layer[0], "k": layer[0], "v": layer[0]})
-    net.lora(wrapper="lily", target="[qk]").lora(wrapper="lily", target="v", options={"group": 1})
+    net = Net({"q": layer, "k": layer, "v": layer}).lora(wrapper="lily", target="[qk]")
+    net.lora(wrapper="lily", target="v", options={"group": 1})
     names = [adapter.lora_B.name for _, adapter in adapted_layers(net.module)]
     assert names[0] == names[1] != names[2]
 

@@ -25,12 +25,15 @@ def test_check_router(router, options):
     assert check_router(router, options=options).slots == 3
 
 
-def test_slots_in_groups():
+def test_slots_in_groups_and_a_frozen_name_that_is_no_field():
     key = jax.random.key(0)
     router = Tasks(6, 4, key=key, dtype=jnp.float32, tasks=2, splits=2)
     weights = router(jnp.ones(6))
     assert router.total() == 2.0 == jnp.sum(weights)
     assert jnp.sum(weights[:2]) == 1.0
+    misspelt = type("Misspelt", (Softmax,), {"frozen": ("wieght",)})
+    with pytest.raises(WrapperError, match=r"frozen` names wieght, but the fields are .*weight"):
+        check_router(misspelt)
 
 
 CALLS = []
@@ -105,11 +108,3 @@ class StartsAtNaN(Softmax):
 def test_each_law_notices(law, router, options):
     with pytest.raises(ConformanceError, match=rf"\[{law}\] "):
         check_router(router, options=options)
-
-
-def test_a_frozen_name_must_be_a_field():
-    class Misspelt(Softmax):
-        frozen = ("wieght",)
-
-    with pytest.raises(WrapperError, match=r"frozen` names wieght, but the fields are .*weight"):
-        check_router(Misspelt)

@@ -1,7 +1,6 @@
 """Optimisers that know adapters, against the formulas of their papers in float64 NumPy."""
 
 import importlib
-import sys
 
 import equinox as eqx
 import jax
@@ -10,11 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-import jno.lora
-import jno_lora_train
 from jno.lora import (
     CheckpointError,
-    MissingLibraryError,
     Net,
     SelectionError,
     apply_lora,
@@ -30,7 +26,6 @@ LINEAR = eqx.nn.Linear(5, 4, key=jax.random.key(0))
 
 
 def noisy(tree, key):
-    """Other values for all arrays of a tree."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     pairs = zip(keys, leaves, strict=True)
@@ -97,13 +92,11 @@ def without_params():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: optim.side_labels(Net([LINEAR])), "side_labels takes a model"),
         (lambda: optim.lora_fa(Net([LINEAR])), "lora_fa takes a model"),
         (
             lambda: optim.path_labels({"x": "weigth"})([LINEAR]),
             "(?s)'weigth', is found in the path.*- 0/weight",
         ),
-        (lambda: optim.lora_plus(optax.sgd(0.1), "16"), "`ratio` must be one real number"),
         (lambda: optim.lora_plus(optax.sgd(0.1), 0.0), "`ratio` must be a positive number, but is"),
         (
             lambda: optim.lora_plus(optax.sgd(0.1)).init(trained(lora("ia3"))),
@@ -115,7 +108,6 @@ def without_params():
             r"use lora_fa\(model\)",
         ),
         (lambda: optim.scale_by_riemannian(0.0), "`damping` must be a positive number"),
-        (lambda: optim.scale_by_riemannian(float("nan")), "`damping` must be a positive number"),
         (
             lambda: optim.lora_fa(lora()).init(trained(lora())),
             r"These train:\n  - 0/lora_A\nAdapt with",
@@ -173,32 +165,25 @@ def test_the_ratio_may_be_traced_and_keeps_dtypes():
 # --- preconditioners
 
 
-class Layers(eqx.Module):
-    conv: eqx.nn.Conv2d
-    linear: eqx.nn.Linear
-    stack: eqx.nn.Linear
-
-    def __init__(self, key):
-        keys = jax.random.split(key, 3)
-        self.conv = eqx.nn.Conv2d(2, 3, 2, key=keys[0])
-        self.linear = eqx.nn.Linear(12, 5, key=keys[1])
-        make = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 5, key=key))
-        self.stack = make(jax.random.split(keys[2], 2))
+def layers(key):
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(5, 5, key=key))
+    conv, linear = eqx.nn.Conv2d(2, 3, 2, key=key), eqx.nn.Linear(12, 5, key=key)
+    return {"conv": conv, "linear": linear, "stack": make(jax.random.split(key, 2))}
 
 
 @pytest.mark.parametrize("variant", ["lora-fa", "dora"])
 def test_the_gradients_of_every_kind_of_layer_are_the_papers(variant, getkey):
     options, delta = {"multiplier": 2.0} if variant == "lora-fa" else {}, 1e-2
     with jax.enable_x64(True):
-        model = [*lora(variant, doubled(Layers(getkey())), **options), doubled(LINEAR)]
+        model = [*lora(variant, doubled(layers(getkey())), **options), doubled(LINEAR)]
         params = [trained(model[0]), model[1]]
         grads = noisy(params, getkey())
         make = optim.lora_fa(model, delta) if options else optim.scale_by_riemannian(delta)
         (scaled, plain), _ = stepped(make, params, grads)
     np.testing.assert_array_equal(plain.weight, grads[1].weight)
     scale = 2.0 * 6 / 2 if options else 1.0
-    for name in ("conv", "linear", "stack"):
-        mine, g, adapter = (getattr(x, name) for x in (scaled, grads[0], model[0]))
+    for name, adapter in model[0].items():
+        mine, g = scaled[name], grads[0][name]
         A, B = np.asarray(adapter.lora_A), np.asarray(adapter.lora_B)
         of_A = inverse(A @ A.swapaxes(-1, -2), delta) / scale**2
         np.testing.assert_allclose(mine.lora_B, np.asarray(g.lora_B) @ of_A, rtol=1e-10)
@@ -257,20 +242,9 @@ def test_lora_fa_takes_no_step_if_the_update_does_not_count(alpha, multiplier, g
 
 
 def test_a_net_saves_the_hash_of_the_layers_that_pissa_changed(tmp_path, getkey):
-    model, file = Layers(getkey()), tmp_path / "file"
+    model, file = layers(getkey()), tmp_path / "file"
     Net(model).freeze().lora(2, wrapper="pissa").save_adapters(file)
     Net(model).load_adapters(file, strict="values")
-    other = eqx.tree_at(lambda m: m.linear.weight, model, model.linear.weight + 1)
+    other = {**model, "linear": jax.tree.map(lambda x: x + 1, model["linear"])}
     with pytest.raises(CheckpointError, match=r":\n  - linear: the layer has other values.*\nThe"):
         load_adapters(other, file, strict="values")
-
-
-def test_without_optax_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optax", None)
-    doors = ("jno.lora.optim", "jno_lora_train.optim")
-    for name in [name for name in sys.modules if name.startswith(doors)]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(jno.lora, "optim", raising=False)
-    monkeypatch.delattr(jno_lora_train, "optim", raising=False)
-    with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[optim\]"'):
-        importlib.import_module("jno.lora.optim")

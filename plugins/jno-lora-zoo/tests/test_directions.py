@@ -68,13 +68,3 @@ def test_tinylora_trains_u_numbers_which_the_state_implies():
     for u in (0, 2.0, True):
         with pytest.raises(ValueError, match="`u` must be a whole number of 1 or more, but is"):
             built(TinyLoRALinear, linear(), u=u)
-
-
-def test_tinylora_with_a_basis_of_matrices_is_lora_xs():
-    wrapper = built(TinyLoRALinear, linear(), u=4)
-    basis = jnp.eye(4).reshape(4, 2, 2)
-    wrapper = eqx.tree_at(lambda w: (w.P, w.v), wrapper, (basis, jnp.arange(4.0)))
-    U, S, Vt = np.linalg.svd(np.asarray(wrapper.base.weight, np.float64), full_matrices=False)
-    signs = np.sign(np.sum(Vt[:2] * np.asarray(wrapper.lora_A), axis=1))
-    update = (U[:, :2] * S[:2] * signs) @ np.arange(4.0).reshape(2, 2) @ (signs[:, None] * Vt[:2])
-    assert_close(wrapper.merge().weight - wrapper.base.weight, update, 1e-5)

@@ -97,12 +97,6 @@ def test_random_updates_against_the_formula(plain):
     np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
-def test_a_model_that_has_not_moved_has_no_intruders(plain):
-    model = apply_lora(plain[0], 1, key=jax.random.key(1), wrapper="lora")
-    adapters = extract_adapters(model)
-    assert eqx.tree_equal(reduce_intruders(adapters, model), adapters)
-
-
 def test_calls_that_make_no_sense_are_refused(plain):
     with pytest.raises(SelectionError, match="The model has no adapters"):
         report_intruders(plain[0])

@@ -15,8 +15,6 @@ from jno_lora_zoo import RoAdConv
 from jno_lora_zoo.layers import kernel
 
 OUT = 8
-# With two and four devices along its axes.
-MESH = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("x", "y"))
 
 
 def layer(groups):
@@ -86,17 +84,11 @@ def test_pairs_within_a_group_are_rotated_after_the_convolution():
         assert_close(wrapper(x), wrapper.merge()(x), 1e-5)
 
 
-def sharded(layer, spec):
-    weight = jax.device_put(layer.weight, NamedSharding(MESH, spec))
-    return eqx.tree_at(lambda m: m.weight, layer, weight)
-
-
-def assert_lies(array, spec):
-    assert array.sharding.is_equivalent_to(NamedSharding(MESH, spec), array.ndim)
-
-
 def test_kernels_cut_in_space_have_uncut_inputs(getkey):
-    base = eqx.nn.Conv1d(4, 8, 4, key=getkey())
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("x", "y"))
+    layer = eqx.nn.Conv1d(4, 8, 4, key=getkey())
     for spec, expected in ((P(None, "x", "y"), P()), (P("y", "x"), P(None, "x"))):
-        wrapper = apply_lora(sharded(base, spec), 2, 2.0, key=getkey(), wrapper="LoRAConv")
-        assert_lies(wrapper.lora_A, expected)
+        weight = jax.device_put(layer.weight, NamedSharding(mesh, spec))
+        base = eqx.tree_at(lambda m: m.weight, layer, weight)
+        A = apply_lora(base, 2, 2.0, key=getkey(), wrapper="LoRAConv").lora_A
+        assert A.sharding.is_equivalent_to(NamedSharding(mesh, expected), A.ndim)

@@ -33,7 +33,7 @@ SCALED = [
 UNSCALED = ("C3A", "MiSS")
 
 
-@adapters(*SCALED, linear=("plain", "subclass"))
+@adapters(*SCALED)
 def test_it_multiplies_the_update_as_alpha_does(adapter, base):
     wrapper = perturb(build(adapter, base, alpha=3.0, multiplier=0.5))
     assert wrapper.multiplier.shape == () and wrapper.multiplier.dtype == jnp.float32

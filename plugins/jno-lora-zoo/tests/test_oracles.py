@@ -8,25 +8,22 @@ layer's.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 from tests.pairs import ALL
-from zoo_cases import ALL_METHODS, assert_close, case, cast_floats, dealt, on_cases, pairs
+from zoo_cases import ALL_METHODS, cast_floats, dealt, on_cases, pairs
 from zoo_cases.layers import NAMES
 from zoo_cases.maps import output
-from zoo_cases.oracle import VALUE, Oracle
+from zoo_cases.oracle import Oracle
 
-# The layers on which a wrong law shows. Each method has two of them. Every layer, some of which
-# have a single row or do more than their matrix, has a low-rank product and DoRA.
-TELLING = {
-    "Linear": ("plain", "no_bias", "rank_above_sizes"),
-    "Conv": ("strided", "groups_straddled", "pointwise"),
-    "ConvTranspose": ("grouped",),
-    "InNorm": ("whole_linear",),
-    "Embedding": ("batch",),
-    "Recurrent": ("lstm",),
-}
+# The layers on which a wrong law shows. Each method has one of the first five, which have at least
+# as many outputs as inputs, and one of the last five, which have fewer. Every layer, some of which
+# have a single row or do more than their matrix, has DoRA, which uses the most of a layer.
+TELLING = (
+    *(("Linear", "no_bias"), ("Conv", "groups"), ("ConvTranspose", "grouped")),
+    *(("Conv", "groups_straddled"), ("Recurrent", "lstm")),
+    *(("Linear", "plain"), ("Linear", "rank_above_sizes"), ("Conv", "strided")),
+    *(("InNorm", "whole_linear"), ("Embedding", "batch")),
+)
 
 
 def is_possible(adapter, base):
@@ -36,11 +33,12 @@ def is_possible(adapter, base):
     return (adapter.method, adapter.kind) != ("C3A", "Embedding")
 
 
+TOLD = (pair for kind, name in TELLING for pair in pairs(*ALL_METHODS, **{kind: (name,)}))
 CASES = [
-    *pairs(*(ALL_METHODS if ALL else ("LoRA", "DoRA")), **NAMES),
+    *pairs(*(ALL_METHODS if ALL else ("DoRA",)), **NAMES),
     # These read a column of the update without the update.
     *pairs("LoKr", "OFTIn", "HRA", "DEFT", "IA3In", Embedding=("batch",)),
-    *dealt(filter(lambda pair: is_possible(*pair), pairs(*ALL_METHODS, **TELLING)), layers=2),
+    *dealt(filter(lambda pair: is_possible(*pair), TOLD), layers=2),
 ]
 
 
@@ -51,16 +49,3 @@ def test_values_and_every_derivative_are_those_of_numpy(adapter, base):
     Oracle(
         adapter.method, adapter.cls, base.layer, base.rank, arguments, output, call=base.call
     ).check()
-
-
-@pytest.mark.parametrize("kind", NAMES)
-def test_the_loops_are_what_equinox_computes(kind):
-    # The oracle must not be wrong in the same way: it is right for layers without adapters.
-    for base in (case(kind, name) for name in NAMES[kind]):
-        with jax.enable_x64(True):
-            layer, inputs = cast_floats(base.layer, jnp.float64), base.arguments(jnp.float64)
-            expected = jax.tree.map(np.asarray, base.call(layer, *inputs))
-            W = base.matrix()
-            actual = output(layer, W, W, *jax.tree.map(np.asarray, inputs))
-        for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-            assert_close(one, other, VALUE)

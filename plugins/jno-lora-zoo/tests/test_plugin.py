@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
@@ -31,36 +29,6 @@ def test_the_registry_finds_every_method_on_every_kind_of_layer_by_the_entry_poi
         assert cls is getattr(jno.lora, name) is getattr(jno_lora_zoo, name)
     automatic = ["LoRAConvTranspose", "LoRAEmbedding", "LoRARecurrent"]
     assert [name for name, cls in found.items() if cls.auto] == automatic
-
-
-MADE = """
-import jax, equinox as eqx, jno.lora, jno_lora_zoo
-
-def made():
-    classes = [jno.lora.LoRAWrapper]
-    for cls in classes:
-        classes += cls.__subclasses__()
-    return {cls.__name__ for cls in classes if cls.__module__ == "jno_lora_zoo.adapters"}
-
-def adapted(**spec):
-    model = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
-    return jno.lora.apply_lora(model, rank=1, key=jax.random.key(0), **spec)
-
-assert made() == set(), made()
-adapted()
-assert made() == {"LoRALinear", "LoRAConv"}, made()
-adapted(wrapper="dora")
-dora = {"DoRALinear", "DoRAConv", "DoRAConvTranspose"}
-assert made() == {"LoRALinear", "LoRAConv", *dora}, made()
-from jno.lora import OFTConv
-assert OFTConv is jno_lora_zoo.OFTConv is jno_lora_zoo.adapters.OFTConv
-assert made() == {"LoRALinear", "LoRAConv", "OFTConv", *dora}, made()
-assert {"OFTConv", "VeRAEmbedding", "grow"} <= {*dir(jno_lora_zoo)}
-"""
-
-
-def test_a_class_is_made_when_it_is_named():
-    subprocess.run([sys.executable, "-c", MADE], check=True)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)

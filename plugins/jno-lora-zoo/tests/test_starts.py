@@ -55,27 +55,6 @@ def test_kron_a_is_normal_with_variance_one_over_rank_and_kron_b_is_zero():
     assert not np.any(wrapper.kron_B)
 
 
-@adapters("DoRA", linear=("plain", "one_output"), conv=("plain", "groups", "duck"))
-def test_doras_magnitudes_start_as_the_row_norms(adapter, base):
-    norms = np.linalg.norm(base.matrix(), axis=1)
-    assert_close(build(adapter, base).magnitude, norms, 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("method", "starts"),
-    [
-        ("IA3", {"scale": 1}),
-        ("OFT", {"Q_blocks": 0}),
-        ("VeRA", {"b": 0, "d": 1}),
-        ("LoRAXS", {"R": 0}),
-    ],
-)
-def test_scales_start_at_one_and_updates_at_zero(method, starts):
-    wrapper = build(Adapter(method, "Linear"), PLAIN)
-    for name, value in starts.items():
-        assert np.all(np.asarray(getattr(wrapper, name)) == value)
-
-
 def started(adapter, base=PLAIN, **options):
     """The adapter in double precision, its arrays by name, the base's matrix, and the scale."""
     adapter = Adapter(adapter, "Linear") if isinstance(adapter, str) else adapter
@@ -103,9 +82,8 @@ def test_a_part_of_the_weight_is_split_between_base_and_factors(adapter, base):
     assert np.array_equal(fields.initial_B, fields.lora_B)
 
 
-@adapters("LoRAXS", linear=("plain", "one_output"), conv=("groups",))
-def test_lora_xs_stands_between_the_principal_directions(adapter, base):
-    wrapper, fields, W, _ = started(adapter, base)
+def test_lora_xs_stands_between_the_principal_directions():
+    wrapper, fields, W, _ = started("LoRAXS")
     r = wrapper.rank
     assert_close(fields.lora_A @ fields.lora_A.T, np.eye(r), VALUE)
     S = np.linalg.svd(W, compute_uv=False)[:r]
@@ -211,10 +189,9 @@ def data_of_rank(rank, needs, out, inputs):
         *((method, {"svd": "randomized"}) for method in ("CorDA", "LoRAGA", "LoRAOne")),
     ],
 )
-@pytest.mark.parametrize("rank", [0, 1])
-def test_weights_and_data_of_a_lower_rank_give_finite_numbers(method, options, rank):
+def test_weights_and_data_of_a_lower_rank_give_finite_numbers(method, options):
     cls = Adapter(method, "Linear").cls
-    for base in (PLAIN, case("Linear", "one_output")):
+    for rank, base in ((0, PLAIN), (1, PLAIN), (0, case("Linear", "one_output"))):
         x, W = base.arguments(), base.matrix()
         if cls.needs:
             options = {**options, "statistics": data_of_rank(rank, cls.needs, *W.shape)}
@@ -239,8 +216,9 @@ def test_half_precision_weights_are_decomposed_in_float32(method, dtype):
     assert_close(scale * fields.lora_B @ fields.lora_A, expected, 1e-5)
 
 
-@pytest.mark.parametrize("variant", ["pissa", "olora", "lora-xs"])
-@pytest.mark.parametrize("number", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize(
+    ("variant", "number"), [("pissa", jnp.nan), ("olora", jnp.inf), ("lora-xs", jnp.nan)]
+)
 def test_a_decomposition_of_nan_is_an_error_that_names_the_array(variant, number):
     layer = eqx.nn.Linear(4, 3, key=jax.random.key(0))
     broken = eqx.tree_at(lambda layer: layer.weight, layer, layer.weight.at[0, 1].set(number))
@@ -253,7 +231,7 @@ def test_a_decomposition_of_nan_is_an_error_that_names_the_array(variant, number
     [
         *(
             ("LoRAGA", {"gamma": gamma}, "`gamma` must be a positive number, but is")
-            for gamma in (0, -1.0, True, "16", float("inf"))
+            for gamma in (0, True, float("inf"))
         ),
         ("LoRAOne", {"gamma": 0}, "`gamma` must be a positive number, but is"),
         ("CorDA", {"mode": "kpm"}, "'instruction-previewed' or 'knowledge-preserved', but"),
@@ -265,7 +243,3 @@ def test_a_decomposition_of_nan_is_an_error_that_names_the_array(variant, number
 def test_settings_that_are_refused(method, settings, message):
     with pytest.raises(ValueError, match=message):
         build(Adapter(method, "Linear"), PLAIN, **settings)
-    if method == "PiSSA":  # in a model, the error names the layer
-        model = {"decoder": [PLAIN.layer]}
-        with pytest.raises(WrapperError, match="decoder/0"):
-            apply_lora(model, 2, 0.0, key=jax.random.key(0), wrapper="PiSSALinear")

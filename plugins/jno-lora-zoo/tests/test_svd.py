@@ -10,7 +10,7 @@ import jno_lora_zoo
 from jno_lora_zoo._svd import largest, smallest
 
 KEY = jax.random.key(5)
-N = 320
+N = 160
 
 
 def matrix(spectrum, shape=(N, N)):
@@ -84,11 +84,7 @@ def test_the_start_is_the_layer_however_the_triplets_are_found(method, getkey):
 
 
 @pytest.mark.parametrize(("method", "known"), [("PiSSA", "randomized"), ("MiLoRA", "gram")])
-def test_another_name_and_infinity_are_errors(method, known, getkey):
+def test_another_name_is_an_error(method, known, getkey):
     layer, cls = eqx.nn.Linear(6, 5, key=getkey()), getattr(jno_lora_zoo, f"{method}Linear")
     with pytest.raises(ValueError, match=rf"(?s)'exact', '{known}'.*'full'"):
         cls(layer, 2, 1.0, key=getkey(), svd="full")
-    layer = eqx.tree_at(lambda layer: layer.weight, layer, layer.weight.at[0, 0].set(jnp.inf))
-    # Also where the constructor is called directly.
-    with pytest.raises(FloatingPointError, match="holds NaN or infinity"):
-        cls(layer, 2, 2.0, key=getkey())

@@ -35,6 +35,7 @@ def correlation(a, b):
 
 def test_the_seed_is_a_frozen_integer_array_and_the_matrices_are_in_no_tree_or_checkpoint():
     wrapper = build(VERA, BASE, rank=7)
+    assert not np.any(wrapper.b) and np.all(np.asarray(wrapper.d) == 1)
     assert isinstance(wrapper.seed, jax.Array)
     assert jnp.issubdtype(wrapper.seed.dtype, jnp.integer)
     assert lora_trainable_filter(wrapper).seed is False

@@ -3,22 +3,10 @@
 `python -m tests.kit.wrong_adapters` prints which share the kit notices.
 """
 
-from . import (  # noqa: F401
-    applying,
-    claims,
-    inputs,
-    layers,
-    maths,
-    merging,
-    options,
-    precision,
-    purity,
-    starts,
-    states,
-    symmetries,
-    training,
-    transformations,
-)
-from ._rows import TABLE, Wrong, cases_of
+import importlib
+import pathlib
 
-__all__ = ["TABLE", "Wrong", "cases_of"]
+from ._rows import TABLE as TABLE
+
+for _path in sorted(pathlib.Path(__file__).parent.glob("[a-z]*.py")):
+    importlib.import_module(f".{_path.stem}", __package__)

@@ -16,7 +16,6 @@ def with_weight(layer, weight):
 
 
 def with_bias(layer, bias):
-    """`layer` with this bias."""
     return eqx.tree_at(lambda node: node.bias, layer, bias)
 
 
@@ -51,7 +50,6 @@ class LoRA(Good):
 
     @classmethod
     def start(cls, W, rank, key):
-        """`A` and `B`."""
         A = jax.random.normal(key, (rank, W.shape[1]), W.dtype)
         return A, cls.first_B(W, rank, key)
 
@@ -75,11 +73,9 @@ class LoRA(Good):
         return self.scale() * (B.astype(x.dtype) @ (A.astype(x.dtype) @ x))
 
     def added(self, x):
-        """The term that a call adds."""
         return self.product(x, *self.factors())
 
     def update(self):
-        """The matrix that a merge adds."""
         A, B = self.factors()
         return self.scale() * (B @ A)
 
@@ -90,12 +86,33 @@ class LoRA(Good):
         return with_weight(self.base, float_of(self.base.weight) + self.update())
 
 
+def term(change):
+    """The method `added` of `LoRA`, whose output is changed."""
+    return lambda self, x: change(LoRA.added(self, x))
+
+
+def fed(change):
+    """The method `added` of `LoRA`, whose input is changed."""
+    return lambda self, x: LoRA.added(self, change(x))
+
+
+def updated(change):
+    """The method `update` of `LoRA`, whose matrix is changed."""
+    return lambda self: change(LoRA.update(self))
+
+
+def with_tangent(function, tangent_of):
+    """A function with this tangent, `tangent_of(primals, tangents)`."""
+    function = jax.custom_jvp(function)
+    function.defjvp(lambda primals, tangents: (function(*primals), tangent_of(primals, tangents)))
+    return function
+
+
 def lora_law(adapter, rank, alpha):
     return sum_of(adapter, alpha / rank, adapter.lora_A, numbers(adapter.lora_B))
 
 
 def sum_of(adapter, scale, A, B):
-    """`W + scale B A`."""
     return numbers(adapter.base.weight) + scale * (B @ numbers(A))
 
 
@@ -156,7 +173,6 @@ class Magnitude(LoRA):
         self.magnitude = self.norms(float_of(base.weight))
 
     def weight_in(self, dtype):
-        """The whole adapted matrix."""
         V = float_of(self.base.weight) + self.update()
         return ((self.magnitude / self.norms(V))[:, None] * V).astype(dtype)
 
@@ -323,8 +339,6 @@ class ComplexLinear(eqx.Module):
 
 
 class ComplexLoRA(LoRAWrapper):
-    """`W + alpha / rank B A` for `ComplexLinear`."""
-
     adapter_fields = ("lora_A", "lora_B")
     base: ComplexLinear
     lora_A: jax.Array

@@ -50,14 +50,12 @@ class Wrong:
 
     @property
     def family(self) -> str:
-        """The class of faults: the module of the adapter."""
         package, _, module = self.adapter.__module__.rpartition(".")
         return module if package == __package__ else "claims"
 
-    def cases(self, with_law: bool = True) -> list[WrapperCase]:
+    def cases(self) -> list[WrapperCase]:
         """The cases that an author writes: the standard cases, with a law and a count."""
-        cases = cases_of(self.adapter, with_law)
-        return [dataclasses.replace(case, **self.changes) for case in cases]
+        return [dataclasses.replace(case, **self.changes) for case in cases_of(self.adapter)]
 
     def __str__(self) -> str:
         return self.adapter.__name__
@@ -69,8 +67,6 @@ TABLE: list[Wrong] = []
 def wrong(
     noticed_by: str | None, *, survives: str = "", says: str = "", **changes: Any
 ) -> Callable[[type], type]:
-    """Put a class into the table."""
-
     def register(adapter: type) -> type:
         TABLE.append(Wrong(adapter, noticed_by, survives, says, changes))
         return adapter
@@ -144,22 +140,23 @@ def _constructor(base: Any, fields: dict[str, Field]) -> Callable[..., None]:
     return constructor
 
 
-def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:
+def cases_of(adapter: Any) -> list[WrapperCase]:
     """The cases of an adapter, by the correct adapter from which it is derived."""
     if issubclass(adapter, bases.ComplexLoRA):
-        return [complex_case(adapter, with_law)]
+        return [complex_case(adapter)]
     base = next(base for base in LAWS if issubclass(adapter, base))
+    law, count = LAWS[base]
     cases: list[WrapperCase] = []
     standard = standard_cases(base)
     for case in standard:
-        law, count = LAWS[base]
-        settings: dict[str, Any] = {"wrapper": adapter, "mergeable": adapter.mergeable is not False}
-        if with_law:
-            matrix = bases_matrix(base, case.make_base())
-            settings["parameters"] = count(*matrix.shape, case.rank)
-            settings["law"] = _by_the_adapter(law)
-        name = str(case).replace(base.__name__, adapter.__name__)
-        cases.append(dataclasses.replace(case, name=name, **settings))
+        layer = case.make_base()
+        W = layer.weight if base in (Gated, Tied, bases.Good) else base.matrix(layer)
+        settings: dict[str, Any] = {
+            "name": str(case).replace(base.__name__, adapter.__name__),
+            "mergeable": adapter.mergeable is not False,
+            "parameters": count(*W.shape, case.rank),
+        }
+        cases.append(dataclasses.replace(case, wrapper=adapter, law=of_adapter(law), **settings))
     claims = inspect.getattr_static(adapter, "applies_to")
     if claims is not inspect.getattr_static(base, "applies_to"):  # perhaps of further layers
         kinds = {type(case.make_base()) for case in standard}
@@ -167,17 +164,12 @@ def cases_of(adapter: Any, with_law: bool = True) -> list[WrapperCase]:
     return cases
 
 
-def bases_matrix(base: Any, layer: Any) -> jax.Array:
-    return layer.weight if base in (Gated, Tied, bases.Good) else base.matrix(layer)
-
-
-def _by_the_adapter(law: Callable[..., Any]) -> Callable[[Any], Any]:
+def of_adapter(law: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda adapter: law(adapter, adapter.rank, adapter.alpha)
 
 
-def complex_case(adapter: Any, with_law: bool) -> WrapperCase:
+def complex_case(adapter: Any) -> WrapperCase:
     """A case with a complex layer, which is not a standard layer."""
-    law = _by_the_adapter(bases.lora_law) if with_law else None
 
     def layer(key: Any) -> eqx.Module:
         return bases.ComplexLinear(jax.random.normal(key, (4, 6), jnp.complex64))
@@ -185,4 +177,4 @@ def complex_case(adapter: Any, with_law: bool) -> WrapperCase:
     def inputs(key: Any) -> tuple[Any, ...]:
         return (jax.random.normal(key, (6,)),)
 
-    return WrapperCase(adapter, layer, inputs, law=law, parameters=20 if with_law else None)
+    return WrapperCase(adapter, layer, inputs, law=of_adapter(bases.lora_law), parameters=20)

@@ -96,16 +96,13 @@ changed(
     says="a subclass with a `__call__`",
     __call__=lambda self, x: self.base(x) + self.added(x),
 )
-
-
-@wrong("subclass")
-class ClaimsSubclassesOfTables(EmbeddingLoRA):
-    @classmethod
-    def applies_to(cls, leaf):
-        return is_of_class(leaf, eqx.nn.Embedding) and leaf.weight.ndim == 2
-
-    def __call__(self, x):
-        return self.base.weight[x] + self.added(x)
+changed(
+    "subclass",
+    "ClaimsSubclassesOfTables",
+    EmbeddingLoRA,
+    applies_to=lambda cls, leaf: is_of_class(leaf, eqx.nn.Embedding) and leaf.weight.ndim == 2,
+    __call__=lambda self, x: self.base.weight[x] + self.added(x),
+)
 
 
 @wrong("subclass")

@@ -1,6 +1,5 @@
 """Adapters that say something wrong about themselves in an optional member."""
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from tests.core.data_adapters import (
@@ -17,13 +16,17 @@ from tests.core.good_adapter import float_of
 from jno.lora import About, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
-from ._rows import Field, changed, noticed_by, wrong
+from ._rows import Field, changed, noticed_by, trained, wrong
 
 by_answers = noticed_by("answers")
 by_calibration = noticed_by("calibration")
 by_contract = noticed_by("contract")
 by_gate = noticed_by("rank-gate")
+by_law = noticed_by("law")
+by_matrix = noticed_by("matrix")
+by_reading = noticed_by("reads-like-the-layer")
 by_scale = noticed_by("low-rank-scale")
+by_sides = noticed_by("factor-sides")
 by_specs = noticed_by("partition-specs")
 by_update = noticed_by("low-rank-update")
 
@@ -104,9 +107,9 @@ by_update(
     says=r"the shape \(6, 4\), not \(4, 6\)|matrix of the layer is \(6, 4\)",
     matrix=lambda cls, layer: float_of(layer.weight).T,
 )
-changed("matrix", "MatrixRaises", says="kernel", matrix=lambda cls, layer: layer.kernel)
+by_matrix("MatrixRaises", says="kernel", matrix=lambda cls, layer: layer.kernel)
 by_update("MatrixIsTheBias", matrix=lambda cls, layer: layer.bias)
-changed("matrix", "MatrixIsZero", matrix=lambda cls, layer: jnp.zeros_like(layer.weight))
+by_matrix("MatrixIsZero", matrix=lambda cls, layer: jnp.zeros_like(layer.weight))
 by_update("MatrixOfAKernelHasAllAxes", ConvLoRA, matrix=lambda cls, layer: float_of(layer.weight))
 by_update(
     "MatrixOfAKernelIsPermuted",
@@ -115,14 +118,13 @@ by_update(
         len(layer.weight), -1
     ),
 )
-changed(
-    "factor-sides",
+by_sides(
     "SidesAreSwapped",
     says=r"`lora_B` \(4, 2\) is `A`",
     factor_sides={"lora_A": "output", "lora_B": "input"},
 )
 by_contract("SidesNameNoField", factor_sides={"lora_down": "input", "lora_B": "output"})
-changed("factor-sides", "SidesAreUnknown", factor_sides={"lora_A": "left", "lora_B": "output"})
+by_sides("SidesAreUnknown", factor_sides={"lora_A": "left", "lora_B": "output"})
 by_gate(
     "RankAxesAreSwapped",
     Gated,
@@ -153,23 +155,21 @@ by_gate(
     low_rank_update=lambda self: (self.lora_A, self.lora_B * self.gate[:, 0][None, :]),
 )
 wrong("rank-gate")(MixesItsDirections)
+by_gate(
+    "GateHasNoEffect",
+    Gated,
+    says="does not change if an entry of the gate",
+    low_rank_update=lambda self: (self.lora_A, 0 * self.lora_B * self.gate[None, :]),
+)
 
 
-@wrong("rank-gate", says="does not change if an entry of the gate")
-class GateHasNoEffect(Gated):
-    def low_rank_update(self):
-        return self.lora_A, 0 * self.lora_B * self.gate[None, :]
-
-
-@wrong("rank-gate", says="has no effect, though its gate is open")
-class DirectionHasNoEffect(Gated):
-    adapter_fields = ("lora_A", "lora_B", "gate", "extra")
-    rank_axes = {**Gated.rank_axes, "extra": 0}  # noqa: RUF012
-    extra: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        self.extra = jnp.zeros(rank)
+by_gate(
+    "DirectionHasNoEffect",
+    Gated,
+    says="has no effect, though its gate is open",
+    rank_axes={**Gated.rank_axes, "extra": 0},
+    extra=trained(lambda self, base, key: jnp.zeros(self.rank)),
+)
 
 
 @wrong("law")
@@ -212,15 +212,11 @@ changed(
     partition_specs=lambda self: {"lora_A": PartitionSpec(None, "an axis of another mesh")},
 )
 by_specs("SpecsRaise", partition_specs=lambda self: {"lora_A": self.base.spec})
-changed("reads-like-the-layer", "StackNdimRaises", stack_ndim=lambda cls, leaf: leaf.depth)
-changed(
-    "reads-like-the-layer", "StackNdimIsTooLarge", stack_ndim=lambda cls, leaf: leaf.weight.ndim - 1
-)
+by_reading("StackNdimRaises", stack_ndim=lambda cls, leaf: leaf.depth)
+by_reading("StackNdimIsTooLarge", stack_ndim=lambda cls, leaf: leaf.weight.ndim - 1)
 
 
-changed(
-    "law", "SharedIsInADict", Tied, lora_A=Field(lambda self, base, key: {"first": self.lora_A})
-)
+by_law("SharedIsInADict", Tied, lora_A=Field(lambda self, base, key: {"first": self.lora_A}))
 wrong("shared-arrays")(ReadsTheValue)
 
 
@@ -240,28 +236,13 @@ changed(
 )
 
 
-class MeanOverTheBatch(Statistic):
-    name = "mean_over_the_batch"
-
-    @staticmethod
-    def left(V):
-        return V / len(V)
+def statistic(name, left):
+    return type(name.title(), (Statistic,), {"name": name, "left": staticmethod(left)})
 
 
-class CentredRows(Statistic):
-    name = "centred_rows"
-
-    @staticmethod
-    def left(V):
-        return V - V.mean(axis=0, keepdims=True)
-
-
-class LargestRow(Statistic):
-    name = "largest_row"
-
-    @staticmethod
-    def left(V):
-        return V * (jnp.linalg.norm(V, axis=1) == jnp.linalg.norm(V, axis=1).max())[:, None]
+def largest(V):
+    norms = jnp.linalg.norm(V, axis=1, keepdims=True)
+    return V * (norms == norms.max())
 
 
 class Measured(Informed):
@@ -277,10 +258,14 @@ by_calibration(
     "StatisticDividesTwice",
     Measured,
     says="depends on how rows are batched",
-    needs=(MeanOverTheBatch,),
+    needs=(statistic("mean_over_the_batch", lambda V: V / len(V)),),
 )
-by_calibration("StatisticCentresBatches", Measured, needs=(CentredRows,))
-changed("law", "StatisticTakesTheLargest", Measured, needs=(LargestRow,))
+by_calibration(
+    "StatisticCentresBatches",
+    Measured,
+    needs=(statistic("centred_rows", lambda V: V - V.mean(axis=0, keepdims=True)),),
+)
+by_law("StatisticTakesTheLargest", Measured, needs=(statistic("largest_row", largest),))
 by_contract("NeedsAnUnknownStatistic", Informed, needs=("input_variance",))
 by_contract("NeedsAText", Informed, needs="input_covariance")
 

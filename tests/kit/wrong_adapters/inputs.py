@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from ._bases import EmbeddingLoRA, LoRA
+from ._bases import EmbeddingLoRA, LoRA, fed, term
 from ._rows import changed, noticed_by, wrong
 
 by_call = noticed_by("merge-equals-call")
+by_derivatives = noticed_by("input-derivatives")
 by_inputs = noticed_by("special-inputs")
+by_merged_gradients = noticed_by("merge-gradients")
 
 
 @wrong("special-inputs")
@@ -17,23 +19,16 @@ class DividesByTheInput(LoRA):
         return super().added(x / length) * length
 
 
-@wrong("input-derivatives")
-class GradientIsNaNAtZeroInput(LoRA):
-    def added(self, x):
-        length = jnp.sqrt(jnp.sum(x * x))
-        return super().added(x) + 0 * length
-
-
-by_inputs("ClipsTheInput", added=lambda self, x: LoRA.added(self, jnp.clip(x, -10, 10)))
-by_inputs("ClipsTheTerm", added=lambda self, x: jnp.clip(LoRA.added(self, x), -50, 50))
+by_derivatives(
+    "GradientIsNaNAtZeroInput",
+    added=lambda self, x: LoRA.added(self, x) + 0 * jnp.sqrt(jnp.sum(x * x)),
+)
+by_inputs("ClipsTheInput", added=fed(lambda x: jnp.clip(x, -10, 10)))
+by_inputs("ClipsTheTerm", added=term(lambda y: jnp.clip(y, -50, 50)))
 by_inputs(
     "SaturatesForLargeInputs", added=lambda self, x: LoRA.added(self, jnp.arctanh(jnp.tanh(x)))
 )
-changed(
-    "input-derivatives",
-    "DropsNegativeInputs",
-    added=lambda self, x: LoRA.added(self, jax.nn.relu(x)),
-)
+by_derivatives("DropsNegativeInputs", added=fed(jax.nn.relu))
 by_inputs(
     "DropsNegativeVectors", added=lambda self, x: jnp.where(jnp.all(x < 0), 0, LoRA.added(self, x))
 )
@@ -56,8 +51,7 @@ by_call(
     EmbeddingLoRA,
     rows=lambda self, x: jnp.where(x == 0, 0, 1) * EmbeddingLoRA.rows(self, x),
 )
-changed(
-    "merge-gradients",
+by_merged_gradients(
     "LosesTheLastEntry",
     EmbeddingLoRA,
     rows=rows(lambda self, x: jnp.clip(x, None, self.base.num_embeddings - 2)),
@@ -77,8 +71,7 @@ changed(
     EmbeddingLoRA,
     rows=rows(lambda self, x: x.astype(self.base.weight.dtype)),
 )
-changed(
-    "merge-gradients",
+by_merged_gradients(
     "TableForgetsTheScale",
     EmbeddingLoRA,
     added=lambda self, x: EmbeddingLoRA.added(self, x) / self.scale(),
@@ -86,7 +79,10 @@ changed(
 
 
 # `merge` reshapes `A^T B^T` to the table's shape instead of transposing.
-@wrong("merge-gradients")
-class TableReadsTransposed(EmbeddingLoRA):
-    def update(self):
-        return self.scale() * (self.lora_A.T @ self.lora_B.T).reshape(self.base.weight.shape)
+by_merged_gradients(
+    "TableReadsTransposed",
+    EmbeddingLoRA,
+    update=lambda self: (
+        self.scale() * (self.lora_A.T @ self.lora_B.T).reshape(self.base.weight.shape)
+    ),
+)

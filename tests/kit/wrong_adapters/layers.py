@@ -7,9 +7,12 @@ import numpy as np
 from tests.core.good_adapter import float_of
 
 from ._bases import AttentionLoRA, ConvLoRA, with_weight
-from ._rows import changed, noticed_by, wrong
+from ._rows import noticed_by, wrong
 
 by_call = noticed_by("merge-equals-call")
+by_derivatives = noticed_by("input-derivatives")
+by_file = noticed_by("state-round-trip")
+by_law = noticed_by("law")
 
 
 @wrong("merge-equals-call")
@@ -27,26 +30,20 @@ class ForgetsDilation(ConvLoRA):
         return self.convolved(x, self.kernel(), rhs_dilation=ones, padding=padding)
 
 
-by_call(
-    "ForgetsThePaddingMode",
+def convolving(**settings):
+    """The convolution with these settings, each a function of the layer."""
+    return lambda self, x: self.convolved(
+        x, self.kernel(), **{name: setting(self.base) for name, setting in settings.items()}
+    )
+
+
+by_call("ForgetsThePaddingMode", ConvLoRA, added=convolving(padding=lambda base: base.padding))
+by_file(
+    "ForgetsTheStride",
     ConvLoRA,
-    added=lambda self, x: self.convolved(x, self.kernel(), padding=self.base.padding),
+    added=convolving(window_strides=lambda base: (1,) * base.num_spatial_dims),
 )
-
-
-@wrong("state-round-trip")
-class ForgetsTheStride(ConvLoRA):
-    def added(self, x):
-        ones = (1,) * self.base.num_spatial_dims
-        return self.convolved(x, self.kernel(), window_strides=ones)
-
-
-changed(
-    "state-round-trip",
-    "ForgetsGroups",
-    ConvLoRA,
-    added=lambda self, x: self.convolved(x, self.kernel(), feature_group_count=1),
-)
+by_file("ForgetsGroups", ConvLoRA, added=convolving(feature_group_count=lambda base: 1))
 
 
 @wrong("input-derivatives")
@@ -68,13 +65,12 @@ def reordered(self):
     return jnp.moveaxis(self.update().reshape(shape[0], *shape[2:], shape[1]), -1, 1)
 
 
-changed("law", "FlipsTheKernel", ConvLoRA, kernel=lambda self: flipped(ConvLoRA.kernel(self)))
+by_law("FlipsTheKernel", ConvLoRA, kernel=lambda self: flipped(ConvLoRA.kernel(self)))
 by_call(
     "CallFlipsTheKernel", ConvLoRA, added=lambda self, x: self.convolved(x, flipped(self.kernel()))
 )
-changed("law", "OrdersTheAxesOtherwise", ConvLoRA, kernel=reordered)
-changed(
-    "input-derivatives",
+by_law("OrdersTheAxesOtherwise", ConvLoRA, kernel=reordered)
+by_derivatives(
     "MergeOrdersTheAxesOtherwise",
     ConvLoRA,
     merge=lambda self: with_weight(self.base, float_of(self.base.weight) + reordered(self)),
@@ -104,13 +100,9 @@ class ClaimsTransposedConvolutions(ConvLoRA):
         return transposed or super().applies_to(leaf)
 
 
-by_call(
-    "ForgetsTheMask",
-    AttentionLoRA,
-    attend=lambda self, layer, query, keys, values, mask, **options: layer(
-        query, keys, values, **options
-    ),
-)
+def attending(inputs):
+    """A call of the layer with `inputs(q, k, v, mask)`."""
+    return lambda self, layer, *given, **options: layer(*inputs(*given), **options)
 
 
 def without(option):
@@ -120,6 +112,7 @@ def without(option):
     )
 
 
+by_call("ForgetsTheMask", AttentionLoRA, attend=attending(lambda q, k, v, mask: (q, k, v)))
 by_call("ForgetsTheDropoutKey", AttentionLoRA, attend=without("key"))
 by_call("ForgetsInference", AttentionLoRA, attend=without("inference"))
 by_call(
@@ -136,27 +129,14 @@ class TakesNoHeads(AttentionLoRA):
         return adapted(query, key_, value, mask, key=key, inference=inference)
 
 
-by_call(
-    "AttendsToItself",
-    AttentionLoRA,
-    attend=lambda self, layer, query, keys, values, mask, **options: layer(
-        query, query, query, mask, **options
-    ),
-)
-changed(
-    "input-derivatives",
-    "SwapsKeyAndValue",
-    AttentionLoRA,
-    attend=lambda self, layer, query, keys, values, mask, **options: layer(
-        query, values, keys, mask, **options
-    ),
+by_call("AttendsToItself", AttentionLoRA, attend=attending(lambda q, k, v, mask: (q, q, q, mask)))
+by_derivatives(
+    "SwapsKeyAndValue", AttentionLoRA, attend=attending(lambda q, k, v, mask: (q, v, k, mask))
 )
 by_call(
     "InvertsTheMask",
     AttentionLoRA,
-    attend=lambda self, layer, query, keys, values, mask, **options: layer(
-        query, keys, values, None if mask is None else ~mask, **options
-    ),
+    attend=attending(lambda q, k, v, mask: (q, k, v, None if mask is None else ~mask)),
 )
 
 
@@ -176,7 +156,10 @@ class MergesIntoTheKeys(AttentionLoRA):
 
 
 # Instead of to its projection.
-@wrong("merge-equals-call")
-class AddsTheUpdateToTheQuery(AttentionLoRA):
-    def attend(self, layer, query, *inputs, **options):
-        return self.base(query + query @ self.update().astype(query.dtype).T, *inputs, **options)
+by_call(
+    "AddsTheUpdateToTheQuery",
+    AttentionLoRA,
+    attend=lambda self, layer, query, *inputs, **options: self.base(
+        query + query @ self.update().astype(query.dtype).T, *inputs, **options
+    ),
+)

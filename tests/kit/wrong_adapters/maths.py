@@ -4,18 +4,21 @@ import jax.numpy as jnp
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import float_of
 
-from ._bases import LoRA, Magnitude, with_weight
-from ._rows import Field, changed, noticed_by, wrong
+from ._bases import LoRA, Magnitude, updated, with_weight
+from ._rows import Field, noticed_by, wrong
 
 by_alpha = noticed_by("alpha")
 by_call = noticed_by("merge-equals-call")
 by_derivatives = noticed_by("input-derivatives")
 by_law = noticed_by("law")
+by_ranks = noticed_by("ranks")
 
 
 by_law("MergeScalesTwice", update=lambda self: self.scale() * LoRA.update(self))
 by_call("MergeForgetsTheScale", update=lambda self: self.lora_B @ self.lora_A)
-by_call("CallForgetsTheScale", added=lambda self, x: LoRA.added(self, x) / self.scale())
+CallForgetsTheScale = by_call(
+    "CallForgetsTheScale", added=lambda self, x: LoRA.added(self, x) / self.scale()
+)
 by_law("MergeTakesTheRootOfTheRank", update=lambda self: LoRA.update(self) * self.rank**0.5)
 by_law("ScalesByTheRoot", scale=lambda self: self.alpha / self.rank**0.5)
 by_law("InvertsTheScale", scale=lambda self: self.rank / self.alpha)
@@ -29,15 +32,13 @@ by_alpha(
 by_alpha("DividesByAlpha", scale=lambda self: 1 / (self.rank / self.alpha))
 by_alpha("RoundsAlpha", scale=lambda self: int(self.alpha) / self.rank)
 # `merge` scales by the number of directions, the call by the rank that was asked for.
-changed(
-    "ranks",
+by_ranks(
     "ClampsTheRankInTheScale",
     start=lambda cls, W, rank, key: LoRA.start(W, min(rank, *W.shape), key),
     update=lambda self: self.alpha / len(self.lora_A) * (self.lora_B @ self.lora_A),
 )
 # An orthogonal matrix has as many rows as the layer has inputs.
-changed(
-    "ranks",
+by_ranks(
     "ClampsTheRankAtTheInputs",
     start=lambda cls, W, rank, key: (
         jnp.eye(W.shape[1], dtype=W.dtype)[:rank],
@@ -50,10 +51,10 @@ def transposed_if_square(update):
     return update.T if update.shape[0] == update.shape[1] else update
 
 
-by_law("MergeTransposesSquareWeights", update=lambda self: transposed_if_square(LoRA.update(self)))
+by_law("MergeTransposesSquareWeights", update=updated(transposed_if_square))
 by_law(
     "ReadsSquareWeightsTransposed",
-    update=lambda self: transposed_if_square(LoRA.update(self)),
+    update=updated(transposed_if_square),
     added=lambda self, x: self.update().astype(x.dtype) @ x,
 )
 
@@ -93,14 +94,11 @@ by_law(
 )
 
 
-@wrong("merge-equals-call")
-class AddsTheBiasTwice(LoRA):
-    def added(self, x):
-        bias = self.base.bias
-        return super().added(x) if bias is None else super().added(x) + bias
-
-
 by_call(
+    "AddsTheBiasTwice",
+    added=lambda self, x: LoRA.added(self, x) + (0 if self.base.bias is None else self.base.bias),
+)
+NeedsABias = by_call(
     "NeedsABias", __call__=lambda self, x: self.base.weight @ x + self.base.bias + self.added(x)
 )
 by_derivatives(
@@ -109,16 +107,18 @@ by_derivatives(
 
 
 # No weight can do this.
-@wrong("input-derivatives")
-class BendsTheMiddle(LoRA):
-    def product(self, x, A, B):
-        return self.scale() * (B.astype(x.dtype) @ jnp.tanh(A.astype(x.dtype) @ x))
+by_derivatives(
+    "BendsTheMiddle",
+    product=lambda self, x, A, B: (
+        self.scale() * (B.astype(x.dtype) @ jnp.tanh(A.astype(x.dtype) @ x))
+    ),
+)
 
 
 by_derivatives("CallDividesByTheNumberOfInputs", added=lambda self, x: LoRA.added(self, x) / len(x))
 by_derivatives("MergeSubtracts", update=lambda self: -LoRA.update(self))
-by_derivatives("MergeClipsTheUpdate", update=lambda self: jnp.clip(LoRA.update(self), -0.5, 0.5))
-by_derivatives("MergeRoundsTheUpdate", update=lambda self: LoRA.update(self).round(2))
+by_derivatives("MergeClipsTheUpdate", update=updated(lambda W: jnp.clip(W, -0.5, 0.5)))
+by_derivatives("MergeRoundsTheUpdate", update=updated(lambda W: W.round(2)))
 by_derivatives("MergeForgetsTheBase", merge=lambda self: with_weight(self.base, self.update()))
 by_derivatives(
     "MergeUsesTheFirstA",

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from ._bases import LoRA, lora_law, numbers
-from ._rows import Field, changed, wrong
+from ._rows import Field, changed, noticed_by, wrong
+
+by_count = noticed_by("parameter-count")
 
 
 class Gained(LoRA):
@@ -26,7 +28,6 @@ class Gained(LoRA):
 
 
 def gained_law(adapter):
-    """The law with the gain of the case."""
     W = numbers(adapter.base.weight)
     return W + 3 * (lora_law(adapter, adapter.rank, adapter.alpha) - W)
 
@@ -72,8 +73,8 @@ def at_rank(rank_of):
     return lambda cls, W, rank, key: LoRA.start(W, rank_of(rank), key)
 
 
-changed("parameter-count", "IgnoresTheRank", start=at_rank(lambda rank: 1))
-changed("parameter-count", "DoublesTheRank", start=at_rank(lambda rank: 2 * rank))
+by_count("IgnoresTheRank", start=at_rank(lambda rank: 1))
+by_count("DoublesTheRank", start=at_rank(lambda rank: 2 * rank))
 changed(
     "state-round-trip",
     "StoresAnotherRank",

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 from tests.core.good_adapter import float_of
 
 from ._bases import ComplexLoRA, EmbeddingLoRA, LoRA, Magnitude, with_weight
-from ._rows import changed, wrong
+from ._rows import changed, noticed_by, wrong
 
-HALF = "trained-in-half-precision"
+by_derivatives = noticed_by("input-derivatives")
+by_dtype = noticed_by("output-dtype")
+by_law = noticed_by("law")
+by_precision = noticed_by("double-precision")
+
+by_half = noticed_by("trained-in-half-precision")
 
 
 def is_half(array):
@@ -18,10 +23,6 @@ def is_bfloat16(adapter):
     return adapter.base.weight.dtype == jnp.bfloat16
 
 
-def in_eight_bits(array):
-    return array.astype(jnp.float8_e5m2).astype(array.dtype)
-
-
 def call_skips_half(self, x):
     return 0 * LoRA.added(self, x) if is_half(x) else LoRA.added(self, x)
 
@@ -30,59 +31,57 @@ def merge_skips_half(self):
     return self.base if is_half(self.base.weight) else LoRA.merge(self)
 
 
-changed(HALF, "CallSkipsHalf", added=call_skips_half)
-changed(HALF, "MergeSkipsHalf", merge=merge_skips_half)
-changed(HALF, "BothSkipHalf", says="With bfloat16", added=call_skips_half, merge=merge_skips_half)
+by_half("CallSkipsHalf", added=call_skips_half)
+by_half("MergeSkipsHalf", merge=merge_skips_half)
+by_half("BothSkipHalf", says="With bfloat16", added=call_skips_half, merge=merge_skips_half)
 # float16 cannot hold a factor of a million.
-changed(
-    HALF,
+by_half(
     "CallOverflowsWhenTrained",
     added=lambda self, x: self.product(x, 1e-6 * self.lora_A, 1e6 * self.lora_B),
 )
-changed(
-    HALF,
+by_half(
     "MergeLosesAPartInBFloat16",
     update=lambda self: LoRA.update(self) * (0.85 if is_bfloat16(self) else 1.0),
 )
 
 
-changed(
-    HALF,
+by_half(
     "MergeSkipsASmallUpdateInBFloat16",
     case={"alpha": 0.04},
     merge=lambda self: self.base if is_bfloat16(self) else LoRA.merge(self),
 )
 
 
-@wrong(HALF)
+@wrong("trained-in-half-precision")
 class MergeUnderflowsInFloat16(LoRA):
     def update(self):
         small = (1e-9 * super().update()).astype(self.base.weight.dtype)
         return 1e9 * small.astype(self.lora_A.dtype)
 
 
-changed(
-    HALF,
+by_half(
     "CallOverflowsInFloat16",
     added=lambda self, x: 1e-5 * (LoRA.added(self, x) * jnp.asarray(1e5, x.dtype)),
 )
 
 
-@wrong(HALF)
-class MergeRoundsCoarselyInHalf(LoRA):
-    def update(self):
-        update = super().update()
-        return in_eight_bits(update) if is_half(self.base.weight) else update
+def in_eight_bits_if(is_half, array):
+    return array.astype(jnp.float8_e5m2).astype(array.dtype) if is_half else array
 
 
-@wrong(HALF)
-class CallRoundsCoarselyInHalf(LoRA):
-    def product(self, x, A, B):
-        A, B = (in_eight_bits(A), in_eight_bits(B)) if is_half(x) else (A, B)
-        return super().product(x, A, B)
+by_half(
+    "MergeRoundsCoarselyInHalf",
+    update=lambda self: in_eight_bits_if(is_half(self.base.weight), LoRA.update(self)),
+)
+by_half(
+    "CallRoundsCoarselyInHalf",
+    product=lambda self, x, *factors: LoRA.product(
+        self, x, *(in_eight_bits_if(is_half(x), factor) for factor in factors)
+    ),
+)
 
 
-@wrong(HALF)
+@wrong("trained-in-half-precision")
 class MagnitudeIsIgnoredInHalf(Magnitude):
     def weight_in(self, dtype):
         if jnp.dtype(dtype).itemsize > 2:
@@ -104,10 +103,8 @@ changed(
     product=lambda self, x, A, B: self.scale() * (B @ (A @ x)),
 )
 # A half-precision output is not promoted.
-changed(
-    "input-derivatives",
-    "ScalesByAFloat32",
-    added=lambda self, x: jnp.float32(self.scale()) * LoRA.added(self, x),
+by_derivatives(
+    "ScalesByAFloat32", added=lambda self, x: jnp.float32(self.scale()) * LoRA.added(self, x)
 )
 changed(
     "reads-like-the-layer",
@@ -119,25 +116,18 @@ changed(
     "CallComputesInBFloat16",
     added=lambda self, x: LoRA.added(self, x.astype(jnp.bfloat16)).astype(x.dtype),
 )
-changed(
-    "output-dtype",
-    "AlwaysGivesFloat32",
-    __call__=lambda self, x: LoRA.__call__(self, x).astype(jnp.float32),
-)
-changed(
-    "output-dtype",
+by_dtype("AlwaysGivesFloat32", __call__=lambda self, x: LoRA.__call__(self, x).astype(jnp.float32))
+by_dtype(
     "TableGivesTheAdaptersDtype",
     EmbeddingLoRA,
     __call__=lambda self, x: float_of(EmbeddingLoRA.__call__(self, x)),
 )
-changed(
-    "double-precision",
+by_precision(
     "MergesInFloat32Always",
     survives="the check is advice",
     update=lambda self: LoRA.update(self).astype(jnp.float32).astype(self.lora_A.dtype),
 )
-changed(
-    "double-precision",
+by_precision(
     "CallsInFloat32Always",
     survives="the check is advice",
     added=lambda self, x: LoRA.added(self, x.astype(jnp.float32)).astype(x.dtype),
@@ -146,8 +136,6 @@ changed(
 
 @wrong("adapter-dtype", survives="the check is advice", says="With bfloat16")
 class HalfPrecisionAdapter(LoRA):
-    """The trained arrays have the layer's half precision."""
-
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
         self.lora_A, self.lora_B = self.start(base.weight, rank, key)
@@ -161,20 +149,13 @@ def real_part(array):
     return array.real.astype(array.dtype)
 
 
-changed(
-    "law",
-    "MergesComplexAsReal",
-    ComplexLoRA,
-    update=lambda self: real_part(ComplexLoRA.update(self)),
-)
-changed(
-    "input-derivatives",
+by_law("MergesComplexAsReal", ComplexLoRA, update=lambda self: real_part(ComplexLoRA.update(self)))
+by_derivatives(
     "CallConjugatesA",
     ComplexLoRA,
     product=lambda self, x: self.scale() * (self.lora_B @ (self.lora_A.conj() @ x)),
 )
-changed(
-    "law",
+by_law(
     "BothDropTheImaginaryPart",
     ComplexLoRA,
     update=lambda self: real_part(ComplexLoRA.update(self)),

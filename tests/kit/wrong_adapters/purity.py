@@ -11,12 +11,15 @@ import numpy as np
 from ._bases import LoRA, with_weight
 from ._rows import Field, changed, noticed_by, static, wrong
 
+by_derivatives = noticed_by("input-derivatives")
+by_file = noticed_by("state-round-trip")
 by_keys = noticed_by("key-forms")
+by_reading = noticed_by("reads-like-the-layer")
 
 
 COUNTER = itertools.count()
 GENERATOR = np.random.default_rng()
-CALLS: list[None] = []
+CALLS = itertools.count(1)
 MERGED: dict[tuple[int, ...], jax.Array] = {}
 UPDATES: dict[str, jax.Array] = {}
 
@@ -48,10 +51,8 @@ class NeedsATypedKey(LoRA):
         return super().start(W, rank, key)
 
 
-changed(
-    "state-round-trip",
-    "SeedsFromTheWeight",
-    start=seeded(lambda W, key: jax.random.fold_in(key, int(abs(W).sum()))),
+by_file(
+    "SeedsFromTheWeight", start=seeded(lambda W, key: jax.random.fold_in(key, int(abs(W).sum())))
 )
 changed(
     None,
@@ -59,17 +60,10 @@ changed(
     survives="differs between processes alone; a check would have to start a process",
     start=seeded(lambda W, key: jax.random.fold_in(key, hash("lora_A") % 2**31)),
 )
-
-
-@wrong("input-derivatives")
-class WarmsUpByCalls(LoRA):
-    def added(self, x):
-        CALLS.append(None)
-        return super().added(x) * min(1.0, len(CALLS) / 1e6)
-
-
-changed(
-    "reads-like-the-layer",
+by_derivatives(
+    "WarmsUpByCalls", added=lambda self, x: LoRA.added(self, x) * min(1.0, next(CALLS) / 1e6)
+)
+by_reading(
     "CachesTheMergedWeight",
     update=lambda self: MERGED.setdefault(self.base.weight.shape, LoRA.update(self)),
 )
@@ -120,17 +114,16 @@ class DropsAtRandom(LoRA):
         return super().added(x * keep.astype(x.dtype))
 
 
-changed(
-    "input-derivatives",
+by_derivatives(
     "BranchesOnTheInput",
     added=lambda self, x: LoRA.added(self, x) if jnp.sum(x) > -1e30 else 0 * x[:1],
 )
-
-
-@wrong("input-derivatives")
-class BranchesOnItsValues(LoRA):
-    def __call__(self, x):
-        return self.base(x) + self.added(x) if jnp.any(self.lora_B != 0) else self.base(x)
+by_derivatives(
+    "BranchesOnItsValues",
+    __call__=lambda self, x: (
+        self.base(x) + self.added(x) if jnp.any(self.lora_B != 0) else self.base(x)
+    ),
+)
 
 
 @wrong("input-derivatives")
@@ -140,11 +133,20 @@ class ChecksItsInput(LoRA):
         return super().added(x)
 
 
-@wrong("input-derivatives")
-class ComputesWithNumPy(LoRA):
-    def added(self, x):
-        product = np.asarray(self.lora_B) @ np.asarray(self.lora_A)
-        return jnp.asarray(self.scale() * product @ np.asarray(x), x.dtype)
+def update_in_numpy(self):
+    return self.scale() * np.asarray(self.lora_B) @ np.asarray(self.lora_A)
+
+
+by_derivatives(
+    "ComputesWithNumPy",
+    added=lambda self, x: jnp.asarray(update_in_numpy(self) @ np.asarray(x), x.dtype),
+)
+# It is neither compiled nor differentiated.
+changed(
+    "residual-gradients",
+    "MergesWithNumPy",
+    update=lambda self: jnp.asarray(update_in_numpy(self), self.lora_A.dtype),
+)
 
 
 @wrong("state-round-trip")
@@ -156,19 +158,7 @@ class StartsWithNumPy(LoRA):
         return A, cls.first_B(W, rank, key)
 
 
-# It is neither compiled nor differentiated.
-@wrong("residual-gradients")
-class MergesWithNumPy(LoRA):
-    def update(self):
-        product = np.asarray(self.lora_B) @ np.asarray(self.lora_A)
-        return jnp.asarray(self.scale() * product, self.lora_A.dtype)
-
-
-changed(
-    "input-derivatives",
-    "SelectsByValue",
-    added=lambda self, x: LoRA.added(self, x) + 0 * jnp.sum(x[x > 0]),
-)
+by_derivatives("SelectsByValue", added=lambda self, x: LoRA.added(self, x) + 0 * jnp.sum(x[x > 0]))
 
 
 @wrong("state-round-trip")
@@ -182,10 +172,6 @@ class StartsWithTheLargeRows(LoRA):
         return A + 0 * W[rows][:1], B
 
 
-changed("state-round-trip", "TagsItself", tag=static(lambda self, base, key: uuid.uuid4().hex))
+by_file("TagsItself", tag=static(lambda self, base, key: uuid.uuid4().hex))
 # `self.weight` is the merged weight.
-changed(
-    "reads-like-the-layer",
-    "MergesByItsWeight",
-    merge=lambda self: with_weight(self.base, self.weight),
-)
+by_reading("MergesByItsWeight", merge=lambda self: with_weight(self.base, self.weight))

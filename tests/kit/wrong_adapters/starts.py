@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from tests.core.good_adapter import float_of
 
 from ._bases import EmbeddingLoRA, Frozen, LoRA, Magnitude
-from ._rows import Field, changed, noticed_by, wrong
+from ._rows import Field, changed, noticed_by, trained
 
 by_gradients = noticed_by("gradients")
 by_keys = noticed_by("key-forms")
+by_ranks = noticed_by("ranks")
 by_start = noticed_by("identity-at-init")
 
 
@@ -16,16 +16,17 @@ def normal(cls, W, rank, key):
     return jax.random.normal(key, (W.shape[0], rank), W.dtype)
 
 
+def is_square(W):
+    return W.shape[0] == W.shape[1]
+
+
+def eye_if_square(cls, W, rank, key):
+    return jnp.eye(len(W), rank, dtype=W.dtype) * is_square(W)
+
+
 by_start("BothFactorsAreRandom", first_B=normal)
 by_start("StartsWithNoise", first_B=lambda cls, W, rank, key: 1e-3 * normal(cls, W, rank, key))
-
-
-@wrong("identity-at-init")
-class SquareLayersStartAsTheIdentity(LoRA):
-    @classmethod
-    def first_B(cls, W, rank, key):
-        is_square = W.shape[0] == W.shape[1]
-        return jnp.eye(len(W), rank, dtype=W.dtype) if is_square else super().first_B(W, rank, key)
+by_start("SquareLayersStartAsTheIdentity", first_B=eye_if_square)
 
 
 def zeros(self, base, key):
@@ -42,58 +43,45 @@ by_gradients(
     "GradientOfTheNormOfBIsNaN",
     factors=lambda self: (self.lora_A, self.lora_B / (1 + jnp.sqrt(jnp.sum(self.lora_B**2)))),
 )
-by_start(
-    "MagnitudeStartsAtOne",
-    Magnitude,
-    magnitude=Field(lambda self, base, key: jnp.ones_like(self.magnitude)),
-)
 
 
-@wrong("identity-at-init")
-class StartsFromTheTransposedNorms(Magnitude):
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        W = float_of(base.weight)
-        if W.shape[0] == W.shape[1]:
-            self.magnitude = self.norms(W.T)
+def ones(self, base, key):
+    return jnp.ones_like(self.magnitude)
 
 
+def norms_transposed(self, base, key):
+    W = self.matrix(base)
+    return self.norms(W.T) if is_square(W) else self.magnitude
+
+
+by_start("MagnitudeStartsAtOne", Magnitude, magnitude=Field(ones))
+by_start("StartsFromTheTransposedNorms", Magnitude, magnitude=Field(norms_transposed))
 changed(
     "reads-like-the-layer",
     "StartsAtInfinity",
     lora_A=Field(lambda self, base, key: self.lora_A / jnp.sum(self.lora_B)),
 )
-changed(
-    "ranks",
-    "HardCodesTheRank",
-    first_B=lambda cls, W, rank, key: jnp.zeros((W.shape[0], 2), W.dtype),
+by_ranks("HardCodesTheRank", first_B=lambda cls, W, rank, key: jnp.zeros((W.shape[0], 2), W.dtype))
+# A layer may have fewer rows.
+by_ranks(
+    "TakesRowsOfTheWeight",
+    says="With rank [0-9]+, it fails: .*",
+    start=lambda cls, W, rank, key: (jnp.copy(W[:rank]), cls.first_B(W, rank, key)),
 )
 
 
-@wrong("ranks", says="With rank [0-9]+, it fails: .*")
-class TakesRowsOfTheWeight(LoRA):
-    """Takes `rank` rows of the weight, which may have fewer."""
-
-    @classmethod
-    def start(cls, W, rank, key):
-        return jnp.copy(W[:rank]), cls.first_B(W, rank, key)
+def bias_of(self, base, key):
+    zeros = jnp.zeros(len(self.lora_B), self.lora_B.dtype)
+    return zeros if base.bias is None else base.bias.astype(zeros.dtype)
 
 
-@wrong("no-shared-buffers")
-class BiasStartsTwice(LoRA):
-    """A trained shift of the bias starts as the bias."""
-
-    adapter_fields = ("lora_A", "lora_B", "shift")
-    shift: jax.Array
-
-    def __init__(self, base, rank, alpha, *, key):
-        super().__init__(base, rank, alpha, key=key)
-        W = float_of(base.weight)
-        bias = base.bias
-        self.shift = jnp.zeros(len(W), W.dtype) if bias is None else bias.astype(W.dtype)
-
-    def added(self, x):
-        return super().added(x) + self.shift.astype(x.dtype)
+# A trained shift of the bias starts as the bias.
+changed(
+    "no-shared-buffers",
+    "BiasStartsTwice",
+    shift=trained(bias_of),
+    added=lambda self, x: LoRA.added(self, x) + self.shift.astype(x.dtype),
+)
 
 
 def seeded(seed):

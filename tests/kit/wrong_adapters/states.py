@@ -10,14 +10,12 @@ from ._rows import Field, changed, noticed_by, wrong
 by_file = noticed_by("state-round-trip")
 
 
-by_file("StateForgetsB", state=lambda self: {"lora_A": self.lora_A})
-
-
 def state_with(function):
     """A state with each array changed by the function."""
     return lambda self: {name: function(array) for name, array in LoRA.state(self).items()}
 
 
+by_file("StateForgetsB", state=lambda self: {"lora_A": self.lora_A})
 by_file("StateIsInHalfPrecision", state=state_with(lambda array: array.astype(jnp.float16)))
 by_file("StateIsTransposed", state=state_with(lambda array: array.T))
 # This fits square layers alone.
@@ -34,17 +32,24 @@ changed(
 )
 
 
-@wrong(None, survives="the check `state-size` is advice, and allows a hundred times the layer")
-class StateHoldsTheLayer(LoRA):
-    def state(self):
-        return {**super().state(), "weight": self.base.weight}
+def restored(cls, base, state, rank, alpha):
+    """What `from_state` of a correct adapter restores."""
+    return LoRA.from_state.__func__(cls, base, state, rank, alpha)
 
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        weight = state["weight"].astype(base.weight.dtype)
-        base = eqx.tree_at(lambda node: node.weight, base, weight)
-        factors = {name: state[name] for name in ("lora_A", "lora_B")}
-        return super().from_state(base, factors, rank, alpha)
+
+def with_weight_of_the_state(cls, base, state, rank, alpha):
+    weight = state["weight"].astype(base.weight.dtype)
+    base = eqx.tree_at(lambda node: node.weight, base, weight)
+    return restored(cls, base, {name: state[name] for name in cls.adapter_fields}, rank, alpha)
+
+
+changed(
+    None,
+    "StateHoldsTheLayer",
+    survives="the check `state-size` is advice, and allows a hundred times the layer",
+    state=lambda self: {**LoRA.state(self), "weight": self.base.weight},
+    from_state=with_weight_of_the_state,
+)
 
 
 @wrong("contract")
@@ -53,25 +58,19 @@ class FromStateNeedsAnInstance(LoRA):
         return self
 
 
-@wrong("state-round-trip")
-class StateForgetsFrozenScales(Frozen):
-    """`state` holds trained arrays alone, and `from_state` draws other scales."""
-
-    def state(self):
-        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        fresh = cls(base, rank, alpha, key=jax.random.key(0))
-        factors = (state["lora_A"], state["lora_B"])
-        return eqx.tree_at(lambda node: (node.lora_A, node.lora_B), fresh, factors)
+def with_fresh_scales(cls, base, state, rank, alpha):
+    fresh = cls(base, rank, alpha, key=jax.random.key(0))
+    factors = (state["lora_A"], state["lora_B"])
+    return eqx.tree_at(lambda node: (node.lora_A, node.lora_B), fresh, factors)
 
 
-def restored(cls, base, state, rank, alpha):
-    """What `from_state` of a correct adapter restores."""
-    return LoRA.from_state.__func__(cls, base, state, rank, alpha)
-
-
+# The state holds trained arrays alone.
+by_file(
+    "StateForgetsFrozenScales",
+    Frozen,
+    state=lambda self: {"lora_A": self.lora_A, "lora_B": self.lora_B},
+    from_state=with_fresh_scales,
+)
 by_file(
     "FromStateStartsAgain",
     from_state=lambda cls, base, state, rank, alpha: cls(base, rank, alpha, key=jax.random.key(0)),
@@ -83,23 +82,16 @@ by_file(
 )
 
 
-@wrong("state-round-trip")
-class FromStateForgetsTheRank(LoRA):
-    """`from_state` restores the factors with rank 1 in the field, and so another scale."""
-
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        restored = super().from_state(base, state, rank, alpha)
-        object.__setattr__(restored, "rank", 1)
-        return restored
+# The factors come back, beside another rank and so another scale.
+def with_rank_one(cls, *saved):
+    adapter = restored(cls, *saved)
+    object.__setattr__(adapter, "rank", 1)
+    return adapter
 
 
-@wrong("state-round-trip")
-class FromStateMergesFirst(LoRA):
-    @classmethod
-    def from_state(cls, base, state, rank, alpha):
-        restored = super().from_state(base, state, rank, alpha)
-        return eqx.tree_at(lambda node: node.base, restored, restored.merge())
+def with_merged_base(cls, *saved):
+    adapter = restored(cls, *saved)
+    return eqx.tree_at(lambda node: node.base, adapter, adapter.merge())
 
 
 def from_rounded(function):
@@ -109,6 +101,8 @@ def from_rounded(function):
     )
 
 
+by_file("FromStateForgetsTheRank", from_state=with_rank_one)
+by_file("FromStateMergesFirst", from_state=with_merged_base)
 by_file(
     "FromStateRounds", from_state=from_rounded(lambda a: a.astype(jnp.bfloat16).astype(a.dtype))
 )

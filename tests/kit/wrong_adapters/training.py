@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from tests.core.gated_adapters import Gated, PenaltyPullsOnTheBase
 from tests.core.good_adapter import float_of
 
-from ._bases import Frozen, LoRA, with_bias, with_weight
+from ._bases import Frozen, LoRA, fed, term, updated, with_bias, with_tangent, with_weight
 from ._rows import Field, changed, noticed_by, trained, wrong
 
 by_contract = noticed_by("contract")
@@ -66,24 +66,17 @@ changed(
     survives="a frozen field of zeros may be meant",
     shift=Field(zeros_like_bias),
 )
-changed("adapter-acts", "DoesNothing", factors=lambda self: (0 * self.lora_A, self.lora_B))
+DoesNothing = changed(
+    "adapter-acts", "DoesNothing", factors=lambda self: (0 * self.lora_A, self.lora_B)
+)
 by_gradients("StopsA", factors=lambda self: (stop(self.lora_A), self.lora_B))
 by_gradients("StopsB", factors=lambda self: (self.lora_A, stop(self.lora_B)))
 # The gradient of rounding is zero.
 by_gradients("RoundsA", factors=lambda self: (jnp.round(8 * self.lora_A) / 8, self.lora_B))
-changed("merge-gradients", "MergeStopsTheUpdate", update=lambda self: stop(LoRA.update(self)))
+changed("merge-gradients", "MergeStopsTheUpdate", update=updated(stop))
 
 
-@jax.custom_jvp
-def doubled_gradient(array):
-    return array
-
-
-@doubled_gradient.defjvp
-def _doubled_gradient_jvp(primals, tangents):
-    return primals[0], 2 * tangents[0]
-
-
+doubled_gradient = with_tangent(lambda array: array, lambda primals, tangents: 2 * tangents[0])
 changed(
     "residual-gradients",
     "DoublesGradients",
@@ -93,8 +86,8 @@ by_derivatives(
     "StopsTheFirstProduct",
     product=lambda self, x, A, B: self.scale() * (B.astype(x.dtype) @ stop(A.astype(x.dtype) @ x)),
 )
-by_derivatives("StopsTheInput", added=lambda self, x: LoRA.added(self, stop(x)))
-by_derivatives("StopsTheWholeUpdate", added=lambda self, x: stop(LoRA.added(self, x)))
+by_derivatives("StopsTheInput", added=fed(stop))
+by_derivatives("StopsTheWholeUpdate", added=term(stop))
 # Layers before it do not learn.
 by_derivatives("StopsTheBase", __call__=lambda self, x: stop(self.base(x)) + self.added(x))
 

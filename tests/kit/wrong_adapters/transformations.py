@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import io_callback
 from tests.core.good_adapter import float_of
 
-from ._bases import LoRA, Magnitude, with_weight
+from ._bases import LoRA, Magnitude, fed, term, updated, with_tangent, with_weight
 from ._rows import Field, changed, noticed_by, static, wrong
 
 by_buffers = noticed_by("no-shared-buffers")
@@ -49,15 +49,12 @@ class DecomposesInTheCall(LoRA):
 
 @wrong("input-derivatives")
 class LoopsWithoutEnd(LoRA):
-    """The call uses a `while_loop`, which has no reverse mode."""
-
     def added(self, x):
         loops = jax.lax.while_loop(lambda n: n[0] < 1, lambda n: (n[0] + 1, n[1] + x), (0, 0 * x))
         return super().added(loops[1])
 
 
 def with_rule(gradient_of_matrix):
-    """The product of a matrix and a vector, in reverse mode by this rule."""
     product = jax.custom_vjp(lambda matrix, x: matrix @ x)
     product.defvjp(
         lambda matrix, x: (matrix @ x, (matrix, x)),
@@ -82,19 +79,9 @@ by_derivatives("HasReverseModeAlone", added=with_product(right_rule))
 by_derivatives("RuleReversesRows", added=with_product(reversed_rule))
 
 
-@jax.custom_jvp
-def _product(matrix, x):
-    return matrix @ x
-
-
-@_product.defjvp
-def _product_jvp(primals, tangents):
-    (matrix, x), (dmatrix, dx) = primals, tangents
-    return _product(matrix, x), dmatrix @ x + matrix @ dx
-
-
 # All derivatives are right, but Taylor mode does not see them.
-HidesItsProduct = changed("input-jet", "HidesItsProduct", added=with_product(_product))
+hidden = with_tangent(jnp.matmul, lambda primals, d: d[0] @ primals[1] + primals[0] @ d[1])
+HidesItsProduct = changed("input-jet", "HidesItsProduct", added=with_product(hidden))
 
 
 @wrong("jet-rules", survives="the adapter is right, and JAX has a gap")
@@ -109,10 +96,8 @@ def called_back(array):
 
 
 # A callback has no derivative.
-changed("gradients", "CallsBack", added=lambda self, x: called_back(LoRA.added(self, x)))
-changed(
-    "residual-gradients", "CallsBackInMerge", update=lambda self: called_back(LoRA.update(self))
-)
+changed("gradients", "CallsBack", added=term(called_back))
+changed("residual-gradients", "CallsBackInMerge", update=updated(called_back))
 
 
 @wrong("constructor-vmap-and-scan")
@@ -127,19 +112,14 @@ class CallsBackInItsConstructor(LoRA):
         return jax.pure_callback(lambda A: A + 1, A, A), B
 
 
-@jax.custom_jvp
-def _tick(x):
+def tick(x):
     io_callback(lambda: None, None)
     return x
 
 
-@_tick.defjvp
-def _tick_jvp(primals, tangents):
-    return _tick(*primals), tangents[0]
-
-
 # Work that reaches outside cannot be replayed.
-changed("checkpoint", "HasSideEffects", added=lambda self, x: LoRA.added(self, _tick(x)))
+ticking = with_tangent(tick, lambda primals, tangents: tangents[0])
+changed("checkpoint", "HasSideEffects", added=fed(ticking))
 by_file(
     "StaticFieldHoldsAValue",
     size=static(lambda self, base, key: float(jnp.linalg.norm(base.weight.astype(jnp.float32)))),
@@ -185,16 +165,9 @@ class MagnitudeForgetsMixedDerivatives(Magnitude):
         return y if bias is None else y + bias
 
 
-@jax.custom_jvp
-def first_order(x):
-    return jnp.sin(x)
-
-
-@first_order.defjvp
-def _first_order_jvp(primals, tangents):
-    return jnp.sin(primals[0]), jax.lax.stop_gradient(jnp.cos(primals[0])) * tangents[0]
-
-
+first_order = with_tangent(
+    jnp.sin, lambda primals, tangents: jax.lax.stop_gradient(jnp.cos(primals[0])) * tangents[0]
+)
 by_derivatives(
     "RightToTheFirstOrderAlone",
     added=lambda self, x: LoRA.added(self, x + (first_order(x) - jnp.sin(x))),

@@ -1,11 +1,9 @@
 """The models of the matrix, a module for each package that they come from."""
 
 import importlib
-import importlib.util
-import os
+import pkgutil
 
-import pytest
-
+from .._example import skip_without
 from .._model import Model
 
 # Distribution -> what it is imported as.
@@ -20,16 +18,6 @@ PACKAGES = {
     "e3nn-jax": "e3nn_jax",
     "sevenn": "sevenn",
 }
-_MODULES = (
-    "foundax",
-    "foundax_pretrained",
-    "equimo",
-    "eqx_zoo",
-    "pdequinox",
-    "flowjax",
-    "esm2",
-    "sevennet",
-)
 
 
 def every_model() -> tuple[Model, ...]:
@@ -38,11 +26,7 @@ def every_model() -> tuple[Model, ...]:
     Where a package is missing the module is skipped as a whole, except under `make test-models`,
     where it is an error: there nothing may be left out unnoticed.
     """
-    missing = [d for d, name in PACKAGES.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        message = f"needs {', '.join(missing)}, which `make test-models` installs"
-        if os.environ.get("JNO_LORA_TEST_MODELS"):
-            raise ImportError(message)
-        pytest.skip(message, allow_module_level=True)
-    modules = [importlib.import_module(f".{name}", __name__) for name in _MODULES]
+    skip_without(PACKAGES)
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f".{name}", __name__) for name in names]
     return tuple(model for module in modules for model in module.MODELS)

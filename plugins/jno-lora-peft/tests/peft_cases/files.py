@@ -48,7 +48,6 @@ def write_files(folder, tensors, **config):
 
 
 def read_files(folder):
-    """The configuration and the tensors of the adapter in `folder`."""
     config = json.loads((folder / "adapter_config.json").read_text())
     return config, load_file(folder / "adapter_model.safetensors")
 
@@ -60,7 +59,6 @@ def stack_of(count):
 
 
 def moved(model):
-    """A model with other numbers in its adapters."""
     trains, rest = eqx.partition(model, lora_trainable_filter(model))
     moved = jax.tree.map(lambda a: a + jnp.asarray(0.3 * normal(*a.shape), a.dtype), trains)
     return eqx.combine(moved, rest)

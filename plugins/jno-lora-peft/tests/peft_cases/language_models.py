@@ -48,7 +48,6 @@ def theirs(family, is_tied=True):
 
 
 def ours(family, is_tied=True):
-    """The same model in eqx-zoo."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         theirs(family, is_tied).save_pretrained(folder)
         return CausalLM.from_pretrained(folder)
@@ -72,7 +71,6 @@ def loaded(folder, family, is_tied=True):
 
 @torch.no_grad()
 def their_logits(model):
-    """The logits of a model on Torch."""
     return model(torch.tensor([IDS])).logits[0].numpy()
 
 

@@ -31,7 +31,6 @@ def table() -> str:
 
 
 def page() -> str:
-    """The page with that table in it."""
     new, count = re.subn(
         r"(?<=<!-- types -->\n).*?(?=<!-- /types -->)",
         lambda _: table(),

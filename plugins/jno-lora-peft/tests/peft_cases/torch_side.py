@@ -279,7 +279,6 @@ def two_adapters():
 
 
 def linear_twin(layer):
-    """A linear layer of Torch as one of Equinox."""
     linear = eqx.nn.Linear(layer.in_features, layer.out_features, key=jax.random.key(0))
     arrays = [jnp.asarray(x.detach().numpy()) for x in (layer.weight, layer.bias)]
     return eqx.tree_at(lambda m: (m.weight, m.bias), linear, arrays)

@@ -41,7 +41,6 @@ def twin(weights):
 
 
 def inputs():
-    """A batch for each layer."""
     random = np.random.default_rng(0)
     shapes = {
         "block.fc": (5,),

@@ -12,14 +12,13 @@ see: starts, options, precision, memory, refusals.
 from . import laws_from_data, laws_shared, laws_sparse, laws_structured, laws_turned
 from .adapters import (
     ALL_METHODS,
-    SAME_BUT,
+    LAW_WAYS,
     WAYS,
     WHOLE_KIT,
     Adapter,
     adapters,
     build,
     dealt,
-    kind_only,
     law_of,
     made,
     on_cases,

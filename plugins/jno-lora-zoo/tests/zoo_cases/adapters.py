@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import ALL, methods_on, pairwise
+from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import lora_trainable_filter
 from jno.lora._shared_arrays import with_shared_arrays
+from jno_lora_zoo import METHODS
 
 from .laws import LAWS, fields_of, reference
 from .laws_from_data import given_to
@@ -24,17 +25,11 @@ ALL_METHODS = tuple(LAWS)
 # One method for each way to use a layer: a product of two factors, the norms of the weight's rows,
 # a changed base, factors that are drawn, a factor of the outputs, an update in pieces, a rotation.
 WAYS = ("LoRA", "DoRA", "PiSSA", "VeRA", "IA3", "LoKr", "OFT")
-# rsLoRA is LoRA with another scale, and MiLoRA is PiSSA with other triplets: what a kind of layer
-# does with them, it does with LoRA and PiSSA. (`test_conformance.py` checks that this is all.)
-SAME_BUT = {"rsLoRA": ("LoRA", "scale_for"), "MiLoRA": ("PiSSA", "triplets")}
+# One method for each law and way to compute it: PiSSA, say, computes as LoRA does.
+LAW_WAYS = {(m.forward, m.law, getattr(m, "update", None)): m.__name__ for m in METHODS}.values()
 # The methods that run the whole kit on each kind of layer. DoRA has a low-rank product, a norm of
 # each row and a gain of the outputs, and so uses the most of a kind.
 WHOLE_KIT = WAYS if ALL else ("DoRA",)
-
-
-def kind_only(kind: str) -> list[str]:
-    """The methods that run the kind's checks alone on this kind of layer."""
-    return [method for method in methods_on(kind) if method not in WHOLE_KIT]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,10 @@ import equinox as eqx
 import numpy as np
 
 from .layers import (
-    DoublingCell,
     DuckConv,
     DuckEmbedding,
     DuckLinear,
     PeriodicConv,
-    ScaledEmbedding,
     ScaledLinear,
 )
 
@@ -108,11 +106,6 @@ def _(layer: Any, W: np.ndarray, at: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return 2 * W.T[ids]
 
 
-@output.register(ScaledEmbedding)
-def _(layer: Any, W: np.ndarray, at: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    return np.sqrt(len(W)) * W.T[ids]
-
-
 @output.register(eqx.nn.GRUCell)
 def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Reset, update and new state, of which the reset gate acts behind the bias `bias_n`.
@@ -126,11 +119,6 @@ def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, h: np.ndarray) ->
     reset, update = _sigmoid(i_r + h_r), _sigmoid(i_z + h_z)
     new = np.tanh(i_n + reset * (h_n + bias_n))
     return (1 - update) * new + update * h
-
-
-@output.register(DoublingCell)
-def _(cell: Any, W: np.ndarray, at: np.ndarray, x: np.ndarray, h: np.ndarray) -> np.ndarray:
-    return 2 * output.dispatch(eqx.nn.GRUCell)(cell, W, at, x, h)
 
 
 @output.register(eqx.nn.LSTMCell)

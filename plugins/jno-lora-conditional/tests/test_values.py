@@ -1,14 +1,16 @@
-"""A value of the parameter for each example: outputs, copies, memory, states."""
+"""Values of the parameter, for each example and known while a step is compiled; derivatives."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from foundax.architectures.fno import SpectralConv1d
+from jax.experimental.jet import jet
 
 from jno.lora import Net, extract_adapters, swap_adapters
 from jno.lora.extending import equations_in
-from jno_lora_conditional import Conditional, Powers, at
+from jno_lora_conditional import Conditional, Indexed, Network, Powers, at, merge
 from jno_lora_conditional.testing import trained_at_random
 
 BATCH, RANK, INPUTS, OUTPUTS = 7, 3, 16, 24
@@ -62,19 +64,6 @@ def test_no_example_copies_factors_or_weights(kind, wrapper, options, degree):
             assert not (shape[:1] == (BATCH,) and is_copy), equation
 
 
-def test_a_value_per_example_takes_the_memory_of_one_value():
-    mlp = eqx.nn.MLP(64, 64, 64, 2, key=KEY)
-    net = Net(mlp).freeze().lora(rank=8)
-    conditional = trained_at_random(Conditional(net, Powers(source=0.0)))
-    zs, xs = jnp.linspace(0.0, 1.0, 64), jnp.ones((64, 64))
-
-    def memory(function):
-        return jax.jit(function).lower(zs, xs).compile().memory_analysis().temp_size_in_bytes
-
-    one = memory(lambda zs, xs: jax.vmap(at(conditional, 0.5))(xs))
-    assert memory(lambda zs, xs: outputs(conditional, zs, xs)) <= 1.1 * one
-
-
 @pytest.mark.parametrize(("kind", "wrapper"), [("linear", "dora"), ("spectral", "cp")])
 def test_the_state_of_a_traced_model_is_a_plain_state(kind, wrapper):
     layer, conditional, _, xs = made(kind, wrapper, {}, 2)
@@ -103,3 +92,55 @@ def test_a_stack_and_dropout():
         assert jnp.allclose(scanned(float(z), key), y, rtol=1e-5, atol=1e-5)
     plain = jax.lax.scan(lambda h, layer: (layer(h), None), x, stack)[0]
     assert jnp.allclose(mapped[0], plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("basis", "z", "is_summed"),
+    [
+        (Indexed(4), 2, True),
+        (Powers(source=0.1), 0.3, True),
+        (Powers(source=0.1), jnp.array(0.3), True),
+        (Network(source=0.1, key=KEY), 0.3, False),  # its arrays are traced
+    ],
+)
+def test_directions_are_summed_for_a_known_value(basis, z, is_summed):
+    """A roll-out over four contexts would cost four products for each call otherwise."""
+    net = Net(eqx.nn.Linear(4, 3, key=KEY)).freeze().lora(rank=2)
+    conditional = trained_at_random(Conditional(net, basis))
+    seen = []
+
+    @eqx.filter_jit
+    def step(conditional, x):
+        adapter = at(conditional, z)
+        seen.append(adapter.direction_weights is None)
+        return adapter(x)
+
+    x = jnp.ones(4)
+    y = step(conditional, x)
+    assert seen == [is_summed]
+    assert jnp.allclose(y, at(conditional, z)(x), atol=1e-5)
+
+
+def derivatives(u, x):
+    return {
+        "reverse over reverse": jax.jacrev(jax.grad(u))(x),
+        "forward over forward": jax.jacfwd(jax.jacfwd(u))(x),
+        "jet": jet(u, (x,), ((jnp.asarray((0.5, 1.0), x.dtype), 0 * x, 0 * x),)),
+    }
+
+
+def test_derivatives_by_the_inputs_are_the_merged_networks():
+    with jax.enable_x64(True):
+        model = eqx.nn.MLP(2, "scalar", 8, 2, jnp.tanh, key=jax.random.key(0))
+        net = Net(model, key=jax.random.key(1)).freeze().lora(2, 4.0, wrapper="adalora")
+        family = trained_at_random(Conditional(net, Powers(0.2, degree=2)))
+        x = jnp.array((0.3, -0.2))
+        ours = jax.jit(lambda z, x: derivatives(at(family, z), x))(0.7, x)
+        plain, start = (
+            eqx.filter_jit(derivatives)(merged, x) for merged in (merge(family, 0.7), model)
+        )
+        for kind in ours:
+            trees = (tree[kind] for tree in (ours, plain, start))
+            for left, right, before in zip(*map(jax.tree.leaves, trees), strict=True):
+                np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12, err_msg=kind)
+                assert np.max(np.abs(left - before)) > 1e-3, kind

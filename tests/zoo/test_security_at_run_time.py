@@ -3,7 +3,6 @@
 `watched.py` is the process; here are plugins for it, one of which is blocked.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.core.conftest import site  # noqa: F401
 
 WATCHED = Path(__file__).with_name("watched.py")
 
@@ -27,15 +26,9 @@ EVIL = """
 """
 
 
-ZOO = pytest.mark.skipif(not importlib.util.find_spec("jno_lora_peft"), reason="needs it")
-
-
-@pytest.mark.parametrize(
-    ("wrapper", "forbidden"),
-    # The names of distributions that are as long as the names of the adapters' distributions.
-    [("Acme", "evil-lora"), pytest.param("lora", "evil-adapter", marks=ZOO)],
-)
-def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, site):
+def test_nothing_is_done_but_what_the_security_policy_says(site):  # noqa: F811
+    # As long as the name of the zoo, the distribution of the adapters.
+    forbidden = "evil-adapter"
     site.plugin("acme-lora", '"Acme"')
     evil = site.install(forbidden, EVIL)
     folder = site.root / "files"
@@ -47,7 +40,7 @@ def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, s
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "0",
     }
-    command = [sys.executable, "-P", str(WATCHED), wrapper, str(folder), forbidden]
+    command = [sys.executable, "-P", str(WATCHED), str(folder), forbidden]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -63,22 +56,18 @@ def test_nothing_is_done_but_what_the_security_policy_says(wrapper, forbidden, s
         done = [(event, temporary.sub("TEMPORARY", path)) for event, path, _ in events]
         files[step] = {one for one in done if not is_metadata(*one, found["path"])}
 
-    file, lying, peft = (
-        folder / "adapters.safetensors",
-        folder / "lying.safetensors",
-        folder / "peft",
-    )
+    file, lying = folder / "adapters.safetensors", folder / "lying.safetensors"
+    peft = folder / "peft"
     written = {("open", "TEMPORARY"), ("os.rename", "TEMPORARY")}
     nothing, read = set(), {("open", str(file))}
+    config, tensors = (str(peft / f"adapter_{p}") for p in ("config.json", "model.safetensors"))
     expected = dict.fromkeys(["import", "apply", "plan", "merge", "report"], nothing)
     expected |= {"save": written} | dict.fromkeys(["read", "load", "inspect"], read)
-    expected |= {"load what lies": {("open", str(lying))}}
-    if wrapper == "lora":
-        config, tensors = (str(peft / f"adapter_{p}") for p in ("config.json", "model.safetensors"))
-        expected["load_peft"] = {("open", config), ("open", tensors)}
-        # There is no description while the tensors change: the old one is put aside.
-        made = {("os.mkdir", str(peft)), ("os.rename", config), ("os.remove", "TEMPORARY")}
-        expected["save_peft"] = written | made
+    expected["load what lies"] = {("open", str(lying))}
+    expected["load_peft"] = {("open", config), ("open", tensors)}
+    # There is no description while the tensors change: the old one is put aside.
+    made = {("os.mkdir", str(peft)), ("os.rename", config), ("os.remove", "TEMPORARY")}
+    expected["save_peft"] = written | made
     assert files == expected
 
 

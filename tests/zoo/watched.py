@@ -1,4 +1,4 @@
-"""Uses the library under an audit hook: `python watched.py WRAPPER FOLDER FORBIDDEN`.
+"""Uses the library under an audit hook: `python watched.py FOLDER FORBIDDEN`.
 
 An audit hook cannot be taken away again, so that this is a process of its own. It prints as JSON
 what our code did at each step, or had others do. `FORBIDDEN` is a distribution that is not to be
@@ -74,7 +74,7 @@ class Watch:
         return False
 
 
-def main(wrapper, folder, forbidden):
+def main(folder, forbidden):
     """Do everything once, and say what was seen."""
     # JAX and Equinox are there, and what they did is theirs.
     one, two, key = jax.random.split(jax.random.key(0), 3)
@@ -84,28 +84,24 @@ def main(wrapper, folder, forbidden):
 
     def imported():
         from jno import lora
-        from jno.lora import _commands
+        from jno.lora import _commands, peft as peft
 
-        if wrapper == "lora":  # with the zoo, the plugin for PEFT's files is tried as well
-            from jno.lora import peft as peft
         return lora, _commands.cli
 
     lora, cli = watch.during("import", imported)
-    adapted = watch.during(
-        "apply", lambda: lora.apply_lora(model, 1, key=key, wrapper=wrapper, target="canary")
-    )
+    call = {"key": key, "wrapper": "lora", "target": "canary"}
+    adapted = watch.during("apply", lambda: lora.apply_lora(model, 1, **call))
     steps = {
-        "plan": lambda: str(lora.plan_lora(model, 1, wrapper=wrapper)),
+        "plan": lambda: str(lora.plan_lora(model, 1, wrapper="lora")),
         "merge": lambda: lora.merge_lora(adapted),
         "report": lambda: str(lora.lora_report(adapted)),
         "save": lambda: lora.save_adapters(adapted, file),
         "read": lambda: lora.read_adapters(file),
         "load": lambda: lora.load_adapters(model, file),
         "inspect": lambda: cli(["inspect", str(file)], standalone_mode=False),
+        "save_peft": lambda: lora.peft.save_peft(adapted, folder / "peft"),
+        "load_peft": lambda: lora.peft.load_peft(model, folder / "peft"),
     }
-    if wrapper == "lora":
-        steps["save_peft"] = lambda: lora.peft.save_peft(adapted, folder / "peft")
-        steps["load_peft"] = lambda: lora.peft.load_peft(model, folder / "peft")
     for name, step in steps.items():
         watch.during(name, step)
 
@@ -131,4 +127,4 @@ def main(wrapper, folder, forbidden):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))
