@@ -1,6 +1,6 @@
 """Write the directory of plugins from the metadata of distributions.
 
-    python docs/directory.py
+    python -m docs.directory
 
 A plugin is a distribution with entry points in the group `jno.lora`. Its metadata also say what the
 row has: the summary, the tier as the keyword `jno-lora-complete`, the bounds, and the licence.

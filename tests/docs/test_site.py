@@ -46,7 +46,7 @@ def test_the_directory_of_plugins_is_current():
     spec = importlib.util.spec_from_file_location("directory", DOCS / "directory.py")
     directory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(directory)
-    # If not: `python docs/directory.py`.
+    # If not: `python -m docs.directory`.
     assert directory.page() == (DOCS / "directory.md").read_text()
     rows = [
         line.split(" | ") for line in directory.page().splitlines() if "`jno-lora-" in line[:12]

@@ -164,7 +164,8 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    lines = [text for text in (results and sentence(results), unchecked) if text]
+    lines = [sentence(results)] if results else []
+    lines += [unchecked] if unchecked else []
     if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
         lines.insert(1, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
     return table(title, columns, rows, "\n".join(lines))

@@ -1,8 +1,8 @@
 """ChebyshevKAN: a kind of layer, with an adapter for every method of the zoo. Edit this file."""
 
 import equinox as eqx
-import jno_lora_zoo as zoo
 
+import jno_lora_zoo as zoo
 from jno_lora_chebyshev_kan.kan import ChebyshevKAN as ChebyshevKAN
 
 

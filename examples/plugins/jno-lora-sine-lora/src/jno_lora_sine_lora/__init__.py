@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import jno_lora_zoo as zoo
 
+import jno_lora_zoo as zoo
 from jno.lora import About
 
 
