@@ -53,7 +53,7 @@ def test_the_directory_of_plugins_is_current():
     ]
     assert {len(row) for row in rows} == {len(directory.COLUMNS)}
     tiers = {row[0].strip("| `"): row[3] for row in rows}
-    assert tiers["jno-lora-sine-lora"] == tiers["jno-lora-zoo"] == "*complete*"
+    assert tiers["jno-lora-sine-lora"] == tiers["jno-lora-attention"] == "*complete*"
     assert "jno-lora-bank" not in tiers and tiers["jno-lora-compare"] == ""
 
 

@@ -164,10 +164,10 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    lines = [sentence(results)] if results else []
-    lines += [unchecked] if unchecked else []
+    # Adapters that were not checked have no tier.
+    lines = [unchecked or sentence(results)]
     if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
-        lines.insert(1, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
+        lines.insert(0, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
     return table(title, columns, rows, "\n".join(lines))
 
 
@@ -186,7 +186,8 @@ def as_json(results: list[CheckResult], unchecked: str) -> str:
         for result in results
     ]
     tiers = {tier: why_below(tier, results) for tier in TIERS}
-    facts = {"jno_lora": __version__, "tier": tier_of(results), "missing_for_tier": tiers}
+    tier = None if unchecked else tier_of(results)
+    facts = {"jno_lora": __version__, "tier": tier, "missing_for_tier": tiers}
     return json.dumps({**facts, "unchecked": unchecked, "results": listed}, indent=2)
 
 

@@ -96,7 +96,7 @@ def check(
         cases, unchecked = _check.cases_in(what, named), ""
     results = _check.run(cases, only or ("*",), rank) if cases else []
     if badge is not None and results:
-        write_badge(badge, tier_of(results))
+        write_badge(badge, None if unchecked else tier_of(results))
     click.echo((_check.as_json if as_json else _check.as_table)(results, unchecked))
     broken = [result for result in results if result.error and result.level == "required"]
     advice = [result for result in results if result.error and result.level == "advice"]
