@@ -3,6 +3,7 @@
 import math
 import pathlib
 import statistics
+from typing import NamedTuple
 
 from .._pages import DOCS, fill, filled, percent
 from .._records import read
@@ -96,44 +97,59 @@ def _of(counts: tuple[int, int]) -> str:
 
 
 def _goals(study: Study) -> str:
-    """The clauses of the goal for each conditional method, and ratios to the best baseline."""
+    """The clauses of the goal for each conditional method, and ratios to the best baseline.
+
+    Beside each ratio stands the ratio of the goal's adapter, over the same cells and seeds.
+    """
     lines = [
-        "| method | trained | lowest of all | at most full at the value | error / best baseline's, "
-        "inside | outside | source changes by |",
-        "|---" * 7 + "|",
+        "| method | trained | lowest of all | at most full at the value | cells | error / best "
+        "baseline's, inside | outside | source changes by |",
+        "|---" * 8 + "|",
     ]
     for method in (*study.plan.main, *study.plan.second):
         goal = study.goal(method.name)
         if not method.is_conditional or not goal.share:
             continue
-        ratios = [_ratio_to_best(study, method.name, end) for end in ("inside", "outside")]
+        ends = [_compared(study, method.name, end) for end in ("inside", "outside")]
         columns = [
             f"`{method.name}`",
             percent(goal.share),
             *(_of(counts) if counts[1] else "" for counts in (goal.baselines, goal.targets)),
-            *ratios,
+            " + ".join(str(end.cells) for end in ends),
+            *(f"{end.ratio:.2f} ({end.of_headline:.2f})" if end.cells else "" for end in ends),
             f"{goal.source:.0e}" if goal.source else "0",
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
 
-def _ratio_to_best(study: Study, method: str, end: str) -> str:
-    """The geometric mean of the ratios to the best baseline of each task and number of samples."""
-    logs = []
+class Compared(NamedTuple):
+    """Geometric means of the ratios to the best baseline of each task and number of samples."""
+
+    cells: int  # values of the parameter, counted for each task and number of samples
+    ratio: float
+    of_headline: float  # of the goal's adapter, over the same cells and seeds
+
+
+def _compared(study: Study, method: str, end: str) -> Compared:
+    """The ratios where the method, the goal's adapter and all baselines have results."""
+    count = 0
+    logs: list[tuple[float, float]] = []
     for task in study.plan.tasks:
         for samples in study.plan.effort.samples:
-            cell = study.cell(task, method, samples)
-            baselines = [study.cell(task, name, samples) for name in BASELINES]
-            if cell is None or None in baselines:
+            names = (method, HEADLINE, *BASELINES)
+            cells = [cell for name in names if (cell := study.cell(task, name, samples))]
+            seeds = set.intersection(*(set(cell.errors) for cell in cells)) if cells else set()
+            if len(cells) < len(names) or not seeds:
                 continue
             where = _indices(task, end)
-            mean = cell.over(where)
-            ratios = [mean.ratio(each.over(where)) for each in baselines if each is not None]
-            known = [ratio for ratio in ratios if ratio is not None]
-            if len(known) == len(baselines):
-                logs.append(math.log(max(known)))
-    return f"{math.exp(statistics.fmean(logs)):.2f}" if logs else ""
+            mean, of_headline, *means = (c.only(seeds).over(where).mean for c in cells)
+            count += len(where)
+            logs.append((math.log(mean / min(means)), math.log(of_headline / min(means))))
+    if not logs:
+        return Compared(0, 1.0, 1.0)
+    ratios = (math.exp(statistics.fmean(side)) for side in zip(*logs, strict=True))
+    return Compared(count, *ratios)
 
 
 def _losses(study: Study) -> str:

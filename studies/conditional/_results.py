@@ -3,7 +3,8 @@
 import pathlib
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .._records import Record, read
@@ -30,6 +31,10 @@ class Cell(NamedTuple):
     def at(self, index: int) -> "Mean":
         """The errors at one value."""
         return Mean({seed: errors[index] for seed, errors in self.errors.items()})
+
+    def only(self, seeds: Collection[int]) -> "Cell":
+        """The cell with some of its seeds."""
+        return self._replace(errors={seed: self.errors[seed] for seed in sorted(seeds)})
 
     def over(self, indices: range) -> "Mean":
         """The means over several values."""
@@ -88,12 +93,14 @@ class Study:
     """All results. Cells by task, method, samples, and the value of the target (or 0).
 
     `untouched` has the errors of the pretrained model, for each time that it was pretrained.
+    `values` has the fits of `ValueFits` by task, name and value, and then by seed.
     """
 
     plan: Plan
     cells: dict[tuple[str, str, int, float], Cell]
     untouched: dict[str, list[Errors]]
     fits: dict[tuple[str, int, float], Fits]
+    values: dict[tuple[str, str, float], dict[int, Record]] = field(default_factory=dict)
 
     def cell(self, task: Task, method: str, samples: int, value: float = 0.0) -> Cell | None:
         """The results of one method."""
@@ -167,13 +174,15 @@ def load(path: pathlib.Path, plan: Plan) -> Study:
         setting = tuple(record[name] for name in KEY[:4])
         seed = record["seed"]
         groups[setting].setdefault(seed, {})[record["rate"], record["ratio"]] = record
-    cells, fits = {}, {}
+    cells, fits, values_of = {}, {}, {}
     for (task, method, samples, value), seeds in groups.items():
         if method == FIT:
             fits[task, samples, value] = _fits([at[0.0, 0.0] for at in seeds.values()])
+        elif method.startswith(f"{FIT}, "):
+            values_of[task, method, value] = {seed: at[0.0, 0.0] for seed, at in seeds.items()}
         elif cell := _cell(method, seeds):
             cells[task, method, samples, value] = cell
-    return Study(plan, cells, untouched, fits)
+    return Study(plan, cells, untouched, fits, values_of)
 
 
 def _cell(method: str, seeds: dict[int, dict[Any, Record]]) -> Cell | None:

@@ -14,16 +14,18 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from .._families import Effort
 from .._records import Record, append, read
 from .._search import Evaluate, best_rates
-from ._fitting import Given
+from ._fitting import Given, State
 from ._methods import FULL, HEADLINE, MAIN, METHODS, POOLED, SECOND, Method
 from ._prepared import Prepared
 from ._tasks import TASKS, Task
+from ._value_fits import FITTED, ValueFits, forms_of
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "conditional.jsonl"
 KEY = ("task", "method", "samples", "value", "seed", "rate", "ratio")
 EFFORT = Effort(pool=32, test=64, samples=(16, 8, 32))
 # Names in the records, beside the names of methods.
-UNTOUCHED, TARGET, SETS, FIT = "none", "full at the value", "interpolated sets", "fit"
+UNTOUCHED, TARGET, SETS = "none", "full at the value", "interpolated sets"
+FIT, FITS = "fit", "fits of the value"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Plan:
     main: Sequence[Method] = MAIN
     second: Sequence[Method] = SECOND
     effort: Effort = EFFORT
-    left_out: Sequence[str] = ()
+    left_out: Sequence[str] = (FITS,)
     repeats_all: bool = False
     files: Sequence[pathlib.Path] = ()
 
@@ -67,11 +69,12 @@ class Plan:
         order += [(FIT, most, (0,))]
         order += [(name, samples, (0,)) for samples in further for name in names]
         order += [(name, first, (0,)) for name in seconds]
+        order += [(FITS, most, (0,))]
         seeds = range(1, self.effort.seeds)
         repeated = self.effort.samples if self.repeats_all else (first,)
         if seeds:
             order += [(name, samples, seeds) for samples in repeated for name in names]
-            order += [(FIT, most, seeds)]
+            order += [(name, most, seeds) for name in (FIT, FITS)]
         jobs = [Job(task, *part) for part in order for task in self.tasks]
         return [job for job in jobs if job.method not in self.left_out and _is_distinct(job)]
 
@@ -127,6 +130,8 @@ class Runs:
                 self._combine(task, samples, seed)
             elif job.method == FIT:
                 self._fit(task, samples, seed)
+            elif job.method == FITS:
+                self._fit_values(task, samples, seed)
             else:
                 search(self, task, job.method, samples, 0.0, seed)
 
@@ -206,12 +211,7 @@ class Runs:
         if not missing:
             return
         ready = self._ready(task)
-        rates = search(self, task, HEADLINE, samples, 0.0, seed)
-        outcome = self.train(task, HEADLINE, samples, 0.0, seed, *rates)
-        _, frozen = ready.parts(method_of(HEADLINE), seed)
-        state = jax.tree.map(
-            lambda x, y: y if x is None else x, outcome.trainable, frozen, is_leaf=_is_none
-        )
+        state = self._trained(task, HEADLINE, samples, seed)
         jax.block_until_ready(ready.fitted(state, *missing[0][:1], seed, 1))  # compiles
         for value, used in missing:
             begin = time.process_time()
@@ -219,9 +219,41 @@ class Runs:
             self._record(
                 *(task, FIT, used, value, seed),
                 errors=errors,
-                z=[float(f"{number:.6g}") for number in np.asarray(z)],
+                z=_rounded(z),
                 seconds=round((time.process_time() - begin) / len(z), 3),
             )
+
+    def _fit_values(self, task: Task, samples: int, seed: int) -> None:
+        """The value alone, fitted to one simulation, by several models and in several forms."""
+        for method in filter(lambda method: method.on(task), map(method_of, FITTED)):
+            missing = [
+                (value, form)
+                for value in (*task.inside, *task.outside)
+                for form in forms_of(method, task)
+                if not self._known(task, form.named(method.name), samples, value, seed)
+            ]
+            if not missing:
+                continue
+            state = self._trained(task, method.name, samples, seed)
+            fits = ValueFits(self._ready(task), state, samples, seed)
+            for value, form in missing:
+                begin = time.process_time()
+                z, errors = jax.block_until_ready(fits(value, form))
+                self._record(
+                    *(task, form.named(method.name), samples, value, seed),
+                    errors=errors,
+                    z=_rounded(z),
+                    seconds=round(time.process_time() - begin, 3),
+                )
+
+    def _trained(self, task: Task, name: str, samples: int, seed: int) -> State:
+        """The model of a method, trained at its best rates."""
+        rates = search(self, task, name, samples, 0.0, seed)
+        outcome = self.train(task, name, samples, 0.0, seed, *rates)
+        _, frozen = self._ready(task).parts(method_of(name), seed)
+        return jax.tree.map(
+            lambda x, y: y if x is None else x, outcome.trainable, frozen, is_leaf=_is_none
+        )
 
     def _ready(self, task: Task) -> Prepared:
         if task.name not in self._prepared:
@@ -254,7 +286,11 @@ def method_of(name: str) -> Method:
 
 
 def _is_distinct(job: Job) -> bool:
-    return job.method in (TARGET, SETS, FIT) or method_of(job.method).on(job.task)
+    return job.method in (TARGET, SETS, FIT, FITS) or method_of(job.method).on(job.task)
+
+
+def _rounded(z: Any) -> list[float]:
+    return [float(f"{number:.6g}") for number in np.asarray(z)]
 
 
 def _is_none(x: Any) -> bool:

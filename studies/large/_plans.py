@@ -1,8 +1,19 @@
 """What the study runs: two shifted settings, and a viscosity that varies."""
 
+from dataclasses import replace
+
 from .._families import Effort
-from ..conditional._methods import COMBINED, FILM, FULL, HEADLINE, METHODS as CONDITIONAL_METHODS
-from ..conditional._runs import FIT, SETS, Plan as ConditionalPlan
+from ..conditional._methods import (
+    AGAIN as AGAIN_METHODS,
+    AGAIN_HEADLINE,
+    COMBINED,
+    FILM,
+    FILM_BY_NUMBER,
+    FULL,
+    HEADLINE,
+    METHODS as CONDITIONAL_METHODS,
+)
+from ..conditional._runs import FIT, FITS, RESULTS, SETS, TARGET, Plan as ConditionalPlan
 from ..conditional._tasks import Task
 from ..operators._methods import METHODS, Method
 from ..operators._problems import Problem
@@ -63,5 +74,20 @@ CONDITIONAL = ConditionalPlan(
     tuple(m for m in CONDITIONAL_METHODS if m.name in (HEADLINE, COMBINED, FILM.name, FULL)),
     (),
     Effort(pool=64, test=32, samples=(16, 64), seeds=1, batch=4, steps=400),
-    left_out=(SETS, FIT),
+    left_out=(SETS, FIT, FITS),
 )
+CONDITIONAL_RESULTS = RESULTS.with_name("large-conditional.jsonl")
+# The goal compares the first three. The rest run with 16 simulations and one seed, if they are not
+# recorded already.
+_COMPARED = (AGAIN_HEADLINE, FILM_BY_NUMBER.name, FILM.name)
+_VARIANTS = tuple(m for m in AGAIN_METHODS if m.film and m.name != AGAIN_HEADLINE)
+AGAIN = replace(
+    CONDITIONAL,
+    main=tuple(m for name in _COMPARED for m in CONDITIONAL_METHODS if m.name == name),
+    second=(*_VARIANTS, *(m for m in CONDITIONAL_METHODS if m.name in (HEADLINE, FULL))),
+    effort=replace(CONDITIONAL.effort, seeds=2),
+    left_out=(TARGET, SETS, FIT),
+    repeats_all=True,
+    files=(CONDITIONAL_RESULTS,),
+)
+AGAIN_RESULTS = RESULTS.with_name("large-conditional-again.jsonl")

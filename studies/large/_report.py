@@ -12,10 +12,9 @@ from ..operators._problems import Problem
 from ..operators._report import errors_by_samples, forgetting, goal, summary, table
 from ..operators._results import load
 from ..operators._runs import Plan
-from ._plans import CONDITIONAL, PLAN
+from ._plans import CONDITIONAL, CONDITIONAL_RESULTS, PLAN
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "large.jsonl"
-CONDITIONAL_RESULTS = RESULTS.with_name("large-conditional.jsonl")
 
 
 def write_page(

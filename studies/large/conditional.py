@@ -5,8 +5,8 @@ from dataclasses import replace
 from .._command import command
 from .._families import QUICK
 from ..conditional._runs import run
-from ._plans import CONDITIONAL
-from ._report import CONDITIONAL_RESULTS, write_page
+from ._plans import CONDITIONAL, CONDITIONAL_RESULTS
+from ._report import write_page
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -221,6 +221,6 @@ def test_pictures_that_have_little_or_nothing_to_show(effects, model, monkeypatc
         plot_adapters(Net(model).lora(1, target="head", wrapper=Unmergeable).module)
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "jno.lora._showing.plots")
+    monkeypatch.delitem(sys.modules, "jno_lora_combine._figure")
     with pytest.raises(MissingLibraryError, match=r'pip install "jno-lora\[plot\]"'):
         plot_adapters(effects)

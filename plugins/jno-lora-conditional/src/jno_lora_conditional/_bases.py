@@ -56,7 +56,20 @@ class Basis(eqx.Module):
         """`phi(z)`."""
 
 
-class Powers(Basis):
+class _Measured(Basis):
+    """A basis of `u`, the distance from the source in a coordinate, over a unit."""
+
+    source: Any = eqx.field(static=True)
+    unit: Any = eqx.field(static=True)
+    coordinate: str = eqx.field(static=True)
+
+    @property
+    def log(self) -> bool:
+        """Whether the coordinate is the logarithm."""
+        return self.coordinate == "log"
+
+
+class Powers(_Measured):
     """`u, u^2, ..., u^degree` for each parameter, with `u = (z - source) / unit`.
 
     **Arguments:**
@@ -73,10 +86,7 @@ class Powers(Basis):
     **Raises:** `SelectionError` if an argument makes no sense.
     """
 
-    source: Any = eqx.field(static=True)
-    unit: Any = eqx.field(static=True)
     degree: int = eqx.field(static=True)
-    coordinate: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -96,8 +106,7 @@ class Powers(Basis):
             raise SelectionError(
                 f"`unit` must be one number, or as many as `source` {source!r}, but is {unit!r}"
             )
-        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
-            raise SelectionError(f"`degree` must be a positive integer, but is {degree!r}")
+        _check_counts(degree=degree)
         in_use = coordinate_named(self.coordinate)
         if not np.all(in_use.has(np.asarray(self.source))):
             raise SelectionError(
@@ -105,17 +114,12 @@ class Powers(Basis):
                 f"is {source!r}"
             )
 
-    @property
-    def log(self) -> bool:
-        """Whether the coordinate is the logarithm."""
-        return self.coordinate == "log"
-
     def __call__(self, z: Any) -> Float[Array, " K"]:
         u = distance(z, self.source, self.unit, self.coordinate)
         return jnp.concatenate([u**power for power in range(1, self.degree + 1)])
 
 
-class Network(Basis):
+class Network(_Measured):
     """A small network of the parameters: `phi(z) = sum_i u_i g_i(u)`, with `u` as in `Powers`.
 
     `g` is a trained MLP. Because of the factors `u_i`, `phi` is zero at the source.
@@ -128,9 +132,6 @@ class Network(Basis):
     - `key`: of its initial values.
     """
 
-    source: Any = eqx.field(static=True)
-    unit: Any = eqx.field(static=True)
-    coordinate: str = eqx.field(static=True)
     network: eqx.nn.MLP
     size: int = eqx.field(static=True)
 
@@ -147,20 +148,11 @@ class Network(Basis):
         key: PRNGKeyArray,
     ):
         linear = Powers(source, unit, log=log, coordinate=coordinate)  # checks the arguments
-        if size < 1 or width < 1 or depth < 0:
-            raise SelectionError(
-                "`size` and `width` must be 1 or more, and `depth` 0 or more, but are "
-                f"{size}, {width} and {depth}"
-            )
+        _check_counts(size=size, width=width)
         self.source, self.unit, self.coordinate = linear.source, linear.unit, linear.coordinate
         self.size = size
         parameters = np.size(linear.source)
         self.network = eqx.nn.MLP(parameters, parameters * size, width, depth, jnp.tanh, key=key)
-
-    @property
-    def log(self) -> bool:
-        """Whether the coordinate is the logarithm."""
-        return self.coordinate == "log"
 
     def __call__(self, z: Any) -> Float[Array, " K"]:
         u = distance(z, self.source, self.unit, self.coordinate)
@@ -188,12 +180,9 @@ class Indexed(Basis):
     n: int = eqx.field(static=True)
 
     def __init__(self, n: int, size: int | None = None, *, key: PRNGKeyArray | None = None):
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise SelectionError(f"`n` must be a positive number of contexts, but is {n!r}")
         if (size is None) != (key is None):
             raise SelectionError("Trained codes need both `size=` and `key=`; fixed codes neither.")
-        if size is not None and size < 1:
-            raise SelectionError(f"`size` must be a positive number of numbers, but is {size!r}")
+        _check_counts(n=n, size=1 if size is None else size)
         self.n = n
         self.codes = None if key is None else jax.random.normal(key, (n, size or 0))
         self.source = (0.0,) * (n if size is None else size)
@@ -235,6 +224,13 @@ class Function(Basis):
         phi = jnp.atleast_1d(self.f(z)) - jnp.atleast_1d(self.f(source))
         # A compiler may round the two values differently.
         return phi - jax.lax.stop_gradient(jnp.where(jnp.all(z == source), phi, 0))
+
+
+def _check_counts(**counts: Any) -> None:
+    """**Raises:** `SelectionError` unless all are positive integers."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise SelectionError(f"`{name}` must be a positive integer, but is {count!r}")
 
 
 def numbers(value: Any, name: str) -> Any:
@@ -282,9 +278,8 @@ def parameter(z: Any, source: Any) -> tuple[Float[Array, "*p"], Float[Array, "*p
     if given.shape != np.shape(source):
         expected = "one number" if np.ndim(source) == 0 else f"an array {list(np.shape(source))}"
         raise SelectionError(
-            f"`z` must be {expected}, as the source {source!r} is, but has the shape "
-            f"{list(given.shape)}. For a value per example, map: "
-            "`jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
+            f"`z` must be {expected}, but `z` has the shape {list(given.shape)}. For a value "
+            "per example, map: `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
         )
     # Round the source as `z` was, because 0.1 is a different number in half precision.
     is_floating = jnp.issubdtype(given.dtype, jnp.floating)

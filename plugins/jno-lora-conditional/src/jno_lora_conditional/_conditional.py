@@ -13,15 +13,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
-from jno.lora import LoRAWrapper, Net, SelectionError, lora_trainable_filter, merge_lora
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters
+from jno.lora import (
+    LoRAWrapper,
+    MatrixAdapter,
+    Net,
+    SelectionError,
+    lora_trainable_filter,
+    merge_lora,
+)
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
 from jno.lora.parts import members_of
 
 from ._bases import Basis
 from ._film import Film, film_of, modulate
 from ._moving import moving_fields, starting_at_zero, with_fields
 from ._summary import ConditionalReport, described, report_on
-from ._weights import apart
 
 
 class Conditional(eqx.Module):
@@ -89,7 +95,7 @@ class Conditional(eqx.Module):
         net = copy.copy(net)  # a copy is not affected by `net.disabled()`
         plain = _checked(net)
         moving = moving_fields(net.module, plain, moving, exact)
-        size = _size_of(basis)
+        size = size_of(basis)
 
         def directions(value: Any) -> Any:
             return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), value)
@@ -174,19 +180,7 @@ def at(conditional: Conditional, z: Any) -> Any:
 
     def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
         directions = conditional.directions[path]
-        adapter = _moved(*apart(adapter, directions, from_zero[path], phi), phi)
-        film = conditional.film.get(path)
-        return adapter if film is None else modulate(adapter, film, phi)
-
-    return map_adapters(moved, conditional.model)
-
-
-def at_by_sums(conditional: Conditional, z: Any) -> Any:
-    """`at(conditional, z)` without `with_directions`, for the kit."""
-    phi = conditional.basis(z)
-
-    def moved(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        adapter = _moved(adapter, conditional.directions[path], phi)
+        adapter = _moved(*_apart(adapter, directions, from_zero[path], phi), phi)
         film = conditional.film.get(path)
         return adapter if film is None else modulate(adapter, film, phi)
 
@@ -201,6 +195,33 @@ def merge(conditional: Conditional, z: Any) -> Any:
     return merge_lora(at(conditional, z))
 
 
+def _apart(
+    adapter: Any, directions: Mapping[str, Any], from_zero: tuple[str, ...], phi: Float[Array, " K"]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The adapter, with directions and weights apart if possible, and the remaining directions.
+
+    Apart, each example can have its own parameter.
+
+    - `directions`: by field, with the axis `K` in front of the axes of a stack.
+    - `from_zero`: the fields that start as zero.
+    """
+    # Weights with values are not mapped over. The sums are cheapest then, and train as usual.
+    if not from_zero or not isinstance(phi, Tracer):
+        return adapter, directions
+    cls = MatrixAdapter.of(type(adapter))
+    ndim = cls.stack_ndim(adapter.base)
+
+    def of_layer(layer: Any, given: Any) -> Any:
+        return cls.with_directions(layer, given, phi)
+
+    fields = {name: directions[name] for name in from_zero}
+    behind_the_stack = jax.tree.map(lambda d: jnp.moveaxis(d, 0, ndim), fields)
+    weighted = over_stack(of_layer, ndim)(adapter, behind_the_stack)
+    if weighted is None:
+        return adapter, directions
+    return weighted, {name: d for name, d in directions.items() if name not in from_zero}
+
+
 def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"]) -> Any:
     def field(start: Array, d: Array) -> Array:
         wide = compute_dtype(start)
@@ -211,8 +232,8 @@ def _moved(adapter: Any, directions: Mapping[str, Any], phi: Float[Array, " K"])
     return with_fields(adapter, jax.tree.map(field, starts, dict(directions)))
 
 
-def _size_of(basis: Basis) -> int:
-    """**Raises:** `SelectionError` unless the values of the basis are a floating array `(K,)`."""
+def size_of(basis: Basis) -> int:
+    """`K`. **Raises:** `SelectionError` unless the basis gives a floating array `(K,)`."""
     phi = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
     if phi.ndim != 1 or not phi.size or not jnp.issubdtype(phi.dtype, jnp.floating):
         raise SelectionError(

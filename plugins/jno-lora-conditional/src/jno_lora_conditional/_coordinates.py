@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jno.lora import SelectionError
 from jno.lora.extending import Printed, table, warn
@@ -142,11 +141,7 @@ def choose_coordinate(
         )
     if isinstance(coordinates, Mapping):
         function = functions[best.coordinate]
-
-        def scaled(z: Any) -> Array:
-            return function(z) / unit
-
-        basis: Basis = Function(scaled, source)
+        basis: Basis = Function(lambda z: function(z) / unit, source)
     else:
         basis = Powers(source, unit, coordinate=best.coordinate)
     return CoordinateReport(tuple(row for row, _ in rows), tuple(errors), basis)

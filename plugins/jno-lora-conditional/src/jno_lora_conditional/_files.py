@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
@@ -26,7 +25,7 @@ from jno.lora.extending import (
 
 from ._bases import Basis
 from ._basis_files import MalformedError, arrays_in, check_forms, described, filled, template_of
-from ._conditional import Conditional
+from ._conditional import Conditional, size_of
 from ._film import Film, film_of
 from ._moving import moving_fields, starting_at_zero, trained_fields
 
@@ -135,7 +134,9 @@ def load_conditional(
             if name.startswith("basis/")
         }
         whole_basis = filled(template_of(content["basis"], basis), of_basis)
-        _check_size(whole_basis, content["size"])
+        if (size := size_of(whole_basis)) != content["size"]:
+            shapes = f"values of shape [{size}], its directions [{content['size']}]"
+            raise MalformedError(f"its basis has {shapes}")
         film = film_of(loaded, content["size"]) if content.get("film") else {}
         forms = _forms(loaded, content["moving"], content["size"]), film
         expected = _named(*forms)
@@ -173,14 +174,6 @@ def _check_start(model: PyTree, plain: PyTree, directions: Mapping[str, Any]) ->
         raise MalformedError(
             f"fields that change {', '.join(map(show_path, sorted(still)))} do not move"
         )
-
-
-def _check_size(basis: Basis, size: int) -> None:
-    """**Raises:** `MalformedError` unless the basis has as many values as there are directions."""
-    form = jax.eval_shape(basis, jnp.zeros(np.shape(basis.source)))
-    if form.shape != (size,):
-        shown = list(form.shape)
-        raise MalformedError(f"its basis has values of shape {shown}, its directions [{size}]")
 
 
 def _forms(model: PyTree, moving: Any, size: int) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jno.lora import SelectionError
 
-from ._bases import Basis, numbers
+from ._bases import Basis, numbers, parameter
 
 
 class Hats(Basis):
@@ -49,12 +49,7 @@ class Hats(Basis):
             )
 
     def __call__(self, z: Any) -> Float[Array, " K"]:
-        z = jnp.asarray(z, float)
-        if z.shape != ():
-            raise SelectionError(
-                f"`Hats` takes one number, but `z` has the shape {list(z.shape)}. For a value per "
-                "example, map: `jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)`"
-            )
+        z, _ = parameter(z, self.nodes[0])
         nodes = jnp.asarray(self.nodes, z.dtype)
         left = jnp.clip(jnp.searchsorted(nodes, z, side="right") - 1, 0, len(self.nodes) - 2)
         # Exactly 0 and 1 at the nodes.

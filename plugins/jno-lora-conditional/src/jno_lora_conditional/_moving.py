@@ -63,7 +63,7 @@ def moving_fields(
         else:
             # A coded weight cannot be changed. Decoded before compiling, both are equal.
             distance, changes, growths = _probe(with_arrays(adapter), with_arrays(layer), trained)
-            moving[path] = tuple(field for field in trained if bool(changes[field]))
+            moving[path] = tuple(field for field in trained if float(changes[field]) != 0)
             problem = _problem(float(distance), exact, moving[path], trained, _rounding_of(layer))
             problem = problem or _size_problem(moving[path], growths)
         if problem is not None:
@@ -107,7 +107,7 @@ def _probe(
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The distance of the merged start from `layer`, and how each field alone changes the layer.
 
-    By field: whether a change of it changes the layer, and how much more than a fourth of it does,
+    By field: how much a change of it changes the layer, and how much more than a fourth of it does,
     as a fraction: 3/4 for a linear field, 0 if only the direction of the change matters.
     """
     ndim = type(adapter).stack_ndim(adapter.base)
@@ -116,8 +116,7 @@ def _probe(
     changes, growths = {}, {}
     for field in trained:
         changed, less = (merge(_perturbed(adapter, field, size)) for size in (0.1, 0.025))
-        changes[field] = _differ(changed, merged)
-        whole = _distance(changed, merged)
+        changes[field] = whole = _distance(changed, merged)
         growths[field] = _distance(changed, less) / jnp.where(whole > 0, whole, 1)
     return _distance(merged, layer), changes, growths
 
@@ -141,10 +140,6 @@ def with_fields(adapter: Any, values: Mapping[str, Any]) -> Any:
 
 def _arrays(*trees: Any) -> Any:
     return zip(*(jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in trees), strict=True)
-
-
-def _differ(a: Any, b: Any) -> Any:
-    return jnp.any(jnp.stack([jnp.any(x != y) for x, y in _arrays(a, b)]))
 
 
 def _distance(a: Any, b: Any) -> Any:

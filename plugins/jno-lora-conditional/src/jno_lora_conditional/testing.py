@@ -31,7 +31,7 @@ from jno.lora.extending import adapted_layers, bullets
 from jno.lora.testing import ConformanceError
 
 from ._bases import Basis, Indexed, Network, Powers
-from ._conditional import Conditional, at, at_by_sums, merge
+from ._conditional import Conditional, at, merge
 from ._files import load_conditional, save_conditional
 from ._hats import Hats
 from ._laws import LAWS, Results
@@ -179,12 +179,14 @@ def _results(
         def along(z: Any) -> Any:
             return jax.vmap(lambda step: jax.jvp(output, (z,), (step,))[1])(steps / _STEP)
 
+        with_values = eqx.tree_at(lambda c: c.basis, conditional, basis)
         computed = {
             "plain": _numbers(call(*_cast((plain, *inputs), jnp.float32))),
             "source": _numbers(call(*_cast((at(conditional, zs[-1]), *inputs), jnp.float32))),
             "looped": jax.lax.map(output, zs),
             "mapped": jax.vmap(counted)(zs),
-            "summed": _numbers(call(at_by_sums(conditional, away), *inputs)),
+            # At a parameter with a value, the fields are sums of their directions.
+            "summed": _numbers(call(at(with_values, away), *inputs)),
             "derivatives": jax.vmap(along)(jnp.stack([source, away])),
             "gradients": jax.grad(loss)(*conditional.partition()),
         }
