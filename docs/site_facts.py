@@ -46,8 +46,12 @@ def with_numbers(page: str) -> str:
 
 def with_checks() -> str:
     """The text of the page of the kit's checks, with the current list."""
+    from jno.lora.testing import TIERS
+
+    rows = "\n".join(f"| *{tier}* | {', '.join(names)} |" for tier, names in TIERS.items())
+    tiers = f"| tier | its checks |\n|---|---|\n{rows}\n"
     sections = "\n".join(f"## {level.capitalize()}\n\n{checks(level)}" for level in _LEVELS)
-    return _with("checks", f"\n{sections}\n", CHECKS_PAGE)
+    return _with("checks", f"\n{tiers}\n{sections}\n", CHECKS_PAGE)
 
 
 def _with(name: str, content: str, page: str) -> str:

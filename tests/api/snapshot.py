@@ -3,6 +3,9 @@
     python tests/api/snapshot.py            # what changed
     python tests/api/snapshot.py --write    # takes it down
 
+`plugin_api_1.txt` is the part that plugins of `jno_lora_api = 1` may rely on. `--write` only adds
+lines to it: a line goes, by hand, one release after CHANGELOG.md has its name under "Deprecated".
+
 Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
 """
 
@@ -11,6 +14,7 @@ import difflib
 import importlib
 import inspect
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +23,18 @@ from jno_lora_zoo import METHODS, LoRA
 
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
+CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
+PLUGIN_FILE = HERE / "plugin_api_1.txt"
+# What plugins may rely on, as docs/extending.md says: names, and all names of some modules.
+PROMISED = re.compile(
+    r"(class )?(jno\.lora\.(About|LoRAWrapper|MatrixAdapter|Shared|Statistic|hookimpl|register)"
+    r"|jno\.lora\.extending\.\w+|jno\.lora\.testing\.(WrapperCase|CheckResult|standard_cases)"
+    r"|jno\.lora\.testing\.(check_wrapper|parametrize_with_checks|run_checks)"
+    # `Additive` and `MatrixLayer` have all members of their bases.
+    r"|jno_lora_zoo\.(adapters_for|adapters_defined_in|Additive|MatrixLayer|MeshAxes|Update)"
+    r"|jno_lora_zoo\.(Method|LayerKind|LinearLayer|ConvLayer|ConvTransposeLayer)\("
+    r"|jno_lora_routed\.Router)(?!\w)"
+)
 CORE = (
     *("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.coded", "jno.lora.parts"),
     *("jno.lora.in_jno", "jno.lora.optim", "jno.lora.peft", "jno.lora.testing"),
@@ -44,6 +60,42 @@ def lines() -> list[str]:
         for name in sorted(module.__all__):
             found += _of_plugin(f"{package}.{name}", getattr(module, name), package)
     return [*found, *_commands()]
+
+
+def promised(lines: list[str]) -> list[str]:
+    """The lines that plugins may rely on, and the hooks."""
+    from jno.lora._registry import _hookspecs
+
+    hooks = [value for name, value in vars(_hookspecs).items() if name.startswith("jno_lora_")]
+    signatures = [f"hook {hook.__name__}{_signature(hook)}" for hook in hooks]
+    return [*signatures, *filter(PROMISED.match, lines)]
+
+
+def broken(promises: list[str], now: list[str], changelog: str) -> list[str]:
+    """The promises that do not hold any more, although no earlier release deprecated them.
+
+    A new parameter with a default, after the others, breaks nothing.
+    """
+    earlier = re.split(r"^## ", changelog, flags=re.MULTILINE)[2:]
+    sections = [text for release in earlier for text in re.split(r"^### ", release, flags=re.M)]
+    deprecated = " ".join(text for text in sections if text.startswith("Deprecated"))
+    words = {*re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]+)`", deprecated)))}
+    subjects = {line: re.sub(r"^(class|hook) ", "", line).split("(")[0] for line in promises}
+    return [
+        line
+        for line, subject in subjects.items()
+        if not any(_keeps(line, new) for new in now)
+        and re.split(r"[ :]", subject)[0].removeprefix("jno.lora.") not in words
+    ]
+
+
+def _keeps(promise: str, line: str) -> bool:
+    if promise == line:
+        return True
+    before, bracket, after = promise.rpartition(")")
+    added = line.removeprefix(before).removesuffix(f"{bracket}{after}").removeprefix(", ")
+    is_longer = bool(bracket) and line.startswith(before) and line.endswith(f"{bracket}{after}")
+    return is_longer and all("=" in word or word == "*" for word in added.split(", "))
 
 
 def _commands() -> Iterator[str]:
@@ -159,9 +211,9 @@ def difference(before: list[str], now: list[str]) -> list[str]:
     return [line for line in compared if line[0] in "+-" and line[:3] not in ("---", "+++")]
 
 
-def taken_down() -> list[str]:
-    """The lines of the file."""
-    return FILE.read_text().splitlines()
+def taken_down(file: pathlib.Path | None = None) -> list[str]:
+    """The lines of a file, by default `FILE`."""
+    return (file or FILE).read_text().splitlines()
 
 
 def main(arguments: list[str]) -> None:
@@ -170,6 +222,9 @@ def main(arguments: list[str]) -> None:
     print("\n".join(difference(taken_down(), now)) or "Nothing has changed.")
     if "--write" in arguments:
         FILE.write_text("\n".join([*now, ""]))
+        promises = taken_down(PLUGIN_FILE)
+        new = [line for line in promised(now) if line not in promises]
+        PLUGIN_FILE.write_text("\n".join([*sorted([*promises, *new]), ""]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 
 import pytest
 
@@ -33,8 +34,41 @@ def test_the_public_interface_is_what_was_taken_down(lines):
         assert any(line.startswith(start) for line in lines), start
 
 
+def test_what_plugins_rely_on_holds_or_was_deprecated_one_release_before(lines):
+    promises, now = snapshot.taken_down(snapshot.PLUGIN_FILE), snapshot.promised(lines)
+    assert not snapshot.broken(promises, now, snapshot.CHANGELOG.read_text())
+    # If not: `python tests/api/snapshot.py --write`.
+    assert {*now} <= {*promises}
+    page = (snapshot.HERE.parents[1] / "docs" / "extending.md").read_text()
+    section = page.partition("## 6. What a plugin may rely on\n")[2]
+    subjects = (re.match(r"(?:class )?([a-z_.]+)\.(\w+)", line) for line in promises)
+    names = {s[2] if s[1] != "jno.lora.extending" else s[1] for s in subjects if s}
+    assert len(names) > 20 and not [name for name in names if f"`{name}`" not in section]
+    assert "`jno_lora_api = 1`" in section
+
+
+@pytest.mark.parametrize(
+    ("now", "changelog", "holds"),
+    [
+        (["jno.lora.extending.f(x, y=1)"], "", True),
+        (["jno.lora.extending.f(x, y=1, *, z=2)"], "", True),
+        (["jno.lora.extending.f(x, y=1, z)"], "", False),
+        (["jno.lora.extending.f(x)"], "", False),
+        ([], "", False),
+        ([], "## [0.4]\n### Deprecated\n* `extending.f`\n## [0.3]\n", False),
+        ([], "## [0.5]\n## [0.4]\n### Deprecated\n* `extending.f`\n", True),
+        ([], "## [0.5]\n## [0.4]\n### Deprecated\n### Added\n* `extending.f`\n", False),
+    ],
+)
+def test_a_promise_holds_until_a_release_after_its_deprecation(now, changelog, holds):
+    promises = ["jno.lora.extending.f(x, y=1)"]
+    assert (snapshot.broken(promises, now, f"# Changelog\n{changelog}") == []) == holds
+
+
 def test_a_change_is_shown_and_taken_down(lines, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(snapshot, "lines", lambda: lines)
+    monkeypatch.setattr(snapshot, "PLUGIN_FILE", tmp_path / "plugin_api.txt")
+    snapshot.PLUGIN_FILE.write_text("a promise()\n")
     monkeypatch.setattr(snapshot, "FILE", tmp_path / "api.txt")
     # As if `merge_lora` had been added since.
     former = [line for line in lines if not line.startswith("jno.lora.merge_lora(")]
@@ -44,6 +78,8 @@ def test_a_change_is_shown_and_taken_down(lines, tmp_path, monkeypatch, capsys):
     assert snapshot.taken_down() == former
     snapshot.main(["--write"])
     assert snapshot.taken_down() == lines
+    promises = snapshot.taken_down(snapshot.PLUGIN_FILE)
+    assert {*promises} == {"a promise()", *snapshot.promised(lines)}
 
 
 def test_what_could_be_imported_and_passed_in_0_3_0_still_can_be():

@@ -42,6 +42,21 @@ def test_the_table_of_numbers_is_that_of_the_stored_results(site_facts, page):
     assert site_facts.with_numbers(page) == (DOCS.parent / page).read_text()
 
 
+def test_the_directory_of_plugins_is_current():
+    spec = importlib.util.spec_from_file_location("directory", DOCS / "directory.py")
+    directory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(directory)
+    # If not: `python -m docs.directory`.
+    assert directory.page() == (DOCS / "directory.md").read_text()
+    rows = [
+        line.split(" | ") for line in directory.page().splitlines() if "`jno-lora-" in line[:12]
+    ]
+    assert {len(row) for row in rows} == {len(directory.COLUMNS)}
+    tiers = {row[0].strip("| `"): row[3] for row in rows}
+    assert tiers["jno-lora-sine-lora"] == tiers["jno-lora-attention"] == "*complete*"
+    assert "jno-lora-bank" not in tiers and tiers["jno-lora-compare"] == ""
+
+
 def test_the_page_of_checks_has_each_check_with_its_remedy(site_facts):
     page = (DOCS / "checks.md").read_text()
     # If not: `python docs/site_facts.py`.

@@ -19,7 +19,7 @@ def parsed(path):
     return workflow
 
 
-ALL_PAIRS, CHECKS, RELEASE = map(parsed, WORKFLOWS)
+ALL_PAIRS, CHECKS, DOWNSTREAM, RELEASE = map(parsed, WORKFLOWS)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -40,6 +40,13 @@ def test_the_checks_run_on_the_interpreters_that_pyproject_names():
     assert job["strategy"]["matrix"]["python"] == [match[1] for match in named if match]
     assert {"run": "bash .ci/run"} in job["steps"]
     assert CHECKS["permissions"] == ALL_PAIRS["permissions"] == {"contents": "read"}
+
+
+def test_every_example_of_a_plugin_runs_on_the_last_release_each_week():
+    (job,) = DOWNSTREAM["jobs"].values()
+    examples = sorted(path.name for path in (ROOT / "examples" / "plugins").iterdir())
+    assert job["strategy"]["matrix"]["plugin"] == examples
+    assert DOWNSTREAM["on"]["schedule"] and DOWNSTREAM["permissions"] == {"contents": "read"}
 
 
 def test_publishing_needs_a_release_and_its_environment():

@@ -17,18 +17,20 @@ from jno.lora.testing import CHECKS, run_checks
 from .asking import run
 
 
-def test_new_writes_nine_files_and_never_overwrites(tmp_path):
+def test_new_writes_few_files_and_never_overwrites(tmp_path):
     run("new", "my-adapter", "--output", str(tmp_path))
     folder = tmp_path / "jno-lora-my-adapter"
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    package = "src/jno_lora_my_adapter"
     assert {path for path in files if path.endswith(".py")} == {
-        *("src/jno_lora_my_adapter/__init__.py", "src/jno_lora_my_adapter/plugin.py"),
+        *(f"{package}/{name}.py" for name in ("__init__", "cases", "plugin")),
         *("tests/conftest.py", "tests/test_conformance.py"),
     }
-    assert files >= {"LICENSE", "README.md", "pyproject.toml"} and len(files) == 9
+    assert files >= {"LICENSE", "README.md", "pyproject.toml"} and len(files) == 10
     steps = (folder / ".github" / "workflows" / "test.yml").read_text()
     assert "python-version: ${{ matrix.python }}\n" in steps
-    assert all(f"- run: {command}" in steps for command in ("pip install", "pytest", "jno-lora"))
+    commands = ("pip install", "pytest", "jno-lora check jno-lora-my-adapter --badge badge.svg")
+    assert all(f"- run: {command}" in steps for command in commands)
     assert "exists already" in run("new", "my-adapter", "--output", str(tmp_path), code=1)
 
 
@@ -143,6 +145,7 @@ def test_check_runs_the_kit_on_a_class(site):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
     assert re.match(r"0 of \d+ checks fail\n", text)
+    assert text.endswith("\nTier: complete\n")
     (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
     checks = len(CHECKS) - int(row[4])
     assert row[:4] == ["Shift-Linear", f"{checks}/{checks}", "-", "-"]
@@ -177,6 +180,33 @@ class Hidden(Shift):
     text = run("check", "wrong", "--only", "merge-equals-call", code=1)
     assert "\n[merge-equals-call] Shift-Linear" in text and "What to do" in text
     assert "they claim no layer that this command knows: Hidden." in text
+    assert "Tier" not in text
+
+
+def test_check_takes_the_cases_that_a_plugin_names(site):
+    site.install(
+        "outside",
+        GOOD
+        + """
+jno_lora_cases = f"{__name__}:cases"
+def cases():
+    from jno.lora.testing import WrapperCase
+    layer, x = eqx.nn.Linear, jnp.ones(3)
+    make = lambda key: layer(3, 2, key=key)
+    return WrapperCase(Shift, make, lambda key: (x,), name="named")
+""",
+    )
+    asked = ("check", "outside", "--only", "contract")
+    (row,) = (line.split() for line in run(*asked).splitlines() if "1/1" in line)
+    assert row[0] == "named"
+    assert "Shift-Linear" in run(*asked, "--layer", "Linear")
+
+
+def test_check_of_a_plugin_without_adapters_says_so_and_writes_no_badge(site, tmp_path):
+    site.install("asked", "@hookimpl\ndef jno_lora_doctor(facts, troubles):\n    pass\n")
+    text = run("check", "asked", "--badge", str(tmp_path / "badge.svg"))
+    assert "asked loads, and has no adapters to check." in text and "Tier" not in text
+    assert not list(tmp_path.glob("*.svg"))
 
 
 def test_check_says_what_it_cannot_find(site):

@@ -118,6 +118,10 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
     results = run_checks(case)
     assert [result.error for result in results if result.error] == []
     found = {r.check: r.not_applicable for r in results if r.not_applicable is not None}
+    refused = "the adapter is refused there: "
+    # A bank takes the zoo's kinds of layer, and a conditional asks what moves without a merge.
+    for name, why in {"bank": "A slot holds", "conditional": "These adapters cannot"}.items():
+        assert (found.pop(name) or "").startswith(refused + why)
     of_merged = ("merge-equals-call", "merge-gradients", "low-rank-update", "low-rank-scale")
     derivatives = ("input-derivatives", "input-jet", "jet-rules", "residual-gradients")
     assert found == {

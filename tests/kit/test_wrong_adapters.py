@@ -10,7 +10,8 @@ from .asking import case_of
 from .wrong_adapters import TABLE
 from .wrong_adapters.transformations import StaticArray
 
-SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE}]
+SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE} and not wrong.also]
+CHECKED = [(wrong, check) for wrong in TABLE for check in (wrong.noticed_by, wrong.also) if check]
 
 
 def test_the_table_is_large_and_says_why_required_checks_miss_the_few_survivors():
@@ -24,21 +25,21 @@ def test_every_check_notices_a_wrong_adapter():
     assert {wrong.noticed_by for wrong in TABLE} == {*CHECKS, None}
 
 
-@pytest.mark.parametrize("wrong", [wrong for wrong in TABLE if wrong.noticed_by], ids=str)
-def test_the_check_notices(wrong):
+@pytest.mark.parametrize(("wrong", "check"), CHECKED, ids=str)
+def test_the_check_notices(wrong, check):
     messages = []
     for case in wrong.cases():
         try:
-            wrapper_checks(case).get(wrong.noticed_by, bool)()
+            wrapper_checks(case).get(check, bool)()
         except ConformanceError as err:
             messages.append(str(err))
             break
     (message,) = messages
-    assert message.startswith(f"[{wrong.noticed_by}] {wrong}")
+    assert message.startswith(f"[{check}] {wrong}")
     assert re.search(wrong.says, message), message
     assert "What to do" in message or "What is checked" in message
     # The fault is the adapter's, not the case's.
-    assert wrong.noticed_by != "symmetries" or "breaks it: for " in message
+    assert check != "symmetries" or "breaks it: for " in message
 
 
 # Equinox warns, which is an error in the other tests.

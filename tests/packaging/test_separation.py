@@ -116,7 +116,7 @@ def plugins_from_outside(environment):
     shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
     environment.run("jno-lora", "new", "embedding-bias", "--output", environment.folder)
     scaffold = environment.folder / "jno-lora-embedding-bias"
-    assert len([path for path in scaffold.rglob("*") if path.is_file()]) <= 9
+    assert len([path for path in scaffold.rglob("*") if path.is_file()]) <= 10
     environment.build(project, scaffold)
     wheels = map(environment.wheel, ("jno-lora-outside", scaffold.name))
     environment.install("--no-deps", *wheels)

@@ -28,18 +28,15 @@ class AlwaysActivatedLoRA(ActivatedLoRA):
 def peanut(adapter):
     """The law in float64, one column of the weight after the other."""
 
-    def silu(x):
-        return x / (1 + np.exp(-x))
-
     arrays = (adapter.base.weight, adapter.A, adapter.B, adapter.encoders, adapter.decoders)
     W, A, B, E, D = (np.asarray(x, np.float64) for x in arrays)
     columns = []
     for column in W.T:
-        h0 = silu(A @ column)
-        h1 = silu(E[0] @ h0)
-        h2 = silu(E[1] @ h1)
-        h3 = silu(D[0] @ h2) + h1
-        columns.append(silu(D[1] @ h3) + h0)
+        h0 = np.maximum(A @ column, 0)
+        h1 = np.maximum(E[0] @ h0, 0)
+        h2 = np.maximum(E[1] @ h1, 0)
+        h3 = np.maximum(D[0] @ h2, 0) + h1
+        columns.append(np.maximum(D[1] @ h3, 0) + h0)
     return W + adapter.alpha / adapter.rank * B @ np.stack(columns, 1)
 
 
@@ -52,7 +49,7 @@ def case(wrapper, parameters, **options):
 @parametrize_with_checks(
     [
         case(MoELoRA, N * (R * (IN + OUT) + IN), experts=N, top_k=2),
-        case(PEANuTLinear, 2 * R * OUT + 2 * DEPTH * R * R, depth=DEPTH, activation="silu"),
+        case(PEANuTLinear, 2 * R * OUT + 2 * DEPTH * R * R, depth=DEPTH),
         case(AlwaysActivatedLoRA, R * (IN + OUT), invocation=(3, 4)),
     ]
 )
@@ -81,6 +78,11 @@ def test_other_adapters(case):
         assert result.error is None, result.error
 
 
+def test_peanut_without_inner_layers():
+    for result in run_checks(case(PEANuTLinear, None), ("gradients", "checkpoint", "input-jet")):
+        assert result.error is None, result.error
+
+
 def test_options_and_activations_of_peanut():
     adapter = PEANuTLinear(LINEAR(jax.random.key(0)), R, 1.0, key=jax.random.key(0), depth=1)
     assert all(array.size for array in adapter.state().values())  # Orbax saves no empty arrays
@@ -88,7 +90,7 @@ def test_options_and_activations_of_peanut():
         with pytest.raises(ValueError, match=next(iter(options))):
             PEANuTLinear(adapter.base, R, 1.0, key=jax.random.key(0), **options)
     assert tuple(ACTIVATIONS) == _ACTIVATIONS
-    x = np.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
+    x = jnp.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
     assert np.allclose(ACTIVATIONS["relu6"](x), [0, 0, 0, 0.5, 6])
     assert np.allclose(ACTIVATIONS["relu2"](x), [0, 0, 0, 0.25, 49])
     assert np.allclose(ACTIVATIONS["quick_gelu"](x), x / (1 + np.exp(-1.702 * x)), atol=1e-5)

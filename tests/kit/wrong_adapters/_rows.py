@@ -15,6 +15,7 @@ from tests.core.data_adapters import Tied
 from tests.core.gated_adapters import Gated
 
 from jno.lora.testing import WrapperCase, standard_cases
+from jno_lora_zoo import LoRALinear
 
 from . import _bases as bases
 
@@ -28,6 +29,7 @@ LAWS: dict[type, tuple[Callable[..., Any], Callable[..., int]]] = {
     bases.ConvLoRA: (bases.conv_law, lambda outs, ins, rank: rank * (outs + ins)),
     bases.EmbeddingLoRA: (bases.lora_law, lambda outs, ins, rank: rank * (outs + ins)),
     bases.AttentionLoRA: (bases.attention_law, lambda outs, ins, rank: rank * (outs + ins)),
+    LoRALinear: (bases.lora_law, lambda outs, ins, rank: rank * (outs + ins)),
     bases.Good: (bases.lora_law, lambda outs, ins, rank: rank * (outs + ins)),
 }
 
@@ -38,6 +40,7 @@ class Wrong:
 
     - `noticed_by`: the check that must fail; `None` if no check does.
     - `survives`: then, or if the check is advice, why no required check notices the fault.
+    - `also`: a required check that must fail too, if the check is advice.
     - `says`: what the message must contain, as a regular expression.
     - `changes`: of the cases, such as options.
     """
@@ -46,6 +49,7 @@ class Wrong:
     noticed_by: str | None
     survives: str = ""
     says: str = ""
+    also: str = ""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -65,10 +69,10 @@ TABLE: list[Wrong] = []
 
 
 def wrong(
-    noticed_by: str | None, *, survives: str = "", says: str = "", **changes: Any
+    noticed_by: str | None, *, survives: str = "", says: str = "", also: str = "", **changes: Any
 ) -> Callable[[type], type]:
     def register(adapter: type) -> type:
-        TABLE.append(Wrong(adapter, noticed_by, survives, says, changes))
+        TABLE.append(Wrong(adapter, noticed_by, survives, says, also, changes))
         return adapter
 
     return register
@@ -98,6 +102,7 @@ def changed(
     *,
     survives: str = "",
     says: str = "",
+    also: str = "",
     case: Mapping[str, Any] | None = None,
     **members: Any,
 ) -> type:
@@ -122,7 +127,7 @@ def changed(
         if field.trains:
             namespace["adapter_fields"] = (*base.adapter_fields, key)
     adapter = type(base)(name, (base,), namespace)
-    return wrong(noticed_by, survives=survives, says=says, **(case or {}))(adapter)
+    return wrong(noticed_by, survives=survives, says=says, also=also, **(case or {}))(adapter)
 
 
 def noticed_by(check: str) -> Callable[..., type]:

@@ -226,7 +226,7 @@ def _cast(tree: PyTree, dtype: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
             return leaf
         is_complex = jnp.iscomplexobj(leaf)
-        return leaf.astype(jnp.promote_types(dtype, jnp.complex64) if is_complex else dtype)
+        return leaf.astype(np.promote_types(dtype, np.complex64) if is_complex else dtype)
 
     return jax.tree.map(cast, tree)
 

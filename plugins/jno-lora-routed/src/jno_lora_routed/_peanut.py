@@ -12,11 +12,17 @@ from jno_lora_zoo import LinearLayer, Matrix, Method, Update, cited
 
 from ._routed import checked_count
 
+
+def _relu(x: Array) -> Array:
+    # Not `jax.nn.relu` (or `relu6`): in `jet`, a tracer leaks from its custom derivative.
+    return jnp.where(x > 0, x, jnp.zeros_like(x))
+
+
 # By their names in Transformers. Files record the index in this list, so only append.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "relu6": jax.nn.relu6,
+    "relu": _relu,
+    "relu2": lambda x: jnp.square(_relu(x)),
+    "relu6": lambda x: jnp.minimum(_relu(x), 6),
     "leaky_relu": jax.nn.leaky_relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": jax.nn.gelu,

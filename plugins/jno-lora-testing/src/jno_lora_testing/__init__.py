@@ -37,10 +37,12 @@ from ._run import (
 )
 from ._standard_cases import standard_cases, standard_layers
 from ._symmetries import Symmetry, cyclic_shift, invariant, permutation, rotation
+from ._tiers import TIERS, tier_of
 
 __all__ = [
     "ADVICE",
     "CHECKS",
+    "TIERS",
     "CheckResult",
     "ConformanceError",
     "Symmetry",
@@ -55,5 +57,6 @@ __all__ = [
     "run_checks",
     "standard_cases",
     "standard_layers",
+    "tier_of",
     "wrapper_checks",
 ]

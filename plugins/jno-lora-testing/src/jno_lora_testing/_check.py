@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import pkgutil
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from jno.lora import LoRAWrapper, SelectionError, WrapperError
+from jno.lora import LoRAWrapper, SelectionError, WrapperError, __version__
 from jno.lora.extending import table
 from jno.lora.parts import why_unusable
 from jno.lora.types import PluginError, PluginRecord, Table
@@ -17,6 +18,7 @@ from jno.lora.types import PluginError, PluginRecord, Table
 from ._case import WrapperCase
 from ._run import CheckResult, run_checks
 from ._standard_cases import standard_cases, standard_layers
+from ._tiers import TIERS, sentence, tier_of, why_below
 
 
 def imported(what: str) -> Any:
@@ -62,7 +64,14 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     return list(cases)
 
 
-def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[type[LoRAWrapper]]:
+def cases_of(
+    distribution: str, records: tuple[PluginRecord, ...], layers: tuple[str, ...]
+) -> tuple[list[WrapperCase], str]:
+    """The cases that the plugins of a distribution name, and common cases of other adapters.
+
+    A plugin names its cases as MODULE:CASES, in `jno_lora_cases` of its module; with `layers`, they
+    are left out. Also returns a sentence about adapters without a case, or about none at all.
+    """
     name = canonicalize_name(distribution)
     plugins = [record for record in records if record.distribution == name]
     if not plugins:
@@ -75,10 +84,18 @@ def classes_of(distribution: str, records: tuple[PluginRecord, ...]) -> list[typ
     for record in plugins:
         if not record.usable:
             raise PluginError(f"The plugin {why_unusable(record)}") from record.error
+    named = [getattr(record.plugin, "jno_lora_cases", None) for record in plugins]
+    cases = [
+        case for what in named if what and not layers for case in cases_in(what, imported(what))
+    ]
+    covered = {case.wrapper for case in cases}
     wrappers = [wrapper.cls for record in plugins for wrapper in record.wrappers]
     if not wrappers:
-        raise PluginError(f"The plugins of {distribution!r} provide no adapters to check.")
-    return wrappers
+        return [], f"{distribution} loads, and has no adapters to check."
+    if not (further := [wrapper for wrapper in wrappers if wrapper not in covered]):
+        return cases, ""
+    common, unchecked = common_cases(further, layers)
+    return [*cases, *common], unchecked
 
 
 def common_cases(
@@ -147,10 +164,31 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
-    lines = [unchecked] if unchecked else []
+    # Adapters that were not checked have no tier.
+    lines = [unchecked or sentence(results)]
     if idle := sorted({r.check for r in results if _outcome(r) == "not applicable"}):
         lines.insert(0, textwrap.fill(f"Not applicable: {', '.join(idle)}", 100))
     return table(title, columns, rows, "\n".join(lines))
+
+
+def as_json(results: list[CheckResult], unchecked: str) -> str:
+    """The results as JSON. Its keys are stable: later versions only add keys."""
+    by_name = {name: tier for tier, names in TIERS.items() for name in names}
+    listed = [
+        {
+            "case": result.case,
+            "check": result.check,
+            "tier": by_name[result.check],
+            "level": result.level,
+            "outcome": _outcome(result),
+            "message": str(result.error or result.not_applicable or ""),
+        }
+        for result in results
+    ]
+    tiers = {tier: why_below(tier, results) for tier in TIERS}
+    tier = None if unchecked else tier_of(results)
+    facts = {"jno_lora": __version__, "tier": tier, "missing_for_tier": tiers}
+    return json.dumps({**facts, "unchecked": unchecked, "results": listed}, indent=2)
 
 
 def _outcome(result: CheckResult) -> str:

@@ -1,9 +1,10 @@
-"""`jno-lora new`: a plugin to start from, as nine files that work."""
+"""`jno-lora new`: a plugin to start from, as files that work."""
 
 import keyword
 import pathlib
 import re
 import string
+from typing import NamedTuple
 
 import importlib_metadata
 from packaging.requirements import Requirement
@@ -11,6 +12,56 @@ from packaging.requirements import Requirement
 from jno.lora import JnoLoraError
 from jno.lora.parts import RESERVED_WORDS, squash
 from jno.lora.types import PluginRecord
+
+_CODE = """\
+```python
+from jno.lora import Net
+
+net = Net(model).freeze().lora(rank=4, wrapper="{}")
+```"""
+
+
+class Kind(NamedTuple):
+    """A kind of plugin that `jno-lora new` writes.
+
+    - `templates`: folders of templates. Their files become the files of the plugin.
+    - `adds`: what the plugin adds, for its description.
+    - `needs`, `tests`: the distributions that the plugin and its tests depend on.
+    - `use`: a code block for the README, which uses the plugin.
+    - `then`: what the author changes or finds beside the file to edit.
+    """
+
+    templates: tuple[str, ...]
+    adds: str
+    needs: tuple[str, ...] = ("jno-lora",)
+    tests: tuple[str, ...] = ("jno-lora-testing[complete]",)
+    use: str = _CODE.format("$variant")
+    then: str = "The kit compares the adapters with `cases.py` beside it, so change that too."
+
+
+_ZOO = ("jno-lora", "jno-lora-zoo")
+KINDS = {
+    "opaque": Kind(("one_adapter", "cases", "opaque"), "`$adapter` for eqx.nn.$layer"),
+    "method": Kind(("zoo", "cases", "method"), "`$adapter` for the zoo's kinds of layer", _ZOO),
+    "layer": Kind(
+        ("zoo", "cases", "layer"),
+        "Every method of the zoo for the layer `$adapter`",
+        _ZOO,
+        use=_CODE.format("lora"),
+    ),
+    "router": Kind(
+        ("one_adapter", "cases", "router"),
+        "`$adapter`, a router of low-rank experts",
+        (*_ZOO, "jno-lora-routed"),
+    ),
+    "command": Kind(
+        ("command",),
+        "The command `jno-lora $variant`",
+        tests=("jno-lora-testing", "jno-lora-zoo"),
+        use="```\njno-lora $variant adapters.safetensors\n```",
+        then="`tests/test_command.py` tests the command.",
+    ),
+}
 
 # The inputs of three cases for the kit, by the wrapped layer.
 _INPUTS = {
@@ -29,15 +80,17 @@ _INPUTS = {
 
 def create(
     name: str,
+    kind: str,
     layer: str | None,
-    is_method: bool,
     directory: pathlib.Path,
     version: str,
     installed: tuple[PluginRecord, ...],
 ) -> pathlib.Path:
     """Write the plugin `jno-lora-NAME` below `directory`, and return its folder.
 
-    - `layer`: `"linear"` or `"embedding"`; by default the layer in the name, or else `"linear"`.
+    - `kind`: one of `KINDS`.
+    - `layer`: for an opaque adapter, `"linear"` or `"embedding"`; by default the layer in the name,
+        or else `"linear"`.
     - `version`: the version of jno-lora that the plugin depends on.
     """
     variant = re.sub(r"[-_.\s]+", "-", name.strip().lower()).removeprefix("jno-lora-").strip("-")
@@ -51,20 +104,27 @@ def create(
     layer = layer or ("embedding" if "embedding" in variant else "linear")
     major, minor, *_ = version.split(".")
     versions = f">={major}.{minor},<{major}.{int(minor) + 1}"
-    needs = ["jno-lora", *(["jno-lora-zoo"] if is_method else [])]
-    words = {
+    names = {
         "distribution": distribution,
         "package": package,
         "adapter": _camel_case(variant),
         "variant": variant,
         "layer": layer.capitalize(),
-        "layers": "the zoo's kinds of layer" if is_method else f"eqx.nn.{layer.capitalize()}",
-        "unbiased": "use_bias=False, " if layer == "linear" else "",
-        **_INPUTS[layer],
-        "versions": versions,
-        "requires": ", ".join(f'"{name}{versions}"' for name in needs),
     }
-    for folder in ("both", "method" if is_method else "adapter"):
+    chosen = KINDS[kind]
+    words = {
+        **names,
+        **_INPUTS[layer],
+        "unbiased": "use_bias=False, " if layer == "linear" else "",
+        "adds": string.Template(chosen.adds).substitute(names),
+        "use": string.Template(chosen.use).substitute(names),
+        "then": chosen.then,
+        # Adapters have a tier, and the adapters that are written here reach the highest.
+        "keywords": '"jno-lora-complete"' if "cases" in chosen.templates else "",
+        "requires": ", ".join(f'"{need}{versions}"' for need in chosen.needs),
+        "tests": ", ".join(['"pytest"', *(f'"{need}{versions}"' for need in chosen.tests)]),
+    }
+    for folder in ("shared", *chosen.templates):
         templates = pathlib.Path(__file__).parent / "templates" / folder
         for template in templates.rglob("*.txt"):
             path = f"{template.relative_to(templates)}".removesuffix(".txt")

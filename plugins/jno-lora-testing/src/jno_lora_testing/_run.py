@@ -23,6 +23,7 @@ from . import (  # noqa: F401
     _checks_matrix,
     _checks_optional,
     _checks_symmetries,
+    _checks_together,
     _checks_transforms,
     _checks_values,
     _conformance,

@@ -1,0 +1,67 @@
+"""`jno-lora new --kind`: a plugin of each further kind works as it is written."""
+
+import importlib
+import sys
+
+import equinox as eqx
+import pytest
+from click.testing import CliRunner
+from tests.core.asking import run
+
+from jno.lora import Net, apply_lora
+from jno.lora.testing import run_checks
+from jno_lora_routed.testing import check_router
+
+# The other checks see the same in the zoo's adapters, and docs/new-plugin.md runs all of them.
+CHECKS = ("contract", "identity-at-init", "merge-equals-call", "calibration", "state-round-trip")
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch, request):
+    """The module that an author edits, of a new plugin of this kind."""
+    kind, package = request.param, f"jno_lora_kit_{request.param}"
+    text = run("new", f"kit-{kind}", "--kind", kind, "--output", str(tmp_path))
+    folder = tmp_path / f"jno-lora-kit-{kind}"
+    monkeypatch.syspath_prepend(folder / "src")
+    module = importlib.import_module(package)
+    assert f"Edit:    {module.__file__}" in text
+    assert f"**Edit `src/{package}/__init__.py`.**" in (folder / "README.md").read_text()
+    yield module
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
+
+
+def with_cases(module):
+    """The first case of a plugin whose cases are those of its adapters."""
+    plugin = importlib.import_module(f"{module.__name__}.plugin")
+    where, name = plugin.jno_lora_cases.split(":")
+    cases = getattr(importlib.import_module(where), name)
+    assert {case.wrapper for case in cases} == {*plugin.jno_lora_wrappers()}
+    return cases
+
+
+@pytest.mark.parametrize("written", ["layer"], indirect=True)
+def test_a_kind_of_layer_has_every_method(written, getkey):
+    cases = {case.wrapper.method.__name__: case for case in with_cases(written)}
+    assert len(cases) > 40 and cases["LoRA"].checks == ("*",)
+    assert [r.check for r in run_checks(cases["EVA"], CHECKS) if r.error] == []
+    model = [written.KitLayer(6, 4, key=getkey())]
+    adapted = apply_lora(model, 2, key=getkey(), wrapper=written.DoRAKitLayer)
+    assert type(adapted[0]) is written.DoRAKitLayer
+
+
+@pytest.mark.parametrize("written", ["router"], indirect=True)
+def test_a_router_keeps_its_promises(written):
+    (case,) = with_cases(written)
+    assert [r.check for r in run_checks(case, (*CHECKS, "parameter-count")) if r.error] == []
+    check_router(written.KitRouterRouter)
+
+
+@pytest.mark.parametrize("written", ["command"], indirect=True)
+def test_a_command_reads_a_file(written, tmp_path, getkey):
+    file = tmp_path / "a.safetensors"
+    Net(eqx.nn.Linear(6, 4, key=getkey())).lora(rank=2).save_adapters(
+        file, metadata={"task": "digits"}
+    )
+    result = CliRunner().invoke(written.command, [str(file)])
+    assert (result.exit_code, result.output) == (0, "task: digits\n")
