@@ -179,7 +179,7 @@ def everything(environment):
     environment.install("--no-deps", *(environment.wheel(plugin.name) for plugin in PLUGINS))
     plugins = environment.plugins()
     # These are called by their users, and register nothing.
-    names = ("bank", "combine", "conditional", "peft", "quantized", "train")
+    names = ("bank", "combine", "conditional", "peft", "quantized", "train", "uncertainty")
     libraries = [f"jno-lora-{name}" for name in names]
     expected = [p.name for p in PLUGINS if p.name not in libraries]
     assert sorted(p["distribution"] for p in plugins) == sorted(expected)
@@ -196,6 +196,7 @@ def everything(environment):
         "from jno_lora_conditional import Conditional, at, fit\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
+        "from jno_lora_uncertainty import Ensemble, calibrate, predict\n"
         "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
     )
     environment.tests_of_the_core(*skipped(environment.report))
