@@ -4,8 +4,9 @@
 
 The Fourier neural operator of the studies (width 32, 12 modes, 3 layers, 64 points) with LoRA of
 rank 1 and CP of rank 4, on a batch of 8 simulations. Rounds are interleaved, and each ratio is
-formed within a round. A step of five members is compared with a step of one member, and with five
-steps of one member; a prediction with one call of an adapted model, and with five.
+formed within a round. Steps and training runs of five members are compared with one member, and
+with five, one after the other; a prediction with one call of an adapted model, and with five. A
+training run has 400 steps, and compiles its step.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def error(model: Any, data: Any) -> jax.Array:
     return jnp.mean((jax.vmap(lambda field: called(model, field))(fields) - solutions) ** 2)
 
 
-def sides(width: int, points: int, batch: int) -> dict[str, Callable[[], Any]]:
+def sides(width: int, points: int, batch: int, steps: int) -> dict[str, Callable[[], Any]]:
     """By name, a function that runs one step, or one prediction for a batch."""
     model = fno1d(2, width, 12, n_layers=3, linear_conv=False, key=jax.random.key(0))
 
@@ -59,16 +60,22 @@ def sides(width: int, points: int, batch: int) -> dict[str, Callable[[], Any]]:
         run = trainer.start(trainable)
         return lambda: trainer.step(run, frozen, batch)
 
+    def trained(loss: Any, halves: Any, batch: Any) -> Callable[[], Any]:
+        return lambda: Trainer(loss, optax.adam(1e-3)).fit(*halves, [batch] * steps).trainable
+
     of_members = parts.training(data)
+    of_one = jax.tree.map(lambda x: x[0], of_members)
     calibrated = calibrate(ensemble, *data, parts)
     inputs = fields[:batch]
     predicted = eqx.filter_jit(lambda c, x: jax.vmap(lambda x: predict(c, x))(x))
     evaluated = eqx.filter_jit(lambda m, x: jax.vmap(lambda x: called(m, x))(x))
     return {
-        "one step": stepped(error, net.partition(), jax.tree.map(lambda x: x[0], of_members)),
+        "one step": stepped(error, net.partition(), of_one),
         "ensemble's step": stepped(Ensemble.loss(error), ensemble.partition(), of_members),
         "one call": lambda: evaluated(net.module, inputs),
         "prediction": lambda: predicted(calibrated, inputs),
+        "one run": trained(error, net.partition(), of_one),
+        "training run": trained(Ensemble.loss(error), ensemble.partition(), of_members),
     }
 
 
@@ -77,15 +84,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of an ensemble of five adapters.")
     parser.add_argument("--quick", action="store_true", help="small shapes, to check that it runs")
     quick = parser.parse_args().quick
-    runs = sides(*((4, 32, 4) if quick else (32, 64, 8)))
+    runs = sides(*((4, 32, 4, 3) if quick else (32, 64, 8, 400)))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(3 if quick else 30):  # the first round compiles
+    for number in range(3 if quick else 30):  # the first round compiles
         for name, run in runs.items():
+            if "run" in name and number > 4:
+                continue
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - start)
     print("| | to one | to five, one after the other |\n|---|---|---|")
-    for name, single in (("ensemble's step", "one step"), ("prediction", "one call")):
+    pairs = {"ensemble's step": "one step", "prediction": "one call", "training run": "one run"}
+    for name, single in pairs.items():
         ratios = [a / b for a, b in zip(seconds[name][1:], seconds[single][1:], strict=True)]
         cells = [
             f"{r.median / n:.2f} [{r.q1 / n:.2f}, {r.q3 / n:.2f}]"
