@@ -14,7 +14,8 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
     verdicts = "\n".join(f"* {line}" for line in verdict_lines(chosen)) + "\n"
     print(verdicts, end="")
     page = docs / "uncertainty.md"
-    fill(page, {"verdicts": verdicts, "study": _table(chosen)})
+    not_run = "Not run yet: `python -m studies.uncertainty`.\n"
+    fill(page, {"study": f"{verdicts}\n{_table(chosen)}" if chosen else not_run})
     return page
 
 
@@ -44,8 +45,6 @@ def verdict_lines(chosen: Chosen) -> list[str]:
 
 
 def _table(chosen: Chosen) -> str:
-    if not chosen:
-        return "Not run yet: `python -m studies.uncertainty`.\n"
     names = ("coverage", "raw_coverage", "crps", "constant_crps", "rank_correlation", "error")
     head = ("problem", "members", "simulations", "coverage of 90 %", "raw", "CRPS x 1000")
     head += ("constant width", "rank correlation", "error", "seeds")

@@ -18,13 +18,12 @@ from jno_lora_uncertainty import Calibrated, Ensemble, Folds, calibrate, folds, 
 
 from .._families import FULL, Effort, relative_errors
 from .._records import Record, append, read
-from .._search import best_rates
 from ._problems import PROBLEMS, Problem
 from ._ways import ADAPTERS, MEMBERS, WAYS, Way
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "uncertainty.jsonl"
 KEY = ("problem", "way", "samples", "seed", "rate")
-EFFORT = replace(FULL, samples=(8, 16, 32), seeds=5)
+EFFORT = replace(FULL, samples=(8, 16, 32), seeds=5, rates=(0.3, 1.0, 3.0))
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,16 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     ]
     if not jobs:
         raise SystemExit(f"--only {only!r} selects no problem/way/samples/seed.")
-    done = {tuple(record[name] for name in KEY): record for record in read(path)}
+    done = {tuple(record[name] for name in KEY) for record in read(path)}
     with append(path) as write:
         for problem, way, samples, seed in jobs:
-            name = (problem.name, way.name, samples, seed)
-
-            def score(rate: float, _: float, job: Any = (problem, way, samples, seed)) -> float:
-                key = (job[0].name, job[1].name, *job[2:], rate)
+            for factor in plan.effort.rates:
+                rate = float(f"{factor * way.rate:.3g}")
+                key = problem.name, way.name, samples, seed, rate
                 if key not in done:
-                    record = dict(zip(KEY, key, strict=True)) | measured(plan.effort, *job, rate)
-                    done[key] = record
-                    write(record)
-                return done[key]["held_out_crps"]
-
-            rate, _ = best_rates(way.rate, 1.0, score)
-            print(f"{'/'.join(map(str, name))}: rate {rate:g}", flush=True)
+                    scored = measured(plan.effort, problem, way, samples, seed, rate)
+                    write(dict(zip(KEY, key, strict=True)) | scored)
+            print(f"{problem.name}/{way.name}/{samples}/{seed}", flush=True)
 
 
 def measured(

@@ -12,7 +12,7 @@ from jno.lora import Net
 from jno_lora_conditional import Conditional, Powers, at
 from jno_lora_uncertainty import Ensemble
 
-from .._families import Effort, pretrained
+from .._families import Effort, Family, pretrained
 from ._problems import Problem, pretraining
 
 MEMBERS = 5
@@ -96,9 +96,14 @@ def _mask_of_head(problem: Problem, model: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_head, model)
 
 
-@functools.cache
-def _base(family: Any, effort: Effort, member: int) -> Any:
-    return pretraining(effort, family, member)
+_BASES: dict[tuple[str, Effort, int], Any] = {}  # pretrained once for all runs of a process
+
+
+def _base(family: Family, effort: Effort, member: int) -> Any:
+    key = family.name, effort, member
+    if key not in _BASES:
+        _BASES[key] = pretraining(effort, family, member)
+    return _BASES[key]
 
 
 WAYS = (

@@ -18,15 +18,14 @@ def quick():
 
 def test_the_study_runs_goes_on_and_is_reported(tmp_path, quick):
     file = tmp_path / "results.jsonl"
-    run(file, quick, f"burgers/{ADAPTERS}")
+    run(file, quick, f"burgers.*/{ADAPTERS}")
     records = once(file, KEY)
-    assert len(records) >= 3  # rates
+    assert [record["problem"] for record in records] == ["burgers", "burgers-values"]
     assert all(0 <= record["coverage"] <= 1 for record in records)
     killed(file)
-    run(file, quick, f"burgers/{ADAPTERS}")
+    run(file, quick, f"burgers.*/{ADAPTERS}")
     again = [{**record, "seconds": 0} for record in once(file, KEY)]
     assert again == [{**record, "seconds": 0} for record in records]
-    run(file, quick, f"burgers-values/{ADAPTERS}")
     (tmp_path / "uncertainty.md").write_text((_report.DOCS / "uncertainty.md").read_text())
     page = _report.write_page(file, tmp_path).read_text()
     assert f"| burgers | {ADAPTERS} | 8 |" in page

@@ -113,6 +113,7 @@ def test_known_noise_is_found_and_covered(ensemble, calibrated):
 def test_the_summary_says_what_was_measured(calibrated):
     report = calibrated.summary()
     assert (len(report), report.examples, report.members) == (2, 1500, 4)
+    assert repr(report) == "CalibrationReport(2 outputs, 1500 held-out examples)"
     for fact in ("field", "number", "coverage of 90 %", "constant width", "1500 held-out"):
         assert fact in str(report)
 
@@ -170,6 +171,14 @@ def test_few_examples_and_misfits_are_told(ensemble):
     assert jnp.all(jnp.isinf(endless.upper["field"]))
     with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
         calibrate(ensemble, x, {**y, "number": y["number"][:, None]})
+    waves = Ensemble(
+        lambda key: Net(eqx.nn.MLP(2, 3, 2, 1, key=KEY), key=key),
+        2,
+        key=KEY,
+        call=lambda model, x: model(x).astype(complex),
+    )
+    with pytest.raises(SelectionError, match=r"complex numbers.*model\(x\)\.real"):
+        calibrate(waves, x, y["field"])
     with pytest.raises(SelectionError, match=r"4 members and 6 examples.*\(3, 6\)"):
         calibrate(ensemble, x, y, folds(6, 3, key=KEY))
 

@@ -64,6 +64,8 @@ def test_training_data_are_the_rows_of_each_member_or_a_batch_of_them():
     assert batch.shape == (3, 2)
     for member, rows in zip(batch.tolist(), parts.rows.tolist(), strict=True):
         assert {*member} <= {*rows}
+    with pytest.raises(SelectionError, match="batch of 2 rows needs a key"):
+        parts.training(X, size=2)
     with pytest.raises(SelectionError, match="n=7, k=1"):
         folds(7, 1, key=KEY)
     with pytest.raises(SelectionError, match="two distinct values"):
@@ -151,3 +153,5 @@ def test_messages_say_what_came_and_what_to_do():
         Ensemble.loss(loss)(ensemble, (X, Y))
     with pytest.raises(SelectionError, match=r"ensemble\.partition"):
         ensemble.update(ensemble)
+    with pytest.raises(SelectionError, match="no member 3: the ensemble has 3"):
+        ensemble.member(3)

@@ -11,6 +11,7 @@ from jno.lora._commands import cli
 from jno_lora_conditional import Conditional, Powers
 from jno_lora_uncertainty import (
     Ensemble,
+    _files,
     calibrate,
     calibrate_classes,
     load_ensemble,
@@ -66,6 +67,15 @@ def test_a_temperature_is_saved_too(tmp_path):
     save_ensemble(calibrated, file)
     again = load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
     assert jnp.array_equal(probabilities(again, X[0]), probabilities(calibrated, X[0]))
+
+
+def test_a_file_of_a_later_version_says_what_to_upgrade(tmp_path, monkeypatch):
+    file = tmp_path / "e.safetensors"
+    with monkeypatch.context() as later:
+        later.setattr(_files, "_FORMAT", 2)
+        save_ensemble(trained(net_of()), file)
+    with pytest.raises(CheckpointError, match=r"format 2.*pip install -U jno-lora-uncertainty"):
+        load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
 
 
 def test_the_file_names_its_plugin_and_what_does_not_fit(tmp_path):

@@ -35,6 +35,8 @@ class Folds(eqx.Module):
         """
         rows = self.rows
         if size is not None:
+            if key is None:
+                raise SelectionError(f"A random batch of {size} rows needs a key: key=step_key")
             keys = jax.random.split(key, len(rows))
             rows = jax.vmap(jax.random.permutation)(keys, rows)[:, :size]
         return jax.tree.map(lambda array: jnp.asarray(array)[rows], data)
