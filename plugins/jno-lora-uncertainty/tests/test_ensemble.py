@@ -103,6 +103,8 @@ def test_the_base_exists_once_and_constants_of_a_member_are_its_own():
     assert all(
         leaf.shape[0] == 3 for leaf in jax.tree.leaves((ensemble.trained, ensemble.constants))
     )
+    # VeRA's two matrices, which all layers share, are two arrays here as well.
+    assert len({id(leaf) for leaf in jax.tree.leaves(ensemble.constants)}) == 2
     for number, key in enumerate(jax.random.split(KEY, 3)):
         assert eqx.tree_equal(ensemble.member(number), net_of("vera-shared")(key).module)
     assert jax.tree.leaves(Ensemble(net_of("lora"), 3, key=KEY).constants) == []

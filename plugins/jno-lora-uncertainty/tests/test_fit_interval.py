@@ -83,7 +83,11 @@ def test_a_value_outside_of_the_training_values_is_told(calibration, simulate):
     assert outside.z > 0.08
 
 
-def test_queries_that_no_member_left_out_are_refused(calibration, simulate):
-    held_out = folds(values=VALUES).held_out.at[0].set(False)
-    with pytest.raises(SelectionError, match=r"no member left out .*0\.03.*folds\(values=values\)"):
-        calibrate_fit(calibration.ensemble, loss, simulate(VALUES), VALUES, held_out, GRID)
+def test_values_that_all_members_have_seen_are_refused(calibration, simulate):
+    by_value = folds(values=VALUES).held_out
+    # A member that saw one query of a value has seen this value.
+    for held_out in (by_value.at[0].set(False), by_value.at[0, -1].set(False)):
+        with pytest.raises(
+            SelectionError, match=r"left out all .*\[0\.03\].*folds\(values=values\)"
+        ):
+            calibrate_fit(calibration.ensemble, loss, simulate(VALUES), VALUES, held_out, GRID)

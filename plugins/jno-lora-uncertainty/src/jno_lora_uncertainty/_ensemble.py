@@ -68,7 +68,9 @@ class Ensemble(eqx.Module):
 
         def stack(differs: bool, *leaves: Any) -> Any:
             ids = tuple(map(id, leaves))
-            return stacks.setdefault(ids, jnp.stack(leaves)) if differs else None
+            if differs and ids not in stacks:
+                stacks[ids] = jnp.stack(leaves)
+            return stacks.get(ids)
 
         self.trained = _hide(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained))
         self.constants = _hide(jax.tree.map(stack, differs, *frozen))

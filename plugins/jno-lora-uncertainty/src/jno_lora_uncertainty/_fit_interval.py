@@ -92,16 +92,20 @@ def calibrate_fit(
     - `held_out`: the folds, `folds(values=values)`, or bools `(members, n)`.
     - `grid`, `steps`, `coordinate`: as for `jno_lora_conditional.fit`.
 
-    **Raises:** `SelectionError` as `fit`, and for queries that no member left out.
+    **Raises:** `SelectionError` as `fit`, and for values that each member has seen.
     """
     values, grid = (jnp.asarray(array, float) for array in (values, grid))
-    mask = held_out_mask(held_out, ensemble.members, len(values))
-    if not isinstance(mask, Tracer) and not jnp.all(jnp.any(mask, axis=0)):
+    mask = np.asarray(held_out_mask(held_out, ensemble.members, len(values)))
+    distinct, value_of = np.unique(np.asarray(values), axis=0, return_inverse=True)
+    same = value_of.reshape(-1) == np.arange(len(distinct))[:, None]
+    unseen = np.stack([[np.all(member[rows]) for rows in same] for member in mask])
+    if not np.all(np.any(unseen, axis=0)):
         raise SelectionError(
-            "Each query must have a member that did not see its value, but no member left out "
-            f"{np.asarray(values)[~np.any(np.asarray(mask), axis=0)]!s}. Train with "
-            "folds(values=values), and give these folds."
+            "Each value must have a member that did not see it, but no member left out all queries "
+            f"of {distinct[~np.any(unseen, axis=0)]!s}. Train with folds(values=values), and give "
+            "these folds."
         )
+    chosen = jnp.asarray(np.argmax(unseen, axis=0)[value_of.reshape(-1)])
 
     @eqx.filter_jit
     def fits(ensemble: Ensemble, chosen: Array, data: PyTree) -> Array:
@@ -112,11 +116,12 @@ def calibrate_fit(
 
         return jax.vmap(fit_of)(chosen, data)
 
-    fitted = fits(ensemble, jnp.argmax(mask, axis=0), jax.tree.map(jnp.asarray, data))
+    fitted = fits(ensemble, chosen, jax.tree.map(jnp.asarray, data))
     to, _ = _COORDINATES[coordinate]
     error = jnp.sqrt(jnp.mean((to(fitted) - to(values)) ** 2, axis=0))
-    distinct = len(np.unique(np.asarray(values), axis=0))
-    return FitCalibration(ensemble, grid, values, fitted, error, distinct, loss, steps, coordinate)
+    return FitCalibration(
+        ensemble, grid, values, fitted, error, len(distinct), loss, steps, coordinate
+    )
 
 
 def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) -> FittedInterval:
