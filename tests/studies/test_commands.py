@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-STUDIES = ("conditional", "equivariant", "large", "operators", "physics", "sequence")
+STUDIES = ("conditional", "equivariant", "large", "operators", "physics", "sequence", "uncertainty")
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -1,0 +1,217 @@
+"""Calibrated error bars of an ensemble: `calibrate`, `predict`, `interval` and their summary."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Int, PyTree
+
+from jno.lora import SelectionError
+from jno.lora.extending import Printed, path_str, show_path, table, warn
+from jno.lora.types import Table
+
+from ._ensemble import Ensemble
+from ._folds import Folds
+from ._scales import Scales, calibrated_arrays, gaussian_quantile
+
+_FEW = 8  # held-out examples: fewer do not determine two scales
+
+
+class Prediction(NamedTuple):
+    """The mean over the members and a standard deviation, in the structure of the output."""
+
+    mean: PyTree
+    std: PyTree
+
+
+class Interval(NamedTuple):
+    """The ends of an interval for each number of the output."""
+
+    lower: PyTree
+    upper: PyTree
+
+
+class Calibrated(eqx.Module):
+    """An ensemble with calibrated error bars: `predict(calibrated, x)`. A pytree.
+
+    - `scales`: for each array of the output, in the order of its leaves.
+    - `examples`: the number of held-out examples that the scales were fitted to.
+    """
+
+    ensemble: Ensemble
+    scales: tuple[Scales, ...]
+    examples: Int[Array, ""]
+
+    def summary(self) -> "CalibrationReport":
+        """The scales and the scores of each output. Prints as a table."""
+        return CalibrationReport(self.scales, int(self.examples), self.ensemble.members)
+
+
+def calibrate(
+    ensemble: Ensemble, x: PyTree, y: PyTree, held_out: Folds | Bool[Any, "k n"] | None = None
+) -> Calibrated:
+    """Scale the spread of the members to the residuals of examples that they did not see.
+
+    The variance is `a^2 spread^2 + b^2`, with two scales for each array of the output. The residual
+    of an example belongs to the members that left it out. The spread is the standard deviation over
+    all members, so that intervals tend to be slightly wide.
+
+    **Arguments:**
+
+    - `x`, `y`: inputs and targets, with an axis of examples in front. For conditionals,
+        `x = (z, inputs)`.
+    - `held_out`: the folds that the members were trained with, or bools `(members, n)`. By default
+        no member has seen the examples.
+
+    **Raises:** `SelectionError` if shapes do not fit. Warns below eight held-out examples.
+    """
+    outputs = jax.tree.map(wide, outputs_of(ensemble, x))
+    n = len(jax.tree.leaves(x)[0])
+    mask = held_out_mask(held_out, ensemble.members, n)
+    usable = jnp.any(mask, axis=0)
+    scales: list[Scales] = []
+
+    def add(keys: Any, output: Array, target: Any) -> None:
+        if output.shape[1:] != np.shape(target):
+            raise SelectionError(
+                f"`y` must have the shape {output.shape[1:]} of the outputs for all examples, but "
+                f"has {np.shape(target)}"
+            )
+        residual = jnp.asarray(target).astype(output.dtype) - mean_of_held_out(output, mask)
+        arrays = jnp.var(output, axis=0), residual, usable.astype(output.dtype)
+        scales.append(Scales(path_str(keys), *calibrated_arrays(*arrays)))
+
+    jax.tree_util.tree_map_with_path(add, outputs, y)
+    return Calibrated(ensemble, tuple(scales), checked_count(usable))
+
+
+def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
+    """The mean over the members and the calibrated standard deviation, for one example.
+
+    May be compiled, mapped (`jax.vmap(lambda x: predict(calibrated, x))(xs)`), scanned over the
+    steps of a roll-out, and differentiated. Costs one call of each member.
+    """
+    outputs = jax.tree.map(wide, calibrated.ensemble.each(lambda m: calibrated.ensemble.call(m, x)))
+    leaves, structure = jax.tree.flatten(outputs)
+    pairs = zip(calibrated.scales, leaves, strict=True)
+    std = [scales.std(jnp.var(output, axis=0)) for scales, output in pairs]
+    mean = jax.tree.map(lambda output: jnp.mean(output, axis=0), outputs)
+    return Prediction(mean, jax.tree.unflatten(structure, std))
+
+
+def interval(
+    calibrated: Calibrated, x: PyTree, level: float = 0.9, *, conformal: bool = False
+) -> Interval:
+    """An interval for each number of the output of one example.
+
+    **Arguments:**
+
+    - `level`: the fraction of the numbers that the interval should hold, between 0 and 1.
+    - `conformal`: take the quantile of `|residual| / std` of the held-out examples, and not the
+        quantile of a Gaussian.
+
+    **Raises:** `SelectionError` if a conformal interval of this level needs more held-out examples.
+    """
+    mean, std = predict(calibrated, x)
+    half = gaussian_quantile(level)
+    quantiles = [_quantile(calibrated, s, level) if conformal else half for s in calibrated.scales]
+    widths = jax.tree.unflatten(jax.tree.structure(std), quantiles)
+    widths = jax.tree.map(jnp.multiply, std, widths)
+    return Interval(jax.tree.map(jnp.subtract, mean, widths), jax.tree.map(jnp.add, mean, widths))
+
+
+def _quantile(calibrated: Calibrated, scales: Scales, level: float) -> Array:
+    """The quantile of a conformal interval, which counts one more example as worse than all."""
+    examples = calibrated.examples
+    if not isinstance(examples, Tracer) and level * (1 + 1 / int(examples)) > 1 + 1e-6:
+        raise SelectionError(
+            f"A conformal interval of level {level} needs at least "
+            f"{math.ceil(level / (1 - level) - 1e-6)} held-out examples, but the ensemble was "
+            f"calibrated on {examples}. Use the Gaussian interval, or a lower level."
+        )
+    raised = level * (1 + 1 / examples.astype(scales.quantiles.dtype))
+    levels = jnp.linspace(0, 1, len(scales.quantiles), dtype=raised.dtype)
+    quantile = jnp.interp(raised, levels, scales.quantiles)
+    return jnp.where(raised > 1 + 1e-6, jnp.inf, quantile)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CalibrationReport(Printed[Scales]):
+    """The scales and the scores of each array of the output.
+
+    - `examples`: the number of held-out examples.
+    - `members`: the number of members.
+    """
+
+    rows: tuple[Scales, ...]
+    examples: int
+    members: int
+
+    def __repr__(self) -> str:
+        return f"CalibrationReport({len(self)} outputs, {self.examples} held-out examples)"
+
+    def _table(self) -> Table:
+        names = ("a", "b", "coverage of 90 %", "CRPS", "CRPS, constant width")
+        columns = [("output", "left"), *((name, "right") for name in names)]
+        cells: list[list[str]] = []
+        for row in self.rows:
+            numbers = (row.spread, row.constant, row.coverage, row.crps, row.constant_crps)
+            cells.append([show_path(row.path), *(f"{float(number):.3g}" for number in numbers)])
+        caption = (
+            f"variance = a² spread² + b², {self.members} members, {self.examples} held-out examples"
+        )
+        return table("Calibration", columns, cells, caption)
+
+
+@eqx.filter_jit
+def outputs_of(ensemble: Ensemble, x: PyTree) -> PyTree:
+    """The outputs of all members for all examples: axes of members and examples in front."""
+    x = jax.tree.map(jnp.asarray, x)
+    return ensemble.each(lambda member: jax.vmap(lambda x: ensemble.call(member, x))(x))
+
+
+def held_out_mask(held_out: Any, members: int, n: int) -> Bool[Array, "k n"]:
+    """Whether each member left out each example. **Raises:** `SelectionError` for another shape."""
+    if held_out is None:
+        return jnp.ones((members, n), bool)
+    mask = jnp.asarray(held_out.held_out if isinstance(held_out, Folds) else held_out)
+    if mask.shape != (members, n) or mask.dtype != bool:
+        raise SelectionError(
+            f"`held_out` must say for each of {members} members and {n} examples whether the "
+            f"member left it out, but has the shape {mask.shape} and the dtype {mask.dtype}. Give "
+            "the folds that the members were trained with."
+        )
+    return mask
+
+
+def mean_of_held_out(output: Array, mask: Bool[Array, "k n"]) -> Array:
+    """The mean output for each example over the members that left it out."""
+    weights = mask.astype(output.dtype)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1)
+    return jnp.sum(weights.reshape(*mask.shape, *[1] * (output.ndim - 2)) * output, axis=0)
+
+
+def checked_count(usable: Bool[Array, " n"]) -> Int[Array, ""]:
+    """The number of held-out examples. Warns below eight."""
+    examples = jnp.sum(usable)
+    if not isinstance(examples, Tracer) and examples < _FEW:
+        warn(
+            f"The error bars are calibrated on {examples} held-out examples. Below {_FEW}, expect "
+            "intervals that are too narrow or too wide."
+        )
+    return examples
+
+
+def wide(output: Array) -> Array:
+    """The output in float32 at least. **Raises:** `SelectionError` for a complex output."""
+    if jnp.iscomplexobj(output):
+        raise SelectionError(
+            "The output has complex numbers, which have no interval. Return their real and "
+            "imaginary parts: Ensemble(..., call=lambda model, x: (model(x).real, model(x).imag))"
+        )
+    return output.astype(jnp.promote_types(output.dtype, jnp.float32))

@@ -1,0 +1,222 @@
+"""`Ensemble`: several small adapters over one base, as one pytree that trains in one program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from jno.lora import Net, SelectionError, Shared, resolve
+from jno.lora.extending import show_array
+from jno_lora_conditional import Conditional, at
+
+
+class Ensemble(eqx.Module):
+    """Several adapted models of one base, which differ in their adapters. A pytree.
+
+    ```python
+    ensemble = Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=key)
+    trainable, frozen = ensemble.partition()
+    trainer = Trainer(Ensemble.loss(loss), optax.adam(1e-2))  # `loss` of one model and its batch
+    run = trainer.fit(trainable, frozen, [parts.training(data)] * 300)
+    ensemble = ensemble.update(run.trainable)
+    ```
+
+    The arrays that train have an axis of members in front, and so have frozen arrays that differ
+    from member to member, such as the random matrices of VeRA. All other arrays exist once.
+
+    **Arguments:**
+
+    - `make`: `make(key)` returns the `Net`, or the `Conditional`, of one member, around the same
+        pretrained model. Members need different keys, because members that start alike differ too
+        little.
+    - `members`: their number.
+    - `key`: is split into the keys of the members.
+    - `call`: `call(member, x)` gives the output for one example. By default `member(x)`, and
+        `at(member, x[0])(x[1])` for a conditional.
+
+    **Raises:** `SelectionError` if `make` does not return a `Net` or a `Conditional` with trainable
+    arrays, or if members differ in more than the values of their arrays.
+    """
+
+    trained: PyTree[Array]  # with an axis of members in front
+    constants: PyTree[Array]  # frozen, also with this axis
+    shared: PyTree
+    members: int = eqx.field(static=True)
+    call: Callable[[Any, Any], Any] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        make: Callable[[PRNGKeyArray], Any],
+        members: int = 5,
+        *,
+        key: PRNGKeyArray,
+        call: Callable[[Any, Any], Any] | None = None,
+    ):
+        halves = [_halves(make, key) for key in jax.random.split(key, members)]
+        if any(jax.tree.structure(half) != jax.tree.structure(halves[0]) for half in halves):
+            raise SelectionError(
+                "The members differ in more than the values of their arrays. `make` must adapt the "
+                "same model with the same arguments for each key."
+            )
+        trained, frozen = zip(*halves, strict=True)
+        differs = jax.tree.map(lambda *leaves: not _are_equal(leaves), *frozen)
+        stacks: dict[tuple[int, ...], Array] = {}  # an array that adapters share stays one array
+
+        def stack(differs: bool, *leaves: Any) -> Any:
+            ids = tuple(map(id, leaves))
+            if differs and ids not in stacks:
+                stacks[ids] = jnp.stack(leaves)
+            return stacks.get(ids)
+
+        self.trained = _hide(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained))
+        self.constants = _hide(jax.tree.map(stack, differs, *frozen))
+        self.shared = _hide(eqx.filter(frozen[0], differs, inverse=True))
+        self.members = members
+        is_conditional = isinstance(frozen[0], Conditional)
+        self.call = call or (_call_conditional if is_conditional else _call_model)
+
+    def partition(self) -> tuple["Ensemble", "Ensemble"]:
+        """Split into `(trainable, frozen)`, which `eqx.combine` joins again."""
+        mask = jax.tree.map(lambda _: False, self)
+        trains = jax.tree.map(lambda _: True, self.trained)
+        return eqx.partition(self, eqx.tree_at(lambda e: e.trained, mask, trains))
+
+    def update(self, trainable: "Ensemble") -> "Ensemble":
+        """This ensemble with trained arrays.
+
+        **Arguments:** `trainable`: the first tree that `partition` returned, with new values.
+
+        **Raises:** `SelectionError` for any other tree.
+        """
+        expected, frozen = self.partition()
+        if _forms(expected) != _forms(trainable):
+            raise SelectionError(
+                "The update does not fit this ensemble. Give the first of the two trees that "
+                "`ensemble.partition()` returned, with new values."
+            )
+        return eqx.combine(trainable, frozen)
+
+    def member(self, index: Any) -> Any:
+        """One member: an adapted model, which can be merged, or a `Conditional`.
+
+        **Arguments:** `index`: from 0, which may be traced.
+
+        **Raises:** `SelectionError` if there is no such member.
+        """
+        if isinstance(index, int) and not 0 <= index < self.members:
+            raise SelectionError(f"There is no member {index}: the ensemble has {self.members}.")
+        stacks = jax.tree.map(lambda array: array[index], (self.trained, self.constants))
+        return _show(eqx.combine(*stacks, self.shared))
+
+    def each(self, function: Callable[..., Any], *per_member: PyTree) -> PyTree:
+        """`function(member, *arguments)` for all members in one program.
+
+        **Arguments:**
+
+        - `function`: takes one member, as a model that is resolved, or a `Conditional`.
+        - `per_member`: arrays with an axis of members in front.
+
+        **Returns:** the outputs, with an axis of members in front.
+
+        **Raises:** `SelectionError` if an array does not have this axis.
+        """
+        per_member = jax.tree.map(jnp.asarray, per_member)
+        if any(leaf.shape[:1] != (self.members,) for leaf in jax.tree.leaves(per_member)):
+            raise SelectionError(
+                f"Data for {self.members} members must have an axis of this size in front, but are "
+                f"{[leaf.shape for leaf in jax.tree.leaves(per_member)]}. folds(...).training(data)"
+                " gives each member its part."
+            )
+
+        def of_member(stacks: Any, arguments: Any) -> Any:
+            member = _show(eqx.combine(*stacks, self.shared))
+            # The arrays that adapters of a conditional share are frozen, and in each adapter.
+            model = member if isinstance(member, Conditional) else resolve(member)
+            return function(model, *arguments)
+
+        return jax.vmap(of_member)((self.trained, self.constants), per_member)
+
+    @staticmethod
+    def loss(loss: Callable[[Any, Any], Array]) -> Callable[["Ensemble", PyTree], Array]:
+        """The loss of an ensemble, for `Trainer` or a loop of your own: the sum over its members.
+
+        Because it is a sum, each member gets the gradient of its own loss. An optimiser that acts
+        on each array by itself, such as Adam, trains each member as it would train it alone.
+
+        **Arguments:** `loss`: `loss(member, batch)` of one member.
+
+        **Returns:** a function of an ensemble and of batches with an axis of members in front.
+        """
+
+        def total(ensemble: "Ensemble", batches: PyTree) -> Array:
+            return jnp.sum(ensemble.each(loss, batches))
+
+        return total
+
+
+def _call_model(model: Any, x: Any) -> Any:
+    return model(x)
+
+
+def _call_conditional(conditional: Conditional, x: tuple[Any, Any]) -> Any:
+    z, inputs = x
+    return at(conditional, z)(inputs)
+
+
+class _Hidden(eqx.Module):
+    """A `Shared` that `resolve` does not see, because it would box the arrays of all members."""
+
+    value: Any
+    shared: Shared = eqx.field(static=True)
+
+
+def _hide(tree: PyTree) -> PyTree:
+    return _mapped(lambda shared: _Hidden(shared.value, _with_value(shared, None)), Shared, tree)
+
+
+def _show(tree: PyTree) -> PyTree:
+    return _mapped(lambda hidden: _with_value(hidden.shared, hidden.value), _Hidden, tree)
+
+
+def _mapped(function: Callable[[Any], Any], cls: type, tree: PyTree) -> PyTree:
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, cls)
+
+    return jax.tree.map(lambda n: function(n) if is_leaf(n) else n, tree, is_leaf=is_leaf)
+
+
+def _with_value(shared: Shared, value: Any) -> Shared:
+    return eqx.tree_at(lambda s: s.value, shared, value, is_leaf=lambda leaf: leaf is None)
+
+
+def _halves(make: Any, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+    """The trained and the frozen half of a member. **Raises:** `SelectionError`."""
+    member = make if isinstance(make, Net | Conditional) else make(key)
+    halves = member.partition() if isinstance(member, Net | Conditional) else (None, None)
+    if member is make or not jax.tree.leaves(halves[0]):
+        raise SelectionError(
+            "`Ensemble` takes a function of a key that returns a Net or a Conditional with "
+            f"trainable arrays, but got {make!r:.80}, which gives a {type(member).__name__}: "
+            "Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=key)"
+        )
+    return halves
+
+
+def _are_equal(leaves: Sequence[Any]) -> bool:
+    """Whether all leaves are the same object, or arrays of the same bits."""
+    if not all(eqx.is_array(leaf) for leaf in leaves):
+        return all(leaf == leaves[0] for leaf in leaves)
+    if all(leaf is leaves[0] for leaf in leaves):
+        return True
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        leaves = [jax.random.key_data(leaf) for leaf in leaves]
+    return len({np.asarray(leaf).tobytes() for leaf in leaves}) == 1
+
+
+def _forms(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [show_array(leaf) for leaf in leaves if eqx.is_array(leaf)]

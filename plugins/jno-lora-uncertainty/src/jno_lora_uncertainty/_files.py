@@ -1,0 +1,132 @@
+"""An ensemble in one safetensors file, with its calibration."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from jno.lora import CheckpointError, unwrap_lora
+from jno.lora.extending import (
+    Extension,
+    bullets,
+    load_extended,
+    path_str,
+    save_extended,
+    show_array,
+)
+from jno_lora_conditional import Conditional
+
+from ._calibrated import Calibrated
+from ._classes import CalibratedClasses
+from ._ensemble import Ensemble
+from ._scales import Scales
+
+FilePath = str | os.PathLike[str]
+_DISTRIBUTION = "jno-lora-uncertainty"
+_FORMAT = 1
+
+
+def save_ensemble(
+    ensemble: Ensemble | Calibrated | CalibratedClasses,
+    path: FilePath,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an ensemble, or a calibrated ensemble, into one safetensors file without its base.
+
+    `jno-lora inspect` shows the adapters of the first member and the names of all arrays.
+
+    **Arguments:** `metadata`: as for `jno.lora.save_adapters`.
+
+    **Raises:** `CheckpointError` as `save_adapters`.
+    """
+    bare = ensemble if isinstance(ensemble, Ensemble) else ensemble.ensemble
+    content = {"format": _FORMAT, "kind": type(ensemble).__name__, "members": bare.members}
+    arrays = _members(bare)
+    if isinstance(ensemble, Calibrated):
+        content["outputs"] = [scales.path for scales in ensemble.scales]
+    if not isinstance(ensemble, Ensemble):
+        leaves = jtu.tree_leaves_with_path(eqx.tree_at(lambda c: c.ensemble, ensemble, None))
+        arrays |= {path_str(keys): leaf for keys, leaf in leaves}
+    reader = "jno_lora_uncertainty.load_ensemble"
+    extension = Extension(_DISTRIBUTION, "an ensemble of adapters", reader, content, arrays)
+    save_extended(_model_of(bare), path, extension, metadata=metadata)
+
+
+def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated | CalibratedClasses:
+    """The ensemble of a file, with its calibration if it was saved. Its outputs are the same bits.
+
+    **Arguments:**
+
+    - `path`: of a file that `save_ensemble` wrote.
+    - `ensemble`: a new ensemble of the same form, `Ensemble(make, members, key=key)`. The file
+        gives the arrays that train, and those that differ from member to member; everything else
+        is used as it is.
+
+    **Raises:** `CheckpointError` as `jno.lora.load_adapters`; also if the arrays do not fit
+    `ensemble`. Warns if the base has other values than the base of the file.
+    """
+    model = _model_of(ensemble)
+    loaded, extension = load_extended(unwrap_lora(model), path, _DISTRIBUTION)
+    content, arrays = extension.content, dict(extension.arrays)
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} has the format {content.get('format')!r:.100}, and this "
+            f"{_DISTRIBUTION} reads {_FORMAT}. Upgrade it: pip install -U {_DISTRIBUTION}"
+        )
+    expected = _members(ensemble)
+    calibration = {name: arrays.pop(name) for name in [*arrays] if not name.startswith("members/")}
+    problems = [
+        f"{name}: expected {_shown(expected.get(name))}, the file has {_shown(arrays.get(name))}"
+        for name in {**expected, **arrays}
+        if _shown(expected.get(name)) != _shown(arrays.get(name))
+    ]
+    # Rank, scale and class of an adapter are static.
+    if jax.tree.structure(loaded) != jax.tree.structure(model) and not problems:
+        problems = ["the adapters: another method, rank, alpha or option"]
+    if problems:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} does not fit this ensemble:\n{bullets(problems)}\nMake the "
+            "ensemble with the arguments that the saved one had."
+        )
+    stacks = [
+        jtu.tree_map_with_path(lambda keys, _: arrays[_name(keys)], tree)
+        for tree in (ensemble.trained, ensemble.constants)
+    ]
+    ensemble = eqx.tree_at(lambda e: (e.trained, e.constants), ensemble, tuple(stacks))
+    if content["kind"] == "Ensemble":
+        return ensemble
+    if content["kind"] == "CalibratedClasses":
+        return CalibratedClasses(ensemble, calibration["temperature"])
+    names = [field.name for field in dataclasses.fields(Scales)][1:]
+    scales = (
+        Scales(path, *(calibration[f"scales/{number}/{name}"] for name in names))
+        for number, path in enumerate(content["outputs"])
+    )
+    return Calibrated(ensemble, tuple(scales), calibration["examples"])
+
+
+def _model_of(ensemble: Ensemble) -> PyTree:
+    """The adapted model of the first member."""
+    member = ensemble.member(0)
+    return member.model if isinstance(member, Conditional) else member
+
+
+def _members(ensemble: Ensemble) -> dict[str, Any]:
+    """The arrays of all members by their names in a file."""
+    leaves = jtu.tree_leaves_with_path((ensemble.trained, ensemble.constants))
+    return {_name(keys[1:]): jnp.asarray(leaf) for keys, leaf in leaves}
+
+
+def _name(keys: Any) -> str:
+    return f"members/{path_str(keys)}"
+
+
+def _shown(array: Any) -> str:
+    return "no such array" if array is None else show_array(array)

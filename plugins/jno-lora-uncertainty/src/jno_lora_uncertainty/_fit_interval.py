@@ -1,0 +1,170 @@
+"""The parameter of new data with an interval, from fits at values that members did not see."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jno.lora import SelectionError
+from jno.lora.extending import warn
+from jno_lora_conditional import fit
+
+from ._calibrated import held_out_mask
+from ._ensemble import Ensemble
+from ._folds import Folds
+from ._scales import gaussian_quantile
+
+# The coordinates of `jno_lora_conditional.fit`, and their inverses.
+_COORDINATES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "z": (lambda z: z, lambda u: u),
+    "log": (jnp.log, jnp.exp),
+    "sqrt": (jnp.sqrt, jnp.square),
+    "1/z": (jnp.reciprocal, jnp.reciprocal),
+}
+
+
+class FittedInterval(NamedTuple):
+    """A fitted parameter with its error: `z ± std`.
+
+    - `z`: the mean of the members' fits, in the coordinate.
+    - `std`: the standard deviation of `z`.
+    - `lower`, `upper`: the interval.
+    - `loss`: the mean loss of the members' fits.
+    - `is_outside`: whether `z` lies outside of the training values. The interval does not hold
+        there, because the errors were measured inside.
+    """
+
+    z: Float[Array, "*p"]
+    std: Float[Array, "*p"]
+    lower: Float[Array, "*p"]
+    upper: Float[Array, "*p"]
+    loss: Float[Array, ""]
+    is_outside: Bool[Array, ""]
+
+
+class FitCalibration(eqx.Module):
+    """What `fit_interval` needs: an ensemble of conditionals, and the errors of its fits.
+
+    - `values`, `fitted`: the true value of each held-out query, and its fit by a member that had
+        not seen this value.
+    - `error`: the root mean square of their difference in the coordinate.
+    """
+
+    ensemble: Ensemble
+    grid: Float[Array, "G *p"]
+    values: Float[Array, "n *p"]
+    fitted: Float[Array, "n *p"]
+    error: Float[Array, "*p"]
+    distinct: int = eqx.field(static=True)
+    loss: Callable[[Any, Any], Any] = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    coordinate: str = eqx.field(static=True)
+
+
+def calibrate_fit(
+    ensemble: Ensemble,
+    loss: Callable[[Any, Any], Any],
+    data: PyTree,
+    values: Any,
+    held_out: Folds | Bool[Any, "k n"],
+    grid: Any,
+    *,
+    steps: int = 20,
+    coordinate: str = "z",
+) -> FitCalibration:
+    """Measure how far fits are from the true parameter, at values that a member did not see.
+
+    A likelihood does not give the error of a fitted parameter, because the model's bias is not
+    noise. So each training value is fitted by the member that left it out.
+
+    **Arguments:**
+
+    - `ensemble`: of conditionals, trained with `folds(values=values)`.
+    - `loss`: `loss(model, query)` of an adapted model and the data of one query, as for `fit`.
+    - `data`: the queries, with an axis of `n` in front. They must be like later queries: one
+        simulation each if the parameter of one simulation will be fitted.
+    - `values`: the true value of each query, `(n,)` or `(n, p)`.
+    - `held_out`: the folds, `folds(values=values)`, or bools `(members, n)`.
+    - `grid`, `steps`, `coordinate`: as for `jno_lora_conditional.fit`.
+
+    **Raises:** `SelectionError` as `fit`, and for values that each member has seen.
+    """
+    values, grid = (jnp.asarray(array, float) for array in (values, grid))
+    mask = np.asarray(held_out_mask(held_out, ensemble.members, len(values)))
+    distinct, value_of = np.unique(np.asarray(values), axis=0, return_inverse=True)
+    same = value_of.reshape(-1) == np.arange(len(distinct))[:, None]
+    unseen = np.stack([[np.all(member[rows]) for rows in same] for member in mask])
+    if not np.all(np.any(unseen, axis=0)):
+        raise SelectionError(
+            "Each value must have a member that did not see it, but no member left out all queries "
+            f"of {distinct[~np.any(unseen, axis=0)]!s}. Train with folds(values=values), and give "
+            "these folds."
+        )
+    chosen = jnp.asarray(np.argmax(unseen, axis=0)[value_of.reshape(-1)])
+
+    @eqx.filter_jit
+    def fits(ensemble: Ensemble, chosen: Array, data: PyTree) -> Array:
+        def fit_of(member: Array, query: PyTree) -> Array:
+            conditional = ensemble.member(member)
+            objective = lambda model: loss(model, query)  # noqa: E731
+            return fit(conditional, objective, grid, steps=steps, coordinate=coordinate).z
+
+        return jax.vmap(fit_of)(chosen, data)
+
+    fitted = fits(ensemble, chosen, jax.tree.map(jnp.asarray, data))
+    to, _ = _COORDINATES[coordinate]
+    error = jnp.sqrt(jnp.mean((to(fitted) - to(values)) ** 2, axis=0))
+    return FitCalibration(
+        ensemble, grid, values, fitted, error, len(distinct), loss, steps, coordinate
+    )
+
+
+def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) -> FittedInterval:
+    """The parameter of one query, with the error of fits at held-out values.
+
+    All members fit the query, and `z` is the mean of their fits in the coordinate. May be compiled
+    and mapped over queries. Outside of `jax.jit`, a value outside of the training values is a
+    `JnoLoraWarning`; inside, look at `is_outside`.
+
+    The quantile is Student's, with as many degrees of freedom as there are distinct values, because
+    a few values do not determine the error well.
+    """
+    to, back = _COORDINATES[calibration.coordinate]
+
+    def fit_of(conditional: Any) -> Any:
+        return fit(
+            conditional,
+            lambda model: calibration.loss(model, data),
+            calibration.grid,
+            steps=calibration.steps,
+            coordinate=calibration.coordinate,
+        )
+
+    fits = calibration.ensemble.each(fit_of)
+    u = jnp.mean(to(fits.z), axis=0)
+    z, slope = jax.jvp(back, (u,), (jnp.ones_like(u),))
+    width = _student(gaussian_quantile(level), calibration.distinct) * calibration.error
+    ends = back(u - width), back(u + width)
+    low, high = jnp.min(calibration.values, axis=0), jnp.max(calibration.values, axis=0)
+    is_outside = jnp.any((z < low) | (z > high))
+    if not isinstance(is_outside, Tracer) and is_outside:
+        warn(
+            f"The fitted value {np.asarray(z)!s} lies outside of the training values, from "
+            f"{np.asarray(low)!s} to {np.asarray(high)!s}. Its interval does not hold there."
+        )
+    std = jnp.abs(slope) * calibration.error
+    return FittedInterval(
+        z, std, jnp.minimum(*ends), jnp.maximum(*ends), jnp.mean(fits.loss), is_outside
+    )
+
+
+def _student(gaussian: float, degrees: int) -> float:
+    """The quantile of Student's distribution, by its expansion in `1/degrees`."""
+    first = (gaussian**3 + gaussian) / 4
+    second = (5 * gaussian**5 + 16 * gaussian**3 + 3 * gaussian) / 96
+    return gaussian + first / degrees + second / degrees**2

@@ -1,0 +1,208 @@
+"""Scales against a grid search, coverage of known noise, and everything that JAX does to them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import JnoLoraWarning, Net, SelectionError
+from jno_lora_uncertainty import (
+    Ensemble,
+    calibrate,
+    calibrate_classes,
+    folds,
+    interval,
+    predict,
+    probabilities,
+)
+from jno_lora_uncertainty._scales import crps, fit_scales
+
+KEY = jax.random.key(1)
+
+
+class TwoOutputs(eqx.Module):
+    """A field and a number."""
+
+    mlp: eqx.nn.MLP
+
+    def __call__(self, x):
+        y = self.mlp(x)
+        return {"field": y[:3], "number": 10 * y[3]}
+
+
+def random_ensemble(make_model=TwoOutputs, members=4, outputs=4):
+    model = make_model(eqx.nn.MLP(2, outputs, 8, 1, jnp.tanh, key=jax.random.key(0)))
+    ensemble = Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=2), members, key=KEY)
+    trained, _ = ensemble.partition()
+    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(trained))))
+    noisy = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), trained)
+    return ensemble.update(noisy)
+
+
+def draw(ensemble, n, seed, a=2.0, b=0.05):
+    """Inputs, and targets whose noise has the variance `a^2 spread^2 + b^2`."""
+    x = jax.random.normal(jax.random.key(seed), (n, 2))
+    outputs = ensemble.each(lambda model: jax.vmap(model)(x))
+
+    def target(key, output):
+        std = jnp.sqrt(a**2 * jnp.var(output, axis=0) + b**2)
+        return jnp.mean(output, axis=0) + std * jax.random.normal(key, std.shape)
+
+    keys = jax.random.split(jax.random.key(seed + 1))
+    return x, {name: target(key, outputs[name]) for name, key in zip(outputs, keys, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return random_ensemble()
+
+
+@pytest.fixture(scope="module")
+def calibrated(ensemble):
+    return calibrate(ensemble, *draw(ensemble, 1500, 5))
+
+
+@pytest.mark.parametrize(("a", "b"), [(2.0, 0.3), (0.0, 0.3), (3.0, 0.0)])
+def test_scales_are_those_of_a_grid_search(a, b):
+    keys = jax.random.split(KEY, 2)
+    variance = jax.random.uniform(keys[0], (200, 3), minval=0.01)
+    residual = jnp.sqrt(a**2 * variance + b**2) * jax.random.normal(keys[1], (200, 3))
+    weights = (jnp.arange(200) < 150).astype(jnp.float32)
+    found = fit_scales(variance, residual, weights)
+
+    def nll(a, b):
+        total = a**2 * variance[:150] + b**2
+        return jnp.mean(jnp.log(total) + residual[:150] ** 2 / total)
+
+    grid = jnp.linspace(0, 4, 161)
+    grid = jax.vmap(lambda a: jax.vmap(lambda b: nll(a, b))(grid))(grid)
+    assert nll(*found) <= jnp.nanmin(grid) + 1e-4
+    assert abs(found[0] - a) < 0.3 and abs(found[1] - b) < 0.3
+
+
+def test_members_that_agree_leave_a_constant_width():
+    residual = jax.random.normal(KEY, (50,))
+    a, b = fit_scales(jnp.zeros(50), residual, jnp.ones(50))
+    assert a == 0
+    np.testing.assert_allclose(b, jnp.sqrt(jnp.mean(residual**2)), rtol=1e-5)
+
+
+def test_the_crps_is_the_integral_of_its_definition():
+    grid = jnp.linspace(-20, 20, 40001)
+    below = jax.scipy.stats.norm.cdf(grid / 0.7) - (grid > 1.3).astype(grid.dtype)
+    expected = jnp.sum(below**2) * (grid[1] - grid[0])
+    np.testing.assert_allclose(crps(jnp.array(1.3), jnp.array(0.7)), expected, rtol=1e-3)
+
+
+def test_known_noise_is_found_and_covered(ensemble, calibrated):
+    assert [scales.path for scales in calibrated.scales] == ["field", "number"]
+    for scales in calibrated.scales:
+        np.testing.assert_allclose(scales.spread, 2, rtol=0.15)
+        assert 0.86 < scales.coverage < 0.94
+        assert scales.crps < scales.constant_crps
+    x, y = draw(ensemble, 2000, 9)
+    for level, conformal in ((0.9, False), (0.9, True), (0.5, True)):
+        by_level = lambda x: interval(calibrated, x, level, conformal=conformal)  # noqa: B023, E731
+        lower, upper = jax.jit(jax.vmap(by_level))(x)
+        for name, target in y.items():
+            covered = jnp.mean((lower[name] <= target) & (target <= upper[name]))
+            assert abs(covered - level) < 0.035
+
+
+def test_the_summary_says_what_was_measured(calibrated):
+    report = calibrated.summary()
+    assert (len(report), report.examples, report.members) == (2, 1500, 4)
+    assert repr(report) == "CalibrationReport(2 outputs, 1500 held-out examples)"
+    for fact in ("field", "number", "coverage of 90 %", "constant width", "1500 held-out"):
+        assert fact in str(report)
+
+
+def test_residuals_come_from_the_members_that_left_an_example_out(ensemble):
+    x, y = draw(ensemble, 60, 3)
+    parts = folds(60, 4, key=KEY)
+    scales = calibrate(ensemble, x, y, parts).scales[0]
+    outputs = ensemble.each(lambda model: jax.vmap(model)(x)["field"])
+    member = jnp.argmax(parts.held_out, axis=0)
+    residual = y["field"] - outputs[member, jnp.arange(60)]
+    expected = fit_scales(jnp.var(outputs, axis=0), residual, jnp.ones(60))
+    np.testing.assert_allclose((scales.spread, scales.constant), expected, rtol=1e-3)
+    # An example that every member has seen says nothing.
+    held_out = parts.held_out.at[:, 40:].set(False)
+    again = calibrate(ensemble, x, y, held_out)
+    assert int(again.examples) == 40
+    first = fit_scales(jnp.var(outputs, axis=0)[:40], residual[:40], jnp.ones(40))
+    np.testing.assert_allclose(again.scales[0].spread, first[0], rtol=1e-3)
+
+
+def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):
+    x = jax.random.normal(KEY, (5, 2))
+    eager = predict(calibrated, x[0])
+    compiled = eqx.filter_jit(predict)(calibrated, x[0])
+    mapped = jax.vmap(lambda x: predict(calibrated, x))(x)
+    outputs = calibrated.ensemble.each(lambda model: model(x[0]))
+    scales = calibrated.scales[1]
+    spread = jnp.std(outputs["number"])
+    expected = jnp.sqrt((scales.spread * spread) ** 2 + scales.constant**2)
+    np.testing.assert_allclose(eager.std["number"], expected, rtol=1e-5)
+    np.testing.assert_allclose(eager.mean["field"], outputs["field"].mean(axis=0), rtol=1e-5)
+    for leaf, same, row in zip(*map(jax.tree.leaves, (eager, compiled, mapped)), strict=True):
+        np.testing.assert_allclose(leaf, same, rtol=1e-5)
+        np.testing.assert_allclose(leaf, row[0], rtol=1e-5)
+
+    def step(state, _):
+        prediction = predict(calibrated, state)
+        return prediction.mean["field"][:2], prediction
+
+    _, rolled = jax.lax.scan(step, x[0], None, length=3)
+    np.testing.assert_allclose(rolled.std["field"][0], eager.std["field"], rtol=1e-5)
+    assert rolled.std["field"].shape == (3, 3)
+    slope = jax.grad(lambda x: predict(calibrated, x).std["number"])(x[0])
+    assert jnp.all(jnp.isfinite(slope))
+
+
+def test_few_examples_and_misfits_are_told(ensemble):
+    x, y = draw(ensemble, 6, 3)
+    with pytest.warns(JnoLoraWarning, match="6 held-out examples. Below 8"):
+        few = calibrate(ensemble, x, y)
+    with pytest.raises(SelectionError, match=r"at least 9 held-out.* on 6"):
+        interval(few, x[0], conformal=True)
+    endless = eqx.filter_jit(lambda few, x: interval(few, x, conformal=True))(few, x[0])
+    assert jnp.all(jnp.isinf(endless.upper["field"]))
+    with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
+        calibrate(ensemble, x, {**y, "number": y["number"][:, None]})
+    waves = Ensemble(
+        lambda key: Net(eqx.nn.MLP(2, 3, 2, 1, key=KEY), key=key),
+        2,
+        key=KEY,
+        call=lambda model, x: model(x).astype(complex),
+    )
+    with pytest.raises(SelectionError, match=r"complex numbers.*model\(x\)\.real"):
+        calibrate(waves, x, y["field"])
+    with pytest.raises(SelectionError, match=r"4 members and 6 examples.*\(3, 6\)"):
+        calibrate(ensemble, x, y, folds(6, 3, key=KEY))
+
+
+def test_the_temperature_of_classes_makes_probabilities_honest():
+    ensemble = random_ensemble(lambda mlp: mlp, outputs=3)
+    x = jax.random.normal(KEY, (600, 2))
+    outputs = 3 * ensemble.each(lambda model: jax.vmap(model)(x))
+    mean = jnp.mean(jax.nn.softmax(outputs), axis=0)
+    labels = jax.random.categorical(jax.random.key(7), jnp.log(mean))
+    calibrated = calibrate_classes(ensemble, x, labels)
+    np.testing.assert_allclose(calibrated.temperature, 1 / 3, rtol=0.25)
+    found = jax.jit(jax.vmap(lambda x: probabilities(calibrated, x)))(x)
+    scaled = jax.nn.softmax(outputs / 3 / calibrated.temperature)
+    np.testing.assert_allclose(found, scaled.mean(axis=0), rtol=1e-4, atol=1e-6)
+    # The likelihood of labels that each member left out, on a grid of temperatures.
+    parts = folds(600, 4, key=KEY)
+    member = jnp.argmax(parts.held_out, axis=0)
+    logits = outputs[member, jnp.arange(600)] / 3
+
+    def nll(temperature):
+        return -jnp.sum(jax.nn.log_softmax(logits / temperature)[jnp.arange(600), labels])
+
+    grid = jax.lax.map(nll, jnp.geomspace(0.05, 20, 400))
+    assert nll(calibrate_classes(ensemble, x, labels, parts).temperature) <= grid.min() + 1e-2
+    with pytest.raises(SelectionError, match=r"whole numbers of the shape \(600,\)"):
+        calibrate_classes(ensemble, x, labels[:, None])

@@ -1,0 +1,98 @@
+"""An ensemble in a file: every bit comes back, and a misfit is told."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from click.testing import CliRunner
+
+from jno.lora import CheckpointError, JnoLoraWarning, Net, load_adapters, read_metadata
+from jno.lora._commands import cli
+from jno_lora_conditional import Conditional, Powers
+from jno_lora_uncertainty import (
+    Ensemble,
+    _files,
+    calibrate,
+    calibrate_classes,
+    load_ensemble,
+    predict,
+    probabilities,
+    save_ensemble,
+)
+
+MODEL = eqx.nn.MLP(2, 2, 4, 1, jnp.tanh, key=jax.random.key(0))
+X = jax.random.normal(jax.random.key(2), (9, 2))
+
+
+def net_of(wrapper="lora", rank=2, alpha=None, model=MODEL):
+    return lambda key: Net(model, key=key).freeze().lora(rank, alpha, wrapper=wrapper)
+
+
+MAKERS = {
+    "lora": net_of(),
+    "vera-shared": net_of("vera-shared"),
+    "tied-lora": net_of("tied-lora"),
+    "pissa": net_of("pissa"),
+    "conditional": lambda key: Conditional(net_of("dora")(key), Powers(0.1), film=True),
+}
+
+
+def trained(make):
+    ensemble = Ensemble(make, 3, key=jax.random.key(4))
+    return ensemble.update(
+        jax.tree.map(lambda x: x + 0.1 * jnp.sin(x + 1), ensemble.partition()[0])
+    )
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_bit_comes_back_around_another_start(name, tmp_path):
+    ensemble, file = trained(MAKERS[name]), tmp_path / "e.safetensors"
+    x = (jnp.full(9, 0.3), X) if name == "conditional" else X
+    calibrated = calibrate(ensemble, x, jnp.sin(X))
+    save_ensemble(calibrated, file, metadata={"nu": 0.05})
+    again = load_ensemble(file, Ensemble(MAKERS[name], 3, key=jax.random.key(5)))
+    assert eqx.tree_equal(again, calibrated)
+    first = jax.tree.map(lambda x: x[0], x)
+    assert eqx.tree_equal(predict(again, first), predict(calibrated, first))
+    assert read_metadata(file) == {"nu": 0.05}
+    save_ensemble(ensemble, file)
+    assert eqx.tree_equal(
+        load_ensemble(file, Ensemble(MAKERS[name], 3, key=jax.random.key(6))), ensemble
+    )
+
+
+def test_a_temperature_is_saved_too(tmp_path):
+    file = tmp_path / "e.safetensors"
+    calibrated = calibrate_classes(trained(net_of()), X, jnp.arange(9) % 2)
+    save_ensemble(calibrated, file)
+    again = load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
+    assert jnp.array_equal(probabilities(again, X[0]), probabilities(calibrated, X[0]))
+
+
+def test_a_file_of_a_later_version_says_what_to_upgrade(tmp_path, monkeypatch):
+    file = tmp_path / "e.safetensors"
+    with monkeypatch.context() as later:
+        later.setattr(_files, "_FORMAT", 2)
+        save_ensemble(trained(net_of()), file)
+    with pytest.raises(CheckpointError, match=r"format 2.*pip install -U jno-lora-uncertainty"):
+        load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
+
+
+def test_the_file_names_its_plugin_and_what_does_not_fit(tmp_path):
+    file = tmp_path / "e.safetensors"
+    save_ensemble(trained(net_of()), file)
+    shown = CliRunner().invoke(cli, ["inspect", str(file)]).output
+    assert "jno-lora-uncertainty" in shown and "an ensemble of adapters" in shown
+    with pytest.raises(CheckpointError, match="load_ensemble"):
+        load_adapters(MODEL, file)
+    key = jax.random.key(5)
+    for other, fact in (
+        (Ensemble(net_of(), 2, key=key), r"float32\[2, 2, 2\], the file has float32\[3, 2, 2\]"),
+        (Ensemble(net_of("vera"), 3, key=key), "no such array"),
+        (Ensemble(net_of(alpha=8), 3, key=key), "another method, rank, alpha or option"),
+    ):
+        with pytest.raises(CheckpointError, match=fact):
+            load_ensemble(file, other)
+    moved = jax.tree.map(lambda x: x + 1 if eqx.is_array(x) else x, MODEL)
+    with pytest.warns(JnoLoraWarning, match="layers/0"):
+        load_ensemble(file, Ensemble(net_of(model=moved), 3, key=key))

@@ -1,0 +1,93 @@
+"""The parameter of new data, with an interval from fits at held-out values."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jno.lora import JnoLoraWarning, Net, SelectionError
+from jno_lora_conditional import Conditional, Powers, at, fit
+from jno_lora_conditional.testing import trained_at_random
+from jno_lora_uncertainty import Ensemble, calibrate_fit, fit_interval, folds
+
+X = jax.random.normal(jax.random.key(7), (16, 2))
+VALUES = jnp.repeat(jnp.array([0.08, 0.06, 0.045, 0.03]), 2)
+GRID = jnp.linspace(0.02, 0.1, 5)
+
+
+def true_conditional():
+    model = eqx.nn.MLP(2, 2, 8, 1, jnp.tanh, key=jax.random.key(0))
+    net = Net(model).freeze().lora(rank=2)
+    return trained_at_random(Conditional(net, Powers(source=0.1, unit=0.06)), size=0.4, seed=2)
+
+
+def near_the_truth(key):
+    """A member whose trained arrays are off by a few per cent."""
+    conditional = true_conditional()
+    trained, _ = conditional.partition()
+    keys = iter(jax.random.split(key, len(jax.tree.leaves(trained))))
+    noisy = jax.tree.map(lambda x: x * (1 + 0.05 * jax.random.normal(next(keys), x.shape)), trained)
+    return conditional.update(noisy)
+
+
+def loss(model, outputs):
+    return jnp.mean((jax.vmap(model)(X) - outputs) ** 2)
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    truth = true_conditional()
+    return jax.jit(jax.vmap(lambda z: jax.vmap(at(truth, z))(X)))
+
+
+@pytest.fixture(scope="module")
+def calibration(simulate):
+    ensemble = Ensemble(near_the_truth, 4, key=jax.random.key(3))
+    parts = folds(values=VALUES)
+    return calibrate_fit(
+        ensemble, loss, simulate(VALUES), VALUES, parts, GRID, steps=6, coordinate="log"
+    )
+
+
+def test_errors_are_those_of_members_that_did_not_see_the_value(calibration, simulate):
+    parts = folds(values=VALUES)
+    query = 2
+    member = calibration.ensemble.member(int(jnp.argmax(parts.held_out[:, query])))
+    outputs = simulate(VALUES)[query]
+    alone = fit(member, lambda m: loss(m, outputs), GRID, steps=6, coordinate="log").z
+    np.testing.assert_allclose(calibration.fitted[query], alone, rtol=1e-3)
+    gaps = jnp.log(calibration.fitted) - jnp.log(calibration.values)
+    np.testing.assert_allclose(calibration.error, jnp.sqrt(jnp.mean(gaps**2)), rtol=1e-5)
+    assert 0 < calibration.error < 0.3
+
+
+def test_new_values_lie_in_their_intervals_and_queries_run_as_one_program(calibration, simulate):
+    zs = jnp.array([0.035, 0.05, 0.07])
+    fitted = jax.jit(jax.vmap(lambda data: fit_interval(calibration, data)))(simulate(zs))
+    assert jnp.all((fitted.lower < zs) & (zs < fitted.upper))
+    assert not jnp.any(fitted.is_outside)
+    np.testing.assert_allclose(fitted.std, fitted.z * calibration.error, rtol=1e-4)
+    eager = fit_interval(calibration, simulate(zs)[1], level=0.5)
+    np.testing.assert_allclose(eager.z, fitted.z[1], rtol=1e-3)
+    # Student's quantile of four degrees of freedom is 0.741 at this level, 2.132 at 90 %.
+    np.testing.assert_allclose(jnp.log(eager.upper / eager.z) / calibration.error, 0.741, rtol=0.02)
+    width = jnp.log(fitted.upper / fitted.z) / calibration.error
+    np.testing.assert_allclose(width, jnp.full(3, 2.132), rtol=0.02)
+
+
+def test_a_value_outside_of_the_training_values_is_told(calibration, simulate):
+    with pytest.warns(JnoLoraWarning, match=r"outside of the training values, from 0\.03 to 0\.08"):
+        outside = fit_interval(calibration, simulate(jnp.array([0.1]))[0])
+    assert outside.is_outside
+    assert outside.z > 0.08
+
+
+def test_values_that_all_members_have_seen_are_refused(calibration, simulate):
+    by_value = folds(values=VALUES).held_out
+    # A member that saw one query of a value has seen this value.
+    for held_out in (by_value.at[0].set(False), by_value.at[0, -1].set(False)):
+        with pytest.raises(
+            SelectionError, match=r"left out all .*\[0\.03\].*folds\(values=values\)"
+        ):
+            calibrate_fit(calibration.ensemble, loss, simulate(VALUES), VALUES, held_out, GRID)

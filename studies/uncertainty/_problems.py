@@ -1,0 +1,65 @@
+"""The problems: a pretrained model, simulations to adapt it to, and simulations to test it on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._families import FNO, UNET, Effort, Family, _pretrain, simulate
+
+_TEST_SEED, _TRAINING_SEED = 21_000, 25_000  # only this study uses simulations with these seeds
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting to adapt to, or a parameter with values for training and unseen values.
+
+    - `setting`: of the equation, where it differs from the pretraining.
+    - `parameter`, `values`, `inside`: for conditional adapters.
+    """
+
+    name: str
+    family: Family
+    setting: Mapping[str, float]
+    parameter: str = ""
+    values: tuple[float, ...] = ()
+    inside: tuple[float, ...] = ()
+
+    def training(self, seed: int, number: int) -> tuple[Any, Array]:
+        """Inputs and solutions; with values, the inputs are values and fields."""
+        return self._drawn(_TRAINING_SEED + 100 * seed, number, self.values)
+
+    def test(self, number: int) -> tuple[Any, Array]:
+        """Inputs and solutions, at unseen values if the problem has values."""
+        return self._drawn(_TEST_SEED, number, self.inside)
+
+    def _drawn(self, seed: int, number: int, values: tuple[float, ...]) -> tuple[Any, Array]:
+        source = self.family.source
+        if not values:
+            return simulate(self.family, seed, number, {**source, **self.setting})
+        each = -(-number // len(values))
+        settings = [{**source, self.parameter: value} for value in values]
+        parts = [simulate(self.family, seed + i, each, s) for i, s in enumerate(settings)]
+        fields, solutions = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        return (jnp.repeat(jnp.asarray(values), each), fields), solutions
+
+    def called(self, model: Any, field: Array) -> Array:
+        """The model's solution for one field."""
+        return self.family.apply(model, field[None])[0]
+
+
+PROBLEMS = (
+    Problem("burgers", FNO, {"viscosity": 0.04}),
+    Problem("allen-cahn", UNET, {"velocity": 1.25}),
+    Problem(
+        "burgers-values", FNO, {}, "viscosity", (0.08, 0.06, 0.045, 0.035), (0.07, 0.052, 0.04)
+    ),
+)
+
+
+def pretraining(effort: Effort, family: Family, seed: int) -> Any:
+    """A model of the family from another start, for ensembles of several pretrainings."""
+    return _pretrain(family, effort, family.make(jax.random.key(100 + seed)))
