@@ -200,7 +200,7 @@ def pretrained(family: Family, effort: Effort) -> Any:
     file = CACHE / f"{name}.eqx"
     if file.exists():
         return eqx.tree_deserialise_leaves(file, model)
-    model = _pretrain(family, effort, model)
+    model = pretrain(family, effort, model)
     CACHE.mkdir(exist_ok=True)
     unfinished = file.with_suffix(".unfinished")  # a killed run leaves no broken cache file
     eqx.tree_serialise_leaves(unfinished, model)
@@ -210,7 +210,7 @@ def pretrained(family: Family, effort: Effort) -> Any:
 
 def store(family: Family, effort: Effort) -> pathlib.Path:
     """Pretrain a model, write its weights to the repository, and return their file."""
-    model = _pretrain(family, effort, family.make(jax.random.key(1)))
+    model = pretrain(family, effort, family.make(jax.random.key(1)))
     file = weights.FOLDER / f"{_recipe(family, effort, model)}.npz"
     weights.write(file, model)
     return file
@@ -224,7 +224,7 @@ def _recipe(family: Family, effort: Effort, model: Any) -> str:
     return f"{family.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def _pretrain(family: Family, effort: Effort, model: Any) -> Any:
+def pretrain(family: Family, effort: Effort, model: Any) -> Any:
     fields, solutions = simulate(family, 0, effort.pretraining_fields, family.source)
     steps, batch = effort.pretraining_steps or family.steps, min(family.batch, len(fields))
     schedule = optax.cosine_decay_schedule(family.rate, steps)

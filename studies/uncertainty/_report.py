@@ -5,6 +5,7 @@ from collections import defaultdict
 
 from .._pages import DOCS, fill
 from .._records import Record, read
+from ._distances import DISTANCES
 from ._goals import GOALS, Chosen, mean
 
 
@@ -15,7 +16,13 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
     print(verdicts, end="")
     page = docs / "uncertainty.md"
     not_run = "Not run yet: `python -m studies.uncertainty`.\n"
-    fill(page, {"study": f"{verdicts}\n{_table(chosen)}" if chosen else not_run})
+    fill(
+        page,
+        {
+            "study": f"{verdicts}\n{_table(chosen)}" if chosen else not_run,
+            "unlike": _unlike(chosen) if chosen else not_run,
+        },
+    )
     return page
 
 
@@ -45,13 +52,30 @@ def verdict_lines(chosen: Chosen) -> list[str]:
 
 
 def _table(chosen: Chosen) -> str:
-    names = ("coverage", "raw_coverage", "crps", "constant_crps", "rank_correlation", "error")
-    head = ("problem", "members", "simulations", "coverage of 90 %", "raw", "CRPS x 1000")
-    head += ("constant width", "rank correlation", "error", "seeds")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    names = ("coverage", "raw_coverage", "conformal_coverage", "crps", "constant_crps")
+    names += ("rank_correlation", "error")
+    head = ("problem", "error bars", "simulations", "coverage of 90 %", "raw")
+    head += ("conformal, constant width", "CRPS x 1000", "constant width", "rank correlation")
+    head += ("error", "seeds")
+    rows = [head, ("---",) * len(head)]
     for (problem, way, samples), records in sorted(chosen.items()):
-        scales = (100, 100, 1000, 1000, 1, 1)
+        scales = (100, 100, 100, 1000, 1000, 1, 1)
         numbers = [f"{s * mean(records, n):.3g}" for n, s in zip(names, scales, strict=True)]
-        cells = [problem, way, str(samples), *numbers, str(len(records))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((problem, way, str(samples), *numbers, str(len(records))))
+    return _lines(rows)
+
+
+def _unlike(chosen: Chosen) -> str:
+    head = ("problem", "simulations", "inputs", "coverage of 90 %")
+    head += ("told apart by the spread", "by the input's spectrum", "by the output's spectrum")
+    rows = [head, ("---",) * len(head)]
+    for (problem, _, samples), records in sorted(chosen.items()):
+        for kind in ("rough", "large") if "rough_coverage" in records[0] else ():
+            tries = [mean(records, f"{kind}_{name}_auroc") for name in DISTANCES]
+            share = f"{100 * mean(records, f'{kind}_coverage'):.3g}"
+            rows.append((problem, str(samples), kind, share, *(f"{x:.2f}" for x in tries)))
+    return _lines(rows)
+
+
+def _lines(rows: list[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

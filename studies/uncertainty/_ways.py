@@ -1,36 +1,43 @@
-"""The ways to make members. All of them have the same folds and the same two scales."""
+"""The ways to get error bars. All of them have the same folds and the same two scales."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 
-from jno.lora import Net
+from jno.lora import Net, lora_trainable_filter
 from jno_lora_conditional import Conditional, Powers, at
 from jno_lora_uncertainty import Ensemble
 
 from .._families import Effort, Family, pretrained
-from ._problems import Problem, pretraining
+from ._problems import PROBLEMS, Problem, pretraining
+from ._spreads import Spread, dropout, laplace, none, swag
 
 MEMBERS = 5
-ADAPTERS, FULL, PRETRAINED, HEAD = (
+ADAPTERS, FULL, PRETRAINED, HEAD, SINGLE = (
     "five adapters",
     "five full models, one base",
     "five full models, five pretrainings",
     "five last layers",
+    "one adapter, constant width",
 )
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to make members, and the first learning rate to try."""
+    """A way to make members, and the first learning rate to try.
+
+    - `make`: gives the net of a member, by problem, effort and number of the member.
+    - `spread`: of one model; by default the spread over the members.
+    """
 
     name: str
     rate: float
-    make: Callable[[Problem, Effort, int], Any]  # of problem, effort and number of the member
+    make: Callable[[Problem, Effort, int], Any]
+    spread: Spread | None = None
 
     def ensemble(self, problem: Problem, effort: Effort, seed: int, members: int) -> Ensemble:
         """The members before their training."""
@@ -64,8 +71,7 @@ def _adapters(problem: Problem, effort: Effort, _: int) -> Callable[[Any], Any]:
         if not problem.values:
             return adapted
         source = problem.family.source[problem.parameter]
-        unit = abs(float(jnp.log(min(problem.values) / source)))
-        return Conditional(adapted, Powers(source, unit, coordinate="log"))
+        return Conditional(adapted, Powers(source, abs(min(problem.values) - source)))
 
     return net
 
@@ -82,16 +88,18 @@ def _head(problem: Problem, effort: Effort, _: int) -> Callable[[Any], Any]:
     def net(key: Any) -> Any:
         model = pretrained(problem.family, effort)
         frozen = Net(model, key=key).freeze()
-        return frozen.mask(_mask_of_head(problem, model)).unfreeze()
+        return frozen.mask(_mask_of_head(model)).unfreeze()
 
     return net
 
 
-def _mask_of_head(problem: Problem, model: Any) -> Any:
-    names = problem.family.head.split("|")
+_HEADS = tuple("|".join(problem.family.head for problem in PROBLEMS).split("|"))
 
-    def is_head(keys: Any, _: Any) -> bool:
-        return any(name in jax.tree_util.keystr(keys) for name in names)
+
+def _mask_of_head(model: Any) -> Any:
+    def is_head(keys: Any, leaf: Any) -> bool:
+        path = jax.tree_util.keystr(keys)
+        return eqx.is_inexact_array(leaf) and any(name in path for name in _HEADS)
 
     return jax.tree_util.tree_map_with_path(is_head, model)
 
@@ -108,7 +116,12 @@ def _base(family: Family, effort: Effort, member: int) -> Any:
 
 WAYS = (
     Way(ADAPTERS, 1e-2, _adapters),
-    Way(FULL, 1e-3, _full),
     Way(PRETRAINED, 1e-3, _pretrained),
+    Way(FULL, 1e-3, _full),
+    Way(SINGLE, 1e-2, _adapters, none),
+    Way("one adapter, Laplace", 1e-2, _adapters, laplace(lora_trainable_filter)),
+    Way("one adapter, last-layer Laplace", 1e-2, _adapters, laplace(_mask_of_head)),
+    Way("one adapter, SWAG", 1e-2, _adapters, swag),
+    Way("one adapter, dropout", 1e-2, _adapters, dropout),
     Way(HEAD, 3e-3, _head),
 )

@@ -14,7 +14,7 @@ from ._ensemble import Ensemble
 from ._files import load_ensemble, save_ensemble
 from ._fit_interval import FitCalibration, FittedInterval, calibrate_fit, fit_interval
 from ._folds import Folds, folds
-from ._scales import Scales
+from ._scales import Scales, fit_scales
 
 __all__ = [
     "Calibrated",
@@ -31,6 +31,7 @@ __all__ = [
     "calibrate_classes",
     "calibrate_fit",
     "fit_interval",
+    "fit_scales",
     "folds",
     "interval",
     "load_ensemble",

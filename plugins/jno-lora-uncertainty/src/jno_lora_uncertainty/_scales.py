@@ -44,14 +44,19 @@ class Scales(eqx.Module):
 
 
 def fit_scales(
-    variance: Elements, residual: Elements, weights: Float[Array, " n"]
+    variance: Elements, residual: Elements, weights: Float[Array, " n"] | None = None
 ) -> tuple[Number, Number]:
-    """`(a, b)` with the lowest Gaussian negative log-likelihood.
+    """`(a, b)` of `variance = a^2 spread^2 + b^2`, for any predictor with a spread of its own.
+
+    They have the lowest Gaussian negative log-likelihood of the residuals of held-out examples.
+
+    **Arguments:** `weights`: of the examples, by default equal.
 
     With `variance = c (t s + 1 - t)`, where `s` is the relative variance of the members, the best
     `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on finer
     grids around the best point.
     """
+    weights = jnp.ones(len(residual), residual.dtype) if weights is None else weights
     weights = jnp.broadcast_to(_beside(weights, residual), residual.shape)
     total = jnp.sum(weights)
     mean = jnp.sum(weights * variance) / total
