@@ -149,7 +149,7 @@ def _results(
     conditional: Conditional,
     plain: Any,
     inputs: tuple[Any, ...],
-    call: Callable[..., Any],
+    given: Callable[..., Any],
     name: str,
     allowed: tuple[float, float],
 ) -> Results:
@@ -162,6 +162,10 @@ def _results(
     zs = jnp.concatenate([away[None], *beside, source[None]])
     mergeable = all(type(adapter).mergeable for _, adapter in adapted_layers(conditional.model))
     traces: list[None] = []
+
+    def call(layer: Any, *inputs: Any) -> Any:
+        # Some inputs (e3nn's) remember what was computed from them, so each call gets new ones.
+        return given(layer, *jax.tree.map(jnp.asarray, inputs))
 
     @eqx.filter_jit
     def program(conditional: Any, plain: Any, inputs: Any, zs: Any) -> Any:
