@@ -6,8 +6,8 @@ A plugin is a distribution with entry points in the group `jno.lora`. Its metada
 row has: the summary, the tier as the keyword `jno-lora-complete`, the bounds, and the licence.
 """
 
+import contextlib
 import importlib.metadata
-import os
 import pathlib
 import re
 import tempfile
@@ -32,16 +32,11 @@ def projects() -> list[pathlib.Path]:
     return [path for path, table in tables.items() if "jno.lora" in table.get("entry-points", {})]
 
 
-def built(project: pathlib.Path) -> importlib.metadata.Distribution:
-    """The metadata that the wheel of a project has."""
-    folder, before = tempfile.mkdtemp(), pathlib.Path.cwd()
-    os.chdir(project)
-    try:
-        return importlib.metadata.Distribution.at(
-            pathlib.Path(folder, prepare_metadata_for_build_wheel(folder))
-        )
-    finally:
-        os.chdir(before)
+def row_of(project: pathlib.Path) -> tuple[str, ...]:
+    """The row of a project, from the metadata that its wheel has."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(project):
+        found = pathlib.Path(folder, prepare_metadata_for_build_wheel(folder))
+        return row(importlib.metadata.Distribution.at(found))
 
 
 def row(distribution: importlib.metadata.Distribution) -> tuple[str, ...]:
@@ -66,8 +61,8 @@ def row(distribution: importlib.metadata.Distribution) -> tuple[str, ...]:
 
 def page() -> str:
     """The page, with the current table."""
-    distributions = [*map(built, projects()), *map(importlib.metadata.distribution, LISTED)]
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *sorted(map(row, distributions))]
+    listed = map(row, map(importlib.metadata.distribution, LISTED))
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *sorted([*map(row_of, projects()), *listed])]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     before, start, text = PAGE.read_text().partition("<!-- plugins -->\n")
     _, end, after = text.partition("<!-- /plugins -->\n")

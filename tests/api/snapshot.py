@@ -27,13 +27,15 @@ CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
 PLUGIN_FILE = HERE / "plugin_api_1.txt"
 # What plugins may rely on, as docs/extending.md says: names, and all names of some modules.
 PROMISED = re.compile(
-    r"(class )?(jno\.lora\.(About|LoRAWrapper|MatrixAdapter|Shared|Statistic|hookimpl|register)"
-    r"|jno\.lora\.extending\.\w+|jno\.lora\.testing\.(WrapperCase|CheckResult|standard_cases)"
+    r"(class )?(jno\.lora\.(About|LoRAWrapper|MatrixAdapter|Shared|Statistic|hookimpl|register|Net)"
+    r"|jno\.lora\.WrapperError|jno\.lora\.coded\.\w+|jno\.lora\.extending\.\w+"
+    r"|jno\.lora\.testing\.(WrapperCase|CheckResult|standard_cases|Symmetry|cyclic_shift)"
     r"|jno\.lora\.testing\.(check_wrapper|parametrize_with_checks|run_checks)"
     # `Additive` and `MatrixLayer` have all members of their bases.
     r"|jno_lora_zoo\.(adapters_for|adapters_defined_in|Additive|MatrixLayer|MeshAxes|Update)"
-    r"|jno_lora_zoo\.(Method|LayerKind|LinearLayer|ConvLayer|ConvTransposeLayer)\("
-    r"|jno_lora_routed\.Router)(?!\w)"
+    r"|jno_lora_zoo\.(is_float_array|in_compute_dtype|cast_like|sharded_over|unchanged)"
+    r"|jno_lora_zoo\.(Method|LayerKind|LinearLayer|ConvLayer|ConvTransposeLayer)(?=\()"
+    r"|jno_lora_routed\.(Router|MoELoRA|testing\.check_router))(?!\w)"
 )
 CORE = (
     *("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.coded", "jno.lora.parts"),

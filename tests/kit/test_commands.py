@@ -145,7 +145,7 @@ def test_check_runs_the_kit_on_a_class(site):
     module = site.install("whole", GOOD)
     text = run("check", f"{module}:Shift")
     assert re.match(r"0 of \d+ checks fail\n", text)
-    assert text.endswith("\nTier: complete\n")
+    assert text.endswith("\nTier: complete (all checks on 1 of 3 cases; refused: bank)\n")
     (row,) = (line.split() for line in text.splitlines() if "Shift-Linear  " in line)
     checks = len(CHECKS) - int(row[4])
     assert row[:4] == ["Shift-Linear", f"{checks}/{checks}", "-", "-"]

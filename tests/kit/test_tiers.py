@@ -8,6 +8,7 @@ import pytest
 from tests.core.test_commands import GOOD
 
 from jno.lora.testing import ADVICE, CHECKS, TIERS, CheckResult, ConformanceError, tier_of
+from jno_lora_testing._check import overstated
 
 from .asking import run
 
@@ -49,6 +50,12 @@ def test_every_check_belongs_to_one_tier():
 )
 def test_a_tier_needs_its_checks_and_those_of_lower_tiers_in_all_cases(given, tier):
     assert tier_of(given) == tier
+
+
+def test_a_keyword_above_the_tier_is_told():
+    assert "jno-lora-complete" in overstated("jno-lora-attention", "solid")
+    assert overstated("jno-lora-attention", "complete") == ""
+    assert overstated("jno-lora-zoo", None) == ""
 
 
 def test_check_prints_json_and_writes_badges(site, tmp_path):

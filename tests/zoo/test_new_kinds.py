@@ -12,7 +12,7 @@ from jno.lora import Net, apply_lora
 from jno.lora.testing import run_checks
 from jno_lora_routed.testing import check_router
 
-# The other checks see the same in the zoo's adapters, and docs/new-plugin.md runs all of them.
+# The other checks see the same in the adapters of the zoo.
 CHECKS = ("contract", "identity-at-init", "merge-equals-call", "calibration", "state-round-trip")
 
 

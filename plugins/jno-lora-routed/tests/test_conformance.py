@@ -90,6 +90,7 @@ def test_options_and_activations_of_peanut():
         with pytest.raises(ValueError, match=next(iter(options))):
             PEANuTLinear(adapter.base, R, 1.0, key=jax.random.key(0), **options)
     assert tuple(ACTIVATIONS) == _ACTIVATIONS
+    assert jnp.isnan(ACTIVATIONS["relu"](jnp.asarray(jnp.nan)))
     x = jnp.asarray([-3.0, -0.5, 0.0, 0.5, 7.0])
     assert np.allclose(ACTIVATIONS["relu6"](x), [0, 0, 0, 0.5, 6])
     assert np.allclose(ACTIVATIONS["relu2"](x), [0, 0, 0, 0.25, 49])

@@ -15,7 +15,7 @@ from ._routed import checked_count
 
 def _relu(x: Array) -> Array:
     # Not `jax.nn.relu` (or `relu6`): in `jet`, a tracer leaks from its custom derivative.
-    return jnp.where(x > 0, x, jnp.zeros_like(x))
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)  # NaN stays NaN
 
 
 # By their names in Transformers. Files record the index in this list, so only append.

@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import json
 import pkgutil
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import importlib_metadata
 from packaging.utils import canonicalize_name
 
 from jno.lora import LoRAWrapper, SelectionError, WrapperError, __version__
@@ -94,6 +96,9 @@ def cases_of(
         return [], f"{distribution} loads, and has no adapters to check."
     if not (further := [wrapper for wrapper in wrappers if wrapper not in covered]):
         return cases, ""
+    if cases and not any(standard_cases(wrapper, layers) for wrapper in further):
+        names = ", ".join(wrapper.__name__ for wrapper in further)
+        return cases, f"Not checked, because `jno_lora_cases` has no case of them: {names}."
     common, unchecked = common_cases(further, layers)
     return [*cases, *common], unchecked
 
@@ -124,6 +129,15 @@ def common_cases(
         raise WrapperError(sentence)
     listed = [case for wrapper in wrappers for case in cases[wrapper]]
     return listed, sentence if unchecked else ""
+
+
+def overstated(distribution: str, tier: str | None) -> str:
+    """A sentence if the keywords of a distribution name a higher tier. Empty if they do not."""
+    tiers = [None, *TIERS]
+    words = re.split(r"[\s,]+", importlib_metadata.metadata(distribution).get("Keywords", ""))
+    above = [f"jno-lora-{name}" for name in TIERS if tiers.index(name) > tiers.index(tier)]
+    named = [word for word in above if word in words]
+    return f"The keyword {named[0]} of the distribution says more than this run.\n" if named else ""
 
 
 def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:

@@ -20,7 +20,7 @@ from ._comparisons import relative_error, require_close
 from ._conformance import ConformanceError, NotApplicableError, advice, required, skip_unless
 from ._programs import output
 
-MISSING = "is not installed"
+MISSING, REFUSED = "is not installed", "the adapter is refused there"
 _TOLERANCE = 1e-5
 
 
@@ -39,8 +39,13 @@ def _imported(distribution: str) -> Any:
 
 
 def _refused(err: JnoLoraError) -> NotApplicableError:
-    """Where adapters of this kind cannot go, an error that says so is right."""
-    return NotApplicableError(f"the adapter is refused there: {' '.join(f'{err}'.split())}")
+    """Where adapters of this kind cannot go, an error that says so is right.
+
+    **Raises:** the cause of the error, if this is not an error of ours: a call that crashed.
+    """
+    if err.__cause__ is not None and not isinstance(err.__cause__, JnoLoraError):
+        raise err.__cause__
+    return NotApplicableError(f"{REFUSED}: {' '.join(f'{err}'.split())}")
 
 
 @required("read the weight as `jno.lora.coded.CodedArray` allows, such as `self.base.weight @ x`.")

@@ -1,5 +1,6 @@
 """The commands `jno-lora new` and `jno-lora check`. Each imports what it needs."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def new(name: str, layer: str | None, kind: str, method: bool, output: Path) -> 
     NAME is the name of the adapter, method, kind of layer, router or command, such as
     embedding-bias.
     """
+    if method and kind not in ("method", "opaque"):
+        raise click.BadParameter(f"`--method` is `--kind method`, and not `--kind {kind}`")
     kind = "method" if method else kind
     if kind != "opaque" and layer is not None:
         raise click.BadParameter(f"a {kind} does not wrap this layer alone: leave `--layer` out")
@@ -79,6 +82,8 @@ def check(
     users may rely on: an adapter works, is solid, or is complete. --only and --layer can be given
     several times.
     """
+    # Read when JAX computes first: devices for the checks of sharding and statistics.
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     from . import _check
     from ._run import messages
     from ._tiers import tier_of, write_badge
@@ -95,12 +100,16 @@ def check(
     else:
         cases, unchecked = _check.cases_in(what, named), ""
     results = _check.run(cases, only or ("*",), rank) if cases else []
-    if badge is not None and results:
-        write_badge(badge, None if unchecked else tier_of(results))
     click.echo((_check.as_json if as_json else _check.as_table)(results, unchecked))
+    if badge is not None and results:
+        badge.parent.mkdir(parents=True, exist_ok=True)
+        write_badge(badge, None if unchecked else tier_of(results))
     broken = [result for result in results if result.error and result.level == "required"]
     advice = [result for result in results if result.error and result.level == "advice"]
     printed = (*messages(broken), *(f"Advice: {text}" for text in messages(advice)))
+    if named is None and results and not (as_json or only):
+        tier = None if unchecked else tier_of(results)
+        click.echo(_check.overstated(what, tier), nl=False)
     for message in () if as_json else printed:
         click.echo(f"\n{message}")
     ctx.exit(1 if broken or (strict and advice) else 0)

@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from ._checks_together import MISSING
+from ._checks_together import MISSING, REFUSED
 from ._run import CheckResult
 
 # Every check belongs to one tier. A tier includes the tiers before it.
@@ -58,15 +58,27 @@ def why_below(tier: str, results: list[CheckResult]) -> str:
     if missing := {*TIERS[tier]} - {result.check for result in results}:
         return f"{len(missing)} of its checks did not run"
     reasons = {result.not_applicable or "" for result in results if result.check in TIERS[tier]}
-    return ", ".join(sorted(reason for reason in reasons if reason.endswith(MISSING)))
+    absent = ", ".join(sorted(reason for reason in reasons if reason.endswith(MISSING)))
+    return f'{absent}: pip install "jno-lora-testing[complete]"' if absent else ""
 
 
 def sentence(results: list[CheckResult]) -> str:
     """The tier, and why it is not the next tier."""
     reached = tier_of(results)
     below = next((tier for tier in TIERS if why_below(tier, results)), None)
-    reason = f" (not {below}: {why_below(below, results)})" if below else ""
-    return f"Tier: {reached or 'none'}{reason}"
+    reasons = [f"not {below}: {why_below(below, results)}"] if below else []
+    by_case: dict[str, set[str]] = {}
+    for result in results:
+        by_case.setdefault(result.case, set()).add(result.check)
+    every = {name for names in TIERS.values() for name in names}
+    whole = sum(checks == every for checks in by_case.values())
+    reasons.append(f"all checks on {whole} of {len(by_case)} cases")
+    refused = dict.fromkeys(
+        result.check for result in results if (result.not_applicable or "").startswith(REFUSED)
+    )
+    if refused:
+        reasons.append(f"refused: {', '.join(refused)}")
+    return f"Tier: {reached or 'none'} ({'; '.join(reasons)})"
 
 
 _COLORS = {None: "#e05d44", "works": "#dfb317", "solid": "#97ca00", "complete": "#4c1"}
