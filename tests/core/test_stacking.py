@@ -57,9 +57,3 @@ def test_scan_over_the_stack_is_the_loop_over_its_layers(getkey):
         by_hand = slice_of(adapted, index)(by_hand)
     assert jnp.allclose(run(adapted, x), by_hand, rtol=1e-5)
     assert jnp.allclose(run(merge_lora(adapted), x), by_hand, rtol=1e-5)
-
-
-def test_a_layer_that_is_not_stacked_is_wrapped_as_it_is(getkey):
-    layer = eqx.nn.Linear(SIZE, SIZE, key=getkey())
-    adapted = apply_lora(layer, 1, key=getkey(), wrapper=ToyStacked)
-    assert adapted.lora_A.shape == (1, SIZE)

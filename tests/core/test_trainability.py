@@ -13,7 +13,6 @@ from jno.lora import (
     lora_param_labels,
     lora_trainable_filter,
     partial_lora_trainable_filter,
-    refresh,
 )
 
 from .toys import ToyLinear, ToyScale, array_paths, selected
@@ -138,18 +137,6 @@ def test_a_filter_is_the_callers_to_change(model, getkey):
     # A model of other dtypes has another filter.
     whole = jax.tree.map(lambda x: x.astype(jnp.int32) if eqx.is_array(x) else x, adapted)
     assert not any(selected(mask_of(whole)) for mask_of in FILTERS)
-
-
-def test_fields_that_a_class_is_given_later_train_after_a_refresh(linear, getkey):
-    class Edited(ToyLinear):
-        adapter_fields = ("lora_A",)
-
-    wrapper = Edited(linear, 1, 1.0, key=getkey())
-    assert sum(jax.tree.leaves(lora_trainable_filter(wrapper))) == 1
-    Edited.adapter_fields = ToyLinear.adapter_fields
-    refresh()
-    mask = lora_trainable_filter(wrapper)
-    assert sum(jax.tree.leaves(mask)) == len(ToyLinear.adapter_fields) > 1
 
 
 def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
