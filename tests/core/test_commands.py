@@ -14,7 +14,6 @@ import pytest
 
 import jno.lora
 from jno.lora import apply_lora, refresh, save_adapters
-from jno.lora._commands.installed import plugins_as_table
 
 from .asking import run
 from .toys import ToyLinear
@@ -60,10 +59,8 @@ def test_plugins_lists_whole_and_broken_ones(site):
     site.install("whole", GOOD, version="1.2")
     site.install("broken", "raise RuntimeError('no such thing')", version="0.3")
     text = run("plugins")
-    assert "failed: RuntimeError: no such thing" in text
+    assert "failed: RuntimeError: no such thing" in text and "2 plugins\n" in text
     found = {record["distribution"]: record for record in json.loads(run("plugins", "--json"))}
-    assert f"{len(found)} plugins\n" in text
-    assert "\n1 plugin\n" in f"\n{plugins_as_table([found['whole']])}"
     whole = found["whole"]
     assert [*whole] == [
         *("name", "distribution", "version", "value", "status", "error", "seconds", "wrappers"),
@@ -120,14 +117,38 @@ def test_doctor_misses_the_zoo_or_says_who_blocked_it_and_that_a_device_fails(si
     assert "pip install" not in text
 
 
-def test_doctor_prints_what_plugins_tell_and_that_one_cannot(site):
+def test_doctor_prints_what_plugins_add_and_tell_and_that_one_cannot(site):
     site.install_zoo()
     hook = "@hookimpl\ndef jno_lora_doctor(facts, troubles):\n    "
     site.install("silent", f"{hook}raise KeyError('a tooth')")
     site.install("telling", f"{hook}facts.append(('a library', '4.2')); troubles.append('too old')")
+    more = """
+        class Needy(Shift):
+            needs = ("input_mean",)
+            variant = "needy"
+            matrix = classmethod(lambda cls, layer: layer.weight)
+
+            def __init__(self, base, rank, alpha, *, key, statistics):
+                pass
+
+        @hookimpl
+        def jno_lora_commands(group):
+            import click
+            group.add_command(click.Command("greet"))
+            group.add_command(click.Command("doctor"))  # this name is taken
+    """
+    site.install("acme-lora", GOOD.replace("[Shift]", "[Shift, Needy]") + dedent(more))
     text = run("doctor", code=1)
     assert facts_in(text)["a library"] == "4.2" and "TROUBLE: too old" in text
-    assert "silent" in text and "KeyError('a tooth')" in text and "2 troubles found." in text
+    assert "silent" in text and "KeyError('a tooth')" in text
+    lines = [re.split("  +", line.strip()) for line in text.splitlines()]
+    start = [line[0] for line in lines].index("acme-lora 1.0") + 1
+    assert lines[start : start + 4] == [
+        ["2 adapters", "needy, shift"],
+        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
+        ["commands", "greet"],
+        ["statistics", "input_mean"],
+    ]
 
 
 def test_doctor_sees_plugins_without_an_entry_point_in_our_group(site):
@@ -178,37 +199,6 @@ def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
     text = run("doctor", code=1)
     assert "JNO_LORA_BLOCK names 'acme-lroa'" in text and "Near it: acme-lora" in text
     assert "1 trouble found" in text
-
-
-def test_doctor_names_what_each_plugin_adds(site):
-    site.install_zoo()
-    more = """
-        class Needy(Shift):
-            needs = ("input_mean",)
-            variant = "needy"
-
-            @classmethod
-            def matrix(cls, layer):
-                return layer.weight
-
-            def __init__(self, base, rank, alpha, *, key, statistics):
-                pass
-
-        @hookimpl
-        def jno_lora_commands(group):
-            import click
-            group.add_command(click.Command("greet"))
-            group.add_command(click.Command("doctor"))
-    """
-    site.install("acme-lora", GOOD.replace("[Shift]", "[Shift, Needy]") + dedent(more))
-    lines = [re.split("  +", line.strip()) for line in run("doctor", code=1).splitlines()]
-    start = [line[0] for line in lines].index("acme-lora 1.0") + 1
-    assert lines[start : start + 4] == [
-        ["2 adapters", "needy, shift"],
-        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
-        ["commands", "greet"],  # the name `doctor` is taken
-        ["statistics", "input_mean"],
-    ]
 
 
 # --- inspect
