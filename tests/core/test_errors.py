@@ -11,18 +11,6 @@ import pytest
 import jno.lora as lora
 from jno.lora._errors import failing, warn
 
-NAMES = ["SelectionError", "WrapperError", "PluginError", "CheckpointError", "PeftFormatError"]
-
-
-def test_every_error_has_one_base_class_and_no_error_is_another():
-    errors = [getattr(lora, name) for name in NAMES]
-    for error in errors:
-        assert issubclass(error, lora.JnoLoraError)
-        assert [issubclass(error, other) for other in errors].count(True) == 1
-    assert issubclass(lora.SelectionError, ValueError)
-    assert issubclass(lora.PluginError, ImportError)
-
-
 LAYERS = [eqx.nn.Linear(2, 2, key=jax.random.key(0))]
 
 

@@ -8,32 +8,25 @@ from jno.lora import Net, SelectionError, apply_lora, plan_lora
 
 KEY = jax.random.key(0)
 LAYER = eqx.nn.Linear(3, 4, key=KEY)
+NET = Net(LAYER)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "facts"),
+    ("call", "facts"),
     [
-        ({"r": 8, "lora_alpha": 16}, ["net.lora()", "r is rank", "lora_alpha is alpha"]),
-        ({"target_modules": ["q"]}, ["target_modules is target"]),
-        ({"use_dora": True}, ['wrapper="dora"']),
-        ({"rnak": 8}, ["rnak: did you mean 'rank'?"]),
+        (lambda: NET.lora(r=8, lora_alpha=16), ["net.lora()", "r is rank", "lora_alpha is alpha"]),
+        (lambda: NET.lora(target_modules=["q"]), ["target_modules is target"]),
+        (lambda: NET.lora(use_dora=True), ['wrapper="dora"']),
+        (lambda: NET.lora(rnak=8), ["rnak: did you mean 'rank'?"]),
+        (lambda: NET.plan(r=8), ["r is rank"]),
+        (lambda: apply_lora(LAYER, r=8), ["r is rank"]),
+        (lambda: plan_lora(LAYER, r=8), ["r is rank"]),
+        (lambda: NET.lora(specs=[{"r": 8, "wraper": 1}]), ["specs[0]", "r is rank", "'wrapper'"]),
+        (lambda: NET.lora(specs=[{0: 1}]), ["specs[0], a spec, has no 0."]),
     ],
 )
-def test_an_unknown_argument_is_explained(arguments, facts):
+def test_an_unknown_argument_is_explained(call, facts, unchecked):
     with pytest.raises(SelectionError) as error:
-        Net(LAYER).lora(**arguments)
+        call()
     assert all(fact in str(error.value) for fact in facts)
-    assert isinstance(error.value, TypeError)
-
-
-@pytest.mark.parametrize("function", [apply_lora, plan_lora, Net(LAYER).plan])
-def test_the_functions_know_the_words_too(function):
-    with pytest.raises(TypeError, match="r is rank"):
-        function(LAYER, r=8)
-
-
-def test_a_spec_knows_the_words_too(unchecked):
-    for spec, facts in [({"r": 8, "wraper": 1}, ["r is rank", "'wrapper'"]), ({0: 1}, ["no 0."])]:
-        with pytest.raises(SelectionError, match=r"specs\[0\], a spec, has no") as error:
-            Net(LAYER).lora(specs=[spec])
-        assert all(fact in str(error.value) for fact in facts)
+    assert isinstance(error.value, TypeError) or "specs[0]" in facts[0]

@@ -221,10 +221,8 @@ OF_LAYERS = {"blocks/1/up": ToyLinear, "blocks/1/down": ToyLinear}
     [
         # A claimed container hides nothing where its target does not match.
         ([("blocks/0$", ToyBlock), ("", ToyLinear)], {"blocks/0": ToyBlock, **OF_LAYERS}),
-        (
-            [("blocks/0", [ToyBlock, ToyLinear]), ("", ToyLinear)],
-            {"blocks/0": ToyBlock, **OF_LAYERS},
-        ),
+        # A list of wrappers is in order of priority.
+        ([("blocks/1", [ToyBlock, ToyLinear])], {"blocks/1": ToyBlock}),
         ([("blocks/1", [ToyLinear, ToyBlock])], OF_LAYERS),
         # An earlier spec for a layer wins over a later spec for its container, and the reverse.
         (
