@@ -23,6 +23,7 @@ from jno.lora import (
 )
 from jno.lora._contract import check_contract, contract_problems
 
+from .files._tools import Assorted
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, same, shaken
 
 X = jnp.arange(3.0)
@@ -113,24 +114,11 @@ def test_a_key_reaches_a_call_that_takes_it_and_is_dropped_elsewhere(linear, get
                 adapter(X, **arguments)
 
 
-class Nested(ToyScale):
-    """Keeps its arrays in a list and a dict, beside a function."""
-
-    adapter_fields = ("factors",)
-    factors: list
-    activation: object
-
-    def __init__(self, base, rank, alpha, *, key):
-        ToyScale.__init__(self, base, rank, alpha, key=key)
-        self.factors = [jax.random.normal(key, (rank,)), {"inner": jnp.zeros(2)}]
-        self.activation = jnp.tanh
-
-
 def test_from_state_restores_every_bit_of_every_array_outside_the_base(linear, getkey):
     names = {
         ToyLinear: {"lora_A", "lora_B"},
         ToyScale: {"gain", "constant"},
-        Nested: {"gain", "constant", "factors/0", "factors/1/inner"},
+        Assorted: {"trained", "kept/scalar", "kept/none", "kept/a/0"},
     }
     for cls, expected in names.items():
         wrapper = shaken(cls(linear, 2, 3.0, key=getkey()))
@@ -176,21 +164,6 @@ def without(*names):
 
 def define(body=None, **members):
     return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
-
-
-@pytest.mark.parametrize(
-    ("left_out", "init"),
-    [
-        (("rank", "alpha"), lambda self, base, *, key, **options: None),
-        (("alpha",), lambda self, base, rank, *, key: None),
-        (("rank",), lambda self, base, *, alpha=1.0, key: None),
-        ((), lambda self, base, r, a, *, key, adapter_dtype=None: None),
-        ((), lambda self, base, *, rank, alpha, key: None),
-        ((), lambda self, *args, key: None),
-    ],
-)
-def test_a_constructor_takes_what_it_has_a_use_for(left_out, init):
-    assert contract_problems(define(without(*left_out), __init__=init)) == ()
 
 
 PROBLEMS = {

@@ -42,8 +42,11 @@ GROUPS = [
 @pytest.mark.parametrize(("paths", "groups"), GROUPS)
 def test_paths_that_differ_in_indices_are_one_row(paths, groups):
     assert labels(*paths) == groups
-    (row, *_), rows = groups, [(path, number % 2) for number, path in enumerate(paths)]
-    assert len(grouped(rows)) >= len(groups), row  # rows of other cells are not joined
+
+
+def test_rows_are_grouped_only_if_they_agree():
+    rows = [("0/q", "rank 4"), ("1/q", "rank 8"), ("2/q", "rank 4"), ("0/k", "rank 4")]
+    assert grouped(rows) == [("[0,2]/q", 2, "rank 4"), ("1/q", 1, "rank 8"), ("0/k", 1, "rank 4")]
 
 
 PATHS = st.lists(

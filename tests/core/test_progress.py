@@ -7,13 +7,14 @@ import sys
 import time
 
 import equinox as eqx
+import jax
 import pytest
 from rich.console import Console
 
 from jno.lora import WrapperError, apply_lora
 from jno.lora._showing._progress import tracked
 
-from .toys import ToyLinear
+from .toys import ToyLinear, ToyScale
 
 
 def terminal():
@@ -99,3 +100,14 @@ def test_adapters_that_take_long_to_build_show_a_bar_on_standard_error(
         apply_lora(layers, 1, key=getkey(), wrapper=Slow)
     written = sys.stderr.getvalue()
     assert "Adapting layers" in written and written.endswith("\x1b[2K")  # gone before the error
+    # Traced work shows nothing.
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    adapt = lambda key: eqx.filter(apply_lora(layers, 1, key=key, wrapper=Traced), eqx.is_array)  # noqa: E731
+    jax.eval_shape(adapt, getkey())
+    assert sys.stderr.getvalue() == ""
+
+
+class Traced(ToyScale):
+    def __init__(self, base, rank, alpha, *, key):
+        time.sleep(0.01)
+        ToyScale.__init__(self, base, rank, alpha, key=key)

@@ -12,7 +12,7 @@ import jno.lora
 from jno.lora import Net, PluginError, Registry, apply_lora, hookimpl, plan_lora, registered
 from jno.lora._registry._plugins import find_plugins
 
-from .asking import at_once, one, statuses
+from .asking import at_once, names, one, statuses
 from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale
 
 EMPTY = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
@@ -182,10 +182,6 @@ EMBEDDING = '"{}Emb", auto=True, variant="lora", layer=eqx.nn.Embedding'
 LINEARS = dict.fromkeys(MODEL_LINEARS, "LoRALinear")
 
 
-def names_of(model, **kwargs):
-    return {row.path: row.wrapper.__name__ for row in plan_lora(model, 1, **kwargs).wrapped}
-
-
 def test_a_plugin_extends_auto_and_a_variant_to_layers_that_nobody_covers_and_no_defaults(
     site, model
 ):
@@ -193,12 +189,12 @@ def test_a_plugin_extends_auto_and_a_variant_to_layers_that_nobody_covers_and_no
     site.plugin("acme-lora", '"Acme", auto=True, variant="LoRA"', EMBEDDING.format("Acme"))
     site.plugin("idle-lora", '"IdleEmb", layer=eqx.nn.Embedding')  # has neither
     for word in ("auto", "lora"):
-        assert names_of(model, wrapper=word) == {"embedding": "AcmeEmb", **LINEARS}
-    assert names_of(model) == LINEARS
+        assert names(model, 1, wrapper=word) == {"embedding": "AcmeEmb", **LINEARS}
+    assert names(model, 1) == LINEARS
     site.plugin("jno-lora-attention", EMBEDDING.format("Our"))
     jno.lora.refresh()
     for word in ("auto", "lora"):
-        assert names_of(model, wrapper=word) == {"embedding": "OurEmb", **LINEARS}
+        assert names(model, 1, wrapper=word) == {"embedding": "OurEmb", **LINEARS}
 
 
 def test_the_last_plugin_chooses_a_policy_comes_first_and_hooks_may_ask_otherwise(site):

@@ -5,7 +5,7 @@ The core knows the distributions of this project, and no name of an adapter: the
 
 import importlib
 import sys
-import textwrap
+import threading
 import types
 
 import pytest
@@ -22,6 +22,7 @@ from jno.lora import (
     register,
     registered,
 )
+from jno.lora.parts import LazyAdapter
 
 from .asking import at_once, one, run, statuses, wrapped
 from .toys import (
@@ -96,40 +97,28 @@ def test_a_class_of_several_plugins_is_one_adapter(site):
     assert registry.select("head", None, registry.resolve("acme")) is module.Other
 
 
-LAZY = """
-    import threading
-    from jno.lora.parts import LazyAdapter
-    MADE, TOGETHER = [], threading.Barrier(2)
+def test_a_lazy_class_is_made_once_and_by_the_question_that_needs_it():
+    made, together = [], threading.Barrier(2)
 
-    def lazily(name, variant, auto=False):
+    def lazily(name, auto=False):
         def make():
-            MADE.append(name)
+            made.append(name)
             if name == "Slow":
-                TOGETHER.wait(timeout=60)
-            return adapter(name, variant, auto)
-        return LazyAdapter(make, name=name, module=__name__, variant=variant, auto=auto)
+                together.wait(timeout=60)
+            return type(ToyLinear)(name, (ToyLinear,), {"__module__": __name__, "auto": auto})
 
-    LAZY = [lazily("Acme", "acme"), lazily("Shift", "shift", True), lazily("Slow", "slow")]
+        return LazyAdapter(make, name=name, module=__name__, variant=name[::-1], auto=auto)
 
-    @hookimpl
-    def jno_lora_wrappers():
-        return LAZY
-"""
-
-
-def test_a_lazy_class_is_made_by_the_question_that_needs_it(site):
-    module = site.install("jno-lora-attention", textwrap.dedent(LAZY))
-    site.plugin("bolt-lora", '"Bolt", variant="acme"')
-    registry = Registry()
-    assert one(registry, "Bolt").__name__ == "Bolt" and not registry.clashes()
-    made = sys.modules[module].MADE
-    assert made == []
+    lazy = [lazily("Acme"), lazily("Shift", auto=True), lazily("Slow")]
+    registry = Registry(discover=False)
+    hook = hookimpl(lambda: lazy, specname="jno_lora_wrappers")
+    registry.register(types.SimpleNamespace(hook=hook))
+    assert not registry.clashes() and made == []
     assert [cls.__name__ for cls in registry.auto()] == made == ["Shift"]
-    acme, bolt = registry.resolve("acme")
-    assert one(registry, "Acme") is one(registry, "jno-lora-attention:Acme") is acme
-    origins = [registry.provider(cls).distribution for cls in (acme, bolt)]
-    assert origins == ["jno-lora-attention", "bolt-lora"] and made == ["Shift", "Acme"]
-    first, second = at_once(*[lambda: one(registry, "slow")] * 2)
+    acme = one(registry, "emca")
+    assert one(registry, "Acme") is acme is registry.provider(acme).cls
+    assert made == ["Shift", "Acme"]
+    first, second = at_once(*[lambda: one(registry, "Slow")] * 2)
     assert first is second is one(registry, "Slow")
 
 
