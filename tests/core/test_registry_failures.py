@@ -19,7 +19,7 @@ from jno.lora import (
 )
 from jno.lora.extending import default_adapters
 
-from .asking import one, statuses
+from .asking import names, one, statuses
 from .toys import MODEL_LINEARS, ToyLinear
 
 GOOD = '"Good", variant="good"'

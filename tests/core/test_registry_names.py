@@ -124,7 +124,7 @@ def test_a_lazy_class_is_made_once_and_by_the_question_that_needs_it():
 
 @pytest.mark.parametrize("name", ["DoRALinear", "lora", "LORA_linear"])
 @pytest.mark.parametrize("distribution", ["acme-lora", "jno-lora-foundax"])
-def test_nobody_takes_a_word_of_the_zoo_nor_a_third_party_a_word_of_ours(site, distribution, name):
+def test_nobody_takes_a_word_of_the_zoo(site, distribution, name):
     site.install_zoo()
     site.plugin(distribution, f'"{name}", variant="other"', '"Acme"')
     registry = Registry()
@@ -137,10 +137,16 @@ def test_nobody_takes_a_word_of_the_zoo_nor_a_third_party_a_word_of_ours(site, d
     assert one(registry, "other").__name__ == name
     assert registry.clashes() == {f"{distribution}:{name}": "jno-lora-zoo"}
     assert f'Write `wrapper="{distribution}:{name}"`' in run("doctor", code=1)
-    site.plugin("bolt-lora", '"acme", variant="bolt"')
-    registry.refresh()
-    is_ours = distribution.startswith("jno-lora-")
-    assert registry.clashes().get("bolt-lora:acme") == (distribution if is_ours else None)
+
+
+@pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
+def test_a_third_party_takes_no_word_of_our_other_plugins(site, name):
+    site.plugin("jno-lora-attention", '"OurEmbedding", variant="lora-embedding"')
+    site.plugin("acme-lora", f'"{name}", variant="other"')
+    registry = Registry()
+    assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
+    assert one(registry, "lora_embedding") is one(registry, "OurEmbedding")
+    assert [*registry.clashes()] == [f"acme-lora:{name}"]
 
 
 @pytest.mark.parametrize("name", ["auto", "All", "none", "all_linear"])
