@@ -47,7 +47,6 @@ IS_A_HANDLE = r"is a handle.*not a pytree.*net\.module"
 CHANGES = r"A Net changes.*jax\.jit\(net\).*net\.module, x\)"
 OTHERS = {
     "filter_jit of it": (lambda net: eqx.filter_jit(net)(1), IS_A_HANDLE),
-    "filter_grad": (lambda net: eqx.filter_grad(lambda n: n.module.head)(net), IS_A_HANDLE),
     "tree_at": (lambda net: eqx.tree_at(lambda n: n.module, net, None), IS_A_HANDLE),
     "a net in a model": (lambda net: Net([net]), IS_A_HANDLE),
     "tree.map": (lambda net: jax.tree.map(lambda x: x, net), IS_A_HANDLE),

@@ -47,28 +47,12 @@ class Keeping(ToyScale):
         self.gain = jnp.full(base.out_features, kept, jnp.float32)
 
 
-def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey):
-    class Open(Keeping):
-        def __init__(self, base, rank, alpha, *, key, **options):
-            Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))
-
-    specs = [
-        {"target": "head", "options": {"kept": 3.0}},
-        {"target": "encoder/0", "wrapper": Open, "options": {"anything": 1}},
-        {},
-    ]
-    adapted = apply_lora(
-        model, 1, key=getkey(), wrapper=Keeping, specs=specs, options={"kept": 2.0}
-    )
-    layers = (adapted.head, *adapted.encoder)
-    assert [layer.gain[0] for layer in layers] == [3.0, 1.0, 2.0]
-
-
 def test_a_number_of_numpy_may_be_kept_as_a_static_field_and_an_array_is_warned_of(model, getkey):
     adapt = functools.partial(apply_lora, model, 1, key=getkey(), wrapper=Keeping)
     for number in (np.float32(2), np.bool_(True), jnp.bfloat16.dtype.type(2)):
         adapted = adapt(options={"kept": number})
         assert adapted.head.kept == number and not eqx.is_array(adapted.head.kept)
+        assert adapted.encoder[0].gain[0] == number
         assert merge_lora(adapted).head.weight[0, 0] == float(number) * model.head.weight[0, 0]
     two = jnp.float32(2)
     with pytest.warns(UserWarning, match="set as static"):

@@ -38,14 +38,10 @@ from .toys import (
 TO_INSTALL = r'[\s\S]*pip install -U "jno-lora\[zoo\]"'
 
 
-@pytest.fixture
-def twice(site):
+def test_a_name_of_two_plugins_is_an_error_listing_both_with_versions(site, monkeypatch):
     site.plugin("acme-lora", '"Twin", variant="acme"', '"Acme"', version="1.2")
     site.plugin("bolt-lora", '"Twin", variant="bolt"', version="3.4")
-    return Registry()
-
-
-def test_a_name_of_two_plugins_is_an_error_listing_both_with_versions(twice, monkeypatch):
+    twice = Registry()
     with pytest.raises(PluginError, match="'Twin' is ambiguous") as caught:
         twice.resolve("Twin")
     for distribution, version in [("acme-lora", "1.2"), ("bolt-lora", "3.4")]:
@@ -78,9 +74,6 @@ def test_a_class_of_several_plugins_is_one_adapter(site):
         @hookimpl
         def jno_lora_wrappers():
             return [Acme, Other]
-        @hookimpl
-        def jno_lora_select(path, leaf, candidates):
-            return Other
     """
     module = importlib.import_module(site.install("acme-lora", code))
     site.plugin("bolt-lora", '"Unused"')
@@ -94,7 +87,6 @@ def test_a_class_of_several_plugins_is_one_adapter(site):
     assert registry.auto() == (module.Acme,) and registry.clashes() == {}
     assert registry.resolve("acme") == (module.Acme, module.Other)
     assert registry.provider(module.Acme).distribution == "acme-lora"
-    assert registry.select("head", None, registry.resolve("acme")) is module.Other
 
 
 def test_a_lazy_class_is_made_once_and_by_the_question_that_needs_it():
