@@ -10,7 +10,6 @@ from textwrap import dedent
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import pytest
 
 import jno.lora
 from jno.lora import apply_lora, refresh, save_adapters
@@ -193,17 +192,14 @@ def test_doctor_sees_hidden_plugins_versions_that_do_not_fit_and_names_of_nobody
 # --- inspect
 
 
-@pytest.fixture
-def saved(tmp_path, getkey, site):
-    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
+def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
+    tmp_path, getkey, registry, monkeypatch
+):
     layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
     model = apply_lora(layers, 1, 2.0, key=getkey(), wrapper=ToyLinear)
     model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
-    save_adapters(model, tmp_path / "file")
-    return str(tmp_path / "file")
-
-
-def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(saved, monkeypatch):
+    saved = str(tmp_path / "file")
+    save_adapters(model, saved)
     text = run("inspect", saved)
     (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
     form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]

@@ -1,4 +1,4 @@
-"""One base class, and what else each error is; how messages name what failed, and where."""
+"""Warnings name the line of the user, once for each line."""
 
 import threading
 import types

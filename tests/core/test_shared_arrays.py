@@ -14,12 +14,7 @@ import jno.lora
 from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
 from jno.lora.extending import put_around
 
-from .tied import Frozen, Tied, X, adapted, leaves_named, mlp, moved, normal, run
-
-
-def apply(wrapper: Any = Tied, target: str | None = None, **options: Any) -> Any:
-    key = jax.random.key(2)
-    return jno.lora.apply_lora(mlp(), 2, key=key, wrapper=wrapper, target=target, **options)
+from .tied import Frozen, Tied, X, adapted, apply, leaves_named, mlp, moved, normal, run
 
 
 def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
