@@ -111,14 +111,11 @@ def test_a_mask_that_selects_nothing_warns_and_names_the_layers(model, getkey):
     assert "head" in str(caught[0].message) and "encoder" not in str(caught[0].message)
 
 
-class OwnNorm(eqx.nn.WeightNorm):
-    """A norm of the user."""
-
-
 def test_normalised_layers_are_left_out_with_a_warning_that_says_why(getkey):
     linear = eqx.nn.Linear(2, 2, key=getkey())
     spectral, _ = eqx.nn.make_with_state(eqx.nn.SpectralNorm)(linear, "weight", key=getkey())
-    model = {"spectral": spectral, "weight": OwnNorm(linear), "head": linear}
+    own_norm = type("OwnNorm", (eqx.nn.WeightNorm,), {})(linear)
+    model = {"spectral": spectral, "weight": own_norm, "head": linear}
     rows = rows_of(plan_lora(model, 1, wrapper=ToyLinear))
     assert rows["spectral/layer"].status == "inside SpectralNorm"
     assert rows["weight/layer"].status == "inside WeightNorm"

@@ -252,9 +252,14 @@ def test_a_container_and_its_layers(blocks, specs, expected):
     assert wrapped(blocks, 1, specs=specs) == expected
 
 
+def test_layers_that_the_mask_leaves_out_hide_no_container(blocks):
+    mask = eqx.tree_at(lambda m: m["blocks"][0].down.bias, nothing(blocks), True)
+    specs = [{"target": "up", "wrapper": ToyLinear}, {"wrapper": ToyBlock}]
+    assert wrapped(blocks, 1, specs=specs, mask=mask) == {"blocks/0": ToyBlock}
+
+
 def test_the_former_words_still_work_alone(model, getkey):
-    former = {"wrappers": ToyLinear, "param_mask": "encoder"}
-    adapted = apply_lora(model, 1, key=getkey(), **former)
+    adapted = apply_lora(model, 1, key=getkey(), wrappers=ToyLinear, param_mask="encoder")
     assert set(adapters_in(adapted)) == {"encoder/0", "encoder/1"}
     for word, before in [("wrapper", "wrappers"), ("mask", "param_mask")]:  # both
         with pytest.raises(SelectionError, match=f"no '{before}'"):
