@@ -185,9 +185,6 @@ def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch
         caplog.clear()
 
 
-# --- results
-
-
 def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
     def wrapped(layer):
         return {"layer": layer, "bias": layer.bias, "extra": jnp.zeros(3)}

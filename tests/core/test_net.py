@@ -214,7 +214,6 @@ OTHERS = {
     "tree.map": (lambda net: jax.tree.map(lambda x: x, net), IS_A_HANDLE),
     "jit of it": (lambda net: jax.jit(net)(0), CHANGES),
     "jit with it": (lambda net: jax.jit(lambda n: n(0), static_argnums=0)(net), CHANGES),
-    "checkpoint": (lambda net: jax.checkpoint(net)(0), CHANGES),
 }
 
 
