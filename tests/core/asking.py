@@ -15,6 +15,11 @@ def wrapped(model: Any, *args: Any, **kwargs: Any) -> dict[str, type[LoRAWrapper
     return {row.path: row.wrapper for row in plan_lora(model, *args, **kwargs).wrapped}
 
 
+def names(*args: Any, **kwargs: Any) -> dict[str, str]:
+    """The name of the adapter class by path that `plan_lora` would wrap."""
+    return {row.path: row.wrapper.__name__ for row in plan_lora(*args, **kwargs).wrapped}
+
+
 def statuses(registry: Registry) -> dict[str, str]:
     """The status of each plugin by its distribution."""
     return {record.distribution: record.status for record in registry.records()}

@@ -1,11 +1,11 @@
 """Adapters that start from data or share an array, and those that break a promise about it."""
 
-import jax
 import jax.numpy as jnp
 
 from jno.lora import Shared
 
 from .good_adapter import Factored, Good, float_of
+from .tied import normal
 
 
 class Informed(Good):
@@ -40,10 +40,6 @@ class SeesOtherInputs(Informed):
     @classmethod
     def inputs_of(cls, layer, *args, **kwargs):
         return super().inputs_of(layer, *args)[:, 1:]
-
-
-def normal(key, shape):
-    return jax.random.normal(key, shape)
 
 
 class Tied(Factored):

@@ -56,16 +56,6 @@ def adding(names, then=""):
     """
 
 
-def test_a_plugin_may_add_commands_alone_or_beside_adapters(site):
-    alone = site.install("greeting", adding(["greet"]))
-    both = adding(["there"], "pass\n\n        @hookimpl\n        def jno_lora_wrappers():\n")
-    site.install("both", both + "            return [adapter('Both')]")
-    text = run("--help")
-    assert "\n  greet\n" in text and "\n  there\n" in text and "Left out" not in text
-    assert run("greet") == f"{alone}\n"
-    assert "Both" in run("plugins", "--json")
-
-
 @pytest.mark.parametrize(
     ("code", "error"),
     [

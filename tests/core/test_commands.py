@@ -10,11 +10,9 @@ from textwrap import dedent
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import pytest
 
 import jno.lora
 from jno.lora import apply_lora, refresh, save_adapters
-from jno.lora._commands.installed import plugins_as_table
 
 from .asking import run
 from .toys import ToyLinear
@@ -60,10 +58,8 @@ def test_plugins_lists_whole_and_broken_ones(site):
     site.install("whole", GOOD, version="1.2")
     site.install("broken", "raise RuntimeError('no such thing')", version="0.3")
     text = run("plugins")
-    assert "failed: RuntimeError: no such thing" in text
+    assert "failed: RuntimeError: no such thing" in text and "2 plugins\n" in text
     found = {record["distribution"]: record for record in json.loads(run("plugins", "--json"))}
-    assert f"{len(found)} plugins\n" in text
-    assert "\n1 plugin\n" in f"\n{plugins_as_table([found['whole']])}"
     whole = found["whole"]
     assert [*whole] == [
         *("name", "distribution", "version", "value", "status", "error", "seconds", "wrappers"),
@@ -120,26 +116,38 @@ def test_doctor_misses_the_zoo_or_says_who_blocked_it_and_that_a_device_fails(si
     assert "pip install" not in text
 
 
-def test_doctor_prints_what_plugins_tell_and_that_one_cannot(site):
+def test_doctor_prints_what_plugins_add_and_tell_and_that_one_cannot(site):
     site.install_zoo()
     hook = "@hookimpl\ndef jno_lora_doctor(facts, troubles):\n    "
     site.install("silent", f"{hook}raise KeyError('a tooth')")
     site.install("telling", f"{hook}facts.append(('a library', '4.2')); troubles.append('too old')")
+    more = """
+        class Needy(Shift):
+            needs = ("input_mean",)
+            variant = "needy"
+            matrix = classmethod(lambda cls, layer: layer.weight)
+
+            def __init__(self, base, rank, alpha, *, key, statistics):
+                pass
+
+        @hookimpl
+        def jno_lora_commands(group):
+            import click
+            group.add_command(click.Command("greet"))
+            group.add_command(click.Command("doctor"))  # this name is taken
+    """
+    site.install("acme-lora", GOOD.replace("[Shift]", "[Shift, Needy]") + dedent(more))
     text = run("doctor", code=1)
     assert facts_in(text)["a library"] == "4.2" and "TROUBLE: too old" in text
-    assert "silent" in text and "KeyError('a tooth')" in text and "2 troubles found." in text
-
-
-def test_doctor_sees_plugins_without_an_entry_point_in_our_group(site):
-    site.install_zoo()
-    hidden = {"acme-lora": "jno.lora.plugins", "bolt": "Jno-Lora", "jno-lora-x": "console_scripts"}
-    for distribution, group in hidden.items():
-        site.install(distribution, GOOD, group=group, version="1.5")
-    site.install("jno-lora-train", "", group="console_scripts")  # ours, which users import
-    text = run("doctor", code=1)
-    for distribution, group in hidden.items():
-        assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text
-    assert '[project.entry-points."jno.lora"]' in text and "3 troubles found" in text
+    assert "silent" in text and "KeyError('a tooth')" in text
+    lines = [re.split("  +", line.strip()) for line in text.splitlines()]
+    start = [line[0] for line in lines].index("acme-lora 1.0") + 1
+    assert lines[start : start + 4] == [
+        ["2 adapters", "needy, shift"],
+        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
+        ["commands", "greet"],
+        ["statistics", "input_mean"],
+    ]
 
 
 NEEDS = {
@@ -158,73 +166,40 @@ FITS = (
 )
 
 
-def test_doctor_sees_the_versions_that_do_not_fit_and_no_others(site):
-    site.install_zoo()
-    for number, requirement in enumerate(NEEDS):
-        hook = "@hookimpl\ndef jno_lora_commands(): pass"
-        site.install(f"acme{number}-lora", hook, requires=(requirement, *FITS))
-    text = run("doctor", code=1)
-    for number, trouble in enumerate(NEEDS.values()):
-        assert f"TROUBLE: acme{number}-lora 1.0 {trouble.format(jno.lora.__version__)}" in text
-    assert f"{len(NEEDS)} troubles found" in text
-
-
-def test_doctor_sees_names_that_allow_or_block_nothing(site, monkeypatch):
+def test_doctor_sees_hidden_plugins_versions_that_do_not_fit_and_names_of_nobody(site, monkeypatch):
     site.install_zoo()
     site.plugin("acme-lora", '"Acme"', entry="acme")
+    hidden = {"hidden": "jno.lora.plugins", "bolt": "Jno-Lora", "jno-lora-x": "console_scripts"}
+    for distribution, group in hidden.items():
+        site.install(distribution, GOOD, group=group, version="1.5")
+    site.install("jno-lora-train", "", group="console_scripts")  # ours, which users import
+    for number, requirement in enumerate(NEEDS):
+        hook = "@hookimpl\ndef jno_lora_commands(): pass"
+        site.install(f"needy{number}", hook, requires=(requirement, *FITS))
     monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
     # Ours need not be installed.
     monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-attention,acme_lora")
     text = run("doctor", code=1)
+    for distribution, group in hidden.items():
+        assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text
+    assert '[project.entry-points."jno.lora"]' in text
+    for number, trouble in enumerate(NEEDS.values()):
+        assert f"TROUBLE: needy{number} 1.0 {trouble.format(jno.lora.__version__)}" in text
     assert "JNO_LORA_BLOCK names 'acme-lroa'" in text and "Near it: acme-lora" in text
-    assert "1 trouble found" in text
-
-
-def test_doctor_names_what_each_plugin_adds(site):
-    site.install_zoo()
-    more = """
-        class Needy(Shift):
-            needs = ("input_mean",)
-            variant = "needy"
-
-            @classmethod
-            def matrix(cls, layer):
-                return layer.weight
-
-            def __init__(self, base, rank, alpha, *, key, statistics):
-                pass
-
-        @hookimpl
-        def jno_lora_commands(group):
-            import click
-            group.add_command(click.Command("greet"))
-            group.add_command(click.Command("doctor"))
-    """
-    site.install("acme-lora", GOOD.replace("[Shift]", "[Shift, Needy]") + dedent(more))
-    lines = [re.split("  +", line.strip()) for line in run("doctor", code=1).splitlines()]
-    start = [line[0] for line in lines].index("acme-lora 1.0") + 1
-    assert lines[start : start + 4] == [
-        ["2 adapters", "needy, shift"],
-        ["hooks", "jno_lora_commands, jno_lora_wrappers"],
-        ["commands", "greet"],  # the name `doctor` is taken
-        ["statistics", "input_mean"],
-    ]
+    assert f"{len(hidden) + len(NEEDS) + 1} troubles found" in text
 
 
 # --- inspect
 
 
-@pytest.fixture
-def saved(tmp_path, getkey, site):
-    """A file of two adapters, of which one holds a NaN. No plugin can be found."""
+def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
+    tmp_path, getkey, registry, monkeypatch
+):
     layers = {"[red]a": eqx.nn.Linear(3, 2, key=getkey()), "b": eqx.nn.Linear(2, 2, key=getkey())}
     model = apply_lora(layers, 1, 2.0, key=getkey(), wrapper=ToyLinear)
     model["b"] = eqx.tree_at(lambda w: w.lora_B, model["b"], jnp.asarray([[jnp.nan], [1.0]]))
-    save_adapters(model, tmp_path / "file")
-    return str(tmp_path / "file")
-
-
-def test_inspect_shows_a_file_as_a_table(saved):
+    saved = str(tmp_path / "file")
+    save_adapters(model, saved)
     text = run("inspect", saved)
     (row,) = [line.split() for line in text.splitlines() if "[red]a" in line]
     form, (values, *_) = row[:-1], json.loads(run("inspect", saved, "--json"))["adapters"]
@@ -234,9 +209,6 @@ def test_inspect_shows_a_file_as_a_table(saved):
     lines = run("inspect", saved, "--values").splitlines()
     (row,) = [line.split() for line in lines if " b " in line]
     assert row[-1] == "1"
-
-
-def test_inspect_prints_json_with_stable_keys(saved, monkeypatch):
     monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
     found = json.loads(run("inspect", saved, "--json"))
     assert list(found) == [

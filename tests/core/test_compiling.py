@@ -3,6 +3,7 @@
 While a weight is decomposed, BLAS has one thread.
 """
 
+import dataclasses
 import enum
 import functools
 from collections.abc import Callable
@@ -15,11 +16,14 @@ import pytest
 import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
 import threadpoolctl
 
+from jno.lora import apply_lora, merge_lora, unwrap_lora
 from jno.lora._compute import _program
 from jno.lora._compute._jaxprs import is_random_start
 from jno.lora._compute._lapack import decomposes, one_blas_thread
 from jno.lora._compute._program import call_compiled
-from jno.lora.extending import equations_in, gauss_jordan
+from jno.lora.extending import equations_in, gauss_jordan, static_key
+
+from .toys import ToyConv, ToyLinear, shaken
 
 
 def test_layers_of_one_signature_share_a_program(getkey):
@@ -52,16 +56,22 @@ class Tagged(eqx.Module):
     tag: object = eqx.field(static=True)
 
 
-@pytest.mark.parametrize(
-    "tags", [(1, 1.0, True, Mode.B), (0.0, -0.0), ((1, 2), (1.0, 2), (True, 2))]
-)
-def test_static_values_that_are_equal_but_not_the_same_are_kept_apart(tags):
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    value: object
+
+
+@pytest.mark.parametrize("inside", [lambda x: x, lambda x: (x, 2), lambda x: [x], Frozen])
+def test_static_values_that_are_equal_but_not_the_same_are_kept_apart(inside):
     def tagged(module, tag):
         return eqx.tree_at(lambda m: m.weight, module, 2 * module.weight), [tag]
 
+    tags = [inside(value) for value in (1, 1.0, True, Mode.B, 0.0, -0.0)]
     for tag in tags:
         module, kept = call_compiled(tagged, Tagged(jnp.ones(2), tag), tag)
         assert repr(module.tag) == repr(tag) == repr(kept[0])
+    keys = [static_key(jax.tree.structure({"a": Tagged(1, tag)})) for tag in (*tags, inside(2))]
+    assert len({*keys}) == len(tags) and keys[-1] == keys[0]  # by type
 
 
 def test_a_function_that_cannot_be_compiled_is_called_as_it_is_and_fails_with_its_own_error():
@@ -173,6 +183,46 @@ def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch
         np.testing.assert_array_equal(drawn, draw(key))
         assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
         caplog.clear()
+
+
+def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
+    def wrapped(layer):
+        return {"layer": layer, "bias": layer.bias, "extra": jnp.zeros(3)}
+
+    layer = eqx.nn.Linear(400, 300, key=getkey())
+    result = call_compiled(wrapped, layer)
+    assert result["layer"] is layer and result["bias"] is layer.bias
+
+    def made(layer):
+        return [jnp.zeros(2), jnp.zeros(2), layer.weight + 1, jnp.copy(layer.weight + 1)]
+
+    arrays = jax.tree.leaves([call_compiled(made, layer) for _ in range(3)])
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays) == 12
+    jax.block_until_ready(jax.jit(lambda xs: [x * 2 for x in xs], donate_argnums=0)(arrays))
+
+
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [(lambda x: jax.random.fold_in(x, 1), jax.random.key(0)), (lambda x: x * 2, jnp.asarray(3))],
+    ids=["key", "weak"],
+)
+def test_keys_and_weak_types_stay_what_they_are(function, value):
+    found, expected = call_compiled(function, value), function(value)
+    assert found.dtype == expected.dtype and jnp.all(found == expected)
+    assert getattr(found, "weak_type", None) == getattr(expected, "weak_type", None)
+
+
+def test_layers_on_a_device_get_their_adapters_there(getkey):
+    device = jax.devices()[3]
+    linears = [eqx.nn.Linear(3, 2, key=getkey()) for _ in range(2)]
+    layers = [*linears, eqx.nn.Conv1d(2, 2, 3, key=getkey())]
+    there = jax.device_put(layers[1:], device)
+    key = jax.device_put(getkey(), jax.devices()[5])
+    model = apply_lora([layers[0], *there], 1, key=key, wrapper=[ToyLinear, ToyConv])
+    for adapter in model[1:]:
+        assert {device} == set.union(*(x.devices() for x in jax.tree.leaves(adapter)))
+    for plain in (merge_lora(shaken(model)), unwrap_lora(model)):
+        assert all(x.devices() == {device} for x in jax.tree.leaves(plain[1:]))
 
 
 # --- decompositions

@@ -1,4 +1,4 @@
-"""One base class, and what else each error is; how messages name what failed, and where."""
+"""Warnings name the line of the user, once for each line."""
 
 import threading
 import types
@@ -9,19 +9,7 @@ import jax
 import pytest
 
 import jno.lora as lora
-from jno.lora._errors import failing, warn
-
-NAMES = ["SelectionError", "WrapperError", "PluginError", "CheckpointError", "PeftFormatError"]
-
-
-def test_every_error_has_one_base_class_and_no_error_is_another():
-    errors = [getattr(lora, name) for name in NAMES]
-    for error in errors:
-        assert issubclass(error, lora.JnoLoraError)
-        assert [issubclass(error, other) for other in errors].count(True) == 1
-    assert issubclass(lora.SelectionError, ValueError)
-    assert issubclass(lora.PluginError, ImportError)
-
+from jno.lora._errors import warn
 
 LAYERS = [eqx.nn.Linear(2, 2, key=jax.random.key(0))]
 
@@ -47,20 +35,3 @@ def test_a_warning_skips_the_package_that_warns_but_not_another_one_in_our_names
     with pytest.warns(lora.JnoLoraWarning) as caught:
         module.call(*(["here"] if name.startswith("acme") else []))
     assert [warning.filename for warning in caught] == [named]
-
-
-def test_a_failure_says_what_could_not_be_done_why_and_what_helps():
-    told = {"error": lora.SelectionError, "hint": lambda: "try it."}
-    for error, arguments, cls, message in [
-        (ValueError("why"), {"hint": "Try it."}, lora.WrapperError, "ValueError: why\nTry it."),
-        (lora.PluginError("it is missing"), {}, lora.PluginError, "it is missing"),
-        (TypeError("why"), told, lora.SelectionError, "TypeError: why\nTry it."),
-    ]:
-        with pytest.raises(cls) as caught, failing("fold it", **arguments):
-            raise error
-        assert str(caught.value) == f"Could not fold it: {message}"
-        assert type(caught.value) is cls and caught.value.__cause__ is error
-    with failing("fold it", hint=pytest.fail):  # a hint that is worked out when it is needed
-        pass
-    with pytest.raises(KeyboardInterrupt), failing("fold it"):  # which is not a failure
-        raise KeyboardInterrupt

@@ -1,6 +1,8 @@
 """The controls of `Net`: what each combination wraps, and what trains afterwards."""
 
-import itertools
+import functools
+import inspect
+import pathlib
 import re
 
 import equinox as eqx
@@ -8,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, SelectionError
+import jno.lora
+from jno.lora import AdapterSet, JnoLoraWarning, Net, SelectionError, extract_adapters
 
 from .toys import (
     MODEL_LINEARS,
@@ -25,34 +28,19 @@ from .toys import (
 LINEARS = set(MODEL_LINEARS)
 
 
-def all_false(model):
-    return jax.tree.map(lambda _: False, model)
-
-
 def below(paths, layers):
     return {p for p in paths if any(p.startswith(f"{layer}/") for layer in layers)}
 
 
-MASKS = {
-    "no mask": (None, LINEARS),
-    "tree": (lambda m: eqx.tree_at(lambda t: t.encoder[1], all_false(m), True), {"encoder/1"}),
-    "leaf": (lambda m: eqx.tree_at(lambda t: t.head.bias, all_false(m), True), {"head"}),
-    "regex": (lambda m: "encoder", {"encoder/0", "encoder/1"}),
-}
-TARGETS = {"no target": (None, LINEARS), "target": ("1|head", {"encoder/1", "head"})}
-
-
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(
-    ("mask", "target", "frozen"), [*itertools.product(MASKS, TARGETS, [False, True])]
+    ("mask", "expected"), [(None, {"encoder/1", "head"}), ("encoder", {"encoder/1"})]
 )
-def test_lora_wraps_the_layers_and_only_adapters_train(model, mask, target, frozen):
-    make_mask, by_mask = MASKS[mask]
-    regex, by_target = TARGETS[target]
-    expected = by_mask & by_target
+def test_lora_wraps_the_layers_and_only_adapters_train(model, mask, expected, frozen):
     net = Net(model)
     chain = net.freeze() if frozen else net
-    chain = chain.mask(make_mask(model)) if make_mask is not None else chain
-    assert chain.lora(1, wrapper=ToyScale, target=regex) is net
+    chain = chain if mask is None else chain.mask(mask)
+    assert chain.lora(1, wrapper=ToyScale, target="1|head") is net
     assert set(adapters_in(net.module)) == expected
     gains = {f"{path}/gain" for path in expected}
     outside = array_paths(model) - below(array_paths(model), expected)
@@ -92,6 +80,9 @@ def test_controls_go_on_from_what_earlier_ones_left(model):
     net.mask("encoder/0").freeze()
     net.lora(1, wrapper=ToyScale, target="encoder/1")
     assert selected(net.trainable) == {"head/gain", "temperature", "encoder/1/gain"}
+    assert selected(Net(net.module).trainable) == {  # adapters of the model stay
+        *("encoder/0/gain", "encoder/1/gain", "head/gain", "embedding/weight", "temperature"),
+    }
 
 
 @pytest.mark.parametrize("control", ["lora", "freeze", "unfreeze", "plan"])
@@ -107,11 +98,9 @@ def test_a_mask_that_selects_nothing_warns_names_paths_and_is_used_up(model):
     net = Net(model)
     with pytest.warns(JnoLoraWarning, match=r"(?s)selects nothing.*head/weight"):
         net.mask("haed").freeze()
-    for mask, target in [("embedding", None), ("encoder", "head")]:
-        with pytest.warns(JnoLoraWarning, match="(?s)mask selects none.*head"):
-            net.mask(mask).lora(1, wrapper=ToyScale, target=target)
-        assert net.module is model
-    assert selected(net.trainable) == array_paths(model)
+    with pytest.warns(JnoLoraWarning, match="(?s)mask selects none.*head"):
+        net.mask("encoder").lora(1, wrapper=ToyScale, target="head")
+    assert net.module is model and selected(net.trainable) == array_paths(model)
     assert set(adapters_in(net.lora(1, wrapper=ToyScale).module)) == LINEARS
 
 
@@ -169,13 +158,6 @@ def test_a_layer_is_a_model_and_so_is_a_dict_of_layers_which_cannot_be_called(ge
         net(1)
 
 
-def test_adapters_of_the_model_stay(model):
-    net = Net(Net(model).lora(1, wrapper=ToyScale).module)
-    assert "head/gain" in selected(net.trainable)
-    assert not below(selected(net.trainable), {"head/base"})
-    assert jnp.allclose(net(2), model(2), rtol=1e-6)
-
-
 def test_the_repr_and_the_summary_count_what_trains_in_the_net(model):
     net = Net(model)
     everything = 5 * 3 + 2 * (9 + 3) + (6 + 2) + 1
@@ -191,3 +173,65 @@ def test_the_repr_and_the_summary_count_what_trains_in_the_net(model):
     net.mask("head").freeze().mask("encoder/0/base").unfreeze()
     counts = {row.path: row.trainable for row in net.summary()}
     assert counts == {"encoder/0": 3 + 9 + 3, "encoder/1": 3, "head": 0}
+
+
+# --- functions of models refuse a net, and so do those of JAX and Equinox
+
+TAKE_A_NET = {"load_adapters", "save_adapters"}
+# Further arguments of functions of a model.
+ARGUMENTS = {
+    "apply_lora": {"key": jax.random.key(0)},
+    "swap_adapters": {"adapters": AdapterSet({})},
+}
+
+
+def functions_of_a_model():
+    public = {name: getattr(jno.lora, name) for name in jno.lora.__all__ if name not in TAKE_A_NET}
+    functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
+    return [n for n, value in functions.items() if "model" in inspect.signature(value).parameters]
+
+
+def test_a_net_and_a_set_of_adapters_are_refused_with_what_to_give(model, registry):
+    net = Net(model).lora(1, wrapper=ToyLinear)
+    adapters, names = extract_adapters(net.module), functions_of_a_model()
+    assert len(names) > 11
+    for name in [*names, "Net"]:
+        call = functools.partial(getattr(jno.lora, name), **ARGUMENTS.get(name, {}))
+        with pytest.raises(SelectionError, match=rf"^{name} takes a model.*Give net\.module$"):
+            call(net)
+        message = rf"^{name} takes a model.*AdapterSet.*Give swap_adapters\(model, adapters\)$"
+        with pytest.raises(SelectionError, match=message):
+            call(adapters)
+
+
+IS_A_HANDLE = r"is a handle.*not a pytree.*net\.module"
+# JAX keeps the compiled function by its hash, with the weights of the first call.
+CHANGES = r"A Net changes.*jax\.jit\(net\).*net\.module, x\)"
+OTHERS = {
+    "filter_jit of it": (lambda net: eqx.filter_jit(net)(1), IS_A_HANDLE),
+    "tree_at": (lambda net: eqx.tree_at(lambda n: n.module, net, None), IS_A_HANDLE),
+    "a net in a model": (lambda net: Net([net]), IS_A_HANDLE),
+    "tree.map": (lambda net: jax.tree.map(lambda x: x, net), IS_A_HANDLE),
+    "jit of it": (lambda net: jax.jit(net)(0), CHANGES),
+    "jit with it": (lambda net: jax.jit(lambda n: n(0), static_argnums=0)(net), CHANGES),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), OTHERS.values(), ids=OTHERS)
+def test_functions_of_pytrees_and_compiled_functions_refuse_a_net_too(call, message, model):
+    with pytest.raises(SelectionError, match=message):
+        call(Net(model).lora(1, wrapper=ToyLinear))
+
+
+def test_an_error_says_that_equinox_has_emptied_the_file(model, tmp_path):
+    with pytest.raises(Exception, match="leaf with path") as error:
+        eqx.tree_serialise_leaves(tmp_path / "net.eqx", Net(model))
+    assert isinstance(error.value.__cause__, SelectionError)
+    assert "has emptied its file already" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("function", [jno.lora.save_adapters, jno.lora.load_adapters])
+def test_a_path_before_the_model_is_named(function):
+    message = f"^{function.__name__} takes a model, but was given the path 'adapters.safetensors'$"
+    with pytest.raises(SelectionError, match=message):
+        function(*2 * [pathlib.Path("adapters.safetensors")])  # types are checked: both are paths

@@ -123,21 +123,6 @@ def test_adapting_further_layers_keeps_what_was_trained(model):
     assert same(net.module.embedding, trained.embedding)
 
 
-def test_only_what_trains_moves_under_gradient_descent(net, model):
-    trainable, frozen = net.partition()
-
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def gradients(trainable):
-        return jnp.sum(eqx.combine(trainable, frozen)(1) ** 2)
-
-    found = gradients(trainable)
-    assert array_paths(found) == selected(net.trainable)
-    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(found))
-    net.update(jax.tree.map(lambda x, g: x - 0.1 * g, trainable, found))
-    assert same(net.unwrap().module, model)
-
-
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_a_copy_goes_its_own_way_and_is_never_in_a_disabled_block(net, copied):
     trainable, _ = net.partition()

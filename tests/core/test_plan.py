@@ -8,7 +8,7 @@ import pytest
 from jno.lora import JnoLoraWarning, Net, Registry, SelectionError, apply_lora, plan_lora
 
 from .asking import wrapped
-from .toys import Block, ToyBlock, ToyLinear, ToyScale, UserEmbedding, adapters_in
+from .toys import ToyBlock, ToyLinear, ToyScale, UserEmbedding, adapters_in
 
 
 def rows_of(plan):
@@ -46,10 +46,7 @@ def test_each_candidate_has_a_row_with_its_status(model, getkey, site):
     other = rows["other/0"]
     assert other.status == other.explanation == "target does not match"
     assert other.wrapper is None and other.rank is None
-    assert len(plan) == len(plan.rows) == 6
-    assert [row.path for row in plan.having("wrapped")] == ["model/encoder/1", "model/head"]
-    shown = str(plan)
-    assert "2 of 6 candidate layers would be wrapped" in shown and "already adapted by" in shown
+    assert "2 of 6 candidate layers would be wrapped" in str(plan)
     plan = plan_lora(adapted, 2, mask="encoder/1", wrapper=ToyLinear)
     assert rows_of(plan)["head"].status == "mask does not select" and "<root>" in str(plan)
 
@@ -104,12 +101,6 @@ def test_a_model_without_layers_is_said_to_have_none(nothing):
     assert "holds no Equinox module with arrays" in message and "flax-and-haiku.md" in message
 
 
-def test_a_spec_may_find_adapted_layers_only(model, getkey):
-    adapted = apply_lora(model, 1, key=getkey(), target="head", wrapper=ToyLinear)
-    specs = [{"target": "head"}, {"target": "encoder"}]
-    assert [*wrapped(adapted, 1, wrapper=ToyLinear, specs=specs)] == ["encoder/0", "encoder/1"]
-
-
 def test_a_mask_that_selects_nothing_warns_and_names_the_layers(model, getkey):
     with pytest.warns(JnoLoraWarning, match=r"(?s)mask selects none .*encoder/0") as caught:
         result = apply_lora(model, 1, key=getkey(), wrapper=ToyLinear, mask="embedding")
@@ -118,18 +109,13 @@ def test_a_mask_that_selects_nothing_warns_and_names_the_layers(model, getkey):
     with pytest.warns(JnoLoraWarning, match="carries an adapter already") as caught:
         apply_lora(adapted, 1, key=getkey(), wrapper=ToyLinear, mask="head")
     assert "head" in str(caught[0].message) and "encoder" not in str(caught[0].message)
-    with pytest.raises(SelectionError, match=r"(?s)already.*head \(already adapted by ToyLinear\)"):
-        Net(adapted).mask("head").lora(1, wrapper=ToyLinear)
-
-
-class OwnNorm(eqx.nn.WeightNorm):
-    """A norm of the user."""
 
 
 def test_normalised_layers_are_left_out_with_a_warning_that_says_why(getkey):
     linear = eqx.nn.Linear(2, 2, key=getkey())
     spectral, _ = eqx.nn.make_with_state(eqx.nn.SpectralNorm)(linear, "weight", key=getkey())
-    model = {"spectral": spectral, "weight": OwnNorm(linear), "head": linear}
+    own_norm = type("OwnNorm", (eqx.nn.WeightNorm,), {})(linear)
+    model = {"spectral": spectral, "weight": own_norm, "head": linear}
     rows = rows_of(plan_lora(model, 1, wrapper=ToyLinear))
     assert rows["spectral/layer"].status == "inside SpectralNorm"
     assert rows["weight/layer"].status == "inside WeightNorm"
@@ -252,8 +238,3 @@ def test_a_plan_says_where_a_digit_continues_a_target():
     for target in ("layers/1(/|$)", "layers/2", "layers/[0-9]", "layers", ["1"]):
         assert not notes(target)
     assert [*wrapped(model, 2, target="layers/1(/|$)", wrapper=ToyLinear)] == ["layers/1"]
-
-
-def test_layers_beside_a_container_of_containers_are_all_found(getkey):
-    model = [{"a": (Block(2, key=getkey()), eqx.nn.Identity())}]
-    assert [*wrapped(model, 1, wrapper=ToyLinear)] == ["0/a/0/up", "0/a/0/down"]

@@ -19,7 +19,7 @@ from jno.lora import (
 )
 from jno.lora.extending import default_adapters
 
-from .asking import one, run, statuses, wrapped
+from .asking import names, one, statuses
 from .toys import MODEL_LINEARS, ToyLinear
 
 GOOD = '"Good", variant="good"'
@@ -27,21 +27,12 @@ HOOK = "@hookimpl\ndef jno_lora_wrappers():\n    return "
 LINEARS = dict.fromkeys(MODEL_LINEARS, "LoRALinear")
 
 
-def names(*args, **kwargs):
-    return {path: cls.__name__ for path, cls in wrapped(*args, **kwargs).items()}
-
-
 BROKEN = {
     "import fails": ("import there_is_no_such_module", "ModuleNotFoundError"),
     "module exits": ("raise SystemExit(3)", "3"),
     "raises": ("@hookimpl\ndef jno_lora_wrappers(): raise OSError('no disk')", "no disk"),
     "returns None": (f"{HOOK}None", "must return an iterable of LoRAWrapper classes"),
-    "returns names": (f"{HOOK}['Name']", "'Name' is not a subclass of jno.lora.LoRAWrapper"),
-    "unfinished class": (
-        f"class Half(LoRAWrapper):\n    adapter_fields = ('delta',)\n{HOOK}[Half]",
-        "Half is not a usable adapter class",
-    ),
-    "reserved variant": (f"{HOOK}[adapter('Bad', variant='All-Linear')]", "but is 'All-Linear'"),
+    "unusable class": (f"{HOOK}[adapter('Bad', variant='All-Linear')]", "but is 'All-Linear'"),
     "unknown arguments": (
         "@hookimpl\ndef jno_lora_select(path, leaf, candidates, model): return []",
         "`jno_lora_select(path, leaf, candidates)`",
@@ -65,14 +56,13 @@ def test_a_broken_plugin_is_left_out_with_one_warning_and_the_rest_loads(site, c
     assert reason in message and "left out" in message
     assert one(registry, "good").__name__ == "Good"  # a second warning would be an error
     assert registry.records()[1].wrappers == ()
-    with pytest.raises(PluginError, match=r"broken-lora 0\.9") as caught:
-        registry.records(strict=True)
-    assert caught.value.__cause__ is registry.records()[1].error
-    with pytest.raises(
-        PluginError, match=r"It may belong to the plugin broken-lora 0\.9"
-    ) as caught:
-        registry.resolve("Goode")
-    assert caught.value.__cause__ is registry.records()[1].error
+    for ask, message in [
+        (lambda: registry.records(strict=True), r"broken-lora 0\.9"),
+        (lambda: registry.resolve("Goode"), r"It may belong to the plugin broken-lora 0\.9"),
+    ]:
+        with pytest.raises(PluginError, match=message) as caught:
+            ask()
+        assert caught.value.__cause__ is registry.records()[1].error
 
 
 def test_a_warning_that_is_an_error_does_not_hide_the_other_plugins(site):
@@ -89,8 +79,11 @@ def test_a_warning_that_is_an_error_does_not_hide_the_other_plugins(site):
         registry.records()
 
 
-def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model, monkeypatch):
+def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names_and_in_strict_mode_at_once(
+    site, model, monkeypatch
+):
     site.install("jno-lora-zoo", "raise RuntimeError('zoo is broken')")
+    monkeypatch.setenv("JNO_LORA_STRICT", "0")
     registry = Registry()
     with (
         pytest.warns(JnoLoraWarning, match="zoo is broken"),
@@ -101,6 +94,10 @@ def test_a_broken_zoo_re_raises_its_cause_for_each_of_its_names(site, model, mon
         registry.defaults()
     plan_lora(model, 1, wrapper=ToyLinear)
     monkeypatch.setenv("JNO_LORA_STRICT", "1")
+    for _ in range(2):
+        with pytest.raises(PluginError, match="zoo is broken") as caught:
+            Registry().records()
+        assert caught.value.__cause__ is not None
     with pytest.raises(PluginError, match="zoo is broken"):
         registry.resolve("LoRALinear")
     with pytest.warns(JnoLoraWarning, match="zoo is broken"):  # of the default registry
@@ -158,21 +155,6 @@ def test_a_plugin_that_the_environment_blocks_is_never_imported(
             registry.resolve("dora")
 
 
-@pytest.mark.parametrize("code", ["raise RuntimeError('the cause')", "jno_lora_api = 99"])
-def test_strict_mode_raises_at_once_and_again_and_can_be_off(site, monkeypatch, code):
-    site.install("broken-lora", code)
-    monkeypatch.setenv("JNO_LORA_STRICT", "1")
-    registry = Registry()
-    for _ in range(2):
-        with pytest.raises(PluginError, match=r"broken-lora 1.0") as caught:
-            registry.records()
-        assert caught.value.__cause__ is not None
-    for value in ("", "0"):
-        monkeypatch.setenv("JNO_LORA_STRICT", value)
-        with pytest.warns(JnoLoraWarning):
-            Registry().records()
-
-
 def with_fault(body, question="applies_to"):
     """A plugin whose class `Bad` fails on embeddings, after it has claimed a norm."""
     return f"""
@@ -227,15 +209,12 @@ def test_a_why_not_that_raises_costs_its_reason_alone(site, mixed):
         assert [row.reason for row in plan.rows if row.layer == "Embedding"] == [None]
 
 
-@pytest.mark.parametrize(
-    ("function", "fail"), [("stack_ndim", "classmethod(fail)"), ("__init__", "fail")]
-)
-def test_an_adapter_that_cannot_be_built_names_its_distribution(site, mixed, function, fail):
-    code = f"""
+def test_an_adapter_that_cannot_be_built_names_its_distribution(site, mixed):
+    code = """
         def fail(*args, **kwargs):
             raise RuntimeError("boom")
         Acme = adapter("Acme", variant="lora", layer=eqx.nn.Embedding)
-        Acme.{function} = {fail}
+        Acme.__init__ = fail
         @hookimpl
         def jno_lora_wrappers():
             return [Acme]
@@ -299,14 +278,6 @@ def test_a_plugin_may_register_adapters_for_layers_of_other_libraries_alone(
     with pytest.warns(JnoLoraWarning, match=f"{module} registered .*is left out") as seen:
         assert names(model, 1) == LINEARS
     assert len(seen) == 1
-
-
-@pytest.mark.parametrize("hook", ["jno_lora_wrappers()", "jno_lora_commands(group)", ""])
-def test_the_command_line_names_a_plugin_that_raises(site, hook):
-    error = "raise RuntimeError('boom')"
-    site.install("acme-lora", f"@hookimpl\ndef {hook}:\n    {error}\n" if hook else error)
-    site.plugin("bolt-lora", '"Acme"')
-    assert re.search(r"Left out.*acme-lora 1.0.*boom", run("--help"))
 
 
 @pytest.mark.parametrize("answer", ["raise RuntimeError('boom')", "return 3"])

@@ -42,10 +42,6 @@ def _(layer, model):
     return (lambda x: x @ layer.weight) if isinstance(model, dict) else None
 
 
-def adapted(model, target):
-    return apply_lora(model, 1, key=KEYS[0], wrapper=ToyLinear, target=target)
-
-
 def test_the_outermost_norm_around_a_layer_is_named():
     block = Block(eqx.nn.WeightNorm(ONE), jnp.ones((2, 2)))
     model = {"norm": eqx.nn.WeightNorm(block, weight_name="scale"), "a": TWO}
@@ -54,7 +50,8 @@ def test_the_outermost_norm_around_a_layer_is_named():
 
 
 def test_layers_at_paths_are_plain_or_adapted_and_two_of_one_path_are_refused():
-    model = adapted({"a": ONE, "b": {"c": TWO}}, "a")
+    plain = {"a": ONE, "b": {"c": TWO}}
+    model = apply_lora(plain, 1, key=KEYS[0], wrapper=ToyLinear, target="a")
     assert layers_at(model, ["a", "b/c", "d"]) == {"a": model["a"], "b/c": TWO}
     with pytest.raises(SelectionError, match="Two layers have the path 'b/c'"):
         layers_at({**model, "b/c": ONE}, ["b/c"])

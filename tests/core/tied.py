@@ -79,6 +79,11 @@ def adapted(model: Any = None, wrapper: Any = Tied, seed: int = 2) -> Any:
     return moved(net)
 
 
+def apply(wrapper: Any = Tied, target: str | None = None, **options: Any) -> Any:
+    key = jax.random.key(2)
+    return jno.lora.apply_lora(mlp(), 2, key=key, wrapper=wrapper, target=target, **options)
+
+
 def moved(model: Any) -> Any:
     trainable, frozen = eqx.partition(model, jno.lora.lora_trainable_filter(model))
     return eqx.combine(jax.tree.map(lambda x: x + 0.1, trainable), frozen)

@@ -109,10 +109,3 @@ def test_nan_and_infinity_are_loaded_and_told(model, getkey, file):
         loaded = load_adapters(model, file, wrappers=OWN)
     assert len(caught) == 1
     assert np.array_equal(loaded.head.lora_B, bad, equal_nan=True)
-
-
-def test_layers_of_one_path_are_not_confused(getkey, file):
-    layer = eqx.nn.Linear(2, 2, key=getkey())
-    save_adapters(adapted({"a": {"b": layer}}, getkey), file)
-    with pytest.raises(CheckpointError, match="Two layers have the path 'a/b'"):
-        load_adapters({"a": {"b": layer}, "a/b": layer}, file, wrappers=OWN)

@@ -137,14 +137,6 @@ def test_layers_that_the_file_does_not_name_stay_as_they_are(model, getkey, file
     assert same(loaded.encoder, other.encoder)
 
 
-def test_an_empty_key_is_the_path_of_the_root_and_may_be_saved(getkey, file):
-    model = {"": eqx.nn.Linear(2, 2, key=getkey())}
-    trained = adapted(model, getkey)
-    save_adapters(trained, file)
-    assert list(read_adapters(file, wrappers=OWN)) == [""]
-    assert same(load_adapters(model, file, wrappers=OWN), trained)
-
-
 def test_paths_and_names_that_no_file_may_hold_are_refused(model, getkey, file):
     with pytest.raises(CheckpointError, match="no adapters to save"):
         save_adapters(model, file)

@@ -14,12 +14,8 @@ import jno.lora
 from jno.lora import CheckpointError, Net, SelectionError, load_adapters, resolve, save_adapters
 from jno.lora._commands import inspection
 
-from ..tied import Frozen, Tied, X, adapted, mlp, run
+from ..tied import Frozen, Tied, X, adapted, apply, mlp, run
 from ..toys import ToyLinear
-
-
-def apply(target: str, wrapper: Any = Tied) -> Any:
-    return jno.lora.apply_lora(mlp(), 2, key=jax.random.key(0), wrapper=wrapper, target=target)
 
 
 @pytest.mark.parametrize("wrapper", [Tied, Frozen])
@@ -46,10 +42,10 @@ def test_a_file_over_adapters_that_keep_the_array(file: Any) -> None:
     with pytest.raises(SelectionError, match="Give the whole model"):
         save_adapters(adapted().layers[1], file)
     assert not file.exists()
-    save_adapters(apply("layers/0"), file)
+    save_adapters(apply(target="layers/0"), file)
     for strict in (True, False):
         with pytest.raises(CheckpointError, match="share an array 'tied-A' already"):
-            load_adapters(apply("layers/1"), file, wrappers=Tied, strict=strict)
+            load_adapters(apply(target="layers/1"), file, wrappers=Tied, strict=strict)
 
 
 def test_a_file_with_an_array_that_does_not_fit_or_is_not_finite(file: Any) -> None:
@@ -74,7 +70,7 @@ def test_a_file_with_an_array_that_does_not_fit_or_is_not_finite(file: Any) -> N
 def test_another_adapter_keeps_the_array_if_the_first_one_is_replaced(
     freeze: bool, file: Any
 ) -> None:
-    save_adapters(apply("layers/0", ToyLinear), file)
+    save_adapters(apply(ToyLinear, "layers/0"), file)
     net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
     if freeze:
         net.mask("layers/0/A").freeze()
