@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.zoo.combining._tools import trained
 
 from jno.lora import (
     Net,
-    apply_lora,
     combine,
     extract_adapters,
     load_adapters,
-    lora_trainable_filter,
     merge_lora,
     save_adapters,
     swap_adapters,
@@ -24,14 +23,6 @@ from jno.lora.types import LayerForm
 
 def cast(tree, dtype):
     return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, tree)
-
-
-def trained(model, wrapper, seed=1):
-    """The adapted model, its adapters moved away from their start."""
-    key, noise = jax.random.split(jax.random.key(seed))
-    model = apply_lora(model, 2, 3.0, key=key, wrapper=wrapper)
-    trains, rest = eqx.partition(model, lora_trainable_filter(model))
-    return eqx.combine(jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise), trains), rest)
 
 
 @pytest.fixture
@@ -45,7 +36,7 @@ def test_numpys_64_bits_take_the_adapters_of_half_precision_and_give_them_back(
     variant, master, tmp_path
 ):
     half = cast(master[:1], jnp.bfloat16)
-    adapted = trained(half, variant)
+    adapted = trained(half, variant, 1)
     save_adapters(adapted, tmp_path / "half")
     wide = [jax.tree.map(lambda a: np.asarray(a, np.float64), master[0])]
     loaded = load_adapters(wide, tmp_path / "half")
@@ -59,7 +50,7 @@ def test_numpys_64_bits_take_the_adapters_of_half_precision_and_give_them_back(
 @pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_a_net_keeps_and_activates_a_set_of_another_precision(variant, master):
     half = cast(master, jnp.bfloat16)
-    adapters = extract_adapters(trained(master, variant))
+    adapters = extract_adapters(trained(master, variant, 1))
     net = Net(half).freeze().add_adapter("wide", adapters).activate("wide")
     assert eqx.tree_equal(net.module, swap_adapters(half, adapters), typematch=True)
     kept = net.deactivate().adapter("wide")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from zoo_cases import perturb
 
 from jno.lora import Net, apply_lora, lora_trainable_filter, merge_lora, unwrap_lora
 
@@ -68,16 +69,6 @@ def encoder():
     return eqx.nn.inference_mode(Encoder(jax.random.key(0)))
 
 
-def moved(model, seed=9, size=0.2):
-    keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(model))))
-
-    def move(leaf, trains):
-        key = next(keys)
-        return leaf + size * jax.random.normal(key, leaf.shape, leaf.dtype) if trains else leaf
-
-    return jax.tree.map(move, model, lora_trainable_filter(model))
-
-
 def close(one, other, tolerance=2e-5):
     scale = max(float(jnp.max(jnp.abs(other))), 1e-3)
     np.testing.assert_allclose(one, other, atol=tolerance * scale, rtol=0)
@@ -98,7 +89,7 @@ def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
         assert factors.shape == (2, 3, 2, 6)
         assert len({factor.tobytes() for factor in factors.reshape(6, -1)}) == 6
     close(run(adapted), run(encoder))
-    trained = moved(adapted)
+    trained = perturb(adapted, 0.2)
     plain = merge_lora(trained)
     assert jax.tree.structure(plain) == jax.tree.structure(encoder)
     close(run(plain), run(trained), 1e-4)
@@ -148,25 +139,3 @@ def test_training_with_typed_keys_functions_and_donated_buffers():
         jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array)) for m in (model, net.unwrap().module)
     )
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
-
-
-class StatefulLinear(eqx.nn.Linear, eqx.nn.StatefulLayer):
-    """A subclass of `Linear` that `Sequential` calls with the state."""
-
-    def __call__(self, x, state, *, key=None):
-        return super().__call__(x), state
-
-
-def test_stateful_layers_inside_a_sequential(getkey):
-    def make(key):
-        return eqx.nn.Sequential([eqx.nn.Linear(3, 3, key=key), StatefulLinear(3, 2, key=key)])
-
-    model, state = eqx.nn.make_with_state(make)(getkey())
-    x = jax.random.normal(getkey(), (3,))
-    adapted = apply_lora(model, 2, key=getkey())
-    assert [row.path for row in Net(adapted).summary()] == ["layers/0", "layers/1"]
-    assert not adapted[0].is_stateful() and adapted[1].is_stateful()
-    run = eqx.filter_jit(lambda model, state: model(x, state))
-    (one, after), (other, expected) = run(adapted, state), run(model, state)
-    close(one, other)
-    assert eqx.tree_equal(after, expected)

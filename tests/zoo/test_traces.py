@@ -1,12 +1,10 @@
 """A compiled step serves every model of one form: other values are never traced again."""
 
-import contextlib
-
 import equinox as eqx
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import pytest
+from tests.zoo.combining._tools import compilations
 
 from jno.lora import (
     apply_lora,
@@ -36,22 +34,6 @@ class Step:
     def __call__(self, model):
         trainable, frozen = eqx.partition(model, lora_trainable_filter(model))
         return self._step(trainable, frozen, jnp.ones(4))
-
-
-@contextlib.contextmanager
-def compilations():
-    """The programs that JAX compiles inside."""
-    seen = []
-
-    def listener(event, duration, **_):
-        if event.endswith("backend_compile_duration"):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def layers(seed=0):

@@ -45,6 +45,9 @@ ONE_ARRAY = [
     (lambda w: conv(w.sum(2, keepdims=True)), (5, 4, 3), "oii"),
     (lambda w: X @ w.mean(2), (6, 8, 3), "ioi"),
     (lambda w: w.sum(), (6, 8), "not in a product"),
+    (lambda w: X + w[:4], (9, 6), "not in a product: added"),
+    (lambda w: X @ jnp.where(MASK, w, jnp.sin(w)), (6, 8), "not in a product: select_n"),
+    (lambda w: X * w[None], (6,), "one axis: a bias, or the scale of a norm"),
     # Parts that are joined keep their axes.
     (lambda w: X @ jnp.concatenate([2 * w[:4], w[4:]]), (6, 8), "io"),
     # A list of channels of a kernel is not a stack.
@@ -74,29 +77,6 @@ ONE_ARRAY = [
 @pytest.mark.parametrize(("function", "shape", "expected"), ONE_ARRAY)
 def test_the_axes_of_one_array(function, shape, expected):
     assert found(lambda p: function(p["w"]), w=shape)["w"] == expected
-
-
-def test_arrays_that_are_no_product_say_why():
-    matrices = dict.fromkeys(("kernel", "masked", "mask", "selected"), (6, 8))
-    rows = found(
-        lambda p: (
-            (X @ p["kernel"] + p["bias"][None]) * p["scale"][None]
-            + p["positions"][:4]
-            + X @ (p["masked"] * p["mask"])
-            + X @ jnp.where(MASK, p["selected"], p["kernel"])
-        ),
-        **{**matrices, "bias": (8,), "scale": (8,), "positions": (9, 8), "unused": (3, 3)},
-    )
-    assert rows == {
-        "bias": "one axis: a bias, or the scale of a norm",
-        "kernel": "io",
-        "mask": "not in a product: multiplied entry by entry",
-        "masked": "not in a product: multiplied entry by entry",
-        "positions": "not in a product: added",
-        "scale": "one axis: a bias, or the scale of a norm",
-        "selected": "not in a product: select_n",
-        "unused": "not in a product",
-    }
 
 
 def test_several_arrays_and_complex_numbers():

@@ -115,15 +115,6 @@ def test_adapters_that_no_slot_holds(make, advice, follow, unchecked):
     np.testing.assert_allclose(follow(adapters), swap_adapters(MODEL, adapters)(X), atol=1e-5)
 
 
-@pytest.mark.parametrize(("first", "second"), [("lora", "bottleneck"), ("bottleneck", "lora")])
-def test_adapters_of_another_kind_go_into_a_second_bank(first, second, unchecked):
-    bank, adapters = AdapterBank(MODEL, {"a": set_of(first)}), set_of(second)
-    with pytest.raises(SelectionError, match=r"AdapterBank\(model, {'name': adapters}\)"):
-        bank.add(adapters, "b")
-    bank = AdapterBank(MODEL, {"name": adapters})
-    np.testing.assert_allclose(bank(X, "name"), swap_adapters(MODEL, adapters)(X), atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("make", "can_cut"),
     [(lambda: set_of(rank=2), True), (lambda: biased(2), False), (lambda: set_of("pissa"), False)],

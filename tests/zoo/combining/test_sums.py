@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 
 import equinox as eqx
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
-from tests.zoo.combining._tools import trains
+from tests.zoo.combining._tools import trained, trains
 
 from jno.lora import (
     CheckpointError,
@@ -19,11 +18,8 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
-    citation,
     combine,
     extract_adapters,
-    lora_report,
-    lora_trainable_filter,
     merge_lora,
     optim,
     read_adapters,
@@ -33,10 +29,9 @@ from jno.lora import (
     swap_adapters,
     to_lora,
 )
-from jno.lora._commands.inspection import as_table, inspect
 from jno.lora.parts import Member
 from jno_lora_combine import AdapterSum
-from jno_lora_zoo import DoRALinear, LoRALinear
+from jno_lora_zoo import LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
 MODEL = {"x": LAYER, "y": eqx.nn.Linear(4, 4, key=jax.random.key(1))}
@@ -45,14 +40,7 @@ V = jnp.linspace(-1.0, 1.0, 4)
 
 def set_of(wrapper="lora", seed=1, model=MODEL, **arguments):
     """A trained set."""
-    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrapper=wrapper, **arguments)
-    noise = np.random.default_rng(seed)
-
-    def move(array, trains):
-        step = 0.3 * noise.normal(size=np.shape(array)) if trains else 0.0
-        return array + jnp.asarray(step, array.dtype) if trains else array
-
-    return extract_adapters(jax.tree.map(move, adapted, lora_trainable_filter(adapted)))
+    return extract_adapters(trained(model, wrapper, seed, alpha=4.0, **arguments))
 
 
 A, B = set_of(seed=1), set_of(seed=2)
@@ -128,21 +116,6 @@ class Shift(LoRAWrapper):
 
     def merge(self):
         return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
-
-
-def test_reports_papers_and_listings_name_the_members(tmp_path, unchecked):
-    shift = extract_adapters(apply_lora(MODEL, key=jax.random.key(0), wrapper=Shift, target="^x$"))
-    report = lora_report(sum_adapters(MODEL, {"a": A, "d": DORA, "c": shift}))
-    assert [row.rank for row in report.rows] == [4, 2]
-    assert re.findall(r"Sum\(.*\) .* (\S+\+\S+) ", str(report)) == ["2+2+-"]
-    assert lora_report(sum_adapters(MODEL, {"c": shift})).rows[0].rank is None
-    net = net_of(a=A, d=DORA).activate("a", "d")
-    for cls in (LoRALinear, DoRALinear):
-        assert cls.about.bibtex.strip() in citation(net.module)
-    assert "no reference" not in citation(net.module)
-    net.save_adapters(path := tmp_path / "sum.safetensors")
-    table = str(as_table(inspect(path, values=False)))
-    assert "a: LoRALinear + d: DoRALinear" in table and "jno-lora-zoo" in table
 
 
 # --- weights
