@@ -1,14 +1,13 @@
 """Parts of random models: containers, layers of somebody's own, and adapters of those."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-
-from jno.lora import LoRAWrapper
+from tests.core.toys import Difference, UserEmbedding
 
 
 class Node(eqx.Module):
@@ -75,51 +74,35 @@ class DuckConv(eqx.Module):
         return jax.lax.conv_general_dilated(x[None], self.weight, (1,), "VALID")[0]
 
 
-class Adds(LoRAWrapper):
-    """Adds to one array of the layers of one class."""
-
-    adapter_fields = ("delta",)
-    layers: ClassVar[tuple[type, ...]]
-    array: ClassVar[str] = "weight"
-    base: eqx.Module
-    delta: jax.Array
-    rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
-
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return type(leaf) in cls.layers
-
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
-        self.delta = jnp.zeros_like(getattr(base, self.array))
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        new = getattr(self.base, self.array) + self.delta
-        return eqx.tree_at(lambda m: getattr(m, self.array), self.base, new)
-
-
-class NodeAdapter(Adds):
+class NodeAdapter(Difference):
     """An adapter of a container, which hides the layers inside from nobody who comes first."""
 
     variant = "test-shift"
-    layers = (Node,)
-    array = "scale"
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) is Node
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.delta = jnp.zeros_like(base.scale)
+
+    def merge(self):
+        return eqx.tree_at(lambda node: node.scale, self.base, self.base.scale + self.delta)
 
 
-class EmbeddingAdapter(Adds):
+class EmbeddingAdapter(UserEmbedding):
     """A plugin's adapter of a variant that has one for the same layers already."""
 
     variant = "lora"
-    layers = (eqx.nn.Embedding,)
 
 
-class NormAdapter(Adds):
+class NormAdapter(Difference):
     """A plugin's adapter that takes part in "auto", for layers that have no other."""
 
     variant = "test-shift"
     auto = True
-    layers = (eqx.nn.LayerNorm,)
+
+    @classmethod
+    def applies_to(cls, leaf) -> bool:
+        return type(leaf) is eqx.nn.LayerNorm

@@ -107,25 +107,6 @@ def test_words_that_are_looked_up_start_as_embeddings_do():
         assert jnp.std(A) == pytest.approx(size, rel=0.1)
 
 
-def test_a_model_of_modules_is_called_through():
-    class Model(eqx.Module):
-        weight: jax.Array
-        layer: eqx.nn.Linear
-
-        def __call__(self, x):
-            return self.layer(jnp.tanh(x @ self.weight))
-
-    model = Model(jr.normal(jr.key(0), (3, 4)), eqx.nn.Linear(4, 2, key=jr.key(1)))
-    net = trained(Net(declare(model, {"^weight": "io"})).freeze().lora(2))
-    x = jnp.ones(3)
-    merged = plain(net.module)
-    assert type(merged.weight) is not DeclaredArray and type(merged.layer) is eqx.nn.Linear
-    assert jnp.allclose(net(x), merged(x), atol=1e-5)
-    assert jnp.allclose(jax.jit(lambda x: net(x))(x), merged(x), atol=1e-5)
-    assert jnp.allclose(net.merge()(x), merged(x), atol=1e-6)
-    assert not jnp.allclose(merged(x), model(x), atol=1e-3)
-
-
 def test_functions_without_through_say_so(net):
     for params in (declare({"w": jnp.ones((2, 2))}, {"w": "io"}), {"w": net.module["embedding"]}):
         for use in (

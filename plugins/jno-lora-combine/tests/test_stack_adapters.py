@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from tests.core.test_options import OutputGain
+from tests.core.test_shared_arrays import X, adapted as of_tied, mlp, moved, run
+from tests.core.toys import shaken
 from tests.zoo.combining._tools import layers, relative, trained, update, updates
 
 from jno.lora import (
     AdapterSet,
     SelectionError,
+    adapter_effects,
+    apply_lora,
     combine,
     extract_adapters,
     lora_trainable_filter,
@@ -216,3 +221,35 @@ def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(variant,
         alone = jax.tree.leaves(step(adapters, x[index]))
         for a, b in zip(jax.tree.leaves(stepped), alone, strict=True):
             assert jnp.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_without_a_rank_stack(model):
+    adapted = shaken(apply_lora(model, key=jax.random.key(0), wrapper=OutputGain))
+    adapters = extract_adapters(adapted)
+    stacked = stack_adapters([adapters, adapters])
+    assert stacked.adapters["head"].state["gain"].shape == (2, 2)
+
+
+def test_sets_with_other_shared_arrays_do_not_stack():
+    one = extract_adapters(of_tied())
+    other = AdapterSet(one.adapters, {**one.shared, "tied-A": jnp.ones((3, 5))})
+    with pytest.raises(
+        SelectionError, match=r"shared arrays: \{'tied-A': 'float32\[2, 5\]', .*set 1"
+    ):
+        stack_adapters([one, other])
+
+
+def test_sets_stack_with_their_shared_arrays():
+    models = [of_tied(), moved(of_tied())]
+    for model in (models[0], resolve(models[0])):
+        assert len(adapter_effects(model)) == 3
+    stacked = stack_adapters([extract_adapters(m) for m in models])
+    assert stacked.shared["tied-A"].shape == (2, 2, 5)
+
+    def of_slot(slot, x):
+        own = swap_adapters(mlp(), take_adapters(stacked, slot))
+        return resolve(own)(x)
+
+    found = jax.vmap(of_slot)(jnp.array([1, 0]), jnp.asarray(X[:2]))
+    expected = jnp.stack([run(models[1])[0], run(models[0])[1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from tests.core.toys import Block, ToyBlock, ToyScale
 from tests.zoo.combining._tools import trained, trains
 
 from jno.lora import (
     CheckpointError,
-    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
@@ -95,27 +95,6 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train():
     assert net.deactivate().active is None and jnp.array_equal(net.module["x"](V), LAYER(V))
     net.activate("old", "new").merge()
     assert net.adapters == ("dora",)
-
-
-class Shift(LoRAWrapper):
-    """An adapter of layers and blocks, without a rank."""
-
-    adapter_fields = ("delta",)
-    base: eqx.Module
-    delta: jax.Array
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear | eqx.nn.MLP)
-
-    def __init__(self, base, *, key):
-        self.base, self.delta = base, jnp.zeros(())
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
 
 
 # --- weights
@@ -356,7 +335,7 @@ def test_arguments_that_make_no_sense(arguments, message, unchecked):
         sum_adapters(**{"model": MODEL, "sets": {"old": A, "new": B}, **arguments})
 
 
-class Unmergeable(Shift):
+class Unmergeable(ToyScale):
     mergeable = False
 
 
@@ -383,10 +362,10 @@ def test_adapters_that_cannot_be_added_are_refused():
         message = rf"'p' \({one}Linear\) and 'q' \({two}Linear\) rotate"
         with pytest.raises(SelectionError, match=message):
             sum_adapters(MODEL, rotations)
-    block = {"block": eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))}
-    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=Shift))
-    inner = set_of(model=block, target="layers/0")
-    with pytest.raises(SelectionError, match="block/layers/0: inside the adapted 'block'"):
+    block = {"block": Block(4, key=jax.random.key(0))}
+    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=ToyBlock))
+    inner = set_of(model=block, target="up")
+    with pytest.raises(SelectionError, match="block/up: inside the adapted 'block'"):
         sum_adapters(block, {"inner": inner, "outer": outer})
     with pytest.raises(SelectionError, match="takes sums of adapters, but 'x' has a LoRA"):
         split_adapters(A)
