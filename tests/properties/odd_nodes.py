@@ -78,6 +78,7 @@ class NodeAdapter(Difference):
     """An adapter of a container, which hides the layers inside from nobody who comes first."""
 
     variant = "test-shift"
+    auto = True
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
