@@ -92,7 +92,6 @@ SCRIPT = """
         return sorted(n for n in names if n.startswith(("jno_lora", "importlib_metadata")))
     import jno.lora
     steps = {"import": loaded()}
-    jno.lora.Net, jno.lora.LoRAWrapper
     import equinox as eqx, jax
     net = jno.lora.Net([eqx.nn.Linear(2, 2, key=jax.random.key(0))])
     net.freeze()

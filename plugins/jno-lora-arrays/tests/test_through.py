@@ -56,11 +56,7 @@ class Model(eqx.Module):
         def block(x, arrays):
             return jnp.tanh(x @ eqx.combine(arrays, rest).weight.T), None
 
-        def from_weights(x, weight):
-            return jnp.tanh(x @ weight), None
-
         x, _ = jax.lax.scan(block, x, arrays)
-        x, _ = jax.lax.scan(from_weights, x, self.blocks.weight)
         each = jnp.einsum("ni,soi->sno", x, self.blocks.weight)
         each = jnp.einsum("sno,soi->nsi", each, self.blocks.weight)
         return each.sum(axis=1)

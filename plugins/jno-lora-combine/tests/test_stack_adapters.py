@@ -154,7 +154,6 @@ def test_every_difference_is_listed():
     other = AdapterSet({**other.adapters, "stack": half})
     with pytest.raises(SelectionError) as error:
         stack_adapters([one, other])
-    message = str(error.value)
     for line in (
         "LoRAConv'> in set 0, none in set 1",
         "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
@@ -162,7 +161,7 @@ def test_every_difference_is_listed():
         "linear, magnitude: float32[4] in set 1, none in set 0",
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):
-        assert line in message
+        assert line in str(error.value)
 
 
 def defined_again():

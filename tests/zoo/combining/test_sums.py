@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 from tests.core.toys import Block, ToyBlock, ToyScale
-from tests.zoo.combining._tools import trained, trains
+from tests.zoo.combining._tools import train, trained, trains
 
 from jno.lora import (
     CheckpointError,
@@ -55,10 +55,6 @@ def net_of(model=MODEL, **sets):
     return net
 
 
-def updated(net, by):
-    return net.update(jax.tree.map(lambda a: a + by, net.partition()[0]))
-
-
 def by_hand(sets, weights, model=MODEL):
     """By path, the weight of the sum, in float64, from the merged models of the single sets."""
     merged = {name: merge_lora(swap_adapters(model, sets[name])) for name in weights}
@@ -84,7 +80,7 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train():
     with net.disabled():
         assert jnp.array_equal(net.module["x"](V), LAYER(V)) and net.active is None
 
-    y, moved = updated(net, 0.1).module["y"](V), net.adapter("new")
+    y, moved = train(net, 0.1).module["y"](V), net.adapter("new")
     assert jnp.array_equal(moved["y"].state["lora_A"], sets["new"]["y"].state["lora_A"] + 0.1)
     assert eqx.tree_equal(net.adapter("old"), A)
     assert net.activate("new").active == "new" and eqx.tree_equal(net.adapter("new"), moved)
@@ -112,7 +108,7 @@ def test_a_net_keeps_learned_weights():
     net = net_of(a=A, b=ONLY_X)
     net.activate("a", "b", weights="train")
     assert trains(net) == {"x/weights", "y/weights"}
-    updated(net, 0.5)
+    train(net, 0.5)
     learned = [[1.5, 1.5], [1.5]]
 
     def weights():
@@ -122,7 +118,7 @@ def test_a_net_keeps_learned_weights():
         leave()
         assert net.activate("a", "b").active == ("a", "b") and weights() == learned
         assert trains(net) == set()
-    updated(net.activate("a", "b", weights="train"), 1.0)
+    train(net.activate("a", "b", weights="train"), 1.0)
     assert net.activate("a", "b").module["y"].weights.tolist() == [2.5]
     net.activate("b", "a", weights={"a": 2.0})
     assert net.active == ("b", "a") and weights() == [[1.0, 2.0], [2.0]]
