@@ -43,12 +43,3 @@ def test_adapters_say_what_they_are_for_and_are_listed_as_methods_by_family(site
     heading, method = [line for line in listed().splitlines() if "  " in line][-2:]
     assert heading.strip() == "turns:"
     assert method.split() == ["shift", "out", "Linear", "(1)", "0000.00000"]
-
-
-def test_adapters_lists_a_class_that_cannot_say_what_it_is_for(site):
-    careless = "Shift.applies_to = classmethod(lambda cls, leaf: 1 / 0)\n\n@hookimpl"
-    site.install("careless", GOOD.replace("@hookimpl", careless))
-    (adapter,) = json.loads(listed("--json"))
-    assert adapter["layers"] == []
-    (line,) = (line for line in listed().splitlines() if " shift " in line)
-    assert "(others)" in line

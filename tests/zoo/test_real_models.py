@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from zoo_cases import perturb
 
@@ -108,34 +107,3 @@ def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
     scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads[0]))
     for one, other in zip(*map(jax.tree.leaves, grads), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * scale, rtol=0)
-
-
-def test_training_with_typed_keys_functions_and_donated_buffers():
-    model = Encoder(jax.random.key(0))
-    net = Net(model).freeze().lora(2, 4.0, wrapper="auto")
-    trainable, frozen = net.partition()
-    optimiser = optax.adam(1e-2)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes weak and strong types
-        state = optimiser.init(trainable)
-
-        # The frozen model comes first, so that it is the one thing that survives a step.
-        @eqx.filter_jit(donate="all-except-first")
-        def step(frozen, trainable, state):
-            def loss(trainable):
-                logits = eqx.combine(trainable, frozen)(IDS)
-                return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(IDS)), IDS])
-
-            value, grads = eqx.filter_value_and_grad(loss)(trainable)
-            updates, state = optimiser.update(grads, state)
-            return eqx.apply_updates(trainable, updates), state, value
-
-        losses = []
-        for _ in range(4):
-            trainable, state, value = step(frozen, trainable, state)
-            losses.append(float(value))
-    assert losses[-1] < losses[0]
-    net.update(trainable)
-    before, after = (
-        jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array)) for m in (model, net.unwrap().module)
-    )
-    assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
