@@ -46,7 +46,6 @@ ONE_ARRAY = [
     (lambda w: X @ w.mean(2), (6, 8, 3), "ioi"),
     (lambda w: w.sum(), (6, 8), "not in a product"),
     (lambda w: X + w[:4], (9, 6), "not in a product: added"),
-    (lambda w: X @ jnp.where(MASK, w, jnp.sin(w)), (6, 8), "not in a product: select_n"),
     (lambda w: X * w[None], (6,), "one axis: a bias, or the scale of a norm"),
     # Parts that are joined keep their axes.
     (lambda w: X @ jnp.concatenate([2 * w[:4], w[4:]]), (6, 8), "io"),
@@ -89,6 +88,10 @@ def test_several_arrays_and_complex_numbers():
     assert rows == {"real": "ios", "imaginary": "ios"}
     fused = lambda p: X @ jnp.concatenate([p["q"], jnp.ones((6, 2)), p["k"]], 1)  # noqa: E731
     assert found(fused, q=(6, 8), k=(6, 4)) == {"q": "io", "k": "io"}
+    entries = lambda p: X @ jnp.where(MASK, p["a"], p["b"]) + X @ (p["c"] * p["d"])  # noqa: E731
+    rows = found(entries, **dict.fromkeys("abcd", (6, 8)))
+    assert rows["a"] == "not in a product: select_n"
+    assert rows["c"] == rows["d"] == "not in a product: multiplied entry by entry"
     params = {"mask": MASK, "w": jnp.ones((6, 8))}
     axes = infer(lambda p: X @ jnp.where(p["mask"], p["w"], 0.0), params)
     assert (axes.letters, axes.coverage) == ({"w": "io"}, 1.0)

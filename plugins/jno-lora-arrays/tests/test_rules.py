@@ -489,7 +489,8 @@ OTHER_AXES = {
     "one_of_several_inputs_is_shared": "sio",
     "scans_over_outputs": "iso",
     "convolutions_whose_places_are_outputs": "ioi",
-    **dict.fromkeys(("multiples_that_are_filled", "shards")),
+    "rows_of_a_table": "io",
+    **dict.fromkeys(("multiples_that_are_filled", "shards", "parts_of_one_of_a_stack")),
     **dict.fromkeys(("stacks_that_are_split", "a_part_of_a_stack_is_a_batch", "one_of_a_stack")),
 }
 
