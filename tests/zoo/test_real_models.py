@@ -1,4 +1,4 @@
-"""Habits of models in the wild: state, scans over stacks, typed keys, direct reads of weights."""
+"""Habits of models in the wild: scans over stacks, typed keys, direct reads of weights."""
 
 from collections.abc import Callable
 from typing import Any
