@@ -1,13 +1,14 @@
 """Parts of random models: containers, layers of somebody's own, and adapters of those."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from tests.core.toys import Difference, UserEmbedding
+
+from jno.lora import LoRAWrapper
 
 
 class Node(eqx.Module):
@@ -74,36 +75,51 @@ class DuckConv(eqx.Module):
         return jax.lax.conv_general_dilated(x[None], self.weight, (1,), "VALID")[0]
 
 
-class NodeAdapter(Difference):
-    """An adapter of a container, which hides the layers inside from nobody who comes first."""
+class Adds(LoRAWrapper):
+    """Adds to one array of the layers of one class."""
 
-    variant = "test-shift"
-    auto = True
+    adapter_fields = ("delta",)
+    layers: ClassVar[tuple[type, ...]]
+    array: ClassVar[str] = "weight"
+    base: eqx.Module
+    delta: jax.Array
+    rank: int = eqx.field(static=True)
+    alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return type(leaf) is Node
+        return type(leaf) in cls.layers
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
-        self.delta = jnp.zeros_like(base.scale)
+        self.delta = jnp.zeros_like(getattr(base, self.array))
+
+    def __call__(self, x):
+        return self.merge()(x)
 
     def merge(self):
-        return eqx.tree_at(lambda node: node.scale, self.base, self.base.scale + self.delta)
+        new = getattr(self.base, self.array) + self.delta
+        return eqx.tree_at(lambda m: getattr(m, self.array), self.base, new)
 
 
-class EmbeddingAdapter(UserEmbedding):
+class NodeAdapter(Adds):
+    """An adapter of a container, which hides the layers inside from nobody who comes first."""
+
+    variant = "test-shift"
+    layers = (Node,)
+    array = "scale"
+
+
+class EmbeddingAdapter(Adds):
     """A plugin's adapter of a variant that has one for the same layers already."""
 
     variant = "lora"
+    layers = (eqx.nn.Embedding,)
 
 
-class NormAdapter(Difference):
+class NormAdapter(Adds):
     """A plugin's adapter that takes part in "auto", for layers that have no other."""
 
     variant = "test-shift"
     auto = True
-
-    @classmethod
-    def applies_to(cls, leaf) -> bool:
-        return type(leaf) is eqx.nn.LayerNorm
+    layers = (eqx.nn.LayerNorm,)

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.core.toys import ToyScale
+from tests.core.toys import Block, ToyBlock, ToyScale
 
 import jno.lora
 import jno_lora_zoo
@@ -157,3 +157,16 @@ def test_registered_layers_bring_adapters_for_calls_that_name_none(getkey, cls):
     assert [row.path for row in plan_lora(model, 1, wrapper=jno_lora_zoo.LoRALinear).wrapped] == [
         "plain"
     ]
+
+
+def test_a_container_claimed_by_auto_hides_no_layer_of_the_defaults(getkey):
+    class AutoBlock(ToyBlock):
+        auto = True
+
+    registry = Registry()
+    registry.register(AutoBlock)
+    plan = plan_lora(Block(2, key=getkey()), 1, wrapper="auto", registry=registry)
+    assert {row.path: row.wrapper for row in plan.wrapped} == {
+        "up": jno_lora_zoo.LoRALinear,
+        "down": jno_lora_zoo.LoRALinear,
+    }
