@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import random
 import sys
 
@@ -13,6 +14,7 @@ from benchmarks import _cases, _parameter_cases, _tables, compare, report
 from benchmarks._comparison import Comparison, Settings
 from benchmarks._ratios import Ratio, of_facts, per_round
 from benchmarks._workers import RequestFailedError, Worker, WorkerLostError, variables
+from benchmarks.physicsnemo import adapted
 from benchmarks.sides import (
     _models,
     jax_conditional,
@@ -23,8 +25,10 @@ from benchmarks.sides import (
     jax_spectral,
     jax_train,
 )
+from benchmarks.sides.jax_physicsnemo import Operator
 
 import jno_lora_zoo
+from jno.lora import lora_report
 
 SETTINGS = Settings(
     rounds=4,
@@ -162,27 +166,6 @@ def test_cases_can_be_sent_and_their_targets_measured():
             assert (measure, over) in columns
 
 
-def test_the_report_says_what_is_missed(tmp_path):
-    record = compared(case(jno={"env": "jno", "seconds": 1.0})) | {"date": "2000-01-01"}
-    results = {
-        "device": "cpu",
-        "quick": True,
-        "settings": {"rounds": 4, "least_rounds": 3},
-        "machine": compare.machine({"ours": "cpu"}),
-        "versions": {"ours": {"jax": "1"}},
-        "cases": [record],
-    }
-    missed = report.misses(results)
-    assert missed.startswith("On the CPU, 2 of 2 targets were missed")
-    assert "* C, step / jNO: 2 [2, 2], the target is 1." in missed
-    assert "| jNO | 2 | 2 | 2 |" in report.overview(results)
-    assert "draw no conclusions" in report.section(results, tmp_path)
-    assert (tmp_path / "images" / "benchmarks-cpu-linear.svg").exists()
-    # Only the full results reach the documentation.
-    assert report.page_folder(report.RESULTS).name == "docs"
-    assert report.page_folder(tmp_path) == tmp_path
-
-
 @pytest.fixture
 def command_line(tmp_path, monkeypatch):
     """The records that `compare` writes for these cases."""
@@ -218,6 +201,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, command_line, cap
     written = (tmp_path / "cpu.json").read_text()
     assert str(tmp_path) not in written and sys.executable not in written
     assert "On the CPU, all 0 targets are met." in (tmp_path / "benchmarks.md").read_text()
+    # Only the full results reach the documentation.
+    assert report.page_folder(report.RESULTS).name == "docs"
     monkeypatch.setattr(compare, "write_page", lambda results, docs: docs)
     assert names_after("--resume") == (["a", "c"], ["a", "b", "c"])
     assert names_after("--resume", "--only", "a") == ([], ["a", "b", "c"])
@@ -315,3 +300,43 @@ def test_sides_of_conditionals_and_of_second_order_run():
     x, _ = _models.data_of(spec | {"batch": 3}, _models.model_of(spec))
     found = _models.compared_of(spec, lambda x: jnp.sum(x**3, keepdims=True), x)
     assert jnp.allclose(found, 6 * jnp.sum(x, axis=1, keepdims=True), rtol=1e-5)
+
+
+# --- the task beside PhysicsNeMo: the same function of the same weights
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def physicsnemo(state, field):
+    """The forward pass of PhysicsNeMo's `FNO`, from its state."""
+
+    def dense(name, h):
+        weight = state[f"{name}.weight"]
+        return weight.reshape(weight.shape[:2]) @ h + state[f"{name}.bias"][:, None]
+
+    h = np.stack([field, np.linspace(0, 1, len(field))])
+    lift = "spec_encoder.lift_network"
+    h = dense(f"{lift}.2.conv", gelu(dense(f"{lift}.0.conv", h)))
+    for index in range(2):
+        weights = state[f"spec_encoder.spconv_layers.{index}.weights1"]
+        modes = weights.shape[2]
+        spectrum = np.zeros((len(h), len(field) // 2 + 1), complex)
+        product = np.einsum("ix,iox->ox", np.fft.rfft(h)[:, :modes], weights @ [1, 1j])
+        spectrum[:, :modes] = product
+        h = dense(f"spec_encoder.conv_layers.{index}", h) + np.fft.irfft(spectrum, len(field))
+        h = gelu(h) if index == 0 else h
+    for index in range(2):
+        h = dense(f"decoder_net.layers.{index}.linear", h)
+        h = h / (1 + np.exp(-h))
+    return dense("decoder_net.final_layer.linear", h)[0]
+
+
+@pytest.mark.usefixtures("as_users")
+def test_the_operator_is_physicsnemos_function_of_its_state():
+    operator = Operator(jax.random.key(0), width=4, modes=3, layers=2)
+    field = np.sin(np.arange(8, dtype=np.float32))
+    np.testing.assert_allclose(operator(field), physicsnemo(operator.state(), field), atol=1e-6)
+    rows = {row.path: row for row in lora_report(adapted(operator, 0, "lora 1, cp 4").module).rows}
+    assert len(rows) == 9 and rows["decoder/0"].rank == 1

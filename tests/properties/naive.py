@@ -148,16 +148,12 @@ class Selection:
 
     - `wrapped`: those that it wraps, `path -> (adapter, rank, alpha, options)`.
     - `matching`: the rules that found a layer at all, whatever the mask says.
-    - `selecting`: the rules that found a layer that the mask selects.
     - `carrying`: those that it does not wrap, since they carry an adapter or hold one.
-    - `refused`: those that it does not wrap, since they are inside a norm.
     """
 
     wrapped: dict[str, tuple[type[LoRAWrapper], int, float, Mapping[str, Any]]]
     matching: set[int]
-    selecting: set[int]
     carrying: set[str]
-    refused: set[str]
 
 
 def selection(
@@ -175,7 +171,7 @@ def selection(
     - `chosen`: the paths of the leaves that the mask selects; `None` without a mask.
     - `choose`: decides between adapters of equal priority.
     """
-    found = Selection({}, set(), set(), set(), set())
+    found = Selection({}, set(), set())
 
     def claim(path: str, node: Any) -> tuple[tuple[int, int], type[LoRAWrapper]] | None:
         """The rule and the place in its list by which a node is claimed, and the adapter."""
@@ -216,11 +212,9 @@ def selection(
                 found.matching.add(number)
                 if carries or any(isinstance(n, LoRAWrapper) for _, n in nodes_below(path, node)):
                     if is_chosen(path, node):
-                        found.selecting.add(number)
                         found.carrying.add(path)
                     return
                 if is_chosen(path, node):
-                    found.selecting.add(number)
                     rule = rules[number]
                     found.wrapped[path] = cls, rule.rank, rule.alpha, rule.options
                     return
@@ -229,9 +223,7 @@ def selection(
         if isinstance(node, NORMS):
             for p, n in inside(path, node):
                 claimed = claim(p, n)
-                if claimed is not None and is_chosen(p, n):
-                    found.refused.add(p)
-                elif claimed is not None:
+                if claimed is not None and not is_chosen(p, n):
                     # A layer that the mask leaves out counts as found by the rule.
                     found.matching.add(claimed[0][0])
             return

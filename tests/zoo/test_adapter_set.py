@@ -1,4 +1,4 @@
-"""Adapters taken out of a model, and put into another of the same form."""
+"""Adapters taken out of a model, and put into another of the same form, also by a file."""
 
 import dataclasses
 
@@ -6,16 +6,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from tests.zoo.combining._tools import trained
 
 from jno.lora import (
     AdapterSet,
     CheckpointError,
+    Net,
     SelectionError,
     WrapperError,
     apply_lora,
     extract_adapters,
     load_adapters,
-    lora_trainable_filter,
+    read_adapters,
     save_adapters,
     stack_adapters,
     swap_adapters,
@@ -35,15 +37,6 @@ class TwoKinds(eqx.Module):
     def __call__(self, x):
         x = jax.vmap(self.layers[0])(self.convolution(x))
         return jax.vmap(self.layers[1])(jnp.tanh(x))
-
-
-def trained(model, wrapper, seed, **options):
-    """The adapted model, its adapters moved away from their start."""
-    key, noise = jax.random.split(jax.random.key(seed))
-    model = apply_lora(model, 2, 3.0, key=key, wrapper=wrapper, **options)
-    trains, rest = eqx.partition(model, lora_trainable_filter(model))
-    moved = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise, a.shape, a.dtype), trains)
-    return eqx.combine(moved, rest)
 
 
 def set_of(*args, **options):
@@ -75,28 +68,6 @@ def test_an_adapter_without_its_layer_knows_its_scale(variant, scale, is_product
     assert adapter.is_product is is_product
     with_bias = dataclasses.replace(adapter, state={**adapter.state, "bias_update": jnp.zeros(6)})
     assert with_bias.scale == adapter.scale and not with_bias.is_product
-
-
-def test_swapping_compiles_nothing_anew_and_works_inside_jit(getkey):
-    plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
-    one, other = (trained(plain, "lora", seed) for seed in (1, 2))
-    traces = 0
-
-    @eqx.filter_jit
-    def run(model, x):
-        nonlocal traces
-        traces += 1
-        return model(x)
-
-    @eqx.filter_jit
-    def run_with(model, adapters, x):
-        return swap_adapters(model, adapters)(x)
-
-    run(one, x)
-    swapped = swap_adapters(one, extract_adapters(other))
-    assert jnp.array_equal(run(swapped, x), run(other, x))
-    assert traces == 1
-    assert jnp.allclose(run_with(plain, extract_adapters(other), x), other(x), rtol=1e-5)
 
 
 def test_the_adapters_of_a_set_replace_all_others(getkey):
@@ -140,6 +111,47 @@ def test_the_set_of_a_template_reads_what_equinox_wrote(variant, tmp_path, getke
     eqx.tree_serialise_leaves(tmp_path / "adapters.eqx", adapters)
     read = eqx.tree_deserialise_leaves(tmp_path / "adapters.eqx", template)
     assert eqx.tree_equal(read, adapters)
+
+
+# --- files
+
+VARIANTS = ("lora", "dora", "pissa", "lora-xs", "vera", "lokr")
+
+
+def test_loading_onto_an_adapted_model_is_loading_onto_the_plain_one(tmp_path):
+    keys = jax.random.split(jax.random.key(3), len(VARIANTS))
+    base = {
+        variant: {
+            "linear": eqx.nn.Linear(7, 6, key=key),
+            "half": eqx.nn.Linear(7, 6, dtype=jnp.bfloat16, key=key),
+        }
+        for variant, key in zip(VARIANTS, keys, strict=True)
+    }
+    specs = [{"target": f"^{v}/", "wrapper": v} for v in VARIANTS]
+    model, file = trained(base, None, 4, specs=specs), tmp_path / "zoo.safetensors"
+    save_adapters(model, file)
+    other = apply_lora(base, 3, key=jax.random.key(9), target="^(lora|dora)/linear")
+    loaded = load_adapters(other, file)
+    assert eqx.tree_equal(loaded, load_adapters(base, file), typematch=True)
+    assert eqx.tree_equal(loaded, model, typematch=True)
+    assert eqx.tree_equal(read_adapters(file), extract_adapters(model))
+
+
+def test_a_net_that_replaces_adapters_still_knows_the_layers_themselves(tmp_path, getkey):
+    layer = [eqx.nn.Linear(7, 6, key=getkey())]
+    Net(layer).freeze().lora(2, wrapper="pissa").save_adapters(tmp_path / "file")
+    net = Net(layer).freeze().lora(3, wrapper="milora").load_adapters(tmp_path / "file")
+    assert net.module[0].rank == 2
+    net.add_adapter("mine")
+    with net.disabled():
+        assert net.module[0].weight is layer[0].weight
+        with pytest.raises(SelectionError, match="disabled"):
+            net.load_adapters(tmp_path / "file")
+        net.save_adapters(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    assert net.deactivate().module[0].weight is layer[0].weight
+    net.add_adapter("other", read_adapters(tmp_path / "file")).activate("other")
+    assert net.unwrap().module[0].weight is layer[0].weight
 
 
 # --- what does not fit

@@ -1,7 +1,8 @@
-"""`jno-lora new --kind`: a plugin of each further kind works as it is written."""
+"""`jno-lora new`: a plugin with a method, or of a further kind, works as it is written."""
 
 import importlib
 import sys
+import tomllib
 
 import equinox as eqx
 import pytest
@@ -9,8 +10,9 @@ from click.testing import CliRunner
 from tests.core.asking import run
 
 from jno.lora import Net, apply_lora
-from jno.lora.testing import run_checks
+from jno.lora.testing import run_checks, standard_cases
 from jno_lora_routed.testing import check_router
+from jno_lora_zoo import Method, adapters_defined_in
 
 # The other checks see the same in the adapters of the zoo.
 CHECKS = ("contract", "identity-at-init", "merge-equals-call", "calibration", "state-round-trip")
@@ -20,7 +22,8 @@ CHECKS = ("contract", "identity-at-init", "merge-equals-call", "calibration", "s
 def written(tmp_path, monkeypatch, request):
     """The module that an author edits, of a new plugin of this kind."""
     kind, package = request.param, f"jno_lora_kit_{request.param}"
-    text = run("new", f"kit-{kind}", "--kind", kind, "--output", str(tmp_path))
+    which = ["--method"] if kind == "method" else ["--kind", kind]
+    text = run("new", f"kit-{kind}", *which, "--output", str(tmp_path))
     folder = tmp_path / f"jno-lora-kit-{kind}"
     monkeypatch.syspath_prepend(folder / "src")
     module = importlib.import_module(package)
@@ -65,3 +68,36 @@ def test_a_command_reads_a_file(written, tmp_path, getkey):
     )
     result = CliRunner().invoke(written.command, [str(file)])
     assert (result.exit_code, result.output) == (0, "task: digits\n")
+
+
+@pytest.mark.parametrize("written", ["method"], indirect=True)
+def test_a_method_passes_the_kit_and_its_own_test_runs_every_adapter(written, tmp_path):
+    adapters = adapters_defined_in(written)
+    names = ["KitMethodLinear", "KitMethodConv", "KitMethodConvTranspose"]
+    assert [cls.__name__ for cls in adapters] == names
+    assert all(issubclass(cls, Method) for cls in adapters)
+    plugin = importlib.import_module("jno_lora_kit_method.plugin")
+    assert list(plugin.jno_lora_wrappers()) == adapters
+    folder = tmp_path / "jno-lora-kit-method"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    needs = [need.partition(">")[0] for need in project["dependencies"]]
+    assert needs == ["jno-lora", "jno-lora-zoo"]
+    tests = {}
+    exec((folder / "tests" / "test_conformance.py").read_text(), tests)
+    assert {"KitMethodLinear-tall", "KitMethodConv-Conv2d"} <= {
+        str(case) for case in tests["CASES"]
+    }
+    tests["test_every_adapter_has_a_case"]()
+    assert not any(result.error for result in run_checks(standard_cases(adapters[0])[0]))
+    for case in importlib.import_module("jno_lora_kit_method.cases").LINEAR_CASES:
+        results = run_checks(case, ("law", "parameter-count"))
+        assert [(r.error, r.not_applicable) for r in results] == 2 * [(None, None)]
+
+
+def test_a_method_may_have_the_name_of_a_class_that_it_uses(tmp_path, monkeypatch):
+    name = "linear-layer"
+    run("new", name, "--method", "--output", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path / f"jno-lora-{name}" / "src")
+    module = importlib.import_module("jno_lora_linear_layer")
+    names = [cls.__name__ for cls in adapters_defined_in(module)]
+    assert names == [f"LinearLayer{kind}" for kind in ("Linear", "Conv", "ConvTranspose")]

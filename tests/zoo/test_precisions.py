@@ -1,20 +1,24 @@
-"""Sets and files of adapters whose layers have another precision than those they were made for."""
+"""Adapters whose layers have another precision than those they were made for, or too little."""
 
 import itertools
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.zoo.combining._tools import trained
+from zoo_cases import perturb
 
+import jno_lora_zoo
 from jno.lora import (
     Net,
     apply_lora,
     combine,
     extract_adapters,
     load_adapters,
-    lora_trainable_filter,
+    lora_report,
     merge_lora,
     save_adapters,
     swap_adapters,
@@ -24,14 +28,6 @@ from jno.lora.types import LayerForm
 
 def cast(tree, dtype):
     return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, tree)
-
-
-def trained(model, wrapper, seed=1):
-    """The adapted model, its adapters moved away from their start."""
-    key, noise = jax.random.split(jax.random.key(seed))
-    model = apply_lora(model, 2, 3.0, key=key, wrapper=wrapper)
-    trains, rest = eqx.partition(model, lora_trainable_filter(model))
-    return eqx.combine(jax.tree.map(lambda a: a + 0.3 * jax.random.normal(noise), trains), rest)
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ def test_numpys_64_bits_take_the_adapters_of_half_precision_and_give_them_back(
     variant, master, tmp_path
 ):
     half = cast(master[:1], jnp.bfloat16)
-    adapted = trained(half, variant)
+    adapted = trained(half, variant, 1)
     save_adapters(adapted, tmp_path / "half")
     wide = [jax.tree.map(lambda a: np.asarray(a, np.float64), master[0])]
     loaded = load_adapters(wide, tmp_path / "half")
@@ -59,7 +55,7 @@ def test_numpys_64_bits_take_the_adapters_of_half_precision_and_give_them_back(
 @pytest.mark.parametrize("variant", ["lora", "pissa"])
 def test_a_net_keeps_and_activates_a_set_of_another_precision(variant, master):
     half = cast(master, jnp.bfloat16)
-    adapters = extract_adapters(trained(master, variant))
+    adapters = extract_adapters(trained(master, variant, 1))
     net = Net(half).freeze().add_adapter("wide", adapters).activate("wide")
     assert eqx.tree_equal(net.module, swap_adapters(half, adapters), typematch=True)
     kept = net.deactivate().adapter("wide")
@@ -96,3 +92,46 @@ def test_dtypes_are_of_one_kind_if_only_their_precision_differs():
         for one, two in itertools.product(kind, other):
             assert (kinds(one) == kinds(two)) is (kind is other), (one, two)
             assert kinds(one) != kinds(two, (5, 4))
+
+
+# --- the error of a merge into the dtype of the base
+
+
+def adapted(name, dtype, size, getkey):
+    layer = eqx.nn.Linear(24, 16, key=getkey(), dtype=dtype)
+    return perturb(apply_lora([layer], 4, 4.0, key=getkey(), wrapper=name), size)
+
+
+@pytest.mark.parametrize("name", ["LoRALinear", "DoRALinear", "PiSSALinear"])
+def test_it_is_what_rounding_the_merged_weight_takes_of_the_update(name, getkey):
+    model = adapted(name, jnp.bfloat16, 1e-2, getkey)
+    (row,) = lora_report(model, merge_error=True)
+    (wrapper,) = model
+    # By hand, in NumPy: the law on the weight that the base holds.
+    wide = eqx.tree_at(lambda w: w.base.weight, wrapper, wrapper.base.weight.astype(jnp.float32))
+    exact, before = (np.asarray(x.weight, np.float64) for x in (wide.merge(), wide.unwrap()))
+    merged = np.asarray(wrapper.merge().weight.astype(jnp.float32), np.float64)
+    expected = np.linalg.norm(merged - exact) / np.linalg.norm(exact - before)
+    assert row.merge_error == pytest.approx(expected, rel=1e-3)
+    assert 0 < row.merge_error < 10
+    assert Net(model).summary().rows[0].merge_error is None  # unless it is asked for
+
+
+def test_an_update_below_the_resolution_of_the_dtype_is_lost_whole(getkey):
+    layer = eqx.nn.Linear(8, 8, key=getkey(), dtype=jnp.bfloat16)
+    layer = eqx.tree_at(lambda m: m.weight, layer, jnp.ones_like(layer.weight))
+    wrapper = jno_lora_zoo.IA3Linear(layer, 1, 1.0, key=getkey())
+    wrapper = eqx.tree_at(lambda w: w.scale, wrapper, jnp.full(8, 1 + 1e-4))
+    (row,) = lora_report(wrapper, merge_error=True)
+    assert row.merge_error == pytest.approx(1.0)
+
+
+def test_a_layer_that_nothing_changed_has_none_and_an_adapter_of_nan_nan(getkey):
+    layer = eqx.nn.Linear(4, 4, key=getkey(), dtype=jnp.bfloat16)
+    report = lora_report(apply_lora([layer], 2, key=getkey()), merge_error=True)
+    assert report.rows[0].merge_error is None
+    (line,) = (line for line in str(report).splitlines() if "LoRALinear" in line)
+    assert line.split()[-1] == "-"
+    model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
+    (row,) = lora_report(model, merge_error=True)
+    assert row.merge_error is not None and math.isnan(row.merge_error)

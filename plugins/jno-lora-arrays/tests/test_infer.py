@@ -45,6 +45,8 @@ ONE_ARRAY = [
     (lambda w: conv(w.sum(2, keepdims=True)), (5, 4, 3), "oii"),
     (lambda w: X @ w.mean(2), (6, 8, 3), "ioi"),
     (lambda w: w.sum(), (6, 8), "not in a product"),
+    (lambda w: X + w[:4], (9, 6), "not in a product: added"),
+    (lambda w: X * w[None], (6,), "one axis: a bias, or the scale of a norm"),
     # Parts that are joined keep their axes.
     (lambda w: X @ jnp.concatenate([2 * w[:4], w[4:]]), (6, 8), "io"),
     # A list of channels of a kernel is not a stack.
@@ -76,29 +78,6 @@ def test_the_axes_of_one_array(function, shape, expected):
     assert found(lambda p: function(p["w"]), w=shape)["w"] == expected
 
 
-def test_arrays_that_are_no_product_say_why():
-    matrices = dict.fromkeys(("kernel", "masked", "mask", "selected"), (6, 8))
-    rows = found(
-        lambda p: (
-            (X @ p["kernel"] + p["bias"][None]) * p["scale"][None]
-            + p["positions"][:4]
-            + X @ (p["masked"] * p["mask"])
-            + X @ jnp.where(MASK, p["selected"], p["kernel"])
-        ),
-        **{**matrices, "bias": (8,), "scale": (8,), "positions": (9, 8), "unused": (3, 3)},
-    )
-    assert rows == {
-        "bias": "one axis: a bias, or the scale of a norm",
-        "kernel": "io",
-        "mask": "not in a product: multiplied entry by entry",
-        "masked": "not in a product: multiplied entry by entry",
-        "positions": "not in a product: added",
-        "scale": "one axis: a bias, or the scale of a norm",
-        "selected": "not in a product: select_n",
-        "unused": "not in a product",
-    }
-
-
 def test_several_arrays_and_complex_numbers():
     def spectral(p):
         modes = jnp.fft.rfft(X, axis=0)[:2]
@@ -109,6 +88,10 @@ def test_several_arrays_and_complex_numbers():
     assert rows == {"real": "ios", "imaginary": "ios"}
     fused = lambda p: X @ jnp.concatenate([p["q"], jnp.ones((6, 2)), p["k"]], 1)  # noqa: E731
     assert found(fused, q=(6, 8), k=(6, 4)) == {"q": "io", "k": "io"}
+    entries = lambda p: X @ jnp.where(MASK, p["a"], p["b"]) + X @ (p["c"] * p["d"])  # noqa: E731
+    rows = found(entries, **dict.fromkeys("abcd", (6, 8)))
+    assert rows["a"] == "not in a product: select_n"
+    assert rows["c"] == rows["d"] == "not in a product: multiplied entry by entry"
     params = {"mask": MASK, "w": jnp.ones((6, 8))}
     axes = infer(lambda p: X @ jnp.where(p["mask"], p["w"], 0.0), params)
     assert (axes.letters, axes.coverage) == ({"w": "io"}, 1.0)

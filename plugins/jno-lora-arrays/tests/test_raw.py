@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from zoo_cases import perturb
 
 from jno.lora import (
     Net,
@@ -107,9 +108,7 @@ class Model(eqx.Module):
 def net():
     """Adapters on all raw arrays, away from their start."""
     net = Net(declare_raw(Model(jr.key(0)))).freeze().lora(rank=2, alpha=4.0)
-    trainable, _ = net.partition()
-    moved = jax.tree.map(lambda a: a + 0.3 * jr.normal(jr.key(a.size), a.shape), trainable)
-    return net.update(moved)
+    return net.update(perturb(net.partition()[0], 0.3))
 
 
 X = jr.normal(jr.key(9), (5,))

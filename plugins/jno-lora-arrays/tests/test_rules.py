@@ -187,6 +187,11 @@ def lookups(w):
     return w[ids], jnp.take(w.T, ids, axis=1), filled
 
 
+@rule((9, 6), "eo", LOW)
+def rows_of_a_table(w):
+    return w[5] + w[-2] + w[jnp.argmax(X[0])], X @ w[2:8], w[2:8] @ X.T
+
+
 @rule((9, 6), "eo", (), tested=LOW)
 def multiples_that_are_filled(w):
     return jnp.take(w - 3.0 * w, jnp.array([2, 11]), axis=0, fill_value=7.0)
@@ -204,7 +209,14 @@ def lookups_in_a_stack(w):
 
 @rule((3, 6, 8), "sio")
 def one_of_a_stack(w):
-    return X @ w[1] + X @ w[jnp.argmax(X[0, :3])] + jnp.einsum("ni,eio->neo", X, w[:2]).sum(axis=1)
+    y = X @ w[1] + X @ w[jnp.argmax(X[0, :3])] + jnp.einsum("ni,eio->neo", X, w[:2]).sum(axis=1)
+    return y, X @ w[-1]
+
+
+@rule((3, 6, 8), "sio", LOW)
+def parts_of_one_of_a_stack(w):
+    place = jnp.argmax(X[0, :3])
+    return w[0, 2], w[place, :3], X[:, 1:] @ w[2, 1:], jnp.einsum("ni,ei->ne", X, w[..., 3])
 
 
 @rule((6, 8), "io", LOW)
@@ -213,6 +225,7 @@ def parts(w):
     place = jnp.argmax(X[0])
     return (
         *(X @ first, X @ second, X @ w[:, 2:5], jnp.sin(w[3, 1:4]), X[:, :2] @ w[1:3]),
+        *(w[3], w[:, -2], w[place], X[:, 1:] @ w[1:, 2:7]),
         X @ lax.dynamic_slice(w, (0, place), (6, 2)),
     )
 
@@ -476,7 +489,8 @@ OTHER_AXES = {
     "one_of_several_inputs_is_shared": "sio",
     "scans_over_outputs": "iso",
     "convolutions_whose_places_are_outputs": "ioi",
-    **dict.fromkeys(("multiples_that_are_filled", "shards")),
+    "rows_of_a_table": "io",
+    **dict.fromkeys(("multiples_that_are_filled", "shards", "parts_of_one_of_a_stack")),
     **dict.fromkeys(("stacks_that_are_split", "a_part_of_a_stack_is_a_batch", "one_of_a_stack")),
 }
 

@@ -7,10 +7,10 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from tests.core.test_options import OutputGain
 from zoo_cases import perturb
 
 from jno.lora import (
-    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
@@ -43,29 +43,10 @@ def biased(rank=1):
     return set_of(rank=rank, bias="train")
 
 
-class Gate(LoRAWrapper):
-    """An adapter of no layer kind."""
-
-    adapter_fields = ("gate",)
-    base: eqx.nn.Linear
-    gate: jax.Array
-
-    def __init__(self, base, *, key):
-        self.base, self.gate = base, jnp.full((), 2.0)
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear)
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.gate * self.base.weight)
-
-
-def gates():
-    return extract_adapters(apply_lora(MODEL, key=jr.key(0), wrapper=Gate))
+def gains():
+    """Of an adapter of no layer kind."""
+    adapted = apply_lora(MODEL, key=jr.key(0), wrapper=OutputGain)
+    return extract_adapters(perturb(adapted, 0.3))
 
 
 def as_lora(adapters, rank):
@@ -94,7 +75,7 @@ STACK = "stack_adapters([adapters, ...])"
     ("make", "advice", "follow"),
     [
         (lambda: set_of("oft", 3), NEAREST, takes_nearest_product),
-        (gates, NEAREST, takes_nearest_product),
+        (gains, NEAREST, takes_nearest_product),
         (lambda: sum_of(set_of(), set_of("dora", seed=1)), NEAREST, takes_nearest_product),
         (lambda: sum_of(set_of(), set_of("ia3-out")), MERGE, merges),
         (lambda: sum_of(biased(), set_of("dora")), MERGE, merges),
@@ -113,15 +94,6 @@ def test_adapters_that_no_slot_holds(make, advice, follow, unchecked):
     given = [text for text in (NEAREST, MERGE, STACK) if text in str(error.value)]
     assert given == [advice]
     np.testing.assert_allclose(follow(adapters), swap_adapters(MODEL, adapters)(X), atol=1e-5)
-
-
-@pytest.mark.parametrize(("first", "second"), [("lora", "bottleneck"), ("bottleneck", "lora")])
-def test_adapters_of_another_kind_go_into_a_second_bank(first, second, unchecked):
-    bank, adapters = AdapterBank(MODEL, {"a": set_of(first)}), set_of(second)
-    with pytest.raises(SelectionError, match=r"AdapterBank\(model, {'name': adapters}\)"):
-        bank.add(adapters, "b")
-    bank = AdapterBank(MODEL, {"name": adapters})
-    np.testing.assert_allclose(bank(X, "name"), swap_adapters(MODEL, adapters)(X), atol=1e-5)
 
 
 @pytest.mark.parametrize(

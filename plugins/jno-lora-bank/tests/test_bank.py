@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from foundax_cases import declared
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tests.zoo.combining._tools import compilations
 from zoo_cases import perturb
 
 from jno.lora import (
@@ -81,10 +82,6 @@ def expected(model, sets, names, xs):
     return jnp.stack([adapted(x) for adapted, x in zip(models, xs, strict=True)])
 
 
-def same(left, right):
-    return all(jax.tree.leaves(jax.tree.map(jnp.array_equal, left, right)))
-
-
 def test_each_example_uses_its_own(model, sets, bank, xs):
     names = [*sets, *METHODS][:BATCH]
     ys = bank.run(names, xs)
@@ -105,21 +102,6 @@ def test_slot_0_is_the_base_bit_for_bit(model, sets, bank, xs):
     assert jnp.array_equal(bank.run([None] * BATCH, wild), plain(model, wild), equal_nan=True)
 
 
-class Compilations:
-    """Counts the programs that JAX compiles."""
-
-    def __enter__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-        return self
-
-    def _note(self, event, duration, **kwargs):
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-    def __exit__(self, *_):
-        jax.monitoring.unregister_event_duration_listener(self._note)
-
-
 @pytest.mark.parametrize("method", ["pissa", "dora"])
 def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, xs, method):
     bank = AdapterBank(model, {"first": sets[method]}, slots=4, rank=8)
@@ -127,10 +109,10 @@ def test_a_file_of_a_new_rank_compiles_nothing(model, sets, tmp_path, xs, method
     bank.replace("first", adapters_of(model, method, seed=6, rank=4))
     new, path = adapters_of(model, method, seed=7, rank=3), tmp_path / "new.safetensors"
     save_adapters(new, path)
-    with Compilations() as compilations:
+    with compilations() as seen:
         bank.add(path, "new")
-    assert compilations.count == 0
-    assert same(bank.adapters("new"), new)
+    assert seen == []
+    assert eqx.tree_equal(bank.adapters("new"), new)
     np.testing.assert_allclose(bank(xs[0], "new"), swap_adapters(model, new)(xs[0]), atol=1e-5)
     assert list(AdapterBank(model, [path, sets["lora"]]).slots) == ["0", "1"]
 
@@ -142,14 +124,14 @@ def test_adapters_come_and_go_without_compiling(model, sets, xs):
     bank.add(sets["rslora"], "b")
     bank.remove("b")
     bank(xs[0], "a")
-    with Compilations() as compilations:
+    with compilations() as seen:
         assert bank.add(sets["one layer"], "c") == 3  # the slot of "b" was emptied later
         assert bank.replace("a", sets["rslora"]) == 1
         assert bank.add(sets["lora-fa"], "d") == 2
         ys = bank.run(["c", "a", "d"] * 4, xs)
         np.testing.assert_allclose(bank(xs[0], "c"), np.asarray(ys)[0], atol=1e-6)
         bank.remove("c")
-    assert compilations.count == 0
+    assert seen == []
     now = {"a": sets["rslora"], "c": sets["one layer"], "d": sets["lora-fa"]}
     np.testing.assert_allclose(ys, expected(model, now, ["c", "a", "d"] * 4, xs), atol=1e-5)
     assert dict(bank.slots) == {"a": 1, "d": 2}
@@ -159,10 +141,10 @@ def test_adapters_come_and_go_without_compiling(model, sets, xs):
 
 def test_it_grows(model, sets, xs):
     bank = AdapterBank(model, {"a": sets["one layer"]}, slots=1)
-    with Compilations() as compilations:
+    with compilations() as seen:
         for name in ("lora", "biased", "dora"):  # another layer, a higher rank, a shift, a gain
             bank.add(sets[name], name)
-    assert compilations.count > 0
+    assert seen != []
     assert bank.capacity == 7  # 2, 4, 8 slots with slot 0
     names = ["a", "lora", "biased", "dora"] * 3
     now = {**sets, "a": sets["one layer"]}
@@ -270,7 +252,7 @@ def test_every_kind_of_layer(layers, sets_of_layers):
     rounding = 0 if jax.__version_info__ >= (0, 9) else 1e-6
     np.testing.assert_allclose(ys[::4], plain(layers, ids)[::4], rtol=rounding, atol=rounding)
     for name, adapters in sets_of_layers.items():  # a stack has an axis before the axis of slots
-        assert same(bank.adapters(name), adapters)
+        assert eqx.tree_equal(bank.adapters(name), adapters)
 
 
 class Doubled(eqx.nn.GRUCell):

@@ -350,17 +350,6 @@ def test_scaling_multiplies_every_update_and_nothing_else(sets):
 # --- errors
 
 
-def test_adapters_that_are_no_products_are_listed_with_what_to_do():
-    dora = extract_adapters(trained(layers(), "dora", 1))
-    lora = extract_adapters(trained(layers(), "lora", 1, target="linear"))
-    for call in (lambda: combine([lora, dora], [1.0, 1.0]), lambda: scale_adapters(dora, 2.0)):
-        with pytest.raises(SelectionError) as error:
-            call()
-        message = str(error.value)
-        assert "convolution: a DoRAConv" in message and "stack: a DoRALinear" in message
-        assert "extract_adapters(to_lora(model, rank=...)[0])" in message
-
-
 def test_layers_of_other_forms_are_listed():
     keys = jax.random.split(jax.random.key(1), 2)
     models = [

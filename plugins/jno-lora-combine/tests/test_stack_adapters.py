@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from tests.core.test_options import OutputGain
+from tests.core.test_shared_arrays import X, adapted as of_tied, mlp, moved, run
+from tests.core.toys import shaken
 from tests.zoo.combining._tools import layers, relative, trained, update, updates
 
 from jno.lora import (
     AdapterSet,
     SelectionError,
+    adapter_effects,
+    apply_lora,
     combine,
     extract_adapters,
     lora_trainable_filter,
@@ -40,16 +45,6 @@ def own_adapter(model, stacked, index, x):
 
 
 serve = eqx.filter_jit(eqx.filter_vmap(own_adapter, in_axes=(None, None, 0, 0)))
-
-
-@pytest.mark.parametrize("variant", ["dora", "pissa"])
-def test_each_example_uses_its_own_adapter(variant, getkey):
-    model, x = model_of(getkey()), jax.random.normal(getkey(), (BATCH, WIDTH))
-    adapted = [trained(model, variant, seed, rank=1) for seed in range(3)]
-    stacked = stack_adapters([extract_adapters(one) for one in adapted])
-    out = serve(model, stacked, jnp.asarray(OWN), x)
-    expected = jnp.stack([adapted[i](x[n]) for n, i in enumerate(OWN)])
-    assert jnp.allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
 def largest_array(model, adapted, x):
@@ -129,8 +124,12 @@ def test_stacks_convolutions_and_half_precision_are_padded():
         assert relative(found, expected) < 1e-6
 
 
-@pytest.mark.parametrize(("variant", "dtype"), [("lora", jnp.uint32), ("pissa", jnp.int8)])
-def test_an_index_outside_the_stack_serves_nobody_elses_adapter(variant, dtype, getkey):
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [("lora", jnp.uint32), ("pissa", jnp.int8), ("dora", jnp.int32)]
+)
+def test_each_example_uses_its_own_adapter_and_an_index_outside_nobody_elses(
+    variant, dtype, getkey
+):
     model, x = model_of(getkey()), jax.random.normal(getkey(), (4, WIDTH))
     adapted = [trained(model, variant, seed, rank=1) for seed in range(2)]
     stacked = stack_adapters([extract_adapters(one) for one in adapted])
@@ -155,7 +154,6 @@ def test_every_difference_is_listed():
     other = AdapterSet({**other.adapters, "stack": half})
     with pytest.raises(SelectionError) as error:
         stack_adapters([one, other])
-    message = str(error.value)
     for line in (
         "LoRAConv'> in set 0, none in set 1",
         "LoRALinear'> in set 0, <class 'jno_lora_zoo.adapters.DoRALinear'> in set 1",
@@ -163,7 +161,7 @@ def test_every_difference_is_listed():
         "linear, magnitude: float32[4] in set 1, none in set 0",
         "stack, lora_A: float32[2, 2, 4] in set 0, bfloat16[2, 2, 4] in set 1",
     ):
-        assert line in message
+        assert line in str(error.value)
 
 
 def defined_again():
@@ -222,3 +220,35 @@ def test_a_vmap_over_a_stack_trains_each_set_with_its_own_frozen_arrays(variant,
         alone = jax.tree.leaves(step(adapters, x[index]))
         for a, b in zip(jax.tree.leaves(stepped), alone, strict=True):
             assert jnp.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_without_a_rank_stack(model):
+    adapted = shaken(apply_lora(model, key=jax.random.key(0), wrapper=OutputGain))
+    adapters = extract_adapters(adapted)
+    stacked = stack_adapters([adapters, adapters])
+    assert stacked.adapters["head"].state["gain"].shape == (2, 2)
+
+
+def test_sets_with_other_shared_arrays_do_not_stack():
+    one = extract_adapters(of_tied())
+    other = AdapterSet(one.adapters, {**one.shared, "tied-A": jnp.ones((3, 5))})
+    with pytest.raises(
+        SelectionError, match=r"shared arrays: \{'tied-A': 'float32\[2, 5\]', .*set 1"
+    ):
+        stack_adapters([one, other])
+
+
+def test_sets_stack_with_their_shared_arrays():
+    models = [of_tied(), moved(of_tied())]
+    for model in (models[0], resolve(models[0])):
+        assert len(adapter_effects(model)) == 3
+    stacked = stack_adapters([extract_adapters(m) for m in models])
+    assert stacked.shared["tied-A"].shape == (2, 2, 5)
+
+    def of_slot(slot, x):
+        own = swap_adapters(mlp(), take_adapters(stacked, slot))
+        return resolve(own)(x)
+
+    found = jax.vmap(of_slot)(jnp.array([1, 0]), jnp.asarray(X[:2]))
+    expected = jnp.stack([run(models[1])[0], run(models[0])[1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

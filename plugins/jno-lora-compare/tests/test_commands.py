@@ -34,23 +34,6 @@ def hide(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
 
 
-@pytest.mark.parametrize(
-    ("library", "task"),
-    [("sklearn", "digits"), ("foundax", "operator"), ("jno_lora_conditional", "family")],
-)
-def test_a_missing_library_is_named_with_what_to_install(
-    run, forgotten, monkeypatch, tmp_path, library, task
-):
-    hide(monkeypatch, library)
-    code, text = run("demo", "--task", task, "--output", str(tmp_path / "out"))
-    assert code == 1
-    assert f"needs {library}, which is not installed" in text
-    assert 'pip install "jno-lora[demo]"' in text
-    assert not (tmp_path / "out").exists()
-
-
-# --- compare
-
 TASK = """
 import equinox as eqx
 import jax
@@ -117,20 +100,28 @@ def test_compare_says_what_a_factory_must_return(run, task):
 
 
 @pytest.mark.parametrize(
-    ("library", "extra", "option"),
-    [("optax", "compare", []), ("matplotlib", "plot", ["--plot", "a.png"])],
+    ("library", "extra", "command"),
+    [
+        ("optax", "compare", "compare my_tasks:task"),
+        ("matplotlib", "plot", "compare my_tasks:task --plot a.png"),
+        ("sklearn", "demo", "demo --task digits --output made"),
+        ("foundax", "demo", "demo --task operator --output made"),
+        ("jno_lora_conditional", "demo", "demo --task family --output made"),
+    ],
 )
-def test_compare_says_which_extra_is_missing_before_it_trains(
-    run, task, monkeypatch, library, extra, option
+@pytest.mark.usefixtures("forgotten", "task")
+def test_a_missing_library_is_named_with_what_to_install_before_anything_is_trained(
+    run, monkeypatch, tmp_path, library, extra, command
 ):
     hide(monkeypatch, library)
     # Its package remembers the module, too.
     monkeypatch.delitem(sys.modules, "jno_lora_combine._figure", raising=False)
     monkeypatch.delattr(jno_lora_combine, "_figure", raising=False)
-    code, text = run("compare", f"{task}:task", *option)
+    code, text = run(*command.split())
     assert code == 1
     assert f"needs {library}, which is not installed" in text
     assert f'pip install "jno-lora[{extra}]"' in text
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_trained(run, tmp_path):

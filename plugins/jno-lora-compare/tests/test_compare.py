@@ -5,13 +5,14 @@ import itertools
 import math
 import pathlib
 import types
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from compare_cases import SETTINGS, GradientDescent, loss
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
 import jno_lora_compare
@@ -21,6 +22,24 @@ import jno_lora_train._trainer as trainer_module
 from jno.lora import About, JnoLoraWarning, Net, Registry, SelectionError, Shared, lora_report
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means
+
+
+class GradientDescent(NamedTuple):
+    rate: float = 0.1
+
+    def init(self, params):
+        return jnp.zeros(())
+
+    def update(self, gradient, state, params):
+        return jax.tree.map(lambda g: -self.rate * g, gradient), state + 1
+
+
+def loss(model, batch):
+    x, y = batch
+    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+
+SETTINGS = {"steps": 20, "key": jax.random.key(2), "optimizer": GradientDescent()}
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +359,103 @@ def test_all_stands_for_every_variant_that_takes_a_layer(run):
     assert [row.name for row in found] == ["none", "named", "second", "first"]
     assert [row.error for row in found] == [None] * 4
     assert [row.name for row in run(wrappers="full", steps=1)] == ["full"]
+
+
+# --- several learning rates: each candidate at its best, as the loss or a score says
+
+RATES = (1e-3, 1e-1, 1e3)  # too small, good, and too large
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return eqx.nn.Linear(3, 2, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def squares():
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    return [(x, x[:, :2] ** 2)]
+
+
+def compared(model, batches, wrappers=("lora", "full", "none"), **changed):
+    settings = {"steps": 10, "key": jax.random.key(2), "rank": 1, "learning_rate": RATES}
+    return compare(model, loss, batches, wrappers, **settings | changed)
+
+
+@pytest.fixture(scope="module")
+def at_rates(linear, squares):
+    return compared(linear, squares)
+
+
+def test_each_is_trained_at_its_best_rate(at_rates, linear, squares):
+    assert "at the best of the rates 0.001, 0.1, 1000" in str(at_rates)
+    for row in at_rates.rows[:2]:
+        alone = [compared(linear, squares, row.name, learning_rate=rate).rows[0] for rate in RATES]
+        best = min(alone, key=lambda one: one.final_loss)
+        assert row.learning_rate == best.learning_rate == 1e-1
+        assert row.losses == pytest.approx(best.losses, rel=1e-6)
+    nothing = at_rates.rows[-1]
+    assert (nothing.name, nothing.learning_rate) == ("none", None)
+    assert len(set(nothing.losses)) == 1 and len(nothing.losses) == 10
+
+
+def test_a_score_decides_instead_of_the_loss(linear, squares):
+    def moved_least(trained):
+        """Without a merge: an adapter that trained at a small rate hardly changes the output."""
+        x, _ = squares[0]
+        return -jnp.max(jnp.abs(jax.vmap(trained)(x) - jax.vmap(linear)(x)))
+
+    rows = {row.name: row for row in compared(linear, squares, score=moved_least)}
+    assert rows["lora"].learning_rate == rows["full"].learning_rate == 1e-3
+    assert rows["none"].score == 0.0
+    for row in rows.values():
+        assert row.score == float(moved_least(row.model))
+
+
+def test_later_numbers_of_a_score_decide_between_equal_ones(linear, squares):
+    def tied(trained):
+        return 0.5, -loss(trained, squares[0])
+
+    comparison = compared(linear, squares, score=tied)
+    assert [row.learning_rate for row in comparison] == [1e-1, 1e-1, None]
+    assert [row.score for row in comparison] == [0.5] * 3
+    assert " score " in str(comparison)
+
+
+def test_no_number_is_worse_than_any(linear, squares):
+    def score(trained):
+        # Of the model at the largest rate, which is far from everything.
+        value = loss(trained, squares[0])
+        return jnp.where(value < 1e3, -1e6, jnp.nan)
+
+    comparison = compared(linear, squares, score=score, learning_rate=(1e3, 1e-3))
+    assert " rate " in str(comparison)
+    rows = comparison.rows
+    assert rows[1].learning_rate == 1e-3 and not math.isnan(rows[1].score)
+
+
+def test_half_precision_trains_as_well(linear, squares):
+    half, batch = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (linear, squares))
+    rates = np.logspace(-2, -1, 2)
+    full, nothing = compared(half, batch, ["full", "none"], learning_rate=rates)
+    assert full.final_loss < 0.9 * nothing.final_loss
+    assert full.model.weight.dtype == jnp.bfloat16
+
+
+def test_an_optimiser_has_a_rate_of_its_own(linear, squares):
+    with pytest.raises(SelectionError, match="leave out `learning_rate` or"):
+        compared(linear, squares, optimizer=optax.sgd(1e-2))
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [(), 0.0, (1e-3, -1.0), float("nan"), "large"],
+    ids=str,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_rate_that_cannot_train_is_refused(linear, squares, rates):
+    with pytest.raises(SelectionError, match="must be a positive number, or several"):
+        compared(linear, squares, learning_rate=rates)
 
 
 # --- compilation and times

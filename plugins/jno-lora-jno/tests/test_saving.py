@@ -28,15 +28,11 @@ def test_a_run_is_saved_and_loaded(tmp_path):
     loaded.solve(1)
 
 
-def test_adapters_go_on_without_jno(tmp_path):
+def test_adapters_go_on_without_jno_and_the_merged_model_needs_jno_alone(tmp_path):
     net, before, _ = solved()
     save_adapters(in_jno.trained_adapters(net), tmp_path / "a.safetensors")
     adapted = load_adapters(before, tmp_path / "a.safetensors")
     assert jnp.allclose(output(merge_lora(adapted)), output(net.module), atol=1e-6)
-
-
-def test_the_merged_model_needs_jno_alone(tmp_path):
-    net, before, _ = solved()
     eqx.tree_serialise_leaves(str(tmp_path / "net.eqx"), net.module)
     again = jno.nn.wrap(eqx.tree_deserialise_leaves(str(tmp_path / "net.eqx"), before))
     assert jnp.array_equal(output(again.module), output(net.module))

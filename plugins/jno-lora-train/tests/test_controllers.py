@@ -181,12 +181,10 @@ def test_adapters_that_do_not_train_keep_their_rank(trainable):
         ({"target_rank": 4}, "asks for 16 directions, but the adapters have 12 in all"),
     ],
 )
-def test_numbers_out_of_range_are_refused(trainable, numbers, said):
+def test_numbers_out_of_range_and_a_rank_that_cannot_move_are_refused(trainable, numbers, said):
     given = {"target_rank": 1, "warmup": 2, "final": 3, "total": 12, **numbers}
     with pytest.raises(ValueError, match=said):
         AdaLoRAController(**given).init(trainable)
-
-
-def test_a_model_whose_rank_cannot_move_is_refused():
+    adapted = Net(eqx.nn.Linear(3, 3, key=jax.random.key(0))).lora(2).module
     with pytest.raises(ValueError, match="No adapter of this model has a `rank_gate` that trains"):
-        CONTROLLER.init(Net(eqx.nn.Linear(3, 3, key=jax.random.key(0))).lora(2).module)
+        CONTROLLER.init(adapted)

@@ -1,9 +1,11 @@
-"""Models with trained adapters, and their updates in NumPy, written by hand."""
+"""Models with trained adapters, their updates in NumPy, written by hand, and JAX's compilations."""
 
+import contextlib
 import math
 
 import equinox as eqx
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,7 +53,29 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+def train(net, by=0.1):
+    """As if a step had moved everything that trains."""
+    trainable, _ = net.partition()
+    return net.update(jax.tree.map(lambda a: a + by, trainable))
+
+
 def trains(net):
     """The paths of the arrays of a net that train."""
     leaves = jax.tree_util.tree_leaves_with_path(net.partition()[0])
     return {jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves}
+
+
+@contextlib.contextmanager
+def compilations():
+    """The programs that JAX compiles inside."""
+    seen = []
+
+    def listener(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.zoo.combining._tools import trains
+from tests.zoo.combining._tools import train, trains
 
 from jno.lora import (
     Net,
@@ -31,12 +31,6 @@ def new(model):
 
 
 X = jnp.linspace(-1.0, 1.0, 5)
-
-
-def train(net, by=0.1):
-    """As if a step had moved everything that trains."""
-    trainable, _ = net.partition()
-    return net.update(jax.tree.map(lambda a: a + by, trainable))
 
 
 def with_two(model, two="lora"):

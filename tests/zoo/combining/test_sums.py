@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 
 import equinox as eqx
 import jax
@@ -11,19 +10,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
-from tests.zoo.combining._tools import trains
+from tests.core.toys import Block, ToyBlock, ToyScale
+from tests.zoo.combining._tools import train, trained, trains
 
 from jno.lora import (
     CheckpointError,
-    LoRAWrapper,
     Net,
     SelectionError,
     apply_lora,
-    citation,
     combine,
     extract_adapters,
-    lora_report,
-    lora_trainable_filter,
     merge_lora,
     optim,
     read_adapters,
@@ -33,10 +29,9 @@ from jno.lora import (
     swap_adapters,
     to_lora,
 )
-from jno.lora._commands.inspection import as_table, inspect
 from jno.lora.parts import Member
 from jno_lora_combine import AdapterSum
-from jno_lora_zoo import DoRALinear, LoRALinear
+from jno_lora_zoo import LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
 MODEL = {"x": LAYER, "y": eqx.nn.Linear(4, 4, key=jax.random.key(1))}
@@ -45,14 +40,7 @@ V = jnp.linspace(-1.0, 1.0, 4)
 
 def set_of(wrapper="lora", seed=1, model=MODEL, **arguments):
     """A trained set."""
-    adapted = apply_lora(model, 2, 4.0, key=jax.random.key(seed), wrapper=wrapper, **arguments)
-    noise = np.random.default_rng(seed)
-
-    def move(array, trains):
-        step = 0.3 * noise.normal(size=np.shape(array)) if trains else 0.0
-        return array + jnp.asarray(step, array.dtype) if trains else array
-
-    return extract_adapters(jax.tree.map(move, adapted, lora_trainable_filter(adapted)))
+    return extract_adapters(trained(model, wrapper, seed, alpha=4.0, **arguments))
 
 
 A, B = set_of(seed=1), set_of(seed=2)
@@ -65,10 +53,6 @@ def net_of(model=MODEL, **sets):
     for name, adapters in (sets or {"a": A, "b": B}).items():
         net.add_adapter(name, adapters)
     return net
-
-
-def updated(net, by):
-    return net.update(jax.tree.map(lambda a: a + by, net.partition()[0]))
 
 
 def by_hand(sets, weights, model=MODEL):
@@ -96,7 +80,7 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train():
     with net.disabled():
         assert jnp.array_equal(net.module["x"](V), LAYER(V)) and net.active is None
 
-    y, moved = updated(net, 0.1).module["y"](V), net.adapter("new")
+    y, moved = train(net, 0.1).module["y"](V), net.adapter("new")
     assert jnp.array_equal(moved["y"].state["lora_A"], sets["new"]["y"].state["lora_A"] + 0.1)
     assert eqx.tree_equal(net.adapter("old"), A)
     assert net.activate("new").active == "new" and eqx.tree_equal(net.adapter("new"), moved)
@@ -107,42 +91,6 @@ def test_the_old_adapters_stay_active_while_the_new_ones_train():
     assert net.deactivate().active is None and jnp.array_equal(net.module["x"](V), LAYER(V))
     net.activate("old", "new").merge()
     assert net.adapters == ("dora",)
-
-
-class Shift(LoRAWrapper):
-    """An adapter of layers and blocks, without a rank."""
-
-    adapter_fields = ("delta",)
-    base: eqx.Module
-    delta: jax.Array
-
-    @classmethod
-    def applies_to(cls, leaf):
-        return isinstance(leaf, eqx.nn.Linear | eqx.nn.MLP)
-
-    def __init__(self, base, *, key):
-        self.base, self.delta = base, jnp.zeros(())
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-    def merge(self):
-        return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + self.delta)
-
-
-def test_reports_papers_and_listings_name_the_members(tmp_path, unchecked):
-    shift = extract_adapters(apply_lora(MODEL, key=jax.random.key(0), wrapper=Shift, target="^x$"))
-    report = lora_report(sum_adapters(MODEL, {"a": A, "d": DORA, "c": shift}))
-    assert [row.rank for row in report.rows] == [4, 2]
-    assert re.findall(r"Sum\(.*\) .* (\S+\+\S+) ", str(report)) == ["2+2+-"]
-    assert lora_report(sum_adapters(MODEL, {"c": shift})).rows[0].rank is None
-    net = net_of(a=A, d=DORA).activate("a", "d")
-    for cls in (LoRALinear, DoRALinear):
-        assert cls.about.bibtex.strip() in citation(net.module)
-    assert "no reference" not in citation(net.module)
-    net.save_adapters(path := tmp_path / "sum.safetensors")
-    table = str(as_table(inspect(path, values=False)))
-    assert "a: LoRALinear + d: DoRALinear" in table and "jno-lora-zoo" in table
 
 
 # --- weights
@@ -160,7 +108,7 @@ def test_a_net_keeps_learned_weights():
     net = net_of(a=A, b=ONLY_X)
     net.activate("a", "b", weights="train")
     assert trains(net) == {"x/weights", "y/weights"}
-    updated(net, 0.5)
+    train(net, 0.5)
     learned = [[1.5, 1.5], [1.5]]
 
     def weights():
@@ -170,7 +118,7 @@ def test_a_net_keeps_learned_weights():
         leave()
         assert net.activate("a", "b").active == ("a", "b") and weights() == learned
         assert trains(net) == set()
-    updated(net.activate("a", "b", weights="train"), 1.0)
+    train(net.activate("a", "b", weights="train"), 1.0)
     assert net.activate("a", "b").module["y"].weights.tolist() == [2.5]
     net.activate("b", "a", weights={"a": 2.0})
     assert net.active == ("b", "a") and weights() == [[1.0, 2.0], [2.0]]
@@ -383,7 +331,7 @@ def test_arguments_that_make_no_sense(arguments, message, unchecked):
         sum_adapters(**{"model": MODEL, "sets": {"old": A, "new": B}, **arguments})
 
 
-class Unmergeable(Shift):
+class Unmergeable(ToyScale):
     mergeable = False
 
 
@@ -410,10 +358,10 @@ def test_adapters_that_cannot_be_added_are_refused():
         message = rf"'p' \({one}Linear\) and 'q' \({two}Linear\) rotate"
         with pytest.raises(SelectionError, match=message):
             sum_adapters(MODEL, rotations)
-    block = {"block": eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))}
-    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=Shift))
-    inner = set_of(model=block, target="layers/0")
-    with pytest.raises(SelectionError, match="block/layers/0: inside the adapted 'block'"):
+    block = {"block": Block(4, key=jax.random.key(0))}
+    outer = extract_adapters(apply_lora(block, 1, key=jax.random.key(0), wrapper=ToyBlock))
+    inner = set_of(model=block, target="up")
+    with pytest.raises(SelectionError, match="block/up: inside the adapted 'block'"):
         sum_adapters(block, {"inner": inner, "outer": outer})
     with pytest.raises(SelectionError, match="takes sums of adapters, but 'x' has a LoRA"):
         split_adapters(A)
