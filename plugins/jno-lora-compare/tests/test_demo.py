@@ -1,5 +1,7 @@
 """The demo in its short form: it runs, and its numbers agree with each other and with the zoo."""
 
+import re
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -21,6 +23,9 @@ SEED = 3
 ADAPTERS = {*CANDIDATES} - {NOTHING, EVERYTHING} if pairs.ALL else {"lora", "dora", "pissa"}
 # (out, in) of the matrices of the two convolutions and the two linear layers.
 LAYERS = ((32, 9), (64, 288), (64, 1024), (10, 64))
+
+# Name, trainable, share, before, after, source, rate, milliseconds.
+ROW = re.compile(r"^ *(\S.*?) +([\d,]+) +([\d.]+) +([\d.]+) → ([\d.]+) +([\d.]+) +(\S+) +\S+ *$")
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +49,23 @@ def outcomes(ran):
     return {outcome.name: outcome for outcome in ran[-1].outcomes}
 
 
-def test_it_prints_a_table_and_the_paths_of_what_it_wrote(ran, outcomes):
+def test_it_prints_its_numbers_and_the_paths_of_what_it_wrote(ran, outcomes):
     output, text, _ = ran
     plot, model = output / "demo.png", output / "merged.eqx"
     assert str(plot) in text and str(model) in text
     assert plot.read_bytes().startswith(b"\x89PNG\r\n")
     assert sorted(output.iterdir()) == [plot, model]
-    # A row for each candidate, in this order.
-    firsts = [line.split()[0] for line in text.splitlines() if "→" in line]
-    assert firsts == [name.split()[0] for name in outcomes]
+    lines = text.splitlines()
+    paths = ("Plot:", "Merged model:")
+    assert all(len(line) <= 100 for line in lines if not line.startswith(paths))
+    rows = [match.groups() for match in map(ROW.match, lines) if match]
+    assert [row[0] for row in rows] == list(outcomes)
+    for name, *cells in rows:
+        _, row, share, before, after = outcomes[name]
+        scores = (before.target, after.target, after.source)
+        rate = "-" if row.learning_rate is None else f"{row.learning_rate:g}"
+        percents = (f"{100 * score:.1f}" for score in scores)
+        assert cells == [f"{row.trainable:,}", f"{100 * share:.2f}", *percents, rate]
 
 
 def test_every_candidate_starts_from_the_same_model_and_all_but_one_learn(outcomes):
