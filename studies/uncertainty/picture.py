@@ -31,11 +31,14 @@ def draw(path: pathlib.Path) -> None:
     (problem,) = (problem for problem in PROBLEMS if problem.name == "burgers")
     (way,) = (way for way in WAYS if way.name == ADAPTERS)
     chosen = at_best_rates(read(RESULTS))[problem.name, way.name, SAMPLES]
-    (rate,) = (record["rate"] for record in chosen if record["seed"] == SEED)
+    rates = [record["rate"] for record in chosen if record["seed"] == SEED]
+    if not rates:
+        only = f"{problem.name}/{way.name}/{SAMPLES}/{SEED}"
+        raise SystemExit(f"No record: python -m studies.uncertainty --only '{only}'")
     x, y = data = problem.training(SEED, SAMPLES)
     parts = folds(len(y), MEMBERS, key=jax.random.key(SEED))
     ensemble = way.ensemble(problem, EFFORT, SEED, MEMBERS)
-    ensemble, _ = trained(ensemble, data, parts, EFFORT, rate, jax.random.key(SEED))
+    ensemble, _ = trained(ensemble, data, parts, EFFORT, rates[0], jax.random.key(SEED))
     fields, solutions = problem.test(EFFORT.test)
     mean, std, raw = of_members(calibrate(ensemble, x, y, parts), fields)
 

@@ -191,3 +191,18 @@ def test_weights_of_a_transformation_are_refused_and_the_sets_stay(net):
     with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
         jax.grad(loss)(1.0)
     assert net.active == "a"
+
+
+def test_only_what_trains_moves_under_gradient_descent(net, model):
+    trainable, frozen = net.partition()
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradients(trainable):
+        return jnp.sum(eqx.combine(trainable, frozen)(1) ** 2)
+
+    found = gradients(trainable)
+    assert array_paths(found) == selected(net.trainable)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(found))
+    net.update(jax.tree.map(lambda x, g: x - 0.1 * g, trainable, found))
+    assert same(net.unwrap().module, model)

@@ -278,3 +278,20 @@ def test_rank_and_alpha_go_by_name_or_else_by_position(signature, given):
     arguments = construct(cls, "base", 3, 7.0, key=jax.random.key(0)).given
     assert {n: x for n, x in arguments.items() if n not in ("self", "base", "key")} == given
     assert constructor_problem(cls) is None
+
+
+def test_options_reach_the_constructor_and_a_spec_may_have_its_own(model, getkey):
+    class Open(Keeping):
+        def __init__(self, base, rank, alpha, *, key, **options):
+            Keeping.__init__(self, base, rank, alpha, key=key, kept=len(options))
+
+    specs = [
+        {"target": "head", "options": {"kept": 3.0}},
+        {"target": "encoder/0", "wrapper": Open, "options": {"anything": 1}},
+        {},
+    ]
+    adapted = apply_lora(
+        model, 1, key=getkey(), wrapper=Keeping, specs=specs, options={"kept": 2.0}
+    )
+    layers = (adapted.head, *adapted.encoder)
+    assert [layer.gain[0] for layer in layers] == [3.0, 1.0, 2.0]

@@ -259,3 +259,16 @@ def test_copies_of_a_frozen_array_are_one_array_and_other_values_are_two() -> No
             np.testing.assert_allclose(result, run(one), rtol=1e-6)
     with pytest.raises(SelectionError, match="'tied-A' in this tree"):
         jno.lora.extract_adapters(pair)
+
+
+def test_an_optimiser_sees_one_array_and_training_moves_it() -> None:
+    net = Net(mlp()).freeze().lora(rank=2, wrapper=Tied)
+    trainable, frozen = net.partition()
+    assert len(leaves_named(trainable, ".A.value")) == 1
+    before = net.module.layers[0].A.value
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda t: jnp.sum(run(eqx.combine(t, frozen)) ** 2)))
+    for _ in range(2):  # `b` is zero at first
+        trainable = jax.tree.map(lambda p, g: p - 0.01 * g, trainable, gradient(trainable))
+    net.update(trainable)
+    assert not jnp.allclose(net.module.layers[0].A.value, before)
+    np.testing.assert_array_equal(jax.vmap(net)(X), run(net.module))

@@ -183,3 +183,17 @@ def test_layers_of_which_a_class_cannot_say_whether_it_is_for_them_are_no_cases(
     assert str(case) == "Careless-Linear"
     (result,) = run_checks(case, ["applies-to-total"])
     assert result.error is not None
+
+
+class CrashesOnCodes(Good):
+    """Its constructor fails for a weight that is no array, as an author's mistake would."""
+
+    def __init__(self, base, rank, alpha, *, key):
+        if not isinstance(base.weight, jax.Array):
+            raise TypeError("no array")
+        super().__init__(base, rank, alpha, key=key)
+
+
+def test_a_crash_is_no_refusal():
+    (result,) = run_checks(case_of(CrashesOnCodes), ("quantized-base",))
+    assert result.not_applicable is None and "no array" in str(result.error)

@@ -235,3 +235,25 @@ def test_two_nodes_of_one_path_are_not_confused(getkey):
     model = {"a": {"b": layer}, "a/b": jnp.ones(3)}
     swapped = swap_adapters(model, extract_adapters(adapted))
     assert swapped["a/b"] is model["a/b"] and isinstance(swapped["a"]["b"], LoRALinear)
+
+
+def test_swapping_compiles_nothing_anew_and_works_inside_jit(getkey):
+    plain, x = TwoKinds(getkey()), jax.random.normal(getkey(), (2, 6))
+    one, other = (trained(plain, "lora", seed) for seed in (1, 2))
+    traces = 0
+
+    @eqx.filter_jit
+    def run(model, x):
+        nonlocal traces
+        traces += 1
+        return model(x)
+
+    @eqx.filter_jit
+    def run_with(model, adapters, x):
+        return swap_adapters(model, adapters)(x)
+
+    run(one, x)
+    swapped = swap_adapters(one, extract_adapters(other))
+    assert jnp.array_equal(run(swapped, x), run(other, x))
+    assert traces == 1
+    assert jnp.allclose(run_with(plain, extract_adapters(other), x), other(x), rtol=1e-5)

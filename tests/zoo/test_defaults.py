@@ -1,6 +1,7 @@
 """The zoo as the core's default: what it selects, and when it is imported."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from tests.core.toys import Block, ToyBlock, ToyScale
 
 import jno.lora
 import jno_lora_zoo
-from jno.lora import Net, Registry, plan_lora
+from jno.lora import Net, Registry, apply_lora, plan_lora
 from jno.lora.extending import default_adapters
 from jno_lora_zoo.plugin import jno_lora_defaults
 
@@ -122,6 +123,12 @@ def test_the_zoo_alone_is_imported_and_only_when_an_adapter_is_asked_for():
     assert steps["made by name"] == ["LoRAConv", "LoRALinear", "OFTConv"]
 
 
+class Plain(eqx.Module):
+    """A layer that nothing adapts."""
+
+    weight: jax.Array
+
+
 class Registered(eqx.Module):
     """A layer whose class has adapters of its own."""
 
@@ -170,3 +177,19 @@ def test_a_container_claimed_by_auto_hides_no_layer_of_the_defaults(getkey):
         "up": jno_lora_zoo.LoRALinear,
         "down": jno_lora_zoo.LoRALinear,
     }
+
+
+def test_a_plan_says_what_keeps_a_layer_from_being_adapted(getkey):
+    odd = Plain(jnp.ones((5, 5, 3, 8)))
+    model = {
+        "odd": odd,
+        "even": eqx.nn.Linear(2, 2, key=getkey()),
+        "vector": Plain(jnp.ones(3)),
+    }
+    row, vector = plan_lora(model, 1).having("no wrapper applies")
+    assert (row.path, row.layer, vector.path) == ("odd", "Plain", "vector")
+    assert "(5, 5, 3, 8), and without in_channels, out_channels" in row.reason
+    assert row.explanation == f"no wrapper applies: {row.reason}"
+    assert vector.reason is None and vector.explanation == "no wrapper applies"
+    with pytest.raises(jno.lora.SelectionError, match=re.escape(row.reason)):
+        apply_lora(odd, 1, key=jax.random.key(0))

@@ -135,3 +135,13 @@ def test_a_layer_that_nothing_changed_has_none_and_an_adapter_of_nan_nan(getkey)
     model = adapted("LoRALinear", jnp.float16, math.nan, getkey)
     (row,) = lora_report(model, merge_error=True)
     assert row.merge_error is not None and math.isnan(row.merge_error)
+
+
+def test_a_smaller_update_loses_more_and_float32_next_to_nothing(getkey):
+    small, large, full = (
+        lora_report(adapted("LoRALinear", dtype, size, getkey), merge_error=True)
+        .rows[0]
+        .merge_error
+        for dtype, size in ((jnp.bfloat16, 1e-3), (jnp.bfloat16, 0.3), (jnp.float32, 0.3))
+    )
+    assert small > 2 * large > 1000 * full > 0
