@@ -36,6 +36,8 @@ class LinearLayer(MatrixLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
+        if _derives_from("NamedArray", leaf.weight):
+            return 'its weight is a NamedArray of Haliax, which `pip install "jno-lora[haliax]"` adapts'
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"
