@@ -1,11 +1,7 @@
 """Adapters of each of Haliax's layers keep every promise, as the kit checks it."""
 
-import functools
-
 import haliax as hax
 import haliax.nn as hnn
-import jax
-import jax.numpy as jnp
 import pytest
 from tests.pairs import methods_on
 from zoo_cases import OPTIONS, check_kind, parameter_count

@@ -1,8 +1,14 @@
 """The layers of Haliax, recognised without importing Haliax."""
 
+import importlib
 from typing import Any
 
 from jno_lora_zoo import ByName
+
+
+def haliax() -> Any:
+    """Haliax itself. Whoever calls an adapter of one of its layers has imported it already."""
+    return importlib.import_module("haliax")
 
 
 class HaliaxArray(metaclass=ByName):

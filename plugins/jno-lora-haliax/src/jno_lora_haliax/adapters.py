@@ -6,7 +6,8 @@ from jno.lora import LoRAWrapper
 from jno.lora.extending import default_adapters
 from jno_lora_zoo import LoRA, adapters_for, made_when_named
 
-from ._classes import HaliaxLinear
+from . import _plain as _plain
+from ._classes import HaliaxConv, HaliaxLinear
 from .layers import HaliaxConvLayer, HaliaxEmbeddingLayer, HaliaxLinearLayer
 
 ADAPTERS = (
@@ -19,5 +20,6 @@ __all__ = list(ADAPTERS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 @default_adapters.register(HaliaxLinear)
+@default_adapters.register(HaliaxConv)
 def _(layer: Any) -> tuple[type[LoRAWrapper], ...]:
-    return (ADAPTERS["LoRAHaliaxLinear"],)
+    return ADAPTERS["LoRAHaliaxLinear"], ADAPTERS["LoRAHaliaxConv"]

@@ -28,7 +28,7 @@ from jno_lora_zoo import (
     unchanged,
 )
 
-from ._classes import HaliaxArray, HaliaxConv, HaliaxEmbedding, HaliaxLinear
+from ._classes import HaliaxArray, HaliaxConv, HaliaxEmbedding, HaliaxLinear, haliax
 
 
 class NamedLayer(LayerKind):
@@ -73,8 +73,18 @@ class NamedLayer(LayerKind):
         return leaf.weight.array.ndim - len(_own_axes(cls, leaf))
 
     @classmethod
+    def matrices(cls, layer: Any) -> Float[Array, "*stack out in"]:
+        """The matrix, or the matrices of a stack, in the weight's dtype and without its scale."""
+        order, outputs = _order(cls, layer), len(cls.groups_of_axes(layer)[0])
+        array = layer.weight.array
+        stack = array.ndim - len(order)
+        array = jnp.transpose(array, (*range(stack), *(stack + axis for axis in order)))
+        rows = math.prod(array.shape[stack : stack + outputs])
+        return array.reshape(*array.shape[:stack], rows, -1)
+
+    @classmethod
     def matrix(cls, layer: Any) -> Matrix:
-        return _as_matrix(cls, layer, in_compute_dtype(layer.weight.array) * _scale(layer))
+        return scaled_by_layer(layer, in_compute_dtype(cls.matrices(layer)))
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
@@ -103,7 +113,9 @@ class NamedLayer(LayerKind):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        return _first(args[0], cls.groups_of_axes(layer)[1]).reshape(cls.matrix(layer).shape[1], -1).T
+        return (
+            _first(args[0], cls.groups_of_axes(layer)[1]).reshape(cls.matrix(layer).shape[1], -1).T
+        )
 
     @classmethod
     def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
@@ -113,14 +125,13 @@ class NamedLayer(LayerKind):
         return y if b is None else y + b.reshape(-1, *(1,) * (y.ndim - 1))
 
     def written(self, y: Array, x: Any) -> Any:
-        import haliax
-
         outputs, inputs = self.groups_of_axes(self.base)
         weight: Any = getattr(self.base, "weight")  # noqa: B009
         own = [weight.resolve_axis(name) for name in outputs]
         batch = [axis for axis in x.axes if axis.name not in inputs]
         array = y.reshape([axis.size for axis in (*own, *batch)])
-        return haliax.auto_sharded(haliax.named(array, (*own, *batch)).rearrange((*batch, *own)))
+        named = haliax().named(array, (*own, *batch)).rearrange((*batch, *own))
+        return haliax().auto_sharded(named)
 
     def output_axis(self, *args: Any) -> int | None:
         return None  # the output is no plain array
@@ -144,7 +155,9 @@ class HaliaxLinearLayer(NamedLayer):
             return False
         outputs, inputs = self.groups_of_axes(layer)
         names = {axis.name for axis in x.axes}
-        return _is_exactly(layer, HaliaxLinear) and names.issuperset(inputs) and not names & {*outputs}
+        return (
+            _is_exactly(layer, HaliaxLinear) and names.issuperset(inputs) and not names & {*outputs}
+        )
 
     def reads_features(self) -> bool:
         return True
@@ -157,10 +170,8 @@ class HaliaxLinearLayer(NamedLayer):
         return array.astype(jnp.result_type(array.dtype, dtype_of(weight.array)))
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        layer: Any = self.base
-        scale = _scale(layer)
-        weight = layer.weight.array if scale == 1 else layer.weight.array * scale
-        return jnp.tensordot(_as_matrix(type(self), layer, weight), before(x), axes=1)
+        weight = scaled_by_layer(self.base, self.matrices(self.base))
+        return jnp.tensordot(weight, before(x), axes=1)
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         return mixed(x, A)
@@ -241,13 +252,11 @@ class HaliaxConvLayer(NamedLayer):
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         """The patches of all groups, as the outputs of kernels with a single 1."""
-        import haliax
-
         width = cls.matrix(layer).shape[1]
         kernels = jnp.tile(jnp.eye(width, dtype=layer.weight.dtype), (layer.groups, 1))
         own = [layer.weight.resolve_axis(name) for name in cls.groups_of_axes(layer)[1]]
         out = layer.Out.resize(len(kernels))
-        weight = haliax.named(kernels.reshape([axis.size for axis in (out, *own)]), (out, *own))
+        weight = haliax().named(kernels.reshape([axis.size for axis in (out, *own)]), (out, *own))
         patches = dataclasses.replace(layer, Out=out, weight=weight, bias=None)(*args, **kwargs)
         rows = _first(patches, (out.name,)).reshape(layer.groups, width, -1)
         return jnp.moveaxis(rows, 1, 2).reshape(-1, width)
@@ -271,13 +280,6 @@ def _order(cls: type[NamedLayer], layer: Any) -> list[int]:
     return [_own_axes(cls, layer).index(name) for name in (*outputs, *inputs)]
 
 
-def _as_matrix(cls: type[NamedLayer], layer: Any, array: Array) -> Matrix:
-    """An array with the axes of the weight, as a matrix."""
-    array = jnp.transpose(array, _order(cls, layer))
-    outputs = len(cls.groups_of_axes(layer)[0])
-    return array.reshape(math.prod(array.shape[:outputs]), -1)
-
-
 def _first(x: Any, names: tuple[str, ...]) -> Array:
     """The array of `x`, with the axes of these names first."""
     return x.rearrange((*names, ...)).array
@@ -288,6 +290,12 @@ def _scale(layer: Any) -> float:
     return 1 if reparam is None else reparam.active_scale
 
 
+def scaled_by_layer(layer: Any, weight: Array) -> Array:
+    """The weight with the constant of the layer's parametrisation."""
+    scale = _scale(layer)
+    return weight if scale == 1 else weight * scale
+
+
 def _is_exactly(layer: Any, cls: Any) -> bool:
     """Whether the layer is no subclass, whose `__call__` may do more."""
     return (type(layer).__module__, type(layer).__name__) in cls.names
@@ -296,4 +304,3 @@ def _is_exactly(layer: Any, cls: Any) -> bool:
 def _slowest(axes: list[Any]) -> Any:
     """The mesh axis of several axes that are flattened: of the first, if only it is sharded."""
     return axes[0] if axes and not any(axes[1:]) else None
-

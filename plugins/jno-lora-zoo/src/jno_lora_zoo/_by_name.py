@@ -1,6 +1,8 @@
 """Classes of other libraries, recognised without importing the libraries."""
 
 import abc
+import functools
+from typing import Any
 
 
 class ByName(abc.ABCMeta):
@@ -19,3 +21,15 @@ class ByName(abc.ABCMeta):
 
     def __instancecheck__(cls, instance: object) -> bool:
         return cls.__subclasscheck__(type(instance))
+
+
+@functools.singledispatch
+def plain_layer(layer: Any) -> Any:
+    """A layer of another library with plain arrays: its `weight` as `eqx.nn` lays it out.
+
+    Libraries whose files know only such layers ask for it. It returns `layer` itself unless the
+    plugin of the library has registered the layer's class. The weight keeps the axes of a stack. A
+    linear layer has the method `linear_features`, which returns `(out, in)`; an embedding has
+    `num_embeddings` and `embedding_size`.
+    """
+    return layer

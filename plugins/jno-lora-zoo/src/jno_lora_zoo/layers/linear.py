@@ -37,7 +37,10 @@ class LinearLayer(MatrixLayer):
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
         if _derives_from("NamedArray", leaf.weight):
-            return 'its weight is a NamedArray of Haliax, which `pip install "jno-lora[haliax]"` adapts'
+            return (
+                'its weight is a NamedArray: `pip install "jno-lora[haliax]"` brings adapters of such '
+                "layers, which are defaults once jno_lora_haliax is imported"
+            )
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"
