@@ -27,5 +27,5 @@ if HAS_HALIAX:
 @pytest.fixture(autouse=True)
 def deprecated_names() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "jax.core.is_constant_dim", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"jax\.\S+ is deprecated", DeprecationWarning)
         yield

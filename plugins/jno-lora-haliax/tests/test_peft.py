@@ -141,6 +141,6 @@ def test_convolutions_and_trained_biases_are_refused(tmp_path):
     conv = {"conv": hnn.Conv.init((SIZE,), IN, HEADS, 1, key=jax.random.key(0))}
     with pytest.raises(PeftFormatError, match="it is a Conv"):
         save_peft(adapted(conv), tmp_path)
-    net = Net(Model()).freeze().lora(rank=2).mask("up/bias").unfreeze()
+    net = Net(Model()).freeze().lora(rank=2).mask("up/base/bias").unfreeze()
     with pytest.raises(PeftFormatError, match="trains too"):
         save_peft(net, tmp_path, rename=NAMES)

@@ -79,7 +79,13 @@ def f32(*shape):
     return jnp.ones(shape)
 
 
-OF_HALIAX = duck(NamedArray(f32(5, 6), ("out", "in")), In="in", Out="out")
+class Linear(eqx.Module):
+    """A linear layer as Haliax has them."""
+
+    weight: NamedArray
+
+
+OF_HALIAX = Linear(NamedArray(f32(5, 6), ("out", "in")))
 
 
 def placeholder_of_shared():
@@ -199,7 +205,7 @@ def test_ia3_is_refused_where_the_norm_takes_out_all_that_it_trains(norm, output
 
 def test_a_layer_of_haliax_needs_its_plugin_and_the_plan_says_so():
     assert "jno_lora_haliax is imported" in str(plan_lora([OF_HALIAX], rank=2))
-    with pytest.raises(SelectionError, match=r"0: Duck, no wrapper applies.*jno-lora\[haliax\]"):
+    with pytest.raises(SelectionError, match=r"0: Linear, no wrapper applies.*jno-lora\[haliax\]"):
         Net([OF_HALIAX]).lora(rank=2)
 
 

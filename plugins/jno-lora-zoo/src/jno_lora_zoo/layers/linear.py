@@ -36,10 +36,10 @@ class LinearLayer(MatrixLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        if _derives_from("NamedArray", leaf.weight):
+        if _derives_from("NamedArray", leaf.weight) and _derives_from("Linear", leaf):
             return (
-                'its weight is a NamedArray: `pip install "jno-lora[haliax]"` brings adapters of such '
-                "layers, which are defaults once jno_lora_haliax is imported"
+                'its weight is a NamedArray: `pip install "jno-lora[haliax]"` brings adapters for '
+                "it, which are defaults once jno_lora_haliax is imported"
             )
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
