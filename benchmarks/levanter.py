@@ -1,6 +1,6 @@
 """A training step of LoRA in Levanter's models, beside Levanter's own LoRA.
 
-    make bench-levanter, or .venv-levanter/bin/python -m benchmarks.levanter [--quick]
+    make bench-levanter, or .venv-levanter/bin/python -m benchmarks.levanter [--quick] [MODEL ...]
 
 Both adapt every linear layer of a model with the same base weights, rank and alpha, and take the
 same batch: the loss, its gradient in the adapters' arrays, and a step of SGD, as one jitted program
@@ -109,14 +109,17 @@ def seconds(step: Callable[..., Any], trained: Any, steps: int) -> float:
 def main() -> None:
     """Measure every model and print a table."""
     parser = argparse.ArgumentParser(description="A training step beside Levanter's LoRA.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the table; or all")
     parser.add_argument("--quick", action="store_true", help="small, to check that it runs")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
+    quick, names = options.quick, options.models or list(MODELS)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     positions, rounds, steps = (16, 1, 1) if quick else (128, 15, 3)
     order = random.Random(0)
     print(f"jax {jax.__version__}, {BATCH.size} x {positions} tokens, rank {RANK}\n")
     print("| | Levanter, ms | here, ms | ratio | goal |\n|---|--:|--:|--:|---|")
-    for name, (configure, hidden) in MODELS.items():
+    for name in names:
+        configure, hidden = MODELS[name]
         config = configure(16 if quick else hidden, positions)
         model = config.model_type.init(VOCAB, config, key=jax.random.key(0))
         axes = (BATCH, hax.Axis("position", positions))

@@ -110,7 +110,7 @@ def gradient(loss_of, trained, rest):
 def ours(name, **options):
     """Our LoRA on every linear layer, after training."""
     net = Net(model_of(name), key=jax.random.key(2)).freeze()
-    return perturb(net.lora(rank=RANK, alpha=ALPHA, **options).module)
+    return perturb(net.lora(rank=RANK, alpha=ALPHA, **options).module, 0.1)
 
 
 def assert_close(values, expected, tolerance=1e-5):
