@@ -129,9 +129,8 @@ class NamedLayer(LayerKind):
         weight: Any = getattr(self.base, "weight")  # noqa: B009
         own = [weight.resolve_axis(name) for name in outputs]
         batch = [axis for axis in x.axes if axis.name not in inputs]
-        array = y.reshape([axis.size for axis in (*own, *batch)])
-        named = haliax().named(array, (*own, *batch)).rearrange((*batch, *own))
-        return haliax().auto_sharded(named)
+        array = jnp.moveaxis(y, 0, -1).reshape([axis.size for axis in (*batch, *own)])
+        return haliax().auto_sharded(haliax().named(array, (*batch, *own)))
 
     def output_axis(self, *args: Any) -> int | None:
         return None  # the output is no plain array
@@ -165,13 +164,16 @@ class HaliaxLinearLayer(NamedLayer):
     def read(self, x: Any) -> Float[Array, "in *batch"]:
         inputs = self.groups_of_axes(self.base)[1]
         weight: Any = getattr(self.base, "weight")  # noqa: B009
-        array = _first(x, inputs)
-        array = array.reshape(-1, *array.shape[len(inputs) :])
-        return array.astype(jnp.result_type(array.dtype, dtype_of(weight.array)))
+        array = x.rearrange((..., *inputs)).array
+        array = array.reshape(*array.shape[: array.ndim - len(inputs)], -1)
+        array = array.astype(jnp.result_type(array.dtype, dtype_of(weight.array)))
+        return jnp.moveaxis(array, -1, 0)
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
         weight = scaled_by_layer(self.base, self.matrices(self.base))
-        return jnp.tensordot(weight, before(x), axes=1)
+        # The outputs are last here, and first in the result: XLA removes this turn of the axes
+        # together with the turns of `read` and `written`.
+        return jnp.moveaxis(jnp.tensordot(before(x), weight, axes=((0,), (1,))), -1, 0)
 
     def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
         return mixed(x, A)
