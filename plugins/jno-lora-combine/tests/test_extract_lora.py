@@ -148,7 +148,7 @@ def test_what_makes_no_sense_is_refused(unchecked):
     with pytest.raises(SelectionError, match="'kept'"):
         extract_lora(base, base, rank=1, leftovers="kept")
     adapted = apply_lora(base, 1, key=KEY)
-    with pytest.raises(SelectionError, match=r"`tuned` has an adapter at 'convolution'.*merge_lora"):
+    with pytest.raises(SelectionError, match=r"`tuned` has an adapter at .convolution"):
         extract_lora(base, adapted, rank=1)
     with pytest.raises(SelectionError, match="`base`: this is a template"):
         extract_lora(eqx.filter_eval_shape(lambda: base), base, rank=1)

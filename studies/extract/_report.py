@@ -1,0 +1,127 @@
+"""The verdicts and the table of the study, for `docs/combining.md`."""
+
+import pathlib
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .._pages import DOCS, fill, filled, percent
+from .._records import Record, read
+from ._runs import PLAN, WHOLE, Plan
+
+LARGEST_RATIO, LEAST_KEPT = 1.1, 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task with a number of simulations, and one rank: means of test errors over the seeds."""
+
+    task: str
+    samples: int
+    rank: int
+    untouched: float
+    full: float
+    lora: float
+    extracted: float
+    with_leftovers: float
+    energy: float
+    trained: int
+    total: int
+
+    @property
+    def kept(self) -> float:
+        """The fraction of the full fine-tune's gain that the extracted adapter keeps."""
+        return (self.untouched - self.extracted) / (self.untouched - self.full)
+
+
+def cells(records: list[Record], plan: Plan = PLAN) -> Iterator[Cell]:
+    """The settings that have all seeds."""
+    names = ("problem", "samples", "way", "rank", "leftovers", "seed")
+    by_name = {tuple(record[name] for name in names): record for record in records}
+    for problem in plan.problems:
+        for samples in plan.effort.samples:
+            for rank in plan.ranks:
+                ways = [
+                    (WHOLE, None, None),
+                    (f"lora {rank}", None, None),
+                    (WHOLE, rank, "drop"),
+                    (WHOLE, rank, "keep"),
+                ]
+                runs = [
+                    [by_name.get((problem.name, samples, *way, seed)) for way in ways]
+                    for seed in range(plan.effort.seeds)
+                ]
+                if all(None not in seed for seed in runs):
+                    full, lora, dropped, kept = zip(*runs, strict=True)
+                    yield Cell(
+                        problem.title,
+                        samples,
+                        rank,
+                        _mean(full, "untouched"),
+                        *(_mean(way, "test") for way in (full, lora, dropped, kept)),
+                        _mean(dropped, "energy"),
+                        dropped[0]["trained"],
+                        full[0]["trained"],
+                    )
+
+
+def _mean(runs: tuple[Record, ...], key: str) -> float:
+    return statistics.fmean(run[key] for run in runs)
+
+
+def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path:
+    """Fill the marked sections of `combining.md`, and return the page's path."""
+    records = read(results)
+    found, page = [*cells(records)], docs / "combining.md"
+    fill(page, {"extract": verdicts(found) + "\n" + table(found) + "\n" + edges(records)})
+    return page
+
+
+def verdicts(found: list[Cell]) -> str:
+    """The three parts of the goal, and what the numbers deny."""
+    last, middle = PLAN.ranks[-1], PLAN.ranks[1]
+    ratios = [cell.extracted / cell.full for cell in found if cell.rank == last]
+    kept = [cell.kept for cell in found if cell.rank == middle]
+    wins = [cell.extracted <= cell.lora for cell in found]
+    clauses = [
+        (
+            [ratio <= LARGEST_RATIO for ratio in ratios],
+            f"Rank {last} has at most {LARGEST_RATIO} times the error of the full fine-tune",
+            f"the largest ratio is {max(ratios, default=0):.2f}",
+        ),
+        (
+            [fraction >= LEAST_KEPT for fraction in kept],
+            f"Rank {middle} keeps at least half of the gain",
+            f"the least fraction is {min(kept, default=0):.0%}",
+        ),
+        (wins, "The extracted adapter has at most the error of the LoRA that trained", ""),
+    ]
+    return "".join(
+        f"* **{'Met' if met and all(met) else 'Not met' if met else 'Open'}.** {text}: in "
+        f"{sum(met)} of {len(met)} settings{f'; {detail}' if detail else ''}.\n"
+        for met, text, detail in clauses
+    )
+
+
+def table(found: list[Cell]) -> str:
+    """A row for each setting and rank."""
+    header = ["task", "simulations", "rank", "trained", "energy", "untouched", "full fine-tune"]
+    header += ["extracted", "kept", "extracted, with leftovers", "LoRA trained"]
+    lines = [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+    for c in found:
+        errors = (f"{c.untouched:.4f}", f"{c.full:.4f}", f"{c.extracted:.4f}", f"{c.kept:.0%}")
+        others = (f"{c.with_leftovers:.4f}", f"{c.lora:.4f}")
+        sizes = (percent(c.trained / c.total), f"{c.energy:.0%}")
+        row = (c.task, str(c.samples), str(c.rank), *sizes, *errors, *others)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def edges(records: list[Record]) -> str:
+    """How often the best learning rate was the lowest or the highest."""
+    runs = [record for record in records if record["leftovers"] is None]
+    count = sum(record["at_edge"] for record in runs)
+    return filled(
+        f"The best of {len(PLAN.effort.rates)} learning rates was the lowest or the highest in "
+        f"{count} of {len(runs)} runs."
+    )
