@@ -132,7 +132,7 @@ def test_the_command_writes_what_peft_reads_and_tells_the_losses(files, tmp_path
 def test_energy_gives_each_layer_its_rank_and_shards_are_one_state(tmp_path):
     base = state()
     tuned = tuned_copy(base, ["model.layers.0.q_proj.weight", "lm_head.weight"])
-    tuned |= tuned_copy(base, ["model.layers.1.q_proj.weight"], rank=1)
+    tuned = tuned_copy(tuned, ["model.layers.1.q_proj.weight"], rank=1)
     for name, tensors in (("base", base), ("tuned", tuned)):
         (tmp_path / name).mkdir()
         for shard in range(2):
