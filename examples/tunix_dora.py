@@ -32,7 +32,6 @@ TARGET = "(q|k|v|o|gate|up|down)_proj"
 METHODS = ("LoRA of Tunix", "lora", "dora", "pissa")
 
 
-# adapted
 class Adapted(nnx.Module):
     """A Flax model with adapters of jno-lora, whose trained arrays Tunix takes for its LoRA."""
 
@@ -62,6 +61,7 @@ class Adapted(nnx.Module):
         )
         self.arrays = nnx.List([nnx.Variable(array) for array in arrays])
         self.graph, self.apply, self.restored = graph, apply, restored
+        self.config = model.config  # Tunix's sampler reads it
 
     def __call__(self, *inputs):
         """The outputs of the model with its adapters."""
@@ -72,8 +72,6 @@ class Adapted(nnx.Module):
         """The model, of its own class, with the adapters folded in."""
         params, state = self.restored(self.adapters, self.arrays)
         return nnx.merge(self.graph, plain(params), state, copy=True)
-
-    # /adapted
 
 
 def new_model():
@@ -117,7 +115,6 @@ def loss_of(model, batch):
     return float(losses(logits[:, :-1], jnp.asarray(batch.input_tokens[:, 1:])).mean())
 
 
-# train
 def trainer_for(model, rate, folder=None):
     """Tunix's trainer, as for any of its models."""
     config = peft_trainer.TrainingConfig(
@@ -145,23 +142,23 @@ def main(arguments=()):
     unseen = next(sequences((5, 7), 2, 1))
     inputs = arguments_of(unseen)
     losses = {"untouched": loss_of(model, unseen)}
-    print(f"untouched: loss {losses['untouched']:.2f}")
     for method in METHODS:
         with tempfile.TemporaryDirectory() as folder:
             adapted = adapted_by(method, nnx.clone(model), inputs)
             trainer_for(adapted, 1e-2, folder).train(sequences((5, 7), 1, steps))
+            # A new trainer goes on from the last checkpoint.
             restored = adapted_by(method, nnx.clone(model), inputs)
             step = trainer_for(restored, 1e-2, folder).train_steps
-        losses[method] = loss_of(adapted, unseen)
-        number = sum(x.size for x in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam)))
-        print(f"{method}: {number:,} parameters train, loss {losses[method]:.2f}")
-        print(f"  restored at step {step}: loss {loss_of(restored, unseen):.2f}")
+        models = {method: adapted, f"{method}, restored at step {step}": restored}
         if isinstance(adapted, Adapted):
-            losses[f"{method}, merged"] = loss = loss_of(adapted.merged(), unseen)
-            print(f"  merged into a {type(adapted.merged()).__name__}: loss {loss:.2f}")
+            models[f"{method}, merged into a {type(model).__name__}"] = adapted.merged()
+        losses |= {name: loss_of(m, unseen) for name, m in models.items()}
+        number = sum(x.size for x in jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam)))
+        print(f"{method}: {number:,} parameters train")
+    for name, loss in losses.items():
+        print(f"loss {loss:.3f}: {name}")
     return losses
 
 
-# /train
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -54,14 +54,17 @@ def cells(records: list[Record], plan: Plan = PLAN) -> Iterator[Cell]:
                 if all(None not in seed for seed in runs):
                     full, lora, dropped, kept = zip(*runs, strict=True)
                     yield Cell(
-                        problem.title,
-                        samples,
-                        rank,
-                        _mean(full, "untouched"),
-                        *(_mean(way, "test") for way in (full, lora, dropped, kept)),
-                        _mean(dropped, "energy"),
-                        dropped[0]["trained"],
-                        full[0]["trained"],
+                        task=problem.title,
+                        samples=samples,
+                        rank=rank,
+                        untouched=_mean(full, "untouched"),
+                        full=_mean(full, "test"),
+                        lora=_mean(lora, "test"),
+                        extracted=_mean(dropped, "test"),
+                        with_leftovers=_mean(kept, "test"),
+                        energy=_mean(dropped, "energy"),
+                        trained=dropped[0]["trained"],
+                        total=full[0]["trained"],
                     )
 
 

@@ -53,28 +53,29 @@ PLAN = Plan(
 
 def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
     """Run the missing runs whose `problem/way/samples/seed` matches `only`."""
-    done = {_name(record) for record in read(path) if record["leftovers"] is None}
-    ways = itertools.product(plan.problems, plan.methods, plan.effort.samples)
-    runs = [
-        (problem, way, samples, seed)
-        for problem, way, samples in ways
+    done = {_name(**record) for record in read(path) if record["leftovers"] is None}
+    settings = [
+        (problem, {"way": way, "samples": samples, "seed": seed})
+        for problem in plan.problems
+        for way in plan.methods
+        for samples in plan.effort.samples
         for seed in range(plan.effort.seeds)
-        if re.search(only, f"{problem.name}/{way}/{samples}/{seed}")
     ]
-    if not runs:
+    names = {_name(p.name, **setting): (p, setting) for p, setting in settings}
+    if not (chosen := {name for name in names if re.search(only, name)}):
         raise SystemExit(f"--only {only!r} selects no problem/way/samples/seed.")
-    missing = [r for r in runs if f"{r[0].name}/{'/'.join(map(str, r[1:]))}" not in done]
-    ready: Task | None = None
+    task: Task | None = None
     with append(path) as write:
-        for problem, *setting in track(missing, "Runs"):
-            if ready is None or ready.problem is not problem:
-                ready = Task(problem, plan)
-            for record in ready.records(*setting):
+        for name in track([name for name in names if name in chosen - done], "Runs"):
+            problem, setting = names[name]
+            if task is None or task.problem is not problem:
+                task = Task(problem, plan)
+            for record in task.records(**setting):
                 write(record)
 
 
-def _name(record: Record) -> str:
-    return "/".join(str(record[key]) for key in ("problem", "way", "samples", "seed"))
+def _name(problem: str, way: str, samples: int, seed: int, **_: Any) -> str:
+    return f"{problem}/{way}/{samples}/{seed}"
 
 
 class Task:
