@@ -38,8 +38,8 @@ class Adapted(nnx.Module):
     def __init__(self, model, *inputs, rank, **options):
         graph, params, state = nnx.split(model, nnx.Param, ...)
 
-        def apply(params, state, *inputs):
-            return nnx.merge(graph, params, state, copy=True)(*inputs)
+        def apply(params, state, *inputs, **named):
+            return nnx.merge(graph, params, state, copy=True)(*inputs, **named)
 
         axes = infer(apply, params, state, *inputs)
         net = Net(declare(params, axes)).freeze().lora(rank, **options)
@@ -63,10 +63,10 @@ class Adapted(nnx.Module):
         self.graph, self.apply, self.restored = graph, apply, restored
         self.config = model.config  # Tunix's sampler reads it
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs, **named):
         """The outputs of the model with its adapters."""
         params, state = self.restored(self.adapters, self.arrays)
-        return through(self.apply)(params, state, *inputs)
+        return through(self.apply)(params, state, *inputs, **named)
 
     def merged(self):
         """The model, of its own class, with the adapters folded in."""

@@ -73,45 +73,68 @@ def _mean(runs: tuple[Record, ...], key: str) -> float:
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path:
-    """Fill the marked sections of `combining.md`, and return the page's path."""
+    """Fill the marked section of `combining.md`, and return the page's path."""
     records = read(results)
-    found, page = [*cells(records)], docs / "combining.md"
-    fill(page, {"extract": verdicts(found) + "\n" + table(found) + "\n" + edges(records)})
+    done, page = [*cells(records)], docs / "combining.md"
+    parts = (verdicts(done), table(done), denied(done), completeness(records, done))
+    fill(page, {"extract": "\n".join(parts)})
     return page
 
 
-def verdicts(found: list[Cell]) -> str:
-    """The three parts of the goal, and what the numbers deny."""
+def verdicts(done: list[Cell]) -> str:
+    """The three parts of the goal."""
     last, middle = PLAN.ranks[-1], PLAN.ranks[1]
-    ratios = [cell.extracted / cell.full for cell in found if cell.rank == last]
-    kept = [cell.kept for cell in found if cell.rank == middle]
-    wins = [cell.extracted <= cell.lora for cell in found]
+    ratios = [cell.extracted / cell.full for cell in done if cell.rank == last]
+    kept = [cell.kept for cell in done if cell.rank == middle]
+    wins = [cell.extracted <= cell.lora for cell in done]
     clauses = [
         (
             [ratio <= LARGEST_RATIO for ratio in ratios],
-            f"Rank {last} has at most {LARGEST_RATIO} times the error of the full fine-tune",
-            f"the largest ratio is {max(ratios, default=0):.2f}",
+            f"Rank {last} has at most {LARGEST_RATIO} times the error of the full fine-tune: "
+            f"{max(ratios, default=0):.2f} at most",
         ),
         (
             [fraction >= LEAST_KEPT for fraction in kept],
-            f"Rank {middle} keeps at least half of the gain",
-            f"the least fraction is {min(kept, default=0):.0%}",
+            f"Rank {middle} keeps at least half of the gain: {min(kept, default=0):.0%} at least",
         ),
-        (wins, "The extracted adapter has at most the error of the LoRA that trained", ""),
+        (wins, "The extracted adapter has at most the error of the LoRA that trained at its rank"),
     ]
     return "".join(
-        f"* **{'Met' if met and all(met) else 'Not met' if met else 'Open'}.** {text}: in "
-        f"{sum(met)} of {len(met)} settings{f'; {detail}' if detail else ''}.\n"
-        for met, text, detail in clauses
+        f"* **{_status(met)}.** {text}, met in {sum(met)} of {len(met)} cells.\n"
+        for met, text in clauses
     )
 
 
-def table(found: list[Cell]) -> str:
+def _status(met: list[bool]) -> str:
+    return "Open" if not met else "Met" if all(met) else "Not met"
+
+
+def denied(done: list[Cell]) -> str:
+    """What the numbers say against extracting instead of training."""
+    sentences: list[str] = []
+    for rank in PLAN.ranks:
+        ratios = [cell.extracted / cell.lora for cell in done if cell.rank == rank]
+        if ratios:
+            sentences.append(
+                f"At rank {rank}, the extracted adapter has {min(ratios):.2f} to {max(ratios):.2f} "
+                "times the error of the LoRA that trained."
+            )
+    if done:
+        worst = min(done, key=lambda cell: cell.kept)
+        sentences.append(
+            f"The energy of an update is not its gain: {worst.energy:.0%} of the energy kept "
+            f"{worst.kept:.0%} of the gain ({worst.task}, {worst.samples} simulations, rank "
+            f"{worst.rank})."
+        )
+    return filled(" ".join(sentences))
+
+
+def table(done: list[Cell]) -> str:
     """A row for each setting and rank."""
     header = ["task", "simulations", "rank", "trained", "energy", "untouched", "full fine-tune"]
     header += ["extracted", "kept", "extracted, with leftovers", "LoRA trained"]
     lines = [f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
-    for c in found:
+    for c in done:
         errors = (f"{c.untouched:.4f}", f"{c.full:.4f}", f"{c.extracted:.4f}", f"{c.kept:.0%}")
         others = (f"{c.with_leftovers:.4f}", f"{c.lora:.4f}")
         sizes = (percent(c.trained / c.total), f"{c.energy:.0%}")
@@ -120,11 +143,15 @@ def table(found: list[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def edges(records: list[Record]) -> str:
-    """How often the best learning rate was the lowest or the highest."""
+def completeness(records: list[Record], done: list[Cell]) -> str:
+    """How often the best learning rate was at an edge, and which rows are missing."""
     runs = [record for record in records if record["leftovers"] is None]
     count = sum(record["at_edge"] for record in runs)
-    return filled(
+    total = len(PLAN.problems) * len(PLAN.effort.samples) * len(PLAN.ranks)
+    text = (
         f"The best of {len(PLAN.effort.rates)} learning rates was the lowest or the highest in "
         f"{count} of {len(runs)} runs."
     )
+    if len(done) < total:
+        text += f" {total - len(done)} of {total} rows do not have all seeds yet."
+    return filled(text)

@@ -29,5 +29,6 @@ def test_the_study_runs_resumes_and_is_reported(tmp_path, monkeypatch):
     assert (low.trained, full.trained, full.total) == (32, 512, 272)
     assert low.energy < 1 and full.full < full.untouched
     monkeypatch.setattr(_report, "PLAN", PLAN)
-    assert "in 1 of 1 settings" in _report.verdicts([low, full])
+    assert "1 of 1 cells" in _report.verdicts([low, full])
+    assert f"{low.kept:.0%} of the gain" in " ".join(_report.denied([low, full]).split())
     assert len(_report.table([low, full]).splitlines()) == 4

@@ -483,8 +483,8 @@ def _adapts(cls: Any, layer: Any) -> Any:
     first = jax.tree.map(lambda x: jnp.asarray(x)[index] if _is_array(x) else x, wide)
 
     def random(W: Array) -> Factors:
-        A, B = (jax.random.normal(jax.random.key(k), W.shape, W.dtype) for k in range(2))
-        return Factors(A[..., :1, :], B[..., :1])
+        shapes = (*W.shape[:-2], 1, W.shape[-1]), (*W.shape[:-1], 1)
+        return Factors(*(jax.random.normal(jax.random.key(0), s, W.dtype) for s in shapes))
 
     if has_products(cls):
         matrices = MatrixAdapter.of(cls).matrices(first)
