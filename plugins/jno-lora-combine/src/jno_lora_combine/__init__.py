@@ -4,7 +4,7 @@
 """
 
 from ._combine import combine, combine_with_report
-from ._convert import Leftovers, extract_lora, shrink, to_lora
+from ._convert import extract_lora, shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._pictures import new_picture
 from ._products import UpdateReport, UpdateRow, scale_adapters
@@ -15,7 +15,6 @@ __all__ = [
     "AdapterEffect",
     "AdapterEffects",
     "AdapterSum",
-    "Leftovers",
     "UpdateReport",
     "UpdateRow",
     "adapter_effects",

@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jno.lora import PeftFormatError, SelectionError, extract_adapters
 from jno.lora.extending import bullets
 from jno.lora.parts import tracked
-from jno_lora_combine import Leftovers, UpdateReport, UpdateRow, extract_lora
+from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 
 from ._names import HEAD, PREFIX, compiled, is_embedding
 from .files import Directory, write
@@ -34,7 +34,7 @@ def extract_peft(
     *,
     rank: int | None = None,
     energy: float | None = None,
-    leftovers: Leftovers = "raise",
+    leftovers: Literal["raise", "keep", "drop"] = "raise",
     embeddings: str = EMBEDDINGS,
     transposed: str | None = None,
     tied: bool | None = None,
@@ -67,8 +67,8 @@ def extract_peft(
     with _opened(base) as old, _opened(tuned) as new:
         _check_equal_shapes(old, new)
         weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
-        others = (name for name in old if name not in weights)
-        left = [name for name in others if not np.array_equal(old[name].read(), new[name].read())]
+        vectors = (name for name in old if name not in weights)
+        left = [name for name in vectors if not np.array_equal(old[name].read(), new[name].read())]
         if left and leftovers == "raise":
             raise SelectionError(
                 f"LoRA does not adapt these arrays, which differ:\n{bullets(left)}\n"
