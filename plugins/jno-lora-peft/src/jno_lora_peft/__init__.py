@@ -6,6 +6,7 @@ model = load_peft(model, "adapter/", rename={"^model/": ""})
 save_peft(model, "adapter/")
 """
 
+from .extracting import extract_peft
 from .files import write_together
 from .inspecting import inspect_peft
 from .loading import load_peft
@@ -16,6 +17,7 @@ from .ties import Untied, untie
 
 __all__ = [
     "Untied",
+    "extract_peft",
     "inspect_peft",
     "load_lora_state",
     "load_peft",
