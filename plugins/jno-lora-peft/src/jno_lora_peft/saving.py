@@ -198,7 +198,10 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
     if adapters.ties_adapter:  # the head uses the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
-    settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
+    settings = {
+        **with_pattern(kind.rank, ranks, modules),
+        **with_pattern(kind.alpha, alphas, modules),
+    }
     for written in modules.values():
         for name, value in written.settings.items():
             if settings.setdefault(name, value) != value:
@@ -206,7 +209,9 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
     return settings
 
 
-def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
+def with_pattern(
+    setting: Setting | None, numbers: dict[str, Any], modules: Modules
+) -> dict[str, Any]:
     """A setting with a number, and a pattern for the modules with a different number."""
     if setting is None:
         return {}

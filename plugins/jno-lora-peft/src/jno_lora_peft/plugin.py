@@ -1,0 +1,18 @@
+"""The entry point, which is tiny so that discovery is cheap."""
+
+from typing import TYPE_CHECKING
+
+from jno.lora import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+jno_lora_api = 1
+
+
+@hookimpl
+def jno_lora_commands(group: "click.Group") -> None:
+    """Add `jno-lora convert`."""
+    from .commands import convert
+
+    group.add_command(convert)
