@@ -69,9 +69,10 @@ test-peft: .venv-peft/.ready
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
-# States of Qwix and Tunix, and checkpoints of Orbax, against these libraries.
+# States of Qwix and Tunix, checkpoints of Orbax, and LoRA of Keras, against these libraries.
 test-stacks: .venv-stacks/.ready
 	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_stacks.py
+	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_keras.py
 
 .venv-stacks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }

@@ -6,6 +6,8 @@ The numbers are small whole numbers, so that every sum is exact, and all compari
 import json
 import os
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import safetensors.numpy
 from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
-from jno.lora import PeftFormatError, SelectionError
-from jno.lora.peft import convert_lora, load_lora_state
+from jno.lora import LoRAWrapper, PeftFormatError, SelectionError
+from jno.lora.peft import convert_lora, load_lora_state, load_peft
 from jno_lora_peft.commands import convert
 from jno_lora_peft.states import converting
 
@@ -124,6 +126,10 @@ def gemma():
     return arrays, laws
 
 
+def is_adapter(node):
+    return isinstance(node, LoRAWrapper)
+
+
 def is_lora(name):
     return "lora" in name
 
@@ -166,6 +172,17 @@ def test_layers_of_gemma_compute_the_same_merged_and_in_peft(project, tmp_path):
             for module in MODULES[name]
         ]
         assert np.array_equal(np.stack(rows).reshape(update.shape), update)
+    # Read by `load_peft`, with the ranks and alphas of each module.
+    model = {}
+    for name in done.modules:
+        A, B = (factors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        *path, last = name.split(".")
+        node = model
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = eqx.nn.Linear(A.shape[1], len(B), key=jax.random.key(0))
+    loaded = jax.tree.leaves(load_peft(model, tmp_path / "peft"), is_leaf=is_adapter)
+    assert sorted((x.rank, x.alpha / x.rank) for x in loaded) == sorted(done.modules.values())
 
 
 def peft_update(factors, config, module, x):
@@ -199,7 +216,7 @@ FORMATS = {
     "Tunix": "Qwix",
     "Tunix, out of heads": "Qwix",
     "MaxText on Linen": "MaxText",
-    "KerasHub": "Keras",
+    "KerasHub, heads first": "Keras",
     "Levanter": "PEFT",
 }
 Q = "model.layers.0.q_proj"
@@ -226,10 +243,14 @@ PAIRS = {
         {}, 1.0, Q,
     ),
     # KerasHub numbers the layers, so their names must be given.
-    "KerasHub": (
+    "KerasHub, heads first": (
         linear([f"lora/3/vars/lora_kernel_{x}" for x in "ab"], "layers/query/vars/0",
-               outputs=(HEADS, SIZE)),
+               inputs=(HEADS, WIDTH), outputs=(SIZE,)),
         {"rename": {"^lora/3": "layers/query"}}, 1.0, "layers.query",
+    ),
+    "Keras, heads": (
+        linear([f"query/lora_kernel_{x}" for x in "ab"], "query/kernel", inputs=(WIDTH, HEADS)),
+        {}, 1.0, "query",
     ),
     "Keras, a kernel": (
         linear([f"conv/lora_kernel_{x}" for x in "ab"], "conv/kernel", inputs=(2, 3, 4)),
@@ -273,26 +294,35 @@ def test_each_project_is_merged_and_converted(project, tmp_path):
     for name, update in updates.items():
         assert np.array_equal(merged[name], arrays[name] + scale * update)
     # Into the names of Transformers, too, and from PEFT's file.
-    done = convert_lora(source, tmp_path / "peft", to="peft", verify=True, **options)
-    assert done.difference == 0 and done.modules == {module: (RANK, scale)}
     (update,) = updates.values()
-    if "table" in project:
-        matrix = update
-    elif "kernel" in project:
-        matrix = np.moveaxis(update, (-1, -2), (0, 1))
-    elif "weight" in next(iter(updates)):
-        matrix = update
-    else:
-        matrix = (
-            update.reshape(-1, HIDDEN) if "out of heads" in project else update.reshape(WIDTH, -1)
-        )
-        matrix = matrix.T
+    matrix = torch_matrix(project, update)
     theirs = save(tmp_path / "theirs.safetensors", {f"{module}.weight": np.zeros_like(matrix)})
+    if "heads" in project and "Keras" in project:
+        with pytest.raises(PeftFormatError, match="give a base"):
+            convert_lora(source, tmp_path / "peft", to="peft", **options)
+        done = convert_lora(source, tmp_path / "peft", to="peft", base=theirs, verify=True,
+                            **options)  # fmt: skip
+    else:
+        done = convert_lora(source, tmp_path / "peft", to="peft", verify=True, **options)
+        assert done.modules == {module: (RANK, scale)}
+    assert done.difference == 0
     for number, start in enumerate((source, tmp_path / "peft")):
         out = tmp_path / f"theirs-{number}.safetensors"
         extra = options if number == 0 else {}
         convert_lora(start, out, to="merged", base=theirs, **extra)
         assert np.array_equal(read(out)[f"{module}.weight"], scale * matrix)
+
+
+def torch_matrix(project, update):
+    """The update as Torch has it."""
+    if project in ("Levanter", "diffusers", "kohya") or "table" in project:
+        return update
+    if "kernel" in project:
+        return np.moveaxis(update, (-1, -2), (0, 1))
+    if "Keras" in project and "heads" in project:  # (heads, in, size) or (in, heads, size)
+        first = 1 if "first" in project else 0
+        return np.moveaxis(update, first, -1).reshape(-1, WIDTH)
+    return update.reshape(-1, HIDDEN if "out of heads" in project else np.prod(update.shape[1:])).T
 
 
 def stacked(axis):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jno.lora import PeftFormatError, SelectionError
+from jno.lora.extending import show_path
 from jno.lora.parts import tracked
 
 from .._errors import MisfitError, Problems
@@ -43,6 +44,7 @@ class Update(NamedTuple):
     - `key`, `source`: its name in the source, and the project.
     - `laws`: the possible laws, which differ in the axes of the weight; `weights`: the possible
         names of the weight; `modules`: the indices of the modules in PEFT, by their names.
+    - `origin`: of Torch's factors, the update, its law and the index of the module.
     """
 
     key: str
@@ -54,15 +56,42 @@ class Update(NamedTuple):
     weights: tuple[str, ...]
     modules: Mapping[str, Index]
     is_embedding: bool
+    origin: Any = None
 
-    def in_torch(self) -> "Iterator[Update]":
-        """The update of each module, with Torch's factors."""
+    def in_torch(self, shapes: Mapping[str, Shape]) -> "Iterator[Update]":
+        """The update of each module, with Torch's factors.
+
+        If several laws are possible, the shapes of Torch's weights tell which is right.
+
+        **Raises:** `MisfitError` if they do not.
+        """
         for name, index in self.modules.items():
-            A, B = self.laws[0].matrices(self.A, self.B, index)
-            kernel, ones = "ABC"[: A.ndim - 2], "XYZ"[: B.ndim - 2]
-            weight = "io" if self.is_embedding else f"oi{kernel}"
-            law, weights = Law(f"ri{kernel}", f"or{ones}", weight), (f"{name}.weight",)
-            yield self._replace(A=A, B=B, laws=[law], weights=weights, modules={name: {}})
+            wanted = shapes.get(_path(f"{name}.weight"))
+            found: dict[Any, tuple[Law, np.ndarray, np.ndarray]] = {}
+            for law in self.laws:
+                A, B = law.matrices(self.A, self.B, index)
+                shape = (len(B), *A.shape[1:])
+                if wanted in (None, shape[::-1] if self.is_embedding else shape):
+                    inputs = law.torch_axes(index)[2]
+                    found.setdefault((shape, *map(law.a.index, inputs)), (law, A, B))
+            if len(found) != 1:
+                raise MisfitError(
+                    f"{len(found)} of the layouts {', '.join(map(','.join, self.laws))} of its "
+                    f"factors {self.A.shape} and {self.B.shape} fit the weight of {name!r}, "
+                    f"{wanted or 'whose shape is unknown: give a base that has it'}"
+                )
+            ((law, A, B),) = found.values()
+            kernel = "xyz"[: A.ndim - 2]
+            torch = Law(f"ri{kernel}", f"or{'uvw'[: B.ndim - 2]}", f"oi{kernel}")
+            torch = torch._replace(weight="io") if self.is_embedding else torch
+            yield self._replace(
+                A=A,
+                B=B,
+                laws=[torch],
+                weights=(f"{name}.weight",),
+                modules={name: {}},
+                origin=(self, law, index),
+            )
 
     def dense(self, law: Law, index: Index, axes: str, dtype: Any) -> np.ndarray:
         """The update of one module, with these axes."""
@@ -108,7 +137,8 @@ def convert_lora(
         the updates, in the base's format; `"safetensors"`, one file with an alpha for each module,
         which `load_lora_state` reads; `"orbax"`, Qwix's names in a folder of Orbax.
     - `base`: the weights to merge into, with the names of the source or of the modules in PEFT. By
-        default, the source's own.
+        default, the source's own. For other targets, the shapes of Torch's weights, which tell the
+        inputs of an einsum of Keras.
     - `alpha`: for sources without an alpha in their arrays, as for `load_lora_state`. For rsLoRA,
         it is `alpha * sqrt(rank)`.
     - `rename`: from names in the source to names in PEFT or in the base, as for
@@ -132,20 +162,25 @@ def convert_lora(
     problems, state = Problems(), open_state(source)
     updates, left = _read_updates(state, problems, alpha, rename, prefix, stack_axis)
     problems.refuse("The LoRA cannot be converted", "Nothing was written.")
-    modules = updates if to == "merged" else [x for update in updates for x in update.in_torch()]
+    arrays = flat(state.tree if base is None else open_state(Path(base)).tree)
+    weights = arrays if base is not None else {name: arrays[name] for name in left}
+    shapes = {_path(name): tuple(array.shape) for name, array in weights.items()}
+    modules: list[Update] = []
+    for update in updates:
+        with problems.of(show_path(update.key)):
+            modules += [update] if to == "merged" else update.in_torch(shapes)
     names = collections.Counter(name for update in modules for name in update.modules)
     problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
-    weights: dict[str, Any] = {}
     plan: Plan = {}
     if to == "merged":
-        arrays = flat(state.tree if base is None else open_state(Path(base)).tree)
-        weights = arrays if base is not None else {name: arrays[name] for name in left}
-        left = [] if base is None else left
-        plan = _plan(updates, weights, problems)
+        plan = _plan(updates, weights, shapes, problems)
+        left = left if base is not None else []
     else:
-        for update in modules:
-            with problems.of(update.key):
-                _check_names(update)
+        for name in names:
+            with problems.of(name):
+                peft_name(name, None)
+        kohya = [x.key for x in updates if x.source == "kohya" and "_" in x.key and not rename]
+        problems += [f"{key}: kohya has underscores for dots: use `rename`" for key in kohya]
     problems.refuse("The LoRA cannot be converted", "Nothing was written.")
     partial = _start(out, [source, base], to, alpha, rename, prefix, stack_axis)
     if to == "merged":
@@ -153,15 +188,12 @@ def convert_lora(
         write_like(like, partial / out.name, weights, lambda name: _merged(name, weights, plan))
     else:
         _write_adapter(to, partial / out.name, modules)
-    difference = None
-    if verify:
-        written = open_state(partial / out.name)
-        differences = (
-            _merge_differences(flat(written.tree), weights, plan)
-            if to == "merged"
-            else _differences(written, updates)
-        )
-        difference = max(differences, default=0.0)
+    differences: Iterable[float] = ()
+    if verify and to == "merged":
+        differences = _merge_differences(flat(open_state(partial / out.name).tree), weights, plan)
+    elif verify:
+        differences = _differences(open_state(partial / out.name), modules)
+    difference = max(differences, default=0.0) if verify else None
     os.replace(partial / out.name, out)
     shutil.rmtree(partial)
     ranks = {
@@ -170,13 +202,6 @@ def convert_lora(
         for name in update.modules
     }
     return Conversion(sorted({update.source for update in updates}), ranks, left, difference)
-
-
-def _check_names(update: Update) -> None:
-    for name in update.modules:
-        peft_name(name, None)
-        if update.source == "kohya" and name == update.key:
-            raise MisfitError("kohya has underscores for dots: give the module's name by `rename`")
 
 
 def _read_updates(
@@ -205,7 +230,7 @@ def _read_updates(
         raise SelectionError(f"alpha={alpha!r}, but {pairs[0].source.name} has no alpha")
     updates: list[Update] = []
     for pair in pairs:
-        with problems.of(pair.key):
+        with problems.of(show_path(pair.key)):
             updates.append(_read_update(pair, state, alpha, rename, stack_axis))
     start = prefix.replace(".", "/")
     skipped = [key for key in flat(state.tree) if not normalise(key).startswith(start)]
@@ -307,7 +332,12 @@ def _write_adapter(to: str, path: Path, modules: list[Update]) -> None:
 Plan = Mapping[str, tuple[Update, Law]]
 
 
-def _plan(updates: list[Update], base: Mapping[str, Any], problems: Problems) -> Plan:
+def _plan(
+    updates: list[Update],
+    base: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    problems: Problems,
+) -> Plan:
     """The update of each weight of the base, which has the names of the source or of PEFT."""
     names: dict[str, list[str]] = {}
     for name in base:
@@ -316,9 +346,9 @@ def _plan(updates: list[Update], base: Mapping[str, Any], problems: Problems) ->
             names.setdefault(known, []).append(name)
     plan: dict[str, tuple[Update, Law]] = {}
     for update in updates:
-        has_own = any(_path(weight) in names for weight in update.weights)
-        for part in [update] if has_own else update.in_torch():
-            with problems.of(update.key):
+        with problems.of(show_path(update.key)):
+            has_own = any(_path(weight) in names for weight in update.weights)
+            for part in [update] if has_own else update.in_torch(shapes):
                 found = {name for weight in part.weights for name in names.get(_path(weight), ())}
                 if len(found) != 1:
                     raise MisfitError(
@@ -326,17 +356,25 @@ def _plan(updates: list[Update], base: Mapping[str, Any], problems: Problems) ->
                         f"{', '.join(sorted(found)) or 'none'}"
                     )
                 (name,) = found
-                weight, sizes = base[name], part.laws[0].sizes(part.A, part.B)
-                fitting = [law for law in part.laws if law.shape(sizes) == tuple(weight.shape)]
-                if len(fitting) != 1 or np.dtype(weight.dtype).name not in _WIDE or name in plan:
-                    shapes = " or ".join(str(law.shape(sizes)) for law in part.laws)
-                    raise MisfitError(
-                        f"{name} has shape {tuple(weight.shape)} and dtype {weight.dtype}; the "
-                        f"update needs {' or '.join(_WIDE)}, and one of the shapes {shapes}"
-                        + (f"; and {plan[name][0].key} updates it, too" if name in plan else "")
-                    )
-                plan[name] = part, fitting[0]
+                if name in plan:
+                    raise MisfitError(f"{show_path(plan[name][0].key)} updates {name}, too")
+                plan[name] = part, _fitting_law(part, name, base[name])
     return plan
+
+
+def _fitting_law(update: Update, name: str, weight: Any) -> Law:
+    by_shape: dict[Any, Law] = {}
+    for law in update.laws:
+        axes = tuple((law.a.find(axis), law.b.find(axis)) for axis in law.weight)
+        by_shape.setdefault((law.shape(law.sizes(update.A, update.B)), axes), law)
+    fitting = [law for (shape, _), law in by_shape.items() if shape == tuple(weight.shape)]
+    if len(fitting) != 1 or np.dtype(weight.dtype).name not in _WIDE:
+        raise MisfitError(
+            f"{name} has shape {tuple(weight.shape)} and dtype {weight.dtype}; the update needs "
+            f"one of {', '.join(_WIDE)}, and has {len(fitting)} layouts of this shape, of "
+            f"{', '.join(str(shape) for shape, _ in by_shape)}"
+        )
+    return fitting[0]
 
 
 def _path(name: str) -> str:
@@ -372,22 +410,20 @@ def _merge_differences(
             yield _largest(new[place].astype(np.float64) - exact)
 
 
-def _differences(written: State, updates: list[Update]) -> Iterator[float]:
+def _differences(written: State, modules: list[Update]) -> Iterator[float]:
     """The largest differences between the updates of the source and of the written factors."""
     problems = Problems()
     again, _ = _read_updates(written, problems, None, None, "", None)
     problems.refuse("The result cannot be read", "Nothing was kept.")
     by_name = {name: update for update in again for name in update.modules}
-    for update in tracked(updates, "Verifying"):
-        law = update.laws[0]
-        for name, index in update.modules.items():
-            axes = "".join(law.outputs_and_inputs(index))
-            new = by_name.pop(name)
-            other = "".join(new.laws[0].outputs_and_inputs({}))
-            before = update.dense(law, index, axes, np.float64)
-            after = new.dense(new.laws[0], {}, other, np.float64)
-            # A difference below the precision of float32 is only the order of the sum.
-            yield _largest(after.astype(np.float32).ravel() - before.astype(np.float32).ravel())
+    for part in tracked(modules, "Verifying"):
+        new = by_name.pop(*part.modules)
+        # A difference below the precision of float32 is only the order of the sum.
+        before, after = (
+            update.dense(law, index, "".join(law.torch_axes(index)), np.float64).astype(np.float32)
+            for update, law, index in (part.origin, (new, new.laws[0], {}))
+        )
+        yield _largest(after.ravel() - before.ravel())
     if by_name:
         raise PeftFormatError(f"The result has updates that the source lacks: {', '.join(by_name)}")
 

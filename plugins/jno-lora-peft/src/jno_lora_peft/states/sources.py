@@ -4,7 +4,6 @@ The name of an array tells its source, its layer and which factor it is. The upd
 an einsum of its two factors, which a `Law` holds.
 """
 
-import math
 import re
 import string
 from collections.abc import Mapping
@@ -22,9 +21,9 @@ class Law(NamedTuple):
     """The update of a weight: an einsum of its factors.
 
     - `a`, `b`, `weight`: the axes of both factors and of the weight. `r` is the rank; `l` and `c`
-        run over modules: the layers of a stack, and arrays that Torch has in several modules. An
-        axis of both factors and the weight is one of heads, each with a product of its own; an axis
-        of `b` alone is summed.
+        run over modules: the layers of a stack, and arrays that Torch has in several modules. `n`
+        in `a` runs over heads, each with a product of its own; `x`, `y` and `z` are the axes of a
+        kernel. An axis of `b` alone is summed.
     """
 
     a: str
@@ -54,22 +53,20 @@ class Law(NamedTuple):
         """The shape of the weight."""
         return tuple(sizes[axis] for axis in self.weight)
 
-    def outputs_and_inputs(self, index: Index) -> tuple[str, str, str]:
-        """The axes of the heads, of the outputs and of the inputs of one module."""
+    def torch_axes(self, index: Index) -> tuple[str, str, str]:
+        """The axes of the heads, of the outputs and of the inputs of one module, as in Torch."""
         a, b = (without(axes, index) for axes in (self.a, self.b))
-        heads = "".join(axis for axis in a if axis in b and axis != "r")
         outputs = "".join(axis for axis in b if axis in self.weight and axis not in a)
-        inputs = "".join(axis for axis in a if axis not in b)
-        if len(inputs) > 2 and self.a[-1] == "r":  # a kernel of JAX: Torch has its channels first
-            inputs = inputs[-1] + inputs[:-1]
-        return heads, outputs, inputs
+        inputs = "".join(axis for axis in a if axis not in f"n{b}")
+        # Torch has the channels before the axes of a kernel.
+        return "n" if "n" in a else "", outputs, "".join(sorted(inputs, key="xyz".find))
 
     def matrices(self, A: np.ndarray, B: np.ndarray, index: Index) -> tuple[np.ndarray, np.ndarray]:
         """Torch's `(rank, inputs)` and `(outputs, rank)` of one module, or those of a kernel.
 
         The products of several heads become one product of a higher rank, with zeros in `B`.
         """
-        heads, outputs, inputs = self.outputs_and_inputs(index)
+        heads, outputs, inputs = self.torch_axes(index)
         A, B, b = A[at(self.a, index)], B[at(self.b, index)], without(self.b, index)
         if summed := [axis for axis in b if axis not in f"{heads}{outputs}r"]:
             places = tuple(map(b.index, summed))
@@ -78,10 +75,11 @@ class Law(NamedTuple):
             B = B.astype(dtype).sum(places)
             b = "".join(axis for axis in b if axis not in summed)
         A = A.transpose([without(self.a, index).index(x) for x in f"{heads}r{inputs}"])
-        B = B.transpose([b.index(axis) for axis in f"{heads}{outputs}r"])
-        number, rank = math.prod(A.shape[: len(heads)]), A.shape[len(heads)]
-        is_kernel = len(inputs) > 2 or self.a[0] == "r"
-        kernel = A.shape[len(heads) + 2 :] if is_kernel else ()
+        B = B.transpose([b.index(axis) for axis in f"{heads}{outputs}r" if axis in b])
+        A = A if heads else A[None]
+        B = B if heads and heads in b else np.broadcast_to(B, (len(A), *B.shape))
+        number, rank = A.shape[:2]
+        kernel = A.shape[3:] if "x" in inputs else ()
         B = B.reshape(number, -1, rank)
         blocks = np.zeros((number, B.shape[1], number, rank), B.dtype)
         for head, block in enumerate(B):
@@ -114,13 +112,13 @@ def law_from_shapes(A: Shape, B: Shape, *, inputs_first: bool, stack: int | None
 
     - `stack`: the axis of both factors that runs over layers.
     """
-    first, second = len(A) - 1, len(B) - 1
     if not inputs_first:
-        kernel, ones = string.ascii_uppercase[: first - 1], string.ascii_uppercase[-second + 1 :]
-        return Law(f"ri{kernel}", f"or{ones if second > 1 else ''}", f"oi{kernel}")
-    if stack is not None:
-        first, second = first - 1, second - 1
-    inputs, outputs = string.ascii_uppercase[:first], string.ascii_uppercase[first : first + second]
+        kernel, ones = "xyz"[: len(A) - 2], "uvw"[: len(B) - 2]
+        return Law(f"ri{kernel}", f"or{ones}", f"oi{kernel}")
+    removed = 1 if stack is None else 2
+    inputs, outputs = string.ascii_uppercase[: len(A) - removed], "opqstuvw"[: len(B) - removed]
+    if len(inputs) > 2:
+        inputs = f"{'xyz'[: len(inputs) - 1]}i"
     axes = (f"{inputs}r", f"r{outputs}", inputs + outputs)
     return Law(*(x if stack is None else f"{x[:stack]}l{x[stack:]}" for x in axes))
 
@@ -134,8 +132,8 @@ class Source(NamedTuple):
     - `weights`: the possible names of the adapted array.
     - `alpha`: `"none"` if the scale is 1; otherwise it is `alpha / rank`, with the alpha beside the
         arrays, or an alpha that the user gives, which is `"needed"` or by default the rank.
-    - `laws`: by the group `law`, the modules in Transformers and the possible laws, which differ in
-        the axes of the weight. By default, the shapes determine the law.
+    - `laws`: by the group `law`, or by the number of axes of the first factor, the modules in
+        Transformers and the possible laws. By default, the shapes determine the law.
     - `layers`: a regular expression for a module's name, and the name of its layer in Transformers.
     - `known`: ranks for which the project's own configurations have the rank as alpha.
     - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as in JAX; otherwise
@@ -153,7 +151,7 @@ class Source(NamedTuple):
 
     def laws_of(self, key: str, A: Shape, B: Shape, stack: int | None = None) -> list[Law]:
         """The possible laws of factors with these shapes."""
-        if key not in self.laws:
+        if key not in self.laws and (key := f"{len(A)} axes") not in self.laws:
             return [law_from_shapes(A, B, inputs_first=self.inputs_first, stack=stack)]
         _, *laws = self.laws[key]
         parts = [re.split(",|->", law) for law in laws]
@@ -170,16 +168,16 @@ class Source(NamedTuple):
         return f"{module}[{index['l']}]" if "l" in index else module
 
 
-# The arrays of Gemma's layers in openpi and in gemma. Axes: n heads of size h, d features, f hidden
-# features. openpi's einsum sums `lora_b` of `attn_vec_einsum` over all heads, because its first
-# product has no heads. Newer models of gemma have `gating_einsum` transposed.
+# The arrays of Gemma's layers in openpi and in gemma. Axes: n or g heads of size h, d features, f
+# hidden features. openpi's einsum sums `lora_b` of `attn_vec_einsum` over all heads, because its
+# first product has no heads. Newer models of gemma have `gating_einsum` transposed.
 _Q, _KV = "self_attn/q_proj", "self_attn/k_proj self_attn/v_proj"
 _O, _GATING, _DOWN = "self_attn/o_proj", "mlp/gate_proj mlp/up_proj", "mlp/down_proj"
 _OPENPI = {
     "q_einsum": (_Q, "ndr,nrh->ndh"),
     "kv_einsum": (_KV, "cndr,cnrh->cndh"),
     "qkv_einsum": (f"{_Q} {_KV}", "cndr,cnrh->cndh"),
-    "attn_vec_einsum": (_O, "nhr,mrd->nhd"),
+    "attn_vec_einsum": (_O, "ghr,mrd->ghd"),
     "gating_einsum": (_GATING, "cdr,crf->cdf"),
     "linear": (_DOWN, "fr,rd->fd"),
 }
@@ -187,7 +185,7 @@ _GEMMA = {
     "q_einsum": (_Q, "dr,rnh->ndh"),
     "kv_einsum": (_KV, "dr,rcnh->cndh"),
     "qkv_einsum": (f"{_Q} {_KV}", "dr,rcnh->cndh"),
-    "attn_vec_einsum": (_O, "nhr,rd->nhd"),
+    "attn_vec_einsum": (_O, "ghr,rd->ghd"),
     "gating_einsum": (_GATING, "dr,rcf->cdf", "dr,rcf->cfd"),
     "linear": (_DOWN, "fr,rd->fd"),
 }
@@ -196,6 +194,9 @@ _EXPERTS = (
     (r".*(?<!_1)", "paligemma_with_expert/paligemma/model/language_model/layers"),
 )
 _LAYERS = ((r"(?:.*/)?layer_(\d+)/.*", r"model/layers/\1"),)
+# Keras factors the last axis of any kernel: heads first or second, or summed, or a kernel of a
+# convolution.
+_KERNELS = {"3 axes": ("", "ndr,rh->ndh", "dnr,rh->dnh", "ghr,rd->ghd", "xir,ro->xio")}
 # `nnx.LoRA`, and Torch's tables.
 _NNX, _TABLE = {"": ("", "ir,ro->io")}, {"": ("", "ri,or->io")}
 
@@ -226,7 +227,8 @@ SOURCES = (
            _GEMMA, _LAYERS),
     Source("gemma", rf"(?P<module>.*?)(?:/_LoRAEinsum_\d+)?/lora/{_AB}", (_KERNEL, _W), "none"),
     # The first array of a layer in Keras's files is its kernel, or its table.
-    Source("Keras", rf"(?P<module>.*?)(?:/vars)?/lora_(?P<array>kernel|embeddings)_{_AB}", _KERAS),
+    Source("Keras", rf"(?P<module>.*?)(?:/vars)?/lora_(?P<array>kernel|embeddings)_{_AB}", _KERAS,
+           laws=_KERNELS),
     # Qwix, used by Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
     Source("Qwix", rf"(?:{_ANY}/)?(?P<array>[^/]+)_lora_{_AB}", alpha="needed"),
     # MaxText's models of Linen.
