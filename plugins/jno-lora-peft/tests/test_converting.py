@@ -29,7 +29,7 @@ def draw(*shape, seed=0, dtype=np.float32):
 
 
 def save(path, arrays):
-    safetensors.numpy.save_file(arrays, path)
+    safetensors.numpy.save_file({n: np.ascontiguousarray(x) for n, x in arrays.items()}, path)
     return path
 
 
@@ -218,6 +218,7 @@ FORMATS = {
     "MaxText on Linen": "MaxText",
     "KerasHub, heads first": "Keras",
     "Levanter": "PEFT",
+    "diffusers": "PEFT",
 }
 Q = "model.layers.0.q_proj"
 AB = ("lora_a", "lora_b")
@@ -409,7 +410,7 @@ def test_bad_calls_and_sources_are_refused(tmp_path):
         convert_lora(save(tmp_path / "x.safetensors", {"w": draw(2)}), tmp_path / "out", to="peft")
     openpi_arrays, _ = openpi(rank=3)
     path = save(tmp_path / "openpi.safetensors", openpi_arrays)
-    with pytest.raises(SelectionError, match=r"q_einsum: openpi(.|\n)*LoRAConfig"):
+    with pytest.raises(SelectionError, match=r"attn_vec_einsum: openpi(.|\n)*LoRAConfig"):
         convert_lora(path, tmp_path / "out", to="peft")
     kohya = save(tmp_path / "kohya.safetensors", PAIRS["kohya"][0][0])
     with pytest.raises(PeftFormatError, match="underscores for dots"):

@@ -58,7 +58,7 @@ class Pair:
     @property
     def title(self) -> str:
         """The name of the layer, without the prefix; of the array, if the layer has several."""
-        if self.source.name == "diffusers":  # the newest name of a processor
+        if self.law or self.source.name == "diffusers":  # the newest name of a processor
             return self.names[-1]
         return next(name for name in self.names if self.key.endswith(name))
 
@@ -88,7 +88,7 @@ def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str
         if match := _ALPHA.fullmatch(name):
             alphas[match[1]] = leaf
         elif _RANK.fullmatch(name):
-            ranks[key] = int(np.asarray(leaf))
+            ranks[key] = np.asarray(leaf).item()
         elif (found := find_source(name)) is None:
             unknown.append(key)
         else:
