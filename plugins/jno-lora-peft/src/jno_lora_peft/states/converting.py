@@ -29,12 +29,13 @@ from ..types import TYPES
 from .containers import State, flat, open_state, save_orbax, write_like, write_safetensors
 from .loading import alpha_of
 from .pairs import Pair, normalise, pairs_of, with_core
-from .sources import ADAPTER, Index, Law, at, without
+from .sources import ADAPTER, Index, Law, at, law_from_shapes, without
 
 TARGETS = ("peft", "merged", "safetensors", "orbax")
 # The record of an unfinished conversion, which a second call resumes.
 _RECORD = "jno-lora-convert.json"
 _EMBEDDING = re.compile(r"embeddings?_(lora_)?[abAB]\b")
+_ENDS = ("A.weight", "B.weight")
 _WIDE = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -81,21 +82,26 @@ class Update(NamedTuple):
                     f"{wanted or 'whose shape is unknown: give a base that has it'}"
                 )
             ((law, A, B),) = found.values()
-            kernel = "xyz"[: A.ndim - 2]
-            torch = Law(f"ri{kernel}", f"or{'uvw'[: B.ndim - 2]}", f"oi{kernel}")
+            torch, origin = (
+                law_from_shapes(A.shape, B.shape, inputs_first=False),
+                (self, law, index),
+            )
             torch = torch._replace(weight="io") if self.is_embedding else torch
-            yield self._replace(
-                A=A,
-                B=B,
-                laws=[torch],
-                weights=(f"{name}.weight",),
-                modules={name: {}},
-                origin=(self, law, index),
+            weights, modules = (f"{name}.weight",), {name: {}}
+            yield Update(
+                *self[:2], A, B, [torch], self.scale, weights, modules, self.is_embedding, origin
             )
 
     def dense(self, law: Law, index: Index, axes: str, dtype: Any) -> np.ndarray:
         """The update of one module, with these axes."""
         return np.dtype(dtype).type(self.scale) * law.update(self.A, self.B, index, axes, dtype)
+
+    def added(self, weight: np.ndarray, dtype: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        """The parts of a weight of the first law, and each with its update."""
+        law = self.laws[0]
+        for index in law.indices(law.sizes(self.A, self.B)):
+            place, axes = at(law.weight, index), without(law.weight, index)
+            yield place, weight[place].astype(dtype) + self.dense(law, index, axes, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +177,7 @@ def convert_lora(
             modules += [update] if to == "merged" else update.in_torch(shapes)
     names = collections.Counter(name for update in modules for name in update.modules)
     problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
-    plan: Plan = {}
+    plan: dict[str, Update] = {}
     if to == "merged":
         plan = _plan(updates, weights, shapes, problems)
         left = left if base is not None else []
@@ -290,61 +296,49 @@ def _start(out: Path, paths: Iterable[Any], *arguments: Any) -> Path:
 
 
 def _write_adapter(to: str, path: Path, modules: list[Update]) -> None:
-    """Write Torch's factors. Keys of `modules` are single."""
-    by_name = {name: update for update in modules for name in update.modules}
-    alphas = {name: update.scale * len(update.A) for name, update in by_name.items()}
-    tensors: dict[str, np.ndarray] = {}
-    if to == "orbax":
-        # Qwix has one alpha for all layers.
-        alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-        for name, update in by_name.items():
-            module, A, B = name.replace(".", "/"), update.A, update.B
+    tensors: dict[str, Any] = {}
+    ranks = {name: len(update.A) for update in modules for name in update.modules}
+    alphas = {name: ranks[name] * update.scale for update in modules for name in update.modules}
+    # Qwix has one alpha for all layers.
+    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
+    for update in modules:
+        (name,), A, B = update.modules, update.A, update.B
+        if to == "orbax":
+            start = f"{name.replace('.', '/')}/{'embedding' if update.is_embedding else 'kernel'}"
             B = B if alphas[name] == alpha else B * np.float32(alphas[name] / alpha)
-            array = "embedding" if update.is_embedding else "kernel"
-            tensors[f"{module}/{array}_lora_a"] = np.moveaxis(A, (0, 1), (-1, -2))
-            tensors[f"{module}/{array}_lora_b"] = B.reshape(len(B), -1).T
+            tensors[f"{start}_lora_a"] = np.moveaxis(A, (0, 1), (-1, -2))
+            tensors[f"{start}_lora_b"] = B.reshape(len(B), -1).T
+        else:
+            ends = ("embedding_A", "embedding_B") if update.is_embedding else _ENDS
+            tensors |= {f"{name}.lora_{end}": x for end, x in zip(ends, (A, B), strict=True)}
+    if to == "orbax":
         save_orbax(path, tensors, alpha)
-        return
-    for name, update in by_name.items():
-        ends = ("embedding_A", "embedding_B") if update.is_embedding else ("A.weight", "B.weight")
-        factors = zip(ends, (update.A, update.B), strict=True)
-        tensors |= {f"{name}.lora_{end}": factor for end, factor in factors}
-    if to == "safetensors":
-        tensors |= {f"{name}.alpha": np.asarray(alpha) for name, alpha in alphas.items()}
+    elif to == "safetensors":
+        tensors |= {f"{name}.alpha": np.asarray(number) for name, number in alphas.items()}
         write_safetensors(path, tensors)
-        return
-    numbers = {name: int(alpha) if alpha.is_integer() else alpha for name, alpha in alphas.items()}
-    config = {
-        "peft_type": "LORA",
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        **with_pattern(TYPES["LORA"].rank, {n: len(x.A) for n, x in by_name.items()}, {}),
-        **with_pattern(TYPES["LORA"].alpha, numbers, {}),
-        "target_modules": sorted(by_name),
-    }
-    write(path, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
+    else:
+        kind, numbers = (
+            TYPES["LORA"],
+            {n: int(x) if x.is_integer() else x for n, x in alphas.items()},
+        )
+        config = {"peft_type": kind.name, "inference_mode": True, "fan_in_fan_out": False}
+        config |= {"bias": "none", "target_modules": sorted(ranks)}
+        config |= with_pattern(kind.rank, ranks, {}) | with_pattern(kind.alpha, numbers, {})
+        write(path, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
 
 
 # --- merged
 
-# An update of a weight, with the law that fits the weight.
-Plan = Mapping[str, tuple[Update, Law]]
-
 
 def _plan(
-    updates: list[Update],
-    base: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    problems: Problems,
-) -> Plan:
+    updates: list[Update], base: Mapping[str, Any], shapes: Mapping[str, Shape], problems: Problems
+) -> dict[str, Update]:
     """The update of each weight of the base, which has the names of the source or of PEFT."""
     names: dict[str, list[str]] = {}
     for name in base:
-        path = _path(name)
-        for known in {path, re.sub(r"\W", "_", path)}:
-            names.setdefault(known, []).append(name)
-    plan: dict[str, tuple[Update, Law]] = {}
+        for path in {_path(name), re.sub(r"\W", "_", _path(name))}:
+            names.setdefault(path, []).append(name)
+    plan: dict[str, Update] = {}
     for update in updates:
         with problems.of(show_path(update.key)):
             has_own = any(_path(weight) in names for weight in update.weights)
@@ -357,22 +351,22 @@ def _plan(
                     )
                 (name,) = found
                 if name in plan:
-                    raise MisfitError(f"{show_path(plan[name][0].key)} updates {name}, too")
-                plan[name] = part, _fitting_law(part, name, base[name])
+                    raise MisfitError(f"{show_path(plan[name].key)} updates {name}, too")
+                plan[name] = part._replace(laws=[_fitting_law(part, name, base[name])])
     return plan
 
 
 def _fitting_law(update: Update, name: str, weight: Any) -> Law:
-    by_shape: dict[Any, Law] = {}
-    for law in update.laws:
+    laws: dict[Any, Law] = {}
+    for law in update.laws:  # some differ in the meaning of axes alone
         axes = tuple((law.a.find(axis), law.b.find(axis)) for axis in law.weight)
-        by_shape.setdefault((law.shape(law.sizes(update.A, update.B)), axes), law)
-    fitting = [law for (shape, _), law in by_shape.items() if shape == tuple(weight.shape)]
+        laws.setdefault((law.shape(law.sizes(update.A, update.B)), axes), law)
+    fitting = [law for (shape, _), law in laws.items() if shape == tuple(weight.shape)]
     if len(fitting) != 1 or np.dtype(weight.dtype).name not in _WIDE:
         raise MisfitError(
             f"{name} has shape {tuple(weight.shape)} and dtype {weight.dtype}; the update needs "
             f"one of {', '.join(_WIDE)}, and has {len(fitting)} layouts of this shape, of "
-            f"{', '.join(str(shape) for shape, _ in by_shape)}"
+            f"{', '.join(str(shape) for shape, _ in laws)}"
         )
     return fitting[0]
 
@@ -381,33 +375,25 @@ def _path(name: str) -> str:
     return normalise(name).removeprefix("params/")
 
 
-def _parts(update: Update, law: Law) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The parts of a weight, and functions for their updates."""
-    for index in law.indices(law.sizes(update.A, update.B)):
-        axes = without(law.weight, index)
-        yield at(law.weight, index), lambda dtype, i=index, x=axes: update.dense(law, i, x, dtype)
-
-
-def _merged(name: str, base: Mapping[str, Any], plan: Plan) -> np.ndarray:
+def _merged(name: str, base: Mapping[str, Any], plan: Mapping[str, Update]) -> np.ndarray:
     """The weight with its update, computed in float32 and rounded once."""
     weight = np.asarray(base[name])
-    dtype, result = np.promote_types(weight.dtype, np.float32), np.array(weight)
-    for place, dense in _parts(*plan[name]) if name in plan else ():
-        result[place] = (weight[place].astype(dtype) + dense(dtype)).astype(weight.dtype)
+    result, dtype = np.array(weight), np.promote_types(weight.dtype, np.float32)
+    for place, total in plan[name].added(weight, dtype) if name in plan else ():
+        result[place] = total.astype(weight.dtype)
     return result
 
 
 def _merge_differences(
-    written: Mapping[str, Any], base: Mapping[str, Any], plan: Plan
+    written: Mapping[str, Any], base: Mapping[str, Any], plan: Mapping[str, Update]
 ) -> Iterator[float]:
     """The largest differences between the written sums and the sums in float64."""
     for name in tracked([*base], "Verifying"):
         old, new = np.asarray(base[name]), np.asarray(written[name])
         if name not in plan and old.tobytes() != new.tobytes():
             raise PeftFormatError(f"{name} has no update, and was written with other values")
-        for place, dense in _parts(*plan[name]) if name in plan else ():
-            exact = old[place].astype(np.float64) + dense(np.float64)
-            yield _largest(new[place].astype(np.float64) - exact)
+        for place, total in plan[name].added(old, np.float64) if name in plan else ():
+            yield float(np.max(np.abs(new[place] - total), initial=0))
 
 
 def _differences(written: State, modules: list[Update]) -> Iterator[float]:
@@ -423,10 +409,6 @@ def _differences(written: State, modules: list[Update]) -> Iterator[float]:
             update.dense(law, index, "".join(law.torch_axes(index)), np.float64).astype(np.float32)
             for update, law, index in (part.origin, (new, new.laws[0], {}))
         )
-        yield _largest(after.ravel() - before.ravel())
+        yield float(np.max(np.abs(after.ravel() - before.ravel()), initial=0))
     if by_name:
         raise PeftFormatError(f"The result has updates that the source lacks: {', '.join(by_name)}")
-
-
-def _largest(difference: np.ndarray) -> float:
-    return float(np.max(np.abs(difference), initial=0.0))
