@@ -415,8 +415,15 @@ def test_bad_calls_and_sources_are_refused(tmp_path):
     kohya = save(tmp_path / "kohya.safetensors", PAIRS["kohya"][0][0])
     with pytest.raises(PeftFormatError, match="underscores for dots"):
         convert_lora(kohya, tmp_path / "out", to="peft", prefix="lora_unet_")
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for number in range(2):
+        save(twice / f"{number}.safetensors", CASE)
+    with pytest.raises(PeftFormatError, match="Two files of the folder"):
+        convert_lora(twice, tmp_path / "out", to="peft")
     folder = tmp_path / "peft"
-    convert_lora(source, folder, to="peft")
+    np.savez(tmp_path / "lora.npz", **CASE)
+    convert_lora(tmp_path / "lora.npz", folder, to="peft")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(
         json.dumps({**config, "init_lora_weights": "pissa"})
@@ -568,3 +575,15 @@ def test_a_state_with_axes_of_its_own_is_converted_first():
     arrays, _ = openpi(rank=16)
     with pytest.raises(PeftFormatError, match="q_einsum: its axes are those of openpi"):
         load_lora_state({}, arrays, prefix="params")
+
+
+@pytest.mark.parametrize(
+    ("names", "alpha", "scale"),
+    [(("q.lora_a", "q.lora_b"), None, 1.0), (("q/lora_kernel_a", "q/lora_kernel_b"), 6.0, 3.0)],
+)
+def test_layers_of_nnx_and_of_keras_are_read_into_a_model(names, alpha, scale):
+    a, b = draw(WIDTH, RANK), draw(RANK, HIDDEN)
+    model = {"q": eqx.nn.Linear(WIDTH, HIDDEN, key=jax.random.key(0))}
+    layer = load_lora_state(model, dict(zip(names, (a, b), strict=True)), alpha=alpha)["q"]
+    assert layer.alpha / layer.rank == scale
+    assert np.array_equal(layer.lora_B @ layer.lora_A, (a @ b).T)
