@@ -50,9 +50,8 @@ def load_lora_state(
 
     An array is recognised by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
     `lora_a.kernel` (MaxText's models of Linen), `lora_a` (`nnx.LoRA`), `lora_kernel_a` (Keras),
-    `lora_A.weight` (PEFT and diffusers),
-    `lora.down.weight` (former diffusers), `lora_down.weight`, `lora_mid.weight` and `alpha`
-    (kohya). The beginning of the name is the path of the layer. The outputs equal the library's.
+    `lora_A.weight` (PEFT and diffusers), `lora.down.weight` (former diffusers), `lora_down.weight`,
+    `lora_mid.weight` and `alpha` (kohya). The beginning of the name is the path of the layer. The outputs equal the library's.
 
     **Arguments:**
 
@@ -147,7 +146,8 @@ def alpha_of(
         raise SelectionError(
             f"{show_path(pair.key)}: {pair.source.name} scales an update by alpha / rank, and the "
             "alpha is not in the arrays. Read a directory of PEFT by load_peft, or give the alpha "
-            "of adapter_config.json, of Qwix's LoraRule or of openpi's LoRAConfig: alpha=16"
+            "of adapter_config.json, of openpi's LoRAConfig or of Qwix's LoraRule: "
+            "load_lora_state(model, state, alpha=16)"
         )
     return None if alpha is None else float(alpha)
 
