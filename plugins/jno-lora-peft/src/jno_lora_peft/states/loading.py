@@ -51,7 +51,8 @@ def load_lora_state(
     An array is recognised by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
     `lora_a.kernel` (MaxText's models of Linen), `lora_a` (`nnx.LoRA`), `lora_kernel_a` (Keras),
     `lora_A.weight` (PEFT and diffusers), `lora.down.weight` (former diffusers), `lora_down.weight`,
-    `lora_mid.weight` and `alpha` (kohya). The beginning of the name is the path of the layer. The outputs equal the library's.
+    `lora_mid.weight` and `alpha` (kohya). The beginning of the name is the path of the layer. The
+    outputs equal the library's.
 
     **Arguments:**
 
