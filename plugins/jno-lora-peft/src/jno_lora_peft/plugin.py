@@ -12,7 +12,8 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_commands(group: "click.Group") -> None:
-    """Add `jno-lora extract`."""
-    from ._commands import extract
+    """Add `jno-lora convert` and `jno-lora extract`."""
+    from ._commands import convert, extract
 
+    group.add_command(convert)
     group.add_command(extract)
