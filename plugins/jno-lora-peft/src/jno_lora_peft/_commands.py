@@ -15,7 +15,12 @@ _FEW = 5
 @click.command()
 @click.argument("source", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--to", type=click.Choice(["peft", "merged", "safetensors", "orbax"]), required=True, help="What to write.")
+@click.option(
+    "--to",
+    type=click.Choice(["peft", "merged", "safetensors", "orbax"]),
+    required=True,
+    help="What to write.",
+)
 @click.option("--base", type=_PATH, help="The weights to merge into, if SOURCE has none.")
 @click.option("--alpha", type=float, help="The alpha of LoRA, if it is not in the arrays.")
 @click.option("--rename", multiple=True, metavar="REGEX=NAME", help="New names of layers.")
@@ -29,6 +34,8 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
     diffusers, kohya or PEFT; its names tell which. No array is dropped: if an array of an adapter
     cannot be converted, an error names it. After a kill, the same command resumes.
     """
+    from .states.converting import convert_lora
+
     if wrong := [text for text in rename if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r} has no '='", param_hint="--rename")
     names = dict(text.split("=", 1) for text in rename)

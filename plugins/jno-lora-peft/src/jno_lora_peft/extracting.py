@@ -2,10 +2,9 @@
 
 import contextlib
 import functools
-import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -19,8 +18,9 @@ from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 
 from ._names import HEAD, PREFIX, compiled, is_embedding
 from .files import Directory, write
-from .layouts import Shape, layout_of
+from .layouts import layout_of
 from .saving import targets, with_pattern
+from .states.containers import flat, open_state
 from .types import TYPES
 
 # The names of embeddings in models of Hugging Face.
@@ -64,40 +64,40 @@ def extract_peft(
     `PeftFormatError` if a file cannot be read or written, if the files have different arrays, or if
     nothing can be extracted; `WrapperError` that names a weight with NaN or infinity.
     """
-    with _opened(base) as old, _opened(tuned) as new:
-        _check_equal_shapes(old, new)
-        weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
-        vectors = (name for name in old if name not in weights)
-        left = [name for name in vectors if not np.array_equal(old[name].read(), new[name].read())]
-        if left and leftovers == "raise":
-            raise SelectionError(
-                f"LoRA does not adapt these arrays, which differ:\n{bullets(left)}\n"
-                'leftovers="keep" writes their values, and leftovers="drop" leaves them out.'
-            )
-        rows: list[UpdateRow] = []
-        ranks: dict[str, int] = {}
-        tensors: dict[str, np.ndarray] = {}
-        patterns = [compiled(x or "(?!)", "a kind of layer") for x in (embeddings, transposed)]
-        with contextlib.closing(tracked(weights, "Decomposing")) as names:
-            for name in names:
-                module = name.removesuffix(".weight")
-                kinds = [bool(pattern.search(module)) for pattern in patterns]
-                layers = [_layer(state[name].read(), *kinds) for state in (old, new)]
-                models = ({module: layer} for layer in layers)
-                adapted, report = extract_lora(*models, rank=rank, energy=energy)
-                rows += report.rows
-                layout = layout_of(layers[0])
-                assert layout is not None
-                for adapter in extract_adapters(adapted).adapters.values():
-                    ranks[module] = len(adapter.state["lora_A"])
-                    for field, (end, shape) in layout.pair("lora", ranks[module]).items():
-                        array = np.asarray(adapter.state[field]).reshape(shape)
-                        tensors[f"{PREFIX}{module}.{end}"] = array
-        settings = {
-            "target_modules": targets(ranks, {name.rpartition(".")[0] for name in old}),
-            **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
-            **_tied("lm_head.weight" in old, tied, ranks, tensors),
-        }
+    old, new = (flat(open_state(Path(place)).tree) for place in (base, tuned))
+    _check_equal_shapes(old, new)
+    weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
+    vectors = (name for name in old if name not in weights)
+    left = [name for name in vectors if not np.array_equal(old[name], new[name])]
+    if left and leftovers == "raise":
+        raise SelectionError(
+            f"LoRA does not adapt these arrays, which differ:\n{bullets(left)}\n"
+            'leftovers="keep" writes their values, and leftovers="drop" leaves them out.'
+        )
+    rows: list[UpdateRow] = []
+    ranks: dict[str, int] = {}
+    tensors: dict[str, np.ndarray] = {}
+    patterns = [compiled(x or "(?!)", "a kind of layer") for x in (embeddings, transposed)]
+    with contextlib.closing(tracked(weights, "Decomposing")) as names:
+        for name in names:
+            module = name.removesuffix(".weight")
+            kinds = [bool(pattern.search(module)) for pattern in patterns]
+            layers = [_layer(np.array(state[name]), *kinds) for state in (old, new)]
+            models = ({module: layer} for layer in layers)
+            adapted, report = extract_lora(*models, rank=rank, energy=energy)
+            rows += report.rows
+            layout = layout_of(layers[0])
+            assert layout is not None
+            for adapter in extract_adapters(adapted).adapters.values():
+                ranks[module] = len(adapter.state["lora_A"])
+                for field, (end, shape) in layout.pair("lora", ranks[module]).items():
+                    array = np.asarray(adapter.state[field]).reshape(shape)
+                    tensors[f"{PREFIX}{module}.{end}"] = array
+    settings = {
+        "target_modules": targets(ranks, {name.rpartition(".")[0] for name in old}),
+        **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
+        **_tied("lm_head.weight" in old, tied, ranks, tensors),
+    }
     if not ranks:
         raise PeftFormatError("The weights of the two states are equal, so no adapter was written.")
     kind, numbers = TYPES["LORA"], dict[str, Any](ranks)
@@ -109,36 +109,7 @@ def extract_peft(
     return UpdateReport(tuple(rows), tuple(left))
 
 
-class _Tensor(NamedTuple):
-    """An array in a file."""
-
-    shape: Shape
-    read: Callable[[], np.ndarray]
-
-
-@contextlib.contextmanager
-def _opened(place: Directory) -> Iterator[dict[str, _Tensor]]:
-    """The arrays of a file, or of the files of a folder, by name."""
-    import safetensors
-
-    path = Path(place)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, _Tensor] = {}
-        try:
-            for file in files:
-                arrays: Any = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
-                for name in arrays.keys():  # noqa: SIM118
-                    shape = tuple(arrays.get_slice(name).get_shape())
-                    tensors[name] = _Tensor(shape, functools.partial(arrays.get_tensor, name))
-        except (OSError, safetensors.SafetensorError) as err:
-            raise PeftFormatError(f"{os.fspath(place)!r} cannot be read: {err}") from err
-        if not tensors:
-            raise PeftFormatError(f"{os.fspath(place)!r} has no safetensors file with arrays.")
-        yield tensors
-
-
-def _check_equal_shapes(old: dict[str, _Tensor], new: dict[str, _Tensor]) -> None:
+def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
     """**Raises:** `PeftFormatError` that lists arrays with other shapes, or in one state only."""
     shapes = [{name: x.shape for name, x in state.items()} for state in (old, new)]
     if lines := [
@@ -165,7 +136,7 @@ def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.M
 
 
 def _kept(
-    state: dict[str, _Tensor], names: list[str], adapted: Container[str], tensors: dict[str, Any]
+    state: dict[str, Any], names: list[str], adapted: Container[str], tensors: dict[str, Any]
 ) -> dict[str, Any]:
     """Add the arrays of these names to `tensors`. **Returns:** PEFT's settings for them."""
     modules: dict[str, None] = {}
@@ -175,14 +146,14 @@ def _kept(
             key.removeprefix(f"{module}."): key for key in state if key.startswith(f"{module}.")
         }
         if module in adapted and field == "bias":
-            tensors[f"{PREFIX}{module}.base_layer.bias"] = state[name].read()
+            tensors[f"{PREFIX}{module}.base_layer.bias"] = np.array(state[name])
         elif module in adapted or not module or any("." in key for key in inside):
             raise PeftFormatError(
                 f"PEFT keeps whole modules without adapters inside, and so not {name!r}."
             )
         else:
             modules[module] = None
-            tensors |= {PREFIX + key: state[key].read() for key in inside.values()}
+            tensors |= {PREFIX + key: np.array(state[key]) for key in inside.values()}
     has_bias = any(name.endswith(".base_layer.bias") for name in tensors)
     return {"modules_to_save": [*modules] or None, "bias": "lora_only" if has_bias else "none"}
 

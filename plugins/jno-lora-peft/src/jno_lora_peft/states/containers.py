@@ -16,25 +16,29 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import imported_for, path_str, read_json
+from jno.lora.extending import imported_for, path_str, read_file, read_json
 from jno.lora.parts import tracked
 
+from .._errors import format_errors
 from ..config import Config
 from ..files import CONFIG, TENSORS
 from ..layouts import Shape
 
-# The key of PEFT's configurations in the header of diffusers' files.
-_CONFIGS = "lora_adapter_metadata"
+# The key of PEFT's configurations in the header of diffusers' files, and of the checksums in the
+# header of jno-lora's.
+_CONFIGS, _CHECKSUMS = "lora_adapter_metadata", "jno.lora.crc32"
 # The file in the folder of an Orbax tree, and the subfolders in which libraries store the tree.
 _TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
 _FOLDERS = ("", "model_params", "params", "items", "default", "state")
 # Files of a model beside its weights.
 _BESIDE = (".json", ".txt", ".model", ".jinja")
-_DTYPES: dict[str, Any] = {
-    "BF16": jnp.bfloat16,
-    "F8_E4M3": jnp.float8_e4m3fn,
-    "F8_E5M2": jnp.float8_e5m2,
-    "BOOL": np.bool_,
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
+    **{f"{kind}{8 * n}": np.dtype(f"{kind.lower()}{n}") for kind in "IU" for n in (1, 2, 4, 8)},
+    **{f"F{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
 }
 
 
@@ -56,11 +60,14 @@ class State(NamedTuple):
 class Later:
     """An array in a file, which `numpy.asarray` reads."""
 
-    def __init__(self, shape: Shape, dtype: Any, read: Any):
+    def __init__(self, shape: Shape, dtype: Any, read: Callable[[], Any]):
         self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.read(), dtype)
+        value = np.asarray(self.read())
+        # HDF5 has no bfloat16, so Keras stores its bytes.
+        value = value.view(self.dtype) if value.dtype.kind == "V" else value.astype(self.dtype)
+        return value if dtype is None else value.astype(dtype)
 
 
 def open_state(path: Path) -> State:
@@ -68,17 +75,11 @@ def open_state(path: Path) -> State:
     if (path / CONFIG).exists():
         tensors, _ = map_safetensors(path / TENSORS)
         return State(tensors, configs={"": Config.parse(read_json(path / CONFIG))})
-    if path.is_dir() and (files := sorted(path.glob("*.safetensors"))):
-        return State(_joined(map_safetensors(file)[0] for file in files))
     if path.is_dir():
-        return open_orbax(path)
-    if not path.exists():
-        raise PeftFormatError(f"There is no file or folder {os.fspath(path)!r}.")
+        files = sorted(path.glob("*.safetensors"))
+        return _open_files(files) if files else _open_orbax(path)
     if path.suffix == ".h5":
-        return State(_read_h5(path))
-    if path.suffix == ".npz":
-        arrays = np.load(path, allow_pickle=False)
-        return State({name: arrays[name] for name in arrays.files})
+        return State(_open_h5(path))
     tensors, metadata = map_safetensors(path)
     return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
 
@@ -88,123 +89,85 @@ def flat(tree: PyTree) -> dict[str, Any]:
     return {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(tree)}
 
 
-def _joined(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for tensors in files:
-        if twice := [name for name in tensors if name in joined]:
-            raise PeftFormatError(f"Two files of the folder hold an array {twice[0]!r}.")
-        joined |= tensors
-    return joined
-
-
 def map_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays of a safetensors file, mapped into memory, in their order, and its metadata."""
+    """The arrays of a safetensors file, mapped into memory, and its metadata.
+
+    A file of jno-lora is read whole, because its arrays have checksums.
+    """
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="numpy"):  # checks the header
-            pass
+        with safetensors.safe_open(path, framework="numpy") as checked:  # checks the header
+            metadata = checked.metadata() or {}
     except (safetensors.SafetensorError, OSError) as err:
         raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
+    if _CHECKSUMS in metadata:
+        with format_errors():
+            return read_file(path)
     with open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(begin - 8))
-    metadata = header.pop("__metadata__", {})
+    header.pop("__metadata__", None)
     content = np.memmap(path, np.uint8, "r")
     arrays: dict[str, Any] = {}
-    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, info in header.items():
+        if info["dtype"] not in _DTYPES:
+            raise PeftFormatError(f"{name} in {os.fspath(path)!r} has the dtype {info['dtype']}.")
         start, stop = (begin + offset for offset in info["data_offsets"])
-        code = info["dtype"]
-        dtype = np.dtype(_DTYPES.get(code) or f"{code[0].lower()}{int(code[1:]) // 8}")
-        arrays[name] = content[start:stop].view(dtype).reshape(info["shape"])
+        arrays[name] = content[start:stop].view(_DTYPES[info["dtype"]]).reshape(info["shape"])
     return arrays, metadata
 
 
-def write_safetensors(
-    path: Path,
-    arrays: Mapping[str, Any],
-    make: Callable[[str], Any] | None = None,
-) -> None:
-    """Write a file, array by array, which is complete under its name or not there.
+def write_safetensors(path: Path, arrays: Mapping[str, Any], make: Callable[[str], Any]) -> None:
+    """Write the array that `make` gives for each name, one after another.
 
-    - `arrays`: arrays by name, or anything with their shapes and dtypes, if `make` gives them.
+    The file is complete under its name, or not there.
+
+    - `arrays`: anything with the shapes and dtypes of the arrays, by name.
     """
-    codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in arrays.items():
-        dtype = np.dtype(array.dtype)
-        start, end = end, end + dtype.itemsize * math.prod(array.shape)
-        code = codes.get(dtype) or f"{dtype.kind.upper()}{8 * dtype.itemsize}"
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
+        dtype, start = np.dtype(array.dtype), end
+        end += dtype.itemsize * math.prod(array.shape)
+        header[name] = {"dtype": codes[dtype], "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in arrays.items():
-            whole = np.ascontiguousarray(array if make is None else make(name))
-            file.write(whole.reshape(-1).view(np.uint8).data)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which gets the name `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name[:40]}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in arrays:
+            file.write(np.ascontiguousarray(make(name)).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
-def _configs(text: str | None) -> dict[str, Config]:
-    """The configurations in `{"transformer.r": 8}`, by the names of a pipeline's models."""
-    if text is None:
-        return {}
-    by_model: dict[str, dict[str, Any]] = {}
-    for name, value in json.loads(text).items():
-        model, _, setting = name.rpartition(".")
-        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
-    return {model: Config.parse(settings) for model, settings in by_model.items()}
+def write_like(
+    base: Path, out: Path, arrays: Mapping[str, Any], make: Callable[[str], np.ndarray]
+) -> None:
+    """Write the arrays that `make` gives in the format of `base`, or else as safetensors.
 
-
-def _read_h5(path: Path) -> dict[str, Any]:
-    with imported_for("Reading an .h5 file", "keras", "h5py"):
-        import h5py  # pyright: ignore[reportMissingImports]
-    arrays: dict[str, Any] = {}
-
-    def add(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            is_bfloat16 = item.attrs.get("dtype") == "bfloat16"
-            dtype = jnp.bfloat16 if is_bfloat16 else item.dtype
-            arrays[name] = Later(item.shape, dtype, lambda: h5_value(item))
-
-    try:
-        h5py.File(path, "r").visititems(add)
-    except OSError as err:
-        raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
-    return arrays
-
-
-def h5_value(item: Any) -> np.ndarray:
-    """A dataset of Keras, which marks bfloat16 by an attribute."""
-    value = np.asarray(item[()])
-    if item.attrs.get("dtype") != "bfloat16":
-        return value
-    return value.view(jnp.bfloat16) if value.dtype.kind == "V" else value.astype(jnp.bfloat16)
-
-
-def tree_folder(path: Path) -> str:
-    """The folder of the tree in a checkpoint. **Raises:** `PeftFormatError` if it has none."""
-    for name in _FOLDERS:
-        if (path / name / _TREE).exists():
-            return name
-    raise PeftFormatError(
-        f"{os.fspath(path)!r} is not a checkpoint of Orbax: {_TREE} is not in it, nor in "
-        f"{', '.join(_FOLDERS[1:])}. Give the folder of one step, such as 'checkpoints/100'."
-    )
+    Finished files of an earlier call stay as they are.
+    """
+    files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
+    is_orbax = base.is_dir() and not files
+    if files:
+        parts = {out / file.name: [*map_safetensors(file)[0]] for file in files}
+    elif is_orbax:  # saves whole trees, so it gets arrays that are mapped from files
+        parts = {out.with_name("arrays") / f"{i}.part": [x] for i, x in enumerate(arrays)}
+    else:
+        parts = {out: [*arrays]}
+    for file, names in tracked([*parts.items()], "Writing"):
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            write_safetensors(file, {name: arrays[name] for name in names if name in arrays}, make)
+    if is_orbax:
+        save_orbax(out / _tree_folder(base), _open_files(parts).tree)
+    for file in base.iterdir() if files else ():
+        if file.suffix in _BESIDE:
+            shutil.copy2(file, out / file.name)
 
 
 def save_orbax(path: Path, arrays: Mapping[str, Any], alpha: float | None = None) -> None:
@@ -224,39 +187,47 @@ def save_orbax(path: Path, arrays: Mapping[str, Any], alpha: float | None = None
         (path / _STEP).write_text(json.dumps(facts))
 
 
-def write_like(
-    base: Path, out: Path, arrays: Mapping[str, Any], make: Callable[[str], np.ndarray]
-) -> None:
-    """Write the arrays that `make` gives in the format of `base`, or else as safetensors.
-
-    Finished files of an earlier call stay as they are.
-    """
-    files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
-    if files:
-        out.mkdir(exist_ok=True)
-        for file in tracked([x for x in files if not (out / x.name).exists()], "Writing files"):
-            names = [name for name in map_safetensors(file)[0] if name in arrays]
-            write_safetensors(out / file.name, {name: arrays[name] for name in names}, make)
-        for file in base.iterdir():
-            if file.suffix in _BESIDE:
-                shutil.copy2(file, out / file.name)
-    elif base.is_dir():
-        # Orbax saves whole trees, so it gets arrays that are mapped from files.
-        scratch, tree = out.with_name("arrays"), dict[str, Any]()
-        scratch.mkdir(exist_ok=True)
-        for number, name in enumerate(tracked([*arrays], "Writing arrays")):
-            file = scratch / f"{number}.safetensors"
-            if not file.exists():
-                write_safetensors(file, {name: arrays[name]}, make)
-            tree |= map_safetensors(file)[0]
-        save_orbax(out / tree_folder(base), tree)
-    else:
-        write_safetensors(out, arrays, make)
+def _open_files(files: Iterable[Path]) -> State:
+    arrays: dict[str, Any] = {}
+    for file in files:
+        new, _ = map_safetensors(file)
+        if twice := sorted(arrays.keys() & new.keys()):
+            raise PeftFormatError(f"Two files of the folder hold an array {twice[0]!r}.")
+        arrays |= new
+    return State(arrays)
 
 
-def open_orbax(path: Path) -> State:
+def _configs(text: str | None) -> dict[str, Config]:
+    """The configurations in `{"transformer.r": 8}`, by the names of a pipeline's models."""
+    if text is None:
+        return {}
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, value in json.loads(text).items():
+        model, _, setting = name.rpartition(".")
+        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
+    return {model: Config.parse(settings) for model, settings in by_model.items()}
+
+
+def _open_h5(path: Path) -> dict[str, Any]:
+    with imported_for("Reading an .h5 file", "keras", "h5py"):
+        import h5py  # pyright: ignore[reportMissingImports]
+    arrays: dict[str, Any] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            dtype = jnp.bfloat16 if item.attrs.get("dtype") == "bfloat16" else item.dtype
+            arrays[name] = Later(item.shape, dtype, lambda: item[()])
+
+    try:
+        h5py.File(path, "r").visititems(add)
+    except OSError as err:
+        raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
+    return arrays
+
+
+def _open_orbax(path: Path) -> State:
     """The arrays of a checkpoint of Orbax, as NumPy arrays that are read when they are used."""
-    folder = (path / tree_folder(path)).absolute()
+    folder = (path / _tree_folder(path)).absolute()
     with _errors_of_orbax(path) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
         tree: Any = checkpointer.metadata(folder).item_metadata.tree
     leaves, structure = jtu.tree_flatten(tree)
@@ -284,12 +255,24 @@ def open_orbax(path: Path) -> State:
     return State(jtu.tree_unflatten(structure, later), custom.get("lora", {}).get("lora_alpha"))
 
 
+def _tree_folder(path: Path) -> str:
+    """The folder of the tree in a checkpoint. **Raises:** `PeftFormatError` if it has none."""
+    for name in _FOLDERS:
+        if (path / name / _TREE).exists():
+            return name
+    raise PeftFormatError(
+        f"{os.fspath(path)!r} has no safetensors files, and is not a checkpoint of Orbax: {_TREE} "
+        f"is not in it, nor in {', '.join(_FOLDERS[1:])}. Give the folder of one step, such as "
+        "'checkpoints/100'."
+    )
+
+
 @contextlib.contextmanager
 def _errors_of_orbax(path: Path) -> Iterator[Any]:
-    with imported_for("Reading a folder of Orbax", "orbax", "orbax"):
+    with imported_for("A folder of Orbax", "orbax", "orbax"):
         import orbax.checkpoint  # pyright: ignore[reportMissingImports]
     try:
         yield orbax.checkpoint
     # A damaged folder has no metadata, so `item_metadata` is `None`.
     except (OSError, ValueError, KeyError, AttributeError) as err:
-        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
+        raise PeftFormatError(f"Orbax cannot use {os.fspath(path)!r}: {err}") from err

@@ -10,32 +10,30 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jno.lora import PeftFormatError, SelectionError
-from jno.lora.extending import show_path
-from jno.lora.parts import tracked
+from jno.lora.extending import show_path, warn
+from jno.lora.parts import tracked, write_file
 
-from .._errors import MisfitError, Problems
+from .._errors import MisfitError, Problems, format_errors
 from .._names import PREFIX, Rename, module_name, peft_name
 from ..files import write
 from ..layouts import Shape
 from ..saving import with_pattern
 from ..types import TYPES
-from .containers import State, flat, open_state, save_orbax, write_like, write_safetensors
+from .containers import State, flat, open_state, save_orbax, write_like
 from .loading import alpha_of
 from .pairs import Pair, normalise, pairs_of, with_core
-from .sources import ADAPTER, Index, Law, at, law_from_shapes, without
+from .sources import ADAPTER, Index, Law, at, without
 
 TARGETS = ("peft", "merged", "safetensors", "orbax")
 # The record of an unfinished conversion, which a second call resumes.
-_RECORD = "jno-lora-convert.json"
-_EMBEDDING = re.compile(r"embeddings?_(lora_)?[abAB]\b")
-_ENDS = ("A.weight", "B.weight")
+_RECORD = "jno-lora-convert.txt"
 _WIDE = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -43,9 +41,9 @@ class Update(NamedTuple):
     """One LoRA: its factors, and the law and the scale of the update.
 
     - `key`, `source`: its name in the source, and the project.
-    - `laws`: the possible laws, which differ in the axes of the weight; `weights`: the possible
-        names of the weight; `modules`: the indices of the modules in PEFT, by their names.
-    - `origin`: of Torch's factors, the update, its law and the index of the module.
+    - `laws`: the possible laws, which differ in the axes of the weight.
+    - `weights`: the possible names of the weight; `modules`: the indices of the modules in PEFT, by
+        their names; `is_embedding`: the weight in Torch is a table, with the inputs first.
     """
 
     key: str
@@ -57,51 +55,75 @@ class Update(NamedTuple):
     weights: tuple[str, ...]
     modules: Mapping[str, Index]
     is_embedding: bool
-    origin: Any = None
 
-    def in_torch(self, shapes: Mapping[str, Shape]) -> "Iterator[Update]":
-        """The update of each module, with Torch's factors.
+    @property
+    def law(self) -> Law:
+        return self.laws[0]
 
-        If several laws are possible, the shapes of Torch's weights tell which is right.
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.law.sizes(self.A, self.B)
 
-        **Raises:** `MisfitError` if they do not.
+    @property
+    def rank(self) -> int:
+        """The rank in Torch, which has one product for all heads."""
+        return self.sizes["r"] * (self.sizes["n"] if "n" in self.law.a else 1)
+
+    def with_law(self, name: str, shape: Shape | None, index: Index | None = None) -> "Update":
+        """The update with the law that makes a weight of this shape, or the only law.
+
+        - `index`: of a module, if the weight is Torch's.
+
+        **Raises:** `MisfitError` if no law makes such a weight, or several laws do.
         """
+        laws: dict[Any, Law] = {}
+        for law in self.laws:  # some differ in the meaning of axes alone
+            if index is None:
+                axes = [f"{law.a},{law.b}".index(axis) for axis in law.weight]
+                laws[(law.shape(self.sizes), *axes)] = law
+            else:
+                inputs = law.torch_axes(index)[2]
+                laws[(law.torch_shape(self.sizes, index), *map(law.a.index, inputs))] = law
+        fitting = [law for (made, *_), law in laws.items() if shape in (None, made)]
+        if len(fitting) != 1:
+            raise MisfitError(
+                f"{name} has {f'the shape {shape}' if shape else 'no known shape: give a base'}. "
+                f"The factors {self.A.shape} and {self.B.shape} have {len(fitting)} layouts for "
+                f"it, of the shapes {', '.join(str(made) for made, *_ in laws)}"
+            )
+        return self._replace(laws=fitting)
+
+    def in_torch(self, shapes: Mapping[str, Shape]) -> "Update":
+        """The update with the law that fits all of Torch's weights. **Raises:** `MisfitError`."""
+        update = self
         for name, index in self.modules.items():
-            wanted = shapes.get(_path(f"{name}.weight"))
-            found: dict[Any, tuple[Law, np.ndarray, np.ndarray]] = {}
-            for law in self.laws:
-                A, B = law.matrices(self.A, self.B, index)
-                shape = (len(B), *A.shape[1:])
-                if wanted in (None, shape[::-1] if self.is_embedding else shape):
-                    inputs = law.torch_axes(index)[2]
-                    found.setdefault((shape, *map(law.a.index, inputs)), (law, A, B))
-            if len(found) != 1:
-                raise MisfitError(
-                    f"{len(found)} of the layouts {', '.join(map(','.join, self.laws))} of its "
-                    f"factors {self.A.shape} and {self.B.shape} fit the weight of {name!r}, "
-                    f"{wanted or 'whose shape is unknown: give a base that has it'}"
-                )
-            ((law, A, B),) = found.values()
-            torch, origin = (
-                law_from_shapes(A.shape, B.shape, inputs_first=False),
-                (self, law, index),
-            )
-            torch = torch._replace(weight="io") if self.is_embedding else torch
-            weights, modules = (f"{name}.weight",), {name: {}}
-            yield Update(
-                *self[:2], A, B, [torch], self.scale, weights, modules, self.is_embedding, origin
-            )
+            shape = shapes.get(_path(f"{name}.weight"))
+            if self.is_embedding and shape is not None:
+                shape = shape[::-1]
+            update = update.with_law(f"{name}.weight", shape, index)
+        return update
 
-    def dense(self, law: Law, index: Index, axes: str, dtype: Any) -> np.ndarray:
+    def dense(self, index: Index, axes: str, dtype: Any) -> np.ndarray:
         """The update of one module, with these axes."""
-        return np.dtype(dtype).type(self.scale) * law.update(self.A, self.B, index, axes, dtype)
+        update = self.law.update(self.A, self.B, index, axes, dtype)
+        return update * np.dtype(dtype).type(self.scale)
 
-    def added(self, weight: np.ndarray, dtype: Any) -> Iterator[tuple[Any, np.ndarray]]:
-        """The parts of a weight of the first law, and each with its update."""
-        law = self.laws[0]
-        for index in law.indices(law.sizes(self.A, self.B)):
-            place, axes = at(law.weight, index), without(law.weight, index)
-            yield place, weight[place].astype(dtype) + self.dense(law, index, axes, dtype)
+
+class Part(NamedTuple):
+    """The part of a weight that one module updates, with its place and its axes in the law."""
+
+    place: tuple[Any, ...]
+    update: Update
+    module: Index
+    axes: str
+
+    def added(self, weight: np.ndarray, dtype: Any) -> np.ndarray:
+        """The part of the weight with its update."""
+        part = weight[self.place].astype(dtype)
+        return part + self.update.dense(self.module, self.axes, dtype).reshape(part.shape)
+
+
+Plan = dict[str, list[Part]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +157,7 @@ def convert_lora(
     """Convert the LoRA in `source`, and write it to `out`.
 
     `source` is of openpi, gemma, Keras, EasyDeL, Levanter, Qwix, Tunix, MaxText, diffusers, kohya
-    or PEFT: a file (`.safetensors`, `.h5`, `.npz`) or a folder (safetensors, PEFT, Orbax).
+    or PEFT: a file (`.safetensors`, `.h5`) or a folder (safetensors, PEFT, Orbax).
 
     **Arguments:**
 
@@ -160,71 +182,60 @@ def convert_lora(
     **Raises:** `PeftFormatError` that lists the arrays without a use, factors that do not fit, and
     weights that are missing or ambiguous; `SelectionError` for a missing alpha.
     """
-    source, out = Path(source), Path(out)
+    source, out, problems = Path(source), Path(out), Problems()
     if to not in TARGETS:
         raise SelectionError(f"to={to!r}, but the targets are {', '.join(TARGETS)}")
     if out.exists():
         raise PeftFormatError(f"{os.fspath(out)!r} exists. Give a new name.")
-    problems, state = Problems(), open_state(source)
+    state = open_state(source)
     updates, left = _read_updates(state, problems, alpha, rename, prefix, stack_axis)
-    problems.refuse("The LoRA cannot be converted", "Nothing was written.")
     arrays = flat(state.tree if base is None else open_state(Path(base)).tree)
-    weights = arrays if base is not None else {name: arrays[name] for name in left}
+    weights = {name: arrays[name] for name in (left if base is None else arrays)}
     shapes = {_path(name): tuple(array.shape) for name, array in weights.items()}
-    modules: list[Update] = []
-    for update in updates:
-        with problems.of(show_path(update.key)):
-            modules += [update] if to == "merged" else update.in_torch(shapes)
-    names = collections.Counter(name for update in modules for name in update.modules)
-    problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
-    plan: dict[str, Update] = {}
+    plan: Plan = {}
     if to == "merged":
         plan = _plan(updates, weights, shapes, problems)
         left = left if base is not None else []
     else:
-        for name in names:
-            with problems.of(name):
-                peft_name(name, None)
-        kohya = [x.key for x in updates if x.source == "kohya" and "_" in x.key and not rename]
-        problems += [f"{key}: kohya has underscores for dots: use `rename`" for key in kohya]
+        updates = _check_modules(updates, shapes, rename, problems)
     problems.refuse("The LoRA cannot be converted", "Nothing was written.")
     partial = _start(out, [source, base], to, alpha, rename, prefix, stack_axis)
     if to == "merged":
         like = source if base is None else Path(base)
         write_like(like, partial / out.name, weights, lambda name: _merged(name, weights, plan))
     else:
-        _write_adapter(to, partial / out.name, modules)
-    differences: Iterable[float] = ()
-    if verify and to == "merged":
-        differences = _merge_differences(flat(open_state(partial / out.name).tree), weights, plan)
-    elif verify:
-        differences = _differences(open_state(partial / out.name), modules)
-    difference = max(differences, default=0.0) if verify else None
+        _write_adapter(to, partial / out.name, updates)
+    difference = None
+    if verify:
+        written = open_state(partial / out.name)
+        merged = _merge_differences(flat(written.tree), weights, plan)
+        difference = max(merged if to == "merged" else _differences(written, updates))
     os.replace(partial / out.name, out)
     shutil.rmtree(partial)
-    ranks = {
-        name: (update.laws[0].sizes(update.A, update.B)["r"], update.scale)
-        for update in modules
-        for name in update.modules
-    }
-    return Conversion(sorted({update.source for update in updates}), ranks, left, difference)
+    return Conversion(
+        sorted({update.source for update in updates}),
+        {name: (update.rank, update.scale) for update in updates for name in update.modules},
+        left,
+        difference,
+    )
 
 
 def _read_updates(
     state: State,
     problems: Problems,
-    alpha: float | None,
-    rename: Rename,
-    prefix: str,
-    stack_axis: int | None,
+    alpha: float | None = None,
+    rename: Rename = None,
+    prefix: str = "",
+    stack_axis: int | None = None,
 ) -> tuple[list[Update], list[str]]:
     """The updates of a state, and the names of the arrays that are not part of an adapter."""
     for config in state.configs.values():
-        start = config.settings.get("init_lora_weights")
-        if config.settings.get("peft_type") != "LORA" or start in ("pissa", "olora"):
+        names = ("peft_type", "init_lora_weights", "alora_invocation_tokens")
+        kind, start, tokens = map(config.settings.get, names)
+        if kind != "LORA" or start in ("pissa", "olora") or tokens:
             raise PeftFormatError(
-                f"Only plain LoRA can be converted, not {config.settings.get('peft_type')} with "
-                f"init_lora_weights={start!r}. If load_peft reads it, save it again by save_peft."
+                f"Only plain LoRA can be converted, not {kind} with init_lora_weights={start!r}, "
+                f"alora_invocation_tokens={tokens}. If load_peft reads it, save it by save_peft."
             )
     pairs, lines, unknown = pairs_of(state.tree, prefix)
     # A file with a configuration has nothing but an adapter.
@@ -238,6 +249,11 @@ def _read_updates(
     for pair in pairs:
         with problems.of(show_path(pair.key)):
             updates.append(_read_update(pair, state, alpha, rename, stack_axis))
+    if alpha is None and (number := sum(bool(pair.source.known) for pair in pairs)):
+        warn(
+            f"openpi does not save its alphas: {number} LoRAs are scaled by 1, as in its variants "
+            "gemma_2b_lora and gemma_300m_lora. If your LoRAConfig has another scale, give `alpha`."
+        )
     start = prefix.replace(".", "/")
     skipped = [key for key in flat(state.tree) if not normalise(key).startswith(start)]
     return updates, [*(key for key in unknown if key not in strange), *skipped]
@@ -265,8 +281,8 @@ def _read_update(
         for index in laws[0].indices(sizes)
     }
     weights = (*pair.weights, *(module_name(weight, rename) for weight in pair.weights))
-    is_embedding = _EMBEDDING.search(pair.full_names[0]) is not None
-    return Update(pair.key, pair.source.name, A, B, laws, scale, weights, modules, is_embedding)
+    name, is_table = pair.source.name, pair.is_embedding
+    return Update(pair.key, name, A, B, laws, scale, weights, modules, is_table)
 
 
 def _stack_axis(pair: Pair, A: Shape, B: Shape, given: int | None) -> int | None:
@@ -283,7 +299,7 @@ def _stack_axis(pair: Pair, A: Shape, B: Shape, given: int | None) -> int | None
     return axes[0] if axes else None
 
 
-def _start(out: Path, paths: Iterable[Any], *arguments: Any) -> Path:
+def _start(out: Path, paths: list[Any], *arguments: Any) -> Path:
     """The folder of an unfinished conversion, with the files of an earlier call like this one."""
     partial = out.with_name(f".{out.name}.partial")
     times = [(os.fspath(path), os.stat(path).st_mtime_ns) for path in paths if path is not None]
@@ -295,36 +311,76 @@ def _start(out: Path, paths: Iterable[Any], *arguments: Any) -> Path:
     return partial
 
 
-def _write_adapter(to: str, path: Path, modules: list[Update]) -> None:
+# --- adapters
+
+
+def _check_modules(
+    updates: list[Update], shapes: Mapping[str, Shape], rename: Rename, problems: Problems
+) -> list[Update]:
+    """The updates with laws that fit Torch's weights; each module must have a name and one LoRA."""
+    checked: list[Update] = []
+    for update in updates:
+        with problems.of(show_path(update.key)):
+            if update.source == "kohya" and "_" in update.key and not rename:
+                raise MisfitError("kohya has underscores for dots: use `rename`")
+            for name in update.modules:
+                peft_name(name, None)
+            checked.append(update.in_torch(shapes))
+    names = collections.Counter(name for update in updates for name in update.modules)
+    problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
+    return checked
+
+
+def _write_adapter(to: str, path: Path, updates: list[Update]) -> None:
     tensors: dict[str, Any] = {}
-    ranks = {name: len(update.A) for update in modules for name in update.modules}
-    alphas = {name: ranks[name] * update.scale for update in modules for name in update.modules}
+    modules = {name: update for update in updates for name in update.modules}
+    ranks = {name: update.rank for name, update in modules.items()}
+    alphas = {name: update.rank * update.scale for name, update in modules.items()}
     # Qwix has one alpha for all layers.
     alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-    for update in modules:
-        (name,), A, B = update.modules, update.A, update.B
+    for name, update in modules.items():
+        A, B = update.law.matrices(update.A, update.B, update.modules[name])
         if to == "orbax":
             start = f"{name.replace('.', '/')}/{'embedding' if update.is_embedding else 'kernel'}"
             B = B if alphas[name] == alpha else B * np.float32(alphas[name] / alpha)
             tensors[f"{start}_lora_a"] = np.moveaxis(A, (0, 1), (-1, -2))
             tensors[f"{start}_lora_b"] = B.reshape(len(B), -1).T
         else:
-            ends = ("embedding_A", "embedding_B") if update.is_embedding else _ENDS
+            ends = (
+                ("embedding_A", "embedding_B") if update.is_embedding else ("A.weight", "B.weight")
+            )
             tensors |= {f"{name}.lora_{end}": x for end, x in zip(ends, (A, B), strict=True)}
     if to == "orbax":
         save_orbax(path, tensors, alpha)
     elif to == "safetensors":
         tensors |= {f"{name}.alpha": np.asarray(number) for name, number in alphas.items()}
-        write_safetensors(path, tensors)
+        with format_errors():
+            write_file(path, tensors, {"format": "pt"})
     else:
-        kind, numbers = (
-            TYPES["LORA"],
-            {n: int(x) if x.is_integer() else x for n, x in alphas.items()},
-        )
+        kind = TYPES["LORA"]
+        numbers = {name: int(x) if x.is_integer() else x for name, x in alphas.items()}
         config = {"peft_type": kind.name, "inference_mode": True, "fan_in_fan_out": False}
         config |= {"bias": "none", "target_modules": sorted(ranks)}
         config |= with_pattern(kind.rank, ranks, {}) | with_pattern(kind.alpha, numbers, {})
         write(path, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
+
+
+def _differences(written: State, updates: list[Update]) -> Iterator[float]:
+    """The largest differences between the updates of the source and of the written factors."""
+    problems = Problems()
+    again, _ = _read_updates(written, problems)
+    problems.refuse("The result cannot be read", "Nothing was kept.")
+    by_name = {name: update for update in again for name in update.modules}
+    for update in tracked(updates, "Verifying"):
+        for name, index in update.modules.items():
+            # A difference below the precision of float32 is only the order of the sum.
+            before, after = (
+                part.dense(i, "".join(part.law.torch_axes(i)), np.float64).astype(np.float32)
+                for part, i in ((update, index), (by_name.pop(name), {}))
+            )
+            yield float(np.max(np.abs(after.ravel() - before.ravel()), initial=0))
+    if by_name:
+        raise PeftFormatError(f"The result has updates that the source lacks: {', '.join(by_name)}")
 
 
 # --- merged
@@ -332,83 +388,71 @@ def _write_adapter(to: str, path: Path, modules: list[Update]) -> None:
 
 def _plan(
     updates: list[Update], base: Mapping[str, Any], shapes: Mapping[str, Shape], problems: Problems
-) -> dict[str, Update]:
-    """The update of each weight of the base, which has the names of the source or of PEFT."""
+) -> Plan:
+    """The parts of each weight of the base, which has the names of the source or of PEFT."""
     names: dict[str, list[str]] = {}
     for name in base:
         for path in {_path(name), re.sub(r"\W", "_", _path(name))}:
             names.setdefault(path, []).append(name)
-    plan: dict[str, Update] = {}
+
+    def find(weights: tuple[str, ...]) -> str:
+        found = sorted({name for weight in weights for name in names.get(_path(weight), ())})
+        if len(found) != 1:
+            raise MisfitError(
+                f"the base must have one array {' or '.join(dict.fromkeys(weights))}, and has "
+                f"{', '.join(found) or 'none'}"
+            )
+        return found[0]
+
+    plan: Plan = {}
     for update in updates:
         with problems.of(show_path(update.key)):
-            has_own = any(_path(weight) in names for weight in update.weights)
-            for part in [update] if has_own else update.in_torch(shapes):
-                found = {name for weight in part.weights for name in names.get(_path(weight), ())}
-                if len(found) != 1:
-                    raise MisfitError(
-                        f"the base must have one array {' or '.join(part.weights)}, and has "
-                        f"{', '.join(sorted(found)) or 'none'}"
-                    )
-                (name,) = found
+            parts: Plan = {}
+            if any(_path(weight) in names for weight in update.weights):
+                name = find(update.weights)
+                update = update.with_law(name, tuple(base[name].shape))
+                axes = update.law.weight
+                parts[name] = [
+                    Part(at(axes, index), update, index, without(axes, index))
+                    for index in update.law.indices(update.sizes)
+                ]
+            else:
+                update = update.in_torch(shapes)
+                for module, index in update.modules.items():
+                    heads, outputs, inputs = update.law.torch_axes(index)
+                    turned = f"{inputs}{heads}{outputs}"
+                    axes = turned if update.is_embedding else f"{heads}{outputs}{inputs}"
+                    parts[find((f"{module}.weight",))] = [Part((), update, index, axes)]
+            for name in parts:
+                if np.dtype(base[name].dtype).name not in _WIDE:
+                    raise MisfitError(f"{name} has the dtype {base[name].dtype}, not floating")
                 if name in plan:
-                    raise MisfitError(f"{show_path(plan[name].key)} updates {name}, too")
-                plan[name] = part._replace(laws=[_fitting_law(part, name, base[name])])
+                    raise MisfitError(f"{show_path(plan[name][0].update.key)} updates {name}, too")
+            plan |= parts
     return plan
-
-
-def _fitting_law(update: Update, name: str, weight: Any) -> Law:
-    laws: dict[Any, Law] = {}
-    for law in update.laws:  # some differ in the meaning of axes alone
-        axes = tuple((law.a.find(axis), law.b.find(axis)) for axis in law.weight)
-        laws.setdefault((law.shape(law.sizes(update.A, update.B)), axes), law)
-    fitting = [law for (shape, _), law in laws.items() if shape == tuple(weight.shape)]
-    if len(fitting) != 1 or np.dtype(weight.dtype).name not in _WIDE:
-        raise MisfitError(
-            f"{name} has shape {tuple(weight.shape)} and dtype {weight.dtype}; the update needs "
-            f"one of {', '.join(_WIDE)}, and has {len(fitting)} layouts of this shape, of "
-            f"{', '.join(str(shape) for shape, _ in laws)}"
-        )
-    return fitting[0]
 
 
 def _path(name: str) -> str:
     return normalise(name).removeprefix("params/")
 
 
-def _merged(name: str, base: Mapping[str, Any], plan: Mapping[str, Update]) -> np.ndarray:
+def _merged(name: str, base: Mapping[str, Any], plan: Plan) -> np.ndarray:
     """The weight with its update, computed in float32 and rounded once."""
     weight = np.asarray(base[name])
     result, dtype = np.array(weight), np.promote_types(weight.dtype, np.float32)
-    for place, total in plan[name].added(weight, dtype) if name in plan else ():
-        result[place] = total.astype(weight.dtype)
+    for part in plan.get(name, ()):
+        result[part.place] = part.added(weight, dtype).astype(weight.dtype)
     return result
 
 
 def _merge_differences(
-    written: Mapping[str, Any], base: Mapping[str, Any], plan: Mapping[str, Update]
+    written: Mapping[str, Any], base: Mapping[str, Any], plan: Plan
 ) -> Iterator[float]:
     """The largest differences between the written sums and the sums in float64."""
     for name in tracked([*base], "Verifying"):
         old, new = np.asarray(base[name]), np.asarray(written[name])
         if name not in plan and old.tobytes() != new.tobytes():
             raise PeftFormatError(f"{name} has no update, and was written with other values")
-        for place, total in plan[name].added(old, np.float64) if name in plan else ():
-            yield float(np.max(np.abs(new[place] - total), initial=0))
-
-
-def _differences(written: State, modules: list[Update]) -> Iterator[float]:
-    """The largest differences between the updates of the source and of the written factors."""
-    problems = Problems()
-    again, _ = _read_updates(written, problems, None, None, "", None)
-    problems.refuse("The result cannot be read", "Nothing was kept.")
-    by_name = {name: update for update in again for name in update.modules}
-    for part in tracked(modules, "Verifying"):
-        new = by_name.pop(*part.modules)
-        # A difference below the precision of float32 is only the order of the sum.
-        before, after = (
-            update.dense(law, index, "".join(law.torch_axes(index)), np.float64).astype(np.float32)
-            for update, law, index in (part.origin, (new, new.laws[0], {}))
-        )
-        yield float(np.max(np.abs(after.ravel() - before.ravel()), initial=0))
-    if by_name:
-        raise PeftFormatError(f"The result has updates that the source lacks: {', '.join(by_name)}")
+        for part in plan.get(name, ()):
+            total = part.added(old, np.float64)
+            yield float(np.max(np.abs(new[part.place] - total), initial=0))

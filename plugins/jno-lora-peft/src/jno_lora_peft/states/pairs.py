@@ -39,7 +39,8 @@ class Pair:
         `names`: its possible paths in the model; `weights`: the possible names of its weight.
     - `source`: how its project lays out the arrays; `law`: the key of its law there, if any.
     - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if present; `places`: the indices of their
-        leaves; `full_names`: their names in the tree.
+        leaves.
+    - `is_embedding`: the names of its arrays say that its weight is a table.
     """
 
     key: str
@@ -47,9 +48,9 @@ class Pair:
     source: Source
     weights: tuple[str, ...] = ()
     law: str = ""
+    is_embedding: bool = False
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
     places: dict[str, int] = dataclasses.field(default_factory=dict)
-    full_names: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def inputs_first(self) -> bool:
@@ -96,16 +97,15 @@ def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str
             module, array = groups["module"], groups.get("array", "")
             if key.startswith(PREFIX):
                 source = source._replace(alpha="needed")
-            weights = [x.format(module=module, array=array) for x in source.weights]
-            weights = (*weights, *(f"{start}{weight}" for weight in weights if start))
-            new = Pair(
-                start + module, _names(module, array), source, weights, groups.get("law", "")
-            )
+            weights = tuple(x.format(module=module, array=array) for x in source.weights)
+            weights += tuple(f"{start}{weight}" for weight in weights if start)
+            is_table = "embedding" in name.removeprefix(module)
+            law, names = groups.get("law", ""), _names(module, array)
+            new = Pair(start + module, names, source, weights, law, is_table)
             pair = pairs.setdefault((module, array), new)
             if groups["part"] in pair.arrays:
                 problems.append(f"{key}: a second array for the same factor")
             pair.arrays[groups["part"]], pair.places[groups["part"]] = leaf, number
-            pair.full_names.append(key)
     whole: list[Pair] = []
     counts = collections.Counter(module for module, _ in pairs)
     for (module, array), pair in pairs.items():

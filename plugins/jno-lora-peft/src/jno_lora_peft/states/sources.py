@@ -4,6 +4,7 @@ The name of an array tells its source, its layer and which factor it is. The upd
 an einsum of its two factors, which a `Law` holds.
 """
 
+import math
 import re
 import string
 from collections.abc import Mapping
@@ -61,31 +62,31 @@ class Law(NamedTuple):
         # Torch has the channels before the axes of a kernel.
         return "n" if "n" in a else "", outputs, "".join(sorted(inputs, key="xyz".find))
 
+    def torch_shape(self, sizes: Mapping[str, int], index: Index) -> Shape:
+        """The shape of the weight of one module in Torch."""
+        heads, outputs, inputs = self.torch_axes(index)
+        rows = math.prod(sizes[axis] for axis in heads + outputs)
+        columns = math.prod(sizes[axis] for axis in inputs if axis not in "xyz")
+        return rows, columns, *(sizes[axis] for axis in inputs if axis in "xyz")
+
     def matrices(self, A: np.ndarray, B: np.ndarray, index: Index) -> tuple[np.ndarray, np.ndarray]:
         """Torch's `(rank, inputs)` and `(outputs, rank)` of one module, or those of a kernel.
 
         The products of several heads become one product of a higher rank, with zeros in `B`.
         """
-        heads, outputs, inputs = self.torch_axes(index)
-        A, B, b = A[at(self.a, index)], B[at(self.b, index)], without(self.b, index)
-        if summed := [axis for axis in b if axis not in f"{heads}{outputs}r"]:
-            places = tuple(map(b.index, summed))
-            is_sum = any(B.shape[place] > 1 for place in places)
-            dtype = np.promote_types(B.dtype, np.float32) if is_sum else B.dtype
-            B = B.astype(dtype).sum(places)
-            b = "".join(axis for axis in b if axis not in summed)
-        A = A.transpose([without(self.a, index).index(x) for x in f"{heads}r{inputs}"])
-        B = B.transpose([b.index(axis) for axis in f"{heads}{outputs}r" if axis in b])
-        A = A if heads else A[None]
-        B = B if heads and heads in b else np.broadcast_to(B, (len(A), *B.shape))
-        number, rank = A.shape[:2]
-        kernel = A.shape[3:] if "x" in inputs else ()
-        B = B.reshape(number, -1, rank)
-        blocks = np.zeros((number, B.shape[1], number, rank), B.dtype)
-        for head, block in enumerate(B):
-            blocks[head, :, head] = block
-        A = A.reshape(number * rank, -1, *kernel)
-        return A, blocks.reshape(-1, number * rank, *(1 for _ in kernel))
+        sizes, (heads, outputs, inputs) = self.sizes(A, B), self.torch_axes(index)
+        rows, columns, *kernel = self.torch_shape(sizes, index)
+        a, b = (without(axes, index) for axes in (self.a, self.b))
+        A, B = A[at(self.a, index)], B[at(self.b, index)]
+        A = A.transpose([a.index(axis) for axis in f"{heads}r{inputs}"])
+        A = A.reshape(-1, columns, *kernel)
+        head, apart = heads or "N", np.eye(sizes.get(heads, 1), dtype=np.float32)
+        result = f"{head}{outputs}Mr"
+        wide = B.astype(np.promote_types(B.dtype, np.float32))
+        blocks = np.einsum(f"{b},{head}M->{result}", wide, apart)
+        if all(sizes[axis] == 1 for axis in b if axis not in result):  # not a sum
+            blocks = blocks.astype(B.dtype)
+        return A, blocks.reshape(rows, len(A), *(1 for _ in kernel))
 
     def update(self, A: Any, B: Any, index: Index, axes: str, dtype: Any) -> np.ndarray:
         """The update of one module, with these axes, without the scale."""
