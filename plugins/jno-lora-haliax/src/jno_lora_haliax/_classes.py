@@ -16,6 +16,7 @@ class HaliaxArray(metaclass=ByName):
 
     array: Any
     axes: Any
+    dtype: Any
 
     names = frozenset({("haliax.core", "NamedArray")})
 

@@ -38,7 +38,7 @@ class PlainEmbedding:
 def _(layer: Any) -> Any:
     if not HaliaxLinearLayer.fits(layer):
         return layer
-    weight = scaled_by_layer(layer, HaliaxLinearLayer.matrices(layer))
+    weight = scaled_by_layer(layer, HaliaxLinearLayer.stored_matrix(layer))
     bias = None if layer.bias is None else layer.bias.array.reshape(weight.shape[:-1])
     return PlainLinear(weight, bias)
 
@@ -47,6 +47,6 @@ def _(layer: Any) -> Any:
 def _(layer: Any) -> Any:
     if not HaliaxEmbeddingLayer.fits(layer):
         return layer
-    columns = scaled_by_layer(layer, HaliaxEmbeddingLayer.matrices(layer))
+    columns = scaled_by_layer(layer, HaliaxEmbeddingLayer.stored_matrix(layer))
     weight = jnp.swapaxes(columns, -1, -2)
     return PlainEmbedding(weight, *weight.shape[-2:])

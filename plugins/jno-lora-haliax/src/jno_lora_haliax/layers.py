@@ -73,7 +73,7 @@ class NamedLayer(LayerKind):
         return leaf.weight.array.ndim - len(_own_axes(cls, leaf))
 
     @classmethod
-    def matrices(cls, layer: Any) -> Float[Array, "*stack out in"]:
+    def stored_matrix(cls, layer: Any) -> Float[Array, "*stack out in"]:
         """The matrix, or the matrices of a stack, in the weight's dtype and without its scale."""
         order, outputs = _order(cls, layer), len(cls.groups_of_axes(layer)[0])
         array = layer.weight.array
@@ -84,7 +84,7 @@ class NamedLayer(LayerKind):
 
     @classmethod
     def matrix(cls, layer: Any) -> Matrix:
-        return scaled_by_layer(layer, in_compute_dtype(cls.matrices(layer)))
+        return scaled_by_layer(layer, in_compute_dtype(cls.stored_matrix(layer)))
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
@@ -170,7 +170,7 @@ class HaliaxLinearLayer(NamedLayer):
         return jnp.moveaxis(array, -1, 0)
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
-        weight = scaled_by_layer(self.base, self.matrices(self.base))
+        weight = scaled_by_layer(self.base, self.stored_matrix(self.base))
         # The outputs are last here, and first in the result: XLA removes this turn of the axes
         # together with the turns of `read` and `written`.
         return jnp.moveaxis(jnp.tensordot(before(x), weight, axes=((0,), (1,))), -1, 0)

@@ -108,22 +108,15 @@ class Update(NamedTuple):
         update = self.law.update(self.A, self.B, index, axes, dtype)
         return update * np.dtype(dtype).type(self.scale)
 
-
-class Part(NamedTuple):
-    """The part of a weight that one module updates, with its place and its axes in the law."""
-
-    place: tuple[Any, ...]
-    update: Update
-    module: Index
-    axes: str
-
-    def added(self, weight: np.ndarray, dtype: Any) -> np.ndarray:
-        """The part of the weight with its update."""
-        part = weight[self.place].astype(dtype)
-        return part + self.update.dense(self.module, self.axes, dtype).reshape(part.shape)
-
-
-Plan = dict[str, list[Part]]
+    def added_to(self, weight: np.ndarray, dtype: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        """The places of the modules in their weight, and the sums there."""
+        axes = self.law.weight
+        for index in self.law.indices(self.sizes):
+            place = at(axes, index)
+            yield (
+                place,
+                weight[place].astype(dtype) + self.dense(index, without(axes, index), dtype),
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +157,9 @@ def convert_lora(
     - `to`: `"peft"`, a directory that PEFT, vLLM and `load_peft` read; `"merged"`, the base with
         the updates, in the base's format; `"safetensors"`, one file with an alpha for each module,
         which `load_lora_state` reads; `"orbax"`, Qwix's names in a folder of Orbax.
-    - `base`: the weights to merge into, with the names of the source or of the modules in PEFT. By
-        default, the source's own. For other targets, the shapes of Torch's weights, which tell the
-        inputs of an einsum of Keras.
+    - `base`: the weights to merge into, by default the source's own, with the names of the source.
+        For other names, convert to PEFT first, and merge the result. For other targets, the shapes
+        of Torch's weights, which tell the inputs of an einsum of Keras.
     - `alpha`: for sources without an alpha in their arrays, as for `load_lora_state`. For rsLoRA,
         it is `alpha * sqrt(rank)`.
     - `rename`: from names in the source to names in PEFT or in the base, as for
@@ -191,13 +184,12 @@ def convert_lora(
     updates, left = _read_updates(state, problems, alpha, rename, prefix, stack_axis)
     arrays = flat(state.tree if base is None else open_state(Path(base)).tree)
     weights = {name: arrays[name] for name in (left if base is None else arrays)}
-    shapes = {_path(name): tuple(array.shape) for name, array in weights.items()}
-    plan: Plan = {}
+    plan: dict[str, Update] = {}
     if to == "merged":
-        plan = _plan(updates, weights, shapes, problems)
+        plan = _plan(updates, weights, problems)
         left = left if base is not None else []
     else:
-        updates = _check_modules(updates, shapes, rename, problems)
+        updates = _check_modules(updates, weights, rename, problems)
     problems.refuse("The LoRA cannot be converted", "Nothing was written.")
     partial = _start(out, [source, base], to, alpha, rename, prefix, stack_axis)
     if to == "merged":
@@ -315,9 +307,10 @@ def _start(out: Path, paths: list[Any], *arguments: Any) -> Path:
 
 
 def _check_modules(
-    updates: list[Update], shapes: Mapping[str, Shape], rename: Rename, problems: Problems
+    updates: list[Update], base: Mapping[str, Any], rename: Rename, problems: Problems
 ) -> list[Update]:
     """The updates with laws that fit Torch's weights; each module must have a name and one LoRA."""
+    shapes = {_path(name): tuple(array.shape) for name, array in base.items()}
     checked: list[Update] = []
     for update in updates:
         with problems.of(show_path(update.key)):
@@ -386,49 +379,28 @@ def _differences(written: State, updates: list[Update]) -> Iterator[float]:
 # --- merged
 
 
-def _plan(
-    updates: list[Update], base: Mapping[str, Any], shapes: Mapping[str, Shape], problems: Problems
-) -> Plan:
-    """The parts of each weight of the base, which has the names of the source or of PEFT."""
+def _plan(updates: list[Update], base: Mapping[str, Any], problems: Problems) -> dict[str, Update]:
+    """The update of each weight of the base, which has the names of the source."""
     names: dict[str, list[str]] = {}
     for name in base:
         for path in {_path(name), re.sub(r"\W", "_", _path(name))}:
             names.setdefault(path, []).append(name)
-
-    def find(weights: tuple[str, ...]) -> str:
-        found = sorted({name for weight in weights for name in names.get(_path(weight), ())})
-        if len(found) != 1:
-            raise MisfitError(
-                f"the base must have one array {' or '.join(dict.fromkeys(weights))}, and has "
-                f"{', '.join(found) or 'none'}"
-            )
-        return found[0]
-
-    plan: Plan = {}
+    plan: dict[str, Update] = {}
     for update in updates:
         with problems.of(show_path(update.key)):
-            parts: Plan = {}
-            if any(_path(weight) in names for weight in update.weights):
-                name = find(update.weights)
-                update = update.with_law(name, tuple(base[name].shape))
-                axes = update.law.weight
-                parts[name] = [
-                    Part(at(axes, index), update, index, without(axes, index))
-                    for index in update.law.indices(update.sizes)
-                ]
-            else:
-                update = update.in_torch(shapes)
-                for module, index in update.modules.items():
-                    heads, outputs, inputs = update.law.torch_axes(index)
-                    turned = f"{inputs}{heads}{outputs}"
-                    axes = turned if update.is_embedding else f"{heads}{outputs}{inputs}"
-                    parts[find((f"{module}.weight",))] = [Part((), update, index, axes)]
-            for name in parts:
-                if np.dtype(base[name].dtype).name not in _WIDE:
-                    raise MisfitError(f"{name} has the dtype {base[name].dtype}, not floating")
-                if name in plan:
-                    raise MisfitError(f"{show_path(plan[name][0].update.key)} updates {name}, too")
-            plan |= parts
+            found = {name for weight in update.weights for name in names.get(_path(weight), ())}
+            if len(found) != 1:
+                raise MisfitError(
+                    f"the base must have one array {' or '.join(dict.fromkeys(update.weights))}, "
+                    f"and has {', '.join(sorted(found)) or 'none'}. If its names are other ones, "
+                    "convert to PEFT first"
+                )
+            (name,) = found
+            if np.dtype(base[name].dtype).name not in _WIDE:
+                raise MisfitError(f"{name} has the dtype {base[name].dtype}, not floating")
+            if name in plan:
+                raise MisfitError(f"{show_path(plan[name].key)} updates {name}, too")
+            plan[name] = update.with_law(name, tuple(base[name].shape))
     return plan
 
 
@@ -436,23 +408,22 @@ def _path(name: str) -> str:
     return normalise(name).removeprefix("params/")
 
 
-def _merged(name: str, base: Mapping[str, Any], plan: Plan) -> np.ndarray:
+def _merged(name: str, base: Mapping[str, Any], plan: Mapping[str, Update]) -> np.ndarray:
     """The weight with its update, computed in float32 and rounded once."""
     weight = np.asarray(base[name])
     result, dtype = np.array(weight), np.promote_types(weight.dtype, np.float32)
-    for part in plan.get(name, ()):
-        result[part.place] = part.added(weight, dtype).astype(weight.dtype)
+    for place, total in plan[name].added_to(weight, dtype) if name in plan else ():
+        result[place] = total.astype(weight.dtype)
     return result
 
 
 def _merge_differences(
-    written: Mapping[str, Any], base: Mapping[str, Any], plan: Plan
+    written: Mapping[str, Any], base: Mapping[str, Any], plan: Mapping[str, Update]
 ) -> Iterator[float]:
     """The largest differences between the written sums and the sums in float64."""
     for name in tracked([*base], "Verifying"):
         old, new = np.asarray(base[name]), np.asarray(written[name])
         if name not in plan and old.tobytes() != new.tobytes():
             raise PeftFormatError(f"{name} has no update, and was written with other values")
-        for part in plan.get(name, ()):
-            total = part.added(old, np.float64)
-            yield float(np.max(np.abs(new[part.place] - total), initial=0))
+        for place, total in plan[name].added_to(old, np.float64) if name in plan else ():
+            yield float(np.max(np.abs(new[place] - total), initial=0))
