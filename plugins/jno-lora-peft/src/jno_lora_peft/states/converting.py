@@ -6,6 +6,7 @@ memory, and the base array by array.
 
 import collections
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -29,7 +30,7 @@ from ..types import TYPES
 from .containers import State, flat, open_state, save_orbax, write_like
 from .loading import alpha_of
 from .pairs import Pair, normalise, pairs_of, with_core
-from .sources import ADAPTER, Index, Law, at, without
+from .sources import ADAPTER, Index, Law, at
 
 TARGETS = ("peft", "merged", "safetensors", "orbax")
 # The record of an unfinished conversion, which a second call resumes.
@@ -38,22 +39,25 @@ _WIDE = ("float16", "bfloat16", "float32", "float64")
 
 
 class Update(NamedTuple):
-    """One LoRA: its factors, and the law and the scale of the update.
+    """The LoRA of one module: its factors, and the law and the scale of the update.
 
-    - `key`, `source`: its name in the source, and the project.
-    - `laws`: the possible laws, which differ in the axes of the weight.
-    - `weights`: the possible names of the weight; `modules`: the indices of the modules in PEFT, by
-        their names; `is_embedding`: the weight in Torch is a table, with the inputs first.
+    - `key`, `source`: its name in the source, and the project; `module`: its name in PEFT.
+    - `laws`: the possible laws, which differ in the axes of the weight; `modules`: how many modules
+        the weight has along its axes.
+    - `weights`: the possible names of the weight; `part`: the index of the module in it.
+    - `is_embedding`: the weight in Torch is a table, with the inputs first.
     """
 
     key: str
     source: str
+    module: str
+    part: Index
+    modules: Mapping[str, int]
     A: np.ndarray
     B: np.ndarray
     laws: list[Law]
     scale: float
     weights: tuple[str, ...]
-    modules: Mapping[str, Index]
     is_embedding: bool
 
     @property
@@ -61,29 +65,24 @@ class Update(NamedTuple):
         return self.laws[0]
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return self.law.sizes(self.A, self.B)
-
-    @property
     def rank(self) -> int:
         """The rank in Torch, which has one product for all heads."""
-        return self.sizes["r"] * (self.sizes["n"] if "n" in self.law.a else 1)
+        sizes = self.law.sizes(self.A, self.B)
+        return sizes["r"] * sizes.get(self.law.torch_axes()[0], 1)
 
-    def with_law(self, name: str, shape: Shape | None, index: Index | None = None) -> "Update":
+    def with_law(self, name: str, shape: Shape | None, *, in_torch: bool = False) -> "Update":
         """The update with the law that makes a weight of this shape, or the only law.
-
-        - `index`: of a module, if the weight is Torch's.
 
         **Raises:** `MisfitError` if no law makes such a weight, or several laws do.
         """
         laws: dict[Any, Law] = {}
         for law in self.laws:  # some differ in the meaning of axes alone
-            if index is None:
-                axes = [f"{law.a},{law.b}".index(axis) for axis in law.weight]
-                laws[(law.shape(self.sizes), *axes)] = law
+            sizes = {**self.modules, **law.sizes(self.A, self.B)}
+            if in_torch:
+                form = law.torch_shape(sizes), *map(law.a.index, law.torch_axes()[2])
             else:
-                inputs = law.torch_axes(index)[2]
-                laws[(law.torch_shape(self.sizes, index), *map(law.a.index, inputs))] = law
+                form = law.shape(sizes), *map(f"{law.a},{law.b}".find, law.weight)
+            laws[form] = law
         fitting = [law for (made, *_), law in laws.items() if shape in (None, made)]
         if len(fitting) != 1:
             raise MisfitError(
@@ -93,30 +92,15 @@ class Update(NamedTuple):
             )
         return self._replace(laws=fitting)
 
-    def in_torch(self, shapes: Mapping[str, Shape]) -> "Update":
-        """The update with the law that fits all of Torch's weights. **Raises:** `MisfitError`."""
-        update = self
-        for name, index in self.modules.items():
-            shape = shapes.get(_path(f"{name}.weight"))
-            if self.is_embedding and shape is not None:
-                shape = shape[::-1]
-            update = update.with_law(f"{name}.weight", shape, index)
-        return update
+    def dense(self, axes: str, dtype: Any) -> np.ndarray:
+        """The update with these axes."""
+        return self.law.update(self.A, self.B, axes, dtype) * np.dtype(dtype).type(self.scale)
 
-    def dense(self, index: Index, axes: str, dtype: Any) -> np.ndarray:
-        """The update of one module, with these axes."""
-        update = self.law.update(self.A, self.B, index, axes, dtype)
-        return update * np.dtype(dtype).type(self.scale)
-
-    def added_to(self, weight: np.ndarray, dtype: Any) -> Iterator[tuple[Any, np.ndarray]]:
-        """The places of the modules in their weight, and the sums there."""
-        axes = self.law.weight
-        for index in self.law.indices(self.sizes):
-            place = at(axes, index)
-            yield (
-                place,
-                weight[place].astype(dtype) + self.dense(index, without(axes, index), dtype),
-            )
+    def added_to(self, weight: np.ndarray, dtype: Any) -> tuple[Any, np.ndarray]:
+        """The place of the module in its weight, and the sum there."""
+        place = at(self.law.weight, self.part)
+        axes = "".join(axis for axis in self.law.weight if axis not in self.part)
+        return place, weight[place].astype(dtype) + self.dense(axes, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +168,7 @@ def convert_lora(
     updates, left = _read_updates(state, problems, alpha, rename, prefix, stack_axis)
     arrays = flat(state.tree if base is None else open_state(Path(base)).tree)
     weights = {name: arrays[name] for name in (left if base is None else arrays)}
-    plan: dict[str, Update] = {}
+    plan: dict[str, list[Update]] = {}
     if to == "merged":
         plan = _plan(updates, weights, problems)
         left = left if base is not None else []
@@ -206,7 +190,7 @@ def convert_lora(
     shutil.rmtree(partial)
     return Conversion(
         sorted({update.source for update in updates}),
-        {name: (update.rank, update.scale) for update in updates for name in update.modules},
+        {update.module: (update.rank, update.scale) for update in updates},
         left,
         difference,
     )
@@ -240,7 +224,7 @@ def _read_updates(
     updates: list[Update] = []
     for pair in pairs:
         with problems.of(show_path(pair.key)):
-            updates.append(_read_update(pair, state, alpha, rename, stack_axis))
+            updates += _read_modules(pair, state, alpha, rename, stack_axis)
     if alpha is None and (number := sum(bool(pair.source.known) for pair in pairs)):
         warn(
             f"openpi does not save its alphas: {number} LoRAs are scaled by 1, as in its variants "
@@ -251,30 +235,38 @@ def _read_updates(
     return updates, [*(key for key in unknown if key not in strange), *skipped]
 
 
-def _read_update(
+def _read_modules(
     pair: Pair, state: State, alpha: float | None, rename: Rename, stack_axis: int | None
-) -> Update:
+) -> list[Update]:
+    """The updates of the modules of a pair. **Raises:** `MisfitError`."""
     arrays = {name: np.asarray(array) for name, array in pair.arrays.items()}
     A, B = arrays["A"], arrays["B"]
     if "mid" in arrays:
         A = with_core(A, arrays["mid"])
-    stack = _stack_axis(pair, A.shape, B.shape, stack_axis)
-    laws = pair.source.laws_of(pair.law, A.shape, B.shape, stack)
+    source, stack = pair.source, _stack_axis(pair, A.shape, B.shape, stack_axis)
+    laws = source.laws_of(pair.law, A.shape, B.shape, stack)
+    a, b, _ = laws[0]
     sizes = laws[0].sizes(A, B)
     config, _ = state.config_for(pair.key)
     settings = {} if config is None else config.settings
     numerator, rank = alpha_of(pair, arrays.get("alpha"), state, alpha), sizes["r"]
     divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
     scale = 1.0 if numerator is None else numerator / divisor
+    laws = [law.of_module() for law in laws]
     if settings.get("fan_in_fan_out"):
         laws = [law._replace(weight=law.weight[::-1]) for law in laws]
-    modules = {
-        module_name(pair.source.module_of(pair.law, pair.title, index), rename): index
-        for index in laws[0].indices(sizes)
-    }
     weights = (*pair.weights, *(module_name(weight, rename) for weight in pair.weights))
-    name, is_table = pair.source.name, pair.is_embedding
-    return Update(pair.key, name, A, B, laws, scale, weights, modules, is_table)
+    counts = {axis: sizes[axis] for axis in "lc" if axis in sizes}
+    updates: list[Update] = []
+    for place in np.ndindex(*counts.values()):
+        index = dict(zip(counts, place, strict=True))
+        module = module_name(source.module_of(pair.law, pair.title, index), rename)
+        factors = A[at(a, index)], B[at(b, index)]
+        names = pair.key, source.name, module
+        updates.append(
+            Update(*names, index, counts, *factors, laws, scale, weights, pair.is_embedding)
+        )
+    return updates
 
 
 def _stack_axis(pair: Pair, A: Shape, B: Shape, given: int | None) -> int | None:
@@ -312,27 +304,29 @@ def _check_modules(
     """The updates with laws that fit Torch's weights; each module must have a name and one LoRA."""
     shapes = {_path(name): tuple(array.shape) for name, array in base.items()}
     checked: list[Update] = []
-    for update in updates:
-        with problems.of(show_path(update.key)):
-            if update.source == "kohya" and "_" in update.key and not rename:
-                raise MisfitError("kohya has underscores for dots: use `rename`")
-            for name in update.modules:
-                peft_name(name, None)
-            checked.append(update.in_torch(shapes))
-    names = collections.Counter(name for update in updates for name in update.modules)
+    for key, modules in itertools.groupby(updates, lambda update: update.key):
+        with problems.of(show_path(key)):
+            for update in modules:
+                if update.source == "kohya" and "_" in key and not rename:
+                    raise MisfitError("kohya has underscores for dots: use `rename`")
+                name = f"{peft_name(update.module, None)}.weight"
+                shape = shapes.get(_path(name))
+                if update.is_embedding and shape is not None:
+                    shape = shape[::-1]
+                checked.append(update.with_law(name, shape, in_torch=True))
+    names = collections.Counter(update.module for update in updates)
     problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
     return checked
 
 
 def _write_adapter(to: str, path: Path, updates: list[Update]) -> None:
     tensors: dict[str, Any] = {}
-    modules = {name: update for update in updates for name in update.modules}
-    ranks = {name: update.rank for name, update in modules.items()}
-    alphas = {name: update.rank * update.scale for name, update in modules.items()}
+    ranks = {update.module: update.rank for update in updates}
+    alphas = {update.module: update.rank * update.scale for update in updates}
     # Qwix has one alpha for all layers.
     alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-    for name, update in modules.items():
-        A, B = update.law.matrices(update.A, update.B, update.modules[name])
+    for update in updates:
+        name, (A, B) = update.module, update.law.matrices(update.A, update.B)
         if to == "orbax":
             start = f"{name.replace('.', '/')}/{'embedding' if update.is_embedding else 'kernel'}"
             B = B if alphas[name] == alpha else B * np.float32(alphas[name] / alpha)
@@ -363,44 +357,47 @@ def _differences(written: State, updates: list[Update]) -> Iterator[float]:
     problems = Problems()
     again, _ = _read_updates(written, problems)
     problems.refuse("The result cannot be read", "Nothing was kept.")
-    by_name = {name: update for update in again for name in update.modules}
+    by_name = {update.module: update for update in again}
+    if by_name.keys() != {update.module for update in updates}:
+        raise PeftFormatError(f"The result has LoRAs of other modules: {', '.join(by_name)}")
     for update in tracked(updates, "Verifying"):
-        for name, index in update.modules.items():
-            # A difference below the precision of float32 is only the order of the sum.
-            before, after = (
-                part.dense(i, "".join(part.law.torch_axes(i)), np.float64).astype(np.float32)
-                for part, i in ((update, index), (by_name.pop(name), {}))
-            )
-            yield float(np.max(np.abs(after.ravel() - before.ravel()), initial=0))
-    if by_name:
-        raise PeftFormatError(f"The result has updates that the source lacks: {', '.join(by_name)}")
+        # A difference below the precision of float32 is only the order of the sum.
+        before, after = (
+            x.dense("".join(x.law.torch_axes()), np.float64).astype(np.float32).ravel()
+            for x in (update, by_name[update.module])
+        )
+        yield float(np.max(np.abs(after - before), initial=0))
 
 
 # --- merged
 
 
-def _plan(updates: list[Update], base: Mapping[str, Any], problems: Problems) -> dict[str, Update]:
-    """The update of each weight of the base, which has the names of the source."""
+def _plan(
+    updates: list[Update], base: Mapping[str, Any], problems: Problems
+) -> dict[str, list[Update]]:
+    """The updates of each weight of the base, which has the names of the source."""
     names: dict[str, list[str]] = {}
     for name in base:
         for path in {_path(name), re.sub(r"\W", "_", _path(name))}:
             names.setdefault(path, []).append(name)
-    plan: dict[str, Update] = {}
-    for update in updates:
-        with problems.of(show_path(update.key)):
-            found = {name for weight in update.weights for name in names.get(_path(weight), ())}
+    plan: dict[str, list[Update]] = {}
+    for key, modules in itertools.groupby(updates, lambda update: update.key):
+        with problems.of(show_path(key)):
+            parts = [*modules]
+            weights = parts[0].weights
+            found = {name for weight in weights for name in names.get(_path(weight), ())}
             if len(found) != 1:
                 raise MisfitError(
-                    f"the base must have one array {' or '.join(dict.fromkeys(update.weights))}, "
-                    f"and has {', '.join(sorted(found)) or 'none'}. If its names are other ones, "
-                    "convert to PEFT first"
+                    f"the base must have one array {' or '.join(dict.fromkeys(weights))}, and has "
+                    f"{', '.join(sorted(found)) or 'none'}. If the base has names of another "
+                    "project, convert to PEFT first"
                 )
             (name,) = found
             if np.dtype(base[name].dtype).name not in _WIDE:
                 raise MisfitError(f"{name} has the dtype {base[name].dtype}, not floating")
             if name in plan:
-                raise MisfitError(f"{show_path(plan[name].key)} updates {name}, too")
-            plan[name] = update.with_law(name, tuple(base[name].shape))
+                raise MisfitError(f"{show_path(plan[name][0].key)} updates {name}, too")
+            plan[name] = [part.with_law(name, tuple(base[name].shape)) for part in parts]
     return plan
 
 
@@ -408,22 +405,24 @@ def _path(name: str) -> str:
     return normalise(name).removeprefix("params/")
 
 
-def _merged(name: str, base: Mapping[str, Any], plan: Mapping[str, Update]) -> np.ndarray:
+def _merged(name: str, base: Mapping[str, Any], plan: Mapping[str, list[Update]]) -> np.ndarray:
     """The weight with its update, computed in float32 and rounded once."""
     weight = np.asarray(base[name])
     result, dtype = np.array(weight), np.promote_types(weight.dtype, np.float32)
-    for place, total in plan[name].added_to(weight, dtype) if name in plan else ():
+    for update in plan.get(name, ()):
+        place, total = update.added_to(weight, dtype)
         result[place] = total.astype(weight.dtype)
     return result
 
 
 def _merge_differences(
-    written: Mapping[str, Any], base: Mapping[str, Any], plan: Mapping[str, Update]
+    written: Mapping[str, Any], base: Mapping[str, Any], plan: Mapping[str, list[Update]]
 ) -> Iterator[float]:
     """The largest differences between the written sums and the sums in float64."""
     for name in tracked([*base], "Verifying"):
         old, new = np.asarray(base[name]), np.asarray(written[name])
         if name not in plan and old.tobytes() != new.tobytes():
             raise PeftFormatError(f"{name} has no update, and was written with other values")
-        for place, total in plan[name].added_to(old, np.float64) if name in plan else ():
+        for update in plan.get(name, ()):
+            place, total = update.added_to(old, np.float64)
             yield float(np.max(np.abs(new[place] - total), initial=0))

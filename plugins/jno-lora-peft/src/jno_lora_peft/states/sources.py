@@ -45,62 +45,52 @@ class Law(NamedTuple):
                 )
         return sizes
 
-    def indices(self, sizes: Mapping[str, int]) -> list[Index]:
-        """The index of each module."""
-        axes = [axis for axis in "lc" if axis in sizes]
-        return [dict(zip(axes, i, strict=True)) for i in np.ndindex(*(sizes[x] for x in axes))]
+    def of_module(self) -> "Law":
+        """The law of the factors of one module. The weight keeps its axes."""
+        a, b = (re.sub("[lc]", "", axes) for axes in (self.a, self.b))
+        return Law(a, b, self.weight)
 
     def shape(self, sizes: Mapping[str, int]) -> Shape:
         """The shape of the weight."""
         return tuple(sizes[axis] for axis in self.weight)
 
-    def torch_axes(self, index: Index) -> tuple[str, str, str]:
-        """The axes of the heads, of the outputs and of the inputs of one module, as in Torch."""
-        a, b = (without(axes, index) for axes in (self.a, self.b))
-        outputs = "".join(axis for axis in b if axis in self.weight and axis not in a)
-        inputs = "".join(axis for axis in a if axis not in f"n{b}")
-        # Torch has the channels before the axes of a kernel.
-        return "n" if "n" in a else "", outputs, "".join(sorted(inputs, key="xyz".find))
+    # Of one module.
 
-    def torch_shape(self, sizes: Mapping[str, int], index: Index) -> Shape:
-        """The shape of the weight of one module in Torch."""
-        heads, outputs, inputs = self.torch_axes(index)
+    def torch_axes(self) -> tuple[str, str, str]:
+        """The axes of the heads, of the outputs and of the inputs, as in Torch."""
+        outputs = "".join(x for x in self.b if x in self.weight and x not in self.a)
+        inputs = "".join(axis for axis in self.a if axis not in f"n{self.b}")
+        # Torch has the channels before the axes of a kernel.
+        return "n" if "n" in self.a else "", outputs, "".join(sorted(inputs, key="xyz".find))
+
+    def torch_shape(self, sizes: Mapping[str, int]) -> Shape:
+        """The shape of the weight in Torch."""
+        heads, outputs, inputs = self.torch_axes()
         rows = math.prod(sizes[axis] for axis in heads + outputs)
         columns = math.prod(sizes[axis] for axis in inputs if axis not in "xyz")
         return rows, columns, *(sizes[axis] for axis in inputs if axis in "xyz")
 
-    def matrices(self, A: np.ndarray, B: np.ndarray, index: Index) -> tuple[np.ndarray, np.ndarray]:
-        """Torch's `(rank, inputs)` and `(outputs, rank)` of one module, or those of a kernel.
+    def matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Torch's `(rank, inputs)` and `(outputs, rank)`, or those of a kernel.
 
         The products of several heads become one product of a higher rank, with zeros in `B`.
         """
-        sizes, (heads, outputs, inputs) = self.sizes(A, B), self.torch_axes(index)
-        rows, columns, *kernel = self.torch_shape(sizes, index)
-        a, b = (without(axes, index) for axes in (self.a, self.b))
-        A, B = A[at(self.a, index)], B[at(self.b, index)]
-        A = A.transpose([a.index(axis) for axis in f"{heads}r{inputs}"])
+        sizes, (heads, outputs, inputs) = self.sizes(A, B), self.torch_axes()
+        rows, columns, *kernel = self.torch_shape(sizes)
+        A = A.transpose([self.a.index(axis) for axis in f"{heads}r{inputs}"])
         A = A.reshape(-1, columns, *kernel)
         head, apart = heads or "N", np.eye(sizes.get(heads, 1), dtype=np.float32)
         result = f"{head}{outputs}Mr"
         wide = B.astype(np.promote_types(B.dtype, np.float32))
-        blocks = np.einsum(f"{b},{head}M->{result}", wide, apart)
-        if all(sizes[axis] == 1 for axis in b if axis not in result):  # not a sum
+        blocks = np.einsum(f"{self.b},{head}M->{result}", wide, apart)
+        if all(sizes[axis] == 1 for axis in self.b if axis not in result):  # not a sum
             blocks = blocks.astype(B.dtype)
         return A, blocks.reshape(rows, len(A), *(1 for _ in kernel))
 
-    def update(self, A: Any, B: Any, index: Index, axes: str, dtype: Any) -> np.ndarray:
-        """The update of one module, with these axes, without the scale."""
-        factors = (
-            np.asarray(factor)[at(letters, index)].astype(dtype)
-            for letters, factor in ((self.a, A), (self.b, B))
-        )
-        a, b = (without(letters, index) for letters in (self.a, self.b))
-        return np.einsum(f"{a},{b}->{axes}", *factors, optimize=True)
-
-
-def without(axes: str, index: Index) -> str:
-    """The axes of one module."""
-    return "".join(axis for axis in axes if axis not in index)
+    def update(self, A: np.ndarray, B: np.ndarray, axes: str, dtype: Any) -> np.ndarray:
+        """The update with these axes, without the scale."""
+        factors = A.astype(dtype), B.astype(dtype)
+        return np.einsum(f"{self.a},{self.b}->{axes}", *factors, optimize=True)
 
 
 def at(axes: str, index: Index) -> tuple[Any, ...]:
