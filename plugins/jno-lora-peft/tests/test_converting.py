@@ -580,7 +580,7 @@ def test_the_command_says_what_it_did(tmp_path):
 
 def test_a_state_with_axes_of_its_own_is_converted_first():
     arrays, _ = openpi(rank=16)
-    with pytest.raises(PeftFormatError, match="q_einsum: its axes are those of openpi"):
+    with pytest.raises(PeftFormatError, match="q_einsum: it has the axes of openpi"):
         load_lora_state({}, arrays, prefix="params")
 
 

@@ -85,22 +85,23 @@ def test_a_file_of_kerashub_becomes_an_adapter_of_peft(tmp_path):
             drawn(variable, number)
     backbone.save_lora_weights(file)
     # By the number of the layer, as KerasHub does.
-    names = {
-        f"^lora/{number}$": f"model/layers/{index // 2}/self_attn/{'qv'[index % 2]}_proj"
+    paths = {
+        number: f"model/layers/{index // 2}/self_attn/{layers[number].name[0]}_proj"
         for index, number in enumerate(numbers)
     }
+    names = {f"^lora/{number}$": path for number, path in paths.items()}
     # The shapes of Transformers' weights tell that Gemma's einsums have the heads first.
     weights = {
         f"{path.replace('/', '.')}.weight": np.zeros((12 if "q_proj" in path else 6, 8))
-        for path in names.values()
+        for path in paths.values()
     }
     base = tmp_path / "base.safetensors"
     safetensors.numpy.save_file(weights, base)
     done = convert_lora(file, tmp_path / "peft", to="peft", rename=names, base=base, verify=True)
     assert len(done.modules) == 4 and done.difference == 0 and not done.left
     factors = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    for number, module in zip(numbers, done.modules, strict=True):
-        layer = layers[number]
+    for number, path in paths.items():
+        layer, module = layers[number], path.replace("/", ".")
         A, B = (factors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
         a, b = np.asarray(layer.lora_kernel_a), np.asarray(layer.lora_kernel_b)
         assert np.allclose((B @ A).reshape(-1), matrix(a @ b).reshape(-1), atol=1e-5)

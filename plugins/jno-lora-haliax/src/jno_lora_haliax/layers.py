@@ -63,9 +63,9 @@ class NamedLayer(LayerKind):
             return f"its weight is a {type(leaf.weight).__name__}, not a NamedArray"
         if not is_float_array(leaf.weight.array) or 0 in leaf.weight.array.shape:
             return f"its weight is {describe(leaf.weight.array)}, not floating or empty"
-        names, own = [axis.name for axis in leaf.weight.axes], _own_axes(cls, leaf)
-        if names[-len(own) :] != own:
-            return f"the axes of its weight are {names}, of which the last must be {own}"
+        names, last = [axis.name for axis in leaf.weight.axes], _own_axes(cls, leaf)
+        if names[-len(last) :] != last:
+            return f"the axes of its weight are {names}, of which the last must be {last}"
         return None
 
     @classmethod
@@ -107,9 +107,9 @@ class NamedLayer(LayerKind):
     def mesh_axes(cls, base: Any) -> MeshAxes:
         stack = cls.stack_ndim(base)
         axes = sharded_over(base.weight.array)
-        own = [axes[stack + i] for i in _order(cls, base)]
+        meshes = [axes[stack + i] for i in _order(cls, base)]
         outputs = len(cls.groups_of_axes(base)[0])
-        return MeshAxes(tuple(axes[:stack]), _slowest(own[:outputs]), _slowest(own[outputs:]))
+        return MeshAxes(tuple(axes[:stack]), _slowest(meshes[:outputs]), _slowest(meshes[outputs:]))
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -127,10 +127,10 @@ class NamedLayer(LayerKind):
     def written(self, y: Array, x: Any) -> Any:
         outputs, inputs = self.groups_of_axes(self.base)
         weight: Any = getattr(self.base, "weight")  # noqa: B009
-        own = [weight.resolve_axis(name) for name in outputs]
+        features = [weight.resolve_axis(name) for name in outputs]
         batch = [axis for axis in x.axes if axis.name not in inputs]
-        array = jnp.moveaxis(y, 0, -1).reshape([axis.size for axis in (*batch, *own)])
-        return haliax().auto_sharded(haliax().named(array, (*batch, *own)))
+        array = jnp.moveaxis(y, 0, -1).reshape([axis.size for axis in (*batch, *features)])
+        return haliax().auto_sharded(haliax().named(array, (*batch, *features)))
 
     def output_axis(self, *args: Any) -> int | None:
         return None  # the output is no plain array
@@ -256,9 +256,11 @@ class HaliaxConvLayer(NamedLayer):
         """The patches of all groups, as the outputs of kernels with a single 1."""
         width = cls.matrix(layer).shape[1]
         kernels = jnp.tile(jnp.eye(width, dtype=layer.weight.dtype), (layer.groups, 1))
-        own = [layer.weight.resolve_axis(name) for name in cls.groups_of_axes(layer)[1]]
+        patch = [layer.weight.resolve_axis(name) for name in cls.groups_of_axes(layer)[1]]
         out = layer.Out.resize(len(kernels))
-        weight = haliax().named(kernels.reshape([axis.size for axis in (out, *own)]), (out, *own))
+        weight = haliax().named(
+            kernels.reshape([axis.size for axis in (out, *patch)]), (out, *patch)
+        )
         patches = dataclasses.replace(layer, Out=out, weight=weight, bias=None)(*args, **kwargs)
         rows = _first(patches, (out.name,)).reshape(layer.groups, width, -1)
         return jnp.moveaxis(rows, 1, 2).reshape(-1, width)
@@ -277,7 +279,7 @@ def _own_axes(cls: type[NamedLayer], layer: Any) -> list[str]:
 
 
 def _order(cls: type[NamedLayer], layer: Any) -> list[int]:
-    """Where the axes of the matrix's rows, and then of its columns, are among the own axes."""
+    """Where the layer's axes have the axes of the matrix's rows, and then of its columns."""
     outputs, inputs = cls.groups_of_axes(layer)
     return [_own_axes(cls, layer).index(name) for name in (*outputs, *inputs)]
 

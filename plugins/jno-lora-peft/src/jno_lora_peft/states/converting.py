@@ -83,12 +83,12 @@ class Update(NamedTuple):
             else:
                 form = law.shape(sizes), *map(f"{law.a},{law.b}".find, law.weight)
             laws[form] = law
-        fitting = [law for (made, *_), law in laws.items() if shape in (None, made)]
+        fitting = [law for (weight, *_), law in laws.items() if shape in (None, weight)]
         if len(fitting) != 1:
             raise MisfitError(
                 f"{name} has {f'the shape {shape}' if shape else 'no known shape: give a base'}. "
                 f"The factors {self.A.shape} and {self.B.shape} have {len(fitting)} layouts for "
-                f"it, of the shapes {', '.join(str(made) for made, *_ in laws)}"
+                f"it, of the shapes {', '.join(str(weight) for weight, *_ in laws)}"
             )
         return self._replace(laws=fitting)
 
@@ -225,7 +225,7 @@ def _read_updates(
     for pair in pairs:
         with problems.of(show_path(pair.key)):
             updates += _read_modules(pair, state, alpha, rename, stack_axis)
-    if alpha is None and (number := sum(bool(pair.source.known) for pair in pairs)):
+    if alpha is None and (number := sum(bool(pair.source.alpha_is_rank) for pair in pairs)):
         warn(
             f"openpi does not save its alphas: {number} LoRAs are scaled by 1, as in its variants "
             "gemma_2b_lora and gemma_300m_lora. If your LoRAConfig has another scale, give `alpha`."
@@ -385,14 +385,14 @@ def _plan(
         with problems.of(show_path(key)):
             parts = [*modules]
             weights = parts[0].weights
-            found = {name for weight in weights for name in names.get(_path(weight), ())}
-            if len(found) != 1:
+            matches = {name for weight in weights for name in names.get(_path(weight), ())}
+            if len(matches) != 1:
                 raise MisfitError(
                     f"the base must have one array {' or '.join(dict.fromkeys(weights))}, and has "
-                    f"{', '.join(sorted(found)) or 'none'}. If the base has names of another "
+                    f"{', '.join(sorted(matches)) or 'none'}. If the base has names of another "
                     "project, convert to PEFT first"
                 )
-            (name,) = found
+            (name,) = matches
             if np.dtype(base[name].dtype).name not in _WIDE:
                 raise MisfitError(f"{name} has the dtype {base[name].dtype}, not floating")
             if name in plan:

@@ -141,7 +141,7 @@ def alpha_of(
     rank = shape_of(pair, "A")[-1 if pair.inputs_first else 0]
     if pair.source.alpha == "none":
         return None
-    if alpha is None and rank in pair.source.known:
+    if alpha is None and rank in pair.source.alpha_is_rank:
         alpha = rank
     if alpha is None and pair.source.alpha == "needed":
         raise SelectionError(

@@ -90,10 +90,10 @@ def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str
             alphas[match[1]] = leaf
         elif _RANK.fullmatch(name):
             ranks[key] = np.asarray(leaf).item()
-        elif (found := find_source(name)) is None:
+        elif (factor := find_source(name)) is None:
             unknown.append(key)
         else:
-            source, groups = found
+            source, groups = factor
             module, array = groups["module"], groups.get("array", "")
             if key.startswith(PREFIX):
                 source = source._replace(alpha="needed")
@@ -201,7 +201,7 @@ class Placer:
     def _placed(self, pair: Pair) -> Placed | None:
         if pair.law:
             raise MisfitError(
-                f"its axes are those of {pair.source.name}: `convert_lora(state, directory, "
+                f"it has the axes of {pair.source.name}: `convert_lora(state, directory, "
                 "to='peft')` writes files for load_peft"
             )
         stack = None

@@ -71,7 +71,7 @@ class Law(NamedTuple):
         return rows, columns, *(sizes[axis] for axis in inputs if axis in "xyz")
 
     def matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Torch's `(rank, inputs)` and `(outputs, rank)`, or those of a kernel.
+        """Torch's `(rank, inputs)` and `(outputs, rank)`, with the axes of a kernel if it has some.
 
         The products of several heads become one product of a higher rank, with zeros in `B`.
         """
@@ -126,7 +126,7 @@ class Source(NamedTuple):
     - `laws`: by the group `law`, or by the number of axes of the first factor, the modules in
         Transformers and the possible laws. By default, the shapes determine the law.
     - `layers`: a regular expression for a module's name, and the name of its layer in Transformers.
-    - `known`: ranks for which the project's own configurations have the rank as alpha.
+    - `alpha_is_rank`: the ranks at which the project's own configurations have the rank as alpha.
     - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as in JAX; otherwise
         `(rank, inputs)` and `(outputs, rank)`, as in Torch.
     """
@@ -137,7 +137,7 @@ class Source(NamedTuple):
     alpha: Literal["none", "optional", "needed"] = "optional"
     laws: Mapping[str, tuple[str, ...]] = {}
     layers: tuple[tuple[str, str], ...] = ()
-    known: tuple[int, ...] = ()
+    alpha_is_rank: tuple[int, ...] = ()
     inputs_first: bool = True
 
     def laws_of(self, key: str, A: Shape, B: Shape, stack: int | None = None) -> list[Law]:
@@ -200,8 +200,8 @@ _WRAPPED = ("{module}/base_module/kernel", _KERNEL)
 _KERAS = ("{module}/vars/0", "{module}/{array}")
 
 
-def _torch(name: str, factors: str, weights: tuple[str, ...] = _TORCH, **other: Any) -> Source:
-    return Source(name, factors, weights, inputs_first=False, **other)
+def _torch(name: str, factors: str, weights: tuple[str, ...] = _TORCH, **options: Any) -> Source:
+    return Source(name, factors, weights, inputs_first=False, **options)
 
 
 # The first source that matches counts.
