@@ -278,6 +278,24 @@ def test_a_llama_of_tunix_and_the_same_llama_of_eqx_zoo(tmp_path):
     assert_close(their_logits(adapted), our_logits(again))
 
 
+# Before the tests of MaxText, which replaces a function of JAX when it is imported.
+def test_tunix_trains_methods_of_the_zoo_as_its_own_lora(capsys):
+    path = pathlib.Path(__file__).parents[3] / "examples" / "tunix_dora.py"
+    spec = importlib.util.spec_from_file_location("tunix_dora", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    losses = example.main(["--quick"])
+    for method in example.METHODS:
+        (restored,) = (losses[name] for name in losses if name == f"{method}, restored at step 5")
+        assert losses[method] < losses["untouched"] and restored == losses[method]
+    for method in ("lora", "dora", "pissa"):
+        merged = losses[f"{method}, merged into a Llama3"]
+        assert merged == pytest.approx(losses[method], rel=1e-4)
+    # DoRA has a magnitude for each output, beside LoRA's factors.
+    printed = capsys.readouterr().out
+    assert "LoRA of Tunix: 4,096 parameters" in printed and "dora: 4,608 parameters" in printed
+
+
 @pytest.fixture(scope="module")
 def maxtext():
     """A small Llama of MaxText, whose three layers are scanned, and the same with LoRA."""
@@ -340,20 +358,3 @@ def test_a_scanned_llama_of_maxtext(maxtext):
     written = lora_state(loaded, moved, alpha=ALPHA, rename=SCANNED)
     for theirs, again in zip(jax.tree.leaves(moved), jax.tree.leaves(written), strict=True):
         assert np.allclose(theirs, again, atol=1e-6)
-
-
-def test_tunix_trains_methods_of_the_zoo_as_its_own_lora(capsys):
-    path = pathlib.Path(__file__).parents[3] / "examples" / "tunix_dora.py"
-    spec = importlib.util.spec_from_file_location("tunix_dora", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    losses = example.main(["--quick"])
-    for method in example.METHODS:
-        (restored,) = (losses[name] for name in losses if name == f"{method}, restored at step 5")
-        assert losses[method] < losses["untouched"] and restored == losses[method]
-    for method in ("lora", "dora", "pissa"):
-        merged = losses[f"{method}, merged into a Llama3"]
-        assert merged == pytest.approx(losses[method], rel=1e-4)
-    # DoRA has a magnitude for each output, beside LoRA's factors.
-    printed = capsys.readouterr().out
-    assert "LoRA of Tunix: 4,096 parameters" in printed and "dora: 4,608 parameters" in printed
