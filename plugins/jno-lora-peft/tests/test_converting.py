@@ -311,6 +311,18 @@ def test_each_project_is_merged_and_converted(project, tmp_path):
     assert np.array_equal(read(tmp_path / "again.safetensors")[f"{module}.weight"], scale * matrix)
 
 
+def test_qwix_has_one_axis_for_all_inputs_of_a_weight(tmp_path):
+    a, b, kernel = draw(6, RANK), draw(RANK, 5), draw(2, 3, 5)
+    arrays = {"out/kernel_lora_a": a, "out/kernel_lora_b": b, "out/kernel": kernel}
+    source = save(tmp_path / "lora.safetensors", arrays)
+    convert_lora(source, tmp_path / "merged.safetensors", to="merged", alpha=2.0 * RANK)
+    merged = read(tmp_path / "merged.safetensors")["out/kernel"]
+    assert np.array_equal(merged, kernel + 2 * (a @ b).reshape(2, 3, 5))
+    source = save(tmp_path / "other.safetensors", {**arrays, "out/kernel": draw(3, 2, 5).T})
+    with pytest.raises(PeftFormatError, match=r"out/kernel has the shape \(5, 2, 3\)"):
+        convert_lora(source, tmp_path / "out", to="merged", alpha=2.0)
+
+
 def torch_matrix(project, update):
     """The update as Torch has it."""
     if project in ("Levanter", "diffusers", "kohya") or "table" in project:

@@ -275,4 +275,4 @@ def _errors_of_orbax(path: Path) -> Iterator[Any]:
         yield orbax.checkpoint
     # A damaged folder has no metadata, so `item_metadata` is `None`.
     except (OSError, ValueError, KeyError, AttributeError) as err:
-        raise PeftFormatError(f"Orbax cannot use {os.fspath(path)!r}: {err}") from err
+        raise PeftFormatError(f"Orbax cannot read or write {os.fspath(path)!r}: {err}") from err

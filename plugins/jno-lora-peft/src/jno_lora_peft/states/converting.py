@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import operator
 import os
 import re
 import shutil
@@ -84,6 +85,8 @@ class Update(NamedTuple):
                 form = law.shape(sizes), *map(f"{law.a},{law.b}".find, law.weight)
             laws[form] = law
         fitting = [law for (weight, *_), law in laws.items() if shape in (None, weight)]
+        if not (fitting or in_torch or self.modules):
+            fitting = [law for (weight, *_), law in laws.items() if _is_split(weight, shape)]
         if len(fitting) != 1:
             raise MisfitError(
                 f"{name} has {f'the shape {shape}' if shape else 'no known shape: give a base'}. "
@@ -100,7 +103,8 @@ class Update(NamedTuple):
         """The place of the module in its weight, and the sum there."""
         place = at(self.law.weight, self.part)
         axes = "".join(axis for axis in self.law.weight if axis not in self.part)
-        return place, weight[place].astype(dtype) + self.dense(axes, dtype)
+        old = weight[place].astype(dtype)
+        return place, old + self.dense(axes, dtype).reshape(old.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +337,8 @@ def _write_adapter(to: str, path: Path, updates: list[Update]) -> None:
             tensors[f"{start}_lora_a"] = np.moveaxis(A, (0, 1), (-1, -2))
             tensors[f"{start}_lora_b"] = B.reshape(len(B), -1).T
         else:
-            ends = (
-                ("embedding_A", "embedding_B") if update.is_embedding else ("A.weight", "B.weight")
-            )
-            tensors |= {f"{name}.lora_{end}": x for end, x in zip(ends, (A, B), strict=True)}
+            infix, end = ("embedding_", "") if update.is_embedding else ("", ".weight")
+            tensors |= {f"{name}.lora_{infix}A{end}": A, f"{name}.lora_{infix}B{end}": B}
     if to == "orbax":
         save_orbax(path, tensors, alpha)
     elif to == "safetensors":
@@ -399,6 +401,12 @@ def _plan(
                 raise MisfitError(f"{show_path(plan[name][0].key)} updates {name}, too")
             plan[name] = [part.with_law(name, tuple(base[name].shape)) for part in parts]
     return plan
+
+
+def _is_split(weight: Shape, shape: Any) -> bool:
+    """Whether Qwix's factors, which have one axis for all inputs, fit a weight of this shape."""
+    products = [{*itertools.accumulate(axes, operator.mul)} for axes in (weight, shape)]
+    return math.prod(weight) == math.prod(shape) and products[0] <= products[1]
 
 
 def _path(name: str) -> str:
