@@ -22,7 +22,7 @@ BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-all test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-physicsnemo lint typecheck docs dist pictures clean
+.PHONY: demo test test-all test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -69,15 +69,27 @@ test-peft: .venv-peft/.ready
 	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
-# States of Qwix and Tunix, and checkpoints of Orbax, against these libraries.
-test-stacks: .venv-stacks/.ready
+# LoRA of Qwix, Tunix and Keras, and checkpoints of Orbax, against these libraries; models of Levanter.
+test-stacks: .venv-stacks/.ready .venv-levanter/.ready
 	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_stacks.py
+	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_keras.py
+	JNO_LORA_TEST_LEVANTER=1 .venv-levanter/bin/pytest plugins/jno-lora-haliax/tests
 
 .venv-stacks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
 	test -x .venv-stacks/bin/python || $(MODELS_PYTHON) -m venv .venv-stacks
 	.venv-stacks/bin/python -m pip install --quiet --upgrade pip
 	.venv-stacks/bin/python -m pip install --quiet -e ".[test-stacks]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	touch $@
+
+# draccus, which Levanter imports, installs a package `tests`, which would hide ours.
+.venv-levanter/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
+	test -x .venv-levanter/bin/python || $(MODELS_PYTHON) -m venv .venv-levanter
+	.venv-levanter/bin/python -m pip install --quiet --upgrade pip
+	.venv-levanter/bin/python -m pip install --quiet -e ".[test-levanter]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-levanter/bin/python -m pip install --quiet --no-deps levanter==1.2.dev1644
+	rm -rf .venv-levanter/lib/python*/site-packages/tests
 	touch $@
 
 # jNO with our adapters inside: its versions that are known, and the newest. Wheels, as users have
@@ -165,6 +177,10 @@ bench-physicsnemo: $(VENV)/.ready .bench/physicsnemo/.ready
 	$< -m pip install --quiet nvidia-physicsnemo==2.2.2 "torch<=2.13"
 	touch $@
 
+# A training step beside Levanter's LoRA, both in one process.
+bench-levanter: .venv-levanter/.ready
+	.venv-levanter/bin/python -m benchmarks.levanter $(BENCH)
+
 # Lines and branches that the suite runs, and which test runs which; and those that the tests beside
 # PEFT and inside jNO run, in environments of their own. `make mutation` cannot run those: without
 # a context it does not see them.
@@ -224,7 +240,7 @@ pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-jno .venv-matrix .venv-dist .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-stacks .venv-levanter .venv-jno .venv-matrix .venv-dist .bench dist build demo-output site
 
 # Our own packages first, so that pip takes them from here and not from an index, and all by one
 # hatchling: pip would install a copy for each.

@@ -23,6 +23,7 @@ STRUCTURES = {
 KINDS = (
     *("Conv", "ConvTranspose", "Embedding", "InNorm", "Recurrent"),
     *("Array", "ChannelLastConv", "ChannelLastConvTranspose", "E3nn", "SubsampledLinear"),
+    *("HaliaxLinear", "HaliaxEmbedding", "HaliaxConv"),
 )
 
 Layer = TypeVar("Layer", bound=Hashable)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jno.lora import penalty, resolve, retain
 
 from .._families import Effort, relative_errors, shifted
-from .._training import fine_tune
+from .._training import Best, fine_tune
 from ._problems import Problem
 
 Fields = tuple[Array, Array]  # initial fields, and solutions
@@ -96,6 +96,41 @@ class Fitting:
         fields, solutions = (shifted(u[indices], shifts, self.problem.axes) for u in pool)
         return fields, solutions
 
+    def error(self, model: Any, batch: Fields) -> Float[Array, ""]:
+        """The mean relative error."""
+        return jnp.mean(self._errors(model, batch))
+
+    def tuned(
+        self,
+        trainable: Any,
+        frozen: Any,
+        pool: Fields,
+        replay: Replay | None,
+        key: Array,
+        samples: Any,
+        rate: Any,
+    ) -> Best:
+        """The parameters with the lowest validation error."""
+        held_out = self.validation(pool, key, samples)
+
+        def loss(trainable: Any, step: Array) -> Array:
+            batch = self.batch(pool, key, samples, step)
+            model = eqx.combine(trainable, frozen)
+            total = self.loss(model, batch)
+            if replay is None:
+                return total
+            fields = self.replayed(replay.fields, key, step)
+            apply = self.problem.family.apply
+            return total + retain(model, fields, replay.weight, call=apply, base=replay.base)
+
+        return fine_tune(
+            trainable,
+            loss,
+            lambda trainable: self.error(eqx.combine(trainable, frozen), held_out),
+            jax.tree.map(lambda _: rate, trainable),
+            self.effort,
+        )
+
     def _errors(self, model: Any, batch: Fields) -> Float[Array, " batch"]:
         fields, solutions = batch
         return relative_errors(self.problem.family.apply(resolve(model), fields), solutions)
@@ -111,29 +146,10 @@ class Fitting:
         samples: Any,
         rate: Any,
     ) -> Outcome:
-        held_out = self.validation(pool, key, samples)
-
-        def error(trainable: Any, batch: Fields) -> Array:
-            return jnp.mean(self._errors(eqx.combine(trainable, frozen), batch))
-
-        def loss(trainable: Any, step: Array) -> Array:
-            batch = self.batch(pool, key, samples, step)
-            model = eqx.combine(trainable, frozen)
-            total = self.loss(model, batch)
-            if replay is None:
-                return total
-            fields = self.replayed(replay.fields, key, step)
-            apply = self.problem.family.apply
-            return total + retain(model, fields, replay.weight, call=apply, base=replay.base)
-
-        best = fine_tune(
-            trainable,
-            loss,
-            lambda trainable: error(trainable, held_out),
-            jax.tree.map(lambda _: rate, trainable),
-            self.effort,
-        )
+        best = self.tuned(trainable, frozen, pool, replay, key, samples, rate)
         # One program for both: most of a run's time is compiling.
         stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *tests)
-        test, source = jax.lax.map(lambda fields: error(best.trainable, fields), stacked)
+        test, source = jax.lax.map(
+            lambda fields: self.error(eqx.combine(best.trainable, frozen), fields), stacked
+        )
         return Outcome(best.validation, test, source, best.best_step, best.steps)

@@ -72,7 +72,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
             pairs.append((p, method, seeds))
     if not pairs:
         raise SystemExit(f"--only {only!r} selects no problem/method/seed.")
-    prepared: dict[str, _Prepared] = {}
+    prepared: dict[str, Prepared] = {}
     failed: list[str] = []
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with append(path) as write, Progress(*columns) as progress:
@@ -80,7 +80,7 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
         for problem, method, seeds in pairs:
             progress.update(task, description=f"{problem.name}: {method.name}")
             if problem.name not in prepared:
-                prepared[problem.name] = _Prepared(problem, plan.effort)
+                prepared[problem.name] = Prepared(problem, plan.effort)
                 for record in prepared[problem.name].untouched(done):
                     write(record)
             begin = time.process_time()
@@ -137,7 +137,7 @@ class Done:
         return min(runs, key=lambda record: record["validation"]) if runs else None
 
 
-class _Prepared:
+class Prepared:
     """A pretrained model, and the simulations of a problem."""
 
     def __init__(self, problem: Problem, effort: Effort):
@@ -200,7 +200,7 @@ class _Prepared:
 
 
 def _run_pair(
-    ready: _Prepared,
+    ready: Prepared,
     method: Method,
     numbers: Sequence[int],
     seeds: Sequence[int],
@@ -223,7 +223,7 @@ def _run_pair(
 
 
 def _repeated(
-    ready: _Prepared, method: Method, samples: int, seeds: Sequence[int], done: Done
+    ready: Prepared, method: Method, samples: int, seeds: Sequence[int], done: Done
 ) -> Iterator[Record]:
     """The chosen runs whose error at the source is not known, once more."""
     for seed in seeds:

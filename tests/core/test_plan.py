@@ -98,7 +98,8 @@ def test_a_spec_is_told_what_earlier_specs_and_its_own_wrappers_leave_it(model, 
 @pytest.mark.parametrize("nothing", [None, [jax.nn.relu]])
 def test_a_model_without_layers_is_said_to_have_none(nothing):
     message = refused(nothing, wrapper=ToyLinear)
-    assert "holds no Equinox module with arrays" in message and "flax-and-haiku.md" in message
+    assert "no Equinox module with plain arrays" in message and "flax-and-haiku.md" in message
+    assert "jno-lora[haliax]" in message
 
 
 def test_a_mask_that_selects_nothing_warns_and_names_the_layers(model, getkey):

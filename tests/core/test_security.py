@@ -76,7 +76,13 @@ ALLOWED = {
     f"{ZOO}/_bibtex.py": {".read_text"},  # papers.bib, beside it
     f"{PEFT}/files.py": {".mkdir", ".unlink", "os.replace"},
     f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names
-    f"{PEFT}/states/loading.py": {"orbax"},  # folders that a call names
+    f"{PEFT}/states/containers.py": {  # the source, the base and the result that a call names
+        *("orbax", ".safe_open", ".memmap", ".glob", ".iterdir"),
+        *("open()", ".mkdir", ".write_text", "shutil", "os.replace"),
+    },
+    f"{PEFT}/states/converting.py": {  # the folder of an unfinished conversion, beside the result
+        *(".mkdir", ".read_text", ".write_text", "shutil", "os.replace")
+    },
     f"{COMPARE}/_comparison.py": {"open()"},
     f"{COMPARE}/_commands.py": {".mkdir", ".to_csv", ".resolve_name"},  # MODULE:NAME
     f"{TRAIN}/_training_run.py": {

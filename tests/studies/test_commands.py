@@ -4,7 +4,10 @@ import importlib
 
 import pytest
 
-STUDIES = ("conditional", "equivariant", "large", "operators", "physics", "sequence", "uncertainty")
+STUDIES = (
+    *("conditional", "equivariant", "extract", "large", "operators", "physics", "sequence"),
+    "uncertainty",
+)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -15,7 +18,8 @@ def test_a_pattern_that_selects_nothing_is_refused(study):
 
 
 @pytest.mark.parametrize(
-    ("study", "name"), [("equivariant", "equivariant-study"), ("physics",) * 2]
+    ("study", "name"),
+    [("equivariant", "equivariant-study"), ("extract", "combining"), ("physics",) * 2],
 )
 def test_the_page_shows_the_stored_results(study, name, tmp_path):
     report, runs = (importlib.import_module(f"studies.{study}.{m}") for m in ("_report", "_runs"))

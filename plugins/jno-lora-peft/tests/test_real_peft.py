@@ -7,9 +7,11 @@ import pytest
 from peft_cases import torch_side as torch
 from peft_cases.files import read_files, trained
 from peft_cases.twins import assert_close, outputs, twin
+from safetensors.numpy import save_file
 
 from jno.lora import PeftFormatError
 from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import extract_peft
 from jno_lora_peft.config import known_settings
 from jno_lora_peft.types import TYPES
 
@@ -121,3 +123,17 @@ def test_saved_adapters_compute_the_same_in_peft(case, plain, tmp_path):
     assert_close(outputs(ours), torch.outputs(theirs))
     # And back, where nothing is lost on the way.
     assert_close(outputs(load_peft(plain, tmp_path, tied=False)), outputs(ours))
+
+
+def test_a_full_fine_tune_that_was_extracted_computes_the_same_in_peft(tmp_path):
+    base, tuned = torch.model(), torch.model()
+    torch.moved(tuned)
+    weights = torch.weights(tuned) | {"grouped.weight": torch.weights(base)["grouped.weight"]}
+    states = {"base": torch.weights(base), "tuned": weights}
+    for name, tensors in states.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    paths = (tmp_path / f"{name}.safetensors" for name in states)
+    extract_peft(*paths, tmp_path / "adapter", energy=1.0, leftovers="keep")
+    expected = outputs(twin(weights))
+    assert_close(torch.outputs(torch.loaded(tmp_path / "adapter")), expected)
+    assert_close(outputs(load_peft(twin(states["base"]), tmp_path / "adapter")), expected)

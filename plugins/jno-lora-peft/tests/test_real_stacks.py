@@ -14,7 +14,7 @@ import safetensors.numpy
 from peft_cases.files import trained
 
 from jno.lora import Net, PeftFormatError, SelectionError
-from jno.lora.peft import load_lora_state, lora_state
+from jno.lora.peft import convert_lora, load_lora_state, lora_state
 from jno_lora_arrays import declare, plain
 
 if importlib.util.find_spec("tunix") is None:
@@ -175,6 +175,31 @@ def test_adapters_from_here_compute_the_same_in_qwix_and_tunix(plain_twin, tmp_p
     assert_close(load_lora_state(plain_twin, tmp_path / "tree", alpha=ALPHA)(X), ours(X))
 
 
+def test_checkpoints_are_merged_and_written_by_orbax(plain_twin, theirs, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "full", params)
+        done = convert_lora(
+            tmp_path / "full", tmp_path / "merged", to="merged", alpha=ALPHA, verify=True
+        )
+        merged = checkpointer.restore(tmp_path / "merged")
+    assert done.difference < 1e-6 and not done.left
+    definition, state = nnx.split(Theirs())
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(merged))
+    assert_close(nnx.merge(definition, state)(X), theirs(X))
+    # The adapter alone, by way of PEFT, without the kernel, which PEFT has in other axes.
+    lora = nnx.to_pure_dict(nnx.state(theirs, nnx.LoRAParam))
+    del lora["conv"]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "lora", lora)
+    convert_lora(tmp_path / "lora", tmp_path / "peft", to="peft", alpha=ALPHA, verify=True)
+    done = convert_lora(tmp_path / "peft", tmp_path / "qwix", to="orbax", verify=True)
+    assert done.difference == 0
+    loaded = load_lora_state(plain_twin, tmp_path / "qwix")
+    direct = load_lora_state(plain_twin, lora, alpha=ALPHA)
+    assert_close(loaded(X), direct(X))
+
+
 def test_parameters_of_flax_take_the_state_as_it_is(theirs):
     # The parameters of a model of Flax, declared as docs/flax-and-haiku.md does.
     definition, params = nnx.split(Theirs())
@@ -251,6 +276,24 @@ def test_a_llama_of_tunix_and_the_same_llama_of_eqx_zoo(tmp_path):
     again = trained(ours, "lora", target="layers/.*proj")
     nnx.update(adapted, lora_state(again, state, alpha=ALPHA, rename=TUNIX))
     assert_close(their_logits(adapted), our_logits(again))
+
+
+# Before the tests of MaxText, which replaces a function of JAX when it is imported.
+def test_tunix_trains_methods_of_the_zoo_as_its_own_lora(capsys):
+    path = pathlib.Path(__file__).parents[3] / "examples" / "tunix_dora.py"
+    spec = importlib.util.spec_from_file_location("tunix_dora", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    losses = example.main(["--quick"])
+    for method in example.METHODS:
+        (restored,) = (losses[name] for name in losses if name == f"{method}, restored at step 5")
+        assert losses[method] < losses["untouched"] and restored == losses[method]
+    for method in ("lora", "dora", "pissa"):
+        merged = losses[f"{method}, merged into a Llama3"]
+        assert merged == pytest.approx(losses[method], rel=1e-4)
+    # DoRA has a magnitude for each output, beside LoRA's factors.
+    printed = capsys.readouterr().out
+    assert "LoRA of Tunix: 4,096 parameters" in printed and "dora: 4,608 parameters" in printed
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 The kit asks every adapter about objects that are not layers, and about adapted layers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from zoo_cases import ALL_METHODS, case
 from zoo_cases.layers import NAMES
 
 import jno_lora_zoo
+from jno.lora import Net, SelectionError, plan_lora
 from jno_lora_zoo import (
     LAYER_KINDS,
     METHODS,
@@ -53,6 +54,13 @@ def table(weight, count=11, size=6):
     return duck(weight, num_embeddings=count, embedding_size=size)
 
 
+class NamedArray(NamedTuple):
+    """An array as Haliax has them."""
+
+    array: Any
+    axes: Any
+
+
 class NotBuiltYet(eqx.Module):
     in_features: int = 6
     out_features: int = 5
@@ -69,6 +77,15 @@ class NotBuiltYet(eqx.Module):
 
 def f32(*shape):
     return jnp.ones(shape)
+
+
+class Linear(eqx.Module):
+    """A linear layer as Haliax has them."""
+
+    weight: NamedArray
+
+
+OF_HALIAX = Linear(NamedArray(f32(5, 6), ("out", "in")))
 
 
 def placeholder_of_shared():
@@ -156,6 +173,7 @@ def test_other_forms_of_the_same_layers_are_claimed(kind, leaf, ndim):
         (LinearLayer, REFUSED["weight without inputs"], "its weight (5, 0) is empty"),
         (EmbeddingLayer, TURNED_TABLE, "(6, 11), not (num_embeddings, embedding_size) = (11, 6)"),
         (EmbeddingLayer, LINEAR, None),
+        (LinearLayer, OF_HALIAX, 'its weight is a NamedArray: `pip install "jno-lora[haliax]"`'),
         (
             RecurrentLayer,
             REFUSED["cell with other weights"],
@@ -183,6 +201,12 @@ def test_ia3_is_refused_where_the_norm_takes_out_all_that_it_trains(norm, output
     normed = norm(eqx.nn.Linear(4, outputs, key=KEY))
     assert IA3InNorm.applies_to(normed) is applies
     assert applies or "takes the scale of each row out again" in IA3InNorm.why_not(normed)
+
+
+def test_a_layer_of_haliax_needs_its_plugin_and_the_plan_says_so():
+    assert "jno_lora_haliax is imported" in str(plan_lora([OF_HALIAX], rank=2))
+    with pytest.raises(SelectionError, match=r"0: Linear, no wrapper applies.*jno-lora\[haliax\]"):
+        Net([OF_HALIAX]).lora(rank=2)
 
 
 def test_an_adapter_knows_its_method_and_its_layer_kind():

@@ -4,7 +4,7 @@
 """
 
 from ._combine import combine, combine_with_report
-from ._convert import shrink, to_lora
+from ._convert import extract_lora, shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
 from ._pictures import new_picture
 from ._products import UpdateReport, UpdateRow, scale_adapters
@@ -20,6 +20,7 @@ __all__ = [
     "adapter_effects",
     "combine",
     "combine_with_report",
+    "extract_lora",
     "new_picture",
     "plot_adapters",
     "scale_adapters",

@@ -1,13 +1,16 @@
-"""Convert adapters to plain LoRA, and remove the directions that a controller has closed."""
+"""Convert updates to plain LoRA: of adapters, of a fine-tuned model, and of open directions."""
 
-from typing import Any, TypeVar
+import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jno.lora import (
     JnoLoraError,
@@ -23,7 +26,10 @@ from jno.lora.extending import (
     bullets,
     default_registry,
     expect_model,
+    layers_at,
     map_adapters,
+    modules_by_path,
+    norms_around,
     over_stack,
     path_str,
     put_around,
@@ -34,10 +40,15 @@ from jno.lora.parts import (
     at_least_float32,
     check_rank,
     claims,
+    enclosing,
+    failing,
     filler,
+    held_dtype,
     is_traced,
     on_the_mesh,
     refusal_of_template,
+    replace_layers,
+    tracked,
     widest,
 )
 from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
@@ -56,6 +67,7 @@ from ._products import (
 )
 
 M = TypeVar("M")
+Leftovers = Literal["raise", "keep", "drop"]
 _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
@@ -96,12 +108,7 @@ def to_lora(
     to; `PluginError` without plain LoRA (the zoo).
     """
     expect_model(model, "to_lora")
-    if rank is not None and energy is not None:
-        raise SelectionError("`rank` and `energy` were both given. Give only one.")
-    if rank is not None:
-        check_rank(rank)
-    if energy is not None:
-        check_fraction("energy", energy)
+    _check_size(rank, energy)
     if not any(adapted_layers(model)):
         return model, UpdateReport(())
     classes = _plain_lora(default_registry(registry))
@@ -125,6 +132,16 @@ def to_lora(
             f"Not every adapter can be converted to plain LoRA like this:\n{bullets(problems)}"
         )
     return converted, UpdateReport(tuple(rows))
+
+
+def _check_size(rank: int | None, energy: float | None) -> None:
+    """**Raises:** `SelectionError` if both are given, or one of them makes no sense."""
+    if rank is not None and energy is not None:
+        raise SelectionError("`rank` and `energy` were both given. Give only one.")
+    if rank is not None:
+        check_rank(rank)
+    if energy is not None:
+        check_fraction("energy", energy)
 
 
 def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
@@ -172,7 +189,8 @@ def _converted(
             "Adapters of one class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
-        return _converted_family(cls, adapter, layer, rank, energy)
+        updates = on_the_mesh(adapter, _family_updates, cls, adapter)
+        return _nearest_family(cls, layer, updates, rank, energy, adapter.rank)
     factors = known_factors(adapter)
     if factors is None and not type(adapter).mergeable:
         raise WrapperError("it cannot be merged, so its update is not a low-rank product")
@@ -186,12 +204,19 @@ def _converted(
             if factors.rank <= rank:
                 return lora_around(layer, cls, factors), jnp.zeros(())
         triplets = on_the_mesh(adapter, triplets_of_product, factors)
-    _check_values(triplets.S, rank)
+    return _nearest(cls, layer, triplets, rank, energy)
+
+
+def _nearest(
+    cls: type[LoRAWrapper], layer: Any, update: Triplets, rank: int | None, energy: float | None
+) -> tuple[Any, Array]:
+    """The adapter of `cls` that is _nearest to an update, and the error due to its rank."""
+    _check_values(update.S, rank)
     if energy is not None:
-        rank = rank_for(triplets, energy)
+        rank = rank_for(update, energy)
     assert rank is not None
-    update = cut(triplets, min(rank, triplets.S.shape[-1]))
-    return lora_around(layer, cls, update), lost_by_cutting(triplets, rank)
+    factors = cut(update, min(rank, update.S.shape[-1]))
+    return lora_around(layer, cls, factors), lost_by_cutting(update, rank)
 
 
 def _check_values(singular_values: Array, rank: int | None) -> None:
@@ -224,12 +249,19 @@ def _fits(cls: type[LoRAWrapper], adapter: LoRAWrapper, layer: Any) -> bool:
     return shapes(type(adapter)) in ({}, shapes(cls))
 
 
-def _converted_family(
-    cls: Any, adapter: LoRAWrapper, layer: Any, rank: int | None, energy: float | None
+def _nearest_family(
+    cls: Any,
+    layer: Any,
+    updates: Mapping[str, tuple[Array, Array]],
+    rank: int | None,
+    energy: float | None,
+    known_rank: int | None = None,
 ) -> tuple[LoRAWrapper, Array]:
-    """As `_converted`, for the LoRA `cls` of a layer with several matrices."""
-    ndim = cls.stack_ndim(layer)
-    updates = on_the_mesh(adapter, _family_updates, cls, adapter)
+    """As `_nearest`, for the LoRA `cls` of a layer with several matrices.
+
+    - `updates`: what `_matrix_updates` returns.
+    - `known_rank`: the rank that the update must have if `rank` and `energy` are missing.
+    """
     triplets = {name: _without_noise(triplets_of(U), scale) for name, (U, scale) in updates.items()}
     dtype = widest(t.S.dtype for t in triplets.values())
     values = [t.S.astype(dtype) for t in triplets.values()]
@@ -239,29 +271,33 @@ def _converted_family(
         rank = max(rank_for(t, energy) for t in triplets.values())
     if rank is None:
         rank = max(1, *(int((S > 0).sum(axis=-1).max()) for S in values))
-        if adapter.rank is None or rank > adapter.rank:
+        if known_rank is None or rank > known_rank:
             raise WrapperError(_SAY_HOW_MUCH)
     rank = min(rank, max(S.shape[-1] for S in values))
     factors = {name: tuple(cut(t, rank)) for name, t in triplets.items()}
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
-    lora = over_stack(MatrixAdapter.of(cls).with_products, ndim)(layer, factors)
+    lora = over_stack(MatrixAdapter.of(cls).with_products, cls.stack_ndim(layer))(layer, factors)
     return lora, error.astype(jnp.float32)
 
 
 def _family_updates(cls: Any, adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
-    """The update of each of several matrices and the size of its rounding, by name."""
-
     def of_layer(adapter: LoRAWrapper) -> dict[str, tuple[Array, Array]]:
         wide: Any = at_least_float32(adapter)
-        before, after = map(MatrixAdapter.of(cls).matrices, (wide.unwrap(), wide.merge()))
-        return {name: (after[name] - W, rounding(W, after[name])) for name, W in before.items()}
+        return _matrix_updates(cls, wide.unwrap(), wide.merge())
+
+    return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def _matrix_updates(cls: Any, layer: Any, changed: Any) -> dict[str, tuple[Array, Array]]:
+    """The update of each of several matrices and the size of its rounding, by name."""
 
     def rounding(W: Array, V: Array) -> Array:
         norms = (jnp.linalg.norm(x, axis=(-2, -1)) for x in (W, V))
         return max(W.shape[-2:]) * float(jnp.finfo(W.dtype).eps) * jnp.add(*norms)
 
-    return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+    before, after = map(MatrixAdapter.of(cls).matrices, (layer, changed))
+    return {name: (after[name] - W, rounding(W, after[name])) for name, W in before.items()}
 
 
 def _without_noise(triplets: Triplets, noise: Array) -> Triplets:
@@ -289,22 +325,187 @@ def _triplets(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> tuple[Triplets, A
     def of_layer(adapter: LoRAWrapper) -> tuple[Triplets, Any]:
         wide: Any = at_least_float32(adapter)
         layer, merged = wide.unwrap(), wide.merge()
-        before, after = map(MatrixAdapter.of(cls).matrix, (layer, merged))
-        assert before is not None and after is not None
-        update = after - before
+        update = _update(cls, layer, merged)
         outputs, inputs = update.shape
         identity = jnp.eye(min(outputs, inputs), dtype=update.dtype)
         whole = Factors(update, identity) if outputs < inputs else Factors(identity, update)
         by_lora = cls.from_state(layer, *whole.as_adapter(cls)).merge()
         trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (layer, merged, by_lora)]
         missed = jax.tree.map(lambda w, m, b: jnp.any(m != w) & ~jnp.any(b != w), *trees)
-        U, sizes, Vt = triplets_of(update)
-        # Values below this size may come from the rounding of the two matrices.
-        noise = jnp.finfo(update.dtype).eps * jnp.linalg.norm(before)
-        sizes = jnp.where(sizes <= noise, 0, sizes)  # NaN stays NaN
-        return Triplets(U, sizes, Vt), missed
+        return _matrix_triplets(cls, layer, merged), missed
 
     return over_stack(of_layer, type(adapter).stack_ndim(adapter.base))(adapter)
+
+
+def _matrix_triplets(cls: Any, layer: Any, changed: Any) -> Triplets:
+    """The update of the matrix of a plain layer, without what may come from rounding."""
+    U, sizes, Vt = triplets_of(_update(cls, layer, changed))
+    noise = jnp.finfo(sizes.dtype).eps * jnp.linalg.norm(MatrixAdapter.of(cls).matrix(layer))
+    return Triplets(U, jnp.where(sizes <= noise, 0, sizes), Vt)  # NaN stays NaN
+
+
+def _update(cls: Any, layer: Any, changed: Any) -> Array:
+    before, after = map(MatrixAdapter.of(cls).matrix, (layer, changed))
+    assert before is not None and after is not None
+    return after - before
+
+
+def extract_lora(
+    base: M,
+    tuned: M,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    leftovers: Leftovers = "raise",
+    registry: Registry | None = None,
+) -> tuple[M, UpdateReport]:
+    """`base` with the plain LoRA that is nearest to its fine-tuned copy `tuned`.
+
+    A singular value decomposition cuts the difference of each matrix, in float32 at least, one
+    layer after another. No other update of the same rank is nearer in the Frobenius norm (Eckart
+    and Young). A stack of layers gets one rank. Layers whose matrices are equal get no adapter.
+
+    **Arguments:**
+
+    - `base`, `tuned`: plain models with the same structure and shapes, not traced. Merge adapters
+        first. `tuned` may have other precisions.
+    - `rank`: the rank to keep.
+    - `energy`: in `(0, 1]`: take the smallest rank of each layer that keeps this fraction of the
+        squared Frobenius norm of the difference. Give either `rank` or `energy`.
+    - `leftovers`: what happens to changed arrays that LoRA does not adapt, such as biases and
+        norms: `"raise"` lists them in an error, `"keep"` puts their new values into the base, and
+        `"drop"` leaves the base as it is. The report lists them, too. Files of adapters do not hold
+        arrays of the base, so save the base of `"keep"` as well.
+    - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
+
+    **Returns:** the adapted model, and an `UpdateReport` with each layer's rank, error and energy.
+
+    **Raises:** `SelectionError` if the models differ in structure or carry adapters, if arrays are
+    left over, or if an argument makes no sense; `WrapperError` that names a layer whose difference
+    has NaN or infinity; `PluginError` without plain LoRA (the zoo).
+    """
+    _check_same_structure(base=base, tuned=tuned)
+    _check_size(rank, energy)
+    if rank is None and energy is None:
+        raise SelectionError("Give `rank` or `energy`, which say how much of the update to keep.")
+    if leftovers not in (options := get_args(Leftovers)):
+        raise SelectionError(f"`leftovers` must be one of {options}, but is {leftovers!r}.")
+    classes = _classes_by_path(base, _plain_lora(default_registry(registry)))
+    adapts = {path: _adapts(classes[path], x) for path, x in layers_at(base, classes).items()}
+    changed: list[str] = []
+    left: list[str] = []
+
+    def take(keys: Any, old: Any, new: Any, is_adapted: bool) -> Any:
+        if not _differ(old, new):
+            return old
+        (changed if is_adapted else left).append(path_str(keys))
+        return old if is_adapted or leftovers == "drop" else jnp.asarray(new, held_dtype(old))
+
+    flags = replace_layers(jax.tree.map(lambda _: False, base), adapts)
+    model = jtu.tree_map_with_path(take, base, tuned, flags)
+    if left and leftovers == "raise":
+        raise SelectionError(
+            f"LoRA does not adapt these arrays, which differ:\n{bullets(map(show_path, left))}\n"
+            'leftovers="keep" puts their values into the base of the result, and leftovers="drop" '
+            "leaves them out."
+        )
+    paths = dict.fromkeys(layer for _, layer in enclosing(changed, classes))
+    before, after = layers_at(model, paths), layers_at(tuned, paths)
+    adapters: dict[str, LoRAWrapper] = {}
+    rows: list[UpdateRow] = []
+    with contextlib.closing(tracked([*paths], "Decomposing")) as shown:
+        for path in shown:
+            layer = before[path]
+            with failing(f"extract LoRA at {show_path(path)!r}"):
+                lora, error = _extracted(classes[path], layer, after[path], rank, energy)
+            adapters[path] = lora
+            rows.append(UpdateRow(path, type(layer), type(lora), lora.rank, error))
+    return replace_layers(model, adapters), UpdateReport(tuple(rows), tuple(left))
+
+
+def _check_same_structure(**models: PyTree) -> None:
+    """**Raises:** `SelectionError` unless the models are plain, and have one structure."""
+    for name, model in models.items():
+        expect_model(model, "extract_lora")
+        if refusal := refusal_of_template(model, "Give the model itself."):
+            raise SelectionError(f"`{name}`: {refusal}")
+        for path, _ in adapted_layers(model):
+            raise SelectionError(
+                f"`{name}` has an adapter at {show_path(path)!r}. Call merge_lora first."
+            )
+    forms = {name: _forms(model) for name, model in models.items()}
+    base, tuned = forms.values()
+    if unlike := [path for path in base | tuned if base.get(path) != tuned.get(path)]:
+        path = max(unlike, key=len)  # not the layers around the difference
+        sides = (f"{x.get(path, ('nothing',))[0]} in `{name}`" for name, x in forms.items())
+        raise SelectionError(
+            f"The models have different structures: at {show_path(path)!r}, {', '.join(sides)}."
+        )
+
+
+def _forms(model: PyTree) -> dict[str, tuple[Any, ...]]:
+    """By path, the name and structure of each module, and the shape or class of each leaf."""
+    layers = modules_by_path(model).items()
+    forms: dict[str, Any] = {p: (type(x).__name__, jax.tree.structure(x)) for p, x in layers}
+    for keys, leaf in jtu.tree_leaves_with_path(model):
+        forms[path_str(keys)] = (str(leaf.shape) if _is_array(leaf) else type(leaf).__name__,)
+    return forms
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _differ(old: Any, new: Any) -> bool:
+    return _is_array(old) and bool(jnp.any(jnp.not_equal(*_in_wide_dtypes(old, new))))
+
+
+def _in_wide_dtypes(old: Any, new: Any) -> tuple[Any, Any]:
+    """Both layers in the dtypes of the first, in float32 at least."""
+    wide = at_least_float32(old)
+    cast = lambda x, y: jnp.asarray(y, held_dtype(x)) if _is_array(x) else y  # noqa: E731
+    return wide, jax.tree.map(cast, wide, new)
+
+
+def _classes_by_path(model: PyTree, classes: list[type[LoRAWrapper]]) -> dict[str, Any]:
+    """The class of plain LoRA for each of the outermost layers that have one."""
+    layers = modules_by_path(model).items()
+    options = {path: next((c for c in classes if claims(c, x)), None) for path, x in layers}
+    chosen = {path: cls for path, cls in options.items() if cls is not None}
+    inside = {path for path, _ in enclosing(chosen, chosen)} | norms_around(model, chosen).keys()
+    return {path: cls for path, cls in chosen.items() if path not in inside}
+
+
+def _adapts(cls: Any, layer: Any) -> Any:
+    """For each leaf of `layer`, whether a random update by `cls` changes it."""
+    index = (0,) * cls.stack_ndim(layer)  # all layers of a stack are alike
+    wide = at_least_float32(layer)
+    first = jax.tree.map(lambda x: jnp.asarray(x)[index] if _is_array(x) else x, wide)
+
+    def random(W: Array) -> Factors:
+        shapes = (*W.shape[:-2], 1, W.shape[-1]), (*W.shape[:-1], 1)
+        return Factors(*(jax.random.normal(jax.random.key(0), s, W.dtype) for s in shapes))
+
+    if has_products(cls):
+        matrices = MatrixAdapter.of(cls).matrices(first)
+        lora = cls.with_products(first, {name: tuple(random(W)) for name, W in matrices.items()})
+    else:
+        lora = cls.from_state(first, *random(cls.matrix(first)).as_adapter(cls))
+    return jax.tree.map(_differ, first, lora.merge())
+
+
+def _extracted(
+    cls: Any, layer: Any, changed: Any, rank: int | None, energy: float | None
+) -> tuple[LoRAWrapper, Array]:
+    function, nearest = _matrix_triplets, _nearest
+    if has_products(cls):
+        function, nearest = _matrix_updates, _nearest_family
+    update = on_the_mesh(layer, _of_stack, cls, function, *_in_wide_dtypes(layer, changed))
+    return nearest(cls, layer, update, rank, energy)
+
+
+def _of_stack(cls: Any, function: Any, layer: Any, changed: Any) -> Any:
+    return over_stack(functools.partial(function, cls), cls.stack_ndim(layer))(layer, changed)
 
 
 def shrink(model: M, *, registry: Registry | None = None) -> M:

@@ -22,21 +22,31 @@ PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
 class UpdateRow(eqx.Module):
     """One new adapter.
 
-    - `wrapper`: its class; `former`: the class of the (first) adapter that it was made from.
+    - `wrapper`: its class; `former`: the class of the (first) adapter that it was made from, or of
+        the layer (`extract_lora`).
     - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over a whole stack.
+    - `energy`: the fraction of `||update||^2` that is kept, `1 - error^2`.
     """
 
     path: str = eqx.field(static=True)
-    former: type[LoRAWrapper] = eqx.field(static=True)
+    former: type[eqx.Module] = eqx.field(static=True)
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True)
     error: Float[Array, ""]
 
+    @property
+    def energy(self) -> Float[Array, ""]:
+        return 1 - self.error * self.error
+
 
 class UpdateReport(eqx.Module, Printed[UpdateRow]):
-    """The rank and the error of each new adapter. A pytree; prints as a table."""
+    """The rank and the error of each new adapter. A pytree; prints as a table.
+
+    - `leftovers`: the paths of changed arrays that no LoRA adapts (`extract_lora`).
+    """
 
     rows: tuple[UpdateRow, ...]
+    leftovers: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def error(self) -> Float[Array, ""]:
@@ -46,13 +56,15 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
 
     def _table(self) -> Table:
         columns = [(name, "left") for name in ("path", "from", "to")]
-        columns += [("rank", "right"), ("error", "right")]
+        columns += [("rank", "right"), ("error", "right"), ("energy", "right")]
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
             names = show_path(row.path), row.former.__name__, row.wrapper.__name__
             rank = "" if row.rank is None else f"{row.rank}"
-            rows.append((*names, rank, f"{float(row.error):.1e}"))
-        caption = "error: the fraction of the update that is lost"
+            rows.append((*names, rank, f"{float(row.error):.1e}", f"{float(row.energy):.2%}"))
+        caption = "error: ‖lost‖ / ‖update‖; energy: the fraction of ‖update‖² that is kept"
+        if self.leftovers:
+            caption += f"\nchanged, and not adapted: {', '.join(map(show_path, self.leftovers))}"
         return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)
 
 

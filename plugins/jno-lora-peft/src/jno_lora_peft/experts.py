@@ -13,6 +13,7 @@ import numpy as np
 
 from jno.lora import SelectionError
 from jno.lora.extending import show_path
+from jno_lora_zoo import plain_layer
 
 from ._errors import MisfitError, Problems
 from ._names import compiled, show_index
@@ -42,7 +43,7 @@ def sizes_of(layer: object, index: Shape) -> Size:
     layout = layout_of(layer)
     if layout is None or layout.kind != "linear":
         raise MisfitError(f"it is a {type(layer).__name__} here, and not an array of matrices")
-    shape: Shape = layer.weight.shape[:-2]  # pyright: ignore[reportAttributeAccessIssue]
+    shape: Shape = plain_layer(layer).weight.shape[:-2]
     if len(shape) - len(index) not in (0, 1):
         raise MisfitError(f"the model has a stack of {shape} layers there, and the index {index}")
     experts = shape[-1] if len(shape) > len(index) else 0

@@ -8,6 +8,7 @@ import equinox as eqx
 import numpy as np
 
 from jno.lora import ConvLike, LinearLike
+from jno_lora_zoo import plain_layer
 
 from ._errors import MisfitError
 
@@ -110,6 +111,7 @@ class Layout:
 
 def layout_of(layer: Any) -> Layout | None:
     """The layout of a layer, or of one layer of a stack; `None` if PEFT does not adapt it."""
+    layer = plain_layer(layer)
     weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) < 2:
         return None
@@ -125,6 +127,7 @@ def layout_of(layer: Any) -> Layout | None:
 
 def stack_of(layer: Any) -> Shape:
     """The stack axes of a layer, as far as the shape of a single layer is known."""
+    layer = plain_layer(layer)
     layout, weight = layout_of(layer), getattr(layer, "weight", None)
     shape: Shape = getattr(weight, "shape", ())
     of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape

@@ -23,6 +23,7 @@ from jno.lora.extending import (
     warn,
 )
 from jno.lora.types import LayerForm, LooseAdapter
+from jno_lora_zoo import plain_layer
 
 from ._errors import MisfitError, Problems
 from ._names import Rename, show_index
@@ -190,7 +191,8 @@ def _with_adapters(
             layer, rank, alpha = layers[path], config.rank(module), config.alpha(module)
             layout, arrays = checked_layout(layer, path, norms), floating(tensors)
             layout.check_kind(config.type.layers)
-            m = Module(module, config.settings, rank, alpha, arrays, shared(), layer, index, layout)
+            plain = plain_layer(layer)
+            m = Module(module, config.settings, rank, alpha, arrays, shared(), plain, index, layout)
             converted = config.type.read(m)
             if converted.bias_shift is not None:
                 is_all = converted.variant is None and not index
@@ -230,7 +232,7 @@ def build_adapters(
             layer, first = layers[path], next(iter(by_index.values()))
             cls = _adapter_class(registry, str(first.variant), layer)
             ndim = cls.stack_ndim(layer)
-            stack = layer.weight.shape[:ndim]
+            stack = plain_layer(layer).weight.shape[:ndim]
             states = [adapter.state for adapter in _in_order(by_index, stack)]
             arrays = {
                 name: jnp.asarray(

@@ -3,7 +3,7 @@
 import collections
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import PyTree
@@ -198,7 +198,10 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
     if adapters.ties_adapter:  # the head uses the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
-    settings = {**_numbers(kind.rank, ranks, modules), **_numbers(kind.alpha, alphas, modules)}
+    settings = {
+        **with_pattern(kind.rank, ranks, modules),
+        **with_pattern(kind.alpha, alphas, modules),
+    }
     for written in modules.values():
         for name, value in written.settings.items():
             if settings.setdefault(name, value) != value:
@@ -206,7 +209,9 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
     return settings
 
 
-def _numbers(setting: Setting | None, numbers: dict[str, Any], modules: Modules) -> dict[str, Any]:
+def with_pattern(
+    setting: Setting | None, numbers: dict[str, Any], modules: Modules
+) -> dict[str, Any]:
     """A setting with a number, and a pattern for the modules with a different number."""
     if setting is None:
         return {}
@@ -236,15 +241,21 @@ def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitErr
 
 
 def _targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
-    """The names of the modules, as a regex if a name could also match the end of another name."""
-    names = sorted(modules)
-    ends = tuple(f".{name}" for name in names)
     # A function may only handle the names of adapted layers, so all other names are unknown.
-    if callable(rename) or any(
-        name.endswith(ends) and name not in modules
-        for name in (module_name(path, rename) for path in modules_by_path(model))
-    ):
+    is_known = not callable(rename)
+    names = (module_name(path, rename) for path in modules_by_path(model)) if is_known else None
+    return targets(modules, names)
+
+
+def targets(adapted: Iterable[str], names: Iterable[str] | None) -> list[str] | str:
+    """The names of the adapted modules, as a regex if a name could match the end of another name.
+
+    - `names`: of all modules; `None` if they are unknown.
+    """
+    adapted = sorted(adapted)
+    ends = tuple(f".{name}" for name in adapted)
+    if names is None or any(name.endswith(ends) and name not in adapted for name in names):
         # PEFT finds an embedding to tie by its short name.
-        short = [EMBEDDING] if any(map(is_embedding, names)) else []
-        return "|".join(map(re.escape, [*names, *short]))
-    return names
+        short = [EMBEDDING] if any(map(is_embedding, adapted)) else []
+        return "|".join(map(re.escape, [*adapted, *short]))
+    return adapted

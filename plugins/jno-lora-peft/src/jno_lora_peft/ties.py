@@ -15,14 +15,15 @@ from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError, unwrap_lora
 from jno.lora.extending import expect_model, modules_by_path, nearest, path_str, show_path
+from jno_lora_zoo import plain_layer
 
 from .layouts import layout_of
 
 M = TypeVar("M")
 
 SHARED = (
-    "other layers read its weight through eqx.nn.Shared, and PEFT adapts this layer alone. Let the "
-    "other layer hold the weight"
+    "other layers read its weight through eqx.nn.Shared, or a head may read it, and PEFT adapts "
+    "this layer alone. Let the other layers hold the weight; if no head reads it, say tied=False"
 )
 # The field of `Untied` with the embedding.
 INNER = "layer"
@@ -177,7 +178,7 @@ class Ties:
 
     def of(self, path: str) -> bool | None:
         """Whether other layers read the weight of the layer at `path`; `None` if unknown."""
-        layer = self._layers[path]
+        layer = plain_layer(self._layers[path])
         if self.outer(path) != path:
             return False
         if self.is_shared(path):

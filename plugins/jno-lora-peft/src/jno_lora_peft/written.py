@@ -18,7 +18,7 @@ from jno.lora import (
 )
 from jno.lora.extending import adapted_layers, path_str, show_path, values_of
 from jno_lora_combine import AdapterSum, combine
-from jno_lora_zoo import Method, known_factors
+from jno_lora_zoo import Method, known_factors, plain_layer
 
 from ._errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from ._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
@@ -159,7 +159,7 @@ def _joined(adapters: AdapterSum) -> LoRAWrapper:
 
 def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) -> list[Written]:
     """The adapter in this form. **Raises:** `MisfitError` if PEFT's type does not support it."""
-    base: Any = wrapper.base
+    base = plain_layer(wrapper.base)
     (variant, scale, arrays), layout, rank = form, layout_of(base), wrapper.rank
     kind = TYPE_OF[variant]
     assert layout is not None
@@ -167,7 +167,7 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
     layers: list[Written] = []
     layout.check_kind(kind.layers)
-    for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(base)]):
+    for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(wrapper.base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # If a method has a scale, the scale is linear in alpha.
         alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))

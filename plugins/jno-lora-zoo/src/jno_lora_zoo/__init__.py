@@ -29,6 +29,7 @@ from ._arrays import (
     sharded_over as sharded_over,
 )
 from ._bibtex import bibtex_of as bibtex_of, cited as cited
+from ._by_name import ByName as ByName, plain_layer as plain_layer
 from ._layer_kind import (
     Bias as Bias,
     KindOfLayer as KindOfLayer,

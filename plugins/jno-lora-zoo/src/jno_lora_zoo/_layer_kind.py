@@ -162,6 +162,14 @@ class LayerKind(KindOfLayer):
         W = cls.matrix(layer)
         return row_products(W, A.astype(W.dtype))
 
+    def read(self, x: Any) -> Any:
+        """The layer's input `x` as the operations take it, for layers of arrays with named axes."""
+        return x
+
+    def written(self, y: Array, x: Any) -> Any:
+        """The layer's output for the input `x`, from the result `y` of the operations."""
+        return y
+
     def reads_features(self) -> bool:
         """Whether the first axis of `x` is the input axis of `W`, so that `product` takes a map."""
         return False

@@ -42,9 +42,9 @@ _MORE_ADAPTERS = (
     "a layer of your own, declare the axes of its arrays (docs/operators.md shows how)."
 )
 _NO_MODULE = (
-    "The model holds no Equinox module with arrays. To adapt bare arrays, such as the parameters "
-    "of Flax or Haiku, declare them (docs/flax-and-haiku.md). To adapt a skeleton of shapes: "
-    "eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton)."
+    "The model holds no Equinox module with plain arrays. Haliax's layers need jno-lora[haliax]. "
+    "Declare bare arrays, such as the parameters of Flax or Haiku (docs/flax-and-haiku.md). "
+    "A skeleton needs eqx.filter_eval_shape(lambda model: apply_lora(model, ...), skeleton)."
 )
 
 

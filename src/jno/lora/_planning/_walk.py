@@ -162,10 +162,11 @@ class Walk:
             classes = self.classes + (self._layers_own(path, node) if self.asks_layers else ())
             if any(self._applies(cls, path, node) for cls in classes):
                 return row("target does not match")
-            if not _owns_arrays(node):
+            reasons = filter(None, [_why_quantized(node), *(why_not(c, node) for c in classes)])
+            # A layer that an adapter rejects may hold its arrays in nodes of another library.
+            if (reason := next(reasons, None)) is None and not _owns_arrays(node):
                 return None
-            reasons = [_why_quantized(node), *(why_not(cls, node) for cls in classes)]
-            return row("no wrapper applies", reason=next(filter(None, reasons), None))
+            return row("no wrapper applies", reason=reason)
         cls = self._chosen(claim, keys, node)
         if cls is None:
             return None

@@ -4,13 +4,10 @@ The files are safetensors of diffusers and kohya, and checkpoints of Orbax.
 """
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -19,48 +16,24 @@ from jno.lora.extending import (
     bullets,
     default_registry,
     expect_model,
-    imported_for,
     norms_around,
     put_around,
-    read_file,
-    read_json,
     show_path,
     warn,
 )
 
-from .._errors import MisfitError, format_errors
+from .._errors import MisfitError
 from .._names import Rename
-from ..config import Config
 from ..files import CONFIG, not_finite
 from ..layouts import Layout, Shape
 from ..loading import build_adapters, checked_layout
 from ..ties import SHARED, Ties
 from ..types import TYPES
 from ..types.type import Converted, Module, Tensors, floating
-from .pairs import Pair, Placed, Placer
+from .containers import State, open_state
+from .pairs import Pair, Placed, Placer, shape_of, with_core
 
 M = TypeVar("M")
-
-# The key of PEFT's configurations in the header of diffusers' files.
-_CONFIGS = "lora_adapter_metadata"
-# The file in the folder of an Orbax tree, and the subfolders in which libraries store the tree.
-_TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
-_FOLDERS = ("", "model_params", "items", "default", "state")
-
-
-class _State(NamedTuple):
-    """A tree of arrays, its alpha, and configurations by the first component of names."""
-
-    tree: PyTree
-    alpha: float | None = None
-    configs: Mapping[str, Config] = {}
-
-    def config_for(self, key: str) -> tuple[Config | None, str]:
-        """The configuration for a layer, and the layer's PEFT name in this configuration."""
-        model, _, name = key.partition("/")
-        if model not in self.configs:
-            model, name = "", key
-        return self.configs.get(model), name.replace("/", ".")
 
 
 def load_lora_state(
@@ -76,9 +49,10 @@ def load_lora_state(
     """`model` with the LoRA of a state of Qwix, Tunix or MaxText, or of diffusers or kohya.
 
     An array is recognised by the end of its name: `kernel_lora_a` and `kernel_lora_b` (Qwix),
-    `lora_a.kernel` (MaxText's models of Linen), `lora_A.weight` (PEFT and diffusers),
-    `lora.down.weight` (former diffusers), `lora_down.weight`, `lora_mid.weight` and `alpha`
-    (kohya). The beginning of the name is the path of the layer. The outputs equal the library's.
+    `lora_a.kernel` (MaxText's models of Linen), `lora_a` (`nnx.LoRA`), `lora_kernel_a` (Keras),
+    `lora_A.weight` (PEFT and diffusers), `lora.down.weight` (former diffusers), `lora_down.weight`,
+    `lora_mid.weight` and `alpha` (kohya). The beginning of the name is the path of the layer. The
+    outputs equal the library's.
 
     **Arguments:**
 
@@ -115,7 +89,7 @@ def load_lora_state(
     for placed in placer.place(read.tree, prefix):
         with placer.problems.of(show_path(placed.pair.key)):
             arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
-            scale = _alpha(placed.pair, arrays.pop("alpha", None), read, alpha)
+            scale = alpha_of(placed.pair, arrays.pop("alpha", None), read, alpha)
             arrays, layout = floating(arrays), placed.layout
             if placed.pair.inputs_first:
                 # Options that Torch's LoRA ignores when it runs the update, unlike Flax.
@@ -151,10 +125,10 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
     return [_from_inputs_first(a, b, placed.layout) for a, b in pairs]
 
 
-def _alpha(
-    pair: Pair, beside: np.ndarray | None, state: _State, given: float | None
+def alpha_of(
+    pair: Pair, beside: np.ndarray | None, state: State, given: float | None
 ) -> float | None:
-    """The alpha of a pair, or `None` for a scale of 1."""
+    """The alpha of a pair, or `None` for a scale of 1. **Raises:** `SelectionError`."""
     if beside is not None:
         # Of any dtype, because kohya saves whole numbers; a zero means a scale of 1.
         return float(beside.item()) or None
@@ -164,13 +138,19 @@ def _alpha(
     if state.alpha is not None and given not in (None, state.alpha):
         raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
     alpha = state.alpha if given is None else given
-    if alpha is None and (pair.kind == "peft" or pair.inputs_first):
+    rank = shape_of(pair, "A")[-1 if pair.inputs_first else 0]
+    if pair.source.alpha == "none":
+        return None
+    if alpha is None and rank in pair.source.alpha_is_rank:
+        alpha = rank
+    if alpha is None and pair.source.alpha == "needed":
         raise SelectionError(
-            "PEFT and Qwix scale an update by alpha / rank, and their alpha is not in the arrays. "
-            "Read a directory of PEFT by load_peft, or give the alpha of adapter_config.json or of "
-            "Qwix's LoraRule: load_lora_state(model, state, alpha=16)"
+            f"{show_path(pair.key)}: {pair.source.name} scales an update by alpha / rank, and the "
+            "alpha is not in the arrays. Read a directory of PEFT by load_peft, or give the alpha "
+            "of adapter_config.json, of openpi's LoRAConfig or of Qwix's LoraRule: "
+            "load_lora_state(model, state, alpha=16)"
         )
-    return alpha
+    return None if alpha is None else float(alpha)
 
 
 def _from_inputs_first(a: np.ndarray, b: np.ndarray, layout: Layout) -> Tensors:
@@ -185,9 +165,7 @@ def _from_torch(arrays: Tensors, layout: Layout) -> Tensors:
     """PEFT's tensors. Linear layers and convolutions of size 1 are interchangeable."""
     first, second = arrays["A"], arrays["B"]
     if "mid" in arrays:
-        # A kernel followed by a product, which together are a kernel of the same size.
-        product = np.tensordot(arrays["mid"], first.reshape(len(first), -1), axes=(1, 0))
-        first = np.moveaxis(product, -1, 1)
+        first = with_core(first, arrays["mid"])
     shapes = [shape for _, shape in layout.pair("lora", len(first)).values()]
     first, second = (
         factor.reshape(shape) if _same_matrix(factor.shape, shape) else factor
@@ -206,10 +184,10 @@ def _same_matrix(shape: Shape, wanted: Shape) -> bool:
     return shape[:2] == wanted[:2] and {*shape[2:], *wanted[2:]} <= {1}
 
 
-def _read_state(source: Any) -> _State:
+def _read_state(source: Any) -> State:
     """The state in a file or a folder, or a tree unchanged. **Raises:** `PeftFormatError`."""
     if not isinstance(source, str | os.PathLike):
-        return _State(source)
+        return State(source)
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     if (folder / CONFIG).exists():
@@ -217,45 +195,4 @@ def _read_state(source: Any) -> _State:
             f"{os.fspath(folder)!r} holds an adapter of PEFT, whose scale is in {CONFIG}. Read it "
             "by load_peft(model, directory)"
         )
-    with format_errors():
-        if path.is_dir():
-            return _read_orbax(path)
-        tensors, metadata = read_file(path)
-    return _State(tensors, configs=_configs(metadata.get(_CONFIGS)))
-
-
-def _configs(text: str | None) -> dict[str, Config]:
-    """The configurations in `{"transformer.r": 8}`, by the names of a pipeline's models."""
-    if text is None:
-        return {}
-    by_model: dict[str, dict[str, Any]] = {}
-    for name, value in json.loads(text).items():
-        model, _, setting = name.rpartition(".")
-        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
-    return {model: Config.parse(settings) for model, settings in by_model.items()}
-
-
-def _read_orbax(path: Path) -> _State:
-    folders = [path / name for name in _FOLDERS if (path / name / _TREE).exists()]
-    if not folders:
-        raise PeftFormatError(
-            f"{os.fspath(path)!r} is not a checkpoint of Orbax: {_TREE} is not in it, nor in "
-            f"{', '.join(_FOLDERS[1:])}. Give the folder of one step, such as 'checkpoints/100'."
-        )
-    with imported_for("load_lora_state", "orbax", "orbax"):
-        import orbax.checkpoint  # pyright: ignore[reportMissingImports]
-    # As NumPy arrays, because the devices on which they were saved may not exist here.
-    as_numpy = orbax.checkpoint.RestoreArgs(restore_type=np.ndarray)
-    folder = folders[0].absolute()
-    try:
-        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-            shapes: Any = checkpointer.metadata(folder).item_metadata
-            args = jax.tree.map(lambda _: as_numpy, shapes.tree)
-            tree = checkpointer.restore(folder, restore_args=args)
-    # A damaged folder has no metadata, so `shapes` is `None`.
-    except (OSError, ValueError, KeyError, AttributeError) as err:
-        raise PeftFormatError(f"Orbax cannot read {os.fspath(path)!r}: {err}") from err
-    # MaxText writes the alpha beside its states.
-    facts: Any = read_json(path / _STEP) if (path / _STEP).exists() else {}
-    custom = facts.get("custom_metadata") or {}
-    return _State(tree, custom.get("lora", {}).get("lora_alpha"))
+    return open_state(path)

@@ -22,28 +22,13 @@ from .._names import PREFIX, Rename, module_name
 from ..arrays import Place
 from ..layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
 from ..placement import Paths
+from .sources import Source, find_source
 
 # Flax and Orbax store an array inside a variable.
 _VARIABLE = re.compile(r"/(raw_)?value$")
-_PARTS = {"a": "A", "A": "A", "down": "A", "b": "B", "B": "B", "up": "B"}
-
-# The names of arrays, with slashes for dots, and whether inputs come first in the factors (JAX).
-_STYLES = (
-    # Qwix, used by Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
-    (r"(?:(?P<module>.*)/)?(?P<array>[^/]+)_lora_(?P<part>[ab])", True),
-    # MaxText's models of Linen.
-    (r"(?P<module>.*)/lora_(?P<part>[ab])/(?P<array>kernel)", True),
-    # PEFT's names, which diffusers writes today, also with the name of an adapter.
-    (r"(?P<module>.*)/lora_(?P<part>[AB])(?:/\w+)?/weight", False),
-    (r"(?P<module>.*)/lora_embedding_(?P<part>[AB])(?:/\w+)?", False),
-    # kohya: `lora_mid` is the kernel of a convolution between two of size 1.
-    (r"(?P<module>.*)/lora_(?P<part>down|up|mid)/weight", False),
-    # Older versions of diffusers.
-    (r"(?P<module>.*?)(?:/lora|_lora|/lora_linear_layer)/(?P<part>down|up)/weight", False),
-)
-# kohya replaces all dots in a layer's name by underscores.
-_KOHYA = re.compile(r"[^/]+/lora_(?:down|up|mid)/weight")
 _ALPHA = re.compile(r"(.*)/alpha")
+# KerasHub writes the rank of all layers.
+_RANK = re.compile(r"lora(/vars)?/rank")
 
 
 @dataclasses.dataclass
@@ -51,50 +36,76 @@ class Pair:
     """One LoRA of a tree.
 
     - `key`: the name of its layer in the tree, with the name of the array if the layer has several;
-        `names`: its possible paths in the model.
-    - `kind`: `"peft"` or `"kohya"` for names that only these libraries use, else empty.
-    - `inputs_first`: the factors are `(inputs, rank)` and `(rank, outputs)`, as in JAX; otherwise
-        `(rank, inputs)` and `(outputs, rank)`, as in Torch.
+        `names`: its possible paths in the model; `weights`: the possible names of its weight.
+    - `source`: how its project lays out the arrays; `law`: the key of its law there, if any.
     - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if present; `places`: the indices of their
         leaves.
+    - `is_embedding`: the names of its arrays say that its weight is a table.
     """
 
     key: str
     names: tuple[str, ...]
-    inputs_first: bool
-    kind: str = ""
+    source: Source
+    weights: tuple[str, ...] = ()
+    law: str = ""
+    is_embedding: bool = False
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
     places: dict[str, int] = dataclasses.field(default_factory=dict)
 
+    @property
+    def inputs_first(self) -> bool:
+        return self.source.inputs_first
 
-def _pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str]]:
-    """The complete pairs of a tree, and a line for each array without a pair or a known name.
+    @property
+    def title(self) -> str:
+        """The name of the layer, without the prefix; of the array, if the layer has several."""
+        if self.law or self.source.name == "diffusers":  # the newest name of a processor
+            return self.names[-1]
+        return next(name for name in self.names if self.key.endswith(name))
+
+
+def normalise(key: str) -> str:
+    """The name of an array with slashes, without the variable and PEFT's prefix."""
+    return _VARIABLE.sub("", key.removeprefix(PREFIX).replace(".", "/"))
+
+
+def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str]]:
+    """The complete pairs of a tree, a line for each array without a pair, and the other names.
 
     Only names that start with `prefix` are read.
     """
     pairs: dict[tuple[str, str], Pair] = {}
     alphas: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
     problems: list[str] = []
+    unknown: list[str] = []
     start = prefix.replace(".", "/")
     for number, (keys, leaf) in enumerate(jtu.tree_leaves_with_path(tree)):
         key = path_str(keys)
-        name = _VARIABLE.sub("", key.removeprefix(PREFIX).replace(".", "/"))
+        name = normalise(key)
         if not name.startswith(start):
             continue
         name = name[len(start) :]
         if match := _ALPHA.fullmatch(name):
             alphas[match[1]] = leaf
-        elif (parsed := _match(name)) is None:
-            problems.append(f"{key}: no array of LoRA has such a name")
+        elif _RANK.fullmatch(name):
+            ranks[key] = np.asarray(leaf).item()
+        elif (factor := find_source(name)) is None:
+            unknown.append(key)
         else:
-            module, array, part, inputs_first = parsed
-            names = _names(module, array)
-            kind = "peft" if key.startswith(PREFIX) else "kohya" if _KOHYA.fullmatch(name) else ""
-            new = Pair(start + module, names, inputs_first, kind)
+            source, groups = factor
+            module, array = groups["module"], groups.get("array", "")
+            if key.startswith(PREFIX):
+                source = source._replace(alpha="needed")
+            weights = tuple(x.format(module=module, array=array) for x in source.weights)
+            weights += tuple(f"{start}{weight}" for weight in weights if start)
+            is_table = "embedding" in name.removeprefix(module)
+            law, names = groups.get("law", ""), _names(module, array)
+            new = Pair(start + module, names, source, weights, law, is_table)
             pair = pairs.setdefault((module, array), new)
-            if part in pair.arrays:
+            if groups["part"] in pair.arrays:
                 problems.append(f"{key}: a second array for the same factor")
-            pair.arrays[part], pair.places[part] = leaf, number
+            pair.arrays[groups["part"]], pair.places[groups["part"]] = leaf, number
     whole: list[Pair] = []
     counts = collections.Counter(module for module, _ in pairs)
     for (module, array), pair in pairs.items():
@@ -105,20 +116,14 @@ def _pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str]]:
             continue
         if module in alphas:
             pair.arrays["alpha"] = alphas[module]
+        for key, rank in ranks.items():
+            if shape_of(pair, "B")[0] != rank:
+                problems.append(f"{pair.key}: its rank is not {rank}, which {key} says")
         whole.append(pair)
     layers = {module for module, _ in pairs}
     names = (name for name in alphas if name not in layers)
     problems += [f"{start}{name}/alpha: no factors are beside it" for name in names]
-    return whole, problems
-
-
-def _match(name: str) -> tuple[str, str, str, bool] | None:
-    for pattern, inputs_first in _STYLES:
-        if match := re.fullmatch(pattern, name):
-            groups = match.groupdict()
-            part = _PARTS.get(groups["part"], groups["part"])
-            return groups["module"] or "", groups.get("array") or "", part, inputs_first
-    return None
+    return whole, problems, unknown
 
 
 def _names(module: str, array: str) -> tuple[str, ...]:
@@ -131,6 +136,11 @@ def _names(module: str, array: str) -> tuple[str, ...]:
     if module.rpartition("/")[2] == "to_out":
         names |= dict.fromkeys(f"{name}/0" for name in [*names])
     return tuple(names)
+
+
+def with_core(first: np.ndarray, core: np.ndarray) -> np.ndarray:
+    """The first factor with kohya's core: a kernel followed by a product, which are a kernel."""
+    return np.moveaxis(np.tensordot(core, first.reshape(len(first), -1), axes=(1, 0)), -1, 1)
 
 
 def shape_of(pair: Pair, part: str) -> Shape:
@@ -167,7 +177,8 @@ class Placer:
 
         **Raises:** `PeftFormatError` if there are no pairs, or no pair has a layer.
         """
-        pairs, lines = _pairs_of(tree, prefix)
+        pairs, lines, unknown = pairs_of(tree, prefix)
+        lines += [f"{key}: no array of LoRA has such a name" for key in unknown]
         self.problems += lines
         if not (pairs or lines):
             raise PeftFormatError("The state holds no arrays of LoRA, or none with this prefix.")
@@ -188,8 +199,13 @@ class Placer:
         return placed
 
     def _placed(self, pair: Pair) -> Placed | None:
+        if pair.law:
+            raise MisfitError(
+                f"it has the axes of {pair.source.name}: `convert_lora(state, directory, "
+                "to='peft')` writes files for load_peft"
+            )
         stack = None
-        place = self._find_flat(pair) if pair.kind == "kohya" else None
+        place = self._find_flat(pair) if pair.source.name == "kohya" else None
         place = place or next(filter(None, map(self._find, pair.names)), None)
         if place is None and not pair.inputs_first:
             place = self._find_flat(pair)

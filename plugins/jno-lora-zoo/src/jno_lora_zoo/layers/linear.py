@@ -36,6 +36,11 @@ class LinearLayer(MatrixLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
+        if _derives_from("NamedArray", leaf.weight) and _derives_from("Linear", leaf):
+            return (
+                'its weight is a NamedArray: `pip install "jno-lora[haliax]"` brings adapters for '
+                "it, which are defaults once jno_lora_haliax is imported"
+            )
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"

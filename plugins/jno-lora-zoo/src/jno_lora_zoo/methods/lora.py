@@ -75,12 +75,13 @@ class LowRank(Weighted):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.dropout is None or self.dropout.inference:
             return super().__call__(*args, **kwargs)
-        x = jnp.asarray(args[0]) if len(args) == 1 else None
-        if x is None or not self.computes(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = jnp.asarray(self.read(args[0])) if len(args) == 1 and self.computes(args[0]) else None
+        if x is None or not jnp.issubdtype(x.dtype, jnp.inexact):
             raise WrapperError(f"{_layer(self)} {_NO_FEATURES}")
         if kwargs.get("key") is None:
             raise WrapperError(f"{_layer(self)} {_NO_KEY}")
-        return self.finished(self.forward(x, seen=self.dropout(x, key=kwargs["key"])))
+        y = self.forward(x, seen=self.dropout(x, key=kwargs["key"]))
+        return self.written(self.finished(y), args[0])
 
     def bias_law(self, b: Bias) -> Bias:
         if self.bias_update is None:

@@ -1,0 +1,16 @@
+"""The entry point, which imports the adapters only when they are needed, and never Haliax."""
+
+from collections.abc import Iterable
+
+from jno.lora import LoRAWrapper, hookimpl
+from jno.lora.parts import LazyAdapter
+
+jno_lora_api = 1
+
+
+@hookimpl
+def jno_lora_wrappers() -> Iterable[type[LoRAWrapper] | LazyAdapter]:
+    """The zoo's methods on Haliax's linear layers, embeddings and convolutions."""
+    from .adapters import ADAPTERS
+
+    return list(ADAPTERS.data.values())

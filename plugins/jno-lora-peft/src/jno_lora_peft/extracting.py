@@ -1,0 +1,176 @@
+"""Extract a LoRA for PEFT from two files of weights: a model and its fine-tuned copy."""
+
+import contextlib
+import functools
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jno.lora import PeftFormatError, SelectionError, extract_adapters
+from jno.lora.extending import bullets
+from jno.lora.parts import tracked
+from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
+
+from ._names import HEAD, PREFIX, compiled, is_embedding
+from .files import Directory, write
+from .layouts import layout_of
+from .saving import targets, with_pattern
+from .states.containers import flat, open_state
+from .types import TYPES
+
+# The names of embeddings in models of Hugging Face.
+EMBEDDINGS = r"(^|\.)(embed(_\w+)?|\w*embeddings?|wte|wpe|shared)$"
+
+
+def extract_peft(
+    base: Directory,
+    tuned: Directory,
+    directory: Directory,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    leftovers: Literal["raise", "keep", "drop"] = "raise",
+    embeddings: str = EMBEDDINGS,
+    transposed: str | None = None,
+    tied: bool | None = None,
+) -> UpdateReport:
+    """Write the LoRA that is nearest to a full fine-tune, as PEFT's files: see `extract_lora`.
+
+    Weights with two axes belong to linear layers or embeddings, and larger weights to convolutions
+    without groups. One matrix is in memory at a time, beside the adapter.
+
+    **Arguments:**
+
+    - `base`, `tuned`: the whole states of a model of Torch: a safetensors file, or a folder of
+        safetensors files.
+    - `directory`: for the adapter. Created if it does not exist.
+    - `rank`, `energy`: as for `extract_lora`.
+    - `leftovers`: what happens to changed biases, norms and bare arrays: `"raise"`, `"drop"`, or
+        `"keep"`, which writes the biases of adapted layers, and other modules whole, as PEFT's
+        `modules_to_save`.
+    - `embeddings`, `transposed`: regular expressions for the names of the modules that are
+        embeddings, and of linear layers with a weight `(in, out)`, such as the Conv1D of GPT-2.
+    - `tied`: whether the head reads the table of `embed_tokens`; needed if the table changed and
+        the files have no `lm_head.weight`.
+
+    **Returns:** the report of the layers. Layers whose weights are equal get no adapter.
+
+    **Raises:** `SelectionError` if arrays are left over, or an argument makes no sense;
+    `PeftFormatError` if a file cannot be read or written, if the files have different arrays, or if
+    nothing can be extracted; `WrapperError` that names a weight with NaN or infinity.
+    """
+    old, new = (flat(open_state(Path(place)).tree) for place in (base, tuned))
+    _check_equal_shapes(old, new)
+    weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
+    vectors = (name for name in old if name not in weights)
+    left = [name for name in vectors if not np.array_equal(old[name], new[name])]
+    if left and leftovers == "raise":
+        raise SelectionError(
+            f"LoRA does not adapt these arrays, which differ:\n{bullets(left)}\n"
+            'leftovers="keep" writes their values, and leftovers="drop" leaves them out.'
+        )
+    rows: list[UpdateRow] = []
+    ranks: dict[str, int] = {}
+    tensors: dict[str, np.ndarray] = {}
+    patterns = [compiled(x or "(?!)", "a kind of layer") for x in (embeddings, transposed)]
+    with contextlib.closing(tracked(weights, "Decomposing")) as names:
+        for name in names:
+            module = name.removesuffix(".weight")
+            kinds = [bool(pattern.search(module)) for pattern in patterns]
+            layers = [_layer(np.array(state[name]), *kinds) for state in (old, new)]
+            models = ({module: layer} for layer in layers)
+            adapted, report = extract_lora(*models, rank=rank, energy=energy)
+            rows += report.rows
+            layout = layout_of(layers[0])
+            assert layout is not None
+            for adapter in extract_adapters(adapted).adapters.values():
+                ranks[module] = len(adapter.state["lora_A"])
+                for field, (end, shape) in layout.pair("lora", ranks[module]).items():
+                    array = np.asarray(adapter.state[field]).reshape(shape)
+                    tensors[f"{PREFIX}{module}.{end}"] = array
+    settings = {
+        "target_modules": targets(ranks, {name.rpartition(".")[0] for name in old}),
+        **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
+        **_tied("lm_head.weight" in old, tied, ranks, tensors),
+    }
+    if not ranks:
+        raise PeftFormatError("The weights of the two states are equal, so no adapter was written.")
+    kind, numbers = TYPES["LORA"], dict[str, Any](ranks)
+    settings |= {"peft_type": "LORA", "inference_mode": True, "use_rslora": False}
+    settings["fan_in_fan_out"] = transposed is not None
+    for setting in (kind.rank, kind.alpha):  # the scale is 1
+        settings |= with_pattern(setting, numbers, {})
+    write(directory, settings, tensors)
+    return UpdateReport(tuple(rows), tuple(left))
+
+
+def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """**Raises:** `PeftFormatError` that lists arrays with other shapes, or in one state only."""
+    shapes = [{name: x.shape for name, x in state.items()} for state in (old, new)]
+    if lines := [
+        f"{name}: {shapes[0].get(name, 'nothing')} and {shapes[1].get(name, 'nothing')}"
+        for name in old | new
+        if shapes[0].get(name) != shapes[1].get(name)
+    ]:
+        raise PeftFormatError(f"The arrays of the base and the copy differ:\n{bullets(lines)}")
+
+
+def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.Module:
+    first, second, *kernel = weight.shape
+    if kernel:
+        make: Any = functools.partial(
+            eqx.nn.Conv, len(kernel), second, first, tuple(kernel), use_bias=False
+        )
+    elif is_embedding:
+        make = functools.partial(eqx.nn.Embedding, first, second)
+    else:
+        weight = weight.T if is_transposed else weight
+        make = functools.partial(eqx.nn.Linear, *reversed(weight.shape), use_bias=False)
+    template = eqx.filter_eval_shape(make, key=jax.random.key(0))
+    return eqx.tree_at(lambda layer: layer.weight, template, jnp.asarray(weight))
+
+
+def _kept(
+    state: dict[str, Any], names: list[str], adapted: Container[str], tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the arrays of these names to `tensors`. **Returns:** PEFT's settings for them."""
+    modules: dict[str, None] = {}
+    for name in names:
+        module, _, field = name.rpartition(".")
+        inside = {
+            key.removeprefix(f"{module}."): key for key in state if key.startswith(f"{module}.")
+        }
+        if module in adapted and field == "bias":
+            tensors[f"{PREFIX}{module}.base_layer.bias"] = np.array(state[name])
+        elif module in adapted or not module or any("." in key for key in inside):
+            raise PeftFormatError(
+                f"PEFT keeps whole modules without adapters inside, and so not {name!r}."
+            )
+        else:
+            modules[module] = None
+            tensors |= {PREFIX + key: np.array(state[key]) for key in inside.values()}
+    has_bias = any(name.endswith(".base_layer.bias") for name in tensors)
+    return {"modules_to_save": [*modules] or None, "bias": "lora_only" if has_bias else "none"}
+
+
+def _tied(
+    has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Let PEFT's head see the adapter of the table that it reads."""
+    table = next(filter(is_embedding, ranks), None)
+    if table is None or has_head or tied is False:
+        return {}
+    if tied is None:
+        raise SelectionError(
+            f"{table!r} changed, and there is no lm_head.weight. Say whether the head reads the "
+            "table: tied=True or tied=False."
+        )
+    ranks[HEAD] = ranks[table]
+    A, B = (tensors[f"{PREFIX}{table}.lora_embedding_{letter}"] for letter in "AB")
+    tensors |= {f"{PREFIX}{HEAD}.lora_A.weight": B.T, f"{PREFIX}{HEAD}.lora_B.weight": A.T}
+    return {"ensure_weight_tying": True}

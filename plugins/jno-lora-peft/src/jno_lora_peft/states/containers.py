@@ -1,0 +1,278 @@
+"""Arrays of files of several formats, by name, each read when it is used."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from jno.lora import PeftFormatError
+from jno.lora.extending import imported_for, path_str, read_file, read_json
+from jno.lora.parts import tracked
+
+from .._errors import format_errors
+from ..config import Config
+from ..files import CONFIG, TENSORS
+from ..layouts import Shape
+
+# The key of PEFT's configurations in the header of diffusers' files, and of the checksums in the
+# header of jno-lora's.
+_CONFIGS, _CHECKSUMS = "lora_adapter_metadata", "jno.lora.crc32"
+# The file in the folder of an Orbax tree, and the subfolders in which libraries store the tree.
+_TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
+_FOLDERS = ("", "model_params", "params", "items", "default", "state")
+# Files of a model beside its weights.
+_BESIDE = (".json", ".txt", ".model", ".jinja")
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
+    **{f"{kind}{8 * n}": np.dtype(f"{kind.lower()}{n}") for kind in "IU" for n in (1, 2, 4, 8)},
+    **{f"F{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
+}
+
+
+class State(NamedTuple):
+    """A tree of arrays, its alpha, and configurations by the first component of names."""
+
+    tree: PyTree
+    alpha: float | None = None
+    configs: Mapping[str, Config] = {}
+
+    def config_for(self, key: str) -> tuple[Config | None, str]:
+        """The configuration for a layer, and the layer's PEFT name in this configuration."""
+        model, _, name = key.partition("/")
+        if model not in self.configs:
+            model, name = "", key
+        return self.configs.get(model), name.replace("/", ".")
+
+
+class Later:
+    """An array in a file, which `numpy.asarray` reads."""
+
+    def __init__(self, shape: Shape, dtype: Any, read: Callable[[], Any]):
+        self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        value = np.asarray(self.read())
+        # HDF5 has no bfloat16, so Keras stores its bytes.
+        value = value.view(self.dtype) if value.dtype.kind == "V" else value.astype(self.dtype)
+        return value if dtype is None else value.astype(dtype)
+
+
+def open_state(path: Path) -> State:
+    """The arrays of a file or a folder, by their names. **Raises:** `PeftFormatError`."""
+    if (path / CONFIG).exists():
+        tensors, _ = map_safetensors(path / TENSORS)
+        return State(tensors, configs={"": Config.parse(read_json(path / CONFIG))})
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        return _open_files(files) if files else _open_orbax(path)
+    if path.suffix == ".h5":
+        return State(_open_h5(path))
+    tensors, metadata = map_safetensors(path)
+    return State(tensors, configs=_configs(metadata.get(_CONFIGS)))
+
+
+def flat(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree, by their names with slashes."""
+    return {path_str(keys): leaf for keys, leaf in jtu.tree_leaves_with_path(tree)}
+
+
+def map_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a safetensors file, mapped into memory, and its metadata.
+
+    A file of jno-lora is read whole, because its arrays have checksums.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as checked:  # checks the header
+            metadata = checked.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as err:
+        raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
+    if _CHECKSUMS in metadata:
+        with format_errors():
+            return read_file(path)
+    with open(path, "rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(begin - 8))
+    header.pop("__metadata__", None)
+    content = np.memmap(path, np.uint8, "r")
+    arrays: dict[str, Any] = {}
+    for name, info in header.items():
+        if info["dtype"] not in _DTYPES:
+            raise PeftFormatError(f"{name} in {os.fspath(path)!r} has the dtype {info['dtype']}.")
+        start, stop = (begin + offset for offset in info["data_offsets"])
+        arrays[name] = content[start:stop].view(_DTYPES[info["dtype"]]).reshape(info["shape"])
+    return arrays, metadata
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Any], make: Callable[[str], Any]) -> None:
+    """Write the array that `make` gives for each name, one after another.
+
+    The file is complete under its name, or not there.
+
+    - `arrays`: anything with the shapes and dtypes of the arrays, by name.
+    """
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        dtype, start = np.dtype(array.dtype), end
+        end += dtype.itemsize * math.prod(array.shape)
+        header[name] = {"dtype": codes[dtype], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name[:40]}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in arrays:
+            file.write(np.ascontiguousarray(make(name)).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_like(
+    base: Path, out: Path, arrays: Mapping[str, Any], make: Callable[[str], np.ndarray]
+) -> None:
+    """Write the arrays that `make` gives in the format of `base`, or else as safetensors.
+
+    Finished files of an earlier call stay as they are.
+    """
+    files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
+    is_orbax = base.is_dir() and not files
+    if files:
+        parts = {out / file.name: [*map_safetensors(file)[0]] for file in files}
+    elif is_orbax:  # saves whole trees, so it gets arrays that are mapped from files
+        parts = {out.with_name("arrays") / f"{i}.part": [x] for i, x in enumerate(arrays)}
+    else:
+        parts = {out: [*arrays]}
+    for file, names in tracked([*parts.items()], "Writing"):
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            write_safetensors(file, {name: arrays[name] for name in names if name in arrays}, make)
+    if is_orbax:
+        save_orbax(out / _tree_folder(base), _open_files(parts).tree)
+    for file in base.iterdir() if files else ():
+        if file.suffix in _BESIDE:
+            shutil.copy2(file, out / file.name)
+
+
+def save_orbax(path: Path, arrays: Mapping[str, Any], alpha: float | None = None) -> None:
+    """Save arrays as a tree, whose names have slashes, and the alpha as MaxText does."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = np.asarray(array)
+    folder = path if alpha is None else path / "model_params"
+    with _errors_of_orbax(path) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree, force=True)
+    if alpha is not None:
+        facts = {"custom_metadata": {"lora": {"lora_alpha": alpha}}}
+        (path / _STEP).write_text(json.dumps(facts))
+
+
+def _open_files(files: Iterable[Path]) -> State:
+    arrays: dict[str, Any] = {}
+    for file in files:
+        new, _ = map_safetensors(file)
+        if twice := sorted(arrays.keys() & new.keys()):
+            raise PeftFormatError(f"Two files of the folder hold an array {twice[0]!r}.")
+        arrays |= new
+    return State(arrays)
+
+
+def _configs(text: str | None) -> dict[str, Config]:
+    """The configurations in `{"transformer.r": 8}`, by the names of a pipeline's models."""
+    if text is None:
+        return {}
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, value in json.loads(text).items():
+        model, _, setting = name.rpartition(".")
+        by_model.setdefault(model, {"peft_type": "LORA"})[setting] = value
+    return {model: Config.parse(settings) for model, settings in by_model.items()}
+
+
+def _open_h5(path: Path) -> dict[str, Any]:
+    with imported_for("Reading an .h5 file", "keras", "h5py"):
+        import h5py  # pyright: ignore[reportMissingImports]
+    arrays: dict[str, Any] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            dtype = jnp.bfloat16 if item.attrs.get("dtype") == "bfloat16" else item.dtype
+            arrays[name] = Later(item.shape, dtype, lambda: item[()])
+
+    try:
+        h5py.File(path, "r").visititems(add)
+    except OSError as err:
+        raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
+    return arrays
+
+
+def _open_orbax(path: Path) -> State:
+    """The arrays of a checkpoint of Orbax, as NumPy arrays that are read when they are used."""
+    folder = (path / _tree_folder(path)).absolute()
+    with _errors_of_orbax(path) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
+        tree: Any = checkpointer.metadata(folder).item_metadata.tree
+    leaves, structure = jtu.tree_flatten(tree)
+
+    def read(number: int) -> np.ndarray:
+        # As a NumPy array, because the devices on which it was saved may not exist here.
+        wanted = [orbax.PLACEHOLDER] * len(leaves)
+        wanted[number] = leaves[number]
+        args = [orbax.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
+        with _errors_of_orbax(path), orbax.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(
+                folder,
+                item=jtu.tree_unflatten(structure, wanted),
+                restore_args=jtu.tree_unflatten(structure, args),
+            )
+        return jtu.tree_leaves(tree)[number]
+
+    later = [
+        Later(leaf.shape, leaf.dtype, functools.partial(read, number))
+        for number, leaf in enumerate(leaves)
+    ]
+    # MaxText writes the alpha beside its states.
+    facts: Any = read_json(path / _STEP) if (path / _STEP).exists() else {}
+    custom = facts.get("custom_metadata") or {}
+    return State(jtu.tree_unflatten(structure, later), custom.get("lora", {}).get("lora_alpha"))
+
+
+def _tree_folder(path: Path) -> str:
+    """The folder of the tree in a checkpoint. **Raises:** `PeftFormatError` if it has none."""
+    for name in _FOLDERS:
+        if (path / name / _TREE).exists():
+            return name
+    raise PeftFormatError(
+        f"{os.fspath(path)!r} has no safetensors files, and is not a checkpoint of Orbax: {_TREE} "
+        f"is not in it, nor in {', '.join(_FOLDERS[1:])}. Give the folder of one step, such as "
+        "'checkpoints/100'."
+    )
+
+
+@contextlib.contextmanager
+def _errors_of_orbax(path: Path) -> Iterator[Any]:
+    with imported_for("A folder of Orbax", "orbax", "orbax"):
+        import orbax.checkpoint  # pyright: ignore[reportMissingImports]
+    try:
+        yield orbax.checkpoint
+    # A damaged folder has no metadata, so `item_metadata` is `None`.
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise PeftFormatError(f"Orbax cannot read or write {os.fspath(path)!r}: {err}") from err
