@@ -225,11 +225,11 @@ def of_spread(
 def scores(mean: Any, std: Any, raw: Any, y: Any, residual: Any) -> dict[str, Any]:
     """Coverage of 90 % and CRPS on new simulations: calibrated, raw, and with a constant width.
 
-    The constant width is the root mean square of the held-out residuals, and for the conformal
-    interval, their quantile.
+    The constant width is fitted to the held-out residuals as all scales are, and for the conformal
+    interval, it is their quantile.
     """
     content: dict[str, Any] = {"error": jnp.mean(relative_errors(mean, y))}
-    constant = jnp.full_like(std, jnp.sqrt(jnp.mean(residual**2)))
+    constant = jnp.full_like(std, fit_scales(jnp.zeros_like(residual), residual)[1])
     for name, width in {"": std, "raw_": raw, "constant_": constant}.items():
         content[f"{name}coverage"] = coverage(mean, width, y)
         content[f"{name}crps"] = jnp.mean(crps(y - mean, width))

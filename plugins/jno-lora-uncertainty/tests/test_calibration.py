@@ -75,16 +75,27 @@ def test_scales_are_those_of_a_grid_search(a, b):
         total = a**2 * variance[:150] + b**2
         return jnp.mean(jnp.log(total) + residual[:150] ** 2 / total)
 
-    grid = jnp.linspace(0, 4, 161)
-    grid = jax.vmap(lambda a: jax.vmap(lambda b: nll(a, b))(grid))(grid)
-    assert nll(*found) <= jnp.nanmin(grid) + 1e-4
+    # No other ratio is more likely, at its best size.
+    sizes = jnp.geomspace(0.5, 2, 81)
+    best = lambda a, b: jnp.min(jax.vmap(lambda size: nll(size * a, size * b))(sizes))  # noqa: E731
+    angles = jnp.linspace(0, jnp.pi / 2, 161)
+    assert (
+        best(*found)
+        <= jnp.min(jax.vmap(lambda t: best(3 * jnp.sin(t), 3 * jnp.cos(t)))(angles)) + 1e-3
+    )
     assert abs(found[0] - a) < 0.3 and abs(found[1] - b) < 0.3
+    std = jnp.sqrt(found[0] ** 2 * variance[:150] + found[1] ** 2)
+    assert abs(jnp.mean(jnp.abs(residual[:150]) <= 1.6449 * std) - 0.9) < 0.01
 
 
 def test_members_that_agree_leave_a_constant_width():
     residual = jax.random.normal(KEY, (50,))
     a, b = fit_scales(jnp.zeros(50), residual, jnp.ones(50))
     assert a == 0
+    assert jnp.mean(jnp.abs(residual) <= 1.6449 * b) == 0.9
+    # If nearly all residuals are zero, the width is their root mean square.
+    residual = residual.at[2:].set(0)
+    _, b = fit_scales(jnp.zeros(50), residual)
     np.testing.assert_allclose(b, jnp.sqrt(jnp.mean(residual**2)), rtol=1e-5)
 
 

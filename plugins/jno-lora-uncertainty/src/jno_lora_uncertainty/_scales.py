@@ -48,13 +48,14 @@ def fit_scales(
 ) -> tuple[Number, Number]:
     """`(a, b)` of `variance = a^2 spread^2 + b^2`, for any predictor with a spread of its own.
 
-    They have the lowest Gaussian negative log-likelihood of the residuals of held-out examples.
+    Their ratio has the lowest Gaussian negative log-likelihood of the residuals of held-out
+    examples, and their size is such that intervals of 90 % hold 90 % of these residuals.
 
     **Arguments:** `weights`: of the examples, by default equal.
 
-    With `variance = c (t s + 1 - t)`, where `s` is the relative variance of the members, the best
-    `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on finer
-    grids around the best point.
+    With `variance = c (t s + 1 - t)`, where `s` is the relative variance of the members, the most
+    likely `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on
+    finer grids around the best point.
     """
     weights = jnp.ones(len(residual), residual.dtype) if weights is None else weights
     weights = jnp.broadcast_to(_beside(weights, residual), residual.shape)
@@ -82,9 +83,20 @@ def fit_scales(
         t, low, high = best_of(low + (high - low) * jnp.linspace(0, 1, 17, dtype=low.dtype))
     # A spread of zero everywhere says nothing, whatever `t` is.
     t = jnp.where(mean > 0, t, 0)
-    c = profile(t)[1]
-    a = jnp.sqrt(c * t / jnp.where(mean > 0, mean, 1))
-    return a, jnp.sqrt(c * (1 - t))
+    shape = jnp.maximum(t * relative + (1 - t), tiny)
+    quantile = _quantile(jnp.abs(residual) / jnp.sqrt(shape), weights, 0.9)
+    # If nearly all residuals are zero, so is their quantile.
+    size = jnp.where(quantile > 0, quantile / gaussian_quantile(0.9), jnp.sqrt(profile(t)[1]))
+    return size * jnp.sqrt(t / jnp.where(mean > 0, mean, 1)), size * jnp.sqrt(1 - t)
+
+
+def _quantile(values: Elements, weights: Elements, level: float) -> Number:
+    # Elements without a weight go to the end, where they change no quantile.
+    values = jnp.where(weights > 0, values, jnp.max(jnp.where(weights > 0, values, 0))).ravel()
+    order = jnp.lexsort((weights.ravel() == 0, values))
+    values, weights = values[order], weights.ravel()[order]
+    below = jnp.cumsum(weights) - weights / 2
+    return jnp.interp(level * jnp.sum(weights), below, values)
 
 
 @jax.jit
