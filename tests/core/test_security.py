@@ -81,7 +81,7 @@ ALLOWED = {
         *("open()", ".mkdir", ".write_text", "shutil", "os.replace"),
     },
     f"{PEFT}/states/converting.py": {  # the folder of an unfinished conversion, beside the result
-        *(".mkdir", ".read_text", ".write_text", "shutil", "os.replace")
+        *(".mkdir", ".read_text", ".write_text", ".rglob", "shutil", "os.replace")
     },
     f"{COMPARE}/_comparison.py": {"open()"},
     f"{COMPARE}/_commands.py": {".mkdir", ".to_csv", ".resolve_name"},  # MODULE:NAME

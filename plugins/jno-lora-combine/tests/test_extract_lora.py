@@ -134,11 +134,12 @@ KEY = jax.random.key(0)
         ({"linear": eqx.nn.Linear(5, 4, use_bias=False, key=KEY)}, "'linear/bias'.*nothing"),
         ({"convolution": eqx.nn.Conv1d(2, 3, 3, stride=2, key=KEY)}, "'convolution', Conv1d"),
         ({"more": jnp.ones(2)}, "'more', nothing in `base`"),
+        ({"gain": 2.0}, "'gain', 1.0 in `base`, 2.0"),
     ],
 )
 def test_another_structure_is_told_with_its_path(tuned, facts):
     with pytest.raises(SelectionError, match=facts):
-        extract_lora(layers(), layers() | tuned, rank=1)
+        extract_lora(layers() | {"gain": 1.0}, layers() | {"gain": 1.0} | tuned, rank=1)
 
 
 def test_what_makes_no_sense_is_refused(unchecked):

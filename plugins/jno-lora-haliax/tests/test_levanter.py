@@ -21,13 +21,7 @@ with warnings.catch_warnings(action="ignore"):
     from levanter.models.llama import LlamaConfig
 
 import jno_lora_haliax  # noqa: F401
-from jno.lora import (
-    Net,
-    load_adapters,
-    lora_trainable_filter,
-    merge_lora,
-    save_adapters,
-)
+from jno.lora import Net, lora_trainable_filter, merge_lora
 from jno.lora.extending import adapted_layers, modules_by_path
 from jno.lora.peft import load_peft, save_peft
 
@@ -98,11 +92,11 @@ def logits(model):
 
 
 @eqx.filter_jit
-def gradient(loss_of, trained, rest):
-    """The gradient of a loss of the model that `loss_of` makes of both."""
+def gradient(trained, rest):
+    """The gradient of a loss of the model that consists of both."""
 
     def loss(trained):
-        return jnp.mean(logits(loss_of(trained, rest)) ** 2)
+        return jnp.mean(logits(eqx.combine(trained, rest)) ** 2)
 
     return eqx.filter_grad(loss)(trained)
 
@@ -120,7 +114,7 @@ def assert_close(values, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_identity_merging_and_gradients(name):
+def test_identity_and_merging(name):
     model = model_of(name)
     adapted, before = ours(name), logits(model)
     assert_close(logits(Net(model).lora(rank=RANK).module), before)
@@ -128,21 +122,6 @@ def test_identity_merging_and_gradients(name):
     after = logits(adapted)
     assert np.max(np.abs(after - before)) > 0.1 * np.max(np.abs(before))
     assert_close(logits(merge_lora(adapted)), after)
-    trained, rest = eqx.partition(adapted, lora_trainable_filter(adapted))
-    by_call = gradient(eqx.combine, trained, rest)
-    by_merging = gradient(lambda t, r: merge_lora(eqx.combine(t, r)), trained, rest)
-    for g, expected in zip(jax.tree.leaves(by_call), jax.tree.leaves(by_merging), strict=True):
-        assert_close(g, expected)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_files_hold_the_adapters_alone(name, tmp_path):
-    adapted, file = ours(name), tmp_path / "adapters.safetensors"
-    save_adapters(adapted, file)
-    assert eqx.tree_equal(load_adapters(model_of(name), file), adapted)
-    trained = eqx.filter(adapted, lora_trainable_filter(adapted))
-    count = sum(array.size for array in load_file(file).values())
-    assert count == sum(array.size for array in jax.tree.leaves(trained))
 
 
 def theirs_with_the_factors_of(adapted, name, **options):
@@ -174,23 +153,18 @@ def at(path, model):
     return modules_by_path(model)[path]
 
 
-def factors(tree, name):
-    """All of Levanter's factors as our matrices, by their names in PEFT's files."""
-    return {key: np.asarray(x) for key, x in lora_state_dict(tree, CASES[name].prefix).items()}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_levanters_lora_with_the_same_factors(name, tmp_path):
     adapted, case = ours(name), CASES[name]
     theirs, _ = theirs_with_the_factors_of(adapted, name)
     assert_close(logits(adapted), logits(theirs))
     trained, rest = eqx.partition(adapted, lora_trainable_filter(adapted))
-    mine = eqx.combine(gradient(eqx.combine, trained, rest), rest)
-    peers = gradient(eqx.combine, *eqx.partition(theirs, eqx.is_inexact_array))
+    mine = eqx.combine(gradient(trained, rest), rest)
+    peers = gradient(*eqx.partition(theirs, eqx.is_inexact_array))
     # Our gradient, as a file of PEFT, has the names and the layout of Levanter's.
     save_peft(mine, tmp_path, rename=case.names)
     files = load_file(tmp_path / "adapter_model.safetensors")
-    expected = factors(peers, name)
+    expected = lora_state_dict(peers, case.prefix)
     assert files.keys() == expected.keys()
     for key, value in files.items():
         assert_close(value, expected[key])
@@ -201,7 +175,6 @@ def test_files_of_peft_are_levanters(name, tmp_path):
     case = CASES[name]
     adapted = ours(name, target=case.targets)
     theirs, config = theirs_with_the_factors_of(adapted, name, target_modules=case.targets)
-    assert_close(logits(adapted), logits(theirs))
     save_peft_pretrained(theirs, config, "base", str(tmp_path / "theirs"), prefix=case.prefix)
     save_peft(adapted, tmp_path / "ours", rename=case.names)
     files, expected = (

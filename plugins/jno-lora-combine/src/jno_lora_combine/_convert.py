@@ -367,8 +367,8 @@ def extract_lora(
 
     **Arguments:**
 
-    - `base`, `tuned`: plain models with the same structure and shapes, not traced. Merge adapters
-        first. `tuned` may have other precisions.
+    - `base`, `tuned`: plain models with the same structure, shapes and constants (numbers that are
+        not arrays), not traced. Merge adapters first. `tuned` may have other precisions.
     - `rank`: the rank to keep.
     - `energy`: in `(0, 1]`: take the smallest rank of each layer that keeps this fraction of the
         squared Frobenius norm of the difference. Give either `rank` or `energy`.
@@ -380,9 +380,9 @@ def extract_lora(
 
     **Returns:** the adapted model, and an `UpdateReport` with each layer's rank, error and energy.
 
-    **Raises:** `SelectionError` if the models differ in structure or carry adapters, if arrays are
-    left over, or if an argument makes no sense; `WrapperError` that names a layer whose difference
-    has NaN or infinity; `PluginError` without plain LoRA (the zoo).
+    **Raises:** `SelectionError` if the models differ in structure or constants, or carry adapters,
+    if arrays are left over, or if an argument makes no sense; `WrapperError` that names a layer
+    whose difference has NaN or infinity; `PluginError` without plain LoRA (the zoo).
     """
     _check_same_structure(base=base, tuned=tuned)
     _check_size(rank, energy)
@@ -413,9 +413,8 @@ def extract_lora(
     before, after = layers_at(model, paths), layers_at(tuned, paths)
     adapters: dict[str, LoRAWrapper] = {}
     rows: list[UpdateRow] = []
-    with contextlib.closing(tracked([*paths], "Decomposing")) as shown:
-        for path in shown:
-            layer = before[path]
+    with contextlib.closing(tracked(before.items(), "Decomposing")) as shown:
+        for path, layer in shown:
             with failing(f"extract LoRA at {show_path(path)!r}"):
                 lora, error = _extracted(classes[path], layer, after[path], rank, energy)
             adapters[path] = lora
@@ -439,16 +438,17 @@ def _check_same_structure(**models: PyTree) -> None:
         path = max(unlike, key=len)  # not the layers around the difference
         sides = (f"{x.get(path, ('nothing',))[0]} in `{name}`" for name, x in forms.items())
         raise SelectionError(
-            f"The models have different structures: at {show_path(path)!r}, {', '.join(sides)}."
+            f"The models differ in layers or constants: at {show_path(path)!r}, {', '.join(sides)}."
         )
 
 
 def _forms(model: PyTree) -> dict[str, tuple[Any, ...]]:
-    """By path, the name and structure of each module, and the shape or class of each leaf."""
+    """By path, the name and structure of each module, and the shape, value or class of a leaf."""
     layers = modules_by_path(model).items()
     forms: dict[str, Any] = {p: (type(x).__name__, jax.tree.structure(x)) for p, x in layers}
     for keys, leaf in jtu.tree_leaves_with_path(model):
-        forms[path_str(keys)] = (str(leaf.shape) if _is_array(leaf) else type(leaf).__name__,)
+        form = str(leaf.shape) if _is_array(leaf) else type(leaf).__name__
+        forms[path_str(keys)] = (repr(leaf) if np.isscalar(leaf) else form,)
     return forms
 
 

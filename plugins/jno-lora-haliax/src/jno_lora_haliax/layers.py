@@ -126,14 +126,18 @@ class NamedLayer(LayerKind):
 
     def written(self, y: Array, x: Any) -> Any:
         outputs, inputs = self.groups_of_axes(self.base)
-        weight: Any = getattr(self.base, "weight")  # noqa: B009
-        features = [weight.resolve_axis(name) for name in outputs]
+        features = [self._weight.resolve_axis(name) for name in outputs]
         batch = [axis for axis in x.axes if axis.name not in inputs]
         array = jnp.moveaxis(y, 0, -1).reshape([axis.size for axis in (*batch, *features)])
         return haliax().auto_sharded(haliax().named(array, (*batch, *features)))
 
     def output_axis(self, *args: Any) -> int | None:
         return None  # the output is no plain array
+
+    @property
+    def _weight(self) -> Any:
+        layer: Any = self.base
+        return layer.weight
 
 
 class HaliaxLinearLayer(NamedLayer):
@@ -163,10 +167,9 @@ class HaliaxLinearLayer(NamedLayer):
 
     def read(self, x: Any) -> Float[Array, "in *batch"]:
         inputs = self.groups_of_axes(self.base)[1]
-        weight: Any = getattr(self.base, "weight")  # noqa: B009
         array = x.rearrange((..., *inputs)).array
         array = array.reshape(*array.shape[: array.ndim - len(inputs)], -1)
-        array = array.astype(jnp.result_type(array.dtype, dtype_of(weight.array)))
+        array = array.astype(jnp.result_type(array.dtype, dtype_of(self._weight.array)))
         return jnp.moveaxis(array, -1, 0)
 
     def product(self, x: Any, before: Map = unchanged) -> Array:
@@ -226,13 +229,11 @@ class HaliaxEmbeddingLayer(NamedLayer):
         return (args[0].array.reshape(-1, 1) == rows[None]).astype(jnp.float32)
 
     def finish(self, y: Array, b: Bias | None) -> Array:
-        weight: Any = getattr(self.base, "weight")  # noqa: B009
-        return y.astype(dtype_of(weight.array))
+        return y.astype(dtype_of(self._weight.array))
 
     @property
     def _compute_dtype(self) -> Any:
-        weight: Any = getattr(self.base, "weight")  # noqa: B009
-        return compute_dtype(weight.array)
+        return compute_dtype(self._weight.array)
 
 
 class HaliaxConvLayer(NamedLayer):

@@ -9,23 +9,20 @@ from jno.lora.extending import table
 from jno.lora.parts import print_table
 
 _PATH = click.Path(path_type=Path)
-_FEW = 5
+_TO = click.Choice(["peft", "merged", "safetensors", "orbax"])
 
 
 @click.command()
 @click.argument("source", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option(
-    "--to",
-    type=click.Choice(["peft", "merged", "safetensors", "orbax"]),
-    required=True,
-    help="What to write.",
-)
+@click.option("--to", type=_TO, required=True, help="What to write.")
 @click.option("--base", type=_PATH, help="The weights to merge into, if SOURCE has none.")
 @click.option("--alpha", type=float, help="The alpha of LoRA, if it is not in the arrays.")
 @click.option("--rename", multiple=True, metavar="REGEX=NAME", help="New names of layers.")
 @click.option("--prefix", default="", help="Read only names that start so, such as unet.")
 @click.option("--stack-axis", type=click.IntRange(0, 1), help="The axis of scanned layers.")
+@click.option("--transposed", help="A regex for layers with a weight (in, out), as in GPT-2.")
+@click.option("--tied/--untied", default=None, help="Whether a head reads an embedding's table.")
 @click.option("--verify", is_flag=True, help="Read the result, and compare all updates.")
 def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) -> None:
     """Convert LoRA of another project in SOURCE, or merge it into its base, and write OUT.
@@ -44,9 +41,10 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
     columns: Any = [("module", "left"), ("rank", "right"), ("scale", "right")]
     print_table(table(f"{len(rows)} modules of {', '.join(done.sources)}", columns, rows))
     if done.left:
-        shown = ", ".join(done.left[:_FEW]) + (", ..." if len(done.left) > _FEW else "")
-        click.echo(f"{len(done.left)} arrays are not of the adapter, and were not written: {shown}")
-        click.echo("If some of them were trained, use --to merged.")
+        click.echo(f"{len(done.left)} arrays are not of the adapter, and were not written:")
+        click.echo("\n".join(done.left))
+        if options["to"] != "merged":
+            click.echo("If some were trained, --to merged without --base keeps them.")
     if done.difference is not None:
         click.echo(f"Largest difference of an update: {done.difference:g}")
     click.echo(f"Written: {out}")
@@ -74,14 +72,13 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
 )
 @click.option("--transposed", help="A regex for layers with a weight (in, out), as in GPT-2.")
 @click.option("--tied/--untied", default=None, help="Whether the head reads the embedding's table.")
-def extract(base: str, tuned: str, out: str, embeddings: str | None, **options: Any) -> None:
+def extract(base: str, tuned: str, out: str, **options: Any) -> None:
     """Make a LoRA of a full fine-tune: the nearest one to the difference of two models.
 
     BASE and TUNED are safetensors files, or folders of them, with all weights of the two models.
-    OUT becomes a folder that PEFT reads. Prints what each layer loses.
+    OUT must not exist, and becomes a folder that PEFT reads. Prints what each layer loses.
     """
     from .extracting import extract_peft
 
-    if embeddings is not None:
-        options["embeddings"] = embeddings
-    print_table(extract_peft(base, tuned, out, **options))
+    given = {name: value for name, value in options.items() if value is not None}
+    print_table(extract_peft(base, tuned, out, **given))

@@ -16,7 +16,7 @@ from jno.lora.extending import bullets
 from jno.lora.parts import tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 
-from ._names import HEAD, PREFIX, compiled, is_embedding
+from ._names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
 from .files import Directory, write
 from .layouts import layout_of
 from .saving import targets, with_pattern
@@ -48,22 +48,25 @@ def extract_peft(
 
     - `base`, `tuned`: the whole states of a model of Torch: a safetensors file, or a folder of
         safetensors files.
-    - `directory`: for the adapter. Created if it does not exist.
+    - `directory`: for the adapter, which must not exist.
     - `rank`, `energy`: as for `extract_lora`.
     - `leftovers`: what happens to changed biases, norms and bare arrays: `"raise"`, `"drop"`, or
         `"keep"`, which writes the biases of adapted layers, and other modules whole, as PEFT's
         `modules_to_save`.
     - `embeddings`, `transposed`: regular expressions for the names of the modules that are
         embeddings, and of linear layers with a weight `(in, out)`, such as the Conv1D of GPT-2.
-    - `tied`: whether the head reads the table of `embed_tokens`; needed if the table changed and
-        the files have no `lm_head.weight`.
+    - `tied`: whether an output head reads the table of an embedding; needed if embeddings changed
+        and the files have no `lm_head.weight`. PEFT ties a head to `embed_tokens` alone.
 
     **Returns:** the report of the layers. Layers whose weights are equal get no adapter.
 
     **Raises:** `SelectionError` if arrays are left over, or an argument makes no sense;
-    `PeftFormatError` if a file cannot be read or written, if the files have different arrays, or if
-    nothing can be extracted; `WrapperError` that names a weight with NaN or infinity.
+    `PeftFormatError` if a file cannot be read or written, if `directory` exists, if the files have
+    different arrays, or if no weight changed that LoRA adapts; `WrapperError` that names a weight
+    with NaN or infinity.
     """
+    if Path(directory).exists():
+        raise PeftFormatError(f"{str(directory)!r} exists. Give a new name.")
     old, new = (flat(open_state(Path(place)).tree) for place in (base, tuned))
     _check_equal_shapes(old, new)
     weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
@@ -93,13 +96,14 @@ def extract_peft(
                 for field, (end, shape) in layout.pair("lora", ranks[module]).items():
                     array = np.asarray(adapter.state[field]).reshape(shape)
                     tensors[f"{PREFIX}{module}.{end}"] = array
+    if not ranks:
+        changed = f" Only these arrays changed. Share them:\n{bullets(left)}" if left else ""
+        raise PeftFormatError(f"No weight for LoRA changed, so no adapter was written.{changed}")
     settings = {
         "target_modules": targets(ranks, {name.rpartition(".")[0] for name in old}),
         **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
         **_tied("lm_head.weight" in old, tied, ranks, tensors),
     }
-    if not ranks:
-        raise PeftFormatError("The weights of the two states are equal, so no adapter was written.")
     kind, numbers = TYPES["LORA"], dict[str, Any](ranks)
     settings |= {"peft_type": "LORA", "inference_mode": True, "use_rslora": False}
     settings["fan_in_fan_out"] = transposed is not None
@@ -162,13 +166,15 @@ def _tied(
     has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, Any]
 ) -> dict[str, Any]:
     """Let PEFT's head see the adapter of the table that it reads."""
-    table = next(filter(is_embedding, ranks), None)
-    if table is None or has_head or tied is False:
+    tables = [name for name in ranks if f"{PREFIX}{name}.lora_embedding_A" in tensors]
+    if not tables or has_head or tied is False:
         return {}
-    if tied is None:
+    table = next(filter(is_embedding, tables), None)
+    if tied is None or table is None:
         raise SelectionError(
-            f"{table!r} changed, and there is no lm_head.weight. Say whether the head reads the "
-            "table: tied=True or tied=False."
+            f"{', '.join(tables)} changed, and there is no lm_head.weight. If no output head reads "
+            f"such a table, say tied=False. If a head reads {EMBEDDING}, say tied=True. PEFT "
+            "cannot tie a head to another table: then share the fine-tuned model itself."
         )
     ranks[HEAD] = ranks[table]
     A, B = (tensors[f"{PREFIX}{table}.lora_embedding_{letter}"] for letter in "AB")

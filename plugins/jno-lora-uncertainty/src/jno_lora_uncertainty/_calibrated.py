@@ -41,11 +41,13 @@ class Calibrated(eqx.Module):
 
     - `scales`: for each array of the output, in the order of its leaves.
     - `examples`: the number of held-out examples that the scales were fitted to.
+    - `unseen`: the number of those that no member has seen, for conformal intervals.
     """
 
     ensemble: Ensemble
     scales: tuple[Scales, ...]
     examples: Int[Array, ""]
+    unseen: Int[Array, ""]
 
     def summary(self) -> "CalibrationReport":
         """The scales and the scores of each output. Prints as a table."""
@@ -58,8 +60,10 @@ def calibrate(
     """Scale the spread of the members to the residuals of examples that they did not see.
 
     The variance is `a^2 spread^2 + b^2`, with two scales for each array of the output. The residual
-    of an example belongs to the members that left it out. The spread is the standard deviation over
-    all members, so that intervals tend to be slightly wide.
+    of an example belongs to the members that left it out, and the spread is the standard deviation
+    over all members. With folds, the member that left an example out makes most of the spread
+    there, so that its residual is about the same multiple of the spread for all examples, and `a`
+    says little about new inputs. Examples that no member has seen are better, if there are enough.
 
     **Arguments:**
 
@@ -73,7 +77,7 @@ def calibrate(
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
     n = len(jax.tree.leaves(x)[0])
     mask = held_out_mask(held_out, ensemble.members, n)
-    usable = jnp.any(mask, axis=0)
+    usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
     scales: list[Scales] = []
 
     def add(keys: Any, output: Array, target: Any) -> None:
@@ -83,11 +87,12 @@ def calibrate(
                 f"has {np.shape(target)}"
             )
         residual = jnp.asarray(target).astype(output.dtype) - mean_of_held_out(output, mask)
-        arrays = jnp.var(output, axis=0), residual, usable.astype(output.dtype)
-        scales.append(Scales(path_str(keys), *calibrated_arrays(*arrays)))
+        weights = usable.astype(output.dtype), unseen.astype(output.dtype)
+        arrays = calibrated_arrays(jnp.var(output, axis=0), residual, *weights)
+        scales.append(Scales(path_str(keys), *arrays))
 
     jax.tree_util.tree_map_with_path(add, outputs, y)
-    return Calibrated(ensemble, tuple(scales), checked_count(usable))
+    return Calibrated(ensemble, tuple(scales), checked_count(usable), jnp.sum(unseen))
 
 
 def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
@@ -112,10 +117,10 @@ def interval(
     **Arguments:**
 
     - `level`: the fraction of the numbers that the interval should hold, between 0 and 1.
-    - `conformal`: take the quantile of `|residual| / std` of the held-out examples, and not the
-        quantile of a Gaussian.
+    - `conformal`: take the quantile of `|residual| / std` of the examples that no member has seen,
+        and not the quantile of a Gaussian.
 
-    **Raises:** `SelectionError` if a conformal interval of this level needs more held-out examples.
+    **Raises:** `SelectionError` if a conformal interval of this level needs more such examples.
     """
     mean, std = predict(calibrated, x)
     half = gaussian_quantile(level)
@@ -127,12 +132,12 @@ def interval(
 
 def _quantile(calibrated: Calibrated, scales: Scales, level: float) -> Array:
     """The quantile of a conformal interval, which counts one more example as worse than all."""
-    examples = calibrated.examples
-    if not isinstance(examples, Tracer) and level * (1 + 1 / int(examples)) > 1 + 1e-6:
+    examples, needed = calibrated.unseen, math.ceil(level / (1 - level) - 1e-6)
+    if not isinstance(examples, Tracer) and int(examples) < needed:
         raise SelectionError(
-            f"A conformal interval of level {level} needs at least "
-            f"{math.ceil(level / (1 - level) - 1e-6)} held-out examples, but the ensemble was "
-            f"calibrated on {examples}. Use the Gaussian interval, or a lower level."
+            f"A conformal interval of level {level} needs at least {needed} examples that no "
+            f"member has seen, but the ensemble was calibrated on {examples}. Calibrate it on new "
+            "examples, or use the Gaussian interval."
         )
     raised = level * (1 + 1 / examples.astype(scales.quantiles.dtype))
     levels = jnp.linspace(0, 1, len(scales.quantiles), dtype=raised.dtype)

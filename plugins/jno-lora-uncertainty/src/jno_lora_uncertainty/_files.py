@@ -109,7 +109,7 @@ def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated |
         Scales(path, *(calibration[f"scales/{number}/{name}"] for name in names))
         for number, path in enumerate(content["outputs"])
     )
-    return Calibrated(ensemble, tuple(scales), calibration["examples"])
+    return Calibrated(ensemble, tuple(scales), calibration["examples"], calibration["unseen"])
 
 
 def _model_of(ensemble: Ensemble) -> PyTree:

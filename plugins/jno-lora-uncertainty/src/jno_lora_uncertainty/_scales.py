@@ -22,7 +22,8 @@ class Scales(eqx.Module):
 
     - `path`: of the array in the output.
     - `spread`, `constant`: the scales `a` and `b` of `variance = a^2 spread^2 + b^2`.
-    - `quantiles`: of `|residual| / std`, at `LEVELS` levels from 0 to 1, for conformal intervals.
+    - `quantiles`: of `|residual| / std` of the examples that no member has seen, at `LEVELS` levels
+        from 0 to 1, for conformal intervals.
     - `coverage`: the fraction of the residuals inside the intervals of 90 %.
     - `crps`, `constant_crps`: the mean continuous ranked probability score, in the units of the
         output (smaller is better), with the two scales, and with a constant width.
@@ -101,7 +102,10 @@ def _quantile(values: Elements, weights: Elements, level: float) -> Number:
 
 @jax.jit
 def calibrated_arrays(
-    variance: Elements, residual: Elements, weights: Float[Array, " n"]
+    variance: Elements,
+    residual: Elements,
+    weights: Float[Array, " n"],
+    unseen: Float[Array, " n"],
 ) -> tuple[Array, ...]:
     """The arrays of `Scales`, for one output."""
     n = len(weights)
@@ -124,7 +128,7 @@ def calibrated_arrays(
     a, b = fit_scales(variance, residual, weights)
     std = jnp.sqrt(a**2 * variance + b**2)
     ratio = jnp.abs(residual) / jnp.maximum(std, jnp.finfo(std.dtype).tiny)
-    ratio = jnp.where(_beside(weights, residual) > 0, ratio, jnp.nan)
+    ratio = jnp.where(_beside(unseen, residual) > 0, ratio, jnp.nan)
     quantiles = jnp.nanquantile(ratio, jnp.linspace(0, 1, LEVELS, dtype=ratio.dtype))
     return a, b, quantiles, coverage, score, constant_score
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -30,10 +31,13 @@ _CONFIGS, _CHECKSUMS = "lora_adapter_metadata", "jno.lora.crc32"
 # The file in the folder of an Orbax tree, and the subfolders in which libraries store the tree.
 _TREE, _STEP = "_METADATA", "_CHECKPOINT_METADATA"
 _FOLDERS = ("", "model_params", "params", "items", "default", "state")
-# Files of a model beside its weights.
-_BESIDE = (".json", ".txt", ".model", ".jinja")
+# An Orbax tree is written in files of this size, because Orbax holds some of them in memory.
+_SIZE = 2**26
+# Files of weights, which are not copied with the other files of a base.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf", ".msgpack", ".onnx")
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
     "BF16": np.dtype(jnp.bfloat16),
     "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
     "F8_E5M2": np.dtype(jnp.float8_e5m2),
@@ -76,7 +80,7 @@ def open_state(path: Path) -> State:
         tensors, _ = map_safetensors(path / TENSORS)
         return State(tensors, configs={"": Config.parse(read_json(path / CONFIG))})
     if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
+        files = _files_of(path)
         return _open_files(files) if files else _open_orbax(path)
     if path.suffix == ".h5":
         return State(_open_h5(path))
@@ -130,14 +134,17 @@ def write_safetensors(path: Path, arrays: Mapping[str, Any], make: Callable[[str
     end = 0
     for name, array in arrays.items():
         dtype, start = np.dtype(array.dtype), end
+        if dtype not in codes:
+            raise PeftFormatError(f"{name} has the dtype {dtype}, which cannot be written.")
         end += dtype.itemsize * math.prod(array.shape)
         header[name] = {"dtype": codes[dtype], "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".{path.name[:40]}.tmp")
-    with open(temporary, "wb") as file:
+    bar = tracked(arrays, f"Writing {path.name}")
+    with open(temporary, "wb") as file, contextlib.closing(bar) as names:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in arrays:
+        for name in names:
             file.write(np.ascontiguousarray(make(name)).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
@@ -149,42 +156,63 @@ def write_like(
 ) -> None:
     """Write the arrays that `make` gives in the format of `base`, or else as safetensors.
 
-    Finished files of an earlier call stay as they are.
+    Files that an earlier call finished stay as they are. Other files in a folder of safetensors are
+    copied, except other weights and subfolders. For Orbax, all arrays are on the disk twice at the
+    end, and not in memory.
+
+    **Raises:** `PeftFormatError` if `out` must end in `.safetensors`, or a dtype cannot be written.
     """
-    files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
+    files = _files_of(base) if base.is_dir() else []
     is_orbax = base.is_dir() and not files
-    if files:
-        parts = {out / file.name: [*map_safetensors(file)[0]] for file in files}
-    elif is_orbax:  # saves whole trees, so it gets arrays that are mapped from files
-        parts = {out.with_name("arrays") / f"{i}.part": [x] for i, x in enumerate(arrays)}
-    else:
-        parts = {out: [*arrays]}
-    for file, names in tracked([*parts.items()], "Writing"):
+    # Orbax saves whole trees, so it gets arrays that are mapped from a file.
+    single = out.with_name(f"{out.name}.arrays") if is_orbax else out
+    if base.is_file() and out.suffix != ".safetensors":
+        raise PeftFormatError(f"{out.name!r} must end in .safetensors, the format of merged files.")
+    parts = {out / file.name: [*map_safetensors(file)[0]] for file in files} or {single: arrays}
+    for file, names in parts.items():
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             write_safetensors(file, {name: arrays[name] for name in names if name in arrays}, make)
     if is_orbax:
-        save_orbax(out / _tree_folder(base), _open_files(parts).tree)
+        written, _ = map_safetensors(single)
+        tree = _open_orbax(base).tree
+        filled = jtu.tree_map_with_path(lambda keys, _: written.get(path_str(keys)), tree)
+        _save_tree(out / _tree_folder(base), filled, len(written) < len(jax.tree.leaves(tree)))
     for file in base.iterdir() if files else ():
-        if file.suffix in _BESIDE:
+        if file.is_file() and file.suffix not in _WEIGHTS:
             shutil.copy2(file, out / file.name)
 
 
-def save_orbax(path: Path, arrays: Mapping[str, Any], alpha: float | None = None) -> None:
+def save_orbax(path: Path, arrays: Mapping[str, Any], alpha: float) -> None:
     """Save arrays as a tree, whose names have slashes, and the alpha as MaxText does."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, last = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = np.asarray(array)
-    folder = path if alpha is None else path / "model_params"
-    with _errors_of_orbax(path) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree, force=True)
-    if alpha is not None:
-        facts = {"custom_metadata": {"lora": {"lora_alpha": alpha}}}
-        (path / _STEP).write_text(json.dumps(facts))
+    with _errors_of_orbax(path) as orbax:
+        _save_tree(path / "model_params", orbax.tree.from_flat_dict(arrays, sep="/"))
+    (path / _STEP).write_text(json.dumps({"custom_metadata": {"lora": {"lora_alpha": alpha}}}))
+
+
+class _Uncopied(np.ndarray):
+    """An array that Orbax saves without a copy in memory."""
+
+    def __deepcopy__(self, memo: Any) -> "_Uncopied":
+        return self
+
+
+def _save_tree(folder: Path, tree: PyTree, has_gaps: bool = False) -> None:
+    """Save the arrays of a tree, without its nodes that hold no arrays if it has gaps."""
+    tree = jax.tree.map(lambda array: np.asarray(array).view(_Uncopied), tree)
+    with _errors_of_orbax(folder) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
+        tree = orbax.tree.serialize_tree(tree) if has_gaps else tree
+        checkpointer.save(folder.absolute(), tree, force=True, ocdbt_target_data_file_size=_SIZE)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of safetensors that Transformers would read in a folder, or else all of them."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _open_files(files: Iterable[Path]) -> State:
@@ -230,29 +258,22 @@ def _open_orbax(path: Path) -> State:
     folder = (path / _tree_folder(path)).absolute()
     with _errors_of_orbax(path) as orbax, orbax.PyTreeCheckpointer() as checkpointer:
         tree: Any = checkpointer.metadata(folder).item_metadata.tree
-    leaves, structure = jtu.tree_flatten(tree)
+    if texts := [name for name, leaf in flat(tree).items() if not hasattr(leaf, "shape")]:
+        raise PeftFormatError(f"{texts[0]} in {os.fspath(path)!r} is not an array.")
 
-    def read(number: int) -> np.ndarray:
+    def read(leaf: Any) -> np.ndarray:
         # As a NumPy array, because the devices on which it was saved may not exist here.
-        wanted = [orbax.PLACEHOLDER] * len(leaves)
-        wanted[number] = leaves[number]
-        args = [orbax.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
+        args = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), tree)
+        wanted = jax.tree.map(lambda x: x if x is leaf else orbax.PLACEHOLDER, tree)
         with _errors_of_orbax(path), orbax.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(
-                folder,
-                item=jtu.tree_unflatten(structure, wanted),
-                restore_args=jtu.tree_unflatten(structure, args),
-            )
-        return jtu.tree_leaves(tree)[number]
+            arrays = checkpointer.restore(folder, item=wanted, restore_args=args)
+        return next(x for x in jax.tree.leaves(arrays) if x is not orbax.PLACEHOLDER)
 
-    later = [
-        Later(leaf.shape, leaf.dtype, functools.partial(read, number))
-        for number, leaf in enumerate(leaves)
-    ]
+    later = jax.tree.map(lambda x: Later(x.shape, x.dtype, functools.partial(read, x)), tree)
     # MaxText writes the alpha beside its states.
     facts: Any = read_json(path / _STEP) if (path / _STEP).exists() else {}
     custom = facts.get("custom_metadata") or {}
-    return State(jtu.tree_unflatten(structure, later), custom.get("lora", {}).get("lora_alpha"))
+    return State(later, custom.get("lora", {}).get("lora_alpha"))
 
 
 def _tree_folder(path: Path) -> str:

@@ -25,7 +25,7 @@ from jno.lora.extending import (
 from .._errors import MisfitError
 from .._names import Rename
 from ..files import CONFIG, not_finite
-from ..layouts import Layout, Shape
+from ..layouts import Shape
 from ..loading import build_adapters, checked_layout
 from ..ties import SHARED, Ties
 from ..types import TYPES
@@ -91,11 +91,10 @@ def load_lora_state(
             arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
             scale = alpha_of(placed.pair, arrays.pop("alpha", None), read, alpha)
             arrays, layout = floating(arrays), placed.layout
-            if placed.pair.inputs_first:
+            if placed.pair.source.inputs_first:
                 # Options that Torch's LoRA ignores when it runs the update, unlike Flax.
                 layout = dataclasses.replace(layout, odd="")
-            config, _ = read.config_for(placed.pair.key)
-            settings = {} if config is None else config.settings
+            settings = getattr(read.config_for(placed.pair.key)[0], "settings", {})
             numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
                 layer = placer.modules[path]
@@ -115,14 +114,23 @@ def load_lora_state(
 
 
 def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
-    """PEFT's tensors of each layer of a pair."""
-    if not placed.pair.inputs_first:
-        return [_from_torch(arrays, placed.layout)]
-    if placed.axis is None:
-        return [_from_inputs_first(arrays["A"], arrays["B"], placed.layout)]
-    first, second = (np.moveaxis(arrays[name], placed.axis, 0) for name in "AB")
-    pairs = zip(first, second, strict=True)
-    return [_from_inputs_first(a, b, placed.layout) for a, b in pairs]
+    """PEFT's tensors of each layer of a pair.
+
+    Linear layers and convolutions of size 1 are interchangeable.
+    """
+    A, B, layout = arrays["A"], arrays["B"], placed.layout
+    if "mid" in arrays:
+        A = with_core(A, arrays["mid"])
+    is_stack, axis = placed.axis is not None, placed.axis or 0
+    stack = (np.moveaxis(x, axis, 0) if is_stack else x[None] for x in (A, B))
+    tensors: list[Tensors] = []
+    for a, b in zip(*stack, strict=True):
+        if placed.pair.source.inputs_first:
+            by_channel = a.reshape(*layout.kernel, layout.inputs, -1)
+            a, b = np.moveaxis(by_channel, (-1, -2), (0, 1)), b.reshape(len(b), -1).T
+        named = zip(layout.pair("lora", len(a)).values(), (a, b), strict=True)
+        tensors.append({name: _in_shape(array, shape) for (name, shape), array in named})
+    return tensors
 
 
 def alpha_of(
@@ -130,6 +138,8 @@ def alpha_of(
 ) -> float | None:
     """The alpha of a pair, or `None` for a scale of 1. **Raises:** `SelectionError`."""
     if beside is not None:
+        if beside.size != 1:
+            raise MisfitError(f"alpha has the shape {beside.shape}, not one number")
         # Of any dtype, because kohya saves whole numbers; a zero means a scale of 1.
         return float(beside.item()) or None
     config, name = state.config_for(pair.key)
@@ -138,7 +148,7 @@ def alpha_of(
     if state.alpha is not None and given not in (None, state.alpha):
         raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
     alpha = state.alpha if given is None else given
-    rank = shape_of(pair, "A")[-1 if pair.inputs_first else 0]
+    rank = shape_of(pair, "A")[-1 if pair.source.inputs_first else 0]
     if pair.source.alpha == "none":
         return None
     if alpha is None and rank in pair.source.alpha_is_rank:
@@ -148,40 +158,15 @@ def alpha_of(
             f"{show_path(pair.key)}: {pair.source.name} scales an update by alpha / rank, and the "
             "alpha is not in the arrays. Read a directory of PEFT by load_peft, or give the alpha "
             "of adapter_config.json, of openpi's LoRAConfig or of Qwix's LoraRule: "
-            "load_lora_state(model, state, alpha=16)"
+            "load_lora_state and convert_lora take alpha=16, and jno-lora convert --alpha 16"
         )
     return None if alpha is None else float(alpha)
 
 
-def _from_inputs_first(a: np.ndarray, b: np.ndarray, layout: Layout) -> Tensors:
-    """PEFT's tensors of one layer, whose shapes fit."""
-    rank = a.shape[-1]
-    by_channel = a.reshape(*layout.kernel, layout.inputs, rank)
-    first, second = np.moveaxis(by_channel, (-1, -2), (0, 1)), b.reshape(rank, -1).T
-    return _named(first, second.reshape(*second.shape, *(1 for _ in layout.kernel)), layout)
-
-
-def _from_torch(arrays: Tensors, layout: Layout) -> Tensors:
-    """PEFT's tensors. Linear layers and convolutions of size 1 are interchangeable."""
-    first, second = arrays["A"], arrays["B"]
-    if "mid" in arrays:
-        first = with_core(first, arrays["mid"])
-    shapes = [shape for _, shape in layout.pair("lora", len(first)).values()]
-    first, second = (
-        factor.reshape(shape) if _same_matrix(factor.shape, shape) else factor
-        for factor, shape in zip((first, second), shapes, strict=True)
-    )
-    return _named(first, second, layout)
-
-
-def _named(first: np.ndarray, second: np.ndarray, layout: Layout) -> Tensors:
-    names = (name for name, _ in layout.pair("lora", len(first)).values())
-    return dict(zip(names, (first, second), strict=True))
-
-
-def _same_matrix(shape: Shape, wanted: Shape) -> bool:
-    """Whether both are one matrix, with or without the axes of a kernel of size 1."""
-    return shape[:2] == wanted[:2] and {*shape[2:], *wanted[2:]} <= {1}
+def _in_shape(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """The array in this shape, if both are one matrix, with or without a kernel of size 1."""
+    same = array.shape[:2] == shape[:2] and {*array.shape[2:], *shape[2:]} <= {1}
+    return array.reshape(shape) if same else array
 
 
 def _read_state(source: Any) -> State:

@@ -22,6 +22,7 @@ from .._names import PREFIX, Rename, module_name
 from ..arrays import Place
 from ..layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
 from ..placement import Paths
+from ..types.type import widened
 from .sources import Source, find_source
 
 # Flax and Orbax store an array inside a variable.
@@ -36,7 +37,8 @@ class Pair:
     """One LoRA of a tree.
 
     - `key`: the name of its layer in the tree, with the name of the array if the layer has several;
-        `names`: its possible paths in the model; `weights`: the possible names of its weight.
+        `names`: its possible paths in the model; `weights`: the possible names of its weight,
+        by the name of its `{module}`.
     - `source`: how its project lays out the arrays; `law`: the key of its law there, if any.
     - `arrays`: `"A"`, `"B"`, `"mid"` and `"alpha"`, if present; `places`: the indices of their
         leaves.
@@ -53,10 +55,6 @@ class Pair:
     places: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def inputs_first(self) -> bool:
-        return self.source.inputs_first
-
-    @property
     def title(self) -> str:
         """The name of the layer, without the prefix; of the array, if the layer has several."""
         if self.law or self.source.name == "diffusers":  # the newest name of a processor
@@ -69,27 +67,29 @@ def normalise(key: str) -> str:
     return _VARIABLE.sub("", key.removeprefix(PREFIX).replace(".", "/"))
 
 
-def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str]]:
+def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str], list[str]]:
     """The complete pairs of a tree, a line for each array without a pair, and the other names.
 
-    Only names that start with `prefix` are read.
+    Only names that start with `prefix` are read. The last list has the names without it.
     """
     pairs: dict[tuple[str, str], Pair] = {}
     alphas: dict[str, Any] = {}
-    ranks: dict[str, int] = {}
     problems: list[str] = []
     unknown: list[str] = []
+    skipped: list[str] = []
+    leaves = [(path_str(keys), leaf) for keys, leaf in jtu.tree_leaves_with_path(tree)]
     start = prefix.replace(".", "/")
-    for number, (keys, leaf) in enumerate(jtu.tree_leaves_with_path(tree)):
-        key = path_str(keys)
+    start += "/" * any(normalise(key).startswith(f"{start}/") for key, _ in leaves)
+    for number, (key, leaf) in enumerate(leaves):
         name = normalise(key)
         if not name.startswith(start):
+            skipped.append(key)
             continue
         name = name[len(start) :]
         if match := _ALPHA.fullmatch(name):
             alphas[match[1]] = leaf
         elif _RANK.fullmatch(name):
-            ranks[key] = np.asarray(leaf).item()
+            continue
         elif (factor := find_source(name)) is None:
             unknown.append(key)
         else:
@@ -97,7 +97,7 @@ def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str
             module, array = groups["module"], groups.get("array", "")
             if key.startswith(PREFIX):
                 source = source._replace(alpha="needed")
-            weights = tuple(x.format(module=module, array=array) for x in source.weights)
+            weights = tuple(x.replace("{array}", array) for x in source.weights)
             weights += tuple(f"{start}{weight}" for weight in weights if start)
             is_table = "embedding" in name.removeprefix(module)
             law, names = groups.get("law", ""), _names(module, array)
@@ -111,19 +111,16 @@ def pairs_of(tree: PyTree, prefix: str) -> tuple[list[Pair], list[str], list[str
     for (module, array), pair in pairs.items():
         if counts[module] > 1 and array:
             pair.key = start + pair.names[0]
+            pair.weights = tuple(x.replace(f"}}/{array}", "}") for x in pair.weights)
         if missing := [part for part in "AB" if part not in pair.arrays]:
             problems.append(f"{pair.key}: its factor {missing[0]} is missing")
             continue
         if module in alphas:
-            pair.arrays["alpha"] = alphas[module]
-        for key, rank in ranks.items():
-            if shape_of(pair, "B")[0] != rank:
-                problems.append(f"{pair.key}: its rank is not {rank}, which {key} says")
+            pair.arrays["alpha"], pair.source = alphas[module], pair.source._replace(alpha="none")
         whole.append(pair)
-    layers = {module for module, _ in pairs}
-    names = (name for name in alphas if name not in layers)
-    problems += [f"{start}{name}/alpha: no factors are beside it" for name in names]
-    return whole, problems, unknown
+    lost = sorted(alphas.keys() - {module for module, _ in pairs})
+    problems += [f"{start}{name}/alpha: no factors are beside it" for name in lost]
+    return whole, problems, unknown, skipped
 
 
 def _names(module: str, array: str) -> tuple[str, ...]:
@@ -140,7 +137,10 @@ def _names(module: str, array: str) -> tuple[str, ...]:
 
 def with_core(first: np.ndarray, core: np.ndarray) -> np.ndarray:
     """The first factor with kohya's core: a kernel followed by a product, which are a kernel."""
-    return np.moveaxis(np.tensordot(core, first.reshape(len(first), -1), axes=(1, 0)), -1, 1)
+    if core.shape[:2] != (len(first), len(first)):
+        raise MisfitError(f"lora_mid has the shape {core.shape}, and the rank is {len(first)}")
+    first = widened(first.reshape(len(first), -1))
+    return np.moveaxis(np.tensordot(widened(core), first, axes=(1, 0)), -1, 1)
 
 
 def shape_of(pair: Pair, part: str) -> Shape:
@@ -177,37 +177,27 @@ class Placer:
 
         **Raises:** `PeftFormatError` if there are no pairs, or no pair has a layer.
         """
-        pairs, lines, unknown = pairs_of(tree, prefix)
-        lines += [f"{key}: no array of LoRA has such a name" for key in unknown]
-        self.problems += lines
-        if not (pairs or lines):
+        pairs, lines, unknown, _ = pairs_of(tree, prefix)
+        self.problems += [*lines, *(f"{key}: no array of LoRA has such a name" for key in unknown)]
+        if not (pairs or self.problems):
             raise PeftFormatError("The state holds no arrays of LoRA, or none with this prefix.")
-        placed: list[Placed] = []
-        places: dict[str, tuple[Place, ...]] = {}
-        missing: dict[str, str] = {}
+        placed: dict[str, Placed | None] = {}
+        titles = {pair.key: pair.title for pair in pairs}
         for pair in pairs:
             with self.problems.of(show_path(pair.key)):
-                with_layers = self._placed(pair)
-                places[pair.key] = () if with_layers is None else with_layers.places
-                if with_layers is None:
-                    # The name without the array's name, unless the layer has several arrays.
-                    ends = (name for name in pair.names if pair.key.endswith(name))
-                    missing[pair.key] = module_name(next(ends, pair.names[0]), self._rename)
-                else:
-                    placed.append(with_layers)
-        self.problems += self._paths.check(places, missing) if places else []
-        return placed
+                placed[pair.key] = self._placed(pair)
+        places = {key: () if new is None else new.places for key, new in placed.items()}
+        names = {key: module_name(titles[key], self._rename) for key, x in places.items() if not x}
+        self.problems += self._paths.check(places, names) if places else []
+        return [*filter(None, placed.values())]
 
     def _placed(self, pair: Pair) -> Placed | None:
         if pair.law:
-            raise MisfitError(
-                f"it has the axes of {pair.source.name}: `convert_lora(state, directory, "
-                "to='peft')` writes files for load_peft"
-            )
+            raise MisfitError(f"it has the axes of {pair.source.name}: use convert_lora(to='peft')")
         stack = None
         place = self._find_flat(pair) if pair.source.name == "kohya" else None
         place = place or next(filter(None, map(self._find, pair.names)), None)
-        if place is None and not pair.inputs_first:
+        if place is None and not pair.source.inputs_first:
             place = self._find_flat(pair)
         elif place is None:
             stack = next((name for name in pair.names if self._find(f"{name}[0]")), None)
@@ -223,15 +213,14 @@ class Placer:
         places, axis, stack_here = (place,), None, stack_of(layer)
         if stack is not None:
             axis = _stack_axis_of(pair, layout, None, self._stack_axis)
-            names = (f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis]))
-            place_of = {name: self._find(name) for name in names}
-            if unknown := [name for name, place in place_of.items() if place is None]:
+            names = [f"{stack}[{i}]" for i in range(shape_of(pair, "A")[axis])]
+            if unknown := [name for name in names if self._find(name) is None]:
                 raise MisfitError(f"the model has no layer for {', '.join(map(repr, unknown))}")
-            places = tuple(filter(None, place_of.values()))
-        elif pair.inputs_first and stack_here and not index:
+            places = tuple(filter(None, map(self._find, names)))
+        elif pair.source.inputs_first and stack_here and not index:
             axis = _stack_axis_of(pair, layout, math.prod(stack_here), self._stack_axis)
             places = tuple((path, i) for i in np.ndindex(*stack_here))
-        if pair.inputs_first and axis is None:
+        if pair.source.inputs_first and axis is None:
             _check_shapes(pair, layout)
         return Placed(pair, places, layout, axis)
 
@@ -244,11 +233,8 @@ class Placer:
         if name in paths and isinstance(self._rename, Mapping) and name in self._rename.values():
             return self._find(pair.names[0])
         if len(paths) > 1:
-            rule = {f"^{pair.names[0]}$": paths[0]}
-            raise MisfitError(
-                f"{', '.join(map(repr, paths))} have this name, with underscores for dots. Say "
-                f"which is meant, such as rename={rule}"
-            )
+            rule, names = {f"^{pair.names[0]}$": paths[0]}, ", ".join(map(repr, paths))
+            raise MisfitError(f"{names} have this name. Say which is meant, such as rename={rule}")
         return (paths[0], ()) if paths else None
 
 
@@ -257,16 +243,16 @@ def _stack_axis_of(pair: Pair, layout: Layout, count: int | None, given: int | N
     a, b = shape_of(pair, "A"), shape_of(pair, "B")
     fitting = [
         axis
-        for axis in ((0, 1) if given is None else (given,))
-        if axis < min(len(a), len(b))
-        and a[axis] == b[axis] == (count or a[axis])
-        and _fits(_without(a, axis), _without(b, axis), layout)
+        for axis, sizes in enumerate(zip(a[:2], b[:2], strict=False))
+        if given in (None, axis)
+        and {*sizes} == {count or sizes[0]}
+        and _fits(a[:axis] + a[axis + 1 :], b[:axis] + b[axis + 1 :], layout)
     ]
     if len(fitting) != 1:
         raise MisfitError(
             f"the factors {a} and {b} must fit {count or 'many'} layers, each with {layout.inputs} "
-            f"inputs and {layout.outputs} outputs, along axis 0 or 1 and not along both. If they "
-            "fit along both, say stack_axis=0 or stack_axis=1"
+            f"inputs and {layout.outputs} outputs, along one axis: 0 or 1. If they fit along both, "
+            "say stack_axis=0 or stack_axis=1"
         )
     return fitting[0]
 
@@ -277,20 +263,14 @@ def _check_shapes(pair: Pair, layout: Layout) -> None:
     if layout.groups > 1:
         raise MisfitError(f"the layer has {layout.groups} groups, which Qwix's update mixes")
     if not _fits(a, b, layout):
-        wanted = (*layout.kernel, layout.inputs) if layout.kernel else (layout.inputs,)
+        wanted = ", ".join(map(str, (*layout.kernel, layout.inputs)))
         raise MisfitError(
-            f"expected factors ({', '.join(map(str, wanted))}, rank) and (rank, {layout.outputs}), "
-            f"or more axes with the same products, got {a} and {b}"
+            f"expected factors ({wanted}, rank) and (rank, {layout.outputs}), or more axes with "
+            f"the same products, got {a} and {b}"
         )
 
 
 def _fits(a: Shape, b: Shape, layout: Layout) -> bool:
-    if len(a) < 2 or a[-1:] != b[:1] or math.prod(b[1:]) != layout.outputs:
-        return False
-    if math.prod(layout.kernel) > 1:
-        return a[:-1] == (*layout.kernel, layout.inputs)
-    return math.prod(a[:-1]) == layout.inputs
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return shape[:axis] + shape[axis + 1 :]
+    is_kernel = a[:-1] == (*layout.kernel, layout.inputs)
+    is_kernel |= math.prod(layout.kernel) == 1 and math.prod(a[:-1]) == layout.inputs
+    return is_kernel and len(a) > 1 and a[-1:] == b[:1] and math.prod(b[1:]) == layout.outputs

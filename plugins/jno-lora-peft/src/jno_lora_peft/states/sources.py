@@ -37,22 +37,17 @@ class Law(NamedTuple):
         for axes, shape in ((self.a, A.shape), (self.b, B.shape)):
             fits = len(axes) == len(shape)
             for axis, size in zip(axes, shape, strict=False):
-                fits &= sizes.setdefault(axis, size) == size
+                fits &= sizes.setdefault(axis, size) == size > 0
             if not fits:
                 raise MisfitError(
                     f"its factors {tuple(A.shape)} and {tuple(B.shape)} must have the axes "
-                    f"{self.a} and {self.b}, with the same rank r and the same common axes"
+                    f"{self.a} and {self.b}, with the same rank r > 0 and the same common axes"
                 )
         return sizes
 
     def of_module(self) -> "Law":
         """The law of the factors of one module. The weight keeps its axes."""
-        a, b = (re.sub("[lc]", "", axes) for axes in (self.a, self.b))
-        return Law(a, b, self.weight)
-
-    def shape(self, sizes: Mapping[str, int]) -> Shape:
-        """The shape of the weight."""
-        return tuple(sizes[axis] for axis in self.weight)
+        return self._replace(a=re.sub("[lc]", "", self.a), b=re.sub("[lc]", "", self.b))
 
     # Of one module.
 
@@ -86,11 +81,6 @@ class Law(NamedTuple):
         if all(sizes[axis] == 1 for axis in self.b if axis not in result):  # not a sum
             blocks = blocks.astype(B.dtype)
         return A, blocks.reshape(rows, len(A), *(1 for _ in kernel))
-
-    def update(self, A: np.ndarray, B: np.ndarray, axes: str, dtype: Any) -> np.ndarray:
-        """The update with these axes, without the scale."""
-        factors = A.astype(dtype), B.astype(dtype)
-        return np.einsum(f"{self.a},{self.b}->{axes}", *factors, optimize=True)
 
 
 def at(axes: str, index: Index) -> tuple[Any, ...]:
@@ -196,8 +186,6 @@ _ATTENTION = r"(?P<law>(?:q|kv|qkv|attn_vec)_einsum)"
 _MLP = r"(?P<array>(?P<law>gating_einsum|linear))"
 _W, _KERNEL, _TORCH = "{module}/w", "{module}/kernel", ("{module}/weight",)
 _MLPS = ("{module}/{array}", "{module}/{array}/w")
-_WRAPPED = ("{module}/base_module/kernel", _KERNEL)
-_KERAS = ("{module}/vars/0", "{module}/{array}")
 
 
 def _torch(name: str, factors: str, weights: tuple[str, ...] = _TORCH, **options: Any) -> Source:
@@ -218,20 +206,21 @@ SOURCES = (
            _GEMMA, _LAYERS),
     Source("gemma", rf"(?P<module>.*?)(?:/_LoRAEinsum_\d+)?/lora/{_AB}", (_KERNEL, _W), "none"),
     # The first array of a layer in Keras's files is its kernel, or its table.
-    Source("Keras", rf"(?P<module>.*?)(?:/vars)?/lora_(?P<array>kernel|embeddings)_{_AB}", _KERAS,
-           laws=_KERNELS),
+    Source("Keras", rf"(?P<module>.*?)(?:/vars)?/lora_(?P<array>kernel|embeddings)_{_AB}",
+           ("{module}/vars/0", "{module}/{array}"), laws=_KERNELS),
     # Qwix, used by Tunix and MaxText: beside `kernel` are `kernel_lora_a` and `kernel_lora_b`.
     Source("Qwix", rf"(?:{_ANY}/)?(?P<array>[^/]+)_lora_{_AB}", alpha="needed"),
     # MaxText's models of Linen.
     Source("MaxText", rf"{_ANY}/lora_{_AB}/(?P<array>kernel)", alpha="needed"),
     # `nnx.LoRA`, which EasyDeL puts around its layers.
-    Source("EasyDeL", rf"{_ANY}/lora_{_AB}", _WRAPPED, "none", _NNX),
+    Source("EasyDeL", rf"{_ANY}/lora_{_AB}", (_KERNEL,), "none", _NNX),
     # PEFT's names, which diffusers and Levanter write too, also with the name of an adapter.
     _torch("PEFT", rf"{_ANY}/lora_(?P<part>[AB])(?:/\w+)?/weight"),
     _torch("PEFT", rf"{_ANY}/lora_embedding_(?P<part>[AB])(?:/\w+)?", laws=_TABLE),
     # kohya replaces all dots in a layer's name by underscores; `lora_mid` is the kernel of a
     # convolution between two of size 1.
-    _torch("kohya", r"(?P<module>[^/]+)/lora_(?P<part>down|up|mid)/weight", ("{module}_weight",)),
+    _torch("kohya", r"(?P<module>[^/]+)/lora_(?P<part>down|up|mid)/weight",
+           ("{module}_weight", *_TORCH)),
     _torch("diffusers", rf"{_ANY}/lora_(?P<part>down|up|mid)/weight"),
     # Older versions of diffusers.
     _torch("diffusers", r"(?P<module>.*?)(?:[/_]lora|/lora_linear_layer)/(?P<part>down|up)/weight"),
@@ -239,13 +228,12 @@ SOURCES = (
 # fmt: on
 _PARTS = {"a": "A", "down": "A", "b": "B", "up": "B"}
 # Parts of an adapter that no row knows.
-ADAPTER = re.compile(r"lora|dora_|hada_|lokr_|oft_|magnitude|(^|/)(diff|diff_b)$", re.IGNORECASE)
+ADAPTER = re.compile(r"(?i)(^|[/_])(lora|dora_|hada_|lokr_|oft_|magnitude)|(^|/)(diff|diff_b)$")
 
 
 def find_source(name: str) -> tuple[Source, dict[str, str]] | None:
     """The source of an array with that name, and the groups of the name, if it is a factor."""
     for source in SOURCES:
         if match := re.fullmatch(source.factors, name):
-            groups = {key: value or "" for key, value in match.groupdict().items()}
-            return source, groups | {"part": _PARTS.get(groups["part"], groups["part"])}
+            return source, {**match.groupdict(""), "part": _PARTS.get(match["part"], match["part"])}
     return None

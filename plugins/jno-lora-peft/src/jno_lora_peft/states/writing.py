@@ -79,7 +79,7 @@ def lora_state(
 def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarray]:
     """The two arrays of a pair. **Raises:** `MisfitError`."""
     pair = placed.pair
-    if not pair.inputs_first:
+    if not pair.source.inputs_first:
         raise MisfitError("states of diffusers and kohya are read, not written")
     shapes = [shape_of(pair, name) for name in "AB"]
     if placed.axis is not None:

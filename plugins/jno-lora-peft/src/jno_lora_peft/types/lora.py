@@ -176,7 +176,7 @@ class OSF(Type):
 # --- starts that subtract a matrix from the layer's weight: recomputed, as PEFT does when it loads
 
 # The starts that leave the layer's weight alone.
-_PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that can be recomputed: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
 _SAVE_AS_LORA = (
@@ -196,7 +196,7 @@ _UNCLEAR = (
 
 def refused_start(start: Any) -> list[str]:
     """A line if the weight change by this `init_lora_weights` cannot be recomputed."""
-    if start in _PURE or _FOUND.fullmatch(str(start).lower()):
+    if start in PURE or _FOUND.fullmatch(str(start).lower()):
         return []
     return [
         f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
