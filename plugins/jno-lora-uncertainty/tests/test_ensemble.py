@@ -66,7 +66,7 @@ def test_training_data_are_the_rows_of_each_member_or_a_batch_of_them():
         assert {*member} <= {*rows}
     with pytest.raises(SelectionError, match="batch of 2 rows needs a key"):
         parts.training(X, size=2)
-    with pytest.raises(SelectionError, match="n=7, k=1"):
+    with pytest.raises(SelectionError, match="n=7 and k=1"):
         folds(7, 1, key=KEY)
     with pytest.raises(SelectionError, match="two distinct values"):
         folds(values=[1.0, 1.0])

@@ -61,9 +61,9 @@ def calibrate(
 
     The variance is `a^2 spread^2 + b^2`, with two scales for each array of the output. The residual
     of an example belongs to the members that left it out, and the spread is the standard deviation
-    over all members. With folds, the member that left an example out makes most of the spread
-    there, so that its residual is about the same multiple of the spread for all examples, and `a`
-    says little about new inputs. Examples that no member has seen are better, if there are enough.
+    over all members. With folds, the spread at an example contains the error of the member that
+    left it out, so that the scales are less certain than the residuals suggest. Examples that no
+    member has seen are better, if there are enough.
 
     **Arguments:**
 
@@ -72,7 +72,8 @@ def calibrate(
     - `held_out`: the folds that the members were trained with, or bools `(members, n)`. By default
         no member has seen the examples.
 
-    **Raises:** `SelectionError` if shapes do not fit. Warns below eight held-out examples.
+    **Raises:** `SelectionError` if shapes do not fit, or for NaN. Warns below eight held-out
+    examples.
     """
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
     n = len(jax.tree.leaves(x)[0])
@@ -88,6 +89,12 @@ def calibrate(
             )
         residual = jnp.asarray(target).astype(output.dtype) - mean_of_held_out(output, mask)
         weights = usable.astype(output.dtype), unseen.astype(output.dtype)
+        wrong = jnp.sum(~jnp.all(jnp.isfinite(residual.reshape(n, -1)), axis=1) & usable)
+        if not isinstance(wrong, Tracer) and wrong:
+            raise SelectionError(
+                f"{wrong} of {n} examples have NaN or infinity in {show_path(path_str(keys))}, in "
+                "`y` or in the outputs. Leave these examples out."
+            )
         arrays = calibrated_arrays(jnp.var(output, axis=0), residual, *weights)
         scales.append(Scales(path_str(keys), *arrays))
 
@@ -124,13 +131,15 @@ def interval(
     """
     mean, std = predict(calibrated, x)
     half = gaussian_quantile(level)
-    quantiles = [_quantile(calibrated, s, level) if conformal else half for s in calibrated.scales]
+    quantiles = [
+        _conformal_quantile(calibrated, s, level) if conformal else half for s in calibrated.scales
+    ]
     widths = jax.tree.unflatten(jax.tree.structure(std), quantiles)
     widths = jax.tree.map(jnp.multiply, std, widths)
     return Interval(jax.tree.map(jnp.subtract, mean, widths), jax.tree.map(jnp.add, mean, widths))
 
 
-def _quantile(calibrated: Calibrated, scales: Scales, level: float) -> Array:
+def _conformal_quantile(calibrated: Calibrated, scales: Scales, level: float) -> Array:
     """The quantile of a conformal interval, which counts one more example as worse than all."""
     examples, needed = calibrated.unseen, math.ceil(level / (1 - level) - 1e-6)
     if not isinstance(examples, Tracer) and int(examples) < needed:

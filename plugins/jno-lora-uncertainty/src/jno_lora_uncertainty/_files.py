@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from jno.lora import CheckpointError, unwrap_lora
+from jno.lora import CheckpointError, SelectionError, unwrap_lora
 from jno.lora.extending import (
     Extension,
     bullets,
@@ -46,6 +46,10 @@ def save_ensemble(
 
     **Raises:** `CheckpointError` as `save_adapters`.
     """
+    if not isinstance(ensemble, Ensemble | Calibrated | CalibratedClasses):
+        raise SelectionError(
+            f"A {type(ensemble).__name__} cannot be saved. Save its ensemble, and calibrate again."
+        )
     bare = ensemble if isinstance(ensemble, Ensemble) else ensemble.ensemble
     content = {"format": _FORMAT, "kind": type(ensemble).__name__, "members": bare.members}
     arrays = _members(bare)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
+from scipy.special import stdtrit  # JAX needs SciPy
 
 from jno.lora import SelectionError
 from jno.lora.extending import warn
@@ -17,7 +18,7 @@ from jno_lora_conditional import fit
 from ._calibrated import held_out_mask
 from ._ensemble import Ensemble
 from ._folds import Folds
-from ._scales import gaussian_quantile
+from ._scales import checked_level
 
 # The coordinates of `jno_lora_conditional.fit`, and their inverses.
 _COORDINATES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -148,7 +149,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     fits = calibration.ensemble.each(fit_of)
     u = jnp.mean(to(fits.z), axis=0)
     z, slope = jax.jvp(back, (u,), (jnp.ones_like(u),))
-    width = _student(gaussian_quantile(level), calibration.distinct) * calibration.error
+    width = stdtrit(calibration.distinct, (1 + checked_level(level)) / 2) * calibration.error
     ends = back(u - width), back(u + width)
     low, high = jnp.min(calibration.values, axis=0), jnp.max(calibration.values, axis=0)
     is_outside = jnp.any((z < low) | (z > high))
@@ -161,10 +162,3 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     return FittedInterval(
         z, std, jnp.minimum(*ends), jnp.maximum(*ends), jnp.mean(fits.loss), is_outside
     )
-
-
-def _student(gaussian: float, degrees: int) -> float:
-    """The quantile of Student's distribution, by its expansion in `1/degrees`."""
-    first = (gaussian**3 + gaussian) / 4
-    second = (5 * gaussian**5 + 16 * gaussian**3 + 3 * gaussian) / 96
-    return gaussian + first / degrees + second / degrees**2

@@ -63,8 +63,8 @@ def folds(
         fold_of = np.asarray(jax.random.permutation(key, n)) % k
     if n is None or fold_of is None or not 2 <= k <= n:
         raise SelectionError(
-            f"Folds need 2 <= k <= n and a key, or two distinct values, but got n={n}, k={k}, "
-            f"key={key}: folds(len(x), 5, key=jax.random.key(0)), or folds(values=values)"
+            f"Folds need 2 <= k <= n and a key, or two distinct values, but got n={n} and k={k}: "
+            "folds(len(x), 5, key=jax.random.key(0)), or folds(values=values)"
         )
     held_out = fold_of == np.arange(k)[:, None]
     seen = [np.flatnonzero(~fold) for fold in held_out]

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from jno.lora import SelectionError
+
 Elements = Float[Array, "n ..."]  # a number for each element of the output of each example
 Number = Float[Array, ""]
 
@@ -58,6 +60,7 @@ def fit_scales(
     likely `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on
     finer grids around the best point.
     """
+    variance, residual = jnp.asarray(variance), jnp.asarray(residual)
     weights = jnp.ones(len(residual), residual.dtype) if weights is None else weights
     weights = jnp.broadcast_to(_beside(weights, residual), residual.shape)
     total = jnp.sum(weights)
@@ -85,19 +88,20 @@ def fit_scales(
     # A spread of zero everywhere says nothing, whatever `t` is.
     t = jnp.where(mean > 0, t, 0)
     shape = jnp.maximum(t * relative + (1 - t), tiny)
-    quantile = _quantile(jnp.abs(residual) / jnp.sqrt(shape), weights, 0.9)
+    quantile = _weighted_quantile(jnp.abs(residual) / jnp.sqrt(shape), weights, 0.9)
     # If nearly all residuals are zero, so is their quantile.
     size = jnp.where(quantile > 0, quantile / gaussian_quantile(0.9), jnp.sqrt(profile(t)[1]))
     return size * jnp.sqrt(t / jnp.where(mean > 0, mean, 1)), size * jnp.sqrt(1 - t)
 
 
-def _quantile(values: Elements, weights: Elements, level: float) -> Number:
+def _weighted_quantile(values: Elements, weights: Elements, level: float) -> Number:
+    """The quantile that a new value lies below with the probability `level`."""
     # Elements without a weight go to the end, where they change no quantile.
     values = jnp.where(weights > 0, values, jnp.max(jnp.where(weights > 0, values, 0))).ravel()
     order = jnp.lexsort((weights.ravel() == 0, values))
     values, weights = values[order], weights.ravel()[order]
-    below = jnp.cumsum(weights) - weights / 2
-    return jnp.interp(level * jnp.sum(weights), below, values)
+    total = jnp.sum(weights) * (1 + 1 / jnp.sum(weights > 0))
+    return jnp.interp(level * total, jnp.cumsum(weights), values)
 
 
 @jax.jit
@@ -130,6 +134,7 @@ def calibrated_arrays(
     ratio = jnp.abs(residual) / jnp.maximum(std, jnp.finfo(std.dtype).tiny)
     ratio = jnp.where(_beside(unseen, residual) > 0, ratio, jnp.nan)
     quantiles = jnp.nanquantile(ratio, jnp.linspace(0, 1, LEVELS, dtype=ratio.dtype))
+    quantiles = jnp.where(jnp.any(unseen > 0), quantiles, 0)
     return a, b, quantiles, coverage, score, constant_score
 
 
@@ -142,7 +147,14 @@ def crps(residual: Array, std: Array) -> Array:
 
 def gaussian_quantile(level: float) -> float:
     """The half width, in standard deviations, of the central Gaussian interval of this level."""
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return NormalDist().inv_cdf((1 + checked_level(level)) / 2)
+
+
+def checked_level(level: float) -> float:
+    """The level of an interval. **Raises:** `SelectionError` if it is not between 0 and 1."""
+    if not 0 < level < 1:
+        raise SelectionError(f"level must lie between 0 and 1, such as 0.9, but is {level}")
+    return level
 
 
 def _beside(weights: Float[Array, " n"], elements: Any) -> Array:
