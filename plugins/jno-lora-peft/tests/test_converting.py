@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError
 from jno.lora.peft import convert_lora, load_lora_state
 from jno_lora_peft._commands import convert
-from jno_lora_peft.states import containers
+from jno_lora_peft.states import containers, converting
 
 HEADS, KV, SIZE, WIDTH, HIDDEN, RANK, LAYERS = 4, 2, 3, 9, 5, 2, 2
 DIMS = dict(zip("BTSNKHDFCL", (1, 2, 2, HEADS, KV, SIZE, WIDTH, HIDDEN, 2, LAYERS), strict=True))
@@ -404,12 +404,15 @@ def test_bad_calls_and_sources_are_refused(tmp_path):
         r"bad\.safetensors": {"source": tmp_path / "bad.safetensors"},
         "no arrays of LoRA": {"source": write("none", {"w": draw(2)})},
         r"attn_vec_einsum: openpi(.|\n)*LoRAConfig": {"source": write("pi", openpi(rank=3)[0])},
-        "underscores for dots": {"source": write("kohya", PAIRS["kohya"][0][0])},
+        "underscores": {"source": write("kohya", PAIRS["kohya"][0][0]), "rename": {"^x": ""}},
         "Two files of the folder": {"source": tmp_path / "twice"},
         r"other\.safetensors' has none of these modules": {"base": write("other", kernel)},
         r"head\.weight: it is not part of a LoRA": {
             "to": "merged", "base": source, "source": write("x", {**CASE, "head.weight": draw(2)}),
         },
+        "rename=.*nomatch.* fits no": {"rename": {"^nomatch": "x"}},
+        "transposed='nomatch' fits no": {"transposed": "nomatch"},
+        "stack_axis=0 fits no": {"stack_axis": 0},
         "one fan_in_fan_out": {"source": write("gemma", gemma()[0]), "transposed": "q_proj"},
     }.items():  # fmt: skip
         with pytest.raises((PeftFormatError, SelectionError), match=reason):
@@ -474,6 +477,14 @@ def test_a_flag_or_names_tell_the_transposed_layers_of_gpt2(tmp_path):
         out = tmp_path / f"{source.name}.safetensors"
         convert_lora(source, out, to="merged", base=base, transposed=transposed, verify=True)
         assert all(np.array_equal(array, merged[name]) for name, array in read(out).items())
+    # A square layer that is not transposed, in spite of the flag.
+    square, update = linear("s.lora_{}.weight", "s.weight", inputs=(4,), outputs=(4,), torch=True)
+    base = save(base, weights | {"s.weight": (weight := square.pop("s.weight"))})
+    source = peft(tmp_path / "s", factors | square, fan_in_fan_out=True)
+    convert_lora(
+        source, out := tmp_path / "s.safetensors", to="merged", base=base, transposed="^c_"
+    )
+    assert np.array_equal(read(out)["s.weight"], weight + 3 * update["s.weight"])
 
 
 def test_published_variants_of_openpi_need_no_alpha(tmp_path):
@@ -484,7 +495,7 @@ def test_published_variants_of_openpi_need_no_alpha(tmp_path):
     assert {scale for _, scale in done.modules.values()} == {1.0}
 
 
-def test_half_precision_is_rounded_once(tmp_path):
+def test_half_precision_is_rounded_once(tmp_path, monkeypatch):
     arrays, _ = linear("q.lora_{}", "q.kernel")
     arrays = {name: (array / 7).astype(jnp.bfloat16) for name, array in arrays.items()}
     source = save(tmp_path / "lora.safetensors", arrays)
@@ -493,6 +504,10 @@ def test_half_precision_is_rounded_once(tmp_path):
     assert np.array_equal(read(tmp_path / "m.safetensors")["q.kernel"],
                           (weight + a @ b).astype(jnp.bfloat16))  # fmt: skip
     assert 0 < done.difference < 0.02
+    monkeypatch.setattr(converting, "_merged", lambda name, base, plan: np.asarray(base[name]))
+    small = {**arrays, "q.lora_a": arrays["q.lora_a"] / 512}  # less than eps times the largest
+    with pytest.raises(PeftFormatError, match="written with numbers"):
+        convert_lora(save(source, small), tmp_path / "n.safetensors", to="merged", verify=True)
 
 
 @pytest.mark.parametrize("times", [1, 2])

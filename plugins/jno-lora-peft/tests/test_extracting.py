@@ -160,6 +160,11 @@ def test_a_tied_table_and_transposed_weights_are_told(files, tmp_path):
     np.testing.assert_allclose(head[0] @ head[1], change, atol=1e-5)
     extract_peft(*paths, tmp_path / "lookups", rank=2, tied=False)
     assert "ensure_weight_tying" not in read_files(tmp_path / "lookups")[0]
+    with pytest.raises(SelectionError, match="'typo' matches no linear layer"):
+        extract_peft(*paths, tmp_path / "typo", rank=2, tied=False, transposed="typo")
+    mixed = files(base, tuned | {STEADY: 2 * base[STEADY]})  # square, and not transposed
+    with pytest.raises(PeftFormatError, match=r"model\.q_proj is not transposed"):
+        extract_peft(*mixed, tmp_path / "mixed", rank=2, tied=True, transposed=r"layers\.0")
     # PEFT does not tie GPT-2's table.
     base["wte.weight"] = base.pop("model.embed_tokens.weight")
     paths = files(base, tuned_copy(base, ["wte.weight"], 2))

@@ -2,7 +2,8 @@
 
 Every method of the zoo adapts `haliax.nn.Linear`, `haliax.nn.Embedding` and `haliax.nn.Conv`. They
 are found by name (`net.lora(wrapper="LoRAHaliaxLinear")`), by variant (`wrapper="dora"`) and by
-`wrapper="auto"`; and, once this package is imported, linear layers by `net.lora(rank=4)`.
+`wrapper="auto"`; and, once this package is imported, linear layers and convolutions by
+`net.lora(rank=4)`. PEFT's files cannot hold adapters of `Conv`: `target=` leaves these layers out.
 """
 
 # ruff: noqa: F403

@@ -9,6 +9,7 @@ from jno.lora.extending import table
 from jno.lora.parts import print_table
 
 _PATH = click.Path(path_type=Path)
+_FRACTION = click.FloatRange(0, 1, min_open=True)
 _TO = click.Choice(["peft", "merged", "safetensors", "orbax"])
 
 
@@ -35,18 +36,19 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
 
     if wrong := [text for text in rename if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r} has no '='", param_hint="--rename")
-    names = dict(text.split("=", 1) for text in rename)
+    names = dict(text.rsplit("=", 1) for text in rename)
     done = convert_lora(source, out, rename=names, **options)
     rows = [(name, f"{rank}", f"{scale:g}") for name, (rank, scale) in done.modules.items()]
     columns: Any = [("module", "left"), ("rank", "right"), ("scale", "right")]
     print_table(table(f"{len(rows)} modules of {', '.join(done.sources)}", columns, rows))
     if done.left:
         click.echo(f"{len(done.left)} arrays are not of the adapter, and were not written:")
-        click.echo("\n".join(done.left))
+        click.echo("\n".join([*done.left[:10], "..."][: len(done.left)]))
         if options["to"] != "merged":
             click.echo("If some were trained, --to merged without --base keeps them.")
     if done.difference is not None:
-        click.echo(f"Largest difference of an update: {done.difference:g}")
+        thing = "a merged weight" if options["to"] == "merged" else "an update"
+        click.echo(f"Largest difference of {thing}: {done.difference:g}")
     click.echo(f"Written: {out}")
 
 
@@ -55,11 +57,7 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
 @click.argument("tuned", type=click.Path(exists=True))
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--rank", type=click.IntRange(1), help="The rank of every layer.")
-@click.option(
-    "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Instead, the fraction of each layer's squared change to keep, such as 0.95.",
-)
+@click.option("--energy", type=_FRACTION, help="Or the fraction of squared change, such as 0.95.")
 @click.option(
     "--leftovers",
     type=click.Choice(["raise", "keep", "drop"]),
@@ -67,9 +65,7 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
     show_default=True,
     help="Changed biases, norms and bare arrays: fail, write them whole, or leave them out.",
 )
-@click.option(
-    "--embeddings", help="A regex for the names of embeddings, instead of the usual ones."
-)
+@click.option("--embeddings", help="A regex for embeddings, instead of the usual names.")
 @click.option("--transposed", help="A regex for layers with a weight (in, out), as in GPT-2.")
 @click.option("--tied/--untied", default=None, help="Whether the head reads the embedding's table.")
 def extract(base: str, tuned: str, out: str, **options: Any) -> None:

@@ -1,7 +1,7 @@
 """PEFT's names of modules, derived from the paths of layers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from jno.lora import SelectionError
 
@@ -23,6 +23,11 @@ def module_name(path: str, rename: Rename) -> str:
     for pattern, replacement in (rename or {}).items():
         name = compiled(pattern, "rename").sub(replacement, name)
     return name.replace("/", ".")
+
+
+def has_rule(paths: Iterable[str], rename: Rename) -> bool:
+    """Whether `rename` has a rule for one of the paths, also a rule that keeps the name."""
+    return callable(rename) or any(re.search(x, path) for x in rename or () for path in paths)
 
 
 def compiled(pattern: str, argument: str) -> re.Pattern[str]:

@@ -62,16 +62,16 @@ def extract_peft(
 
     **Raises:** `SelectionError` if arrays are left over, or an argument makes no sense;
     `PeftFormatError` if a file cannot be read or written, if `directory` exists, if the files have
-    different arrays, or if no weight changed that LoRA adapts; `WrapperError` that names a weight
-    with NaN or infinity.
+    different arrays, if no weight changed that LoRA adapts, or if a square weight changed that
+    is not transposed, beside transposed weights; `WrapperError` that names a weight with NaN or
+    infinity.
     """
     if Path(directory).exists():
         raise PeftFormatError(f"{str(directory)!r} exists. Give a new name.")
     old, new = (flat(open_state(Path(place)).tree) for place in (base, tuned))
     _check_equal_shapes(old, new)
     weights = [name for name in old if name.endswith(".weight") and len(old[name].shape) > 1]
-    vectors = (name for name in old if name not in weights)
-    left = [name for name in vectors if not np.array_equal(old[name], new[name])]
+    left = [x for x in old if x not in weights and not np.array_equal(old[x], new[x])]
     if left and leftovers == "raise":
         raise SelectionError(
             f"LoRA does not adapt these arrays, which differ:\n{bullets(left)}\n"
@@ -80,14 +80,17 @@ def extract_peft(
     rows: list[UpdateRow] = []
     ranks: dict[str, int] = {}
     tensors: dict[str, np.ndarray] = {}
+    modules = {name.removesuffix(".weight") for name in weights if len(old[name].shape) == 2}
     patterns = [compiled(x or "(?!)", "a kind of layer") for x in (embeddings, transposed)]
+    tables, flipped = ({name for name in modules if x.search(name)} for x in patterns)
+    if transposed and not flipped - tables:
+        raise SelectionError(f"transposed={transposed!r} matches no linear layer.")
     with contextlib.closing(tracked(weights, "Decomposing")) as names:
         for name in names:
             module = name.removesuffix(".weight")
-            kinds = [bool(pattern.search(module)) for pattern in patterns]
+            kinds = module in tables, module in flipped
             layers = [_layer(np.array(state[name]), *kinds) for state in (old, new)]
-            models = ({module: layer} for layer in layers)
-            adapted, report = extract_lora(*models, rank=rank, energy=energy)
+            adapted, report = extract_lora(*({module: x} for x in layers), rank=rank, energy=energy)
             rows += report.rows
             layout = layout_of(layers[0])
             assert layout is not None
@@ -99,6 +102,11 @@ def extract_peft(
     if not ranks:
         changed = f" Only these arrays changed. Share them:\n{bullets(left)}" if left else ""
         raise PeftFormatError(f"No weight for LoRA changed, so no adapter was written.{changed}")
+    linear = (modules - tables) & ranks.keys()
+    # The shape of other weights tells which axis is the inputs.
+    square = [x for x in sorted(linear - flipped) if len({*old[f"{x}.weight"].shape}) == 1]
+    if linear & flipped and square:
+        raise PeftFormatError(f"PEFT has one fan_in_fan_out, and {square[0]} is not transposed.")
     settings = {
         "target_modules": targets(ranks, {name.rpartition(".")[0] for name in old}),
         **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
@@ -106,7 +114,7 @@ def extract_peft(
     }
     kind, numbers = TYPES["LORA"], dict[str, Any](ranks)
     settings |= {"peft_type": "LORA", "inference_mode": True, "use_rslora": False}
-    settings["fan_in_fan_out"] = transposed is not None
+    settings["fan_in_fan_out"] = bool(linear & flipped)
     for setting in (kind.rank, kind.alpha):  # the scale is 1
         settings |= with_pattern(setting, numbers, {})
     write(directory, settings, tensors)
@@ -146,9 +154,7 @@ def _kept(
     modules: dict[str, None] = {}
     for name in names:
         module, _, field = name.rpartition(".")
-        inside = {
-            key.removeprefix(f"{module}."): key for key in state if key.startswith(f"{module}.")
-        }
+        inside = {x.removeprefix(f"{module}."): x for x in state if x.startswith(f"{module}.")}
         if module in adapted and field == "bias":
             tensors[f"{PREFIX}{module}.base_layer.bias"] = np.array(state[name])
         elif module in adapted or not module or any("." in key for key in inside):

@@ -108,9 +108,9 @@ class WrittenAdapters:
             reads = "reads" if is_tied else "may read"
             raise MisfitError(
                 f"a head {reads} the adapted table, and PEFT lets a head see an adapter only for "
-                "LoRA and rsLoRA on an embedding 'embed_tokens' (`ensure_weight_tying`). If no "
-                "head reads it, say tied=False; if one does, `untie` the embedding before it is "
-                "adapted"
+                "LoRA and rsLoRA on an embedding 'embed_tokens': use `rename` if PEFT's model "
+                "calls it so. If no head reads it, say tied=False; if one does, `untie` an "
+                "`eqx.nn.Embedding` before it is adapted"
             )
         self.ties_adapter = True
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")

@@ -23,7 +23,7 @@ from jno.lora.extending import show_path, warn
 from jno.lora.parts import tracked
 
 from .._errors import MisfitError, Problems
-from .._names import HEAD, PREFIX, Rename, compiled, module_name, peft_name
+from .._names import HEAD, PREFIX, Rename, compiled, has_rule, module_name, peft_name
 from ..files import not_finite, write
 from ..layouts import Shape
 from ..saving import with_pattern
@@ -49,6 +49,7 @@ class Update(NamedTuple):
     - `part`: the index of the module in the weight; `modules`: how many modules the weight has
         along its axes; `weights`: the possible names of the weight, by `_path`.
     - `laws`: the possible laws, which differ in the axes of the weight.
+    - `is_renamed`: whether `rename` has a rule for the module.
     - `ties`: whether PEFT uses the LoRA of a table in a head, too.
     - `is_transposed`: whether Torch's weight is `(in, out)`, unless its shape says otherwise;
         `None` for layers that are not linear.
@@ -63,6 +64,7 @@ class Update(NamedTuple):
     laws: list[Law]
     scale: float
     weights: list[str]
+    is_renamed: bool
     ties: bool
     is_transposed: bool | None
 
@@ -130,8 +132,8 @@ class Conversion:
 
     - `sources`: the projects whose names the arrays have; `modules`: rank and scale of each module.
     - `left`: arrays of the source that are not part of the adapter, and were not written.
-    - `difference`: the largest difference between numbers of the updates before and after, if they
-        were compared.
+    - `difference`: the largest difference between numbers of the updates before and after, or of
+        merged weights to the sums in float64, if they were compared.
     """
 
     sources: list[str]
@@ -185,8 +187,8 @@ def convert_lora(
 
     **Raises:** `PeftFormatError` that lists the arrays without a use, factors that do not fit or
     hold NaN or infinity, and weights that are missing or ambiguous; also for a merged weight that
-    overflows, and a difference beyond rounding. `SelectionError` for an alpha that is missing, or
-    that no LoRA uses.
+    overflows, and a difference beyond rounding. `SelectionError` for an alpha that is missing,
+    and for an alpha, `rename`, `stack_axis` or `transposed` that no LoRA uses.
     """
     source, out, problems = Path(source), Path(out), Problems()
     if to not in TARGETS:
@@ -209,10 +211,15 @@ def convert_lora(
             if not np.array_equal(arrays[name], by_path.get(_path(name), ()))
         ]
     else:
-        updates = _check_modules(updates, by_path, rename, problems)
+        updates = _check_modules(updates, by_path, problems)
         if base is not None and not any(_path(f"{u.module}.weight") in by_path for u in updates):
             problems.append(f"{os.fspath(base)!r} has none of these modules: use `rename`")
     problems.refuse("The LoRA cannot be converted", "Nothing was written.")
+    facts = {"rename": "is_renamed", "transposed": "is_transposed", "stack_axis": "modules"}
+    for name, fact in facts.items():
+        value, is_used = getattr(options, name), any(getattr(x, fact) for x in updates)
+        if value not in (None, "", {}) and not is_used:
+            raise SelectionError(f"{name}={value!r} fits no module: {updates[0].module}, ...")
     new, difference = _start(out, [source, base], to, tied, options), None
     try:
         if to == "merged":
@@ -223,7 +230,7 @@ def convert_lora(
             written = open_state(new)
             merged = _merge_differences(flat(written.tree), weights, plan)
             difference = max(merged if to == "merged" else _differences(written, updates))
-    except PeftFormatError:
+    except (PeftFormatError, ImportError):
         shutil.rmtree(new.parent)
         raise
     os.replace(new, out)
@@ -291,7 +298,7 @@ def _read_modules(pair: Pair, state: State, options: _Options) -> list[Update]:
         raise MisfitError("its alpha is 0, so that it changes nothing")
     laws = [law.of_module() for law in laws]
     is_linear = not (pair.is_embedding or "x" in a)
-    pattern = compiled(transposed or "(?!)", "transposed")
+    pattern = transposed or ("" if settings.get("fan_in_fan_out") else "(?!)")
     names = [x for x in pair.names if source.name == "diffusers" or pair.key.endswith(x)]
     modules = [module_name(x, rename) for x in names]
     weights = [_path(x.replace("{module}", module)) for module in modules for x in pair.weights]
@@ -300,11 +307,12 @@ def _read_modules(pair: Pair, state: State, options: _Options) -> list[Update]:
     updates: list[Update] = []
     for place in np.ndindex(*counts.values()):
         index = dict(zip(counts, place, strict=True))
-        module = module_name(source.module_of(pair.law, pair.title, index), rename)
-        flag = bool(settings.get("fan_in_fan_out") or pattern.search(module)) if is_linear else None
+        title = source.module_of(pair.law, pair.title, index)
+        module, renamed = module_name(title, rename), has_rule((title, *names), rename)
+        flag = bool(compiled(pattern, "transposed").search(module)) if is_linear else None
         flipped = [x._replace(weight="io") for x in laws if flag and x.weight == "oi"]
-        factors = A[at(a, index)], B[at(b, index)], [*flipped, *laws]
-        updates.append(Update(pair, module, index, counts, *factors, scale, weights, ties, flag))
+        factors = A[at(a, index)], B[at(b, index)], [*flipped, *laws], scale
+        updates.append(Update(pair, module, index, counts, *factors, weights, renamed, ties, flag))
     return updates
 
 
@@ -335,9 +343,7 @@ def _start(out: Path, paths: list[Any], *arguments: Any) -> Path:
 # --- adapters
 
 
-def _check_modules(
-    updates: list[Update], base: Arrays, rename: Rename, problems: Problems
-) -> list[Update]:
+def _check_modules(updates: list[Update], base: Arrays, problems: Problems) -> list[Update]:
     """The updates with laws that fit Torch's weights; each module must have a name and one LoRA.
 
     - `base`: arrays by `_path`.
@@ -345,12 +351,12 @@ def _check_modules(
     checked: list[Update] = []
     for key, modules in itertools.groupby(updates, lambda update: update.pair.key):
         with problems.of(show_path(key)):
-            for update in modules:
-                if update.pair.source.name == "kohya" and "_" in update.module and not rename:
-                    raise MisfitError("kohya has underscores for dots: use `rename`")
-                name = f"{peft_name(update.module, None)}.weight"
+            for part in modules:
+                if "_" in part.module and part.pair.source.name == "kohya" and not part.is_renamed:
+                    raise MisfitError("kohya has underscores for dots: `rename` needs a rule")
+                name = f"{peft_name(part.module, None)}.weight"
                 shape = getattr(base.get(_path(name)), "shape", None)
-                checked.append(update.with_law(name, shape, in_torch=True))
+                checked.append(part.with_law(name, shape, in_torch=True))
     names = collections.Counter(update.module for update in updates)
     problems += [f"{name}: {n} LoRAs are of this module" for name, n in names.items() if n > 1]
     return checked
@@ -400,16 +406,17 @@ def _differences(written: State, updates: list[Update]) -> Iterator[float]:
             x.dense("".join(x.law.torch_axes()), np.float64).astype(np.float32).ravel()
             for x in (update, by_name[update.module])
         )
-        yield _difference(update.module, after, before)
+        yield _difference(update.module, after, before, before)
 
 
-def _difference(name: str, new: np.ndarray, wanted: np.ndarray) -> float:
+def _difference(name: str, new: np.ndarray, wanted: np.ndarray, update: np.ndarray) -> float:
     """The largest difference. **Raises:** `PeftFormatError` if it is more than rounding."""
-    difference, largest = (np.max(np.abs(x), initial=0) for x in (new - wanted, wanted))
+    info, difference = jnp.finfo(new.dtype), np.abs(new - wanted)
+    limit = float(info.eps) * np.maximum(np.abs(wanted), float(info.tiny))
     # Sums of many products are less exact than float32.
-    if not difference <= max(1e-5, float(jnp.finfo(new.dtype).eps)) * largest:
-        raise PeftFormatError(f"{name} was written with numbers that differ by {difference:g}")
-    return float(difference)
+    if not (difference <= limit + 1e-5 * np.max(np.abs(update), initial=0)).all():
+        raise PeftFormatError(f"{name} was written with numbers off by {difference.max():g}")
+    return float(np.max(difference, initial=0))
 
 
 # --- merged
@@ -440,8 +447,9 @@ def _plan(updates: list[Update], base: Arrays, tied: bool | None, problems: Prob
             if len(matches) != 1:
                 raise MisfitError(
                     f"the base must have one array {' or '.join(dict.fromkeys(first.weights))}, "
-                    f"and has {', '.join(sorted(matches)) or 'none'}. If the base has names of "
-                    "another project, convert to PEFT first"
+                    f"and has {', '.join(sorted(matches)) or 'none'}. Give its weights by base= or "
+                    "--base. If names start with, say, lora_unet_, give `prefix`. If the base has "
+                    "names of another project, convert to PEFT first"
                 )
             (name,) = matches
             if np.dtype(base[name].dtype).name not in _WIDE:
@@ -460,8 +468,7 @@ def _is_split(weight: Shape, shape: Any) -> bool:
 
 def _path(name: str) -> str:
     # EasyDeL puts a `base_module` into an adapter.
-    name = normalise(name).replace("/base_module/", "/")
-    return name.removeprefix("/").removeprefix("params/")
+    return re.sub(r"^/?(params/)?", "", normalise(name).replace("/base_module/", "/"))
 
 
 def _merged(name: str, base: Arrays, plan: Plan) -> np.ndarray:
@@ -484,4 +491,4 @@ def _merge_differences(written: Arrays, base: Arrays, plan: Plan) -> Iterator[fl
             raise PeftFormatError(f"{name} has no update, and was written with other values")
         for update in plan.get(name, ()):
             place, total = update.added_to(old, np.float64)
-            yield _difference(name, new[place], total)
+            yield _difference(name, new[place], total, total - old[place])
