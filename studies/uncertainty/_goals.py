@@ -31,11 +31,17 @@ def _adapters(chosen: Chosen, inside: bool | None = None) -> list[tuple[tuple[st
 
 
 def _beside(way: str, limit: float) -> Callable[[Chosen], list[tuple[float, float, float]]]:
-    return lambda chosen: [
-        (0, mean(records, "crps") / mean(chosen[problem, way, samples], "crps"), limit)
-        for (problem, samples), records in _adapters(chosen)
-        if (problem, way, samples) in chosen
-    ]
+    def cells(chosen: Chosen) -> list[tuple[float, float, float]]:
+        ratios: list[tuple[float, float, float]] = []
+        for (problem, samples), records in _adapters(chosen):
+            beside = {record["seed"]: record for record in chosen.get((problem, way, samples), [])}
+            ours = [record for record in records if record["seed"] in beside]  # seeds of both
+            theirs = [beside[record["seed"]] for record in ours]
+            if ours:
+                ratios.append((0, mean(ours, "crps") / mean(theirs, "crps"), limit))
+        return ratios
+
+    return cells
 
 
 def _beside_constant(chosen: Chosen) -> list[tuple[float, float, float]]:
