@@ -59,6 +59,7 @@ def draw(path: pathlib.Path) -> None:
         ratio = np.abs(solutions - mean) / np.maximum(width, 1e-12)
         held = [np.mean(ratio <= jax.scipy.stats.norm.ppf((1 + level) / 2)) for level in _LEVELS]
         right.plot(_LEVELS, held, color=colour, label=label)
+        print(f"{label}: intervals of 50 % hold {100 * held[len(held) // 2]:.0f} % of the points")
     right.plot((0, 1), (0, 1), ":", color=GREY)
     right.set(xlabel="level of the interval", ylabel="points inside")
     right.legend()

@@ -210,7 +210,7 @@ def _converted(
 def _nearest(
     cls: type[LoRAWrapper], layer: Any, update: Triplets, rank: int | None, energy: float | None
 ) -> tuple[Any, Array]:
-    """The adapter of `cls` that is _nearest to an update, and the error due to its rank."""
+    """The adapter of `cls` that is nearest to an update, and the error due to its rank."""
     _check_values(update.S, rank)
     if energy is not None:
         rank = rank_for(update, energy)

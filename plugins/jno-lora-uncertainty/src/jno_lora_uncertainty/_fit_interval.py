@@ -149,7 +149,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     fits = calibration.ensemble.each(fit_of)
     u = jnp.mean(to(fits.z), axis=0)
     z, slope = jax.jvp(back, (u,), (jnp.ones_like(u),))
-    width = stdtrit(calibration.distinct, (1 + checked_level(level)) / 2) * calibration.error
+    width = float(stdtrit(calibration.distinct, (1 + checked_level(level)) / 2)) * calibration.error
     ends = back(u - width), back(u + width)
     low, high = jnp.min(calibration.values, axis=0), jnp.max(calibration.values, axis=0)
     is_outside = jnp.any((z < low) | (z > high))

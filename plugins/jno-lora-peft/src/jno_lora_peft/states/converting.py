@@ -219,7 +219,9 @@ def convert_lora(
     for name, fact in facts.items():
         value, is_used = getattr(options, name), any(getattr(x, fact) for x in updates)
         if value not in (None, "", {}) and not is_used:
-            raise SelectionError(f"{name}={value!r} fits no module: {updates[0].module}, ...")
+            raise SelectionError(
+                f"{name}={value!r} fits no module like {updates[0].module}. Correct it, or omit it."
+            )
     new, difference = _start(out, [source, base], to, tied, options), None
     try:
         if to == "merged":
@@ -237,8 +239,7 @@ def convert_lora(
     shutil.rmtree(new.parent)
     sources = sorted({update.pair.source.name for update in updates})
     modules = {update.module: (update.rank, update.scale) for update in updates}
-    left = [] if to == "merged" and base is None else kept
-    return Conversion(sources, modules, left, difference)
+    return Conversion(sources, modules, [] if plan and base is None else kept, difference)
 
 
 def _read_updates(
@@ -280,9 +281,8 @@ def _read_modules(pair: Pair, state: State, options: _Options) -> list[Update]:
     arrays = {name: np.asarray(array) for name, array in pair.arrays.items()}
     if lines := not_finite(arrays):
         raise MisfitError(*(f"NaN or infinity in its array {line}" for line in lines))
-    A, B = arrays["A"], arrays["B"]
-    if "mid" in arrays:
-        A = with_core(A, arrays["mid"])
+    B = arrays["B"]
+    A = with_core(arrays["A"], arrays["mid"]) if "mid" in arrays else arrays["A"]
     source, stack = pair.source, _stack_axis(pair, A.shape, B.shape, stack_axis)
     laws = source.laws_of(pair.law, A.shape, B.shape, stack)
     a, b, _ = laws[0]
