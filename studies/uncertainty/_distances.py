@@ -39,10 +39,10 @@ def distances(
     features = _spectrum(seen), _spectrum(solved)
 
     def tried(name: str) -> tuple[Any, ...]:
-        (inputs, _), (mean, _, raw) = sets[name], found[name]
+        (inputs, _), (mean, std, _) = sets[name], found[name]
         of_input, of_output = _spectrum(inputs), _spectrum(mean)
         return (
-            jnp.mean(raw, axis=-1),
+            jnp.mean(std, axis=-1),
             _apart(of_input, features[0]),
             _apart(of_output, features[1]),
         )

@@ -1,5 +1,6 @@
 """The goals, written before the first run."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from .._records import Record
@@ -30,16 +31,22 @@ def _adapters(chosen: Chosen, inside: bool | None = None) -> list[tuple[tuple[st
     ]
 
 
+def ratio(ours: list[Record], theirs: list[Record]) -> float:
+    """The CRPS over theirs, on the seeds of both. NaN without such seeds."""
+    beside = {record["seed"]: record for record in theirs}
+    pairs = [(record, beside[record["seed"]]) for record in ours if record["seed"] in beside]
+    if not pairs:
+        return math.nan
+    return mean([pair[0] for pair in pairs], "crps") / mean([pair[1] for pair in pairs], "crps")
+
+
 def _beside(way: str, limit: float) -> Callable[[Chosen], list[tuple[float, float, float]]]:
     def cells(chosen: Chosen) -> list[tuple[float, float, float]]:
-        ratios: list[tuple[float, float, float]] = []
-        for (problem, samples), records in _adapters(chosen):
-            beside = {record["seed"]: record for record in chosen.get((problem, way, samples), [])}
-            ours = [record for record in records if record["seed"] in beside]  # seeds of both
-            theirs = [beside[record["seed"]] for record in ours]
-            if ours:
-                ratios.append((0, mean(ours, "crps") / mean(theirs, "crps"), limit))
-        return ratios
+        ratios = [
+            ratio(records, chosen.get((problem, way, samples), []))
+            for (problem, samples), records in _adapters(chosen)
+        ]
+        return [(0, number, limit) for number in ratios if not math.isnan(number)]
 
     return cells
 

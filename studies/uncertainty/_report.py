@@ -6,7 +6,9 @@ from collections import defaultdict
 from .._pages import DOCS, fill
 from .._records import Record, read
 from ._distances import DISTANCES
-from ._goals import GOALS, Chosen, mean
+from ._goals import GOALS, Chosen, mean, ratio
+from ._problems import PROBLEMS
+from ._ways import ADAPTERS, WAYS
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path:
@@ -20,6 +22,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path
         page,
         {
             "study": f"{verdicts}\n{_table(chosen)}" if chosen else not_run,
+            "members": _members(chosen) if chosen else not_run,
             "unlike": _unlike(chosen) if chosen else not_run,
         },
     )
@@ -56,12 +59,32 @@ def _table(chosen: Chosen) -> str:
     names += ("rank_correlation", "error")
     head = ("problem", "error bars", "simulations", "coverage of 90 %", "raw")
     head += ("conformal, constant width", "CRPS x 1000", "constant width", "rank correlation")
-    head += ("error", "seeds")
+    head += ("error", "CRPS to five adapters", "seeds")
     rows = [head, ("---",) * len(head)]
     for (problem, way, samples), records in sorted(chosen.items()):
         scales = (100, 100, 100, 1000, 1000, 1, 1)
         numbers = [f"{s * mean(records, n):.3g}" for n, s in zip(names, scales, strict=True)]
-        rows.append((problem, way, str(samples), *numbers, str(len(records))))
+        beside = ratio(records, chosen.get((problem, ADAPTERS, samples), []))
+        rows.append((problem, way, str(samples), *numbers, f"{beside:.2f}", str(len(records))))
+    return _lines(rows)
+
+
+def _members(chosen: Chosen) -> str:
+    """With and without new inputs in the calibration, by the number of members."""
+    head = ("problem", "simulations", "members", "coverage of 90 %", "CRPS x 1000")
+    head += ("coverage with `new_x`", "CRPS x 1000 with `new_x`", "seeds")
+    rows = [head, ("---",) * len(head)]
+    members = {way.name: way.members for way in WAYS if way.name.endswith(" adapters")}
+    values = {problem.name: len(problem.values) for problem in PROBLEMS}
+    cells = [
+        (problem, samples, values[problem] or members[way], records)
+        for (problem, way, samples), records in chosen.items()
+        if way in members
+    ]
+    scales = {"coverage": 100, "crps": 1000, "new_x_coverage": 100, "new_x_crps": 1000}
+    for problem, samples, number, records in sorted(cells, key=lambda cell: cell[:3]):
+        shown = [f"{scale * mean(records, name):.3g}" for name, scale in scales.items()]
+        rows.append((problem, str(samples), str(number), *shown, str(len(records))))
     return _lines(rows)
 
 

@@ -23,7 +23,7 @@ from .._search import best_rates
 from ._distances import distances
 from ._problems import PROBLEMS, Problem
 from ._spreads import Spread, dropout, masked, outputs
-from ._ways import ADAPTERS, MEMBERS, WAYS, Way
+from ._ways import ADAPTERS, WAYS, Way
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "uncertainty.jsonl"
 KEY = ("problem", "way", "samples", "seed", "rate")
@@ -59,7 +59,7 @@ class Plan:
                 effort = replace(self.effort, **problem.effort)
                 ways = [way for way in self.ways if re.search(problem.ways, way.name)]
                 for way in ways if seed < effort.seeds else ():
-                    for samples in effort.samples:
+                    for samples in way.samples or effort.samples:
                         yield Job(problem, effort, way, samples, seed)
 
 
@@ -81,7 +81,8 @@ def run(path: pathlib.Path, plan: Plan, only: str = "") -> None:
             rate = job.way.rate
             if len(job.effort.rates) > 1:
                 evaluate = functools.partial(recorded, job, 0)
-                rate, _ = best_rates(rate, 1.0, lambda r, _, e=evaluate: e(r)["held_out_crps"])
+                crps_of = lambda r, _, e=evaluate: e(r)["held_out_crps"]  # noqa: E731
+                rate, _ = best_rates(rate, 1.0, crps_of, extensions=4)
             recorded(job, job.seed, rate)
             print(job, flush=True)
             jax.clear_caches()  # each program takes memory maps, which a process has few of
@@ -96,13 +97,13 @@ def measured(job: Job, rate: float) -> Record:
     data = problem.training(seed, samples)
     key = jax.random.key(seed)
     x, y = data
-    parts = folds(values=x[0]) if problem.values else folds(len(y), MEMBERS, key=key)
+    parts = folds(values=x[0]) if problem.values else folds(len(y), way.members, key=key)
     if way.spread is not None:
         parts = with_all(parts)
     ensemble = way.ensemble(problem, effort, seed, len(parts.rows))
     ensemble, snapshots = trained(ensemble, data, parts, effort, rate, key, way.spread is dropout)
     sets = {"": problem.test(effort.test)}
-    if not (problem.values or problem.effort):
+    if way.name == ADAPTERS and not (problem.values or problem.effort):
         sets |= problem.unlike(effort.test)
     record: dict[str, Any] = {}
     if way.spread is None:
@@ -110,12 +111,16 @@ def measured(job: Job, rate: float) -> Record:
         record["held_out_crps"] = calibrated.scales[0].crps
         record["held_out_coverage"] = calibrated.scales[0].coverage
         found = {name: of_members(calibrated, of[0]) for name, of in sets.items()}
+        by_new = calibrate(ensemble, x, y, parts, new_x=problem.new_inputs(effort.test // 2))
+        mean, std, _ = of_members(by_new, sets[""][0])
+        record["new_x_coverage"] = coverage(mean, std, sets[""][1])
+        record["new_x_crps"] = jnp.mean(crps(sets[""][1] - mean, std))
     else:
         crps_of, found = of_spread(way.spread, ensemble, snapshots, data, parts, sets, key)
         record["held_out_crps"] = crps_of
     residual = y - outputs(ensemble, x)[jnp.argmax(parts.held_out, axis=0), jnp.arange(len(y))]
     record |= scores(*found[""], sets[""][1], residual)
-    if way.name == ADAPTERS and len(sets) > 1:
+    if len(sets) > 1:
         record |= distances(ensemble, x, sets, found)
     leaves = jax.tree.leaves(ensemble.partition()[0])
     record["trained"] = sum(leaf.size for leaf in leaves) // ensemble.members

@@ -16,7 +16,6 @@ from .._families import Effort, Family, pretrained
 from ._problems import PROBLEMS, Problem, pretraining
 from ._spreads import Spread, dropout, laplace, none, swag
 
-MEMBERS = 5
 ADAPTERS, FULL, PRETRAINED, HEAD, SINGLE = (
     "five adapters",
     "five full models, one base",
@@ -32,12 +31,15 @@ class Way:
 
     - `make`: gives the net of a member, by problem, effort and number of the member.
     - `spread`: of one model; by default the spread over the members.
+    - `members`, `samples`: their numbers; by default, the numbers of simulations of the problem.
     """
 
     name: str
     rate: float
     make: Callable[[Problem, Effort, int], Any]
     spread: Spread | None = None
+    members: int = 5
+    samples: tuple[int, ...] = ()
 
     def ensemble(self, problem: Problem, effort: Effort, seed: int, members: int) -> Ensemble:
         """The members before their training."""
@@ -124,4 +126,6 @@ WAYS = (
     Way("one adapter, SWAG", 1e-2, _adapters, swag),
     Way("one adapter, dropout", 1e-2, _adapters, dropout),
     Way(HEAD, 3e-3, _head),
+    Way("three adapters", 1e-2, _adapters, members=3, samples=(16,)),
+    Way("ten adapters", 1e-2, _adapters, members=10, samples=(16,)),
 )

@@ -20,7 +20,7 @@ from .._records import read
 from ._problems import PROBLEMS
 from ._report import at_best_rates
 from ._runs import EFFORT, RESULTS, of_members, trained
-from ._ways import ADAPTERS, MEMBERS, WAYS
+from ._ways import ADAPTERS, WAYS
 
 SAMPLES, SEED = 16, 0
 _LEVELS = np.linspace(0.05, 0.95, 19)
@@ -36,8 +36,8 @@ def draw(path: pathlib.Path) -> None:
         only = f"{problem.name}/{way.name}/{SAMPLES}/{SEED}"
         raise SystemExit(f"No record: python -m studies.uncertainty --only '{only}'")
     x, y = data = problem.training(SEED, SAMPLES)
-    parts = folds(len(y), MEMBERS, key=jax.random.key(SEED))
-    ensemble = way.ensemble(problem, EFFORT, SEED, MEMBERS)
+    parts = folds(len(y), way.members, key=jax.random.key(SEED))
+    ensemble = way.ensemble(problem, EFFORT, SEED, way.members)
     ensemble, _ = trained(ensemble, data, parts, EFFORT, rates[0], jax.random.key(SEED))
     fields, solutions = problem.test(EFFORT.test)
     mean, std, raw = of_members(calibrate(ensemble, x, y, parts), fields)

@@ -100,14 +100,12 @@ def test_the_folds_of_a_single_model_end_with_a_member_that_sees_everything():
 def test_distances_tell_rough_inputs_from_usual_inputs(small):
     ensemble, xs = small
     sets = {"": (xs, jnp.zeros((4, 8))), "rough": (30 * xs, jnp.zeros((4, 8)))}
-    found = {
-        name: (outputs(ensemble, x).mean(0), jnp.ones((4, 8)), outputs(ensemble, x).std(0))
-        for name, (x, _) in sets.items()
-    }
+    of_members = {name: outputs(ensemble, x) for name, (x, _) in sets.items()}
+    found = {name: (of.mean(0), of.std(0), of.std(0)) for name, of in of_members.items()}
     told = distances(ensemble, xs, sets, found)
     assert {f"rough_{name}_auroc" for name in DISTANCES} < told.keys()
     assert all(told[f"rough_{name}_auroc"] > 0.8 for name in DISTANCES)
-    assert told["rough_coverage"] < 0.9
+    assert told["rough_coverage"] < 1
 
 
 def test_verdicts_are_denials_with_their_numbers():

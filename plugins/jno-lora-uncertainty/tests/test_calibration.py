@@ -60,7 +60,7 @@ def ensemble():
 
 @pytest.fixture(scope="module")
 def calibrated(ensemble):
-    return calibrate(ensemble, *draw(ensemble, 1500, 5))
+    return calibrate(ensemble, *draw(ensemble, 1500, 5), None)
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 0.3), (0.0, 0.3), (3.0, 0.0)])
@@ -138,14 +138,76 @@ def test_residuals_come_from_the_members_that_left_an_example_out(ensemble):
     residual = y["field"] - outputs[member, jnp.arange(60)]
     expected = fit_scales(jnp.var(outputs, axis=0), residual, jnp.ones(60))
     np.testing.assert_allclose((scales.spread, scales.constant), expected, rtol=1e-3)
-    # An example that every member has seen says nothing.
+    # An example that every member has seen says nothing, even if it has no target.
     held_out = parts.held_out.at[:, 40:].set(False)
+    y = {**y, "field": y["field"].at[50].set(jnp.nan)}
     again = calibrate(ensemble, x, y, held_out)
     assert int(again.examples) == 40
     with pytest.raises(SelectionError, match=r"no member has seen.* on 0"):
         interval(again, x[0], conformal=True)
     first = fit_scales(jnp.var(outputs, axis=0)[:40], residual[:40], jnp.ones(40))
     np.testing.assert_allclose(again.scales[0].spread, first[0], rtol=1e-3)
+
+
+def test_each_fold_is_scored_by_scales_of_the_other_folds(ensemble):
+    x, y = draw(ensemble, 40, 3)
+    parts = folds(40, 4, key=KEY)
+    scales = calibrate(ensemble, x, y, parts).scales[1]
+    outputs = ensemble.each(lambda model: jax.vmap(model)(x)["number"])
+    fold, variance = jnp.argmax(parts.held_out, axis=0), jnp.var(outputs, axis=0)
+    residual = y["number"] - outputs[fold, jnp.arange(40)]
+    scores = []
+    for number in range(4):
+        inside = fold == number
+        a, b = fit_scales(variance[~inside], residual[~inside])
+        std = jnp.sqrt(a**2 * variance[inside] + b**2)
+        scores += [*zip(jnp.abs(residual[inside]) <= 1.6449 * std, crps(residual[inside], std))]  # noqa: B905
+    expected = np.mean(scores, axis=0)
+    np.testing.assert_allclose((scales.coverage, scales.crps), expected, rtol=1e-3)
+
+
+def test_new_inputs_set_the_size_of_the_scales():
+    # Members that fit what they saw: the spread at an example is the error of one of them.
+    residual = jax.random.normal(KEY, (400, 2))
+    variance = residual**2 * 9 / 100
+    assert fit_scales(variance, residual)[0] * 3 / 10 == pytest.approx(1 / 1.6449, rel=1e-2)
+    new_variance = jnp.exp(jax.random.normal(KEY, (3000,)))
+    a, b = fit_scales(variance, residual, None, new_variance)
+    errors = jnp.sqrt(a**2 * new_variance + b**2) * jax.random.normal(jax.random.key(3), (3000,))
+    quantiles = [float(jnp.quantile(jnp.abs(values), 0.9)) for values in (errors, residual)]
+    assert quantiles[0] == pytest.approx(quantiles[1], rel=0.05)
+    # Without a spread, they change nothing.
+    zeros = jnp.zeros((400, 2))
+    expected = fit_scales(zeros, residual)
+    np.testing.assert_allclose(fit_scales(zeros, residual, None, zeros), expected, rtol=1e-5)
+
+
+class Table(eqx.Module):
+    """Answers from memory."""
+
+    values: jax.Array
+
+    def __call__(self, row):
+        return self.values[row]
+
+
+@pytest.mark.parametrize("members", [5, 10])
+def test_members_that_fit_what_they_saw_are_told(members):
+    n, new = 60, jnp.arange(60, 360)
+    noise = jax.random.normal(KEY, (members, 360))
+    parts = folds(n, members, key=KEY)
+    table = noise.at[:, :n].multiply(parts.held_out.astype(noise.dtype))  # all targets are zero
+    ensemble = Ensemble(lambda key: Net(Table(jnp.zeros(360)), key=key), members, key=KEY)
+    ensemble = ensemble.update(eqx.tree_at(jax.tree.leaves, ensemble.partition()[0], [table]))
+    with pytest.warns(JnoLoraWarning, match=r"error is 0 there and 1.* on held-out.*new_x=inputs"):
+        calibrated = calibrate(ensemble, jnp.arange(n), jnp.zeros(n), parts)
+    np.testing.assert_allclose(
+        calibrated.scales[0].spread, members / 2 / 1.6449 * 2 / (members - 1) ** 0.5, rtol=1e-3
+    )
+    calibrated = calibrate(ensemble, jnp.arange(n), jnp.zeros(n), parts, new_x=new)
+    # The error of one member at new rows is that of the standard normal distribution.
+    _, std = jax.vmap(lambda row: predict(calibrated, row))(new)
+    assert 0.8 < jnp.sqrt(jnp.mean(std**2)) < 1.3
 
 
 def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):
@@ -177,17 +239,17 @@ def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):
 def test_few_examples_and_misfits_are_told(ensemble):
     x, y = draw(ensemble, 6, 3)
     with pytest.warns(JnoLoraWarning, match="6 held-out examples. Below 8"):
-        few = calibrate(ensemble, x, y)
+        few = calibrate(ensemble, x, y, None)
     with pytest.raises(SelectionError, match=r"at least 9 examples.* on 6"):
         interval(few, x[0], conformal=True)
     with pytest.raises(SelectionError, match=r"such as 0\.9, but is 90"):
         interval(few, x[0], 90)
     with pytest.raises(SelectionError, match=r"1 of 6 examples have NaN.*number"):
-        calibrate(ensemble, x, {**y, "number": y["number"].at[2].set(jnp.nan)})
+        calibrate(ensemble, x, {**y, "number": y["number"].at[2].set(jnp.nan)}, None)
     endless = eqx.filter_jit(lambda few, x: interval(few, x, conformal=True))(few, x[0])
     assert jnp.all(jnp.isinf(endless.upper["field"]))
     with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
-        calibrate(ensemble, x, {**y, "number": y["number"][:, None]})
+        calibrate(ensemble, x, {**y, "number": y["number"][:, None]}, None)
     waves = Ensemble(
         lambda key: Net(eqx.nn.MLP(2, 3, 2, 1, key=KEY), key=key),
         2,
@@ -195,9 +257,11 @@ def test_few_examples_and_misfits_are_told(ensemble):
         call=lambda model, x: model(x).astype(complex),
     )
     with pytest.raises(SelectionError, match=r"complex numbers.*model\(x\)\.real"):
-        calibrate(waves, x, y["field"])
+        calibrate(waves, x, y["field"], None)
     with pytest.raises(SelectionError, match=r"4 members and 6 examples.*\(3, 6\)"):
         calibrate(ensemble, x, y, folds(6, 3, key=KEY))
+    with pytest.raises(SelectionError, match="Every member has seen every example"):
+        calibrate(ensemble, x, y, jnp.zeros((4, 6), bool))
 
 
 def test_the_temperature_of_classes_makes_probabilities_honest():
@@ -206,7 +270,7 @@ def test_the_temperature_of_classes_makes_probabilities_honest():
     outputs = 3 * ensemble.each(lambda model: jax.vmap(model)(x))
     mean = jnp.mean(jax.nn.softmax(outputs), axis=0)
     labels = jax.random.categorical(jax.random.key(7), jnp.log(mean))
-    calibrated = calibrate_classes(ensemble, x, labels)
+    calibrated = calibrate_classes(ensemble, x, labels, None)
     np.testing.assert_allclose(calibrated.temperature, 1 / 3, rtol=0.25)
     found = jax.jit(jax.vmap(lambda x: probabilities(calibrated, x)))(x)
     scaled = jax.nn.softmax(outputs / 3 / calibrated.temperature)
@@ -221,5 +285,10 @@ def test_the_temperature_of_classes_makes_probabilities_honest():
 
     grid = jax.lax.map(nll, jnp.geomspace(0.05, 20, 400))
     assert nll(calibrate_classes(ensemble, x, labels, parts).temperature) <= grid.min() + 1e-2
+    with pytest.raises(SelectionError, match=r"from 0 to 2.*labels lie from 1 to 3"):
+        calibrate_classes(ensemble, x, labels % 3 + 1, None)
+    of_first = jnp.zeros((4, 600), bool).at[0].set(True)
+    with pytest.warns(JnoLoraWarning, match="at an end of the range"):
+        calibrate_classes(ensemble, x, jnp.argmax(outputs[0], axis=-1), of_first)
     with pytest.raises(SelectionError, match=r"whole numbers of the shape \(600,\)"):
-        calibrate_classes(ensemble, x, labels[:, None])
+        calibrate_classes(ensemble, x, labels[:, None], None)

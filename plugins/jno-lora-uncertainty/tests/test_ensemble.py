@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jno.lora import Net, SelectionError, merge_lora, resolve
+from jno.lora.extending import equations_in
 from jno.lora.optim import lora_plus
 from jno_lora_conditional import Conditional, Powers, at, merge
 from jno_lora_quantized import quantize
@@ -64,12 +65,23 @@ def test_training_data_are_the_rows_of_each_member_or_a_batch_of_them():
     assert batch.shape == (3, 2)
     for member, rows in zip(batch.tolist(), parts.rows.tolist(), strict=True):
         assert {*member} <= {*rows}
-    with pytest.raises(SelectionError, match="batch of 2 rows needs a key"):
-        parts.training(X, size=2)
+    for wrong in ({"size": 2}, {"size": 6, "key": KEY}):
+        with pytest.raises(SelectionError, match=r"rows needs a key.* at most the 5 rows"):
+            parts.training(X, **wrong)
+    with pytest.raises(SelectionError, match="n=None and k=3"):
+        folds(k=3, values=[1.0, 2.0])
     with pytest.raises(SelectionError, match="n=7 and k=1"):
         folds(7, 1, key=KEY)
     with pytest.raises(SelectionError, match="two distinct values"):
         folds(values=[1.0, 1.0])
+
+
+def test_the_weight_of_the_base_multiplies_the_inputs_of_all_members_in_one_product():
+    ensemble = Ensemble(net_of(), 5, key=KEY)
+    program = jax.make_jaxpr(lambda x: ensemble.each(lambda member: member(x)))(X[0])
+    products = [e.invars for e in equations_in(program) if e.primitive is jax.lax.dot_general_p]
+    shapes = [operand.aval.shape for operands in products for operand in operands]
+    assert [shapes.count(layer.weight.shape) for layer in MODEL.layers] == [1, 1]
 
 
 @pytest.mark.parametrize("wrapper", ["lora", "dora", "vera", "vera-shared", "tied-lora"])

@@ -44,14 +44,19 @@ def trained(make):
     )
 
 
+def _distinct(calibrated):
+    return len(set(map(id, jax.tree.leaves(calibrated.ensemble.constants))))
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_bit_comes_back_around_another_start(name, tmp_path):
     ensemble, file = trained(MAKERS[name]), tmp_path / "e.safetensors"
     x = (jnp.full(9, 0.3), X) if name == "conditional" else X
-    calibrated = calibrate(ensemble, x, jnp.sin(X))
+    calibrated = calibrate(ensemble, x, jnp.sin(X), None)
     save_ensemble(calibrated, file, metadata={"nu": 0.05})
     again = load_ensemble(file, Ensemble(MAKERS[name], 3, key=jax.random.key(5)))
     assert eqx.tree_equal(again, calibrated)
+    assert _distinct(again) == _distinct(calibrated)
     first = jax.tree.map(lambda x: x[0], x)
     assert eqx.tree_equal(predict(again, first), predict(calibrated, first))
     assert read_metadata(file) == {"nu": 0.05}
@@ -63,7 +68,7 @@ def test_every_bit_comes_back_around_another_start(name, tmp_path):
 
 def test_a_temperature_is_saved_too(tmp_path):
     file = tmp_path / "e.safetensors"
-    calibrated = calibrate_classes(trained(net_of()), X, jnp.arange(9) % 2)
+    calibrated = calibrate_classes(trained(net_of()), X, jnp.arange(9) % 2, None)
     save_ensemble(calibrated, file)
     again = load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
     assert jnp.array_equal(probabilities(again, X[0]), probabilities(calibrated, X[0]))

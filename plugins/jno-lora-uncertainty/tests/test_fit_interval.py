@@ -1,5 +1,7 @@
 """The parameter of new data, with an interval from fits at held-out values."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,15 @@ def test_new_values_lie_in_their_intervals_and_queries_run_as_one_program(calibr
     np.testing.assert_allclose(width, jnp.full(3, 2.132), rtol=0.02)
 
 
+def test_an_interval_ends_where_its_coordinate_does(calibration, simulate):
+    data = simulate(jnp.array([0.05]))[0]
+    for coordinate in ("sqrt", "1/z"):
+        wide = dataclasses.replace(calibration, coordinate=coordinate, error=jnp.array(100.0))
+        fitted = fit_interval(wide, data)
+        assert fitted.lower <= fitted.z <= fitted.upper
+        assert fitted.lower == 0 if coordinate == "sqrt" else fitted.upper == jnp.inf
+
+
 def test_a_value_outside_of_the_training_values_is_told(calibration, simulate):
     with pytest.warns(JnoLoraWarning, match=r"outside of the training values, from 0\.03 to 0\.08"):
         outside = fit_interval(calibration, simulate(jnp.array([0.1]))[0])
@@ -91,3 +102,13 @@ def test_values_that_all_members_have_seen_are_refused(calibration, simulate):
             SelectionError, match=r"left out all .*\[0\.03\].*folds\(values=values\)"
         ):
             calibrate_fit(calibration.ensemble, loss, simulate(VALUES), VALUES, held_out, GRID)
+    with pytest.raises(SelectionError, match=r"'log' takes positive parameters.*\[0\.\]"):
+        calibrate_fit(
+            calibration.ensemble,
+            loss,
+            simulate(VALUES),
+            VALUES.at[0].set(0),
+            by_value,
+            GRID,
+            coordinate="log",
+        )

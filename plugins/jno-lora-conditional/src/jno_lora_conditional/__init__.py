@@ -1,6 +1,14 @@
 """Adapters that are functions of a parameter, so that one set of arrays serves every value."""
 
-from ._bases import Basis, Function, Indexed, Network, Powers
+from ._bases import (
+    Basis,
+    Coordinate,
+    Function,
+    Indexed,
+    Network,
+    Powers,
+    coordinate_named,
+)
 from ._conditional import Conditional, at, merge
 from ._coordinates import CoordinateReport, CoordinateRow, choose_coordinate
 from ._files import load_conditional, save_conditional
@@ -14,6 +22,7 @@ __all__ = [
     "Conditional",
     "ConditionalReport",
     "ConditionalRow",
+    "Coordinate",
     "CoordinateReport",
     "CoordinateRow",
     "Fitted",
@@ -24,6 +33,7 @@ __all__ = [
     "Powers",
     "at",
     "choose_coordinate",
+    "coordinate_named",
     "fit",
     "from_sets",
     "load_conditional",

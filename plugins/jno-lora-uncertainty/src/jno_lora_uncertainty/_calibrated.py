@@ -20,6 +20,7 @@ from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
 _FEW = 8  # held-out examples: fewer do not determine two scales
+_FIFTHS = 5  # parts of unseen examples, for the scores
 
 
 class Prediction(NamedTuple):
@@ -55,51 +56,85 @@ class Calibrated(eqx.Module):
 
 
 def calibrate(
-    ensemble: Ensemble, x: PyTree, y: PyTree, held_out: Folds | Bool[Any, "k n"] | None = None
+    ensemble: Ensemble,
+    x: PyTree,
+    y: PyTree,
+    held_out: Folds | Bool[Any, "k n"] | None,
+    *,
+    new_x: PyTree | None = None,
 ) -> Calibrated:
     """Scale the spread of the members to the residuals of examples that they did not see.
 
     The variance is `a^2 spread^2 + b^2`, with two scales for each array of the output. The residual
     of an example belongs to the members that left it out, and the spread is the standard deviation
-    over all members. With folds, the spread at an example contains the error of the member that
-    left it out, so that the scales are less certain than the residuals suggest. Examples that no
-    member has seen are better, if there are enough.
+    over all members.
+
+    With folds, the spread at an example contains the error of the member that left it out. If the
+    members fit the examples that they saw, it contains nothing else, so that the size of the scales
+    depends on the number of members, and little on the data. With `new_x`, the size is set by the
+    spread at new inputs, which no member has seen.
 
     **Arguments:**
 
     - `x`, `y`: inputs and targets, with an axis of examples in front. For conditionals,
         `x = (z, inputs)`.
-    - `held_out`: the folds that the members were trained with, or bools `(members, n)`. By default
-        no member has seen the examples.
+    - `held_out`: the folds that the members were trained with, or bools `(members, n)`. `None` says
+        that no member has seen the examples.
+    - `new_x`: inputs without targets, like those to predict.
 
-    **Raises:** `SelectionError` if shapes do not fit, or for NaN. Warns below eight held-out
-    examples.
+    **Raises:** `SelectionError` if shapes do not fit, for NaN, or if no example was held out. Warns
+    below eight held-out examples, and if members fit what they saw and `new_x` is missing.
     """
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
     n = len(jax.tree.leaves(x)[0])
     mask = held_out_mask(held_out, ensemble.members, n)
     usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
+    part_of = jnp.where(unseen, jnp.arange(n) % _FIFTHS, jnp.argmax(mask, axis=0))
+    new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
     scales: list[Scales] = []
 
-    def add(keys: Any, output: Array, target: Any) -> None:
+    def add(keys: Any, output: Array, target: Any, new: Array) -> None:
         if output.shape[1:] != np.shape(target):
             raise SelectionError(
                 f"`y` must have the shape {output.shape[1:]} of the outputs for all examples, but "
                 f"has {np.shape(target)}"
             )
-        residual = jnp.asarray(target).astype(output.dtype) - mean_of_held_out(output, mask)
-        weights = usable.astype(output.dtype), unseen.astype(output.dtype)
-        wrong = jnp.sum(~jnp.all(jnp.isfinite(residual.reshape(n, -1)), axis=1) & usable)
-        if not isinstance(wrong, Tracer) and wrong:
+        path = path_str(keys)
+        errors = jnp.asarray(target).astype(output.dtype)[None] - output
+        finite = jnp.all(jnp.isfinite(errors.reshape(*mask.shape, -1)), axis=(0, 2))
+        wrong = usable & ~finite
+        if not isinstance(wrong, Tracer) and jnp.any(wrong):
             raise SelectionError(
-                f"{wrong} of {n} examples have NaN or infinity in {show_path(path_str(keys))}, in "
+                f"{jnp.sum(wrong)} of {n} examples have NaN or infinity in {show_path(path)}, in "
                 "`y` or in the outputs. Leave these examples out."
             )
-        arrays = calibrated_arrays(jnp.var(output, axis=0), residual, *weights)
-        scales.append(Scales(path_str(keys), *arrays))
+        # An example that every member has seen has no residual.
+        used = usable.reshape(-1, *[1] * (errors.ndim - 2))
+        residual = jnp.where(used, mean_of_held_out(errors, mask), 0)
+        if new_x is None and not isinstance(wrong, Tracer) and not jnp.all(mask):
+            _warn_of_memory(path, errors, mask)
+        weights = usable.astype(output.dtype), unseen.astype(output.dtype)
+        variance = jnp.where(used, jnp.var(output, axis=0), 0)
+        new_variance = None if new_x is None else jnp.var(new, axis=0)
+        arrays = calibrated_arrays(variance, residual, *weights, part_of, new_variance)
+        scales.append(Scales(path, *arrays))
 
-    jax.tree_util.tree_map_with_path(add, outputs, y)
-    return Calibrated(ensemble, tuple(scales), checked_count(usable), jnp.sum(unseen))
+    jax.tree_util.tree_map_with_path(add, outputs, y, new)
+    return Calibrated(ensemble, tuple(scales), checked_count(mask), jnp.sum(unseen))
+
+
+def _warn_of_memory(path: str, errors: Array, mask: Bool[Array, "k n"]) -> None:
+    """Warn if members fit the examples that they saw much better than those held out."""
+    squares = jnp.mean(errors.reshape(*mask.shape, -1) ** 2, axis=-1)
+    held_out, seen = (jnp.sqrt(jnp.mean(squares, where=of)) for of in (mask, ~mask))
+    if seen < held_out / 3:
+        warn(
+            f"The members fit the examples that they saw: in {show_path(path)}, their error is "
+            f"{seen:.2g} there and {held_out:.2g} on held-out examples. The spread at a held-out "
+            "example then is the error of one member, so that the width of the intervals depends "
+            "on the number of members. Give inputs without targets: calibrate(..., new_x=inputs). "
+            "Or calibrate on examples that no member has seen."
+        )
 
 
 def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
@@ -210,10 +245,15 @@ def mean_of_held_out(output: Array, mask: Bool[Array, "k n"]) -> Array:
     return jnp.sum(weights.reshape(*mask.shape, *[1] * (output.ndim - 2)) * output, axis=0)
 
 
-def checked_count(usable: Bool[Array, " n"]) -> Int[Array, ""]:
-    """The number of held-out examples. Warns below eight."""
-    examples = jnp.sum(usable)
+def checked_count(mask: Bool[Array, "k n"]) -> Int[Array, ""]:
+    """The number of held-out examples. Warns below eight. **Raises:** `SelectionError` for none."""
+    examples = jnp.sum(jnp.any(mask, axis=0))
     if not isinstance(examples, Tracer) and examples < _FEW:
+        if examples == 0:
+            raise SelectionError(
+                "Every member has seen every example, so that nothing says how large the errors "
+                "are. Train with folds(n, members, key=key), and give these folds."
+            )
         warn(
             f"The error bars are calibrated on {examples} held-out examples. Below {_FEW}, expect "
             "intervals that are too narrow or too wide."

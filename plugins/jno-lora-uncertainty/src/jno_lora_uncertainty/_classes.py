@@ -5,9 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jno.lora import SelectionError
+from jno.lora.extending import warn
 
 from ._calibrated import checked_count, held_out_mask, outputs_of, wide
 from ._ensemble import Ensemble
@@ -22,20 +24,23 @@ class CalibratedClasses(eqx.Module):
 
 
 def calibrate_classes(
-    ensemble: Ensemble, x: PyTree, labels: Any, held_out: Folds | Bool[Any, "k n"] | None = None
+    ensemble: Ensemble, x: PyTree, labels: Any, held_out: Folds | Bool[Any, "k n"] | None
 ) -> CalibratedClasses:
     """Fit one temperature to the labels of examples that the members did not see.
 
     The probabilities are the mean of `softmax(logits / temperature)` over the members, and over the
-    members that left an example out while the temperature is fitted.
+    members that left an example out while the temperature is fitted. With folds, this is one
+    member, which needs a higher temperature than the mean: the probabilities are somewhat too even.
+    Examples that no member has seen are better, if there are enough.
 
     **Arguments:**
 
     - `x`, `held_out`: as for `calibrate`. A member returns logits, with the classes in the last
         axis.
-    - `labels`: numbers of classes, in the shape of the outputs without the last axis.
+    - `labels`: numbers of classes from 0, in the shape of the outputs without the last axis.
 
-    **Raises:** and warns as `calibrate`.
+    **Raises:** `SelectionError` for other labels, for NaN, or if no example was held out. Warns
+    below eight held-out examples, and if the most likely temperature is zero or infinite.
     """
     logits = wide(outputs_of(ensemble, x))
     labels = jnp.asarray(labels)
@@ -45,8 +50,24 @@ def calibrate_classes(
             f"{labels.dtype}{list(labels.shape)}"
         )
     mask = held_out_mask(held_out, ensemble.members, logits.shape[1])
-    checked_count(jnp.any(mask, axis=0))
-    return CalibratedClasses(ensemble, _temperature(logits, labels, mask))
+    checked_count(mask)
+    classes = logits.shape[-1]
+    wrong = jnp.any((labels < 0) | (labels >= classes)), ~jnp.all(jnp.isfinite(logits))
+    if not isinstance(wrong[1], Tracer) and any(wrong):
+        raise SelectionError(
+            f"`labels` must lie from 0 to {classes - 1}, and the outputs must be finite, but the "
+            f"labels lie from {labels.min()} to {labels.max()}, and "
+            f"{'some' if wrong[1] else 'no'} outputs are NaN or infinite. Leave examples without a "
+            "label out."
+        )
+    temperature = _temperature(logits, labels, mask)
+    if not isinstance(temperature, Tracer) and not 0.01 < temperature < 100:
+        warn(
+            f"The most likely temperature is {temperature:.2g}, at an end of the range: all "
+            "held-out labels are predicted rightly, or the members know nothing. Calibrate on "
+            "more examples."
+        )
+    return CalibratedClasses(ensemble, temperature)
 
 
 @jax.jit

@@ -145,7 +145,8 @@ class Ensemble(eqx.Module):
         """The loss of an ensemble, for `Trainer` or a loop of your own: the sum over its members.
 
         Because it is a sum, each member gets the gradient of its own loss. An optimiser that acts
-        on each array by itself, such as Adam, trains each member as it would train it alone.
+        on each number by itself, such as Adam, trains each member as it would train it alone. Muon,
+        LAMB, and a clipped norm of all gradients see the arrays of all members together.
 
         **Arguments:** `loss`: `loss(member, batch)` of one member.
 

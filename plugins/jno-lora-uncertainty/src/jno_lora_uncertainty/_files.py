@@ -99,8 +99,9 @@ def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated |
             f"{os.fspath(path)!r} does not fit this ensemble:\n{bullets(problems)}\nMake the "
             "ensemble with the arguments that the saved one had."
         )
+    one_of: dict[int, Any] = {}  # an array that adapters share stays one array
     stacks = [
-        jtu.tree_map_with_path(lambda keys, _: arrays[_name(keys)], tree)
+        jtu.tree_map_with_path(lambda k, leaf: one_of.setdefault(id(leaf), arrays[_name(k)]), tree)
         for tree in (ensemble.trained, ensemble.constants)
     ]
     ensemble = eqx.tree_at(lambda e: (e.trained, e.constants), ensemble, tuple(stacks))

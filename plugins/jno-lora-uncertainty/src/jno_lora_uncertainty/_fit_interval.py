@@ -1,5 +1,6 @@
 """The parameter of new data with an interval, from fits at values that members did not see."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,20 +14,12 @@ from scipy.special import stdtrit  # JAX needs SciPy
 
 from jno.lora import SelectionError
 from jno.lora.extending import warn
-from jno_lora_conditional import fit
+from jno_lora_conditional import Fitted, coordinate_named, fit
 
 from ._calibrated import held_out_mask
 from ._ensemble import Ensemble
 from ._folds import Folds
 from ._scales import checked_level
-
-# The coordinates of `jno_lora_conditional.fit`, and their inverses.
-_COORDINATES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
-    "z": (lambda z: z, lambda u: u),
-    "log": (jnp.log, jnp.exp),
-    "sqrt": (jnp.sqrt, jnp.square),
-    "1/z": (jnp.reciprocal, jnp.reciprocal),
-}
 
 
 class FittedInterval(NamedTuple):
@@ -93,9 +86,16 @@ def calibrate_fit(
     - `held_out`: the folds, `folds(values=values)`, or bools `(members, n)`.
     - `grid`, `steps`, `coordinate`: as for `jno_lora_conditional.fit`.
 
-    **Raises:** `SelectionError` as `fit`, and for values that each member has seen.
+    **Raises:** `SelectionError` as `fit`, for values that each member has seen, and for values that
+    the coordinate does not take.
     """
     values, grid = (jnp.asarray(array, float) for array in (values, grid))
+    to = coordinate_named(coordinate)
+    if not np.all(to.has(np.asarray(values))):
+        raise SelectionError(
+            f"The coordinate {coordinate!r} takes {to.takes} parameters, but `values` has "
+            f"{np.unique(np.asarray(values)[~to.has(np.asarray(values))])!s}"
+        )
     mask = np.asarray(held_out_mask(held_out, ensemble.members, len(values)))
     distinct, value_of = np.unique(np.asarray(values), axis=0, return_inverse=True)
     same = value_of.reshape(-1) == np.arange(len(distinct))[:, None]
@@ -108,21 +108,21 @@ def calibrate_fit(
         )
     chosen = jnp.asarray(np.argmax(unseen, axis=0)[value_of.reshape(-1)])
 
+    unknown = jnp.zeros_like(values)
+    calibration = FitCalibration(
+        ensemble, grid, values, unknown, unknown[0], len(distinct), loss, steps, coordinate
+    )
+
     @eqx.filter_jit
-    def fits(ensemble: Ensemble, chosen: Array, data: PyTree) -> Array:
+    def fits(calibration: FitCalibration, chosen: Array, data: PyTree) -> Array:
         def fit_of(member: Array, query: PyTree) -> Array:
-            conditional = ensemble.member(member)
-            objective = lambda model: loss(model, query)  # noqa: E731
-            return fit(conditional, objective, grid, steps=steps, coordinate=coordinate).z
+            return _fit(calibration, calibration.ensemble.member(member), query).z
 
         return jax.vmap(fit_of)(chosen, data)
 
-    fitted = fits(ensemble, chosen, jax.tree.map(jnp.asarray, data))
-    to, _ = _COORDINATES[coordinate]
-    error = jnp.sqrt(jnp.mean((to(fitted) - to(values)) ** 2, axis=0))
-    return FitCalibration(
-        ensemble, grid, values, fitted, error, len(distinct), loss, steps, coordinate
-    )
+    fitted = fits(calibration, chosen, jax.tree.map(jnp.asarray, data))
+    error = jnp.sqrt(jnp.mean((to.of(fitted) - to.of(values)) ** 2, axis=0))
+    return dataclasses.replace(calibration, fitted=fitted, error=error)
 
 
 def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) -> FittedInterval:
@@ -135,22 +135,17 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     The quantile is Student's, with as many degrees of freedom as there are distinct values, because
     a few values do not determine the error well.
     """
-    to, back = _COORDINATES[calibration.coordinate]
-
-    def fit_of(conditional: Any) -> Any:
-        return fit(
-            conditional,
-            lambda model: calibration.loss(model, data),
-            calibration.grid,
-            steps=calibration.steps,
-            coordinate=calibration.coordinate,
-        )
-
-    fits = calibration.ensemble.each(fit_of)
-    u = jnp.mean(to(fits.z), axis=0)
-    z, slope = jax.jvp(back, (u,), (jnp.ones_like(u),))
+    coordinate = coordinate_named(calibration.coordinate)
+    fits = calibration.ensemble.each(lambda member: _fit(calibration, member, data))
+    u = jnp.mean(coordinate.of(fits.z), axis=0)
+    z, slope = jax.jvp(coordinate.back, (u,), (jnp.ones_like(u),))
     width = float(stdtrit(calibration.distinct, (1 + checked_level(level)) / 2)) * calibration.error
-    ends = back(u - width), back(u + width)
+    ends = u - width, u + width
+    if calibration.coordinate == "sqrt":
+        ends = jnp.maximum(ends[0], 0), ends[1]
+    ends = jnp.stack([coordinate.back(end) for end in ends])
+    if calibration.coordinate == "1/z":  # an end beyond zero, on the other side of infinity
+        ends = jnp.where(ends * z > 0, ends, jnp.sign(z) * jnp.inf)
     low, high = jnp.min(calibration.values, axis=0), jnp.max(calibration.values, axis=0)
     is_outside = jnp.any((z < low) | (z > high))
     if not isinstance(is_outside, Tracer) and is_outside:
@@ -160,5 +155,16 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
         )
     std = jnp.abs(slope) * calibration.error
     return FittedInterval(
-        z, std, jnp.minimum(*ends), jnp.maximum(*ends), jnp.mean(fits.loss), is_outside
+        z, std, jnp.min(ends, axis=0), jnp.max(ends, axis=0), jnp.mean(fits.loss), is_outside
+    )
+
+
+def _fit(calibration: FitCalibration, conditional: Any, query: PyTree) -> Fitted:
+    """The fit of one query by one member."""
+    return fit(
+        conditional,
+        lambda model: calibration.loss(model, query),
+        calibration.grid,
+        steps=calibration.steps,
+        coordinate=calibration.coordinate,
     )

@@ -31,37 +31,44 @@ class Folds(eqx.Module):
         **Arguments:**
 
         - `data`: arrays with an axis of `n` examples in front.
-        - `size`, `key`: take a random batch of `size` rows for each member, without repetition.
+        - `size`, `key`: take a random batch of `size` of these rows for each member.
         """
         rows = self.rows
         if size is not None:
-            if key is None:
-                raise SelectionError(f"A random batch of {size} rows needs a key: key=step_key")
+            if key is None or size > rows.shape[1]:
+                raise SelectionError(
+                    f"A random batch of {size} rows needs a key, key=step_key, and at most the "
+                    f"{rows.shape[1]} rows of a member"
+                )
             keys = jax.random.split(key, len(rows))
             rows = jax.vmap(jax.random.permutation)(keys, rows)[:, :size]
         return jax.tree.map(lambda array: jnp.asarray(array)[rows], data)
 
 
 def folds(
-    n: int | None = None, k: int = 5, *, key: PRNGKeyArray | None = None, values: Any = None
+    n: int | None = None,
+    k: int | None = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    values: Any = None,
 ) -> Folds:
     """Random folds of `n` examples, or a fold for each value of a parameter.
 
     **Arguments:**
 
-    - `n`, `k`, `key`: `k` random folds, whose sizes differ by at most one.
+    - `n`, `k`, `key`: `k` random folds, by default five, whose sizes differ by at most one.
     - `values`: the value of the parameter of each example, `(n,)` or `(n, p)`, instead of `n`, `k`
         and `key`. Each distinct value is a fold, so that residuals tell of unseen values.
 
     **Raises:** `SelectionError` if these arguments do not make two folds or more.
     """
-    fold_of = None
-    if values is not None:
+    fold_of, k = None, 5 if k is None and values is None else k
+    if values is not None and n is None and k is None:
         distinct, fold_of = np.unique(np.asarray(values), axis=0, return_inverse=True)
         n, k, fold_of = len(fold_of), len(distinct), fold_of.reshape(-1)
-    elif n is not None and key is not None:
+    elif n is not None and k is not None and key is not None:
         fold_of = np.asarray(jax.random.permutation(key, n)) % k
-    if n is None or fold_of is None or not 2 <= k <= n:
+    if n is None or k is None or fold_of is None or not 2 <= k <= n:
         raise SelectionError(
             f"Folds need 2 <= k <= n and a key, or two distinct values, but got n={n} and k={k}: "
             "folds(len(x), 5, key=jax.random.key(0)), or folds(values=values)"

@@ -7,8 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import erf
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jno.lora import SelectionError
 
@@ -16,7 +17,6 @@ Elements = Float[Array, "n ..."]  # a number for each element of the output of e
 Number = Float[Array, ""]
 
 LEVELS = 1001  # of the quantiles of the residuals
-_PARTS = 5  # parts of the examples for the scores
 
 
 class Scales(eqx.Module):
@@ -30,7 +30,8 @@ class Scales(eqx.Module):
     - `crps`, `constant_crps`: the mean continuous ranked probability score, in the units of the
         output (smaller is better), with the two scales, and with a constant width.
 
-    For the scores, the scales are fitted to four fifths of the examples, and scored on the rest.
+    For the scores, the scales are fitted to all folds but one, and scored on this one. Examples
+    that no member has seen are scored by fifths.
     """
 
     path: str = eqx.field(static=True)
@@ -47,14 +48,22 @@ class Scales(eqx.Module):
 
 
 def fit_scales(
-    variance: Elements, residual: Elements, weights: Float[Array, " n"] | None = None
+    variance: Elements,
+    residual: Elements,
+    weights: Float[Array, " n"] | None = None,
+    new_variance: Array | None = None,
 ) -> tuple[Number, Number]:
     """`(a, b)` of `variance = a^2 spread^2 + b^2`, for any predictor with a spread of its own.
 
     Their ratio has the lowest Gaussian negative log-likelihood of the residuals of held-out
     examples, and their size is such that intervals of 90 % hold 90 % of these residuals.
 
-    **Arguments:** `weights`: of the examples, by default equal.
+    **Arguments:**
+
+    - `variance`, `residual`: at the held-out examples.
+    - `weights`: of the examples, by default equal.
+    - `new_variance`: at new inputs, in any shape. The size is then such that the Gaussian errors at
+        these inputs have the 90 % quantile of the residuals.
 
     With `variance = c (t s + 1 - t)`, where `s` is the relative variance of the members, the most
     likely `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on
@@ -65,18 +74,20 @@ def fit_scales(
     weights = jnp.broadcast_to(_beside(weights, residual), residual.shape)
     total = jnp.sum(weights)
     mean = jnp.sum(weights * variance) / total
-    relative = variance / jnp.where(mean > 0, mean, 1)
+    mean = jnp.where(mean > 0, mean, 1)
     tiny = jnp.finfo(residual.dtype).tiny
 
-    def profile(t: Number) -> tuple[Number, Number]:
-        shape = jnp.maximum(t * relative + (1 - t), tiny)
+    def relative(variance: Array, t: Number) -> Array:
+        return jnp.maximum(t * variance / mean + (1 - t), tiny)
+
+    def nll(t: Number) -> Number:
+        shape = relative(variance, t)
         c = jnp.sum(weights * residual**2 / shape) / total
-        nll = jnp.log(jnp.maximum(c, tiny)) + jnp.sum(weights * jnp.log(shape)) / total
-        return nll, c
+        return jnp.log(jnp.maximum(c, tiny)) + jnp.sum(weights * jnp.log(shape)) / total
 
     def best_of(points: Float[Array, " P"]) -> tuple[Number, Number, Number]:
-        nll, _ = jax.lax.map(profile, points)
-        best = jnp.argmin(jnp.where(jnp.isnan(nll), jnp.inf, nll))
+        scores = jax.lax.map(nll, points)
+        best = jnp.argmin(jnp.where(jnp.isnan(scores), jnp.inf, scores))
         last = len(points) - 1
         return points[best], points[jnp.maximum(best - 1, 0)], points[jnp.minimum(best + 1, last)]
 
@@ -86,12 +97,21 @@ def fit_scales(
     for _ in range(3):
         t, low, high = best_of(low + (high - low) * jnp.linspace(0, 1, 17, dtype=low.dtype))
     # A spread of zero everywhere says nothing, whatever `t` is.
-    t = jnp.where(mean > 0, t, 0)
-    shape = jnp.maximum(t * relative + (1 - t), tiny)
-    quantile = _weighted_quantile(jnp.abs(residual) / jnp.sqrt(shape), weights, 0.9)
+    t = jnp.where(jnp.any(weights * variance > 0), t, 0)
+    if new_variance is None:
+        size = constant_width(residual / jnp.sqrt(relative(variance, t)), weights)
+    else:
+        size = constant_width(residual, weights) * gaussian_quantile(0.9)
+        size = size / _quantile_of_errors(jnp.sqrt(relative(new_variance, t)))
+    return size * jnp.sqrt(t / mean), size * jnp.sqrt(1 - t)
+
+
+def constant_width(residual: Elements, weights: Elements) -> Number:
+    """The standard deviation whose intervals of 90 % hold 90 % of the residuals."""
+    quantile = _weighted_quantile(jnp.abs(residual), weights, 0.9)
+    rms = jnp.sqrt(jnp.sum(weights * residual**2) / jnp.sum(weights))
     # If nearly all residuals are zero, so is their quantile.
-    size = jnp.where(quantile > 0, quantile / gaussian_quantile(0.9), jnp.sqrt(profile(t)[1]))
-    return size * jnp.sqrt(t / jnp.where(mean > 0, mean, 1)), size * jnp.sqrt(1 - t)
+    return jnp.where(quantile > 0, quantile / gaussian_quantile(0.9), rms)
 
 
 def _weighted_quantile(values: Elements, weights: Elements, level: float) -> Number:
@@ -104,38 +124,50 @@ def _weighted_quantile(values: Elements, weights: Elements, level: float) -> Num
     return jnp.interp(level * total, jnp.cumsum(weights), values)
 
 
+def _quantile_of_errors(std: Array) -> Number:
+    """The 90 % quantile of the sizes of Gaussian errors with these deviations, by bisection."""
+
+    def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
+        middle = sum(ends) / 2
+        is_below = jnp.mean(erf(middle / (math.sqrt(2) * std))) < 0.9
+        return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
+
+    highest = gaussian_quantile(0.9) * jnp.max(std)
+    return sum(jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))) / 2
+
+
 @jax.jit
 def calibrated_arrays(
     variance: Elements,
     residual: Elements,
     weights: Float[Array, " n"],
     unseen: Float[Array, " n"],
+    part_of: Int[Array, " n"],
+    new_variance: Array | None,
 ) -> tuple[Array, ...]:
-    """The arrays of `Scales`, for one output."""
-    n = len(weights)
-    part_of = jnp.arange(n) % min(n, _PARTS)
+    """The arrays of `Scales`, for one output. `part_of` numbers the parts that are scored."""
+    full = jnp.broadcast_to(_beside(weights, residual), residual.shape)
 
-    def scored(part: Array) -> tuple[Number, Number, Number]:
-        """Sums over the elements of one part, with scales that are fitted to the other parts."""
+    def add(part: Array, sums: tuple[Number, ...]) -> tuple[Number, ...]:
+        """Add the scores of one part, with scales that are fitted to the other parts."""
         inside = weights * (part_of == part).astype(weights.dtype)
-        a, b = fit_scales(variance, residual, weights - inside)
-        _, constant = fit_scales(jnp.zeros_like(variance), residual, weights - inside)
+        a, b = fit_scales(variance, residual, weights - inside, new_variance)
+        constant = constant_width(residual, full - _beside(inside, full))
         std = jnp.sqrt(a**2 * variance + b**2)
-        inside = _beside(inside, residual)
         covered = (jnp.abs(residual) <= gaussian_quantile(0.9) * std).astype(residual.dtype)
         scores = covered, crps(residual, std), crps(residual, jnp.full_like(std, constant))
-        return jax.tree.map(lambda score: jnp.sum(inside * score), scores)
+        inside = _beside(inside, residual) / jnp.sum(full)
+        return tuple(total + jnp.sum(inside * s) for total, s in zip(sums, scores, strict=True))
 
-    sums = jax.lax.map(scored, jnp.arange(min(n, _PARTS)))
-    total = jnp.sum(jnp.broadcast_to(_beside(weights, residual), residual.shape))
-    coverage, score, constant_score = jax.tree.map(lambda s: jnp.sum(s) / total, sums)
-    a, b = fit_scales(variance, residual, weights)
+    zero = jnp.zeros((), residual.dtype)
+    scores = jax.lax.fori_loop(0, jnp.max(part_of) + 1, add, (zero, zero, zero))
+    a, b = fit_scales(variance, residual, weights, new_variance)
     std = jnp.sqrt(a**2 * variance + b**2)
     ratio = jnp.abs(residual) / jnp.maximum(std, jnp.finfo(std.dtype).tiny)
     ratio = jnp.where(_beside(unseen, residual) > 0, ratio, jnp.nan)
     quantiles = jnp.nanquantile(ratio, jnp.linspace(0, 1, LEVELS, dtype=ratio.dtype))
     quantiles = jnp.where(jnp.any(unseen > 0), quantiles, 0)
-    return a, b, quantiles, coverage, score, constant_score
+    return a, b, quantiles, *scores
 
 
 def crps(residual: Array, std: Array) -> Array:
