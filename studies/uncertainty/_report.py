@@ -59,7 +59,7 @@ def _table(chosen: Chosen) -> str:
     names += ("rank_correlation", "error")
     head = ("problem", "error bars", "simulations", "coverage of 90 %", "raw")
     head += ("conformal, constant width", "CRPS x 1000", "constant width", "rank correlation")
-    head += ("error", "CRPS to five adapters", "seeds")
+    head += ("error", "CRPS to five adapters, same seeds", "seeds")
     rows = [head, ("---",) * len(head)]
     for (problem, way, samples), records in sorted(chosen.items()):
         scales = (100, 100, 100, 1000, 1000, 1, 1)
@@ -83,6 +83,8 @@ def _members(chosen: Chosen) -> str:
     ]
     scales = {"coverage": 100, "crps": 1000, "new_x_coverage": 100, "new_x_crps": 1000}
     for problem, samples, number, records in sorted(cells, key=lambda cell: cell[:3]):
+        seeds = [{r["seed"] for r in c[3]} for c in cells if c[:2] == (problem, samples)]
+        records = [r for r in records if r["seed"] in set.intersection(*seeds)]
         shown = [f"{scale * mean(records, name):.3g}" for name, scale in scales.items()]
         rows.append((problem, str(samples), str(number), *shown, str(len(records))))
     return _lines(rows)
@@ -90,7 +92,11 @@ def _members(chosen: Chosen) -> str:
 
 def _unlike(chosen: Chosen) -> str:
     head = ("problem", "simulations", "inputs", "coverage of 90 %")
-    head += ("told apart by the spread", "by the input's spectrum", "by the output's spectrum")
+    head += (
+        "told apart by the standard deviation",
+        "by the input's spectrum",
+        "by the output's spectrum",
+    )
     rows = [head, ("---",) * len(head)]
     for (problem, _, samples), records in sorted(chosen.items()):
         for kind in ("rough", "large") if "rough_coverage" in records[0] else ():

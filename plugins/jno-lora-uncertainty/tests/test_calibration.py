@@ -145,6 +145,8 @@ def test_residuals_come_from_the_members_that_left_an_example_out(ensemble):
     assert int(again.examples) == 40
     with pytest.raises(SelectionError, match=r"no member has seen.* on 0"):
         interval(again, x[0], conformal=True)
+    of_one = calibrate(ensemble, x, y, jnp.zeros_like(held_out).at[1].set(held_out[1]))
+    assert 0.5 < of_one.scales[0].coverage <= 1
     first = fit_scales(jnp.var(outputs, axis=0)[:40], residual[:40], jnp.ones(40))
     np.testing.assert_allclose(again.scales[0].spread, first[0], rtol=1e-3)
 
@@ -208,6 +210,7 @@ def test_members_that_fit_what_they_saw_are_told(members):
     # The error of one member at new rows is that of the standard normal distribution.
     _, std = jax.vmap(lambda row: predict(calibrated, row))(new)
     assert 0.8 < jnp.sqrt(jnp.mean(std**2)) < 1.3
+    assert 0.8 < calibrated.scales[0].coverage < 1
 
 
 def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):
@@ -246,6 +249,8 @@ def test_few_examples_and_misfits_are_told(ensemble):
         interval(few, x[0], 90)
     with pytest.raises(SelectionError, match=r"1 of 6 examples have NaN.*number"):
         calibrate(ensemble, x, {**y, "number": y["number"].at[2].set(jnp.nan)}, None)
+    with pytest.raises(SelectionError, match=r"`new_x` have NaN.*field"):
+        calibrate(ensemble, x, y, None, new_x=x.at[0].set(jnp.nan))
     endless = eqx.filter_jit(lambda few, x: interval(few, x, conformal=True))(few, x[0])
     assert jnp.all(jnp.isinf(endless.upper["field"]))
     with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
@@ -285,7 +290,7 @@ def test_the_temperature_of_classes_makes_probabilities_honest():
 
     grid = jax.lax.map(nll, jnp.geomspace(0.05, 20, 400))
     assert nll(calibrate_classes(ensemble, x, labels, parts).temperature) <= grid.min() + 1e-2
-    with pytest.raises(SelectionError, match=r"from 0 to 2.*labels lie from 1 to 3"):
+    with pytest.raises(SelectionError, match="from 0 to 2, but lie from 1 to 3"):
         calibrate_classes(ensemble, x, labels % 3 + 1, None)
     of_first = jnp.zeros((4, 600), bool).at[0].set(True)
     with pytest.warns(JnoLoraWarning, match="at an end of the range"):

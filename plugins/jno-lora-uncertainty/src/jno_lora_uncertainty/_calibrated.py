@@ -80,7 +80,7 @@ def calibrate(
         `x = (z, inputs)`.
     - `held_out`: the folds that the members were trained with, or bools `(members, n)`. `None` says
         that no member has seen the examples.
-    - `new_x`: inputs without targets, like those to predict.
+    - `new_x`: inputs without targets, like those to predict. The scores do not use them.
 
     **Raises:** `SelectionError` if shapes do not fit, for NaN, or if no example was held out. Warns
     below eight held-out examples, and if members fit what they saw and `new_x` is missing.
@@ -89,7 +89,9 @@ def calibrate(
     n = len(jax.tree.leaves(x)[0])
     mask = held_out_mask(held_out, ensemble.members, n)
     usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
-    part_of = jnp.where(unseen, jnp.arange(n) % _FIFTHS, jnp.argmax(mask, axis=0))
+    has_folds = jnp.sum(jnp.any(mask, axis=1)) > 1
+    in_folds = ~unseen & has_folds
+    part_of = jnp.where(in_folds, jnp.argmax(mask, axis=0), jnp.arange(n) % _FIFTHS)
     new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
     scales: list[Scales] = []
 
@@ -111,7 +113,12 @@ def calibrate(
         # An example that every member has seen has no residual.
         used = usable.reshape(-1, *[1] * (errors.ndim - 2))
         residual = jnp.where(used, mean_of_held_out(errors, mask), 0)
-        if new_x is None and not isinstance(wrong, Tracer) and not jnp.all(mask):
+        has_nan = new_x is not None and ~jnp.all(jnp.isfinite(new))
+        if not isinstance(has_nan, Tracer) and has_nan:
+            raise SelectionError(
+                f"The outputs at `new_x` have NaN or infinity in {show_path(path)}"
+            )
+        if new_x is None and not isinstance(wrong, Tracer) and jnp.any(in_folds):
             _warn_of_memory(path, errors, mask)
         weights = usable.astype(output.dtype), unseen.astype(output.dtype)
         variance = jnp.where(used, jnp.var(output, axis=0), 0)
@@ -126,7 +133,8 @@ def calibrate(
 def _warn_of_memory(path: str, errors: Array, mask: Bool[Array, "k n"]) -> None:
     """Warn if members fit the examples that they saw much better than those held out."""
     squares = jnp.mean(errors.reshape(*mask.shape, -1) ** 2, axis=-1)
-    held_out, seen = (jnp.sqrt(jnp.mean(squares, where=of)) for of in (mask, ~mask))
+    seeing = ~mask & jnp.any(mask, axis=0)[None]
+    held_out, seen = (jnp.sqrt(jnp.mean(squares, where=of)) for of in (mask, seeing))
     if seen < held_out / 3:
         warn(
             f"The members fit the examples that they saw: in {show_path(path)}, their error is "

@@ -51,15 +51,15 @@ def calibrate_classes(
         )
     mask = held_out_mask(held_out, ensemble.members, logits.shape[1])
     checked_count(mask)
-    classes = logits.shape[-1]
-    wrong = jnp.any((labels < 0) | (labels >= classes)), ~jnp.all(jnp.isfinite(logits))
-    if not isinstance(wrong[1], Tracer) and any(wrong):
+    last = logits.shape[-1] - 1
+    has_other, has_nan = jnp.any((labels < 0) | (labels > last)), jnp.any(jnp.isnan(logits))
+    if not isinstance(has_other, Tracer) and has_other:
         raise SelectionError(
-            f"`labels` must lie from 0 to {classes - 1}, and the outputs must be finite, but the "
-            f"labels lie from {labels.min()} to {labels.max()}, and "
-            f"{'some' if wrong[1] else 'no'} outputs are NaN or infinite. Leave examples without a "
-            "label out."
+            f"`labels` must lie from 0 to {last}, but lie from {labels.min()} to {labels.max()}. "
+            "Leave examples without a label out."
         )
+    if not isinstance(has_nan, Tracer) and has_nan:
+        raise SelectionError("The outputs have NaN. Leave the examples with NaN out.")
     temperature = _temperature(logits, labels, mask)
     if not isinstance(temperature, Tracer) and not 0.01 < temperature < 100:
         warn(

@@ -30,8 +30,8 @@ class Scales(eqx.Module):
     - `crps`, `constant_crps`: the mean continuous ranked probability score, in the units of the
         output (smaller is better), with the two scales, and with a constant width.
 
-    For the scores, the scales are fitted to all folds but one, and scored on this one. Examples
-    that no member has seen are scored by fifths.
+    For the scores, the scales are fitted to all folds but one, without new inputs, and scored on
+    this one. Examples that no member has seen are scored by fifths.
     """
 
     path: str = eqx.field(static=True)
@@ -101,8 +101,8 @@ def fit_scales(
     if new_variance is None:
         size = constant_width(residual / jnp.sqrt(relative(variance, t)), weights)
     else:
-        size = constant_width(residual, weights) * gaussian_quantile(0.9)
-        size = size / _quantile_of_errors(jnp.sqrt(relative(new_variance, t)))
+        std = jnp.sqrt(relative(new_variance, t))
+        size = constant_width(residual, weights) / _constant_width_of(std)
     return size * jnp.sqrt(t / mean), size * jnp.sqrt(1 - t)
 
 
@@ -124,8 +124,8 @@ def _weighted_quantile(values: Elements, weights: Elements, level: float) -> Num
     return jnp.interp(level * total, jnp.cumsum(weights), values)
 
 
-def _quantile_of_errors(std: Array) -> Number:
-    """The 90 % quantile of the sizes of Gaussian errors with these deviations, by bisection."""
+def _constant_width_of(std: Array) -> Number:
+    """The constant width of Gaussian errors with these deviations, by bisection."""
 
     def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
         middle = sum(ends) / 2
@@ -133,7 +133,9 @@ def _quantile_of_errors(std: Array) -> Number:
         return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
 
     highest = gaussian_quantile(0.9) * jnp.max(std)
-    return sum(jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))) / 2
+    quantile = sum(jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))) / 2
+    rms = jnp.sqrt(jnp.mean(std**2))
+    return jnp.where(quantile > 1e-6 * rms, quantile / gaussian_quantile(0.9), rms)
 
 
 @jax.jit
@@ -151,7 +153,7 @@ def calibrated_arrays(
     def add(part: Array, sums: tuple[Number, ...]) -> tuple[Number, ...]:
         """Add the scores of one part, with scales that are fitted to the other parts."""
         inside = weights * (part_of == part).astype(weights.dtype)
-        a, b = fit_scales(variance, residual, weights - inside, new_variance)
+        a, b = fit_scales(variance, residual, weights - inside)
         constant = constant_width(residual, full - _beside(inside, full))
         std = jnp.sqrt(a**2 * variance + b**2)
         covered = (jnp.abs(residual) <= gaussian_quantile(0.9) * std).astype(residual.dtype)
