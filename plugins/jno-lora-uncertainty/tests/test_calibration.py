@@ -269,6 +269,30 @@ def test_few_examples_and_misfits_are_told(ensemble):
         calibrate(ensemble, x, y, jnp.zeros((4, 6), bool))
 
 
+class Tokens(eqx.Module):
+    """The logits of equal tokens."""
+
+    mlp: eqx.nn.MLP
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, x):
+        return jnp.broadcast_to(self.mlp(x), (*self.shape, 3))
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_labels_of_tokens_give_the_temperature_of_their_examples(shape):
+    x, parts = jax.random.normal(KEY, (40, 2)), folds(40, 4, key=KEY)
+    ensembles = [random_ensemble(lambda mlp, s=s: Tokens(mlp, s), outputs=3) for s in ((), shape)]
+    outputs = ensembles[0].each(lambda model: jax.vmap(model)(x))
+    labels = (jnp.argmax(outputs.mean(0), axis=-1) + jnp.arange(40) % 4 // 3) % 3
+    of_tokens = jnp.broadcast_to(jnp.expand_dims(labels, (1, 2)[: len(shape)]), (40, *shape))
+    once, many = (
+        calibrate_classes(ensemble, x, of, parts).temperature
+        for ensemble, of in zip(ensembles, (labels, of_tokens), strict=True)
+    )
+    np.testing.assert_allclose(once, many, rtol=5e-3)
+
+
 def test_the_temperature_of_classes_makes_probabilities_honest():
     ensemble = random_ensemble(lambda mlp: mlp, outputs=3)
     x = jax.random.normal(KEY, (600, 2))
@@ -292,6 +316,8 @@ def test_the_temperature_of_classes_makes_probabilities_honest():
     assert nll(calibrate_classes(ensemble, x, labels, parts).temperature) <= grid.min() + 1e-2
     with pytest.raises(SelectionError, match="from 0 to 2, but lie from 1 to 3"):
         calibrate_classes(ensemble, x, labels % 3 + 1, None)
+    with pytest.raises(SelectionError, match="outputs have NaN"):
+        calibrate_classes(ensemble, x.at[0].set(jnp.nan), labels, None)
     of_first = jnp.zeros((4, 600), bool).at[0].set(True)
     with pytest.warns(JnoLoraWarning, match="at an end of the range"):
         calibrate_classes(ensemble, x, jnp.argmax(outputs[0], axis=-1), of_first)
