@@ -201,16 +201,25 @@ def test_members_that_fit_what_they_saw_are_told(members):
     table = noise.at[:, :n].multiply(parts.held_out.astype(noise.dtype))  # all targets are zero
     ensemble = Ensemble(lambda key: Net(Table(jnp.zeros(360)), key=key), members, key=KEY)
     ensemble = ensemble.update(eqx.tree_at(jax.tree.leaves, ensemble.partition()[0], [table]))
-    with pytest.warns(JnoLoraWarning, match=r"error is 0 there and 1.* on held-out.*new_x=inputs"):
+    with pytest.warns(JnoLoraWarning, match=r"is 0 there and 1.* on held-out.*new_x=inp") as told:
         calibrated = calibrate(ensemble, jnp.arange(n), jnp.zeros(n), parts)
     np.testing.assert_allclose(
         calibrated.scales[0].spread, members / 2 / 1.6449 * 2 / (members - 1) ** 0.5, rtol=1e-3
     )
+    assert told[0].filename == __file__
     calibrated = calibrate(ensemble, jnp.arange(n), jnp.zeros(n), parts, new_x=new)
     # The error of one member at new rows is that of the standard normal distribution.
     _, std = jax.vmap(lambda row: predict(calibrated, row))(new)
     assert 0.8 < jnp.sqrt(jnp.mean(std**2)) < 1.3
     assert 0.8 < calibrated.scales[0].coverage < 1
+
+
+def test_members_before_their_training_are_told():
+    model = eqx.nn.MLP(2, 1, 8, 1, key=KEY)
+    ensemble = Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=KEY)
+    x, parts = jax.random.normal(KEY, (40, 2)), folds(40, 5, key=KEY)
+    with pytest.warns(JnoLoraWarning, match=r"members agree in .*ensemble\.update"):
+        calibrate(ensemble, x, jnp.ones((40, 1)), parts)
 
 
 def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):

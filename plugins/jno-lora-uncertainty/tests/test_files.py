@@ -39,9 +39,8 @@ MAKERS = {
 
 def trained(make):
     ensemble = Ensemble(make, 3, key=jax.random.key(4))
-    return ensemble.update(
-        jax.tree.map(lambda x: x + 0.1 * jnp.sin(x + 1), ensemble.partition()[0])
-    )
+    apart = lambda x: x + 0.1 * jnp.sin(jnp.arange(1, x.size + 1, dtype=x.dtype)).reshape(x.shape)  # noqa: E731
+    return ensemble.update(jax.tree.map(apart, ensemble.partition()[0]))
 
 
 def _distinct(calibrated):
@@ -68,7 +67,10 @@ def test_every_bit_comes_back_around_another_start(name, tmp_path):
 
 def test_a_temperature_is_saved_too(tmp_path):
     file = tmp_path / "e.safetensors"
-    calibrated = calibrate_classes(trained(net_of()), X, jnp.arange(9) % 2, None)
+    ensemble = trained(net_of())
+    logits = ensemble.each(lambda model: jax.vmap(model)(X)).mean(axis=0)
+    labels = (jnp.argmax(logits, axis=-1) + jnp.arange(9) // 7) % 2  # two are wrong
+    calibrated = calibrate_classes(ensemble, X, labels, None)
     save_ensemble(calibrated, file)
     again = load_ensemble(file, Ensemble(net_of(), 3, key=jax.random.key(5)))
     assert jnp.array_equal(probabilities(again, X[0]), probabilities(calibrated, X[0]))

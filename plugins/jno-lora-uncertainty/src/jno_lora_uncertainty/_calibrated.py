@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -83,7 +84,8 @@ def calibrate(
     - `new_x`: inputs without targets, like those to predict. The scores do not use them.
 
     **Raises:** `SelectionError` if shapes do not fit, for NaN, or if no example was held out. Warns
-    below eight held-out examples, and if members fit what they saw and `new_x` is missing.
+    below eight held-out examples, if the members agree (as before training), and if they fit what
+    they saw and `new_x` is missing.
     """
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
     n = len(jax.tree.leaves(x)[0])
@@ -94,6 +96,7 @@ def calibrate(
     part_of = jnp.where(in_folds, jnp.argmax(mask, axis=0), jnp.arange(n) % _FIFTHS)
     new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
     scales: list[Scales] = []
+    doubts: list[str] = []
 
     def add(keys: Any, output: Array, target: Any, new: Array) -> None:
         if output.shape[1:] != np.shape(target):
@@ -118,8 +121,8 @@ def calibrate(
             raise SelectionError(
                 f"The outputs at `new_x` have NaN or infinity in {show_path(path)}"
             )
-        if new_x is None and not isinstance(wrong, Tracer) and jnp.any(in_folds):
-            _warn_of_memory(path, errors, mask)
+        if not isinstance(wrong, Tracer):
+            doubts.extend(_doubts(show_path(path), errors, mask, new_x is None))
         weights = usable.astype(output.dtype), unseen.astype(output.dtype)
         variance = jnp.where(used, jnp.var(output, axis=0), 0)
         new_variance = None if new_x is None else jnp.var(new, axis=0)
@@ -127,22 +130,36 @@ def calibrate(
         scales.append(Scales(path, *arrays))
 
     jax.tree_util.tree_map_with_path(add, outputs, y, new)
+    for doubt in doubts:
+        warn(doubt)
     return Calibrated(ensemble, tuple(scales), checked_count(mask), jnp.sum(unseen))
 
 
-def _warn_of_memory(path: str, errors: Array, mask: Bool[Array, "k n"]) -> None:
-    """Warn if members fit the examples that they saw much better than those held out."""
-    squares = jnp.mean(errors.reshape(*mask.shape, -1) ** 2, axis=-1)
+def _doubts(
+    path: str, errors: Array, mask: Bool[Array, "k n"], is_sized_by_folds: bool
+) -> Iterator[str]:
+    """Why the spread may say nothing: members that agree, or fit the examples that they saw."""
+    errors = errors.reshape(*mask.shape, -1)
     seeing = ~mask & jnp.any(mask, axis=0)[None]
-    held_out, seen = (jnp.sqrt(jnp.mean(squares, where=of)) for of in (mask, seeing))
-    if seen < held_out / 3:
-        warn(
-            f"The members fit the examples that they saw: in {show_path(path)}, their error is "
-            f"{seen:.2g} there and {held_out:.2g} on held-out examples. The spread at a held-out "
-            "example then is the error of one member, so that the width of the intervals depends "
-            "on the number of members. Give inputs without targets: calibrate(..., new_x=inputs). "
-            "Or calibrate on examples that no member has seen."
+    held_out, seen = (_rms(errors, where=of[..., None]) for of in (mask, seeing))
+    if _rms(errors - jnp.mean(errors, axis=0, keepdims=True)) < 1e-4 * held_out:
+        yield (
+            f"The members agree in {path}, so that their spread says nothing. Calibrate the "
+            "trained ensemble: ensemble.update(trainable)"
         )
+    elif is_sized_by_folds and seen < held_out / 3:
+        yield (
+            f"The members fit the examples that they saw: in {path}, their error is {seen:.2g} "
+            f"there and {held_out:.2g} on held-out examples. The spread at a held-out example then "
+            "is the error of one member, so that the width of the intervals depends on the number "
+            "of members. Calibrate on examples that no member has seen, if there are some. If not, "
+            "take five members, or give inputs without targets: calibrate(..., new_x=inputs)"
+        )
+
+
+def _rms(errors: Array, where: Any = True) -> Array:
+    """The root mean square."""
+    return jnp.sqrt(jnp.mean(errors**2, where=where))
 
 
 def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
