@@ -14,7 +14,8 @@ DISTANCES = ("spread", "spectrum", "output")
 
 
 def _spectrum(x: Any) -> Any:
-    """The logarithm of the power of each wave number, of one field."""
+    """The logarithm of the power of each wave number, of fields or of values and fields."""
+    x = x[1] if isinstance(x, tuple) else x
     return jnp.log(jnp.abs(jnp.fft.rfft(x, axis=-1)) ** 2 + 1e-6)
 
 

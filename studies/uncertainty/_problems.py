@@ -32,7 +32,7 @@ class Problem:
     """A setting to adapt to, or a parameter with values for training and unseen values.
 
     - `setting`: of the equation, where it differs from the pretraining.
-    - `parameter`, `values`, `inside`: for conditional adapters.
+    - `parameter`, `values`, `inside`, `outside`: for conditional adapters.
     - `effort`: replaces fields of the study's effort.
     - `ways`: a regex for the names of the ways that run on this problem.
     """
@@ -43,6 +43,7 @@ class Problem:
     parameter: str = ""
     values: tuple[float, ...] = ()
     inside: tuple[float, ...] = ()
+    outside: tuple[float, ...] = ()
     effort: Mapping[str, Any] = field(default_factory=dict)
     ways: str = ""
 
@@ -59,7 +60,9 @@ class Problem:
         return self._drawn(_NEW_SEED, number, self.inside)[0]
 
     def unlike(self, number: int) -> Mapping[str, tuple[Any, Array]]:
-        """Inputs unlike the training inputs, in one dimension: rougher fields, and larger ones."""
+        """Inputs unlike the training inputs: values outside, or rougher fields and larger ones."""
+        if self.values:
+            return {"outside": self._drawn(_TEST_SEED, number, self.outside)}
         family, setting = self.family, {**self.family.source, **self.setting}
         return {
             name: simulate(replace(family, initial=initial), _TEST_SEED, number, setting)
@@ -91,6 +94,7 @@ PROBLEMS = (
         "viscosity",
         (0.08, 0.06, 0.045, 0.035),
         (0.07, 0.052, 0.04),
+        (0.03, 0.025),
         ways="^(five adapters|one adapter, constant width)$",
     ),
     Problem(

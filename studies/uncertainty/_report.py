@@ -99,7 +99,8 @@ def _unlike(chosen: Chosen) -> str:
     )
     rows = [head, ("---",) * len(head)]
     for (problem, _, samples), records in sorted(chosen.items()):
-        for kind in ("rough", "large") if "rough_coverage" in records[0] else ():
+        kinds = [k for k in ("rough", "large", "outside") if f"{k}_coverage" in records[0]]
+        for kind in kinds:
             tries = [mean(records, f"{kind}_{name}_auroc") for name in DISTANCES]
             share = f"{100 * mean(records, f'{kind}_coverage'):.3g}"
             rows.append((problem, str(samples), kind, share, *(f"{x:.2f}" for x in tries)))

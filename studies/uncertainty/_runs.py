@@ -103,7 +103,7 @@ def measured(job: Job, rate: float) -> Record:
     ensemble = way.ensemble(problem, effort, seed, len(parts.rows))
     ensemble, snapshots = trained(ensemble, data, parts, effort, rate, key, way.spread is dropout)
     sets = {"": problem.test(effort.test)}
-    if way.name == ADAPTERS and not (problem.values or problem.effort):
+    if way.name == ADAPTERS and not problem.effort:
         sets |= problem.unlike(effort.test)
     record: dict[str, Any] = {}
     if way.spread is None:

@@ -1,14 +1,6 @@
 """Adapters that are functions of a parameter, so that one set of arrays serves every value."""
 
-from ._bases import (
-    Basis,
-    Coordinate,
-    Function,
-    Indexed,
-    Network,
-    Powers,
-    coordinate_named,
-)
+from ._bases import Basis, Coordinate, Function, Indexed, Network, Powers, coordinate_named
 from ._conditional import Conditional, at, merge
 from ._coordinates import CoordinateReport, CoordinateRow, choose_coordinate
 from ._files import load_conditional, save_conditional

@@ -91,7 +91,7 @@ def calibrate(
     n = len(jax.tree.leaves(x)[0])
     mask = held_out_mask(held_out, ensemble.members, n)
     usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
-    has_folds = jnp.sum(jnp.any(mask, axis=1)) > 1
+    has_folds = jnp.sum(jnp.any(mask, axis=1)) > 1  # one fold leaves none to fit the scales to
     in_folds = ~unseen & has_folds
     part_of = jnp.where(in_folds, jnp.argmax(mask, axis=0), jnp.arange(n) % _FIFTHS)
     new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
@@ -119,7 +119,8 @@ def calibrate(
         has_nan = new_x is not None and ~jnp.all(jnp.isfinite(new))
         if not isinstance(has_nan, Tracer) and has_nan:
             raise SelectionError(
-                f"The outputs at `new_x` have NaN or infinity in {show_path(path)}"
+                f"The outputs at `new_x` have NaN or infinity in {show_path(path)}. Leave the "
+                "inputs out that cause them."
             )
         if not isinstance(wrong, Tracer):
             doubts.extend(_doubts(show_path(path), errors, mask, new_x is None))
@@ -185,7 +186,8 @@ def interval(
 
     - `level`: the fraction of the numbers that the interval should hold, between 0 and 1.
     - `conformal`: take the quantile of `|residual| / std` of the examples that no member has seen,
-        and not the quantile of a Gaussian.
+        and not the quantile of a Gaussian (normalised split conformal prediction, Lei et al.,
+        arXiv:1604.04173).
 
     **Raises:** `SelectionError` if a conformal interval of this level needs more such examples.
     """

@@ -28,6 +28,8 @@ def calibrate_classes(
 ) -> CalibratedClasses:
     """Fit one temperature to the labels of examples that the members did not see.
 
+    Temperature scaling (Guo et al., arXiv:1706.04599), of an ensemble.
+
     The probabilities are the mean of `softmax(logits / temperature)` over the members, and over the
     members that left an example out while the temperature is fitted. With folds, this is one
     member, which needs a higher temperature than the mean: the probabilities are somewhat too even.

@@ -17,6 +17,8 @@ from jno_lora_conditional import Conditional, at
 class Ensemble(eqx.Module):
     """Several adapted models of one base, which differ in their adapters. A pytree.
 
+    Deep ensembles (Lakshminarayanan et al., arXiv:1612.01474), of adapters.
+
     ```python
     ensemble = Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=key)
     trainable, frozen = ensemble.partition()

@@ -94,7 +94,7 @@ def calibrate_fit(
     if not np.all(to.has(np.asarray(values))):
         raise SelectionError(
             f"The coordinate {coordinate!r} takes {to.takes} parameters, but `values` has "
-            f"{np.unique(np.asarray(values)[~to.has(np.asarray(values))])!s}"
+            f"{np.unique(np.asarray(values)[~to.has(np.asarray(values))])!s}. Choose another."
         )
     mask = np.asarray(held_out_mask(held_out, ensemble.members, len(values)))
     distinct, value_of = np.unique(np.asarray(values), axis=0, return_inverse=True)

@@ -173,7 +173,10 @@ def calibrated_arrays(
 
 
 def crps(residual: Array, std: Array) -> Array:
-    """The continuous ranked probability score of a Gaussian, for each element."""
+    """The continuous ranked probability score of a Gaussian, for each element.
+
+    Gneiting & Raftery, "Strictly proper scoring rules, prediction, and estimation" (2007).
+    """
     std = jnp.maximum(std, jnp.finfo(std.dtype).tiny)
     u = residual / std
     return std * (u * (2 * norm.cdf(u) - 1) + 2 * norm.pdf(u) - 1 / math.sqrt(math.pi))
