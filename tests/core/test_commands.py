@@ -69,6 +69,14 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert (broken["status"], broken["error"]) == ("failed", "RuntimeError: no such thing")
 
 
+def test_plugins_lists_distributions_of_this_project_that_users_import(site):
+    site.install("jno-lora-bank", "", version="1.5", group="another.group")
+    (bank,) = json.loads(run("plugins", "--json"))
+    assert (bank["distribution"], bank["version"], bank["status"]) == (
+        *("jno-lora-bank", "1.5", "to import"),
+    )
+
+
 def facts_in(text):
     """The facts that `doctor` prints, by name."""
     pairs = [re.split("  +", line.strip(), maxsplit=1) for line in text.splitlines()]

@@ -52,8 +52,11 @@ def test_the_page_of_a_method_shows_what_its_code_prints(page, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_blocks_run(page):
+def test_code_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for what a page writes
+    entries = {path for path in ROOT.iterdir() if path.name[0] != "."}
     blocks, namespace = blocks_of(page), run(page)
+    assert entries == {path for path in ROOT.iterdir() if path.name[0] != "."}
     adapters = [value for value in namespace.values() if is_written_on(page, value)]
     assert adapters or not any("(LoRAWrapper)" in block for block in blocks)
     # tests/examples runs the kit on the adapter of the README, and new-plugin.md shows it again.
