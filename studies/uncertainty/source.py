@@ -14,7 +14,6 @@ import pathlib
 import re
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,7 @@ from ._spreads import outputs
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "uncertainty-source.jsonl"
 KEY = ("problem", "film", "seed")
 POINTS = 32
-WAYS = ("before", "after")
+WAYS = {"before": "without", "after": "with"}
 
 
 class Spectral(eqx.Module):
@@ -272,35 +271,27 @@ def _trained(trainable: Any, loss: Callable[[Any], Array], steps: int, rate: flo
 
 def write_page(results: pathlib.Path, docs: pathlib.Path = DOCS) -> pathlib.Path:
     """Fill the section of the page, and print it."""
-    of_film: dict[tuple[str, float, bool], list[Record]] = defaultdict(list)
-    for record in read(results):
-        for number, value in enumerate(record["values"]):
-            cell = {way: record[way][number] for way in WAYS}
-            of_film[record["problem"], value, record["film"]].append(cell)
-    head = ("problem", "value", "without `source`", "with `source`")
-    head += tuple(f"{name}, film" for name in head[2:])
-    rows = [head, ("---",) * len(head)]
-    for problem, value in dict.fromkeys(key[:2] for key in of_film):
-        (of_problem,) = (p for p in PROBLEMS if p.name == problem)
-        kind = "source" if value == of_problem.source else "training"
-        shown = f"{value}, {kind}" if value in (of_problem.source, *of_problem.values) else value
-        cells = [
-            _shown(of_film[problem, value, film], way) for film in (False, True) for way in WAYS
-        ]
-        rows.append((problem, str(shown), *cells))
+    records = read(results)
+    lines: list[str] = []
+    for problem in PROBLEMS:
+        of_problem = [record for record in records if record["problem"] == problem.name]
+        if of_problem:
+            kinds = {problem.source: " (source)"} | dict.fromkeys(problem.values, " (training)")
+            head = (problem.name, *(f"{value}{kinds.get(value, '')}" for value in problem.test))
+            rows = [head, ("---",) * len(head)]
+            for film, way in itertools.product((False, True), WAYS):
+                runs = [record[way] for record in of_problem if record["film"] == film]
+                means = [f"{statistics.mean(numbers):.0f}" for numbers in zip(*runs, strict=True)]
+                rows.append((f"{WAYS[way]}{', film' if film else ''}", *means))
+            lines += [*(f"| {' | '.join(cells)} |" for cells in rows), ""]
+    if lines:
+        after = [number for record in records for number in record["after"]]
+        lines.append(f"Single runs with `source`: {min(after):.0f} to {max(after):.0f} %.")
+    section = "\n".join(lines or ["Not run yet: `python -m studies.uncertainty.source`."]) + "\n"
+    print(section, end="")
     page = docs / "uncertainty.md"
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    print(table, end="")
-    fill(page, {"source": table if of_film else "Not run yet.\n"})
+    fill(page, {"source": section})
     return page
-
-
-def _shown(cells: list[Record], way: str) -> str:
-    """The mean over the seeds, and their range."""
-    numbers = [cell[way] for cell in cells]
-    if not numbers:
-        return "-"
-    return f"{statistics.mean(numbers):.0f} ({min(numbers):.0f} to {max(numbers):.0f})"
 
 
 def main(arguments: list[str] | None = None) -> None:

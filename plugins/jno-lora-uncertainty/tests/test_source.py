@@ -1,5 +1,7 @@
 """Error bars of conditionals at the source, where all members are the pretrained model."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from jno.lora import JnoLoraWarning, Net, SelectionError
-from jno_lora_conditional import Conditional, Indexed, Powers
+from jno_lora_conditional import Conditional, Indexed, Network, Powers
 from jno_lora_uncertainty import (
     Ensemble,
     calibrate,
@@ -26,7 +28,7 @@ VALUES = (0.08, 0.06, 0.04, 0.03)
 
 def maker(film=False, basis=None, dtype=None):
     model = eqx.nn.MLP(2, 3, 4, 1, jnp.tanh, dtype=dtype, key=jax.random.key(0))
-    basis = Powers(SOURCE, 0.07) if basis is None else basis
+    basis = basis or Powers(SOURCE, 0.07)
     return lambda key: Conditional(Net(model, key=key).freeze().lora(rank=1), basis, film=film)
 
 
@@ -44,7 +46,7 @@ def draw(ensemble, values, number, seed):
     inputs = jax.random.normal(jax.random.key(seed), (len(z), 2), z.dtype)
     outputs = ensemble.each(lambda c: jax.vmap(lambda *x: ensemble.call(c, x))(z, inputs))
     std = jnp.sqrt(2 * jnp.var(outputs, axis=0) + WIDTH**2)
-    noise = jax.random.normal(jax.random.key(seed + 1), std.shape, std.dtype)
+    noise: Any = jax.random.normal(jax.random.key(seed + 1), std.shape, std.dtype)
     return (z, inputs), jnp.mean(outputs, axis=0) + std * noise
 
 
@@ -87,7 +89,7 @@ def test_rows_at_the_source_are_data_of_the_source(ensemble, examples, calibrate
     seen = jnp.arange(len(z)) >= len(examples[1])
     held_out = jnp.broadcast_to(~seen, (4, len(z)))
     assert eqx.tree_equal(calibrate(ensemble, x, y, held_out), calibrated)
-    compiled = eqx.filter_jit(lambda *of: calibrate(*of, None))(ensemble, x, y)
+    compiled = eqx.filter_jit(calibrate)(ensemble, x, y, None)
     np.testing.assert_allclose(compiled.scales[0].constant, calibrated.scales[0].constant, 1e-5)
     np.testing.assert_allclose(compiled.scales[0].spread, calibrated.scales[0].spread, 1e-4)
 
@@ -118,7 +120,7 @@ def test_the_width_at_the_source_is_saved(ensemble, calibrated, request, tmp_pat
     file = tmp_path / "e.safetensors"
     save_ensemble(calibrated, file)
     film = "film" in request.node.callspec.id
-    again = load_ensemble(file, Ensemble(maker(film), 4, key=jax.random.key(5)))
+    again: Any = load_ensemble(file, Ensemble(maker(film), 4, key=jax.random.key(5)))
     assert eqx.tree_equal(again, calibrated)
     x = (jnp.array(SOURCE), jnp.ones(2))
     assert eqx.tree_equal(predict(again, x), predict(calibrated, x))
@@ -138,12 +140,24 @@ def test_the_width_at_the_source_works_in_float64():
         assert plain.constant != calibrated.scales[0].constant
 
 
+def test_a_trained_basis_has_a_source_too():
+    basis = Network(SOURCE, 0.07, size=2, width=2, key=KEY)
+    ensemble = ensemble_of(maker(basis=basis))
+    (_, inputs), targets = draw(ensemble, (SOURCE,), 40, 3)
+    x, y = draw(ensemble, VALUES, 10, 5)
+    calibrated = calibrate(ensemble, x, y, None, source=(inputs, targets))
+    std = predict(calibrated, (SOURCE, inputs[0])).std
+    np.testing.assert_allclose(std, calibrated.scales[0].constant, rtol=1e-5)
+    with pytest.warns(JnoLoraWarning, match="source="):
+        predict(calibrate(ensemble, x, y, None), (SOURCE, inputs[0]))
+
+
 @pytest.mark.parametrize("new", [False, True])
 def test_a_spread_beside_a_known_width_is_the_smallest_that_holds_the_residuals(new):
     keys = jax.random.split(KEY, 3)
     variance = jnp.exp(jax.random.normal(keys[0], (500, 2)))
     residual = jnp.sqrt(4 * variance + WIDTH**2) * jax.random.normal(keys[1], (500, 2))
-    new_variance = jnp.exp(jax.random.normal(keys[2], (3000,))) / 4 if new else None
+    new_variance: Any = jnp.exp(jax.random.normal(keys[2], (3000,))) / 4 if new else None
     constant = jnp.asarray(WIDTH)
     a, b = fit_scales(variance, residual, None, new_variance, constant)
     assert b == constant
@@ -166,7 +180,7 @@ def test_a_spread_beside_a_known_width_is_the_smallest_that_holds_the_residuals(
 
 def test_misfits_of_the_source_are_told(ensemble, examples):
     x, y, (inputs, targets) = examples
-    with pytest.raises(SelectionError, match=r"expected the shapes .*\(200, 3\).*\(200, 2\)"):
+    with pytest.raises(SelectionError, match=r"must have the shapes .*\(200, 3\).*\(200, 2\)"):
         calibrate(ensemble, x, y, None, source=(inputs, targets[:, :2]))
     with pytest.raises(SelectionError, match="1 of 400 examples have NaN or infinity in the outp"):
         calibrate(ensemble, x, y, None, source=(inputs, targets.at[0].set(jnp.nan)))
@@ -198,7 +212,7 @@ def test_members_that_fit_what_they_saw_hear_what_helps_with_their_folds(by_valu
     z = jnp.repeat(jnp.array(VALUES), 10)
     parts = folds(values=z) if by_value else folds(40, 4, key=KEY)
     # The answer to an example is its number in `lora_A`. All targets are zero.
-    answers = jax.random.normal(KEY, (4, 1, 40)) * parts.held_out[:, None].astype(float)
+    answers = jnp.where(parts.held_out[:, None], jax.random.normal(KEY, (4, 1, 40)), 0)
     ensemble = Ensemble(make, 4, key=KEY)
     trained, _ = ensemble.partition()
     trained = jax.tree.map(lambda a: answers if a.shape == answers.shape else a + 1, trained)

@@ -192,45 +192,40 @@ def _value_of(ensemble: Ensemble, x: PyTree) -> Any:
     return x[0]
 
 
-def _from_source(conditional: Conditional, z: Any) -> Float[Array, ""]:
-    """How far `z` lies from the source, in the values of the basis."""
-    return jnp.sum(jnp.abs(conditional.basis(z)))
-
-
 @eqx.filter_jit
 def _distances(ensemble: Ensemble, zs: Array) -> Float[Array, " n"]:
-    """The mean distance from the source over the members, whose bases may be trained."""
-    of_members = ensemble.each(lambda c: jax.vmap(lambda z: _from_source(c, z))(zs))
+    """How far each value lies from the source: `sum |phi|`, in the mean over trained bases."""
+    of_members = ensemble.each(lambda c: jax.vmap(lambda z: jnp.sum(jnp.abs(c.basis(z))))(zs))
     return jnp.mean(of_members, axis=0)
 
 
 def _with_source(
     ensemble: Ensemble, x: Any, y: PyTree, mask: Bool[Array, "k n"], source: Any
-) -> tuple[PyTree, PyTree, Bool[Array, "k m"]]:
-    """The examples and those of the source, which no member has seen.
+) -> tuple[Any, PyTree, Bool[Array, "k m"]]:
+    """The examples, and behind them the data of the source, which no member has seen.
 
-    **Raises:** `SelectionError` if the examples of the source are not like the others.
+    **Raises:** `SelectionError` if the data of the source are not like the examples.
     """
     start = ensemble.shared.basis.source if isinstance(ensemble.shared, Conditional) else None
     if start is None:
         raise SelectionError("`source` needs conditionals whose basis has a source, such as Powers")
     (z, inputs), (inputs_there, targets) = x, source
-    z, rows = jnp.asarray(z), len(jax.tree.leaves(targets)[0])
-    there = jnp.broadcast_to(jnp.asarray(start, z.dtype), (rows, *np.shape(start)))
-    given, added = ((z, inputs), y), ((there, inputs_there), targets)
-    expected = [(rows, *np.shape(leaf)[1:]) for leaf in jax.tree.leaves(given)]
-    found = [np.shape(leaf) for leaf in jax.tree.leaves(added)]
-    if jax.tree.structure(given) != jax.tree.structure(added) or expected != found:
+    rows = len(jax.tree.leaves(targets)[0])
+    there = jnp.broadcast_to(jnp.asarray(start, jnp.asarray(z).dtype), (rows, *np.shape(start)))
+    given, added = (z, inputs, y), (there, inputs_there, targets)
+    expected = jax.tree.map(lambda array: (rows, *np.shape(array)[1:]), given)
+    if expected != (shapes := jax.tree.map(np.shape, added)):
         raise SelectionError(
-            "`source` must be inputs and targets at the source, like `x[1]` and `y`: expected "
-            f"the shapes {expected} of z, inputs and targets, but got {found}"
+            "`source` must be inputs and targets at the source, like `x[1]` and `y`: z, inputs and "
+            f"targets must have the shapes {expected}, but have {shapes}"
         )
-    x, y = jax.tree.map(
-        lambda array, more: jnp.concatenate([array, jnp.asarray(more, array.dtype)]),
-        jax.tree.map(jnp.asarray, given),
-        added,
-    )
-    return x, y, jnp.pad(mask, ((0, 0), (0, rows)), constant_values=True)
+
+    def join(array: Any, more: Any) -> Array:
+        array = jnp.asarray(array)
+        return jnp.concatenate([array, jnp.asarray(more, array.dtype)])
+
+    z, inputs, y = jax.tree.map(join, given, added)
+    return (z, inputs), y, jnp.pad(mask, ((0, 0), (0, rows)), constant_values=True)
 
 
 def _doubts(
@@ -280,18 +275,13 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
     traced. `calibrate(..., source=(inputs, targets))` measures it.
     """
     ensemble, z = calibrated.ensemble, _value_of(calibrated.ensemble, x)
-    values = () if z is None else (z, calibrated.nearest)
-
-    def of_member(member: Any) -> tuple[PyTree, tuple[Array, ...]]:
-        return ensemble.call(member, x), tuple(_from_source(member, value) for value in values)
-
-    outputs, distances = ensemble.each(of_member)
-    outputs = jax.tree.map(wide, outputs)
+    outputs = jax.tree.map(wide, ensemble.each(lambda member: ensemble.call(member, x)))
     leaves, structure = jax.tree.flatten(outputs)
     pairs = zip(calibrated.scales, leaves, strict=True)
     std = [scales.std(jnp.var(output, axis=0)) for scales, output in pairs]
-    if distances:
-        distance, nearest = (jnp.mean(of_members) for of_members in distances)
+    if calibrated.nearest is not None:
+        values = jnp.asarray(z), calibrated.nearest
+        distance, nearest = (_distances(ensemble, value[None])[0] for value in values)
         is_unknown = distance < (1 - 1e-3) * nearest  # rounding is no distance
         if not isinstance(is_unknown, Tracer) and is_unknown:
             warn(

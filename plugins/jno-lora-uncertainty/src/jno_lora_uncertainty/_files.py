@@ -114,8 +114,8 @@ def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated |
         Scales(path, *(calibration[f"scales/{number}/{name}"] for name in names))
         for number, path in enumerate(content["outputs"])
     )
-    rest = (calibration.get(name) for name in ("examples", "unseen", "nearest"))
-    return Calibrated(ensemble, tuple(scales), *rest)
+    counts = calibration["examples"], calibration["unseen"]
+    return Calibrated(ensemble, tuple(scales), *counts, calibration.get("nearest"))
 
 
 def _model_of(ensemble: Ensemble) -> PyTree:

@@ -176,11 +176,12 @@ def _bisected(is_below: Callable[[Number], Array], highest: Number) -> Number:
     """The number from 0 to `highest` below which `is_below` holds."""
 
     def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
-        middle = sum(ends) / 2
+        middle = (ends[0] + ends[1]) / 2
         below = is_below(middle)
         return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
 
-    return sum(jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))) / 2
+    low, high = jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))
+    return (low + high) / 2
 
 
 @jax.jit
@@ -200,13 +201,13 @@ def calibrated_arrays(
     full = jnp.broadcast_to(_beside(weights, residual), residual.shape)
 
     def fitted(weights: Array, new_variance: Array | None = None) -> tuple[Number, Number]:
-        arrays = variance, residual, weights, new_variance
+        a, b = fit_scales(variance, residual, weights, new_variance)
         if at_source is None:
-            return fit_scales(*arrays)
+            return a, b
         width = constant_width(residual, jnp.broadcast_to(_beside(at_source, residual), full.shape))
-        pairs = zip(fit_scales(*arrays, width), fit_scales(*arrays), strict=True)
-        a, b = (jnp.where(jnp.any(at_source > 0), *pair) for pair in pairs)
-        return a, b
+        beside, _ = fit_scales(variance, residual, weights, new_variance, width)
+        is_known = jnp.any(at_source > 0)
+        return jnp.where(is_known, beside, a), jnp.where(is_known, width, b)
 
     def add(part: Array, sums: tuple[Number, ...]) -> tuple[Number, ...]:
         """Add the scores of one part, with scales that are fitted to the other parts."""
