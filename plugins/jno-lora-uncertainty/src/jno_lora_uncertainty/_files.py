@@ -114,7 +114,8 @@ def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated |
         Scales(path, *(calibration[f"scales/{number}/{name}"] for name in names))
         for number, path in enumerate(content["outputs"])
     )
-    return Calibrated(ensemble, tuple(scales), calibration["examples"], calibration["unseen"])
+    counts = calibration["examples"], calibration["unseen"]
+    return Calibrated(ensemble, tuple(scales), *counts, calibration.get("nearest"))
 
 
 def _model_of(ensemble: Ensemble) -> PyTree:
