@@ -16,7 +16,7 @@ from jno.lora import SelectionError
 from jno.lora.extending import Printed, path_str, show_path, table, warn
 from jno.lora.types import Table
 
-from ._ensemble import Ensemble
+from ._ensemble import Ensemble, check_calibrated
 from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
@@ -88,6 +88,12 @@ def calibrate(
     they saw and `new_x` is missing.
     """
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
+    expected, given = jax.tree.structure(outputs), jax.tree.structure(y)
+    if expected != given:
+        raise SelectionError(
+            f"`y` must have the structure of the outputs, {expected}, but has {given}. Give a "
+            "target for each array of the output, or another output: Ensemble(..., call=...)"
+        )
     n = len(jax.tree.leaves(x)[0])
     mask = held_out_mask(held_out, ensemble.members, n)
     usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
@@ -169,6 +175,7 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
     May be compiled, mapped (`jax.vmap(lambda x: predict(calibrated, x))(xs)`), scanned over the
     steps of a roll-out, and differentiated. Costs one call of each member.
     """
+    check_calibrated(calibrated, Calibrated, "calibrate")
     outputs = jax.tree.map(wide, calibrated.ensemble.each(lambda m: calibrated.ensemble.call(m, x)))
     leaves, structure = jax.tree.flatten(outputs)
     pairs = zip(calibrated.scales, leaves, strict=True)

@@ -182,6 +182,15 @@ class Ensemble(eqx.Module):
         return total
 
 
+def check_calibrated(value: Any, kind: type, maker: str) -> None:
+    """**Raises:** `SelectionError` unless the value is of the kind that `maker` returns."""
+    if not isinstance(value, kind):
+        raise SelectionError(
+            f"Expected a {kind.__name__}, as `{maker}` returns it, but got a "
+            f"{type(value).__name__}. Calibrate the trained ensemble first: {maker}(ensemble, ...)"
+        )
+
+
 def _call_model(model: Any, x: Any) -> Any:
     return model(x)
 
