@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.signal import resample
-from studies._solvers import allen_cahn, burgers, navier_stokes
+from studies._solvers import allen_cahn, burgers, kdv, navier_stokes
 from studies.operators._problems import PROBLEMS
 
 
@@ -29,6 +29,14 @@ def test_burgers_agrees_with_the_cole_hopf_solution():
     # The equation is the same for -u(-x), and for c u(x, c t) with c nu.
     assert distance(burgers(25 * exact(0.0), viscosity=25 * nu), 25 * exact(25.0)) < 1e-4
     assert distance(burgers(exact(0.0), viscosity=nu), exact(1.0)) < 1e-4
+
+
+def test_a_soliton_moves_at_its_speed():
+    def soliton(x, speed=1.0):
+        return 3 * speed / jnp.cosh((speed / 0.02) ** 0.5 / 2 * (x - 2)) ** 2
+
+    x = points(128)[None]
+    assert distance(kdv(soliton(x), dispersion=0.02, steps=1000), soliton(x - 1)) < 1e-4
 
 
 def test_a_small_force_on_a_fluid_at_rest_is_linear():

@@ -27,15 +27,15 @@ VALUES = jnp.repeat(jnp.array([0.08, 0.06, 0.045, 0.03]), 2)
 GRID = jnp.linspace(0.02, 0.1, 5)
 
 
-def true_conditional():
+def true_conditional(source=0.1, unit=0.06):
     model = eqx.nn.MLP(2, 2, 8, 1, jnp.tanh, key=jax.random.key(0))
     net = Net(model).freeze().lora(rank=2)
-    return trained_at_random(Conditional(net, Powers(source=0.1, unit=0.06)), size=0.4, seed=2)
+    return trained_at_random(Conditional(net, Powers(source, unit)), size=0.4, seed=2)
 
 
-def near_the_truth(key):
+def near_the_truth(key, **basis):
     """A member whose trained arrays are off by a few per cent."""
-    conditional = true_conditional()
+    conditional = true_conditional(**basis)
     trained, _ = conditional.partition()
     keys = iter(jax.random.split(key, len(jax.tree.leaves(trained))))
     noisy = jax.tree.map(lambda x: x * (1 + 0.05 * jax.random.normal(next(keys), x.shape)), trained)
@@ -126,6 +126,22 @@ def test_data_that_no_value_explains_are_told_by_their_loss(calibration, simulat
     with pytest.warns(JnoLoraWarning, match=r"its loss, .* above the usual 0\.00021"):
         fit_interval(calibration, noisy)
     assert jax.jit(lambda data: fit_interval(calibration, data))(data * jnp.nan).is_outside
+
+
+def test_two_numbers():
+    basis = {"source": [0.1, 1.0], "unit": [0.06, 0.5]}
+    truth = true_conditional(**basis)
+    simulate = jax.jit(jax.vmap(lambda z: jax.vmap(at(truth, z))(X)))
+    values = jnp.array([[0.05, 0.5], [0.05, 0.8], [0.08, 0.5]])
+    ensemble = Ensemble(lambda key: near_the_truth(key, **basis), 3, key=jax.random.key(3))
+    grid = jnp.array([[0.06, 0.6], [0.1, 1.0]])
+    calibration = calibrate_fit(
+        ensemble, loss, simulate(values), values, folds(values=values), grid, steps=6
+    )
+    queries = jnp.array([[0.06, 0.6], [0.1, 1.0], [0.02, 0.6], [0.06, 1.3]])
+    fitted = jax.jit(jax.vmap(lambda data: fit_interval(calibration, data)))(simulate(queries))
+    assert fitted.is_outside.tolist() == [False, False, True, True]
+    assert fitted.lower.shape == (4, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The parameter of new data with an interval, from fits at values that members did not see."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,39 +124,22 @@ def calibrate_fit(
         )
     chosen = jnp.asarray(np.argmax(unseen, axis=0)[value_of.reshape(-1)])
 
-    unknown = jnp.zeros_like(values)
-    calibration = FitCalibration(
-        ensemble=ensemble,
-        grid=grid,
-        values=values,
-        fitted=unknown,
-        error=unknown[0],
-        losses=jnp.zeros(len(values)),
-        usual_loss=jnp.zeros(()),
-        distinct=len(distinct),
-        loss=loss,
-        steps=steps,
-        coordinate=coordinate,
-    )
-
     @eqx.filter_jit
-    def fits(calibration: FitCalibration, chosen: Array, data: PyTree) -> tuple[Array, Array]:
-        def fit_of(member: Array, query: PyTree) -> tuple[Array, Array]:
-            fitted = _fit(calibration, calibration.ensemble.member(member), query)
-            return fitted.z, fitted.loss
+    def fits(ensemble: Ensemble, chosen: Array, data: PyTree) -> Fitted:
+        def fit_of(member: Array, query: PyTree) -> Fitted:
+            return _fit(ensemble.member(member), query, loss, grid, steps, coordinate)
 
         return jax.vmap(fit_of)(chosen, data)
 
-    fitted, losses = fits(calibration, chosen, jax.tree.map(jnp.asarray, data))
+    fitted, losses, _ = fits(ensemble, chosen, jax.tree.map(jnp.asarray, data))
     error = jnp.sqrt(jnp.mean((to.of(fitted) - to.of(values)) ** 2, axis=0))
     known = np.stack([*to.of(jnp.asarray(distinct)), to.of(_source_of(ensemble))])
     between = [_are_between(np.delete(known, i, 0), known[i]) for i in range(len(distinct))]
     inside = np.array(between)[value_of.reshape(-1)]
-    usual_loss = _usual_loss(np.asarray(losses)[inside if np.any(inside) else ...])
-    usual_loss = jnp.asarray(usual_loss, losses.dtype)
-    return dataclasses.replace(
-        calibration, fitted=fitted, error=error, losses=losses, usual_loss=usual_loss
-    )
+    usual = _usual_loss(np.asarray(losses)[inside if np.any(inside) else ...])
+    measured = fitted, error, losses, jnp.asarray(usual, losses.dtype)
+    settings = len(distinct), loss, steps, coordinate
+    return FitCalibration(ensemble, grid, values, *measured, *settings)
 
 
 def _usual_loss(losses: np.ndarray) -> Any:
@@ -193,7 +175,8 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     """
     check_calibrated(calibration, FitCalibration, "calibrate_fit")
     coordinate = coordinate_named(calibration.coordinate)
-    fits = calibration.ensemble.each(lambda member: _fit(calibration, member, data))
+    settings = calibration.loss, calibration.grid, calibration.steps, calibration.coordinate
+    fits = calibration.ensemble.each(lambda member: _fit(member, data, *settings))
     u = jnp.mean(coordinate.of(fits.z), axis=0)
     z, slope = jax.jvp(coordinate.back, (u,), (jnp.ones_like(u),))
     width = float(stdtrit(calibration.distinct, (1 + checked_level(level)) / 2)) * calibration.error
@@ -203,12 +186,10 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     ends = jnp.stack([coordinate.back(end) for end in ends])
     if calibration.coordinate == "1/z":  # an end beyond zero, on the other side of infinity
         ends = jnp.where(ends * z > 0, ends, jnp.sign(z) * jnp.inf)
-    loss, source = jnp.mean(fits.loss), _source_of(calibration.ensemble)
-    around = coordinate.of(source) + jnp.stack(
-        [-calibration.error, calibration.error]
-    )  # fits there have errors
-    is_inside = _are_between(jnp.concatenate([coordinate.of(calibration.values), around]), u)
-    is_usual = loss <= calibration.usual_loss
+    loss, source = jnp.mean(fits.loss), coordinate.of(_source_of(calibration.ensemble))
+    known = [*coordinate.of(calibration.values)]
+    known += [source - calibration.error, source + calibration.error]  # fits there have errors
+    is_inside, is_usual = _are_between(jnp.stack(known), u), loss <= calibration.usual_loss
     if not isinstance(is_inside & is_usual, Tracer) and not is_inside & is_usual:
         low, high = (end(calibration.values, axis=0) for end in (jnp.min, jnp.max))
         why = (
@@ -216,7 +197,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
             "data may come from outside of the training values"
             if is_inside
             else f"it lies outside of the training values, from {low!s} to {high!s}, and of the "
-            f"source, {source!s}"
+            f"source, {_source_of(calibration.ensemble)!s}"
         )
         warn(f"The interval of the fitted value {np.asarray(z)!s} may not hold: {why}.")
     std = jnp.abs(slope) * calibration.error
@@ -225,12 +206,9 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     )
 
 
-def _fit(calibration: FitCalibration, conditional: Any, query: PyTree) -> Fitted:
+def _fit(
+    conditional: Any, query: PyTree, loss: Any, grid: Array, steps: int, coordinate: str
+) -> Fitted:
     """The fit of one query by one member."""
-    return fit(
-        conditional,
-        lambda model: calibration.loss(model, query),
-        calibration.grid,
-        steps=calibration.steps,
-        coordinate=calibration.coordinate,
-    )
+    objective = lambda model: loss(model, query)  # noqa: E731
+    return fit(conditional, objective, grid, steps=steps, coordinate=coordinate)
