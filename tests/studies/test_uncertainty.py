@@ -1,5 +1,6 @@
 """The study of error bars, in a short form."""
 
+import re
 from dataclasses import replace
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from studies._families import QUICK
-from studies.uncertainty import _report, source
+from studies.uncertainty import _report, fits, source
 from studies.uncertainty._distances import DISTANCES, distances
 from studies.uncertainty._runs import KEY, RESULTS, Plan, run, with_all
 from studies.uncertainty._spreads import PRIORS, laplace, outputs, swag
@@ -39,6 +40,15 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, quick):
     (tmp_path / "uncertainty.md").write_text((_report.DOCS / "uncertainty.md").read_text())
     page = _report.write_page(file, tmp_path).read_text()
     assert f"| burgers-values | {ADAPTERS} | 8 |" in page
+
+
+def test_fits_of_a_parameter_are_measured():
+    lines = fits.table(seeds=1, steps=2).splitlines()
+    assert len(lines) == 2 + sum(len(problem.queries) for problem in fits.PROBLEMS.values())
+    assert lines[0] in (_report.DOCS / "uncertainty.md").read_text()
+    for line in lines[2:]:
+        shares = [float(x) for x in re.findall(r"(\d+) %", line)]
+        assert len(shares) >= 3 and all(0 <= share <= 100 for share in shares)
 
 
 @pytest.fixture(scope="module")

@@ -264,6 +264,8 @@ def test_few_examples_and_misfits_are_told(ensemble):
     assert jnp.all(jnp.isinf(endless.upper["field"]))
     with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
         calibrate(ensemble, x, {**y, "number": y["number"][:, None]}, None)
+    with pytest.raises(SelectionError, match=r"structure of the outputs, .*'field'.*target for"):
+        calibrate(ensemble, x, y["field"], None)
     waves = Ensemble(
         lambda key: Net(eqx.nn.MLP(2, 3, 2, 1, key=KEY), key=key),
         2,

@@ -17,7 +17,7 @@ from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
 from jno.lora.types import Table
 from jno_lora_conditional import Conditional
 
-from ._ensemble import Ensemble
+from ._ensemble import Ensemble, check_calibrated
 from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
@@ -117,6 +117,12 @@ def calibrate(
         z = x[0]
     n = mask.shape[1]
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
+    expected, given = jax.tree.structure(outputs), jax.tree.structure(y)
+    if expected != given:
+        raise SelectionError(
+            f"`y` must have the structure of the outputs, {expected}, but has {given}. Give a "
+            "target for each array of the output, or another output: Ensemble(..., call=...)"
+        )
     distance = None if z is None else _distances(ensemble, jnp.asarray(z))
     at_source = jnp.zeros(n, bool) if distance is None else distance == 0
     # At the source, all members are the pretrained model.
@@ -274,6 +280,7 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
     `JnoLoraWarning`, too, but not under `jax.jit`, `jax.vmap` and `jax.grad`, where the value is
     traced. `calibrate(..., source=(inputs, targets))` measures it.
     """
+    check_calibrated(calibrated, Calibrated, "calibrate")
     ensemble, z = calibrated.ensemble, _value_of(calibrated.ensemble, x)
     outputs = jax.tree.map(wide, ensemble.each(lambda member: ensemble.call(member, x)))
     leaves, structure = jax.tree.flatten(outputs)
