@@ -163,14 +163,14 @@ def test_dropout_that_an_adapter_lacks_is_told(tensors, settings, told, load):
 
 def test_layers_of_several_dropouts_get_the_largest_with_a_warning(save):
     net = Net(MODEL).freeze().lora(2, target="fc", options={"dropout": 0.1}).lora(2, target="head")
-    with pytest.warns(JnoLoraWarning, match=r"one `lora_dropout`.* have 0, 0\.1\. 0\.1 was"):
+    with pytest.warns(JnoLoraWarning, match=r"one `lora_dropout`.* have 0, 0\.1, and 0\.1 was"):
         assert save(net)[0]["lora_dropout"] == 0.1
 
 
 def test_arrays_of_experts_have_no_dropout_in_peft(save):
     stack = {"experts": {"up": stack_of(2)}}
     model = apply_lora(stack, 2, key=KEY, options={"dropout": 0.1})
-    with pytest.warns(JnoLoraWarning, match=r"arrays of experts.* have 0\.1\. 0 was written"):
+    with pytest.warns(JnoLoraWarning, match=r"arrays of experts.* have 0\.1, and 0 was written"):
         assert save(model, target_parameters="up$")[0]["lora_dropout"] == 0.0
 
 

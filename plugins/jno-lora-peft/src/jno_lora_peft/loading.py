@@ -128,14 +128,16 @@ def load_peft(
 def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
     """`model` with the file's dropout, switched off, in its adapters. PEFT skips embeddings."""
     found = {name: p for name, p in config.settings.items() if name.endswith("dropout") and p}
+    if not found:
+        return model
     p = found.get("lora_dropout") if config.type.name == "LORA" else None
     lacking: dict[str, None] = {}
 
     def add(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
-        layout = layout_of(adapter.base) if found and path in adapters.adapters else None
+        layout = layout_of(adapter.base) if path in adapters.adapters else None
         if layout is None or layout.kind == "embedding":
             return adapter
-        if p is None or not hasattr(adapter, "dropout"):
+        if p is None or "dropout" not in vars(adapter):
             lacking[type(adapter).__name__] = None
             return adapter
         dropout = eqx.nn.Dropout(p, inference=True)
@@ -143,11 +145,11 @@ def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
 
     model = map_adapters(add, model)
     if lacking:
-        settings = ", ".join(f"{name}={p}" for name, p in found.items())
+        settings = ", ".join(f"{name}={value}" for name, value in found.items())
         warn(
-            f"adapter_config.json sets {settings}, which acts in training alone. "
-            f"{', '.join(lacking)} has no dropout, so training here goes without it, and save_peft "
-            "writes none. An `eqx.nn.Dropout` before the layers comes closest."
+            f"adapter_config.json sets {settings}, which acts only in training. "
+            f"{', '.join(lacking)} has no dropout, so the adapters would train without it, and "
+            "save_peft writes none. An `eqx.nn.Dropout` before the layers comes closest."
         )
     return model
 

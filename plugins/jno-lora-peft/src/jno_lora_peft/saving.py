@@ -219,7 +219,7 @@ def _dropout_of(modules: Modules, *, has_experts: bool) -> float:
         shown = ", ".join(f"{p:g}" for p in sorted(found))
         warn(
             "PEFT has one `lora_dropout` for all layers, and none beside arrays of experts. These "
-            f"layers have {shown}. {dropout:g} was written, which matters if PEFT trains them."
+            f"layers have {shown}, and {dropout:g} was written. It matters only in training."
         )
     return dropout
 

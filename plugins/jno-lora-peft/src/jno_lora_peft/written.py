@@ -165,8 +165,7 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     assert layout is not None
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
-    # PEFT drops no inputs of embeddings.
-    dropout = None if layout.kind == "embedding" else getattr(wrapper, "dropout", None)
+    dropout = vars(wrapper).get("dropout")
     p = 0.0 if dropout is None else float(dropout.p)
     layers: list[Written] = []
     layout.check_kind(kind.layers)

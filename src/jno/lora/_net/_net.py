@@ -41,10 +41,10 @@ class Net(Handle):
     net.update(trainable).merge()
     ```
 
-    `mask(...)` narrows the next call of `lora`, `freeze`, `unfreeze` or `plan`, which uses it up. A
-    control that raises changes nothing, so the mask stays set. A net can have several named sets of
-    adapters, with one set, or the sum of several sets, in the model (`add_adapter`, `activate`,
-    `deactivate`).
+    `mask(...)` narrows the next call of `lora`, `plan`, `freeze`, `unfreeze` or `train_adapters`,
+    which uses it up. A control that raises changes nothing, so the mask stays set. A net can have
+    several named sets of adapters, with one set, or the sum of several sets, in the model
+    (`add_adapter`, `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they wrap. The net also keeps the original
     layer, so that it can be restored bit for bit, which needs memory for a second copy of the
@@ -481,7 +481,7 @@ class Net(Handle):
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
                 f"file:\n{bullets(map(show_path, unsaved), 5)}\n"
-                "`net.freeze().lora(...)` trains adapters only; to save these arrays as well, save "
+                "`net.train_adapters()` trains adapters only; to save these arrays as well, save "
                 "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
             )
         if state.needs_update:
