@@ -379,8 +379,8 @@ def extract_lora(
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model, and an `UpdateReport` with each layer's rank, error and energy.
-    It says how much of the change is kept (`kept`). A warning says it below 90 %, because outputs
-    may then be far from those of `tuned`.
+    It says how much of the change is kept (`kept`). Below 90 %, it warns, because the outputs may
+    differ a lot from `tuned`.
 
     **Raises:** `SelectionError` if the models differ in structure or constants, or carry adapters,
     if arrays are left over, or if an argument makes no sense; `WrapperError` that names a layer

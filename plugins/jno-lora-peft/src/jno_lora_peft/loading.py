@@ -127,10 +127,10 @@ def load_peft(
 
 def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
     """`model` with the file's dropout, switched off, in its adapters. PEFT skips embeddings."""
-    found = {name: p for name, p in config.settings.items() if name.endswith("dropout") and p}
-    if not found:
+    dropouts = {name: p for name, p in config.settings.items() if name.endswith("dropout") and p}
+    if not dropouts:
         return model
-    p = found.get("lora_dropout") if config.type.name == "LORA" else None
+    p = dropouts.get("lora_dropout") if config.type.name == "LORA" else None
     lacking: dict[str, None] = {}
 
     def add(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
@@ -145,7 +145,7 @@ def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
 
     model = map_adapters(add, model)
     if lacking:
-        settings = ", ".join(f"{name}={value}" for name, value in found.items())
+        settings = ", ".join(f"{name}={value}" for name, value in dropouts.items())
         warn(
             f"adapter_config.json sets {settings}, which acts only in training. "
             f"{', '.join(lacking)} has no dropout, so the adapters would train without it, and "

@@ -213,10 +213,10 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
 def _dropout_of(modules: Modules, *, has_experts: bool) -> float:
     """PEFT's one dropout of an adapter. It skips embeddings."""
     layers = [x.adapter for x in modules.values() if x.adapter.layout.kind != "embedding"]
-    found = {adapter.dropout for adapter in layers}
-    dropout = 0.0 if has_experts else max(found, default=0.0)
-    if found - {dropout}:
-        shown = ", ".join(f"{p:g}" for p in sorted(found))
+    dropouts = {adapter.dropout for adapter in layers}
+    dropout = 0.0 if has_experts else max(dropouts, default=0.0)
+    if dropouts - {dropout}:
+        shown = ", ".join(f"{p:g}" for p in sorted(dropouts))
         warn(
             "PEFT has one `lora_dropout` for all layers, and none beside arrays of experts. These "
             f"layers have {shown}, and {dropout:g} was written. It matters only in training."
