@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from peft_cases.files import normal, read_files
 from safetensors.numpy import save_file
 
-from jno.lora import PeftFormatError, SelectionError, merge_lora
+from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, merge_lora
 from jno.lora.peft import load_peft
 from jno_lora_peft import extract_peft
 from jno_lora_peft._commands import extract
@@ -123,6 +123,23 @@ def test_the_command_writes_what_peft_reads_and_tells_the_losses(files, tmp_path
     assert "model.q_proj" not in config["target_modules"]
     loaded = load_peft(model_of(base), out, tied=False)
     assert_close(merge_lora(loaded), model_of(tuned))
+
+
+def test_one_warning_and_the_command_say_how_much_of_the_change_is_kept(files, tmp_path):
+    base = state()
+    tuned = tuned_copy(base, [name for name in base if name.endswith("weight")])
+    paths = files(base, tuned | {n: x for n, x in base.items() if "norm" in n})
+    with pytest.warns(JnoLoraWarning) as told:
+        report = extract_peft(*paths, tmp_path / "out", rank=1)
+    (warning,) = told
+    assert f"{report.kept:.1%}" in str(warning.message) and warning.filename == __file__
+    assert report.kept < 0.9 and len(report) > 1
+    with pytest.warns(JnoLoraWarning, match="Below 90%"):
+        code, printed, _ = run(*paths, tmp_path / "again", "--rank", 1)
+    assert code == 0 and f"keeps {report.kept:.1%} of the change" in printed
+    with pytest.raises(JnoLoraWarning):  # as an error, it comes before the files
+        extract_peft(*paths, tmp_path / "error", rank=1)
+    assert not (tmp_path / "error").exists()
 
 
 def test_energy_gives_each_layer_its_rank_and_shards_are_one_state(tmp_path):

@@ -17,9 +17,9 @@ from ._tools import OWN, assembled, parts, refused, small_model
 
 def test_files_of_other_kinds_or_another_length_are_refused(whole, file, tmp_path):
     assert "No such file" in refused(file)
-    assert "Is a directory" in refused(tmp_path)
+    assert "a directory" in refused(tmp_path) and "load_peft" in refused(tmp_path)
     plain = safetensors.numpy.save({"lora_A": np.ones(3)}, metadata={"format": "pt"})
-    assert "not from jno-lora" in refused(file, plain)
+    assert "not a file of jno-lora" in refused(file, plain)
     pickled = struct.pack("<Q", 4) + b"\x80\x04K\x01" + bytes(50)
     cut = [whole[:size] for size in (0, 1, 8, 9, 100, -1)]
     for content in (b"PK\3\4" + bytes(1000), pickled, bytes(1000), *cut, whole + b"\0"):

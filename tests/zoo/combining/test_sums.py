@@ -145,6 +145,11 @@ def test_a_net_keeps_the_masks_of_its_sets():
     assert not trains(net)
     net.mask("trained/b/").unfreeze()
     assert len(trains(net)) == 4
+    assert len(trains(net.freeze().train_adapters())) == 4
+    weights = {f"{layer}/weights" for layer in "xy"}
+    assert trains(net.activate("a", "b", weights="train").train_adapters()) == weights
+    with pytest.raises(SelectionError, match="`train` names them"):
+        net.activate("a", "b").train_adapters()
 
 
 def test_weights_have_the_precision_of_the_adapters():

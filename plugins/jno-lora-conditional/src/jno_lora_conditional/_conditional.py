@@ -267,7 +267,7 @@ def _checked(net: Net) -> PyTree:
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
         raise SelectionError(
             "A conditional trains the adapters, and nothing else: other arrays would change the "
-            "model at the source. Call net.freeze() before net.lora(...)."
+            "model at the source. Call net.train_adapters()."
         )
     return plain
 

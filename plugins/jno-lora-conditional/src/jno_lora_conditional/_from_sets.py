@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import Net, SelectionError, lora_trainable_filter, swap_adapters
+from jno.lora import Net, SelectionError, swap_adapters
 from jno.lora.extending import adapted_layers, adds_up, bullets, compute_dtype, show_path
 from jno.lora.types import AdapterSet, LooseAdapter
 from jno_lora_combine import combine
@@ -63,8 +63,7 @@ def from_sets(
     for adapters in ordered:  # its errors name paths and shapes
         eqx.filter_eval_shape(swap_adapters, model, adapters)
     zero = swap_adapters(model, _combined(ordered, [0.0] * len(ordered)))
-    net = Net(zero).freeze().mask(lora_trainable_filter(zero)).unfreeze()
-    conditional = Conditional(net, Hats(values, source, extrapolate))
+    conditional = Conditional(Net(zero).train_adapters(), Hats(values, source, extrapolate))
     units = np.eye(len(ordered)).tolist()
     at_values = [swap_adapters(model, _combined(ordered, unit)) for unit in units]
     directions = {

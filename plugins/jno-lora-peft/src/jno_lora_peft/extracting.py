@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import PeftFormatError, SelectionError, extract_adapters
+from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, extract_adapters
 from jno.lora.extending import bullets
 from jno.lora.parts import tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
@@ -58,7 +59,8 @@ def extract_peft(
     - `tied`: whether an output head reads the table of an embedding; needed if embeddings changed
         and the files have no `lm_head.weight`. PEFT ties a head to `embed_tokens` alone.
 
-    **Returns:** the report of the layers. Layers whose weights are equal get no adapter.
+    **Returns:** the report of the layers. Layers whose weights are equal get no adapter. As
+    for `extract_lora`, a warning says if less than 90 % of the change is kept.
 
     **Raises:** `SelectionError` if arrays are left over, or an argument makes no sense;
     `PeftFormatError` if a file cannot be read or written, if `directory` exists, if the files have
@@ -90,7 +92,10 @@ def extract_peft(
             module = name.removesuffix(".weight")
             kinds = module in tables, module in flipped
             layers = [_layer(np.array(state[name]), *kinds) for state in (old, new)]
-            adapted, report = extract_lora(*({module: x} for x in layers), rank=rank, energy=energy)
+            with warnings.catch_warnings():  # the report of all modules warns, and not of each
+                warnings.filterwarnings("ignore", "The LoRA keeps", JnoLoraWarning)
+                pair = ({module: x} for x in layers)
+                adapted, report = extract_lora(*pair, rank=rank, energy=energy)
             rows += report.rows
             layout = layout_of(layers[0])
             assert layout is not None
@@ -117,8 +122,9 @@ def extract_peft(
     settings["fan_in_fan_out"] = bool(linear & flipped)
     for setting in (kind.rank, kind.alpha):  # the scale is 1
         settings |= with_pattern(setting, numbers, {})
+    report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
     write(directory, settings, tensors)
-    return UpdateReport(tuple(rows), tuple(left))
+    return report
 
 
 def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:

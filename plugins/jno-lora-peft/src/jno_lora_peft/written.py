@@ -165,6 +165,8 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     assert layout is not None
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
+    dropout = vars(wrapper).get("dropout")
+    p = 0.0 if dropout is None else float(dropout.p)
     layers: list[Written] = []
     layout.check_kind(kind.layers)
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(wrapper.base)]):
@@ -175,7 +177,7 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
         layer = f"{path}[{show_index(index)}]" if index else path
         adapter = Adapter(
-            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared
+            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared, p
         )
         layers.append(kind.write(adapter))
     return layers

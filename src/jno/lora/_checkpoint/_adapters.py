@@ -404,11 +404,14 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
     **Raises:** `CheckpointError` if the file is damaged.
     """
     with errors_of(path, "read"):
-        tensors, metadata = read_arrays(path, values=values)
+        is_folder = os.path.isdir(path)
+        tensors, metadata = ({}, {}) if is_folder else read_arrays(path, values=values)
         if KEY not in metadata:
+            kind = "directory" if is_folder else f"safetensors file without {KEY!r} in its metadata"
             raise MalformedError(
-                f"it is a safetensors file, but not from jno-lora: its metadata have no {KEY!r}. "
-                "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
+                f"it is a {kind}, and not a file of jno-lora. `jno.lora.peft.load_peft(model, "
+                "directory)` reads the directory of a PEFT adapter, and `extract_adapters` takes "
+                "its adapters as a set"
             )
         configuration = Configuration.parse(metadata[KEY])
         configuration.check_tensors(tensors)

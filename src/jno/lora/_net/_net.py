@@ -23,6 +23,7 @@ from .._registry import Registry, default_registry
 from .._reports import LoraReport, report_on
 from .._sets import AdapterSet, Weights, check_fit, members_of
 from .._shared_arrays import resolve
+from .._trainability import lora_trainable_filter
 from .._tree import callable_model, holds_adapters
 from ._state import NamedAdapters, NetState, originals_of
 
@@ -40,10 +41,10 @@ class Net(Handle):
     net.update(trainable).merge()
     ```
 
-    `mask(...)` narrows the next call of `lora`, `freeze`, `unfreeze` or `plan`, which uses it up. A
-    control that raises changes nothing, so the mask stays set. A net can have several named sets of
-    adapters, with one set, or the sum of several sets, in the model (`add_adapter`, `activate`,
-    `deactivate`).
+    `mask(...)` narrows the next call of `lora`, `plan`, `freeze`, `unfreeze` or `train_adapters`,
+    which uses it up. A control that raises changes nothing, so the mask stays set. A net can have
+    several named sets of adapters, with one set, or the sum of several sets, in the model
+    (`add_adapter`, `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they wrap. The net also keeps the original
     layer, so that it can be restored bit for bit, which needs memory for a second copy of the
@@ -85,8 +86,7 @@ class Net(Handle):
 
     def __repr__(self) -> str:
         report = self.summary()
-        trains = f"{report.trainable:,} of {report.total:,} parameters train"
-        return f"Net({type(self.module).__name__}, {len(report)} adapted layers, {trains})"
+        return f"Net({type(self.module).__name__}, {report._title()}, {report._caption()})"
 
     def __hash__(self) -> int:
         # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)` would be
@@ -238,13 +238,31 @@ class Net(Handle):
         self._refuse("unfreeze")
         return self._become(self._state.training(train=True))
 
+    def train_adapters(self) -> "Net":
+        """Train the adapters in the model and nothing else, whatever trained before.
+
+        With a mask, train only the selected arrays of the adapters. Of a sum, only the sets (and
+        weights) train that `activate` got as `train`. Arrays outside the adapters stay frozen, also
+        those that PEFT trained beside them (`modules_to_save`, biases): to train these as well, as
+        PEFT's `is_trainable=True` does, follow with `net.mask("^classifier/").unfreeze()`.
+
+        **Raises:** `SelectionError` if the model has no adapters that can train, or in `with
+        net.disabled()`. A mask that selects nothing warns.
+        """
+        self._refuse("train_adapters")
+        return self._become(self._state.training(train=True, adapters_alone=True))
+
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` joins again.
 
-        Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
+        Warns if the model has adapters, and none of their arrays trains. Warns once for each net if
+        a complex array trains: see `jno.lora.optim.conjugate`.
         """
         state = self._state
         trainable, frozen = eqx.partition(state.module, state.trainable)
+        adapters = lora_trainable_filter(state.module)
+        if any(jax.tree.leaves(adapters)) and not jax.tree.leaves(eqx.filter(trainable, adapters)):
+            warn("No array of the adapters trains. net.train_adapters() trains them alone.")
         leaves = jtu.tree_leaves_with_path(trainable)
         paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
         if paths and not state.warned_of_complex:
@@ -316,7 +334,9 @@ class Net(Handle):
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
         asked = self._state.asked_ranks
-        return report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+        report = report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+        state = self._state.enabled or self._state
+        return dataclasses.replace(report, inactive=len(state.named) - len(state.active))
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -461,7 +481,7 @@ class Net(Handle):
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
                 f"file:\n{bullets(map(show_path, unsaved), 5)}\n"
-                "`net.freeze().lora(...)` trains adapters only; to save these arrays as well, save "
+                "`net.train_adapters()` trains adapters only; to save these arrays as well, save "
                 "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
             )
         if state.needs_update:

@@ -135,24 +135,33 @@ class NetState:
 
     # --- training
 
-    def training(self, *, train: bool) -> "NetState":
+    def training(self, *, train: bool, adapters_alone: bool = False) -> "NetState":
         """This state, with the mask's leaves trained or frozen. An empty selection warns.
 
         Without a mask, `train=True` is as in a new net: adapters train, and so do the arrays
         outside of adapted layers.
+
+        - `adapters_alone`: whether only the adapters' arrays may train, and all others are frozen.
         """
-        if self.mask is None and train:
+        if self.mask is None and train and not adapters_alone:
             trainable = partial_lora_trainable_filter(self.module)
             return dataclasses.replace(self, trainable=trainable)
         chosen = parse_mask(self.module, True if self.mask is None else self.mask)
-        possible = may_train(self.module)
+        possible = (lora_trainable_filter if adapters_alone else may_train)(self.module)
+        if adapters_alone and not any(jax.tree.leaves(possible)):
+            raise SelectionError(
+                "The model has no adapters that can train. net.lora(...) makes some, and "
+                "net.activate(name) puts named ones into the model (of a sum, `train` names them)."
+            )
         selected = jax.tree.map(operator.and_, chosen, possible)
         if self.mask is not None and not any(jax.tree.leaves(selected)):
             paths = [path for path, could in _by_path(possible).items() if could]
             near = nearest(self.mask, paths) if isinstance(self.mask, str) else paths
             shown = bullets(map(show_path, near), 5)
             warn(f"The mask selects nothing that could train. These leaves could:\n{shown}")
-        trains = jax.tree.map(lambda old, now: train if now else old, self.trainable, selected)
+        trains = jax.tree.map(
+            lambda old, now: train if now else old and not adapters_alone, self.trainable, selected
+        )
         return dataclasses.replace(self, trainable=trains, mask=None)
 
     def with_update(self, values: PyTree) -> "NetState":

@@ -227,7 +227,8 @@ def convert_lora(
         if to == "merged":
             write_like(like, new, weights, lambda name: _merged(name, weights, plan))
         else:
-            _write_adapter(to, new, updates)
+            dropouts = (x.settings.get("lora_dropout") or 0.0 for x in state.configs.values())
+            _write_adapter(to, new, updates, max(dropouts, default=0.0))
         if verify:
             written = open_state(new)
             merged = _merge_differences(flat(written.tree), weights, plan)
@@ -362,7 +363,7 @@ def _check_modules(updates: list[Update], base: Arrays, problems: Problems) -> l
     return checked
 
 
-def _write_adapter(to: str, path: Path, updates: list[Update]) -> None:
+def _write_adapter(to: str, path: Path, updates: list[Update], dropout: float) -> None:
     tensors: dict[str, Any] = {}
     ranks = {update.module: update.rank for update in updates}
     alphas = {update.module: update.rank * update.scale for update in updates}
@@ -390,7 +391,7 @@ def _write_adapter(to: str, path: Path, updates: list[Update]) -> None:
         if len(flags) > 1:
             raise PeftFormatError("PEFT has one fan_in_fan_out for all linear layers.")
         config = {"peft_type": "LORA", "inference_mode": True, "fan_in_fan_out": True in flags}
-        config |= {"bias": "none", "target_modules": sorted(ranks)}
+        config |= {"bias": "none", "target_modules": sorted(ranks), "lora_dropout": dropout}
         config |= with_pattern(LORA.rank, ranks, {}) | with_pattern(LORA.alpha, numbers, {})
         write(path, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
 

@@ -139,6 +139,7 @@ class Adapter:
 
     - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
     - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
+    - `dropout`: the probability by which training drops inputs of its update.
     """
 
     path: str
@@ -151,6 +152,7 @@ class Adapter:
     has_bias: bool
     scale: float = 1.0
     shared: Tensors = dataclasses.field(default_factory=dict)
+    dropout: float = 0.0
 
     def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
         """The adapter with these tensors in PEFT; `changes` are PEFT's rank and alpha."""
