@@ -1,6 +1,8 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
+import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -173,6 +175,8 @@ class Walk:
         spec = self._note(claim, keys)
         if self._meets_adapters and holds_adapters(node):
             return row("already adapted", spec=spec)
+        if spec is not None and (reason := _why_not_stacked(cls, node)):
+            return row("refused", cls, self._distribution(cls), reason=reason, spec=spec)
         rule, arguments = self.rules[claim.rule], takes(cls)
         alpha = rule.alpha
         if alpha is None:
@@ -263,6 +267,33 @@ def _why_quantized(node: eqx.Module) -> str | None:
     for name, value in fields_of(node).items():
         if _is_integer_matrix(value):
             return f"its {name} is {show_array(value)}, and adapters need floating weights"
+    return None
+
+
+def _why_not_stacked(cls: Any, layer: Any) -> str | None:
+    """Why a class cannot adapt a layer that it claims: a stack, and the class knows no stacks."""
+    if cls.stack_ndim.__func__ is not LoRAWrapper.stack_ndim.__func__:
+        return None
+    axes = {
+        field.name: len(field.type.dim_str.split())
+        for field in dataclasses.fields(layer)
+        if not {*"*."} & {*getattr(field.type, "dim_str", "*")}  # not of any number of axes
+    }
+    match layer:
+        case eqx.nn.Linear() | eqx.nn.Embedding():
+            axes["weight"] = 2
+        case eqx.nn.Conv() | eqx.nn.ConvTranspose():
+            axes["weight"] = layer.num_spatial_dims + 2
+        case eqx.nn.GRUCell() | eqx.nn.LSTMCell():
+            axes["weight_ih"] = 2
+        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
+            axes["weight"] = len(layer.shape)
+        case _:
+            pass
+    for name, value in fields_of(layer).items():
+        if getattr(value, "ndim", 0) > axes.get(name, math.inf):
+            what = f"its {name} is {show_array(value)}, a stack of layers"
+            return f"{what}, and {cls.__name__} does not define `stack_ndim`"
     return None
 
 
