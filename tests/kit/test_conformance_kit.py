@@ -43,7 +43,7 @@ class MyAdapter(LoRAWrapper):
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return isinstance(leaf, eqx.nn.Linear)
+        return isinstance(leaf, eqx.nn.Linear) and leaf.weight.ndim == 2
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha

@@ -50,18 +50,20 @@ class Method(LayerKind):
     optional_fields: ClassVar[tuple[str, ...]] = ()
     # The sizes of the matrix that limit the rank.
     _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
+    # Whether the law depends on `alpha`. If not, the constructor does not take it.
+    has_alpha: ClassVar[bool] = True
     # Whether the law only changes the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    alpha: Any = eqx.field(static=True)  # `None` if the method has no alpha
 
     def __init__(
         self,
         base: eqx.Module,
         rank: int,
-        alpha: float,
+        alpha: float | None = None,
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
@@ -171,7 +173,8 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
         Method.__init__(self, *args, **kwargs)
 
     signature = inspect.signature(construct)
-    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    dropped = {"options"} if cls.has_alpha else {"options", "alpha"}
+    named = [p for name, p in signature.parameters.items() if name not in dropped]
     for function in (cls.start, cls._initial_fields):
         options = inspect.signature(function).parameters.values()
         named += [option for option in options if option.kind is option.KEYWORD_ONLY]
