@@ -23,7 +23,7 @@ from jno.lora.types import Term
 
 from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
-from ._method import Method
+from ._method import Method, without_alpha
 from ._weighted import with_attributes
 from .layers.linear import LinearLayer
 
@@ -72,7 +72,7 @@ class MatricesLayer(KindOfLayer):
         self,
         base: eqx.Module,
         rank: int,
-        alpha: float | None = None,
+        alpha: float | None,
         *,
         key: PRNGKeyArray,
         statistics: Mapping[str, Array] | None = None,
@@ -421,7 +421,7 @@ def adapter_of_several(
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("dropout"):
             raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
-        kind.__init__(self, *args, **kwargs)
+        kind.__init__(self, *args, **without_alpha(method, args), **kwargs)
 
     signature = inspect.signature(of_one_matrix.__init__)
     options = [p for n, p in signature.parameters.items() if n != "dropout"]

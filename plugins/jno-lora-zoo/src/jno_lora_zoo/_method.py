@@ -63,7 +63,7 @@ class Method(LayerKind):
         self,
         base: eqx.Module,
         rank: int,
-        alpha: float | None = None,
+        alpha: float | None,
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
@@ -170,7 +170,7 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
 
     @functools.wraps(Method.__init__)
     def construct(self: Method, *args: Any, **kwargs: Any) -> None:
-        Method.__init__(self, *args, **kwargs)
+        Method.__init__(self, *args, **without_alpha(cls, args), **kwargs)
 
     signature = inspect.signature(construct)
     dropped = {"options"} if cls.has_alpha else {"options", "alpha"}
@@ -181,6 +181,11 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
     setattr(construct, "is_generated", True)  # noqa: B010
     setattr(construct, "__signature__", signature.replace(parameters=named))  # noqa: B010
     return construct
+
+
+def without_alpha(method: type[Method], args: tuple[Any, ...]) -> dict[str, Any]:
+    """The keyword `alpha` for the constructor of a method without one, called with `args`."""
+    return {} if method.has_alpha or len(args) > 2 else {"alpha": None}
 
 
 def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
