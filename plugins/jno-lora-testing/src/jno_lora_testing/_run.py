@@ -140,8 +140,8 @@ def messages(failed: Iterable[CheckResult]) -> list[str]:
             groups.setdefault((result.level, check, cause), []).append(result)
 
     def following(group: list[CheckResult]) -> list[str]:
-        found = {(result.case, result.check) for result in group}
-        return [*dict.fromkeys(r.check for r, by in causes.items() if (r.case, by) in found)]
+        members = {(result.case, result.check) for result in group}
+        return [*dict.fromkeys(r.check for r, by in causes.items() if (r.case, by) in members)]
 
     by_effect = [(group, following(group)) for group in groups.values()]
     by_effect.sort(key=lambda pair: (pair[0][0].level == "advice", -len(pair[1])))

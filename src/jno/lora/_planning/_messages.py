@@ -55,8 +55,8 @@ def make_plan(
     walk = Walk(registry, model, rules, selects)
     problems = [_problem_of(walk, index) for index in range(len(rules))]
     problems += [
-        f"The {row.layer} at {show_path(row.path)!r} is {row.explanation}. Define it, or let "
-        "`applies_to` return False for stacks, or leave the layer out by `target`."
+        f"The {row.layer} at {show_path(row.path)!r} is {row.explanation}. Define it, or "
+        "leave stacks out by `applies_to`, or this layer by `target`."
         for row in walk.rows
         if row.status == "refused"
     ]

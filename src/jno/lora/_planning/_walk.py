@@ -1,6 +1,5 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
-import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple, TypeAlias
@@ -23,6 +22,8 @@ from ._specs import LAYERS_OWN, Rule
 AdapterClass: TypeAlias = type[LoRAWrapper]
 
 _NORMS = tuple(NORMALISED)
+_CELLS = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
+_WITH_MATRICES = (eqx.nn.Linear, eqx.nn.Embedding, eqx.nn.Conv, eqx.nn.ConvTranspose, *_CELLS)
 
 # Plugins may not register default adapters for the layers of these packages, because a call that
 # names no adapter would change as soon as a plugin is imported.
@@ -274,27 +275,22 @@ def _why_not_stacked(cls: Any, layer: Any) -> str | None:
     """Why a class cannot adapt a layer that it claims: a stack, and the class knows no stacks."""
     if cls.stack_ndim.__func__ is not LoRAWrapper.stack_ndim.__func__:
         return None
-    axes = {
-        field.name: len(field.type.dim_str.split())
-        for field in dataclasses.fields(layer)
-        if not {*"*."} & {*getattr(field.type, "dim_str", "*")}  # not of any number of axes
-    }
-    match layer:
-        case eqx.nn.Linear() | eqx.nn.Embedding():
-            axes["weight"] = 2
-        case eqx.nn.Conv() | eqx.nn.ConvTranspose():
-            axes["weight"] = layer.num_spatial_dims + 2
-        case eqx.nn.GRUCell() | eqx.nn.LSTMCell():
-            axes["weight_ih"] = 2
-        case eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
-            axes["weight"] = len(layer.shape)
-        case _:
-            pass
     for name, value in fields_of(layer).items():
-        if getattr(value, "ndim", 0) > axes.get(name, math.inf):
+        if getattr(value, "ndim", 0) > _own_ndim(layer, name):
             what = f"its {name} is {show_array(value)}, a stack of layers"
             return f"{what}, and {cls.__name__} does not define `stack_ndim`"
     return None
+
+
+def _own_ndim(layer: Any, name: str) -> float:
+    """How many axes an array of one layer has, if its class or annotation says; else infinity."""
+    axes = getattr(type(layer).__dataclass_fields__[name].type, "dim_str", "...")
+    if not {*"*."} & {*axes}:
+        return len(axes.split())
+    if isinstance(layer, _WITH_MATRICES) and name.startswith("weight"):
+        return 2 + getattr(layer, "num_spatial_dims", 0)
+    is_norm = isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm)
+    return len(layer.shape) if is_norm else math.inf
 
 
 def _is_integer_matrix(value: Any) -> bool:

@@ -102,8 +102,8 @@ class Names:
         """Without a distribution, for a plugin whose own name is in the name that is wanted."""
         word = squash(wanted)
         for record in self.records:
-            own = squash(record.distribution).removeprefix("jnolora")
-            is_meant = record.distribution == distribution if distribution else own in word
+            name = squash(record.distribution).removeprefix("jnolora")
+            is_meant = record.distribution == distribution if distribution else name in word
             if is_meant and not record.usable:
                 why = f"{wanted} is not available: the plugin {why_unusable(record)}"
                 raise PluginError(why) from record.error
