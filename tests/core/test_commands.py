@@ -28,15 +28,14 @@ class Shift(LoRAWrapper):
     base: eqx.nn.Linear
     delta: object
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf):
         exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
         return exact and leaf.weight.ndim == 2
 
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
+    def __init__(self, base, rank, *, key):
+        self.base, self.rank = base, rank
         dtype = jnp.float64 if base.weight.dtype == jnp.float64 else jnp.float32
         self.delta = jnp.zeros((base.weight.shape[0], 1), dtype)
 
@@ -135,7 +134,7 @@ def test_doctor_prints_what_plugins_add_and_tell_and_that_one_cannot(site):
             variant = "needy"
             matrix = classmethod(lambda cls, layer: layer.weight)
 
-            def __init__(self, base, rank, alpha, *, key, statistics):
+            def __init__(self, base, rank, *, key, statistics):
                 pass
 
         @hookimpl

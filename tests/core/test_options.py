@@ -135,6 +135,7 @@ class Blocks(ToyScale):
     def merge(self):
         W = float_of(self.base.weight)
         gain = jnp.repeat(self.gain + self.constant, W.shape[0] // self.blocks)
+        gain = self.alpha / self.rank * gain
         weight = (W * (1 + gain[:, None])).astype(self.base.weight.dtype)
         return eqx.tree_at(lambda m: m.weight, self.base, weight)
 

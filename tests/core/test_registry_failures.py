@@ -58,11 +58,17 @@ def test_a_broken_plugin_is_left_out_with_one_warning_and_the_rest_loads(site, c
     assert registry.records()[1].wrappers == ()
     for ask, message in [
         (lambda: registry.records(strict=True), r"broken-lora 0\.9"),
-        (lambda: registry.resolve("Goode"), r"It may belong to the plugin broken-lora 0\.9"),
+        (lambda: registry.resolve("Goode"), r"(?s)nearest .*The plugin broken-lora 0\.9"),
+        # Its name is in the name that was asked for, so this is the reason, and all that is said.
+        (
+            lambda: registry.resolve("MyBrokenLoRA"),
+            r"^MyBrokenLoRA is not available: the plugin b.*",
+        ),
     ]:
         with pytest.raises(PluginError, match=message) as caught:
             ask()
         assert caught.value.__cause__ is registry.records()[1].error
+    assert "nearest" not in str(caught.value)
 
 
 def test_a_warning_that_is_an_error_does_not_hide_the_other_plugins(site):

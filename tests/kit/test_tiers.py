@@ -72,6 +72,7 @@ def test_check_prints_json_and_writes_badges(site, tmp_path):
         "level": "required",
         "outcome": "passed",
         "message": "",
+        "cause": None,
     }
     assert law["outcome"] == "not applicable" and "law" in law["message"]
     badge = ElementTree.parse(tmp_path / "badge.svg").getroot()

@@ -195,7 +195,7 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
         if kind.name == "LORA":
             alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
         ranks[module] = rank
-        alphas[module] = int(alpha) if alpha.is_integer() else alpha
+        alphas[module] = int(alpha) if alpha is not None and alpha.is_integer() else alpha
     if adapters.ties_adapter:  # the head uses the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]

@@ -172,9 +172,10 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(wrapper.base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # If a method has a scale, the scale is linear in alpha.
-        alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
-        if alpha != wrapper.alpha and kind.alpha is None:
+        multiplier = float(state.pop("multiplier", 1.0))
+        if multiplier != 1 and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        alpha = None if wrapper.alpha is None else wrapper.alpha * multiplier
         layer = f"{path}[{show_index(index)}]" if index else path
         adapter = Adapter(
             layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared, p

@@ -18,7 +18,8 @@ from jno.lora.parts import why_unusable
 from jno.lora.types import PluginError, PluginRecord, Table
 
 from ._case import WrapperCase
-from ._run import CheckResult, run_checks
+from ._causes import CAUSES
+from ._run import CheckResult, causes_of, run_checks
 from ._standard_cases import standard_cases, standard_layers
 from ._tiers import TIERS, sentence, tier_of, why_below
 
@@ -140,8 +141,13 @@ def overstated(distribution: str, tier: str | None) -> str:
     return f"The keyword {named[0]} of the distribution says more than this run.\n" if named else ""
 
 
-def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
+def run(
+    cases: list[WrapperCase], only: tuple[str, ...], rank: int | None, *, fast: bool = False
+) -> list[CheckResult]:
     """Run all checks of the cases, or those that match `only`, at their rank or at `rank`.
+
+    - `fast`: whether to run only the checks on which others depend, unless `only` is given, and
+        only on the first case, until one fails.
 
     **Raises:** `SelectionError` if no case runs a check that matches `only`.
     """
@@ -150,7 +156,9 @@ def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> li
             case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
             for case in cases
         ]
-    results = [result for case in cases for result in run_checks(case, only)]
+    only = only or (CAUSES if fast else ("*",))
+    chosen = cases[:1] if fast else cases
+    results = [r for case in chosen for r in run_checks(case, only, until_failure=fast)]
     if not results:
         raise SelectionError(
             f"No check ran: the `checks` of {', '.join(map(str, cases))} match none of "
@@ -170,11 +178,16 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     counts = collections.Counter(map(_outcome, results))
     tried = len(results) - counts["not applicable"]
     title = f"{counts['failed']} of {tried} checks {'fails' if counts['failed'] == 1 else 'fail'}"
+    following = {(result.case, result.check) for result in causes_of(results)}
     rows: list[tuple[str, ...]] = []
     for case, names in checks.items():
         passed = f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}"
-        by_name = (", ".join(names[outcome]) or "-" for outcome in ("failed", "advice"))
-        rows.append((case, passed, *by_name, str(len(names["not applicable"]))))
+        by_name: list[str] = []
+        for outcome in ("failed", "advice"):
+            causes = [name for name in names[outcome] if (case, name) not in following]
+            more = len(names[outcome]) - len(causes)
+            by_name.append(", ".join([*causes, *([f"{more} that may follow"] if more else [])]))
+        rows.append((case, passed, *(n or "-" for n in by_name), str(len(names["not applicable"]))))
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
@@ -188,6 +201,7 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
 def as_json(results: list[CheckResult], unchecked: str) -> str:
     """The results as JSON. Its keys are stable: later versions only add keys."""
     by_name = {name: tier for tier, names in TIERS.items() for name in names}
+    causes = causes_of(results)
     listed = [
         {
             "case": result.case,
@@ -196,6 +210,7 @@ def as_json(results: list[CheckResult], unchecked: str) -> str:
             "level": result.level,
             "outcome": _outcome(result),
             "message": str(result.error or result.not_applicable or ""),
+            "cause": causes.get(result),
         }
         for result in results
     ]

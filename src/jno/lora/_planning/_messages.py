@@ -51,12 +51,20 @@ _NO_MODULE = (
 def make_plan(
     registry: Registry, model: PyTree, rules: tuple[Rule, ...], selects: Selector
 ) -> Plan:
-    """The plan of a call: one walk over the model, and the error of a rule without a match."""
+    """The plan of a call: one walk over the model, and the first error."""
     walk = Walk(registry, model, rules, selects)
-    problems = filter(None, (_problem_of(walk, index) for index in range(len(rules))))
+    problems = [_problem_of(walk, index) for index in range(len(rules))]
+    problems += [
+        f"The {row.layer} at {show_path(row.path)!r} is {row.explanation}. Define it, or "
+        "leave stacks out by `applies_to`, or this layer by `target`."
+        for row in walk.rows
+        if row.status == "refused"
+    ]
     notes = tuple(_continued_numbers(walk))
     by_default = walk.asks_layers or not walk.named
-    return Plan(tuple(walk.rows), next(problems, None), notes=notes, by_default=by_default)
+    return Plan(
+        tuple(walk.rows), next(filter(None, problems), None), notes=notes, by_default=by_default
+    )
 
 
 def _problem_of(walk: Walk, index: int) -> str | None:

@@ -17,6 +17,7 @@ PlanStatus = Literal[
     "already adapted",
     "inside WeightNorm",
     "inside SpectralNorm",
+    "refused",
 ]
 
 
@@ -29,7 +30,8 @@ class PlanRow:
     - `wrapper`, `distribution`, `rank`, `alpha`: the planned or existing adapter. The rank is the
         requested rank; a small layer clamps the rank, and the default alpha with it. Adapters
         without a rank or alpha have `None`.
-    - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies.
+    - `reason`: for `"no wrapper applies"`, the answer of an adapter that nearly applies; for
+        `"refused"`, why the adapter that claims the layer cannot adapt it.
     - `options`: further arguments of the wrapper's constructor.
     - `role`: `"output head"` or `"router"`, judged by the name of a layer to wrap.
     - `advice`: for a layer with matrices to which no wrapper of the call applies: the installed
@@ -75,7 +77,8 @@ class Plan(Printed[PlanRow]):
     Prints as a table, with one line for rows that differ only in the indices of their paths
     (`layers/[0-11]/query`).
 
-    - `problem`: the error that the call raises, if a target or spec selects nothing.
+    - `problem`: the error that the call raises, if a target or spec selects nothing, or a layer is
+        refused.
     - `left_out`: the layers whose matrices would have no adapter.
     - `notes`: possible mistakes in the call, such as a target `layers/1` that also selects
         `layers/10`.

@@ -1,6 +1,7 @@
 """One walk over a model: which adapter each layer gets, and why the remaining layers get none."""
 
 import functools
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -21,6 +22,8 @@ from ._specs import LAYERS_OWN, Rule
 AdapterClass: TypeAlias = type[LoRAWrapper]
 
 _NORMS = tuple(NORMALISED)
+_CELLS = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
+_WITH_MATRICES = (eqx.nn.Linear, eqx.nn.Embedding, eqx.nn.Conv, eqx.nn.ConvTranspose, *_CELLS)
 
 # Plugins may not register default adapters for the layers of these packages, because a call that
 # names no adapter would change as soon as a plugin is imported.
@@ -173,6 +176,8 @@ class Walk:
         spec = self._note(claim, keys)
         if self._meets_adapters and holds_adapters(node):
             return row("already adapted", spec=spec)
+        if spec is not None and (reason := _why_not_stacked(cls, node)):
+            return row("refused", cls, self._distribution(cls), reason=reason, spec=spec)
         rule, arguments = self.rules[claim.rule], takes(cls)
         alpha = rule.alpha
         if alpha is None:
@@ -264,6 +269,28 @@ def _why_quantized(node: eqx.Module) -> str | None:
         if _is_integer_matrix(value):
             return f"its {name} is {show_array(value)}, and adapters need floating weights"
     return None
+
+
+def _why_not_stacked(cls: Any, layer: Any) -> str | None:
+    """Why a class cannot adapt a layer that it claims: a stack, and the class knows no stacks."""
+    if cls.stack_ndim.__func__ is not LoRAWrapper.stack_ndim.__func__:
+        return None
+    for name, value in fields_of(layer).items():
+        if getattr(value, "ndim", 0) > _own_ndim(layer, name):
+            what = f"its {name} is {show_array(value)}, a stack of layers"
+            return f"{what}, and {cls.__name__} does not define `stack_ndim`"
+    return None
+
+
+def _own_ndim(layer: Any, name: str) -> float:
+    """How many axes an array of one layer has, if its class or annotation says; else infinity."""
+    axes = getattr(type(layer).__dataclass_fields__[name].type, "dim_str", "...")
+    if not {*"*."} & {*axes}:
+        return len(axes.split())
+    if isinstance(layer, _WITH_MATRICES) and name.startswith("weight"):
+        return 2 + getattr(layer, "num_spatial_dims", 0)
+    is_norm = isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm)
+    return len(layer.shape) if is_norm else math.inf
 
 
 def _is_integer_matrix(value: Any) -> bool:

@@ -99,8 +99,12 @@ class Names:
         return clashes
 
     def raise_if_unusable(self, distribution: str, wanted: str) -> None:
+        """Without a distribution, for a plugin whose own name is in the name that is wanted."""
+        word = squash(wanted)
         for record in self.records:
-            if record.distribution == distribution and not record.usable:
+            name = squash(record.distribution).removeprefix("jnolora")
+            is_meant = record.distribution == distribution if distribution else name in word
+            if is_meant and not record.usable:
                 why = f"{wanted} is not available: the plugin {why_unusable(record)}"
                 raise PluginError(why) from record.error
 
@@ -116,7 +120,10 @@ class Names:
         unusable = [record for record in self.records if not record.usable]
         lines = [
             f"No adapter or variant is called {name!r}. The nearest names are {near}.",
-            *(f"It may belong to the plugin {why_unusable(record)}" for record in unusable),
+            *(
+                f"The plugin {why_unusable(record)}. Its adapters are missing."
+                for record in unusable
+            ),
             f"The variants are {', '.join(variants) or 'none'}.",
             _ZOO_ADVICE,
             "`jno.lora.registered()` lists all plugins with their adapters. A class of your "

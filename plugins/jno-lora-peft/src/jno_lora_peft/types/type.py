@@ -147,7 +147,7 @@ class Adapter:
     variant: str
     state: Tensors
     rank: int
-    alpha: float
+    alpha: Any  # `None` if the method has no alpha
     layout: Layout
     has_bias: bool
     scale: float = 1.0
@@ -267,11 +267,11 @@ def floating(tensors: Tensors) -> Tensors:
     return wide
 
 
-def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+def alpha_for(variant: str, rank: int, scale: float, given: float | None) -> float:
     """The alpha for this scale: the given alpha if it gives the scale up to rounding."""
     # The scale of the adapters of jno-lora-routed is LoRA's.
     alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
-    return float(given) if math.isclose(alpha, given) else alpha
+    return alpha if given is None or not math.isclose(alpha, given) else float(given)
 
 
 def factors(kernel: np.ndarray) -> Factors:

@@ -38,6 +38,7 @@ class HRA(Method):
 
     adapter_fields = ("U",)
     variant = "hra"
+    has_alpha = False
     about = cited("2405.17484", family="rotation", formula="r in")
 
     U: Float[Array, "in r"]
