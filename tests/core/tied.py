@@ -70,6 +70,13 @@ def mlp() -> Any:
     return eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
 
 
+def with_stack(number: int) -> Any:
+    """A stack of layers, and one layer."""
+    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), number))
+    return [stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))]
+
+
 X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
 
 

@@ -71,11 +71,41 @@ def test_a_restored_model_has_the_structure_of_the_one_that_was_built(variant):
     assert eqx.tree_equal(swapped, trained)
 
 
+def stack_of(number, inputs, outputs):
+    keys = jax.random.split(jax.random.key(0), number)
+    return eqx.filter_vmap(lambda key: eqx.nn.Linear(inputs, outputs, key=key))(keys)
+
+
+def scanned(stack, x):
+    arrays, rest = eqx.partition(stack, eqx.is_array)
+    return jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)[0]
+
+
+def mapped(stack, x):
+    return eqx.filter_vmap(lambda layer: layer(x))(stack)
+
+
+@every
+@pytest.mark.parametrize("call", [scanned, mapped])
+def test_a_stack_is_called_and_trained_like_its_merged_layers(variant, call):
+    trained = perturb(adapted(variant, stack_of(3, 6, 6)))
+    varied, fixed = eqx.partition(trained, jno.lora.lora_trainable_filter(trained))
+    ready = (lambda model: model) if variant == "vera-shared" else resolve
+
+    def loss(varied, prepare):
+        return jnp.sum(call(prepare(eqx.combine(varied, fixed)), X[0]) ** 2)
+
+    found, expected = (
+        jax.tree.leaves(eqx.filter_jit(eqx.filter_value_and_grad(loss))(varied, prepare))
+        for prepare in (ready, merge_lora)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 1e-5)
+
+
 @every
 def test_the_factors_of_a_resolved_stack_are_those_of_its_layers(variant):
-    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 8, key=key))(
-        jax.random.split(jax.random.key(0), 2)
-    )
+    stack = stack_of(2, 4, 8)
     trained = perturb(adapted(variant, {"stack": stack}))
     A, B = known_factors(resolve(trained)["stack"])
     update = merge_lora(trained)["stack"].weight - stack.weight

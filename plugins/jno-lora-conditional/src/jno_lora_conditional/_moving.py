@@ -197,6 +197,6 @@ def _problem(
     if exact and distance != 0:
         return (
             f"starts with a rounding: a number differs by {distance:.2g} from the plain layer, as "
-            "this method's start does (PiSSA, HRA), or a short training. Accept it by `exact=False`"
+            "this method's start does (PiSSA), or a short training. Accept it by `exact=False`"
         )
     return None
