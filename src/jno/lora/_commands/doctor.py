@@ -22,9 +22,9 @@ from .._registry import (
     BROKEN,
     ENTRY_POINT_GROUP,
     PluginRecord,
+    blocked_names,
     default_registry,
     first_party,
-    names_in,
     normalise,
     squash,
 )
@@ -170,13 +170,12 @@ def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
 
 
 def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
-    """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that matches no plugin."""
+    """A text for each name in `JNO_LORA_BLOCK` that matches no plugin."""
     plugins = {name for r in records for name in (r.distribution, normalise(r.name))}
     plugins |= first_party()
-    for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS"):
-        for name in sorted(names_in(variable) - plugins):
-            near = ", ".join(nearest(name, sorted(plugins)))
-            yield f"{variable} names {name!r}, which no plugin is called. Near it: {near}."
+    for name in sorted(blocked_names() - plugins):
+        near = ", ".join(nearest(name, sorted(plugins)))
+        yield f"JNO_LORA_BLOCK names {name!r}, which no plugin is called. Near it: {near}."
 
 
 def _without_private_paths(text: str) -> str:

@@ -48,11 +48,12 @@ class PlanRow:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     role: str | None = dataclasses.field(default=None, compare=False)
     advice: str | None = dataclasses.field(default=None, compare=False)
-    # The dispatcher finds the node by its keys. `spec` is the index of the spec that matches the
-    # layer, and `None` for a layer that carries an adapter unless the mask selects the layer.
-    # `alpha_is_default` means that the call gave no alpha, so alpha follows a clamped rank.
+    # The dispatcher finds the node by its keys. `spec` is the index of the spec that claims the
+    # layer, and `is_selected` whether the mask selects the layer. `alpha_is_default` means that the
+    # call gave no alpha, so alpha follows a clamped rank.
     keys: KeyPath = dataclasses.field(default=(), repr=False, compare=False)
     spec: int | None = dataclasses.field(default=None, repr=False, compare=False)
+    is_selected: bool = dataclasses.field(default=True, repr=False, compare=False)
     alpha_is_default: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
@@ -92,6 +93,12 @@ class Plan(Printed[PlanRow]):
     def wrapped(self) -> tuple[PlanRow, ...]:
         """The rows of the layers that would be wrapped."""
         return self.having("wrapped")
+
+    @property
+    def carriers(self) -> tuple[PlanRow, ...]:
+        """The rows of the layers that the call selects, and that carry an adapter already."""
+        adapted = self.having("already adapted")
+        return tuple(row for row in adapted if row.spec is not None and row.is_selected)
 
     def having(self, *statuses: PlanStatus) -> tuple[PlanRow, ...]:
         """The rows with one of these statuses."""

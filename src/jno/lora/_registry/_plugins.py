@@ -1,4 +1,4 @@
-"""Find and load plugins, and record the results."""
+"""Find and load plugins, and record which adapters each of them provides."""
 
 import contextlib
 import dataclasses
@@ -6,15 +6,15 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
 
 from .._contract import LoRAWrapper, check_contract, squash
 from .._errors import PluginError
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
-from ._lazy import LazyAdapter
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -27,9 +27,52 @@ PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
 
 
+class LazyAdapter:
+    """An adapter class that is created when `cls` is read, with the facts for looking it up.
+
+    For the plugins of this project. Other plugins create their classes when they are loaded, so
+    that a class that cannot be created only breaks its own plugin.
+
+    **Arguments:**
+
+    - `make`: creates the class. Threads that read `cls` at the same time may call `make` twice, and
+        all get the first class.
+    - `name`, `module`, `variant`, `auto`: the attributes of the class.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], *, name: str, module: str, variant: str | None, auto: bool
+    ):
+        self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
+        self._make, self._made = make, list[type[LoRAWrapper]]()
+
+    @property
+    def made(self) -> type[LoRAWrapper] | None:
+        """The class, or `None` if it was not created yet."""
+        return self._made[0] if self._made else None
+
+    @property
+    def cls(self) -> type[LoRAWrapper]:
+        """The class, always the same object."""
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
+
+
+class ClassesByName(UserDict[str, Any]):
+    """Adapter classes by name. A class is created when it is read, from the item in `data`."""
+
+    def __init__(self, data: Mapping[str, Any]):
+        self.data = dict(data)
+
+    def __getitem__(self, name: str) -> type[LoRAWrapper]:
+        item = self.data[name]
+        return item if isinstance(item, type) else item.cls
+
+
 @dataclasses.dataclass(frozen=True)
 class RegisteredWrapper:
-    """One adapter and the plugin that provides it.
+    """One adapter and the distribution that provides it.
 
     `adapter` has the name, the variant and `auto` of the class, without creating the class.
     """
@@ -57,14 +100,21 @@ class RegisteredWrapper:
         return self.adapter.__name__
 
     @property
+    def qualified_name(self) -> str:
+        """The name of this class alone in `wrapper=`: `"distribution:Name"`."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
     def variant_word(self) -> str:
         """The variant without case and dashes, or `""`."""
         return squash(self.adapter.variant or "")
 
     @property
-    def qualified_name(self) -> str:
-        """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
-        return f"{self.distribution}:{self.name}"
+    def precedence(self) -> int:
+        """Whose words go first: 0 for the zoo, 1 for our other plugins, 2 for third parties."""
+        if self.distribution == ZOO_DISTRIBUTION:
+            return 0
+        return 1 if self.distribution in first_party() else 2
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -72,8 +122,8 @@ class PluginRecord:
     """One plugin: its origin, its status, and the adapters that it provides.
 
     - `name`: the entry point's name; `value`: the module that it names.
-    - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"` or
-        `"incompatible"` (asks for a newer `jno_lora_api`).
+    - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_BLOCK`), `"failed"` or `"incompatible"` (asks
+        for a newer `jno_lora_api`).
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
     - `plugin`: the object that implements the hooks, if the plugin is loaded.
@@ -129,11 +179,7 @@ class InstalledPlugin(NamedTuple):
 def find_plugins(
     distribution: str | None = None, group: str = ENTRY_POINT_GROUP
 ) -> tuple[InstalledPlugin, ...]:
-    """The plugins of one distribution, or of all: ours first, then by distribution and name.
-
-    If a distribution is not installed, its adapters may have moved to another distribution, which
-    declares this.
-    """
+    """The plugins of one distribution, or of all: ours first, then by distribution and name."""
     import importlib_metadata
 
     if distribution is None:
@@ -142,9 +188,7 @@ def find_plugins(
         try:
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
-            name = normalise(distribution)
-            successors = importlib_metadata.entry_points(group=FORMER_GROUP, name=name)
-            return next((find_plugins(entry.dist.name) for entry in successors), ())
+            return ()
     plugins: list[InstalledPlugin] = []
     for entry in entries.select(group=group):
         with contextlib.suppress(importlib_metadata.MetadataNotFound):  # half removed
@@ -173,45 +217,25 @@ def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
     return (int(plugin.distribution not in first_party()), plugin.distribution, plugin.name)
 
 
-def standing(wrapper: RegisteredWrapper) -> int:
-    """The precedence for a word: 0 for the zoo, 1 for our plugins, 2 for third parties."""
-    if is_of_zoo(wrapper):
-        return 0
-    return 1 if wrapper.distribution in first_party() else 2
-
-
-def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
-    """Whether the zoo provides an adapter, or a user registered the zoo's class."""
-    if wrapper.distribution == IN_PROCESS:
-        return wrapper.adapter.__module__.partition(".")[0] == ZOO_PACKAGE
-    return wrapper.distribution == ZOO_DISTRIBUTION
-
-
 def normalise(name: str) -> str:
     """A distribution name as PEP 503 normalises it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def names_in(variable: str) -> set[str]:
-    """The normalised names in a comma-separated environment variable."""
-    names = os.environ.get(variable, "").split(",")
+def blocked_names() -> set[str]:
+    """The normalised names in the environment variable `JNO_LORA_BLOCK`."""
+    names = os.environ.get("JNO_LORA_BLOCK", "").split(",")
     return {normalise(name.strip()) for name in names if name.strip()}
 
 
-def reason_to_block(installed: InstalledPlugin) -> str | None:
-    blocked = names_in("JNO_LORA_BLOCK")
-    if installed.distribution in blocked or normalise(installed.name) in blocked:
-        return "it is named in JNO_LORA_BLOCK"
-    allowed = {*first_party(), *names_in("JNO_LORA_PLUGINS")}
-    if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
-        return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
-    return None
+def is_blocked(plugin: InstalledPlugin) -> bool:
+    return bool({plugin.distribution, normalise(plugin.name)} & blocked_names())
 
 
 def load_plugin(plugin: InstalledPlugin) -> PluginRecord:
     """Import a plugin, unless it is blocked, and get its adapters. Errors are recorded."""
-    if reason := reason_to_block(plugin):
-        error = PluginError(f"{plugin.distribution} is blocked: {reason}")
+    if is_blocked(plugin):
+        error = PluginError(f"{plugin.distribution} is blocked: it is named in JNO_LORA_BLOCK")
         return PluginRecord(*plugin.origin, "blocked", error)
     start = time.perf_counter()
     try:
@@ -246,12 +270,22 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
     for adapter in adapters:
         if not isinstance(adapter, LazyAdapter):
             check_contract(adapter)
-    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
-    defaults = getattr(plugin, "jno_lora_defaults", ()) if any(map(is_of_zoo, wrappers)) else ()
+    wrappers = tuple(provided_by(distribution, version, adapter) for adapter in adapters)
+    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in wrappers)
+    defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
     origin = (name, distribution, version, value)
     return PluginRecord(
         *origin, "loaded", wrappers=wrappers, plugin=plugin, hooks=hooks, defaults=defaults
     )
+
+
+def provided_by(
+    distribution: str, version: str, adapter: type[LoRAWrapper] | LazyAdapter
+) -> RegisteredWrapper:
+    """An adapter of a distribution. A user who registers a class of the zoo does not own it."""
+    if distribution == IN_PROCESS and adapter.__module__.partition(".")[0] == ZOO_PACKAGE:
+        distribution = ZOO_DISTRIBUTION
+    return RegisteredWrapper(adapter, distribution, version)
 
 
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:
