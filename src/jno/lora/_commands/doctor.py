@@ -22,6 +22,7 @@ from .._registry import (
     BROKEN,
     ENTRY_POINT_GROUP,
     PluginRecord,
+    RegisteredWrapper,
     blocked_names,
     default_registry,
     first_party,
@@ -128,8 +129,19 @@ def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
                 f"uninstall it, or block it with JNO_LORA_BLOCK={record.distribution}.\n"
                 + "".join(traceback.format_exception(record.error))
             )
-    for name, owners in default_registry().clashes().items():
-        yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
+    for wrapper in (wrapper for record in records for wrapper in record.wrappers):
+        if owners := _other_owners(wrapper):
+            name = wrapper.qualified_name
+            yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
+
+
+def _other_owners(wrapper: RegisteredWrapper) -> str:
+    """The distributions of other adapters that the bare name of an adapter means, if any."""
+    family = default_registry().family(wrapper.name)
+    others = [other for other in family if other.cls is not wrapper.cls]
+    if wrapper in family:  # with others of its variant
+        others = [other for other in others if other.name == wrapper.name]
+    return ", ".join(sorted({other.distribution for other in others}))
 
 
 def _distribution_troubles() -> Iterator[str]:

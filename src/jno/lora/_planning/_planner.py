@@ -11,17 +11,23 @@ from jaxtyping import PyTree
 
 from .._contract import is_adapter, is_coded, takes
 from .._errors import SelectionError, WrapperError, warn
-from .._paths import FEW, bullets, show_array, show_path
+from .._paths import FEW, bullets, show_array, show_path, show_place
 from .._registry import Registry, how_to_block
-from .._tree import default_adapters, fields_of, why_not
+from .._tree import (
+    claims,
+    count_plain,
+    default_adapters,
+    fields_of,
+    is_parameter,
+    layers_left_out,
+    modules_in,
+    why_not,
+)
 from ._candidates import Candidate, Selector, candidates_of
-from ._messages import notes_on, problem_of
-from ._plan import Plan, PlanRow
+from ._plan import Plan, PlanRow, notes_on, problem_of
 from ._specs import AdapterClass, Rule, Tier
 
-# Plugins may not register default adapters for the layers of these packages, because a call that
-# names no adapter would change as soon as a plugin is imported.
-_CLOSED = {"builtins", "collections", "equinox", "jax"}
+_NAMED = 4  # how many adapters the advice in a row names
 
 
 def make_plan(
@@ -68,32 +74,32 @@ class Claim:
 
 
 class Questions:
-    """Asks adapter classes about the modules of a model.
+    """Asks the adapter classes of a call about modules.
 
     If a class that the user named fails, so does the call. If another class fails, its answer is
-    `False`, and the first failure is a warning.
+    `False`, and the first time there is a warning.
     """
 
     def __init__(self, registry: Registry, rules: tuple[Rule, ...]):
         self.registry, self.rules = registry, rules
         self.named = frozenset(cls for rule in rules for cls in rule.named)
-        self._failed: set[Any] = set()
+        self._failed: set[AdapterClass] = set()
 
     def claim(self, candidate: Candidate, is_selected: bool) -> Claim:
         """The claim of the first rule whose target matches, by its first tier that applies."""
         applying: dict[Tier, tuple[AdapterClass, ...]] = {}  # rules may share tiers
-        for rule, parsed in enumerate(self.rules):
-            if not parsed.matches(candidate.path):
+        for index, rule in enumerate(self.rules):
+            if not rule.matches(candidate.path):
                 continue
-            for tier, classes in enumerate(parsed.tiers):
-                if classes not in applying:
-                    applying[classes] = self._applying(classes, candidate)
-                if applying[classes]:
-                    return Claim(candidate, is_selected, rule, tier, applying[classes])
+            for place, tier in enumerate(rule.tiers):
+                if tier not in applying:
+                    applying[tier] = self._applying(tier, candidate)
+                if applying[tier]:
+                    return Claim(candidate, is_selected, index, place, applying[tier])
         return Claim(candidate, is_selected)
 
     def misses_target(self, candidate: Candidate) -> bool:
-        """Whether a rule claims the unclaimed candidate but for its target."""
+        """Whether a rule would claim the unclaimed candidate, but its target does not match."""
         others = [rule for rule in self.rules if not rule.matches(candidate.path)]
         tiers = dict.fromkeys(tier for rule in others for tier in rule.tiers)
         return any(self._applying(tier, candidate) for tier in tiers)
@@ -101,7 +107,7 @@ class Questions:
     def why_not(self, candidate: Candidate) -> str | None:
         """The first reason of an adapter against a layer that it nearly claims."""
         tiers = dict.fromkeys(tier for rule in self.rules for tier in rule.tiers)
-        classes = (cls for tier in tiers for cls in tier or self._registered_for(candidate))
+        classes = (cls for tier in tiers for cls in tier or default_adapters(candidate.layer))
         reasons = (why_not(cls, candidate.layer) for cls in dict.fromkeys(classes))
         return next(filter(None, reasons), None)
 
@@ -109,62 +115,27 @@ class Questions:
         provider = self.registry.provider(cls)
         return None if provider is None else provider.distribution
 
-    def shown(self, cls: AdapterClass) -> str:
-        """A class in a message: the `wrapper=` that selects only this class, if it has a name."""
-        provider = self.registry.provider(cls)
-        if provider is None:
-            return f"{cls.__module__}.{cls.__name__}"
-        return f'{cls.__name__} (wrapper="{provider.qualified_name}")'
-
     def _applying(self, tier: Tier, candidate: Candidate) -> tuple[AdapterClass, ...]:
-        classes = tier or self._registered_for(candidate)
+        classes = tier or default_adapters(candidate.layer)
         return tuple(cls for cls in classes if self._applies(cls, candidate))
 
     def _applies(self, cls: AdapterClass, candidate: Candidate) -> bool:
         try:
             return bool(cls.applies_to(candidate.layer))
         except Exception as err:
+            where = show_place(type(candidate.layer), candidate.path)
             failure = (
-                f"{cls.__name__}.applies_to raised {type(err).__name__} on the "
-                f"{type(candidate.layer).__name__} at {show_path(candidate.path)!r}: {err}\n"
-                "It is asked about every module of a model, and must answer False to what it does "
-                "not know."
+                f"{cls.__name__}.applies_to raised {type(err).__name__} on {where}: {err}\n"
+                "It is asked about every module of a model, and must return False for a module "
+                "that it does not know."
             )
             if cls in self.named:
                 raise WrapperError(failure) from err
-            block = how_to_block(self.distribution(cls))
-            self._warn_once(cls, f"{failure}\nHere the answer counts as False.{block}")
+            if cls not in self._failed:
+                self._failed.add(cls)
+                block = how_to_block(self.distribution(cls))
+                warn(f"{failure} This call takes its failures as False.{block}")
             return False
-
-    def _registered_for(self, candidate: Candidate) -> tuple[AdapterClass, ...]:
-        """The adapters that `default_adapters` has for the class of a layer."""
-        layer = candidate.layer
-        function = default_adapters.dispatch(type(layer))
-        if function is default_adapters.dispatch(object):
-            return ()
-        registered = [cls for cls, f in default_adapters.registry.items() if f is function]
-        closed = _CLOSED.intersection(cls.__module__.partition(".")[0] for cls in registered)
-        if closed:
-            why = (
-                f"layers of {', '.join(closed)} get adapters by default from jno-lora alone. Name "
-                "the adapter in the call, or register a layer class of your own."
-            )
-        else:
-            try:
-                return default_adapters(layer)
-            except Exception as err:
-                why = f"it raised {type(err).__name__} at {show_path(candidate.path)!r}: {err}"
-        self._warn_once(
-            function,
-            f"The function that {function.__module__} registered with `default_adapters` is left "
-            f"out for a {type(layer).__name__}: {why}",
-        )
-        return ()
-
-    def _warn_once(self, culprit: Any, message: str) -> None:
-        if culprit not in self._failed:
-            self._failed.add(culprit)
-            warn(message)
 
 
 def _row(questions: Questions, claims: Sequence[Claim], number: int) -> PlanRow | None:
@@ -243,14 +214,56 @@ def _chosen(questions: Questions, claim: Claim, inside: Sequence[Claim]) -> Adap
         for cls in inner.classes:
             claimed_paths.setdefault(cls, inner.candidate.path)
     if len(claimed_paths) > 1:
-        shown = (f"{questions.shown(c)}, for {show_path(p)!r}" for c, p in claimed_paths.items())
+        lines: list[str] = []
+        for cls, claimed in claimed_paths.items():
+            provider = questions.registry.provider(cls)
+            name = cls.__name__ if provider is None else f'wrapper="{provider.qualified_name}"'
+            lines.append(f"{name}, for {show_path(claimed)!r}")
         raise SelectionError(
             f"Several adapters of equal priority claim {show_path(path)!r}, a "
-            f"{type(claim.candidate.module).__name__}:\n{bullets(shown, FEW)}\n"
-            "Name the adapter you want, or list several in order of priority: "
-            'wrapper=["distribution:Name", ...].'
+            f"{type(claim.candidate.module).__name__}:\n{bullets(lines, FEW)}\n"
+            "Name the one you want. A list in `wrapper=` is in order of priority."
         )
     return claim.classes[0]
+
+
+def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
+    """`plan`, with the layers that it leaves out, and with advice in their rows.
+
+    Queries the adapters of all installed plugins, and loads the plugins if a layer with matrices is
+    left out. (If the call names classes, it loads nothing, and only queries the loaded plugins. The
+    remaining plugins may have adapters, so there is no advice on how to declare.) This is why
+    `apply_lora` and `net.lora` give no advice. A plan does not query when it prints either, because
+    it would have to keep the model, and would change as plugins are loaded.
+    """
+    adapted = {row.keys for row in plan.having("wrapped", "already adapted")}
+    left_out = layers_left_out(model, count_plain(model), adapted)
+    layers = dict(modules_in(model))
+    asks_all = plan.by_default or not registry.discover
+
+    def advice_for(row: PlanRow) -> str | None:
+        layer: Any = layers[row.keys]
+        values = fields_of(layer).items()
+        matrices = [name for name, x in values if is_parameter(x) and len(x.shape) > 1]
+        if row.status != "no wrapper applies" or not matrices:
+            return None
+        records = registry.records(strict=False) if asks_all else registry.loaded()
+        wrappers = [wrapper for record in records for wrapper in record.wrappers]
+        if applying := [wrapper for wrapper in wrappers if claims(wrapper.cls, layer)]:
+            # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
+            applying.sort(key=lambda wrapper: not wrapper.cls.auto)
+            names = [wrapper.cls.__name__ for wrapper in applying]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            origins = ", ".join(dict.fromkeys(wrapper.distribution for wrapper in applying))
+            return f"none of this call; {', '.join(names[:_NAMED])}{more} ({origins})"
+        if row.reason is not None or not asks_all:
+            return None
+        reasons = filter(None, (why_not(wrapper.cls, layer) for wrapper in wrappers))
+        declare = f"declare {', '.join(matrices)} (docs/operators.md)"
+        return f"no installed adapter applies; {next(reasons, declare)}"
+
+    rows = tuple(dataclasses.replace(row, advice=advice_for(row)) for row in plan.rows)
+    return dataclasses.replace(plan, rows=rows, left_out=left_out)
 
 
 def _owns_arrays(module: eqx.Module) -> bool:

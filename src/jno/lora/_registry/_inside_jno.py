@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from .._errors import reason_of, warn
-from ._plugins import find_plugins, is_blocked
+from ._plugins import find_plugins, import_plugin, is_blocked
 
 # Its entry points are functions without arguments.
 GROUP = "jno.lora.inside_jno"
@@ -27,7 +27,7 @@ def call_inside_jno() -> None:
     for plugin in plugins:
         if not is_blocked(plugin):
             try:
-                plugin.entry_point.load()()
+                import_plugin(plugin)()
             except Exception as err:
                 name = plugin.distribution
                 troubles.append(f"The plugin {name} failed inside jNO: {reason_of(err)}")

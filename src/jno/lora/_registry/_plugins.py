@@ -8,7 +8,7 @@ import re
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pluggy
 
@@ -16,14 +16,11 @@ from .._contract import LoRAWrapper, check_contract, squash
 from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 
-if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
-
 ZOO_DISTRIBUTION = "jno-lora-zoo"
 ZOO_PACKAGE = "jno_lora_zoo"
 
 IN_PROCESS = "(in-process)"  # the "distribution" of `jno.lora.register`
-PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
+PluginStatus = Literal["found", "loaded", "blocked", "failed", "incompatible"]
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
 
 
@@ -111,10 +108,8 @@ class RegisteredWrapper:
 
     @property
     def precedence(self) -> int:
-        """Whose words go first: 0 for the zoo, 1 for our other plugins, 2 for third parties."""
-        if self.distribution == ZOO_DISTRIBUTION:
-            return 0
-        return 1 if self.distribution in first_party() else 2
+        """Whose words go first: see `precedence_of`."""
+        return precedence_of(self.distribution)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -123,7 +118,7 @@ class PluginRecord:
 
     - `name`: the entry point's name; `value`: the module that it names.
     - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_BLOCK`), `"failed"` or `"incompatible"` (asks
-        for a newer `jno_lora_api`).
+        for a newer `jno_lora_api`); `"found"` before loading.
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
     - `plugin`: the object that implements the hooks, if the plugin is loaded.
@@ -135,7 +130,7 @@ class PluginRecord:
     distribution: str
     version: str
     value: str
-    status: PluginStatus
+    status: PluginStatus = "found"
     error: BaseException | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
@@ -147,9 +142,14 @@ class PluginRecord:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"
 
     @property
-    def usable(self) -> bool:
-        """Whether its adapters can be used."""
-        return self.status == "loaded"
+    def key(self) -> tuple[str, ...]:
+        """The same for a plugin that is found again."""
+        return (self.name, self.distribution, self.version, self.value)
+
+    @property
+    def package(self) -> str:
+        """The name of its top-level package."""
+        return re.split(r"[.:]", self.value)[0]
 
     def describe(self) -> str:
         """For messages: distribution, version and entry point."""
@@ -162,24 +162,10 @@ def why_unusable(record: PluginRecord) -> str:
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 
 
-class InstalledPlugin(NamedTuple):
-    """An entry point of a plugin, not loaded yet."""
-
-    name: str
-    distribution: str
-    version: str
-    entry_point: "EntryPoint"
-
-    @property
-    def origin(self) -> tuple[str, str, str, str]:
-        """The first fields of a `PluginRecord`, equal if the same plugin is found again."""
-        return (self.name, self.distribution, self.version, self.entry_point.value)
-
-
 def find_plugins(
     distribution: str | None = None, group: str = ENTRY_POINT_GROUP
-) -> tuple[InstalledPlugin, ...]:
-    """The plugins of one distribution, or of all: ours first, then by distribution and name."""
+) -> tuple[PluginRecord, ...]:
+    """The plugins of one distribution, or of all, in order, without importing them."""
     import importlib_metadata
 
     if distribution is None:
@@ -189,11 +175,11 @@ def find_plugins(
             entries = importlib_metadata.distribution(distribution).entry_points
         except importlib_metadata.PackageNotFoundError:
             return ()
-    plugins: list[InstalledPlugin] = []
+    plugins: list[PluginRecord] = []
     for entry in entries.select(group=group):
         with contextlib.suppress(importlib_metadata.MetadataNotFound):  # half removed
             name = normalise(entry.dist.name)
-            plugins.append(InstalledPlugin(entry.name, name, entry.dist.version, entry))
+            plugins.append(PluginRecord(entry.name, name, entry.dist.version, entry.value))
     return tuple(sorted(plugins, key=order))
 
 
@@ -210,11 +196,18 @@ def first_party() -> frozenset[str]:
     return frozenset(name for name in names if name.startswith("jno-lora-"))
 
 
-def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
-    """The sort key: first-party plugins, then by distribution and name, then of this process."""
+def precedence_of(distribution: str) -> int:
+    """0 for the zoo, 1 for our other plugins, 2 for third parties."""
+    if distribution == ZOO_DISTRIBUTION:
+        return 0
+    return 1 if distribution in first_party() else 2
+
+
+def order(plugin: PluginRecord) -> tuple[Any, ...]:
+    """The sort key: by precedence, distribution and name; then those of this process."""
     if plugin.distribution == IN_PROCESS:
-        return (2, "", "")  # as they were registered
-    return (int(plugin.distribution not in first_party()), plugin.distribution, plugin.name)
+        return (3,)  # as they were registered
+    return (precedence_of(plugin.distribution), plugin.distribution, plugin.name)
 
 
 def normalise(name: str) -> str:
@@ -228,31 +221,44 @@ def blocked_names() -> set[str]:
     return {normalise(name.strip()) for name in names if name.strip()}
 
 
-def is_blocked(plugin: InstalledPlugin) -> bool:
-    return bool({plugin.distribution, normalise(plugin.name)} & blocked_names())
+def is_blocked(plugin: PluginRecord) -> bool:
+    return not blocked_names().isdisjoint({plugin.distribution, normalise(plugin.name)})
 
 
-def load_plugin(plugin: InstalledPlugin) -> PluginRecord:
+def import_plugin(plugin: PluginRecord) -> Any:
+    """The object that the entry point of a plugin names."""
+    import importlib_metadata
+
+    return importlib_metadata.EntryPoint(plugin.name, plugin.value, "").load()
+
+
+def load_plugin(plugin: PluginRecord) -> PluginRecord:
     """Import a plugin, unless it is blocked, and get its adapters. Errors are recorded."""
+
+    def unusable(status: PluginStatus, error: BaseException) -> PluginRecord:
+        return dataclasses.replace(plugin, status=status, error=error)
+
     if is_blocked(plugin):
-        error = PluginError(f"{plugin.distribution} is blocked: it is named in JNO_LORA_BLOCK")
-        return PluginRecord(*plugin.origin, "blocked", error)
+        why = f"{plugin.distribution} is blocked: it is named in JNO_LORA_BLOCK"
+        return unusable("blocked", PluginError(why))
     start = time.perf_counter()
     try:
-        module = plugin.entry_point.load()
+        module = import_plugin(plugin)
         wanted = getattr(module, "jno_lora_api", API_VERSION)
         if wanted > API_VERSION:
-            needs = f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}"
-            advice = "upgrade jno-lora, or install an older version of the plugin"
-            return PluginRecord(*plugin.origin, "incompatible", PluginError(f"{needs}: {advice}"))
-        record = record_of(module, *plugin.origin)
+            why = (
+                f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}: "
+                "upgrade jno-lora, or install an older version of the plugin"
+            )
+            return unusable("incompatible", PluginError(why))
+        record = with_hooks(plugin, module)
     except (Exception, SystemExit) as err:  # a script without `if __name__ == "__main__"` exits
-        record = PluginRecord(*plugin.origin, "failed", err)
+        record = unusable("failed", err)
     return dataclasses.replace(record, seconds=time.perf_counter() - start)
 
 
-def record_of(plugin: Any, name: str, distribution: str, version: str, value: str) -> PluginRecord:
-    """The record of an object that implements hooks.
+def with_hooks(record: PluginRecord, plugin: Any) -> PluginRecord:
+    """The record of a plugin that is loaded: an object that implements hooks.
 
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
@@ -267,25 +273,27 @@ def record_of(plugin: Any, name: str, distribution: str, version: str, value: st
                     f"but returned {returned!r}"
                 )
             adapters = dict.fromkeys(returned)
+    record = with_adapters(record, adapters)
+    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in record.wrappers)
+    defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
+    return dataclasses.replace(record, plugin=plugin, hooks=hooks, defaults=defaults)
+
+
+def with_adapters(record: PluginRecord, adapters: Iterable[Any]) -> PluginRecord:
+    """The record of a plugin that is loaded, and provides these adapters.
+
+    **Raises:** `WrapperError` if a class breaks the contract.
+    """
+    wrappers: list[RegisteredWrapper] = []
     for adapter in adapters:
         if not isinstance(adapter, LazyAdapter):
             check_contract(adapter)
-    wrappers = tuple(provided_by(distribution, version, adapter) for adapter in adapters)
-    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in wrappers)
-    defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
-    origin = (name, distribution, version, value)
-    return PluginRecord(
-        *origin, "loaded", wrappers=wrappers, plugin=plugin, hooks=hooks, defaults=defaults
-    )
-
-
-def provided_by(
-    distribution: str, version: str, adapter: type[LoRAWrapper] | LazyAdapter
-) -> RegisteredWrapper:
-    """An adapter of a distribution. A user who registers a class of the zoo does not own it."""
-    if distribution == IN_PROCESS and adapter.__module__.partition(".")[0] == ZOO_PACKAGE:
-        distribution = ZOO_DISTRIBUTION
-    return RegisteredWrapper(adapter, distribution, version)
+        # The zoo's classes are the zoo's, also if an application registers them.
+        is_of_zoo = adapter.__module__.partition(".")[0] == ZOO_PACKAGE
+        is_by_hand = record.distribution == IN_PROCESS
+        owner = ZOO_DISTRIBUTION if is_by_hand and is_of_zoo else record.distribution
+        wrappers.append(RegisteredWrapper(adapter, owner, record.version))
+    return dataclasses.replace(record, status="loaded", wrappers=tuple(wrappers))
 
 
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:

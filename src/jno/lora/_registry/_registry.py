@@ -1,32 +1,31 @@
 """The registry: loads plugins when a question needs them, and says what a name means."""
 
+import functools
 import logging
 import os
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pluggy
 
 from .._caches import forget
-from .._contract import LoRAWrapper, check_contract, squash
+from .._contract import LoRAWrapper, squash
 from .._errors import PluginError, SelectionError, warn
 from .._paths import nearest
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
     ZOO_DISTRIBUTION,
-    ClassesByName,
-    InstalledPlugin,
     PluginRecord,
     RegisteredWrapper,
     find_plugins,
     load_plugin,
     normalise,
     order,
-    provided_by,
-    record_of,
     why_unusable,
+    with_adapters,
+    with_hooks,
 )
 
 _LOG = logging.getLogger("jno.lora.plugins")
@@ -46,28 +45,36 @@ class UnknownNameError(SelectionError, PluginError):
 
 
 class Names:
-    """What names mean while the plugins of these records are loaded.
+    """What names mean while these plugins are loaded.
 
     A word is a name or a variant without case, dashes and underscores. It means one family, and
     belongs to the zoo if the zoo uses it, else to our other plugins, else to third parties. If its
     owner uses it as a variant, the family is every adapter of this variant; otherwise, the owner's
     class of this name. Anything else is `"distribution:Name"`.
-
-    - `by_word`: the adapters that use a word, in order of precedence.
     """
 
-    def __init__(self, records: Sequence[PluginRecord]):
-        self.records = tuple(records)
-        self.wrappers = [wrapper for record in records for wrapper in record.wrappers]
-        self.by_word: dict[str, list[RegisteredWrapper]] = {}
+    def __init__(self, plugins: Mapping[Hashable, PluginRecord]):
+        self.plugins = plugins
+
+    @functools.cached_property
+    def records(self) -> tuple[PluginRecord, ...]:
+        return tuple(sorted(self.plugins.values(), key=order))
+
+    @functools.cached_property
+    def by_word(self) -> dict[str, list[RegisteredWrapper]]:
+        """The adapters that use a word, in order of precedence."""
+        by_word: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in sorted(self.wrappers, key=lambda wrapper: wrapper.precedence):
             for word in {squash(wrapper.name), wrapper.variant_word} - {""}:
-                self.by_word.setdefault(word, []).append(wrapper)
+                by_word.setdefault(word, []).append(wrapper)
+        return by_word
+
+    @property
+    def wrappers(self) -> list[RegisteredWrapper]:
+        return [wrapper for record in self.records for wrapper in record.wrappers]
 
     def family(self, word: str) -> list[RegisteredWrapper]:
         """The adapters that a word means, in order of precedence."""
-        if word == "auto":
-            return []  # which `wrapper=` gives another meaning
         users = self.by_word.get(word, [])
         owners = [user for user in users if user.precedence == users[0].precedence]
         if any(owner.variant_word == word for owner in owners):
@@ -84,25 +91,10 @@ class Names:
         users = self.by_word.get(squash(cls.__name__), [])
         return next((user for user in users if user.identity is cls), None)
 
-    def clashes(self) -> dict[str, str]:
-        """By an adapter's qualified name, the other plugins that its bare name means."""
-        clashes: dict[str, str] = {}
-        for wrapper in self.wrappers:
-            word = squash(wrapper.name)
-            family = self.family(word)
-            others = [user for user in family if user.identity is not wrapper.identity]
-            is_reached = len(others) < len(family)
-            if is_reached:  # the others may just share its variant
-                others = [user for user in others if squash(user.name) == word]
-            if others or not is_reached:
-                rivals = {user.distribution for user in others} or {"jno-lora itself"}
-                clashes[wrapper.qualified_name] = ", ".join(sorted(rivals))
-        return clashes
-
     def raise_if_unusable(self, distribution: str, wanted: str) -> None:
         """**Raises:** `PluginError` if the plugin of a distribution is blocked or broken."""
         for record in self.records:
-            if record.distribution == distribution and not record.usable:
+            if record.distribution == distribution and record.status != "loaded":
                 why = f"{wanted} is not available: the plugin {why_unusable(record)}"
                 raise PluginError(why) from record.error
 
@@ -123,7 +115,7 @@ class Names:
         variants = sorted({wrapper.adapter.variant or "" for wrapper in self.wrappers} - {""})
         names = [name for w in self.wrappers for name in (w.name, w.qualified_name)]
         near = ", ".join(map(repr, nearest(name, [*names, *variants]))) or "none"
-        unusable = [record for record in self.records if not record.usable]
+        unusable = [record for record in self.records if record.status != "loaded"]
         lines = [
             f"No adapter or variant is called {name!r}. The nearest names are {near}.",
             *(f"It may belong to the plugin {why_unusable(record)}" for record in unusable),
@@ -153,19 +145,10 @@ class Registry:
     def __init__(self, *, discover: bool = True):
         self.discover = discover
         self._lock = threading.Lock()  # held to publish records, never while a plugin loads
-        self._plugins: dict[Hashable, PluginRecord] = {}
-        self._cached: tuple[Any, Names] | None = None  # the names of these plugins
-        self._found: dict[str | None, tuple[InstalledPlugin, ...]] = {}
-        self._told: list[Any] = []  # the errors of broken plugins that caused a warning
+        self._names = Names({})
+        self._found: dict[str | None, tuple[PluginRecord, ...]] = {}
 
-    @property
-    def _names(self) -> Names:
-        cached, plugins = self._cached, self._plugins
-        if cached is None or cached[0] is not plugins:
-            self._cached = cached = (plugins, Names(sorted(plugins.values(), key=order)))
-        return cached[1]
-
-    def _find(self, distribution: str | None) -> tuple[InstalledPlugin, ...]:
+    def _find(self, distribution: str | None) -> tuple[PluginRecord, ...]:
         """`find_plugins`, cached. A missing distribution is searched for again."""
         if not self.discover:
             return ()
@@ -183,35 +166,31 @@ class Registry:
 
         - `package`: loads only the plugins whose entry points are in this package, if it is given.
         """
-        plugins = self._find(distribution)
-        asked = [p for p in plugins if package in ("", p.entry_point.module.partition(".")[0])]
+        asked = [p for p in self._find(distribution) if package in ("", p.package)]
+        if strict is None:
+            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
         loading: frozenset[Hashable] = getattr(_LOADING, "plugins", frozenset())
         for plugin in asked:
-            if plugin.origin in self._plugins or plugin.origin in loading:
+            if plugin.key in self._names.plugins or plugin.key in loading:
                 continue
             try:
-                _LOADING.plugins = loading | {plugin.origin}
+                _LOADING.plugins = loading | {plugin.key}
                 _LOG.debug("loading %s (entry point %r)", plugin.distribution, plugin.name)
                 record = load_plugin(plugin)
             finally:  # an assignment, which Ctrl-C cannot interrupt
                 _LOADING.plugins = loading
             with self._lock:
-                self._plugins = {plugin.origin: record} | self._plugins
-        if strict is None:
-            strict = os.environ.get("JNO_LORA_STRICT", "") not in ("", "0")
-        for record in filter(None, (self._plugins.get(plugin.origin) for plugin in asked)):
+                is_first = plugin.key not in self._names.plugins
+                if is_first:
+                    self._names = Names({**self._names.plugins, plugin.key: record})
+            if is_first and record.status in BROKEN and not strict:
+                warn(f"A plugin is left out: {why_unusable(record)}")
+        names = self._names
+        for plugin in asked if strict else ():
+            record = names.plugins.get(plugin.key, plugin)
             if record.status in BROKEN:
-                if strict:
-                    raise PluginError(f"The plugin {why_unusable(record)}") from record.error
-                self._warn_once(record)
-        return self._names
-
-    def _warn_once(self, record: PluginRecord) -> None:
-        with self._lock:
-            if record.error in self._told:
-                return
-            self._told.append(record.error)
-        warn(f"A plugin is left out: {why_unusable(record)}")
+                raise PluginError(f"The plugin {why_unusable(record)}") from record.error
+        return names
 
     def resolve(self, name: str) -> tuple[type[LoRAWrapper], ...]:
         """The classes that a word (a name or a variant) or `"distribution:Name"` means.
@@ -245,6 +224,10 @@ class Registry:
             )
         return classes
 
+    def family(self, word: str) -> list[RegisteredWrapper]:
+        """The adapters that a word means, of the plugins that are loaded already."""
+        return self._names.family(squash(word))
+
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""
         adapters = self._load().wrappers
@@ -271,14 +254,14 @@ class Registry:
         """
         return self.resolve(f"{ZOO_DISTRIBUTION}:{name}")[0]
 
-    def zoo_classes(self) -> Mapping[str, type[LoRAWrapper]]:
-        """The classes of the zoo by their names; none if it cannot be used. Loads only the zoo.
+    def zoo_names(self) -> list[str]:
+        """The names of the zoo's classes; none if it cannot be used. Loads only the zoo.
 
         Warns about a broken zoo even in strict mode, instead of raising, because `dir(jno.lora)`
-        calls this. A class is created when it is read.
+        calls this.
         """
         adapters = self._load(ZOO_DISTRIBUTION, strict=False).wrappers
-        return ClassesByName({w.name: w.adapter for w in adapters if w.precedence == 0})
+        return [wrapper.name for wrapper in adapters if wrapper.precedence == 0]
 
     def provided(self, distribution: str | None, name: str) -> RegisteredWrapper:
         """The adapter `name` of one distribution, or of this process if that is `None`.
@@ -310,10 +293,6 @@ class Registry:
         """The records of the plugins that are loaded already."""
         return self._names.records
 
-    def clashes(self) -> dict[str, str]:
-        """By a loaded adapter's qualified name, the other plugins that its bare name means."""
-        return self._names.clashes()
-
     def hooks(self, name: str) -> list[tuple[PluginRecord, pluggy.HookCaller]]:
         """Each loaded plugin that implements the hook `name`, with the hook."""
         records = self._names.records
@@ -335,17 +314,15 @@ class Registry:
         implements no hook, an unknown hook, or a hook with other arguments.
         """
         name = getattr(item, "__name__", repr(item))
-        origin = (name, IN_PROCESS, "", name)
+        record = PluginRecord(name, IN_PROCESS, version="", value=name)
         if isinstance(item, type):
-            check_contract(item)
-            wrapper = provided_by(IN_PROCESS, "", item)
-            record = PluginRecord(*origin, "loaded", wrappers=(wrapper,))
-            identity = (IN_PROCESS, item.__module__, item.__qualname__)
+            record = with_adapters(record, [item])
+            key = (IN_PROCESS, item.__module__, item.__qualname__)
         else:
-            record = record_of(item, *origin)
-            identity = (IN_PROCESS, getattr(item, "__name__", id(item)))
+            record = with_hooks(record, item)
+            key = (IN_PROCESS, getattr(item, "__name__", id(item)))
         with self._lock:
-            self._plugins = {**self._plugins, identity: record}
+            self._names = Names({**self._names.plugins, key: record})
         return item
 
     def refresh(self) -> None:
@@ -355,9 +332,9 @@ class Registry:
         programs and facts about classes are forgotten, because classes may have been edited.
         """
         with self._lock:
-            self._found, self._told = {}, []
-            plugins = self._plugins.items()
-            self._plugins = {key: r for key, r in plugins if r.distribution == IN_PROCESS}
+            self._found = {}
+            plugins = self._names.plugins.items()
+            self._names = Names({key: r for key, r in plugins if r.distribution == IN_PROCESS})
         forget()
 
 
