@@ -251,49 +251,52 @@ def load_plugin(plugin: PluginRecord) -> PluginRecord:
                 "upgrade jno-lora, or install an older version of the plugin"
             )
             return unusable("incompatible", PluginError(why))
-        record = with_hooks(plugin, module)
+        record = loaded(plugin, module)
     except (Exception, SystemExit) as err:  # a script without `if __name__ == "__main__"` exits
         record = unusable("failed", err)
     return dataclasses.replace(record, seconds=time.perf_counter() - start)
 
 
-def with_hooks(record: PluginRecord, plugin: Any) -> PluginRecord:
-    """The record of a plugin that is loaded: an object that implements hooks.
+def loaded(record: PluginRecord, plugin: Any) -> PluginRecord:
+    """The record of a plugin that is loaded: an adapter class, or an object that implements hooks.
 
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
-    hooks = _hooks_of(plugin)
-    adapters: dict[Any, None] = {}
-    for hook in hooks:
-        if hook.name == "jno_lora_wrappers":
-            (returned,) = hook() or [None]  # pluggy leaves out a result of `None`
-            if not isinstance(returned, Iterable):
-                raise TypeError(
-                    "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
-                    f"but returned {returned!r}"
-                )
-            adapters = dict.fromkeys(returned)
-    record = with_adapters(record, adapters)
-    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in record.wrappers)
-    defaults = getattr(plugin, "jno_lora_defaults", ()) if is_zoo else ()
-    return dataclasses.replace(record, plugin=plugin, hooks=hooks, defaults=defaults)
-
-
-def with_adapters(record: PluginRecord, adapters: Iterable[Any]) -> PluginRecord:
-    """The record of a plugin that is loaded, and provides these adapters.
-
-    **Raises:** `WrapperError` if a class breaks the contract.
-    """
+    is_class = isinstance(plugin, type)
+    hooks = () if is_class else _hooks_of(plugin)
+    adapters: Iterable[Any] = [plugin] if is_class else _adapters_from(hooks)
     wrappers: list[RegisteredWrapper] = []
-    for adapter in adapters:
+    for adapter in dict.fromkeys(adapters):
         if not isinstance(adapter, LazyAdapter):
             check_contract(adapter)
         # The zoo's classes are the zoo's, also if an application registers them.
         is_of_zoo = adapter.__module__.partition(".")[0] == ZOO_PACKAGE
         is_by_hand = record.distribution == IN_PROCESS
-        owner = ZOO_DISTRIBUTION if is_by_hand and is_of_zoo else record.distribution
+        owner = ZOO_DISTRIBUTION if is_of_zoo and is_by_hand else record.distribution
         wrappers.append(RegisteredWrapper(adapter, owner, record.version))
-    return dataclasses.replace(record, status="loaded", wrappers=tuple(wrappers))
+    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in wrappers)
+    return dataclasses.replace(
+        record,
+        status="loaded",
+        wrappers=tuple(wrappers),
+        plugin=plugin,
+        hooks=hooks,
+        defaults=getattr(plugin, "jno_lora_defaults", ()) if is_zoo else (),
+    )
+
+
+def _adapters_from(hooks: Iterable[pluggy.HookCaller]) -> Iterable[Any]:
+    """What the hook `jno_lora_wrappers` returns, if a plugin implements it."""
+    for hook in hooks:
+        if hook.name == "jno_lora_wrappers":
+            (adapters,) = hook() or [None]  # pluggy leaves out a result of `None`
+            if isinstance(adapters, Iterable):
+                return adapters
+            raise TypeError(
+                "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
+                f"but returned {adapters!r}"
+            )
+    return ()
 
 
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:

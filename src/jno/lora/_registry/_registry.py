@@ -21,11 +21,10 @@ from ._plugins import (
     RegisteredWrapper,
     find_plugins,
     load_plugin,
+    loaded,
     normalise,
     order,
     why_unusable,
-    with_adapters,
-    with_hooks,
 )
 
 _LOG = logging.getLogger("jno.lora.plugins")
@@ -314,12 +313,11 @@ class Registry:
         implements no hook, an unknown hook, or a hook with other arguments.
         """
         name = getattr(item, "__name__", repr(item))
-        record = PluginRecord(name, IN_PROCESS, version="", value=name)
+        record = loaded(PluginRecord(name, IN_PROCESS, version="", value=name), item)
+        # A cell of a notebook that runs again defines its classes and modules again.
         if isinstance(item, type):
-            record = with_adapters(record, [item])
             key = (IN_PROCESS, item.__module__, item.__qualname__)
         else:
-            record = with_hooks(record, item)
             key = (IN_PROCESS, getattr(item, "__name__", id(item)))
         with self._lock:
             self._names = Names({**self._names.plugins, key: record})
