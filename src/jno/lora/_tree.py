@@ -66,7 +66,8 @@ def _register_default_adapters(cls: type, function: Any = None) -> Any:
     return _register(cls, function)
 
 
-_register, default_adapters.register = default_adapters.register, _register_default_adapters
+_register = default_adapters.register
+default_adapters.register = _register_default_adapters  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.singledispatch

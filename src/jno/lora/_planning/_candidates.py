@@ -52,36 +52,29 @@ class Candidate:
         return "output head" if _HEAD.search(name) else None
 
     def is_inside(self, keys: KeyPath) -> bool:
-        """Whether it is strictly inside the node at a key path."""
-        return len(self.keys) > len(keys) and self.keys[: len(keys)] == keys
+        """Whether it is the node at a key path, or inside of it."""
+        return self.keys[: len(keys)] == keys
 
 
 def candidates_of(model: Any) -> list[Candidate]:
     """The modules of `model` outside of adapters, outer modules first."""
     candidates: list[Candidate] = []
     mixtures: set[KeyPath] = set()  # modules with a field for experts
-    norm: Candidate | None = None  # the last norm that is not inside a norm itself
+    norm: KeyPath | None = None  # the outermost norm around the modules
+    inside_norm: Any = None
     for keys, module in modules_in(model):
+        if norm is not None and keys[: len(norm)] != norm:
+            norm, inside_norm = None, None
         if _has_experts(type(module)):
             mixtures.add(keys)
-        candidate = Candidate(
-            keys,
-            path_str(keys),
-            module,
-            layer=module.base if is_adapter(module) else module,
-            inside_norm=None,
-            beside_experts=keys[:-1] in mixtures,
-        )
-        if norm is not None and candidate.is_inside(norm.keys):
-            candidate = dataclasses.replace(candidate, inside_norm=_refusal(norm.module))
-        elif issubclass(type(module), tuple(NORMALISED)):
-            norm = candidate
+        layer = module.base if is_adapter(module) else module
+        beside_experts = keys[:-1] in mixtures
+        candidate = Candidate(keys, path_str(keys), module, layer, inside_norm, beside_experts)
         candidates.append(candidate)
+        if norm is None and issubclass(type(module), tuple(NORMALISED)):
+            norm = keys
+            inside_norm = next(x for cls, x in NORMALISED.items() if isinstance(module, cls))
     return candidates
-
-
-def _refusal(norm: eqx.Module) -> Any:
-    return next(status for cls, status in NORMALISED.items() if isinstance(norm, cls))
 
 
 @functools.cache

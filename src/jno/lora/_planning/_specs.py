@@ -42,7 +42,7 @@ _KEYS = tuple(field.name for field in dataclasses.fields(Spec))
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A parsed spec: layers whose path matches `target` get an adapter of the first tier."""
+    """A parsed spec: layers whose path matches `target` get an adapter of one of `tiers`."""
 
     target: Target | None
     rank: int | None  # of adapters that take a rank

@@ -2,15 +2,12 @@
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     import click
-
-    from .._contract import LoRAWrapper
-    from ._plugins import LazyAdapter
 
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
@@ -23,7 +20,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper] | LazyAdapter]":  # pyright: ignore[reportReturnType]
+def jno_lora_wrappers() -> Iterable[Any]:  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides, or a `LazyAdapter` for each.
 
     Called when the plugin is loaded. If several threads load a plugin at the same time, each of

@@ -162,21 +162,12 @@ def why_unusable(record: PluginRecord) -> str:
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 
 
-def find_plugins(
-    distribution: str | None = None, group: str = ENTRY_POINT_GROUP
-) -> tuple[PluginRecord, ...]:
-    """The plugins of one distribution, or of all, in order, without importing them."""
+def find_plugins(group: str = ENTRY_POINT_GROUP) -> tuple[PluginRecord, ...]:
+    """The installed plugins in order, without importing them."""
     import importlib_metadata
 
-    if distribution is None:
-        entries = importlib_metadata.entry_points()
-    else:
-        try:
-            entries = importlib_metadata.distribution(distribution).entry_points
-        except importlib_metadata.PackageNotFoundError:
-            return ()
     plugins: list[PluginRecord] = []
-    for entry in entries.select(group=group):
+    for entry in importlib_metadata.entry_points(group=group):
         with contextlib.suppress(importlib_metadata.MetadataNotFound):  # half removed
             name = normalise(entry.dist.name)
             plugins.append(PluginRecord(entry.name, name, entry.dist.version, entry.value))

@@ -145,16 +145,17 @@ class Registry:
         self.discover = discover
         self._lock = threading.Lock()  # held to publish records, never while a plugin loads
         self._names = Names({})
-        self._found: dict[str | None, tuple[PluginRecord, ...]] = {}
+        self._found: tuple[PluginRecord, ...] = ()  # not imported yet
 
-    def _find(self, distribution: str | None) -> tuple[PluginRecord, ...]:
-        """`find_plugins`, cached. A missing distribution is searched for again."""
-        if not self.discover:
-            return ()
-        plugins = self._found.get(distribution)
-        if plugins is None or (distribution is not None and not plugins):
-            plugins = self._found[distribution] = find_plugins(distribution)
-        return plugins
+    def _find(self, distribution: str | None) -> list[PluginRecord]:
+        """The installed plugins of one distribution, or of all. Looks again if there are none."""
+
+        def asked() -> list[PluginRecord]:
+            return [p for p in self._found if distribution in (None, p.distribution)]
+
+        if self.discover and not asked():
+            self._found = find_plugins()
+        return asked()
 
     def _load(
         self, distribution: str | None = None, strict: bool | None = None, package: str = ""
@@ -330,7 +331,7 @@ class Registry:
         programs and facts about classes are forgotten, because classes may have been edited.
         """
         with self._lock:
-            self._found = {}
+            self._found = ()
             plugins = self._names.plugins.items()
             self._names = Names({key: r for key, r in plugins if r.distribution == IN_PROCESS})
         forget()
