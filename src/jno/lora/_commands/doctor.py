@@ -138,10 +138,10 @@ def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
 def _other_owners(wrapper: RegisteredWrapper) -> str:
     """The distributions of other adapters that the bare name of an adapter means, if any."""
     family = default_registry().family(wrapper.name)
-    others = [other for other in family if other.cls is not wrapper.cls]
-    if wrapper in family:  # with others of its variant
-        others = [other for other in others if other.name == wrapper.name]
-    return ", ".join(sorted({other.distribution for other in others}))
+    rivals = [rival for rival in family if rival.cls is not wrapper.cls]
+    if wrapper in family:  # with the other adapters of its variant
+        rivals = [rival for rival in rivals if rival.name == wrapper.name]
+    return ", ".join(sorted({rival.distribution for rival in rivals}))
 
 
 def _distribution_troubles() -> Iterator[str]:

@@ -158,8 +158,8 @@ def problem_of(index: int, rules: Sequence[Rule], rows: Sequence[PlanRow]) -> st
     rule, missing = rules[index], list[str]()
     if isinstance(rule.target, NamedLayers):
         missing = rule.target.missing_from([row.path for row in rows])
-    found = ("wrapped", "already adapted", "mask does not select")
-    if not missing and any(row.spec == index and row.status in found for row in rows):
+    matches = ("wrapped", "already adapted", "mask does not select")
+    if not missing and any(row.spec == index and row.status in matches for row in rows):
         return None
     pattern = "" if rule.target is None else [*missing, rule.target.pattern][0]
     matching = [] if missing else [row for row in rows if rule.matches(row.path)]

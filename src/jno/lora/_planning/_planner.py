@@ -69,8 +69,8 @@ class Claim:
     tier: int | None = None
     classes: tuple[AdapterClass, ...] = ()
 
-    def comes_before(self, other: "Claim") -> bool:
-        return (self.rule, self.tier) < (other.rule, other.tier)
+    def comes_before(self, claim: "Claim") -> bool:
+        return (self.rule, self.tier) < (claim.rule, claim.tier)
 
 
 class Questions:
@@ -100,8 +100,8 @@ class Questions:
 
     def misses_target(self, candidate: Candidate) -> bool:
         """Whether a rule would claim the unclaimed candidate, but its target does not match."""
-        others = [rule for rule in self.rules if not rule.matches(candidate.path)]
-        tiers = dict.fromkeys(tier for rule in others for tier in rule.tiers)
+        rules = [rule for rule in self.rules if not rule.matches(candidate.path)]
+        tiers = dict.fromkeys(tier for rule in rules for tier in rule.tiers)
         return any(self._applying(tier, candidate) for tier in tiers)
 
     def why_not(self, candidate: Candidate) -> str | None:

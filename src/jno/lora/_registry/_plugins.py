@@ -195,7 +195,7 @@ def precedence_of(distribution: str) -> int:
 
 
 def order(plugin: PluginRecord) -> tuple[Any, ...]:
-    """The sort key: by precedence, distribution and name; then those of this process."""
+    """The sort key: by precedence, distribution and name; then plugins of this process."""
     if plugin.distribution == IN_PROCESS:
         return (3,)  # as they were registered
     return (precedence_of(plugin.distribution), plugin.distribution, plugin.name)

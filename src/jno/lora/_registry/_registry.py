@@ -244,8 +244,8 @@ class Registry:
                 return tuple(map(self.zoo_class, record.defaults))
         wanted = "The adapter of `wrapper=None`"
         names.raise_if_unusable(ZOO_DISTRIBUTION, wanted)
-        own = "or pass adapter classes of your own as `wrapper=`."
-        raise PluginError(f"{wanted} is not available. {_ZOO_ADVICE}\n{own}")
+        advice = f"{_ZOO_ADVICE}\nor pass adapter classes of your own as `wrapper=`."
+        raise PluginError(f"{wanted} is not available. {advice}")
 
     def zoo_class(self, name: str) -> type[LoRAWrapper]:
         """One class of the zoo, by its name. Loads only the zoo.
