@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import re
+import threading
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ ZOO_PACKAGE = "jno_lora_zoo"
 
 IN_PROCESS = "(in-process)"  # the "distribution" of `jno.lora.register`
 PluginStatus = Literal["found", "loaded", "blocked", "failed", "incompatible"]
+_LOCK = threading.Lock()  # held to keep a class that was created late
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
 
 
@@ -35,25 +37,26 @@ class LazyAdapter:
     - `make`: creates the class. Threads that read `cls` at the same time may call `make` twice, and
         all get the first class.
     - `name`, `module`, `variant`, `auto`: the attributes of the class.
+
+    `made` is the class, or `None` if it was not created yet.
     """
 
     def __init__(
         self, make: Callable[[], Any], *, name: str, module: str, variant: str | None, auto: bool
     ):
         self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
-        self._make, self._made = make, list[type[LoRAWrapper]]()
-
-    @property
-    def made(self) -> type[LoRAWrapper] | None:
-        """The class, or `None` if it was not created yet."""
-        return self._made[0] if self._made else None
+        self.made: type[LoRAWrapper] | None = None
+        self._make = make
 
     @property
     def cls(self) -> type[LoRAWrapper]:
         """The class, always the same object."""
-        if not self._made:
-            self._made.append(self._make())
-        return self._made[0]
+        made = self.made
+        if made is None:
+            cls = self._make()
+            with _LOCK:
+                made = self.made = self.made or cls
+        return made
 
 
 class ClassesByName(UserDict[str, Any]):
@@ -85,11 +88,6 @@ class RegisteredWrapper:
             return self.adapter  # which was checked when its plugin was loaded
         check_contract(self.adapter.cls)
         return self.adapter.cls
-
-    @property
-    def identity(self) -> object:
-        """The class, or the `LazyAdapter` of a class that was not created yet."""
-        return (isinstance(self.adapter, LazyAdapter) and self.adapter.made) or self.adapter
 
     @property
     def name(self) -> str:

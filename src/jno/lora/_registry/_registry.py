@@ -87,8 +87,10 @@ class Names:
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The adapter of class `cls`."""
-        users = self.by_word.get(squash(cls.__name__), [])
-        return next((user for user in users if user.identity is cls), None)
+        for user in self.by_word.get(squash(cls.__name__), []):
+            if cls in (user.adapter, getattr(user.adapter, "made", None)):
+                return user
+        return None
 
     def raise_if_unusable(self, distribution: str, wanted: str) -> None:
         """**Raises:** `PluginError` if the plugin of a distribution is blocked or broken."""
