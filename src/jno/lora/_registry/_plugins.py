@@ -51,12 +51,12 @@ class LazyAdapter:
     @property
     def cls(self) -> type[LoRAWrapper]:
         """The class, always the same object."""
-        made = self.made
-        if made is None:
-            cls = self._make()
-            with _LOCK:
-                made = self.made = self.made or cls
-        return made
+        if self.made is not None:
+            return self.made
+        cls = self._make()
+        with _LOCK:
+            self.made = self.made or cls
+            return self.made
 
 
 class ClassesByName(UserDict[str, Any]):
