@@ -51,12 +51,12 @@ class LazyAdapter:
     @property
     def cls(self) -> type[LoRAWrapper]:
         """The class, always the same object."""
-        if self.made is not None:
-            return self.made
-        cls = self._make()
-        with _LOCK:
-            self.made = self.made or cls
-            return self.made
+        if self.made is None:
+            cls = self._make()
+            with _LOCK:
+                self.made = self.made or cls
+        assert self.made is not None
+        return self.made
 
 
 class ClassesByName(UserDict[str, Any]):
