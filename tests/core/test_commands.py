@@ -183,9 +183,8 @@ def test_doctor_sees_hidden_plugins_versions_that_do_not_fit_and_names_of_nobody
     for number, requirement in enumerate(NEEDS):
         hook = "@hookimpl\ndef jno_lora_commands(): pass"
         site.install(f"needy{number}", hook, requires=(requirement, *FITS))
-    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
     # Ours need not be installed.
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-attention,acme_lora")
+    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME, jno-lora-attention")
     text = run("doctor", code=1)
     for distribution, group in hidden.items():
         assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text

@@ -67,7 +67,6 @@ ALLOWED = {
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {".entry_points", ".load()"},
     f"{CORE}/_moved.py": {".import_module"},  # names of our plugins
-    f"{CORE}/_registry/_inside_jno.py": {".load()"},  # plugins that are not blocked, inside jNO
     f"{CORE}/_commands/doctor.py": {".entry_points"},  # their groups, which `doctor` shows
     f"{TESTING}/_check.py": {".resolve_name"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {".import_module"},  # two names that stand there

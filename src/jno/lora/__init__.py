@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         return _importlib.import_module("jno.lora.in_jno")
     is_class = name.isalnum() and not name.islower() and not name.isupper()  # "DoRALinear"
     if is_class and name not in _moved.NAMES:
-        adapters = _registry.default_registry().zoo_classes()
+        adapters = _registry.default_registry().zoo_names()
         if not adapters or name in adapters:  # without the zoo, the error names the package
             return _registry.default_registry().zoo_class(name)
     return _moved.moved(__name__, name)
@@ -69,7 +69,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     # `help` looks up every listed name, so names of missing plugins are left out.
     special = [name for name in globals() if name.startswith("__")]
-    zoo = _registry.default_registry().zoo_classes()
+    zoo = _registry.default_registry().zoo_names()
     return sorted({*__all__, *special, *zoo, *_moved.installed_names()})
 
 

@@ -144,7 +144,7 @@ def test_a_configuration_that_does_not_fit_its_arrays_touches_no_model(whole, fi
         ({"arrays": ["lora_A"]}, "'a:lora_B': not in its configuration"),
         ({"wrapper": "ToyScale"}, "gain: expected, missing"),
         ({"wrapper": "Net"}, "Net is a class that no plugin provides"),
-        ({"distribution": "os", "wrapper": "system"}, "system of os is not available"),
+        ({"distribution": "os", "wrapper": "system"}, "os:system is not available"),
     ]:
         header, configuration, data = parts(whole)
         of_adapter(**changes)(configuration)

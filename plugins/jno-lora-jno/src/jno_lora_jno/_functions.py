@@ -69,8 +69,7 @@ def apply_lora(
     try:
         if any(adapted_layers(model)):
             plan = jno.lora.plan_lora(model, **call)
-            carriers = [row for row in plan.having("already adapted") if row.spec is not None]
-            if carriers and not plan.wrapped:
+            if plan.carriers and not plan.wrapped:
                 return model
         statistics = _statistics(model, configs, call)
         adapted = jno.lora.apply_lora(model, key=key, statistics=statistics, **call)

@@ -85,7 +85,7 @@ def cases_of(
             "give MODULE:CLASS."
         )
     for record in plugins:
-        if not record.usable:
+        if record.status != "loaded":
             raise PluginError(f"The plugin {why_unusable(record)}") from record.error
     named = [getattr(record.plugin, "jno_lora_cases", None) for record in plugins]
     cases = [

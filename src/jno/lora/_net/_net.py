@@ -182,9 +182,8 @@ class Net(Handle):
             statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         plan = plan_call(state.module, specs, call, state.mask, self._registry)
-        adapted = [row for row in plan.having("already adapted") if row.spec is not None]
-        if adapted and not plan.wrapped:
-            carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
+        if plan.carriers and not plan.wrapped:
+            carriers = (f"{show_path(row.path)} ({row.explanation})" for row in plan.carriers)
             raise SelectionError(
                 f"Every selected layer carries an adapter already:\n{bullets(carriers)}\n"
                 "First call net.merge() to keep what they learned, or net.unwrap() to drop it."
