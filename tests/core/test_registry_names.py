@@ -22,7 +22,7 @@ from jno.lora import (
     register,
     registered,
 )
-from jno.lora.parts import LazyAdapter
+from jno.lora.extending import LazyAdapter
 
 from .asking import at_once, one, run, statuses, wrapped
 from .toys import (

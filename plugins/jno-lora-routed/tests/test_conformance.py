@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
 from jno_lora_peft.types.routed import _ACTIVATIONS
 from jno_lora_routed import ActivatedLoRA, HydraLoRA, Invocation, Lily, MoELoRA, PEANuTLinear, Poly
 from jno_lora_routed._peanut import ACTIVATIONS
+from jno_lora_testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
 
 R, IN, OUT, N, DEPTH = 2, 6, 4, 3, 2
 LINEAR, INPUTS = standard_layers()["Linear"]

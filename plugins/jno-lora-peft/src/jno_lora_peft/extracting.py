@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import PeftFormatError, SelectionError, extract_adapters
-from jno.lora.extending import bullets
-from jno.lora.parts import tracked
+from jno.lora.extending import bullets, tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 
 from ._names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding

@@ -66,7 +66,7 @@ class Trainer:
         it must not conjugate the gradients itself.
 
     **Raises:** at the first step, `ValueError` if complex arrays train and `optimizer` contains
-    `jno.lora.optim.conjugate()`.
+    `jno_lora_train.optim.conjugate()`.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
@@ -151,7 +151,7 @@ def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
     if is_complex and any(map(_is_conjugate, jax.tree.leaves(state, is_leaf=_is_conjugate))):
         raise ValueError(
-            "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
+            "`optimizer` holds conjugate(), but the gradients of complex arrays "
             "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
         )
     return jax.tree.map(jnp.conj, gradient)

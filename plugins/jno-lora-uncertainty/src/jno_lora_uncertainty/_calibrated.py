@@ -12,9 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jno.lora import SelectionError
+from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, path_str, show_path, table, warn
-from jno.lora.types import Table
 
 from ._ensemble import Ensemble
 from ._folds import Folds
