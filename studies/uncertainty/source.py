@@ -25,9 +25,9 @@ import optax
 from jaxtyping import Array
 
 from jno.lora import Net
-from jno.lora.optim import conjugate
 from jno_lora_conditional import Conditional, Powers, at
 from jno_lora_foundax import CPSpectral, ModeWeights
+from jno_lora_train.optim import conjugate
 from jno_lora_uncertainty import Ensemble, Scales, calibrate, folds
 
 from .. import _solvers as solvers

@@ -29,7 +29,7 @@ _numbers = itertools.count()
 # The start of the fake plugins' modules: one function that makes usable adapter classes.
 PREAMBLE = """
 import equinox as eqx
-from jno.lora import LoRAWrapper, hookimpl
+from jno.lora import LoRAWrapper, MatrixAdapter, hookimpl
 
 def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__):
     def __init__(self, base, rank, alpha, *, key):

@@ -23,8 +23,6 @@ import jax.numpy as jnp
 class Shift(LoRAWrapper):
     adapter_fields = ("delta",)
     variant = "shift"
-    paper = "0000.00000"
-    formula = "out"
     base: eqx.nn.Linear
     delta: object
     rank: int = eqx.field(static=True)
@@ -129,7 +127,7 @@ def test_doctor_prints_what_plugins_add_and_tell_and_that_one_cannot(site):
     site.install("silent", f"{hook}raise KeyError('a tooth')")
     site.install("telling", f"{hook}facts.append(('a library', '4.2')); troubles.append('too old')")
     more = """
-        class Needy(Shift):
+        class Needy(Shift, MatrixAdapter):
             needs = ("input_mean",)
             variant = "needy"
             matrix = classmethod(lambda cls, layer: layer.weight)
@@ -220,7 +218,7 @@ def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
     assert list(found) == [
         *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
     ]
-    assert found["format_version"] == 1  # of the file, and not the newest
+    assert found["format_version"] == 4
     (_, adapter) = found["adapters"]
     assert {*adapter} == {
         *("path", "wrapper", "distribution", "version", "variant", "rank", "alpha", "base_values"),

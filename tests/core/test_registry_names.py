@@ -22,7 +22,7 @@ from jno.lora import (
     register,
     registered,
 )
-from jno.lora.parts import LazyAdapter
+from jno.lora.extending import LazyAdapter
 
 from .asking import at_once, names, one, run, statuses, wrapped
 from .toys import (

@@ -66,12 +66,10 @@ ALLOWED = {
     f"{TESTING}/_tiers.py": {".write_text"},  # a badge
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {".entry_points", ".load()"},
-    f"{CORE}/_moved.py": {".import_module"},  # names of our plugins
     f"{CORE}/_commands/doctor.py": {".entry_points"},  # their groups, which `doctor` shows
     f"{TESTING}/_check.py": {".resolve_name"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {".import_module"},  # two names that stand there
     f"{JNO}/_replacement.py": {".import_module"},  # three modules of jNO, beside a loaded jNO
-    f"{CORE}/__init__.py": {".import_module"},  # a name that stands there
     f"{ZOO}/_bibtex.py": {".read_text"},  # papers.bib, beside it
     f"{PEFT}/files.py": {".mkdir", ".unlink", "os.replace"},
     f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names

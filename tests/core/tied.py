@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jno.lora
-from jno.lora import LoRAWrapper, Shared, resolve
+from jno.lora import MatrixAdapter, Shared, resolve
 
 
 def normal(key: Any, shape: Any) -> Any:
     return jax.random.normal(key, shape)
 
 
-class Tied(LoRAWrapper):
+class Tied(MatrixAdapter):
     """`W + diag(b) B A`, with one `A` and one `B` for all layers, cut to each layer's size."""
 
     adapter_fields = ("A", "b")

@@ -14,7 +14,7 @@ import pytest
 from tests.pairs import ALL
 
 from jno.lora import Net
-from jno.lora.testing import messages, run_checks, standard_cases
+from jno_lora_testing import messages, run_checks, standard_cases
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()

@@ -14,7 +14,7 @@ from tests.core.test_commands import GOOD
 
 import jno_lora_zoo  # noqa: F401  # a fake plugin imports it, when `site` has taken it away
 from jno.lora import apply_lora
-from jno.lora.testing import CHECKS, run_checks
+from jno_lora_testing import CHECKS, run_checks
 
 from .asking import run
 
@@ -192,7 +192,7 @@ def test_check_takes_the_cases_that_a_plugin_names(site):
         + """
 jno_lora_cases = f"{__name__}:cases"
 def cases():
-    from jno.lora.testing import WrapperCase
+    from jno_lora_testing import WrapperCase
     layer, x = eqx.nn.Linear, jnp.ones(3)
     make = lambda key: layer(3, 2, key=key)
     return WrapperCase(Shift, make, lambda key: (x,), name="named")

@@ -11,7 +11,7 @@ from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import Good
 
 from jno.lora import JnoLoraWarning, LoRAWrapper, WrapperError
-from jno.lora.testing import (
+from jno_lora_testing import (
     ConformanceError,
     check_wrapper,
     parametrize_with_checks,

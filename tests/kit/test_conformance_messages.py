@@ -11,16 +11,16 @@ import pytest
 from tests.core.good_adapter import Good
 
 from jno.lora import SelectionError
-from jno.lora.testing import (
+from jno_lora_testing import (
     CHECKS,
     ConformanceError,
     WrapperCase,
+    _check,
     check_wrapper,
     messages,
     run_checks,
     wrapper_checks,
 )
-from jno_lora_testing import _check
 from jno_lora_testing._causes import CAUSES, CONSEQUENCES, presupposed
 
 from .asking import case_of, run

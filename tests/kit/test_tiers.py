@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from tests.core.test_commands import GOOD
 
-from jno.lora.testing import ADVICE, CHECKS, TIERS, CheckResult, ConformanceError, tier_of
+from jno_lora_testing import ADVICE, CHECKS, TIERS, CheckResult, ConformanceError, tier_of
 from jno_lora_testing._check import overstated
 
 from .asking import run

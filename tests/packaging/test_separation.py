@@ -143,9 +143,9 @@ def the_core_and_the_zoo(environment):
         "net.lora(rank=2, wrapper='EmbeddingBias')\n"
         "assert type(net.module[0]).__name__ == 'EmbeddingBias'\n"
         "try:\n"
-        "    import jno.lora.optim\n"
+        "    import jno_lora_train.optim\n"
         "except MissingLibraryError as err:\n"
-        "    assert 'needs optax' in str(err) and 'pip install \"jno-lora[optim]\"' in str(err)\n"
+        "    assert 'needs optax' in str(err) and 'pip install \"jno-lora[train]\"' in str(err)\n"
         "else:\n"
         "    raise AssertionError\n"
     )
@@ -157,8 +157,8 @@ def everything(environment):
     environment.install("optax")
     found = environment.python(
         "from jno.lora import in_jno, registered\n"
-        "from jno.lora.optim import lora_plus\n"
-        "from jno.lora.peft import load_peft, save_peft\n"
+        "from jno_lora_train.optim import lora_plus\n"
+        "from jno_lora_peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
         "from jno_lora_conditional import Conditional, at, fit\n"

@@ -23,10 +23,10 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
     save_adapters,
-    sum_adapters,
     swap_adapters,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_combine import sum_adapters
 from jno_lora_foundax import (
     BottleneckLinear,
     CPSpectral,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.zoo.combining._tools import layers, relative, trained
 
-from jno.lora import JnoLoraWarning, SelectionError, WrapperError, apply_lora, merge_lora, to_lora
-from jno_lora_combine import extract_lora
+from jno.lora import JnoLoraWarning, SelectionError, WrapperError, apply_lora, merge_lora
+from jno_lora_combine import extract_lora, to_lora
 
 KEY = jax.random.key(0)
 LITTLE = "ignore:The LoRA keeps"

@@ -9,7 +9,7 @@ from foundax.architectures.fno import SpectralConv1d
 from tests.pairs import ALL
 
 from jno.lora import Net, SelectionError, extract_adapters, merge_lora
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 from jno_lora_arrays import declare, through
 from jno_lora_conditional import (
     Conditional,

@@ -12,8 +12,8 @@ import pytest
 from zoo_cases import perturb
 
 from jno.lora import Net, WrapperError, merge_lora, plan_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
 from jno_lora_e3nn import MMEA
+from jno_lora_testing import WrapperCase, parametrize_with_checks, rotation
 
 # Two groups of even scalars, odd scalars, which are not invariant under inversions, and vectors.
 INPUTS, OUTPUTS = "3x0e + 2x0o + 2x1o", "2x1o + 2x0e + 4x0o + 0e"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError
-from jno.lora.peft import convert_lora, load_lora_state
+from jno_lora_peft import convert_lora, load_lora_state
 from jno_lora_peft._commands import convert
 from jno_lora_peft.states import containers, converting
 

@@ -10,8 +10,7 @@ from peft_cases.files import normal, read_files
 from safetensors.numpy import save_file
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, merge_lora
-from jno.lora.peft import load_peft
-from jno_lora_peft import extract_peft
+from jno_lora_peft import extract_peft, load_peft
 from jno_lora_peft._commands import extract
 
 SHAPES = {

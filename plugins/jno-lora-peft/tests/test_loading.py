@@ -15,7 +15,7 @@ from jno.lora import (
     SelectionError,
     merge_lora,
 )
-from jno.lora.peft import load_peft
+from jno_lora_peft import load_peft
 from jno_lora_zoo import LoRALinear
 
 KEY = jax.random.key(0)

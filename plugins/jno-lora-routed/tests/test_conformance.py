@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
 from jno_lora_peft.types.routed import _ACTIVATIONS
 from jno_lora_routed import HydraLoRA, Lily, MoELoRA, PEANuTLinear, Poly
 from jno_lora_routed._cases import CASES
 from jno_lora_routed._peanut import ACTIVATIONS
 from jno_lora_routed.plugin import jno_lora_wrappers
+from jno_lora_testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
 from jno_lora_testing._commands import check
 
 R, IN, OUT, N, DEPTH = 2, 6, 4, 3, 2

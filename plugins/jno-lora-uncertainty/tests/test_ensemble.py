@@ -9,10 +9,10 @@ import pytest
 
 from jno.lora import JnoLoraWarning, Net, SelectionError, merge_lora, resolve
 from jno.lora.extending import equations_in
-from jno.lora.optim import lora_plus
 from jno_lora_conditional import Conditional, Powers, at, merge
 from jno_lora_quantized import quantize
 from jno_lora_train import Trainer
+from jno_lora_train.optim import lora_plus
 from jno_lora_uncertainty import Ensemble, folds
 
 KEY = jax.random.key(1)

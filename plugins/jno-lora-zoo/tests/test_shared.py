@@ -10,7 +10,8 @@ from zoo_cases.laws_shared import vb_factors
 
 import jno.lora
 from jno.lora import WrapperError, apply_lora, merge_lora, resolve
-from jno.lora.extending import known_factors
+from jno_lora_combine import to_lora
+from jno_lora_zoo import known_factors
 
 VB = {"vectors": 8, "vector_length": 4, "top_k": 2}
 OPTIONS = {"vera-shared": {}, "tied-lora": {}, "vb-lora": VB}
@@ -57,7 +58,7 @@ def test_the_start_is_the_model_and_training_is_merged_saved_and_loaded(variant,
     jno.lora.save_adapters(trained, tmp_path / "file.safetensors")
     loaded = jno.lora.load_adapters(mlp(), tmp_path / "file.safetensors")
     assert eqx.tree_equal(loaded, trained)
-    plain, _ = jno.lora.to_lora(trained)
+    plain, _ = to_lora(trained)
     assert_close(run(plain), run(trained), 1e-5)
 
 

@@ -108,6 +108,7 @@ def of_adapter(**changes):
 SHAPE = {"class": "L", "stack_ndim": 0, "arrays": {"w": {"shape": ["2"]}}}
 CONFIGURATIONS = [
     (lambda c: c.update(format_version=5), "pip install -U jno-lora"),
+    (lambda c: c.update(format_version=3), "before 0.4"),
     (lambda c: c.update(format_version=True), "format_version is True"),
     (lambda c: c.update(adapters=[]), "adapters is [], which is not"),
     (lambda c: c.update(versions={"jax": 1}), "versions/jax is 1"),

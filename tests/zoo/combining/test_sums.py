@@ -18,19 +18,15 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
-    combine,
     extract_adapters,
     merge_lora,
-    optim,
     read_adapters,
     save_adapters,
-    split_adapters,
-    sum_adapters,
     swap_adapters,
-    to_lora,
 )
-from jno.lora.parts import Member
-from jno_lora_combine import AdapterSum
+from jno.lora.extending import Member
+from jno_lora_combine import AdapterSum, combine, split_adapters, sum_adapters, to_lora
+from jno_lora_train import optim
 from jno_lora_zoo import LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
@@ -123,7 +119,7 @@ def test_a_net_keeps_learned_weights():
     net.activate("b", "a", weights={"a": 2.0})
     assert net.active == ("b", "a") and weights() == [[1.0, 2.0], [2.0]]
     # Sets that are in the model are not kept twice.
-    assert not any(net._state.named[name].adapters for name in ("a", "b"))
+    assert not any(net._state.sets.stored[name].adapters for name in ("a", "b"))
     net.deactivate().delete_adapter("b").add_adapter("b", B)  # another set
     assert net.activate("a", "b").module["x"].weights.tolist() == [1.0, 1.0]
 

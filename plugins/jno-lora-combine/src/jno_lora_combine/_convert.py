@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jno.lora import (
+    AdapterSet,
     JnoLoraError,
+    LayerForm,
+    LooseAdapter,
     LoRAWrapper,
     MatrixAdapter,
     Registry,
@@ -23,35 +26,32 @@ from jno.lora import (
 )
 from jno.lora.extending import (
     adapted_layers,
-    bullets,
-    default_registry,
-    expect_model,
-    layers_at,
-    map_adapters,
-    modules_by_path,
-    norms_around,
-    over_stack,
-    path_str,
-    put_around,
-    show_path,
-    warn,
-)
-from jno.lora.parts import (
     at_least_float32,
+    bullets,
     check_rank,
     claims,
+    default_registry,
     enclosing,
+    expect_model,
     failing,
     filler,
     held_dtype,
     is_traced,
+    layers_at,
+    map_adapters,
+    modules_by_path,
+    norms_around,
     on_the_mesh,
+    over_stack,
+    path_str,
+    put_around,
     refusal_of_template,
     replace_layers,
+    show_path,
     tracked,
+    warn,
     widest,
 )
-from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
 from jno_lora_zoo import Factors, Triplets, known_factors
 
 from ._products import (

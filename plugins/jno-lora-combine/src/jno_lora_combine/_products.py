@@ -9,10 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table, warn
-from jno.lora.parts import at_least_float32, check_number
-from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
+from jno.lora import (
+    AdapterSet,
+    LooseAdapter,
+    LoRAWrapper,
+    MatrixAdapter,
+    SelectionError,
+    Table,
+    Term,
+)
+from jno.lora.extending import (
+    Printed,
+    adds_up,
+    at_least_float32,
+    bullets,
+    check_number,
+    over_stack,
+    show_path,
+    table,
+    warn,
+)
 from jno_lora_zoo import Factors, Triplets
 
 # The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.

@@ -21,8 +21,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
 )
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
-from jno.lora.parts import members_of
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, members_of, over_stack
 
 from ._bases import Basis
 from ._film import Film, film_of, modulate

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import Net, SelectionError, swap_adapters
+from jno.lora import AdapterSet, LooseAdapter, Net, SelectionError, swap_adapters
 from jno.lora.extending import adapted_layers, adds_up, bullets, compute_dtype, show_path
-from jno.lora.types import AdapterSet, LooseAdapter
 from jno_lora_combine import combine
 
 from ._bases import numbers
@@ -178,7 +177,7 @@ def _directions(
         raise SelectionError(
             f"{show_path(path)}: the ranks of the {len(adapters)} sets sum to more than this "
             f"{type(zero).__name__} can have, so that their sum would not be exact. Give sets of a "
-            "smaller rank: `jno.lora.shrink` and `jno.lora.to_lora` cut it."
+            "smaller rank: `jno_lora_combine.shrink` and `jno_lora_combine.to_lora` cut it."
         )
     return {
         name: jax.tree.map(lambda *x: jnp.stack(x), *(getattr(a, name) for a in adapters))

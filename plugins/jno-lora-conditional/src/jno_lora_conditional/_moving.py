@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, Shared, resolve
-from jno.lora.coded import with_arrays
 from jno.lora.extending import (
     adapted_layers,
     bullets,
@@ -17,6 +16,7 @@ from jno.lora.extending import (
     over_stack,
     show_path,
     trainable_fields,
+    with_arrays,
 )
 
 # By the path of a layer, the names of its fields that move.

@@ -1,6 +1,6 @@
 """Read adapters from files of Hugging Face PEFT, and write adapters for PEFT.
 
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 
 model = load_peft(model, "adapter/", rename={"^model/": ""})
 save_peft(model, "adapter/")

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, extract_adapters
-from jno.lora.extending import bullets
-from jno.lora.parts import tracked
+from jno.lora.extending import bullets, tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 
 from ._names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding

@@ -90,6 +90,6 @@ def tell_commit(repository: Directory, commit: str, revision: str | None) -> Non
     from huggingface_hub.utils import are_progress_bars_disabled
 
     line = f"{repository} is read at revision={commit!r}"
-    logging.getLogger("jno.lora.peft").info(line)
+    logging.getLogger("jno_lora_peft").info(line)
     if revision != commit and not are_progress_bars_disabled():
         print(line, file=sys.stderr)

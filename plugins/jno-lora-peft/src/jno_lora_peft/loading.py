@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import AdapterSet, LoRAWrapper, PeftFormatError, PluginError, Registry, SelectionError
+from jno.lora import (
+    AdapterSet,
+    LayerForm,
+    LooseAdapter,
+    LoRAWrapper,
+    PeftFormatError,
+    PluginError,
+    Registry,
+    SelectionError,
+)
 from jno.lora.extending import (
     bullets,
     default_registry,
@@ -24,7 +33,6 @@ from jno.lora.extending import (
     show_path,
     warn,
 )
-from jno.lora.types import LayerForm, LooseAdapter
 from jno_lora_zoo import plain_layer
 
 from ._errors import MisfitError, Problems

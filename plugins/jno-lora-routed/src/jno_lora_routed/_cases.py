@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from jno.lora.testing import WrapperCase
+from jno_lora_testing import WrapperCase
 
 from ._activated import ActivatedLoRA, with_invocation
 

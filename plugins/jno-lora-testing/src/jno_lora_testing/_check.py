@@ -12,10 +12,16 @@ from typing import Any
 import importlib_metadata
 from packaging.utils import canonicalize_name
 
-from jno.lora import LoRAWrapper, SelectionError, WrapperError, __version__
-from jno.lora.extending import table
-from jno.lora.parts import why_unusable
-from jno.lora.types import PluginError, PluginRecord, Table
+from jno.lora import (
+    LoRAWrapper,
+    PluginError,
+    PluginRecord,
+    SelectionError,
+    Table,
+    WrapperError,
+    __version__,
+)
+from jno.lora.extending import table, why_unusable
 
 from ._case import WrapperCase
 from ._causes import CAUSES
@@ -56,7 +62,7 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     if not (is_listed and cases):
         raise PluginError(
             f"{what!r} gives {result!r}. It must be a subclass of jno.lora.LoRAWrapper, a list of "
-            "jno.lora.testing.WrapperCase, or a function without arguments that returns such a "
+            "jno_lora_testing.WrapperCase, or a function without arguments that returns such a "
             "list."
         )
     names = collections.Counter(map(str, cases))
@@ -123,7 +129,7 @@ def common_cases(
     sentence = (
         "Not checked, because they claim no "
         f"{' or '.join(layers) or 'layer that this command knows'}: {', '.join(unchecked)}. "
-        "For another layer, write cases with `jno.lora.testing.WrapperCase`, and give their list: "
+        "For another layer, write cases with `jno_lora_testing.WrapperCase`, and give their list: "
         'MODULE:CASES. See docs/extending.md, "Keep the promises".'
     )
     if len(unchecked) == len(wrappers):

@@ -10,9 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import MatrixAdapter
-from jno.lora.coded import with_arrays
-from jno.lora.extending import path_str
-from jno.lora.parts import takes
+from jno.lora.extending import path_str, takes, with_arrays
 
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled
-from jno.lora.parts import takes
+from jno.lora.extending import call_compiled, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
 from ._checks_values import NO_HALF, halves_of, require_law

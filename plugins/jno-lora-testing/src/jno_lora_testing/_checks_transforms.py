@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jno.lora import apply_lora, merge_lora, resolve
-from jno.lora.coded import is_coded, with_arrays
-from jno.lora.extending import call_compiled, path_str
+from jno.lora.extending import call_compiled, is_coded, path_str, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, perturbed, random_statistics, split
 from ._comparisons import arrays_of, relative_error, require, require_close

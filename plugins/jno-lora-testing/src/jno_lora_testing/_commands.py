@@ -83,7 +83,7 @@ def check(
     """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
-    CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
+    CASES is a list of `jno_lora_testing.WrapperCase`, or a function that returns a list. Exits
     with 1 if a required check fails: users rely on it. Advice is printed, too. The tier says what
     users may rely on: an adapter works, is solid, or is complete. --only and --layer can be given
     several times.

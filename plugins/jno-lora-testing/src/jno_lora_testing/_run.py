@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from jno.lora import SelectionError
-from jno.lora.extending import warn
-from jno.lora.parts import tracked
+from jno.lora.extending import tracked, warn
 
 # The modules of checks register them in `CHECKS` in this order. The contract comes first.
 from . import _checks_class  # noqa: F401

@@ -67,7 +67,7 @@ class Trainer:
 
     **Raises:** `start`, `fit` and `compile` raise `SelectionError` if nothing trains; the first
     step raises `ValueError` if complex arrays train and `optimizer` contains
-    `jno.lora.optim.conjugate()`.
+    `jno_lora_train.optim.conjugate()`.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
@@ -152,7 +152,7 @@ def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
     if is_complex and any(map(_is_conjugate, jax.tree.leaves(state, is_leaf=_is_conjugate))):
         raise ValueError(
-            "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
+            "`optimizer` holds conjugate(), but the gradients of complex arrays "
             "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
         )
     return jax.tree.map(jnp.conj, gradient)

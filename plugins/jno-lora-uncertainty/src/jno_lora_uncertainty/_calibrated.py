@@ -12,12 +12,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from jno.lora import SelectionError
+from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
-from jno.lora.types import Table
 from jno_lora_conditional import Conditional
 
-from ._ensemble import Ensemble, check_calibrated
+from ._ensemble import Ensemble, check_statistics_fromd
 from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
@@ -280,7 +279,7 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
     `JnoLoraWarning`, too, but not under `jax.jit`, `jax.vmap` and `jax.grad`, where the value is
     traced. `calibrate(..., source=(inputs, targets))` measures it.
     """
-    check_calibrated(calibrated, Calibrated, "calibrate")
+    check_statistics_fromd(calibrated, Calibrated, "calibrate")
     ensemble, z = calibrated.ensemble, _value_of(calibrated.ensemble, x)
     outputs = jax.tree.map(wide, ensemble.each(lambda member: ensemble.call(member, x)))
     leaves, structure = jax.tree.flatten(outputs)

@@ -182,7 +182,7 @@ class Ensemble(eqx.Module):
         return total
 
 
-def check_calibrated(value: Any, kind: type, maker: str) -> None:
+def check_statistics_fromd(value: Any, kind: type, maker: str) -> None:
     """**Raises:** `SelectionError` unless the value is of the kind that `maker` returns."""
     if not isinstance(value, kind):
         raise SelectionError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jno.lora import WrapperError
-from jno.lora.parts import ClassesByName, LazyAdapter
+from jno.lora.extending import ClassesByName, LazyAdapter
 
 from ._layer_kind import LayerKind
 from ._matrices_layer import MatricesLayer, adapter_of_several

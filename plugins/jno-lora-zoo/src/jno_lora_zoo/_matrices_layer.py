@@ -15,11 +15,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, Shared, WrapperError
-from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled, over_stack
-from jno.lora.parts import widest
-from jno.lora.types import Term
+from jno.lora import LoRAWrapper, Shared, Term, WrapperError
+from jno.lora.extending import call_compiled, over_stack, widest, with_arrays
 
 from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer

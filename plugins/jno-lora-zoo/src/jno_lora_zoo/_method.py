@@ -11,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 
 from ._arrays import Matrix, compute_dtype
 from ._layer_kind import Bias, LayerKind
@@ -85,7 +85,7 @@ class Method(LayerKind):
         if statistics is None or missing:
             raise ValueError(
                 f"{cls.__name__} starts from data: `statistics=` must hold {', '.join(missing)}, "
-                "as `jno.lora.calibrate` collects it"
+                "as `jno_lora_zoo.collect_statistics` collects it"
             )
         return {name: jnp.asarray(statistics[name]).astype(W.dtype) for name in names}
 

@@ -29,6 +29,14 @@ def jno_lora_wrappers() -> Iterable[Any]:  # pyright: ignore[reportReturnType]
     """
 
 
+@hookspec(firstresult=True)
+def jno_lora_sums() -> Any:
+    """Return the functions that add sets of adapters up: `jno.lora.extending.Sums`.
+
+    Called for `net.activate("a", "b")`, and for a model or a file with a sum.
+    """
+
+
 @hookspec
 def jno_lora_commands(group: "click.Group") -> None:
     """Add commands of this plugin to the command line: `group.add_command(command)`.

@@ -35,7 +35,7 @@ _LOADING = threading.local()
 _ZOO_ADVICE = (
     "Perhaps it comes from the adapter zoo, or from a later version of the zoo:\n"
     '    pip install -U "jno-lora[zoo]"\n'
-    "(A registry with `discover=False` has the zoo after `registry.register(jno_lora_zoo.plugin)`.)"
+    "(A registry with `discover=False` has the zoo after `registry.register(plugin)`.)"
 )
 
 
@@ -308,6 +308,16 @@ class Registry:
         """Each loaded plugin that implements the hook `name`, with the hook."""
         records = self._names.records
         return [(record, hook) for record in records for hook in record.hooks if hook.name == name]
+
+    def sums(self) -> Any:
+        """The `Sums` of the first plugin that adds adapters up. Loads all plugins.
+
+        **Raises:** `PluginError` if no plugin does.
+        """
+        self._load(strict=False)
+        for _, hook in self.hooks("jno_lora_sums"):
+            return hook()
+        raise PluginError(f"No plugin can add sets of adapters up. {_ZOO_ADVICE}")
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.

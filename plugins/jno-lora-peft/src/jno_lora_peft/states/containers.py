@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import imported_for, path_str, read_file, read_json
-from jno.lora.parts import tracked
+from jno.lora.extending import imported_for, path_str, read_file, read_json, tracked
 
 from .._errors import format_errors
 from ..config import Config

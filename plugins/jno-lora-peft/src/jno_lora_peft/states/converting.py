@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import PeftFormatError, SelectionError
-from jno.lora.extending import show_path, warn
-from jno.lora.parts import tracked
+from jno.lora.extending import show_path, tracked, warn
 
 from .._errors import MisfitError, Problems
 from .._names import HEAD, PREFIX, Rename, compiled, has_rule, module_name, peft_name

@@ -12,8 +12,18 @@ import optax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
-from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
-from jno.lora.parts import at_least_float32, on_the_mesh, stable_hash, widest
+from jno.lora.extending import (
+    at_least_float32,
+    bullets,
+    expect_model,
+    on_the_mesh,
+    over_stack,
+    path_str,
+    show_array,
+    show_path,
+    stable_hash,
+    widest,
+)
 
 from ._factors import ADVICE, KeyPath, Product, factors, products
 

@@ -13,7 +13,7 @@ from jno.lora import (
     merge_lora,
     swap_adapters,
 )
-from jno_lora_zoo import reduce_intruders, report_intruders
+from jno_lora_combine import reduce_intruders, report_intruders
 
 SIZES = np.array([4.0, 3.0, 2.0, 1.0])
 

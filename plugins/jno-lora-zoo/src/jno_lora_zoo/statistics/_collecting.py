@@ -13,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import MatrixAdapter, Registry, SelectionError, Spec, Statistic, WrapperError
-from jno.lora.extending import bullets, expect_model, layers_at, over_stack, show_path
-from jno.lora.parts import (
+from jno.lora import MatrixAdapter, PlanRow, Registry, SelectionError, Spec, Statistic, WrapperError
+from jno.lora.extending import (
+    bullets,
+    expect_model,
+    layers_at,
     mean_shape,
+    over_stack,
     plan_call,
     replace_layers,
     replicated_beside,
+    show_path,
     statistic_key,
     statistics_of,
     takes_former_words,
     tracked,
 )
-from jno.lora.types import PlanRow
 
 from ._probe import Probe, Rows, RowsOut, directions
 from ._statistics import FACTOR, Statistics
@@ -43,7 +46,7 @@ Loss = Callable[[Any, Any], Any]
 
 
 @takes_former_words
-def calibrate(
+def collect_statistics(
     model: PyTree,
     batches: Iterable[Any],
     loss: Loss,
@@ -82,7 +85,7 @@ def calibrate(
     `WrapperError` if the inputs of a layer are not vectors of its matrix, or if two statistics have
     the same name.
     """
-    expect_model(model, "calibrate")
+    expect_model(model, "collect_statistics")
     if sketch is not None and (type(sketch) is not int or sketch < 1):
         raise SelectionError(f"`sketch` must be a whole number from 1, or None, but is {sketch!r}.")
     call = Spec(target=target, rank=1, alpha=1.0, wrapper=wrapper)
@@ -91,14 +94,14 @@ def calibrate(
     if not rows:
         raise SelectionError(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
-            'adapters that do, such as calibrate(model, batches, loss, wrapper="eva").'
+            'adapters that do, such as collect_statistics(model, batches, loss, wrapper="eva").'
         )
     _check_names(rows.values())
     layers = layers_at(model, rows)
     probes = {path: _probe(row, layers[path], sketch) for path, row in rows.items()}
     totals: Any = None
     count = 0
-    with contextlib.closing(tracked(batches, "Calibrating")) as items:
+    with contextlib.closing(tracked(batches, "Collecting statistics")) as items:
         for batch in items:
             sums = _sums(model, probes, batch, loss=loss)
             totals = sums if totals is None else _added(totals, sums)
@@ -124,18 +127,18 @@ def _check_names(rows: Iterable[PlanRow]) -> None:
             )
 
 
-def check_calibrate(calibrate: Any, statistics: Any = None) -> tuple[Iterable[Any], Loss]:
-    """The batches and the loss of the argument `calibrate`.
+def check_statistics_from(source: Any, statistics: Any = None) -> tuple[Iterable[Any], Loss]:
+    """The batches and the loss of an argument `statistics_from`, for functions that collect later.
 
-    **Raises:** `SelectionError` if `calibrate` is not such a pair, or `statistics` are given too.
+    **Raises:** `SelectionError` if it is not such a pair, or `statistics` are given too.
     """
     if statistics is not None:
-        raise SelectionError("Give `statistics` or `calibrate`, not both.")
-    if isinstance(calibrate, tuple | list) and len(calibrate) == 2 and callable(calibrate[1]):
-        return calibrate[0], calibrate[1]
+        raise SelectionError("Give `statistics` or `statistics_from`, not both.")
+    if isinstance(source, tuple | list) and len(source) == 2 and callable(source[1]):
+        return source[0], source[1]
     raise SelectionError(
-        "`calibrate` must be a pair `(batches, loss)`, with a function `loss(model, batch)`, but "
-        f"is {calibrate!r}."
+        "`statistics_from` must be a pair `(batches, loss)`, with a function `loss(model, batch)`, "
+        f"but is {source!r}."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora import CheckpointError
+from jno.lora import CheckpointError, Table
 from jno.lora.extending import (
     Printed,
     read_file,
@@ -15,9 +15,8 @@ from jno.lora.extending import (
     show_path,
     table,
     values_of,
+    write_file,
 )
-from jno.lora.parts import write_file
-from jno.lora.types import Table
 
 # The suffix of the key of `F`, `(..., width, size)`, which represents the covariance `F F^T`.
 FACTOR = "/factor"

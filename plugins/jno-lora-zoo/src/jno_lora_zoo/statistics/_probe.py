@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper, MatrixAdapter, Statistic, WrapperError
-from jno.lora.parts import statistic_key
+from jno.lora.extending import statistic_key
 
 
 class Rows(Statistic):

@@ -10,18 +10,28 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import (
+    AdapterSet,
+    LooseAdapter,
     LoRAWrapper,
     MatrixAdapter,
     SelectionError,
+    Table,
     extract_adapters,
     resolve,
     swap_adapters,
 )
-from jno.lora.extending import Printed, adapted_layers, expect_model, over_stack, show_path, table
-from jno.lora.parts import wide_layers
-from jno.lora.types import AdapterSet, LooseAdapter, Table
+from jno.lora.extending import (
+    Printed,
+    adapted_layers,
+    expect_model,
+    over_stack,
+    show_path,
+    table,
+    wide_layers,
+)
+from jno_lora_zoo import Factors, known_factors
 
-from ._products import Factors, known_factors
+from ._convert import to_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +175,11 @@ def reduce_intruders(
     **Returns:** a set of plain LoRA.
 
     **Raises:** `SelectionError` if an argument is invalid, or the set does not fit the model;
-    `WrapperError` if an update is not a low-rank product, or its matrix cannot be decomposed;
-    `MissingLibraryError` without jno-lora-combine (the extra `combine`).
+    `WrapperError` if an update is not a low-rank product, or its matrix cannot be decomposed.
 
     Paper: as `report_intruders`. The paper subtracts one intruder at a time; here, as in PEFT, all
     intruders of a matrix are scaled.
     """
-    from jno.lora import to_lora  # of the extra `combine`, which needs the zoo
-
     expect_model(model, "reduce_intruders")
     _check(top, threshold)
     is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
@@ -241,7 +248,7 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """`W` and `W'`, `(*stack, out, in)`, by name (empty for a layer with one matrix)."""
     cls = MatrixAdapter.of(type(adapter))
-    if not cls.mergeable:
+    if not type(adapter).mergeable:
         return None
     matrices = over_stack(
         lambda layer: cls.matrices(layer) or {"": cls.matrix(layer)}, cls.stack_ndim(adapter.base)

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.extending import adapted_layers, map_adapters, show_path
-from jno.lora.parts import at_least_float32, widest
+from jno.lora.extending import adapted_layers, at_least_float32, map_adapters, show_path, widest
 
 T = TypeVar("T")
 
@@ -54,7 +53,7 @@ class AdaLoRAController:
 
     It works on every adapter with a `rank_gate`, from any plugin, on stacks, and on layers with
     several matrices, each with its own gate. No shape depends on a value, so `jit` does not
-    recompile. At the end, `jno.lora.shrink` makes the model smaller.
+    recompile. At the end, `jno_lora_combine.shrink` makes the model smaller.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Statistics of data: collected by `calibrate`, used by constructors, saved, with clear errors."""
+"""Statistics of data: collected, used by constructors, saved, with clear errors."""
 
 import equinox as eqx
 import jax
@@ -10,16 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tests.core.good_adapter import Good
 
 import jno.lora
-from jno.lora import (
-    CheckpointError,
-    MatrixAdapter,
-    Net,
-    SelectionError,
-    Statistic,
-    WrapperError,
-    allocate,
-)
-from jno.lora.types import Statistics
+from jno.lora import CheckpointError, MatrixAdapter, Net, SelectionError, Statistic, WrapperError
+from jno_lora_zoo import Statistics, allocate, collect_statistics
 
 
 class MeanSquare(Statistic):
@@ -89,8 +81,8 @@ def first_layer_only(model, batch):
     return jnp.sum(jax.vmap(model.layers[0])(batch))
 
 
-def calibrated(model=MODEL, batches=BATCHES, loss=loss, wrapper=Informed, **options):
-    return jno.lora.calibrate(model, batches, loss, wrapper=wrapper, **options)
+def collected(model=MODEL, batches=BATCHES, loss=loss, wrapper=Informed, **options):
+    return collect_statistics(model, batches, loss, wrapper=wrapper, **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +91,7 @@ def statistics():
         y, expected = jax.vmap(probed)(batch), jax.vmap(MODEL)(batch)
         return jnp.where(jnp.all(y == expected), jnp.mean(y**2), jnp.nan)
 
-    return calibrated(batches=iter(BATCHES), loss=of_unchanged_outputs)
+    return collected(batches=iter(BATCHES), loss=of_unchanged_outputs)
 
 
 def close(actual, expected, **tolerances):
@@ -136,7 +128,7 @@ def test_stacked_layers_run_by_a_scan(remat):
 
     # A sketch keeps few columns, and is exact because all inputs are of rank 3.
     options = {"sketch": 6} if remat else {}
-    found = calibrated(stack, [batch], lambda m, b: jnp.sum(inputs(m, b)[1]), **options)[""]
+    found = collected(stack, [batch], lambda m, b: jnp.sum(inputs(m, b)[1]), **options)[""]
     seen, _ = inputs(stack, batch)
     expected = jnp.einsum("lbi,lbj->lij", seen, seen) / 9
     close(found["input_covariance"], expected, atol=1e-3 if remat else 1e-6)
@@ -149,7 +141,7 @@ def test_a_sketch_takes_little_room_in_a_file(tmp_path):
     layer = eqx.nn.Linear(12, 2, key=KEY)
     keys = jax.random.split(jax.random.key(1))
     rows = jax.random.normal(keys[0], (9, 3)) @ jax.random.normal(keys[1], (3, 12))
-    found = calibrated(layer, [rows], sketch=6)
+    found = collected(layer, [rows], sketch=6)
     close(found[""]["input_covariance"], rows.T @ rows / 9, atol=1e-3)
     found.save(tmp_path / "statistics.safetensors")
     assert (tmp_path / "statistics.safetensors").stat().st_size < 4 * 12 * 12 + 900
@@ -159,7 +151,7 @@ def test_a_sketch_takes_little_room_in_a_file(tmp_path):
 
 def test_a_layer_that_is_used_twice_counts_both_uses():
     layer, x = eqx.nn.Linear(3, 3, key=KEY), jnp.ones((1, 3))
-    found = calibrated([layer], [x], lambda m, b: jnp.sum(jax.vmap(lambda x: m[0](m[0](x)))(b)))
+    found = collected([layer], [x], lambda m, b: jnp.sum(jax.vmap(lambda x: m[0](m[0](x)))(b)))
     rows = jnp.stack([x[0], layer(x[0])])
     close(found["0"]["input_covariance"], rows.T @ rows / 2)
 
@@ -177,10 +169,10 @@ def test_on_a_mesh_the_statistics_are_the_same(mode, statistics):
         return jax.shard_map(local, mesh=mesh, **specs)(batch)
 
     if mode == "shard_map":
-        found = calibrated(batches=[X], loss=by_shards)
+        found = collected(batches=[X], loss=by_shards)
     else:
         model = eqx.filter_shard(MODEL, NamedSharding(mesh, PartitionSpec()))
-        found = calibrated(model, [jax.device_put(X, NamedSharding(mesh, PartitionSpec("x")))])
+        found = collected(model, [jax.device_put(X, NamedSharding(mesh, PartitionSpec("x")))])
         jno.lora.apply_lora(model, 1, wrapper=Informed, statistics=found, key=KEY)
     for path in statistics:
         close(found[path]["input_covariance"], statistics[path]["input_covariance"])
@@ -190,16 +182,16 @@ def test_half_precision_layers_are_measured_in_float32():
     def half(x):
         return x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x
 
-    found = calibrated(jax.tree.map(half, MODEL), [half(X)])
+    found = collected(jax.tree.map(half, MODEL), [half(X)])
     assert all(x.dtype == jnp.float32 for x in found["layers/0"].values())
 
 
-def test_a_net_calibrates_in_one_call_and_files_restore_statistics_and_adapters(tmp_path):
-    calibrated().save(tmp_path / "s.safetensors")
+def test_files_restore_statistics_and_adapters(tmp_path):
+    collected().save(tmp_path / "s.safetensors")
     again = Statistics.load(tmp_path / "s.safetensors")
     assert "layers/0" in str(again) and "input_covariance float32[3, 3]" in str(again)
-    net = Net(MODEL).freeze().lora(rank=2, wrapper=Informed, calibrate=(BATCHES, loss))
-    given = Net(MODEL).freeze().lora(rank=2, wrapper=Informed, statistics=again)
+    net = Net(MODEL).freeze().lora(rank=2, wrapper=Informed, statistics=again)
+    given = Net(MODEL).freeze().lora(rank=2, wrapper=Informed, statistics=collected())
     assert eqx.tree_equal(net.module, given.module)
     net.save_adapters(tmp_path / "a.safetensors")
     loaded = Net(MODEL).load_adapters(tmp_path / "a.safetensors", wrappers=Informed)
@@ -212,9 +204,7 @@ def test_a_net_calibrates_in_one_call_and_files_restore_statistics_and_adapters(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"statistics": {}, "calibrate": (BATCHES, loss)}, "not both"),
-        ({"calibrate": (loss, BATCHES)}, r"pair `\(batches, loss\)`"),
-        ({}, r"calibrate\(model, batches, loss, wrapper='informed'"),
+        ({}, r"collect_statistics\(model, batches, loss, wrapper='informed'"),
         (
             {"statistics": {f"layers/{n}": {"gradient": jnp.ones((7, 3))} for n in (0, 1)}},
             r"gradient \(5, 3\).*got .*gradient \(7, 3\)",
@@ -247,7 +237,7 @@ def test_a_net_says_which_statistics_it_needs(arguments, message):
 )
 def test_unusable_arguments(arguments, message):
     with pytest.raises(SelectionError, match=message):
-        calibrated(**arguments)
+        collected(**arguments)
 
 
 class Turned(eqx.nn.Linear):
@@ -259,9 +249,9 @@ class Turned(eqx.nn.Linear):
 
 def test_layers_whose_calls_cannot_be_measured():
     with pytest.raises(WrapperError, match="Define `inputs_of`"):
-        calibrated(Turned(3, 2, key=KEY), [X], lambda m, b: jnp.sum(m(b[0][:, None])))
+        collected(Turned(3, 2, key=KEY), [X], lambda m, b: jnp.sum(m(b[0][:, None])))
     with pytest.raises(WrapperError, match="by keyword"):
-        calibrated(LINEAR, [X], lambda m, b: jnp.sum(m(x=b[0])))
+        collected(LINEAR, [X], lambda m, b: jnp.sum(m(x=b[0])))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +273,7 @@ def test_two_statistics_of_one_package_and_name_are_refused_together():
     wrappers = [Informed, informed(needs=others)]
     specs = [{**spec, "wrapper": cls} for spec, cls in zip(SPECS, wrappers, strict=True)]
     with pytest.raises(WrapperError, match=r"(?s)\.MeanSquare and .*OtherMeanSquare.*Rename one"):
-        calibrated(wrapper=None, specs=specs)
+        collected(wrapper=None, specs=specs)
 
 
 PLUGIN = """
@@ -319,11 +309,11 @@ def test_two_plugins_whose_statistics_have_the_name_of_a_built_in_one_never_meet
     site.install("acme-lora", PLUGIN.format(cls="Acme", value="mean"))
     site.install("bolt-lora", PLUGIN.format(cls="Bolt", value="2 * mean"))
     specs = [{**spec, "wrapper": name} for spec, name in zip(SPECS, ("Acme", "Bolt"), strict=True)]
-    statistics = calibrated(wrapper=None, specs=specs)
+    statistics = collected(wrapper=None, specs=specs)
     adapted = jno.lora.apply_lora(MODEL, specs=specs, statistics=statistics, key=KEY)
     close(adapted.layers[0].delta, X.T @ X / 8)
     close(adapted.layers[1].delta, 2 * HIDDEN.T @ HIDDEN / 8)
-    close(calibrated()["layers/0"]["input_mean"], X.mean(axis=0))
+    close(collected()["layers/0"]["input_mean"], X.mean(axis=0))
     statistics.save(tmp_path / "statistics.safetensors")
     again = Statistics.load(tmp_path / "statistics.safetensors")
     with pytest.raises(SelectionError, match=r"Acme starts from data.*\.input_mean \(5, 5\)"):

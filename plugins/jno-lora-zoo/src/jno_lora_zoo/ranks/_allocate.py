@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jno.lora import SelectionError, Spec
+from jno.lora import SelectionError, Spec, Table
 from jno.lora.extending import Printed, show_path, table
-from jno.lora.types import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ def allocate(
 
     **Arguments:**
 
-    - `statistics`: what `calibrate` returned.
+    - `statistics`: what `collect_statistics` returned.
     - `budget`: the sum of the ranks of all layers. Each layer of a stack counts.
     - `method`: the energy of a direction. `"variance"`: the eigenvalues of the covariance of a
         layer's inputs, as fractions of their sum, as in EVA (centred if `input_mean` was
