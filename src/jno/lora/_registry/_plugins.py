@@ -156,6 +156,7 @@ class PluginRecord:
 
 
 def why_unusable(record: PluginRecord) -> str:
+    """Why a plugin cannot be used, for messages."""
     status = "has failed" if record.status == "failed" else f"is {record.status}"
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 
