@@ -51,7 +51,6 @@ def test_the_core_names_no_plugin_but_the_zoo_in_one_error():
         "from jno_lora_zoo import adapters as _adapters",
         "from jno_lora_zoo.adapters import *  # noqa: F403  # pyright: ignore",
         'ZOO_DISTRIBUTION = "jno-lora-zoo"',
-        'ZOO_PACKAGE = "jno_lora_zoo"',
     ]
 
 

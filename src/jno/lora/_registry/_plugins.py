@@ -18,7 +18,7 @@ from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 
 ZOO_DISTRIBUTION = "jno-lora-zoo"
-ZOO_PACKAGE = "jno_lora_zoo"
+ZOO_PACKAGE = ZOO_DISTRIBUTION.replace("-", "_")
 
 IN_PROCESS = "(in-process)"  # the "distribution" of `jno.lora.register`
 PluginStatus = Literal["found", "loaded", "blocked", "failed", "incompatible"]
