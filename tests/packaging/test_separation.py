@@ -169,7 +169,7 @@ def everything(environment):
         "print(*[record.distribution for record in registered() if record.status == 'loaded'])\n"
     )
     # These are called by their users, and register nothing.
-    names = ("bank", "combine", "conditional", "quantized", "train", "uncertainty")
+    names = ("bank", "quantized", "train", "uncertainty")
     registered = {p.name for p in PLUGINS} - {f"jno-lora-{name}" for name in names}
     outside = {"jno-lora-embedding-bias", "jno-lora-outside"}
     assert set(found.stdout.split()) == registered | outside

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import jno_lora_attention as attention
 import jno_lora_zoo as zoo
 from jno.lora import LoRAWrapper, Registry
+from jno.lora.extending import Composite
 
 from .odd_nodes import EmbeddingAdapter, NodeAdapter, NormAdapter
 from .random_models import TARGETS
@@ -117,7 +118,8 @@ def registry() -> tuple[Registry, dict[str, type[LoRAWrapper]]]:
     for item in (NodeAdapter, EmbeddingAdapter, NormAdapter):
         registry.register(item)
     wrappers = [wrapper for record in registry.records() for wrapper in record.wrappers]
-    return registry, {f"{w.distribution}:{w.name}": w.cls for w in wrappers}
+    classes = {f"{w.distribution}:{w.name}": w.cls for w in wrappers}
+    return registry, {n: cls for n, cls in classes.items() if not issubclass(cls, Composite)}
 
 
 def lacks_an_option(cls: type[LoRAWrapper], options: Mapping[str, Any]) -> bool:

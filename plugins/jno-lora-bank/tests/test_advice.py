@@ -21,6 +21,8 @@ from jno.lora import (
 )
 from jno_lora_bank import AdapterBank, at_slot
 from jno_lora_combine import stack_adapters, sum_adapters, take_adapters, to_lora
+from jno_lora_conditional import Conditional, Powers, at
+from jno_lora_conditional.testing import trained_at_random
 
 MODEL = eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=jr.key(0))])
 X = jr.normal(jr.key(1), (4,))
@@ -44,6 +46,12 @@ def gains():
     """Of an adapter of no layer kind."""
     adapted = apply_lora(MODEL, key=jr.key(0), wrapper=OutputGain)
     return extract_adapters(perturb(adapted, 0.3))
+
+
+def modulated():
+    """Of a conditional with `film=True`, at one value."""
+    conditional = Conditional(Net(MODEL).freeze().lora(1), Powers(source=0.5), film=True)
+    return extract_adapters(at(trained_at_random(conditional), 0.9))
 
 
 def as_lora(adapters, rank):
@@ -78,10 +86,13 @@ STACK = "stack_adapters([adapters, ...])"
         (lambda: sum_of(biased(), set_of("dora")), MERGE, merges),
         (lambda: sum_of(set_of(), set_of("bottleneck")), STACK, stacks),
         (lambda: set_of("hydra-lora", experts=2), STACK, stacks),
+        (modulated, STACK, stacks),
+        (lambda: sum_of(set_of(), modulated()), STACK, stacks),
     ],
     ids=[
         *("rotation", "no layer kind", "a sum with DoRA", "a sum with IA3"),
         *("a sum with a bias and DoRA", "a sum with a bottleneck", "a router"),
+        *("a scale and a shift", "a sum with a scale and a shift"),
     ],
 )
 def test_adapters_that_no_slot_holds(make, advice, follow, unchecked):

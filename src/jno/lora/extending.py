@@ -28,6 +28,8 @@ from ._compute import (
 from ._contract import (
     RESERVED_WORDS as RESERVED_WORDS,
     CodedArray as CodedArray,
+    Composite as Composite,
+    Member as Member,
     adds_up as adds_up,
     check_adapter_name as check_adapter_name,
     check_key as check_key,
@@ -73,7 +75,6 @@ from ._registry import (
     why_unusable as why_unusable,
 )
 from ._sets import (
-    Member as Member,
     NamedSet as NamedSet,
     SeveralAdapters as SeveralAdapters,
     Sums as Sums,

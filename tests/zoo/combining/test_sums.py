@@ -284,7 +284,7 @@ def test_one_file_holds_the_sets_with_their_names(tmp_path):
     for old, new, message in [
         ('"trains": false', '"trains": 0', "trains is 0, which is not"),
         ('"wrapper": "LoRALinear"', '"wrapper": "exit()"', "not a name in Python"),
-        ('"members"', '"parts"', "no plugin provides"),
+        ('"members"', '"parts"', "differ in having members"),
     ]:
         assert old in description
         save_file(tensors, path, metadata={"jno.lora": description.replace(old, new)})

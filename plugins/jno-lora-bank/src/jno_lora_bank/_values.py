@@ -20,10 +20,12 @@ from jno.lora import (
     swap_adapters,
 )
 from jno.lora.extending import (
+    Composite,
     adapted_layers,
     adds_up,
     bullets,
     layers_at,
+    members_of,
     norms_around,
     over_stack,
     show_path,
@@ -86,6 +88,11 @@ def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> N
             "router, have no nearest product. Serve sets of one structure by "
             "stack_adapters([adapters, ...])."
         )
+    elif any(map(_is_composite, adapters.adapters.values())):
+        way_out = (
+            "Adapters with a scale and a shift of their outputs (`film=True`) fit no slot. Serve "
+            "sets of one structure by stack_adapters([adapters, ...])."
+        )
     elif _change_biases(model, adapters):
         way_out = (
             "They also change a bias, which no product does. Merge them, and give the merged model "
@@ -101,6 +108,13 @@ def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> N
         "`sum_of` (spectral weights, bottlenecks). These adapters do not "
         f"fit:\n{bullets(problems)}\n{way_out}"
     )
+
+
+# later: a slot has a gain and a shift, so that it could hold these, too.
+def _is_composite(adapter: LooseAdapter) -> bool:
+    """Whether an adapter, or a member of a sum, is made of another adapter."""
+    members = [m.wrapper for m in members_of(adapter.wrapper)] or [adapter.wrapper]
+    return any(issubclass(cls, Composite) for cls in members)
 
 
 def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:

@@ -66,13 +66,13 @@ class AdapterSum(SeveralAdapters):
     not products are added to the weight.
 
     `sum_adapters` and `Net.activate` make sums. Each combination of members has its own class
-    (`AdapterSum.of_members`).
+    (`AdapterSum.of_members`), and a file names them.
 
     - `trained`, `frozen`: the members by name, without their base.
     - `weights`: `w`, in the order of `members`.
     """
 
-    adapter_fields = ()
+    adapter_fields = ("trained", "weights")
 
     base: Any
     trained: dict[str, Any]

@@ -1,15 +1,30 @@
 """FiLM for adapters: a scale and a shift for each output, as functions of the parameter."""
 
+import copyreg
+import dataclasses
 import functools
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import adapted_layers, compute_dtype, over_stack, with_arrays
+from jno.lora import LoRAWrapper, MatrixAdapter, PluginError, SelectionError, Shared
+from jno.lora.extending import (
+    Composite,
+    Member,
+    adapted_layers,
+    compute_dtype,
+    over_stack,
+    with_arrays,
+)
+from jno_lora_zoo import cited, with_attributes
+
+# The name of the adapter that is modulated, in the class and in files.
+_NAME = "adapter"
 
 
 class Film(eqx.Module):
@@ -61,35 +76,67 @@ def _outputs(adapter: Any) -> tuple[jax.ShapeDtypeStruct, bool]:
     return form, bias is not None
 
 
-class Modulated(LoRAWrapper):
+class Modulated(Composite):
     """An adapted layer whose output `y` becomes `scale y + shift`.
 
     Law: `W' = diag(scale) W_adapted`, `b' = scale b_adapted + shift`. A layer without a bias gets
     only the scale, so that the merged layer has the structure of the plain layer.
 
-    `modulated_class` gives the subclass for a class of adapters.
+    `of_members` gives the subclass for a class of adapters, and a file names both.
+
+    Paper: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
+    arXiv:1709.07871.
     """
 
     adapter_fields = ("adapter", "scale", "shift")
-    of: ClassVar[type[LoRAWrapper]]  # the class of the adapter
+    about = cited("1709.07871", family="scale", formula="2 out")
 
     base: Any
-    adapter: Any  # without its base, which would be stored twice
+    adapter: Any  # without its base, which would be stored twice, and without its shared arrays
+    shared: dict[str, Shared]  # by field, the frozen arrays that other adapters use, too
     scale: Float[Array, "*stack out"]
     shift: Float[Array, "*stack out"] | None
 
+    def __init__(self, adapter: Any, scale: Any, shift: Any):
+        shared = {name: x for name, x in vars(adapter).items() if isinstance(x, Shared)}
+        self.base, self.shared, self.scale, self.shift = adapter.base, shared, scale, shift
+        self.adapter = with_attributes(adapter, dict.fromkeys(["base", *shared]))
+
+    @classmethod
+    def of_members(cls, members: tuple[Member, ...], trains_weights: bool) -> type["Modulated"]:
+        """The class for the only one of `members`. The same member always gives the same class."""
+        if len(members) != 1:
+            raise PluginError(f"Modulated is made of one adapter, but here of {len(members)}")
+        return _class_for(members[0])
+
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
-        return False  # only `at` makes it
+        return any(member.wrapper.applies_to(leaf) for member in cls.members)
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
-        return cls.of.stack_ndim(leaf)
+        return cls.members[0].wrapper.stack_ndim(leaf)
+
+    @classmethod
+    def matrix(cls, layer: Any) -> Array | None:
+        return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer)
+
+    @classmethod
+    def matrices(cls, layer: Any) -> Mapping[str, Array]:
+        return MatrixAdapter.of(cls.members[0].wrapper).matrices(layer)
+
+    @property
+    def rank(self) -> Any:
+        return self.members[0].rank
+
+    @property
+    def alpha(self) -> Any:
+        return self.members[0].alpha
 
     @property
     def whole_adapter(self) -> Any:
         """The adapter around its base."""
-        return eqx.tree_at(lambda a: a.base, self.adapter, self.base, is_leaf=lambda x: x is None)
+        return with_attributes(self.adapter, {"base": self.base, **self.shared})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         adapter = self.whole_adapter
@@ -109,25 +156,61 @@ class Modulated(LoRAWrapper):
         return modulated.astype(y.dtype).reshape(y.shape)
 
     def merge(self) -> eqx.Module:
-        cls: Any = self.of
+        cls: Any = self.members[0].wrapper
         return cls.modulated(self.whole_adapter.merge(), self.scale, self.shift)
-
-    def unwrap(self) -> eqx.Module:
-        return self.whole_adapter.unwrap()
 
     def penalty(self) -> Array:
         return self.whole_adapter.penalty()
 
+    def partition_specs(self) -> dict[str, PartitionSpec]:
+        specs = self.whole_adapter.partition_specs()
+        return {f"{_NAME}/{path}": spec for path, spec in specs.items()}
 
+    def state(self) -> dict[str, Any]:
+        state = {f"{_NAME}/{key}": x for key, x in self.whole_adapter.state().items()}
+        shift = {} if self.shift is None else {"shift": self.shift}
+        return {**state, "scale": self.scale, **shift}
+
+    @classmethod
+    def from_state(
+        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+    ) -> "Modulated":
+        (member,), prefix = cls.members, f"{_NAME}/"
+        inner = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+        adapter = member.wrapper.from_state(base, inner, member.rank, member.alpha)
+        return cls(adapter, state["scale"], state.get("shift"))
+
+
+class _ModulatedMeta(type(LoRAWrapper)):
+    """The type of the classes with a member, which are pickled as the member."""
+
+
+# Unlimited, because JAX keeps every pytree class forever.
 @functools.cache
-def modulated_class(cls: type[LoRAWrapper]) -> type[Modulated]:
-    """`Modulated` for adapters of this class."""
-    return type(f"Modulated{cls.__name__}", (Modulated,), {"of": cls, "__module__": __name__})
+def _class_for(member: Member) -> type[Modulated]:
+    cls: Any = member.wrapper
+    facts = {"family": cls.about.family, "cost": cls.about.cost}
+    body: dict[str, Any] = {
+        "members": (member,),
+        "about": dataclasses.replace(Modulated.about, **facts),
+        "__module__": __name__,
+    }
+    if cls.unwrap is not LoRAWrapper.unwrap:  # its base is not the layer before adapting
+        body["unwrap"] = lambda self: self.whole_adapter.unwrap()
+    make: Any = _ModulatedMeta
+    return make(f"Modulated{cls.__name__}", (Modulated,), body)
+
+
+def _pickled_class(cls: Any) -> Any:
+    return _class_for, cls.members
+
+
+copyreg.pickle(_ModulatedMeta, _pickled_class)  # pyright: ignore[reportArgumentType]
 
 
 def modulate(adapter: LoRAWrapper, film: Film, phi: Float[Array, " K"]) -> Modulated:
     """The adapter with the scale `1 + phi gamma` and the shift `phi beta`."""
     at_z: Film = jax.tree.map(lambda d: jnp.tensordot(phi.astype(d.dtype), d, axes=1), film)
-    without_base = eqx.tree_at(lambda a: a.base, adapter, None)
-    cls: Any = modulated_class(type(adapter))
-    return cls(adapter.base, without_base, 1 + at_z.scale, at_z.shift)
+    member = Member(_NAME, type(adapter), adapter.rank, adapter.alpha, trains=True)
+    cls: Any = _class_for(member)
+    return cls(adapter, 1 + at_z.scale, at_z.shift)

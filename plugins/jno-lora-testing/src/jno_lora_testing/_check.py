@@ -21,7 +21,7 @@ from jno.lora import (
     WrapperError,
     __version__,
 )
-from jno.lora.extending import table, why_unusable
+from jno.lora.extending import Composite, table, why_unusable
 
 from ._case import WrapperCase
 from ._causes import CAUSES
@@ -98,7 +98,9 @@ def cases_of(
         case for what in named if what and not layers for case in cases_in(what, imported(what))
     ]
     covered = {case.wrapper for case in cases}
-    wrappers = [wrapper.cls for record in plugins for wrapper in record.wrappers]
+    classes = (wrapper.cls for record in plugins for wrapper in record.wrappers)
+    # `lora` does not make composites, so the kit cannot build them.
+    wrappers = [cls for cls in classes if not issubclass(cls, Composite)]
     if not wrappers:
         return [], f"{distribution} loads, and has no adapters to check."
     if not (further := [wrapper for wrapper in wrappers if wrapper not in covered]):

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 from jno.lora import LoRAWrapper, PluginRecord, Table
-from jno.lora.extending import claims, default_registry, print_table, table
+from jno.lora.extending import Composite, claims, default_registry, print_table, table
 
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 
@@ -34,7 +34,10 @@ def installed_adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
     attributes = ("name", "qualified_name", "distribution", "version")
     layers = _common_layers()
-    methods = _methods_of(wrapper.cls for record in records for wrapper in record.wrappers)
+    wrappers = [wrapper for record in records for wrapper in record.wrappers]
+    # `lora` does not make composites.
+    wrappers = [wrapper for wrapper in wrappers if not issubclass(wrapper.cls, Composite)]
+    methods = _methods_of(wrapper.cls for wrapper in wrappers)
     return [
         {
             **{name: getattr(wrapper, name) for name in attributes},
@@ -46,8 +49,7 @@ def installed_adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]
             "formula": wrapper.cls.about.formula,
             "paper": wrapper.cls.about.paper,
         }
-        for record in records
-        for wrapper in record.wrappers
+        for wrapper in wrappers
     ]
 
 

@@ -14,19 +14,25 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._compute import count_non_finite
-from .._contract import Handle, LoRAWrapper, check_contract, expect_model
+from .._contract import (
+    Composite,
+    Handle,
+    LoRAWrapper,
+    Member,
+    check_contract,
+    expect_model,
+    registered_class,
+)
 from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import (
     AdapterSet,
     LooseAdapter,
-    Member,
     built_around,
     check_fit,
     check_shared,
     extract_adapters,
-    members_of,
     misfits,
 )
 from .._shared_arrays import put_shared, shared_arrays
@@ -228,31 +234,31 @@ def _content(
 
 
 def _entry(adapter: LooseAdapter, provider_of: ProviderOf, base_values: str | None) -> Entry:
-    cls = adapter.wrapper
-    members = {m.name: Part(**_described(m, provider_of), trains=m.trains) for m in members_of(cls)}
-    described = _described(adapter, provider_of)
-    if members:  # which describe the rest
-        described: Any = dict.fromkeys(described) | {"wrapper": "AdapterSum", "version": ""}
     return Entry(
-        **described,
+        **_described(adapter, provider_of),
         base_values=base_values,
         arrays=tuple(adapter.state),
         layer=Layer.of(adapter.layer),
-        members=members or None,
-        trains_weights="weights" in cls.adapter_fields if members else None,
     )
 
 
 def _described(adapter: LooseAdapter | Member, provider_of: ProviderOf) -> dict[str, Any]:
     """The fields of `Described`."""
-    cls, rank, alpha = adapter.wrapper, adapter.rank, adapter.alpha
+    cls, rank, alpha = registered_class(adapter.wrapper), adapter.rank, adapter.alpha
     provider, distribution, version = provider_of(cls), None, ""
     if provider is not None and provider.distribution != IN_PROCESS:
         distribution, version = provider.distribution, provider.version
     # A NumPy number becomes a Python number, which JSON can store.
     rank = rank and operator.index(rank)
     alpha = alpha if isinstance(alpha, int | None) else float(alpha)
-    return vars(Described(cls.__name__, distribution, version, cls.variant, rank, alpha))
+    described = Described(cls.__name__, distribution, version, cls.variant, rank, alpha)
+    if not issubclass(adapter.wrapper, Composite):
+        return vars(described)
+    parts = {
+        m.name: Part(**_described(m, provider_of), trains=m.trains) for m in adapter.wrapper.members
+    }
+    trains_weights = "weights" in adapter.wrapper.adapter_fields
+    return {**vars(described), "members": parts, "trains_weights": trains_weights}
 
 
 def _as_json(value: Any, what: str) -> Any:
@@ -578,21 +584,27 @@ def _classes_of(
 def _class_of(
     entry: Described, given: Mapping[str, type[LoRAWrapper]], registry: Registry, reader: str
 ) -> type[LoRAWrapper]:
-    """The class of an entry.
+    """The class of an entry, with its members if it is a composite. Raises as `_provided`."""
+    cls: Any = given.get(entry.wrapper) or _provided(entry, registry, reader)
+    if issubclass(cls, Composite) is (entry.members is None):
+        raise PluginError(f"the file and the installed {entry.wrapper} differ in having members")
+    if entry.members is None:
+        return cls
+    members = [
+        Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
+        for name, x in entry.members.items()
+    ]
+    return cls.of_members(tuple(members), bool(entry.trains_weights))
+
+
+def _provided(entry: Described, registry: Registry, reader: str) -> type[LoRAWrapper]:
+    """The class that the plugin of an entry provides.
 
     **Raises:** `PluginError` or `MissingLibraryError`, with advice on what to install or pass.
 
     - `reader`: the function that reads the file, for the message.
     """
-    if isinstance(entry, Entry) and entry.members:
-        members = [
-            Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
-            for name, x in entry.members.items()
-        ]
-        return default_registry().sums().sum_class(tuple(members), bool(entry.trains_weights))
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
-    if name in given:
-        return given[name]
     # Package indexes and bounds do not support local versions, such as "1.0+cpu" (PEP 440).
     requirement = f"{distribution}>={version.partition('+')[0]}".removesuffix(">=")
     advice = f'If you trust this file:\n    pip install -U "{requirement}"\n'

@@ -82,7 +82,11 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """The class of an adapter by name, and the plugin that provides it, or `None` and `""`."""
+    """The class of an adapter by name, and the plugin that provides it, or `None` and `""`.
+
+    - `members`: of a composite, such as a sum of adapters, the classes that it is made of.
+    - `trains_weights`: of a composite, whether its weights train.
+    """
 
     wrapper: Name
     distribution: Distribution | None
@@ -90,11 +94,13 @@ class Described:
     variant: Text | None
     rank: Count | None
     alpha: Number | None
+    members: "dict[Text, Part] | None" = dataclasses.field(default=None, kw_only=True)
+    trains_weights: bool | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part(Described):
-    """One member of a sum, and whether it trains."""
+    """One member of a composite, and whether it trains."""
 
     trains: bool
 
@@ -105,14 +111,11 @@ class Entry(Described):
 
     - `base_values`: a hash of the layer's values, if the file has one.
     - `arrays`: the names in its `state()`.
-    - `members`, `trains_weights`: of a sum of adapters, whose arrays are `NAME/...` and `weights`.
     """
 
     base_values: Text | None
     arrays: tuple[Text, ...]
     layer: Layer
-    members: dict[Text, Part] | None = None
-    trains_weights: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

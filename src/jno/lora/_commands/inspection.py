@@ -77,9 +77,9 @@ def as_table(facts: dict[str, Any]) -> Table:
         (
             show_path(adapter["path"]),
             adapter["layer"]["class"],
-            _members(adapter, "wrapper", named=True),
-            _members(adapter, "distribution") or "(no plugin)",
-            *(_members(adapter, key) for key in ("version", "rank", "alpha")),
+            _class_in(adapter),
+            _values(adapter, "distribution") or "(no plugin)",
+            *(_values(adapter, key) for key in ("version", "rank", "alpha")),
             f"{len(adapter['arrays'])}",
             *(f"{adapter[key]:,}" for key in ("numbers", "bytes")),
             # The start of the hash, behind the name of its algorithm.
@@ -114,13 +114,18 @@ def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
         yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
 
 
-def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
-    """The value of an adapter, or the values of the members of a sum."""
-    members = adapter.get("members", {"": adapter})
-    shown = {name: _shown_value(member[key]) for name, member in members.items()}
-    if not named:
-        return ", ".join(dict.fromkeys(shown.values()))
-    return " + ".join(f"{name}: {value}" if name else value for name, value in shown.items())
+def _class_in(adapter: dict[str, Any]) -> str:
+    """The name of an adapter's class, with its members."""
+    members = adapter.get("members", {}).items()
+    shown = " + ".join(f"{name}: {_class_in(member)}" for name, member in members)
+    return f"{adapter['wrapper']}({shown})" if shown else adapter["wrapper"]
+
+
+def _values(adapter: dict[str, Any], key: str) -> str:
+    """The values of an adapter and its members, each once."""
+    members = adapter.get("members", {}).values()
+    shown = [_shown_value(adapter[key]), *(_values(member, key) for member in members)]
+    return ", ".join(dict.fromkeys(filter(None, shown)))
 
 
 def _shown_value(value: str | float | None) -> str:

@@ -20,6 +20,7 @@ from ._coded import (
     row_products,
     with_arrays,
 )
+from ._composite import Composite, Member, registered_class
 from ._constructing import construct, option_names, takes
 from ._matrix_adapter import MatrixAdapter, Term, adds_up
 from ._problems import check_contract, contract_problems

@@ -8,6 +8,7 @@ from typing import Any
 from .._caches import remembered
 from .._errors import WrapperError
 from .._paths import bullets
+from ._composite import Composite
 from ._constructing import constructor_problem, takes
 from ._matrix_adapter import MatrixAdapter
 from ._statistics import BUILT_IN, Statistic
@@ -34,7 +35,7 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return (
         *_field_mistakes(cls, fields),
-        *_constructor_mistakes(cls, fields),
+        *(() if issubclass(cls, Composite) else _constructor_mistakes(cls, fields)),
         *_attribute_mistakes(cls),
         *_needs_mistakes(cls),
     )

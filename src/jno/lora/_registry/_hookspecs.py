@@ -33,7 +33,7 @@ def jno_lora_wrappers() -> Iterable[Any]:  # pyright: ignore[reportReturnType]
 def jno_lora_sums() -> Any:
     """Return the functions that add sets of adapters up: `jno.lora.extending.Sums`.
 
-    Called for `net.activate("a", "b")`, and for a model or a file with a sum.
+    Called for `net.activate("a", "b")`, and for a model with a sum.
     """
 
 

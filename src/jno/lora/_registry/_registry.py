@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from .._caches import forget
-from .._contract import LoRAWrapper, squash
+from .._contract import LoRAWrapper, registered_class, squash
 from .._errors import PluginError, SelectionError, warn
 from .._paths import nearest
 from ._plugins import (
@@ -285,7 +285,11 @@ class Registry:
         return provider
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
-        """The registered adapter of class `cls`. Loads only the plugins of its package."""
+        """The registered adapter of class `cls`, or of the composite that `cls` is a choice of.
+
+        Loads only the plugins of its package.
+        """
+        cls = registered_class(cls)
         provider = self._names.provider(cls)
         if provider is None:
             package = cls.__module__.partition(".")[0]

@@ -6,8 +6,7 @@ import re
 
 from jaxtyping import PyTree
 
-from .._contract import expect_model
-from .._sets import members_of
+from .._contract import Composite, LoRAWrapper, expect_model
 from .._tree import adapted_layers
 
 _BIBTEX_ENTRY = re.compile(r"^[ \t]*(?=@)", re.MULTILINE)
@@ -29,8 +28,7 @@ def citation(model: PyTree) -> str:
     expect_model(model, "citation")
     unique: dict[str, None] = {}  # in the order of the model, which a set loses
     classes = dict.fromkeys(type(adapter) for _, adapter in adapted_layers(model))
-    members = [[m.wrapper for m in members_of(cls)] or [cls] for cls in classes]
-    for cls in dict.fromkeys(itertools.chain(*members)):
+    for cls in dict.fromkeys(itertools.chain(*map(_cited, classes))):
         if cls.about.bibtex is not None:
             entries = map(inspect.cleandoc, _BIBTEX_ENTRY.split(cls.about.bibtex))
         elif cls.about.paper is not None:
@@ -39,3 +37,11 @@ def citation(model: PyTree) -> str:
             entries = [f"% {cls.__name__}: no reference"]
         unique |= dict.fromkeys(filter(None, entries))
     return "\n\n".join(unique) + "\n" if unique else ""
+
+
+def _cited(cls: type[LoRAWrapper]) -> list[type[LoRAWrapper]]:
+    """The classes to cite: of a composite, its members and itself if it has a paper."""
+    if not issubclass(cls, Composite):
+        return [cls]
+    members = itertools.chain(*(_cited(member.wrapper) for member in cls.members))
+    return [*members, cls] if cls.about.paper else [*members]

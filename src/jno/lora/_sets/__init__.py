@@ -1,7 +1,6 @@
 """Sets of adapters without their model: extract them, and swap them."""
 
 from ._members import (
-    Member,
     NamedSet,
     NamedSets,
     SeveralAdapters,

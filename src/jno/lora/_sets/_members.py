@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from equinox import AbstractVar
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
-from .._contract import LoRAWrapper, MatrixAdapter
+from .._contract import Composite, LoRAWrapper, Member
 from ._set import AdapterSet
 
 # The weights of the sets in a sum, by name.
@@ -63,27 +62,12 @@ class NamedSets:
         return NamedSets(stored, tuple(name for name in self.active if name not in names))
 
 
-class Member(NamedTuple):
-    """One adapter of a sum: its name, class, rank and alpha, and whether it trains."""
-
-    name: str
-    wrapper: type[LoRAWrapper]
-    rank: int | None
-    alpha: float | None
-    trains: bool = False
-
-
-class SeveralAdapters(MatrixAdapter):
+class SeveralAdapters(Composite):
     """The base class of a sum: several adapters of one layer, with a weight each.
 
-    - `trained`, `frozen`: the members by name, without their base.
-    - `weights`: in the order of `members`. They train if `adapter_fields` names them.
+    Its fields are `trained` and `frozen`, the members by name without their base, and `weights`, in
+    the order of `members`. They train if `adapter_fields` names them.
     """
-
-    members: ClassVar[tuple[Member, ...]] = ()
-    trained: AbstractVar[dict[str, Any]]
-    frozen: AbstractVar[dict[str, Any]]
-    weights: AbstractVar[Float[Array, " n"]]
 
 
 class Sums(NamedTuple):
@@ -94,7 +78,6 @@ class Sums(NamedTuple):
     - `deactivate`: `deactivate(model, trainable, sets)` are the sets of the sum in a model, with
         their values, weights and masks. `sets` are the sets as they were when they came in.
     - `split`: `split(adapters)` takes a set of sums apart into sets by name.
-    - `sum_class`: `sum_class(members, trains_weights)` is the class of the sums of these members.
     """
 
     activate: Callable[
@@ -102,7 +85,6 @@ class Sums(NamedTuple):
     ]
     deactivate: Callable[[PyTree, PyTree[bool], Mapping[str, NamedSet]], dict[str, NamedSet]]
     split: Callable[[AdapterSet], dict[str, AdapterSet]]
-    sum_class: Callable[[tuple[Member, ...], bool], type[SeveralAdapters]]
 
 
 def members_of(cls: type[LoRAWrapper]) -> tuple[Member, ...]:
