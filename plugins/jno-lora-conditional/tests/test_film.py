@@ -176,6 +176,11 @@ def test_the_layer_is_known_so_that_another_base_is_noticed(tmp_path):
         load_adapters(other, tmp_path / "a.safetensors", strict="values")
 
 
+def inspected(*arguments):
+    command = ["inspect", *map(str, arguments)]
+    return CliRunner().invoke(cli, command, env={"COLUMNS": "200"}).output
+
+
 def test_another_process_reads_a_file_and_the_command_line_shows_it(tmp_path):
     path = tmp_path / "a.safetensors"
     plain = extract_adapters(at(trained(LAYER, film=False), 0.9))
@@ -189,9 +194,13 @@ def test_another_process_reads_a_file_and_the_command_line_shows_it(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     np.testing.assert_allclose(json.loads(run.stdout), summed(X), rtol=1e-6)
-    shown = CliRunner().invoke(cli, ["inspect", str(path)], env={"COLUMNS": "200"}).output
-    assert "AdapterSum(a: Modulated(adapter: LoRALinear) + b: LoRALinear)" in shown
-    assert "jno-lora-combine, jno-lora-conditional, jno-lora-zoo" in shown
+    (described,) = json.loads(inspected("--json", path))["adapters"]
+    assert described["distribution"] == "jno-lora-combine"
+    assert described["members"]["a"]["members"]["adapter"]["wrapper"] == "LoRALinear"
+    save_adapters(at_one_value(), path)
+    shown = inspected(path)
+    assert "Modulated(adapter: LoRALinear)" in shown
+    assert "jno-lora-conditional, jno-lora-zoo" in shown
 
 
 def test_a_file_that_names_two_adapters_is_refused():
@@ -212,7 +221,7 @@ def test_named_sets_and_sums_hold_it():
     weight = LAYER.weight + 0.5 * (own.weight - LAYER.weight) + 2 * (other.weight - LAYER.weight)
     bias = LAYER.bias + 0.5 * (own.bias - LAYER.bias)
     np.testing.assert_allclose(net(X), weight @ X + bias, rtol=1e-5)
-    np.testing.assert_allclose(net.merge().weight, weight, rtol=1e-5)
+    np.testing.assert_allclose(net.merge().module.weight, weight, rtol=1e-5)
 
 
 def test_stacked_and_pickled_sets_hold_it():
