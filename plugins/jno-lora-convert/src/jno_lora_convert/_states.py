@@ -19,11 +19,10 @@ from jaxtyping import PyTree
 from jno.lora import PeftFormatError
 from jno.lora.extending import imported_for, path_str, read_file, read_json
 from jno.lora.parts import tracked
-
-from .._errors import format_errors
-from ..config import Config
-from ..files import CONFIG, TENSORS
-from ..layouts import Shape
+from jno_lora_peft.config import Config
+from jno_lora_peft.errors import format_errors
+from jno_lora_peft.files import CONFIG, TENSORS
+from jno_lora_peft.layouts import Shape
 
 # The key of PEFT's configurations in the header of diffusers' files, and of the checksums in the
 # header of jno-lora's.

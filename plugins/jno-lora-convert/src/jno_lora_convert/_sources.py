@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .._errors import MisfitError
-from ..layouts import Shape
+from jno_lora_peft.errors import MisfitError
+from jno_lora_peft.layouts import Shape
 
 Index = dict[str, int]
 

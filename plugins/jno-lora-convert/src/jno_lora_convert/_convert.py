@@ -21,17 +21,17 @@ import numpy as np
 from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import show_path, warn
 from jno.lora.parts import tracked
+from jno_lora_peft.errors import MisfitError, Problems
+from jno_lora_peft.files import not_finite, write
+from jno_lora_peft.layouts import Shape
+from jno_lora_peft.names import HEAD, PREFIX, Rename, compiled, has_rule, module_name, peft_name
+from jno_lora_peft.saving import with_pattern
+from jno_lora_peft.types.lora import LORA, PURE
 
-from .._errors import MisfitError, Problems
-from .._names import HEAD, PREFIX, Rename, compiled, has_rule, module_name, peft_name
-from ..files import not_finite, write
-from ..layouts import Shape
-from ..saving import with_pattern
-from ..types.lora import LORA, PURE
-from .containers import State, flat, open_state, save_orbax, write_like, write_safetensors
-from .loading import alpha_of
-from .pairs import Pair, normalise, pairs_of, with_core
-from .sources import ADAPTER, Index, Law, at
+from ._load_state import alpha_of
+from ._pairs import Pair, normalise, pairs_of, with_core
+from ._sources import ADAPTER, Index, Law, at
+from ._states import State, flat, open_state, save_orbax, write_like, write_safetensors
 
 TARGETS = ("peft", "merged", "safetensors", "orbax")
 # The record of an unfinished conversion, which a second call resumes.

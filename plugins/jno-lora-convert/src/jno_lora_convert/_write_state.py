@@ -10,13 +10,13 @@ from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, resolve
 from jno.lora.extending import adapted_layers, expect_model, sharded_like, show_path
+from jno_lora_peft.errors import NO_PRODUCT, MisfitError
+from jno_lora_peft.layouts import Layout, Shape, stack_of
+from jno_lora_peft.names import Rename, show_index
+from jno_lora_peft.written import read_arrays
 from jno_lora_zoo import known_factors
 
-from .._errors import NO_PRODUCT, MisfitError
-from .._names import Rename, show_index
-from ..layouts import Layout, Shape, stack_of
-from ..written import read_arrays
-from .pairs import Placed, Placer, shape_of
+from ._pairs import Placed, Placer, shape_of
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from jno.lora import PeftFormatError, SelectionError, merge_lora
 from jno.lora.peft import load_peft
-from jno_lora_peft import extract_peft
-from jno_lora_peft._commands import extract
+from jno_lora_convert import extract_peft
+from jno_lora_convert._commands import extract
 
 SHAPES = {
     "model.embed_tokens.weight": (9, 4),

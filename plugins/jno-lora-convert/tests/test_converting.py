@@ -16,9 +16,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError
-from jno.lora.peft import convert_lora, load_lora_state
-from jno_lora_peft._commands import convert
-from jno_lora_peft.states import containers, converting
+from jno_lora_convert import (
+    _convert as converting,
+    _states as containers,
+    convert_lora,
+    load_lora_state,
+)
+from jno_lora_convert._commands import convert
 
 HEADS, KV, SIZE, WIDTH, HIDDEN, RANK, LAYERS = 4, 2, 3, 9, 5, 2, 2
 DIMS = dict(zip("BTSNKHDFCL", (1, 2, 2, HEADS, KV, SIZE, WIDTH, HIDDEN, 2, LAYERS), strict=True))

@@ -21,17 +21,17 @@ from jno.lora.extending import (
     show_path,
     warn,
 )
+from jno_lora_peft.errors import MisfitError
+from jno_lora_peft.files import CONFIG, not_finite
+from jno_lora_peft.layouts import Shape
+from jno_lora_peft.loading import build_adapters, checked_layout
+from jno_lora_peft.names import Rename
+from jno_lora_peft.ties import SHARED, Ties
+from jno_lora_peft.types import TYPES
+from jno_lora_peft.types.type import Converted, Module, Tensors, floating
 
-from .._errors import MisfitError
-from .._names import Rename
-from ..files import CONFIG, not_finite
-from ..layouts import Shape
-from ..loading import build_adapters, checked_layout
-from ..ties import SHARED, Ties
-from ..types import TYPES
-from ..types.type import Converted, Module, Tensors, floating
-from .containers import State, open_state
-from .pairs import Pair, Placed, Placer, shape_of, with_core
+from ._pairs import Pair, Placed, Placer, shape_of, with_core
+from ._states import State, open_state
 
 M = TypeVar("M")
 

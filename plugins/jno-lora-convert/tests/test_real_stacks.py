@@ -15,8 +15,8 @@ import safetensors.numpy
 from peft_cases.files import normal, trained
 
 from jno.lora import Net, PeftFormatError, SelectionError
-from jno.lora.peft import convert_lora, load_lora_state, lora_state
 from jno_lora_arrays import declare, plain
+from jno_lora_convert import convert_lora, load_lora_state, lora_state
 
 if importlib.util.find_spec("tunix") is None:
     message = "needs google-tunix, which `make test-stacks` installs on Python 3.12"

@@ -32,7 +32,7 @@ def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) ->
     diffusers, kohya or PEFT; its names tell which. No array is dropped: if an array of an adapter
     cannot be converted, an error names it. After a kill, the same command resumes.
     """
-    from .states.converting import convert_lora
+    from ._convert import convert_lora
 
     if wrong := [text for text in rename if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r} has no '='", param_hint="--rename")
@@ -74,7 +74,7 @@ def extract(base: str, tuned: str, out: str, **options: Any) -> None:
     BASE and TUNED are safetensors files, or folders of them, with all weights of the two models.
     OUT must not exist, and becomes a folder that PEFT reads. Prints what each layer loses.
     """
-    from .extracting import extract_peft
+    from ._extract import extract_peft
 
     given = {name: value for name, value in options.items() if value is not None}
     print_table(extract_peft(base, tuned, out, **given))

@@ -16,14 +16,14 @@ from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, PeftFormatError
 from jno.lora.extending import path_str, show_path
+from jno_lora_peft.arrays import Place
+from jno_lora_peft.errors import MisfitError, Problems
+from jno_lora_peft.layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
+from jno_lora_peft.names import PREFIX, Rename, module_name
+from jno_lora_peft.placement import Paths
+from jno_lora_peft.types.type import widened
 
-from .._errors import MisfitError, Problems
-from .._names import PREFIX, Rename, module_name
-from ..arrays import Place
-from ..layouts import NO_LAYER, Layout, Shape, layout_of, stack_of
-from ..placement import Paths
-from ..types.type import widened
-from .sources import Source, find_source
+from ._sources import Source, find_source
 
 # Flax and Orbax store an array inside a variable.
 _VARIABLE = re.compile(r"/(raw_)?value$")

@@ -15,13 +15,13 @@ from jno.lora import PeftFormatError, SelectionError, extract_adapters
 from jno.lora.extending import bullets
 from jno.lora.parts import tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
+from jno_lora_peft.files import Directory, write
+from jno_lora_peft.layouts import layout_of
+from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
+from jno_lora_peft.saving import targets, with_pattern
+from jno_lora_peft.types import TYPES
 
-from ._names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
-from .files import Directory, write
-from .layouts import layout_of
-from .saving import targets, with_pattern
-from .states.containers import flat, open_state
-from .types import TYPES
+from ._states import flat, open_state
 
 # The names of embeddings in models of Hugging Face.
 EMBEDDINGS = r"(^|\.)(embed(_\w+)?|\w*embeddings?|wte|wpe|shared)$"
