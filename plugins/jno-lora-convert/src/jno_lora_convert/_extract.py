@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
 from jno_lora_peft.saving import targets, with_pattern
 from jno_lora_peft.types import TYPES
 
-from ._states import flat, open_state
+from ._arrays import Array, flat
+from ._states import open_state
 
 # The names of embeddings in models of Hugging Face.
 EMBEDDINGS = r"(^|\.)(embed(_\w+)?|\w*embeddings?|wte|wpe|shared)$"
@@ -121,12 +122,12 @@ def extract_peft(
     return UpdateReport(tuple(rows), tuple(left))
 
 
-def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_equal_shapes(old: Mapping[str, Array], new: Mapping[str, Array]) -> None:
     """**Raises:** `PeftFormatError` that lists arrays with other shapes, or in one state only."""
     shapes = [{name: x.shape for name, x in state.items()} for state in (old, new)]
     if lines := [
         f"{name}: {shapes[0].get(name, 'nothing')} and {shapes[1].get(name, 'nothing')}"
-        for name in old | new
+        for name in {**old, **new}
         if shapes[0].get(name) != shapes[1].get(name)
     ]:
         raise PeftFormatError(f"The arrays of the base and the copy differ:\n{bullets(lines)}")
@@ -135,7 +136,7 @@ def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
 def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.Module:
     first, second, *kernel = weight.shape
     if kernel:
-        make: Any = functools.partial(
+        make: Callable[..., eqx.Module] = functools.partial(
             eqx.nn.Conv, len(kernel), second, first, tuple(kernel), use_bias=False
         )
     elif is_embedding:
@@ -148,8 +149,11 @@ def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.M
 
 
 def _kept(
-    state: dict[str, Any], names: list[str], adapted: Container[str], tensors: dict[str, Any]
-) -> dict[str, Any]:
+    state: Mapping[str, Array],
+    names: list[str],
+    adapted: Container[str],
+    tensors: dict[str, np.ndarray],
+) -> dict[str, object]:
     """Add the arrays of these names to `tensors`. **Returns:** PEFT's settings for them."""
     modules: dict[str, None] = {}
     for name in names:
@@ -169,8 +173,8 @@ def _kept(
 
 
 def _tied(
-    has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, Any]
-) -> dict[str, Any]:
+    has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, np.ndarray]
+) -> dict[str, object]:
     """Let PEFT's head see the adapter of the table that it reads."""
     tables = [name for name in ranks if f"{PREFIX}{name}.lora_embedding_A" in tensors]
     if not tables or has_head or tied is False:
