@@ -46,7 +46,7 @@ FORWARDED = {"jno", "jno_lora_testing", "jno_lora_combine", "jno_lora_train"}
 PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "haliax", "jno", "routed", "routed.testing", "train"),
-    "uncertainty",
+    *("convert", "uncertainty"),
 )
 
 

@@ -162,6 +162,7 @@ def everything(environment):
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
         "from jno_lora_conditional import Conditional, at, fit\n"
+        "from jno_lora_convert import convert_lora\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno_lora_uncertainty import Ensemble, calibrate, predict\n"
@@ -169,7 +170,7 @@ def everything(environment):
         "print(*[record.distribution for record in registered() if record.status == 'loaded'])\n"
     )
     # These are called by their users, and register nothing.
-    names = ("bank", "combine", "conditional", "quantized", "train", "uncertainty")
+    names = ("bank", "combine", "conditional", "peft", "quantized", "train", "uncertainty")
     registered = {p.name for p in PLUGINS} - {f"jno-lora-{name}" for name in names}
     outside = {"jno-lora-embedding-bias", "jno-lora-outside"}
     assert set(found.stdout.split()) == registered | outside
