@@ -160,7 +160,7 @@ def test_another_base_and_a_file_of_adapters_are_noticed(file):
         load_conditional(file, eqx.nn.MLP(3, 2, 5, 1, key=jax.random.key(0)))
     with pytest.raises(SelectionError, match="strict"):
         load_conditional(file, small(), strict=False)
-    with pytest.raises(CheckpointError, match="LoRALinear of jno-lora-zoo is not available"):
+    with pytest.raises(CheckpointError, match="jno-lora-zoo:LoRALinear is not available"):
         load_conditional(file, small(), registry=Registry(discover=False))
 
 
