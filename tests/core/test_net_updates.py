@@ -181,18 +181,6 @@ def test_merging_says_that_a_partition_never_came_back(net):
         trained.update(moved(trainable)).merge()
 
 
-def test_weights_of_a_transformation_are_refused_and_the_sets_stay(net):
-    net.add_adapter("a").add_adapter("b", net.adapter("a"))
-
-    def loss(weight):
-        net.activate("a", "b", weights={"a": weight})
-        return weight
-
-    with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
-        jax.grad(loss)(1.0)
-    assert net.active == "a"
-
-
 def test_only_what_trains_moves_under_gradient_descent(net, model):
     trainable, frozen = net.partition()
 

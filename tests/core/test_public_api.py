@@ -56,8 +56,8 @@ def test_the_core_names_no_plugin_but_the_zoo_in_one_error():
 
 def test_names_that_the_core_lacks_are_attribute_errors():
     exec("from jno.lora import *", {})
-    with pytest.raises(AttributeError, match=r"module 'jno.lora' has no attribute 'Plam'"):
-        _ = jno.lora.Plam
+    with pytest.raises(AttributeError, match=r"module 'jno.lora' has no attribute 'plam'"):
+        _ = jno.lora.plam
 
 
 def test_dir_lists_the_zoo_and_imports_no_other_plugin(site):

@@ -162,6 +162,7 @@ def everything(environment):
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
         "from jno_lora_conditional import Conditional, at, fit\n"
+        "from jno_lora_convert import convert_lora\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno_lora_uncertainty import Ensemble, calibrate, predict\n"

@@ -19,7 +19,16 @@ import jno_lora_compare
 import jno_lora_compare._compare as comparing
 import jno_lora_train
 import jno_lora_train._trainer as trainer_module
-from jno.lora import About, JnoLoraWarning, Net, Registry, SelectionError, Shared, lora_report
+from jno.lora import (
+    About,
+    JnoLoraWarning,
+    MatrixAdapter,
+    Net,
+    Registry,
+    SelectionError,
+    Shared,
+    lora_report,
+)
 from jno_lora_compare import Comparison, ComparisonRow, compare
 from jno_lora_compare._fitting import parameter_count, running_means
 
@@ -102,7 +111,7 @@ def test_a_row_for_each_candidate_counts_its_parameters_and_costs(comparison, mo
     assert same(model, eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)))  # is not changed
 
 
-class ToyFromData(ToyLinear):
+class ToyFromData(ToyLinear, MatrixAdapter):
     needs = ("input_mean",)
     mean: jax.Array
 

@@ -10,7 +10,8 @@ from peft_cases.files import PREFIX, lora_tensors, normal, stack_of, trained
 
 from jno.lora import JnoLoraWarning, Net, SelectionError, apply_lora, extract_adapters
 from jno.lora.extending import adapted_layers
-from jno_lora_peft import convert_lora, load_peft, save_peft
+from jno_lora_convert import convert_lora
+from jno_lora_peft import load_peft, save_peft
 from jno_lora_quantized import quantize
 from jno_lora_train import Trainer
 

@@ -27,7 +27,7 @@ from ._contract import (
 )
 from ._errors import SelectionError, WrapperError, failing
 from ._paths import path_str, show_path, stable_hash
-from ._peft_words import explain_unknown, knows_words_of_peft, takes_former_words
+from ._peft_words import explain_unknown, knows_words_of_jno, knows_words_of_peft
 from ._planning import (
     MaskLike,
     Plan,
@@ -52,7 +52,7 @@ M = TypeVar("M")
 Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
-@takes_former_words
+@knows_words_of_jno
 @knows_words_of_peft
 def apply_lora(
     model: M,
@@ -83,10 +83,9 @@ def apply_lora(
         adapters.
     - `target`, `specs`, `options`, `statistics`: as for `Net.lora`.
     - `wrapper`: as for `Net.lora`. `None` selects linear and convolution layers; `"lora"` selects
-        all layers for which an installed plugin has LoRA. (`wrappers` is the former name, for one
-        release.)
+        all layers for which an installed plugin has LoRA. (jNO's word is `wrappers`.)
     - `mask`: bools in the structure of `model`, or a regex on paths: only layers with a selected
-        leaf are wrapped. (`param_mask` is the former name, for one release.)
+        leaf are wrapped. (jNO's word is `param_mask`.)
     - `registry`: where to look up names, instead of among the installed plugins.
 
     **Returns:** the adapted model. Layers that already have an adapter stay as they are; if the
@@ -102,7 +101,7 @@ def apply_lora(
     return carry_out(model, plan, key=key, statistics=statistics)
 
 
-@takes_former_words
+@knows_words_of_jno
 @knows_words_of_peft
 def plan_lora(
     model: PyTree,

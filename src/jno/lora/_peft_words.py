@@ -1,4 +1,4 @@
-"""Names of arguments: former names still work, and PEFT's names raise an error with ours."""
+"""Words of other libraries for arguments: jNO's are taken, and PEFT's raise an error with ours."""
 
 import functools
 import inspect
@@ -24,8 +24,8 @@ _OURS = {
 }
 
 
-# Former names in this project, accepted for one release.
-_FORMER = {"wrappers": "wrapper", "param_mask": "mask"}
+# jNO's words of `apply_lora`.
+_JNO = {"wrappers": "wrapper", "param_mask": "mask"}
 
 
 class UnknownArgumentError(SelectionError, TypeError):
@@ -62,14 +62,14 @@ def knows_words_of_peft(function: F) -> F:
     return cast(F, checked)
 
 
-def takes_former_words(function: F) -> F:
-    """A decorator: the former names `wrappers` and `param_mask` mean `wrapper` and `mask`."""
+def knows_words_of_jno(function: F) -> F:
+    """A decorator: jNO's `wrappers` and `param_mask` mean `wrapper` and `mask`."""
 
     @functools.wraps(function)
     def renamed(*args: Any, **arguments: Any) -> Any:
-        for former, word in _FORMER.items():
-            if former in arguments and word not in arguments:
-                arguments[word] = arguments.pop(former)
+        for theirs, word in _JNO.items():
+            if theirs in arguments and word not in arguments:
+                arguments[word] = arguments.pop(theirs)
         return function(*args, **arguments)
 
     return cast(F, renamed)

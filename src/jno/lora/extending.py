@@ -67,7 +67,7 @@ from ._paths import (
     show_path as show_path,
     stable_hash as stable_hash,
 )
-from ._peft_words import takes_former_words as takes_former_words
+from ._peft_words import knows_words_of_jno as knows_words_of_jno
 from ._registry import (
     ClassesByName as ClassesByName,
     LazyAdapter as LazyAdapter,

@@ -100,6 +100,19 @@ def test_one_weight_for_all_layers_by_a_function():
     assert float(jax.grad(y)(1.0)) == pytest.approx(numeric, rel=1e-2)
 
 
+def test_weights_of_a_transformation_are_refused_and_the_sets_stay():
+    net = Net(eqx.nn.Linear(2, 2, key=jax.random.key(0))).lora(1).add_adapter("a")
+    net.add_adapter("b", net.adapter("a"))
+
+    def loss(weight):
+        net.activate("a", "b", weights={"a": weight})
+        return weight
+
+    with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
+        jax.grad(loss)(1.0)
+    assert net.active == "a"
+
+
 def test_a_net_keeps_learned_weights():
     net = net_of(a=A, b=ONLY_X)
     net.activate("a", "b", weights="train")

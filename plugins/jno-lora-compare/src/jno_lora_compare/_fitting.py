@@ -28,10 +28,12 @@ class Task(NamedTuple):
 
     def train(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
         """Train the trainable part of `net` at each rate, and return the best trial as a row."""
-        trainer = Trainer(self.loss, self.optimizer)
-        trainable, frozen = eqx.partition(net.module, net.trainable)  # warns of nothing
+        trained, held = eqx.partition(net.module, net.trainable)  # warns of nothing
+        trains = bool(jax.tree.leaves(trained))
+        # A trainer refuses to train nothing, so that such a model has a number beside it.
+        trainable, frozen = (trained, None if trains else jnp.zeros(())), (held, None)
+        trainer = Trainer(lambda model, batch: self.loss(model[0], batch), self.optimizer)
         cost = trainer.compile(trainable, frozen, self.batches[0])
-        trains = bool(jax.tree.leaves(trainable))
 
         def trial(rate: float | None) -> tuple[tuple[float, ...], ComparisonRow]:
             state = trainer.optimizer.init(trainable)
@@ -40,12 +42,12 @@ class Task(NamedTuple):
             batches = itertools.islice(itertools.cycle(self.batches), self.steps)
             fit = trainer.fit(trainable, frozen, batches, state=state, on_step=on_step)
             means = running_means(fit.losses, max(1, self.steps // 10))
-            model = eqx.combine(fit.trainable, frozen)
+            model = eqx.combine(fit.trainable[0], held)
             score = () if self.score is None else self.score(resolve(model))
             scores = tuple(map(float, score if isinstance(score, tuple) else (score,)))
             row = ComparisonRow(
                 name=name,
-                trainable=parameter_count(trainable),
+                trainable=parameter_count(trained),
                 learning_rate=rate if trains else None,
                 kept_error=None if self.kept_error is None else self.kept_error(resolve(model)),
                 score=scores[0] if scores else None,

@@ -8,7 +8,7 @@ from typing import Any
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
-from ._names import EMBEDDING, HEAD, is_embedding, may_be_tied
+from .names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from .types import TYPES
 from .types.lora import refused_start
 from .types.type import Setting, Type

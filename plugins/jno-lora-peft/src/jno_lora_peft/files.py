@@ -15,8 +15,8 @@ import numpy as np
 from jno.lora import PeftFormatError
 from jno.lora.extending import errors_of, read_file, read_json, written_beside
 
-from ._errors import format_errors
-from ._names import PREFIX
+from .errors import format_errors
+from .names import PREFIX
 
 Directory = str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ from typing import Any
 from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import imported_for, read_json
 
-from ._errors import format_errors
+from .errors import format_errors
 from .files import CONFIG, PICKLE, TENSORS, Directory
 
 # An owner and a name. A string that begins with a dot, a slash or a drive letter is a path.

@@ -35,13 +35,13 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import plain_layer
 
-from ._errors import MisfitError, Problems
-from ._names import Rename, show_index
 from .arrays import NewArrays, Place, Source
 from .config import Config
+from .errors import MisfitError, Problems
 from .files import Directory, by_module, not_finite, read
 from .hub import locate, tell_commit
 from .layouts import NO_LAYER, Layout, Shape, layout_of
+from .names import Rename, show_index
 from .placement import Placement
 from .ties import INNER, SHARED, Ties, Untied, is_table, with_untied
 from .types.type import METHODS, ROUTED, Converted, Module, floating

@@ -11,9 +11,9 @@ from jaxtyping import PyTree
 from jno.lora import Net, PeftFormatError
 from jno.lora.extending import bullets, expect_model, modules_by_path, show_path, warn
 
-from ._errors import MisfitError
-from ._names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
+from .errors import MisfitError
 from .files import Directory, write
+from .names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
 from .ties import Ties
 from .trained_arrays import TrainedArrays
 from .types import TYPE_OF

@@ -20,11 +20,11 @@ from jno.lora.extending import adapted_layers, path_str, show_path, values_of
 from jno_lora_combine import AdapterSum, combine
 from jno_lora_zoo import Method, known_factors, plain_layer
 
-from ._errors import NO_PRODUCT, MisfitError, Problems, format_errors
-from ._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from .arrays import is_loaded
+from .errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from .experts import ExpertArrays, join_experts
 from .layouts import NO_LAYER, Shape, layout_of
+from .names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from .ties import SHARED, Ties
 from .types import TYPE_OF
 from .types.type import METHODS, ROUTED, Adapter, Written, widened

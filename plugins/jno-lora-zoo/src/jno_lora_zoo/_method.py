@@ -70,7 +70,7 @@ class Method(LayerKind):
         **options: Any,
     ):
         W = self.matrix(base)
-        self.base, self.alpha = base, alpha
+        self.base, self.alpha = base, alpha if self.has_alpha else None
         self.rank = self.effective_rank(rank, *W.shape)
         dtype = adapter_dtype_for(W, adapter_dtype)
         if self.needs:

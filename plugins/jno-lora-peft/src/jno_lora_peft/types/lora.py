@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
-from .._names import PREFIX
+from ..errors import MisfitError
+from ..names import PREFIX
 from .type import METHODS, Adapter, Converted, Module, Modules, Setting, Tensors, Type, Written
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.

@@ -13,7 +13,7 @@ import numpy as np
 
 from jno_lora_zoo import METHODS as _METHODS
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from ..layouts import Layout, Shape
 
 Tensors = Mapping[str, np.ndarray]

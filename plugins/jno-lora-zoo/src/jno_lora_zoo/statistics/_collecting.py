@@ -17,6 +17,7 @@ from jno.lora import MatrixAdapter, PlanRow, Registry, SelectionError, Spec, Sta
 from jno.lora.extending import (
     bullets,
     expect_model,
+    knows_words_of_jno,
     layers_at,
     mean_shape,
     over_stack,
@@ -26,7 +27,6 @@ from jno.lora.extending import (
     show_path,
     statistic_key,
     statistics_of,
-    takes_former_words,
     tracked,
 )
 
@@ -45,7 +45,7 @@ _COUNTERS = {counter.of: statistic_key(counter) for counter in (Rows, RowsOut)}
 Loss = Callable[[Any, Any], Any]
 
 
-@takes_former_words
+@knows_words_of_jno
 def collect_statistics(
     model: PyTree,
     batches: Iterable[Any],

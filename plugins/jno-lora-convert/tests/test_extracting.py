@@ -10,8 +10,9 @@ from peft_cases.files import normal, read_files
 from safetensors.numpy import save_file
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, merge_lora
-from jno_lora_peft import extract_peft, load_peft
-from jno_lora_peft._commands import extract
+from jno_lora_convert import extract_peft
+from jno_lora_convert._commands import extract
+from jno_lora_peft import load_peft
 
 SHAPES = {
     "model.embed_tokens.weight": (9, 4),

@@ -7,7 +7,7 @@ from peft_cases.files import normal
 from safetensors.numpy import save_file
 
 from jno.lora import PeftFormatError
-from jno_lora_peft import convert_lora
+from jno_lora_convert import convert_lora
 
 
 def test_the_files_that_transformers_reads_are_merged_and_the_others_copied(tmp_path):

@@ -3,15 +3,14 @@
 The files are safetensors of diffusers and kohya, and checkpoints of Orbax.
 """
 
-import dataclasses
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import PeftFormatError, Registry, SelectionError
+from jno.lora import PeftFormatError, Registry
 from jno.lora.extending import (
     bullets,
     default_registry,
@@ -21,17 +20,18 @@ from jno.lora.extending import (
     show_path,
     warn,
 )
+from jno_lora_peft.errors import MisfitError
+from jno_lora_peft.files import CONFIG, not_finite
+from jno_lora_peft.layouts import Shape
+from jno_lora_peft.loading import build_adapters, checked_layout
+from jno_lora_peft.names import Rename
+from jno_lora_peft.ties import SHARED, Ties
+from jno_lora_peft.types import TYPES
+from jno_lora_peft.types.type import Converted, Module, Tensors, floating
 
-from .._errors import MisfitError
-from .._names import Rename
-from ..files import CONFIG, not_finite
-from ..layouts import Shape
-from ..loading import build_adapters, checked_layout
-from ..ties import SHARED, Ties
-from ..types import TYPES
-from ..types.type import Converted, Module, Tensors, floating
-from .containers import State, open_state
-from .pairs import Pair, Placed, Placer, shape_of, with_core
+from ._pairs import first_factor
+from ._placing import Placed, Placer
+from ._states import State, open_state
 
 M = TypeVar("M")
 
@@ -81,32 +81,37 @@ def load_lora_state(
     `alpha`; `MissingLibraryError` for a folder without Orbax.
     """
     expect_model(model, "load_lora_state")
-    read = _read_state(state)
+    source = _read_state(state)
     placer = Placer(model, rename, stack_axis)
+    norms, ties = norms_around(model, placer.modules), Ties(model)
     by_path: dict[str, dict[Shape, Converted]] = {}
     numbers: dict[str, np.ndarray] = {}
-    norms, ties = norms_around(model, placer.modules), Ties(model)
-    for placed in placer.place(read.tree, prefix):
-        with placer.problems.of(show_path(placed.pair.key)):
-            arrays = {n: np.asarray(array) for n, array in placed.pair.arrays.items()}
-            scale = alpha_of(placed.pair, arrays.pop("alpha", None), read, alpha)
-            arrays, layout = floating(arrays), placed.layout
-            if placed.pair.source.inputs_first:
-                # Options that Torch's LoRA ignores when it runs the update, unlike Flax.
-                layout = dataclasses.replace(layout, odd="")
-            settings = getattr(read.config_for(placed.pair.key)[0], "settings", {})
-            numbers |= {f"{placed.pair.key}: {name}": array for name, array in arrays.items()}
+    for placed in placer.place(source.tree, prefix):
+        key = placed.pair.key
+        with placer.problems.of(show_path(key)):
+            alpha_here = placed.pair.alpha(source, alpha)
+            arrays = floating(
+                {name: np.asarray(x) for name, x in placed.pair.arrays.items() if name != "alpha"}
+            )
+            numbers |= {f"{key}: {name}": array for name, array in arrays.items()}
             for (path, index), tensors in zip(placed.places, _tensors(placed, arrays), strict=True):
-                layer = placer.modules[path]
+                layer, rank = placer.modules[path], len(next(iter(tensors.values())))
                 checked_layout(layer, path, norms)
                 if ties.is_shared(path):
                     raise MisfitError(SHARED)
-                rank = len(next(iter(tensors.values())))
-                alpha_here, key = float(rank) if scale is None else scale, placed.pair.key
-                module = Module(key, settings, rank, alpha_here, tensors, {}, layer, index, layout)
+                module = Module(
+                    name=key,
+                    settings=source.settings_for(key),
+                    rank=rank,
+                    alpha=float(rank) if alpha_here is None else alpha_here,
+                    tensors=tensors,
+                    shared={},
+                    layer=layer,
+                    index=index,
+                    layout=placed.layout,
+                )
                 by_path.setdefault(path, {})[index] = TYPES["LORA"].read(module)
-    registry = default_registry(registry)
-    adapters = build_adapters(by_path, placer.modules, registry, placer.problems)
+    adapters = build_adapters(by_path, placer.modules, default_registry(registry), placer.problems)
     placer.problems.refuse("The state does not fit the model", "Nothing was loaded.")
     if lines := not_finite(numbers):
         warn(f"Arrays of the state hold NaN or infinity:\n{bullets(lines)}")
@@ -118,13 +123,13 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
 
     Linear layers and convolutions of size 1 are interchangeable.
     """
-    A, B, layout = arrays["A"], arrays["B"], placed.layout
-    if "mid" in arrays:
-        A = with_core(A, arrays["mid"])
-    is_stack, axis = placed.axis is not None, placed.axis or 0
-    stack = (np.moveaxis(x, axis, 0) if is_stack else x[None] for x in (A, B))
+    A, B, layout = first_factor(arrays), arrays["B"], placed.layout
+    if placed.axis is None:
+        A, B = A[None], B[None]
+    else:
+        A, B = np.moveaxis(A, placed.axis, 0), np.moveaxis(B, placed.axis, 0)
     tensors: list[Tensors] = []
-    for a, b in zip(*stack, strict=True):
+    for a, b in zip(A, B, strict=True):
         if placed.pair.source.inputs_first:
             by_channel = a.reshape(*layout.kernel, layout.inputs, -1)
             a, b = np.moveaxis(by_channel, (-1, -2), (0, 1)), b.reshape(len(b), -1).T
@@ -133,47 +138,17 @@ def _tensors(placed: Placed, arrays: Tensors) -> list[Tensors]:
     return tensors
 
 
-def alpha_of(
-    pair: Pair, beside: np.ndarray | None, state: State, given: float | None
-) -> float | None:
-    """The alpha of a pair, or `None` for a scale of 1. **Raises:** `SelectionError`."""
-    if beside is not None:
-        if beside.size != 1:
-            raise MisfitError(f"alpha has the shape {beside.shape}, not one number")
-        # Of any dtype, because kohya saves whole numbers; a zero means a scale of 1.
-        return float(beside.item()) or None
-    config, name = state.config_for(pair.key)
-    if config is not None:
-        return config.alpha(name)
-    if state.alpha is not None and given not in (None, state.alpha):
-        raise SelectionError(f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}")
-    alpha = state.alpha if given is None else given
-    rank = shape_of(pair, "A")[-1 if pair.source.inputs_first else 0]
-    if pair.source.alpha == "none":
-        return None
-    if alpha is None and rank in pair.source.alpha_is_rank:
-        alpha = rank
-    if alpha is None and pair.source.alpha == "needed":
-        raise SelectionError(
-            f"{show_path(pair.key)}: {pair.source.name} scales an update by alpha / rank, and the "
-            "alpha is not in the arrays. Read a directory of PEFT by load_peft, or give the alpha "
-            "of adapter_config.json, of openpi's LoRAConfig or of Qwix's LoraRule: "
-            "load_lora_state and convert_lora take alpha=16, and jno-lora convert --alpha 16"
-        )
-    return None if alpha is None else float(alpha)
-
-
 def _in_shape(array: np.ndarray, shape: Shape) -> np.ndarray:
     """The array in this shape, if both are one matrix, with or without a kernel of size 1."""
     same = array.shape[:2] == shape[:2] and {*array.shape[2:], *shape[2:]} <= {1}
     return array.reshape(shape) if same else array
 
 
-def _read_state(source: Any) -> State:
+def _read_state(state: PyTree | str | os.PathLike[str]) -> State:
     """The state in a file or a folder, or a tree unchanged. **Raises:** `PeftFormatError`."""
-    if not isinstance(source, str | os.PathLike):
-        return State(source)
-    path = Path(source)
+    if not isinstance(state, str | os.PathLike):
+        return State(state)
+    path = Path(state)
     folder = path if path.is_dir() else path.parent
     if (folder / CONFIG).exists():
         raise PeftFormatError(

@@ -16,7 +16,7 @@ from peft_cases.files import normal, trained
 
 from jno.lora import Net, PeftFormatError, SelectionError
 from jno_lora_arrays import declare, plain
-from jno_lora_peft import convert_lora, load_lora_state, lora_state
+from jno_lora_convert import convert_lora, load_lora_state, lora_state
 
 if importlib.util.find_spec("tunix") is None:
     message = "needs google-tunix, which `make test-stacks` installs on Python 3.12"

@@ -21,7 +21,7 @@ from jno.lora import (
     apply_lora,
     merge_lora,
 )
-from jno_lora_peft import load_lora_state, lora_state
+from jno_lora_convert import load_lora_state, lora_state
 
 KEY = jax.random.key(0)
 LINEAR = eqx.nn.Linear(4, 6, key=KEY)

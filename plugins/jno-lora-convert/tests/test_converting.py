@@ -16,9 +16,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError
-from jno_lora_peft import convert_lora, load_lora_state
-from jno_lora_peft._commands import convert
-from jno_lora_peft.states import containers, converting
+from jno_lora_convert import _merge, convert_lora, load_lora_state
+from jno_lora_convert._commands import convert
 
 HEADS, KV, SIZE, WIDTH, HIDDEN, RANK, LAYERS = 4, 2, 3, 9, 5, 2, 2
 DIMS = dict(zip("BTSNKHDFCL", (1, 2, 2, HEADS, KV, SIZE, WIDTH, HIDDEN, 2, LAYERS), strict=True))
@@ -504,7 +503,7 @@ def test_half_precision_is_rounded_once(tmp_path, monkeypatch):
     assert np.array_equal(read(tmp_path / "m.safetensors")["q.kernel"],
                           (weight + a @ b).astype(jnp.bfloat16))  # fmt: skip
     assert 0 < done.difference < 0.02
-    monkeypatch.setattr(converting, "_merged", lambda name, base, plan: np.asarray(base[name]))
+    monkeypatch.setattr(_merge.Merge, "merged", lambda self, name: np.array(self.weights[name]))
     small = {**arrays, "q.lora_a": arrays["q.lora_a"] / 512}  # less than eps times the largest
     with pytest.raises(PeftFormatError, match="written with numbers"):
         convert_lora(save(source, small), tmp_path / "n.safetensors", to="merged", verify=True)
@@ -525,13 +524,13 @@ def test_a_folder_is_merged_file_by_file_and_resumes(times, tmp_path, monkeypatc
     source, out = save(tmp_path / "lora.safetensors", factors), tmp_path / "out"
     written, stop, wrong = [], [True], np.float32(0)
 
-    def write(path, arrays, make, real=containers.write_safetensors):
+    def write(path, arrays, make, real=_merge.write_safetensors):
         if stop and len(written) == 2:
             raise KeyboardInterrupt
         written.append(path.name)
         real(path, arrays, lambda name: make(name) + wrong)
 
-    monkeypatch.setattr(containers, "write_safetensors", write)
+    monkeypatch.setattr(_merge, "write_safetensors", write)
     with pytest.raises(KeyboardInterrupt):
         convert_lora(source, out, to="merged", base=base)
     assert not out.exists() and written == ["model-0.safetensors", "model-1.safetensors"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jno_lora_peft import convert_lora
+from jno_lora_convert import convert_lora
 
 if importlib.util.find_spec("keras_hub") is None:
     message = "needs Keras and KerasHub, which `make test-stacks` installs"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from jno.lora import SelectionError
 
-from ._errors import MisfitError
+from .errors import MisfitError
 
 Rename = Mapping[str, str] | Callable[[str], str] | None
 
@@ -72,4 +72,5 @@ def may_be_tied(module: str) -> bool:
 
 
 def show_index(index: tuple[int, ...]) -> str:
+    """An index of a layer in a stack, as names have it between brackets."""
     return ",".join(map(str, index))

@@ -1,6 +1,6 @@
 """Write LoRA into states of Qwix, Tunix and MaxText."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, resolve
 from jno.lora.extending import adapted_layers, expect_model, sharded_like, show_path
+from jno_lora_peft.errors import NO_PRODUCT, MisfitError
+from jno_lora_peft.layouts import Layout, Shape, stack_of
+from jno_lora_peft.names import Rename, show_index
+from jno_lora_peft.written import read_arrays
 from jno_lora_zoo import known_factors
 
-from .._errors import NO_PRODUCT, MisfitError
-from .._names import Rename, show_index
-from ..layouts import Layout, Shape, stack_of
-from ..written import read_arrays
-from .pairs import Placed, Placer, shape_of
+from ._placing import Placed, Placer
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def lora_state(
         left -= {*placed.places}
         with placer.problems.of(show_path(placed.pair.key)):
             for name, array in _arrays(placed, placer, alpha).items():
-                number = placed.pair.places[name]
+                number = placed.pair.leaves[name]
                 new = jnp.asarray(array, leaves[number].dtype)
                 is_array = isinstance(leaves[number], jax.Array)
                 leaves[number] = sharded_like(new, leaves[number]) if is_array else new
@@ -78,25 +78,23 @@ def lora_state(
 
 def _arrays(placed: Placed, placer: Placer, alpha: float) -> dict[str, np.ndarray]:
     """The two arrays of a pair. **Raises:** `MisfitError`."""
-    pair = placed.pair
-    if not pair.source.inputs_first:
+    if not placed.pair.source.inputs_first:
         raise MisfitError("states of diffusers and kohya are read, not written")
-    shapes = [shape_of(pair, name) for name in "AB"]
+    a, b = placed.pair.shape_of("A"), placed.pair.shape_of("B")
     if placed.axis is not None:
-        shapes = [shape[: placed.axis] + shape[placed.axis + 1 :] for shape in shapes]
-    scale = alpha / shapes[0][-1]
+        a, b = (shape[: placed.axis] + shape[placed.axis + 1 :] for shape in (a, b))
     layers: list[tuple[np.ndarray, np.ndarray]] = []
     for path, index in placed.places:
-        first, second = _product(placer.modules[path], path)
-        factors = first[index], second[index] / scale
-        layers.append(_to_inputs_first(factors, placed.layout, *shapes))
+        A, B = _product(placer.modules[path], path)
+        layers.append(_to_inputs_first(A[index], B[index], placed.layout, a, b))
+    first, second = zip(*layers, strict=True)
+    scale = alpha / a[-1]
     if placed.axis is None:
-        return dict(zip("AB", layers[0], strict=True))
-    stacks = zip(*layers, strict=True)
-    return {name: np.stack(stack, placed.axis) for name, stack in zip("AB", stacks, strict=True)}
+        return {"A": first[0], "B": second[0] / scale}
+    return {"A": np.stack(first, placed.axis), "B": np.stack(second, placed.axis) / scale}
 
 
-def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
+def _product(adapter: object, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Factors `(rank, in)` and `(out, rank)` of the update, after any stack axes."""
     if not isinstance(adapter, LoRAWrapper):
         raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
@@ -109,19 +107,20 @@ def _product(adapter: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _to_inputs_first(
-    factors: tuple[np.ndarray, np.ndarray], layout: Layout, a: Shape, b: Shape
+    A: np.ndarray, B: np.ndarray, layout: Layout, a: Shape, b: Shape
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factors `(rank, in)` and `(out, rank)` as arrays of these shapes, padded with zeros.
+    """Factors `(rank, in)` and `(out, rank)` as arrays of the shapes `a` and `b`.
 
-    **Raises:** `MisfitError` if their rank is larger.
+    A smaller rank is padded with zeros. **Raises:** `MisfitError` if the rank is larger.
     """
-    first, second = factors
-    rank, missing = len(first), a[-1] - len(first)
-    if missing < 0:
-        room = f"the state has room for rank {a[-1]}. `to_lora` makes it smaller"
-        raise MisfitError(f"its update has rank {rank}, and {room}")
-    first, second = np.pad(first, ((0, missing), (0, 0))), np.pad(second, ((0, 0), (0, missing)))
+    rank, room = len(A), a[-1]
+    if rank > room:
+        raise MisfitError(
+            f"its update has rank {rank}, and the state has room for rank {room}. `to_lora` makes "
+            "it smaller"
+        )
+    A, B = np.pad(A, ((0, room - rank), (0, 0))), np.pad(B, ((0, 0), (0, room - rank)))
     if layout.kernel:
-        by_channel = first.reshape(a[-1], layout.inputs, *layout.kernel)
-        return np.moveaxis(by_channel, (0, 1), (-1, -2)).reshape(a), second.T.reshape(b)
-    return first.T.reshape(a), second.T.reshape(b)
+        by_channel = A.reshape(room, layout.inputs, *layout.kernel)
+        return np.moveaxis(by_channel, (0, 1), (-1, -2)).reshape(a), B.T.reshape(b)
+    return A.T.reshape(a), B.T.reshape(b)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ import numpy as np
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, extract_adapters
 from jno.lora.extending import bullets, tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
+from jno_lora_peft.files import Directory, write
+from jno_lora_peft.layouts import layout_of
+from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
+from jno_lora_peft.saving import targets, with_pattern
+from jno_lora_peft.types import TYPES
 
-from ._names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
-from .files import Directory, write
-from .layouts import layout_of
-from .saving import targets, with_pattern
-from .states.containers import flat, open_state
-from .types import TYPES
+from ._arrays import Array, flat
+from ._states import open_state
 
 # The names of embeddings in models of Hugging Face.
 EMBEDDINGS = r"(^|\.)(embed(_\w+)?|\w*embeddings?|wte|wpe|shared)$"
@@ -126,12 +127,12 @@ def extract_peft(
     return report
 
 
-def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
+def _check_equal_shapes(old: Mapping[str, Array], new: Mapping[str, Array]) -> None:
     """**Raises:** `PeftFormatError` that lists arrays with other shapes, or in one state only."""
     shapes = [{name: x.shape for name, x in state.items()} for state in (old, new)]
     if lines := [
         f"{name}: {shapes[0].get(name, 'nothing')} and {shapes[1].get(name, 'nothing')}"
-        for name in old | new
+        for name in {**old, **new}
         if shapes[0].get(name) != shapes[1].get(name)
     ]:
         raise PeftFormatError(f"The arrays of the base and the copy differ:\n{bullets(lines)}")
@@ -140,7 +141,7 @@ def _check_equal_shapes(old: dict[str, Any], new: dict[str, Any]) -> None:
 def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.Module:
     first, second, *kernel = weight.shape
     if kernel:
-        make: Any = functools.partial(
+        make: Callable[..., eqx.Module] = functools.partial(
             eqx.nn.Conv, len(kernel), second, first, tuple(kernel), use_bias=False
         )
     elif is_embedding:
@@ -153,8 +154,11 @@ def _layer(weight: np.ndarray, is_embedding: bool, is_transposed: bool) -> eqx.M
 
 
 def _kept(
-    state: dict[str, Any], names: list[str], adapted: Container[str], tensors: dict[str, Any]
-) -> dict[str, Any]:
+    state: Mapping[str, Array],
+    names: list[str],
+    adapted: Container[str],
+    tensors: dict[str, np.ndarray],
+) -> dict[str, object]:
     """Add the arrays of these names to `tensors`. **Returns:** PEFT's settings for them."""
     modules: dict[str, None] = {}
     for name in names:
@@ -174,8 +178,8 @@ def _kept(
 
 
 def _tied(
-    has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, Any]
-) -> dict[str, Any]:
+    has_head: bool, tied: bool | None, ranks: dict[str, int], tensors: dict[str, np.ndarray]
+) -> dict[str, object]:
     """Let PEFT's head see the adapter of the table that it reads."""
     tables = [name for name in ranks if f"{PREFIX}{name}.lora_embedding_A" in tensors]
     if not tables or has_head or tied is False:
