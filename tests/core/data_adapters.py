@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jno.lora import Shared
+from jno.lora import LowRankForm, Shared
 
 from .good_adapter import Factored, Good, float_of
 from .tied import normal
@@ -51,16 +51,17 @@ class Tied(Factored):
         super().__init__(base, rank, alpha, key=key)
         self.lora_A = Shared("tied-A", (rank, base.weight.shape[1]), normal)
 
-    def low_rank_update(self):
+    def low_rank_form(self):
         dtype = self.lora_B.dtype
         scale = self.alpha / self.rank
         A = self.lora_A.array[: self.rank, : self.base.weight.shape[1]]
-        return A.astype(dtype), scale * self.lora_B
+        return LowRankForm(A.astype(dtype), scale * self.lora_B)
 
 
 class ReadsTheValue(Tied):
     """Reads what only the adapter that keeps the array has."""
 
-    def low_rank_update(self):
-        A, B = self.lora_A.value, super().low_rank_update()[1]
-        return jnp.zeros(self.lora_A.shape, B.dtype) if A is None else A.astype(B.dtype), B
+    def low_rank_form(self):
+        A, B = self.lora_A.value, super().low_rank_form().B
+        A = jnp.zeros(self.lora_A.shape, B.dtype) if A is None else A.astype(B.dtype)
+        return LowRankForm(A, B)

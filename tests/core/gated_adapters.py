@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jno.lora import LowRankForm
+
 from .good_adapter import Factored, float_of
 
 
@@ -24,8 +26,8 @@ class Gated(Factored):
         """The factor that reads the input."""
         return self.lora_A
 
-    def low_rank_update(self):
-        return self.seen(), (self.alpha / self.rank) * self.lora_B * self.gate[None, :]
+    def low_rank_form(self):
+        return LowRankForm(self.seen(), (self.alpha / self.rank) * self.lora_B * self.gate[None, :])
 
     def penalty(self):
         identity = jnp.eye(self.rank, dtype=self.lora_A.dtype)

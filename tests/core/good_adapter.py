@@ -49,13 +49,13 @@ class Good(MatrixAdapter):
 
 
 class Factored(Good):
-    """`W + B A`, with the factors that `low_rank_update` gives."""
+    """`W + B A`, with the factors that `low_rank_form` gives."""
 
     def __call__(self, x):
-        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
+        A, B = (factor.astype(x.dtype) for factor in self.low_rank_form()[:2])
         return self.base(x) + B @ (A @ x)
 
     def merge(self):
-        A, B = self.low_rank_update()
+        A, B, *_ = self.low_rank_form()
         W = float_of(self.base.weight) + B @ A
         return eqx.tree_at(lambda m: m.weight, self.base, W.astype(self.base.weight.dtype))

@@ -194,9 +194,9 @@ def test_each_mistake_in_a_class_is_named(members, problem, unchecked):
 
 
 def test_a_member_about_matrices_needs_the_base_class_that_has_it():
-    members = {**without(), "low_rank_update": lambda self: None}
+    members = {**without(), "low_rank_form": lambda self: None}
     (problem,) = contract_problems(type(LoRAWrapper)("Broken", (LoRAWrapper,), members))
-    assert problem == "`low_rank_update` is only read in a subclass of jno.lora.MatrixAdapter"
+    assert problem == "`low_rank_form` is only read in a subclass of jno.lora.MatrixAdapter"
 
 
 def test_all_mistakes_are_named_before_the_model_is_looked_at(model, getkey, unchecked):

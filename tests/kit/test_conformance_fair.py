@@ -10,6 +10,7 @@ import pytest
 from tests.core.data_adapters import Tied
 from tests.core.good_adapter import Good, float_of
 
+from jno.lora import LowRankForm
 from jno_lora_testing import WrapperCase, run_checks
 
 
@@ -94,11 +95,11 @@ class InOutAdapter(CallsMerged):
         self.lora_A = jax.random.normal(key, (rank, inputs))
         self.lora_B = jnp.zeros((outputs, rank))
 
-    def low_rank_update(self):
-        return self.lora_A, (self.alpha / self.rank) * self.lora_B
+    def low_rank_form(self):
+        return LowRankForm(self.lora_A, (self.alpha / self.rank) * self.lora_B)
 
     def merge(self):
-        A, B = self.low_rank_update()
+        A, B, *_ = self.low_rank_form()
         weight = float_of(self.base.weight) + (B @ A).T.astype(jnp.float32)
         return eqx.tree_at(lambda m: m.weight, self.base, weight.astype(self.base.weight.dtype))
 
@@ -196,7 +197,7 @@ NO_HALF = "the layer itself cannot compute in half precision"
         (lambda W, x: jax.nn.relu(W @ x), "matrix", {}, "more than a matrix"),
         (by_the_direction, "matrix", {}, "more than a matrix"),
         # No layout of the weight is assumed.
-        (lambda W, x: x @ W, "low-rank-update", IN_OUT, "the adapter says no `matrix`"),
+        (lambda W, x: x @ W, "low-rank-form", IN_OUT, "the adapter says no `matrix`"),
         (float32_only, "trained-in-half-precision", {}, NO_HALF),
         (float32_only, "identity-in-half-precision", {}, NO_HALF),
         (

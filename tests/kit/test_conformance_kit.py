@@ -124,7 +124,7 @@ def test_a_check_that_has_nothing_to_see_is_not_applicable_and_says_why():
     # A bank takes the zoo's kinds of layer, and a conditional asks what moves without a merge.
     for name, why in {"bank": "A slot holds", "conditional": "These adapters cannot"}.items():
         assert (found.pop(name) or "").startswith(refused + why)
-    of_merged = ("merge-equals-call", "merge-gradients", "low-rank-update", "low-rank-scale")
+    of_merged = ("merge-equals-call", "merge-gradients", "low-rank-form", "low-rank-scale")
     derivatives = ("input-derivatives", "input-jet", "jet-rules", "residual-gradients")
     assert found == {
         **dict.fromkeys((*of_merged, "subclass-merge"), "the adapter cannot be merged"),

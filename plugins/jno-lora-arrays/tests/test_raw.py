@@ -162,7 +162,7 @@ def test_the_law_acts_before_the_function(net):
     weights, original = unwrap(net.module), Model(jr.key(0))
 
     def moved(raw, box):
-        A, B = (np.asarray(x, np.float64) for x in box.low_rank_update())
+        A, B = (np.asarray(x, np.float64) for x in box.low_rank_form()[:2])
         return np.asarray(raw, np.float64) + B @ A
 
     raw = moved(original.masked.weight.args[1], net.module.masked.weight.raw[0])

@@ -309,7 +309,7 @@ def test_a_third_party_s_gates_count_alike(rank):
 
 def test_a_gated_adapter_whose_update_is_not_known_is_told_with_its_path():
     class Hidden(Gated):
-        def low_rank_update(self):
+        def low_rank_form(self):
             return None
 
         def __call__(self, x):

@@ -12,6 +12,7 @@ from tests.zoo.combining._tools import layers
 
 from jno.lora import (
     LoRAWrapper,
+    LowRankForm,
     Net,
     SelectionError,
     apply_lora,
@@ -269,8 +270,8 @@ class ComplexLoRA(LoRAWrapper):
     def low_rank_scale(cls, rank, alpha):
         return 1.0
 
-    def low_rank_update(self):
-        return self.lora_A, self.lora_B
+    def low_rank_form(self):
+        return LowRankForm(self.lora_A, self.lora_B)
 
     def merge(self):
         return ComplexLinear(self.base.weight + self.lora_B @ self.lora_A)

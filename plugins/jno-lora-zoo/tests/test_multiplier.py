@@ -42,11 +42,11 @@ def test_it_multiplies_the_update_as_alpha_does(adapter, base):
         expected = (base.layer.weight + expected) / 2
     assert_close(merged.weight, expected, 2e-6)
     assert_close(wrapper(*base.arguments()), merged(*base.arguments()), 2e-5)
-    update = wrapper.low_rank_update()
-    if update is not None:
-        A, B = update
+    form = wrapper.low_rank_form()
+    if form is not None:
         matrix = wrapper.matrix(base.layer)
-        assert_close(B @ A, wrapper.law(matrix) - matrix, 1e-5)
+        gain = 1 if form.gain is None else form.gain[:, None]
+        assert_close(gain * (matrix + form.B @ form.A), wrapper.law(matrix), 1e-5)
 
 
 @pytest.mark.parametrize("method", SCALED)

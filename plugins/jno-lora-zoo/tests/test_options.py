@@ -154,7 +154,8 @@ def test_the_merged_bias_is_the_sum_and_unwrapping_takes_it_out():
     assert_close(merge_lora(model).bias, layer.bias + model.bias_update, 1e-6)
     assert_close(model.bias, merge_lora(model).bias, 1e-6)  # a model that reads the bias sees it
     assert bool(jnp.any(model.bias_update != 0))
-    assert model.low_rank_update() is None  # more than a product
+    assert not model.low_rank_form().is_product
+    assert bool(eqx.tree_equal(model.low_rank_form().shift, model.bias_update))
     assert bool(eqx.tree_equal(unwrap_lora(model), layer))
     (row,) = lora_report(model)
     assert row.trainable == 27

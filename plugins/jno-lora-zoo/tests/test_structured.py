@@ -107,11 +107,11 @@ def test_loha_takes_the_way_that_costs_less(rank, by_matrix):
     assert_close(wrapper(x), wrapper.merge()(x), 1e-5)
 
 
-def test_loha_has_a_low_rank_update_of_rank_r_squared_unless_that_is_the_full_rank():
-    A, B = trained("LoHaLinear", linear(12, 9), 2).low_rank_update()
+def test_loha_has_a_low_rank_form_of_rank_r_squared_unless_that_is_the_full_rank():
+    A, B, *_ = trained("LoHaLinear", linear(12, 9), 2).low_rank_form()
     assert (A.shape, B.shape) == ((4, 12), (9, 4))
     for rank in (3, 4):
-        assert trained("LoHaLinear", linear(12, 9), rank).low_rank_update() is None
+        assert trained("LoHaLinear", linear(12, 9), rank).low_rank_form() is None
 
 
 @pytest.mark.parametrize("name", ["MiSSLinear", "MiSSEmbedding"])
@@ -239,7 +239,7 @@ def test_randlora_saves_a_seed_and_its_update_has_full_rank(name):
     assert type(wrapper).options_of(wrapper.state()) == {}
     update = np.asarray(wrapper.matrix(wrapper.merge()) - wrapper.matrix(wrapper.base))
     assert np.linalg.matrix_rank(update) == 5
-    assert wrapper.low_rank_update() is None
+    assert wrapper.low_rank_form() is None
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ._contract import (
     ConvLike,
     LinearLike,
     LoRAWrapper,
+    LowRankForm,
     MatrixAdapter,
     Shared,
     Statistic,
@@ -66,7 +67,8 @@ __all__ += ["citation", "disabled", "lora_param_labels", "lora_report", "resolve
 __all__ += ["lora_trainable_filter", "partial_lora_trainable_filter"]
 __all__ += ["extract_adapters", "load_adapters", "read_adapters", "read_metadata", "save_adapters"]
 __all__ += ["swap_adapters"]
-__all__ += ["About", "LoRAWrapper", "MatrixAdapter", "Shared", "Spec", "Statistic", "Term"]
+__all__ += ["About", "LoRAWrapper", "LowRankForm", "MatrixAdapter", "Shared", "Spec"]
+__all__ += ["Statistic", "Term"]
 __all__ += ["Registry", "hookimpl", "refresh", "register", "registered"]
 # Types of results and errors, for annotations and `except`.
 __all__ += ["AdapterSet", "LayerForm", "LeftOut", "LooseAdapter", "LoraReport", "Plan", "PlanRow"]

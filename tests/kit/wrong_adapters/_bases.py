@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from tests.core.good_adapter import Good, float_of
 
-from jno.lora import MatrixAdapter
+from jno.lora import LowRankForm, MatrixAdapter
 
 
 def with_weight(layer, weight):
@@ -44,9 +44,9 @@ class LoRA(Good):
     def low_rank_scale(cls, rank, alpha):
         return alpha / rank
 
-    def low_rank_update(self):
+    def low_rank_form(self):
         A, B = self.factors()
-        return A, self.scale() * B
+        return LowRankForm(A, self.scale() * B)
 
     @classmethod
     def start(cls, W, rank, key):
@@ -122,7 +122,7 @@ def gated_law(adapter, rank, alpha):
 
 
 def tied_law(adapter, rank, alpha):
-    A, _ = adapter.low_rank_update()
+    A = adapter.low_rank_form().A
     return sum_of(adapter, alpha / rank, A, numbers(adapter.lora_B))
 
 
@@ -158,8 +158,10 @@ class Magnitude(LoRA):
     def low_rank_scale(cls, rank, alpha):
         return None
 
-    def low_rank_update(self):
-        return None
+    def low_rank_form(self):
+        V = float_of(self.base.weight) + self.update()
+        gain = self.magnitude / self.norms(V)
+        return LowRankForm(self.lora_A, self.scale() * self.lora_B, gain=gain)
 
     @classmethod
     def norms(cls, V):
@@ -269,8 +271,8 @@ class EmbeddingLoRA(LoRA):
     def low_rank_scale(cls, rank, alpha):
         return None
 
-    def low_rank_update(self):
-        return self.lora_B.T, self.scale() * self.lora_A.T
+    def low_rank_form(self):
+        return LowRankForm(self.lora_B.T, self.scale() * self.lora_A.T)
 
     def added(self, x):
         dtype = self.base.weight.dtype

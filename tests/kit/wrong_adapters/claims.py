@@ -13,7 +13,8 @@ from tests.core.data_adapters import (
 from tests.core.gated_adapters import Gated, MixesItsDirections
 from tests.core.good_adapter import float_of
 
-from jno.lora import About, LoRAWrapper, Shared, Statistic
+from jno.lora import About, LoRAWrapper, LowRankForm, Shared, Statistic
+from jno_lora_zoo import LoRALinear
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
 from ._rows import Field, changed, noticed_by, trained, wrong
@@ -28,56 +29,90 @@ by_reading = noticed_by("reads-like-the-layer")
 by_scale = noticed_by("low-rank-scale")
 by_sides = noticed_by("factor-sides")
 by_specs = noticed_by("partition-specs")
-by_update = noticed_by("low-rank-update")
+by_update = noticed_by("low-rank-form")
 
 
 by_update(
-    "LowRankUpdateForgetsTheScale",
+    "LowRankFormForgetsTheScale",
     says="not the update by which `merge",
-    low_rank_update=lambda self: (self.lora_A, self.lora_B),
+    low_rank_form=lambda self: LowRankForm(self.lora_A, self.lora_B),
 )
 by_update(
-    "LowRankUpdateScalesTwice",
-    low_rank_update=lambda self: (self.scale() * self.lora_A, self.scale() * self.lora_B),
+    "LowRankFormScalesTwice",
+    low_rank_form=lambda self: LowRankForm(self.scale() * self.lora_A, self.scale() * self.lora_B),
 )
 by_update(
-    "LowRankUpdateIsSwapped",
+    "LowRankFormIsSwapped",
     says=r"factors `A` \(\d, 2\) and `B` \(2, \d\)",
-    low_rank_update=lambda self: (self.scale() * self.lora_B, self.lora_A),
+    low_rank_form=lambda self: LowRankForm(self.scale() * self.lora_B, self.lora_A),
 )
 by_update(
-    "LowRankUpdateIsTransposed",
-    low_rank_update=lambda self: (self.scale() * self.lora_B.T, self.lora_A.T),
+    "LowRankFormIsTransposed",
+    low_rank_form=lambda self: LowRankForm(self.scale() * self.lora_B.T, self.lora_A.T),
 )
 
 
-@wrong("low-rank-update")
-class LowRankUpdateForgetsTheGate(Gated):
+@wrong("low-rank-form")
+class LowRankFormForgetsTheGate(Gated):
     def __call__(self, x):
-        A, B = (factor.astype(x.dtype) for factor in Gated.low_rank_update(self))
+        A, B = (factor.astype(x.dtype) for factor in Gated.low_rank_form(self)[:2])
         return self.base(x) + B @ (A @ x)
 
     def merge(self):
-        A, B = Gated.low_rank_update(self)
+        A, B, *_ = Gated.low_rank_form(self)
         return with_weight(self.base, float_of(self.base.weight) + B @ A)
 
-    def low_rank_update(self):
-        return self.lora_A, self.alpha / self.rank * self.lora_B
+    def low_rank_form(self):
+        return LowRankForm(self.lora_A, self.alpha / self.rank * self.lora_B)
 
 
 by_update(
-    "LowRankUpdateLosesADirection",
-    low_rank_update=lambda self: (self.lora_A[:1], self.scale() * self.lora_B[:, :1]),
+    "LowRankFormLosesADirection",
+    low_rank_form=lambda self: LowRankForm(self.lora_A[:1], self.scale() * self.lora_B[:, :1]),
 )
 by_update(
-    "LowRankUpdateOfDoRA",
+    "LowRankFormRaises",
+    low_rank_form=lambda self: LowRankForm(self.lora_A, self.lora_A @ self.lora_B),
+)
+by_update(
+    "LowRankFormIsAPair", low_rank_form=lambda self: (self.lora_A, self.scale() * self.lora_B)
+)
+by_update(
+    "GainIsTheMagnitude",
     Magnitude,
-    low_rank_update=lambda self: (self.lora_A, self.scale() * self.lora_B),
+    says="not the update by which `merge",
+    low_rank_form=lambda self: LowRankForm(
+        self.lora_A, self.scale() * self.lora_B, gain=self.magnitude
+    ),
 )
 by_update(
-    "LowRankUpdateRaises", low_rank_update=lambda self: (self.lora_A, self.lora_A @ self.lora_B)
+    "GainScalesColumns",
+    says="`gain` has the shape",
+    low_rank_form=lambda self: LowRankForm(
+        self.lora_A, self.scale() * self.lora_B, gain=jnp.ones(self.lora_A.shape[1])
+    ),
 )
-by_update("LowRankUpdateIsTheProduct", low_rank_update=lambda self: self.update())
+by_update(
+    "GainIsForgotten",
+    Magnitude,
+    low_rank_form=lambda self: Magnitude.low_rank_form(self)._replace(gain=None),
+)
+
+
+@wrong("low-rank-form", says="`shift` is not what", options={"bias": "train"})
+class ShiftIsForgotten(LoRALinear):
+    def low_rank_form(self):
+        return super().low_rank_form()._replace(shift=None)
+
+
+@wrong("low-rank-form", options={"bias": "train"})
+class ShiftHasTheScale(LoRALinear):
+    def low_rank_form(self):
+        form = super().low_rank_form()
+        return form if form.shift is None else form._replace(shift=self.scaling * form.shift)
+
+
+by_update("LowRankFormIsTheProduct", low_rank_form=lambda self: self.update())
 by_scale(
     "LowRankScaleIsAlpha",
     says="not the update by which `merge",
@@ -152,14 +187,14 @@ by_gate(
     Gated,
     says=r"'gate' of one layer has the shape \(2, 1\), not \(r,\)",
     gate=Field(lambda self, base, key: jnp.zeros((self.rank, 1), self.gate.dtype)),
-    low_rank_update=lambda self: (self.lora_A, self.lora_B * self.gate[:, 0][None, :]),
+    low_rank_form=lambda self: LowRankForm(self.lora_A, self.lora_B * self.gate[:, 0][None, :]),
 )
 wrong("rank-gate")(MixesItsDirections)
 by_gate(
     "GateHasNoEffect",
     Gated,
     says="does not change if an entry of the gate",
-    low_rank_update=lambda self: (self.lora_A, 0 * self.lora_B * self.gate[None, :]),
+    low_rank_form=lambda self: LowRankForm(self.lora_A, 0 * self.lora_B * self.gate[None, :]),
 )
 
 
@@ -178,9 +213,9 @@ class GateLeaksOneDirection(Gated):
         super().__init__(base, rank, alpha, key=key)
         self.lora_B = self.lora_B.at[:, -1].set(0)
 
-    def low_rank_update(self):
+    def low_rank_form(self):
         open_gate = self.gate.at[-1].set(1)
-        return self.lora_A, self.alpha / self.rank * self.lora_B * open_gate[None, :]
+        return LowRankForm(self.lora_A, self.alpha / self.rank * self.lora_B * open_gate[None, :])
 
 
 by_answers(
@@ -227,9 +262,9 @@ wrong("shared-arrays")(ReadsTheValue)
 
 @wrong("shared-arrays", says="Two layers of different widths fail")
 class SharedIsNotSliced(Tied):
-    def low_rank_update(self):
+    def low_rank_form(self):
         A = self.lora_A.array.astype(self.lora_B.dtype)
-        return A, self.alpha / self.rank * self.lora_B
+        return LowRankForm(A, self.alpha / self.rank * self.lora_B)
 
 
 # Nothing is shared.

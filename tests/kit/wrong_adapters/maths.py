@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import float_of
 
+from jno.lora import LowRankForm
+
 from ._bases import LoRA, Magnitude, updated, with_weight
 from ._rows import Field, noticed_by, wrong
 
@@ -144,15 +146,15 @@ class MergeForgetsTheGate(Gated):
 
 @wrong("law")
 class GatesTwice(Gated):
-    def low_rank_update(self):
-        A, B = super().low_rank_update()
-        return A, B * self.gate[None, :]
+    def low_rank_form(self):
+        A, B, *_ = super().low_rank_form()
+        return LowRankForm(A, B * self.gate[None, :])
 
 
 @wrong("input-derivatives")
 class CallGatesBothFactors(Gated):
     def __call__(self, x):
-        A, B = (factor.astype(x.dtype) for factor in self.low_rank_update())
+        A, B = (factor.astype(x.dtype) for factor in self.low_rank_form()[:2])
         return self.base(x) + B @ (self.gate.astype(x.dtype) * (A @ x))
 
 

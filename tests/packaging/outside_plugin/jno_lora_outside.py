@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jno.lora import LoRAWrapper, MatrixAdapter, Shared, hookimpl
+from jno.lora import LoRAWrapper, LowRankForm, MatrixAdapter, Shared, hookimpl
 
 jno_lora_api = 1
 
@@ -44,16 +44,16 @@ class PrincipalInputs(MatrixAdapter):
         self.bank = Shared("jno-lora-outside/bank", (8, outputs), jax.random.normal)
         self.weights = jnp.zeros((8, self.rank))
 
-    def low_rank_update(self) -> tuple[Any, Any]:
+    def low_rank_form(self) -> LowRankForm:
         bank = self.bank.array[:, : self.base.out_features]
-        return self.lora_A, self.alpha / self.rank * bank.T @ self.weights
+        return LowRankForm(self.lora_A, self.alpha / self.rank * bank.T @ self.weights)
 
     def __call__(self, x: Any) -> Any:
-        A, B = self.low_rank_update()
+        A, B, *_ = self.low_rank_form()
         return self.base(x) + B @ (A @ x)
 
     def merge(self) -> Any:
-        A, B = self.low_rank_update()
+        A, B, *_ = self.low_rank_form()
         return eqx.tree_at(lambda m: m.weight, self.base, self.base.weight + B @ A)
 
 

@@ -277,7 +277,7 @@ class AdapterBank:
     def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:
         """Write the values into the slot of `name` or an empty slot, making room if needed."""
         state = self._state
-        rooms, lacking = room_for(state, adapters, values, self._rank)
+        rooms, lacking = room_for(state, self._plain, adapters, values, self._rank)
         if name not in state.slots and not state.free:
             slot = f"an empty slot (all {self.capacity} are in use): bank.remove(name) makes one"
             lacking = [slot, *lacking]

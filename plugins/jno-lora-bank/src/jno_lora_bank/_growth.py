@@ -29,7 +29,7 @@ class Room(NamedTuple):
 
 
 def room_for(
-    state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
+    state: State, model: PyTree, adapters: AdapterSet, values: Mapping[str, Values], rank: int
 ) -> tuple[dict[str, Room], list[str]]:
     """The room that the layers need for these adapters too, and a list of the missing room.
 
@@ -39,10 +39,11 @@ def room_for(
         path: Room(type(slots), slots.rank or 0, _OPTIONAL & slots.state().keys())
         for path, slots in layers_with_slots(state.snapshot.model)
     }
+    layers = layers_at(model, adapters)
     lacking: list[str] = []
     are_products = all(adapter.is_product for adapter in adapters.adapters.values())
     for path, fields in values.items():
-        cls: Any = slots_class(adapters[path].wrapper)
+        cls: Any = slots_class(adapters[path].wrapper, layers[path])
         needed = Room(cls, rank_needed(cls, fields, rank), _OPTIONAL & fields.keys())
         if path not in rooms:
             lacking.append(f"slots in the layer {show_path(path)!r}")

@@ -22,6 +22,7 @@ from jno_lora_zoo import (
     Method,
     RecurrentLayer,
     adapters_for,
+    kind_for,
     scaled,
 )
 
@@ -262,12 +263,12 @@ class SumSlots(LoRAWrapper):
         return self.adapter.from_state(self.base, state, self.rank, self.alpha)
 
 
-def slots_class(adapter: Any) -> Any:
-    """The slots for an adapter class, by its layer kind or its `sum_of`, or `None`."""
+def slots_class(adapter: type[LoRAWrapper], layer: Any) -> Any:
+    """The slots for an adapter class around `layer`: of its `sum_of` or layer kind, or `None`."""
     if adds_up(adapter):
         return _slots_of_sums(adapter)
-    has_kind = issubclass(adapter, Method) and adapter.kind is not LayerKind
-    return _slots_of_kind(adapter.kind) if has_kind else None
+    kind = kind_for(adapter, layer)
+    return None if kind is None else _slots_of_kind(kind)
 
 
 @functools.cache

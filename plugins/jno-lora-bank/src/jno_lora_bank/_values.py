@@ -6,32 +6,26 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from jno.lora import (
     AdapterSet,
-    LooseAdapter,
-    LoRAWrapper,
+    LowRankForm,
     SelectionError,
     Term,
     resolve,
-    swap_adapters,
 )
 from jno.lora.extending import (
-    Composite,
-    adapted_layers,
     adds_up,
     bullets,
     layers_at,
-    members_of,
     norms_around,
-    over_stack,
+    on_the_mesh,
+    put_around,
     show_path,
 )
-from jno_lora_combine import AdapterSum
-from jno_lora_zoo import IA3, DoRA, Method, PiSSA, known_factors, row_norms
+from jno_lora_zoo import known_form
 
 from ._slots import slots_class
 
@@ -40,94 +34,86 @@ Values = dict[str, Any]
 
 # The field of `Slots` for each factor of a product.
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
-_PRODUCT_STATE = {"lora_A", "lora_B", "multiplier", "bias_update"}
-# The states of a split of the weight, and of DoRA, without further options.
-_SPLIT_STATE = {"lora_A", "lora_B", "initial_A", "initial_B"}
-_DORA_STATE = {"lora_A", "lora_B", "magnitude", "multiplier"}
-_DORA_MEMBERS = ("law", "direction", "row_factor", "scaling", "times_scale")
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     """The values with which a slot acts as `adapters` around the layers of `model`, by path.
 
-    **Raises:** `SelectionError` if some adapters are neither low-rank products nor scales of rows.
+    **Raises:** `SelectionError` if an adapter has neither a `low_rank_form` nor a `sum_of`, or no
+    slot is for the matrix that it changes.
     """
+    layers = layers_at(model, adapters)
     without_kind = {
         path: "which is not of a layer kind" if a.wrapper.mergeable else "which cannot be merged"
         for path, a in adapters.adapters.items()
-        if slots_class(a.wrapper) is None
+        if slots_class(a.wrapper, layers[path]) is None
     }
-    refuse(model, adapters, without_kind)
-    values: dict[str, Any] = {
-        path: {"sum": Term(a.state, a.rank, a.alpha), "ndim": a.layer.stack_ndim}
-        for path, a in adapters.adapters.items()
-        if adds_up(a.wrapper)
-    }
-    layers = layers_at(model, adapters)
-    from_states = {path: _of_state(a, layers[path]) for path, a in adapters.adapters.items()}
-    values |= {path: fields for path, fields in from_states.items() if fields is not None}
-    if len(values) < len(adapters):
-        adapted = adapted_layers(resolve(swap_adapters(model, adapters)))
-        values |= {path: _of_layer(layer) for path, layer in adapted if path not in values}
-    without_values = [path for path in adapters if values.get(path) is None]
-    refuse(model, adapters, dict.fromkeys(without_values, "whose update has another form"))
-    return values
+    refuse(adapters, without_kind)
+    values = {path: _values_at(layers[path], path, adapters) for path in adapters}
+    unknown = [path for path, fields in values.items() if fields is None]
+    refuse(adapters, dict.fromkeys(unknown, "whose update has another form"))
+    return {path: fields for path, fields in values.items() if fields is not None}
 
 
-def refuse(model: PyTree, adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
+def _values_at(layer: Any, path: str, adapters: AdapterSet) -> Values | None:
+    adapter = adapters[path]
+    if adds_up(adapter.wrapper):
+        return {
+            "sum": Term(adapter.state, adapter.rank, adapter.alpha),
+            "ndim": adapter.layer.stack_ndim,
+        }
+    if adapter.is_product:
+        # By NumPy, because JAX would compile a program for each rank.
+        A, B = adapter.state["lora_A"], adapter.state["lora_B"]
+        multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
+        return {**_factors(A, B), "scale": np.full(A.shape[:-2], adapter.scale) * multiplier}
+    alone = AdapterSet({"": adapter}, adapters.shared)
+    form = on_the_mesh(layer, _form_around, layer, alone)
+    if form is None:
+        return None
+    optional = {"gain": form.gain, "shift": form.shift}
+    return {
+        **_factors(form.A, form.B),
+        "scale": np.ones(form.A.shape[:-2], np.float32),
+        **{name: x for name, x in optional.items() if x is not None},
+    }
+
+
+def _form_around(layer: Any, adapter: AdapterSet) -> LowRankForm | None:
+    """The form of the one adapter in a set, in one program, which leaves out the merged base."""
+    return known_form(resolve(put_around(layer, adapter)))
+
+
+def _factors(A: Any, B: Any) -> Values:
+    is_here = not isinstance(B, jax.Array) or B.is_fully_addressable
+    return {"lora_A": A, "lora_Bt": np.swapaxes(np.asarray(B), -1, -2) if is_here else B.mT}
+
+
+def refuse(adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
     """**Raises:** `SelectionError` if there is a reason, with a way out that fits the set."""
     if not reasons:
         return
     problems = [
         f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {why}" for p, why in reasons.items()
     ]
-    adapted = "swap_adapters(model, adapters)"
-    if not all(a.wrapper.mergeable for a in adapters.adapters.values()):
+    if all(a.wrapper.mergeable for a in adapters.adapters.values()):
+        adapted = "swap_adapters(model, adapters)"
+        way_out = (
+            f"Take the nearest product instead: extract_adapters(to_lora({adapted}, rank=...)[0]). "
+            "If they also change a bias, which no product does, merge them, and give the merged "
+            f"model a bank: AdapterBank(merge_lora({adapted}))."
+        )
+    else:
         way_out = (
             "Adapters that cannot be merged, such as prefixes, bottlenecks and adapters with a "
             "router, have no nearest product. Serve sets of one structure by "
             "stack_adapters([adapters, ...])."
         )
-    elif any(map(_is_composite, adapters.adapters.values())):
-        way_out = (
-            "Adapters with a scale and a shift of their outputs (`film=True`) fit no slot. Serve "
-            "sets of one structure by stack_adapters([adapters, ...])."
-        )
-    elif _change_biases(model, adapters):
-        way_out = (
-            "They also change a bias, which no product does. Merge them, and give the merged model "
-            f"a bank: AdapterBank(merge_lora({adapted}))."
-        )
-    else:
-        way_out = (
-            f"Take the nearest product instead: extract_adapters(to_lora({adapted}, rank=...)[0])."
-        )
     raise SelectionError(
-        "A slot holds a low-rank product (LoRA, rsLoRA, LoRA-FA, PiSSA, MiLoRA, VeRA and "
-        "similar methods) and a scale for each output (DoRA, IA3), or an adapter with a "
-        "`sum_of` (spectral weights, bottlenecks). These adapters do not "
-        f"fit:\n{bullets(problems)}\n{way_out}"
+        "A slot holds factors, a scale and a shift for each output (the `low_rank_form` of LoRA, "
+        "PiSSA, VeRA, DoRA, IA3 and others), or an adapter with a `sum_of` (spectral weights, "
+        f"bottlenecks). These adapters do not fit:\n{bullets(problems)}\n{way_out}"
     )
-
-
-# later: a slot has a gain and a shift, so that it could hold these, too.
-def _is_composite(adapter: LooseAdapter) -> bool:
-    """Whether an adapter, or a member of a sum, is made of another adapter."""
-    members = [m.wrapper for m in members_of(adapter.wrapper)] or [adapter.wrapper]
-    return any(issubclass(cls, Composite) for cls in members)
-
-
-def _change_biases(model: PyTree, adapters: AdapterSet) -> bool:
-    """Whether an adapter of the zoo, perhaps in a sum, changes the bias of its layer."""
-
-    def shifts(adapter: Any) -> list[Any]:
-        is_sum = isinstance(adapter, AdapterSum)
-        parts = [adapter.member(m.name) for m in adapter.members] if is_sum else [adapter]
-        return [_shift(part) for part in parts if isinstance(part, Method)]
-
-    layers = adapted_layers(resolve(swap_adapters(model, adapters)))
-    changes = [_compiled_over_stack(shifts, layer) for _, layer in layers]
-    return any(bool(jnp.any(change)) for change in jax.tree.leaves(changes))
 
 
 def fits(model: PyTree, adapters: AdapterSet) -> bool:
@@ -141,122 +127,6 @@ def fits(model: PyTree, adapters: AdapterSet) -> bool:
         and adapters[path].wrapper.applies_to(layers[path])
         for path in adapters
     )
-
-
-def has_factors(adapter: LooseAdapter) -> bool:
-    """Whether the update is `s B A` of `lora_A` and `lora_B`, with at most a trained bias."""
-    return adapter.scale is not None and adapter.state.keys() <= _PRODUCT_STATE
-
-
-def _of_state(adapter: LooseAdapter, layer: Any) -> Values | None:
-    """The values of an adapter whose rank may be new. `None` for adapters of other forms.
-
-    NumPy computes them, because JAX would compile programs for each rank.
-    """
-    state, cls = adapter.state, adapter.wrapper
-    if has_factors(adapter):
-        shift = {"shift": state["bias_update"]} if "bias_update" in state else {}
-        scale = _scale_of(adapter, adapter.scale)
-        return {**_factors(state["lora_A"], state["lora_B"]), "scale": scale, **shift}
-    if not all(map(_is_whole, state.values())):
-        return None
-    if state.keys() == _SPLIT_STATE and _keeps(cls, PiSSA, "low_rank_update", "scaling"):
-        A = np.concatenate([state["lora_A"], state["initial_A"]], axis=-2)
-        B = np.concatenate([state["lora_B"], -np.asarray(state["initial_B"])], axis=-1)
-        return {**_factors(A, B), "scale": _scale_of(adapter, adapter.alpha / adapter.rank)}
-    if state.keys() <= _DORA_STATE and _keeps(cls, DoRA, *_DORA_MEMBERS):
-        return _of_dora(adapter, layer)
-    return None
-
-
-def _keeps(cls: Any, method: Any, *names: str) -> bool:
-    """Whether a class has these members of the method, and overrides none of them."""
-    return all(getattr(cls, name, None) is getattr(method, name) for name in names)
-
-
-def _scale_of(adapter: LooseAdapter, scale: Any) -> np.ndarray:
-    multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
-    return np.asarray(np.full(adapter.state["lora_A"].shape[:-2], scale) * multiplier)
-
-
-def _of_dora(adapter: LooseAdapter, layer: Any) -> Values:
-    cls: Any = adapter.wrapper
-    state, ndim = adapter.state, adapter.layer.stack_ndim
-    A, B = np.asarray(state["lora_A"]), np.asarray(state["lora_B"])
-    scale = _scale_of(adapter, cls.scale_for(adapter.rank, adapter.alpha))
-    B = B * scale[..., None, None].astype(np.result_type(B.dtype, np.float32))
-    # One program serves all ranks up to a power of two.
-    zeros = (1 << (A.shape[-2] - 1).bit_length()) - A.shape[-2]
-    untouched = [(0, 0)] * ndim
-    factors = (
-        np.pad(A, [*untouched, (0, zeros), (0, 0)]),
-        np.pad(B, [*untouched, (0, 0), (0, zeros)]),
-    )
-    gain = _gain(cls, ndim, layer, *factors, state["magnitude"])
-    return {**_factors(A, B), "scale": np.ones(A.shape[:-2]), "gain": gain}
-
-
-@eqx.filter_jit
-def _gain(cls: Any, ndim: int, layer: Any, A: Any, B: Any, magnitude: Any) -> Array:
-    """The gain of DoRA, by the norm of the merged weight. `B` includes the scale."""
-
-    def of_layer(arguments: Any) -> Array:
-        layer, A, B, magnitude = arguments
-        W = cls.matrix(layer)
-        norms = row_norms(W + B.astype(W.dtype) @ A.astype(W.dtype))
-        return magnitude.astype(norms.dtype) / jnp.where(norms > 0, norms, 1)
-
-    return over_stack(of_layer, ndim)((layer, A, B, magnitude))
-
-
-def _factors(A: Any, B: Any) -> Values:
-    Bt = np.swapaxes(np.asarray(B), -1, -2) if _is_whole(B) else B.mT
-    return {"lora_A": A, "lora_Bt": Bt}
-
-
-def _is_whole(array: Any) -> bool:
-    """Whether this process has the whole array, not just a part."""
-    return not isinstance(array, jax.Array) or array.is_fully_addressable
-
-
-def _of_layer(adapter: LoRAWrapper) -> Values | None:
-    """The values of an adapter in its layer; `None` if its update does not fit a slot."""
-    factors = known_factors(adapter)
-    if factors is not None:
-        scale = np.ones(factors.A.shape[:-2], np.float32)
-        values = {**_factors(factors.A, factors.B), "scale": scale}
-    elif _scales_rows(adapter):
-        values = _compiled_over_stack(_of_rows, adapter)
-        values |= _factors(values["lora_A"], values.pop("lora_B"))
-    else:
-        return None
-    if isinstance(adapter, Method) and type(adapter).bias_law is not Method.bias_law:
-        shift = _compiled_over_stack(_shift, adapter)
-        values |= {} if shift is None else {"shift": shift}
-    return values
-
-
-def _scales_rows(adapter: LoRAWrapper) -> bool:
-    """Whether the law is `diag(g) (W + B A)`, perhaps without `B A`."""
-    members = {DoRA: ("law", "direction"), IA3: ("law",)}
-    return any(_keeps(type(adapter), method, *names) for method, names in members.items())
-
-
-@eqx.filter_jit
-def _compiled_over_stack(function: Callable[[Any], Any], adapter: Any) -> Any:
-    return over_stack(function, adapter.stack_ndim(adapter.base))(adapter)
-
-
-def _of_rows(adapter: Any) -> Values:
-    W = adapter.matrix(adapter.base)
-    if isinstance(adapter, IA3):
-        empty = {"lora_A": jnp.zeros((0, W.shape[1])), "lora_B": jnp.zeros((W.shape[0], 0))}
-        return {**empty, "scale": jnp.zeros(()), "gain": adapter.scale}
-    # The norm of the merged weight. (DoRA's forward pass computes it from the factors.)
-    B = adapter.times_scale(adapter.weighted(adapter.lora_B).astype(W.dtype))
-    V = W + B @ adapter.lora_A.astype(W.dtype)
-    gain = adapter.row_factor(row_norms(V))
-    return {"lora_A": adapter.lora_A, "lora_B": B, "scale": jnp.ones(()), "gain": gain}
 
 
 def rank_needed(cls: Any, fields: Values, rank: int) -> int:
@@ -282,12 +152,6 @@ def at_rank_of(rooms: Mapping[str, Any], values: Mapping[str, Values]) -> dict[s
     return expanded
 
 
-def _shift(adapter: Any) -> Any:
-    """The change of the bias; `None` without a bias."""
-    bias = adapter.bias_of(adapter.base)
-    return None if bias is None else adapter.bias_law(bias) - bias
-
-
 def without_factors(adapters: AdapterSet) -> AdapterSet:
     """The set with shapes instead of the factors of its products, which are in a slot."""
     return _map_factors(adapters, lambda path, field, x: jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -307,7 +171,7 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
 def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
-        if has_factors(adapter):
+        if adapter.is_product:
             factors = {
                 name: function(path, field, adapter.state[name]) for name, field in FACTORS.items()
             }

@@ -294,6 +294,8 @@ def _have_same_matrix(first: LooseAdapter, second: LooseAdapter) -> bool:
     """Whether two adapters of the same layer update the same view of its weight."""
     if first.wrapper is second.wrapper:
         return first.layer.stack_ndim == second.layer.stack_ndim
+    if adds_up(first.wrapper) or adds_up(second.wrapper):
+        return False  # only adapters of one class have a `sum_of`
     # Adapters of one layer kind inherit the function that reads the matrix.
     classes = MatrixAdapter.of(first.wrapper), MatrixAdapter.of(second.wrapper), MatrixAdapter
     views = [getattr(cls.matrix, "__func__", None) for cls in classes]

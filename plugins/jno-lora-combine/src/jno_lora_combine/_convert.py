@@ -86,9 +86,10 @@ def to_lora(
 
     An adapter of several matrices, such as spectral weights, becomes the LoRA for such layers.
 
-    If an adapter has a `low_rank_update`, its factors are used, without loss if their rank is
-    allowed. Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both in
-    float32 at least.) A stack of layers gets one rank. Plain LoRA of an allowed rank is unchanged.
+    If an adapter only adds a product (`low_rank_form`), its factors are used, without loss if their
+    rank is allowed. Otherwise a singular value decomposition cuts the update `merge(W) - W`. (Both
+    in float32 at least.) A stack of layers gets one rank. Plain LoRA of an allowed rank is
+    unchanged.
 
     **Arguments:**
 
@@ -159,9 +160,7 @@ def _plain_lora(registry: Registry) -> list[type[LoRAWrapper]]:
 
 def has_products(cls: type[LoRAWrapper]) -> bool:
     """Whether a class defines `with_products`, as plain LoRA of several matrices does."""
-    function: Any = MatrixAdapter.of(cls).with_products
-    default: Any = MatrixAdapter.with_products
-    return function.__func__ is not default.__func__
+    return hasattr(cls, "with_products")
 
 
 def _converted(
@@ -277,7 +276,7 @@ def _nearest_family(
     factors = {name: tuple(cut(t, rank)) for name, t in triplets.items()}
     lost = jnp.concatenate([S[..., rank:].ravel() for S in values])
     error = jnp.linalg.norm(lost) / jnp.where(all_values.any(), jnp.linalg.norm(all_values), 1)
-    lora = over_stack(MatrixAdapter.of(cls).with_products, cls.stack_ndim(layer))(layer, factors)
+    lora = over_stack(cls.with_products, cls.stack_ndim(layer))(layer, factors)
     return lora, error.astype(jnp.float32)
 
 
@@ -526,7 +525,7 @@ def shrink(model: M, *, registry: Registry | None = None) -> M:
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Raises:** `WrapperError` that lists every adapter with a `rank_gate` whose update is not known
-    as a product (`low_rank_update`); `SelectionError` if `model` is a `Net` or a set.
+    as a product (`low_rank_form`); `SelectionError` if `model` is a `Net` or a set.
     """
     expect_model(model, "shrink")
     gated = map_adapters(lambda _, a: a if _gate_of(a) else None, model)

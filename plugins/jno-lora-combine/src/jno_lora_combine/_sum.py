@@ -18,6 +18,7 @@ from jno.lora import (
     JnoLoraError,
     LooseAdapter,
     LoRAWrapper,
+    LowRankForm,
     MatrixAdapter,
     SelectionError,
     Term,
@@ -46,7 +47,7 @@ from jno.lora.extending import (
     show_path,
     widest,
 )
-from jno_lora_zoo import Factors
+from jno_lora_zoo import Factors, kind_for
 
 M = TypeVar("M")
 
@@ -95,7 +96,7 @@ class AdapterSum(SeveralAdapters):
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
         """The matrix of the first member, if all members see the same matrix."""
-        views = {_view_of(member.wrapper) for member in cls.members}
+        views = {_view_of(member.wrapper, layer) for member in cls.members}
         return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
 
     def __check_init__(self):
@@ -133,11 +134,14 @@ class AdapterSum(SeveralAdapters):
         layer = self.joined()
         return layer.merge() if isinstance(layer, LoRAWrapper) else layer
 
-    def low_rank_update(self) -> tuple[Array, Array] | None:
-        factors = self._factors()
-        if len({_view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
+    def low_rank_form(self) -> LowRankForm | None:
+        forms = self._forms()
+        is_known = len(forms) == len(self.members) and all(f.gain is None for f in forms.values())
+        if not is_known or len({_view_of(m.wrapper, self.base) for m in self.members}) > 1:
             return None
-        return _side_by_side(list(factors.values()))
+        shifts = [form.shift for form in forms.values() if form.shift is not None]
+        A, B = _side_by_side(forms.values())
+        return LowRankForm(A, B, shift=sum(shifts[1:], shifts[0]) if shifts else None)
 
     def penalty(self) -> Array:
         """The penalties of the members that train."""
@@ -173,27 +177,30 @@ class AdapterSum(SeveralAdapters):
         bare = (self.trained | self.frozen)[name]
         return eqx.tree_at(lambda m: m.base, bare, self.base, is_leaf=lambda x: x is None)
 
-    def _factors(self) -> dict[str, Any]:
-        """By name, `A` and `w B` of the members whose update is a product."""
-        factors: dict[str, Any] = {}
+    def _forms(self) -> dict[str, LowRankForm]:
+        """By name, the forms of the members that have one, with their weights in `B` and shift."""
+        forms: dict[str, LowRankForm] = {}
         for member, weight in zip(self.members, self.weights, strict=True):
             adapter = at_least_float32(self.member(member.name))
-            update = MatrixAdapter.of(member.wrapper).low_rank_update(adapter)
-            if update is not None:
-                A, B = update
-                factors[member.name] = A, B * weight.astype(B.dtype)
-        return factors
+            form = MatrixAdapter.of(member.wrapper).low_rank_form(adapter)
+            if form is not None:
+                shift = None if form.shift is None else form.shift * weight.astype(form.shift.dtype)
+                B = form.B * weight.astype(form.B.dtype)
+                forms[member.name] = form._replace(B=B, shift=shift)
+        return forms
 
     def _parts(self) -> list[_Part]:
         """As few adapters as possible whose changes add up to the change of the sum."""
         remaining = dict(zip(self.members, self.weights, strict=True))
         parts: list[_Part] = []
-        factors = self._factors()
-        lora = _plain_lora([m.wrapper for m in remaining if m.name in factors], self.base)
+        forms = {name: form for name, form in self._forms().items() if form.is_product}
+        lora = _plain_lora([m.wrapper for m in remaining if m.name in forms], self.base)
         if lora is not None:
-            view = _view_of(lora)
-            products = [m for m in remaining if m.name in factors and _view_of(m.wrapper) is view]
-            update = _within_full_rank(*_side_by_side([factors[m.name] for m in products]))
+            view = _view_of(lora, self.base)
+            products = [
+                m for m in remaining if m.name in forms and _view_of(m.wrapper, self.base) is view
+            ]
+            update = _within_full_rank(*_side_by_side([forms[m.name] for m in products]))
             parts.append(_Part(lora.from_state(self.base, *update.as_adapter(lora))))
             remaining = {m: weight for m, weight in remaining.items() if m not in products}
         for cls in dict.fromkeys(m.wrapper for m in remaining if adds_up(m.wrapper)):
@@ -237,18 +244,19 @@ def _state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
 
-def _view_of(cls: type[LoRAWrapper]) -> Any:
-    """The function that reads the matrix. Adapters of one layer kind inherit one function."""
-    return getattr(MatrixAdapter.of(cls).matrix, "__func__", None)
+def _view_of(cls: type[LoRAWrapper], layer: Any) -> Any:
+    """The function that reads the matrix. Adapters of one layer kind have one function."""
+    kind = kind_for(cls, layer) or MatrixAdapter.of(cls)
+    return getattr(kind.matrix, "__func__", None)
 
 
 def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
     """A class of plain LoRA for `layer` that updates the matrix of one of these classes."""
-    views = {_view_of(cls) for cls in products}
+    views = {_view_of(cls, layer) for cls in products}
 
     def suits(cls: type[LoRAWrapper]) -> bool:
         is_product = MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-        return is_product and _view_of(cls) in views and claims(cls, layer)
+        return is_product and claims(cls, layer) and _view_of(cls, layer) in views
 
     lora = next(filter(suits, products), None)
     if lora is None and products:
@@ -257,10 +265,10 @@ def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAW
     return lora
 
 
-def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
-    dtype = widest(x.dtype for pair in factors for x in pair)
-    A, B = ([x.astype(dtype) for x in column] for column in zip(*factors, strict=True))
-    return jnp.concatenate(A), jnp.concatenate(B, axis=1)
+def _side_by_side(forms: Collection[LowRankForm]) -> tuple[Array, Array]:
+    dtype = widest(x.dtype for form in forms for x in (form.A, form.B))
+    A = jnp.concatenate([form.A.astype(dtype) for form in forms])
+    return A, jnp.concatenate([form.B.astype(dtype) for form in forms], axis=1)
 
 
 def _within_full_rank(A: Array, B: Array) -> Factors:

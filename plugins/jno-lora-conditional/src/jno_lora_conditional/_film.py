@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from jno.lora import LoRAWrapper, MatrixAdapter, PluginError, SelectionError, Shared
+from jno.lora import (
+    LoRAWrapper,
+    LowRankForm,
+    MatrixAdapter,
+    PluginError,
+    SelectionError,
+    Shared,
+)
 from jno.lora.extending import (
     Composite,
     Member,
@@ -158,6 +165,18 @@ class Modulated(Composite):
     def merge(self) -> eqx.Module:
         cls: Any = self.members[0].wrapper
         return cls.modulated(self.whole_adapter.merge(), self.scale, self.shift)
+
+    def low_rank_form(self) -> LowRankForm | None:
+        cls: Any = MatrixAdapter.of(self.members[0].wrapper)
+        form = cls.low_rank_form(self.whole_adapter)
+        if form is None:
+            return None
+        gain = self.scale if form.gain is None else self.scale * form.gain
+        if self.shift is None:
+            return form._replace(gain=gain)
+        b = jnp.asarray(cls.bias_of(self.base)).astype(self.shift.dtype)
+        adapted = b if form.shift is None else b + form.shift
+        return form._replace(gain=gain, shift=self.scale * adapted + self.shift - b)
 
     def penalty(self) -> Array:
         return self.whole_adapter.penalty()

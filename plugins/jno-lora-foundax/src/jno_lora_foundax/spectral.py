@@ -243,6 +243,7 @@ class LoRASpectral(SpectralLowRank):
 
     @classmethod
     def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> LoRAWrapper:
+        """The adapter that adds `B A` to each matrix. See `jno_lora_zoo.MatricesLayer`."""
         rank = next(iter(factors.values()))[0].shape[-2]
         state: dict[str, Array] = {}
         for name, (A, B) in factors.items():

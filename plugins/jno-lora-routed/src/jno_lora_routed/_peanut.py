@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jno.lora import LowRankForm
 from jno_lora_zoo import LinearLayer, Matrix, Method, Update, cited
 
 from ._routed import checked_count
@@ -118,9 +119,9 @@ class PEANuT(Method):
         B, hidden = self.factors(W)
         return W + B @ hidden
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         B, hidden = self.factors(self.matrix(self.base))
-        return hidden, B
+        return LowRankForm(hidden, B)
 
     def forward(self, x: Any) -> Array:
         B, hidden = self.factors(self.matrix(self.base))

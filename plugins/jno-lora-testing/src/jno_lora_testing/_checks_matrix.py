@@ -1,4 +1,4 @@
-"""Checks of an adapter's claims about its matrix: `matrix`, and updates of low rank."""
+"""Checks of an adapter's claims about its matrix: `matrix`, and its form of low rank."""
 
 import operator
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import MatrixAdapter
+from jno.lora import LowRankForm, MatrixAdapter
 from jno.lora.extending import with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase
@@ -91,21 +91,28 @@ def _as_rows(read: Callable[..., Any], base: Any, *arrays: Any) -> Any:
 
 
 @required(
-    "give `(A, B)`, `(k, in)` and `(out, k)`, with the scale and every gate in one of the factors; "
-    "or `None`, if the update is not exactly `B A`."
+    "give `LowRankForm(A, B, gain, shift)`: factors `(k, in)` and `(out, k)` with the scale and "
+    "every gate in one of them, a factor for each output, and what is added to the bias; or "
+    "`None`, if the adapter does anything else."
 )
-def check_low_rank_update(case: WrapperCase) -> None:
-    """`low_rank_update` is the change that `merge` makes to the matrix."""
+def check_low_rank_form(case: WrapperCase) -> None:
+    """`low_rank_form` is the change that `merge` makes to the matrix and the bias."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
     trained = case.make_trained()
-    factors: Any = MatrixAdapter.of(case.wrapper).low_rank_update(trained)
-    skip_unless(factors is not None, "the adapter claims no low-rank update")
+    form: Any = MatrixAdapter.of(case.wrapper).low_rank_form(trained)
+    skip_unless(form is not None, "the adapter claims no low-rank form")
     require(
-        isinstance(factors, tuple) and len(factors) == 2 and all(map(eqx.is_array, factors)),
-        f"`low_rank_update` gives {eqx.tree_pformat(factors)}, not two arrays `(A, B)`.",
+        isinstance(form, LowRankForm),
+        f"`low_rank_form` gives {eqx.tree_pformat(form)}, not a `LowRankForm`.",
     )
-    A, B = factors
-    _require_change(case, trained, A, B, "`low_rank_update`")
+    _require_change(case, trained, form, "`low_rank_form`")
+    before, after = (_bias(case, layer) for layer in (case.make_base(), merged(trained)))
+    if before is None:
+        require(form.shift is None, "`shift` is given, but the layer has no `bias`.")
+        return
+    shift = 0 if form.shift is None else _precise(form.shift)
+    problem = "`shift` is not what `merge()` adds to the bias of the layer"
+    require_close(before + shift, after, _TOLERANCE, problem)
 
 
 @required(
@@ -127,8 +134,8 @@ def check_low_rank_scale(case: WrapperCase) -> None:
         f"whose arrays have the shapes {shapes}.",
         "name the factors so, or let `low_rank_scale` give `None`.",
     )
-    scaled = scale * _precise(state["lora_B"])
-    _require_change(case, trained, state["lora_A"], scaled, "`low_rank_scale`")
+    form: Any = LowRankForm(state["lora_A"], scale * _precise(state["lora_B"]))
+    _require_change(case, trained, form, "`low_rank_scale`")
 
 
 def _precise(array: Any) -> Any:
@@ -150,19 +157,31 @@ def _matrix(case: WrapperCase, layer: Any) -> Any:
     return _precise(matrix)
 
 
-def _require_change(case: WrapperCase, trained: Any, A: Any, B: Any, member: str) -> None:
-    """**Raises:** `ConformanceError` unless `merge` adds `B A` to the matrix of the layer."""
+def _bias(case: WrapperCase, layer: Any) -> Any:
+    """The bias as a vector in double precision, or `None`."""
+    read = getattr(case.wrapper, "bias_of", lambda layer: getattr(layer, "bias", None))
+    bias = read(layer)
+    return _precise(bias).reshape(-1) if eqx.is_inexact_array(bias) else None
+
+
+def _require_change(case: WrapperCase, trained: Any, form: LowRankForm, member: str) -> None:
+    """**Raises:** `ConformanceError` unless `merge` makes `diag(gain) (W + B A)` of the matrix."""
     base, plain = case.make_base(), merged(trained)
     before, after = _matrix(case, base), _matrix(case, plain)
     if before is None:  # the layout of the weight is unknown
         skip_unless(isinstance(base, eqx.nn.Linear), _NO_MATRIX)
         before, after = _precise(base.weight), _precise(plain.weight)
-    A, B = _precise(A), _precise(B)
+    A, B = _precise(form.A), _precise(form.B)
     is_product = A.ndim == B.ndim == 2 and len(A) == B.shape[1]
     require(
         is_product and (len(B), A.shape[1]) == before.shape,
         f"{member} gives factors `A` {A.shape} and `B` {B.shape}, but the matrix of the layer is "
         f"{before.shape}, (out, in).",
     )
+    gain = np.ones(len(B)) if form.gain is None else _precise(form.gain)
+    require(
+        gain.shape == (len(B),),
+        f"`gain` has the shape {gain.shape}, not {(len(B),)}, a factor for each output.",
+    )
     problem = f"{member} is not the update by which `merge()` changes the matrix of the layer"
-    require_close(before + B @ A, after, _TOLERANCE, problem)
+    require_close(gain[:, None] * (before + B @ A), after, _TOLERANCE, problem)

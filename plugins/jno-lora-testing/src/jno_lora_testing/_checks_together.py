@@ -61,7 +61,7 @@ def check_quantized_base(case: WrapperCase) -> None:
     require_close(output(case, adapter), output(case, plain), _TOLERANCE, problem)
 
 
-@advice("give `low_rank_update` the factors of the update that `__call__` computes.")
+@advice("give `low_rank_form` what `__call__` computes.")
 def check_bank(case: WrapperCase) -> None:
     """In a bank, each of two adapters gives the output that it gives alone."""
     bank, base = _imported("jno-lora-bank"), _plain(case)

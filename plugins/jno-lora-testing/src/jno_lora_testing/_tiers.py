@@ -29,7 +29,7 @@ TIERS: Mapping[str, tuple[str, ...]] = {
     # what other distributions do with the adapter.
     "complete": (
         *("input-derivatives", "input-jet", "jet-rules", "residual-gradients", "symmetries"),
-        *("matrix", "low-rank-update", "low-rank-scale", "factor-sides", "rank-gate", "penalty"),
+        *("matrix", "low-rank-form", "low-rank-scale", "factor-sides", "rank-gate", "penalty"),
         *("poor-statistics", "calibration", "shared-arrays"),
         *("quantized-base", "bank", "conditional"),
     ),

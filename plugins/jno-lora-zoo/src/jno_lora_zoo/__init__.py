@@ -28,6 +28,7 @@ from ._arrays import (
 )
 from ._bibtex import bibtex_of as bibtex_of, cited as cited
 from ._by_name import ByName as ByName, plain_layer as plain_layer
+from ._kind_for import kind_for as kind_for
 from ._layer_kind import (
     Bias as Bias,
     KindOfLayer as KindOfLayer,
@@ -41,7 +42,11 @@ from ._layer_kind import (
 from ._matrices_layer import MatricesLayer as MatricesLayer
 from ._method import FAMILIES as FAMILIES, Method as Method, adapter_dtype_for as adapter_dtype_for
 from ._orthogonal import cayley as cayley, series_for as series_for
-from ._products import Factors as Factors, known_factors as known_factors
+from ._products import (
+    Factors as Factors,
+    known_factors as known_factors,
+    known_form as known_form,
+)
 from ._random import low_rank_start as low_rank_start, uniform_matrix as uniform_matrix
 from ._scaled import Additive as Additive, Scaled as Scaled
 from ._svd import Triplets as Triplets, largest as largest, smallest as smallest

@@ -352,7 +352,10 @@ def blocks_of(
 
 
 def with_products(cls: Any, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
-    """The adapter of class `cls` that adds `B A` to each matrix. See `LoRAWrapper`."""
+    """The adapter of class `cls` that adds `B A` to each of the matrices of a plain `layer`.
+
+    - `factors`: by name, `A` `(*modes, r, in)` and `B` `(*modes, out, r)`, with one `r`.
+    """
     rank = next(iter(factors.values()))[0].shape[-2]
     state: dict[str, Array] = {}
     for name, (A, B) in factors.items():

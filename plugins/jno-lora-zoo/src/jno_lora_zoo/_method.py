@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from jno.lora import LoRAWrapper, LowRankForm
 from jno.lora.extending import with_arrays
 
 from ._arrays import Matrix, compute_dtype
@@ -112,6 +113,11 @@ class Method(LayerKind):
     @abc.abstractmethod
     def law(self, W: Matrix) -> Matrix:
         """The adapted matrix `W'`, for the matrix `W` of `base`."""
+
+    def form_of_law(self) -> LowRankForm | None:
+        """The law as a `LowRankForm`, for the matrix of `base`: the residual, if `base` has it."""
+        replaces_base = type(self).unwrap is not LoRAWrapper.unwrap
+        return None if replaces_base else self.low_rank_form()
 
     def bias_law(self, b: Bias) -> Bias:
         """The adapted bias, for the bias `b` of `base`: `b` itself unless a method adapts it."""

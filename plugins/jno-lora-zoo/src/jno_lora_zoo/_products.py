@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Inexact
 
-from jno.lora import LoRAWrapper, MatrixAdapter
+from jno.lora import LoRAWrapper, LowRankForm, MatrixAdapter
 from jno.lora.extending import at_least_float32, filler, on_the_mesh, over_stack, widest
 
 
@@ -32,17 +32,19 @@ class Factors(NamedTuple):
 
 
 def known_factors(adapter: LoRAWrapper) -> Factors | None:
-    """`A` and `B` of an adapter whose update is the product `B A`; `None` for other adapters.
+    """`A` and `B` of an adapter that only adds the product `B A`; `None` for other adapters."""
+    form = known_form(adapter)
+    return Factors(form.A, form.B) if form is not None and form.is_product else None
 
-    The factors are float32 at least, with the axes of a stack in front.
-    """
+
+def known_form(adapter: LoRAWrapper) -> LowRankForm | None:
+    """The `low_rank_form` in float32 at least, with the axes of a stack in front."""
     adapter = filler(adapter)(adapter)  # a program would keep the arrays of `resolve` as constants
-    update = on_the_mesh(adapter, _low_rank_update, adapter)
-    return None if update is None else Factors(*update)
+    return on_the_mesh(adapter, _low_rank_form, adapter)
 
 
-def _low_rank_update(adapter: LoRAWrapper) -> tuple[Array, Array] | None:
+def _low_rank_form(adapter: LoRAWrapper) -> LowRankForm | None:
     cls = MatrixAdapter.of(type(adapter))
     # Half precision would round the scale in a factor, or overflow.
     wide = at_least_float32(adapter)
-    return over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(wide)
+    return over_stack(cls.low_rank_form, cls.stack_ndim(adapter.base))(wide)

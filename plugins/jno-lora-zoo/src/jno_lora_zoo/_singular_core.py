@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from ._arrays import Matrix, compute_dtype, in_compute_dtype, mixed
 from ._method import Method
 from ._svd import largest
@@ -23,9 +25,9 @@ class SingularCore(Method):
     def law(self, W: Matrix) -> Matrix:
         return W + self.lora_B.astype(W.dtype) @ self.core(W.dtype) @ self.lora_A.astype(W.dtype)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         B = in_compute_dtype(self.lora_B)
-        return self.lora_A, B @ self.core(B.dtype)
+        return LowRankForm(self.lora_A, B @ self.core(B.dtype))
 
     def forward(self, x: Any) -> Array:
         R = self.core(compute_dtype(self.lora_B))

@@ -85,7 +85,7 @@ OF_THE_KIND = (
     "stacked-layers",
     "symmetries",
     "matrix",
-    "low-rank-update",
+    "low-rank-form",
     "calibration",
 )
 

@@ -22,7 +22,7 @@ from ._coded import (
 )
 from ._composite import Composite, Member, registered_class
 from ._constructing import construct, option_names, takes
-from ._matrix_adapter import MatrixAdapter, Term, adds_up
+from ._matrix_adapter import LowRankForm, MatrixAdapter, Term, adds_up
 from ._problems import check_contract, contract_problems
 from ._protocols import ConvLike, LinearLike
 from ._reading import merged_layer, weights_read_by

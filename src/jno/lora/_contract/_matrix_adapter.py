@@ -20,6 +20,26 @@ class Term(NamedTuple):
     weight: Any = 1.0
 
 
+class LowRankForm(NamedTuple):
+    """An adapter that changes its layer to `W' = diag(gain) (W + B A)` and `b' = b + shift`.
+
+    `W` is the matrix before adapting, and `b` the bias.
+
+    - `A`, `B`: `(k, in)` and `(out, k)`, with every scale. `k` may differ from the rank, and be 0.
+    - `gain`, `shift`: `(out,)`; `None` for 1 and 0. A layer without a bias has no shift.
+    """
+
+    A: Array
+    B: Array
+    gain: Array | None = None
+    shift: Array | None = None
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the adapter only adds `B A`."""
+        return self.gain is None and self.shift is None
+
+
 class MatrixAdapter(LoRAWrapper):
     """An adapter that updates one matrix of its layer, or several.
 
@@ -82,20 +102,10 @@ class MatrixAdapter(LoRAWrapper):
         """
         return None
 
-    def low_rank_update(self) -> tuple[Array, Array] | None:
-        """`(A, B)`, `(k, in)` and `(out, k)`, if the update of the matrix is exactly `B A`.
+    def low_rank_form(self) -> LowRankForm | None:
+        """The adapter as factors, gain and shift, if these are exactly what it does.
 
-        For export as plain LoRA. `k` may be larger than `rank`.
-        """
-        return None
-
-    @classmethod
-    def with_products(cls, layer: Any, factors: Mapping[str, tuple[Array, Array]]) -> Any:
-        """The adapter that adds `B A` to each of the `matrices` of a plain `layer`.
-
-        `None` (the default) for adapters that are not plain LoRA of several matrices.
-
-        - `factors`: by name, `A` `(*modes, r, in)` and `B` `(*modes, out, r)`, with one `r`.
+        Banks, sums, conversions and exports know an adapter by this form alone.
         """
         return None
 

@@ -116,7 +116,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     def stack_ndim(cls, leaf: Any) -> int:
         """The number of leading axes that a stack adds to `leaf`'s arrays. Default 0.
 
-        `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_update` and `penalty` are
+        `__init__`, `merge`, `unwrap`, `state`, `from_state`, `low_rank_form` and `penalty` are
         mapped over these axes, so each method gets a single layer.
         """
         return 0

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.extending import is_coded, over_stack
 from jno_lora_zoo import (
     LAYER_KINDS,
@@ -18,8 +17,6 @@ from jno_lora_zoo import (
     LayerKind,
     LinearLayer,
     Method,
-    MiLoRA,
-    PiSSA,
     with_attributes,
 )
 
@@ -86,11 +83,8 @@ def factors_of(adapter: Any) -> tuple[Array, Array] | None:
 
 
 def _factors(adapter: Any) -> tuple[Array, Array] | None:
-    if isinstance(adapter, PiSSA | MiLoRA):
-        # `low_rank_update` is relative to the original weight, but the base has the residual.
-        return adapter.lora_A, adapter.scaling * adapter.lora_B
-    cls = MatrixAdapter.of(type(adapter))
-    return cls.low_rank_update(adapter) if cls.unwrap is LoRAWrapper.unwrap else None
+    form = adapter.form_of_law()
+    return None if form is None or form.gain is not None else (form.A, form.B)
 
 
 def times_inputs(adapter: Any, x: Array) -> Array:

@@ -252,10 +252,10 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     if product.inner:  # one of several matrices of a layer, whose update is not available
         return type(adapter).unwrap is LoRAWrapper.unwrap
     cls = MatrixAdapter.of(type(adapter))
-    update = over_stack(cls.low_rank_update, cls.stack_ndim(adapter.base))(adapter)
-    if update is None:
+    form = over_stack(cls.low_rank_form, cls.stack_ndim(adapter.base))(adapter)
+    if form is None or not form.is_product:
         return False
-    parts = (update[0] @ V, update[0]), (_mH(U) @ update[1], update[1])
+    parts = (form.A @ V, form.A), (_mH(U) @ form.B, form.B)
     return all(jnp.linalg.norm(part) <= 1e-3 * jnp.linalg.norm(whole) for part, whole in parts)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About
+from jno.lora import About, LowRankForm
 
 from .._arrays import Matrix
 from .._layer_kind import Bias, Update
@@ -75,14 +75,15 @@ class Grown(Method):
         upper = jnp.pad(self.new_columns, ((0, 0), (old, 0)))
         return jnp.concatenate([upper, self.new_rows])
 
-    def low_rank_update(self) -> tuple[Array, Array] | None:
+    def low_rank_form(self) -> LowRankForm:
         rows, columns = self.new_rows, self.new_columns
         (r, inputs), (old, c) = rows.shape, columns.shape
         A = jnp.concatenate([rows, jnp.eye(c, inputs, inputs - c, dtype=rows.dtype)])
         B = jnp.concatenate(
             [jnp.eye(old + r, r, -old, dtype=rows.dtype), jnp.pad(columns, ((0, r), (0, 0)))], 1
         )
-        return (A, B) if self.new_bias is None else None
+        shift = None if self.new_bias is None else jnp.pad(self.new_bias, (old, 0))
+        return LowRankForm(A, B, shift=shift)
 
     def forward(self, x: Any) -> Array:
         return self.plus(x, Update(self.update, self._times, self._column))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, in_compute_dtype, scaled
 from .._bibtex import cited
 from .._scaled import Scaled
@@ -52,9 +54,9 @@ class AdaLoRA(Scaled):
         B, A = self.lora_B.astype(W.dtype), self.lora_A.astype(W.dtype)
         return W + B @ scaled(A, self.times_scale(self.lora_E))
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         A = in_compute_dtype(self.lora_A)
-        return scaled(A, self.times_scale(self.lora_E)), self.lora_B
+        return LowRankForm(scaled(A, self.times_scale(self.lora_E)), self.lora_B)
 
     def penalty(self) -> Float[Array, ""]:
         A, B = in_compute_dtype(self.lora_A), in_compute_dtype(self.lora_B)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix
 from .._bibtex import cited
 from .._layer_kind import Update
@@ -88,9 +90,9 @@ class DEFT(Method):
         P, A = self.factors(W)
         return W + P @ A
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         P, A = self.factors(self.matrix(self.base))
-        return A, P
+        return LowRankForm(A, P)
 
     def forward(self, x: Any) -> Array:
         W = self.matrix(self.base)

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, in_compute_dtype, row_norms, scaled
 from .._bibtex import cited
 from .._method import Method
@@ -67,9 +69,9 @@ class DeLoRA(Method):
         A, by, B = (array.astype(W.dtype) for array in self.factors())
         return W + B @ scaled(A, by)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         A, by, B = self.factors()
-        return scaled(A, by), B
+        return LowRankForm(scaled(A, by), B)
 
     def forward(self, x: Any) -> Array:
         A, by, B = self.factors()

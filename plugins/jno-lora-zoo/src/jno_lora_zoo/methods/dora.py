@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, row_norms, scaled
 from .._bibtex import cited
 from .._layer_kind import Factor
@@ -66,6 +68,11 @@ class DoRA(Weighted):
     def direction(self, W: Matrix, A: Factor, B: Array) -> Matrix:
         """`V`, for these values of the fields `lora_A` and `lora_B`."""
         return W + self.times_scale(self.weighted(B.astype(W.dtype))) @ A.astype(W.dtype)
+
+    def low_rank_form(self) -> LowRankForm:
+        B = self.times_scale(self.weighted(self.lora_B))
+        V = self.direction(self.matrix(self.base), self.lora_A, self.lora_B)
+        return LowRankForm(self.lora_A, B, gain=self.row_factor(row_norms(V)))
 
     def forward(self, x: Any) -> Array:
         B, weights = self.multiplied(self.lora_B), self.direction_weights

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, mixed
 from .._bibtex import cited
 from .._layer_kind import Update
@@ -77,14 +79,14 @@ class HRA(Method):
         L, R = self.factors(W)
         return W - (W @ L) @ R.T
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         W = self.matrix(self.base)
         L, R = self.factors(W)
-        return R.T, -(W @ L)
+        return LowRankForm(R.T, -(W @ L))
 
     def forward(self, x: Any) -> Array:
         if self.reads_features():
             L, R = self.factors(self.matrix(self.base))
             return self.product(x, before=lambda v: v - mixed(mixed(v, R.T), L))
-        A, B = self.low_rank_update()
+        A, B, *_ = self.low_rank_form()
         return self.plus(x, Update(lambda: B @ A, column=lambda i: B @ A[:, i]))

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, scaled
 from .._bibtex import cited
 from .._layer_kind import Bias, Update
@@ -36,6 +38,10 @@ class IA3(Method):
 
     def law(self, W: Matrix) -> Matrix:
         return scaled(W, self.scale)
+
+    def low_rank_form(self) -> LowRankForm:
+        W = self.matrix(self.base)
+        return LowRankForm(W[:0], W[:, :0], gain=self.scale)
 
     def forward(self, x: Any) -> Array:
         return self.on_output(x, scaled, self.scale)
@@ -92,3 +98,8 @@ class IA3Out(IA3):
 
     def bias_law(self, b: Bias) -> Bias:
         return scaled(b, self.scale)
+
+    def low_rank_form(self) -> LowRankForm:
+        b = self.bias_of(self.base)
+        shift = None if b is None else self.bias_law(b) - b
+        return super().low_rank_form()._replace(shift=shift)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, compute_dtype, mixed
 from .._bibtex import cited
 from .._scaled import Additive
@@ -56,9 +58,9 @@ class LoHa(Additive):
         A1, B1, A2, B2 = self.factors(W.dtype)
         return (B1 @ A1) * (B2 @ A2)
 
-    def low_rank_update(self) -> tuple[Array, Array] | None:
+    def low_rank_form(self) -> LowRankForm | None:
         full = self.rank**2 >= min(self.matrix(self.base).shape)
-        return None if full else self.products()
+        return None if full else LowRankForm(*self.products())
 
     def products(self) -> tuple[Float[Array, "rr in"], Float[Array, "out rr"]]:
         """The factors of the update: (b1 a1ᵀ) ⊙ (b2 a2ᵀ) = (b1 ⊙ b2) (a1 ⊙ a2)ᵀ."""

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import WrapperError
+from jno.lora import LowRankForm, WrapperError
 
 from .._arrays import Matrix, cast_like, in_compute_dtype
 from .._bibtex import cited
@@ -94,10 +94,9 @@ class LowRank(Weighted):
         options = super().options_of(state)
         return {**options, "bias": "train"} if "bias_update" in state else options
 
-    def low_rank_update(self) -> tuple[Array, Array] | None:
-        if self.bias_update is not None:
-            return None
-        return self.lora_A, self.times_scale(self.weighted(self.lora_B))
+    def low_rank_form(self) -> LowRankForm:
+        B = self.times_scale(self.weighted(self.lora_B))
+        return LowRankForm(self.lora_A, B, shift=self.bias_update)
 
     @classmethod
     def low_rank_scale(cls, rank: int, alpha: float) -> float:

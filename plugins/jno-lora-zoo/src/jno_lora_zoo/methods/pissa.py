@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper
+from jno.lora import LoRAWrapper, LowRankForm
 
 from .._arrays import Matrix
 from .._bibtex import cited
@@ -69,11 +69,14 @@ class Split(Method):
     def forward(self, x: Any) -> Array:
         return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: self.scaling * h)
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def form_of_law(self) -> LowRankForm:
+        return LowRankForm(self.lora_A, self.scaling * self.lora_B)
+
+    def low_rank_form(self) -> LowRankForm:
         # The initial update was subtracted from the weight, so it has the opposite sign.
         A = jnp.concatenate([self.lora_A, self.initial_A])
         B = jnp.concatenate([self.lora_B, -self.initial_B], axis=1)
-        return A, self.scaling * B
+        return LowRankForm(A, self.scaling * B)
 
     def unwrap(self) -> eqx.Module:
         W = self.matrix(self.base)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jno.lora import Shared
+from jno.lora import LowRankForm, Shared
 
 from .._arrays import Matrix
 from .._bibtex import cited
@@ -107,9 +107,9 @@ class VBLoRA(Scaled):
         A, B = self.factors(W)
         return W + self.times_scale(B) @ A
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         A, B = self.factors(self.matrix(self.base))
-        return A, self.times_scale(B)
+        return LowRankForm(A, self.times_scale(B))
 
     def forward(self, x: Any) -> Array:
         A, B = self.factors(self.matrix(self.base))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from jno.lora import LowRankForm
+
 from .._arrays import Matrix, scaled
 from .._bibtex import cited
 from .._random import uniform_matrix
@@ -30,9 +32,9 @@ class BetweenVectors(Scaled):
         A, B = self.projections(W)
         return W + scaled(B @ scaled(A, self.d), self.times_scale(self.b.astype(W.dtype)))
 
-    def low_rank_update(self) -> tuple[Array, Array]:
+    def low_rank_form(self) -> LowRankForm:
         A, B = self.projections(self.matrix(self.base))
-        return scaled(A, self.d), scaled(B, self.times_scale(self.b))
+        return LowRankForm(scaled(A, self.d), scaled(B, self.times_scale(self.b)))
 
     def forward(self, x: Any) -> Array:
         A, B = self.projections(self.matrix(self.base))
