@@ -16,12 +16,10 @@ from ._checkpoint import (
     write_atomically as write_atomically,
 )
 from ._compute import (
-    call_compiled as call_compiled,
     compute_dtype as compute_dtype,
     equations_in as equations_in,
     gauss_jordan as gauss_jordan,
     jaxprs_in as jaxprs_in,
-    static_key as static_key,
 )
 from ._contract import (
     adds_up as adds_up,
@@ -39,6 +37,7 @@ from ._paths import (
     show_path as show_path,
 )
 from ._registry import default_registry as default_registry
+from ._run import run as run
 from ._sets import put_around as put_around
 from ._sharding import sharded_like as sharded_like
 from ._showing import Bar as Bar, Printed as Printed, table as table

@@ -50,7 +50,7 @@ from ._sets import (
     check_fit as check_fit,
     members_of as members_of,
 )
-from ._sharding import on_the_mesh as on_the_mesh, replicated_beside as replicated_beside
+from ._sharding import replicated_beside as replicated_beside
 from ._shared_arrays import (
     filler as filler,
     names_to_resolve as names_to_resolve,

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import adds_up, bullets, nearest, show_path, warn
-from jno.lora.parts import check_key, check_number, check_rank, on_the_mesh, stable_hash, widest
+from jno.lora.extending import adds_up, bullets, nearest, run, show_path, warn
+from jno.lora.parts import check_key, check_number, check_rank, stable_hash, widest
 from jno.lora.types import AdapterSet, LooseAdapter
 from jno_lora_zoo import Factors
 
@@ -207,7 +207,7 @@ def combine_with_report(
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
         shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
         try:
-            state, error = on_the_mesh(states, _combined, *args, shares)
+            state, error = run(_combined, *args, shares, beside=states)
         except SelectionError as err:
             raise SelectionError(f"{show_path(path)}: {err}") from err
         r = state["lora_A"].shape[-2]

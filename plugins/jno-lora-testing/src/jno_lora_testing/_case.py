@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
 from jno.lora.coded import is_coded
-from jno.lora.extending import call_compiled
+from jno.lora.extending import run
 from jno.lora.parts import construct, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
@@ -121,7 +121,7 @@ class WrapperCase:
     def make(self, dtype: Any = None) -> Any:
         """The freshly initialised adapter around `make_base(dtype)`."""
         base = self.make_base(dtype)
-        return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
+        return self.build(base) if dtype is None else run(WrapperCase.build, self, base)
 
     @_cached
     def make_trained(self, dtype: Any = None) -> Any:

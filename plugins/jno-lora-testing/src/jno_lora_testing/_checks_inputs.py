@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled
+from jno.lora.extending import run
 from jno.lora.parts import takes
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
@@ -174,7 +174,7 @@ def check_subclass_merge(case: WrapperCase) -> None:
 def _of_subclass(case: WrapperCase) -> tuple[Any, tuple[Any, ...]]:
     layer = _doubling(case.make_base())
     skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
-    return layer, call_compiled(start_and_merge, case, layer, case.make_inputs())
+    return layer, run(start_and_merge, case, layer, case.make_inputs())
 
 
 @functools.cache

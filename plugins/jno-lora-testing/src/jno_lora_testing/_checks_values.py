@@ -12,7 +12,7 @@ import numpy as np
 
 from jno.lora import WrapperError, unwrap_lora
 from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled
+from jno.lora.extending import run
 from jno.lora.parts import takes
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
@@ -126,7 +126,7 @@ def check_ranks(case: WrapperCase) -> None:
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
         try:
-            start, trained, plain, adapter, layer = call_compiled(
+            start, trained, plain, adapter, layer = run(
                 start_and_merge, ranked, base, case.make_inputs()
             )
         except Exception as err:

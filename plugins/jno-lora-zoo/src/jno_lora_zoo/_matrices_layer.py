@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, Shared, WrapperError
 from jno.lora.coded import with_arrays
-from jno.lora.extending import call_compiled, over_stack
+from jno.lora.extending import over_stack, run
 from jno.lora.parts import widest
 from jno.lora.types import Term
 
@@ -90,7 +90,7 @@ class MatricesLayer(KindOfLayer):
             of_name = jax.random.fold_in(key, number)
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
-            adapters[name] = call_compiled(constructed, settings, linear, of_name, given)
+            adapters[name] = run(constructed, settings, linear, of_name, given)
         fields = [field for adapter in adapters.values() for field in vars(adapter).values()]
         shares = any(isinstance(field, Shared) for field in fields)
         if any(map(modes_of, linears.values())) and (self.needs or shares):
@@ -274,7 +274,7 @@ class MatricesLayer(KindOfLayer):
 
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layers that `function` returns."""
-        linears = {name: call_compiled(function, a) for name, a in self.adapters().items()}
+        linears = {name: run(function, a) for name, a in self.adapters().items()}
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in linears.items()})
         biases = {n: linear.bias for n, linear in linears.items() if linear.bias is not None}
         return self.with_biases(layer, biases) if biases else layer

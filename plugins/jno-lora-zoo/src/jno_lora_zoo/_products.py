@@ -5,8 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Inexact
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.extending import over_stack
-from jno.lora.parts import at_least_float32, filler, on_the_mesh, widest
+from jno.lora.extending import over_stack, run
+from jno.lora.parts import at_least_float32, filler, widest
 
 
 class Factors(NamedTuple):
@@ -38,7 +38,7 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
     The factors are float32 at least, with the axes of a stack in front.
     """
     adapter = filler(adapter)(adapter)  # a program would keep the arrays of `resolve` as constants
-    update = on_the_mesh(adapter, _low_rank_update, adapter)
+    update = run(_low_rank_update, adapter)
     return None if update is None else Factors(*update)
 
 

@@ -1,7 +1,8 @@
-"""Arithmetic on layers: its dtypes, and compiled programs that similar layers share."""
+"""Arithmetic on layers: its dtypes, and decompositions that cannot hang."""
 
 from ._elimination import gauss_jordan
 from ._jaxprs import equations_in, jaxprs_in
+from ._lapack import decomposes, run_decomposition
 from ._precision import (
     at_least_float32,
     compute_dtype,
@@ -12,5 +13,3 @@ from ._precision import (
     widened,
     widest,
 )
-from ._program import Started, call_compiled, start_compiled
-from ._signature import TracedError, signature_of, static_key

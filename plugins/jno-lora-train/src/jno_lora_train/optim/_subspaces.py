@@ -12,8 +12,16 @@ import optax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
-from jno.lora.extending import bullets, expect_model, over_stack, path_str, show_array, show_path
-from jno.lora.parts import at_least_float32, on_the_mesh, stable_hash, widest
+from jno.lora.extending import (
+    bullets,
+    expect_model,
+    over_stack,
+    path_str,
+    run,
+    show_array,
+    show_path,
+)
+from jno.lora.parts import at_least_float32, stable_hash, widest
 
 from ._factors import ADVICE, KeyPath, Product, factors, products
 
@@ -72,7 +80,7 @@ class Subspaces(eqx.Module):
             if W is None:
                 problems.append(f"{_shown(product)}: the matrix of a {name} is not known here")
                 continue
-            U, V = (side[..., :k] for side in on_the_mesh(W, _decomposed, W))
+            U, V = (side[..., :k] for side in run(_decomposed, W))
             inputs[path_str(product.A.keys)], outputs[path_str(product.B.keys)] = V, U
             if not _stays_away(product, adapter, V, U):
                 problems.append(
@@ -215,7 +223,7 @@ def _shown(product: Product) -> str:
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
     """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
-    W = on_the_mesh(adapter, _weight_before, adapter, path_str(product.inner))
+    W = run(_weight_before, adapter, path_str(product.inner))
     A, B = product.A.array, product.B.array
     fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
     return W if fits and jnp.iscomplexobj(W) == jnp.iscomplexobj(A) else None

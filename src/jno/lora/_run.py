@@ -1,0 +1,133 @@
+"""The one way to execute functions of layers: as compiled programs, where the layers lie.
+
+Without programs, a large model is adapted by thousands of small operations, which is slow. A
+program also saves the memory of intermediate results, such as a float32 copy of a weight.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+
+from ._caches import on_forget
+from ._compute import decomposes, run_decomposition
+from ._sharding import mesh_of, side_by_side
+
+_log = logging.getLogger("jno.lora")
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
+_AN_ARRAY = object()  # stands for an array among the leaves of a form
+
+
+def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
+    """`function(*args)` by a compiled program, on the mesh or device of `beside`.
+
+    Calls with the same static values, shapes and dtypes share a program, so a model of many layers
+    needs few. An argument or an array that the function returns unchanged (the base of an adapter)
+    stays the same object. The function is called without a program if arguments are traced, if
+    their static fields cannot be hashed, or if it needs the values of arrays.
+
+    **Arguments:**
+
+    - `function`: hashable, and pure.
+    - `args`: pytrees of arrays and of hashable values.
+    - `beside`: the layer on whose mesh or device to run, an item of `args` or a part of an item.
+        Default: all of `args`.
+
+    **Raises:** `FloatingPointError` if the function decomposes a matrix, and the result contains
+    NaN or infinity, or, on a CPU, an argument contains infinity: LAPACK might never return.
+    """
+    leaves, treedef = jtu.tree_flatten(args)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]
+    if any(isinstance(array, Tracer) for array in arrays):
+        return function(*args)  # the compiler of the program around this call decides
+    beside = args if beside is None else beside
+    if _compiles_parts(args) and mesh_of(beside) is None:
+        return function(*args)
+    constants = tuple(_AN_ARRAY if isinstance(leaf, _ARRAYS) else leaf for leaf in leaves)
+    form = _Form(treedef, constants, f"{treedef}{constants}{[array.shape for array in arrays]}")
+    moved, place = side_by_side(arrays, beside)
+    with place:
+        try:
+            is_decomposition = _is_decomposition(function, form, moved)
+        except (TypeError, jax.errors.NonConcreteBooleanIndexError) as err:
+            _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
+            return function(*form.tree_of(moved))
+        if is_decomposition:
+            computed, result = run_decomposition(lambda: _program(function, form, moved), moved)
+        else:
+            computed, result = _program(function, form, moved)
+    return result.tree_of((*args, *arrays), computed)
+
+
+class _Form(NamedTuple):
+    """Arguments without their arrays."""
+
+    treedef: Any
+    leaves: tuple[Any, ...]
+    text: str  # of all, with the shapes: it distinguishes 1, 1.0 and True, which compare equal
+
+    def tree_of(self, arrays: list[Any]) -> Any:
+        """The arguments of this form with `arrays`."""
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is _AN_ARRAY else leaf for leaf in self.leaves]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+
+class _Given(NamedTuple):
+    """A leaf of a result that is an argument, or an array in an argument."""
+
+    place: int
+
+
+@jtu.register_static
+class _ResultForm:
+    """What a result consists of, beside the arrays that a program computes."""
+
+    def __init__(self, treedef: Any, leaves: list[Any]):
+        self.treedef, self.leaves = treedef, leaves
+
+    def tree_of(self, given: tuple[Any, ...], computed: list[Any]) -> Any:
+        """The result for these arguments, with the arrays that they contain."""
+        remaining = iter(computed)
+        leaves = [
+            given[x.place] if type(x) is _Given else next(remaining) if x is _AN_ARRAY else x
+            for x in self.leaves
+        ]
+        return jtu.tree_unflatten(self.treedef, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], _ResultForm]:
+    """The arrays that `function` makes, so that no argument is copied, and the rest as a form."""
+    args = form.tree_of(arrays)
+    given = {id(x): _Given(place) for place, x in enumerate((*args, *arrays))}
+    leaves, treedef = jtu.tree_flatten(function(*args), is_leaf=lambda x: id(x) in given)
+    computed = [x for x in leaves if eqx.is_array(x) and id(x) not in given]
+    rest = [given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves]
+    return computed, _ResultForm(treedef, rest)
+
+
+_decompositions: dict[tuple[Any, _Form], bool] = {}
+on_forget(_program.clear_cache)
+on_forget(_decompositions.clear)
+
+
+def _is_decomposition(function: Any, form: _Form, arrays: list[Any]) -> bool:
+    """Whether the program decomposes a matrix. It is traced at the first call."""
+    if (function, form) not in _decompositions:
+        traced = _program.trace(function, form, arrays)
+        _decompositions[function, form] = decomposes(traced.jaxpr)
+    return _decompositions[function, form]
+
+
+def _compiles_parts(args: tuple[Any, ...]) -> bool:
+    """Whether an adapter, or a class of adapters, in `args` compiles its parts itself."""
+    # Of the class: an adapter would look in its layer, too, which is slow.
+    classes = (arg if isinstance(arg, type) else type(arg) for arg in args)
+    return any(getattr(cls, "compiles_parts", False) for cls in classes)
