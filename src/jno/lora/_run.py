@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from ._caches import on_forget
 from ._compute import decomposes, run_decomposition
-from ._sharding import mesh_of, side_by_side
+from ._sharding import device_context, mesh_context, mesh_of, on_mesh, on_one_device
 
 _log = logging.getLogger("jno.lora")
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
@@ -30,7 +30,7 @@ def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
     Calls with the same static values, shapes and dtypes share a program, so a model of many layers
     needs few. An argument or an array that the function returns unchanged (the base of an adapter)
     stays the same object. The function is called without a program if arguments are traced, if
-    their static fields cannot be hashed, or if it needs the values of arrays.
+    static values cannot be hashed or compared, or if it needs the values of arrays.
 
     **Arguments:**
 
@@ -47,21 +47,27 @@ def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
     if any(isinstance(array, Tracer) for array in arrays):
         return function(*args)  # the compiler of the program around this call decides
     beside = args if beside is None else beside
-    if _compiles_parts(args) and mesh_of(beside) is None:
+    mesh = mesh_of(beside)
+    if mesh is None and _compiles_parts(args):
         return function(*args)
     constants = tuple(_AN_ARRAY if isinstance(leaf, _ARRAYS) else leaf for leaf in leaves)
     form = _Form(treedef, constants, f"{treedef}{constants}{[array.shape for array in arrays]}")
-    moved, place = side_by_side(arrays, beside)
+    if mesh is None:
+        arrays = moved = on_one_device(arrays, beside)
+        place = device_context(arrays)
+    else:
+        moved = on_mesh(arrays, mesh)
+        place = mesh_context(mesh)
     with place:
         try:
-            is_decomposition = _is_decomposition(function, form, moved)
-        except (TypeError, jax.errors.NonConcreteBooleanIndexError) as err:
+            if _is_decomposition(function, form, moved):
+                computed, result = run_decomposition(lambda: _program(function, form, moved), moved)
+            else:
+                computed, result = _program(function, form, moved)
+        # Static values that cannot be hashed or compared, or a function that needs arrays' values.
+        except (TypeError, ValueError, jax.errors.NonConcreteBooleanIndexError) as err:
             _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
             return function(*form.tree_of(moved))
-        if is_decomposition:
-            computed, result = run_decomposition(lambda: _program(function, form, moved), moved)
-        else:
-            computed, result = _program(function, form, moved)
     return result.tree_of((*args, *arrays), computed)
 
 
@@ -108,6 +114,8 @@ def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], 
     args = form.tree_of(arrays)
     given = {id(x): _Given(place) for place, x in enumerate((*args, *arrays))}
     leaves, treedef = jtu.tree_flatten(function(*args), is_leaf=lambda x: id(x) in given)
+    if "Trace" in str(treedef):
+        raise TypeError("a static field keeps a traced array, which is broken outside of a program")
     computed = [x for x in leaves if eqx.is_array(x) and id(x) not in given]
     rest = [given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves]
     return computed, _ResultForm(treedef, rest)

@@ -8,7 +8,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._compute import in_dtypes_of
 from ._contract import LoRAWrapper
@@ -21,28 +21,30 @@ def mesh_of(tree: Any) -> Mesh | None:
     return next((sharding.mesh for sharding in shardings if sharding is not None), None)
 
 
-def side_by_side(
-    arrays: list[Any], layer: Any
-) -> tuple[list[Any], contextlib.AbstractContextManager[Any]]:
-    """`arrays`, where a program can take all of them, and the context in which to call it.
+def on_mesh(arrays: list[Any], mesh: Mesh) -> list[Any]:
+    """`arrays` for a program on `mesh`. Arrays that lie on the mesh are not copied."""
+    return [_on_automatic_axes(array, mesh) for array in arrays]
 
-    Arrays that lie elsewhere, such as a key, move to the mesh or the device of `layer`.
-    """
-    homes = {array.sharding for array in arrays if isinstance(array, jax.Array)}
-    if len(homes) == 1 and isinstance(home := homes.pop(), SingleDeviceSharding):
-        # For arrays that depend on no argument, such as zeros.
-        return arrays, jax.default_device(next(iter(home.device_set)))
-    mesh = mesh_of(layer)
-    if mesh is not None:
-        is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-        # If `jax.set_mesh` has set a mesh with explicit axes, another mesh takes its place.
-        context = jax.set_mesh(_automatic(mesh)) if is_explicit else contextlib.nullcontext()
-        return [_on_automatic_axes(array, mesh) for array in arrays], context
+
+def mesh_context(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """A context for calls on `mesh`: if `jax.set_mesh` has set explicit axes, they do not count."""
+    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return jax.set_mesh(_automatic(mesh)) if is_explicit else contextlib.nullcontext()
+
+
+def on_one_device(arrays: list[Any], layer: Any) -> list[Any]:
+    """`arrays`, on the device of `layer` if they lie on several (a key may lie elsewhere)."""
+    if len({array.sharding for array in arrays if isinstance(array, jax.Array)}) <= 1:
+        return arrays
     anchor = next((x for x in jax.tree.leaves(layer) if isinstance(x, jax.Array)), None)
-    if anchor is None:
-        return arrays, contextlib.nullcontext()
-    context = jax.default_device(next(iter(anchor.devices())))
-    return [_beside(array, anchor) for array in arrays], context
+    return arrays if anchor is None else [_beside(array, anchor) for array in arrays]
+
+
+def device_context(arrays: list[Any]) -> contextlib.AbstractContextManager[Any]:
+    """A context in which arrays that depend on no argument, such as zeros, lie by `arrays`."""
+    devices = (next(iter(x.sharding.device_set)) for x in arrays if isinstance(x, jax.Array))
+    device = next(devices, None)
+    return contextlib.nullcontext() if device is None else jax.default_device(device)
 
 
 def place_like_base(wrapper: LoRAWrapper, layer: Any) -> LoRAWrapper:

@@ -20,7 +20,7 @@ def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     compiler inlines it.
 
     Layers do not share a trace if none of their arrays is traced, if a leaf is not an array, if a
-    static field cannot be hashed, or in Taylor mode, which treats all arguments of a nested jit as
+    static field is an array, or in Taylor mode, which treats all arguments of a nested jit as
     varying, and fails at loops over factors. `function` must be pure.
     """
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(layer)):
@@ -30,11 +30,10 @@ def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:
     if not all(map(eqx.is_array, leaves)) or any(map(in_taylor_mode, leaves)):
         return function(layer, x)
     try:
-        hash(treedef)
-    except TypeError:
+        # The text distinguishes static fields that compare equal, such as 1, 1.0 and True.
+        return _trace(function, treedef, str(treedef), leaves)
+    except ValueError:  # static arrays, which cannot be compared
         return function(layer, x)
-    # The text distinguishes static fields that compare equal, such as 1, 1.0 and True.
-    return _trace(function, treedef, str(treedef), leaves)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -48,7 +48,7 @@ def read_marked(adapter: Any, name: str) -> Any:
     try:
         # The text distinguishes static fields that compare equal, such as 1, 1.0 and True.
         read = _reader(Mark(treedef, shapes, type(adapter).__name__), str(treedef))
-    except TypeError:  # a leaf that cannot be hashed
+    except (TypeError, ValueError):  # leaves that cannot be hashed, or static arrays
         return merge_lora(adapter).weight
     return read([x for x in leaves if eqx.is_array(x)])
 
