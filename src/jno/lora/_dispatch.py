@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from ._compute import is_finite
 from ._contract import (
     LoRAWrapper,
     check_key,
@@ -214,22 +215,13 @@ def _build(row: PlanRow, layer: Any, key: tuple[Any, Any], statistics: Any) -> L
             args = (row.wrapper, settings, layer, key, number, statistics)
             adapter = run(_construct, *args, beside=layer)
         except FloatingPointError as err:  # a start that decomposes the weight (PiSSA)
-            raise _no_finite_start(layer) from err
+            leaves = jtu.tree_leaves_with_path(layer)
+            broken = [path_str(keys) for keys, leaf in leaves if not is_finite(leaf)]
+            raise WrapperError(
+                f"the adapter would be NaN, because its {', '.join(broken) or 'start'} holds NaN "
+                "or infinity. Look at the checkpoint"
+            ) from err
         return place_like_base(adapter, layer)
-
-
-def _no_finite_start(layer: Any) -> WrapperError:
-    broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _is_not_finite(x)]
-    where = f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
-    return WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
-
-
-def _is_not_finite(array: Any) -> bool:
-    """Whether a floating array of this process has NaN or infinity. `False` for traced arrays."""
-    if not eqx.is_inexact_array(array) or is_traced(array):
-        return False
-    is_here = getattr(array, "is_fully_addressable", True)
-    return is_here and not bool(np.all(np.isfinite(np.asarray(array))))
 
 
 def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:

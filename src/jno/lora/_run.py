@@ -39,8 +39,8 @@ def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
     - `beside`: the layer on whose mesh or device to run, an item of `args` or a part of an item.
         Default: all of `args`.
 
-    **Raises:** `FloatingPointError` if the function decomposes a matrix, and the result contains
-    NaN or infinity, or, on a CPU, an argument contains infinity: LAPACK might never return.
+    **Raises:** `FloatingPointError` if the function decomposes a matrix, and an argument contains
+    NaN or infinity, for which LAPACK may never return.
     """
     leaves, treedef = jtu.tree_flatten(args)
     arrays = [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]

@@ -10,6 +10,7 @@ from ._precision import (
     count_reals,
     held_dtype,
     in_dtypes_of,
+    is_finite,
     widened,
     widest,
 )

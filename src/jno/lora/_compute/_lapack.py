@@ -1,4 +1,4 @@
-"""Decompositions on a CPU run with one BLAS thread, and never get infinity.
+"""Decompositions on a CPU run with one BLAS thread, and of finite numbers.
 
 On a CPU, JAX calls the LAPACK of SciPy (`svd`, `qr`, `eigh`, `cholesky` of `cython_lapack`),
 which is OpenBLAS with its own threads. These threads spin while they wait, and compete with XLA's
@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ._jaxprs import equations_in
+from ._precision import is_finite
 
 _DECOMPOSITIONS = {
     *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu"),
@@ -36,19 +35,15 @@ def decomposes(jaxpr: Any) -> bool:
 def run_decomposition(program: Callable[[], Any], arrays: list[Any]) -> Any:
     """The result of a program that decomposes `arrays`.
 
-    **Raises:** `FloatingPointError` if the result contains NaN or infinity, or, on a CPU, an array
-    contains infinity, for which LAPACK may never return.
+    **Raises:** `FloatingPointError` if an array contains NaN or infinity: every number of the
+    result would be NaN, and LAPACK may never return.
     """
+    if not all(map(is_finite, arrays)):
+        raise FloatingPointError("an array holds NaN or infinity, and would be decomposed")
     if not _lie_on_a_cpu(arrays):
-        result = program()
-    elif any(_holds(np.isinf, array) for array in arrays):
-        raise FloatingPointError("an array holds infinity, and a decomposition may never return")
-    else:
-        with one_blas_thread():
-            result = jax.block_until_ready(program())
-    if any(_holds(lambda x: ~np.isfinite(x), array) for array in jax.tree.leaves(result)):
-        raise FloatingPointError("the result of a decomposition holds NaN or infinity")
-    return result
+        return program()
+    with one_blas_thread():
+        return jax.block_until_ready(program())
 
 
 @contextlib.contextmanager
@@ -69,10 +64,3 @@ def _lie_on_a_cpu(arrays: list[Any]) -> bool:
     """Whether LAPACK would decompose `arrays`, rather than an accelerator's library."""
     devices = (device for x in arrays if isinstance(x, jax.Array) for device in x.devices())
     return "cpu" in ({device.platform for device in devices} or {jax.default_backend()})
-
-
-def _holds(is_wrong: Callable[[np.ndarray], np.ndarray], array: Any) -> bool:
-    """Whether `is_wrong` is true of a number in a floating array that this process has."""
-    is_here = not isinstance(array, jax.Array) or array.is_fully_addressable
-    is_floating = jnp.issubdtype(array.dtype, jnp.inexact)
-    return is_here and is_floating and bool(np.any(is_wrong(np.asarray(array))))
