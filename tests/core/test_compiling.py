@@ -67,6 +67,23 @@ def test_static_values_that_are_equal_but_not_the_same_are_kept_apart(inside):
         assert repr(module.tag) == repr(tag) == repr(kept[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*set as static")
+def test_static_values_that_cannot_be_hashed_or_compared_are_no_obstacle():
+    def scaled(module):
+        return module.weight * module.tag[0]
+
+    for number in (2, 3):
+        for tag in ([number], [np.full(2, float(number))]):
+            np.testing.assert_array_equal(run(scaled, Tagged(jnp.ones(2), tag)), [number, number])
+        np.testing.assert_array_equal(run(lambda x, tag: x * max(tag), 1.0, {number}), number)
+
+
+def test_a_static_field_that_keeps_a_traced_array_gets_the_array_itself():
+    with pytest.warns(UserWarning, match="set as static"):
+        (tagged,) = run(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
+    assert tagged.tag == 1
+
+
 def test_a_function_that_cannot_be_compiled_is_called_as_it_is_and_fails_with_its_own_error():
     calls = []
 
@@ -185,6 +202,14 @@ def test_only_programs_that_decompose_have_one_thread(several_threads):
             pass
         assert threads() == 1
     assert threads() == before
+
+
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf])
+def test_numbers_that_are_not_finite_are_never_decomposed(number):
+    W = jnp.eye(3).at[1, 2].set(number)
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        run(jnp.linalg.qr, W)
+    np.testing.assert_array_equal(run(jnp.transpose, W), W.T)
 
 
 @pytest.mark.parametrize(
