@@ -4,6 +4,7 @@ Without programs, a large model is adapted by thousands of small operations, whi
 program also saves the memory of intermediate results, such as a float32 copy of a weight.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
         arrays = moved = on_one_device(arrays, beside)
         place = device_context(arrays)
     else:
-        moved = on_mesh(arrays, mesh)
+        moved = [on_mesh(array, mesh) for array in arrays]
         place = mesh_context(mesh)
     with place:
         try:
@@ -68,21 +69,7 @@ def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
         except (TypeError, ValueError, jax.errors.NonConcreteBooleanIndexError) as err:
             _log.debug("%s, so a layer is not computed by a program: %s", type(err).__name__, err)
             return function(*form.tree_of(moved))
-    return result.tree_of((*args, *arrays), computed)
-
-
-class _Form(NamedTuple):
-    """Arguments without their arrays."""
-
-    treedef: Any
-    leaves: tuple[Any, ...]
-    text: str  # of all, with the shapes: it distinguishes 1, 1.0 and True, which compare equal
-
-    def tree_of(self, arrays: list[Any]) -> Any:
-        """The arguments of this form with `arrays`."""
-        remaining = iter(arrays)
-        leaves = [next(remaining) if leaf is _AN_ARRAY else leaf for leaf in self.leaves]
-        return jtu.tree_unflatten(self.treedef, leaves)
+    return result.tree_of(computed, given=(*args, *arrays))
 
 
 class _Given(NamedTuple):
@@ -92,37 +79,43 @@ class _Given(NamedTuple):
 
 
 @jtu.register_static
-class _ResultForm:
-    """What a result consists of, beside the arrays that a program computes."""
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A tree without its arrays: the arguments, or the result, of a program.
 
-    def __init__(self, treedef: Any, leaves: list[Any]):
-        self.treedef, self.leaves = treedef, leaves
+    - `text`: of the arguments, with the shapes of their arrays. It tells 1, 1.0 and True apart,
+        which compare equal.
+    """
 
-    def tree_of(self, given: tuple[Any, ...], computed: list[Any]) -> Any:
-        """The result for these arguments, with the arrays that they contain."""
-        remaining = iter(computed)
+    treedef: Any
+    leaves: tuple[Any, ...]
+    text: str = ""
+
+    def tree_of(self, arrays: list[Any], given: tuple[Any, ...] = ()) -> Any:
+        """The tree with these arrays, and the arguments that it contains."""
+        remaining = iter(arrays)
         leaves = [
-            given[x.place] if type(x) is _Given else next(remaining) if x is _AN_ARRAY else x
+            next(remaining) if x is _AN_ARRAY else given[x.place] if type(x) is _Given else x
             for x in self.leaves
         ]
         return jtu.tree_unflatten(self.treedef, leaves)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], _ResultForm]:
-    """The arrays that `function` makes, so that no argument is copied, and the rest as a form."""
+def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], _Form]:
+    """The result: the arrays that `function` makes, so that no argument is copied, and its form."""
     args = form.tree_of(arrays)
     given = {id(x): _Given(place) for place, x in enumerate((*args, *arrays))}
     leaves, treedef = jtu.tree_flatten(function(*args), is_leaf=lambda x: id(x) in given)
     if "Trace" in str(treedef):
         raise TypeError("a static field keeps a traced array, which is broken outside of a program")
     computed = [x for x in leaves if eqx.is_array(x) and id(x) not in given]
-    rest = [given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves]
-    return computed, _ResultForm(treedef, rest)
+    others = (given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves)
+    return computed, _Form(treedef, tuple(others))
 
 
 _decompositions: dict[tuple[Any, _Form], bool] = {}
-on_forget(_program.clear_cache)
+on_forget(_program.clear_cache)  # pyright: ignore[reportAttributeAccessIssue]
 on_forget(_decompositions.clear)
 
 

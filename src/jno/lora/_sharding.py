@@ -15,15 +15,26 @@ from ._contract import LoRAWrapper
 from ._paths import KeyPath, path_str
 
 
-def mesh_of(tree: Any) -> Mesh | None:
+def mesh_of(tree: Any) -> Any:
     """The mesh of the first array of `tree` that lies on a mesh."""
     shardings = map(_named_sharding, jax.tree.leaves(tree))
     return next((sharding.mesh for sharding in shardings if sharding is not None), None)
 
 
-def on_mesh(arrays: list[Any], mesh: Mesh) -> list[Any]:
-    """`arrays` for a program on `mesh`. Arrays that lie on the mesh are not copied."""
-    return [_on_automatic_axes(array, mesh) for array in arrays]
+def on_mesh(array: Any, mesh: Mesh) -> Any:
+    """`array` for a program on `mesh`. Arrays that lie on the mesh are not copied."""
+    if not isinstance(array, jax.Array):
+        return array
+    if array.sharding.device_set != set(mesh.devices.flat):
+        # For example, a key on one device. A process cannot use another process's devices.
+        replicated = NamedSharding(_automatic(mesh), PartitionSpec())
+        return jax.device_put(array, replicated) if replicated.is_fully_addressable else array
+    sharding = _named_sharding(array)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    # On explicit axes, an adapter's arithmetic would have to name every sharding.
+    mesh, kind = _automatic(sharding.mesh), sharding.memory_kind
+    return jax.device_put(array, NamedSharding(mesh, sharding.spec, memory_kind=kind))
 
 
 def mesh_context(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
@@ -97,22 +108,6 @@ def _beside(leaf: Any, anchor: jax.Array) -> Any:
     """`leaf` (such as a key), moved to `anchor` if no program can take both where they are."""
     is_elsewhere = isinstance(leaf, jax.Array) and leaf.devices() != anchor.devices()
     return jax.device_put(leaf, anchor.sharding) if is_elsewhere else leaf
-
-
-def _on_automatic_axes(leaf: Any, mesh: Mesh) -> Any:
-    """Prepare `leaf` for a program on `mesh`. Arrays that lie on the mesh are not copied."""
-    if not isinstance(leaf, jax.Array):
-        return leaf
-    if leaf.sharding.device_set != set(mesh.devices.flat):
-        # For example, a key on one device. A process cannot use another process's devices.
-        replicated = NamedSharding(_automatic(mesh), PartitionSpec())
-        return jax.device_put(leaf, replicated) if replicated.is_fully_addressable else leaf
-    sharding = _named_sharding(leaf)
-    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return leaf
-    # On explicit axes, an adapter's arithmetic would have to name every sharding.
-    mesh, kind = _automatic(sharding.mesh), sharding.memory_kind
-    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec, memory_kind=kind))
 
 
 def _automatic(mesh: Any) -> Mesh:
