@@ -110,8 +110,8 @@ def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], 
     if "Trace" in str(treedef):
         raise TypeError("a static field keeps a traced array, which is broken outside of a program")
     computed = [x for x in leaves if eqx.is_array(x) and id(x) not in given]
-    others = (given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves)
-    return computed, _Form(treedef, tuple(others))
+    items = (given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves)
+    return computed, _Form(treedef, tuple(items))
 
 
 _decompositions: dict[tuple[Any, _Form], bool] = {}
